@@ -1,0 +1,2 @@
+//! Dipylon.
+pub mod model;

@@ -1,0 +1,599 @@
+//! The entries of the journal: the one form every fact has.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+
+use super::json::{self, JsonError};
+use super::*;
+
+/// 1 + the index of the last entry that moved a stream; 0 = never moved.
+pub type Version = u64;
+
+/// What entries move and rest on: the one concurrency control.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stream {
+    /// A task: opened, ended.
+    Task(TaskId),
+    /// The idempotency of opening: one task for an agent, key and request id.
+    Open(AgentId, Thumbprint, RequestId),
+    /// The idempotency of minting: one grant for a task and request id.
+    Request(TaskId, RequestId),
+    /// An access request: opened, each vote, consumed, closed.
+    Access(AccessRequestId),
+    /// All openings of access requests by an agent: they count each other, and join what is already open.
+    Asks(AgentId),
+    /// A token: used, reissued, ended.
+    Token(TokenId),
+    /// An agent: suspended, resumed.
+    Agent(AgentId),
+    /// A person: enrolled, disabled.
+    Person(PersonId),
+    /// The active policy bundle.
+    Policy,
+    /// The keys of a trust domain.
+    Trust(TrustDomain),
+    /// A signing key.
+    Key(KeyId),
+    /// The freeze of everything.
+    FreezeAll,
+    /// The freeze of an agent.
+    FreezeAgent(AgentId),
+    /// The freeze of all agents of an owner.
+    FreezeOwner(PersonId),
+    /// The freeze of an action.
+    FreezeAction(ActionName),
+}
+
+impl fmt::Display for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Task(id) => write!(f, "task:{id}"),
+            Self::Open(agent, key, request) => write!(f, "open:{agent}/{key}/{request}"),
+            Self::Request(task, request) => write!(f, "req:{task}/{request}"),
+            Self::Access(id) => write!(f, "access:{id}"),
+            Self::Asks(agent) => write!(f, "asks:{agent}"),
+            Self::Token(id) => write!(f, "jti:{id}"),
+            Self::Agent(id) => write!(f, "agent:{id}"),
+            Self::Person(id) => write!(f, "person:{id}"),
+            Self::Policy => f.write_str("policy"),
+            Self::Trust(domain) => write!(f, "trust:{domain}"),
+            Self::Key(kid) => write!(f, "key:{kid}"),
+            Self::FreezeAll => f.write_str("freeze:all"),
+            Self::FreezeAgent(id) => write!(f, "freeze:agent/{id}"),
+            Self::FreezeOwner(id) => write!(f, "freeze:owner/{id}"),
+            Self::FreezeAction(name) => write!(f, "freeze:action/{name}"),
+        }
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl Stream {
+    /// Reads the written form.
+    pub fn parse(text: &str) -> Result<Self, Malformed> {
+        let unknown = || Malformed::new("stream", "unknown");
+        match text {
+            "policy" => return Ok(Self::Policy),
+            "freeze:all" => return Ok(Self::FreezeAll),
+            _ => {}
+        }
+        let (kind, rest) = text.split_once(':').ok_or_else(unknown)?;
+        let pair = || rest.split_once('/').ok_or_else(unknown);
+        Ok(match kind {
+            "task" => Self::Task(TaskId::parse(rest)?),
+            "open" => {
+                let (agent, rest) = pair()?;
+                let (key, request) = rest.split_once('/').ok_or_else(unknown)?;
+                Self::Open(AgentId::parse(agent)?, Thumbprint(Digest::parse(key)?), RequestId::parse(request)?)
+            }
+            "req" => {
+                let (task, request) = pair()?;
+                Self::Request(TaskId::parse(task)?, RequestId::parse(request)?)
+            }
+            "access" => Self::Access(AccessRequestId::parse(rest)?),
+            "asks" => Self::Asks(AgentId::parse(rest)?),
+            "jti" => Self::Token(TokenId::parse(rest)?),
+            "agent" => Self::Agent(AgentId::parse(rest)?),
+            "person" => Self::Person(PersonId::parse(rest)?),
+            "trust" => Self::Trust(TrustDomain::parse(rest)?),
+            "key" => Self::Key(KeyId::parse(rest)?),
+            "freeze" => match pair()? {
+                ("agent", id) => Self::FreezeAgent(AgentId::parse(id)?),
+                ("owner", id) => Self::FreezeOwner(PersonId::parse(id)?),
+                ("action", name) => Self::FreezeAction(ActionName::parse(name)?),
+                _ => return Err(unknown()),
+            },
+            _ => return Err(unknown()),
+        })
+    }
+}
+
+impl Serialize for Stream {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Stream {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(d)?).map_err(serde::de::Error::custom)
+    }
+}
+
+/// One fact. Canonical JSON, stored exactly as hashed; `index` from 0 is the Merkle leaf.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// Version of the form: 1.
+    pub v: u32,
+    /// The life of the journal.
+    pub epoch: u64,
+    /// Place in the log, gapless from 0.
+    pub index: u64,
+    /// The writer's clock, in milliseconds; never below the entry before.
+    pub at: Timestamp,
+    /// Streams this entry moves.
+    pub moves: Vec<Stream>,
+    /// Streams it rests on, with the versions they had.
+    pub rests_on: Vec<(Stream, Version)>,
+    /// What happened.
+    #[serde(flatten)]
+    pub fact: Fact,
+}
+
+impl Entry {
+    /// The exact bytes that are stored and hashed.
+    pub fn canonical(&self) -> Result<String, JsonError> {
+        json::canonical_of(self)
+    }
+
+    /// Reads stored bytes; refuses anything but the canonical form of a known entry.
+    pub fn parse(text: &str) -> Result<Self, JsonError> {
+        let mut value = json::parse(text.as_bytes())?;
+        if json::canonical(&value)? != text {
+            return Err(JsonError::Number);
+        }
+        // serde cannot refuse unknown members beside a flattened enum, so the two halves are read apart.
+        let fact = match &mut value {
+            Value::Object(members) => {
+                let (kind, body) = (members.remove("kind"), members.remove("body"));
+                let mut half = serde_json::Map::new();
+                half.extend(kind.map(|k| ("kind".to_owned(), k)));
+                half.extend(body.map(|b| ("body".to_owned(), b)));
+                serde_json::from_value(Value::Object(half))?
+            }
+            _ => return Err(JsonError::Number),
+        };
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Envelope {
+            v: u32,
+            epoch: u64,
+            index: u64,
+            at: Timestamp,
+            moves: Vec<Stream>,
+            rests_on: Vec<(Stream, Version)>,
+        }
+        let Envelope { v, epoch, index, at, moves, rests_on } = serde_json::from_value(value)?;
+        Ok(Self { v, epoch, index, at, moves, rests_on, fact })
+    }
+}
+
+/// Longest entry, in bytes of its canonical form; larger content lies in blobs.
+pub const ENTRY_BYTES_MAX: usize = 32 * 1024;
+
+/// Why something ended. One end, one cause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndCause {
+    /// The agent said the task is done.
+    Completed,
+    /// The task's deadline passed.
+    Deadline,
+    /// An operator ended it.
+    Operator,
+    /// The agent was suspended.
+    Suspended,
+    /// The policy bundle no longer allows it.
+    Policy,
+}
+
+/// How the agent says the task went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskOutcome {
+    /// It reached its purpose.
+    Succeeded,
+    /// It did not.
+    Failed,
+    /// It was given up.
+    Abandoned,
+}
+
+/// Why an access request stopped waiting without a grant or a vote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CloseCause {
+    /// The agent took it back.
+    Cancelled,
+    /// Nobody decided in time.
+    Expired,
+    /// The policy bundle no longer asks for it in this form.
+    Policy,
+}
+
+/// What a token's holder must show (RFC 7800).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Binding {
+    /// Proofs by the key with this thumbprint (RFC 9449).
+    Jkt(Thumbprint),
+}
+
+impl Binding {
+    /// The name rules see.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Jkt(_) => "jkt",
+        }
+    }
+
+    /// The key's thumbprint.
+    pub const fn jkt(&self) -> Thumbprint {
+        match self {
+            Self::Jkt(t) => *t,
+        }
+    }
+}
+
+/// The `approval` claim: which access request, which profiles, when. No names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApprovalClaim {
+    /// The consumed access request.
+    pub access_request: AccessRequestId,
+    /// Satisfied profiles.
+    pub profiles: Vec<ProfileName>,
+    /// Unix seconds of the last counted vote.
+    pub at: i64,
+}
+
+/// Every kind of entry, with its body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "body")]
+#[allow(missing_docs)]
+pub enum Fact {
+    EpochStarted(EpochStarted),
+    TrustBundleChanged(TrustBundleChanged),
+    KeyPublished(KeyPublished),
+    PolicyApplied(PolicyApplied),
+    AgentSuspended(AgentSuspended),
+    AgentResumed(AgentResumed),
+    TaskOpened(TaskOpened),
+    TaskEnded(TaskEnded),
+    RequestDenied(RequestDenied),
+    AccessRequestOpened(AccessRequestOpened),
+    VoteCast(VoteCast),
+    VoteRefused(VoteRefused),
+    AccessRequestClosed(AccessRequestClosed),
+    TokenIssued(TokenIssued),
+    TokenReissued(TokenReissued),
+    TokenConsumed(TokenConsumed),
+    GrantsEnded(GrantsEnded),
+    RefusalsCounted(RefusalsCounted),
+}
+
+/// The journal begins a life.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EpochStarted {
+    /// Whose journal it is.
+    pub realm: Realm,
+}
+
+/// A trust domain's keys, before their first use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrustBundleChanged {
+    /// The domain.
+    pub domain: TrustDomain,
+    /// Blob: the SPIFFE trust bundle as configured.
+    pub bundle: Digest,
+    /// The keys it holds for JWT-SVIDs.
+    pub kids: Vec<KeyId>,
+    /// Keys that were there before and are gone: what rests on them ends.
+    pub removed: Vec<KeyId>,
+}
+
+/// A token-signing key, before its first use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyPublished {
+    /// Its name in the JWKS.
+    pub kid: KeyId,
+    /// The public key.
+    pub jwk: Value,
+}
+
+/// A policy bundle, whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyApplied {
+    /// Its version and its blob: SHA-256 of the canonical form of all files.
+    pub version: Digest,
+    /// The operator who applied it; absent for the bundle that seeded the journal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<PersonId>,
+}
+
+/// An operator took an agent out of service. Everything it had ends with this entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentSuspended {
+    /// Which.
+    pub agent: AgentId,
+    /// Who did it.
+    pub by: PersonId,
+    /// Blob: why, in the operator's words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Digest>,
+}
+
+/// An operator let an agent operate again. Nothing that ended comes back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentResumed {
+    /// Which.
+    pub agent: AgentId,
+    /// Who did it.
+    pub by: PersonId,
+}
+
+/// A bounded piece of work begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskOpened {
+    /// Its id.
+    pub task: TaskId,
+    /// Whose it is.
+    pub agent: AgentId,
+    /// Who answers for the agent.
+    pub owner: PersonId,
+    /// The key that must prove every later call.
+    pub binding: Binding,
+    /// The client's idempotency key.
+    pub request_id: RequestId,
+    /// Seconds the agent asked for.
+    pub asked_seconds: i64,
+    /// When it was opened.
+    pub opened_at: Timestamp,
+    /// When it ends by itself.
+    pub deadline: Timestamp,
+    /// Blob: the purpose, in the agent's words.
+    pub purpose: Digest,
+    /// What gate 1 saw.
+    pub evidence: EvidenceFacts,
+    /// The policy bundle that let it operate.
+    pub policy: Digest,
+}
+
+/// A task is over, and with it its grants and access requests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskEnded {
+    /// The task and its descendants.
+    pub tasks: Vec<TaskId>,
+    /// Why.
+    pub cause: EndCause,
+    /// What the agent said of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<TaskOutcome>,
+    /// The operator, if one did it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<PersonId>,
+}
+
+/// Gate 2 said no, or a verified agent asked for what is not there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RequestDenied {
+    /// The answer's id.
+    pub id: DecisionId,
+    /// In which task.
+    pub task: TaskId,
+    /// The client's idempotency key.
+    pub request_id: RequestId,
+    /// A word of [`DeniedReason`] or [`Reason`].
+    pub reason: String,
+    /// What was asked.
+    pub action: ActionOnRecord,
+    /// Blob: its sensitive part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret: Option<Digest>,
+    /// The answer, when the rules gave one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decision: Option<Decision>,
+    /// What gate 1 saw.
+    pub evidence: EvidenceFacts,
+}
+
+/// Gate 2 waits for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccessRequestOpened {
+    /// Its id.
+    pub access_request: AccessRequestId,
+    /// In which task.
+    pub task: TaskId,
+    /// Whose.
+    pub agent: AgentId,
+    /// Who answers for the agent.
+    pub owner: PersonId,
+    /// The request id that opened it; others may join.
+    pub request_id: RequestId,
+    /// What is asked.
+    pub action: ActionOnRecord,
+    /// Blob: its sensitive part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret: Option<Digest>,
+    /// Blob: the agent's reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Digest>,
+    /// Longest life the token can have, in seconds.
+    pub max_ttl: i64,
+    /// How often the token may be used; absent when its life is the only limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uses: Option<u32>,
+    /// When waiting ends: then it is denied.
+    pub expires_at: Timestamp,
+    /// The answer so far.
+    pub decision: Decision,
+    /// What gate 1 saw.
+    pub evidence: EvidenceFacts,
+}
+
+/// One approver's signed yes or no.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VoteCast {
+    /// On what.
+    pub access_request: AccessRequestId,
+    /// By whom.
+    pub voter: PersonId,
+    /// With which of their keys.
+    pub key: Thumbprint,
+    /// Yes or no.
+    pub verdict: Verdict,
+    /// For which profile.
+    pub profile: ProfileRef,
+    /// Seconds of life the voter agreed to.
+    pub max_ttl: i64,
+    /// Until when the yes counts.
+    pub not_after: Timestamp,
+    /// Blob: the signed statement.
+    pub statement: Digest,
+    /// ES256 over the statement's digest, base64url.
+    pub signature: String,
+}
+
+/// A vote that does not count: it ends nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VoteRefused {
+    /// On what.
+    pub access_request: AccessRequestId,
+    /// By whom.
+    pub voter: PersonId,
+    /// Why it does not count.
+    pub why: String,
+}
+
+/// An access request no longer waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccessRequestClosed {
+    /// Which.
+    pub access_request: AccessRequestId,
+    /// Why.
+    pub cause: CloseCause,
+}
+
+/// One token. The grant is this entry; the token's claims are a pure function of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenIssued {
+    /// The token's id.
+    pub jti: TokenId,
+    /// In which task; the `txn` claim.
+    pub task: TaskId,
+    /// The `client_id` claim.
+    pub agent: AgentId,
+    /// The `sub` claim.
+    pub subject: SpiffeId,
+    /// The client's idempotency key, and what stands for a retry.
+    pub request_id: RequestId,
+    /// Seconds the agent asked for.
+    pub asked_ttl: i64,
+    /// Blob: the agent's reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Digest>,
+    /// The one approved action.
+    pub action: ActionOnRecord,
+    /// Blob: its sensitive part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret: Option<Digest>,
+    /// Unix seconds.
+    pub iat: i64,
+    /// Unix seconds.
+    pub exp: i64,
+    /// The signing key.
+    pub kid: KeyId,
+    /// What the holder must prove.
+    pub cnf: Binding,
+    /// How often it may be used; absent when its life is the only limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uses: Option<u32>,
+    /// The index of the last entry folded when it was decided: an event above it can end it.
+    pub pos: u64,
+    /// What people approved, if they had to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approval: Option<ApprovalClaim>,
+    /// The access request this grant consumed, needed or not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub consumed: Option<AccessRequestId>,
+    /// The answer of gate 2.
+    pub decision: Decision,
+    /// What gate 1 saw.
+    pub evidence: EvidenceFacts,
+}
+
+/// A retry got its token again: same `jti`, same claims, signed anew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenReissued {
+    /// Which.
+    pub jti: TokenId,
+    /// The key that signed it this time.
+    pub kid: KeyId,
+}
+
+/// A validator spent a use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenConsumed {
+    /// Which token.
+    pub jti: TokenId,
+    /// Which validator.
+    pub validator: ServiceId,
+    /// Its idempotency key.
+    pub use_id: UseId,
+}
+
+/// Grants that ended apart from their tasks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrantsEnded {
+    /// Which; at most [`SELECTOR_MAX`].
+    pub jtis: Vec<TokenId>,
+    /// Why.
+    pub cause: EndCause,
+}
+
+/// Refusals before gate 1, counted: nobody can fill the journal from outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RefusalsCounted {
+    /// From when.
+    pub since: Timestamp,
+    /// How many.
+    pub count: u64,
+}
+
+/// Most ids that one entry or one feed event names.
+pub const SELECTOR_MAX: usize = 256;

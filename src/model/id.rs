@@ -1,0 +1,206 @@
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::{Malformed, text};
+
+macro_rules! ids {
+    ($($(#[$doc:meta])* $name:ident = $prefix:literal;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name([u8; 16]);
+
+        impl $name {
+            /// Made from 16 random bytes drawn by the caller.
+            pub const fn from_random(bytes: [u8; 16]) -> Self {
+                Self(bytes)
+            }
+
+            /// Reads the written form: the kind's prefix and 16 bytes as base64url.
+            pub fn parse(text: &str) -> Result<Self, Malformed> {
+                let wrong = || Malformed::new(stringify!($name), concat!("must be ", $prefix, "_ and 22 characters of base64url"));
+                let rest = text.strip_prefix(concat!($prefix, "_")).ok_or_else(wrong)?;
+                let bytes = URL_SAFE_NO_PAD.decode(rest).map_err(|_| wrong())?;
+                <[u8; 16]>::try_from(bytes.as_slice()).map(Self).map_err(|_| wrong())
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "_{}"), URL_SAFE_NO_PAD.encode(self.0))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{self}")
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                Self::parse(&String::deserialize(d)?).map_err(serde::de::Error::custom)
+            }
+        }
+    )*};
+}
+
+ids! {
+    /// A task. Also the `txn` claim of its tokens.
+    TaskId = "task";
+    /// An action waiting for gate 2.
+    AccessRequestId = "areq";
+    /// A token's `jti`.
+    TokenId = "tok";
+    /// One answer of gate 2.
+    DecisionId = "dec";
+    /// One refused call, for `explain`.
+    CorrelationId = "cor";
+}
+
+macro_rules! words {
+    ($($(#[$doc:meta])* $name:ident($what:literal, $rule:expr);)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+        #[serde(transparent)]
+        pub struct $name(String);
+
+        impl $name {
+            /// Reads the word, byte-exact: nothing is folded, trimmed or normalised.
+            pub fn parse(text: &str) -> Result<Self, Malformed> {
+                let rule: fn(&str) -> Result<(), &'static str> = $rule;
+                match rule(text) {
+                    Ok(()) => Ok(Self(text.to_owned())),
+                    Err(broken) => Err(Malformed::new($what, broken)),
+                }
+            }
+
+            /// The word as written.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                Self::parse(&String::deserialize(d)?).map_err(serde::de::Error::custom)
+            }
+        }
+    )*};
+}
+
+words! {
+    /// A registered agent.
+    AgentId("agent id", name);
+    /// A registered person, by the opaque id the security team chose; never a name or an address.
+    PersonId("person id", name);
+    /// A registered validator or auditor.
+    ServiceId("service id", name);
+    /// A group of people or of agents.
+    GroupId("group", name);
+    /// An action of the catalogue.
+    ActionName("action", name);
+    /// A step-up profile.
+    ProfileName("profile", name);
+    /// A deployment environment.
+    EnvironmentName("environment", name);
+    /// What this broker cluster serves; part of every vote statement.
+    Realm("realm", name);
+    /// A client's idempotency key. It has no other meaning.
+    RequestId("request_id", name);
+    /// A validator's idempotency key for one spending of a token.
+    UseId("use_id", name);
+    /// The resource server a token is for: one absolute URI or name, compared byte by byte.
+    Audience("audience", uri_like);
+    /// The name of a signing key.
+    KeyId("kid", key_id);
+}
+
+/// Letters, digits, `.`, `_`, `-`; first a letter or digit; 1 to 64 bytes. Free of the `/` and `:` that part stream names.
+fn name(text: &str) -> Result<(), &'static str> {
+    let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    let starts = text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    if starts && text.len() <= 64 && text.bytes().all(ok) {
+        Ok(())
+    } else {
+        Err("must be 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit")
+    }
+}
+
+fn uri_like(text: &str) -> Result<(), &'static str> {
+    if (1..=256).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\' | b'<' | b'>' | b'`'))
+    {
+        Ok(())
+    } else {
+        Err("must be 1 to 256 visible ASCII characters without quotes, backslash or angle brackets")
+    }
+}
+
+fn key_id(text: &str) -> Result<(), &'static str> {
+    if (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic()) {
+        Ok(())
+    } else {
+        Err("must be 1 to 128 visible ASCII characters")
+    }
+}
+
+/// The agent's own words: a purpose or a reason. Shown to people as unverified, invisible to rules, kept outside entries.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Prose(String);
+
+impl Prose {
+    /// At most [`Prose::BYTES_MAX`] bytes; may be empty. Control characters are kept and made visible where shown.
+    pub fn parse(what: &'static str, text: &str) -> Result<Self, Malformed> {
+        if text.len() > Self::BYTES_MAX {
+            return Err(Malformed::new(what, format!("must be at most {} bytes", Self::BYTES_MAX)));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The text exactly as sent.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Longest accepted text, in bytes.
+    pub const BYTES_MAX: usize = 2_000;
+}
+
+impl fmt::Debug for Prose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Prose({} bytes)", self.0.len())
+    }
+}
+
+/// An identifier a person may read: a target's id, a parameter's name. Refuses what the eye cannot see.
+pub fn visible(what: &'static str, text: &str, bytes_max: usize) -> Result<(), Malformed> {
+    if text.is_empty() || text.len() > bytes_max {
+        return Err(Malformed::new(what, format!("must be 1 to {bytes_max} bytes")));
+    }
+    match text.chars().find(|c| text::is_invisible(*c)) {
+        Some(c) => Err(Malformed::new(what, format!("has the invisible or control character U+{:04X}", c as u32))),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,115 @@
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::Malformed;
+
+/// A moment: milliseconds since 1970-01-01T00:00:00Z. Read from the clock only at a door, then passed down.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Timestamp(i64);
+
+impl Timestamp {
+    /// From milliseconds since the Unix epoch.
+    pub const fn from_millis(ms: i64) -> Self {
+        Self(ms)
+    }
+
+    /// From whole seconds since the Unix epoch.
+    pub const fn from_secs(s: i64) -> Self {
+        Self(s.saturating_mul(1000))
+    }
+
+    /// Milliseconds since the Unix epoch.
+    pub const fn millis(self) -> i64 {
+        self.0
+    }
+
+    /// Whole seconds since the Unix epoch, rounded down: the resolution of JWT dates (RFC 7519 §2).
+    pub const fn secs(self) -> i64 {
+        self.0.div_euclid(1000)
+    }
+
+    /// This moment and `ms` milliseconds.
+    pub const fn plus_millis(self, ms: i64) -> Self {
+        Self(self.0.saturating_add(ms))
+    }
+
+    /// This moment and `s` seconds.
+    pub const fn plus_secs(self, s: i64) -> Self {
+        Self(self.0.saturating_add(s.saturating_mul(1000)))
+    }
+
+    /// Milliseconds from `earlier` to this moment; negative when `earlier` is later.
+    pub const fn since(self, earlier: Self) -> i64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// RFC 3339 in UTC, to the second.
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match time::OffsetDateTime::from_unix_timestamp(self.secs()) {
+            Ok(t) => write!(
+                f,
+                "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
+                t.year(),
+                u8::from(t.month()),
+                t.day(),
+                t.hour(),
+                t.minute(),
+                t.second()
+            ),
+            Err(_) => write!(f, "{} s", self.secs()),
+        }
+    }
+}
+
+impl fmt::Debug for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}ms", self.0)
+    }
+}
+
+/// Reads `90s`, `15m`, `2h` or `7d` as whole seconds, at least 1 and at most ten years.
+pub fn parse_duration(what: &'static str, text: &str) -> Result<u32, Malformed> {
+    let wrong = || Malformed::new(what, "must be a whole number and one of s, m, h, d, such as 90s or 15m, and not zero");
+    let unit = text.chars().last().ok_or_else(wrong)?;
+    let digits = text.strip_suffix(unit).ok_or_else(wrong)?;
+    let factor: u32 = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3_600,
+        'd' => 86_400,
+        _ => return Err(wrong()),
+    };
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    let n: u32 = digits.parse().map_err(|_| wrong())?;
+    let seconds = n.checked_mul(factor).ok_or_else(wrong)?;
+    if seconds == 0 || seconds > 10 * 366 * 86_400 { Err(wrong()) } else { Ok(seconds) }
+}
+
+/// Whole seconds as a person writes them: `45s`, `5m`, `5m 30s`, `2h`.
+pub fn show_seconds(seconds: i64) -> String {
+    let parts = [(seconds / 86_400, "d"), (seconds / 3_600 % 24, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
+    let text = parts.iter().filter(|(n, _)| *n > 0).map(|(n, u)| format!("{n}{u}")).collect::<Vec<_>>().join(" ");
+    if text.is_empty() { "0s".to_owned() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        assert_eq!(parse_duration("ttl", "90s"), Ok(90));
+        assert_eq!(parse_duration("ttl", "2h"), Ok(7_200));
+        for bad in ["", "0s", "5", "m", "-5m", "1.5h", "5 m", "99999999999d", "+5m", "é"] {
+            assert!(parse_duration("ttl", bad).is_err(), "{bad}");
+        }
+        assert_eq!(show_seconds(330), "5m 30s");
+        assert_eq!(Timestamp::from_secs(1_792_656_000).to_string(), "2026-10-22T08:00:00Z");
+    }
+}

@@ -1,0 +1,129 @@
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::{Digest, KeyId, Malformed, Secret, Timestamp};
+
+/// A SPIFFE trust domain name: 1 to 255 bytes of `[a-z0-9._-]` (SPIFFE-ID §2.1). Compared byte by byte, never normalised.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct TrustDomain(String);
+
+impl TrustDomain {
+    /// Reads the bare name, without `spiffe://`.
+    pub fn parse(text: &str) -> Result<Self, Malformed> {
+        let ok = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-');
+        if (1..=255).contains(&text.len()) && text.bytes().all(ok) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Malformed::new("trust domain", "must be 1 to 255 of a-z, 0-9, '.', '_' and '-'"))
+        }
+    }
+
+    /// The name as written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A SPIFFE ID of a workload: `spiffe://trust-domain/path`, at most 2,048 bytes, path not empty (SPIFFE-ID §2).
+/// Refuses what the grammar does not have: upper-case hosts, `%`, `?`, `#`, ports, empty or dot segments, a trailing `/`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct SpiffeId(String);
+
+impl SpiffeId {
+    /// Reads the ID; what is read prints back to the same bytes.
+    pub fn parse(text: &str) -> Result<Self, Malformed> {
+        let wrong = |rule: &str| Malformed::new("SPIFFE ID", rule);
+        if text.len() > 2_048 {
+            return Err(wrong("must be at most 2048 bytes"));
+        }
+        let rest = text.strip_prefix("spiffe://").ok_or_else(|| wrong("must begin with spiffe://"))?;
+        let (domain, path) = rest.split_once('/').ok_or_else(|| wrong("must have a path"))?;
+        TrustDomain::parse(domain).map_err(|_| wrong("trust domain must be 1 to 255 of a-z, 0-9, '.', '_' and '-'"))?;
+        for segment in path.split('/') {
+            let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+            if segment.is_empty() || segment == "." || segment == ".." || !segment.bytes().all(ok) {
+                return Err(wrong("path segments must be letters, digits, '.', '_' or '-', and not empty, '.' or '..'"));
+            }
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The ID as written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The trust domain the ID belongs to.
+    pub fn trust_domain(&self) -> TrustDomain {
+        let rest = self.0.strip_prefix("spiffe://").unwrap_or_default();
+        TrustDomain(rest.split('/').next().unwrap_or_default().to_owned())
+    }
+}
+
+macro_rules! text_word {
+    ($name:ident) => {
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                Self::parse(&String::deserialize(d)?).map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+text_word!(TrustDomain);
+text_word!(SpiffeId);
+
+/// What a workload shows at gate 1. A closed set; one file under `verify` for each kind.
+#[derive(Debug, Clone)]
+pub enum Evidence {
+    /// A SPIFFE JWT-SVID in compact serialisation.
+    JwtSvid(Secret),
+}
+
+/// The kind of an [`Evidence`], as rules and entries name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EvidenceKind {
+    /// `jwt-svid`
+    #[serde(rename = "jwt-svid")]
+    JwtSvid,
+}
+
+impl EvidenceKind {
+    /// The name that rules and entries use.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::JwtSvid => "jwt-svid",
+        }
+    }
+}
+
+/// What stays of evidence once it is verified: facts and a hash, never the evidence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvidenceFacts {
+    /// What was shown.
+    pub kind: EvidenceKind,
+    /// Whom it names.
+    pub subject: SpiffeId,
+    /// The key of the trust domain that signed it.
+    pub kid: KeyId,
+    /// SHA-256 of the evidence as shown.
+    pub sha256: Digest,
+    /// When this broker verified it.
+    pub verified_at: Timestamp,
+    /// When it expires by its own word.
+    pub expires_at: Timestamp,
+}
