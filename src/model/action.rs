@@ -10,6 +10,7 @@ use super::{ActionName, Audience, Digest, Malformed};
 
 /// What an action is done to: an entity of the policy bundle, byte-exact.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Target {
     /// The entity type of the team's schema, such as `Account`.
     #[serde(rename = "type")]
@@ -311,6 +312,16 @@ pub struct ActionSecret {
 }
 
 impl ActionSecret {
+    /// The blob that keeps it.
+    pub fn blob(&self) -> String {
+        json::canonical_of(self).unwrap_or_default()
+    }
+
+    /// Reads a blob back; `None` for anything else.
+    pub fn from_blob(blob: &str) -> Option<Self> {
+        json::parse_as(blob.as_bytes()).ok()
+    }
+
     fn digest_commitment(&self) -> Digest {
         Digest::of_parts(&[b"dipylon/digest-commitment/v1", &[0], self.salt.as_bytes(), &[0], self.digest.as_bytes()])
     }

@@ -127,8 +127,7 @@ impl<'de> Deserialize<'de> for Stream {
 }
 
 /// One fact. Canonical JSON, stored exactly as hashed; `index` from 0 is the Merkle leaf.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Entry {
     /// Version of the form: 1.
     pub v: u32,
@@ -202,6 +201,8 @@ pub enum EndCause {
     Suspended,
     /// The policy bundle no longer allows it.
     Policy,
+    /// The key that verified its evidence is no longer trusted.
+    Trust,
 }
 
 /// How the agent says the task went.

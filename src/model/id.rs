@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Malformed, text};
+use super::{Malformed, Thumbprint, json, text};
 
 macro_rules! ids {
     ($($(#[$doc:meta])* $name:ident = $prefix:literal;)*) => {$(
@@ -136,6 +136,13 @@ words! {
     KeyId("kid", key_id);
 }
 
+impl KeyId {
+    /// A key named by its thumbprint (RFC 7638): one name never means two keys.
+    pub fn of(key: Thumbprint) -> Self {
+        Self(key.to_string())
+    }
+}
+
 /// Letters, digits, `.`, `_`, `-`; first a letter or digit; 1 to 64 bytes. Free of the `/` and `:` that part stream names.
 fn name(text: &str) -> Result<(), &'static str> {
     let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
@@ -182,6 +189,18 @@ impl Prose {
     /// The text exactly as sent.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The blob that keeps it. The random salt makes the blob's hash, which entries hold, a salted commitment.
+    pub fn blob(&self, salt: [u8; 16]) -> String {
+        let salt = URL_SAFE_NO_PAD.encode(salt);
+        json::canonical_of(&serde_json::json!({ "salt": salt, "text": self.0 })).unwrap_or_default()
+    }
+
+    /// Reads a blob back; `None` for anything else.
+    pub fn from_blob(blob: &str) -> Option<Self> {
+        let value = json::parse(blob.as_bytes()).ok()?;
+        Self::parse("prose", value.get("text")?.as_str()?).ok()
     }
 
     /// Longest accepted text, in bytes.

@@ -1,0 +1,504 @@
+//! Dipylon's access token: the claims and `typ` of RFC 9068, bound to a key (RFC 9449 §6), for one approved action
+//! (RFC 9396). The bench signs here and reads back with [`check`], the validators' own check.
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::{Alg, HeaderRules, JoseError, KeySet, KidRule, SigningKey, TypRule, jws};
+use crate::model::json::INTEGER_MAX;
+use crate::model::{
+    ActionName, ActionOnRecord, AgentId, ApprovalClaim, Audience, Digest, KeyId, Secret, SpiffeId, Target, TaskId, Thumbprint,
+    Timestamp, TokenId,
+};
+
+/// Longest life of a token, in seconds, whatever the configuration says.
+pub const TTL_MAX_S: i64 = 3_600;
+/// How far ahead `nbf` and `iat` may lie, in seconds: the broker's clock before the validator's. `exp` has no leeway.
+pub const LEEWAY_S: i64 = 5;
+
+const TYP: &str = "at+jwt";
+const RULES: HeaderRules = HeaderRules {
+    // RFC 9068 §4: with and without the prefix.
+    typ: TypRule::Required(&[TYP, "application/at+jwt"]),
+    kid: KidRule::Required,
+    extras: &[],
+};
+
+/// Why a token was refused. Holds nothing of the token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// Not a compact JWS of this kind; nothing of it was believed.
+    #[error("malformed: {0}")]
+    Malformed(JoseError),
+    /// Signed by a key that is not, or no longer, the issuer's.
+    #[error("signed by an unknown key")]
+    UnknownKey,
+    /// Not signed by the key it names.
+    #[error("the signature does not verify")]
+    Signature,
+    /// Signed, but its claims are not those of Dipylon's token.
+    #[error("the claims are not those of this token: {0}")]
+    Claims(&'static str),
+    /// From another issuer.
+    #[error("another issuer's")]
+    WrongIssuer,
+    /// For another resource server.
+    #[error("for another audience")]
+    WrongAudience,
+    /// Its life is over.
+    #[error("expired")]
+    Expired,
+    /// Its life has not begun.
+    #[error("not yet valid")]
+    NotYet,
+}
+
+/// What the token says. Integers are Unix seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccessTokenClaims {
+    /// The broker's issuer URL.
+    pub iss: String,
+    /// The attested workload.
+    pub sub: SpiffeId,
+    /// The one resource server it is for.
+    pub aud: Audience,
+    /// Not valid from this second on.
+    pub exp: i64,
+    /// When it was decided.
+    pub iat: i64,
+    /// Not valid before.
+    pub nbf: i64,
+    /// Its own id.
+    pub jti: TokenId,
+    /// The registered agent.
+    pub client_id: AgentId,
+    /// The key its holder must prove.
+    pub cnf: Confirmation,
+    /// The one approved action.
+    pub authorization_details: [ActionDetail; 1],
+    /// The task it belongs to, and dies with.
+    pub txn: TaskId,
+    /// The life of the journal it was decided in.
+    pub epoch: u64,
+    /// The journal index its decision had folded: events after it may end it.
+    pub pos: u64,
+    /// How often it may be used, at least 1; absent when its life is the only limit.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    pub uses: Option<u32>,
+    /// The approval it rests on, if one was needed.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    pub approval: Option<ApprovalClaim>,
+}
+
+/// What the holder must show (RFC 7800).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Confirmation {
+    /// Thumbprint of the key that signs its proofs (RFC 9449 §6.1).
+    pub jkt: Thumbprint,
+}
+
+/// The element of `authorization_details`: the action as it stands on record, without its audience, which is `aud`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActionDetail {
+    /// Always the same.
+    #[serde(rename = "type")]
+    pub kind: ActionDetailType,
+    /// The catalogue's name.
+    pub action: ActionName,
+    /// What it is done to.
+    #[serde(deserialize_with = "target")]
+    pub target: Target,
+    /// Values, or commitments for sensitive ones.
+    pub parameters: Map<String, Value>,
+    /// The action digest, or its commitment.
+    pub digest: Digest,
+}
+
+/// The one type of `authorization_details` this broker speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ActionDetailType {
+    /// Version 1 of an action.
+    #[serde(rename = "urn:dipylon:action:v1")]
+    ActionV1,
+}
+
+impl From<&ActionOnRecord> for ActionDetail {
+    fn from(record: &ActionOnRecord) -> Self {
+        Self {
+            kind: ActionDetailType::ActionV1,
+            action: record.action.clone(),
+            target: record.target.clone(),
+            parameters: record.parameters.clone(),
+            digest: record.digest,
+        }
+    }
+}
+
+impl AccessTokenClaims {
+    /// The one approved action.
+    pub fn detail(&self) -> &ActionDetail {
+        let [detail] = &self.authorization_details;
+        detail
+    }
+
+    /// What no clock and no caller is needed to see.
+    fn sound(&self) -> Result<(), TokenError> {
+        for seconds in [self.exp, self.iat, self.nbf] {
+            if !(0..=INTEGER_MAX).contains(&seconds) {
+                return Err(TokenError::Claims("exp, iat and nbf must be from 0 to 2^53-1"));
+            }
+        }
+        if !(1..=TTL_MAX_S).contains(&(self.exp - self.iat)) {
+            return Err(TokenError::Claims("exp must be 1 to 3600 seconds after iat"));
+        }
+        if self.nbf >= self.exp {
+            return Err(TokenError::Claims("nbf must be before exp"));
+        }
+        if self.epoch.max(self.pos) > INTEGER_MAX.unsigned_abs() {
+            return Err(TokenError::Claims("epoch and pos must be at most 2^53-1"));
+        }
+        if self.uses == Some(0) {
+            return Err(TokenError::Claims("uses must be at least 1"));
+        }
+        Ok(())
+    }
+}
+
+/// What a token must be for.
+#[derive(Debug, Clone, Copy)]
+pub struct Expect<'a> {
+    /// The broker's issuer URL, compared byte by byte.
+    pub iss: &'a str,
+    /// The validator's own audience. `None` only where the broker looks at its own tokens for somebody else and compares the
+    /// audience there; a validator always names its own.
+    pub aud: Option<&'a Audience>,
+    /// The moment of the check.
+    pub now: Timestamp,
+}
+
+/// A token that holds: signed by a key of the set, from the issuer, for the audience, within its life. Not whether it was
+/// revoked or spent, nor whether its bearer holds the key.
+#[derive(Debug)]
+pub struct CheckedToken {
+    kid: KeyId,
+    claims: AccessTokenClaims,
+}
+
+impl CheckedToken {
+    /// The key that signed it: a feed may end everything it signed.
+    pub fn kid(&self) -> &KeyId {
+        &self.kid
+    }
+
+    /// What it says.
+    pub fn claims(&self) -> &AccessTokenClaims {
+        &self.claims
+    }
+
+    /// What it says, by value.
+    pub fn into_claims(self) -> AccessTokenClaims {
+        self.claims
+    }
+}
+
+/// Signs the claims. The header is exactly `{"alg":"ES256","kid":…,"typ":"at+jwt"}`, the payload canonical JSON: the same
+/// claims are the same bytes.
+pub fn sign(claims: &AccessTokenClaims, kid: &KeyId, key: &SigningKey) -> Result<Secret, TokenError> {
+    claims.sound()?;
+    let header = json!({ "alg": Alg::Es256.as_str(), "kid": kid, "typ": TYP });
+    let claims = serde_json::to_value(claims).map_err(|_| TokenError::Malformed(JoseError::Unsignable))?;
+    jws::sign(&header, &claims, key).map(Secret::new).map_err(TokenError::Malformed)
+}
+
+/// Checks a token: signature, form, issuer, audience, life, in that order.
+pub fn check(token: &str, keys: &KeySet, expect: &Expect<'_>) -> Result<CheckedToken, TokenError> {
+    let jws = jws::verify(token, keys, &RULES).map_err(|error| match error {
+        JoseError::UnknownKey => TokenError::UnknownKey,
+        JoseError::Signature => TokenError::Signature,
+        JoseError::TooLong
+        | JoseError::Compact(_)
+        | JoseError::HeaderJson
+        | JoseError::HeaderMember(_)
+        | JoseError::Typ
+        | JoseError::Kid
+        | JoseError::Alg
+        | JoseError::PayloadJson
+        | JoseError::Claim(_)
+        | JoseError::Key(_)
+        | JoseError::Unsignable => TokenError::Malformed(error),
+    })?;
+    let kid = jws.kid().clone();
+    let payload = Value::Object(jws.into_claims().into_map());
+    if !has_objects(&payload) {
+        return Err(WRONG_FORM);
+    }
+    // The deserialiser's own words may repeat a value, so they end here.
+    let claims: AccessTokenClaims = serde_json::from_value(payload).map_err(|_| WRONG_FORM)?;
+    claims.sound()?;
+    if claims.iss != expect.iss {
+        return Err(TokenError::WrongIssuer);
+    }
+    if expect.aud.is_some_and(|aud| *aud != claims.aud) {
+        return Err(TokenError::WrongAudience);
+    }
+    if expect.now >= Timestamp::from_secs(claims.exp) {
+        return Err(TokenError::Expired);
+    }
+    let ahead = expect.now.plus_secs(LEEWAY_S);
+    if ahead < Timestamp::from_secs(claims.nbf) || ahead < Timestamp::from_secs(claims.iat) {
+        return Err(TokenError::NotYet);
+    }
+    Ok(CheckedToken { kid, claims })
+}
+
+const WRONG_FORM: TokenError = TokenError::Claims("one is missing, unknown or of the wrong type");
+
+/// serde would read an array as a struct, member by member: a second form for the same claims.
+fn has_objects(payload: &Value) -> bool {
+    ["/cnf", "/approval", "/authorization_details/0", "/authorization_details/0/target"]
+        .iter()
+        .all(|path| payload.pointer(path).is_none_or(Value::is_object))
+}
+
+/// A claim that may be absent; `null` is not absent.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(d: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(d).map(Some)
+}
+
+/// A target with exactly its two members, each in form.
+fn target<'de, D: Deserializer<'de>>(d: D) -> Result<Target, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Members {
+        #[serde(rename = "type")]
+        kind: String,
+        id: String,
+    }
+    let members = Members::deserialize(d)?;
+    Target::parse(&members.kind, &members.id).map_err(serde::de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jose::encode;
+    use crate::model::{AccessRequestId, Action, Param, ProfileName};
+
+    const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+    const ISS: &str = "https://broker.example";
+
+    fn kid() -> KeyId {
+        KeyId::parse("key-1").expect("kid")
+    }
+
+    fn claims() -> AccessTokenClaims {
+        let action = Action::new(
+            ActionName::parse("account.disable").expect("name"),
+            Audience::parse("https://idp.example").expect("audience"),
+            Target::parse("Account", "ann").expect("target"),
+            [("end_sessions".to_owned(), Param::Bool(true))].into(),
+        )
+        .expect("action");
+        let (record, _) = action.on_record(&Default::default(), &mut || [0; 16]);
+        AccessTokenClaims {
+            iss: ISS.to_owned(),
+            sub: SpiffeId::parse("spiffe://example.org/agent").expect("id"),
+            aud: record.audience.clone(),
+            exp: NOW.secs() + 300,
+            iat: NOW.secs(),
+            nbf: NOW.secs(),
+            jti: TokenId::from_random([1; 16]),
+            client_id: AgentId::parse("ci").expect("agent"),
+            cnf: Confirmation { jkt: Thumbprint(Digest::of(b"key")) },
+            authorization_details: [ActionDetail::from(&record)],
+            txn: TaskId::from_random([2; 16]),
+            epoch: 1,
+            pos: 42,
+            uses: Some(1),
+            approval: Some(ApprovalClaim {
+                access_request: AccessRequestId::from_random([3; 16]),
+                profiles: vec![ProfileName::parse("two-security").expect("profile")],
+                at: NOW.secs() - 10,
+            }),
+        }
+    }
+
+    struct Bench {
+        key: SigningKey,
+        keys: KeySet,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let (key, _) = SigningKey::generate().expect("key");
+            let keys = KeySet::of([(kid(), key.public())]).expect("set");
+            Self { key, keys }
+        }
+
+        /// Signs whatever it is given.
+        fn forge(&self, header: &Value, payload: &str) -> String {
+            let text = format!("{}.{}", encode(header.to_string().as_bytes()), encode(payload.as_bytes()));
+            let signature = self.key.sign(text.as_bytes()).expect("signature");
+            format!("{text}.{}", encode(&signature))
+        }
+
+        fn with(&self, change: impl FnOnce(&mut Value)) -> Result<CheckedToken, TokenError> {
+            let mut payload = serde_json::to_value(claims()).expect("json");
+            change(&mut payload);
+            let header = json!({ "alg": "ES256", "kid": kid(), "typ": TYP });
+            self.check(&self.forge(&header, &payload.to_string()), NOW)
+        }
+
+        fn check(&self, token: &str, now: Timestamp) -> Result<CheckedToken, TokenError> {
+            check(token, &self.keys, &Expect { iss: ISS, aud: Some(&claims().aud), now })
+        }
+    }
+
+    #[test]
+    fn what_is_signed_is_read_back() {
+        let bench = Bench::new();
+        let token = sign(&claims(), &kid(), &bench.key).expect("token");
+        let checked = bench.check(token.reveal(), NOW).expect("checked");
+        assert_eq!((checked.kid(), checked.claims()), (&kid(), &claims()));
+        assert_eq!(checked.into_claims().detail(), claims().detail());
+        let least = AccessTokenClaims { uses: None, approval: None, ..claims() };
+        let token = sign(&least, &kid(), &bench.key).expect("token");
+        assert_eq!(bench.check(token.reveal(), NOW).expect("checked").into_claims(), least);
+        let header = crate::jose::decode(token.reveal().split('.').next().expect("header")).expect("base64");
+        assert_eq!(header, br#"{"alg":"ES256","kid":"key-1","typ":"at+jwt"}"#);
+    }
+
+    #[test]
+    fn the_form_of_the_claims_is_fixed() {
+        let payload = serde_json::to_value(claims()).expect("json");
+        let digest = claims().detail().digest.to_string();
+        let jkt = claims().cnf.jkt.to_string();
+        assert_eq!(
+            payload,
+            json!({
+                "iss": ISS,
+                "sub": "spiffe://example.org/agent",
+                "aud": "https://idp.example",
+                "exp": 1_800_000_300, "iat": 1_800_000_000, "nbf": 1_800_000_000,
+                "jti": "tok_AQEBAQEBAQEBAQEBAQEBAQ",
+                "client_id": "ci",
+                "cnf": { "jkt": jkt },
+                "authorization_details": [{
+                    "type": "urn:dipylon:action:v1",
+                    "action": "account.disable",
+                    "target": { "type": "Account", "id": "ann" },
+                    "parameters": { "end_sessions": true },
+                    "digest": digest,
+                }],
+                "txn": "task_AgICAgICAgICAgICAgICAg",
+                "epoch": 1, "pos": 42, "uses": 1,
+                "approval": {
+                    "access_request": "areq_AwMDAwMDAwMDAwMDAwMDAw",
+                    "profiles": ["two-security"],
+                    "at": 1_799_999_990,
+                },
+            })
+        );
+    }
+
+    #[test]
+    fn life_has_a_beginning_and_an_end() {
+        let bench = Bench::new();
+        let token = sign(&claims(), &kid(), &bench.key).expect("token");
+        let at = |ms| bench.check(token.reveal(), NOW.plus_millis(ms)).map(drop);
+        assert_eq!(at(299_999), Ok(()));
+        assert_eq!(at(300_000), Err(TokenError::Expired));
+        assert_eq!(at(-5_000), Ok(()));
+        assert_eq!(at(-5_001), Err(TokenError::NotYet));
+        let later = bench.with(|c| c["nbf"] = json!(NOW.secs() + 6));
+        assert_eq!(later.map(drop), Err(TokenError::NotYet));
+        for (exp, ok) in [(3_600, true), (3_601, false), (0, false), (-1, false)] {
+            assert_eq!(bench.with(|c| c["exp"] = json!(NOW.secs() + exp)).is_ok(), ok, "{exp}");
+        }
+    }
+
+    #[test]
+    fn issuer_audience_key_and_signature_are_told_apart() {
+        let (bench, other) = (Bench::new(), Bench::new());
+        let token = sign(&claims(), &kid(), &bench.key).expect("token");
+        let expect = Expect { iss: ISS, aud: None, now: NOW };
+        let aud = Audience::parse("https://idp.example/").expect("audience");
+        let keys = &bench.keys;
+        assert!(check(token.reveal(), keys, &expect).is_ok());
+        let wrong = |expect: Expect<'_>| check(token.reveal(), keys, &expect).map(drop);
+        assert_eq!(wrong(Expect { iss: "https://broker.example/", ..expect }), Err(TokenError::WrongIssuer));
+        assert_eq!(wrong(Expect { aud: Some(&aud), ..expect }), Err(TokenError::WrongAudience));
+        assert_eq!(other.check(token.reveal(), NOW).map(drop), Err(TokenError::Signature));
+        let unknown = sign(&claims(), &KeyId::parse("key-2").expect("kid"), &bench.key).expect("token");
+        assert_eq!(bench.check(unknown.reveal(), NOW).map(drop), Err(TokenError::UnknownKey));
+    }
+
+    #[test]
+    fn every_claim_is_required_and_typed() {
+        let bench = Bench::new();
+        assert!(bench.with(|_| {}).is_ok());
+        let all = serde_json::to_value(claims()).expect("json");
+        for name in all.as_object().expect("object").keys() {
+            let without = bench.with(|c| drop(c.as_object_mut().map(|c| c.remove(name))));
+            assert_eq!(without.is_ok(), matches!(name.as_str(), "uses" | "approval"), "without {name}");
+            for wrong in [Value::Null, json!(true), json!(1.5), json!(-1), json!([]), json!({}), json!([all[name], all[name]])] {
+                let result = bench.with(|c| c[name] = wrong.clone());
+                assert!(matches!(result, Err(TokenError::Claims(_))), "{name} = {wrong}: {result:?}");
+            }
+        }
+        for (path, value) in [
+            ("/authorization_details", json!([all["authorization_details"][0], all["authorization_details"][0]])),
+            ("/authorization_details/0/type", json!("urn:dipylon:action:v2")),
+            ("/authorization_details/0/target", json!({ "type": "Account", "id": "ann", "more": 1 })),
+            ("/authorization_details/0/target/type", json!("not a type")),
+            ("/authorization_details/0/target/id", json!("an\u{202e}n")),
+            ("/authorization_details/0/parameters", json!([])),
+            ("/authorization_details/0/digest", json!("AA")),
+            ("/cnf", json!({ "jkt": claims().cnf.jkt.to_string(), "x5t#S256": "AA" })),
+            ("/cnf/jkt", json!("AA")),
+            ("/cnf", json!([claims().cnf.jkt.to_string()])),
+            ("/authorization_details/0/target", json!(["Account", "ann"])),
+            ("/approval", json!([all["approval"]["access_request"], ["two-security"], 1])),
+            ("/pos", json!(INTEGER_MAX + 1)),
+            ("/uses", json!(4_294_967_296u64)),
+            ("/uses", json!(0)),
+            ("/exp", json!("1800000300")),
+            ("/aud", json!(["https://idp.example"])),
+            ("/sub", json!("spiffe://EXAMPLE.org/agent")),
+            ("/iat", json!(u64::MAX)),
+        ] {
+            let result = bench.with(|c| *c.pointer_mut(path).expect("path") = value.clone());
+            assert!(matches!(result, Err(TokenError::Claims(_))), "{path} = {value}: {result:?}");
+        }
+        assert!(bench.with(|c| c["scope"] = json!("all")).is_err(), "unknown claims are refused");
+    }
+
+    #[test]
+    fn the_type_is_an_access_tokens() {
+        let bench = Bench::new();
+        let payload = serde_json::to_string(&claims()).expect("json");
+        let with = |typ: Value| bench.check(&bench.forge(&json!({ "alg": "ES256", "kid": kid(), "typ": typ }), &payload), NOW);
+        assert!(with(json!("at+jwt")).is_ok() && with(json!("application/at+jwt")).is_ok());
+        for typ in [json!("JWT"), json!("AT+JWT"), json!("at+jwt "), json!("dpop+jwt"), Value::Null, json!(["at+jwt"])] {
+            assert_eq!(with(typ.clone()).map(drop), Err(TokenError::Malformed(JoseError::Typ)), "{typ}");
+        }
+        let header = json!({ "alg": "ES256", "kid": kid() });
+        assert_eq!(bench.check(&bench.forge(&header, &payload), NOW).map(drop), Err(TokenError::Malformed(JoseError::Typ)));
+    }
+
+    #[test]
+    fn what_would_be_refused_is_not_signed() {
+        let bench = Bench::new();
+        for claims in [
+            AccessTokenClaims { exp: NOW.secs(), ..claims() },
+            AccessTokenClaims { exp: NOW.secs() + 3_601, ..claims() },
+            AccessTokenClaims { uses: Some(0), ..claims() },
+            AccessTokenClaims { pos: u64::MAX, ..claims() },
+        ] {
+            assert!(sign(&claims, &kid(), &bench.key).is_err());
+        }
+    }
+}

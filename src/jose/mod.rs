@@ -1,0 +1,45 @@
+//! The one strict JOSE checker: every signed JSON text passes through here, ours and other people's.
+//!
+//! In: untrusted text and bytes, keys chosen by the caller, and the time as an argument.
+//! Out: values that only a successful check can make ([`Jws`], [`dpop::CheckedProof`], [`access_token::CheckedToken`]),
+//! keys, and signatures by keys held here.
+//! Trusts: ring for the arithmetic of signatures; the caller for which keys belong to which issuer.
+//! Refuses: what two readers could read differently (padding, duplicate members, unknown header members), every
+//! algorithm but the one in the key's own record, symmetric keys, private members, `crit` and keys brought along by
+//! a header, save the proof's own in DPoP.
+//! Never: reads a clock, fetches a key, follows a URL, or puts a token, a key or a value from outside into an error.
+//!
+//! The order of every check: bounds and alphabet, header, key, signature, and only then the payload.
+
+pub mod access_token;
+mod claims;
+mod curve;
+pub mod dpop;
+mod jwk;
+pub mod jws;
+mod key;
+mod nonce;
+
+#[cfg(test)]
+mod attacks;
+#[cfg(test)]
+mod vectors;
+
+pub use claims::{ClaimError, Claims};
+pub use jwk::{Alg, KeySet, KeySetError, Usage, VerifyingKey};
+pub use jws::{HeaderRules, JoseError, Jws, KidRule, TypRule};
+pub use key::{KeyError, PublicKey, SigningKey};
+pub use nonce::Nonces;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+/// Base64url without padding, canonical trailing bits (RFC 7515 §2).
+fn encode(bytes: &[u8]) -> String {
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+/// Reads what [`encode`] writes and nothing else: no padding, no whitespace, no loose trailing bits.
+fn decode(text: &str) -> Option<Vec<u8>> {
+    URL_SAFE_NO_PAD.decode(text).ok()
+}

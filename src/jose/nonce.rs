@@ -1,0 +1,72 @@
+use ring::hmac;
+
+use super::{decode, encode};
+use crate::model::Timestamp;
+
+/// Server nonces for proofs (RFC 9449 §8), without memory: an expiry and its MAC under a key of this boot. A nonce serves
+/// many proofs until it expires; after a restart none of the old ones is good.
+pub struct Nonces {
+    key: hmac::Key,
+}
+
+/// Milliseconds a nonce lives.
+const LIFE_MS: i64 = 60_000;
+/// Bytes of the MAC that a nonce carries.
+const MAC_BYTES: usize = 16;
+
+impl Nonces {
+    /// Nonces under a key drawn at boot and kept nowhere.
+    pub fn new(boot_key: &[u8; 32]) -> Self {
+        Self { key: hmac::Key::new(hmac::HMAC_SHA256, boot_key) }
+    }
+
+    /// A nonce that is good from now for one minute.
+    pub fn issue(&self, now: Timestamp) -> String {
+        let expiry = now.plus_millis(LIFE_MS).millis().to_be_bytes();
+        let mut bytes = expiry.to_vec();
+        bytes.extend(self.mac(&expiry));
+        encode(&bytes)
+    }
+
+    /// Until when the nonce is good; `None` when it is old, of another boot, or none of ours.
+    pub fn check(&self, nonce: &str, now: Timestamp) -> Option<Timestamp> {
+        let bytes = decode(nonce)?;
+        let (expiry, mac) = bytes.split_at_checked(8)?;
+        let full = hmac::sign(&self.key, &tagged(expiry));
+        let expected = full.as_ref().get(..MAC_BYTES)?;
+        // Constant time: the MAC is the secret that makes a nonce ours.
+        let same = mac.len() == MAC_BYTES && mac.iter().zip(expected).fold(0, |diff, (a, b)| diff | (a ^ b)) == 0;
+        let until = Timestamp::from_millis(i64::from_be_bytes(expiry.try_into().ok()?));
+        (same && now < until).then_some(until)
+    }
+
+    fn mac(&self, expiry: &[u8]) -> Vec<u8> {
+        hmac::sign(&self.key, &tagged(expiry)).as_ref().iter().copied().take(MAC_BYTES).collect()
+    }
+}
+
+fn tagged(expiry: &[u8]) -> Vec<u8> {
+    [b"dipylon/nonce/v1\0".as_slice(), expiry].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nonce_is_good_for_a_minute_of_one_boot() {
+        let (ours, other) = (Nonces::new(&[1; 32]), Nonces::new(&[2; 32]));
+        let now = Timestamp::from_secs(1_800_000_000);
+        let nonce = ours.issue(now);
+        assert_eq!(ours.check(&nonce, now.plus_millis(LIFE_MS - 1)), Some(now.plus_millis(LIFE_MS)));
+        assert_eq!(ours.check(&nonce, now.plus_millis(LIFE_MS)), None);
+        assert_eq!(other.check(&nonce, now), None);
+        for place in 0..nonce.len() {
+            let mut bent = nonce.clone().into_bytes();
+            bent[place] = if bent[place] == b'A' { b'B' } else { b'A' };
+            assert_eq!(ours.check(&String::from_utf8(bent).expect("ascii"), now), None, "place {place}");
+        }
+        assert_eq!(ours.check("", now), None);
+        assert_eq!(ours.check(&nonce[..nonce.len() - 4], now), None);
+    }
+}

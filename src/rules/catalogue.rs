@@ -1,0 +1,384 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use super::files::SCHEMA;
+use super::problem::Problems;
+use super::schema::{Merged, declared_at, known_annotations, parameters};
+use super::shape::{Member, Shape, annotations};
+use crate::model::{ActionName, Param, visible};
+
+/// One action the security team knows: what it is, in words for people, and what it takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogueAction {
+    /// The name agents ask for and rules match.
+    pub name: ActionName,
+    /// What a person calls it.
+    pub title: String,
+    /// What it does in the world.
+    pub effect: Option<String>,
+    /// `yes`, `no`, or in words.
+    pub reversible: Option<String>,
+    /// How it is undone.
+    pub undo: Option<String>,
+    /// Whether a token for it is good for one use.
+    pub single_use: bool,
+    /// Whether targets outside the policy bundle may be named.
+    pub open_targets: bool,
+    /// How much harm it can do; absent when nobody said.
+    pub risk: Option<Risk>,
+    /// Every group it is in, directly or through other groups.
+    pub groups: BTreeSet<String>,
+    /// Entity types it can be done to.
+    pub target_types: BTreeSet<String>,
+    /// What it takes.
+    pub parameters: BTreeMap<String, ParamSpec>,
+}
+
+/// How much harm an action can do, in the security team's judgement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Risk {
+    /// `low`
+    Low,
+    /// `medium`
+    Medium,
+    /// `high`
+    High,
+}
+
+impl Risk {
+    /// The word in the catalogue.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+        }
+    }
+}
+
+/// One parameter of an action, or one member of a record inside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParamSpec {
+    /// What it holds.
+    pub ty: ParamType,
+    /// Whether it must be there.
+    pub required: bool,
+    /// Whether entries and tokens hold a commitment in its place. Never set on members of records.
+    pub sensitive: bool,
+    /// What a person calls it.
+    pub title: Option<String>,
+}
+
+/// What a parameter can hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ParamType {
+    /// Text.
+    String,
+    /// True or false.
+    Bool,
+    /// An integer within ±(2^53 − 1).
+    Long,
+    /// Distinct values of one type.
+    Set(Box<ParamType>),
+    /// Named members.
+    Record(BTreeMap<String, ParamSpec>),
+}
+
+impl CatalogueAction {
+    /// Names of the parameters that are kept out of entries and tokens.
+    pub fn sensitive(&self) -> BTreeSet<String> {
+        self.parameters.iter().filter(|(_, spec)| spec.sensitive).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Whether `given` is what the catalogue says; the error names the parameter, never its value.
+    pub(super) fn check_parameters(&self, given: &BTreeMap<String, Param>) -> Result<(), String> {
+        check_members("", &self.parameters, given)
+    }
+
+    /// Some parameters that fit.
+    pub(super) fn sample_parameters(&self) -> BTreeMap<String, Param> {
+        sample_members(&self.parameters)
+    }
+}
+
+fn check_members(path: &str, specs: &BTreeMap<String, ParamSpec>, given: &BTreeMap<String, Param>) -> Result<(), String> {
+    if let Some(unknown) = given.keys().find(|name| !specs.contains_key(*name)) {
+        return Err(format!("{path}{unknown} is not a parameter of this action"));
+    }
+    for (name, spec) in specs {
+        match given.get(name) {
+            Some(param) => check_value(&format!("{path}{name}"), &spec.ty, param)?,
+            None if spec.required => return Err(format!("{path}{name} is missing")),
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+fn check_value(path: &str, ty: &ParamType, param: &Param) -> Result<(), String> {
+    match (ty, param) {
+        (ParamType::String, Param::Str(_)) | (ParamType::Bool, Param::Bool(_)) | (ParamType::Long, Param::Int(_)) => Ok(()),
+        (ParamType::Set(of), Param::Set(items)) => items.iter().try_for_each(|item| check_value(path, of, item)),
+        (ParamType::Record(specs), Param::Record(members)) => check_members(&format!("{path}."), specs, members),
+        (ParamType::String, _) => Err(format!("{path} must be text")),
+        (ParamType::Bool, _) => Err(format!("{path} must be true or false")),
+        (ParamType::Long, _) => Err(format!("{path} must be an integer")),
+        (ParamType::Set(_), _) => Err(format!("{path} must be a set")),
+        (ParamType::Record(_), _) => Err(format!("{path} must be a record")),
+    }
+}
+
+fn sample_members(specs: &BTreeMap<String, ParamSpec>) -> BTreeMap<String, Param> {
+    specs.iter().filter(|(_, spec)| spec.required).map(|(name, spec)| (name.clone(), sample(&spec.ty))).collect()
+}
+
+fn sample(ty: &ParamType) -> Param {
+    match ty {
+        ParamType::String => Param::Str(String::new()),
+        ParamType::Bool => Param::Bool(false),
+        ParamType::Long => Param::Int(0),
+        ParamType::Set(_) => Param::Set(Vec::new()),
+        ParamType::Record(specs) => Param::Record(sample_members(specs)),
+    }
+}
+
+/// Every action and action group of a policy bundle.
+#[derive(Debug, Default)]
+pub(super) struct Catalogue {
+    actions: BTreeMap<ActionName, CatalogueAction>,
+    /// Names of actions without targets: they only hold others together.
+    groups: BTreeSet<String>,
+    /// The entity types the team declares.
+    types: BTreeSet<String>,
+}
+
+impl Catalogue {
+    /// Reads the catalogue out of a schema that Cedar accepted. `text` serves only to find lines.
+    pub(super) fn read(merged: &Merged, text: &str, problems: &mut Problems) -> Self {
+        let mut catalogue = Self { types: merged.entity_types().map(|(name, _)| name.clone()).collect(), ..Self::default() };
+        let types = merged.types();
+        for (name, json) in merged.entity_types() {
+            let line = declared_at(text, name);
+            known_annotations(json, &format!("entity {name}"), &["title"], line, problems);
+            for part in ["shape", "tags"].iter().filter_map(|part| json.get(part)) {
+                members_annotated(part, &format!("entity {name}: "), &["title"], line, problems);
+            }
+        }
+        for (name, json) in merged.common_types() {
+            let line = declared_at(text, name);
+            known_annotations(json, &format!("type {name}"), &["title"], line, problems);
+            members_annotated(json, &format!("type {name}: "), &PARAMETER_ANNOTATIONS, line, problems);
+        }
+        let parents: BTreeMap<&str, Vec<&str>> =
+            merged.actions().map(|(name, json)| (name.as_str(), parents(json).collect())).collect();
+        for (name, json) in merged.actions() {
+            let line = declared_at(text, name);
+            let mut problem = |message: String| problems.add(SCHEMA, line, format!("action \"{name}\": {message}"));
+            let parsed = match ActionName::parse(name) {
+                Ok(parsed) => parsed,
+                Err(e) => {
+                    problem(format!("its name {}", e.rule));
+                    continue;
+                }
+            };
+            let names = |list: &str| {
+                let list = json.pointer(&format!("/appliesTo/{list}")).and_then(Value::as_array);
+                list.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect::<BTreeSet<_>>()
+            };
+            let (principals, target_types) = (names("principalTypes"), names("resourceTypes"));
+            if principals.is_empty() && target_types.is_empty() {
+                known_annotations(json, &format!("action group \"{name}\""), &["title"], line, problems);
+                catalogue.groups.insert(name.clone());
+                continue;
+            }
+            if principals != BTreeSet::from(["Agent".to_owned()]) {
+                problem("must have principal: [Agent]".to_owned());
+            }
+            for other in target_types.iter().filter(|t| !catalogue.types.contains(*t)) {
+                problem(format!("its resource {other} must be an entity type that this schema declares"));
+            }
+            if target_types.is_empty() {
+                problem("must have a resource: the entity types it is done to".to_owned());
+            }
+            let context = json.pointer("/appliesTo/context").map_or(Ok(Shape::record([])), |context| types.read(context));
+            let mut specs = BTreeMap::new();
+            match context.as_ref().map_err(String::clone).and_then(parameters) {
+                Ok(members) => {
+                    for (member, spec) in members {
+                        match param_spec(spec, true) {
+                            Ok(spec) => {
+                                specs.insert(member.clone(), spec);
+                            }
+                            Err(message) => problem(format!("parameter {member}: {message}")),
+                        }
+                    }
+                }
+                Err(message) => problem(message),
+            }
+            known_annotations(json, &format!("action \"{name}\""), &ACTION_ANNOTATIONS, line, problems);
+            if let Some(context) = json.pointer("/appliesTo/context") {
+                members_annotated(context, &format!("action \"{name}\": "), &PARAMETER_ANNOTATIONS, line, problems);
+            }
+            let mut words = Words { found: annotations(json), what: format!("action \"{name}\""), line, problems };
+            let action = CatalogueAction {
+                name: parsed.clone(),
+                title: words.text("title").unwrap_or_else(|| {
+                    words.problem("@title is missing: say what it is in words for people");
+                    name.clone()
+                }),
+                effect: words.text("effect"),
+                reversible: words.text("reversible"),
+                undo: words.text("undo"),
+                single_use: words.flag("single_use"),
+                open_targets: words.flag("open_targets"),
+                risk: words.risk(),
+                groups: ancestors(name, &parents),
+                target_types,
+                parameters: specs,
+            };
+            catalogue.actions.insert(parsed, action);
+        }
+        catalogue
+    }
+
+    pub(super) fn action(&self, name: &ActionName) -> Option<&CatalogueAction> {
+        self.actions.get(name)
+    }
+
+    pub(super) fn actions(&self) -> impl Iterator<Item = &CatalogueAction> {
+        self.actions.values()
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.actions.keys().map(ActionName::as_str)
+    }
+
+    pub(super) fn types(&self) -> &BTreeSet<String> {
+        &self.types
+    }
+
+    /// Every name that can stand on the right of `action in`: groups, and actions that are groups to others.
+    pub(super) fn group_names(&self) -> BTreeSet<&str> {
+        let of_actions = self.actions.values().flat_map(|a| a.groups.iter());
+        self.groups.iter().chain(of_actions).map(String::as_str).chain(self.names()).collect()
+    }
+}
+
+/// Notes unknown annotations on members of records, however deep. `path` says where, and ends where a name can follow.
+fn members_annotated(json: &Value, path: &str, known: &[&str], line: Option<usize>, problems: &mut Problems) {
+    for (name, member) in json.get("attributes").and_then(Value::as_object).into_iter().flatten() {
+        known_annotations(member, &format!("{path}{name}"), known, line, problems);
+        members_annotated(member, &format!("{path}{name}."), known, line, problems);
+    }
+    if let Some(element) = json.get("element") {
+        members_annotated(element, path, known, line, problems);
+    }
+}
+
+/// The groups an action names directly.
+fn parents(json: &Value) -> impl Iterator<Item = &str> {
+    json.get("memberOf").and_then(Value::as_array).into_iter().flatten().filter_map(|p| p.get("id").and_then(Value::as_str))
+}
+
+fn ancestors(name: &str, parents: &BTreeMap<&str, Vec<&str>>) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut open = vec![name];
+    while let Some(next) = open.pop() {
+        for parent in parents.get(next).into_iter().flatten() {
+            if found.insert((*parent).to_owned()) {
+                open.push(parent);
+            }
+        }
+    }
+    found
+}
+
+/// A parameter as the catalogue says it. Only those of the action itself, not members of records, may be `@sensitive`:
+/// a commitment replaces a whole parameter, and one that seems to hide a member would hide nothing.
+fn param_spec(member: &Member, outermost: bool) -> Result<ParamSpec, String> {
+    for (key, value) in &member.annotations {
+        match (key.as_str(), value) {
+            ("title", Some(text)) => visible("title", text, TEXT_BYTES_MAX).map_err(|e| format!("@title {}", e.rule))?,
+            ("title", None) => return Err("@title needs a text".to_owned()),
+            ("sensitive", None) if outermost => {}
+            ("sensitive", None) => return Err("@sensitive belongs on the whole parameter, not on a part of it".to_owned()),
+            ("sensitive", Some(_)) => return Err("@sensitive takes no text".to_owned()),
+            // Unknown ones are refused wherever they stand, by `members_annotated`.
+            _ => {}
+        }
+    }
+    Ok(ParamSpec {
+        ty: param_type(&member.shape)?,
+        required: member.required,
+        sensitive: member.annotations.contains_key("sensitive"),
+        title: member.annotations.get("title").cloned().flatten(),
+    })
+}
+
+fn param_type(shape: &Shape) -> Result<ParamType, String> {
+    Ok(match shape {
+        Shape::String => ParamType::String,
+        Shape::Bool => ParamType::Bool,
+        Shape::Long => ParamType::Long,
+        Shape::Set(of) => ParamType::Set(Box::new(param_type(of)?)),
+        Shape::Record(members) => {
+            let spec = |(name, member): (&String, &Member)| {
+                Ok((name.clone(), param_spec(member, false).map_err(|e| format!("{name}: {e}"))?))
+            };
+            ParamType::Record(members.iter().map(spec).collect::<Result<_, String>>()?)
+        }
+        Shape::Extension(name) | Shape::Entity(name) => {
+            return Err(format!("must be String, Bool, Long, a Set or a record of these, not {name}"));
+        }
+    })
+}
+
+/// The annotations of one action, on their way to being understood.
+struct Words<'p> {
+    found: BTreeMap<String, Option<String>>,
+    what: String,
+    line: Option<usize>,
+    problems: &'p mut Problems,
+}
+
+impl Words<'_> {
+    fn problem(&mut self, message: &str) {
+        self.problems.add(SCHEMA, self.line, format!("{}: {message}", self.what));
+    }
+
+    fn text(&mut self, key: &str) -> Option<String> {
+        let value = self.found.get(key)?.clone();
+        match value.as_deref().map(|text| visible("annotation", text, TEXT_BYTES_MAX)) {
+            Some(Ok(())) => return value,
+            Some(Err(e)) => self.problem(&format!("@{key} {}", e.rule)),
+            None => self.problem(&format!("@{key} needs a text")),
+        }
+        None
+    }
+
+    fn flag(&mut self, key: &str) -> bool {
+        match self.found.get(key) {
+            Some(Some(_)) => {
+                self.problem(&format!("@{key} takes no text"));
+                true
+            }
+            Some(None) => true,
+            None => false,
+        }
+    }
+
+    fn risk(&mut self) -> Option<Risk> {
+        let text = self.text("risk")?;
+        let risk = [Risk::Low, Risk::Medium, Risk::High].into_iter().find(|risk| risk.as_str() == text);
+        if risk.is_none() {
+            self.problem("@risk must be \"low\", \"medium\" or \"high\"");
+        }
+        risk
+    }
+}
+
+const PARAMETER_ANNOTATIONS: [&str; 2] = ["title", "sensitive"];
+const ACTION_ANNOTATIONS: [&str; 7] = ["title", "effect", "reversible", "undo", "single_use", "open_targets", "risk"];
+/// Longest text of an annotation, in bytes: it has to fit on a card.
+pub(super) const TEXT_BYTES_MAX: usize = 512;

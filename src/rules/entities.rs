@@ -1,0 +1,206 @@
+//! The one constructor of Cedar entities.
+// INVARIANT (action entities present): without the schema's action entities every `forbid (…, action in …)` is silent.
+// Nothing else in the crate makes `Entities`, and the self-test asks with what this makes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use cedar_policy::ffi::DetailedError;
+use cedar_policy::{Entities, Entity, EntityId, EntityTypeName, EntityUid, EvalResult, RestrictedExpression, Schema};
+use serde_json::Value;
+
+use super::files::ENTITIES;
+use super::people::People;
+use super::problem::{Problems, nearest};
+use crate::model::{Agent, AgentId, Target, json};
+
+/// What is true of agents, people and targets, as rules see it.
+pub(super) struct Store {
+    entities: Entities,
+    types: BTreeMap<String, EntityTypeName>,
+}
+
+impl Store {
+    /// Builds all entities of a policy bundle: targets from `entities.json`, the rest from the registry, the actions from
+    /// the schema. `types` are the entity types the team declares; no other may stand in `entities.json`.
+    pub(super) fn build(
+        schema: &Schema,
+        types: &BTreeSet<String>,
+        targets: &str,
+        agents: &BTreeMap<AgentId, Arc<Agent>>,
+        people: &People,
+        problems: &mut Problems,
+    ) -> Option<Self> {
+        let mut names = BTreeMap::new();
+        for name in types.iter().map(String::as_str).chain(OURS) {
+            match EntityTypeName::from_str(name) {
+                Ok(parsed) => {
+                    names.insert(name.to_owned(), parsed);
+                }
+                Err(e) => problems.add(ENTITIES, None, format!("type {name}: {e}")),
+            }
+        }
+        let mut all = read_targets(schema, types, targets, problems)?;
+        let registry = Registry { names: &names };
+        match registry.entities(agents, people) {
+            Ok(entities) => all.extend(entities),
+            Err(message) => problems.add(ENTITIES, None, message),
+        }
+        match Entities::from_entities(all, Some(schema)) {
+            Ok(entities) => Some(Self { entities, types: names }),
+            Err(e) => {
+                problems.add_cedar(ENTITIES, None, "", &DetailedError::from(&e));
+                None
+            }
+        }
+    }
+
+    /// The entity of a type this bundle has; whether it exists is another question.
+    pub(super) fn uid(&self, kind: &str, id: &str) -> Option<EntityUid> {
+        Some(EntityUid::from_type_name_and_id(self.types.get(kind)?.clone(), EntityId::new(id)))
+    }
+
+    pub(super) fn knows(&self, uid: &EntityUid) -> bool {
+        self.entities.get(uid).is_some()
+    }
+
+    pub(super) fn knows_target(&self, target: &Target) -> bool {
+        self.uid(&target.kind, &target.id).is_some_and(|uid| self.knows(&uid))
+    }
+
+    pub(super) fn entities(&self) -> &Entities {
+        &self.entities
+    }
+
+    /// The attributes of a target in plain text, in the order of their names.
+    pub(super) fn facts(&self, target: &Target) -> Option<Vec<(String, String)>> {
+        let entity = self.entities.get(&self.uid(&target.kind, &target.id)?)?;
+        let mut facts = Vec::new();
+        for (name, value) in entity.attrs() {
+            facts.push((name.to_owned(), value.map_or_else(|_| "unreadable".to_owned(), |value| plain(&value))));
+        }
+        facts.sort();
+        Some(facts)
+    }
+
+    /// The same store as it would be if someone forgot the schema: the self-test must notice.
+    #[cfg(test)]
+    pub(super) fn forget_actions(&mut self) {
+        let actions = self.entities.iter().filter(|e| e.uid().type_name().basename() == "Action").map(Entity::uid);
+        let actions: Vec<_> = actions.collect();
+        self.entities = self.entities.clone().remove_entities(actions).expect("removed");
+    }
+}
+
+fn read_targets(schema: &Schema, types: &BTreeSet<String>, text: &str, problems: &mut Problems) -> Option<Vec<Entity>> {
+    let value = match json::parse(text.as_bytes()) {
+        Ok(value) => value,
+        Err(e) => {
+            problems.add(ENTITIES, None, e.to_string());
+            return None;
+        }
+    };
+    let Some(items) = value.as_array() else {
+        problems.add(ENTITIES, None, "must be a list of entities");
+        return None;
+    };
+    let mut seen = BTreeSet::new();
+    let mut fit = true;
+    for (n, item) in items.iter().enumerate() {
+        let uid = item.get("uid").map(|uid| uid.get("__entity").unwrap_or(uid));
+        let word = |key| uid.and_then(|uid| uid.get(key)).and_then(Value::as_str);
+        let (Some(kind), Some(id)) = (word("type"), word("id")) else {
+            problems.add(ENTITIES, None, format!("entity {}: needs a uid with type and id", n + 1));
+            fit = false;
+            continue;
+        };
+        let said = match Target::parse(kind, id) {
+            Err(e) => Some(format!("entity {}: {e}", n + 1)),
+            Ok(target) if !types.contains(kind) => Some(format!(
+                "{target}: holds only entities of types that schema.cedarschema declares{}; agents, people and environments \
+                 come from agents.toml and people.toml",
+                nearest(kind, types.iter().map(String::as_str))
+            )),
+            Ok(target) => (!seen.insert(target.clone())).then(|| format!("{target}: stands twice")),
+        };
+        if let Some(message) = said {
+            problems.add(ENTITIES, None, message);
+            fit = false;
+        }
+    }
+    if !fit {
+        return None;
+    }
+    match Entities::from_json_value(value, Some(schema)) {
+        Ok(parsed) => Some(parsed.into_iter().filter(|e| types.contains(&e.uid().type_name().to_string())).collect()),
+        Err(e) => {
+            problems.add_cedar(ENTITIES, None, "", &DetailedError::from(&e));
+            None
+        }
+    }
+}
+
+/// Agents, people, their groups and environments as entities.
+struct Registry<'a> {
+    names: &'a BTreeMap<String, EntityTypeName>,
+}
+
+impl Registry<'_> {
+    fn uid(&self, kind: &str, id: &str) -> Result<EntityUid, String> {
+        let name = self.names.get(kind).ok_or_else(|| format!("type {kind} is missing"))?;
+        Ok(EntityUid::from_type_name_and_id(name.clone(), EntityId::new(id)))
+    }
+
+    fn entities(&self, agents: &BTreeMap<AgentId, Arc<Agent>>, people: &People) -> Result<Vec<Entity>, String> {
+        let mut plain = BTreeSet::new();
+        let mut entities = Vec::new();
+        for person in people.persons.values() {
+            let mut parents = HashSet::new();
+            for group in &person.groups {
+                plain.insert(("PersonGroup", group.as_str()));
+                parents.insert(self.uid("PersonGroup", group.as_str())?);
+            }
+            entities.push(Entity::new_no_attrs(self.uid("Person", person.id.as_str())?, parents));
+        }
+        for agent in agents.values() {
+            let mut parents = HashSet::new();
+            for group in &agent.groups {
+                plain.insert(("AgentGroup", group.as_str()));
+                parents.insert(self.uid("AgentGroup", group.as_str())?);
+            }
+            plain.insert(("Environment", agent.environment.as_str()));
+            let reference = |kind, id| Ok::<_, String>(RestrictedExpression::new_entity_uid(self.uid(kind, id)?));
+            let attributes = HashMap::from([
+                ("owner".to_owned(), reference("Person", agent.owner.as_str())?),
+                ("environment".to_owned(), reference("Environment", agent.environment.as_str())?),
+                ("model".to_owned(), RestrictedExpression::new_string(agent.model.clone())),
+                ("autonomy".to_owned(), RestrictedExpression::new_string(agent.autonomy.clone())),
+            ]);
+            let uid = self.uid("Agent", agent.id.as_str())?;
+            entities.push(Entity::new(uid, attributes, parents).map_err(|e| e.to_string())?);
+        }
+        for (kind, id) in plain {
+            entities.push(Entity::new_no_attrs(self.uid(kind, id)?, HashSet::new()));
+        }
+        Ok(entities)
+    }
+}
+
+/// A value as a card shows it.
+fn plain(value: &EvalResult) -> String {
+    match value {
+        EvalResult::Bool(b) => b.to_string(),
+        EvalResult::Long(n) => n.to_string(),
+        EvalResult::String(s) => s.clone(),
+        EvalResult::EntityUid(uid) => format!("{}::{}", uid.type_name(), uid.id().unescaped()),
+        EvalResult::Set(items) => format!("[{}]", items.iter().map(plain).collect::<Vec<_>>().join(", ")),
+        EvalResult::Record(members) => {
+            format!("{{{}}}", members.iter().map(|(name, v)| format!("{name}: {}", plain(v))).collect::<Vec<_>>().join(", "))
+        }
+        EvalResult::ExtensionValue(text) => text.clone(),
+    }
+}
+
+/// Entity types every bundle has.
+const OURS: [&str; 7] = ["StepUp", "Environment", "AgentGroup", "PersonGroup", "Person", "Agent", "Action"];

@@ -1,0 +1,175 @@
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::problem::{BundleError, Problems};
+use crate::model::{Digest, json};
+
+/// The files of one policy bundle, by path: known names only, within bounds, not yet understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BundleFiles {
+    files: BTreeMap<String, String>,
+    canonical: String,
+}
+
+impl BundleFiles {
+    /// Takes the files. Refuses unknown paths, a missing file, more than [`FILES_MAX`] files or [`BYTES_MAX`] bytes.
+    pub fn new(files: BTreeMap<String, String>) -> Result<Self, BundleError> {
+        let mut problems = Problems::default();
+        if files.len() > FILES_MAX {
+            problems.add("bundle", None, format!("must have at most {FILES_MAX} files"));
+        }
+        if files.iter().map(|(path, text)| path.len().saturating_add(text.len())).fold(0, usize::saturating_add) > BYTES_MAX {
+            problems.add("bundle", None, format!("must have at most {BYTES_MAX} bytes, paths included"));
+        }
+        for path in files.keys() {
+            if !is_known(path) {
+                let message =
+                    format!("is not a file of a policy bundle; expected {}, rules/*.cedar, README.md", NEEDED.join(", "));
+                problems.add(&path.chars().take(256).collect::<String>(), None, message);
+            }
+        }
+        for needed in NEEDED {
+            if !files.contains_key(needed) {
+                problems.add(needed, None, "is missing");
+            }
+        }
+        if !files.keys().any(|path| is_rules(path)) {
+            problems.add("rules/", None, "must hold at least one .cedar file");
+        }
+        let object = files.iter().map(|(path, text)| (path.clone(), Value::String(text.clone()))).collect();
+        // Text alone always has a canonical form; were it not so, the bundle would have no version and is refused.
+        let canonical = json::canonical(&Value::Object(object)).unwrap_or_else(|e| {
+            problems.add("bundle", None, e.to_string());
+            String::new()
+        });
+        problems.or(Self { files, canonical })
+    }
+
+    /// Reads what [`BundleFiles::canonical`] wrote; refuses any other spelling of the same files.
+    pub fn parse(canonical: &str) -> Result<Self, BundleError> {
+        let mut problems = Problems::default();
+        let mut files = BTreeMap::new();
+        match json::parse(canonical.as_bytes()) {
+            Ok(Value::Object(members)) => {
+                for (path, text) in members {
+                    match text {
+                        Value::String(text) => {
+                            files.insert(path, text);
+                        }
+                        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+                            problems.add("bundle", None, "every member must be the text of a file");
+                        }
+                    }
+                }
+            }
+            Ok(_) => problems.add("bundle", None, "must be an object of paths and texts"),
+            Err(e) => problems.add("bundle", None, e.to_string()),
+        }
+        if !problems.is_empty() {
+            return Err(problems.refuse());
+        }
+        let read = Self::new(files)?;
+        if read.canonical != canonical {
+            problems.add("bundle", None, "is not in canonical form (RFC 8785)");
+        }
+        problems.or(read)
+    }
+
+    /// The RFC 8785 object of path and text.
+    pub fn canonical(&self) -> &str {
+        &self.canonical
+    }
+
+    /// SHA-256 of the canonical form: the content-addressed version.
+    pub fn version(&self) -> Digest {
+        Digest::of(self.canonical.as_bytes())
+    }
+
+    /// The text of one file.
+    pub fn text(&self, path: &str) -> Option<&str> {
+        self.files.get(path).map(String::as_str)
+    }
+
+    /// Every path with its text, in the order of paths.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.files.iter().map(|(path, text)| (path.as_str(), text.as_str()))
+    }
+
+    /// The files of `rules/`.
+    pub(super) fn rules(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.iter().filter(|(path, _)| is_rules(path))
+    }
+}
+
+fn is_known(path: &str) -> bool {
+    NEEDED.contains(&path) || path == "README.md" || is_rules(path)
+}
+
+/// `rules/NAME.cedar`, one level deep, NAME of letters, digits, `.`, `_` and `-`.
+fn is_rules(path: &str) -> bool {
+    path.strip_prefix("rules/").and_then(|rest| rest.strip_suffix(".cedar")).is_some_and(|name| {
+        name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && name.len() <= 64
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+    })
+}
+
+/// The catalogue.
+pub(super) const SCHEMA: &str = "schema.cedarschema";
+/// What is true of targets.
+pub(super) const ENTITIES: &str = "entities.json";
+/// The registered agents.
+pub(super) const AGENTS: &str = "agents.toml";
+/// People, services, keys and step-up profiles.
+pub(super) const PEOPLE: &str = "people.toml";
+const NEEDED: [&str; 4] = [SCHEMA, ENTITIES, AGENTS, PEOPLE];
+
+/// Most files of one policy bundle.
+pub const FILES_MAX: usize = 256;
+/// Most bytes of one policy bundle, paths and texts together.
+pub const BYTES_MAX: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small() -> BTreeMap<String, String> {
+        ["schema.cedarschema", "entities.json", "agents.toml", "people.toml", "rules/a.cedar", "README.md"]
+            .map(|path| (path.to_owned(), "é\n\"".to_owned()))
+            .into()
+    }
+
+    #[test]
+    fn the_version_is_of_every_byte_and_comes_back() {
+        let files = BundleFiles::new(small()).expect("files");
+        assert_eq!(BundleFiles::parse(files.canonical()).expect("again"), files);
+        let mut other = small();
+        other.insert("README.md".into(), String::new());
+        assert_ne!(BundleFiles::new(other).expect("files").version(), files.version());
+        assert!(BundleFiles::parse(&format!(" {}", files.canonical())).is_err());
+        assert!(BundleFiles::parse("{\"README.md\":1}").is_err());
+    }
+
+    #[test]
+    fn unknown_missing_and_too_much_are_refused_together() {
+        let mut files = small();
+        files.remove("agents.toml");
+        files.insert("rules/../x.cedar".into(), String::new());
+        files.insert("rules/deep/x.cedar".into(), String::new());
+        files.insert("tests/x.toml".into(), String::new());
+        let text = BundleFiles::new(files).expect_err("refused").to_string();
+        for part in ["agents.toml: is missing", "rules/../x.cedar", "rules/deep/x.cedar", "tests/x.toml"] {
+            assert!(text.contains(part), "{text}");
+        }
+        let mut files = small();
+        files.insert("README.md".into(), "x".repeat(BYTES_MAX));
+        assert!(BundleFiles::new(files).is_err());
+        let mut files = small();
+        files.extend((0..FILES_MAX).map(|n| (format!("rules/{n}.cedar"), String::new())));
+        assert!(BundleFiles::new(files).is_err());
+        let mut files = small();
+        files.remove("rules/a.cedar");
+        assert!(BundleFiles::new(files).is_err());
+    }
+}

@@ -1,0 +1,342 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::files::PEOPLE;
+use super::problem::{Problems, nearest};
+use super::table::{Fields, Source};
+use crate::jose::PublicKey;
+use crate::model::{
+    Audience, Digest, GroupId, Malformed, PersonId, ProfileName, ProfileRef, ServiceId, SpiffeId, json, parse_duration, visible,
+};
+
+/// Someone the security team registered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Person {
+    /// The opaque id that entries and votes hold.
+    pub id: PersonId,
+    /// What colleagues call them; for cards and consoles, never for decisions.
+    pub name: String,
+    /// Groups that rules and profiles name.
+    pub groups: BTreeSet<GroupId>,
+    /// What they may do here.
+    pub roles: BTreeSet<Role>,
+    /// Keys that speak for them.
+    pub keys: Vec<PersonKey>,
+}
+
+/// What a person may do at the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// May vote, where a profile asks their group.
+    Approver,
+    /// May suspend, freeze, end, and apply policy bundles.
+    Operator,
+}
+
+impl Role {
+    fn parse(text: &str) -> Result<Self, Malformed> {
+        match text {
+            "approver" => Ok(Self::Approver),
+            "operator" => Ok(Self::Operator),
+            _ => Err(Malformed::new("role", "must be \"approver\" or \"operator\"")),
+        }
+    }
+}
+
+/// A registered public key: an EC key on P-256 as a JWK (RFC 7517, RFC 7518 §6.2), without a private part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PersonKey {
+    /// Members `kty`, `crv`, `x`, `y`.
+    pub jwk: Value,
+}
+
+/// A registered caller that is neither an agent nor a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Its id, unique among people and services.
+    pub id: ServiceId,
+    /// What it may do here.
+    pub kind: ServiceKind,
+    /// The audiences whose tokens it may look at and spend; empty for auditors.
+    pub audiences: BTreeSet<Audience>,
+    /// The attested identity that may call as this service, matched byte by byte.
+    pub spiffe_id: Option<SpiffeId>,
+    /// Keys that speak for it.
+    pub keys: Vec<PersonKey>,
+}
+
+/// The two kinds of services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ServiceKind {
+    /// Validates tokens for its audiences.
+    Validator,
+    /// Reads the audit log.
+    Auditor,
+}
+
+/// A step-up profile: who must say yes, how many of them, and how long that holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Profile {
+    /// The name rules ask for.
+    pub name: ProfileName,
+    /// Whose yes counts.
+    pub group: GroupId,
+    /// How many different people must say yes, 1 to [`QUORUM_MAX`].
+    pub quorum: u32,
+    /// Seconds an access request waits for them.
+    pub wait_s: u32,
+    /// Seconds a yes stays good.
+    pub good_for_s: u32,
+    /// How a yes is given.
+    pub method: Method,
+}
+
+/// How a vote is signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Method {
+    /// With a registered key.
+    Key,
+}
+
+impl Method {
+    /// The word in `people.toml` and in the profile's digest.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Key => "key",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, Malformed> {
+        match text {
+            "key" => Ok(Self::Key),
+            _ => Err(Malformed::new("method", "must be \"key\"")),
+        }
+    }
+}
+
+impl Profile {
+    /// SHA-256("dipylon/profile/v1" ‖ 0x00 ‖ RFC 8785 form of all that defines it): a yes counts while this is unchanged.
+    pub fn digest(&self) -> Digest {
+        let form = json!({
+            "name": self.name.as_str(),
+            "group": self.group.as_str(),
+            "quorum": self.quorum,
+            "wait": self.wait_s,
+            "good_for": self.good_for_s,
+            "method": self.method.as_str(),
+        });
+        // Texts and 32-bit integers always have a canonical form.
+        Digest::tagged("dipylon/profile/v1", json::canonical(&form).unwrap_or_default().as_bytes())
+    }
+
+    /// The name with the digest.
+    pub fn reference(&self) -> ProfileRef {
+        ProfileRef { name: self.name.clone(), digest: self.digest() }
+    }
+}
+
+/// Everything `people.toml` says.
+#[derive(Debug, Default)]
+pub(super) struct People {
+    pub(super) persons: BTreeMap<PersonId, Person>,
+    pub(super) services: BTreeMap<ServiceId, Service>,
+    pub(super) profiles: BTreeMap<ProfileName, Profile>,
+    pub(super) audiences: BTreeSet<Audience>,
+}
+
+impl People {
+    /// Reads `people.toml`; what is wrong goes to `problems`, what is merely odd to `warnings`.
+    pub(super) fn read(text: &str, problems: &mut Problems, warnings: &mut Problems) -> Self {
+        let mut people = Self::default();
+        let source = Source { file: PEOPLE, text };
+        let Some(root) = source.read(problems) else { return people };
+        let mut top = Fields::new(source, "people", None, root.get_ref(), problems);
+        let persons = top.tables("person");
+        let validators = top.tables("validator");
+        let auditors = top.tables("auditor");
+        let keys = top.tables("key");
+        let profiles = top.named_tables("profile");
+
+        for (at, table) in persons {
+            people.person(Fields::new(source, "person", Some(at), table, top.problems()));
+        }
+        for (at, table) in validators {
+            let fields = Fields::new(source, "validator", Some(at), table, top.problems());
+            people.service(ServiceKind::Validator, fields);
+        }
+        for (at, table) in auditors {
+            people.service(ServiceKind::Auditor, Fields::new(source, "auditor", Some(at), table, top.problems()));
+        }
+        let mut seen = BTreeMap::new();
+        for (at, table) in keys {
+            people.key(source, Fields::new(source, "key", Some(at), table, top.problems()), &mut seen);
+        }
+        for (name, at, table) in profiles {
+            let fields = Fields::new(source, format!("profile {name}"), Some(at), table, top.problems());
+            people.profile(name, fields, warnings);
+        }
+        top.end();
+        people
+    }
+
+    fn person(&mut self, mut fields: Fields<'_, '_>) {
+        let id = fields.required("id", PersonId::parse);
+        let name = fields.required("name", |text| line("name", text));
+        let groups = fields.words("groups", GroupId::parse);
+        let roles = fields.words("roles", Role::parse);
+        if let (Some(id), Some(name)) = (id, name) {
+            if self.taken(id.as_str()) {
+                fields.problem(format!("id \"{id}\" is taken; ids are unique among people, validators and auditors"));
+            } else {
+                self.persons.insert(id.clone(), Person { id, name, groups, roles, keys: Vec::new() });
+            }
+        }
+        fields.end();
+    }
+
+    fn service(&mut self, kind: ServiceKind, mut fields: Fields<'_, '_>) {
+        let id = fields.required("id", ServiceId::parse);
+        let spiffe_id = fields.optional("spiffe_id", SpiffeId::parse);
+        let audiences = match kind {
+            ServiceKind::Validator => {
+                let audiences = fields.words("audiences", Audience::parse);
+                if audiences.is_empty() {
+                    fields.problem("audiences must name at least one");
+                }
+                audiences
+            }
+            ServiceKind::Auditor => BTreeSet::new(),
+        };
+        if let Some(id) = id {
+            if self.taken(id.as_str()) {
+                fields.problem(format!("id \"{id}\" is taken; ids are unique among people, validators and auditors"));
+            } else if spiffe_id.is_some() && self.services.values().any(|s| s.spiffe_id == spiffe_id) {
+                fields.problem("another service has this spiffe_id");
+            } else {
+                self.audiences.extend(audiences.iter().cloned());
+                self.services.insert(id.clone(), Service { id, kind, audiences, spiffe_id, keys: Vec::new() });
+            }
+        }
+        fields.end();
+    }
+
+    /// `seen` maps the x coordinate of each key to its holder. Whoever has a private key d also has n − d, whose public
+    /// point differs in y alone, so two keys with the same x are the same hand.
+    fn key<'a>(&mut self, source: Source<'a>, mut fields: Fields<'a, '_>, seen: &mut BTreeMap<String, String>) {
+        let of = fields.required("of", |text| Ok(text.to_owned()));
+        let jwk = match fields.get("jwk") {
+            Some(value) => read_jwk(source, value, &mut fields),
+            None => {
+                fields.problem("jwk is missing");
+                None
+            }
+        };
+        if let (Some(of), Some((jwk, x))) = (of, jwk) {
+            let holder = match (PersonId::parse(&of), ServiceId::parse(&of)) {
+                (Ok(person), Ok(service)) => match self.persons.get_mut(&person) {
+                    Some(person) => Some(&mut person.keys),
+                    None => self.services.get_mut(&service).map(|s| &mut s.keys),
+                },
+                (Err(_), _) | (_, Err(_)) => None,
+            };
+            match (holder, seen.get(&x)) {
+                (Some(_), Some(first)) => fields.problem(format!("the same key is already registered for \"{first}\"")),
+                (Some(keys), None) => {
+                    keys.push(PersonKey { jwk });
+                    seen.insert(x, of);
+                }
+                (None, _) => {
+                    let near = nearest(&of, self.ids());
+                    fields.problem(format!("no person, validator or auditor has the id it is of{near}"));
+                }
+            }
+        }
+        fields.end();
+    }
+
+    fn profile(&mut self, name: &str, mut fields: Fields<'_, '_>, warnings: &mut Problems) {
+        let name = ProfileName::parse(name).map_err(|e| fields.problem(format!("name {}", e.rule))).ok();
+        let group = fields.required("group", GroupId::parse);
+        let quorum = match fields.get("quorum") {
+            Some(_) => fields.number("quorum", 1..=QUORUM_MAX),
+            None => Some(1),
+        };
+        let wait_s = fields.required("wait", |text| parse_duration("wait", text));
+        let good_for_s = fields.required("good_for", |text| parse_duration("good_for", text));
+        let method = fields.required("method", Method::parse);
+        if let (Some(name), Some(group), Some(quorum), Some(wait_s), Some(good_for_s), Some(method)) =
+            (name, group, quorum, wait_s, good_for_s, method)
+        {
+            let eligible =
+                self.persons.values().filter(|p| p.groups.contains(&group) && p.roles.contains(&Role::Approver)).count();
+            if u32::try_from(eligible).is_ok_and(|n| n < quorum) {
+                let message =
+                    format!("profile {name}: group \"{group}\" has {eligible} approvers, fewer than the quorum {quorum}");
+                warnings.add(PEOPLE, fields.line(), message);
+            }
+            self.profiles.insert(name.clone(), Profile { name, group, quorum, wait_s, good_for_s, method });
+        }
+        fields.end();
+    }
+
+    fn taken(&self, id: &str) -> bool {
+        self.ids().any(|known| known == id)
+    }
+
+    fn ids(&self) -> impl Iterator<Item = &str> {
+        self.persons.keys().map(PersonId::as_str).chain(self.services.keys().map(ServiceId::as_str))
+    }
+}
+
+/// The public key and its x coordinate.
+fn read_jwk<'a>(source: Source<'a>, value: &'a Spanned<DeValue<'a>>, outer: &mut Fields<'a, '_>) -> Option<(Value, String)> {
+    let Some(table) = value.get_ref().as_table() else {
+        outer.problem("jwk must be a table: { kty = \"EC\", crv = \"P-256\", x = \"…\", y = \"…\" }");
+        return None;
+    };
+    let mut fields = Fields::new(source, "key: jwk", Some(value), table, outer.problems());
+    if fields.get("d").is_some() {
+        fields.problem("has the private part d; only the public key belongs here, and this private key is no longer secret");
+        return None;
+    }
+    let kty = fields.required("kty", |text| exactly("kty", text, "EC"));
+    let crv = fields.required("crv", |text| exactly("crv", text, "P-256"));
+    let x = fields.required("x", coordinate);
+    let y = fields.required("y", coordinate);
+    fields.end();
+    let (Some(kty), Some(crv), Some(x), Some(y)) = (kty, crv, x, y) else { return None };
+    let jwk = json!({ "kty": kty, "crv": crv, "x": x, "y": y });
+    match PublicKey::from_jwk(&jwk) {
+        Ok(_) => Some((jwk, x)),
+        Err(why) => {
+            outer.problem(why.to_string());
+            None
+        }
+    }
+}
+
+fn exactly(what: &'static str, text: &str, wanted: &str) -> Result<String, Malformed> {
+    if text == wanted { Ok(text.to_owned()) } else { Err(Malformed::new(what, format!("must be \"{wanted}\""))) }
+}
+
+/// 32 bytes in the one base64url spelling without padding (RFC 7518 §6.2.1.2), which is also how digests are written.
+fn coordinate(text: &str) -> Result<String, Malformed> {
+    match Digest::parse(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(e) => Err(Malformed::new("coordinate", e.rule)),
+    }
+}
+
+/// One line that people read.
+pub(super) fn line(what: &'static str, text: &str) -> Result<String, Malformed> {
+    visible(what, text, LINE_BYTES_MAX)?;
+    Ok(text.to_owned())
+}
+
+/// Most people a profile may ask for.
+pub const QUORUM_MAX: u32 = 20;
+/// Longest name, model or autonomy, in bytes.
+const LINE_BYTES_MAX: usize = 128;

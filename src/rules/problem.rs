@@ -1,0 +1,144 @@
+use std::fmt;
+
+use cedar_policy::ffi::DetailedError;
+
+/// One thing that is wrong in a policy bundle, said so that its author can mend it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// Path inside the policy bundle, or `bundle` for what concerns no single file.
+    pub file: String,
+    /// Line in that file, from 1, where it is known.
+    pub line: Option<usize>,
+    /// What is wrong and, where it helps, what to write instead.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}: {}", self.file, self.message),
+            None => write!(f, "{}: {}", self.file, self.message),
+        }
+    }
+}
+
+/// Why a policy bundle was refused: everything found wrong, never empty. Prints one problem after the other.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct BundleError {
+    problems: Vec<Problem>,
+}
+
+impl BundleError {
+    /// What was found, in the order of files and lines.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+}
+
+/// What is found wrong while a bundle is read; reading goes on, so that one pass finds everything.
+#[derive(Debug, Default)]
+pub(super) struct Problems(Vec<Problem>);
+
+impl Problems {
+    pub(super) fn add(&mut self, file: &str, line: Option<usize>, message: impl Into<String>) {
+        self.0.push(Problem { file: file.to_owned(), line, message: message.into() });
+    }
+
+    /// An error of Cedar's about `file`, with those that come along with it. `text` is what its positions refer to and
+    /// `first_line` the line of the file on which that text begins.
+    pub(super) fn add_cedar(&mut self, file: &str, text: Option<(&str, usize)>, said: &str, error: &DetailedError) {
+        let line = error.source_locations.first().and_then(|at| {
+            let (text, first_line) = text?;
+            Some(first_line + line_of(text, at.loc.start)? - 1)
+        });
+        let label = error.source_locations.first().and_then(|at| at.label.as_deref());
+        let mut message = format!("{said}{}", error.message);
+        for extra in [label, error.help.as_deref()].into_iter().flatten() {
+            message.push_str("; ");
+            message.push_str(extra);
+        }
+        self.add(file, line, message);
+        for related in &error.related {
+            self.add_cedar(file, text, said, related);
+        }
+    }
+
+    pub(super) fn into_sorted(mut self) -> Vec<Problem> {
+        self.0.sort();
+        self.0.dedup();
+        self.0
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// `value` when nothing was wrong.
+    pub(super) fn or<T>(self, value: T) -> Result<T, BundleError> {
+        if self.0.is_empty() { Ok(value) } else { Err(self.refuse()) }
+    }
+
+    /// Everything found, as a refusal. Never empty: a caller without a reason still refuses.
+    pub(super) fn refuse(mut self) -> BundleError {
+        if self.0.is_empty() {
+            self.add("bundle", None, "could not be read");
+        }
+        BundleError { problems: self.into_sorted() }
+    }
+}
+
+/// The line, from 1, of a byte offset.
+pub(super) fn line_of(text: &str, offset: usize) -> Option<usize> {
+    Some(text.as_bytes().get(..offset)?.iter().filter(|b| **b == b'\n').count() + 1)
+}
+
+/// ` (did you mean "…"?)` with the known word nearest to `word`, when one is near.
+pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    let best = known.into_iter().map(|k| (distance(word, k), k)).min();
+    match best {
+        Some((far, k)) if far <= 1 + word.len().min(k.len()) / 3 => format!(" (did you mean \"{k}\"?)"),
+        Some(_) | None => String::new(),
+    }
+}
+
+/// Levenshtein's distance over bytes, one row at a time. Words of more than 128 bytes are far from everything.
+fn distance(a: &str, b: &str) -> usize {
+    if a.len() > 128 || b.len() > 128 {
+        return usize::MAX;
+    }
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        let mut next = vec![left];
+        for (y, above) in b.bytes().zip(row.iter().skip(1)) {
+            left = (diagonal + usize::from(x != y)).min(left + 1).min(above + 1);
+            next.push(left);
+            diagonal = *above;
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_word_is_offered_only_when_near() {
+        assert_eq!(nearest("ownr", ["owner", "model"]), " (did you mean \"owner\"?)");
+        assert_eq!(nearest("step-up", ["step_up", "max_ttl"]), " (did you mean \"step_up\"?)");
+        assert_eq!(nearest("colour", ["owner", "model"]), "");
+        assert_eq!(distance("kitten", "sitting"), 3);
+        assert_eq!(distance("", "abc"), 3);
+    }
+
+    #[test]
+    fn lines_count_from_one() {
+        assert_eq!(line_of("a\nb\nc", 0), Some(1));
+        assert_eq!(line_of("a\nb\nc", 4), Some(3));
+        assert_eq!(line_of("a", 9), None);
+    }
+}

@@ -1,0 +1,247 @@
+use std::collections::BTreeMap;
+
+use cedar_policy::ffi::DetailedError;
+use cedar_policy::{Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator};
+
+use super::catalogue::TEXT_BYTES_MAX;
+use super::entities::Store;
+use super::people::Profile;
+use super::problem::{Problems, nearest};
+use crate::model::{ProfileName, RuleRef, parse_duration, visible};
+
+/// One rule of a policy bundle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleInfo {
+    /// Its `@id`, unique in the bundle.
+    pub id: String,
+    /// Path inside the policy bundle.
+    pub file: String,
+    /// Line on which it begins, from 1.
+    pub line: usize,
+    /// What it does when it applies.
+    pub effect: RuleEffect,
+    /// What would lift it.
+    pub remedy: Option<Remedy>,
+    /// Its `@why`, in words for people.
+    pub why: Option<String>,
+    /// Its text as written, annotations included.
+    pub text: String,
+}
+
+impl RuleInfo {
+    /// The id with the file.
+    pub fn reference(&self) -> RuleRef {
+        RuleRef { id: self.id.clone(), file: self.file.clone() }
+    }
+}
+
+/// What a rule does when it applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RuleEffect {
+    /// Allows, unless another rule forbids.
+    Permit,
+    /// Forbids, whatever else allows.
+    Forbid,
+}
+
+/// What a forbid says would lift it. Only a hint: Cedar is asked again with it applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Remedy {
+    /// An approval under this profile.
+    StepUp(ProfileName),
+    /// A life of at most this many seconds.
+    MaxTtl(u32),
+}
+
+/// The rules of a policy bundle: the set Cedar decides by, whose policy ids are the rules' `@id`s, and what is known of each.
+#[derive(Debug, Default)]
+pub(super) struct Rules {
+    pub(super) set: PolicySet,
+    pub(super) infos: BTreeMap<String, RuleInfo>,
+}
+
+impl Rules {
+    /// Reads every file of `rules/`. Without a schema, which is then a problem of its own, rules stay unvalidated.
+    pub(super) fn read<'a>(
+        files: impl Iterator<Item = (&'a str, &'a str)>,
+        profiles: &BTreeMap<ProfileName, Profile>,
+        schema: Option<&Schema>,
+        problems: &mut Problems,
+        warnings: &mut Problems,
+    ) -> Self {
+        let mut rules = Self::default();
+        for (file, text) in files {
+            let whole = match text.parse::<PolicySet>() {
+                Ok(whole) => whole,
+                Err(e) => {
+                    problems.add_cedar(file, Some((text, 1)), "", &DetailedError::from(&e));
+                    continue;
+                }
+            };
+            if whole.num_of_templates() > 0 {
+                problems.add(file, None, "has a template (?principal or ?resource); write rules without slots");
+                continue;
+            }
+            let pieces = split(text);
+            if pieces.len() != whole.num_of_policies() {
+                problems.add(file, None, "its rules could not be told apart");
+                continue;
+            }
+            for (line, piece) in pieces {
+                match Policy::parse(None, piece) {
+                    Ok(policy) => rules.add(file, line, piece, &policy, profiles, problems),
+                    Err(e) => problems.add_cedar(file, Some((piece, line)), "", &DetailedError::from(&e)),
+                }
+            }
+        }
+        if let Some(schema) = schema {
+            rules.validate(schema, problems, warnings);
+        }
+        rules
+    }
+
+    fn add(
+        &mut self,
+        file: &str,
+        line: usize,
+        text: &str,
+        policy: &Policy,
+        profiles: &BTreeMap<ProfileName, Profile>,
+        problems: &mut Problems,
+    ) {
+        // Ids share the alphabet of every other name; the profile's parser is the one at hand.
+        let id = match policy.annotation("id").map(ProfileName::parse) {
+            Some(Ok(id)) => id.as_str().to_owned(),
+            Some(Err(e)) => return problems.add(file, Some(line), format!("the rule's @id {}", e.rule)),
+            None => return problems.add(file, Some(line), "the rule needs an @id(\"…\")"),
+        };
+        let mut problem = |message: String| problems.add(file, Some(line), format!("rule \"{id}\": {message}"));
+        for (key, _) in policy.annotations().filter(|(key, _)| !ANNOTATIONS.contains(key)) {
+            problem(format!("unknown annotation @{key}{}", nearest(key, ANNOTATIONS)));
+        }
+        let why = policy.annotation("why").map(str::to_owned);
+        if let Some(Err(e)) = why.as_deref().map(|text| visible("why", text, TEXT_BYTES_MAX)) {
+            problem(format!("@why {}", e.rule));
+        }
+        let effect = match policy.effect() {
+            cedar_policy::Effect::Permit => RuleEffect::Permit,
+            cedar_policy::Effect::Forbid => RuleEffect::Forbid,
+        };
+        let remedy = match (policy.annotation("step_up"), policy.annotation("max_ttl")) {
+            (None, None) => None,
+            (Some(_), Some(_)) => {
+                problem("a forbid may carry its remedy, one each: @step_up or @max_ttl, not both".to_owned());
+                None
+            }
+            (Some(name), None) => match ProfileName::parse(name).ok().filter(|name| profiles.contains_key(name)) {
+                Some(name) => Some(Remedy::StepUp(name)),
+                None => {
+                    let near = nearest(name, profiles.keys().map(ProfileName::as_str));
+                    problem(format!("@step_up(\"{}\") is not a profile of people.toml{near}", name.escape_debug()));
+                    None
+                }
+            },
+            (None, Some(text)) => match parse_duration("max_ttl", text) {
+                Ok(seconds) => Some(Remedy::MaxTtl(seconds)),
+                Err(e) => {
+                    problem(format!("@max_ttl {}", e.rule));
+                    None
+                }
+            },
+        };
+        if remedy.is_some() && effect == RuleEffect::Permit {
+            problem("only a forbid may carry a remedy; nothing lifts a permit".to_owned());
+        }
+        if let Some(first) = self.infos.get(&id) {
+            problem(format!("this @id is taken by the rule at {}:{}", first.file, first.line));
+            return;
+        }
+        if let Err(e) = self.set.add(policy.new_id(PolicyId::new(&id))) {
+            problem(e.to_string());
+            return;
+        }
+        let info = RuleInfo { id: id.clone(), file: file.to_owned(), line, effect, remedy, why, text: text.to_owned() };
+        self.infos.insert(id, info);
+    }
+
+    /// Warns of every name in a rule that stands for nothing in this bundle, most often a slip of the pen.
+    pub(super) fn warn_of_strangers(&self, store: &Store, warnings: &mut Problems) {
+        for policy in self.set.policies() {
+            let id: &str = policy.id().as_ref();
+            let Some(rule) = self.infos.get(id) else { continue };
+            for uid in policy.entity_literals() {
+                // Cedar itself refuses step-up profiles and actions that nobody declared.
+                if !matches!(uid.type_name().basename(), "StepUp" | "Action") && !store.knows(&uid) {
+                    let message = format!("rule \"{id}\": nothing in this bundle is {uid}");
+                    warnings.add(&rule.file, Some(rule.line), message);
+                }
+            }
+        }
+    }
+
+    fn validate(&self, schema: &Schema, problems: &mut Problems, warnings: &mut Problems) {
+        let result = Validator::new(schema.clone()).validate(&self.set, ValidationMode::Strict);
+        for error in result.validation_errors() {
+            let id: &str = error.policy_id().as_ref();
+            self.say(id, &DetailedError::from(error), problems);
+        }
+        for warning in result.validation_warnings() {
+            let id: &str = warning.policy_id().as_ref();
+            self.say(id, &DetailedError::from(warning), warnings);
+        }
+    }
+
+    fn say(&self, id: &str, said: &DetailedError, to: &mut Problems) {
+        match self.infos.get(id) {
+            Some(rule) => to.add_cedar(&rule.file, Some((&rule.text, rule.line)), &format!("rule \"{id}\": "), said),
+            None => to.add_cedar("rules/", None, "", said),
+        }
+    }
+}
+
+/// The rules of one file with the line on which each begins. A rule ends at a `;` outside of text and comments; Cedar
+/// parses each piece again, so a wrong cut can only refuse.
+fn split(text: &str) -> Vec<(usize, &str)> {
+    let mut pieces = Vec::new();
+    let mut begin: Option<(usize, usize)> = None;
+    let mut line = 1;
+    let (mut quoted, mut escaped, mut comment) = (false, false, false);
+    for (at, c) in text.char_indices() {
+        if c == '\n' {
+            line += 1;
+        }
+        if comment {
+            comment = !matches!(c, '\n' | '\r');
+        } else if quoted {
+            quoted = escaped || c != '"';
+            escaped = !escaped && c == '\\';
+        } else if c == '/' && text.get(at..).is_some_and(|rest| rest.starts_with("//")) {
+            comment = true;
+        } else if !c.is_whitespace() {
+            let (from, first_line) = *begin.get_or_insert((at, line));
+            quoted = c == '"';
+            if c == ';' {
+                pieces.extend(text.get(from..=at).map(|piece| (first_line, piece)));
+                begin = None;
+            }
+        }
+    }
+    pieces
+}
+
+const ANNOTATIONS: [&str; 4] = ["id", "step_up", "max_ttl", "why"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_are_told_apart_by_what_ends_them() {
+        let text =
+            "// a; b\n@id(\"x;\\\";\")\npermit(principal, action, resource); // c;\n\n forbid(principal,\n action, resource);\n";
+        let pieces = split(text);
+        assert_eq!(pieces.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [2, 5]);
+        assert!(pieces[0].1.starts_with("@id(\"x;") && pieces[0].1.ends_with("resource);"));
+        assert_eq!(text.parse::<PolicySet>().expect("parses").num_of_policies(), 2);
+    }
+}

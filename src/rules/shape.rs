@@ -1,0 +1,143 @@
+//! The types of a Cedar schema, read from its JSON form with every common type resolved.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+/// A type as rules see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Shape {
+    String,
+    Bool,
+    Long,
+    /// An extension type, such as `duration`.
+    Extension(String),
+    /// A reference to an entity of this type.
+    Entity(String),
+    Set(Box<Shape>),
+    Record(BTreeMap<String, Member>),
+}
+
+/// A member of a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Member {
+    pub(super) shape: Shape,
+    pub(super) required: bool,
+    pub(super) annotations: BTreeMap<String, Option<String>>,
+}
+
+impl Shape {
+    /// The record with these members, all required.
+    pub(super) fn record<const N: usize>(members: [(&str, Shape); N]) -> Self {
+        let member = |shape| Member { shape, required: true, annotations: BTreeMap::new() };
+        Self::Record(members.into_iter().map(|(name, shape)| (name.to_owned(), member(shape))).collect())
+    }
+
+    /// Whether both are the same to rules; annotations are words for people.
+    pub(super) fn same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Set(a), Self::Set(b)) => a.same(b),
+            (Self::Record(a), Self::Record(b)) => {
+                a.len() == b.len()
+                    && a.iter().zip(b).all(|((n, x), (m, y))| n == m && x.required == y.required && x.shape.same(&y.shape))
+            }
+            (Self::Extension(a), Self::Extension(b)) | (Self::Entity(a), Self::Entity(b)) => a == b,
+            (Self::String, Self::String) | (Self::Bool, Self::Bool) | (Self::Long, Self::Long) => true,
+            (Self::String, _)
+            | (Self::Bool, _)
+            | (Self::Long, _)
+            | (Self::Extension(_), _)
+            | (Self::Entity(_), _)
+            | (Self::Set(_), _)
+            | (Self::Record(_), _) => false,
+        }
+    }
+}
+
+/// As in a Cedar schema.
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::String => f.write_str("String"),
+            Self::Bool => f.write_str("Bool"),
+            Self::Long => f.write_str("Long"),
+            Self::Extension(name) | Self::Entity(name) => f.write_str(name),
+            Self::Set(of) => write!(f, "Set<{of}>"),
+            Self::Record(members) => {
+                let members = members.iter().map(|(name, m)| format!("{name}{}: {}", if m.required { "" } else { "?" }, m.shape));
+                write!(f, "{{ {} }}", members.collect::<Vec<_>>().join(", "))
+            }
+        }
+    }
+}
+
+/// Reads types of one fragment: its own common types and those of the fragment every bundle gets.
+pub(super) struct Types<'a> {
+    /// Common types by name, in JSON form.
+    pub(super) common: Vec<&'a Map<String, Value>>,
+}
+
+impl Types<'_> {
+    /// The type that `json` writes.
+    pub(super) fn read(&self, json: &Value) -> Result<Shape, String> {
+        self.read_at(json, 0)
+    }
+
+    fn read_at(&self, json: &Value, depth: usize) -> Result<Shape, String> {
+        if depth > DEPTH_MAX {
+            return Err(format!("a type is nested more than {DEPTH_MAX} deep"));
+        }
+        let word = |key: &str| json.get(key).and_then(Value::as_str).ok_or_else(|| format!("a type has no {key}"));
+        Ok(match word("type")? {
+            "String" => Shape::String,
+            "Boolean" | "Bool" => Shape::Bool,
+            "Long" => Shape::Long,
+            "Extension" => Shape::Extension(word("name")?.to_owned()),
+            "Entity" => Shape::Entity(word("name")?.to_owned()),
+            "Set" => Shape::Set(Box::new(self.read_at(json.get("element").ok_or("a set has no element")?, depth + 1)?)),
+            "Record" => self.record(json, depth)?,
+            "EntityOrCommon" => self.named(word("name")?, depth)?,
+            name => self.named(name, depth)?,
+        })
+    }
+
+    fn record(&self, json: &Value, depth: usize) -> Result<Shape, String> {
+        if json.get("additionalAttributes").is_some_and(|open| open != &Value::Bool(false)) {
+            return Err("an open record is not a type here".to_owned());
+        }
+        let mut members = BTreeMap::new();
+        for (name, member) in json.get("attributes").and_then(Value::as_object).into_iter().flatten() {
+            let shape = self.read_at(member, depth + 1)?;
+            let required = member.get("required").and_then(Value::as_bool).unwrap_or(true);
+            members.insert(name.clone(), Member { shape, required, annotations: annotations(member) });
+        }
+        Ok(Shape::Record(members))
+    }
+
+    fn named(&self, name: &str, depth: usize) -> Result<Shape, String> {
+        if let Some(json) = self.common.iter().find_map(|types| types.get(name)) {
+            return self.read_at(json, depth + 1);
+        }
+        Ok(match name.strip_prefix("__cedar::").unwrap_or(name) {
+            "String" => Shape::String,
+            "Bool" | "Boolean" => Shape::Bool,
+            "Long" => Shape::Long,
+            extension if EXTENSIONS.contains(&extension) => Shape::Extension(extension.to_owned()),
+            entity => Shape::Entity(entity.to_owned()),
+        })
+    }
+}
+
+/// The annotations of a part of the schema; one without a value is `None` or empty.
+pub(super) fn annotations(json: &Value) -> BTreeMap<String, Option<String>> {
+    let all = json.get("annotations").and_then(Value::as_object).into_iter().flatten();
+    all.map(|(key, value)| (key.clone(), value.as_str().filter(|text| !text.is_empty()).map(str::to_owned))).collect()
+}
+
+/// Names of Cedar's own types, which no bundle may give another meaning.
+pub(super) const BUILT_IN: [&str; 6] = ["String", "Bool", "Boolean", "Long", "Set", "Record"];
+/// Cedar's extension types.
+pub(super) const EXTENSIONS: [&str; 4] = ["datetime", "decimal", "duration", "ipaddr"];
+/// Deepest nesting of types, names resolved.
+const DEPTH_MAX: usize = 16;

@@ -1,0 +1,191 @@
+//! TOML read field by field: every unknown key, missing field and wrong value is found, each with its line.
+
+use std::collections::BTreeSet;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::problem::{Problems, line_of, nearest};
+use crate::model::Malformed;
+
+/// One TOML file.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    pub(super) file: &'a str,
+    pub(super) text: &'a str,
+}
+
+impl<'a> Source<'a> {
+    /// Reads the file as one table; notes what keeps it from being one.
+    pub(super) fn read(self, problems: &mut Problems) -> Option<Spanned<DeTable<'a>>> {
+        match DeTable::parse(self.text) {
+            Ok(table) => Some(table),
+            Err(e) => {
+                problems.add(self.file, e.span().and_then(|s| line_of(self.text, s.start)), e.message());
+                None
+            }
+        }
+    }
+
+    fn line<T>(self, at: &Spanned<T>) -> Option<usize> {
+        line_of(self.text, at.span().start)
+    }
+}
+
+/// The fields of one table. What nobody took is unknown when [`Fields::end`] looks.
+pub(super) struct Fields<'a, 'p> {
+    source: Source<'a>,
+    what: String,
+    line: Option<usize>,
+    table: &'a DeTable<'a>,
+    taken: BTreeSet<&'static str>,
+    problems: &'p mut Problems,
+}
+
+impl<'a, 'p> Fields<'a, 'p> {
+    /// The fields of `table`, which messages call `what`.
+    pub(super) fn new(
+        source: Source<'a>,
+        what: impl Into<String>,
+        at: Option<&Spanned<DeValue<'a>>>,
+        table: &'a DeTable<'a>,
+        problems: &'p mut Problems,
+    ) -> Self {
+        let line = at.and_then(|at| source.line(at));
+        Self { source, what: what.into(), line, table, taken: BTreeSet::new(), problems }
+    }
+
+    pub(super) fn line(&self) -> Option<usize> {
+        self.line
+    }
+
+    pub(super) fn problem(&mut self, message: impl AsRef<str>) {
+        self.problems.add(self.source.file, self.line, format!("{}: {}", self.what, message.as_ref()));
+    }
+
+    /// The field's value, when there is one.
+    pub(super) fn get(&mut self, key: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
+        self.taken.insert(key);
+        self.table.get(key)
+    }
+
+    fn wrong(&mut self, key: &str, at: &Spanned<DeValue<'a>>, message: &str) {
+        self.problems.add(self.source.file, self.source.line(at), format!("{}: {key}: {message}", self.what));
+    }
+
+    /// Text, when the field is there.
+    pub(super) fn text(&mut self, key: &'static str) -> Option<&'a str> {
+        let value = self.get(key)?;
+        let text = value.get_ref().as_str();
+        if text.is_none() {
+            self.wrong(key, value, "must be text");
+        }
+        text
+    }
+
+    /// Text read into a word, when the field is there.
+    pub(super) fn optional<T>(&mut self, key: &'static str, read: impl Fn(&str) -> Result<T, Malformed>) -> Option<T> {
+        let text = self.text(key)?;
+        match read(text) {
+            Ok(word) => Some(word),
+            Err(e) => {
+                if let Some(at) = self.table.get(key) {
+                    self.wrong(key, at, &e.rule);
+                }
+                None
+            }
+        }
+    }
+
+    /// Text read into a word; the field must be there.
+    pub(super) fn required<T>(&mut self, key: &'static str, read: impl Fn(&str) -> Result<T, Malformed>) -> Option<T> {
+        if self.get(key).is_none() {
+            self.problem(format!("{key} is missing"));
+        }
+        self.optional(key, read)
+    }
+
+    /// A list of texts, each read into a word, none twice; empty when the field is absent.
+    pub(super) fn words<T: Ord>(&mut self, key: &'static str, read: impl Fn(&str) -> Result<T, Malformed>) -> BTreeSet<T> {
+        let mut words = BTreeSet::new();
+        let Some(value) = self.get(key) else { return words };
+        let Some(items) = value.get_ref().as_array() else {
+            self.wrong(key, value, "must be a list of texts");
+            return words;
+        };
+        for item in items.iter() {
+            match item.get_ref().as_str().map(&read) {
+                Some(Ok(word)) => {
+                    if !words.insert(word) {
+                        self.wrong(key, item, "names the same twice");
+                    }
+                }
+                Some(Err(e)) => self.wrong(key, item, &e.rule),
+                None => self.wrong(key, item, "must be a list of texts"),
+            }
+        }
+        words
+    }
+
+    /// A whole number within `bounds`, when the field is there.
+    pub(super) fn number(&mut self, key: &'static str, bounds: std::ops::RangeInclusive<u32>) -> Option<u32> {
+        let value = self.get(key)?;
+        let number = value.get_ref().as_integer().and_then(|n| u32::from_str_radix(n.as_str(), n.radix()).ok());
+        let within = number.filter(|n| bounds.contains(n));
+        if within.is_none() {
+            self.wrong(key, value, &format!("must be a whole number from {} to {}", bounds.start(), bounds.end()));
+        }
+        within
+    }
+
+    /// The tables of `[[key]]`; notes anything else under that name.
+    pub(super) fn tables(&mut self, key: &'static str) -> Vec<(&'a Spanned<DeValue<'a>>, &'a DeTable<'a>)> {
+        let Some(value) = self.get(key) else { return Vec::new() };
+        let Some(items) = value.get_ref().as_array() else {
+            self.wrong(key, value, &format!("must be written as [[{key}]]"));
+            return Vec::new();
+        };
+        let mut tables = Vec::new();
+        for item in items.iter() {
+            match item.get_ref().as_table() {
+                Some(table) => tables.push((item, table)),
+                None => self.wrong(key, item, &format!("must be written as [[{key}]]")),
+            }
+        }
+        tables
+    }
+
+    /// The named tables of `[key.NAME]`.
+    pub(super) fn named_tables(&mut self, key: &'static str) -> Vec<(&'a str, &'a Spanned<DeValue<'a>>, &'a DeTable<'a>)> {
+        let Some(value) = self.get(key) else { return Vec::new() };
+        let Some(named) = value.get_ref().as_table() else {
+            self.wrong(key, value, &format!("must be written as [{key}.NAME]"));
+            return Vec::new();
+        };
+        let mut tables = Vec::new();
+        for (name, item) in named {
+            match item.get_ref().as_table() {
+                Some(table) => tables.push((name.get_ref().as_ref(), item, table)),
+                None => self.wrong(key, item, &format!("must be written as [{key}.NAME]")),
+            }
+        }
+        tables
+    }
+
+    /// The problems, for the tables inside.
+    pub(super) fn problems(&mut self) -> &mut Problems {
+        self.problems
+    }
+
+    /// Notes every key that was never asked for.
+    pub(super) fn end(self) {
+        for key in self.table.keys() {
+            let name = key.get_ref().as_ref();
+            if !self.taken.contains(name) {
+                let near = nearest(name, self.taken.iter().copied());
+                let message = format!("{}: unknown key \"{name}\"{near}", self.what);
+                self.problems.add(self.source.file, self.source.line(key), message);
+            }
+        }
+    }
+}

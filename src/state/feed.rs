@@ -1,0 +1,59 @@
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::model::{AgentId, TaskId, Timestamp, TokenId};
+
+/// What an event of the revocation feed ends. Names only what a token itself carries.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Selector {
+    /// Every token of these tasks (`txn`).
+    Tasks(Vec<TaskId>),
+    /// These tokens (`jti`).
+    Tokens(Vec<TokenId>),
+    /// Every token of this agent (`client_id`) decided before the event: its (epoch, pos) lies below.
+    Agent(AgentId),
+}
+
+/// One end, as validators hear of it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct FeedEvent {
+    /// Life of the journal.
+    pub epoch: u64,
+    /// Index of the entry.
+    pub index: u64,
+    /// Index of the event before this one, so that a gap is seen.
+    pub prev: Option<u64>,
+    /// When.
+    pub at: Timestamp,
+    /// What it ends.
+    pub selector: Selector,
+}
+
+/// Every end so far, in order.
+#[derive(Debug, Default)]
+pub(super) struct Feed(RwLock<Vec<Arc<FeedEvent>>>);
+
+impl Feed {
+    pub(super) fn push(&self, epoch: u64, index: u64, at: Timestamp, selector: Selector) {
+        let mut events = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let prev = events.last().map(|e| e.index);
+        events.push(Arc::new(FeedEvent { epoch, index, prev, at, selector }));
+    }
+
+    /// At most `max` events with an index above `after`, or from the start.
+    pub(super) fn after(&self, after: Option<u64>, max: usize) -> Vec<Arc<FeedEvent>> {
+        let events = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let from = after.map_or(0, |index| events.partition_point(|e| e.index <= index));
+        events.iter().skip(from).take(max).cloned().collect()
+    }
+
+    /// Index of the first event at or after the moment.
+    pub(super) fn since(&self, moment: Timestamp) -> Option<u64> {
+        let events = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        events.get(events.partition_point(|e| e.at < moment)).map(|e| e.index)
+    }
+
+    pub(super) fn last(&self) -> Option<u64> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).last().map(|e| e.index)
+    }
+}

@@ -1,0 +1,67 @@
+use std::hash::Hash;
+use std::sync::Arc;
+
+use dashmap::DashMap;
+
+/// A map that many threads read while one writes. No guard ever leaves it: values go in and out as `Arc`s.
+#[derive(Debug)]
+pub struct Table<K: Eq + Hash, V>(DashMap<K, Arc<V>>);
+
+impl<K: Eq + Hash, V> Default for Table<K, V> {
+    fn default() -> Self {
+        Self(DashMap::new())
+    }
+}
+
+impl<K: Eq + Hash + Clone, V> Table<K, V> {
+    /// The value under the key.
+    pub fn get(&self, key: &K) -> Option<Arc<V>> {
+        self.0.get(key).map(|guard| guard.value().clone())
+    }
+
+    /// Puts a value under the key, in place of any other.
+    pub fn put(&self, key: K, value: V) {
+        self.0.insert(key, Arc::new(value));
+    }
+
+    /// Replaces the value under the key by what `change` makes of it; nothing happens when there is none.
+    pub fn change(&self, key: &K, change: impl FnOnce(&V) -> V) {
+        if let Some(mut guard) = self.0.get_mut(key) {
+            let next = Arc::new(change(guard.value()));
+            *guard = next;
+        }
+    }
+
+    /// Replaces the value under the key, or puts a first one there.
+    pub fn upsert(&self, key: K, change: impl FnOnce(Option<&V>) -> V) {
+        match self.0.entry(key) {
+            dashmap::Entry::Occupied(mut slot) => {
+                let next = Arc::new(change(Some(slot.get())));
+                slot.insert(next);
+            }
+            dashmap::Entry::Vacant(slot) => {
+                slot.insert(Arc::new(change(None)));
+            }
+        }
+    }
+
+    /// Puts a shared value under the key, in place of any other.
+    pub fn put_shared(&self, key: K, value: Arc<V>) {
+        self.0.insert(key, value);
+    }
+
+    /// Keeps only the keys for which `keep` says so. `keep` must not touch this table.
+    pub fn retain(&self, mut keep: impl FnMut(&K) -> bool) {
+        self.0.retain(|key, _| keep(key));
+    }
+
+    /// Number of keys, as of no single moment.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Every key and value, in no order, as of no single moment.
+    pub fn all(&self) -> Vec<(K, Arc<V>)> {
+        self.0.iter().map(|guard| (guard.key().clone(), guard.value().clone())).collect()
+    }
+}
