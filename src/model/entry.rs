@@ -188,7 +188,7 @@ impl Entry {
 pub const ENTRY_BYTES_MAX: usize = 32 * 1024;
 
 /// Why something ended. One end, one cause.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EndCause {
     /// The agent said the task is done.

@@ -1,0 +1,405 @@
+//! Gate 2: should this action happen now, on this target?
+//!
+//! In: [`Verified`], the order, the access request that waits for it (if any) with its votes, the rules in force, `now`.
+//! Out: [`Decision`]: approved, pending on people, or denied. [`Approved`] and [`Reapproved`] can be made only here.
+//! Trusts the rules and registered keys. Refuses whatever no rule allows. Never sees evidence, the journal or the agent's
+//! prose.
+
+pub mod votes;
+
+use std::collections::BTreeSet;
+
+use crate::model::*;
+use crate::rules::{Answer, InForce, OperateAnswer, PolicyBundle, Profile, Question};
+use crate::state::{AccessRequest, Grant, Recorded};
+use crate::verify::Verified;
+
+/// What a verified agent asks for.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// The action, checked against the catalogue.
+    pub action: Action,
+    /// Seconds of life asked for; above zero.
+    pub ttl: i64,
+}
+
+/// What bounds every token here.
+#[derive(Debug, Clone)]
+pub struct Bounds {
+    /// The realm votes must be for.
+    pub realm: Realm,
+    /// Longest life of a token, in seconds.
+    pub ttl_cap: i64,
+}
+
+/// Gate 2's answer. A denial is an answer; an `Err` means it could not decide.
+#[derive(Debug)]
+pub enum Decision {
+    /// The gate is open for exactly this action.
+    Approved(Box<Approved>),
+    /// People must say yes first.
+    Pending(Box<Pending>),
+    /// No.
+    Denied(Denied),
+}
+
+/// Why gate 2 could not decide. The gate stays closed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ApproveError {
+    /// The proof was made for another action than the one asked for.
+    #[error("the proof is for another action")]
+    OtherAction,
+    /// The call is not for a task.
+    #[error("no task")]
+    NoTask,
+    /// Less than a second is left.
+    #[error("no time is left: {0}")]
+    NoTime(&'static str),
+    /// Rules moved between the two gates.
+    #[error("the rules changed meanwhile")]
+    RulesChanged,
+}
+
+/// Gate 2 is open for one action, once: made only by [`decide`], spent by moving it into the mint.
+#[derive(Debug)]
+pub struct Approved {
+    verified: Verified,
+    action: Action,
+    sensitive: BTreeSet<String>,
+    uses: Option<u32>,
+    ttl: i64,
+    approval: Option<ApprovalClaim>,
+    consumes: Option<(AccessRequestId, Version)>,
+    decision: crate::model::Decision,
+    counted: Vec<PersonId>,
+    not_after: Timestamp,
+}
+
+/// What is still needed.
+#[derive(Debug)]
+pub struct Pending {
+    /// The answer so far, with the profiles it needs.
+    pub decision: crate::model::Decision,
+    /// Names of sensitive parameters.
+    pub sensitive: BTreeSet<String>,
+    /// Longest life the token can have, in seconds.
+    pub max_ttl: i64,
+    /// How often the token may be used.
+    pub uses: Option<u32>,
+    /// Seconds people have to decide: the shortest wait of the profiles.
+    pub wait: i64,
+    /// What the answer rests on.
+    pub rests_on: Vec<(Stream, Version)>,
+    /// Until when the answer holds.
+    pub not_after: Timestamp,
+}
+
+/// No, and why.
+#[derive(Debug, Clone)]
+pub struct Denied {
+    /// Why.
+    pub why: DeniedReason,
+    /// The answer.
+    pub decision: crate::model::Decision,
+}
+
+/// Longest time between a decision and its entry, in milliseconds.
+const DECISION_LIFE_MS: i64 = 10_000;
+
+/// Decides one action for a verified agent.
+pub fn decide(
+    verified: Verified,
+    order: &Order,
+    waiting: Option<&AccessRequest>,
+    rules: &InForce,
+    bounds: &Bounds,
+    id: DecisionId,
+) -> Result<Decision, ApproveError> {
+    let now = verified.now();
+    let task = verified.task().ok_or(ApproveError::NoTask)?.clone();
+    if verified.adg() != Some(order.action.digest()) {
+        return Err(ApproveError::OtherAction);
+    }
+    if !verified.rests_on().contains(&(Stream::Policy, rules.version)) {
+        return Err(ApproveError::RulesChanged);
+    }
+    let bundle = &rules.bundle;
+    let catalogue = bundle.action(&order.action.name);
+    let uses = catalogue.is_some_and(|a| a.single_use).then_some(1);
+    let sensitive = catalogue.map(|a| a.sensitive()).unwrap_or_default();
+    let tally = waiting.map(|request| votes::tally(request, &bounds.realm, bundle, now)).unwrap_or_default();
+
+    let mut ttl = Ttl::asked(order.ttl);
+    ttl.bound("cap", bounds.ttl_cap);
+    ttl.bound("task", task.deadline.since(now).div_euclid(1000));
+    ttl.bound("evidence", verified.facts().expires_at.since(now).div_euclid(1000));
+    if let Some(request) = waiting {
+        ttl.bound("request", request.opened.max_ttl);
+    }
+    if let Some(max_ttl) = tally.max_ttl {
+        ttl.bound("narrowing", max_ttl);
+    }
+    if let Some(not_after) = tally.not_after {
+        ttl.bound("approval", not_after.since(now).div_euclid(1000));
+    }
+    if ttl.0.granted <= 0 {
+        return Err(ApproveError::NoTime(if task.deadline <= verified.facts().expires_at { "task" } else { "evidence" }));
+    }
+    let question = Question {
+        agent: verified.agent(),
+        action: &order.action,
+        ttl_ms: ttl.0.granted.saturating_mul(1000),
+        approvals: &tally.satisfied,
+        evidence_kind: verified.facts().kind,
+        evidence_age_ms: verified.evidence_age_ms(),
+        binding: verified.binding().as_str(),
+        task_age_ms: now.since(task.opened_at).max(0),
+        task_depth: 0,
+        now,
+    };
+    let answer = bundle.ask(&question);
+    let mut decision = crate::model::Decision {
+        id,
+        policy: bundle.version(),
+        rules: Vec::new(),
+        needs: Vec::new(),
+        ttl: ttl.0.clone(),
+        input: AskedInput {
+            ttl_ms: question.ttl_ms,
+            approvals: tally.satisfied.iter().cloned().collect(),
+            evidence_kind: question.evidence_kind,
+            evidence_age_ms: question.evidence_age_ms,
+            binding: question.binding.to_owned(),
+            task_age_ms: question.task_age_ms,
+            now,
+        },
+    };
+    let not_after = verified.not_after().min(now.plus_millis(DECISION_LIFE_MS));
+    let mut rests_on = verified.rests_on().to_vec();
+    rests_on.push((Stream::FreezeAction(order.action.name.clone()), 0));
+    match answer {
+        Answer::Denied { why, rules } => {
+            decision.rules = rules;
+            Ok(Decision::Denied(Denied { why, decision }))
+        }
+        Answer::Needs { profiles, ttl_ms, rules } => {
+            shorten(&mut decision, &mut ttl, ttl_ms);
+            decision.rules = rules;
+            decision.needs = profiles;
+            let defined: Vec<&Profile> = decision.needs.iter().filter_map(|n| bundle.profile(&n.name)).collect();
+            let enough = |p: &&Profile| {
+                votes::eligible_people(p, verified.agent(), bundle) >= usize::try_from(p.quorum).unwrap_or(usize::MAX)
+            };
+            if defined.len() != decision.needs.len() || !defined.iter().all(enough) {
+                return Ok(Decision::Denied(Denied { why: DeniedReason::NoEligibleApprover, decision }));
+            }
+            let wait = defined.iter().map(|p| i64::from(p.wait_s)).min().unwrap_or(0);
+            let max_ttl = ttl.0.granted;
+            Ok(Decision::Pending(Box::new(Pending { decision, sensitive, max_ttl, uses, wait, rests_on, not_after })))
+        }
+        Answer::Allowed { ttl_ms, rules } => {
+            shorten(&mut decision, &mut ttl, ttl_ms);
+            decision.rules = rules;
+            let counted: BTreeSet<PersonId> =
+                tally.satisfied.iter().filter_map(|name| tally.counted.get(name)).flatten().cloned().collect();
+            let approval = waiting.filter(|_| !tally.satisfied.is_empty()).map(|request| ApprovalClaim {
+                access_request: request.opened.access_request,
+                profiles: tally.satisfied.iter().cloned().collect(),
+                at: tally.last_at.unwrap_or(now).secs(),
+            });
+            let not_after = tally.not_after.map_or(not_after, |t| t.min(not_after));
+            let consumes = waiting.map(|request| (request.opened.access_request, request.version));
+            let ttl = ttl.0.granted;
+            let counted = counted.into_iter().collect();
+            let action = order.action.clone();
+            Ok(Decision::Approved(Box::new(Approved {
+                verified,
+                action,
+                sensitive,
+                uses,
+                ttl,
+                approval,
+                consumes,
+                decision,
+                counted,
+                not_after,
+            })))
+        }
+    }
+}
+
+/// The rules allowed less than was asked: the sum says so, and what was allowed is what is recorded.
+fn shorten(decision: &mut crate::model::Decision, ttl: &mut Ttl, allowed_ms: i64) {
+    if allowed_ms < decision.input.ttl_ms {
+        ttl.bound("rules", allowed_ms.div_euclid(1000));
+    }
+    decision.input.ttl_ms = ttl.0.granted.saturating_mul(1000);
+    decision.ttl = ttl.0.clone();
+}
+
+struct Ttl(TtlSum);
+
+impl Ttl {
+    fn asked(seconds: i64) -> Self {
+        Self(TtlSum { asked: seconds, bounds: Vec::new(), granted: seconds })
+    }
+
+    fn bound(&mut self, by: &str, seconds: i64) {
+        self.0.bounds.push(Bound { by: by.to_owned(), seconds });
+        self.0.granted = self.0.granted.min(seconds);
+    }
+}
+
+impl Approved {
+    /// Gate 1's pass, with all it rests on.
+    pub const fn verified(&self) -> &Verified {
+        &self.verified
+    }
+
+    /// The one approved action.
+    pub const fn action(&self) -> &Action {
+        &self.action
+    }
+
+    /// Names of parameters that the token holds as commitments.
+    pub const fn sensitive(&self) -> &BTreeSet<String> {
+        &self.sensitive
+    }
+
+    /// How often the token may be used; `None` when its life is the only limit.
+    pub const fn uses(&self) -> Option<u32> {
+        self.uses
+    }
+
+    /// Seconds the token may live.
+    pub const fn ttl(&self) -> i64 {
+        self.ttl
+    }
+
+    /// What people approved, if they had to.
+    pub const fn approval(&self) -> Option<&ApprovalClaim> {
+        self.approval.as_ref()
+    }
+
+    /// The access request the grant consumes, and the version it must still have.
+    pub const fn consumes(&self) -> Option<(AccessRequestId, Version)> {
+        self.consumes
+    }
+
+    /// The answer, for the record.
+    pub const fn decision(&self) -> &crate::model::Decision {
+        &self.decision
+    }
+
+    /// Every stream the grant rests on: gate 1's, the action's freeze, and one for each counted approver.
+    pub fn rests_on(&self) -> Vec<(Stream, Version)> {
+        let mut all = self.verified.rests_on().to_vec();
+        all.push((Stream::FreezeAction(self.action.name.clone()), 0));
+        for person in &self.counted {
+            let stream = Stream::Person(person.clone());
+            if !all.iter().any(|(s, _)| *s == stream) {
+                all.push((stream, 0));
+            }
+        }
+        all
+    }
+
+    /// The grant must be in the journal before this.
+    pub const fn not_after(&self) -> Timestamp {
+        self.not_after
+    }
+}
+
+/// A recorded grant that both gates would open for again: made only by [`reapprove`], from a committed entry.
+#[derive(Debug)]
+pub struct Reapproved {
+    verified: Verified,
+    recorded: Recorded,
+}
+
+impl Reapproved {
+    /// Gate 1's pass.
+    pub const fn verified(&self) -> &Verified {
+        &self.verified
+    }
+
+    /// The grant.
+    pub fn grant(&self) -> &Grant {
+        self.recorded.grant()
+    }
+}
+
+/// Asks the recorded input again under today's rules, with the votes that the grant consumed.
+pub fn reapprove(
+    verified: Verified,
+    recorded: Recorded,
+    consumed: Option<&AccessRequest>,
+    rules: &InForce,
+    realm: &Realm,
+) -> Result<Reapproved, ApproveError> {
+    let grant = recorded.grant();
+    let same = verified.task().is_some_and(|t| t.id == grant.issued.task)
+        && verified.agent().id == grant.issued.agent
+        && verified.binding() == grant.issued.cnf
+        && verified.adg() == grant.action.as_ref().map(|a| a.digest());
+    if !same {
+        return Err(ApproveError::OtherAction);
+    }
+    if !verified.rests_on().contains(&(Stream::Policy, rules.version)) || !still_allowed(grant, consumed, &rules.bundle, realm) {
+        return Err(ApproveError::RulesChanged);
+    }
+    Ok(Reapproved { verified, recorded })
+}
+
+/// Whether these rules would still allow what a grant was given for: asked with its recorded input. A shorter life than it
+/// has is a no.
+pub fn still_allowed(grant: &Grant, consumed: Option<&AccessRequest>, bundle: &PolicyBundle, realm: &Realm) -> bool {
+    let input = &grant.issued.decision.input;
+    let (Some(agent), Some(action)) = (agent_of(&grant.issued, bundle), &grant.action) else { return false };
+    // The votes it consumed are counted as of the moment they were consumed, by today's roster and definitions.
+    let approvals = consumed.map(|r| votes::tally(r, realm, bundle, input.now).satisfied).unwrap_or_default();
+    let answer = ask_again(input, &agent, action, &approvals, bundle);
+    matches!(answer, Some(Answer::Allowed { ttl_ms, .. }) if ttl_ms >= input.ttl_ms)
+}
+
+/// Whether these rules would still put the same question to people as when the access request was opened.
+pub fn still_asked(request: &AccessRequest, agent: &Agent, bundle: &PolicyBundle) -> bool {
+    let input = &request.opened.decision.input;
+    let Some(action) = &request.action else { return false };
+    match ask_again(input, agent, action, &input.approvals.iter().cloned().collect(), bundle) {
+        // What rules now allow outright, the agent gets when it asks again.
+        Some(Answer::Allowed { ttl_ms, .. }) => ttl_ms >= input.ttl_ms,
+        Some(Answer::Needs { profiles, ttl_ms, .. }) => profiles == request.opened.decision.needs && ttl_ms >= input.ttl_ms,
+        Some(Answer::Denied { .. }) | None => false,
+    }
+}
+
+fn ask_again(
+    input: &AskedInput,
+    agent: &Agent,
+    action: &Action,
+    approvals: &BTreeSet<ProfileName>,
+    bundle: &PolicyBundle,
+) -> Option<Answer> {
+    match bundle.operate(agent, input.evidence_kind, input.evidence_age_ms, &input.binding, input.now) {
+        OperateAnswer::Allowed { .. } => {}
+        OperateAnswer::Denied { .. } => return None,
+    }
+    Some(bundle.ask(&Question {
+        agent,
+        action,
+        ttl_ms: input.ttl_ms,
+        approvals,
+        evidence_kind: input.evidence_kind,
+        evidence_age_ms: input.evidence_age_ms,
+        binding: &input.binding,
+        task_age_ms: input.task_age_ms,
+        task_depth: 0,
+        now: input.now,
+    }))
+}
+
+/// The agent of a grant as registered now: the same id for the same workload, or none.
+fn agent_of(issued: &TokenIssued, bundle: &PolicyBundle) -> Option<std::sync::Arc<Agent>> {
+    bundle.agent(&issued.agent).filter(|a| a.spiffe_id == issued.subject)
+}

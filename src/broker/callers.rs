@@ -1,0 +1,167 @@
+//! Who calls. Authority comes from the verified caller alone, never from a field of the message.
+
+use super::{Hall, Refusal};
+use crate::model::*;
+use crate::rules::{Registered, Role, ServiceKind};
+use crate::verify::{self, CallProof, Possession, VerifyError};
+
+/// The kinds of callers a method may admit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallerKind {
+    /// A workload with evidence, or the holder of a task's key.
+    Agent,
+    /// A person who may vote.
+    Approver,
+    /// A person who may govern.
+    Operator,
+    /// A resource server.
+    Validator,
+    /// Someone who reads.
+    Auditor,
+}
+
+/// What a call shows beside its message.
+#[derive(Debug)]
+pub struct Presented {
+    /// `dipylon.v1.Service/Method`.
+    pub method: &'static str,
+    /// Who may call it: the method's row in the guard table.
+    pub admits: &'static [CallerKind],
+    /// The DPoP proof.
+    pub proof: Option<Secret>,
+    /// The JWT-SVID of a service.
+    pub bearer: Option<Secret>,
+}
+
+/// A registered person who proved a key of theirs.
+#[derive(Debug)]
+pub(super) struct PersonCaller {
+    pub(super) id: PersonId,
+    pub(super) key: Thumbprint,
+}
+
+/// A registered validator or auditor.
+#[derive(Debug)]
+pub(super) struct ServiceCaller {
+    pub(super) id: ServiceId,
+    pub(super) audiences: std::collections::BTreeSet<Audience>,
+}
+
+enum Caller {
+    Person(PersonCaller),
+    Service(ServiceCaller),
+}
+
+impl Hall {
+    /// Checks the proof of possession that a call carries.
+    pub(super) fn possession(
+        &self,
+        call: &Presented,
+        action: Option<Digest>,
+        evidence: Option<Digest>,
+        now: Timestamp,
+    ) -> Result<Possession, VerifyError> {
+        let proof = CallProof {
+            proof: call.proof.as_ref(),
+            htu: &format!("{}/{}", self.settings.external_url, call.method),
+            action,
+            evidence,
+            nonces: &self.nonces,
+            once: &|key, jti, until| self.once.mark(key, jti, until, now),
+        };
+        Possession::check(&proof, now)
+    }
+
+    /// The possession of an agent; refuses when the method's row does not admit agents.
+    pub(super) fn agent_possession(
+        &self,
+        call: &Presented,
+        action: Option<Digest>,
+        evidence: Option<Digest>,
+        now: Timestamp,
+    ) -> Result<Possession, Refusal> {
+        if !call.admits.contains(&CallerKind::Agent) {
+            return Err(self.refuse(call.method, Reason::NotPermitted, "the guard's row does not admit agents"));
+        }
+        self.possession(call, action, evidence, now).map_err(|e| self.refuse_gate_1(call.method, &e))
+    }
+
+    /// A registered person, of a role the method admits.
+    pub(super) fn person(&self, call: &Presented, now: Timestamp) -> Result<PersonCaller, Refusal> {
+        match self.caller(call, now)? {
+            Caller::Person(person) => Ok(person),
+            Caller::Service(service) => {
+                Err(self.refuse(call.method, Reason::NotPermitted, format!("{} is no person", service.id)))
+            }
+        }
+    }
+
+    /// A registered service, of a kind the method admits.
+    pub(super) fn service(&self, call: &Presented, now: Timestamp) -> Result<ServiceCaller, Refusal> {
+        match self.caller(call, now)? {
+            Caller::Service(service) => Ok(service),
+            Caller::Person(person) => Err(self.refuse(call.method, Reason::NotPermitted, format!("{} is no service", person.id))),
+        }
+    }
+
+    /// Any registered caller the method admits, by name: for methods that people and services share.
+    pub(super) fn reader(&self, call: &Presented, now: Timestamp) -> Result<String, Refusal> {
+        Ok(match self.caller(call, now)? {
+            Caller::Person(person) => person.id.to_string(),
+            Caller::Service(service) => service.id.to_string(),
+        })
+    }
+
+    fn caller(&self, call: &Presented, now: Timestamp) -> Result<Caller, Refusal> {
+        let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
+        let rules = self.views.rules().ok_or_else(|| closed(&VerifyError::NoRules))?;
+        let (registered, key) = match (&call.bearer, &call.proof) {
+            (Some(bearer), None) => {
+                let evidence = Evidence::JwtSvid(bearer.clone());
+                let attested = verify::attest(&evidence, &self.views.trust(), &self.settings.evidence_audience, now)
+                    .map_err(|e| closed(&e))?;
+                (rules.by_spiffe_id(&attested.facts().subject), None)
+            }
+            // Two credentials in one call could be read as two callers.
+            (Some(_), Some(_)) => return Err(closed(&VerifyError::ProofElsewhere("credential"))),
+            (None, _) => {
+                let possession = self.possession(call, None, None, now).map_err(|e| closed(&e))?;
+                (rules.by_key(possession.jkt()), Some(possession.jkt()))
+            }
+        };
+        let not_permitted = |who: &dyn std::fmt::Display| {
+            Err(self.refuse(
+                call.method,
+                Reason::NotPermitted,
+                format!("{who} is registered, but not as one of {:?}", call.admits),
+            ))
+        };
+        match (registered, key) {
+            (Some(Registered::Person(id)), Some(key)) => {
+                let person = rules.bundle.person(&id).ok_or_else(|| closed(&VerifyError::Agents(0)))?;
+                let admitted = person.roles.iter().any(|role| {
+                    call.admits.contains(&match role {
+                        Role::Approver => CallerKind::Approver,
+                        Role::Operator => CallerKind::Operator,
+                    })
+                });
+                if !admitted {
+                    return not_permitted(&id);
+                }
+                Ok(Caller::Person(PersonCaller { id, key }))
+            }
+            (Some(Registered::Service(id)), _) => {
+                let service = rules.bundle.service(&id).ok_or_else(|| closed(&VerifyError::Agents(0)))?;
+                let kind = match service.kind {
+                    ServiceKind::Validator => CallerKind::Validator,
+                    ServiceKind::Auditor => CallerKind::Auditor,
+                };
+                if !call.admits.contains(&kind) {
+                    return not_permitted(&id);
+                }
+                Ok(Caller::Service(ServiceCaller { id, audiences: service.audiences.clone() }))
+            }
+            (Some(Registered::Person(_)), None) | (None, _) => Err(closed(&VerifyError::Agents(0))),
+        }
+    }
+}

@@ -1,0 +1,136 @@
+use std::sync::Arc;
+
+use super::{Hall, Presented, Refusal};
+use crate::journal::{Append, AppendError};
+use crate::model::*;
+use crate::state::Task;
+
+/// A parsed end of a task.
+#[derive(Debug, Clone)]
+pub struct TaskEndAsk {
+    /// Which.
+    pub task: TaskId,
+    /// How the agent says it went.
+    pub outcome: Option<TaskOutcome>,
+}
+
+/// What an end ended.
+#[derive(Debug, Clone)]
+pub struct EndReport {
+    /// The task.
+    pub task: TaskId,
+    /// The first end's cause.
+    pub cause: EndCause,
+    /// When.
+    pub at: Timestamp,
+    /// Index of its entry.
+    pub index: u64,
+    /// Tokens the task ever had.
+    pub tokens: Vec<TokenId>,
+    /// Tokens alive at the end.
+    pub revoked: usize,
+    /// Access requests waiting at the end.
+    pub closed: usize,
+}
+
+/// How often an end is tried again when something else moved the task.
+const END_ATTEMPTS: usize = 16;
+
+impl Hall {
+    /// The agent is done. Possession is enough: ending must work when evidence no longer does.
+    pub async fn complete_task(&self, call: &Presented, ask: TaskEndAsk) -> Result<EndReport, Refusal> {
+        let possession = self.agent_possession(call, None, None, self.clock.now())?;
+        let task = self.own_task(call, &ask.task, &possession)?;
+        self.end_task(call.method, &task.opened.task, EndCause::Completed, ask.outcome, None).await
+    }
+
+    /// An operator ends a task.
+    pub async fn end_task_as_operator(&self, call: &Presented, ask: TaskEndAsk) -> Result<EndReport, Refusal> {
+        let operator = self.person(call, self.clock.now())?;
+        if self.state.task(&ask.task).is_none() {
+            return Err(self.refuse(call.method, Reason::NotFound, format!("no task {}", ask.task)));
+        }
+        self.end_task(call.method, &ask.task, EndCause::Operator, None, Some(operator.id)).await
+    }
+
+    /// The agent takes an access request back.
+    pub async fn cancel_access_request(&self, call: &Presented, task: TaskId, id: AccessRequestId) -> Result<(), Refusal> {
+        let possession = self.agent_possession(call, None, None, self.clock.now())?;
+        let task = self.own_task(call, &task, &possession)?;
+        for _ in 0..END_ATTEMPTS {
+            let now = self.clock.now();
+            let request = self.own_request(call, &task.opened.task, &id)?;
+            if !request.waits(now) || !self.runs(&task, now) {
+                return Err(self.refuse(call.method, Reason::AccessRequestClosed, "the access request no longer waits"));
+            }
+            let fact = Fact::AccessRequestClosed(AccessRequestClosed { access_request: id, cause: CloseCause::Cancelled });
+            match self.journal.append(Append::one(fact, vec![(Stream::Access(id), request.version)])).await {
+                Ok(_) => return Ok(()),
+                Err(AppendError::Conflict(_)) => {}
+                Err(error) => return Err(self.refuse_append(call.method, &error)),
+            }
+        }
+        Err(self.refuse(call.method, Reason::Conflict, "cancelling"))
+    }
+
+    /// Ends a task by one entry; a task that has ended answers with its first end.
+    ///
+    /// A crash before the append leaves the task running and the caller without an answer. An append that fails leaves it
+    /// doomed: refused here from now on, and written as soon as the journal takes entries again.
+    pub(super) async fn end_task(
+        &self,
+        method: &'static str,
+        id: &TaskId,
+        cause: EndCause,
+        outcome: Option<TaskOutcome>,
+        by: Option<PersonId>,
+    ) -> Result<EndReport, Refusal> {
+        for _ in 0..END_ATTEMPTS {
+            let now = self.clock.now();
+            let task = self.state.task(id).ok_or_else(|| self.refuse(method, Reason::NotFound, "no such task"))?;
+            if task.ended.is_some() {
+                return Ok(self.end_report(&task, now));
+            }
+            // A deadline that has passed is the cause, whoever comes to say so.
+            let cause = if task.runs(now) { cause } else { EndCause::Deadline };
+            let (outcome, by) = if task.runs(now) { (outcome, by.clone()) } else { (None, None) };
+            let fact = Fact::TaskEnded(TaskEnded { tasks: vec![*id], cause, outcome, by });
+            let (revoked, closed) = self.alive_in(&task, now);
+            match self.journal.append(Append::one(fact, vec![(Stream::Task(*id), task.version)])).await {
+                Ok(_) => {
+                    self.lock(&self.doomed).remove(id);
+                    let task = self.state.task(id).unwrap_or(task);
+                    return Ok(EndReport { revoked, closed, ..self.end_report(&task, now) });
+                }
+                Err(AppendError::Conflict(_)) => {}
+                Err(error) => {
+                    self.lock(&self.doomed).insert(*id);
+                    return Err(self.refuse_append(method, &error));
+                }
+            }
+        }
+        Err(self.refuse(method, Reason::Conflict, "ending the task"))
+    }
+
+    /// Tokens alive and access requests waiting in a task.
+    fn alive_in(&self, task: &Task, now: Timestamp) -> (usize, usize) {
+        let id = &task.opened.task;
+        let live = self.state.grants_of(id).iter().filter(|g| self.state.dead(g, now).is_none()).count();
+        let waiting = self.state.requests_of(id).iter().filter(|r| r.waits(now) && task.runs(now)).count();
+        (live, waiting)
+    }
+
+    fn end_report(&self, task: &Arc<Task>, now: Timestamp) -> EndReport {
+        let id = task.opened.task;
+        let ended = task.ended;
+        EndReport {
+            task: id,
+            cause: ended.map_or(EndCause::Deadline, |e| e.cause),
+            at: ended.map_or(now, |e| e.at),
+            index: ended.map_or(0, |e| e.index),
+            tokens: self.state.grants_of(&id).iter().map(|g| g.issued.jti).collect(),
+            revoked: 0,
+            closed: 0,
+        }
+    }
+}

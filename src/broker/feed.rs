@@ -1,0 +1,74 @@
+use std::sync::Arc;
+
+use super::{Hall, Presented, Refusal};
+use crate::jose::access_token::LEEWAY_S;
+use crate::model::*;
+use crate::state::FeedEvent;
+
+/// A place in the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// The life of the journal.
+    pub epoch: u64,
+    /// Index of the last entry read.
+    pub index: u64,
+}
+
+/// How a watch begins.
+#[derive(Debug)]
+pub struct FeedStart {
+    /// Who watches.
+    pub caller: ServiceId,
+    /// Tell the validator that what follows is a complete start.
+    pub resync: Option<Position>,
+    /// Events above this index follow; `None` = from the first event on.
+    pub after: Option<u64>,
+}
+
+/// Events read at once.
+const FEED_BATCH: usize = 256;
+
+impl Hall {
+    /// Begins a watch of the revocation feed.
+    pub fn watch_revocations(&self, call: &Presented, after: Option<Position>) -> Result<FeedStart, Refusal> {
+        let now = self.clock.now();
+        let caller = self.service(call, now)?.id;
+        let (epoch, head) = self.state.position();
+        // Events older than any token that can still live end nothing.
+        let window = now.plus_secs(-(self.settings.ttl_cap + 2 * LEEWAY_S));
+        let start = match self.state.feed_since(window) {
+            Some(first) => first.checked_sub(1),
+            None => self.state.feed_last(),
+        };
+        match after {
+            Some(position) if position.epoch != epoch => Err(self.refuse(
+                call.method,
+                Reason::OtherEpoch,
+                format!("the journal is in epoch {epoch}; watch anew without a position"),
+            )),
+            Some(position) if position.index > head => Err(self.refuse(
+                call.method,
+                Reason::PositionAhead,
+                format!("the journal has come to {head}; watch anew without a position"),
+            )),
+            Some(position) if start.is_none_or(|start| start <= position.index) => {
+                Ok(FeedStart { caller, resync: None, after: Some(position.index) })
+            }
+            Some(_) | None => Ok(FeedStart { caller, resync: Some(Position { epoch, index: start.unwrap_or(0) }), after: start }),
+        }
+    }
+
+    /// The next events, and how far they have read the journal.
+    pub fn feed_after(&self, after: Option<u64>) -> (Vec<Arc<FeedEvent>>, Position, Option<u64>) {
+        // The position first: everything up to it is in state when the events are read.
+        let (epoch, index) = self.state.position();
+        let events = self.state.feed_after(after, FEED_BATCH);
+        let read_through = if events.len() < FEED_BATCH { index } else { events.last().map_or(index, |e| e.index) };
+        (events, Position { epoch, index: read_through }, self.state.feed_last())
+    }
+
+    /// Whether a service of this id is still registered: a watch ends when the policy bundle drops its caller.
+    pub fn still_registered(&self, id: &ServiceId) -> bool {
+        self.views.rules().is_some_and(|rules| rules.bundle.service(id).is_some())
+    }
+}

@@ -1,0 +1,242 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{Hall, Presented, Refusal};
+use crate::approve;
+use crate::journal::{Append, AppendError, Blob};
+use crate::model::*;
+use crate::rules::{BundleFiles, InForce, OperateAnswer, PolicyBundle, Role};
+
+/// What putting a policy bundle in force did.
+#[derive(Debug, Clone, Default)]
+pub struct Applied {
+    /// Its version.
+    pub version: String,
+    /// False: it was in force already.
+    pub changed: bool,
+    /// Rules in it.
+    pub rules: usize,
+    /// Agents in it.
+    pub agents: usize,
+    /// What is odd but not wrong.
+    pub warnings: Vec<String>,
+    /// What it no longer allows, ended.
+    pub swept: Swept,
+}
+
+/// What a sweep ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Tasks.
+    pub tasks: usize,
+    /// Tokens.
+    pub grants: usize,
+    /// Access requests.
+    pub requests: usize,
+}
+
+impl Hall {
+    /// Puts a policy bundle in force, whole, or refuses it whole. A crash before the append leaves the last one in force;
+    /// after it, the new one, and the next start sweeps what this one did not.
+    pub async fn apply_policy_bundle(&self, call: &Presented, files: BTreeMap<String, String>) -> Result<Applied, Refusal> {
+        let operator = self.person(call, self.clock.now())?;
+        let refuse = |e: &dyn std::fmt::Display| self.refuse(call.method, Reason::InvalidPolicyBundle, e.to_string());
+        let files = BundleFiles::new(files).map_err(|e| refuse(&e))?;
+        let bundle = PolicyBundle::load(&files).map_err(|e| refuse(&e))?;
+        check_governable(&bundle).map_err(|e| refuse(&e))?;
+        let mut applied = Applied {
+            version: bundle.version().to_string(),
+            changed: true,
+            rules: bundle.rules().count(),
+            agents: bundle.agents().count(),
+            warnings: bundle.warnings().iter().map(ToString::to_string).collect(),
+            swept: Swept::default(),
+        };
+        let version = bundle.version();
+        let in_force = self.views.rules();
+        if in_force.as_ref().is_some_and(|rules| rules.bundle.version() == version) {
+            return Ok(Applied { changed: false, ..applied });
+        }
+        let expected = in_force.map_or(0, |rules| rules.version);
+        self.enter_bundle(bundle, &files, expected, Some(operator.id)).await.map_err(|e| self.refuse_append(call.method, &e))?;
+        applied.swept = self.sweep().await.map_err(|e| self.refuse_append(call.method, &e))?;
+        Ok(applied)
+    }
+
+    pub(super) async fn enter_bundle(
+        &self,
+        bundle: PolicyBundle,
+        files: &BundleFiles,
+        expected: Version,
+        by: Option<PersonId>,
+    ) -> Result<(), AppendError> {
+        let version = bundle.version();
+        self.views.shelve(bundle);
+        let fact = Fact::PolicyApplied(PolicyApplied { version, by });
+        let append = Append { blobs: vec![Blob::new(files.canonical())], ..Append::one(fact, vec![(Stream::Policy, expected)]) };
+        let result = self.journal.append(append).await.map(|_| ());
+        if result.is_err() {
+            self.views.unshelve(&version);
+        }
+        result
+    }
+
+    /// Takes an agent out of service: one entry ends all it has.
+    pub async fn suspend_agent(&self, call: &Presented, agent: AgentId, reason: Option<Prose>) -> Result<(usize, u64), Refusal> {
+        let operator = self.person(call, self.clock.now())?;
+        self.known_agent(call, &agent)?;
+        loop {
+            let standing = self.state.standing(&agent);
+            if standing.value.suspended {
+                return Ok((0, standing.version.saturating_sub(1)));
+            }
+            let tasks = self.state.open_tasks_of(&agent).len();
+            let blob = reason.as_ref().map(|prose| Blob::new(prose.blob(self.draw())));
+            let fact = Fact::AgentSuspended(AgentSuspended {
+                agent: agent.clone(),
+                by: operator.id.clone(),
+                reason: blob.as_ref().map(Blob::hash),
+            });
+            let append = Append {
+                blobs: blob.into_iter().collect(),
+                ..Append::one(fact, vec![(Stream::Agent(agent.clone()), standing.version)])
+            };
+            match self.journal.append(append).await {
+                Ok(entry) => return Ok((tasks, entry.index)),
+                Err(AppendError::Conflict(_)) => {}
+                Err(error) => return Err(self.refuse_append(call.method, &error)),
+            }
+        }
+    }
+
+    /// Lets an agent operate again; nothing that ended comes back.
+    pub async fn resume_agent(&self, call: &Presented, agent: AgentId) -> Result<u64, Refusal> {
+        let operator = self.person(call, self.clock.now())?;
+        self.known_agent(call, &agent)?;
+        loop {
+            let standing = self.state.standing(&agent);
+            if !standing.value.suspended {
+                return Ok(standing.version.saturating_sub(1));
+            }
+            let fact = Fact::AgentResumed(AgentResumed { agent: agent.clone(), by: operator.id.clone() });
+            match self.journal.append(Append::one(fact, vec![(Stream::Agent(agent.clone()), standing.version)])).await {
+                Ok(entry) => return Ok(entry.index),
+                Err(AppendError::Conflict(_)) => {}
+                Err(error) => return Err(self.refuse_append(call.method, &error)),
+            }
+        }
+    }
+
+    fn known_agent(&self, call: &Presented, agent: &AgentId) -> Result<(), Refusal> {
+        // An agent that was taken out of the bundle may still be suspended or resumed: its standing outlives bundles.
+        let registered = self.views.rules().is_some_and(|rules| rules.bundle.agent(agent).is_some());
+        if registered || self.state.standing(agent).version > 0 {
+            Ok(())
+        } else {
+            Err(self.refuse(call.method, Reason::NotFound, format!("no agent {agent} is registered")))
+        }
+    }
+
+    /// Ends by entries what today's rules and trust no longer allow. Idempotent: a crash in the middle leaves the rest to
+    /// the next start, and until then every reader asks for itself.
+    pub(super) async fn sweep(&self) -> Result<Swept, AppendError> {
+        let now = self.clock.now();
+        let Some(rules) = self.views.rules() else { return Ok(Swept::default()) };
+        let mut swept = Swept::default();
+        let mut doomed: BTreeMap<EndCause, Vec<(TaskId, Version)>> = BTreeMap::new();
+        for task in self.state.open_tasks() {
+            if !task.runs(now) {
+                continue;
+            }
+            let opened = &task.opened;
+            let cause = if !self.state.still_trusts(&opened.evidence) {
+                Some(EndCause::Trust)
+            } else if !may_still_operate(opened, &rules) {
+                Some(EndCause::Policy)
+            } else {
+                None
+            };
+            if let Some(cause) = cause {
+                doomed.entry(cause).or_default().push((opened.task, task.version));
+            }
+        }
+        for (cause, tasks) in doomed {
+            for chunk in tasks.chunks(SELECTOR_MAX) {
+                let fact = Fact::TaskEnded(TaskEnded {
+                    tasks: chunk.iter().map(|(id, _)| *id).collect(),
+                    cause,
+                    outcome: None,
+                    by: None,
+                });
+                let moves = chunk.iter().map(|(id, version)| (Stream::Task(*id), *version)).collect();
+                if self.append_news(fact, moves).await? {
+                    swept.tasks += chunk.len();
+                }
+            }
+        }
+        for task in self.state.open_tasks() {
+            if !task.runs(now) {
+                continue;
+            }
+            let dead: Vec<_> = self
+                .state
+                .grants_of(&task.opened.task)
+                .into_iter()
+                .filter(|grant| grant.ended.is_none() && now.secs() < grant.issued.exp && self.dead(grant, now).is_some())
+                .collect();
+            for chunk in dead.chunks(SELECTOR_MAX) {
+                let cause = if chunk.iter().all(|g| self.state.still_trusts(&g.issued.evidence)) {
+                    EndCause::Policy
+                } else {
+                    EndCause::Trust
+                };
+                let fact = Fact::GrantsEnded(GrantsEnded { jtis: chunk.iter().map(|g| g.issued.jti).collect(), cause });
+                let moves = chunk.iter().map(|g| (Stream::Token(g.issued.jti), g.version)).collect();
+                if self.append_news(fact, moves).await? {
+                    swept.grants += chunk.len();
+                }
+            }
+            for request in self.state.requests_of(&task.opened.task) {
+                let agent = rules.bundle.agent(&request.opened.agent);
+                let asked = agent.is_some_and(|agent| approve::still_asked(&request, &agent, &rules.bundle));
+                if !request.waits(now) || asked {
+                    continue;
+                }
+                let id = request.opened.access_request;
+                let fact = Fact::AccessRequestClosed(AccessRequestClosed { access_request: id, cause: CloseCause::Policy });
+                if self.append_news(fact, vec![(Stream::Access(id), request.version)]).await? {
+                    swept.requests += 1;
+                }
+            }
+        }
+        Ok(swept)
+    }
+
+    /// Appends what a sweep or a timer found. A conflict means somebody moved it first: the next round looks again.
+    pub(super) async fn append_news(&self, fact: Fact, moves: Vec<(Stream, Version)>) -> Result<bool, AppendError> {
+        match self.journal.append(Append::one(fact, moves)).await {
+            Ok(_) => Ok(true),
+            Err(AppendError::Conflict(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether the agent of a task may still operate, asked as when it was opened.
+fn may_still_operate(opened: &TaskOpened, rules: &InForce) -> bool {
+    let agent: Option<Arc<Agent>> = rules.bundle.agent(&opened.agent).filter(|a| a.spiffe_id == opened.evidence.subject);
+    agent.is_some_and(|agent| {
+        let age = opened.opened_at.since(opened.evidence.verified_at).max(0);
+        let answer = rules.bundle.operate(&agent, opened.evidence.kind, age, opened.binding.as_str(), opened.opened_at);
+        matches!(answer, OperateAnswer::Allowed { .. })
+    })
+}
+
+/// A bundle that nobody could replace again is not put in force.
+pub(super) fn check_governable(bundle: &PolicyBundle) -> Result<(), &'static str> {
+    if bundle.people().any(|p| p.roles.contains(&Role::Operator) && !p.keys.is_empty()) {
+        Ok(())
+    } else {
+        Err("people.toml: no operator has a key, so nobody could ever apply another policy bundle; add a [[key]] of one")
+    }
+}

@@ -1,0 +1,143 @@
+use std::sync::Arc;
+
+use super::{ATTEMPTS, Hall, Presented, Refusal};
+use crate::journal::{Append, AppendError, Blob};
+use crate::model::*;
+use crate::state::Task;
+use crate::verify::{self, Attested, Proven, Standing, TaskStanding, VerifyError};
+
+/// A parsed `OpenTask`.
+#[derive(Debug)]
+pub struct OpenAsk {
+    /// What the workload is.
+    pub evidence: Evidence,
+    /// Why, in its words.
+    pub purpose: Prose,
+    /// Seconds it asks for.
+    pub max_duration: i64,
+    /// Its idempotency key.
+    pub request_id: RequestId,
+}
+
+/// An open task.
+#[derive(Debug)]
+pub struct Opened {
+    /// As entered.
+    pub task: Arc<TaskOpened>,
+    /// What gate 1 saw in this call.
+    pub facts: EvidenceFacts,
+}
+
+impl Hall {
+    /// Gate 1, then one entry. A crash before the entry leaves nothing; after it, a task that the same `request_id` under
+    /// the same key finds again, and that ends by itself.
+    pub async fn open_task(&self, call: &Presented, ask: OpenAsk) -> Result<Opened, Refusal> {
+        let now = self.clock.now();
+        let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
+        let attested =
+            verify::attest(&ask.evidence, &self.views.trust(), &self.settings.evidence_audience, now).map_err(|e| closed(&e))?;
+        let possession = self.agent_possession(call, None, Some(verify::evidence_hash(&ask.evidence)), now)?;
+        if ask.max_duration <= 0 {
+            return Err(self.refuse(call.method, Reason::InvalidTtl, "max_duration must be above zero"));
+        }
+        let proven = Proven::for_opening(Arc::new(attested), possession);
+        for _ in 0..ATTEMPTS {
+            let now = self.clock.now();
+            let rules = self.views.rules();
+            let verified = proven.stand(self.standing(&proven, rules.as_deref(), None), now).map_err(|e| closed(&e))?;
+            let agent = verified.agent();
+            if let Some(task) = self.state.opened_under(&agent.id, proven.jkt(), &ask.request_id) {
+                return self.opened_before(call, &ask, &task, &proven);
+            }
+            let task = TaskId::from_random(self.draw());
+            let purpose = Blob::new(ask.purpose.blob(self.draw()));
+            let fact = TaskOpened {
+                task,
+                agent: agent.id.clone(),
+                owner: agent.owner.clone(),
+                binding: verified.binding(),
+                request_id: ask.request_id.clone(),
+                asked_seconds: ask.max_duration,
+                opened_at: now,
+                deadline: now.plus_secs(ask.max_duration.min(self.settings.task_cap)),
+                purpose: purpose.hash(),
+                evidence: verified.facts().clone(),
+                policy: rules.as_ref().map(|r| r.bundle.version()).ok_or_else(|| closed(&VerifyError::NoRules))?,
+            };
+            let moves = vec![(Stream::Task(task), 0), (Stream::Open(agent.id.clone(), proven.jkt(), ask.request_id.clone()), 0)];
+            let append = Append {
+                premises: verified.rests_on().to_vec(),
+                not_after: Some(verified.not_after()),
+                blobs: vec![purpose],
+                ..Append::one(Fact::TaskOpened(fact.clone()), moves)
+            };
+            match self.journal.append(append).await {
+                Ok(_) => {
+                    self.remember(task, &proven);
+                    return Ok(Opened { task: Arc::new(fact), facts: proven.facts().clone() });
+                }
+                Err(AppendError::Conflict(_) | AppendError::Late) => {}
+                Err(error) => return Err(self.refuse_append(call.method, &error)),
+            }
+        }
+        Err(self.refuse(call.method, Reason::Conflict, "opening the task"))
+    }
+
+    /// A retry: the same task for the same words, whether it still runs or not.
+    fn opened_before(&self, call: &Presented, ask: &OpenAsk, task: &Task, proven: &Proven) -> Result<Opened, Refusal> {
+        let same = task.opened.asked_seconds == ask.max_duration && task.purpose.as_ref() == Some(&ask.purpose);
+        if !same {
+            return Err(self.refuse(
+                call.method,
+                Reason::RequestIdReused,
+                "this request_id opened a task with another purpose or duration",
+            ));
+        }
+        if !self.runs(task, self.clock.now()) {
+            return Err(self.refuse(call.method, Reason::TaskEnded, "the task this request_id opened is over"));
+        }
+        self.remember(task.opened.task, proven);
+        Ok(Opened { task: task.opened.clone(), facts: proven.facts().clone() })
+    }
+
+    /// Notes when the evidence of a task was verified here.
+    pub(super) fn remember(&self, task: TaskId, proven: &Proven) {
+        self.seen.put_shared(task, proven.attested().clone());
+    }
+
+    /// When the evidence of a task was last verified here.
+    pub(super) fn remembered(&self, task: &TaskId) -> Option<Arc<Attested>> {
+        self.seen.get(task)
+    }
+
+    /// What the journal and the rules say at this moment about whoever proved something.
+    pub(super) fn standing<'a>(
+        &'a self,
+        proven: &Proven,
+        rules: Option<&'a crate::rules::InForce>,
+        task: Option<&Task>,
+    ) -> Standing<'a> {
+        let facts = proven.facts();
+        let trust = self
+            .state
+            .trusted(&facts.subject.trust_domain())
+            .filter(|keys| keys.value.kids.contains(&facts.kid))
+            .map(|keys| keys.version);
+        Standing {
+            rules,
+            trust,
+            agent: Box::new(|id| {
+                let at = self.state.standing(id);
+                (at.value.suspended, at.version)
+            }),
+            task: task.map(|t| TaskStanding {
+                id: t.opened.task,
+                agent: t.opened.agent.clone(),
+                opened_at: t.opened.opened_at,
+                deadline: t.opened.deadline,
+                version: t.version,
+            }),
+            max_evidence_age_ms: self.settings.max_evidence_age.saturating_mul(1000),
+        }
+    }
+}

@@ -1,0 +1,155 @@
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use ring::rand::{SecureRandom as _, SystemRandom};
+
+use super::govern::check_governable;
+use super::once::Once;
+use super::views::Views;
+use super::{Hall, Settings};
+use crate::approve::Bounds;
+use crate::clock::Clock;
+use crate::jose::{KeySet, KeySetError, Nonces, SigningKey, Usage};
+use crate::journal::{Append, AppendError, Blob, Journal, OpenError, Options, StopAt};
+use crate::mint::Bench;
+use crate::model::*;
+use crate::rules::{BundleError, BundleFiles, PolicyBundle};
+use crate::state::{State, Table};
+
+/// Everything a broker starts from.
+pub struct Start {
+    /// What it is configured to be.
+    pub settings: Settings,
+    /// Where the journal lies.
+    pub data_dir: PathBuf,
+    /// The token-signing key.
+    pub key: SigningKey,
+    /// Trust domains and their SPIFFE trust bundles, as configured.
+    pub trust: Vec<(TrustDomain, String)>,
+    /// The policy bundle that seeds an empty journal.
+    pub seed: Option<BundleFiles>,
+    /// The time.
+    pub clock: Clock,
+    /// Crash tests only.
+    pub stop_at: Option<StopAt>,
+}
+
+/// Why a broker does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The journal does not open.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// An entry cannot be used by this version.
+    #[error("the journal holds what this version cannot use: {0}")]
+    Unusable(String),
+    /// The system gives no random bytes.
+    #[error("the system gives no random bytes")]
+    Random,
+    /// The signing key.
+    #[error("signing key: {0}")]
+    Key(#[from] KeySetError),
+    /// A configured trust bundle.
+    #[error("trust bundle of {domain}: {source}")]
+    Trust {
+        /// The domain.
+        domain: TrustDomain,
+        /// Why.
+        source: KeySetError,
+    },
+    /// The policy bundle that should seed the journal.
+    #[error("policy bundle:\n{0}")]
+    Policy(#[from] BundleError),
+    /// Nobody could govern with that bundle.
+    #[error("policy bundle: {0}")]
+    Ungovernable(&'static str),
+    /// A first entry could not be written.
+    #[error("journal: {0}")]
+    Append(#[from] AppendError),
+}
+
+impl Hall {
+    /// Opens the journal, replays it, enters what is new in the configuration, and sweeps what that no longer allows.
+    pub async fn start(start: Start) -> Result<Arc<Self>, StartError> {
+        let random = SystemRandom::new();
+        let mut boot_key = [0; 32];
+        random.fill(&mut boot_key).map_err(|_| StartError::Random)?;
+        let state = Arc::new(State::default());
+        let views = Arc::new(Views::default());
+        let apply = {
+            let (state, views) = (state.clone(), views.clone());
+            Box::new(move |committed: &crate::journal::Committed| views.apply(&state, committed))
+        };
+        let options = Options { realm: start.settings.realm.clone(), clock: start.clock.clone(), stop_at: start.stop_at };
+        let journal = Journal::open(&start.data_dir, options, apply)?;
+        if let Some(why) = views.broken() {
+            return Err(StartError::Unusable(why));
+        }
+        let hall = Arc::new(Self {
+            bounds: Bounds { realm: start.settings.realm.clone(), ttl_cap: start.settings.ttl_cap },
+            bench: Bench::new(start.key, start.settings.issuer.clone())?,
+            settings: start.settings,
+            clock: start.clock,
+            journal,
+            state,
+            views,
+            nonces: Nonces::new(&boot_key),
+            random,
+            once: Once::default(),
+            seen: Table::default(),
+            joined: Table::default(),
+            denials: Table::default(),
+            refusals: Mutex::default(),
+            statements: Mutex::default(),
+            doomed: Mutex::default(),
+            log: Mutex::default(),
+            uncounted: Mutex::default(),
+        });
+        for (domain, bundle) in start.trust {
+            hall.enter_trust(domain, bundle).await?;
+        }
+        hall.publish_key().await?;
+        if let Some(files) = start.seed.filter(|_| hall.views.rules().is_none()) {
+            let bundle = PolicyBundle::load(&files)?;
+            check_governable(&bundle).map_err(StartError::Ungovernable)?;
+            hall.enter_bundle(bundle, &files, 0, None).await?;
+        }
+        hall.sweep().await?;
+        Ok(hall)
+    }
+
+    /// A trust bundle that differs from the one in the journal is entered before it is used.
+    async fn enter_trust(&self, domain: TrustDomain, bundle: String) -> Result<(), StartError> {
+        let keys = KeySet::parse(bundle.as_bytes(), Usage::JwtSvid);
+        let keys = keys.map_err(|source| StartError::Trust { domain: domain.clone(), source })?;
+        let blob = Blob::new(bundle);
+        let known = self.state.trusted(&domain);
+        if known.as_ref().is_some_and(|k| k.value.bundle == Some(blob.hash())) {
+            return Ok(());
+        }
+        let kids: BTreeSet<KeyId> = keys.kids().cloned().collect();
+        let removed = known.as_ref().map(|k| k.value.kids.difference(&kids).cloned().collect()).unwrap_or_default();
+        let version = known.map_or(0, |k| k.version);
+        let fact = Fact::TrustBundleChanged(TrustBundleChanged {
+            domain: domain.clone(),
+            bundle: blob.hash(),
+            kids: kids.into_iter().collect(),
+            removed,
+        });
+        self.journal.append(Append { blobs: vec![blob], ..Append::one(fact, vec![(Stream::Trust(domain), version)]) }).await?;
+        Ok(())
+    }
+
+    /// The signing key is in the journal before it signs. (The first key of a realm needs no time to spread.)
+    async fn publish_key(&self) -> Result<(), StartError> {
+        let kid = self.bench.kid().clone();
+        if self.state.key(&kid).is_some() {
+            return Ok(());
+        }
+        let jwk = self.bench.public().to_jwk_named(&kid, Usage::Signature);
+        let fact = Fact::KeyPublished(KeyPublished { kid: kid.clone(), jwk });
+        self.journal.append(Append::one(fact, vec![(Stream::Key(kid), 0)])).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,95 @@
+//! What time brings about. Expiry has taken effect long before: these entries are news for feeds and people, and decide
+//! nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Hall;
+use crate::journal::AppendError;
+use crate::model::*;
+use crate::state::Due;
+
+/// How often the timer looks.
+const EVERY: Duration = Duration::from_millis(250);
+/// Ends written in one round.
+const ROUND_MAX: usize = 512;
+/// How often refusals before gate 1 are counted into the journal, in milliseconds.
+const COUNT_EVERY_MS: i64 = 60_000;
+
+impl Hall {
+    /// Runs until the journal stops.
+    pub async fn upkeep(self: Arc<Self>) {
+        let tail = self.journal.tail();
+        loop {
+            tokio::time::sleep(EVERY).await;
+            if tail.borrow().failed {
+                return;
+            }
+            if let Err(error) = self.upkeep_once().await {
+                tracing::warn!(%error, "upkeep put off");
+            }
+        }
+    }
+
+    /// One round: ends that are due, ends that could not be written, caches.
+    pub async fn upkeep_once(&self) -> Result<(), AppendError> {
+        let now = self.clock.now();
+        for due in self.state.due_by(now, ROUND_MAX) {
+            match due {
+                Due::Task(id) => {
+                    if let Some(task) = self.state.task(&id).filter(|t| t.ended.is_none()) {
+                        let fact =
+                            Fact::TaskEnded(TaskEnded { tasks: vec![id], cause: EndCause::Deadline, outcome: None, by: None });
+                        self.append_news(fact, vec![(Stream::Task(id), task.version)]).await?;
+                    }
+                }
+                Due::AccessRequest(id) => {
+                    if let Some(request) = self.state.access_request(&id) {
+                        let fact =
+                            Fact::AccessRequestClosed(AccessRequestClosed { access_request: id, cause: CloseCause::Expired });
+                        self.append_news(fact, vec![(Stream::Access(id), request.version)]).await?;
+                    }
+                }
+            }
+        }
+        let doomed: Vec<TaskId> = self.lock(&self.doomed).iter().copied().collect();
+        for id in doomed {
+            if let Some(task) = self.state.task(&id).filter(|t| t.ended.is_none()) {
+                let fact = Fact::TaskEnded(TaskEnded { tasks: vec![id], cause: EndCause::Completed, outcome: None, by: None });
+                if !self.append_news(fact, vec![(Stream::Task(id), task.version)]).await? {
+                    continue;
+                }
+            }
+            self.lock(&self.doomed).remove(&id);
+        }
+        self.count_refusals(now).await?;
+        self.forget(now);
+        Ok(())
+    }
+
+    async fn count_refusals(&self, now: Timestamp) -> Result<(), AppendError> {
+        let taken = {
+            let mut uncounted = self.lock(&self.uncounted);
+            match *uncounted {
+                (Some(since), count) if now.since(since) >= COUNT_EVERY_MS => {
+                    *uncounted = (None, 0);
+                    Some((since, count))
+                }
+                _ => None,
+            }
+        };
+        if let Some((since, count)) = taken {
+            self.append_news(Fact::RefusalsCounted(RefusalsCounted { since, count }), Vec::new()).await?;
+        }
+        Ok(())
+    }
+
+    /// Drops what only this process remembers of things that are over.
+    fn forget(&self, now: Timestamp) {
+        self.once.sweep(now);
+        let over = |task: &TaskId| self.state.task(task).is_none_or(|t| !t.runs(now));
+        self.seen.retain(|task| !over(task));
+        self.joined.retain(|(task, _)| !over(task));
+        self.denials.retain(|(task, _)| !over(task));
+    }
+}

@@ -1,0 +1,126 @@
+//! What the journal says in the form the gates need: parsed rules with their version, parsed trust keys.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+
+use crate::jose::{KeySet, PublicKey, Usage};
+use crate::journal::Committed;
+use crate::model::{Digest, Fact, KeyId};
+use crate::rules::{BundleFiles, InForce, PolicyBundle};
+use crate::state::State;
+use crate::verify::{Trust, TrustedDomain};
+
+#[derive(Default)]
+pub(super) struct Views {
+    rules: ArcSwapOption<InForce>,
+    trust: ArcSwap<Trust>,
+    own_keys: ArcSwap<Vec<(KeyId, PublicKey)>>,
+    own_set: ArcSwapOption<KeySet>,
+    /// Bundles that were loaded to be checked, so that putting one in force does not load it twice.
+    shelf: Mutex<HashMap<Digest, PolicyBundle>>,
+    broken: Mutex<Option<String>>,
+}
+
+impl Views {
+    /// Applies a committed entry: state first, then the parsed forms.
+    pub(super) fn apply(&self, state: &State, committed: &Committed) {
+        state.apply(committed);
+        match &committed.entry().fact {
+            Fact::PolicyApplied(f) => {
+                let shelved = self.shelf.lock().unwrap_or_else(PoisonError::into_inner).remove(&f.version);
+                let loaded = shelved.ok_or("not loaded yet".to_owned()).or_else(|_| {
+                    let text = committed.blob(&f.version).ok_or("its content is missing")?;
+                    let files = BundleFiles::parse(text).map_err(|e| e.to_string())?;
+                    PolicyBundle::load(&files).map_err(|e| e.to_string())
+                });
+                match loaded {
+                    Ok(bundle) => {
+                        let version = committed.entry().index + 1;
+                        self.rules.store(Some(Arc::new(InForce::new(bundle, version))));
+                    }
+                    Err(why) => {
+                        // INVARIANT (no rules, no mint): a bundle that does not load leaves none in force.
+                        self.rules.store(None);
+                        self.break_with(format!("policy bundle {}: {why}", f.version));
+                    }
+                }
+            }
+            Fact::TrustBundleChanged(f) => {
+                let keys = committed
+                    .blob(&f.bundle)
+                    .ok_or("its content is missing".to_owned())
+                    .and_then(|text| KeySet::parse(text.as_bytes(), Usage::JwtSvid).map_err(|e| e.to_string()));
+                match keys {
+                    Ok(jwt_svid) => {
+                        let next = self.trust.load().with(f.domain.clone(), TrustedDomain { jwt_svid });
+                        self.trust.store(Arc::new(next));
+                    }
+                    Err(why) => self.break_with(format!("trust bundle of {}: {why}", f.domain)),
+                }
+            }
+            Fact::KeyPublished(f) => match PublicKey::from_jwk(&f.jwk) {
+                Ok(key) => {
+                    let mut keys = (**self.own_keys.load()).clone();
+                    keys.push((f.kid.clone(), key));
+                    match KeySet::of(keys.iter().map(|(kid, key)| (kid.clone(), key))) {
+                        Ok(set) => self.own_set.store(Some(Arc::new(set))),
+                        Err(why) => self.break_with(format!("key {}: {why}", f.kid)),
+                    }
+                    self.own_keys.store(Arc::new(keys));
+                }
+                Err(why) => self.break_with(format!("key {}: {why}", f.kid)),
+            },
+            Fact::EpochStarted(_)
+            | Fact::AgentSuspended(_)
+            | Fact::AgentResumed(_)
+            | Fact::TaskOpened(_)
+            | Fact::TaskEnded(_)
+            | Fact::RequestDenied(_)
+            | Fact::AccessRequestOpened(_)
+            | Fact::VoteCast(_)
+            | Fact::VoteRefused(_)
+            | Fact::AccessRequestClosed(_)
+            | Fact::TokenIssued(_)
+            | Fact::TokenReissued(_)
+            | Fact::TokenConsumed(_)
+            | Fact::GrantsEnded(_)
+            | Fact::RefusalsCounted(_) => {}
+        }
+    }
+
+    /// Keeps a loaded bundle for the entry that will put it in force.
+    pub(super) fn shelve(&self, bundle: PolicyBundle) {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner).insert(bundle.version(), bundle);
+    }
+
+    /// Forgets a bundle whose entry did not come.
+    pub(super) fn unshelve(&self, version: &Digest) {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner).remove(version);
+    }
+
+    /// The policy bundle in force, with its version, in one piece.
+    pub(super) fn rules(&self) -> Option<Arc<InForce>> {
+        self.rules.load_full()
+    }
+
+    pub(super) fn trust(&self) -> Arc<Trust> {
+        self.trust.load_full()
+    }
+
+    /// The keys our own tokens verify under.
+    pub(super) fn own_keys(&self) -> Option<Arc<KeySet>> {
+        self.own_set.load_full()
+    }
+
+    /// What could not be read from the journal; the broker does not start with it.
+    pub(super) fn broken(&self) -> Option<String> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn break_with(&self, why: String) {
+        tracing::error!(why, "an entry cannot be used");
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+    }
+}

@@ -1,0 +1,352 @@
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::request_token::{ProfileState, RuleShown};
+use super::{Hall, Presented, Refusal};
+use crate::approve::votes::{self, Ineligible};
+use crate::journal::{Append, AppendError, Blob};
+use crate::model::*;
+use crate::rules::{InForce, Risk};
+use crate::state::{AccessRequest, AccessStatus};
+use crate::verify::Possession;
+
+/// A statement that waits for its signature.
+pub(super) struct Begun {
+    text: String,
+    statement: VoteStatement,
+    voter: PersonId,
+    until: Timestamp,
+}
+
+/// The statement to sign.
+#[derive(Debug)]
+pub struct VoteBegun {
+    /// Canonical JSON.
+    pub statement: String,
+}
+
+/// Where an access request stands, everything considered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It waits for people.
+    Waiting,
+    /// Enough people said yes.
+    Approved,
+    /// A person said no.
+    Denied,
+    /// A grant consumed it.
+    Consumed,
+    /// The agent took it back.
+    Cancelled,
+    /// Nobody decided in time.
+    Expired,
+    /// Its task, its agent or the rules ended it.
+    Ended,
+}
+
+/// An access request, for those who may see it.
+#[derive(Debug, Clone)]
+pub struct AccessView {
+    /// As recorded.
+    pub request: Arc<AccessRequest>,
+    /// Where it stands.
+    pub standing: Standing,
+    /// Profiles, and how far they are.
+    pub needs: Vec<ProfileState>,
+    /// The catalogue's title.
+    pub title: String,
+    /// The catalogue's risk.
+    pub risk: Option<Risk>,
+}
+
+/// Everything a person needs to decide: rendered from what is signed and the catalogue's own words.
+#[derive(Debug)]
+pub struct CardView {
+    /// The access request.
+    pub access: AccessView,
+    /// The realm.
+    pub realm: Realm,
+    /// The catalogue's words.
+    pub effect: String,
+    /// The catalogue's words.
+    pub reversible: String,
+    /// The catalogue's words.
+    pub undo: String,
+    /// The policy bundle's facts of the target.
+    pub target_facts: Option<Vec<(String, String)>>,
+    /// The agent as registered.
+    pub agent: Option<Arc<Agent>>,
+    /// Rules that ask.
+    pub rules: Vec<RuleShown>,
+    /// The task's key.
+    pub task_key: Thumbprint,
+    /// The policy bundle the card is rendered under.
+    pub policy: Digest,
+    /// The agent's words.
+    pub purpose: Option<Prose>,
+}
+
+/// Milliseconds a statement waits for its signature.
+const STATEMENT_LIFE_MS: i64 = 120_000;
+/// Statements that may wait.
+const STATEMENTS_MAX: usize = 10_000;
+/// How often a vote is tried again when another vote came first.
+const VOTE_ATTEMPTS: usize = 128;
+
+impl Hall {
+    /// Access requests that wait, oldest first.
+    pub fn list_access_requests(&self, call: &Presented) -> Result<Vec<AccessView>, Refusal> {
+        let now = self.clock.now();
+        self.person(call, now)?;
+        let rules = self.rules(call)?;
+        Ok(self.state.waiting(now).into_iter().map(|request| self.view(request, &rules, now)).collect())
+    }
+
+    /// One access request as its agent sees it.
+    pub fn get_access_request(&self, call: &Presented, task: TaskId, id: AccessRequestId) -> Result<AccessView, Refusal> {
+        let now = self.clock.now();
+        let possession: Possession = self.agent_possession(call, None, None, now)?;
+        let task = self.own_task(call, &task, &possession)?;
+        let request = self.own_request(call, &task.opened.task, &id)?;
+        let rules = self.rules(call)?;
+        Ok(self.view(request, &rules, now))
+    }
+
+    /// The same view after the caller was let in.
+    pub fn view_of(&self, call: &Presented, id: &AccessRequestId) -> Result<AccessView, Refusal> {
+        let rules = self.rules(call)?;
+        let request = self.known_request(call, id)?;
+        Ok(self.view(request, &rules, self.clock.now()))
+    }
+
+    /// The card of an access request.
+    pub fn card(&self, call: &Presented, id: &AccessRequestId) -> Result<CardView, Refusal> {
+        let now = self.clock.now();
+        self.person(call, now)?;
+        let rules = self.rules(call)?;
+        let request = self.known_request(call, id)?;
+        let task = self.state.task(&request.opened.task);
+        let catalogue = rules.bundle.action(&request.opened.action.action);
+        let words = |pick: fn(&crate::rules::CatalogueAction) -> &Option<String>| {
+            catalogue.and_then(|a| pick(a).clone()).unwrap_or_default()
+        };
+        Ok(CardView {
+            realm: self.settings.realm.clone(),
+            effect: words(|a| &a.effect),
+            reversible: words(|a| &a.reversible),
+            undo: words(|a| &a.undo),
+            target_facts: rules.bundle.target_facts(&request.opened.action.target),
+            agent: rules.bundle.agent(&request.opened.agent),
+            rules: self.rules_shown(&request.opened.decision.rules),
+            task_key: task.as_ref().map_or(Thumbprint(Digest::of(b"")), |t| t.opened.binding.jkt()),
+            policy: rules.bundle.version(),
+            purpose: task.and_then(|t| t.purpose.clone()),
+            access: self.view(request, &rules, now),
+        })
+    }
+
+    /// Hands out the statement to sign, if this person's vote would count. It is kept in memory for two minutes.
+    pub async fn begin_vote(
+        &self,
+        call: &Presented,
+        id: AccessRequestId,
+        profile: ProfileName,
+        verdict: Verdict,
+        narrowing: Narrowing,
+    ) -> Result<VoteBegun, Refusal> {
+        let now = self.clock.now();
+        let voter = self.person(call, now)?;
+        let rules = self.rules(call)?;
+        let request = self.votable(call, &id, now)?;
+        let defined = match votes::eligible(&voter.id, &profile, verdict, &request, &rules.bundle) {
+            Ok(defined) => defined,
+            Err(why) => return Err(self.refuse_vote(call, &request, &voter.id, why).await),
+        };
+        let max_ttl = match narrowing.max_ttl {
+            Some(ttl) if ttl <= 0 || ttl > request.opened.max_ttl => {
+                let told = format!("narrowing must be 1 to {} seconds", request.opened.max_ttl);
+                return Err(self.refuse(call.method, Reason::InvalidTtl, told));
+            }
+            Some(ttl) => ttl,
+            None => request.opened.max_ttl,
+        };
+        let (Some(action), Some(task)) = (&request.action, self.state.task(&request.opened.task)) else {
+            return Err(self.refuse(call.method, Reason::AccessRequestClosed, "the action is no longer on record"));
+        };
+        let statement = VoteStatement {
+            v: 1,
+            realm: self.settings.realm.clone(),
+            access_request_id: id,
+            agent: request.opened.agent.clone(),
+            owner: request.opened.owner.clone(),
+            task: request.opened.task,
+            task_key: task.opened.binding.jkt(),
+            action: action.to_json(),
+            max_ttl,
+            uses: request.opened.uses,
+            policy: rules.bundle.version(),
+            profile: defined.reference(),
+            verdict,
+            not_after: now.plus_secs(i64::from(defined.good_for_s)).secs(),
+            nonce: URL_SAFE_NO_PAD.encode(self.draw()),
+        };
+        let text = statement.canonical().map_err(|e| self.refuse(call.method, Reason::Undecided, e.to_string()))?;
+        let mut statements = self.lock(&self.statements);
+        statements.retain(|_, begun| now < begun.until);
+        if statements.len() >= STATEMENTS_MAX {
+            drop(statements);
+            return Err(self.refuse(call.method, Reason::TooBusy, "too many statements wait for signatures"));
+        }
+        let begun = Begun { text: text.clone(), statement, voter: voter.id, until: now.plus_millis(STATEMENT_LIFE_MS) };
+        statements.insert(begun.statement.nonce.clone(), begun);
+        Ok(VoteBegun { statement: text })
+    }
+
+    /// Takes a signed statement. A vote mints nothing. A crash before the append leaves no vote; after it, a vote that
+    /// counts as long as its voter does.
+    pub async fn cast_vote(
+        &self,
+        call: &Presented,
+        id: AccessRequestId,
+        text: &str,
+        signature: &[u8],
+    ) -> Result<AccessView, Refusal> {
+        let now = self.clock.now();
+        let voter = self.person(call, now)?;
+        let stated = VoteStatement::parse(text).ok().map(|s| s.nonce).unwrap_or_default();
+        let begun = self.lock(&self.statements).remove(&stated);
+        let begun =
+            begun.filter(|b| b.text == text && b.voter == voter.id && b.statement.access_request_id == id && now < b.until);
+        let Some(begun) = begun else {
+            return Err(self.refuse(
+                call.method,
+                Reason::StatementUnknown,
+                "begin the vote anew: no such statement waits for you",
+            ));
+        };
+        let statement = begun.statement;
+        let signature = URL_SAFE_NO_PAD.encode(signature);
+        for _ in 0..VOTE_ATTEMPTS {
+            let now = self.clock.now();
+            let rules = self.rules(call)?;
+            // The task's version before the question whether it runs: an end after this line refuses the append.
+            let task = self.known_request(call, &id)?.opened.task;
+            let task = (Stream::Task(task), self.state.task(&task).map_or(Version::MAX, |t| t.version));
+            let request = self.votable(call, &id, now)?;
+            let eligible = votes::eligible(&voter.id, &statement.profile.name, statement.verdict, &request, &rules.bundle);
+            if let Err(why) = eligible {
+                return Err(self.refuse_vote(call, &request, &voter.id, why).await);
+            }
+            let signed = rules.bundle.person(&voter.id).is_some_and(|p| votes::signed_by(p, voter.key, &statement, &signature));
+            if !signed {
+                return Err(self.refuse(
+                    call.method,
+                    Reason::SignatureWrong,
+                    "the signature is not of this statement by the key of this call",
+                ));
+            }
+            let blob = Blob::new(text);
+            let fact = Fact::VoteCast(VoteCast {
+                access_request: id,
+                voter: voter.id.clone(),
+                key: voter.key,
+                verdict: statement.verdict,
+                profile: statement.profile.clone(),
+                max_ttl: statement.max_ttl,
+                not_after: Timestamp::from_secs(statement.not_after),
+                statement: blob.hash(),
+                signature: signature.clone(),
+            });
+            let append = Append {
+                premises: vec![(Stream::Policy, rules.version), (Stream::Person(voter.id.clone()), 0), task],
+                not_after: Some(request.opened.expires_at),
+                blobs: vec![blob],
+                ..Append::one(fact, vec![(Stream::Access(id), request.version)])
+            };
+            match self.journal.append(append).await {
+                Ok(_) => return self.view_of(call, &id),
+                Err(AppendError::Conflict(_) | AppendError::Late) => {}
+                Err(error) => return Err(self.refuse_append(call.method, &error)),
+            }
+        }
+        Err(self.refuse(call.method, Reason::Conflict, "others keep voting"))
+    }
+
+    /// An ineligible vote is recorded and ends nothing.
+    async fn refuse_vote(&self, call: &Presented, request: &AccessRequest, voter: &PersonId, why: Ineligible) -> Refusal {
+        if let Err(refusal) = self.count_refusal(call, &request.opened.task) {
+            return refusal;
+        }
+        let fact = Fact::VoteRefused(VoteRefused {
+            access_request: request.opened.access_request,
+            voter: voter.clone(),
+            why: why.to_string(),
+        });
+        match self.journal.append(Append::one(fact, Vec::new())).await {
+            Ok(_) => self.refuse(call.method, Reason::NotEligible, format!("your vote would not count: {why}")),
+            Err(error) => self.refuse_append(call.method, &error),
+        }
+    }
+
+    fn rules(&self, call: &Presented) -> Result<Arc<InForce>, Refusal> {
+        self.views.rules().ok_or_else(|| self.refuse(call.method, Reason::Undecided, "no policy bundle is in force"))
+    }
+
+    pub(super) fn own_request(
+        &self,
+        call: &Presented,
+        task: &TaskId,
+        id: &AccessRequestId,
+    ) -> Result<Arc<AccessRequest>, Refusal> {
+        self.state
+            .access_request(id)
+            .filter(|r| r.opened.task == *task)
+            .ok_or_else(|| self.refuse(call.method, Reason::NotFound, format!("no access request {id} in this task")))
+    }
+
+    fn known_request(&self, call: &Presented, id: &AccessRequestId) -> Result<Arc<AccessRequest>, Refusal> {
+        self.state.access_request(id).ok_or_else(|| self.refuse(call.method, Reason::NotFound, format!("no access request {id}")))
+    }
+
+    fn votable(&self, call: &Presented, id: &AccessRequestId, now: Timestamp) -> Result<Arc<AccessRequest>, Refusal> {
+        let request = self.known_request(call, id)?;
+        let running = self.state.task(&request.opened.task).is_some_and(|t| self.runs(&t, now));
+        if request.waits(now) && running {
+            Ok(request)
+        } else {
+            Err(self.refuse(
+                call.method,
+                Reason::AccessRequestClosed,
+                "the access request no longer waits; the vote has no effect",
+            ))
+        }
+    }
+
+    pub(super) fn view(&self, request: Arc<AccessRequest>, rules: &InForce, now: Timestamp) -> AccessView {
+        let needs = self.needs(&request, rules, now);
+        let satisfied =
+            needs.iter().all(|n| n.quorum > 0 && n.approvers.len() >= usize::try_from(n.quorum).unwrap_or(usize::MAX));
+        let running = self.state.task(&request.opened.task).is_some_and(|t| self.runs(&t, now));
+        let standing = match request.status {
+            AccessStatus::Denied => Standing::Denied,
+            AccessStatus::Consumed(_) => Standing::Consumed,
+            AccessStatus::Closed(CloseCause::Cancelled) => Standing::Cancelled,
+            AccessStatus::Closed(CloseCause::Expired) => Standing::Expired,
+            AccessStatus::Closed(CloseCause::Policy) => Standing::Ended,
+            AccessStatus::Waiting if !running => Standing::Ended,
+            AccessStatus::Waiting if !request.waits(now) => Standing::Expired,
+            AccessStatus::Waiting if satisfied => Standing::Approved,
+            AccessStatus::Waiting => Standing::Waiting,
+        };
+        let catalogue = rules.bundle.action(&request.opened.action.action);
+        AccessView {
+            standing,
+            needs,
+            title: catalogue.map(|a| a.title.clone()).unwrap_or_default(),
+            risk: catalogue.and_then(|a| a.risk),
+            request,
+        }
+    }
+}

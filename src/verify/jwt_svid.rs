@@ -1,0 +1,52 @@
+//! JWT-SVID (SPIFFE JWT-SVID §2, §3): a signed claim that a workload has a SPIFFE ID, for one audience, for a while.
+
+use super::VerifyError;
+use crate::jose::{HeaderRules, KidRule, TypRule, jws};
+use crate::model::{Digest, EvidenceFacts, EvidenceKind, Secret, SpiffeId, Timestamp};
+use crate::verify::Trust;
+
+const RULES: HeaderRules = HeaderRules { typ: TypRule::Optional(&["JWT", "JOSE"]), kid: KidRule::Required, extras: &[] };
+
+/// Seconds a signer's clock may run ahead.
+const LEEWAY_S: i64 = 5;
+/// Longest remaining life of evidence, in seconds: an honest SVID lives minutes to hours.
+const LIFE_MAX_S: i64 = 24 * 3_600;
+
+pub(super) fn check(token: &Secret, trust: &Trust, audience: &str, now: Timestamp) -> Result<EvidenceFacts, VerifyError> {
+    let compact = token.reveal();
+    // The unverified subject only chooses whose keys may verify it; the subject believed is read from the verified claims
+    // below, and must lie in that same domain.
+    let hint = SpiffeId::parse(&jws::unverified_string(compact, "sub")?).map_err(VerifyError::Subject)?;
+    let domain = hint.trust_domain();
+    let keys = trust.domain(&domain).ok_or_else(|| VerifyError::UnknownDomain(domain.clone()))?;
+    let jws = jws::verify(compact, &keys.jwt_svid, &RULES)?;
+    let claims = jws.claims();
+    let subject = SpiffeId::parse(claims.string("sub")?).map_err(VerifyError::Subject)?;
+    if subject.trust_domain() != domain {
+        return Err(VerifyError::UnknownDomain(subject.trust_domain()));
+    }
+    if claims.audience()? != audience {
+        return Err(VerifyError::WrongAudience);
+    }
+    let expires_at = Timestamp::from_secs(claims.seconds("exp")?);
+    if now >= expires_at {
+        return Err(VerifyError::Expired(expires_at));
+    }
+    let ahead = now.plus_secs(LEEWAY_S);
+    for name in ["iat", "nbf"] {
+        if claims.optional_seconds(name)?.is_some_and(|at| Timestamp::from_secs(at) > ahead) {
+            return Err(VerifyError::Dates);
+        }
+    }
+    if expires_at > now.plus_secs(LIFE_MAX_S) {
+        return Err(VerifyError::Dates);
+    }
+    Ok(EvidenceFacts {
+        kind: EvidenceKind::JwtSvid,
+        subject,
+        kid: jws.kid().clone(),
+        sha256: Digest::of(compact.as_bytes()),
+        verified_at: now,
+        expires_at,
+    })
+}

@@ -1,0 +1,75 @@
+use super::VerifyError;
+use crate::jose::dpop::{self, Freshness};
+use crate::jose::{Nonces, PublicKey};
+use crate::model::{Binding, Digest, Secret, Thumbprint, Timestamp};
+
+/// A key that was held in this call: made only by [`Possession::check`].
+#[derive(Debug)]
+pub struct Possession {
+    key: PublicKey,
+    jkt: Thumbprint,
+    adg: Option<Digest>,
+}
+
+/// The proof a call carries and what it must be for.
+pub struct CallProof<'a> {
+    /// The DPoP proof, as the metadata carries it.
+    pub proof: Option<&'a Secret>,
+    /// The external URL of the method.
+    pub htu: &'a str,
+    /// The action digest the call is for, when it is for one.
+    pub action: Option<Digest>,
+    /// SHA-256 of the evidence in the call, when there is one.
+    pub evidence: Option<Digest>,
+    /// The broker's nonces.
+    pub nonces: &'a Nonces,
+    /// Marks (key, jti) as used until a moment; says why it may not be used.
+    pub once: &'a dyn Fn(Thumbprint, &str, Timestamp) -> Result<(), VerifyError>,
+}
+
+impl Possession {
+    /// Checks the proof (RFC 9449 §4.3, §8): signature first, then what it is for, its nonce, and that it is new.
+    ///
+    /// INVARIANT (a proof is used once): no `Possession` exists whose proof was not just marked as used.
+    pub fn check(call: &CallProof<'_>, now: Timestamp) -> Result<Self, VerifyError> {
+        let proof = call.proof.ok_or(VerifyError::NoProof)?;
+        let expect = dpop::Expect { htm: "POST", htu: call.htu, freshness: Freshness::Nonce };
+        let checked = dpop::check(proof.reveal(), &expect).map_err(|error| match error {
+            dpop::ProofError::NonceMissing => VerifyError::Nonce,
+            other => VerifyError::Proof(other),
+        })?;
+        let until = checked.nonce().and_then(|nonce| call.nonces.check(nonce, now)).ok_or(VerifyError::Nonce)?;
+        if checked.adg() != call.action {
+            return Err(VerifyError::ProofElsewhere("action"));
+        }
+        if checked.evh() != call.evidence {
+            return Err(VerifyError::ProofElsewhere("evidence"));
+        }
+        if checked.ath().is_some() {
+            return Err(VerifyError::ProofElsewhere("token"));
+        }
+        let jkt = checked.jkt();
+        (call.once)(jkt, checked.jti(), until)?;
+        Ok(Self { key: checked.key().clone(), jkt, adg: checked.adg() })
+    }
+
+    /// The key.
+    pub const fn key(&self) -> &PublicKey {
+        &self.key
+    }
+
+    /// The key's thumbprint.
+    pub const fn jkt(&self) -> Thumbprint {
+        self.jkt
+    }
+
+    /// The action digest the proof was made for.
+    pub const fn adg(&self) -> Option<Digest> {
+        self.adg
+    }
+
+    /// Whether the key is the one something is bound to.
+    pub fn is_of(&self, binding: &Binding) -> Result<(), VerifyError> {
+        if self.jkt == binding.jkt() { Ok(()) } else { Err(VerifyError::ProofElsewhere("task")) }
+    }
+}
