@@ -33,9 +33,9 @@ pub struct Presented {
     pub bearer: Option<Secret>,
 }
 
-/// A registered person who proved a key of theirs.
+/// A registered person who proved a key of theirs, in a role the method admits. Made only by [`Hall::person`].
 #[derive(Debug)]
-pub(super) struct PersonCaller {
+pub struct PersonCaller {
     pub(super) id: PersonId,
     pub(super) key: Thumbprint,
 }
@@ -87,8 +87,8 @@ impl Hall {
     }
 
     /// A registered person, of a role the method admits.
-    pub(super) fn person(&self, call: &Presented, now: Timestamp) -> Result<PersonCaller, Refusal> {
-        match self.caller(call, now)? {
+    pub fn person(&self, call: &Presented) -> Result<PersonCaller, Refusal> {
+        match self.caller(call, self.clock.now())? {
             Caller::Person(person) => Ok(person),
             Caller::Service(service) => {
                 Err(self.refuse(call.method, Reason::NotPermitted, format!("{} is no person", service.id)))

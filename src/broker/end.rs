@@ -46,7 +46,7 @@ impl Hall {
 
     /// An operator ends a task.
     pub async fn end_task_as_operator(&self, call: &Presented, ask: TaskEndAsk) -> Result<EndReport, Refusal> {
-        let operator = self.person(call, self.clock.now())?;
+        let operator = self.person(call)?;
         if self.state.task(&ask.task).is_none() {
             return Err(self.refuse(call.method, Reason::NotFound, format!("no task {}", ask.task)));
         }

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Hall, Presented, Refusal};
+use super::{Hall, PersonCaller, Presented, Refusal};
 use crate::approve;
 use crate::journal::{Append, AppendError, Blob};
 use crate::model::*;
@@ -38,8 +38,12 @@ pub struct Swept {
 impl Hall {
     /// Puts a policy bundle in force, whole, or refuses it whole. A crash before the append leaves the last one in force;
     /// after it, the new one, and the next start sweeps what this one did not.
-    pub async fn apply_policy_bundle(&self, call: &Presented, files: BTreeMap<String, String>) -> Result<Applied, Refusal> {
-        let operator = self.person(call, self.clock.now())?;
+    pub async fn apply_policy_bundle(
+        &self,
+        call: &Presented,
+        operator: PersonCaller,
+        files: BTreeMap<String, String>,
+    ) -> Result<Applied, Refusal> {
         let refuse = |e: &dyn std::fmt::Display| self.refuse(call.method, Reason::InvalidPolicyBundle, e.to_string());
         let files = BundleFiles::new(files).map_err(|e| refuse(&e))?;
         let bundle = PolicyBundle::load(&files).map_err(|e| refuse(&e))?;
@@ -83,7 +87,7 @@ impl Hall {
 
     /// Takes an agent out of service: one entry ends all it has.
     pub async fn suspend_agent(&self, call: &Presented, agent: AgentId, reason: Option<Prose>) -> Result<(usize, u64), Refusal> {
-        let operator = self.person(call, self.clock.now())?;
+        let operator = self.person(call)?;
         self.known_agent(call, &agent)?;
         loop {
             let standing = self.state.standing(&agent);
@@ -111,7 +115,7 @@ impl Hall {
 
     /// Lets an agent operate again; nothing that ended comes back.
     pub async fn resume_agent(&self, call: &Presented, agent: AgentId) -> Result<u64, Refusal> {
-        let operator = self.person(call, self.clock.now())?;
+        let operator = self.person(call)?;
         self.known_agent(call, &agent)?;
         loop {
             let standing = self.state.standing(&agent);

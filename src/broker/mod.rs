@@ -32,7 +32,7 @@ use crate::model::*;
 use crate::state::{Grant, State, Table, Task};
 use crate::verify::{Attested, VerifyError};
 
-pub use callers::{CallerKind, Presented};
+pub use callers::{CallerKind, PersonCaller, Presented};
 pub use end::{EndReport, TaskEndAsk};
 pub use explain::Explained;
 pub use feed::{FeedStart, Position};
@@ -225,6 +225,11 @@ impl Hall {
         }
         log.push_back(Refused { correlation, at, method, reason, detail });
         Refusal { reason, told, correlation, known: true }
+    }
+
+    /// A refusal of a message that is not of its form, before anybody is known.
+    pub fn malformed(&self, method: &'static str, error: &Malformed) -> Refusal {
+        Refusal { known: false, ..self.refuse(method, Reason::Malformed, error.to_string()) }
     }
 
     /// A refusal at gate 1: one public message for every cause, but for the two that need an answer from the caller.

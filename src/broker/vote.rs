@@ -99,7 +99,7 @@ impl Hall {
     /// Access requests that wait, oldest first.
     pub fn list_access_requests(&self, call: &Presented) -> Result<Vec<AccessView>, Refusal> {
         let now = self.clock.now();
-        self.person(call, now)?;
+        self.person(call)?;
         let rules = self.rules(call)?;
         Ok(self.state.waiting(now).into_iter().map(|request| self.view(request, &rules, now)).collect())
     }
@@ -124,7 +124,7 @@ impl Hall {
     /// The card of an access request.
     pub fn card(&self, call: &Presented, id: &AccessRequestId) -> Result<CardView, Refusal> {
         let now = self.clock.now();
-        self.person(call, now)?;
+        self.person(call)?;
         let rules = self.rules(call)?;
         let request = self.known_request(call, id)?;
         let task = self.state.task(&request.opened.task);
@@ -157,7 +157,7 @@ impl Hall {
         narrowing: Narrowing,
     ) -> Result<VoteBegun, Refusal> {
         let now = self.clock.now();
-        let voter = self.person(call, now)?;
+        let voter = self.person(call)?;
         let rules = self.rules(call)?;
         let request = self.votable(call, &id, now)?;
         let defined = match votes::eligible(&voter.id, &profile, verdict, &request, &rules.bundle) {
@@ -214,7 +214,7 @@ impl Hall {
         signature: &[u8],
     ) -> Result<AccessView, Refusal> {
         let now = self.clock.now();
-        let voter = self.person(call, now)?;
+        let voter = self.person(call)?;
         let stated = VoteStatement::parse(text).ok().map(|s| s.nonce).unwrap_or_default();
         let begun = self.lock(&self.statements).remove(&stated);
         let begun =

@@ -1,0 +1,70 @@
+//! The wire words: what `proto/dipylon/v1` compiles to, and the two things both sides of it share.
+//!
+//! In: bytes and generated messages. Out: messages whose every field was understood ([`strict`]), and words of the model
+//! ([`convert`]).
+//! Trusts: the descriptor compiled into this binary.
+//! Refuses: in a request, whatever it does not know; in a conversion, whatever the model's words refuse.
+//! Never: decides anything, or prints a token, evidence, a signature or a parameter's value (`redact`).
+
+use std::sync::OnceLock;
+
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
+
+pub mod convert;
+mod redact;
+pub mod strict;
+#[cfg(test)]
+mod strict_tests;
+
+/// Package `dipylon.v1`.
+#[allow(missing_docs, clippy::all, reason = "generated")]
+pub mod v1 {
+    tonic::include_proto!("dipylon.v1");
+}
+
+/// The compiled `FileDescriptorSet`, imports and comments included: what reflection serves.
+pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor.bin"));
+
+/// The package of every message and service here.
+pub const PACKAGE: &str = "dipylon.v1";
+
+/// `ErrorInfo.domain` of every refusal.
+pub const ERROR_DOMAIN: &str = "dipylon";
+
+/// Every method as `package.Service/Method`, as it stands in the path of a call, in the order of the files.
+pub fn methods() -> &'static [String] {
+    static METHODS: OnceLock<Vec<String>> = OnceLock::new();
+    METHODS.get_or_init(|| {
+        let files = descriptor().into_iter().flat_map(|set| set.file);
+        files
+            .flat_map(|file| {
+                let package = file.package().to_owned();
+                file.service.into_iter().flat_map(move |service| {
+                    let prefix = format!("{package}.{}", service.name());
+                    service.method.into_iter().map(move |method| format!("{prefix}/{}", method.name()))
+                })
+            })
+            .collect()
+    })
+}
+
+/// The descriptor, read. `None` only if the build wrote something else; readers then refuse everything.
+fn descriptor() -> Option<FileDescriptorSet> {
+    FileDescriptorSet::decode(DESCRIPTOR).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_method_of_every_service_is_listed() {
+        let methods = methods();
+        assert_eq!(methods.len(), 17);
+        assert!(methods.iter().all(|m| m.starts_with("dipylon.v1.")), "{methods:?}");
+        for name in ["dipylon.v1.TaskService/OpenTask", "dipylon.v1.TokenService/WatchRevocations"] {
+            assert!(methods.iter().any(|m| m == name), "{name}");
+        }
+    }
+}

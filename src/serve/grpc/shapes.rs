@@ -1,0 +1,207 @@
+//! The hall's answers in wire words.
+
+use crate::broker::{AccessStanding, AccessView, CardView, EndReport, Position, ProfileState, RuleShown, TokenReply};
+use crate::model::*;
+use crate::proto::convert::{action_to_wire, seconds_to_wire, timestamp_to_wire};
+use crate::proto::v1;
+use crate::proto::v1::request_token_response::Outcome;
+use crate::rules::Risk;
+use crate::state::{FeedEvent, Selector};
+
+pub(super) fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+pub(super) fn verification(facts: &EvidenceFacts) -> v1::Verification {
+    v1::Verification {
+        evidence_kind: facts.kind.as_str().to_owned(),
+        subject: facts.subject.to_string(),
+        verified_at: Some(timestamp_to_wire(facts.verified_at)),
+        expires_at: Some(timestamp_to_wire(facts.expires_at)),
+    }
+}
+
+fn ttl_sum(sum: &TtlSum) -> v1::TtlSum {
+    v1::TtlSum {
+        asked: Some(seconds_to_wire(sum.asked)),
+        bounds: sum.bounds.iter().map(|b| v1::TtlBound { by: b.by.clone(), ttl: Some(seconds_to_wire(b.seconds)) }).collect(),
+        granted: Some(seconds_to_wire(sum.granted)),
+    }
+}
+
+fn rules(rules: Vec<RuleShown>) -> Vec<v1::Rule> {
+    rules.into_iter().map(|r| v1::Rule { id: r.id, file: r.file, why: r.why }).collect()
+}
+
+fn profile(state: &ProfileState, names: bool) -> v1::Profile {
+    v1::Profile {
+        name: state.profile.name.to_string(),
+        digest: state.profile.digest.to_string(),
+        group: state.group.clone(),
+        quorum: state.quorum,
+        approvals: count(state.approvers.len()),
+        approvers: if names { state.approvers.iter().map(ToString::to_string).collect() } else { Vec::new() },
+    }
+}
+
+pub(super) fn token_reply(reply: TokenReply) -> v1::RequestTokenResponse {
+    let (outcome, decision, facts) = match reply {
+        TokenReply::Token(given) => {
+            let issued = &given.issued;
+            let openings = given.openings.iter().flat_map(|secret| &secret.parameters);
+            let token = v1::IssuedToken {
+                token: given.token.reveal().to_owned(),
+                jti: issued.jti.to_string(),
+                expires_at: Some(timestamp_to_wire(Timestamp::from_secs(issued.exp))),
+                ttl: Some(ttl_sum(&issued.decision.ttl)),
+                uses: issued.uses,
+                access_request_id: issued.consumed.map(|id| id.to_string()).unwrap_or_default(),
+                reissued: given.reissued,
+                openings: openings.map(|(name, o)| v1::Opening { parameter: name.clone(), salt: o.salt.clone() }).collect(),
+                rules: rules(given.rules),
+            };
+            (Outcome::Token(token), Some(issued.decision.id), given.facts)
+        }
+        TokenReply::Pending(pending) => {
+            let message = v1::PendingApproval {
+                access_request_id: pending.access_request.to_string(),
+                needs: pending.needs.iter().map(|need| profile(need, false)).collect(),
+                expires_at: Some(timestamp_to_wire(pending.expires_at)),
+                poll_after: Some(seconds_to_wire(POLL_AFTER_S)),
+                rules: rules(pending.rules),
+                show_evidence: pending.show_evidence,
+                ttl: Some(ttl_sum(&pending.ttl)),
+            };
+            (Outcome::Pending(message), Some(pending.decision), pending.facts)
+        }
+        TokenReply::Denied(denied) => {
+            let message = v1::DeniedRequest {
+                reason: denied.why.as_str().to_owned(),
+                rules: rules(denied.rules),
+                access_request_id: denied.access_request.map(|id| id.to_string()).unwrap_or_default(),
+            };
+            (Outcome::Denied(message), denied.decision, denied.facts)
+        }
+    };
+    v1::RequestTokenResponse {
+        outcome: Some(outcome),
+        decision_id: decision.map(|id| id.to_string()).unwrap_or_default(),
+        verification: Some(verification(&facts)),
+    }
+}
+
+/// Seconds between polls of an agent that does not wait on the server.
+const POLL_AFTER_S: i64 = 2;
+
+fn standing(standing: AccessStanding) -> v1::AccessRequestStatus {
+    match standing {
+        AccessStanding::Waiting => v1::AccessRequestStatus::Waiting,
+        AccessStanding::Approved => v1::AccessRequestStatus::Approved,
+        AccessStanding::Denied => v1::AccessRequestStatus::Denied,
+        AccessStanding::Consumed => v1::AccessRequestStatus::Consumed,
+        AccessStanding::Cancelled => v1::AccessRequestStatus::Cancelled,
+        AccessStanding::Expired => v1::AccessRequestStatus::Expired,
+        AccessStanding::Ended => v1::AccessRequestStatus::Ended,
+    }
+}
+
+fn risk(risk: Option<Risk>) -> String {
+    risk.map(|r| r.as_str().to_owned()).unwrap_or_default()
+}
+
+/// `names`: whether the reader may see who voted.
+pub(super) fn access_request(view: &AccessView, names: bool) -> v1::AccessRequest {
+    let opened = &view.request.opened;
+    v1::AccessRequest {
+        access_request_id: opened.access_request.to_string(),
+        task_id: opened.task.to_string(),
+        agent_id: opened.agent.to_string(),
+        action: view.request.action.as_deref().map(action_to_wire),
+        status: standing(view.standing).into(),
+        needs: view.needs.iter().map(|need| profile(need, names)).collect(),
+        opened_at: Some(timestamp_to_wire(view.request.opened_at)),
+        expires_at: Some(timestamp_to_wire(opened.expires_at)),
+        title: view.title.clone(),
+        risk: risk(view.risk),
+    }
+}
+
+pub(super) fn card(card: &CardView) -> v1::Card {
+    let request = &card.access.request;
+    let opened = &request.opened;
+    v1::Card {
+        access_request_id: opened.access_request.to_string(),
+        realm: card.realm.to_string(),
+        status: standing(card.access.standing).into(),
+        title: card.access.title.clone(),
+        effect: card.effect.clone(),
+        reversible: card.reversible.clone(),
+        undo: card.undo.clone(),
+        risk: risk(card.access.risk),
+        action: request.action.as_deref().map(action_to_wire),
+        action_digest: request.action.as_ref().map(|a| a.digest().to_string()).unwrap_or_default(),
+        target_facts: card
+            .target_facts
+            .iter()
+            .flatten()
+            .map(|(name, value)| v1::CardFact { name: name.clone(), value: value.clone() })
+            .collect(),
+        target_known: card.target_facts.is_some(),
+        agent: Some(v1::CardAgent {
+            agent_id: opened.agent.to_string(),
+            owner: opened.owner.to_string(),
+            environment: card.agent.as_ref().map(|a| a.environment.to_string()).unwrap_or_default(),
+            model: card.agent.as_ref().map(|a| a.model.clone()).unwrap_or_default(),
+            autonomy: card.agent.as_ref().map(|a| a.autonomy.clone()).unwrap_or_default(),
+        }),
+        verification: Some(verification(&opened.evidence)),
+        rules: rules(card.rules.clone()),
+        needs: card.access.needs.iter().map(|need| profile(need, true)).collect(),
+        task_id: opened.task.to_string(),
+        task_key: card.task_key.to_string(),
+        max_ttl: Some(seconds_to_wire(opened.max_ttl)),
+        uses: opened.uses,
+        policy_version: card.policy.to_string(),
+        opened_at: Some(timestamp_to_wire(request.opened_at)),
+        expires_at: Some(timestamp_to_wire(opened.expires_at)),
+        purpose: card.purpose.as_ref().map(|p| p.as_str().to_owned()).unwrap_or_default(),
+        reason: request.reason.as_ref().map(|p| p.as_str().to_owned()).unwrap_or_default(),
+    }
+}
+
+pub(super) fn end_report(report: &EndReport) -> v1::EndReport {
+    v1::EndReport {
+        task_id: report.task.to_string(),
+        cause: cause(report.cause).to_owned(),
+        ended_at: Some(timestamp_to_wire(report.at)),
+        position: report.index,
+        tokens: report.tokens.iter().map(ToString::to_string).collect(),
+        tokens_revoked: count(report.revoked),
+        access_requests_closed: count(report.closed),
+    }
+}
+
+const fn cause(cause: EndCause) -> &'static str {
+    match cause {
+        EndCause::Completed => "completed",
+        EndCause::Deadline => "deadline",
+        EndCause::Operator => "operator",
+        EndCause::Suspended => "suspended",
+        EndCause::Policy => "policy",
+        EndCause::Trust => "trust",
+    }
+}
+
+pub(super) fn position(position: Position) -> v1::Position {
+    v1::Position { epoch: position.epoch, index: position.index }
+}
+
+pub(super) fn feed_event(event: &FeedEvent) -> v1::RevocationEvent {
+    use v1::revocation_event::Selector as Wire;
+    let selector = match &event.selector {
+        Selector::Tasks(ids) => Wire::Tasks(v1::TaskList { task_ids: ids.iter().map(ToString::to_string).collect() }),
+        Selector::Tokens(ids) => Wire::Tokens(v1::TokenList { jtis: ids.iter().map(ToString::to_string).collect() }),
+        Selector::Agent(id) => Wire::AgentId(id.to_string()),
+    };
+    v1::RevocationEvent { epoch: event.epoch, index: event.index, prev: event.prev, selector: Some(selector) }
+}

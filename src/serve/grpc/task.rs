@@ -1,0 +1,106 @@
+use tonic::{Request, Response, Status};
+
+use super::{Door, shapes};
+use crate::broker::{OpenAsk, TaskEndAsk, TokenAsk};
+use crate::model::*;
+use crate::proto::convert::{self, required};
+use crate::proto::v1;
+use crate::proto::v1::task_service_server::TaskService;
+
+#[tonic::async_trait]
+impl TaskService for Door {
+    async fn open_task(&self, request: Request<v1::OpenTaskRequest>) -> Result<Response<v1::OpenTaskResponse>, Status> {
+        let (call, message) = self.open("dipylon.v1.TaskService/OpenTask", request);
+        let ask = open_ask(&message).map_err(self.malformed(&call))?;
+        self.answer(self.hall.open_task(&call, ask).await.map(|opened| v1::OpenTaskResponse {
+            task_id: opened.task.task.to_string(),
+            agent_id: opened.task.agent.to_string(),
+            deadline: Some(convert::timestamp_to_wire(opened.task.deadline)),
+            verification: Some(shapes::verification(&opened.facts)),
+        }))
+    }
+
+    async fn request_token(
+        &self,
+        request: Request<v1::RequestTokenRequest>,
+    ) -> Result<Response<v1::RequestTokenResponse>, Status> {
+        let (call, message) = self.open("dipylon.v1.TaskService/RequestToken", request);
+        let ask = token_ask(&message).map_err(self.malformed(&call))?;
+        self.answer(self.hall.request_token(&call, ask).await.map(shapes::token_reply))
+    }
+
+    async fn get_access_request(
+        &self,
+        request: Request<v1::GetAccessRequestRequest>,
+    ) -> Result<Response<v1::GetAccessRequestResponse>, Status> {
+        let (call, message) = self.open("dipylon.v1.TaskService/GetAccessRequest", request);
+        let (task, id) = both(&message.task_id, &message.access_request_id).map_err(self.malformed(&call))?;
+        let found = self.hall.get_access_request(&call, task, id);
+        // The agent learns how many said yes, not who.
+        self.answer(found.map(|view| v1::GetAccessRequestResponse { access_request: Some(shapes::access_request(&view, false)) }))
+    }
+
+    async fn cancel_access_request(
+        &self,
+        request: Request<v1::CancelAccessRequestRequest>,
+    ) -> Result<Response<v1::CancelAccessRequestResponse>, Status> {
+        let (call, message) = self.open("dipylon.v1.TaskService/CancelAccessRequest", request);
+        let (task, id) = both(&message.task_id, &message.access_request_id).map_err(self.malformed(&call))?;
+        let cancelled = self.hall.cancel_access_request(&call, task, id).await;
+        let view = cancelled.and_then(|()| self.hall.view_of(&call, &id));
+        self.answer(
+            view.map(|view| v1::CancelAccessRequestResponse { access_request: Some(shapes::access_request(&view, false)) }),
+        )
+    }
+
+    async fn complete_task(
+        &self,
+        request: Request<v1::CompleteTaskRequest>,
+    ) -> Result<Response<v1::CompleteTaskResponse>, Status> {
+        let (call, message) = self.open("dipylon.v1.TaskService/CompleteTask", request);
+        let ask = end_ask(&message).map_err(self.malformed(&call))?;
+        let ended = self.hall.complete_task(&call, ask).await;
+        self.answer(ended.map(|report| v1::CompleteTaskResponse { report: Some(shapes::end_report(&report)) }))
+    }
+}
+
+fn open_ask(message: &v1::OpenTaskRequest) -> Result<OpenAsk, Malformed> {
+    Ok(OpenAsk {
+        evidence: convert::evidence(required("evidence", message.evidence.as_ref())?)?,
+        purpose: match message.purpose.trim() {
+            "" => return Err(Malformed::new("purpose", "is required")),
+            _ => Prose::parse("purpose", &message.purpose)?,
+        },
+        max_duration: convert::seconds("max_duration", required("max_duration", message.max_duration.as_ref())?)?,
+        request_id: RequestId::parse(&message.request_id)?,
+    })
+}
+
+fn token_ask(message: &v1::RequestTokenRequest) -> Result<TokenAsk, Malformed> {
+    let wait = message.wait.as_ref().map(|wait| convert::seconds("wait", wait)).transpose()?.unwrap_or(0);
+    Ok(TokenAsk {
+        task: TaskId::parse(&message.task_id)?,
+        action: convert::action(required("action", message.action.as_ref())?)?,
+        ttl: convert::seconds("ttl", required("ttl", message.ttl.as_ref())?)?,
+        reason: if message.reason.is_empty() { None } else { Some(Prose::parse("reason", &message.reason)?) },
+        request_id: RequestId::parse(&message.request_id)?,
+        wait_ms: u64::try_from(wait).map_err(|_| Malformed::new("wait", "must not be negative"))?.saturating_mul(1000),
+        evidence: message.evidence.as_ref().map(convert::evidence).transpose()?,
+    })
+}
+
+fn both(task: &str, access_request: &str) -> Result<(TaskId, AccessRequestId), Malformed> {
+    Ok((TaskId::parse(task)?, AccessRequestId::parse(access_request)?))
+}
+
+fn end_ask(message: &v1::CompleteTaskRequest) -> Result<TaskEndAsk, Malformed> {
+    let outcome = match v1::TaskOutcome::try_from(message.outcome) {
+        Ok(v1::TaskOutcome::Succeeded) => TaskOutcome::Succeeded,
+        Ok(v1::TaskOutcome::Failed) => TaskOutcome::Failed,
+        Ok(v1::TaskOutcome::Abandoned) => TaskOutcome::Abandoned,
+        Ok(v1::TaskOutcome::Unspecified) | Err(_) => {
+            return Err(Malformed::new("outcome", "must be succeeded, failed or abandoned"));
+        }
+    };
+    Ok(TaskEndAsk { task: TaskId::parse(&message.task_id)?, outcome: Some(outcome) })
+}

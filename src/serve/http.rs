@@ -1,0 +1,47 @@
+//! The plain HTTP doors: keys for validators, probes for whoever runs the broker.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+
+use crate::broker::Hall;
+
+/// Seconds a validator may keep the key set.
+const JWKS_MAX_AGE_S: u32 = 300;
+
+pub(super) fn routes(hall: Arc<Hall>) -> Router {
+    Router::new()
+        .route("/.well-known/jwks.json", get(jwks))
+        .route("/livez", get(async || "alive\n"))
+        .route("/readyz", get(readyz))
+        .with_state(hall)
+}
+
+async fn jwks(State(hall): State<Arc<Hall>>) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "application/jwk-set+json".to_owned()),
+        (header::CACHE_CONTROL, format!("public, max-age={JWKS_MAX_AGE_S}")),
+    ];
+    (headers, hall.jwks().to_string()).into_response()
+}
+
+async fn readyz(State(hall): State<Arc<Hall>>) -> Response {
+    match hall.ready() {
+        Ok(()) => (StatusCode::OK, "ready\n").into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")).into_response(),
+    }
+}
+
+/// What no route answers: UNIMPLEMENTED in gRPC's own form for gRPC, 404 for everyone else.
+pub(super) async fn fallback(headers: HeaderMap) -> Response {
+    let grpc = headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
+    if grpc {
+        tonic::Status::unimplemented("no such method").into_http::<axum::body::Body>()
+    } else {
+        (StatusCode::NOT_FOUND, "not found\n").into_response()
+    }
+}
