@@ -11,7 +11,7 @@ use super::{Hall, Settings};
 use crate::approve::Bounds;
 use crate::clock::Clock;
 use crate::jose::{KeySet, KeySetError, Nonces, SigningKey, Usage};
-use crate::journal::{Append, AppendError, Blob, Journal, OpenError, Options, StopAt};
+use crate::journal::{Append, AppendError, Blob, Faults, Journal, OpenError, Options};
 use crate::mint::Bench;
 use crate::model::*;
 use crate::rules::{BundleError, BundleFiles, PolicyBundle};
@@ -31,8 +31,8 @@ pub struct Start {
     pub seed: Option<BundleFiles>,
     /// The time.
     pub clock: Clock,
-    /// Crash tests only.
-    pub stop_at: Option<StopAt>,
+    /// How the journal may fail in a test.
+    pub faults: Faults,
 }
 
 /// Why a broker does not start.
@@ -81,7 +81,7 @@ impl Hall {
             let (state, views) = (state.clone(), views.clone());
             Box::new(move |committed: &crate::journal::Committed| views.apply(&state, committed))
         };
-        let options = Options { realm: start.settings.realm.clone(), clock: start.clock.clone(), stop_at: start.stop_at };
+        let options = Options { realm: start.settings.realm.clone(), clock: start.clock.clone(), faults: start.faults };
         let journal = Journal::open(&start.data_dir, options, apply)?;
         if let Some(why) = views.broken() {
             return Err(StartError::Unusable(why));

@@ -184,8 +184,17 @@ pub struct Options {
     pub realm: Realm,
     /// The writer's clock.
     pub clock: Clock,
-    /// Crash tests only.
+    /// How it may fail in a test.
+    pub faults: Faults,
+}
+
+/// How a crash test makes the writer fail; nothing of it by default.
+#[derive(Clone, Default)]
+pub struct Faults {
+    /// Where the writer stops as if the process died there.
     pub stop_at: Option<StopAt>,
+    /// Whether everything stays in the WAL, so that a test can cut it.
+    pub keep_wal: bool,
 }
 
 /// A handle on the one writer of a data directory.

@@ -77,21 +77,18 @@ impl Writer {
         let head = engine.head()?.unwrap_or_default();
         audit.finish(head.checkpoint())?;
         let closing = Arc::new(AtomicBool::new(false));
-        let checkpointer = Checkpointer::open(dir)?;
-        let stop = closing.clone();
-        std::thread::Builder::new()
-            .name("checkpoint".to_owned())
-            .spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    std::thread::park_timeout(CHECKPOINT_EVERY);
-                    // A checkpoint that fails is tried again; the WAL holds everything meanwhile.
-                    if let Err(error) = checkpointer.run() {
-                        tracing::warn!(%error, "checkpoint put off");
-                    }
-                }
-            })
-            .map_err(|source| OpenError::Io { what: "start the checkpointer".to_owned(), source })?;
-        Ok(Self { engine, versions, head, last_at, clock: options.clock.clone(), stop_at: options.stop_at.clone(), closing })
+        if !options.faults.keep_wal {
+            checkpoint_until(Checkpointer::open(dir)?, closing.clone())?;
+        }
+        Ok(Self {
+            engine,
+            versions,
+            head,
+            last_at,
+            clock: options.clock.clone(),
+            stop_at: options.faults.stop_at.clone(),
+            closing,
+        })
     }
 
     pub(super) fn is_new(&self) -> bool {
@@ -257,6 +254,23 @@ impl Writer {
             Some(stop) if stop(step) => None,
             _ => Some(()),
         }
+    }
+}
+
+/// Moves committed pages out of the WAL, on a thread of its own, until told to stop.
+fn checkpoint_until(checkpointer: Checkpointer, stop: Arc<AtomicBool>) -> Result<(), OpenError> {
+    let run = move || {
+        while !stop.load(Ordering::Relaxed) {
+            std::thread::park_timeout(CHECKPOINT_EVERY);
+            // A checkpoint that fails is tried again; the WAL holds everything meanwhile.
+            if let Err(error) = checkpointer.run() {
+                tracing::warn!(%error, "checkpoint put off");
+            }
+        }
+    };
+    match std::thread::Builder::new().name("checkpoint".to_owned()).spawn(run) {
+        Ok(_) => Ok(()),
+        Err(source) => Err(OpenError::Io { what: "start the checkpointer".to_owned(), source }),
     }
 }
 
