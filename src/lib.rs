@@ -2,6 +2,7 @@
 pub mod approve;
 pub mod audit;
 pub mod broker;
+pub mod client;
 pub mod clock;
 pub mod config;
 pub mod jose;
@@ -13,4 +14,5 @@ pub mod proto;
 pub mod rules;
 pub mod serve;
 pub mod state;
+pub mod validator;
 pub mod verify;

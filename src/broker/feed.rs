@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::{Hall, Presented, Refusal};
-use crate::jose::access_token::LEEWAY_S;
+use crate::jose::access_token::{LEEWAY_S, TTL_MAX_S};
 use crate::model::*;
 use crate::state::FeedEvent;
 
@@ -34,8 +34,9 @@ impl Hall {
         let now = self.clock.now();
         let caller = self.service(call, now)?.id;
         let (epoch, head) = self.state.position();
-        // Events older than any token that can still live end nothing.
-        let window = now.plus_secs(-(self.settings.ttl_cap + 2 * LEEWAY_S));
+        // Events older than any token that can still live end nothing. Not this broker's own cap: the one before it may have
+        // given longer lives.
+        let window = now.plus_secs(-(TTL_MAX_S + 2 * LEEWAY_S));
         let start = match self.state.feed_since(window) {
             Some(first) => first.checked_sub(1),
             None => self.state.feed_last(),

@@ -7,7 +7,7 @@ use crate::journal::{Append, AppendError, Blob};
 use crate::mint::Place;
 use crate::model::*;
 use crate::rules::{ActionProblem, InForce};
-use crate::state::{AccessRequest, AccessStatus, Fixed, Grant, Task};
+use crate::state::{AccessRequest, AccessStatus, At, Fixed, Grant, Task};
 use crate::verify::{self, Proven, Verified, VerifyError};
 
 /// A parsed `RequestToken`.
@@ -242,6 +242,8 @@ impl Hall {
         if let Err(problem) = rules.bundle.check_action(&ask.action) {
             return Err(self.refuse_action(call, ask, &problem, proven.facts()).await);
         }
+        // Before looking for one that waits: an opening that comes after this line refuses ours.
+        let asks = self.state.asks(&task.opened.agent, now);
         let waiting = self.state.waiting_for(&ask.task, ask.action.digest(), now);
         self.same_question(call, ask, now)?;
         let order = Order { action: ask.action.clone(), ttl: ask.ttl };
@@ -253,7 +255,7 @@ impl Hall {
                     self.joined.put((ask.task, ask.request_id.clone()), request.opened.access_request);
                     Ok(Round::Done(self.pending_reply(&request, &rules, proven.facts(), now)))
                 }
-                None => self.open_access_request(call, *pending, ask, &task, proven, &rules).await,
+                None => self.open_access_request(call, *pending, ask, &task, proven, &rules, &asks).await,
             },
             Ok(Decision::Denied(denied)) => self.deny(call, denied, ask, &rules, proven.facts()).await,
             Err(ApproveError::NoTime("evidence")) => Err(closed(&VerifyError::Stale)),
@@ -425,9 +427,9 @@ impl Hall {
         task: &Task,
         proven: &Proven,
         rules: &InForce,
+        asks: &At<usize>,
     ) -> Result<Round, Refusal> {
         let now = self.clock.now();
-        let asks = self.state.asks(&task.opened.agent, now);
         if asks.value >= PENDING_MAX {
             return Err(self.refuse(
                 call.method,

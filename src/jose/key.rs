@@ -2,6 +2,10 @@ use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use jsonwebtoken::jwk::{
+    AlgorithmParameters, CommonParameters, EllipticCurve, EllipticCurveKeyParameters, EllipticCurveKeyType, Jwk, KeyAlgorithm,
+    PublicKeyUse,
+};
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _, UnparsedPublicKey};
 use serde_json::{Map, Value, json};
@@ -107,17 +111,30 @@ impl PublicKey {
         json!({ "kty": "EC", "crv": "P-256", "x": encode(x), "y": encode(y) })
     }
 
-    /// The JWK as an entry of a key set: named, and saying what it is for. A trust bundle of SPIFFE has no `alg`.
+    /// The JWK as an entry of a key set: named, and saying what it is for. A trust bundle of SPIFFE has no `alg`. Written
+    /// through the types of a library that many validators read key sets with.
     pub fn to_jwk_named(&self, kid: &KeyId, usage: Usage) -> Value {
         let (x, y) = self.coordinates();
-        match usage {
-            Usage::JwtSvid => {
-                json!({ "kty": "EC", "crv": "P-256", "x": encode(x), "y": encode(y), "kid": kid, "use": "jwt-svid" })
-            }
-            Usage::Signature => {
-                json!({ "kty": "EC", "crv": "P-256", "x": encode(x), "y": encode(y), "kid": kid, "use": "sig", "alg": "ES256" })
-            }
-        }
+        let (public_key_use, key_algorithm) = match usage {
+            Usage::JwtSvid => (PublicKeyUse::Other("jwt-svid".to_owned()), None),
+            Usage::Signature => (PublicKeyUse::Signature, Some(KeyAlgorithm::ES256)),
+        };
+        let jwk = Jwk {
+            common: CommonParameters {
+                public_key_use: Some(public_key_use),
+                key_algorithm,
+                key_id: Some(kid.to_string()),
+                ..CommonParameters::default()
+            },
+            algorithm: AlgorithmParameters::EllipticCurve(EllipticCurveKeyParameters {
+                key_type: EllipticCurveKeyType::EC,
+                curve: EllipticCurve::P256,
+                x: encode(x),
+                y: encode(y),
+            }),
+        };
+        // A struct of texts always has a JSON form; an empty key set entry would be refused by every reader.
+        serde_json::to_value(jwk).unwrap_or_default()
     }
 
     /// The JWK thumbprint (RFC 7638, SHA-256): the key's name.

@@ -17,7 +17,7 @@ mod time;
 mod vote;
 mod workload;
 
-pub use action::{Action, ActionOnRecord, ActionSecret, PARAM_DEPTH_MAX, PARAMETERS_MAX, Param, Target};
+pub use action::{Action, ActionOnRecord, ActionSecret, Opening, PARAM_DEPTH_MAX, PARAMETERS_MAX, Param, Target};
 pub use agent::{Agent, AgentStanding};
 pub use decision::{AskedInput, Bound, Decision, ProfileRef, RuleRef, TtlSum};
 pub use digest::{Digest, Thumbprint};

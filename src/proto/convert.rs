@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::v1;
 use crate::model::{
-    Action, ActionName, Audience, Evidence, Malformed, PARAM_DEPTH_MAX, Param, Secret, Target, Timestamp, Verdict,
+    Action, ActionName, Audience, Evidence, Malformed, PARAM_DEPTH_MAX, Param, Secret, Target, TaskOutcome, Timestamp, Verdict,
 };
 
 /// Reads an action: everything but its optional parameters must be there, no parameter twice, no value empty.
@@ -85,7 +85,7 @@ fn parameters_to_wire(parameters: &BTreeMap<String, Param>) -> Vec<v1::Parameter
     parameters.iter().map(|(name, param)| v1::Parameter { name: name.clone(), value: Some(value_to_wire(param)) }).collect()
 }
 
-/// Reads evidence; `what` it is may be absent only where the field is optional.
+/// Reads evidence; its kind must be there.
 pub fn evidence(wire: &v1::Evidence) -> Result<Evidence, Malformed> {
     match required("evidence", wire.kind.as_ref())? {
         v1::evidence::Kind::JwtSvid(svid) => Ok(Evidence::JwtSvid(Secret::new(svid.clone()))),
@@ -115,6 +115,25 @@ pub fn verdict_to_wire(verdict: Verdict) -> v1::Verdict {
     match verdict {
         Verdict::Approve => v1::Verdict::Approve,
         Verdict::Deny => v1::Verdict::Deny,
+    }
+}
+
+/// Reads a task's outcome; the unspecified one and unknown numbers are refused.
+pub fn task_outcome(wire: i32) -> Result<TaskOutcome, Malformed> {
+    match v1::TaskOutcome::try_from(wire) {
+        Ok(v1::TaskOutcome::Succeeded) => Ok(TaskOutcome::Succeeded),
+        Ok(v1::TaskOutcome::Failed) => Ok(TaskOutcome::Failed),
+        Ok(v1::TaskOutcome::Abandoned) => Ok(TaskOutcome::Abandoned),
+        Ok(v1::TaskOutcome::Unspecified) | Err(_) => Err(Malformed::new("outcome", "must be succeeded, failed or abandoned")),
+    }
+}
+
+/// Writes a task's outcome.
+pub fn task_outcome_to_wire(outcome: TaskOutcome) -> v1::TaskOutcome {
+    match outcome {
+        TaskOutcome::Succeeded => v1::TaskOutcome::Succeeded,
+        TaskOutcome::Failed => v1::TaskOutcome::Failed,
+        TaskOutcome::Abandoned => v1::TaskOutcome::Abandoned,
     }
 }
 
@@ -241,6 +260,14 @@ mod tests {
         for (seconds, nanos) in [(TIMESTAMP_S_MAX + 1, 0), (0, -1), (0, 1_000_000_000), (i64::MAX, 0)] {
             assert!(timestamp("at", &prost_types::Timestamp { seconds, nanos }).is_err());
         }
+    }
+
+    #[test]
+    fn an_outcome_is_said() {
+        for outcome in [TaskOutcome::Succeeded, TaskOutcome::Failed, TaskOutcome::Abandoned] {
+            assert_eq!(task_outcome(task_outcome_to_wire(outcome).into()), Ok(outcome));
+        }
+        assert!(task_outcome(0).is_err() && task_outcome(4).is_err());
     }
 
     #[test]

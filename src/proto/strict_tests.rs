@@ -99,6 +99,8 @@ fn depth_and_number_are_bounded() {
     // The request, its action, the parameter and the value are four; each set and its element two more.
     assert!(read::<v1::RequestTokenRequest>(&with_value(&nested(6))).is_ok());
     assert!(refused::<v1::RequestTokenRequest>(&with_value(&nested(7))).to_string().contains("nests deeper than 16"));
+    let seventeen = (0..6).fold(len(4, b""), |inner, _| len(4, &len(1, &inner)));
+    assert!(refused::<v1::RequestTokenRequest>(&with_value(&seventeen)).to_string().contains("nests deeper than 16"));
     let deepest = (0..3).fold(len(1, b"v"), |inner, _| len(5, &len(1, &[len(1, b"m"), len(2, &inner)].concat())));
     assert!(read::<v1::RequestTokenRequest>(&with_value(&deepest)).is_ok(), "four levels of records");
     let many = |count: usize| len(2, &len(3, b"").repeat(count));

@@ -90,8 +90,11 @@ pub async fn serve(hall: Arc<Hall>, listener: TcpListener, stop: impl Future<Out
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
             let _closed = ended.wait_for(|stopped| *stopped).await;
         });
-    tokio::pin!(server, stop);
     let mut tail = hall.journal().tail();
+    let journal_stopped = async move {
+        let _failed_or_gone = tail.wait_for(|tail| tail.failed).await.is_ok();
+    };
+    tokio::pin!(server, stop, journal_stopped);
     let outcome = tokio::select! {
         served = &mut server => served.map_err(ServeError::from),
         () = &mut stop => {
@@ -101,7 +104,7 @@ pub async fn serve(hall: Arc<Hall>, listener: TcpListener, stop: impl Future<Out
             let _cut = tokio::time::timeout(DRAIN, &mut server).await;
             Ok(())
         }
-        _ = tail.wait_for(|tail| tail.failed) => Err(ServeError::Journal),
+        () = &mut journal_stopped => Err(ServeError::Journal),
     };
     upkeep.abort();
     outcome

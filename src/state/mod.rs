@@ -168,10 +168,11 @@ impl State {
             version,
         };
         self.requests.put(f.access_request, request);
-        self.asks.upsert(f.agent.clone(), |at| At { value: with(at.map(|a| &a.value), f.access_request), version });
         self.task_requests.upsert(f.task, |list| pushed(list, f.access_request));
         self.decisions.put(f.decision.id, committed.entry().index);
         self.due().insert((f.expires_at, Due::AccessRequest(f.access_request)));
+        // Last: whoever reads this version finds the access request it stands for.
+        self.asks.upsert(f.agent.clone(), |at| At { value: with(at.map(|a| &a.value), f.access_request), version });
     }
 
     fn on_vote(&self, f: &VoteCast, committed: &Committed, version: Version) {

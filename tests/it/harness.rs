@@ -58,7 +58,11 @@ impl World {
 
     /// A JWT-SVID for a SPIFFE ID, as the trust domain would issue it.
     pub fn svid(&self, spiffe_id: &str, now: Timestamp, life_s: i64) -> Secret {
-        self.svid_with(json!({ "sub": spiffe_id, "aud": [URL], "iat": now.secs(), "exp": now.secs() + life_s }))
+        self.svid_for(URL, spiffe_id, now, life_s)
+    }
+
+    pub fn svid_for(&self, audience: &str, spiffe_id: &str, now: Timestamp, life_s: i64) -> Secret {
+        self.svid_with(json!({ "sub": spiffe_id, "aud": [audience], "iat": now.secs(), "exp": now.secs() + life_s }))
     }
 
     pub fn svid_with(&self, claims: serde_json::Value) -> Secret {
@@ -318,10 +322,21 @@ impl TestBroker {
 }
 
 async fn open(world: &World, dir: &Path, clock: &Clock, key: &[u8], faults: Faults) -> Result<Arc<Hall>, StartError> {
+    open_as(settings(), world, dir, clock, key, faults).await
+}
+
+pub async fn open_as(
+    settings: Settings,
+    world: &World,
+    dir: &Path,
+    clock: &Clock,
+    key: &[u8],
+    faults: Faults,
+) -> Result<Arc<Hall>, StartError> {
     let mut tries = 0;
     loop {
         let start = Start {
-            settings: settings(),
+            settings: settings.clone(),
             data_dir: dir.to_owned(),
             key: SigningKey::from_pkcs8(key).expect("key"),
             trust: vec![(TrustDomain::parse(DOMAIN).expect("domain"), world.trust_bundle())],

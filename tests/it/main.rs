@@ -1,6 +1,13 @@
 //! Dipylon's stories, told through its doors. One binary; one file for each story.
 
+mod doors;
+mod front_door;
+mod gates;
+mod golden;
 mod harness;
 mod laws;
+mod parallel;
 mod properties;
+mod served;
 mod spine;
+mod vectors;

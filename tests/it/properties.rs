@@ -1,1 +1,367 @@
+//! Laws 1-5 and 7-12 of DESIGN §9 over random histories: requests, votes, rule changes, time, ends, crashes, restarts.
+//! After each step the stored journal is walked by [`super::laws`], and whatever a client was told must be in it.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use dipylon::audit::Checkpoint;
+use dipylon::broker::TokenReply;
+use dipylon::journal::{Faults, Step};
+use dipylon::model::*;
+use proptest::prelude::*;
+
+use super::harness::*;
+use super::laws;
+
+#[derive(Debug, Clone)]
+enum Op {
+    Open {
+        agent: usize,
+        request: u8,
+    },
+    Request {
+        task: usize,
+        action: usize,
+        ttl: i64,
+        request: u8,
+        show: bool,
+    },
+    Vote {
+        request: usize,
+        voter: usize,
+        approve: bool,
+        max_ttl: Option<i64>,
+    },
+    /// Asks, gathers every vote that would count, asks again: the usual way through gate 2.
+    StepUp {
+        task: usize,
+        action: usize,
+        ttl: i64,
+        request: u8,
+    },
+    Consume {
+        token: usize,
+        use_id: u8,
+    },
+    End {
+        task: usize,
+    },
+    Cancel {
+        request: usize,
+    },
+    Suspend {
+        agent: usize,
+    },
+    Resume {
+        agent: usize,
+    },
+    Rules {
+        which: usize,
+    },
+    Advance {
+        ms: u32,
+    },
+    Upkeep,
+    Crash {
+        step: usize,
+        after: u8,
+        cut: u8,
+    },
+    Restart,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let any_index = || any::<prop::sample::Index>().prop_map(|i| i.index(64));
+    let ttl = || prop_oneof![Just(1), Just(45), Just(300), Just(5_000)];
+    prop_oneof![
+        3 => (0..2_usize, 0..4_u8).prop_map(|(agent, request)| Op::Open { agent, request }),
+        12 => (any_index(), 0..5_usize, ttl(), 0..20_u8, prop::bool::weighted(0.7))
+            .prop_map(|(task, action, ttl, request, show)| Op::Request { task, action, ttl, request, show }),
+        8 => (any_index(), 0..3_usize, prop::bool::weighted(0.85), prop::option::weighted(0.3, 1..400_i64))
+            .prop_map(|(request, voter, approve, max_ttl)| Op::Vote { request, voter, approve, max_ttl }),
+        14 => (any_index(), 1..4_usize, ttl(), 0..20_u8).prop_map(|(task, action, ttl, request)| Op::StepUp { task, action, ttl, request }),
+        10 => (any_index(), 0..3_u8).prop_map(|(token, use_id)| Op::Consume { token, use_id }),
+        2 => any_index().prop_map(|task| Op::End { task }),
+        1 => any_index().prop_map(|request| Op::Cancel { request }),
+        1 => (0..2_usize).prop_map(|agent| Op::Suspend { agent }),
+        3 => (0..2_usize).prop_map(|agent| Op::Resume { agent }),
+        3 => prop_oneof![Just(0), 0..6_usize].prop_map(|which| Op::Rules { which }),
+        4 => prop_oneof![6 => 0..5_000_u32, 3 => 0..200_000_u32, 1 => Just(1_000_000)].prop_map(|ms| Op::Advance { ms }),
+        1 => Just(Op::Upkeep),
+        5 => (0..4_usize, 0..4_u8, any::<u8>()).prop_map(|(step, after, cut)| Op::Crash { step, after, cut }),
+        1 => Just(Op::Restart),
+    ]
+}
+
+const AGENTS: [&str; 2] = ["triage", "reporter"];
+const VOTERS: [&str; 3] = ["dana", "maria", "lee"];
+const STEPS: [Step; 4] = [Step::Checked, Step::Written, Step::Committed, Step::Published];
+
+fn actions() -> Vec<Action> {
+    vec![
+        read_case(),
+        disable("ann"),
+        disable("cleo"),
+        action("host.isolate", "Host", "web-1", IDP, &[]),
+        action("case.note", "Case", "INC-8841", CASES, &[("text", Param::Str("CANARY words".to_owned()))]),
+    ]
+}
+
+/// What clients were told: none of it may ever be missing, and nothing that ended may come back.
+#[derive(Default)]
+struct Ledger {
+    tasks: Vec<(usize, TaskId)>,
+    tokens: Vec<(TaskId, TokenId, Secret, Audience)>,
+    ended: BTreeSet<TaskId>,
+    requests: Vec<AccessRequestId>,
+    votes: usize,
+    uses: BTreeMap<TokenId, UseId>,
+    noted: Option<Checkpoint>,
+}
+
+type Arm = Arc<Mutex<Option<(Step, u8)>>>;
+
+struct Run {
+    broker: Option<TestBroker>,
+    agents: Vec<TestAgent>,
+    ledger: Ledger,
+    arm: Arm,
+    faults: Faults,
+    acked_wal: u64,
+    cut: u8,
+}
+
+impl Run {
+    async fn new() -> Self {
+        let arm: Arm = Arc::default();
+        let armed = arm.clone();
+        let stop_at = move |step: Step| {
+            let mut armed = armed.lock().expect("arm");
+            match &mut *armed {
+                Some((at, after)) if *at == step && *after == 0 => {
+                    *armed = None;
+                    true
+                }
+                Some((at, after)) if *at == step => {
+                    *after -= 1;
+                    false
+                }
+                _ => false,
+            }
+        };
+        let faults = Faults { stop_at: Some(Arc::new(stop_at)), keep_wal: true };
+        let broker = TestBroker::start_with(World::new(), faults.clone()).await;
+        let agents = AGENTS.iter().map(|id| broker.agent(id)).collect();
+        let acked_wal = broker.wal_len();
+        Self { broker: Some(broker), agents, ledger: Ledger::default(), arm, faults, acked_wal, cut: 0 }
+    }
+
+    fn b(&self) -> &TestBroker {
+        self.broker.as_ref().expect("a broker runs")
+    }
+
+    async fn step(&mut self, op: &Op) {
+        if let Op::StepUp { task, action, ttl, request } = op {
+            let ask = Op::Request { task: *task, action: *action, ttl: *ttl, request: *request, show: true };
+            self.one(&ask).await;
+            let last = self.ledger.requests.len().saturating_sub(1);
+            for voter in [1, 2] {
+                self.one(&Op::Vote { request: last, voter, approve: true, max_ttl: None }).await;
+            }
+            self.one(&ask).await;
+        } else {
+            self.one(op).await;
+        }
+    }
+
+    async fn one(&mut self, op: &Op) {
+        self.act(op).await;
+        if self.b().hall.journal().tail().borrow().failed {
+            self.crash().await;
+        }
+        self.acked_wal = self.b().wal_len();
+        self.check();
+    }
+
+    /// The writer stopped: what it had acknowledged lies before `acked_wal`; of the rest any prefix may be on the disk.
+    async fn crash(&mut self) {
+        let broker = self.broker.take().expect("a broker runs");
+        let written = broker.wal_len();
+        let beyond = written.saturating_sub(self.acked_wal);
+        let keep = self.acked_wal + beyond * u64::from(self.cut) / 255;
+        *self.arm.lock().expect("arm") = None;
+        self.broker = Some(broker.crash(keep, self.faults.clone()).await);
+    }
+
+    async fn act(&mut self, op: &Op) {
+        let b = self.broker.as_ref().expect("a broker runs");
+        match op {
+            Op::Open { agent, request } => {
+                let opened = b.try_open(&self.agents[*agent], "purpose", &format!("open-{request}")).await;
+                if let Ok(opened) = opened {
+                    let task = opened.task.task;
+                    if !self.ledger.tasks.iter().any(|(_, t)| *t == task) {
+                        self.ledger.tasks.push((*agent, task));
+                    }
+                }
+            }
+            Op::Request { task, action, ttl, request, show } => {
+                let Some((agent, task)) = pick(&self.ledger.tasks, *task) else { return };
+                let agent = &self.agents[*agent];
+                let action = &actions()[*action];
+                let evidence = show.then(|| b.svid(agent));
+                match b.ask_showing(agent, *task, action, *ttl, &format!("r-{request}"), evidence).await {
+                    Ok(TokenReply::Token(given)) => {
+                        assert!(!self.ledger.ended.contains(task), "law 7: a token of an ended task");
+                        let jti = given.issued.jti;
+                        assert_eq!(given.issued.action.audience, action.audience);
+                        assert_eq!(given.issued.action.target, action.target);
+                        let audience = given.issued.action.audience.clone();
+                        self.ledger.tokens.push((*task, jti, given.token, audience));
+                    }
+                    Ok(TokenReply::Pending(pending)) => {
+                        if !self.ledger.requests.contains(&pending.access_request) {
+                            self.ledger.requests.push(pending.access_request);
+                        }
+                    }
+                    Ok(TokenReply::Denied(_)) | Err(_) => {}
+                }
+            }
+            Op::Vote { request, voter, approve, max_ttl } => {
+                let Some(id) = pick(&self.ledger.requests, *request) else { return };
+                let verdict = if *approve { Verdict::Approve } else { Verdict::Deny };
+                for profile in ["one-security", "two-security"] {
+                    let Ok(begun) = b.begin_narrowed(VOTERS[*voter], *id, profile, verdict, *max_ttl).await else { continue };
+                    if b.cast(VOTERS[*voter], *id, &begun.statement).await.is_ok() {
+                        self.ledger.votes += 1;
+                        // Acknowledged in the middle of a step: a crash later in it must leave this alone.
+                        self.acked_wal = b.wal_len();
+                    }
+                }
+            }
+            Op::StepUp { .. } => unreachable!("taken apart in step"),
+            Op::Consume { token, use_id } => {
+                let Some((task, jti, token, audience)) = pick(&self.ledger.tokens, *token) else { return };
+                let validator = if audience.as_str() == IDP { "idp" } else { "cases" };
+                let use_id = UseId::parse(&format!("use-{use_id}")).expect("id");
+                if let Ok(consumed) = b.consume(validator, token, use_id.as_str()).await
+                    && consumed.index.is_some()
+                {
+                    assert!(!self.ledger.ended.contains(task), "law 7: a use in an ended task");
+                    let first = self.ledger.uses.entry(*jti).or_insert_with(|| use_id.clone());
+                    assert_eq!(*first, use_id, "law 3: two uses of one");
+                }
+            }
+            Op::End { task } => {
+                let Some((agent, task)) = pick(&self.ledger.tasks, *task) else { return };
+                if b.complete(&self.agents[*agent], *task).await.is_ok() {
+                    self.ledger.ended.insert(*task);
+                }
+            }
+            Op::Cancel { request } => {
+                let Some(id) = pick(&self.ledger.requests, *request) else { return };
+                let Some(view) = b.hall.state().access_request(id) else { return };
+                let agent = AGENTS.iter().position(|a| *a == view.opened.agent.as_str()).expect("known");
+                let call = b.call("dipylon.v1.TaskService/CancelAccessRequest", &self.agents[agent].key, None, None);
+                let _answer = b.hall.cancel_access_request(&call, view.opened.task, *id).await;
+            }
+            Op::Suspend { agent } => {
+                if b.suspend(AGENTS[*agent]).await.is_ok() {
+                    let theirs = self.ledger.tasks.iter().filter(|(a, _)| a == agent).map(|(_, t)| *t);
+                    self.ledger.ended.extend(theirs);
+                }
+            }
+            Op::Resume { agent } => {
+                let _answer = b.resume(AGENTS[*agent]).await;
+            }
+            Op::Rules { which } => {
+                let files = variant(&b.world, *which);
+                let _answer = b.apply(files).await;
+            }
+            Op::Advance { ms } => b.hand.advance_millis(*ms),
+            Op::Upkeep => {
+                let _answer = b.hall.upkeep_once().await;
+            }
+            Op::Crash { step, after, cut } => {
+                *self.arm.lock().expect("arm") = Some((STEPS[*step], *after));
+                self.cut = *cut;
+            }
+            Op::Restart => {
+                *self.arm.lock().expect("arm") = None;
+                let broker = self.broker.take().expect("a broker runs");
+                let before = (broker.hall.state().position(), broker.hall.state().picture());
+                let broker = broker.restart(self.faults.clone()).await;
+                if broker.hall.state().position() == before.0 {
+                    assert_eq!(broker.hall.state().picture(), before.1, "law 9: replay gives the same state");
+                }
+                self.broker = Some(broker);
+            }
+        }
+    }
+
+    fn check(&mut self) {
+        let b = self.b();
+        let found = laws::check_against(&b.dir, self.ledger.noted);
+        for (task, jti, token, audience) in &self.ledger.tokens {
+            assert!(found.tokens.contains(jti), "laws 2 and 8: a token is out whose grant is not in the journal");
+            let validator = if audience.as_str() == IDP { "idp" } else { "cases" };
+            if self.ledger.ended.contains(task) {
+                assert!(!b.introspect(validator, token), "law 7: an ended task's token is active");
+            }
+        }
+        for (_, task) in &self.ledger.tasks {
+            assert!(found.tasks.contains(task), "law 8: an acknowledged task is gone");
+        }
+        for task in &self.ledger.ended {
+            assert!(found.ended.contains(task), "law 8: an acknowledged end is gone");
+        }
+        for (jti, use_id) in &self.ledger.uses {
+            assert!(found.uses[jti].iter().any(|(_, u)| u == use_id), "law 8: an acknowledged use is gone");
+        }
+        assert!(found.votes >= self.ledger.votes, "law 8: an acknowledged vote is gone");
+        assert_eq!(b.hall.state().illegal(), 0, "a transition no table has");
+        self.ledger.noted = Some(found.head);
+    }
+}
+
+fn pick<T>(from: &[T], n: usize) -> Option<&T> {
+    if from.is_empty() { None } else { from.get(n % from.len()) }
+}
+
+/// Rules a security team might go back and forth between.
+fn variant(world: &World, which: usize) -> BTreeMap<String, String> {
+    match which {
+        0 => world.policy.clone(),
+        1 => world.policy_with("rules/20-guardrails.cedar", |t| {
+            format!("{t}\n@id(\"no-disabling\") forbid (principal, action == Action::\"account.disable\", resource);\n")
+        }),
+        2 => world.policy_with("rules/20-guardrails.cedar", |t| t.replace("10m", "1m")),
+        3 => world.policy_with("people.toml", |t| t.replacen("good_for = \"10m\"", "good_for = \"9m\"", 1)),
+        4 => world.policy_with("people.toml", |t| {
+            t.replacen("name = \"Maria Moreau\"\ngroups = [\"security\"]", "name = \"Maria Moreau\"\ngroups = []", 1)
+        }),
+        _ => world.policy_with("agents.toml", |t| t.replacen("groups = [\"soc\"]", "groups = []", 1)),
+    }
+}
+
+fn cases() -> u32 {
+    std::env::var("DIPYLON_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(24)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_history_breaks_a_law(ops in prop::collection::vec(op(), 20..60)) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+        runtime.block_on(async {
+            let mut run = Run::new().await;
+            for agent in 0..2 {
+                run.step(&Op::Open { agent, request: 9 }).await;
+            }
+            for op in &ops {
+                run.step(op).await;
+            }
+        });
+    }
+}

@@ -1,0 +1,585 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Endpoint, Error, EvidenceSource, Identity, Order, methods, random_name};
+use crate::jose::SigningKey;
+use crate::jose::dpop::{self, ProofClaims};
+use crate::model::{
+    AccessRequestId, Action, AgentId, DecisionId, DeniedReason, Digest, Evidence, Malformed, Prose, Reason, RequestId, Secret,
+    TaskId, TaskOutcome, Timestamp, TokenId,
+};
+use crate::proto::convert;
+use crate::proto::v1::{self, request_token_response};
+
+/// A workload that may open tasks, by the evidence it can show.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    endpoint: Endpoint,
+    evidence: EvidenceSource,
+    task_key: Option<Arc<SigningKey>>,
+}
+
+/// A task as asked for.
+#[derive(Debug, Clone)]
+pub struct OpenTask {
+    /// Why, in the agent's words; at most 2,000 bytes.
+    pub purpose: String,
+    /// How long it may run, in seconds; the broker clamps it.
+    pub max_duration_s: i64,
+    /// Idempotency key; drawn when absent.
+    pub request_id: Option<String>,
+}
+
+impl Agent {
+    /// An agent at this broker. Each task gets a new key, unless one is given: a given one can be kept by the caller, so
+    /// that another process takes the task up with [`Task::attach`].
+    pub fn new(endpoint: Endpoint, evidence: EvidenceSource, task_key: Option<Arc<SigningKey>>) -> Self {
+        Self { endpoint, evidence, task_key }
+    }
+
+    /// Opens a task: gate 1.
+    pub async fn open_task(&self, order: &OpenTask) -> Result<Task, Error> {
+        let key = match &self.task_key {
+            Some(key) => key.clone(),
+            None => Arc::new(SigningKey::generate()?.0),
+        };
+        let identity = Identity::Key(key.clone());
+        let evidence = self.evidence.show().await?;
+        let evh = Digest::of(evidence.reveal().as_bytes());
+        let request = v1::OpenTaskRequest {
+            evidence: Some(convert::evidence_to_wire(&Evidence::JwtSvid(evidence))),
+            purpose: Prose::parse("purpose", &order.purpose)?.as_str().to_owned(),
+            max_duration: Some(convert::seconds_to_wire(order.max_duration_s)),
+            request_id: request_id(order.request_id.as_deref())?.to_string(),
+        };
+        let order = Order { evh: Some(evh), ..Order::by(&identity) };
+        let answer = self.endpoint.call::<methods::OpenTask>(order, &[request]).await?;
+        let opened = Opened::read(answer).map_err(Error::Answer)?;
+        Ok(Task {
+            endpoint: self.endpoint.clone(),
+            evidence: self.evidence.clone(),
+            id: opened.id,
+            key,
+            identity,
+            opened: Some(opened),
+        })
+    }
+}
+
+/// A task of one's own, open at the broker. Dropping it ends nothing: [`Task::complete`] does, or its deadline.
+#[derive(Debug, Clone)]
+pub struct Task {
+    endpoint: Endpoint,
+    evidence: EvidenceSource,
+    id: TaskId,
+    key: Arc<SigningKey>,
+    identity: Identity,
+    opened: Option<Opened>,
+}
+
+#[derive(Debug, Clone)]
+struct Opened {
+    id: TaskId,
+    agent_id: AgentId,
+    deadline: Timestamp,
+    verification: v1::Verification,
+}
+
+impl Opened {
+    fn read(answer: v1::OpenTaskResponse) -> Result<Self, Malformed> {
+        Ok(Self {
+            id: TaskId::parse(&answer.task_id)?,
+            agent_id: AgentId::parse(&answer.agent_id)?,
+            deadline: convert::timestamp("deadline", convert::required("deadline", answer.deadline.as_ref())?)?,
+            verification: answer.verification.ok_or_else(|| Malformed::new("verification", "is required"))?,
+        })
+    }
+}
+
+/// A token as asked for.
+#[derive(Debug, Clone)]
+pub struct TokenOrder {
+    /// The one thing it is for.
+    pub action: Action,
+    /// Asked life, in seconds; the broker clamps it.
+    pub ttl_s: i64,
+    /// Why, in the agent's words; at most 2,000 bytes. Invisible to rules.
+    pub reason: String,
+    /// Idempotency key; drawn when absent.
+    pub request_id: Option<String>,
+    /// How long the broker may wait for people before it answers pending, in seconds, at most 60.
+    pub wait_s: u32,
+}
+
+/// Gate 2's answer.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    /// Here it is.
+    Token(Token),
+    /// People are asked. Ask again under the same request id.
+    Pending(Pending),
+    /// No.
+    Denied(Denied),
+}
+
+impl Task {
+    /// Takes a task up again: the key is the one it was opened with.
+    pub fn attach(endpoint: Endpoint, evidence: EvidenceSource, id: TaskId, key: Arc<SigningKey>) -> Self {
+        Self { endpoint, evidence, id, identity: Identity::Key(key.clone()), key, opened: None }
+    }
+
+    /// Its id, the `txn` of its tokens.
+    pub fn id(&self) -> TaskId {
+        self.id
+    }
+
+    /// The registered agent that the evidence matched; unknown of an attached task.
+    pub fn agent_id(&self) -> Option<&AgentId> {
+        self.opened.as_ref().map(|opened| &opened.agent_id)
+    }
+
+    /// When it ends by itself; unknown of an attached task.
+    pub fn deadline(&self) -> Option<Timestamp> {
+        self.opened.as_ref().map(|opened| opened.deadline)
+    }
+
+    /// What gate 1 saw; unknown of an attached task.
+    pub fn verification(&self) -> Option<&v1::Verification> {
+        self.opened.as_ref().map(|opened| &opened.verification)
+    }
+
+    /// Asks for a token, once. Evidence is shown again if the broker says that what it saw is too old.
+    pub async fn request_token(&self, order: &TokenOrder) -> Result<Outcome, Error> {
+        self.ask(order, &request_id(order.request_id.as_deref())?, order.wait_s, false).await
+    }
+
+    /// Asks under one request id, with waits at the broker, until the answer is a token or a no, or until this moment: then
+    /// the last pending answer is given. A broker that is away for a while is waited for too.
+    pub async fn wait_for_token(&self, order: &TokenOrder, until: Timestamp) -> Result<Outcome, Error> {
+        let request_id = request_id(order.request_id.as_deref())?;
+        let clock = self.endpoint.clock().clone();
+        let mut show = false;
+        loop {
+            let began = clock.now();
+            let left_s = until.since(began).max(0) / 1_000;
+            let wait_s = u32::try_from(left_s).unwrap_or(WAIT_S_MAX).min(WAIT_S_MAX);
+            let answer = self.ask(order, &request_id, wait_s, show).await;
+            let now = clock.now();
+            let pause_ms = match &answer {
+                Ok(Outcome::Pending(pending)) => {
+                    show = pending.show_evidence();
+                    // A broker that did wait is asked again at once.
+                    let waited = now.since(began) >= 1_000 || show;
+                    if waited { PAUSE_MS_MIN } else { pending.poll_after_s().saturating_mul(1_000) }
+                }
+                Err(error) if error.retryable() => 1_000,
+                Ok(Outcome::Token(_) | Outcome::Denied(_)) | Err(_) => return answer,
+            };
+            let left_ms = until.since(now);
+            if left_ms <= 0 {
+                return answer;
+            }
+            let pause_ms = pause_ms.clamp(PAUSE_MS_MIN, PAUSE_MS_MAX).min(left_ms);
+            tokio::time::sleep(Duration::from_millis(pause_ms.unsigned_abs())).await;
+        }
+    }
+
+    async fn ask(&self, order: &TokenOrder, request_id: &RequestId, wait_s: u32, show: bool) -> Result<Outcome, Error> {
+        let wait_s = wait_s.min(WAIT_S_MAX);
+        let answer = match self.ask_once(order, request_id, wait_s, show).await {
+            Err(error) if error.reason() == Some(Reason::EvidenceStale) && !show => {
+                self.ask_once(order, request_id, wait_s, true).await?
+            }
+            answer => answer?,
+        };
+        self.outcome(answer, &order.action, request_id).map_err(Error::Answer)
+    }
+
+    async fn ask_once(
+        &self,
+        order: &TokenOrder,
+        request_id: &RequestId,
+        wait_s: u32,
+        show: bool,
+    ) -> Result<v1::RequestTokenResponse, Error> {
+        let evidence = if show { Some(self.evidence.show().await?) } else { None };
+        let call = Order {
+            identity: &self.identity,
+            adg: Some(order.action.digest()),
+            evh: evidence.as_ref().map(|evidence| Digest::of(evidence.reveal().as_bytes())),
+            wait_s,
+        };
+        let request = v1::RequestTokenRequest {
+            task_id: self.id.to_string(),
+            action: Some(convert::action_to_wire(&order.action)),
+            ttl: Some(convert::seconds_to_wire(order.ttl_s)),
+            reason: Prose::parse("reason", &order.reason)?.as_str().to_owned(),
+            request_id: request_id.to_string(),
+            wait: (wait_s > 0).then(|| convert::seconds_to_wire(i64::from(wait_s))),
+            evidence: evidence.map(|evidence| convert::evidence_to_wire(&Evidence::JwtSvid(evidence))),
+        };
+        self.endpoint.call::<methods::RequestToken>(call, &[request]).await
+    }
+
+    fn outcome(&self, answer: v1::RequestTokenResponse, action: &Action, request_id: &RequestId) -> Result<Outcome, Malformed> {
+        let decision = DecisionId::parse(&answer.decision_id)?;
+        let moment =
+            |what, wire: Option<prost_types::Timestamp>| convert::timestamp(what, convert::required(what, wire.as_ref())?);
+        match answer.outcome.ok_or_else(|| Malformed::new("outcome", "is required"))? {
+            request_token_response::Outcome::Token(mut info) => {
+                let jwt = Secret::new(std::mem::take(&mut info.token));
+                let openings = std::mem::take(&mut info.openings).into_iter().map(|o| (o.parameter, o.salt)).collect();
+                Ok(Outcome::Token(Token {
+                    jwt,
+                    key: self.key.clone(),
+                    endpoint: self.endpoint.clone(),
+                    decision,
+                    action: action.clone(),
+                    jti: TokenId::parse(&info.jti)?,
+                    expires_at: moment("expires_at", info.expires_at)?,
+                    openings,
+                    info: Box::new(info),
+                }))
+            }
+            request_token_response::Outcome::Pending(info) => Ok(Outcome::Pending(Pending {
+                decision,
+                request_id: request_id.clone(),
+                access_request_id: AccessRequestId::parse(&info.access_request_id)?,
+                expires_at: moment("expires_at", info.expires_at)?,
+                poll_after_s: match &info.poll_after {
+                    Some(wire) => convert::seconds("poll_after", wire)?,
+                    None => 1,
+                },
+                info,
+            })),
+            request_token_response::Outcome::Denied(info) => {
+                let id = Some(info.access_request_id.as_str()).filter(|id| !id.is_empty());
+                let access_request_id = id.map(AccessRequestId::parse).transpose()?;
+                Ok(Outcome::Denied(Denied { decision, access_request_id, info }))
+            }
+        }
+    }
+
+    /// Shows an access request of this task.
+    pub async fn access_request(&self, id: AccessRequestId) -> Result<v1::AccessRequest, Error> {
+        let request = v1::GetAccessRequestRequest { task_id: self.id.to_string(), access_request_id: id.to_string() };
+        let answer = self.endpoint.call::<methods::GetAccessRequest>(Order::by(&self.identity), &[request]).await?;
+        there("access_request", answer.access_request)
+    }
+
+    /// Takes an access request back.
+    pub async fn cancel(&self, id: AccessRequestId) -> Result<v1::AccessRequest, Error> {
+        let request = v1::CancelAccessRequestRequest { task_id: self.id.to_string(), access_request_id: id.to_string() };
+        let answer = self.endpoint.call::<methods::CancelAccessRequest>(Order::by(&self.identity), &[request]).await?;
+        there("access_request", answer.access_request)
+    }
+
+    /// Ends the task, its tokens and its access requests. Again is the same.
+    pub async fn complete(&self, outcome: TaskOutcome) -> Result<v1::EndReport, Error> {
+        let outcome = convert::task_outcome_to_wire(outcome).into();
+        let request = v1::CompleteTaskRequest { task_id: self.id.to_string(), outcome };
+        let answer = self.endpoint.call::<methods::CompleteTask>(Order::by(&self.identity), &[request]).await?;
+        there("report", answer.report)
+    }
+}
+
+/// A token with the key it is bound to. Neither prints.
+#[derive(Clone)]
+pub struct Token {
+    jwt: Secret,
+    key: Arc<SigningKey>,
+    endpoint: Endpoint,
+    decision: DecisionId,
+    action: Action,
+    jti: TokenId,
+    expires_at: Timestamp,
+    openings: BTreeMap<String, String>,
+    info: Box<v1::IssuedToken>,
+}
+
+/// Two headers of one HTTP request to the resource server.
+#[derive(Debug, Clone)]
+pub struct Headers {
+    /// `authorization`: `DPoP` and the token (RFC 9449 §7.1).
+    pub authorization: Secret,
+    /// `dpop`: a proof for this one request.
+    pub dpop: Secret,
+}
+
+impl Token {
+    /// What one request with the token carries: `method` as sent, such as `POST`; of `url`, query and fragment are left out
+    /// of the proof (RFC 9449 §4.2). Make new ones for each request.
+    pub fn headers(&self, method: &str, url: &str) -> Result<Headers, Error> {
+        let claims = ProofClaims {
+            htm: method,
+            htu: url.split(['?', '#']).next().unwrap_or_default(),
+            iat: self.endpoint.clock().now(),
+            jti: &random_name()?,
+            nonce: None,
+            ath: Some(dpop::ath(self.jwt.reveal())),
+            adg: None,
+            evh: None,
+        };
+        let dpop = dpop::create(&self.key, &claims)?;
+        Ok(Headers { authorization: Secret::new(format!("DPoP {}", self.jwt.reveal())), dpop })
+    }
+
+    /// The JWT itself.
+    pub fn jwt(&self) -> &Secret {
+        &self.jwt
+    }
+
+    /// Its id.
+    pub fn jti(&self) -> TokenId {
+        self.jti
+    }
+
+    /// When it ends by itself.
+    pub fn expires_at(&self) -> Timestamp {
+        self.expires_at
+    }
+
+    /// What it is for.
+    pub fn action(&self) -> &Action {
+        &self.action
+    }
+
+    /// How its life came about.
+    pub fn ttl(&self) -> Option<&v1::TtlSum> {
+        self.info.ttl.as_ref()
+    }
+
+    /// How often it may be used; `None` when its life is the only limit.
+    pub fn uses(&self) -> Option<u32> {
+        self.info.uses
+    }
+
+    /// The rules that determined the answer.
+    pub fn rules(&self) -> &[v1::Rule] {
+        &self.info.rules
+    }
+
+    /// Whether a retry got the same token signed anew.
+    pub fn reissued(&self) -> bool {
+        self.info.reissued
+    }
+
+    /// The salts of sensitive parameters, by name: the resource server needs them beside the values.
+    pub fn openings(&self) -> &BTreeMap<String, String> {
+        &self.openings
+    }
+
+    /// This answer, for `explain`.
+    pub fn decision_id(&self) -> DecisionId {
+        self.decision
+    }
+}
+
+/// Neither the token nor the salts.
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token")
+            .field("jti", &self.jti)
+            .field("action", &self.action)
+            .field("expires_at", &self.expires_at)
+            .field("uses", &self.info.uses)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The action waits for people.
+#[derive(Debug, Clone)]
+pub struct Pending {
+    decision: DecisionId,
+    request_id: RequestId,
+    access_request_id: AccessRequestId,
+    expires_at: Timestamp,
+    poll_after_s: i64,
+    info: v1::PendingApproval,
+}
+
+impl Pending {
+    /// What waits.
+    pub fn access_request_id(&self) -> AccessRequestId {
+        self.access_request_id
+    }
+
+    /// What to ask again under.
+    pub fn request_id(&self) -> &RequestId {
+        &self.request_id
+    }
+
+    /// When waiting ends: then it is denied.
+    pub fn expires_at(&self) -> Timestamp {
+        self.expires_at
+    }
+
+    /// When to ask again, in seconds.
+    pub fn poll_after_s(&self) -> i64 {
+        self.poll_after_s
+    }
+
+    /// Whether evidence must be shown in the next call.
+    pub fn show_evidence(&self) -> bool {
+        self.info.show_evidence
+    }
+
+    /// The profiles that are needed, and how far they are.
+    pub fn needs(&self) -> &[v1::Profile] {
+        &self.info.needs
+    }
+
+    /// The rules that ask for them.
+    pub fn rules(&self) -> &[v1::Rule] {
+        &self.info.rules
+    }
+
+    /// The life the token would have.
+    pub fn ttl(&self) -> Option<&v1::TtlSum> {
+        self.info.ttl.as_ref()
+    }
+
+    /// This answer, for `explain`.
+    pub fn decision_id(&self) -> DecisionId {
+        self.decision
+    }
+}
+
+/// Gate 2 said no.
+#[derive(Debug, Clone)]
+pub struct Denied {
+    decision: DecisionId,
+    access_request_id: Option<AccessRequestId>,
+    info: v1::DeniedRequest,
+}
+
+impl Denied {
+    /// Why, in one word of the wire.
+    pub fn reason(&self) -> &str {
+        &self.info.reason
+    }
+
+    /// Why, if this client knows the word.
+    pub fn known_reason(&self) -> Option<DeniedReason> {
+        DeniedReason::parse(&self.info.reason)
+    }
+
+    /// The rules that determined it.
+    pub fn rules(&self) -> &[v1::Rule] {
+        &self.info.rules
+    }
+
+    /// The access request that was denied or expired, if there was one.
+    pub fn access_request_id(&self) -> Option<AccessRequestId> {
+        self.access_request_id
+    }
+
+    /// This answer, for `explain`.
+    pub fn decision_id(&self) -> DecisionId {
+        self.decision
+    }
+}
+
+fn request_id(given: Option<&str>) -> Result<RequestId, Error> {
+    match given {
+        Some(text) => Ok(RequestId::parse(text)?),
+        None => Ok(RequestId::parse(&format!("r{}", random_name()?))?),
+    }
+}
+
+fn there<T>(what: &'static str, field: Option<T>) -> Result<T, Error> {
+    field.ok_or_else(|| Error::Answer(Malformed::new(what, "is required")))
+}
+
+/// Longest wait that the broker grants, in seconds.
+const WAIT_S_MAX: u32 = 60;
+const PAUSE_MS_MIN: i64 = 20;
+const PAUSE_MS_MAX: i64 = 5_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::jose::dpop::{Expect, Freshness};
+    use crate::model::{ActionName, Audience, Target};
+
+    fn action() -> Action {
+        let target = Target::parse("Account", "ann").expect("target");
+        let (name, audience) = (ActionName::parse("account.disable"), Audience::parse("https://idp.example"));
+        Action::new(name.expect("name"), audience.expect("audience"), target, BTreeMap::new()).expect("action")
+    }
+
+    fn task() -> Task {
+        let key = Arc::new(SigningKey::generate().expect("key").0);
+        let evidence = EvidenceSource::Fixed(Secret::new("svid-s3cr3t".to_owned()));
+        let endpoint = Endpoint::connect("http://127.0.0.1:1").expect("endpoint");
+        Task::attach(endpoint, evidence, TaskId::from_random([1; 16]), key)
+    }
+
+    fn issued() -> v1::RequestTokenResponse {
+        let token = v1::IssuedToken {
+            token: "jwt-s3cr3t".to_owned(),
+            jti: TokenId::from_random([2; 16]).to_string(),
+            expires_at: Some(convert::timestamp_to_wire(Timestamp::from_secs(1_800_000_300))),
+            openings: vec![v1::Opening { parameter: "note".to_owned(), salt: "salt-s3cr3t".to_owned() }],
+            uses: Some(1),
+            ..v1::IssuedToken::default()
+        };
+        v1::RequestTokenResponse {
+            outcome: Some(request_token_response::Outcome::Token(token)),
+            decision_id: DecisionId::from_random([3; 16]).to_string(),
+            verification: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_is_shown_with_a_proof_and_never_printed() {
+        let task = task();
+        let outcome = task.outcome(issued(), &action(), &request_id(Some("r1")).expect("id")).expect("outcome");
+        assert!(!format!("{task:?} {outcome:#?}").contains("s3cr3t"));
+        let Outcome::Token(token) = outcome else { panic!("a token") };
+        assert_eq!((token.uses(), token.openings().get("note").map(String::as_str)), (Some(1), Some("salt-s3cr3t")));
+        let url = "https://idp.example/users/ann";
+        let headers = token.headers("POST", &format!("{url}?x=1#y")).expect("headers");
+        assert_eq!(headers.authorization.reveal(), "DPoP jwt-s3cr3t");
+        let freshness = Freshness::Iat { now: Clock::system().now(), window_s: 60 };
+        let proof = dpop::check(headers.dpop.reveal(), &Expect { htm: "POST", htu: url, freshness }).expect("proof");
+        assert_eq!((proof.jkt(), proof.ath()), (task.key.thumbprint(), Some(dpop::ath("jwt-s3cr3t"))));
+        let other = token.headers("POST", url).expect("headers");
+        assert_ne!(other.dpop.reveal(), headers.dpop.reveal());
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_form_is_refused() {
+        let task = task();
+        let id = request_id(None).expect("id");
+        let bends: [&dyn Fn(&mut v1::RequestTokenResponse); 5] = [
+            &|answer| answer.outcome = None,
+            &|answer| answer.decision_id = "x".to_owned(),
+            &|answer| answer.outcome = Some(request_token_response::Outcome::Pending(v1::PendingApproval::default())),
+            &|answer| match &mut answer.outcome {
+                Some(request_token_response::Outcome::Token(token)) => token.expires_at = None,
+                _ => panic!("a token"),
+            },
+            &|answer| match &mut answer.outcome {
+                Some(request_token_response::Outcome::Token(token)) => token.jti = "tok_".to_owned(),
+                _ => panic!("a token"),
+            },
+        ];
+        for (i, bend) in bends.iter().enumerate() {
+            let mut answer = issued();
+            bend(&mut answer);
+            assert!(task.outcome(answer, &action(), &id).is_err(), "bend {i}");
+        }
+        assert!(task.outcome(issued(), &action(), &id).is_ok());
+    }
+
+    #[test]
+    fn an_idempotency_key_is_drawn_or_checked() {
+        let (a, b) = (request_id(None).expect("id"), request_id(None).expect("id"));
+        assert_ne!(a, b);
+        assert!(matches!(request_id(Some("a b")), Err(Error::Malformed(_))));
+    }
+}

@@ -1,0 +1,341 @@
+//! What an approver signs. The statement is built here from the card as it was shown, compared with the broker's member by
+//! member, and only then signed: a broker that lies gets no signature.
+
+use std::fmt;
+
+use crate::jose::SigningKey;
+use crate::model::{
+    AccessRequestId, AgentId, Digest, Malformed, Narrowing, PersonId, ProfileName, ProfileRef, Realm, TaskId, Thumbprint,
+    Timestamp, Verdict, VoteStatement,
+};
+use crate::proto::{convert, v1};
+
+/// What the approver saw and decided.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    /// The card as shown.
+    pub card: &'a v1::Card,
+    /// The realm the approver votes in, by the approver's own configuration.
+    pub realm: &'a Realm,
+    /// The profile of the card that the vote is for.
+    pub profile: &'a ProfileName,
+    /// Yes or no.
+    pub verdict: Verdict,
+    /// What is made smaller.
+    pub narrowing: Narrowing,
+}
+
+/// A signed vote.
+#[derive(Clone)]
+pub struct Ballot {
+    access_request_id: AccessRequestId,
+    statement: String,
+    signature: [u8; 64],
+}
+
+/// Why nothing was signed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BallotError {
+    /// What was shown is not a whole card.
+    #[error("not signed: the card is not understood: {0}")]
+    Card(Malformed),
+    /// The card does not ask for this profile.
+    #[error("not signed: the card does not ask for this profile")]
+    NotAsked,
+    /// The broker's text is not a statement in canonical JSON, or has members this client does not know.
+    #[error("not signed: the broker's statement is not understood")]
+    Statement,
+    /// The broker's statement says something else than the card.
+    #[error("not signed: the broker's statement differs from what was shown in {0}")]
+    Differs(&'static str),
+    /// `not_after` is over, or more than seven days away.
+    #[error("not signed: not_after must lie between now and seven days from now")]
+    NotAfter,
+    /// The nonce is not 16 bytes as base64url.
+    #[error("not signed: nonce must be 16 bytes as base64url")]
+    Nonce,
+    /// The signature could not be made.
+    #[error("not signed: the key failed")]
+    Key,
+}
+
+/// Signs the broker's statement if it says exactly what was seen. The signature is ES256 over the 32 bytes of its digest.
+pub fn sign(key: &SigningKey, seen: &Seen<'_>, statement: &str, now: Timestamp) -> Result<Ballot, BallotError> {
+    let theirs = VoteStatement::parse(statement).map_err(|_| BallotError::Statement)?;
+    let ours = ours(seen, &theirs)?;
+    compare(&ours, &theirs)?;
+    if !(now.secs()..=now.secs().saturating_add(NOT_AFTER_S_MAX)).contains(&theirs.not_after) {
+        return Err(BallotError::NotAfter);
+    }
+    // Canonical forms are equal exactly if the statements are; ours is the one that is signed.
+    let statement = ours.canonical().map_err(|_| BallotError::Statement)?;
+    let digest = ours.digest().map_err(|_| BallotError::Statement)?;
+    let signature = key.sign(digest.as_bytes()).map_err(|_| BallotError::Key)?;
+    Ok(Ballot { access_request_id: ours.access_request_id, statement, signature })
+}
+
+/// The statement as the card has it. Of the broker's only the moment and the nonce are taken, neither of which the card shows.
+fn ours(seen: &Seen<'_>, theirs: &VoteStatement) -> Result<VoteStatement, BallotError> {
+    let card = seen.card;
+    let agent = card.agent.as_ref().ok_or(BallotError::Card(Malformed::new("agent", "is required")))?;
+    let asked = card.needs.iter().find(|need| need.name == seen.profile.as_str()).ok_or(BallotError::NotAsked)?;
+    let read = || -> Result<VoteStatement, Malformed> {
+        let action = convert::action(convert::required("action", card.action.as_ref())?)?;
+        let shown_ttl = convert::seconds("max_ttl", convert::required("max_ttl", card.max_ttl.as_ref())?)?;
+        if Realm::parse(&card.realm)? != *seen.realm {
+            return Err(Malformed::new("realm", "is another one than the approver's"));
+        }
+        Ok(VoteStatement {
+            v: 1,
+            realm: seen.realm.clone(),
+            access_request_id: AccessRequestId::parse(&card.access_request_id)?,
+            agent: AgentId::parse(&agent.agent_id)?,
+            owner: PersonId::parse(&agent.owner)?,
+            task: TaskId::parse(&card.task_id)?,
+            task_key: Thumbprint(Digest::parse(&card.task_key)?),
+            action: action.to_json(),
+            max_ttl: seen.narrowing.max_ttl.map_or(shown_ttl, |narrow| narrow.min(shown_ttl)),
+            uses: card.uses,
+            policy: Digest::parse(&card.policy_version)?,
+            profile: ProfileRef { name: seen.profile.clone(), digest: Digest::parse(&asked.digest)? },
+            verdict: seen.verdict,
+            not_after: theirs.not_after,
+            nonce: nonce(&theirs.nonce)?,
+        })
+    };
+    read().map_err(|error| if error.what == NONCE { BallotError::Nonce } else { BallotError::Card(error) })
+}
+
+fn nonce(text: &str) -> Result<String, Malformed> {
+    use base64::Engine as _;
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text).unwrap_or_default();
+    if bytes.len() == 16 { Ok(text.to_owned()) } else { Err(Malformed::new(NONCE, "must be 16 bytes")) }
+}
+
+/// Every member by name: a member added to the form does not compile until it is compared.
+fn compare(ours: &VoteStatement, theirs: &VoteStatement) -> Result<(), BallotError> {
+    let VoteStatement {
+        v,
+        realm,
+        access_request_id,
+        agent,
+        owner,
+        task,
+        task_key,
+        action,
+        max_ttl,
+        uses,
+        policy,
+        profile,
+        verdict,
+        not_after,
+        nonce,
+    } = ours;
+    let members = [
+        ("v", *v == theirs.v),
+        ("realm", *realm == theirs.realm),
+        ("access_request_id", *access_request_id == theirs.access_request_id),
+        ("agent", *agent == theirs.agent),
+        ("owner", *owner == theirs.owner),
+        ("task", *task == theirs.task),
+        ("task_key", *task_key == theirs.task_key),
+        ("action", *action == theirs.action),
+        ("max_ttl", *max_ttl == theirs.max_ttl),
+        ("uses", *uses == theirs.uses),
+        ("policy", *policy == theirs.policy),
+        ("profile", *profile == theirs.profile),
+        ("verdict", *verdict == theirs.verdict),
+        ("not_after", *not_after == theirs.not_after),
+        ("nonce", *nonce == theirs.nonce),
+    ];
+    match members.iter().find(|(_, same)| !same) {
+        Some((member, _)) => Err(BallotError::Differs(member)),
+        None => Ok(()),
+    }
+}
+
+impl Ballot {
+    /// What it decides.
+    pub fn access_request_id(&self) -> AccessRequestId {
+        self.access_request_id
+    }
+
+    /// The statement exactly as signed.
+    pub fn statement(&self) -> &str {
+        &self.statement
+    }
+
+    /// r ‖ s.
+    pub fn signature(&self) -> &[u8; 64] {
+        &self.signature
+    }
+}
+
+/// A statement holds the action in plain.
+impl fmt::Debug for Ballot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Ballot({}, redacted)", self.access_request_id)
+    }
+}
+
+/// Longest time that a yes may stay good, in seconds: seven days.
+const NOT_AFTER_S_MAX: i64 = 7 * 86_400;
+const NONCE: &str = "nonce";
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::model::{Action, ActionName, Audience, Param, Target, json as json_text};
+
+    const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+    const NONCE_TEXT: &str = "AAAAAAAAAAAAAAAAAAAAAA";
+
+    fn action(target: &str, flag: bool) -> Action {
+        Action::new(
+            ActionName::parse("account.disable").expect("name"),
+            Audience::parse("https://idp.example").expect("audience"),
+            Target::parse("Account", target).expect("target"),
+            BTreeMap::from([("end_sessions".to_owned(), Param::Bool(flag))]),
+        )
+        .expect("action")
+    }
+
+    fn card() -> v1::Card {
+        let need = |name: &str| v1::Profile {
+            name: name.to_owned(),
+            digest: Digest::of(name.as_bytes()).to_string(),
+            ..v1::Profile::default()
+        };
+        v1::Card {
+            access_request_id: AccessRequestId::from_random([1; 16]).to_string(),
+            realm: "prod".to_owned(),
+            action: Some(convert::action_to_wire(&action("ann", true))),
+            agent: Some(v1::CardAgent { agent_id: "ci".to_owned(), owner: "p1".to_owned(), ..v1::CardAgent::default() }),
+            needs: vec![need("other"), need("two-security")],
+            task_id: TaskId::from_random([2; 16]).to_string(),
+            task_key: Digest::of(b"key").to_string(),
+            max_ttl: Some(convert::seconds_to_wire(300)),
+            uses: Some(1),
+            policy_version: Digest::of(b"policy").to_string(),
+            ..v1::Card::default()
+        }
+    }
+
+    fn honest() -> Value {
+        json!({
+            "v": 1,
+            "realm": "prod",
+            "access_request_id": AccessRequestId::from_random([1; 16]),
+            "agent": "ci",
+            "owner": "p1",
+            "task": TaskId::from_random([2; 16]),
+            "task_key": Digest::of(b"key"),
+            "action": action("ann", true).to_json(),
+            "max_ttl": 300,
+            "uses": 1,
+            "policy": Digest::of(b"policy"),
+            "profile": { "name": "two-security", "digest": Digest::of(b"two-security") },
+            "verdict": "approve",
+            "not_after": NOW.secs() + 3_600,
+            "nonce": NONCE_TEXT,
+        })
+    }
+
+    fn vote(card: &v1::Card, statement: &str, max_ttl: Option<i64>) -> Result<Ballot, BallotError> {
+        let (realm, profile) = (Realm::parse("prod").expect("realm"), ProfileName::parse("two-security").expect("profile"));
+        let narrowing = Narrowing { max_ttl };
+        let key = SigningKey::generate().expect("key").0;
+        let seen = Seen { card, realm: &realm, profile: &profile, verdict: Verdict::Approve, narrowing };
+        let ballot = sign(&key, &seen, statement, NOW)?;
+        let digest = VoteStatement::parse(ballot.statement()).expect("statement").digest().expect("digest");
+        assert!(key.public().verify(digest.as_bytes(), ballot.signature()));
+        assert_eq!(ballot.statement(), statement);
+        Ok(ballot)
+    }
+
+    fn text(statement: &Value) -> String {
+        json_text::canonical(statement).expect("canonical")
+    }
+
+    #[test]
+    fn an_honest_statement_is_signed() {
+        let ballot = vote(&card(), &text(&honest()), None).expect("signed");
+        assert!(!format!("{ballot:?}").contains("ann"));
+        let mut narrowed = honest();
+        narrowed["max_ttl"] = json!(60);
+        assert!(vote(&card(), &text(&narrowed), Some(60)).is_ok());
+        // Asking for more than was shown changes nothing.
+        assert!(vote(&card(), &text(&honest()), Some(9_999)).is_ok());
+        let mut unlimited = honest();
+        unlimited.as_object_mut().expect("object").remove("uses");
+        assert!(vote(&v1::Card { uses: None, ..card() }, &text(&unlimited), None).is_ok());
+    }
+
+    #[test]
+    fn a_lie_in_any_member_is_named_and_not_signed() {
+        let other = |name: &str| json!({ "name": name, "digest": Digest::of(b"two-security") });
+        let lies = [
+            ("v", json!(2)),
+            ("realm", json!("dev")),
+            ("access_request_id", json!(AccessRequestId::from_random([9; 16]))),
+            ("agent", json!("ci2")),
+            ("owner", json!("p2")),
+            ("task", json!(TaskId::from_random([9; 16]))),
+            ("task_key", json!(Digest::of(b"their key"))),
+            ("action", action("bob", true).to_json()),
+            ("action", action("ann", false).to_json()),
+            ("max_ttl", json!(301)),
+            ("max_ttl", json!(299)),
+            ("uses", json!(2)),
+            ("policy", json!(Digest::of(b"other"))),
+            ("profile", other("other")),
+            ("profile", json!({ "name": "two-security", "digest": Digest::of(b"other") })),
+            ("verdict", json!("deny")),
+        ];
+        for (member, lie) in lies {
+            let mut statement = honest();
+            statement[member] = lie;
+            assert_eq!(vote(&card(), &text(&statement), None).err(), Some(BallotError::Differs(member)), "{member}");
+        }
+        let mut statement = honest();
+        statement.as_object_mut().expect("object").remove("uses");
+        assert_eq!(vote(&card(), &text(&statement), None).err(), Some(BallotError::Differs("uses")));
+        assert_eq!(vote(&card(), &text(&honest()), Some(60)).err(), Some(BallotError::Differs("max_ttl")));
+    }
+
+    #[test]
+    fn the_moment_and_the_nonce_are_bounded() {
+        for (after, good) in [(-1, false), (0, true), (NOT_AFTER_S_MAX, true), (NOT_AFTER_S_MAX + 1, false)] {
+            let mut statement = honest();
+            statement["not_after"] = json!(NOW.secs() + after);
+            let signed = vote(&card(), &text(&statement), None);
+            assert_eq!(signed.err(), (!good).then_some(BallotError::NotAfter), "{after}");
+        }
+        for bad in ["", "short", "AAAAAAAAAAAAAAAAAAAAAA=="] {
+            let mut statement = honest();
+            statement["nonce"] = json!(bad);
+            assert_eq!(vote(&card(), &text(&statement), None).err(), Some(BallotError::Nonce), "{bad}");
+        }
+    }
+
+    #[test]
+    fn other_texts_and_other_cards_are_refused() {
+        let mut more = honest();
+        more["extra"] = json!(1);
+        for bad in [text(&more), format!(" {}", text(&honest())), text(&honest()).replace("\"v\":1", "\"v\": 1"), "{}".to_owned()]
+        {
+            assert_eq!(vote(&card(), &bad, None).err(), Some(BallotError::Statement), "{bad}");
+        }
+        assert!(matches!(
+            vote(&v1::Card { realm: "dev".to_owned(), ..card() }, &text(&honest()), None).err(),
+            Some(BallotError::Card(_))
+        ));
+        let unasked = v1::Card { needs: Vec::new(), ..card() };
+        assert_eq!(vote(&unasked, &text(&honest()), None).err(), Some(BallotError::NotAsked));
+        assert!(matches!(vote(&v1::Card { agent: None, ..card() }, &text(&honest()), None).err(), Some(BallotError::Card(_))));
+    }
+}

@@ -1,0 +1,375 @@
+use std::str::FromStr as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::Uri;
+use http::uri::PathAndQuery;
+use prost::{Message, Name};
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status, Streaming};
+
+use super::{Error, EvidenceSource, random, random_name};
+use crate::clock::Clock;
+use crate::jose::SigningKey;
+use crate::jose::dpop::{self, NONCE_BYTES_MAX, ProofClaims};
+use crate::model::{Digest, Reason, Secret, Timestamp};
+use crate::proto::strict::StrictCodec;
+
+/// A broker, by the external URL that its configuration names: proofs are made for that URL and no other.
+/// Cheap to clone; clones share the connection and the newest nonce.
+#[derive(Clone)]
+pub struct Endpoint {
+    url: Arc<str>,
+    channel: Channel,
+    nonce: Arc<Mutex<Option<String>>>,
+    clock: Clock,
+    retry_ms: u32,
+}
+
+/// Who calls.
+#[derive(Debug, Clone)]
+pub enum Identity {
+    /// The holder of a key, proved by DPoP (RFC 9449): agents by their task's key, people and validators by their own.
+    Key(Arc<SigningKey>),
+    /// A workload, by a JWT-SVID as `authorization: Bearer …`: validators.
+    Svid(EvidenceSource),
+}
+
+/// One call: who makes it and what its proof binds.
+#[derive(Clone, Copy)]
+pub(crate) struct Order<'a> {
+    pub(crate) identity: &'a Identity,
+    /// Digest of the action asked for.
+    pub(crate) adg: Option<Digest>,
+    /// SHA-256 of the evidence in the call.
+    pub(crate) evh: Option<Digest>,
+    /// How long the broker was asked to wait, in seconds.
+    pub(crate) wait_s: u32,
+}
+
+impl<'a> Order<'a> {
+    pub(crate) fn by(identity: &'a Identity) -> Self {
+        Self { identity, adg: None, evh: None, wait_s: 0 }
+    }
+}
+
+/// A method, with the messages that belong to it.
+pub(crate) trait Method {
+    const PATH: &'static str;
+    /// Whether a second call, after one whose fate is unknown, does no more than the first.
+    const REPEATABLE: bool;
+    type Request: Message + Name + Clone + Default + Send + Sync + 'static;
+    type Response: Message + Name + Default + Send + Sync + 'static;
+}
+
+pub(crate) mod methods {
+    use super::Method;
+    use crate::proto::v1;
+
+    macro_rules! methods {
+        ($($name:ident = $path:literal, $request:ident, $response:ident, $repeatable:literal;)*) => {
+            $(pub(crate) struct $name;
+
+            impl Method for $name {
+                const PATH: &'static str = $path;
+                const REPEATABLE: bool = $repeatable;
+                type Request = v1::$request;
+                type Response = v1::$response;
+            })*
+
+            #[cfg(test)]
+            pub(crate) const ALL: &[(&str, &str, &str)] = &[$(($path, stringify!($request), stringify!($response))),*];
+        };
+    }
+
+    methods! {
+        OpenTask = "dipylon.v1.TaskService/OpenTask", OpenTaskRequest, OpenTaskResponse, true;
+        RequestToken = "dipylon.v1.TaskService/RequestToken", RequestTokenRequest, RequestTokenResponse, true;
+        GetAccessRequest = "dipylon.v1.TaskService/GetAccessRequest", GetAccessRequestRequest, GetAccessRequestResponse, true;
+        CancelAccessRequest =
+            "dipylon.v1.TaskService/CancelAccessRequest", CancelAccessRequestRequest, CancelAccessRequestResponse, false;
+        CompleteTask = "dipylon.v1.TaskService/CompleteTask", CompleteTaskRequest, CompleteTaskResponse, true;
+        Introspect = "dipylon.v1.TokenService/Introspect", IntrospectRequest, IntrospectResponse, true;
+        ConsumeToken = "dipylon.v1.TokenService/ConsumeToken", ConsumeTokenRequest, ConsumeTokenResponse, true;
+        WatchRevocations =
+            "dipylon.v1.TokenService/WatchRevocations", WatchRevocationsRequest, WatchRevocationsResponse, true;
+        ListAccessRequests =
+            "dipylon.v1.ApprovalService/ListAccessRequests", ListAccessRequestsRequest, ListAccessRequestsResponse, true;
+        GetCard = "dipylon.v1.ApprovalService/GetCard", GetCardRequest, GetCardResponse, true;
+        BeginVote = "dipylon.v1.ApprovalService/BeginVote", BeginVoteRequest, BeginVoteResponse, true;
+        CastVote = "dipylon.v1.ApprovalService/CastVote", CastVoteRequest, CastVoteResponse, false;
+        ApplyPolicyBundle =
+            "dipylon.v1.GovernanceService/ApplyPolicyBundle", ApplyPolicyBundleRequest, ApplyPolicyBundleResponse, false;
+        SuspendAgent = "dipylon.v1.GovernanceService/SuspendAgent", SuspendAgentRequest, SuspendAgentResponse, false;
+        ResumeAgent = "dipylon.v1.GovernanceService/ResumeAgent", ResumeAgentRequest, ResumeAgentResponse, false;
+        EndTask = "dipylon.v1.GovernanceService/EndTask", EndTaskRequest, EndTaskResponse, true;
+        Explain = "dipylon.v1.GovernanceService/Explain", ExplainRequest, ExplainResponse, true;
+    }
+}
+
+impl Endpoint {
+    /// The broker at this URL, such as `http://127.0.0.1:7700`; it connects with the first call. A trailing slash is left
+    /// out. Call it within a tokio runtime.
+    pub fn connect(url: &str) -> Result<Self, Error> {
+        let url = url.strip_suffix('/').unwrap_or(url);
+        let authority = url.strip_prefix("http://").ok_or(Error::Url("must begin with http://"))?;
+        let uri = Uri::from_str(url).map_err(|_| Error::Url("is not a URL"))?;
+        if authority.is_empty() || authority.contains(['/', '?', '#', '@']) {
+            return Err(Error::Url("must be http://host or http://host:port, and no more"));
+        }
+        let channel = tonic::transport::Endpoint::from(uri)
+            .connect_timeout(Duration::from_secs(CONNECT_TIMEOUT_S))
+            .http2_keep_alive_interval(Duration::from_secs(KEEP_ALIVE_INTERVAL_S))
+            .keep_alive_timeout(Duration::from_secs(KEEP_ALIVE_TIMEOUT_S))
+            .keep_alive_while_idle(true)
+            .tcp_nodelay(true)
+            .connect_lazy();
+        Ok(Self { url: url.into(), channel, nonce: Arc::default(), clock: Clock::system(), retry_ms: RETRY_MS })
+    }
+
+    /// How long, in milliseconds, a call that may be repeated is repeated while the broker cannot be reached or is
+    /// interrupted by others. 5,000 unless said; 0 for never.
+    pub fn with_retry_ms(mut self, retry_ms: u32) -> Self {
+        self.retry_ms = retry_ms;
+        self
+    }
+
+    /// The time that proofs carry.
+    pub fn with_clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// The URL that proofs are for, without a trailing slash.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Makes a call with the messages (one, unless the method streams them) and reads its one answer.
+    pub(crate) async fn call<M: Method>(&self, order: Order<'_>, messages: &[M::Request]) -> Result<M::Response, Error> {
+        let mut attempts = Attempts::default();
+        loop {
+            let mut request = Request::new(tokio_stream::iter(messages.to_vec()));
+            *request.metadata_mut() = self.headers::<M>(&order).await?;
+            request.set_timeout(Duration::from_secs(CALL_TIMEOUT_S + u64::from(order.wait_s)));
+            let answer = match self.ready().await {
+                Ok(mut grpc) => grpc.client_streaming(request, path::<M>()?, codec::<M>()).await,
+                Err(status) => Err(status),
+            };
+            match answer {
+                Ok(response) => {
+                    self.remember(response.metadata());
+                    return Ok(response.into_inner());
+                }
+                Err(status) => attempts.again::<M>(self, &status).await?,
+            }
+        }
+    }
+
+    /// Makes a call whose answers go on.
+    pub(crate) async fn watch<M: Method>(&self, order: Order<'_>, message: &M::Request) -> Result<Streaming<M::Response>, Error> {
+        let mut attempts = Attempts::default();
+        loop {
+            let mut request = Request::new(message.clone());
+            *request.metadata_mut() = self.headers::<M>(&order).await?;
+            let answer = match self.ready().await {
+                Ok(mut grpc) => grpc.server_streaming(request, path::<M>()?, codec::<M>()).await,
+                Err(status) => Err(status),
+            };
+            match answer {
+                Ok(response) => {
+                    self.remember(response.metadata());
+                    return Ok(response.into_inner());
+                }
+                Err(status) => attempts.again::<M>(self, &status).await?,
+            }
+        }
+    }
+
+    /// Reads why a stream ended.
+    pub(crate) fn ended(&self, status: &Status) -> Error {
+        self.remember(status.metadata());
+        Error::from_status(&self.url, status)
+    }
+
+    async fn ready(&self) -> Result<tonic::client::Grpc<Channel>, Status> {
+        let mut grpc = tonic::client::Grpc::new(self.channel.clone());
+        grpc.ready().await.map_err(|error| Status::from_error(Box::new(error)))?;
+        Ok(grpc)
+    }
+
+    async fn headers<M: Method>(&self, order: &Order<'_>) -> Result<MetadataMap, Error> {
+        let (name, secret) = match order.identity {
+            Identity::Key(key) => {
+                let nonce = self.nonce.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let claims = ProofClaims {
+                    htm: "POST",
+                    htu: &format!("{}/{}", self.url, M::PATH),
+                    iat: self.clock.now(),
+                    jti: &random_name()?,
+                    nonce: nonce.as_deref(),
+                    ath: None,
+                    adg: order.adg,
+                    evh: order.evh,
+                };
+                (DPOP, dpop::create(key, &claims)?)
+            }
+            Identity::Svid(source) => (AUTHORIZATION, Secret::new(format!("Bearer {}", source.show().await?.reveal()))),
+        };
+        let mut value = MetadataValue::from_str(secret.reveal()).map_err(|_| super::EvidenceError::Form)?;
+        value.set_sensitive(true);
+        let mut headers = MetadataMap::new();
+        headers.insert(name, value);
+        Ok(headers)
+    }
+
+    /// Keeps the nonce that came with an answer, whatever the answer was.
+    fn remember(&self, metadata: &MetadataMap) {
+        let nonce = metadata.get(DPOP_NONCE).and_then(|value| value.to_str().ok());
+        if let Some(nonce) = nonce.filter(|n| (1..=NONCE_BYTES_MAX).contains(&n.len()) && n.bytes().all(|b| b.is_ascii_graphic()))
+        {
+            *self.nonce.lock().unwrap_or_else(PoisonError::into_inner) = Some(nonce.to_owned());
+        }
+    }
+}
+
+/// One call's attempts, each with a proof of its own: once more for a nonce, and, where that can do no harm, while the
+/// broker is away.
+#[derive(Default)]
+struct Attempts {
+    made: u32,
+    failing_since: Option<Timestamp>,
+    slept_ms: i64,
+    nonce_given: bool,
+}
+
+impl Attempts {
+    /// Waits until the next attempt is due, or gives up.
+    async fn again<M: Method>(&mut self, endpoint: &Endpoint, status: &Status) -> Result<(), Error> {
+        endpoint.remember(status.metadata());
+        let error = Error::from_status(&endpoint.url, status);
+        let reason = error.reason();
+        if reason == Some(Reason::UseDpopNonce) && status.code() == Code::Unauthenticated && !self.nonce_given {
+            self.nonce_given = true;
+            return Ok(());
+        }
+        let passing = match &error {
+            // ABORTED says that nothing was done.
+            Error::Refused(_) if reason == Some(Reason::Conflict) => true,
+            Error::Refused(_) => M::REPEATABLE && status.code() == Code::Unavailable,
+            Error::Unreachable { .. } => M::REPEATABLE,
+            Error::TimedOut { .. }
+            | Error::Url(_)
+            | Error::Evidence(_)
+            | Error::Malformed(_)
+            | Error::Answer(_)
+            | Error::Ballot(_)
+            | Error::Key(_)
+            | Error::Proof(_)
+            | Error::NoRandomness => false,
+        };
+        let now = endpoint.clock.now();
+        let failing_ms = now.since(*self.failing_since.get_or_insert(now));
+        let pause_ms = pause_ms(self.made)?;
+        self.made = self.made.saturating_add(1);
+        // The pauses bound it too: a clock may stand still.
+        let spent_ms = failing_ms.max(self.slept_ms).saturating_add(i64::from(pause_ms));
+        if !passing || spent_ms > i64::from(endpoint.retry_ms) {
+            return Err(error);
+        }
+        self.slept_ms += i64::from(pause_ms);
+        // A broker that comes back has new nonces.
+        self.nonce_given = false;
+        tokio::time::sleep(Duration::from_millis(u64::from(pause_ms))).await;
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Endpoint({})", self.url)
+    }
+}
+
+fn path<M: Method>() -> Result<PathAndQuery, Error> {
+    PathAndQuery::from_str(&format!("/{}", M::PATH)).map_err(|_| Error::Url("a method's path is not a path"))
+}
+
+fn codec<M: Method>() -> StrictCodec<M::Request, M::Response> {
+    StrictCodec::default()
+}
+
+/// Doubles from 50 ms to a second; the half of it is chance, so that many clients do not come back at once.
+pub(crate) fn pause_ms(round: u32) -> Result<u32, Error> {
+    let full = PAUSE_MS.saturating_mul(1_u32.checked_shl(round.min(16)).unwrap_or(u32::MAX)).min(PAUSE_MS_MAX);
+    let [chance] = random::<1>()?;
+    Ok(full / 2 + full.saturating_mul(u32::from(chance)) / 512)
+}
+
+const DPOP: &str = "dpop";
+const DPOP_NONCE: &str = "dpop-nonce";
+const AUTHORIZATION: &str = "authorization";
+/// To establish a connection.
+const CONNECT_TIMEOUT_S: u64 = 3;
+/// For an answer, beside the wait that was asked for.
+const CALL_TIMEOUT_S: u64 = 10;
+/// A connection on which nothing is heard for the sum of both is given up.
+const KEEP_ALIVE_INTERVAL_S: u64 = 20;
+const KEEP_ALIVE_TIMEOUT_S: u64 = 10;
+const RETRY_MS: u32 = 5_000;
+const PAUSE_MS: u32 = 50;
+const PAUSE_MS_MAX: u32 = 1_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto;
+
+    #[test]
+    fn every_method_is_called_by_its_name() {
+        let ours: Vec<_> = methods::ALL.iter().map(|(path, _, _)| *path).collect();
+        for method in proto::methods() {
+            assert!(ours.contains(&method.as_str()), "{method}");
+        }
+        assert_eq!(ours.len(), proto::methods().len());
+        for (path, request, response) in methods::ALL {
+            let name = path.rsplit('/').next().expect("name");
+            assert_eq!((*request, *response), (format!("{name}Request").as_str(), format!("{name}Response").as_str()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_url_is_one_that_a_proof_can_name() {
+        for good in ["http://127.0.0.1:7700", "http://127.0.0.1:7700/", "http://[::1]:1", "http://broker.example"] {
+            let endpoint = Endpoint::connect(good).expect("endpoint");
+            assert_eq!(endpoint.url(), good.trim_end_matches('/'));
+        }
+        for bad in [
+            "",
+            "127.0.0.1:1",
+            "https://b",
+            "http://",
+            "http:///",
+            "http://b/p",
+            "http://b?q",
+            "http://u@b",
+            "http://b//",
+            "http://a b",
+        ] {
+            assert!(matches!(Endpoint::connect(bad), Err(Error::Url(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn pauses_grow_to_a_bound() {
+        for (round, full) in [(0, 50), (1, 100), (4, 800), (5, 1_000), (99, 1_000)] {
+            let pause = pause_ms(round).expect("pause");
+            assert!((full / 2..=full).contains(&pause), "{round}: {pause}");
+        }
+    }
+}

@@ -1,0 +1,262 @@
+use std::fmt;
+
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use super::EvidenceError;
+use super::ballot::BallotError;
+use crate::jose::KeyError;
+use crate::jose::dpop::ProofError;
+use crate::model::text::reveal_capped;
+use crate::model::{Malformed, Reason};
+use crate::proto::ERROR_DOMAIN;
+
+/// Why a call did not give what it was for. One line, and never a secret.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The broker's URL is not one that this client can call.
+    #[error("broker URL: {0}")]
+    Url(&'static str),
+    /// The broker could not be reached, or the connection broke before it answered.
+    #[error("the broker at {url} cannot be reached: {cause}")]
+    Unreachable {
+        /// Where it should be.
+        url: String,
+        /// What the transport said.
+        cause: String,
+    },
+    /// No answer in time.
+    #[error("the broker at {url} did not answer in time")]
+    TimedOut {
+        /// Where it should be.
+        url: String,
+    },
+    /// The broker said no.
+    #[error("{0}")]
+    Refused(Refused),
+    /// The evidence could not be had.
+    #[error("{0}")]
+    Evidence(#[from] EvidenceError),
+    /// What was asked for is not of its form.
+    #[error("{0}")]
+    Malformed(#[from] Malformed),
+    /// The answer is not of its form.
+    #[error("the broker's answer is not understood: {0}")]
+    Answer(Malformed),
+    /// The vote was not signed.
+    #[error("{0}")]
+    Ballot(#[from] BallotError),
+    /// A key could not be made.
+    #[error("key: {0}")]
+    Key(#[from] KeyError),
+    /// A proof could not be made.
+    #[error("{0}")]
+    Proof(#[from] ProofError),
+    /// The operating system gave no randomness.
+    #[error("no randomness")]
+    NoRandomness,
+}
+
+/// A refusal as the broker gave it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    reason: Option<Reason>,
+    code: Code,
+    message: String,
+    correlation: Option<String>,
+}
+
+impl Error {
+    /// The broker's reason, when it gave one that this client knows.
+    pub fn reason(&self) -> Option<Reason> {
+        self.refused().and_then(|refused| refused.reason)
+    }
+
+    /// The gRPC code of a refusal, such as `PERMISSION_DENIED`.
+    pub fn code(&self) -> Option<&'static str> {
+        self.refused().map(|refused| code_name(refused.code))
+    }
+
+    /// What the operator's `explain` finds the refused call by.
+    pub fn correlation(&self) -> Option<&str> {
+        self.refused().and_then(|refused| refused.correlation.as_deref())
+    }
+
+    /// Whether the same call may go through later, unchanged.
+    pub fn retryable(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::TimedOut { .. } => true,
+            Self::Refused(refused) => refused.retryable(),
+            Self::Url(_)
+            | Self::Evidence(_)
+            | Self::Malformed(_)
+            | Self::Answer(_)
+            | Self::Ballot(_)
+            | Self::Key(_)
+            | Self::Proof(_)
+            | Self::NoRandomness => false,
+        }
+    }
+
+    fn refused(&self) -> Option<&Refused> {
+        match self {
+            Self::Refused(refused) => Some(refused),
+            Self::Url(_)
+            | Self::Unreachable { .. }
+            | Self::TimedOut { .. }
+            | Self::Evidence(_)
+            | Self::Malformed(_)
+            | Self::Answer(_)
+            | Self::Ballot(_)
+            | Self::Key(_)
+            | Self::Proof(_)
+            | Self::NoRandomness => None,
+        }
+    }
+
+    /// Reads a failed call. `url` is the broker's.
+    pub(crate) fn from_status(url: &str, status: &Status) -> Self {
+        let info = status.get_details_error_info().filter(|info| info.domain == ERROR_DOMAIN);
+        if info.is_none() {
+            let late = status.code() == Code::Cancelled && status.message() == TIMED_OUT;
+            if late || status.code() == Code::DeadlineExceeded {
+                return Self::TimedOut { url: url.to_owned() };
+            }
+            // tonic keeps a source only for errors of its own side of the wire.
+            if std::error::Error::source(status).is_some() {
+                return Self::Unreachable { url: url.to_owned(), cause: reveal_capped(status.message(), MESSAGE_CHARS_MAX) };
+            }
+        }
+        Self::Refused(Refused {
+            reason: info.as_ref().and_then(|info| Reason::parse(&info.reason)),
+            code: status.code(),
+            message: reveal_capped(status.message(), MESSAGE_CHARS_MAX),
+            correlation: info.and_then(|info| info.metadata.get(CORRELATION).cloned()).map(|id| reveal_capped(&id, ID_CHARS_MAX)),
+        })
+    }
+}
+
+impl Refused {
+    fn retryable(&self) -> bool {
+        match self.reason {
+            Some(
+                Reason::Conflict
+                | Reason::TooBusy
+                | Reason::TooManyRefusals
+                | Reason::JournalUnavailable
+                | Reason::Undecided
+                | Reason::UseDpopNonce,
+            ) => true,
+            Some(
+                Reason::NotAuthenticated
+                | Reason::EvidenceStale
+                | Reason::NotPermitted
+                | Reason::Malformed
+                | Reason::UnknownAction
+                | Reason::UnknownTarget
+                | Reason::WrongParameters
+                | Reason::UnknownAudience
+                | Reason::InvalidTtl
+                | Reason::InvalidPolicyBundle
+                | Reason::NotFound
+                | Reason::RequestIdReused
+                | Reason::TaskEnded
+                | Reason::TokenDead
+                | Reason::UseSpent
+                | Reason::TokenInactive
+                | Reason::AccessRequestClosed
+                | Reason::NotEligible
+                | Reason::StatementUnknown
+                | Reason::SignatureWrong
+                | Reason::PositionAhead
+                | Reason::OtherEpoch
+                | Reason::TooManyPending,
+            ) => false,
+            None => matches!(self.code, Code::Unavailable | Code::Aborted | Code::Cancelled | Code::ResourceExhausted),
+        }
+    }
+}
+
+/// `REASON: message [correlation]`.
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.reason.map_or(code_name(self.code), Reason::as_str))?;
+        if !self.message.is_empty() {
+            write!(f, ": {}", self.message)?;
+        }
+        match &self.correlation {
+            Some(correlation) => write!(f, " [{correlation}]"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+/// What tonic says when a call's own time is over; its code is CANCELLED.
+const TIMED_OUT: &str = "Timeout expired";
+/// Key in `ErrorInfo.metadata`.
+const CORRELATION: &str = "correlation";
+/// Longest message kept of a refusal, in characters.
+const MESSAGE_CHARS_MAX: usize = 2_000;
+const ID_CHARS_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    fn status(code: Code, reason: &str, domain: &str, message: &str) -> Status {
+        let metadata = HashMap::from([(CORRELATION.to_owned(), "cor_1".to_owned())]);
+        Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, domain, metadata))
+    }
+
+    #[test]
+    fn a_refusal_is_one_readable_line() {
+        let error = Error::from_status("u", &status(Code::NotFound, "NOT_FOUND", "dipylon", "no such\ntask\u{1b}[31m"));
+        assert_eq!(error.to_string(), "NOT_FOUND: no such<U+000A>task<U+001B>[31m [cor_1]");
+        assert_eq!((error.reason(), error.code()), (Some(Reason::NotFound), Some("NOT_FOUND")));
+        assert_eq!(error.correlation(), Some("cor_1"));
+        assert!(!error.retryable());
+    }
+
+    #[test]
+    fn another_domain_has_no_reason() {
+        let error = Error::from_status("u", &status(Code::Unavailable, "CONFLICT", "other", "m"));
+        assert_eq!((error.reason(), error.code(), error.correlation()), (None, Some("UNAVAILABLE"), None));
+        assert!(error.retryable());
+        assert!(Error::from_status("u", &status(Code::Aborted, "CONFLICT", "dipylon", "")).retryable());
+        assert!(!Error::from_status("u", &status(Code::Unauthenticated, "NOT_AUTHENTICATED", "dipylon", "")).retryable());
+    }
+
+    #[test]
+    fn the_transport_is_not_the_broker() {
+        let broken = Status::from_error(Box::new(std::io::Error::other("connection reset")));
+        assert!(matches!(Error::from_status("http://b", &broken), Error::Unreachable { .. }));
+        let late = Status::cancelled(TIMED_OUT);
+        assert_eq!(Error::from_status("http://b", &late), Error::TimedOut { url: "http://b".to_owned() });
+    }
+}

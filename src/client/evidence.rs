@@ -1,0 +1,110 @@
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::io::AsyncReadExt as _;
+use zeroize::Zeroizing;
+
+use crate::model::Secret;
+
+/// Where a JWT-SVID comes from, asked anew each time one is shown: they are short-lived.
+#[derive(Clone)]
+pub enum EvidenceSource {
+    /// Always the same.
+    Fixed(Secret),
+    /// A file that something else keeps fresh; read again each time, its last newline left out.
+    File(PathBuf),
+    /// Whatever the function gives; an error is one line without a secret.
+    Fn(Arc<EvidenceFn>),
+}
+
+/// A function that gives evidence.
+pub type EvidenceFn = dyn Fn() -> Result<Secret, String> + Send + Sync;
+
+/// Why evidence could not be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EvidenceError {
+    /// The file could not be read.
+    #[error("evidence file {path}: {kind}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        kind: io::ErrorKind,
+    },
+    /// Empty, too long, or with a blank in it.
+    #[error("evidence: must be one word of 1 to 16384 visible ASCII characters")]
+    Form,
+    /// The function failed.
+    #[error("evidence: {0}")]
+    Other(String),
+}
+
+/// Longest evidence, in bytes.
+const EVIDENCE_BYTES_MAX: usize = 16 * 1024;
+
+impl EvidenceSource {
+    /// The evidence to show now.
+    pub async fn show(&self) -> Result<Secret, EvidenceError> {
+        let evidence = match self {
+            Self::Fixed(evidence) => evidence.clone(),
+            Self::File(path) => {
+                let mut text = Zeroizing::new(String::new());
+                let read = async {
+                    let file = tokio::fs::File::open(path).await?;
+                    let limit = u64::try_from(EVIDENCE_BYTES_MAX + 2).unwrap_or(u64::MAX);
+                    file.take(limit).read_to_string(&mut text).await
+                };
+                read.await.map_err(|error| EvidenceError::File { path: path.clone(), kind: error.kind() })?;
+                Secret::new(text.trim_end_matches(['\r', '\n']).to_owned())
+            }
+            Self::Fn(give) => give().map_err(EvidenceError::Other)?,
+        };
+        let text = evidence.reveal();
+        if (1..=EVIDENCE_BYTES_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic()) {
+            Ok(evidence)
+        } else {
+            Err(EvidenceError::Form)
+        }
+    }
+}
+
+impl fmt::Debug for EvidenceSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(_) => f.write_str("Fixed(redacted)"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::Fn(_) => f.write_str("Fn"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_is_read_each_time() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("svid");
+        let source = EvidenceSource::File(path.clone());
+        assert!(matches!(source.show().await, Err(EvidenceError::File { .. })));
+        for text in ["first", "second"] {
+            std::fs::write(&path, format!("{text}\n")).expect("write");
+            assert_eq!(source.show().await.expect("evidence").reveal(), text);
+        }
+        for bad in ["", "\n", "a b", "a\nb", "é"] {
+            std::fs::write(&path, bad).expect("write");
+            assert_eq!(source.show().await.err(), Some(EvidenceError::Form), "{bad:?}");
+        }
+        std::fs::write(&path, "x".repeat(EVIDENCE_BYTES_MAX + 1)).expect("write");
+        assert_eq!(source.show().await.err(), Some(EvidenceError::Form));
+    }
+
+    #[test]
+    fn it_does_not_print() {
+        let source = EvidenceSource::Fixed(Secret::new("s3cr3t".to_owned()));
+        assert!(!format!("{source:?}").contains("s3cr3t"));
+    }
+}

@@ -1,0 +1,38 @@
+//! What agents, approvers and operators link: calls with proofs, nonces, retries and evidence taken care of.
+//!
+//! In: a broker's URL, keys, evidence, and words of the model. Out: typed answers, or an [`Error`].
+//! Trusts: its own keys; of the broker's answers only their form, and of a vote's statement nothing that the approver did
+//! not see ([`ballot`]).
+//! Refuses: to sign a statement that says anything else than the card; URLs that a proof could not name.
+//! Never: shows a token, evidence or a key in an error or in `Debug`, stores a token, or retries what could happen twice.
+
+mod agent;
+pub mod ballot;
+mod channel;
+mod error;
+mod evidence;
+mod person;
+#[cfg(test)]
+mod tests;
+
+pub use agent::{Agent, Denied, Headers, OpenTask, Outcome, Pending, Task, Token, TokenOrder};
+pub use channel::{Endpoint, Identity};
+pub(crate) use channel::{Order, methods, pause_ms};
+pub use error::{Error, Refused};
+pub use evidence::{EvidenceError, EvidenceSource};
+pub use person::Person;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::rand::{SecureRandom as _, SystemRandom};
+
+/// 128 random bits, base64url: a proof's `jti`, an idempotency key.
+pub(crate) fn random_name() -> Result<String, Error> {
+    Ok(URL_SAFE_NO_PAD.encode(random::<16>()?))
+}
+
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], Error> {
+    let mut bytes = [0; N];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| Error::NoRandomness)?;
+    Ok(bytes)
+}

@@ -1,0 +1,154 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::ballot::{self, Ballot, Seen};
+use super::{Endpoint, Error, Identity, Order, methods};
+use crate::jose::SigningKey;
+use crate::model::{AccessRequestId, AgentId, Malformed, Narrowing, ProfileName, Prose, TaskId, Verdict};
+use crate::proto::{convert, v1};
+
+/// An approver or operator, by a key registered for the person in the policy bundle.
+#[derive(Debug, Clone)]
+pub struct Person {
+    endpoint: Endpoint,
+    key: Arc<SigningKey>,
+    identity: Identity,
+}
+
+impl Person {
+    /// The holder of this key.
+    pub fn new(endpoint: Endpoint, key: Arc<SigningKey>) -> Self {
+        Self { endpoint, identity: Identity::Key(key.clone()), key }
+    }
+
+    /// Access requests that wait for people, oldest first.
+    pub async fn list(&self) -> Result<Vec<v1::AccessRequest>, Error> {
+        let request = v1::ListAccessRequestsRequest {};
+        let answer = self.endpoint.call::<methods::ListAccessRequests>(self.order(), &[request]).await?;
+        Ok(answer.access_requests)
+    }
+
+    /// Everything needed to decide one.
+    pub async fn card(&self, id: AccessRequestId) -> Result<v1::Card, Error> {
+        let request = v1::GetCardRequest { access_request_id: id.to_string() };
+        let answer = self.endpoint.call::<methods::GetCard>(self.order(), &[request]).await?;
+        there("card", answer.card)
+    }
+
+    /// The broker's statement, not yet compared with anything: [`ballot::sign`] does.
+    pub async fn begin_vote(
+        &self,
+        id: AccessRequestId,
+        profile: &ProfileName,
+        verdict: Verdict,
+        narrowing: Narrowing,
+    ) -> Result<String, Error> {
+        let request = v1::BeginVoteRequest {
+            access_request_id: id.to_string(),
+            profile: profile.to_string(),
+            verdict: convert::verdict_to_wire(verdict).into(),
+            max_ttl: narrowing.max_ttl.map(convert::seconds_to_wire),
+        };
+        Ok(self.endpoint.call::<methods::BeginVote>(self.order(), &[request]).await?.statement)
+    }
+
+    /// Hands a signed vote in.
+    pub async fn cast_vote(&self, ballot: &Ballot) -> Result<v1::AccessRequest, Error> {
+        let request = v1::CastVoteRequest {
+            access_request_id: ballot.access_request_id().to_string(),
+            statement: ballot.statement().to_owned(),
+            signature: ballot.signature().to_vec(),
+        };
+        let answer = self.endpoint.call::<methods::CastVote>(self.order(), &[request]).await?;
+        there("access_request", answer.access_request)
+    }
+
+    /// Votes on what was seen: begins, compares the broker's statement with the card, signs, casts.
+    pub async fn vote(&self, seen: &Seen<'_>) -> Result<v1::AccessRequest, Error> {
+        let id = AccessRequestId::parse(&seen.card.access_request_id)?;
+        let statement = self.begin_vote(id, seen.profile, seen.verdict, seen.narrowing).await?;
+        let ballot = ballot::sign(&self.key, seen, &statement, self.endpoint.clock().now())?;
+        self.cast_vote(&ballot).await
+    }
+
+    /// Puts a policy bundle in force: its files by their paths inside it.
+    pub async fn apply_policy_bundle(&self, files: &BTreeMap<String, String>) -> Result<v1::ApplyPolicyBundleResponse, Error> {
+        self.endpoint.call::<methods::ApplyPolicyBundle>(self.order(), &pieces(files)).await
+    }
+
+    /// Takes an agent out of service and ends all it has.
+    pub async fn suspend(&self, agent: &AgentId, reason: &str) -> Result<v1::SuspendAgentResponse, Error> {
+        let reason = Prose::parse("reason", reason)?.as_str().to_owned();
+        let request = v1::SuspendAgentRequest { agent_id: agent.to_string(), reason };
+        self.endpoint.call::<methods::SuspendAgent>(self.order(), &[request]).await
+    }
+
+    /// Lets an agent operate again.
+    pub async fn resume(&self, agent: &AgentId) -> Result<v1::ResumeAgentResponse, Error> {
+        let request = v1::ResumeAgentRequest { agent_id: agent.to_string() };
+        self.endpoint.call::<methods::ResumeAgent>(self.order(), &[request]).await
+    }
+
+    /// Ends a task.
+    pub async fn end_task(&self, task: TaskId) -> Result<v1::EndReport, Error> {
+        let request = v1::EndTaskRequest { task_id: task.to_string() };
+        let answer = self.endpoint.call::<methods::EndTask>(self.order(), &[request]).await?;
+        there("report", answer.report)
+    }
+
+    /// Says why: a decision, an access request, a task, a token or a refused call, by its id.
+    pub async fn explain(&self, id: &str) -> Result<v1::ExplainResponse, Error> {
+        self.endpoint.call::<methods::Explain>(self.order(), &[v1::ExplainRequest { id: id.to_owned() }]).await
+    }
+
+    fn order(&self) -> Order<'_> {
+        Order::by(&self.identity)
+    }
+}
+
+/// The files in pieces of at most [`PIECE_BYTES_MAX`] bytes, parted between characters; an empty file is one empty piece.
+fn pieces(files: &BTreeMap<String, String>) -> Vec<v1::ApplyPolicyBundleRequest> {
+    let mut out = Vec::new();
+    for (path, content) in files {
+        let mut rest = content.as_str();
+        loop {
+            let (piece, after) = rest.split_at(rest.floor_char_boundary(PIECE_BYTES_MAX));
+            out.push(v1::ApplyPolicyBundleRequest { path: path.clone(), content: piece.to_owned() });
+            if after.is_empty() {
+                break;
+            }
+            rest = after;
+        }
+    }
+    out
+}
+
+fn there<T>(what: &'static str, field: Option<T>) -> Result<T, Error> {
+    field.ok_or_else(|| Error::Answer(Malformed::new(what, "is required")))
+}
+
+/// Well below the broker's bound on a message.
+const PIECE_BYTES_MAX: usize = 32 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_go_in_pieces_and_come_together_again() {
+        let files = BTreeMap::from([
+            ("a.cedar".to_owned(), String::new()),
+            ("b.cedar".to_owned(), "x".repeat(PIECE_BYTES_MAX)),
+            // Three bytes each: no piece may part one.
+            ("c.toml".to_owned(), "王".repeat(PIECE_BYTES_MAX)),
+        ]);
+        let pieces = pieces(&files);
+        assert_eq!(pieces.len(), 1 + 1 + 4);
+        assert!(pieces.iter().all(|piece| piece.content.len() <= PIECE_BYTES_MAX));
+        let mut back: BTreeMap<String, String> = BTreeMap::new();
+        for piece in pieces {
+            back.entry(piece.path).or_default().push_str(&piece.content);
+        }
+        assert_eq!(back, files);
+    }
+}

@@ -1,0 +1,279 @@
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::client::Error;
+use crate::jose::access_token::{AccessTokenClaims, CheckedToken, TokenError};
+use crate::jose::dpop::{self, CheckedProof, Expect, Freshness, ProofError};
+use crate::model::{
+    ActionName, AgentId, ApprovalClaim, Digest, Opening, Param, Secret, SpiffeId, Target, TaskId, Timestamp, TokenId,
+};
+
+/// What an HTTP request presented.
+#[derive(Clone, Copy)]
+pub struct Presented<'a> {
+    /// The token, of `authorization: DPoP …`, without the word before it.
+    pub token: &'a str,
+    /// The `dpop` header; exactly one may be there (RFC 9449 §4.3).
+    pub dpop: Option<&'a str>,
+    /// The HTTP method, as sent.
+    pub method: &'a str,
+    /// The server's own external URL of this request, never one taken from `Host`. Query and fragment are left out.
+    pub url: &'a str,
+    /// Salts of sensitive parameters, by name, as the agent got them with the token.
+    pub openings: &'a BTreeMap<String, String>,
+}
+
+/// What the server is about to do.
+#[derive(Debug, Clone)]
+pub struct Require {
+    /// The catalogue's name.
+    pub action: ActionName,
+    /// What it is done to.
+    pub target: Target,
+    /// Exactly with what. `None` only where the server takes them from [`Admitted::parameters`] and nowhere else.
+    pub parameters: Option<BTreeMap<String, Param>>,
+}
+
+/// A request that may do what was required: its token holds, was not ended, and its sender has the key. Only
+/// [`super::Validator::check`] makes one; spending moves it.
+#[derive(Debug)]
+pub struct Admitted {
+    token: CheckedToken,
+    text: Secret,
+}
+
+/// A request whose use, where its token has a limit, is spent.
+#[derive(Debug)]
+pub struct Spent {
+    admitted: Admitted,
+    uses_left: Option<u32>,
+    position: Option<u64>,
+}
+
+/// Why a request was rejected. Says nothing of the token but this.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    /// Ends may have been missed: the feed is silent or not complete, or the broker's keys cannot be fetched. Not the
+    /// caller's fault.
+    #[error("revocations are not known to the present: nothing is admitted")]
+    Stale,
+    /// Too many proofs at once. Not the caller's fault.
+    #[error("too many proofs at once")]
+    Busy,
+    /// The token does not hold.
+    #[error("token: {0}")]
+    Token(TokenError),
+    /// The token, its task or its agent was ended.
+    #[error("token: revoked")]
+    Revoked,
+    /// No proof.
+    #[error("proof: is missing")]
+    ProofMissing,
+    /// The proof does not hold.
+    #[error("{0}")]
+    Proof(ProofError),
+    /// The proof is for another token.
+    #[error("proof: ath is not of this token")]
+    ProofOfOtherToken,
+    /// The proof is by another key than the token's.
+    #[error("proof: not by the key of the token")]
+    ProofOfOtherKey,
+    /// The proof was used before.
+    #[error("proof: used before")]
+    ProofReplayed,
+    /// The token is for another action.
+    #[error("the token is for another action")]
+    WrongAction,
+    /// The token is for another target.
+    #[error("the token is for another target")]
+    WrongTarget,
+    /// The token is for other parameters, or a sensitive one was not opened.
+    #[error("the token is for other parameters")]
+    WrongParameters,
+    /// Every use is spent.
+    #[error("token: its uses are spent")]
+    UseSpent,
+    /// The use could not be spent. Not the caller's fault.
+    #[error("the use could not be spent: {0}")]
+    Broker(Error),
+}
+
+impl Rejected {
+    /// The HTTP status.
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::Stale | Self::Busy | Self::Broker(_) => 503,
+            Self::WrongAction | Self::WrongTarget | Self::WrongParameters => 403,
+            Self::Token(_)
+            | Self::Revoked
+            | Self::ProofMissing
+            | Self::Proof(_)
+            | Self::ProofOfOtherToken
+            | Self::ProofOfOtherKey
+            | Self::ProofReplayed
+            | Self::UseSpent => 401,
+        }
+    }
+
+    /// The `www-authenticate` header (RFC 6750 §3, RFC 9449 §7.1); `None` when asking otherwise would not help.
+    pub fn www_authenticate(&self) -> Option<String> {
+        let (error, description) = match self {
+            Self::Stale | Self::Busy | Self::Broker(_) => return None,
+            Self::Token(TokenError::Expired) => ("invalid_token", "expired"),
+            Self::Token(TokenError::NotYet) => ("invalid_token", "not yet valid"),
+            Self::Token(TokenError::WrongAudience) => ("invalid_token", "for another audience"),
+            Self::Token(TokenError::WrongIssuer) => ("invalid_token", "of another issuer"),
+            Self::Token(TokenError::Malformed(_) | TokenError::UnknownKey | TokenError::Signature | TokenError::Claims(_)) => {
+                ("invalid_token", "not a token of this issuer")
+            }
+            Self::Revoked => ("invalid_token", "revoked"),
+            Self::UseSpent => ("invalid_token", "its uses are spent"),
+            Self::ProofMissing => ("invalid_dpop_proof", "a proof is required"),
+            Self::Proof(_) => ("invalid_dpop_proof", "the proof does not hold"),
+            Self::ProofOfOtherToken => ("invalid_dpop_proof", "ath is not of this token"),
+            Self::ProofOfOtherKey => ("invalid_token", "bound to another key"),
+            Self::ProofReplayed => ("invalid_dpop_proof", "used before"),
+            Self::WrongAction => ("insufficient_scope", "for another action"),
+            Self::WrongTarget => ("insufficient_scope", "for another target"),
+            Self::WrongParameters => ("insufficient_scope", "for other parameters"),
+        };
+        Some(format!(r#"DPoP error="{error}", error_description="{description}", algs="ES256""#))
+    }
+}
+
+/// The proof of the key that the token is bound to, for this request and this token.
+pub(super) fn possession(
+    presented: &Presented<'_>,
+    claims: &AccessTokenClaims,
+    now: Timestamp,
+) -> Result<CheckedProof, Rejected> {
+    let proof = presented.dpop.ok_or(Rejected::ProofMissing)?;
+    let htu = presented.url.split(['?', '#']).next().unwrap_or_default();
+    let expect = Expect { htm: presented.method, htu, freshness: Freshness::Iat { now, window_s: PROOF_WINDOW_S } };
+    let proof = dpop::check(proof, &expect).map_err(Rejected::Proof)?;
+    if proof.jkt() != claims.cnf.jkt {
+        return Err(Rejected::ProofOfOtherKey);
+    }
+    if proof.ath() != Some(dpop::ath(presented.token)) {
+        return Err(Rejected::ProofOfOtherToken);
+    }
+    Ok(proof)
+}
+
+/// The token's action is the one required, member by member.
+pub(super) fn action(presented: &Presented<'_>, claims: &AccessTokenClaims, require: &Require) -> Result<(), Rejected> {
+    let detail = claims.detail();
+    if detail.action != require.action {
+        return Err(Rejected::WrongAction);
+    }
+    if detail.target != require.target {
+        return Err(Rejected::WrongTarget);
+    }
+    let Some(parameters) = &require.parameters else { return Ok(()) };
+    let same = detail.parameters.len() == parameters.len()
+        && parameters.iter().all(|(name, param)| {
+            detail.parameters.get(name).is_some_and(|held| matches(held, param, presented.openings.get(name)))
+        });
+    if same { Ok(()) } else { Err(Rejected::WrongParameters) }
+}
+
+/// A value equals itself; a commitment equals what its salt opens it to.
+fn matches(held: &Value, param: &Param, salt: Option<&String>) -> bool {
+    match commitment(held) {
+        None => *held == param.to_json(),
+        Some(commitment) => salt.is_some_and(|salt| {
+            let opening = Opening { salt: salt.clone(), value: param.to_json() };
+            Digest::parse(commitment).is_ok_and(|commitment| commitment == opening.commitment())
+        }),
+    }
+}
+
+/// `$` cannot stand in a parameter's own name, so nothing else looks like a commitment.
+fn commitment(held: &Value) -> Option<&str> {
+    held.as_object()?.get("$commitment")?.as_str()
+}
+
+impl Admitted {
+    pub(super) fn new(token: CheckedToken, text: Secret) -> Self {
+        Self { token, text }
+    }
+
+    pub(super) fn token(&self) -> &Secret {
+        &self.text
+    }
+
+    /// The token's id: what logs carry.
+    pub fn token_id(&self) -> TokenId {
+        self.token.claims().jti
+    }
+
+    /// The task it belongs to.
+    pub fn task_id(&self) -> TaskId {
+        self.token.claims().txn
+    }
+
+    /// The registered agent.
+    pub fn agent_id(&self) -> &AgentId {
+        &self.token.claims().client_id
+    }
+
+    /// The attested workload.
+    pub fn subject(&self) -> &SpiffeId {
+        &self.token.claims().sub
+    }
+
+    /// What it may do.
+    pub fn action(&self) -> &ActionName {
+        &self.token.claims().detail().action
+    }
+
+    /// To what.
+    pub fn target(&self) -> &Target {
+        &self.token.claims().detail().target
+    }
+
+    /// With what: values, or commitments for sensitive ones.
+    pub fn parameters(&self) -> &serde_json::Map<String, Value> {
+        &self.token.claims().detail().parameters
+    }
+
+    /// How often in all; `None` when its life is the only limit.
+    pub fn uses(&self) -> Option<u32> {
+        self.token.claims().uses
+    }
+
+    /// When it ends by itself.
+    pub fn expires_at(&self) -> Timestamp {
+        Timestamp::from_secs(self.token.claims().exp)
+    }
+
+    /// The approval it rests on, if one was needed.
+    pub fn approval(&self) -> Option<&ApprovalClaim> {
+        self.token.claims().approval.as_ref()
+    }
+}
+
+impl Spent {
+    pub(super) fn new(admitted: Admitted, uses_left: Option<u32>, position: Option<u64>) -> Self {
+        Self { admitted, uses_left, position }
+    }
+
+    /// What was admitted.
+    pub fn admitted(&self) -> &Admitted {
+        &self.admitted
+    }
+
+    /// Uses left after this one; `None` when the token has no limit.
+    pub fn uses_left(&self) -> Option<u32> {
+        self.uses_left
+    }
+
+    /// Index of the journal's entry of this use; `None` when there was nothing to spend.
+    pub fn position(&self) -> Option<u64> {
+        self.position
+    }
+}
+
+/// How far a proof's `iat` may lie from now, in seconds.
+const PROOF_WINDOW_S: u32 = 60;

@@ -1,0 +1,67 @@
+//! Follows `WatchRevocations` as long as the validator lives.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{START_MS, Shared};
+use crate::client::{Error, Order, methods, pause_ms};
+use crate::model::{Malformed, Reason};
+use crate::proto::v1;
+
+/// Watches, and when the watch ends, for whatever cause, watches again from where it was; from the start after a gap.
+pub(super) async fn follow(shared: Arc<Shared>) {
+    let mut round = 0;
+    loop {
+        if watch(&shared).await {
+            round = 0;
+        }
+        let pause = pause_ms(round).unwrap_or(1_000);
+        round = round.saturating_add(1);
+        tokio::time::sleep(Duration::from_millis(u64::from(pause))).await;
+        // Watches last minutes at most, so a key that the broker took back goes from here in that time.
+        let _kept = shared.keys.refresh(shared.config.clock.now()).await;
+    }
+}
+
+/// One watch, to its end. Whether anything was heard.
+async fn watch(shared: &Shared) -> bool {
+    let order = Order::by(&shared.config.identity);
+    let after = shared.read(super::Revoked::read_through).map(Into::into);
+    let request = v1::WatchRevocationsRequest { after };
+    let started = shared.endpoint.watch::<methods::WatchRevocations>(order, &request);
+    let mut stream = match tokio::time::timeout(Duration::from_millis(START_MS), started).await {
+        Ok(Ok(stream)) => stream,
+        Err(_) => {
+            shared.note(Error::TimedOut { url: shared.endpoint.url().to_owned() });
+            return false;
+        }
+        Ok(Err(error)) => {
+            if matches!(error.reason(), Some(Reason::PositionAhead | Reason::OtherEpoch)) {
+                shared.change(super::Revoked::restart);
+            }
+            shared.note(error);
+            return false;
+        }
+    };
+    let mut heard = false;
+    let silence = Duration::from_millis(u64::from(shared.config.max_silence_ms));
+    loop {
+        let message = match tokio::time::timeout(silence, stream.message()).await {
+            Ok(Ok(Some(message))) => message,
+            Ok(Ok(None)) => return heard,
+            Ok(Err(status)) => {
+                shared.note(shared.endpoint.ended(&status));
+                return heard;
+            }
+            // The connection may be dead without a sign.
+            Err(_) => return heard,
+        };
+        let now = shared.config.clock.now();
+        if let Err(gap) = shared.change(|revoked| revoked.apply(message, now)) {
+            shared.note(Error::Answer(Malformed::new("revocation feed", gap.to_string())));
+            // Heard, but of no use: back-off goes on.
+            return false;
+        }
+        heard = true;
+    }
+}

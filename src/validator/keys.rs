@@ -1,0 +1,155 @@
+//! The broker's public keys, fetched from its one configured place.
+
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+
+use crate::jose::{KeySet, Usage};
+use crate::model::Timestamp;
+
+/// Why the broker's keys could not be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FetchError {
+    /// No connection, or it broke.
+    #[error("the broker's keys: it cannot be reached")]
+    Unreachable,
+    /// Not within three seconds.
+    #[error("the broker's keys: no answer in time")]
+    TimedOut,
+    /// Another status than 200.
+    #[error("the broker's keys: answered with status {0}")]
+    Status(u16),
+    /// More than 256 KiB.
+    #[error("the broker's keys: larger than 256 KiB, or cut short")]
+    Body,
+    /// Not a JWK set of public keys.
+    #[error("the broker's keys: not a set of public keys")]
+    Form,
+}
+
+pub(super) struct Keys {
+    url: String,
+    set: ArcSwap<KeySet>,
+    /// When the last fetch began. Held through a fetch, so that many unknown names make one.
+    fetched_at: Mutex<Timestamp>,
+}
+
+impl Keys {
+    /// Fetches for the first time.
+    pub(super) async fn fetch(url: &str, now: Timestamp) -> Result<Self, FetchError> {
+        let set = get(url).await?;
+        Ok(Self { url: url.to_owned(), set: ArcSwap::from_pointee(set), fetched_at: Mutex::new(now) })
+    }
+
+    /// The keys as last fetched.
+    pub(super) fn now(&self) -> arc_swap::Guard<std::sync::Arc<KeySet>> {
+        self.set.load()
+    }
+
+    /// Fetches again, at most once in ten seconds; keeps the keys it has when that fails.
+    pub(super) async fn refresh(&self, now: Timestamp) -> Result<(), FetchError> {
+        let mut fetched_at = self.fetched_at.lock().await;
+        if (0..REFETCH_MS).contains(&now.since(*fetched_at)) {
+            return Ok(());
+        }
+        *fetched_at = now;
+        self.set.store(std::sync::Arc::new(get(&self.url).await?));
+        Ok(())
+    }
+}
+
+async fn get(url: &str) -> Result<KeySet, FetchError> {
+    let body = tokio::time::timeout(Duration::from_secs(TIMEOUT_S), get_body(url)).await.map_err(|_| FetchError::TimedOut)??;
+    KeySet::parse(&body, Usage::Signature).map_err(|_| FetchError::Form)
+}
+
+async fn get_body(url: &str) -> Result<Bytes, FetchError> {
+    let uri: http::Uri = url.parse().map_err(|_| FetchError::Unreachable)?;
+    let authority = uri.authority().ok_or(FetchError::Unreachable)?;
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    let port = authority.port_u16().unwrap_or(80);
+    let stream = TcpStream::connect((host, port)).await.map_err(|_| FetchError::Unreachable)?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|_| FetchError::Unreachable)?;
+    // Ends with the sender, at the end of this function.
+    let connection = tokio::spawn(connection);
+    let request = http::Request::get(PATH)
+        .header(http::header::HOST, authority.as_str())
+        .header(http::header::ACCEPT, "application/jwk-set+json, application/json")
+        .body(Empty::<Bytes>::new())
+        .map_err(|_| FetchError::Unreachable)?;
+    let response = sender.send_request(request).await.map_err(|_| FetchError::Unreachable)?;
+    if response.status() != http::StatusCode::OK {
+        return Err(FetchError::Status(response.status().as_u16()));
+    }
+    let body = Limited::new(response.into_body(), BODY_BYTES_MAX).collect().await.map_err(|_| FetchError::Body)?.to_bytes();
+    connection.abort();
+    Ok(body)
+}
+
+const PATH: &str = "/.well-known/jwks.json";
+const BODY_BYTES_MAX: usize = 256 * 1024;
+/// For the whole of a fetch.
+const TIMEOUT_S: u64 = 3;
+const REFETCH_MS: i64 = 10_000;
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Answers each connection with the next of these bytes.
+    async fn serve(answers: Vec<Vec<u8>>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let url = format!("http://{}", listener.local_addr().expect("address"));
+        tokio::spawn(async move {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.expect("accept");
+                let mut request = [0; 1024];
+                let read = stream.read(&mut request).await.expect("read");
+                assert!(request[..read].starts_with(b"GET /.well-known/jwks.json HTTP/1.1\r\n"));
+                let _gone = stream.write_all(&answer).await;
+            }
+        });
+        url
+    }
+
+    fn ok(body: &str) -> Vec<u8> {
+        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+    }
+
+    #[tokio::test]
+    async fn answers_that_are_no_keys() {
+        let long = "x".repeat(BODY_BYTES_MAX + 1);
+        let cases = [
+            (b"HTTP/1.1 302 Found\r\nlocation: http://other/\r\ncontent-length: 0\r\n\r\n".to_vec(), FetchError::Status(302)),
+            (ok(&long), FetchError::Body),
+            (b"HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\n{".to_vec(), FetchError::Body),
+            (ok("{}"), FetchError::Form),
+            (Vec::new(), FetchError::Unreachable),
+        ];
+        for (answer, error) in cases {
+            let url = serve(vec![answer]).await;
+            assert_eq!(Keys::fetch(&url, Timestamp::from_secs(0)).await.err(), Some(error));
+        }
+    }
+
+    #[tokio::test]
+    async fn unknown_names_fetch_at_most_once_in_ten_seconds() {
+        let url = serve(vec![ok(r#"{"keys":[]}"#), ok("broken"), ok(r#"{"keys":[]}"#)]).await;
+        let start = Timestamp::from_secs(1_800_000_000);
+        let keys = Keys::fetch(&url, start).await.expect("keys");
+        assert_eq!(keys.refresh(start.plus_millis(REFETCH_MS - 1)).await, Ok(()), "no fetch");
+        assert_eq!(keys.refresh(start.plus_millis(REFETCH_MS)).await, Err(FetchError::Form));
+        assert_eq!(keys.refresh(start.plus_millis(REFETCH_MS + 1)).await, Ok(()), "no fetch");
+        assert_eq!(keys.refresh(start.plus_millis(2 * REFETCH_MS)).await, Ok(()));
+        assert!(keys.now().is_empty());
+    }
+}

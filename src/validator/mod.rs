@@ -1,0 +1,249 @@
+//! What resource servers link: may this request, with this token and proof, do this one thing now?
+//!
+//! In: what a request presented, and what the server is about to do. Out: [`Admitted`], which only a whole check makes and
+//! which [`Validator::spend`] takes by value; or [`Rejected`].
+//! Trusts: the broker at its configured URL for keys and for the feed of ends; the server for its own external URL.
+//! Refuses: everything while the feed is silent, has a gap, or says what this validator does not understand.
+//! Never: asks the broker about a token that is checked here, shows a token, or takes an issuer, key or URL from the request.
+
+mod check;
+mod feed;
+mod keys;
+mod replay;
+mod revoked;
+
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+pub use check::{Admitted, Presented, Rejected, Require, Spent};
+pub use keys::FetchError;
+pub use revoked::Position;
+
+use crate::client::{Endpoint, Error, Identity, Order, methods};
+use crate::clock::Clock;
+use crate::jose::access_token::{self, TokenError};
+use crate::model::{Audience, Reason, Secret, TokenId, UseId};
+use crate::proto::v1;
+use keys::Keys;
+use replay::Proofs;
+use revoked::Revoked;
+
+/// Whose tokens a resource server takes, and how it hears of their end.
+#[derive(Clone)]
+pub struct ValidatorConfig {
+    /// The broker's external URL.
+    pub url: String,
+    /// The issuer that tokens must name, byte by byte.
+    pub issuer: String,
+    /// The one audience that tokens must name.
+    pub audience: Audience,
+    /// How this server shows the broker who it is.
+    pub identity: Identity,
+    /// Longest silence of the feed, in milliseconds, before every check is refused.
+    pub max_silence_ms: u32,
+    /// The time.
+    pub clock: Clock,
+}
+
+impl ValidatorConfig {
+    /// With a silence of at most 5,000 ms and the machine's clock.
+    pub fn new(url: &str, issuer: &str, audience: Audience, identity: Identity) -> Self {
+        Self {
+            url: url.to_owned(),
+            issuer: issuer.to_owned(),
+            audience,
+            identity,
+            max_silence_ms: MAX_SILENCE_MS,
+            clock: Clock::system(),
+        }
+    }
+}
+
+/// Why a validator did not start.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectError {
+    /// The broker's keys could not be had.
+    #[error("{0}")]
+    Keys(#[from] FetchError),
+    /// The broker did not take the watch, or cannot be called.
+    #[error("{0}")]
+    Broker(#[from] Error),
+    /// The feed did not come to its present end in time.
+    #[error("the revocation feed is not complete yet")]
+    Feed,
+}
+
+/// Checks tokens offline, for one audience, and follows the feed of ends while it lives.
+pub struct Validator {
+    shared: Arc<Shared>,
+    proofs: Mutex<Proofs>,
+    feed: JoinHandle<()>,
+}
+
+/// What the feed's task and the checks share.
+struct Shared {
+    config: ValidatorConfig,
+    endpoint: Endpoint,
+    keys: Keys,
+    revoked: RwLock<Revoked>,
+    position: watch::Sender<Option<Position>>,
+    last_error: Mutex<Option<Error>>,
+}
+
+impl Validator {
+    /// Fetches the broker's keys and follows its feed; ready when it has heard everything that can still matter.
+    pub async fn connect(config: ValidatorConfig) -> Result<Self, ConnectError> {
+        let endpoint = Endpoint::connect(&config.url)?.with_clock(config.clock.clone());
+        let keys = Keys::fetch(endpoint.url(), config.clock.now()).await?;
+        let position = watch::Sender::new(None);
+        let mut heard = position.subscribe();
+        let revoked = RwLock::default();
+        let shared = Arc::new(Shared { config, endpoint, keys, revoked, position, last_error: Mutex::default() });
+        let feed = tokio::spawn(feed::follow(shared.clone()));
+        let validator = Self { shared, proofs: Mutex::default(), feed };
+        let complete = async {
+            while !validator.shared.read(Revoked::is_complete) {
+                if heard.changed().await.is_err() {
+                    break;
+                }
+            }
+        };
+        match tokio::time::timeout(Duration::from_millis(START_MS), complete).await {
+            Ok(()) => Ok(validator),
+            Err(_) => Err(validator.last_error().map_or(ConnectError::Feed, ConnectError::Broker)),
+        }
+    }
+
+    /// Whether the request may do what is required: signature and life, ends, possession, and then the action itself.
+    pub async fn check(&self, presented: &Presented<'_>, require: &Require) -> Result<Admitted, Rejected> {
+        let Shared { config, keys, .. } = &*self.shared;
+        let now = config.clock.now();
+        // An end may have been missed: nothing else is looked at.
+        if self.shared.read(|revoked| revoked.is_stale(now, config.max_silence_ms)) {
+            return Err(Rejected::Stale);
+        }
+        let expect = access_token::Expect { iss: &config.issuer, aud: Some(&config.audience), now };
+        let token = match access_token::check(presented.token, &keys.now(), &expect) {
+            Err(TokenError::UnknownKey) => {
+                keys.refresh(now).await.map_err(|_| Rejected::Stale)?;
+                access_token::check(presented.token, &keys.now(), &expect)
+            }
+            checked => checked,
+        };
+        let token = token.map_err(Rejected::Token)?;
+        // The fetch may have taken a while; the answer is of now.
+        let now = config.clock.now();
+        self.shared.read(|revoked| revoked.judge(token.claims(), now, config.max_silence_ms))?;
+        let proof = check::possession(presented, token.claims(), now)?;
+        self.proofs.lock().unwrap_or_else(PoisonError::into_inner).once(&proof, now)?;
+        check::action(presented, token.claims(), require)?;
+        Ok(Admitted::new(token, Secret::new(presented.token.to_owned())))
+    }
+
+    /// Spends one use of a token that has a limit: asks the broker, which records it before it answers. The same `use_id`
+    /// gets the same answer. A token without a limit costs no call.
+    pub async fn spend(&self, admitted: Admitted, use_id: &str) -> Result<Spent, Rejected> {
+        let use_id = UseId::parse(use_id).map_err(|error| Rejected::Broker(Error::Malformed(error)))?;
+        if admitted.uses().is_none() {
+            return Ok(Spent::new(admitted, None, None));
+        }
+        let request = v1::ConsumeTokenRequest { token: admitted.token().reveal().to_owned(), use_id: use_id.to_string() };
+        let Shared { endpoint, config, .. } = &*self.shared;
+        let answer = endpoint.call::<methods::ConsumeToken>(Order::by(&config.identity), &[request]).await;
+        let answer = answer.map_err(|error| {
+            if error.reason() == Some(Reason::UseSpent) {
+                Rejected::UseSpent
+            } else if matches!(error.reason(), Some(Reason::TokenInactive | Reason::TokenDead | Reason::TaskEnded)) {
+                Rejected::Revoked
+            } else {
+                Rejected::Broker(error)
+            }
+        })?;
+        // Only an answer about this token that spent a use is a pass.
+        let own = TokenId::parse(&answer.jti).is_ok_and(|jti| jti == admitted.token_id());
+        match (own, answer.position) {
+            (true, Some(position)) => Ok(Spent::new(admitted, answer.uses_left, Some(position))),
+            (true, None) | (false, _) => {
+                Err(Rejected::Broker(Error::Answer(crate::model::Malformed::new("use", "is not of this token"))))
+            }
+        }
+    }
+
+    /// Asks the broker about a token: the one answer that no lag can make old.
+    pub async fn introspect(&self, token: &str) -> Result<v1::IntrospectResponse, Error> {
+        let Shared { endpoint, config, .. } = &*self.shared;
+        let request = v1::IntrospectRequest { token: token.to_owned() };
+        endpoint.call::<methods::Introspect>(Order::by(&config.identity), &[request]).await
+    }
+
+    /// Up to where every end is known; `None` while the feed is not complete.
+    pub fn read_through(&self) -> Option<Position> {
+        *self.shared.position.borrow()
+    }
+
+    /// The same, to be waited on.
+    pub fn positions(&self) -> watch::Receiver<Option<Position>> {
+        self.shared.position.subscribe()
+    }
+
+    /// Waits until everything up to this index of the journal is known, such as the position of an end report.
+    pub async fn read_past(&self, index: u64) -> Position {
+        let mut positions = self.positions();
+        loop {
+            if let Some(position) = *positions.borrow_and_update()
+                && position.index >= index
+            {
+                return position;
+            }
+            if positions.changed().await.is_err() {
+                // Its sender lives as long as this validator.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Why the feed last broke off, if it did.
+    pub fn last_error(&self) -> Option<Error> {
+        self.shared.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Validator {
+    fn drop(&mut self) {
+        self.feed.abort();
+    }
+}
+
+impl std::fmt::Debug for Validator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Validator({} at {})", self.shared.config.audience, self.shared.endpoint.url())
+    }
+}
+
+impl Shared {
+    fn read<T>(&self, look: impl FnOnce(&Revoked) -> T) -> T {
+        look(&self.revoked.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Changes what is known, and tells those who wait.
+    fn change<T>(&self, change: impl FnOnce(&mut Revoked) -> T) -> T {
+        let mut revoked = self.revoked.write().unwrap_or_else(PoisonError::into_inner);
+        let out = change(&mut revoked);
+        self.position.send_replace(if revoked.is_complete() { revoked.read_through() } else { None });
+        out
+    }
+
+    fn note(&self, error: Error) {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
+}
+
+const MAX_SILENCE_MS: u32 = 5_000;
+/// How long a start may take, in milliseconds.
+const START_MS: u64 = 10_000;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,389 @@
+//! What the feed has said, as a fold: messages in, verdicts on tokens out. No clock, no network.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+
+use super::Rejected;
+use crate::jose::access_token::{AccessTokenClaims, TTL_MAX_S};
+use crate::model::{AgentId, TaskId, Timestamp, TokenId};
+use crate::proto::v1::{self, revocation_event::Selector, watch_revocations_response::Message};
+
+/// A place in the journal: ordered by its life, then its index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// The life of the journal.
+    pub epoch: u64,
+    /// Index of an entry.
+    pub index: u64,
+}
+
+impl From<v1::Position> for Position {
+    fn from(wire: v1::Position) -> Self {
+        Self { epoch: wire.epoch, index: wire.index }
+    }
+}
+
+impl From<Position> for v1::Position {
+    fn from(position: Position) -> Self {
+        Self { epoch: position.epoch, index: position.index }
+    }
+}
+
+/// Why what follows cannot be relied on: the watch begins again without a position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Gap {
+    #[error("an event is missing")]
+    Missed,
+    #[error("an event or heartbeat lies before what was read")]
+    Backwards,
+    #[error("the journal has another life")]
+    Epoch,
+    #[error("a message is not understood")]
+    Unknown,
+    #[error("too many ends to remember")]
+    Full,
+}
+
+/// The event that the next one must name as the one before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Chain {
+    /// A start: the first event may name one that is too old to matter.
+    #[default]
+    Any,
+    After(Option<u64>),
+}
+
+/// Every end that can still matter. Only grows, except by forgetting: an end is never taken back, so what was known before
+/// a resync stays true after it.
+#[derive(Debug, Default)]
+pub(super) struct Revoked {
+    tasks: HashMap<TaskId, Timestamp>,
+    tokens: HashMap<TokenId, Timestamp>,
+    /// The newest event for each agent: everything decided before it is dead.
+    agents: HashMap<AgentId, (Position, Timestamp)>,
+    chain: Chain,
+    read_through: Option<Position>,
+    complete: bool,
+    heard_at: Option<Timestamp>,
+    swept_at: Option<Timestamp>,
+}
+
+impl Revoked {
+    /// Takes a message of the feed. After an error nothing is complete until a new watch has come to its end.
+    pub(super) fn apply(&mut self, message: v1::WatchRevocationsResponse, now: Timestamp) -> Result<(), Gap> {
+        let applied = match message.message {
+            Some(Message::Event(event)) => self.event(event, now),
+            Some(Message::Heartbeat(heartbeat)) => self.heartbeat(heartbeat, now),
+            Some(Message::Resync(_)) => {
+                self.restart();
+                Ok(())
+            }
+            None => Err(Gap::Unknown),
+        };
+        match applied {
+            Ok(()) => self.heard_at = Some(now),
+            Err(_) => self.restart(),
+        }
+        applied
+    }
+
+    /// Forgets the place, not the ends: nothing is complete until a heartbeat follows a whole start.
+    pub(super) fn restart(&mut self) {
+        self.chain = Chain::Any;
+        self.read_through = None;
+        self.complete = false;
+    }
+
+    fn event(&mut self, event: v1::RevocationEvent, now: Timestamp) -> Result<(), Gap> {
+        let at = Position { epoch: event.epoch, index: event.index };
+        if let Some(read) = self.read_through {
+            if at.epoch != read.epoch {
+                return Err(Gap::Epoch);
+            }
+            if at <= read {
+                return Err(Gap::Backwards);
+            }
+        }
+        match self.chain {
+            Chain::Any => {}
+            Chain::After(last) if event.prev == last => {}
+            Chain::After(_) => return Err(Gap::Missed),
+        }
+        // A selector that this validator does not know may end any token.
+        match event.selector.ok_or(Gap::Unknown)? {
+            Selector::Tasks(list) => learn(&mut self.tasks, &list.task_ids, TaskId::parse, now)?,
+            Selector::Tokens(list) => learn(&mut self.tokens, &list.jtis, TokenId::parse, now)?,
+            Selector::AgentId(id) => {
+                let id = AgentId::parse(&id).map_err(|_| Gap::Unknown)?;
+                let known = self.agents.entry(id).or_insert((at, now));
+                *known = (known.0.max(at), now);
+            }
+        }
+        if self.tasks.len() + self.tokens.len() + self.agents.len() > ENDS_MAX {
+            return Err(Gap::Full);
+        }
+        self.chain = Chain::After(Some(at.index));
+        self.read_through = Some(at);
+        Ok(())
+    }
+
+    fn heartbeat(&mut self, heartbeat: v1::RevocationHeartbeat, now: Timestamp) -> Result<(), Gap> {
+        let through = Position::from(heartbeat.read_through.ok_or(Gap::Unknown)?);
+        if let Some(read) = self.read_through {
+            if through.epoch != read.epoch {
+                return Err(Gap::Epoch);
+            }
+            if through < read {
+                return Err(Gap::Backwards);
+            }
+        }
+        match self.chain {
+            Chain::Any => {}
+            Chain::After(last) if heartbeat.last_event == last => {}
+            Chain::After(_) => return Err(Gap::Missed),
+        }
+        self.chain = Chain::After(heartbeat.last_event);
+        self.read_through = Some(through);
+        self.complete = true;
+        self.forget(now);
+        Ok(())
+    }
+
+    /// Drops what can match no living token any more.
+    pub(super) fn forget(&mut self, now: Timestamp) {
+        if self.swept_at.is_some_and(|at| (0..SWEEP_MS).contains(&now.since(at))) {
+            return;
+        }
+        self.swept_at = Some(now);
+        let keep = |at: &Timestamp| now.since(*at) <= KEEP_MS;
+        self.tasks.retain(|_, at| keep(at));
+        self.tokens.retain(|_, at| keep(at));
+        self.agents.retain(|_, (_, at)| keep(at));
+    }
+
+    /// Whether every end up to [`Revoked::read_through`] is known.
+    pub(super) fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// The last entry that was read: where a broken watch goes on.
+    pub(super) fn read_through(&self) -> Option<Position> {
+        self.read_through
+    }
+
+    /// Whether an end may have been missed: not complete, or nothing heard for too long. A clock that jumps counts as silence.
+    pub(super) fn is_stale(&self, now: Timestamp, max_silence_ms: u32) -> bool {
+        let silent = self.heard_at.is_none_or(|at| now.since(at).unsigned_abs() > u64::from(max_silence_ms));
+        silent || !self.complete
+    }
+
+    /// Whether the token may still be alive, as far as the feed knows.
+    pub(super) fn judge(&self, claims: &AccessTokenClaims, now: Timestamp, max_silence_ms: u32) -> Result<(), Rejected> {
+        let Some(read) = self.read_through.filter(|_| !self.is_stale(now, max_silence_ms)) else {
+            return Err(Rejected::Stale);
+        };
+        // Of a life this feed has not heard of yet: its ends are unknown here.
+        if claims.epoch > read.epoch {
+            return Err(Rejected::Stale);
+        }
+        let decided = Position { epoch: claims.epoch, index: claims.pos };
+        // A new life of the journal ends everything of the lives before.
+        let dead = claims.epoch < read.epoch
+            || self.tasks.contains_key(&claims.txn)
+            || self.tokens.contains_key(&claims.jti)
+            || self.agents.get(&claims.client_id).is_some_and(|(event, _)| decided < *event);
+        if dead { Err(Rejected::Revoked) } else { Ok(()) }
+    }
+}
+
+fn learn<T: Eq + Hash>(
+    known: &mut HashMap<T, Timestamp>,
+    ids: &[String],
+    parse: impl Fn(&str) -> Result<T, crate::model::Malformed>,
+    now: Timestamp,
+) -> Result<(), Gap> {
+    for id in ids {
+        known.insert(parse(id).map_err(|_| Gap::Unknown)?, now);
+    }
+    Ok(())
+}
+
+/// How long an end is kept, in milliseconds: the longest life any token can have, and five minutes between clocks.
+const KEEP_MS: i64 = (TTL_MAX_S + 300) * 1_000;
+const SWEEP_MS: i64 = 10_000;
+/// Most ends kept at once; above it every check is refused.
+const ENDS_MAX: usize = 1_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jose::access_token::{ActionDetail, Confirmation};
+    use crate::model::{Action, ActionName, Audience, Digest, SpiffeId, Target, Thumbprint};
+
+    const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+    const SILENCE_MS: u32 = 5_000;
+
+    fn claims(epoch: u64, pos: u64) -> AccessTokenClaims {
+        let target = Target::parse("Account", "ann").expect("target");
+        let (name, audience) = (ActionName::parse("a").expect("name"), Audience::parse("aud").expect("aud"));
+        let action = Action::new(name, audience.clone(), target, Default::default()).expect("action");
+        let (record, _) = action.on_record(&Default::default(), &mut || [0; 16]);
+        AccessTokenClaims {
+            iss: "i".to_owned(),
+            sub: SpiffeId::parse("spiffe://d/a").expect("id"),
+            aud: audience,
+            exp: NOW.secs() + 300,
+            // What a selector compares is the position; this moment lies after every event here.
+            iat: NOW.secs() + 200,
+            nbf: NOW.secs(),
+            jti: TokenId::from_random([1; 16]),
+            client_id: AgentId::parse("ci").expect("agent"),
+            cnf: Confirmation { jkt: Thumbprint(Digest::of(b"key")) },
+            authorization_details: [ActionDetail::from(&record)],
+            txn: TaskId::from_random([2; 16]),
+            epoch,
+            pos,
+            uses: None,
+            approval: None,
+        }
+    }
+
+    fn event(index: u64, prev: Option<u64>, selector: Option<Selector>) -> v1::WatchRevocationsResponse {
+        let event = v1::RevocationEvent { epoch: 1, index, prev, selector };
+        v1::WatchRevocationsResponse { message: Some(Message::Event(event)) }
+    }
+
+    fn heartbeat(epoch: u64, index: u64, last_event: Option<u64>) -> v1::WatchRevocationsResponse {
+        let read_through = Some(v1::Position { epoch, index });
+        v1::WatchRevocationsResponse { message: Some(Message::Heartbeat(v1::RevocationHeartbeat { read_through, last_event })) }
+    }
+
+    fn agent(id: &str) -> Option<Selector> {
+        Some(Selector::AgentId(id.to_owned()))
+    }
+
+    fn task(byte: u8) -> Option<Selector> {
+        Some(Selector::Tasks(v1::TaskList { task_ids: vec![TaskId::from_random([byte; 16]).to_string()] }))
+    }
+
+    fn token(byte: u8) -> Option<Selector> {
+        Some(Selector::Tokens(v1::TokenList { jtis: vec![TokenId::from_random([byte; 16]).to_string()] }))
+    }
+
+    fn started() -> Revoked {
+        let mut revoked = Revoked::default();
+        revoked.apply(heartbeat(1, 10, Some(5)), NOW).expect("heartbeat");
+        revoked
+    }
+
+    fn judge(revoked: &Revoked, claims: &AccessTokenClaims) -> Result<(), &'static str> {
+        match revoked.judge(claims, NOW, SILENCE_MS) {
+            Ok(()) => Ok(()),
+            Err(Rejected::Revoked) => Err("revoked"),
+            Err(Rejected::Stale) => Err("stale"),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn nothing_is_good_before_the_start_is_complete() {
+        let mut revoked = Revoked::default();
+        assert_eq!(judge(&revoked, &claims(1, 9)), Err("stale"));
+        revoked.apply(event(8, Some(3), task(9)), NOW).expect("event");
+        assert_eq!(judge(&revoked, &claims(1, 9)), Err("stale"));
+        revoked.apply(heartbeat(1, 10, Some(8)), NOW).expect("heartbeat");
+        assert_eq!(judge(&revoked, &claims(1, 9)), Ok(()));
+        assert_eq!(revoked.read_through(), Some(Position { epoch: 1, index: 10 }));
+    }
+
+    #[test]
+    fn each_selector_ends_its_own() {
+        let good = claims(1, 9);
+        for (selector, dead) in [(task(2), true), (task(9), false), (token(1), true), (token(9), false)] {
+            let mut revoked = started();
+            revoked.apply(event(11, Some(5), selector.clone()), NOW).expect("event");
+            assert_eq!(judge(&revoked, &good).is_err(), dead, "{selector:?}");
+        }
+    }
+
+    #[test]
+    fn an_agent_selector_compares_positions_not_moments() {
+        let mut revoked = started();
+        revoked.apply(event(20, Some(5), agent("ci")), NOW).expect("event");
+        assert_eq!(judge(&revoked, &claims(1, 19)), Err("revoked"));
+        assert_eq!(judge(&revoked, &claims(1, 20)), Ok(()));
+        assert_eq!(judge(&revoked, &claims(1, 21)), Ok(()));
+        let other = AccessTokenClaims { client_id: AgentId::parse("cd").expect("agent"), ..claims(1, 1) };
+        assert_eq!(judge(&revoked, &other), Ok(()));
+        revoked.apply(event(30, Some(20), agent("ci")), NOW).expect("event");
+        assert_eq!(judge(&revoked, &claims(1, 21)), Err("revoked"));
+    }
+
+    #[test]
+    fn a_gap_is_seen_and_closes_every_gate_until_a_whole_start() {
+        let gaps = [
+            (event(12, Some(11), task(9)), Gap::Missed),
+            (event(12, None, task(9)), Gap::Missed),
+            (event(10, Some(5), task(9)), Gap::Backwards),
+            (event(3, Some(5), task(9)), Gap::Backwards),
+            (heartbeat(1, 12, Some(11)), Gap::Missed),
+            (heartbeat(1, 12, None), Gap::Missed),
+            (heartbeat(1, 9, Some(5)), Gap::Backwards),
+            (heartbeat(2, 12, Some(5)), Gap::Epoch),
+            (event(12, Some(5), None), Gap::Unknown),
+            (event(12, Some(5), agent("")), Gap::Unknown),
+            (event(12, Some(5), Some(Selector::Tasks(v1::TaskList { task_ids: vec!["task_".to_owned()] }))), Gap::Unknown),
+            (v1::WatchRevocationsResponse { message: None }, Gap::Unknown),
+        ];
+        for (message, gap) in gaps {
+            let mut revoked = started();
+            assert_eq!(revoked.apply(message.clone(), NOW), Err(gap), "{message:?}");
+            assert_eq!(judge(&revoked, &claims(1, 9)), Err("stale"));
+            assert_eq!(revoked.read_through(), None, "no place to go on from");
+            revoked.apply(event(12, Some(11), task(2)), NOW).expect("a start takes any prev");
+            assert_eq!(judge(&revoked, &claims(1, 9)), Err("stale"));
+            revoked.apply(heartbeat(1, 13, Some(12)), NOW).expect("heartbeat");
+            assert_eq!(judge(&revoked, &claims(1, 9)), Err("revoked"));
+        }
+    }
+
+    #[test]
+    fn a_resync_keeps_ends_but_not_the_place() {
+        let mut revoked = started();
+        revoked.apply(event(11, Some(5), task(2)), NOW).expect("event");
+        let resync = v1::RevocationResync { from: Some(v1::Position { epoch: 1, index: 4 }) };
+        revoked.apply(v1::WatchRevocationsResponse { message: Some(Message::Resync(resync)) }, NOW).expect("resync");
+        assert_eq!((revoked.is_complete(), revoked.read_through()), (false, None));
+        revoked.apply(heartbeat(1, 13, Some(12)), NOW).expect("heartbeat");
+        assert_eq!(judge(&revoked, &claims(1, 9)), Err("revoked"));
+    }
+
+    #[test]
+    fn another_life_of_the_journal() {
+        let mut revoked = Revoked::default();
+        revoked.apply(heartbeat(2, 3, None), NOW).expect("heartbeat");
+        assert_eq!(judge(&revoked, &claims(1, 9_999)), Err("revoked"));
+        assert_eq!(judge(&revoked, &claims(2, 0)), Ok(()));
+        assert_eq!(judge(&revoked, &claims(3, 0)), Err("stale"));
+    }
+
+    #[test]
+    fn silence_and_a_jumping_clock_are_stale() {
+        let revoked = started();
+        for (ms, stale) in [(0, false), (5_000, false), (5_001, true), (-5_001, true)] {
+            assert_eq!(revoked.is_stale(NOW.plus_millis(ms), SILENCE_MS), stale, "{ms}");
+        }
+    }
+
+    #[test]
+    fn an_end_is_kept_as_long_as_a_token_could_live() {
+        let mut revoked = started();
+        for (index, prev, selector) in [(11, 5, task(2)), (12, 11, token(1)), (13, 12, agent("ci"))] {
+            revoked.apply(event(index, Some(prev), selector), NOW).expect("event");
+        }
+        revoked.forget(NOW.plus_secs(TTL_MAX_S + 60));
+        assert_eq!((revoked.tasks.len(), revoked.tokens.len(), revoked.agents.len()), (1, 1, 1));
+        revoked.forget(NOW.plus_secs(TTL_MAX_S + 301));
+        assert_eq!((revoked.tasks.len(), revoked.tokens.len(), revoked.agents.len()), (0, 0, 0));
+    }
+}

@@ -1,0 +1,6 @@
+// Nobody can say that a key was held without its proof.
+fn forge() -> dipylon::verify::Possession {
+    dipylon::verify::Possession { adg: None }
+}
+
+fn main() {}

@@ -1,0 +1,336 @@
+//! The shapes that freeze with the first entry, byte by byte. `DIPYLON_BLESS=1` writes them anew: then say why in the commit.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use dipylon::mint::claims_of;
+use dipylon::model::*;
+use dipylon::state::{FeedEvent, Selector};
+use serde_json::json;
+
+fn golden(name: &str, found: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/golden").join(name);
+    if std::env::var_os("DIPYLON_BLESS").is_some() {
+        std::fs::create_dir_all(path.parent().expect("parent")).expect("dir");
+        std::fs::write(&path, found).expect("written");
+    }
+    let frozen = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(found, frozen, "{name} is frozen: FORMS");
+}
+
+fn id<T>(n: u8, make: fn([u8; 16]) -> T) -> T {
+    make([n; 16])
+}
+
+fn digest(n: u8) -> Digest {
+    Digest::from_bytes([n; 32])
+}
+
+fn word<T>(text: &str, parse: fn(&str) -> Result<T, Malformed>) -> T {
+    parse(text).expect(text)
+}
+
+fn action() -> Action {
+    Action::new(
+        word("host.isolate", ActionName::parse),
+        word("https://edr.example", Audience::parse),
+        Target::parse("Host", "web-1 \u{e9}\u{1F600}").expect("target"),
+        BTreeMap::from([
+            ("text".to_owned(), Param::Str("a \"quoted\" \\ line\n".to_owned())),
+            ("force".to_owned(), Param::Bool(true)),
+            ("minutes".to_owned(), Param::Int(-9_007_199_254_740_991)),
+            ("ports".to_owned(), Param::Set(vec![Param::Int(22), Param::Int(443)])),
+            (
+                "who".to_owned(),
+                Param::Record(BTreeMap::from([("b".to_owned(), Param::Int(1)), ("a".to_owned(), Param::Str(String::new()))])),
+            ),
+        ]),
+    )
+    .expect("action")
+}
+
+fn on_record() -> (ActionOnRecord, ActionSecret) {
+    let mut n = 0;
+    let (record, secret) = action().on_record(&BTreeSet::from(["text".to_owned()]), &mut || {
+        n += 1;
+        [n; 16]
+    });
+    (record, secret.expect("a sensitive parameter"))
+}
+
+fn evidence() -> EvidenceFacts {
+    EvidenceFacts {
+        kind: EvidenceKind::JwtSvid,
+        subject: word("spiffe://soc.example/agent/triage", SpiffeId::parse),
+        kid: word("k-1", KeyId::parse),
+        sha256: digest(1),
+        verified_at: Timestamp::from_millis(1_800_000_000_123),
+        expires_at: Timestamp::from_secs(1_800_000_300),
+    }
+}
+
+fn profile() -> ProfileRef {
+    ProfileRef { name: word("two-security", ProfileName::parse), digest: digest(2) }
+}
+
+fn decision() -> Decision {
+    Decision {
+        id: id(3, DecisionId::from_random),
+        policy: digest(3),
+        rules: vec![RuleRef { id: "destructive-needs-a-yes".into(), file: "rules/20-guardrails.cedar".into() }],
+        needs: vec![profile()],
+        ttl: TtlSum { asked: 900, bounds: vec![Bound { by: "cap".into(), seconds: 600 }], granted: 600 },
+        input: AskedInput {
+            ttl_ms: 600_000,
+            approvals: vec![profile().name],
+            evidence_kind: EvidenceKind::JwtSvid,
+            evidence_age_ms: 17,
+            binding: "jkt".into(),
+            task_age_ms: 99,
+            now: Timestamp::from_millis(1_800_000_000_140),
+        },
+    }
+}
+
+fn issued() -> TokenIssued {
+    TokenIssued {
+        jti: id(4, TokenId::from_random),
+        task: id(5, TaskId::from_random),
+        agent: word("triage", AgentId::parse),
+        subject: evidence().subject,
+        request_id: word("r-1", RequestId::parse),
+        asked_ttl: 900,
+        reason: Some(digest(6)),
+        action: on_record().0,
+        secret: Some(digest(7)),
+        iat: 1_800_000_000,
+        exp: 1_800_000_600,
+        kid: word("kid-1", KeyId::parse),
+        cnf: Binding::Jkt(Thumbprint(digest(8))),
+        uses: Some(1),
+        pos: 41,
+        approval: Some(ApprovalClaim {
+            access_request: id(9, AccessRequestId::from_random),
+            profiles: vec![profile().name],
+            at: 1_800_000_000,
+        }),
+        consumed: Some(id(9, AccessRequestId::from_random)),
+        decision: decision(),
+        evidence: evidence(),
+    }
+}
+
+/// One of every kind; a new kind does not compile until it stands here.
+fn facts() -> Vec<Fact> {
+    let (task, agent, person) = (id(5, TaskId::from_random), word("triage", AgentId::parse), word("olga", PersonId::parse));
+    let access_request = id(9, AccessRequestId::from_random);
+    let all = vec![
+        Fact::EpochStarted(EpochStarted { realm: word("soc", Realm::parse) }),
+        Fact::TrustBundleChanged(TrustBundleChanged {
+            domain: word("soc.example", TrustDomain::parse),
+            bundle: digest(10),
+            kids: vec![word("k-1", KeyId::parse)],
+            removed: vec![word("k-0", KeyId::parse)],
+        }),
+        Fact::KeyPublished(KeyPublished { kid: word("kid-1", KeyId::parse), jwk: json!({"kty": "EC"}) }),
+        Fact::PolicyApplied(PolicyApplied { version: digest(3), by: Some(person.clone()) }),
+        Fact::AgentSuspended(AgentSuspended { agent: agent.clone(), by: person.clone(), reason: Some(digest(11)) }),
+        Fact::AgentResumed(AgentResumed { agent: agent.clone(), by: person.clone() }),
+        Fact::TaskOpened(TaskOpened {
+            task,
+            agent: agent.clone(),
+            owner: word("dana", PersonId::parse),
+            binding: issued().cnf,
+            request_id: word("open-1", RequestId::parse),
+            asked_seconds: 3_600,
+            opened_at: Timestamp::from_millis(1_800_000_000_123),
+            deadline: Timestamp::from_millis(1_800_003_600_123),
+            purpose: digest(12),
+            evidence: evidence(),
+            policy: digest(3),
+        }),
+        Fact::TaskEnded(TaskEnded {
+            tasks: vec![task],
+            cause: EndCause::Completed,
+            outcome: Some(TaskOutcome::Succeeded),
+            by: None,
+        }),
+        Fact::RequestDenied(RequestDenied {
+            id: id(3, DecisionId::from_random),
+            task,
+            request_id: word("r-1", RequestId::parse),
+            reason: DeniedReason::ForbiddenByRule.to_string(),
+            action: on_record().0,
+            secret: Some(digest(7)),
+            decision: Some(decision()),
+            evidence: evidence(),
+        }),
+        Fact::AccessRequestOpened(AccessRequestOpened {
+            access_request,
+            task,
+            agent: agent.clone(),
+            owner: word("dana", PersonId::parse),
+            request_id: word("r-1", RequestId::parse),
+            action: on_record().0,
+            secret: Some(digest(7)),
+            reason: Some(digest(6)),
+            max_ttl: 600,
+            uses: Some(1),
+            expires_at: Timestamp::from_millis(1_800_000_900_140),
+            decision: decision(),
+            evidence: evidence(),
+        }),
+        Fact::VoteCast(VoteCast {
+            access_request,
+            voter: word("maria", PersonId::parse),
+            key: Thumbprint(digest(13)),
+            verdict: Verdict::Approve,
+            profile: profile(),
+            max_ttl: 300,
+            not_after: Timestamp::from_secs(1_800_000_600),
+            statement: digest(14),
+            signature: "c2ln".into(),
+        }),
+        Fact::VoteRefused(VoteRefused { access_request, voter: word("dana", PersonId::parse), why: "owns the agent".into() }),
+        Fact::AccessRequestClosed(AccessRequestClosed { access_request, cause: CloseCause::Expired }),
+        Fact::TokenIssued(issued()),
+        Fact::TokenReissued(TokenReissued { jti: issued().jti, kid: issued().kid }),
+        Fact::TokenConsumed(TokenConsumed {
+            jti: issued().jti,
+            validator: word("idp", ServiceId::parse),
+            use_id: word("use-1", UseId::parse),
+        }),
+        Fact::GrantsEnded(GrantsEnded { jtis: vec![issued().jti], cause: EndCause::Policy }),
+        Fact::RefusalsCounted(RefusalsCounted { since: Timestamp::from_secs(1_800_000_000), count: 7 }),
+    ];
+    for fact in &all {
+        match fact {
+            Fact::EpochStarted(_)
+            | Fact::TrustBundleChanged(_)
+            | Fact::KeyPublished(_)
+            | Fact::PolicyApplied(_)
+            | Fact::AgentSuspended(_)
+            | Fact::AgentResumed(_)
+            | Fact::TaskOpened(_)
+            | Fact::TaskEnded(_)
+            | Fact::RequestDenied(_)
+            | Fact::AccessRequestOpened(_)
+            | Fact::VoteCast(_)
+            | Fact::VoteRefused(_)
+            | Fact::AccessRequestClosed(_)
+            | Fact::TokenIssued(_)
+            | Fact::TokenReissued(_)
+            | Fact::TokenConsumed(_)
+            | Fact::GrantsEnded(_)
+            | Fact::RefusalsCounted(_) => {}
+        }
+    }
+    all
+}
+
+fn streams() -> Vec<Stream> {
+    let task = id(5, TaskId::from_random);
+    let agent = word("triage", AgentId::parse);
+    vec![
+        Stream::Task(task),
+        Stream::Open(agent.clone(), Thumbprint(digest(8)), word("open-1", RequestId::parse)),
+        Stream::Request(task, word("r-1", RequestId::parse)),
+        Stream::Access(id(9, AccessRequestId::from_random)),
+        Stream::Asks(agent.clone()),
+        Stream::Token(id(4, TokenId::from_random)),
+        Stream::Agent(agent.clone()),
+        Stream::Person(word("dana", PersonId::parse)),
+        Stream::Policy,
+        Stream::Trust(word("soc.example", TrustDomain::parse)),
+        Stream::Key(word("kid-1", KeyId::parse)),
+        Stream::FreezeAll,
+        Stream::FreezeAgent(agent),
+        Stream::FreezeOwner(word("dana", PersonId::parse)),
+        Stream::FreezeAction(word("account.disable", ActionName::parse)),
+    ]
+}
+
+#[test]
+fn every_kind_of_entry() {
+    let mut text = String::new();
+    for (index, fact) in (0_u64..).zip(facts()) {
+        let entry = Entry {
+            v: 1,
+            epoch: 0,
+            index,
+            at: Timestamp::from_millis(1_800_000_000_200),
+            moves: streams(),
+            rests_on: streams().into_iter().map(|s| (s, 7)).collect(),
+            fact,
+        };
+        let line = entry.canonical().expect("canonical");
+        assert_eq!(Entry::parse(&line).expect("reads back"), entry);
+        assert!(Entry::parse(&line.replacen("\"v\":1", "\"v\":1,\"w\":2", 1)).is_err(), "an unknown member");
+        assert!(
+            Entry::parse(&line.replacen("\"body\":{", "\"body\":{\"unknown\":1,", 1)).is_err(),
+            "an unknown member of the body"
+        );
+        assert!(Entry::parse(&format!(" {line}")).is_err(), "another spelling");
+        text.push_str(&line);
+        text.push('\n');
+    }
+    golden("entries.jsonl", &text);
+}
+
+#[test]
+fn the_action_and_its_digest() {
+    let (record, secret) = on_record();
+    let text = format!(
+        "{}\n{}\n{}\n{}\n",
+        json::canonical(&action().to_json()).expect("canonical"),
+        action().digest(),
+        json::canonical_of(&record).expect("canonical"),
+        secret.blob()
+    );
+    golden("action.txt", &text);
+}
+
+#[test]
+fn the_vote_statement_and_its_digest() {
+    let statement = VoteStatement {
+        v: 1,
+        realm: word("soc", Realm::parse),
+        access_request_id: id(9, AccessRequestId::from_random),
+        agent: word("triage", AgentId::parse),
+        owner: word("dana", PersonId::parse),
+        task: id(5, TaskId::from_random),
+        task_key: Thumbprint(digest(8)),
+        action: action().to_json(),
+        max_ttl: 300,
+        uses: Some(1),
+        policy: digest(3),
+        profile: profile(),
+        verdict: Verdict::Approve,
+        not_after: 1_800_000_600,
+        nonce: "AAAAAAAAAAAAAAAAAAAAAA".into(),
+    };
+    let text = statement.canonical().expect("canonical");
+    assert_eq!(VoteStatement::parse(&text).expect("reads back"), statement);
+    golden("vote.txt", &format!("{text}\n{}\n", statement.digest().expect("digest")));
+}
+
+#[test]
+fn the_claims_of_a_token() {
+    let claims = claims_of(&issued(), 2, "https://broker.example");
+    golden("claims.json", &format!("{}\n", json::canonical_of(&claims).expect("canonical")));
+}
+
+#[test]
+fn the_feed() {
+    let task = id(5, TaskId::from_random);
+    let selectors =
+        [Selector::Tasks(vec![task]), Selector::Tokens(vec![issued().jti]), Selector::Agent(word("triage", AgentId::parse))];
+    let mut text = String::new();
+    for (index, selector) in (5_u64..).zip(selectors) {
+        let event =
+            FeedEvent { epoch: 1, index, prev: index.checked_sub(6).map(|_| index - 1), at: Timestamp::from_secs(1), selector };
+        text.push_str(&json::canonical_of(&event).expect("canonical"));
+        text.push('\n');
+    }
+    golden("feed.jsonl", &text);
+}

@@ -1,0 +1,89 @@
+//! A broker behind its real doors, on a loopback socket, with the machine's clock.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use dipylon::broker::{Hall, Settings};
+use dipylon::client::{Agent, Endpoint, EvidenceSource, Identity, OpenTask, Person, Task, TokenOrder};
+use dipylon::clock::Clock;
+use dipylon::jose::SigningKey;
+use dipylon::journal::Faults;
+use dipylon::model::*;
+use dipylon::serve;
+use dipylon::validator::{Validator, ValidatorConfig};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::harness::{DOMAIN, World, open_as, settings};
+
+pub struct Served {
+    pub world: Arc<World>,
+    pub hall: Arc<Hall>,
+    pub url: String,
+    pub dir: PathBuf,
+    key: Vec<u8>,
+    stop: Option<oneshot::Sender<()>>,
+    server: Option<JoinHandle<()>>,
+    _temp: Arc<tempfile::TempDir>,
+}
+
+impl Served {
+    pub async fn start() -> Self {
+        let temp = Arc::new(tempfile::tempdir().expect("dir"));
+        let key = SigningKey::generate().expect("key").1.to_vec();
+        let dir = temp.path().join("data");
+        Self::listen(Arc::new(World::new()), dir, key, "127.0.0.1:0".to_owned(), temp).await
+    }
+
+    async fn listen(world: Arc<World>, dir: PathBuf, key: Vec<u8>, address: String, temp: Arc<tempfile::TempDir>) -> Self {
+        let listener = serve::listen(address.parse().expect("address")).await.expect("listens");
+        let url = format!("http://{}", listener.local_addr().expect("address"));
+        let settings = Settings { external_url: url.clone(), issuer: url.clone(), evidence_audience: url.clone(), ..settings() };
+        let hall = open_as(settings, &world, &dir, &Clock::system(), &key, Faults::default()).await.expect("starts");
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = serve::serve(hall.clone(), listener, async move {
+            let _told = stopped.await;
+        });
+        let server = tokio::spawn(async move { serving.await.expect("serves") });
+        Self { world, hall, url, dir, key, stop: Some(stop), server: Some(server), _temp: temp }
+    }
+
+    /// Stops the broker and starts another on the same directory and address.
+    pub async fn restart(mut self) -> Self {
+        drop(self.stop.take());
+        self.server.take().expect("serving").await.expect("stopped");
+        let address = self.url.trim_start_matches("http://").to_owned();
+        let Self { world, dir, key, _temp, hall, .. } = self;
+        drop(hall);
+        Self::listen(world, dir, key, address, _temp).await
+    }
+
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint::connect(&self.url).expect("endpoint")
+    }
+
+    pub fn evidence(&self, agent: &str) -> EvidenceSource {
+        let id = format!("spiffe://{DOMAIN}/agent/{agent}");
+        EvidenceSource::Fixed(self.world.svid_for(&self.url, &id, Clock::system().now(), 3_600))
+    }
+
+    pub async fn task(&self, agent: &str) -> Task {
+        let agent = Agent::new(self.endpoint(), self.evidence(agent), None);
+        let order = OpenTask { purpose: "contain INC-8841".into(), max_duration_s: 600, request_id: None };
+        agent.open_task(&order).await.expect("opens")
+    }
+
+    pub fn person(&self, name: &str) -> Person {
+        Person::new(self.endpoint(), Arc::new(self.world.key_of(name)))
+    }
+
+    pub async fn validator(&self, name: &str, audience: &str) -> Validator {
+        let audience = Audience::parse(audience).expect("audience");
+        let identity = Identity::Key(Arc::new(self.world.key_of(name)));
+        Validator::connect(ValidatorConfig::new(&self.url, &self.url, audience, identity)).await.expect("connects")
+    }
+}
+
+pub fn order(action: Action, request_id: &str) -> TokenOrder {
+    TokenOrder { action, ttl_s: 300, reason: "phish confirmed".into(), request_id: Some(request_id.into()), wait_s: 0 }
+}
