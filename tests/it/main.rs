@@ -1,6 +1,9 @@
 //! Dipylon's stories, told through its doors. One binary; one file for each story.
 
+mod bad_input;
+mod crosscheck;
 mod doors;
+mod evidence;
 mod front_door;
 mod gates;
 mod golden;
