@@ -2,6 +2,7 @@
 pub mod approve;
 pub mod audit;
 pub mod broker;
+pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod config;

@@ -217,7 +217,7 @@ async fn nobody_fills_the_journal_or_the_approvers_day() {
         action(
             "account.disable",
             "Account",
-            if n % 2 == 0 { "ann" } else { "cleo" },
+            if n % 2 == 0 { "ann" } else { "cara" },
             IDP,
             &[("end_sessions", Param::Bool(n < 2))],
         )

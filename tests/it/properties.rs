@@ -101,7 +101,7 @@ fn actions() -> Vec<Action> {
     vec![
         read_case(),
         disable("ann"),
-        disable("cleo"),
+        disable("cara"),
         action("host.isolate", "Host", "web-1", IDP, &[]),
         action("case.note", "Case", "INC-8841", CASES, &[("text", Param::Str("CANARY words".to_owned()))]),
     ]

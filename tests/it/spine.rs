@@ -40,7 +40,7 @@ async fn disabling_an_account_needs_another_persons_yes_and_is_spent_once() {
     assert_eq!(refused(b.vote("maria", id, "one-security", Verdict::Approve).await), Reason::NotEligible);
 
     // Approved for ann, asked for bob: a new access request, nothing minted.
-    let other = b.ask(&triage, task, &disable("cleo"), 900, "r-2").await.pending();
+    let other = b.ask(&triage, task, &disable("cara"), 900, "r-2").await.pending();
     assert_ne!(other.access_request, id);
 
     let given = b.ask(&triage, task, &disable("ann"), 900, "r-1").await.token();
@@ -164,15 +164,15 @@ async fn one_no_ends_it_and_time_says_no() {
     assert_eq!((denied.why, denied.access_request), (DeniedReason::DeniedByPerson, Some(id)));
     assert_eq!(refused(b.vote("maria", id, "one-security", Verdict::Approve).await), Reason::AccessRequestClosed);
 
-    let late = b.ask(&triage, task, &disable("cleo"), 300, "r-2").await.pending().access_request;
+    let late = b.ask(&triage, task, &disable("cara"), 300, "r-2").await.pending().access_request;
     let begun = b.begin("maria", late, "one-security", Verdict::Approve).await.expect("begun");
     b.hand.advance_millis(15 * 60 * 1000);
     assert_eq!(refused(b.cast("maria", late, &begun.statement).await), Reason::StatementUnknown);
     let shown = b.svid(&triage);
-    let expired = b.ask_showing(&triage, task, &disable("cleo"), 300, "r-2", Some(shown)).await.denied();
+    let expired = b.ask_showing(&triage, task, &disable("cara"), 300, "r-2", Some(shown)).await.denied();
     assert_eq!(expired.why, DeniedReason::Expired);
     b.hall.upkeep_once().await.expect("news");
-    assert_eq!(b.ask(&triage, task, &disable("cleo"), 300, "r-2").await.denied().why, DeniedReason::Expired);
+    assert_eq!(b.ask(&triage, task, &disable("cara"), 300, "r-2").await.denied().why, DeniedReason::Expired);
     b.check();
 }
 

@@ -1,0 +1,88 @@
+//! `audit verify`: the whole journal checked without its broker.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::Say;
+use super::failure::Failure;
+use crate::audit::{Audit as Walk, AuditReport, Checkpoint};
+use crate::config::Config;
+use crate::journal::{OpenError, ReadOnly};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Audit {
+    /// Verify every entry, the tree, and what each entry rests on; reads only, also beside a running broker
+    Verify(Verify),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Verify {
+    /// The journal's directory, or one with a dipylon.toml
+    #[arg(long, value_name = "DIR", conflicts_with = "config")]
+    data_dir: Option<PathBuf>,
+    /// The broker's configuration
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A checkpoint noted earlier and elsewhere: proves that nothing before it was rewritten
+    #[arg(long, value_name = "SIZE:ROOT", value_parser = Checkpoint::parse)]
+    against: Option<Checkpoint>,
+}
+
+pub(super) fn run(say: &Say, verb: Audit) -> Result<ExitCode, Failure> {
+    let Audit::Verify(Verify { data_dir, config, against }) = verb;
+    let dir = match (data_dir, config) {
+        (Some(dir), _) => journal_in(&dir)?,
+        (None, Some(file)) => Config::read(&file)?.data_dir,
+        (None, None) => journal_in(&super::dev::default_dir()?)?,
+    };
+    let report = verify(&dir, against)?;
+    say.either(
+        || {
+            json!({
+                "whole": true,
+                "entries": report.head.size,
+                "checkpoint": report.head.to_string(),
+                "epoch": report.epoch,
+                "against": report.against.map(|c| c.to_string()),
+            })
+        },
+        || {
+            let met = match report.against {
+                Some(noted) => format!(", and the first {} are those noted before", noted.size),
+                None => "; with --against SIZE:ROOT, a rewrite of all of it would be found too".to_owned(),
+            };
+            format!("whole: {} entries, every premise held{met}\ncheckpoint {}", report.head.size, report.head)
+        },
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn journal_in(dir: &Path) -> Result<PathBuf, Failure> {
+    let config = dir.join(super::dev::CONFIG_FILE);
+    if config.exists() { Ok(Config::read(&config)?.data_dir) } else { Ok(dir.to_owned()) }
+}
+
+/// Walks a journal from its first entry to its head.
+pub(super) fn verify(dir: &Path, against: Option<Checkpoint>) -> Result<AuditReport, Failure> {
+    let journal = ReadOnly::open(dir).map_err(|e| Failure::failed(format!("{}: {e}", dir.display())))?;
+    let mut walk = Walk::against(against);
+    let damaged = |error: &dyn std::fmt::Display| {
+        Failure::failed(format!("NOT WHOLE: {error}")).next("keep a copy of this journal as it is, and compare it with a backup")
+    };
+    let head = journal.all(|stored| walk.entry(&stored.text, stored.leaf).map(|_| ()).map_err(OpenError::Damaged));
+    let head = head.map_err(|error| match error {
+        OpenError::Damaged(found) => damaged(&found),
+        other @ (OpenError::Locked(_)
+        | OpenError::Io { .. }
+        | OpenError::Database(_)
+        | OpenError::OldSqlite(_)
+        | OpenError::Head
+        | OpenError::OtherRealm { .. }
+        | OpenError::Entry(_)
+        | OpenError::First(_)) => Failure::failed(format!("{}: {other}", dir.display())),
+    })?;
+    walk.finish(head).map_err(|error| damaged(&error))
+}

@@ -1,0 +1,83 @@
+//! Policy bundles as directories.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::failure::{Failure, failed};
+use crate::rules::{BundleFiles, PolicyBundle};
+
+/// The example that development brokers and the demo begin with.
+pub(super) const EXAMPLE: [(&str, &str); 7] = [
+    ("README.md", include_str!("../../examples/soc/README.md")),
+    ("schema.cedarschema", include_str!("../../examples/soc/schema.cedarschema")),
+    ("entities.json", include_str!("../../examples/soc/entities.json")),
+    ("agents.toml", include_str!("../../examples/soc/agents.toml")),
+    ("people.toml", include_str!("../../examples/soc/people.toml")),
+    ("rules/10-agents.cedar", include_str!("../../examples/soc/rules/10-agents.cedar")),
+    ("rules/20-guardrails.cedar", include_str!("../../examples/soc/rules/20-guardrails.cedar")),
+];
+
+/// Longest file read, in bytes: a bundle as a whole may not be longer.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Most files looked at: far more than a bundle may have.
+const FILES_MAX: usize = 1_000;
+
+/// Reads a directory: its files and those of `rules/`. Names that begin with a dot are left out; every other name counts,
+/// so that a misspelt file is found.
+pub(super) fn read(dir: &Path) -> Result<BTreeMap<String, String>, Failure> {
+    let mut files = BTreeMap::new();
+    for (folder, prefix) in [(dir.to_owned(), ""), (dir.join("rules"), "rules/")] {
+        for found in std::fs::read_dir(&folder).map_err(failed(folder.display()))? {
+            let found = found.map_err(failed(folder.display()))?;
+            let name = found.file_name();
+            let Some(name) = name.to_str() else {
+                return Err(Failure::failed(format!("{}: a name is not UTF-8", folder.display())));
+            };
+            if name.starts_with('.') || (prefix.is_empty() && name == "rules") {
+                continue;
+            }
+            let path = found.path();
+            let length = std::fs::metadata(&path).map_err(failed(path.display()))?.len();
+            if length > FILE_BYTES_MAX || files.len() >= FILES_MAX {
+                return Err(Failure::failed(format!("{}: too large for a policy bundle", path.display())));
+            }
+            let text = std::fs::read_to_string(&path).map_err(failed(path.display()))?;
+            files.insert(format!("{prefix}{name}"), text);
+        }
+    }
+    Ok(files)
+}
+
+/// Reads and checks a directory.
+pub(super) fn load(dir: &Path) -> Result<(BundleFiles, PolicyBundle), Failure> {
+    let said = |e: crate::rules::BundleError| Failure::failed(format!("policy bundle {}:\n{e}", dir.display()));
+    let files = BundleFiles::new(read(dir)?).map_err(said)?;
+    let bundle = PolicyBundle::load(&files).map_err(said)?;
+    Ok((files, bundle))
+}
+
+/// Writes files below a directory, making it.
+pub(super) fn write<'a>(dir: &Path, files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<(), Failure> {
+    std::fs::create_dir_all(dir.join("rules")).map_err(failed(dir.display()))?;
+    for (path, text) in files {
+        let path = dir.join(path);
+        std::fs::write(&path, text).map_err(failed(path.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_a_whole_bundle_and_comes_back_as_written() {
+        let dir = tempfile::tempdir().expect("dir");
+        write(dir.path(), EXAMPLE).expect("written");
+        std::fs::write(dir.path().join(".swp"), "x").expect("written");
+        let (files, _) = load(dir.path()).expect("loads");
+        assert_eq!(files.iter().collect::<Vec<_>>().len(), EXAMPLE.len());
+        std::fs::write(dir.path().join("agent.toml"), "").expect("written");
+        assert!(load(dir.path()).expect_err("misspelt").message.contains("agent.toml"));
+    }
+}

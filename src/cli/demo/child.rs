@@ -1,0 +1,168 @@
+//! Children of the demo: one JSON text a line each way over their pipes.
+
+use std::path::Path;
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWriteExt as _, BufReader, Lines};
+use tokio::process::{Child as Process, ChildStdin, ChildStdout, Command};
+
+use crate::cli::failure::{Failure, failed};
+
+/// A running child. Dropping it kills it.
+pub(super) struct Child {
+    name: &'static str,
+    process: Process,
+    stdin: Option<ChildStdin>,
+    stdout: Lines<BufReader<ChildStdout>>,
+    /// What it said when it was ready.
+    pub(super) hello: Value,
+}
+
+/// Longest a child may take to start or to answer, in seconds; the longest wait of an order lies below it.
+const ANSWER_S: u64 = 30;
+/// Longest a child may take to end once its stdin has.
+const END_S: u64 = 7;
+
+impl Child {
+    /// Starts this program with these arguments and waits for its first line. What it writes to stderr goes to a file.
+    pub(super) async fn start(name: &'static str, args: &[&str], log: &Path) -> Result<Self, Failure> {
+        let me = std::env::current_exe().map_err(failed("own executable"))?;
+        let log_file = std::fs::OpenOptions::new().create(true).append(true).open(log).map_err(failed(log.display()))?;
+        let mut process = Command::new(me)
+            .args(args)
+            // Nothing of the caller's own set-up may change the story.
+            .env_remove("DIPYLON_URL")
+            .env_remove("DIPYLON_DEV")
+            .env_remove("DIPYLON_KEY")
+            .env_remove("DIPYLON_REALM")
+            .env_remove("DIPYLON_LOG")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log_file)
+            // Ctrl-C is for the parent, which ends its children in order.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(failed(name))?;
+        let stdin = process.stdin.take();
+        let stdout = process.stdout.take().ok_or_else(|| Failure::failed(format!("{name}: no stdout")))?;
+        let mut child = Self { name, process, stdin, stdout: BufReader::new(stdout).lines(), hello: Value::Null };
+        child.hello = child.line().await.map_err(|failure| {
+            let said = std::fs::read_to_string(log).unwrap_or_default();
+            Failure::failed(format!("{}\n{}", failure.message, crate::model::text::reveal(said.trim()).replace("<U+000A>", "\n")))
+        })?;
+        Ok(child)
+    }
+
+    /// Its process id.
+    pub(super) fn pid(&self) -> u64 {
+        self.hello.get("pid").and_then(Value::as_u64).unwrap_or_default()
+    }
+
+    /// Gives an order and waits for the answer.
+    pub(super) async fn ask(&mut self, order: &impl Serialize) -> Result<Answer, Failure> {
+        self.tell(order).await?;
+        self.answer().await
+    }
+
+    /// Gives an order; [`Child::answer`] has what comes of it.
+    pub(super) async fn tell(&mut self, order: &impl Serialize) -> Result<(), Failure> {
+        let mut line = serde_json::to_vec(order).map_err(|e| Failure::failed(format!("{}: {e}", self.name)))?;
+        line.push(b'\n');
+        let stdin = self.stdin.as_mut().ok_or_else(|| Failure::failed(format!("{}: has no stdin", self.name)))?;
+        stdin.write_all(&line).await.map_err(failed(self.name))?;
+        stdin.flush().await.map_err(failed(self.name))
+    }
+
+    /// The answer to the oldest order without one.
+    pub(super) async fn answer(&mut self) -> Result<Answer, Failure> {
+        Ok(Answer(self.line().await?))
+    }
+
+    async fn line(&mut self) -> Result<Value, Failure> {
+        let line = tokio::time::timeout(Duration::from_secs(ANSWER_S), self.stdout.next_line()).await;
+        let line = line.map_err(|_| Failure::failed(format!("{}: no answer in {ANSWER_S} s", self.name)))?;
+        let line = line.map_err(failed(self.name))?.ok_or_else(|| Failure::failed(format!("{}: ended", self.name)))?;
+        serde_json::from_str(&line).map_err(|e| Failure::failed(format!("{}: {e}", self.name)))
+    }
+
+    /// SIGKILL: no word of farewell.
+    pub(super) async fn kill(&mut self) -> Result<(), Failure> {
+        self.process.kill().await.map_err(failed(self.name))
+    }
+
+    /// Lets it end by itself, and kills it if it does not.
+    pub(super) async fn end(mut self) -> Result<(), Failure> {
+        drop(self.stdin.take());
+        match tokio::time::timeout(Duration::from_secs(END_S), self.process.wait()).await {
+            Ok(ended) => ended.map(|_| ()).map_err(failed(self.name)),
+            Err(_) => {
+                self.process.kill().await.map_err(failed(self.name))?;
+                Err(Failure::failed(format!("{}: did not end by itself", self.name)))
+            }
+        }
+    }
+}
+
+/// What came of an order.
+#[derive(Debug)]
+pub(super) struct Answer(Value);
+
+impl Answer {
+    /// A member of the answer as text; empty when it is not there.
+    pub(super) fn text(&self, name: &str) -> String {
+        match self.0.get(name) {
+            None | Some(Value::Null) => String::new(),
+            Some(Value::String(text)) => text.clone(),
+            Some(other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_))) => other.to_string(),
+        }
+    }
+
+    pub(super) fn number(&self, name: &str) -> u64 {
+        self.0.get(name).and_then(Value::as_u64).unwrap_or(u64::MAX)
+    }
+
+    /// One word for what happened: the error's reason, or the outcome.
+    pub(super) fn word(&self) -> String {
+        let error = self.0.get("error");
+        let reason = error.and_then(|e| e.get("reason").or_else(|| e.get("message")));
+        reason.and_then(Value::as_str).map_or_else(|| self.text("outcome"), str::to_owned)
+    }
+
+    /// The error's message; empty when there is none.
+    pub(super) fn message(&self) -> String {
+        self.0.pointer("/error/message").and_then(Value::as_str).unwrap_or_default().to_owned()
+    }
+
+    pub(super) fn value(&self) -> &Value {
+        &self.0
+    }
+}
+
+/// The child's side: says hello, then answers each line until stdin ends.
+pub(super) async fn serve<O, F>(mut hello: Value, orders: impl AsyncRead + Unpin, mut act: F) -> Result<ExitCode, Failure>
+where
+    O: DeserializeOwned,
+    F: AsyncFnMut(O) -> Result<Value, Failure>,
+{
+    if let Some(members) = hello.as_object_mut() {
+        members.insert("pid".to_owned(), json!(std::process::id()));
+    }
+    let mut stdout = tokio::io::stdout();
+    let mut lines = BufReader::new(orders).lines();
+    let mut next = hello;
+    loop {
+        let text = format!("{next}\n");
+        stdout.write_all(text.as_bytes()).await.map_err(failed("stdout"))?;
+        stdout.flush().await.map_err(failed("stdout"))?;
+        let Some(line) = lines.next_line().await.map_err(failed("stdin"))? else { return Ok(ExitCode::SUCCESS) };
+        next = match serde_json::from_str(&line) {
+            Ok(order) => act(order).await.unwrap_or_else(|failure| failure.to_json()),
+            Err(error) => Failure::usage(error.to_string()).to_json(),
+        };
+    }
+}

@@ -1,0 +1,149 @@
+//! The agent's process: it has evidence from the machine's SPIFFE agent, makes its own task key, and keeps its tokens.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{child, http};
+use crate::cli::failure::Failure;
+use crate::cli::{parse, shapes};
+use crate::client::{Agent, Endpoint, EvidenceSource, OpenTask, Outcome, Task, Token, TokenOrder};
+use crate::clock::Clock;
+use crate::model::{Action, ActionName, Audience, TaskOutcome};
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct AgentChild {
+    /// The broker is found by --url; this is where its SVID is kept fresh
+    #[arg(long)]
+    evidence: PathBuf,
+    #[arg(long)]
+    broker: String,
+}
+
+/// What the director may ask of an agent.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub(super) enum Order {
+    /// Opens a task.
+    Open { purpose: String },
+    /// Asks for a token and keeps it under a name.
+    Ask {
+        keep: String,
+        action: String,
+        target: String,
+        params: Vec<String>,
+        audience: String,
+        reason: String,
+        wait_s: u32,
+        request_id: String,
+    },
+    /// Uses a kept token.
+    Use { token: String, method: String, url: String, body: Option<Value> },
+    /// Uses a kept token again and again until it is refused, or the time is over.
+    UseUntilRefused { token: String, method: String, url: String, within_ms: u32 },
+    /// Says that the work is done.
+    Complete,
+}
+
+pub(in crate::cli) async fn run(args: AgentChild) -> Result<ExitCode, Failure> {
+    let endpoint = Endpoint::connect(&args.broker)?;
+    let agent = Agent::new(endpoint, EvidenceSource::File(args.evidence), None);
+    let mut task: Option<Task> = None;
+    let mut tokens: BTreeMap<String, Token> = BTreeMap::new();
+    child::serve(json!({}), tokio::io::stdin(), async |order| match order {
+        Order::Open { purpose } => {
+            let opened = agent.open_task(&OpenTask { purpose, max_duration_s: 600, request_id: None }).await?;
+            let subject = opened.verification().map(|v| v.subject.clone());
+            let answer = json!({ "outcome": "verified", "task": opened.id(), "agent": opened.agent_id(), "subject": subject });
+            task = Some(opened);
+            Ok(answer)
+        }
+        Order::Ask { keep, action, target, params, audience, reason, wait_s, request_id } => {
+            let params = params.iter().map(|p| parse::param(p)).collect::<Result<_, _>>()?;
+            let action = Action::new(
+                ActionName::parse(&action)?,
+                Audience::parse(&audience)?,
+                parse::target(&target)?,
+                parse::params(params)?,
+            )?;
+            let order = TokenOrder { action, ttl_s: 300, reason, request_id: Some(request_id), wait_s: 0 };
+            let task = open(task.as_ref())?;
+            let outcome = if wait_s == 0 {
+                task.request_token(&order).await?
+            } else {
+                task.wait_for_token(&order, Clock::system().now().plus_secs(i64::from(wait_s))).await?
+            };
+            let answer = told(&outcome);
+            if let Outcome::Token(token) = outcome {
+                tokens.insert(keep, token);
+            }
+            Ok(answer)
+        }
+        Order::Use { token, method, url, body } => present(kept(&tokens, &token)?, &method, &url, body.as_ref()).await,
+        Order::UseUntilRefused { token, method, url, within_ms } => {
+            let token = kept(&tokens, &token)?;
+            let clock = Clock::system();
+            let began = clock.now();
+            loop {
+                let mut answer = present(token, &method, &url, None).await?;
+                let spent = clock.now().since(began);
+                let refused = answer.get("status").and_then(Value::as_u64).is_some_and(|status| status != 200);
+                if refused || spent >= i64::from(within_ms) {
+                    if let Some(members) = answer.as_object_mut() {
+                        members.insert("after_ms".to_owned(), json!(spent));
+                    }
+                    return Ok(answer);
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        Order::Complete => {
+            let report = open(task.as_ref())?.complete(TaskOutcome::Succeeded).await?;
+            let mut answer = shapes::end_report(&report);
+            if let Some(members) = answer.as_object_mut() {
+                members.insert("outcome".to_owned(), json!(report.cause));
+            }
+            Ok(answer)
+        }
+    })
+    .await
+}
+
+fn open(task: Option<&Task>) -> Result<&Task, Failure> {
+    task.ok_or_else(|| Failure::failed("no task is open"))
+}
+
+fn kept<'a>(tokens: &'a BTreeMap<String, Token>, name: &str) -> Result<&'a Token, Failure> {
+    tokens.get(name).ok_or_else(|| Failure::failed("no such token is kept"))
+}
+
+/// The answer, without the token.
+fn told(outcome: &Outcome) -> Value {
+    let ids = |rules: &[crate::proto::v1::Rule]| rules.iter().map(|r| r.id.clone()).collect::<Vec<_>>().join(", ");
+    match outcome {
+        Outcome::Token(token) => json!({
+            "outcome": "token", "jti": token.jti(), "uses": token.uses(), "ttl": shapes::ttl_line(token.ttl()),
+            "rules": ids(token.rules()),
+        }),
+        Outcome::Pending(pending) => json!({
+            "outcome": "pending", "access_request": pending.access_request_id(), "rules": ids(pending.rules()),
+            "needs": shapes::profile_lines(pending.needs()), "request_id": pending.request_id(),
+        }),
+        Outcome::Denied(denied) => {
+            json!({ "outcome": "denied", "reason": denied.reason(), "rules": ids(denied.rules()) })
+        }
+    }
+}
+
+/// One request with the token and a proof made for it.
+async fn present(token: &Token, method: &str, url: &str, body: Option<&Value>) -> Result<Value, Failure> {
+    let headers = token.headers(method, url)?;
+    let secrets = [("authorization", &headers.authorization), ("dpop", &headers.dpop)];
+    let answered = http::call(method, url, &secrets, body).await?;
+    Ok(json!({ "status": answered.status, "body": answered.body, "challenge": answered.challenge }))
+}

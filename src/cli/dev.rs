@@ -1,0 +1,362 @@
+//! Development: a broker's configuration made once, with a trust domain and keys for everybody of the example.
+//!
+//! A development broker differs from another by this configuration alone.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::failure::{Failure, failed};
+use super::{Common, Say, bundle, key, parse};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::jose::{SigningKey, Usage, jws};
+use crate::keys;
+use crate::model::{AgentId, KeyId, Secret, SpiffeId, Timestamp};
+
+/// The configuration's file in a development directory.
+pub(super) const CONFIG_FILE: &str = "dipylon.toml";
+const TRUST_DOMAIN: &str = "soc.example";
+const TRUST_DOMAIN_KEY: &str = "trust-domain.pem";
+const TRUST_BUNDLE: &str = "trust-bundle.json";
+/// The people and services of the example.
+const HOLDERS: [&str; 7] = ["dana", "maria", "lee", "olga", "idp", "cases", "audit"];
+/// The port tried first, so that it is usually the one in the guides.
+const PORT: u16 = 7700;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Dev {
+    /// Sign a JWT-SVID with the development trust domain, as a SPIFFE agent would for a workload it attested
+    Evidence(Evidence),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Evidence {
+    /// A registered agent
+    #[arg(long, value_name = "ID", value_parser = AgentId::parse, required_unless_present = "spiffe_id")]
+    agent: Option<AgentId>,
+    /// Or any workload
+    #[arg(long, value_name = "ID", value_parser = SpiffeId::parse, conflicts_with = "agent")]
+    spiffe_id: Option<SpiffeId>,
+    /// Where the development broker keeps its configuration and keys [default: as --dev-dir]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// How long it is good
+    #[arg(long, default_value = "5m", value_parser = parse::seconds)]
+    ttl: u32,
+    /// Write it to a file only you can read, instead of stdout
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+pub(super) fn run(common: &Common, say: &Say, verb: Dev) -> Result<ExitCode, Failure> {
+    let Dev::Evidence(verb) = verb;
+    let home = match &verb.data_dir {
+        Some(dir) => Home::read(dir)?,
+        None => Home::of(common)?,
+    };
+    let subject = match (verb.spiffe_id, verb.agent) {
+        (Some(id), _) => id,
+        (None, Some(agent)) => home.spiffe_id(&agent)?,
+        (None, None) => return Err(Failure::usage("name an agent or a SPIFFE ID")),
+    };
+    let evidence = home.evidence(&subject, verb.ttl, Clock::system().now())?;
+    match verb.out {
+        Some(path) => {
+            write_private(&path, evidence.reveal())?;
+            say.either(|| json!({ "file": path, "subject": subject }), || format!("{} for {subject}", path.display()));
+        }
+        None => say.either(|| json!({ "evidence": evidence.reveal(), "subject": subject }), || evidence.reveal().to_owned()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `$HOME/.dipylon/dev`.
+pub(super) fn default_dir() -> Result<PathBuf, Failure> {
+    let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
+    let home = home.ok_or_else(|| Failure::usage("HOME is not set; name a directory with --dev-dir"))?;
+    Ok(PathBuf::from(home).join(".dipylon").join("dev"))
+}
+
+/// A development broker's directory.
+#[derive(Debug, Clone)]
+pub(super) struct Home {
+    dir: PathBuf,
+    config: Config,
+}
+
+impl Home {
+    /// The one that the arguments name, or the default one.
+    pub(super) fn of(common: &Common) -> Result<Self, Failure> {
+        match &common.dev_dir {
+            Some(dir) => Self::read(dir),
+            None => Self::read(&default_dir()?),
+        }
+    }
+
+    /// Reads one that was made before.
+    pub(super) fn read(dir: &Path) -> Result<Self, Failure> {
+        let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+        let file = dir.join(CONFIG_FILE);
+        if !file.exists() {
+            return Err(Failure::usage(format!("{} is not there", file.display()))
+                .next("'dipylon serve --dev' makes it; --dev-dir or DIPYLON_DEV names another directory"));
+        }
+        let config = Config::read(&file)?;
+        if config.dev {
+            Ok(Self { dir, config })
+        } else {
+            Err(Failure::usage(format!("{} is not of a development broker", file.display())))
+        }
+    }
+
+    /// Reads it, or makes it: keys, trust domain, policy bundle, and the configuration last, so that an interrupted first
+    /// start is taken up by the next. True: it was made now.
+    pub(super) fn prepare(dir: &Path, listen: Option<SocketAddr>, policy: Option<&Path>) -> Result<(Self, bool), Failure> {
+        let file = dir.join(CONFIG_FILE);
+        if file.exists() {
+            return Ok((Self::read(dir)?, false));
+        }
+        let listen = free(listen)?;
+        std::fs::create_dir_all(dir).map_err(failed(dir.display()))?;
+        let secrets = dir.join("dev");
+        keys::make_private_dir(&secrets)?;
+        let domain = kept(&secrets.join(TRUST_DOMAIN_KEY))?;
+        let jwk = domain.public().to_jwk_named(&KeyId::of(domain.thumbprint()), Usage::JwtSvid);
+        let trust = json!({ "keys": [jwk], "spiffe_sequence": 1 });
+        write_private(&secrets.join(TRUST_BUNDLE), &trust.to_string())?;
+        let mut registered =
+            String::from("\n# ---------------------------------------------------------------- keys of this directory\n");
+        for holder in HOLDERS {
+            let key = kept(&secrets.join(format!("{holder}.pem")))?;
+            registered.push('\n');
+            registered.push_str(&key::people_toml(holder, key.public()));
+        }
+        let policy = match policy {
+            Some(given) => given.canonicalize().map_err(failed(given.display()))?,
+            None => {
+                let texts = bundle::EXAMPLE.map(|(path, text)| match path {
+                    "people.toml" => (path, format!("{text}{registered}")),
+                    other => (other, text.to_owned()),
+                });
+                bundle::write(&dir.join("policy"), texts.iter().map(|(path, text)| (*path, text.as_str())))?;
+                PathBuf::from("policy")
+            }
+        };
+        let policy = toml::Value::String(policy.to_string_lossy().into_owned());
+        let text = format!(
+            "# Made by the first `dipylon serve --dev`, read by every later one. Delete the directory to begin anew.\n\
+             realm = \"dev\"\n\
+             dev = true                       # loopback only; callers are told why gate 1 refused\n\
+             listen = \"{listen}\"\n\
+             external_url = \"http://{listen}\"\n\
+             data_dir = \"data\"\n\
+             key_dir = \"keys\"\n\
+             policy = {policy}                # seeds an empty journal; later changes go through `dipylon policy apply`\n\
+             \n\
+             [[trust_domain]]\n\
+             name = \"{TRUST_DOMAIN}\"\n\
+             bundle = \"dev/{TRUST_BUNDLE}\"\n"
+        );
+        write_private(&file, &text)?;
+        Ok((Self::read(dir)?, true))
+    }
+
+    /// Its configuration.
+    pub(super) const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Where it is.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The key that was made for a person or service.
+    pub(super) fn key_file(&self, holder: &str) -> PathBuf {
+        self.dir.join("dev").join(format!("{holder}.pem"))
+    }
+
+    /// The SPIFFE ID of an agent of the policy directory.
+    pub(super) fn spiffe_id(&self, agent: &AgentId) -> Result<SpiffeId, Failure> {
+        let Some(policy) = &self.config.policy else {
+            return Err(Failure::usage("the configuration names no policy directory: use --spiffe-id"));
+        };
+        let (_, bundle) = bundle::load(policy)?;
+        bundle.agent(agent).map(|a| a.spiffe_id.clone()).ok_or_else(|| {
+            let known: Vec<_> = bundle.agents().map(|a| a.id.to_string()).collect();
+            Failure::usage(format!("agent {agent} is not in {}/agents.toml", policy.display()))
+                .next(format!("registered: {}", known.join(", ")))
+        })
+    }
+
+    /// A JWT-SVID of the development trust domain, for this broker.
+    pub(super) fn evidence(&self, subject: &SpiffeId, ttl_s: u32, now: Timestamp) -> Result<Secret, Failure> {
+        let key = keys::read(&self.dir.join("dev").join(TRUST_DOMAIN_KEY))?;
+        let header = json!({ "alg": "ES256", "kid": KeyId::of(key.thumbprint()), "typ": "JWT" });
+        let claims = json!({
+            "sub": subject,
+            "aud": [self.config.settings.evidence_audience],
+            "iat": now.secs(),
+            "exp": now.plus_secs(i64::from(ttl_s)).secs(),
+        });
+        let signed = jws::sign(&header, &claims, &key).map_err(|e| Failure::failed(format!("evidence: {e}")))?;
+        Ok(Secret::new(signed))
+    }
+}
+
+fn kept(path: &Path) -> Result<SigningKey, Failure> {
+    Ok(if path.exists() { keys::read(path)? } else { keys::create(path)? })
+}
+
+/// The address asked for, or the usual port, or any free one; port 0 means any free one.
+fn free(asked: Option<SocketAddr>) -> Result<SocketAddr, Failure> {
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let tries = asked.map_or_else(|| vec![SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)), any], |asked| vec![asked]);
+    let mut last = None;
+    for address in tries {
+        if !address.ip().is_loopback() {
+            return Err(not_loopback(address));
+        }
+        match TcpListener::bind(address).and_then(|listener| listener.local_addr()) {
+            Ok(free) => return Ok(free),
+            Err(error) => last = Some((address, error)),
+        }
+    }
+    Err(match last {
+        Some((address, error)) => Failure::failed(format!("cannot listen on {address}: {error}")),
+        None => Failure::failed("no address to listen on"),
+    })
+}
+
+/// A development broker beyond loopback would let in everyone who has its published example.
+pub(super) fn not_loopback(address: SocketAddr) -> Failure {
+    Failure::usage(format!("a development broker listens on loopback only, and {address} is not"))
+        .next("for others to reach it, write a configuration of your own: 'dipylon serve --config FILE'")
+}
+
+/// Writes a file that only its owner may read, whole or not at all.
+pub(super) fn write_private(path: &Path, text: &str) -> Result<(), Failure> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(format!(".{}.new", std::process::id()));
+    let beside = PathBuf::from(beside);
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&beside)
+        .map_err(failed(beside.display()))?;
+    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).and_then(|()| std::fs::rename(&beside, path));
+    written.map_err(|error| {
+        let _left = std::fs::remove_file(&beside);
+        failed(path.display())(error)
+    })
+}
+
+/// Reads text from a file, or from stdin where the name is `-`.
+pub(super) fn read_text(path: &Path) -> Result<String, Failure> {
+    let mut text = String::new();
+    if path == Path::new("-") {
+        std::io::stdin().lock().take(TEXT_BYTES_MAX).read_to_string(&mut text).map_err(failed("stdin"))?;
+    } else {
+        let file = std::fs::File::open(path).map_err(failed(path.display()))?;
+        file.take(TEXT_BYTES_MAX).read_to_string(&mut text).map_err(failed(path.display()))?;
+    }
+    text.truncate(text.trim_end().len());
+    Ok(text)
+}
+
+/// Longest token or evidence read, in bytes.
+const TEXT_BYTES_MAX: u64 = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+    use crate::rules::PolicyBundle;
+
+    fn any() -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
+    }
+
+    #[test]
+    fn the_first_start_makes_it_and_later_ones_change_nothing() {
+        let dir = tempfile::tempdir().expect("dir");
+        let (home, made) = Home::prepare(dir.path(), Some(any()), None).expect("made");
+        assert!(made && home.config().dev && home.config().listen.ip().is_loopback());
+        let texts = |file: &str| std::fs::read_to_string(dir.path().join(file)).expect(file);
+        let before = (texts(CONFIG_FILE), texts("policy/people.toml"), texts("dev/trust-bundle.json"), texts("dev/maria.pem"));
+        let (again, made) = Home::prepare(dir.path(), None, None).expect("read");
+        assert!(!made);
+        assert_eq!(again.config().listen, home.config().listen, "the port is kept");
+        let after = (texts(CONFIG_FILE), texts("policy/people.toml"), texts("dev/trust-bundle.json"), texts("dev/maria.pem"));
+        assert_eq!(before, after);
+        for file in ["maria.pem", TRUST_DOMAIN_KEY, TRUST_BUNDLE] {
+            assert_eq!(std::fs::metadata(dir.path().join("dev").join(file)).expect(file).mode() & 0o777, 0o600, "{file}");
+        }
+        let (_, bundle) = bundle::load(&dir.path().join("policy")).expect("a whole bundle");
+        assert!(bundle.people().all(|p| p.keys.len() == 1) && bundle.services().all(|s| s.keys.len() == 1));
+    }
+
+    #[test]
+    fn an_interrupted_first_start_is_taken_up() {
+        let dir = tempfile::tempdir().expect("dir");
+        let (home, _) = Home::prepare(dir.path(), Some(any()), None).expect("made");
+        let key = keys::read(&home.key_file("olga")).expect("key").thumbprint();
+        std::fs::remove_file(dir.path().join(CONFIG_FILE)).expect("gone");
+        let (home, made) = Home::prepare(dir.path(), Some(any()), None).expect("made");
+        assert!(made);
+        assert_eq!(keys::read(&home.key_file("olga")).expect("key").thumbprint(), key);
+    }
+
+    #[test]
+    fn loopback_only() {
+        let dir = tempfile::tempdir().expect("dir");
+        let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        assert!(Home::prepare(dir.path(), Some(everywhere), None).expect_err("refused").message.contains("loopback"));
+        assert!(!dir.path().join("dev").exists(), "nothing was made");
+    }
+
+    #[test]
+    fn evidence_is_for_a_registered_agent_and_this_broker() {
+        let dir = tempfile::tempdir().expect("dir");
+        let (home, _) = Home::prepare(dir.path(), Some(any()), None).expect("made");
+        let subject = home.spiffe_id(&AgentId::parse("triage").expect("id")).expect("registered");
+        let now = Timestamp::from_secs(1_800_000_000);
+        let evidence = home.evidence(&subject, 300, now).expect("signed");
+        let keys = crate::jose::KeySet::parse(
+            std::fs::read(dir.path().join("dev").join(TRUST_BUNDLE)).expect("bundle").as_slice(),
+            Usage::JwtSvid,
+        );
+        const RULES: crate::jose::HeaderRules = crate::jose::HeaderRules {
+            typ: crate::jose::TypRule::Optional(&["JWT"]),
+            kid: crate::jose::KidRule::Required,
+            extras: &[],
+        };
+        let checked = jws::verify(evidence.reveal(), &keys.expect("keys"), &RULES).expect("verifies");
+        assert_eq!(checked.claims().string("sub"), Ok("spiffe://soc.example/agent/triage"));
+        assert_eq!(checked.claims().audience(), Ok(home.config().settings.evidence_audience.as_str()));
+        let unknown = home.spiffe_id(&AgentId::parse("nobody").expect("id")).expect_err("unknown");
+        assert!(unknown.next.expect("hint").contains("triage"));
+    }
+
+    #[test]
+    fn everybody_of_the_example_gets_a_key() {
+        let files = bundle::EXAMPLE.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned())).collect();
+        let files = crate::rules::BundleFiles::new(files).expect("files");
+        let bundle = PolicyBundle::load(&files).expect("bundle");
+        let mut all: Vec<String> = bundle.people().map(|p| p.id.to_string()).collect();
+        all.extend(bundle.services().map(|s| s.id.to_string()));
+        all.sort();
+        let mut holders = HOLDERS.to_vec();
+        holders.sort_unstable();
+        assert_eq!(all, holders);
+    }
+}

@@ -1,0 +1,78 @@
+//! `inbox`, `show`: what waits for people.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::Value;
+
+use super::failure::Failure;
+use super::net::KeyArgs;
+use super::say::table;
+use super::{Common, Say, card, shapes};
+use crate::clock::Clock;
+use crate::model::AccessRequestId;
+use crate::model::text::reveal;
+use crate::proto::v1;
+
+#[derive(Debug, Args)]
+pub(super) struct Inbox {
+    #[command(flatten)]
+    key: KeyArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Show {
+    /// The access request
+    #[arg(value_name = "ACCESS_REQUEST", value_parser = AccessRequestId::parse)]
+    access_request: AccessRequestId,
+    #[command(flatten)]
+    key: KeyArgs,
+}
+
+pub(super) async fn list(common: &Common, say: &Say, verb: Inbox) -> Result<ExitCode, Failure> {
+    let mut waiting = verb.key.person(common)?.list().await?;
+    let now = Clock::system().now();
+    waiting.sort_by_key(|request| (rank(&request.risk), request.expires_at.map(|at| at.seconds)));
+    say.either(
+        || waiting.iter().map(shapes::access_request).collect::<Value>(),
+        || {
+            if waiting.is_empty() {
+                return "nothing waits for people".to_owned();
+            }
+            let head = ["RISK", "WHAT", "TARGET", "AGENT", "NEEDS", "LEFT", "ACCESS REQUEST"].map(str::to_owned).to_vec();
+            let rows: Vec<_> = std::iter::once(head).chain(waiting.iter().map(|request| row(request, now))).collect();
+            format!("{}\nlook at one:  dipylon show ACCESS_REQUEST", table(&rows))
+        },
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn row(request: &v1::AccessRequest, now: crate::model::Timestamp) -> Vec<String> {
+    let need = |p: &v1::Profile| format!("{} of {} {}", p.approvals, p.quorum, p.group);
+    let needs: Vec<String> = request.needs.iter().map(need).collect();
+    vec![
+        reveal(&request.risk).to_uppercase(),
+        reveal(&request.title),
+        shapes::target(request.action.as_ref().and_then(|a| a.target.as_ref())),
+        reveal(&request.agent_id),
+        reveal(&needs.join(", ")),
+        shapes::left(request.expires_at.as_ref(), now),
+        reveal(&request.access_request_id),
+    ]
+}
+
+/// Highest risk first; a word we do not know counts as the highest.
+fn rank(risk: &str) -> u8 {
+    match risk {
+        "low" => 3,
+        "medium" => 2,
+        "high" => 1,
+        _ => 0,
+    }
+}
+
+pub(super) async fn show(common: &Common, say: &Say, verb: Show) -> Result<ExitCode, Failure> {
+    let shown = verb.key.person(common)?.card(verb.access_request).await?;
+    say.either(|| card::to_json(&shown), || card::text(&shown, Clock::system().now()));
+    Ok(ExitCode::SUCCESS)
+}

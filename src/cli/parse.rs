@@ -1,0 +1,118 @@
+//! What people type: targets, parameters, durations.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::model::{Malformed, Param, Target, json, parse_duration};
+
+/// One `--param`, as typed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NamedParam {
+    name: String,
+    value: Param,
+}
+
+/// `name=value`, where `true`, `false` and whole numbers are what they look like and all else is text; or `name:=JSON`, for
+/// sets (arrays), records (objects), and texts that look like numbers.
+pub(super) fn param(text: &str) -> Result<NamedParam, Malformed> {
+    let wrong = |rule: &str| Malformed::new("parameter", rule.to_owned());
+    let (name, value) = text.split_once('=').ok_or_else(|| wrong("must be name=value or name:=JSON"))?;
+    let (name, value) = match name.strip_suffix(':') {
+        Some(name) => {
+            let value = json::parse(value.as_bytes()).map_err(|e| wrong(&format!("after ':=' must be JSON: {e}")))?;
+            (name, sorted(Param::from_json(&value)?)?)
+        }
+        None => (name, plain(value)?),
+    };
+    if name.is_empty() {
+        return Err(wrong("must have a name before '='"));
+    }
+    Ok(NamedParam { name: name.to_owned(), value })
+}
+
+fn plain(text: &str) -> Result<Param, Malformed> {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    let whole = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
+    match text {
+        "true" => Ok(Param::Bool(true)),
+        "false" => Ok(Param::Bool(false)),
+        _ if whole && text != "-0" => {
+            let number = text.parse().map_err(|_| Malformed::new("parameter", "numbers must lie within ±(2^53-1)"))?;
+            Ok(Param::Int(number))
+        }
+        _ => Ok(Param::Str(text.to_owned())),
+    }
+}
+
+/// Sets in the order the broker wants them.
+fn sorted(param: Param) -> Result<Param, Malformed> {
+    Ok(match param {
+        Param::Set(items) => Param::set(items.into_iter().map(sorted).collect::<Result<_, _>>()?)?,
+        Param::Record(members) => {
+            Param::Record(members.into_iter().map(|(k, v)| Ok((k, sorted(v)?))).collect::<Result<_, Malformed>>()?)
+        }
+        plain @ (Param::Str(_) | Param::Bool(_) | Param::Int(_)) => plain,
+    })
+}
+
+/// All of them by name; none twice.
+pub(super) fn params(typed: Vec<NamedParam>) -> Result<BTreeMap<String, Param>, Malformed> {
+    let mut out = BTreeMap::new();
+    for NamedParam { name, value } in typed {
+        if out.insert(name, value).is_some() {
+            return Err(Malformed::new("parameter", "a name must stand only once"));
+        }
+    }
+    Ok(out)
+}
+
+/// `Type::id`.
+pub(super) fn target(text: &str) -> Result<Target, Malformed> {
+    Target::parse_pair(text)
+}
+
+/// `90s`, `15m`, `2h`: whole seconds.
+pub(super) fn seconds(text: &str) -> Result<u32, Malformed> {
+    parse_duration("duration", text)
+}
+
+/// A parameter as people read it: `true`, `7`, `"text"`, sets and records as JSON. Safe to print.
+pub(super) fn show(param: &Param) -> String {
+    let value: Value = param.to_json();
+    crate::model::text::reveal(&value.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(text: &str) -> Param {
+        param(text).expect(text).value
+    }
+
+    #[test]
+    fn parameters_are_what_they_look_like() {
+        assert_eq!(one("a=true"), Param::Bool(true));
+        assert_eq!(one("a=-12"), Param::Int(-12));
+        assert_eq!(one("a=0"), Param::Int(0));
+        for text in ["007", "1.5", "+1", "-0", "", "TRUE", "1e3", "a=b", "-"] {
+            assert_eq!(one(&format!("a={text}")), Param::Str(text.to_owned()), "{text}");
+        }
+        assert_eq!(one("a:=\"7\""), Param::Str("7".to_owned()));
+        let set = Param::Set(vec![Param::Int(1), Param::Int(2)]);
+        assert_eq!(one("a:=[2,1,2]"), set, "sorted, none twice");
+        assert_eq!(one("a:={\"s\":[2,1]}"), Param::Record(BTreeMap::from([("s".to_owned(), set)])));
+        for bad in ["a", "=1", ":=1", "a:=", "a:=null", "a:=1.5", "a:={\"x\":1,\"x\":2}", "a=99999999999999999999"] {
+            assert!(param(bad).is_err(), "{bad}");
+        }
+        let twice = vec![param("a=1").expect("a"), param("a=2").expect("a")];
+        assert!(params(twice).is_err());
+    }
+
+    #[test]
+    fn parameters_are_shown_safely() {
+        assert_eq!(show(&Param::Str("a\u{202E}\n".to_owned())), "\"a<U+202E>\\n\"");
+        assert_eq!(show(&Param::Bool(true)), "true");
+    }
+}

@@ -1,0 +1,75 @@
+//! `policy check`, `policy apply`: a directory, whole or not at all.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use serde_json::json;
+
+use super::failure::Failure;
+use super::net::KeyArgs;
+use super::{Common, Say, bundle};
+use crate::model::text::reveal;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Policy {
+    /// Say all that is wrong with a directory, without a broker
+    Check {
+        /// The policy bundle
+        dir: PathBuf,
+    },
+    /// Put a directory in force; what it no longer allows ends
+    Apply {
+        /// The policy bundle
+        dir: PathBuf,
+        #[command(flatten)]
+        key: KeyArgs,
+    },
+}
+
+pub(super) async fn run(common: &Common, say: &Say, verb: Policy) -> Result<ExitCode, Failure> {
+    match verb {
+        Policy::Check { dir } => {
+            let (_, bundle) = bundle::load(&dir)?;
+            let warnings: Vec<String> = bundle.warnings().iter().map(ToString::to_string).collect();
+            let (rules, agents) = (bundle.rules().count(), bundle.agents().count());
+            say.either(
+                || json!({ "version": bundle.version(), "rules": rules, "agents": agents, "warnings": warnings }),
+                || format!("{}sound: {rules} rules, {agents} agents, version {}", lines(&warnings), bundle.version()),
+            );
+        }
+        Policy::Apply { dir, key } => {
+            // Everything that is wrong is said here, with files and lines, before the broker is asked.
+            bundle::load(&dir)?;
+            let applied = key.person(common)?.apply_policy_bundle(&bundle::read(&dir)?).await?;
+            say.either(
+                || {
+                    json!({
+                        "version": applied.version, "changed": applied.changed, "rules": applied.rules,
+                        "agents": applied.agents, "warnings": applied.warnings, "tasks_ended": applied.tasks_ended,
+                        "tokens_ended": applied.tokens_ended, "access_requests_closed": applied.access_requests_closed,
+                    })
+                },
+                || {
+                    let warnings: Vec<String> = applied.warnings.iter().map(|w| reveal(w)).collect();
+                    let state = if applied.changed { "in force" } else { "was in force already" };
+                    format!(
+                        "{}{state}: {} rules, {} agents, version {}\nended by it: {} tasks, {} tokens, {} access requests",
+                        lines(&warnings),
+                        applied.rules,
+                        applied.agents,
+                        reveal(&applied.version),
+                        applied.tasks_ended,
+                        applied.tokens_ended,
+                        applied.access_requests_closed
+                    )
+                },
+            );
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn lines(warnings: &[String]) -> String {
+    warnings.iter().map(|warning| format!("warning  {warning}\n")).collect()
+}

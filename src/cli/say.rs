@@ -1,0 +1,127 @@
+//! What verbs print.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use serde_json::Value;
+
+use super::failure::Failure;
+use crate::model::text::reveal;
+
+/// Where a verb prints: text for people or JSON for machines.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Say {
+    json: bool,
+}
+
+impl Say {
+    pub(super) const fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    pub(super) const fn json(&self) -> bool {
+        self.json
+    }
+
+    /// Prints one or the other. Every text of others in `people` has been revealed.
+    pub(super) fn either(&self, machine: impl FnOnce() -> Value, people: impl FnOnce() -> String) {
+        if self.json { self.value(&machine()) } else { self.text(&people()) }
+    }
+
+    /// One JSON value on a line of its own.
+    pub(super) fn value(&self, value: &Value) {
+        self.text(&value.to_string());
+    }
+
+    /// Text, ending with a newline.
+    pub(super) fn text(&self, text: &str) {
+        let mut out = std::io::stdout().lock();
+        let text = text.strip_suffix('\n').unwrap_or(text);
+        // A reader that went away (`| head`) is no reason to fail.
+        let _gone = out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n"));
+        let _gone = out.flush();
+    }
+
+    /// For people, beside the answer: on stderr, and not when a machine reads.
+    pub(super) fn aside(&self, text: &str) {
+        if !self.json {
+            let _gone = writeln!(std::io::stderr().lock(), "{}", text.trim_end_matches('\n'));
+        }
+    }
+
+    /// Says why nothing came of it, and gives the exit code.
+    pub(super) fn failure(&self, failure: &Failure) -> ExitCode {
+        let mut err = std::io::stderr().lock();
+        let _gone = if self.json {
+            writeln!(err, "{}", failure.to_json())
+        } else {
+            let next = failure.next.as_ref().map(|next| format!("\n         {next}")).unwrap_or_default();
+            writeln!(err, "dipylon: {}{next}", failure.message)
+        };
+        ExitCode::from(failure.kind.code())
+    }
+
+    /// Whether a person can be asked.
+    pub(super) fn can_ask(&self) -> bool {
+        !self.json && std::io::stdin().is_terminal()
+    }
+}
+
+/// Labels and texts, the texts aligned. A text with newlines of our own goes on under itself.
+#[derive(Debug, Default)]
+pub(super) struct Rows(Vec<(String, String)>);
+
+impl Rows {
+    /// A row whose text is our own.
+    pub(super) fn own(&mut self, label: &str, text: impl Into<String>) -> &mut Self {
+        self.0.push((label.to_owned(), text.into()));
+        self
+    }
+
+    /// A row whose text came from others.
+    pub(super) fn theirs(&mut self, label: &str, text: &str) -> &mut Self {
+        self.own(label, reveal(text))
+    }
+
+    /// The rows as lines.
+    pub(super) fn lines(&self) -> String {
+        let width = self.0.iter().map(|(label, _)| label.chars().count()).max().unwrap_or(0);
+        let mut out = String::new();
+        for (label, text) in &self.0 {
+            for (i, line) in text.lines().chain(text.is_empty().then_some("")).enumerate() {
+                let label = if i == 0 { label.as_str() } else { "" };
+                out.push_str(format!("  {label:width$}  {line}").trim_end());
+                out.push('\n');
+            }
+        }
+        out
+    }
+}
+
+/// A table with a heading: columns as wide as their widest cell.
+pub(super) fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut out = String::new();
+    for row in rows {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        out.push_str(cells.join("  ").trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_others_cannot_leave_their_line() {
+        let mut rows = Rows::default();
+        rows.theirs("a", "x\ny\u{1b}[2J\u{202E}z").own("long", "1\n2");
+        assert_eq!(rows.lines(), "  a     x<U+000A>y<U+001B>[2J<U+202E>z\n  long  1\n        2\n");
+        let cell = |text: &str| text.to_owned();
+        assert_eq!(table(&[vec![cell("a"), cell("b")], vec![cell("cc"), cell("d")]]), "a   b\ncc  d\n");
+    }
+}

@@ -1,0 +1,180 @@
+//! The broker's answers as JSON and as words.
+
+use serde_json::{Value, json};
+
+use crate::model::text::reveal;
+use crate::model::{Timestamp, show_seconds};
+use crate::proto::{convert, v1};
+
+/// RFC 3339, or null.
+pub(super) fn moment(wire: Option<&prost_types::Timestamp>) -> Value {
+    read(wire).map_or(Value::Null, |at| Value::String(at.to_string()))
+}
+
+/// Whole seconds, or null.
+pub(super) fn seconds(wire: Option<&prost_types::Duration>) -> Value {
+    wire.map_or(Value::Null, |d| Value::from(d.seconds))
+}
+
+fn read(wire: Option<&prost_types::Timestamp>) -> Option<Timestamp> {
+    convert::timestamp("moment", wire?).ok()
+}
+
+/// `2026-11-22T10:00:00Z, in 4m 59s`.
+pub(super) fn when(wire: Option<&prost_types::Timestamp>, now: Timestamp) -> String {
+    read(wire).map_or_else(|| "unknown".to_owned(), |at| format!("{at}, {}", distance(at, now)))
+}
+
+/// `in 5m` or `5m ago`.
+pub(super) fn distance(at: Timestamp, now: Timestamp) -> String {
+    let ms = at.since(now);
+    if ms >= 0 { format!("in {}", show_seconds(ms / 1_000)) } else { format!("{} ago", show_seconds(-(ms / 1_000))) }
+}
+
+/// How long from now, or 0s.
+pub(super) fn left(wire: Option<&prost_types::Timestamp>, now: Timestamp) -> String {
+    show_seconds(read(wire).map_or(0, |at| at.since(now).max(0) / 1_000))
+}
+
+pub(super) fn status(number: i32) -> &'static str {
+    match v1::AccessRequestStatus::try_from(number) {
+        Ok(v1::AccessRequestStatus::Waiting) => "waiting",
+        Ok(v1::AccessRequestStatus::Approved) => "approved",
+        Ok(v1::AccessRequestStatus::Denied) => "denied",
+        Ok(v1::AccessRequestStatus::Consumed) => "consumed",
+        Ok(v1::AccessRequestStatus::Cancelled) => "cancelled",
+        Ok(v1::AccessRequestStatus::Expired) => "expired",
+        Ok(v1::AccessRequestStatus::Ended) => "ended",
+        Ok(v1::AccessRequestStatus::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+pub(super) fn rules(rules: &[v1::Rule]) -> Value {
+    rules.iter().map(|r| json!({ "id": r.id, "file": r.file, "why": r.why })).collect()
+}
+
+/// One rule a line: its name, where it stands, and why.
+pub(super) fn rule_lines(rules: &[v1::Rule]) -> String {
+    let line = |r: &v1::Rule| {
+        let why = if r.why.is_empty() { String::new() } else { format!("  {}", reveal(&r.why)) };
+        format!("{} ({}){why}", reveal(&r.id), reveal(&r.file))
+    };
+    rules.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+pub(super) fn profiles(needs: &[v1::Profile]) -> Value {
+    let one = |p: &v1::Profile| {
+        json!({
+            "profile": p.name, "group": p.group, "quorum": p.quorum, "approvals": p.approvals, "approvers": p.approvers,
+            "digest": p.digest,
+        })
+    };
+    needs.iter().map(one).collect()
+}
+
+/// One profile a line: `one-security: 0 of 1 from security`.
+pub(super) fn profile_lines(needs: &[v1::Profile]) -> String {
+    let line = |p: &v1::Profile| {
+        let who = if p.approvers.is_empty() { String::new() } else { format!(" (yes: {})", reveal(&p.approvers.join(", "))) };
+        format!("{}: {} of {} from {}{who}", reveal(&p.name), p.approvals, p.quorum, reveal(&p.group))
+    };
+    needs.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+pub(super) fn ttl(sum: Option<&v1::TtlSum>) -> Value {
+    let Some(sum) = sum else { return Value::Null };
+    let bounds: Vec<Value> = sum.bounds.iter().map(|b| json!({ "by": b.by, "ttl": seconds(b.ttl.as_ref()) })).collect();
+    json!({ "asked": seconds(sum.asked.as_ref()), "bounds": bounds, "granted": seconds(sum.granted.as_ref()) })
+}
+
+/// `5m = least of asked 15m, cap 15m, rules 10m`.
+pub(super) fn ttl_line(sum: Option<&v1::TtlSum>) -> String {
+    let Some(sum) = sum else { return "unknown".to_owned() };
+    let show = |d: Option<&prost_types::Duration>| d.map_or_else(|| "?".to_owned(), |d| show_seconds(d.seconds));
+    let mut terms = vec![format!("asked {}", show(sum.asked.as_ref()))];
+    terms.extend(sum.bounds.iter().map(|b| format!("{} {}", reveal(&b.by), show(b.ttl.as_ref()))));
+    format!("{} = least of {}", show(sum.granted.as_ref()), terms.join(", "))
+}
+
+/// The parameters, as they are in the action.
+pub(super) fn parameters(action: &v1::Action) -> Value {
+    match convert::action(action) {
+        Ok(action) => action.parameters.iter().map(|(name, value)| (name.clone(), value.to_json())).collect(),
+        Err(_) => Value::Null,
+    }
+}
+
+pub(super) fn action(action: Option<&v1::Action>) -> Value {
+    let Some(action) = action else { return Value::Null };
+    json!({
+        "action": action.name,
+        "target": target(action.target.as_ref()),
+        "parameters": parameters(action),
+        "audience": action.audience,
+    })
+}
+
+/// `Type::id`, safe to print.
+pub(super) fn target(target: Option<&v1::Target>) -> String {
+    target.map_or_else(|| "?".to_owned(), |t| reveal(&format!("{}::{}", t.r#type, t.id)))
+}
+
+pub(super) fn access_request(request: &v1::AccessRequest) -> Value {
+    json!({
+        "access_request": request.access_request_id,
+        "task": request.task_id,
+        "agent": request.agent_id,
+        "status": status(request.status),
+        "title": request.title,
+        "risk": request.risk,
+        "action": action(request.action.as_ref()),
+        "needs": profiles(&request.needs),
+        "opened_at": moment(request.opened_at.as_ref()),
+        "expires_at": moment(request.expires_at.as_ref()),
+    })
+}
+
+pub(super) fn end_report(report: &v1::EndReport) -> Value {
+    json!({
+        "task": report.task_id,
+        "cause": report.cause,
+        "ended_at": moment(report.ended_at.as_ref()),
+        "position": report.position,
+        "tokens": report.tokens,
+        "tokens_revoked": report.tokens_revoked,
+        "access_requests_closed": report.access_requests_closed,
+    })
+}
+
+/// What an end ended, in one line.
+pub(super) fn end_line(report: &v1::EndReport) -> String {
+    format!(
+        "{} ended ({}) by entry {}: {} of {} tokens were alive and are revoked, {} access requests closed",
+        reveal(&report.task_id),
+        reveal(&report.cause),
+        report.position,
+        report.tokens_revoked,
+        report.tokens.len(),
+        report.access_requests_closed
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arithmetic_reads_as_a_sum() {
+        let s = |n| Some(convert::seconds_to_wire(n));
+        let bounds = vec![v1::TtlBound { by: "cap".into(), ttl: s(900) }, v1::TtlBound { by: "rules".into(), ttl: s(600) }];
+        let sum = v1::TtlSum { asked: s(900), bounds, granted: s(600) };
+        assert_eq!(ttl_line(Some(&sum)), "10m = least of asked 15m, cap 15m, rules 10m");
+    }
+
+    #[test]
+    fn time_has_a_direction() {
+        let now = Timestamp::from_secs(1_000);
+        assert_eq!(distance(now.plus_secs(61), now), "in 1m 1s");
+        assert_eq!(distance(now.plus_secs(-61), now), "1m 1s ago");
+    }
+}

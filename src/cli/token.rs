@@ -1,0 +1,227 @@
+//! `token`: ask for one, look one up.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::failure::{DENIED, EXPIRED, Failure, PENDING};
+use super::net::{self, KeyArgs};
+use super::parse::{self, NamedParam};
+use super::say::Rows;
+use super::store::EvidenceArgs;
+use super::task::Which;
+use super::{Common, Say, dev, shapes};
+use crate::client::{Denied, Identity, Order, Outcome, Pending, Token as Given, TokenOrder, methods};
+use crate::clock::Clock;
+use crate::model::text::reveal;
+use crate::model::{Action, ActionName, Audience, DeniedReason, Target, Timestamp};
+use crate::proto::v1;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Token {
+    /// Ask for a token for one action: both gates
+    Request(Box<Request>),
+    /// Say whether a token is good now (validators, for their own audiences)
+    Introspect(Introspect),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Request {
+    #[command(flatten)]
+    which: Which,
+    /// What to do, as the catalogue calls it
+    #[arg(long, value_parser = ActionName::parse)]
+    action: ActionName,
+    /// What it is done to
+    #[arg(long, value_name = "TYPE::ID", value_parser = parse::target)]
+    target: Target,
+    /// With what: name=value, or name:=JSON for sets and records
+    #[arg(long = "param", value_name = "NAME=VALUE", value_parser = parse::param)]
+    params: Vec<NamedParam>,
+    /// The resource server that will do it
+    #[arg(long, value_name = "URI", value_parser = Audience::parse)]
+    audience: Audience,
+    /// How long the token should live
+    #[arg(long, default_value = "5m", value_parser = parse::seconds)]
+    ttl: u32,
+    /// Why, in your words; people see it as unverified, rules not at all
+    #[arg(long, default_value = "")]
+    reason: String,
+    /// How long to wait if people must decide
+    #[arg(long, value_parser = parse::seconds)]
+    wait: Option<u32>,
+    /// Ask again under the id of an earlier request
+    #[arg(long, value_name = "ID")]
+    request_id: Option<String>,
+    #[command(flatten)]
+    evidence: EvidenceArgs,
+    /// Print the token itself
+    #[arg(long)]
+    show_token: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Introspect {
+    /// A file with the token; - reads it from stdin
+    #[arg(long, value_name = "FILE")]
+    token: PathBuf,
+    #[command(flatten)]
+    key: KeyArgs,
+}
+
+pub(super) async fn run(common: &Common, say: &Say, verb: Token) -> Result<ExitCode, Failure> {
+    match verb {
+        Token::Request(request) => self::request(common, say, *request).await,
+        Token::Introspect(introspect) => self::introspect(common, say, introspect).await,
+    }
+}
+
+async fn request(common: &Common, say: &Say, verb: Request) -> Result<ExitCode, Failure> {
+    let action = Action::new(verb.action, verb.audience, verb.target, parse::params(verb.params)?)?;
+    let task = verb.which.attach(common, &verb.evidence)?;
+    let clock = Clock::system();
+    let until = clock.now().plus_secs(i64::from(verb.wait.unwrap_or(0)));
+    let mut order =
+        TokenOrder { action, ttl_s: i64::from(verb.ttl), reason: verb.reason, request_id: verb.request_id, wait_s: 0 };
+    let mut outcome = task.request_token(&order).await?;
+    if let Outcome::Pending(pending) = &outcome
+        && verb.wait.is_some()
+    {
+        say.aside(&format!("waiting for people until {}: {}", until, shapes::profile_lines(pending.needs()).replace('\n', "; ")));
+        order.request_id = Some(pending.request_id().to_string());
+        outcome = task.wait_for_token(&order, until).await?;
+    }
+    let now = clock.now();
+    Ok(match outcome {
+        Outcome::Token(token) => {
+            given(say, &token, verb.show_token, now);
+            ExitCode::SUCCESS
+        }
+        Outcome::Pending(pending) => {
+            waits(say, &pending, &order.action, now);
+            ExitCode::from(PENDING)
+        }
+        Outcome::Denied(no) => {
+            denied(say, &no, &order.action);
+            ExitCode::from(if no.known_reason() == Some(DeniedReason::Expired) { EXPIRED } else { DENIED })
+        }
+    })
+}
+
+fn what(action: &Action) -> String {
+    reveal(&format!("{} on {} at {}", action.name, action.target, action.audience))
+}
+
+fn given(say: &Say, token: &Given, show: bool, now: Timestamp) {
+    say.either(
+        || {
+            json!({
+                "outcome": "token", "token": token.jwt().reveal(), "jti": token.jti(), "decision": token.decision_id(),
+                "expires_at": token.expires_at().to_string(), "uses": token.uses(), "ttl": shapes::ttl(token.ttl()),
+                "rules": shapes::rules(token.rules()), "reissued": token.reissued(), "openings": token.openings(),
+            })
+        },
+        || {
+            let uses = match token.uses() {
+                Some(1) => "one".to_owned(),
+                Some(uses) => uses.to_string(),
+                None => "any number, while it lives".to_owned(),
+            };
+            let again = if token.reissued() { " (the same token, signed anew)" } else { "" };
+            let mut rows = Rows::default();
+            rows.own("token", format!("{}{again}", token.jti()))
+                .own("for", what(token.action()))
+                .own("until", format!("{}, {}", token.expires_at(), shapes::distance(token.expires_at(), now)))
+                .own("uses", uses)
+                .own("life", shapes::ttl_line(token.ttl()))
+                .own("allowed by", shapes::rule_lines(token.rules()))
+                .own("decision", token.decision_id().to_string());
+            let text = rows.lines();
+            if show { format!("{text}\n{}", token.jwt().reveal()) } else { format!("{text}  (--show-token prints it)") }
+        },
+    );
+}
+
+fn waits(say: &Say, pending: &Pending, action: &Action, now: Timestamp) {
+    say.either(
+        || {
+            json!({
+                "outcome": "pending", "access_request": pending.access_request_id(), "request_id": pending.request_id(),
+                "decision": pending.decision_id(), "expires_at": pending.expires_at().to_string(),
+                "needs": shapes::profiles(pending.needs()), "rules": shapes::rules(pending.rules()),
+                "ttl": shapes::ttl(pending.ttl()), "show_evidence": pending.show_evidence(),
+            })
+        },
+        || {
+            let mut rows = Rows::default();
+            rows.own("waits", pending.access_request_id().to_string())
+                .own("for", what(action))
+                .own("needs", shapes::profile_lines(pending.needs()))
+                .own("because", shapes::rule_lines(pending.rules()))
+                .own("until", format!("{}, {}", pending.expires_at(), shapes::distance(pending.expires_at(), now)))
+                .own("decision", pending.decision_id().to_string());
+            format!("{}\nask again with --request-id {}", rows.lines(), pending.request_id())
+        },
+    );
+}
+
+fn denied(say: &Say, no: &Denied, action: &Action) {
+    say.either(
+        || {
+            json!({
+                "outcome": "denied", "reason": no.reason(), "rules": shapes::rules(no.rules()),
+                "access_request": no.access_request_id(), "decision": no.decision_id(),
+            })
+        },
+        || {
+            let mut rows = Rows::default();
+            rows.own("denied", reveal(no.reason())).own("for", what(action));
+            let rules = shapes::rule_lines(no.rules());
+            rows.own("because", if rules.is_empty() { "no rule allows it: the default is no".to_owned() } else { rules });
+            if let Some(id) = no.access_request_id() {
+                rows.own("access request", id.to_string());
+            }
+            rows.own("decision", no.decision_id().to_string());
+            format!("{}\nan operator sees more:  dipylon explain {}", rows.lines(), no.decision_id())
+        },
+    );
+}
+
+async fn introspect(common: &Common, say: &Say, verb: Introspect) -> Result<ExitCode, Failure> {
+    let endpoint = net::endpoint(common)?;
+    let identity = Identity::Key(verb.key.key(common)?);
+    let request = v1::IntrospectRequest { token: dev::read_text(&verb.token)? };
+    let found = endpoint.call::<methods::Introspect>(Order::by(&identity), &[request]).await?;
+    let now = Clock::system().now();
+    say.either(
+        || {
+            if !found.active {
+                return json!({ "active": false });
+            }
+            json!({
+                "active": true, "jti": found.jti, "task": found.task_id, "agent": found.agent_id, "subject": found.subject,
+                "audience": found.audience, "expires_at": shapes::moment(found.expires_at.as_ref()), "jkt": found.jkt,
+                "action": found.action, "target": shapes::target(found.target.as_ref()), "uses": found.uses,
+                "uses_left": found.uses_left,
+            })
+        },
+        || {
+            if !found.active {
+                return "inactive: not good now, or not for this validator".to_owned();
+            }
+            let mut rows = Rows::default();
+            rows.own("active", reveal(&found.jti))
+                .theirs("for", &format!("{} on {}", found.action, shapes::target(found.target.as_ref())))
+                .theirs("agent", &format!("{} ({})", found.agent_id, found.subject))
+                .theirs("task", &found.task_id)
+                .own("until", shapes::when(found.expires_at.as_ref(), now));
+            if let (Some(uses), Some(left)) = (found.uses, found.uses_left) {
+                rows.own("uses", format!("{left} of {uses} left"));
+            }
+            rows.lines()
+        },
+    );
+    Ok(if found.active { ExitCode::SUCCESS } else { ExitCode::from(DENIED) })
+}

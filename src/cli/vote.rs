@@ -1,0 +1,261 @@
+//! `approve`, `deny`: a signed vote on exactly what was printed.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::json;
+
+use super::failure::{Failure, Kind, failed};
+use super::net::{self, KeyArgs};
+use super::{Common, Say, card, parse, shapes};
+use crate::client::ballot::Seen;
+use crate::clock::Clock;
+use crate::model::{AccessRequestId, Narrowing, ProfileName, Realm, Verdict};
+use crate::proto::v1;
+
+#[derive(Debug, Args)]
+pub(super) struct Vote {
+    /// The access request
+    #[arg(value_name = "ACCESS_REQUEST", value_parser = AccessRequestId::parse)]
+    access_request: AccessRequestId,
+    #[command(flatten)]
+    key: KeyArgs,
+    /// The step-up profile the vote is for, where several are asked
+    #[arg(long, value_parser = ProfileName::parse)]
+    profile: Option<ProfileName>,
+    /// A shorter life for the token; never a longer one
+    #[arg(long, value_parser = parse::seconds)]
+    ttl: Option<u32>,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    /// The realm you vote in; without it, the development broker's
+    #[arg(long, env = "DIPYLON_REALM", value_parser = Realm::parse)]
+    realm: Option<Realm>,
+}
+
+pub(super) async fn run(common: &Common, say: &Say, verb: Vote, verdict: Verdict) -> Result<ExitCode, Failure> {
+    let person = verb.key.person(common)?;
+    let realm = net::realm(common, verb.realm)?;
+    let shown = person.card(verb.access_request).await?;
+    if !say.json() {
+        say.text(&card::text(&shown, Clock::system().now()));
+    }
+    let profile = profile(verb.profile, &shown)?;
+    let asks = verdict == Verdict::Approve && !verb.yes;
+    // Nothing is signed before a person has said yes to what was printed.
+    if asks && !confirmed(say).await? {
+        return Err(Failure::new(Kind::Failed, "no vote was cast"));
+    }
+    let narrowing = Narrowing { max_ttl: verb.ttl.map(i64::from) };
+    let seen = Seen { card: &shown, realm: &realm, profile: &profile, verdict, narrowing };
+    let after = person.vote(&seen).await?;
+    say.either(
+        || json!({ "card": card::to_json(&shown), "profile": profile, "verdict": verdict, "access_request": shapes::access_request(&after) }),
+        || {
+            let word = match verdict {
+                Verdict::Approve => "yes",
+                Verdict::Deny => "no",
+            };
+            let next = match shapes::status(after.status) {
+                "approved" => "; the agent may ask for its token now",
+                _ => "",
+            };
+            format!("your {word} counts: {} is {}{next}", verb.access_request, shapes::status(after.status))
+        },
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The profile asked for, or the only one there is.
+fn profile(given: Option<ProfileName>, card: &v1::Card) -> Result<ProfileName, Failure> {
+    match (given, card.needs.as_slice()) {
+        (Some(profile), _) => Ok(profile),
+        (None, [only]) => Ok(ProfileName::parse(&only.name)?),
+        (None, needs) => {
+            let names: Vec<String> = needs.iter().map(|p| crate::model::text::reveal(&p.name)).collect();
+            Err(Failure::usage(format!("which profile is the vote for? --profile {}", names.join(" or --profile "))))
+        }
+    }
+}
+
+/// Asks the person at the terminal.
+async fn confirmed(say: &Say) -> Result<bool, Failure> {
+    if !say.can_ask() {
+        return Err(Failure::usage("there is no terminal to ask at").next("--yes votes without asking"));
+    }
+    let mut err = std::io::stderr();
+    write!(err, "\nType yes to approve exactly this: ").and_then(|()| err.flush()).map_err(failed("stderr"))?;
+    let answer = tokio::task::spawn_blocking(|| {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).map(|_| line)
+    });
+    let line = answer.await.map_err(|e| Failure::failed(e.to_string()))?.map_err(failed("stdin"))?;
+    Ok(line.trim() == "yes")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::{Arc, Mutex};
+
+    use tonic::{Request, Response, Status};
+
+    use super::*;
+    use crate::model::VoteStatement;
+    use crate::proto::convert::{action_to_wire, seconds_to_wire, timestamp_to_wire};
+    use crate::proto::v1::approval_service_server::{ApprovalService, ApprovalServiceServer};
+
+    #[test]
+    fn a_vote_is_for_one_profile() {
+        let need = |name: &str| v1::Profile { name: name.to_owned(), ..v1::Profile::default() };
+        let mut card = v1::Card { needs: vec![need("one")], ..v1::Card::default() };
+        assert_eq!(profile(None, &card).expect("the only one").as_str(), "one");
+        card.needs.push(need("two"));
+        assert!(profile(None, &card).expect_err("which").message.contains("--profile two"));
+        card.needs.clear();
+        assert!(profile(None, &card).is_err());
+    }
+
+    type Lie = fn(&mut VoteStatement);
+
+    /// A broker that shows one card, and asks to sign what `lie` makes of it.
+    struct Broker {
+        card: v1::Card,
+        lie: Lie,
+        cast: Arc<Mutex<usize>>,
+    }
+
+    fn honest(card: &v1::Card) -> VoteStatement {
+        let agent = card.agent.clone().expect("agent");
+        let action = crate::proto::convert::action(card.action.as_ref().expect("action")).expect("action");
+        let need = card.needs.first().expect("need");
+        VoteStatement {
+            v: 1,
+            realm: Realm::parse(&card.realm).expect("realm"),
+            access_request_id: AccessRequestId::parse(&card.access_request_id).expect("id"),
+            agent: crate::model::AgentId::parse(&agent.agent_id).expect("agent"),
+            owner: crate::model::PersonId::parse(&agent.owner).expect("owner"),
+            task: crate::model::TaskId::parse(&card.task_id).expect("task"),
+            task_key: crate::model::Thumbprint(crate::model::Digest::parse(&card.task_key).expect("key")),
+            action: action.to_json(),
+            max_ttl: 300,
+            uses: card.uses,
+            policy: crate::model::Digest::parse(&card.policy_version).expect("policy"),
+            profile: crate::model::ProfileRef {
+                name: ProfileName::parse(&need.name).expect("name"),
+                digest: crate::model::Digest::parse(&need.digest).expect("digest"),
+            },
+            verdict: Verdict::Approve,
+            not_after: Clock::system().now().plus_secs(600).secs(),
+            nonce: "AAAAAAAAAAAAAAAAAAAAAA".to_owned(),
+        }
+    }
+
+    #[tonic::async_trait]
+    impl ApprovalService for Broker {
+        async fn list_access_requests(
+            &self,
+            _: Request<v1::ListAccessRequestsRequest>,
+        ) -> Result<Response<v1::ListAccessRequestsResponse>, Status> {
+            Err(Status::unimplemented("not asked here"))
+        }
+
+        async fn get_card(&self, _: Request<v1::GetCardRequest>) -> Result<Response<v1::GetCardResponse>, Status> {
+            Ok(Response::new(v1::GetCardResponse { card: Some(self.card.clone()) }))
+        }
+
+        async fn begin_vote(&self, _: Request<v1::BeginVoteRequest>) -> Result<Response<v1::BeginVoteResponse>, Status> {
+            let mut statement = honest(&self.card);
+            (self.lie)(&mut statement);
+            Ok(Response::new(v1::BeginVoteResponse { statement: statement.canonical().expect("canonical") }))
+        }
+
+        async fn cast_vote(&self, _: Request<v1::CastVoteRequest>) -> Result<Response<v1::CastVoteResponse>, Status> {
+            *self.cast.lock().expect("lock") += 1;
+            let status = v1::AccessRequestStatus::Approved.into();
+            let access_request = v1::AccessRequest { status, ..v1::AccessRequest::default() };
+            Ok(Response::new(v1::CastVoteResponse { access_request: Some(access_request) }))
+        }
+    }
+
+    fn card() -> v1::Card {
+        let action = crate::model::Action::new(
+            crate::model::ActionName::parse("account.disable").expect("name"),
+            crate::model::Audience::parse("https://idp.example").expect("audience"),
+            crate::model::Target::parse("Account", "ann").expect("target"),
+            [("end_sessions".to_owned(), crate::model::Param::Bool(true))].into(),
+        );
+        let digest = |text: &str| crate::model::Digest::of(text.as_bytes()).to_string();
+        v1::Card {
+            access_request_id: AccessRequestId::from_random([1; 16]).to_string(),
+            realm: "dev".to_owned(),
+            action: Some(action_to_wire(&action.expect("action"))),
+            agent: Some(v1::CardAgent { agent_id: "triage".into(), owner: "dana".into(), ..v1::CardAgent::default() }),
+            needs: vec![v1::Profile {
+                name: "one-security".into(),
+                digest: digest("profile"),
+                quorum: 1,
+                ..v1::Profile::default()
+            }],
+            task_id: crate::model::TaskId::from_random([2; 16]).to_string(),
+            task_key: digest("key"),
+            max_ttl: Some(seconds_to_wire(300)),
+            uses: Some(1),
+            policy_version: digest("policy"),
+            expires_at: Some(timestamp_to_wire(Clock::system().now().plus_secs(900))),
+            ..v1::Card::default()
+        }
+    }
+
+    /// Runs `approve` against such a broker; how it went, and how many votes arrived.
+    async fn approve(key: PathBuf, lie: Lie) -> (Result<ExitCode, Failure>, usize) {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("bind");
+        let url = format!("http://{}", listener.local_addr().expect("address"));
+        let (card, cast) = (card(), Arc::new(Mutex::new(0)));
+        let access_request = AccessRequestId::parse(&card.access_request_id).expect("id");
+        let service = ApprovalServiceServer::new(Broker { card, lie, cast: cast.clone() });
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        let serving = tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+        let common = Common { json: true, url: Some(url), dev_dir: None };
+        let verb = Vote {
+            access_request,
+            key: KeyArgs::of_file(key),
+            profile: None,
+            ttl: None,
+            yes: true,
+            realm: Some(Realm::parse("dev").expect("realm")),
+        };
+        let done = run(&common, &Say::new(true), verb, Verdict::Approve).await;
+        serving.abort();
+        let cast = *cast.lock().expect("lock");
+        (done, cast)
+    }
+
+    #[tokio::test]
+    async fn a_broker_that_shows_one_thing_and_asks_to_sign_another_gets_no_vote() {
+        let dir = tempfile::tempdir().expect("dir");
+        let key = dir.path().join("maria.pem");
+        crate::keys::create(&key).expect("key");
+        let (done, cast) = approve(key.clone(), |_| {}).await;
+        assert!(done.is_ok() && cast == 1, "an honest broker gets the vote: {done:?}");
+        let lies: [(&str, Lie); 8] = [
+            ("action", |s| s.action["target"]["id"] = "bob".into()),
+            ("action", |s| s.action["parameters"]["end_sessions"] = false.into()),
+            ("max_ttl", |s| s.max_ttl = 900),
+            ("uses", |s| s.uses = None),
+            ("verdict", |s| s.verdict = Verdict::Deny),
+            ("agent", |s| s.agent = crate::model::AgentId::parse("reporter").expect("id")),
+            ("task_key", |s| s.task_key = crate::model::Thumbprint(crate::model::Digest::of(b"thief"))),
+            ("realm", |s| s.realm = Realm::parse("prod").expect("realm")),
+        ];
+        for (member, lie) in lies {
+            let (done, cast) = approve(key.clone(), lie).await;
+            let failure = done.expect_err(member);
+            assert!(failure.message.contains("differs") && failure.message.contains(member), "{member}: {}", failure.message);
+            assert!(failure.next.expect("hint").contains("do not vote"));
+            assert_eq!(cast, 0, "{member}: nothing was handed in");
+        }
+    }
+}
