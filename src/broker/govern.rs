@@ -46,7 +46,9 @@ impl Hall {
     ) -> Result<Applied, Refusal> {
         let refuse = |e: &dyn std::fmt::Display| self.refuse(call.method, Reason::InvalidPolicyBundle, e.to_string());
         let files = BundleFiles::new(files).map_err(|e| refuse(&e))?;
-        let bundle = PolicyBundle::load(&files).map_err(|e| refuse(&e))?;
+        // Loading parses, validates and self-tests: long enough to keep off the threads that answer calls.
+        let loading = tokio::task::spawn_blocking(move || PolicyBundle::load(&files).map(|bundle| (files, bundle)));
+        let (files, bundle) = loading.await.map_err(|e| refuse(&e))?.map_err(|e| refuse(&e))?;
         check_governable(&bundle).map_err(|e| refuse(&e))?;
         let mut applied = Applied {
             version: bundle.version().to_string(),

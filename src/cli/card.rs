@@ -29,7 +29,8 @@ pub(super) fn text(card: &v1::Card, now: Timestamp) -> String {
     let risk =
         if card.risk.is_empty() { "RISK UNKNOWN".to_owned() } else { format!("{} RISK", reveal(&card.risk).to_uppercase()) };
     let title = if card.title.is_empty() { reveal(&action.name) } else { reveal(&card.title) };
-    out.push_str(&format!("\n  {}: {}   [{risk}]\n\n", title.to_uppercase(), shapes::target(action.target.as_ref())));
+    let target = shapes::target(action.target.as_ref());
+    out.push_str(&format!("\n  {}: {target}   [{risk}]\n  {}\n\n", title.to_uppercase(), reveal(&action.name)));
 
     let mut rows = Rows::default();
     for fact in &card.target_facts {
@@ -78,10 +79,7 @@ pub(super) fn text(card: &v1::Card, now: Timestamp) -> String {
     };
     let life = card.max_ttl.as_ref().map_or_else(|| "?".to_owned(), |d| show_seconds(d.seconds));
     rows.own("token", format!("at most {life}, {uses}, only for {}, bound to the task's key", reveal(&action.audience)));
-    rows.own(
-        "signed too",
-        format!("action {}, realm {}, task {}", reveal(&action.name), reveal(&card.realm), reveal(&card.task_id)),
-    );
+    rows.own("signed too", format!("realm {}, task {}", reveal(&card.realm), reveal(&card.task_id)));
     let digests: Vec<String> = card.needs.iter().map(|p| format!("profile {} {}", reveal(&p.name), reveal(&p.digest))).collect();
     rows.own("", format!("key {}\npolicy {}\n{}", reveal(&card.task_key), reveal(&card.policy_version), digests.join("\n")));
     out.push_str(&rows.lines());

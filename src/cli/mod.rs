@@ -46,11 +46,17 @@ pub struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes:
-   0  done, or a token was given     10  denied                  14  the broker cannot be reached
-   1  failed                         11  waiting for people      20  gate 1 refused: not authenticated
-   2  not understood                 12  nobody decided in time
+   0  done, or a token was given
+   1  failed
+   2  not understood
+  10  denied
+  11  waiting for people
+  12  nobody decided in time
+  14  the broker cannot be reached, or cannot write
+  20  gate 1 refused: not authenticated
 
-Try it:  dipylon demo        or, to look around:  dipylon serve --dev";
+Try it:          dipylon demo
+Look around:     dipylon serve --dev";
 
 /// What every verb takes.
 #[derive(Debug, Clone, Args)]

@@ -50,6 +50,10 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
     if config.dev {
         say.aside(&warning(&config));
     }
+    if let Some(path) = &verb.ready_file {
+        // Left by one that was killed: whoever waits for this file waits for this start.
+        let _gone = std::fs::remove_file(path);
+    }
     // Bound before the journal is opened: a second broker on the same port leaves no trace.
     let listener = serve::listen(config.listen).await.map_err(|e| Failure::failed(e.to_string()))?;
     let seed = config.policy.as_deref().map(|dir| seed(dir, &config.data_dir)).transpose()?.flatten();
@@ -189,8 +193,7 @@ fn warning(config: &Config) -> String {
 
 /// Commands to begin with, as they can be typed.
 fn to_try(home: &Home) -> String {
-    let me = std::env::args().next().unwrap_or_else(|| "dipylon".to_owned());
-    let me = quoted(&me);
+    let me = me();
     let maria = quoted(&home.key_file("maria").to_string_lossy());
     let mut text = format!("\nIn another terminal:\n  export DIPYLON_URL={}\n", home.config().settings.external_url);
     if dev::default_dir().ok().and_then(|dir| dir.canonicalize().ok()).is_none_or(|dir| dir != home.dir()) {
@@ -204,6 +207,11 @@ fn to_try(home: &Home) -> String {
          The last one waits for a person:  {me} inbox --key {maria}\n"
     ));
     text
+}
+
+/// This program, as it was called.
+pub(super) fn me() -> String {
+    quoted(&std::env::args().next().unwrap_or_else(|| "dipylon".to_owned()))
 }
 
 /// A word as a shell reads it.

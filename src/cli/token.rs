@@ -89,7 +89,8 @@ async fn request(common: &Common, say: &Say, verb: Request) -> Result<ExitCode, 
     if let Outcome::Pending(pending) = &outcome
         && verb.wait.is_some()
     {
-        say.aside(&format!("waiting for people until {}: {}", until, shapes::profile_lines(pending.needs()).replace('\n', "; ")));
+        let needs = shapes::profile_lines(pending.needs()).replace('\n', "; ");
+        say.aside(&format!("waiting until {until} for people to decide {}: {needs}", pending.access_request_id()));
         order.request_id = Some(pending.request_id().to_string());
         outcome = task.wait_for_token(&order, until).await?;
     }

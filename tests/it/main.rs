@@ -8,6 +8,7 @@ mod front_door;
 mod gates;
 mod golden;
 mod harness;
+mod kill;
 mod laws;
 mod parallel;
 mod properties;

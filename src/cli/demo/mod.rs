@@ -13,6 +13,7 @@ mod story;
 mod timeline;
 mod workload;
 
+use std::cell::Cell;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -38,11 +39,13 @@ pub(super) async fn run(say: &Say, verb: Demo) -> Result<ExitCode, Failure> {
     let mut terminate = signal(SignalKind::terminate()).map_err(failed("SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("SIGINT"))?;
     let scratch = Scratch::new()?;
+    let told_whole = Cell::new(false);
+    let stopped = || if told_whole.get() { Ok(true) } else { Err(Failure::failed("stopped before the end")) };
     // Dropping the story kills its children.
     let told = tokio::select! {
-        told = story::tell(say, &scratch.0, verb.keep) => told,
-        _ = terminate.recv() => Err(Failure::failed("stopped")),
-        _ = interrupt.recv() => Err(Failure::failed("stopped")),
+        told = story::tell(say, &scratch.0, verb.keep, &told_whole) => told,
+        _ = terminate.recv() => stopped(),
+        _ = interrupt.recv() => stopped(),
     };
     drop(scratch);
     Ok(if told? { ExitCode::SUCCESS } else { ExitCode::FAILURE })

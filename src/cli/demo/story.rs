@@ -1,5 +1,6 @@
 //! The story: a security team's agent contains an incident, and everything that should be refused is.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -11,7 +12,7 @@ use super::{http, people, workload};
 use crate::audit::Checkpoint;
 use crate::cli::dev::{self, Home};
 use crate::cli::failure::{Failure, failed};
-use crate::cli::{Say, bundle};
+use crate::cli::{Say, bundle, serve};
 use crate::clock::Clock;
 use crate::model::SpiffeId;
 
@@ -39,9 +40,9 @@ struct Cast {
 }
 
 /// Tells the story; true when every step came out as it must.
-pub(super) async fn tell(say: &Say, dir: &Path, keep: bool) -> Result<bool, Failure> {
+pub(super) async fn tell(say: &Say, dir: &Path, keep: bool, told_whole: &Cell<bool>) -> Result<bool, Failure> {
     let mut line = Timeline::new(say);
-    line.note("Dipylon: one incident. Every line below happened between processes, over sockets.\n");
+    line.note("Dipylon: one incident. Every line below happened between processes, over sockets.\n\n");
     let mut cast = Cast::assemble(dir).await?;
     let noted = cast.broker.hello.get("checkpoint").and_then(Value::as_str).unwrap_or_default().to_owned();
     cast.introduce(&line, &noted);
@@ -51,6 +52,7 @@ pub(super) async fn tell(say: &Say, dir: &Path, keep: bool) -> Result<bool, Fail
     cast.act_four(&mut line).await?;
     cast.epilogue(&mut line, &noted).await?;
     let whole = line.end();
+    told_whole.set(whole);
     if keep && whole {
         cast.stay(&line).await?;
     }
@@ -92,7 +94,7 @@ impl Cast {
         line.note(&format!(
             "  broker           pid {:<7} {}\n  resource server  pid {:<7} {}\n  agent            pid {:<7} spiffe://soc.example/agent/triage\n  \
              another workload pid {:<7} spiffe://soc.example/agent/copycat\n  dana             pid {:<7} approver, and the agent's owner\n  \
-             maria            pid {:<7} approver\n  olga             pid {:<7} operator\n  root noted outside the broker: {noted}\n",
+             maria            pid {:<7} approver\n  olga             pid {:<7} operator\n  root noted outside the broker: {noted}\n\n",
             self.broker.pid(),
             self.url,
             self.resource.pid(),
@@ -289,10 +291,10 @@ impl Cast {
     }
 
     async fn stay(&self, line: &Timeline) -> Result<(), Failure> {
-        let dir = self.home.dir().display();
+        let (me, dir) = (serve::me(), serve::quoted(&self.home.dir().to_string_lossy()));
         line.note(&format!(
             "\nThe broker keeps running until Ctrl-C. In another terminal:\n  export DIPYLON_DEV={dir}\n  \
-             dipylon task open --agent triage --purpose \"look around\"\n  dipylon inbox --as maria\n  dipylon audit verify --data-dir {dir}"
+             {me} task open --agent triage --purpose \"look around\"\n  {me} inbox --as maria\n  {me} audit verify --data-dir {dir}"
         ));
         // The caller listens for signals, and drops this story then.
         std::future::pending().await
