@@ -1,4 +1,30 @@
-//! Dipylon.
+//! Dipylon, a just-in-time credential broker: an agent proves what it is, names the one action it wants, and, only if
+//! rules or people say yes to that action, gets a token that works for that action, for minutes, and dies with the task.
+//!
+//! ```text
+//!  roof     serve (grpc, http)   cli (and the demo)   client   validator     parse, guard, translate; decide nothing
+//!  3rd      broker: the hall                                                  the only place where rooms meet
+//!  2nd      journal   clock   keys   config                                   the only places that touch the world
+//!  1st      verify ══► approve ══► mint        state      audit               pure: value in, value out
+//!  cellar   jose   rules                                                      strict JOSE, Cedar
+//!  ground   model                                  proto                      the words everyone speaks; the wire's words
+//! ```
+//!
+//! One action, end to end: [`serve`] parses a call and hands it to the [`broker`]; [`verify`] makes `Attested`,
+//! `Possession`, `Proven` and `Verified` (gate 1); [`approve`] turns `Verified` and an action into `Approved`, pending or
+//! denied (gate 2); [`mint`] turns `Approved` into a signed token and the entry that must be durable first; the
+//! [`journal`] appends it if nothing it rests on has moved; [`state`] folds it; only then does the token leave.
+//!
+//! Who may use whom: `model` uses nothing above it. `jose` and `rules` use `model` (`rules` asks `jose` whether a
+//! registered key is one). `verify` uses the cellar, `approve` the type `Verified` and two of state's records, `mint` the
+//! types of `approve`. `state` folds the journal's `Committed`, the journal walks with `audit`. The hall uses everything
+//! below it; `serve` the hall and `proto`; `client` and `validator` the model, `jose`, `proto` and the clock; `cli` the
+//! libraries, and for `serve` the hall.
+//!
+//! Absent on purpose: nothing under `verify`, `approve`, `mint`, `rules`, `jose`, `state` or `audit` performs I/O or reads
+//! a clock; no tonic type below `serve`; no way to a signature but through both gates; no cache of decisions; no field of
+//! a message that says who is calling; no token, evidence or private key in any entry, log or error.
+
 pub mod approve;
 pub mod audit;
 pub mod broker;

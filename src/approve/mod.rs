@@ -40,7 +40,7 @@ pub enum Decision {
     /// People must say yes first.
     Pending(Box<Pending>),
     /// No.
-    Denied(Denied),
+    Denied(Box<Denied>),
 }
 
 /// Why gate 2 could not decide. The gate stays closed.
@@ -180,7 +180,7 @@ pub fn decide(
     match answer {
         Answer::Denied { why, rules } => {
             decision.rules = rules;
-            Ok(Decision::Denied(Denied { why, decision }))
+            Ok(Decision::Denied(Box::new(Denied { why, decision })))
         }
         Answer::Needs { profiles, ttl_ms, rules } => {
             shorten(&mut decision, &mut ttl, ttl_ms);
@@ -191,7 +191,7 @@ pub fn decide(
                 votes::eligible_people(p, verified.agent(), bundle) >= usize::try_from(p.quorum).unwrap_or(usize::MAX)
             };
             if defined.len() != decision.needs.len() || !defined.iter().all(enough) {
-                return Ok(Decision::Denied(Denied { why: DeniedReason::NoEligibleApprover, decision }));
+                return Ok(Decision::Denied(Box::new(Denied { why: DeniedReason::NoEligibleApprover, decision })));
             }
             let wait = defined.iter().map(|p| i64::from(p.wait_s)).min().unwrap_or(0);
             let max_ttl = ttl.0.granted;

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::{Hall, Presented, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
-use crate::state::Task;
+use crate::state::{AccessRequest, AccessStatus, Grant, Task};
 
 /// A parsed end of a task.
 #[derive(Debug, Clone)]
@@ -95,12 +95,11 @@ impl Hall {
             let cause = if task.runs(now) { cause } else { EndCause::Deadline };
             let (outcome, by) = if task.runs(now) { (outcome, by.clone()) } else { (None, None) };
             let fact = Fact::TaskEnded(TaskEnded { tasks: vec![*id], cause, outcome, by });
-            let (revoked, closed) = self.alive_in(&task, now);
             match self.journal.append(Append::one(fact, vec![(Stream::Task(*id), task.version)])).await {
                 Ok(_) => {
                     self.lock(&self.doomed).remove(id);
                     let task = self.state.task(id).unwrap_or(task);
-                    return Ok(EndReport { revoked, closed, ..self.end_report(&task, now) });
+                    return Ok(self.end_report(&task, now));
                 }
                 Err(AppendError::Conflict(_)) => {}
                 Err(error) => {
@@ -112,25 +111,21 @@ impl Hall {
         Err(self.refuse(method, Reason::Conflict, "ending the task"))
     }
 
-    /// Tokens alive and access requests waiting in a task.
-    fn alive_in(&self, task: &Task, now: Timestamp) -> (usize, usize) {
-        let id = &task.opened.task;
-        let live = self.state.grants_of(id).iter().filter(|g| self.state.dead(g, now).is_none()).count();
-        let waiting = self.state.requests_of(id).iter().filter(|r| r.waits(now) && task.runs(now)).count();
-        (live, waiting)
-    }
-
+    /// Read from the record, so that every asking gets the same report.
     fn end_report(&self, task: &Arc<Task>, now: Timestamp) -> EndReport {
         let id = task.opened.task;
-        let ended = task.ended;
+        let (cause, at, index) = task.ended.map_or((EndCause::Deadline, now, 0), |e| (e.cause, e.at, e.index));
+        let grants = self.state.grants_of(&id);
+        let alive = |g: &&Arc<Grant>| g.ended.is_none_or(|e| e.index >= index) && at.secs() < g.issued.exp && !g.spent();
+        let waited = |r: &&Arc<AccessRequest>| r.status == AccessStatus::Waiting && at < r.opened.expires_at;
         EndReport {
             task: id,
-            cause: ended.map_or(EndCause::Deadline, |e| e.cause),
-            at: ended.map_or(now, |e| e.at),
-            index: ended.map_or(0, |e| e.index),
-            tokens: self.state.grants_of(&id).iter().map(|g| g.issued.jti).collect(),
-            revoked: 0,
-            closed: 0,
+            cause,
+            at,
+            index,
+            revoked: grants.iter().filter(alive).count(),
+            closed: self.state.requests_of(&id).iter().filter(waited).count(),
+            tokens: grants.iter().map(|g| g.issued.jti).collect(),
         }
     }
 }

@@ -1,6 +1,7 @@
 use super::{Hall, Presented, Refusal};
 use crate::model::*;
 use crate::rules::RuleEffect;
+use crate::state::Grant;
 
 /// Why something is as it is.
 #[derive(Debug, Default)]
@@ -164,7 +165,7 @@ impl Hall {
         let mut out = self.explain_entry(self.state.decision_index(&request.opened.decision.id)?);
         let view = self.view(request.clone(), &rules, now);
         out.headline =
-            format!("{:?}: {} on {}", view.standing, request.opened.action.action, request.opened.action.target).to_lowercase();
+            format!("{}: {} on {}", view.standing.as_str(), request.opened.action.action, request.opened.action.target);
         for need in &view.needs {
             let names: Vec<&str> = need.approvers.iter().map(PersonId::as_str).collect();
             out.line(
@@ -175,8 +176,7 @@ impl Hall {
         for vote in &request.votes {
             out.line(
                 "vote",
-                format!("{} {:?} under {} at {}", vote.cast.voter, vote.cast.verdict, vote.cast.profile.name, vote.at)
-                    .to_lowercase(),
+                format!("{} {} under {} at {}", vote.cast.voter, vote.cast.verdict.as_str(), vote.cast.profile.name, vote.at),
             );
         }
         out.line("waits until", request.opened.expires_at.to_string());
@@ -186,7 +186,7 @@ impl Hall {
     fn explain_task(&self, id: &TaskId, now: Timestamp) -> Option<Explained> {
         let task = self.state.task(id)?;
         let ends = match task.ended {
-            Some(ended) => format!("ended: {:?}", ended.cause).to_lowercase(),
+            Some(ended) => format!("ended: {}", ended.cause.as_str()),
             None if task.runs(now) => "runs".to_owned(),
             None => "ended: deadline".to_owned(),
         };
@@ -202,7 +202,7 @@ impl Hall {
             out.line("agent says (unverified)", format!("\"{}\"", text::reveal_capped(purpose.as_str(), 500)));
         }
         for grant in self.state.grants_of(id) {
-            let state = self.dead(&grant, now).map_or("live".to_owned(), |cause| format!("ended: {cause:?}").to_lowercase());
+            let state = self.life(&grant, now);
             out.line(
                 "token",
                 format!("{} {} on {}, {state}", grant.issued.jti, grant.issued.action.action, grant.issued.action.target),
@@ -219,10 +219,18 @@ impl Hall {
         Some(out)
     }
 
+    fn life(&self, grant: &Grant, now: Timestamp) -> String {
+        match self.dead(grant, now) {
+            Some(cause) => format!("ended: {}", cause.as_str()),
+            None if grant.spent() => "spent".to_owned(),
+            None => "live".to_owned(),
+        }
+    }
+
     fn explain_token(&self, id: &TokenId, now: Timestamp) -> Option<Explained> {
         let grant = self.state.grant(id)?;
         let mut out = self.explain_entry(grant.index);
-        let state = self.dead(&grant, now).map_or("live".to_owned(), |cause| format!("ended: {cause:?}").to_lowercase());
+        let state = self.life(&grant, now);
         out.headline = format!("token, {state}: {} on {}", grant.issued.action.action, grant.issued.action.target);
         if let Some(uses) = grant.issued.uses {
             out.line("uses", format!("{} of {uses} spent", grant.uses.len()));

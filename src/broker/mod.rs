@@ -4,11 +4,14 @@
 //! Every use case reads the clock first, asks gate 1, then gate 2, and appends before it answers; it says at each step
 //! what a crash there leaves.
 
+mod ask_people;
 mod callers;
+mod deny;
 mod end;
 mod explain;
 mod feed;
 mod govern;
+mod grant;
 mod introspect;
 mod once;
 mod open_task;

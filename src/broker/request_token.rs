@@ -1,14 +1,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{ATTEMPTS, Hall, PENDING_MAX, Presented, REFUSALS_PER_MINUTE, Refusal};
-use crate::approve::{self, ApproveError, Approved, Decision, Denied, Order, Pending, votes};
-use crate::journal::{Append, AppendError, Blob};
-use crate::mint::Place;
+use super::{ATTEMPTS, Hall, Presented, Refusal};
+use crate::approve::{self, ApproveError, Decision, Order};
 use crate::model::*;
-use crate::rules::{ActionProblem, InForce};
-use crate::state::{AccessRequest, AccessStatus, At, Fixed, Grant, Task};
-use crate::verify::{self, Proven, Verified, VerifyError};
+use crate::rules::InForce;
+use crate::state::{AccessRequest, AccessStatus, Fixed, Task};
+use crate::verify::{self, Proven, VerifyError};
 
 /// A parsed `RequestToken`.
 #[derive(Debug)]
@@ -76,7 +74,12 @@ pub struct PendingReply {
     pub show_evidence: bool,
     /// What gate 1 saw in this call.
     pub facts: EvidenceFacts,
+    /// What it was decided on: a waiting call wakes when any of it moves.
+    pub(super) basis: Basis,
 }
+
+/// Versions of the access request, the task, the agent and the rules.
+pub(super) type Basis = [Version; 4];
 
 /// A no.
 #[derive(Debug)]
@@ -120,8 +123,19 @@ pub struct ProfileState {
 /// Longest server-side wait, in milliseconds.
 const WAIT_MAX_MS: u64 = 60_000;
 
+/// One round of both gates for one call: who asks for what, under which rules, at which moment.
+pub(super) struct Turn<'a> {
+    pub(super) call: &'a Presented,
+    pub(super) ask: &'a TokenAsk,
+    pub(super) proven: &'a Proven,
+    pub(super) rules: &'a InForce,
+    pub(super) task: &'a Task,
+    pub(super) agent_version: Version,
+    pub(super) now: Timestamp,
+}
+
 /// What one round of both gates came to.
-enum Round {
+pub(super) enum Round {
     Done(TokenReply),
     /// Something moved between decision and entry: nothing was done.
     Again,
@@ -155,8 +169,8 @@ impl Hall {
         tokio::pin!(until);
         let mut shown: Option<PendingReply> = None;
         loop {
+            // Marked as seen before anything is read: whatever is committed from here on wakes the wait below.
             tail.borrow_and_update();
-            let seen = self.waited_on(&ask, shown.as_ref());
             let reply = match self.both_gates(call, &proven, &ask).await {
                 Ok(reply) => reply,
                 // Evidence that went stale during the wait is asked for, not refused: the wait was honest.
@@ -174,16 +188,17 @@ impl Hall {
                 decided => return Ok(decided),
             };
             let expires = u64::try_from(pending.expires_at.since(self.clock.now())).unwrap_or(0);
-            let seen = if shown.is_none() { self.waited_on(&ask, Some(&pending)) } else { seen };
+            let expired = tokio::time::sleep(Duration::from_millis(expires));
+            tokio::pin!(expired);
             loop {
                 tokio::select! {
                     () = &mut until => return Ok(TokenReply::Pending(pending)),
-                    () = tokio::time::sleep(Duration::from_millis(expires)) => break,
+                    () = &mut expired => break,
                     changed = tail.changed() => {
                         if changed.is_err() {
                             return Err(self.refuse(call.method, Reason::JournalUnavailable, "the journal has stopped"));
                         }
-                        if self.waited_on(&ask, Some(&pending)) != seen {
+                        if self.basis(&ask.task, &pending.access_request) != pending.basis {
                             break;
                         }
                     }
@@ -193,11 +208,10 @@ impl Hall {
         }
     }
 
-    /// The versions a waiting call must wake for: its access request, its task, its agent, the rules.
-    fn waited_on(&self, ask: &TokenAsk, pending: Option<&PendingReply>) -> [Version; 4] {
-        let task = self.state.task(&ask.task);
+    fn basis(&self, task: &TaskId, access_request: &AccessRequestId) -> Basis {
+        let task = self.state.task(task);
         [
-            pending.and_then(|p| self.state.access_request(&p.access_request)).map_or(0, |r| r.version),
+            self.state.access_request(access_request).map_or(0, |r| r.version),
             task.as_ref().map_or(0, |t| t.version),
             task.map_or(0, |t| self.state.standing(&t.opened.agent).version),
             self.views.rules().map_or(0, |r| r.version),
@@ -231,33 +245,35 @@ impl Hall {
         let task = self.state.task(&ask.task).filter(|t| self.runs(t, now));
         let task = task.ok_or_else(|| self.refuse(call.method, Reason::TaskEnded, "the task is over"))?;
         let rules = self.views.rules().ok_or_else(|| closed(&VerifyError::NoRules))?;
+        let agent_version = self.state.standing(&task.opened.agent).version;
         let standing = self.standing(proven, Some(&rules), Some(&task));
         let verified = proven.stand(standing, now).map_err(|e| closed(&e))?;
+        let turn = Turn { call, ask, proven, rules: &rules, task: &task, agent_version, now };
 
         match self.stands_for(&ask.task, &ask.request_id, now) {
-            Some(Fixed::Granted(jti)) => return self.again(call, verified, ask, &jti, &rules).await,
-            Some(Fixed::Refused(id)) => return self.refused_before(call, proven, ask, &id),
+            Some(Fixed::Granted(jti)) => return self.grant_again(&turn, verified, &jti).await,
+            Some(Fixed::Refused(id)) => return self.refused_before(&turn, &id),
             None => {}
         }
         if let Err(problem) = rules.bundle.check_action(&ask.action) {
-            return Err(self.refuse_action(call, ask, &problem, proven.facts()).await);
+            return Err(self.refuse_action(&turn, &problem).await);
         }
         // Before looking for one that waits: an opening that comes after this line refuses ours.
         let asks = self.state.asks(&task.opened.agent, now);
         let waiting = self.state.waiting_for(&ask.task, ask.action.digest(), now);
-        self.same_question(call, ask, now)?;
+        self.same_question(&turn)?;
         let order = Order { action: ask.action.clone(), ttl: ask.ttl };
         let id = DecisionId::from_random(self.draw());
         match approve::decide(verified, &order, waiting.as_deref(), &rules, &self.bounds, id) {
-            Ok(Decision::Approved(approved)) => self.grant(call, *approved, ask, position).await,
+            Ok(Decision::Approved(approved)) => self.grant(&turn, *approved, position).await,
             Ok(Decision::Pending(pending)) => match waiting {
                 Some(request) => {
                     self.joined.put((ask.task, ask.request_id.clone()), request.opened.access_request);
-                    Ok(Round::Done(self.pending_reply(&request, &rules, proven.facts(), now)))
+                    Ok(Round::Done(self.pending_reply(&turn, &request, request.version)))
                 }
-                None => self.open_access_request(call, *pending, ask, &task, proven, &rules, &asks).await,
+                None => self.open_access_request(&turn, *pending, &asks).await,
             },
-            Ok(Decision::Denied(denied)) => self.deny(call, denied, ask, &rules, proven.facts()).await,
+            Ok(Decision::Denied(denied)) => self.deny(&turn, *denied).await,
             Err(ApproveError::NoTime("evidence")) => Err(closed(&VerifyError::Stale)),
             Err(ApproveError::NoTime(_)) => {
                 Err(self.refuse(call.method, Reason::TaskEnded, "less than a second of the task is left"))
@@ -286,7 +302,8 @@ impl Hall {
     }
 
     /// A request id that still waits for one action cannot ask for another.
-    fn same_question(&self, call: &Presented, ask: &TokenAsk, now: Timestamp) -> Result<(), Refusal> {
+    fn same_question(&self, turn: &Turn<'_>) -> Result<(), Refusal> {
+        let Turn { call, ask, now, .. } = *turn;
         let other = |r: &Arc<AccessRequest>| {
             r.opened.request_id == ask.request_id && r.waits(now) && r.action.as_ref().is_some_and(|a| **a != ask.action)
         };
@@ -296,316 +313,9 @@ impl Hall {
         Ok(())
     }
 
-    /// Mints. A crash before the append leaves nothing in the world; after it, a recorded grant that a retry by
-    /// `request_id` finds, and that dies with its task.
-    async fn grant(&self, call: &Presented, approved: Approved, ask: &TokenAsk, position: (u64, u64)) -> Result<Round, Refusal> {
-        let facts = approved.verified().facts().clone();
-        let rules = self.rules_shown(&approved.decision().rules);
-        let reason = ask.reason.as_ref().map(|prose| Blob::new(prose.blob(self.draw())));
-        let place = Place {
-            jti: TokenId::from_random(self.draw()),
-            position,
-            request_id: ask.request_id.clone(),
-            reason: reason.as_ref().map(Blob::hash),
-            key_version: self.key_version(),
-        };
-        let minted = match self.bench.mint(approved, place, self.clock.now(), &mut || self.draw()) {
-            Ok(minted) => minted,
-            Err(crate::mint::MintError::Late) => return Ok(Round::Again),
-            Err(error) => return Err(self.refuse(call.method, Reason::Undecided, error.to_string())),
-        };
-        let issued = Arc::new(minted.issued);
-        let append = Append {
-            premises: minted.rests_on,
-            not_after: Some(minted.not_after),
-            blobs: minted.secret.as_ref().map(|s| Blob::new(s.blob())).into_iter().chain(reason).collect(),
-            ..Append::one(Fact::TokenIssued((*issued).clone()), minted.moves)
-        };
-        // INVARIANT (durable before release): the token is dropped here unless its entry is in the journal.
-        match self.journal.append(append).await {
-            Ok(_) => Ok(Round::Done(TokenReply::Token(Box::new(TokenGiven {
-                token: minted.token,
-                issued,
-                openings: minted.secret,
-                reissued: false,
-                rules,
-                facts,
-            })))),
-            Err(AppendError::Conflict(_) | AppendError::Late) => Ok(Round::Again),
-            Err(error) => Err(self.refuse_append(call.method, &error)),
-        }
-    }
-
-    /// A retry: the same words get the same grant, signed anew, while it lives and would still be given. A crash after
-    /// the append leaves an entry saying so, and no new token.
-    async fn again(
-        &self,
-        call: &Presented,
-        verified: Verified,
-        ask: &TokenAsk,
-        jti: &TokenId,
-        rules: &InForce,
-    ) -> Result<Round, Refusal> {
-        let Some(recorded) = self.state.recorded(jti) else {
-            return Err(self.refuse(call.method, Reason::TokenDead, "the grant is gone"));
-        };
-        let grant = Arc::clone(recorded.grant());
-        let same = grant.action.as_ref().is_some_and(|a| **a == ask.action)
-            && grant.issued.asked_ttl == ask.ttl
-            && grant.reason.as_ref().map(Prose::as_str) == ask.reason.as_ref().map(Prose::as_str);
-        if !same {
-            return Err(self.refuse(
-                call.method,
-                Reason::RequestIdReused,
-                "this request_id was granted with another action, ttl or reason",
-            ));
-        }
-        let dead = |why: String| Err(self.refuse(call.method, Reason::TokenDead, why));
-        if let Some(cause) = self.dead(&grant, verified.now()) {
-            return dead(format!("the token of this request_id ended: {cause:?}"));
-        }
-        if grant.spent() {
-            return dead("the token of this request_id is spent".to_owned());
-        }
-        let facts = verified.facts().clone();
-        let consumed = grant.issued.consumed.and_then(|id| self.state.access_request(&id));
-        let Ok(reapproved) = approve::reapprove(verified, recorded, consumed.as_deref(), rules, &self.settings.realm) else {
-            return dead("today's rules would not give it".to_owned());
-        };
-        let reissued = match self.bench.reissue(reapproved, self.key_version(), self.clock.now()) {
-            Ok(reissued) => reissued,
-            Err(error) => return Err(self.refuse(call.method, Reason::Undecided, error.to_string())),
-        };
-        let append = Append {
-            premises: reissued.rests_on,
-            not_after: Some(reissued.not_after),
-            ..Append::one(Fact::TokenReissued(reissued.fact), reissued.moves)
-        };
-        match self.journal.append(append).await {
-            Ok(_) => Ok(Round::Done(TokenReply::Token(Box::new(TokenGiven {
-                token: reissued.token,
-                issued: grant.issued.clone(),
-                openings: self.opened_secret(&grant),
-                reissued: true,
-                rules: self.rules_shown(&grant.issued.decision.rules),
-                facts,
-            })))),
-            Err(AppendError::Conflict(_) | AppendError::Late) => Ok(Round::Again),
-            Err(error) => Err(self.refuse_append(call.method, &error)),
-        }
-    }
-
-    fn opened_secret(&self, grant: &Grant) -> Option<ActionSecret> {
-        let text = grant.issued.secret.and_then(|hash| self.journal.blob(&hash).ok().flatten())?;
-        ActionSecret::from_blob(&text)
-    }
-
-    /// A person's no, or expiry, is the answer of this request id for good.
-    fn refused_before(&self, call: &Presented, proven: &Proven, ask: &TokenAsk, id: &AccessRequestId) -> Result<Round, Refusal> {
-        let request = self.state.access_request(id);
-        let request = request.ok_or_else(|| self.refuse(call.method, Reason::Undecided, "the access request is gone"))?;
-        if request.action.as_ref().is_some_and(|a| **a != ask.action) {
-            return Err(self.refuse(call.method, Reason::RequestIdReused, "this request_id was decided for another action"));
-        }
-        let why = if request.status == AccessStatus::Denied { DeniedReason::DeniedByPerson } else { DeniedReason::Expired };
-        Ok(Round::Done(TokenReply::Denied(Box::new(DeniedReply {
-            why,
-            decision: Some(request.opened.decision.id),
-            rules: self.rules_shown(&request.opened.decision.rules),
-            access_request: Some(*id),
-            facts: proven.facts().clone(),
-        }))))
-    }
-
-    /// People are asked. A crash before the append leaves nothing; after it, an access request that the same action in the
-    /// same task finds again.
-    async fn open_access_request(
-        &self,
-        call: &Presented,
-        pending: Pending,
-        ask: &TokenAsk,
-        task: &Task,
-        proven: &Proven,
-        rules: &InForce,
-        asks: &At<usize>,
-    ) -> Result<Round, Refusal> {
-        let now = self.clock.now();
-        if asks.value >= PENDING_MAX {
-            return Err(self.refuse(
-                call.method,
-                Reason::TooManyPending,
-                format!("{} access requests of this agent wait; at most {PENDING_MAX} may", asks.value),
-            ));
-        }
-        let id = AccessRequestId::from_random(self.draw());
-        let (action, secret) = ask.action.on_record(&pending.sensitive, &mut || self.draw());
-        let secret = secret.map(|s| Blob::new(s.blob()));
-        let reason = ask.reason.as_ref().map(|prose| Blob::new(prose.blob(self.draw())));
-        let fact = AccessRequestOpened {
-            access_request: id,
-            task: ask.task,
-            agent: task.opened.agent.clone(),
-            // The owner by today's registration, which `stand` just matched: never eligible to vote.
-            owner: rules.bundle.agent(&task.opened.agent).map_or_else(|| task.opened.owner.clone(), |a| a.owner.clone()),
-            request_id: ask.request_id.clone(),
-            action,
-            secret: secret.as_ref().map(Blob::hash),
-            reason: reason.as_ref().map(Blob::hash),
-            max_ttl: pending.max_ttl,
-            uses: pending.uses,
-            expires_at: now.plus_secs(pending.wait).min(task.opened.deadline),
-            decision: pending.decision,
-            evidence: proven.facts().clone(),
-        };
-        let append = Append {
-            premises: pending.rests_on,
-            not_after: Some(pending.not_after),
-            blobs: secret.into_iter().chain(reason).collect(),
-            // INVARIANT (one open access request for an action): two openings of one agent cannot both have read `asks`.
-            ..Append::one(
-                Fact::AccessRequestOpened(fact),
-                vec![(Stream::Access(id), 0), (Stream::Asks(task.opened.agent.clone()), asks.version)],
-            )
-        };
-        match self.journal.append(append).await {
-            Ok(_) => match self.state.access_request(&id) {
-                Some(request) => Ok(Round::Done(self.pending_reply(&request, rules, proven.facts(), now))),
-                None => Ok(Round::Again),
-            },
-            Err(AppendError::Conflict(_) | AppendError::Late) => Ok(Round::Again),
-            Err(error) => Err(self.refuse_append(call.method, &error)),
-        }
-    }
-
-    fn pending_reply(&self, request: &AccessRequest, rules: &InForce, facts: &EvidenceFacts, now: Timestamp) -> TokenReply {
-        TokenReply::Pending(Box::new(PendingReply {
-            access_request: request.opened.access_request,
-            decision: request.opened.decision.id,
-            needs: self.needs(request, rules, now),
-            expires_at: request.opened.expires_at,
-            rules: self.rules_shown(&request.opened.decision.rules),
-            ttl: request.opened.decision.ttl.clone(),
-            show_evidence: false,
-            facts: facts.clone(),
-        }))
-    }
-
-    /// The profiles an access request needs, and how far each is by today's roster.
-    pub(super) fn needs(&self, request: &AccessRequest, rules: &InForce, now: Timestamp) -> Vec<ProfileState> {
-        let tally = votes::tally(request, &self.settings.realm, &rules.bundle, now);
-        let state = |need: &ProfileRef| {
-            let defined = rules.bundle.profile(&need.name);
-            ProfileState {
-                profile: need.clone(),
-                group: defined.map(|p| p.group.to_string()).unwrap_or_default(),
-                quorum: defined.map_or(0, |p| p.quorum),
-                approvers: tally.counted.get(&need.name).map(|set| set.iter().cloned().collect()).unwrap_or_default(),
-            }
-        };
-        request.opened.decision.needs.iter().map(state).collect()
-    }
-
     pub(super) fn rules_shown(&self, rules: &[RuleRef]) -> Vec<RuleShown> {
         let in_force = self.views.rules();
         let why = |id: &str| in_force.as_ref().and_then(|r| r.bundle.rule(id)).and_then(|r| r.why.clone()).unwrap_or_default();
         rules.iter().map(|r| RuleShown { id: r.id.clone(), file: r.file.clone(), why: why(&r.id) }).collect()
-    }
-
-    /// A rule's no: an entry, unless it is the answer this request id got last.
-    async fn deny(
-        &self,
-        call: &Presented,
-        denied: Denied,
-        ask: &TokenAsk,
-        rules: &InForce,
-        facts: &EvidenceFacts,
-    ) -> Result<Round, Refusal> {
-        let shown = self.rules_shown(&denied.decision.rules);
-        let sensitive = rules.bundle.action(&ask.action.name).map(|a| a.sensitive()).unwrap_or_default();
-        let id = denied.decision.id;
-        self.enter_denial(call, ask, denied.why.as_str(), Some(denied.decision), &sensitive, facts).await?;
-        Ok(Round::Done(TokenReply::Denied(Box::new(DeniedReply {
-            why: denied.why,
-            decision: Some(id),
-            rules: shown,
-            access_request: None,
-            facts: facts.clone(),
-        }))))
-    }
-
-    /// A verified agent asked for what is not there: an entry too, with every parameter kept out of it.
-    async fn refuse_action(&self, call: &Presented, ask: &TokenAsk, problem: &ActionProblem, facts: &EvidenceFacts) -> Refusal {
-        let reason = match problem {
-            ActionProblem::UnknownAction => Reason::UnknownAction,
-            ActionProblem::UnknownTarget => Reason::UnknownTarget,
-            ActionProblem::WrongParameters(_) => Reason::WrongParameters,
-            ActionProblem::UnknownAudience => Reason::UnknownAudience,
-        };
-        let all = ask.action.parameters.keys().cloned().collect();
-        match self.enter_denial(call, ask, reason.as_str(), None, &all, facts).await {
-            Ok(()) => self.refuse(call.method, reason, problem.to_string()),
-            Err(refusal) => refusal,
-        }
-    }
-
-    async fn enter_denial(
-        &self,
-        call: &Presented,
-        ask: &TokenAsk,
-        reason: &str,
-        decision: Option<crate::model::Decision>,
-        sensitive: &std::collections::BTreeSet<String>,
-        facts: &EvidenceFacts,
-    ) -> Result<(), Refusal> {
-        let policy = self.views.rules().map_or(0, |r| r.version).to_be_bytes();
-        let answer = Digest::of_parts(&[reason.as_bytes(), &[0], &policy, ask.action.digest().as_bytes()]);
-        let key = (ask.task, ask.request_id.clone());
-        if self.denials.get(&key).is_some_and(|last| *last == answer) {
-            return Ok(());
-        }
-        self.count_refusal(call, &ask.task)?;
-        let (action, secret) = ask.action.on_record(sensitive, &mut || self.draw());
-        // Of a malformed order nothing is kept apart: only commitments stay.
-        let secret = secret.filter(|_| decision.is_some()).map(|s| Blob::new(s.blob()));
-        let id = decision.as_ref().map_or_else(|| DecisionId::from_random(self.draw()), |d| d.id);
-        let fact = RequestDenied {
-            id,
-            task: ask.task,
-            request_id: ask.request_id.clone(),
-            reason: reason.to_owned(),
-            action,
-            secret: secret.as_ref().map(Blob::hash),
-            decision,
-            evidence: facts.clone(),
-        };
-        let append = Append { blobs: secret.into_iter().collect(), ..Append::one(Fact::RequestDenied(fact), Vec::new()) };
-        self.journal.append(append).await.map_err(|e| self.refuse_append(call.method, &e))?;
-        self.denials.put(key, answer);
-        Ok(())
-    }
-
-    /// At most [`REFUSALS_PER_MINUTE`] refusal entries for a task: nobody fills the journal with noes.
-    pub(super) fn count_refusal(&self, call: &Presented, task: &TaskId) -> Result<(), Refusal> {
-        let minute = self.clock.now().secs().div_euclid(60);
-        let full = {
-            let mut counts = self.lock(&self.refusals);
-            counts.retain(|_, (m, _)| *m == minute);
-            let count = counts.entry(*task).or_insert((minute, 0));
-            count.1 = count.1.saturating_add(1);
-            count.1 > REFUSALS_PER_MINUTE
-        };
-        if full {
-            return Err(self.refuse(
-                call.method,
-                Reason::TooManyRefusals,
-                "too many refused requests in this task; wait a minute",
-            ));
-        }
-        Ok(())
-    }
-
-    /// Version of the signing key's stream; a missing one reads as never published, which no append accepts.
-    fn key_version(&self) -> Version {
-        self.state.key(self.bench.kid()).map_or(Version::MAX, |at| at.version)
     }
 }

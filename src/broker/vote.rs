@@ -46,6 +46,21 @@ pub enum Standing {
     Ended,
 }
 
+impl Standing {
+    /// The word in explanations.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Approved => "approved",
+            Self::Denied => "denied",
+            Self::Consumed => "consumed",
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+            Self::Ended => "ended",
+        }
+    }
+}
+
 /// An access request, for those who may see it.
 #[derive(Debug, Clone)]
 pub struct AccessView {

@@ -205,6 +205,20 @@ pub enum EndCause {
     Trust,
 }
 
+impl EndCause {
+    /// The word in entries, replies and explanations.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Deadline => "deadline",
+            Self::Operator => "operator",
+            Self::Suspended => "suspended",
+            Self::Policy => "policy",
+            Self::Trust => "trust",
+        }
+    }
+}
+
 /// How the agent says the task went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

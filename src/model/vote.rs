@@ -14,6 +14,16 @@ pub enum Verdict {
     Deny,
 }
 
+impl Verdict {
+    /// The word in statements and explanations.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Approve => "approve",
+            Self::Deny => "deny",
+        }
+    }
+}
+
 /// What an approver may make smaller. Nothing can be made larger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Narrowing {

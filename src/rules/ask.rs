@@ -104,7 +104,10 @@ impl PolicyBundle {
                 break;
             }
         }
-        self.denied(DeniedReason::ForbiddenByRule, &forbids)
+        // Those that nothing would lift are the answer; the others only when there are none of these.
+        let final_ones = |id: &&String| self.rules.infos.get(*id).is_none_or(|rule| rule.remedy.is_none());
+        let last: BTreeSet<String> = forbids.iter().filter(final_ones).cloned().collect();
+        self.denied(DeniedReason::ForbiddenByRule, if last.is_empty() { &forbids } else { &last })
     }
 
     /// Cedar says yes to the trial. Profiles that turn out not to matter are let go, the smallest quorum first: where two

@@ -158,10 +158,7 @@ fn every_row_of_the_readme_is_true() {
         "needs two-security 300 [isolating-production-needs-two soc-acts-at-home]"
     );
     assert_eq!(short(&ask(&bundle, &isolate("web-1"), 300, &["two-security"])), "allowed 300 [soc-acts-at-home]");
-    assert_eq!(
-        short(&ask(&bundle, &disable("break-glass"), 300, &[])),
-        "FORBIDDEN_BY_RULE [destructive-needs-a-yes protected-accounts-stay]"
-    );
+    assert_eq!(short(&ask(&bundle, &disable("break-glass"), 300, &[])), "FORBIDDEN_BY_RULE [protected-accounts-stay]");
     assert_eq!(
         short(&ask(&bundle, &disable("break-glass"), 300, &["one-security", "two-security"])),
         "FORBIDDEN_BY_RULE [protected-accounts-stay]"

@@ -55,11 +55,6 @@ impl<K: Eq + Hash + Clone, V> Table<K, V> {
         self.0.retain(|key, _| keep(key));
     }
 
-    /// Number of keys, as of no single moment.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
     /// Every key and value, in no order, as of no single moment.
     pub fn all(&self) -> Vec<(K, Arc<V>)> {
         self.0.iter().map(|guard| (guard.key().clone(), guard.value().clone())).collect()

@@ -221,6 +221,9 @@ impl Proven {
     }
 }
 
+/// Whether an agent is suspended, and the version of its stream.
+pub type AskStanding<'a> = Box<dyn Fn(&AgentId) -> (bool, Version) + 'a>;
+
 /// What the journal and the policy bundle say at one moment, gathered by the caller for [`Proven::stand`].
 pub struct Standing<'a> {
     /// The policy bundle in force.
@@ -228,7 +231,7 @@ pub struct Standing<'a> {
     /// Version of the trust domain's stream; `None` when the key that verified the evidence is gone from it.
     pub trust: Option<Version>,
     /// Whether an agent is suspended, and the version of its stream.
-    pub agent: Box<dyn Fn(&AgentId) -> (bool, Version) + 'a>,
+    pub agent: AskStanding<'a>,
     /// The task the call is for, when it is for one.
     pub task: Option<TaskStanding>,
     /// Longest time since this broker verified the evidence.

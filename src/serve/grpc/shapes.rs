@@ -172,23 +172,12 @@ pub(super) fn card(card: &CardView) -> v1::Card {
 pub(super) fn end_report(report: &EndReport) -> v1::EndReport {
     v1::EndReport {
         task_id: report.task.to_string(),
-        cause: cause(report.cause).to_owned(),
+        cause: report.cause.as_str().to_owned(),
         ended_at: Some(timestamp_to_wire(report.at)),
         position: report.index,
         tokens: report.tokens.iter().map(ToString::to_string).collect(),
         tokens_revoked: count(report.revoked),
         access_requests_closed: count(report.closed),
-    }
-}
-
-const fn cause(cause: EndCause) -> &'static str {
-    match cause {
-        EndCause::Completed => "completed",
-        EndCause::Deadline => "deadline",
-        EndCause::Operator => "operator",
-        EndCause::Suspended => "suspended",
-        EndCause::Policy => "policy",
-        EndCause::Trust => "trust",
     }
 }
 
