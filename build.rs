@@ -29,7 +29,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         compiler.open_file(format!("dipylon/v1/{file}.proto"))?;
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
-    fs::write(out.join("descriptor.bin"), compiler.encode_file_descriptor_set())?;
+    fs::write(
+        out.join("descriptor.bin"),
+        compiler.encode_file_descriptor_set(),
+    )?;
     let mut config = tonic_prost_build::Config::new();
     config.enable_type_names().skip_debug(REDACTED);
     tonic_prost_build::configure()

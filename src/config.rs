@@ -93,17 +93,32 @@ struct Domain {
 impl Config {
     /// Reads a configuration file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Io { path: path.to_owned(), source })?;
-        let file: File = toml::from_str(&text).map_err(|e| ConfigError::Toml { path: path.to_owned(), source: Box::new(e) })?;
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+        let file: File = toml::from_str(&text).map_err(|e| ConfigError::Toml {
+            path: path.to_owned(),
+            source: Box::new(e),
+        })?;
         let base = path.parent().unwrap_or(Path::new("."));
-        Self::check(file, base).map_err(|source| ConfigError::Value { path: path.to_owned(), source })
+        Self::check(file, base).map_err(|source| ConfigError::Value {
+            path: path.to_owned(),
+            source,
+        })
     }
 
     fn check(file: File, base: &Path) -> Result<Self, Malformed> {
         let external_url = file.external_url;
-        let http = external_url.strip_prefix("https://").or_else(|| external_url.strip_prefix("http://"));
-        let authority =
-            http.filter(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_graphic() && !b"/?#@".contains(&b)));
+        let http = external_url
+            .strip_prefix("https://")
+            .or_else(|| external_url.strip_prefix("http://"));
+        let authority = http.filter(|rest| {
+            !rest.is_empty()
+                && rest
+                    .bytes()
+                    .all(|b| b.is_ascii_graphic() && !b"/?#@".contains(&b))
+        });
         if authority.is_none() {
             return Err(Malformed::new(
                 "external_url",
@@ -111,13 +126,19 @@ impl Config {
             ));
         }
         if file.dev && !file.listen.ip().is_loopback() {
-            return Err(Malformed::new("listen", "a development broker listens on loopback only"));
+            return Err(Malformed::new(
+                "listen",
+                "a development broker listens on loopback only",
+            ));
         }
         let seconds = |what, text: Option<String>, default: i64, max: i64| match text {
             None => Ok(default),
             Some(text) => match i64::from(parse_duration(what, &text)?) {
                 n if n <= max => Ok(n),
-                _ => Err(Malformed::new(what, format!("must be at most {max} seconds"))),
+                _ => Err(Malformed::new(
+                    what,
+                    format!("must be at most {max} seconds"),
+                )),
             },
         };
         let issuer = file.issuer.unwrap_or_else(|| external_url.clone());
@@ -126,9 +147,24 @@ impl Config {
             evidence_audience: file.evidence_audience.unwrap_or_else(|| issuer.clone()),
             issuer,
             external_url,
-            ttl_cap: seconds("limits.ttl_cap", file.limits.ttl_cap, TTL_CAP_S, crate::jose::access_token::TTL_MAX_S)?,
-            task_cap: seconds("limits.task_cap", file.limits.task_cap, TASK_CAP_S, 30 * TASK_CAP_S)?,
-            max_evidence_age: seconds("limits.max_evidence_age", file.limits.max_evidence_age, MAX_EVIDENCE_AGE_S, TASK_CAP_S)?,
+            ttl_cap: seconds(
+                "limits.ttl_cap",
+                file.limits.ttl_cap,
+                TTL_CAP_S,
+                crate::jose::access_token::TTL_MAX_S,
+            )?,
+            task_cap: seconds(
+                "limits.task_cap",
+                file.limits.task_cap,
+                TASK_CAP_S,
+                30 * TASK_CAP_S,
+            )?,
+            max_evidence_age: seconds(
+                "limits.max_evidence_age",
+                file.limits.max_evidence_age,
+                MAX_EVIDENCE_AGE_S,
+                TASK_CAP_S,
+            )?,
             tell_callers: file.dev,
         };
         let domain = |d: Domain| Ok((TrustDomain::parse(&d.name)?, base.join(d.bundle)));
@@ -137,7 +173,11 @@ impl Config {
             listen: file.listen,
             data_dir: base.join(file.data_dir),
             key_dir: base.join(file.key_dir),
-            trust_domains: file.trust_domains.into_iter().map(domain).collect::<Result<_, Malformed>>()?,
+            trust_domains: file
+                .trust_domains
+                .into_iter()
+                .map(domain)
+                .collect::<Result<_, Malformed>>()?,
             policy: file.policy.map(|p| base.join(p)),
             dev: file.dev,
         })
@@ -172,11 +212,27 @@ mod tests {
         assert!(config.data_dir.is_absolute() && !config.dev);
         for (from, to, told) in [
             ("realm", "reallm", "unknown field"),
-            ("http://127.0.0.1:7700", "http://127.0.0.1:7700/", "external_url"),
+            (
+                "http://127.0.0.1:7700",
+                "http://127.0.0.1:7700/",
+                "external_url",
+            ),
             ("http://127.0.0.1:7700", "ftp://x", "external_url"),
-            ("key_dir = \"keys\"\n", "key_dir = \"keys\"\n[limits]\nttl_cap = \"0s\"\n", "ttl_cap"),
-            ("key_dir = \"keys\"\n", "key_dir = \"keys\"\n[limits]\nttl_cap = \"2h\"\n", "at most"),
-            ("listen = \"127.0.0.1:7700\"", "dev = true\nlisten = \"0.0.0.0:7700\"", "loopback"),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[limits]\nttl_cap = \"0s\"\n",
+                "ttl_cap",
+            ),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[limits]\nttl_cap = \"2h\"\n",
+                "at most",
+            ),
+            (
+                "listen = \"127.0.0.1:7700\"",
+                "dev = true\nlisten = \"0.0.0.0:7700\"",
+                "loopback",
+            ),
             ("realm = \"r\"", "realm = \"a/b\"", "realm"),
         ] {
             let told_us = read(&GOOD.replacen(from, to, 1)).expect_err(to);

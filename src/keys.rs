@@ -64,36 +64,65 @@ pub fn signing_key(key_dir: &Path, data_dir: &Path) -> Result<SigningKey, KeyFil
         move |source| KeyFileError::Io { path, source }
     };
     make_private_dir(key_dir)?;
-    std::fs::create_dir_all(data_dir).map_err(io(data_dir))?;
-    let (keys, data) = (key_dir.canonicalize().map_err(io(key_dir))?, data_dir.canonicalize().map_err(io(data_dir))?);
+    // The journal's blobs hold what its entries only commit to.
+    make_private_dir(data_dir)?;
+    let (keys, data) = (
+        key_dir.canonicalize().map_err(io(key_dir))?,
+        data_dir.canonicalize().map_err(io(data_dir))?,
+    );
     if keys.starts_with(&data) {
         return Err(KeyFileError::WithData { keys, data });
     }
     let path = keys.join(SIGNING_KEY_FILE);
-    if path.exists() { read(&path) } else { create(&path) }
+    if path.exists() {
+        read(&path)
+    } else {
+        create(&path)
+    }
 }
 
 /// Reads a private key (PEM, PKCS#8) that only its owner may read.
 pub fn read(path: &Path) -> Result<SigningKey, KeyFileError> {
-    let io = |source| KeyFileError::Io { path: path.to_owned(), source };
+    let io = |source| KeyFileError::Io {
+        path: path.to_owned(),
+        source,
+    };
     let file = File::open(path).map_err(io)?;
     // Asked of the open file: what is checked is what is read.
     check_mode(path, file.metadata().map_err(io)?.mode(), 0o600)?;
     let mut pem = Zeroizing::new(String::new());
-    file.take(FILE_BYTES_MAX).read_to_string(&mut pem).map_err(io)?;
-    SigningKey::from_pem(&pem).map_err(|source| KeyFileError::Key { path: path.to_owned(), source })
+    file.take(FILE_BYTES_MAX)
+        .read_to_string(&mut pem)
+        .map_err(io)?;
+    SigningKey::from_pem(&pem).map_err(|source| KeyFileError::Key {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Makes a key and its file, mode 0600. Never replaces a file.
 pub fn create(path: &Path) -> Result<SigningKey, KeyFileError> {
-    let io = |source| KeyFileError::Io { path: path.to_owned(), source };
-    let (key, pkcs8) = SigningKey::generate().map_err(|source| KeyFileError::Key { path: path.to_owned(), source })?;
+    let io = |source| KeyFileError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let (key, pkcs8) = SigningKey::generate().map_err(|source| KeyFileError::Key {
+        path: path.to_owned(),
+        source,
+    })?;
     // Written beside, then linked into place: a crash leaves either no key or a whole one.
     let mut beside = path.as_os_str().to_owned();
     beside.push(format!(".{}.new", std::process::id()));
     let beside = PathBuf::from(beside);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside).map_err(io)?;
-    let written = file.write_all(SigningKey::to_pem(&pkcs8).as_bytes()).and_then(|()| file.sync_all());
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&beside)
+        .map_err(io)?;
+    let written = file
+        .write_all(SigningKey::to_pem(&pkcs8).as_bytes())
+        .and_then(|()| file.sync_all());
     let linked = written.and_then(|()| std::fs::hard_link(&beside, path));
     std::fs::remove_file(&beside).map_err(io)?;
     linked.map_err(io)?;
@@ -102,14 +131,29 @@ pub fn create(path: &Path) -> Result<SigningKey, KeyFileError> {
 
 /// Makes a directory that only its owner may enter, or checks that an existing one is so.
 pub fn make_private_dir(path: &Path) -> Result<(), KeyFileError> {
-    let io = |source| KeyFileError::Io { path: path.to_owned(), source };
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;
+    let io = |source| KeyFileError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(io)?;
     check_mode(path, std::fs::metadata(path).map_err(io)?.mode(), 0o700)
 }
 
 fn check_mode(path: &Path, mode: u32, wanted: u32) -> Result<(), KeyFileError> {
     let mode = mode & 0o777;
-    if mode & !wanted == 0 { Ok(()) } else { Err(KeyFileError::Loose { path: path.to_owned(), mode, wanted }) }
+    if mode & !wanted == 0 {
+        Ok(())
+    } else {
+        Err(KeyFileError::Loose {
+            path: path.to_owned(),
+            mode,
+            wanted,
+        })
+    }
 }
 
 #[cfg(test)]
@@ -125,15 +169,30 @@ mod tests {
         let second = signing_key(&keys, &data).expect("read");
         assert_eq!(first.thumbprint(), second.thumbprint());
         let file = keys.join(SIGNING_KEY_FILE);
-        assert_eq!(std::fs::metadata(&file).expect("file").mode() & 0o777, 0o600);
-        assert!(matches!(create(&file), Err(KeyFileError::Io { .. })), "never replaced");
+        assert_eq!(
+            std::fs::metadata(&file).expect("file").mode() & 0o777,
+            0o600
+        );
+        assert!(
+            matches!(create(&file), Err(KeyFileError::Io { .. })),
+            "never replaced"
+        );
         for mode in [0o640, 0o604, 0o660] {
             std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).expect("chmod");
-            assert!(matches!(signing_key(&keys, &data), Err(KeyFileError::Loose { .. })), "{mode:o}");
+            assert!(
+                matches!(signing_key(&keys, &data), Err(KeyFileError::Loose { .. })),
+                "{mode:o}"
+            );
         }
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("chmod");
         std::fs::set_permissions(&keys, std::fs::Permissions::from_mode(0o755)).expect("chmod");
-        assert!(matches!(signing_key(&keys, &data), Err(KeyFileError::Loose { .. })));
-        assert!(matches!(signing_key(&data.join("keys"), &data), Err(KeyFileError::WithData { .. })));
+        assert!(matches!(
+            signing_key(&keys, &data),
+            Err(KeyFileError::Loose { .. })
+        ));
+        assert!(matches!(
+            signing_key(&data.join("keys"), &data),
+            Err(KeyFileError::WithData { .. })
+        ));
     }
 }

@@ -120,19 +120,34 @@ pub fn decide(
     if verified.adg() != Some(order.action.digest()) {
         return Err(ApproveError::OtherAction);
     }
-    if !verified.rests_on().contains(&(Stream::Policy, rules.version)) {
+    if !verified
+        .rests_on()
+        .contains(&(Stream::Policy, rules.version))
+    {
         return Err(ApproveError::RulesChanged);
     }
     let bundle = &rules.bundle;
     let catalogue = bundle.action(&order.action.name);
-    let uses = catalogue.is_some_and(|a| a.single_use).then_some(1);
+    // The fewer of what the catalogue says today and what people were shown: nobody's yes grows.
+    let shown = waiting.and_then(|request| request.opened.uses);
+    let uses = catalogue
+        .is_some_and(|a| a.single_use)
+        .then_some(1)
+        .into_iter()
+        .chain(shown)
+        .min();
     let sensitive = catalogue.map(|a| a.sensitive()).unwrap_or_default();
-    let tally = waiting.map(|request| votes::tally(request, &bounds.realm, bundle, now)).unwrap_or_default();
+    let tally = waiting
+        .map(|request| votes::tally(request, &bounds.realm, bundle, now))
+        .unwrap_or_default();
 
     let mut ttl = Ttl::asked(order.ttl);
     ttl.bound("cap", bounds.ttl_cap);
     ttl.bound("task", task.deadline.since(now).div_euclid(1000));
-    ttl.bound("evidence", verified.facts().expires_at.since(now).div_euclid(1000));
+    ttl.bound(
+        "evidence",
+        verified.facts().expires_at.since(now).div_euclid(1000),
+    );
     if let Some(request) = waiting {
         ttl.bound("request", request.opened.max_ttl);
     }
@@ -143,7 +158,13 @@ pub fn decide(
         ttl.bound("approval", not_after.since(now).div_euclid(1000));
     }
     if ttl.0.granted <= 0 {
-        return Err(ApproveError::NoTime(if task.deadline <= verified.facts().expires_at { "task" } else { "evidence" }));
+        return Err(ApproveError::NoTime(
+            if task.deadline <= verified.facts().expires_at {
+                "task"
+            } else {
+                "evidence"
+            },
+        ));
     }
     let question = Question {
         agent: verified.agent(),
@@ -174,7 +195,10 @@ pub fn decide(
             now,
         },
     };
-    let not_after = verified.not_after().min(now.plus_millis(DECISION_LIFE_MS));
+    let mut not_after = verified.not_after().min(now.plus_millis(DECISION_LIFE_MS));
+    if let Some(request) = waiting {
+        not_after = not_after.min(request.opened.expires_at);
+    }
     let mut rests_on = verified.rests_on().to_vec();
     rests_on.push((Stream::FreezeAction(order.action.name.clone()), 0));
     match answer {
@@ -182,31 +206,62 @@ pub fn decide(
             decision.rules = rules;
             Ok(Decision::Denied(Box::new(Denied { why, decision })))
         }
-        Answer::Needs { profiles, ttl_ms, rules } => {
+        Answer::Needs {
+            profiles,
+            ttl_ms,
+            rules,
+        } => {
             shorten(&mut decision, &mut ttl, ttl_ms);
             decision.rules = rules;
             decision.needs = profiles;
-            let defined: Vec<&Profile> = decision.needs.iter().filter_map(|n| bundle.profile(&n.name)).collect();
+            let defined: Vec<&Profile> = decision
+                .needs
+                .iter()
+                .filter_map(|n| bundle.profile(&n.name))
+                .collect();
             let enough = |p: &&Profile| {
-                votes::eligible_people(p, verified.agent(), bundle) >= usize::try_from(p.quorum).unwrap_or(usize::MAX)
+                votes::eligible_people(p, verified.agent(), bundle)
+                    >= usize::try_from(p.quorum).unwrap_or(usize::MAX)
             };
             if defined.len() != decision.needs.len() || !defined.iter().all(enough) {
-                return Ok(Decision::Denied(Box::new(Denied { why: DeniedReason::NoEligibleApprover, decision })));
+                return Ok(Decision::Denied(Box::new(Denied {
+                    why: DeniedReason::NoEligibleApprover,
+                    decision,
+                })));
             }
-            let wait = defined.iter().map(|p| i64::from(p.wait_s)).min().unwrap_or(0);
+            let wait = defined
+                .iter()
+                .map(|p| i64::from(p.wait_s))
+                .min()
+                .unwrap_or(0);
             let max_ttl = ttl.0.granted;
-            Ok(Decision::Pending(Box::new(Pending { decision, sensitive, max_ttl, uses, wait, rests_on, not_after })))
+            Ok(Decision::Pending(Box::new(Pending {
+                decision,
+                sensitive,
+                max_ttl,
+                uses,
+                wait,
+                rests_on,
+                not_after,
+            })))
         }
         Answer::Allowed { ttl_ms, rules } => {
             shorten(&mut decision, &mut ttl, ttl_ms);
             decision.rules = rules;
-            let counted: BTreeSet<PersonId> =
-                tally.satisfied.iter().filter_map(|name| tally.counted.get(name)).flatten().cloned().collect();
-            let approval = waiting.filter(|_| !tally.satisfied.is_empty()).map(|request| ApprovalClaim {
-                access_request: request.opened.access_request,
-                profiles: tally.satisfied.iter().cloned().collect(),
-                at: tally.last_at.unwrap_or(now).secs(),
-            });
+            let counted: BTreeSet<PersonId> = tally
+                .satisfied
+                .iter()
+                .filter_map(|name| tally.counted.get(name))
+                .flatten()
+                .cloned()
+                .collect();
+            let approval = waiting
+                .filter(|_| !tally.satisfied.is_empty())
+                .map(|request| ApprovalClaim {
+                    access_request: request.opened.access_request,
+                    profiles: tally.satisfied.iter().cloned().collect(),
+                    at: tally.last_at.unwrap_or(now).secs(),
+                });
             let not_after = tally.not_after.map_or(not_after, |t| t.min(not_after));
             let consumes = waiting.map(|request| (request.opened.access_request, request.version));
             let ttl = ttl.0.granted;
@@ -241,11 +296,18 @@ struct Ttl(TtlSum);
 
 impl Ttl {
     fn asked(seconds: i64) -> Self {
-        Self(TtlSum { asked: seconds, bounds: Vec::new(), granted: seconds })
+        Self(TtlSum {
+            asked: seconds,
+            bounds: Vec::new(),
+            granted: seconds,
+        })
     }
 
     fn bound(&mut self, by: &str, seconds: i64) {
-        self.0.bounds.push(Bound { by: by.to_owned(), seconds });
+        self.0.bounds.push(Bound {
+            by: by.to_owned(),
+            seconds,
+        });
         self.0.granted = self.0.granted.min(seconds);
     }
 }
@@ -315,6 +377,7 @@ impl Approved {
 pub struct Reapproved {
     verified: Verified,
     recorded: Recorded,
+    counted: Vec<PersonId>,
 }
 
 impl Reapproved {
@@ -326,6 +389,11 @@ impl Reapproved {
     /// The grant.
     pub fn grant(&self) -> &Grant {
         self.recorded.grant()
+    }
+
+    /// Whose votes it rests on, but for the agent's owner, whom gate 1 names.
+    pub fn counted(&self) -> &[PersonId] {
+        &self.counted
     }
 }
 
@@ -345,19 +413,45 @@ pub fn reapprove(
     if !same {
         return Err(ApproveError::OtherAction);
     }
-    if !verified.rests_on().contains(&(Stream::Policy, rules.version)) || !still_allowed(grant, consumed, &rules.bundle, realm) {
+    if !verified
+        .rests_on()
+        .contains(&(Stream::Policy, rules.version))
+        || !still_allowed(grant, consumed, &rules.bundle, realm)
+    {
         return Err(ApproveError::RulesChanged);
     }
-    Ok(Reapproved { verified, recorded })
+    let at = grant.issued.decision.input.now;
+    let tally = consumed
+        .map(|request| votes::tally(request, realm, &rules.bundle, at))
+        .unwrap_or_default();
+    let people: BTreeSet<PersonId> = tally.counted.into_values().flatten().collect();
+    let counted = people
+        .into_iter()
+        .filter(|person| *person != verified.agent().owner)
+        .collect();
+    Ok(Reapproved {
+        verified,
+        recorded,
+        counted,
+    })
 }
 
 /// Whether these rules would still allow what a grant was given for: asked with its recorded input. A shorter life than it
 /// has is a no.
-pub fn still_allowed(grant: &Grant, consumed: Option<&AccessRequest>, bundle: &PolicyBundle, realm: &Realm) -> bool {
+pub fn still_allowed(
+    grant: &Grant,
+    consumed: Option<&AccessRequest>,
+    bundle: &PolicyBundle,
+    realm: &Realm,
+) -> bool {
     let input = &grant.issued.decision.input;
-    let (Some(agent), Some(action)) = (agent_of(&grant.issued, bundle), &grant.action) else { return false };
+    let (Some(agent), Some(action)) = (agent_of(&grant.issued, bundle), &grant.action) else {
+        return false;
+    };
     // The votes it consumed are counted as of the moment they were consumed, by today's roster and definitions.
-    let approvals = consumed.map(|r| votes::tally(r, realm, bundle, input.now).satisfied).unwrap_or_default();
+    let approvals = consumed
+        .map(|r| votes::tally(r, realm, bundle, input.now).satisfied)
+        .unwrap_or_default();
     let answer = ask_again(input, &agent, action, &approvals, bundle);
     matches!(answer, Some(Answer::Allowed { ttl_ms, .. }) if ttl_ms >= input.ttl_ms)
 }
@@ -365,11 +459,21 @@ pub fn still_allowed(grant: &Grant, consumed: Option<&AccessRequest>, bundle: &P
 /// Whether these rules would still put the same question to people as when the access request was opened.
 pub fn still_asked(request: &AccessRequest, agent: &Agent, bundle: &PolicyBundle) -> bool {
     let input = &request.opened.decision.input;
-    let Some(action) = &request.action else { return false };
-    match ask_again(input, agent, action, &input.approvals.iter().cloned().collect(), bundle) {
+    let Some(action) = &request.action else {
+        return false;
+    };
+    match ask_again(
+        input,
+        agent,
+        action,
+        &input.approvals.iter().cloned().collect(),
+        bundle,
+    ) {
         // What rules now allow outright, the agent gets when it asks again.
         Some(Answer::Allowed { ttl_ms, .. }) => ttl_ms >= input.ttl_ms,
-        Some(Answer::Needs { profiles, ttl_ms, .. }) => profiles == request.opened.decision.needs && ttl_ms >= input.ttl_ms,
+        Some(Answer::Needs {
+            profiles, ttl_ms, ..
+        }) => profiles == request.opened.decision.needs && ttl_ms >= input.ttl_ms,
         Some(Answer::Denied { .. }) | None => false,
     }
 }
@@ -381,7 +485,13 @@ fn ask_again(
     approvals: &BTreeSet<ProfileName>,
     bundle: &PolicyBundle,
 ) -> Option<Answer> {
-    match bundle.operate(agent, input.evidence_kind, input.evidence_age_ms, &input.binding, input.now) {
+    match bundle.operate(
+        agent,
+        input.evidence_kind,
+        input.evidence_age_ms,
+        &input.binding,
+        input.now,
+    ) {
         OperateAnswer::Allowed { .. } => {}
         OperateAnswer::Denied { .. } => return None,
     }
@@ -401,5 +511,7 @@ fn ask_again(
 
 /// The agent of a grant as registered now: the same id for the same workload, or none.
 fn agent_of(issued: &TokenIssued, bundle: &PolicyBundle) -> Option<std::sync::Arc<Agent>> {
-    bundle.agent(&issued.agent).filter(|a| a.spiffe_id == issued.subject)
+    bundle
+        .agent(&issued.agent)
+        .filter(|a| a.spiffe_id == issued.subject)
 }

@@ -42,8 +42,17 @@ pub fn eligible<'a>(
     bundle: &'a PolicyBundle,
 ) -> Result<&'a Profile, Ineligible> {
     let registered = bundle.person(person).ok_or(Ineligible::NotApprover)?;
-    let needed = request.opened.decision.needs.iter().find(|n| n.name == *profile).ok_or(Ineligible::ProfileNotNeeded)?;
-    let defined = bundle.profile(profile).filter(|p| p.digest() == needed.digest).ok_or(Ineligible::ProfileChanged)?;
+    let needed = request
+        .opened
+        .decision
+        .needs
+        .iter()
+        .find(|n| n.name == *profile)
+        .ok_or(Ineligible::ProfileNotNeeded)?;
+    let defined = bundle
+        .profile(profile)
+        .filter(|p| p.digest() == needed.digest)
+        .ok_or(Ineligible::ProfileChanged)?;
     may_vote(registered, defined, request, bundle)?;
     // A yes may still be taken back by a no; nothing else is voted twice.
     match request.votes.iter().find(|v| v.cast.voter == *person) {
@@ -52,7 +61,12 @@ pub fn eligible<'a>(
     }
 }
 
-fn may_vote(person: &Person, profile: &Profile, request: &AccessRequest, bundle: &PolicyBundle) -> Result<(), Ineligible> {
+fn may_vote(
+    person: &Person,
+    profile: &Profile,
+    request: &AccessRequest,
+    bundle: &PolicyBundle,
+) -> Result<(), Ineligible> {
     if !person.roles.contains(&Role::Approver) {
         return Err(Ineligible::NotApprover);
     }
@@ -72,7 +86,10 @@ pub fn eligible_people(profile: &Profile, agent: &Agent, bundle: &PolicyBundle) 
     bundle
         .people()
         .filter(|p| {
-            p.id != agent.owner && p.roles.contains(&Role::Approver) && p.groups.contains(&profile.group) && !p.keys.is_empty()
+            p.id != agent.owner
+                && p.roles.contains(&Role::Approver)
+                && p.groups.contains(&profile.group)
+                && !p.keys.is_empty()
         })
         .count()
 }
@@ -96,10 +113,23 @@ pub struct Tally {
 ///
 /// INVARIANT (a vote counts only for its statement): each counted yes has a valid signature, by a key registered *now* for
 /// a person eligible *now*, over a statement of exactly this action, agent, owner, task, key, uses and profile definition.
-pub fn tally(request: &AccessRequest, realm: &Realm, bundle: &PolicyBundle, now: Timestamp) -> Tally {
+pub fn tally(
+    request: &AccessRequest,
+    realm: &Realm,
+    bundle: &PolicyBundle,
+    now: Timestamp,
+) -> Tally {
     let mut tally = Tally::default();
-    let live = matches!(request.status, AccessStatus::Waiting | AccessStatus::Consumed(_));
-    if !live || request.votes.iter().any(|v| v.cast.verdict == Verdict::Deny) {
+    let live = matches!(
+        request.status,
+        AccessStatus::Waiting | AccessStatus::Consumed(_)
+    );
+    if !live
+        || request
+            .votes
+            .iter()
+            .any(|v| v.cast.verdict == Verdict::Deny)
+    {
         return tally;
     }
     let mut voted = BTreeSet::new();
@@ -107,18 +137,31 @@ pub fn tally(request: &AccessRequest, realm: &Realm, bundle: &PolicyBundle, now:
     for vote in &request.votes {
         // One human once, however many keys: and for one profile only.
         if counts(vote, request, realm, bundle, now) && voted.insert(vote.cast.voter.clone()) {
-            good.entry(vote.cast.profile.name.clone()).or_default().push(vote);
+            good.entry(vote.cast.profile.name.clone())
+                .or_default()
+                .push(vote);
         }
     }
     for (name, votes) in good {
-        tally.counted.insert(name.clone(), votes.iter().map(|v| v.cast.voter.clone()).collect());
+        tally.counted.insert(
+            name.clone(),
+            votes.iter().map(|v| v.cast.voter.clone()).collect(),
+        );
         let quorum = bundle.profile(&name).map_or(u32::MAX, |p| p.quorum);
         if votes.len() < usize::try_from(quorum).unwrap_or(usize::MAX) {
             continue;
         }
         for vote in votes {
-            tally.max_ttl = Some(tally.max_ttl.map_or(vote.cast.max_ttl, |t| t.min(vote.cast.max_ttl)));
-            tally.not_after = Some(tally.not_after.map_or(vote.cast.not_after, |t| t.min(vote.cast.not_after)));
+            tally.max_ttl = Some(
+                tally
+                    .max_ttl
+                    .map_or(vote.cast.max_ttl, |t| t.min(vote.cast.max_ttl)),
+            );
+            tally.not_after = Some(
+                tally
+                    .not_after
+                    .map_or(vote.cast.not_after, |t| t.min(vote.cast.not_after)),
+            );
             tally.last_at = Some(tally.last_at.map_or(vote.at, |t| t.max(vote.at)));
         }
         tally.satisfied.insert(name);
@@ -126,12 +169,26 @@ pub fn tally(request: &AccessRequest, realm: &Realm, bundle: &PolicyBundle, now:
     tally
 }
 
-fn counts(vote: &Vote, request: &AccessRequest, realm: &Realm, bundle: &PolicyBundle, now: Timestamp) -> bool {
+fn counts(
+    vote: &Vote,
+    request: &AccessRequest,
+    realm: &Realm,
+    bundle: &PolicyBundle,
+    now: Timestamp,
+) -> bool {
     let cast = &vote.cast;
-    let Some(person) = bundle.person(&cast.voter) else { return false };
-    let Some(profile) = bundle.profile(&cast.profile.name) else { return false };
-    let (Some(text), Some(action)) = (&vote.statement, &request.action) else { return false };
-    let Ok(statement) = VoteStatement::parse(text) else { return false };
+    let Some(person) = bundle.person(&cast.voter) else {
+        return false;
+    };
+    let Some(profile) = bundle.profile(&cast.profile.name) else {
+        return false;
+    };
+    let (Some(text), Some(action)) = (&vote.statement, &request.action) else {
+        return false;
+    };
+    let Ok(statement) = VoteStatement::parse(text) else {
+        return false;
+    };
     let stated = statement.realm == *realm
         && statement.access_request_id == request.opened.access_request
         && statement.agent == request.opened.agent
@@ -154,9 +211,18 @@ fn counts(vote: &Vote, request: &AccessRequest, realm: &Realm, bundle: &PolicyBu
 }
 
 /// Whether the signature over the statement's digest is by this registered key of the person.
-pub fn signed_by(person: &Person, key: Thumbprint, statement: &VoteStatement, signature: &str) -> bool {
-    let Ok(digest) = statement.digest() else { return false };
-    let Ok(signature) = URL_SAFE_NO_PAD.decode(signature) else { return false };
+pub fn signed_by(
+    person: &Person,
+    key: Thumbprint,
+    statement: &VoteStatement,
+    signature: &str,
+) -> bool {
+    let Ok(digest) = statement.digest() else {
+        return false;
+    };
+    let Ok(signature) = URL_SAFE_NO_PAD.decode(signature) else {
+        return false;
+    };
     person
         .keys
         .iter()

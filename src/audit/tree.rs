@@ -105,7 +105,10 @@ mod tests {
             [one] => *one,
             _ => {
                 let k = leaves.len().next_power_of_two() / 2;
-                node_hash(&root_by_definition(&leaves[..k]), &root_by_definition(&leaves[k..]))
+                node_hash(
+                    &root_by_definition(&leaves[..k]),
+                    &root_by_definition(&leaves[k..]),
+                )
             }
         }
     }
@@ -115,8 +118,13 @@ mod tests {
         let leaves: Vec<_> = (0u32..200).map(|n| leaf_hash(&n.to_be_bytes())).collect();
         let mut frontier = Frontier::default();
         for n in 0..=leaves.len() {
-            assert_eq!(frontier.root(), root_by_definition(&leaves[..n]), "size {n}");
-            let again = Frontier::from_parts(frontier.size(), frontier.peaks().to_vec()).expect("fits");
+            assert_eq!(
+                frontier.root(),
+                root_by_definition(&leaves[..n]),
+                "size {n}"
+            );
+            let again =
+                Frontier::from_parts(frontier.size(), frontier.peaks().to_vec()).expect("fits");
             assert_eq!(again, frontier);
             if let Some(leaf) = leaves.get(n) {
                 frontier.push(*leaf);

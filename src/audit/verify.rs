@@ -1,6 +1,6 @@
 //! One walk over the whole journal that believes nothing it is told.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use super::tree::{Frontier, leaf_hash};
@@ -19,9 +19,17 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Reads `SIZE:ROOT`.
     pub fn parse(text: &str) -> Result<Self, Malformed> {
-        let wrong = || Malformed::new("checkpoint", "must be SIZE:ROOT, as 'audit verify' prints it");
+        let wrong = || {
+            Malformed::new(
+                "checkpoint",
+                "must be SIZE:ROOT, as 'audit verify' prints it",
+            )
+        };
         let (size, root) = text.split_once(':').ok_or_else(wrong)?;
-        Ok(Self { size: size.parse().map_err(|_| wrong())?, root: Digest::parse(root).map_err(|_| wrong())? })
+        Ok(Self {
+            size: size.parse().map_err(|_| wrong())?,
+            root: Digest::parse(root).map_err(|_| wrong())?,
+        })
     }
 }
 
@@ -76,6 +84,25 @@ pub enum AuditError {
         /// As computed.
         found: Checkpoint,
     },
+    /// The head is of another life than the last entry.
+    #[error("the head is of epoch {head}, the last entry of epoch {last}")]
+    Epoch {
+        /// As stored.
+        head: u64,
+        /// As walked.
+        last: u64,
+    },
+    /// A blob is not what its name says.
+    #[error("the blob {0} was changed: its content has another hash")]
+    BlobChanged(Digest),
+    /// Blobs that entries name are not there.
+    #[error("{count} blobs that entries name are missing, {first} among them")]
+    BlobMissing {
+        /// How many.
+        count: usize,
+        /// One of them.
+        first: Digest,
+    },
     /// The checkpoint noted outside is not of this journal.
     #[error("the noted checkpoint {noted} does not match: {why}")]
     Against {
@@ -103,6 +130,7 @@ pub struct Audit {
     tree: Frontier,
     versions: HashMap<Stream, Version>,
     last: Option<(u64, Timestamp)>,
+    named: HashSet<Digest>,
     noted: Option<Checkpoint>,
     met: bool,
 }
@@ -110,7 +138,10 @@ pub struct Audit {
 impl Audit {
     /// A walk that also looks for a checkpoint noted earlier.
     pub fn against(noted: Option<Checkpoint>) -> Self {
-        let mut audit = Self { noted, ..Self::default() };
+        let mut audit = Self {
+            noted,
+            ..Self::default()
+        };
         audit.meet();
         audit
     }
@@ -122,33 +153,70 @@ impl Audit {
         if leaf != stored_leaf {
             return Err(AuditError::Changed(index));
         }
-        let entry = Entry::parse(text).map_err(|source| AuditError::Unreadable { index, source })?;
+        let entry =
+            Entry::parse(text).map_err(|source| AuditError::Unreadable { index, source })?;
         if entry.index != index {
-            return Err(AuditError::OutOfPlace { index, says: entry.index });
+            return Err(AuditError::OutOfPlace {
+                index,
+                says: entry.index,
+            });
         }
-        if self.last.is_some_and(|(epoch, at)| entry.epoch < epoch || entry.at < at) {
+        if self
+            .last
+            .is_some_and(|(epoch, at)| entry.epoch < epoch || entry.at < at)
+        {
             return Err(AuditError::Backwards(index));
         }
         for (stream, says) in &entry.rests_on {
             let was = self.versions.get(stream).copied().unwrap_or(0);
             if was != *says {
-                return Err(AuditError::FalsePremise { index, stream: stream.clone(), says: *says, was });
+                return Err(AuditError::FalsePremise {
+                    index,
+                    stream: stream.clone(),
+                    says: *says,
+                    was,
+                });
             }
         }
         for stream in &entry.moves {
             self.versions.insert(stream.clone(), index + 1);
         }
+        self.named.extend(entry.fact.blobs());
         self.last = Some((entry.epoch, entry.at));
         self.tree.push(leaf);
         self.meet();
         Ok(entry)
     }
 
+    /// Checks one stored blob.
+    pub fn blob(&mut self, name: Digest, content: &str) -> Result<(), AuditError> {
+        if Digest::of(content.as_bytes()) != name {
+            return Err(AuditError::BlobChanged(name));
+        }
+        self.named.remove(&name);
+        Ok(())
+    }
+
+    /// After the last blob: everything that entries name must have been there.
+    pub fn blobs_end(&self) -> Result<(), AuditError> {
+        match self.named.iter().min() {
+            None => Ok(()),
+            Some(first) => Err(AuditError::BlobMissing {
+                count: self.named.len(),
+                first: *first,
+            }),
+        }
+    }
+
     /// Compares what was walked with the stored head and the noted checkpoint.
-    pub fn finish(self, head: Checkpoint) -> Result<AuditReport, AuditError> {
+    pub fn finish(self, head: Checkpoint, epoch: u64) -> Result<AuditReport, AuditError> {
         let found = self.checkpoint();
         if found != head {
             return Err(AuditError::Head { head, found });
+        }
+        let last = self.last.map_or(0, |(epoch, _)| epoch);
+        if last != epoch {
+            return Err(AuditError::Epoch { head: epoch, last });
         }
         if let Some(noted) = self.noted.filter(|_| !self.met) {
             let why = if noted.size > found.size {
@@ -158,11 +226,18 @@ impl Audit {
             };
             return Err(AuditError::Against { noted, why });
         }
-        Ok(AuditReport { head, epoch: self.last.map_or(0, |(epoch, _)| epoch), against: self.noted })
+        Ok(AuditReport {
+            head,
+            epoch,
+            against: self.noted,
+        })
     }
 
     fn checkpoint(&self) -> Checkpoint {
-        Checkpoint { size: self.tree.size(), root: self.tree.root() }
+        Checkpoint {
+            size: self.tree.size(),
+            root: self.tree.root(),
+        }
     }
 
     fn meet(&mut self) {

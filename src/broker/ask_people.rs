@@ -15,24 +15,43 @@ impl Hall {
         pending: Pending,
         asks: &At<usize>,
     ) -> Result<Round, Refusal> {
-        let Turn { call, ask, proven, rules, task, now, .. } = *turn;
+        let Turn {
+            call,
+            ask,
+            proven,
+            rules,
+            task,
+            now,
+            ..
+        } = *turn;
         if asks.value >= PENDING_MAX {
             return Err(self.refuse(
                 call.method,
                 Reason::TooManyPending,
-                format!("{} access requests of this agent wait; at most {PENDING_MAX} may", asks.value),
+                format!(
+                    "{} access requests of this agent wait; at most {PENDING_MAX} may",
+                    asks.value
+                ),
             ));
         }
         let id = AccessRequestId::from_random(self.draw());
-        let (action, secret) = ask.action.on_record(&pending.sensitive, &mut || self.draw());
+        let (action, secret) = ask
+            .action
+            .on_record(&pending.sensitive, &mut || self.draw());
         let secret = secret.map(|s| Blob::new(s.blob()));
-        let reason = ask.reason.as_ref().map(|prose| Blob::new(prose.blob(self.draw())));
+        let reason = ask
+            .reason
+            .as_ref()
+            .map(|prose| Blob::new(prose.blob(self.draw())));
         let fact = AccessRequestOpened {
             access_request: id,
             task: ask.task,
             agent: task.opened.agent.clone(),
             // The owner by today's registration, which `stand` just matched: never eligible to vote.
-            owner: rules.bundle.agent(&task.opened.agent).map_or_else(|| task.opened.owner.clone(), |a| a.owner.clone()),
+            owner: rules
+                .bundle
+                .agent(&task.opened.agent)
+                .map_or_else(|| task.opened.owner.clone(), |a| a.owner.clone()),
             request_id: ask.request_id.clone(),
             action,
             secret: secret.as_ref().map(Blob::hash),
@@ -50,13 +69,25 @@ impl Hall {
             // INVARIANT (one open access request for an action): two openings of one agent cannot both have read `asks`.
             ..Append::one(
                 Fact::AccessRequestOpened(fact),
-                vec![(Stream::Access(id), 0), (Stream::Asks(task.opened.agent.clone()), asks.version)],
+                vec![
+                    (Stream::Access(id), 0),
+                    (Stream::Asks(task.opened.agent.clone()), asks.version),
+                    // One request id cannot become a grant for one action and a question about another.
+                    (
+                        Stream::Request(ask.task, ask.request_id.clone()),
+                        turn.request_version,
+                    ),
+                ],
             )
         };
         match self.journal.append(append).await {
             Ok(entry) => match self.state.access_request(&id) {
                 // As of its opening: a vote that is there already wakes the wait at once.
-                Some(request) => Ok(Round::Done(self.pending_reply(turn, &request, entry.index + 1))),
+                Some(request) => Ok(Round::Done(self.pending_reply(
+                    turn,
+                    &request,
+                    entry.index + 1,
+                ))),
                 None => Ok(Round::Again),
             },
             Err(AppendError::Conflict(_) | AppendError::Late) => Ok(Round::Again),
@@ -64,7 +95,12 @@ impl Hall {
         }
     }
 
-    pub(super) fn pending_reply(&self, turn: &Turn<'_>, request: &AccessRequest, version: Version) -> TokenReply {
+    pub(super) fn pending_reply(
+        &self,
+        turn: &Turn<'_>,
+        request: &AccessRequest,
+        version: Version,
+    ) -> TokenReply {
         TokenReply::Pending(Box::new(PendingReply {
             access_request: request.opened.access_request,
             decision: request.opened.decision.id,
@@ -74,12 +110,22 @@ impl Hall {
             ttl: request.opened.decision.ttl.clone(),
             show_evidence: false,
             facts: turn.proven.facts().clone(),
-            basis: [version, turn.task.version, turn.agent_version, turn.rules.version],
+            basis: [
+                version,
+                turn.task.version,
+                turn.agent_version,
+                turn.rules.version,
+            ],
         }))
     }
 
     /// The profiles an access request needs, and how far each is by today's roster.
-    pub(super) fn needs(&self, request: &AccessRequest, rules: &InForce, now: Timestamp) -> Vec<ProfileState> {
+    pub(super) fn needs(
+        &self,
+        request: &AccessRequest,
+        rules: &InForce,
+        now: Timestamp,
+    ) -> Vec<ProfileState> {
         let tally = votes::tally(request, &self.settings.realm, &rules.bundle, now);
         let state = |need: &ProfileRef| {
             let defined = rules.bundle.profile(&need.name);
@@ -87,7 +133,11 @@ impl Hall {
                 profile: need.clone(),
                 group: defined.map(|p| p.group.to_string()).unwrap_or_default(),
                 quorum: defined.map_or(0, |p| p.quorum),
-                approvers: tally.counted.get(&need.name).map(|set| set.iter().cloned().collect()).unwrap_or_default(),
+                approvers: tally
+                    .counted
+                    .get(&need.name)
+                    .map(|set| set.iter().cloned().collect())
+                    .unwrap_or_default(),
             }
         };
         request.opened.decision.needs.iter().map(state).collect()

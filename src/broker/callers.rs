@@ -1,8 +1,11 @@
 //! Who calls. Authority comes from the verified caller alone, never from a field of the message.
 
+use std::sync::Arc;
+
 use super::{Hall, Refusal};
 use crate::model::*;
-use crate::rules::{Registered, Role, ServiceKind};
+use crate::rules::{InForce, Registered, Role, ServiceKind};
+use crate::state::Task;
 use crate::verify::{self, CallProof, Possession, VerifyError};
 
 /// The kinds of callers a method may admit.
@@ -53,13 +56,15 @@ enum Caller {
 }
 
 impl Hall {
-    /// Checks the proof of possession that a call carries.
-    pub(super) fn possession(
+    /// Checks the proof of possession that a call carries. `known` says whether the key is anybody's here, before anything
+    /// is remembered of it: strangers cannot fill the memory of used proofs.
+    fn possession(
         &self,
         call: &Presented,
         action: Option<Digest>,
         evidence: Option<Digest>,
         now: Timestamp,
+        known: &dyn Fn(Thumbprint) -> Result<(), VerifyError>,
     ) -> Result<Possession, VerifyError> {
         let proof = CallProof {
             proof: call.proof.as_ref(),
@@ -67,40 +72,114 @@ impl Hall {
             action,
             evidence,
             nonces: &self.nonces,
-            once: &|key, jti, until| self.once.mark(key, jti, until, now),
+            once: &|key, jti, until| {
+                known(key)?;
+                self.once.mark(key, jti, until, now)
+            },
         };
         Possession::check(&proof, now)
     }
 
-    /// The possession of an agent; refuses when the method's row does not admit agents.
-    pub(super) fn agent_possession(
+    /// The possession of a key for a new task. The caller has checked the evidence.
+    pub(super) fn opening_possession(
         &self,
         call: &Presented,
+        evidence: Digest,
+        now: Timestamp,
+    ) -> Result<Possession, Refusal> {
+        self.admits_agents(call)?;
+        self.possession(call, None, Some(evidence), now, &|_| Ok(()))
+            .map_err(|e| self.refuse_gate_1(call.method, &e))
+    }
+
+    /// The caller's own task and the possession of its key; another's and none get the same answer.
+    pub(super) fn task_possession(
+        &self,
+        call: &Presented,
+        id: &TaskId,
         action: Option<Digest>,
         evidence: Option<Digest>,
         now: Timestamp,
-    ) -> Result<Possession, Refusal> {
-        if !call.admits.contains(&CallerKind::Agent) {
-            return Err(self.refuse(call.method, Reason::NotPermitted, "the guard's row does not admit agents"));
+    ) -> Result<(Arc<Task>, Possession), Refusal> {
+        self.admits_agents(call)?;
+        let task = self.state.task(id);
+        let known = |key| match &task {
+            Some(task) if task.opened.binding.jkt() == key => Ok(()),
+            Some(_) | None => Err(VerifyError::NotOfTask),
+        };
+        match (self.possession(call, action, evidence, now, &known), &task) {
+            (Ok(possession), Some(task)) => Ok((Arc::clone(task), possession)),
+            (Ok(_), None) | (Err(VerifyError::NotOfTask), _) => Err(self.refuse(
+                call.method,
+                Reason::NotFound,
+                format!("no task {id} bound to this key"),
+            )),
+            (Err(error), _) => Err(self.refuse_gate_1(call.method, &error)),
         }
-        self.possession(call, action, evidence, now).map_err(|e| self.refuse_gate_1(call.method, &e))
+    }
+
+    fn admits_agents(&self, call: &Presented) -> Result<(), Refusal> {
+        if call.admits.contains(&CallerKind::Agent) {
+            return Ok(());
+        }
+        Err(self.refuse(
+            call.method,
+            Reason::NotPermitted,
+            "the guard's row does not admit agents",
+        ))
+    }
+
+    /// Whether a person who called is an operator still, with the key they called with: the rules in force now, and their
+    /// version for what they order to rest on.
+    pub(super) fn still_operator(
+        &self,
+        call: &Presented,
+        caller: &PersonCaller,
+    ) -> Result<Arc<InForce>, Refusal> {
+        let rules = self
+            .views
+            .rules()
+            .ok_or_else(|| self.refuse_gate_1(call.method, &VerifyError::NoRules))?;
+        let same = rules.by_key(caller.key) == Some(Registered::Person(caller.id.clone()));
+        let operator = rules
+            .bundle
+            .person(&caller.id)
+            .is_some_and(|p| p.roles.contains(&Role::Operator));
+        if same && operator {
+            return Ok(rules);
+        }
+        Err(self.refuse(
+            call.method,
+            Reason::NotPermitted,
+            format!("{} is no operator any more", caller.id),
+        ))
     }
 
     /// A registered person, of a role the method admits.
     pub fn person(&self, call: &Presented) -> Result<PersonCaller, Refusal> {
-        match self.caller(call, self.clock.now())? {
+        match self.caller(call, self.now())? {
             Caller::Person(person) => Ok(person),
-            Caller::Service(service) => {
-                Err(self.refuse(call.method, Reason::NotPermitted, format!("{} is no person", service.id)))
-            }
+            Caller::Service(service) => Err(self.refuse(
+                call.method,
+                Reason::NotPermitted,
+                format!("{} is no person", service.id),
+            )),
         }
     }
 
     /// A registered service, of a kind the method admits.
-    pub(super) fn service(&self, call: &Presented, now: Timestamp) -> Result<ServiceCaller, Refusal> {
+    pub(super) fn service(
+        &self,
+        call: &Presented,
+        now: Timestamp,
+    ) -> Result<ServiceCaller, Refusal> {
         match self.caller(call, now)? {
             Caller::Service(service) => Ok(service),
-            Caller::Person(person) => Err(self.refuse(call.method, Reason::NotPermitted, format!("{} is no service", person.id))),
+            Caller::Person(person) => Err(self.refuse(
+                call.method,
+                Reason::NotPermitted,
+                format!("{} is no service", person.id),
+            )),
         }
     }
 
@@ -114,18 +193,29 @@ impl Hall {
 
     fn caller(&self, call: &Presented, now: Timestamp) -> Result<Caller, Refusal> {
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
-        let rules = self.views.rules().ok_or_else(|| closed(&VerifyError::NoRules))?;
+        let rules = self
+            .views
+            .rules()
+            .ok_or_else(|| closed(&VerifyError::NoRules))?;
         let (registered, key) = match (&call.bearer, &call.proof) {
             (Some(bearer), None) => {
                 let evidence = Evidence::JwtSvid(bearer.clone());
-                let attested = verify::attest(&evidence, &self.views.trust(), &self.settings.evidence_audience, now)
-                    .map_err(|e| closed(&e))?;
+                let attested = verify::attest(
+                    &evidence,
+                    &self.views.trust(),
+                    &self.settings.evidence_audience,
+                    now,
+                )
+                .map_err(|e| closed(&e))?;
                 (rules.by_spiffe_id(&attested.facts().subject), None)
             }
             // Two credentials in one call could be read as two callers.
             (Some(_), Some(_)) => return Err(closed(&VerifyError::ProofElsewhere("credential"))),
             (None, _) => {
-                let possession = self.possession(call, None, None, now).map_err(|e| closed(&e))?;
+                let known = |key| rules.by_key(key).map(drop).ok_or(VerifyError::Agents(0));
+                let possession = self
+                    .possession(call, None, None, now, &known)
+                    .map_err(|e| closed(&e))?;
                 (rules.by_key(possession.jkt()), Some(possession.jkt()))
             }
         };
@@ -138,7 +228,10 @@ impl Hall {
         };
         match (registered, key) {
             (Some(Registered::Person(id)), Some(key)) => {
-                let person = rules.bundle.person(&id).ok_or_else(|| closed(&VerifyError::Agents(0)))?;
+                let person = rules
+                    .bundle
+                    .person(&id)
+                    .ok_or_else(|| closed(&VerifyError::Agents(0)))?;
                 let admitted = person.roles.iter().any(|role| {
                     call.admits.contains(&match role {
                         Role::Approver => CallerKind::Approver,
@@ -151,7 +244,10 @@ impl Hall {
                 Ok(Caller::Person(PersonCaller { id, key }))
             }
             (Some(Registered::Service(id)), _) => {
-                let service = rules.bundle.service(&id).ok_or_else(|| closed(&VerifyError::Agents(0)))?;
+                let service = rules
+                    .bundle
+                    .service(&id)
+                    .ok_or_else(|| closed(&VerifyError::Agents(0)))?;
                 let kind = match service.kind {
                     ServiceKind::Validator => CallerKind::Validator,
                     ServiceKind::Auditor => CallerKind::Auditor,
@@ -159,7 +255,10 @@ impl Hall {
                 if !call.admits.contains(&kind) {
                     return not_permitted(&id);
                 }
-                Ok(Caller::Service(ServiceCaller { id, audiences: service.audiences.clone() }))
+                Ok(Caller::Service(ServiceCaller {
+                    id,
+                    audiences: service.audiences.clone(),
+                }))
             }
             (Some(Registered::Person(_)), None) | (None, _) => Err(closed(&VerifyError::Agents(0))),
         }

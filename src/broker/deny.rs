@@ -10,14 +10,30 @@ use crate::state::AccessStatus;
 
 impl Hall {
     /// A person's no, or expiry, is the answer of this request id for good.
-    pub(super) fn refused_before(&self, turn: &Turn<'_>, id: &AccessRequestId) -> Result<Round, Refusal> {
-        let Turn { call, ask, proven, .. } = *turn;
+    pub(super) fn refused_before(
+        &self,
+        turn: &Turn<'_>,
+        id: &AccessRequestId,
+    ) -> Result<Round, Refusal> {
+        let Turn {
+            call, ask, proven, ..
+        } = *turn;
         let request = self.state.access_request(id);
-        let request = request.ok_or_else(|| self.refuse(call.method, Reason::Undecided, "the access request is gone"))?;
+        let request = request.ok_or_else(|| {
+            self.refuse(call.method, Reason::Undecided, "the access request is gone")
+        })?;
         if request.action.as_ref().is_some_and(|a| **a != ask.action) {
-            return Err(self.refuse(call.method, Reason::RequestIdReused, "this request_id was decided for another action"));
+            return Err(self.refuse(
+                call.method,
+                Reason::RequestIdReused,
+                "this request_id was decided for another action",
+            ));
         }
-        let why = if request.status == AccessStatus::Denied { DeniedReason::DeniedByPerson } else { DeniedReason::Expired };
+        let why = if request.status == AccessStatus::Denied {
+            DeniedReason::DeniedByPerson
+        } else {
+            DeniedReason::Expired
+        };
         Ok(Round::Done(TokenReply::Denied(Box::new(DeniedReply {
             why,
             decision: Some(request.opened.decision.id),
@@ -29,11 +45,18 @@ impl Hall {
 
     /// A rule's no: an entry, unless it is the answer this request id got last.
     pub(super) async fn deny(&self, turn: &Turn<'_>, denied: Denied) -> Result<Round, Refusal> {
-        let Turn { ask, rules, proven, .. } = *turn;
+        let Turn {
+            ask, rules, proven, ..
+        } = *turn;
         let shown = self.rules_shown(&denied.decision.rules);
-        let sensitive = rules.bundle.action(&ask.action.name).map(|a| a.sensitive()).unwrap_or_default();
+        let sensitive = rules
+            .bundle
+            .action(&ask.action.name)
+            .map(|a| a.sensitive())
+            .unwrap_or_default();
         let id = denied.decision.id;
-        self.enter_denial(turn, denied.why.as_str(), Some(denied.decision), &sensitive).await?;
+        self.enter_denial(turn, denied.why.as_str(), Some(denied.decision), &sensitive)
+            .await?;
         Ok(Round::Done(TokenReply::Denied(Box::new(DeniedReply {
             why: denied.why,
             decision: Some(id),
@@ -65,9 +88,20 @@ impl Hall {
         decision: Option<Decision>,
         sensitive: &BTreeSet<String>,
     ) -> Result<(), Refusal> {
-        let Turn { call, ask, proven, rules, .. } = *turn;
+        let Turn {
+            call,
+            ask,
+            proven,
+            rules,
+            ..
+        } = *turn;
         let policy = rules.version.to_be_bytes();
-        let answer = Digest::of_parts(&[reason.as_bytes(), &[0], &policy, ask.action.digest().as_bytes()]);
+        let answer = Digest::of_parts(&[
+            reason.as_bytes(),
+            &[0],
+            &policy,
+            ask.action.digest().as_bytes(),
+        ]);
         let key = (ask.task, ask.request_id.clone());
         if self.denials.get(&key).is_some_and(|last| *last == answer) {
             return Ok(());
@@ -75,8 +109,12 @@ impl Hall {
         self.count_refusal(call, &ask.task)?;
         let (action, secret) = ask.action.on_record(sensitive, &mut || self.draw());
         // Of a malformed order nothing is kept apart: only commitments stay.
-        let secret = secret.filter(|_| decision.is_some()).map(|s| Blob::new(s.blob()));
-        let id = decision.as_ref().map_or_else(|| DecisionId::from_random(self.draw()), |d| d.id);
+        let secret = secret
+            .filter(|_| decision.is_some())
+            .map(|s| Blob::new(s.blob()));
+        let id = decision
+            .as_ref()
+            .map_or_else(|| DecisionId::from_random(self.draw()), |d| d.id);
         let fact = RequestDenied {
             id,
             task: ask.task,
@@ -87,15 +125,21 @@ impl Hall {
             decision,
             evidence: proven.facts().clone(),
         };
-        let append = Append { blobs: secret.into_iter().collect(), ..Append::one(Fact::RequestDenied(fact), Vec::new()) };
-        self.journal.append(append).await.map_err(|e| self.refuse_append(call.method, &e))?;
+        let append = Append {
+            blobs: secret.into_iter().collect(),
+            ..Append::one(Fact::RequestDenied(fact), Vec::new())
+        };
+        self.journal
+            .append(append)
+            .await
+            .map_err(|e| self.refuse_append(call.method, &e))?;
         self.denials.put(key, answer);
         Ok(())
     }
 
     /// At most [`REFUSALS_PER_MINUTE`] refusal entries for a task: nobody fills the journal with noes.
     pub(super) fn count_refusal(&self, call: &Presented, task: &TaskId) -> Result<(), Refusal> {
-        let minute = self.clock.now().secs().div_euclid(60);
+        let minute = self.now().secs().div_euclid(60);
         let full = {
             let mut counts = self.lock(&self.refusals);
             counts.retain(|_, (m, _)| *m == minute);

@@ -38,33 +38,80 @@ const END_ATTEMPTS: usize = 16;
 
 impl Hall {
     /// The agent is done. Possession is enough: ending must work when evidence no longer does.
-    pub async fn complete_task(&self, call: &Presented, ask: TaskEndAsk) -> Result<EndReport, Refusal> {
-        let possession = self.agent_possession(call, None, None, self.clock.now())?;
-        let task = self.own_task(call, &ask.task, &possession)?;
-        self.end_task(call.method, &task.opened.task, EndCause::Completed, ask.outcome, None).await
+    pub async fn complete_task(
+        &self,
+        call: &Presented,
+        ask: TaskEndAsk,
+    ) -> Result<EndReport, Refusal> {
+        let (task, _held) = self.task_possession(call, &ask.task, None, None, self.now())?;
+        self.end_task(
+            call.method,
+            &task.opened.task,
+            EndCause::Completed,
+            ask.outcome,
+            None,
+            Vec::new(),
+        )
+        .await
     }
 
     /// An operator ends a task.
-    pub async fn end_task_as_operator(&self, call: &Presented, ask: TaskEndAsk) -> Result<EndReport, Refusal> {
+    pub async fn end_task_as_operator(
+        &self,
+        call: &Presented,
+        ask: TaskEndAsk,
+    ) -> Result<EndReport, Refusal> {
         let operator = self.person(call)?;
         if self.state.task(&ask.task).is_none() {
-            return Err(self.refuse(call.method, Reason::NotFound, format!("no task {}", ask.task)));
+            return Err(self.refuse(
+                call.method,
+                Reason::NotFound,
+                format!("no task {}", ask.task),
+            ));
         }
-        self.end_task(call.method, &ask.task, EndCause::Operator, None, Some(operator.id)).await
+        let rules = self.still_operator(call, &operator)?;
+        let premises = vec![(Stream::Policy, rules.version)];
+        self.end_task(
+            call.method,
+            &ask.task,
+            EndCause::Operator,
+            None,
+            Some(operator.id),
+            premises,
+        )
+        .await
     }
 
     /// The agent takes an access request back.
-    pub async fn cancel_access_request(&self, call: &Presented, task: TaskId, id: AccessRequestId) -> Result<(), Refusal> {
-        let possession = self.agent_possession(call, None, None, self.clock.now())?;
-        let task = self.own_task(call, &task, &possession)?;
+    pub async fn cancel_access_request(
+        &self,
+        call: &Presented,
+        task: TaskId,
+        id: AccessRequestId,
+    ) -> Result<(), Refusal> {
+        let (task, _held) = self.task_possession(call, &task, None, None, self.now())?;
         for _ in 0..END_ATTEMPTS {
-            let now = self.clock.now();
+            let now = self.now();
             let request = self.own_request(call, &task.opened.task, &id)?;
             if !request.waits(now) || !self.runs(&task, now) {
-                return Err(self.refuse(call.method, Reason::AccessRequestClosed, "the access request no longer waits"));
+                return Err(self.refuse(
+                    call.method,
+                    Reason::AccessRequestClosed,
+                    "the access request no longer waits",
+                ));
             }
-            let fact = Fact::AccessRequestClosed(AccessRequestClosed { access_request: id, cause: CloseCause::Cancelled });
-            match self.journal.append(Append::one(fact, vec![(Stream::Access(id), request.version)])).await {
+            let fact = Fact::AccessRequestClosed(AccessRequestClosed {
+                access_request: id,
+                cause: CloseCause::Cancelled,
+            });
+            match self
+                .journal
+                .append(Append::one(
+                    fact,
+                    vec![(Stream::Access(id), request.version)],
+                ))
+                .await
+            {
                 Ok(_) => return Ok(()),
                 Err(AppendError::Conflict(_)) => {}
                 Err(error) => return Err(self.refuse_append(call.method, &error)),
@@ -84,18 +131,39 @@ impl Hall {
         cause: EndCause,
         outcome: Option<TaskOutcome>,
         by: Option<PersonId>,
+        premises: Vec<(Stream, Version)>,
     ) -> Result<EndReport, Refusal> {
         for _ in 0..END_ATTEMPTS {
-            let now = self.clock.now();
-            let task = self.state.task(id).ok_or_else(|| self.refuse(method, Reason::NotFound, "no such task"))?;
+            let now = self.now();
+            let task = self
+                .state
+                .task(id)
+                .ok_or_else(|| self.refuse(method, Reason::NotFound, "no such task"))?;
             if task.ended.is_some() {
                 return Ok(self.end_report(&task, now));
             }
             // A deadline that has passed is the cause, whoever comes to say so.
-            let cause = if task.runs(now) { cause } else { EndCause::Deadline };
-            let (outcome, by) = if task.runs(now) { (outcome, by.clone()) } else { (None, None) };
-            let fact = Fact::TaskEnded(TaskEnded { tasks: vec![*id], cause, outcome, by });
-            match self.journal.append(Append::one(fact, vec![(Stream::Task(*id), task.version)])).await {
+            let cause = if task.runs(now) {
+                cause
+            } else {
+                EndCause::Deadline
+            };
+            let (outcome, by) = if task.runs(now) {
+                (outcome, by.clone())
+            } else {
+                (None, None)
+            };
+            let fact = Fact::TaskEnded(TaskEnded {
+                tasks: vec![*id],
+                cause,
+                outcome,
+                by,
+            });
+            let append = Append {
+                premises: premises.clone(),
+                ..Append::one(fact, vec![(Stream::Task(*id), task.version)])
+            };
+            match self.journal.append(append).await {
                 Ok(_) => {
                     self.lock(&self.doomed).remove(id);
                     let task = self.state.task(id).unwrap_or(task);
@@ -114,10 +182,15 @@ impl Hall {
     /// Read from the record, so that every asking gets the same report.
     fn end_report(&self, task: &Arc<Task>, now: Timestamp) -> EndReport {
         let id = task.opened.task;
-        let (cause, at, index) = task.ended.map_or((EndCause::Deadline, now, 0), |e| (e.cause, e.at, e.index));
+        let (cause, at, index) = task
+            .ended
+            .map_or((EndCause::Deadline, now, 0), |e| (e.cause, e.at, e.index));
         let grants = self.state.grants_of(&id);
-        let alive = |g: &&Arc<Grant>| g.ended.is_none_or(|e| e.index >= index) && at.secs() < g.issued.exp && !g.spent();
-        let waited = |r: &&Arc<AccessRequest>| r.status == AccessStatus::Waiting && at < r.opened.expires_at;
+        let alive = |g: &&Arc<Grant>| {
+            g.ended.is_none_or(|e| e.index >= index) && at.secs() < g.issued.exp && !g.spent()
+        };
+        let waited =
+            |r: &&Arc<AccessRequest>| r.status == AccessStatus::Waiting && at < r.opened.expires_at;
         EndReport {
             task: id,
             cause,

@@ -16,23 +16,33 @@ pub struct Explained {
 
 impl Explained {
     fn line(&mut self, label: &str, text: impl Into<String>) {
-        self.lines.push((label.to_owned(), text::reveal(&text.into())));
+        self.lines
+            .push((label.to_owned(), text::reveal(&text.into())));
     }
 }
 
 impl Hall {
     /// Explains an id: a decision, an access request, a task, a token, or a refused call.
     pub fn explain(&self, call: &Presented, id: &str) -> Result<Explained, Refusal> {
-        let now = self.clock.now();
+        let now = self.now();
         self.reader(call, now)?;
         let found = match id.split_once('_').map(|(prefix, _)| prefix) {
-            Some("dec") => {
-                DecisionId::parse(id).ok().and_then(|id| self.state.decision_index(&id)).map(|i| self.explain_entry(i))
-            }
-            Some("areq") => AccessRequestId::parse(id).ok().and_then(|id| self.explain_access_request(&id, now)),
-            Some("task") => TaskId::parse(id).ok().and_then(|id| self.explain_task(&id, now)),
-            Some("tok") => TokenId::parse(id).ok().and_then(|id| self.explain_token(&id, now)),
-            Some("cor") => CorrelationId::parse(id).ok().and_then(|id| self.explain_refusal(&id)),
+            Some("dec") => DecisionId::parse(id)
+                .ok()
+                .and_then(|id| self.state.decision_index(&id))
+                .map(|i| self.explain_entry(i)),
+            Some("areq") => AccessRequestId::parse(id)
+                .ok()
+                .and_then(|id| self.explain_access_request(&id, now)),
+            Some("task") => TaskId::parse(id)
+                .ok()
+                .and_then(|id| self.explain_task(&id, now)),
+            Some("tok") => TokenId::parse(id)
+                .ok()
+                .and_then(|id| self.explain_token(&id, now)),
+            Some("cor") => CorrelationId::parse(id)
+                .ok()
+                .and_then(|id| self.explain_refusal(&id)),
             _ => None,
         };
         found.ok_or_else(|| {
@@ -45,21 +55,37 @@ impl Hall {
     }
 
     fn explain_refusal(&self, id: &CorrelationId) -> Option<Explained> {
-        let refused = self.lock(&self.log).iter().rev().find(|r| r.correlation == *id).cloned()?;
-        let mut out = Explained { headline: format!("{} refused {}", refused.method, refused.reason), ..Explained::default() };
+        let refused = self
+            .lock(&self.log)
+            .iter()
+            .rev()
+            .find(|r| r.correlation == *id)
+            .cloned()?;
+        let mut out = Explained {
+            headline: format!("{} refused {}", refused.method, refused.reason),
+            ..Explained::default()
+        };
         out.line("when", refused.at.to_string());
         out.line("why", refused.detail);
         Some(out)
     }
 
     fn explain_entry(&self, index: u64) -> Explained {
-        let mut out = Explained { headline: format!("entry {index}"), ..Explained::default() };
-        let Ok(Some(stored)) = self.journal.entry(index) else { return out };
+        let mut out = Explained {
+            headline: format!("entry {index}"),
+            ..Explained::default()
+        };
+        let Ok(Some(stored)) = self.journal.entry(index) else {
+            return out;
+        };
         if let Ok(entry) = Entry::parse(&stored.text) {
             out.line("when", entry.at.to_string());
             match &entry.fact {
                 Fact::RequestDenied(f) => {
-                    out.headline = format!("denied {}: {} on {}", f.reason, f.action.action, f.action.target);
+                    out.headline = format!(
+                        "denied {}: {} on {}",
+                        f.reason, f.action.action, f.action.target
+                    );
                     out.line("task", f.task.to_string());
                     self.explain_evidence(&mut out, &f.evidence);
                     if let Some(decision) = &f.decision {
@@ -67,7 +93,10 @@ impl Hall {
                     }
                 }
                 Fact::AccessRequestOpened(f) => {
-                    out.headline = format!("people are asked: {} on {}", f.action.action, f.action.target);
+                    out.headline = format!(
+                        "people are asked: {} on {}",
+                        f.action.action, f.action.target
+                    );
                     out.line("task", f.task.to_string());
                     out.line("access request", f.access_request.to_string());
                     self.explain_evidence(&mut out, &f.evidence);
@@ -104,27 +133,52 @@ impl Hall {
     fn explain_evidence(&self, out: &mut Explained, facts: &EvidenceFacts) {
         out.line(
             "gate 1",
-            format!("{} verified {} by key {} at {}", facts.subject, facts.kind.as_str(), facts.kid, facts.verified_at),
+            format!(
+                "{} verified {} by key {} at {}",
+                facts.subject,
+                facts.kind.as_str(),
+                facts.kid,
+                facts.verified_at
+            ),
         );
     }
 
     fn explain_decision(&self, out: &mut Explained, decision: &Decision) {
         let rules = self.views.rules();
-        let same = rules.as_ref().is_some_and(|r| r.bundle.version() == decision.policy);
+        let same = rules
+            .as_ref()
+            .is_some_and(|r| r.bundle.version() == decision.policy);
         out.line("decision", decision.id.to_string());
-        out.line("policy bundle", format!("{}{}", decision.policy, if same { " (in force)" } else { " (no longer in force)" }));
+        out.line(
+            "policy bundle",
+            format!(
+                "{}{}",
+                decision.policy,
+                if same {
+                    " (in force)"
+                } else {
+                    " (no longer in force)"
+                }
+            ),
+        );
         if decision.rules.is_empty() {
             out.line("rules", "no rule allows it: the default is no");
         }
         for rule in &decision.rules {
-            let known = rules.as_ref().filter(|_| same).and_then(|r| r.bundle.rule(&rule.id));
+            let known = rules
+                .as_ref()
+                .filter(|_| same)
+                .and_then(|r| r.bundle.rule(&rule.id));
             let (place, why) = match known {
                 Some(info) => {
                     let effect = match info.effect {
                         RuleEffect::Permit => "permit",
                         RuleEffect::Forbid => "forbid",
                     };
-                    (format!("{}:{} {effect}", rule.file, info.line), info.why.clone().unwrap_or_default())
+                    (
+                        format!("{}:{} {effect}", rule.file, info.line),
+                        info.why.clone().unwrap_or_default(),
+                    )
                 }
                 None => (rule.file.clone(), String::new()),
             };
@@ -133,7 +187,12 @@ impl Hall {
         for need in &decision.needs {
             out.line("needs", format!("an approval under {}", need.name));
         }
-        let bounds: Vec<String> = decision.ttl.bounds.iter().map(|b| format!("{} {}", b.by, show_seconds(b.seconds))).collect();
+        let bounds: Vec<String> = decision
+            .ttl
+            .bounds
+            .iter()
+            .map(|b| format!("{} {}", b.by, show_seconds(b.seconds)))
+            .collect();
         out.line(
             "ttl",
             format!(
@@ -164,19 +223,36 @@ impl Hall {
         let rules = self.views.rules()?;
         let mut out = self.explain_entry(self.state.decision_index(&request.opened.decision.id)?);
         let view = self.view(request.clone(), &rules, now);
-        out.headline =
-            format!("{}: {} on {}", view.standing.as_str(), request.opened.action.action, request.opened.action.target);
+        out.headline = format!(
+            "{}: {} on {}",
+            view.standing.as_str(),
+            request.opened.action.action,
+            request.opened.action.target
+        );
         for need in &view.needs {
             let names: Vec<&str> = need.approvers.iter().map(PersonId::as_str).collect();
             out.line(
                 "profile",
-                format!("{}: {} of {} from {} [{}]", need.profile.name, names.len(), need.quorum, need.group, names.join(", ")),
+                format!(
+                    "{}: {} of {} from {} [{}]",
+                    need.profile.name,
+                    names.len(),
+                    need.quorum,
+                    need.group,
+                    names.join(", ")
+                ),
             );
         }
         for vote in &request.votes {
             out.line(
                 "vote",
-                format!("{} {} under {} at {}", vote.cast.voter, vote.cast.verdict.as_str(), vote.cast.profile.name, vote.at),
+                format!(
+                    "{} {} under {} at {}",
+                    vote.cast.voter,
+                    vote.cast.verdict.as_str(),
+                    vote.cast.profile.name,
+                    vote.at
+                ),
             );
         }
         out.line("waits until", request.opened.expires_at.to_string());
@@ -190,7 +266,10 @@ impl Hall {
             None if task.runs(now) => "runs".to_owned(),
             None => "ended: deadline".to_owned(),
         };
-        let mut out = Explained { headline: format!("task of {}, {ends}", task.opened.agent), ..Explained::default() };
+        let mut out = Explained {
+            headline: format!("task of {}, {ends}", task.opened.agent),
+            ..Explained::default()
+        };
         out.line("opened", task.opened.opened_at.to_string());
         out.line("deadline", task.opened.deadline.to_string());
         if let Some(ended) = task.ended {
@@ -199,22 +278,37 @@ impl Hall {
         out.line("key", task.opened.binding.jkt().to_string());
         self.explain_evidence(&mut out, &task.opened.evidence);
         if let Some(purpose) = &task.purpose {
-            out.line("agent says (unverified)", format!("\"{}\"", text::reveal_capped(purpose.as_str(), 500)));
+            out.line(
+                "agent says (unverified)",
+                format!("\"{}\"", text::reveal_capped(purpose.as_str(), 500)),
+            );
         }
         for grant in self.state.grants_of(id) {
             let state = self.life(&grant, now);
             out.line(
                 "token",
-                format!("{} {} on {}, {state}", grant.issued.jti, grant.issued.action.action, grant.issued.action.target),
+                format!(
+                    "{} {} on {}, {state}",
+                    grant.issued.jti, grant.issued.action.action, grant.issued.action.target
+                ),
             );
         }
         for request in self.state.requests_of(id) {
             out.line(
                 "access request",
-                format!("{} {} on {}", request.opened.access_request, request.opened.action.action, request.opened.action.target),
+                format!(
+                    "{} {} on {}",
+                    request.opened.access_request,
+                    request.opened.action.action,
+                    request.opened.action.target
+                ),
             );
         }
-        let opened = self.journal.entry(task.version.checked_sub(1)?).ok().flatten();
+        let opened = self
+            .journal
+            .entry(task.version.checked_sub(1)?)
+            .ok()
+            .flatten();
         out.entries.extend(opened.map(|stored| stored.text));
         Some(out)
     }
@@ -231,12 +325,18 @@ impl Hall {
         let grant = self.state.grant(id)?;
         let mut out = self.explain_entry(grant.index);
         let state = self.life(&grant, now);
-        out.headline = format!("token, {state}: {} on {}", grant.issued.action.action, grant.issued.action.target);
+        out.headline = format!(
+            "token, {state}: {} on {}",
+            grant.issued.action.action, grant.issued.action.target
+        );
         if let Some(uses) = grant.issued.uses {
             out.line("uses", format!("{} of {uses} spent", grant.uses.len()));
         }
         for one in &grant.uses {
-            out.line("use", format!("{} {} by entry {}", one.validator, one.use_id, one.index));
+            out.line(
+                "use",
+                format!("{} {} by entry {}", one.validator, one.use_id, one.index),
+            );
         }
         if let Some(request) = grant.issued.consumed {
             out.line("consumed", request.to_string());

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use super::{Hall, Presented, Refusal};
 use crate::jose::access_token::{LEEWAY_S, TTL_MAX_S};
 use crate::model::*;
+use crate::rules::{Service, ServiceKind};
 use crate::state::FeedEvent;
 
 /// A place in the journal.
@@ -30,8 +31,12 @@ const FEED_BATCH: usize = 256;
 
 impl Hall {
     /// Begins a watch of the revocation feed.
-    pub fn watch_revocations(&self, call: &Presented, after: Option<Position>) -> Result<FeedStart, Refusal> {
-        let now = self.clock.now();
+    pub fn watch_revocations(
+        &self,
+        call: &Presented,
+        after: Option<Position>,
+    ) -> Result<FeedStart, Refusal> {
+        let now = self.now();
         let caller = self.service(call, now)?.id;
         let (epoch, head) = self.state.position();
         // Events older than any token that can still live end nothing. Not this broker's own cap: the one before it may have
@@ -52,10 +57,19 @@ impl Hall {
                 Reason::PositionAhead,
                 format!("the journal has come to {head}; watch anew without a position"),
             )),
-            Some(position) if start.is_none_or(|start| start <= position.index) => {
-                Ok(FeedStart { caller, resync: None, after: Some(position.index) })
-            }
-            Some(_) | None => Ok(FeedStart { caller, resync: Some(Position { epoch, index: start.unwrap_or(0) }), after: start }),
+            Some(position) if start.is_none_or(|start| start <= position.index) => Ok(FeedStart {
+                caller,
+                resync: None,
+                after: Some(position.index),
+            }),
+            Some(_) | None => Ok(FeedStart {
+                caller,
+                resync: Some(Position {
+                    epoch,
+                    index: start.unwrap_or(0),
+                }),
+                after: start,
+            }),
         }
     }
 
@@ -63,13 +77,27 @@ impl Hall {
     pub fn feed_after(&self, after: Option<u64>) -> (Vec<Arc<FeedEvent>>, Position, Option<u64>) {
         // The position first: everything up to it is in state when the events are read.
         let (epoch, index) = self.state.position();
-        let events = self.state.feed_after(after, FEED_BATCH);
-        let read_through = if events.len() < FEED_BATCH { index } else { events.last().map_or(index, |e| e.index) };
-        (events, Position { epoch, index: read_through }, self.state.feed_last())
+        let (events, last) = self.state.feed_after(after, FEED_BATCH);
+        let read_through = if events.len() < FEED_BATCH {
+            index
+        } else {
+            events.last().map_or(index, |e| e.index)
+        };
+        (
+            events,
+            Position {
+                epoch,
+                index: read_through,
+            },
+            last,
+        )
     }
 
     /// Whether a service of this id is still registered: a watch ends when the policy bundle drops its caller.
     pub fn still_registered(&self, id: &ServiceId) -> bool {
-        self.views.rules().is_some_and(|rules| rules.bundle.service(id).is_some())
+        let validator = |service: &Service| service.kind == ServiceKind::Validator;
+        self.views
+            .rules()
+            .is_some_and(|rules| rules.bundle.service(id).is_some_and(validator))
     }
 }

@@ -1,11 +1,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::{Hall, PersonCaller, Presented, Refusal};
 use crate::approve;
 use crate::journal::{Append, AppendError, Blob};
 use crate::model::*;
 use crate::rules::{BundleFiles, InForce, OperateAnswer, PolicyBundle, Role};
+use crate::state::Grant;
 
 /// What putting a policy bundle in force did.
 #[derive(Debug, Clone, Default)]
@@ -38,17 +40,48 @@ pub struct Swept {
 impl Hall {
     /// Puts a policy bundle in force, whole, or refuses it whole. A crash before the append leaves the last one in force;
     /// after it, the new one, and the next start sweeps what this one did not.
+    ///
+    /// Goes on in a task of its own when the caller goes away: what is in force is always swept to the end, and the next
+    /// bundle waits for that.
     pub async fn apply_policy_bundle(
-        &self,
+        self: &Arc<Self>,
         call: &Presented,
         operator: PersonCaller,
         files: BTreeMap<String, String>,
     ) -> Result<Applied, Refusal> {
-        let refuse = |e: &dyn std::fmt::Display| self.refuse(call.method, Reason::InvalidPolicyBundle, e.to_string());
+        let hall = Arc::clone(self);
+        let call = Presented {
+            method: call.method,
+            admits: call.admits,
+            proof: None,
+            bearer: None,
+        };
+        let method = call.method;
+        let applying =
+            tokio::spawn(async move { hall.apply_to_the_end(&call, &operator, files).await });
+        applying
+            .await
+            .unwrap_or_else(|e| Err(self.refuse(method, Reason::Undecided, e.to_string())))
+    }
+
+    async fn apply_to_the_end(
+        &self,
+        call: &Presented,
+        operator: &PersonCaller,
+        files: BTreeMap<String, String>,
+    ) -> Result<Applied, Refusal> {
+        let refuse = |e: &dyn std::fmt::Display| {
+            self.refuse(call.method, Reason::InvalidPolicyBundle, e.to_string())
+        };
         let files = BundleFiles::new(files).map_err(|e| refuse(&e))?;
         // Loading parses, validates and self-tests: long enough to keep off the threads that answer calls.
-        let loading = tokio::task::spawn_blocking(move || PolicyBundle::load(&files).map(|bundle| (files, bundle)));
-        let (files, bundle) = loading.await.map_err(|e| refuse(&e))?.map_err(|e| refuse(&e))?;
+        let loading = tokio::task::spawn_blocking(move || {
+            PolicyBundle::load(&files).map(|bundle| (files, bundle))
+        });
+        let (files, bundle) = loading
+            .await
+            .map_err(|e| refuse(&e))?
+            .map_err(|e| refuse(&e))?;
         check_governable(&bundle).map_err(|e| refuse(&e))?;
         let mut applied = Applied {
             version: bundle.version().to_string(),
@@ -59,13 +92,26 @@ impl Hall {
             swept: Swept::default(),
         };
         let version = bundle.version();
-        let in_force = self.views.rules();
-        if in_force.as_ref().is_some_and(|rules| rules.bundle.version() == version) {
-            return Ok(Applied { changed: false, ..applied });
+        let _alone = self.governing.lock().await;
+        // INVARIANT (what a bundle ended stays ended): no other comes in force before the sweep of this one is done.
+        self.sweep()
+            .await
+            .map_err(|e| self.refuse_append(call.method, &e))?;
+        let in_force = self.still_operator(call, operator)?;
+        if in_force.bundle.version() == version {
+            return Ok(Applied {
+                changed: false,
+                ..applied
+            });
         }
-        let expected = in_force.map_or(0, |rules| rules.version);
-        self.enter_bundle(bundle, &files, expected, Some(operator.id)).await.map_err(|e| self.refuse_append(call.method, &e))?;
-        applied.swept = self.sweep().await.map_err(|e| self.refuse_append(call.method, &e))?;
+        let by = Some(operator.id.clone());
+        self.enter_bundle(bundle, &files, in_force.version, by)
+            .await
+            .map_err(|e| self.refuse_append(call.method, &e))?;
+        applied.swept = self
+            .sweep()
+            .await
+            .map_err(|e| self.refuse_append(call.method, &e))?;
         Ok(applied)
     }
 
@@ -79,7 +125,10 @@ impl Hall {
         let version = bundle.version();
         self.views.shelve(bundle);
         let fact = Fact::PolicyApplied(PolicyApplied { version, by });
-        let append = Append { blobs: vec![Blob::new(files.canonical())], ..Append::one(fact, vec![(Stream::Policy, expected)]) };
+        let append = Append {
+            blobs: vec![Blob::new(files.canonical())],
+            ..Append::one(fact, vec![(Stream::Policy, expected)])
+        };
         let result = self.journal.append(append).await.map(|_| ());
         if result.is_err() {
             self.views.unshelve(&version);
@@ -88,29 +137,42 @@ impl Hall {
     }
 
     /// Takes an agent out of service: one entry ends all it has.
-    pub async fn suspend_agent(&self, call: &Presented, agent: AgentId, reason: Option<Prose>) -> Result<(usize, u64), Refusal> {
+    pub async fn suspend_agent(
+        &self,
+        call: &Presented,
+        agent: AgentId,
+        reason: Option<Prose>,
+    ) -> Result<(usize, u64), Refusal> {
         let operator = self.person(call)?;
         self.known_agent(call, &agent)?;
         loop {
+            let rules = self.still_operator(call, &operator)?;
             let standing = self.state.standing(&agent);
             if standing.value.suspended {
                 return Ok((0, standing.version.saturating_sub(1)));
             }
             let tasks = self.state.open_tasks_of(&agent).len();
-            let blob = reason.as_ref().map(|prose| Blob::new(prose.blob(self.draw())));
+            let blob = reason
+                .as_ref()
+                .map(|prose| Blob::new(prose.blob(self.draw())));
             let fact = Fact::AgentSuspended(AgentSuspended {
                 agent: agent.clone(),
                 by: operator.id.clone(),
                 reason: blob.as_ref().map(Blob::hash),
             });
             let append = Append {
+                premises: vec![(Stream::Policy, rules.version)],
                 blobs: blob.into_iter().collect(),
                 ..Append::one(fact, vec![(Stream::Agent(agent.clone()), standing.version)])
             };
             match self.journal.append(append).await {
                 Ok(entry) => return Ok((tasks, entry.index)),
                 Err(AppendError::Conflict(_)) => {}
-                Err(error) => return Err(self.refuse_append(call.method, &error)),
+                Err(error) => {
+                    // Refused here from now on; written as soon as the journal takes entries again.
+                    self.lock(&self.doomed_agents).insert(agent, operator.id);
+                    return Err(self.refuse_append(call.method, &error));
+                }
             }
         }
     }
@@ -120,12 +182,21 @@ impl Hall {
         let operator = self.person(call)?;
         self.known_agent(call, &agent)?;
         loop {
+            let rules = self.still_operator(call, &operator)?;
             let standing = self.state.standing(&agent);
             if !standing.value.suspended {
                 return Ok(standing.version.saturating_sub(1));
             }
-            let fact = Fact::AgentResumed(AgentResumed { agent: agent.clone(), by: operator.id.clone() });
-            match self.journal.append(Append::one(fact, vec![(Stream::Agent(agent.clone()), standing.version)])).await {
+            let fact = Fact::AgentResumed(AgentResumed {
+                agent: agent.clone(),
+                by: operator.id.clone(),
+            });
+            let moves = vec![(Stream::Agent(agent.clone()), standing.version)];
+            let append = Append {
+                premises: vec![(Stream::Policy, rules.version)],
+                ..Append::one(fact, moves)
+            };
+            match self.journal.append(append).await {
                 Ok(entry) => return Ok(entry.index),
                 Err(AppendError::Conflict(_)) => {}
                 Err(error) => return Err(self.refuse_append(call.method, &error)),
@@ -135,91 +206,159 @@ impl Hall {
 
     fn known_agent(&self, call: &Presented, agent: &AgentId) -> Result<(), Refusal> {
         // An agent that was taken out of the bundle may still be suspended or resumed: its standing outlives bundles.
-        let registered = self.views.rules().is_some_and(|rules| rules.bundle.agent(agent).is_some());
+        let registered = self
+            .views
+            .rules()
+            .is_some_and(|rules| rules.bundle.agent(agent).is_some());
         if registered || self.state.standing(agent).version > 0 {
             Ok(())
         } else {
-            Err(self.refuse(call.method, Reason::NotFound, format!("no agent {agent} is registered")))
+            Err(self.refuse(
+                call.method,
+                Reason::NotFound,
+                format!("no agent {agent} is registered"),
+            ))
         }
     }
 
-    /// Ends by entries what today's rules and trust no longer allow. Idempotent: a crash in the middle leaves the rest to
-    /// the next start, and until then every reader asks for itself.
+    /// Ends by entries what today's rules and trust no longer allow, until nothing is left. Idempotent: a crash in the middle
+    /// leaves the rest to the next start, an append that fails to the timer, and until then every reader asks for itself.
     pub(super) async fn sweep(&self) -> Result<Swept, AppendError> {
-        let now = self.clock.now();
-        let Some(rules) = self.views.rules() else { return Ok(Swept::default()) };
         let mut swept = Swept::default();
-        let mut doomed: BTreeMap<EndCause, Vec<(TaskId, Version)>> = BTreeMap::new();
-        for task in self.state.open_tasks() {
-            if !task.runs(now) {
-                continue;
-            }
-            let opened = &task.opened;
-            let cause = if !self.state.still_trusts(&opened.evidence) {
-                Some(EndCause::Trust)
-            } else if !may_still_operate(opened, &rules) {
-                Some(EndCause::Policy)
-            } else {
-                None
-            };
-            if let Some(cause) = cause {
-                doomed.entry(cause).or_default().push((opened.task, task.version));
-            }
+        let Some(rules) = self.views.rules() else {
+            return Ok(swept);
+        };
+        if self.swept.load(Ordering::SeqCst) == rules.version {
+            return Ok(swept);
         }
-        for (cause, tasks) in doomed {
+        // What somebody else moved meanwhile is looked at again; everything that is left can only become less.
+        while !self.sweep_tasks(&rules, &mut swept).await?
+            || !self.sweep_within_tasks(&rules, &mut swept).await?
+        {}
+        self.swept.store(rules.version, Ordering::SeqCst);
+        Ok(swept)
+    }
+
+    /// One pass over running tasks; true when nothing came in between.
+    async fn sweep_tasks(&self, rules: &InForce, swept: &mut Swept) -> Result<bool, AppendError> {
+        let now = self.now();
+        let mut ending: BTreeMap<EndCause, Vec<(TaskId, Version)>> = BTreeMap::new();
+        for task in self
+            .state
+            .open_tasks()
+            .into_iter()
+            .filter(|task| task.runs(now))
+        {
+            let cause = if !self.state.still_trusts(&task.opened.evidence) {
+                EndCause::Trust
+            } else if !may_still_operate(&task.opened, rules) {
+                EndCause::Policy
+            } else {
+                continue;
+            };
+            ending
+                .entry(cause)
+                .or_default()
+                .push((task.opened.task, task.version));
+        }
+        let mut undisturbed = true;
+        for (cause, tasks) in ending {
             for chunk in tasks.chunks(SELECTOR_MAX) {
+                let tasks = chunk.iter().map(|(id, _)| *id).collect();
                 let fact = Fact::TaskEnded(TaskEnded {
-                    tasks: chunk.iter().map(|(id, _)| *id).collect(),
+                    tasks,
                     cause,
                     outcome: None,
                     by: None,
                 });
-                let moves = chunk.iter().map(|(id, version)| (Stream::Task(*id), *version)).collect();
-                if self.append_news(fact, moves).await? {
-                    swept.tasks += chunk.len();
+                let moves = chunk
+                    .iter()
+                    .map(|(id, version)| (Stream::Task(*id), *version))
+                    .collect();
+                match self.append_news(fact, moves).await? {
+                    true => swept.tasks += chunk.len(),
+                    false => undisturbed = false,
                 }
             }
         }
-        for task in self.state.open_tasks() {
-            if !task.runs(now) {
-                continue;
-            }
-            let dead: Vec<_> = self
-                .state
-                .grants_of(&task.opened.task)
-                .into_iter()
-                .filter(|grant| grant.ended.is_none() && now.secs() < grant.issued.exp && self.dead(grant, now).is_some())
-                .collect();
+        Ok(undisturbed)
+    }
+
+    /// One pass over the grants and access requests of tasks that go on; true when nothing came in between.
+    async fn sweep_within_tasks(
+        &self,
+        rules: &InForce,
+        swept: &mut Swept,
+    ) -> Result<bool, AppendError> {
+        let now = self.now();
+        let mut undisturbed = true;
+        for task in self
+            .state
+            .open_tasks()
+            .into_iter()
+            .filter(|task| task.runs(now))
+        {
+            let id = task.opened.task;
+            let dead = |g: &Arc<Grant>| {
+                g.ended.is_none() && now.secs() < g.issued.exp && self.dead(g, now).is_some()
+            };
+            let dead: Vec<_> = self.state.grants_of(&id).into_iter().filter(dead).collect();
             for chunk in dead.chunks(SELECTOR_MAX) {
-                let cause = if chunk.iter().all(|g| self.state.still_trusts(&g.issued.evidence)) {
+                let trusted = chunk
+                    .iter()
+                    .all(|g| self.state.still_trusts(&g.issued.evidence));
+                let cause = if trusted {
                     EndCause::Policy
                 } else {
                     EndCause::Trust
                 };
-                let fact = Fact::GrantsEnded(GrantsEnded { jtis: chunk.iter().map(|g| g.issued.jti).collect(), cause });
-                let moves = chunk.iter().map(|g| (Stream::Token(g.issued.jti), g.version)).collect();
-                if self.append_news(fact, moves).await? {
-                    swept.grants += chunk.len();
+                let fact = Fact::GrantsEnded(GrantsEnded {
+                    jtis: chunk.iter().map(|g| g.issued.jti).collect(),
+                    cause,
+                });
+                let moves = chunk
+                    .iter()
+                    .map(|g| (Stream::Token(g.issued.jti), g.version))
+                    .collect();
+                match self.append_news(fact, moves).await? {
+                    true => swept.grants += chunk.len(),
+                    false => undisturbed = false,
                 }
             }
-            for request in self.state.requests_of(&task.opened.task) {
+            for request in self
+                .state
+                .requests_of(&id)
+                .into_iter()
+                .filter(|request| request.waits(now))
+            {
                 let agent = rules.bundle.agent(&request.opened.agent);
-                let asked = agent.is_some_and(|agent| approve::still_asked(&request, &agent, &rules.bundle));
-                if !request.waits(now) || asked {
+                if agent.is_some_and(|agent| approve::still_asked(&request, &agent, &rules.bundle))
+                {
                     continue;
                 }
                 let id = request.opened.access_request;
-                let fact = Fact::AccessRequestClosed(AccessRequestClosed { access_request: id, cause: CloseCause::Policy });
-                if self.append_news(fact, vec![(Stream::Access(id), request.version)]).await? {
-                    swept.requests += 1;
+                let fact = Fact::AccessRequestClosed(AccessRequestClosed {
+                    access_request: id,
+                    cause: CloseCause::Policy,
+                });
+                match self
+                    .append_news(fact, vec![(Stream::Access(id), request.version)])
+                    .await?
+                {
+                    true => swept.requests += 1,
+                    false => undisturbed = false,
                 }
             }
         }
-        Ok(swept)
+        Ok(undisturbed)
     }
 
     /// Appends what a sweep or a timer found. A conflict means somebody moved it first: the next round looks again.
-    pub(super) async fn append_news(&self, fact: Fact, moves: Vec<(Stream, Version)>) -> Result<bool, AppendError> {
+    pub(super) async fn append_news(
+        &self,
+        fact: Fact,
+        moves: Vec<(Stream, Version)>,
+    ) -> Result<bool, AppendError> {
         match self.journal.append(Append::one(fact, moves)).await {
             Ok(_) => Ok(true),
             Err(AppendError::Conflict(_)) => Ok(false),
@@ -230,19 +369,33 @@ impl Hall {
 
 /// Whether the agent of a task may still operate, asked as when it was opened.
 fn may_still_operate(opened: &TaskOpened, rules: &InForce) -> bool {
-    let agent: Option<Arc<Agent>> = rules.bundle.agent(&opened.agent).filter(|a| a.spiffe_id == opened.evidence.subject);
+    let agent: Option<Arc<Agent>> = rules
+        .bundle
+        .agent(&opened.agent)
+        .filter(|a| a.spiffe_id == opened.evidence.subject);
     agent.is_some_and(|agent| {
         let age = opened.opened_at.since(opened.evidence.verified_at).max(0);
-        let answer = rules.bundle.operate(&agent, opened.evidence.kind, age, opened.binding.as_str(), opened.opened_at);
+        let answer = rules.bundle.operate(
+            &agent,
+            opened.evidence.kind,
+            age,
+            opened.binding.as_str(),
+            opened.opened_at,
+        );
         matches!(answer, OperateAnswer::Allowed { .. })
     })
 }
 
 /// A bundle that nobody could replace again is not put in force.
 pub(super) fn check_governable(bundle: &PolicyBundle) -> Result<(), &'static str> {
-    if bundle.people().any(|p| p.roles.contains(&Role::Operator) && !p.keys.is_empty()) {
+    if bundle
+        .people()
+        .any(|p| p.roles.contains(&Role::Operator) && !p.keys.is_empty())
+    {
         Ok(())
     } else {
-        Err("people.toml: no operator has a key, so nobody could ever apply another policy bundle; add a [[key]] of one")
+        Err(
+            "people.toml: no operator has a key, so nobody could ever apply another policy bundle; add a [[key]] of one",
+        )
     }
 }

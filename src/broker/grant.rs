@@ -12,28 +12,48 @@ use crate::verify::Verified;
 impl Hall {
     /// Mints. A crash before the append leaves nothing in the world; after it, a recorded grant that a retry by
     /// `request_id` finds, and that dies with its task.
-    pub(super) async fn grant(&self, turn: &Turn<'_>, approved: Approved, position: (u64, u64)) -> Result<Round, Refusal> {
+    pub(super) async fn grant(
+        &self,
+        turn: &Turn<'_>,
+        approved: Approved,
+        position: (u64, u64),
+    ) -> Result<Round, Refusal> {
         let Turn { call, ask, .. } = *turn;
         let facts = approved.verified().facts().clone();
         let rules = self.rules_shown(&approved.decision().rules);
-        let reason = ask.reason.as_ref().map(|prose| Blob::new(prose.blob(self.draw())));
+        let reason = ask
+            .reason
+            .as_ref()
+            .map(|prose| Blob::new(prose.blob(self.draw())));
         let place = Place {
             jti: TokenId::from_random(self.draw()),
             position,
             request_id: ask.request_id.clone(),
             reason: reason.as_ref().map(Blob::hash),
+            request_version: turn.request_version,
             key_version: self.key_version(),
         };
-        let minted = match self.bench.mint(approved, place, self.clock.now(), &mut || self.draw()) {
+        let minted = match self
+            .bench
+            .mint(approved, place, self.now(), &mut || self.draw())
+        {
             Ok(minted) => minted,
             Err(MintError::Late) => return Ok(Round::Again),
-            Err(error) => return Err(self.refuse(call.method, Reason::Undecided, error.to_string())),
+            Err(error) => {
+                return Err(self.refuse(call.method, Reason::Undecided, error.to_string()));
+            }
         };
         let issued = Arc::new(minted.issued);
         let append = Append {
             premises: minted.rests_on,
             not_after: Some(minted.not_after),
-            blobs: minted.secret.as_ref().map(|s| Blob::new(s.blob())).into_iter().chain(reason).collect(),
+            blobs: minted
+                .secret
+                .as_ref()
+                .map(|s| Blob::new(s.blob()))
+                .into_iter()
+                .chain(reason)
+                .collect(),
             ..Append::one(Fact::TokenIssued((*issued).clone()), minted.moves)
         };
         // INVARIANT (durable before release): the token is dropped here unless its entry is in the journal.
@@ -53,8 +73,15 @@ impl Hall {
 
     /// A retry: the same words get the same grant, signed anew, while it lives and would still be given. A crash after
     /// the append leaves an entry saying so, and no new token.
-    pub(super) async fn grant_again(&self, turn: &Turn<'_>, verified: Verified, jti: &TokenId) -> Result<Round, Refusal> {
-        let Turn { call, ask, rules, .. } = *turn;
+    pub(super) async fn grant_again(
+        &self,
+        turn: &Turn<'_>,
+        verified: Verified,
+        jti: &TokenId,
+    ) -> Result<Round, Refusal> {
+        let Turn {
+            call, ask, rules, ..
+        } = *turn;
         let Some(recorded) = self.state.recorded(jti) else {
             return Err(self.refuse(call.method, Reason::TokenDead, "the grant is gone"));
         };
@@ -71,19 +98,36 @@ impl Hall {
         }
         let dead = |why: String| Err(self.refuse(call.method, Reason::TokenDead, why));
         if let Some(cause) = self.dead(&grant, verified.now()) {
-            return dead(format!("the token of this request_id ended: {}", cause.as_str()));
+            return dead(format!(
+                "the token of this request_id ended: {}",
+                cause.as_str()
+            ));
         }
         if grant.spent() {
             return dead("the token of this request_id is spent".to_owned());
         }
         let facts = verified.facts().clone();
-        let consumed = grant.issued.consumed.and_then(|id| self.state.access_request(&id));
-        let Ok(reapproved) = approve::reapprove(verified, recorded, consumed.as_deref(), rules, &self.settings.realm) else {
+        let consumed = grant
+            .issued
+            .consumed
+            .and_then(|id| self.state.access_request(&id));
+        let Ok(reapproved) = approve::reapprove(
+            verified,
+            recorded,
+            consumed.as_deref(),
+            rules,
+            &self.settings.realm,
+        ) else {
             return dead("today's rules would not give it".to_owned());
         };
-        let reissued = match self.bench.reissue(reapproved, self.key_version(), self.clock.now()) {
+        let reissued = match self
+            .bench
+            .reissue(reapproved, self.key_version(), self.now())
+        {
             Ok(reissued) => reissued,
-            Err(error) => return Err(self.refuse(call.method, Reason::Undecided, error.to_string())),
+            Err(error) => {
+                return Err(self.refuse(call.method, Reason::Undecided, error.to_string()));
+            }
         };
         let append = Append {
             premises: reissued.rests_on,
@@ -105,12 +149,17 @@ impl Hall {
     }
 
     fn opened_secret(&self, grant: &Grant) -> Option<ActionSecret> {
-        let text = grant.issued.secret.and_then(|hash| self.journal.blob(&hash).ok().flatten())?;
+        let text = grant
+            .issued
+            .secret
+            .and_then(|hash| self.journal.blob(&hash).ok().flatten())?;
         ActionSecret::from_blob(&text)
     }
 
     /// Version of the signing key's stream; a missing one reads as never published, which no append accepts.
     fn key_version(&self) -> Version {
-        self.state.key(self.bench.kid()).map_or(Version::MAX, |at| at.version)
+        self.state
+            .key(self.bench.kid())
+            .map_or(Version::MAX, |at| at.version)
     }
 }

@@ -32,40 +32,98 @@ const CONSUME_ATTEMPTS: usize = 128;
 
 impl Hall {
     /// Whether a token is good now. `None` for every cause: a validator learns nothing of tokens that are not its own.
-    pub fn introspect(&self, call: &Presented, token: &Secret) -> Result<Option<Introspected>, Refusal> {
-        let now = self.clock.now();
+    pub fn introspect(
+        &self,
+        call: &Presented,
+        token: &Secret,
+    ) -> Result<Option<Introspected>, Refusal> {
+        let now = self.now();
         let caller = self.service(call, now)?;
-        Ok(self.live_grant(token, &caller.audiences, now).filter(|grant| !grant.spent()).map(|grant| {
-            let uses_left = left(&grant, grant.uses.len());
-            Introspected { grant, uses_left }
-        }))
+        Ok(self
+            .live_grant(token, &caller.audiences, now)
+            .filter(|grant| !grant.spent())
+            .map(|grant| {
+                let uses_left = left(&grant, grant.uses.len());
+                Introspected { grant, uses_left }
+            }))
     }
 
     /// Spends one use. A crash before the append leaves the use unspent; after it, the same `use_id` gets this answer again.
-    pub async fn consume_token(&self, call: &Presented, token: &Secret, use_id: &UseId) -> Result<Consumed, Refusal> {
-        let caller = self.service(call, self.clock.now())?;
-        let inactive = || self.refuse(call.method, Reason::TokenInactive, "not live, or not for this validator's audiences");
+    pub async fn consume_token(
+        &self,
+        call: &Presented,
+        token: &Secret,
+        use_id: &UseId,
+    ) -> Result<Consumed, Refusal> {
+        let caller = self.service(call, self.now())?;
+        let inactive = || {
+            self.refuse(
+                call.method,
+                Reason::TokenInactive,
+                "not live, or not for this validator's audiences",
+            )
+        };
         for _ in 0..CONSUME_ATTEMPTS {
-            let now = self.clock.now();
-            let found = self.live_grant(token, &caller.audiences, now).ok_or_else(inactive)?;
+            let now = self.now();
+            let found = self
+                .live_grant(token, &caller.audiences, now)
+                .ok_or_else(inactive)?;
             let jti = found.issued.jti;
             // Versions first, then the question: whatever moves after this line refuses the append.
-            let policy = self.views.rules().map_or(Version::MAX, |r| r.version);
-            let task = self.state.task(&found.issued.task).map_or(Version::MAX, |t| t.version);
-            let agent = self.state.standing(&found.issued.agent).version;
-            let trust = self.state.trusted(&found.issued.subject.trust_domain()).map_or(Version::MAX, |t| t.version);
-            let grant = self.state.grant(&jti).filter(|grant| self.dead(grant, now).is_none()).ok_or_else(inactive)?;
-            if grant.issued.uses.is_none() {
-                return Ok(Consumed { jti, uses_left: None, index: None });
+            let rules = self.views.rules().ok_or_else(inactive)?;
+            let policy = rules.version;
+            if !rules
+                .bundle
+                .service(&caller.id)
+                .is_some_and(|s| s.audiences.contains(&found.issued.action.audience))
+            {
+                return Err(inactive());
             }
-            if let Some(place) = grant.uses.iter().position(|u| u.validator == caller.id && u.use_id == *use_id) {
+            let task = self
+                .state
+                .task(&found.issued.task)
+                .map_or(Version::MAX, |t| t.version);
+            let agent = self.state.standing(&found.issued.agent).version;
+            let trust = self
+                .state
+                .trusted(&found.issued.subject.trust_domain())
+                .map_or(Version::MAX, |t| t.version);
+            let grant = self
+                .state
+                .grant(&jti)
+                .filter(|grant| self.dead(grant, now).is_none())
+                .ok_or_else(inactive)?;
+            if grant.issued.uses.is_none() {
+                return Ok(Consumed {
+                    jti,
+                    uses_left: None,
+                    index: None,
+                });
+            }
+            if let Some(place) = grant
+                .uses
+                .iter()
+                .position(|u| u.validator == caller.id && u.use_id == *use_id)
+            {
                 let index = grant.uses.get(place).map(|u| u.index);
-                return Ok(Consumed { jti, uses_left: left(&grant, place + 1), index });
+                return Ok(Consumed {
+                    jti,
+                    uses_left: left(&grant, place + 1),
+                    index,
+                });
             }
             if grant.spent() {
-                return Err(self.refuse(call.method, Reason::UseSpent, "every use of the token is spent"));
+                return Err(self.refuse(
+                    call.method,
+                    Reason::UseSpent,
+                    "every use of the token is spent",
+                ));
             }
-            let fact = Fact::TokenConsumed(TokenConsumed { jti, validator: caller.id.clone(), use_id: use_id.clone() });
+            let fact = Fact::TokenConsumed(TokenConsumed {
+                jti,
+                validator: caller.id.clone(),
+                use_id: use_id.clone(),
+            });
             let append = Append {
                 premises: vec![
                     (Stream::Task(grant.issued.task), task),
@@ -78,7 +136,11 @@ impl Hall {
             };
             match self.journal.append(append).await {
                 Ok(entry) => {
-                    return Ok(Consumed { jti, uses_left: left(&grant, grant.uses.len() + 1), index: Some(entry.index) });
+                    return Ok(Consumed {
+                        jti,
+                        uses_left: left(&grant, grant.uses.len() + 1),
+                        index: Some(entry.index),
+                    });
                 }
                 Err(AppendError::Conflict(_) | AppendError::Late) => {}
                 Err(error) => return Err(self.refuse_append(call.method, &error)),
@@ -88,16 +150,27 @@ impl Hall {
     }
 
     /// The live grant a token stands for, if the token is ours, for one of these audiences, and says just what the grant says.
-    fn live_grant(&self, token: &Secret, audiences: &std::collections::BTreeSet<Audience>, now: Timestamp) -> Option<Arc<Grant>> {
+    fn live_grant(
+        &self,
+        token: &Secret,
+        audiences: &std::collections::BTreeSet<Audience>,
+        now: Timestamp,
+    ) -> Option<Arc<Grant>> {
         let keys = self.views.own_keys()?;
-        let expect = Expect { iss: &self.settings.issuer, aud: None, now };
+        let expect = Expect {
+            iss: &self.settings.issuer,
+            aud: None,
+            now,
+        };
         let checked = access_token::check(token.reveal(), &keys, &expect).ok()?;
         let claims = checked.claims();
         if !audiences.contains(&claims.aud) {
             return None;
         }
         let grant = self.state.grant(&claims.jti)?;
-        if *claims != claims_of(&grant.issued, grant.epoch, &self.settings.issuer) || !grant.kids.contains(checked.kid()) {
+        if *claims != claims_of(&grant.issued, grant.epoch, &self.settings.issuer)
+            || !grant.kids.contains(checked.kid())
+        {
             return None;
         }
         self.dead(&grant, now).is_none().then_some(grant)
@@ -105,5 +178,8 @@ impl Hall {
 }
 
 fn left(grant: &Grant, used: usize) -> Option<u32> {
-    grant.issued.uses.map(|uses| uses.saturating_sub(u32::try_from(used).unwrap_or(u32::MAX)))
+    grant
+        .issued
+        .uses
+        .map(|uses| uses.saturating_sub(u32::try_from(used).unwrap_or(u32::MAX)))
 }

@@ -22,6 +22,7 @@ mod views;
 mod vote;
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -42,7 +43,9 @@ pub use feed::{FeedStart, Position};
 pub use govern::Applied;
 pub use introspect::{Consumed, Introspected};
 pub use open_task::{OpenAsk, Opened};
-pub use request_token::{DeniedReply, PendingReply, ProfileState, RuleShown, TokenAsk, TokenGiven, TokenReply};
+pub use request_token::{
+    DeniedReply, PendingReply, ProfileState, RuleShown, TokenAsk, TokenGiven, TokenReply,
+};
 pub use start::{Start, StartError};
 pub use vote::{AccessView, CardView, Standing as AccessStanding, VoteBegun};
 
@@ -90,6 +93,8 @@ pub struct Hall {
     settings: Settings,
     bounds: Bounds,
     clock: Clock,
+    /// The latest moment anybody here has acted on.
+    high_water: Arc<AtomicI64>,
     journal: Journal,
     state: Arc<State>,
     views: Arc<Views>,
@@ -100,7 +105,7 @@ pub struct Hall {
     /// When this broker last verified the evidence of a task.
     seen: Table<TaskId, Attested>,
     /// Request ids that joined an access request opened under another.
-    joined: Table<(TaskId, RequestId), AccessRequestId>,
+    joined: Mutex<HashMap<TaskId, HashMap<RequestId, AccessRequestId>>>,
     /// The last denial entered for a request id: an unchanged answer writes nothing.
     denials: Table<(TaskId, RequestId), Digest>,
     /// Refusal entries of a task in a minute.
@@ -109,6 +114,12 @@ pub struct Hall {
     statements: Mutex<HashMap<String, vote::Begun>>,
     /// Ends that could not be written: refused here at once, tried again by the timer.
     doomed: Mutex<HashSet<TaskId>>,
+    /// Suspensions that could not be written, with who ordered them.
+    doomed_agents: Mutex<HashMap<AgentId, PersonId>>,
+    /// Held while a policy bundle is put in force and what it no longer allows is ended.
+    governing: tokio::sync::Mutex<()>,
+    /// Version of the rules under which a sweep has come to its end.
+    swept: AtomicU64,
     /// Refused calls, newest last, for `explain`.
     log: Mutex<VecDeque<Refused>>,
     uncounted: Mutex<(Option<Timestamp>, u64)>,
@@ -128,6 +139,10 @@ struct Refused {
 const LOG_MAX: usize = 10_000;
 /// Refusal entries a task may cause in a minute.
 const REFUSALS_PER_MINUTE: u32 = 60;
+/// Tasks of one agent that may run at once.
+const TASKS_MAX: usize = 1_000;
+/// Request ids that may join access requests of one task.
+const JOINED_MAX: usize = 256;
 /// Access requests of one agent that may wait.
 const PENDING_MAX: usize = 5;
 /// How often both gates run again when something moved between decision and entry.
@@ -151,12 +166,17 @@ impl Hall {
 
     /// A nonce for the next proof (RFC 9449 §8).
     pub fn nonce(&self) -> String {
-        self.nonces.issue(self.clock.now())
+        self.nonces.issue(self.now())
     }
 
     /// The JWK set of every key that signs or signed tokens.
     pub fn jwks(&self) -> serde_json::Value {
-        let keys: Vec<_> = self.state.keys().into_iter().map(|(_, at)| at.value.clone()).collect();
+        let keys: Vec<_> = self
+            .state
+            .keys()
+            .into_iter()
+            .map(|(_, at)| at.value.clone())
+            .collect();
         serde_json::json!({ "keys": keys })
     }
 
@@ -169,6 +189,12 @@ impl Hall {
             return Err("no policy bundle is in force");
         }
         Ok(())
+    }
+
+    /// The present, never before a moment that was acted on: a wall clock that steps back revives nothing.
+    fn now(&self) -> Timestamp {
+        let now = self.clock.now().millis();
+        Timestamp::from_millis(self.high_water.fetch_max(now, Ordering::SeqCst).max(now))
     }
 
     /// 16 random bytes.
@@ -189,7 +215,18 @@ impl Hall {
 
     /// Whether a task runs, as far as anyone here knows: by its record, the moment, and ends that wait to be written.
     fn runs(&self, task: &Task, now: Timestamp) -> bool {
-        task.runs(now) && !self.lock(&self.doomed).contains(&task.opened.task)
+        task.runs(now)
+            && !self.lock(&self.doomed).contains(&task.opened.task)
+            && !self.standing_of(&task.opened.agent).0
+    }
+
+    /// Whether an agent is suspended, by an entry or by one that waits to be written, and the version of its stream.
+    fn standing_of(&self, agent: &AgentId) -> (bool, Version) {
+        let at = self.state.standing(agent);
+        (
+            at.value.suspended || self.lock(&self.doomed_agents).contains_key(agent),
+            at.version,
+        )
     }
 
     /// Why a grant is dead, rules included; `None` while it lives.
@@ -197,16 +234,29 @@ impl Hall {
         if self.lock(&self.doomed).contains(&grant.issued.task) {
             return Some(EndCause::Operator);
         }
+        if self.standing_of(&grant.issued.agent).0 {
+            return Some(EndCause::Suspended);
+        }
         if let Some(cause) = self.state.dead(grant, now) {
             return Some(cause);
         }
-        let Some(rules) = self.views.rules() else { return Some(EndCause::Policy) };
+        let Some(rules) = self.views.rules() else {
+            return Some(EndCause::Policy);
+        };
         if rules.bundle.version() == grant.issued.decision.policy {
             return None;
         }
         // Until the sweep after a rule change has come by, today's rules are asked here.
-        let consumed = grant.issued.consumed.and_then(|id| self.state.access_request(&id));
-        let allowed = crate::approve::still_allowed(grant, consumed.as_deref(), &rules.bundle, &self.settings.realm);
+        let consumed = grant
+            .issued
+            .consumed
+            .and_then(|id| self.state.access_request(&id));
+        let allowed = crate::approve::still_allowed(
+            grant,
+            consumed.as_deref(),
+            &rules.bundle,
+            &self.settings.realm,
+        );
         (!allowed).then_some(EndCause::Policy)
     }
 
@@ -215,7 +265,7 @@ impl Hall {
     fn refuse(&self, method: &'static str, reason: Reason, detail: impl Into<String>) -> Refusal {
         let detail = detail.into();
         let correlation = CorrelationId::from_random(self.draw());
-        let at = self.clock.now();
+        let at = self.now();
         tracing::info!(%correlation, method, %reason, detail = text::reveal_capped(&detail, 500), "refused");
         let told = match public_text(reason) {
             Some(constant) if !self.settings.tell_callers => constant.to_owned(),
@@ -226,13 +276,27 @@ impl Hall {
         if log.len() >= LOG_MAX {
             log.pop_front();
         }
-        log.push_back(Refused { correlation, at, method, reason, detail });
-        Refusal { reason, told, correlation, known: true }
+        log.push_back(Refused {
+            correlation,
+            at,
+            method,
+            reason,
+            detail,
+        });
+        Refusal {
+            reason,
+            told,
+            correlation,
+            known: true,
+        }
     }
 
     /// A refusal of a message that is not of its form, before anybody is known.
     pub fn malformed(&self, method: &'static str, error: &Malformed) -> Refusal {
-        Refusal { known: false, ..self.refuse(method, Reason::Malformed, error.to_string()) }
+        Refusal {
+            known: false,
+            ..self.refuse(method, Reason::Malformed, error.to_string())
+        }
     }
 
     /// A refusal at gate 1: one public message for every cause, but for the two that need an answer from the caller.
@@ -252,6 +316,7 @@ impl Hall {
             | VerifyError::Proof(_)
             | VerifyError::Replayed
             | VerifyError::ProofElsewhere(_)
+            | VerifyError::NotOfTask
             | VerifyError::OtherWorkload { .. }
             | VerifyError::NoRules
             | VerifyError::Agents(_)
@@ -262,17 +327,24 @@ impl Hall {
         };
         if !known {
             let mut uncounted = self.lock(&self.uncounted);
-            uncounted.0.get_or_insert(self.clock.now());
+            uncounted.0.get_or_insert(self.now());
             uncounted.1 += 1;
         }
-        Refusal { known, ..self.refuse(method, reason, error.to_string()) }
+        Refusal {
+            known,
+            ..self.refuse(method, reason, error.to_string())
+        }
     }
 
     /// A refusal because the journal did not take an append.
     fn refuse_append(&self, method: &'static str, error: &AppendError) -> Refusal {
         match error {
-            AppendError::TooLarge | AppendError::Unwritable => self.refuse(method, Reason::Malformed, format!("{error}")),
-            AppendError::Conflict(_) | AppendError::Late => self.refuse(method, Reason::Conflict, error.to_string()),
+            AppendError::TooLarge | AppendError::Unwritable => {
+                self.refuse(method, Reason::Malformed, format!("{error}"))
+            }
+            AppendError::Conflict(_) | AppendError::Late => {
+                self.refuse(method, Reason::Conflict, error.to_string())
+            }
             AppendError::Busy => self.refuse(method, Reason::TooBusy, error.to_string()),
             AppendError::Full | AppendError::Unknown | AppendError::Closed => {
                 self.refuse(method, Reason::JournalUnavailable, error.to_string())
@@ -285,7 +357,9 @@ impl Hall {
 /// own words.
 const fn public_text(reason: Reason) -> Option<&'static str> {
     match reason {
-        Reason::NotAuthenticated => Some("gate 1 did not open; an operator can explain the correlation id"),
+        Reason::NotAuthenticated => {
+            Some("gate 1 did not open; an operator can explain the correlation id")
+        }
         Reason::UseDpopNonce => Some("make the proof again with the nonce in dpop-nonce"),
         Reason::EvidenceStale => Some("show the evidence again in this call"),
         Reason::NotPermitted => Some("this caller may not call this method"),
@@ -293,7 +367,9 @@ const fn public_text(reason: Reason) -> Option<&'static str> {
         Reason::JournalUnavailable => Some("the journal cannot take entries now; nothing was done"),
         Reason::Undecided => Some("could not decide; nothing was done"),
         Reason::TooBusy => Some("too many calls at once; try again"),
-        Reason::Conflict => Some("others changed the same thing at the same time; nothing was done, try again"),
+        Reason::Conflict => {
+            Some("others changed the same thing at the same time; nothing was done, try again")
+        }
         Reason::TokenInactive => Some("the token is not good for this caller now"),
         Reason::Malformed
         | Reason::UnknownAction
@@ -313,6 +389,7 @@ const fn public_text(reason: Reason) -> Option<&'static str> {
         | Reason::PositionAhead
         | Reason::OtherEpoch
         | Reason::TooManyPending
+        | Reason::TooManyTasks
         | Reason::TooManyRefusals => None,
     }
 }

@@ -18,7 +18,13 @@ const KEYS_MAX: usize = 100_000;
 
 impl Once {
     /// Marks a proof as used; refuses one that was.
-    pub(super) fn mark(&self, key: Thumbprint, jti: &str, until: Timestamp, now: Timestamp) -> Result<(), VerifyError> {
+    pub(super) fn mark(
+        &self,
+        key: Thumbprint,
+        jti: &str,
+        until: Timestamp,
+        now: Timestamp,
+    ) -> Result<(), VerifyError> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.len() >= KEYS_MAX && !seen.contains_key(&key) {
             return Err(VerifyError::TooManyProofs);

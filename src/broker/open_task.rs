@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::{ATTEMPTS, Hall, Presented, Refusal};
+use super::{ATTEMPTS, Hall, Presented, Refusal, TASKS_MAX};
 use crate::journal::{Append, AppendError, Blob};
 use crate::model::*;
 use crate::state::Task;
@@ -32,22 +32,42 @@ impl Hall {
     /// Gate 1, then one entry. A crash before the entry leaves nothing; after it, a task that the same `request_id` under
     /// the same key finds again, and that ends by itself.
     pub async fn open_task(&self, call: &Presented, ask: OpenAsk) -> Result<Opened, Refusal> {
-        let now = self.clock.now();
+        let now = self.now();
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
-        let attested =
-            verify::attest(&ask.evidence, &self.views.trust(), &self.settings.evidence_audience, now).map_err(|e| closed(&e))?;
-        let possession = self.agent_possession(call, None, Some(verify::evidence_hash(&ask.evidence)), now)?;
+        let attested = verify::attest(
+            &ask.evidence,
+            &self.views.trust(),
+            &self.settings.evidence_audience,
+            now,
+        )
+        .map_err(|e| closed(&e))?;
+        // Any key will do for a new task, once the evidence is good.
+        let possession =
+            self.opening_possession(call, verify::evidence_hash(&ask.evidence), now)?;
         if ask.max_duration <= 0 {
-            return Err(self.refuse(call.method, Reason::InvalidTtl, "max_duration must be above zero"));
+            return Err(self.refuse(
+                call.method,
+                Reason::InvalidTtl,
+                "max_duration must be above zero",
+            ));
         }
         let proven = Proven::for_opening(Arc::new(attested), possession);
         for _ in 0..ATTEMPTS {
-            let now = self.clock.now();
+            let now = self.now();
             let rules = self.views.rules();
-            let verified = proven.stand(self.standing(&proven, rules.as_deref(), None), now).map_err(|e| closed(&e))?;
+            let verified = proven
+                .stand(self.standing(&proven, rules.as_deref(), None), now)
+                .map_err(|e| closed(&e))?;
             let agent = verified.agent();
-            if let Some(task) = self.state.opened_under(&agent.id, proven.jkt(), &ask.request_id) {
+            if let Some(task) = self
+                .state
+                .opened_under(&agent.id, proven.jkt(), &ask.request_id)
+            {
                 return self.opened_before(call, &ask, &task, &proven);
+            }
+            if self.state.open_tasks_of(&agent.id).len() >= TASKS_MAX {
+                let told = format!("{TASKS_MAX} tasks of this agent run; end some");
+                return Err(self.refuse(call.method, Reason::TooManyTasks, told));
             }
             let task = TaskId::from_random(self.draw());
             let purpose = Blob::new(ask.purpose.blob(self.draw()));
@@ -62,9 +82,18 @@ impl Hall {
                 deadline: now.plus_secs(ask.max_duration.min(self.settings.task_cap)),
                 purpose: purpose.hash(),
                 evidence: verified.facts().clone(),
-                policy: rules.as_ref().map(|r| r.bundle.version()).ok_or_else(|| closed(&VerifyError::NoRules))?,
+                policy: rules
+                    .as_ref()
+                    .map(|r| r.bundle.version())
+                    .ok_or_else(|| closed(&VerifyError::NoRules))?,
             };
-            let moves = vec![(Stream::Task(task), 0), (Stream::Open(agent.id.clone(), proven.jkt(), ask.request_id.clone()), 0)];
+            let moves = vec![
+                (Stream::Task(task), 0),
+                (
+                    Stream::Open(agent.id.clone(), proven.jkt(), ask.request_id.clone()),
+                    0,
+                ),
+            ];
             let append = Append {
                 premises: verified.rests_on().to_vec(),
                 not_after: Some(verified.not_after()),
@@ -74,7 +103,10 @@ impl Hall {
             match self.journal.append(append).await {
                 Ok(_) => {
                     self.remember(task, &proven);
-                    return Ok(Opened { task: Arc::new(fact), facts: proven.facts().clone() });
+                    return Ok(Opened {
+                        task: Arc::new(fact),
+                        facts: proven.facts().clone(),
+                    });
                 }
                 Err(AppendError::Conflict(_) | AppendError::Late) => {}
                 Err(error) => return Err(self.refuse_append(call.method, &error)),
@@ -84,8 +116,15 @@ impl Hall {
     }
 
     /// A retry: the same task for the same words, whether it still runs or not.
-    fn opened_before(&self, call: &Presented, ask: &OpenAsk, task: &Task, proven: &Proven) -> Result<Opened, Refusal> {
-        let same = task.opened.asked_seconds == ask.max_duration && task.purpose.as_ref() == Some(&ask.purpose);
+    fn opened_before(
+        &self,
+        call: &Presented,
+        ask: &OpenAsk,
+        task: &Task,
+        proven: &Proven,
+    ) -> Result<Opened, Refusal> {
+        let same = task.opened.asked_seconds == ask.max_duration
+            && task.purpose.as_ref() == Some(&ask.purpose);
         if !same {
             return Err(self.refuse(
                 call.method,
@@ -93,11 +132,18 @@ impl Hall {
                 "this request_id opened a task with another purpose or duration",
             ));
         }
-        if !self.runs(task, self.clock.now()) {
-            return Err(self.refuse(call.method, Reason::TaskEnded, "the task this request_id opened is over"));
+        if !self.runs(task, self.now()) {
+            return Err(self.refuse(
+                call.method,
+                Reason::TaskEnded,
+                "the task this request_id opened is over",
+            ));
         }
         self.remember(task.opened.task, proven);
-        Ok(Opened { task: task.opened.clone(), facts: proven.facts().clone() })
+        Ok(Opened {
+            task: task.opened.clone(),
+            facts: proven.facts().clone(),
+        })
     }
 
     /// Notes when the evidence of a task was verified here.
@@ -126,10 +172,7 @@ impl Hall {
         Standing {
             rules,
             trust,
-            agent: Box::new(|id| {
-                let at = self.state.standing(id);
-                (at.value.suspended, at.version)
-            }),
+            agent: Box::new(|id| self.standing_of(id)),
             task: task.map(|t| TaskStanding {
                 id: t.opened.task,
                 agent: t.opened.agent.clone(),

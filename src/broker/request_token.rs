@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{ATTEMPTS, Hall, Presented, Refusal};
+use super::{ATTEMPTS, Hall, JOINED_MAX, Presented, Refusal};
 use crate::approve::{self, ApproveError, Decision, Order};
 use crate::model::*;
 use crate::rules::InForce;
@@ -131,6 +131,7 @@ pub(super) struct Turn<'a> {
     pub(super) rules: &'a InForce,
     pub(super) task: &'a Task,
     pub(super) agent_version: Version,
+    pub(super) request_version: Version,
     pub(super) now: Timestamp,
 }
 
@@ -143,23 +144,38 @@ pub(super) enum Round {
 
 impl Hall {
     /// Both gates; waits for people as long as asked, holding no pass while it waits.
-    pub async fn request_token(&self, call: &Presented, ask: TokenAsk) -> Result<TokenReply, Refusal> {
-        let now = self.clock.now();
+    pub async fn request_token(
+        &self,
+        call: &Presented,
+        ask: TokenAsk,
+    ) -> Result<TokenReply, Refusal> {
+        let now = self.now();
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
         let evidence_hash = ask.evidence.as_ref().map(verify::evidence_hash);
-        let possession = self.agent_possession(call, Some(ask.action.digest()), evidence_hash, now)?;
-        let task = self.own_task(call, &ask.task, &possession)?;
+        let (task, possession) = self.task_possession(
+            call,
+            &ask.task,
+            Some(ask.action.digest()),
+            evidence_hash,
+            now,
+        )?;
         if !self.runs(&task, now) {
             return Err(self.refuse(call.method, Reason::TaskEnded, "the task is over"));
         }
         let attested = match &ask.evidence {
             Some(evidence) => {
                 let trust = self.views.trust();
-                Arc::new(verify::attest(evidence, &trust, &self.settings.evidence_audience, now).map_err(|e| closed(&e))?)
+                Arc::new(
+                    verify::attest(evidence, &trust, &self.settings.evidence_audience, now)
+                        .map_err(|e| closed(&e))?,
+                )
             }
-            None => self.remembered(&ask.task).ok_or_else(|| closed(&VerifyError::Stale))?,
+            None => self
+                .remembered(&ask.task)
+                .ok_or_else(|| closed(&VerifyError::Stale))?,
         };
-        let proven = Proven::for_task(attested, possession, &task.opened).map_err(|e| closed(&e))?;
+        let proven =
+            Proven::for_task(attested, possession, &task.opened).map_err(|e| closed(&e))?;
         if ask.ttl <= 0 {
             return Err(self.refuse(call.method, Reason::InvalidTtl, "ttl must be above zero"));
         }
@@ -175,7 +191,12 @@ impl Hall {
                 Ok(reply) => reply,
                 // Evidence that went stale during the wait is asked for, not refused: the wait was honest.
                 Err(refusal) if refusal.reason == Reason::EvidenceStale => match shown {
-                    Some(pending) => return Ok(TokenReply::Pending(Box::new(PendingReply { show_evidence: true, ..pending }))),
+                    Some(pending) => {
+                        return Ok(TokenReply::Pending(Box::new(PendingReply {
+                            show_evidence: true,
+                            ..pending
+                        })));
+                    }
                     None => return Err(refusal),
                 },
                 Err(refusal) => return Err(refusal),
@@ -187,7 +208,7 @@ impl Hall {
                 TokenReply::Pending(pending) if !wait.is_zero() => pending,
                 decided => return Ok(decided),
             };
-            let expires = u64::try_from(pending.expires_at.since(self.clock.now())).unwrap_or(0);
+            let expires = u64::try_from(pending.expires_at.since(self.now())).unwrap_or(0);
             let expired = tokio::time::sleep(Duration::from_millis(expires));
             tokio::pin!(expired);
             loop {
@@ -211,46 +232,72 @@ impl Hall {
     fn basis(&self, task: &TaskId, access_request: &AccessRequestId) -> Basis {
         let task = self.state.task(task);
         [
-            self.state.access_request(access_request).map_or(0, |r| r.version),
+            self.state
+                .access_request(access_request)
+                .map_or(0, |r| r.version),
             task.as_ref().map_or(0, |t| t.version),
             task.map_or(0, |t| self.state.standing(&t.opened.agent).version),
             self.views.rules().map_or(0, |r| r.version),
         ]
     }
 
-    /// The caller's own task; another's and none get the same answer.
-    pub(super) fn own_task(&self, call: &Presented, id: &TaskId, possession: &verify::Possession) -> Result<Arc<Task>, Refusal> {
-        self.state
-            .task(id)
-            .filter(|task| possession.is_of(&task.opened.binding).is_ok())
-            .ok_or_else(|| self.refuse(call.method, Reason::NotFound, format!("no task {id} bound to this key")))
-    }
-
-    async fn both_gates(&self, call: &Presented, proven: &Proven, ask: &TokenAsk) -> Result<TokenReply, Refusal> {
+    async fn both_gates(
+        &self,
+        call: &Presented,
+        proven: &Proven,
+        ask: &TokenAsk,
+    ) -> Result<TokenReply, Refusal> {
         for _ in 0..ATTEMPTS {
             match self.round(call, proven, ask).await? {
                 Round::Done(reply) => return Ok(reply),
                 Round::Again => {}
             }
         }
-        Err(self.refuse(call.method, Reason::Conflict, "what the decision rests on keeps moving"))
+        Err(self.refuse(
+            call.method,
+            Reason::Conflict,
+            "what the decision rests on keeps moving",
+        ))
     }
 
     /// One round: gate 1, what the request id already stands for, gate 2, entry.
-    async fn round(&self, call: &Presented, proven: &Proven, ask: &TokenAsk) -> Result<Round, Refusal> {
-        let now = self.clock.now();
+    async fn round(
+        &self,
+        call: &Presented,
+        proven: &Proven,
+        ask: &TokenAsk,
+    ) -> Result<Round, Refusal> {
+        let now = self.now();
         // Taken before anything is read: what is decided below has folded at least this much.
         let position = self.state.position();
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
         let task = self.state.task(&ask.task).filter(|t| self.runs(t, now));
-        let task = task.ok_or_else(|| self.refuse(call.method, Reason::TaskEnded, "the task is over"))?;
-        let rules = self.views.rules().ok_or_else(|| closed(&VerifyError::NoRules))?;
+        let task =
+            task.ok_or_else(|| self.refuse(call.method, Reason::TaskEnded, "the task is over"))?;
+        let rules = self
+            .views
+            .rules()
+            .ok_or_else(|| closed(&VerifyError::NoRules))?;
         let agent_version = self.state.standing(&task.opened.agent).version;
         let standing = self.standing(proven, Some(&rules), Some(&task));
         let verified = proven.stand(standing, now).map_err(|e| closed(&e))?;
-        let turn = Turn { call, ask, proven, rules: &rules, task: &task, agent_version, now };
+        let request_id = self.state.request_id(&ask.task, &ask.request_id);
+        let request_version = request_id.version;
+        let turn = Turn {
+            call,
+            ask,
+            proven,
+            rules: &rules,
+            task: &task,
+            agent_version,
+            request_version,
+            now,
+        };
 
-        match self.stands_for(&ask.task, &ask.request_id, now) {
+        match request_id
+            .value
+            .or_else(|| self.stands_for(&ask.task, &ask.request_id, now))
+        {
             Some(Fixed::Granted(jti)) => return self.grant_again(&turn, verified, &jti).await,
             Some(Fixed::Refused(id)) => return self.refused_before(&turn, &id),
             None => {}
@@ -262,22 +309,38 @@ impl Hall {
         let asks = self.state.asks(&task.opened.agent, now);
         let waiting = self.state.waiting_for(&ask.task, ask.action.digest(), now);
         self.same_question(&turn)?;
-        let order = Order { action: ask.action.clone(), ttl: ask.ttl };
+        let order = Order {
+            action: ask.action.clone(),
+            ttl: ask.ttl,
+        };
         let id = DecisionId::from_random(self.draw());
-        match approve::decide(verified, &order, waiting.as_deref(), &rules, &self.bounds, id) {
+        match approve::decide(
+            verified,
+            &order,
+            waiting.as_deref(),
+            &rules,
+            &self.bounds,
+            id,
+        ) {
             Ok(Decision::Approved(approved)) => self.grant(&turn, *approved, position).await,
             Ok(Decision::Pending(pending)) => match waiting {
                 Some(request) => {
-                    self.joined.put((ask.task, ask.request_id.clone()), request.opened.access_request);
-                    Ok(Round::Done(self.pending_reply(&turn, &request, request.version)))
+                    self.join(&turn, &request)?;
+                    Ok(Round::Done(self.pending_reply(
+                        &turn,
+                        &request,
+                        request.version,
+                    )))
                 }
                 None => self.open_access_request(&turn, *pending, &asks).await,
             },
             Ok(Decision::Denied(denied)) => self.deny(&turn, *denied).await,
             Err(ApproveError::NoTime("evidence")) => Err(closed(&VerifyError::Stale)),
-            Err(ApproveError::NoTime(_)) => {
-                Err(self.refuse(call.method, Reason::TaskEnded, "less than a second of the task is left"))
-            }
+            Err(ApproveError::NoTime(_)) => Err(self.refuse(
+                call.method,
+                Reason::TaskEnded,
+                "less than a second of the task is left",
+            )),
             Err(ApproveError::RulesChanged) => Ok(Round::Again),
             Err(error @ (ApproveError::OtherAction | ApproveError::NoTask)) => {
                 Err(self.refuse(call.method, Reason::Undecided, error.to_string()))
@@ -285,37 +348,91 @@ impl Hall {
         }
     }
 
-    /// What a request id stands for: by an entry, by a time that has passed, or by what this broker remembers of joining.
+    /// What a request id stands for without an entry: by a time that has passed, or by what this broker remembers of
+    /// joining.
     fn stands_for(&self, task: &TaskId, request_id: &RequestId, now: Timestamp) -> Option<Fixed> {
-        if let Some(fixed) = self.state.fixed(task, request_id) {
-            return Some(fixed);
-        }
-        let expired = |r: &AccessRequest| r.status == AccessStatus::Waiting && now >= r.opened.expires_at;
-        if let Some(id) = self.joined.get(&(*task, request_id.clone())) {
+        let expired =
+            |r: &AccessRequest| r.status == AccessStatus::Waiting && now >= r.opened.expires_at;
+        if let Some(id) = self.joined_to(task, request_id) {
             let joined = self.state.access_request(&id)?;
-            let closed =
-                matches!(joined.status, AccessStatus::Denied | AccessStatus::Closed(CloseCause::Expired)) || expired(&joined);
-            return closed.then_some(Fixed::Refused(*id));
+            let closed = matches!(
+                joined.status,
+                AccessStatus::Denied | AccessStatus::Closed(CloseCause::Expired)
+            ) || expired(&joined);
+            return closed.then_some(Fixed::Refused(id));
         }
         let own = self.state.requests_of(task);
-        own.iter().find(|r| r.opened.request_id == *request_id && expired(r)).map(|r| Fixed::Refused(r.opened.access_request))
+        own.iter()
+            .find(|r| r.opened.request_id == *request_id && expired(r))
+            .map(|r| Fixed::Refused(r.opened.access_request))
+    }
+
+    fn joined_to(&self, task: &TaskId, request_id: &RequestId) -> Option<AccessRequestId> {
+        self.lock(&self.joined)
+            .get(task)
+            .and_then(|ids| ids.get(request_id))
+            .copied()
+    }
+
+    /// Remembers that a request id waits with another's access request.
+    fn join(&self, turn: &Turn<'_>, request: &AccessRequest) -> Result<(), Refusal> {
+        if request.opened.request_id == turn.ask.request_id {
+            return Ok(());
+        }
+        let full = {
+            let mut joined = self.lock(&self.joined);
+            let of_task = joined.entry(turn.ask.task).or_default();
+            let full = of_task.len() >= JOINED_MAX && !of_task.contains_key(&turn.ask.request_id);
+            if !full {
+                of_task.insert(turn.ask.request_id.clone(), request.opened.access_request);
+            }
+            full
+        };
+        if full {
+            return Err(self.refuse(
+                turn.call.method,
+                Reason::TooManyPending,
+                "too many request ids wait in this task",
+            ));
+        }
+        Ok(())
     }
 
     /// A request id that still waits for one action cannot ask for another.
     fn same_question(&self, turn: &Turn<'_>) -> Result<(), Refusal> {
         let Turn { call, ask, now, .. } = *turn;
+        let joined = self.joined_to(&ask.task, &ask.request_id);
         let other = |r: &Arc<AccessRequest>| {
-            r.opened.request_id == ask.request_id && r.waits(now) && r.action.as_ref().is_some_and(|a| **a != ask.action)
+            (r.opened.request_id == ask.request_id || Some(r.opened.access_request) == joined)
+                && r.waits(now)
+                && r.action.as_ref().is_some_and(|a| **a != ask.action)
         };
         if self.state.requests_of(&ask.task).iter().any(other) {
-            return Err(self.refuse(call.method, Reason::RequestIdReused, "this request_id waits for another action"));
+            return Err(self.refuse(
+                call.method,
+                Reason::RequestIdReused,
+                "this request_id waits for another action",
+            ));
         }
         Ok(())
     }
 
     pub(super) fn rules_shown(&self, rules: &[RuleRef]) -> Vec<RuleShown> {
         let in_force = self.views.rules();
-        let why = |id: &str| in_force.as_ref().and_then(|r| r.bundle.rule(id)).and_then(|r| r.why.clone()).unwrap_or_default();
-        rules.iter().map(|r| RuleShown { id: r.id.clone(), file: r.file.clone(), why: why(&r.id) }).collect()
+        let why = |id: &str| {
+            in_force
+                .as_ref()
+                .and_then(|r| r.bundle.rule(id))
+                .and_then(|r| r.why.clone())
+                .unwrap_or_default()
+        };
+        rules
+            .iter()
+            .map(|r| RuleShown {
+                id: r.id.clone(),
+                file: r.file.clone(),
+                why: why(&r.id),
+            })
+            .collect()
     }
 }

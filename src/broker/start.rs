@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -61,6 +62,16 @@ pub enum StartError {
     /// The policy bundle that should seed the journal.
     #[error("policy bundle:\n{0}")]
     Policy(#[from] BundleError),
+    /// Another key under a known name: what rests on the old one could not be told from what rests on the new.
+    #[error(
+        "trust bundle of {domain}: the key {kid} is another one than before; publish it under a new kid"
+    )]
+    KeyChanged {
+        /// The domain.
+        domain: TrustDomain,
+        /// The key's name.
+        kid: String,
+    },
     /// Nobody could govern with that bundle.
     #[error("policy bundle: {0}")]
     Ungovernable(&'static str),
@@ -77,20 +88,32 @@ impl Hall {
         random.fill(&mut boot_key).map_err(|_| StartError::Random)?;
         let state = Arc::new(State::default());
         let views = Arc::new(Views::default());
+        let high_water = Arc::new(AtomicI64::new(0));
         let apply = {
-            let (state, views) = (state.clone(), views.clone());
-            Box::new(move |committed: &crate::journal::Committed| views.apply(&state, committed))
+            let (state, views, high_water) = (state.clone(), views.clone(), high_water.clone());
+            Box::new(move |committed: &crate::journal::Committed| {
+                high_water.fetch_max(committed.entry().at.millis(), Ordering::SeqCst);
+                views.apply(&state, committed);
+            })
         };
-        let options = Options { realm: start.settings.realm.clone(), clock: start.clock.clone(), faults: start.faults };
+        let options = Options {
+            realm: start.settings.realm.clone(),
+            clock: start.clock.clone(),
+            faults: start.faults,
+        };
         let journal = Journal::open(&start.data_dir, options, apply)?;
         if let Some(why) = views.broken() {
             return Err(StartError::Unusable(why));
         }
         let hall = Arc::new(Self {
-            bounds: Bounds { realm: start.settings.realm.clone(), ttl_cap: start.settings.ttl_cap },
+            bounds: Bounds {
+                realm: start.settings.realm.clone(),
+                ttl_cap: start.settings.ttl_cap,
+            },
             bench: Bench::new(start.key, start.settings.issuer.clone())?,
             settings: start.settings,
             clock: start.clock,
+            high_water,
             journal,
             state,
             views,
@@ -98,16 +121,30 @@ impl Hall {
             random,
             once: Once::default(),
             seen: Table::default(),
-            joined: Table::default(),
+            joined: Mutex::default(),
             denials: Table::default(),
             refusals: Mutex::default(),
             statements: Mutex::default(),
             doomed: Mutex::default(),
+            doomed_agents: Mutex::default(),
+            governing: tokio::sync::Mutex::default(),
+            swept: AtomicU64::new(0),
             log: Mutex::default(),
             uncounted: Mutex::default(),
         });
+        let configured: BTreeSet<TrustDomain> = start
+            .trust
+            .iter()
+            .map(|(domain, _)| domain.clone())
+            .collect();
         for (domain, bundle) in start.trust {
             hall.enter_trust(domain, bundle).await?;
+        }
+        for domain in hall.state.trust_domains() {
+            // A domain that is no longer configured is trusted no longer: it keeps its name and loses its keys.
+            if !configured.contains(&domain) {
+                hall.enter_trust(domain, NO_KEYS.to_owned()).await?;
+            }
         }
         hall.publish_key().await?;
         if let Some(files) = start.seed.filter(|_| hall.views.rules().is_none()) {
@@ -122,14 +159,31 @@ impl Hall {
     /// A trust bundle that differs from the one in the journal is entered before it is used.
     async fn enter_trust(&self, domain: TrustDomain, bundle: String) -> Result<(), StartError> {
         let keys = KeySet::parse(bundle.as_bytes(), Usage::JwtSvid);
-        let keys = keys.map_err(|source| StartError::Trust { domain: domain.clone(), source })?;
+        let keys = keys.map_err(|source| StartError::Trust {
+            domain: domain.clone(),
+            source,
+        })?;
         let blob = Blob::new(bundle);
         let known = self.state.trusted(&domain);
-        if known.as_ref().is_some_and(|k| k.value.bundle == Some(blob.hash())) {
+        if known
+            .as_ref()
+            .is_some_and(|k| k.value.bundle == Some(blob.hash()))
+        {
             return Ok(());
         }
+        if let Some(before) = known
+            .as_ref()
+            .and_then(|k| k.value.bundle)
+            .and_then(|hash| self.journal.blob(&hash).ok().flatten())
+            && let Some(kid) = changed_under_its_name(&before, blob.text())
+        {
+            return Err(StartError::KeyChanged { domain, kid });
+        }
         let kids: BTreeSet<KeyId> = keys.kids().cloned().collect();
-        let removed = known.as_ref().map(|k| k.value.kids.difference(&kids).cloned().collect()).unwrap_or_default();
+        let removed = known
+            .as_ref()
+            .map(|k| k.value.kids.difference(&kids).cloned().collect())
+            .unwrap_or_default();
         let version = known.map_or(0, |k| k.version);
         let fact = Fact::TrustBundleChanged(TrustBundleChanged {
             domain: domain.clone(),
@@ -137,7 +191,12 @@ impl Hall {
             kids: kids.into_iter().collect(),
             removed,
         });
-        self.journal.append(Append { blobs: vec![blob], ..Append::one(fact, vec![(Stream::Trust(domain), version)]) }).await?;
+        self.journal
+            .append(Append {
+                blobs: vec![blob],
+                ..Append::one(fact, vec![(Stream::Trust(domain), version)])
+            })
+            .await?;
         Ok(())
     }
 
@@ -148,8 +207,34 @@ impl Hall {
             return Ok(());
         }
         let jwk = self.bench.public().to_jwk_named(&kid, Usage::Signature);
-        let fact = Fact::KeyPublished(KeyPublished { kid: kid.clone(), jwk });
-        self.journal.append(Append::one(fact, vec![(Stream::Key(kid), 0)])).await?;
+        let fact = Fact::KeyPublished(KeyPublished {
+            kid: kid.clone(),
+            jwk,
+        });
+        self.journal
+            .append(Append::one(fact, vec![(Stream::Key(kid), 0)]))
+            .await?;
         Ok(())
     }
+}
+
+/// A trust bundle that trusts nobody.
+const NO_KEYS: &str = "{\"keys\":[]}";
+
+/// The name of a key that stands in both trust bundles with different material.
+fn changed_under_its_name(before: &str, after: &str) -> Option<String> {
+    let keys = |text: &str| {
+        let set = crate::model::json::parse(text.as_bytes()).ok();
+        set.and_then(|set| set.get("keys").and_then(|keys| keys.as_array().cloned()))
+            .unwrap_or_default()
+    };
+    let material = |key: &serde_json::Value| {
+        ["kty", "crv", "x", "y", "n", "e"].map(|member| key.get(member).cloned())
+    };
+    let after = keys(after);
+    keys(before).iter().find_map(|old| {
+        let kid = old.get("kid")?;
+        let new = after.iter().find(|key| key.get("kid") == Some(kid))?;
+        (material(old) != material(new)).then(|| kid.as_str().unwrap_or_default().to_owned())
+    })
 }

@@ -2,6 +2,7 @@
 //! nothing.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Hall;
@@ -33,21 +34,29 @@ impl Hall {
 
     /// One round: ends that are due, ends that could not be written, caches.
     pub async fn upkeep_once(&self) -> Result<(), AppendError> {
-        let now = self.clock.now();
+        let now = self.now();
         for due in self.state.due_by(now, ROUND_MAX) {
             match due {
                 Due::Task(id) => {
                     if let Some(task) = self.state.task(&id).filter(|t| t.ended.is_none()) {
-                        let fact =
-                            Fact::TaskEnded(TaskEnded { tasks: vec![id], cause: EndCause::Deadline, outcome: None, by: None });
-                        self.append_news(fact, vec![(Stream::Task(id), task.version)]).await?;
+                        let fact = Fact::TaskEnded(TaskEnded {
+                            tasks: vec![id],
+                            cause: EndCause::Deadline,
+                            outcome: None,
+                            by: None,
+                        });
+                        self.append_news(fact, vec![(Stream::Task(id), task.version)])
+                            .await?;
                     }
                 }
                 Due::AccessRequest(id) => {
                     if let Some(request) = self.state.access_request(&id) {
-                        let fact =
-                            Fact::AccessRequestClosed(AccessRequestClosed { access_request: id, cause: CloseCause::Expired });
-                        self.append_news(fact, vec![(Stream::Access(id), request.version)]).await?;
+                        let fact = Fact::AccessRequestClosed(AccessRequestClosed {
+                            access_request: id,
+                            cause: CloseCause::Expired,
+                        });
+                        self.append_news(fact, vec![(Stream::Access(id), request.version)])
+                            .await?;
                     }
                 }
             }
@@ -55,12 +64,45 @@ impl Hall {
         let doomed: Vec<TaskId> = self.lock(&self.doomed).iter().copied().collect();
         for id in doomed {
             if let Some(task) = self.state.task(&id).filter(|t| t.ended.is_none()) {
-                let fact = Fact::TaskEnded(TaskEnded { tasks: vec![id], cause: EndCause::Completed, outcome: None, by: None });
-                if !self.append_news(fact, vec![(Stream::Task(id), task.version)]).await? {
+                let fact = Fact::TaskEnded(TaskEnded {
+                    tasks: vec![id],
+                    cause: EndCause::Completed,
+                    outcome: None,
+                    by: None,
+                });
+                if !self
+                    .append_news(fact, vec![(Stream::Task(id), task.version)])
+                    .await?
+                {
                     continue;
                 }
             }
             self.lock(&self.doomed).remove(&id);
+        }
+        let doomed: Vec<(AgentId, PersonId)> =
+            self.lock(&self.doomed_agents).clone().into_iter().collect();
+        for (agent, by) in doomed {
+            let standing = self.state.standing(&agent);
+            let fact = Fact::AgentSuspended(AgentSuspended {
+                agent: agent.clone(),
+                by,
+                reason: None,
+            });
+            if standing.value.suspended
+                || self
+                    .append_news(fact, vec![(Stream::Agent(agent.clone()), standing.version)])
+                    .await?
+            {
+                self.lock(&self.doomed_agents).remove(&agent);
+            }
+        }
+        if self
+            .views
+            .rules()
+            .is_some_and(|rules| rules.version != self.swept.load(Ordering::SeqCst))
+            && let Ok(_alone) = self.governing.try_lock()
+        {
+            self.sweep().await?;
         }
         self.count_refusals(now).await?;
         self.forget(now);
@@ -79,7 +121,11 @@ impl Hall {
             }
         };
         if let Some((since, count)) = taken {
-            self.append_news(Fact::RefusalsCounted(RefusalsCounted { since, count }), Vec::new()).await?;
+            self.append_news(
+                Fact::RefusalsCounted(RefusalsCounted { since, count }),
+                Vec::new(),
+            )
+            .await?;
         }
         Ok(())
     }
@@ -89,7 +135,7 @@ impl Hall {
         self.once.sweep(now);
         let over = |task: &TaskId| self.state.task(task).is_none_or(|t| !t.runs(now));
         self.seen.retain(|task| !over(task));
-        self.joined.retain(|(task, _)| !over(task));
+        self.lock(&self.joined).retain(|task, _| !over(task));
         self.denials.retain(|(task, _)| !over(task));
     }
 }

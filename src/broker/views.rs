@@ -29,7 +29,11 @@ impl Views {
         state.apply(committed);
         match &committed.entry().fact {
             Fact::PolicyApplied(f) => {
-                let shelved = self.shelf.lock().unwrap_or_else(PoisonError::into_inner).remove(&f.version);
+                let shelved = self
+                    .shelf
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .remove(&f.version);
                 let loaded = shelved.ok_or("not loaded yet".to_owned()).or_else(|_| {
                     let text = committed.blob(&f.version).ok_or("its content is missing")?;
                     let files = BundleFiles::parse(text).map_err(|e| e.to_string())?;
@@ -38,7 +42,8 @@ impl Views {
                 match loaded {
                     Ok(bundle) => {
                         let version = committed.entry().index + 1;
-                        self.rules.store(Some(Arc::new(InForce::new(bundle, version))));
+                        self.rules
+                            .store(Some(Arc::new(InForce::new(bundle, version))));
                     }
                     Err(why) => {
                         // INVARIANT (no rules, no mint): a bundle that does not load leaves none in force.
@@ -51,10 +56,15 @@ impl Views {
                 let keys = committed
                     .blob(&f.bundle)
                     .ok_or("its content is missing".to_owned())
-                    .and_then(|text| KeySet::parse(text.as_bytes(), Usage::JwtSvid).map_err(|e| e.to_string()));
+                    .and_then(|text| {
+                        KeySet::parse(text.as_bytes(), Usage::JwtSvid).map_err(|e| e.to_string())
+                    });
                 match keys {
                     Ok(jwt_svid) => {
-                        let next = self.trust.load().with(f.domain.clone(), TrustedDomain { jwt_svid });
+                        let next = self
+                            .trust
+                            .load()
+                            .with(f.domain.clone(), TrustedDomain { jwt_svid });
                         self.trust.store(Arc::new(next));
                     }
                     Err(why) => self.break_with(format!("trust bundle of {}: {why}", f.domain)),
@@ -92,12 +102,18 @@ impl Views {
 
     /// Keeps a loaded bundle for the entry that will put it in force.
     pub(super) fn shelve(&self, bundle: PolicyBundle) {
-        self.shelf.lock().unwrap_or_else(PoisonError::into_inner).insert(bundle.version(), bundle);
+        self.shelf
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(bundle.version(), bundle);
     }
 
     /// Forgets a bundle whose entry did not come.
     pub(super) fn unshelve(&self, version: &Digest) {
-        self.shelf.lock().unwrap_or_else(PoisonError::into_inner).remove(version);
+        self.shelf
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(version);
     }
 
     /// The policy bundle in force, with its version, in one piece.
@@ -116,11 +132,17 @@ impl Views {
 
     /// What could not be read from the journal; the broker does not start with it.
     pub(super) fn broken(&self) -> Option<String> {
-        self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.broken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn break_with(&self, why: String) {
         tracing::error!(why, "an entry cannot be used");
-        self.broken.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+        self.broken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(why);
     }
 }

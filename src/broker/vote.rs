@@ -10,7 +10,6 @@ use crate::journal::{Append, AppendError, Blob};
 use crate::model::*;
 use crate::rules::{InForce, Risk};
 use crate::state::{AccessRequest, AccessStatus};
-use crate::verify::Possession;
 
 /// A statement that waits for its signature.
 pub(super) struct Begun {
@@ -105,25 +104,34 @@ pub struct CardView {
 
 /// Milliseconds a statement waits for its signature.
 const STATEMENT_LIFE_MS: i64 = 120_000;
-/// Statements that may wait.
-const STATEMENTS_MAX: usize = 10_000;
+/// Statements of one person that may wait.
+const STATEMENTS_MAX: usize = 100;
 /// How often a vote is tried again when another vote came first.
 const VOTE_ATTEMPTS: usize = 128;
 
 impl Hall {
     /// Access requests that wait, oldest first.
     pub fn list_access_requests(&self, call: &Presented) -> Result<Vec<AccessView>, Refusal> {
-        let now = self.clock.now();
+        let now = self.now();
         self.person(call)?;
         let rules = self.rules(call)?;
-        Ok(self.state.waiting(now).into_iter().map(|request| self.view(request, &rules, now)).collect())
+        Ok(self
+            .state
+            .waiting(now)
+            .into_iter()
+            .map(|request| self.view(request, &rules, now))
+            .collect())
     }
 
     /// One access request as its agent sees it.
-    pub fn get_access_request(&self, call: &Presented, task: TaskId, id: AccessRequestId) -> Result<AccessView, Refusal> {
-        let now = self.clock.now();
-        let possession: Possession = self.agent_possession(call, None, None, now)?;
-        let task = self.own_task(call, &task, &possession)?;
+    pub fn get_access_request(
+        &self,
+        call: &Presented,
+        task: TaskId,
+        id: AccessRequestId,
+    ) -> Result<AccessView, Refusal> {
+        let now = self.now();
+        let (task, _held) = self.task_possession(call, &task, None, None, now)?;
         let request = self.own_request(call, &task.opened.task, &id)?;
         let rules = self.rules(call)?;
         Ok(self.view(request, &rules, now))
@@ -133,12 +141,12 @@ impl Hall {
     pub fn view_of(&self, call: &Presented, id: &AccessRequestId) -> Result<AccessView, Refusal> {
         let rules = self.rules(call)?;
         let request = self.known_request(call, id)?;
-        Ok(self.view(request, &rules, self.clock.now()))
+        Ok(self.view(request, &rules, self.now()))
     }
 
     /// The card of an access request.
     pub fn card(&self, call: &Presented, id: &AccessRequestId) -> Result<CardView, Refusal> {
-        let now = self.clock.now();
+        let now = self.now();
         self.person(call)?;
         let rules = self.rules(call)?;
         let request = self.known_request(call, id)?;
@@ -155,7 +163,9 @@ impl Hall {
             target_facts: rules.bundle.target_facts(&request.opened.action.target),
             agent: rules.bundle.agent(&request.opened.agent),
             rules: self.rules_shown(&request.opened.decision.rules),
-            task_key: task.as_ref().map_or(Thumbprint(Digest::of(b"")), |t| t.opened.binding.jkt()),
+            task_key: task
+                .as_ref()
+                .map_or(Thumbprint(Digest::of(b"")), |t| t.opened.binding.jkt()),
             policy: rules.bundle.version(),
             purpose: task.and_then(|t| t.purpose.clone()),
             access: self.view(request, &rules, now),
@@ -171,7 +181,7 @@ impl Hall {
         verdict: Verdict,
         narrowing: Narrowing,
     ) -> Result<VoteBegun, Refusal> {
-        let now = self.clock.now();
+        let now = self.now();
         let voter = self.person(call)?;
         let rules = self.rules(call)?;
         let request = self.votable(call, &id, now)?;
@@ -187,8 +197,13 @@ impl Hall {
             Some(ttl) => ttl,
             None => request.opened.max_ttl,
         };
-        let (Some(action), Some(task)) = (&request.action, self.state.task(&request.opened.task)) else {
-            return Err(self.refuse(call.method, Reason::AccessRequestClosed, "the action is no longer on record"));
+        let (Some(action), Some(task)) = (&request.action, self.state.task(&request.opened.task))
+        else {
+            return Err(self.refuse(
+                call.method,
+                Reason::AccessRequestClosed,
+                "the action is no longer on record",
+            ));
         };
         let statement = VoteStatement {
             v: 1,
@@ -207,14 +222,29 @@ impl Hall {
             not_after: now.plus_secs(i64::from(defined.good_for_s)).secs(),
             nonce: URL_SAFE_NO_PAD.encode(self.draw()),
         };
-        let text = statement.canonical().map_err(|e| self.refuse(call.method, Reason::Undecided, e.to_string()))?;
+        let text = statement
+            .canonical()
+            .map_err(|e| self.refuse(call.method, Reason::Undecided, e.to_string()))?;
         let mut statements = self.lock(&self.statements);
         statements.retain(|_, begun| now < begun.until);
-        if statements.len() >= STATEMENTS_MAX {
+        let theirs = statements
+            .values()
+            .filter(|begun| begun.voter == voter.id)
+            .count();
+        if theirs >= STATEMENTS_MAX {
             drop(statements);
-            return Err(self.refuse(call.method, Reason::TooBusy, "too many statements wait for signatures"));
+            return Err(self.refuse(
+                call.method,
+                Reason::TooBusy,
+                "too many of your statements wait for signatures",
+            ));
         }
-        let begun = Begun { text: text.clone(), statement, voter: voter.id, until: now.plus_millis(STATEMENT_LIFE_MS) };
+        let begun = Begun {
+            text: text.clone(),
+            statement,
+            voter: voter.id,
+            until: now.plus_millis(STATEMENT_LIFE_MS),
+        };
         statements.insert(begun.statement.nonce.clone(), begun);
         Ok(VoteBegun { statement: text })
     }
@@ -228,12 +258,19 @@ impl Hall {
         text: &str,
         signature: &[u8],
     ) -> Result<AccessView, Refusal> {
-        let now = self.clock.now();
+        let now = self.now();
         let voter = self.person(call)?;
-        let stated = VoteStatement::parse(text).ok().map(|s| s.nonce).unwrap_or_default();
+        let stated = VoteStatement::parse(text)
+            .ok()
+            .map(|s| s.nonce)
+            .unwrap_or_default();
         let begun = self.lock(&self.statements).remove(&stated);
-        let begun =
-            begun.filter(|b| b.text == text && b.voter == voter.id && b.statement.access_request_id == id && now < b.until);
+        let begun = begun.filter(|b| {
+            b.text == text
+                && b.voter == voter.id
+                && b.statement.access_request_id == id
+                && now < b.until
+        });
         let Some(begun) = begun else {
             return Err(self.refuse(
                 call.method,
@@ -244,17 +281,31 @@ impl Hall {
         let statement = begun.statement;
         let signature = URL_SAFE_NO_PAD.encode(signature);
         for _ in 0..VOTE_ATTEMPTS {
-            let now = self.clock.now();
+            let now = self.now();
             let rules = self.rules(call)?;
             // The task's version before the question whether it runs: an end after this line refuses the append.
             let task = self.known_request(call, &id)?.opened.task;
-            let task = (Stream::Task(task), self.state.task(&task).map_or(Version::MAX, |t| t.version));
+            let task = (
+                Stream::Task(task),
+                self.state.task(&task).map_or(Version::MAX, |t| t.version),
+            );
+            let agent = self.known_request(call, &id)?.opened.agent.clone();
+            let agent = (Stream::Agent(agent.clone()), self.standing_of(&agent).1);
             let request = self.votable(call, &id, now)?;
-            let eligible = votes::eligible(&voter.id, &statement.profile.name, statement.verdict, &request, &rules.bundle);
+            let eligible = votes::eligible(
+                &voter.id,
+                &statement.profile.name,
+                statement.verdict,
+                &request,
+                &rules.bundle,
+            );
             if let Err(why) = eligible {
                 return Err(self.refuse_vote(call, &request, &voter.id, why).await);
             }
-            let signed = rules.bundle.person(&voter.id).is_some_and(|p| votes::signed_by(p, voter.key, &statement, &signature));
+            let signed = rules
+                .bundle
+                .person(&voter.id)
+                .is_some_and(|p| votes::signed_by(p, voter.key, &statement, &signature));
             if !signed {
                 return Err(self.refuse(
                     call.method,
@@ -275,7 +326,12 @@ impl Hall {
                 signature: signature.clone(),
             });
             let append = Append {
-                premises: vec![(Stream::Policy, rules.version), (Stream::Person(voter.id.clone()), 0), task],
+                premises: vec![
+                    (Stream::Policy, rules.version),
+                    (Stream::Person(voter.id.clone()), 0),
+                    task,
+                    agent,
+                ],
                 not_after: Some(request.opened.expires_at),
                 blobs: vec![blob],
                 ..Append::one(fact, vec![(Stream::Access(id), request.version)])
@@ -290,7 +346,13 @@ impl Hall {
     }
 
     /// An ineligible vote is recorded and ends nothing.
-    async fn refuse_vote(&self, call: &Presented, request: &AccessRequest, voter: &PersonId, why: Ineligible) -> Refusal {
+    async fn refuse_vote(
+        &self,
+        call: &Presented,
+        request: &AccessRequest,
+        voter: &PersonId,
+        why: Ineligible,
+    ) -> Refusal {
         if let Err(refusal) = self.count_refusal(call, &request.opened.task) {
             return refusal;
         }
@@ -300,13 +362,23 @@ impl Hall {
             why: why.to_string(),
         });
         match self.journal.append(Append::one(fact, Vec::new())).await {
-            Ok(_) => self.refuse(call.method, Reason::NotEligible, format!("your vote would not count: {why}")),
+            Ok(_) => self.refuse(
+                call.method,
+                Reason::NotEligible,
+                format!("your vote would not count: {why}"),
+            ),
             Err(error) => self.refuse_append(call.method, &error),
         }
     }
 
     fn rules(&self, call: &Presented) -> Result<Arc<InForce>, Refusal> {
-        self.views.rules().ok_or_else(|| self.refuse(call.method, Reason::Undecided, "no policy bundle is in force"))
+        self.views.rules().ok_or_else(|| {
+            self.refuse(
+                call.method,
+                Reason::Undecided,
+                "no policy bundle is in force",
+            )
+        })
     }
 
     pub(super) fn own_request(
@@ -318,16 +390,40 @@ impl Hall {
         self.state
             .access_request(id)
             .filter(|r| r.opened.task == *task)
-            .ok_or_else(|| self.refuse(call.method, Reason::NotFound, format!("no access request {id} in this task")))
+            .ok_or_else(|| {
+                self.refuse(
+                    call.method,
+                    Reason::NotFound,
+                    format!("no access request {id} in this task"),
+                )
+            })
     }
 
-    fn known_request(&self, call: &Presented, id: &AccessRequestId) -> Result<Arc<AccessRequest>, Refusal> {
-        self.state.access_request(id).ok_or_else(|| self.refuse(call.method, Reason::NotFound, format!("no access request {id}")))
+    fn known_request(
+        &self,
+        call: &Presented,
+        id: &AccessRequestId,
+    ) -> Result<Arc<AccessRequest>, Refusal> {
+        self.state.access_request(id).ok_or_else(|| {
+            self.refuse(
+                call.method,
+                Reason::NotFound,
+                format!("no access request {id}"),
+            )
+        })
     }
 
-    fn votable(&self, call: &Presented, id: &AccessRequestId, now: Timestamp) -> Result<Arc<AccessRequest>, Refusal> {
+    fn votable(
+        &self,
+        call: &Presented,
+        id: &AccessRequestId,
+        now: Timestamp,
+    ) -> Result<Arc<AccessRequest>, Refusal> {
         let request = self.known_request(call, id)?;
-        let running = self.state.task(&request.opened.task).is_some_and(|t| self.runs(&t, now));
+        let running = self
+            .state
+            .task(&request.opened.task)
+            .is_some_and(|t| self.runs(&t, now));
         if request.waits(now) && running {
             Ok(request)
         } else {
@@ -339,11 +435,20 @@ impl Hall {
         }
     }
 
-    pub(super) fn view(&self, request: Arc<AccessRequest>, rules: &InForce, now: Timestamp) -> AccessView {
+    pub(super) fn view(
+        &self,
+        request: Arc<AccessRequest>,
+        rules: &InForce,
+        now: Timestamp,
+    ) -> AccessView {
         let needs = self.needs(&request, rules, now);
-        let satisfied =
-            needs.iter().all(|n| n.quorum > 0 && n.approvers.len() >= usize::try_from(n.quorum).unwrap_or(usize::MAX));
-        let running = self.state.task(&request.opened.task).is_some_and(|t| self.runs(&t, now));
+        let satisfied = needs.iter().all(|n| {
+            n.quorum > 0 && n.approvers.len() >= usize::try_from(n.quorum).unwrap_or(usize::MAX)
+        });
+        let running = self
+            .state
+            .task(&request.opened.task)
+            .is_some_and(|t| self.runs(&t, now));
         let standing = match request.status {
             AccessStatus::Denied => Standing::Denied,
             AccessStatus::Consumed(_) => Standing::Consumed,

@@ -46,7 +46,12 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Agent) -> Result<ExitC
             let done = key.person(common)?.resume(&id).await?;
             say.either(
                 || json!({ "agent": id, "suspended": false, "position": done.position }),
-                || format!("{id} may operate again since entry {}; nothing that ended came back", done.position),
+                || {
+                    format!(
+                        "{id} may operate again since entry {}; nothing that ended came back",
+                        done.position
+                    )
+                },
             );
         }
     }

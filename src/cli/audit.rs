@@ -14,7 +14,7 @@ use crate::journal::{OpenError, ReadOnly};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Audit {
-    /// Verify every entry, the tree, and what each entry rests on; reads only, also beside a running broker
+    /// Verify every entry, the tree, the blobs, and what each entry rests on; reads only, also beside a running broker
     Verify(Verify),
 }
 
@@ -32,7 +32,11 @@ pub(super) struct Verify {
 }
 
 pub(super) fn run(say: &Say, verb: Audit) -> Result<ExitCode, Failure> {
-    let Audit::Verify(Verify { data_dir, config, against }) = verb;
+    let Audit::Verify(Verify {
+        data_dir,
+        config,
+        against,
+    }) = verb;
     let dir = match (data_dir, config) {
         (Some(dir), _) => journal_in(&dir)?,
         (None, Some(file)) => Config::read(&file)?.data_dir,
@@ -52,9 +56,13 @@ pub(super) fn run(say: &Say, verb: Audit) -> Result<ExitCode, Failure> {
         || {
             let met = match report.against {
                 Some(noted) => format!(", and the first {} are those noted before", noted.size),
-                None => "; with --against SIZE:ROOT, a rewrite of all of it would be found too".to_owned(),
+                None => "; with --against SIZE:ROOT, a rewrite of all of it would be found too"
+                    .to_owned(),
             };
-            format!("whole: {} entries, every premise held{met}\ncheckpoint {}", report.head.size, report.head)
+            format!(
+                "whole: {} entries, every premise held, every blob there{met}\ncheckpoint {}",
+                report.head.size, report.head
+            )
         },
     );
     Ok(ExitCode::SUCCESS)
@@ -62,18 +70,33 @@ pub(super) fn run(say: &Say, verb: Audit) -> Result<ExitCode, Failure> {
 
 fn journal_in(dir: &Path) -> Result<PathBuf, Failure> {
     let config = dir.join(super::dev::CONFIG_FILE);
-    if config.exists() { Ok(Config::read(&config)?.data_dir) } else { Ok(dir.to_owned()) }
+    if config.exists() {
+        Ok(Config::read(&config)?.data_dir)
+    } else {
+        Ok(dir.to_owned())
+    }
 }
 
 /// Walks a journal from its first entry to its head.
 pub(super) fn verify(dir: &Path, against: Option<Checkpoint>) -> Result<AuditReport, Failure> {
-    let journal = ReadOnly::open(dir).map_err(|e| Failure::failed(format!("{}: {e}", dir.display())))?;
+    let journal =
+        ReadOnly::open(dir).map_err(|e| Failure::failed(format!("{}: {e}", dir.display())))?;
     let mut walk = Walk::against(against);
     let damaged = |error: &dyn std::fmt::Display| {
-        Failure::failed(format!("NOT WHOLE: {error}")).next("keep a copy of this journal as it is, and compare it with a backup")
+        Failure::failed(format!("NOT WHOLE: {error}"))
+            .next("keep a copy of this journal as it is, and compare it with a backup")
     };
-    let head = journal.all(|stored| walk.entry(&stored.text, stored.leaf).map(|_| ()).map_err(OpenError::Damaged));
-    let head = head.map_err(|error| match error {
+    let walked = journal.all(|stored| {
+        walk.entry(&stored.text, stored.leaf)
+            .map(|_| ())
+            .map_err(OpenError::Damaged)
+    });
+    let walked = walked.and_then(|head| {
+        journal.blobs(|name, content| walk.blob(name, content).map_err(OpenError::Damaged))?;
+        walk.blobs_end()?;
+        Ok(head)
+    });
+    let (head, epoch) = walked.map_err(|error| match error {
         OpenError::Damaged(found) => damaged(&found),
         other @ (OpenError::Locked(_)
         | OpenError::Io { .. }
@@ -84,5 +107,5 @@ pub(super) fn verify(dir: &Path, against: Option<Checkpoint>) -> Result<AuditRep
         | OpenError::Entry(_)
         | OpenError::First(_)) => Failure::failed(format!("{}: {other}", dir.display())),
     })?;
-    walk.finish(head).map_err(|error| damaged(&error))
+    walk.finish(head, epoch).map_err(|error| damaged(&error))
 }

@@ -9,12 +9,30 @@ use crate::rules::{BundleFiles, PolicyBundle};
 /// The example that development brokers and the demo begin with.
 pub(super) const EXAMPLE: [(&str, &str); 7] = [
     ("README.md", include_str!("../../examples/soc/README.md")),
-    ("schema.cedarschema", include_str!("../../examples/soc/schema.cedarschema")),
-    ("entities.json", include_str!("../../examples/soc/entities.json")),
-    ("agents.toml", include_str!("../../examples/soc/agents.toml")),
-    ("people.toml", include_str!("../../examples/soc/people.toml")),
-    ("rules/10-agents.cedar", include_str!("../../examples/soc/rules/10-agents.cedar")),
-    ("rules/20-guardrails.cedar", include_str!("../../examples/soc/rules/20-guardrails.cedar")),
+    (
+        "schema.cedarschema",
+        include_str!("../../examples/soc/schema.cedarschema"),
+    ),
+    (
+        "entities.json",
+        include_str!("../../examples/soc/entities.json"),
+    ),
+    (
+        "agents.toml",
+        include_str!("../../examples/soc/agents.toml"),
+    ),
+    (
+        "people.toml",
+        include_str!("../../examples/soc/people.toml"),
+    ),
+    (
+        "rules/10-agents.cedar",
+        include_str!("../../examples/soc/rules/10-agents.cedar"),
+    ),
+    (
+        "rules/20-guardrails.cedar",
+        include_str!("../../examples/soc/rules/20-guardrails.cedar"),
+    ),
 ];
 
 /// Longest file read, in bytes: a bundle as a whole may not be longer.
@@ -31,15 +49,23 @@ pub(super) fn read(dir: &Path) -> Result<BTreeMap<String, String>, Failure> {
             let found = found.map_err(failed(folder.display()))?;
             let name = found.file_name();
             let Some(name) = name.to_str() else {
-                return Err(Failure::failed(format!("{}: a name is not UTF-8", folder.display())));
+                return Err(Failure::failed(format!(
+                    "{}: a name is not UTF-8",
+                    folder.display()
+                )));
             };
             if name.starts_with('.') || (prefix.is_empty() && name == "rules") {
                 continue;
             }
             let path = found.path();
-            let length = std::fs::metadata(&path).map_err(failed(path.display()))?.len();
+            let length = std::fs::metadata(&path)
+                .map_err(failed(path.display()))?
+                .len();
             if length > FILE_BYTES_MAX || files.len() >= FILES_MAX {
-                return Err(Failure::failed(format!("{}: too large for a policy bundle", path.display())));
+                return Err(Failure::failed(format!(
+                    "{}: too large for a policy bundle",
+                    path.display()
+                )));
             }
             let text = std::fs::read_to_string(&path).map_err(failed(path.display()))?;
             files.insert(format!("{prefix}{name}"), text);
@@ -50,14 +76,19 @@ pub(super) fn read(dir: &Path) -> Result<BTreeMap<String, String>, Failure> {
 
 /// Reads and checks a directory.
 pub(super) fn load(dir: &Path) -> Result<(BundleFiles, PolicyBundle), Failure> {
-    let said = |e: crate::rules::BundleError| Failure::failed(format!("policy bundle {}:\n{e}", dir.display()));
+    let said = |e: crate::rules::BundleError| {
+        Failure::failed(format!("policy bundle {}:\n{e}", dir.display()))
+    };
     let files = BundleFiles::new(read(dir)?).map_err(said)?;
     let bundle = PolicyBundle::load(&files).map_err(said)?;
     Ok((files, bundle))
 }
 
 /// Writes files below a directory, making it.
-pub(super) fn write<'a>(dir: &Path, files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<(), Failure> {
+pub(super) fn write<'a>(
+    dir: &Path,
+    files: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Result<(), Failure> {
     std::fs::create_dir_all(dir.join("rules")).map_err(failed(dir.display()))?;
     for (path, text) in files {
         let path = dir.join(path);
@@ -78,6 +109,11 @@ mod tests {
         let (files, _) = load(dir.path()).expect("loads");
         assert_eq!(files.iter().collect::<Vec<_>>().len(), EXAMPLE.len());
         std::fs::write(dir.path().join("agent.toml"), "").expect("written");
-        assert!(load(dir.path()).expect_err("misspelt").message.contains("agent.toml"));
+        assert!(
+            load(dir.path())
+                .expect_err("misspelt")
+                .message
+                .contains("agent.toml")
+        );
     }
 }

@@ -20,30 +20,50 @@ pub(super) fn text(card: &v1::Card, now: Timestamp) -> String {
         reveal(&card.access_request_id),
         shapes::status(card.status),
         if card.expires_at.is_some() {
-            format!("decided within {}", shapes::left(card.expires_at.as_ref(), now))
+            format!(
+                "decided within {}",
+                shapes::left(card.expires_at.as_ref(), now)
+            )
         } else {
             String::new()
         }
     );
     let action = card.action.clone().unwrap_or_default();
-    let risk =
-        if card.risk.is_empty() { "RISK UNKNOWN".to_owned() } else { format!("{} RISK", reveal(&card.risk).to_uppercase()) };
-    let title = if card.title.is_empty() { reveal(&action.name) } else { reveal(&card.title) };
+    let risk = if card.risk.is_empty() {
+        "RISK UNKNOWN".to_owned()
+    } else {
+        format!("{} RISK", reveal(&card.risk).to_uppercase())
+    };
+    let title = if card.title.is_empty() {
+        reveal(&action.name)
+    } else {
+        reveal(&card.title)
+    };
     let target = shapes::target(action.target.as_ref());
-    out.push_str(&format!("\n  {}: {target}   [{risk}]\n  {}\n\n", title.to_uppercase(), reveal(&action.name)));
+    out.push_str(&format!(
+        "\n  {}: {target}   [{risk}]\n  {}\n\n",
+        title.to_uppercase(),
+        reveal(&action.name)
+    ));
 
     let mut rows = Rows::default();
     for fact in &card.target_facts {
         rows.own(&reveal(&fact.name), reveal(&fact.value));
     }
     if !card.target_known {
-        rows.own("target", "NOT KNOWN to the policy bundle: nothing is recorded about it");
+        rows.own(
+            "target",
+            "NOT KNOWN to the policy bundle: nothing is recorded about it",
+        );
     }
     match convert::action(&action) {
         Ok(action) if action.parameters.is_empty() => {}
         Ok(action) => {
-            let each: Vec<String> =
-                action.parameters.iter().map(|(name, value)| format!("{name} = {}", parse::show(value))).collect();
+            let each: Vec<String> = action
+                .parameters
+                .iter()
+                .map(|(name, value)| format!("{name} = {}", parse::show(value)))
+                .collect();
             rows.own("with", each.join("\n"));
         }
         Err(_) => {
@@ -51,8 +71,16 @@ pub(super) fn text(card: &v1::Card, now: Timestamp) -> String {
         }
     }
     rows.theirs("effect", &card.effect);
-    let undo = if card.undo.is_empty() { String::new() } else { format!("; undo: {}", reveal(&card.undo)) };
-    let reversible = if card.reversible.is_empty() { "unknown".to_owned() } else { reveal(&card.reversible) };
+    let undo = if card.undo.is_empty() {
+        String::new()
+    } else {
+        format!("; undo: {}", reveal(&card.undo))
+    };
+    let reversible = if card.reversible.is_empty() {
+        "unknown".to_owned()
+    } else {
+        reveal(&card.reversible)
+    };
     rows.own("reversible", format!("{reversible}{undo}"));
     let agent = card.agent.clone().unwrap_or_default();
     rows.own(
@@ -68,7 +96,14 @@ pub(super) fn text(card: &v1::Card, now: Timestamp) -> String {
     );
     if let Some(seen) = &card.verification {
         let at = shapes::when(seen.verified_at.as_ref(), now);
-        rows.own("verified", format!("{} by {}, {at}", reveal(&seen.subject), reveal(&seen.evidence_kind)));
+        rows.own(
+            "verified",
+            format!(
+                "{} by {}, {at}",
+                reveal(&seen.subject),
+                reveal(&seen.evidence_kind)
+            ),
+        );
     }
     rows.own("because", shapes::rule_lines(&card.rules));
     rows.own("needs", shapes::profile_lines(&card.needs));
@@ -77,17 +112,48 @@ pub(super) fn text(card: &v1::Card, now: Timestamp) -> String {
         Some(uses) => format!("{uses} uses"),
         None => "any number of uses".to_owned(),
     };
-    let life = card.max_ttl.as_ref().map_or_else(|| "?".to_owned(), |d| show_seconds(d.seconds));
-    rows.own("token", format!("at most {life}, {uses}, only for {}, bound to the task's key", reveal(&action.audience)));
-    rows.own("signed too", format!("realm {}, task {}", reveal(&card.realm), reveal(&card.task_id)));
-    let digests: Vec<String> = card.needs.iter().map(|p| format!("profile {} {}", reveal(&p.name), reveal(&p.digest))).collect();
-    rows.own("", format!("key {}\npolicy {}\n{}", reveal(&card.task_key), reveal(&card.policy_version), digests.join("\n")));
+    let life = card
+        .max_ttl
+        .as_ref()
+        .map_or_else(|| "?".to_owned(), |d| show_seconds(d.seconds));
+    rows.own(
+        "token",
+        format!(
+            "at most {life}, {uses}, only for {}, bound to the task's key",
+            reveal(&action.audience)
+        ),
+    );
+    rows.own(
+        "signed too",
+        format!(
+            "realm {}, task {}",
+            reveal(&card.realm),
+            reveal(&card.task_id)
+        ),
+    );
+    let digests: Vec<String> = card
+        .needs
+        .iter()
+        .map(|p| format!("profile {} {}", reveal(&p.name), reveal(&p.digest)))
+        .collect();
+    rows.own(
+        "",
+        format!(
+            "key {}\npolicy {}\n{}",
+            reveal(&card.task_key),
+            reveal(&card.policy_version),
+            digests.join("\n")
+        ),
+    );
     out.push_str(&rows.lines());
 
     let mut words = Rows::default();
     for (label, said) in [("for", &card.purpose), ("reason", &card.reason)] {
         if !said.is_empty() {
-            words.own(label, format!("\"{}\"", reveal_capped(said, AGENT_WORDS_MAX)));
+            words.own(
+                label,
+                format!("\"{}\"", reveal_capped(said, AGENT_WORDS_MAX)),
+            );
         }
     }
     let words = words.lines();
@@ -141,7 +207,11 @@ mod tests {
 
     fn card() -> v1::Card {
         let now = Timestamp::from_secs(1_800_000_000);
-        let value = |v| Some(v1::Value { kind: Some(v1::value::Kind::StringValue(v)) });
+        let value = |v| {
+            Some(v1::Value {
+                kind: Some(v1::value::Kind::StringValue(v)),
+            })
+        };
         v1::Card {
             access_request_id: hostile("areq_1"),
             realm: hostile("r"),
@@ -153,12 +223,21 @@ mod tests {
             risk: hostile("high"),
             action: Some(v1::Action {
                 name: "account.disable".into(),
-                target: Some(v1::Target { r#type: "Account".into(), id: "ann".into() }),
-                parameters: vec![v1::Parameter { name: "note".into(), value: value(hostile("note")) }],
+                target: Some(v1::Target {
+                    r#type: "Account".into(),
+                    id: "ann".into(),
+                }),
+                parameters: vec![v1::Parameter {
+                    name: "note".into(),
+                    value: value(hostile("note")),
+                }],
                 audience: "https://idp".into(),
             }),
             action_digest: hostile("d"),
-            target_facts: vec![v1::CardFact { name: hostile("name"), value: hostile("Ann") }],
+            target_facts: vec![v1::CardFact {
+                name: hostile("name"),
+                value: hostile("Ann"),
+            }],
             target_known: true,
             agent: Some(v1::CardAgent {
                 agent_id: hostile("triage"),
@@ -173,7 +252,11 @@ mod tests {
                 verified_at: Some(convert::timestamp_to_wire(now)),
                 expires_at: None,
             }),
-            rules: vec![v1::Rule { id: hostile("rule"), file: hostile("f"), why: hostile("why") }],
+            rules: vec![v1::Rule {
+                id: hostile("rule"),
+                file: hostile("f"),
+                why: hostile("why"),
+            }],
             needs: vec![v1::Profile {
                 name: hostile("one"),
                 digest: hostile("dig"),
@@ -200,7 +283,12 @@ mod tests {
         let shown = text(&card(), now);
         let wild = |c: char| c != '\n' && crate::model::text::is_invisible(c);
         assert!(!shown.contains(wild), "{shown:?}");
-        assert!(!shown.lines().any(|line| line.trim_start().starts_with("fake")), "{shown}");
+        assert!(
+            !shown
+                .lines()
+                .any(|line| line.trim_start().starts_with("fake")),
+            "{shown}"
+        );
         // A clean card has as many lines: nothing hostile made one.
         let mut clean = card();
         clean.title = "Disable an account".to_owned();
@@ -230,13 +318,18 @@ mod tests {
             "dig",
             "realm r",
         ] {
-            assert!(shown.contains(signed), "{signed} is not on the card:\n{shown}");
+            assert!(
+                shown.contains(signed),
+                "{signed} is not on the card:\n{shown}"
+            );
         }
         let words = shown.find("The agent says (unverified)").expect("labelled");
         let last_fact = shown.find("profile one").expect("digest");
         assert!(words > last_fact);
         assert!(shown.contains("[100 more characters]"));
-        assert!(shown.find("DISABLE AN ACCOUNT").expect("title") < shown.find("by ").expect("agent"));
+        assert!(
+            shown.find("DISABLE AN ACCOUNT").expect("title") < shown.find("by ").expect("agent")
+        );
         card.action.as_mut().expect("action").parameters[0].value = None;
         assert!(text(&card, Timestamp::from_secs(0)).contains("NOT UNDERSTOOD"));
         card.target_known = false;

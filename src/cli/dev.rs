@@ -69,9 +69,15 @@ pub(super) fn run(common: &Common, say: &Say, verb: Dev) -> Result<ExitCode, Fai
     match verb.out {
         Some(path) => {
             write_private(&path, evidence.reveal())?;
-            say.either(|| json!({ "file": path, "subject": subject }), || format!("{} for {subject}", path.display()));
+            say.either(
+                || json!({ "file": path, "subject": subject }),
+                || format!("{} for {subject}", path.display()),
+            );
         }
-        None => say.either(|| json!({ "evidence": evidence.reveal(), "subject": subject }), || evidence.reveal().to_owned()),
+        None => say.either(
+            || json!({ "evidence": evidence.reveal(), "subject": subject }),
+            || evidence.reveal().to_owned(),
+        ),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -79,7 +85,8 @@ pub(super) fn run(common: &Common, say: &Say, verb: Dev) -> Result<ExitCode, Fai
 /// `$HOME/.dipylon/dev`.
 pub(super) fn default_dir() -> Result<PathBuf, Failure> {
     let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
-    let home = home.ok_or_else(|| Failure::usage("HOME is not set; name a directory with --dev-dir"))?;
+    let home =
+        home.ok_or_else(|| Failure::usage("HOME is not set; name a directory with --dev-dir"))?;
     Ok(PathBuf::from(home).join(".dipylon").join("dev"))
 }
 
@@ -111,13 +118,20 @@ impl Home {
         if config.dev {
             Ok(Self { dir, config })
         } else {
-            Err(Failure::usage(format!("{} is not of a development broker", file.display())))
+            Err(Failure::usage(format!(
+                "{} is not of a development broker",
+                file.display()
+            )))
         }
     }
 
     /// Reads it, or makes it: keys, trust domain, policy bundle, and the configuration last, so that an interrupted first
     /// start is taken up by the next. True: it was made now.
-    pub(super) fn prepare(dir: &Path, listen: Option<SocketAddr>, policy: Option<&Path>) -> Result<(Self, bool), Failure> {
+    pub(super) fn prepare(
+        dir: &Path,
+        listen: Option<SocketAddr>,
+        policy: Option<&Path>,
+    ) -> Result<(Self, bool), Failure> {
         let file = dir.join(CONFIG_FILE);
         if file.exists() {
             return Ok((Self::read(dir)?, false));
@@ -127,11 +141,14 @@ impl Home {
         let secrets = dir.join("dev");
         keys::make_private_dir(&secrets)?;
         let domain = kept(&secrets.join(TRUST_DOMAIN_KEY))?;
-        let jwk = domain.public().to_jwk_named(&KeyId::of(domain.thumbprint()), Usage::JwtSvid);
+        let jwk = domain
+            .public()
+            .to_jwk_named(&KeyId::of(domain.thumbprint()), Usage::JwtSvid);
         let trust = json!({ "keys": [jwk], "spiffe_sequence": 1 });
         write_private(&secrets.join(TRUST_BUNDLE), &trust.to_string())?;
-        let mut registered =
-            String::from("\n# ---------------------------------------------------------------- keys of this directory\n");
+        let mut registered = String::from(
+            "\n# ---------------------------------------------------------------- keys of this directory\n",
+        );
         for holder in HOLDERS {
             let key = kept(&secrets.join(format!("{holder}.pem")))?;
             registered.push('\n');
@@ -144,7 +161,10 @@ impl Home {
                     "people.toml" => (path, format!("{text}{registered}")),
                     other => (other, text.to_owned()),
                 });
-                bundle::write(&dir.join("policy"), texts.iter().map(|(path, text)| (*path, text.as_str())))?;
+                bundle::write(
+                    &dir.join("policy"),
+                    texts.iter().map(|(path, text)| (*path, text.as_str())),
+                )?;
                 PathBuf::from("policy")
             }
         };
@@ -185,18 +205,31 @@ impl Home {
     /// The SPIFFE ID of an agent of the policy directory.
     pub(super) fn spiffe_id(&self, agent: &AgentId) -> Result<SpiffeId, Failure> {
         let Some(policy) = &self.config.policy else {
-            return Err(Failure::usage("the configuration names no policy directory: use --spiffe-id"));
+            return Err(Failure::usage(
+                "the configuration names no policy directory: use --spiffe-id",
+            ));
         };
         let (_, bundle) = bundle::load(policy)?;
-        bundle.agent(agent).map(|a| a.spiffe_id.clone()).ok_or_else(|| {
-            let known: Vec<_> = bundle.agents().map(|a| a.id.to_string()).collect();
-            Failure::usage(format!("agent {agent} is not in {}/agents.toml", policy.display()))
+        bundle
+            .agent(agent)
+            .map(|a| a.spiffe_id.clone())
+            .ok_or_else(|| {
+                let known: Vec<_> = bundle.agents().map(|a| a.id.to_string()).collect();
+                Failure::usage(format!(
+                    "agent {agent} is not in {}/agents.toml",
+                    policy.display()
+                ))
                 .next(format!("registered: {}", known.join(", ")))
-        })
+            })
     }
 
     /// A JWT-SVID of the development trust domain, for this broker.
-    pub(super) fn evidence(&self, subject: &SpiffeId, ttl_s: u32, now: Timestamp) -> Result<Secret, Failure> {
+    pub(super) fn evidence(
+        &self,
+        subject: &SpiffeId,
+        ttl_s: u32,
+        now: Timestamp,
+    ) -> Result<Secret, Failure> {
         let key = keys::read(&self.dir.join("dev").join(TRUST_DOMAIN_KEY))?;
         let header = json!({ "alg": "ES256", "kid": KeyId::of(key.thumbprint()), "typ": "JWT" });
         let claims = json!({
@@ -205,19 +238,27 @@ impl Home {
             "iat": now.secs(),
             "exp": now.plus_secs(i64::from(ttl_s)).secs(),
         });
-        let signed = jws::sign(&header, &claims, &key).map_err(|e| Failure::failed(format!("evidence: {e}")))?;
+        let signed = jws::sign(&header, &claims, &key)
+            .map_err(|e| Failure::failed(format!("evidence: {e}")))?;
         Ok(Secret::new(signed))
     }
 }
 
 fn kept(path: &Path) -> Result<SigningKey, Failure> {
-    Ok(if path.exists() { keys::read(path)? } else { keys::create(path)? })
+    Ok(if path.exists() {
+        keys::read(path)?
+    } else {
+        keys::create(path)?
+    })
 }
 
 /// The address asked for, or the usual port, or any free one; port 0 means any free one.
 fn free(asked: Option<SocketAddr>) -> Result<SocketAddr, Failure> {
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let tries = asked.map_or_else(|| vec![SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)), any], |asked| vec![asked]);
+    let tries = asked.map_or_else(
+        || vec![SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)), any],
+        |asked| vec![asked],
+    );
     let mut last = None;
     for address in tries {
         if !address.ip().is_loopback() {
@@ -236,8 +277,12 @@ fn free(asked: Option<SocketAddr>) -> Result<SocketAddr, Failure> {
 
 /// A development broker beyond loopback would let in everyone who has its published example.
 pub(super) fn not_loopback(address: SocketAddr) -> Failure {
-    Failure::usage(format!("a development broker listens on loopback only, and {address} is not"))
-        .next("for others to reach it, write a configuration of your own: 'dipylon serve --config FILE'")
+    Failure::usage(format!(
+        "a development broker listens on loopback only, and {address} is not"
+    ))
+    .next(
+        "for others to reach it, write a configuration of your own: 'dipylon serve --config FILE'",
+    )
 }
 
 /// Writes a file that only its owner may read, whole or not at all.
@@ -245,14 +290,18 @@ pub(super) fn write_private(path: &Path, text: &str) -> Result<(), Failure> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(format!(".{}.new", std::process::id()));
     let beside = PathBuf::from(beside);
+    // Never through a file or link that somebody else put there.
+    let _left = std::fs::remove_file(&beside);
     let mut file = std::fs::OpenOptions::new()
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .mode(0o600)
         .open(&beside)
         .map_err(failed(beside.display()))?;
-    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).and_then(|()| std::fs::rename(&beside, path));
+    let written = file
+        .write_all(text.as_bytes())
+        .and_then(|()| file.sync_all())
+        .and_then(|()| std::fs::rename(&beside, path));
     written.map_err(|error| {
         let _left = std::fs::remove_file(&beside);
         failed(path.display())(error)
@@ -263,10 +312,16 @@ pub(super) fn write_private(path: &Path, text: &str) -> Result<(), Failure> {
 pub(super) fn read_text(path: &Path) -> Result<String, Failure> {
     let mut text = String::new();
     if path == Path::new("-") {
-        std::io::stdin().lock().take(TEXT_BYTES_MAX).read_to_string(&mut text).map_err(failed("stdin"))?;
+        std::io::stdin()
+            .lock()
+            .take(TEXT_BYTES_MAX)
+            .read_to_string(&mut text)
+            .map_err(failed("stdin"))?;
     } else {
         let file = std::fs::File::open(path).map_err(failed(path.display()))?;
-        file.take(TEXT_BYTES_MAX).read_to_string(&mut text).map_err(failed(path.display()))?;
+        file.take(TEXT_BYTES_MAX)
+            .read_to_string(&mut text)
+            .map_err(failed(path.display()))?;
     }
     text.truncate(text.trim_end().len());
     Ok(text)
@@ -292,35 +347,71 @@ mod tests {
         let (home, made) = Home::prepare(dir.path(), Some(any()), None).expect("made");
         assert!(made && home.config().dev && home.config().listen.ip().is_loopback());
         let texts = |file: &str| std::fs::read_to_string(dir.path().join(file)).expect(file);
-        let before = (texts(CONFIG_FILE), texts("policy/people.toml"), texts("dev/trust-bundle.json"), texts("dev/maria.pem"));
+        let before = (
+            texts(CONFIG_FILE),
+            texts("policy/people.toml"),
+            texts("dev/trust-bundle.json"),
+            texts("dev/maria.pem"),
+        );
         let (again, made) = Home::prepare(dir.path(), None, None).expect("read");
         assert!(!made);
-        assert_eq!(again.config().listen, home.config().listen, "the port is kept");
-        let after = (texts(CONFIG_FILE), texts("policy/people.toml"), texts("dev/trust-bundle.json"), texts("dev/maria.pem"));
+        assert_eq!(
+            again.config().listen,
+            home.config().listen,
+            "the port is kept"
+        );
+        let after = (
+            texts(CONFIG_FILE),
+            texts("policy/people.toml"),
+            texts("dev/trust-bundle.json"),
+            texts("dev/maria.pem"),
+        );
         assert_eq!(before, after);
         for file in ["maria.pem", TRUST_DOMAIN_KEY, TRUST_BUNDLE] {
-            assert_eq!(std::fs::metadata(dir.path().join("dev").join(file)).expect(file).mode() & 0o777, 0o600, "{file}");
+            assert_eq!(
+                std::fs::metadata(dir.path().join("dev").join(file))
+                    .expect(file)
+                    .mode()
+                    & 0o777,
+                0o600,
+                "{file}"
+            );
         }
         let (_, bundle) = bundle::load(&dir.path().join("policy")).expect("a whole bundle");
-        assert!(bundle.people().all(|p| p.keys.len() == 1) && bundle.services().all(|s| s.keys.len() == 1));
+        assert!(
+            bundle.people().all(|p| p.keys.len() == 1)
+                && bundle.services().all(|s| s.keys.len() == 1)
+        );
     }
 
     #[test]
     fn an_interrupted_first_start_is_taken_up() {
         let dir = tempfile::tempdir().expect("dir");
         let (home, _) = Home::prepare(dir.path(), Some(any()), None).expect("made");
-        let key = keys::read(&home.key_file("olga")).expect("key").thumbprint();
+        let key = keys::read(&home.key_file("olga"))
+            .expect("key")
+            .thumbprint();
         std::fs::remove_file(dir.path().join(CONFIG_FILE)).expect("gone");
         let (home, made) = Home::prepare(dir.path(), Some(any()), None).expect("made");
         assert!(made);
-        assert_eq!(keys::read(&home.key_file("olga")).expect("key").thumbprint(), key);
+        assert_eq!(
+            keys::read(&home.key_file("olga"))
+                .expect("key")
+                .thumbprint(),
+            key
+        );
     }
 
     #[test]
     fn loopback_only() {
         let dir = tempfile::tempdir().expect("dir");
         let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-        assert!(Home::prepare(dir.path(), Some(everywhere), None).expect_err("refused").message.contains("loopback"));
+        assert!(
+            Home::prepare(dir.path(), Some(everywhere), None)
+                .expect_err("refused")
+                .message
+                .contains("loopback")
+        );
         assert!(!dir.path().join("dev").exists(), "nothing was made");
     }
 
@@ -328,11 +419,15 @@ mod tests {
     fn evidence_is_for_a_registered_agent_and_this_broker() {
         let dir = tempfile::tempdir().expect("dir");
         let (home, _) = Home::prepare(dir.path(), Some(any()), None).expect("made");
-        let subject = home.spiffe_id(&AgentId::parse("triage").expect("id")).expect("registered");
+        let subject = home
+            .spiffe_id(&AgentId::parse("triage").expect("id"))
+            .expect("registered");
         let now = Timestamp::from_secs(1_800_000_000);
         let evidence = home.evidence(&subject, 300, now).expect("signed");
         let keys = crate::jose::KeySet::parse(
-            std::fs::read(dir.path().join("dev").join(TRUST_BUNDLE)).expect("bundle").as_slice(),
+            std::fs::read(dir.path().join("dev").join(TRUST_BUNDLE))
+                .expect("bundle")
+                .as_slice(),
             Usage::JwtSvid,
         );
         const RULES: crate::jose::HeaderRules = crate::jose::HeaderRules {
@@ -340,16 +435,28 @@ mod tests {
             kid: crate::jose::KidRule::Required,
             extras: &[],
         };
-        let checked = jws::verify(evidence.reveal(), &keys.expect("keys"), &RULES).expect("verifies");
-        assert_eq!(checked.claims().string("sub"), Ok("spiffe://soc.example/agent/triage"));
-        assert_eq!(checked.claims().audience(), Ok(home.config().settings.evidence_audience.as_str()));
-        let unknown = home.spiffe_id(&AgentId::parse("nobody").expect("id")).expect_err("unknown");
+        let checked =
+            jws::verify(evidence.reveal(), &keys.expect("keys"), &RULES).expect("verifies");
+        assert_eq!(
+            checked.claims().string("sub"),
+            Ok("spiffe://soc.example/agent/triage")
+        );
+        assert_eq!(
+            checked.claims().audience(),
+            Ok(home.config().settings.evidence_audience.as_str())
+        );
+        let unknown = home
+            .spiffe_id(&AgentId::parse("nobody").expect("id"))
+            .expect_err("unknown");
         assert!(unknown.next.expect("hint").contains("triage"));
     }
 
     #[test]
     fn everybody_of_the_example_gets_a_key() {
-        let files = bundle::EXAMPLE.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned())).collect();
+        let files = bundle::EXAMPLE
+            .iter()
+            .map(|(path, text)| ((*path).to_owned(), (*text).to_owned()))
+            .collect();
         let files = crate::rules::BundleFiles::new(files).expect("files");
         let bundle = PolicyBundle::load(&files).expect("bundle");
         let mut all: Vec<String> = bundle.people().map(|p| p.id.to_string()).collect();

@@ -26,9 +26,16 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Explain) -> Result<Exi
     let found = verb.key.person(common)?.explain(&verb.id).await?;
     say.either(
         || {
-            let lines: Value = found.lines.iter().map(|l| json!({ "label": l.label, "text": l.text })).collect();
-            let entries: Value =
-                found.entries.iter().map(|e| serde_json::from_str(e).unwrap_or_else(|_| Value::String(e.clone()))).collect();
+            let lines: Value = found
+                .lines
+                .iter()
+                .map(|l| json!({ "label": l.label, "text": l.text }))
+                .collect();
+            let entries: Value = found
+                .entries
+                .iter()
+                .map(|e| serde_json::from_str(e).unwrap_or_else(|_| Value::String(e.clone())))
+                .collect();
             json!({ "headline": found.headline, "lines": lines, "entries": entries })
         },
         || {

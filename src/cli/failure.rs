@@ -55,7 +55,13 @@ pub(super) struct Failure {
 
 impl Failure {
     pub(super) fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, reason: None, message: message.into(), correlation: None, next: None }
+        Self {
+            kind,
+            reason: None,
+            message: message.into(),
+            correlation: None,
+            next: None,
+        }
     }
 
     pub(super) fn failed(message: impl Into<String>) -> Self {
@@ -117,7 +123,11 @@ impl From<Error> for Failure {
         let kind = match &error {
             Error::Unreachable { .. } | Error::TimedOut { .. } => Kind::Unavailable,
             Error::Url(_) | Error::Malformed(_) => Kind::Usage,
-            Error::Refused(_) if error.reason().is_none() && error.code() == Some("UNAVAILABLE") => Kind::Unavailable,
+            Error::Refused(_)
+                if error.reason().is_none() && error.code() == Some("UNAVAILABLE") =>
+            {
+                Kind::Unavailable
+            }
             Error::Refused(_)
             | Error::Evidence(_)
             | Error::Answer(_)
@@ -130,9 +140,9 @@ impl From<Error> for Failure {
             Error::Unreachable { .. } | Error::TimedOut { .. } => {
                 Some("is it running? 'dipylon serve --dev' starts one; DIPYLON_URL names another")
             }
-            Error::Ballot(_) => {
-                Some("the broker says one thing and asks you to sign another: do not vote, tell your security team")
-            }
+            Error::Ballot(_) => Some(
+                "the broker says one thing and asks you to sign another: do not vote, tell your security team",
+            ),
             Error::Refused(_)
             | Error::Url(_)
             | Error::Evidence(_)
@@ -155,7 +165,9 @@ impl From<Error> for Failure {
 /// The exit code that belongs to a reason.
 const fn kind_of(reason: Reason) -> Kind {
     match reason {
-        Reason::NotAuthenticated | Reason::UseDpopNonce | Reason::EvidenceStale => Kind::NotAuthenticated,
+        Reason::NotAuthenticated | Reason::UseDpopNonce | Reason::EvidenceStale => {
+            Kind::NotAuthenticated
+        }
         Reason::NotPermitted | Reason::NotEligible => Kind::Denied,
         Reason::JournalUnavailable | Reason::Undecided | Reason::TooBusy => Kind::Unavailable,
         Reason::Malformed
@@ -178,6 +190,7 @@ const fn kind_of(reason: Reason) -> Kind {
         | Reason::OtherEpoch
         | Reason::Conflict
         | Reason::TooManyPending
+        | Reason::TooManyTasks
         | Reason::TooManyRefusals => Kind::Failed,
     }
 }
@@ -185,19 +198,31 @@ const fn kind_of(reason: Reason) -> Kind {
 /// What the person at the terminal can do about it.
 const fn hint(reason: Reason) -> Option<&'static str> {
     match reason {
-        Reason::NotAuthenticated => Some("an operator finds the cause with 'dipylon explain' and the correlation id"),
-        Reason::EvidenceStale => Some("show fresh evidence: --evidence FILE, or --agent ID in development"),
+        Reason::NotAuthenticated => {
+            Some("an operator finds the cause with 'dipylon explain' and the correlation id")
+        }
+        Reason::EvidenceStale => {
+            Some("show fresh evidence: --evidence FILE, or --agent ID in development")
+        }
         Reason::NotPermitted => Some("use the key of a person or service whose role allows it"),
         Reason::TaskEnded => Some("open another task: 'dipylon task open'"),
         Reason::RequestIdReused | Reason::TokenDead => Some("ask again under a new --request-id"),
         Reason::AccessRequestClosed => Some("'dipylon inbox' lists what still waits"),
         Reason::NotEligible => Some("somebody else has to vote"),
-        Reason::StatementUnknown => Some("vote again: a statement waits two minutes for its signature"),
-        Reason::UnknownAction | Reason::UnknownTarget | Reason::WrongParameters | Reason::UnknownAudience => Some(
+        Reason::StatementUnknown => {
+            Some("vote again: a statement waits two minutes for its signature")
+        }
+        Reason::UnknownAction
+        | Reason::UnknownTarget
+        | Reason::WrongParameters
+        | Reason::UnknownAudience => Some(
             "the catalogue is schema.cedarschema of the policy bundle, targets are in entities.json, audiences in people.toml",
         ),
-        Reason::Conflict | Reason::TooBusy | Reason::JournalUnavailable | Reason::Undecided => Some("try again"),
+        Reason::Conflict | Reason::TooBusy | Reason::JournalUnavailable | Reason::Undecided => {
+            Some("try again")
+        }
         Reason::TooManyPending | Reason::TooManyRefusals => Some("wait a minute, then try again"),
+        Reason::TooManyTasks => Some("complete tasks that are done: 'dipylon task complete'"),
         Reason::UseDpopNonce
         | Reason::Malformed
         | Reason::InvalidTtl
@@ -222,9 +247,15 @@ mod tests {
         assert_eq!(code(Reason::NotEligible), 10);
         assert_eq!(code(Reason::JournalUnavailable), 14);
         assert_eq!(code(Reason::NotFound), 1);
-        let away = Error::Unreachable { url: "http://b".to_owned(), cause: "refused".to_owned() };
+        let away = Error::Unreachable {
+            url: "http://b".to_owned(),
+            cause: "refused".to_owned(),
+        };
         assert_eq!(Failure::from(away).kind.code(), 14);
         let error = Failure::failed("m").next("n").to_json();
-        assert_eq!(error, json!({ "error": { "code": 1, "message": "m", "next": "n" } }));
+        assert_eq!(
+            error,
+            json!({ "error": { "code": 1, "message": "m", "next": "n" } })
+        );
     }
 }

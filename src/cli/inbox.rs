@@ -34,14 +34,34 @@ pub(super) async fn list(common: &Common, say: &Say, verb: Inbox) -> Result<Exit
     let now = Clock::system().now();
     waiting.sort_by_key(|request| (rank(&request.risk), request.expires_at.map(|at| at.seconds)));
     say.either(
-        || waiting.iter().map(shapes::access_request).collect::<Value>(),
+        || {
+            waiting
+                .iter()
+                .map(shapes::access_request)
+                .collect::<Value>()
+        },
         || {
             if waiting.is_empty() {
                 return "nothing waits for people".to_owned();
             }
-            let head = ["RISK", "WHAT", "TARGET", "AGENT", "NEEDS", "LEFT", "ACCESS REQUEST"].map(str::to_owned).to_vec();
-            let rows: Vec<_> = std::iter::once(head).chain(waiting.iter().map(|request| row(request, now))).collect();
-            format!("{}\nlook at one:  dipylon show ACCESS_REQUEST", table(&rows))
+            let head = [
+                "RISK",
+                "WHAT",
+                "TARGET",
+                "AGENT",
+                "NEEDS",
+                "LEFT",
+                "ACCESS REQUEST",
+            ]
+            .map(str::to_owned)
+            .to_vec();
+            let rows: Vec<_> = std::iter::once(head)
+                .chain(waiting.iter().map(|request| row(request, now)))
+                .collect();
+            format!(
+                "{}\nlook at one:  dipylon show ACCESS_REQUEST",
+                table(&rows)
+            )
         },
     );
     Ok(ExitCode::SUCCESS)
@@ -73,6 +93,9 @@ fn rank(risk: &str) -> u8 {
 
 pub(super) async fn show(common: &Common, say: &Say, verb: Show) -> Result<ExitCode, Failure> {
     let shown = verb.key.person(common)?.card(verb.access_request).await?;
-    say.either(|| card::to_json(&shown), || card::text(&shown, Clock::system().now()));
+    say.either(
+        || card::to_json(&shown),
+        || card::text(&shown, Clock::system().now()),
+    );
     Ok(ExitCode::SUCCESS)
 }

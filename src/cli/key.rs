@@ -48,7 +48,12 @@ pub(super) fn run(say: &Say, verb: Key) -> Result<ExitCode, Failure> {
 /// The table that registers a key in people.toml.
 pub(super) fn people_toml(of: &str, key: &PublicKey) -> String {
     let jwk = key.to_jwk();
-    let member = |name: &str| jwk.get(name).and_then(|v| v.as_str()).unwrap_or_default().to_owned();
+    let member = |name: &str| {
+        jwk.get(name)
+            .and_then(|v| v.as_str())
+            .unwrap_or_default()
+            .to_owned()
+    };
     format!(
         "[[key]]\nof = \"{of}\"\njwk = {{ kty = \"{}\", crv = \"{}\", x = \"{}\", y = \"{}\" }}\n",
         member("kty"),

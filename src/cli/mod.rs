@@ -123,7 +123,10 @@ enum Verb {
 pub fn run(cli: Cli) -> ExitCode {
     let Cli { common, verb } = cli;
     let say = Say::new(common.json);
-    let done = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let done = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => {
             let done = runtime.block_on(call(&common, &say, verb));
             // Nothing that still runs, such as a thread waiting for a terminal, keeps the program from ending.
@@ -171,9 +174,18 @@ mod tests {
     fn the_arguments_are_sound() {
         Cli::command().debug_assert();
         let help = Cli::command().render_long_help().to_string();
-        for code in ["10  denied", "11  waiting", "12  nobody", "14  the broker", "20  gate 1"] {
+        for code in [
+            "10  denied",
+            "11  waiting",
+            "12  nobody",
+            "14  the broker",
+            "20  gate 1",
+        ] {
             assert!(help.contains(code), "{code}");
         }
-        assert!(!help.contains("demo-agent"), "children of the demo are not for people");
+        assert!(
+            !help.contains("demo-agent"),
+            "children of the demo are not for people"
+        );
     }
 }

@@ -17,7 +17,12 @@ use crate::model::Realm;
 #[derive(Debug, Clone, Args)]
 pub(super) struct KeyArgs {
     /// Your private key, registered for you in people.toml
-    #[arg(long, value_name = "FILE", env = "DIPYLON_KEY", required_unless_present = "person")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "DIPYLON_KEY",
+        required_unless_present = "person"
+    )]
     key: Option<PathBuf>,
     /// In development: act as this person or service
     #[arg(long = "as", id = "person", value_name = "ID", conflicts_with = "key")]
@@ -27,16 +32,27 @@ pub(super) struct KeyArgs {
 impl KeyArgs {
     #[cfg(test)]
     pub(super) fn of_file(key: PathBuf) -> Self {
-        Self { key: Some(key), person: None }
+        Self {
+            key: Some(key),
+            person: None,
+        }
     }
 
     pub(super) fn key(&self, common: &Common) -> Result<Arc<SigningKey>, Failure> {
         let path = match (&self.key, &self.person) {
-            (_, Some(person)) if person.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') => {
+            (_, Some(person))
+                if person
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') =>
+            {
                 Home::of(common)?.key_file(person)
             }
             (Some(key), None) => key.clone(),
-            (_, Some(_)) | (None, None) => return Err(Failure::usage("name your key: --key FILE, or --as ID in development")),
+            (_, Some(_)) | (None, None) => {
+                return Err(Failure::usage(
+                    "name your key: --key FILE, or --as ID in development",
+                ));
+            }
         };
         Ok(Arc::new(keys::read(&path)?))
     }
@@ -52,7 +68,8 @@ pub(super) fn endpoint(common: &Common) -> Result<Endpoint, Failure> {
         Some(url) => url.clone(),
         None => {
             let home = Home::of(common).map_err(|_| {
-                Failure::usage("which broker? --url URL or DIPYLON_URL names it").next("'dipylon serve --dev' starts one to try")
+                Failure::usage("which broker? --url URL or DIPYLON_URL names it")
+                    .next("'dipylon serve --dev' starts one to try")
             })?;
             home.config().settings.external_url.clone()
         }
@@ -66,9 +83,16 @@ pub(super) fn realm(common: &Common, given: Option<Realm>) -> Result<Realm, Fail
         return Ok(realm);
     }
     let home = Home::of(common).ok();
-    let ours = home.filter(|home| common.url.as_ref().is_none_or(|url| same(url, &home.config().settings.external_url)));
+    let ours = home.filter(|home| {
+        common
+            .url
+            .as_ref()
+            .is_none_or(|url| same(url, &home.config().settings.external_url))
+    });
     let realm = ours.map(|home| home.config().settings.realm.clone());
-    realm.ok_or_else(|| Failure::usage("which realm do you vote in? --realm REALM or DIPYLON_REALM names it"))
+    realm.ok_or_else(|| {
+        Failure::usage("which realm do you vote in? --realm REALM or DIPYLON_REALM names it")
+    })
 }
 
 fn same(one: &str, other: &str) -> bool {

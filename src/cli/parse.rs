@@ -17,10 +17,13 @@ pub(super) struct NamedParam {
 /// sets (arrays), records (objects), and texts that look like numbers.
 pub(super) fn param(text: &str) -> Result<NamedParam, Malformed> {
     let wrong = |rule: &str| Malformed::new("parameter", rule.to_owned());
-    let (name, value) = text.split_once('=').ok_or_else(|| wrong("must be name=value or name:=JSON"))?;
+    let (name, value) = text
+        .split_once('=')
+        .ok_or_else(|| wrong("must be name=value or name:=JSON"))?;
     let (name, value) = match name.strip_suffix(':') {
         Some(name) => {
-            let value = json::parse(value.as_bytes()).map_err(|e| wrong(&format!("after ':=' must be JSON: {e}")))?;
+            let value = json::parse(value.as_bytes())
+                .map_err(|e| wrong(&format!("after ':=' must be JSON: {e}")))?;
             (name, sorted(Param::from_json(&value)?)?)
         }
         None => (name, plain(value)?),
@@ -28,17 +31,24 @@ pub(super) fn param(text: &str) -> Result<NamedParam, Malformed> {
     if name.is_empty() {
         return Err(wrong("must have a name before '='"));
     }
-    Ok(NamedParam { name: name.to_owned(), value })
+    Ok(NamedParam {
+        name: name.to_owned(),
+        value,
+    })
 }
 
 fn plain(text: &str) -> Result<Param, Malformed> {
     let digits = text.strip_prefix('-').unwrap_or(text);
-    let whole = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
+    let whole = !digits.is_empty()
+        && digits.bytes().all(|b| b.is_ascii_digit())
+        && (digits == "0" || !digits.starts_with('0'));
     match text {
         "true" => Ok(Param::Bool(true)),
         "false" => Ok(Param::Bool(false)),
         _ if whole && text != "-0" => {
-            let number = text.parse().map_err(|_| Malformed::new("parameter", "numbers must lie within ±(2^53-1)"))?;
+            let number = text
+                .parse()
+                .map_err(|_| Malformed::new("parameter", "numbers must lie within ±(2^53-1)"))?;
             Ok(Param::Int(number))
         }
         _ => Ok(Param::Str(text.to_owned())),
@@ -49,9 +59,12 @@ fn plain(text: &str) -> Result<Param, Malformed> {
 fn sorted(param: Param) -> Result<Param, Malformed> {
     Ok(match param {
         Param::Set(items) => Param::set(items.into_iter().map(sorted).collect::<Result<_, _>>()?)?,
-        Param::Record(members) => {
-            Param::Record(members.into_iter().map(|(k, v)| Ok((k, sorted(v)?))).collect::<Result<_, Malformed>>()?)
-        }
+        Param::Record(members) => Param::Record(
+            members
+                .into_iter()
+                .map(|(k, v)| Ok((k, sorted(v)?)))
+                .collect::<Result<_, Malformed>>()?,
+        ),
         plain @ (Param::Str(_) | Param::Bool(_) | Param::Int(_)) => plain,
     })
 }
@@ -97,13 +110,29 @@ mod tests {
         assert_eq!(one("a=-12"), Param::Int(-12));
         assert_eq!(one("a=0"), Param::Int(0));
         for text in ["007", "1.5", "+1", "-0", "", "TRUE", "1e3", "a=b", "-"] {
-            assert_eq!(one(&format!("a={text}")), Param::Str(text.to_owned()), "{text}");
+            assert_eq!(
+                one(&format!("a={text}")),
+                Param::Str(text.to_owned()),
+                "{text}"
+            );
         }
         assert_eq!(one("a:=\"7\""), Param::Str("7".to_owned()));
         let set = Param::Set(vec![Param::Int(1), Param::Int(2)]);
         assert_eq!(one("a:=[2,1,2]"), set, "sorted, none twice");
-        assert_eq!(one("a:={\"s\":[2,1]}"), Param::Record(BTreeMap::from([("s".to_owned(), set)])));
-        for bad in ["a", "=1", ":=1", "a:=", "a:=null", "a:=1.5", "a:={\"x\":1,\"x\":2}", "a=99999999999999999999"] {
+        assert_eq!(
+            one("a:={\"s\":[2,1]}"),
+            Param::Record(BTreeMap::from([("s".to_owned(), set)]))
+        );
+        for bad in [
+            "a",
+            "=1",
+            ":=1",
+            "a:=",
+            "a:=null",
+            "a:=1.5",
+            "a:={\"x\":1,\"x\":2}",
+            "a=99999999999999999999",
+        ] {
             assert!(param(bad).is_err(), "{bad}");
         }
         let twice = vec![param("a=1").expect("a"), param("a=2").expect("a")];
@@ -112,7 +141,10 @@ mod tests {
 
     #[test]
     fn parameters_are_shown_safely() {
-        assert_eq!(show(&Param::Str("a\u{202E}\n".to_owned())), "\"a<U+202E>\\n\"");
+        assert_eq!(
+            show(&Param::Str("a\u{202E}\n".to_owned())),
+            "\"a<U+202E>\\n\""
+        );
         assert_eq!(show(&Param::Bool(true)), "true");
     }
 }

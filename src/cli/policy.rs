@@ -41,7 +41,10 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Policy) -> Result<Exit
         Policy::Apply { dir, key } => {
             // Everything that is wrong is said here, with files and lines, before the broker is asked.
             bundle::load(&dir)?;
-            let applied = key.person(common)?.apply_policy_bundle(&bundle::read(&dir)?).await?;
+            let applied = key
+                .person(common)?
+                .apply_policy_bundle(&bundle::read(&dir)?)
+                .await?;
             say.either(
                 || {
                     json!({
@@ -71,5 +74,8 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Policy) -> Result<Exit
 }
 
 fn lines(warnings: &[String]) -> String {
-    warnings.iter().map(|warning| format!("warning  {warning}\n")).collect()
+    warnings
+        .iter()
+        .map(|warning| format!("warning  {warning}\n"))
+        .collect()
 }

@@ -25,7 +25,11 @@ impl Say {
 
     /// Prints one or the other. Every text of others in `people` has been revealed.
     pub(super) fn either(&self, machine: impl FnOnce() -> Value, people: impl FnOnce() -> String) {
-        if self.json { self.value(&machine()) } else { self.text(&people()) }
+        if self.json {
+            self.value(&machine())
+        } else {
+            self.text(&people())
+        }
     }
 
     /// One JSON value on a line of its own.
@@ -38,7 +42,9 @@ impl Say {
         let mut out = std::io::stdout().lock();
         let text = text.strip_suffix('\n').unwrap_or(text);
         // A reader that went away (`| head`) is no reason to fail.
-        let _gone = out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n"));
+        let _gone = out
+            .write_all(text.as_bytes())
+            .and_then(|()| out.write_all(b"\n"));
         let _gone = out.flush();
     }
 
@@ -55,7 +61,11 @@ impl Say {
         let _gone = if self.json {
             writeln!(err, "{}", failure.to_json())
         } else {
-            let next = failure.next.as_ref().map(|next| format!("\n         {next}")).unwrap_or_default();
+            let next = failure
+                .next
+                .as_ref()
+                .map(|next| format!("\n         {next}"))
+                .unwrap_or_default();
             writeln!(err, "dipylon: {}{next}", failure.message)
         };
         ExitCode::from(failure.kind.code())
@@ -85,10 +95,19 @@ impl Rows {
 
     /// The rows as lines.
     pub(super) fn lines(&self) -> String {
-        let width = self.0.iter().map(|(label, _)| label.chars().count()).max().unwrap_or(0);
+        let width = self
+            .0
+            .iter()
+            .map(|(label, _)| label.chars().count())
+            .max()
+            .unwrap_or(0);
         let mut out = String::new();
         for (label, text) in &self.0 {
-            for (i, line) in text.lines().chain(text.is_empty().then_some("")).enumerate() {
+            for (i, line) in text
+                .lines()
+                .chain(text.is_empty().then_some(""))
+                .enumerate()
+            {
                 let label = if i == 0 { label.as_str() } else { "" };
                 out.push_str(format!("  {label:width$}  {line}").trim_end());
                 out.push('\n');
@@ -101,11 +120,21 @@ impl Rows {
 /// A table with a heading: columns as wide as their widest cell.
 pub(super) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|c| c.chars().count())
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut out = String::new();
     for row in rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
         out.push_str(cells.join("  ").trim_end());
         out.push('\n');
     }
@@ -119,9 +148,16 @@ mod tests {
     #[test]
     fn texts_of_others_cannot_leave_their_line() {
         let mut rows = Rows::default();
-        rows.theirs("a", "x\ny\u{1b}[2J\u{202E}z").own("long", "1\n2");
-        assert_eq!(rows.lines(), "  a     x<U+000A>y<U+001B>[2J<U+202E>z\n  long  1\n        2\n");
+        rows.theirs("a", "x\ny\u{1b}[2J\u{202E}z")
+            .own("long", "1\n2");
+        assert_eq!(
+            rows.lines(),
+            "  a     x<U+000A>y<U+001B>[2J<U+202E>z\n  long  1\n        2\n"
+        );
         let cell = |text: &str| text.to_owned();
-        assert_eq!(table(&[vec![cell("a"), cell("b")], vec![cell("cc"), cell("d")]]), "a   b\ncc  d\n");
+        assert_eq!(
+            table(&[vec![cell("a"), cell("b")], vec![cell("cc"), cell("d")]]),
+            "a   b\ncc  d\n"
+        );
     }
 }

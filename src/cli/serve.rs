@@ -55,12 +55,22 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
         let _gone = std::fs::remove_file(path);
     }
     // Bound before the journal is opened: a second broker on the same port leaves no trace.
-    let listener = serve::listen(config.listen).await.map_err(|e| Failure::failed(e.to_string()))?;
-    let seed = config.policy.as_deref().map(|dir| seed(dir, &config.data_dir)).transpose()?.flatten();
+    let listener = serve::listen(config.listen)
+        .await
+        .map_err(|e| Failure::failed(e.to_string()))?;
+    let seed = config
+        .policy
+        .as_deref()
+        .map(|dir| seed(dir, &config.data_dir))
+        .transpose()?
+        .flatten();
     let unseeded = seed.is_none() && config.policy.is_none();
     let mut trust = Vec::new();
     for (domain, file) in &config.trust_domains {
-        trust.push((domain.clone(), std::fs::read_to_string(file).map_err(failed(file.display()))?));
+        trust.push((
+            domain.clone(),
+            std::fs::read_to_string(file).map_err(failed(file.display()))?,
+        ));
     }
     let start = Start {
         settings: config.settings.clone(),
@@ -71,22 +81,36 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
         clock: Clock::system(),
         faults: Faults::default(),
     };
-    let hall = Hall::start(start).await.map_err(|e| Failure::failed(e.to_string()))?;
+    let hall = Hall::start(start)
+        .await
+        .map_err(|e| Failure::failed(e.to_string()))?;
     let checkpoint = hall.journal().tail().borrow().head.to_string();
     if let Err(why) = hall.ready() {
-        let hint = if unseeded { "; start with --policy DIR to seed an empty journal" } else { "" };
+        let hint = if unseeded {
+            "; start with --policy DIR to seed an empty journal"
+        } else {
+            ""
+        };
         say.aside(&format!("dipylon: everything is denied: {why}{hint}"));
     }
     let url = &config.settings.external_url;
-    let ready = json!({ "grpc": url, "http": url, "pid": std::process::id(), "checkpoint": checkpoint });
+    let ready =
+        json!({ "grpc": url, "http": url, "pid": std::process::id(), "checkpoint": checkpoint });
     if let Some(path) = &verb.ready_file {
         dev::write_private(path, &ready.to_string())?;
     }
     say.either(
         || ready.clone(),
         || {
-            let mut text = format!("listening  {} as {url}, pid {}\n", config.listen, std::process::id());
-            text.push_str(&format!("journal    {}, checkpoint {checkpoint}\n", config.data_dir.display()));
+            let mut text = format!(
+                "listening  {} as {url}, pid {}\n",
+                config.listen,
+                std::process::id()
+            );
+            text.push_str(&format!(
+                "journal    {}, checkpoint {checkpoint}\n",
+                config.data_dir.display()
+            ));
             if let Some(home) = &home {
                 text.push_str(&to_try(home));
             }
@@ -124,9 +148,18 @@ fn configuration(common: &Common, verb: &Serve) -> Result<(Config, Option<Home>)
             };
             let (home, made) = Home::prepare(&dir, verb.listen, verb.policy.as_deref())?;
             let config = home.config().clone();
-            if let Some(listen) = verb.listen.filter(|listen| !made && listen.port() != 0 && *listen != config.listen) {
-                return Err(Failure::usage(format!("this development broker keeps {}, not {listen}", config.listen))
-                    .next(format!("proofs and tokens name its URL; delete {} to begin anew", home.dir().display())));
+            if let Some(listen) = verb
+                .listen
+                .filter(|listen| !made && listen.port() != 0 && *listen != config.listen)
+            {
+                return Err(Failure::usage(format!(
+                    "this development broker keeps {}, not {listen}",
+                    config.listen
+                ))
+                .next(format!(
+                    "proofs and tokens name its URL; delete {} to begin anew",
+                    home.dir().display()
+                )));
             }
             (config, Some(home))
         }
@@ -140,8 +173,10 @@ fn configuration(common: &Common, verb: &Serve) -> Result<(Config, Option<Home>)
 /// The files that seed an empty journal. A journal that is there already does without them: an unfinished edit in the
 /// policy directory must not keep a broker from starting again.
 fn seed(dir: &Path, data_dir: &Path) -> Result<Option<BundleFiles>, Failure> {
-    let read = bundle::read(dir)
-        .and_then(|files| BundleFiles::new(files).map_err(|e| Failure::failed(format!("policy bundle {}:\n{e}", dir.display()))));
+    let read = bundle::read(dir).and_then(|files| {
+        BundleFiles::new(files)
+            .map_err(|e| Failure::failed(format!("policy bundle {}:\n{e}", dir.display())))
+    });
     match read {
         Ok(files) => Ok(Some(files)),
         Err(failure) if ReadOnly::open(data_dir).is_ok() => {
@@ -177,7 +212,10 @@ fn log(dev: bool) {
     use tracing_subscriber::EnvFilter;
     let usual = if dev { "warn" } else { "warn,dipylon=info" };
     let filter = EnvFilter::try_from_env("DIPYLON_LOG").unwrap_or_else(|_| EnvFilter::new(usual));
-    let _already = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _already = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .try_init();
 }
 
 fn warning(config: &Config) -> String {
@@ -195,9 +233,19 @@ fn warning(config: &Config) -> String {
 fn to_try(home: &Home) -> String {
     let me = me();
     let maria = quoted(&home.key_file("maria").to_string_lossy());
-    let mut text = format!("\nIn another terminal:\n  export DIPYLON_URL={}\n", home.config().settings.external_url);
-    if dev::default_dir().ok().and_then(|dir| dir.canonicalize().ok()).is_none_or(|dir| dir != home.dir()) {
-        text.push_str(&format!("  export DIPYLON_DEV={}\n", quoted(&home.dir().to_string_lossy())));
+    let mut text = format!(
+        "\nIn another terminal:\n  export DIPYLON_URL={}\n",
+        home.config().settings.external_url
+    );
+    if dev::default_dir()
+        .ok()
+        .and_then(|dir| dir.canonicalize().ok())
+        .is_none_or(|dir| dir != home.dir())
+    {
+        text.push_str(&format!(
+            "  export DIPYLON_DEV={}\n",
+            quoted(&home.dir().to_string_lossy())
+        ));
     }
     text.push_str(&format!(
         "  {me} task open --agent triage --purpose \"contain INC-8841\" --max-duration 10m\n  \
@@ -211,13 +259,21 @@ fn to_try(home: &Home) -> String {
 
 /// This program, as it was called.
 pub(super) fn me() -> String {
-    quoted(&std::env::args().next().unwrap_or_else(|| "dipylon".to_owned()))
+    quoted(
+        &std::env::args()
+            .next()
+            .unwrap_or_else(|| "dipylon".to_owned()),
+    )
 }
 
 /// A word as a shell reads it.
 pub(super) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 #[cfg(test)]

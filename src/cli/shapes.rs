@@ -22,13 +22,20 @@ fn read(wire: Option<&prost_types::Timestamp>) -> Option<Timestamp> {
 
 /// `2026-11-22T10:00:00Z, in 4m 59s`.
 pub(super) fn when(wire: Option<&prost_types::Timestamp>, now: Timestamp) -> String {
-    read(wire).map_or_else(|| "unknown".to_owned(), |at| format!("{at}, {}", distance(at, now)))
+    read(wire).map_or_else(
+        || "unknown".to_owned(),
+        |at| format!("{at}, {}", distance(at, now)),
+    )
 }
 
 /// `in 5m` or `5m ago`.
 pub(super) fn distance(at: Timestamp, now: Timestamp) -> String {
     let ms = at.since(now);
-    if ms >= 0 { format!("in {}", show_seconds(ms / 1_000)) } else { format!("{} ago", show_seconds(-(ms / 1_000))) }
+    if ms >= 0 {
+        format!("in {}", show_seconds(ms / 1_000))
+    } else {
+        format!("{} ago", show_seconds(-(ms / 1_000)))
+    }
 }
 
 /// How long from now, or 0s.
@@ -50,13 +57,20 @@ pub(super) fn status(number: i32) -> &'static str {
 }
 
 pub(super) fn rules(rules: &[v1::Rule]) -> Value {
-    rules.iter().map(|r| json!({ "id": r.id, "file": r.file, "why": r.why })).collect()
+    rules
+        .iter()
+        .map(|r| json!({ "id": r.id, "file": r.file, "why": r.why }))
+        .collect()
 }
 
 /// One rule a line: its name, where it stands, and why.
 pub(super) fn rule_lines(rules: &[v1::Rule]) -> String {
     let line = |r: &v1::Rule| {
-        let why = if r.why.is_empty() { String::new() } else { format!("  {}", reveal(&r.why)) };
+        let why = if r.why.is_empty() {
+            String::new()
+        } else {
+            format!("  {}", reveal(&r.why))
+        };
         format!("{} ({}){why}", reveal(&r.id), reveal(&r.file))
     };
     rules.iter().map(line).collect::<Vec<_>>().join("\n")
@@ -75,37 +89,69 @@ pub(super) fn profiles(needs: &[v1::Profile]) -> Value {
 /// One profile a line: `one-security: 0 of 1 from security`.
 pub(super) fn profile_lines(needs: &[v1::Profile]) -> String {
     let line = |p: &v1::Profile| {
-        let who = if p.approvers.is_empty() { String::new() } else { format!(" (yes: {})", reveal(&p.approvers.join(", "))) };
-        format!("{}: {} of {} from {}{who}", reveal(&p.name), p.approvals, p.quorum, reveal(&p.group))
+        let who = if p.approvers.is_empty() {
+            String::new()
+        } else {
+            format!(" (yes: {})", reveal(&p.approvers.join(", ")))
+        };
+        format!(
+            "{}: {} of {} from {}{who}",
+            reveal(&p.name),
+            p.approvals,
+            p.quorum,
+            reveal(&p.group)
+        )
     };
     needs.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 pub(super) fn ttl(sum: Option<&v1::TtlSum>) -> Value {
     let Some(sum) = sum else { return Value::Null };
-    let bounds: Vec<Value> = sum.bounds.iter().map(|b| json!({ "by": b.by, "ttl": seconds(b.ttl.as_ref()) })).collect();
+    let bounds: Vec<Value> = sum
+        .bounds
+        .iter()
+        .map(|b| json!({ "by": b.by, "ttl": seconds(b.ttl.as_ref()) }))
+        .collect();
     json!({ "asked": seconds(sum.asked.as_ref()), "bounds": bounds, "granted": seconds(sum.granted.as_ref()) })
 }
 
 /// `5m = least of asked 15m, cap 15m, rules 10m`.
 pub(super) fn ttl_line(sum: Option<&v1::TtlSum>) -> String {
-    let Some(sum) = sum else { return "unknown".to_owned() };
-    let show = |d: Option<&prost_types::Duration>| d.map_or_else(|| "?".to_owned(), |d| show_seconds(d.seconds));
+    let Some(sum) = sum else {
+        return "unknown".to_owned();
+    };
+    let show = |d: Option<&prost_types::Duration>| {
+        d.map_or_else(|| "?".to_owned(), |d| show_seconds(d.seconds))
+    };
     let mut terms = vec![format!("asked {}", show(sum.asked.as_ref()))];
-    terms.extend(sum.bounds.iter().map(|b| format!("{} {}", reveal(&b.by), show(b.ttl.as_ref()))));
-    format!("{} = least of {}", show(sum.granted.as_ref()), terms.join(", "))
+    terms.extend(
+        sum.bounds
+            .iter()
+            .map(|b| format!("{} {}", reveal(&b.by), show(b.ttl.as_ref()))),
+    );
+    format!(
+        "{} = least of {}",
+        show(sum.granted.as_ref()),
+        terms.join(", ")
+    )
 }
 
 /// The parameters, as they are in the action.
 pub(super) fn parameters(action: &v1::Action) -> Value {
     match convert::action(action) {
-        Ok(action) => action.parameters.iter().map(|(name, value)| (name.clone(), value.to_json())).collect(),
+        Ok(action) => action
+            .parameters
+            .iter()
+            .map(|(name, value)| (name.clone(), value.to_json()))
+            .collect(),
         Err(_) => Value::Null,
     }
 }
 
 pub(super) fn action(action: Option<&v1::Action>) -> Value {
-    let Some(action) = action else { return Value::Null };
+    let Some(action) = action else {
+        return Value::Null;
+    };
     json!({
         "action": action.name,
         "target": target(action.target.as_ref()),
@@ -116,7 +162,10 @@ pub(super) fn action(action: Option<&v1::Action>) -> Value {
 
 /// `Type::id`, safe to print.
 pub(super) fn target(target: Option<&v1::Target>) -> String {
-    target.map_or_else(|| "?".to_owned(), |t| reveal(&format!("{}::{}", t.r#type, t.id)))
+    target.map_or_else(
+        || "?".to_owned(),
+        |t| reveal(&format!("{}::{}", t.r#type, t.id)),
+    )
 }
 
 pub(super) fn access_request(request: &v1::AccessRequest) -> Value {
@@ -166,9 +215,25 @@ mod tests {
     #[test]
     fn the_arithmetic_reads_as_a_sum() {
         let s = |n| Some(convert::seconds_to_wire(n));
-        let bounds = vec![v1::TtlBound { by: "cap".into(), ttl: s(900) }, v1::TtlBound { by: "rules".into(), ttl: s(600) }];
-        let sum = v1::TtlSum { asked: s(900), bounds, granted: s(600) };
-        assert_eq!(ttl_line(Some(&sum)), "10m = least of asked 15m, cap 15m, rules 10m");
+        let bounds = vec![
+            v1::TtlBound {
+                by: "cap".into(),
+                ttl: s(900),
+            },
+            v1::TtlBound {
+                by: "rules".into(),
+                ttl: s(600),
+            },
+        ];
+        let sum = v1::TtlSum {
+            asked: s(900),
+            bounds,
+            granted: s(600),
+        };
+        assert_eq!(
+            ttl_line(Some(&sum)),
+            "10m = least of asked 15m, cap 15m, rules 10m"
+        );
     }
 
     #[test]

@@ -59,22 +59,31 @@ impl EvidenceArgs {
     }
 
     /// The source, and what is kept of it.
-    pub(super) fn source(&self, common: &Common) -> Result<(EvidenceSource, KeptEvidence), Failure> {
+    pub(super) fn source(
+        &self,
+        common: &Common,
+    ) -> Result<(EvidenceSource, KeptEvidence), Failure> {
         let (source, origin) = match (&self.evidence, &self.agent) {
-            (Some(file), _) if file == Path::new("-") => {
-                (EvidenceSource::Fixed(Secret::new(dev::read_text(file)?)), Origin::Once)
-            }
+            (Some(file), _) if file == Path::new("-") => (
+                EvidenceSource::Fixed(Secret::new(dev::read_text(file)?)),
+                Origin::Once,
+            ),
             (Some(file), _) => {
                 let file = file.canonicalize().map_err(failed(file.display()))?;
                 (EvidenceSource::File(file.clone()), Origin::File(file))
             }
             (None, Some(agent)) => {
                 let home = Home::of(common)?;
-                let origin = Origin::Development { agent: agent.clone(), dir: home.dir().to_owned() };
+                let origin = Origin::Development {
+                    agent: agent.clone(),
+                    dir: home.dir().to_owned(),
+                };
                 (development(home, agent)?, origin)
             }
             (None, None) => {
-                return Err(Failure::usage("gate 1 asks what you are: --evidence FILE, or --agent ID in development"));
+                return Err(Failure::usage(
+                    "gate 1 asks what you are: --evidence FILE, or --agent ID in development",
+                ));
             }
         };
         Ok((source, KeptEvidence(origin)))
@@ -87,15 +96,23 @@ pub(super) struct KeptEvidence(Origin);
 fn development(home: Home, agent: &AgentId) -> Result<EvidenceSource, Failure> {
     let subject = home.spiffe_id(agent)?;
     Ok(EvidenceSource::Fn(Arc::new(move || {
-        home.evidence(&subject, EVIDENCE_S, Clock::system().now()).map_err(|failure| failure.message)
+        home.evidence(&subject, EVIDENCE_S, Clock::system().now())
+            .map_err(|failure| failure.message)
     })))
 }
 
 /// `$XDG_STATE_HOME/dipylon/tasks`, or the same below `~/.local/state`.
 fn dir() -> Result<PathBuf, Failure> {
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let state = set("XDG_STATE_HOME").filter(|dir| dir.is_absolute()).or_else(|| set("HOME").map(|h| h.join(".local/state")));
-    let state = state.ok_or_else(|| Failure::usage("HOME is not set; name a key file with --key"))?;
+    let set = |name: &str| {
+        std::env::var_os(name)
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from)
+    };
+    let state = set("XDG_STATE_HOME")
+        .filter(|dir| dir.is_absolute())
+        .or_else(|| set("HOME").map(|h| h.join(".local/state")));
+    let state =
+        state.ok_or_else(|| Failure::usage("HOME is not set; name a key file with --key"))?;
     Ok(state.join("dipylon").join("tasks"))
 }
 
@@ -103,7 +120,10 @@ fn dir() -> Result<PathBuf, Failure> {
 pub(super) fn new_key(given: Option<&Path>) -> Result<(Arc<SigningKey>, PathBuf), Failure> {
     let path = match given {
         Some(path) if path.exists() => {
-            return Ok((Arc::new(keys::read(path)?), path.canonicalize().map_err(failed(path.display()))?));
+            return Ok((
+                Arc::new(keys::read(path)?),
+                path.canonicalize().map_err(failed(path.display()))?,
+            ));
         }
         Some(path) => path.to_owned(),
         None => {
@@ -113,7 +133,10 @@ pub(super) fn new_key(given: Option<&Path>) -> Result<(Arc<SigningKey>, PathBuf)
         }
     };
     let key = keys::create(&path)?;
-    Ok((Arc::new(key), path.canonicalize().map_err(failed(path.display()))?))
+    Ok((
+        Arc::new(key),
+        path.canonicalize().map_err(failed(path.display()))?,
+    ))
 }
 
 /// Forgets a key whose task was not opened.
@@ -125,7 +148,13 @@ pub(super) fn drop_key(given: Option<&Path>, made: &Path) {
 
 impl Kept {
     /// What to keep of a task that was just opened.
-    pub(super) fn new(task: &Task, url: &str, key: PathBuf, purpose: &str, evidence: KeptEvidence) -> Result<Self, Failure> {
+    pub(super) fn new(
+        task: &Task,
+        url: &str,
+        key: PathBuf,
+        purpose: &str,
+        evidence: KeptEvidence,
+    ) -> Result<Self, Failure> {
         let (Some(agent), Some(deadline)) = (task.agent_id(), task.deadline()) else {
             return Err(Failure::failed("the task was not opened here"));
         };
@@ -160,9 +189,13 @@ impl Kept {
         let dir = dir()?;
         let task = match task {
             Some(task) => task,
-            None => std::fs::read_to_string(dir.join(LAST)).ok().and_then(|text| TaskId::parse(text.trim()).ok()).ok_or_else(
-                || Failure::usage("no task was opened from here").next("'dipylon task open' opens one; --task names another"),
-            )?,
+            None => std::fs::read_to_string(dir.join(LAST))
+                .ok()
+                .and_then(|text| TaskId::parse(text.trim()).ok())
+                .ok_or_else(|| {
+                    Failure::usage("no task was opened from here")
+                        .next("'dipylon task open' opens one; --task names another")
+                })?,
         };
         let path = dir.join(format!("{task}.json"));
         let text = std::fs::read(&path).map_err(|_| {
@@ -175,10 +208,17 @@ impl Kept {
     /// All that are kept, by id.
     pub(super) fn all() -> Result<Vec<Self>, Failure> {
         let dir = dir()?;
-        let Ok(found) = std::fs::read_dir(&dir) else { return Ok(Vec::new()) };
+        let Ok(found) = std::fs::read_dir(&dir) else {
+            return Ok(Vec::new());
+        };
         let mut ids: Vec<TaskId> = found
             .flatten()
-            .filter_map(|f| f.file_name().to_str().and_then(|n| n.strip_suffix(".json")).and_then(|n| TaskId::parse(n).ok()))
+            .filter_map(|f| {
+                f.file_name()
+                    .to_str()
+                    .and_then(|n| n.strip_suffix(".json"))
+                    .and_then(|n| TaskId::parse(n).ok())
+            })
             .collect();
         ids.sort();
         ids.into_iter().map(|id| Self::find(Some(id))).collect()
@@ -186,10 +226,19 @@ impl Kept {
 
     /// Takes the task up again.
     pub(super) fn attach(&self, common: &Common, evidence: &EvidenceArgs) -> Result<Task, Failure> {
-        let source = if evidence.given() { evidence.source(common)?.0 } else { self.evidence.source()? };
+        let source = if evidence.given() {
+            evidence.source(common)?.0
+        } else {
+            self.evidence.source()?
+        };
         let url = common.url.as_deref().unwrap_or(&self.url);
         let key = Arc::new(keys::read(&self.key)?);
-        Ok(Task::attach(Endpoint::connect(url)?, source, self.task, key))
+        Ok(Task::attach(
+            Endpoint::connect(url)?,
+            source,
+            self.task,
+            key,
+        ))
     }
 
     /// Forgets it and, where it was made here, its key.
@@ -214,7 +263,21 @@ impl Origin {
 }
 
 /// A task by its key file, for those who keep keys themselves.
-pub(super) fn attach_by_key(common: &Common, task: TaskId, key: &Path, evidence: &EvidenceArgs) -> Result<Task, Failure> {
-    let source = if evidence.given() { evidence.source(common)?.0 } else { Origin::Once.source()? };
-    Ok(Task::attach(super::net::endpoint(common)?, source, task, Arc::new(keys::read(key)?)))
+pub(super) fn attach_by_key(
+    common: &Common,
+    task: TaskId,
+    key: &Path,
+    evidence: &EvidenceArgs,
+) -> Result<Task, Failure> {
+    let source = if evidence.given() {
+        evidence.source(common)?.0
+    } else {
+        Origin::Once.source()?
+    };
+    Ok(Task::attach(
+        super::net::endpoint(common)?,
+        source,
+        task,
+        Arc::new(keys::read(key)?),
+    ))
 }

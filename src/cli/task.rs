@@ -63,7 +63,11 @@ pub(super) struct Which {
 }
 
 impl Which {
-    pub(super) fn attach(&self, common: &Common, evidence: &EvidenceArgs) -> Result<client::Task, Failure> {
+    pub(super) fn attach(
+        &self,
+        common: &Common,
+        evidence: &EvidenceArgs,
+    ) -> Result<client::Task, Failure> {
         match (&self.key, self.task) {
             (Some(key), Some(task)) => store::attach_by_key(common, task, key, evidence),
             (None | Some(_), task) => Kept::find(task)?.attach(common, evidence),
@@ -120,7 +124,13 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Task) -> Result<ExitCo
             let after = task.cancel(cancel.access_request).await?;
             say.either(
                 || shapes::access_request(&after),
-                || format!("{} is {}", cancel.access_request, shapes::status(after.status)),
+                || {
+                    format!(
+                        "{} is {}",
+                        cancel.access_request,
+                        shapes::status(after.status)
+                    )
+                },
             );
         }
         Task::Complete(complete) => {
@@ -151,7 +161,11 @@ async fn open(common: &Common, say: &Say, verb: Open) -> Result<(), Failure> {
     let (source, kept) = verb.evidence.source(common)?;
     let (key, key_file) = store::new_key(verb.key.as_deref())?;
     let agent = client::Agent::new(endpoint, source, Some(key));
-    let order = OpenTask { purpose: verb.purpose.clone(), max_duration_s: i64::from(verb.max_duration), request_id: None };
+    let order = OpenTask {
+        purpose: verb.purpose.clone(),
+        max_duration_s: i64::from(verb.max_duration),
+        request_id: None,
+    };
     let task = match agent.open_task(&order).await {
         Ok(task) => task,
         Err(error) => {
@@ -189,7 +203,11 @@ async fn open(common: &Common, say: &Say, verb: Open) -> Result<(), Failure> {
 async fn show(common: &Common, say: &Say, verb: Show) -> Result<(), Failure> {
     let now = Clock::system().now();
     if let Some(id) = verb.access_request {
-        let request = verb.which.attach(common, &verb.evidence)?.access_request(id).await?;
+        let request = verb
+            .which
+            .attach(common, &verb.evidence)?
+            .access_request(id)
+            .await?;
         say.either(
             || shapes::access_request(&request),
             || {
@@ -197,7 +215,10 @@ async fn show(common: &Common, say: &Say, verb: Show) -> Result<(), Failure> {
                 rows.own("access request", reveal(&request.access_request_id))
                     .own("status", shapes::status(request.status))
                     .theirs("what", &request.title)
-                    .own("target", shapes::target(request.action.as_ref().and_then(|a| a.target.as_ref())))
+                    .own(
+                        "target",
+                        shapes::target(request.action.as_ref().and_then(|a| a.target.as_ref())),
+                    )
                     .own("needs", shapes::profile_lines(&request.needs))
                     .own("until", shapes::when(request.expires_at.as_ref(), now));
                 rows.lines()
@@ -209,7 +230,13 @@ async fn show(common: &Common, say: &Say, verb: Show) -> Result<(), Failure> {
         Some(task) => vec![Kept::find(Some(task))?],
         None => Kept::all()?,
     };
-    let runs = |kept: &Kept| if now < kept.deadline { shapes::distance(kept.deadline, now) } else { "over".to_owned() };
+    let runs = |kept: &Kept| {
+        if now < kept.deadline {
+            shapes::distance(kept.deadline, now)
+        } else {
+            "over".to_owned()
+        }
+    };
     say.either(
         || {
             let one = |kept: &Kept| {

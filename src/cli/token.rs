@@ -13,7 +13,9 @@ use super::say::Rows;
 use super::store::EvidenceArgs;
 use super::task::Which;
 use super::{Common, Say, dev, shapes};
-use crate::client::{Denied, Identity, Order, Outcome, Pending, Token as Given, TokenOrder, methods};
+use crate::client::{
+    Denied, Identity, Order, Outcome, Pending, Token as Given, TokenOrder, methods,
+};
 use crate::clock::Clock;
 use crate::model::text::reveal;
 use crate::model::{Action, ActionName, Audience, DeniedReason, Target, Timestamp};
@@ -79,18 +81,31 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Token) -> Result<ExitC
 }
 
 async fn request(common: &Common, say: &Say, verb: Request) -> Result<ExitCode, Failure> {
-    let action = Action::new(verb.action, verb.audience, verb.target, parse::params(verb.params)?)?;
+    let action = Action::new(
+        verb.action,
+        verb.audience,
+        verb.target,
+        parse::params(verb.params)?,
+    )?;
     let task = verb.which.attach(common, &verb.evidence)?;
     let clock = Clock::system();
     let until = clock.now().plus_secs(i64::from(verb.wait.unwrap_or(0)));
-    let mut order =
-        TokenOrder { action, ttl_s: i64::from(verb.ttl), reason: verb.reason, request_id: verb.request_id, wait_s: 0 };
+    let mut order = TokenOrder {
+        action,
+        ttl_s: i64::from(verb.ttl),
+        reason: verb.reason,
+        request_id: verb.request_id,
+        wait_s: 0,
+    };
     let mut outcome = task.request_token(&order).await?;
     if let Outcome::Pending(pending) = &outcome
         && verb.wait.is_some()
     {
         let needs = shapes::profile_lines(pending.needs()).replace('\n', "; ");
-        say.aside(&format!("waiting until {until} for people to decide {}: {needs}", pending.access_request_id()));
+        say.aside(&format!(
+            "waiting until {until} for people to decide {}: {needs}",
+            pending.access_request_id()
+        ));
         order.request_id = Some(pending.request_id().to_string());
         outcome = task.wait_for_token(&order, until).await?;
     }
@@ -106,13 +121,20 @@ async fn request(common: &Common, say: &Say, verb: Request) -> Result<ExitCode, 
         }
         Outcome::Denied(no) => {
             denied(say, &no, &order.action);
-            ExitCode::from(if no.known_reason() == Some(DeniedReason::Expired) { EXPIRED } else { DENIED })
+            ExitCode::from(if no.known_reason() == Some(DeniedReason::Expired) {
+                EXPIRED
+            } else {
+                DENIED
+            })
         }
     })
 }
 
 fn what(action: &Action) -> String {
-    reveal(&format!("{} on {} at {}", action.name, action.target, action.audience))
+    reveal(&format!(
+        "{} on {} at {}",
+        action.name, action.target, action.audience
+    ))
 }
 
 fn given(say: &Say, token: &Given, show: bool, now: Timestamp) {
@@ -178,14 +200,26 @@ fn denied(say: &Say, no: &Denied, action: &Action) {
         },
         || {
             let mut rows = Rows::default();
-            rows.own("denied", reveal(no.reason())).own("for", what(action));
+            rows.own("denied", reveal(no.reason()))
+                .own("for", what(action));
             let rules = shapes::rule_lines(no.rules());
-            rows.own("because", if rules.is_empty() { "no rule allows it: the default is no".to_owned() } else { rules });
+            rows.own(
+                "because",
+                if rules.is_empty() {
+                    "no rule allows it: the default is no".to_owned()
+                } else {
+                    rules
+                },
+            );
             if let Some(id) = no.access_request_id() {
                 rows.own("access request", id.to_string());
             }
             rows.own("decision", no.decision_id().to_string());
-            format!("{}\nan operator sees more:  dipylon explain {}", rows.lines(), no.decision_id())
+            format!(
+                "{}\nan operator sees more:  dipylon explain {}",
+                rows.lines(),
+                no.decision_id()
+            )
         },
     );
 }
@@ -193,8 +227,12 @@ fn denied(say: &Say, no: &Denied, action: &Action) {
 async fn introspect(common: &Common, say: &Say, verb: Introspect) -> Result<ExitCode, Failure> {
     let endpoint = net::endpoint(common)?;
     let identity = Identity::Key(verb.key.key(common)?);
-    let request = v1::IntrospectRequest { token: dev::read_text(&verb.token)? };
-    let found = endpoint.call::<methods::Introspect>(Order::by(&identity), &[request]).await?;
+    let request = v1::IntrospectRequest {
+        token: dev::read_text(&verb.token)?,
+    };
+    let found = endpoint
+        .call::<methods::Introspect>(Order::by(&identity), &[request])
+        .await?;
     let now = Clock::system().now();
     say.either(
         || {
@@ -224,5 +262,9 @@ async fn introspect(common: &Common, say: &Say, verb: Introspect) -> Result<Exit
             rows.lines()
         },
     );
-    Ok(if found.active { ExitCode::SUCCESS } else { ExitCode::from(DENIED) })
+    Ok(if found.active {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(DENIED)
+    })
 }

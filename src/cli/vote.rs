@@ -35,7 +35,12 @@ pub(super) struct Vote {
     realm: Option<Realm>,
 }
 
-pub(super) async fn run(common: &Common, say: &Say, verb: Vote, verdict: Verdict) -> Result<ExitCode, Failure> {
+pub(super) async fn run(
+    common: &Common,
+    say: &Say,
+    verb: Vote,
+    verdict: Verdict,
+) -> Result<ExitCode, Failure> {
     let person = verb.key.person(common)?;
     let realm = net::realm(common, verb.realm)?;
     let shown = person.card(verb.access_request).await?;
@@ -48,9 +53,18 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Vote, verdict: Verdict
     if asks && !confirmed(say).await? {
         return Err(Failure::new(Kind::Failed, "no vote was cast"));
     }
-    let narrowing = Narrowing { max_ttl: verb.ttl.map(i64::from) };
-    let seen = Seen { card: &shown, realm: &realm, profile: &profile, verdict, narrowing };
-    let after = person.vote(&seen).await?;
+    let narrowing = Narrowing {
+        max_ttl: verb.ttl.map(i64::from),
+    };
+    let seen = Seen {
+        card: &shown,
+        realm: &realm,
+        profile: &profile,
+        verdict,
+        narrowing,
+    };
+    let ballot = person.ballot(&seen).await?;
+    let after = person.cast_vote(&ballot).await?;
     say.either(
         || json!({ "card": card::to_json(&shown), "profile": profile, "verdict": verdict, "access_request": shapes::access_request(&after) }),
         || {
@@ -62,7 +76,11 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Vote, verdict: Verdict
                 "approved" => "; the agent may ask for its token now",
                 _ => "",
             };
-            format!("your {word} counts: {} is {}{next}", verb.access_request, shapes::status(after.status))
+            let until = match verdict {
+                Verdict::Approve => format!(" until {}", ballot.not_after()),
+                Verdict::Deny => String::new(),
+            };
+            format!("your {word} counts{until}: {} is {}{next}", verb.access_request, shapes::status(after.status))
         },
     );
     Ok(ExitCode::SUCCESS)
@@ -74,8 +92,14 @@ fn profile(given: Option<ProfileName>, card: &v1::Card) -> Result<ProfileName, F
         (Some(profile), _) => Ok(profile),
         (None, [only]) => Ok(ProfileName::parse(&only.name)?),
         (None, needs) => {
-            let names: Vec<String> = needs.iter().map(|p| crate::model::text::reveal(&p.name)).collect();
-            Err(Failure::usage(format!("which profile is the vote for? --profile {}", names.join(" or --profile "))))
+            let names: Vec<String> = needs
+                .iter()
+                .map(|p| crate::model::text::reveal(&p.name))
+                .collect();
+            Err(Failure::usage(format!(
+                "which profile is the vote for? --profile {}",
+                names.join(" or --profile ")
+            )))
         }
     }
 }
@@ -83,15 +107,22 @@ fn profile(given: Option<ProfileName>, card: &v1::Card) -> Result<ProfileName, F
 /// Asks the person at the terminal.
 async fn confirmed(say: &Say) -> Result<bool, Failure> {
     if !say.can_ask() {
-        return Err(Failure::usage("there is no terminal to ask at").next("--yes votes without asking"));
+        return Err(
+            Failure::usage("there is no terminal to ask at").next("--yes votes without asking")
+        );
     }
     let mut err = std::io::stderr();
-    write!(err, "\nType yes to approve exactly this: ").and_then(|()| err.flush()).map_err(failed("stderr"))?;
+    write!(err, "\nType yes to approve exactly this: ")
+        .and_then(|()| err.flush())
+        .map_err(failed("stderr"))?;
     let answer = tokio::task::spawn_blocking(|| {
         let mut line = String::new();
         std::io::stdin().read_line(&mut line).map(|_| line)
     });
-    let line = answer.await.map_err(|e| Failure::failed(e.to_string()))?.map_err(failed("stdin"))?;
+    let line = answer
+        .await
+        .map_err(|e| Failure::failed(e.to_string()))?
+        .map_err(failed("stdin"))?;
     Ok(line.trim() == "yes")
 }
 
@@ -109,11 +140,22 @@ mod tests {
 
     #[test]
     fn a_vote_is_for_one_profile() {
-        let need = |name: &str| v1::Profile { name: name.to_owned(), ..v1::Profile::default() };
-        let mut card = v1::Card { needs: vec![need("one")], ..v1::Card::default() };
+        let need = |name: &str| v1::Profile {
+            name: name.to_owned(),
+            ..v1::Profile::default()
+        };
+        let mut card = v1::Card {
+            needs: vec![need("one")],
+            ..v1::Card::default()
+        };
         assert_eq!(profile(None, &card).expect("the only one").as_str(), "one");
         card.needs.push(need("two"));
-        assert!(profile(None, &card).expect_err("which").message.contains("--profile two"));
+        assert!(
+            profile(None, &card)
+                .expect_err("which")
+                .message
+                .contains("--profile two")
+        );
         card.needs.clear();
         assert!(profile(None, &card).is_err());
     }
@@ -129,7 +171,8 @@ mod tests {
 
     fn honest(card: &v1::Card) -> VoteStatement {
         let agent = card.agent.clone().expect("agent");
-        let action = crate::proto::convert::action(card.action.as_ref().expect("action")).expect("action");
+        let action =
+            crate::proto::convert::action(card.action.as_ref().expect("action")).expect("action");
         let need = card.needs.first().expect("need");
         VoteStatement {
             v: 1,
@@ -138,7 +181,9 @@ mod tests {
             agent: crate::model::AgentId::parse(&agent.agent_id).expect("agent"),
             owner: crate::model::PersonId::parse(&agent.owner).expect("owner"),
             task: crate::model::TaskId::parse(&card.task_id).expect("task"),
-            task_key: crate::model::Thumbprint(crate::model::Digest::parse(&card.task_key).expect("key")),
+            task_key: crate::model::Thumbprint(
+                crate::model::Digest::parse(&card.task_key).expect("key"),
+            ),
             action: action.to_json(),
             max_ttl: 300,
             uses: card.uses,
@@ -162,21 +207,39 @@ mod tests {
             Err(Status::unimplemented("not asked here"))
         }
 
-        async fn get_card(&self, _: Request<v1::GetCardRequest>) -> Result<Response<v1::GetCardResponse>, Status> {
-            Ok(Response::new(v1::GetCardResponse { card: Some(self.card.clone()) }))
+        async fn get_card(
+            &self,
+            _: Request<v1::GetCardRequest>,
+        ) -> Result<Response<v1::GetCardResponse>, Status> {
+            Ok(Response::new(v1::GetCardResponse {
+                card: Some(self.card.clone()),
+            }))
         }
 
-        async fn begin_vote(&self, _: Request<v1::BeginVoteRequest>) -> Result<Response<v1::BeginVoteResponse>, Status> {
+        async fn begin_vote(
+            &self,
+            _: Request<v1::BeginVoteRequest>,
+        ) -> Result<Response<v1::BeginVoteResponse>, Status> {
             let mut statement = honest(&self.card);
             (self.lie)(&mut statement);
-            Ok(Response::new(v1::BeginVoteResponse { statement: statement.canonical().expect("canonical") }))
+            Ok(Response::new(v1::BeginVoteResponse {
+                statement: statement.canonical().expect("canonical"),
+            }))
         }
 
-        async fn cast_vote(&self, _: Request<v1::CastVoteRequest>) -> Result<Response<v1::CastVoteResponse>, Status> {
+        async fn cast_vote(
+            &self,
+            _: Request<v1::CastVoteRequest>,
+        ) -> Result<Response<v1::CastVoteResponse>, Status> {
             *self.cast.lock().expect("lock") += 1;
             let status = v1::AccessRequestStatus::Approved.into();
-            let access_request = v1::AccessRequest { status, ..v1::AccessRequest::default() };
-            Ok(Response::new(v1::CastVoteResponse { access_request: Some(access_request) }))
+            let access_request = v1::AccessRequest {
+                status,
+                ..v1::AccessRequest::default()
+            };
+            Ok(Response::new(v1::CastVoteResponse {
+                access_request: Some(access_request),
+            }))
         }
     }
 
@@ -192,7 +255,11 @@ mod tests {
             access_request_id: AccessRequestId::from_random([1; 16]).to_string(),
             realm: "dev".to_owned(),
             action: Some(action_to_wire(&action.expect("action"))),
-            agent: Some(v1::CardAgent { agent_id: "triage".into(), owner: "dana".into(), ..v1::CardAgent::default() }),
+            agent: Some(v1::CardAgent {
+                agent_id: "triage".into(),
+                owner: "dana".into(),
+                ..v1::CardAgent::default()
+            }),
             needs: vec![v1::Profile {
                 name: "one-security".into(),
                 digest: digest("profile"),
@@ -211,14 +278,28 @@ mod tests {
 
     /// Runs `approve` against such a broker; how it went, and how many votes arrived.
     async fn approve(key: PathBuf, lie: Lie) -> (Result<ExitCode, Failure>, usize) {
-        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("bind");
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .expect("bind");
         let url = format!("http://{}", listener.local_addr().expect("address"));
         let (card, cast) = (card(), Arc::new(Mutex::new(0)));
         let access_request = AccessRequestId::parse(&card.access_request_id).expect("id");
-        let service = ApprovalServiceServer::new(Broker { card, lie, cast: cast.clone() });
+        let service = ApprovalServiceServer::new(Broker {
+            card,
+            lie,
+            cast: cast.clone(),
+        });
         let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-        let serving = tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
-        let common = Common { json: true, url: Some(url), dev_dir: None };
+        let serving = tokio::spawn(
+            tonic::transport::Server::builder()
+                .add_service(service)
+                .serve_with_incoming(incoming),
+        );
+        let common = Common {
+            json: true,
+            url: Some(url),
+            dev_dir: None,
+        };
         let verb = Vote {
             access_request,
             key: KeyArgs::of_file(key),
@@ -239,21 +320,34 @@ mod tests {
         let key = dir.path().join("maria.pem");
         crate::keys::create(&key).expect("key");
         let (done, cast) = approve(key.clone(), |_| {}).await;
-        assert!(done.is_ok() && cast == 1, "an honest broker gets the vote: {done:?}");
+        assert!(
+            done.is_ok() && cast == 1,
+            "an honest broker gets the vote: {done:?}"
+        );
         let lies: [(&str, Lie); 8] = [
             ("action", |s| s.action["target"]["id"] = "bob".into()),
-            ("action", |s| s.action["parameters"]["end_sessions"] = false.into()),
+            ("action", |s| {
+                s.action["parameters"]["end_sessions"] = false.into()
+            }),
             ("max_ttl", |s| s.max_ttl = 900),
             ("uses", |s| s.uses = None),
             ("verdict", |s| s.verdict = Verdict::Deny),
-            ("agent", |s| s.agent = crate::model::AgentId::parse("reporter").expect("id")),
-            ("task_key", |s| s.task_key = crate::model::Thumbprint(crate::model::Digest::of(b"thief"))),
+            ("agent", |s| {
+                s.agent = crate::model::AgentId::parse("reporter").expect("id")
+            }),
+            ("task_key", |s| {
+                s.task_key = crate::model::Thumbprint(crate::model::Digest::of(b"thief"))
+            }),
             ("realm", |s| s.realm = Realm::parse("prod").expect("realm")),
         ];
         for (member, lie) in lies {
             let (done, cast) = approve(key.clone(), lie).await;
             let failure = done.expect_err(member);
-            assert!(failure.message.contains("differs") && failure.message.contains(member), "{member}: {}", failure.message);
+            assert!(
+                failure.message.contains("differs") && failure.message.contains(member),
+                "{member}: {}",
+                failure.message
+            );
             assert!(failure.next.expect("hint").contains("do not vote"));
             assert_eq!(cast, 0, "{member}: nothing was handed in");
         }

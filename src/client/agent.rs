@@ -7,8 +7,8 @@ use super::{Endpoint, Error, EvidenceSource, Identity, Order, methods, random_na
 use crate::jose::SigningKey;
 use crate::jose::dpop::{self, ProofClaims};
 use crate::model::{
-    AccessRequestId, Action, AgentId, DecisionId, DeniedReason, Digest, Evidence, Malformed, Prose, Reason, RequestId, Secret,
-    TaskId, TaskOutcome, Timestamp, TokenId,
+    AccessRequestId, Action, AgentId, DecisionId, DeniedReason, Digest, Evidence, Malformed, Prose,
+    Reason, RequestId, Secret, TaskId, TaskOutcome, Timestamp, TokenId,
 };
 use crate::proto::convert;
 use crate::proto::v1::{self, request_token_response};
@@ -35,8 +35,16 @@ pub struct OpenTask {
 impl Agent {
     /// An agent at this broker. Each task gets a new key, unless one is given: a given one can be kept by the caller, so
     /// that another process takes the task up with [`Task::attach`].
-    pub fn new(endpoint: Endpoint, evidence: EvidenceSource, task_key: Option<Arc<SigningKey>>) -> Self {
-        Self { endpoint, evidence, task_key }
+    pub fn new(
+        endpoint: Endpoint,
+        evidence: EvidenceSource,
+        task_key: Option<Arc<SigningKey>>,
+    ) -> Self {
+        Self {
+            endpoint,
+            evidence,
+            task_key,
+        }
     }
 
     /// Opens a task: gate 1.
@@ -54,8 +62,14 @@ impl Agent {
             max_duration: Some(convert::seconds_to_wire(order.max_duration_s)),
             request_id: request_id(order.request_id.as_deref())?.to_string(),
         };
-        let order = Order { evh: Some(evh), ..Order::by(&identity) };
-        let answer = self.endpoint.call::<methods::OpenTask>(order, &[request]).await?;
+        let order = Order {
+            evh: Some(evh),
+            ..Order::by(&identity)
+        };
+        let answer = self
+            .endpoint
+            .call::<methods::OpenTask>(order, &[request])
+            .await?;
         let opened = Opened::read(answer).map_err(Error::Answer)?;
         Ok(Task {
             endpoint: self.endpoint.clone(),
@@ -92,8 +106,13 @@ impl Opened {
         Ok(Self {
             id: TaskId::parse(&answer.task_id)?,
             agent_id: AgentId::parse(&answer.agent_id)?,
-            deadline: convert::timestamp("deadline", convert::required("deadline", answer.deadline.as_ref())?)?,
-            verification: answer.verification.ok_or_else(|| Malformed::new("verification", "is required"))?,
+            deadline: convert::timestamp(
+                "deadline",
+                convert::required("deadline", answer.deadline.as_ref())?,
+            )?,
+            verification: answer
+                .verification
+                .ok_or_else(|| Malformed::new("verification", "is required"))?,
         })
     }
 }
@@ -126,8 +145,20 @@ pub enum Outcome {
 
 impl Task {
     /// Takes a task up again: the key is the one it was opened with.
-    pub fn attach(endpoint: Endpoint, evidence: EvidenceSource, id: TaskId, key: Arc<SigningKey>) -> Self {
-        Self { endpoint, evidence, id, identity: Identity::Key(key.clone()), key, opened: None }
+    pub fn attach(
+        endpoint: Endpoint,
+        evidence: EvidenceSource,
+        id: TaskId,
+        key: Arc<SigningKey>,
+    ) -> Self {
+        Self {
+            endpoint,
+            evidence,
+            id,
+            identity: Identity::Key(key.clone()),
+            key,
+            opened: None,
+        }
     }
 
     /// Its id, the `txn` of its tokens.
@@ -152,12 +183,22 @@ impl Task {
 
     /// Asks for a token, once. Evidence is shown again if the broker says that what it saw is too old.
     pub async fn request_token(&self, order: &TokenOrder) -> Result<Outcome, Error> {
-        self.ask(order, &request_id(order.request_id.as_deref())?, order.wait_s, false).await
+        self.ask(
+            order,
+            &request_id(order.request_id.as_deref())?,
+            order.wait_s,
+            false,
+        )
+        .await
     }
 
     /// Asks under one request id, with waits at the broker, until the answer is a token or a no, or until this moment: then
     /// the last pending answer is given. A broker that is away for a while is waited for too.
-    pub async fn wait_for_token(&self, order: &TokenOrder, until: Timestamp) -> Result<Outcome, Error> {
+    pub async fn wait_for_token(
+        &self,
+        order: &TokenOrder,
+        until: Timestamp,
+    ) -> Result<Outcome, Error> {
         let request_id = request_id(order.request_id.as_deref())?;
         let clock = self.endpoint.clock().clone();
         let mut show = false;
@@ -172,7 +213,11 @@ impl Task {
                     show = pending.show_evidence();
                     // A broker that did wait is asked again at once.
                     let waited = now.since(began) >= 1_000 || show;
-                    if waited { PAUSE_MS_MIN } else { pending.poll_after_s().saturating_mul(1_000) }
+                    if waited {
+                        PAUSE_MS_MIN
+                    } else {
+                        pending.poll_after_s().saturating_mul(1_000)
+                    }
                 }
                 Err(error) if error.retryable() => 1_000,
                 Ok(Outcome::Token(_) | Outcome::Denied(_)) | Err(_) => return answer,
@@ -186,7 +231,13 @@ impl Task {
         }
     }
 
-    async fn ask(&self, order: &TokenOrder, request_id: &RequestId, wait_s: u32, show: bool) -> Result<Outcome, Error> {
+    async fn ask(
+        &self,
+        order: &TokenOrder,
+        request_id: &RequestId,
+        wait_s: u32,
+        show: bool,
+    ) -> Result<Outcome, Error> {
         let wait_s = wait_s.min(WAIT_S_MAX);
         let answer = match self.ask_once(order, request_id, wait_s, show).await {
             Err(error) if error.reason() == Some(Reason::EvidenceStale) && !show => {
@@ -194,7 +245,8 @@ impl Task {
             }
             answer => answer?,
         };
-        self.outcome(answer, &order.action, request_id).map_err(Error::Answer)
+        self.outcome(answer, &order.action, request_id)
+            .map_err(Error::Answer)
     }
 
     async fn ask_once(
@@ -204,11 +256,17 @@ impl Task {
         wait_s: u32,
         show: bool,
     ) -> Result<v1::RequestTokenResponse, Error> {
-        let evidence = if show { Some(self.evidence.show().await?) } else { None };
+        let evidence = if show {
+            Some(self.evidence.show().await?)
+        } else {
+            None
+        };
         let call = Order {
             identity: &self.identity,
             adg: Some(order.action.digest()),
-            evh: evidence.as_ref().map(|evidence| Digest::of(evidence.reveal().as_bytes())),
+            evh: evidence
+                .as_ref()
+                .map(|evidence| Digest::of(evidence.reveal().as_bytes())),
             wait_s,
         };
         let request = v1::RequestTokenRequest {
@@ -218,19 +276,34 @@ impl Task {
             reason: Prose::parse("reason", &order.reason)?.as_str().to_owned(),
             request_id: request_id.to_string(),
             wait: (wait_s > 0).then(|| convert::seconds_to_wire(i64::from(wait_s))),
-            evidence: evidence.map(|evidence| convert::evidence_to_wire(&Evidence::JwtSvid(evidence))),
+            evidence: evidence
+                .map(|evidence| convert::evidence_to_wire(&Evidence::JwtSvid(evidence))),
         };
-        self.endpoint.call::<methods::RequestToken>(call, &[request]).await
+        self.endpoint
+            .call::<methods::RequestToken>(call, &[request])
+            .await
     }
 
-    fn outcome(&self, answer: v1::RequestTokenResponse, action: &Action, request_id: &RequestId) -> Result<Outcome, Malformed> {
+    fn outcome(
+        &self,
+        answer: v1::RequestTokenResponse,
+        action: &Action,
+        request_id: &RequestId,
+    ) -> Result<Outcome, Malformed> {
         let decision = DecisionId::parse(&answer.decision_id)?;
-        let moment =
-            |what, wire: Option<prost_types::Timestamp>| convert::timestamp(what, convert::required(what, wire.as_ref())?);
-        match answer.outcome.ok_or_else(|| Malformed::new("outcome", "is required"))? {
+        let moment = |what, wire: Option<prost_types::Timestamp>| {
+            convert::timestamp(what, convert::required(what, wire.as_ref())?)
+        };
+        match answer
+            .outcome
+            .ok_or_else(|| Malformed::new("outcome", "is required"))?
+        {
             request_token_response::Outcome::Token(mut info) => {
                 let jwt = Secret::new(std::mem::take(&mut info.token));
-                let openings = std::mem::take(&mut info.openings).into_iter().map(|o| (o.parameter, o.salt)).collect();
+                let openings = std::mem::take(&mut info.openings)
+                    .into_iter()
+                    .map(|o| (o.parameter, o.salt))
+                    .collect();
                 Ok(Outcome::Token(Token {
                     jwt,
                     key: self.key.clone(),
@@ -257,30 +330,52 @@ impl Task {
             request_token_response::Outcome::Denied(info) => {
                 let id = Some(info.access_request_id.as_str()).filter(|id| !id.is_empty());
                 let access_request_id = id.map(AccessRequestId::parse).transpose()?;
-                Ok(Outcome::Denied(Denied { decision, access_request_id, info }))
+                Ok(Outcome::Denied(Denied {
+                    decision,
+                    access_request_id,
+                    info,
+                }))
             }
         }
     }
 
     /// Shows an access request of this task.
     pub async fn access_request(&self, id: AccessRequestId) -> Result<v1::AccessRequest, Error> {
-        let request = v1::GetAccessRequestRequest { task_id: self.id.to_string(), access_request_id: id.to_string() };
-        let answer = self.endpoint.call::<methods::GetAccessRequest>(Order::by(&self.identity), &[request]).await?;
+        let request = v1::GetAccessRequestRequest {
+            task_id: self.id.to_string(),
+            access_request_id: id.to_string(),
+        };
+        let answer = self
+            .endpoint
+            .call::<methods::GetAccessRequest>(Order::by(&self.identity), &[request])
+            .await?;
         there("access_request", answer.access_request)
     }
 
     /// Takes an access request back.
     pub async fn cancel(&self, id: AccessRequestId) -> Result<v1::AccessRequest, Error> {
-        let request = v1::CancelAccessRequestRequest { task_id: self.id.to_string(), access_request_id: id.to_string() };
-        let answer = self.endpoint.call::<methods::CancelAccessRequest>(Order::by(&self.identity), &[request]).await?;
+        let request = v1::CancelAccessRequestRequest {
+            task_id: self.id.to_string(),
+            access_request_id: id.to_string(),
+        };
+        let answer = self
+            .endpoint
+            .call::<methods::CancelAccessRequest>(Order::by(&self.identity), &[request])
+            .await?;
         there("access_request", answer.access_request)
     }
 
     /// Ends the task, its tokens and its access requests. Again is the same.
     pub async fn complete(&self, outcome: TaskOutcome) -> Result<v1::EndReport, Error> {
         let outcome = convert::task_outcome_to_wire(outcome).into();
-        let request = v1::CompleteTaskRequest { task_id: self.id.to_string(), outcome };
-        let answer = self.endpoint.call::<methods::CompleteTask>(Order::by(&self.identity), &[request]).await?;
+        let request = v1::CompleteTaskRequest {
+            task_id: self.id.to_string(),
+            outcome,
+        };
+        let answer = self
+            .endpoint
+            .call::<methods::CompleteTask>(Order::by(&self.identity), &[request])
+            .await?;
         there("report", answer.report)
     }
 }
@@ -323,7 +418,10 @@ impl Token {
             evh: None,
         };
         let dpop = dpop::create(&self.key, &claims)?;
-        Ok(Headers { authorization: Secret::new(format!("DPoP {}", self.jwt.reveal())), dpop })
+        Ok(Headers {
+            authorization: Secret::new(format!("DPoP {}", self.jwt.reveal())),
+            dpop,
+        })
     }
 
     /// The JWT itself.
@@ -507,8 +605,17 @@ mod tests {
 
     fn action() -> Action {
         let target = Target::parse("Account", "ann").expect("target");
-        let (name, audience) = (ActionName::parse("account.disable"), Audience::parse("https://idp.example"));
-        Action::new(name.expect("name"), audience.expect("audience"), target, BTreeMap::new()).expect("action")
+        let (name, audience) = (
+            ActionName::parse("account.disable"),
+            Audience::parse("https://idp.example"),
+        );
+        Action::new(
+            name.expect("name"),
+            audience.expect("audience"),
+            target,
+            BTreeMap::new(),
+        )
+        .expect("action")
     }
 
     fn task() -> Task {
@@ -522,8 +629,13 @@ mod tests {
         let token = v1::IssuedToken {
             token: "jwt-s3cr3t".to_owned(),
             jti: TokenId::from_random([2; 16]).to_string(),
-            expires_at: Some(convert::timestamp_to_wire(Timestamp::from_secs(1_800_000_300))),
-            openings: vec![v1::Opening { parameter: "note".to_owned(), salt: "salt-s3cr3t".to_owned() }],
+            expires_at: Some(convert::timestamp_to_wire(Timestamp::from_secs(
+                1_800_000_300,
+            ))),
+            openings: vec![v1::Opening {
+                parameter: "note".to_owned(),
+                salt: "salt-s3cr3t".to_owned(),
+            }],
             uses: Some(1),
             ..v1::IssuedToken::default()
         };
@@ -537,16 +649,42 @@ mod tests {
     #[tokio::test]
     async fn a_token_is_shown_with_a_proof_and_never_printed() {
         let task = task();
-        let outcome = task.outcome(issued(), &action(), &request_id(Some("r1")).expect("id")).expect("outcome");
+        let outcome = task
+            .outcome(issued(), &action(), &request_id(Some("r1")).expect("id"))
+            .expect("outcome");
         assert!(!format!("{task:?} {outcome:#?}").contains("s3cr3t"));
-        let Outcome::Token(token) = outcome else { panic!("a token") };
-        assert_eq!((token.uses(), token.openings().get("note").map(String::as_str)), (Some(1), Some("salt-s3cr3t")));
+        let Outcome::Token(token) = outcome else {
+            panic!("a token")
+        };
+        assert_eq!(
+            (
+                token.uses(),
+                token.openings().get("note").map(String::as_str)
+            ),
+            (Some(1), Some("salt-s3cr3t"))
+        );
         let url = "https://idp.example/users/ann";
-        let headers = token.headers("POST", &format!("{url}?x=1#y")).expect("headers");
+        let headers = token
+            .headers("POST", &format!("{url}?x=1#y"))
+            .expect("headers");
         assert_eq!(headers.authorization.reveal(), "DPoP jwt-s3cr3t");
-        let freshness = Freshness::Iat { now: Clock::system().now(), window_s: 60 };
-        let proof = dpop::check(headers.dpop.reveal(), &Expect { htm: "POST", htu: url, freshness }).expect("proof");
-        assert_eq!((proof.jkt(), proof.ath()), (task.key.thumbprint(), Some(dpop::ath("jwt-s3cr3t"))));
+        let freshness = Freshness::Iat {
+            now: Clock::system().now(),
+            window_s: 60,
+        };
+        let proof = dpop::check(
+            headers.dpop.reveal(),
+            &Expect {
+                htm: "POST",
+                htu: url,
+                freshness,
+            },
+        )
+        .expect("proof");
+        assert_eq!(
+            (proof.jkt(), proof.ath()),
+            (task.key.thumbprint(), Some(dpop::ath("jwt-s3cr3t")))
+        );
         let other = token.headers("POST", url).expect("headers");
         assert_ne!(other.dpop.reveal(), headers.dpop.reveal());
     }
@@ -558,13 +696,19 @@ mod tests {
         let bends: [&dyn Fn(&mut v1::RequestTokenResponse); 5] = [
             &|answer| answer.outcome = None,
             &|answer| answer.decision_id = "x".to_owned(),
-            &|answer| answer.outcome = Some(request_token_response::Outcome::Pending(v1::PendingApproval::default())),
+            &|answer| {
+                answer.outcome = Some(request_token_response::Outcome::Pending(
+                    v1::PendingApproval::default(),
+                ))
+            },
             &|answer| match &mut answer.outcome {
                 Some(request_token_response::Outcome::Token(token)) => token.expires_at = None,
                 _ => panic!("a token"),
             },
             &|answer| match &mut answer.outcome {
-                Some(request_token_response::Outcome::Token(token)) => token.jti = "tok_".to_owned(),
+                Some(request_token_response::Outcome::Token(token)) => {
+                    token.jti = "tok_".to_owned()
+                }
                 _ => panic!("a token"),
             },
         ];

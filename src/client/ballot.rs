@@ -5,8 +5,8 @@ use std::fmt;
 
 use crate::jose::SigningKey;
 use crate::model::{
-    AccessRequestId, AgentId, Digest, Malformed, Narrowing, PersonId, ProfileName, ProfileRef, Realm, TaskId, Thumbprint,
-    Timestamp, Verdict, VoteStatement,
+    AccessRequestId, AgentId, Digest, Malformed, Narrowing, PersonId, ProfileName, ProfileRef,
+    Realm, TaskId, Thumbprint, Timestamp, Verdict, VoteStatement,
 };
 use crate::proto::{convert, v1};
 
@@ -30,6 +30,7 @@ pub struct Seen<'a> {
 pub struct Ballot {
     access_request_id: AccessRequestId,
     statement: String,
+    not_after: Timestamp,
     signature: [u8; 64],
 }
 
@@ -60,7 +61,12 @@ pub enum BallotError {
 }
 
 /// Signs the broker's statement if it says exactly what was seen. The signature is ES256 over the 32 bytes of its digest.
-pub fn sign(key: &SigningKey, seen: &Seen<'_>, statement: &str, now: Timestamp) -> Result<Ballot, BallotError> {
+pub fn sign(
+    key: &SigningKey,
+    seen: &Seen<'_>,
+    statement: &str,
+    now: Timestamp,
+) -> Result<Ballot, BallotError> {
     let theirs = VoteStatement::parse(statement).map_err(|_| BallotError::Statement)?;
     let ours = ours(seen, &theirs)?;
     compare(&ours, &theirs)?;
@@ -71,19 +77,38 @@ pub fn sign(key: &SigningKey, seen: &Seen<'_>, statement: &str, now: Timestamp) 
     let statement = ours.canonical().map_err(|_| BallotError::Statement)?;
     let digest = ours.digest().map_err(|_| BallotError::Statement)?;
     let signature = key.sign(digest.as_bytes()).map_err(|_| BallotError::Key)?;
-    Ok(Ballot { access_request_id: ours.access_request_id, statement, signature })
+    let not_after = Timestamp::from_secs(ours.not_after);
+    Ok(Ballot {
+        access_request_id: ours.access_request_id,
+        statement,
+        not_after,
+        signature,
+    })
 }
 
 /// The statement as the card has it. Of the broker's only the moment and the nonce are taken, neither of which the card shows.
 fn ours(seen: &Seen<'_>, theirs: &VoteStatement) -> Result<VoteStatement, BallotError> {
     let card = seen.card;
-    let agent = card.agent.as_ref().ok_or(BallotError::Card(Malformed::new("agent", "is required")))?;
-    let asked = card.needs.iter().find(|need| need.name == seen.profile.as_str()).ok_or(BallotError::NotAsked)?;
+    let agent = card
+        .agent
+        .as_ref()
+        .ok_or(BallotError::Card(Malformed::new("agent", "is required")))?;
+    let asked = card
+        .needs
+        .iter()
+        .find(|need| need.name == seen.profile.as_str())
+        .ok_or(BallotError::NotAsked)?;
     let read = || -> Result<VoteStatement, Malformed> {
         let action = convert::action(convert::required("action", card.action.as_ref())?)?;
-        let shown_ttl = convert::seconds("max_ttl", convert::required("max_ttl", card.max_ttl.as_ref())?)?;
+        let shown_ttl = convert::seconds(
+            "max_ttl",
+            convert::required("max_ttl", card.max_ttl.as_ref())?,
+        )?;
         if Realm::parse(&card.realm)? != *seen.realm {
-            return Err(Malformed::new("realm", "is another one than the approver's"));
+            return Err(Malformed::new(
+                "realm",
+                "is another one than the approver's",
+            ));
         }
         Ok(VoteStatement {
             v: 1,
@@ -94,22 +119,40 @@ fn ours(seen: &Seen<'_>, theirs: &VoteStatement) -> Result<VoteStatement, Ballot
             task: TaskId::parse(&card.task_id)?,
             task_key: Thumbprint(Digest::parse(&card.task_key)?),
             action: action.to_json(),
-            max_ttl: seen.narrowing.max_ttl.map_or(shown_ttl, |narrow| narrow.min(shown_ttl)),
+            max_ttl: seen
+                .narrowing
+                .max_ttl
+                .map_or(shown_ttl, |narrow| narrow.min(shown_ttl)),
             uses: card.uses,
             policy: Digest::parse(&card.policy_version)?,
-            profile: ProfileRef { name: seen.profile.clone(), digest: Digest::parse(&asked.digest)? },
+            profile: ProfileRef {
+                name: seen.profile.clone(),
+                digest: Digest::parse(&asked.digest)?,
+            },
             verdict: seen.verdict,
             not_after: theirs.not_after,
             nonce: nonce(&theirs.nonce)?,
         })
     };
-    read().map_err(|error| if error.what == NONCE { BallotError::Nonce } else { BallotError::Card(error) })
+    read().map_err(|error| {
+        if error.what == NONCE {
+            BallotError::Nonce
+        } else {
+            BallotError::Card(error)
+        }
+    })
 }
 
 fn nonce(text: &str) -> Result<String, Malformed> {
     use base64::Engine as _;
-    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text).unwrap_or_default();
-    if bytes.len() == 16 { Ok(text.to_owned()) } else { Err(Malformed::new(NONCE, "must be 16 bytes")) }
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD
+        .decode(text)
+        .unwrap_or_default();
+    if bytes.len() == 16 {
+        Ok(text.to_owned())
+    } else {
+        Err(Malformed::new(NONCE, "must be 16 bytes"))
+    }
 }
 
 /// Every member by name: a member added to the form does not compile until it is compared.
@@ -134,7 +177,10 @@ fn compare(ours: &VoteStatement, theirs: &VoteStatement) -> Result<(), BallotErr
     let members = [
         ("v", *v == theirs.v),
         ("realm", *realm == theirs.realm),
-        ("access_request_id", *access_request_id == theirs.access_request_id),
+        (
+            "access_request_id",
+            *access_request_id == theirs.access_request_id,
+        ),
         ("agent", *agent == theirs.agent),
         ("owner", *owner == theirs.owner),
         ("task", *task == theirs.task),
@@ -163,6 +209,11 @@ impl Ballot {
     /// The statement exactly as signed.
     pub fn statement(&self) -> &str {
         &self.statement
+    }
+
+    /// Until when a yes holds: the broker's word, signed with the rest.
+    pub fn not_after(&self) -> Timestamp {
+        self.not_after
     }
 
     /// r ‖ s.
@@ -214,7 +265,11 @@ mod tests {
             access_request_id: AccessRequestId::from_random([1; 16]).to_string(),
             realm: "prod".to_owned(),
             action: Some(convert::action_to_wire(&action("ann", true))),
-            agent: Some(v1::CardAgent { agent_id: "ci".to_owned(), owner: "p1".to_owned(), ..v1::CardAgent::default() }),
+            agent: Some(v1::CardAgent {
+                agent_id: "ci".to_owned(),
+                owner: "p1".to_owned(),
+                ..v1::CardAgent::default()
+            }),
             needs: vec![need("other"), need("two-security")],
             task_id: TaskId::from_random([2; 16]).to_string(),
             task_key: Digest::of(b"key").to_string(),
@@ -246,12 +301,24 @@ mod tests {
     }
 
     fn vote(card: &v1::Card, statement: &str, max_ttl: Option<i64>) -> Result<Ballot, BallotError> {
-        let (realm, profile) = (Realm::parse("prod").expect("realm"), ProfileName::parse("two-security").expect("profile"));
+        let (realm, profile) = (
+            Realm::parse("prod").expect("realm"),
+            ProfileName::parse("two-security").expect("profile"),
+        );
         let narrowing = Narrowing { max_ttl };
         let key = SigningKey::generate().expect("key").0;
-        let seen = Seen { card, realm: &realm, profile: &profile, verdict: Verdict::Approve, narrowing };
+        let seen = Seen {
+            card,
+            realm: &realm,
+            profile: &profile,
+            verdict: Verdict::Approve,
+            narrowing,
+        };
         let ballot = sign(&key, &seen, statement, NOW)?;
-        let digest = VoteStatement::parse(ballot.statement()).expect("statement").digest().expect("digest");
+        let digest = VoteStatement::parse(ballot.statement())
+            .expect("statement")
+            .digest()
+            .expect("digest");
         assert!(key.public().verify(digest.as_bytes(), ballot.signature()));
         assert_eq!(ballot.statement(), statement);
         Ok(ballot)
@@ -272,7 +339,17 @@ mod tests {
         assert!(vote(&card(), &text(&honest()), Some(9_999)).is_ok());
         let mut unlimited = honest();
         unlimited.as_object_mut().expect("object").remove("uses");
-        assert!(vote(&v1::Card { uses: None, ..card() }, &text(&unlimited), None).is_ok());
+        assert!(
+            vote(
+                &v1::Card {
+                    uses: None,
+                    ..card()
+                },
+                &text(&unlimited),
+                None
+            )
+            .is_ok()
+        );
     }
 
     #[test]
@@ -281,7 +358,10 @@ mod tests {
         let lies = [
             ("v", json!(2)),
             ("realm", json!("dev")),
-            ("access_request_id", json!(AccessRequestId::from_random([9; 16]))),
+            (
+                "access_request_id",
+                json!(AccessRequestId::from_random([9; 16])),
+            ),
             ("agent", json!("ci2")),
             ("owner", json!("p2")),
             ("task", json!(TaskId::from_random([9; 16]))),
@@ -293,32 +373,58 @@ mod tests {
             ("uses", json!(2)),
             ("policy", json!(Digest::of(b"other"))),
             ("profile", other("other")),
-            ("profile", json!({ "name": "two-security", "digest": Digest::of(b"other") })),
+            (
+                "profile",
+                json!({ "name": "two-security", "digest": Digest::of(b"other") }),
+            ),
             ("verdict", json!("deny")),
         ];
         for (member, lie) in lies {
             let mut statement = honest();
             statement[member] = lie;
-            assert_eq!(vote(&card(), &text(&statement), None).err(), Some(BallotError::Differs(member)), "{member}");
+            assert_eq!(
+                vote(&card(), &text(&statement), None).err(),
+                Some(BallotError::Differs(member)),
+                "{member}"
+            );
         }
         let mut statement = honest();
         statement.as_object_mut().expect("object").remove("uses");
-        assert_eq!(vote(&card(), &text(&statement), None).err(), Some(BallotError::Differs("uses")));
-        assert_eq!(vote(&card(), &text(&honest()), Some(60)).err(), Some(BallotError::Differs("max_ttl")));
+        assert_eq!(
+            vote(&card(), &text(&statement), None).err(),
+            Some(BallotError::Differs("uses"))
+        );
+        assert_eq!(
+            vote(&card(), &text(&honest()), Some(60)).err(),
+            Some(BallotError::Differs("max_ttl"))
+        );
     }
 
     #[test]
     fn the_moment_and_the_nonce_are_bounded() {
-        for (after, good) in [(-1, false), (0, true), (NOT_AFTER_S_MAX, true), (NOT_AFTER_S_MAX + 1, false)] {
+        for (after, good) in [
+            (-1, false),
+            (0, true),
+            (NOT_AFTER_S_MAX, true),
+            (NOT_AFTER_S_MAX + 1, false),
+        ] {
             let mut statement = honest();
             statement["not_after"] = json!(NOW.secs() + after);
             let signed = vote(&card(), &text(&statement), None);
-            assert_eq!(signed.err(), (!good).then_some(BallotError::NotAfter), "{after}");
+            assert_eq!(
+                signed.err(),
+                (!good).then_some(BallotError::NotAfter),
+                "{after}"
+            );
         }
         for bad in ["", "short", "AAAAAAAAAAAAAAAAAAAAAA=="] {
             let mut statement = honest();
             statement["nonce"] = json!(bad);
-            assert_eq!(vote(&card(), &text(&statement), None).err(), Some(BallotError::Nonce), "{bad}");
+            assert_eq!(
+                vote(&card(), &text(&statement), None).err(),
+                Some(BallotError::Nonce),
+                "{bad}"
+            );
         }
     }
 
@@ -326,16 +432,49 @@ mod tests {
     fn other_texts_and_other_cards_are_refused() {
         let mut more = honest();
         more["extra"] = json!(1);
-        for bad in [text(&more), format!(" {}", text(&honest())), text(&honest()).replace("\"v\":1", "\"v\": 1"), "{}".to_owned()]
-        {
-            assert_eq!(vote(&card(), &bad, None).err(), Some(BallotError::Statement), "{bad}");
+        for bad in [
+            text(&more),
+            format!(" {}", text(&honest())),
+            text(&honest()).replace("\"v\":1", "\"v\": 1"),
+            "{}".to_owned(),
+        ] {
+            assert_eq!(
+                vote(&card(), &bad, None).err(),
+                Some(BallotError::Statement),
+                "{bad}"
+            );
         }
         assert!(matches!(
-            vote(&v1::Card { realm: "dev".to_owned(), ..card() }, &text(&honest()), None).err(),
+            vote(
+                &v1::Card {
+                    realm: "dev".to_owned(),
+                    ..card()
+                },
+                &text(&honest()),
+                None
+            )
+            .err(),
             Some(BallotError::Card(_))
         ));
-        let unasked = v1::Card { needs: Vec::new(), ..card() };
-        assert_eq!(vote(&unasked, &text(&honest()), None).err(), Some(BallotError::NotAsked));
-        assert!(matches!(vote(&v1::Card { agent: None, ..card() }, &text(&honest()), None).err(), Some(BallotError::Card(_))));
+        let unasked = v1::Card {
+            needs: Vec::new(),
+            ..card()
+        };
+        assert_eq!(
+            vote(&unasked, &text(&honest()), None).err(),
+            Some(BallotError::NotAsked)
+        );
+        assert!(matches!(
+            vote(
+                &v1::Card {
+                    agent: None,
+                    ..card()
+                },
+                &text(&honest()),
+                None
+            )
+            .err(),
+            Some(BallotError::Card(_))
+        ));
     }
 }

@@ -50,7 +50,12 @@ pub(crate) struct Order<'a> {
 
 impl<'a> Order<'a> {
     pub(crate) fn by(identity: &'a Identity) -> Self {
-        Self { identity, adg: None, evh: None, wait_s: 0 }
+        Self {
+            identity,
+            adg: None,
+            evh: None,
+            wait_s: 0,
+        }
     }
 }
 
@@ -113,10 +118,14 @@ impl Endpoint {
     /// out. Call it within a tokio runtime.
     pub fn connect(url: &str) -> Result<Self, Error> {
         let url = url.strip_suffix('/').unwrap_or(url);
-        let authority = url.strip_prefix("http://").ok_or(Error::Url("must begin with http://"))?;
+        let authority = url
+            .strip_prefix("http://")
+            .ok_or(Error::Url("must begin with http://"))?;
         let uri = Uri::from_str(url).map_err(|_| Error::Url("is not a URL"))?;
         if authority.is_empty() || authority.contains(['/', '?', '#', '@']) {
-            return Err(Error::Url("must be http://host or http://host:port, and no more"));
+            return Err(Error::Url(
+                "must be http://host or http://host:port, and no more",
+            ));
         }
         let channel = tonic::transport::Endpoint::from(uri)
             .connect_timeout(Duration::from_secs(CONNECT_TIMEOUT_S))
@@ -125,7 +134,13 @@ impl Endpoint {
             .keep_alive_while_idle(true)
             .tcp_nodelay(true)
             .connect_lazy();
-        Ok(Self { url: url.into(), channel, nonce: Arc::default(), clock: Clock::system(), retry_ms: RETRY_MS })
+        Ok(Self {
+            url: url.into(),
+            channel,
+            nonce: Arc::default(),
+            clock: Clock::system(),
+            retry_ms: RETRY_MS,
+        })
     }
 
     /// How long, in milliseconds, a call that may be repeated is repeated while the broker cannot be reached or is
@@ -151,14 +166,23 @@ impl Endpoint {
     }
 
     /// Makes a call with the messages (one, unless the method streams them) and reads its one answer.
-    pub(crate) async fn call<M: Method>(&self, order: Order<'_>, messages: &[M::Request]) -> Result<M::Response, Error> {
+    pub(crate) async fn call<M: Method>(
+        &self,
+        order: Order<'_>,
+        messages: &[M::Request],
+    ) -> Result<M::Response, Error> {
         let mut attempts = Attempts::default();
         loop {
             let mut request = Request::new(tokio_stream::iter(messages.to_vec()));
             *request.metadata_mut() = self.headers::<M>(&order).await?;
-            request.set_timeout(Duration::from_secs(CALL_TIMEOUT_S + u64::from(order.wait_s)));
+            request.set_timeout(Duration::from_secs(
+                CALL_TIMEOUT_S + u64::from(order.wait_s),
+            ));
             let answer = match self.ready().await {
-                Ok(mut grpc) => grpc.client_streaming(request, path::<M>()?, codec::<M>()).await,
+                Ok(mut grpc) => {
+                    grpc.client_streaming(request, path::<M>()?, codec::<M>())
+                        .await
+                }
                 Err(status) => Err(status),
             };
             match answer {
@@ -172,13 +196,20 @@ impl Endpoint {
     }
 
     /// Makes a call whose answers go on.
-    pub(crate) async fn watch<M: Method>(&self, order: Order<'_>, message: &M::Request) -> Result<Streaming<M::Response>, Error> {
+    pub(crate) async fn watch<M: Method>(
+        &self,
+        order: Order<'_>,
+        message: &M::Request,
+    ) -> Result<Streaming<M::Response>, Error> {
         let mut attempts = Attempts::default();
         loop {
             let mut request = Request::new(message.clone());
             *request.metadata_mut() = self.headers::<M>(&order).await?;
             let answer = match self.ready().await {
-                Ok(mut grpc) => grpc.server_streaming(request, path::<M>()?, codec::<M>()).await,
+                Ok(mut grpc) => {
+                    grpc.server_streaming(request, path::<M>()?, codec::<M>())
+                        .await
+                }
                 Err(status) => Err(status),
             };
             match answer {
@@ -199,14 +230,20 @@ impl Endpoint {
 
     async fn ready(&self) -> Result<tonic::client::Grpc<Channel>, Status> {
         let mut grpc = tonic::client::Grpc::new(self.channel.clone());
-        grpc.ready().await.map_err(|error| Status::from_error(Box::new(error)))?;
+        grpc.ready()
+            .await
+            .map_err(|error| Status::from_error(Box::new(error)))?;
         Ok(grpc)
     }
 
     async fn headers<M: Method>(&self, order: &Order<'_>) -> Result<MetadataMap, Error> {
         let (name, secret) = match order.identity {
             Identity::Key(key) => {
-                let nonce = self.nonce.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let nonce = self
+                    .nonce
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .clone();
                 let claims = ProofClaims {
                     htm: "POST",
                     htu: &format!("{}/{}", self.url, M::PATH),
@@ -219,9 +256,13 @@ impl Endpoint {
                 };
                 (DPOP, dpop::create(key, &claims)?)
             }
-            Identity::Svid(source) => (AUTHORIZATION, Secret::new(format!("Bearer {}", source.show().await?.reveal()))),
+            Identity::Svid(source) => (
+                AUTHORIZATION,
+                Secret::new(format!("Bearer {}", source.show().await?.reveal())),
+            ),
         };
-        let mut value = MetadataValue::from_str(secret.reveal()).map_err(|_| super::EvidenceError::Form)?;
+        let mut value =
+            MetadataValue::from_str(secret.reveal()).map_err(|_| super::EvidenceError::Form)?;
         value.set_sensitive(true);
         let mut headers = MetadataMap::new();
         headers.insert(name, value);
@@ -230,9 +271,12 @@ impl Endpoint {
 
     /// Keeps the nonce that came with an answer, whatever the answer was.
     fn remember(&self, metadata: &MetadataMap) {
-        let nonce = metadata.get(DPOP_NONCE).and_then(|value| value.to_str().ok());
-        if let Some(nonce) = nonce.filter(|n| (1..=NONCE_BYTES_MAX).contains(&n.len()) && n.bytes().all(|b| b.is_ascii_graphic()))
-        {
+        let nonce = metadata
+            .get(DPOP_NONCE)
+            .and_then(|value| value.to_str().ok());
+        if let Some(nonce) = nonce.filter(|n| {
+            (1..=NONCE_BYTES_MAX).contains(&n.len()) && n.bytes().all(|b| b.is_ascii_graphic())
+        }) {
             *self.nonce.lock().unwrap_or_else(PoisonError::into_inner) = Some(nonce.to_owned());
         }
     }
@@ -250,11 +294,18 @@ struct Attempts {
 
 impl Attempts {
     /// Waits until the next attempt is due, or gives up.
-    async fn again<M: Method>(&mut self, endpoint: &Endpoint, status: &Status) -> Result<(), Error> {
+    async fn again<M: Method>(
+        &mut self,
+        endpoint: &Endpoint,
+        status: &Status,
+    ) -> Result<(), Error> {
         endpoint.remember(status.metadata());
         let error = Error::from_status(&endpoint.url, status);
         let reason = error.reason();
-        if reason == Some(Reason::UseDpopNonce) && status.code() == Code::Unauthenticated && !self.nonce_given {
+        if reason == Some(Reason::UseDpopNonce)
+            && status.code() == Code::Unauthenticated
+            && !self.nonce_given
+        {
             self.nonce_given = true;
             return Ok(());
         }
@@ -278,7 +329,9 @@ impl Attempts {
         let pause_ms = pause_ms(self.made)?;
         self.made = self.made.saturating_add(1);
         // The pauses bound it too: a clock may stand still.
-        let spent_ms = failing_ms.max(self.slept_ms).saturating_add(i64::from(pause_ms));
+        let spent_ms = failing_ms
+            .max(self.slept_ms)
+            .saturating_add(i64::from(pause_ms));
         if !passing || spent_ms > i64::from(endpoint.retry_ms) {
             return Err(error);
         }
@@ -297,7 +350,8 @@ impl std::fmt::Debug for Endpoint {
 }
 
 fn path<M: Method>() -> Result<PathAndQuery, Error> {
-    PathAndQuery::from_str(&format!("/{}", M::PATH)).map_err(|_| Error::Url("a method's path is not a path"))
+    PathAndQuery::from_str(&format!("/{}", M::PATH))
+        .map_err(|_| Error::Url("a method's path is not a path"))
 }
 
 fn codec<M: Method>() -> StrictCodec<M::Request, M::Response> {
@@ -306,7 +360,9 @@ fn codec<M: Method>() -> StrictCodec<M::Request, M::Response> {
 
 /// Doubles from 50 ms to a second; the half of it is chance, so that many clients do not come back at once.
 pub(crate) fn pause_ms(round: u32) -> Result<u32, Error> {
-    let full = PAUSE_MS.saturating_mul(1_u32.checked_shl(round.min(16)).unwrap_or(u32::MAX)).min(PAUSE_MS_MAX);
+    let full = PAUSE_MS
+        .saturating_mul(1_u32.checked_shl(round.min(16)).unwrap_or(u32::MAX))
+        .min(PAUSE_MS_MAX);
     let [chance] = random::<1>()?;
     Ok(full / 2 + full.saturating_mul(u32::from(chance)) / 512)
 }
@@ -339,13 +395,24 @@ mod tests {
         assert_eq!(ours.len(), proto::methods().len());
         for (path, request, response) in methods::ALL {
             let name = path.rsplit('/').next().expect("name");
-            assert_eq!((*request, *response), (format!("{name}Request").as_str(), format!("{name}Response").as_str()));
+            assert_eq!(
+                (*request, *response),
+                (
+                    format!("{name}Request").as_str(),
+                    format!("{name}Response").as_str()
+                )
+            );
         }
     }
 
     #[tokio::test]
     async fn a_url_is_one_that_a_proof_can_name() {
-        for good in ["http://127.0.0.1:7700", "http://127.0.0.1:7700/", "http://[::1]:1", "http://broker.example"] {
+        for good in [
+            "http://127.0.0.1:7700",
+            "http://127.0.0.1:7700/",
+            "http://[::1]:1",
+            "http://broker.example",
+        ] {
             let endpoint = Endpoint::connect(good).expect("endpoint");
             assert_eq!(endpoint.url(), good.trim_end_matches('/'));
         }
@@ -361,7 +428,10 @@ mod tests {
             "http://b//",
             "http://a b",
         ] {
-            assert!(matches!(Endpoint::connect(bad), Err(Error::Url(_))), "{bad}");
+            assert!(
+                matches!(Endpoint::connect(bad), Err(Error::Url(_))),
+                "{bad}"
+            );
         }
     }
 

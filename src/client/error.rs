@@ -79,7 +79,8 @@ impl Error {
 
     /// What the operator's `explain` finds the refused call by.
     pub fn correlation(&self) -> Option<&str> {
-        self.refused().and_then(|refused| refused.correlation.as_deref())
+        self.refused()
+            .and_then(|refused| refused.correlation.as_deref())
     }
 
     /// Whether the same call may go through later, unchanged.
@@ -116,22 +117,31 @@ impl Error {
 
     /// Reads a failed call. `url` is the broker's.
     pub(crate) fn from_status(url: &str, status: &Status) -> Self {
-        let info = status.get_details_error_info().filter(|info| info.domain == ERROR_DOMAIN);
+        let info = status
+            .get_details_error_info()
+            .filter(|info| info.domain == ERROR_DOMAIN);
         if info.is_none() {
             let late = status.code() == Code::Cancelled && status.message() == TIMED_OUT;
             if late || status.code() == Code::DeadlineExceeded {
-                return Self::TimedOut { url: url.to_owned() };
+                return Self::TimedOut {
+                    url: url.to_owned(),
+                };
             }
             // tonic keeps a source only for errors of its own side of the wire.
             if std::error::Error::source(status).is_some() {
-                return Self::Unreachable { url: url.to_owned(), cause: reveal_capped(status.message(), MESSAGE_CHARS_MAX) };
+                return Self::Unreachable {
+                    url: url.to_owned(),
+                    cause: reveal_capped(status.message(), MESSAGE_CHARS_MAX),
+                };
             }
         }
         Self::Refused(Refused {
             reason: info.as_ref().and_then(|info| Reason::parse(&info.reason)),
             code: status.code(),
             message: reveal_capped(status.message(), MESSAGE_CHARS_MAX),
-            correlation: info.and_then(|info| info.metadata.get(CORRELATION).cloned()).map(|id| reveal_capped(&id, ID_CHARS_MAX)),
+            correlation: info
+                .and_then(|info| info.metadata.get(CORRELATION).cloned())
+                .map(|id| reveal_capped(&id, ID_CHARS_MAX)),
         })
     }
 }
@@ -165,6 +175,7 @@ impl Refused {
                 | Reason::UseSpent
                 | Reason::TokenInactive
                 | Reason::AccessRequestClosed
+                | Reason::TooManyTasks
                 | Reason::NotEligible
                 | Reason::StatementUnknown
                 | Reason::SignatureWrong
@@ -172,7 +183,10 @@ impl Refused {
                 | Reason::OtherEpoch
                 | Reason::TooManyPending,
             ) => false,
-            None => matches!(self.code, Code::Unavailable | Code::Aborted | Code::Cancelled | Code::ResourceExhausted),
+            None => matches!(
+                self.code,
+                Code::Unavailable | Code::Aborted | Code::Cancelled | Code::ResourceExhausted
+            ),
         }
     }
 }
@@ -231,14 +245,32 @@ mod tests {
 
     fn status(code: Code, reason: &str, domain: &str, message: &str) -> Status {
         let metadata = HashMap::from([(CORRELATION.to_owned(), "cor_1".to_owned())]);
-        Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, domain, metadata))
+        Status::with_error_details(
+            code,
+            message,
+            ErrorDetails::with_error_info(reason, domain, metadata),
+        )
     }
 
     #[test]
     fn a_refusal_is_one_readable_line() {
-        let error = Error::from_status("u", &status(Code::NotFound, "NOT_FOUND", "dipylon", "no such\ntask\u{1b}[31m"));
-        assert_eq!(error.to_string(), "NOT_FOUND: no such<U+000A>task<U+001B>[31m [cor_1]");
-        assert_eq!((error.reason(), error.code()), (Some(Reason::NotFound), Some("NOT_FOUND")));
+        let error = Error::from_status(
+            "u",
+            &status(
+                Code::NotFound,
+                "NOT_FOUND",
+                "dipylon",
+                "no such\ntask\u{1b}[31m",
+            ),
+        );
+        assert_eq!(
+            error.to_string(),
+            "NOT_FOUND: no such<U+000A>task<U+001B>[31m [cor_1]"
+        );
+        assert_eq!(
+            (error.reason(), error.code()),
+            (Some(Reason::NotFound), Some("NOT_FOUND"))
+        );
         assert_eq!(error.correlation(), Some("cor_1"));
         assert!(!error.retryable());
     }
@@ -246,17 +278,36 @@ mod tests {
     #[test]
     fn another_domain_has_no_reason() {
         let error = Error::from_status("u", &status(Code::Unavailable, "CONFLICT", "other", "m"));
-        assert_eq!((error.reason(), error.code(), error.correlation()), (None, Some("UNAVAILABLE"), None));
+        assert_eq!(
+            (error.reason(), error.code(), error.correlation()),
+            (None, Some("UNAVAILABLE"), None)
+        );
         assert!(error.retryable());
-        assert!(Error::from_status("u", &status(Code::Aborted, "CONFLICT", "dipylon", "")).retryable());
-        assert!(!Error::from_status("u", &status(Code::Unauthenticated, "NOT_AUTHENTICATED", "dipylon", "")).retryable());
+        assert!(
+            Error::from_status("u", &status(Code::Aborted, "CONFLICT", "dipylon", "")).retryable()
+        );
+        assert!(
+            !Error::from_status(
+                "u",
+                &status(Code::Unauthenticated, "NOT_AUTHENTICATED", "dipylon", "")
+            )
+            .retryable()
+        );
     }
 
     #[test]
     fn the_transport_is_not_the_broker() {
         let broken = Status::from_error(Box::new(std::io::Error::other("connection reset")));
-        assert!(matches!(Error::from_status("http://b", &broken), Error::Unreachable { .. }));
+        assert!(matches!(
+            Error::from_status("http://b", &broken),
+            Error::Unreachable { .. }
+        ));
         let late = Status::cancelled(TIMED_OUT);
-        assert_eq!(Error::from_status("http://b", &late), Error::TimedOut { url: "http://b".to_owned() });
+        assert_eq!(
+            Error::from_status("http://b", &late),
+            Error::TimedOut {
+                url: "http://b".to_owned()
+            }
+        );
     }
 }

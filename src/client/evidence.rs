@@ -56,13 +56,18 @@ impl EvidenceSource {
                     let limit = u64::try_from(EVIDENCE_BYTES_MAX + 2).unwrap_or(u64::MAX);
                     file.take(limit).read_to_string(&mut text).await
                 };
-                read.await.map_err(|error| EvidenceError::File { path: path.clone(), kind: error.kind() })?;
+                read.await.map_err(|error| EvidenceError::File {
+                    path: path.clone(),
+                    kind: error.kind(),
+                })?;
                 Secret::new(text.trim_end_matches(['\r', '\n']).to_owned())
             }
             Self::Fn(give) => give().map_err(EvidenceError::Other)?,
         };
         let text = evidence.reveal();
-        if (1..=EVIDENCE_BYTES_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic()) {
+        if (1..=EVIDENCE_BYTES_MAX).contains(&text.len())
+            && text.bytes().all(|b| b.is_ascii_graphic())
+        {
             Ok(evidence)
         } else {
             Err(EvidenceError::Form)
@@ -89,14 +94,21 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("svid");
         let source = EvidenceSource::File(path.clone());
-        assert!(matches!(source.show().await, Err(EvidenceError::File { .. })));
+        assert!(matches!(
+            source.show().await,
+            Err(EvidenceError::File { .. })
+        ));
         for text in ["first", "second"] {
             std::fs::write(&path, format!("{text}\n")).expect("write");
             assert_eq!(source.show().await.expect("evidence").reveal(), text);
         }
         for bad in ["", "\n", "a b", "a\nb", "é"] {
             std::fs::write(&path, bad).expect("write");
-            assert_eq!(source.show().await.err(), Some(EvidenceError::Form), "{bad:?}");
+            assert_eq!(
+                source.show().await.err(),
+                Some(EvidenceError::Form),
+                "{bad:?}"
+            );
         }
         std::fs::write(&path, "x".repeat(EVIDENCE_BYTES_MAX + 1)).expect("write");
         assert_eq!(source.show().await.err(), Some(EvidenceError::Form));

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use super::ballot::{self, Ballot, Seen};
 use super::{Endpoint, Error, Identity, Order, methods};
 use crate::jose::SigningKey;
-use crate::model::{AccessRequestId, AgentId, Malformed, Narrowing, ProfileName, Prose, TaskId, Verdict};
+use crate::model::{
+    AccessRequestId, AgentId, Malformed, Narrowing, ProfileName, Prose, TaskId, Verdict,
+};
 use crate::proto::{convert, v1};
 
 /// An approver or operator, by a key registered for the person in the policy bundle.
@@ -18,21 +20,42 @@ pub struct Person {
 impl Person {
     /// The holder of this key.
     pub fn new(endpoint: Endpoint, key: Arc<SigningKey>) -> Self {
-        Self { endpoint, identity: Identity::Key(key.clone()), key }
+        Self {
+            endpoint,
+            identity: Identity::Key(key.clone()),
+            key,
+        }
     }
 
     /// Access requests that wait for people, oldest first.
     pub async fn list(&self) -> Result<Vec<v1::AccessRequest>, Error> {
         let request = v1::ListAccessRequestsRequest {};
-        let answer = self.endpoint.call::<methods::ListAccessRequests>(self.order(), &[request]).await?;
+        let answer = self
+            .endpoint
+            .call::<methods::ListAccessRequests>(self.order(), &[request])
+            .await?;
         Ok(answer.access_requests)
     }
 
     /// Everything needed to decide one.
     pub async fn card(&self, id: AccessRequestId) -> Result<v1::Card, Error> {
-        let request = v1::GetCardRequest { access_request_id: id.to_string() };
-        let answer = self.endpoint.call::<methods::GetCard>(self.order(), &[request]).await?;
-        there("card", answer.card)
+        let request = v1::GetCardRequest {
+            access_request_id: id.to_string(),
+        };
+        let answer = self
+            .endpoint
+            .call::<methods::GetCard>(self.order(), &[request])
+            .await?;
+        let card = there("card", answer.card)?;
+        // What a person decides must be what they asked to see.
+        if card.access_request_id == id.to_string() {
+            Ok(card)
+        } else {
+            Err(Error::Answer(Malformed::new(
+                "card",
+                "is of another access request",
+            )))
+        }
     }
 
     /// The broker's statement, not yet compared with anything: [`ballot::sign`] does.
@@ -49,7 +72,11 @@ impl Person {
             verdict: convert::verdict_to_wire(verdict).into(),
             max_ttl: narrowing.max_ttl.map(convert::seconds_to_wire),
         };
-        Ok(self.endpoint.call::<methods::BeginVote>(self.order(), &[request]).await?.statement)
+        Ok(self
+            .endpoint
+            .call::<methods::BeginVote>(self.order(), &[request])
+            .await?
+            .statement)
     }
 
     /// Hands a signed vote in.
@@ -59,46 +86,86 @@ impl Person {
             statement: ballot.statement().to_owned(),
             signature: ballot.signature().to_vec(),
         };
-        let answer = self.endpoint.call::<methods::CastVote>(self.order(), &[request]).await?;
+        let answer = self
+            .endpoint
+            .call::<methods::CastVote>(self.order(), &[request])
+            .await?;
         there("access_request", answer.access_request)
     }
 
-    /// Votes on what was seen: begins, compares the broker's statement with the card, signs, casts.
-    pub async fn vote(&self, seen: &Seen<'_>) -> Result<v1::AccessRequest, Error> {
+    /// A signed vote on what was seen: begins, compares the broker's statement with the card, signs. Nothing counts until
+    /// it is cast.
+    pub async fn ballot(&self, seen: &Seen<'_>) -> Result<Ballot, Error> {
         let id = AccessRequestId::parse(&seen.card.access_request_id)?;
-        let statement = self.begin_vote(id, seen.profile, seen.verdict, seen.narrowing).await?;
-        let ballot = ballot::sign(&self.key, seen, &statement, self.endpoint.clock().now())?;
-        self.cast_vote(&ballot).await
+        let statement = self
+            .begin_vote(id, seen.profile, seen.verdict, seen.narrowing)
+            .await?;
+        Ok(ballot::sign(
+            &self.key,
+            seen,
+            &statement,
+            self.endpoint.clock().now(),
+        )?)
+    }
+
+    /// Votes on what was seen: [`Person::ballot`], cast.
+    pub async fn vote(&self, seen: &Seen<'_>) -> Result<v1::AccessRequest, Error> {
+        self.cast_vote(&self.ballot(seen).await?).await
     }
 
     /// Puts a policy bundle in force: its files by their paths inside it.
-    pub async fn apply_policy_bundle(&self, files: &BTreeMap<String, String>) -> Result<v1::ApplyPolicyBundleResponse, Error> {
-        self.endpoint.call::<methods::ApplyPolicyBundle>(self.order(), &pieces(files)).await
+    pub async fn apply_policy_bundle(
+        &self,
+        files: &BTreeMap<String, String>,
+    ) -> Result<v1::ApplyPolicyBundleResponse, Error> {
+        self.endpoint
+            .call::<methods::ApplyPolicyBundle>(self.order(), &pieces(files))
+            .await
     }
 
     /// Takes an agent out of service and ends all it has.
-    pub async fn suspend(&self, agent: &AgentId, reason: &str) -> Result<v1::SuspendAgentResponse, Error> {
+    pub async fn suspend(
+        &self,
+        agent: &AgentId,
+        reason: &str,
+    ) -> Result<v1::SuspendAgentResponse, Error> {
         let reason = Prose::parse("reason", reason)?.as_str().to_owned();
-        let request = v1::SuspendAgentRequest { agent_id: agent.to_string(), reason };
-        self.endpoint.call::<methods::SuspendAgent>(self.order(), &[request]).await
+        let request = v1::SuspendAgentRequest {
+            agent_id: agent.to_string(),
+            reason,
+        };
+        self.endpoint
+            .call::<methods::SuspendAgent>(self.order(), &[request])
+            .await
     }
 
     /// Lets an agent operate again.
     pub async fn resume(&self, agent: &AgentId) -> Result<v1::ResumeAgentResponse, Error> {
-        let request = v1::ResumeAgentRequest { agent_id: agent.to_string() };
-        self.endpoint.call::<methods::ResumeAgent>(self.order(), &[request]).await
+        let request = v1::ResumeAgentRequest {
+            agent_id: agent.to_string(),
+        };
+        self.endpoint
+            .call::<methods::ResumeAgent>(self.order(), &[request])
+            .await
     }
 
     /// Ends a task.
     pub async fn end_task(&self, task: TaskId) -> Result<v1::EndReport, Error> {
-        let request = v1::EndTaskRequest { task_id: task.to_string() };
-        let answer = self.endpoint.call::<methods::EndTask>(self.order(), &[request]).await?;
+        let request = v1::EndTaskRequest {
+            task_id: task.to_string(),
+        };
+        let answer = self
+            .endpoint
+            .call::<methods::EndTask>(self.order(), &[request])
+            .await?;
         there("report", answer.report)
     }
 
     /// Says why: a decision, an access request, a task, a token or a refused call, by its id.
     pub async fn explain(&self, id: &str) -> Result<v1::ExplainResponse, Error> {
-        self.endpoint.call::<methods::Explain>(self.order(), &[v1::ExplainRequest { id: id.to_owned() }]).await
+        self.endpoint
+            .call::<methods::Explain>(self.order(), &[v1::ExplainRequest { id: id.to_owned() }])
+            .await
     }
 
     fn order(&self) -> Order<'_> {
@@ -113,7 +180,10 @@ fn pieces(files: &BTreeMap<String, String>) -> Vec<v1::ApplyPolicyBundleRequest>
         let mut rest = content.as_str();
         loop {
             let (piece, after) = rest.split_at(rest.floor_char_boundary(PIECE_BYTES_MAX));
-            out.push(v1::ApplyPolicyBundleRequest { path: path.clone(), content: piece.to_owned() });
+            out.push(v1::ApplyPolicyBundleRequest {
+                path: path.clone(),
+                content: piece.to_owned(),
+            });
             if after.is_empty() {
                 break;
             }
@@ -144,7 +214,11 @@ mod tests {
         ]);
         let pieces = pieces(&files);
         assert_eq!(pieces.len(), 1 + 1 + 4);
-        assert!(pieces.iter().all(|piece| piece.content.len() <= PIECE_BYTES_MAX));
+        assert!(
+            pieces
+                .iter()
+                .all(|piece| piece.content.len() <= PIECE_BYTES_MAX)
+        );
         let mut back: BTreeMap<String, String> = BTreeMap::new();
         for piece in pieces {
             back.entry(piece.path).or_default().push_str(&piece.content);

@@ -13,7 +13,8 @@ use crate::clock::Clock;
 use crate::jose::dpop::{self, CheckedProof, Expect, Freshness};
 use crate::jose::{Nonces, SigningKey};
 use crate::model::{
-    Action, ActionName, AgentId, Audience, DecisionId, Digest, Reason, Secret, Target, TaskId, TaskOutcome, TokenId,
+    Action, ActionName, AgentId, Audience, DecisionId, Digest, Reason, Secret, Target, TaskId,
+    TaskOutcome, TokenId,
 };
 use crate::proto::convert;
 use crate::proto::v1::{self, request_token_response, task_service_server as task};
@@ -34,7 +35,11 @@ struct Broker {
 }
 
 fn refusal(code: Code, reason: Reason) -> Status {
-    Status::with_error_details(code, "no", ErrorDetails::with_error_info(reason.as_str(), "dipylon", HashMap::new()))
+    Status::with_error_details(
+        code,
+        "no",
+        ErrorDetails::with_error_info(reason.as_str(), "dipylon", HashMap::new()),
+    )
 }
 
 impl Broker {
@@ -50,7 +55,9 @@ impl Broker {
         };
         let server = tonic::transport::Server::builder()
             .add_service(task::TaskServiceServer::new(broker.clone()))
-            .add_service(v1::governance_service_server::GovernanceServiceServer::new(broker.clone()));
+            .add_service(v1::governance_service_server::GovernanceServiceServer::new(
+                broker.clone(),
+            ));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         broker
     }
@@ -60,7 +67,11 @@ impl Broker {
     }
 
     fn agent(&self) -> Agent {
-        Agent::new(self.endpoint(), EvidenceSource::Fixed(Secret::new("svid".to_owned())), None)
+        Agent::new(
+            self.endpoint(),
+            EvidenceSource::Fixed(Secret::new("svid".to_owned())),
+            None,
+        )
     }
 
     fn refuse(&self, statuses: impl IntoIterator<Item = Status>) {
@@ -68,28 +79,59 @@ impl Broker {
     }
 
     fn calls(&self, method: &str) -> usize {
-        self.proofs.lock().expect("proofs").iter().filter(|(name, _)| *name == method).count()
+        self.proofs
+            .lock()
+            .expect("proofs")
+            .iter()
+            .filter(|(name, _)| *name == method)
+            .count()
     }
 
     /// The proof, then the script.
     fn admit<T>(&self, method: &'static str, request: &Request<T>) -> Result<String, Status> {
-        let proof = request.metadata().get("dpop").and_then(|v| v.to_str().ok()).expect("a proof");
+        let proof = request
+            .metadata()
+            .get("dpop")
+            .and_then(|v| v.to_str().ok())
+            .expect("a proof");
         let htu = format!("{}/dipylon.v1.{method}", self.url);
         let now = Clock::system().now();
         let nonces = self.nonces.lock().expect("nonces").clone();
-        let checked = dpop::check(proof, &Expect { htm: "POST", htu: &htu, freshness: Freshness::Nonce });
-        let good = checked.as_ref().is_ok_and(|proof| proof.nonce().is_some_and(|nonce| nonces.check(nonce, now).is_some()));
+        let checked = dpop::check(
+            proof,
+            &Expect {
+                htm: "POST",
+                htu: &htu,
+                freshness: Freshness::Nonce,
+            },
+        );
+        let good = checked.as_ref().is_ok_and(|proof| {
+            proof
+                .nonce()
+                .is_some_and(|nonce| nonces.check(nonce, now).is_some())
+        });
         let nonce = nonces.issue(now);
         let with_nonce = |mut status: Status| {
-            status.metadata_mut().insert("dpop-nonce", nonce.parse().expect("nonce"));
+            status
+                .metadata_mut()
+                .insert("dpop-nonce", nonce.parse().expect("nonce"));
             status
         };
         if !good {
-            assert!(matches!(checked, Ok(_) | Err(dpop::ProofError::NonceMissing)), "{checked:?}");
+            assert!(
+                matches!(checked, Ok(_) | Err(dpop::ProofError::NonceMissing)),
+                "{checked:?}"
+            );
             *self.nonce_refusals.lock().expect("count") += 1;
-            return Err(with_nonce(refusal(Code::Unauthenticated, Reason::UseDpopNonce)));
+            return Err(with_nonce(refusal(
+                Code::Unauthenticated,
+                Reason::UseDpopNonce,
+            )));
         }
-        self.proofs.lock().expect("proofs").push((method, checked.expect("good")));
+        self.proofs
+            .lock()
+            .expect("proofs")
+            .push((method, checked.expect("good")));
         match self.script.lock().expect("script").pop_front() {
             Some(status) => Err(with_nonce(status)),
             None => Ok(nonce),
@@ -98,29 +140,41 @@ impl Broker {
 
     fn answer<T>(nonce: &str, message: T) -> Answer<T> {
         let mut response = Response::new(message);
-        response.metadata_mut().insert("dpop-nonce", nonce.parse().expect("nonce"));
+        response
+            .metadata_mut()
+            .insert("dpop-nonce", nonce.parse().expect("nonce"));
         Ok(response)
     }
 }
 
 #[tonic::async_trait]
 impl task::TaskService for Broker {
-    async fn open_task(&self, request: Request<v1::OpenTaskRequest>) -> Answer<v1::OpenTaskResponse> {
+    async fn open_task(
+        &self,
+        request: Request<v1::OpenTaskRequest>,
+    ) -> Answer<v1::OpenTaskResponse> {
         let nonce = self.admit("TaskService/OpenTask", &request)?;
         let opened = v1::OpenTaskResponse {
             task_id: TaskId::from_random([1; 16]).to_string(),
             agent_id: "ci".to_owned(),
-            deadline: Some(convert::timestamp_to_wire(Clock::system().now().plus_secs(600))),
+            deadline: Some(convert::timestamp_to_wire(
+                Clock::system().now().plus_secs(600),
+            )),
             verification: Some(v1::Verification::default()),
         };
         Self::answer(&nonce, opened)
     }
 
-    async fn request_token(&self, request: Request<v1::RequestTokenRequest>) -> Answer<v1::RequestTokenResponse> {
+    async fn request_token(
+        &self,
+        request: Request<v1::RequestTokenRequest>,
+    ) -> Answer<v1::RequestTokenResponse> {
         let nonce = self.admit("TaskService/RequestToken", &request)?;
         let request = request.into_inner();
         let mut requests = self.requests.lock().expect("requests");
-        let soon = Some(convert::timestamp_to_wire(Clock::system().now().plus_secs(300)));
+        let soon = Some(convert::timestamp_to_wire(
+            Clock::system().now().plus_secs(300),
+        ));
         let outcome = match (request.reason.as_str(), requests.len()) {
             ("pend", 0 | 1) => request_token_response::Outcome::Pending(v1::PendingApproval {
                 access_request_id: crate::model::AccessRequestId::from_random([4; 16]).to_string(),
@@ -138,20 +192,41 @@ impl task::TaskService for Broker {
         };
         requests.push(request);
         let decision_id = DecisionId::from_random([3; 16]).to_string();
-        Self::answer(&nonce, v1::RequestTokenResponse { outcome: Some(outcome), decision_id, verification: None })
+        Self::answer(
+            &nonce,
+            v1::RequestTokenResponse {
+                outcome: Some(outcome),
+                decision_id,
+                verification: None,
+            },
+        )
     }
 
-    async fn get_access_request(&self, _: Request<v1::GetAccessRequestRequest>) -> Answer<v1::GetAccessRequestResponse> {
+    async fn get_access_request(
+        &self,
+        _: Request<v1::GetAccessRequestRequest>,
+    ) -> Answer<v1::GetAccessRequestResponse> {
         Err(Status::unimplemented(""))
     }
 
-    async fn cancel_access_request(&self, _: Request<v1::CancelAccessRequestRequest>) -> Answer<v1::CancelAccessRequestResponse> {
+    async fn cancel_access_request(
+        &self,
+        _: Request<v1::CancelAccessRequestRequest>,
+    ) -> Answer<v1::CancelAccessRequestResponse> {
         Err(Status::unimplemented(""))
     }
 
-    async fn complete_task(&self, request: Request<v1::CompleteTaskRequest>) -> Answer<v1::CompleteTaskResponse> {
+    async fn complete_task(
+        &self,
+        request: Request<v1::CompleteTaskRequest>,
+    ) -> Answer<v1::CompleteTaskResponse> {
         let nonce = self.admit("TaskService/CompleteTask", &request)?;
-        Self::answer(&nonce, v1::CompleteTaskResponse { report: Some(v1::EndReport::default()) })
+        Self::answer(
+            &nonce,
+            v1::CompleteTaskResponse {
+                report: Some(v1::EndReport::default()),
+            },
+        )
     }
 }
 
@@ -168,15 +243,27 @@ impl v1::governance_service_server::GovernanceService for Broker {
             bytes += piece.content.len();
         }
         let rules = u32::try_from(bytes).expect("small");
-        Self::answer(&nonce, v1::ApplyPolicyBundleResponse { rules, ..v1::ApplyPolicyBundleResponse::default() })
+        Self::answer(
+            &nonce,
+            v1::ApplyPolicyBundleResponse {
+                rules,
+                ..v1::ApplyPolicyBundleResponse::default()
+            },
+        )
     }
 
-    async fn suspend_agent(&self, request: Request<v1::SuspendAgentRequest>) -> Answer<v1::SuspendAgentResponse> {
+    async fn suspend_agent(
+        &self,
+        request: Request<v1::SuspendAgentRequest>,
+    ) -> Answer<v1::SuspendAgentResponse> {
         let nonce = self.admit("GovernanceService/SuspendAgent", &request)?;
         Self::answer(&nonce, v1::SuspendAgentResponse::default())
     }
 
-    async fn resume_agent(&self, _: Request<v1::ResumeAgentRequest>) -> Answer<v1::ResumeAgentResponse> {
+    async fn resume_agent(
+        &self,
+        _: Request<v1::ResumeAgentRequest>,
+    ) -> Answer<v1::ResumeAgentResponse> {
         Err(Status::unimplemented(""))
     }
 
@@ -190,36 +277,71 @@ impl v1::governance_service_server::GovernanceService for Broker {
 }
 
 fn open() -> OpenTask {
-    OpenTask { purpose: "why".to_owned(), max_duration_s: 600, request_id: None }
+    OpenTask {
+        purpose: "why".to_owned(),
+        max_duration_s: 600,
+        request_id: None,
+    }
 }
 
 fn order(reason: &str) -> TokenOrder {
     let target = Target::parse("Account", "ann").expect("target");
-    let (name, audience) = (ActionName::parse("account.disable"), Audience::parse("https://idp.example"));
-    let action = Action::new(name.expect("name"), audience.expect("audience"), target, BTreeMap::new()).expect("action");
-    TokenOrder { action, ttl_s: 300, reason: reason.to_owned(), request_id: None, wait_s: 0 }
+    let (name, audience) = (
+        ActionName::parse("account.disable"),
+        Audience::parse("https://idp.example"),
+    );
+    let action = Action::new(
+        name.expect("name"),
+        audience.expect("audience"),
+        target,
+        BTreeMap::new(),
+    )
+    .expect("action");
+    TokenOrder {
+        action,
+        ttl_s: 300,
+        reason: reason.to_owned(),
+        request_id: None,
+        wait_s: 0,
+    }
 }
 
 #[tokio::test]
 async fn a_nonce_is_learnt_once_and_kept_and_learnt_again_after_a_restart() {
     let broker = Broker::start().await;
     let agent = broker.agent();
-    let task = tokio::spawn(async move { agent.open_task(&open()).await }).await.expect("join").expect("task");
+    let task = tokio::spawn(async move { agent.open_task(&open()).await })
+        .await
+        .expect("join")
+        .expect("task");
     assert_eq!(*broker.nonce_refusals.lock().expect("count"), 1);
     assert_eq!(task.agent_id().map(AgentId::as_str), Some("ci"));
     task.request_token(&order("")).await.expect("token");
-    assert_eq!(*broker.nonce_refusals.lock().expect("count"), 1, "the nonce of the answer was used");
+    assert_eq!(
+        *broker.nonce_refusals.lock().expect("count"),
+        1,
+        "the nonce of the answer was used"
+    );
     *broker.nonces.lock().expect("nonces") = Arc::new(Nonces::new(&[2; 32]));
-    task.complete(TaskOutcome::Succeeded).await.expect("completed");
+    task.complete(TaskOutcome::Succeeded)
+        .await
+        .expect("completed");
     assert_eq!(*broker.nonce_refusals.lock().expect("count"), 2);
 
     let proofs = broker.proofs.lock().expect("proofs");
-    let claims: Vec<_> = proofs.iter().map(|(name, proof)| (*name, proof.adg(), proof.evh())).collect();
+    let claims: Vec<_> = proofs
+        .iter()
+        .map(|(name, proof)| (*name, proof.adg(), proof.evh()))
+        .collect();
     assert_eq!(
         claims,
         [
             ("TaskService/OpenTask", None, Some(Digest::of(b"svid"))),
-            ("TaskService/RequestToken", Some(order("").action.digest()), None),
+            (
+                "TaskService/RequestToken",
+                Some(order("").action.digest()),
+                None
+            ),
             ("TaskService/CompleteTask", None, None),
         ]
     );
@@ -231,8 +353,15 @@ async fn a_nonce_is_learnt_once_and_kept_and_learnt_again_after_a_restart() {
 #[tokio::test]
 async fn a_nonce_that_is_never_good_is_asked_for_once() {
     let broker = Broker::start().await;
-    broker.refuse([refusal(Code::Unauthenticated, Reason::UseDpopNonce), refusal(Code::Unauthenticated, Reason::UseDpopNonce)]);
-    let error = broker.agent().open_task(&open()).await.expect_err("refused");
+    broker.refuse([
+        refusal(Code::Unauthenticated, Reason::UseDpopNonce),
+        refusal(Code::Unauthenticated, Reason::UseDpopNonce),
+    ]);
+    let error = broker
+        .agent()
+        .open_task(&open())
+        .await
+        .expect_err("refused");
     assert_eq!(error.reason(), Some(Reason::UseDpopNonce));
     assert_eq!(broker.calls("TaskService/OpenTask"), 1);
 }
@@ -246,15 +375,31 @@ async fn what_passes_is_waited_for_and_what_does_not_is_not() {
     assert_eq!(broker.calls("TaskService/OpenTask"), 4);
 
     broker.refuse([refusal(Code::NotFound, Reason::NotFound)]);
-    let error = task.complete(TaskOutcome::Failed).await.expect_err("refused");
-    assert_eq!((error.reason(), error.retryable()), (Some(Reason::NotFound), false));
+    let error = task
+        .complete(TaskOutcome::Failed)
+        .await
+        .expect_err("refused");
+    assert_eq!(
+        (error.reason(), error.retryable()),
+        (Some(Reason::NotFound), false)
+    );
     assert_eq!(broker.calls("TaskService/CompleteTask"), 1);
 
     // Its fate would be unknown.
-    let person = Person::new(broker.endpoint(), Arc::new(SigningKey::generate().expect("key").0));
+    let person = Person::new(
+        broker.endpoint(),
+        Arc::new(SigningKey::generate().expect("key").0),
+    );
     broker.refuse([away()]);
     let agent = AgentId::parse("ci").expect("agent");
-    assert_eq!(person.suspend(&agent, "").await.expect_err("refused").reason(), Some(Reason::JournalUnavailable));
+    assert_eq!(
+        person
+            .suspend(&agent, "")
+            .await
+            .expect_err("refused")
+            .reason(),
+        Some(Reason::JournalUnavailable)
+    );
     assert_eq!(broker.calls("GovernanceService/SuspendAgent"), 1);
     broker.refuse([refusal(Code::Aborted, Reason::Conflict)]);
     person.suspend(&agent, "").await.expect("suspended");
@@ -266,11 +411,21 @@ async fn a_broker_that_stays_away_is_given_up() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let url = format!("http://{}", listener.local_addr().expect("address"));
     drop(listener);
-    let endpoint = Endpoint::connect(&url).expect("endpoint").with_retry_ms(200);
-    let agent = Agent::new(endpoint, EvidenceSource::Fixed(Secret::new("svid-s3cr3t".to_owned())), None);
+    let endpoint = Endpoint::connect(&url)
+        .expect("endpoint")
+        .with_retry_ms(200);
+    let agent = Agent::new(
+        endpoint,
+        EvidenceSource::Fixed(Secret::new("svid-s3cr3t".to_owned())),
+        None,
+    );
     let error = agent.open_task(&open()).await.expect_err("away");
     assert!(matches!(&error, Error::Unreachable { .. }), "{error:?}");
-    assert!(error.retryable() && error.to_string().contains(&url) && !format!("{error:?} {error}").contains("s3cr3t"));
+    assert!(
+        error.retryable()
+            && error.to_string().contains(&url)
+            && !format!("{error:?} {error}").contains("s3cr3t")
+    );
 }
 
 #[tokio::test]
@@ -279,12 +434,18 @@ async fn stale_evidence_is_shown_again_once() {
     let task = broker.agent().open_task(&open()).await.expect("task");
     let stale = || refusal(Code::Unauthenticated, Reason::EvidenceStale);
     broker.refuse([stale()]);
-    assert!(matches!(task.request_token(&order("")).await, Ok(Outcome::Token(_))));
+    assert!(matches!(
+        task.request_token(&order("")).await,
+        Ok(Outcome::Token(_))
+    ));
     {
         let requests = broker.requests.lock().expect("requests");
         assert!(requests.last().expect("a request").evidence.is_some());
         let proofs = broker.proofs.lock().expect("proofs");
-        assert_eq!(proofs.last().expect("a proof").1.evh(), Some(Digest::of(b"svid")));
+        assert_eq!(
+            proofs.last().expect("a proof").1.evh(),
+            Some(Digest::of(b"svid"))
+        );
     }
     broker.refuse([stale(), stale()]);
     let error = task.request_token(&order("")).await.expect_err("refused");
@@ -296,12 +457,29 @@ async fn waiting_asks_under_one_id_and_shows_evidence_when_told() {
     let broker = Broker::start().await;
     let task = broker.agent().open_task(&open()).await.expect("task");
     let until = Clock::system().now().plus_secs(30);
-    assert!(matches!(task.wait_for_token(&order("pend"), until).await, Ok(Outcome::Token(_))));
+    assert!(matches!(
+        task.wait_for_token(&order("pend"), until).await,
+        Ok(Outcome::Token(_))
+    ));
     let requests = broker.requests.lock().expect("requests");
     assert_eq!(requests.len(), 3);
-    assert!(requests.iter().all(|r| r.request_id == requests[0].request_id));
-    assert_eq!(requests.iter().map(|r| r.evidence.is_some()).collect::<Vec<_>>(), [false, false, true]);
-    assert!(requests.iter().all(|r| r.wait.is_some_and(|wait| (28..=30).contains(&wait.seconds))));
+    assert!(
+        requests
+            .iter()
+            .all(|r| r.request_id == requests[0].request_id)
+    );
+    assert_eq!(
+        requests
+            .iter()
+            .map(|r| r.evidence.is_some())
+            .collect::<Vec<_>>(),
+        [false, false, true]
+    );
+    assert!(
+        requests
+            .iter()
+            .all(|r| r.wait.is_some_and(|wait| (28..=30).contains(&wait.seconds)))
+    );
 }
 
 #[tokio::test]
@@ -309,29 +487,58 @@ async fn waiting_ends_in_time_with_the_last_answer() {
     let broker = Broker::start().await;
     let task = broker.agent().open_task(&open()).await.expect("task");
     let now = Clock::system().now();
-    assert!(matches!(task.wait_for_token(&order("pend"), now).await, Ok(Outcome::Pending(_))));
+    assert!(matches!(
+        task.wait_for_token(&order("pend"), now).await,
+        Ok(Outcome::Pending(_))
+    ));
 }
 
 #[tokio::test]
 async fn a_policy_bundle_goes_in_pieces() {
     let broker = Broker::start().await;
-    let person = Person::new(broker.endpoint(), Arc::new(SigningKey::generate().expect("key").0));
-    let files = BTreeMap::from([("a.cedar".to_owned(), "x".repeat(100_000)), ("b.toml".to_owned(), "y".to_owned())]);
-    assert_eq!(person.apply_policy_bundle(&files).await.expect("applied").rules, 100_001);
+    let person = Person::new(
+        broker.endpoint(),
+        Arc::new(SigningKey::generate().expect("key").0),
+    );
+    let files = BTreeMap::from([
+        ("a.cedar".to_owned(), "x".repeat(100_000)),
+        ("b.toml".to_owned(), "y".to_owned()),
+    ]);
+    assert_eq!(
+        person
+            .apply_policy_bundle(&files)
+            .await
+            .expect("applied")
+            .rules,
+        100_001
+    );
 }
 
 #[tokio::test]
 async fn the_strict_decoder_stands_at_the_door() {
     let broker = Broker::start().await;
-    let mut grpc =
-        tonic::client::Grpc::new(tonic::transport::Channel::from_shared(broker.url.clone()).expect("url").connect_lazy());
+    let mut grpc = tonic::client::Grpc::new(
+        tonic::transport::Channel::from_shared(broker.url.clone())
+            .expect("url")
+            .connect_lazy(),
+    );
     grpc.ready().await.expect("ready");
     // A message of another type: its field 5 is a timestamp, unknown to the request it is sent as.
-    let request = v1::AccessRequest { title: "x".to_owned(), ..v1::AccessRequest::default() };
+    let request = v1::AccessRequest {
+        title: "x".to_owned(),
+        ..v1::AccessRequest::default()
+    };
     let path = http::uri::PathAndQuery::from_static("/dipylon.v1.TaskService/CompleteTask");
-    let codec = crate::proto::strict::StrictCodec::<v1::AccessRequest, v1::CompleteTaskResponse>::default();
-    let status = grpc.unary(Request::new(request), path, codec).await.expect_err("refused");
+    let codec =
+        crate::proto::strict::StrictCodec::<v1::AccessRequest, v1::CompleteTaskResponse>::default();
+    let status = grpc
+        .unary(Request::new(request), path, codec)
+        .await
+        .expect_err("refused");
     let error = Error::from_status("u", &status);
-    assert_eq!((error.code(), error.reason()), (Some("INVALID_ARGUMENT"), Some(Reason::Malformed)));
+    assert_eq!(
+        (error.code(), error.reason()),
+        (Some("INVALID_ARGUMENT"), Some(Reason::Malformed))
+    );
     assert_eq!(error.to_string(), "MALFORMED: message: field 9 is unknown");
 }

@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use super::{Alg, HeaderRules, JoseError, KeySet, KidRule, SigningKey, TypRule, jws};
 use crate::model::json::INTEGER_MAX;
 use crate::model::{
-    ActionName, ActionOnRecord, AgentId, ApprovalClaim, Audience, Digest, KeyId, Secret, SpiffeId, Target, TaskId, Thumbprint,
-    Timestamp, TokenId,
+    ActionName, ActionOnRecord, AgentId, ApprovalClaim, Audience, Digest, KeyId, Secret, SpiffeId,
+    Target, TaskId, Thumbprint, Timestamp, TokenId,
 };
 
 /// Longest life of a token, in seconds, whatever the configuration says.
@@ -84,10 +84,18 @@ pub struct AccessTokenClaims {
     /// The journal index its decision had folded: events after it may end it.
     pub pos: u64,
     /// How often it may be used, at least 1; absent when its life is the only limit.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "present"
+    )]
     pub uses: Option<u32>,
     /// The approval it rests on, if one was needed.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "present"
+    )]
     pub approval: Option<ApprovalClaim>,
 }
 
@@ -148,11 +156,15 @@ impl AccessTokenClaims {
     fn sound(&self) -> Result<(), TokenError> {
         for seconds in [self.exp, self.iat, self.nbf] {
             if !(0..=INTEGER_MAX).contains(&seconds) {
-                return Err(TokenError::Claims("exp, iat and nbf must be from 0 to 2^53-1"));
+                return Err(TokenError::Claims(
+                    "exp, iat and nbf must be from 0 to 2^53-1",
+                ));
             }
         }
         if !(1..=TTL_MAX_S).contains(&(self.exp - self.iat)) {
-            return Err(TokenError::Claims("exp must be 1 to 3600 seconds after iat"));
+            return Err(TokenError::Claims(
+                "exp must be 1 to 3600 seconds after iat",
+            ));
         }
         if self.nbf >= self.exp {
             return Err(TokenError::Claims("nbf must be before exp"));
@@ -206,11 +218,18 @@ impl CheckedToken {
 
 /// Signs the claims. The header is exactly `{"alg":"ES256","kid":…,"typ":"at+jwt"}`, the payload canonical JSON: the same
 /// claims are the same bytes.
-pub fn sign(claims: &AccessTokenClaims, kid: &KeyId, key: &SigningKey) -> Result<Secret, TokenError> {
+pub fn sign(
+    claims: &AccessTokenClaims,
+    kid: &KeyId,
+    key: &SigningKey,
+) -> Result<Secret, TokenError> {
     claims.sound()?;
     let header = json!({ "alg": Alg::Es256.as_str(), "kid": kid, "typ": TYP });
-    let claims = serde_json::to_value(claims).map_err(|_| TokenError::Malformed(JoseError::Unsignable))?;
-    jws::sign(&header, &claims, key).map(Secret::new).map_err(TokenError::Malformed)
+    let claims =
+        serde_json::to_value(claims).map_err(|_| TokenError::Malformed(JoseError::Unsignable))?;
+    jws::sign(&header, &claims, key)
+        .map(Secret::new)
+        .map_err(TokenError::Malformed)
 }
 
 /// Checks a token: signature, form, issuer, audience, life, in that order.
@@ -258,9 +277,14 @@ const WRONG_FORM: TokenError = TokenError::Claims("one is missing, unknown or of
 
 /// serde would read an array as a struct, member by member: a second form for the same claims.
 fn has_objects(payload: &Value) -> bool {
-    ["/cnf", "/approval", "/authorization_details/0", "/authorization_details/0/target"]
-        .iter()
-        .all(|path| payload.pointer(path).is_none_or(Value::is_object))
+    [
+        "/cnf",
+        "/approval",
+        "/authorization_details/0",
+        "/authorization_details/0/target",
+    ]
+    .iter()
+    .all(|path| payload.pointer(path).is_none_or(Value::is_object))
 }
 
 /// A claim that may be absent; `null` is not absent.
@@ -312,7 +336,9 @@ mod tests {
             nbf: NOW.secs(),
             jti: TokenId::from_random([1; 16]),
             client_id: AgentId::parse("ci").expect("agent"),
-            cnf: Confirmation { jkt: Thumbprint(Digest::of(b"key")) },
+            cnf: Confirmation {
+                jkt: Thumbprint(Digest::of(b"key")),
+            },
             authorization_details: [ActionDetail::from(&record)],
             txn: TaskId::from_random([2; 16]),
             epoch: 1,
@@ -340,7 +366,11 @@ mod tests {
 
         /// Signs whatever it is given.
         fn forge(&self, header: &Value, payload: &str) -> String {
-            let text = format!("{}.{}", encode(header.to_string().as_bytes()), encode(payload.as_bytes()));
+            let text = format!(
+                "{}.{}",
+                encode(header.to_string().as_bytes()),
+                encode(payload.as_bytes())
+            );
             let signature = self.key.sign(text.as_bytes()).expect("signature");
             format!("{text}.{}", encode(&signature))
         }
@@ -353,7 +383,15 @@ mod tests {
         }
 
         fn check(&self, token: &str, now: Timestamp) -> Result<CheckedToken, TokenError> {
-            check(token, &self.keys, &Expect { iss: ISS, aud: Some(&claims().aud), now })
+            check(
+                token,
+                &self.keys,
+                &Expect {
+                    iss: ISS,
+                    aud: Some(&claims().aud),
+                    now,
+                },
+            )
         }
     }
 
@@ -364,10 +402,21 @@ mod tests {
         let checked = bench.check(token.reveal(), NOW).expect("checked");
         assert_eq!((checked.kid(), checked.claims()), (&kid(), &claims()));
         assert_eq!(checked.into_claims().detail(), claims().detail());
-        let least = AccessTokenClaims { uses: None, approval: None, ..claims() };
+        let least = AccessTokenClaims {
+            uses: None,
+            approval: None,
+            ..claims()
+        };
         let token = sign(&least, &kid(), &bench.key).expect("token");
-        assert_eq!(bench.check(token.reveal(), NOW).expect("checked").into_claims(), least);
-        let header = crate::jose::decode(token.reveal().split('.').next().expect("header")).expect("base64");
+        assert_eq!(
+            bench
+                .check(token.reveal(), NOW)
+                .expect("checked")
+                .into_claims(),
+            least
+        );
+        let header =
+            crate::jose::decode(token.reveal().split('.').next().expect("header")).expect("base64");
         assert_eq!(header, br#"{"alg":"ES256","kid":"key-1","typ":"at+jwt"}"#);
     }
 
@@ -416,7 +465,11 @@ mod tests {
         let later = bench.with(|c| c["nbf"] = json!(NOW.secs() + 6));
         assert_eq!(later.map(drop), Err(TokenError::NotYet));
         for (exp, ok) in [(3_600, true), (3_601, false), (0, false), (-1, false)] {
-            assert_eq!(bench.with(|c| c["exp"] = json!(NOW.secs() + exp)).is_ok(), ok, "{exp}");
+            assert_eq!(
+                bench.with(|c| c["exp"] = json!(NOW.secs() + exp)).is_ok(),
+                ok,
+                "{exp}"
+            );
         }
     }
 
@@ -424,16 +477,39 @@ mod tests {
     fn issuer_audience_key_and_signature_are_told_apart() {
         let (bench, other) = (Bench::new(), Bench::new());
         let token = sign(&claims(), &kid(), &bench.key).expect("token");
-        let expect = Expect { iss: ISS, aud: None, now: NOW };
+        let expect = Expect {
+            iss: ISS,
+            aud: None,
+            now: NOW,
+        };
         let aud = Audience::parse("https://idp.example/").expect("audience");
         let keys = &bench.keys;
         assert!(check(token.reveal(), keys, &expect).is_ok());
         let wrong = |expect: Expect<'_>| check(token.reveal(), keys, &expect).map(drop);
-        assert_eq!(wrong(Expect { iss: "https://broker.example/", ..expect }), Err(TokenError::WrongIssuer));
-        assert_eq!(wrong(Expect { aud: Some(&aud), ..expect }), Err(TokenError::WrongAudience));
-        assert_eq!(other.check(token.reveal(), NOW).map(drop), Err(TokenError::Signature));
-        let unknown = sign(&claims(), &KeyId::parse("key-2").expect("kid"), &bench.key).expect("token");
-        assert_eq!(bench.check(unknown.reveal(), NOW).map(drop), Err(TokenError::UnknownKey));
+        assert_eq!(
+            wrong(Expect {
+                iss: "https://broker.example/",
+                ..expect
+            }),
+            Err(TokenError::WrongIssuer)
+        );
+        assert_eq!(
+            wrong(Expect {
+                aud: Some(&aud),
+                ..expect
+            }),
+            Err(TokenError::WrongAudience)
+        );
+        assert_eq!(
+            other.check(token.reveal(), NOW).map(drop),
+            Err(TokenError::Signature)
+        );
+        let unknown =
+            sign(&claims(), &KeyId::parse("key-2").expect("kid"), &bench.key).expect("token");
+        assert_eq!(
+            bench.check(unknown.reveal(), NOW).map(drop),
+            Err(TokenError::UnknownKey)
+        );
     }
 
     #[test]
@@ -443,25 +519,58 @@ mod tests {
         let all = serde_json::to_value(claims()).expect("json");
         for name in all.as_object().expect("object").keys() {
             let without = bench.with(|c| drop(c.as_object_mut().map(|c| c.remove(name))));
-            assert_eq!(without.is_ok(), matches!(name.as_str(), "uses" | "approval"), "without {name}");
-            for wrong in [Value::Null, json!(true), json!(1.5), json!(-1), json!([]), json!({}), json!([all[name], all[name]])] {
+            assert_eq!(
+                without.is_ok(),
+                matches!(name.as_str(), "uses" | "approval"),
+                "without {name}"
+            );
+            for wrong in [
+                Value::Null,
+                json!(true),
+                json!(1.5),
+                json!(-1),
+                json!([]),
+                json!({}),
+                json!([all[name], all[name]]),
+            ] {
                 let result = bench.with(|c| c[name] = wrong.clone());
-                assert!(matches!(result, Err(TokenError::Claims(_))), "{name} = {wrong}: {result:?}");
+                assert!(
+                    matches!(result, Err(TokenError::Claims(_))),
+                    "{name} = {wrong}: {result:?}"
+                );
             }
         }
         for (path, value) in [
-            ("/authorization_details", json!([all["authorization_details"][0], all["authorization_details"][0]])),
-            ("/authorization_details/0/type", json!("urn:dipylon:action:v2")),
-            ("/authorization_details/0/target", json!({ "type": "Account", "id": "ann", "more": 1 })),
+            (
+                "/authorization_details",
+                json!([
+                    all["authorization_details"][0],
+                    all["authorization_details"][0]
+                ]),
+            ),
+            (
+                "/authorization_details/0/type",
+                json!("urn:dipylon:action:v2"),
+            ),
+            (
+                "/authorization_details/0/target",
+                json!({ "type": "Account", "id": "ann", "more": 1 }),
+            ),
             ("/authorization_details/0/target/type", json!("not a type")),
             ("/authorization_details/0/target/id", json!("an\u{202e}n")),
             ("/authorization_details/0/parameters", json!([])),
             ("/authorization_details/0/digest", json!("AA")),
-            ("/cnf", json!({ "jkt": claims().cnf.jkt.to_string(), "x5t#S256": "AA" })),
+            (
+                "/cnf",
+                json!({ "jkt": claims().cnf.jkt.to_string(), "x5t#S256": "AA" }),
+            ),
             ("/cnf/jkt", json!("AA")),
             ("/cnf", json!([claims().cnf.jkt.to_string()])),
             ("/authorization_details/0/target", json!(["Account", "ann"])),
-            ("/approval", json!([all["approval"]["access_request"], ["two-security"], 1])),
+            (
+                "/approval",
+                json!([all["approval"]["access_request"], ["two-security"], 1]),
+            ),
             ("/pos", json!(INTEGER_MAX + 1)),
             ("/uses", json!(4_294_967_296u64)),
             ("/uses", json!(0)),
@@ -471,32 +580,72 @@ mod tests {
             ("/iat", json!(u64::MAX)),
         ] {
             let result = bench.with(|c| *c.pointer_mut(path).expect("path") = value.clone());
-            assert!(matches!(result, Err(TokenError::Claims(_))), "{path} = {value}: {result:?}");
+            assert!(
+                matches!(result, Err(TokenError::Claims(_))),
+                "{path} = {value}: {result:?}"
+            );
         }
-        assert!(bench.with(|c| c["scope"] = json!("all")).is_err(), "unknown claims are refused");
+        assert!(
+            bench.with(|c| c["scope"] = json!("all")).is_err(),
+            "unknown claims are refused"
+        );
     }
 
     #[test]
     fn the_type_is_an_access_tokens() {
         let bench = Bench::new();
         let payload = serde_json::to_string(&claims()).expect("json");
-        let with = |typ: Value| bench.check(&bench.forge(&json!({ "alg": "ES256", "kid": kid(), "typ": typ }), &payload), NOW);
+        let with = |typ: Value| {
+            bench.check(
+                &bench.forge(
+                    &json!({ "alg": "ES256", "kid": kid(), "typ": typ }),
+                    &payload,
+                ),
+                NOW,
+            )
+        };
         assert!(with(json!("at+jwt")).is_ok() && with(json!("application/at+jwt")).is_ok());
-        for typ in [json!("JWT"), json!("AT+JWT"), json!("at+jwt "), json!("dpop+jwt"), Value::Null, json!(["at+jwt"])] {
-            assert_eq!(with(typ.clone()).map(drop), Err(TokenError::Malformed(JoseError::Typ)), "{typ}");
+        for typ in [
+            json!("JWT"),
+            json!("AT+JWT"),
+            json!("at+jwt "),
+            json!("dpop+jwt"),
+            Value::Null,
+            json!(["at+jwt"]),
+        ] {
+            assert_eq!(
+                with(typ.clone()).map(drop),
+                Err(TokenError::Malformed(JoseError::Typ)),
+                "{typ}"
+            );
         }
         let header = json!({ "alg": "ES256", "kid": kid() });
-        assert_eq!(bench.check(&bench.forge(&header, &payload), NOW).map(drop), Err(TokenError::Malformed(JoseError::Typ)));
+        assert_eq!(
+            bench.check(&bench.forge(&header, &payload), NOW).map(drop),
+            Err(TokenError::Malformed(JoseError::Typ))
+        );
     }
 
     #[test]
     fn what_would_be_refused_is_not_signed() {
         let bench = Bench::new();
         for claims in [
-            AccessTokenClaims { exp: NOW.secs(), ..claims() },
-            AccessTokenClaims { exp: NOW.secs() + 3_601, ..claims() },
-            AccessTokenClaims { uses: Some(0), ..claims() },
-            AccessTokenClaims { pos: u64::MAX, ..claims() },
+            AccessTokenClaims {
+                exp: NOW.secs(),
+                ..claims()
+            },
+            AccessTokenClaims {
+                exp: NOW.secs() + 3_601,
+                ..claims()
+            },
+            AccessTokenClaims {
+                uses: Some(0),
+                ..claims()
+            },
+            AccessTokenClaims {
+                pos: u64::MAX,
+                ..claims()
+            },
         ] {
             assert!(sign(&claims, &kid(), &bench.key).is_err());
         }

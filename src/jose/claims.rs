@@ -49,7 +49,10 @@ impl Claims {
         match self.0.get(name) {
             None => Ok(None),
             Some(Value::String(s)) if !s.is_empty() => Ok(Some(s)),
-            Some(_) => Err(ClaimError { name, rule: "must be a string and not empty" }),
+            Some(_) => Err(ClaimError {
+                name,
+                rule: "must be a string and not empty",
+            }),
         }
     }
 
@@ -65,7 +68,10 @@ impl Claims {
             None => Ok(None),
             Some(value) => match value.as_i64() {
                 Some(n) if (0..=INTEGER_MAX).contains(&n) => Ok(Some(n)),
-                _ => Err(ClaimError { name, rule: "must be whole seconds, an integer from 0 to 2^53-1" }),
+                _ => Err(ClaimError {
+                    name,
+                    rule: "must be whole seconds, an integer from 0 to 2^53-1",
+                }),
             },
         }
     }
@@ -83,16 +89,20 @@ impl Claims {
         };
         one.map(String::as_str)
             .filter(|s| !s.is_empty())
-            .ok_or(ClaimError { name: NAME, rule: "must be one audience, a string or an array of one string" })
+            .ok_or(ClaimError {
+                name: NAME,
+                rule: "must be one audience, a string or an array of one string",
+            })
     }
 
     /// A SHA-256 value as base64url, if the claim is there at all.
     pub fn optional_digest(&self, name: &'static str) -> Result<Option<Digest>, ClaimError> {
         match self.optional_string(name)? {
             None => Ok(None),
-            Some(text) => Digest::parse(text)
-                .map(Some)
-                .map_err(|_| ClaimError { name, rule: "must be 32 bytes as base64url without padding" }),
+            Some(text) => Digest::parse(text).map(Some).map_err(|_| ClaimError {
+                name,
+                rule: "must be 32 bytes as base64url without padding",
+            }),
         }
     }
 }
@@ -105,7 +115,10 @@ impl std::fmt::Debug for Claims {
 }
 
 fn missing(name: &'static str) -> ClaimError {
-    ClaimError { name, rule: "is missing" }
+    ClaimError {
+        name,
+        rule: "is missing",
+    }
 }
 
 #[cfg(test)]
@@ -122,12 +135,27 @@ mod tests {
 
     #[test]
     fn a_date_of_the_wrong_type_is_an_error_not_absence() {
-        for bad in ["\"1\"", "1.5", "1.0", "1e3", "true", "null", "[1]", "{}", "-1", "9007199254740992", "18446744073709551615"] {
+        for bad in [
+            "\"1\"",
+            "1.5",
+            "1.0",
+            "1e3",
+            "true",
+            "null",
+            "[1]",
+            "{}",
+            "-1",
+            "9007199254740992",
+            "18446744073709551615",
+        ] {
             let claims = claims(&format!("{{\"exp\":{bad}}}"));
             assert!(claims.seconds("exp").is_err(), "{bad}");
             assert!(claims.optional_seconds("exp").is_err(), "{bad}");
         }
-        assert_eq!(claims("{\"exp\":9007199254740991}").seconds("exp"), Ok(INTEGER_MAX));
+        assert_eq!(
+            claims("{\"exp\":9007199254740991}").seconds("exp"),
+            Ok(INTEGER_MAX)
+        );
         assert_eq!(claims("{\"exp\":0}").seconds("exp"), Ok(0));
         assert_eq!(claims("{}").optional_seconds("exp"), Ok(None));
         assert_eq!(claims("{}").seconds("exp"), Err(missing("exp")));
@@ -137,23 +165,45 @@ mod tests {
     fn one_audience() {
         assert_eq!(claims(r#"{"aud":"a"}"#).audience(), Ok("a"));
         assert_eq!(claims(r#"{"aud":["a"]}"#).audience(), Ok("a"));
-        for bad in ["{}", r#"{"aud":[]}"#, r#"{"aud":["a","b"]}"#, r#"{"aud":["a","a"]}"#, r#"{"aud":""}"#, r#"{"aud":[""]}"#] {
+        for bad in [
+            "{}",
+            r#"{"aud":[]}"#,
+            r#"{"aud":["a","b"]}"#,
+            r#"{"aud":["a","a"]}"#,
+            r#"{"aud":""}"#,
+            r#"{"aud":[""]}"#,
+        ] {
             assert!(claims(bad).audience().is_err(), "{bad}");
         }
-        for bad in [r#"{"aud":null}"#, r#"{"aud":1}"#, r#"{"aud":{"a":1}}"#, r#"{"aud":[["a"]]}"#, r#"{"aud":[1]}"#] {
+        for bad in [
+            r#"{"aud":null}"#,
+            r#"{"aud":1}"#,
+            r#"{"aud":{"a":1}}"#,
+            r#"{"aud":[["a"]]}"#,
+            r#"{"aud":[1]}"#,
+        ] {
             assert!(claims(bad).audience().is_err(), "{bad}");
         }
     }
 
     #[test]
     fn strings_and_digests() {
-        for bad in [r#"{"sub":null}"#, r#"{"sub":""}"#, r#"{"sub":1}"#, r#"{"sub":["a"]}"#] {
+        for bad in [
+            r#"{"sub":null}"#,
+            r#"{"sub":""}"#,
+            r#"{"sub":1}"#,
+            r#"{"sub":["a"]}"#,
+        ] {
             assert!(claims(bad).optional_string("sub").is_err(), "{bad}");
         }
         let digest = Digest::of(b"x");
         let good = claims(&format!("{{\"ath\":\"{digest}\"}}"));
         assert_eq!(good.optional_digest("ath"), Ok(Some(digest)));
-        assert!(claims(&format!("{{\"ath\":\"{digest}=\"}}")).optional_digest("ath").is_err());
+        assert!(
+            claims(&format!("{{\"ath\":\"{digest}=\"}}"))
+                .optional_digest("ath")
+                .is_err()
+        );
         assert!(good.only(&["ath", "iat"]) && !good.only(&["iat"]));
     }
 }

@@ -14,12 +14,24 @@ struct Curve<const N: usize> {
 /// SP 800-186 §3.2.1.3.
 const P256: Curve<4> = Curve {
     p: [0xffff_ffff_0000_0001, 0, 0x0000_0000_ffff_ffff, u64::MAX],
-    b: [0x5ac6_35d8_aa3a_93e7, 0xb3eb_bd55_7698_86bc, 0x651d_06b0_cc53_b0f6, 0x3bce_3c3e_27d2_604b],
+    b: [
+        0x5ac6_35d8_aa3a_93e7,
+        0xb3eb_bd55_7698_86bc,
+        0x651d_06b0_cc53_b0f6,
+        0x3bce_3c3e_27d2_604b,
+    ],
 };
 
 /// SP 800-186 §3.2.1.4.
 const P384: Curve<6> = Curve {
-    p: [u64::MAX, u64::MAX, u64::MAX, 0xffff_ffff_ffff_fffe, 0xffff_ffff_0000_0000, 0x0000_0000_ffff_ffff],
+    p: [
+        u64::MAX,
+        u64::MAX,
+        u64::MAX,
+        0xffff_ffff_ffff_fffe,
+        0xffff_ffff_0000_0000,
+        0x0000_0000_ffff_ffff,
+    ],
     b: [
         0xb331_2fa7_e23e_e7e4,
         0x988e_056b_e3f8_2d19,
@@ -42,7 +54,9 @@ pub(super) fn on_p384(x: &[u8], y: &[u8]) -> bool {
 
 impl<const N: usize> Curve<N> {
     fn holds(&self, x: &[u8], y: &[u8]) -> bool {
-        let (Some(x), Some(y)) = (self.element(x), self.element(y)) else { return false };
+        let (Some(x), Some(y)) = (self.element(x), self.element(y)) else {
+            return false;
+        };
         // y² + 3x = x³ + b: the same equation without a subtraction.
         let left = self.add(&self.mul(&y, &y), &self.add(&x, &self.add(&x, &x)));
         let right = self.add(&self.mul(&self.mul(&x, &x), &x), &self.b);
@@ -102,7 +116,10 @@ impl<const N: usize> Curve<N> {
 #[cfg(test)]
 mod tests {
     use ring::rand::SystemRandom;
-    use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+    use ring::signature::{
+        ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair,
+        KeyPair as _,
+    };
 
     use super::*;
 
@@ -110,7 +127,11 @@ mod tests {
     fn made_points_hold_and_changed_ones_do_not() {
         let rng = SystemRandom::new();
         for (alg, half, check) in [
-            (&ECDSA_P256_SHA256_FIXED_SIGNING, 32, on_p256 as fn(&[u8], &[u8]) -> bool),
+            (
+                &ECDSA_P256_SHA256_FIXED_SIGNING,
+                32,
+                on_p256 as fn(&[u8], &[u8]) -> bool,
+            ),
             (&ECDSA_P384_SHA384_FIXED_SIGNING, 48, on_p384),
         ] {
             for _ in 0..8 {

@@ -161,27 +161,36 @@ pub fn create(key: &SigningKey, claims: &ProofClaims<'_>) -> Result<Secret, Proo
     out.insert("htu".to_owned(), claims.htu.into());
     out.insert("iat".to_owned(), claims.iat.secs().into());
     out.extend(claims.nonce.map(|nonce| ("nonce".to_owned(), nonce.into())));
-    for (name, digest) in [("ath", claims.ath), ("adg", claims.adg), ("evh", claims.evh)] {
+    for (name, digest) in [
+        ("ath", claims.ath),
+        ("adg", claims.adg),
+        ("evh", claims.evh),
+    ] {
         out.extend(digest.map(|digest| (name.to_owned(), digest.to_string().into())));
     }
     let claims = Claims::new(out);
     Form::read(&claims)?;
     let header = json!({ "typ": TYP, "alg": Alg::Es256.as_str(), "jwk": key.public().to_jwk() });
-    jws::sign(&header, &Value::Object(claims.into_map()), key).map(Secret::new).map_err(ProofError::Malformed)
+    jws::sign(&header, &Value::Object(claims.into_map()), key)
+        .map(Secret::new)
+        .map_err(ProofError::Malformed)
 }
 
 /// Checks a proof (RFC 9449 §4.3). The signature comes before every claim, so an answer about a claim is an answer to the
 /// holder of the key.
 pub fn check(proof: &str, expect: &Expect<'_>) -> Result<CheckedProof, ProofError> {
     let jws = Compact::split(proof).map_err(ProofError::Malformed)?;
-    jws.check_header(TypRule::Required(&[TYP]), &["jwk"]).map_err(ProofError::Malformed)?;
+    jws.check_header(TypRule::Required(&[TYP]), &["jwk"])
+        .map_err(ProofError::Malformed)?;
     if jws.member("kid").is_some() {
         return Err(ProofError::Malformed(JoseError::HeaderMember("kid")));
     }
     if jws.alg().map_err(ProofError::Malformed)? != Alg::Es256 {
         return Err(ProofError::Malformed(JoseError::Alg));
     }
-    let jwk = jws.member("jwk").ok_or(ProofError::Key(KeyError::Jwk("is missing")))?;
+    let jwk = jws
+        .member("jwk")
+        .ok_or(ProofError::Key(KeyError::Jwk("is missing")))?;
     let key = PublicKey::from_jwk_before_use(jwk).map_err(ProofError::Key)?;
     if !key.verify(jws.signed.as_bytes(), &jws.signature) {
         return Err(ProofError::Signature);
@@ -205,7 +214,15 @@ pub fn check(proof: &str, expect: &Expect<'_>) -> Result<CheckedProof, ProofErro
         }
     }
     let (jti, nonce) = (form.jti.to_owned(), form.nonce.map(str::to_owned));
-    Ok(CheckedProof { key, jti, iat, nonce, ath: form.ath, adg: form.adg, evh: form.evh })
+    Ok(CheckedProof {
+        key,
+        jti,
+        iat,
+        nonce,
+        ath: form.ath,
+        adg: form.adg,
+        evh: form.evh,
+    })
 }
 
 /// The claims of a proof, in form but compared with nothing.
@@ -242,7 +259,10 @@ impl<'a> Form<'a> {
         };
         // RFC 9449 §4.2: without query and fragment.
         if form.htu.contains(['?', '#']) {
-            return Err(ProofError::Claim(ClaimError { name: "htu", rule: "must have no query and no fragment" }));
+            return Err(ProofError::Claim(ClaimError {
+                name: "htu",
+                rule: "must have no query and no fragment",
+            }));
         }
         Ok(form)
     }
@@ -252,7 +272,10 @@ fn visible<'a>(name: &'static str, text: &'a str, bytes_max: usize) -> Result<&'
     if text.len() <= bytes_max && text.bytes().all(|b| b.is_ascii_graphic()) {
         Ok(text)
     } else {
-        Err(ProofError::Claim(ClaimError { name, rule: "must be visible ASCII, and not too long" }))
+        Err(ProofError::Claim(ClaimError {
+            name,
+            rule: "must be visible ASCII, and not too long",
+        }))
     }
 }
 
@@ -264,12 +287,29 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
     fn claims() -> ProofClaims<'static> {
-        let (ath, adg, evh) = (Some(Digest::of(b"token")), Some(Digest::of(b"action")), Some(Digest::of(b"evidence")));
-        ProofClaims { htm: "POST", htu: HTU, iat: NOW, jti: "one", nonce: Some("n-1"), ath, adg, evh }
+        let (ath, adg, evh) = (
+            Some(Digest::of(b"token")),
+            Some(Digest::of(b"action")),
+            Some(Digest::of(b"evidence")),
+        );
+        ProofClaims {
+            htm: "POST",
+            htu: HTU,
+            iat: NOW,
+            jti: "one",
+            nonce: Some("n-1"),
+            ath,
+            adg,
+            evh,
+        }
     }
 
     fn by_iat(now: Timestamp) -> Expect<'static> {
-        Expect { htm: "POST", htu: HTU, freshness: Freshness::Iat { now, window_s: 60 } }
+        Expect {
+            htm: "POST",
+            htu: HTU,
+            freshness: Freshness::Iat { now, window_s: 60 },
+        }
     }
 
     fn key() -> SigningKey {
@@ -290,39 +330,112 @@ mod tests {
     fn what_is_made_checks_and_tells_all() {
         let key = key();
         let proof = create(&key, &claims()).expect("proof");
-        let checked = check(proof.reveal(), &Expect { freshness: Freshness::Nonce, ..by_iat(NOW) }).expect("checked");
-        assert_eq!((checked.key(), checked.jkt()), (key.public(), key.thumbprint()));
-        assert_eq!((checked.jti(), checked.nonce(), checked.iat()), ("one", Some("n-1"), NOW));
-        assert_eq!((checked.ath(), checked.adg(), checked.evh()), (claims().ath, claims().adg, claims().evh));
+        let checked = check(
+            proof.reveal(),
+            &Expect {
+                freshness: Freshness::Nonce,
+                ..by_iat(NOW)
+            },
+        )
+        .expect("checked");
+        assert_eq!(
+            (checked.key(), checked.jkt()),
+            (key.public(), key.thumbprint())
+        );
+        assert_eq!(
+            (checked.jti(), checked.nonce(), checked.iat()),
+            ("one", Some("n-1"), NOW)
+        );
+        assert_eq!(
+            (checked.ath(), checked.adg(), checked.evh()),
+            (claims().ath, claims().adg, claims().evh)
+        );
         assert_eq!(checked.ath(), Some(ath("token")));
     }
 
     #[test]
     fn time_counts_only_without_a_nonce() {
         let key = key();
-        let proof = create(&key, &ProofClaims { nonce: None, ..claims() }).expect("proof");
+        let proof = create(
+            &key,
+            &ProofClaims {
+                nonce: None,
+                ..claims()
+            },
+        )
+        .expect("proof");
         let at = |s| check(proof.reveal(), &by_iat(NOW.plus_secs(s))).map(drop);
         assert_eq!((at(60), at(-60)), (Ok(()), Ok(())));
-        assert_eq!((at(61), at(-61)), (Err(ProofError::Stale), Err(ProofError::Stale)));
-        let nonce = Expect { freshness: Freshness::Nonce, ..by_iat(NOW) };
-        assert_eq!(check(proof.reveal(), &nonce).map(drop), Err(ProofError::NonceMissing));
-        let old = create(&key, &ProofClaims { iat: Timestamp::from_secs(1), ..claims() }).expect("proof");
+        assert_eq!(
+            (at(61), at(-61)),
+            (Err(ProofError::Stale), Err(ProofError::Stale))
+        );
+        let nonce = Expect {
+            freshness: Freshness::Nonce,
+            ..by_iat(NOW)
+        };
+        assert_eq!(
+            check(proof.reveal(), &nonce).map(drop),
+            Err(ProofError::NonceMissing)
+        );
+        let old = create(
+            &key,
+            &ProofClaims {
+                iat: Timestamp::from_secs(1),
+                ..claims()
+            },
+        )
+        .expect("proof");
         assert!(check(old.reveal(), &nonce).is_ok());
     }
 
     #[test]
     fn a_proof_is_for_one_method_and_url() {
         let proof = create(&key(), &claims()).expect("proof");
-        let with = |htm, htu| check(proof.reveal(), &Expect { htm, htu, ..by_iat(NOW) }).map(drop);
+        let with = |htm, htu| {
+            check(
+                proof.reveal(),
+                &Expect {
+                    htm,
+                    htu,
+                    ..by_iat(NOW)
+                },
+            )
+            .map(drop)
+        };
         assert_eq!(with("POST", HTU), Ok(()));
         assert_eq!(with("post", HTU), Err(ProofError::WrongMethod));
-        for htu in [&HTU[..HTU.len() - 1], &HTU.to_uppercase(), &format!("{HTU}/"), &HTU.replace("https", "http"), ""] {
+        for htu in [
+            &HTU[..HTU.len() - 1],
+            &HTU.to_uppercase(),
+            &format!("{HTU}/"),
+            &HTU.replace("https", "http"),
+            "",
+        ] {
             assert_eq!(with("POST", htu), Err(ProofError::WrongUrl), "{htu}");
         }
         for htu in [format!("{HTU}?a=1"), format!("{HTU}#a")] {
-            assert!(create(&key(), &ProofClaims { htu: &htu, ..claims() }).is_err());
+            assert!(
+                create(
+                    &key(),
+                    &ProofClaims {
+                        htu: &htu,
+                        ..claims()
+                    }
+                )
+                .is_err()
+            );
             let proof = signed(&key(), |_, c| c["htu"] = json!(htu));
-            assert!(matches!(check(&proof, &Expect { htu: &htu, ..by_iat(NOW) }), Err(ProofError::Claim(_))));
+            assert!(matches!(
+                check(
+                    &proof,
+                    &Expect {
+                        htu: &htu,
+                        ..by_iat(NOW)
+                    }
+                ),
+                Err(ProofError::Claim(_))
+            ));
         }
     }
 
@@ -347,7 +460,10 @@ mod tests {
             ("other", json!(1)),
             ("jwk", Value::Null),
             ("jwk", json!({})),
-            ("jwk", SigningKey::generate().expect("key").0.public().to_jwk()),
+            (
+                "jwk",
+                SigningKey::generate().expect("key").0.public().to_jwk(),
+            ),
         ] {
             let proof = signed(&key, |h, _| h[name] = value.clone());
             assert!(check(&proof, &by_iat(NOW)).is_err(), "{name} {value}");
@@ -358,7 +474,11 @@ mod tests {
         }
         for member in ["d", "p", "q", "dp", "dq", "qi", "oth", "k"] {
             let proof = signed(&key, |h, _| h["jwk"][member] = json!("AA"));
-            assert_eq!(check(&proof, &by_iat(NOW)).map(drop), Err(ProofError::Key(KeyError::Private)), "{member}");
+            assert_eq!(
+                check(&proof, &by_iat(NOW)).map(drop),
+                Err(ProofError::Key(KeyError::Private)),
+                "{member}"
+            );
         }
     }
 
@@ -385,11 +505,17 @@ mod tests {
         ] {
             let proof = signed(&key, |_, c| c[name] = value.clone());
             let error = check(&proof, &by_iat(NOW)).err();
-            assert!(matches!(error, Some(ProofError::Claim(_) | ProofError::UnknownClaim)), "{name} {value} {error:?}");
+            assert!(
+                matches!(error, Some(ProofError::Claim(_) | ProofError::UnknownClaim)),
+                "{name} {value} {error:?}"
+            );
         }
         for name in ["jti", "htm", "htu", "iat"] {
             let proof = signed(&key, |_, c| drop(c.as_object_mut().map(|c| c.remove(name))));
-            assert!(matches!(check(&proof, &by_iat(NOW)), Err(ProofError::Claim(_))), "without {name}");
+            assert!(
+                matches!(check(&proof, &by_iat(NOW)), Err(ProofError::Claim(_))),
+                "without {name}"
+            );
         }
     }
 }

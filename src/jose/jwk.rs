@@ -3,9 +3,9 @@ use std::collections::btree_map::Entry;
 use std::fmt;
 
 use ring::signature::{
-    ECDSA_P384_SHA384_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384, RSA_PKCS1_2048_8192_SHA512,
-    RSA_PSS_2048_8192_SHA256, RSA_PSS_2048_8192_SHA384, RSA_PSS_2048_8192_SHA512, RsaParameters, RsaPublicKeyComponents,
-    UnparsedPublicKey,
+    ECDSA_P384_SHA384_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384,
+    RSA_PKCS1_2048_8192_SHA512, RSA_PSS_2048_8192_SHA256, RSA_PSS_2048_8192_SHA384,
+    RSA_PSS_2048_8192_SHA512, RsaParameters, RsaPublicKeyComponents, UnparsedPublicKey,
 };
 use serde_json::{Map, Value};
 
@@ -87,7 +87,14 @@ impl Alg {
 
 /// What an RSA key may verify when its entry names no algorithm. A signature under one of these is none under another,
 /// so the family leaves a forger nothing; SPIFFE bundles name none, and JWT-SVID §2.1 permits all six.
-const RSA_FAMILY: &[Alg] = &[Alg::Rs256, Alg::Rs384, Alg::Rs512, Alg::Ps256, Alg::Ps384, Alg::Ps512];
+const RSA_FAMILY: &[Alg] = &[
+    Alg::Rs256,
+    Alg::Rs384,
+    Alg::Rs512,
+    Alg::Ps256,
+    Alg::Ps384,
+    Alg::Ps512,
+];
 const ED25519_NAMES: &[Alg] = &[Alg::EdDsa, Alg::Ed25519];
 
 /// Why a key set was refused whole. Names the rule, never a key or a name from the set.
@@ -135,20 +142,35 @@ impl KeySet {
         let Value::Object(set) = json::parse(bytes).map_err(|_| KeySetError::Json)? else {
             return Err(KeySetError::Form("must be an object"));
         };
-        let entries = set.get("keys").and_then(Value::as_array).ok_or(KeySetError::Form("keys must be an array"))?;
+        let entries = set
+            .get("keys")
+            .and_then(Value::as_array)
+            .ok_or(KeySetError::Form("keys must be an array"))?;
         if entries.len() > KEYS_MAX {
             return Err(KeySetError::TooLarge);
         }
         let mut out = Self {
             keys: BTreeMap::new(),
             ignored: 0,
-            sequence: count(&set, "spiffe_sequence", "spiffe_sequence must be an integer and not negative")?,
-            refresh_hint: count(&set, "spiffe_refresh_hint", "spiffe_refresh_hint must be an integer and not negative")?,
+            sequence: count(
+                &set,
+                "spiffe_sequence",
+                "spiffe_sequence must be an integer and not negative",
+            )?,
+            refresh_hint: count(
+                &set,
+                "spiffe_refresh_hint",
+                "spiffe_refresh_hint must be an integer and not negative",
+            )?,
         };
         let mut names = Vec::new();
         for entry in entries {
-            let jwk = entry.as_object().ok_or(KeySetError::Form("an entry is not an object"))?;
-            if text(jwk, "kty")? == Some("oct") || PRIVATE_MEMBERS.iter().any(|m| jwk.contains_key(*m)) {
+            let jwk = entry
+                .as_object()
+                .ok_or(KeySetError::Form("an entry is not an object"))?;
+            if text(jwk, "kty")? == Some("oct")
+                || PRIVATE_MEMBERS.iter().any(|m| jwk.contains_key(*m))
+            {
                 return Err(KeySetError::Private);
             }
             if let Some(kid) = text(jwk, "kid")? {
@@ -166,10 +188,21 @@ impl KeySet {
     }
 
     /// The set of ES256 keys held here by name, such as this broker's own. Refuses a name twice.
-    pub fn of<'a>(keys: impl IntoIterator<Item = (KeyId, &'a PublicKey)>) -> Result<Self, KeySetError> {
-        let mut out = Self { keys: BTreeMap::new(), ignored: 0, sequence: None, refresh_hint: None };
+    pub fn of<'a>(
+        keys: impl IntoIterator<Item = (KeyId, &'a PublicKey)>,
+    ) -> Result<Self, KeySetError> {
+        let mut out = Self {
+            keys: BTreeMap::new(),
+            ignored: 0,
+            sequence: None,
+            refresh_hint: None,
+        };
         for (kid, key) in keys {
-            out.insert(VerifyingKey { kid, algs: &[Alg::Es256], material: Material::P256(key.clone()) })?;
+            out.insert(VerifyingKey {
+                kid,
+                algs: &[Alg::Es256],
+                material: Material::P256(key.clone()),
+            })?;
         }
         Ok(out)
     }
@@ -258,7 +291,9 @@ impl VerifyingKey {
         let (kty, named) = (text(jwk, "kty")?, text(jwk, "use")?);
         let ops = match jwk.get("key_ops") {
             None => None,
-            Some(ops) => Some(ops_verify(ops).ok_or(KeySetError::Form("key_ops must be an array of different strings"))?),
+            Some(ops) => Some(ops_verify(ops).ok_or(KeySetError::Form(
+                "key_ops must be an array of different strings",
+            ))?),
         };
         let ours = match usage {
             Usage::JwtSvid => named == Some("jwt-svid"),
@@ -277,7 +312,9 @@ impl VerifyingKey {
                 known => known,
             },
         };
-        let Some((material, family)) = Material::read(jwk, kty, usage)? else { return Ok(None) };
+        let Some((material, family)) = Material::read(jwk, kty, usage)? else {
+            return Ok(None);
+        };
         let algs = match alg {
             None => family,
             Some(alg) => match material.family().iter().position(|a| *a == alg) {
@@ -286,8 +323,13 @@ impl VerifyingKey {
             },
         };
         let kid = text(jwk, "kid")?.ok_or(KeySetError::MissingKid)?;
-        let kid = KeyId::parse(kid).map_err(|_| KeySetError::Key("kid must be 1 to 128 visible ASCII characters"))?;
-        Ok(Some(Self { kid, algs, material }))
+        let kid = KeyId::parse(kid)
+            .map_err(|_| KeySetError::Key("kid must be 1 to 128 visible ASCII characters"))?;
+        Ok(Some(Self {
+            kid,
+            algs,
+            material,
+        }))
     }
 
     /// The key's name.
@@ -307,12 +349,18 @@ impl VerifyingKey {
         }
         match &self.material {
             Material::P256(key) => key.verify(message, signature),
-            Material::P384(point) => UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, point).verify(message, signature).is_ok(),
+            Material::P384(point) => UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, point)
+                .verify(message, signature)
+                .is_ok(),
             Material::Rsa { n, e } => match rsa_parameters(alg) {
-                Some(parameters) => RsaPublicKeyComponents { n, e }.verify(parameters, message, signature).is_ok(),
+                Some(parameters) => RsaPublicKeyComponents { n, e }
+                    .verify(parameters, message, signature)
+                    .is_ok(),
                 None => false,
             },
-            Material::Ed25519(x) => UnparsedPublicKey::new(&ED25519, x).verify(message, signature).is_ok(),
+            Material::Ed25519(x) => UnparsedPublicKey::new(&ED25519, x)
+                .verify(message, signature)
+                .is_ok(),
         }
     }
 }
@@ -337,7 +385,11 @@ fn rsa_parameters(alg: Alg) -> Option<&'static RsaParameters> {
 
 impl Material {
     /// The key and what it may verify when its entry names no algorithm; `None` for a type or curve not known here.
-    fn read(jwk: &Map<String, Value>, kty: Option<&str>, usage: Usage) -> Result<Option<(Self, &'static [Alg])>, KeySetError> {
+    fn read(
+        jwk: &Map<String, Value>,
+        kty: Option<&str>,
+        usage: Usage,
+    ) -> Result<Option<(Self, &'static [Alg])>, KeySetError> {
         let crv = text(jwk, "crv")?;
         let material = match (kty, crv) {
             (Some("EC"), Some("P-256")) => {
@@ -361,7 +413,9 @@ impl Material {
             }
             (Some("OKP"), Some("Ed25519")) => match usage {
                 Usage::Signature => Self::Ed25519(fixed::<32>(jwk, "x")?),
-                Usage::JwtSvid => return Err(KeySetError::Key("JWT-SVIDs are not signed with EdDSA")),
+                Usage::JwtSvid => {
+                    return Err(KeySetError::Key("JWT-SVIDs are not signed with EdDSA"));
+                }
             },
             (Some("EC" | "OKP"), None) => return Err(KeySetError::Key("crv is missing")),
             (None, _) => return Err(KeySetError::Form("an entry has no kty")),
@@ -391,11 +445,17 @@ fn text<'a>(jwk: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, 
     match jwk.get(name) {
         None => Ok(None),
         Some(Value::String(s)) => Ok(Some(s)),
-        Some(_) => Err(KeySetError::Form("kty, use, alg, crv and kid must be strings")),
+        Some(_) => Err(KeySetError::Form(
+            "kty, use, alg, crv and kid must be strings",
+        )),
     }
 }
 
-fn count(set: &Map<String, Value>, name: &str, rule: &'static str) -> Result<Option<i64>, KeySetError> {
+fn count(
+    set: &Map<String, Value>,
+    name: &str,
+    rule: &'static str,
+) -> Result<Option<i64>, KeySetError> {
     match set.get(name) {
         None => Ok(None),
         Some(value) => match value.as_i64() {
@@ -406,19 +466,28 @@ fn count(set: &Map<String, Value>, name: &str, rule: &'static str) -> Result<Opt
 }
 
 fn bytes(jwk: &Map<String, Value>, name: &str) -> Result<Vec<u8>, KeySetError> {
-    let encoded = jwk.get(name).and_then(Value::as_str).ok_or(KeySetError::Key("a member of the key is missing"))?;
-    decode(encoded).ok_or(KeySetError::Key("a member is not base64url without padding"))
+    let encoded = jwk
+        .get(name)
+        .and_then(Value::as_str)
+        .ok_or(KeySetError::Key("a member of the key is missing"))?;
+    decode(encoded).ok_or(KeySetError::Key(
+        "a member is not base64url without padding",
+    ))
 }
 
 fn fixed<const N: usize>(jwk: &Map<String, Value>, name: &str) -> Result<[u8; N], KeySetError> {
-    bytes(jwk, name)?.try_into().map_err(|_| KeySetError::Key("a coordinate is not of the curve's length"))
+    bytes(jwk, name)?
+        .try_into()
+        .map_err(|_| KeySetError::Key("a coordinate is not of the curve's length"))
 }
 
 /// A Base64urlUInt: big-endian, no leading zero (RFC 7518 §2).
 fn integer(jwk: &Map<String, Value>, name: &str) -> Result<Vec<u8>, KeySetError> {
     let bytes = bytes(jwk, name)?;
     match bytes.first() {
-        None | Some(0) => Err(KeySetError::Key("an integer is empty or begins with a zero")),
+        None | Some(0) => Err(KeySetError::Key(
+            "an integer is empty or begins with a zero",
+        )),
         Some(_) => Ok(bytes),
     }
 }
@@ -429,9 +498,13 @@ fn rsa_is_sound(n: &[u8], e: &[u8]) -> Result<(), KeySetError> {
     if !RSA_BITS.contains(&bits) {
         return Err(KeySetError::Key("the RSA modulus is not 2048 to 4096 bits"));
     }
-    let exponent = e.iter().try_fold(0u64, |sum, b| sum.checked_mul(256)?.checked_add(u64::from(*b)));
+    let exponent = e.iter().try_fold(0u64, |sum, b| {
+        sum.checked_mul(256)?.checked_add(u64::from(*b))
+    });
     if !exponent.is_some_and(|e| RSA_EXPONENT.contains(&e) && e % 2 == 1) {
-        return Err(KeySetError::Key("the RSA exponent is even, below 65537 or above 33 bits"));
+        return Err(KeySetError::Key(
+            "the RSA exponent is even, below 65537 or above 33 bits",
+        ));
     }
     if n.last().is_none_or(|b| b % 2 == 0) || is_roca(n) {
         return Err(KeySetError::Key("the RSA modulus can be factored"));
@@ -442,7 +515,9 @@ fn rsa_is_sound(n: &[u8], e: &[u8]) -> Result<(), KeySetError> {
 /// The fingerprint of CVE-2017-15361: modulo every small odd prime the modulus is a power of 65537. A sound modulus is so
 /// modulo all of them about once in 2^27.
 fn is_roca(n: &[u8]) -> bool {
-    let primes = (3..=167u64).step_by(2).filter(|p| (3..*p).step_by(2).all(|d| p % d != 0));
+    let primes = (3..=167u64)
+        .step_by(2)
+        .filter(|p| (3..*p).step_by(2).all(|d| p % d != 0));
     primes.into_iter().all(|p| {
         let residue = n.iter().fold(0, |r, b| (r * 256 + u64::from(*b)) % p);
         let mut power = 1;
@@ -463,7 +538,8 @@ mod tests {
 
     fn jwk(kid: &str) -> Value {
         let (key, _) = SigningKey::generate().expect("key");
-        key.public().to_jwk_named(&KeyId::parse(kid).expect("kid"), Usage::Signature)
+        key.public()
+            .to_jwk_named(&KeyId::parse(kid).expect("kid"), Usage::Signature)
     }
 
     fn parse(set: &Value, usage: Usage) -> Result<KeySet, KeySetError> {
@@ -479,10 +555,21 @@ mod tests {
     #[test]
     fn a_set_is_read_by_name() {
         let set = parse(&json!({ "keys": [jwk("a"), jwk("b")] }), Usage::Signature).expect("set");
-        assert_eq!(set.kids().map(KeyId::as_str).collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(set.get(&KeyId::parse("a").expect("kid")).map(VerifyingKey::algs), Some(&[Alg::Es256][..]));
+        assert_eq!(
+            set.kids().map(KeyId::as_str).collect::<Vec<_>>(),
+            ["a", "b"]
+        );
+        assert_eq!(
+            set.get(&KeyId::parse("a").expect("kid"))
+                .map(VerifyingKey::algs),
+            Some(&[Alg::Es256][..])
+        );
         assert!(set.only().is_none());
-        let none = parse(&json!({ "keys": [], "spiffe_sequence": 7, "spiffe_refresh_hint": 60 }), Usage::JwtSvid).expect("none");
+        let none = parse(
+            &json!({ "keys": [], "spiffe_sequence": 7, "spiffe_refresh_hint": 60 }),
+            Usage::JwtSvid,
+        )
+        .expect("none");
         assert!(none.is_empty());
         assert_eq!((none.sequence(), none.refresh_hint()), (Some(7), Some(60)));
     }
@@ -490,30 +577,72 @@ mod tests {
     #[test]
     fn dangerous_sets_are_refused_whole() {
         let (a, b) = (jwk("a"), jwk("b"));
-        assert_eq!(parse(&json!({ "keys": [a, a] }), Usage::Signature).err(), Some(KeySetError::DuplicateKid));
+        assert_eq!(
+            parse(&json!({ "keys": [a, a] }), Usage::Signature).err(),
+            Some(KeySetError::DuplicateKid)
+        );
         let mut passed_over = a.clone();
         passed_over["use"] = json!("enc");
-        assert_eq!(parse(&json!({ "keys": [a, passed_over] }), Usage::Signature).err(), Some(KeySetError::DuplicateKid));
+        assert_eq!(
+            parse(&json!({ "keys": [a, passed_over] }), Usage::Signature).err(),
+            Some(KeySetError::DuplicateKid)
+        );
         let oct = json!({ "kty": "oct", "kid": "s", "k": encode(&[1; 32]) });
-        assert_eq!(parse(&json!({ "keys": [a, oct] }), Usage::Signature).err(), Some(KeySetError::Private));
-        assert_eq!(parse(&json!({ "keys": [oct] }), Usage::JwtSvid).err(), Some(KeySetError::Private));
+        assert_eq!(
+            parse(&json!({ "keys": [a, oct] }), Usage::Signature).err(),
+            Some(KeySetError::Private)
+        );
+        assert_eq!(
+            parse(&json!({ "keys": [oct] }), Usage::JwtSvid).err(),
+            Some(KeySetError::Private)
+        );
         for member in PRIVATE_MEMBERS {
             let mut other = b.clone();
             other["use"] = json!("enc");
             other[member] = json!("AA");
             let set = json!({ "keys": [a, other] });
-            assert_eq!(parse(&set, Usage::Signature).err(), Some(KeySetError::Private), "{member}, even where it is passed over");
+            assert_eq!(
+                parse(&set, Usage::Signature).err(),
+                Some(KeySetError::Private),
+                "{member}, even where it is passed over"
+            );
         }
-        let many: Vec<Value> = (0..=KEYS_MAX).map(|i| json!({ "kty": "x", "kid": i.to_string() })).collect();
-        assert_eq!(parse(&json!({ "keys": many }), Usage::Signature).err(), Some(KeySetError::TooLarge));
+        let many: Vec<Value> = (0..=KEYS_MAX)
+            .map(|i| json!({ "kty": "x", "kid": i.to_string() }))
+            .collect();
+        assert_eq!(
+            parse(&json!({ "keys": many }), Usage::Signature).err(),
+            Some(KeySetError::TooLarge)
+        );
         let long = json!({ "keys": [], "x": " ".repeat(KEY_SET_BYTES_MAX) });
-        assert_eq!(parse(&long, Usage::Signature).err(), Some(KeySetError::TooLarge));
-        assert_eq!(KeySet::parse(br#"{"keys":[],"keys":[]}"#, Usage::Signature).err(), Some(KeySetError::Json));
-        for form in [json!([]), json!({}), json!({ "keys": {} }), json!({ "keys": [1] }), json!({ "keys": [{}] })] {
-            assert!(matches!(parse(&form, Usage::Signature), Err(KeySetError::Form(_))), "{form}");
+        assert_eq!(
+            parse(&long, Usage::Signature).err(),
+            Some(KeySetError::TooLarge)
+        );
+        assert_eq!(
+            KeySet::parse(br#"{"keys":[],"keys":[]}"#, Usage::Signature).err(),
+            Some(KeySetError::Json)
+        );
+        for form in [
+            json!([]),
+            json!({}),
+            json!({ "keys": {} }),
+            json!({ "keys": [1] }),
+            json!({ "keys": [{}] }),
+        ] {
+            assert!(
+                matches!(parse(&form, Usage::Signature), Err(KeySetError::Form(_))),
+                "{form}"
+            );
         }
         for bad in [json!(-1), json!(1.5), json!("1"), Value::Null] {
-            assert!(parse(&json!({ "keys": [], "spiffe_sequence": bad }), Usage::JwtSvid).is_err());
+            assert!(
+                parse(
+                    &json!({ "keys": [], "spiffe_sequence": bad }),
+                    Usage::JwtSvid
+                )
+                .is_err()
+            );
         }
     }
 
@@ -539,7 +668,10 @@ mod tests {
         }
         let mut unnamed = jwk("a");
         unnamed.as_object_mut().expect("object").remove("kid");
-        assert_eq!(parse(&json!({ "keys": [unnamed] }), Usage::Signature).err(), Some(KeySetError::MissingKid));
+        assert_eq!(
+            parse(&json!({ "keys": [unnamed] }), Usage::Signature).err(),
+            Some(KeySetError::MissingKid)
+        );
         for (name, value) in [
             ("alg", json!("HS256")),
             ("alg", json!("es256")),
@@ -558,7 +690,11 @@ mod tests {
         svid["use"] = json!("jwt-svid");
         bare.as_object_mut().expect("object").remove("use");
         let x509 = json!({ "kty": "EC", "crv": "P-521", "use": "x509-svid", "x": "AA", "y": "AA" });
-        let set = parse(&json!({ "keys": [svid, bare, jwk("c"), x509] }), Usage::JwtSvid).expect("set");
+        let set = parse(
+            &json!({ "keys": [svid, bare, jwk("c"), x509] }),
+            Usage::JwtSvid,
+        )
+        .expect("set");
         assert_eq!((set.len(), set.ignored()), (1, 3));
         let ed = json!({ "kty": "OKP", "crv": "Ed25519", "x": encode(&[1; 32]), "kid": "e", "use": "jwt-svid" });
         assert!(parse(&json!({ "keys": [ed] }), Usage::JwtSvid).is_err());
@@ -576,7 +712,16 @@ mod tests {
         assert!(rsa(&[0xd7; 512], &e).is_ok());
         assert!(rsa(&[0xd7; 513], &e).is_err());
         assert!(rsa(&[0xd7; 255], &e).is_err());
-        for bad in [&[1][..], &[3], &[1, 0, 0], &[0xff, 0xff], &[0, 1, 0, 1], &[], &[2, 0, 0, 0, 1], &[0xff; 9]] {
+        for bad in [
+            &[1][..],
+            &[3],
+            &[1, 0, 0],
+            &[0xff, 0xff],
+            &[0, 1, 0, 1],
+            &[],
+            &[2, 0, 0, 0, 1],
+            &[0xff; 9],
+        ] {
             assert!(rsa(&n, bad).is_err(), "{bad:?}");
         }
         n[255] = 0xd6;

@@ -128,17 +128,28 @@ impl Jws {
 /// Verifies a token under a key set. The key is the one the header names; the algorithm is the key's.
 pub fn verify(compact: &str, keys: &KeySet, rules: &HeaderRules) -> Result<Jws, JoseError> {
     let (header, payload) = verify_bytes(compact, keys, rules)?;
-    Ok(Jws { header, claims: object(&payload).map(Claims::new).ok_or(JoseError::PayloadJson)? })
+    Ok(Jws {
+        header,
+        claims: object(&payload)
+            .map(Claims::new)
+            .ok_or(JoseError::PayloadJson)?,
+    })
 }
 
 /// A string claim of a token that nothing has verified: a hint at whose keys to try, never a fact.
 pub fn unverified_string(compact: &str, name: &'static str) -> Result<String, JoseError> {
-    let claims = object(&Compact::split(compact)?.payload).map(Claims::new).ok_or(JoseError::PayloadJson)?;
+    let claims = object(&Compact::split(compact)?.payload)
+        .map(Claims::new)
+        .ok_or(JoseError::PayloadJson)?;
     Ok(claims.string(name)?.to_owned())
 }
 
 /// Like [`verify`], but the payload may be any bytes.
-pub(super) fn verify_bytes(compact: &str, keys: &KeySet, rules: &HeaderRules) -> Result<(Header, Vec<u8>), JoseError> {
+pub(super) fn verify_bytes(
+    compact: &str,
+    keys: &KeySet,
+    rules: &HeaderRules,
+) -> Result<(Header, Vec<u8>), JoseError> {
     let jws = Compact::split(compact)?;
     jws.check_header(rules.typ, rules.extras)?;
     let key = jws.key(keys, rules.kid)?;
@@ -150,7 +161,14 @@ pub(super) fn verify_bytes(compact: &str, keys: &KeySet, rules: &HeaderRules) ->
         return Err(JoseError::Signature);
     }
     let typ = jws.member("typ").and_then(Value::as_str).map(str::to_owned);
-    Ok((Header { kid: key.kid().clone(), alg, typ }, jws.payload))
+    Ok((
+        Header {
+            kid: key.kid().clone(),
+            alg,
+            typ,
+        },
+        jws.payload,
+    ))
 }
 
 /// Signs claims with ES256. `header` must say so itself; both parts are written as canonical JSON (RFC 8785).
@@ -158,14 +176,22 @@ pub fn sign(header: &Value, claims: &Value, key: &SigningKey) -> Result<String, 
     if header.get("alg").and_then(Value::as_str) != Some(Alg::Es256.as_str()) {
         return Err(JoseError::Alg);
     }
-    let part = |value: &Value| json::canonical(value).map(|text| encode(text.as_bytes())).map_err(|_| JoseError::Unsignable);
+    let part = |value: &Value| {
+        json::canonical(value)
+            .map(|text| encode(text.as_bytes()))
+            .map_err(|_| JoseError::Unsignable)
+    };
     let mut token = part(header)?;
     token.push('.');
     token.push_str(&part(claims)?);
     let signature = key.sign(token.as_bytes())?;
     token.push('.');
     token.push_str(&encode(&signature));
-    if token.len() > TOKEN_BYTES_MAX { Err(JoseError::TooLong) } else { Ok(token) }
+    if token.len() > TOKEN_BYTES_MAX {
+        Err(JoseError::TooLong)
+    } else {
+        Ok(token)
+    }
 }
 
 /// A compact JWS taken apart. Nothing of it is believed yet.
@@ -184,22 +210,36 @@ impl<'a> Compact<'a> {
             return Err(JoseError::TooLong);
         }
         // RFC 8725 §3.10: nothing outside the alphabet, so a JSON serialisation ends here.
-        if !compact.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')) {
-            return Err(JoseError::Compact("has a character outside base64url and '.'"));
+        if !compact
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        {
+            return Err(JoseError::Compact(
+                "has a character outside base64url and '.'",
+            ));
         }
         let mut parts = compact.split('.');
-        let (Some(header), Some(payload), Some(signature), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+        let (Some(header), Some(payload), Some(signature), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
         else {
             return Err(JoseError::Compact("must have three parts"));
         };
         if header.is_empty() || payload.is_empty() || signature.is_empty() {
             return Err(JoseError::Compact("no part may be empty"));
         }
-        let (signed, _) = compact.rsplit_once('.').ok_or(JoseError::Compact("must have three parts"))?;
-        let part = |text| decode(text).ok_or(JoseError::Compact("a part is not canonical base64url"));
+        let (signed, _) = compact
+            .rsplit_once('.')
+            .ok_or(JoseError::Compact("must have three parts"))?;
+        let part =
+            |text| decode(text).ok_or(JoseError::Compact("a part is not canonical base64url"));
         let (header, payload, signature) = (part(header)?, part(payload)?, part(signature)?);
         let header = object(&header).ok_or(JoseError::HeaderJson)?;
-        Ok(Self { header, signed, payload, signature })
+        Ok(Self {
+            header,
+            signed,
+            payload,
+            signature,
+        })
     }
 
     /// Whether every member is one this kind of token may have, and `typ` one of its own.
@@ -229,14 +269,17 @@ impl<'a> Compact<'a> {
     }
 
     pub(super) fn alg(&self) -> Result<Alg, JoseError> {
-        self.member("alg").and_then(Value::as_str).and_then(Alg::parse).ok_or(JoseError::Alg)
+        self.member("alg")
+            .and_then(Value::as_str)
+            .and_then(Alg::parse)
+            .ok_or(JoseError::Alg)
     }
 
     fn key<'k>(&self, keys: &'k KeySet, rule: KidRule) -> Result<&'k VerifyingKey, JoseError> {
         match (self.member("kid"), rule) {
-            (Some(Value::String(kid)), _) => {
-                keys.get(&KeyId::parse(kid).map_err(|_| JoseError::Kid)?).ok_or(JoseError::UnknownKey)
-            }
+            (Some(Value::String(kid)), _) => keys
+                .get(&KeyId::parse(kid).map_err(|_| JoseError::Kid)?)
+                .ok_or(JoseError::UnknownKey),
             (None, KidRule::OnlyKey) => keys.only().ok_or(JoseError::Kid),
             (Some(_), _) | (None, KidRule::Required) => Err(JoseError::Kid),
         }
@@ -244,7 +287,9 @@ impl<'a> Compact<'a> {
 
     /// The payload as claims, once the signature has verified.
     pub(super) fn claims(&self) -> Result<Claims, JoseError> {
-        object(&self.payload).map(Claims::new).ok_or(JoseError::PayloadJson)
+        object(&self.payload)
+            .map(Claims::new)
+            .ok_or(JoseError::PayloadJson)
     }
 }
 

@@ -3,11 +3,14 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jsonwebtoken::jwk::{
-    AlgorithmParameters, CommonParameters, EllipticCurve, EllipticCurveKeyParameters, EllipticCurveKeyType, Jwk, KeyAlgorithm,
-    PublicKeyUse,
+    AlgorithmParameters, CommonParameters, EllipticCurve, EllipticCurveKeyParameters,
+    EllipticCurveKeyType, Jwk, KeyAlgorithm, PublicKeyUse,
 };
 use ring::rand::SystemRandom;
-use ring::signature::{ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _, UnparsedPublicKey};
+use ring::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _,
+    UnparsedPublicKey,
+};
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
@@ -55,7 +58,11 @@ impl PublicKey {
     pub fn from_jwk(jwk: &Value) -> Result<Self, KeyError> {
         let key = Self::from_jwk_before_use(jwk)?;
         let (x, y) = key.coordinates();
-        if curve::on_p256(x, y) { Ok(key) } else { Err(KeyError::OffCurve) }
+        if curve::on_p256(x, y) {
+            Ok(key)
+        } else {
+            Err(KeyError::OffCurve)
+        }
     }
 
     /// Like [`PublicKey::from_jwk`], but leaves the curve to the verification that follows at once: ring verifies nothing
@@ -77,15 +84,22 @@ impl PublicKey {
         if jwk.contains_key("use") {
             exactly(jwk, "use", "sig", KeyError::Jwk("use must be sig"))?;
         }
-        if jwk.get("key_ops").is_some_and(|ops| !ops_verify(ops).unwrap_or(false)) {
+        if jwk
+            .get("key_ops")
+            .is_some_and(|ops| !ops_verify(ops).unwrap_or(false))
+        {
             return Err(KeyError::Jwk("key_ops must contain verify"));
         }
-        if jwk.get("kid").is_some_and(|kid| !kid.is_string()) || jwk.get("ext").is_some_and(|ext| !ext.is_boolean()) {
+        if jwk.get("kid").is_some_and(|kid| !kid.is_string())
+            || jwk.get("ext").is_some_and(|ext| !ext.is_boolean())
+        {
             return Err(KeyError::Jwk("kid must be a string and ext a boolean"));
         }
         let (x, y) = (coordinate(jwk, "x"), coordinate(jwk, "y"));
         let (Some(x), Some(y)) = (x, y) else {
-            return Err(KeyError::Jwk("x and y must be 32 bytes each, as base64url without padding"));
+            return Err(KeyError::Jwk(
+                "x and y must be 32 bytes each, as base64url without padding",
+            ));
         };
         Ok(Self::from_coordinates(&x, &y))
     }
@@ -96,8 +110,15 @@ impl PublicKey {
             *to = *from;
         }
         // RFC 7638 §3.2: the required members only, in lexicographic order, without whitespace.
-        let required = format!(r#"{{"crv":"P-256","kty":"EC","x":"{}","y":"{}"}}"#, encode(x), encode(y));
-        Self { point, thumbprint: Thumbprint(Digest::of(required.as_bytes())) }
+        let required = format!(
+            r#"{{"crv":"P-256","kty":"EC","x":"{}","y":"{}"}}"#,
+            encode(x),
+            encode(y)
+        );
+        Self {
+            point,
+            thumbprint: Thumbprint(Digest::of(required.as_bytes())),
+        }
     }
 
     fn coordinates(&self) -> (&[u8], &[u8]) {
@@ -144,7 +165,9 @@ impl PublicKey {
 
     /// Whether `signature`, r ‖ s in 64 bytes (RFC 7518 §3.4), is this key's over the message.
     pub fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
-        UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &self.point).verify(message, signature).is_ok()
+        UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &self.point)
+            .verify(message, signature)
+            .is_ok()
     }
 }
 
@@ -154,8 +177,17 @@ impl fmt::Debug for PublicKey {
     }
 }
 
-fn exactly(jwk: &Map<String, Value>, name: &str, value: &str, otherwise: KeyError) -> Result<(), KeyError> {
-    if jwk.get(name).and_then(Value::as_str) == Some(value) { Ok(()) } else { Err(otherwise) }
+fn exactly(
+    jwk: &Map<String, Value>,
+    name: &str,
+    value: &str,
+    otherwise: KeyError,
+) -> Result<(), KeyError> {
+    if jwk.get(name).and_then(Value::as_str) == Some(value) {
+        Ok(())
+    } else {
+        Err(otherwise)
+    }
 }
 
 fn coordinate(jwk: &Map<String, Value>, name: &str) -> Option<[u8; 32]> {
@@ -164,8 +196,15 @@ fn coordinate(jwk: &Map<String, Value>, name: &str) -> Option<[u8; 32]> {
 
 /// Whether `key_ops` (RFC 7517 §4.3) allows verifying; `None` when it is not an array of different strings.
 pub(super) fn ops_verify(ops: &Value) -> Option<bool> {
-    let ops = ops.as_array()?.iter().map(Value::as_str).collect::<Option<Vec<_>>>()?;
-    let distinct = ops.iter().enumerate().all(|(i, op)| !ops.iter().take(i).any(|earlier| earlier == op));
+    let ops = ops
+        .as_array()?
+        .iter()
+        .map(Value::as_str)
+        .collect::<Option<Vec<_>>>()?;
+    let distinct = ops
+        .iter()
+        .enumerate()
+        .all(|(i, op)| !ops.iter().take(i).any(|earlier| earlier == op));
     distinct.then(|| ops.contains(&"verify"))
 }
 
@@ -180,7 +219,8 @@ impl SigningKey {
     /// Makes a new key from the system's randomness; the second value is its PKCS#8 form, for keeping.
     pub fn generate() -> Result<(Self, Zeroizing<Vec<u8>>), KeyError> {
         let document =
-            EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new()).map_err(|_| KeyError::Failed)?;
+            EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new())
+                .map_err(|_| KeyError::Failed)?;
         let pkcs8 = Zeroizing::new(document.as_ref().to_vec());
         Ok((Self::from_pkcs8(&pkcs8)?, pkcs8))
     }
@@ -188,11 +228,22 @@ impl SigningKey {
     /// Reads PKCS#8 that holds the public key too, and checks that both halves belong together.
     pub fn from_pkcs8(pkcs8: &[u8]) -> Result<Self, KeyError> {
         let random = SystemRandom::new();
-        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8, &random).map_err(|_| KeyError::Pkcs8)?;
-        let halves = pair.public_key().as_ref().split_first().and_then(|(_, rest)| rest.split_at_checked(32));
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8, &random)
+            .map_err(|_| KeyError::Pkcs8)?;
+        let halves = pair
+            .public_key()
+            .as_ref()
+            .split_first()
+            .and_then(|(_, rest)| rest.split_at_checked(32));
         let (x, y) = halves.ok_or(KeyError::Pkcs8)?;
-        let (Ok(x), Ok(y)) = (x.try_into(), y.try_into()) else { return Err(KeyError::Pkcs8) };
-        Ok(Self { public: PublicKey::from_coordinates(x, y), pair, random })
+        let (Ok(x), Ok(y)) = (x.try_into(), y.try_into()) else {
+            return Err(KeyError::Pkcs8);
+        };
+        Ok(Self {
+            public: PublicKey::from_coordinates(x, y),
+            pair,
+            random,
+        })
     }
 
     /// Reads one PEM block `PRIVATE KEY` (RFC 7468 §10): nothing before or after it, canonical base64, lines of at most 64.
@@ -216,14 +267,20 @@ impl SigningKey {
         if lines.next().is_some() {
             return Err(KeyError::Pem("something follows the block"));
         }
-        let pkcs8 = Zeroizing::new(STANDARD.decode(body.as_bytes()).map_err(|_| KeyError::Pem("must be base64"))?);
+        let pkcs8 = Zeroizing::new(
+            STANDARD
+                .decode(body.as_bytes())
+                .map_err(|_| KeyError::Pem("must be base64"))?,
+        );
         Self::from_pkcs8(&pkcs8)
     }
 
     /// The PEM form of a key's PKCS#8 bytes, as [`SigningKey::generate`] gave them.
     pub fn to_pem(pkcs8: &[u8]) -> Zeroizing<String> {
         let body = Zeroizing::new(STANDARD.encode(pkcs8));
-        let mut pem = Zeroizing::new(String::with_capacity(body.len() + body.len() / PEM_LINE + 64));
+        let mut pem = Zeroizing::new(String::with_capacity(
+            body.len() + body.len() / PEM_LINE + 64,
+        ));
         pem.push_str(PEM_BEGIN);
         for (i, c) in body.chars().enumerate() {
             if i % PEM_LINE == 0 {
@@ -249,7 +306,10 @@ impl SigningKey {
 
     /// Signs with ECDSA P-256 and SHA-256: r ‖ s, 64 bytes (RFC 7518 §3.4).
     pub fn sign(&self, message: &[u8]) -> Result<[u8; 64], KeyError> {
-        let signature = self.pair.sign(&self.random, message).map_err(|_| KeyError::Failed)?;
+        let signature = self
+            .pair
+            .sign(&self.random, message)
+            .map_err(|_| KeyError::Failed)?;
         signature.as_ref().try_into().map_err(|_| KeyError::Failed)
     }
 }
@@ -330,7 +390,11 @@ mod tests {
             assert!(with(name, value).is_ok(), "{name}");
         }
         for private in PRIVATE_MEMBERS {
-            assert_eq!(with(private, json!("AA")), Err(KeyError::Private), "{private}");
+            assert_eq!(
+                with(private, json!("AA")),
+                Err(KeyError::Private),
+                "{private}"
+            );
         }
         let x = good["x"].as_str().expect("x").to_owned();
         for (name, value) in [

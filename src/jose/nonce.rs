@@ -17,7 +17,9 @@ const MAC_BYTES: usize = 16;
 impl Nonces {
     /// Nonces under a key drawn at boot and kept nowhere.
     pub fn new(boot_key: &[u8; 32]) -> Self {
-        Self { key: hmac::Key::new(hmac::HMAC_SHA256, boot_key) }
+        Self {
+            key: hmac::Key::new(hmac::HMAC_SHA256, boot_key),
+        }
     }
 
     /// A nonce that is good from now for one minute.
@@ -35,13 +37,23 @@ impl Nonces {
         let full = hmac::sign(&self.key, &tagged(expiry));
         let expected = full.as_ref().get(..MAC_BYTES)?;
         // Constant time: the MAC is the secret that makes a nonce ours.
-        let same = mac.len() == MAC_BYTES && mac.iter().zip(expected).fold(0, |diff, (a, b)| diff | (a ^ b)) == 0;
+        let same = mac.len() == MAC_BYTES
+            && mac
+                .iter()
+                .zip(expected)
+                .fold(0, |diff, (a, b)| diff | (a ^ b))
+                == 0;
         let until = Timestamp::from_millis(i64::from_be_bytes(expiry.try_into().ok()?));
         (same && now < until).then_some(until)
     }
 
     fn mac(&self, expiry: &[u8]) -> Vec<u8> {
-        hmac::sign(&self.key, &tagged(expiry)).as_ref().iter().copied().take(MAC_BYTES).collect()
+        hmac::sign(&self.key, &tagged(expiry))
+            .as_ref()
+            .iter()
+            .copied()
+            .take(MAC_BYTES)
+            .collect()
     }
 }
 
@@ -58,13 +70,20 @@ mod tests {
         let (ours, other) = (Nonces::new(&[1; 32]), Nonces::new(&[2; 32]));
         let now = Timestamp::from_secs(1_800_000_000);
         let nonce = ours.issue(now);
-        assert_eq!(ours.check(&nonce, now.plus_millis(LIFE_MS - 1)), Some(now.plus_millis(LIFE_MS)));
+        assert_eq!(
+            ours.check(&nonce, now.plus_millis(LIFE_MS - 1)),
+            Some(now.plus_millis(LIFE_MS))
+        );
         assert_eq!(ours.check(&nonce, now.plus_millis(LIFE_MS)), None);
         assert_eq!(other.check(&nonce, now), None);
         for place in 0..nonce.len() {
             let mut bent = nonce.clone().into_bytes();
             bent[place] = if bent[place] == b'A' { b'B' } else { b'A' };
-            assert_eq!(ours.check(&String::from_utf8(bent).expect("ascii"), now), None, "place {place}");
+            assert_eq!(
+                ours.check(&String::from_utf8(bent).expect("ascii"), now),
+                None,
+                "place {place}"
+            );
         }
         assert_eq!(ours.check("", now), None);
         assert_eq!(ours.check(&nonce[..nonce.len() - 4], now), None);

@@ -28,12 +28,23 @@ impl Batch {
     /// after it.
     ///
     /// INVARIANT (premises hold): an accepted append's streams have, at its first index, exactly the versions it names.
-    pub(super) fn accept(&mut self, versions: &Versions, append: &Append, next: u64, at: Timestamp) -> Result<u64, AppendError> {
+    pub(super) fn accept(
+        &mut self,
+        versions: &Versions,
+        append: &Append,
+        next: u64,
+        at: Timestamp,
+    ) -> Result<u64, AppendError> {
         if append.not_after.is_some_and(|limit| at >= limit) {
             return Err(AppendError::Late);
         }
         let moves = || append.drafts.iter().flat_map(|d| &d.moves);
-        let current = |stream: &Stream| self.0.get(stream).copied().unwrap_or_else(|| versions.of(stream));
+        let current = |stream: &Stream| {
+            self.0
+                .get(stream)
+                .copied()
+                .unwrap_or_else(|| versions.of(stream))
+        };
         let stale: Vec<Stream> = append
             .premises
             .iter()
@@ -61,23 +72,54 @@ mod tests {
     use crate::model::{AgentId, EpochStarted, Fact, Realm};
 
     fn append(moves: &[(Stream, Version)], premises: &[(Stream, Version)]) -> Append {
-        let fact = Fact::EpochStarted(EpochStarted { realm: Realm::parse("r").expect("realm") });
-        Append { premises: premises.to_vec(), ..Append::one(fact, moves.to_vec()) }
+        let fact = Fact::EpochStarted(EpochStarted {
+            realm: Realm::parse("r").expect("realm"),
+        });
+        Append {
+            premises: premises.to_vec(),
+            ..Append::one(fact, moves.to_vec())
+        }
     }
 
     #[test]
     fn a_stream_that_moved_refuses_whoever_rests_on_it() {
-        let (a, b) = (Stream::Agent(AgentId::parse("a").expect("id")), Stream::Agent(AgentId::parse("b").expect("id")));
+        let (a, b) = (
+            Stream::Agent(AgentId::parse("a").expect("id")),
+            Stream::Agent(AgentId::parse("b").expect("id")),
+        );
         let mut versions = Versions::default();
         versions.moved(&a, 4);
         let now = Timestamp::from_secs(1);
         let mut batch = Batch::default();
-        assert_eq!(batch.accept(&versions, &append(&[(b.clone(), 0)], &[(a.clone(), 5)]), 7, now), Ok(8));
+        assert_eq!(
+            batch.accept(
+                &versions,
+                &append(&[(b.clone(), 0)], &[(a.clone(), 5)]),
+                7,
+                now
+            ),
+            Ok(8)
+        );
         // The second in the batch sees what the first moved, though it is not durable yet.
-        assert_eq!(batch.accept(&versions, &append(&[(b.clone(), 0)], &[]), 8, now), Err(AppendError::Conflict(vec![b.clone()])));
-        assert_eq!(batch.accept(&versions, &append(&[], &[(b.clone(), 8)]), 8, now), Ok(9));
-        assert_eq!(batch.accept(&versions, &append(&[], &[(a.clone(), 4)]), 9, now), Err(AppendError::Conflict(vec![a.clone()])));
-        let late = Append { not_after: Some(now), ..append(&[], &[]) };
-        assert_eq!(batch.accept(&versions, &late, 9, now), Err(AppendError::Late));
+        assert_eq!(
+            batch.accept(&versions, &append(&[(b.clone(), 0)], &[]), 8, now),
+            Err(AppendError::Conflict(vec![b.clone()]))
+        );
+        assert_eq!(
+            batch.accept(&versions, &append(&[], &[(b.clone(), 8)]), 8, now),
+            Ok(9)
+        );
+        assert_eq!(
+            batch.accept(&versions, &append(&[], &[(a.clone(), 4)]), 9, now),
+            Err(AppendError::Conflict(vec![a.clone()]))
+        );
+        let late = Append {
+            not_after: Some(now),
+            ..append(&[], &[])
+        };
+        assert_eq!(
+            batch.accept(&versions, &late, 9, now),
+            Err(AppendError::Late)
+        );
     }
 }

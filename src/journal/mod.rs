@@ -46,7 +46,10 @@ pub struct Append {
 impl Append {
     /// An append of one fact.
     pub fn one(fact: Fact, moves: Vec<(Stream, Version)>) -> Self {
-        Self { drafts: vec![Draft { fact, moves }], ..Self::default() }
+        Self {
+            drafts: vec![Draft { fact, moves }],
+            ..Self::default()
+        }
     }
 }
 
@@ -61,7 +64,10 @@ impl Blob {
     /// Names the content by its hash.
     pub fn new(text: impl Into<Arc<str>>) -> Self {
         let text = text.into();
-        Self { hash: Digest::of(text.as_bytes()), text }
+        Self {
+            hash: Digest::of(text.as_bytes()),
+            text,
+        }
     }
 
     /// SHA-256 of the content.
@@ -240,8 +246,15 @@ impl Journal {
         })?;
         let mut writer = writer::Writer::open(dir, &options, &mut apply)?;
         if writer.is_new() {
-            let first = Append::one(Fact::EpochStarted(crate::model::EpochStarted { realm: options.realm.clone() }), Vec::new());
-            writer.commit_one(first, &mut apply).map_err(OpenError::First)?;
+            let first = Append::one(
+                Fact::EpochStarted(crate::model::EpochStarted {
+                    realm: options.realm.clone(),
+                }),
+                Vec::new(),
+            );
+            writer
+                .commit_one(first, &mut apply)
+                .map_err(OpenError::First)?;
         }
         let (orders, inbox) = mpsc::channel(QUEUE_MAX);
         let (tail_sender, tail) = watch::channel(writer.tail());
@@ -254,7 +267,11 @@ impl Journal {
                 drop(lock);
             })
             .map_err(io("start the writer of"))?;
-        Ok(Self { orders, tail, reader })
+        Ok(Self {
+            orders,
+            tail,
+            reader,
+        })
     }
 
     /// Appends durably and answers with the first entry, after every reader of state can see it.
@@ -262,10 +279,12 @@ impl Journal {
     /// Dropping the future after this is called does not take the append back: it may still be committed.
     pub async fn append(&self, append: Append) -> Result<Arc<Entry>, AppendError> {
         let (reply, answer) = oneshot::channel();
-        self.orders.try_send(Order { append, reply }).map_err(|e| match e {
-            mpsc::error::TrySendError::Full(_) => AppendError::Busy,
-            mpsc::error::TrySendError::Closed(_) => AppendError::Closed,
-        })?;
+        self.orders
+            .try_send(Order { append, reply })
+            .map_err(|e| match e {
+                mpsc::error::TrySendError::Full(_) => AppendError::Busy,
+                mpsc::error::TrySendError::Closed(_) => AppendError::Closed,
+            })?;
         answer.await.unwrap_or(Err(AppendError::Closed))
     }
 

@@ -41,7 +41,10 @@ pub(super) struct Head {
 
 impl Head {
     pub(super) fn checkpoint(&self) -> Checkpoint {
-        Checkpoint { size: self.tree.size(), root: self.tree.root() }
+        Checkpoint {
+            size: self.tree.size(),
+            root: self.tree.root(),
+        }
     }
 }
 
@@ -82,7 +85,10 @@ impl Engine {
     }
 
     /// Every stored entry in order.
-    pub(super) fn each(&self, mut visit: impl FnMut(StoredEntry, &Self) -> Result<(), OpenError>) -> Result<(), OpenError> {
+    pub(super) fn each(
+        &self,
+        mut visit: impl FnMut(StoredEntry, &Self) -> Result<(), OpenError>,
+    ) -> Result<(), OpenError> {
         each(&self.db, |stored| visit(stored, self))
     }
 
@@ -91,19 +97,36 @@ impl Engine {
     }
 
     /// Writes rows, blobs and the new head, up to but not including the commit.
-    pub(super) fn write(&mut self, rows: &[StoredEntry], blobs: &[Blob], head: &Head) -> rusqlite::Result<()> {
+    pub(super) fn write(
+        &mut self,
+        rows: &[StoredEntry],
+        blobs: &[Blob],
+        head: &Head,
+    ) -> rusqlite::Result<()> {
         self.db.execute_batch("BEGIN IMMEDIATE")?;
         {
-            let mut insert = self.db.prepare_cached("INSERT INTO entries (idx, leaf, entry) VALUES (?1, ?2, ?3)")?;
+            let mut insert = self
+                .db
+                .prepare_cached("INSERT INTO entries (idx, leaf, entry) VALUES (?1, ?2, ?3)")?;
             for row in rows {
-                insert.execute(params![sql_int(row.index), row.leaf.as_bytes().as_slice(), row.text])?;
+                insert.execute(params![
+                    sql_int(row.index),
+                    row.leaf.as_bytes().as_slice(),
+                    row.text
+                ])?;
             }
-            let mut insert =
-                self.db.prepare_cached("INSERT INTO blobs (sha256, content) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?;
+            let mut insert = self.db.prepare_cached(
+                "INSERT INTO blobs (sha256, content) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+            )?;
             for blob in blobs {
                 insert.execute(params![blob.hash().as_bytes().as_slice(), &**blob.text()])?;
             }
-            let frontier: Vec<u8> = head.tree.peaks().iter().flat_map(|d| d.as_bytes().to_vec()).collect();
+            let frontier: Vec<u8> = head
+                .tree
+                .peaks()
+                .iter()
+                .flat_map(|d| d.as_bytes().to_vec())
+                .collect();
             self.db
                 .prepare_cached(
                     "INSERT INTO head (one, epoch, size, root, frontier) VALUES (1, ?1, ?2, ?3, ?4)
@@ -137,7 +160,10 @@ pub struct ReadOnly {
 impl ReadOnly {
     /// Opens the journal of a data directory for reading only.
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
-        let db = Connection::open_with_flags(dir.join(FILE), OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        let db = Connection::open_with_flags(
+            dir.join(FILE),
+            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+        )?;
         db.busy_timeout(std::time::Duration::from_secs(5))?;
         Ok(Self { db: Mutex::new(db) })
     }
@@ -145,7 +171,13 @@ impl ReadOnly {
     /// One stored entry.
     pub fn entry(&self, index: u64) -> Result<Option<StoredEntry>, OpenError> {
         let db = self.lock();
-        let found = db.query_row("SELECT idx, leaf, entry FROM entries WHERE idx = ?1", [sql_int(index)], stored).optional()?;
+        let found = db
+            .query_row(
+                "SELECT idx, leaf, entry FROM entries WHERE idx = ?1",
+                [sql_int(index)],
+                stored,
+            )
+            .optional()?;
         Ok(found)
     }
 
@@ -154,13 +186,31 @@ impl ReadOnly {
         Ok(read_blob(&self.lock(), hash)?.map(Into::into))
     }
 
-    /// The head and every entry, as of one moment.
-    pub fn all(&self, mut visit: impl FnMut(StoredEntry) -> Result<(), OpenError>) -> Result<Checkpoint, OpenError> {
+    /// Every entry, and the head with its epoch, as of one moment.
+    pub fn all(
+        &self,
+        mut visit: impl FnMut(StoredEntry) -> Result<(), OpenError>,
+    ) -> Result<(Checkpoint, u64), OpenError> {
         let db = self.lock();
         let moment = db.unchecked_transaction()?;
         let head = read_head(&moment)?.ok_or(OpenError::Head)?;
         each(&moment, &mut visit)?;
-        Ok(head.checkpoint())
+        Ok((head.checkpoint(), head.epoch))
+    }
+
+    /// Every stored blob, by its name.
+    pub fn blobs(
+        &self,
+        mut visit: impl FnMut(Digest, &str) -> Result<(), OpenError>,
+    ) -> Result<(), OpenError> {
+        let db = self.lock();
+        let mut statement = db.prepare("SELECT sha256, content FROM blobs")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let name = digest(&row.get::<_, Vec<u8>>(0)?).ok_or(OpenError::Head)?;
+            visit(name, &row.get::<_, String>(1)?)?;
+        }
+        Ok(())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Connection> {
@@ -181,27 +231,45 @@ impl Checkpointer {
     }
 
     pub(super) fn run(&self) -> rusqlite::Result<()> {
-        self.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+        self.db
+            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
     }
 }
 
 fn read_head(db: &Connection) -> Result<Option<Head>, OpenError> {
     let row = db
         .query_row("SELECT epoch, size, root, frontier FROM head", [], |r| {
-            Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?, r.get::<_, Vec<u8>>(2)?, r.get::<_, Vec<u8>>(3)?))
+            Ok((
+                r.get::<_, i64>(0)?,
+                r.get::<_, i64>(1)?,
+                r.get::<_, Vec<u8>>(2)?,
+                r.get::<_, Vec<u8>>(3)?,
+            ))
         })
         .optional()?;
-    let Some((epoch, size, root, frontier)) = row else { return Ok(None) };
-    let peaks = frontier.chunks(32).map(digest).collect::<Option<Vec<_>>>().ok_or(OpenError::Head)?;
+    let Some((epoch, size, root, frontier)) = row else {
+        return Ok(None);
+    };
+    let peaks = frontier
+        .chunks(32)
+        .map(digest)
+        .collect::<Option<Vec<_>>>()
+        .ok_or(OpenError::Head)?;
     let size = u64::try_from(size).map_err(|_| OpenError::Head)?;
     let tree = Frontier::from_parts(size, peaks).ok_or(OpenError::Head)?;
     if digest(&root) != Some(tree.root()) {
         return Err(OpenError::Head);
     }
-    Ok(Some(Head { epoch: u64::try_from(epoch).map_err(|_| OpenError::Head)?, tree }))
+    Ok(Some(Head {
+        epoch: u64::try_from(epoch).map_err(|_| OpenError::Head)?,
+        tree,
+    }))
 }
 
-fn each(db: &Connection, mut visit: impl FnMut(StoredEntry) -> Result<(), OpenError>) -> Result<(), OpenError> {
+fn each(
+    db: &Connection,
+    mut visit: impl FnMut(StoredEntry) -> Result<(), OpenError>,
+) -> Result<(), OpenError> {
     let mut statement = db.prepare("SELECT idx, leaf, entry FROM entries ORDER BY idx")?;
     let rows = statement.query_map([], stored)?;
     for row in rows {

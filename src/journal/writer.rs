@@ -12,7 +12,7 @@ use super::sqlite::{Checkpointer, Engine, Head, StoredEntry};
 use super::{Append, AppendError, Apply, Committed, OpenError, Options, Order, StopAt, Tail};
 use crate::audit::{Audit, leaf_hash};
 use crate::clock::Clock;
-use crate::model::{Digest, ENTRY_BYTES_MAX, Entry, Fact, Timestamp};
+use crate::model::{ENTRY_BYTES_MAX, Entry, Fact, Timestamp};
 
 /// Where a test may stop the writer as if the process died there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,11 @@ struct Accepted {
 
 impl Writer {
     /// Opens the engine and replays: every entry is verified before it is applied.
-    pub(super) fn open(dir: &Path, options: &Options, apply: &mut Apply) -> Result<Self, OpenError> {
+    pub(super) fn open(
+        dir: &Path,
+        options: &Options,
+        apply: &mut Apply,
+    ) -> Result<Self, OpenError> {
         let engine = Engine::open(dir)?;
         let mut audit = Audit::default();
         let mut versions = Versions::default();
@@ -61,21 +65,27 @@ impl Writer {
             if let Fact::EpochStarted(started) = &entry.fact
                 && started.realm != options.realm
             {
-                return Err(OpenError::OtherRealm { expected: options.realm.clone(), found: started.realm.clone() });
+                return Err(OpenError::OtherRealm {
+                    expected: options.realm.clone(),
+                    found: started.realm.clone(),
+                });
             }
             for stream in &entry.moves {
                 versions.moved(stream, entry.index);
             }
             last_at = entry.at;
             let mut blobs = Vec::new();
-            for hash in blobs_of(&entry.fact) {
+            for hash in entry.fact.blobs() {
                 blobs.extend(engine.blob(&hash)?);
             }
-            apply(&Committed { entry: Arc::new(entry), blobs });
+            apply(&Committed {
+                entry: Arc::new(entry),
+                blobs,
+            });
             Ok(())
         })?;
         let head = engine.head()?.unwrap_or_default();
-        audit.finish(head.checkpoint())?;
+        audit.finish(head.checkpoint(), head.epoch)?;
         let closing = Arc::new(AtomicBool::new(false));
         if !options.faults.keep_wal {
             checkpoint_until(Checkpointer::open(dir)?, closing.clone())?;
@@ -96,11 +106,19 @@ impl Writer {
     }
 
     pub(super) fn tail(&self) -> Tail {
-        Tail { epoch: self.head.epoch, head: self.head.checkpoint(), failed: false }
+        Tail {
+            epoch: self.head.epoch,
+            head: self.head.checkpoint(),
+            failed: false,
+        }
     }
 
     /// Appends before the writer's thread runs.
-    pub(super) fn commit_one(&mut self, append: Append, apply: &mut Apply) -> Result<(), AppendError> {
+    pub(super) fn commit_one(
+        &mut self,
+        append: Append,
+        apply: &mut Apply,
+    ) -> Result<(), AppendError> {
         let (reply, mut answer) = tokio::sync::oneshot::channel();
         let carried_on = self.commit(vec![Order { append, reply }], apply).is_some();
         match answer.try_recv() {
@@ -111,7 +129,12 @@ impl Writer {
     }
 
     /// Takes orders until every handle is gone or an outcome is unknown.
-    pub(super) fn run(mut self, mut inbox: mpsc::Receiver<Order>, mut apply: Apply, tail: watch::Sender<Tail>) {
+    pub(super) fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<Order>,
+        mut apply: Apply,
+        tail: watch::Sender<Tail>,
+    ) {
         while let Some(first) = inbox.blocking_recv() {
             let mut orders = vec![first];
             while orders.len() < BATCH_MAX
@@ -131,7 +154,12 @@ impl Writer {
         self.closing.store(true, Ordering::Relaxed);
     }
 
-    fn commit_and_tell(&mut self, orders: Vec<Order>, apply: &mut Apply, tail: &watch::Sender<Tail>) -> Option<()> {
+    fn commit_and_tell(
+        &mut self,
+        orders: Vec<Order>,
+        apply: &mut Apply,
+        tail: &watch::Sender<Tail>,
+    ) -> Option<()> {
         let answers = self.commit(orders, apply)?;
         tail.send_replace(self.tail());
         for (reply, entry) in answers {
@@ -142,12 +170,20 @@ impl Writer {
     }
 
     /// One batch. `None` = the writer must stop: a test's crash, or an unknown outcome.
-    #[expect(clippy::type_complexity, reason = "the pairs are answered at once by the one caller")]
+    #[expect(
+        clippy::type_complexity,
+        reason = "the pairs are answered at once by the one caller"
+    )]
     fn commit(
         &mut self,
         orders: Vec<Order>,
         apply: &mut Apply,
-    ) -> Option<Vec<(tokio::sync::oneshot::Sender<Result<Arc<Entry>, AppendError>>, Option<Arc<Entry>>)>> {
+    ) -> Option<
+        Vec<(
+            tokio::sync::oneshot::Sender<Result<Arc<Entry>, AppendError>>,
+            Option<Arc<Entry>>,
+        )>,
+    > {
         let at = self.clock.now().max(self.last_at);
         let mut batch = Batch::default();
         let mut head = self.head.clone();
@@ -164,8 +200,15 @@ impl Writer {
                     for (entry, text) in entries {
                         let leaf = leaf_hash(text.as_bytes());
                         head.tree.push(leaf);
-                        rows.push(StoredEntry { index: entry.index, leaf, text });
-                        committed.push(Committed { entry: Arc::new(entry), blobs: order.append.blobs.clone() });
+                        rows.push(StoredEntry {
+                            index: entry.index,
+                            leaf,
+                            text,
+                        });
+                        committed.push(Committed {
+                            entry: Arc::new(entry),
+                            blobs: order.append.blobs.clone(),
+                        });
                     }
                     blobs.extend(order.append.blobs.iter().cloned());
                     accepted.push(Accepted { order, committed });
@@ -216,7 +259,11 @@ impl Writer {
                 epoch: head.epoch,
                 index,
                 at,
-                moves: draft.moves.iter().map(|(stream, _)| stream.clone()).collect(),
+                moves: draft
+                    .moves
+                    .iter()
+                    .map(|(stream, _)| stream.clone())
+                    .collect(),
                 rests_on: append.premises.clone(),
                 fact: draft.fact.clone(),
             };
@@ -232,7 +279,12 @@ impl Writer {
     }
 
     /// A batch that could not be written: refused whole when the database is surely as before, else the writer stops.
-    fn give_up<T>(&mut self, error: &rusqlite::Error, accepted: Vec<Accepted>, at_commit: bool) -> Option<Vec<T>> {
+    fn give_up<T>(
+        &mut self,
+        error: &rusqlite::Error,
+        accepted: Vec<Accepted>,
+        at_commit: bool,
+    ) -> Option<Vec<T>> {
         let full = error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull);
         let known = self.engine.undo() && (full || !at_commit);
         tracing::error!(%error, at_commit, known, "the journal could not commit");
@@ -268,32 +320,14 @@ fn checkpoint_until(checkpointer: Checkpointer, stop: Arc<AtomicBool>) -> Result
             }
         }
     };
-    match std::thread::Builder::new().name("checkpoint".to_owned()).spawn(run) {
+    match std::thread::Builder::new()
+        .name("checkpoint".to_owned())
+        .spawn(run)
+    {
         Ok(_) => Ok(()),
-        Err(source) => Err(OpenError::Io { what: "start the checkpointer".to_owned(), source }),
-    }
-}
-
-/// The blobs an entry names.
-fn blobs_of(fact: &Fact) -> Vec<Digest> {
-    match fact {
-        Fact::TrustBundleChanged(f) => vec![f.bundle],
-        Fact::PolicyApplied(f) => vec![f.version],
-        Fact::AgentSuspended(f) => f.reason.into_iter().collect(),
-        Fact::TaskOpened(f) => vec![f.purpose],
-        Fact::RequestDenied(f) => f.secret.into_iter().collect(),
-        Fact::AccessRequestOpened(f) => f.secret.into_iter().chain(f.reason).collect(),
-        Fact::VoteCast(f) => vec![f.statement],
-        Fact::TokenIssued(f) => f.secret.into_iter().chain(f.reason).collect(),
-        Fact::EpochStarted(_)
-        | Fact::KeyPublished(_)
-        | Fact::AgentResumed(_)
-        | Fact::TaskEnded(_)
-        | Fact::VoteRefused(_)
-        | Fact::AccessRequestClosed(_)
-        | Fact::TokenReissued(_)
-        | Fact::TokenConsumed(_)
-        | Fact::GrantsEnded(_)
-        | Fact::RefusalsCounted(_) => Vec::new(),
+        Err(source) => Err(OpenError::Io {
+            what: "start the checkpointer".to_owned(),
+            source,
+        }),
     }
 }

@@ -5,7 +5,9 @@
 //! Never sees evidence, rules or the journal.
 
 use crate::approve::{Approved, Reapproved};
-use crate::jose::access_token::{self, AccessTokenClaims, ActionDetail, Confirmation, Expect, TokenError};
+use crate::jose::access_token::{
+    self, AccessTokenClaims, ActionDetail, Confirmation, Expect, TokenError,
+};
 use crate::jose::{KeySet, KeySetError, PublicKey, SigningKey};
 use crate::model::*;
 
@@ -48,6 +50,8 @@ pub struct Place {
     pub request_id: RequestId,
     /// Blob: the agent's reason.
     pub reason: Option<Digest>,
+    /// Version of the stream of that key in this task: 0, or that of the access request it opened.
+    pub request_version: Version,
     /// Version of the signing key's stream.
     pub key_version: Version,
 }
@@ -87,7 +91,12 @@ impl Bench {
     pub fn new(key: SigningKey, issuer: String) -> Result<Self, KeySetError> {
         let kid = Self::kid_of(key.public());
         let own = KeySet::of([(kid.clone(), key.public())])?;
-        Ok(Self { key, kid, issuer, own })
+        Ok(Self {
+            key,
+            kid,
+            issuer,
+            own,
+        })
     }
 
     /// A key is named by its thumbprint (RFC 7638), so one name never means two keys.
@@ -146,23 +155,51 @@ impl Bench {
             evidence: verified.facts().clone(),
         };
         let token = self.sign(&issued, place.position.0, now)?;
-        let mut moves = vec![(Stream::Request(task.id, place.request_id), 0)];
-        moves.extend(order.consumes().map(|(id, version)| (Stream::Access(id), version)));
+        let mut moves = vec![(
+            Stream::Request(task.id, place.request_id),
+            place.request_version,
+        )];
+        moves.extend(
+            order
+                .consumes()
+                .map(|(id, version)| (Stream::Access(id), version)),
+        );
         let mut rests_on = order.rests_on();
         rests_on.push((Stream::Key(self.kid.clone()), place.key_version));
-        Ok(Minted { token, issued, secret, moves, rests_on, not_after: order.not_after() })
+        Ok(Minted {
+            token,
+            issued,
+            secret,
+            moves,
+            rests_on,
+            not_after: order.not_after(),
+        })
     }
 
     /// Signs a recorded grant anew: the same `jti`, the same claims. Consumes the pass.
-    pub fn reissue(&self, order: Reapproved, key_version: Version, now: Timestamp) -> Result<Reissued, MintError> {
+    pub fn reissue(
+        &self,
+        order: Reapproved,
+        key_version: Version,
+        now: Timestamp,
+    ) -> Result<Reissued, MintError> {
         let grant = order.grant();
         let token = self.sign(&grant.issued, grant.epoch, now)?;
         let mut rests_on = order.verified().rests_on().to_vec();
         rests_on.push((Stream::FreezeAction(grant.issued.action.action.clone()), 0));
+        rests_on.extend(
+            order
+                .counted()
+                .iter()
+                .map(|person| (Stream::Person(person.clone()), 0)),
+        );
         rests_on.push((Stream::Key(self.kid.clone()), key_version));
         Ok(Reissued {
             token,
-            fact: TokenReissued { jti: grant.issued.jti, kid: self.kid.clone() },
+            fact: TokenReissued {
+                jti: grant.issued.jti,
+                kid: self.kid.clone(),
+            },
             moves: vec![(Stream::Token(grant.issued.jti), grant.version)],
             rests_on,
             not_after: order.verified().not_after(),
@@ -172,10 +209,19 @@ impl Bench {
     fn sign(&self, issued: &TokenIssued, epoch: u64, now: Timestamp) -> Result<Secret, MintError> {
         let claims = claims_of(issued, epoch, &self.issuer);
         let token = access_token::sign(&claims, &self.kid, &self.key).map_err(MintError::Sign)?;
-        let expect = Expect { iss: &self.issuer, aud: Some(&issued.action.audience), now };
-        let read = access_token::check(token.reveal(), &self.own, &expect).map_err(MintError::ReadBack)?;
+        let expect = Expect {
+            iss: &self.issuer,
+            aud: Some(&issued.action.audience),
+            now,
+        };
+        let read =
+            access_token::check(token.reveal(), &self.own, &expect).map_err(MintError::ReadBack)?;
         // INVARIANT (check your own work): a token leaves only if a validator would read exactly the grant in it.
-        if *read.claims() == claims { Ok(token) } else { Err(MintError::Differs) }
+        if *read.claims() == claims {
+            Ok(token)
+        } else {
+            Err(MintError::Differs)
+        }
     }
 }
 
@@ -190,7 +236,9 @@ pub fn claims_of(issued: &TokenIssued, epoch: u64, issuer: &str) -> AccessTokenC
         nbf: issued.iat,
         jti: issued.jti,
         client_id: issued.agent.clone(),
-        cnf: Confirmation { jkt: issued.cnf.jkt() },
+        cnf: Confirmation {
+            jkt: issued.cnf.jkt(),
+        },
         authorization_details: [ActionDetail::from(&issued.action)],
         txn: issued.task,
         epoch,

@@ -23,16 +23,23 @@ impl Target {
     /// Reads both halves. The type is one or more Cedar identifiers joined by `::`.
     pub fn parse(kind: &str, id: &str) -> Result<Self, Malformed> {
         if kind.len() > 128 || !kind.split("::").all(is_identifier) {
-            return Err(Malformed::new("target type", "must be identifiers joined by '::', at most 128 bytes"));
+            return Err(Malformed::new(
+                "target type",
+                "must be identifiers joined by '::', at most 128 bytes",
+            ));
         }
         visible("target id", id, 256)?;
-        Ok(Self { kind: kind.to_owned(), id: id.to_owned() })
+        Ok(Self {
+            kind: kind.to_owned(),
+            id: id.to_owned(),
+        })
     }
 
     /// Reads `Type::id`, the form people type: split at the last `::` of the leading type path, as in `Account::ann`.
     pub fn parse_pair(text: &str) -> Result<Self, Malformed> {
-        let (kind, id) =
-            text.split_once("::").ok_or_else(|| Malformed::new("target", "must be Type::id, such as Account::ann"))?;
+        let (kind, id) = text
+            .split_once("::")
+            .ok_or_else(|| Malformed::new("target", "must be Type::id, such as Account::ann"))?;
         Self::parse(kind, id)
     }
 }
@@ -71,7 +78,12 @@ impl Param {
             Self::Bool(b) => Value::Bool(*b),
             Self::Int(n) => Value::from(*n),
             Self::Set(items) => Value::Array(items.iter().map(Self::to_json).collect()),
-            Self::Record(members) => Value::Object(members.iter().map(|(k, v)| (k.clone(), v.to_json())).collect()),
+            Self::Record(members) => Value::Object(
+                members
+                    .iter()
+                    .map(|(k, v)| (k.clone(), v.to_json()))
+                    .collect(),
+            ),
         }
     }
 
@@ -80,18 +92,32 @@ impl Param {
         Ok(match value {
             Value::String(s) => Self::Str(s.clone()),
             Value::Bool(b) => Self::Bool(*b),
-            Value::Number(n) => Self::Int(n.as_i64().ok_or_else(|| wrong("numbers must be integers"))?),
-            Value::Array(items) => Self::Set(items.iter().map(Self::from_json).collect::<Result<_, _>>()?),
-            Value::Object(members) => {
-                Self::Record(members.iter().map(|(k, v)| Ok((k.clone(), Self::from_json(v)?))).collect::<Result<_, Malformed>>()?)
-            }
+            Value::Number(n) => Self::Int(
+                n.as_i64()
+                    .ok_or_else(|| wrong("numbers must be integers"))?,
+            ),
+            Value::Array(items) => Self::Set(
+                items
+                    .iter()
+                    .map(Self::from_json)
+                    .collect::<Result<_, _>>()?,
+            ),
+            Value::Object(members) => Self::Record(
+                members
+                    .iter()
+                    .map(|(k, v)| Ok((k.clone(), Self::from_json(v)?)))
+                    .collect::<Result<_, Malformed>>()?,
+            ),
             Value::Null => return Err(wrong("must not be null")),
         })
     }
 
     /// The set with its elements in canonical order and no element twice: for clients; the broker refuses any other order.
     pub fn set(items: Vec<Self>) -> Result<Self, Malformed> {
-        let mut keyed = items.into_iter().map(|p| Ok((canonical(&p)?, p))).collect::<Result<Vec<_>, Malformed>>()?;
+        let mut keyed = items
+            .into_iter()
+            .map(|p| Ok((canonical(&p)?, p)))
+            .collect::<Result<Vec<_>, Malformed>>()?;
         keyed.sort_by(|a, b| a.0.cmp(&b.0));
         keyed.dedup_by(|a, b| a.0 == b.0);
         Ok(Self::Set(keyed.into_iter().map(|(_, p)| p).collect()))
@@ -100,11 +126,15 @@ impl Param {
     fn check(&self, depth: usize, count: &mut usize) -> Result<(), Malformed> {
         *count += 1;
         if depth > PARAM_DEPTH_MAX || *count > PARAMETERS_MAX {
-            return Err(wrong(format!("must nest at most {PARAM_DEPTH_MAX} deep and hold at most {PARAMETERS_MAX} values")));
+            return Err(wrong(format!(
+                "must nest at most {PARAM_DEPTH_MAX} deep and hold at most {PARAMETERS_MAX} values"
+            )));
         }
         match self {
             Self::Str(s) if s.len() > 4_096 => Err(wrong("text must be at most 4096 bytes")),
-            Self::Int(n) if !(-INTEGER_MAX..=INTEGER_MAX).contains(n) => Err(wrong("integers must lie within ±(2^53-1)")),
+            Self::Int(n) if !(-INTEGER_MAX..=INTEGER_MAX).contains(n) => {
+                Err(wrong("integers must lie within ±(2^53-1)"))
+            }
             Self::Str(_) | Self::Bool(_) | Self::Int(_) => Ok(()),
             Self::Set(items) => {
                 let mut last: Option<String> = None;
@@ -112,7 +142,9 @@ impl Param {
                     item.check(depth + 1, count)?;
                     let form = canonical(item)?;
                     if last.is_some_and(|l| l >= form) {
-                        return Err(wrong("set elements must be distinct and sorted by their canonical JSON"));
+                        return Err(wrong(
+                            "set elements must be distinct and sorted by their canonical JSON",
+                        ));
                     }
                     last = Some(form);
                 }
@@ -152,14 +184,20 @@ fn canonical(param: &Param) -> Result<String, Malformed> {
 
 fn is_identifier(text: &str) -> bool {
     let mut bytes = text.bytes();
-    bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_') && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_')
+    bytes
+        .next()
+        .is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
+        && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
 fn parameter_name(name: &str) -> Result<(), Malformed> {
     if is_identifier(name) && name.len() <= 64 {
         Ok(())
     } else {
-        Err(Malformed::new("parameter name", "must be an identifier of at most 64 letters, digits and '_'"))
+        Err(Malformed::new(
+            "parameter name",
+            "must be an identifier of at most 64 letters, digits and '_'",
+        ))
     }
 }
 
@@ -189,7 +227,12 @@ impl Action {
             parameter_name(name)?;
             param.check(1, &mut count)?;
         }
-        Ok(Self { name, audience, target, parameters })
+        Ok(Self {
+            name,
+            audience,
+            target,
+            parameters,
+        })
     }
 
     /// The object that is digested: `{action, audience, parameters, target: {type, id}}`.
@@ -197,10 +240,21 @@ impl Action {
         object([
             ("action", Value::String(self.name.to_string())),
             ("audience", Value::String(self.audience.to_string())),
-            ("parameters", Value::Object(self.parameters.iter().map(|(k, v)| (k.clone(), v.to_json())).collect())),
+            (
+                "parameters",
+                Value::Object(
+                    self.parameters
+                        .iter()
+                        .map(|(k, v)| (k.clone(), v.to_json()))
+                        .collect(),
+                ),
+            ),
             (
                 "target",
-                object([("type", Value::String(self.target.kind.clone())), ("id", Value::String(self.target.id.clone()))]),
+                object([
+                    ("type", Value::String(self.target.kind.clone())),
+                    ("id", Value::String(self.target.id.clone())),
+                ]),
             ),
         ])
     }
@@ -209,7 +263,12 @@ impl Action {
     /// their digests are.
     pub fn digest(&self) -> Digest {
         // Construction bounded every number, so the canonical form exists; an empty one would match nothing.
-        Digest::tagged("dipylon/action/v1", json::canonical(&self.to_json()).unwrap_or_default().as_bytes())
+        Digest::tagged(
+            "dipylon/action/v1",
+            json::canonical(&self.to_json())
+                .unwrap_or_default()
+                .as_bytes(),
+        )
     }
 
     /// Parts what everyone may read from what is kept apart: each parameter named in `sensitive` becomes a salted
@@ -230,8 +289,14 @@ impl Action {
         for (name, param) in &self.parameters {
             let value = param.to_json();
             if sensitive.contains(name) {
-                let opening = Opening { salt: salt(draw), value };
-                record.parameters.insert(name.clone(), object([(COMMITMENT, Value::String(opening.commitment().to_string()))]));
+                let opening = Opening {
+                    salt: salt(draw),
+                    value,
+                };
+                record.parameters.insert(
+                    name.clone(),
+                    object([(COMMITMENT, Value::String(opening.commitment().to_string()))]),
+                );
                 hidden.insert(name.clone(), opening);
             } else {
                 record.parameters.insert(name.clone(), value);
@@ -240,7 +305,11 @@ impl Action {
         if hidden.is_empty() {
             return (record, None);
         }
-        let secret = ActionSecret { salt: salt(draw), digest: self.digest(), parameters: hidden };
+        let secret = ActionSecret {
+            salt: salt(draw),
+            digest: self.digest(),
+            parameters: hidden,
+        };
         record.digest = secret.digest_commitment();
         (record, Some(secret))
     }
@@ -252,7 +321,12 @@ fn salt(draw: &mut dyn FnMut() -> [u8; 16]) -> String {
 }
 
 fn object<const N: usize>(members: [(&str, Value); N]) -> Value {
-    Value::Object(members.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())
+    Value::Object(
+        members
+            .into_iter()
+            .map(|(k, v)| (k.to_owned(), v))
+            .collect(),
+    )
 }
 
 /// The member that marks a committed value. `$` cannot stand in a parameter's name, so nothing else looks like it.
@@ -281,8 +355,9 @@ impl ActionOnRecord {
             let value = match value.as_object().and_then(|o| o.get(COMMITMENT)) {
                 None => value.clone(),
                 Some(commitment) => {
-                    let opening =
-                        secret.and_then(|s| s.parameters.get(name)).ok_or_else(|| wrong("the sensitive part is missing"))?;
+                    let opening = secret
+                        .and_then(|s| s.parameters.get(name))
+                        .ok_or_else(|| wrong("the sensitive part is missing"))?;
                     if commitment.as_str() != Some(opening.commitment().to_string().as_str()) {
                         return Err(wrong("the sensitive part does not match its commitment"));
                     }
@@ -291,7 +366,12 @@ impl ActionOnRecord {
             };
             parameters.insert(name.clone(), Param::from_json(&value)?);
         }
-        let action = Action::new(self.action.clone(), self.audience.clone(), self.target.clone(), parameters)?;
+        let action = Action::new(
+            self.action.clone(),
+            self.audience.clone(),
+            self.target.clone(),
+            parameters,
+        )?;
         let expected = secret.map_or(action.digest(), ActionSecret::digest_commitment);
         if expected != self.digest || secret.is_some_and(|s| s.digest != action.digest()) {
             return Err(wrong("the action does not match its digest"));
@@ -323,7 +403,13 @@ impl ActionSecret {
     }
 
     fn digest_commitment(&self) -> Digest {
-        Digest::of_parts(&[b"dipylon/digest-commitment/v1", &[0], self.salt.as_bytes(), &[0], self.digest.as_bytes()])
+        Digest::of_parts(&[
+            b"dipylon/digest-commitment/v1",
+            &[0],
+            self.salt.as_bytes(),
+            &[0],
+            self.digest.as_bytes(),
+        ])
     }
 }
 
@@ -346,7 +432,13 @@ impl Opening {
     /// The commitment that entries and tokens hold.
     pub fn commitment(&self) -> Digest {
         let value = json::canonical(&self.value).unwrap_or_default();
-        Digest::of_parts(&[b"dipylon/commitment/v1", &[0], self.salt.as_bytes(), &[0], value.as_bytes()])
+        Digest::of_parts(&[
+            b"dipylon/commitment/v1",
+            &[0],
+            self.salt.as_bytes(),
+            &[0],
+            value.as_bytes(),
+        ])
     }
 }
 
@@ -370,12 +462,14 @@ mod tests {
     #[test]
     fn every_field_is_in_the_digest() {
         let base = action().digest();
-        let mut others = vec![action(), action(), action(), action(), action(), action()];
+        let mut others = [action(), action(), action(), action(), action(), action()];
         others[0].target.id = "bob".into();
         others[1].target.kind = "Host".into();
         others[2].audience = Audience::parse("https://idp.example/").expect("audience");
         others[3].name = ActionName::parse("account.enable").expect("name");
-        others[4].parameters.insert("end_sessions".into(), Param::Bool(false));
+        others[4]
+            .parameters
+            .insert("end_sessions".into(), Param::Bool(false));
         others[5].parameters.remove("note");
         let all: BTreeSet<_> = others.iter().map(Action::digest).chain([base]).collect();
         assert_eq!(all.len(), 7);
@@ -391,7 +485,10 @@ mod tests {
         let (record, secret) = action().on_record(&BTreeSet::from(["note".to_owned()]), &mut draw);
         let secret = secret.expect("there is a sensitive parameter");
         let text = serde_json::to_string(&record).expect("json");
-        assert!(!text.contains("secret words") && !text.contains(&action().digest().to_string()), "{text}");
+        assert!(
+            !text.contains("secret words") && !text.contains(&action().digest().to_string()),
+            "{text}"
+        );
         assert_eq!(record.reopen(Some(&secret)).expect("whole"), action());
         assert!(record.reopen(None).is_err());
         let mut other = secret.clone();
@@ -404,14 +501,27 @@ mod tests {
 
     #[test]
     fn sets_have_one_form() {
-        let set = |items: &[&str]| Param::Set(items.iter().map(|s| Param::Str((*s).into())).collect());
-        let with = |p| Action::new(action().name, action().audience, action().target, BTreeMap::from([("hosts".to_owned(), p)]));
+        let set =
+            |items: &[&str]| Param::Set(items.iter().map(|s| Param::Str((*s).into())).collect());
+        let with = |p| {
+            Action::new(
+                action().name,
+                action().audience,
+                action().target,
+                BTreeMap::from([("hosts".to_owned(), p)]),
+            )
+        };
         assert!(with(set(&["a", "b"])).is_ok());
         assert!(with(set(&["b", "a"])).is_err());
         assert!(with(set(&["a", "a"])).is_err());
         assert!(with(Param::Int(INTEGER_MAX + 1)).is_err());
         assert_eq!(
-            Param::set(vec![Param::Str("b".into()), Param::Str("a".into()), Param::Str("b".into())]).expect("set"),
+            Param::set(vec![
+                Param::Str("b".into()),
+                Param::Str("a".into()),
+                Param::Str("b".into())
+            ])
+            .expect("set"),
             set(&["a", "b"])
         );
     }

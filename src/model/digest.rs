@@ -44,8 +44,12 @@ impl Digest {
 
     /// Reads the base64url form. Refuses padding, other alphabets and non-canonical trailing bits.
     pub fn parse(text: &str) -> Result<Self, Malformed> {
-        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| Malformed::new("digest", "must be base64url without padding"))?;
-        <[u8; 32]>::try_from(bytes.as_slice()).map(Self).map_err(|_| Malformed::new("digest", "must be 32 bytes"))
+        let bytes = URL_SAFE_NO_PAD
+            .decode(text)
+            .map_err(|_| Malformed::new("digest", "must be base64url without padding"))?;
+        <[u8; 32]>::try_from(bytes.as_slice())
+            .map(Self)
+            .map_err(|_| Malformed::new("digest", "must be 32 bytes"))
     }
 }
 

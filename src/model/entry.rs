@@ -18,7 +18,7 @@ pub enum Stream {
     Task(TaskId),
     /// The idempotency of opening: one task for an agent, key and request id.
     Open(AgentId, Thumbprint, RequestId),
-    /// The idempotency of minting: one grant for a task and request id.
+    /// The idempotency of asking: a task and request id open access requests for one action and get one grant.
     Request(TaskId, RequestId),
     /// An access request: opened, each vote, consumed, closed.
     Access(AccessRequestId),
@@ -90,7 +90,11 @@ impl Stream {
             "open" => {
                 let (agent, rest) = pair()?;
                 let (key, request) = rest.split_once('/').ok_or_else(unknown)?;
-                Self::Open(AgentId::parse(agent)?, Thumbprint(Digest::parse(key)?), RequestId::parse(request)?)
+                Self::Open(
+                    AgentId::parse(agent)?,
+                    Thumbprint(Digest::parse(key)?),
+                    RequestId::parse(request)?,
+                )
             }
             "req" => {
                 let (task, request) = pair()?;
@@ -179,8 +183,23 @@ impl Entry {
             moves: Vec<Stream>,
             rests_on: Vec<(Stream, Version)>,
         }
-        let Envelope { v, epoch, index, at, moves, rests_on } = serde_json::from_value(value)?;
-        Ok(Self { v, epoch, index, at, moves, rests_on, fact })
+        let Envelope {
+            v,
+            epoch,
+            index,
+            at,
+            moves,
+            rests_on,
+        } = serde_json::from_value(value)?;
+        Ok(Self {
+            v,
+            epoch,
+            index,
+            at,
+            moves,
+            rests_on,
+            fact,
+        })
     }
 }
 
@@ -302,6 +321,32 @@ pub enum Fact {
     TokenConsumed(TokenConsumed),
     GrantsEnded(GrantsEnded),
     RefusalsCounted(RefusalsCounted),
+}
+
+impl Fact {
+    /// The blobs it names.
+    pub fn blobs(&self) -> Vec<Digest> {
+        match self {
+            Self::TrustBundleChanged(f) => vec![f.bundle],
+            Self::PolicyApplied(f) => vec![f.version],
+            Self::AgentSuspended(f) => f.reason.into_iter().collect(),
+            Self::TaskOpened(f) => vec![f.purpose],
+            Self::RequestDenied(f) => f.secret.into_iter().collect(),
+            Self::AccessRequestOpened(f) => f.secret.into_iter().chain(f.reason).collect(),
+            Self::VoteCast(f) => vec![f.statement],
+            Self::TokenIssued(f) => f.secret.into_iter().chain(f.reason).collect(),
+            Self::EpochStarted(_)
+            | Self::KeyPublished(_)
+            | Self::AgentResumed(_)
+            | Self::TaskEnded(_)
+            | Self::VoteRefused(_)
+            | Self::AccessRequestClosed(_)
+            | Self::TokenReissued(_)
+            | Self::TokenConsumed(_)
+            | Self::GrantsEnded(_)
+            | Self::RefusalsCounted(_) => Vec::new(),
+        }
+    }
 }
 
 /// The journal begins a life.

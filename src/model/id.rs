@@ -146,7 +146,10 @@ impl KeyId {
 /// Letters, digits, `.`, `_`, `-`; first a letter or digit; 1 to 64 bytes. Free of the `/` and `:` that part stream names.
 fn name(text: &str) -> Result<(), &'static str> {
     let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    let starts = text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    let starts = text
+        .bytes()
+        .next()
+        .is_some_and(|b| b.is_ascii_alphanumeric());
     if starts && text.len() <= 64 && text.bytes().all(ok) {
         Ok(())
     } else {
@@ -156,7 +159,9 @@ fn name(text: &str) -> Result<(), &'static str> {
 
 fn uri_like(text: &str) -> Result<(), &'static str> {
     if (1..=256).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\' | b'<' | b'>' | b'`'))
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\' | b'<' | b'>' | b'`'))
     {
         Ok(())
     } else {
@@ -181,7 +186,10 @@ impl Prose {
     /// At most [`Prose::BYTES_MAX`] bytes; may be empty. Control characters are kept and made visible where shown.
     pub fn parse(what: &'static str, text: &str) -> Result<Self, Malformed> {
         if text.len() > Self::BYTES_MAX {
-            return Err(Malformed::new(what, format!("must be at most {} bytes", Self::BYTES_MAX)));
+            return Err(Malformed::new(
+                what,
+                format!("must be at most {} bytes", Self::BYTES_MAX),
+            ));
         }
         Ok(Self(text.to_owned()))
     }
@@ -216,10 +224,16 @@ impl fmt::Debug for Prose {
 /// An identifier a person may read: a target's id, a parameter's name. Refuses what the eye cannot see.
 pub fn visible(what: &'static str, text: &str, bytes_max: usize) -> Result<(), Malformed> {
     if text.is_empty() || text.len() > bytes_max {
-        return Err(Malformed::new(what, format!("must be 1 to {bytes_max} bytes")));
+        return Err(Malformed::new(
+            what,
+            format!("must be 1 to {bytes_max} bytes"),
+        ));
     }
     match text.chars().find(|c| text::is_invisible(*c)) {
-        Some(c) => Err(Malformed::new(what, format!("has the invisible or control character U+{:04X}", c as u32))),
+        Some(c) => Err(Malformed::new(
+            what,
+            format!("has the invisible or control character U+{:04X}", c as u32),
+        )),
         None => Ok(()),
     }
 }

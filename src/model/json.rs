@@ -67,7 +67,9 @@ impl<'de> Visitor<'de> for Strict {
     }
 
     fn visit_f64<E: serde::de::Error>(self, v: f64) -> Result<Value, E> {
-        Number::from_f64(v).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
+        Number::from_f64(v)
+            .map(Value::Number)
+            .ok_or_else(|| E::custom("number out of range"))
     }
 
     fn visit_str<E>(self, v: &str) -> Result<Value, E> {
@@ -105,7 +107,11 @@ impl<'de> Visitor<'de> for Strict {
 }
 
 fn deeper<E: serde::de::Error>(depth: usize) -> Result<usize, E> {
-    if depth >= DEPTH_MAX { Err(E::custom("nested too deep")) } else { Ok(depth + 1) }
+    if depth >= DEPTH_MAX {
+        Err(E::custom("nested too deep"))
+    } else {
+        Ok(depth + 1)
+    }
 }
 
 /// The canonical form (RFC 8785) of a value that holds no number but integers within ±(2^53 − 1).
@@ -126,7 +132,10 @@ fn write(value: &Value, out: &mut String) -> Result<(), JsonError> {
         Value::Bool(true) => out.push_str("true"),
         Value::Bool(false) => out.push_str("false"),
         Value::Number(n) => {
-            let n = n.as_i64().filter(|n| (-INTEGER_MAX..=INTEGER_MAX).contains(n)).ok_or(JsonError::Number)?;
+            let n = n
+                .as_i64()
+                .filter(|n| (-INTEGER_MAX..=INTEGER_MAX).contains(n))
+                .ok_or(JsonError::Number)?;
             out.push_str(&n.to_string());
         }
         Value::String(s) => write_string(s, out),
@@ -184,7 +193,15 @@ mod tests {
 
     #[test]
     fn two_readings_are_no_reading() {
-        for bad in [r#"{"a":1,"a":2}"#, r#"{"a":{"b":1,"b":1}}"#, "1 2", "", r#""\ud800""#, "{\"a\":1}x", "nul"] {
+        for bad in [
+            r#"{"a":1,"a":2}"#,
+            r#"{"a":{"b":1,"b":1}}"#,
+            "1 2",
+            "",
+            r#""\ud800""#,
+            "{\"a\":1}x",
+            "nul",
+        ] {
             assert!(parse(bad.as_bytes()).is_err(), "{bad}");
         }
         let deep = format!("{}{}", "[".repeat(DEPTH_MAX + 1), "]".repeat(DEPTH_MAX + 1));
@@ -196,8 +213,17 @@ mod tests {
     #[test]
     fn only_integers_everyone_holds_exactly() {
         let write = |text: &str| canonical(&parse(text.as_bytes()).expect("readable"));
-        assert_eq!(write("[9007199254740991,-9007199254740991]").expect("in range"), "[9007199254740991,-9007199254740991]");
-        for bad in ["1.5", "9007199254740992", "-9007199254740992", "1e3", "18446744073709551615"] {
+        assert_eq!(
+            write("[9007199254740991,-9007199254740991]").expect("in range"),
+            "[9007199254740991,-9007199254740991]"
+        );
+        for bad in [
+            "1.5",
+            "9007199254740992",
+            "-9007199254740992",
+            "1e3",
+            "18446744073709551615",
+        ] {
             assert!(write(bad).is_err(), "{bad}");
         }
     }

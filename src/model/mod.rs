@@ -17,7 +17,9 @@ mod time;
 mod vote;
 mod workload;
 
-pub use action::{Action, ActionOnRecord, ActionSecret, Opening, PARAM_DEPTH_MAX, PARAMETERS_MAX, Param, Target};
+pub use action::{
+    Action, ActionOnRecord, ActionSecret, Opening, PARAM_DEPTH_MAX, PARAMETERS_MAX, Param, Target,
+};
 pub use agent::{Agent, AgentStanding};
 pub use decision::{AskedInput, Bound, Decision, ProfileRef, RuleRef, TtlSum};
 pub use digest::{Digest, Thumbprint};
@@ -42,6 +44,9 @@ pub struct Malformed {
 impl Malformed {
     /// `what` broke `rule`.
     pub fn new(what: &'static str, rule: impl Into<String>) -> Self {
-        Self { what, rule: rule.into() }
+        Self {
+            what,
+            rule: rule.into(),
+        }
     }
 }

@@ -86,6 +86,8 @@ reasons! {
         Conflict = "CONFLICT",
         /// Too many access requests wait.
         TooManyPending = "TOO_MANY_PENDING",
+        /// Too many tasks of the agent run.
+        TooManyTasks = "TOO_MANY_TASKS",
         /// Too many refusals in a minute.
         TooManyRefusals = "TOO_MANY_REFUSALS",
         /// Too many calls at once.

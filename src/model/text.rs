@@ -40,7 +40,10 @@ mod tests {
 
     #[test]
     fn hostile_text_is_shown_as_codes() {
-        assert_eq!(reveal("a\u{202E}b\n\u{1b}[31m\u{200B}"), "a<U+202E>b<U+000A><U+001B>[31m<U+200B>");
+        assert_eq!(
+            reveal("a\u{202E}b\n\u{1b}[31m\u{200B}"),
+            "a<U+202E>b<U+000A><U+001B>[31m<U+200B>"
+        );
         assert_eq!(reveal("Ann Lée 王"), "Ann Lée 王");
         assert_eq!(reveal_capped("abcdef", 3), "abc [3 more characters]");
     }

@@ -73,7 +73,12 @@ impl fmt::Debug for Timestamp {
 
 /// Reads `90s`, `15m`, `2h` or `7d` as whole seconds, at least 1 and at most ten years.
 pub fn parse_duration(what: &'static str, text: &str) -> Result<u32, Malformed> {
-    let wrong = || Malformed::new(what, "must be a whole number and one of s, m, h, d, such as 90s or 15m, and not zero");
+    let wrong = || {
+        Malformed::new(
+            what,
+            "must be a whole number and one of s, m, h, d, such as 90s or 15m, and not zero",
+        )
+    };
     let unit = text.chars().last().ok_or_else(wrong)?;
     let digits = text.strip_suffix(unit).ok_or_else(wrong)?;
     let factor: u32 = match unit {
@@ -88,14 +93,32 @@ pub fn parse_duration(what: &'static str, text: &str) -> Result<u32, Malformed> 
     }
     let n: u32 = digits.parse().map_err(|_| wrong())?;
     let seconds = n.checked_mul(factor).ok_or_else(wrong)?;
-    if seconds == 0 || seconds > 10 * 366 * 86_400 { Err(wrong()) } else { Ok(seconds) }
+    if seconds == 0 || seconds > 10 * 366 * 86_400 {
+        Err(wrong())
+    } else {
+        Ok(seconds)
+    }
 }
 
 /// Whole seconds as a person writes them: `45s`, `5m`, `5m 30s`, `2h`.
 pub fn show_seconds(seconds: i64) -> String {
-    let parts = [(seconds / 86_400, "d"), (seconds / 3_600 % 24, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
-    let text = parts.iter().filter(|(n, _)| *n > 0).map(|(n, u)| format!("{n}{u}")).collect::<Vec<_>>().join(" ");
-    if text.is_empty() { "0s".to_owned() } else { text }
+    let parts = [
+        (seconds / 86_400, "d"),
+        (seconds / 3_600 % 24, "h"),
+        (seconds / 60 % 60, "m"),
+        (seconds % 60, "s"),
+    ];
+    let text = parts
+        .iter()
+        .filter(|(n, _)| *n > 0)
+        .map(|(n, u)| format!("{n}{u}"))
+        .collect::<Vec<_>>()
+        .join(" ");
+    if text.is_empty() {
+        "0s".to_owned()
+    } else {
+        text
+    }
 }
 
 #[cfg(test)]
@@ -106,10 +129,24 @@ mod tests {
     fn durations() {
         assert_eq!(parse_duration("ttl", "90s"), Ok(90));
         assert_eq!(parse_duration("ttl", "2h"), Ok(7_200));
-        for bad in ["", "0s", "5", "m", "-5m", "1.5h", "5 m", "99999999999d", "+5m", "é"] {
+        for bad in [
+            "",
+            "0s",
+            "5",
+            "m",
+            "-5m",
+            "1.5h",
+            "5 m",
+            "99999999999d",
+            "+5m",
+            "é",
+        ] {
             assert!(parse_duration("ttl", bad).is_err(), "{bad}");
         }
         assert_eq!(show_seconds(330), "5m 30s");
-        assert_eq!(Timestamp::from_secs(1_792_656_000).to_string(), "2026-10-22T08:00:00Z");
+        assert_eq!(
+            Timestamp::from_secs(1_792_656_000).to_string(),
+            "2026-10-22T08:00:00Z"
+        );
     }
 }

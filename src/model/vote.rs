@@ -77,12 +77,19 @@ impl VoteStatement {
 
     /// SHA-256("dipylon/vote/v1" ‖ 0x00 ‖ RFC 8785 form): what is signed.
     pub fn digest(&self) -> Result<Digest, JsonError> {
-        Ok(Digest::tagged("dipylon/vote/v1", self.canonical()?.as_bytes()))
+        Ok(Digest::tagged(
+            "dipylon/vote/v1",
+            self.canonical()?.as_bytes(),
+        ))
     }
 
     /// Reads the canonical form; refuses unknown members and any other spelling of the same values.
     pub fn parse(text: &str) -> Result<Self, JsonError> {
         let statement: Self = json::parse_as(text.as_bytes())?;
-        if statement.canonical()? == text { Ok(statement) } else { Err(JsonError::Number) }
+        if statement.canonical()? == text {
+            Ok(statement)
+        } else {
+            Err(JsonError::Number)
+        }
     }
 }

@@ -12,11 +12,15 @@ pub struct TrustDomain(String);
 impl TrustDomain {
     /// Reads the bare name, without `spiffe://`.
     pub fn parse(text: &str) -> Result<Self, Malformed> {
-        let ok = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-');
+        let ok =
+            |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-');
         if (1..=255).contains(&text.len()) && text.bytes().all(ok) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(Malformed::new("trust domain", "must be 1 to 255 of a-z, 0-9, '.', '_' and '-'"))
+            Err(Malformed::new(
+                "trust domain",
+                "must be 1 to 255 of a-z, 0-9, '.', '_' and '-'",
+            ))
         }
     }
 
@@ -39,13 +43,20 @@ impl SpiffeId {
         if text.len() > 2_048 {
             return Err(wrong("must be at most 2048 bytes"));
         }
-        let rest = text.strip_prefix("spiffe://").ok_or_else(|| wrong("must begin with spiffe://"))?;
-        let (domain, path) = rest.split_once('/').ok_or_else(|| wrong("must have a path"))?;
-        TrustDomain::parse(domain).map_err(|_| wrong("trust domain must be 1 to 255 of a-z, 0-9, '.', '_' and '-'"))?;
+        let rest = text
+            .strip_prefix("spiffe://")
+            .ok_or_else(|| wrong("must begin with spiffe://"))?;
+        let (domain, path) = rest
+            .split_once('/')
+            .ok_or_else(|| wrong("must have a path"))?;
+        TrustDomain::parse(domain)
+            .map_err(|_| wrong("trust domain must be 1 to 255 of a-z, 0-9, '.', '_' and '-'"))?;
         for segment in path.split('/') {
             let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
             if segment.is_empty() || segment == "." || segment == ".." || !segment.bytes().all(ok) {
-                return Err(wrong("path segments must be letters, digits, '.', '_' or '-', and not empty, '.' or '..'"));
+                return Err(wrong(
+                    "path segments must be letters, digits, '.', '_' or '-', and not empty, '.' or '..'",
+                ));
             }
         }
         Ok(Self(text.to_owned()))

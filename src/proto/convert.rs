@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::v1;
 use crate::model::{
-    Action, ActionName, Audience, Evidence, Malformed, PARAM_DEPTH_MAX, Param, Secret, Target, TaskOutcome, Timestamp, Verdict,
+    Action, ActionName, Audience, Evidence, Malformed, PARAM_DEPTH_MAX, Param, Secret, Target,
+    TaskOutcome, Timestamp, Verdict,
 };
 
 /// Reads an action: everything but its optional parameters must be there, no parameter twice, no value empty.
@@ -34,7 +35,10 @@ pub fn target(wire: &v1::Target) -> Result<Target, Malformed> {
 
 /// Writes a target.
 pub fn target_to_wire(target: &Target) -> v1::Target {
-    v1::Target { r#type: target.kind.clone(), id: target.id.clone() }
+    v1::Target {
+        r#type: target.kind.clone(),
+        id: target.id.clone(),
+    }
 }
 
 /// Reads one value; bounds and the order of sets are [`Action::new`]'s to check.
@@ -44,16 +48,24 @@ pub fn value(wire: &v1::Value) -> Result<Param, Malformed> {
 
 fn value_at(wire: &v1::Value, depth: usize) -> Result<Param, Malformed> {
     if depth > PARAM_DEPTH_MAX {
-        return Err(Malformed::new("parameters", format!("must nest at most {PARAM_DEPTH_MAX} deep")));
+        return Err(Malformed::new(
+            "parameters",
+            format!("must nest at most {PARAM_DEPTH_MAX} deep"),
+        ));
     }
     Ok(match required("value", wire.kind.as_ref())? {
         v1::value::Kind::StringValue(text) => Param::Str(text.clone()),
         v1::value::Kind::BoolValue(truth) => Param::Bool(*truth),
         v1::value::Kind::IntValue(number) => Param::Int(*number),
-        v1::value::Kind::SetValue(set) => {
-            Param::Set(set.elements.iter().map(|element| value_at(element, depth + 1)).collect::<Result<_, _>>()?)
+        v1::value::Kind::SetValue(set) => Param::Set(
+            set.elements
+                .iter()
+                .map(|element| value_at(element, depth + 1))
+                .collect::<Result<_, _>>()?,
+        ),
+        v1::value::Kind::RecordValue(record) => {
+            Param::Record(parameters(&record.members, depth + 1)?)
         }
-        v1::value::Kind::RecordValue(record) => Param::Record(parameters(&record.members, depth + 1)?),
     })
 }
 
@@ -64,8 +76,12 @@ pub fn value_to_wire(param: &Param) -> v1::Value {
             Param::Str(text) => v1::value::Kind::StringValue(text.clone()),
             Param::Bool(truth) => v1::value::Kind::BoolValue(*truth),
             Param::Int(number) => v1::value::Kind::IntValue(*number),
-            Param::Set(items) => v1::value::Kind::SetValue(v1::ValueSet { elements: items.iter().map(value_to_wire).collect() }),
-            Param::Record(members) => v1::value::Kind::RecordValue(v1::ValueRecord { members: parameters_to_wire(members) }),
+            Param::Set(items) => v1::value::Kind::SetValue(v1::ValueSet {
+                elements: items.iter().map(value_to_wire).collect(),
+            }),
+            Param::Record(members) => v1::value::Kind::RecordValue(v1::ValueRecord {
+                members: parameters_to_wire(members),
+            }),
         }),
     }
 }
@@ -73,7 +89,10 @@ pub fn value_to_wire(param: &Param) -> v1::Value {
 fn parameters(wire: &[v1::Parameter], depth: usize) -> Result<BTreeMap<String, Param>, Malformed> {
     let mut out = BTreeMap::new();
     for parameter in wire {
-        let read = value_at(required("parameter value", parameter.value.as_ref())?, depth)?;
+        let read = value_at(
+            required("parameter value", parameter.value.as_ref())?,
+            depth,
+        )?;
         if out.insert(parameter.name.clone(), read).is_some() {
             return Err(Malformed::new("parameters", "a name stands twice"));
         }
@@ -82,7 +101,13 @@ fn parameters(wire: &[v1::Parameter], depth: usize) -> Result<BTreeMap<String, P
 }
 
 fn parameters_to_wire(parameters: &BTreeMap<String, Param>) -> Vec<v1::Parameter> {
-    parameters.iter().map(|(name, param)| v1::Parameter { name: name.clone(), value: Some(value_to_wire(param)) }).collect()
+    parameters
+        .iter()
+        .map(|(name, param)| v1::Parameter {
+            name: name.clone(),
+            value: Some(value_to_wire(param)),
+        })
+        .collect()
 }
 
 /// Reads evidence; its kind must be there.
@@ -106,7 +131,9 @@ pub fn verdict(wire: i32) -> Result<Verdict, Malformed> {
     match v1::Verdict::try_from(wire) {
         Ok(v1::Verdict::Approve) => Ok(Verdict::Approve),
         Ok(v1::Verdict::Deny) => Ok(Verdict::Deny),
-        Ok(v1::Verdict::Unspecified) | Err(_) => Err(Malformed::new("verdict", "must be approve or deny")),
+        Ok(v1::Verdict::Unspecified) | Err(_) => {
+            Err(Malformed::new("verdict", "must be approve or deny"))
+        }
     }
 }
 
@@ -124,7 +151,10 @@ pub fn task_outcome(wire: i32) -> Result<TaskOutcome, Malformed> {
         Ok(v1::TaskOutcome::Succeeded) => Ok(TaskOutcome::Succeeded),
         Ok(v1::TaskOutcome::Failed) => Ok(TaskOutcome::Failed),
         Ok(v1::TaskOutcome::Abandoned) => Ok(TaskOutcome::Abandoned),
-        Ok(v1::TaskOutcome::Unspecified) | Err(_) => Err(Malformed::new("outcome", "must be succeeded, failed or abandoned")),
+        Ok(v1::TaskOutcome::Unspecified) | Err(_) => Err(Malformed::new(
+            "outcome",
+            "must be succeeded, failed or abandoned",
+        )),
     }
 }
 
@@ -144,7 +174,10 @@ pub fn seconds(what: &'static str, wire: &prost_types::Duration) -> Result<i64, 
         return Err(Malformed::new(what, "must be whole seconds"));
     }
     if !(-DURATION_S_MAX..=DURATION_S_MAX).contains(&wire.seconds) {
-        return Err(Malformed::new(what, "must lie within ±315576000000 seconds"));
+        return Err(Malformed::new(
+            what,
+            "must lie within ±315576000000 seconds",
+        ));
     }
     Ok(wire.seconds)
 }
@@ -155,9 +188,14 @@ pub fn seconds_to_wire(seconds: i64) -> prost_types::Duration {
 }
 
 /// Reads a moment, rounded down to the millisecond.
-pub fn timestamp(what: &'static str, wire: &prost_types::Timestamp) -> Result<Timestamp, Malformed> {
+pub fn timestamp(
+    what: &'static str,
+    wire: &prost_types::Timestamp,
+) -> Result<Timestamp, Malformed> {
     let wrong = || Malformed::new(what, "must be a moment from year 1 to year 9999");
-    if !(TIMESTAMP_S_MIN..=TIMESTAMP_S_MAX).contains(&wire.seconds) || !(0..1_000_000_000).contains(&wire.nanos) {
+    if !(TIMESTAMP_S_MIN..=TIMESTAMP_S_MAX).contains(&wire.seconds)
+        || !(0..1_000_000_000).contains(&wire.nanos)
+    {
         return Err(wrong());
     }
     Ok(Timestamp::from_secs(wire.seconds).plus_millis(i64::from(wire.nanos / 1_000_000)))
@@ -166,7 +204,12 @@ pub fn timestamp(what: &'static str, wire: &prost_types::Timestamp) -> Result<Ti
 /// Writes a moment.
 pub fn timestamp_to_wire(moment: Timestamp) -> prost_types::Timestamp {
     let millis = moment.since(Timestamp::from_secs(moment.secs()));
-    prost_types::Timestamp { seconds: moment.secs(), nanos: i32::try_from(millis).unwrap_or_default().saturating_mul(1_000_000) }
+    prost_types::Timestamp {
+        seconds: moment.secs(),
+        nanos: i32::try_from(millis)
+            .unwrap_or_default()
+            .saturating_mul(1_000_000),
+    }
 }
 
 /// A field that must be there.
@@ -191,7 +234,10 @@ mod tests {
             Target::parse("Account", "ann").expect("target"),
             BTreeMap::from([
                 ("flag".to_owned(), Param::Bool(false)),
-                ("hosts".to_owned(), Param::set(vec![Param::Str("b".into()), Param::Str("a".into())]).expect("set")),
+                (
+                    "hosts".to_owned(),
+                    Param::set(vec![Param::Str("b".into()), Param::Str("a".into())]).expect("set"),
+                ),
                 ("more".to_owned(), inner),
             ]),
         )
@@ -228,22 +274,44 @@ mod tests {
             },
             &|w| {
                 for _ in 0..PARAM_DEPTH_MAX {
-                    let inner = v1::ValueSet { elements: w.parameters[0].value.clone().into_iter().collect() };
-                    w.parameters[0].value = Some(v1::Value { kind: Some(v1::value::Kind::SetValue(inner)) });
+                    let inner = v1::ValueSet {
+                        elements: w.parameters[0].value.clone().into_iter().collect(),
+                    };
+                    w.parameters[0].value = Some(v1::Value {
+                        kind: Some(v1::value::Kind::SetValue(inner)),
+                    });
                 }
             },
         ];
         for (i, bend) in bends.iter().enumerate() {
             assert!(bent(bend).is_err(), "bend {i}");
         }
-        let member = v1::Parameter { name: "x".to_owned(), value: good.parameters[0].value.clone() };
-        let twice = v1::ValueRecord { members: vec![member.clone(), member] };
-        assert!(value(&v1::Value { kind: Some(v1::value::Kind::RecordValue(twice)) }).is_err());
+        let member = v1::Parameter {
+            name: "x".to_owned(),
+            value: good.parameters[0].value.clone(),
+        };
+        let twice = v1::ValueRecord {
+            members: vec![member.clone(), member],
+        };
+        assert!(
+            value(&v1::Value {
+                kind: Some(v1::value::Kind::RecordValue(twice))
+            })
+            .is_err()
+        );
     }
 
     #[test]
     fn durations_are_whole_seconds() {
-        let read = |seconds_: i64, nanos| seconds("ttl", &prost_types::Duration { seconds: seconds_, nanos });
+        let read = |seconds_: i64, nanos| {
+            seconds(
+                "ttl",
+                &prost_types::Duration {
+                    seconds: seconds_,
+                    nanos,
+                },
+            )
+        };
         assert_eq!(read(300, 0), Ok(300));
         assert_eq!(read(-1, 0), Ok(-1));
         for (s, n) in [(1, 1), (0, -1), (DURATION_S_MAX + 1, 0), (i64::MIN, 0)] {
@@ -257,23 +325,41 @@ mod tests {
             let moment = Timestamp::from_millis(ms);
             assert_eq!(timestamp("at", &timestamp_to_wire(moment)), Ok(moment));
         }
-        for (seconds, nanos) in [(TIMESTAMP_S_MAX + 1, 0), (0, -1), (0, 1_000_000_000), (i64::MAX, 0)] {
+        for (seconds, nanos) in [
+            (TIMESTAMP_S_MAX + 1, 0),
+            (0, -1),
+            (0, 1_000_000_000),
+            (i64::MAX, 0),
+        ] {
             assert!(timestamp("at", &prost_types::Timestamp { seconds, nanos }).is_err());
         }
     }
 
     #[test]
     fn an_outcome_is_said() {
-        for outcome in [TaskOutcome::Succeeded, TaskOutcome::Failed, TaskOutcome::Abandoned] {
-            assert_eq!(task_outcome(task_outcome_to_wire(outcome).into()), Ok(outcome));
+        for outcome in [
+            TaskOutcome::Succeeded,
+            TaskOutcome::Failed,
+            TaskOutcome::Abandoned,
+        ] {
+            assert_eq!(
+                task_outcome(task_outcome_to_wire(outcome).into()),
+                Ok(outcome)
+            );
         }
         assert!(task_outcome(0).is_err() && task_outcome(4).is_err());
     }
 
     #[test]
     fn a_verdict_is_said() {
-        assert_eq!(verdict(verdict_to_wire(Verdict::Deny).into()), Ok(Verdict::Deny));
-        assert_eq!(verdict(verdict_to_wire(Verdict::Approve).into()), Ok(Verdict::Approve));
+        assert_eq!(
+            verdict(verdict_to_wire(Verdict::Deny).into()),
+            Ok(Verdict::Deny)
+        );
+        assert_eq!(
+            verdict(verdict_to_wire(Verdict::Approve).into()),
+            Ok(Verdict::Approve)
+        );
         assert!(verdict(0).is_err() && verdict(3).is_err());
     }
 }

@@ -42,7 +42,10 @@ pub fn methods() -> &'static [String] {
                 let package = file.package().to_owned();
                 file.service.into_iter().flat_map(move |service| {
                     let prefix = format!("{package}.{}", service.name());
-                    service.method.into_iter().map(move |method| format!("{prefix}/{}", method.name()))
+                    service
+                        .method
+                        .into_iter()
+                        .map(move |method| format!("{prefix}/{}", method.name()))
                 })
             })
             .collect()
@@ -62,8 +65,14 @@ mod tests {
     fn every_method_of_every_service_is_listed() {
         let methods = methods();
         assert_eq!(methods.len(), 17);
-        assert!(methods.iter().all(|m| m.starts_with("dipylon.v1.")), "{methods:?}");
-        for name in ["dipylon.v1.TaskService/OpenTask", "dipylon.v1.TokenService/WatchRevocations"] {
+        assert!(
+            methods.iter().all(|m| m.starts_with("dipylon.v1.")),
+            "{methods:?}"
+        );
+        for name in [
+            "dipylon.v1.TaskService/OpenTask",
+            "dipylon.v1.TokenService/WatchRevocations",
+        ] {
             assert!(methods.iter().any(|m| m == name), "{name}");
         }
     }

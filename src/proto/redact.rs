@@ -3,8 +3,8 @@
 use std::fmt::{Debug, Formatter, Result};
 
 use super::v1::{
-    BeginVoteResponse, CastVoteRequest, ConsumeTokenRequest, Evidence, IntrospectRequest, IssuedToken, Opening, Value, evidence,
-    value,
+    BeginVoteResponse, CastVoteRequest, ConsumeTokenRequest, Evidence, IntrospectRequest,
+    IssuedToken, Opening, Value, evidence, value,
 };
 
 const REDACTED: &str = "redacted";
@@ -62,26 +62,36 @@ impl Debug for IssuedToken {
 
 impl Debug for Opening {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
-        f.debug_struct("Opening").field("parameter", &self.parameter).field("salt", &REDACTED).finish()
+        f.debug_struct("Opening")
+            .field("parameter", &self.parameter)
+            .field("salt", &REDACTED)
+            .finish()
     }
 }
 
 impl Debug for IntrospectRequest {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
-        f.debug_struct("IntrospectRequest").field("token", &REDACTED).finish()
+        f.debug_struct("IntrospectRequest")
+            .field("token", &REDACTED)
+            .finish()
     }
 }
 
 impl Debug for ConsumeTokenRequest {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
-        f.debug_struct("ConsumeTokenRequest").field("token", &REDACTED).field("use_id", &self.use_id).finish()
+        f.debug_struct("ConsumeTokenRequest")
+            .field("token", &REDACTED)
+            .field("use_id", &self.use_id)
+            .finish()
     }
 }
 
 /// A statement holds the action in plain.
 impl Debug for BeginVoteResponse {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
-        f.debug_struct("BeginVoteResponse").field("statement", &REDACTED).finish()
+        f.debug_struct("BeginVoteResponse")
+            .field("statement", &REDACTED)
+            .finish()
     }
 }
 
@@ -98,34 +108,63 @@ impl Debug for CastVoteRequest {
 #[cfg(test)]
 mod tests {
     use super::super::v1::{
-        Action, OpenTaskRequest, Parameter, RequestTokenRequest, RequestTokenResponse, ValueRecord, ValueSet,
+        Action, OpenTaskRequest, Parameter, RequestTokenRequest, RequestTokenResponse, ValueRecord,
+        ValueSet,
     };
     use super::*;
 
     const SECRET: &str = "s3cr3t";
 
     fn text(text: &str) -> Value {
-        Value { kind: Some(value::Kind::StringValue(text.to_owned())) }
+        Value {
+            kind: Some(value::Kind::StringValue(text.to_owned())),
+        }
     }
 
     fn parameter(name: &str, value: Value) -> Parameter {
-        Parameter { name: name.to_owned(), value: Some(value) }
+        Parameter {
+            name: name.to_owned(),
+            value: Some(value),
+        }
     }
 
     #[test]
     fn no_secret_prints() {
         use super::super::v1::request_token_response::Outcome;
-        let evidence = Evidence { kind: Some(evidence::Kind::JwtSvid(SECRET.to_owned())) };
-        let set = Value { kind: Some(value::Kind::SetValue(ValueSet { elements: vec![text(SECRET)] })) };
-        let record = ValueRecord { members: vec![parameter("inner", text(SECRET)), parameter("set", set.clone())] };
-        let record = Value { kind: Some(value::Kind::RecordValue(record)) };
-        let number = Value { kind: Some(value::Kind::IntValue(735_193)) };
+        let evidence = Evidence {
+            kind: Some(evidence::Kind::JwtSvid(SECRET.to_owned())),
+        };
+        let set = Value {
+            kind: Some(value::Kind::SetValue(ValueSet {
+                elements: vec![text(SECRET)],
+            })),
+        };
+        let record = ValueRecord {
+            members: vec![
+                parameter("inner", text(SECRET)),
+                parameter("set", set.clone()),
+            ],
+        };
+        let record = Value {
+            kind: Some(value::Kind::RecordValue(record)),
+        };
+        let number = Value {
+            kind: Some(value::Kind::IntValue(735_193)),
+        };
         let action = Action {
             name: "account.disable".to_owned(),
-            parameters: vec![parameter("a", text(SECRET)), parameter("b", set), parameter("c", record), parameter("d", number)],
+            parameters: vec![
+                parameter("a", text(SECRET)),
+                parameter("b", set),
+                parameter("c", record),
+                parameter("d", number),
+            ],
             ..Action::default()
         };
-        let opening = Opening { parameter: "a".to_owned(), salt: SECRET.to_owned() };
+        let opening = Opening {
+            parameter: "a".to_owned(),
+            salt: SECRET.to_owned(),
+        };
         let token = IssuedToken {
             token: SECRET.to_owned(),
             jti: "tok_1".to_owned(),
@@ -133,16 +172,48 @@ mod tests {
             ..IssuedToken::default()
         };
         let printed = [
-            format!("{:?}", OpenTaskRequest { evidence: Some(evidence.clone()), ..OpenTaskRequest::default() }),
             format!(
                 "{:?}",
-                RequestTokenRequest { evidence: Some(evidence.clone()), action: Some(action), ..RequestTokenRequest::default() }
+                OpenTaskRequest {
+                    evidence: Some(evidence.clone()),
+                    ..OpenTaskRequest::default()
+                }
+            ),
+            format!(
+                "{:?}",
+                RequestTokenRequest {
+                    evidence: Some(evidence.clone()),
+                    action: Some(action),
+                    ..RequestTokenRequest::default()
+                }
             ),
             format!("{evidence:?} {:?} {opening:?}", evidence.kind),
-            format!("{:#?}", RequestTokenResponse { outcome: Some(Outcome::Token(token)), ..RequestTokenResponse::default() }),
-            format!("{:?}", IntrospectRequest { token: SECRET.to_owned() }),
-            format!("{:?}", ConsumeTokenRequest { token: SECRET.to_owned(), use_id: "u1".to_owned() }),
-            format!("{:?}", BeginVoteResponse { statement: SECRET.to_owned() }),
+            format!(
+                "{:#?}",
+                RequestTokenResponse {
+                    outcome: Some(Outcome::Token(token)),
+                    ..RequestTokenResponse::default()
+                }
+            ),
+            format!(
+                "{:?}",
+                IntrospectRequest {
+                    token: SECRET.to_owned()
+                }
+            ),
+            format!(
+                "{:?}",
+                ConsumeTokenRequest {
+                    token: SECRET.to_owned(),
+                    use_id: "u1".to_owned()
+                }
+            ),
+            format!(
+                "{:?}",
+                BeginVoteResponse {
+                    statement: SECRET.to_owned()
+                }
+            ),
             format!(
                 "{:?}",
                 CastVoteRequest {
@@ -153,7 +224,10 @@ mod tests {
             ),
         ];
         for text in &printed {
-            assert!(!text.contains(SECRET) && !text.contains("735193") && !text.contains("115, 51"), "{text}");
+            assert!(
+                !text.contains(SECRET) && !text.contains("735193") && !text.contains("115, 51"),
+                "{text}"
+            );
         }
         for shown in ["account.disable", "tok_1", "u1", "areq_1"] {
             assert!(printed.iter().any(|text| text.contains(shown)), "{shown}");

@@ -72,7 +72,9 @@ impl<U: Message + Name + Default> Decoder for StrictDecoder<U> {
 /// Reads a request strictly.
 pub fn read<U: Message + Name + Default>(bytes: &[u8]) -> Result<U, Refusal> {
     let table = Table::ours().ok_or_else(|| Refusal::new("", "this broker has no descriptor"))?;
-    let root = table.root(U::PACKAGE, U::NAME).ok_or_else(|| Refusal::new("", "of an unknown type"))?;
+    let root = table
+        .root(U::PACKAGE, U::NAME)
+        .ok_or_else(|| Refusal::new("", "of an unknown type"))?;
     table.walk(bytes, root)?;
     U::decode(bytes).map_err(|_| Refusal::new("", "cannot be decoded"))
 }
@@ -87,18 +89,26 @@ pub struct Refusal {
 
 impl Refusal {
     fn new(path: &str, rule: impl Into<String>) -> Self {
-        Self { path: path.to_owned(), rule: rule.into() }
+        Self {
+            path: path.to_owned(),
+            rule: rule.into(),
+        }
     }
 
     /// The same, one message further out.
     fn within(mut self, field: &str) -> Self {
-        self.path = if self.path.is_empty() { field.to_owned() } else { format!("{field}.{}", self.path) };
+        self.path = if self.path.is_empty() {
+            field.to_owned()
+        } else {
+            format!("{field}.{}", self.path)
+        };
         self
     }
 
     /// INVALID_ARGUMENT with reason MALFORMED.
     pub fn status(&self) -> Status {
-        let details = ErrorDetails::with_error_info(Reason::Malformed.as_str(), ERROR_DOMAIN, HashMap::new());
+        let details =
+            ErrorDetails::with_error_info(Reason::Malformed.as_str(), ERROR_DOMAIN, HashMap::new());
         Status::with_error_details(Code::InvalidArgument, self.to_string(), details)
     }
 }
@@ -144,7 +154,9 @@ impl Table {
     /// The table of the descriptor in this binary, built once.
     fn ours() -> Option<&'static Self> {
         static TABLE: OnceLock<Option<Table>> = OnceLock::new();
-        TABLE.get_or_init(|| descriptor().and_then(|set| Self::build(&set))).as_ref()
+        TABLE
+            .get_or_init(|| descriptor().and_then(|set| Self::build(&set)))
+            .as_ref()
     }
 
     /// `None` if a field is of a kind that no message of ours has: a group, or a message that is not in the set.
@@ -153,11 +165,22 @@ impl Table {
         for file in &set.file {
             collect(file.package(), &file.message_type, &mut named);
         }
-        let places = named.iter().enumerate().map(|(place, (name, _))| (name.clone(), place)).collect();
-        let mut table = Self { messages: Vec::new(), places };
+        let places = named
+            .iter()
+            .enumerate()
+            .map(|(place, (name, _))| (name.clone(), place))
+            .collect();
+        let mut table = Self {
+            messages: Vec::new(),
+            places,
+        };
         for (_, message) in &named {
             let oneofs = message.oneof_decl.len();
-            let fields = message.field.iter().enumerate().map(|(place, field)| table.field(field, oneofs + place));
+            let fields = message
+                .field
+                .iter()
+                .enumerate()
+                .map(|(place, field)| table.field(field, oneofs + place));
             let fields = fields.collect::<Option<Vec<_>>>()?;
             table.messages.push(fields);
         }
@@ -178,16 +201,27 @@ impl Table {
             Type::Message => Form::Message(*self.places.get(field.type_name().strip_prefix('.')?)?),
             Type::Group => return None,
         };
-        let oneof = field.oneof_index.and_then(|place| usize::try_from(place).ok());
+        let oneof = field
+            .oneof_index
+            .and_then(|place| usize::try_from(place).ok());
         let slot = match field.label() {
             Label::Repeated => None,
             Label::Optional | Label::Required => Some(oneof.unwrap_or(own_slot)),
         };
-        Some(Field { number: u32::try_from(field.number()).ok()?, name: field.name().to_owned(), form, slot })
+        Some(Field {
+            number: u32::try_from(field.number()).ok()?,
+            name: field.name().to_owned(),
+            form,
+            slot,
+        })
     }
 
     fn root(&self, package: &str, name: &str) -> Option<usize> {
-        if package == PACKAGE { self.places.get(&format!("{package}.{name}")).copied() } else { None }
+        if package == PACKAGE {
+            self.places.get(&format!("{package}.{name}")).copied()
+        } else {
+            None
+        }
     }
 
     fn walk(&self, bytes: &[u8], root: usize) -> Result<(), Refusal> {
@@ -195,27 +229,47 @@ impl Table {
         self.message(bytes, root, 1, &mut left)
     }
 
-    fn message(&self, bytes: &[u8], place: usize, depth: usize, left: &mut usize) -> Result<(), Refusal> {
+    fn message(
+        &self,
+        bytes: &[u8],
+        place: usize,
+        depth: usize,
+        left: &mut usize,
+    ) -> Result<(), Refusal> {
         if depth > DEPTH_MAX {
-            return Err(Refusal::new("", format!("nests deeper than {DEPTH_MAX} messages")));
+            return Err(Refusal::new(
+                "",
+                format!("nests deeper than {DEPTH_MAX} messages"),
+            ));
         }
-        let fields = self.messages.get(place).ok_or_else(|| Refusal::new("", "of an unknown type"))?;
+        let fields = self
+            .messages
+            .get(place)
+            .ok_or_else(|| Refusal::new("", "of an unknown type"))?;
         let mut seen = Vec::new();
         let mut wire = Wire(bytes);
         while !wire.0.is_empty() {
-            let (number, wire_type) = wire.tag().ok_or_else(|| Refusal::new("", "has a broken tag"))?;
-            *left = left.checked_sub(1).ok_or_else(|| Refusal::new("", format!("has more than {FIELDS_MAX} fields")))?;
+            let (number, wire_type) = wire
+                .tag()
+                .ok_or_else(|| Refusal::new("", "has a broken tag"))?;
+            *left = left
+                .checked_sub(1)
+                .ok_or_else(|| Refusal::new("", format!("has more than {FIELDS_MAX} fields")))?;
             let field = fields
                 .iter()
                 .find(|field| field.number == number)
                 .ok_or_else(|| Refusal::new("", format!("field {number} is unknown")))?;
             if let Some(slot) = field.slot {
                 if seen.contains(&slot) {
-                    return Err(Refusal::new(&field.name, format!("field {number}, or its oneof, stands twice")));
+                    return Err(Refusal::new(
+                        &field.name,
+                        format!("field {number}, or its oneof, stands twice"),
+                    ));
                 }
                 seen.push(slot);
             }
-            self.value(field, wire_type, &mut wire, depth, left).map_err(|refusal| refusal.within(&field.name))?;
+            self.value(field, wire_type, &mut wire, depth, left)
+                .map_err(|refusal| refusal.within(&field.name))?;
         }
         Ok(())
     }
@@ -233,22 +287,31 @@ impl Table {
         match (field.form, wire_type) {
             (Form::Varint(range), WireType::Varint) => {
                 let value = wire.varint().ok_or_else(cut)?;
-                range.holds(value).then_some(()).ok_or_else(|| Refusal::new("", format!("field {number} is out of range")))
+                range
+                    .holds(value)
+                    .then_some(())
+                    .ok_or_else(|| Refusal::new("", format!("field {number} is out of range")))
             }
             (Form::Fixed64, WireType::Fixed64) => wire.take(8).map(drop).ok_or_else(cut),
             (Form::Fixed32, WireType::Fixed32) => wire.take(4).map(drop).ok_or_else(cut),
             (Form::Bytes, WireType::Len) => wire.prefixed().map(drop).ok_or_else(cut),
             (Form::Text, WireType::Len) => {
                 let text = wire.prefixed().ok_or_else(cut)?;
-                std::str::from_utf8(text).map(drop).map_err(|_| Refusal::new("", format!("field {number} is not UTF-8")))
+                std::str::from_utf8(text)
+                    .map(drop)
+                    .map_err(|_| Refusal::new("", format!("field {number} is not UTF-8")))
             }
-            (Form::Message(place), WireType::Len) => self.message(wire.prefixed().ok_or_else(cut)?, place, depth + 1, left),
+            (Form::Message(place), WireType::Len) => {
+                self.message(wire.prefixed().ok_or_else(cut)?, place, depth + 1, left)
+            }
             // proto3 packs repeated numbers; every reader takes both forms.
             (Form::Varint(range), WireType::Len) if field.slot.is_none() => {
                 let mut packed = Wire(wire.prefixed().ok_or_else(cut)?);
                 while !packed.0.is_empty() {
                     let value = packed.varint().ok_or_else(cut)?;
-                    *left = left.checked_sub(1).ok_or_else(|| Refusal::new("", format!("has more than {FIELDS_MAX} fields")))?;
+                    *left = left.checked_sub(1).ok_or_else(|| {
+                        Refusal::new("", format!("has more than {FIELDS_MAX} fields"))
+                    })?;
                     if !range.holds(value) {
                         return Err(Refusal::new("", format!("field {number} is out of range")));
                     }
@@ -256,9 +319,21 @@ impl Table {
                 Ok(())
             }
             (
-                Form::Varint(_) | Form::Fixed64 | Form::Fixed32 | Form::Text | Form::Bytes | Form::Message(_),
-                WireType::Varint | WireType::Fixed64 | WireType::Len | WireType::Group | WireType::Fixed32,
-            ) => Err(Refusal::new("", format!("field {number} is of another wire type"))),
+                Form::Varint(_)
+                | Form::Fixed64
+                | Form::Fixed32
+                | Form::Text
+                | Form::Bytes
+                | Form::Message(_),
+                WireType::Varint
+                | WireType::Fixed64
+                | WireType::Len
+                | WireType::Group
+                | WireType::Fixed32,
+            ) => Err(Refusal::new(
+                "",
+                format!("field {number} is of another wire type"),
+            )),
         }
     }
 }
@@ -275,7 +350,11 @@ impl Range {
     }
 }
 
-fn collect<'a>(prefix: &str, messages: &'a [DescriptorProto], out: &mut Vec<(String, &'a DescriptorProto)>) {
+fn collect<'a>(
+    prefix: &str,
+    messages: &'a [DescriptorProto],
+    out: &mut Vec<(String, &'a DescriptorProto)>,
+) {
     for message in messages {
         let name = format!("{prefix}.{}", message.name());
         collect(&name, &message.nested_type, out);

@@ -21,7 +21,13 @@ fn len(number: u32, bytes: &[u8]) -> Vec<u8> {
 }
 
 fn open_task() -> Vec<u8> {
-    [len(1, &len(1, b"svid")), len(2, b"why"), len(3, &varint(1, 60)), len(4, b"r1")].concat()
+    [
+        len(1, &len(1, b"svid")),
+        len(2, b"why"),
+        len(3, &varint(1, 60)),
+        len(4, b"r1"),
+    ]
+    .concat()
 }
 
 fn refused<U: prost::Message + prost::Name + Default + std::fmt::Debug>(bytes: &[u8]) -> Refusal {
@@ -43,7 +49,10 @@ fn what_is_understood_is_read() {
     assert_eq!(message.purpose, "why");
     assert_eq!(message.max_duration.map(|d| d.seconds), Some(60));
     assert!(read::<v1::ListAccessRequestsRequest>(&[]).is_ok());
-    let record = len(5, &len(1, &[len(1, b"m"), len(2, &varint(3, u64::MAX))].concat()));
+    let record = len(
+        5,
+        &len(1, &[len(1, b"m"), len(2, &varint(3, u64::MAX))].concat()),
+    );
     assert!(read::<v1::RequestTokenRequest>(&with_value(&record)).is_ok());
 }
 
@@ -51,20 +60,48 @@ fn what_is_understood_is_read() {
 fn every_top_level_refusal() {
     let with = |extra: Vec<u8>| [open_task(), extra].concat();
     let cases: [(&str, Vec<u8>, &str); 14] = [
-        ("unknown number", with(len(9, b"x")), "message: field 9 is unknown"),
+        (
+            "unknown number",
+            with(len(9, b"x")),
+            "message: field 9 is unknown",
+        ),
         ("unknown varint", with(varint(15, 1)), "field 15 is unknown"),
-        ("singular twice", with(len(4, b"r2")), "message at request_id: field 4, or its oneof, stands twice"),
-        ("message twice", with(len(1, &len(1, b"other"))), "stands twice"),
-        ("wrong wire type", varint(4, 1), "field 4 is of another wire type"),
-        ("group start", vec![1 << 3 | 3, 1 << 3 | 4], "another wire type"),
+        (
+            "singular twice",
+            with(len(4, b"r2")),
+            "message at request_id: field 4, or its oneof, stands twice",
+        ),
+        (
+            "message twice",
+            with(len(1, &len(1, b"other"))),
+            "stands twice",
+        ),
+        (
+            "wrong wire type",
+            varint(4, 1),
+            "field 4 is of another wire type",
+        ),
+        (
+            "group start",
+            vec![1 << 3 | 3, 1 << 3 | 4],
+            "another wire type",
+        ),
         ("group end", vec![1 << 3 | 4], "another wire type"),
         ("fixed", vec![4 << 3 | 5, 0, 0, 0, 0], "another wire type"),
         ("wire type 7", vec![1 << 3 | 7], "broken tag"),
         ("number 0", vec![2, 0], "broken tag"),
-        ("tag above 32 bits", vec![0xff, 0xff, 0xff, 0xff, 0x7f], "broken tag"),
+        (
+            "tag above 32 bits",
+            vec![0xff, 0xff, 0xff, 0xff, 0x7f],
+            "broken tag",
+        ),
         ("endless varint", vec![0xff; 11], "broken tag"),
         ("cut", vec![2 << 3 | 2, 9, b'x'], "field 2 is cut short"),
-        ("not UTF-8", len(2, &[0xff]), "message at purpose: field 2 is not UTF-8"),
+        (
+            "not UTF-8",
+            len(2, &[0xff]),
+            "message at purpose: field 2 is not UTF-8",
+        ),
     ];
     for (what, bytes, text) in cases {
         let refusal = refused::<v1::OpenTaskRequest>(&bytes).to_string();
@@ -76,21 +113,53 @@ fn every_top_level_refusal() {
 fn nested_ones_too_with_their_path() {
     let text = len(1, b"v");
     let cases: [(&str, Vec<u8>, &str); 6] = [
-        ("unknown in value", varint(8, 1), "message at action.parameters.value: field 8 is unknown"),
-        ("both of a oneof", [text.clone(), varint(2, 1)].concat(), "action.parameters.value.bool_value"),
-        ("one of a oneof twice", [text.clone(), text.clone()].concat(), "stands twice"),
-        ("unknown in set", len(4, &[len(1, &text), len(2, b"")].concat()), "action.parameters.value.set_value: field 2"),
-        ("in a record's member", len(5, &len(1, &len(3, b""))), "value.record_value.members: field 3 is unknown"),
-        ("a bool that is 2", varint(2, 2), "action.parameters.value.bool_value: field 2 is out of range"),
+        (
+            "unknown in value",
+            varint(8, 1),
+            "message at action.parameters.value: field 8 is unknown",
+        ),
+        (
+            "both of a oneof",
+            [text.clone(), varint(2, 1)].concat(),
+            "action.parameters.value.bool_value",
+        ),
+        (
+            "one of a oneof twice",
+            [text.clone(), text.clone()].concat(),
+            "stands twice",
+        ),
+        (
+            "unknown in set",
+            len(4, &[len(1, &text), len(2, b"")].concat()),
+            "action.parameters.value.set_value: field 2",
+        ),
+        (
+            "in a record's member",
+            len(5, &len(1, &len(3, b""))),
+            "value.record_value.members: field 3 is unknown",
+        ),
+        (
+            "a bool that is 2",
+            varint(2, 2),
+            "action.parameters.value.bool_value: field 2 is out of range",
+        ),
     ];
     for (what, value, text) in cases {
         let refusal = refused::<v1::RequestTokenRequest>(&with_value(&value)).to_string();
         assert!(refusal.contains(text), "{what}: {refusal}");
     }
     let duration = len(3, &[varint(1, 60), varint(3, 1)].concat());
-    assert!(refused::<v1::RequestTokenRequest>(&duration).to_string().contains("ttl: field 3 is unknown"));
+    assert!(
+        refused::<v1::RequestTokenRequest>(&duration)
+            .to_string()
+            .contains("ttl: field 3 is unknown")
+    );
     let nanos = len(3, &varint(2, 1 << 32));
-    assert!(refused::<v1::RequestTokenRequest>(&nanos).to_string().contains("ttl.nanos: field 2 is out of range"));
+    assert!(
+        refused::<v1::RequestTokenRequest>(&nanos)
+            .to_string()
+            .contains("ttl.nanos: field 2 is out of range")
+    );
 }
 
 #[test]
@@ -98,14 +167,31 @@ fn depth_and_number_are_bounded() {
     let nested = |sets: usize| (0..sets).fold(len(1, b"v"), |inner, _| len(4, &len(1, &inner)));
     // The request, its action, the parameter and the value are four; each set and its element two more.
     assert!(read::<v1::RequestTokenRequest>(&with_value(&nested(6))).is_ok());
-    assert!(refused::<v1::RequestTokenRequest>(&with_value(&nested(7))).to_string().contains("nests deeper than 16"));
+    assert!(
+        refused::<v1::RequestTokenRequest>(&with_value(&nested(7)))
+            .to_string()
+            .contains("nests deeper than 16")
+    );
     let seventeen = (0..6).fold(len(4, b""), |inner, _| len(4, &len(1, &inner)));
-    assert!(refused::<v1::RequestTokenRequest>(&with_value(&seventeen)).to_string().contains("nests deeper than 16"));
-    let deepest = (0..3).fold(len(1, b"v"), |inner, _| len(5, &len(1, &[len(1, b"m"), len(2, &inner)].concat())));
-    assert!(read::<v1::RequestTokenRequest>(&with_value(&deepest)).is_ok(), "four levels of records");
+    assert!(
+        refused::<v1::RequestTokenRequest>(&with_value(&seventeen))
+            .to_string()
+            .contains("nests deeper than 16")
+    );
+    let deepest = (0..3).fold(len(1, b"v"), |inner, _| {
+        len(5, &len(1, &[len(1, b"m"), len(2, &inner)].concat()))
+    });
+    assert!(
+        read::<v1::RequestTokenRequest>(&with_value(&deepest)).is_ok(),
+        "four levels of records"
+    );
     let many = |count: usize| len(2, &len(3, b"").repeat(count));
     assert!(read::<v1::RequestTokenRequest>(&many(FIELDS_MAX - 1)).is_ok());
-    assert!(refused::<v1::RequestTokenRequest>(&many(FIELDS_MAX)).to_string().contains("more than 10000 fields"));
+    assert!(
+        refused::<v1::RequestTokenRequest>(&many(FIELDS_MAX))
+            .to_string()
+            .contains("more than 10000 fields")
+    );
 }
 
 #[test]
@@ -114,7 +200,10 @@ fn the_answer_is_invalid_argument_malformed_and_shows_no_value() {
     let status = refused::<v1::OpenTaskRequest>(&bytes).status();
     let info = status.get_details_error_info().expect("ErrorInfo");
     assert_eq!(status.code(), Code::InvalidArgument);
-    assert_eq!((info.reason.as_str(), info.domain.as_str()), ("MALFORMED", "dipylon"));
+    assert_eq!(
+        (info.reason.as_str(), info.domain.as_str()),
+        ("MALFORMED", "dipylon")
+    );
     assert!(!format!("{status:?}").contains("s3cr3t"));
 }
 
@@ -128,10 +217,16 @@ fn value() -> impl Strategy<Value = v1::Value> {
     let kind = leaf.prop_recursive(3, 24, 4, |inner| {
         let value = inner.prop_map(|kind| v1::Value { kind: Some(kind) });
         prop_oneof![
-            prop::collection::vec(value.clone(), 0..4).prop_map(|elements| Kind::SetValue(v1::ValueSet { elements })),
+            prop::collection::vec(value.clone(), 0..4)
+                .prop_map(|elements| Kind::SetValue(v1::ValueSet { elements })),
             prop::collection::vec((any::<String>(), value), 0..4).prop_map(|members| {
-                let members = members.into_iter().map(|(name, value)| v1::Parameter { name, value: Some(value) });
-                Kind::RecordValue(v1::ValueRecord { members: members.collect() })
+                let members = members.into_iter().map(|(name, value)| v1::Parameter {
+                    name,
+                    value: Some(value),
+                });
+                Kind::RecordValue(v1::ValueRecord {
+                    members: members.collect(),
+                })
             }),
         ]
     });
@@ -139,14 +234,21 @@ fn value() -> impl Strategy<Value = v1::Value> {
 }
 
 fn duration() -> impl Strategy<Value = Option<prost_types::Duration>> {
-    prop::option::of((any::<i64>(), any::<i32>()).prop_map(|(seconds, nanos)| prost_types::Duration { seconds, nanos }))
+    prop::option::of(
+        (any::<i64>(), any::<i32>())
+            .prop_map(|(seconds, nanos)| prost_types::Duration { seconds, nanos }),
+    )
 }
 
 fn evidence() -> impl Strategy<Value = Option<v1::Evidence>> {
-    prop::option::of(any::<String>().prop_map(|svid| v1::Evidence { kind: Some(v1::evidence::Kind::JwtSvid(svid)) }))
+    prop::option::of(any::<String>().prop_map(|svid| v1::Evidence {
+        kind: Some(v1::evidence::Kind::JwtSvid(svid)),
+    }))
 }
 
-fn passes<U: prost::Message + prost::Name + Default + PartialEq + std::fmt::Debug>(message: &U) -> Result<(), TestCaseError> {
+fn passes<U: prost::Message + prost::Name + Default + PartialEq + std::fmt::Debug>(
+    message: &U,
+) -> Result<(), TestCaseError> {
     prop_assert_eq!(&read::<U>(&message.encode_to_vec())?, message);
     Ok(())
 }

@@ -19,7 +19,9 @@ pub(super) fn read(
 ) -> BTreeMap<AgentId, Arc<Agent>> {
     let mut agents = BTreeMap::new();
     let source = Source { file: AGENTS, text };
-    let Some(root) = source.read(problems) else { return agents };
+    let Some(root) = source.read(problems) else {
+        return agents;
+    };
     let mut top = Fields::new(source, "agents", None, root.get_ref(), problems);
     let mut spiffe_ids = BTreeSet::new();
     for (at, table) in top.tables("agent") {
@@ -32,25 +34,53 @@ pub(super) fn read(
         let autonomy = fields.required("autonomy", |text| line("autonomy", text));
         let groups = fields.words("groups", GroupId::parse);
         let ceiling = fields.words("actions", ActionName::parse);
-        if let Some(owner) = owner.as_ref().filter(|owner| !people.persons.contains_key(owner)) {
+        if let Some(owner) = owner
+            .as_ref()
+            .filter(|owner| !people.persons.contains_key(owner))
+        {
             let near = nearest(owner.as_str(), people.persons.keys().map(PersonId::as_str));
-            fields.problem(format!("owner \"{owner}\" is not a person of people.toml{near}"));
+            fields.problem(format!(
+                "owner \"{owner}\" is not a person of people.toml{near}"
+            ));
         }
-        for name in catalogue.into_iter().flat_map(|c| ceiling.iter().filter(|name| c.action(name).is_none())) {
-            let near = nearest(name.as_str(), catalogue.into_iter().flat_map(Catalogue::names));
+        for name in catalogue
+            .into_iter()
+            .flat_map(|c| ceiling.iter().filter(|name| c.action(name).is_none()))
+        {
+            let near = nearest(
+                name.as_str(),
+                catalogue.into_iter().flat_map(Catalogue::names),
+            );
             fields.problem(format!("action \"{name}\" is not in the catalogue{near}"));
         }
-        if let (Some(id), Some(spiffe_id), Some(owner), Some(environment), Some(model), Some(autonomy)) =
-            (id, spiffe_id, owner, environment, model, autonomy)
+        if let (
+            Some(id),
+            Some(spiffe_id),
+            Some(owner),
+            Some(environment),
+            Some(model),
+            Some(autonomy),
+        ) = (id, spiffe_id, owner, environment, model, autonomy)
         {
             if !spiffe_ids.insert(spiffe_id.clone()) {
                 fields.problem("another agent has this spiffe_id; exactly one agent must match");
             }
             match agents.entry(id) {
-                Entry::Occupied(taken) => fields.problem(format!("id \"{}\" is taken by another agent", taken.key())),
+                Entry::Occupied(taken) => {
+                    fields.problem(format!("id \"{}\" is taken by another agent", taken.key()))
+                }
                 Entry::Vacant(free) => {
                     let id = free.key().clone();
-                    free.insert(Arc::new(Agent { id, spiffe_id, owner, environment, model, autonomy, groups, ceiling }));
+                    free.insert(Arc::new(Agent {
+                        id,
+                        spiffe_id,
+                        owner,
+                        environment,
+                        model,
+                        autonomy,
+                        groups,
+                        ceiling,
+                    }));
                 }
             }
         }

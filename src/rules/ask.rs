@@ -4,7 +4,9 @@ use super::PolicyBundle;
 use super::judge::{Asked, Shown, Verdict};
 use super::people::Profile;
 use super::rule::{Remedy, RuleInfo};
-use crate::model::{Action, Agent, DeniedReason, EvidenceKind, ProfileName, ProfileRef, RuleRef, Timestamp};
+use crate::model::{
+    Action, Agent, DeniedReason, EvidenceKind, ProfileName, ProfileRef, RuleRef, Timestamp,
+};
 
 /// What gate 2 asks the rules. Every number comes from the broker, none from the agent but the time to live it asks for.
 #[derive(Debug, Clone, Copy)]
@@ -89,35 +91,63 @@ impl PolicyBundle {
             return self.denied(DeniedReason::RuleFailed, &BTreeSet::new());
         }
         // A yes under a profile that no longer exists satisfies nothing.
-        let held = q.approvals.iter().filter(|name| self.profile(name).is_some()).cloned().collect();
-        let mut trial = Trial { held, assumed: BTreeMap::new(), ttl_ms: q.ttl_ms, shortened_by: BTreeSet::new() };
+        let held = q
+            .approvals
+            .iter()
+            .filter(|name| self.profile(name).is_some())
+            .cloned()
+            .collect();
+        let mut trial = Trial {
+            held,
+            assumed: BTreeMap::new(),
+            ttl_ms: q.ttl_ms,
+            shortened_by: BTreeSet::new(),
+        };
         let mut forbids = BTreeSet::new();
         for _ in 0..ROUNDS_MAX {
             forbids = match self.judge(q, &trial) {
                 Verdict::Failed(rules) => return self.denied(DeniedReason::RuleFailed, &rules),
                 Verdict::Allow(permits) => return self.allowed(q, trial, permits),
-                Verdict::Deny(forbids) if forbids.is_empty() => return self.denied(DeniedReason::NoRuleAllows, &forbids),
+                Verdict::Deny(forbids) if forbids.is_empty() => {
+                    return self.denied(DeniedReason::NoRuleAllows, &forbids);
+                }
                 Verdict::Deny(forbids) => forbids,
             };
-            let Some(remedies) = self.remedies(&forbids) else { break };
+            let Some(remedies) = self.remedies(&forbids) else {
+                break;
+            };
             if !trial.shorten(&remedies) && !trial.assume(&remedies) {
                 break;
             }
         }
         // Those that nothing would lift are the answer; the others only when there are none of these.
-        let final_ones = |id: &&String| self.rules.infos.get(*id).is_none_or(|rule| rule.remedy.is_none());
+        let final_ones = |id: &&String| {
+            self.rules
+                .infos
+                .get(*id)
+                .is_none_or(|rule| rule.remedy.is_none())
+        };
         let last: BTreeSet<String> = forbids.iter().filter(final_ones).cloned().collect();
-        self.denied(DeniedReason::ForbiddenByRule, if last.is_empty() { &forbids } else { &last })
+        self.denied(
+            DeniedReason::ForbiddenByRule,
+            if last.is_empty() { &forbids } else { &last },
+        )
     }
 
     /// Cedar says yes to the trial. Profiles that turn out not to matter are let go, the smallest quorum first: where two
     /// forbids ask for one yes and for two, and two lift both, nobody is asked for three.
     fn allowed(&self, q: &Question<'_>, mut trial: Trial, mut permits: BTreeSet<String>) -> Answer {
-        let mut profiles: Vec<_> = trial.assumed.keys().filter_map(|name| self.profile(name)).collect();
+        let mut profiles: Vec<_> = trial
+            .assumed
+            .keys()
+            .filter_map(|name| self.profile(name))
+            .collect();
         profiles.sort_by_key(|profile| (profile.quorum, &profile.name));
         if profiles.len() > 1 {
             for profile in profiles {
-                let Some(rules) = trial.assumed.remove(&profile.name) else { continue };
+                let Some(rules) = trial.assumed.remove(&profile.name) else {
+                    continue;
+                };
                 match self.judge(q, &trial) {
                     Verdict::Allow(still) => permits = still,
                     Verdict::Deny(_) => {
@@ -127,18 +157,38 @@ impl PolicyBundle {
                 }
             }
         }
-        let lifted = trial.assumed.values().flatten().chain(&trial.shortened_by).cloned().collect();
+        let lifted = trial
+            .assumed
+            .values()
+            .flatten()
+            .chain(&trial.shortened_by)
+            .cloned()
+            .collect();
         let rules = self.references(&(&permits | &lifted));
         let ttl_ms = trial.ttl_ms;
         if trial.assumed.is_empty() {
             return Answer::Allowed { ttl_ms, rules };
         }
-        let profiles = trial.assumed.keys().filter_map(|name| self.profile(name)).map(Profile::reference).collect();
-        Answer::Needs { profiles, ttl_ms, rules }
+        let profiles = trial
+            .assumed
+            .keys()
+            .filter_map(|name| self.profile(name))
+            .map(Profile::reference)
+            .collect();
+        Answer::Needs {
+            profiles,
+            ttl_ms,
+            rules,
+        }
     }
 
     fn judge(&self, q: &Question<'_>, trial: &Trial) -> Verdict {
-        let approvals = trial.held.iter().chain(trial.assumed.keys()).cloned().collect();
+        let approvals = trial
+            .held
+            .iter()
+            .chain(trial.assumed.keys())
+            .cloned()
+            .collect();
         let asked = Asked {
             agent: &q.agent.id,
             action: &q.action.name,
@@ -147,7 +197,12 @@ impl PolicyBundle {
             parameters: &q.action.parameters,
             ttl_ms: trial.ttl_ms,
             approvals: &approvals,
-            shown: Shown { kind: q.evidence_kind, age_ms: q.evidence_age_ms, binding: q.binding, now: q.now },
+            shown: Shown {
+                kind: q.evidence_kind,
+                age_ms: q.evidence_age_ms,
+                binding: q.binding,
+                now: q.now,
+            },
             task_age_ms: q.task_age_ms,
             task_depth: q.task_depth,
         };
@@ -155,7 +210,10 @@ impl PolicyBundle {
     }
 
     fn denied(&self, why: DeniedReason, rules: &BTreeSet<String>) -> Answer {
-        Answer::Denied { why, rules: self.references(rules) }
+        Answer::Denied {
+            why,
+            rules: self.references(rules),
+        }
     }
 
     /// Gate 1's question of policy: may this agent operate in its environment now?
@@ -167,11 +225,26 @@ impl PolicyBundle {
         binding: &str,
         now: Timestamp,
     ) -> OperateAnswer {
-        let shown = Shown { kind: evidence_kind, age_ms: evidence_age_ms, binding, now };
-        let denied = |why, rules: &BTreeSet<String>| OperateAnswer::Denied { why, rules: self.references(rules) };
-        match self.judge.judge_operate(&self.rules.set, &agent.id, &agent.environment, shown) {
-            Verdict::Allow(permits) => OperateAnswer::Allowed { rules: self.references(&permits) },
-            Verdict::Deny(forbids) if forbids.is_empty() => denied(DeniedReason::NoRuleAllows, &forbids),
+        let shown = Shown {
+            kind: evidence_kind,
+            age_ms: evidence_age_ms,
+            binding,
+            now,
+        };
+        let denied = |why, rules: &BTreeSet<String>| OperateAnswer::Denied {
+            why,
+            rules: self.references(rules),
+        };
+        match self
+            .judge
+            .judge_operate(&self.rules.set, &agent.id, &agent.environment, shown)
+        {
+            Verdict::Allow(permits) => OperateAnswer::Allowed {
+                rules: self.references(&permits),
+            },
+            Verdict::Deny(forbids) if forbids.is_empty() => {
+                denied(DeniedReason::NoRuleAllows, &forbids)
+            }
             Verdict::Deny(forbids) => denied(DeniedReason::ForbiddenByRule, &forbids),
             Verdict::Failed(rules) => denied(DeniedReason::RuleFailed, &rules),
         }
@@ -179,12 +252,20 @@ impl PolicyBundle {
 
     /// The remedy of each of these forbids, or nothing when one has none.
     fn remedies<'a>(&'a self, forbids: &BTreeSet<String>) -> Option<Vec<(&'a str, &'a Remedy)>> {
-        let remedy = |id: &String| self.rules.infos.get(id).and_then(|rule| Some((rule.id.as_str(), rule.remedy.as_ref()?)));
+        let remedy = |id: &String| {
+            self.rules
+                .infos
+                .get(id)
+                .and_then(|rule| Some((rule.id.as_str(), rule.remedy.as_ref()?)))
+        };
         forbids.iter().map(remedy).collect()
     }
 
     fn references(&self, ids: &BTreeSet<String>) -> Vec<RuleRef> {
-        ids.iter().filter_map(|id| self.rules.infos.get(id)).map(RuleInfo::reference).collect()
+        ids.iter()
+            .filter_map(|id| self.rules.infos.get(id))
+            .map(RuleInfo::reference)
+            .collect()
     }
 }
 
@@ -222,7 +303,10 @@ impl Trial {
         for (id, remedy) in remedies {
             match remedy {
                 Remedy::StepUp(name) if !self.held.contains(name) => {
-                    self.assumed.entry(name.clone()).or_default().insert((*id).to_owned());
+                    self.assumed
+                        .entry(name.clone())
+                        .or_default()
+                        .insert((*id).to_owned());
                 }
                 Remedy::StepUp(_) | Remedy::MaxTtl(_) => {}
             }

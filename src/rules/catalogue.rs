@@ -88,7 +88,11 @@ pub enum ParamType {
 impl CatalogueAction {
     /// Names of the parameters that are kept out of entries and tokens.
     pub fn sensitive(&self) -> BTreeSet<String> {
-        self.parameters.iter().filter(|(_, spec)| spec.sensitive).map(|(name, _)| name.clone()).collect()
+        self.parameters
+            .iter()
+            .filter(|(_, spec)| spec.sensitive)
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 
     /// Whether `given` is what the catalogue says; the error names the parameter, never its value.
@@ -102,7 +106,11 @@ impl CatalogueAction {
     }
 }
 
-fn check_members(path: &str, specs: &BTreeMap<String, ParamSpec>, given: &BTreeMap<String, Param>) -> Result<(), String> {
+fn check_members(
+    path: &str,
+    specs: &BTreeMap<String, ParamSpec>,
+    given: &BTreeMap<String, Param>,
+) -> Result<(), String> {
     if let Some(unknown) = given.keys().find(|name| !specs.contains_key(*name)) {
         return Err(format!("{path}{unknown} is not a parameter of this action"));
     }
@@ -118,9 +126,15 @@ fn check_members(path: &str, specs: &BTreeMap<String, ParamSpec>, given: &BTreeM
 
 fn check_value(path: &str, ty: &ParamType, param: &Param) -> Result<(), String> {
     match (ty, param) {
-        (ParamType::String, Param::Str(_)) | (ParamType::Bool, Param::Bool(_)) | (ParamType::Long, Param::Int(_)) => Ok(()),
-        (ParamType::Set(of), Param::Set(items)) => items.iter().try_for_each(|item| check_value(path, of, item)),
-        (ParamType::Record(specs), Param::Record(members)) => check_members(&format!("{path}."), specs, members),
+        (ParamType::String, Param::Str(_))
+        | (ParamType::Bool, Param::Bool(_))
+        | (ParamType::Long, Param::Int(_)) => Ok(()),
+        (ParamType::Set(of), Param::Set(items)) => items
+            .iter()
+            .try_for_each(|item| check_value(path, of, item)),
+        (ParamType::Record(specs), Param::Record(members)) => {
+            check_members(&format!("{path}."), specs, members)
+        }
         (ParamType::String, _) => Err(format!("{path} must be text")),
         (ParamType::Bool, _) => Err(format!("{path} must be true or false")),
         (ParamType::Long, _) => Err(format!("{path} must be an integer")),
@@ -130,7 +144,11 @@ fn check_value(path: &str, ty: &ParamType, param: &Param) -> Result<(), String> 
 }
 
 fn sample_members(specs: &BTreeMap<String, ParamSpec>) -> BTreeMap<String, Param> {
-    specs.iter().filter(|(_, spec)| spec.required).map(|(name, spec)| (name.clone(), sample(&spec.ty))).collect()
+    specs
+        .iter()
+        .filter(|(_, spec)| spec.required)
+        .map(|(name, spec)| (name.clone(), sample(&spec.ty)))
+        .collect()
 }
 
 fn sample(ty: &ParamType) -> Param {
@@ -156,25 +174,47 @@ pub(super) struct Catalogue {
 impl Catalogue {
     /// Reads the catalogue out of a schema that Cedar accepted. `text` serves only to find lines.
     pub(super) fn read(merged: &Merged, text: &str, problems: &mut Problems) -> Self {
-        let mut catalogue = Self { types: merged.entity_types().map(|(name, _)| name.clone()).collect(), ..Self::default() };
+        let mut catalogue = Self {
+            types: merged
+                .entity_types()
+                .map(|(name, _)| name.clone())
+                .collect(),
+            ..Self::default()
+        };
         let types = merged.types();
         for (name, json) in merged.entity_types() {
             let line = declared_at(text, name);
             known_annotations(json, &format!("entity {name}"), &["title"], line, problems);
             for part in ["shape", "tags"].iter().filter_map(|part| json.get(part)) {
-                members_annotated(part, &format!("entity {name}: "), &["title"], line, problems);
+                members_annotated(
+                    part,
+                    &format!("entity {name}: "),
+                    &["title"],
+                    line,
+                    problems,
+                );
             }
         }
         for (name, json) in merged.common_types() {
             let line = declared_at(text, name);
             known_annotations(json, &format!("type {name}"), &["title"], line, problems);
-            members_annotated(json, &format!("type {name}: "), &PARAMETER_ANNOTATIONS, line, problems);
+            members_annotated(
+                json,
+                &format!("type {name}: "),
+                &PARAMETER_ANNOTATIONS,
+                line,
+                problems,
+            );
         }
-        let parents: BTreeMap<&str, Vec<&str>> =
-            merged.actions().map(|(name, json)| (name.as_str(), parents(json).collect())).collect();
+        let parents: BTreeMap<&str, Vec<&str>> = merged
+            .actions()
+            .map(|(name, json)| (name.as_str(), parents(json).collect()))
+            .collect();
         for (name, json) in merged.actions() {
             let line = declared_at(text, name);
-            let mut problem = |message: String| problems.add(SCHEMA, line, format!("action \"{name}\": {message}"));
+            let mut problem = |message: String| {
+                problems.add(SCHEMA, line, format!("action \"{name}\": {message}"))
+            };
             let parsed = match ActionName::parse(name) {
                 Ok(parsed) => parsed,
                 Err(e) => {
@@ -183,25 +223,44 @@ impl Catalogue {
                 }
             };
             let names = |list: &str| {
-                let list = json.pointer(&format!("/appliesTo/{list}")).and_then(Value::as_array);
-                list.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect::<BTreeSet<_>>()
+                let list = json
+                    .pointer(&format!("/appliesTo/{list}"))
+                    .and_then(Value::as_array);
+                list.into_iter()
+                    .flatten()
+                    .filter_map(Value::as_str)
+                    .map(str::to_owned)
+                    .collect::<BTreeSet<_>>()
             };
             let (principals, target_types) = (names("principalTypes"), names("resourceTypes"));
             if principals.is_empty() && target_types.is_empty() {
-                known_annotations(json, &format!("action group \"{name}\""), &["title"], line, problems);
+                known_annotations(
+                    json,
+                    &format!("action group \"{name}\""),
+                    &["title"],
+                    line,
+                    problems,
+                );
                 catalogue.groups.insert(name.clone());
                 continue;
             }
             if principals != BTreeSet::from(["Agent".to_owned()]) {
                 problem("must have principal: [Agent]".to_owned());
             }
-            for other in target_types.iter().filter(|t| !catalogue.types.contains(*t)) {
-                problem(format!("its resource {other} must be an entity type that this schema declares"));
+            for other in target_types
+                .iter()
+                .filter(|t| !catalogue.types.contains(*t))
+            {
+                problem(format!(
+                    "its resource {other} must be an entity type that this schema declares"
+                ));
             }
             if target_types.is_empty() {
                 problem("must have a resource: the entity types it is done to".to_owned());
             }
-            let context = json.pointer("/appliesTo/context").map_or(Ok(Shape::record([])), |context| types.read(context));
+            let context = json
+                .pointer("/appliesTo/context")
+                .map_or(Ok(Shape::record([])), |context| types.read(context));
             let mut specs = BTreeMap::new();
             match context.as_ref().map_err(String::clone).and_then(parameters) {
                 Ok(members) => {
@@ -216,11 +275,28 @@ impl Catalogue {
                 }
                 Err(message) => problem(message),
             }
-            known_annotations(json, &format!("action \"{name}\""), &ACTION_ANNOTATIONS, line, problems);
+            known_annotations(
+                json,
+                &format!("action \"{name}\""),
+                &ACTION_ANNOTATIONS,
+                line,
+                problems,
+            );
             if let Some(context) = json.pointer("/appliesTo/context") {
-                members_annotated(context, &format!("action \"{name}\": "), &PARAMETER_ANNOTATIONS, line, problems);
+                members_annotated(
+                    context,
+                    &format!("action \"{name}\": "),
+                    &PARAMETER_ANNOTATIONS,
+                    line,
+                    problems,
+                );
             }
-            let mut words = Words { found: annotations(json), what: format!("action \"{name}\""), line, problems };
+            let mut words = Words {
+                found: annotations(json),
+                what: format!("action \"{name}\""),
+                line,
+                problems,
+            };
             let action = CatalogueAction {
                 name: parsed.clone(),
                 title: words.text("title").unwrap_or_else(|| {
@@ -261,13 +337,29 @@ impl Catalogue {
     /// Every name that can stand on the right of `action in`: groups, and actions that are groups to others.
     pub(super) fn group_names(&self) -> BTreeSet<&str> {
         let of_actions = self.actions.values().flat_map(|a| a.groups.iter());
-        self.groups.iter().chain(of_actions).map(String::as_str).chain(self.names()).collect()
+        self.groups
+            .iter()
+            .chain(of_actions)
+            .map(String::as_str)
+            .chain(self.names())
+            .collect()
     }
 }
 
 /// Notes unknown annotations on members of records, however deep. `path` says where, and ends where a name can follow.
-fn members_annotated(json: &Value, path: &str, known: &[&str], line: Option<usize>, problems: &mut Problems) {
-    for (name, member) in json.get("attributes").and_then(Value::as_object).into_iter().flatten() {
+fn members_annotated(
+    json: &Value,
+    path: &str,
+    known: &[&str],
+    line: Option<usize>,
+    problems: &mut Problems,
+) {
+    for (name, member) in json
+        .get("attributes")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+    {
         known_annotations(member, &format!("{path}{name}"), known, line, problems);
         members_annotated(member, &format!("{path}{name}."), known, line, problems);
     }
@@ -278,7 +370,11 @@ fn members_annotated(json: &Value, path: &str, known: &[&str], line: Option<usiz
 
 /// The groups an action names directly.
 fn parents(json: &Value) -> impl Iterator<Item = &str> {
-    json.get("memberOf").and_then(Value::as_array).into_iter().flatten().filter_map(|p| p.get("id").and_then(Value::as_str))
+    json.get("memberOf")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(|p| p.get("id").and_then(Value::as_str))
 }
 
 fn ancestors(name: &str, parents: &BTreeMap<&str, Vec<&str>>) -> BTreeSet<String> {
@@ -299,10 +395,16 @@ fn ancestors(name: &str, parents: &BTreeMap<&str, Vec<&str>>) -> BTreeSet<String
 fn param_spec(member: &Member, outermost: bool) -> Result<ParamSpec, String> {
     for (key, value) in &member.annotations {
         match (key.as_str(), value) {
-            ("title", Some(text)) => visible("title", text, TEXT_BYTES_MAX).map_err(|e| format!("@title {}", e.rule))?,
+            ("title", Some(text)) => {
+                visible("title", text, TEXT_BYTES_MAX).map_err(|e| format!("@title {}", e.rule))?
+            }
             ("title", None) => return Err("@title needs a text".to_owned()),
             ("sensitive", None) if outermost => {}
-            ("sensitive", None) => return Err("@sensitive belongs on the whole parameter, not on a part of it".to_owned()),
+            ("sensitive", None) => {
+                return Err(
+                    "@sensitive belongs on the whole parameter, not on a part of it".to_owned(),
+                );
+            }
             ("sensitive", Some(_)) => return Err("@sensitive takes no text".to_owned()),
             // Unknown ones are refused wherever they stand, by `members_annotated`.
             _ => {}
@@ -324,12 +426,17 @@ fn param_type(shape: &Shape) -> Result<ParamType, String> {
         Shape::Set(of) => ParamType::Set(Box::new(param_type(of)?)),
         Shape::Record(members) => {
             let spec = |(name, member): (&String, &Member)| {
-                Ok((name.clone(), param_spec(member, false).map_err(|e| format!("{name}: {e}"))?))
+                Ok((
+                    name.clone(),
+                    param_spec(member, false).map_err(|e| format!("{name}: {e}"))?,
+                ))
             };
             ParamType::Record(members.iter().map(spec).collect::<Result<_, String>>()?)
         }
         Shape::Extension(name) | Shape::Entity(name) => {
-            return Err(format!("must be String, Bool, Long, a Set or a record of these, not {name}"));
+            return Err(format!(
+                "must be String, Bool, Long, a Set or a record of these, not {name}"
+            ));
         }
     })
 }
@@ -344,12 +451,16 @@ struct Words<'p> {
 
 impl Words<'_> {
     fn problem(&mut self, message: &str) {
-        self.problems.add(SCHEMA, self.line, format!("{}: {message}", self.what));
+        self.problems
+            .add(SCHEMA, self.line, format!("{}: {message}", self.what));
     }
 
     fn text(&mut self, key: &str) -> Option<String> {
         let value = self.found.get(key)?.clone();
-        match value.as_deref().map(|text| visible("annotation", text, TEXT_BYTES_MAX)) {
+        match value
+            .as_deref()
+            .map(|text| visible("annotation", text, TEXT_BYTES_MAX))
+        {
             Some(Ok(())) => return value,
             Some(Err(e)) => self.problem(&format!("@{key} {}", e.rule)),
             None => self.problem(&format!("@{key} needs a text")),
@@ -370,7 +481,9 @@ impl Words<'_> {
 
     fn risk(&mut self) -> Option<Risk> {
         let text = self.text("risk")?;
-        let risk = [Risk::Low, Risk::Medium, Risk::High].into_iter().find(|risk| risk.as_str() == text);
+        let risk = [Risk::Low, Risk::Medium, Risk::High]
+            .into_iter()
+            .find(|risk| risk.as_str() == text);
         if risk.is_none() {
             self.problem("@risk must be \"low\", \"medium\" or \"high\"");
         }
@@ -379,6 +492,14 @@ impl Words<'_> {
 }
 
 const PARAMETER_ANNOTATIONS: [&str; 2] = ["title", "sensitive"];
-const ACTION_ANNOTATIONS: [&str; 7] = ["title", "effect", "reversible", "undo", "single_use", "open_targets", "risk"];
+const ACTION_ANNOTATIONS: [&str; 7] = [
+    "title",
+    "effect",
+    "reversible",
+    "undo",
+    "single_use",
+    "open_targets",
+    "risk",
+];
 /// Longest text of an annotation, in bytes: it has to fit on a card.
 pub(super) const TEXT_BYTES_MAX: usize = 512;

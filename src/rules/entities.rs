@@ -7,7 +7,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use cedar_policy::ffi::DetailedError;
-use cedar_policy::{Entities, Entity, EntityId, EntityTypeName, EntityUid, EvalResult, RestrictedExpression, Schema};
+use cedar_policy::{
+    Entities, Entity, EntityId, EntityTypeName, EntityUid, EvalResult, RestrictedExpression, Schema,
+};
 use serde_json::Value;
 
 use super::files::ENTITIES;
@@ -48,7 +50,10 @@ impl Store {
             Err(message) => problems.add(ENTITIES, None, message),
         }
         match Entities::from_entities(all, Some(schema)) {
-            Ok(entities) => Some(Self { entities, types: names }),
+            Ok(entities) => Some(Self {
+                entities,
+                types: names,
+            }),
             Err(e) => {
                 problems.add_cedar(ENTITIES, None, "", &DetailedError::from(&e));
                 None
@@ -58,7 +63,10 @@ impl Store {
 
     /// The entity of a type this bundle has; whether it exists is another question.
     pub(super) fn uid(&self, kind: &str, id: &str) -> Option<EntityUid> {
-        Some(EntityUid::from_type_name_and_id(self.types.get(kind)?.clone(), EntityId::new(id)))
+        Some(EntityUid::from_type_name_and_id(
+            self.types.get(kind)?.clone(),
+            EntityId::new(id),
+        ))
     }
 
     pub(super) fn knows(&self, uid: &EntityUid) -> bool {
@@ -66,7 +74,8 @@ impl Store {
     }
 
     pub(super) fn knows_target(&self, target: &Target) -> bool {
-        self.uid(&target.kind, &target.id).is_some_and(|uid| self.knows(&uid))
+        self.uid(&target.kind, &target.id)
+            .is_some_and(|uid| self.knows(&uid))
     }
 
     pub(super) fn entities(&self) -> &Entities {
@@ -78,7 +87,10 @@ impl Store {
         let entity = self.entities.get(&self.uid(&target.kind, &target.id)?)?;
         let mut facts = Vec::new();
         for (name, value) in entity.attrs() {
-            facts.push((name.to_owned(), value.map_or_else(|_| "unreadable".to_owned(), |value| plain(&value))));
+            facts.push((
+                name.to_owned(),
+                value.map_or_else(|_| "unreadable".to_owned(), |value| plain(&value)),
+            ));
         }
         facts.sort();
         Some(facts)
@@ -87,13 +99,26 @@ impl Store {
     /// The same store as it would be if someone forgot the schema: the self-test must notice.
     #[cfg(test)]
     pub(super) fn forget_actions(&mut self) {
-        let actions = self.entities.iter().filter(|e| e.uid().type_name().basename() == "Action").map(Entity::uid);
+        let actions = self
+            .entities
+            .iter()
+            .filter(|e| e.uid().type_name().basename() == "Action")
+            .map(Entity::uid);
         let actions: Vec<_> = actions.collect();
-        self.entities = self.entities.clone().remove_entities(actions).expect("removed");
+        self.entities = self
+            .entities
+            .clone()
+            .remove_entities(actions)
+            .expect("removed");
     }
 }
 
-fn read_targets(schema: &Schema, types: &BTreeSet<String>, text: &str, problems: &mut Problems) -> Option<Vec<Entity>> {
+fn read_targets(
+    schema: &Schema,
+    types: &BTreeSet<String>,
+    text: &str,
+    problems: &mut Problems,
+) -> Option<Vec<Entity>> {
     let value = match json::parse(text.as_bytes()) {
         Ok(value) => value,
         Err(e) => {
@@ -108,10 +133,16 @@ fn read_targets(schema: &Schema, types: &BTreeSet<String>, text: &str, problems:
     let mut seen = BTreeSet::new();
     let mut fit = true;
     for (n, item) in items.iter().enumerate() {
-        let uid = item.get("uid").map(|uid| uid.get("__entity").unwrap_or(uid));
+        let uid = item
+            .get("uid")
+            .map(|uid| uid.get("__entity").unwrap_or(uid));
         let word = |key| uid.and_then(|uid| uid.get(key)).and_then(Value::as_str);
         let (Some(kind), Some(id)) = (word("type"), word("id")) else {
-            problems.add(ENTITIES, None, format!("entity {}: needs a uid with type and id", n + 1));
+            problems.add(
+                ENTITIES,
+                None,
+                format!("entity {}: needs a uid with type and id", n + 1),
+            );
             fit = false;
             continue;
         };
@@ -133,7 +164,12 @@ fn read_targets(schema: &Schema, types: &BTreeSet<String>, text: &str, problems:
         return None;
     }
     match Entities::from_json_value(value, Some(schema)) {
-        Ok(parsed) => Some(parsed.into_iter().filter(|e| types.contains(&e.uid().type_name().to_string())).collect()),
+        Ok(parsed) => Some(
+            parsed
+                .into_iter()
+                .filter(|e| types.contains(&e.uid().type_name().to_string()))
+                .collect(),
+        ),
         Err(e) => {
             problems.add_cedar(ENTITIES, None, "", &DetailedError::from(&e));
             None
@@ -148,11 +184,21 @@ struct Registry<'a> {
 
 impl Registry<'_> {
     fn uid(&self, kind: &str, id: &str) -> Result<EntityUid, String> {
-        let name = self.names.get(kind).ok_or_else(|| format!("type {kind} is missing"))?;
-        Ok(EntityUid::from_type_name_and_id(name.clone(), EntityId::new(id)))
+        let name = self
+            .names
+            .get(kind)
+            .ok_or_else(|| format!("type {kind} is missing"))?;
+        Ok(EntityUid::from_type_name_and_id(
+            name.clone(),
+            EntityId::new(id),
+        ))
     }
 
-    fn entities(&self, agents: &BTreeMap<AgentId, Arc<Agent>>, people: &People) -> Result<Vec<Entity>, String> {
+    fn entities(
+        &self,
+        agents: &BTreeMap<AgentId, Arc<Agent>>,
+        people: &People,
+    ) -> Result<Vec<Entity>, String> {
         let mut plain = BTreeSet::new();
         let mut entities = Vec::new();
         for person in people.persons.values() {
@@ -161,7 +207,10 @@ impl Registry<'_> {
                 plain.insert(("PersonGroup", group.as_str()));
                 parents.insert(self.uid("PersonGroup", group.as_str())?);
             }
-            entities.push(Entity::new_no_attrs(self.uid("Person", person.id.as_str())?, parents));
+            entities.push(Entity::new_no_attrs(
+                self.uid("Person", person.id.as_str())?,
+                parents,
+            ));
         }
         for agent in agents.values() {
             let mut parents = HashSet::new();
@@ -170,12 +219,26 @@ impl Registry<'_> {
                 parents.insert(self.uid("AgentGroup", group.as_str())?);
             }
             plain.insert(("Environment", agent.environment.as_str()));
-            let reference = |kind, id| Ok::<_, String>(RestrictedExpression::new_entity_uid(self.uid(kind, id)?));
+            let reference = |kind, id| {
+                Ok::<_, String>(RestrictedExpression::new_entity_uid(self.uid(kind, id)?))
+            };
             let attributes = HashMap::from([
-                ("owner".to_owned(), reference("Person", agent.owner.as_str())?),
-                ("environment".to_owned(), reference("Environment", agent.environment.as_str())?),
-                ("model".to_owned(), RestrictedExpression::new_string(agent.model.clone())),
-                ("autonomy".to_owned(), RestrictedExpression::new_string(agent.autonomy.clone())),
+                (
+                    "owner".to_owned(),
+                    reference("Person", agent.owner.as_str())?,
+                ),
+                (
+                    "environment".to_owned(),
+                    reference("Environment", agent.environment.as_str())?,
+                ),
+                (
+                    "model".to_owned(),
+                    RestrictedExpression::new_string(agent.model.clone()),
+                ),
+                (
+                    "autonomy".to_owned(),
+                    RestrictedExpression::new_string(agent.autonomy.clone()),
+                ),
             ]);
             let uid = self.uid("Agent", agent.id.as_str())?;
             entities.push(Entity::new(uid, attributes, parents).map_err(|e| e.to_string())?);
@@ -194,13 +257,31 @@ fn plain(value: &EvalResult) -> String {
         EvalResult::Long(n) => n.to_string(),
         EvalResult::String(s) => s.clone(),
         EvalResult::EntityUid(uid) => format!("{}::{}", uid.type_name(), uid.id().unescaped()),
-        EvalResult::Set(items) => format!("[{}]", items.iter().map(plain).collect::<Vec<_>>().join(", ")),
+        EvalResult::Set(items) => format!(
+            "[{}]",
+            items.iter().map(plain).collect::<Vec<_>>().join(", ")
+        ),
         EvalResult::Record(members) => {
-            format!("{{{}}}", members.iter().map(|(name, v)| format!("{name}: {}", plain(v))).collect::<Vec<_>>().join(", "))
+            format!(
+                "{{{}}}",
+                members
+                    .iter()
+                    .map(|(name, v)| format!("{name}: {}", plain(v)))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            )
         }
         EvalResult::ExtensionValue(text) => text.clone(),
     }
 }
 
 /// Entity types every bundle has.
-const OURS: [&str; 7] = ["StepUp", "Environment", "AgentGroup", "PersonGroup", "Person", "Agent", "Action"];
+const OURS: [&str; 7] = [
+    "StepUp",
+    "Environment",
+    "AgentGroup",
+    "PersonGroup",
+    "Person",
+    "Agent",
+    "Action",
+];

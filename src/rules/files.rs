@@ -17,15 +17,30 @@ impl BundleFiles {
     pub fn new(files: BTreeMap<String, String>) -> Result<Self, BundleError> {
         let mut problems = Problems::default();
         if files.len() > FILES_MAX {
-            problems.add("bundle", None, format!("must have at most {FILES_MAX} files"));
+            problems.add(
+                "bundle",
+                None,
+                format!("must have at most {FILES_MAX} files"),
+            );
         }
-        if files.iter().map(|(path, text)| path.len().saturating_add(text.len())).fold(0, usize::saturating_add) > BYTES_MAX {
-            problems.add("bundle", None, format!("must have at most {BYTES_MAX} bytes, paths included"));
+        if files
+            .iter()
+            .map(|(path, text)| path.len().saturating_add(text.len()))
+            .fold(0, usize::saturating_add)
+            > BYTES_MAX
+        {
+            problems.add(
+                "bundle",
+                None,
+                format!("must have at most {BYTES_MAX} bytes, paths included"),
+            );
         }
         for path in files.keys() {
             if !is_known(path) {
-                let message =
-                    format!("is not a file of a policy bundle; expected {}, rules/*.cedar, README.md", NEEDED.join(", "));
+                let message = format!(
+                    "is not a file of a policy bundle; expected {}, rules/*.cedar, README.md",
+                    NEEDED.join(", ")
+                );
                 problems.add(&path.chars().take(256).collect::<String>(), None, message);
             }
         }
@@ -37,7 +52,10 @@ impl BundleFiles {
         if !files.keys().any(|path| is_rules(path)) {
             problems.add("rules/", None, "must hold at least one .cedar file");
         }
-        let object = files.iter().map(|(path, text)| (path.clone(), Value::String(text.clone()))).collect();
+        let object = files
+            .iter()
+            .map(|(path, text)| (path.clone(), Value::String(text.clone())))
+            .collect();
         // Text alone always has a canonical form; were it not so, the bundle would have no version and is refused.
         let canonical = json::canonical(&Value::Object(object)).unwrap_or_else(|e| {
             problems.add("bundle", None, e.to_string());
@@ -57,7 +75,11 @@ impl BundleFiles {
                         Value::String(text) => {
                             files.insert(path, text);
                         }
-                        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+                        Value::Null
+                        | Value::Bool(_)
+                        | Value::Number(_)
+                        | Value::Array(_)
+                        | Value::Object(_) => {
                             problems.add("bundle", None, "every member must be the text of a file");
                         }
                     }
@@ -93,7 +115,9 @@ impl BundleFiles {
 
     /// Every path with its text, in the order of paths.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.files.iter().map(|(path, text)| (path.as_str(), text.as_str()))
+        self.files
+            .iter()
+            .map(|(path, text)| (path.as_str(), text.as_str()))
     }
 
     /// The files of `rules/`.
@@ -108,11 +132,15 @@ fn is_known(path: &str) -> bool {
 
 /// `rules/NAME.cedar`, one level deep, NAME of letters, digits, `.`, `_` and `-`.
 fn is_rules(path: &str) -> bool {
-    path.strip_prefix("rules/").and_then(|rest| rest.strip_suffix(".cedar")).is_some_and(|name| {
-        name.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && name.len() <= 64
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
-    })
+    path.strip_prefix("rules/")
+        .and_then(|rest| rest.strip_suffix(".cedar"))
+        .is_some_and(|name| {
+            name.starts_with(|c: char| c.is_ascii_alphanumeric())
+                && name.len() <= 64
+                && name
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        })
 }
 
 /// The catalogue.
@@ -135,9 +163,16 @@ mod tests {
     use super::*;
 
     fn small() -> BTreeMap<String, String> {
-        ["schema.cedarschema", "entities.json", "agents.toml", "people.toml", "rules/a.cedar", "README.md"]
-            .map(|path| (path.to_owned(), "é\n\"".to_owned()))
-            .into()
+        [
+            "schema.cedarschema",
+            "entities.json",
+            "agents.toml",
+            "people.toml",
+            "rules/a.cedar",
+            "README.md",
+        ]
+        .map(|path| (path.to_owned(), "é\n\"".to_owned()))
+        .into()
     }
 
     #[test]
@@ -146,7 +181,10 @@ mod tests {
         assert_eq!(BundleFiles::parse(files.canonical()).expect("again"), files);
         let mut other = small();
         other.insert("README.md".into(), String::new());
-        assert_ne!(BundleFiles::new(other).expect("files").version(), files.version());
+        assert_ne!(
+            BundleFiles::new(other).expect("files").version(),
+            files.version()
+        );
         assert!(BundleFiles::parse(&format!(" {}", files.canonical())).is_err());
         assert!(BundleFiles::parse("{\"README.md\":1}").is_err());
     }
@@ -159,7 +197,12 @@ mod tests {
         files.insert("rules/deep/x.cedar".into(), String::new());
         files.insert("tests/x.toml".into(), String::new());
         let text = BundleFiles::new(files).expect_err("refused").to_string();
-        for part in ["agents.toml: is missing", "rules/../x.cedar", "rules/deep/x.cedar", "tests/x.toml"] {
+        for part in [
+            "agents.toml: is missing",
+            "rules/../x.cedar",
+            "rules/deep/x.cedar",
+            "tests/x.toml",
+        ] {
             assert!(text.contains(part), "{text}");
         }
         let mut files = small();

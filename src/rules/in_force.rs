@@ -29,8 +29,12 @@ impl InForce {
     pub fn new(bundle: PolicyBundle, version: Version) -> Self {
         let mut by_key = HashMap::new();
         let mut by_spiffe_id = BTreeMap::new();
-        let people = bundle.people().map(|p| (&p.keys, Registered::Person(p.id.clone())));
-        let services = bundle.services().map(|s| (&s.keys, Registered::Service(s.id.clone())));
+        let people = bundle
+            .people()
+            .map(|p| (&p.keys, Registered::Person(p.id.clone())));
+        let services = bundle
+            .services()
+            .map(|s| (&s.keys, Registered::Service(s.id.clone())));
         for (keys, who) in people.chain(services) {
             for key in keys {
                 if let Ok(public) = PublicKey::from_jwk(&key.jwk) {
@@ -43,7 +47,12 @@ impl InForce {
                 by_spiffe_id.insert(id.clone(), Registered::Service(service.id.clone()));
             }
         }
-        Self { bundle, version, by_key, by_spiffe_id }
+        Self {
+            bundle,
+            version,
+            by_key,
+            by_spiffe_id,
+        }
     }
 
     /// Who registered this key. Loading refused a key that stands for two.

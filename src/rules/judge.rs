@@ -1,10 +1,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use cedar_policy::{Authorizer, Context, Decision, EntityUid, PolicySet, Request, RestrictedExpression, Schema};
+use cedar_policy::{
+    Authorizer, Context, Decision, EntityUid, PolicySet, Request, RestrictedExpression, Schema,
+};
 
 use super::entities::Store;
 use super::schema::OPERATE;
-use crate::model::{ActionName, AgentId, Audience, EnvironmentName, EvidenceKind, Param, ProfileName, Target, Timestamp};
+use crate::model::{
+    ActionName, AgentId, Audience, EnvironmentName, EvidenceKind, Param, ProfileName, Target,
+    Timestamp,
+};
 
 /// Cedar with everything but the rules: the schema, what is true, and how a question is put.
 pub(super) struct Judge {
@@ -50,7 +55,11 @@ pub(super) enum Verdict {
 
 impl Judge {
     pub(super) fn new(schema: Schema, store: Store) -> Self {
-        Self { schema, store, authorizer: Authorizer::new() }
+        Self {
+            schema,
+            store,
+            authorizer: Authorizer::new(),
+        }
     }
 
     pub(super) fn store(&self) -> &Store {
@@ -64,7 +73,10 @@ impl Judge {
 
     /// May this agent do this action now?
     pub(super) fn judge(&self, policies: &PolicySet, asked: &Asked<'_>) -> Verdict {
-        self.request(asked).map_or(Verdict::Failed(BTreeSet::new()), |request| self.decide(policies, &request))
+        self.request(asked)
+            .map_or(Verdict::Failed(BTreeSet::new()), |request| {
+                self.decide(policies, &request)
+            })
     }
 
     /// May this agent operate in this environment now?
@@ -78,19 +90,35 @@ impl Judge {
         let request = || {
             let context = [evidence(shown), binding(shown), now(shown)];
             let resource = self.store.uid("Environment", environment.as_str())?;
-            self.put(agent, OPERATE, resource, context.into_iter().collect::<Option<Vec<_>>>()?)
+            self.put(
+                agent,
+                OPERATE,
+                resource,
+                context.into_iter().collect::<Option<Vec<_>>>()?,
+            )
         };
-        request().map_or(Verdict::Failed(BTreeSet::new()), |request| self.decide(policies, &request))
+        request().map_or(Verdict::Failed(BTreeSet::new()), |request| {
+            self.decide(policies, &request)
+        })
     }
 
     fn request(&self, asked: &Asked<'_>) -> Option<Request> {
         let resource = self.store.uid(&asked.target.kind, &asked.target.id)?;
-        let approvals = asked.approvals.iter().map(|name| self.store.uid("StepUp", name.as_str()));
-        let approvals = approvals.map(|uid| uid.map(RestrictedExpression::new_entity_uid)).collect::<Option<Vec<_>>>()?;
+        let approvals = asked
+            .approvals
+            .iter()
+            .map(|name| self.store.uid("StepUp", name.as_str()));
+        let approvals = approvals
+            .map(|uid| uid.map(RestrictedExpression::new_entity_uid))
+            .collect::<Option<Vec<_>>>()?;
         let depth = RestrictedExpression::new_long(asked.task_depth);
         let task = record([("age", milliseconds(asked.task_age_ms)), ("depth", depth)])?;
-        let parameters = asked.parameters.iter().map(|(name, param)| Some((name.clone(), value(param)?)));
-        let parameters = RestrictedExpression::new_record(parameters.collect::<Option<Vec<_>>>()?).ok()?;
+        let parameters = asked
+            .parameters
+            .iter()
+            .map(|(name, param)| Some((name.clone(), value(param)?)));
+        let parameters =
+            RestrictedExpression::new_record(parameters.collect::<Option<Vec<_>>>()?).ok()?;
         let context = [
             evidence(asked.shown),
             binding(asked.shown),
@@ -98,11 +126,22 @@ impl Judge {
             named("ttl", milliseconds(asked.ttl_ms)),
             named("approvals", RestrictedExpression::new_set(approvals)),
             named("task", task),
-            named("target_known", RestrictedExpression::new_bool(self.store.knows(&resource))),
-            named("audience", RestrictedExpression::new_string(asked.audience.as_str().to_owned())),
+            named(
+                "target_known",
+                RestrictedExpression::new_bool(self.store.knows(&resource)),
+            ),
+            named(
+                "audience",
+                RestrictedExpression::new_string(asked.audience.as_str().to_owned()),
+            ),
             named("parameters", parameters),
         ];
-        self.put(asked.agent, asked.action.as_str(), resource, context.into_iter().collect::<Option<Vec<_>>>()?)
+        self.put(
+            asked.agent,
+            asked.action.as_str(),
+            resource,
+            context.into_iter().collect::<Option<Vec<_>>>()?,
+        )
     }
 
     fn put(
@@ -114,18 +153,29 @@ impl Judge {
     ) -> Option<Request> {
         let principal = self.store.uid("Agent", agent.as_str())?;
         let action = self.store.uid("Action", action)?;
-        Request::new(principal, action, resource, Context::from_pairs(context).ok()?, Some(&self.schema)).ok()
+        Request::new(
+            principal,
+            action,
+            resource,
+            Context::from_pairs(context).ok()?,
+            Some(&self.schema),
+        )
+        .ok()
     }
 
     fn decide(&self, policies: &PolicySet, request: &Request) -> Verdict {
-        let response = self.authorizer.is_authorized(request, policies, self.store.entities());
+        let response = self
+            .authorizer
+            .is_authorized(request, policies, self.store.entities());
         let said = response.diagnostics();
         let mut failed = said.errors().peekable();
         if failed.peek().is_some() {
             return Verdict::Failed(
                 failed
                     .map(|error| match error {
-                        cedar_policy::AuthorizationError::PolicyEvaluationError(e) => e.policy_id().to_string(),
+                        cedar_policy::AuthorizationError::PolicyEvaluationError(e) => {
+                            e.policy_id().to_string()
+                        }
                     })
                     .collect(),
             );
@@ -146,26 +196,45 @@ fn named(name: &str, value: RestrictedExpression) -> Named {
 
 fn evidence(shown: Shown<'_>) -> Named {
     let kind = RestrictedExpression::new_string(shown.kind.as_str().to_owned());
-    named("evidence", record([("kind", kind), ("age", milliseconds(shown.age_ms))])?)
+    named(
+        "evidence",
+        record([("kind", kind), ("age", milliseconds(shown.age_ms))])?,
+    )
 }
 
 fn binding(shown: Shown<'_>) -> Named {
-    named("binding", RestrictedExpression::new_string(shown.binding.to_owned()))
+    named(
+        "binding",
+        RestrictedExpression::new_string(shown.binding.to_owned()),
+    )
 }
 
 /// Cedar reads a moment as RFC 3339 with milliseconds, in the years 0 to 9999; another moment makes no context.
 fn now(shown: Shown<'_>) -> Named {
     let text = shown.now.to_string();
     let seconds = text.strip_suffix('Z')?;
-    named("now", RestrictedExpression::new_datetime(format!("{seconds}.{:03}Z", shown.now.millis().rem_euclid(1000))))
+    named(
+        "now",
+        RestrictedExpression::new_datetime(format!(
+            "{seconds}.{:03}Z",
+            shown.now.millis().rem_euclid(1000)
+        )),
+    )
 }
 
 fn milliseconds(ms: i64) -> RestrictedExpression {
     RestrictedExpression::new_duration(format!("{ms}ms"))
 }
 
-fn record<const N: usize>(members: [(&str, RestrictedExpression); N]) -> Option<RestrictedExpression> {
-    RestrictedExpression::new_record(members.into_iter().map(|(name, value)| (name.to_owned(), value))).ok()
+fn record<const N: usize>(
+    members: [(&str, RestrictedExpression); N],
+) -> Option<RestrictedExpression> {
+    RestrictedExpression::new_record(
+        members
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value)),
+    )
+    .ok()
 }
 
 fn value(param: &Param) -> Option<RestrictedExpression> {
@@ -173,9 +242,13 @@ fn value(param: &Param) -> Option<RestrictedExpression> {
         Param::Str(s) => RestrictedExpression::new_string(s.clone()),
         Param::Bool(b) => RestrictedExpression::new_bool(*b),
         Param::Int(n) => RestrictedExpression::new_long(*n),
-        Param::Set(items) => RestrictedExpression::new_set(items.iter().map(value).collect::<Option<Vec<_>>>()?),
+        Param::Set(items) => {
+            RestrictedExpression::new_set(items.iter().map(value).collect::<Option<Vec<_>>>()?)
+        }
         Param::Record(members) => {
-            let members = members.iter().map(|(name, param)| Some((name.clone(), value(param)?)));
+            let members = members
+                .iter()
+                .map(|(name, param)| Some((name.clone(), value(param)?)));
             RestrictedExpression::new_record(members.collect::<Option<Vec<_>>>()?).ok()?
         }
     })

@@ -35,7 +35,10 @@ pub use people::{Method, Person, PersonKey, Profile, QUORUM_MAX, Role, Service, 
 pub use problem::{BundleError, Problem};
 pub use rule::{Remedy, RuleEffect, RuleInfo};
 
-use crate::model::{Action, ActionName, Agent, AgentId, Audience, Digest, PersonId, ProfileName, ServiceId, SpiffeId, Target};
+use crate::model::{
+    Action, ActionName, Agent, AgentId, Audience, Digest, PersonId, ProfileName, ServiceId,
+    SpiffeId, Target,
+};
 use catalogue::Catalogue;
 use entities::Store;
 use judge::Judge;
@@ -84,13 +87,35 @@ impl PolicyBundle {
         let people = People::read(text(files::PEOPLE), &mut problems, &mut warnings);
         let schema_text = text(files::SCHEMA);
         let merged = Merged::read(schema_text, &people.profiles, &mut problems, &mut warnings);
-        let catalogue = merged.as_ref().map(|merged| Catalogue::read(merged, schema_text, &mut problems));
-        let agents = agents::read(text(files::AGENTS), &people, catalogue.as_ref(), &mut problems);
+        let catalogue = merged
+            .as_ref()
+            .map(|merged| Catalogue::read(merged, schema_text, &mut problems));
+        let agents = agents::read(
+            text(files::AGENTS),
+            &people,
+            catalogue.as_ref(),
+            &mut problems,
+        );
         let schema = merged.as_ref().map(|merged| &merged.schema);
-        let rules = Rules::read(files.rules(), &people.profiles, schema, &mut problems, &mut warnings);
-        let (Some(merged), Some(catalogue)) = (merged, catalogue) else { return Err(problems.refuse()) };
+        let rules = Rules::read(
+            files.rules(),
+            &people.profiles,
+            schema,
+            &mut problems,
+            &mut warnings,
+        );
+        let (Some(merged), Some(catalogue)) = (merged, catalogue) else {
+            return Err(problems.refuse());
+        };
         let targets = text(files::ENTITIES);
-        let Some(store) = Store::build(&merged.schema, catalogue.types(), targets, &agents, &people, &mut problems) else {
+        let Some(store) = Store::build(
+            &merged.schema,
+            catalogue.types(),
+            targets,
+            &agents,
+            &people,
+            &mut problems,
+        ) else {
             return Err(problems.refuse());
         };
         rules.warn_of_strangers(&store, &mut warnings);
@@ -98,15 +123,29 @@ impl PolicyBundle {
         if problems.is_empty()
             && let Err(broken) = selftest::prove(&judge, &catalogue)
         {
-            broken.into_iter().for_each(|message| problems.add("bundle", None, format!("self-test: {message}")));
+            broken
+                .into_iter()
+                .for_each(|message| problems.add("bundle", None, format!("self-test: {message}")));
         }
         let mut by_spiffe_id: BTreeMap<SpiffeId, Vec<Arc<Agent>>> = BTreeMap::new();
         for agent in agents.values() {
-            by_spiffe_id.entry(agent.spiffe_id.clone()).or_default().push(Arc::clone(agent));
+            by_spiffe_id
+                .entry(agent.spiffe_id.clone())
+                .or_default()
+                .push(Arc::clone(agent));
         }
         let version = files.version();
         let warnings = warnings.into_sorted();
-        problems.or(Self { version, catalogue, people, agents, by_spiffe_id, rules, judge, warnings })
+        problems.or(Self {
+            version,
+            catalogue,
+            people,
+            agents,
+            by_spiffe_id,
+            rules,
+            judge,
+            warnings,
+        })
     }
 
     /// SHA-256 of the canonical form of its files.
@@ -131,7 +170,11 @@ impl PolicyBundle {
 
     /// The agents an attested identity may operate as; gate 1 wants exactly one.
     pub fn agents_matching(&self, spiffe_id: &SpiffeId) -> Vec<&Arc<Agent>> {
-        self.by_spiffe_id.get(spiffe_id).into_iter().flatten().collect()
+        self.by_spiffe_id
+            .get(spiffe_id)
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     /// The person with this id.
@@ -197,7 +240,10 @@ impl PolicyBundle {
     /// Whether the action can be asked about: known, for a target and an audience that exist, with the parameters the
     /// catalogue says. An action with `open_targets` may name targets that do not exist, of the types it is for.
     pub fn check_action(&self, action: &Action) -> Result<&CatalogueAction, ActionProblem> {
-        let known = self.catalogue.action(&action.name).ok_or(ActionProblem::UnknownAction)?;
+        let known = self
+            .catalogue
+            .action(&action.name)
+            .ok_or(ActionProblem::UnknownAction)?;
         let exists = known.open_targets || self.judge.store().knows_target(&action.target);
         if !known.target_types.contains(&action.target.kind) || !exists {
             return Err(ActionProblem::UnknownTarget);
@@ -205,7 +251,9 @@ impl PolicyBundle {
         if !self.audience_known(&action.audience) {
             return Err(ActionProblem::UnknownAudience);
         }
-        known.check_parameters(&action.parameters).map_err(ActionProblem::WrongParameters)?;
+        known
+            .check_parameters(&action.parameters)
+            .map_err(ActionProblem::WrongParameters)?;
         Ok(known)
     }
 }

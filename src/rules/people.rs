@@ -9,7 +9,8 @@ use super::problem::{Problems, nearest};
 use super::table::{Fields, Source};
 use crate::jose::PublicKey;
 use crate::model::{
-    Audience, Digest, GroupId, Malformed, PersonId, ProfileName, ProfileRef, ServiceId, SpiffeId, json, parse_duration, visible,
+    Audience, Digest, GroupId, Malformed, PersonId, ProfileName, ProfileRef, ServiceId, SpiffeId,
+    json, parse_duration, visible,
 };
 
 /// Someone the security team registered.
@@ -41,7 +42,10 @@ impl Role {
         match text {
             "approver" => Ok(Self::Approver),
             "operator" => Ok(Self::Operator),
-            _ => Err(Malformed::new("role", "must be \"approver\" or \"operator\"")),
+            _ => Err(Malformed::new(
+                "role",
+                "must be \"approver\" or \"operator\"",
+            )),
         }
     }
 }
@@ -129,12 +133,18 @@ impl Profile {
             "method": self.method.as_str(),
         });
         // Texts and 32-bit integers always have a canonical form.
-        Digest::tagged("dipylon/profile/v1", json::canonical(&form).unwrap_or_default().as_bytes())
+        Digest::tagged(
+            "dipylon/profile/v1",
+            json::canonical(&form).unwrap_or_default().as_bytes(),
+        )
     }
 
     /// The name with the digest.
     pub fn reference(&self) -> ProfileRef {
-        ProfileRef { name: self.name.clone(), digest: self.digest() }
+        ProfileRef {
+            name: self.name.clone(),
+            digest: self.digest(),
+        }
     }
 }
 
@@ -152,7 +162,9 @@ impl People {
     pub(super) fn read(text: &str, problems: &mut Problems, warnings: &mut Problems) -> Self {
         let mut people = Self::default();
         let source = Source { file: PEOPLE, text };
-        let Some(root) = source.read(problems) else { return people };
+        let Some(root) = source.read(problems) else {
+            return people;
+        };
         let mut top = Fields::new(source, "people", None, root.get_ref(), problems);
         let persons = top.tables("person");
         let validators = top.tables("validator");
@@ -161,21 +173,40 @@ impl People {
         let profiles = top.named_tables("profile");
 
         for (at, table) in persons {
-            people.person(Fields::new(source, "person", Some(at), table, top.problems()));
+            people.person(Fields::new(
+                source,
+                "person",
+                Some(at),
+                table,
+                top.problems(),
+            ));
         }
         for (at, table) in validators {
             let fields = Fields::new(source, "validator", Some(at), table, top.problems());
             people.service(ServiceKind::Validator, fields);
         }
         for (at, table) in auditors {
-            people.service(ServiceKind::Auditor, Fields::new(source, "auditor", Some(at), table, top.problems()));
+            people.service(
+                ServiceKind::Auditor,
+                Fields::new(source, "auditor", Some(at), table, top.problems()),
+            );
         }
         let mut seen = BTreeMap::new();
         for (at, table) in keys {
-            people.key(source, Fields::new(source, "key", Some(at), table, top.problems()), &mut seen);
+            people.key(
+                source,
+                Fields::new(source, "key", Some(at), table, top.problems()),
+                &mut seen,
+            );
         }
         for (name, at, table) in profiles {
-            let fields = Fields::new(source, format!("profile {name}"), Some(at), table, top.problems());
+            let fields = Fields::new(
+                source,
+                format!("profile {name}"),
+                Some(at),
+                table,
+                top.problems(),
+            );
             people.profile(name, fields, warnings);
         }
         top.end();
@@ -189,9 +220,20 @@ impl People {
         let roles = fields.words("roles", Role::parse);
         if let (Some(id), Some(name)) = (id, name) {
             if self.taken(id.as_str()) {
-                fields.problem(format!("id \"{id}\" is taken; ids are unique among people, validators and auditors"));
+                fields.problem(format!(
+                    "id \"{id}\" is taken; ids are unique among people, validators and auditors"
+                ));
             } else {
-                self.persons.insert(id.clone(), Person { id, name, groups, roles, keys: Vec::new() });
+                self.persons.insert(
+                    id.clone(),
+                    Person {
+                        id,
+                        name,
+                        groups,
+                        roles,
+                        keys: Vec::new(),
+                    },
+                );
             }
         }
         fields.end();
@@ -212,12 +254,25 @@ impl People {
         };
         if let Some(id) = id {
             if self.taken(id.as_str()) {
-                fields.problem(format!("id \"{id}\" is taken; ids are unique among people, validators and auditors"));
-            } else if spiffe_id.is_some() && self.services.values().any(|s| s.spiffe_id == spiffe_id) {
+                fields.problem(format!(
+                    "id \"{id}\" is taken; ids are unique among people, validators and auditors"
+                ));
+            } else if spiffe_id.is_some()
+                && self.services.values().any(|s| s.spiffe_id == spiffe_id)
+            {
                 fields.problem("another service has this spiffe_id");
             } else {
                 self.audiences.extend(audiences.iter().cloned());
-                self.services.insert(id.clone(), Service { id, kind, audiences, spiffe_id, keys: Vec::new() });
+                self.services.insert(
+                    id.clone(),
+                    Service {
+                        id,
+                        kind,
+                        audiences,
+                        spiffe_id,
+                        keys: Vec::new(),
+                    },
+                );
             }
         }
         fields.end();
@@ -225,7 +280,12 @@ impl People {
 
     /// `seen` maps the x coordinate of each key to its holder. Whoever has a private key d also has n − d, whose public
     /// point differs in y alone, so two keys with the same x are the same hand.
-    fn key<'a>(&mut self, source: Source<'a>, mut fields: Fields<'a, '_>, seen: &mut BTreeMap<String, String>) {
+    fn key<'a>(
+        &mut self,
+        source: Source<'a>,
+        mut fields: Fields<'a, '_>,
+        seen: &mut BTreeMap<String, String>,
+    ) {
         let of = fields.required("of", |text| Ok(text.to_owned()));
         let jwk = match fields.get("jwk") {
             Some(value) => read_jwk(source, value, &mut fields),
@@ -243,14 +303,18 @@ impl People {
                 (Err(_), _) | (_, Err(_)) => None,
             };
             match (holder, seen.get(&x)) {
-                (Some(_), Some(first)) => fields.problem(format!("the same key is already registered for \"{first}\"")),
+                (Some(_), Some(first)) => fields.problem(format!(
+                    "the same key is already registered for \"{first}\""
+                )),
                 (Some(keys), None) => {
                     keys.push(PersonKey { jwk });
                     seen.insert(x, of);
                 }
                 (None, _) => {
                     let near = nearest(&of, self.ids());
-                    fields.problem(format!("no person, validator or auditor has the id it is of{near}"));
+                    fields.problem(format!(
+                        "no person, validator or auditor has the id it is of{near}"
+                    ));
                 }
             }
         }
@@ -258,7 +322,9 @@ impl People {
     }
 
     fn profile(&mut self, name: &str, mut fields: Fields<'_, '_>, warnings: &mut Problems) {
-        let name = ProfileName::parse(name).map_err(|e| fields.problem(format!("name {}", e.rule))).ok();
+        let name = ProfileName::parse(name)
+            .map_err(|e| fields.problem(format!("name {}", e.rule)))
+            .ok();
         let group = fields.required("group", GroupId::parse);
         let quorum = match fields.get("quorum") {
             Some(_) => fields.number("quorum", 1..=QUORUM_MAX),
@@ -267,17 +333,37 @@ impl People {
         let wait_s = fields.required("wait", |text| parse_duration("wait", text));
         let good_for_s = fields.required("good_for", |text| parse_duration("good_for", text));
         let method = fields.required("method", Method::parse);
-        if let (Some(name), Some(group), Some(quorum), Some(wait_s), Some(good_for_s), Some(method)) =
-            (name, group, quorum, wait_s, good_for_s, method)
+        if let (
+            Some(name),
+            Some(group),
+            Some(quorum),
+            Some(wait_s),
+            Some(good_for_s),
+            Some(method),
+        ) = (name, group, quorum, wait_s, good_for_s, method)
         {
-            let eligible =
-                self.persons.values().filter(|p| p.groups.contains(&group) && p.roles.contains(&Role::Approver)).count();
+            let eligible = self
+                .persons
+                .values()
+                .filter(|p| p.groups.contains(&group) && p.roles.contains(&Role::Approver))
+                .count();
             if u32::try_from(eligible).is_ok_and(|n| n < quorum) {
-                let message =
-                    format!("profile {name}: group \"{group}\" has {eligible} approvers, fewer than the quorum {quorum}");
+                let message = format!(
+                    "profile {name}: group \"{group}\" has {eligible} approvers, fewer than the quorum {quorum}"
+                );
                 warnings.add(PEOPLE, fields.line(), message);
             }
-            self.profiles.insert(name.clone(), Profile { name, group, quorum, wait_s, good_for_s, method });
+            self.profiles.insert(
+                name.clone(),
+                Profile {
+                    name,
+                    group,
+                    quorum,
+                    wait_s,
+                    good_for_s,
+                    method,
+                },
+            );
         }
         fields.end();
     }
@@ -287,14 +373,23 @@ impl People {
     }
 
     fn ids(&self) -> impl Iterator<Item = &str> {
-        self.persons.keys().map(PersonId::as_str).chain(self.services.keys().map(ServiceId::as_str))
+        self.persons
+            .keys()
+            .map(PersonId::as_str)
+            .chain(self.services.keys().map(ServiceId::as_str))
     }
 }
 
 /// The public key and its x coordinate.
-fn read_jwk<'a>(source: Source<'a>, value: &'a Spanned<DeValue<'a>>, outer: &mut Fields<'a, '_>) -> Option<(Value, String)> {
+fn read_jwk<'a>(
+    source: Source<'a>,
+    value: &'a Spanned<DeValue<'a>>,
+    outer: &mut Fields<'a, '_>,
+) -> Option<(Value, String)> {
     let Some(table) = value.get_ref().as_table() else {
-        outer.problem("jwk must be a table: { kty = \"EC\", crv = \"P-256\", x = \"…\", y = \"…\" }");
+        outer.problem(
+            "jwk must be a table: { kty = \"EC\", crv = \"P-256\", x = \"…\", y = \"…\" }",
+        );
         return None;
     };
     let mut fields = Fields::new(source, "key: jwk", Some(value), table, outer.problems());
@@ -307,7 +402,9 @@ fn read_jwk<'a>(source: Source<'a>, value: &'a Spanned<DeValue<'a>>, outer: &mut
     let x = fields.required("x", coordinate);
     let y = fields.required("y", coordinate);
     fields.end();
-    let (Some(kty), Some(crv), Some(x), Some(y)) = (kty, crv, x, y) else { return None };
+    let (Some(kty), Some(crv), Some(x), Some(y)) = (kty, crv, x, y) else {
+        return None;
+    };
     let jwk = json!({ "kty": kty, "crv": crv, "x": x, "y": y });
     match PublicKey::from_jwk(&jwk) {
         Ok(_) => Some((jwk, x)),
@@ -319,7 +416,11 @@ fn read_jwk<'a>(source: Source<'a>, value: &'a Spanned<DeValue<'a>>, outer: &mut
 }
 
 fn exactly(what: &'static str, text: &str, wanted: &str) -> Result<String, Malformed> {
-    if text == wanted { Ok(text.to_owned()) } else { Err(Malformed::new(what, format!("must be \"{wanted}\""))) }
+    if text == wanted {
+        Ok(text.to_owned())
+    } else {
+        Err(Malformed::new(what, format!("must be \"{wanted}\"")))
+    }
 }
 
 /// 32 bytes in the one base64url spelling without padding (RFC 7518 §6.2.1.2), which is also how digests are written.

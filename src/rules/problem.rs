@@ -42,17 +42,30 @@ pub(super) struct Problems(Vec<Problem>);
 
 impl Problems {
     pub(super) fn add(&mut self, file: &str, line: Option<usize>, message: impl Into<String>) {
-        self.0.push(Problem { file: file.to_owned(), line, message: message.into() });
+        self.0.push(Problem {
+            file: file.to_owned(),
+            line,
+            message: message.into(),
+        });
     }
 
     /// An error of Cedar's about `file`, with those that come along with it. `text` is what its positions refer to and
     /// `first_line` the line of the file on which that text begins.
-    pub(super) fn add_cedar(&mut self, file: &str, text: Option<(&str, usize)>, said: &str, error: &DetailedError) {
+    pub(super) fn add_cedar(
+        &mut self,
+        file: &str,
+        text: Option<(&str, usize)>,
+        said: &str,
+        error: &DetailedError,
+    ) {
         let line = error.source_locations.first().and_then(|at| {
             let (text, first_line) = text?;
             Some(first_line + line_of(text, at.loc.start)? - 1)
         });
-        let label = error.source_locations.first().and_then(|at| at.label.as_deref());
+        let label = error
+            .source_locations
+            .first()
+            .and_then(|at| at.label.as_deref());
         let mut message = format!("{said}{}", error.message);
         for extra in [label, error.help.as_deref()].into_iter().flatten() {
             message.push_str("; ");
@@ -76,7 +89,11 @@ impl Problems {
 
     /// `value` when nothing was wrong.
     pub(super) fn or<T>(self, value: T) -> Result<T, BundleError> {
-        if self.0.is_empty() { Ok(value) } else { Err(self.refuse()) }
+        if self.0.is_empty() {
+            Ok(value)
+        } else {
+            Err(self.refuse())
+        }
     }
 
     /// Everything found, as a refusal. Never empty: a caller without a reason still refuses.
@@ -84,20 +101,31 @@ impl Problems {
         if self.0.is_empty() {
             self.add("bundle", None, "could not be read");
         }
-        BundleError { problems: self.into_sorted() }
+        BundleError {
+            problems: self.into_sorted(),
+        }
     }
 }
 
 /// The line, from 1, of a byte offset.
 pub(super) fn line_of(text: &str, offset: usize) -> Option<usize> {
-    Some(text.as_bytes().get(..offset)?.iter().filter(|b| **b == b'\n').count() + 1)
+    Some(
+        text.as_bytes()
+            .get(..offset)?
+            .iter()
+            .filter(|b| **b == b'\n')
+            .count()
+            + 1,
+    )
 }
 
 /// ` (did you mean "…"?)` with the known word nearest to `word`, when one is near.
 pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     let best = known.into_iter().map(|k| (distance(word, k), k)).min();
     match best {
-        Some((far, k)) if far <= 1 + word.len().min(k.len()) / 3 => format!(" (did you mean \"{k}\"?)"),
+        Some((far, k)) if far <= 1 + word.len().min(k.len()) / 3 => {
+            format!(" (did you mean \"{k}\"?)")
+        }
         Some(_) | None => String::new(),
     }
 }
@@ -113,7 +141,9 @@ fn distance(a: &str, b: &str) -> usize {
         let mut left = i + 1;
         let mut next = vec![left];
         for (y, above) in b.bytes().zip(row.iter().skip(1)) {
-            left = (diagonal + usize::from(x != y)).min(left + 1).min(above + 1);
+            left = (diagonal + usize::from(x != y))
+                .min(left + 1)
+                .min(above + 1);
             next.push(left);
             diagonal = *above;
         }
@@ -128,8 +158,14 @@ mod tests {
 
     #[test]
     fn the_nearest_word_is_offered_only_when_near() {
-        assert_eq!(nearest("ownr", ["owner", "model"]), " (did you mean \"owner\"?)");
-        assert_eq!(nearest("step-up", ["step_up", "max_ttl"]), " (did you mean \"step_up\"?)");
+        assert_eq!(
+            nearest("ownr", ["owner", "model"]),
+            " (did you mean \"owner\"?)"
+        );
+        assert_eq!(
+            nearest("step-up", ["step_up", "max_ttl"]),
+            " (did you mean \"step_up\"?)"
+        );
         assert_eq!(nearest("colour", ["owner", "model"]), "");
         assert_eq!(distance("kitten", "sitting"), 3);
         assert_eq!(distance("", "abc"), 3);

@@ -31,7 +31,10 @@ pub struct RuleInfo {
 impl RuleInfo {
     /// The id with the file.
     pub fn reference(&self) -> RuleRef {
-        RuleRef { id: self.id.clone(), file: self.file.clone() }
+        RuleRef {
+            id: self.id.clone(),
+            file: self.file.clone(),
+        }
     }
 }
 
@@ -79,7 +82,11 @@ impl Rules {
                 }
             };
             if whole.num_of_templates() > 0 {
-                problems.add(file, None, "has a template (?principal or ?resource); write rules without slots");
+                problems.add(
+                    file,
+                    None,
+                    "has a template (?principal or ?resource); write rules without slots",
+                );
                 continue;
             }
             let pieces = split(text);
@@ -90,7 +97,9 @@ impl Rules {
             for (line, piece) in pieces {
                 match Policy::parse(None, piece) {
                     Ok(policy) => rules.add(file, line, piece, &policy, profiles, problems),
-                    Err(e) => problems.add_cedar(file, Some((piece, line)), "", &DetailedError::from(&e)),
+                    Err(e) => {
+                        problems.add_cedar(file, Some((piece, line)), "", &DetailedError::from(&e))
+                    }
                 }
             }
         }
@@ -112,15 +121,27 @@ impl Rules {
         // Ids share the alphabet of every other name; the profile's parser is the one at hand.
         let id = match policy.annotation("id").map(ProfileName::parse) {
             Some(Ok(id)) => id.as_str().to_owned(),
-            Some(Err(e)) => return problems.add(file, Some(line), format!("the rule's @id {}", e.rule)),
+            Some(Err(e)) => {
+                return problems.add(file, Some(line), format!("the rule's @id {}", e.rule));
+            }
             None => return problems.add(file, Some(line), "the rule needs an @id(\"…\")"),
         };
-        let mut problem = |message: String| problems.add(file, Some(line), format!("rule \"{id}\": {message}"));
-        for (key, _) in policy.annotations().filter(|(key, _)| !ANNOTATIONS.contains(key)) {
-            problem(format!("unknown annotation @{key}{}", nearest(key, ANNOTATIONS)));
+        let mut problem =
+            |message: String| problems.add(file, Some(line), format!("rule \"{id}\": {message}"));
+        for (key, _) in policy
+            .annotations()
+            .filter(|(key, _)| !ANNOTATIONS.contains(key))
+        {
+            problem(format!(
+                "unknown annotation @{key}{}",
+                nearest(key, ANNOTATIONS)
+            ));
         }
         let why = policy.annotation("why").map(str::to_owned);
-        if let Some(Err(e)) = why.as_deref().map(|text| visible("why", text, TEXT_BYTES_MAX)) {
+        if let Some(Err(e)) = why
+            .as_deref()
+            .map(|text| visible("why", text, TEXT_BYTES_MAX))
+        {
             problem(format!("@why {}", e.rule));
         }
         let effect = match policy.effect() {
@@ -130,14 +151,23 @@ impl Rules {
         let remedy = match (policy.annotation("step_up"), policy.annotation("max_ttl")) {
             (None, None) => None,
             (Some(_), Some(_)) => {
-                problem("a forbid may carry its remedy, one each: @step_up or @max_ttl, not both".to_owned());
+                problem(
+                    "a forbid may carry its remedy, one each: @step_up or @max_ttl, not both"
+                        .to_owned(),
+                );
                 None
             }
-            (Some(name), None) => match ProfileName::parse(name).ok().filter(|name| profiles.contains_key(name)) {
+            (Some(name), None) => match ProfileName::parse(name)
+                .ok()
+                .filter(|name| profiles.contains_key(name))
+            {
                 Some(name) => Some(Remedy::StepUp(name)),
                 None => {
                     let near = nearest(name, profiles.keys().map(ProfileName::as_str));
-                    problem(format!("@step_up(\"{}\") is not a profile of people.toml{near}", name.escape_debug()));
+                    problem(format!(
+                        "@step_up(\"{}\") is not a profile of people.toml{near}",
+                        name.escape_debug()
+                    ));
                     None
                 }
             },
@@ -153,14 +183,25 @@ impl Rules {
             problem("only a forbid may carry a remedy; nothing lifts a permit".to_owned());
         }
         if let Some(first) = self.infos.get(&id) {
-            problem(format!("this @id is taken by the rule at {}:{}", first.file, first.line));
+            problem(format!(
+                "this @id is taken by the rule at {}:{}",
+                first.file, first.line
+            ));
             return;
         }
         if let Err(e) = self.set.add(policy.new_id(PolicyId::new(&id))) {
             problem(e.to_string());
             return;
         }
-        let info = RuleInfo { id: id.clone(), file: file.to_owned(), line, effect, remedy, why, text: text.to_owned() };
+        let info = RuleInfo {
+            id: id.clone(),
+            file: file.to_owned(),
+            line,
+            effect,
+            remedy,
+            why,
+            text: text.to_owned(),
+        };
         self.infos.insert(id, info);
     }
 
@@ -168,10 +209,13 @@ impl Rules {
     pub(super) fn warn_of_strangers(&self, store: &Store, warnings: &mut Problems) {
         for policy in self.set.policies() {
             let id: &str = policy.id().as_ref();
-            let Some(rule) = self.infos.get(id) else { continue };
+            let Some(rule) = self.infos.get(id) else {
+                continue;
+            };
             for uid in policy.entity_literals() {
                 // Cedar itself refuses step-up profiles and actions that nobody declared.
-                if !matches!(uid.type_name().basename(), "StepUp" | "Action") && !store.knows(&uid) {
+                if !matches!(uid.type_name().basename(), "StepUp" | "Action") && !store.knows(&uid)
+                {
                     let message = format!("rule \"{id}\": nothing in this bundle is {uid}");
                     warnings.add(&rule.file, Some(rule.line), message);
                 }
@@ -193,7 +237,12 @@ impl Rules {
 
     fn say(&self, id: &str, said: &DetailedError, to: &mut Problems) {
         match self.infos.get(id) {
-            Some(rule) => to.add_cedar(&rule.file, Some((&rule.text, rule.line)), &format!("rule \"{id}\": "), said),
+            Some(rule) => to.add_cedar(
+                &rule.file,
+                Some((&rule.text, rule.line)),
+                &format!("rule \"{id}\": "),
+                said,
+            ),
             None => to.add_cedar("rules/", None, "", said),
         }
     }
@@ -237,11 +286,16 @@ mod tests {
 
     #[test]
     fn rules_are_told_apart_by_what_ends_them() {
-        let text =
-            "// a; b\n@id(\"x;\\\";\")\npermit(principal, action, resource); // c;\n\n forbid(principal,\n action, resource);\n";
+        let text = "// a; b\n@id(\"x;\\\";\")\npermit(principal, action, resource); // c;\n\n forbid(principal,\n action, resource);\n";
         let pieces = split(text);
-        assert_eq!(pieces.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [2, 5]);
+        assert_eq!(
+            pieces.iter().map(|(line, _)| *line).collect::<Vec<_>>(),
+            [2, 5]
+        );
         assert!(pieces[0].1.starts_with("@id(\"x;") && pieces[0].1.ends_with("resource);"));
-        assert_eq!(text.parse::<PolicySet>().expect("parses").num_of_policies(), 2);
+        assert_eq!(
+            text.parse::<PolicySet>().expect("parses").num_of_policies(),
+            2
+        );
     }
 }

@@ -15,7 +15,10 @@ pub(super) fn prove(judge: &Judge, catalogue: &Catalogue) -> Result<(), Vec<Stri
             for action in catalogue.actions() {
                 match ask(judge, action, &permit) {
                     Ok(Verdict::Allow(_)) => {}
-                    Ok(said) => broken.push(format!("permitted action \"{}\" is not allowed: {said:?}", action.name)),
+                    Ok(said) => broken.push(format!(
+                        "permitted action \"{}\" is not allowed: {said:?}",
+                        action.name
+                    )),
                     Err(message) => broken.push(format!("action \"{}\": {message}", action.name)),
                 }
             }
@@ -30,23 +33,37 @@ pub(super) fn prove(judge: &Judge, catalogue: &Catalogue) -> Result<(), Vec<Stri
                 continue;
             }
         };
-        for action in catalogue.actions().filter(|a| a.groups.contains(group) || a.name.as_str() == group) {
+        for action in catalogue
+            .actions()
+            .filter(|a| a.groups.contains(group) || a.name.as_str() == group)
+        {
             match ask(judge, action, &forbid) {
                 Ok(Verdict::Deny(forbids)) if !forbids.is_empty() => {}
-                Ok(said) => broken.push(format!("forbid over \"{group}\" does not reach \"{}\": {said:?}", action.name)),
+                Ok(said) => broken.push(format!(
+                    "forbid over \"{group}\" does not reach \"{}\": {said:?}",
+                    action.name
+                )),
                 Err(message) => broken.push(format!("action \"{}\": {message}", action.name)),
             }
         }
     }
-    if broken.is_empty() { Ok(()) } else { Err(broken) }
+    if broken.is_empty() {
+        Ok(())
+    } else {
+        Err(broken)
+    }
 }
 
 fn policies(forbidden: Option<&str>) -> Result<PolicySet, String> {
     let mut text = "permit (principal, action, resource);".to_owned();
     if let Some(group) = forbidden {
-        text.push_str(&format!("forbid (principal, action in Action::\"{}\", resource);", group.escape_debug()));
+        text.push_str(&format!(
+            "forbid (principal, action in Action::\"{}\", resource);",
+            group.escape_debug()
+        ));
     }
-    text.parse().map_err(|e: cedar_policy::ParseErrors| e.to_string())
+    text.parse()
+        .map_err(|e: cedar_policy::ParseErrors| e.to_string())
 }
 
 fn ask(judge: &Judge, action: &CatalogueAction, policies: &PolicySet) -> Result<Verdict, String> {
@@ -59,7 +76,12 @@ fn ask(judge: &Judge, action: &CatalogueAction, policies: &PolicySet) -> Result<
         parameters: &action.sample_parameters(),
         ttl_ms: 1,
         approvals: &BTreeSet::new(),
-        shown: Shown { kind: EvidenceKind::JwtSvid, age_ms: 0, binding: "self-test", now: Timestamp::from_millis(0) },
+        shown: Shown {
+            kind: EvidenceKind::JwtSvid,
+            age_ms: 0,
+            binding: "self-test",
+            now: Timestamp::from_millis(0),
+        },
         task_age_ms: 0,
         task_depth: 0,
     };

@@ -30,8 +30,17 @@ pub(super) struct Member {
 impl Shape {
     /// The record with these members, all required.
     pub(super) fn record<const N: usize>(members: [(&str, Shape); N]) -> Self {
-        let member = |shape| Member { shape, required: true, annotations: BTreeMap::new() };
-        Self::Record(members.into_iter().map(|(name, shape)| (name.to_owned(), member(shape))).collect())
+        let member = |shape| Member {
+            shape,
+            required: true,
+            annotations: BTreeMap::new(),
+        };
+        Self::Record(
+            members
+                .into_iter()
+                .map(|(name, shape)| (name.to_owned(), member(shape)))
+                .collect(),
+        )
     }
 
     /// Whether both are the same to rules; annotations are words for people.
@@ -40,10 +49,14 @@ impl Shape {
             (Self::Set(a), Self::Set(b)) => a.same(b),
             (Self::Record(a), Self::Record(b)) => {
                 a.len() == b.len()
-                    && a.iter().zip(b).all(|((n, x), (m, y))| n == m && x.required == y.required && x.shape.same(&y.shape))
+                    && a.iter().zip(b).all(|((n, x), (m, y))| {
+                        n == m && x.required == y.required && x.shape.same(&y.shape)
+                    })
             }
             (Self::Extension(a), Self::Extension(b)) | (Self::Entity(a), Self::Entity(b)) => a == b,
-            (Self::String, Self::String) | (Self::Bool, Self::Bool) | (Self::Long, Self::Long) => true,
+            (Self::String, Self::String) | (Self::Bool, Self::Bool) | (Self::Long, Self::Long) => {
+                true
+            }
             (Self::String, _)
             | (Self::Bool, _)
             | (Self::Long, _)
@@ -65,7 +78,9 @@ impl fmt::Display for Shape {
             Self::Extension(name) | Self::Entity(name) => f.write_str(name),
             Self::Set(of) => write!(f, "Set<{of}>"),
             Self::Record(members) => {
-                let members = members.iter().map(|(name, m)| format!("{name}{}: {}", if m.required { "" } else { "?" }, m.shape));
+                let members = members.iter().map(|(name, m)| {
+                    format!("{name}{}: {}", if m.required { "" } else { "?" }, m.shape)
+                });
                 write!(f, "{{ {} }}", members.collect::<Vec<_>>().join(", "))
             }
         }
@@ -88,14 +103,21 @@ impl Types<'_> {
         if depth > DEPTH_MAX {
             return Err(format!("a type is nested more than {DEPTH_MAX} deep"));
         }
-        let word = |key: &str| json.get(key).and_then(Value::as_str).ok_or_else(|| format!("a type has no {key}"));
+        let word = |key: &str| {
+            json.get(key)
+                .and_then(Value::as_str)
+                .ok_or_else(|| format!("a type has no {key}"))
+        };
         Ok(match word("type")? {
             "String" => Shape::String,
             "Boolean" | "Bool" => Shape::Bool,
             "Long" => Shape::Long,
             "Extension" => Shape::Extension(word("name")?.to_owned()),
             "Entity" => Shape::Entity(word("name")?.to_owned()),
-            "Set" => Shape::Set(Box::new(self.read_at(json.get("element").ok_or("a set has no element")?, depth + 1)?)),
+            "Set" => Shape::Set(Box::new(self.read_at(
+                json.get("element").ok_or("a set has no element")?,
+                depth + 1,
+            )?)),
             "Record" => self.record(json, depth)?,
             "EntityOrCommon" => self.named(word("name")?, depth)?,
             name => self.named(name, depth)?,
@@ -103,14 +125,32 @@ impl Types<'_> {
     }
 
     fn record(&self, json: &Value, depth: usize) -> Result<Shape, String> {
-        if json.get("additionalAttributes").is_some_and(|open| open != &Value::Bool(false)) {
+        if json
+            .get("additionalAttributes")
+            .is_some_and(|open| open != &Value::Bool(false))
+        {
             return Err("an open record is not a type here".to_owned());
         }
         let mut members = BTreeMap::new();
-        for (name, member) in json.get("attributes").and_then(Value::as_object).into_iter().flatten() {
+        for (name, member) in json
+            .get("attributes")
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten()
+        {
             let shape = self.read_at(member, depth + 1)?;
-            let required = member.get("required").and_then(Value::as_bool).unwrap_or(true);
-            members.insert(name.clone(), Member { shape, required, annotations: annotations(member) });
+            let required = member
+                .get("required")
+                .and_then(Value::as_bool)
+                .unwrap_or(true);
+            members.insert(
+                name.clone(),
+                Member {
+                    shape,
+                    required,
+                    annotations: annotations(member),
+                },
+            );
         }
         Ok(Shape::Record(members))
     }
@@ -131,8 +171,21 @@ impl Types<'_> {
 
 /// The annotations of a part of the schema; one without a value is `None` or empty.
 pub(super) fn annotations(json: &Value) -> BTreeMap<String, Option<String>> {
-    let all = json.get("annotations").and_then(Value::as_object).into_iter().flatten();
-    all.map(|(key, value)| (key.clone(), value.as_str().filter(|text| !text.is_empty()).map(str::to_owned))).collect()
+    let all = json
+        .get("annotations")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten();
+    all.map(|(key, value)| {
+        (
+            key.clone(),
+            value
+                .as_str()
+                .filter(|text| !text.is_empty())
+                .map(str::to_owned),
+        )
+    })
+    .collect()
 }
 
 /// Names of Cedar's own types, which no bundle may give another meaning.

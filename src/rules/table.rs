@@ -21,7 +21,11 @@ impl<'a> Source<'a> {
         match DeTable::parse(self.text) {
             Ok(table) => Some(table),
             Err(e) => {
-                problems.add(self.file, e.span().and_then(|s| line_of(self.text, s.start)), e.message());
+                problems.add(
+                    self.file,
+                    e.span().and_then(|s| line_of(self.text, s.start)),
+                    e.message(),
+                );
                 None
             }
         }
@@ -52,7 +56,14 @@ impl<'a, 'p> Fields<'a, 'p> {
         problems: &'p mut Problems,
     ) -> Self {
         let line = at.and_then(|at| source.line(at));
-        Self { source, what: what.into(), line, table, taken: BTreeSet::new(), problems }
+        Self {
+            source,
+            what: what.into(),
+            line,
+            table,
+            taken: BTreeSet::new(),
+            problems,
+        }
     }
 
     pub(super) fn line(&self) -> Option<usize> {
@@ -60,7 +71,11 @@ impl<'a, 'p> Fields<'a, 'p> {
     }
 
     pub(super) fn problem(&mut self, message: impl AsRef<str>) {
-        self.problems.add(self.source.file, self.line, format!("{}: {}", self.what, message.as_ref()));
+        self.problems.add(
+            self.source.file,
+            self.line,
+            format!("{}: {}", self.what, message.as_ref()),
+        );
     }
 
     /// The field's value, when there is one.
@@ -70,7 +85,11 @@ impl<'a, 'p> Fields<'a, 'p> {
     }
 
     fn wrong(&mut self, key: &str, at: &Spanned<DeValue<'a>>, message: &str) {
-        self.problems.add(self.source.file, self.source.line(at), format!("{}: {key}: {message}", self.what));
+        self.problems.add(
+            self.source.file,
+            self.source.line(at),
+            format!("{}: {key}: {message}", self.what),
+        );
     }
 
     /// Text, when the field is there.
@@ -84,7 +103,11 @@ impl<'a, 'p> Fields<'a, 'p> {
     }
 
     /// Text read into a word, when the field is there.
-    pub(super) fn optional<T>(&mut self, key: &'static str, read: impl Fn(&str) -> Result<T, Malformed>) -> Option<T> {
+    pub(super) fn optional<T>(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(&str) -> Result<T, Malformed>,
+    ) -> Option<T> {
         let text = self.text(key)?;
         match read(text) {
             Ok(word) => Some(word),
@@ -98,7 +121,11 @@ impl<'a, 'p> Fields<'a, 'p> {
     }
 
     /// Text read into a word; the field must be there.
-    pub(super) fn required<T>(&mut self, key: &'static str, read: impl Fn(&str) -> Result<T, Malformed>) -> Option<T> {
+    pub(super) fn required<T>(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(&str) -> Result<T, Malformed>,
+    ) -> Option<T> {
         if self.get(key).is_none() {
             self.problem(format!("{key} is missing"));
         }
@@ -106,9 +133,15 @@ impl<'a, 'p> Fields<'a, 'p> {
     }
 
     /// A list of texts, each read into a word, none twice; empty when the field is absent.
-    pub(super) fn words<T: Ord>(&mut self, key: &'static str, read: impl Fn(&str) -> Result<T, Malformed>) -> BTreeSet<T> {
+    pub(super) fn words<T: Ord>(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(&str) -> Result<T, Malformed>,
+    ) -> BTreeSet<T> {
         let mut words = BTreeSet::new();
-        let Some(value) = self.get(key) else { return words };
+        let Some(value) = self.get(key) else {
+            return words;
+        };
         let Some(items) = value.get_ref().as_array() else {
             self.wrong(key, value, "must be a list of texts");
             return words;
@@ -128,19 +161,39 @@ impl<'a, 'p> Fields<'a, 'p> {
     }
 
     /// A whole number within `bounds`, when the field is there.
-    pub(super) fn number(&mut self, key: &'static str, bounds: std::ops::RangeInclusive<u32>) -> Option<u32> {
+    pub(super) fn number(
+        &mut self,
+        key: &'static str,
+        bounds: std::ops::RangeInclusive<u32>,
+    ) -> Option<u32> {
         let value = self.get(key)?;
-        let number = value.get_ref().as_integer().and_then(|n| u32::from_str_radix(n.as_str(), n.radix()).ok());
+        let number = value
+            .get_ref()
+            .as_integer()
+            .and_then(|n| u32::from_str_radix(n.as_str(), n.radix()).ok());
         let within = number.filter(|n| bounds.contains(n));
         if within.is_none() {
-            self.wrong(key, value, &format!("must be a whole number from {} to {}", bounds.start(), bounds.end()));
+            self.wrong(
+                key,
+                value,
+                &format!(
+                    "must be a whole number from {} to {}",
+                    bounds.start(),
+                    bounds.end()
+                ),
+            );
         }
         within
     }
 
     /// The tables of `[[key]]`; notes anything else under that name.
-    pub(super) fn tables(&mut self, key: &'static str) -> Vec<(&'a Spanned<DeValue<'a>>, &'a DeTable<'a>)> {
-        let Some(value) = self.get(key) else { return Vec::new() };
+    pub(super) fn tables(
+        &mut self,
+        key: &'static str,
+    ) -> Vec<(&'a Spanned<DeValue<'a>>, &'a DeTable<'a>)> {
+        let Some(value) = self.get(key) else {
+            return Vec::new();
+        };
         let Some(items) = value.get_ref().as_array() else {
             self.wrong(key, value, &format!("must be written as [[{key}]]"));
             return Vec::new();
@@ -156,8 +209,13 @@ impl<'a, 'p> Fields<'a, 'p> {
     }
 
     /// The named tables of `[key.NAME]`.
-    pub(super) fn named_tables(&mut self, key: &'static str) -> Vec<(&'a str, &'a Spanned<DeValue<'a>>, &'a DeTable<'a>)> {
-        let Some(value) = self.get(key) else { return Vec::new() };
+    pub(super) fn named_tables(
+        &mut self,
+        key: &'static str,
+    ) -> Vec<(&'a str, &'a Spanned<DeValue<'a>>, &'a DeTable<'a>)> {
+        let Some(value) = self.get(key) else {
+            return Vec::new();
+        };
         let Some(named) = value.get_ref().as_table() else {
             self.wrong(key, value, &format!("must be written as [{key}.NAME]"));
             return Vec::new();
@@ -184,7 +242,8 @@ impl<'a, 'p> Fields<'a, 'p> {
             if !self.taken.contains(name) {
                 let near = nearest(name, self.taken.iter().copied());
                 let message = format!("{}: unknown key \"{name}\"{near}", self.what);
-                self.problems.add(self.source.file, self.source.line(key), message);
+                self.problems
+                    .add(self.source.file, self.source.line(key), message);
             }
         }
     }

@@ -6,17 +6,36 @@ use super::*;
 use crate::model::{DeniedReason, EvidenceKind, Param, Timestamp};
 
 const SOC: [(&str, &str); 7] = [
-    ("schema.cedarschema", include_str!("../../examples/soc/schema.cedarschema")),
-    ("rules/10-agents.cedar", include_str!("../../examples/soc/rules/10-agents.cedar")),
-    ("rules/20-guardrails.cedar", include_str!("../../examples/soc/rules/20-guardrails.cedar")),
-    ("entities.json", include_str!("../../examples/soc/entities.json")),
-    ("agents.toml", include_str!("../../examples/soc/agents.toml")),
-    ("people.toml", include_str!("../../examples/soc/people.toml")),
+    (
+        "schema.cedarschema",
+        include_str!("../../examples/soc/schema.cedarschema"),
+    ),
+    (
+        "rules/10-agents.cedar",
+        include_str!("../../examples/soc/rules/10-agents.cedar"),
+    ),
+    (
+        "rules/20-guardrails.cedar",
+        include_str!("../../examples/soc/rules/20-guardrails.cedar"),
+    ),
+    (
+        "entities.json",
+        include_str!("../../examples/soc/entities.json"),
+    ),
+    (
+        "agents.toml",
+        include_str!("../../examples/soc/agents.toml"),
+    ),
+    (
+        "people.toml",
+        include_str!("../../examples/soc/people.toml"),
+    ),
     ("README.md", include_str!("../../examples/soc/README.md")),
 ];
 
 fn soc_files() -> BTreeMap<String, String> {
-    SOC.map(|(path, text)| (path.to_owned(), text.to_owned())).into()
+    SOC.map(|(path, text)| (path.to_owned(), text.to_owned()))
+        .into()
 }
 
 fn load(files: BTreeMap<String, String>) -> Result<PolicyBundle, BundleError> {
@@ -49,12 +68,19 @@ fn refused(bundle: Result<PolicyBundle, BundleError>, part: &str) {
 }
 
 fn action(name: &str, target: &str, parameters: &[(&str, Param)]) -> Action {
-    let audience = if name.starts_with("case") { "https://cases.soc.example" } else { "https://idp.soc.example" };
+    let audience = if name.starts_with("case") {
+        "https://cases.soc.example"
+    } else {
+        "https://idp.soc.example"
+    };
     Action::new(
         ActionName::parse(name).expect("name"),
         Audience::parse(audience).expect("audience"),
         Target::parse_pair(target).expect("target"),
-        parameters.iter().map(|(name, param)| ((*name).to_owned(), param.clone())).collect(),
+        parameters
+            .iter()
+            .map(|(name, param)| ((*name).to_owned(), param.clone()))
+            .collect(),
     )
     .expect("action")
 }
@@ -64,11 +90,19 @@ fn read() -> Action {
 }
 
 fn note() -> Action {
-    action("case.note", "Case::INC-8841", &[("text", Param::Str("seen".into()))])
+    action(
+        "case.note",
+        "Case::INC-8841",
+        &[("text", Param::Str("seen".into()))],
+    )
 }
 
 fn disable(account: &str) -> Action {
-    action("account.disable", &format!("Account::{account}"), &[("end_sessions", Param::Bool(true))])
+    action(
+        "account.disable",
+        &format!("Account::{account}"),
+        &[("end_sessions", Param::Bool(true))],
+    )
 }
 
 fn isolate(host: &str) -> Action {
@@ -76,10 +110,19 @@ fn isolate(host: &str) -> Action {
 }
 
 fn profiles(names: &[&str]) -> BTreeSet<ProfileName> {
-    names.iter().map(|name| ProfileName::parse(name).expect("profile")).collect()
+    names
+        .iter()
+        .map(|name| ProfileName::parse(name).expect("profile"))
+        .collect()
 }
 
-fn ask_as(bundle: &PolicyBundle, agent: &Agent, action: &Action, ttl_s: i64, approvals: &[&str]) -> Answer {
+fn ask_as(
+    bundle: &PolicyBundle,
+    agent: &Agent,
+    action: &Action,
+    ttl_s: i64,
+    approvals: &[&str],
+) -> Answer {
     bundle.ask(&Question {
         agent,
         action,
@@ -95,7 +138,9 @@ fn ask_as(bundle: &PolicyBundle, agent: &Agent, action: &Action, ttl_s: i64, app
 }
 
 fn agent(bundle: &PolicyBundle, id: &str) -> Arc<Agent> {
-    bundle.agent(&AgentId::parse(id).expect("id")).expect("agent")
+    bundle
+        .agent(&AgentId::parse(id).expect("id"))
+        .expect("agent")
 }
 
 fn ask(bundle: &PolicyBundle, action: &Action, ttl_s: i64, approvals: &[&str]) -> Answer {
@@ -104,12 +149,27 @@ fn ask(bundle: &PolicyBundle, action: &Action, ttl_s: i64, approvals: &[&str]) -
 
 /// An answer in one line: what, seconds, profiles, rules.
 fn short(answer: &Answer) -> String {
-    let ids = |rules: &[crate::model::RuleRef]| rules.iter().map(|r| r.id.clone()).collect::<Vec<_>>().join(" ");
+    let ids = |rules: &[crate::model::RuleRef]| {
+        rules
+            .iter()
+            .map(|r| r.id.clone())
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
     match answer {
         Answer::Allowed { ttl_ms, rules } => format!("allowed {} [{}]", ttl_ms / 1000, ids(rules)),
-        Answer::Needs { profiles, ttl_ms, rules } => {
+        Answer::Needs {
+            profiles,
+            ttl_ms,
+            rules,
+        } => {
             let names: Vec<_> = profiles.iter().map(|p| p.name.as_str()).collect();
-            format!("needs {} {} [{}]", names.join("+"), ttl_ms / 1000, ids(rules))
+            format!(
+                "needs {} {} [{}]",
+                names.join("+"),
+                ttl_ms / 1000,
+                ids(rules)
+            )
         }
         Answer::Denied { why, rules } => format!("{why} [{}]", ids(rules)),
     }
@@ -121,25 +181,50 @@ fn the_bundle_to_start_from_has_nothing_odd() {
     assert_eq!(bundle.warnings(), []);
     assert_eq!(bundle.actions().count(), 4);
     assert_eq!(bundle.rules().count(), 6);
-    let disable = bundle.action(&ActionName::parse("account.disable").expect("name")).expect("action");
-    assert_eq!(disable.groups, BTreeSet::from(["destructive".to_owned(), "write".to_owned()]));
+    let disable = bundle
+        .action(&ActionName::parse("account.disable").expect("name"))
+        .expect("action");
+    assert_eq!(
+        disable.groups,
+        BTreeSet::from(["destructive".to_owned(), "write".to_owned()])
+    );
     assert!(disable.single_use && !disable.open_targets);
     assert_eq!(disable.risk, Some(Risk::Medium));
-    let note = bundle.action(&ActionName::parse("case.note").expect("name")).expect("action");
+    let note = bundle
+        .action(&ActionName::parse("case.note").expect("name"))
+        .expect("action");
     assert_eq!(note.sensitive(), BTreeSet::from(["text".to_owned()]));
-    assert_eq!(note.parameters["text"].title.as_deref(), Some("Text of the note"));
+    assert_eq!(
+        note.parameters["text"].title.as_deref(),
+        Some("Text of the note")
+    );
     let rule = bundle.rule("writes-are-short").expect("rule");
-    assert_eq!((rule.line, rule.effect, rule.remedy.clone()), (6, RuleEffect::Forbid, Some(Remedy::MaxTtl(600))));
+    assert_eq!(
+        (rule.line, rule.effect, rule.remedy.clone()),
+        (6, RuleEffect::Forbid, Some(Remedy::MaxTtl(600)))
+    );
     assert!(rule.text.starts_with("@id(\"writes-are-short\")") && rule.text.ends_with("};"));
 }
 
 #[test]
 fn every_row_of_the_readme_is_true() {
     let bundle = soc();
-    assert_eq!(short(&ask(&bundle, &read(), 900, &[])), "allowed 900 [soc-acts-at-home]");
-    assert_eq!(short(&ask(&bundle, &note(), 900, &[])), "allowed 600 [soc-acts-at-home writes-are-short]");
-    assert_eq!(short(&ask(&bundle, &note(), 600, &[])), "allowed 600 [soc-acts-at-home]");
-    assert_eq!(short(&ask(&bundle, &note(), 1, &[])), "allowed 1 [soc-acts-at-home]");
+    assert_eq!(
+        short(&ask(&bundle, &read(), 900, &[])),
+        "allowed 900 [soc-acts-at-home]"
+    );
+    assert_eq!(
+        short(&ask(&bundle, &note(), 900, &[])),
+        "allowed 600 [soc-acts-at-home writes-are-short]"
+    );
+    assert_eq!(
+        short(&ask(&bundle, &note(), 600, &[])),
+        "allowed 600 [soc-acts-at-home]"
+    );
+    assert_eq!(
+        short(&ask(&bundle, &note(), 1, &[])),
+        "allowed 1 [soc-acts-at-home]"
+    );
     assert_eq!(
         short(&ask(&bundle, &disable("ann"), 300, &[])),
         "needs one-security 300 [destructive-needs-a-yes soc-acts-at-home]"
@@ -148,7 +233,10 @@ fn every_row_of_the_readme_is_true() {
         short(&ask(&bundle, &disable("ann"), 900, &[])),
         "needs one-security 600 [destructive-needs-a-yes soc-acts-at-home writes-are-short]"
     );
-    assert_eq!(short(&ask(&bundle, &disable("ann"), 300, &["one-security"])), "allowed 300 [soc-acts-at-home]");
+    assert_eq!(
+        short(&ask(&bundle, &disable("ann"), 300, &["one-security"])),
+        "allowed 300 [soc-acts-at-home]"
+    );
     assert_eq!(
         short(&ask(&bundle, &isolate("web-1"), 300, &[])),
         "needs two-security 300 [isolating-production-needs-two soc-acts-at-home]"
@@ -157,48 +245,98 @@ fn every_row_of_the_readme_is_true() {
         short(&ask(&bundle, &isolate("web-1"), 300, &["one-security"])),
         "needs two-security 300 [isolating-production-needs-two soc-acts-at-home]"
     );
-    assert_eq!(short(&ask(&bundle, &isolate("web-1"), 300, &["two-security"])), "allowed 300 [soc-acts-at-home]");
-    assert_eq!(short(&ask(&bundle, &disable("break-glass"), 300, &[])), "FORBIDDEN_BY_RULE [protected-accounts-stay]");
     assert_eq!(
-        short(&ask(&bundle, &disable("break-glass"), 300, &["one-security", "two-security"])),
+        short(&ask(&bundle, &isolate("web-1"), 300, &["two-security"])),
+        "allowed 300 [soc-acts-at-home]"
+    );
+    assert_eq!(
+        short(&ask(&bundle, &disable("break-glass"), 300, &[])),
+        "FORBIDDEN_BY_RULE [protected-accounts-stay]"
+    );
+    assert_eq!(
+        short(&ask(
+            &bundle,
+            &disable("break-glass"),
+            300,
+            &["one-security", "two-security"]
+        )),
         "FORBIDDEN_BY_RULE [protected-accounts-stay]"
     );
     // Assumed approvals end in a default denial: nobody is asked for what no rule allows.
-    assert_eq!(short(&ask(&bundle, &disable("bob"), 300, &[])), "NO_RULE_ALLOWS []");
+    assert_eq!(
+        short(&ask(&bundle, &disable("bob"), 300, &[])),
+        "NO_RULE_ALLOWS []"
+    );
 }
 
 #[test]
 fn the_ceiling_comes_before_the_rules() {
     let bundle = soc();
     let reporter = agent(&bundle, "reporter");
-    assert_eq!(short(&ask_as(&bundle, &reporter, &read(), 60, &[])), "allowed 60 [soc-acts-at-home]");
-    assert_eq!(short(&ask_as(&bundle, &reporter, &note(), 60, &[])), "OUTSIDE_CEILING []");
+    assert_eq!(
+        short(&ask_as(&bundle, &reporter, &read(), 60, &[])),
+        "allowed 60 [soc-acts-at-home]"
+    );
+    assert_eq!(
+        short(&ask_as(&bundle, &reporter, &note(), 60, &[])),
+        "OUTSIDE_CEILING []"
+    );
 }
 
 #[test]
 fn what_cannot_be_asked_is_denied() {
     let bundle = soc();
-    assert_eq!(short(&ask(&bundle, &disable("nobody"), 60, &["one-security"])), "RULE_FAILED []");
+    assert_eq!(
+        short(&ask(&bundle, &disable("nobody"), 60, &["one-security"])),
+        "RULE_FAILED []"
+    );
     assert_eq!(short(&ask(&bundle, &note(), 0, &[])), "RULE_FAILED []");
     assert_eq!(short(&ask(&bundle, &note(), -5, &[])), "RULE_FAILED []");
-    assert_eq!(short(&ask(&bundle, &action("case.note", "Case::INC-8841", &[]), 60, &[])), "RULE_FAILED []");
+    assert_eq!(
+        short(&ask(
+            &bundle,
+            &action("case.note", "Case::INC-8841", &[]),
+            60,
+            &[]
+        )),
+        "RULE_FAILED []"
+    );
     let triage = agent(&bundle, "triage");
     let far = Timestamp::from_millis(i64::MAX);
     assert_eq!(
         bundle.operate(&triage, EvidenceKind::JwtSvid, 0, "jkt", far),
-        OperateAnswer::Denied { why: DeniedReason::RuleFailed, rules: vec![] }
+        OperateAnswer::Denied {
+            why: DeniedReason::RuleFailed,
+            rules: vec![]
+        }
     );
     // An approval under a profile that is gone is as none.
-    assert_eq!(short(&ask(&bundle, &read(), 60, &["three-security"])), "allowed 60 [soc-acts-at-home]");
+    assert_eq!(
+        short(&ask(&bundle, &read(), 60, &["three-security"])),
+        "allowed 60 [soc-acts-at-home]"
+    );
 }
 
 #[test]
 fn operating_needs_fresh_evidence_and_a_key() {
     let bundle = soc();
     let triage = agent(&bundle, "triage");
-    let operate = |age_ms, binding| bundle.operate(&triage, EvidenceKind::JwtSvid, age_ms, binding, Timestamp::from_secs(0));
-    assert!(matches!(operate(300_000, "jkt"), OperateAnswer::Allowed { rules } if rules.len() == 1));
-    let none = OperateAnswer::Denied { why: DeniedReason::NoRuleAllows, rules: vec![] };
+    let operate = |age_ms, binding| {
+        bundle.operate(
+            &triage,
+            EvidenceKind::JwtSvid,
+            age_ms,
+            binding,
+            Timestamp::from_secs(0),
+        )
+    };
+    assert!(
+        matches!(operate(300_000, "jkt"), OperateAnswer::Allowed { rules } if rules.len() == 1)
+    );
+    let none = OperateAnswer::Denied {
+        why: DeniedReason::NoRuleAllows,
+        rules: vec![],
+    };
     assert_eq!(operate(300_001, "jkt"), none);
     assert_eq!(operate(0, "bearer"), none);
     // No remedy lifts a forbid here.
@@ -207,8 +345,16 @@ fn operating_needs_fresh_evidence_and_a_key() {
          when { context.now.toDate() == datetime(\"1970-01-01\") };",
     )
     .expect("bundle");
-    let answer = bundle.operate(&agent(&bundle, "triage"), EvidenceKind::JwtSvid, 0, "jkt", Timestamp::from_secs(5));
-    assert!(matches!(answer, OperateAnswer::Denied { why: DeniedReason::ForbiddenByRule, rules } if rules[0].id == "closed"));
+    let answer = bundle.operate(
+        &agent(&bundle, "triage"),
+        EvidenceKind::JwtSvid,
+        0,
+        "jkt",
+        Timestamp::from_secs(5),
+    );
+    assert!(
+        matches!(answer, OperateAnswer::Denied { why: DeniedReason::ForbiddenByRule, rules } if rules[0].id == "closed")
+    );
 }
 
 #[test]
@@ -220,17 +366,32 @@ fn milliseconds_reach_the_rules() {
         context.binding == \"jkt\" && principal.model == \"example-large-2\" && principal.autonomy == \"supervised\" &&
         principal.owner in PersonGroup::\"security\" };";
     let bundle = soc_and(rule).expect("bundle");
-    assert_eq!(short(&ask(&bundle, &read(), 60, &[])), "allowed 60 [soc-acts-at-home]");
-    assert_eq!(short(&ask(&bundle, &read(), 61, &[])), "FORBIDDEN_BY_RULE [exact]");
+    assert_eq!(
+        short(&ask(&bundle, &read(), 60, &[])),
+        "allowed 60 [soc-acts-at-home]"
+    );
+    assert_eq!(
+        short(&ask(&bundle, &read(), 61, &[])),
+        "FORBIDDEN_BY_RULE [exact]"
+    );
 }
 
 #[test]
 fn remedies_are_only_hints() {
     // One that does not lift its forbid.
-    let bundle = soc_and("@id(\"wrong\") @step_up(\"one-security\") forbid (principal, action, resource is Case);");
-    assert_eq!(short(&ask(&bundle.expect("bundle"), &read(), 60, &[])), "FORBIDDEN_BY_RULE [wrong]");
-    let bundle = soc_and("@id(\"wrong\") @max_ttl(\"10s\") forbid (principal, action, resource is Case);");
-    assert_eq!(short(&ask(&bundle.expect("bundle"), &read(), 60, &[])), "FORBIDDEN_BY_RULE [wrong]");
+    let bundle = soc_and(
+        "@id(\"wrong\") @step_up(\"one-security\") forbid (principal, action, resource is Case);",
+    );
+    assert_eq!(
+        short(&ask(&bundle.expect("bundle"), &read(), 60, &[])),
+        "FORBIDDEN_BY_RULE [wrong]"
+    );
+    let bundle =
+        soc_and("@id(\"wrong\") @max_ttl(\"10s\") forbid (principal, action, resource is Case);");
+    assert_eq!(
+        short(&ask(&bundle.expect("bundle"), &read(), 60, &[])),
+        "FORBIDDEN_BY_RULE [wrong]"
+    );
     // Two bounds: the least holds. Two profiles that both matter: both are asked for.
     let bundle = soc_and(
         "@id(\"a\") @max_ttl(\"30s\") forbid (principal, action == Action::\"case.read\", resource)
@@ -243,9 +404,23 @@ fn remedies_are_only_hints() {
          unless { context.approvals.contains(StepUp::\"two-security\") };",
     )
     .expect("bundle");
-    assert_eq!(short(&ask(&bundle, &read(), 60, &[])), "needs one-security+two-security 20 [a b c d soc-acts-at-home]");
-    assert_eq!(short(&ask(&bundle, &read(), 25, &["two-security"])), "needs one-security 20 [b c soc-acts-at-home]");
-    assert_eq!(short(&ask(&bundle, &read(), 20, &["one-security", "two-security"])), "allowed 20 [soc-acts-at-home]");
+    assert_eq!(
+        short(&ask(&bundle, &read(), 60, &[])),
+        "needs one-security+two-security 20 [a b c d soc-acts-at-home]"
+    );
+    assert_eq!(
+        short(&ask(&bundle, &read(), 25, &["two-security"])),
+        "needs one-security 20 [b c soc-acts-at-home]"
+    );
+    assert_eq!(
+        short(&ask(
+            &bundle,
+            &read(),
+            20,
+            &["one-security", "two-security"]
+        )),
+        "allowed 20 [soc-acts-at-home]"
+    );
 }
 
 #[test]
@@ -257,31 +432,51 @@ fn a_shorter_life_is_tried_before_people_are_asked() {
          unless { context.ttl <= duration(\"10s\") };",
     )
     .expect("bundle");
-    assert_eq!(short(&ask(&bundle, &read(), 60, &[])), "allowed 10 [short soc-acts-at-home]");
+    assert_eq!(
+        short(&ask(&bundle, &read(), 60, &[])),
+        "allowed 10 [short soc-acts-at-home]"
+    );
 }
 
 #[test]
 fn a_rule_that_fails_denies() {
     let mut files = soc_files();
     let schema = files.get_mut("schema.cedarschema").expect("schema");
-    *schema = schema.replace("@title(\"Read a case\")", "@title(\"Read a case\")\n@open_targets");
+    *schema = schema.replace(
+        "@title(\"Read a case\")",
+        "@title(\"Read a case\")\n@open_targets",
+    );
     let bundle = load(files).expect("bundle");
     // The case is not in the bundle, so `resource.environment` has no value.
-    assert_eq!(short(&ask(&bundle, &action("case.read", "Case::new", &[]), 60, &[])), "RULE_FAILED [soc-acts-at-home]");
+    assert_eq!(
+        short(&ask(
+            &bundle,
+            &action("case.read", "Case::new", &[]),
+            60,
+            &[]
+        )),
+        "RULE_FAILED [soc-acts-at-home]"
+    );
     // Cedar skips a failing forbid and would allow; here that denies. Overflow passes validation.
     let bundle = soc_and(
         "@id(\"overflows\") forbid (principal, action == Action::\"case.read\", resource)
          when { 9223372036854775807 + context.task.depth + 1 > 0 };",
     )
     .expect("bundle");
-    assert_eq!(short(&ask(&bundle, &read(), 60, &[])), "RULE_FAILED [overflows]");
+    assert_eq!(
+        short(&ask(&bundle, &read(), 60, &[])),
+        "RULE_FAILED [overflows]"
+    );
 }
 
 #[test]
 fn an_open_target_is_told_apart() {
     let mut files = soc_files();
     let schema = files.get_mut("schema.cedarschema").expect("schema");
-    *schema = schema.replace("@title(\"Read a case\")", "@title(\"Read a case\")\n@open_targets");
+    *schema = schema.replace(
+        "@title(\"Read a case\")",
+        "@title(\"Read a case\")\n@open_targets",
+    );
     files.insert(
         "rules/30-more.cedar".into(),
         "@id(\"new-cases\") permit (principal, action == Action::\"case.read\", resource) when { !context.target_known };".into(),
@@ -292,31 +487,72 @@ fn an_open_target_is_told_apart() {
         "when { context.target_known && principal.environment == resource.environment }",
     );
     let bundle = load(files).expect("bundle");
-    assert_eq!(short(&ask(&bundle, &action("case.read", "Case::new", &[]), 60, &[])), "allowed 60 [new-cases]");
-    assert_eq!(short(&ask(&bundle, &read(), 60, &[])), "allowed 60 [soc-acts-at-home]");
+    assert_eq!(
+        short(&ask(
+            &bundle,
+            &action("case.read", "Case::new", &[]),
+            60,
+            &[]
+        )),
+        "allowed 60 [new-cases]"
+    );
+    assert_eq!(
+        short(&ask(&bundle, &read(), 60, &[])),
+        "allowed 60 [soc-acts-at-home]"
+    );
     let stranger = action("case.read", "Account::ann", &[]);
-    assert_eq!(bundle.check_action(&stranger), Err(ActionProblem::UnknownTarget));
+    assert_eq!(
+        bundle.check_action(&stranger),
+        Err(ActionProblem::UnknownTarget)
+    );
 }
 
 #[test]
 fn an_action_is_checked_before_it_is_asked_about() {
     let bundle = soc();
-    assert_eq!(bundle.check_action(&disable("ann")).expect("fits").title, "Disable an account");
+    assert_eq!(
+        bundle.check_action(&disable("ann")).expect("fits").title,
+        "Disable an account"
+    );
     let problem = |a: &Action| bundle.check_action(a).expect_err("refused");
-    assert_eq!(problem(&action("account.delete", "Account::ann", &[])), ActionProblem::UnknownAction);
-    assert_eq!(problem(&action("write", "Account::ann", &[])), ActionProblem::UnknownAction);
-    assert_eq!(problem(&action("operate", "Environment::prod", &[])), ActionProblem::UnknownAction);
+    assert_eq!(
+        problem(&action("account.delete", "Account::ann", &[])),
+        ActionProblem::UnknownAction
+    );
+    assert_eq!(
+        problem(&action("write", "Account::ann", &[])),
+        ActionProblem::UnknownAction
+    );
+    assert_eq!(
+        problem(&action("operate", "Environment::prod", &[])),
+        ActionProblem::UnknownAction
+    );
     assert_eq!(problem(&disable("Ann")), ActionProblem::UnknownTarget);
-    assert_eq!(problem(&action("case.read", "Host::web-1", &[])), ActionProblem::UnknownTarget);
+    assert_eq!(
+        problem(&action("case.read", "Host::web-1", &[])),
+        ActionProblem::UnknownTarget
+    );
     let mut other = read();
     other.audience = Audience::parse("https://cases.soc.example/").expect("audience");
     assert_eq!(problem(&other), ActionProblem::UnknownAudience);
     let wrong = |message: &str| ActionProblem::WrongParameters(message.to_owned());
-    assert_eq!(problem(&action("account.disable", "Account::ann", &[])), wrong("end_sessions is missing"));
+    assert_eq!(
+        problem(&action("account.disable", "Account::ann", &[])),
+        wrong("end_sessions is missing")
+    );
     let texts = [("end_sessions", Param::Str("s3cret".into()))];
-    assert_eq!(problem(&action("account.disable", "Account::ann", &texts)), wrong("end_sessions must be true or false"));
-    let more = [("end_sessions", Param::Bool(true)), ("force", Param::Bool(true))];
-    assert_eq!(problem(&action("account.disable", "Account::ann", &more)), wrong("force is not a parameter of this action"));
+    assert_eq!(
+        problem(&action("account.disable", "Account::ann", &texts)),
+        wrong("end_sessions must be true or false")
+    );
+    let more = [
+        ("end_sessions", Param::Bool(true)),
+        ("force", Param::Bool(true)),
+    ];
+    assert_eq!(
+        problem(&action("account.disable", "Account::ann", &more)),
+        wrong("force is not a parameter of this action")
+    );
 }
 
 #[test]
@@ -327,30 +563,65 @@ fn nested_parameters_are_typed() {
         "text: String, tags?: Set<String>, where?: { line: Long, column?: Long },",
     )
     .expect("bundle");
-    let with = |name, param| action("case.note", "Case::INC-8841", &[("text", Param::Str("x".into())), (name, param)]);
-    let record = |members: &[(&str, Param)]| Param::Record(members.iter().map(|(n, p)| ((*n).to_owned(), p.clone())).collect());
+    let with = |name, param| {
+        action(
+            "case.note",
+            "Case::INC-8841",
+            &[("text", Param::Str("x".into())), (name, param)],
+        )
+    };
+    let record = |members: &[(&str, Param)]| {
+        Param::Record(
+            members
+                .iter()
+                .map(|(n, p)| ((*n).to_owned(), p.clone()))
+                .collect(),
+        )
+    };
     let good = [
-        with("tags", Param::Set(vec![Param::Str("a".into()), Param::Str("b".into())])),
+        with(
+            "tags",
+            Param::Set(vec![Param::Str("a".into()), Param::Str("b".into())]),
+        ),
         with("tags", Param::Set(vec![])),
         with("where", record(&[("line", Param::Int(1))])),
     ];
     for a in good {
         assert!(bundle.check_action(&a).is_ok());
-        assert!(short(&ask(&bundle, &a, 60, &[])).starts_with("allowed"), "{}", short(&ask(&bundle, &a, 60, &[])));
+        assert!(
+            short(&ask(&bundle, &a, 60, &[])).starts_with("allowed"),
+            "{}",
+            short(&ask(&bundle, &a, 60, &[]))
+        );
     }
     let message = |a: Action| bundle.check_action(&a).expect_err("refused").to_string();
     assert!(message(with("tags", Param::Set(vec![Param::Int(1)]))).ends_with("tags must be text"));
     assert!(message(with("where", record(&[]))).ends_with("where.line is missing"));
-    assert!(message(with("where", record(&[("line", Param::Int(1)), ("x", Param::Int(1))]))).contains("where.x is not"));
+    assert!(
+        message(with(
+            "where",
+            record(&[("line", Param::Int(1)), ("x", Param::Int(1))])
+        ))
+        .contains("where.x is not")
+    );
 }
 
 #[test]
 fn facts_of_a_target_are_plain() {
     let bundle = soc();
-    let facts = bundle.target_facts(&Target::parse_pair("Account::ann").expect("target")).expect("known");
-    let expected = [("environment", "Environment::prod"), ("name", "Ann Archer"), ("protected", "false")];
+    let facts = bundle
+        .target_facts(&Target::parse_pair("Account::ann").expect("target"))
+        .expect("known");
+    let expected = [
+        ("environment", "Environment::prod"),
+        ("name", "Ann Archer"),
+        ("protected", "false"),
+    ];
     assert_eq!(facts, expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
-    assert_eq!(bundle.target_facts(&Target::parse_pair("Account::zoe").expect("target")), None);
+    assert_eq!(
+        bundle.target_facts(&Target::parse_pair("Account::zoe").expect("target")),
+        None
+    );
 }
 
 #[test]
@@ -359,31 +630,68 @@ fn the_self_test_notices_missing_action_entities() {
     assert_eq!(selftest::prove(&bundle.judge, &bundle.catalogue), Ok(()));
     bundle.judge.store_mut().forget_actions();
     let broken = selftest::prove(&bundle.judge, &bundle.catalogue).expect_err("noticed");
-    assert!(broken.iter().any(|m| m.starts_with("forbid over \"write\" does not reach \"account.disable\"")), "{broken:?}");
+    assert!(
+        broken
+            .iter()
+            .any(|m| m.starts_with("forbid over \"write\" does not reach \"account.disable\"")),
+        "{broken:?}"
+    );
     // And this is what would have happened: `forbid (…, action in …)` silent, a permit that names its action allowed.
     bundle.rules.set = "permit (principal, action, resource); forbid (principal, action in Action::\"write\", resource);"
         .parse()
         .expect("rules");
-    assert!(matches!(ask(&bundle, &disable("ann"), 60, &[]), Answer::Allowed { .. }));
+    assert!(matches!(
+        ask(&bundle, &disable("ann"), 60, &[]),
+        Answer::Allowed { .. }
+    ));
 }
 
 #[test]
 fn rules_are_held_to_their_form() {
     let permit = "permit (principal, action, resource);";
-    refused(soc_and(permit), "rules/30-more.cedar:1: the rule needs an @id");
-    refused(soc_and(&format!("\n\n@id(\"a b\") {permit}")), "rules/30-more.cedar:3: the rule's @id must be");
+    refused(
+        soc_and(permit),
+        "rules/30-more.cedar:1: the rule needs an @id",
+    );
+    refused(
+        soc_and(&format!("\n\n@id(\"a b\") {permit}")),
+        "rules/30-more.cedar:3: the rule's @id must be",
+    );
     refused(
         soc_and(&format!("@id(\"a\") @stepup(\"one-security\") {permit}")),
         "rule \"a\": unknown annotation @stepup (did you mean \"step_up\"?)",
     );
-    refused(soc_and(&format!("@id(\"writes-are-short\") {permit}")), "taken by the rule at rules/20-guardrails.cedar:6");
-    refused(soc_and(&format!("@id(\"a\") @max_ttl(\"5m\") {permit}")), "only a forbid may carry a remedy");
+    refused(
+        soc_and(&format!("@id(\"writes-are-short\") {permit}")),
+        "taken by the rule at rules/20-guardrails.cedar:6",
+    );
+    refused(
+        soc_and(&format!("@id(\"a\") @max_ttl(\"5m\") {permit}")),
+        "only a forbid may carry a remedy",
+    );
     let forbid = "forbid (principal, action, resource);";
-    refused(soc_and(&format!("@id(\"a\") @max_ttl(\"5m\") @step_up(\"one-security\") {forbid}")), "not both");
-    refused(soc_and(&format!("@id(\"a\") @max_ttl(\"0m\") {forbid}")), "@max_ttl must be");
-    refused(soc_and(&format!("@id(\"a\") @step_up(\"one-securty\") {forbid}")), "(did you mean \"one-security\"?)");
-    refused(soc_and("@id(\"a\") permit (principal == ?principal, action, resource);"), "template");
-    refused(soc_and("@id(\"a\")\npermit (principal, action resource);"), "rules/30-more.cedar:2: ");
+    refused(
+        soc_and(&format!(
+            "@id(\"a\") @max_ttl(\"5m\") @step_up(\"one-security\") {forbid}"
+        )),
+        "not both",
+    );
+    refused(
+        soc_and(&format!("@id(\"a\") @max_ttl(\"0m\") {forbid}")),
+        "@max_ttl must be",
+    );
+    refused(
+        soc_and(&format!("@id(\"a\") @step_up(\"one-securty\") {forbid}")),
+        "(did you mean \"one-security\"?)",
+    );
+    refused(
+        soc_and("@id(\"a\") permit (principal == ?principal, action, resource);"),
+        "template",
+    );
+    refused(
+        soc_and("@id(\"a\")\npermit (principal, action resource);"),
+        "rules/30-more.cedar:2: ",
+    );
     // What strict validation refuses: unknown actions, profiles, attributes, types that do not fit.
     for bad in [
         "forbid (principal, action == Action::\"account.delete\", resource);",
@@ -391,10 +699,20 @@ fn rules_are_held_to_their_form() {
         "forbid (principal, action == Action::\"case.read\", resource)\nwhen { resource.enviroment == principal.environment };",
         "forbid (principal, action == Action::\"case.read\", resource)\nwhen { context.ttl > 10 };",
     ] {
-        refused(soc_and(&format!("@id(\"a\")\n{bad}")), "rules/30-more.cedar:");
+        refused(
+            soc_and(&format!("@id(\"a\")\n{bad}")),
+            "rules/30-more.cedar:",
+        );
     }
-    let bundle = soc_and("@id(\"a\") forbid (principal in AgentGroup::\"sok\", action, resource);").expect("bundle");
-    assert!(bundle.warnings()[0].message.contains("nothing in this bundle is AgentGroup::\"sok\""), "{:?}", bundle.warnings());
+    let bundle = soc_and("@id(\"a\") forbid (principal in AgentGroup::\"sok\", action, resource);")
+        .expect("bundle");
+    assert!(
+        bundle.warnings()[0]
+            .message
+            .contains("nothing in this bundle is AgentGroup::\"sok\""),
+        "{:?}",
+        bundle.warnings()
+    );
 }
 
 #[test]
@@ -404,10 +722,25 @@ fn everything_wrong_is_said_at_once() {
         let text = files.get_mut(path).expect("file");
         *text = text.replacen(from, to, 1);
     };
-    edit(&mut files, "agents.toml", "owner = \"dana\"", "ownr = \"dana\"");
+    edit(
+        &mut files,
+        "agents.toml",
+        "owner = \"dana\"",
+        "ownr = \"dana\"",
+    );
     edit(&mut files, "people.toml", "quorum = 1", "quorum = 0");
-    edit(&mut files, "rules/20-guardrails.cedar", "@max_ttl(\"10m\")\nforbid", "@max_ttl(\"ten\")\nforbid");
-    edit(&mut files, "schema.cedarschema", "@title(\"Read a case\")", "@titel(\"Read a case\")");
+    edit(
+        &mut files,
+        "rules/20-guardrails.cedar",
+        "@max_ttl(\"10m\")\nforbid",
+        "@max_ttl(\"ten\")\nforbid",
+    );
+    edit(
+        &mut files,
+        "schema.cedarschema",
+        "@title(\"Read a case\")",
+        "@titel(\"Read a case\")",
+    );
     let error = load(files).expect_err("refused");
     let text = error.to_string();
     for part in [
@@ -426,87 +759,237 @@ fn everything_wrong_is_said_at_once() {
 #[test]
 fn the_schema_is_held_to_its_form() {
     let schema = |from: &str, to: &str| soc_with("schema.cedarschema", from, to);
-    refused(schema("ttl: duration, ", ""), "context differs (ttl: duration is missing); write context: { ttl: duration");
-    refused(schema("ttl: duration", "ttl: Long"), "ttl must be duration, not Long");
-    refused(schema("audience: String", "audience?: String"), "audience must not be optional");
-    refused(schema("audience: String", "audience: String, depth: Long"), "depth is not known");
-    refused(schema("evidence: Evidence", "evidence: { kind: String }"), "evidence must be { age: duration, kind: String }");
-    refused(schema("end_sessions: Bool", "end_sessions: decimal"), "parameter end_sessions: must be String, Bool");
-    refused(schema("end_sessions: Bool", "end_sessions: Account"), "not Account");
-    refused(schema("text: String", "text: { @sensitive a: String }"), "@sensitive belongs on the whole parameter");
-    refused(schema("@sensitive\n", "@sensitiv\n"), "unknown annotation @sensitiv (did you mean \"sensitive\"?)");
-    refused(schema("@single_use\n", "@singleuse\n"), "unknown annotation @singleuse (did you mean \"single_use\"?)");
-    refused(schema("@single_use\n", "@single_use(\"no\")\n"), "@single_use takes no text");
-    refused(schema("parameters: {\n", "@sensitive parameters: {\n"), "parameters takes no annotations");
-    refused(schema("binding: String", "@title(\"x\") binding: String"), "binding takes no annotations");
     refused(
-        schema("entity Host = {", "type T = { @secret a: { b: Long } };\nentity Host = {"),
+        schema("ttl: duration, ", ""),
+        "context differs (ttl: duration is missing); write context: { ttl: duration",
+    );
+    refused(
+        schema("ttl: duration", "ttl: Long"),
+        "ttl must be duration, not Long",
+    );
+    refused(
+        schema("audience: String", "audience?: String"),
+        "audience must not be optional",
+    );
+    refused(
+        schema("audience: String", "audience: String, depth: Long"),
+        "depth is not known",
+    );
+    refused(
+        schema("evidence: Evidence", "evidence: { kind: String }"),
+        "evidence must be { age: duration, kind: String }",
+    );
+    refused(
+        schema("end_sessions: Bool", "end_sessions: decimal"),
+        "parameter end_sessions: must be String, Bool",
+    );
+    refused(
+        schema("end_sessions: Bool", "end_sessions: Account"),
+        "not Account",
+    );
+    refused(
+        schema("text: String", "text: { @sensitive a: String }"),
+        "@sensitive belongs on the whole parameter",
+    );
+    refused(
+        schema("@sensitive\n", "@sensitiv\n"),
+        "unknown annotation @sensitiv (did you mean \"sensitive\"?)",
+    );
+    refused(
+        schema("@single_use\n", "@singleuse\n"),
+        "unknown annotation @singleuse (did you mean \"single_use\"?)",
+    );
+    refused(
+        schema("@single_use\n", "@single_use(\"no\")\n"),
+        "@single_use takes no text",
+    );
+    refused(
+        schema("parameters: {\n", "@sensitive parameters: {\n"),
+        "parameters takes no annotations",
+    );
+    refused(
+        schema("binding: String", "@title(\"x\") binding: String"),
+        "binding takes no annotations",
+    );
+    refused(
+        schema(
+            "entity Host = {",
+            "type T = { @secret a: { b: Long } };\nentity Host = {",
+        ),
         "type T: a: unknown annotation @secret",
     );
     refused(
-        schema("entity Host = {", "entity Host = {\n  x: { @sensitive y: String },"),
+        schema(
+            "entity Host = {",
+            "entity Host = {\n  x: { @sensitive y: String },",
+        ),
         "entity Host: x.y: unknown annotation @sensitive",
     );
     refused(schema("@risk(\"low\")", "@risk(\"tiny\")"), "@risk must be");
-    refused(schema("principal: [Agent]", "principal: [Agent, Person]"), "must have principal: [Agent]");
-    refused(schema("resource: [Case]", "resource: [Environment]"), "must be an entity type that this schema declares");
-    refused(schema("entity Host", "@colour(\"red\") entity Host"), "entity Host: unknown annotation @colour");
-    refused(schema("entity Host = {", "entity Agent;\nentity Host = {"), "\"Agent\" is already declared");
-    refused(schema("entity Host = {", "type duration = Long;\nentity Host = {"), "\"duration\"");
-    refused(schema("entity Host = {", "action operate;\nentity Host = {"), "\"operate\" is already declared");
-    refused(schema("entity Host = {", "namespace X { entity Y; }\nentity Host = {"), "namespace \"X\"");
-    refused(schema("entity Host = {", "entity Host = "), "schema.cedarschema:");
+    refused(
+        schema("principal: [Agent]", "principal: [Agent, Person]"),
+        "must have principal: [Agent]",
+    );
+    refused(
+        schema("resource: [Case]", "resource: [Environment]"),
+        "must be an entity type that this schema declares",
+    );
+    refused(
+        schema("entity Host", "@colour(\"red\") entity Host"),
+        "entity Host: unknown annotation @colour",
+    );
+    refused(
+        schema("entity Host = {", "entity Agent;\nentity Host = {"),
+        "\"Agent\" is already declared",
+    );
+    refused(
+        schema("entity Host = {", "type duration = Long;\nentity Host = {"),
+        "\"duration\"",
+    );
+    refused(
+        schema("entity Host = {", "action operate;\nentity Host = {"),
+        "\"operate\" is already declared",
+    );
+    refused(
+        schema(
+            "entity Host = {",
+            "namespace X { entity Y; }\nentity Host = {",
+        ),
+        "namespace \"X\"",
+    );
+    refused(
+        schema("entity Host = {", "entity Host = "),
+        "schema.cedarschema:",
+    );
     refused(schema("\"case.read\"", "\"case read\""), "its name must be");
     // The same types under a name of the team's own are the same.
-    schema("evidence: Evidence", "evidence: { age: duration, kind: String }").expect("same shape");
+    schema(
+        "evidence: Evidence",
+        "evidence: { age: duration, kind: String }",
+    )
+    .expect("same shape");
 }
 
 #[test]
 fn entities_are_targets_only() {
     let entities = |from: &str, to: &str| soc_with("entities.json", from, to);
     let more = |entity: &str| entities("[\n", &format!("[\n{entity},"));
-    refused(more(r#"{"uid": {"type": "Agent", "id": "x"}, "attrs": {}, "parents": []}"#), "Agent::x: holds only entities");
-    refused(more(r#"{"uid": {"type": "Action", "id": "case.read"}, "attrs": {}, "parents": []}"#), "Action::case.read");
-    refused(more(r#"{"uid": {"type": "Acount", "id": "x"}, "attrs": {}, "parents": []}"#), "(did you mean \"Account\"?)");
-    refused(more(r#"{"uid": {"type": "Host", "id": "a\u200bb"}, "attrs": {}, "parents": []}"#), "invisible");
+    refused(
+        more(r#"{"uid": {"type": "Agent", "id": "x"}, "attrs": {}, "parents": []}"#),
+        "Agent::x: holds only entities",
+    );
+    refused(
+        more(r#"{"uid": {"type": "Action", "id": "case.read"}, "attrs": {}, "parents": []}"#),
+        "Action::case.read",
+    );
+    refused(
+        more(r#"{"uid": {"type": "Acount", "id": "x"}, "attrs": {}, "parents": []}"#),
+        "(did you mean \"Account\"?)",
+    );
+    refused(
+        more(r#"{"uid": {"type": "Host", "id": "a\u200bb"}, "attrs": {}, "parents": []}"#),
+        "invisible",
+    );
     let twice = r#"{"uid": {"type": "Host", "id": "web-1"}, "parents": [],
         "attrs": {"name": "web-1.prod.soc.example", "environment": {"type": "Environment", "id": "prod"}}}"#;
     refused(more(twice), "Host::web-1: stands twice");
-    refused(entities("\"protected\": false", "\"protected\": \"no\""), "entities.json: ");
-    refused(entities("\"protected\": false", "\"protcted\": false"), "entities.json: ");
-    refused(entities("\"protected\": false", "\"protected\": false, \"protected\": true"), "stands twice");
+    refused(
+        entities("\"protected\": false", "\"protected\": \"no\""),
+        "entities.json: ",
+    );
+    refused(
+        entities("\"protected\": false", "\"protcted\": false"),
+        "entities.json: ",
+    );
+    refused(
+        entities(
+            "\"protected\": false",
+            "\"protected\": false, \"protected\": true",
+        ),
+        "stands twice",
+    );
 }
 
 #[test]
 fn the_registry_is_held_to_its_form() {
     let agents = |from: &str, to: &str| soc_with("agents.toml", from, to);
-    refused(agents("id = \"reporter\"", "id = \"triage\""), "id \"triage\" is taken");
-    refused(agents("agent/reporter", "agent/triage"), "another agent has this spiffe_id");
+    refused(
+        agents("id = \"reporter\"", "id = \"triage\""),
+        "id \"triage\" is taken",
+    );
+    refused(
+        agents("agent/reporter", "agent/triage"),
+        "another agent has this spiffe_id",
+    );
     refused(
         agents("\"host.isolate\"", "\"host.isolat\""),
         "action \"host.isolat\" is not in the catalogue (did you mean \"host.isolate\"?)",
     );
-    refused(agents("owner = \"dana\"", "owner = \"dan\""), "(did you mean \"dana\"?)");
-    refused(agents("[[agent]]", "[[agents]]"), "unknown key \"agents\" (did you mean \"agent\"?)");
-    refused(agents("spiffe://soc", "spiffe://SOC"), "agents.toml:6: agent: spiffe_id: trust domain");
-    refused(agents("groups = [\"soc\"]", "groups = \"soc\""), "groups: must be a list");
-    refused(agents("model = \"example-large-2\"", "model = 2"), "model: must be text");
+    refused(
+        agents("owner = \"dana\"", "owner = \"dan\""),
+        "(did you mean \"dana\"?)",
+    );
+    refused(
+        agents("[[agent]]", "[[agents]]"),
+        "unknown key \"agents\" (did you mean \"agent\"?)",
+    );
+    refused(
+        agents("spiffe://soc", "spiffe://SOC"),
+        "agents.toml:6: agent: spiffe_id: trust domain",
+    );
+    refused(
+        agents("groups = [\"soc\"]", "groups = \"soc\""),
+        "groups: must be a list",
+    );
+    refused(
+        agents("model = \"example-large-2\"", "model = 2"),
+        "model: must be text",
+    );
     refused(agents("[[agent]]", "[agent"), "agents.toml:4: ");
     let people = |from: &str, to: &str| soc_with("people.toml", from, to);
-    refused(people("id = \"maria\"", "id = \"lee\""), "id \"lee\" is taken");
-    refused(people("id = \"idp\"", "id = \"lee\""), "id \"lee\" is taken");
-    refused(people("method = \"key\"", "method = \"webauthn\""), "method: must be \"key\"");
+    refused(
+        people("id = \"maria\"", "id = \"lee\""),
+        "id \"lee\" is taken",
+    );
+    refused(
+        people("id = \"idp\"", "id = \"lee\""),
+        "id \"lee\" is taken",
+    );
+    refused(
+        people("method = \"key\"", "method = \"webauthn\""),
+        "method: must be \"key\"",
+    );
     refused(people("quorum = 2", "quorum = 21"), "quorum: must be");
     refused(people("wait = \"15m\"", "wait = \"soon\""), "wait: must be");
-    refused(people("roles = [\"operator\"]", "roles = [\"root\"]"), "roles: must be");
-    refused(people("audiences = [\"https://idp.soc.example\"]", ""), "audiences must name at least one");
-    let warned = people("group = \"security\"\nquorum = 2", "group = \"securty\"\nquorum = 2").expect("bundle");
-    assert!(warned.warnings()[0].message.contains("has 0 approvers, fewer than the quorum 2"), "{:?}", warned.warnings());
+    refused(
+        people("roles = [\"operator\"]", "roles = [\"root\"]"),
+        "roles: must be",
+    );
+    refused(
+        people("audiences = [\"https://idp.soc.example\"]", ""),
+        "audiences must name at least one",
+    );
+    let warned = people(
+        "group = \"security\"\nquorum = 2",
+        "group = \"securty\"\nquorum = 2",
+    )
+    .expect("bundle");
+    assert!(
+        warned.warnings()[0]
+            .message
+            .contains("has 0 approvers, fewer than the quorum 2"),
+        "{:?}",
+        warned.warnings()
+    );
 }
 
 /// The coordinates of a fresh public key.
 fn point() -> (String, String) {
-    let jwk = crate::jose::SigningKey::generate().expect("key").0.public().to_jwk();
+    let jwk = crate::jose::SigningKey::generate()
+        .expect("key")
+        .0
+        .public()
+        .to_jwk();
     let coordinate = |name: &str| jwk[name].as_str().expect("text").to_owned();
     (coordinate("x"), coordinate("y"))
 }
@@ -531,7 +1014,9 @@ fn keys_belong_to_one_hand() {
     let (x, y) = point();
     let (other_x, other_y) = point();
     let key = |of: &str, x: &str, y: &str| {
-        format!("[[key]]\nof = \"{of}\"\njwk = {{ kty = \"EC\", crv = \"P-256\", x = \"{x}\", y = \"{y}\" }}\n")
+        format!(
+            "[[key]]\nof = \"{of}\"\njwk = {{ kty = \"EC\", crv = \"P-256\", x = \"{x}\", y = \"{y}\" }}\n"
+        )
     };
     let with = |keys: &str| {
         let mut files = soc_files();
@@ -539,31 +1024,70 @@ fn keys_belong_to_one_hand() {
         load(files)
     };
     let bundle = with(&(key("maria", &x, &y) + &key("idp", &other_x, &other_y))).expect("bundle");
-    let maria = bundle.person(&PersonId::parse("maria").expect("id")).expect("person");
+    let maria = bundle
+        .person(&PersonId::parse("maria").expect("id"))
+        .expect("person");
     assert_eq!(maria.keys[0].jwk["x"], x);
-    assert_eq!(bundle.service(&ServiceId::parse("idp").expect("id")).expect("service").keys.len(), 1);
-    refused(with(&(key("maria", &x, &y) + &key("lee", &x, &y))), "already registered for \"maria\"");
+    assert_eq!(
+        bundle
+            .service(&ServiceId::parse("idp").expect("id"))
+            .expect("service")
+            .keys
+            .len(),
+        1
+    );
+    refused(
+        with(&(key("maria", &x, &y) + &key("lee", &x, &y))),
+        "already registered for \"maria\"",
+    );
     // The negated point has the same x; whoever holds one holds both.
-    refused(with(&(key("maria", &x, &y) + &key("lee", &x, &negated(&y)))), "already registered for \"maria\"");
+    refused(
+        with(&(key("maria", &x, &y) + &key("lee", &x, &negated(&y)))),
+        "already registered for \"maria\"",
+    );
     refused(with(&key("maria", &x, &other_y)), "curve");
-    refused(with(&key("nobody", &x, &y)), "no person, validator or auditor");
+    refused(
+        with(&key("nobody", &x, &y)),
+        "no person, validator or auditor",
+    );
     refused(with(&key("maria", "AA", &y)), "x: must be 32 bytes");
-    refused(with(&key("maria", &x, &y).replace("P-256", "P-384")), "crv: must be \"P-256\"");
-    let private = with(&key("maria", &x, &y).replace("x =", "d = \"ohno\", x =")).expect_err("private").to_string();
-    assert!(private.contains("private part") && !private.contains("ohno"), "{private}");
+    refused(
+        with(&key("maria", &x, &y).replace("P-256", "P-384")),
+        "crv: must be \"P-256\"",
+    );
+    let private = with(&key("maria", &x, &y).replace("x =", "d = \"ohno\", x ="))
+        .expect_err("private")
+        .to_string();
+    assert!(
+        private.contains("private part") && !private.contains("ohno"),
+        "{private}"
+    );
 }
 
 #[test]
 fn a_profile_is_its_definition() {
-    let digest =
-        |bundle: &PolicyBundle, name: &str| bundle.profile(&ProfileName::parse(name).expect("name")).expect("profile").digest();
+    let digest = |bundle: &PolicyBundle, name: &str| {
+        bundle
+            .profile(&ProfileName::parse(name).expect("name"))
+            .expect("profile")
+            .digest()
+    };
     let bundle = soc();
     let one = digest(&bundle, "one-security");
     assert_ne!(one, digest(&bundle, "two-security"));
-    for (from, to) in
-        [("quorum = 1", "quorum = 3"), ("good_for = \"10m\"", "good_for = \"11m\""), ("wait = \"15m\"", "wait = \"16m\"")]
-    {
-        assert_ne!(one, digest(&soc_with("people.toml", from, to).expect("bundle"), "one-security"), "{to}");
+    for (from, to) in [
+        ("quorum = 1", "quorum = 3"),
+        ("good_for = \"10m\"", "good_for = \"11m\""),
+        ("wait = \"15m\"", "wait = \"16m\""),
+    ] {
+        assert_ne!(
+            one,
+            digest(
+                &soc_with("people.toml", from, to).expect("bundle"),
+                "one-security"
+            ),
+            "{to}"
+        );
     }
     let same = soc_with("people.toml", "wait = \"15m\"", "wait = \"900s\"").expect("bundle");
     assert_eq!(one, digest(&same, "one-security"));
@@ -574,7 +1098,10 @@ fn a_bundle_without_profiles_or_agents_loads_and_denies() {
     let files = BTreeMap::from(
         [
             ("schema.cedarschema", "entity Thing;"),
-            ("rules/a.cedar", "@id(\"none\") forbid (principal, action, resource);"),
+            (
+                "rules/a.cedar",
+                "@id(\"none\") forbid (principal, action, resource);",
+            ),
             ("entities.json", "[]"),
             ("agents.toml", ""),
             ("people.toml", ""),
@@ -582,8 +1109,15 @@ fn a_bundle_without_profiles_or_agents_loads_and_denies() {
         .map(|(path, text)| (path.to_owned(), text.to_owned())),
     );
     let bundle = load(files).unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(bundle.check_action(&read()), Err(ActionProblem::UnknownAction));
-    assert!(bundle.agents_matching(&SpiffeId::parse("spiffe://soc.example/agent/triage").expect("id")).is_empty());
+    assert_eq!(
+        bundle.check_action(&read()),
+        Err(ActionProblem::UnknownAction)
+    );
+    assert!(
+        bundle
+            .agents_matching(&SpiffeId::parse("spiffe://soc.example/agent/triage").expect("id"))
+            .is_empty()
+    );
 }
 
 #[test]

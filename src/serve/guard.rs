@@ -16,11 +16,17 @@ pub const TABLE: &[(&str, &[CallerKind])] = &[
     ("dipylon.v1.TokenService/Introspect", &[Validator]),
     ("dipylon.v1.TokenService/ConsumeToken", &[Validator]),
     ("dipylon.v1.TokenService/WatchRevocations", &[Validator]),
-    ("dipylon.v1.ApprovalService/ListAccessRequests", &[Approver, Operator]),
+    (
+        "dipylon.v1.ApprovalService/ListAccessRequests",
+        &[Approver, Operator],
+    ),
     ("dipylon.v1.ApprovalService/GetCard", &[Approver, Operator]),
     ("dipylon.v1.ApprovalService/BeginVote", &[Approver]),
     ("dipylon.v1.ApprovalService/CastVote", &[Approver]),
-    ("dipylon.v1.GovernanceService/ApplyPolicyBundle", &[Operator]),
+    (
+        "dipylon.v1.GovernanceService/ApplyPolicyBundle",
+        &[Operator],
+    ),
     ("dipylon.v1.GovernanceService/SuspendAgent", &[Operator]),
     ("dipylon.v1.GovernanceService/ResumeAgent", &[Operator]),
     ("dipylon.v1.GovernanceService/EndTask", &[Operator]),
@@ -43,14 +49,22 @@ pub fn presented(method: &'static str, metadata: &MetadataMap) -> Presented {
         let mut values = metadata.get_all(name).iter();
         let first = values.next()?;
         let unreadable = || Secret::new(String::new());
-        let text = first.to_str().ok().filter(|text| values.next().is_none() && text.len() <= CREDENTIAL_BYTES_MAX);
+        let text = first
+            .to_str()
+            .ok()
+            .filter(|text| values.next().is_none() && text.len() <= CREDENTIAL_BYTES_MAX);
         Some(text.map_or_else(unreadable, |text| Secret::new(text.to_owned())))
     };
     let bearer = one("authorization").map(|value| {
         let token = value.reveal().strip_prefix("Bearer ").unwrap_or_default();
         Secret::new(token.to_owned())
     });
-    Presented { method, admits, proof: one("dpop"), bearer }
+    Presented {
+        method,
+        admits,
+        proof: one("dpop"),
+        bearer,
+    }
 }
 
 #[cfg(test)]
@@ -61,7 +75,11 @@ mod tests {
     fn every_method_has_one_row_and_every_row_a_method() {
         let methods = crate::proto::methods();
         for method in methods {
-            assert_eq!(TABLE.iter().filter(|(name, _)| name == method).count(), 1, "{method}");
+            assert_eq!(
+                TABLE.iter().filter(|(name, _)| name == method).count(),
+                1,
+                "{method}"
+            );
         }
         assert_eq!(TABLE.len(), methods.len());
         assert!(TABLE.iter().all(|(_, kinds)| !kinds.is_empty()));
@@ -71,11 +89,29 @@ mod tests {
     fn a_credential_that_stands_twice_is_none_that_holds() {
         let mut metadata = MetadataMap::new();
         metadata.append("dpop", "a.b.c".parse().expect("ascii"));
-        assert_eq!(presented("dipylon.v1.TaskService/OpenTask", &metadata).proof.expect("one").reveal(), "a.b.c");
+        assert_eq!(
+            presented("dipylon.v1.TaskService/OpenTask", &metadata)
+                .proof
+                .expect("one")
+                .reveal(),
+            "a.b.c"
+        );
         metadata.append("dpop", "d.e.f".parse().expect("ascii"));
-        assert_eq!(presented("dipylon.v1.TaskService/OpenTask", &metadata).proof.expect("unreadable").reveal(), "");
+        assert_eq!(
+            presented("dipylon.v1.TaskService/OpenTask", &metadata)
+                .proof
+                .expect("unreadable")
+                .reveal(),
+            ""
+        );
         metadata.insert("authorization", "Basic abc".parse().expect("ascii"));
-        assert_eq!(presented("x", &metadata).bearer.expect("unreadable").reveal(), "");
+        assert_eq!(
+            presented("x", &metadata)
+                .bearer
+                .expect("unreadable")
+                .reveal(),
+            ""
+        );
         assert!(presented("x", &metadata).admits.is_empty());
     }
 }

@@ -24,7 +24,10 @@ pub(super) fn routes(hall: Arc<Hall>) -> Router {
 async fn jwks(State(hall): State<Arc<Hall>>) -> Response {
     let headers = [
         (header::CONTENT_TYPE, "application/jwk-set+json".to_owned()),
-        (header::CACHE_CONTROL, format!("public, max-age={JWKS_MAX_AGE_S}")),
+        (
+            header::CACHE_CONTROL,
+            format!("public, max-age={JWKS_MAX_AGE_S}"),
+        ),
     ];
     (headers, hall.jwks().to_string()).into_response()
 }
@@ -32,13 +35,19 @@ async fn jwks(State(hall): State<Arc<Hall>>) -> Response {
 async fn readyz(State(hall): State<Arc<Hall>>) -> Response {
     match hall.ready() {
         Ok(()) => (StatusCode::OK, "ready\n").into_response(),
-        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")).into_response(),
+        Err(why) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("not ready: {why}\n"),
+        )
+            .into_response(),
     }
 }
 
 /// What no route answers: UNIMPLEMENTED in gRPC's own form for gRPC, 404 for everyone else.
 pub(super) async fn fallback(headers: HeaderMap) -> Response {
-    let grpc = headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
+    let grpc = headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
     if grpc {
         tonic::Status::unimplemented("no such method").into_http::<axum::body::Body>()
     } else {

@@ -58,20 +58,36 @@ pub enum ServeError {
 
 /// Binds the address.
 pub async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| ServeError::Listen { address, source })
 }
 
 /// Serves until `stop` resolves; then lets calls in flight finish for a bounded time.
-pub async fn serve(hall: Arc<Hall>, listener: TcpListener, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
+pub async fn serve(
+    hall: Arc<Hall>,
+    listener: TcpListener,
+    stop: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
     let (stopping, stopped) = watch::channel(false);
     let (health_reporter, health) = tonic_health::server::health_reporter();
-    health_reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    health_reporter
+        .set_service_status("", tonic_health::ServingStatus::Serving)
+        .await;
     let door = grpc::Door::new(hall.clone(), stopped.clone());
     let routes = Routes::new(health)
-        .add_service(TaskServiceServer::new(door.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
-        .add_service(TokenServiceServer::new(door.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
-        .add_service(ApprovalServiceServer::new(door.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
-        .add_service(GovernanceServiceServer::new(door).max_decoding_message_size(MESSAGE_BYTES_MAX));
+        .add_service(
+            TaskServiceServer::new(door.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
+        )
+        .add_service(
+            TokenServiceServer::new(door.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
+        )
+        .add_service(
+            ApprovalServiceServer::new(door.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
+        )
+        .add_service(
+            GovernanceServiceServer::new(door).max_decoding_message_size(MESSAGE_BYTES_MAX),
+        );
     let router = routes
         .into_axum_router()
         .merge(http::routes(hall.clone()))
@@ -86,9 +102,12 @@ pub async fn serve(hall: Arc<Hall>, listener: TcpListener, stop: impl Future<Out
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
         .add_routes(Routes::from(router))
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async move {
-            let _closed = ended.wait_for(|stopped| *stopped).await;
-        });
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            async move {
+                let _closed = ended.wait_for(|stopped| *stopped).await;
+            },
+        );
     let mut tail = hall.journal().tail();
     let journal_stopped = async move {
         let _failed_or_gone = tail.wait_for(|tail| tail.failed).await.is_ok();
@@ -113,7 +132,8 @@ pub async fn serve(hall: Arc<Hall>, listener: TcpListener, stop: impl Future<Out
 async fn only_methods_with_a_row(request: Request, next: Next) -> Response {
     let path = request.uri().path().trim_start_matches('/');
     if path.starts_with(PACKAGE) && guard::row(path).is_none() {
-        return tonic::Status::permission_denied("no such method for anyone").into_http::<axum::body::Body>();
+        return tonic::Status::permission_denied("no such method for anyone")
+            .into_http::<axum::body::Body>();
     }
     next.run(request).await
 }

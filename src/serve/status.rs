@@ -13,7 +13,9 @@ use crate::proto::ERROR_DOMAIN;
 /// The gRPC code of a reason, and when a retry may help.
 pub const fn code(reason: Reason) -> (Code, Option<Duration>) {
     match reason {
-        Reason::NotAuthenticated | Reason::UseDpopNonce | Reason::EvidenceStale => (Code::Unauthenticated, None),
+        Reason::NotAuthenticated | Reason::UseDpopNonce | Reason::EvidenceStale => {
+            (Code::Unauthenticated, None)
+        }
         Reason::NotPermitted | Reason::NotEligible => (Code::PermissionDenied, None),
         Reason::Malformed
         | Reason::UnknownAction
@@ -34,9 +36,13 @@ pub const fn code(reason: Reason) -> (Code, Option<Duration>) {
         | Reason::OtherEpoch => (Code::FailedPrecondition, None),
         Reason::PositionAhead => (Code::OutOfRange, None),
         Reason::Conflict => (Code::Aborted, Some(Duration::from_millis(50))),
-        Reason::TooManyPending | Reason::TooManyRefusals => (Code::ResourceExhausted, Some(Duration::from_secs(60))),
+        Reason::TooManyPending | Reason::TooManyTasks | Reason::TooManyRefusals => {
+            (Code::ResourceExhausted, Some(Duration::from_secs(60)))
+        }
         Reason::TooBusy => (Code::ResourceExhausted, Some(Duration::from_secs(1))),
-        Reason::JournalUnavailable | Reason::Undecided => (Code::Unavailable, Some(Duration::from_secs(1))),
+        Reason::JournalUnavailable | Reason::Undecided => {
+            (Code::Unavailable, Some(Duration::from_secs(1)))
+        }
     }
 }
 
@@ -44,7 +50,8 @@ pub const fn code(reason: Reason) -> (Code, Option<Duration>) {
 pub fn status(refusal: &Refusal, hall: &Hall) -> Status {
     let (code, retry) = code(refusal.reason);
     let metadata = HashMap::from([("correlation".to_owned(), refusal.correlation.to_string())]);
-    let mut details = ErrorDetails::with_error_info(refusal.reason.as_str(), ERROR_DOMAIN, metadata);
+    let mut details =
+        ErrorDetails::with_error_info(refusal.reason.as_str(), ERROR_DOMAIN, metadata);
     if let Some(after) = retry {
         details.set_retry_info(Some(after));
     }

@@ -37,23 +37,42 @@ impl Feed {
     pub(super) fn push(&self, epoch: u64, index: u64, at: Timestamp, selector: Selector) {
         let mut events = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let prev = events.last().map(|e| e.index);
-        events.push(Arc::new(FeedEvent { epoch, index, prev, at, selector }));
+        events.push(Arc::new(FeedEvent {
+            epoch,
+            index,
+            prev,
+            at,
+            selector,
+        }));
     }
 
-    /// At most `max` events with an index above `after`, or from the start.
-    pub(super) fn after(&self, after: Option<u64>, max: usize) -> Vec<Arc<FeedEvent>> {
+    /// At most `max` events with an index above `after`, or from the start, and the last index of all.
+    pub(super) fn after(
+        &self,
+        after: Option<u64>,
+        max: usize,
+    ) -> (Vec<Arc<FeedEvent>>, Option<u64>) {
         let events = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let from = after.map_or(0, |index| events.partition_point(|e| e.index <= index));
-        events.iter().skip(from).take(max).cloned().collect()
+        (
+            events.iter().skip(from).take(max).cloned().collect(),
+            events.last().map(|e| e.index),
+        )
     }
 
     /// Index of the first event at or after the moment.
     pub(super) fn since(&self, moment: Timestamp) -> Option<u64> {
         let events = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        events.get(events.partition_point(|e| e.at < moment)).map(|e| e.index)
+        events
+            .get(events.partition_point(|e| e.at < moment))
+            .map(|e| e.index)
     }
 
     pub(super) fn last(&self) -> Option<u64> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).last().map(|e| e.index)
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .last()
+            .map(|e| e.index)
     }
 }

@@ -18,7 +18,9 @@ use crate::journal::Committed;
 use crate::model::*;
 
 pub use feed::{FeedEvent, Selector};
-pub use records::{AccessRequest, AccessStatus, Ended, Fixed, Grant, Illegal, Recorded, Task, Use, Vote};
+pub use records::{
+    AccessRequest, AccessStatus, Ended, Fixed, Grant, Illegal, Recorded, Task, Use, Vote,
+};
 
 use feed::Feed;
 use records::AccessEvent;
@@ -52,7 +54,7 @@ pub struct State {
     keys: Table<KeyId, At<Value>>,
     requests: Table<AccessRequestId, AccessRequest>,
     grants: Table<TokenId, Grant>,
-    fixed: Table<(TaskId, RequestId), Fixed>,
+    request_ids: Table<(TaskId, RequestId), At<Option<Fixed>>>,
     asks: Table<AgentId, At<BTreeSet<AccessRequestId>>>,
     task_grants: Table<TaskId, Vec<TokenId>>,
     task_requests: Table<TaskId, Vec<AccessRequestId>>,
@@ -81,23 +83,63 @@ impl State {
         let entry = committed.entry();
         let version = entry.index + 1;
         match &entry.fact {
-            Fact::EpochStarted(_) | Fact::PolicyApplied(_) | Fact::VoteRefused(_) | Fact::RefusalsCounted(_) => {}
+            Fact::EpochStarted(_)
+            | Fact::PolicyApplied(_)
+            | Fact::VoteRefused(_)
+            | Fact::RefusalsCounted(_) => {}
             Fact::TrustBundleChanged(f) => {
-                let keys = TrustedKeys { bundle: Some(f.bundle), kids: f.kids.iter().cloned().collect() };
-                self.trust.put(f.domain.clone(), At { value: keys, version });
+                let keys = TrustedKeys {
+                    bundle: Some(f.bundle),
+                    kids: f.kids.iter().cloned().collect(),
+                };
+                self.trust.put(
+                    f.domain.clone(),
+                    At {
+                        value: keys,
+                        version,
+                    },
+                );
             }
-            Fact::KeyPublished(f) => self.keys.put(f.kid.clone(), At { value: f.jwk.clone(), version }),
+            Fact::KeyPublished(f) => self.keys.put(
+                f.kid.clone(),
+                At {
+                    value: f.jwk.clone(),
+                    version,
+                },
+            ),
             Fact::AgentSuspended(f) => {
-                self.agents.put(f.agent.clone(), At { value: AgentStanding { suspended: true }, version });
+                self.agents.put(
+                    f.agent.clone(),
+                    At {
+                        value: AgentStanding { suspended: true },
+                        version,
+                    },
+                );
                 let tasks: Vec<TaskId> = self.open_tasks_of(&f.agent);
                 self.end_tasks(&tasks, EndCause::Suspended, None, entry);
-                self.feed.push(entry.epoch, entry.index, entry.at, Selector::Agent(f.agent.clone()));
+                self.feed.push(
+                    entry.epoch,
+                    entry.index,
+                    entry.at,
+                    Selector::Agent(f.agent.clone()),
+                );
             }
-            Fact::AgentResumed(f) => self.agents.put(f.agent.clone(), At { value: AgentStanding { suspended: false }, version }),
+            Fact::AgentResumed(f) => self.agents.put(
+                f.agent.clone(),
+                At {
+                    value: AgentStanding { suspended: false },
+                    version,
+                },
+            ),
             Fact::TaskOpened(f) => self.on_task_opened(f, committed, version),
             Fact::TaskEnded(f) => {
                 self.end_tasks(&f.tasks, f.cause, f.outcome, entry);
-                self.feed.push(entry.epoch, entry.index, entry.at, Selector::Tasks(f.tasks.clone()));
+                self.feed.push(
+                    entry.epoch,
+                    entry.index,
+                    entry.at,
+                    Selector::Tasks(f.tasks.clone()),
+                );
             }
             Fact::RequestDenied(f) => self.decisions.put(f.id, entry.index),
             Fact::AccessRequestOpened(f) => self.on_access_request_opened(f, committed, version),
@@ -114,19 +156,45 @@ impl State {
                 if !kids.contains(&f.kid) {
                     kids.push(f.kid.clone());
                 }
-                Grant { kids, version, ..g.clone() }
+                Grant {
+                    kids,
+                    version,
+                    ..g.clone()
+                }
             }),
             Fact::TokenConsumed(f) => self.grants.change(&f.jti, |g| {
                 let mut uses = g.uses.clone();
-                uses.push(Use { validator: f.validator.clone(), use_id: f.use_id.clone(), index: entry.index });
-                Grant { uses, version, ..g.clone() }
+                uses.push(Use {
+                    validator: f.validator.clone(),
+                    use_id: f.use_id.clone(),
+                    index: entry.index,
+                });
+                Grant {
+                    uses,
+                    version,
+                    ..g.clone()
+                }
             }),
             Fact::GrantsEnded(f) => {
-                let ended = Ended { cause: f.cause, index: entry.index, at: entry.at, outcome: None };
+                let ended = Ended {
+                    cause: f.cause,
+                    index: entry.index,
+                    at: entry.at,
+                    outcome: None,
+                };
                 for jti in &f.jtis {
-                    self.grants.change(jti, |g| Grant { ended: g.ended.or(Some(ended)), version, ..g.clone() });
+                    self.grants.change(jti, |g| Grant {
+                        ended: g.ended.or(Some(ended)),
+                        version,
+                        ..g.clone()
+                    });
                 }
-                self.feed.push(entry.epoch, entry.index, entry.at, Selector::Tokens(f.jtis.clone()));
+                self.feed.push(
+                    entry.epoch,
+                    entry.index,
+                    entry.at,
+                    Selector::Tokens(f.jtis.clone()),
+                );
             }
         }
         self.epoch.store(entry.epoch, Ordering::SeqCst);
@@ -134,20 +202,51 @@ impl State {
     }
 
     fn on_task_opened(&self, f: &TaskOpened, committed: &Committed, version: Version) {
-        let purpose = committed.blob(&f.purpose).and_then(|text| Prose::from_blob(text));
-        self.tasks.put(f.task, Task { opened: Arc::new(f.clone()), purpose, ended: None, version });
-        self.opens.put((f.agent.clone(), f.binding.jkt(), f.request_id.clone()), f.task);
-        self.agent_tasks.upsert(f.agent.clone(), |set| with(set, f.task));
+        let purpose = committed
+            .blob(&f.purpose)
+            .and_then(|text| Prose::from_blob(text));
+        self.tasks.put(
+            f.task,
+            Task {
+                opened: Arc::new(f.clone()),
+                purpose,
+                ended: None,
+                version,
+            },
+        );
+        self.opens.put(
+            (f.agent.clone(), f.binding.jkt(), f.request_id.clone()),
+            f.task,
+        );
+        self.agent_tasks
+            .upsert(f.agent.clone(), |set| with(set, f.task));
         self.due().insert((f.deadline, Due::Task(f.task)));
     }
 
     /// INVARIANT (an end is final): a task that ended keeps its first end, and nothing takes it away.
-    fn end_tasks(&self, tasks: &[TaskId], cause: EndCause, outcome: Option<TaskOutcome>, entry: &Entry) {
-        let ended = Ended { cause, index: entry.index, at: entry.at, outcome };
+    fn end_tasks(
+        &self,
+        tasks: &[TaskId],
+        cause: EndCause,
+        outcome: Option<TaskOutcome>,
+        entry: &Entry,
+    ) {
+        let ended = Ended {
+            cause,
+            index: entry.index,
+            at: entry.at,
+            outcome,
+        };
         for id in tasks {
-            self.tasks.change(id, |t| Task { ended: t.ended.or(Some(ended)), version: entry.index + 1, ..t.clone() });
+            self.tasks.change(id, |t| Task {
+                ended: t.ended.or(Some(ended)),
+                version: entry.index + 1,
+                ..t.clone()
+            });
             if let Some(task) = self.tasks.get(id) {
-                self.agent_tasks.change(&task.opened.agent, |set| set.iter().copied().filter(|t| t != id).collect());
+                self.agent_tasks.change(&task.opened.agent, |set| {
+                    set.iter().copied().filter(|t| t != id).collect()
+                });
                 self.due().remove(&(task.opened.deadline, Due::Task(*id)));
             }
             for request in self.requests_of(id) {
@@ -156,27 +255,54 @@ impl State {
         }
     }
 
-    fn on_access_request_opened(&self, f: &AccessRequestOpened, committed: &Committed, version: Version) {
-        let secret = f.secret.and_then(|hash| committed.blob(&hash)).and_then(|text| ActionSecret::from_blob(text));
+    fn on_access_request_opened(
+        &self,
+        f: &AccessRequestOpened,
+        committed: &Committed,
+        version: Version,
+    ) {
+        let secret = f
+            .secret
+            .and_then(|hash| committed.blob(&hash))
+            .and_then(|text| ActionSecret::from_blob(text));
         let request = AccessRequest {
             opened: Arc::new(f.clone()),
             action: f.action.reopen(secret.as_ref()).ok().map(Arc::new),
-            reason: f.reason.and_then(|hash| committed.blob(&hash)).and_then(|text| Prose::from_blob(text)),
+            reason: f
+                .reason
+                .and_then(|hash| committed.blob(&hash))
+                .and_then(|text| Prose::from_blob(text)),
             votes: Vec::new(),
             status: AccessStatus::Waiting,
             opened_at: committed.entry().at,
             version,
         };
         self.requests.put(f.access_request, request);
-        self.task_requests.upsert(f.task, |list| pushed(list, f.access_request));
+        self.task_requests
+            .upsert(f.task, |list| pushed(list, f.access_request));
+        self.request_ids.put(
+            (f.task, f.request_id.clone()),
+            At {
+                value: None,
+                version,
+            },
+        );
         self.decisions.put(f.decision.id, committed.entry().index);
-        self.due().insert((f.expires_at, Due::AccessRequest(f.access_request)));
+        self.due()
+            .insert((f.expires_at, Due::AccessRequest(f.access_request)));
         // Last: whoever reads this version finds the access request it stands for.
-        self.asks.upsert(f.agent.clone(), |at| At { value: with(at.map(|a| &a.value), f.access_request), version });
+        self.asks.upsert(f.agent.clone(), |at| At {
+            value: with(at.map(|a| &a.value), f.access_request),
+            version,
+        });
     }
 
     fn on_vote(&self, f: &VoteCast, committed: &Committed, version: Version) {
-        let vote = Arc::new(Vote { cast: f.clone(), statement: committed.blob(&f.statement).cloned(), at: committed.entry().at });
+        let vote = Arc::new(Vote {
+            cast: f.clone(),
+            statement: committed.blob(&f.statement).cloned(),
+            at: committed.entry().at,
+        });
         self.requests.change(&f.access_request, |r| {
             let mut votes = r.votes.clone();
             votes.push(vote);
@@ -194,9 +320,17 @@ impl State {
                 self.illegal.fetch_add(1, Ordering::Relaxed);
                 r.status
             });
-            AccessRequest { status, version, ..r.clone() }
+            AccessRequest {
+                status,
+                version,
+                ..r.clone()
+            }
         });
-        if let Some(request) = self.requests.get(&id).filter(|r| r.status != AccessStatus::Waiting) {
+        if let Some(request) = self
+            .requests
+            .get(&id)
+            .filter(|r| r.status != AccessStatus::Waiting)
+        {
             self.stop_waiting(&request);
         }
     }
@@ -207,23 +341,35 @@ impl State {
             value: at.value.iter().copied().filter(|r| *r != id).collect(),
             version: at.version,
         });
-        self.due().remove(&(request.opened.expires_at, Due::AccessRequest(id)));
+        self.due()
+            .remove(&(request.opened.expires_at, Due::AccessRequest(id)));
     }
 
     fn fix_refused(&self, id: AccessRequestId) {
+        // INVARIANT (a grant stays the answer): only an id that stands for nothing yet comes to stand for a no.
         if let Some(r) = self.requests.get(&id) {
-            self.fixed.put((r.opened.task, r.opened.request_id.clone()), Fixed::Refused(id));
+            self.request_ids
+                .change(&(r.opened.task, r.opened.request_id.clone()), |at| At {
+                    value: at.value.or(Some(Fixed::Refused(id))),
+                    version: at.version,
+                });
         }
     }
 
     fn on_token_issued(&self, f: &TokenIssued, committed: &Committed, version: Version) {
-        let secret = f.secret.and_then(|hash| committed.blob(&hash)).and_then(|text| ActionSecret::from_blob(text));
+        let secret = f
+            .secret
+            .and_then(|hash| committed.blob(&hash))
+            .and_then(|text| ActionSecret::from_blob(text));
         let grant = Grant {
             issued: Arc::new(f.clone()),
             epoch: committed.entry().epoch,
             index: committed.entry().index,
             action: f.action.reopen(secret.as_ref()).ok().map(Arc::new),
-            reason: f.reason.and_then(|hash| committed.blob(&hash)).and_then(|text| Prose::from_blob(text)),
+            reason: f
+                .reason
+                .and_then(|hash| committed.blob(&hash))
+                .and_then(|text| Prose::from_blob(text)),
             uses: Vec::new(),
             kids: vec![f.kid.clone()],
             ended: None,
@@ -231,7 +377,13 @@ impl State {
         };
         self.grants.put(f.jti, grant);
         self.task_grants.upsert(f.task, |list| pushed(list, f.jti));
-        self.fixed.put((f.task, f.request_id.clone()), Fixed::Granted(f.jti));
+        self.request_ids.put(
+            (f.task, f.request_id.clone()),
+            At {
+                value: Some(Fixed::Granted(f.jti)),
+                version,
+            },
+        );
         self.decisions.put(f.decision.id, committed.entry().index);
         if let Some(id) = f.consumed {
             self.on_access_event(id, AccessEvent::Consumed(f.jti), version);
@@ -244,13 +396,23 @@ impl State {
     }
 
     /// The task an agent opened with this key under this request id.
-    pub fn opened_under(&self, agent: &AgentId, key: Thumbprint, request: &RequestId) -> Option<Arc<Task>> {
-        self.opens.get(&(agent.clone(), key, request.clone())).and_then(|id| self.tasks.get(&id))
+    pub fn opened_under(
+        &self,
+        agent: &AgentId,
+        key: Thumbprint,
+        request: &RequestId,
+    ) -> Option<Arc<Task>> {
+        self.opens
+            .get(&(agent.clone(), key, request.clone()))
+            .and_then(|id| self.tasks.get(&id))
     }
 
     /// What the journal alone says of an agent; unknown to it = in good standing at version 0.
     pub fn standing(&self, agent: &AgentId) -> At<AgentStanding> {
-        self.agents.get(agent).map(|at| (*at).clone()).unwrap_or_default()
+        self.agents
+            .get(agent)
+            .map(|at| (*at).clone())
+            .unwrap_or_default()
     }
 
     /// The keys of a trust domain; none for a domain never entered.
@@ -258,9 +420,19 @@ impl State {
         self.trust.get(domain)
     }
 
+    /// Every trust domain that was ever entered.
+    pub fn trust_domains(&self) -> Vec<TrustDomain> {
+        sorted(self.trust.all())
+            .into_iter()
+            .map(|(domain, _)| domain)
+            .collect()
+    }
+
     /// Whether the key that verified this evidence still counts.
     pub fn still_trusts(&self, evidence: &EvidenceFacts) -> bool {
-        self.trust.get(&evidence.subject.trust_domain()).is_some_and(|keys| keys.value.kids.contains(&evidence.kid))
+        self.trust
+            .get(&evidence.subject.trust_domain())
+            .is_some_and(|keys| keys.value.kids.contains(&evidence.kid))
     }
 
     /// A published signing key.
@@ -281,15 +453,32 @@ impl State {
     }
 
     /// The access request that waits for this very action in this task, whoever asked first.
-    pub fn waiting_for(&self, task: &TaskId, action: Digest, now: Timestamp) -> Option<Arc<AccessRequest>> {
-        self.requests_of(task).into_iter().find(|r| r.waits(now) && r.action.as_ref().is_some_and(|a| a.digest() == action))
+    pub fn waiting_for(
+        &self,
+        task: &TaskId,
+        action: Digest,
+        now: Timestamp,
+    ) -> Option<Arc<AccessRequest>> {
+        self.requests_of(task)
+            .into_iter()
+            .find(|r| r.waits(now) && r.action.as_ref().is_some_and(|a| a.digest() == action))
     }
 
     /// Waiting access requests of an agent, and the version of their stream.
     pub fn asks(&self, agent: &AgentId, now: Timestamp) -> At<usize> {
-        let Some(at) = self.asks.get(agent) else { return At::default() };
-        let waiting = at.value.iter().filter_map(|id| self.requests.get(id)).filter(|r| r.waits(now)).count();
-        At { value: waiting, version: at.version }
+        let Some(at) = self.asks.get(agent) else {
+            return At::default();
+        };
+        let waiting = at
+            .value
+            .iter()
+            .filter_map(|id| self.requests.get(id))
+            .filter(|r| r.waits(now))
+            .count();
+        At {
+            value: waiting,
+            version: at.version,
+        }
     }
 
     /// Every access request that waits, oldest first.
@@ -307,12 +496,18 @@ impl State {
 
     /// Access requests of a task, oldest first.
     pub fn requests_of(&self, task: &TaskId) -> Vec<Arc<AccessRequest>> {
-        self.task_requests.get(task).map(|ids| ids.iter().filter_map(|id| self.requests.get(id)).collect()).unwrap_or_default()
+        self.task_requests
+            .get(task)
+            .map(|ids| ids.iter().filter_map(|id| self.requests.get(id)).collect())
+            .unwrap_or_default()
     }
 
-    /// What a request id stands for; `None` while that is open.
-    pub fn fixed(&self, task: &TaskId, request: &RequestId) -> Option<Fixed> {
-        self.fixed.get(&(*task, request.clone())).map(|f| *f)
+    /// What a request id stands for, `None` while that is open; with the version of its stream.
+    pub fn request_id(&self, task: &TaskId, request: &RequestId) -> At<Option<Fixed>> {
+        self.request_ids
+            .get(&(*task, request.clone()))
+            .map(|at| (*at).clone())
+            .unwrap_or_default()
     }
 
     /// A grant, live or not.
@@ -327,7 +522,10 @@ impl State {
 
     /// Grants of a task, oldest first.
     pub fn grants_of(&self, task: &TaskId) -> Vec<Arc<Grant>> {
-        self.task_grants.get(task).map(|ids| ids.iter().filter_map(|id| self.grants.get(id)).collect()).unwrap_or_default()
+        self.task_grants
+            .get(task)
+            .map(|ids| ids.iter().filter_map(|id| self.grants.get(id)).collect())
+            .unwrap_or_default()
     }
 
     /// Why a grant is dead, as far as the journal tells; `None` while it lives. Rules are asked elsewhere.
@@ -344,7 +542,9 @@ impl State {
             Some(task) => match task.ended {
                 Some(ended) => Some(ended.cause),
                 None if !task.runs(now) => Some(EndCause::Deadline),
-                None if self.standing(&grant.issued.agent).value.suspended => Some(EndCause::Suspended),
+                None if self.standing(&grant.issued.agent).value.suspended => {
+                    Some(EndCause::Suspended)
+                }
                 None if !self.still_trusts(&grant.issued.evidence) => Some(EndCause::Trust),
                 None => None,
             },
@@ -353,20 +553,32 @@ impl State {
 
     /// Open tasks of an agent.
     pub fn open_tasks_of(&self, agent: &AgentId) -> Vec<TaskId> {
-        self.agent_tasks.get(agent).map(|set| set.iter().copied().collect()).unwrap_or_default()
+        self.agent_tasks
+            .get(agent)
+            .map(|set| set.iter().copied().collect())
+            .unwrap_or_default()
     }
 
     /// Every task that has not ended by an entry.
     pub fn open_tasks(&self) -> Vec<Arc<Task>> {
-        let mut ids: Vec<TaskId> =
-            self.agent_tasks.all().into_iter().flat_map(|(_, set)| set.iter().copied().collect::<Vec<_>>()).collect();
+        let mut ids: Vec<TaskId> = self
+            .agent_tasks
+            .all()
+            .into_iter()
+            .flat_map(|(_, set)| set.iter().copied().collect::<Vec<_>>())
+            .collect();
         ids.sort_unstable();
         ids.iter().filter_map(|id| self.tasks.get(id)).collect()
     }
 
     /// What is due at the moment: news for the timer to write, decided long since by reading.
     pub fn due_by(&self, now: Timestamp, max: usize) -> Vec<Due> {
-        self.due().iter().take_while(|(at, _)| *at <= now).take(max).map(|(_, due)| *due).collect()
+        self.due()
+            .iter()
+            .take_while(|(at, _)| *at <= now)
+            .take(max)
+            .map(|(_, due)| *due)
+            .collect()
     }
 
     /// The entry that holds an answer of gate 2.
@@ -376,11 +588,15 @@ impl State {
 
     /// (epoch, index of the last entry folded).
     pub fn position(&self) -> (u64, u64) {
-        (self.epoch.load(Ordering::SeqCst), self.folded.load(Ordering::SeqCst).saturating_sub(1))
+        (
+            self.epoch.load(Ordering::SeqCst),
+            self.folded.load(Ordering::SeqCst).saturating_sub(1),
+        )
     }
 
-    /// At most `max` events of the revocation feed above an index, or from the start.
-    pub fn feed_after(&self, after: Option<u64>, max: usize) -> Vec<Arc<FeedEvent>> {
+    /// At most `max` events of the revocation feed above an index, or from the start; and the index of the last event
+    /// there is, as of the same moment.
+    pub fn feed_after(&self, after: Option<u64>, max: usize) -> (Vec<Arc<FeedEvent>>, Option<u64>) {
         self.feed.after(after, max)
     }
 
@@ -401,7 +617,10 @@ impl State {
 
     /// The whole state as one JSON value, the same for the same entries wherever they were folded (law 9).
     pub fn picture(&self) -> Value {
-        let tasks: Vec<Value> = sorted(self.tasks.all()).into_iter().map(|(id, t)| json!([id, t.ended, t.version])).collect();
+        let tasks: Vec<Value> = sorted(self.tasks.all())
+            .into_iter()
+            .map(|(id, t)| json!([id, t.ended, t.version]))
+            .collect();
         let requests: Vec<Value> = sorted(self.requests.all())
             .into_iter()
             .map(|(id, r)| json!([id, r.status, r.version, r.votes.len(), r.action.is_some()]))
@@ -410,16 +629,42 @@ impl State {
             .into_iter()
             .map(|(id, g)| json!([id, g.ended, g.version, g.uses, g.kids, g.action.is_some()]))
             .collect();
-        let fixed: Vec<Value> = sorted(self.fixed.all()).into_iter().map(|(k, f)| json!([k, *f])).collect();
-        let opens: Vec<Value> = sorted(self.opens.all()).into_iter().map(|(k, t)| json!([k, *t])).collect();
-        let agents: Vec<Value> =
-            sorted(self.agents.all()).into_iter().map(|(id, a)| json!([id, a.value.suspended, a.version])).collect();
-        let trust: Vec<Value> = sorted(self.trust.all()).into_iter().map(|(d, t)| json!([d, t.value, t.version])).collect();
-        let keys: Vec<Value> = sorted(self.keys.all()).into_iter().map(|(k, v)| json!([k, v.value, v.version])).collect();
-        let asks: Vec<Value> = sorted(self.asks.all()).into_iter().map(|(k, v)| json!([k, v.value, v.version])).collect();
-        let feed: Vec<Value> = self.feed_after(None, usize::MAX).iter().map(|e| json!(**e)).collect();
-        let due: Vec<Value> = self.due().iter().map(|(at, due)| json!([at, format!("{due:?}")])).collect();
-        json!({ "position": self.position(), "tasks": tasks, "requests": requests, "grants": grants, "fixed": fixed, "opens": opens,
+        let request_ids: Vec<Value> = sorted(self.request_ids.all())
+            .into_iter()
+            .map(|(k, at)| json!([k, at.value, at.version]))
+            .collect();
+        let opens: Vec<Value> = sorted(self.opens.all())
+            .into_iter()
+            .map(|(k, t)| json!([k, *t]))
+            .collect();
+        let agents: Vec<Value> = sorted(self.agents.all())
+            .into_iter()
+            .map(|(id, a)| json!([id, a.value.suspended, a.version]))
+            .collect();
+        let trust: Vec<Value> = sorted(self.trust.all())
+            .into_iter()
+            .map(|(d, t)| json!([d, t.value, t.version]))
+            .collect();
+        let keys: Vec<Value> = sorted(self.keys.all())
+            .into_iter()
+            .map(|(k, v)| json!([k, v.value, v.version]))
+            .collect();
+        let asks: Vec<Value> = sorted(self.asks.all())
+            .into_iter()
+            .map(|(k, v)| json!([k, v.value, v.version]))
+            .collect();
+        let feed: Vec<Value> = self
+            .feed_after(None, usize::MAX)
+            .0
+            .iter()
+            .map(|e| json!(**e))
+            .collect();
+        let due: Vec<Value> = self
+            .due()
+            .iter()
+            .map(|(at, due)| json!([at, format!("{due:?}")]))
+            .collect();
+        json!({ "position": self.position(), "tasks": tasks, "requests": requests, "grants": grants, "request_ids": request_ids, "opens": opens,
             "agents": agents, "trust": trust, "keys": keys, "asks": asks, "feed": feed, "due": due, "illegal": self.illegal() })
     }
 

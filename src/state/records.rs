@@ -150,7 +150,9 @@ pub struct Grant {
 impl Grant {
     /// Whether every use is spent.
     pub fn spent(&self) -> bool {
-        self.issued.uses.is_some_and(|uses| self.uses.len() >= usize::try_from(uses).unwrap_or(usize::MAX))
+        self.issued
+            .uses
+            .is_some_and(|uses| self.uses.len() >= usize::try_from(uses).unwrap_or(usize::MAX))
     }
 }
 

@@ -57,6 +57,9 @@ impl<K: Eq + Hash + Clone, V> Table<K, V> {
 
     /// Every key and value, in no order, as of no single moment.
     pub fn all(&self) -> Vec<(K, Arc<V>)> {
-        self.0.iter().map(|guard| (guard.key().clone(), guard.value().clone())).collect()
+        self.0
+            .iter()
+            .map(|guard| (guard.key().clone(), guard.value().clone()))
+            .collect()
     }
 }

@@ -6,7 +6,8 @@ use crate::client::Error;
 use crate::jose::access_token::{AccessTokenClaims, CheckedToken, TokenError};
 use crate::jose::dpop::{self, CheckedProof, Expect, Freshness, ProofError};
 use crate::model::{
-    ActionName, AgentId, ApprovalClaim, Digest, Opening, Param, Secret, SpiffeId, Target, TaskId, Timestamp, TokenId,
+    ActionName, AgentId, ApprovalClaim, Digest, Opening, Param, Secret, SpiffeId, Target, TaskId,
+    Timestamp, TokenId,
 };
 
 /// What an HTTP request presented.
@@ -124,9 +125,12 @@ impl Rejected {
             Self::Token(TokenError::NotYet) => ("invalid_token", "not yet valid"),
             Self::Token(TokenError::WrongAudience) => ("invalid_token", "for another audience"),
             Self::Token(TokenError::WrongIssuer) => ("invalid_token", "of another issuer"),
-            Self::Token(TokenError::Malformed(_) | TokenError::UnknownKey | TokenError::Signature | TokenError::Claims(_)) => {
-                ("invalid_token", "not a token of this issuer")
-            }
+            Self::Token(
+                TokenError::Malformed(_)
+                | TokenError::UnknownKey
+                | TokenError::Signature
+                | TokenError::Claims(_),
+            ) => ("invalid_token", "not a token of this issuer"),
             Self::Revoked => ("invalid_token", "revoked"),
             Self::UseSpent => ("invalid_token", "its uses are spent"),
             Self::ProofMissing => ("invalid_dpop_proof", "a proof is required"),
@@ -138,7 +142,9 @@ impl Rejected {
             Self::WrongTarget => ("insufficient_scope", "for another target"),
             Self::WrongParameters => ("insufficient_scope", "for other parameters"),
         };
-        Some(format!(r#"DPoP error="{error}", error_description="{description}", algs="ES256""#))
+        Some(format!(
+            r#"DPoP error="{error}", error_description="{description}", algs="ES256""#
+        ))
     }
 }
 
@@ -150,7 +156,14 @@ pub(super) fn possession(
 ) -> Result<CheckedProof, Rejected> {
     let proof = presented.dpop.ok_or(Rejected::ProofMissing)?;
     let htu = presented.url.split(['?', '#']).next().unwrap_or_default();
-    let expect = Expect { htm: presented.method, htu, freshness: Freshness::Iat { now, window_s: PROOF_WINDOW_S } };
+    let expect = Expect {
+        htm: presented.method,
+        htu,
+        freshness: Freshness::Iat {
+            now,
+            window_s: PROOF_WINDOW_S,
+        },
+    };
     let proof = dpop::check(proof, &expect).map_err(Rejected::Proof)?;
     if proof.jkt() != claims.cnf.jkt {
         return Err(Rejected::ProofOfOtherKey);
@@ -162,7 +175,11 @@ pub(super) fn possession(
 }
 
 /// The token's action is the one required, member by member.
-pub(super) fn action(presented: &Presented<'_>, claims: &AccessTokenClaims, require: &Require) -> Result<(), Rejected> {
+pub(super) fn action(
+    presented: &Presented<'_>,
+    claims: &AccessTokenClaims,
+    require: &Require,
+) -> Result<(), Rejected> {
     let detail = claims.detail();
     if detail.action != require.action {
         return Err(Rejected::WrongAction);
@@ -170,12 +187,21 @@ pub(super) fn action(presented: &Presented<'_>, claims: &AccessTokenClaims, requ
     if detail.target != require.target {
         return Err(Rejected::WrongTarget);
     }
-    let Some(parameters) = &require.parameters else { return Ok(()) };
+    let Some(parameters) = &require.parameters else {
+        return Ok(());
+    };
     let same = detail.parameters.len() == parameters.len()
         && parameters.iter().all(|(name, param)| {
-            detail.parameters.get(name).is_some_and(|held| matches(held, param, presented.openings.get(name)))
+            detail
+                .parameters
+                .get(name)
+                .is_some_and(|held| matches(held, param, presented.openings.get(name)))
         });
-    if same { Ok(()) } else { Err(Rejected::WrongParameters) }
+    if same {
+        Ok(())
+    } else {
+        Err(Rejected::WrongParameters)
+    }
 }
 
 /// A value equals itself; a commitment equals what its salt opens it to.
@@ -183,7 +209,10 @@ fn matches(held: &Value, param: &Param, salt: Option<&String>) -> bool {
     match commitment(held) {
         None => *held == param.to_json(),
         Some(commitment) => salt.is_some_and(|salt| {
-            let opening = Opening { salt: salt.clone(), value: param.to_json() };
+            let opening = Opening {
+                salt: salt.clone(),
+                value: param.to_json(),
+            };
             Digest::parse(commitment).is_ok_and(|commitment| commitment == opening.commitment())
         }),
     }
@@ -256,7 +285,11 @@ impl Admitted {
 
 impl Spent {
     pub(super) fn new(admitted: Admitted, uses_left: Option<u32>, position: Option<u64>) -> Self {
-        Self { admitted, uses_left, position }
+        Self {
+            admitted,
+            uses_left,
+            position,
+        }
     }
 
     /// What was admitted.

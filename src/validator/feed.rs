@@ -28,15 +28,22 @@ async fn watch(shared: &Shared) -> bool {
     let order = Order::by(&shared.config.identity);
     let after = shared.read(super::Revoked::read_through).map(Into::into);
     let request = v1::WatchRevocationsRequest { after };
-    let started = shared.endpoint.watch::<methods::WatchRevocations>(order, &request);
+    let started = shared
+        .endpoint
+        .watch::<methods::WatchRevocations>(order, &request);
     let mut stream = match tokio::time::timeout(Duration::from_millis(START_MS), started).await {
         Ok(Ok(stream)) => stream,
         Err(_) => {
-            shared.note(Error::TimedOut { url: shared.endpoint.url().to_owned() });
+            shared.note(Error::TimedOut {
+                url: shared.endpoint.url().to_owned(),
+            });
             return false;
         }
         Ok(Err(error)) => {
-            if matches!(error.reason(), Some(Reason::PositionAhead | Reason::OtherEpoch)) {
+            if matches!(
+                error.reason(),
+                Some(Reason::PositionAhead | Reason::OtherEpoch)
+            ) {
                 shared.change(super::Revoked::restart);
             }
             shared.note(error);
@@ -58,7 +65,10 @@ async fn watch(shared: &Shared) -> bool {
         };
         let now = shared.config.clock.now();
         if let Err(gap) = shared.change(|revoked| revoked.apply(message, now)) {
-            shared.note(Error::Answer(Malformed::new("revocation feed", gap.to_string())));
+            shared.note(Error::Answer(Malformed::new(
+                "revocation feed",
+                gap.to_string(),
+            )));
             // Heard, but of no use: back-off goes on.
             return false;
         }

@@ -43,7 +43,11 @@ impl Keys {
     /// Fetches for the first time.
     pub(super) async fn fetch(url: &str, now: Timestamp) -> Result<Self, FetchError> {
         let set = get(url).await?;
-        Ok(Self { url: url.to_owned(), set: ArcSwap::from_pointee(set), fetched_at: Mutex::new(now) })
+        Ok(Self {
+            url: url.to_owned(),
+            set: ArcSwap::from_pointee(set),
+            fetched_at: Mutex::new(now),
+        })
     }
 
     /// The keys as last fetched.
@@ -64,30 +68,48 @@ impl Keys {
 }
 
 async fn get(url: &str) -> Result<KeySet, FetchError> {
-    let body = tokio::time::timeout(Duration::from_secs(TIMEOUT_S), get_body(url)).await.map_err(|_| FetchError::TimedOut)??;
+    let body = tokio::time::timeout(Duration::from_secs(TIMEOUT_S), get_body(url))
+        .await
+        .map_err(|_| FetchError::TimedOut)??;
     KeySet::parse(&body, Usage::Signature).map_err(|_| FetchError::Form)
 }
 
 async fn get_body(url: &str) -> Result<Bytes, FetchError> {
     let uri: http::Uri = url.parse().map_err(|_| FetchError::Unreachable)?;
     let authority = uri.authority().ok_or(FetchError::Unreachable)?;
-    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    let host = authority
+        .host()
+        .trim_start_matches('[')
+        .trim_end_matches(']');
     let port = authority.port_u16().unwrap_or(80);
-    let stream = TcpStream::connect((host, port)).await.map_err(|_| FetchError::Unreachable)?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|_| FetchError::Unreachable)?;
+    let stream = TcpStream::connect((host, port))
+        .await
+        .map_err(|_| FetchError::Unreachable)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|_| FetchError::Unreachable)?;
     // Ends with the sender, at the end of this function.
     let connection = tokio::spawn(connection);
     let request = http::Request::get(PATH)
         .header(http::header::HOST, authority.as_str())
-        .header(http::header::ACCEPT, "application/jwk-set+json, application/json")
+        .header(
+            http::header::ACCEPT,
+            "application/jwk-set+json, application/json",
+        )
         .body(Empty::<Bytes>::new())
         .map_err(|_| FetchError::Unreachable)?;
-    let response = sender.send_request(request).await.map_err(|_| FetchError::Unreachable)?;
+    let response = sender
+        .send_request(request)
+        .await
+        .map_err(|_| FetchError::Unreachable)?;
     if response.status() != http::StatusCode::OK {
         return Err(FetchError::Status(response.status().as_u16()));
     }
-    let body = Limited::new(response.into_body(), BODY_BYTES_MAX).collect().await.map_err(|_| FetchError::Body)?.to_bytes();
+    let body = Limited::new(response.into_body(), BODY_BYTES_MAX)
+        .collect()
+        .await
+        .map_err(|_| FetchError::Body)?
+        .to_bytes();
     connection.abort();
     Ok(body)
 }
@@ -122,34 +144,67 @@ mod tests {
     }
 
     fn ok(body: &str) -> Vec<u8> {
-        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+        format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .into_bytes()
     }
 
     #[tokio::test]
     async fn answers_that_are_no_keys() {
         let long = "x".repeat(BODY_BYTES_MAX + 1);
         let cases = [
-            (b"HTTP/1.1 302 Found\r\nlocation: http://other/\r\ncontent-length: 0\r\n\r\n".to_vec(), FetchError::Status(302)),
+            (
+                b"HTTP/1.1 302 Found\r\nlocation: http://other/\r\ncontent-length: 0\r\n\r\n"
+                    .to_vec(),
+                FetchError::Status(302),
+            ),
             (ok(&long), FetchError::Body),
-            (b"HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\n{".to_vec(), FetchError::Body),
+            (
+                b"HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\n{".to_vec(),
+                FetchError::Body,
+            ),
             (ok("{}"), FetchError::Form),
             (Vec::new(), FetchError::Unreachable),
         ];
         for (answer, error) in cases {
             let url = serve(vec![answer]).await;
-            assert_eq!(Keys::fetch(&url, Timestamp::from_secs(0)).await.err(), Some(error));
+            assert_eq!(
+                Keys::fetch(&url, Timestamp::from_secs(0)).await.err(),
+                Some(error)
+            );
         }
     }
 
     #[tokio::test]
     async fn unknown_names_fetch_at_most_once_in_ten_seconds() {
-        let url = serve(vec![ok(r#"{"keys":[]}"#), ok("broken"), ok(r#"{"keys":[]}"#)]).await;
+        let url = serve(vec![
+            ok(r#"{"keys":[]}"#),
+            ok("broken"),
+            ok(r#"{"keys":[]}"#),
+        ])
+        .await;
         let start = Timestamp::from_secs(1_800_000_000);
         let keys = Keys::fetch(&url, start).await.expect("keys");
-        assert_eq!(keys.refresh(start.plus_millis(REFETCH_MS - 1)).await, Ok(()), "no fetch");
-        assert_eq!(keys.refresh(start.plus_millis(REFETCH_MS)).await, Err(FetchError::Form));
-        assert_eq!(keys.refresh(start.plus_millis(REFETCH_MS + 1)).await, Ok(()), "no fetch");
-        assert_eq!(keys.refresh(start.plus_millis(2 * REFETCH_MS)).await, Ok(()));
+        assert_eq!(
+            keys.refresh(start.plus_millis(REFETCH_MS - 1)).await,
+            Ok(()),
+            "no fetch"
+        );
+        assert_eq!(
+            keys.refresh(start.plus_millis(REFETCH_MS)).await,
+            Err(FetchError::Form)
+        );
+        assert_eq!(
+            keys.refresh(start.plus_millis(REFETCH_MS + 1)).await,
+            Ok(()),
+            "no fetch"
+        );
+        assert_eq!(
+            keys.refresh(start.plus_millis(2 * REFETCH_MS)).await,
+            Ok(())
+        );
         assert!(keys.now().is_empty());
     }
 }

@@ -101,9 +101,20 @@ impl Validator {
         let position = watch::Sender::new(None);
         let mut heard = position.subscribe();
         let revoked = RwLock::default();
-        let shared = Arc::new(Shared { config, endpoint, keys, revoked, position, last_error: Mutex::default() });
+        let shared = Arc::new(Shared {
+            config,
+            endpoint,
+            keys,
+            revoked,
+            position,
+            last_error: Mutex::default(),
+        });
         let feed = tokio::spawn(feed::follow(shared.clone()));
-        let validator = Self { shared, proofs: Mutex::default(), feed };
+        let validator = Self {
+            shared,
+            proofs: Mutex::default(),
+            feed,
+        };
         let complete = async {
             while !validator.shared.read(Revoked::is_complete) {
                 if heard.changed().await.is_err() {
@@ -113,19 +124,32 @@ impl Validator {
         };
         match tokio::time::timeout(Duration::from_millis(START_MS), complete).await {
             Ok(()) => Ok(validator),
-            Err(_) => Err(validator.last_error().map_or(ConnectError::Feed, ConnectError::Broker)),
+            Err(_) => Err(validator
+                .last_error()
+                .map_or(ConnectError::Feed, ConnectError::Broker)),
         }
     }
 
     /// Whether the request may do what is required: signature and life, ends, possession, and then the action itself.
-    pub async fn check(&self, presented: &Presented<'_>, require: &Require) -> Result<Admitted, Rejected> {
+    pub async fn check(
+        &self,
+        presented: &Presented<'_>,
+        require: &Require,
+    ) -> Result<Admitted, Rejected> {
         let Shared { config, keys, .. } = &*self.shared;
         let now = config.clock.now();
         // An end may have been missed: nothing else is looked at.
-        if self.shared.read(|revoked| revoked.is_stale(now, config.max_silence_ms)) {
+        if self
+            .shared
+            .read(|revoked| revoked.is_stale(now, config.max_silence_ms))
+        {
             return Err(Rejected::Stale);
         }
-        let expect = access_token::Expect { iss: &config.issuer, aud: Some(&config.audience), now };
+        let expect = access_token::Expect {
+            iss: &config.issuer,
+            aud: Some(&config.audience),
+            now,
+        };
         let token = match access_token::check(presented.token, &keys.now(), &expect) {
             Err(TokenError::UnknownKey) => {
                 keys.refresh(now).await.map_err(|_| Rejected::Stale)?;
@@ -136,27 +160,45 @@ impl Validator {
         let token = token.map_err(Rejected::Token)?;
         // The fetch may have taken a while; the answer is of now.
         let now = config.clock.now();
-        self.shared.read(|revoked| revoked.judge(token.claims(), now, config.max_silence_ms))?;
+        self.shared
+            .read(|revoked| revoked.judge(token.claims(), now, config.max_silence_ms))?;
         let proof = check::possession(presented, token.claims(), now)?;
-        self.proofs.lock().unwrap_or_else(PoisonError::into_inner).once(&proof, now)?;
+        self.proofs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .once(&proof, now)?;
         check::action(presented, token.claims(), require)?;
-        Ok(Admitted::new(token, Secret::new(presented.token.to_owned())))
+        Ok(Admitted::new(
+            token,
+            Secret::new(presented.token.to_owned()),
+        ))
     }
 
     /// Spends one use of a token that has a limit: asks the broker, which records it before it answers. The same `use_id`
     /// gets the same answer. A token without a limit costs no call.
     pub async fn spend(&self, admitted: Admitted, use_id: &str) -> Result<Spent, Rejected> {
-        let use_id = UseId::parse(use_id).map_err(|error| Rejected::Broker(Error::Malformed(error)))?;
+        let use_id =
+            UseId::parse(use_id).map_err(|error| Rejected::Broker(Error::Malformed(error)))?;
         if admitted.uses().is_none() {
             return Ok(Spent::new(admitted, None, None));
         }
-        let request = v1::ConsumeTokenRequest { token: admitted.token().reveal().to_owned(), use_id: use_id.to_string() };
-        let Shared { endpoint, config, .. } = &*self.shared;
-        let answer = endpoint.call::<methods::ConsumeToken>(Order::by(&config.identity), &[request]).await;
+        let request = v1::ConsumeTokenRequest {
+            token: admitted.token().reveal().to_owned(),
+            use_id: use_id.to_string(),
+        };
+        let Shared {
+            endpoint, config, ..
+        } = &*self.shared;
+        let answer = endpoint
+            .call::<methods::ConsumeToken>(Order::by(&config.identity), &[request])
+            .await;
         let answer = answer.map_err(|error| {
             if error.reason() == Some(Reason::UseSpent) {
                 Rejected::UseSpent
-            } else if matches!(error.reason(), Some(Reason::TokenInactive | Reason::TokenDead | Reason::TaskEnded)) {
+            } else if matches!(
+                error.reason(),
+                Some(Reason::TokenInactive | Reason::TokenDead | Reason::TaskEnded)
+            ) {
                 Rejected::Revoked
             } else {
                 Rejected::Broker(error)
@@ -166,17 +208,23 @@ impl Validator {
         let own = TokenId::parse(&answer.jti).is_ok_and(|jti| jti == admitted.token_id());
         match (own, answer.position) {
             (true, Some(position)) => Ok(Spent::new(admitted, answer.uses_left, Some(position))),
-            (true, None) | (false, _) => {
-                Err(Rejected::Broker(Error::Answer(crate::model::Malformed::new("use", "is not of this token"))))
-            }
+            (true, None) | (false, _) => Err(Rejected::Broker(Error::Answer(
+                crate::model::Malformed::new("use", "is not of this token"),
+            ))),
         }
     }
 
     /// Asks the broker about a token: the one answer that no lag can make old.
     pub async fn introspect(&self, token: &str) -> Result<v1::IntrospectResponse, Error> {
-        let Shared { endpoint, config, .. } = &*self.shared;
-        let request = v1::IntrospectRequest { token: token.to_owned() };
-        endpoint.call::<methods::Introspect>(Order::by(&config.identity), &[request]).await
+        let Shared {
+            endpoint, config, ..
+        } = &*self.shared;
+        let request = v1::IntrospectRequest {
+            token: token.to_owned(),
+        };
+        endpoint
+            .call::<methods::Introspect>(Order::by(&config.identity), &[request])
+            .await
     }
 
     /// Up to where every end is known; `None` while the feed is not complete.
@@ -207,7 +255,11 @@ impl Validator {
 
     /// Why the feed last broke off, if it did.
     pub fn last_error(&self) -> Option<Error> {
-        self.shared.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared
+            .last_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -219,7 +271,12 @@ impl Drop for Validator {
 
 impl std::fmt::Debug for Validator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Validator({} at {})", self.shared.config.audience, self.shared.endpoint.url())
+        write!(
+            f,
+            "Validator({} at {})",
+            self.shared.config.audience,
+            self.shared.endpoint.url()
+        )
     }
 }
 
@@ -232,12 +289,19 @@ impl Shared {
     fn change<T>(&self, change: impl FnOnce(&mut Revoked) -> T) -> T {
         let mut revoked = self.revoked.write().unwrap_or_else(PoisonError::into_inner);
         let out = change(&mut revoked);
-        self.position.send_replace(if revoked.is_complete() { revoked.read_through() } else { None });
+        self.position.send_replace(if revoked.is_complete() {
+            revoked.read_through()
+        } else {
+            None
+        });
         out
     }
 
     fn note(&self, error: Error) {
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        *self
+            .last_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(error);
     }
 }
 

@@ -18,7 +18,10 @@ impl Proofs {
     /// Takes the proof, if this key never showed one with this `jti` while it could be fresh.
     pub(super) fn once(&mut self, proof: &CheckedProof, now: Timestamp) -> Result<(), Rejected> {
         let jkt = proof.jkt();
-        self.take(Digest::of_parts(&[jkt.0.as_bytes(), proof.jti().as_bytes()]), now)
+        self.take(
+            Digest::of_parts(&[jkt.0.as_bytes(), proof.jti().as_bytes()]),
+            now,
+        )
     }
 
     fn take(&mut self, name: Digest, now: Timestamp) -> Result<(), Rejected> {
@@ -56,7 +59,10 @@ mod tests {
                 let at = start.plus_millis(first_ms);
                 assert!(proofs.take(Digest::of(b"x"), at).is_ok());
                 let again = proofs.take(Digest::of(b"x"), at.plus_millis(after_ms));
-                assert!(matches!(again, Err(Rejected::ProofReplayed)), "{first_ms} {after_ms}");
+                assert!(
+                    matches!(again, Err(Rejected::ProofReplayed)),
+                    "{first_ms} {after_ms}"
+                );
                 assert!(proofs.take(Digest::of(b"y"), at).is_ok());
             }
         }
@@ -69,7 +75,14 @@ mod tests {
         for n in 0..PROOFS_MAX {
             assert!(proofs.take(Digest::of(&n.to_be_bytes()), start).is_ok());
         }
-        assert!(matches!(proofs.take(Digest::of(b"one more"), start), Err(Rejected::Busy)));
-        assert!(proofs.take(Digest::of(b"one more"), start.plus_millis(GENERATION_MS)).is_ok());
+        assert!(matches!(
+            proofs.take(Digest::of(b"one more"), start),
+            Err(Rejected::Busy)
+        ));
+        assert!(
+            proofs
+                .take(Digest::of(b"one more"), start.plus_millis(GENERATION_MS))
+                .is_ok()
+        );
     }
 }

@@ -19,13 +19,19 @@ pub struct Position {
 
 impl From<v1::Position> for Position {
     fn from(wire: v1::Position) -> Self {
-        Self { epoch: wire.epoch, index: wire.index }
+        Self {
+            epoch: wire.epoch,
+            index: wire.index,
+        }
     }
 }
 
 impl From<Position> for v1::Position {
     fn from(position: Position) -> Self {
-        Self { epoch: position.epoch, index: position.index }
+        Self {
+            epoch: position.epoch,
+            index: position.index,
+        }
     }
 }
 
@@ -70,7 +76,11 @@ pub(super) struct Revoked {
 
 impl Revoked {
     /// Takes a message of the feed. After an error nothing is complete until a new watch has come to its end.
-    pub(super) fn apply(&mut self, message: v1::WatchRevocationsResponse, now: Timestamp) -> Result<(), Gap> {
+    pub(super) fn apply(
+        &mut self,
+        message: v1::WatchRevocationsResponse,
+        now: Timestamp,
+    ) -> Result<(), Gap> {
         let applied = match message.message {
             Some(Message::Event(event)) => self.event(event, now),
             Some(Message::Heartbeat(heartbeat)) => self.heartbeat(heartbeat, now),
@@ -95,7 +105,10 @@ impl Revoked {
     }
 
     fn event(&mut self, event: v1::RevocationEvent, now: Timestamp) -> Result<(), Gap> {
-        let at = Position { epoch: event.epoch, index: event.index };
+        let at = Position {
+            epoch: event.epoch,
+            index: event.index,
+        };
         if let Some(read) = self.read_through {
             if at.epoch != read.epoch {
                 return Err(Gap::Epoch);
@@ -151,7 +164,10 @@ impl Revoked {
 
     /// Drops what can match no living token any more.
     pub(super) fn forget(&mut self, now: Timestamp) {
-        if self.swept_at.is_some_and(|at| (0..SWEEP_MS).contains(&now.since(at))) {
+        if self
+            .swept_at
+            .is_some_and(|at| (0..SWEEP_MS).contains(&now.since(at)))
+        {
             return;
         }
         self.swept_at = Some(now);
@@ -173,25 +189,41 @@ impl Revoked {
 
     /// Whether an end may have been missed: not complete, or nothing heard for too long. A clock that jumps counts as silence.
     pub(super) fn is_stale(&self, now: Timestamp, max_silence_ms: u32) -> bool {
-        let silent = self.heard_at.is_none_or(|at| now.since(at).unsigned_abs() > u64::from(max_silence_ms));
+        let silent = self
+            .heard_at
+            .is_none_or(|at| now.since(at).unsigned_abs() > u64::from(max_silence_ms));
         silent || !self.complete
     }
 
     /// Whether the token may still be alive, as far as the feed knows.
-    pub(super) fn judge(&self, claims: &AccessTokenClaims, now: Timestamp, max_silence_ms: u32) -> Result<(), Rejected> {
-        let Some(read) = self.read_through.filter(|_| !self.is_stale(now, max_silence_ms)) else {
+    pub(super) fn judge(
+        &self,
+        claims: &AccessTokenClaims,
+        now: Timestamp,
+        max_silence_ms: u32,
+    ) -> Result<(), Rejected> {
+        let Some(read) = self
+            .read_through
+            .filter(|_| !self.is_stale(now, max_silence_ms))
+        else {
             return Err(Rejected::Stale);
         };
         // Of a life this feed has not heard of yet: its ends are unknown here.
         if claims.epoch > read.epoch {
             return Err(Rejected::Stale);
         }
-        let decided = Position { epoch: claims.epoch, index: claims.pos };
+        let decided = Position {
+            epoch: claims.epoch,
+            index: claims.pos,
+        };
         // A new life of the journal ends everything of the lives before.
         let dead = claims.epoch < read.epoch
             || self.tasks.contains_key(&claims.txn)
             || self.tokens.contains_key(&claims.jti)
-            || self.agents.get(&claims.client_id).is_some_and(|(event, _)| decided < *event);
+            || self
+                .agents
+                .get(&claims.client_id)
+                .is_some_and(|(event, _)| decided < *event);
         if dead { Err(Rejected::Revoked) } else { Ok(()) }
     }
 }
@@ -225,8 +257,12 @@ mod tests {
 
     fn claims(epoch: u64, pos: u64) -> AccessTokenClaims {
         let target = Target::parse("Account", "ann").expect("target");
-        let (name, audience) = (ActionName::parse("a").expect("name"), Audience::parse("aud").expect("aud"));
-        let action = Action::new(name, audience.clone(), target, Default::default()).expect("action");
+        let (name, audience) = (
+            ActionName::parse("a").expect("name"),
+            Audience::parse("aud").expect("aud"),
+        );
+        let action =
+            Action::new(name, audience.clone(), target, Default::default()).expect("action");
         let (record, _) = action.on_record(&Default::default(), &mut || [0; 16]);
         AccessTokenClaims {
             iss: "i".to_owned(),
@@ -238,7 +274,9 @@ mod tests {
             nbf: NOW.secs(),
             jti: TokenId::from_random([1; 16]),
             client_id: AgentId::parse("ci").expect("agent"),
-            cnf: Confirmation { jkt: Thumbprint(Digest::of(b"key")) },
+            cnf: Confirmation {
+                jkt: Thumbprint(Digest::of(b"key")),
+            },
             authorization_details: [ActionDetail::from(&record)],
             txn: TaskId::from_random([2; 16]),
             epoch,
@@ -248,14 +286,30 @@ mod tests {
         }
     }
 
-    fn event(index: u64, prev: Option<u64>, selector: Option<Selector>) -> v1::WatchRevocationsResponse {
-        let event = v1::RevocationEvent { epoch: 1, index, prev, selector };
-        v1::WatchRevocationsResponse { message: Some(Message::Event(event)) }
+    fn event(
+        index: u64,
+        prev: Option<u64>,
+        selector: Option<Selector>,
+    ) -> v1::WatchRevocationsResponse {
+        let event = v1::RevocationEvent {
+            epoch: 1,
+            index,
+            prev,
+            selector,
+        };
+        v1::WatchRevocationsResponse {
+            message: Some(Message::Event(event)),
+        }
     }
 
     fn heartbeat(epoch: u64, index: u64, last_event: Option<u64>) -> v1::WatchRevocationsResponse {
         let read_through = Some(v1::Position { epoch, index });
-        v1::WatchRevocationsResponse { message: Some(Message::Heartbeat(v1::RevocationHeartbeat { read_through, last_event })) }
+        v1::WatchRevocationsResponse {
+            message: Some(Message::Heartbeat(v1::RevocationHeartbeat {
+                read_through,
+                last_event,
+            })),
+        }
     }
 
     fn agent(id: &str) -> Option<Selector> {
@@ -263,16 +317,22 @@ mod tests {
     }
 
     fn task(byte: u8) -> Option<Selector> {
-        Some(Selector::Tasks(v1::TaskList { task_ids: vec![TaskId::from_random([byte; 16]).to_string()] }))
+        Some(Selector::Tasks(v1::TaskList {
+            task_ids: vec![TaskId::from_random([byte; 16]).to_string()],
+        }))
     }
 
     fn token(byte: u8) -> Option<Selector> {
-        Some(Selector::Tokens(v1::TokenList { jtis: vec![TokenId::from_random([byte; 16]).to_string()] }))
+        Some(Selector::Tokens(v1::TokenList {
+            jtis: vec![TokenId::from_random([byte; 16]).to_string()],
+        }))
     }
 
     fn started() -> Revoked {
         let mut revoked = Revoked::default();
-        revoked.apply(heartbeat(1, 10, Some(5)), NOW).expect("heartbeat");
+        revoked
+            .apply(heartbeat(1, 10, Some(5)), NOW)
+            .expect("heartbeat");
         revoked
     }
 
@@ -289,19 +349,36 @@ mod tests {
     fn nothing_is_good_before_the_start_is_complete() {
         let mut revoked = Revoked::default();
         assert_eq!(judge(&revoked, &claims(1, 9)), Err("stale"));
-        revoked.apply(event(8, Some(3), task(9)), NOW).expect("event");
+        revoked
+            .apply(event(8, Some(3), task(9)), NOW)
+            .expect("event");
         assert_eq!(judge(&revoked, &claims(1, 9)), Err("stale"));
-        revoked.apply(heartbeat(1, 10, Some(8)), NOW).expect("heartbeat");
+        revoked
+            .apply(heartbeat(1, 10, Some(8)), NOW)
+            .expect("heartbeat");
         assert_eq!(judge(&revoked, &claims(1, 9)), Ok(()));
-        assert_eq!(revoked.read_through(), Some(Position { epoch: 1, index: 10 }));
+        assert_eq!(
+            revoked.read_through(),
+            Some(Position {
+                epoch: 1,
+                index: 10
+            })
+        );
     }
 
     #[test]
     fn each_selector_ends_its_own() {
         let good = claims(1, 9);
-        for (selector, dead) in [(task(2), true), (task(9), false), (token(1), true), (token(9), false)] {
+        for (selector, dead) in [
+            (task(2), true),
+            (task(9), false),
+            (token(1), true),
+            (token(9), false),
+        ] {
             let mut revoked = started();
-            revoked.apply(event(11, Some(5), selector.clone()), NOW).expect("event");
+            revoked
+                .apply(event(11, Some(5), selector.clone()), NOW)
+                .expect("event");
             assert_eq!(judge(&revoked, &good).is_err(), dead, "{selector:?}");
         }
     }
@@ -309,13 +386,20 @@ mod tests {
     #[test]
     fn an_agent_selector_compares_positions_not_moments() {
         let mut revoked = started();
-        revoked.apply(event(20, Some(5), agent("ci")), NOW).expect("event");
+        revoked
+            .apply(event(20, Some(5), agent("ci")), NOW)
+            .expect("event");
         assert_eq!(judge(&revoked, &claims(1, 19)), Err("revoked"));
         assert_eq!(judge(&revoked, &claims(1, 20)), Ok(()));
         assert_eq!(judge(&revoked, &claims(1, 21)), Ok(()));
-        let other = AccessTokenClaims { client_id: AgentId::parse("cd").expect("agent"), ..claims(1, 1) };
+        let other = AccessTokenClaims {
+            client_id: AgentId::parse("cd").expect("agent"),
+            ..claims(1, 1)
+        };
         assert_eq!(judge(&revoked, &other), Ok(()));
-        revoked.apply(event(30, Some(20), agent("ci")), NOW).expect("event");
+        revoked
+            .apply(event(30, Some(20), agent("ci")), NOW)
+            .expect("event");
         assert_eq!(judge(&revoked, &claims(1, 21)), Err("revoked"));
     }
 
@@ -332,7 +416,16 @@ mod tests {
             (heartbeat(2, 12, Some(5)), Gap::Epoch),
             (event(12, Some(5), None), Gap::Unknown),
             (event(12, Some(5), agent("")), Gap::Unknown),
-            (event(12, Some(5), Some(Selector::Tasks(v1::TaskList { task_ids: vec!["task_".to_owned()] }))), Gap::Unknown),
+            (
+                event(
+                    12,
+                    Some(5),
+                    Some(Selector::Tasks(v1::TaskList {
+                        task_ids: vec!["task_".to_owned()],
+                    })),
+                ),
+                Gap::Unknown,
+            ),
             (v1::WatchRevocationsResponse { message: None }, Gap::Unknown),
         ];
         for (message, gap) in gaps {
@@ -340,9 +433,13 @@ mod tests {
             assert_eq!(revoked.apply(message.clone(), NOW), Err(gap), "{message:?}");
             assert_eq!(judge(&revoked, &claims(1, 9)), Err("stale"));
             assert_eq!(revoked.read_through(), None, "no place to go on from");
-            revoked.apply(event(12, Some(11), task(2)), NOW).expect("a start takes any prev");
+            revoked
+                .apply(event(12, Some(11), task(2)), NOW)
+                .expect("a start takes any prev");
             assert_eq!(judge(&revoked, &claims(1, 9)), Err("stale"));
-            revoked.apply(heartbeat(1, 13, Some(12)), NOW).expect("heartbeat");
+            revoked
+                .apply(heartbeat(1, 13, Some(12)), NOW)
+                .expect("heartbeat");
             assert_eq!(judge(&revoked, &claims(1, 9)), Err("revoked"));
         }
     }
@@ -350,18 +447,36 @@ mod tests {
     #[test]
     fn a_resync_keeps_ends_but_not_the_place() {
         let mut revoked = started();
-        revoked.apply(event(11, Some(5), task(2)), NOW).expect("event");
-        let resync = v1::RevocationResync { from: Some(v1::Position { epoch: 1, index: 4 }) };
-        revoked.apply(v1::WatchRevocationsResponse { message: Some(Message::Resync(resync)) }, NOW).expect("resync");
-        assert_eq!((revoked.is_complete(), revoked.read_through()), (false, None));
-        revoked.apply(heartbeat(1, 13, Some(12)), NOW).expect("heartbeat");
+        revoked
+            .apply(event(11, Some(5), task(2)), NOW)
+            .expect("event");
+        let resync = v1::RevocationResync {
+            from: Some(v1::Position { epoch: 1, index: 4 }),
+        };
+        revoked
+            .apply(
+                v1::WatchRevocationsResponse {
+                    message: Some(Message::Resync(resync)),
+                },
+                NOW,
+            )
+            .expect("resync");
+        assert_eq!(
+            (revoked.is_complete(), revoked.read_through()),
+            (false, None)
+        );
+        revoked
+            .apply(heartbeat(1, 13, Some(12)), NOW)
+            .expect("heartbeat");
         assert_eq!(judge(&revoked, &claims(1, 9)), Err("revoked"));
     }
 
     #[test]
     fn another_life_of_the_journal() {
         let mut revoked = Revoked::default();
-        revoked.apply(heartbeat(2, 3, None), NOW).expect("heartbeat");
+        revoked
+            .apply(heartbeat(2, 3, None), NOW)
+            .expect("heartbeat");
         assert_eq!(judge(&revoked, &claims(1, 9_999)), Err("revoked"));
         assert_eq!(judge(&revoked, &claims(2, 0)), Ok(()));
         assert_eq!(judge(&revoked, &claims(3, 0)), Err("stale"));
@@ -371,19 +486,40 @@ mod tests {
     fn silence_and_a_jumping_clock_are_stale() {
         let revoked = started();
         for (ms, stale) in [(0, false), (5_000, false), (5_001, true), (-5_001, true)] {
-            assert_eq!(revoked.is_stale(NOW.plus_millis(ms), SILENCE_MS), stale, "{ms}");
+            assert_eq!(
+                revoked.is_stale(NOW.plus_millis(ms), SILENCE_MS),
+                stale,
+                "{ms}"
+            );
         }
     }
 
     #[test]
     fn an_end_is_kept_as_long_as_a_token_could_live() {
         let mut revoked = started();
-        for (index, prev, selector) in [(11, 5, task(2)), (12, 11, token(1)), (13, 12, agent("ci"))] {
-            revoked.apply(event(index, Some(prev), selector), NOW).expect("event");
+        for (index, prev, selector) in [(11, 5, task(2)), (12, 11, token(1)), (13, 12, agent("ci"))]
+        {
+            revoked
+                .apply(event(index, Some(prev), selector), NOW)
+                .expect("event");
         }
         revoked.forget(NOW.plus_secs(TTL_MAX_S + 60));
-        assert_eq!((revoked.tasks.len(), revoked.tokens.len(), revoked.agents.len()), (1, 1, 1));
+        assert_eq!(
+            (
+                revoked.tasks.len(),
+                revoked.tokens.len(),
+                revoked.agents.len()
+            ),
+            (1, 1, 1)
+        );
         revoked.forget(NOW.plus_secs(TTL_MAX_S + 301));
-        assert_eq!((revoked.tasks.len(), revoked.tokens.len(), revoked.agents.len()), (0, 0, 0));
+        assert_eq!(
+            (
+                revoked.tasks.len(),
+                revoked.tokens.len(),
+                revoked.agents.len()
+            ),
+            (0, 0, 0)
+        );
     }
 }

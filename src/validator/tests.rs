@@ -15,7 +15,10 @@ use crate::jose::access_token::{AccessTokenClaims, ActionDetail, Confirmation};
 use crate::jose::dpop::{self, ProofClaims, ProofError};
 use crate::jose::{PublicKey, SigningKey};
 use crate::model::{Action, ActionName, AgentId, KeyId, Param, SpiffeId, Target, TaskId};
-use crate::proto::v1::{revocation_event::Selector, token_service_server as service, watch_revocations_response::Message};
+use crate::proto::v1::{
+    revocation_event::Selector, token_service_server as service,
+    watch_revocations_response::Message,
+};
 
 const URL: &str = "https://idp.example/users/ann/disable";
 type Feed = mpsc::UnboundedSender<Result<v1::WatchRevocationsResponse, Status>>;
@@ -35,10 +38,17 @@ struct Service {
 
 #[tonic::async_trait]
 impl service::TokenService for Service {
-    type WatchRevocationsStream = UnboundedReceiverStream<Result<v1::WatchRevocationsResponse, Status>>;
+    type WatchRevocationsStream =
+        UnboundedReceiverStream<Result<v1::WatchRevocationsResponse, Status>>;
 
-    async fn introspect(&self, _: Request<v1::IntrospectRequest>) -> Result<Response<v1::IntrospectResponse>, Status> {
-        Ok(Response::new(v1::IntrospectResponse { active: true, ..v1::IntrospectResponse::default() }))
+    async fn introspect(
+        &self,
+        _: Request<v1::IntrospectRequest>,
+    ) -> Result<Response<v1::IntrospectResponse>, Status> {
+        Ok(Response::new(v1::IntrospectResponse {
+            active: true,
+            ..v1::IntrospectResponse::default()
+        }))
     }
 
     async fn consume_token(
@@ -46,16 +56,34 @@ impl service::TokenService for Service {
         request: Request<v1::ConsumeTokenRequest>,
     ) -> Result<Response<v1::ConsumeTokenResponse>, Status> {
         let refuse = |reason: Reason| {
-            let details = ErrorDetails::with_error_info(reason.as_str(), "dipylon", std::collections::HashMap::new());
-            Err(Status::with_error_details(Code::FailedPrecondition, "no", details))
+            let details = ErrorDetails::with_error_info(
+                reason.as_str(),
+                "dipylon",
+                std::collections::HashMap::new(),
+            );
+            Err(Status::with_error_details(
+                Code::FailedPrecondition,
+                "no",
+                details,
+            ))
         };
         let jti = TokenId::from_random([1; 16]).to_string();
         match request.into_inner().use_id.as_str() {
-            "good" => Ok(Response::new(v1::ConsumeTokenResponse { jti, uses_left: Some(0), position: Some(77) })),
-            "unspent" => Ok(Response::new(v1::ConsumeTokenResponse { jti, uses_left: None, position: None })),
-            "other" => {
-                Ok(Response::new(v1::ConsumeTokenResponse { jti: "tok".to_owned(), uses_left: Some(0), position: Some(1) }))
-            }
+            "good" => Ok(Response::new(v1::ConsumeTokenResponse {
+                jti,
+                uses_left: Some(0),
+                position: Some(77),
+            })),
+            "unspent" => Ok(Response::new(v1::ConsumeTokenResponse {
+                jti,
+                uses_left: None,
+                position: None,
+            })),
+            "other" => Ok(Response::new(v1::ConsumeTokenResponse {
+                jti: "tok".to_owned(),
+                uses_left: Some(0),
+                position: Some(1),
+            })),
             "spent" => refuse(Reason::UseSpent),
             "inactive" => refuse(Reason::TokenInactive),
             _ => refuse(Reason::NotPermitted),
@@ -66,18 +94,37 @@ impl service::TokenService for Service {
         &self,
         request: Request<v1::WatchRevocationsRequest>,
     ) -> Result<Response<Self::WatchRevocationsStream>, Status> {
-        let bearer = request.metadata().get("authorization").is_some_and(|v| v == "Bearer svid");
+        let bearer = request
+            .metadata()
+            .get("authorization")
+            .is_some_and(|v| v == "Bearer svid");
         let proof = request.metadata().get("dpop").and_then(|v| v.to_str().ok());
         assert!(bearer != proof.is_some());
-        let expect = dpop::Expect { htm: "POST", htu: &self.watch_url, freshness: dpop::Freshness::Nonce };
-        if proof.is_some_and(|proof| dpop::check(proof, &expect).map_err(|e| assert_eq!(e, ProofError::NonceMissing)).is_err()) {
-            let details = ErrorDetails::with_error_info("USE_DPOP_NONCE", "dipylon", std::collections::HashMap::new());
+        let expect = dpop::Expect {
+            htm: "POST",
+            htu: &self.watch_url,
+            freshness: dpop::Freshness::Nonce,
+        };
+        if proof.is_some_and(|proof| {
+            dpop::check(proof, &expect)
+                .map_err(|e| assert_eq!(e, ProofError::NonceMissing))
+                .is_err()
+        }) {
+            let details = ErrorDetails::with_error_info(
+                "USE_DPOP_NONCE",
+                "dipylon",
+                std::collections::HashMap::new(),
+            );
             let mut status = Status::with_error_details(Code::Unauthenticated, "no", details);
-            status.metadata_mut().insert("dpop-nonce", "fresh".parse().expect("nonce"));
+            status
+                .metadata_mut()
+                .insert("dpop-nonce", "fresh".parse().expect("nonce"));
             return Err(status);
         }
         let (feed, messages) = mpsc::unbounded_channel();
-        self.watches.send((request.into_inner().after, feed)).map_err(|_| Status::unavailable("over"))?;
+        self.watches
+            .send((request.into_inner().after, feed))
+            .map_err(|_| Status::unavailable("over"))?;
         Ok(Response::new(UnboundedReceiverStream::new(messages)))
     }
 }
@@ -105,16 +152,32 @@ impl Broker {
                 served.lock().await.to_string()
             }
         };
-        let grpc = tonic::service::Routes::new(service::TokenServiceServer::new(Service { watches: sender, watch_url }));
-        let router = grpc.into_axum_router().route("/.well-known/jwks.json", axum::routing::get(answer));
+        let grpc = tonic::service::Routes::new(service::TokenServiceServer::new(Service {
+            watches: sender,
+            watch_url,
+        }));
+        let router = grpc
+            .into_axum_router()
+            .route("/.well-known/jwks.json", axum::routing::get(answer));
         tokio::spawn(async move { axum::serve(listener, router).await });
-        Self { url, key, watches, fetches, keys }
+        Self {
+            url,
+            key,
+            watches,
+            fetches,
+            keys,
+        }
     }
 
     fn config(&self) -> ValidatorConfig {
         let svid = crate::client::EvidenceSource::Fixed(Secret::new("svid".to_owned()));
         let audience = Audience::parse("https://idp.example").expect("audience");
-        ValidatorConfig::new(&self.url, "https://broker.example", audience, Identity::Svid(svid))
+        ValidatorConfig::new(
+            &self.url,
+            "https://broker.example",
+            audience,
+            Identity::Svid(svid),
+        )
     }
 
     /// A validator whose feed has come to its present end at entry 10.
@@ -127,7 +190,10 @@ impl Broker {
 
     async fn watch(&mut self, after: Option<u64>) -> Feed {
         let (position, feed) = self.watches.recv().await.expect("a watch");
-        assert_eq!(position, after.map(|index| v1::Position { epoch: 1, index }));
+        assert_eq!(
+            position,
+            after.map(|index| v1::Position { epoch: 1, index })
+        );
         feed
     }
 
@@ -143,7 +209,9 @@ impl Broker {
             nbf: now,
             jti: TokenId::from_random([1; 16]),
             client_id: AgentId::parse("ci").expect("agent"),
-            cnf: Confirmation { jkt: holder.thumbprint() },
+            cnf: Confirmation {
+                jkt: holder.thumbprint(),
+            },
             authorization_details: [ActionDetail::from(&record)],
             txn: TaskId::from_random([2; 16]),
             epoch: 1,
@@ -153,7 +221,10 @@ impl Broker {
         };
         bend(&mut claims);
         let kid = KeyId::of(self.key.thumbprint());
-        access_token::sign(&claims, &kid, &self.key).expect("token").reveal().to_owned()
+        access_token::sign(&claims, &kid, &self.key)
+            .expect("token")
+            .reveal()
+            .to_owned()
     }
 }
 
@@ -173,38 +244,81 @@ fn action() -> Action {
 
 fn require() -> Require {
     let action = action();
-    Require { action: action.name, target: action.target, parameters: Some(action.parameters) }
+    Require {
+        action: action.name,
+        target: action.target,
+        parameters: Some(action.parameters),
+    }
 }
 
 fn openings() -> BTreeMap<String, String> {
     let (_, secret) = action().on_record(&["note".to_owned()].into(), &mut || [7; 16]);
-    let salts = secret.expect("secret").parameters.into_iter().map(|(name, opening)| (name, opening.salt));
+    let salts = secret
+        .expect("secret")
+        .parameters
+        .into_iter()
+        .map(|(name, opening)| (name, opening.salt));
     salts.collect()
 }
 
 fn heartbeat(index: u64, last_event: Option<u64>) -> v1::WatchRevocationsResponse {
     let read_through = Some(v1::Position { epoch: 1, index });
-    v1::WatchRevocationsResponse { message: Some(Message::Heartbeat(v1::RevocationHeartbeat { read_through, last_event })) }
+    v1::WatchRevocationsResponse {
+        message: Some(Message::Heartbeat(v1::RevocationHeartbeat {
+            read_through,
+            last_event,
+        })),
+    }
 }
 
 fn ended(index: u64, prev: Option<u64>, task: u8) -> v1::WatchRevocationsResponse {
     let task_ids = vec![TaskId::from_random([task; 16]).to_string()];
     let selector = Some(Selector::Tasks(v1::TaskList { task_ids }));
-    let event = v1::RevocationEvent { epoch: 1, index, prev, selector };
-    v1::WatchRevocationsResponse { message: Some(Message::Event(event)) }
+    let event = v1::RevocationEvent {
+        epoch: 1,
+        index,
+        prev,
+        selector,
+    };
+    v1::WatchRevocationsResponse {
+        message: Some(Message::Event(event)),
+    }
 }
 
 fn proof(holder: &SigningKey, token: &str, bend: impl FnOnce(&mut ProofClaims<'_>)) -> String {
     let jti = random_name().expect("jti");
     let ath = Some(dpop::ath(token));
     let iat = Clock::system().now();
-    let mut claims = ProofClaims { htm: "POST", htu: URL, iat, jti: &jti, nonce: None, ath, adg: None, evh: None };
+    let mut claims = ProofClaims {
+        htm: "POST",
+        htu: URL,
+        iat,
+        jti: &jti,
+        nonce: None,
+        ath,
+        adg: None,
+        evh: None,
+    };
     bend(&mut claims);
-    dpop::create(holder, &claims).expect("proof").reveal().to_owned()
+    dpop::create(holder, &claims)
+        .expect("proof")
+        .reveal()
+        .to_owned()
 }
 
-async fn check(validator: &Validator, token: &str, proof: Option<&str>, require: &Require) -> Result<Admitted, Rejected> {
-    let presented = Presented { token, dpop: proof, method: "POST", url: &format!("{URL}?query"), openings: &openings() };
+async fn check(
+    validator: &Validator,
+    token: &str,
+    proof: Option<&str>,
+    require: &Require,
+) -> Result<Admitted, Rejected> {
+    let presented = Presented {
+        token,
+        dpop: proof,
+        method: "POST",
+        url: &format!("{URL}?query"),
+        openings: &openings(),
+    };
     validator.check(&presented, require).await
 }
 
@@ -212,31 +326,73 @@ async fn check(validator: &Validator, token: &str, proof: Option<&str>, require:
 async fn only_what_the_token_is_for_by_whom_it_is_for() {
     let mut broker = Broker::start().await;
     let (validator, _feed) = broker.validator().await;
-    let (holder, thief) = (SigningKey::generate().expect("key").0, SigningKey::generate().expect("key").0);
+    let (holder, thief) = (
+        SigningKey::generate().expect("key").0,
+        SigningKey::generate().expect("key").0,
+    );
     let token = broker.token(&holder, |_| ());
     let fresh = || proof(&holder, &token, |_| ());
 
     let used = fresh();
-    let admitted = check(&validator, &token, Some(&used), &require()).await.expect("admitted");
-    assert_eq!((admitted.task_id(), admitted.uses()), (TaskId::from_random([2; 16]), None));
+    let admitted = check(&validator, &token, Some(&used), &require())
+        .await
+        .expect("admitted");
+    assert_eq!(
+        (admitted.task_id(), admitted.uses()),
+        (TaskId::from_random([2; 16]), None)
+    );
     assert!(!format!("{admitted:?}").contains(&token));
-    assert_eq!(check(&validator, &token, Some(&used), &require()).await.err(), Some(Rejected::ProofReplayed));
+    assert_eq!(
+        check(&validator, &token, Some(&used), &require())
+            .await
+            .err(),
+        Some(Rejected::ProofReplayed)
+    );
 
     let now = Clock::system().now();
     let rejected = [
         (None, Rejected::ProofMissing),
-        (Some(proof(&thief, &token, |_| ())), Rejected::ProofOfOtherKey),
-        (Some(proof(&holder, "other", |_| ())), Rejected::ProofOfOtherToken),
-        (Some(proof(&holder, &token, |p| p.ath = None)), Rejected::ProofOfOtherToken),
-        (Some(proof(&holder, &token, |p| p.htm = "GET")), Rejected::Proof(ProofError::WrongMethod)),
-        (Some(proof(&holder, &token, |p| p.htu = "https://other/")), Rejected::Proof(ProofError::WrongUrl)),
-        (Some(proof(&holder, &token, |p| p.iat = now.plus_secs(-62))), Rejected::Proof(ProofError::Stale)),
-        (Some(proof(&holder, &token, |p| p.iat = now.plus_secs(64))), Rejected::Proof(ProofError::Stale)),
+        (
+            Some(proof(&thief, &token, |_| ())),
+            Rejected::ProofOfOtherKey,
+        ),
+        (
+            Some(proof(&holder, "other", |_| ())),
+            Rejected::ProofOfOtherToken,
+        ),
+        (
+            Some(proof(&holder, &token, |p| p.ath = None)),
+            Rejected::ProofOfOtherToken,
+        ),
+        (
+            Some(proof(&holder, &token, |p| p.htm = "GET")),
+            Rejected::Proof(ProofError::WrongMethod),
+        ),
+        (
+            Some(proof(&holder, &token, |p| p.htu = "https://other/")),
+            Rejected::Proof(ProofError::WrongUrl),
+        ),
+        (
+            Some(proof(&holder, &token, |p| p.iat = now.plus_secs(-62))),
+            Rejected::Proof(ProofError::Stale),
+        ),
+        (
+            Some(proof(&holder, &token, |p| p.iat = now.plus_secs(64))),
+            Rejected::Proof(ProofError::Stale),
+        ),
     ];
     for (proof, expected) in rejected {
-        let error = check(&validator, &token, proof.as_deref(), &require()).await.expect_err("rejected");
+        let error = check(&validator, &token, proof.as_deref(), &require())
+            .await
+            .expect_err("rejected");
         assert_eq!(error, expected);
-        assert!(error.www_authenticate().expect("challenge").starts_with("DPoP error=\"invalid_"), "{error}");
+        assert!(
+            error
+                .www_authenticate()
+                .expect("challenge")
+                .starts_with("DPoP error=\"invalid_"),
+            "{error}"
+        );
         assert_eq!(error.status(), 401);
     }
 
@@ -246,34 +402,95 @@ async fn only_what_the_token_is_for_by_whom_it_is_for() {
         require
     };
     let parameter = |name: &'static str, value: Param| {
-        with(&move |r| drop(r.parameters.as_mut().expect("parameters").insert(name.to_owned(), value.clone())))
+        with(&move |r| {
+            drop(
+                r.parameters
+                    .as_mut()
+                    .expect("parameters")
+                    .insert(name.to_owned(), value.clone()),
+            )
+        })
     };
     let wrong = [
-        (with(&|r| r.action = ActionName::parse("account.enable").expect("name")), Rejected::WrongAction),
-        (with(&|r| r.target = Target::parse("Account", "bob").expect("target")), Rejected::WrongTarget),
-        (parameter("end_sessions", Param::Bool(false)), Rejected::WrongParameters),
-        (parameter("note", Param::Str("other words".to_owned())), Rejected::WrongParameters),
+        (
+            with(&|r| r.action = ActionName::parse("account.enable").expect("name")),
+            Rejected::WrongAction,
+        ),
+        (
+            with(&|r| r.target = Target::parse("Account", "bob").expect("target")),
+            Rejected::WrongTarget,
+        ),
+        (
+            parameter("end_sessions", Param::Bool(false)),
+            Rejected::WrongParameters,
+        ),
+        (
+            parameter("note", Param::Str("other words".to_owned())),
+            Rejected::WrongParameters,
+        ),
         (parameter("more", Param::Int(1)), Rejected::WrongParameters),
-        (with(&|r| r.parameters = Some(BTreeMap::new())), Rejected::WrongParameters),
+        (
+            with(&|r| r.parameters = Some(BTreeMap::new())),
+            Rejected::WrongParameters,
+        ),
     ];
     for (require, expected) in wrong {
-        let error = check(&validator, &token, Some(&fresh()), &require).await.expect_err("rejected");
+        let error = check(&validator, &token, Some(&fresh()), &require)
+            .await
+            .expect_err("rejected");
         assert_eq!(error, expected);
-        assert!(error.www_authenticate().expect("challenge").contains("insufficient_scope"));
+        assert!(
+            error
+                .www_authenticate()
+                .expect("challenge")
+                .contains("insufficient_scope")
+        );
         assert_eq!(error.status(), 403);
     }
-    assert!(check(&validator, &token, Some(&fresh()), &with(&|r| r.parameters = None)).await.is_ok());
-    let unopened = Presented { token: &token, dpop: Some(&fresh()), method: "POST", url: URL, openings: &BTreeMap::new() };
-    assert_eq!(validator.check(&unopened, &require()).await.err(), Some(Rejected::WrongParameters));
+    assert!(
+        check(
+            &validator,
+            &token,
+            Some(&fresh()),
+            &with(&|r| r.parameters = None)
+        )
+        .await
+        .is_ok()
+    );
+    let unopened = Presented {
+        token: &token,
+        dpop: Some(&fresh()),
+        method: "POST",
+        url: URL,
+        openings: &BTreeMap::new(),
+    };
+    assert_eq!(
+        validator.check(&unopened, &require()).await.err(),
+        Some(Rejected::WrongParameters)
+    );
 
     for (bend, expected) in [
-        ((|c| c.iss = "https://other".to_owned()) as fn(&mut AccessTokenClaims), TokenError::WrongIssuer),
-        (|c| c.aud = Audience::parse("other").expect("audience"), TokenError::WrongAudience),
-        (|c| (c.iat, c.nbf, c.exp) = (c.iat - 301, c.nbf - 301, c.exp - 301), TokenError::Expired),
+        (
+            (|c| c.iss = "https://other".to_owned()) as fn(&mut AccessTokenClaims),
+            TokenError::WrongIssuer,
+        ),
+        (
+            |c| c.aud = Audience::parse("other").expect("audience"),
+            TokenError::WrongAudience,
+        ),
+        (
+            |c| (c.iat, c.nbf, c.exp) = (c.iat - 301, c.nbf - 301, c.exp - 301),
+            TokenError::Expired,
+        ),
     ] {
         let token = broker.token(&holder, bend);
         let proof = proof(&holder, &token, |_| ());
-        assert_eq!(check(&validator, &token, Some(&proof), &require()).await.err(), Some(Rejected::Token(expected)));
+        assert_eq!(
+            check(&validator, &token, Some(&proof), &require())
+                .await
+                .err(),
+            Some(Rejected::Token(expected))
+        );
     }
 }
 
@@ -284,12 +501,30 @@ async fn an_end_is_heard_a_broken_watch_goes_on_and_a_gap_begins_again() {
     let holder = SigningKey::generate().expect("key").0;
     let good = broker.token(&holder, |c| c.txn = TaskId::from_random([5; 16]));
     let token = broker.token(&holder, |_| ());
-    let ask = async |token: &str| check(&validator, token, Some(&proof(&holder, token, |_| ())), &require()).await.err();
+    let ask = async |token: &str| {
+        check(
+            &validator,
+            token,
+            Some(&proof(&holder, token, |_| ())),
+            &require(),
+        )
+        .await
+        .err()
+    };
     assert_eq!((ask(&good).await, ask(&token).await), (None, None));
 
     feed.send(Ok(ended(12, None, 2))).expect("sent");
-    assert_eq!(validator.read_past(12).await, Position { epoch: 1, index: 12 });
-    assert_eq!((ask(&good).await, ask(&token).await), (None, Some(Rejected::Revoked)));
+    assert_eq!(
+        validator.read_past(12).await,
+        Position {
+            epoch: 1,
+            index: 12
+        }
+    );
+    assert_eq!(
+        (ask(&good).await, ask(&token).await),
+        (None, Some(Rejected::Revoked))
+    );
 
     // The broker closes watches after some minutes.
     drop(feed);
@@ -297,31 +532,56 @@ async fn an_end_is_heard_a_broken_watch_goes_on_and_a_gap_begins_again() {
     assert_eq!(ask(&good).await, None);
     feed.send(Ok(ended(14, Some(13), 6))).expect("sent");
     let feed = broker.watch(None).await;
-    assert_eq!((ask(&good).await, validator.read_through()), (Some(Rejected::Stale), None));
-    assert!(validator.last_error().is_some_and(|e| e.to_string().contains("an event is missing")));
+    assert_eq!(
+        (ask(&good).await, validator.read_through()),
+        (Some(Rejected::Stale), None)
+    );
+    assert!(
+        validator
+            .last_error()
+            .is_some_and(|e| e.to_string().contains("an event is missing"))
+    );
     feed.send(Ok(ended(13, Some(12), 5))).expect("sent");
     feed.send(Ok(heartbeat(14, Some(13)))).expect("sent");
     validator.read_past(14).await;
-    assert_eq!((ask(&good).await, ask(&token).await), (Some(Rejected::Revoked), Some(Rejected::Revoked)));
+    assert_eq!(
+        (ask(&good).await, ask(&token).await),
+        (Some(Rejected::Revoked), Some(Rejected::Revoked))
+    );
 }
 
 #[tokio::test]
 async fn a_silent_feed_closes_the_gate() {
     let mut broker = Broker::start().await;
     let (clock, hand) = Clock::by_hand(Clock::system().now());
-    let config = ValidatorConfig { clock, ..broker.config() };
+    let config = ValidatorConfig {
+        clock,
+        ..broker.config()
+    };
     let connecting = tokio::spawn(Validator::connect(config));
     let feed = broker.watch(None).await;
     feed.send(Ok(heartbeat(10, None))).expect("sent");
     let validator = connecting.await.expect("join").expect("validator");
     let holder = SigningKey::generate().expect("key").0;
     let token = broker.token(&holder, |_| ());
-    let ask = async || check(&validator, &token, Some(&proof(&holder, &token, |_| ())), &require()).await.err();
+    let ask = async || {
+        check(
+            &validator,
+            &token,
+            Some(&proof(&holder, &token, |_| ())),
+            &require(),
+        )
+        .await
+        .err()
+    };
     hand.advance_millis(5_000);
     assert_eq!(ask().await, None);
     hand.advance_millis(1);
     let error = ask().await.expect("rejected");
-    assert_eq!((&error, error.status(), error.www_authenticate()), (&Rejected::Stale, 503, None));
+    assert_eq!(
+        (&error, error.status(), error.www_authenticate()),
+        (&Rejected::Stale, 503, None)
+    );
     feed.send(Ok(heartbeat(11, None))).expect("sent");
     validator.read_past(11).await;
     assert_eq!(ask().await, None);
@@ -331,7 +591,11 @@ async fn a_silent_feed_closes_the_gate() {
 async fn an_unknown_key_is_looked_for_once() {
     let mut broker = Broker::start().await;
     let (clock, hand) = Clock::by_hand(Clock::system().now());
-    let config = ValidatorConfig { clock, max_silence_ms: 3_600_000, ..broker.config() };
+    let config = ValidatorConfig {
+        clock,
+        max_silence_ms: 3_600_000,
+        ..broker.config()
+    };
     let connecting = tokio::spawn(Validator::connect(config));
     let feed = broker.watch(None).await;
     feed.send(Ok(heartbeat(10, None))).expect("sent");
@@ -339,14 +603,40 @@ async fn an_unknown_key_is_looked_for_once() {
     let holder = SigningKey::generate().expect("key").0;
     broker.key = SigningKey::generate().expect("key").0;
     let token = broker.token(&holder, |_| ());
-    let ask = async || check(&validator, &token, Some(&proof(&holder, &token, |_| ())), &require()).await.err();
+    let ask = async || {
+        check(
+            &validator,
+            &token,
+            Some(&proof(&holder, &token, |_| ())),
+            &require(),
+        )
+        .await
+        .err()
+    };
     let unknown = Some(Rejected::Token(TokenError::UnknownKey));
-    assert_eq!((ask().await, broker.fetches.load(Ordering::SeqCst)), (unknown.clone(), 1));
+    assert_eq!(
+        (ask().await, broker.fetches.load(Ordering::SeqCst)),
+        (unknown.clone(), 1)
+    );
     hand.advance_millis(10_000);
-    assert_eq!((ask().await, ask().await, broker.fetches.load(Ordering::SeqCst)), (unknown.clone(), unknown, 2));
+    assert_eq!(
+        (
+            ask().await,
+            ask().await,
+            broker.fetches.load(Ordering::SeqCst)
+        ),
+        (unknown.clone(), unknown, 2)
+    );
     *broker.keys.lock().await = jwks(broker.key.public());
     hand.advance_millis(10_000);
-    assert_eq!((ask().await, ask().await, broker.fetches.load(Ordering::SeqCst)), (None, None, 3));
+    assert_eq!(
+        (
+            ask().await,
+            ask().await,
+            broker.fetches.load(Ordering::SeqCst)
+        ),
+        (None, None, 3)
+    );
 }
 
 #[tokio::test]
@@ -356,17 +646,42 @@ async fn a_use_is_spent_only_where_there_is_a_limit() {
     let holder = SigningKey::generate().expect("key").0;
     let admit = async |uses: Option<u32>| {
         let token = broker.token(&holder, |c| c.uses = uses);
-        check(&validator, &token, Some(&proof(&holder, &token, |_| ())), &require()).await.expect("admitted")
+        check(
+            &validator,
+            &token,
+            Some(&proof(&holder, &token, |_| ())),
+            &require(),
+        )
+        .await
+        .expect("admitted")
     };
-    let spent = validator.spend(admit(Some(1)).await, "good").await.expect("spent");
+    let spent = validator
+        .spend(admit(Some(1)).await, "good")
+        .await
+        .expect("spent");
     assert_eq!((spent.uses_left(), spent.position()), (Some(0), Some(77)));
     assert_eq!(spent.admitted().token_id(), TokenId::from_random([1; 16]));
-    let free = validator.spend(admit(None).await, "no-call-is-made").await.expect("free");
+    let free = validator
+        .spend(admit(None).await, "no-call-is-made")
+        .await
+        .expect("free");
     assert_eq!((free.uses_left(), free.position()), (None, None));
-    assert_eq!(validator.spend(admit(Some(1)).await, "spent").await.err(), Some(Rejected::UseSpent));
-    assert_eq!(validator.spend(admit(Some(1)).await, "inactive").await.err(), Some(Rejected::Revoked));
+    assert_eq!(
+        validator.spend(admit(Some(1)).await, "spent").await.err(),
+        Some(Rejected::UseSpent)
+    );
+    assert_eq!(
+        validator
+            .spend(admit(Some(1)).await, "inactive")
+            .await
+            .err(),
+        Some(Rejected::Revoked)
+    );
     for use_id in ["unspent", "other", "unknown", "no good id"] {
-        let error = validator.spend(admit(Some(1)).await, use_id).await.expect_err("rejected");
+        let error = validator
+            .spend(admit(Some(1)).await, use_id)
+            .await
+            .expect_err("rejected");
         assert!(matches!(error, Rejected::Broker(_)), "{use_id}: {error}");
         assert_eq!(error.status(), 503);
     }
@@ -377,16 +692,28 @@ async fn a_use_is_spent_only_where_there_is_a_limit() {
 async fn a_key_is_an_identity_too() {
     let mut broker = Broker::start().await;
     let identity = Identity::Key(Arc::new(SigningKey::generate().expect("key").0));
-    let connecting = tokio::spawn(Validator::connect(ValidatorConfig { identity, ..broker.config() }));
+    let connecting = tokio::spawn(Validator::connect(ValidatorConfig {
+        identity,
+        ..broker.config()
+    }));
     let feed = broker.watch(None).await;
     feed.send(Ok(heartbeat(10, None))).expect("sent");
     let validator = connecting.await.expect("join").expect("validator");
-    assert_eq!(validator.read_through(), Some(Position { epoch: 1, index: 10 }));
+    assert_eq!(
+        validator.read_through(),
+        Some(Position {
+            epoch: 1,
+            index: 10
+        })
+    );
 }
 
 #[tokio::test]
 async fn without_keys_or_without_a_feed_nothing_starts() {
     let broker = Broker::start().await;
     *broker.keys.lock().await = serde_json::json!({});
-    assert_eq!(Validator::connect(broker.config()).await.err(), Some(ConnectError::Keys(FetchError::Form)));
+    assert_eq!(
+        Validator::connect(broker.config()).await.err(),
+        Some(ConnectError::Keys(FetchError::Form))
+    );
 }

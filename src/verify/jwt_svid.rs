@@ -5,20 +5,32 @@ use crate::jose::{HeaderRules, KidRule, TypRule, jws};
 use crate::model::{Digest, EvidenceFacts, EvidenceKind, Secret, SpiffeId, Timestamp};
 use crate::verify::Trust;
 
-const RULES: HeaderRules = HeaderRules { typ: TypRule::Optional(&["JWT", "JOSE"]), kid: KidRule::Required, extras: &[] };
+const RULES: HeaderRules = HeaderRules {
+    typ: TypRule::Optional(&["JWT", "JOSE"]),
+    kid: KidRule::Required,
+    extras: &[],
+};
 
 /// Seconds a signer's clock may run ahead.
 const LEEWAY_S: i64 = 5;
 /// Longest remaining life of evidence, in seconds: an honest SVID lives minutes to hours.
 const LIFE_MAX_S: i64 = 24 * 3_600;
 
-pub(super) fn check(token: &Secret, trust: &Trust, audience: &str, now: Timestamp) -> Result<EvidenceFacts, VerifyError> {
+pub(super) fn check(
+    token: &Secret,
+    trust: &Trust,
+    audience: &str,
+    now: Timestamp,
+) -> Result<EvidenceFacts, VerifyError> {
     let compact = token.reveal();
     // The unverified subject only chooses whose keys may verify it; the subject believed is read from the verified claims
     // below, and must lie in that same domain.
-    let hint = SpiffeId::parse(&jws::unverified_string(compact, "sub")?).map_err(VerifyError::Subject)?;
+    let hint =
+        SpiffeId::parse(&jws::unverified_string(compact, "sub")?).map_err(VerifyError::Subject)?;
     let domain = hint.trust_domain();
-    let keys = trust.domain(&domain).ok_or_else(|| VerifyError::UnknownDomain(domain.clone()))?;
+    let keys = trust
+        .domain(&domain)
+        .ok_or_else(|| VerifyError::UnknownDomain(domain.clone()))?;
     let jws = jws::verify(compact, &keys.jwt_svid, &RULES)?;
     let claims = jws.claims();
     let subject = SpiffeId::parse(claims.string("sub")?).map_err(VerifyError::Subject)?;
@@ -34,7 +46,10 @@ pub(super) fn check(token: &Secret, trust: &Trust, audience: &str, now: Timestam
     }
     let ahead = now.plus_secs(LEEWAY_S);
     for name in ["iat", "nbf"] {
-        if claims.optional_seconds(name)?.is_some_and(|at| Timestamp::from_secs(at) > ahead) {
+        if claims
+            .optional_seconds(name)?
+            .is_some_and(|at| Timestamp::from_secs(at) > ahead)
+        {
             return Err(VerifyError::Dates);
         }
     }

@@ -60,6 +60,9 @@ pub enum VerifyError {
     /// The proof is for another action or other evidence than the call carries.
     #[error("the proof is not for this {0}")]
     ProofElsewhere(&'static str),
+    /// The key is not the task's, or there is no such task.
+    #[error("the key is not the task's")]
+    NotOfTask,
     /// The evidence is not of the workload that opened the task.
     #[error("the evidence names {shown}, the task belongs to {opened}")]
     OtherWorkload {
@@ -110,9 +113,16 @@ impl Attested {
 }
 
 /// Checks evidence against the trust snapshot.
-pub fn attest(evidence: &Evidence, trust: &Trust, audience: &str, now: Timestamp) -> Result<Attested, VerifyError> {
+pub fn attest(
+    evidence: &Evidence,
+    trust: &Trust,
+    audience: &str,
+    now: Timestamp,
+) -> Result<Attested, VerifyError> {
     match evidence {
-        Evidence::JwtSvid(token) => jwt_svid::check(token, trust, audience, now).map(|facts| Attested { facts }),
+        Evidence::JwtSvid(token) => {
+            jwt_svid::check(token, trust, audience, now).map(|facts| Attested { facts })
+        }
     }
 }
 
@@ -134,11 +144,18 @@ pub struct Proven {
 impl Proven {
     /// Joins evidence and possession for opening a task.
     pub fn for_opening(attested: Arc<Attested>, possession: Possession) -> Self {
-        Self { attested, possession }
+        Self {
+            attested,
+            possession,
+        }
     }
 
     /// Joins evidence and possession for a task: the key must be the task's, the workload the one that opened it.
-    pub fn for_task(attested: Arc<Attested>, possession: Possession, opened: &TaskOpened) -> Result<Self, VerifyError> {
+    pub fn for_task(
+        attested: Arc<Attested>,
+        possession: Possession,
+        opened: &TaskOpened,
+    ) -> Result<Self, VerifyError> {
         possession.is_of(&opened.binding)?;
         if attested.facts.subject != opened.evidence.subject {
             return Err(VerifyError::OtherWorkload {
@@ -146,7 +163,10 @@ impl Proven {
                 opened: opened.evidence.subject.clone(),
             });
         }
-        Ok(Self { attested, possession })
+        Ok(Self {
+            attested,
+            possession,
+        })
     }
 
     /// The evidence, to be remembered for later calls.
@@ -188,9 +208,14 @@ impl Proven {
             return Err(VerifyError::Suspended(agent.id.clone()));
         }
         let binding = Binding::Jkt(self.jkt());
-        match rules.bundle.operate(&agent, facts.kind, age_ms, binding.as_str(), now) {
+        match rules
+            .bundle
+            .operate(&agent, facts.kind, age_ms, binding.as_str(), now)
+        {
             OperateAnswer::Allowed { .. } => {}
-            OperateAnswer::Denied { why, rules } => return Err(VerifyError::MayNotOperate { why, rules }),
+            OperateAnswer::Denied { why, rules } => {
+                return Err(VerifyError::MayNotOperate { why, rules });
+            }
         }
         let mut rests_on = vec![
             (Stream::Agent(agent.id.clone()), agent_version),
@@ -202,7 +227,9 @@ impl Proven {
             (Stream::FreezeAgent(agent.id.clone()), 0),
             (Stream::FreezeOwner(agent.owner.clone()), 0),
         ];
-        let mut not_after = facts.expires_at.min(facts.verified_at.plus_millis(standing.max_evidence_age_ms));
+        let mut not_after = facts
+            .expires_at
+            .min(facts.verified_at.plus_millis(standing.max_evidence_age_ms));
         if let Some(task) = &standing.task {
             rests_on.push((Stream::Task(task.id), task.version));
             not_after = not_after.min(task.deadline);

@@ -33,12 +33,19 @@ impl Possession {
     /// INVARIANT (a proof is used once): no `Possession` exists whose proof was not just marked as used.
     pub fn check(call: &CallProof<'_>, now: Timestamp) -> Result<Self, VerifyError> {
         let proof = call.proof.ok_or(VerifyError::NoProof)?;
-        let expect = dpop::Expect { htm: "POST", htu: call.htu, freshness: Freshness::Nonce };
+        let expect = dpop::Expect {
+            htm: "POST",
+            htu: call.htu,
+            freshness: Freshness::Nonce,
+        };
         let checked = dpop::check(proof.reveal(), &expect).map_err(|error| match error {
             dpop::ProofError::NonceMissing => VerifyError::Nonce,
             other => VerifyError::Proof(other),
         })?;
-        let until = checked.nonce().and_then(|nonce| call.nonces.check(nonce, now)).ok_or(VerifyError::Nonce)?;
+        let until = checked
+            .nonce()
+            .and_then(|nonce| call.nonces.check(nonce, now))
+            .ok_or(VerifyError::Nonce)?;
         if checked.adg() != call.action {
             return Err(VerifyError::ProofElsewhere("action"));
         }
@@ -50,7 +57,11 @@ impl Possession {
         }
         let jkt = checked.jkt();
         (call.once)(jkt, checked.jti(), until)?;
-        Ok(Self { key: checked.key().clone(), jkt, adg: checked.adg() })
+        Ok(Self {
+            key: checked.key().clone(),
+            jkt,
+            adg: checked.adg(),
+        })
     }
 
     /// The key.
@@ -70,6 +81,10 @@ impl Possession {
 
     /// Whether the key is the one something is bound to.
     pub fn is_of(&self, binding: &Binding) -> Result<(), VerifyError> {
-        if self.jkt == binding.jkt() { Ok(()) } else { Err(VerifyError::ProofElsewhere("task")) }
+        if self.jkt == binding.jkt() {
+            Ok(())
+        } else {
+            Err(VerifyError::ProofElsewhere("task"))
+        }
     }
 }

@@ -35,7 +35,11 @@ impl tonic::codec::Encoder for Raw {
     type Item = Vec<u8>;
     type Error = Status;
 
-    fn encode(&mut self, item: Vec<u8>, dst: &mut tonic::codec::EncodeBuf<'_>) -> Result<(), Status> {
+    fn encode(
+        &mut self,
+        item: Vec<u8>,
+        dst: &mut tonic::codec::EncodeBuf<'_>,
+    ) -> Result<(), Status> {
         use bytes::BufMut as _;
         dst.put_slice(&item);
         Ok(())
@@ -57,14 +61,21 @@ async fn send(channel: &Channel, method: &str, bytes: Vec<u8>) -> Status {
     let mut grpc = tonic::client::Grpc::new(channel.clone());
     grpc.ready().await.expect("ready");
     let path = http::uri::PathAndQuery::from_str(&format!("/dipylon.v1.{method}")).expect("path");
-    grpc.unary(Request::new(bytes), path, Raw).await.expect_err("refused")
+    grpc.unary(Request::new(bytes), path, Raw)
+        .await
+        .expect_err("refused")
 }
 
 fn open(change: impl FnOnce(&mut v1::OpenTaskRequest)) -> Vec<u8> {
     let mut message = v1::OpenTaskRequest {
-        evidence: Some(v1::Evidence { kind: Some(v1::evidence::Kind::JwtSvid("a.b.c".into())) }),
+        evidence: Some(v1::Evidence {
+            kind: Some(v1::evidence::Kind::JwtSvid("a.b.c".into())),
+        }),
         purpose: "x".into(),
-        max_duration: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
+        max_duration: Some(prost_types::Duration {
+            seconds: 60,
+            nanos: 0,
+        }),
         request_id: "r-1".into(),
     };
     change(&mut message);
@@ -75,7 +86,10 @@ fn ask(change: impl FnOnce(&mut v1::RequestTokenRequest)) -> Vec<u8> {
     let mut message = v1::RequestTokenRequest {
         task_id: TaskId::from_random([1; 16]).to_string(),
         action: Some(dipylon::proto::convert::action_to_wire(&disable("ann"))),
-        ttl: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
+        ttl: Some(prost_types::Duration {
+            seconds: 60,
+            nanos: 0,
+        }),
         reason: String::new(),
         request_id: "r-1".into(),
         wait: None,
@@ -86,14 +100,21 @@ fn ask(change: impl FnOnce(&mut v1::RequestTokenRequest)) -> Vec<u8> {
 }
 
 fn parameter(name: &str, kind: Option<v1::value::Kind>) -> v1::Parameter {
-    v1::Parameter { name: name.into(), value: Some(v1::Value { kind }) }
+    v1::Parameter {
+        name: name.into(),
+        value: Some(v1::Value { kind }),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_that_are_not_of_their_form() {
     use v1::value::Kind;
     let s = Served::start().await;
-    let channel = Channel::from_shared(s.url.clone()).expect("url").connect().await.expect("connects");
+    let channel = Channel::from_shared(s.url.clone())
+        .expect("url")
+        .connect()
+        .await
+        .expect("connects");
     let entries = s.hall.state().position().1;
     let unknown_field = |mut bytes: Vec<u8>| {
         bytes.extend([0xf8, 0x07, 0x01]);
@@ -102,37 +123,138 @@ async fn messages_that_are_not_of_their_form() {
     let twice = |bytes: Vec<u8>| [bytes.clone(), bytes].concat();
     let action = |change: fn(&mut v1::Action)| ask(|m| change(m.action.as_mut().expect("action")));
     let deep = {
-        let mut value = v1::Value { kind: Some(Kind::BoolValue(true)) };
+        let mut value = v1::Value {
+            kind: Some(Kind::BoolValue(true)),
+        };
         for _ in 0..6 {
-            value = v1::Value { kind: Some(Kind::SetValue(v1::ValueSet { elements: vec![value] })) };
+            value = v1::Value {
+                kind: Some(Kind::SetValue(v1::ValueSet {
+                    elements: vec![value],
+                })),
+            };
         }
-        ask(|m| m.action.as_mut().expect("action").parameters = vec![v1::Parameter { name: "p".into(), value: Some(value) }])
+        ask(|m| {
+            m.action.as_mut().expect("action").parameters = vec![v1::Parameter {
+                name: "p".into(),
+                value: Some(value),
+            }]
+        })
     };
     let cases: Vec<(&str, &str, Vec<u8>, &str)> = vec![
-        ("an unknown field", "OpenTask", unknown_field(open(|_| {})), "field"),
-        ("every field twice", "OpenTask", twice(open(|_| {})), "twice"),
+        (
+            "an unknown field",
+            "OpenTask",
+            unknown_field(open(|_| {})),
+            "field",
+        ),
+        (
+            "every field twice",
+            "OpenTask",
+            twice(open(|_| {})),
+            "twice",
+        ),
         ("not protobuf", "OpenTask", vec![0xff; 40], ""),
-        ("no evidence", "OpenTask", open(|m| m.evidence = None), "evidence"),
-        ("evidence of no kind", "OpenTask", open(|m| m.evidence = Some(v1::Evidence { kind: None })), "evidence"),
-        ("no purpose", "OpenTask", open(|m| m.purpose = " ".into()), "purpose"),
-        ("a long purpose", "OpenTask", open(|m| m.purpose = "x".repeat(2_001)), "purpose"),
-        ("no duration", "OpenTask", open(|m| m.max_duration = None), "max_duration"),
+        (
+            "no evidence",
+            "OpenTask",
+            open(|m| m.evidence = None),
+            "evidence",
+        ),
+        (
+            "evidence of no kind",
+            "OpenTask",
+            open(|m| m.evidence = Some(v1::Evidence { kind: None })),
+            "evidence",
+        ),
+        (
+            "no purpose",
+            "OpenTask",
+            open(|m| m.purpose = " ".into()),
+            "purpose",
+        ),
+        (
+            "a long purpose",
+            "OpenTask",
+            open(|m| m.purpose = "x".repeat(2_001)),
+            "purpose",
+        ),
+        (
+            "no duration",
+            "OpenTask",
+            open(|m| m.max_duration = None),
+            "max_duration",
+        ),
         (
             "a fraction of a second",
             "OpenTask",
-            open(|m| m.max_duration = Some(prost_types::Duration { seconds: 1, nanos: 5 })),
+            open(|m| {
+                m.max_duration = Some(prost_types::Duration {
+                    seconds: 1,
+                    nanos: 5,
+                })
+            }),
             "max_duration",
         ),
-        ("no request id", "OpenTask", open(|m| m.request_id.clear()), "request_id"),
-        ("a slash in an id", "OpenTask", open(|m| m.request_id = "a/b".into()), "request_id"),
-        ("a newline in an id", "OpenTask", open(|m| m.request_id = "a\nb".into()), "request_id"),
-        ("a bidi control in an id", "OpenTask", open(|m| m.request_id = "a\u{202e}b".into()), "request_id"),
-        ("a long id", "OpenTask", open(|m| m.request_id = "x".repeat(65)), "request_id"),
-        ("another kind of id", "RequestToken", ask(|m| m.task_id = AccessRequestId::from_random([1; 16]).to_string()), "TaskId"),
+        (
+            "no request id",
+            "OpenTask",
+            open(|m| m.request_id.clear()),
+            "request_id",
+        ),
+        (
+            "a slash in an id",
+            "OpenTask",
+            open(|m| m.request_id = "a/b".into()),
+            "request_id",
+        ),
+        (
+            "a newline in an id",
+            "OpenTask",
+            open(|m| m.request_id = "a\nb".into()),
+            "request_id",
+        ),
+        (
+            "a bidi control in an id",
+            "OpenTask",
+            open(|m| m.request_id = "a\u{202e}b".into()),
+            "request_id",
+        ),
+        (
+            "a long id",
+            "OpenTask",
+            open(|m| m.request_id = "x".repeat(65)),
+            "request_id",
+        ),
+        (
+            "another kind of id",
+            "RequestToken",
+            ask(|m| m.task_id = AccessRequestId::from_random([1; 16]).to_string()),
+            "TaskId",
+        ),
         ("no ttl", "RequestToken", ask(|m| m.ttl = None), "ttl"),
-        ("a negative wait", "RequestToken", ask(|m| m.wait = Some(prost_types::Duration { seconds: -1, nanos: 0 })), "wait"),
-        ("no action", "RequestToken", ask(|m| m.action = None), "action"),
-        ("no target", "RequestToken", action(|a| a.target = None), "target"),
+        (
+            "a negative wait",
+            "RequestToken",
+            ask(|m| {
+                m.wait = Some(prost_types::Duration {
+                    seconds: -1,
+                    nanos: 0,
+                })
+            }),
+            "wait",
+        ),
+        (
+            "no action",
+            "RequestToken",
+            ask(|m| m.action = None),
+            "action",
+        ),
+        (
+            "no target",
+            "RequestToken",
+            action(|a| a.target = None),
+            "target",
+        ),
         (
             "a bidi control in a target",
             "RequestToken",
@@ -151,33 +273,64 @@ async fn messages_that_are_not_of_their_form() {
             action(|a| a.target.as_mut().expect("target").id = "\u{1b}[31mann".into()),
             "U+001B",
         ),
-        ("a newline in an audience", "RequestToken", action(|a| a.audience = "https://x\n".into()), "audience"),
-        ("no audience", "RequestToken", action(|a| a.audience.clear()), "audience"),
+        (
+            "a newline in an audience",
+            "RequestToken",
+            action(|a| a.audience = "https://x\n".into()),
+            "audience",
+        ),
+        (
+            "no audience",
+            "RequestToken",
+            action(|a| a.audience.clear()),
+            "audience",
+        ),
         (
             "a parameter twice",
             "RequestToken",
-            action(|a| a.parameters.push(parameter("end_sessions", Some(Kind::BoolValue(false))))),
+            action(|a| {
+                a.parameters
+                    .push(parameter("end_sessions", Some(Kind::BoolValue(false))))
+            }),
             "param",
         ),
-        ("a parameter of no kind", "RequestToken", action(|a| a.parameters.push(parameter("x", None))), ""),
+        (
+            "a parameter of no kind",
+            "RequestToken",
+            action(|a| a.parameters.push(parameter("x", None))),
+            "",
+        ),
         (
             "a parameter with a bad name",
             "RequestToken",
-            action(|a| a.parameters.push(parameter("x.y", Some(Kind::BoolValue(true))))),
+            action(|a| {
+                a.parameters
+                    .push(parameter("x.y", Some(Kind::BoolValue(true))))
+            }),
             "parameter",
         ),
         (
             "an integer JSON cannot hold",
             "RequestToken",
-            action(|a| a.parameters.push(parameter("x", Some(Kind::IntValue(i64::MAX))))),
+            action(|a| {
+                a.parameters
+                    .push(parameter("x", Some(Kind::IntValue(i64::MAX))))
+            }),
             "2^53",
         ),
         (
             "a set out of order",
             "RequestToken",
             action(|a| {
-                let elements = ["b", "a"].map(|s| v1::Value { kind: Some(Kind::StringValue(s.into())) }).to_vec();
-                a.parameters.push(parameter("x", Some(Kind::SetValue(v1::ValueSet { elements }))));
+                let elements = ["b", "a"]
+                    .map(|s| v1::Value {
+                        kind: Some(Kind::StringValue(s.into())),
+                    })
+                    .to_vec();
+                a.parameters.push(parameter(
+                    "x",
+                    Some(Kind::SetValue(v1::ValueSet { elements })),
+                ));
             }),
             "sorted",
         ),
@@ -185,25 +338,54 @@ async fn messages_that_are_not_of_their_form() {
         (
             "an outcome nobody knows",
             "CompleteTask",
-            v1::CompleteTaskRequest { task_id: TaskId::from_random([1; 16]).to_string(), outcome: 9 }.encode_to_vec(),
+            v1::CompleteTaskRequest {
+                task_id: TaskId::from_random([1; 16]).to_string(),
+                outcome: 9,
+            }
+            .encode_to_vec(),
             "",
         ),
         (
             "no outcome",
             "CompleteTask",
-            v1::CompleteTaskRequest { task_id: TaskId::from_random([1; 16]).to_string(), outcome: 0 }.encode_to_vec(),
+            v1::CompleteTaskRequest {
+                task_id: TaskId::from_random([1; 16]).to_string(),
+                outcome: 0,
+            }
+            .encode_to_vec(),
             "outcome",
         ),
     ];
     for (why, method, bytes, named) in cases {
         let status = send(&channel, &format!("TaskService/{method}"), bytes).await;
-        let info = status.get_details_error_info().unwrap_or_else(|| panic!("{why}: {status:?}"));
-        assert_eq!((status.code(), info.reason.as_str()), (Code::InvalidArgument, "MALFORMED"), "{why}: {status:?}");
-        assert!(status.message().contains(named), "{why}: {}", status.message());
-        assert!(status.metadata().get("dpop-nonce").is_none(), "{why}: nobody is known yet");
+        let info = status
+            .get_details_error_info()
+            .unwrap_or_else(|| panic!("{why}: {status:?}"));
+        assert_eq!(
+            (status.code(), info.reason.as_str()),
+            (Code::InvalidArgument, "MALFORMED"),
+            "{why}: {status:?}"
+        );
+        assert!(
+            status.message().contains(named),
+            "{why}: {}",
+            status.message()
+        );
+        assert!(
+            status.metadata().get("dpop-nonce").is_none(),
+            "{why}: nobody is known yet"
+        );
     }
-    let large = send(&channel, "TaskService/OpenTask", open(|m| m.purpose = "x".repeat(70_000))).await;
-    assert!(matches!(large.code(), Code::OutOfRange | Code::ResourceExhausted), "{large:?}");
+    let large = send(
+        &channel,
+        "TaskService/OpenTask",
+        open(|m| m.purpose = "x".repeat(70_000)),
+    )
+    .await;
+    assert!(
+        matches!(large.code(), Code::OutOfRange | Code::ResourceExhausted),
+        "{large:?}"
+    );
     assert_eq!(s.hall.state().position().1, entries, "nothing half done");
 }
 
@@ -223,21 +405,38 @@ async fn nobody_fills_the_journal_or_the_approvers_day() {
         )
     };
     for n in 0..4 {
-        b.ask(&triage, task, &note(n), 300, &format!("p-{n}")).await.pending();
+        b.ask(&triage, task, &note(n), 300, &format!("p-{n}"))
+            .await
+            .pending();
     }
     let host = action("host.isolate", "Host", "web-1", IDP, &[]);
     b.ask(&triage, task, &host, 300, "p-4").await.pending();
-    let other = action("account.disable", "Account", "ann", CASES, &[("end_sessions", Param::Bool(true))]);
-    assert_eq!(refused(b.ask(&triage, task, &other, 300, "p-5").await), Reason::TooManyPending);
+    let other = action(
+        "account.disable",
+        "Account",
+        "ann",
+        CASES,
+        &[("end_sessions", Param::Bool(true))],
+    );
+    assert_eq!(
+        refused(b.ask(&triage, task, &other, 300, "p-5").await),
+        Reason::TooManyPending
+    );
     b.ask(&triage, task, &note(0), 300, "p-6").await.pending();
     // Sixty refusals a minute.
     let mut last = Reason::UnknownTarget;
     for n in 0..61 {
-        last = refused(b.ask(&triage, task, &disable(&format!("nobody-{n}")), 60, "r").await);
+        last = refused(
+            b.ask(&triage, task, &disable(&format!("nobody-{n}")), 60, "r")
+                .await,
+        );
     }
     assert_eq!(last, Reason::TooManyRefusals);
     b.hand.advance_millis(60_000);
-    assert_eq!(refused(b.ask(&triage, task, &disable("nobody"), 60, "r").await), Reason::UnknownTarget);
+    assert_eq!(
+        refused(b.ask(&triage, task, &disable("nobody"), 60, "r").await),
+        Reason::UnknownTarget
+    );
     b.check();
 }
 
@@ -248,25 +447,56 @@ async fn a_task_ends_by_its_deadline_before_anyone_writes_it() {
     let task = b.open(&triage).await;
     b.hand.advance_millis(3_599_000);
     let shown = b.svid(&triage);
-    let given = b.ask_showing(&triage, task, &read_case(), 300, "r-1", Some(shown)).await.token();
-    assert_eq!(given.issued.exp - given.issued.iat, 1, "the task's remaining life bounds the token's");
+    let given = b
+        .ask_showing(&triage, task, &read_case(), 300, "r-1", Some(shown))
+        .await
+        .token();
+    assert_eq!(
+        given.issued.exp - given.issued.iat,
+        1,
+        "the task's remaining life bounds the token's"
+    );
     b.hand.advance_millis(1_000);
-    assert_eq!(refused(b.ask(&triage, task, &read_case(), 300, "r-2").await), Reason::TaskEnded);
-    assert!(b.hall.state().task(&task).expect("there").ended.is_none(), "decided by reading, not by an entry");
+    assert_eq!(
+        refused(b.ask(&triage, task, &read_case(), 300, "r-2").await),
+        Reason::TaskEnded
+    );
+    assert!(
+        b.hall.state().task(&task).expect("there").ended.is_none(),
+        "decided by reading, not by an entry"
+    );
     b.hall.upkeep_once().await.expect("news");
-    let ended = b.hall.state().task(&task).expect("there").ended.expect("written");
+    let ended = b
+        .hall
+        .state()
+        .task(&task)
+        .expect("there")
+        .ended
+        .expect("written");
     assert_eq!(ended.cause, EndCause::Deadline);
-    assert_eq!(b.complete(&triage, task).await.expect("idempotent").cause, EndCause::Deadline, "the first end stays");
+    assert_eq!(
+        b.complete(&triage, task).await.expect("idempotent").cause,
+        EndCause::Deadline,
+        "the first end stays"
+    );
     b.check();
 }
 
 #[tokio::test]
 async fn positions_of_a_feed_that_never_was() {
     let b = TestBroker::start().await;
-    let watch = |after| b.hall.watch_revocations(&b.person_call("dipylon.v1.TokenService/WatchRevocations", "cases"), after);
+    let watch = |after| {
+        b.hall.watch_revocations(
+            &b.person_call("dipylon.v1.TokenService/WatchRevocations", "cases"),
+            after,
+        )
+    };
     let (epoch, index) = b.hall.state().position();
     let position = |epoch, index| Some(dipylon::broker::Position { epoch, index });
     assert_eq!(refused(watch(position(epoch + 1, 0))), Reason::OtherEpoch);
-    assert_eq!(refused(watch(position(epoch, index + 1))), Reason::PositionAhead);
+    assert_eq!(
+        refused(watch(position(epoch, index + 1))),
+        Reason::PositionAhead
+    );
     assert!(watch(None).expect("a start").resync.is_some());
 }

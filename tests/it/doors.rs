@@ -35,7 +35,13 @@ impl Caller<'_> {
         self.request_for(method, message, None, None)
     }
 
-    fn request_for<T>(&self, method: &str, message: T, adg: Option<Digest>, evh: Option<Digest>) -> Request<T> {
+    fn request_for<T>(
+        &self,
+        method: &str,
+        message: T,
+        adg: Option<Digest>,
+        evh: Option<Digest>,
+    ) -> Request<T> {
         let mut request = Request::new(message);
         if let Some((key, nonce)) = &self.proof {
             let claims = dpop::ProofClaims {
@@ -49,10 +55,16 @@ impl Caller<'_> {
                 evh,
             };
             let proof = dpop::create(key, &claims).expect("proof");
-            request.metadata_mut().insert("dpop", MetadataValue::from_str(proof.reveal()).expect("ascii"));
+            request.metadata_mut().insert(
+                "dpop",
+                MetadataValue::from_str(proof.reveal()).expect("ascii"),
+            );
         }
         if let Some(bearer) = &self.bearer {
-            request.metadata_mut().insert("authorization", format!("Bearer {bearer}").parse().expect("ascii"));
+            request.metadata_mut().insert(
+                "authorization",
+                format!("Bearer {bearer}").parse().expect("ascii"),
+            );
         }
         request
     }
@@ -73,7 +85,10 @@ impl Caller<'_> {
                     request_id: "walk".into(),
                 };
                 let evh = Digest::of(self.evidence.as_bytes());
-                tasks.open_task(self.request_for(method, message, None, Some(evh))).await.map(drop)
+                tasks
+                    .open_task(self.request_for(method, message, None, Some(evh)))
+                    .await
+                    .map(drop)
             }
             "RequestToken" => {
                 let message = v1::RequestTokenRequest {
@@ -85,57 +100,145 @@ impl Caller<'_> {
                     wait: None,
                     evidence: None,
                 };
-                tasks.request_token(self.request_for(method, message, Some(read_case().digest()), None)).await.map(drop)
+                tasks
+                    .request_token(self.request_for(
+                        method,
+                        message,
+                        Some(read_case().digest()),
+                        None,
+                    ))
+                    .await
+                    .map(drop)
             }
             "GetAccessRequest" => {
-                let message = v1::GetAccessRequestRequest { task_id, access_request_id };
-                tasks.get_access_request(self.request(method, message)).await.map(drop)
+                let message = v1::GetAccessRequestRequest {
+                    task_id,
+                    access_request_id,
+                };
+                tasks
+                    .get_access_request(self.request(method, message))
+                    .await
+                    .map(drop)
             }
             "CancelAccessRequest" => {
-                let message = v1::CancelAccessRequestRequest { task_id, access_request_id };
-                tasks.cancel_access_request(self.request(method, message)).await.map(drop)
+                let message = v1::CancelAccessRequestRequest {
+                    task_id,
+                    access_request_id,
+                };
+                tasks
+                    .cancel_access_request(self.request(method, message))
+                    .await
+                    .map(drop)
             }
             "CompleteTask" => {
-                let message = v1::CompleteTaskRequest { task_id, outcome: v1::TaskOutcome::Failed.into() };
-                tasks.complete_task(self.request(method, message)).await.map(drop)
+                let message = v1::CompleteTaskRequest {
+                    task_id,
+                    outcome: v1::TaskOutcome::Failed.into(),
+                };
+                tasks
+                    .complete_task(self.request(method, message))
+                    .await
+                    .map(drop)
             }
-            "Introspect" => {
-                tokens.introspect(self.request(method, v1::IntrospectRequest { token: "a.b.c".into() })).await.map(drop)
-            }
-            "ConsumeToken" => {
-                let message = v1::ConsumeTokenRequest { token: "a.b.c".into(), use_id: "walk".into() };
-                tokens.consume_token(self.request(method, message)).await.map(drop)
-            }
-            "WatchRevocations" => {
-                tokens.watch_revocations(self.request(method, v1::WatchRevocationsRequest { after: None })).await.map(drop)
-            }
-            "ListAccessRequests" => {
-                approvals.list_access_requests(self.request(method, v1::ListAccessRequestsRequest {})).await.map(drop)
-            }
-            "GetCard" => approvals.get_card(self.request(method, v1::GetCardRequest { access_request_id })).await.map(drop),
-            "BeginVote" => {
-                let verdict = v1::Verdict::Deny.into();
-                let message = v1::BeginVoteRequest { access_request_id, profile: "one-security".into(), verdict, max_ttl: None };
-                approvals.begin_vote(self.request(method, message)).await.map(drop)
-            }
-            "CastVote" => {
-                let message = v1::CastVoteRequest { access_request_id, statement: "{}".into(), signature: vec![0; 64] };
-                approvals.cast_vote(self.request(method, message)).await.map(drop)
-            }
-            "ApplyPolicyBundle" => {
-                let pieces = vec![v1::ApplyPolicyBundleRequest { path: "agents.toml".into(), content: "x".into() }];
-                governance.apply_policy_bundle(self.request(method, tokio_stream::iter(pieces))).await.map(drop)
-            }
-            "SuspendAgent" => {
-                let message = v1::SuspendAgentRequest { agent_id: "triage".into(), reason: String::new() };
-                governance.suspend_agent(self.request(method, message)).await.map(drop)
-            }
-            "ResumeAgent" => governance
-                .resume_agent(self.request(method, v1::ResumeAgentRequest { agent_id: "triage".into() }))
+            "Introspect" => tokens
+                .introspect(self.request(
+                    method,
+                    v1::IntrospectRequest {
+                        token: "a.b.c".into(),
+                    },
+                ))
                 .await
                 .map(drop),
-            "EndTask" => governance.end_task(self.request(method, v1::EndTaskRequest { task_id })).await.map(drop),
-            "Explain" => governance.explain(self.request(method, v1::ExplainRequest { id: self.task.clone() })).await.map(drop),
+            "ConsumeToken" => {
+                let message = v1::ConsumeTokenRequest {
+                    token: "a.b.c".into(),
+                    use_id: "walk".into(),
+                };
+                tokens
+                    .consume_token(self.request(method, message))
+                    .await
+                    .map(drop)
+            }
+            "WatchRevocations" => tokens
+                .watch_revocations(
+                    self.request(method, v1::WatchRevocationsRequest { after: None }),
+                )
+                .await
+                .map(drop),
+            "ListAccessRequests" => approvals
+                .list_access_requests(self.request(method, v1::ListAccessRequestsRequest {}))
+                .await
+                .map(drop),
+            "GetCard" => approvals
+                .get_card(self.request(method, v1::GetCardRequest { access_request_id }))
+                .await
+                .map(drop),
+            "BeginVote" => {
+                let verdict = v1::Verdict::Deny.into();
+                let message = v1::BeginVoteRequest {
+                    access_request_id,
+                    profile: "one-security".into(),
+                    verdict,
+                    max_ttl: None,
+                };
+                approvals
+                    .begin_vote(self.request(method, message))
+                    .await
+                    .map(drop)
+            }
+            "CastVote" => {
+                let message = v1::CastVoteRequest {
+                    access_request_id,
+                    statement: "{}".into(),
+                    signature: vec![0; 64],
+                };
+                approvals
+                    .cast_vote(self.request(method, message))
+                    .await
+                    .map(drop)
+            }
+            "ApplyPolicyBundle" => {
+                let pieces = vec![v1::ApplyPolicyBundleRequest {
+                    path: "agents.toml".into(),
+                    content: "x".into(),
+                }];
+                governance
+                    .apply_policy_bundle(self.request(method, tokio_stream::iter(pieces)))
+                    .await
+                    .map(drop)
+            }
+            "SuspendAgent" => {
+                let message = v1::SuspendAgentRequest {
+                    agent_id: "triage".into(),
+                    reason: String::new(),
+                };
+                governance
+                    .suspend_agent(self.request(method, message))
+                    .await
+                    .map(drop)
+            }
+            "ResumeAgent" => governance
+                .resume_agent(self.request(
+                    method,
+                    v1::ResumeAgentRequest {
+                        agent_id: "triage".into(),
+                    },
+                ))
+                .await
+                .map(drop),
+            "EndTask" => governance
+                .end_task(self.request(method, v1::EndTaskRequest { task_id }))
+                .await
+                .map(drop),
+            "Explain" => governance
+                .explain(self.request(
+                    method,
+                    v1::ExplainRequest {
+                        id: self.task.clone(),
+                    },
+                ))
+                .await
+                .map(drop),
             other => panic!("{other} has no denial test: add its case"),
         }
     }
@@ -143,21 +246,38 @@ impl Caller<'_> {
 
 fn reason(result: Result<(), Status>, method: &str, who: &str) -> (Code, String) {
     let status = result.expect_err(&format!("{method} let in {who}"));
-    let info = status.get_details_error_info().unwrap_or_else(|| panic!("{method} for {who}: no ErrorInfo: {status:?}"));
+    let info = status
+        .get_details_error_info()
+        .unwrap_or_else(|| panic!("{method} for {who}: no ErrorInfo: {status:?}"));
     assert_eq!(info.domain, "dipylon");
-    assert!(Reason::parse(&info.reason).is_some(), "{} is not of the closed set", info.reason);
+    assert!(
+        Reason::parse(&info.reason).is_some(),
+        "{} is not of the closed set",
+        info.reason
+    );
     (status.code(), info.reason)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_comes_through_a_door_that_is_not_theirs() {
     let s = Served::start().await;
-    let channel = Channel::from_shared(s.url.clone()).expect("url").connect().await.expect("connects");
+    let channel = Channel::from_shared(s.url.clone())
+        .expect("url")
+        .connect()
+        .await
+        .expect("connects");
     let task = s.task("triage").await;
     let disable = super::served::order(super::harness::disable("ann"), "r-1");
-    let Ok(dipylon::client::Outcome::Pending(pending)) = task.request_token(&disable).await else { panic!("pending") };
+    let Ok(dipylon::client::Outcome::Pending(pending)) = task.request_token(&disable).await else {
+        panic!("pending")
+    };
     let now = dipylon::clock::Clock::system().now();
-    let svid = |name: &str| s.world.svid_for(&s.url, &format!("spiffe://{DOMAIN}/agent/{name}"), now, 300).reveal().to_owned();
+    let svid = |name: &str| {
+        s.world
+            .svid_for(&s.url, &format!("spiffe://{DOMAIN}/agent/{name}"), now, 300)
+            .reveal()
+            .to_owned()
+    };
     let caller = || Caller {
         channel: channel.clone(),
         served: &s,
@@ -174,25 +294,57 @@ async fn nobody_comes_through_a_door_that_is_not_theirs() {
         let agents = admits.contains(&CallerKind::Agent);
 
         let nobody = caller().call(method).await;
-        assert_eq!(reason(nobody, method, "nobody"), (Code::Unauthenticated, "NOT_AUTHENTICATED".into()));
+        assert_eq!(
+            reason(nobody, method, "nobody"),
+            (Code::Unauthenticated, "NOT_AUTHENTICATED".into())
+        );
 
-        let late = Caller { proof: Some((&stranger, "an-old-nonce".into())), ..caller() };
-        assert_eq!(reason(late.call(method).await, method, "an old proof"), (Code::Unauthenticated, "USE_DPOP_NONCE".into()));
+        let late = Caller {
+            proof: Some((&stranger, "an-old-nonce".into())),
+            ..caller()
+        };
+        assert_eq!(
+            reason(late.call(method).await, method, "an old proof"),
+            (Code::Unauthenticated, "USE_DPOP_NONCE".into())
+        );
 
-        let garbled = Caller { bearer: Some("x".into()), proof: Some((&stranger, s.hall.nonce())), ..caller() };
-        let unknown = Caller { proof: Some((&stranger, s.hall.nonce())), evidence: svid("nobody"), ..caller() };
+        let garbled = Caller {
+            bearer: Some("x".into()),
+            proof: Some((&stranger, s.hall.nonce())),
+            ..caller()
+        };
+        let unknown = Caller {
+            proof: Some((&stranger, s.hall.nonce())),
+            evidence: svid("nobody"),
+            ..caller()
+        };
         let closed = (Code::Unauthenticated, "NOT_AUTHENTICATED".to_owned());
         if agents && !method.ends_with("OpenTask") {
             // A key that is held, a task that is another's: as if it were not there.
             let nothing = (Code::NotFound, "NOT_FOUND".to_owned());
-            assert_eq!(reason(unknown.call(method).await, method, "another's key"), nothing);
-            let none = Caller { task: TaskId::from_random([1; 16]).to_string(), ..unknown };
+            assert_eq!(
+                reason(unknown.call(method).await, method, "another's key"),
+                nothing
+            );
+            let none = Caller {
+                task: TaskId::from_random([1; 16]).to_string(),
+                ..unknown
+            };
             assert_eq!(reason(none.call(method).await, method, "no task"), nothing);
         } else {
-            assert_eq!(reason(unknown.call(method).await, method, "a stranger"), closed);
+            assert_eq!(
+                reason(unknown.call(method).await, method, "a stranger"),
+                closed
+            );
             if !agents {
-                assert_eq!(reason(garbled.call(method).await, method, "two credentials"), closed);
-                let agent = Caller { bearer: Some(svid("triage")), ..caller() };
+                assert_eq!(
+                    reason(garbled.call(method).await, method, "two credentials"),
+                    closed
+                );
+                let agent = Caller {
+                    bearer: Some(svid("triage")),
+                    ..caller()
+                };
                 assert_eq!(reason(agent.call(method).await, method, "an agent"), closed);
             }
         }
@@ -205,11 +357,21 @@ async fn nobody_comes_through_a_door_that_is_not_theirs() {
             if agents || admits.contains(&kind) {
                 continue;
             }
-            let wrong = Caller { proof: Some((&s.world.keys[name], s.hall.nonce())), ..caller() };
-            assert_eq!(reason(wrong.call(method).await, method, name), (Code::PermissionDenied, "NOT_PERMITTED".into()));
+            let wrong = Caller {
+                proof: Some((&s.world.keys[name], s.hall.nonce())),
+                ..caller()
+            };
+            assert_eq!(
+                reason(wrong.call(method).await, method, name),
+                (Code::PermissionDenied, "NOT_PERMITTED".into())
+            );
         }
     }
-    assert_eq!(s.hall.state().position().1, entries, "nobody who was refused left an entry");
+    assert_eq!(
+        s.hall.state().position().1,
+        entries,
+        "nobody who was refused left an entry"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -220,8 +382,11 @@ async fn other_paths_lead_nowhere() {
         let address = address.clone();
         async move {
             use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-            let mut socket = tokio::net::TcpStream::connect(&address).await.expect("connects");
-            let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+            let mut socket = tokio::net::TcpStream::connect(&address)
+                .await
+                .expect("connects");
+            let request =
+                format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
             socket.write_all(request.as_bytes()).await.expect("sent");
             let mut answer = String::new();
             socket.read_to_string(&mut answer).await.expect("read");
@@ -232,7 +397,10 @@ async fn other_paths_lead_nowhere() {
     assert!(get("/readyz").await.starts_with("HTTP/1.1 200"));
     assert!(get("/nothing").await.starts_with("HTTP/1.1 404"));
     let jwks = get("/.well-known/jwks.json").await;
-    assert!(jwks.contains("\"keys\"") && !jwks.contains("\"d\""), "{jwks}");
+    assert!(
+        jwks.contains("\"keys\"") && !jwks.contains("\"d\""),
+        "{jwks}"
+    );
     // A path of ours without a row reaches no handler, whatever it is spelled like.
     for path in [
         "/dipylon.v1.TaskService/Mint",
@@ -240,12 +408,25 @@ async fn other_paths_lead_nowhere() {
         "/dipylon.v1.TaskService/OpenTask/",
         "//dipylon.v1.TaskService/OpenTask",
     ] {
-        let channel = Channel::from_shared(s.url.clone()).expect("url").connect().await.expect("connects");
+        let channel = Channel::from_shared(s.url.clone())
+            .expect("url")
+            .connect()
+            .await
+            .expect("connects");
         let mut grpc = tonic::client::Grpc::new(channel);
         grpc.ready().await.expect("ready");
-        let codec = tonic_prost::ProstCodec::<v1::ListAccessRequestsRequest, v1::ListAccessRequestsResponse>::default();
+        let codec = tonic_prost::ProstCodec::<
+            v1::ListAccessRequestsRequest,
+            v1::ListAccessRequestsResponse,
+        >::default();
         let uri = http::uri::PathAndQuery::from_str(path).expect("path");
-        let status = grpc.unary(Request::new(v1::ListAccessRequestsRequest {}), uri, codec).await.expect_err(path);
-        assert!(matches!(status.code(), Code::PermissionDenied | Code::Unimplemented), "{path}: {status:?}");
+        let status = grpc
+            .unary(Request::new(v1::ListAccessRequestsRequest {}), uri, codec)
+            .await
+            .expect_err(path);
+        assert!(
+            matches!(status.code(), Code::PermissionDenied | Code::Unimplemented),
+            "{path}: {status:?}"
+        );
     }
 }

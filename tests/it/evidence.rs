@@ -11,7 +11,12 @@ async fn show(b: &TestBroker, token: Secret) -> Result<(), Refusal> {
     let agent = b.agent("triage");
     let evidence = Evidence::JwtSvid(token);
     let evh = dipylon::verify::evidence_hash(&evidence);
-    let call = b.call("dipylon.v1.TaskService/OpenTask", &agent.key, None, Some(evh));
+    let call = b.call(
+        "dipylon.v1.TaskService/OpenTask",
+        &agent.key,
+        None,
+        Some(evh),
+    );
     let ask = OpenAsk {
         evidence,
         purpose: Prose::parse("purpose", "x").expect("prose"),
@@ -28,10 +33,16 @@ async fn evidence_that_is_not_what_it_should_be() {
     let b = TestBroker::start().await;
     let now = b.now().secs();
     let good = json!({ "sub": ID, "aud": [URL], "iat": now, "exp": now + 300 });
-    show(&b, b.world.svid_with(good.clone())).await.expect("the good one is good");
-    show(&b, b.world.svid_with(json!({ "sub": ID, "aud": URL, "exp": now + 300 })))
+    show(&b, b.world.svid_with(good.clone()))
         .await
-        .expect("iat is optional, aud may be a string");
+        .expect("the good one is good");
+    show(
+        &b,
+        b.world
+            .svid_with(json!({ "sub": ID, "aud": URL, "exp": now + 300 })),
+    )
+    .await
+    .expect("iat is optional, aud may be a string");
     let entries = b.hall.state().position().1;
 
     let mut bad: Vec<(&str, Value)> = Vec::new();
@@ -96,25 +107,74 @@ async fn evidence_that_is_not_what_it_should_be() {
     let count = bad.len();
     for (why, claims) in bad {
         let refusal = show(&b, b.world.svid_with(claims)).await.expect_err(why);
-        assert_eq!((refusal.reason, refusal.known), (Reason::NotAuthenticated, false), "{why}");
+        assert_eq!(
+            (refusal.reason, refusal.known),
+            (Reason::NotAuthenticated, false),
+            "{why}"
+        );
     }
     assert!(count > 35);
 
     // Headers.
     let kid = KeyId::of(b.world.signer.thumbprint()).to_string();
     let stranger = SigningKey::generate().expect("key").0;
-    let sign = |header: Value, key: &SigningKey| Secret::new(jws::sign(&header, &good, key).expect("signed"));
+    let sign = |header: Value, key: &SigningKey| {
+        Secret::new(jws::sign(&header, &good, key).expect("signed"))
+    };
     for (why, token) in [
-        ("another key under our kid", sign(json!({ "alg": "ES256", "kid": kid, "typ": "JWT" }), &stranger)),
-        ("an unknown kid", sign(json!({ "alg": "ES256", "kid": "other" }), &b.world.signer)),
+        (
+            "another key under our kid",
+            sign(
+                json!({ "alg": "ES256", "kid": kid, "typ": "JWT" }),
+                &stranger,
+            ),
+        ),
+        (
+            "an unknown kid",
+            sign(json!({ "alg": "ES256", "kid": "other" }), &b.world.signer),
+        ),
         ("no kid", sign(json!({ "alg": "ES256" }), &b.world.signer)),
-        ("another type of token", sign(json!({ "alg": "ES256", "kid": kid, "typ": "at+jwt" }), &b.world.signer)),
-        ("crit", sign(json!({ "alg": "ES256", "kid": kid, "crit": ["exp"] }), &b.world.signer)),
-        ("an embedded key", sign(json!({ "alg": "ES256", "kid": kid, "jwk": stranger.public().to_jwk() }), &stranger)),
-        ("a url", sign(json!({ "alg": "ES256", "kid": kid, "jku": "https://evil.example" }), &b.world.signer)),
-        ("an unknown header", sign(json!({ "alg": "ES256", "kid": kid, "x": 1 }), &b.world.signer)),
+        (
+            "another type of token",
+            sign(
+                json!({ "alg": "ES256", "kid": kid, "typ": "at+jwt" }),
+                &b.world.signer,
+            ),
+        ),
+        (
+            "crit",
+            sign(
+                json!({ "alg": "ES256", "kid": kid, "crit": ["exp"] }),
+                &b.world.signer,
+            ),
+        ),
+        (
+            "an embedded key",
+            sign(
+                json!({ "alg": "ES256", "kid": kid, "jwk": stranger.public().to_jwk() }),
+                &stranger,
+            ),
+        ),
+        (
+            "a url",
+            sign(
+                json!({ "alg": "ES256", "kid": kid, "jku": "https://evil.example" }),
+                &b.world.signer,
+            ),
+        ),
+        (
+            "an unknown header",
+            sign(
+                json!({ "alg": "ES256", "kid": kid, "x": 1 }),
+                &b.world.signer,
+            ),
+        ),
     ] {
-        assert_eq!(refused(show(&b, token).await), Reason::NotAuthenticated, "{why}");
+        assert_eq!(
+            refused(show(&b, token).await),
+            Reason::NotAuthenticated,
+            "{why}"
+        );
     }
     // Bytes.
     let token = b.world.svid_with(good.clone()).reveal().to_owned();
@@ -124,19 +184,35 @@ async fn evidence_that_is_not_what_it_should_be() {
         ("no signature", format!("{}.{}.", parts[0], parts[1])),
         ("alg none", format!("{none}.{}.", parts[1])),
         ("four parts", format!("{token}.x")),
-        ("JSON serialisation", json!({ "payload": parts[1], "protected": parts[0], "signature": parts[2] }).to_string()),
+        (
+            "JSON serialisation",
+            json!({ "payload": parts[1], "protected": parts[0], "signature": parts[2] })
+                .to_string(),
+        ),
         ("a space", format!(" {token}")),
         ("a newline", format!("{token}\n")),
         ("a megabyte of dots", ".".repeat(1 << 20)),
         ("nothing", String::new()),
     ] {
-        assert_eq!(refused(show(&b, Secret::new(text)).await), Reason::NotAuthenticated, "{why}");
+        assert_eq!(
+            refused(show(&b, Secret::new(text)).await),
+            Reason::NotAuthenticated,
+            "{why}"
+        );
     }
-    assert_eq!(b.hall.state().position().1, entries, "what does not pass gate 1 writes nothing");
+    assert_eq!(
+        b.hall.state().position().1,
+        entries,
+        "what does not pass gate 1 writes nothing"
+    );
     b.hand.advance_millis(61_000);
     b.hall.upkeep_once().await.expect("counts");
     b.hall.upkeep_once().await.expect("counts");
-    assert_eq!(b.hall.state().position().1, entries + 1, "but the count of it");
+    assert_eq!(
+        b.hall.state().position().1,
+        entries + 1,
+        "but the count of it"
+    );
     b.check();
 }
 
@@ -157,27 +233,64 @@ async fn proofs_that_are_not_for_this_call() {
     };
     // Signed for one action, sent with another.
     let call = b.call(method, &triage.key, Some(read_case().digest()), None);
-    assert_eq!(refused(b.hall.request_token(&call, ask(disable("ann"))).await), Reason::NotAuthenticated);
+    assert_eq!(
+        refused(b.hall.request_token(&call, ask(disable("ann"))).await),
+        Reason::NotAuthenticated
+    );
     // Without the action's digest at all.
     let call = b.call(method, &triage.key, None, None);
-    assert_eq!(refused(b.hall.request_token(&call, ask(read_case())).await), Reason::NotAuthenticated);
+    assert_eq!(
+        refused(b.hall.request_token(&call, ask(read_case())).await),
+        Reason::NotAuthenticated
+    );
     // For another method.
-    let mut call = b.call("dipylon.v1.TaskService/CompleteTask", &triage.key, Some(read_case().digest()), None);
+    let mut call = b.call(
+        "dipylon.v1.TaskService/CompleteTask",
+        &triage.key,
+        Some(read_case().digest()),
+        None,
+    );
     call.method = dipylon::serve::guard::row(method).expect("row").0;
-    assert_eq!(refused(b.hall.request_token(&call, ask(read_case())).await), Reason::NotAuthenticated);
+    assert_eq!(
+        refused(b.hall.request_token(&call, ask(read_case())).await),
+        Reason::NotAuthenticated
+    );
     // With a nonce that is old, or of another boot.
     let nonce = b.hall.nonce();
     b.hand.advance_millis(60_000);
-    let call = b.call_with_nonce(method, &triage.key, Some(read_case().digest()), None, &nonce);
-    assert_eq!(refused(b.hall.request_token(&call, ask(read_case())).await), Reason::UseDpopNonce);
+    let call = b.call_with_nonce(
+        method,
+        &triage.key,
+        Some(read_case().digest()),
+        None,
+        &nonce,
+    );
+    assert_eq!(
+        refused(b.hall.request_token(&call, ask(read_case())).await),
+        Reason::UseDpopNonce
+    );
     let nonce = b.hall.nonce();
     let b = b.restart(dipylon::journal::Faults::default()).await;
-    let call = b.call_with_nonce(method, &triage.key, Some(read_case().digest()), None, &nonce);
-    assert_eq!(refused(b.hall.request_token(&call, ask(read_case())).await), Reason::UseDpopNonce);
+    let call = b.call_with_nonce(
+        method,
+        &triage.key,
+        Some(read_case().digest()),
+        None,
+        &nonce,
+    );
+    assert_eq!(
+        refused(b.hall.request_token(&call, ask(read_case())).await),
+        Reason::UseDpopNonce
+    );
     // After a restart this broker has verified nothing yet: evidence is asked for, and then it goes on.
-    assert_eq!(refused(b.ask(&triage, task, &read_case(), 60, "r").await), Reason::EvidenceStale);
+    assert_eq!(
+        refused(b.ask(&triage, task, &read_case(), 60, "r").await),
+        Reason::EvidenceStale
+    );
     let shown = b.svid(&triage);
-    b.ask_showing(&triage, task, &read_case(), 60, "r", Some(shown)).await.token();
+    b.ask_showing(&triage, task, &read_case(), 60, "r", Some(shown))
+        .await
+        .token();
     b.check();
 }
 
@@ -193,7 +306,18 @@ async fn a_trust_domain_key_that_goes_takes_along_what_it_verified() {
     world.signer = SigningKey::generate().expect("key").0;
     let b = b.restart(dipylon::journal::Faults::default()).await;
     assert!(!b.introspect("cases", &given.token));
-    assert_eq!(b.hall.state().task(&task).expect("there").ended.expect("ended").cause, EndCause::Trust);
-    b.try_open(&triage, "again", "open-2").await.expect("evidence by the new key is good");
+    assert_eq!(
+        b.hall
+            .state()
+            .task(&task)
+            .expect("there")
+            .ended
+            .expect("ended")
+            .cause,
+        EndCause::Trust
+    );
+    b.try_open(&triage, "again", "open-2")
+        .await
+        .expect("evidence by the new key is good");
     b.check();
 }

@@ -13,13 +13,30 @@ use super::served::{Served, order};
 
 const URL: &str = "https://cases.soc.example/cases/INC-8841";
 
-async fn present(validator: &Validator, token: &Token, action: &Action) -> Result<dipylon::validator::Admitted, Rejected> {
+async fn present(
+    validator: &Validator,
+    token: &Token,
+    action: &Action,
+) -> Result<dipylon::validator::Admitted, Rejected> {
     let headers = token.headers("GET", URL).expect("headers");
-    let jwt = headers.authorization.reveal().strip_prefix("DPoP ").expect("scheme").to_owned();
-    let require =
-        Require { action: action.name.clone(), target: action.target.clone(), parameters: Some(action.parameters.clone()) };
-    let presented =
-        Presented { token: &jwt, dpop: Some(headers.dpop.reveal()), method: "GET", url: URL, openings: &BTreeMap::new() };
+    let jwt = headers
+        .authorization
+        .reveal()
+        .strip_prefix("DPoP ")
+        .expect("scheme")
+        .to_owned();
+    let require = Require {
+        action: action.name.clone(),
+        target: action.target.clone(),
+        parameters: Some(action.parameters.clone()),
+    };
+    let presented = Presented {
+        token: &jwt,
+        dpop: Some(headers.dpop.reveal()),
+        method: "GET",
+        url: URL,
+        openings: &BTreeMap::new(),
+    };
     validator.check(&presented, &require).await
 }
 
@@ -43,20 +60,50 @@ async fn a_task_from_opening_to_the_validators_no() {
     let validator = s.validator("cases", CASES).await;
     let task = s.task("triage").await;
     let read = token(task.request_token(&order(read_case(), "r-1")).await);
-    present(&validator, &read, &read_case()).await.expect("admitted");
+    present(&validator, &read, &read_case())
+        .await
+        .expect("admitted");
     let another = super::harness::action("case.read", "Case", "INC-8850", CASES, &[]);
-    assert!(matches!(present(&validator, &read, &another).await, Err(Rejected::WrongTarget)), "another target");
+    assert!(
+        matches!(
+            present(&validator, &read, &another).await,
+            Err(Rejected::WrongTarget)
+        ),
+        "another target"
+    );
 
-    let report = task.complete(TaskOutcome::Succeeded).await.expect("completes");
-    assert_eq!((report.cause.as_str(), report.tokens_revoked), ("completed", 1));
-    let learnt = tokio::time::timeout(Duration::from_secs(5), validator.read_past(report.position)).await;
+    let report = task
+        .complete(TaskOutcome::Succeeded)
+        .await
+        .expect("completes");
+    assert_eq!(
+        (report.cause.as_str(), report.tokens_revoked),
+        ("completed", 1)
+    );
+    let learnt =
+        tokio::time::timeout(Duration::from_secs(5), validator.read_past(report.position)).await;
     learnt.expect("a subscribed validator learns of the end");
-    assert!(matches!(present(&validator, &read, &read_case()).await, Err(Rejected::Revoked)));
-    assert!(!validator.introspect(read.jwt().reveal()).await.expect("may ask").active);
+    assert!(matches!(
+        present(&validator, &read, &read_case()).await,
+        Err(Rejected::Revoked)
+    ));
+    assert!(
+        !validator
+            .introspect(read.jwt().reveal())
+            .await
+            .expect("may ask")
+            .active
+    );
 
     let s = s.restart().await;
     let validator = s.validator("cases", CASES).await;
-    assert!(matches!(present(&validator, &read, &read_case()).await, Err(Rejected::Revoked)), "nor after a restart");
+    assert!(
+        matches!(
+            present(&validator, &read, &read_case()).await,
+            Err(Rejected::Revoked)
+        ),
+        "nor after a restart"
+    );
     super::laws::check(&s.dir);
 }
 
@@ -69,7 +116,11 @@ async fn a_person_says_yes_while_the_agent_waits() {
     let waiting = {
         let mut order = order(disable("ann"), "r-1");
         order.wait_s = 30;
-        async move { task.request_token(&order).await.map(|outcome| (outcome, task)) }
+        async move {
+            task.request_token(&order)
+                .await
+                .map(|outcome| (outcome, task))
+        }
     };
     let waiting = tokio::spawn(waiting);
     let maria = s.person("maria");
@@ -89,13 +140,29 @@ async fn a_person_says_yes_while_the_agent_waits() {
     let (outcome, task) = waiting.await.expect("joined").expect("decided");
     let given = token(Ok(outcome));
     assert_eq!(given.uses(), Some(1));
-    let admitted = present(&validator, &given, &disable("ann")).await.expect("admitted");
+    let admitted = present(&validator, &given, &disable("ann"))
+        .await
+        .expect("admitted");
     let spent = validator.spend(admitted, "use-1").await.expect("spends");
     assert_eq!(spent.uses_left(), Some(0));
-    let again = present(&validator, &given, &disable("ann")).await.expect("offline it still looks good");
-    assert!(matches!(validator.spend(again, "use-2").await, Err(Rejected::UseSpent)), "a second use");
+    let again = present(&validator, &given, &disable("ann"))
+        .await
+        .expect("offline it still looks good");
+    assert!(
+        matches!(
+            validator.spend(again, "use-2").await,
+            Err(Rejected::UseSpent)
+        ),
+        "a second use"
+    );
     let replayed = s.validator("cases", CASES).await;
-    assert!(matches!(present(&replayed, &given, &disable("ann")).await, Err(Rejected::Token(_))), "for another audience");
+    assert!(
+        matches!(
+            present(&replayed, &given, &disable("ann")).await,
+            Err(Rejected::Token(_))
+        ),
+        "for another audience"
+    );
     drop(task);
     super::laws::check(&s.dir);
 }
@@ -107,20 +174,47 @@ async fn operators_end_things_and_ask_why() {
     let task = s.task("triage").await;
     let read = token(task.request_token(&order(read_case(), "r-1")).await);
     let olga = s.person("olga");
-    let suspended = olga.suspend(&AgentId::parse("triage").expect("id"), "odd requests").await.expect("suspends");
+    let suspended = olga
+        .suspend(&AgentId::parse("triage").expect("id"), "odd requests")
+        .await
+        .expect("suspends");
     validator.read_past(suspended.position).await;
-    assert!(matches!(present(&validator, &read, &read_case()).await, Err(Rejected::Revoked)), "the broad selector holds");
-    let refused = task.request_token(&order(read_case(), "r-2")).await.expect_err("ended");
+    assert!(
+        matches!(
+            present(&validator, &read, &read_case()).await,
+            Err(Rejected::Revoked)
+        ),
+        "the broad selector holds"
+    );
+    let refused = task
+        .request_token(&order(read_case(), "r-2"))
+        .await
+        .expect_err("ended");
     assert_eq!(refused.reason(), Some(Reason::TaskEnded));
-    let why = olga.explain(refused.correlation().expect("a correlation id")).await.expect("explains");
+    let why = olga
+        .explain(refused.correlation().expect("a correlation id"))
+        .await
+        .expect("explains");
     assert!(why.headline.contains("TASK_ENDED"), "{why:?}");
-    let why = olga.explain(&read.decision_id().to_string()).await.expect("explains");
-    assert!(why.lines.iter().any(|l| l.label == "rule" && l.text.contains("soc-acts-at-home")), "{why:?}");
+    let why = olga
+        .explain(&read.decision_id().to_string())
+        .await
+        .expect("explains");
+    assert!(
+        why.lines
+            .iter()
+            .any(|l| l.label == "rule" && l.text.contains("soc-acts-at-home")),
+        "{why:?}"
+    );
     assert_eq!(why.entries.len(), 1);
-    olga.resume(&AgentId::parse("triage").expect("id")).await.expect("resumes");
+    olga.resume(&AgentId::parse("triage").expect("id"))
+        .await
+        .expect("resumes");
     let fresh = s.task("triage").await;
     let read = token(fresh.request_token(&order(read_case(), "r-1")).await);
-    present(&validator, &read, &read_case()).await.expect("a token from after the event is good: position, not time");
+    present(&validator, &read, &read_case())
+        .await
+        .expect("a token from after the event is good: position, not time");
     let ended = olga.end_task(fresh.id()).await.expect("ends");
     assert_eq!(ended.cause, "operator");
 
@@ -129,15 +223,34 @@ async fn operators_end_things_and_ask_why() {
         "rules/30-typo.cedar".into(),
         "@id(\"x\") @stepup(\"one-security\") forbid (principal, action, resource);".into(),
     );
-    let bad = olga.apply_policy_bundle(&files).await.expect_err("refused whole");
+    let bad = olga
+        .apply_policy_bundle(&files)
+        .await
+        .expect_err("refused whole");
     assert_eq!(bad.reason(), Some(Reason::InvalidPolicyBundle));
-    assert!(bad.to_string().contains("stepup") && bad.to_string().contains("30-typo"), "{bad}");
+    assert!(
+        bad.to_string().contains("stepup") && bad.to_string().contains("30-typo"),
+        "{bad}"
+    );
     let mut keyless = s.world.policy.clone();
-    keyless.insert("people.toml".into(), super::harness::soc()["people.toml"].clone());
+    keyless.insert(
+        "people.toml".into(),
+        super::harness::soc()["people.toml"].clone(),
+    );
     assert_eq!(
-        olga.apply_policy_bundle(&keyless).await.expect_err("nobody could change it again").reason(),
+        olga.apply_policy_bundle(&keyless)
+            .await
+            .expect_err("nobody could change it again")
+            .reason(),
         Some(Reason::InvalidPolicyBundle)
     );
     let maria = s.person("maria");
-    assert_eq!(maria.apply_policy_bundle(&s.world.policy).await.expect_err("no operator").reason(), Some(Reason::NotPermitted));
+    assert_eq!(
+        maria
+            .apply_policy_bundle(&s.world.policy)
+            .await
+            .expect_err("no operator")
+            .reason(),
+        Some(Reason::NotPermitted)
+    );
 }

@@ -39,28 +39,46 @@ fn no_wider_constructor_than_the_check() {
     assert!(files.len() > 50);
     for (pass, home, makers) in PASSES {
         let text = std::fs::read_to_string(root.join(home)).expect("home");
-        let at = text.find(&format!("pub struct {pass} {{")).unwrap_or_else(|| panic!("{pass} is declared in {home}"));
+        let at = text
+            .find(&format!("pub struct {pass} {{"))
+            .unwrap_or_else(|| panic!("{pass} is declared in {home}"));
         let body = &text[at..at + text[at..].find("\n}").expect("end")];
         for line in body.lines().skip(1) {
-            assert!(!line.trim_start().starts_with("pub"), "{pass} has a field others can write: {line}");
+            assert!(
+                !line.trim_start().starts_with("pub"),
+                "{pass} has a field others can write: {line}"
+            );
         }
         let before = &text[..at];
-        let derives: String = before.lines().rev().take_while(|l| l.starts_with("#[") || l.starts_with("///")).collect();
+        let derives: String = before
+            .lines()
+            .rev()
+            .take_while(|l| l.starts_with("#[") || l.starts_with("///"))
+            .collect();
         for forbidden in ["Clone", "Copy", "Serialize", "Deserialize", "Default"] {
             let allowed = *pass == "Committed" && forbidden == "Clone";
-            assert!(allowed || !derives.contains(forbidden), "{pass} is {forbidden}");
+            assert!(
+                allowed || !derives.contains(forbidden),
+                "{pass} is {forbidden}"
+            );
         }
         for path in &files {
             let text = std::fs::read_to_string(path).expect("source");
             let text = text.split("#[cfg(test)]").next().unwrap_or_default();
-            let relative = path.strip_prefix(&root).expect("inside").to_string_lossy().into_owned();
+            let relative = path
+                .strip_prefix(&root)
+                .expect("inside")
+                .to_string_lossy()
+                .into_owned();
             // The writer is the journal's own inner room: it alone makes `Committed`.
-            let here = relative == *home || (*pass == "Committed" && relative == "journal/writer.rs");
+            let here =
+                relative == *home || (*pass == "Committed" && relative == "journal/writer.rs");
             let built = text.lines().filter(|l| {
                 let code = l.split("//").next().unwrap_or_default();
                 code.match_indices(&format!("{pass} {{")).any(|(i, _)| {
                     let head = code[..i].trim_end();
-                    let part_of_longer = code[..i].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':');
+                    let part_of_longer =
+                        code[..i].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':');
                     !part_of_longer
                         && !head.ends_with("struct")
                         && !head.ends_with("impl")
@@ -71,14 +89,24 @@ fn no_wider_constructor_than_the_check() {
             });
             assert!(here || built.count() == 0, "{relative} builds a {pass}");
         }
-        for line in text.lines().filter(|l| l.contains("fn ") && l.contains("pub")) {
+        for line in text
+            .lines()
+            .filter(|l| l.contains("fn ") && l.contains("pub"))
+        {
             let answer = line.split("->").nth(1).unwrap_or_default();
-            let name = line.split("fn ").nth(1).and_then(|r| r.split(['(', '<']).next()).unwrap_or_default();
-            if answer.contains(&format!("{pass}"))
+            let name = line
+                .split("fn ")
+                .nth(1)
+                .and_then(|r| r.split(['(', '<']).next())
+                .unwrap_or_default();
+            if answer.contains(*pass)
                 && !answer.contains(&format!("&{pass}"))
                 && !answer.contains(&format!("Arc<{pass}>"))
             {
-                assert!(makers.contains(&name), "{home}: fn {name} answers with a {pass}");
+                assert!(
+                    makers.contains(&name),
+                    "{home}: fn {name} answers with a {pass}"
+                );
             }
         }
     }

@@ -9,7 +9,9 @@ use dipylon::state::{FeedEvent, Selector};
 use serde_json::json;
 
 fn golden(name: &str, found: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/golden").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/it/golden")
+        .join(name);
     if std::env::var_os("DIPYLON_BLESS").is_some() {
         std::fs::create_dir_all(path.parent().expect("parent")).expect("dir");
         std::fs::write(&path, found).expect("written");
@@ -36,13 +38,22 @@ fn action() -> Action {
         word("https://edr.example", Audience::parse),
         Target::parse("Host", "web-1 \u{e9}\u{1F600}").expect("target"),
         BTreeMap::from([
-            ("text".to_owned(), Param::Str("a \"quoted\" \\ line\n".to_owned())),
+            (
+                "text".to_owned(),
+                Param::Str("a \"quoted\" \\ line\n".to_owned()),
+            ),
             ("force".to_owned(), Param::Bool(true)),
             ("minutes".to_owned(), Param::Int(-9_007_199_254_740_991)),
-            ("ports".to_owned(), Param::Set(vec![Param::Int(22), Param::Int(443)])),
+            (
+                "ports".to_owned(),
+                Param::Set(vec![Param::Int(22), Param::Int(443)]),
+            ),
             (
                 "who".to_owned(),
-                Param::Record(BTreeMap::from([("b".to_owned(), Param::Int(1)), ("a".to_owned(), Param::Str(String::new()))])),
+                Param::Record(BTreeMap::from([
+                    ("b".to_owned(), Param::Int(1)),
+                    ("a".to_owned(), Param::Str(String::new())),
+                ])),
             ),
         ]),
     )
@@ -70,16 +81,29 @@ fn evidence() -> EvidenceFacts {
 }
 
 fn profile() -> ProfileRef {
-    ProfileRef { name: word("two-security", ProfileName::parse), digest: digest(2) }
+    ProfileRef {
+        name: word("two-security", ProfileName::parse),
+        digest: digest(2),
+    }
 }
 
 fn decision() -> Decision {
     Decision {
         id: id(3, DecisionId::from_random),
         policy: digest(3),
-        rules: vec![RuleRef { id: "destructive-needs-a-yes".into(), file: "rules/20-guardrails.cedar".into() }],
+        rules: vec![RuleRef {
+            id: "destructive-needs-a-yes".into(),
+            file: "rules/20-guardrails.cedar".into(),
+        }],
         needs: vec![profile()],
-        ttl: TtlSum { asked: 900, bounds: vec![Bound { by: "cap".into(), seconds: 600 }], granted: 600 },
+        ttl: TtlSum {
+            asked: 900,
+            bounds: vec![Bound {
+                by: "cap".into(),
+                seconds: 600,
+            }],
+            granted: 600,
+        },
         input: AskedInput {
             ttl_ms: 600_000,
             approvals: vec![profile().name],
@@ -122,20 +146,39 @@ fn issued() -> TokenIssued {
 
 /// One of every kind; a new kind does not compile until it stands here.
 fn facts() -> Vec<Fact> {
-    let (task, agent, person) = (id(5, TaskId::from_random), word("triage", AgentId::parse), word("olga", PersonId::parse));
+    let (task, agent, person) = (
+        id(5, TaskId::from_random),
+        word("triage", AgentId::parse),
+        word("olga", PersonId::parse),
+    );
     let access_request = id(9, AccessRequestId::from_random);
     let all = vec![
-        Fact::EpochStarted(EpochStarted { realm: word("soc", Realm::parse) }),
+        Fact::EpochStarted(EpochStarted {
+            realm: word("soc", Realm::parse),
+        }),
         Fact::TrustBundleChanged(TrustBundleChanged {
             domain: word("soc.example", TrustDomain::parse),
             bundle: digest(10),
             kids: vec![word("k-1", KeyId::parse)],
             removed: vec![word("k-0", KeyId::parse)],
         }),
-        Fact::KeyPublished(KeyPublished { kid: word("kid-1", KeyId::parse), jwk: json!({"kty": "EC"}) }),
-        Fact::PolicyApplied(PolicyApplied { version: digest(3), by: Some(person.clone()) }),
-        Fact::AgentSuspended(AgentSuspended { agent: agent.clone(), by: person.clone(), reason: Some(digest(11)) }),
-        Fact::AgentResumed(AgentResumed { agent: agent.clone(), by: person.clone() }),
+        Fact::KeyPublished(KeyPublished {
+            kid: word("kid-1", KeyId::parse),
+            jwk: json!({"kty": "EC"}),
+        }),
+        Fact::PolicyApplied(PolicyApplied {
+            version: digest(3),
+            by: Some(person.clone()),
+        }),
+        Fact::AgentSuspended(AgentSuspended {
+            agent: agent.clone(),
+            by: person.clone(),
+            reason: Some(digest(11)),
+        }),
+        Fact::AgentResumed(AgentResumed {
+            agent: agent.clone(),
+            by: person.clone(),
+        }),
         Fact::TaskOpened(TaskOpened {
             task,
             agent: agent.clone(),
@@ -191,17 +234,33 @@ fn facts() -> Vec<Fact> {
             statement: digest(14),
             signature: "c2ln".into(),
         }),
-        Fact::VoteRefused(VoteRefused { access_request, voter: word("dana", PersonId::parse), why: "owns the agent".into() }),
-        Fact::AccessRequestClosed(AccessRequestClosed { access_request, cause: CloseCause::Expired }),
+        Fact::VoteRefused(VoteRefused {
+            access_request,
+            voter: word("dana", PersonId::parse),
+            why: "owns the agent".into(),
+        }),
+        Fact::AccessRequestClosed(AccessRequestClosed {
+            access_request,
+            cause: CloseCause::Expired,
+        }),
         Fact::TokenIssued(issued()),
-        Fact::TokenReissued(TokenReissued { jti: issued().jti, kid: issued().kid }),
+        Fact::TokenReissued(TokenReissued {
+            jti: issued().jti,
+            kid: issued().kid,
+        }),
         Fact::TokenConsumed(TokenConsumed {
             jti: issued().jti,
             validator: word("idp", ServiceId::parse),
             use_id: word("use-1", UseId::parse),
         }),
-        Fact::GrantsEnded(GrantsEnded { jtis: vec![issued().jti], cause: EndCause::Policy }),
-        Fact::RefusalsCounted(RefusalsCounted { since: Timestamp::from_secs(1_800_000_000), count: 7 }),
+        Fact::GrantsEnded(GrantsEnded {
+            jtis: vec![issued().jti],
+            cause: EndCause::Policy,
+        }),
+        Fact::RefusalsCounted(RefusalsCounted {
+            since: Timestamp::from_secs(1_800_000_000),
+            count: 7,
+        }),
     ];
     for fact in &all {
         match fact {
@@ -233,7 +292,11 @@ fn streams() -> Vec<Stream> {
     let agent = word("triage", AgentId::parse);
     vec![
         Stream::Task(task),
-        Stream::Open(agent.clone(), Thumbprint(digest(8)), word("open-1", RequestId::parse)),
+        Stream::Open(
+            agent.clone(),
+            Thumbprint(digest(8)),
+            word("open-1", RequestId::parse),
+        ),
         Stream::Request(task, word("r-1", RequestId::parse)),
         Stream::Access(id(9, AccessRequestId::from_random)),
         Stream::Asks(agent.clone()),
@@ -265,12 +328,18 @@ fn every_kind_of_entry() {
         };
         let line = entry.canonical().expect("canonical");
         assert_eq!(Entry::parse(&line).expect("reads back"), entry);
-        assert!(Entry::parse(&line.replacen("\"v\":1", "\"v\":1,\"w\":2", 1)).is_err(), "an unknown member");
+        assert!(
+            Entry::parse(&line.replacen("\"v\":1", "\"v\":1,\"w\":2", 1)).is_err(),
+            "an unknown member"
+        );
         assert!(
             Entry::parse(&line.replacen("\"body\":{", "\"body\":{\"unknown\":1,", 1)).is_err(),
             "an unknown member of the body"
         );
-        assert!(Entry::parse(&format!(" {line}")).is_err(), "another spelling");
+        assert!(
+            Entry::parse(&format!(" {line}")).is_err(),
+            "another spelling"
+        );
         text.push_str(&line);
         text.push('\n');
     }
@@ -311,24 +380,38 @@ fn the_vote_statement_and_its_digest() {
     };
     let text = statement.canonical().expect("canonical");
     assert_eq!(VoteStatement::parse(&text).expect("reads back"), statement);
-    golden("vote.txt", &format!("{text}\n{}\n", statement.digest().expect("digest")));
+    golden(
+        "vote.txt",
+        &format!("{text}\n{}\n", statement.digest().expect("digest")),
+    );
 }
 
 #[test]
 fn the_claims_of_a_token() {
     let claims = claims_of(&issued(), 2, "https://broker.example");
-    golden("claims.json", &format!("{}\n", json::canonical_of(&claims).expect("canonical")));
+    golden(
+        "claims.json",
+        &format!("{}\n", json::canonical_of(&claims).expect("canonical")),
+    );
 }
 
 #[test]
 fn the_feed() {
     let task = id(5, TaskId::from_random);
-    let selectors =
-        [Selector::Tasks(vec![task]), Selector::Tokens(vec![issued().jti]), Selector::Agent(word("triage", AgentId::parse))];
+    let selectors = [
+        Selector::Tasks(vec![task]),
+        Selector::Tokens(vec![issued().jti]),
+        Selector::Agent(word("triage", AgentId::parse)),
+    ];
     let mut text = String::new();
     for (index, selector) in (5_u64..).zip(selectors) {
-        let event =
-            FeedEvent { epoch: 1, index, prev: index.checked_sub(6).map(|_| index - 1), at: Timestamp::from_secs(1), selector };
+        let event = FeedEvent {
+            epoch: 1,
+            index,
+            prev: index.checked_sub(6).map(|_| index - 1),
+            at: Timestamp::from_secs(1),
+            selector,
+        };
         text.push_str(&json::canonical_of(&event).expect("canonical"));
         text.push('\n');
     }

@@ -45,7 +45,12 @@ impl World {
             pkcs8.insert(name.to_owned(), secret.to_vec());
             keys.insert(name.to_owned(), key);
         }
-        Self { signer: SigningKey::generate().expect("key").0, keys, policy, pkcs8 }
+        Self {
+            signer: SigningKey::generate().expect("key").0,
+            keys,
+            policy,
+            pkcs8,
+        }
     }
 
     /// A second handle on somebody's key, for code that wants to own one.
@@ -71,13 +76,21 @@ impl World {
     pub fn svid_with(&self, claims: serde_json::Value) -> Secret {
         let kid = KeyId::of(self.signer.thumbprint());
         let part = |v: &serde_json::Value| URL_SAFE_NO_PAD.encode(v.to_string());
-        let signed = format!("{}.{}", part(&json!({ "alg": "ES256", "kid": kid, "typ": "JWT" })), part(&claims));
+        let signed = format!(
+            "{}.{}",
+            part(&json!({ "alg": "ES256", "kid": kid, "typ": "JWT" })),
+            part(&claims)
+        );
         let signature = self.signer.sign(signed.as_bytes()).expect("signed");
         Secret::new(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
     }
 
     /// The policy bundle with one file changed.
-    pub fn policy_with(&self, path: &str, change: impl FnOnce(&str) -> String) -> BTreeMap<String, String> {
+    pub fn policy_with(
+        &self,
+        path: &str,
+        change: impl FnOnce(&str) -> String,
+    ) -> BTreeMap<String, String> {
         let mut files = self.policy.clone();
         let changed = change(files.get(path).map_or("", String::as_str));
         files.insert(path.to_owned(), changed);
@@ -96,7 +109,15 @@ pub fn soc() -> BTreeMap<String, String> {
         "rules/10-agents.cedar",
         "rules/20-guardrails.cedar",
     ];
-    paths.iter().map(|p| ((*p).to_owned(), std::fs::read_to_string(root.join(p)).expect("example"))).collect()
+    paths
+        .iter()
+        .map(|p| {
+            (
+                (*p).to_owned(),
+                std::fs::read_to_string(root.join(p)).expect("example"),
+            )
+        })
+        .collect()
 }
 
 pub struct TestBroker {
@@ -135,30 +156,116 @@ impl TestBroker {
         let signing_pkcs8 = SigningKey::generate().expect("key").1.to_vec();
         let world = Arc::new(world);
         let dir = temp.path().join("data");
-        let hall = open(&world, &dir, &clock, &signing_pkcs8, faults).await.expect("starts");
-        Self { world, hall, hand, clock, dir, signing_pkcs8, _temp: Arc::new(temp) }
+        let hall = open(&world, &dir, &clock, &signing_pkcs8, faults)
+            .await
+            .expect("starts");
+        Self {
+            world,
+            hall,
+            hand,
+            clock,
+            dir,
+            signing_pkcs8,
+            _temp: Arc::new(temp),
+        }
     }
 
     /// Lets go of the broker and opens its directory again, as a restart would.
     pub async fn restart(self, faults: Faults) -> Self {
-        let Self { world, hall, hand, clock, dir, signing_pkcs8, _temp } = self;
+        let Self {
+            world,
+            hall,
+            hand,
+            clock,
+            dir,
+            signing_pkcs8,
+            _temp,
+        } = self;
         drop(hall);
-        let hall = open(&world, &dir, &clock, &signing_pkcs8, faults).await.expect("restarts");
-        Self { world, hall, hand, clock, dir, signing_pkcs8, _temp }
+        let hall = open(&world, &dir, &clock, &signing_pkcs8, faults)
+            .await
+            .expect("restarts");
+        Self {
+            world,
+            hall,
+            hand,
+            clock,
+            dir,
+            signing_pkcs8,
+            _temp,
+        }
+    }
+
+    /// The same with other trust domains and another clock.
+    pub async fn restart_with(
+        self,
+        trust: Vec<(TrustDomain, String)>,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
+        let Self {
+            world,
+            hall,
+            hand,
+            dir,
+            signing_pkcs8,
+            _temp,
+            ..
+        } = self;
+        drop(hall);
+        let hall = start(
+            settings(),
+            &world,
+            trust,
+            &dir,
+            &clock,
+            &signing_pkcs8,
+            Faults::default(),
+        )
+        .await?;
+        Ok(Self {
+            world,
+            hall,
+            hand,
+            clock,
+            dir,
+            signing_pkcs8,
+            _temp,
+        })
     }
 
     /// Opens a copy of the directory whose WAL was cut to `wal_len` bytes: what a crash may have left.
     pub async fn crash(self, wal_len: u64, faults: Faults) -> Self {
-        let Self { world, hall, hand, clock, dir, signing_pkcs8, _temp } = self;
-        let copy = dir.with_file_name(format!("crash-{}", START.since(clock.now()).unsigned_abs() ^ rand_u64()));
+        let Self {
+            world,
+            hall,
+            hand,
+            clock,
+            dir,
+            signing_pkcs8,
+            _temp,
+        } = self;
+        let copy = dir.with_file_name(format!(
+            "crash-{}",
+            START.since(clock.now()).unsigned_abs() ^ rand_u64()
+        ));
         std::fs::create_dir_all(&copy).expect("dir");
         std::fs::copy(dir.join("journal.db"), copy.join("journal.db")).expect("copy");
         let wal = std::fs::read(dir.join("journal.db-wal")).expect("wal");
         let keep = usize::try_from(wal_len).expect("small").min(wal.len());
         std::fs::write(copy.join("journal.db-wal"), &wal[..keep]).expect("wal");
         drop(hall);
-        let hall = open(&world, &copy, &clock, &signing_pkcs8, faults).await.expect("restarts after a crash");
-        Self { world, hall, hand, clock, dir: copy, signing_pkcs8, _temp }
+        let hall = open(&world, &copy, &clock, &signing_pkcs8, faults)
+            .await
+            .expect("restarts after a crash");
+        Self {
+            world,
+            hall,
+            hand,
+            clock,
+            dir: copy,
+            signing_pkcs8,
+            _temp,
+        }
     }
 
     pub fn wal_len(&self) -> u64 {
@@ -170,7 +277,10 @@ impl TestBroker {
     }
 
     pub fn agent(&self, id: &str) -> TestAgent {
-        TestAgent { spiffe_id: format!("spiffe://{DOMAIN}/agent/{id}"), key: Arc::new(SigningKey::generate().expect("key").0) }
+        TestAgent {
+            spiffe_id: format!("spiffe://{DOMAIN}/agent/{id}"),
+            key: Arc::new(SigningKey::generate().expect("key").0),
+        }
     }
 
     pub fn svid(&self, agent: &TestAgent) -> Evidence {
@@ -178,7 +288,13 @@ impl TestBroker {
     }
 
     /// A call with a proof by a key.
-    pub fn call(&self, method: &str, key: &SigningKey, adg: Option<Digest>, evh: Option<Digest>) -> Presented {
+    pub fn call(
+        &self,
+        method: &str,
+        key: &SigningKey,
+        adg: Option<Digest>,
+        evh: Option<Digest>,
+    ) -> Presented {
         self.call_with_nonce(method, key, adg, evh, &self.hall.nonce())
     }
 
@@ -191,7 +307,10 @@ impl TestBroker {
         nonce: &str,
     ) -> Presented {
         let (method, admits) = guard::row(method).expect("a method with a row");
-        let jti = format!("{:032x}", u128::from(rand_u64()) << 64 | u128::from(rand_u64()));
+        let jti = format!(
+            "{:032x}",
+            u128::from(rand_u64()) << 64 | u128::from(rand_u64())
+        );
         let claims = dpop::ProofClaims {
             htm: "POST",
             htu: &format!("{URL}/{method}"),
@@ -202,7 +321,12 @@ impl TestBroker {
             adg,
             evh,
         };
-        Presented { method, admits, proof: Some(dpop::create(key, &claims).expect("proof")), bearer: None }
+        Presented {
+            method,
+            admits,
+            proof: Some(dpop::create(key, &claims).expect("proof")),
+            bearer: None,
+        }
     }
 
     pub fn person_call(&self, method: &str, name: &str) -> Presented {
@@ -210,13 +334,27 @@ impl TestBroker {
     }
 
     pub async fn open(&self, agent: &TestAgent) -> TaskId {
-        self.try_open(agent, "contain INC-8841", "open-1").await.expect("opens").task.task
+        self.try_open(agent, "contain INC-8841", "open-1")
+            .await
+            .expect("opens")
+            .task
+            .task
     }
 
-    pub async fn try_open(&self, agent: &TestAgent, purpose: &str, request_id: &str) -> Result<Opened, Refusal> {
+    pub async fn try_open(
+        &self,
+        agent: &TestAgent,
+        purpose: &str,
+        request_id: &str,
+    ) -> Result<Opened, Refusal> {
         let evidence = self.svid(agent);
         let evh = dipylon::verify::evidence_hash(&evidence);
-        let call = self.call("dipylon.v1.TaskService/OpenTask", &agent.key, None, Some(evh));
+        let call = self.call(
+            "dipylon.v1.TaskService/OpenTask",
+            &agent.key,
+            None,
+            Some(evh),
+        );
         let ask = OpenAsk {
             evidence,
             purpose: Prose::parse("purpose", purpose).expect("prose"),
@@ -234,7 +372,8 @@ impl TestBroker {
         ttl: i64,
         request_id: &str,
     ) -> Result<TokenReply, Refusal> {
-        self.ask_showing(agent, task, action, ttl, request_id, None).await
+        self.ask_showing(agent, task, action, ttl, request_id, None)
+            .await
     }
 
     pub async fn ask_showing(
@@ -247,7 +386,12 @@ impl TestBroker {
         evidence: Option<Evidence>,
     ) -> Result<TokenReply, Refusal> {
         let evh = evidence.as_ref().map(dipylon::verify::evidence_hash);
-        let call = self.call("dipylon.v1.TaskService/RequestToken", &agent.key, Some(action.digest()), evh);
+        let call = self.call(
+            "dipylon.v1.TaskService/RequestToken",
+            &agent.key,
+            Some(action.digest()),
+            evh,
+        );
         let ask = TokenAsk {
             task,
             action: action.clone(),
@@ -260,8 +404,8 @@ impl TestBroker {
         let reply = self.hall.request_token(&call, ask).await;
         if let Ok(TokenReply::Token(given)) = &reply {
             let audience = action.audience.as_str();
-            let claims =
-                super::crosscheck::decodes(&given.token, &self.hall.jwks(), URL, audience).expect("another library reads it");
+            let claims = super::crosscheck::decodes(&given.token, &self.hall.jwks(), URL, audience)
+                .expect("another library reads it");
             assert_eq!(claims["jti"], given.issued.jti.to_string());
             super::crosscheck::decodes(&given.token, &self.hall.jwks(), URL, "https://other")
                 .expect_err("for its audience alone");
@@ -269,7 +413,13 @@ impl TestBroker {
         reply
     }
 
-    pub async fn begin(&self, name: &str, id: AccessRequestId, profile: &str, verdict: Verdict) -> Result<VoteBegun, Refusal> {
+    pub async fn begin(
+        &self,
+        name: &str,
+        id: AccessRequestId,
+        profile: &str,
+        verdict: Verdict,
+    ) -> Result<VoteBegun, Refusal> {
         self.begin_narrowed(name, id, profile, verdict, None).await
     }
 
@@ -283,34 +433,75 @@ impl TestBroker {
     ) -> Result<VoteBegun, Refusal> {
         let call = self.person_call("dipylon.v1.ApprovalService/BeginVote", name);
         let profile = ProfileName::parse(profile).expect("profile");
-        self.hall.begin_vote(&call, id, profile, verdict, Narrowing { max_ttl }).await
+        self.hall
+            .begin_vote(&call, id, profile, verdict, Narrowing { max_ttl })
+            .await
     }
 
-    pub async fn cast(&self, name: &str, id: AccessRequestId, statement: &str) -> Result<AccessView, Refusal> {
-        let digest = VoteStatement::parse(statement).expect("statement").digest().expect("digest");
-        let signature = self.world.keys[name].sign(digest.as_bytes()).expect("signed");
+    pub async fn cast(
+        &self,
+        name: &str,
+        id: AccessRequestId,
+        statement: &str,
+    ) -> Result<AccessView, Refusal> {
+        let digest = VoteStatement::parse(statement)
+            .expect("statement")
+            .digest()
+            .expect("digest");
+        let signature = self.world.keys[name]
+            .sign(digest.as_bytes())
+            .expect("signed");
         let call = self.person_call("dipylon.v1.ApprovalService/CastVote", name);
         self.hall.cast_vote(&call, id, statement, &signature).await
     }
 
-    pub async fn vote(&self, name: &str, id: AccessRequestId, profile: &str, verdict: Verdict) -> Result<AccessView, Refusal> {
+    pub async fn vote(
+        &self,
+        name: &str,
+        id: AccessRequestId,
+        profile: &str,
+        verdict: Verdict,
+    ) -> Result<AccessView, Refusal> {
         let begun = self.begin(name, id, profile, verdict).await?;
         self.cast(name, id, &begun.statement).await
     }
 
-    pub async fn consume(&self, validator: &str, token: &Secret, use_id: &str) -> Result<Consumed, Refusal> {
+    pub async fn consume(
+        &self,
+        validator: &str,
+        token: &Secret,
+        use_id: &str,
+    ) -> Result<Consumed, Refusal> {
         let call = self.person_call("dipylon.v1.TokenService/ConsumeToken", validator);
-        self.hall.consume_token(&call, token, &UseId::parse(use_id).expect("id")).await
+        self.hall
+            .consume_token(&call, token, &UseId::parse(use_id).expect("id"))
+            .await
     }
 
     pub fn introspect(&self, validator: &str, token: &Secret) -> bool {
         let call = self.person_call("dipylon.v1.TokenService/Introspect", validator);
-        self.hall.introspect(&call, token).expect("a validator may ask").is_some()
+        self.hall
+            .introspect(&call, token)
+            .expect("a validator may ask")
+            .is_some()
     }
 
     pub async fn complete(&self, agent: &TestAgent, task: TaskId) -> Result<EndReport, Refusal> {
-        let call = self.call("dipylon.v1.TaskService/CompleteTask", &agent.key, None, None);
-        self.hall.complete_task(&call, TaskEndAsk { task, outcome: Some(TaskOutcome::Succeeded) }).await
+        let call = self.call(
+            "dipylon.v1.TaskService/CompleteTask",
+            &agent.key,
+            None,
+            None,
+        );
+        self.hall
+            .complete_task(
+                &call,
+                TaskEndAsk {
+                    task,
+                    outcome: Some(TaskOutcome::Succeeded),
+                },
+            )
+            .await
     }
 
     pub async fn apply(&self, files: BTreeMap<String, String>) -> Result<Applied, Refusal> {
@@ -321,12 +512,16 @@ impl TestBroker {
 
     pub async fn suspend(&self, agent: &str) -> Result<(usize, u64), Refusal> {
         let call = self.person_call("dipylon.v1.GovernanceService/SuspendAgent", "olga");
-        self.hall.suspend_agent(&call, AgentId::parse(agent).expect("id"), None).await
+        self.hall
+            .suspend_agent(&call, AgentId::parse(agent).expect("id"), None)
+            .await
     }
 
     pub async fn resume(&self, agent: &str) -> Result<u64, Refusal> {
         let call = self.person_call("dipylon.v1.GovernanceService/ResumeAgent", "olga");
-        self.hall.resume_agent(&call, AgentId::parse(agent).expect("id")).await
+        self.hall
+            .resume_agent(&call, AgentId::parse(agent).expect("id"))
+            .await
     }
 
     /// Every law that the journal alone can show.
@@ -335,7 +530,13 @@ impl TestBroker {
     }
 }
 
-async fn open(world: &World, dir: &Path, clock: &Clock, key: &[u8], faults: Faults) -> Result<Arc<Hall>, StartError> {
+async fn open(
+    world: &World,
+    dir: &Path,
+    clock: &Clock,
+    key: &[u8],
+    faults: Faults,
+) -> Result<Arc<Hall>, StartError> {
     open_as(settings(), world, dir, clock, key, faults).await
 }
 
@@ -347,13 +548,29 @@ pub async fn open_as(
     key: &[u8],
     faults: Faults,
 ) -> Result<Arc<Hall>, StartError> {
+    let trust = vec![(
+        TrustDomain::parse(DOMAIN).expect("domain"),
+        world.trust_bundle(),
+    )];
+    start(settings, world, trust, dir, clock, key, faults).await
+}
+
+async fn start(
+    settings: Settings,
+    world: &World,
+    trust: Vec<(TrustDomain, String)>,
+    dir: &Path,
+    clock: &Clock,
+    key: &[u8],
+    faults: Faults,
+) -> Result<Arc<Hall>, StartError> {
     let mut tries = 0;
     loop {
         let start = Start {
             settings: settings.clone(),
             data_dir: dir.to_owned(),
             key: SigningKey::from_pkcs8(key).expect("key"),
-            trust: vec![(TrustDomain::parse(DOMAIN).expect("domain"), world.trust_bundle())],
+            trust: trust.clone(),
             seed: Some(BundleFiles::new(world.policy.clone()).expect("files")),
             clock: clock.clone(),
             faults: faults.clone(),
@@ -371,7 +588,9 @@ pub async fn open_as(
 
 pub fn rand_u64() -> u64 {
     use std::hash::{BuildHasher as _, Hasher as _};
-    std::collections::hash_map::RandomState::new().build_hasher().finish()
+    std::collections::hash_map::RandomState::new()
+        .build_hasher()
+        .finish()
 }
 
 #[derive(Clone)]
@@ -380,12 +599,21 @@ pub struct TestAgent {
     pub key: Arc<SigningKey>,
 }
 
-pub fn action(name: &str, kind: &str, id: &str, audience: &str, parameters: &[(&str, Param)]) -> Action {
+pub fn action(
+    name: &str,
+    kind: &str,
+    id: &str,
+    audience: &str,
+    parameters: &[(&str, Param)],
+) -> Action {
     Action::new(
         ActionName::parse(name).expect("action"),
         Audience::parse(audience).expect("audience"),
         Target::parse(kind, id).expect("target"),
-        parameters.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect(),
+        parameters
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), v.clone()))
+            .collect(),
     )
     .expect("action")
 }
@@ -395,7 +623,13 @@ pub fn read_case() -> Action {
 }
 
 pub fn disable(account: &str) -> Action {
-    action("account.disable", "Account", account, IDP, &[("end_sessions", Param::Bool(true))])
+    action(
+        "account.disable",
+        "Account",
+        account,
+        IDP,
+        &[("end_sessions", Param::Bool(true))],
+    )
 }
 
 pub trait Expect {

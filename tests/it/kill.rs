@@ -46,7 +46,11 @@ struct Realm {
 impl Realm {
     fn new(root: &Path) -> Self {
         let world = World::new();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("address").port();
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .expect("a port")
+            .local_addr()
+            .expect("address")
+            .port();
         let url = format!("http://127.0.0.1:{port}");
         let policy = root.join("policy");
         for (path, text) in &world.policy {
@@ -98,7 +102,9 @@ impl Realm {
     }
 
     fn endpoint(&self) -> Endpoint {
-        Endpoint::connect(&self.url).expect("endpoint").with_retry_ms(0)
+        Endpoint::connect(&self.url)
+            .expect("endpoint")
+            .with_retry_ms(0)
     }
 
     fn go_on(&self) -> bool {
@@ -116,20 +122,33 @@ impl Realm {
     async fn validator(&self, name: &str, audience: &str) -> Option<Validator> {
         let audience = Audience::parse(audience).expect("audience");
         let identity = Identity::Key(Arc::new(self.world.key_of(name)));
-        Validator::connect(ValidatorConfig::new(&self.url, &self.url, audience, identity)).await.ok()
+        Validator::connect(ValidatorConfig::new(
+            &self.url, &self.url, audience, identity,
+        ))
+        .await
+        .ok()
     }
 
     /// An agent that reads cases and ends its tasks.
     async fn reads(self: Arc<Self>) {
         let agent = Agent::new(self.endpoint(), self.evidence(), None);
         while self.go_on() {
-            let opening = OpenTask { purpose: "load".into(), max_duration_s: 3_600, request_id: None };
-            let Ok(task) = agent.open_task(&opening).await else { continue };
+            let opening = OpenTask {
+                purpose: "load".into(),
+                max_duration_s: 3_600,
+                request_id: None,
+            };
+            let Ok(task) = agent.open_task(&opening).await else {
+                continue;
+            };
             self.note(|l| {
                 l.tasks.insert(task.id());
             });
             for _ in 0..3 {
-                if let Ok(Outcome::Token(token)) = task.request_token(&order(read_case(), &self.name("r"))).await {
+                if let Ok(Outcome::Token(token)) = task
+                    .request_token(&order(read_case(), &self.name("r")))
+                    .await
+                {
                     let jwt = token.jwt().reveal().to_owned();
                     self.note(|l| {
                         l.tokens.insert(token.jti(), (task.id(), jwt));
@@ -153,32 +172,62 @@ impl Realm {
         let profile = ProfileName::parse("one-security").expect("profile");
         // What the last life left waiting would use up how many may wait.
         for left in maria.list().await.unwrap_or_default() {
-            let Ok(id) = AccessRequestId::parse(&left.access_request_id) else { continue };
-            let Ok(card) = maria.card(id).await else { continue };
+            let Ok(id) = AccessRequestId::parse(&left.access_request_id) else {
+                continue;
+            };
+            let Ok(card) = maria.card(id).await else {
+                continue;
+            };
             let narrowing = Narrowing::default();
-            let seen = Seen { card: &card, realm: &realm, profile: &profile, verdict: Verdict::Deny, narrowing };
+            let seen = Seen {
+                card: &card,
+                realm: &realm,
+                profile: &profile,
+                verdict: Verdict::Deny,
+                narrowing,
+            };
             if maria.vote(&seen).await.is_ok() {
                 self.note(|l| l.votes += 1);
             }
         }
         while self.go_on() {
-            let opening = OpenTask { purpose: "load".into(), max_duration_s: 3_600, request_id: None };
-            let Ok(task) = agent.open_task(&opening).await else { continue };
+            let opening = OpenTask {
+                purpose: "load".into(),
+                max_duration_s: 3_600,
+                request_id: None,
+            };
+            let Ok(task) = agent.open_task(&opening).await else {
+                continue;
+            };
             let ask = order(disable("ann"), &self.name("r"));
-            let Ok(Outcome::Pending(pending)) = task.request_token(&ask).await else { continue };
-            let Ok(card) = maria.card(pending.access_request_id()).await else { continue };
+            let Ok(Outcome::Pending(pending)) = task.request_token(&ask).await else {
+                continue;
+            };
+            let Ok(card) = maria.card(pending.access_request_id()).await else {
+                continue;
+            };
             let narrowing = Narrowing::default();
-            let seen = Seen { card: &card, realm: &realm, profile: &profile, verdict: Verdict::Approve, narrowing };
+            let seen = Seen {
+                card: &card,
+                realm: &realm,
+                profile: &profile,
+                verdict: Verdict::Approve,
+                narrowing,
+            };
             if maria.vote(&seen).await.is_ok() {
                 self.note(|l| l.votes += 1);
             }
-            let Ok(Outcome::Token(token)) = task.request_token(&ask).await else { continue };
+            let Ok(Outcome::Token(token)) = task.request_token(&ask).await else {
+                continue;
+            };
             let jwt = token.jwt().reveal().to_owned();
             self.note(|l| {
                 l.tokens.insert(token.jti(), (task.id(), jwt));
             });
             let Some(idp) = &idp else { continue };
-            let headers = token.headers("POST", "https://idp.soc.example/x").expect("headers");
+            let headers = token
+                .headers("POST", "https://idp.soc.example/x")
+                .expect("headers");
             let presented = dipylon::validator::Presented {
                 token: token.jwt().reveal(),
                 dpop: Some(headers.dpop.reveal()),
@@ -187,8 +236,11 @@ impl Realm {
                 openings: token.openings(),
             };
             let action = disable("ann");
-            let require =
-                dipylon::validator::Require { action: action.name, target: action.target, parameters: Some(action.parameters) };
+            let require = dipylon::validator::Require {
+                action: action.name,
+                target: action.target,
+                parameters: Some(action.parameters),
+            };
             let use_id = self.name("use");
             if let Ok(admitted) = idp.check(&presented, &require).await
                 && idp.spend(admitted, &use_id).await.is_ok()
@@ -204,7 +256,9 @@ impl Realm {
     async fn rules(self: Arc<Self>) {
         let olga = Person::new(self.endpoint(), Arc::new(self.world.key_of("olga")));
         while self.go_on() {
-            let files = self.world.policy_with("rules/20-guardrails.cedar", |t| format!("{t}\n// {}\n", self.name("version")));
+            let files = self.world.policy_with("rules/20-guardrails.cedar", |t| {
+                format!("{t}\n// {}\n", self.name("version"))
+            });
             if olga.apply_policy_bundle(&files).await.is_ok() {
                 self.note(|l| l.rules += 1);
             }
@@ -214,22 +268,40 @@ impl Realm {
 
     fn evidence(&self) -> EvidenceSource {
         let id = format!("spiffe://{DOMAIN}/agent/triage");
-        EvidenceSource::Fixed(self.world.svid_for(&self.url, &id, Clock::system().now(), 3_600))
+        EvidenceSource::Fixed(
+            self.world
+                .svid_for(&self.url, &id, Clock::system().now(), 3_600),
+        )
     }
 
     /// Everything acknowledged is in the journal.
     fn check(&self, noted: Option<Checkpoint>) -> Checkpoint {
         let found = laws::check_against(&self.root.join("data"), noted);
         let ledger = self.ledger.lock().expect("ledger");
-        assert!(ledger.tokens.keys().all(|jti| found.tokens.contains(jti)), "a token is out whose grant is gone");
-        assert!(ledger.tasks.iter().all(|task| found.tasks.contains(task)), "an acknowledged task is gone");
-        assert!(ledger.ended.iter().all(|task| found.ended.contains(task)), "an acknowledged end is gone");
+        assert!(
+            ledger.tokens.keys().all(|jti| found.tokens.contains(jti)),
+            "a token is out whose grant is gone"
+        );
+        assert!(
+            ledger.tasks.iter().all(|task| found.tasks.contains(task)),
+            "an acknowledged task is gone"
+        );
+        assert!(
+            ledger.ended.iter().all(|task| found.ended.contains(task)),
+            "an acknowledged end is gone"
+        );
         let spent = |(jti, use_id): &(TokenId, String)| {
-            found.uses.get(jti).is_some_and(|uses| uses.iter().any(|(_, u)| u.as_str() == use_id))
+            found
+                .uses
+                .get(jti)
+                .is_some_and(|uses| uses.iter().any(|(_, u)| u.as_str() == use_id))
         };
         assert!(ledger.uses.iter().all(spent), "an acknowledged use is gone");
         assert!(found.votes >= ledger.votes, "an acknowledged vote is gone");
-        assert!(found.policies > ledger.rules, "an acknowledged rule change is gone");
+        assert!(
+            found.policies > ledger.rules,
+            "an acknowledged rule change is gone"
+        );
         found.head
     }
 }
@@ -259,12 +331,22 @@ async fn twenty_kills_lose_nothing_and_revive_nothing() {
     // One more life: nothing that ended is good again, and what was not ended still is.
     let mut broker = realm.broker().await;
     let cases = realm.validator("cases", CASES).await.expect("connects");
-    let tokens: Vec<_> = realm.ledger.lock().expect("ledger").tokens.values().cloned().collect();
+    let tokens: Vec<_> = realm
+        .ledger
+        .lock()
+        .expect("ledger")
+        .tokens
+        .values()
+        .cloned()
+        .collect();
     let ended = realm.ledger.lock().expect("ledger").ended.clone();
     let (mut dead, mut live) = (0, 0);
     for (task, jwt) in tokens {
         let active = cases.introspect(&jwt).await.expect("may ask").active;
-        assert!(!(active && ended.contains(&task)), "a token of an ended task came back to life");
+        assert!(
+            !(active && ended.contains(&task)),
+            "a token of an ended task came back to life"
+        );
         if active { live += 1 } else { dead += 1 }
     }
     broker.kill().await.expect("SIGKILL");

@@ -55,7 +55,7 @@ pub fn check_against(dir: &Path, noted: Option<Checkpoint>) -> Found {
         stored.push(s);
         Ok(())
     });
-    let head = head.expect("readable");
+    let (head, epoch) = head.expect("readable");
     let mut audit = Audit::against(noted);
     let mut walk = Walk::default();
     let mut policies = 0;
@@ -65,7 +65,18 @@ pub fn check_against(dir: &Path, noted: Option<Checkpoint>) -> Found {
         policies += usize::from(matches!(entry.fact, Fact::PolicyApplied(_)));
         walk.entry(&entry, &journal);
     }
-    audit.finish(head).expect("the head belongs to the entries");
+    journal
+        .blobs(|name, content| {
+            audit
+                .blob(name, content)
+                .expect("a blob is what its name says");
+            Ok(())
+        })
+        .expect("readable");
+    audit.blobs_end().expect("every blob is there");
+    audit
+        .finish(head, epoch)
+        .expect("the head belongs to the entries");
     Found {
         head,
         tokens: walk.grants.keys().copied().collect(),
@@ -81,23 +92,38 @@ impl Walk {
     fn entry(&mut self, entry: &Entry, journal: &ReadOnly) {
         match &entry.fact {
             Fact::PolicyApplied(f) => {
-                let text = journal.blob(&f.version).expect("readable").expect("the bundle is there");
+                let text = journal
+                    .blob(&f.version)
+                    .expect("readable")
+                    .expect("the bundle is there");
                 let bundle = BUNDLES.with_borrow_mut(|known| {
-                    let load = || PolicyBundle::load(&BundleFiles::parse(&text).expect("files")).expect("loads").into();
+                    let load = || {
+                        PolicyBundle::load(&BundleFiles::parse(&text).expect("files"))
+                            .expect("loads")
+                            .into()
+                    };
                     std::rc::Rc::clone(known.entry(f.version).or_insert_with(load))
                 });
                 self.policy = Some((f.version, bundle));
             }
             Fact::AgentSuspended(f) => {
                 self.suspended.insert(f.agent.clone());
-                let of_agent: Vec<_> = self.tasks.values().filter(|t| t.agent == f.agent).map(|t| t.task).collect();
+                let of_agent: Vec<_> = self
+                    .tasks
+                    .values()
+                    .filter(|t| t.agent == f.agent)
+                    .map(|t| t.task)
+                    .collect();
                 self.ended.extend(of_agent);
             }
             Fact::AgentResumed(f) => {
                 self.suspended.remove(&f.agent);
             }
             Fact::TaskOpened(f) => {
-                assert!(!self.suspended.contains(&f.agent), "a suspended agent opened a task");
+                assert!(
+                    !self.suspended.contains(&f.agent),
+                    "a suspended agent opened a task"
+                );
                 self.tasks.insert(f.task, f.clone());
             }
             Fact::TaskEnded(f) => {
@@ -109,8 +135,13 @@ impl Walk {
                 assert!(!self.ended.contains(&f.task), "an ended task asked people");
                 // One that expired no longer waits, whether or not the news of it has been written.
                 let waits = |id: &AccessRequestId| entry.at < self.requests[id].expires_at;
-                let other = self.open_asks.insert((f.task, f.action.digest), f.access_request);
-                assert!(!other.is_some_and(|id| waits(&id)), "two open access requests for one action");
+                let other = self
+                    .open_asks
+                    .insert((f.task, f.action.digest), f.access_request);
+                assert!(
+                    !other.is_some_and(|id| waits(&id)),
+                    "two open access requests for one action"
+                );
                 self.requests.insert(f.access_request, f.clone());
             }
             Fact::VoteCast(f) => self.vote(f, entry, journal),
@@ -121,17 +152,26 @@ impl Walk {
             Fact::TokenIssued(f) => self.issued(f, entry, journal),
             Fact::TokenReissued(f) => {
                 let grant = &self.grants[&f.jti];
-                assert!(!self.ended.contains(&grant.task) && !self.dead.contains(&f.jti), "a dead token was reissued");
+                assert!(
+                    !self.ended.contains(&grant.task) && !self.dead.contains(&f.jti),
+                    "a dead token was reissued"
+                );
                 assert!(entry.at.secs() < grant.exp, "an expired token was reissued");
             }
             Fact::TokenConsumed(f) => {
                 let grant = &self.grants[&f.jti];
-                assert!(!self.ended.contains(&grant.task) && !self.dead.contains(&f.jti), "a dead token was spent");
+                assert!(
+                    !self.ended.contains(&grant.task) && !self.dead.contains(&f.jti),
+                    "a dead token was spent"
+                );
                 let uses = self.uses.entry(f.jti).or_default();
                 uses.push((f.validator.clone(), f.use_id.clone()));
                 let distinct: BTreeSet<_> = uses.iter().cloned().collect();
                 assert_eq!(distinct.len(), uses.len(), "one use_id spent twice");
-                assert!(uses.len() <= usize::try_from(grant.uses.expect("limited")).expect("small"), "spent more than its uses");
+                assert!(
+                    uses.len() <= usize::try_from(grant.uses.expect("limited")).expect("small"),
+                    "spent more than its uses"
+                );
             }
             Fact::GrantsEnded(f) => self.dead.extend(f.jtis.iter().copied()),
             Fact::EpochStarted(_)
@@ -162,26 +202,45 @@ impl Walk {
             !self.ended.contains(&request.task) && !self.closed.contains(&f.access_request),
             "a vote on what no longer waits"
         );
-        assert!(!self.consumed.contains(&f.access_request), "a vote on what was consumed");
+        assert!(
+            !self.consumed.contains(&f.access_request),
+            "a vote on what was consumed"
+        );
         assert!(entry.at < request.expires_at, "a late vote");
         let bundle = self.bundle();
         let person = bundle.person(&f.voter).expect("registered");
         let profile = bundle.profile(&f.profile.name).expect("profile");
         assert!(person.groups.contains(&profile.group), "not in the group");
         assert_ne!(f.voter, request.owner, "the owner voted");
-        assert_ne!(f.voter, bundle.agent(&request.agent).expect("agent").owner, "the owner voted");
-        let text = journal.blob(&f.statement).expect("readable").expect("statement");
+        assert_ne!(
+            f.voter,
+            bundle.agent(&request.agent).expect("agent").owner,
+            "the owner voted"
+        );
+        let text = journal
+            .blob(&f.statement)
+            .expect("readable")
+            .expect("statement");
         let statement = VoteStatement::parse(&text).expect("canonical");
         let signature = URL_SAFE_NO_PAD.decode(&f.signature).expect("base64");
         let signed = person.keys.iter().any(|k| {
             let key = PublicKey::from_jwk(&k.jwk).expect("key");
-            key.thumbprint() == f.key && key.verify(statement.digest().expect("digest").as_bytes(), &signature)
+            key.thumbprint() == f.key
+                && key.verify(statement.digest().expect("digest").as_bytes(), &signature)
         });
         assert!(signed, "the signature does not verify");
         assert_eq!(statement.access_request_id, f.access_request);
         let votes = self.votes.entry(f.access_request).or_default();
-        assert!(!votes.iter().any(|v| v.voter == f.voter && v.verdict == f.verdict), "one person voted the same twice");
-        assert!(votes.iter().all(|v| v.verdict == Verdict::Approve), "a vote after a no");
+        assert!(
+            !votes
+                .iter()
+                .any(|v| v.voter == f.voter && v.verdict == f.verdict),
+            "one person voted the same twice"
+        );
+        assert!(
+            votes.iter().all(|v| v.verdict == Verdict::Approve),
+            "a vote after a no"
+        );
         votes.push(f.clone());
         if f.verdict == Verdict::Deny {
             self.no_longer_asks(&f.access_request);
@@ -191,28 +250,56 @@ impl Walk {
     /// Laws 1, 3, 4, 5 and 7, at the mint.
     fn issued(&mut self, f: &TokenIssued, entry: &Entry, journal: &ReadOnly) {
         let task = self.tasks[&f.task].clone();
-        assert!(!self.ended.contains(&f.task), "law 7: a mint in an ended task");
-        assert!(!self.suspended.contains(&f.agent), "law 7: a mint for a suspended agent");
+        assert!(
+            !self.ended.contains(&f.task),
+            "law 7: a mint in an ended task"
+        );
+        assert!(
+            !self.suspended.contains(&f.agent),
+            "law 7: a mint for a suspended agent"
+        );
         assert!(entry.at < task.deadline, "law 7: a mint after the deadline");
-        assert!(self.request_ids.insert((f.task, f.request_id.clone())), "one request_id, two grants");
+        assert!(
+            self.request_ids.insert((f.task, f.request_id.clone())),
+            "one request_id, two grants"
+        );
         let (version, bundle) = self.policy.clone().expect("rules in force");
-        assert_eq!(version, f.decision.policy, "law 1: another bundle than the one in force decided");
+        assert_eq!(
+            version, f.decision.policy,
+            "law 1: another bundle than the one in force decided"
+        );
         let secret = f.secret.map(|hash| {
             let text = journal.blob(&hash).expect("readable").expect("blob");
             ActionSecret::from_blob(&text).expect("secret")
         });
-        let action = f.action.reopen(secret.as_ref()).expect("the action is whole");
+        let action = f
+            .action
+            .reopen(secret.as_ref())
+            .expect("the action is whole");
         let agent = bundle.agent(&f.agent).expect("registered");
         assert_eq!(agent.spiffe_id, f.subject);
 
         let mut approved = BTreeSet::new();
         if let Some(id) = f.consumed {
-            assert!(self.consumed.insert(id), "law 3: an approval consumed twice");
+            assert!(
+                self.consumed.insert(id),
+                "law 3: an approval consumed twice"
+            );
             let request = &self.requests[&id];
-            assert_eq!(request.action.digest == f.action.digest, f.secret.is_none(), "law 4: another action than the one asked");
-            assert!(entry.at < request.expires_at && !self.closed.contains(&id), "law 4: consumed what no longer waits");
+            assert_eq!(
+                request.action.digest == f.action.digest,
+                f.secret.is_none(),
+                "law 4: another action than the one asked"
+            );
+            assert!(
+                entry.at < request.expires_at && !self.closed.contains(&id),
+                "law 4: consumed what no longer waits"
+            );
             let votes = self.votes.get(&id).cloned().unwrap_or_default();
-            assert!(votes.iter().all(|v| v.verdict == Verdict::Approve), "law 4: minted over a no");
+            assert!(
+                votes.iter().all(|v| v.verdict == Verdict::Approve),
+                "law 4: minted over a no"
+            );
             let mut by_profile: BTreeMap<ProfileName, BTreeSet<PersonId>> = BTreeMap::new();
             for vote in &votes {
                 let profile = bundle.profile(&vote.profile.name);
@@ -221,10 +308,14 @@ impl Walk {
                     && profile.is_some_and(|p| p.digest() == vote.profile.digest)
                     && vote.voter != agent.owner
                     && person.is_some_and(|p| {
-                        p.roles.contains(&dipylon::rules::Role::Approver) && profile.is_some_and(|q| p.groups.contains(&q.group))
+                        p.roles.contains(&dipylon::rules::Role::Approver)
+                            && profile.is_some_and(|q| p.groups.contains(&q.group))
                     });
                 if counts {
-                    by_profile.entry(vote.profile.name.clone()).or_default().insert(vote.voter.clone());
+                    by_profile
+                        .entry(vote.profile.name.clone())
+                        .or_default()
+                        .insert(vote.voter.clone());
                 }
             }
             for (name, people) in by_profile {
@@ -233,16 +324,33 @@ impl Walk {
                     approved.insert(name);
                 }
             }
-            for vote in votes.iter().filter(|v| f.approval.as_ref().is_some_and(|a| a.profiles.contains(&v.profile.name))) {
+            for vote in votes.iter().filter(|v| {
+                f.approval
+                    .as_ref()
+                    .is_some_and(|a| a.profiles.contains(&v.profile.name))
+            }) {
                 if entry.at < vote.not_after {
-                    assert!(f.exp - f.iat <= vote.max_ttl, "law 5: beyond a voter's narrowing");
-                    assert!(f.exp <= vote.not_after.secs(), "law 5: beyond the approval's life");
+                    assert!(
+                        f.exp - f.iat <= vote.max_ttl,
+                        "law 5: beyond a voter's narrowing"
+                    );
+                    assert!(
+                        f.exp <= vote.not_after.secs(),
+                        "law 5: beyond the approval's life"
+                    );
                 }
             }
             self.no_longer_asks(&id);
         }
-        let claimed: BTreeSet<_> = f.approval.iter().flat_map(|a| a.profiles.iter().cloned()).collect();
-        assert!(claimed.is_subset(&approved), "law 4: {claimed:?} claimed, {approved:?} counted");
+        let claimed: BTreeSet<_> = f
+            .approval
+            .iter()
+            .flat_map(|a| a.profiles.iter().cloned())
+            .collect();
+        assert!(
+            claimed.is_subset(&approved),
+            "law 4: {claimed:?} claimed, {approved:?} counted"
+        );
         let input = &f.decision.input;
         assert!(
             input.approvals.iter().all(|p| approved.contains(p)),
@@ -266,10 +374,19 @@ impl Walk {
         );
 
         let ttl = f.exp - f.iat;
-        assert!(ttl > 0 && ttl <= f.asked_ttl && ttl <= 900, "law 5: ttl {ttl}");
+        assert!(
+            ttl > 0 && ttl <= f.asked_ttl && ttl <= 900,
+            "law 5: ttl {ttl}"
+        );
         assert!(f.exp <= task.deadline.secs(), "law 5: beyond the task");
-        assert!(f.exp <= f.evidence.expires_at.secs(), "law 5: beyond the evidence");
-        assert!(f.decision.ttl.bounds.iter().all(|b| b.seconds >= ttl), "law 5: beyond its own sum");
+        assert!(
+            f.exp <= f.evidence.expires_at.secs(),
+            "law 5: beyond the evidence"
+        );
+        assert!(
+            f.decision.ttl.bounds.iter().all(|b| b.seconds >= ttl),
+            "law 5: beyond its own sum"
+        );
         let rests: BTreeSet<String> = entry.rests_on.iter().map(|(s, _)| s.to_string()).collect();
         for stream in [
             format!("agent:{}", f.agent),
@@ -283,7 +400,10 @@ impl Walk {
             format!("freeze:owner/{}", agent.owner),
             format!("freeze:action/{}", f.action.action),
         ] {
-            assert!(rests.contains(&stream), "law 7: the mint does not rest on {stream}");
+            assert!(
+                rests.contains(&stream),
+                "law 7: the mint does not rest on {stream}"
+            );
         }
         assert!(f.pos < entry.index, "decided before it was entered");
         self.grants.insert(f.jti, f.clone());

@@ -16,6 +16,7 @@ mod front_door;
 mod gates;
 mod golden;
 mod harness;
+mod hostile;
 mod kill;
 mod laws;
 mod parallel;

@@ -95,7 +95,12 @@ fn op() -> impl Strategy<Value = Op> {
 
 const AGENTS: [&str; 2] = ["triage", "reporter"];
 const VOTERS: [&str; 3] = ["dana", "maria", "lee"];
-const STEPS: [Step; 4] = [Step::Checked, Step::Written, Step::Committed, Step::Published];
+const STEPS: [Step; 4] = [
+    Step::Checked,
+    Step::Written,
+    Step::Committed,
+    Step::Published,
+];
 
 fn actions() -> Vec<Action> {
     vec![
@@ -103,7 +108,13 @@ fn actions() -> Vec<Action> {
         disable("ann"),
         disable("cara"),
         action("host.isolate", "Host", "web-1", IDP, &[]),
-        action("case.note", "Case", "INC-8841", CASES, &[("text", Param::Str("CANARY words".to_owned()))]),
+        action(
+            "case.note",
+            "Case",
+            "INC-8841",
+            CASES,
+            &[("text", Param::Str("CANARY words".to_owned()))],
+        ),
     ]
 }
 
@@ -149,11 +160,22 @@ impl Run {
                 _ => false,
             }
         };
-        let faults = Faults { stop_at: Some(Arc::new(stop_at)), keep_wal: true };
+        let faults = Faults {
+            stop_at: Some(Arc::new(stop_at)),
+            keep_wal: true,
+        };
         let broker = TestBroker::start_with(World::new(), faults.clone()).await;
         let agents = AGENTS.iter().map(|id| broker.agent(id)).collect();
         let acked_wal = broker.wal_len();
-        Self { broker: Some(broker), agents, ledger: Ledger::default(), arm, faults, acked_wal, cut: 0 }
+        Self {
+            broker: Some(broker),
+            agents,
+            ledger: Ledger::default(),
+            arm,
+            faults,
+            acked_wal,
+            cut: 0,
+        }
     }
 
     fn b(&self) -> &TestBroker {
@@ -161,12 +183,30 @@ impl Run {
     }
 
     async fn step(&mut self, op: &Op) {
-        if let Op::StepUp { task, action, ttl, request } = op {
-            let ask = Op::Request { task: *task, action: *action, ttl: *ttl, request: *request, show: true };
+        if let Op::StepUp {
+            task,
+            action,
+            ttl,
+            request,
+        } = op
+        {
+            let ask = Op::Request {
+                task: *task,
+                action: *action,
+                ttl: *ttl,
+                request: *request,
+                show: true,
+            };
             self.one(&ask).await;
             let last = self.ledger.requests.len().saturating_sub(1);
             for voter in [1, 2] {
-                self.one(&Op::Vote { request: last, voter, approve: true, max_ttl: None }).await;
+                self.one(&Op::Vote {
+                    request: last,
+                    voter,
+                    approve: true,
+                    max_ttl: None,
+                })
+                .await;
             }
             self.one(&ask).await;
         } else {
@@ -197,7 +237,9 @@ impl Run {
         let b = self.broker.as_ref().expect("a broker runs");
         match op {
             Op::Open { agent, request } => {
-                let opened = b.try_open(&self.agents[*agent], "purpose", &format!("open-{request}")).await;
+                let opened = b
+                    .try_open(&self.agents[*agent], "purpose", &format!("open-{request}"))
+                    .await;
                 if let Ok(opened) = opened {
                     let task = opened.task.task;
                     if !self.ledger.tasks.iter().any(|(_, t)| *t == task) {
@@ -205,14 +247,35 @@ impl Run {
                     }
                 }
             }
-            Op::Request { task, action, ttl, request, show } => {
-                let Some((agent, task)) = pick(&self.ledger.tasks, *task) else { return };
+            Op::Request {
+                task,
+                action,
+                ttl,
+                request,
+                show,
+            } => {
+                let Some((agent, task)) = pick(&self.ledger.tasks, *task) else {
+                    return;
+                };
                 let agent = &self.agents[*agent];
                 let action = &actions()[*action];
                 let evidence = show.then(|| b.svid(agent));
-                match b.ask_showing(agent, *task, action, *ttl, &format!("r-{request}"), evidence).await {
+                match b
+                    .ask_showing(
+                        agent,
+                        *task,
+                        action,
+                        *ttl,
+                        &format!("r-{request}"),
+                        evidence,
+                    )
+                    .await
+                {
                     Ok(TokenReply::Token(given)) => {
-                        assert!(!self.ledger.ended.contains(task), "law 7: a token of an ended task");
+                        assert!(
+                            !self.ledger.ended.contains(task),
+                            "law 7: a token of an ended task"
+                        );
                         let jti = given.issued.jti;
                         assert_eq!(given.issued.action.audience, action.audience);
                         assert_eq!(given.issued.action.target, action.target);
@@ -227,11 +290,27 @@ impl Run {
                     Ok(TokenReply::Denied(_)) | Err(_) => {}
                 }
             }
-            Op::Vote { request, voter, approve, max_ttl } => {
-                let Some(id) = pick(&self.ledger.requests, *request) else { return };
-                let verdict = if *approve { Verdict::Approve } else { Verdict::Deny };
+            Op::Vote {
+                request,
+                voter,
+                approve,
+                max_ttl,
+            } => {
+                let Some(id) = pick(&self.ledger.requests, *request) else {
+                    return;
+                };
+                let verdict = if *approve {
+                    Verdict::Approve
+                } else {
+                    Verdict::Deny
+                };
                 for profile in ["one-security", "two-security"] {
-                    let Ok(begun) = b.begin_narrowed(VOTERS[*voter], *id, profile, verdict, *max_ttl).await else { continue };
+                    let Ok(begun) = b
+                        .begin_narrowed(VOTERS[*voter], *id, profile, verdict, *max_ttl)
+                        .await
+                    else {
+                        continue;
+                    };
                     if b.cast(VOTERS[*voter], *id, &begun.statement).await.is_ok() {
                         self.ledger.votes += 1;
                         // Acknowledged in the middle of a step: a crash later in it must leave this alone.
@@ -241,33 +320,68 @@ impl Run {
             }
             Op::StepUp { .. } => unreachable!("taken apart in step"),
             Op::Consume { token, use_id } => {
-                let Some((task, jti, token, audience)) = pick(&self.ledger.tokens, *token) else { return };
-                let validator = if audience.as_str() == IDP { "idp" } else { "cases" };
+                let Some((task, jti, token, audience)) = pick(&self.ledger.tokens, *token) else {
+                    return;
+                };
+                let validator = if audience.as_str() == IDP {
+                    "idp"
+                } else {
+                    "cases"
+                };
                 let use_id = UseId::parse(&format!("use-{use_id}")).expect("id");
                 if let Ok(consumed) = b.consume(validator, token, use_id.as_str()).await
                     && consumed.index.is_some()
                 {
-                    assert!(!self.ledger.ended.contains(task), "law 7: a use in an ended task");
-                    let first = self.ledger.uses.entry(*jti).or_insert_with(|| use_id.clone());
+                    assert!(
+                        !self.ledger.ended.contains(task),
+                        "law 7: a use in an ended task"
+                    );
+                    let first = self
+                        .ledger
+                        .uses
+                        .entry(*jti)
+                        .or_insert_with(|| use_id.clone());
                     assert_eq!(*first, use_id, "law 3: two uses of one");
                 }
             }
             Op::End { task } => {
-                let Some((agent, task)) = pick(&self.ledger.tasks, *task) else { return };
+                let Some((agent, task)) = pick(&self.ledger.tasks, *task) else {
+                    return;
+                };
                 if b.complete(&self.agents[*agent], *task).await.is_ok() {
                     self.ledger.ended.insert(*task);
                 }
             }
             Op::Cancel { request } => {
-                let Some(id) = pick(&self.ledger.requests, *request) else { return };
-                let Some(view) = b.hall.state().access_request(id) else { return };
-                let agent = AGENTS.iter().position(|a| *a == view.opened.agent.as_str()).expect("known");
-                let call = b.call("dipylon.v1.TaskService/CancelAccessRequest", &self.agents[agent].key, None, None);
-                let _answer = b.hall.cancel_access_request(&call, view.opened.task, *id).await;
+                let Some(id) = pick(&self.ledger.requests, *request) else {
+                    return;
+                };
+                let Some(view) = b.hall.state().access_request(id) else {
+                    return;
+                };
+                let agent = AGENTS
+                    .iter()
+                    .position(|a| *a == view.opened.agent.as_str())
+                    .expect("known");
+                let call = b.call(
+                    "dipylon.v1.TaskService/CancelAccessRequest",
+                    &self.agents[agent].key,
+                    None,
+                    None,
+                );
+                let _answer = b
+                    .hall
+                    .cancel_access_request(&call, view.opened.task, *id)
+                    .await;
             }
             Op::Suspend { agent } => {
                 if b.suspend(AGENTS[*agent]).await.is_ok() {
-                    let theirs = self.ledger.tasks.iter().filter(|(a, _)| a == agent).map(|(_, t)| *t);
+                    let theirs = self
+                        .ledger
+                        .tasks
+                        .iter()
+                        .filter(|(a, _)| a == agent)
+                        .map(|(_, t)| *t);
                     self.ledger.ended.extend(theirs);
                 }
             }
@@ -289,10 +403,17 @@ impl Run {
             Op::Restart => {
                 *self.arm.lock().expect("arm") = None;
                 let broker = self.broker.take().expect("a broker runs");
-                let before = (broker.hall.state().position(), broker.hall.state().picture());
+                let before = (
+                    broker.hall.state().position(),
+                    broker.hall.state().picture(),
+                );
                 let broker = broker.restart(self.faults.clone()).await;
                 if broker.hall.state().position() == before.0 {
-                    assert_eq!(broker.hall.state().picture(), before.1, "law 9: replay gives the same state");
+                    assert_eq!(
+                        broker.hall.state().picture(),
+                        before.1,
+                        "law 9: replay gives the same state"
+                    );
                 }
                 self.broker = Some(broker);
             }
@@ -303,29 +424,55 @@ impl Run {
         let b = self.b();
         let found = laws::check_against(&b.dir, self.ledger.noted);
         for (task, jti, token, audience) in &self.ledger.tokens {
-            assert!(found.tokens.contains(jti), "laws 2 and 8: a token is out whose grant is not in the journal");
-            let validator = if audience.as_str() == IDP { "idp" } else { "cases" };
+            assert!(
+                found.tokens.contains(jti),
+                "laws 2 and 8: a token is out whose grant is not in the journal"
+            );
+            let validator = if audience.as_str() == IDP {
+                "idp"
+            } else {
+                "cases"
+            };
             if self.ledger.ended.contains(task) {
-                assert!(!b.introspect(validator, token), "law 7: an ended task's token is active");
+                assert!(
+                    !b.introspect(validator, token),
+                    "law 7: an ended task's token is active"
+                );
             }
         }
         for (_, task) in &self.ledger.tasks {
-            assert!(found.tasks.contains(task), "law 8: an acknowledged task is gone");
+            assert!(
+                found.tasks.contains(task),
+                "law 8: an acknowledged task is gone"
+            );
         }
         for task in &self.ledger.ended {
-            assert!(found.ended.contains(task), "law 8: an acknowledged end is gone");
+            assert!(
+                found.ended.contains(task),
+                "law 8: an acknowledged end is gone"
+            );
         }
         for (jti, use_id) in &self.ledger.uses {
-            assert!(found.uses[jti].iter().any(|(_, u)| u == use_id), "law 8: an acknowledged use is gone");
+            assert!(
+                found.uses[jti].iter().any(|(_, u)| u == use_id),
+                "law 8: an acknowledged use is gone"
+            );
         }
-        assert!(found.votes >= self.ledger.votes, "law 8: an acknowledged vote is gone");
+        assert!(
+            found.votes >= self.ledger.votes,
+            "law 8: an acknowledged vote is gone"
+        );
         assert_eq!(b.hall.state().illegal(), 0, "a transition no table has");
         self.ledger.noted = Some(found.head);
     }
 }
 
 fn pick<T>(from: &[T], n: usize) -> Option<&T> {
-    if from.is_empty() { None } else { from.get(n % from.len()) }
+    if from.is_empty() {
+        None
+    } else {
+        from.get(n % from.len())
+    }
 }
 
 /// Rules a security team might go back and forth between.
@@ -345,7 +492,10 @@ fn variant(world: &World, which: usize) -> BTreeMap<String, String> {
 }
 
 fn cases() -> u32 {
-    std::env::var("DIPYLON_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(24)
+    std::env::var("DIPYLON_CASES")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(24)
 }
 
 proptest! {

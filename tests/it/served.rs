@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use dipylon::broker::{Hall, Settings};
-use dipylon::client::{Agent, Endpoint, EvidenceSource, Identity, OpenTask, Person, Task, TokenOrder};
+use dipylon::client::{
+    Agent, Endpoint, EvidenceSource, Identity, OpenTask, Person, Task, TokenOrder,
+};
 use dipylon::clock::Clock;
 use dipylon::jose::SigningKey;
 use dipylon::journal::Faults;
@@ -32,20 +34,58 @@ impl Served {
         let temp = Arc::new(tempfile::tempdir().expect("dir"));
         let key = SigningKey::generate().expect("key").1.to_vec();
         let dir = temp.path().join("data");
-        Self::listen(Arc::new(World::new()), dir, key, "127.0.0.1:0".to_owned(), temp).await
+        Self::listen(
+            Arc::new(World::new()),
+            dir,
+            key,
+            "127.0.0.1:0".to_owned(),
+            temp,
+        )
+        .await
     }
 
-    async fn listen(world: Arc<World>, dir: PathBuf, key: Vec<u8>, address: String, temp: Arc<tempfile::TempDir>) -> Self {
-        let listener = serve::listen(address.parse().expect("address")).await.expect("listens");
+    async fn listen(
+        world: Arc<World>,
+        dir: PathBuf,
+        key: Vec<u8>,
+        address: String,
+        temp: Arc<tempfile::TempDir>,
+    ) -> Self {
+        let listener = serve::listen(address.parse().expect("address"))
+            .await
+            .expect("listens");
         let url = format!("http://{}", listener.local_addr().expect("address"));
-        let settings = Settings { external_url: url.clone(), issuer: url.clone(), evidence_audience: url.clone(), ..settings() };
-        let hall = open_as(settings, &world, &dir, &Clock::system(), &key, Faults::default()).await.expect("starts");
+        let settings = Settings {
+            external_url: url.clone(),
+            issuer: url.clone(),
+            evidence_audience: url.clone(),
+            ..settings()
+        };
+        let hall = open_as(
+            settings,
+            &world,
+            &dir,
+            &Clock::system(),
+            &key,
+            Faults::default(),
+        )
+        .await
+        .expect("starts");
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = serve::serve(hall.clone(), listener, async move {
             let _told = stopped.await;
         });
         let server = tokio::spawn(async move { serving.await.expect("serves") });
-        Self { world, hall, url, dir, key, stop: Some(stop), server: Some(server), _temp: temp }
+        Self {
+            world,
+            hall,
+            url,
+            dir,
+            key,
+            stop: Some(stop),
+            server: Some(server),
+            _temp: temp,
+        }
     }
 
     /// Stops the broker and starts another on the same directory and address.
@@ -53,7 +93,14 @@ impl Served {
         drop(self.stop.take());
         self.server.take().expect("serving").await.expect("stopped");
         let address = self.url.trim_start_matches("http://").to_owned();
-        let Self { world, dir, key, _temp, hall, .. } = self;
+        let Self {
+            world,
+            dir,
+            key,
+            _temp,
+            hall,
+            ..
+        } = self;
         drop(hall);
         Self::listen(world, dir, key, address, _temp).await
     }
@@ -64,12 +111,19 @@ impl Served {
 
     pub fn evidence(&self, agent: &str) -> EvidenceSource {
         let id = format!("spiffe://{DOMAIN}/agent/{agent}");
-        EvidenceSource::Fixed(self.world.svid_for(&self.url, &id, Clock::system().now(), 3_600))
+        EvidenceSource::Fixed(
+            self.world
+                .svid_for(&self.url, &id, Clock::system().now(), 3_600),
+        )
     }
 
     pub async fn task(&self, agent: &str) -> Task {
         let agent = Agent::new(self.endpoint(), self.evidence(agent), None);
-        let order = OpenTask { purpose: "contain INC-8841".into(), max_duration_s: 600, request_id: None };
+        let order = OpenTask {
+            purpose: "contain INC-8841".into(),
+            max_duration_s: 600,
+            request_id: None,
+        };
         agent.open_task(&order).await.expect("opens")
     }
 
@@ -80,10 +134,20 @@ impl Served {
     pub async fn validator(&self, name: &str, audience: &str) -> Validator {
         let audience = Audience::parse(audience).expect("audience");
         let identity = Identity::Key(Arc::new(self.world.key_of(name)));
-        Validator::connect(ValidatorConfig::new(&self.url, &self.url, audience, identity)).await.expect("connects")
+        Validator::connect(ValidatorConfig::new(
+            &self.url, &self.url, audience, identity,
+        ))
+        .await
+        .expect("connects")
     }
 }
 
 pub fn order(action: Action, request_id: &str) -> TokenOrder {
-    TokenOrder { action, ttl_s: 300, reason: "phish confirmed".into(), request_id: Some(request_id.into()), wait_s: 0 }
+    TokenOrder {
+        action,
+        ttl_s: 300,
+        reason: "phish confirmed".into(),
+        request_id: Some(request_id.into()),
+        wait_s: 0,
+    }
 }

@@ -12,15 +12,27 @@ async fn a_case_is_read_at_once_and_the_token_dies_with_its_task() {
     let given = b.ask(&triage, task, &read_case(), 300, "r-1").await.token();
     assert_eq!(given.issued.exp - given.issued.iat, 300);
     assert!(b.introspect("cases", &given.token));
-    assert!(!b.introspect("idp", &given.token), "another validator's token is nothing");
+    assert!(
+        !b.introspect("idp", &given.token),
+        "another validator's token is nothing"
+    );
     let report = b.complete(&triage, task).await.expect("completes");
-    assert_eq!((report.cause, report.revoked, report.tokens), (EndCause::Completed, 1, vec![given.issued.jti]));
+    assert_eq!(
+        (report.cause, report.revoked, report.tokens),
+        (EndCause::Completed, 1, vec![given.issued.jti])
+    );
     assert!(!b.introspect("cases", &given.token));
-    assert_eq!(refused(b.ask(&triage, task, &read_case(), 300, "r-2").await), Reason::TaskEnded);
+    assert_eq!(
+        refused(b.ask(&triage, task, &read_case(), 300, "r-2").await),
+        Reason::TaskEnded
+    );
     let again = b.complete(&triage, task).await.expect("idempotent");
     assert_eq!(again.index, report.index);
     let b = b.restart(Faults::default()).await;
-    assert!(!b.introspect("cases", &given.token), "a restart revives nothing");
+    assert!(
+        !b.introspect("cases", &given.token),
+        "a restart revives nothing"
+    );
     b.check();
 }
 
@@ -29,33 +41,82 @@ async fn disabling_an_account_needs_another_persons_yes_and_is_spent_once() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
-    let pending = b.ask(&triage, task, &disable("ann"), 900, "r-1").await.pending();
+    let pending = b
+        .ask(&triage, task, &disable("ann"), 900, "r-1")
+        .await
+        .pending();
     let id = pending.access_request;
     assert_eq!(pending.needs.len(), 1);
-    assert_eq!(refused(b.vote("dana", id, "one-security", Verdict::Approve).await), Reason::NotEligible);
-    assert_eq!(refused(b.vote("dana", id, "one-security", Verdict::Deny).await), Reason::NotEligible);
-    assert_eq!(refused(b.vote("olga", id, "one-security", Verdict::Approve).await), Reason::NotPermitted);
-    b.ask(&triage, task, &disable("ann"), 900, "r-1").await.pending();
-    b.vote("maria", id, "one-security", Verdict::Approve).await.expect("counts");
-    assert_eq!(refused(b.vote("maria", id, "one-security", Verdict::Approve).await), Reason::NotEligible);
+    assert_eq!(
+        refused(b.vote("dana", id, "one-security", Verdict::Approve).await),
+        Reason::NotEligible
+    );
+    assert_eq!(
+        refused(b.vote("dana", id, "one-security", Verdict::Deny).await),
+        Reason::NotEligible
+    );
+    assert_eq!(
+        refused(b.vote("olga", id, "one-security", Verdict::Approve).await),
+        Reason::NotPermitted
+    );
+    b.ask(&triage, task, &disable("ann"), 900, "r-1")
+        .await
+        .pending();
+    b.vote("maria", id, "one-security", Verdict::Approve)
+        .await
+        .expect("counts");
+    assert_eq!(
+        refused(b.vote("maria", id, "one-security", Verdict::Approve).await),
+        Reason::NotEligible
+    );
 
     // Approved for ann, asked for bob: a new access request, nothing minted.
-    let other = b.ask(&triage, task, &disable("cara"), 900, "r-2").await.pending();
+    let other = b
+        .ask(&triage, task, &disable("cara"), 900, "r-2")
+        .await
+        .pending();
     assert_ne!(other.access_request, id);
 
-    let given = b.ask(&triage, task, &disable("ann"), 900, "r-1").await.token();
-    assert_eq!(given.issued.exp - given.issued.iat, 600, "destructive tokens are short");
+    let given = b
+        .ask(&triage, task, &disable("ann"), 900, "r-1")
+        .await
+        .token();
+    assert_eq!(
+        given.issued.exp - given.issued.iat,
+        600,
+        "destructive tokens are short"
+    );
     assert_eq!(given.issued.uses, Some(1));
     assert_eq!(given.issued.consumed, Some(id));
-    let first = b.consume("idp", &given.token, "use-1").await.expect("spends");
+    let first = b
+        .consume("idp", &given.token, "use-1")
+        .await
+        .expect("spends");
     assert_eq!(first.uses_left, Some(0));
-    assert_eq!(b.consume("idp", &given.token, "use-1").await.expect("the same answer"), first);
-    assert_eq!(refused(b.consume("idp", &given.token, "use-2").await), Reason::UseSpent);
-    assert_eq!(refused(b.consume("cases", &given.token, "use-1").await), Reason::TokenInactive);
-    assert!(!b.introspect("idp", &given.token), "a spent token is not active");
+    assert_eq!(
+        b.consume("idp", &given.token, "use-1")
+            .await
+            .expect("the same answer"),
+        first
+    );
+    assert_eq!(
+        refused(b.consume("idp", &given.token, "use-2").await),
+        Reason::UseSpent
+    );
+    assert_eq!(
+        refused(b.consume("cases", &given.token, "use-1").await),
+        Reason::TokenInactive
+    );
+    assert!(
+        !b.introspect("idp", &given.token),
+        "a spent token is not active"
+    );
 
     // The approval is spent: the same action asks people again.
-    let third = b.ask(&triage, task, &disable("ann"), 900, "r-3").await.pending();
+    let third = b
+        .ask(&triage, task, &disable("ann"), 900, "r-3")
+        .await
+        .pending();
     assert_ne!(third.access_request, id);
     b.check();
 }
@@ -70,17 +131,35 @@ async fn a_retry_gets_its_own_token_again_and_nothing_else() {
     let again = b.ask(&triage, task, &read_case(), 300, "r-1").await.token();
     assert!(again.reissued);
     assert_eq!(again.issued, first.issued, "the same jti, the same claims");
-    assert_eq!(refused(b.ask(&triage, task, &read_case(), 299, "r-1").await), Reason::RequestIdReused);
-    assert_eq!(refused(b.ask(&triage, task, &disable("ann"), 300, "r-1").await), Reason::RequestIdReused);
+    assert_eq!(
+        refused(b.ask(&triage, task, &read_case(), 299, "r-1").await),
+        Reason::RequestIdReused
+    );
+    assert_eq!(
+        refused(b.ask(&triage, task, &disable("ann"), 300, "r-1").await),
+        Reason::RequestIdReused
+    );
     b.hand.advance_millis(281_000);
     let refreshed = b.svid(&triage);
-    let dead = b.ask_showing(&triage, task, &read_case(), 300, "r-1", Some(refreshed)).await;
-    assert_eq!(refused(dead), Reason::TokenDead, "an expired grant is not given again");
+    let dead = b
+        .ask_showing(&triage, task, &read_case(), 300, "r-1", Some(refreshed))
+        .await;
+    assert_eq!(
+        refused(dead),
+        Reason::TokenDead,
+        "an expired grant is not given again"
+    );
 
     // Opening is idempotent too, for the same words under the same key.
-    let same = b.try_open(&triage, "contain INC-8841", "open-1").await.expect("the same task");
+    let same = b
+        .try_open(&triage, "contain INC-8841", "open-1")
+        .await
+        .expect("the same task");
     assert_eq!(same.task.task, task);
-    assert_eq!(refused(b.try_open(&triage, "something else", "open-1").await), Reason::RequestIdReused);
+    assert_eq!(
+        refused(b.try_open(&triage, "something else", "open-1").await),
+        Reason::RequestIdReused
+    );
     b.check();
 }
 
@@ -88,24 +167,59 @@ async fn a_retry_gets_its_own_token_again_and_nothing_else() {
 async fn gate_1_says_no_in_one_voice() {
     let b = TestBroker::start().await;
     let stranger = b.agent("stranger");
-    let refusal = b.try_open(&stranger, "x", "open-1").await.expect_err("not registered");
-    assert_eq!((refusal.reason, refusal.known), (Reason::NotAuthenticated, false));
+    let refusal = b
+        .try_open(&stranger, "x", "open-1")
+        .await
+        .expect_err("not registered");
+    assert_eq!(
+        (refusal.reason, refusal.known),
+        (Reason::NotAuthenticated, false)
+    );
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
     // Another key, a real task: no oracle.
-    let thief = TestAgent { key: b.agent("triage").key, ..triage.clone() };
-    let theirs = b.ask(&thief, task, &read_case(), 60, "r-1").await.expect_err("not theirs");
-    let none = b.ask(&thief, TaskId::from_random([7; 16]), &read_case(), 60, "r-1").await.expect_err("none");
-    assert_eq!((theirs.reason, none.reason), (Reason::NotFound, Reason::NotFound));
+    let thief = TestAgent {
+        key: b.agent("triage").key,
+        ..triage.clone()
+    };
+    let theirs = b
+        .ask(&thief, task, &read_case(), 60, "r-1")
+        .await
+        .expect_err("not theirs");
+    let none = b
+        .ask(
+            &thief,
+            TaskId::from_random([7; 16]),
+            &read_case(),
+            60,
+            "r-1",
+        )
+        .await
+        .expect_err("none");
+    assert_eq!(
+        (theirs.reason, none.reason),
+        (Reason::NotFound, Reason::NotFound)
+    );
     // Stale evidence is asked for; after showing it, it goes on.
     b.hand.advance_millis(301_000);
-    assert_eq!(refused(b.ask(&triage, task, &read_case(), 60, "r-1").await), Reason::EvidenceStale);
+    assert_eq!(
+        refused(b.ask(&triage, task, &read_case(), 60, "r-1").await),
+        Reason::EvidenceStale
+    );
     let shown = b.svid(&triage);
-    b.ask_showing(&triage, task, &read_case(), 60, "r-1", Some(shown)).await.token();
+    b.ask_showing(&triage, task, &read_case(), 60, "r-1", Some(shown))
+        .await
+        .token();
     b.ask(&triage, task, &read_case(), 60, "r-2").await.token();
     // Someone else's evidence does not serve this task.
     let other = b.svid(&b.agent("reporter"));
-    assert_eq!(refused(b.ask_showing(&triage, task, &read_case(), 60, "r-3", Some(other)).await), Reason::NotAuthenticated);
+    assert_eq!(
+        refused(
+            b.ask_showing(&triage, task, &read_case(), 60, "r-3", Some(other))
+                .await
+        ),
+        Reason::NotAuthenticated
+    );
     b.check();
 }
 
@@ -115,23 +229,47 @@ async fn rules_that_tighten_between_yes_and_mint_refuse() {
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
     let read = b.ask(&triage, task, &read_case(), 300, "r-0").await.token();
-    let id = b.ask(&triage, task, &disable("ann"), 300, "r-1").await.pending().access_request;
-    b.vote("maria", id, "one-security", Verdict::Approve).await.expect("counts");
+    let id = b
+        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .await
+        .pending()
+        .access_request;
+    b.vote("maria", id, "one-security", Verdict::Approve)
+        .await
+        .expect("counts");
     let tight = b.world.policy_with("rules/20-guardrails.cedar", |text| {
         format!("{text}\n@id(\"no-disabling\") forbid (principal, action == Action::\"account.disable\", resource);\n")
     });
     let applied = b.apply(tight).await.expect("applied");
     assert!(applied.changed);
-    assert_eq!(applied.swept.requests, 1, "the access request ends: nobody is asked for what is forbidden");
-    assert_eq!(b.ask(&triage, task, &disable("ann"), 300, "r-1").await.denied().why, DeniedReason::ForbiddenByRule);
-    assert!(b.introspect("cases", &read.token), "what is still allowed lives on");
+    assert_eq!(
+        applied.swept.requests, 1,
+        "the access request ends: nobody is asked for what is forbidden"
+    );
+    assert_eq!(
+        b.ask(&triage, task, &disable("ann"), 300, "r-1")
+            .await
+            .denied()
+            .why,
+        DeniedReason::ForbiddenByRule
+    );
+    assert!(
+        b.introspect("cases", &read.token),
+        "what is still allowed lives on"
+    );
     let shut = b.world.policy_with("rules/20-guardrails.cedar", |text| {
         format!("{text}\n@id(\"no-reading\") forbid (principal, action == Action::\"case.read\", resource);\n")
     });
     assert_eq!(b.apply(shut).await.expect("applied").swept.grants, 1);
-    assert!(!b.introspect("cases", &read.token), "what is not allowed any more is dead");
+    assert!(
+        !b.introspect("cases", &read.token),
+        "what is not allowed any more is dead"
+    );
     b.apply(b.world.policy.clone()).await.expect("applied");
-    assert!(!b.introspect("cases", &read.token), "and stays dead when the rules come back");
+    assert!(
+        !b.introspect("cases", &read.token),
+        "and stays dead when the rules come back"
+    );
     b.check();
 }
 
@@ -143,12 +281,26 @@ async fn a_suspended_agent_has_nothing_and_gets_nothing_back() {
     let given = b.ask(&triage, task, &read_case(), 300, "r-1").await.token();
     assert_eq!(b.suspend("triage").await.expect("suspends").0, 1);
     assert!(!b.introspect("cases", &given.token));
-    assert_eq!(refused(b.ask(&triage, task, &read_case(), 300, "r-2").await), Reason::TaskEnded);
-    assert_eq!(refused(b.try_open(&triage, "again", "open-2").await), Reason::NotAuthenticated);
+    assert_eq!(
+        refused(b.ask(&triage, task, &read_case(), 300, "r-2").await),
+        Reason::TaskEnded
+    );
+    assert_eq!(
+        refused(b.try_open(&triage, "again", "open-2").await),
+        Reason::NotAuthenticated
+    );
     b.resume("triage").await.expect("resumes");
-    assert!(!b.introspect("cases", &given.token), "nothing that ended comes back");
-    assert_eq!(refused(b.ask(&triage, task, &read_case(), 300, "r-2").await), Reason::TaskEnded);
-    b.try_open(&triage, "again", "open-2").await.expect("it may open anew");
+    assert!(
+        !b.introspect("cases", &given.token),
+        "nothing that ended comes back"
+    );
+    assert_eq!(
+        refused(b.ask(&triage, task, &read_case(), 300, "r-2").await),
+        Reason::TaskEnded
+    );
+    b.try_open(&triage, "again", "open-2")
+        .await
+        .expect("it may open anew");
     b.check();
 }
 
@@ -157,22 +309,58 @@ async fn one_no_ends_it_and_time_says_no() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
-    let id = b.ask(&triage, task, &disable("ann"), 300, "r-1").await.pending().access_request;
-    b.vote("maria", id, "one-security", Verdict::Approve).await.expect("yes");
-    b.vote("lee", id, "one-security", Verdict::Deny).await.expect("no");
-    let denied = b.ask(&triage, task, &disable("ann"), 300, "r-1").await.denied();
-    assert_eq!((denied.why, denied.access_request), (DeniedReason::DeniedByPerson, Some(id)));
-    assert_eq!(refused(b.vote("maria", id, "one-security", Verdict::Approve).await), Reason::AccessRequestClosed);
+    let id = b
+        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .await
+        .pending()
+        .access_request;
+    b.vote("maria", id, "one-security", Verdict::Approve)
+        .await
+        .expect("yes");
+    b.vote("lee", id, "one-security", Verdict::Deny)
+        .await
+        .expect("no");
+    let denied = b
+        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .await
+        .denied();
+    assert_eq!(
+        (denied.why, denied.access_request),
+        (DeniedReason::DeniedByPerson, Some(id))
+    );
+    assert_eq!(
+        refused(b.vote("maria", id, "one-security", Verdict::Approve).await),
+        Reason::AccessRequestClosed
+    );
 
-    let late = b.ask(&triage, task, &disable("cara"), 300, "r-2").await.pending().access_request;
-    let begun = b.begin("maria", late, "one-security", Verdict::Approve).await.expect("begun");
+    let late = b
+        .ask(&triage, task, &disable("cara"), 300, "r-2")
+        .await
+        .pending()
+        .access_request;
+    let begun = b
+        .begin("maria", late, "one-security", Verdict::Approve)
+        .await
+        .expect("begun");
     b.hand.advance_millis(15 * 60 * 1000);
-    assert_eq!(refused(b.cast("maria", late, &begun.statement).await), Reason::StatementUnknown);
+    assert_eq!(
+        refused(b.cast("maria", late, &begun.statement).await),
+        Reason::StatementUnknown
+    );
     let shown = b.svid(&triage);
-    let expired = b.ask_showing(&triage, task, &disable("cara"), 300, "r-2", Some(shown)).await.denied();
+    let expired = b
+        .ask_showing(&triage, task, &disable("cara"), 300, "r-2", Some(shown))
+        .await
+        .denied();
     assert_eq!(expired.why, DeniedReason::Expired);
     b.hall.upkeep_once().await.expect("news");
-    assert_eq!(b.ask(&triage, task, &disable("cara"), 300, "r-2").await.denied().why, DeniedReason::Expired);
+    assert_eq!(
+        b.ask(&triage, task, &disable("cara"), 300, "r-2")
+            .await
+            .denied()
+            .why,
+        DeniedReason::Expired
+    );
     b.check();
 }
 
@@ -182,19 +370,49 @@ async fn isolating_a_production_host_takes_two_and_the_narrowest_wins() {
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
     let host = {
-        let entities: serde_json::Value = serde_json::from_str(&b.world.policy["entities.json"]).expect("json");
-        let host = entities.as_array().expect("array").iter().find(|e| e["uid"]["type"] == "Host").expect("a host");
+        let entities: serde_json::Value =
+            serde_json::from_str(&b.world.policy["entities.json"]).expect("json");
+        let host = entities
+            .as_array()
+            .expect("array")
+            .iter()
+            .find(|e| e["uid"]["type"] == "Host")
+            .expect("a host");
         host["uid"]["id"].as_str().expect("id").to_owned()
     };
     let isolate = action("host.isolate", "Host", &host, IDP, &[]);
     let pending = b.ask(&triage, task, &isolate, 600, "r-1").await.pending();
-    assert_eq!(pending.needs.iter().map(|n| n.profile.name.as_str()).collect::<Vec<_>>(), ["two-security"]);
+    assert_eq!(
+        pending
+            .needs
+            .iter()
+            .map(|n| n.profile.name.as_str())
+            .collect::<Vec<_>>(),
+        ["two-security"]
+    );
     let id = pending.access_request;
-    b.vote("maria", id, "two-security", Verdict::Approve).await.expect("first");
+    b.vote("maria", id, "two-security", Verdict::Approve)
+        .await
+        .expect("first");
     b.ask(&triage, task, &isolate, 600, "r-1").await.pending();
-    let begun = b.begin_narrowed("lee", id, "two-security", Verdict::Approve, Some(120)).await.expect("begun");
-    assert_eq!(refused(b.begin_narrowed("lee", id, "two-security", Verdict::Approve, Some(601)).await), Reason::InvalidTtl);
-    assert_eq!(refused(b.begin_narrowed("lee", id, "two-security", Verdict::Approve, Some(0)).await), Reason::InvalidTtl);
+    let begun = b
+        .begin_narrowed("lee", id, "two-security", Verdict::Approve, Some(120))
+        .await
+        .expect("begun");
+    assert_eq!(
+        refused(
+            b.begin_narrowed("lee", id, "two-security", Verdict::Approve, Some(601))
+                .await
+        ),
+        Reason::InvalidTtl
+    );
+    assert_eq!(
+        refused(
+            b.begin_narrowed("lee", id, "two-security", Verdict::Approve, Some(0))
+                .await
+        ),
+        Reason::InvalidTtl
+    );
     b.cast("lee", id, &begun.statement).await.expect("second");
     let given = b.ask(&triage, task, &isolate, 600, "r-1").await.token();
     assert_eq!(given.issued.exp - given.issued.iat, 120);
@@ -208,29 +426,87 @@ async fn what_is_not_there_is_named_and_entered() {
     let task = b.open(&triage).await;
     let before = b.hall.state().position().1;
     for (action, reason) in [
-        (action("account.delete", "Account", "ann", IDP, &[]), Reason::UnknownAction),
-        (disable("nobody"), Reason::UnknownTarget),
-        (action("account.disable", "Case", "INC-8841", IDP, &[("end_sessions", Param::Bool(true))]), Reason::UnknownTarget),
         (
-            action("account.disable", "Account", "ann", "https://evil.example", &[("end_sessions", Param::Bool(true))]),
+            action("account.delete", "Account", "ann", IDP, &[]),
+            Reason::UnknownAction,
+        ),
+        (disable("nobody"), Reason::UnknownTarget),
+        (
+            action(
+                "account.disable",
+                "Case",
+                "INC-8841",
+                IDP,
+                &[("end_sessions", Param::Bool(true))],
+            ),
+            Reason::UnknownTarget,
+        ),
+        (
+            action(
+                "account.disable",
+                "Account",
+                "ann",
+                "https://evil.example",
+                &[("end_sessions", Param::Bool(true))],
+            ),
             Reason::UnknownAudience,
         ),
-        (action("account.disable", "Account", "ann", IDP, &[]), Reason::WrongParameters),
-        (action("account.disable", "Account", "ann", IDP, &[("end_sessions", Param::Int(1))]), Reason::WrongParameters),
+        (
+            action("account.disable", "Account", "ann", IDP, &[]),
+            Reason::WrongParameters,
+        ),
+        (
+            action(
+                "account.disable",
+                "Account",
+                "ann",
+                IDP,
+                &[("end_sessions", Param::Int(1))],
+            ),
+            Reason::WrongParameters,
+        ),
     ] {
-        assert_eq!(refused(b.ask(&triage, task, &action, 300, "r-1").await), reason, "{action:?}");
+        assert_eq!(
+            refused(b.ask(&triage, task, &action, 300, "r-1").await),
+            reason,
+            "{action:?}"
+        );
     }
-    assert_eq!(b.hall.state().position().1, before + 6, "every refusal after gate 1 is an entry");
-    assert_eq!(refused(b.ask(&triage, task, &read_case(), 0, "r-1").await), Reason::InvalidTtl);
-    assert_eq!(refused(b.ask(&triage, task, &read_case(), -5, "r-1").await), Reason::InvalidTtl);
+    assert_eq!(
+        b.hall.state().position().1,
+        before + 6,
+        "every refusal after gate 1 is an entry"
+    );
+    assert_eq!(
+        refused(b.ask(&triage, task, &read_case(), 0, "r-1").await),
+        Reason::InvalidTtl
+    );
+    assert_eq!(
+        refused(b.ask(&triage, task, &read_case(), -5, "r-1").await),
+        Reason::InvalidTtl
+    );
     // Outside the ceiling, a plain forbid.
     let reporter = b.agent("reporter");
     let theirs = b.open(&reporter).await;
-    assert_eq!(b.ask(&reporter, theirs, &disable("ann"), 60, "r-1").await.denied().why, DeniedReason::OutsideCeiling);
-    assert_eq!(b.ask(&triage, task, &disable("break-glass"), 60, "r-9").await.denied().why, DeniedReason::ForbiddenByRule);
+    assert_eq!(
+        b.ask(&reporter, theirs, &disable("ann"), 60, "r-1")
+            .await
+            .denied()
+            .why,
+        DeniedReason::OutsideCeiling
+    );
+    assert_eq!(
+        b.ask(&triage, task, &disable("break-glass"), 60, "r-9")
+            .await
+            .denied()
+            .why,
+        DeniedReason::ForbiddenByRule
+    );
     // An unchanged answer writes nothing.
     let at = b.hall.state().position().1;
-    b.ask(&triage, task, &disable("break-glass"), 60, "r-9").await.denied();
+    b.ask(&triage, task, &disable("break-glass"), 60, "r-9")
+        .await
+        .denied();
     assert_eq!(b.hall.state().position().1, at);
     b.check();
 }
@@ -241,13 +517,32 @@ async fn sensitive_words_stay_out_of_entries_and_tokens() {
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
     let canary = "CANARY-the-password-is-xyzzy";
-    let note = action("case.note", "Case", "INC-8841", CASES, &[("text", Param::Str(canary.to_owned()))]);
+    let note = action(
+        "case.note",
+        "Case",
+        "INC-8841",
+        CASES,
+        &[("text", Param::Str(canary.to_owned()))],
+    );
     let given = b.ask(&triage, task, &note, 300, "r-1").await.token();
-    let payload = given.token.reveal().split('.').nth(1).expect("payload").to_owned();
+    let payload = given
+        .token
+        .reveal()
+        .split('.')
+        .nth(1)
+        .expect("payload")
+        .to_owned();
     use base64::Engine as _;
-    let payload =
-        String::from_utf8(base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(payload).expect("base64")).expect("text");
-    assert!(!payload.contains("CANARY") && payload.contains("$commitment"), "{payload}");
+    let payload = String::from_utf8(
+        base64::engine::general_purpose::URL_SAFE_NO_PAD
+            .decode(payload)
+            .expect("base64"),
+    )
+    .expect("text");
+    assert!(
+        !payload.contains("CANARY") && payload.contains("$commitment"),
+        "{payload}"
+    );
     let opening = &given.openings.as_ref().expect("openings").parameters["text"];
     assert!(payload.contains(&opening.commitment().to_string()));
     let journal = dipylon::journal::ReadOnly::open(&b.dir).expect("journal");
@@ -255,13 +550,23 @@ async fn sensitive_words_stay_out_of_entries_and_tokens() {
     journal
         .all(|stored| {
             entries += 1;
-            assert!(!stored.text.contains("CANARY") && !stored.text.contains("phish confirmed"), "{}", stored.text);
+            assert!(
+                !stored.text.contains("CANARY") && !stored.text.contains("phish confirmed"),
+                "{}",
+                stored.text
+            );
             assert!(!stored.text.contains(given.token.reveal()));
             Ok(())
         })
         .expect("readable");
     assert!(entries > 4);
     // A retry opens the same commitments.
-    assert_eq!(b.ask(&triage, task, &note, 300, "r-1").await.token().openings, given.openings);
+    assert_eq!(
+        b.ask(&triage, task, &note, 300, "r-1")
+            .await
+            .token()
+            .openings,
+        given.openings
+    );
     b.check();
 }

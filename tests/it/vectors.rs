@@ -11,8 +11,10 @@ use serde_json::Value;
 
 /// The folder of public vectors, or a loud skip.
 fn vectors(what: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("DIPYLON_VECTORS")
-        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/vectors")), PathBuf::from);
+    let root = std::env::var_os("DIPYLON_VECTORS").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/vectors")),
+        PathBuf::from,
+    );
     let path = root.join(what);
     if path.is_dir() {
         return Some(path);
@@ -27,7 +29,8 @@ fn jcs() {
     let (mut same, mut refused) = (0, 0);
     for file in std::fs::read_dir(root.join("input")).expect("input") {
         let name = file.expect("file").file_name();
-        let input = json::parse(&std::fs::read(root.join("input").join(&name)).expect("read")).expect("JSON");
+        let input = json::parse(&std::fs::read(root.join("input").join(&name)).expect("read"))
+            .expect("JSON");
         let output = std::fs::read_to_string(root.join("output").join(&name)).expect("output");
         match json::canonical(&input) {
             Ok(text) => {
@@ -36,7 +39,10 @@ fn jcs() {
             }
             // Fractions have no place in what we hash.
             Err(_) => {
-                assert!(output.contains(['.', 'e']), "{name:?} has nothing to refuse");
+                assert!(
+                    output.contains(['.', 'e']),
+                    "{name:?} has nothing to refuse"
+                );
                 refused += 1;
             }
         }
@@ -47,7 +53,9 @@ fn jcs() {
 
 #[test]
 fn merkle_inclusion() {
-    let Some(root) = vectors("merkle-proofs/inclusion") else { return };
+    let Some(root) = vectors("merkle-proofs/inclusion") else {
+        return;
+    };
     let (mut good, mut bad) = (0, 0);
     let mut folders = vec![root];
     while let Some(folder) = folders.pop() {
@@ -57,11 +65,14 @@ fn merkle_inclusion() {
                 folders.push(path);
                 continue;
             }
-            let case: Value = serde_json::from_slice(&std::fs::read(&path).expect("read")).expect("JSON");
+            let case: Value =
+                serde_json::from_slice(&std::fs::read(&path).expect("read")).expect("JSON");
             let wanted = !case["wantErr"].as_bool().expect("wantErr");
             let hash = |v: &Value| {
                 let bytes = STANDARD.decode(v.as_str().unwrap_or_default()).ok()?;
-                <[u8; 32]>::try_from(bytes.as_slice()).ok().map(Digest::from_bytes)
+                <[u8; 32]>::try_from(bytes.as_slice())
+                    .ok()
+                    .map(Digest::from_bytes)
             };
             let proof = case["proof"].as_array().cloned().unwrap_or_default();
             let path_hashes: Option<Vec<Digest>> = proof.iter().map(hash).collect();

@@ -29,9 +29,17 @@ const END_S: u64 = 7;
 
 impl Child {
     /// Starts this program with these arguments and waits for its first line. What it writes to stderr goes to a file.
-    pub(super) async fn start(name: &'static str, args: &[&str], log: &Path) -> Result<Self, Failure> {
+    pub(super) async fn start(
+        name: &'static str,
+        args: &[&str],
+        log: &Path,
+    ) -> Result<Self, Failure> {
         let me = std::env::current_exe().map_err(failed("own executable"))?;
-        let log_file = std::fs::OpenOptions::new().create(true).append(true).open(log).map_err(failed(log.display()))?;
+        let log_file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
+            .map_err(failed(log.display()))?;
         let mut process = Command::new(me)
             .args(args)
             // Nothing of the caller's own set-up may change the story.
@@ -49,18 +57,34 @@ impl Child {
             .spawn()
             .map_err(failed(name))?;
         let stdin = process.stdin.take();
-        let stdout = process.stdout.take().ok_or_else(|| Failure::failed(format!("{name}: no stdout")))?;
-        let mut child = Self { name, process, stdin, stdout: BufReader::new(stdout).lines(), hello: Value::Null };
+        let stdout = process
+            .stdout
+            .take()
+            .ok_or_else(|| Failure::failed(format!("{name}: no stdout")))?;
+        let mut child = Self {
+            name,
+            process,
+            stdin,
+            stdout: BufReader::new(stdout).lines(),
+            hello: Value::Null,
+        };
         child.hello = child.line().await.map_err(|failure| {
             let said = std::fs::read_to_string(log).unwrap_or_default();
-            Failure::failed(format!("{}\n{}", failure.message, crate::model::text::reveal(said.trim()).replace("<U+000A>", "\n")))
+            Failure::failed(format!(
+                "{}\n{}",
+                failure.message,
+                crate::model::text::reveal(said.trim()).replace("<U+000A>", "\n")
+            ))
         })?;
         Ok(child)
     }
 
     /// Its process id.
     pub(super) fn pid(&self) -> u64 {
-        self.hello.get("pid").and_then(Value::as_u64).unwrap_or_default()
+        self.hello
+            .get("pid")
+            .and_then(Value::as_u64)
+            .unwrap_or_default()
     }
 
     /// Gives an order and waits for the answer.
@@ -71,9 +95,13 @@ impl Child {
 
     /// Gives an order; [`Child::answer`] has what comes of it.
     pub(super) async fn tell(&mut self, order: &impl Serialize) -> Result<(), Failure> {
-        let mut line = serde_json::to_vec(order).map_err(|e| Failure::failed(format!("{}: {e}", self.name)))?;
+        let mut line = serde_json::to_vec(order)
+            .map_err(|e| Failure::failed(format!("{}: {e}", self.name)))?;
         line.push(b'\n');
-        let stdin = self.stdin.as_mut().ok_or_else(|| Failure::failed(format!("{}: has no stdin", self.name)))?;
+        let stdin = self
+            .stdin
+            .as_mut()
+            .ok_or_else(|| Failure::failed(format!("{}: has no stdin", self.name)))?;
         stdin.write_all(&line).await.map_err(failed(self.name))?;
         stdin.flush().await.map_err(failed(self.name))
     }
@@ -84,9 +112,13 @@ impl Child {
     }
 
     async fn line(&mut self) -> Result<Value, Failure> {
-        let line = tokio::time::timeout(Duration::from_secs(ANSWER_S), self.stdout.next_line()).await;
-        let line = line.map_err(|_| Failure::failed(format!("{}: no answer in {ANSWER_S} s", self.name)))?;
-        let line = line.map_err(failed(self.name))?.ok_or_else(|| Failure::failed(format!("{}: ended", self.name)))?;
+        let line =
+            tokio::time::timeout(Duration::from_secs(ANSWER_S), self.stdout.next_line()).await;
+        let line =
+            line.map_err(|_| Failure::failed(format!("{}: no answer in {ANSWER_S} s", self.name)))?;
+        let line = line
+            .map_err(failed(self.name))?
+            .ok_or_else(|| Failure::failed(format!("{}: ended", self.name)))?;
         serde_json::from_str(&line).map_err(|e| Failure::failed(format!("{}: {e}", self.name)))
     }
 
@@ -102,7 +134,10 @@ impl Child {
             Ok(ended) => ended.map(|_| ()).map_err(failed(self.name)),
             Err(_) => {
                 self.process.kill().await.map_err(failed(self.name))?;
-                Err(Failure::failed(format!("{}: did not end by itself", self.name)))
+                Err(Failure::failed(format!(
+                    "{}: did not end by itself",
+                    self.name
+                )))
             }
         }
     }
@@ -118,7 +153,9 @@ impl Answer {
         match self.0.get(name) {
             None | Some(Value::Null) => String::new(),
             Some(Value::String(text)) => text.clone(),
-            Some(other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_))) => other.to_string(),
+            Some(
+                other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)),
+            ) => other.to_string(),
         }
     }
 
@@ -130,12 +167,18 @@ impl Answer {
     pub(super) fn word(&self) -> String {
         let error = self.0.get("error");
         let reason = error.and_then(|e| e.get("reason").or_else(|| e.get("message")));
-        reason.and_then(Value::as_str).map_or_else(|| self.text("outcome"), str::to_owned)
+        reason
+            .and_then(Value::as_str)
+            .map_or_else(|| self.text("outcome"), str::to_owned)
     }
 
     /// The error's message; empty when there is none.
     pub(super) fn message(&self) -> String {
-        self.0.pointer("/error/message").and_then(Value::as_str).unwrap_or_default().to_owned()
+        self.0
+            .pointer("/error/message")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
     }
 
     pub(super) fn value(&self) -> &Value {
@@ -144,7 +187,11 @@ impl Answer {
 }
 
 /// The child's side: says hello, then answers each line until stdin ends.
-pub(super) async fn serve<O, F>(mut hello: Value, orders: impl AsyncRead + Unpin, mut act: F) -> Result<ExitCode, Failure>
+pub(super) async fn serve<O, F>(
+    mut hello: Value,
+    orders: impl AsyncRead + Unpin,
+    mut act: F,
+) -> Result<ExitCode, Failure>
 where
     O: DeserializeOwned,
     F: AsyncFnMut(O) -> Result<Value, Failure>,
@@ -157,9 +204,14 @@ where
     let mut next = hello;
     loop {
         let text = format!("{next}\n");
-        stdout.write_all(text.as_bytes()).await.map_err(failed("stdout"))?;
+        stdout
+            .write_all(text.as_bytes())
+            .await
+            .map_err(failed("stdout"))?;
         stdout.flush().await.map_err(failed("stdout"))?;
-        let Some(line) = lines.next_line().await.map_err(failed("stdin"))? else { return Ok(ExitCode::SUCCESS) };
+        let Some(line) = lines.next_line().await.map_err(failed("stdin"))? else {
+            return Ok(ExitCode::SUCCESS);
+        };
         next = match serde_json::from_str(&line) {
             Ok(order) => act(order).await.unwrap_or_else(|failure| failure.to_json()),
             Err(error) => Failure::usage(error.to_string()).to_json(),

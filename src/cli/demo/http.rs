@@ -33,10 +33,19 @@ pub(super) async fn call(
 ) -> Result<Answered, Failure> {
     let wrong = |e: &dyn std::fmt::Display| Failure::failed(format!("{url}: {e}"));
     let exchange = async {
-        let uri: Uri = url.parse().map_err(|e: hyper::http::uri::InvalidUri| wrong(&e))?;
-        let authority = uri.authority().ok_or_else(|| wrong(&"has no host"))?.to_string();
-        let stream = TcpStream::connect(&authority).await.map_err(|e| wrong(&e))?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| wrong(&e))?;
+        let uri: Uri = url
+            .parse()
+            .map_err(|e: hyper::http::uri::InvalidUri| wrong(&e))?;
+        let authority = uri
+            .authority()
+            .ok_or_else(|| wrong(&"has no host"))?
+            .to_string();
+        let stream = TcpStream::connect(&authority)
+            .await
+            .map_err(|e| wrong(&e))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| wrong(&e))?;
         let connection = tokio::spawn(connection);
         let path = uri.path_and_query().map_or("/", |p| p.as_str());
         let mut request = Request::builder()
@@ -44,20 +53,39 @@ pub(super) async fn call(
             .uri(path)
             .header(HOST, &authority)
             .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(body.map(Value::to_string).unwrap_or_default())))
+            .body(Full::new(Bytes::from(
+                body.map(Value::to_string).unwrap_or_default(),
+            )))
             .map_err(|e| wrong(&e))?;
         for (name, secret) in secrets {
             let mut value = HeaderValue::from_str(secret.reveal()).map_err(|e| wrong(&e))?;
             value.set_sensitive(true);
-            request.headers_mut().insert(HeaderName::from_static(name), value);
+            request
+                .headers_mut()
+                .insert(HeaderName::from_static(name), value);
         }
         let answer = sender.send_request(request).await.map_err(|e| wrong(&e))?;
         let status = answer.status().as_u16();
-        let challenge = answer.headers().get(WWW_AUTHENTICATE).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
-        let body = Limited::new(answer.into_body(), BODY_BYTES_MAX).collect().await.map_err(|e| wrong(&e))?.to_bytes();
+        let challenge = answer
+            .headers()
+            .get(WWW_AUTHENTICATE)
+            .and_then(|v| v.to_str().ok())
+            .unwrap_or_default()
+            .to_owned();
+        let body = Limited::new(answer.into_body(), BODY_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(|e| wrong(&e))?
+            .to_bytes();
         connection.abort();
         let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
-        Ok(Answered { status, body, challenge })
+        Ok(Answered {
+            status,
+            body,
+            challenge,
+        })
     };
-    tokio::time::timeout(Duration::from_secs(ANSWER_S), exchange).await.map_err(|_| wrong(&"no answer"))?
+    tokio::time::timeout(Duration::from_secs(ANSWER_S), exchange)
+        .await
+        .map_err(|_| wrong(&"no answer"))?
 }

@@ -40,7 +40,13 @@ pub(super) async fn run(say: &Say, verb: Demo) -> Result<ExitCode, Failure> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("SIGINT"))?;
     let scratch = Scratch::new()?;
     let told_whole = Cell::new(false);
-    let stopped = || if told_whole.get() { Ok(true) } else { Err(Failure::failed("stopped before the end")) };
+    let stopped = || {
+        if told_whole.get() {
+            Ok(true)
+        } else {
+            Err(Failure::failed("stopped before the end"))
+        }
+    };
     // Dropping the story kills its children.
     let told = tokio::select! {
         told = story::tell(say, &scratch.0, verb.keep, &told_whole) => told,
@@ -48,7 +54,11 @@ pub(super) async fn run(say: &Say, verb: Demo) -> Result<ExitCode, Failure> {
         _ = interrupt.recv() => stopped(),
     };
     drop(scratch);
-    Ok(if told? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if told? {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// A directory of our own that goes with the demo.
@@ -58,7 +68,10 @@ impl Scratch {
     fn new() -> Result<Self, Failure> {
         let name = crate::client::random_name()?;
         let path = std::env::temp_dir().join(format!("dipylon-demo-{name}"));
-        std::fs::DirBuilder::new().mode(0o700).create(&path).map_err(failed(path.display()))?;
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(failed(path.display()))?;
         Ok(Self(path))
     }
 }

@@ -39,7 +39,10 @@ pub(super) enum Order {
 }
 
 pub(in crate::cli) async fn run(args: PersonChild) -> Result<ExitCode, Failure> {
-    let person = Person::new(Endpoint::connect(&args.broker)?, Arc::new(keys::read(&args.own_key)?));
+    let person = Person::new(
+        Endpoint::connect(&args.broker)?,
+        Arc::new(keys::read(&args.own_key)?),
+    );
     let realm = args.realm;
     child::serve(json!({}), tokio::io::stdin(), async |order| match order {
         Order::Inbox => {

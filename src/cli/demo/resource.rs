@@ -50,18 +50,34 @@ struct Server {
 struct NoOrder {}
 
 pub(in crate::cli) async fn run(args: ResourceChild) -> Result<ExitCode, Failure> {
-    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.map_err(failed("listen"))?;
-    let url = format!("http://{}", listener.local_addr().map_err(failed("listen"))?);
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+        .await
+        .map_err(failed("listen"))?;
+    let url = format!(
+        "http://{}",
+        listener.local_addr().map_err(failed("listen"))?
+    );
     let validator = async |audience: &str, key: PathBuf| {
         let identity = Identity::Key(Arc::new(keys::read(&key)?));
-        let config = ValidatorConfig::new(&args.broker, &args.broker, Audience::parse(audience)?, identity);
-        Validator::connect(config).await.map_err(|e| Failure::failed(e.to_string()))
+        let config = ValidatorConfig::new(
+            &args.broker,
+            &args.broker,
+            Audience::parse(audience)?,
+            identity,
+        );
+        Validator::connect(config)
+            .await
+            .map_err(|e| Failure::failed(e.to_string()))
     };
     let server = Arc::new(Server {
         url: url.clone(),
         idp: validator(IDP, args.idp_key).await?,
         cases: validator(CASES, args.cases_key).await?,
-        accounts: Mutex::new(["ann", "bob", "cara"].map(|name| (name.to_owned(), true)).into()),
+        accounts: Mutex::new(
+            ["ann", "bob", "cara"]
+                .map(|name| (name.to_owned(), true))
+                .into(),
+        ),
     });
     let router = Router::new()
         .route("/accounts", get(accounts))
@@ -69,18 +85,36 @@ pub(in crate::cli) async fn run(args: ResourceChild) -> Result<ExitCode, Failure
         .route("/cases/{id}", get(case))
         .with_state(server);
     let serving = tokio::spawn(async move { axum::serve(listener, router).await });
-    let done = child::serve(json!({ "url": url }), tokio::io::stdin(), async |NoOrder {}| Ok(json!({}))).await;
+    let done = child::serve(
+        json!({ "url": url }),
+        tokio::io::stdin(),
+        async |NoOrder {}| Ok(json!({})),
+    )
+    .await;
     serving.abort();
     done
 }
 
 /// For the audience of the demo: a real one would not show its accounts to everybody.
 async fn accounts(State(server): State<Arc<Server>>) -> Response {
-    say(StatusCode::OK, &json!(*server.accounts.lock().unwrap_or_else(PoisonError::into_inner)))
+    say(
+        StatusCode::OK,
+        &json!(
+            *server
+                .accounts
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        ),
+    )
 }
 
 fn say(status: StatusCode, body: &Value) -> Response {
-    (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+    (
+        status,
+        [(header::CONTENT_TYPE, "application/json")],
+        body.to_string(),
+    )
+        .into_response()
 }
 
 #[derive(Deserialize)]
@@ -89,34 +123,73 @@ struct Disable {
     end_sessions: bool,
 }
 
-async fn disable(State(server): State<Arc<Server>>, Path(id): Path<String>, headers: HeaderMap, body: Bytes) -> Response {
-    let Ok(body) = serde_json::from_slice::<Disable>(&body) else { return StatusCode::BAD_REQUEST.into_response() };
+async fn disable(
+    State(server): State<Arc<Server>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let Ok(body) = serde_json::from_slice::<Disable>(&body) else {
+        return StatusCode::BAD_REQUEST.into_response();
+    };
     let parameters = BTreeMap::from([("end_sessions".to_owned(), Param::Bool(body.end_sessions))]);
     let path = format!("/accounts/{id}/disable");
-    let admitted =
-        match server.admit(&server.idp, &headers, ("POST", &path), ("account.disable", "Account", &id), parameters).await {
-            Ok(admitted) => admitted,
-            Err(refused) => return refused,
-        };
-    let Ok(use_id) = random_name() else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
+    let admitted = match server
+        .admit(
+            &server.idp,
+            &headers,
+            ("POST", &path),
+            ("account.disable", "Account", &id),
+            parameters,
+        )
+        .await
+    {
+        Ok(admitted) => admitted,
+        Err(refused) => return refused,
+    };
+    let Ok(use_id) = random_name() else {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    };
     let spent = match server.idp.spend(admitted, &format!("use-{use_id}")).await {
         Ok(spent) => spent,
         Err(rejected) => return reject(&rejected),
     };
-    let mut accounts = server.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut accounts = server
+        .accounts
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
     match accounts.get_mut(&id) {
         Some(enabled) => {
             *enabled = false;
-            say(StatusCode::OK, &json!({ "account": id, "enabled": false, "uses_left": spent.uses_left() }))
+            say(
+                StatusCode::OK,
+                &json!({ "account": id, "enabled": false, "uses_left": spent.uses_left() }),
+            )
         }
         None => StatusCode::NOT_FOUND.into_response(),
     }
 }
 
-async fn case(State(server): State<Arc<Server>>, Path(id): Path<String>, headers: HeaderMap) -> Response {
+async fn case(
+    State(server): State<Arc<Server>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Response {
     let path = format!("/cases/{id}");
-    match server.admit(&server.cases, &headers, ("GET", &path), ("case.read", "Case", &id), BTreeMap::new()).await {
-        Ok(_) if id == "INC-8841" => say(StatusCode::OK, &json!({ "case": id, "title": "Sign-ins from two continents" })),
+    match server
+        .admit(
+            &server.cases,
+            &headers,
+            ("GET", &path),
+            ("case.read", "Case", &id),
+            BTreeMap::new(),
+        )
+        .await
+    {
+        Ok(_) if id == "INC-8841" => say(
+            StatusCode::OK,
+            &json!({ "case": id, "title": "Sign-ins from two continents" }),
+        ),
         Ok(_) => StatusCode::NOT_FOUND.into_response(),
         Err(refused) => refused,
     }
@@ -133,15 +206,34 @@ impl Server {
         parameters: BTreeMap<String, Param>,
     ) -> Result<Admitted, Response> {
         let require = || -> Result<Require, Malformed> {
-            Ok(Require { action: ActionName::parse(action)?, target: Target::parse(kind, id)?, parameters: Some(parameters) })
+            Ok(Require {
+                action: ActionName::parse(action)?,
+                target: Target::parse(kind, id)?,
+                parameters: Some(parameters),
+            })
         };
         let require = require().map_err(|_| StatusCode::BAD_REQUEST.into_response())?;
-        let Some(token) = one(headers, "authorization").and_then(|value| value.strip_prefix("DPoP ")) else {
-            return Err((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "DPoP algs=\"ES256\"")]).into_response());
+        let Some(token) =
+            one(headers, "authorization").and_then(|value| value.strip_prefix("DPoP "))
+        else {
+            return Err((
+                StatusCode::UNAUTHORIZED,
+                [(header::WWW_AUTHENTICATE, "DPoP algs=\"ES256\"")],
+            )
+                .into_response());
         };
         let url = format!("{}{path}", self.url);
-        let presented = Presented { token, dpop: one(headers, "dpop"), method, url: &url, openings: &BTreeMap::new() };
-        validator.check(&presented, &require).await.map_err(|rejected| reject(&rejected))
+        let presented = Presented {
+            token,
+            dpop: one(headers, "dpop"),
+            method,
+            url: &url,
+            openings: &BTreeMap::new(),
+        };
+        validator
+            .check(&presented, &require)
+            .await
+            .map_err(|rejected| reject(&rejected))
     }
 }
 
@@ -149,14 +241,23 @@ impl Server {
 fn one<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     let first = values.next()?;
-    if values.next().is_some() { None } else { first.to_str().ok() }
+    if values.next().is_some() {
+        None
+    } else {
+        first.to_str().ok()
+    }
 }
 
 fn reject(rejected: &Rejected) -> Response {
     let status = StatusCode::from_u16(rejected.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
     let mut response = say(status, &json!({ "error": rejected.to_string() }));
-    if let Some(challenge) = rejected.www_authenticate().and_then(|text| HeaderValue::from_str(&text).ok()) {
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    if let Some(challenge) = rejected
+        .www_authenticate()
+        .and_then(|text| HeaderValue::from_str(&text).ok())
+    {
+        response
+            .headers_mut()
+            .insert(header::WWW_AUTHENTICATE, challenge);
     }
     response
 }

@@ -40,11 +40,24 @@ struct Cast {
 }
 
 /// Tells the story; true when every step came out as it must.
-pub(super) async fn tell(say: &Say, dir: &Path, keep: bool, told_whole: &Cell<bool>) -> Result<bool, Failure> {
+pub(super) async fn tell(
+    say: &Say,
+    dir: &Path,
+    keep: bool,
+    told_whole: &Cell<bool>,
+) -> Result<bool, Failure> {
     let mut line = Timeline::new(say);
-    line.note("Dipylon: one incident. Every line below happened between processes, over sockets.\n\n");
+    line.note(
+        "Dipylon: one incident. Every line below happened between processes, over sockets.\n\n",
+    );
     let mut cast = Cast::assemble(dir).await?;
-    let noted = cast.broker.hello.get("checkpoint").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let noted = cast
+        .broker
+        .hello
+        .get("checkpoint")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
     cast.introduce(&line, &noted);
     let jti = cast.act_one(&mut line).await?;
     cast.act_two(&mut line, &jti).await?;
@@ -67,27 +80,61 @@ impl Cast {
         let home = Home::read(&at("broker"))?;
         let url = home.config().settings.external_url.clone();
         let resource = start_resource(dir, &home, &url).await?;
-        let server = resource.hello.get("url").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let server = resource
+            .hello
+            .get("url")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned();
         let workload = async |name: &'static str, id: &str| {
             // As a SPIFFE agent does for a workload that it has attested.
             let file = at(&format!("{name}.svid"));
             let id = SpiffeId::parse(id)?;
-            dev::write_private(&file, home.evidence(&id, EVIDENCE_S, Clock::system().now())?.reveal())?;
+            dev::write_private(
+                &file,
+                home.evidence(&id, EVIDENCE_S, Clock::system().now())?
+                    .reveal(),
+            )?;
             let file = file.to_string_lossy();
-            Child::start(name, &["demo-agent", "--evidence", &file, "--broker", &url], &at(&format!("{name}.log"))).await
+            Child::start(
+                name,
+                &["demo-agent", "--evidence", &file, "--broker", &url],
+                &at(&format!("{name}.log")),
+            )
+            .await
         };
         let agent = workload("triage", "spiffe://soc.example/agent/triage").await?;
         let other = workload("copycat", "spiffe://soc.example/agent/copycat").await?;
         let person = async |verb: &str, name: &'static str| {
             let key = home.key_file(name);
             let realm = home.config().settings.realm.to_string();
-            let args = [verb, "--own-key", &key.to_string_lossy(), "--broker", &url, "--realm", &realm];
+            let args = [
+                verb,
+                "--own-key",
+                &key.to_string_lossy(),
+                "--broker",
+                &url,
+                "--realm",
+                &realm,
+            ];
             Child::start(name, &args, &at(&format!("{name}.log"))).await
         };
         let dana = person("demo-approver", "dana").await?;
         let maria = person("demo-approver", "maria").await?;
         let olga = person("demo-operator", "olga").await?;
-        Ok(Self { dir: dir.to_owned(), url, server, broker, resource, agent, other, dana, maria, olga, home })
+        Ok(Self {
+            dir: dir.to_owned(),
+            url,
+            server,
+            broker,
+            resource,
+            agent,
+            other,
+            dana,
+            maria,
+            olga,
+            home,
+        })
     }
 
     fn introduce(&self, line: &Timeline, noted: &str) {
@@ -109,29 +156,89 @@ impl Cast {
 
     /// A read is allowed at once; a step-up is asked, voted on, minted, and spent once. Gives the `jti` of what was spent.
     async fn act_one(&mut self, line: &mut Timeline) -> Result<String, Failure> {
-        let opened = self.agent.ask(&workload::Order::Open { purpose: "contain INC-8841".to_owned() }).await?;
-        line.step("the agent shows what it is and opens a task", "verified", &opened.word(), &opened.text("subject"));
-        let read = self.agent.ask(&ask("case", "case.read", CASE, &[], CASES, "read", 0)).await?;
-        line.step("it asks to read a case: allowed at once", "token", &read.word(), &because(&read));
+        let opened = self
+            .agent
+            .ask(&workload::Order::Open {
+                purpose: "contain INC-8841".to_owned(),
+            })
+            .await?;
+        line.step(
+            "the agent shows what it is and opens a task",
+            "verified",
+            &opened.word(),
+            &opened.text("subject"),
+        );
+        let read = self
+            .agent
+            .ask(&ask("case", "case.read", CASE, &[], CASES, "read", 0))
+            .await?;
+        line.step(
+            "it asks to read a case: allowed at once",
+            "token",
+            &read.word(),
+            &because(&read),
+        );
         let used = self.read_case().await?;
-        line.step("the case system shows the case", "200", &used.text("status"), "");
+        line.step(
+            "the case system shows the case",
+            "200",
+            &used.text("status"),
+            "",
+        );
         line.step("before: the accounts", ALL_ON, &self.accounts().await?, "");
 
         let asked = self.agent.ask(&disable("ann", "ann-1", 0)).await?;
         let request = asked.text("access_request");
-        line.step("it asks to disable ann: people are asked", "pending", &asked.word(), &because(&asked));
-        let vote = people::Order::Approve { access_request: request.clone() };
+        line.step(
+            "it asks to disable ann: people are asked",
+            "pending",
+            &asked.word(),
+            &because(&asked),
+        );
+        let vote = people::Order::Approve {
+            access_request: request.clone(),
+        };
         let dana = self.dana.ask(&vote).await?;
-        line.step("dana says yes, but owns the agent: not counted", "NOT_ELIGIBLE", &dana.word(), &dana.message());
+        line.step(
+            "dana says yes, but owns the agent: not counted",
+            "NOT_ELIGIBLE",
+            &dana.word(),
+            &dana.message(),
+        );
         let maria = self.maria.ask(&vote).await?;
-        line.step("maria says yes, to a statement built from what she saw", "approved", &maria.word(), "");
+        line.step(
+            "maria says yes, to a statement built from what she saw",
+            "approved",
+            &maria.word(),
+            "",
+        );
         let minted = self.agent.ask(&disable("ann", "ann-1", 0)).await?;
-        line.step("the agent asks again: both gates, then a token for one use", "token", &minted.word(), &because(&minted));
+        line.step(
+            "the agent asks again: both gates, then a token for one use",
+            "token",
+            &minted.word(),
+            &because(&minted),
+        );
         let used = self.use_on("ann", "ann-1").await?;
-        line.step("the identity provider takes it", "200", &used.text("status"), "");
-        line.step("after: the accounts", "ann off, bob on, cara on", &self.accounts().await?, "");
+        line.step(
+            "the identity provider takes it",
+            "200",
+            &used.text("status"),
+            "",
+        );
+        line.step(
+            "after: the accounts",
+            "ann off, bob on, cara on",
+            &self.accounts().await?,
+            "",
+        );
         let again = self.use_on("ann", "ann-1").await?;
-        line.step("the same token again: refused", "401 token: its uses are spent", &refusal(&again), &again.text("challenge"));
+        line.step(
+            "the same token again: refused",
+            "401 token: its uses are spent",
+            &refusal(&again),
+            &again.text("challenge"),
+        );
         Ok(minted.text("jti"))
     }
 
@@ -139,33 +246,83 @@ impl Cast {
     async fn act_two(&mut self, line: &mut Timeline, spent: &str) -> Result<(), Failure> {
         let cara = self.agent.ask(&disable("cara", "cara-1", 0)).await?;
         let request = cara.text("access_request");
-        line.step("it asks to disable cara: people are asked", "pending", &cara.word(), "");
-        let vote = people::Order::Approve { access_request: request.clone() };
+        line.step(
+            "it asks to disable cara: people are asked",
+            "pending",
+            &cara.word(),
+            "",
+        );
+        let vote = people::Order::Approve {
+            access_request: request.clone(),
+        };
         let maria = self.maria.ask(&vote).await?;
         line.step("maria says yes to cara", "approved", &maria.word(), "");
         let ann = self.agent.ask(&disable("ann", "ann-2", 0)).await?;
         let own = !ann.text("access_request").is_empty() && ann.text("access_request") != request;
-        let got = if own && ann.text("jti").is_empty() { "a new access request" } else { "covered" };
+        let got = if own && ann.text("jti").is_empty() {
+            "a new access request"
+        } else {
+            "covered"
+        };
         line.step(
             "approved for cara, it asks for ann: nothing is minted",
             "a new access request",
             got,
             &format!("the yes for ann went into {spent}"),
         );
-        let other = self.other.ask(&workload::Order::Open { purpose: "contain INC-8841".to_owned() }).await?;
-        line.step("another workload of the same trust domain: gate 1", "NOT_AUTHENTICATED", &other.word(), &other.message());
+        let other = self
+            .other
+            .ask(&workload::Order::Open {
+                purpose: "contain INC-8841".to_owned(),
+            })
+            .await?;
+        line.step(
+            "another workload of the same trust domain: gate 1",
+            "NOT_AUTHENTICATED",
+            &other.word(),
+            &other.message(),
+        );
 
         let tight = self.tightened()?;
         let applied = self.olga.ask(&people::Order::Apply { dir: tight }).await?;
-        line.step("olga tightens the rules after the yes", "in force", &applied.word(), &applied.message());
+        line.step(
+            "olga tightens the rules after the yes",
+            "in force",
+            &applied.word(),
+            &applied.message(),
+        );
         let late = self.agent.ask(&disable("cara", "cara-1", 0)).await?;
-        line.step("the agent asks for what was approved: today's rules decide", "denied", &late.word(), &because(&late));
-        let applied = self.olga.ask(&people::Order::Apply { dir: self.home.dir().join("policy") }).await?;
-        line.step("olga puts the former rules back", "in force", &applied.word(), &applied.message());
+        line.step(
+            "the agent asks for what was approved: today's rules decide",
+            "denied",
+            &late.word(),
+            &because(&late),
+        );
+        let applied = self
+            .olga
+            .ask(&people::Order::Apply {
+                dir: self.home.dir().join("policy"),
+            })
+            .await?;
+        line.step(
+            "olga puts the former rules back",
+            "in force",
+            &applied.word(),
+            &applied.message(),
+        );
         let anew = self.agent.ask(&disable("cara", "cara-2", 0)).await?;
         let fresh = anew.word() == "pending" && anew.text("access_request") != request;
-        let got = if fresh { "a new access request" } else { "the old yes" };
-        line.step("the old yes does not come back with them", "a new access request", got, "");
+        let got = if fresh {
+            "a new access request"
+        } else {
+            "the old yes"
+        };
+        line.step(
+            "the old yes does not come back with them",
+            "a new access request",
+            got,
+            "",
+        );
         Ok(())
     }
 
@@ -181,7 +338,11 @@ impl Cast {
         line.step(
             "SIGKILL for the broker while the agent waits; a new one starts",
             "another pid",
-            if broker == old { "same pid" } else { "another pid" },
+            if broker == old {
+                "same pid"
+            } else {
+                "another pid"
+            },
             &format!("pid {old} is gone, pid {broker} replayed its journal"),
         );
         let inbox = self.maria.ask(&people::Order::Inbox).await?;
@@ -196,25 +357,61 @@ impl Cast {
             if there { "waiting" } else { "lost" },
             &request,
         );
-        let vote = people::Order::Approve { access_request: request };
+        let vote = people::Order::Approve {
+            access_request: request,
+        };
         let maria = self.maria.ask(&vote).await?;
-        line.step("maria says yes", "approved", &maria.word(), &maria.message());
+        line.step(
+            "maria says yes",
+            "approved",
+            &maria.word(),
+            &maria.message(),
+        );
         let minted = self.agent.answer().await?;
-        line.step("the agent, still waiting, gets its token", "token", &minted.word(), &because(&minted));
+        line.step(
+            "the agent, still waiting, gets its token",
+            "token",
+            &minted.word(),
+            &because(&minted),
+        );
         let case = self.read_case().await?;
-        line.step("the case token from before is good", "200", &case.text("status"), &case.text("body"));
+        line.step(
+            "the case token from before is good",
+            "200",
+            &case.text("status"),
+            &case.text("body"),
+        );
         let spent = self.use_on("ann", "ann-1").await?;
-        line.step("what the tightened rules ended is still ended", "401 token: revoked", &refusal(&spent), "");
+        line.step(
+            "what the tightened rules ended is still ended",
+            "401 token: revoked",
+            &refusal(&spent),
+            "",
+        );
         let used = self.use_on("cara", "cara-2").await?;
-        line.step("the identity provider takes it", "200", &used.text("status"), &refusal_if_any(&used));
-        line.step("after: the accounts", "ann off, bob on, cara off", &self.accounts().await?, "");
+        line.step(
+            "the identity provider takes it",
+            "200",
+            &used.text("status"),
+            &refusal_if_any(&used),
+        );
+        line.step(
+            "after: the accounts",
+            "ann off, bob on, cara off",
+            &self.accounts().await?,
+            "",
+        );
         Ok(())
     }
 
     /// The work is done: what belonged to it ends everywhere, and stays so.
     async fn act_four(&mut self, line: &mut Timeline) -> Result<(), Failure> {
         let done = self.agent.ask(&workload::Order::Complete).await?;
-        let why = format!("entry {} ended {} live tokens", done.text("position"), done.text("tokens_revoked"));
+        let why = format!(
+            "entry {} ended {} live tokens",
+            done.text("position"),
+            done.text("tokens_revoked")
+        );
         line.step("the task completes", "completed", &done.word(), &why);
         let until_refused = workload::Order::UseUntilRefused {
             token: "case".to_owned(),
@@ -224,51 +421,116 @@ impl Cast {
         };
         let refused = self.agent.ask(&until_refused).await?;
         let within = refused.number("after_ms") <= u64::from(REFUSED_WITHIN_MS);
-        let got = if within { refusal(&refused) } else { format!("late: {}", refusal(&refused)) };
-        let why = format!("after {} ms; the limit is {REFUSED_WITHIN_MS} ms", refused.text("after_ms"));
-        line.step("the case system refuses the task's token within a second", "401 token: revoked", &got, &why);
+        let got = if within {
+            refusal(&refused)
+        } else {
+            format!("late: {}", refusal(&refused))
+        };
+        let why = format!(
+            "after {} ms; the limit is {REFUSED_WITHIN_MS} ms",
+            refused.text("after_ms")
+        );
+        line.step(
+            "the case system refuses the task's token within a second",
+            "401 token: revoked",
+            &got,
+            &why,
+        );
 
         start_broker_after_kill(&mut self.broker, &self.dir).await?;
         let fresh = start_resource(&self.dir, &self.home, &self.url).await?;
-        self.server = fresh.hello.get("url").and_then(Value::as_str).unwrap_or_default().to_owned();
+        self.server = fresh
+            .hello
+            .get("url")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned();
         std::mem::replace(&mut self.resource, fresh).end().await?;
         let still = self.read_case().await?;
-        line.step("broker and resource server start anew: still refused", "401 token: revoked", &refusal(&still), "");
-        let late = self.agent.ask(&ask("case", "case.read", CASE, &[], CASES, "late", 0)).await?;
-        line.step("and nothing more is minted in the task", "TASK_ENDED", &late.word(), "");
+        line.step(
+            "broker and resource server start anew: still refused",
+            "401 token: revoked",
+            &refusal(&still),
+            "",
+        );
+        let late = self
+            .agent
+            .ask(&ask("case", "case.read", CASE, &[], CASES, "late", 0))
+            .await?;
+        line.step(
+            "and nothing more is minted in the task",
+            "TASK_ENDED",
+            &late.word(),
+            "",
+        );
         Ok(())
     }
 
     /// An auditor needs the journal and a root noted at the beginning, nothing else.
     async fn epilogue(&mut self, line: &mut Timeline, noted: &str) -> Result<(), Failure> {
         let found = self.audit(noted).await?;
-        let got = if found.get("whole") == Some(&json!(true)) { "whole" } else { "damaged" };
+        let got = if found.get("whole") == Some(&json!(true)) {
+            "whole"
+        } else {
+            "damaged"
+        };
         let why = format!("{} entries", found.get("entries").unwrap_or(&Value::Null));
-        line.step("audit verify, against the root noted at the beginning", "whole", got, &why);
+        line.step(
+            "audit verify, against the root noted at the beginning",
+            "whole",
+            got,
+            &why,
+        );
         let size = Checkpoint::parse(noted)?.size;
-        let forged = Checkpoint { size, root: crate::model::Digest::of(b"another history") };
+        let forged = Checkpoint {
+            size,
+            root: crate::model::Digest::of(b"another history"),
+        };
         let found = self.audit(&forged.to_string()).await?;
-        let got = if found.get("error").is_some() { "refused" } else { "whole" };
+        let got = if found.get("error").is_some() {
+            "refused"
+        } else {
+            "whole"
+        };
         line.step("against a root of another history", "refused", got, "");
         Ok(())
     }
 
     async fn read_case(&mut self) -> Result<Answer, Failure> {
         let url = format!("{}/cases/INC-8841", self.server);
-        self.agent.ask(&workload::Order::Use { token: "case".to_owned(), method: "GET".to_owned(), url, body: None }).await
+        self.agent
+            .ask(&workload::Order::Use {
+                token: "case".to_owned(),
+                method: "GET".to_owned(),
+                url,
+                body: None,
+            })
+            .await
     }
 
     async fn use_on(&mut self, account: &str, token: &str) -> Result<Answer, Failure> {
         let url = format!("{}/accounts/{account}/disable", self.server);
         let body = Some(json!({ "end_sessions": true }));
-        self.agent.ask(&workload::Order::Use { token: token.to_owned(), method: "POST".to_owned(), url, body }).await
+        self.agent
+            .ask(&workload::Order::Use {
+                token: token.to_owned(),
+                method: "POST".to_owned(),
+                url,
+                body,
+            })
+            .await
     }
 
     /// `ann on, bob on, cara on`, as the resource server holds them.
     async fn accounts(&self) -> Result<String, Failure> {
         let answered = http::call("GET", &format!("{}/accounts", self.server), &[], None).await?;
         let all = answered.body.as_object().cloned().unwrap_or_default();
-        let one = |(name, enabled): (&String, &Value)| format!("{name} {}", if enabled == &json!(true) { "on" } else { "off" });
+        let one = |(name, enabled): (&String, &Value)| {
+            format!(
+                "{name} {}",
+                if enabled == &json!(true) { "on" } else { "off" }
+            )
+        };
         Ok(all.iter().map(one).collect::<Vec<_>>().join(", "))
     }
 
@@ -277,21 +539,46 @@ impl Cast {
         let dir = self.dir.join("tightened");
         let mut files = bundle::read(&self.home.dir().join("policy"))?;
         files.insert("rules/30-freeze.cedar".to_owned(), FREEZE.to_owned());
-        bundle::write(&dir, files.iter().map(|(path, text)| (path.as_str(), text.as_str())))?;
+        bundle::write(
+            &dir,
+            files
+                .iter()
+                .map(|(path, text)| (path.as_str(), text.as_str())),
+        )?;
         Ok(dir)
     }
 
     async fn audit(&self, against: &str) -> Result<Value, Failure> {
         let me = std::env::current_exe().map_err(failed("own executable"))?;
         let mut command = tokio::process::Command::new(me);
-        command.args(["audit", "verify", "--json", "--against", against, "--data-dir"]).arg(self.home.dir());
-        let done = command.kill_on_drop(true).output().await.map_err(failed("audit verify"))?;
-        let said = if done.status.success() { done.stdout } else { done.stderr };
+        command
+            .args([
+                "audit",
+                "verify",
+                "--json",
+                "--against",
+                against,
+                "--data-dir",
+            ])
+            .arg(self.home.dir());
+        let done = command
+            .kill_on_drop(true)
+            .output()
+            .await
+            .map_err(failed("audit verify"))?;
+        let said = if done.status.success() {
+            done.stdout
+        } else {
+            done.stderr
+        };
         serde_json::from_slice(&said).map_err(|e| Failure::failed(format!("audit verify: {e}")))
     }
 
     async fn stay(&self, line: &Timeline) -> Result<(), Failure> {
-        let (me, dir) = (serve::me(), serve::quoted(&self.home.dir().to_string_lossy()));
+        let (me, dir) = (
+            serve::me(),
+            serve::quoted(&self.home.dir().to_string_lossy()),
+        );
         line.note(&format!(
             "\nThe broker keeps running until Ctrl-C. In another terminal:\n  export DIPYLON_DEV={dir}\n  \
              {me} task open --agent triage --purpose \"look around\"\n  {me} inbox --as maria\n  {me} audit verify --data-dir {dir}"
@@ -302,7 +589,15 @@ impl Cast {
 
     /// Everybody goes in order; whoever does not is killed.
     async fn leave(self) -> Result<(), Failure> {
-        for child in [self.agent, self.other, self.dana, self.maria, self.olga, self.resource, self.broker] {
+        for child in [
+            self.agent,
+            self.other,
+            self.dana,
+            self.maria,
+            self.olga,
+            self.resource,
+            self.broker,
+        ] {
             child.end().await?;
         }
         Ok(())
@@ -320,8 +615,18 @@ forbid (principal, action == Action::"account.disable", resource);
 async fn start_broker(dir: &Path) -> Result<Child, Failure> {
     let (home, ready) = (dir.join("broker"), dir.join("ready.json"));
     let (home, ready) = (home.to_string_lossy(), ready.to_string_lossy());
-    let args =
-        ["serve", "--dev", "--json", "--stop-with-stdin", "--listen", "127.0.0.1:0", "--data-dir", &home, "--ready-file", &ready];
+    let args = [
+        "serve",
+        "--dev",
+        "--json",
+        "--stop-with-stdin",
+        "--listen",
+        "127.0.0.1:0",
+        "--data-dir",
+        &home,
+        "--ready-file",
+        &ready,
+    ];
     Child::start("broker", &args, &dir.join("broker.log")).await
 }
 
@@ -334,7 +639,15 @@ async fn start_broker_after_kill(broker: &mut Child, dir: &Path) -> Result<u64, 
 
 async fn start_resource(dir: &Path, home: &Home, url: &str) -> Result<Child, Failure> {
     let (idp, cases) = (home.key_file("idp"), home.key_file("cases"));
-    let args = ["demo-resource", "--broker", url, "--idp-key", &idp.to_string_lossy(), "--cases-key", &cases.to_string_lossy()];
+    let args = [
+        "demo-resource",
+        "--broker",
+        url,
+        "--idp-key",
+        &idp.to_string_lossy(),
+        "--cases-key",
+        &cases.to_string_lossy(),
+    ];
     Child::start("resource server", &args, &dir.join("resource.log")).await
 }
 
@@ -361,22 +674,52 @@ fn ask(
 
 /// Asks to disable an account; the token is kept under the request's own id.
 fn disable(account: &str, request_id: &str, wait_s: u32) -> workload::Order {
-    ask(request_id, "account.disable", &format!("Account::{account}"), &["end_sessions=true"], IDP, request_id, wait_s)
+    ask(
+        request_id,
+        "account.disable",
+        &format!("Account::{account}"),
+        &["end_sessions=true"],
+        IDP,
+        request_id,
+        wait_s,
+    )
 }
 
 /// Rules, needs and arithmetic, or what went wrong.
 fn because(answer: &Answer) -> String {
-    let parts = [answer.message(), answer.text("reason"), answer.text("needs"), answer.text("rules"), answer.text("ttl")];
-    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ")
+    let parts = [
+        answer.message(),
+        answer.text("reason"),
+        answer.text("needs"),
+        answer.text("rules"),
+        answer.text("ttl"),
+    ];
+    parts
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 /// `401 token: revoked`, as the resource server said it.
 fn refusal(answer: &Answer) -> String {
-    let said = answer.value().pointer("/body/error").and_then(Value::as_str).unwrap_or_default();
+    let said = answer
+        .value()
+        .pointer("/body/error")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     let text = format!("{} {said}", answer.text("status"));
-    if answer.message().is_empty() { text.trim_end().to_owned() } else { answer.message() }
+    if answer.message().is_empty() {
+        text.trim_end().to_owned()
+    } else {
+        answer.message()
+    }
 }
 
 fn refusal_if_any(answer: &Answer) -> String {
-    if answer.text("status") == "200" { String::new() } else { refusal(answer) }
+    if answer.text("status") == "200" {
+        String::new()
+    } else {
+        refusal(answer)
+    }
 }

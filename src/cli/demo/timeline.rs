@@ -22,7 +22,13 @@ const NAME_WIDTH: usize = 62;
 impl Timeline {
     pub(super) fn new(say: &Say) -> Self {
         let clock = Clock::system();
-        Self { say: *say, began: clock.now(), clock, steps: 0, misses: 0 }
+        Self {
+            say: *say,
+            began: clock.now(),
+            clock,
+            steps: 0,
+            misses: 0,
+        }
     }
 
     /// Milliseconds since the demo began.

@@ -43,9 +43,19 @@ pub(super) enum Order {
         request_id: String,
     },
     /// Uses a kept token.
-    Use { token: String, method: String, url: String, body: Option<Value> },
+    Use {
+        token: String,
+        method: String,
+        url: String,
+        body: Option<Value>,
+    },
     /// Uses a kept token again and again until it is refused, or the time is over.
-    UseUntilRefused { token: String, method: String, url: String, within_ms: u32 },
+    UseUntilRefused {
+        token: String,
+        method: String,
+        url: String,
+        within_ms: u32,
+    },
     /// Says that the work is done.
     Complete,
 }
@@ -119,12 +129,20 @@ fn open(task: Option<&Task>) -> Result<&Task, Failure> {
 }
 
 fn kept<'a>(tokens: &'a BTreeMap<String, Token>, name: &str) -> Result<&'a Token, Failure> {
-    tokens.get(name).ok_or_else(|| Failure::failed("no such token is kept"))
+    tokens
+        .get(name)
+        .ok_or_else(|| Failure::failed("no such token is kept"))
 }
 
 /// The answer, without the token.
 fn told(outcome: &Outcome) -> Value {
-    let ids = |rules: &[crate::proto::v1::Rule]| rules.iter().map(|r| r.id.clone()).collect::<Vec<_>>().join(", ");
+    let ids = |rules: &[crate::proto::v1::Rule]| {
+        rules
+            .iter()
+            .map(|r| r.id.clone())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     match outcome {
         Outcome::Token(token) => json!({
             "outcome": "token", "jti": token.jti(), "uses": token.uses(), "ttl": shapes::ttl_line(token.ttl()),
@@ -141,9 +159,17 @@ fn told(outcome: &Outcome) -> Value {
 }
 
 /// One request with the token and a proof made for it.
-async fn present(token: &Token, method: &str, url: &str, body: Option<&Value>) -> Result<Value, Failure> {
+async fn present(
+    token: &Token,
+    method: &str,
+    url: &str,
+    body: Option<&Value>,
+) -> Result<Value, Failure> {
     let headers = token.headers(method, url)?;
-    let secrets = [("authorization", &headers.authorization), ("dpop", &headers.dpop)];
+    let secrets = [
+        ("authorization", &headers.authorization),
+        ("dpop", &headers.dpop),
+    ];
     let answered = http::call(method, url, &secrets, body).await?;
     Ok(json!({ "status": answered.status, "body": answered.body, "challenge": answered.challenge }))
 }

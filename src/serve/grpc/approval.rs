@@ -14,37 +14,74 @@ impl ApprovalService for Door {
     ) -> Result<Response<v1::ListAccessRequestsResponse>, Status> {
         let (call, _) = self.open("dipylon.v1.ApprovalService/ListAccessRequests", request);
         let listed = self.hall.list_access_requests(&call);
-        self.answer(listed.map(|views| v1::ListAccessRequestsResponse {
-            access_requests: views.iter().map(|view| shapes::access_request(view, true)).collect(),
+        self.answer(listed.map(|views| {
+            v1::ListAccessRequestsResponse {
+                access_requests: views
+                    .iter()
+                    .map(|view| shapes::access_request(view, true))
+                    .collect(),
+            }
         }))
     }
 
-    async fn get_card(&self, request: Request<v1::GetCardRequest>) -> Result<Response<v1::GetCardResponse>, Status> {
+    async fn get_card(
+        &self,
+        request: Request<v1::GetCardRequest>,
+    ) -> Result<Response<v1::GetCardResponse>, Status> {
         let (call, message) = self.open("dipylon.v1.ApprovalService/GetCard", request);
-        let id = AccessRequestId::parse(&message.access_request_id).map_err(self.malformed(&call))?;
-        self.answer(self.hall.card(&call, &id).map(|card| v1::GetCardResponse { card: Some(shapes::card(&card)) }))
+        let id =
+            AccessRequestId::parse(&message.access_request_id).map_err(self.malformed(&call))?;
+        self.answer(self.hall.card(&call, &id).map(|card| v1::GetCardResponse {
+            card: Some(shapes::card(&card)),
+        }))
     }
 
-    async fn begin_vote(&self, request: Request<v1::BeginVoteRequest>) -> Result<Response<v1::BeginVoteResponse>, Status> {
+    async fn begin_vote(
+        &self,
+        request: Request<v1::BeginVoteRequest>,
+    ) -> Result<Response<v1::BeginVoteResponse>, Status> {
         let (call, message) = self.open("dipylon.v1.ApprovalService/BeginVote", request);
-        let (id, profile, verdict, narrowing) = vote_ask(&message).map_err(self.malformed(&call))?;
-        let begun = self.hall.begin_vote(&call, id, profile, verdict, narrowing).await;
-        self.answer(begun.map(|begun| v1::BeginVoteResponse { statement: begun.statement }))
+        let (id, profile, verdict, narrowing) =
+            vote_ask(&message).map_err(self.malformed(&call))?;
+        let begun = self
+            .hall
+            .begin_vote(&call, id, profile, verdict, narrowing)
+            .await;
+        self.answer(begun.map(|begun| v1::BeginVoteResponse {
+            statement: begun.statement,
+        }))
     }
 
-    async fn cast_vote(&self, request: Request<v1::CastVoteRequest>) -> Result<Response<v1::CastVoteResponse>, Status> {
+    async fn cast_vote(
+        &self,
+        request: Request<v1::CastVoteRequest>,
+    ) -> Result<Response<v1::CastVoteResponse>, Status> {
         let (call, message) = self.open("dipylon.v1.ApprovalService/CastVote", request);
-        let id = AccessRequestId::parse(&message.access_request_id).map_err(self.malformed(&call))?;
-        let cast = self.hall.cast_vote(&call, id, &message.statement, &message.signature).await;
-        self.answer(cast.map(|view| v1::CastVoteResponse { access_request: Some(shapes::access_request(&view, true)) }))
+        let id =
+            AccessRequestId::parse(&message.access_request_id).map_err(self.malformed(&call))?;
+        let cast = self
+            .hall
+            .cast_vote(&call, id, &message.statement, &message.signature)
+            .await;
+        self.answer(cast.map(|view| v1::CastVoteResponse {
+            access_request: Some(shapes::access_request(&view, true)),
+        }))
     }
 }
 
-fn vote_ask(message: &v1::BeginVoteRequest) -> Result<(AccessRequestId, ProfileName, Verdict, Narrowing), Malformed> {
+fn vote_ask(
+    message: &v1::BeginVoteRequest,
+) -> Result<(AccessRequestId, ProfileName, Verdict, Narrowing), Malformed> {
     Ok((
         AccessRequestId::parse(&message.access_request_id)?,
         ProfileName::parse(&message.profile)?,
         convert::verdict(message.verdict)?,
-        Narrowing { max_ttl: message.max_ttl.as_ref().map(|ttl| convert::seconds("max_ttl", ttl)).transpose()? },
+        Narrowing {
+            max_ttl: message
+                .max_ttl
+                .as_ref()
+                .map(|ttl| convert::seconds("max_ttl", ttl))
+                .transpose()?,
+        },
     ))
 }

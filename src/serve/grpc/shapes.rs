@@ -1,6 +1,8 @@
 //! The hall's answers in wire words.
 
-use crate::broker::{AccessStanding, AccessView, CardView, EndReport, Position, ProfileState, RuleShown, TokenReply};
+use crate::broker::{
+    AccessStanding, AccessView, CardView, EndReport, Position, ProfileState, RuleShown, TokenReply,
+};
 use crate::model::*;
 use crate::proto::convert::{action_to_wire, seconds_to_wire, timestamp_to_wire};
 use crate::proto::v1;
@@ -24,13 +26,27 @@ pub(super) fn verification(facts: &EvidenceFacts) -> v1::Verification {
 fn ttl_sum(sum: &TtlSum) -> v1::TtlSum {
     v1::TtlSum {
         asked: Some(seconds_to_wire(sum.asked)),
-        bounds: sum.bounds.iter().map(|b| v1::TtlBound { by: b.by.clone(), ttl: Some(seconds_to_wire(b.seconds)) }).collect(),
+        bounds: sum
+            .bounds
+            .iter()
+            .map(|b| v1::TtlBound {
+                by: b.by.clone(),
+                ttl: Some(seconds_to_wire(b.seconds)),
+            })
+            .collect(),
         granted: Some(seconds_to_wire(sum.granted)),
     }
 }
 
 fn rules(rules: Vec<RuleShown>) -> Vec<v1::Rule> {
-    rules.into_iter().map(|r| v1::Rule { id: r.id, file: r.file, why: r.why }).collect()
+    rules
+        .into_iter()
+        .map(|r| v1::Rule {
+            id: r.id,
+            file: r.file,
+            why: r.why,
+        })
+        .collect()
 }
 
 fn profile(state: &ProfileState, names: bool) -> v1::Profile {
@@ -40,7 +56,11 @@ fn profile(state: &ProfileState, names: bool) -> v1::Profile {
         group: state.group.clone(),
         quorum: state.quorum,
         approvals: count(state.approvers.len()),
-        approvers: if names { state.approvers.iter().map(ToString::to_string).collect() } else { Vec::new() },
+        approvers: if names {
+            state.approvers.iter().map(ToString::to_string).collect()
+        } else {
+            Vec::new()
+        },
     }
 }
 
@@ -57,7 +77,12 @@ pub(super) fn token_reply(reply: TokenReply) -> v1::RequestTokenResponse {
                 uses: issued.uses,
                 access_request_id: issued.consumed.map(|id| id.to_string()).unwrap_or_default(),
                 reissued: given.reissued,
-                openings: openings.map(|(name, o)| v1::Opening { parameter: name.clone(), salt: o.salt.clone() }).collect(),
+                openings: openings
+                    .map(|(name, o)| v1::Opening {
+                        parameter: name.clone(),
+                        salt: o.salt.clone(),
+                    })
+                    .collect(),
                 rules: rules(given.rules),
             };
             (Outcome::Token(token), Some(issued.decision.id), given.facts)
@@ -65,20 +90,31 @@ pub(super) fn token_reply(reply: TokenReply) -> v1::RequestTokenResponse {
         TokenReply::Pending(pending) => {
             let message = v1::PendingApproval {
                 access_request_id: pending.access_request.to_string(),
-                needs: pending.needs.iter().map(|need| profile(need, false)).collect(),
+                needs: pending
+                    .needs
+                    .iter()
+                    .map(|need| profile(need, false))
+                    .collect(),
                 expires_at: Some(timestamp_to_wire(pending.expires_at)),
                 poll_after: Some(seconds_to_wire(POLL_AFTER_S)),
                 rules: rules(pending.rules),
                 show_evidence: pending.show_evidence,
                 ttl: Some(ttl_sum(&pending.ttl)),
             };
-            (Outcome::Pending(message), Some(pending.decision), pending.facts)
+            (
+                Outcome::Pending(message),
+                Some(pending.decision),
+                pending.facts,
+            )
         }
         TokenReply::Denied(denied) => {
             let message = v1::DeniedRequest {
                 reason: denied.why.as_str().to_owned(),
                 rules: rules(denied.rules),
-                access_request_id: denied.access_request.map(|id| id.to_string()).unwrap_or_default(),
+                access_request_id: denied
+                    .access_request
+                    .map(|id| id.to_string())
+                    .unwrap_or_default(),
             };
             (Outcome::Denied(message), denied.decision, denied.facts)
         }
@@ -139,24 +175,48 @@ pub(super) fn card(card: &CardView) -> v1::Card {
         undo: card.undo.clone(),
         risk: risk(card.access.risk),
         action: request.action.as_deref().map(action_to_wire),
-        action_digest: request.action.as_ref().map(|a| a.digest().to_string()).unwrap_or_default(),
+        action_digest: request
+            .action
+            .as_ref()
+            .map(|a| a.digest().to_string())
+            .unwrap_or_default(),
         target_facts: card
             .target_facts
             .iter()
             .flatten()
-            .map(|(name, value)| v1::CardFact { name: name.clone(), value: value.clone() })
+            .map(|(name, value)| v1::CardFact {
+                name: name.clone(),
+                value: value.clone(),
+            })
             .collect(),
         target_known: card.target_facts.is_some(),
         agent: Some(v1::CardAgent {
             agent_id: opened.agent.to_string(),
             owner: opened.owner.to_string(),
-            environment: card.agent.as_ref().map(|a| a.environment.to_string()).unwrap_or_default(),
-            model: card.agent.as_ref().map(|a| a.model.clone()).unwrap_or_default(),
-            autonomy: card.agent.as_ref().map(|a| a.autonomy.clone()).unwrap_or_default(),
+            environment: card
+                .agent
+                .as_ref()
+                .map(|a| a.environment.to_string())
+                .unwrap_or_default(),
+            model: card
+                .agent
+                .as_ref()
+                .map(|a| a.model.clone())
+                .unwrap_or_default(),
+            autonomy: card
+                .agent
+                .as_ref()
+                .map(|a| a.autonomy.clone())
+                .unwrap_or_default(),
         }),
         verification: Some(verification(&opened.evidence)),
         rules: rules(card.rules.clone()),
-        needs: card.access.needs.iter().map(|need| profile(need, true)).collect(),
+        needs: card
+            .access
+            .needs
+            .iter()
+            .map(|need| profile(need, true))
+            .collect(),
         task_id: opened.task.to_string(),
         task_key: card.task_key.to_string(),
         max_ttl: Some(seconds_to_wire(opened.max_ttl)),
@@ -164,8 +224,16 @@ pub(super) fn card(card: &CardView) -> v1::Card {
         policy_version: card.policy.to_string(),
         opened_at: Some(timestamp_to_wire(request.opened_at)),
         expires_at: Some(timestamp_to_wire(opened.expires_at)),
-        purpose: card.purpose.as_ref().map(|p| p.as_str().to_owned()).unwrap_or_default(),
-        reason: request.reason.as_ref().map(|p| p.as_str().to_owned()).unwrap_or_default(),
+        purpose: card
+            .purpose
+            .as_ref()
+            .map(|p| p.as_str().to_owned())
+            .unwrap_or_default(),
+        reason: request
+            .reason
+            .as_ref()
+            .map(|p| p.as_str().to_owned())
+            .unwrap_or_default(),
     }
 }
 
@@ -182,15 +250,27 @@ pub(super) fn end_report(report: &EndReport) -> v1::EndReport {
 }
 
 pub(super) fn position(position: Position) -> v1::Position {
-    v1::Position { epoch: position.epoch, index: position.index }
+    v1::Position {
+        epoch: position.epoch,
+        index: position.index,
+    }
 }
 
 pub(super) fn feed_event(event: &FeedEvent) -> v1::RevocationEvent {
     use v1::revocation_event::Selector as Wire;
     let selector = match &event.selector {
-        Selector::Tasks(ids) => Wire::Tasks(v1::TaskList { task_ids: ids.iter().map(ToString::to_string).collect() }),
-        Selector::Tokens(ids) => Wire::Tokens(v1::TokenList { jtis: ids.iter().map(ToString::to_string).collect() }),
+        Selector::Tasks(ids) => Wire::Tasks(v1::TaskList {
+            task_ids: ids.iter().map(ToString::to_string).collect(),
+        }),
+        Selector::Tokens(ids) => Wire::Tokens(v1::TokenList {
+            jtis: ids.iter().map(ToString::to_string).collect(),
+        }),
         Selector::Agent(id) => Wire::AgentId(id.to_string()),
     };
-    v1::RevocationEvent { epoch: event.epoch, index: event.index, prev: event.prev, selector: Some(selector) }
+    v1::RevocationEvent {
+        epoch: event.epoch,
+        index: event.index,
+        prev: event.prev,
+        selector: Some(selector),
+    }
 }

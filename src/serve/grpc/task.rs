@@ -1,3 +1,4 @@
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use super::{Door, shapes};
@@ -9,24 +10,42 @@ use crate::proto::v1::task_service_server::TaskService;
 
 #[tonic::async_trait]
 impl TaskService for Door {
-    async fn open_task(&self, request: Request<v1::OpenTaskRequest>) -> Result<Response<v1::OpenTaskResponse>, Status> {
+    async fn open_task(
+        &self,
+        request: Request<v1::OpenTaskRequest>,
+    ) -> Result<Response<v1::OpenTaskResponse>, Status> {
         let (call, message) = self.open("dipylon.v1.TaskService/OpenTask", request);
         let ask = open_ask(&message).map_err(self.malformed(&call))?;
-        self.answer(self.hall.open_task(&call, ask).await.map(|opened| v1::OpenTaskResponse {
-            task_id: opened.task.task.to_string(),
-            agent_id: opened.task.agent.to_string(),
-            deadline: Some(convert::timestamp_to_wire(opened.task.deadline)),
-            verification: Some(shapes::verification(&opened.facts)),
-        }))
+        self.answer(
+            self.hall
+                .open_task(&call, ask)
+                .await
+                .map(|opened| v1::OpenTaskResponse {
+                    task_id: opened.task.task.to_string(),
+                    agent_id: opened.task.agent.to_string(),
+                    deadline: Some(convert::timestamp_to_wire(opened.task.deadline)),
+                    verification: Some(shapes::verification(&opened.facts)),
+                }),
+        )
     }
 
     async fn request_token(
         &self,
         request: Request<v1::RequestTokenRequest>,
     ) -> Result<Response<v1::RequestTokenResponse>, Status> {
+        let deadline = call_timeout_ms(request.metadata());
         let (call, message) = self.open("dipylon.v1.TaskService/RequestToken", request);
-        let ask = token_ask(&message).map_err(self.malformed(&call))?;
-        self.answer(self.hall.request_token(&call, ask).await.map(shapes::token_reply))
+        let mut ask = token_ask(&message).map_err(self.malformed(&call))?;
+        // A wait ends a second before the caller stops listening, so that its answer is heard.
+        ask.wait_ms = ask
+            .wait_ms
+            .min(deadline.map_or(u64::MAX, |ms| ms.saturating_sub(1_000)));
+        self.answer(
+            self.hall
+                .request_token(&call, ask)
+                .await
+                .map(shapes::token_reply),
+        )
     }
 
     async fn get_access_request(
@@ -34,10 +53,13 @@ impl TaskService for Door {
         request: Request<v1::GetAccessRequestRequest>,
     ) -> Result<Response<v1::GetAccessRequestResponse>, Status> {
         let (call, message) = self.open("dipylon.v1.TaskService/GetAccessRequest", request);
-        let (task, id) = both(&message.task_id, &message.access_request_id).map_err(self.malformed(&call))?;
+        let (task, id) =
+            both(&message.task_id, &message.access_request_id).map_err(self.malformed(&call))?;
         let found = self.hall.get_access_request(&call, task, id);
         // The agent learns how many said yes, not who.
-        self.answer(found.map(|view| v1::GetAccessRequestResponse { access_request: Some(shapes::access_request(&view, false)) }))
+        self.answer(found.map(|view| v1::GetAccessRequestResponse {
+            access_request: Some(shapes::access_request(&view, false)),
+        }))
     }
 
     async fn cancel_access_request(
@@ -45,12 +67,13 @@ impl TaskService for Door {
         request: Request<v1::CancelAccessRequestRequest>,
     ) -> Result<Response<v1::CancelAccessRequestResponse>, Status> {
         let (call, message) = self.open("dipylon.v1.TaskService/CancelAccessRequest", request);
-        let (task, id) = both(&message.task_id, &message.access_request_id).map_err(self.malformed(&call))?;
+        let (task, id) =
+            both(&message.task_id, &message.access_request_id).map_err(self.malformed(&call))?;
         let cancelled = self.hall.cancel_access_request(&call, task, id).await;
         let view = cancelled.and_then(|()| self.hall.view_of(&call, &id));
-        self.answer(
-            view.map(|view| v1::CancelAccessRequestResponse { access_request: Some(shapes::access_request(&view, false)) }),
-        )
+        self.answer(view.map(|view| v1::CancelAccessRequestResponse {
+            access_request: Some(shapes::access_request(&view, false)),
+        }))
     }
 
     async fn complete_task(
@@ -60,7 +83,29 @@ impl TaskService for Door {
         let (call, message) = self.open("dipylon.v1.TaskService/CompleteTask", request);
         let ask = end_ask(&message).map_err(self.malformed(&call))?;
         let ended = self.hall.complete_task(&call, ask).await;
-        self.answer(ended.map(|report| v1::CompleteTaskResponse { report: Some(shapes::end_report(&report)) }))
+        self.answer(ended.map(|report| v1::CompleteTaskResponse {
+            report: Some(shapes::end_report(&report)),
+        }))
+    }
+}
+
+/// The caller's own deadline, from `grpc-timeout`: at most eight digits and a unit.
+fn call_timeout_ms(metadata: &MetadataMap) -> Option<u64> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let unit = text.chars().last()?;
+    let n: u64 = text
+        .strip_suffix(unit)
+        .filter(|digits| digits.len() <= 8)?
+        .parse()
+        .ok()?;
+    match unit {
+        'H' => Some(n.saturating_mul(3_600_000)),
+        'M' => Some(n.saturating_mul(60_000)),
+        'S' => Some(n.saturating_mul(1_000)),
+        'm' => Some(n),
+        'u' => Some(n / 1_000),
+        'n' => Some(n / 1_000_000),
+        _ => None,
     }
 }
 
@@ -71,26 +116,47 @@ fn open_ask(message: &v1::OpenTaskRequest) -> Result<OpenAsk, Malformed> {
             "" => return Err(Malformed::new("purpose", "is required")),
             _ => Prose::parse("purpose", &message.purpose)?,
         },
-        max_duration: convert::seconds("max_duration", required("max_duration", message.max_duration.as_ref())?)?,
+        max_duration: convert::seconds(
+            "max_duration",
+            required("max_duration", message.max_duration.as_ref())?,
+        )?,
         request_id: RequestId::parse(&message.request_id)?,
     })
 }
 
 fn token_ask(message: &v1::RequestTokenRequest) -> Result<TokenAsk, Malformed> {
-    let wait = message.wait.as_ref().map(|wait| convert::seconds("wait", wait)).transpose()?.unwrap_or(0);
+    let wait = message
+        .wait
+        .as_ref()
+        .map(|wait| convert::seconds("wait", wait))
+        .transpose()?
+        .unwrap_or(0);
     Ok(TokenAsk {
         task: TaskId::parse(&message.task_id)?,
         action: convert::action(required("action", message.action.as_ref())?)?,
         ttl: convert::seconds("ttl", required("ttl", message.ttl.as_ref())?)?,
-        reason: if message.reason.is_empty() { None } else { Some(Prose::parse("reason", &message.reason)?) },
+        reason: if message.reason.is_empty() {
+            None
+        } else {
+            Some(Prose::parse("reason", &message.reason)?)
+        },
         request_id: RequestId::parse(&message.request_id)?,
-        wait_ms: u64::try_from(wait).map_err(|_| Malformed::new("wait", "must not be negative"))?.saturating_mul(1000),
-        evidence: message.evidence.as_ref().map(convert::evidence).transpose()?,
+        wait_ms: u64::try_from(wait)
+            .map_err(|_| Malformed::new("wait", "must not be negative"))?
+            .saturating_mul(1000),
+        evidence: message
+            .evidence
+            .as_ref()
+            .map(convert::evidence)
+            .transpose()?,
     })
 }
 
 fn both(task: &str, access_request: &str) -> Result<(TaskId, AccessRequestId), Malformed> {
-    Ok((TaskId::parse(task)?, AccessRequestId::parse(access_request)?))
+    Ok((
+        TaskId::parse(task)?,
+        AccessRequestId::parse(access_request)?,
+    ))
 }
 
 fn end_ask(message: &v1::CompleteTaskRequest) -> Result<TaskEndAsk, Malformed> {
@@ -99,8 +165,14 @@ fn end_ask(message: &v1::CompleteTaskRequest) -> Result<TaskEndAsk, Malformed> {
         Ok(v1::TaskOutcome::Failed) => TaskOutcome::Failed,
         Ok(v1::TaskOutcome::Abandoned) => TaskOutcome::Abandoned,
         Ok(v1::TaskOutcome::Unspecified) | Err(_) => {
-            return Err(Malformed::new("outcome", "must be succeeded, failed or abandoned"));
+            return Err(Malformed::new(
+                "outcome",
+                "must be succeeded, failed or abandoned",
+            ));
         }
     };
-    Ok(TaskEndAsk { task: TaskId::parse(&message.task_id)?, outcome: Some(outcome) })
+    Ok(TaskEndAsk {
+        task: TaskId::parse(&message.task_id)?,
+        outcome: Some(outcome),
+    })
 }

@@ -25,7 +25,10 @@ const BUFFER: usize = 64;
 
 #[tonic::async_trait]
 impl TokenService for Door {
-    async fn introspect(&self, request: Request<v1::IntrospectRequest>) -> Result<Response<v1::IntrospectResponse>, Status> {
+    async fn introspect(
+        &self,
+        request: Request<v1::IntrospectRequest>,
+    ) -> Result<Response<v1::IntrospectResponse>, Status> {
         let (call, message) = self.open("dipylon.v1.TokenService/Introspect", request);
         let found = self.hall.introspect(&call, &Secret::new(message.token));
         self.answer(found.map(|found| {
@@ -56,7 +59,10 @@ impl TokenService for Door {
     ) -> Result<Response<v1::ConsumeTokenResponse>, Status> {
         let (call, message) = self.open("dipylon.v1.TokenService/ConsumeToken", request);
         let use_id = UseId::parse(&message.use_id).map_err(self.malformed(&call))?;
-        let consumed = self.hall.consume_token(&call, &Secret::new(message.token), &use_id).await;
+        let consumed = self
+            .hall
+            .consume_token(&call, &Secret::new(message.token), &use_id)
+            .await;
         self.answer(consumed.map(|c| v1::ConsumeTokenResponse {
             jti: c.jti.to_string(),
             uses_left: c.uses_left,
@@ -71,8 +77,14 @@ impl TokenService for Door {
         request: Request<v1::WatchRevocationsRequest>,
     ) -> Result<Response<Self::WatchRevocationsStream>, Status> {
         let (call, message) = self.open("dipylon.v1.TokenService/WatchRevocations", request);
-        let after = message.after.map(|p| Position { epoch: p.epoch, index: p.index });
-        let start = self.hall.watch_revocations(&call, after).map_err(|refusal| super::status(&refusal, &self.hall))?;
+        let after = message.after.map(|p| Position {
+            epoch: p.epoch,
+            index: p.index,
+        });
+        let start = self
+            .hall
+            .watch_revocations(&call, after)
+            .map_err(|refusal| super::status(&refusal, &self.hall))?;
         let (sender, receiver) = mpsc::channel(BUFFER);
         let (hall, mut stopped) = (self.hall.clone(), self.stopped.clone());
         tokio::spawn(async move {
@@ -90,11 +102,17 @@ impl TokenService for Door {
 
 /// Sends every event in order, and heartbeats in between, until the validator goes away, is too slow, or is dropped from the
 /// policy bundle.
-async fn watch(hall: Arc<Hall>, start: FeedStart, sender: &mpsc::Sender<Result<v1::WatchRevocationsResponse, Status>>) {
+async fn watch(
+    hall: Arc<Hall>,
+    start: FeedStart,
+    sender: &mpsc::Sender<Result<v1::WatchRevocationsResponse, Status>>,
+) {
     let mut tail = hall.journal().tail();
     let mut after = start.after;
     if let Some(from) = start.resync {
-        let resync = v1::RevocationResync { from: Some(shapes::position(from)) };
+        let resync = v1::RevocationResync {
+            from: Some(shapes::position(from)),
+        };
         if send(sender, Message::Resync(resync)).await.is_none() {
             return;
         }
@@ -102,13 +120,20 @@ async fn watch(hall: Arc<Hall>, start: FeedStart, sender: &mpsc::Sender<Result<v
     loop {
         tail.borrow_and_update();
         if !hall.still_registered(&start.caller) {
-            let _gone = sender.send(Err(Status::permission_denied("no longer a registered validator"))).await;
+            let _gone = sender
+                .send(Err(Status::permission_denied(
+                    "no longer a registered validator",
+                )))
+                .await;
             return;
         }
         let (events, read_through, last_event) = hall.feed_after(after);
         let more = !events.is_empty();
         for event in events {
-            if send(sender, Message::Event(shapes::feed_event(&event))).await.is_none() {
+            if send(sender, Message::Event(shapes::feed_event(&event)))
+                .await
+                .is_none()
+            {
                 return;
             }
             after = Some(event.index);
@@ -116,7 +141,10 @@ async fn watch(hall: Arc<Hall>, start: FeedStart, sender: &mpsc::Sender<Result<v
         if more {
             continue;
         }
-        let heartbeat = v1::RevocationHeartbeat { read_through: Some(shapes::position(read_through)), last_event };
+        let heartbeat = v1::RevocationHeartbeat {
+            read_through: Some(shapes::position(read_through)),
+            last_event,
+        };
         if send(sender, Message::Heartbeat(heartbeat)).await.is_none() {
             return;
         }
@@ -127,7 +155,11 @@ async fn watch(hall: Arc<Hall>, start: FeedStart, sender: &mpsc::Sender<Result<v
 }
 
 /// Waits until there is an event or a heartbeat is due. False when the journal has stopped.
-async fn quiet(hall: &Hall, after: Option<u64>, tail: &mut tokio::sync::watch::Receiver<crate::journal::Tail>) -> bool {
+async fn quiet(
+    hall: &Hall,
+    after: Option<u64>,
+    tail: &mut tokio::sync::watch::Receiver<crate::journal::Tail>,
+) -> bool {
     let due = tokio::time::sleep(HEARTBEAT);
     tokio::pin!(due);
     loop {
@@ -145,8 +177,13 @@ async fn quiet(hall: &Hall, after: Option<u64>, tail: &mut tokio::sync::watch::R
     }
 }
 
-async fn send(sender: &mpsc::Sender<Result<v1::WatchRevocationsResponse, Status>>, message: Message) -> Option<()> {
-    let response = v1::WatchRevocationsResponse { message: Some(message) };
+async fn send(
+    sender: &mpsc::Sender<Result<v1::WatchRevocationsResponse, Status>>,
+    message: Message,
+) -> Option<()> {
+    let response = v1::WatchRevocationsResponse {
+        message: Some(message),
+    };
     match tokio::time::timeout(SLOW_MAX, sender.send(Ok(response))).await {
         Ok(Ok(())) => Some(()),
         Ok(Err(_)) | Err(_) => None,
