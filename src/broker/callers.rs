@@ -48,6 +48,8 @@ pub struct PersonCaller {
 pub(super) struct ServiceCaller {
     pub(super) id: ServiceId,
     pub(super) audiences: std::collections::BTreeSet<Audience>,
+    /// When the evidence it called with expires; `None` for a key.
+    pub(super) until: Option<Timestamp>,
 }
 
 enum Caller {
@@ -197,7 +199,7 @@ impl Hall {
             .views
             .rules()
             .ok_or_else(|| closed(&VerifyError::NoRules))?;
-        let (registered, key) = match (&call.bearer, &call.proof) {
+        let (registered, key, until) = match (&call.bearer, &call.proof) {
             (Some(bearer), None) => {
                 let evidence = Evidence::JwtSvid(bearer.clone());
                 let attested = verify::attest(
@@ -207,7 +209,12 @@ impl Hall {
                     now,
                 )
                 .map_err(|e| closed(&e))?;
-                (rules.by_spiffe_id(&attested.facts().subject), None)
+                let facts = attested.facts();
+                (
+                    rules.by_spiffe_id(&facts.subject),
+                    None,
+                    Some(facts.expires_at),
+                )
             }
             // Two credentials in one call could be read as two callers.
             (Some(_), Some(_)) => return Err(closed(&VerifyError::ProofElsewhere("credential"))),
@@ -216,7 +223,7 @@ impl Hall {
                 let possession = self
                     .possession(call, None, None, now, &known)
                     .map_err(|e| closed(&e))?;
-                (rules.by_key(possession.jkt()), Some(possession.jkt()))
+                (rules.by_key(possession.jkt()), Some(possession.jkt()), None)
             }
         };
         let not_permitted = |who: &dyn std::fmt::Display| {
@@ -258,6 +265,7 @@ impl Hall {
                 Ok(Caller::Service(ServiceCaller {
                     id,
                     audiences: service.audiences.clone(),
+                    until,
                 }))
             }
             (Some(Registered::Person(_)), None) | (None, _) => Err(closed(&VerifyError::Agents(0))),

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use super::callers::ServiceCaller;
 use super::{Hall, Presented, Refusal};
 use crate::jose::access_token::{LEEWAY_S, TTL_MAX_S};
 use crate::model::*;
@@ -20,12 +21,16 @@ pub struct Position {
 pub struct FeedStart {
     /// Who watches.
     pub caller: ServiceId,
+    /// Longest life of the watch, in milliseconds: the caller proves itself again.
+    pub life_ms: u64,
     /// Tell the validator that what follows is a complete start.
     pub resync: Option<Position>,
     /// Events above this index follow; `None` = from the first event on.
     pub after: Option<u64>,
 }
 
+/// Longest life of a watch, in milliseconds.
+const WATCH_MAX_MS: u64 = 300_000;
 /// Events read at once.
 const FEED_BATCH: usize = 256;
 
@@ -37,7 +42,13 @@ impl Hall {
         after: Option<Position>,
     ) -> Result<FeedStart, Refusal> {
         let now = self.now();
-        let caller = self.service(call, now)?.id;
+        let ServiceCaller {
+            id: caller, until, ..
+        } = self.service(call, now)?;
+        let left = until.map_or(WATCH_MAX_MS, |until| {
+            u64::try_from(until.since(now)).unwrap_or(0)
+        });
+        let life_ms = left.min(WATCH_MAX_MS);
         let (epoch, head) = self.state.position();
         // Events older than any token that can still live end nothing. Not this broker's own cap: the one before it may have
         // given longer lives.
@@ -59,11 +70,13 @@ impl Hall {
             )),
             Some(position) if start.is_none_or(|start| start <= position.index) => Ok(FeedStart {
                 caller,
+                life_ms,
                 resync: None,
                 after: Some(position.index),
             }),
             Some(_) | None => Ok(FeedStart {
                 caller,
+                life_ms,
                 resync: Some(Position {
                     epoch,
                     index: start.unwrap_or(0),

@@ -151,6 +151,8 @@ impl Hall {
         let rules = self.rules(call)?;
         let request = self.known_request(call, id)?;
         let task = self.state.task(&request.opened.task);
+        let task =
+            task.ok_or_else(|| self.refuse(call.method, Reason::Undecided, "its task is gone"))?;
         let catalogue = rules.bundle.action(&request.opened.action.action);
         let words = |pick: fn(&crate::rules::CatalogueAction) -> &Option<String>| {
             catalogue.and_then(|a| pick(a).clone()).unwrap_or_default()
@@ -163,11 +165,9 @@ impl Hall {
             target_facts: rules.bundle.target_facts(&request.opened.action.target),
             agent: rules.bundle.agent(&request.opened.agent),
             rules: self.rules_shown(&request.opened.decision.rules),
-            task_key: task
-                .as_ref()
-                .map_or(Thumbprint(Digest::of(b"")), |t| t.opened.binding.jkt()),
+            task_key: task.opened.binding.jkt(),
             policy: rules.bundle.version(),
-            purpose: task.and_then(|t| t.purpose.clone()),
+            purpose: task.purpose.clone(),
             access: self.view(request, &rules, now),
         })
     }

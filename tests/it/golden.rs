@@ -395,6 +395,75 @@ fn the_claims_of_a_token() {
     );
 }
 
+/// Names, numbers and types of every field: what clients out there are compiled against.
+#[test]
+fn the_wire() {
+    use prost::Message as _;
+    use prost_types::field_descriptor_proto::{Label, Type};
+    let set =
+        prost_types::FileDescriptorSet::decode(dipylon::proto::DESCRIPTOR).expect("descriptor");
+    let mut text = String::new();
+    for file in set
+        .file
+        .iter()
+        .filter(|f| f.package() == dipylon::proto::PACKAGE)
+    {
+        for message in &file.message_type {
+            for field in &message.field {
+                let repeated = if field.label() == Label::Repeated {
+                    "repeated "
+                } else {
+                    ""
+                };
+                let optional = if field.proto3_optional() {
+                    "optional "
+                } else {
+                    ""
+                };
+                let kind = match field.r#type() {
+                    Type::Message | Type::Enum => field.type_name().to_owned(),
+                    scalar => scalar
+                        .as_str_name()
+                        .trim_start_matches("TYPE_")
+                        .to_lowercase(),
+                };
+                let line = format!(
+                    "{}.{} = {} {repeated}{optional}{kind}\n",
+                    message.name(),
+                    field.name(),
+                    field.number()
+                );
+                text.push_str(&line);
+            }
+        }
+        for one in &file.enum_type {
+            for value in &one.value {
+                text.push_str(&format!(
+                    "{}.{} = {}\n",
+                    one.name(),
+                    value.name(),
+                    value.number()
+                ));
+            }
+        }
+        for service in &file.service {
+            for method in &service.method {
+                let stream = |yes: bool| if yes { "stream " } else { "" };
+                text.push_str(&format!(
+                    "{}.{}({}{}) -> {}{}\n",
+                    service.name(),
+                    method.name(),
+                    stream(method.client_streaming()),
+                    method.input_type(),
+                    stream(method.server_streaming()),
+                    method.output_type()
+                ));
+            }
+        }
+    }
+    golden("wire.txt", &text);
+}
+
 #[test]
 fn the_feed() {
     let task = id(5, TaskId::from_random);

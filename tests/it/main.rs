@@ -8,8 +8,10 @@
     reason = "a test that cannot go on fails"
 )]
 
+mod audit;
 mod bad_input;
 mod crosscheck;
+mod demo;
 mod doors;
 mod evidence;
 mod front_door;

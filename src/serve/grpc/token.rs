@@ -16,8 +16,6 @@ use crate::proto::v1::watch_revocations_response::Message;
 
 /// How often a quiet feed says that it is alive.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// Longest life of a watch: the caller proves itself again.
-const WATCH_MAX: Duration = Duration::from_secs(300);
 /// A validator that takes no message for this long is cut; it resumes from its position.
 const SLOW_MAX: Duration = Duration::from_secs(10);
 /// Messages between the feed and a slow connection.
@@ -85,13 +83,14 @@ impl TokenService for Door {
             .hall
             .watch_revocations(&call, after)
             .map_err(|refusal| super::status(&refusal, &self.hall))?;
+        let life = Duration::from_millis(start.life_ms);
         let (sender, receiver) = mpsc::channel(BUFFER);
         let (hall, mut stopped) = (self.hall.clone(), self.stopped.clone());
         tokio::spawn(async move {
             tokio::select! {
                 () = watch(hall, start, &sender) => {}
                 _ = stopped.wait_for(|stopped| *stopped) => {}
-                () = tokio::time::sleep(WATCH_MAX) => {}
+                () = tokio::time::sleep(life) => {}
             }
         });
         let mut response = Response::new(ReceiverStream::new(receiver));

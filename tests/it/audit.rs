@@ -1,0 +1,187 @@
+//! Law 10: any change of an old entry is found by the tree, and a whole rewrite against any root noted outside.
+
+use std::path::Path;
+use std::process::Command;
+
+use dipylon::audit::{Audit, Checkpoint, Frontier, leaf_hash};
+use dipylon::journal::ReadOnly;
+use dipylon::model::*;
+use rusqlite::Connection;
+
+use super::harness::*;
+
+/// The walk `audit verify` does, as text: what it says of a journal.
+fn verdict(dir: &Path, against: Option<&str>) -> Result<String, String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dipylon"));
+    command.args(["audit", "verify", "--data-dir"]).arg(dir);
+    if let Some(noted) = against {
+        command.args(["--against", noted]);
+    }
+    let output = command.output().expect("runs");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() {
+        Ok(text(&output.stdout))
+    } else {
+        Err(text(&output.stderr))
+    }
+}
+
+/// A journal with some history, closed; and two roots noted on the way.
+async fn history() -> (TestBroker, Vec<Checkpoint>) {
+    let b = TestBroker::start().await;
+    let mut noted = vec![b.hall.journal().tail().borrow().head];
+    let triage = b.agent("triage");
+    let task = b.open(&triage).await;
+    b.ask(&triage, task, &read_case(), 300, "r-1").await.token();
+    let id = b
+        .ask(&triage, task, &disable("ann"), 300, "r-2")
+        .await
+        .pending()
+        .access_request;
+    b.vote("maria", id, "one-security", Verdict::Approve)
+        .await
+        .expect("counts");
+    noted.push(b.hall.journal().tail().borrow().head);
+    b.ask(&triage, task, &disable("ann"), 300, "r-2")
+        .await
+        .token();
+    b.complete(&triage, task).await.expect("ends");
+    (b, noted)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_way_to_change_the_past_is_found() {
+    let (b, noted) = history().await;
+    for root in &noted {
+        let whole = verdict(&b.dir, Some(&root.to_string())).expect("whole");
+        assert!(whole.contains("whole"), "{whole}");
+    }
+    let size = b.hall.state().position().1 + 1;
+    let source = b.dir.clone();
+    // Everything out of the WAL, so that a copy of one file is the journal.
+    Connection::open(source.join("journal.db"))
+        .and_then(|db| db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())))
+        .expect("checkpoint");
+    let temp = tempfile::tempdir().expect("dir");
+    let mut n = 0;
+    let mut tampered = |why: &str, sql: &str| {
+        n += 1;
+        let dir = temp.path().join(n.to_string());
+        std::fs::create_dir(&dir).expect("dir");
+        std::fs::copy(source.join("journal.db"), dir.join("journal.db")).expect("copy");
+        Connection::open(dir.join("journal.db"))
+            .and_then(|db| db.execute_batch(sql))
+            .expect(why);
+        let found = verdict(&dir, None).expect_err(why);
+        assert!(
+            found.contains("NOT WHOLE") || found.contains("head"),
+            "{why}: {found}"
+        );
+    };
+    for index in 0..size {
+        tampered(
+            "a changed byte",
+            &format!(
+                "UPDATE entries SET entry = replace(entry, '\"v\":1', '\"v\":2') WHERE idx = {index}"
+            ),
+        );
+        tampered(
+            "a changed time",
+            &format!(
+                "UPDATE entries SET entry = replace(entry, '\"at\":18', '\"at\":17') WHERE idx = {index}"
+            ),
+        );
+        tampered(
+            "a changed leaf",
+            &format!("UPDATE entries SET leaf = zeroblob(32) WHERE idx = {index}"),
+        );
+    }
+    tampered(
+        "the last entry gone",
+        &format!("DELETE FROM entries WHERE idx = {}", size - 1),
+    );
+    tampered(
+        "one gone from the middle",
+        "DELETE FROM entries WHERE idx = 3",
+    );
+    tampered(
+        "two swapped",
+        "UPDATE entries SET idx = 999 WHERE idx = 4; UPDATE entries SET idx = 4 WHERE idx = 5; UPDATE entries SET idx = 5 WHERE idx = 999;",
+    );
+    tampered(
+        "one added",
+        "INSERT INTO entries SELECT idx + 1, leaf, entry FROM entries ORDER BY idx DESC LIMIT 1",
+    );
+    tampered("a shorter head", "UPDATE head SET size = size - 1");
+    tampered("another root", "UPDATE head SET root = zeroblob(32)");
+    tampered("another epoch", "UPDATE head SET epoch = 7");
+    tampered(
+        "a changed blob",
+        "UPDATE blobs SET content = content || ' '",
+    );
+    tampered(
+        "a blob gone",
+        "DELETE FROM blobs WHERE sha256 = (SELECT sha256 FROM blobs LIMIT 1)",
+    );
+}
+
+/// Someone with the whole machine rewrites everything consistently: only a root noted elsewhere tells.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_whole_rewrite_is_found_against_a_root_noted_outside() {
+    let (b, noted) = history().await;
+    let journal = ReadOnly::open(&b.dir).expect("journal");
+    let mut entries = Vec::new();
+    journal
+        .all(|stored| {
+            entries.push(stored.text);
+            Ok(())
+        })
+        .expect("readable");
+    // A vote that never was, spelled as the journal spells.
+    let forged: Vec<String> = entries
+        .iter()
+        .map(|text| text.replace("\"voter\":\"maria\"", "\"voter\":\"lee\""))
+        .collect();
+    assert_ne!(entries, forged);
+    let walk = |texts: &[String], noted: Option<Checkpoint>| {
+        let mut audit = Audit::against(noted);
+        let mut tree = Frontier::default();
+        for text in texts {
+            tree.push(leaf_hash(text.as_bytes()));
+            audit
+                .entry(text, leaf_hash(text.as_bytes()))
+                .map_err(|e| e.to_string())?;
+        }
+        let head = Checkpoint {
+            size: tree.size(),
+            root: tree.root(),
+        };
+        audit.finish(head, 0).map_err(|e| e.to_string())
+    };
+    walk(&forged, None).expect("consistent in itself");
+    walk(&forged, Some(noted[0])).expect("the part before the forgery is the same");
+    assert!(
+        walk(&forged, Some(noted[1]))
+            .expect_err("noted after it")
+            .contains("rewritten")
+    );
+    assert!(
+        walk(&entries[..4], Some(noted[1]))
+            .expect_err("cut off")
+            .contains("only 4 entries")
+    );
+    walk(&entries, Some(noted[1])).expect("the true one");
+    // Law 7 from the entries alone: what rests on a version that never was is found.
+    let issued = entries
+        .iter()
+        .position(|e| e.contains("\"kind\":\"TokenIssued\""))
+        .expect("a mint");
+    let mut lying = entries.clone();
+    lying[issued] = lying[issued].replace("[\"agent:triage\",0]", "[\"agent:triage\",1]");
+    assert_ne!(lying, entries);
+    assert!(
+        walk(&lying, None)
+            .expect_err("a false premise")
+            .contains("agent:triage")
+    );
+}
