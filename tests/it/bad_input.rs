@@ -445,6 +445,12 @@ async fn a_task_ends_by_its_deadline_before_anyone_writes_it() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
+    let other = b
+        .try_open(&triage, "other", "open-2")
+        .await
+        .expect("opens")
+        .task
+        .task;
     b.hand.advance_millis(3_599_000);
     let shown = b.svid(&triage);
     let given = b
@@ -464,6 +470,12 @@ async fn a_task_ends_by_its_deadline_before_anyone_writes_it() {
     assert!(
         b.hall.state().task(&task).expect("there").ended.is_none(),
         "decided by reading, not by an entry"
+    );
+    let late = b.complete(&triage, other).await.expect("answers");
+    assert_eq!(
+        late.cause,
+        EndCause::Deadline,
+        "time ended it, whoever comes to say so"
     );
     b.hall.upkeep_once().await.expect("news");
     let ended = b

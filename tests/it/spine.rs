@@ -570,3 +570,83 @@ async fn sensitive_words_stay_out_of_entries_and_tokens() {
     );
     b.check();
 }
+
+#[tokio::test]
+async fn a_yes_does_not_keep_for_ever() {
+    let b = TestBroker::start().await;
+    let triage = b.agent("triage");
+    let task = b.open(&triage).await;
+    let id = b
+        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .await
+        .pending()
+        .access_request;
+    b.vote("maria", id, "one-security", Verdict::Approve)
+        .await
+        .expect("counts");
+    b.hand.advance_millis(10 * 60 * 1000);
+    let shown = b.svid(&triage);
+    let still = b
+        .ask_showing(&triage, task, &disable("ann"), 300, "r-1", Some(shown))
+        .await
+        .pending();
+    assert_eq!(still.access_request, id, "it still waits");
+    assert_eq!(
+        still.needs[0].approvers,
+        [],
+        "but nobody's yes is good any more"
+    );
+    // Another person's is, and bounds the token by its own life.
+    b.vote("lee", id, "one-security", Verdict::Approve)
+        .await
+        .expect("counts");
+    let given = b
+        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .await
+        .token();
+    assert_eq!(given.issued.exp - given.issued.iat, 300);
+    b.check();
+}
+
+/// An approver who is out of the roster at the mint does not count, whatever they were at the vote.
+#[tokio::test]
+async fn eligibility_is_never_remembered() {
+    let b = TestBroker::start().await;
+    let triage = b.agent("triage");
+    let task = b.open(&triage).await;
+    let id = b
+        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .await
+        .pending()
+        .access_request;
+    b.vote("maria", id, "one-security", Verdict::Approve)
+        .await
+        .expect("counts");
+    let without = b.world.policy_with("people.toml", |t| {
+        t.replacen(
+            "name = \"Maria Moreau\"\ngroups = [\"security\"]",
+            "name = \"Maria Moreau\"\ngroups = []",
+            1,
+        )
+    });
+    assert!(b.apply(without).await.expect("applied").changed);
+    let still = b
+        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .await
+        .pending();
+    assert_eq!(
+        (still.access_request, still.needs[0].approvers.len()),
+        (id, 0)
+    );
+    // A profile that is defined anew makes the former question void.
+    let redefined = b.world.policy_with("people.toml", |t| {
+        t.replacen("good_for = \"10m\"", "good_for = \"9m\"", 1)
+    });
+    assert_eq!(b.apply(redefined).await.expect("applied").swept.requests, 1);
+    let anew = b
+        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .await
+        .pending();
+    assert_ne!(anew.access_request, id);
+    b.check();
+}
