@@ -219,7 +219,12 @@ impl Hall {
             // Two credentials in one call could be read as two callers.
             (Some(_), Some(_)) => return Err(closed(&VerifyError::ProofElsewhere("credential"))),
             (None, _) => {
-                let known = |key| rules.by_key(key).map(drop).ok_or(VerifyError::Agents(0));
+                let known = |key| {
+                    rules
+                        .by_key(key)
+                        .map(drop)
+                        .ok_or(VerifyError::NotRegistered)
+                };
                 let possession = self
                     .possession(call, None, None, now, &known)
                     .map_err(|e| closed(&e))?;
@@ -238,7 +243,7 @@ impl Hall {
                 let person = rules
                     .bundle
                     .person(&id)
-                    .ok_or_else(|| closed(&VerifyError::Agents(0)))?;
+                    .ok_or_else(|| closed(&VerifyError::NotRegistered))?;
                 let admitted = person.roles.iter().any(|role| {
                     call.admits.contains(&match role {
                         Role::Approver => CallerKind::Approver,
@@ -254,7 +259,7 @@ impl Hall {
                 let service = rules
                     .bundle
                     .service(&id)
-                    .ok_or_else(|| closed(&VerifyError::Agents(0)))?;
+                    .ok_or_else(|| closed(&VerifyError::NotRegistered))?;
                 let kind = match service.kind {
                     ServiceKind::Validator => CallerKind::Validator,
                     ServiceKind::Auditor => CallerKind::Auditor,
@@ -268,7 +273,9 @@ impl Hall {
                     until,
                 }))
             }
-            (Some(Registered::Person(_)), None) | (None, _) => Err(closed(&VerifyError::Agents(0))),
+            (Some(Registered::Person(_)), None) | (None, _) => {
+                Err(closed(&VerifyError::NotRegistered))
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use super::{Hall, PersonCaller, Presented, Refusal};
 use crate::approve;
 use crate::journal::{Append, AppendError, Blob};
 use crate::model::*;
-use crate::rules::{BundleFiles, InForce, OperateAnswer, PolicyBundle, Role};
+use crate::rules::{BundleFiles, InForce, OperateAnswer, PolicyBundle};
 use crate::state::Grant;
 
 /// What putting a policy bundle in force did.
@@ -82,7 +82,7 @@ impl Hall {
             .await
             .map_err(|e| refuse(&e))?
             .map_err(|e| refuse(&e))?;
-        check_governable(&bundle).map_err(|e| refuse(&e))?;
+        bundle.governable().map_err(|e| refuse(&e))?;
         let mut applied = Applied {
             version: bundle.version().to_string(),
             changed: true,
@@ -384,18 +384,4 @@ fn may_still_operate(opened: &TaskOpened, rules: &InForce) -> bool {
         );
         matches!(answer, OperateAnswer::Allowed { .. })
     })
-}
-
-/// A bundle that nobody could replace again is not put in force.
-pub(super) fn check_governable(bundle: &PolicyBundle) -> Result<(), &'static str> {
-    if bundle
-        .people()
-        .any(|p| p.roles.contains(&Role::Operator) && !p.keys.is_empty())
-    {
-        Ok(())
-    } else {
-        Err(
-            "people.toml: no operator has a key, so nobody could ever apply another policy bundle; add a [[key]] of one",
-        )
-    }
 }

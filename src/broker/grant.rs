@@ -93,7 +93,7 @@ impl Hall {
             return Err(self.refuse(
                 call.method,
                 Reason::RequestIdReused,
-                "this request_id was granted with another action, ttl or reason",
+                "this request_id was granted with another action, target, parameters, ttl or reason",
             ));
         }
         let dead = |why: String| Err(self.refuse(call.method, Reason::TokenDead, why));

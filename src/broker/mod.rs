@@ -266,7 +266,13 @@ impl Hall {
         let detail = detail.into();
         let correlation = CorrelationId::from_random(self.draw());
         let at = self.now();
-        tracing::info!(%correlation, method, %reason, detail = text::reveal_capped(&detail, 500), "refused");
+        let shown = text::reveal_capped(&detail, 500);
+        if reason == Reason::UseDpopNonce {
+            // The first call of every client.
+            tracing::debug!(%correlation, method, %reason, detail = shown, "refused");
+        } else {
+            tracing::info!(%correlation, method, %reason, detail = shown, "refused");
+        }
         let told = match public_text(reason) {
             Some(constant) if !self.settings.tell_callers => constant.to_owned(),
             Some(constant) => format!("{constant}: {detail}"),
@@ -319,6 +325,7 @@ impl Hall {
             | VerifyError::NotOfTask
             | VerifyError::OtherWorkload { .. }
             | VerifyError::NoRules
+            | VerifyError::NotRegistered
             | VerifyError::Agents(_)
             | VerifyError::OtherAgent(_)
             | VerifyError::Suspended(_)

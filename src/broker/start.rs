@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use super::govern::check_governable;
 use super::once::Once;
 use super::views::Views;
 use super::{Hall, Settings};
@@ -149,7 +148,7 @@ impl Hall {
         hall.publish_key().await?;
         if let Some(files) = start.seed.filter(|_| hall.views.rules().is_none()) {
             let bundle = PolicyBundle::load(&files)?;
-            check_governable(&bundle).map_err(StartError::Ungovernable)?;
+            bundle.governable().map_err(StartError::Ungovernable)?;
             hall.enter_bundle(bundle, &files, 0, None).await?;
         }
         hall.sweep().await?;

@@ -11,7 +11,7 @@ use super::say::table;
 use super::{Common, Say, card, shapes};
 use crate::clock::Clock;
 use crate::model::AccessRequestId;
-use crate::model::text::reveal;
+use crate::model::text::{reveal, reveal_capped};
 use crate::proto::v1;
 
 #[derive(Debug, Args)]
@@ -48,6 +48,7 @@ pub(super) async fn list(common: &Common, say: &Say, verb: Inbox) -> Result<Exit
                 "RISK",
                 "WHAT",
                 "TARGET",
+                "WITH",
                 "AGENT",
                 "NEEDS",
                 "LEFT",
@@ -74,11 +75,28 @@ fn row(request: &v1::AccessRequest, now: crate::model::Timestamp) -> Vec<String>
         reveal(&request.risk).to_uppercase(),
         reveal(&request.title),
         shapes::target(request.action.as_ref().and_then(|a| a.target.as_ref())),
+        with(request.action.as_ref()),
         reveal(&request.agent_id),
         reveal(&needs.join(", ")),
         shapes::left(request.expires_at.as_ref(), now),
         reveal(&request.access_request_id),
     ]
+}
+
+/// The parameters, short: two rows that ask for different things must not look alike.
+fn with(action: Option<&v1::Action>) -> String {
+    let Some(Value::Object(parameters)) = action.map(shapes::parameters) else {
+        return "?".to_owned();
+    };
+    let all: Vec<String> = parameters
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    if all.is_empty() {
+        "-".to_owned()
+    } else {
+        reveal_capped(&all.join(" "), 40)
+    }
 }
 
 /// Highest risk first; a word we do not know counts as the highest.

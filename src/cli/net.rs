@@ -17,12 +17,7 @@ use crate::model::Realm;
 #[derive(Debug, Clone, Args)]
 pub(super) struct KeyArgs {
     /// Your private key, registered for you in people.toml
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "DIPYLON_KEY",
-        required_unless_present = "person"
-    )]
+    #[arg(long, value_name = "FILE", env = "DIPYLON_KEY")]
     key: Option<PathBuf>,
     /// In development: act as this person or service
     #[arg(long = "as", id = "person", value_name = "ID", conflicts_with = "key")]

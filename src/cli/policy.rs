@@ -31,7 +31,11 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Policy) -> Result<Exit
     match verb {
         Policy::Check { dir } => {
             let (_, bundle) = bundle::load(&dir)?;
-            let warnings: Vec<String> = bundle.warnings().iter().map(ToString::to_string).collect();
+            let mut warnings: Vec<String> =
+                bundle.warnings().iter().map(ToString::to_string).collect();
+            warnings.extend(bundle.governable().err().map(|why| {
+                format!("{why}: until then no broker takes it (a development broker adds keys: start from its policy directory)")
+            }));
             let (rules, agents) = (bundle.rules().count(), bundle.agents().count());
             say.either(
                 || json!({ "version": bundle.version(), "rules": rules, "agents": agents, "warnings": warnings }),

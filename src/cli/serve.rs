@@ -54,6 +54,12 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
         // Left by one that was killed: whoever waits for this file waits for this start.
         let _gone = std::fs::remove_file(path);
     }
+    if !config.listen.ip().is_loopback() {
+        say.aside(&format!(
+            "WARNING  {} is not loopback, and this broker speaks plain HTTP: proofs and tokens cross the network in clear.\n         Listen on loopback and put a TLS proxy before it, on the same host.",
+            config.listen
+        ));
+    }
     // Bound before the journal is opened: a second broker on the same port leaves no trace.
     let listener = serve::listen(config.listen)
         .await

@@ -199,8 +199,8 @@ impl Kept {
         };
         let path = dir.join(format!("{task}.json"));
         let text = std::fs::read(&path).map_err(|_| {
-            Failure::usage(format!("{task} was not opened from here: its key is not in {}", dir.display()))
-                .next("only who opened a task can use it; --key FILE with --agent or --evidence takes up another's")
+            Failure::usage(format!("{task} is not open here: it was completed, or opened elsewhere (no key of it in {})", dir.display()))
+                .next("'dipylon task open' opens one, 'dipylon task show' lists those that are; --task names another")
         })?;
         json::parse_as(&text).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))
     }

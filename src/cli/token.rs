@@ -87,7 +87,10 @@ async fn request(common: &Common, say: &Say, verb: Request) -> Result<ExitCode, 
         verb.target,
         parse::params(verb.params)?,
     )?;
-    let task = verb.which.attach(common, &verb.evidence)?;
+    let mut task = verb.which.attach(common, &verb.evidence)?;
+    if verb.evidence.given() {
+        task = task.showing_evidence();
+    }
     let clock = Clock::system();
     let until = clock.now().plus_secs(i64::from(verb.wait.unwrap_or(0)));
     let mut order = TokenOrder {
@@ -205,10 +208,12 @@ fn denied(say: &Say, no: &Denied, action: &Action) {
             let rules = shapes::rule_lines(no.rules());
             rows.own(
                 "because",
-                if rules.is_empty() {
-                    "no rule allows it: the default is no".to_owned()
-                } else {
-                    rules
+                match (rules.is_empty(), no.known_reason()) {
+                    (true, Some(DeniedReason::OutsideCeiling)) => {
+                        "the agent's `actions` in agents.toml do not have it".to_owned()
+                    }
+                    (true, _) => "no rule allows it: the default is no".to_owned(),
+                    (false, _) => rules,
                 },
             );
             if let Some(id) = no.access_request_id() {

@@ -78,6 +78,7 @@ impl Agent {
             key,
             identity,
             opened: Some(opened),
+            show_always: false,
         })
     }
 }
@@ -91,6 +92,7 @@ pub struct Task {
     key: Arc<SigningKey>,
     identity: Identity,
     opened: Option<Opened>,
+    show_always: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -158,6 +160,7 @@ impl Task {
             identity: Identity::Key(key.clone()),
             key,
             opened: None,
+            show_always: false,
         }
     }
 
@@ -181,15 +184,20 @@ impl Task {
         self.opened.as_ref().map(|opened| &opened.verification)
     }
 
+    /// Shows the evidence in every call, whether the broker needs it again or not.
+    #[must_use]
+    pub fn showing_evidence(self) -> Self {
+        Self {
+            show_always: true,
+            ..self
+        }
+    }
+
     /// Asks for a token, once. Evidence is shown again if the broker says that what it saw is too old.
     pub async fn request_token(&self, order: &TokenOrder) -> Result<Outcome, Error> {
-        self.ask(
-            order,
-            &request_id(order.request_id.as_deref())?,
-            order.wait_s,
-            false,
-        )
-        .await
+        let request_id = request_id(order.request_id.as_deref())?;
+        self.ask(order, &request_id, order.wait_s, self.show_always)
+            .await
     }
 
     /// Asks under one request id, with waits at the broker, until the answer is a token or a no, or until this moment: then
@@ -201,7 +209,7 @@ impl Task {
     ) -> Result<Outcome, Error> {
         let request_id = request_id(order.request_id.as_deref())?;
         let clock = self.endpoint.clock().clone();
-        let mut show = false;
+        let mut show = self.show_always;
         loop {
             let began = clock.now();
             let left_s = until.since(began).max(0) / 1_000;
@@ -210,7 +218,7 @@ impl Task {
             let now = clock.now();
             let pause_ms = match &answer {
                 Ok(Outcome::Pending(pending)) => {
-                    show = pending.show_evidence();
+                    show = self.show_always || pending.show_evidence();
                     // A broker that did wait is asked again at once.
                     let waited = now.since(began) >= 1_000 || show;
                     if waited {

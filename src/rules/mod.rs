@@ -153,6 +153,16 @@ impl PolicyBundle {
         self.version
     }
 
+    /// Whether anybody could ever put another bundle in force: a broker takes no other. An example to start from need not be
+    /// so yet.
+    pub fn governable(&self) -> Result<(), &'static str> {
+        let operates = |p: &Person| p.roles.contains(&Role::Operator) && !p.keys.is_empty();
+        match self.people().any(operates) {
+            true => Ok(()),
+            false => Err("people.toml: no operator has a key; add a [[key]] of one"),
+        }
+    }
+
     /// What is odd but not wrong.
     pub fn warnings(&self) -> &[Problem] {
         &self.warnings

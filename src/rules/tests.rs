@@ -180,7 +180,7 @@ fn the_bundle_to_start_from_has_nothing_odd() {
     let bundle = soc();
     assert_eq!(bundle.warnings(), []);
     assert_eq!(bundle.actions().count(), 4);
-    assert_eq!(bundle.rules().count(), 6);
+    assert_eq!(bundle.rules().count(), 7);
     let disable = bundle
         .action(&ActionName::parse("account.disable").expect("name"))
         .expect("action");

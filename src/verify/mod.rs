@@ -77,6 +77,9 @@ pub enum VerifyError {
     /// No policy bundle is in force.
     #[error("no policy bundle is in force")]
     NoRules,
+    /// No registered person or service has this key or identity.
+    #[error("no registered person or service has this key or identity")]
+    NotRegistered,
     /// Not exactly one registered agent matches.
     #[error("{0} registered agents match, not one")]
     Agents(usize),

@@ -411,13 +411,7 @@ async fn nobody_fills_the_journal_or_the_approvers_day() {
     }
     let host = action("host.isolate", "Host", "web-1", IDP, &[]);
     b.ask(&triage, task, &host, 300, "p-4").await.pending();
-    let other = action(
-        "account.disable",
-        "Account",
-        "ann",
-        CASES,
-        &[("end_sessions", Param::Bool(true))],
-    );
+    let other = action("host.isolate", "Host", "web-1", CASES, &[]);
     assert_eq!(
         refused(b.ask(&triage, task, &other, 300, "p-5").await),
         Reason::TooManyPending
