@@ -30,6 +30,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use crate::approve::Bounds;
 use crate::clock::Clock;
 use crate::jose::Nonces;
+pub use crate::journal::Tail;
 use crate::journal::{AppendError, Journal};
 use crate::mint::Bench;
 use crate::model::*;

@@ -33,10 +33,10 @@ struct Ledger {
     rules: usize,
 }
 
-struct Realm {
-    world: World,
+pub struct Realm {
+    pub world: World,
     root: PathBuf,
-    url: String,
+    pub url: String,
     config: PathBuf,
     ledger: Mutex<Ledger>,
     stopping: AtomicBool,
@@ -44,7 +44,7 @@ struct Realm {
 }
 
 impl Realm {
-    fn new(root: &Path) -> Self {
+    pub fn new(root: &Path) -> Self {
         let world = World::new();
         let port = std::net::TcpListener::bind("127.0.0.1:0")
             .expect("a port")
@@ -77,6 +77,11 @@ impl Realm {
     }
 
     async fn broker(&self) -> Child {
+        self.broker_telling(Stdio::inherit(), "error").await
+    }
+
+    /// The real process, its log at a level into a place.
+    pub async fn broker_telling(&self, log: Stdio, level: &str) -> Child {
         let ready = self.root.join("ready.json");
         let _none = std::fs::remove_file(&ready);
         let mut child = Command::new(env!("CARGO_BIN_EXE_dipylon"))
@@ -86,6 +91,8 @@ impl Realm {
             .arg(&ready)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
+            .stderr(log)
+            .env("DIPYLON_LOG", level)
             .kill_on_drop(true)
             .spawn()
             .expect("the broker starts");
@@ -101,7 +108,7 @@ impl Realm {
         panic!("the broker is not ready");
     }
 
-    fn endpoint(&self) -> Endpoint {
+    pub fn endpoint(&self) -> Endpoint {
         Endpoint::connect(&self.url)
             .expect("endpoint")
             .with_retry_ms(0)

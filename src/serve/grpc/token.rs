@@ -157,7 +157,7 @@ async fn watch(
 async fn quiet(
     hall: &Hall,
     after: Option<u64>,
-    tail: &mut tokio::sync::watch::Receiver<crate::journal::Tail>,
+    tail: &mut tokio::sync::watch::Receiver<crate::broker::Tail>,
 ) -> bool {
     let due = tokio::time::sleep(HEARTBEAT);
     tokio::pin!(due);

@@ -1,0 +1,166 @@
+//! Who may use whom: the floors of `src/lib.rs`, held to by reading the sources.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// Each room and the rooms it may use.
+const ROOMS: &[(&str, &[&str])] = &[
+    ("model", &[]),
+    ("proto", &["model"]),
+    ("jose", &["model"]),
+    ("rules", &["model", "jose"]),
+    ("audit", &["model"]),
+    ("state", &["model", "journal"]),
+    ("verify", &["model", "jose", "rules"]),
+    ("approve", &["model", "jose", "rules", "state", "verify"]),
+    ("mint", &["model", "jose", "approve"]),
+    ("clock", &["model"]),
+    ("keys", &["jose"]),
+    ("journal", &["model", "audit", "clock"]),
+    ("config", &["model", "jose", "broker"]),
+    (
+        "broker",
+        &[
+            "model", "jose", "rules", "state", "verify", "approve", "mint", "clock", "journal",
+        ],
+    ),
+    ("serve", &["model", "proto", "rules", "state", "broker"]),
+    ("client", &["model", "jose", "proto", "clock"]),
+    ("validator", &["model", "jose", "proto", "clock", "client"]),
+    (
+        "cli",
+        &[
+            "model",
+            "jose",
+            "rules",
+            "audit",
+            "proto",
+            "clock",
+            "keys",
+            "config",
+            "journal",
+            "broker",
+            "serve",
+            "client",
+            "validator",
+        ],
+    ),
+    ("main", &[]),
+    ("lib", &[]),
+];
+
+/// Each dependency that has a home, and its homes.
+const HOMES: &[(&str, &[&str])] = &[
+    ("cedar_policy", &["rules"]),
+    ("rusqlite", &["journal"]),
+    ("dashmap", &["state"]),
+    ("jsonwebtoken", &["jose"]),
+    ("ring", &["jose", "model", "broker", "client"]),
+    ("tonic", &["proto", "serve", "client"]),
+    ("axum", &["serve", "cli"]),
+    ("clap", &["cli", "main"]),
+];
+
+/// Rooms where value goes in and value comes out.
+const PURE: &[&str] = &[
+    "model", "jose", "rules", "verify", "approve", "mint", "state", "audit",
+];
+
+fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
+    for file in std::fs::read_dir(dir).expect("dir") {
+        let path = file.expect("file").path();
+        if path.is_dir() {
+            sources(&path, out);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            out.push(path);
+        }
+    }
+}
+
+/// Every source line of each room, without comments and tests.
+fn code() -> BTreeMap<String, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let mut rooms: BTreeMap<String, String> = BTreeMap::new();
+    for path in files {
+        let relative = path.strip_prefix(&root).expect("inside").to_owned();
+        let first = relative.components().next().expect("a name");
+        let room = first
+            .as_os_str()
+            .to_string_lossy()
+            .trim_end_matches(".rs")
+            .to_owned();
+        let name = relative
+            .file_stem()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned();
+        if ["tests", "strict_tests", "vectors", "attacks"].contains(&name.as_str()) {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).expect("source");
+        let text = text
+            .split("#[cfg(test)]\nmod tests {")
+            .next()
+            .unwrap_or_default();
+        let code = rooms.entry(room).or_default();
+        for line in text.lines() {
+            code.push_str(line.split("//").next().unwrap_or_default());
+            code.push('\n');
+        }
+    }
+    rooms
+}
+
+fn uses(code: &str, path: &str) -> bool {
+    code.match_indices(path).any(|(i, _)| {
+        let before = code[..i].chars().next_back();
+        !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':')
+    })
+}
+
+#[test]
+fn every_room_keeps_to_its_floor() {
+    let code = code();
+    let known: BTreeSet<&str> = ROOMS.iter().map(|(room, _)| *room).collect();
+    let found: BTreeSet<&str> = code.keys().map(String::as_str).collect();
+    assert_eq!(
+        found, known,
+        "a room was added or taken away: say in this table who may use whom"
+    );
+    for (room, may) in ROOMS {
+        for (other, _) in ROOMS {
+            let used = uses(&code[*room], &format!("crate::{other}::"));
+            assert!(
+                !used || other == room || may.contains(other),
+                "{room} uses {other}"
+            );
+        }
+    }
+    for (dependency, homes) in HOMES {
+        for (room, text) in &code {
+            let used = uses(text, &format!("{dependency}::"));
+            assert!(
+                !used || homes.contains(&room.as_str()),
+                "{room} uses {dependency}"
+            );
+        }
+    }
+    for room in PURE {
+        for world in [
+            "std::fs",
+            "std::net",
+            "std::process",
+            "std::env",
+            "tokio::",
+            "SystemTime",
+            "Instant::now",
+        ] {
+            assert!(
+                !code[*room].contains(world),
+                "{room} touches the world: {world}"
+            );
+        }
+    }
+}

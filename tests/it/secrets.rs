@@ -1,0 +1,132 @@
+//! Law 11: no secret is in a log, an error or an entry. The real process, logging everything it can, while secrets of every
+//! kind pass through it.
+
+use std::collections::BTreeMap;
+
+use dipylon::client::{Agent, EvidenceSource, OpenTask, Outcome};
+use dipylon::clock::Clock;
+use dipylon::model::*;
+
+use super::harness::{CASES, DOMAIN, action};
+use super::kill::Realm;
+use super::served::order;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_secret_is_told() {
+    let temp = tempfile::tempdir().expect("dir");
+    let realm = Realm::new(temp.path());
+    let log = temp.path().join("broker.log");
+    let file = std::fs::File::create(&log).expect("file");
+    let mut broker = realm.broker_telling(file.into(), "trace").await;
+    let id = format!("spiffe://{DOMAIN}/agent/triage");
+    let svid = realm
+        .world
+        .svid_for(&realm.url, &id, Clock::system().now(), 3_600);
+    let agent = Agent::new(realm.endpoint(), EvidenceSource::Fixed(svid.clone()), None);
+    let opening = OpenTask {
+        purpose: "CANARY-purpose".into(),
+        max_duration_s: 600,
+        request_id: None,
+    };
+    let task = agent
+        .open_task(&opening)
+        .await
+        .expect("opens")
+        .showing_evidence();
+    let words = BTreeMap::from([("text", Param::Str("CANARY-parameter".into()))]);
+    let words: Vec<(&str, Param)> = words.into_iter().collect();
+    let note = action("case.note", "Case", "INC-8841", CASES, &words);
+    let mut ask = order(note, "r-1");
+    ask.reason = "CANARY-reason".into();
+    let Ok(Outcome::Token(token)) = task.request_token(&ask).await else {
+        panic!("a token")
+    };
+    let proof = token
+        .headers("POST", "https://cases.soc.example/x")
+        .expect("headers")
+        .dpop;
+    let validator =
+        dipylon::validator::Validator::connect(dipylon::validator::ValidatorConfig::new(
+            &realm.url,
+            &realm.url,
+            Audience::parse(CASES).expect("audience"),
+            dipylon::client::Identity::Key(std::sync::Arc::new(realm.world.key_of("cases"))),
+        ))
+        .await
+        .expect("connects");
+    assert!(
+        validator
+            .introspect(token.jwt().reveal())
+            .await
+            .expect("may ask")
+            .active
+    );
+    // Refused calls carry secrets too: evidence that does not hold, a parameter that is not known.
+    let bent = Secret::new(format!("{}x", svid.reveal()));
+    let liar = Agent::new(realm.endpoint(), EvidenceSource::Fixed(bent), None);
+    let refused = liar
+        .open_task(&opening)
+        .await
+        .expect_err("refused")
+        .to_string();
+    let unknown = action(
+        "case.note",
+        "Case",
+        "INC-8841",
+        CASES,
+        &[("CANARYname", Param::Str("CANARY-unknown".into()))],
+    );
+    let wrong = task
+        .request_token(&order(unknown, "r-2"))
+        .await
+        .expect_err("refused")
+        .to_string();
+    task.complete(TaskOutcome::Succeeded)
+        .await
+        .expect("completes");
+    broker.kill().await.expect("stopped");
+
+    let log = std::fs::read_to_string(&log).expect("log");
+    assert!(log.contains("refused"), "the log tells something: {log}");
+    let mut entries = String::new();
+    dipylon::journal::ReadOnly::open(&temp.path().join("data"))
+        .and_then(|journal| {
+            journal.all(|stored| {
+                entries.push_str(&stored.text);
+                Ok(())
+            })
+        })
+        .expect("readable");
+    let key = std::fs::read_to_string(temp.path().join("keys/token-signing.pem")).expect("key");
+    let body: String = key
+        .lines()
+        .filter(|l| !l.starts_with('-'))
+        .take(1)
+        .collect();
+    let part = |jwt: &str, n: usize| jwt.split('.').nth(n).expect("a part").to_owned();
+    let secrets = [
+        part(svid.reveal(), 1),
+        part(svid.reveal(), 2),
+        part(token.jwt().reveal(), 1),
+        part(token.jwt().reveal(), 2),
+        part(proof.reveal(), 2),
+        body,
+        "CANARY-parameter".into(),
+        "CANARY-unknown".into(),
+        "CANARY-purpose".into(),
+        "CANARY-reason".into(),
+    ];
+    for (place, text) in [
+        ("log", &log),
+        ("entries", &entries),
+        ("error", &refused),
+        ("error", &wrong),
+    ] {
+        for secret in &secrets {
+            assert!(
+                !text.contains(secret.as_str()),
+                "{secret} is in the {place}"
+            );
+        }
+    }
+}
