@@ -1,0 +1,132 @@
+//! Streams and their versions: what entries move and rest on.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::{
+    AccessRequestId, ActionName, AgentId, Digest, KeyId, Malformed, PersonId, RequestId, TaskId,
+    Thumbprint, TokenId, TrustDomain,
+};
+
+/// 1 + the index of the last entry that moved a stream; 0 = never moved.
+pub type Version = u64;
+
+/// What entries move and rest on: the one concurrency control.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stream {
+    /// A task: opened, ended.
+    Task(TaskId),
+    /// The idempotency of opening: one task for an agent, key and request id.
+    Open(AgentId, Thumbprint, RequestId),
+    /// The idempotency of asking: a task and request id open access requests for one action and get one grant.
+    Request(TaskId, RequestId),
+    /// An access request: opened, each vote, consumed, closed.
+    Access(AccessRequestId),
+    /// All openings of access requests by an agent: they count each other, and join what is already open.
+    Asks(AgentId),
+    /// A token: used, reissued, ended.
+    Token(TokenId),
+    /// An agent: suspended, resumed.
+    Agent(AgentId),
+    /// A person: enrolled, disabled.
+    Person(PersonId),
+    /// The active policy bundle.
+    Policy,
+    /// The keys of a trust domain.
+    Trust(TrustDomain),
+    /// A signing key.
+    Key(KeyId),
+    /// The freeze of everything.
+    FreezeAll,
+    /// The freeze of an agent.
+    FreezeAgent(AgentId),
+    /// The freeze of all agents of an owner.
+    FreezeOwner(PersonId),
+    /// The freeze of an action.
+    FreezeAction(ActionName),
+}
+
+impl fmt::Display for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Task(id) => write!(f, "task:{id}"),
+            Self::Open(agent, key, request) => write!(f, "open:{agent}/{key}/{request}"),
+            Self::Request(task, request) => write!(f, "req:{task}/{request}"),
+            Self::Access(id) => write!(f, "access:{id}"),
+            Self::Asks(agent) => write!(f, "asks:{agent}"),
+            Self::Token(id) => write!(f, "jti:{id}"),
+            Self::Agent(id) => write!(f, "agent:{id}"),
+            Self::Person(id) => write!(f, "person:{id}"),
+            Self::Policy => f.write_str("policy"),
+            Self::Trust(domain) => write!(f, "trust:{domain}"),
+            Self::Key(kid) => write!(f, "key:{kid}"),
+            Self::FreezeAll => f.write_str("freeze:all"),
+            Self::FreezeAgent(id) => write!(f, "freeze:agent/{id}"),
+            Self::FreezeOwner(id) => write!(f, "freeze:owner/{id}"),
+            Self::FreezeAction(name) => write!(f, "freeze:action/{name}"),
+        }
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl Stream {
+    /// Reads the written form.
+    pub fn parse(text: &str) -> Result<Self, Malformed> {
+        let unknown = || Malformed::new("stream", "unknown");
+        match text {
+            "policy" => return Ok(Self::Policy),
+            "freeze:all" => return Ok(Self::FreezeAll),
+            _ => {}
+        }
+        let (kind, rest) = text.split_once(':').ok_or_else(unknown)?;
+        let pair = || rest.split_once('/').ok_or_else(unknown);
+        Ok(match kind {
+            "task" => Self::Task(TaskId::parse(rest)?),
+            "open" => {
+                let (agent, rest) = pair()?;
+                let (key, request) = rest.split_once('/').ok_or_else(unknown)?;
+                Self::Open(
+                    AgentId::parse(agent)?,
+                    Thumbprint(Digest::parse(key)?),
+                    RequestId::parse(request)?,
+                )
+            }
+            "req" => {
+                let (task, request) = pair()?;
+                Self::Request(TaskId::parse(task)?, RequestId::parse(request)?)
+            }
+            "access" => Self::Access(AccessRequestId::parse(rest)?),
+            "asks" => Self::Asks(AgentId::parse(rest)?),
+            "jti" => Self::Token(TokenId::parse(rest)?),
+            "agent" => Self::Agent(AgentId::parse(rest)?),
+            "person" => Self::Person(PersonId::parse(rest)?),
+            "trust" => Self::Trust(TrustDomain::parse(rest)?),
+            "key" => Self::Key(KeyId::parse(rest)?),
+            "freeze" => match pair()? {
+                ("agent", id) => Self::FreezeAgent(AgentId::parse(id)?),
+                ("owner", id) => Self::FreezeOwner(PersonId::parse(id)?),
+                ("action", name) => Self::FreezeAction(ActionName::parse(name)?),
+                _ => return Err(unknown()),
+            },
+            _ => return Err(unknown()),
+        })
+    }
+}
+
+impl Serialize for Stream {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Stream {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(d)?).map_err(serde::de::Error::custom)
+    }
+}

@@ -1,0 +1,339 @@
+//! The fold itself: what each kind of entry changes. Nothing else writes to state.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::records::AccessEvent;
+use super::{
+    AccessRequest, AccessStatus, At, Due, Ended, Fixed, Grant, Illegal, Selector, State, Task,
+    TrustedKeys, Use, Vote,
+};
+use crate::journal::Committed;
+use crate::model::*;
+
+impl State {
+    /// Folds the next entry in. The journal calls it in order, after the commit and before anyone is answered.
+    pub fn apply(&self, committed: &Committed) {
+        let entry = committed.entry();
+        let version = entry.index + 1;
+        match &entry.fact {
+            Fact::EpochStarted(_)
+            | Fact::PolicyApplied(_)
+            | Fact::VoteRefused(_)
+            | Fact::RefusalsCounted(_) => {}
+            Fact::TrustBundleChanged(f) => {
+                let keys = TrustedKeys {
+                    bundle: Some(f.bundle),
+                    kids: f.kids.iter().cloned().collect(),
+                };
+                self.trust.put(
+                    f.domain.clone(),
+                    At {
+                        value: keys,
+                        version,
+                    },
+                );
+            }
+            Fact::KeyPublished(f) => self.keys.put(
+                f.kid.clone(),
+                At {
+                    value: f.jwk.clone(),
+                    version,
+                },
+            ),
+            Fact::AgentSuspended(f) => {
+                self.agents.put(
+                    f.agent.clone(),
+                    At {
+                        value: AgentStanding { suspended: true },
+                        version,
+                    },
+                );
+                let tasks: Vec<TaskId> = self.open_tasks_of(&f.agent);
+                self.end_tasks(&tasks, EndCause::Suspended, None, entry);
+                self.feed.push(
+                    entry.epoch,
+                    entry.index,
+                    entry.at,
+                    Selector::Agent(f.agent.clone()),
+                );
+            }
+            Fact::AgentResumed(f) => self.agents.put(
+                f.agent.clone(),
+                At {
+                    value: AgentStanding { suspended: false },
+                    version,
+                },
+            ),
+            Fact::TaskOpened(f) => self.on_task_opened(f, committed, version),
+            Fact::TaskEnded(f) => {
+                self.end_tasks(&f.tasks, f.cause, f.outcome, entry);
+                self.feed.push(
+                    entry.epoch,
+                    entry.index,
+                    entry.at,
+                    Selector::Tasks(f.tasks.clone()),
+                );
+            }
+            Fact::RequestDenied(f) => self.decisions.put(f.id, entry.index),
+            Fact::AccessRequestOpened(f) => self.on_access_request_opened(f, committed, version),
+            Fact::VoteCast(f) => self.on_vote(f, committed, version),
+            Fact::AccessRequestClosed(f) => {
+                self.on_access_event(f.access_request, AccessEvent::Closed(f.cause), version);
+                if f.cause == CloseCause::Expired {
+                    self.fix_refused(f.access_request);
+                }
+            }
+            Fact::TokenIssued(f) => self.on_token_issued(f, committed, version),
+            Fact::TokenReissued(f) => self.grants.change(&f.jti, |g| {
+                let mut kids = g.kids.clone();
+                if !kids.contains(&f.kid) {
+                    kids.push(f.kid.clone());
+                }
+                Grant {
+                    kids,
+                    version,
+                    ..g.clone()
+                }
+            }),
+            Fact::TokenConsumed(f) => self.grants.change(&f.jti, |g| {
+                let mut uses = g.uses.clone();
+                uses.push(Use {
+                    validator: f.validator.clone(),
+                    use_id: f.use_id.clone(),
+                    index: entry.index,
+                });
+                Grant {
+                    uses,
+                    version,
+                    ..g.clone()
+                }
+            }),
+            Fact::GrantsEnded(f) => {
+                let ended = Ended {
+                    cause: f.cause,
+                    index: entry.index,
+                    at: entry.at,
+                    outcome: None,
+                };
+                for jti in &f.jtis {
+                    self.grants.change(jti, |g| Grant {
+                        ended: g.ended.or(Some(ended)),
+                        version,
+                        ..g.clone()
+                    });
+                }
+                self.feed.push(
+                    entry.epoch,
+                    entry.index,
+                    entry.at,
+                    Selector::Tokens(f.jtis.clone()),
+                );
+            }
+        }
+        self.epoch.store(entry.epoch, Ordering::SeqCst);
+        self.folded.store(entry.index + 1, Ordering::SeqCst);
+    }
+
+    fn on_task_opened(&self, f: &TaskOpened, committed: &Committed, version: Version) {
+        let purpose = committed
+            .blob(&f.purpose)
+            .and_then(|text| Prose::from_blob(text));
+        self.tasks.put(
+            f.task,
+            Task {
+                opened: Arc::new(f.clone()),
+                purpose,
+                ended: None,
+                version,
+            },
+        );
+        self.opens.put(
+            (f.agent.clone(), f.binding.jkt(), f.request_id.clone()),
+            f.task,
+        );
+        self.agent_tasks
+            .upsert(f.agent.clone(), |set| with(set, f.task));
+        self.due().insert((f.deadline, Due::Task(f.task)));
+    }
+
+    /// INVARIANT (an end is final): a task that ended keeps its first end, and nothing takes it away.
+    fn end_tasks(
+        &self,
+        tasks: &[TaskId],
+        cause: EndCause,
+        outcome: Option<TaskOutcome>,
+        entry: &Entry,
+    ) {
+        let ended = Ended {
+            cause,
+            index: entry.index,
+            at: entry.at,
+            outcome,
+        };
+        for id in tasks {
+            self.tasks.change(id, |t| Task {
+                ended: t.ended.or(Some(ended)),
+                version: entry.index + 1,
+                ..t.clone()
+            });
+            if let Some(task) = self.tasks.get(id) {
+                self.agent_tasks.change(&task.opened.agent, |set| {
+                    set.iter().copied().filter(|t| t != id).collect()
+                });
+                self.due().remove(&(task.opened.deadline, Due::Task(*id)));
+            }
+            for request in self.requests_of(id) {
+                self.stop_waiting(&request);
+            }
+        }
+    }
+
+    fn on_access_request_opened(
+        &self,
+        f: &AccessRequestOpened,
+        committed: &Committed,
+        version: Version,
+    ) {
+        let secret = f
+            .secret
+            .and_then(|hash| committed.blob(&hash))
+            .and_then(|text| ActionSecret::from_blob(text));
+        let request = AccessRequest {
+            opened: Arc::new(f.clone()),
+            action: f.action.reopen(secret.as_ref()).ok().map(Arc::new),
+            reason: f
+                .reason
+                .and_then(|hash| committed.blob(&hash))
+                .and_then(|text| Prose::from_blob(text)),
+            votes: Vec::new(),
+            status: AccessStatus::Waiting,
+            opened_at: committed.entry().at,
+            version,
+        };
+        self.requests.put(f.access_request, request);
+        self.task_requests
+            .upsert(f.task, |list| pushed(list, f.access_request));
+        self.request_ids.put(
+            (f.task, f.request_id.clone()),
+            At {
+                value: None,
+                version,
+            },
+        );
+        self.decisions.put(f.decision.id, committed.entry().index);
+        self.due()
+            .insert((f.expires_at, Due::AccessRequest(f.access_request)));
+        // Last: whoever reads this version finds the access request it stands for.
+        self.asks.upsert(f.agent.clone(), |at| At {
+            value: with(at.map(|a| &a.value), f.access_request),
+            version,
+        });
+    }
+
+    fn on_vote(&self, f: &VoteCast, committed: &Committed, version: Version) {
+        let vote = Arc::new(Vote {
+            cast: f.clone(),
+            statement: committed.blob(&f.statement).cloned(),
+            at: committed.entry().at,
+        });
+        self.requests.change(&f.access_request, |r| {
+            let mut votes = r.votes.clone();
+            votes.push(vote);
+            AccessRequest { votes, ..r.clone() }
+        });
+        self.on_access_event(f.access_request, AccessEvent::Voted(f.verdict), version);
+        if f.verdict == Verdict::Deny {
+            self.fix_refused(f.access_request);
+        }
+    }
+
+    fn on_access_event(&self, id: AccessRequestId, event: AccessEvent, version: Version) {
+        self.requests.change(&id, |r| {
+            let status = r.status.on(event).unwrap_or_else(|Illegal| {
+                self.illegal.fetch_add(1, Ordering::Relaxed);
+                r.status
+            });
+            AccessRequest {
+                status,
+                version,
+                ..r.clone()
+            }
+        });
+        if let Some(request) = self
+            .requests
+            .get(&id)
+            .filter(|r| r.status != AccessStatus::Waiting)
+        {
+            self.stop_waiting(&request);
+        }
+    }
+
+    fn stop_waiting(&self, request: &AccessRequest) {
+        let id = request.opened.access_request;
+        self.asks.change(&request.opened.agent, |at| At {
+            value: at.value.iter().copied().filter(|r| *r != id).collect(),
+            version: at.version,
+        });
+        self.due()
+            .remove(&(request.opened.expires_at, Due::AccessRequest(id)));
+    }
+
+    fn fix_refused(&self, id: AccessRequestId) {
+        // INVARIANT (a grant stays the answer): only an id that stands for nothing yet comes to stand for a no.
+        if let Some(r) = self.requests.get(&id) {
+            self.request_ids
+                .change(&(r.opened.task, r.opened.request_id.clone()), |at| At {
+                    value: at.value.or(Some(Fixed::Refused(id))),
+                    version: at.version,
+                });
+        }
+    }
+
+    fn on_token_issued(&self, f: &TokenIssued, committed: &Committed, version: Version) {
+        let secret = f
+            .secret
+            .and_then(|hash| committed.blob(&hash))
+            .and_then(|text| ActionSecret::from_blob(text));
+        let grant = Grant {
+            issued: Arc::new(f.clone()),
+            epoch: committed.entry().epoch,
+            index: committed.entry().index,
+            action: f.action.reopen(secret.as_ref()).ok().map(Arc::new),
+            reason: f
+                .reason
+                .and_then(|hash| committed.blob(&hash))
+                .and_then(|text| Prose::from_blob(text)),
+            uses: Vec::new(),
+            kids: vec![f.kid.clone()],
+            ended: None,
+            version: 0,
+        };
+        self.grants.put(f.jti, grant);
+        self.task_grants.upsert(f.task, |list| pushed(list, f.jti));
+        self.request_ids.put(
+            (f.task, f.request_id.clone()),
+            At {
+                value: Some(Fixed::Granted(f.jti)),
+                version,
+            },
+        );
+        self.decisions.put(f.decision.id, committed.entry().index);
+        if let Some(id) = f.consumed {
+            self.on_access_event(id, AccessEvent::Consumed(f.jti), version);
+        }
+    }
+}
+
+fn with<T: Ord + Clone>(set: Option<&BTreeSet<T>>, item: T) -> BTreeSet<T> {
+    let mut set = set.cloned().unwrap_or_default();
+    set.insert(item);
+    set
+}
+
+fn pushed<T: Clone>(list: Option<&Vec<T>>, item: T) -> Vec<T> {
+    let mut list = list.cloned().unwrap_or_default();
+    list.push(item);
+    list
+}
