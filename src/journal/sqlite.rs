@@ -10,6 +10,8 @@ use super::{Blob, OpenError};
 use crate::audit::{Checkpoint, Frontier};
 use crate::model::Digest;
 
+/// Pages of the WAL, 4 KiB each, above which the writer waits a moment for it to begin anew.
+const WAL_PAGES_MAX: i64 = 4_096;
 /// The database's name inside the data directory.
 const FILE: &str = "journal.db";
 
@@ -227,12 +229,20 @@ impl Checkpointer {
     pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
         let db = Connection::open(dir.join(FILE))?;
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        db.busy_timeout(std::time::Duration::from_millis(100))?;
         Ok(Self { db })
     }
 
     pub(super) fn run(&self) -> rusqlite::Result<()> {
-        self.db
-            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+        let pages = |mode: &str| {
+            let sql = format!("PRAGMA wal_checkpoint({mode})");
+            self.db.query_row(&sql, [], |row| row.get::<_, i64>(1))
+        };
+        // Passive never holds the writer up, but under steady load never lets the WAL begin anew either.
+        if pages("PASSIVE")? > WAL_PAGES_MAX {
+            pages("TRUNCATE")?;
+        }
+        Ok(())
     }
 }
 
