@@ -430,3 +430,24 @@ async fn other_paths_lead_nowhere() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn probes_are_answered_to_anyone() {
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_check_response::ServingStatus;
+    use tonic_health::pb::health_client::HealthClient;
+    let s = Served::start().await;
+    let channel = Channel::from_shared(s.url.clone())
+        .expect("url")
+        .connect()
+        .await
+        .expect("connects");
+    let answer = HealthClient::new(channel)
+        .check(HealthCheckRequest {
+            service: String::new(),
+        })
+        .await
+        .expect("answers")
+        .into_inner();
+    assert_eq!(answer.status(), ServingStatus::Serving);
+}
