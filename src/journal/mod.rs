@@ -201,6 +201,8 @@ pub struct Faults {
     pub stop_at: Option<StopAt>,
     /// Whether everything stays in the WAL, so that a test can cut it.
     pub keep_wal: bool,
+    /// Pages of 4 KiB after which the database is full.
+    pub pages_max: Option<u32>,
 }
 
 /// A handle on the one writer of a data directory.

@@ -67,7 +67,7 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
+    pub(super) fn open(dir: &Path, pages_max: Option<u32>) -> Result<Self, OpenError> {
         if rusqlite::version_number() < 3_051_003 {
             return Err(OpenError::OldSqlite(rusqlite::version().to_owned()));
         }
@@ -79,6 +79,9 @@ impl Engine {
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         db.busy_timeout(std::time::Duration::from_secs(5))?;
         db.execute_batch(SCHEMA)?;
+        if let Some(pages) = pages_max {
+            db.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?;
+        }
         Ok(Self { db })
     }
 

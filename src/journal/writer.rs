@@ -56,7 +56,7 @@ impl Writer {
         options: &Options,
         apply: &mut Apply,
     ) -> Result<Self, OpenError> {
-        let engine = Engine::open(dir)?;
+        let engine = Engine::open(dir, options.faults.pages_max)?;
         let mut audit = Audit::default();
         let mut versions = Versions::default();
         let mut last_at = Timestamp::from_millis(0);

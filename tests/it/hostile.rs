@@ -3,6 +3,7 @@
 use dipylon::broker::StartError;
 use dipylon::clock::Clock;
 use dipylon::jose::{SigningKey, Usage};
+use dipylon::journal::Faults;
 use dipylon::model::*;
 use serde_json::json;
 
@@ -285,4 +286,84 @@ async fn a_heartbeat_names_no_event_that_was_not_sent() {
         0,
         "heartbeats that every validator takes for a gap"
     );
+}
+
+/// No space is left: everything is refused whole, what was acknowledged stays, an end that cannot be written holds here all the
+/// same, and with space again the broker goes on.
+#[tokio::test]
+async fn a_full_disk_closes_the_gates_and_loses_nothing() {
+    let full = Faults {
+        pages_max: Some(150),
+        ..Faults::default()
+    };
+    let b = TestBroker::start_with(World::new(), full).await;
+    let triage = b.agent("triage");
+    let mut tasks = Vec::new();
+    for n in 0..40 {
+        let opened = b
+            .try_open(&triage, "x", &format!("open-{n}"))
+            .await
+            .expect("opens");
+        let task = opened.task.task;
+        let token = b.ask(&triage, task, &read_case(), 600, "r").await.token();
+        tasks.push((task, token));
+    }
+    let (first, _) = tasks[0];
+    let mut n = 0;
+    let refusal = loop {
+        n += 1;
+        assert!(n < 1_000, "the disk never fills");
+        if let Err(refusal) = b
+            .ask(&triage, first, &read_case(), 600, &format!("more-{n}"))
+            .await
+        {
+            break refusal;
+        }
+    };
+    assert_eq!(refusal.reason, Reason::JournalUnavailable);
+    assert!(
+        !b.hall.journal().tail().borrow().failed,
+        "the process stays up"
+    );
+    // Ends are small: some still fit. The first that does not is answered so, and holds here at once.
+    let mut doomed = None;
+    for (task, token) in &tasks {
+        assert!(b.introspect("cases", &token.token));
+        let ended = b.complete(&triage, *task).await;
+        assert!(
+            !b.introspect("cases", &token.token),
+            "written or not, it is over here"
+        );
+        if let Err(refusal) = ended {
+            assert_eq!(refusal.reason, Reason::JournalUnavailable);
+            doomed = Some((*task, token));
+            break;
+        }
+    }
+    let (task, token) = doomed.expect("an end was refused");
+    let late = b.ask(&triage, task, &read_case(), 600, "late").await;
+    assert_eq!(refused(late), Reason::TaskEnded);
+    assert_eq!(
+        refused(b.suspend("reporter").await),
+        Reason::JournalUnavailable
+    );
+    let reporter = b.agent("reporter");
+    let opened = b.try_open(&reporter, "x", "open-9").await;
+    assert_eq!(
+        refused(opened),
+        Reason::NotAuthenticated,
+        "suspended here all the same"
+    );
+    let before = b.hall.state().picture();
+    b.check();
+    // Space again.
+    let b = b.restart(Faults::default()).await;
+    assert_eq!(
+        b.hall.state().picture(),
+        before,
+        "what was acknowledged is there, and nothing else"
+    );
+    b.complete(&triage, task).await.expect("ends now");
+    assert!(!b.introspect("cases", &token.token));
+    b.check();
 }

@@ -163,6 +163,7 @@ impl Run {
         let faults = Faults {
             stop_at: Some(Arc::new(stop_at)),
             keep_wal: true,
+            ..Faults::default()
         };
         let broker = TestBroker::start_with(World::new(), faults.clone()).await;
         let agents = AGENTS.iter().map(|id| broker.agent(id)).collect();
