@@ -451,3 +451,48 @@ async fn probes_are_answered_to_anyone() {
         .into_inner();
     assert_eq!(answer.status(), ServingStatus::Serving);
 }
+
+/// The guard's rows are what the proto tells its readers, word for word: neither can be widened alone.
+#[test]
+fn every_row_is_what_the_proto_says() {
+    use prost::Message as _;
+    let set =
+        prost_types::FileDescriptorSet::decode(dipylon::proto::DESCRIPTOR).expect("descriptor");
+    let mut checked = 0;
+    for file in set
+        .file
+        .iter()
+        .filter(|f| f.package() == dipylon::proto::PACKAGE)
+    {
+        let comments = file.source_code_info.clone().unwrap_or_default().location;
+        for (s, service) in (0_i32..).zip(&file.service) {
+            for (m, method) in (0_i32..).zip(&service.method) {
+                // Field 6 of a file holds its services, field 2 of a service its methods.
+                let here = comments
+                    .iter()
+                    .find(|l| l.path == [6, s, 2, m])
+                    .expect("a comment");
+                let text = here.leading_comments().replace('\n', " ");
+                let said = text.split("Callers:").nth(1).expect("says who may call it");
+                let said = said.split(['.', ';']).next().unwrap_or_default();
+                let name = format!("{}.{}/{}", file.package(), service.name(), method.name());
+                let (_, admits) = guard::row(&name).expect("a row");
+                for (word, kind) in [
+                    ("agents", CallerKind::Agent),
+                    ("approvers", CallerKind::Approver),
+                    ("operators", CallerKind::Operator),
+                    ("validators", CallerKind::Validator),
+                    ("auditors", CallerKind::Auditor),
+                ] {
+                    assert_eq!(
+                        said.contains(word),
+                        admits.contains(&kind),
+                        "{name}: {word} ({said})"
+                    );
+                }
+                checked += 1;
+            }
+        }
+    }
+    assert_eq!(checked, dipylon::proto::methods().len());
+}
