@@ -142,16 +142,10 @@ impl Hall {
             if task.ended.is_some() {
                 return Ok(self.end_report(&task, now));
             }
-            // A deadline that has passed is the cause, whoever comes to say so.
-            let cause = if task.runs(now) {
-                cause
-            } else {
-                EndCause::Deadline
-            };
-            let (outcome, by) = if task.runs(now) {
-                (outcome, by.clone())
-            } else {
-                (None, None)
+            // A deadline or heartbeat that has passed is the cause, whoever comes to say so.
+            let (cause, outcome, by) = match task.lapsed(now) {
+                None => (cause, outcome, by.clone()),
+                Some(lapsed) => (lapsed, None, None),
             };
             let fact = Fact::TaskEnded(TaskEnded {
                 tasks: vec![*id],

@@ -116,6 +116,7 @@ impl Hall {
                 | Fact::AgentSuspended(_)
                 | Fact::AgentResumed(_)
                 | Fact::TaskOpened(_)
+                | Fact::LeasesExtended(_)
                 | Fact::TaskEnded(_)
                 | Fact::VoteCast(_)
                 | Fact::VoteRefused(_)
@@ -263,8 +264,10 @@ impl Hall {
         let task = self.state.task(id)?;
         let ends = match task.ended {
             Some(ended) => format!("ended: {}", ended.cause.as_str()),
-            None if task.runs(now) => "runs".to_owned(),
-            None => "ended: deadline".to_owned(),
+            None => match task.lapsed(now) {
+                None => "runs".to_owned(),
+                Some(cause) => format!("ended: {}", cause.as_str()),
+            },
         };
         let mut out = Explained {
             headline: format!("task of {}, {ends}", task.opened.agent),
@@ -272,6 +275,9 @@ impl Hall {
         };
         out.line("opened", task.opened.opened_at.to_string());
         out.line("deadline", task.opened.deadline.to_string());
+        if let Some(lease) = task.lease {
+            out.line("kept alive until", lease.until.to_string());
+        }
         if let Some(ended) = task.ended {
             out.line("ended", format!("{} by entry {}", ended.at, ended.index));
         }

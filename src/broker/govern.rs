@@ -359,7 +359,12 @@ impl Hall {
         fact: Fact,
         moves: Vec<(Stream, Version)>,
     ) -> Result<bool, AppendError> {
-        match self.journal.append(Append::one(fact, moves)).await {
+        self.append_found(Append::one(fact, moves)).await
+    }
+
+    /// The same, with premises.
+    pub(super) async fn append_found(&self, append: Append) -> Result<bool, AppendError> {
+        match self.journal.append(append).await {
             Ok(_) => Ok(true),
             Err(AppendError::Conflict(_)) => Ok(false),
             Err(error) => Err(error),

@@ -13,6 +13,7 @@ mod feed;
 mod govern;
 mod grant;
 mod introspect;
+mod keep_alive;
 mod once;
 mod open_task;
 mod request_token;
@@ -113,6 +114,8 @@ pub struct Hall {
     refusals: Mutex<HashMap<TaskId, (i64, u32)>>,
     /// Statements handed out for signature.
     statements: Mutex<HashMap<String, vote::Begun>>,
+    /// Signs of life that wait to be entered together.
+    leases: Mutex<Vec<keep_alive::Waiting>>,
     /// Ends that could not be written: refused here at once, tried again by the timer.
     doomed: Mutex<HashSet<TaskId>>,
     /// Suspensions that could not be written, with who ordered them.
@@ -140,6 +143,9 @@ struct Refused {
 const LOG_MAX: usize = 10_000;
 /// Refusal entries a task may cause in a minute.
 const REFUSALS_PER_MINUTE: u32 = 60;
+/// Shortest and longest heartbeat of a task, in seconds.
+const HEARTBEAT_MIN_S: i64 = 2;
+const HEARTBEAT_MAX_S: i64 = 3_600;
 /// Tasks of one agent that may run at once.
 const TASKS_MAX: usize = 1_000;
 /// Request ids that may join access requests of one task.

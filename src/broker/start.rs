@@ -124,6 +124,7 @@ impl Hall {
             denials: Table::default(),
             refusals: Mutex::default(),
             statements: Mutex::default(),
+            leases: Mutex::default(),
             doomed: Mutex::default(),
             doomed_agents: Mutex::default(),
             governing: tokio::sync::Mutex::default(),

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Hall;
-use crate::journal::AppendError;
+use crate::journal::{Append, AppendError};
 use crate::model::*;
 use crate::state::Due;
 
@@ -37,16 +37,23 @@ impl Hall {
         let now = self.now();
         for due in self.state.due_by(now, ROUND_MAX) {
             match due {
-                Due::Task(id) => {
-                    if let Some(task) = self.state.task(&id).filter(|t| t.ended.is_none()) {
+                Due::Task(id) | Due::Lease(id) => {
+                    if let Some(task) = self.state.task(&id).filter(|t| t.ended.is_none())
+                        && let Some(cause) = task.lapsed(now)
+                    {
                         let fact = Fact::TaskEnded(TaskEnded {
                             tasks: vec![id],
-                            cause: EndCause::Deadline,
+                            cause,
                             outcome: None,
                             by: None,
                         });
-                        self.append_news(fact, vec![(Stream::Task(id), task.version)])
-                            .await?;
+                        // A sign of life that came in time, however late it is seen here, keeps the task.
+                        let premises = task.lease.map(|l| (Stream::Lease(id), l.version));
+                        let append = Append {
+                            premises: premises.into_iter().collect(),
+                            ..Append::one(fact, vec![(Stream::Task(id), task.version)])
+                        };
+                        self.append_found(append).await?;
                     }
                 }
                 Due::AccessRequest(id) => {

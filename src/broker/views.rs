@@ -86,6 +86,7 @@ impl Views {
             | Fact::AgentSuspended(_)
             | Fact::AgentResumed(_)
             | Fact::TaskOpened(_)
+            | Fact::LeasesExtended(_)
             | Fact::TaskEnded(_)
             | Fact::RequestDenied(_)
             | Fact::AccessRequestOpened(_)

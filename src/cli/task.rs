@@ -22,6 +22,8 @@ pub(super) enum Task {
     Open(Open),
     /// Show the tasks opened from here, or one of their access requests
     Show(Show),
+    /// Extend the lease of a task opened with a heartbeat
+    KeepAlive(KeepAlive),
     /// Take an access request back
     Cancel(Cancel),
     /// Say that the work is done: the task's tokens end
@@ -44,6 +46,9 @@ pub(super) struct Open {
     /// How long it may run; the broker clamps it
     #[arg(long, default_value = "10m", value_parser = parse::seconds)]
     max_duration: u32,
+    /// End the task when this long passes without a sign of life ('task keep-alive'), such as 30s
+    #[arg(long, value_name = "DURATION", value_parser = parse::seconds)]
+    heartbeat: Option<u32>,
     #[command(flatten)]
     evidence: EvidenceArgs,
     /// Keep the task's key here [default: made, and found again by the task's id]
@@ -87,6 +92,14 @@ pub(super) struct Show {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct KeepAlive {
+    #[command(flatten)]
+    which: Which,
+    #[command(flatten)]
+    evidence: EvidenceArgs,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct Cancel {
     /// The access request
     #[arg(value_name = "ACCESS_REQUEST", value_parser = AccessRequestId::parse)]
@@ -119,6 +132,19 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Task) -> Result<ExitCo
     match verb {
         Task::Open(open) => self::open(common, say, open).await?,
         Task::Show(show) => self::show(common, say, show).await?,
+        Task::KeepAlive(verb) => {
+            let task = verb.which.attach(common, &verb.evidence)?;
+            let until = task.keep_alive().await?;
+            say.either(
+                || json!({ "task": task.id(), "lease_until": until.to_string() }),
+                || {
+                    format!(
+                        "{} lives until {until} unless it is kept alive again",
+                        task.id()
+                    )
+                },
+            );
+        }
         Task::Cancel(cancel) => {
             let task = cancel.which.attach(common, &cancel.evidence)?;
             let after = task.cancel(cancel.access_request).await?;
@@ -165,6 +191,7 @@ async fn open(common: &Common, say: &Say, verb: Open) -> Result<(), Failure> {
         purpose: verb.purpose.clone(),
         max_duration_s: i64::from(verb.max_duration),
         request_id: None,
+        heartbeat_s: verb.heartbeat,
     };
     let task = match agent.open_task(&order).await {
         Ok(task) => task,

@@ -94,6 +94,7 @@ pub(crate) mod methods {
         GetAccessRequest = "dipylon.v1.TaskService/GetAccessRequest", GetAccessRequestRequest, GetAccessRequestResponse, true;
         CancelAccessRequest =
             "dipylon.v1.TaskService/CancelAccessRequest", CancelAccessRequestRequest, CancelAccessRequestResponse, false;
+        KeepAlive = "dipylon.v1.TaskService/KeepAlive", KeepAliveRequest, KeepAliveResponse, true;
         CompleteTask = "dipylon.v1.TaskService/CompleteTask", CompleteTaskRequest, CompleteTaskResponse, true;
         Introspect = "dipylon.v1.TokenService/Introspect", IntrospectRequest, IntrospectResponse, true;
         ConsumeToken = "dipylon.v1.TokenService/ConsumeToken", ConsumeTokenRequest, ConsumeTokenResponse, true;

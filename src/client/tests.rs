@@ -161,6 +161,7 @@ impl task::TaskService for Broker {
                 Clock::system().now().plus_secs(600),
             )),
             verification: Some(v1::Verification::default()),
+            lease_until: None,
         };
         Self::answer(&nonce, opened)
     }
@@ -213,6 +214,10 @@ impl task::TaskService for Broker {
         &self,
         _: Request<v1::CancelAccessRequestRequest>,
     ) -> Answer<v1::CancelAccessRequestResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn keep_alive(&self, _: Request<v1::KeepAliveRequest>) -> Answer<v1::KeepAliveResponse> {
         Err(Status::unimplemented(""))
     }
 
@@ -281,6 +286,7 @@ fn open() -> OpenTask {
         purpose: "why".to_owned(),
         max_duration_s: 600,
         request_id: None,
+        heartbeat_s: None,
     }
 }
 

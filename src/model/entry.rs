@@ -90,6 +90,8 @@ pub enum EndCause {
     Completed,
     /// The task's deadline passed.
     Deadline,
+    /// Its heartbeat was missed.
+    Lease,
     /// An operator ended it.
     Operator,
     /// The agent was suspended.
@@ -106,6 +108,7 @@ impl EndCause {
         match self {
             Self::Completed => "completed",
             Self::Deadline => "deadline",
+            Self::Lease => "lease",
             Self::Operator => "operator",
             Self::Suspended => "suspended",
             Self::Policy => "policy",
@@ -186,6 +189,7 @@ pub enum Fact {
     AgentSuspended(AgentSuspended),
     AgentResumed(AgentResumed),
     TaskOpened(TaskOpened),
+    LeasesExtended(LeasesExtended),
     TaskEnded(TaskEnded),
     RequestDenied(RequestDenied),
     AccessRequestOpened(AccessRequestOpened),
@@ -214,6 +218,7 @@ impl Fact {
             Self::EpochStarted(_)
             | Self::KeyPublished(_)
             | Self::AgentResumed(_)
+            | Self::LeasesExtended(_)
             | Self::TaskEnded(_)
             | Self::VoteRefused(_)
             | Self::AccessRequestClosed(_)
@@ -311,12 +316,23 @@ pub struct TaskOpened {
     pub opened_at: Timestamp,
     /// When it ends by itself.
     pub deadline: Timestamp,
+    /// Seconds it may go without a sign of life; absent when only the deadline ends it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heartbeat_seconds: Option<i64>,
     /// Blob: the purpose, in the agent's words.
     pub purpose: Digest,
     /// What gate 1 saw.
     pub evidence: EvidenceFacts,
     /// The policy bundle that let it operate.
     pub policy: Digest,
+}
+
+/// Tasks gave a sign of life. Gathered: one entry for all that came within moments of each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeasesExtended {
+    /// Each task and the moment its lease now ends; at most [`SELECTOR_MAX`].
+    pub leases: Vec<(TaskId, Timestamp)>,
 }
 
 /// A task is over, and with it its grants and access requests.

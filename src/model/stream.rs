@@ -17,6 +17,8 @@ pub type Version = u64;
 pub enum Stream {
     /// A task: opened, ended.
     Task(TaskId),
+    /// The lease of a task with a heartbeat: extended.
+    Lease(TaskId),
     /// The idempotency of opening: one task for an agent, key and request id.
     Open(AgentId, Thumbprint, RequestId),
     /// The idempotency of asking: a task and request id open access requests for one action and get one grant.
@@ -51,6 +53,7 @@ impl fmt::Display for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Task(id) => write!(f, "task:{id}"),
+            Self::Lease(id) => write!(f, "lease:{id}"),
             Self::Open(agent, key, request) => write!(f, "open:{agent}/{key}/{request}"),
             Self::Request(task, request) => write!(f, "req:{task}/{request}"),
             Self::Access(id) => write!(f, "access:{id}"),
@@ -88,6 +91,7 @@ impl Stream {
         let pair = || rest.split_once('/').ok_or_else(unknown);
         Ok(match kind {
             "task" => Self::Task(TaskId::parse(rest)?),
+            "lease" => Self::Lease(TaskId::parse(rest)?),
             "open" => {
                 let (agent, rest) = pair()?;
                 let (key, request) = rest.split_once('/').ok_or_else(unknown)?;

@@ -269,7 +269,8 @@ proptest! {
         passes(&v1::RequestTokenRequest {
             task_id: f.clone(), action, ttl, reason: a.clone(), request_id, wait, evidence: evidence.clone(),
         })?;
-        passes(&v1::OpenTaskRequest { evidence, purpose: a.clone(), max_duration: ttl, request_id: b.clone() })?;
+        passes(&v1::OpenTaskRequest { evidence, purpose: a.clone(), max_duration: ttl, request_id: b.clone(), heartbeat: wait })?;
+        passes(&v1::KeepAliveRequest { task_id: a.clone() })?;
         passes(&v1::GetAccessRequestRequest { task_id: a.clone(), access_request_id: b.clone() })?;
         passes(&v1::CancelAccessRequestRequest { task_id: a.clone(), access_request_id: b.clone() })?;
         passes(&v1::CompleteTaskRequest { task_id: a.clone(), outcome: number })?;

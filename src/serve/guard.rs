@@ -12,6 +12,7 @@ pub const TABLE: &[(&str, &[CallerKind])] = &[
     ("dipylon.v1.TaskService/RequestToken", &[Agent]),
     ("dipylon.v1.TaskService/GetAccessRequest", &[Agent]),
     ("dipylon.v1.TaskService/CancelAccessRequest", &[Agent]),
+    ("dipylon.v1.TaskService/KeepAlive", &[Agent]),
     ("dipylon.v1.TaskService/CompleteTask", &[Agent]),
     ("dipylon.v1.TokenService/Introspect", &[Validator]),
     ("dipylon.v1.TokenService/ConsumeToken", &[Validator]),

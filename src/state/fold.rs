@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 
 use super::records::AccessEvent;
 use super::{
-    AccessRequest, AccessStatus, At, Due, Ended, Fixed, Grant, Illegal, Selector, State, Task,
-    TrustedKeys, Use, Vote,
+    AccessRequest, AccessStatus, At, Due, Ended, Fixed, Grant, Illegal, Lease, Selector, State,
+    Task, TrustedKeys, Use, Vote,
 };
 use crate::journal::Committed;
 use crate::model::*;
@@ -67,6 +67,11 @@ impl State {
                 },
             ),
             Fact::TaskOpened(f) => self.on_task_opened(f, committed, version),
+            Fact::LeasesExtended(f) => {
+                for (task, until) in &f.leases {
+                    self.on_lease_extended(task, *until, version);
+                }
+            }
             Fact::TaskEnded(f) => {
                 self.end_tasks(&f.tasks, f.cause, f.outcome, entry);
                 self.feed.push(
@@ -136,7 +141,24 @@ impl State {
         self.folded.store(entry.index + 1, Ordering::SeqCst);
     }
 
+    fn on_lease_extended(&self, id: &TaskId, until: Timestamp, version: Version) {
+        let Some(before) = self.tasks.get(id).and_then(|t| t.lease) else {
+            return;
+        };
+        self.tasks.change(id, |t| Task {
+            lease: Some(Lease { until, version }),
+            ..t.clone()
+        });
+        let mut due = self.due();
+        due.remove(&(before.until, Due::Lease(*id)));
+        due.insert((until, Due::Lease(*id)));
+    }
+
     fn on_task_opened(&self, f: &TaskOpened, committed: &Committed, version: Version) {
+        let lease = f.heartbeat_seconds.map(|seconds| Lease {
+            until: f.opened_at.plus_secs(seconds),
+            version: 0,
+        });
         let purpose = committed
             .blob(&f.purpose)
             .and_then(|text| Prose::from_blob(text));
@@ -145,6 +167,7 @@ impl State {
             Task {
                 opened: Arc::new(f.clone()),
                 purpose,
+                lease,
                 ended: None,
                 version,
             },
@@ -155,7 +178,9 @@ impl State {
         );
         self.agent_tasks
             .upsert(f.agent.clone(), |set| with(set, f.task));
-        self.due().insert((f.deadline, Due::Task(f.task)));
+        let mut due = self.due();
+        due.insert((f.deadline, Due::Task(f.task)));
+        due.extend(lease.map(|lease| (lease.until, Due::Lease(f.task))));
     }
 
     /// INVARIANT (an end is final): a task that ended keeps its first end, and nothing takes it away.
@@ -182,7 +207,11 @@ impl State {
                 self.agent_tasks.change(&task.opened.agent, |set| {
                     set.iter().copied().filter(|t| t != id).collect()
                 });
-                self.due().remove(&(task.opened.deadline, Due::Task(*id)));
+                let mut due = self.due();
+                due.remove(&(task.opened.deadline, Due::Task(*id)));
+                if let Some(lease) = task.lease {
+                    due.remove(&(lease.until, Due::Lease(*id)));
+                }
             }
             for request in self.requests_of(id) {
                 self.stop_waiting(&request);

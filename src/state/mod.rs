@@ -19,7 +19,7 @@ use crate::model::*;
 
 pub use feed::{FeedEvent, Selector};
 pub use records::{
-    AccessRequest, AccessStatus, Ended, Fixed, Grant, Illegal, Recorded, Task, Use, Vote,
+    AccessRequest, AccessStatus, Ended, Fixed, Grant, Illegal, Lease, Recorded, Task, Use, Vote,
 };
 
 use feed::Feed;
@@ -72,6 +72,8 @@ pub struct State {
 pub enum Due {
     /// A task reaches its deadline.
     Task(TaskId),
+    /// A task's heartbeat has been missed.
+    Lease(TaskId),
     /// An access request expires.
     AccessRequest(AccessRequestId),
 }
@@ -228,7 +230,7 @@ impl State {
             None => Some(EndCause::Deadline),
             Some(task) => match task.ended {
                 Some(ended) => Some(ended.cause),
-                None if !task.runs(now) => Some(EndCause::Deadline),
+                None if task.lapsed(now).is_some() => task.lapsed(now),
                 None if self.standing(&grant.issued.agent).value.suspended => {
                     Some(EndCause::Suspended)
                 }
@@ -306,7 +308,7 @@ impl State {
     pub fn picture(&self) -> Value {
         let tasks: Vec<Value> = sorted(self.tasks.all())
             .into_iter()
-            .map(|(id, t)| json!([id, t.ended, t.version]))
+            .map(|(id, t)| json!([id, t.ended, t.lease, t.version]))
             .collect();
         let requests: Vec<Value> = sorted(self.requests.all())
             .into_iter()

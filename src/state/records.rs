@@ -11,9 +11,20 @@ pub struct Task {
     pub opened: Arc<TaskOpened>,
     /// Why, in the agent's words; absent when retention dropped it.
     pub purpose: Option<Prose>,
+    /// Until when its heartbeat keeps it; absent for a task without one.
+    pub lease: Option<Lease>,
     /// How it ended, if it did.
     pub ended: Option<Ended>,
     /// Version of its stream.
+    pub version: Version,
+}
+
+/// How long a task with a heartbeat lives without a sign of life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Lease {
+    /// Then it is over.
+    pub until: Timestamp,
+    /// Version of its stream; 0 until it is extended.
     pub version: Version,
 }
 
@@ -33,7 +44,17 @@ pub struct Ended {
 impl Task {
     /// Whether it still runs: a function of the record and the moment. The entry a timer writes later decides nothing.
     pub fn runs(&self, now: Timestamp) -> bool {
-        self.ended.is_none() && now < self.opened.deadline
+        self.ended.is_none() && self.lapsed(now).is_none()
+    }
+
+    /// What time alone has brought to an end: the deadline or a missed heartbeat, whichever came first.
+    pub fn lapsed(&self, now: Timestamp) -> Option<EndCause> {
+        let lease = self.lease.map(|lease| lease.until);
+        match lease.filter(|until| *until < self.opened.deadline) {
+            Some(until) if now >= until => Some(EndCause::Lease),
+            Some(_) => None,
+            None => (now >= self.opened.deadline).then_some(EndCause::Deadline),
+        }
     }
 }
 

@@ -236,6 +236,8 @@ impl Proven {
         if let Some(task) = &standing.task {
             rests_on.push((Stream::Task(task.id), task.version));
             not_after = not_after.min(task.deadline);
+            // A token may outlive a heartbeat's length, but nothing is begun for a task whose heartbeat was missed.
+            not_after = task.lease_until.map_or(not_after, |t| t.min(not_after));
         }
         Ok(Verified {
             agent,
@@ -279,6 +281,8 @@ pub struct TaskStanding {
     pub opened_at: Timestamp,
     /// When it ends by itself.
     pub deadline: Timestamp,
+    /// When a missed heartbeat ends it.
+    pub lease_until: Option<Timestamp>,
     /// Version of its stream.
     pub version: Version,
 }

@@ -83,6 +83,7 @@ impl Caller<'_> {
                     purpose: "x".into(),
                     max_duration: Some(seconds_to_wire(60)),
                     request_id: "walk".into(),
+                    heartbeat: None,
                 };
                 let evh = Digest::of(self.evidence.as_bytes());
                 tasks
@@ -130,6 +131,10 @@ impl Caller<'_> {
                     .await
                     .map(drop)
             }
+            "KeepAlive" => tasks
+                .keep_alive(self.request(method, v1::KeepAliveRequest { task_id }))
+                .await
+                .map(drop),
             "CompleteTask" => {
                 let message = v1::CompleteTaskRequest {
                     task_id,

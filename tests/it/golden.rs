@@ -152,6 +152,20 @@ fn facts() -> Vec<Fact> {
         word("olga", PersonId::parse),
     );
     let access_request = id(9, AccessRequestId::from_random);
+    let opened = TaskOpened {
+        task,
+        agent: agent.clone(),
+        owner: word("dana", PersonId::parse),
+        binding: issued().cnf,
+        request_id: word("open-1", RequestId::parse),
+        asked_seconds: 3_600,
+        opened_at: Timestamp::from_millis(1_800_000_000_123),
+        deadline: Timestamp::from_millis(1_800_003_600_123),
+        heartbeat_seconds: None,
+        purpose: digest(12),
+        evidence: evidence(),
+        policy: digest(3),
+    };
     let all = vec![
         Fact::EpochStarted(EpochStarted {
             realm: word("soc", Realm::parse),
@@ -179,19 +193,7 @@ fn facts() -> Vec<Fact> {
             agent: agent.clone(),
             by: person.clone(),
         }),
-        Fact::TaskOpened(TaskOpened {
-            task,
-            agent: agent.clone(),
-            owner: word("dana", PersonId::parse),
-            binding: issued().cnf,
-            request_id: word("open-1", RequestId::parse),
-            asked_seconds: 3_600,
-            opened_at: Timestamp::from_millis(1_800_000_000_123),
-            deadline: Timestamp::from_millis(1_800_003_600_123),
-            purpose: digest(12),
-            evidence: evidence(),
-            policy: digest(3),
-        }),
+        Fact::TaskOpened(opened.clone()),
         Fact::TaskEnded(TaskEnded {
             tasks: vec![task],
             cause: EndCause::Completed,
@@ -261,6 +263,13 @@ fn facts() -> Vec<Fact> {
             since: Timestamp::from_secs(1_800_000_000),
             count: 7,
         }),
+        Fact::TaskOpened(TaskOpened {
+            heartbeat_seconds: Some(30),
+            ..opened
+        }),
+        Fact::LeasesExtended(LeasesExtended {
+            leases: vec![(task, Timestamp::from_millis(1_800_000_030_123))],
+        }),
     ];
     for fact in &all {
         match fact {
@@ -271,6 +280,7 @@ fn facts() -> Vec<Fact> {
             | Fact::AgentSuspended(_)
             | Fact::AgentResumed(_)
             | Fact::TaskOpened(_)
+            | Fact::LeasesExtended(_)
             | Fact::TaskEnded(_)
             | Fact::RequestDenied(_)
             | Fact::AccessRequestOpened(_)
@@ -292,6 +302,7 @@ fn streams() -> Vec<Stream> {
     let agent = word("triage", AgentId::parse);
     vec![
         Stream::Task(task),
+        Stream::Lease(task),
         Stream::Open(
             agent.clone(),
             Thumbprint(digest(8)),

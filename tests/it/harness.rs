@@ -347,6 +347,16 @@ impl TestBroker {
         purpose: &str,
         request_id: &str,
     ) -> Result<Opened, Refusal> {
+        self.open_with(agent, purpose, request_id, None).await
+    }
+
+    pub async fn open_with(
+        &self,
+        agent: &TestAgent,
+        purpose: &str,
+        request_id: &str,
+        heartbeat: Option<i64>,
+    ) -> Result<Opened, Refusal> {
         let evidence = self.svid(agent);
         let evh = dipylon::verify::evidence_hash(&evidence);
         let call = self.call(
@@ -360,8 +370,14 @@ impl TestBroker {
             purpose: Prose::parse("purpose", purpose).expect("prose"),
             max_duration: 3_600,
             request_id: RequestId::parse(request_id).expect("id"),
+            heartbeat,
         };
         self.hall.open_task(&call, ask).await
+    }
+
+    pub async fn keep_alive(&self, agent: &TestAgent, task: TaskId) -> Result<Timestamp, Refusal> {
+        let call = self.call("dipylon.v1.TaskService/KeepAlive", &agent.key, None, None);
+        self.hall.keep_alive(&call, task).await
     }
 
     pub async fn ask(

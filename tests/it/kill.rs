@@ -163,6 +163,7 @@ impl Realm {
                 purpose: "load".into(),
                 max_duration_s: 3_600,
                 request_id: None,
+                heartbeat_s: None,
             };
             let Ok(task) = agent.open_task(&opening).await else {
                 continue;
@@ -221,6 +222,7 @@ impl Realm {
                 purpose: "load".into(),
                 max_duration_s: 3_600,
                 request_id: None,
+                heartbeat_s: None,
             };
             let Ok(task) = agent.open_task(&opening).await else {
                 continue;

@@ -16,6 +16,7 @@ struct Walk {
     policy: Option<(Digest, std::rc::Rc<PolicyBundle>)>,
     tasks: BTreeMap<TaskId, TaskOpened>,
     ended: BTreeSet<TaskId>,
+    leases: BTreeMap<TaskId, Timestamp>,
     suspended: BTreeSet<AgentId>,
     requests: BTreeMap<AccessRequestId, AccessRequestOpened>,
     votes: BTreeMap<AccessRequestId, Vec<VoteCast>>,
@@ -180,7 +181,26 @@ impl Walk {
             | Fact::RequestDenied(_)
             | Fact::VoteRefused(_)
             | Fact::RefusalsCounted(_) => {}
+            Fact::LeasesExtended(f) => {
+                for (task, until) in &f.leases {
+                    let lease = self.lease_of(task).expect("a lease");
+                    assert!(!self.ended.contains(task), "an ended task was kept alive");
+                    assert!(entry.at < lease, "a lease was extended after it had ended");
+                    assert!(
+                        *until <= self.tasks[task].deadline,
+                        "a lease beyond the deadline"
+                    );
+                    self.leases.insert(*task, *until);
+                }
+            }
         }
+    }
+
+    /// When a missed heartbeat ends a task.
+    fn lease_of(&self, task: &TaskId) -> Option<Timestamp> {
+        let opened = &self.tasks[task];
+        let first = opened.opened_at.plus_secs(opened.heartbeat_seconds?);
+        Some(self.leases.get(task).copied().unwrap_or(first))
     }
 
     fn no_longer_asks(&mut self, id: &AccessRequestId) {
@@ -259,6 +279,10 @@ impl Walk {
             "law 7: a mint for a suspended agent"
         );
         assert!(entry.at < task.deadline, "law 7: a mint after the deadline");
+        assert!(
+            self.lease_of(&f.task).is_none_or(|until| entry.at < until),
+            "law 7: a mint after a missed heartbeat"
+        );
         assert!(
             self.request_ids.insert((f.task, f.request_id.clone())),
             "one request_id, two grants"

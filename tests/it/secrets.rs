@@ -27,6 +27,7 @@ async fn nothing_secret_is_told() {
         purpose: "CANARY-purpose".into(),
         max_duration_s: 600,
         request_id: None,
+        heartbeat_s: None,
     };
     let task = agent
         .open_task(&opening)

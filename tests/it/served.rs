@@ -123,6 +123,7 @@ impl Served {
             purpose: "contain INC-8841".into(),
             max_duration_s: 600,
             request_id: None,
+            heartbeat_s: None,
         };
         agent.open_task(&order).await.expect("opens")
     }

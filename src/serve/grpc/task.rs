@@ -25,6 +25,7 @@ impl TaskService for Door {
                     agent_id: opened.task.agent.to_string(),
                     deadline: Some(convert::timestamp_to_wire(opened.task.deadline)),
                     verification: Some(shapes::verification(&opened.facts)),
+                    lease_until: opened.lease_until.map(convert::timestamp_to_wire),
                 }),
         )
     }
@@ -76,6 +77,18 @@ impl TaskService for Door {
         }))
     }
 
+    async fn keep_alive(
+        &self,
+        request: Request<v1::KeepAliveRequest>,
+    ) -> Result<Response<v1::KeepAliveResponse>, Status> {
+        let (call, message) = self.open("dipylon.v1.TaskService/KeepAlive", request);
+        let task = TaskId::parse(&message.task_id).map_err(self.malformed(&call))?;
+        let until = self.hall.keep_alive(&call, task).await;
+        self.answer(until.map(|until| v1::KeepAliveResponse {
+            lease_until: Some(convert::timestamp_to_wire(until)),
+        }))
+    }
+
     async fn complete_task(
         &self,
         request: Request<v1::CompleteTaskRequest>,
@@ -121,6 +134,11 @@ fn open_ask(message: &v1::OpenTaskRequest) -> Result<OpenAsk, Malformed> {
             required("max_duration", message.max_duration.as_ref())?,
         )?,
         request_id: RequestId::parse(&message.request_id)?,
+        heartbeat: message
+            .heartbeat
+            .as_ref()
+            .map(|heartbeat| convert::seconds("heartbeat", heartbeat))
+            .transpose()?,
     })
 }
 
