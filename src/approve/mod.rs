@@ -23,6 +23,15 @@ pub struct Order {
     pub ttl: i64,
 }
 
+/// Whether the action is frozen, and the version of that stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ActionFreeze {
+    /// Frozen by an operator.
+    pub frozen: bool,
+    /// Version of the action's freeze.
+    pub version: Version,
+}
+
 /// What bounds every token here.
 #[derive(Debug, Clone)]
 pub struct Bounds {
@@ -72,6 +81,7 @@ pub struct Approved {
     consumes: Option<(AccessRequestId, Version)>,
     decision: crate::model::Decision,
     counted: Vec<PersonId>,
+    freeze: Version,
     not_after: Timestamp,
 }
 
@@ -111,6 +121,7 @@ pub fn decide(
     verified: Verified,
     order: &Order,
     waiting: Option<&AccessRequest>,
+    freeze: ActionFreeze,
     rules: &InForce,
     bounds: &Bounds,
     id: DecisionId,
@@ -178,7 +189,14 @@ pub fn decide(
         task_depth: 0,
         now,
     };
-    let answer = bundle.ask(&question);
+    let answer = if freeze.frozen {
+        Answer::Denied {
+            why: DeniedReason::Frozen,
+            rules: Vec::new(),
+        }
+    } else {
+        bundle.ask(&question)
+    };
     let mut decision = crate::model::Decision {
         id,
         policy: bundle.version(),
@@ -200,7 +218,8 @@ pub fn decide(
         not_after = not_after.min(request.opened.expires_at);
     }
     let mut rests_on = verified.rests_on().to_vec();
-    rests_on.push((Stream::FreezeAction(order.action.name.clone()), 0));
+    let action_freeze = FreezeScope::Action(order.action.name.clone());
+    rests_on.push((Stream::Freeze(action_freeze), freeze.version));
     match answer {
         Answer::Denied { why, rules } => {
             decision.rules = rules;
@@ -277,6 +296,7 @@ pub fn decide(
                 consumes,
                 decision,
                 counted,
+                freeze: freeze.version,
                 not_after,
             })))
         }
@@ -356,7 +376,8 @@ impl Approved {
     /// Every stream the grant rests on: gate 1's, the action's freeze, and one for each counted approver.
     pub fn rests_on(&self) -> Vec<(Stream, Version)> {
         let mut all = self.verified.rests_on().to_vec();
-        all.push((Stream::FreezeAction(self.action.name.clone()), 0));
+        let action_freeze = FreezeScope::Action(self.action.name.clone());
+        all.push((Stream::Freeze(action_freeze), self.freeze));
         for person in &self.counted {
             let stream = Stream::Person(person.clone());
             if !all.iter().any(|(s, _)| *s == stream) {
@@ -378,9 +399,16 @@ pub struct Reapproved {
     verified: Verified,
     recorded: Recorded,
     counted: Vec<PersonId>,
+    freeze: Version,
 }
 
 impl Reapproved {
+    /// The action's freeze, at the version it was seen at.
+    pub fn freeze(&self) -> (Stream, Version) {
+        let action = self.recorded.grant().issued.action.action.clone();
+        (Stream::Freeze(FreezeScope::Action(action)), self.freeze)
+    }
+
     /// Gate 1's pass.
     pub const fn verified(&self) -> &Verified {
         &self.verified
@@ -402,6 +430,7 @@ pub fn reapprove(
     verified: Verified,
     recorded: Recorded,
     consumed: Option<&AccessRequest>,
+    freeze: ActionFreeze,
     rules: &InForce,
     realm: &Realm,
 ) -> Result<Reapproved, ApproveError> {
@@ -413,9 +442,10 @@ pub fn reapprove(
     if !same {
         return Err(ApproveError::OtherAction);
     }
-    if !verified
-        .rests_on()
-        .contains(&(Stream::Policy, rules.version))
+    if freeze.frozen
+        || !verified
+            .rests_on()
+            .contains(&(Stream::Policy, rules.version))
         || !still_allowed(grant, consumed, &rules.bundle, realm)
     {
         return Err(ApproveError::RulesChanged);
@@ -433,6 +463,7 @@ pub fn reapprove(
         verified,
         recorded,
         counted,
+        freeze: freeze.version,
     })
 }
 

@@ -115,6 +115,8 @@ impl Hall {
                 | Fact::PolicyApplied(_)
                 | Fact::AgentSuspended(_)
                 | Fact::AgentResumed(_)
+                | Fact::Frozen(_)
+                | Fact::Unfrozen(_)
                 | Fact::TaskOpened(_)
                 | Fact::LeasesExtended(_)
                 | Fact::TaskEnded(_)

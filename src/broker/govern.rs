@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::doomed::{Doomed, Wish};
 use super::{Hall, PersonCaller, Presented, Refusal};
 use crate::approve;
 use crate::journal::{Append, AppendError, Blob};
@@ -170,7 +171,8 @@ impl Hall {
                 Err(AppendError::Conflict(_)) => {}
                 Err(error) => {
                     // Refused here from now on; written as soon as the journal takes entries again.
-                    self.lock(&self.doomed_agents).insert(agent, operator.id);
+                    let wish = Wish::of(operator.id, EndCause::Suspended);
+                    self.doom(Doomed::Agent(agent), wish);
                     return Err(self.refuse_append(call.method, &error));
                 }
             }
@@ -204,7 +206,7 @@ impl Hall {
         }
     }
 
-    fn known_agent(&self, call: &Presented, agent: &AgentId) -> Result<(), Refusal> {
+    pub(super) fn known_agent(&self, call: &Presented, agent: &AgentId) -> Result<(), Refusal> {
         // An agent that was taken out of the bundle may still be suspended or resumed: its standing outlives bundles.
         let registered = self
             .views
@@ -315,6 +317,7 @@ impl Hall {
                 let fact = Fact::GrantsEnded(GrantsEnded {
                     jtis: chunk.iter().map(|g| g.issued.jti).collect(),
                     cause,
+                    by: None,
                 });
                 let moves = chunk
                     .iter()
@@ -377,7 +380,8 @@ fn may_still_operate(opened: &TaskOpened, rules: &InForce) -> bool {
     let agent: Option<Arc<Agent>> = rules
         .bundle
         .agent(&opened.agent)
-        .filter(|a| a.spiffe_id == opened.evidence.subject);
+        .filter(|a| a.spiffe_id == opened.evidence.subject)
+        .filter(|a| a.jkt.is_none_or(|pinned| pinned == opened.binding.jkt()));
     agent.is_some_and(|agent| {
         let age = opened.opened_at.since(opened.evidence.verified_at).max(0);
         let answer = rules.bundle.operate(

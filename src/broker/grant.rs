@@ -115,6 +115,7 @@ impl Hall {
             verified,
             recorded,
             consumed.as_deref(),
+            self.action_freeze(&ask.action.name),
             rules,
             &self.settings.realm,
         ) else {

@@ -79,10 +79,10 @@ impl Hall {
             {
                 return Err(inactive());
             }
-            let task = self
-                .state
-                .task(&found.issued.task)
-                .map_or(Version::MAX, |t| t.version);
+            let task = self.state.task(&found.issued.task);
+            let opened = task.as_ref().map(|t| &*t.opened);
+            let freezes = self.freeze_premises(&found.issued, opened, &rules);
+            let task = task.as_ref().map_or(Version::MAX, |t| t.version);
             let agent = self.state.standing(&found.issued.agent).version;
             let trust = self
                 .state
@@ -124,13 +124,15 @@ impl Hall {
                 validator: caller.id.clone(),
                 use_id: use_id.clone(),
             });
+            let mut premises = vec![
+                (Stream::Task(grant.issued.task), task),
+                (Stream::Agent(grant.issued.agent.clone()), agent),
+                (Stream::Policy, policy),
+                (Stream::Trust(grant.issued.subject.trust_domain()), trust),
+            ];
+            premises.extend(freezes);
             let append = Append {
-                premises: vec![
-                    (Stream::Task(grant.issued.task), task),
-                    (Stream::Agent(grant.issued.agent.clone()), agent),
-                    (Stream::Policy, policy),
-                    (Stream::Trust(grant.issued.subject.trust_domain()), trust),
-                ],
+                premises,
                 not_after: Some(Timestamp::from_secs(grant.issued.exp)),
                 ..Append::one(fact, vec![(Stream::Token(jti), grant.version)])
             };

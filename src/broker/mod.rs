@@ -7,22 +7,26 @@
 mod ask_people;
 mod callers;
 mod deny;
+mod doomed;
 mod end;
 mod explain;
 mod feed;
+mod freeze;
 mod govern;
 mod grant;
 mod introspect;
+mod inventory;
 mod keep_alive;
 mod once;
 mod open_task;
 mod request_token;
+mod revoke;
 mod start;
 mod upkeep;
 mod views;
 mod vote;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -42,15 +46,19 @@ pub use callers::{CallerKind, PersonCaller, Presented};
 pub use end::{EndReport, TaskEndAsk};
 pub use explain::Explained;
 pub use feed::{FeedStart, Position};
+pub use freeze::FreezeDone;
 pub use govern::Applied;
 pub use introspect::{Consumed, Introspected};
+pub use inventory::{AgentView, TaskFilter, TaskView};
 pub use open_task::{OpenAsk, Opened};
 pub use request_token::{
     DeniedReply, PendingReply, ProfileState, RuleShown, TokenAsk, TokenGiven, TokenReply,
 };
+pub use revoke::TokenRevoked;
 pub use start::{Start, StartError};
 pub use vote::{AccessView, CardView, Standing as AccessStanding, VoteBegun};
 
+use doomed::{Doomed, Wish};
 use once::Once;
 use views::Views;
 
@@ -117,9 +125,7 @@ pub struct Hall {
     /// Signs of life that wait to be entered together.
     leases: Mutex<Vec<keep_alive::Waiting>>,
     /// Ends that could not be written: refused here at once, tried again by the timer.
-    doomed: Mutex<HashSet<TaskId>>,
-    /// Suspensions that could not be written, with who ordered them.
-    doomed_agents: Mutex<HashMap<AgentId, PersonId>>,
+    doomed: Mutex<HashMap<Doomed, Wish>>,
     /// Held while a policy bundle is put in force and what it no longer allows is ended.
     governing: tokio::sync::Mutex<()>,
     /// Version of the rules under which a sweep has come to its end.
@@ -223,28 +229,26 @@ impl Hall {
     /// Whether a task runs, as far as anyone here knows: by its record, the moment, and ends that wait to be written.
     fn runs(&self, task: &Task, now: Timestamp) -> bool {
         task.runs(now)
-            && !self.lock(&self.doomed).contains(&task.opened.task)
-            && !self.standing_of(&task.opened.agent).0
+            && self.task_doomed(task).is_none()
+            && !self.state.standing(&task.opened.agent).value.suspended
     }
 
     /// Whether an agent is suspended, by an entry or by one that waits to be written, and the version of its stream.
     fn standing_of(&self, agent: &AgentId) -> (bool, Version) {
         let at = self.state.standing(agent);
         (
-            at.value.suspended || self.lock(&self.doomed_agents).contains_key(agent),
+            at.value.suspended || self.is_doomed(&Doomed::Agent(agent.clone())),
             at.version,
         )
     }
 
     /// Why a grant is dead, rules included; `None` while it lives.
     fn dead(&self, grant: &Grant, now: Timestamp) -> Option<EndCause> {
-        if self.lock(&self.doomed).contains(&grant.issued.task) {
-            return Some(EndCause::Operator);
-        }
-        if self.standing_of(&grant.issued.agent).0 {
-            return Some(EndCause::Suspended);
-        }
-        if let Some(cause) = self.state.dead(grant, now) {
+        if let Some(cause) = self
+            .state
+            .dead(grant, now)
+            .or_else(|| self.grant_doomed(grant))
+        {
             return Some(cause);
         }
         let Some(rules) = self.views.rules() else {
@@ -336,6 +340,8 @@ impl Hall {
             | VerifyError::Agents(_)
             | VerifyError::OtherAgent(_)
             | VerifyError::Suspended(_)
+            | VerifyError::Frozen(_)
+            | VerifyError::OtherKey(_)
             | VerifyError::KeyRemoved
             | VerifyError::MayNotOperate { .. } => (Reason::NotAuthenticated, false),
         };

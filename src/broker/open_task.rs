@@ -187,6 +187,7 @@ impl Hall {
             rules,
             trust,
             agent: Box::new(|id| self.standing_of(id)),
+            freeze: Box::new(|scope| self.freeze_of(scope)),
             task: task.map(|t| TaskStanding {
                 id: t.opened.task,
                 agent: t.opened.agent.clone(),

@@ -318,6 +318,7 @@ impl Hall {
             verified,
             &order,
             waiting.as_deref(),
+            self.action_freeze(&ask.action.name),
             &rules,
             &self.bounds,
             id,

@@ -126,7 +126,6 @@ impl Hall {
             statements: Mutex::default(),
             leases: Mutex::default(),
             doomed: Mutex::default(),
-            doomed_agents: Mutex::default(),
             governing: tokio::sync::Mutex::default(),
             swept: AtomicU64::new(0),
             log: Mutex::default(),

@@ -68,41 +68,7 @@ impl Hall {
                 }
             }
         }
-        let doomed: Vec<TaskId> = self.lock(&self.doomed).iter().copied().collect();
-        for id in doomed {
-            if let Some(task) = self.state.task(&id).filter(|t| t.ended.is_none()) {
-                let fact = Fact::TaskEnded(TaskEnded {
-                    tasks: vec![id],
-                    cause: EndCause::Completed,
-                    outcome: None,
-                    by: None,
-                });
-                if !self
-                    .append_news(fact, vec![(Stream::Task(id), task.version)])
-                    .await?
-                {
-                    continue;
-                }
-            }
-            self.lock(&self.doomed).remove(&id);
-        }
-        let doomed: Vec<(AgentId, PersonId)> =
-            self.lock(&self.doomed_agents).clone().into_iter().collect();
-        for (agent, by) in doomed {
-            let standing = self.state.standing(&agent);
-            let fact = Fact::AgentSuspended(AgentSuspended {
-                agent: agent.clone(),
-                by,
-                reason: None,
-            });
-            if standing.value.suspended
-                || self
-                    .append_news(fact, vec![(Stream::Agent(agent.clone()), standing.version)])
-                    .await?
-            {
-                self.lock(&self.doomed_agents).remove(&agent);
-            }
-        }
+        self.write_doomed().await?;
         if self
             .views
             .rules()

@@ -85,6 +85,8 @@ impl Views {
             Fact::EpochStarted(_)
             | Fact::AgentSuspended(_)
             | Fact::AgentResumed(_)
+            | Fact::Frozen(_)
+            | Fact::Unfrozen(_)
             | Fact::TaskOpened(_)
             | Fact::LeasesExtended(_)
             | Fact::TaskEnded(_)

@@ -454,7 +454,7 @@ impl Hall {
             AccessStatus::Consumed(_) => Standing::Consumed,
             AccessStatus::Closed(CloseCause::Cancelled) => Standing::Cancelled,
             AccessStatus::Closed(CloseCause::Expired) => Standing::Expired,
-            AccessStatus::Closed(CloseCause::Policy) => Standing::Ended,
+            AccessStatus::Closed(CloseCause::Policy | CloseCause::Frozen) => Standing::Ended,
             AccessStatus::Waiting if !running => Standing::Ended,
             AccessStatus::Waiting if !request.waits(now) => Standing::Expired,
             AccessStatus::Waiting if satisfied => Standing::Approved,

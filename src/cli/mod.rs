@@ -14,6 +14,7 @@ mod demo;
 mod dev;
 mod explain;
 mod failure;
+mod freeze;
 mod inbox;
 mod key;
 mod net;
@@ -95,9 +96,13 @@ enum Verb {
     /// Put rules, agents and people in force (operators)
     #[command(subcommand)]
     Policy(policy::Policy),
-    /// Take an agent out of service, or back into it (operators)
+    /// List agents and how they stand; take one out of service, or back into it (operators)
     #[command(subcommand)]
     Agent(agent::Agent),
+    /// Stop everything, an agent, an owner's agents or an action; without a scope, list what is frozen (operators)
+    Freeze(freeze::Freeze),
+    /// Lift a freeze; nothing that ended comes back (operators)
+    Unfreeze(freeze::Unfreeze),
     /// Say why: a decision, an access request, a task, a token or a refused call, by its id (operators, auditors)
     Explain(explain::Explain),
     /// Verify a journal without its broker
@@ -153,6 +158,8 @@ async fn call(common: &Common, say: &Say, verb: Verb) -> Result<ExitCode, Failur
         Verb::Deny(verb) => vote::run(common, say, verb, crate::model::Verdict::Deny).await,
         Verb::Policy(verb) => policy::run(common, say, verb).await,
         Verb::Agent(verb) => agent::run(common, say, verb).await,
+        Verb::Freeze(verb) => freeze::freeze(common, say, verb).await,
+        Verb::Unfreeze(verb) => freeze::unfreeze(common, say, verb).await,
         Verb::Explain(verb) => explain::run(common, say, verb).await,
         Verb::Audit(verb) => audit::run(say, verb),
         Verb::Key(verb) => key::run(say, verb),

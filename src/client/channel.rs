@@ -98,6 +98,7 @@ pub(crate) mod methods {
         CompleteTask = "dipylon.v1.TaskService/CompleteTask", CompleteTaskRequest, CompleteTaskResponse, true;
         Introspect = "dipylon.v1.TokenService/Introspect", IntrospectRequest, IntrospectResponse, true;
         ConsumeToken = "dipylon.v1.TokenService/ConsumeToken", ConsumeTokenRequest, ConsumeTokenResponse, true;
+        RevokeToken = "dipylon.v1.TokenService/RevokeToken", RevokeTokenRequest, RevokeTokenResponse, true;
         WatchRevocations =
             "dipylon.v1.TokenService/WatchRevocations", WatchRevocationsRequest, WatchRevocationsResponse, true;
         ListAccessRequests =
@@ -109,6 +110,12 @@ pub(crate) mod methods {
             "dipylon.v1.GovernanceService/ApplyPolicyBundle", ApplyPolicyBundleRequest, ApplyPolicyBundleResponse, false;
         SuspendAgent = "dipylon.v1.GovernanceService/SuspendAgent", SuspendAgentRequest, SuspendAgentResponse, false;
         ResumeAgent = "dipylon.v1.GovernanceService/ResumeAgent", ResumeAgentRequest, ResumeAgentResponse, false;
+        ListAgents = "dipylon.v1.GovernanceService/ListAgents", ListAgentsRequest, ListAgentsResponse, true;
+        GetAgent = "dipylon.v1.GovernanceService/GetAgent", GetAgentRequest, GetAgentResponse, true;
+        Freeze = "dipylon.v1.GovernanceService/Freeze", FreezeRequest, FreezeResponse, true;
+        Unfreeze = "dipylon.v1.GovernanceService/Unfreeze", UnfreezeRequest, UnfreezeResponse, false;
+        ListFreezes = "dipylon.v1.GovernanceService/ListFreezes", ListFreezesRequest, ListFreezesResponse, true;
+        ListTasks = "dipylon.v1.GovernanceService/ListTasks", ListTasksRequest, ListTasksResponse, true;
         EndTask = "dipylon.v1.GovernanceService/EndTask", EndTaskRequest, EndTaskResponse, true;
         Explain = "dipylon.v1.GovernanceService/Explain", ExplainRequest, ExplainResponse, true;
     }

@@ -272,6 +272,36 @@ impl v1::governance_service_server::GovernanceService for Broker {
         Err(Status::unimplemented(""))
     }
 
+    async fn list_agents(
+        &self,
+        _: Request<v1::ListAgentsRequest>,
+    ) -> Answer<v1::ListAgentsResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get_agent(&self, _: Request<v1::GetAgentRequest>) -> Answer<v1::GetAgentResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn freeze(&self, _: Request<v1::FreezeRequest>) -> Answer<v1::FreezeResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn unfreeze(&self, _: Request<v1::UnfreezeRequest>) -> Answer<v1::UnfreezeResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_freezes(
+        &self,
+        _: Request<v1::ListFreezesRequest>,
+    ) -> Answer<v1::ListFreezesResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_tasks(&self, _: Request<v1::ListTasksRequest>) -> Answer<v1::ListTasksResponse> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn end_task(&self, _: Request<v1::EndTaskRequest>) -> Answer<v1::EndTaskResponse> {
         Err(Status::unimplemented(""))
     }

@@ -203,6 +203,8 @@ pub struct Faults {
     pub keep_wal: bool,
     /// Pages of 4 KiB after which the database is full.
     pub pages_max: Option<u32>,
+    /// While set, no space is left.
+    pub full: Option<Arc<std::sync::atomic::AtomicBool>>,
 }
 
 /// A handle on the one writer of a data directory.

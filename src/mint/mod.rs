@@ -186,7 +186,7 @@ impl Bench {
         let grant = order.grant();
         let token = self.sign(&grant.issued, grant.epoch, now)?;
         let mut rests_on = order.verified().rests_on().to_vec();
-        rests_on.push((Stream::FreezeAction(grant.issued.action.action.clone()), 0));
+        rests_on.push(order.freeze());
         rests_on.extend(
             order
                 .counted()

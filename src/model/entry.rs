@@ -96,6 +96,8 @@ pub enum EndCause {
     Operator,
     /// The agent was suspended.
     Suspended,
+    /// The agent, its owner, the action or everything was frozen.
+    Frozen,
     /// The policy bundle no longer allows it.
     Policy,
     /// The key that verified its evidence is no longer trusted.
@@ -111,6 +113,7 @@ impl EndCause {
             Self::Lease => "lease",
             Self::Operator => "operator",
             Self::Suspended => "suspended",
+            Self::Frozen => "frozen",
             Self::Policy => "policy",
             Self::Trust => "trust",
         }
@@ -139,6 +142,8 @@ pub enum CloseCause {
     Expired,
     /// The policy bundle no longer asks for it in this form.
     Policy,
+    /// The action was frozen.
+    Frozen,
 }
 
 /// What a token's holder must show (RFC 7800).
@@ -188,6 +193,8 @@ pub enum Fact {
     PolicyApplied(PolicyApplied),
     AgentSuspended(AgentSuspended),
     AgentResumed(AgentResumed),
+    Frozen(Frozen),
+    Unfrozen(Unfrozen),
     TaskOpened(TaskOpened),
     LeasesExtended(LeasesExtended),
     TaskEnded(TaskEnded),
@@ -210,6 +217,7 @@ impl Fact {
             Self::TrustBundleChanged(f) => vec![f.bundle],
             Self::PolicyApplied(f) => vec![f.version],
             Self::AgentSuspended(f) => f.reason.into_iter().collect(),
+            Self::Frozen(f) => f.reason.into_iter().collect(),
             Self::TaskOpened(f) => vec![f.purpose],
             Self::RequestDenied(f) => f.secret.into_iter().collect(),
             Self::AccessRequestOpened(f) => f.secret.into_iter().chain(f.reason).collect(),
@@ -218,6 +226,7 @@ impl Fact {
             Self::EpochStarted(_)
             | Self::KeyPublished(_)
             | Self::AgentResumed(_)
+            | Self::Unfrozen(_)
             | Self::LeasesExtended(_)
             | Self::TaskEnded(_)
             | Self::VoteRefused(_)
@@ -292,6 +301,34 @@ pub struct AgentSuspended {
 pub struct AgentResumed {
     /// Which.
     pub agent: AgentId,
+    /// Who did it.
+    pub by: PersonId,
+}
+
+/// An operator stopped everything, an agent, an owner's agents or an action: nothing is minted for it until it is lifted,
+/// and what it had ends with this entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Frozen {
+    /// What.
+    pub scope: FreezeScope,
+    /// The agents of the owner, by the policy bundle in force and by their running tasks; empty for every other scope. At
+    /// most [`SELECTOR_MAX`]: more of them go on in further entries of the same append.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub agents: Vec<AgentId>,
+    /// Who did it.
+    pub by: PersonId,
+    /// Blob: why, in the operator's words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Digest>,
+}
+
+/// An operator lifted a freeze. Nothing that ended comes back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unfrozen {
+    /// What.
+    pub scope: FreezeScope,
     /// Who did it.
     pub by: PersonId,
 }
@@ -535,6 +572,9 @@ pub struct GrantsEnded {
     pub jtis: Vec<TokenId>,
     /// Why.
     pub cause: EndCause,
+    /// The operator, if one did it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<PersonId>,
 }
 
 /// Refusals before gate 1, counted: nobody can fill the journal from outside.

@@ -116,5 +116,7 @@ reasons! {
         Expired = "EXPIRED",
         /// Fewer people than the quorum could ever say yes.
         NoEligibleApprover = "NO_ELIGIBLE_APPROVER",
+        /// An operator froze the action.
+        Frozen = "FROZEN",
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
-    AccessRequestId, ActionName, AgentId, Digest, KeyId, Malformed, PersonId, RequestId, TaskId,
+    AccessRequestId, AgentId, Digest, FreezeScope, KeyId, Malformed, PersonId, RequestId, TaskId,
     Thumbprint, TokenId, TrustDomain,
 };
 
@@ -39,14 +39,8 @@ pub enum Stream {
     Trust(TrustDomain),
     /// A signing key.
     Key(KeyId),
-    /// The freeze of everything.
-    FreezeAll,
-    /// The freeze of an agent.
-    FreezeAgent(AgentId),
-    /// The freeze of all agents of an owner.
-    FreezeOwner(PersonId),
-    /// The freeze of an action.
-    FreezeAction(ActionName),
+    /// A freeze of everything, an agent, an owner or an action.
+    Freeze(FreezeScope),
 }
 
 impl fmt::Display for Stream {
@@ -64,10 +58,7 @@ impl fmt::Display for Stream {
             Self::Policy => f.write_str("policy"),
             Self::Trust(domain) => write!(f, "trust:{domain}"),
             Self::Key(kid) => write!(f, "key:{kid}"),
-            Self::FreezeAll => f.write_str("freeze:all"),
-            Self::FreezeAgent(id) => write!(f, "freeze:agent/{id}"),
-            Self::FreezeOwner(id) => write!(f, "freeze:owner/{id}"),
-            Self::FreezeAction(name) => write!(f, "freeze:action/{name}"),
+            Self::Freeze(scope) => write!(f, "freeze:{scope}"),
         }
     }
 }
@@ -82,10 +73,8 @@ impl Stream {
     /// Reads the written form.
     pub fn parse(text: &str) -> Result<Self, Malformed> {
         let unknown = || Malformed::new("stream", "unknown");
-        match text {
-            "policy" => return Ok(Self::Policy),
-            "freeze:all" => return Ok(Self::FreezeAll),
-            _ => {}
+        if text == "policy" {
+            return Ok(Self::Policy);
         }
         let (kind, rest) = text.split_once(':').ok_or_else(unknown)?;
         let pair = || rest.split_once('/').ok_or_else(unknown);
@@ -112,12 +101,7 @@ impl Stream {
             "person" => Self::Person(PersonId::parse(rest)?),
             "trust" => Self::Trust(TrustDomain::parse(rest)?),
             "key" => Self::Key(KeyId::parse(rest)?),
-            "freeze" => match pair()? {
-                ("agent", id) => Self::FreezeAgent(AgentId::parse(id)?),
-                ("owner", id) => Self::FreezeOwner(PersonId::parse(id)?),
-                ("action", name) => Self::FreezeAction(ActionName::parse(name)?),
-                _ => return Err(unknown()),
-            },
+            "freeze" => Self::Freeze(FreezeScope::parse(rest)?),
             _ => return Err(unknown()),
         })
     }

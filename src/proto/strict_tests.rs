@@ -284,6 +284,13 @@ proptest! {
         passes(&v1::ApplyPolicyBundleRequest { path: a.clone(), content: b.clone() })?;
         passes(&v1::SuspendAgentRequest { agent_id: a.clone(), reason: b })?;
         passes(&v1::ResumeAgentRequest { agent_id: a.clone() })?;
+        passes(&v1::RevokeTokenRequest { jti: a.clone() })?;
+        passes(&v1::ListAgentsRequest { page_size: ttl.map_or(0, |t| t.seconds.unsigned_abs() as u32), page_token: a.clone() })?;
+        passes(&v1::GetAgentRequest { agent_id: a.clone() })?;
+        passes(&v1::FreezeRequest { scope: a.clone(), reason: c.clone() })?;
+        passes(&v1::UnfreezeRequest { scope: a.clone() })?;
+        passes(&v1::ListFreezesRequest {})?;
+        passes(&v1::ListTasksRequest { agent_id: a.clone(), include_ended: number > 0, page_size: 7, page_token: d.clone() })?;
         passes(&v1::EndTaskRequest { task_id: a.clone() })?;
         passes(&v1::ExplainRequest { id: a })?;
     }

@@ -16,6 +16,7 @@ pub const TABLE: &[(&str, &[CallerKind])] = &[
     ("dipylon.v1.TaskService/CompleteTask", &[Agent]),
     ("dipylon.v1.TokenService/Introspect", &[Validator]),
     ("dipylon.v1.TokenService/ConsumeToken", &[Validator]),
+    ("dipylon.v1.TokenService/RevokeToken", &[Operator]),
     ("dipylon.v1.TokenService/WatchRevocations", &[Validator]),
     (
         "dipylon.v1.ApprovalService/ListAccessRequests",
@@ -30,6 +31,24 @@ pub const TABLE: &[(&str, &[CallerKind])] = &[
     ),
     ("dipylon.v1.GovernanceService/SuspendAgent", &[Operator]),
     ("dipylon.v1.GovernanceService/ResumeAgent", &[Operator]),
+    (
+        "dipylon.v1.GovernanceService/ListAgents",
+        &[Operator, Auditor],
+    ),
+    (
+        "dipylon.v1.GovernanceService/GetAgent",
+        &[Operator, Auditor],
+    ),
+    ("dipylon.v1.GovernanceService/Freeze", &[Operator]),
+    ("dipylon.v1.GovernanceService/Unfreeze", &[Operator]),
+    (
+        "dipylon.v1.GovernanceService/ListFreezes",
+        &[Operator, Auditor],
+    ),
+    (
+        "dipylon.v1.GovernanceService/ListTasks",
+        &[Operator, Auditor],
+    ),
     ("dipylon.v1.GovernanceService/EndTask", &[Operator]),
     ("dipylon.v1.GovernanceService/Explain", &[Operator, Auditor]),
 ];

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 
 use super::records::AccessEvent;
 use super::{
-    AccessRequest, AccessStatus, At, Due, Ended, Fixed, Grant, Illegal, Lease, Selector, State,
-    Task, TrustedKeys, Use, Vote,
+    AccessRequest, AccessStatus, At, Due, Ended, Fixed, Freeze, FrozenAt, Grant, Illegal, Lease,
+    Selector, State, Task, TrustedKeys, Use, Vote,
 };
 use crate::journal::Committed;
 use crate::model::*;
@@ -66,6 +66,14 @@ impl State {
                     version,
                 },
             ),
+            Fact::Frozen(f) => self.on_frozen(f, committed, version),
+            Fact::Unfrozen(f) => self.freezes.upsert(f.scope.clone(), |at| At {
+                value: Freeze {
+                    in_force: None,
+                    last: at.and_then(|at| at.value.last),
+                },
+                version,
+            }),
             Fact::TaskOpened(f) => self.on_task_opened(f, committed, version),
             Fact::LeasesExtended(f) => {
                 for (task, until) in &f.leases {
@@ -139,6 +147,72 @@ impl State {
         }
         self.epoch.store(entry.epoch, Ordering::SeqCst);
         self.folded.store(entry.index + 1, Ordering::SeqCst);
+    }
+
+    fn on_frozen(&self, f: &Frozen, committed: &Committed, version: Version) {
+        let entry = committed.entry();
+        let reason = f
+            .reason
+            .and_then(|hash| committed.blob(&hash))
+            .and_then(|text| Prose::from_blob(text));
+        let frozen = FrozenAt {
+            index: entry.index,
+            at: entry.at,
+            by: f.by.clone(),
+            reason,
+        };
+        // First: whoever reads the end of a task below finds the freeze that ended it.
+        self.freezes.put(
+            f.scope.clone(),
+            At {
+                value: Freeze {
+                    in_force: Some(frozen),
+                    last: Some(entry.index),
+                },
+                version,
+            },
+        );
+        let (tasks, selector) = match &f.scope {
+            FreezeScope::All => (
+                self.open_tasks().iter().map(|t| t.opened.task).collect(),
+                Selector::Everything,
+            ),
+            FreezeScope::Agent(agent) => {
+                (self.open_tasks_of(agent), Selector::Agent(agent.clone()))
+            }
+            FreezeScope::Owner(_) => (
+                f.agents
+                    .iter()
+                    .flat_map(|agent| self.open_tasks_of(agent))
+                    .collect(),
+                Selector::Agents(f.agents.clone()),
+            ),
+            FreezeScope::Action(action) => {
+                for id in self.asked() {
+                    let of_action = |r: &Arc<AccessRequest>| r.opened.action.action == *action;
+                    if self.requests.get(&id).as_ref().is_some_and(of_action) {
+                        let event = AccessEvent::Closed(CloseCause::Frozen);
+                        self.on_access_event(id, event, version);
+                    }
+                }
+                // Its grants are dead by the freeze's index: a million of them cost no more than one.
+                (Vec::new(), Selector::Action(action.clone()))
+            }
+        };
+        self.end_tasks(&tasks, EndCause::Frozen, None, entry);
+        self.feed.push(entry.epoch, entry.index, entry.at, selector);
+    }
+
+    /// Every access request that has not stopped waiting by an entry.
+    fn asked(&self) -> Vec<AccessRequestId> {
+        let mut all: Vec<_> = self
+            .asks
+            .all()
+            .into_iter()
+            .flat_map(|(_, at)| at.value.iter().copied().collect::<Vec<_>>())
+            .collect();
+        all.sort_unstable();
+        all
     }
 
     fn on_lease_extended(&self, id: &TaskId, until: Timestamp, version: Version) {

@@ -28,6 +28,28 @@ pub struct Lease {
     pub version: Version,
 }
 
+/// A freeze of one scope, as the journal tells it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Freeze {
+    /// In force: the entry that ordered it, when, and by whom.
+    pub in_force: Option<FrozenAt>,
+    /// Index of the last entry that froze it, lifted since or not: what was given before is dead for good.
+    pub last: Option<u64>,
+}
+
+/// When and by whom something was frozen.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct FrozenAt {
+    /// Which entry.
+    pub index: u64,
+    /// When.
+    pub at: Timestamp,
+    /// The operator.
+    pub by: PersonId,
+    /// Why, in the operator's words.
+    pub reason: Option<Prose>,
+}
+
 /// An end: one entry, one cause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct Ended {

@@ -231,6 +231,49 @@ impl Caller<'_> {
                 ))
                 .await
                 .map(drop),
+            "RevokeToken" => {
+                let jti = TokenId::from_random([9; 16]).to_string();
+                tokens
+                    .revoke_token(self.request(method, v1::RevokeTokenRequest { jti }))
+                    .await
+                    .map(drop)
+            }
+            "ListAgents" => governance
+                .list_agents(self.request(method, v1::ListAgentsRequest::default()))
+                .await
+                .map(drop),
+            "GetAgent" => {
+                let agent_id = "triage".into();
+                governance
+                    .get_agent(self.request(method, v1::GetAgentRequest { agent_id }))
+                    .await
+                    .map(drop)
+            }
+            "Freeze" => {
+                let message = v1::FreezeRequest {
+                    scope: "all".into(),
+                    reason: String::new(),
+                };
+                governance
+                    .freeze(self.request(method, message))
+                    .await
+                    .map(drop)
+            }
+            "Unfreeze" => {
+                let scope = "all".into();
+                governance
+                    .unfreeze(self.request(method, v1::UnfreezeRequest { scope }))
+                    .await
+                    .map(drop)
+            }
+            "ListFreezes" => governance
+                .list_freezes(self.request(method, v1::ListFreezesRequest {}))
+                .await
+                .map(drop),
+            "ListTasks" => governance
+                .list_tasks(self.request(method, v1::ListTasksRequest::default()))
+                .await
+                .map(drop),
             "EndTask" => governance
                 .end_task(self.request(method, v1::EndTaskRequest { task_id }))
                 .await

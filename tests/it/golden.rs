@@ -258,6 +258,7 @@ fn facts() -> Vec<Fact> {
         Fact::GrantsEnded(GrantsEnded {
             jtis: vec![issued().jti],
             cause: EndCause::Policy,
+            by: None,
         }),
         Fact::RefusalsCounted(RefusalsCounted {
             since: Timestamp::from_secs(1_800_000_000),
@@ -270,6 +271,27 @@ fn facts() -> Vec<Fact> {
         Fact::LeasesExtended(LeasesExtended {
             leases: vec![(task, Timestamp::from_millis(1_800_000_030_123))],
         }),
+        Fact::Frozen(Frozen {
+            scope: FreezeScope::Owner(person.clone()),
+            agents: vec![agent.clone()],
+            by: person.clone(),
+            reason: Some(digest(11)),
+        }),
+        Fact::Frozen(Frozen {
+            scope: FreezeScope::Action(word("account.disable", ActionName::parse)),
+            agents: vec![],
+            by: person.clone(),
+            reason: None,
+        }),
+        Fact::Unfrozen(Unfrozen {
+            scope: FreezeScope::All,
+            by: person.clone(),
+        }),
+        Fact::GrantsEnded(GrantsEnded {
+            jtis: vec![id(4, TokenId::from_random)],
+            cause: EndCause::Operator,
+            by: Some(person.clone()),
+        }),
     ];
     for fact in &all {
         match fact {
@@ -279,6 +301,8 @@ fn facts() -> Vec<Fact> {
             | Fact::PolicyApplied(_)
             | Fact::AgentSuspended(_)
             | Fact::AgentResumed(_)
+            | Fact::Frozen(_)
+            | Fact::Unfrozen(_)
             | Fact::TaskOpened(_)
             | Fact::LeasesExtended(_)
             | Fact::TaskEnded(_)
@@ -317,10 +341,13 @@ fn streams() -> Vec<Stream> {
         Stream::Policy,
         Stream::Trust(word("soc.example", TrustDomain::parse)),
         Stream::Key(word("kid-1", KeyId::parse)),
-        Stream::FreezeAll,
-        Stream::FreezeAgent(agent),
-        Stream::FreezeOwner(word("dana", PersonId::parse)),
-        Stream::FreezeAction(word("account.disable", ActionName::parse)),
+        Stream::Freeze(FreezeScope::All),
+        Stream::Freeze(FreezeScope::Agent(agent)),
+        Stream::Freeze(FreezeScope::Owner(word("dana", PersonId::parse))),
+        Stream::Freeze(FreezeScope::Action(word(
+            "account.disable",
+            ActionName::parse,
+        ))),
     ]
 }
 
@@ -482,6 +509,9 @@ fn the_feed() {
         Selector::Tasks(vec![task]),
         Selector::Tokens(vec![issued().jti]),
         Selector::Agent(word("triage", AgentId::parse)),
+        Selector::Agents(vec![word("triage", AgentId::parse)]),
+        Selector::Action(word("account.disable", ActionName::parse)),
+        Selector::Everything,
     ];
     let mut text = String::new();
     for (index, selector) in (5_u64..).zip(selectors) {

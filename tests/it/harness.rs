@@ -540,6 +540,24 @@ impl TestBroker {
             .await
     }
 
+    pub async fn freeze(&self, scope: &str) -> Result<FreezeDone, Refusal> {
+        let call = self.person_call("dipylon.v1.GovernanceService/Freeze", "olga");
+        let scope = FreezeScope::parse(scope).expect("scope");
+        let reason = Prose::parse("reason", "an incident").expect("prose");
+        self.hall.freeze(&call, scope, Some(reason)).await
+    }
+
+    pub async fn unfreeze(&self, scope: &str) -> Result<u64, Refusal> {
+        let call = self.person_call("dipylon.v1.GovernanceService/Unfreeze", "olga");
+        let scope = FreezeScope::parse(scope).expect("scope");
+        self.hall.unfreeze(&call, scope).await
+    }
+
+    pub async fn revoke(&self, jti: TokenId) -> Result<TokenRevoked, Refusal> {
+        let call = self.person_call("dipylon.v1.TokenService/RevokeToken", "olga");
+        self.hall.revoke_token(&call, jti).await
+    }
+
     /// Every law that the journal alone can show.
     pub fn check(&self) {
         super::laws::check(&self.dir);

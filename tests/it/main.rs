@@ -14,6 +14,7 @@ mod crosscheck;
 mod demo;
 mod doors;
 mod evidence;
+mod freeze;
 mod front_door;
 mod gates;
 mod golden;

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use super::super::status::put_nonce;
 use super::{Door, shapes};
 use crate::broker::{FeedStart, Hall, Position};
-use crate::model::{Secret, Timestamp, UseId};
+use crate::model::{Secret, Timestamp, TokenId, UseId};
 use crate::proto::convert::timestamp_to_wire;
 use crate::proto::v1;
 use crate::proto::v1::token_service_server::TokenService;
@@ -65,6 +65,20 @@ impl TokenService for Door {
             jti: c.jti.to_string(),
             uses_left: c.uses_left,
             position: c.index,
+        }))
+    }
+
+    async fn revoke_token(
+        &self,
+        request: Request<v1::RevokeTokenRequest>,
+    ) -> Result<Response<v1::RevokeTokenResponse>, Status> {
+        let (call, message) = self.open("dipylon.v1.TokenService/RevokeToken", request);
+        let jti = TokenId::parse(&message.jti).map_err(self.malformed(&call))?;
+        let revoked = self.hall.revoke_token(&call, jti).await;
+        self.answer(revoked.map(|revoked| v1::RevokeTokenResponse {
+            changed: revoked.changed,
+            cause: revoked.cause.as_str().to_owned(),
+            position: revoked.index,
         }))
     }
 
