@@ -274,10 +274,10 @@ impl Hall {
         } else {
             tracing::info!(%correlation, method, %reason, detail = shown, "refused");
         }
-        let told = match public_text(reason) {
-            Some(constant) if !self.settings.tell_callers => constant.to_owned(),
-            Some(constant) => format!("{constant}: {detail}"),
-            None => detail.clone(),
+        let told = match reason.detail() {
+            Detail::Operator if !self.settings.tell_callers => reason.text().to_owned(),
+            Detail::Operator => format!("{}: {detail}", reason.text()),
+            Detail::Caller => detail.clone(),
         };
         let mut log = self.lock(&self.log);
         if log.len() >= LOG_MAX {
@@ -358,46 +358,5 @@ impl Hall {
                 self.refuse(method, Reason::JournalUnavailable, error.to_string())
             }
         }
-    }
-}
-
-/// The constant text for reasons whose cause is not the caller's to know; `None` where the detail is about the caller's
-/// own words.
-const fn public_text(reason: Reason) -> Option<&'static str> {
-    match reason {
-        Reason::NotAuthenticated => {
-            Some("gate 1 did not open; an operator can explain the correlation id")
-        }
-        Reason::UseDpopNonce => Some("make the proof again with the nonce in dpop-nonce"),
-        Reason::EvidenceStale => Some("show the evidence again in this call"),
-        Reason::NotPermitted => Some("this caller may not call this method"),
-        Reason::NotFound => Some("nothing of yours has this id"),
-        Reason::JournalUnavailable => Some("the journal cannot take entries now; nothing was done"),
-        Reason::Undecided => Some("could not decide; nothing was done"),
-        Reason::TooBusy => Some("too many calls at once; try again"),
-        Reason::Conflict => {
-            Some("others changed the same thing at the same time; nothing was done, try again")
-        }
-        Reason::TokenInactive => Some("the token is not good for this caller now"),
-        Reason::Malformed
-        | Reason::UnknownAction
-        | Reason::UnknownTarget
-        | Reason::WrongParameters
-        | Reason::UnknownAudience
-        | Reason::InvalidTtl
-        | Reason::InvalidPolicyBundle
-        | Reason::RequestIdReused
-        | Reason::TaskEnded
-        | Reason::TokenDead
-        | Reason::UseSpent
-        | Reason::AccessRequestClosed
-        | Reason::NotEligible
-        | Reason::StatementUnknown
-        | Reason::SignatureWrong
-        | Reason::PositionAhead
-        | Reason::OtherEpoch
-        | Reason::TooManyPending
-        | Reason::TooManyTasks
-        | Reason::TooManyRefusals => None,
     }
 }

@@ -68,7 +68,7 @@ impl Say {
                 .unwrap_or_default();
             writeln!(err, "dipylon: {}{next}", failure.message)
         };
-        ExitCode::from(failure.kind.code())
+        ExitCode::from(failure.exit.number())
     }
 
     /// Whether a person can be asked.

@@ -6,12 +6,12 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use super::failure::{Failure, Kind, failed};
+use super::failure::{Failure, failed};
 use super::net::{self, KeyArgs};
 use super::{Common, Say, card, parse, shapes};
 use crate::client::ballot::Seen;
 use crate::clock::Clock;
-use crate::model::{AccessRequestId, Narrowing, ProfileName, Realm, Verdict};
+use crate::model::{AccessRequestId, Exit, Narrowing, ProfileName, Realm, Verdict};
 use crate::proto::v1;
 
 #[derive(Debug, Args)]
@@ -51,7 +51,7 @@ pub(super) async fn run(
     let asks = verdict == Verdict::Approve && !verb.yes;
     // Nothing is signed before a person has said yes to what was printed.
     if asks && !confirmed(say).await? {
-        return Err(Failure::new(Kind::Failed, "no vote was cast"));
+        return Err(Failure::new(Exit::Failed, "no vote was cast"));
     }
     let narrowing = Narrowing {
         max_ttl: verb.ttl.map(i64::from),

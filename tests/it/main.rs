@@ -22,6 +22,7 @@ mod hostile;
 mod house;
 mod kill;
 mod laws;
+mod operators;
 mod parallel;
 mod properties;
 mod secrets;
