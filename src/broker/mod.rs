@@ -5,6 +5,7 @@
 //! what a crash there leaves.
 
 mod ask_people;
+mod bootstrap;
 mod callers;
 mod deny;
 mod end;
@@ -37,6 +38,7 @@ use crate::model::*;
 use crate::state::{Grant, State, Table, Task};
 use crate::verify::{Attested, VerifyError};
 
+pub use bootstrap::FirstOperator;
 pub use callers::{CallerKind, PersonCaller, Presented};
 pub use end::{EndReport, TaskEndAsk};
 pub use explain::Explained;
@@ -119,6 +121,8 @@ pub struct Hall {
     doomed_agents: Mutex<HashMap<AgentId, PersonId>>,
     /// Held while a policy bundle is put in force and what it no longer allows is ended.
     governing: tokio::sync::Mutex<()>,
+    /// The first operator's code, while there is one.
+    one_time: bootstrap::OneTime,
     /// Version of the rules under which a sweep has come to its end.
     swept: AtomicU64,
     /// Refused calls, newest last, for `explain`.
@@ -327,6 +331,7 @@ impl Hall {
             | VerifyError::OtherWorkload { .. }
             | VerifyError::NoRules
             | VerifyError::NotRegistered
+            | VerifyError::Code(_)
             | VerifyError::Agents(_)
             | VerifyError::OtherAgent(_)
             | VerifyError::Suspended(_)

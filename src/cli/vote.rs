@@ -1,12 +1,11 @@
 //! `approve`, `deny`: a signed vote on exactly what was printed.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::json;
 
-use super::failure::{Failure, failed};
+use super::failure::Failure;
 use super::net::{self, KeyArgs};
 use super::{Common, Say, card, parse, shapes};
 use crate::client::ballot::Seen;
@@ -111,18 +110,7 @@ async fn confirmed(say: &Say) -> Result<bool, Failure> {
             Failure::usage("there is no terminal to ask at").next("--yes votes without asking")
         );
     }
-    let mut err = std::io::stderr();
-    write!(err, "\nType yes to approve exactly this: ")
-        .and_then(|()| err.flush())
-        .map_err(failed("stderr"))?;
-    let answer = tokio::task::spawn_blocking(|| {
-        let mut line = String::new();
-        std::io::stdin().read_line(&mut line).map(|_| line)
-    });
-    let line = answer
-        .await
-        .map_err(|e| Failure::failed(e.to_string()))?
-        .map_err(failed("stdin"))?;
+    let line = say.ask("\nType yes to approve exactly this: ").await?;
     Ok(line.trim() == "yes")
 }
 
