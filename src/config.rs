@@ -1,5 +1,12 @@
 //! The configuration file, read strictly: an unknown key is an error, relative paths are relative to the file.
+//!
+//! In: a file. Out: a [`Config`], or all that is wrong with keys and lines. Refuses secrets that are written into it: they
+//! are named by path. Never repeats a value it refused as a secret.
 
+mod show;
+mod strict;
+
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -7,6 +14,9 @@ use serde::Deserialize;
 
 use crate::broker::Settings;
 use crate::model::{Malformed, Realm, TrustDomain, parse_duration};
+
+pub use show::{Origin, Shown, to_toml};
+pub use strict::Wrong;
 
 /// What a broker is configured to be, and where its things lie.
 #[derive(Debug, Clone)]
@@ -38,21 +48,13 @@ pub enum ConfigError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// Not TOML, an unknown key, or a value of the wrong type.
-    #[error("{}: {source}", path.display())]
-    Toml {
+    /// What it says: one or more things, each with its line.
+    #[error("{}", found.iter().map(|one| format!("{}: {one}", path.display())).collect::<Vec<_>>().join("\n"))]
+    Wrong {
         /// Which.
         path: PathBuf,
-        /// Why, with the line.
-        source: Box<toml::de::Error>,
-    },
-    /// A value that is not of its form.
-    #[error("{}: {source}", path.display())]
-    Value {
-        /// Which file.
-        path: PathBuf,
-        /// Which value.
-        source: Malformed,
+        /// At least one.
+        found: Vec<Wrong>,
     },
 }
 
@@ -93,19 +95,17 @@ struct Domain {
 impl Config {
     /// Reads a configuration file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Io {
+        Self::understood(&read_text(path)?, path)
+    }
+
+    fn understood(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let wrong = |found| ConfigError::Wrong {
             path: path.to_owned(),
-            source,
-        })?;
-        let file: File = toml::from_str(&text).map_err(|e| ConfigError::Toml {
-            path: path.to_owned(),
-            source: Box::new(e),
-        })?;
+            found,
+        };
+        let file: File = strict::parse(text).map_err(wrong)?;
         let base = path.parent().unwrap_or(Path::new("."));
-        Self::check(file, base).map_err(|source| ConfigError::Value {
-            path: path.to_owned(),
-            source,
-        })
+        Self::check(file, base).map_err(|error| wrong(vec![strict::value(text, &error)]))
     }
 
     fn check(file: File, base: &Path) -> Result<Self, Malformed> {
@@ -184,6 +184,24 @@ impl Config {
     }
 }
 
+fn read_text(path: &Path) -> Result<String, ConfigError> {
+    let io = |source| ConfigError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(io)?;
+    let read = file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text);
+    if read.map_err(io)? as u64 > FILE_BYTES_MAX {
+        return Err(io(std::io::Error::other(format!(
+            "longer than {FILE_BYTES_MAX} bytes"
+        ))));
+    }
+    Ok(text)
+}
+
+/// Longest configuration file, in bytes.
+const FILE_BYTES_MAX: u64 = 256 * 1024;
 /// Longest life of a token unless configured: 15 minutes.
 const TTL_CAP_S: i64 = 900;
 /// Longest life of a task unless configured: a day.
@@ -211,7 +229,11 @@ mod tests {
         assert_eq!(config.settings.ttl_cap, 900);
         assert!(config.data_dir.is_absolute() && !config.dev);
         for (from, to, told) in [
-            ("realm", "reallm", "unknown field"),
+            (
+                "realm",
+                "reallm",
+                "unknown key `reallm` at line 1; did you mean `realm`?",
+            ),
             (
                 "http://127.0.0.1:7700",
                 "http://127.0.0.1:7700/",

@@ -60,7 +60,7 @@ enum Caller {
 impl Hall {
     /// Checks the proof of possession that a call carries. `known` says whether the key is anybody's here, before anything
     /// is remembered of it: strangers cannot fill the memory of used proofs.
-    fn possession(
+    pub(super) fn possession(
         &self,
         call: &Presented,
         action: Option<Digest>,

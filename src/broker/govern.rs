@@ -71,27 +71,7 @@ impl Hall {
         operator: &PersonCaller,
         files: BTreeMap<String, String>,
     ) -> Result<Applied, Refusal> {
-        let refuse = |e: &dyn std::fmt::Display| {
-            self.refuse(call.method, Reason::InvalidPolicyBundle, e.to_string())
-        };
-        let files = BundleFiles::new(files).map_err(|e| refuse(&e))?;
-        // Loading parses, validates and self-tests: long enough to keep off the threads that answer calls.
-        let loading = tokio::task::spawn_blocking(move || {
-            PolicyBundle::load(&files).map(|bundle| (files, bundle))
-        });
-        let (files, bundle) = loading
-            .await
-            .map_err(|e| refuse(&e))?
-            .map_err(|e| refuse(&e))?;
-        bundle.governable().map_err(|e| refuse(&e))?;
-        let mut applied = Applied {
-            version: bundle.version().to_string(),
-            changed: true,
-            rules: bundle.rules().count(),
-            agents: bundle.agents().count(),
-            warnings: bundle.warnings().iter().map(ToString::to_string).collect(),
-            swept: Swept::default(),
-        };
+        let (files, bundle, mut applied) = self.load_bundle(call.method, files).await?;
         let version = bundle.version();
         let _alone = self.governing.lock().await;
         // INVARIANT (what a bundle ended stays ended): no other comes in force before the sweep of this one is done.
@@ -114,6 +94,36 @@ impl Hall {
             .await
             .map_err(|e| self.refuse_append(call.method, &e))?;
         Ok(applied)
+    }
+
+    /// Files as a bundle that a broker takes, and what applying it will say.
+    pub(super) async fn load_bundle(
+        &self,
+        method: &'static str,
+        files: BTreeMap<String, String>,
+    ) -> Result<(BundleFiles, PolicyBundle, Applied), Refusal> {
+        let refuse = |e: &dyn std::fmt::Display| {
+            self.refuse(method, Reason::InvalidPolicyBundle, e.to_string())
+        };
+        let files = BundleFiles::new(files).map_err(|e| refuse(&e))?;
+        // Loading parses, validates and self-tests: long enough to keep off the threads that answer calls.
+        let loading = tokio::task::spawn_blocking(move || {
+            PolicyBundle::load(&files).map(|bundle| (files, bundle))
+        });
+        let (files, bundle) = loading
+            .await
+            .map_err(|e| refuse(&e))?
+            .map_err(|e| refuse(&e))?;
+        bundle.governable().map_err(|e| refuse(&e))?;
+        let applied = Applied {
+            version: bundle.version().to_string(),
+            changed: true,
+            rules: bundle.rules().count(),
+            agents: bundle.agents().count(),
+            warnings: bundle.warnings().iter().map(ToString::to_string).collect(),
+            swept: Swept::default(),
+        };
+        Ok((files, bundle, applied))
     }
 
     pub(super) async fn enter_bundle(

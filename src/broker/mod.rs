@@ -5,6 +5,7 @@
 //! what a crash there leaves.
 
 mod ask_people;
+mod bootstrap;
 mod callers;
 mod deny;
 mod doomed;
@@ -42,6 +43,7 @@ use crate::model::*;
 use crate::state::{Grant, State, Table, Task};
 use crate::verify::{Attested, VerifyError};
 
+pub use bootstrap::FirstOperator;
 pub use callers::{CallerKind, PersonCaller, Presented};
 pub use end::{EndReport, TaskEndAsk};
 pub use explain::Explained;
@@ -128,6 +130,8 @@ pub struct Hall {
     doomed: Mutex<HashMap<Doomed, Wish>>,
     /// Held while a policy bundle is put in force and what it no longer allows is ended.
     governing: tokio::sync::Mutex<()>,
+    /// The first operator's code, while there is one.
+    one_time: bootstrap::OneTime,
     /// Version of the rules under which a sweep has come to its end.
     swept: AtomicU64,
     /// Refused calls, newest last, for `explain`.
@@ -284,10 +288,10 @@ impl Hall {
         } else {
             tracing::info!(%correlation, method, %reason, detail = shown, "refused");
         }
-        let told = match public_text(reason) {
-            Some(constant) if !self.settings.tell_callers => constant.to_owned(),
-            Some(constant) => format!("{constant}: {detail}"),
-            None => detail.clone(),
+        let told = match reason.detail() {
+            Detail::Operator if !self.settings.tell_callers => reason.text().to_owned(),
+            Detail::Operator => format!("{}: {detail}", reason.text()),
+            Detail::Caller => detail.clone(),
         };
         let mut log = self.lock(&self.log);
         if log.len() >= LOG_MAX {
@@ -337,6 +341,7 @@ impl Hall {
             | VerifyError::OtherWorkload { .. }
             | VerifyError::NoRules
             | VerifyError::NotRegistered
+            | VerifyError::Code(_)
             | VerifyError::Agents(_)
             | VerifyError::OtherAgent(_)
             | VerifyError::Suspended(_)
@@ -370,46 +375,5 @@ impl Hall {
                 self.refuse(method, Reason::JournalUnavailable, error.to_string())
             }
         }
-    }
-}
-
-/// The constant text for reasons whose cause is not the caller's to know; `None` where the detail is about the caller's
-/// own words.
-const fn public_text(reason: Reason) -> Option<&'static str> {
-    match reason {
-        Reason::NotAuthenticated => {
-            Some("gate 1 did not open; an operator can explain the correlation id")
-        }
-        Reason::UseDpopNonce => Some("make the proof again with the nonce in dpop-nonce"),
-        Reason::EvidenceStale => Some("show the evidence again in this call"),
-        Reason::NotPermitted => Some("this caller may not call this method"),
-        Reason::NotFound => Some("nothing of yours has this id"),
-        Reason::JournalUnavailable => Some("the journal cannot take entries now; nothing was done"),
-        Reason::Undecided => Some("could not decide; nothing was done"),
-        Reason::TooBusy => Some("too many calls at once; try again"),
-        Reason::Conflict => {
-            Some("others changed the same thing at the same time; nothing was done, try again")
-        }
-        Reason::TokenInactive => Some("the token is not good for this caller now"),
-        Reason::Malformed
-        | Reason::UnknownAction
-        | Reason::UnknownTarget
-        | Reason::WrongParameters
-        | Reason::UnknownAudience
-        | Reason::InvalidTtl
-        | Reason::InvalidPolicyBundle
-        | Reason::RequestIdReused
-        | Reason::TaskEnded
-        | Reason::TokenDead
-        | Reason::UseSpent
-        | Reason::AccessRequestClosed
-        | Reason::NotEligible
-        | Reason::StatementUnknown
-        | Reason::SignatureWrong
-        | Reason::PositionAhead
-        | Reason::OtherEpoch
-        | Reason::TooManyPending
-        | Reason::TooManyTasks
-        | Reason::TooManyRefusals => None,
     }
 }

@@ -127,6 +127,7 @@ impl Hall {
             leases: Mutex::default(),
             doomed: Mutex::default(),
             governing: tokio::sync::Mutex::default(),
+            one_time: super::bootstrap::OneTime::default(),
             swept: AtomicU64::new(0),
             log: Mutex::default(),
             uncounted: Mutex::default(),

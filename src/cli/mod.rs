@@ -33,12 +33,13 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::model::Exit;
 use failure::Failure;
 use say::Say;
 
 /// Just-in-time credentials for AI agents and other workloads: one action, one short-lived token, two gates.
 #[derive(Debug, Parser)]
-#[command(name = "dipylon", version, after_help = EXIT_CODES, max_term_width = 120)]
+#[command(name = "dipylon", version, after_help = after_help(), max_term_width = 120)]
 pub struct Cli {
     #[command(flatten)]
     common: Common,
@@ -46,18 +47,15 @@ pub struct Cli {
     verb: Verb,
 }
 
-const EXIT_CODES: &str = "Exit codes:
-   0  done, or a token was given
-   1  failed
-   2  not understood
-  10  denied
-  11  waiting for people
-  12  nobody decided in time
-  14  the broker cannot be reached, or cannot write
-  20  gate 1 refused: not authenticated
-
-Try it:          dipylon demo
-Look around:     dipylon serve --dev";
+/// What stands below the help: how a verb ends, and what to begin with.
+fn after_help() -> String {
+    let mut text = "Exit codes:\n".to_owned();
+    for exit in Exit::ALL {
+        text.push_str(&format!("  {:>2}  {}\n", exit.number(), exit.text()));
+    }
+    text.push_str("\nTry it:          dipylon demo\nLook around:     dipylon serve --dev");
+    text
+}
 
 /// What every verb takes.
 #[derive(Debug, Clone, Args)]
@@ -181,14 +179,9 @@ mod tests {
     fn the_arguments_are_sound() {
         Cli::command().debug_assert();
         let help = Cli::command().render_long_help().to_string();
-        for code in [
-            "10  denied",
-            "11  waiting",
-            "12  nobody",
-            "14  the broker",
-            "20  gate 1",
-        ] {
-            assert!(help.contains(code), "{code}");
+        for exit in Exit::ALL {
+            let line = format!("{:>2}  {}", exit.number(), exit.text());
+            assert!(help.contains(&line), "{line}");
         }
         assert!(
             !help.contains("demo-agent"),

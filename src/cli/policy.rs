@@ -8,7 +8,8 @@ use serde_json::json;
 
 use super::failure::Failure;
 use super::net::KeyArgs;
-use super::{Common, Say, bundle};
+use super::{Common, Say, bundle, dev};
+use crate::model::Secret;
 use crate::model::text::reveal;
 
 #[derive(Debug, Subcommand)]
@@ -24,6 +25,12 @@ pub(super) enum Policy {
         dir: PathBuf,
         #[command(flatten)]
         key: KeyArgs,
+        /// The one-time code that a broker without a policy bundle printed; without a value it is asked for
+        #[arg(long, value_name = "CODE", num_args = 0..=1, default_missing_value = "")]
+        code: Option<String>,
+        /// Read the one-time code from a file ("-": stdin)
+        #[arg(long, value_name = "FILE", conflicts_with = "code")]
+        code_file: Option<PathBuf>,
     },
 }
 
@@ -42,13 +49,19 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Policy) -> Result<Exit
                 || format!("{}sound: {rules} rules, {agents} agents, version {}", lines(&warnings), bundle.version()),
             );
         }
-        Policy::Apply { dir, key } => {
+        Policy::Apply {
+            dir,
+            key,
+            code,
+            code_file,
+        } => {
             // Everything that is wrong is said here, with files and lines, before the broker is asked.
             bundle::load(&dir)?;
-            let applied = key
-                .person(common)?
-                .apply_policy_bundle(&bundle::read(&dir)?)
-                .await?;
+            let (person, files) = (key.person(common)?, bundle::read(&dir)?);
+            let applied = match one_time_code(say, code, code_file).await? {
+                Some(code) => person.apply_first_policy_bundle(&files, &code).await?,
+                None => person.apply_policy_bundle(&files).await?,
+            };
             say.either(
                 || {
                     json!({
@@ -75,6 +88,26 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Policy) -> Result<Exit
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn one_time_code(
+    say: &Say,
+    given: Option<String>,
+    file: Option<PathBuf>,
+) -> Result<Option<Secret>, Failure> {
+    let text = match (given, file) {
+        (_, Some(file)) => dev::read_text(&file)?,
+        (Some(code), None) if !code.is_empty() => code,
+        (Some(_), None) => {
+            if !say.can_ask() {
+                return Err(Failure::usage("there is no terminal to ask at")
+                    .next("--code-file FILE reads the one-time code"));
+            }
+            say.ask("one-time code: ").await?
+        }
+        (None, None) => return Ok(None),
+    };
+    Ok(Some(Secret::new(text.trim().to_owned())))
 }
 
 fn lines(warnings: &[String]) -> String {

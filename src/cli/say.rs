@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use serde_json::Value;
 
-use super::failure::Failure;
+use super::failure::{Failure, failed};
 use crate::model::text::reveal;
 
 /// Where a verb prints: text for people or JSON for machines.
@@ -68,7 +68,28 @@ impl Say {
                 .unwrap_or_default();
             writeln!(err, "dipylon: {}{next}", failure.message)
         };
-        ExitCode::from(failure.kind.code())
+        ExitCode::from(failure.exit.number())
+    }
+
+    /// For whoever started the program, on stderr, whatever reads stdout.
+    pub(super) fn urgent(&self, text: &str) {
+        let _gone = writeln!(std::io::stderr().lock(), "{}", text.trim_end_matches('\n'));
+    }
+
+    /// Asks the person at the terminal for one line.
+    pub(super) async fn ask(&self, prompt: &str) -> Result<String, Failure> {
+        let mut err = std::io::stderr();
+        write!(err, "{prompt}")
+            .and_then(|()| err.flush())
+            .map_err(failed("stderr"))?;
+        let answer = tokio::task::spawn_blocking(|| {
+            let mut line = String::new();
+            std::io::stdin().read_line(&mut line).map(|_| line)
+        });
+        answer
+            .await
+            .map_err(|e| Failure::failed(e.to_string()))?
+            .map_err(failed("stdin"))
     }
 
     /// Whether a person can be asked.

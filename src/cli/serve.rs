@@ -16,6 +16,7 @@ use crate::broker::{Hall, Start};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::journal::{Faults, ReadOnly};
+use crate::model::Secret;
 use crate::rules::BundleFiles;
 use crate::{keys, serve};
 
@@ -98,6 +99,9 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
             ""
         };
         say.aside(&format!("dipylon: everything is denied: {why}{hint}"));
+        if let Some(code) = hall.bootstrap_code().filter(|_| !config.dev) {
+            say.urgent(&first_operator(&config.settings.external_url, &code));
+        }
     }
     let url = &config.settings.external_url;
     let ready =
@@ -222,6 +226,17 @@ fn log(dev: bool) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .try_init();
+}
+
+/// How the first operator gets in. Never through the log: whoever reads logs later must not find a code.
+fn first_operator(url: &str, code: &Secret) -> String {
+    format!(
+        "FIRST OPERATOR  one-time code {}\n                \
+         good for ten minutes and one policy bundle that lists your key as an operator's:\n                \
+         dipylon policy apply DIR --url {} --key KEY.pem --code",
+        code.reveal(),
+        quoted(url)
+    )
 }
 
 fn warning(config: &Config) -> String {

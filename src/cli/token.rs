@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::failure::{DENIED, EXPIRED, Failure, PENDING};
+use super::failure::Failure;
 use super::net::{self, KeyArgs};
 use super::parse::{self, NamedParam};
 use super::say::Rows;
@@ -18,7 +18,7 @@ use crate::client::{
 };
 use crate::clock::Clock;
 use crate::model::text::reveal;
-use crate::model::{Action, ActionName, Audience, DeniedReason, Target, Timestamp, TokenId};
+use crate::model::{Action, ActionName, Audience, DeniedReason, Exit, Target, Timestamp, TokenId};
 use crate::proto::v1;
 
 #[derive(Debug, Subcommand)]
@@ -143,15 +143,12 @@ async fn request(common: &Common, say: &Say, verb: Request) -> Result<ExitCode, 
         }
         Outcome::Pending(pending) => {
             waits(say, &pending, &order.action, now);
-            ExitCode::from(PENDING)
+            ExitCode::from(Exit::Waiting.number())
         }
         Outcome::Denied(no) => {
             denied(say, &no, &order.action);
-            ExitCode::from(if no.known_reason() == Some(DeniedReason::Expired) {
-                EXPIRED
-            } else {
-                DENIED
-            })
+            let exit = no.known_reason().map_or(Exit::Denied, DeniedReason::exit);
+            ExitCode::from(exit.number())
         }
     })
 }
@@ -232,13 +229,14 @@ fn denied(say: &Say, no: &Denied, action: &Action) {
             rows.own(
                 "because",
                 match (rules.is_empty(), no.known_reason()) {
-                    (true, Some(DeniedReason::OutsideCeiling)) => {
-                        "the agent's `actions` in agents.toml do not have it".to_owned()
-                    }
-                    (true, _) => "no rule allows it: the default is no".to_owned(),
+                    (true, Some(reason)) => reason.text().to_owned(),
+                    (true, None) => "the broker says no more".to_owned(),
                     (false, _) => rules,
                 },
             );
+            if let Some(reason) = no.known_reason() {
+                rows.own("next", reason.next());
+            }
             if let Some(id) = no.access_request_id() {
                 rows.own("access request", id.to_string());
             }
@@ -293,6 +291,6 @@ async fn introspect(common: &Common, say: &Say, verb: Introspect) -> Result<Exit
     Ok(if found.active {
         ExitCode::SUCCESS
     } else {
-        ExitCode::from(DENIED)
+        ExitCode::from(Exit::Denied.number())
     })
 }

@@ -1,17 +1,16 @@
 //! `approve`, `deny`: a signed vote on exactly what was printed.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::json;
 
-use super::failure::{Failure, Kind, failed};
+use super::failure::Failure;
 use super::net::{self, KeyArgs};
 use super::{Common, Say, card, parse, shapes};
 use crate::client::ballot::Seen;
 use crate::clock::Clock;
-use crate::model::{AccessRequestId, Narrowing, ProfileName, Realm, Verdict};
+use crate::model::{AccessRequestId, Exit, Narrowing, ProfileName, Realm, Verdict};
 use crate::proto::v1;
 
 #[derive(Debug, Args)]
@@ -51,7 +50,7 @@ pub(super) async fn run(
     let asks = verdict == Verdict::Approve && !verb.yes;
     // Nothing is signed before a person has said yes to what was printed.
     if asks && !confirmed(say).await? {
-        return Err(Failure::new(Kind::Failed, "no vote was cast"));
+        return Err(Failure::new(Exit::Failed, "no vote was cast"));
     }
     let narrowing = Narrowing {
         max_ttl: verb.ttl.map(i64::from),
@@ -111,18 +110,7 @@ async fn confirmed(say: &Say) -> Result<bool, Failure> {
             Failure::usage("there is no terminal to ask at").next("--yes votes without asking")
         );
     }
-    let mut err = std::io::stderr();
-    write!(err, "\nType yes to approve exactly this: ")
-        .and_then(|()| err.flush())
-        .map_err(failed("stderr"))?;
-    let answer = tokio::task::spawn_blocking(|| {
-        let mut line = String::new();
-        std::io::stdin().read_line(&mut line).map(|_| line)
-    });
-    let line = answer
-        .await
-        .map_err(|e| Failure::failed(e.to_string()))?
-        .map_err(failed("stdin"))?;
+    let line = say.ask("\nType yes to approve exactly this: ").await?;
     Ok(line.trim() == "yes")
 }
 

@@ -308,6 +308,7 @@ impl Task {
                 .as_ref()
                 .map(|evidence| Digest::of(evidence.reveal().as_bytes())),
             wait_s,
+            code: None,
         };
         let request = v1::RequestTokenRequest {
             task_id: self.id.to_string(),

@@ -13,7 +13,8 @@ use super::{Error, EvidenceSource, random, random_name};
 use crate::clock::Clock;
 use crate::jose::SigningKey;
 use crate::jose::dpop::{self, NONCE_BYTES_MAX, ProofClaims};
-use crate::model::{Digest, Reason, Secret, Timestamp};
+use crate::model::{Digest, Malformed, Reason, Secret, Timestamp};
+use crate::proto::BOOTSTRAP_CODE;
 use crate::proto::strict::StrictCodec;
 
 /// A broker, by the external URL that its configuration names: proofs are made for that URL and no other.
@@ -46,6 +47,8 @@ pub(crate) struct Order<'a> {
     pub(crate) evh: Option<Digest>,
     /// How long the broker was asked to wait, in seconds.
     pub(crate) wait_s: u32,
+    /// The one-time code of a first operator.
+    pub(crate) code: Option<&'a Secret>,
 }
 
 impl<'a> Order<'a> {
@@ -55,6 +58,7 @@ impl<'a> Order<'a> {
             adg: None,
             evh: None,
             wait_s: 0,
+            code: None,
         }
     }
 }
@@ -274,6 +278,12 @@ impl Endpoint {
         value.set_sensitive(true);
         let mut headers = MetadataMap::new();
         headers.insert(name, value);
+        if let Some(code) = order.code {
+            let mut value = MetadataValue::from_str(code.reveal())
+                .map_err(|_| Malformed::new("one-time code", "is not ASCII text"))?;
+            value.set_sensitive(true);
+            headers.insert(BOOTSTRAP_CODE, value);
+        }
         Ok(headers)
     }
 

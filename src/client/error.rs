@@ -8,7 +8,7 @@ use super::ballot::BallotError;
 use crate::jose::KeyError;
 use crate::jose::dpop::ProofError;
 use crate::model::text::reveal_capped;
-use crate::model::{Malformed, Reason};
+use crate::model::{Malformed, Reason, Retry};
 use crate::proto::ERROR_DOMAIN;
 
 /// Why a call did not give what it was for. One line, and never a secret.
@@ -70,6 +70,11 @@ impl Error {
     /// The broker's reason, when it gave one that this client knows.
     pub fn reason(&self) -> Option<Reason> {
         self.refused().and_then(|refused| refused.reason)
+    }
+
+    /// What the caller can do about it, when the broker gave a reason that this client knows.
+    pub fn next(&self) -> Option<&'static str> {
+        self.reason().map(Reason::next)
     }
 
     /// The gRPC code of a refusal, such as `PERMISSION_DENIED`.
@@ -149,40 +154,7 @@ impl Error {
 impl Refused {
     fn retryable(&self) -> bool {
         match self.reason {
-            Some(
-                Reason::Conflict
-                | Reason::TooBusy
-                | Reason::TooManyRefusals
-                | Reason::JournalUnavailable
-                | Reason::Undecided
-                | Reason::UseDpopNonce,
-            ) => true,
-            Some(
-                Reason::NotAuthenticated
-                | Reason::EvidenceStale
-                | Reason::NotPermitted
-                | Reason::Malformed
-                | Reason::UnknownAction
-                | Reason::UnknownTarget
-                | Reason::WrongParameters
-                | Reason::UnknownAudience
-                | Reason::InvalidTtl
-                | Reason::InvalidPolicyBundle
-                | Reason::NotFound
-                | Reason::RequestIdReused
-                | Reason::TaskEnded
-                | Reason::TokenDead
-                | Reason::UseSpent
-                | Reason::TokenInactive
-                | Reason::AccessRequestClosed
-                | Reason::TooManyTasks
-                | Reason::NotEligible
-                | Reason::StatementUnknown
-                | Reason::SignatureWrong
-                | Reason::PositionAhead
-                | Reason::OtherEpoch
-                | Reason::TooManyPending,
-            ) => false,
+            Some(reason) => reason.retry() != Retry::Never,
             None => matches!(
                 self.code,
                 Code::Unavailable | Code::Aborted | Code::Cancelled | Code::ResourceExhausted

@@ -5,8 +5,8 @@ use super::ballot::{self, Ballot, Seen};
 use super::{Endpoint, Error, Identity, Order, methods};
 use crate::jose::SigningKey;
 use crate::model::{
-    AccessRequestId, AgentId, FreezeScope, Malformed, Narrowing, ProfileName, Prose, TaskId,
-    TokenId, Verdict,
+    AccessRequestId, AgentId, FreezeScope, Malformed, Narrowing, ProfileName, Prose, Secret,
+    TaskId, TokenId, Verdict,
 };
 use crate::proto::{convert, v1};
 
@@ -121,6 +121,22 @@ impl Person {
     ) -> Result<v1::ApplyPolicyBundleResponse, Error> {
         self.endpoint
             .call::<methods::ApplyPolicyBundle>(self.order(), &pieces(files))
+            .await
+    }
+
+    /// Puts the first policy bundle of a broker in force, with the one-time code it printed at its start. The bundle must
+    /// list this key as an operator's.
+    pub async fn apply_first_policy_bundle(
+        &self,
+        files: &BTreeMap<String, String>,
+        code: &Secret,
+    ) -> Result<v1::ApplyPolicyBundleResponse, Error> {
+        let order = Order {
+            code: Some(code),
+            ..self.order()
+        };
+        self.endpoint
+            .call::<methods::ApplyPolicyBundle>(order, &pieces(files))
             .await
     }
 

@@ -1,22 +1,21 @@
+//! Every reason the broker gives, one row each. gRPC, HTTP, the command line and the client library take theirs from
+//! here; `REASONS.md` shows the same to people. A new reason is a new row.
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-macro_rules! reasons {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-        pub enum $name {
-            $($(#[$vdoc])* #[serde(rename = $text)] $variant,)*
-        }
+use super::status::{Code, Detail, Exit, Retry};
 
+macro_rules! words {
+    ($name:ident { $($variant:ident = $word:literal,)* }) => {
         impl $name {
             /// Every reason of the set.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
 
             /// The upper-case word on the wire (AIP-193 `ErrorInfo.reason`).
             pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $text),* }
+                match self { $(Self::$variant => $word),* }
             }
 
             /// The reason with this word.
@@ -33,90 +32,250 @@ macro_rules! reasons {
     };
 }
 
-reasons! {
-    /// Why a call was refused: the closed set behind every error status.
-    Reason {
-        /// Gate 1 did not open, for whatever cause; the operator's `explain` names it.
-        NotAuthenticated = "NOT_AUTHENTICATED",
-        /// The proof needs the nonce sent along (RFC 9449 §8).
-        UseDpopNonce = "USE_DPOP_NONCE",
-        /// The evidence was verified too long ago; show it again.
-        EvidenceStale = "EVIDENCE_STALE",
-        /// This kind of caller may not call this method.
-        NotPermitted = "NOT_PERMITTED",
-        /// The message is not of its form.
-        Malformed = "MALFORMED",
-        /// The catalogue has no such action.
-        UnknownAction = "UNKNOWN_ACTION",
-        /// The policy bundle has no such target, or the action does not apply to its type.
-        UnknownTarget = "UNKNOWN_TARGET",
-        /// A parameter is missing, unknown, or of another type than the catalogue says.
-        WrongParameters = "WRONG_PARAMETERS",
-        /// No registered validator has this audience.
-        UnknownAudience = "UNKNOWN_AUDIENCE",
-        /// A time to live of zero or less.
-        InvalidTtl = "INVALID_TTL",
-        /// The policy bundle is not fit to be used.
-        InvalidPolicyBundle = "INVALID_POLICY_BUNDLE",
-        /// Nothing of yours has this id.
-        NotFound = "NOT_FOUND",
-        /// This `request_id` stands for something else.
-        RequestIdReused = "REQUEST_ID_REUSED",
-        /// The task is over.
-        TaskEnded = "TASK_ENDED",
-        /// The token of this `request_id` is dead; ask under a new one.
-        TokenDead = "TOKEN_DEAD",
-        /// The token's uses are spent.
-        UseSpent = "USE_SPENT",
-        /// The token is not good for you now.
-        TokenInactive = "TOKEN_INACTIVE",
-        /// The access request no longer waits.
-        AccessRequestClosed = "ACCESS_REQUEST_CLOSED",
-        /// Your vote would not count for this access request.
-        NotEligible = "NOT_ELIGIBLE",
-        /// No such statement waits for a signature, or it is too old.
-        StatementUnknown = "STATEMENT_UNKNOWN",
-        /// The signature is not of the statement by a registered key of yours.
-        SignatureWrong = "SIGNATURE_WRONG",
-        /// The position lies ahead of the journal.
-        PositionAhead = "POSITION_AHEAD",
-        /// The position is of another life of the journal.
-        OtherEpoch = "OTHER_EPOCH",
-        /// Others changed the same thing; nothing was done.
-        Conflict = "CONFLICT",
-        /// Too many access requests wait.
-        TooManyPending = "TOO_MANY_PENDING",
-        /// Too many tasks of the agent run.
-        TooManyTasks = "TOO_MANY_TASKS",
-        /// Too many refusals in a minute.
-        TooManyRefusals = "TOO_MANY_REFUSALS",
-        /// Too many calls at once.
-        TooBusy = "TOO_BUSY",
-        /// The journal cannot take entries now.
-        JournalUnavailable = "JOURNAL_UNAVAILABLE",
-        /// Could not decide; the gate stays closed.
-        Undecided = "UNDECIDED",
-    }
+macro_rules! refusals {
+    ($($variant:ident = $word:literal $code:ident $exit:ident $detail:ident $retry:expr, $text:literal, $next:literal;)*) => {
+        /// Why a call was refused: the closed set behind every error status.
+        ///
+        #[doc = include_str!("REASONS.md")]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum Reason {
+            $(#[doc = $text] #[serde(rename = $word)] $variant,)*
+        }
+
+        words! { Reason { $($variant = $word,)* } }
+
+        impl Reason {
+            /// The gRPC code of its status, and by [`Code::http`] the HTTP one.
+            pub const fn code(self) -> Code {
+                match self { $(Self::$variant => Code::$code),* }
+            }
+
+            /// How a program ends that was refused for it.
+            pub const fn exit(self) -> Exit {
+                match self { $(Self::$variant => Exit::$exit),* }
+            }
+
+            /// Who learns more than [`Reason::text`].
+            pub const fn detail(self) -> Detail {
+                match self { $(Self::$variant => Detail::$detail),* }
+            }
+
+            /// Whether the same call, unchanged, may go through later.
+            pub const fn retry(self) -> Retry {
+                match self { $(Self::$variant => $retry),* }
+            }
+
+            /// What it says to a person, whatever the detail.
+            pub const fn text(self) -> &'static str {
+                match self { $(Self::$variant => $text),* }
+            }
+
+            /// What the caller can do about it.
+            pub const fn next(self) -> &'static str {
+                match self { $(Self::$variant => $next),* }
+            }
+        }
+    };
 }
 
-reasons! {
-    /// Why gate 2 said no: part of an OK reply.
-    DeniedReason {
-        /// A rule forbids it.
-        ForbiddenByRule = "FORBIDDEN_BY_RULE",
-        /// No rule allows it.
-        NoRuleAllows = "NO_RULE_ALLOWS",
-        /// The agent's ceiling does not have the action.
-        OutsideCeiling = "OUTSIDE_CEILING",
-        /// A rule could not be evaluated; that denies.
-        RuleFailed = "RULE_FAILED",
-        /// A person said no.
-        DeniedByPerson = "DENIED_BY_PERSON",
-        /// Nobody decided in time.
-        Expired = "EXPIRED",
-        /// Fewer people than the quorum could ever say yes.
-        NoEligibleApprover = "NO_ELIGIBLE_APPROVER",
-        /// An operator froze the action.
-        Frozen = "FROZEN",
+macro_rules! denials {
+    ($($variant:ident = $word:literal $exit:ident, $text:literal, $next:literal;)*) => {
+        /// Why gate 2 said no: part of an OK reply, so it has no status of its own.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum DeniedReason {
+            $(#[doc = $text] #[serde(rename = $word)] $variant,)*
+        }
+
+        words! { DeniedReason { $($variant = $word,)* } }
+
+        impl DeniedReason {
+            /// How a program ends that was denied for it.
+            pub const fn exit(self) -> Exit {
+                match self { $(Self::$variant => Exit::$exit),* }
+            }
+
+            /// What it says to a person.
+            pub const fn text(self) -> &'static str {
+                match self { $(Self::$variant => $text),* }
+            }
+
+            /// What the caller can do about it.
+            pub const fn next(self) -> &'static str {
+                match self { $(Self::$variant => $next),* }
+            }
+        }
+    };
+}
+
+use Retry::{AfterMs, Never};
+
+/// What others hold up for a moment, in milliseconds.
+const SOON_MS: u32 = 50;
+/// What the broker may be able to do again before long, in milliseconds.
+const SECOND_MS: u32 = 1_000;
+/// What is counted by the minute, in milliseconds.
+const MINUTE_MS: u32 = 60_000;
+
+// variant = word, gRPC code, exit, who learns the detail, whether a retry may help, the text, what to do next
+refusals! {
+    NotAuthenticated = "NOT_AUTHENTICATED" Unauthenticated NotAuthenticated Operator Never,
+        "gate 1 did not open; an operator can explain the correlation id",
+        "an operator finds the cause with 'dipylon explain' and the correlation id";
+    UseDpopNonce = "USE_DPOP_NONCE" Unauthenticated NotAuthenticated Operator AfterMs(0),
+        "make the proof again with the nonce in dpop-nonce",
+        "repeat the call with a new proof that carries the nonce (RFC 9449 section 8); the client library does";
+    EvidenceStale = "EVIDENCE_STALE" Unauthenticated NotAuthenticated Operator Never,
+        "show the evidence again in this call",
+        "show fresh evidence: --evidence FILE, or --agent ID in development";
+    NotPermitted = "NOT_PERMITTED" PermissionDenied Denied Operator Never,
+        "this caller may not call this method",
+        "use the key of a person or service whose role allows it";
+    Malformed = "MALFORMED" InvalidArgument NotUnderstood Caller Never,
+        "the message is not of its form",
+        "correct what the message names";
+    UnknownAction = "UNKNOWN_ACTION" InvalidArgument NotUnderstood Caller Never,
+        "the catalogue has no such action",
+        "the catalogue is schema.cedarschema of the policy bundle";
+    UnknownTarget = "UNKNOWN_TARGET" InvalidArgument NotUnderstood Caller Never,
+        "the policy bundle has no such target, or the action does not apply to its type",
+        "targets are in entities.json of the policy bundle, what an action applies to in schema.cedarschema";
+    WrongParameters = "WRONG_PARAMETERS" InvalidArgument NotUnderstood Caller Never,
+        "a parameter is missing, unknown, or of another type than the catalogue says",
+        "an action's parameters are in schema.cedarschema of the policy bundle";
+    UnknownAudience = "UNKNOWN_AUDIENCE" InvalidArgument NotUnderstood Caller Never,
+        "no registered validator has this audience",
+        "audiences are in people.toml of the policy bundle, with their validators";
+    InvalidTtl = "INVALID_TTL" InvalidArgument NotUnderstood Caller Never,
+        "the time to live is zero, less, or more than may be asked for",
+        "ask for at least a second and at most what the text says";
+    InvalidPolicyBundle = "INVALID_POLICY_BUNDLE" InvalidArgument Failed Caller Never,
+        "the policy bundle is not fit to be used",
+        "'dipylon policy check DIR' says all that is wrong, with file and line";
+    NotFound = "NOT_FOUND" NotFound Failed Operator Never,
+        "nothing of yours has this id",
+        "compare the id, and the key or task you ask with: another's id and no id get this answer";
+    RequestIdReused = "REQUEST_ID_REUSED" AlreadyExists Changed Caller Never,
+        "this request_id stands for something else",
+        "ask again under a new --request-id";
+    TaskEnded = "TASK_ENDED" FailedPrecondition Failed Caller Never,
+        "the task is over",
+        "open another task: 'dipylon task open'";
+    TokenDead = "TOKEN_DEAD" FailedPrecondition Changed Caller Never,
+        "the token of this request_id is dead",
+        "ask again under a new --request-id";
+    UseSpent = "USE_SPENT" FailedPrecondition Failed Caller Never,
+        "the token's uses are spent",
+        "the agent has to ask for another token";
+    TokenInactive = "TOKEN_INACTIVE" FailedPrecondition Failed Operator Never,
+        "the token is not good for this caller now",
+        "refuse what the token was shown for";
+    AccessRequestClosed = "ACCESS_REQUEST_CLOSED" FailedPrecondition Changed Caller Never,
+        "the access request no longer waits",
+        "'dipylon inbox' lists what still waits";
+    NotEligible = "NOT_ELIGIBLE" PermissionDenied Denied Caller Never,
+        "your vote would not count for this access request",
+        "somebody else has to vote";
+    StatementUnknown = "STATEMENT_UNKNOWN" FailedPrecondition Failed Caller Never,
+        "no such statement waits for a signature, or it is too old",
+        "vote again: a statement waits two minutes for its signature";
+    SignatureWrong = "SIGNATURE_WRONG" InvalidArgument Failed Caller Never,
+        "the signature is not of the statement by a registered key of yours",
+        "sign the statement as it was given, with the key that calls";
+    PositionAhead = "POSITION_AHEAD" OutOfRange Failed Caller Never,
+        "the position lies ahead of the journal",
+        "the broker may have lost entries: ask its operators, and start without a position";
+    OtherEpoch = "OTHER_EPOCH" FailedPrecondition Failed Caller Never,
+        "the position is of another life of the journal",
+        "start without a position: everything of an earlier epoch has ended";
+    Conflict = "CONFLICT" Aborted Changed Operator AfterMs(SOON_MS),
+        "others changed the same thing at the same time; nothing was done, try again",
+        "try again";
+    TooManyPending = "TOO_MANY_PENDING" ResourceExhausted TooMany Caller AfterMs(MINUTE_MS),
+        "too many access requests wait",
+        "wait until people have decided, or cancel what is not needed";
+    TooManyTasks = "TOO_MANY_TASKS" ResourceExhausted TooMany Caller AfterMs(MINUTE_MS),
+        "too many tasks of the agent run",
+        "complete tasks that are done: 'dipylon task complete'";
+    TooManyRefusals = "TOO_MANY_REFUSALS" ResourceExhausted TooMany Caller AfterMs(MINUTE_MS),
+        "too many refusals in a minute",
+        "wait a minute, then try again";
+    TooBusy = "TOO_BUSY" ResourceExhausted TooMany Operator AfterMs(SECOND_MS),
+        "too many calls at once; try again",
+        "try again in a second";
+    JournalUnavailable = "JOURNAL_UNAVAILABLE" Unavailable Unavailable Operator AfterMs(SECOND_MS),
+        "the journal cannot take entries now; nothing was done",
+        "try again; if it lasts, 'dipylon doctor' on the broker's host says why";
+    Undecided = "UNDECIDED" Unavailable Unavailable Operator AfterMs(SECOND_MS),
+        "could not decide; nothing was done",
+        "try again";
+}
+
+// variant = word, exit, the text, what to do next
+denials! {
+    ForbiddenByRule = "FORBIDDEN_BY_RULE" Denied,
+        "a rule forbids it",
+        "'dipylon explain' names the rule and its line; nobody can approve around it";
+    NoRuleAllows = "NO_RULE_ALLOWS" Denied,
+        "no rule allows it",
+        "the security team has to write a rule that allows it";
+    OutsideCeiling = "OUTSIDE_CEILING" Denied,
+        "the agent's ceiling does not have the action",
+        "the ceiling is in agents.toml of the policy bundle";
+    RuleFailed = "RULE_FAILED" Denied,
+        "a rule could not be evaluated; that denies",
+        "tell the security team: 'dipylon explain' names the rule";
+    DeniedByPerson = "DENIED_BY_PERSON" Denied,
+        "a person said no",
+        "ask for something else, or talk to them";
+    Expired = "EXPIRED" NobodyDecided,
+        "nobody decided in time",
+        "ask again under a new --request-id when somebody is there";
+    NoEligibleApprover = "NO_ELIGIBLE_APPROVER" NoApprover,
+        "fewer people than the quorum could ever say yes",
+        "the security team has to add approvers: owners and openers of the task never count";
+    Frozen = "FROZEN" Denied,
+        "an operator froze the action",
+        "ask again when the freeze is lifted; 'dipylon freeze' lists what is frozen";
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_word_is_one_and_every_row_says_something() {
+        let mut words = BTreeSet::new();
+        for reason in Reason::ALL {
+            assert!(words.insert(reason.as_str()), "{reason} stands twice");
+            assert_eq!(Reason::parse(reason.as_str()), Some(*reason));
+            assert!(!reason.text().is_empty() && !reason.next().is_empty());
+            assert_ne!(reason.exit(), Exit::Done, "{reason}");
+            let word = serde_json::to_value(reason).expect("json");
+            assert_eq!(word, reason.as_str());
+        }
+        for reason in DeniedReason::ALL {
+            assert!(words.insert(reason.as_str()), "{reason} stands twice");
+            assert_eq!(DeniedReason::parse(reason.as_str()), Some(*reason));
+            assert!(!reason.text().is_empty() && !reason.next().is_empty());
+            assert_ne!(reason.exit(), Exit::Done, "{reason}");
+        }
+        let numbers: Vec<u8> = Exit::ALL.iter().map(|exit| exit.number()).collect();
+        assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
+    }
+
+    #[test]
+    fn who_is_not_known_learns_no_cause() {
+        for reason in Reason::ALL {
+            if reason.code() == Code::Unauthenticated {
+                assert_eq!(reason.detail(), Detail::Operator, "{reason}");
+                assert_eq!(reason.exit().number(), 20, "{reason}");
+            }
+            if reason.code() == Code::Unavailable {
+                assert_eq!(reason.exit().number(), 14, "{reason}");
+                assert_ne!(reason.retry(), Retry::Never, "{reason}");
+            }
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! What the eye cannot see, made visible: for cards, logs and terminals.
+//! What the eye cannot see, made visible: for cards, logs and terminals. And which word was meant.
 
 /// Control characters, line and paragraph separators, bidirectional controls, zero-width and other format characters,
 /// variation selectors and tags. Ordinary spaces are visible enough; every other blank is not.
@@ -34,6 +34,35 @@ pub fn reveal_capped(text: &str, chars_max: usize) -> String {
     format!("{} [{} more characters]", reveal(&head), total - chars_max)
 }
 
+/// The known word nearest to `word`, when one is near.
+pub fn nearest_word<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let best = known.into_iter().map(|k| (distance(word, k), k)).min();
+    best.filter(|(far, k)| *far <= 1 + word.len().min(k.len()) / 3)
+        .map(|(_, k)| k)
+}
+
+/// Levenshtein's distance over bytes, one row at a time. Words of more than 128 bytes are far from everything.
+fn distance(a: &str, b: &str) -> usize {
+    if a.len() > 128 || b.len() > 128 {
+        return usize::MAX;
+    }
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        let mut next = vec![left];
+        for (y, above) in b.bytes().zip(row.iter().skip(1)) {
+            left = (diagonal + usize::from(x != y))
+                .min(left + 1)
+                .min(above + 1);
+            next.push(left);
+            diagonal = *above;
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or(usize::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,5 +75,11 @@ mod tests {
         );
         assert_eq!(reveal("Ann Lée 王"), "Ann Lée 王");
         assert_eq!(reveal_capped("abcdef", 3), "abc [3 more characters]");
+    }
+
+    #[test]
+    fn words_are_as_far_apart_as_they_are() {
+        assert_eq!(distance("kitten", "sitting"), 3);
+        assert_eq!(distance("", "abc"), 3);
     }
 }

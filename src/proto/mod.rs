@@ -32,6 +32,9 @@ pub const PACKAGE: &str = "dipylon.v1";
 /// `ErrorInfo.domain` of every refusal.
 pub const ERROR_DOMAIN: &str = "dipylon";
 
+/// Metadata that carries the one-time code of a first operator, beside the proof, on ApplyPolicyBundle alone.
+pub const BOOTSTRAP_CODE: &str = "dipylon-bootstrap-code";
+
 /// Every method as `package.Service/Method`, as it stands in the path of a call, in the order of the files.
 pub fn methods() -> &'static [String] {
     static METHODS: OnceLock<Vec<String>> = OnceLock::new();

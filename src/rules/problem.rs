@@ -1,3 +1,4 @@
+use crate::model::text::nearest_word;
 use std::fmt;
 
 use cedar_policy::ffi::DetailedError;
@@ -121,35 +122,10 @@ pub(super) fn line_of(text: &str, offset: usize) -> Option<usize> {
 
 /// ` (did you mean "…"?)` with the known word nearest to `word`, when one is near.
 pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
-    let best = known.into_iter().map(|k| (distance(word, k), k)).min();
-    match best {
-        Some((far, k)) if far <= 1 + word.len().min(k.len()) / 3 => {
-            format!(" (did you mean \"{k}\"?)")
-        }
-        Some(_) | None => String::new(),
+    match nearest_word(word, known) {
+        Some(k) => format!(" (did you mean \"{k}\"?)"),
+        None => String::new(),
     }
-}
-
-/// Levenshtein's distance over bytes, one row at a time. Words of more than 128 bytes are far from everything.
-fn distance(a: &str, b: &str) -> usize {
-    if a.len() > 128 || b.len() > 128 {
-        return usize::MAX;
-    }
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        let mut next = vec![left];
-        for (y, above) in b.bytes().zip(row.iter().skip(1)) {
-            left = (diagonal + usize::from(x != y))
-                .min(left + 1)
-                .min(above + 1);
-            next.push(left);
-            diagonal = *above;
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
@@ -167,8 +143,6 @@ mod tests {
             " (did you mean \"step_up\"?)"
         );
         assert_eq!(nearest("colour", ["owner", "model"]), "");
-        assert_eq!(distance("kitten", "sitting"), 3);
-        assert_eq!(distance("", "abc"), 3);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use tonic::metadata::MetadataMap;
 use crate::broker::CallerKind::{self, Agent, Approver, Auditor, Operator, Validator};
 use crate::broker::Presented;
 use crate::model::Secret;
+use crate::proto::BOOTSTRAP_CODE;
 
 /// One row for each method of ours, as it stands in the path of a call.
 pub const TABLE: &[(&str, &[CallerKind])] = &[
@@ -65,26 +66,32 @@ const CREDENTIAL_BYTES_MAX: usize = 12 * 1024;
 /// a credential that can never hold, and is refused like any other that does not.
 pub fn presented(method: &'static str, metadata: &MetadataMap) -> Presented {
     let admits = row(method).map_or(&[][..], |(_, kinds)| kinds);
-    let one = |name: &str| {
-        let mut values = metadata.get_all(name).iter();
-        let first = values.next()?;
-        let unreadable = || Secret::new(String::new());
-        let text = first
-            .to_str()
-            .ok()
-            .filter(|text| values.next().is_none() && text.len() <= CREDENTIAL_BYTES_MAX);
-        Some(text.map_or_else(unreadable, |text| Secret::new(text.to_owned())))
-    };
-    let bearer = one("authorization").map(|value| {
+    let bearer = one(metadata, "authorization").map(|value| {
         let token = value.reveal().strip_prefix("Bearer ").unwrap_or_default();
         Secret::new(token.to_owned())
     });
     Presented {
         method,
         admits,
-        proof: one("dpop"),
+        proof: one(metadata, "dpop"),
         bearer,
     }
+}
+
+/// The one-time code of a first operator, where a call carries one.
+pub fn bootstrap_code(metadata: &MetadataMap) -> Option<Secret> {
+    one(metadata, BOOTSTRAP_CODE)
+}
+
+fn one(metadata: &MetadataMap, name: &str) -> Option<Secret> {
+    let mut values = metadata.get_all(name).iter();
+    let first = values.next()?;
+    let unreadable = || Secret::new(String::new());
+    let text = first
+        .to_str()
+        .ok()
+        .filter(|text| values.next().is_none() && text.len() <= CREDENTIAL_BYTES_MAX);
+    Some(text.map_or_else(unreadable, |text| Secret::new(text.to_owned())))
 }
 
 #[cfg(test)]

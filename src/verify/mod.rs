@@ -80,6 +80,9 @@ pub enum VerifyError {
     /// No registered person or service has this key or identity.
     #[error("no registered person or service has this key or identity")]
     NotRegistered,
+    /// The one-time code of the first operator does not hold.
+    #[error("the one-time code does not hold: {0}")]
+    Code(&'static str),
     /// Not exactly one registered agent matches.
     #[error("{0} registered agents match, not one")]
     Agents(usize),

@@ -58,6 +58,11 @@ impl World {
         SigningKey::from_pkcs8(&self.pkcs8[name]).expect("key")
     }
 
+    /// Somebody's private key as its file holds it.
+    pub fn pem_of(&self, name: &str) -> String {
+        SigningKey::to_pem(&self.pkcs8[name]).to_string()
+    }
+
     pub fn trust_bundle(&self) -> String {
         let kid = KeyId::of(self.signer.thumbprint());
         json!({ "keys": [self.signer.public().to_jwk_named(&kid, Usage::JwtSvid)], "spiffe_sequence": 1 }).to_string()

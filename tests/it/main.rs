@@ -24,6 +24,7 @@ mod house;
 mod kill;
 mod laws;
 mod leases;
+mod operators;
 mod parallel;
 mod properties;
 mod secrets;

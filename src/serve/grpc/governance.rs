@@ -3,9 +3,9 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status, Streaming};
 
-use super::super::guard::presented;
+use super::super::guard::{bootstrap_code, presented};
 use super::{Door, shapes};
-use crate::broker::{TaskEndAsk, TaskFilter};
+use crate::broker::{FirstOperator, PersonCaller, TaskEndAsk, TaskFilter};
 use crate::model::*;
 use crate::proto::convert::timestamp_to_wire;
 use crate::proto::v1;
@@ -16,6 +16,12 @@ use crate::state::FrozenAt;
 /// How long the pieces of a policy bundle may take to come.
 const RECEIVE_MAX: Duration = Duration::from_secs(60);
 
+/// Who brings a policy bundle.
+enum Author {
+    Operator(PersonCaller),
+    First(FirstOperator),
+}
+
 #[tonic::async_trait]
 impl GovernanceService for Door {
     async fn apply_policy_bundle(
@@ -25,10 +31,11 @@ impl GovernanceService for Door {
         let (metadata, _, mut pieces) = request.into_parts();
         let call = presented("dipylon.v1.GovernanceService/ApplyPolicyBundle", &metadata);
         // Known before a byte of the bundle is read.
-        let operator = self
-            .hall
-            .person(&call)
-            .map_err(|refusal| super::status(&refusal, &self.hall))?;
+        let known = match bootstrap_code(&metadata) {
+            None => self.hall.person(&call).map(Author::Operator),
+            Some(code) => self.hall.first_operator(&call, &code).map(Author::First),
+        };
+        let author = known.map_err(|refusal| super::status(&refusal, &self.hall))?;
         let mut files: BTreeMap<String, String> = BTreeMap::new();
         let mut size = 0_usize;
         let until = tokio::time::Instant::now() + RECEIVE_MAX;
@@ -63,7 +70,16 @@ impl GovernanceService for Door {
                 )));
             }
         }
-        let applied = self.hall.apply_policy_bundle(&call, operator, files).await;
+        let applied = match author {
+            Author::Operator(operator) => {
+                self.hall.apply_policy_bundle(&call, operator, files).await
+            }
+            Author::First(first) => {
+                self.hall
+                    .apply_first_policy_bundle(&call, first, files)
+                    .await
+            }
+        };
         self.answer(applied.map(|a| v1::ApplyPolicyBundleResponse {
             version: a.version,
             changed: a.changed,

@@ -1,0 +1,483 @@
+//! What operators meet: reasons, configuration, the first of them, and what to do when something is wrong.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use dipylon::broker::*;
+use dipylon::clock::{Clock, Hand};
+use dipylon::jose::{SigningKey, dpop};
+use dipylon::journal::Faults;
+use dipylon::model::*;
+use dipylon::serve::guard;
+
+use super::harness::{DOMAIN, START, URL, World, rand_u64, settings};
+
+#[test]
+fn the_page_of_reasons_is_the_table() {
+    let mut page = String::from(
+        "Every reason the broker gives: the same word in gRPC (`ErrorInfo.reason`), HTTP (problem details), the command\n\
+         line (`--json`) and the client library. This page is compared with the table by a test.\n\n\
+         A refused call (the text of some is all that the caller learns; an operator finds the detail with `dipylon explain`):\n\n\
+         | reason | gRPC | HTTP | exit | text | detail | retry | what to do |\n|---|---|---|---|---|---|---|---|\n",
+    );
+    for r in Reason::ALL {
+        let detail = match r.detail() {
+            Detail::Caller => "caller",
+            Detail::Operator => "operator",
+        };
+        let (code, http, exit) = (r.code().as_str(), r.code().http(), r.exit().number());
+        page.push_str(&format!(
+            "| `{r}` | {code} | {http} | {exit} | {} | {detail} | {} | {} |\n",
+            r.text(),
+            r.retry(),
+            r.next()
+        ));
+    }
+    page.push_str("\nA no of gate 2 (an OK reply in gRPC):\n\n| reason | exit | text | what to do |\n|---|---|---|---|\n");
+    for r in DeniedReason::ALL {
+        let exit = r.exit().number();
+        page.push_str(&format!(
+            "| `{r}` | {exit} | {} | {} |\n",
+            r.text(),
+            r.next()
+        ));
+    }
+    page.push_str("\nExit codes of the command line:\n\n| exit | |\n|---|---|\n");
+    for exit in Exit::ALL {
+        page.push_str(&format!("| {} | {} |\n", exit.number(), exit.text()));
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/model/REASONS.md");
+    if std::env::var_os("DIPYLON_BLESS").is_some() {
+        std::fs::write(&path, &page).expect("written");
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(page, written, "REASONS.md: DIPYLON_BLESS=1 writes it anew");
+}
+
+// ---- The first operator ----
+
+const APPLY: &str = "dipylon.v1.GovernanceService/ApplyPolicyBundle";
+
+/// A broker in this process whose journal has no policy bundle, with a clock moved by hand.
+struct Bare {
+    world: World,
+    hall: Arc<Hall>,
+    hand: Hand,
+    clock: Clock,
+    key: Vec<u8>,
+    dir: tempfile::TempDir,
+}
+
+impl Bare {
+    async fn start() -> Self {
+        let (clock, hand) = Clock::by_hand(START);
+        let key = SigningKey::generate().expect("key").1.to_vec();
+        let (world, dir) = (World::new(), tempfile::tempdir().expect("dir"));
+        let hall = Self::open(&world, dir.path(), &clock, &key).await;
+        Self {
+            world,
+            hall,
+            hand,
+            clock,
+            key,
+            dir,
+        }
+    }
+
+    async fn open(world: &World, dir: &Path, clock: &Clock, key: &[u8]) -> Arc<Hall> {
+        for _ in 0..500 {
+            let start = Start {
+                settings: Settings {
+                    tell_callers: false,
+                    ..settings()
+                },
+                data_dir: dir.join("data"),
+                key: SigningKey::from_pkcs8(key).expect("key"),
+                trust: vec![(
+                    TrustDomain::parse(DOMAIN).expect("domain"),
+                    world.trust_bundle(),
+                )],
+                seed: None,
+                clock: clock.clone(),
+                faults: Faults::default(),
+            };
+            match Hall::start(start).await {
+                Err(StartError::Open(dipylon::journal::OpenError::Locked(_))) => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                other => return other.expect("starts"),
+            }
+        }
+        panic!("the journal stays locked");
+    }
+
+    async fn restart(self) -> Self {
+        let Self {
+            world,
+            hall,
+            hand,
+            clock,
+            key,
+            dir,
+        } = self;
+        drop(hall);
+        let hall = Self::open(&world, dir.path(), &clock, &key).await;
+        Self {
+            world,
+            hall,
+            hand,
+            clock,
+            key,
+            dir,
+        }
+    }
+
+    fn code(&self) -> Secret {
+        self.hall.bootstrap_code().expect("a code")
+    }
+
+    fn call(&self, method: &str, name: &str) -> Presented {
+        let (method, admits) = guard::row(method).expect("a method with a row");
+        let claims = dpop::ProofClaims {
+            htm: "POST",
+            htu: &format!("{URL}/{method}"),
+            iat: self.clock.now(),
+            jti: &format!("{:016x}{:016x}", rand_u64(), rand_u64()),
+            nonce: Some(&self.hall.nonce()),
+            ath: None,
+            adg: None,
+            evh: None,
+        };
+        let proof = Some(dpop::create(&self.world.keys[name], &claims).expect("proof"));
+        Presented {
+            method,
+            admits,
+            proof,
+            bearer: None,
+        }
+    }
+
+    fn show(&self, name: &str, code: &Secret) -> Result<FirstOperator, Refusal> {
+        self.hall.first_operator(&self.call(APPLY, name), code)
+    }
+
+    async fn apply(&self, name: &str, code: &Secret) -> Result<Applied, Refusal> {
+        let call = self.call(APPLY, name);
+        let first = self.hall.first_operator(&call, code)?;
+        self.hall
+            .apply_first_policy_bundle(&call, first, self.world.policy.clone())
+            .await
+    }
+}
+
+/// A refusal as gate 1 gives it to anybody: no cause, no nonce.
+fn closed<T: std::fmt::Debug>(result: Result<T, Refusal>) {
+    let refusal = result.expect_err("closed");
+    assert_eq!(refusal.reason, Reason::NotAuthenticated);
+    assert_eq!(refusal.told, Reason::NotAuthenticated.text());
+    assert!(!refusal.known);
+}
+
+#[tokio::test]
+async fn the_first_operator_comes_in_by_a_code_once() {
+    let b = Bare::start().await;
+    assert!(b.hall.ready().is_err());
+    closed(b.hall.person(&b.call(APPLY, "olga")).map(|_| ()));
+    let code = b.code();
+    let entries = || b.hall.journal().tail().borrow().head.to_string();
+    let before = entries();
+
+    // The code is for whoever the bundle lists: an approver and a stranger are told so, and it stays good.
+    for name in ["maria", "idp"] {
+        let refusal = b.apply(name, &code).await.expect_err(name);
+        assert_eq!(refusal.reason, Reason::InvalidPolicyBundle, "{name}");
+    }
+    // It opens one method, and not beside another credential.
+    closed(
+        b.hall
+            .first_operator(&b.call("dipylon.v1.TaskService/OpenTask", "olga"), &code),
+    );
+    let mut two = b.call(APPLY, "olga");
+    two.bearer = Some(Secret::new("a.b.c".into()));
+    closed(b.hall.first_operator(&two, &code));
+    let mut none = b.call(APPLY, "olga");
+    none.proof = None;
+    closed(b.hall.first_operator(&none, &code));
+    assert_eq!(entries(), before, "nothing was written");
+
+    let applied = b.apply("olga", &code).await.expect("applies");
+    assert!(applied.changed && b.hall.ready().is_ok());
+    closed(b.show("olga", &code));
+    assert!(b.hall.bootstrap_code().is_none());
+    b.hall
+        .person(&b.call(APPLY, "olga"))
+        .expect("an operator now");
+    let b = b.restart().await;
+    assert!(b.hall.bootstrap_code().is_none(), "nor after a restart");
+    super::laws::check(&b.dir.path().join("data"));
+}
+
+#[tokio::test]
+async fn a_code_dies_of_wrong_tries_of_age_and_of_a_restart() {
+    let b = Bare::start().await;
+    let code = b.code();
+    for n in 0..5 {
+        closed(b.show("olga", &Secret::new(format!("WRONG-{n}"))));
+    }
+    closed(b.show("olga", &code));
+
+    let b = b.restart().await;
+    closed(b.show("olga", &code));
+    let code = b.code();
+    b.hand.advance_millis(599_000);
+    b.show("olga", &code).expect("not yet too old");
+    b.hand.advance_millis(1_000);
+    closed(b.show("olga", &code));
+
+    // One that was good when the bundle began to come, and is not when it is there.
+    let b = b.restart().await;
+    let code = b.code();
+    let first = b.show("olga", &code).expect("good");
+    b.hand.advance_millis(600_000);
+    let (call, files) = (b.call(APPLY, "olga"), b.world.policy.clone());
+    closed(b.hall.apply_first_policy_bundle(&call, first, files).await);
+    assert!(b.hall.ready().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_fifty_uses_at_once_one_wins() {
+    let b = Arc::new(Bare::start().await);
+    let code = b.code();
+    // All have shown the code before any bundle is applied.
+    let uses: Vec<_> = (0..50)
+        .map(|_| {
+            let call = b.call(APPLY, "olga");
+            let first = b.hall.first_operator(&call, &code).expect("good");
+            (call, first)
+        })
+        .collect();
+    let uses: Vec<_> = uses
+        .into_iter()
+        .map(|(call, first)| {
+            let b = b.clone();
+            tokio::spawn(async move {
+                let files = b.world.policy.clone();
+                b.hall.apply_first_policy_bundle(&call, first, files).await
+            })
+        })
+        .collect();
+    let mut won = 0;
+    for using in uses {
+        match using.await.expect("joined") {
+            Ok(applied) => {
+                assert!(applied.changed);
+                won += 1;
+            }
+            refused => closed(refused),
+        }
+    }
+    assert_eq!(won, 1);
+}
+
+// ---- The real program ----
+
+/// A directory with all that a broker in earnest needs, and the program itself.
+struct Site {
+    root: tempfile::TempDir,
+    world: World,
+    url: String,
+    port: u16,
+}
+
+/// A started broker; ended with the test.
+struct Running {
+    child: std::process::Child,
+    told: PathBuf,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _gone = self.child.wait();
+    }
+}
+
+impl Running {
+    fn told(&self) -> String {
+        std::fs::read_to_string(&self.told).unwrap_or_default()
+    }
+
+    fn code(&self) -> Option<String> {
+        let told = self.told();
+        let after = told.split("one-time code ").nth(1)?;
+        Some(after.split_whitespace().next()?.to_owned())
+    }
+}
+
+impl Site {
+    fn new() -> Self {
+        let root = tempfile::tempdir().expect("dir");
+        let world = World::new();
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = free.local_addr().expect("address").port();
+        let site = Self {
+            root,
+            world,
+            url: format!("http://127.0.0.1:{port}"),
+            port,
+        };
+        for (path, text) in &site.world.policy {
+            site.write(&format!("policy/{path}"), text);
+        }
+        site.write("trust.json", &site.world.trust_bundle());
+        site.write("dipylon.toml", &site.config());
+        for name in ["olga", "maria"] {
+            site.write(&format!("{name}.pem"), &site.world.pem_of(name));
+            site.mode(&format!("{name}.pem"), 0o600);
+        }
+        site
+    }
+
+    fn config(&self) -> String {
+        format!(
+            "realm = \"test\"\nlisten = \"127.0.0.1:{}\"\nexternal_url = \"{}\"\ndata_dir = \"data\"\nkey_dir = \"keys\"\n\n\
+             [[trust_domain]]\nname = \"{DOMAIN}\"\nbundle = \"trust.json\"\n",
+            self.port, self.url
+        )
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().expect("parent")).expect("dir");
+        std::fs::write(path, text).expect("written");
+    }
+
+    fn mode(&self, name: &str, mode: u32) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(self.path(name), mode).expect("chmod");
+    }
+
+    /// Runs a verb in the directory: exit code, stdout, stderr.
+    fn run(&self, args: &[&str]) -> (i32, String, String) {
+        let out = std::process::Command::new(env!("CARGO_BIN_EXE_dipylon"))
+            .args(args)
+            .current_dir(self.root.path())
+            .env_remove("DIPYLON_URL")
+            .env("HOME", self.root.path())
+            .stdin(std::process::Stdio::null())
+            .output()
+            .expect("runs");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+        (
+            out.status.code().expect("ended"),
+            text(out.stdout),
+            text(out.stderr),
+        )
+    }
+
+    fn serve(&self) -> Running {
+        let (ready, told) = (self.path("ready.json"), self.path("told.txt"));
+        let _none = std::fs::remove_file(&ready);
+        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_dipylon"))
+            .args([
+                "serve",
+                "--json",
+                "--config",
+                "dipylon.toml",
+                "--ready-file",
+                "ready.json",
+            ])
+            .current_dir(self.root.path())
+            .env("DIPYLON_LOG", "debug")
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::fs::File::create(&told).expect("file"))
+            .spawn()
+            .expect("starts");
+        for _ in 0..1_500 {
+            if ready.exists() {
+                return Running { child, told };
+            }
+            let ended = child.try_wait().expect("asked");
+            assert!(
+                ended.is_none(),
+                "{}",
+                std::fs::read_to_string(&told).unwrap_or_default()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("the broker is not ready");
+    }
+}
+
+#[test]
+fn a_production_broker_is_taken_into_service_by_its_code() {
+    let site = Site::new();
+    let running = site.serve();
+    let first = running.code().expect("printed");
+    let apply = |code: &str, key: &str| {
+        site.run(&[
+            "policy", "apply", "policy", "--url", &site.url, "--key", key, "--code", code,
+        ])
+    };
+    // Without a code nobody is known, whatever their key.
+    let (code, _, told) = site.run(&[
+        "policy", "apply", "policy", "--url", &site.url, "--key", "olga.pem",
+    ]);
+    assert_eq!(code, 20, "{told}");
+    for n in 0..5 {
+        let (code, _, told) = apply(&format!("AAAAA-{n}"), "olga.pem");
+        assert_eq!(
+            (code, told.contains("gate 1 did not open")),
+            (20, true),
+            "{told}"
+        );
+    }
+    let (code, _, told) = apply(&first, "olga.pem");
+    assert_eq!(code, 20, "void after five: {told}");
+    drop(running);
+
+    let running = site.serve();
+    let second = running.code().expect("another");
+    assert_ne!(first, second);
+    assert_eq!(
+        apply(&first, "olga.pem").0,
+        20,
+        "the earlier one died with its process"
+    );
+    site.write("code.txt", &format!("{}\n", second.to_lowercase()));
+    let args = [
+        "policy",
+        "apply",
+        "policy",
+        "--url",
+        &site.url,
+        "--key",
+        "olga.pem",
+        "--code-file",
+        "code.txt",
+    ];
+    let (code, out, told) = site.run(&args);
+    assert_eq!((code, out.contains("in force")), (0, true), "{out}{told}");
+    assert_eq!(apply(&second, "olga.pem").0, 20, "once");
+    let (code, _, told) = site.run(&[
+        "policy", "apply", "policy", "--url", &site.url, "--key", "olga.pem",
+    ]);
+    assert_eq!(code, 0, "an operator like any other now: {told}");
+    // Printed, and nowhere else: not in a log record at any level, not in a file of the broker's.
+    assert_eq!(running.told().matches(&second).count(), 1);
+    for file in std::fs::read_dir(site.path("data")).expect("dir") {
+        let bytes = std::fs::read(file.expect("file").path()).expect("read");
+        let second = second.as_bytes();
+        assert!(!bytes.windows(second.len()).any(|window| window == second));
+    }
+    drop(running);
+    let running = site.serve();
+    assert_eq!(running.code(), None, "no code once a bundle is in force");
+}
