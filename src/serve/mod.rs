@@ -6,6 +6,7 @@
 mod grpc;
 pub mod guard;
 mod http;
+pub mod peer;
 pub mod status;
 
 use std::net::SocketAddr;
