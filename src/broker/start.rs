@@ -130,6 +130,7 @@ impl Hall {
             swept: AtomicU64::new(0),
             log: Mutex::default(),
             uncounted: Mutex::default(),
+            stopping: tokio::sync::watch::Sender::new(false),
         });
         let configured: BTreeSet<TrustDomain> = start
             .trust

@@ -122,7 +122,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let kind = match &error {
             Error::Unreachable { .. } | Error::TimedOut { .. } => Kind::Unavailable,
-            Error::Url(_) | Error::Malformed(_) => Kind::Usage,
+            Error::Url(_) | Error::Trust(_) | Error::Malformed(_) => Kind::Usage,
             Error::Refused(_)
                 if error.reason().is_none() && error.code() == Some("UNAVAILABLE") =>
             {
@@ -145,6 +145,7 @@ impl From<Error> for Failure {
             ),
             Error::Refused(_)
             | Error::Url(_)
+            | Error::Trust(_)
             | Error::Evidence(_)
             | Error::Malformed(_)
             | Error::Answer(_)
