@@ -9,6 +9,7 @@ mod strict;
 use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -35,6 +36,49 @@ pub struct Config {
     pub policy: Option<PathBuf>,
     /// Development: loopback only, and callers are told why gate 1 refused.
     pub dev: bool,
+    /// TLS of the broker's own.
+    pub tls: Option<TlsFiles>,
+    /// A Unix socket to listen on beside the address.
+    pub unix_socket: Option<PathBuf>,
+    /// Bounds on connections.
+    pub connections: Connections,
+}
+
+/// Where the broker's own certificate and its key lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate and those that lead to its root, PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM; its owner's alone.
+    pub key: PathBuf,
+}
+
+/// Bounds on connections, for each listener by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connections {
+    /// Open at once; more wait in the kernel's backlog. 1,024 unless said, at most 65,536.
+    pub max: usize,
+    /// Open at once from one IPv4 address or IPv6 /64; more are closed at once. 128 unless said, at most `max`.
+    pub max_per_source: usize,
+    /// From the accept to the first whole request header, TLS handshake included; over HTTP/1.1 for each further one too.
+    /// 5 s unless said; 1 s to a minute.
+    pub first_request: Duration,
+    /// A connection on which nothing was asked for this long is closed. A minute unless said; 1 s to an hour.
+    pub idle: Duration,
+    /// A connection is closed gracefully at this age, a fifth more or less. 30 minutes unless said; 1 s to a day.
+    pub age: Duration,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self {
+            max: CONNECTIONS_MAX,
+            max_per_source: CONNECTIONS_PER_SOURCE_MAX,
+            first_request: Duration::from_secs(5),
+            idle: Duration::from_secs(60),
+            age: Duration::from_secs(30 * 60),
+        }
+    }
 }
 
 /// Why a configuration cannot be used.
@@ -75,6 +119,66 @@ struct File {
     limits: Limits,
     #[serde(default, rename = "trust_domain")]
     trust_domains: Vec<Domain>,
+    tls: Option<TlsTable>,
+    unix_socket: Option<PathBuf>,
+    #[serde(default)]
+    connections: ConnectionsTable,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TlsTable {
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct ConnectionsTable {
+    max: Option<usize>,
+    max_per_source: Option<usize>,
+    first_request: Option<String>,
+    idle: Option<String>,
+    age: Option<String>,
+}
+
+impl ConnectionsTable {
+    fn check(self) -> Result<Connections, Malformed> {
+        let usual = Connections::default();
+        let count = |what, given: Option<usize>, usual: usize, most: usize| match given {
+            None => Ok(usual.min(most)),
+            Some(n) if (1..=most).contains(&n) => Ok(n),
+            Some(_) => Err(Malformed::new(what, format!("must be 1 to {most}"))),
+        };
+        let seconds = |what, given: Option<String>, usual: Duration, most: u64| match given {
+            None => Ok(usual),
+            Some(text) => match u64::from(parse_duration(what, &text)?) {
+                n if n <= most => Ok(Duration::from_secs(n)),
+                _ => Err(Malformed::new(
+                    what,
+                    format!("must be at most {most} seconds"),
+                )),
+            },
+        };
+        let max = count("connections.max", self.max, usual.max, CONNECTIONS_MOST)?;
+        Ok(Connections {
+            max,
+            max_per_source: count(
+                "connections.max_per_source",
+                self.max_per_source,
+                usual.max_per_source,
+                max,
+            )?,
+            first_request: seconds(
+                "connections.first_request",
+                self.first_request,
+                usual.first_request,
+                60,
+            )?,
+            idle: seconds("connections.idle", self.idle, usual.idle, 3_600)?,
+            age: seconds("connections.age", self.age, usual.age, 86_400)?,
+        })
+    }
 }
 
 #[derive(Deserialize, Default)]
@@ -180,6 +284,12 @@ impl Config {
                 .collect::<Result<_, Malformed>>()?,
             policy: file.policy.map(|p| base.join(p)),
             dev: file.dev,
+            tls: file.tls.map(|tls| TlsFiles {
+                certificate: base.join(tls.certificate),
+                key: base.join(tls.key),
+            }),
+            unix_socket: file.unix_socket.map(|path| base.join(path)),
+            connections: file.connections.check()?,
         })
     }
 }
@@ -208,6 +318,11 @@ const TTL_CAP_S: i64 = 900;
 const TASK_CAP_S: i64 = 86_400;
 /// Longest time since evidence was verified unless configured: 5 minutes.
 const MAX_EVIDENCE_AGE_S: i64 = 300;
+/// Connections open at once unless configured, and the most that can be.
+const CONNECTIONS_MAX: usize = 1_024;
+const CONNECTIONS_MOST: usize = 65_536;
+/// Connections of one source open at once unless configured.
+const CONNECTIONS_PER_SOURCE_MAX: usize = 128;
 
 #[cfg(test)]
 mod tests {
@@ -256,9 +371,53 @@ mod tests {
                 "loopback",
             ),
             ("realm = \"r\"", "realm = \"a/b\"", "realm"),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[tls]\ncertificate = \"c\"\n",
+                "missing field `key`",
+            ),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[tls]\ncertificate = \"c\"\nkey = \"k\"\nca = \"x\"\n",
+                "unknown field",
+            ),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[connections]\nmax = 0\n",
+                "connections.max",
+            ),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[connections]\nmax = 8\nmax_per_source = 9\n",
+                "must be 1 to 8",
+            ),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[connections]\nage = \"48h\"\n",
+                "connections.age",
+            ),
         ] {
             let told_us = read(&GOOD.replacen(from, to, 1)).expect_err(to);
             assert!(told_us.contains(told), "{to}: {told_us}");
         }
+    }
+
+    #[test]
+    fn doors_are_as_configured() {
+        let plain = read(GOOD).expect("good");
+        assert!(plain.tls.is_none() && plain.unix_socket.is_none());
+        assert_eq!(plain.connections, Connections::default());
+        let text = format!(
+            "{GOOD}unix_socket = \"run/dipylon.sock\"\n[tls]\ncertificate = \"/etc/tls.crt\"\nkey = \"tls.key\"\n\
+             [connections]\nmax = 64\nage = \"10m\"\n"
+        );
+        let config = read(&text).expect("good");
+        let tls = config.tls.expect("tls");
+        assert_eq!(tls.certificate, Path::new("/etc/tls.crt"));
+        assert!(tls.key.is_absolute() && tls.key.ends_with("tls.key"));
+        assert!(config.unix_socket.expect("socket").is_absolute());
+        let bounds = config.connections;
+        assert_eq!((bounds.max, bounds.max_per_source), (64, 64));
+        assert_eq!(bounds.age, Duration::from_secs(600));
     }
 }

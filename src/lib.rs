@@ -18,8 +18,8 @@
 //! Who may use whom: `model` uses nothing above it. `jose` and `rules` use `model` (`rules` asks `jose` whether a
 //! registered key is one). `verify` uses the cellar, `approve` the type `Verified` and two of state's records, `mint` the
 //! types of `approve`. `state` folds the journal's `Committed`, the journal walks with `audit`. The hall uses everything
-//! below it; `serve` the hall and `proto`; `client` and `validator` the model, `jose`, `proto` and the clock; `cli` the
-//! libraries, and for `serve` the hall.
+//! below it; `serve` the hall, `proto` and the bounds in `config`; `client` and `validator` the model, `jose`, `proto` and
+//! the clock; `cli` the libraries, and for `serve` the hall.
 //!
 //! Absent on purpose: nothing under `verify`, `approve`, `mint`, `rules`, `jose`, `state` or `audit` performs I/O or reads
 //! a clock; no tonic type below `serve`; no way to a signature but through both gates; no cache of decisions; no field of

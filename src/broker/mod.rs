@@ -137,6 +137,8 @@ pub struct Hall {
     /// Refused calls, newest last, for `explain`.
     log: Mutex<VecDeque<Refused>>,
     uncounted: Mutex<(Option<Timestamp>, u64)>,
+    /// Whether calls that wait for people are answered at once.
+    stopping: tokio::sync::watch::Sender<bool>,
 }
 
 /// A refused call, as the operator sees it.
@@ -310,6 +312,11 @@ impl Hall {
             correlation,
             known: true,
         }
+    }
+
+    /// From now on nobody waits: who waits for people is told at once that the request is pending.
+    pub fn stop_waiting(&self) {
+        self.stopping.send_replace(true);
     }
 
     /// A refusal of a message that is not of its form, before anybody is known.

@@ -181,6 +181,7 @@ impl Hall {
         }
         let wait = Duration::from_millis(ask.wait_ms.min(WAIT_MAX_MS));
         let mut tail = self.journal.tail();
+        let mut stopping = self.stopping.subscribe();
         let until = tokio::time::sleep(wait);
         tokio::pin!(until);
         let mut shown: Option<PendingReply> = None;
@@ -214,6 +215,7 @@ impl Hall {
             loop {
                 tokio::select! {
                     () = &mut until => return Ok(TokenReply::Pending(pending)),
+                    _ = stopping.wait_for(|stopping| *stopping) => return Ok(TokenReply::Pending(pending)),
                     () = &mut expired => break,
                     changed = tail.changed() => {
                         if changed.is_err() {

@@ -131,6 +131,7 @@ impl Hall {
             swept: AtomicU64::new(0),
             log: Mutex::default(),
             uncounted: Mutex::default(),
+            stopping: tokio::sync::watch::Sender::new(false),
         });
         let configured: BTreeSet<TrustDomain> = start
             .trust

@@ -69,6 +69,12 @@ struct Common {
     /// Where the development broker keeps its configuration and keys
     #[arg(long, global = true, env = "DIPYLON_DEV", value_name = "DIR")]
     dev_dir: Option<PathBuf>,
+    /// Know an https broker by the authorities in this PEM file, instead of the operating system's
+    #[arg(long, global = true, env = "DIPYLON_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// Reach the broker through its Unix socket; proofs name the URL all the same
+    #[arg(long, global = true, env = "DIPYLON_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -18,6 +18,9 @@ use crate::config::Config;
 use crate::journal::{Faults, ReadOnly};
 use crate::model::Secret;
 use crate::rules::BundleFiles;
+use crate::serve::tls::Tls;
+use crate::serve::unix::UnixDoor;
+use crate::serve::{Doors, ServeError};
 use crate::{keys, serve};
 
 #[derive(Debug, Args)]
@@ -55,14 +58,14 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
         // Left by one that was killed: whoever waits for this file waits for this start.
         let _gone = std::fs::remove_file(path);
     }
-    if !config.listen.ip().is_loopback() {
+    if !config.listen.ip().is_loopback() && config.tls.is_none() {
         say.aside(&format!(
-            "WARNING  {} is not loopback, and this broker speaks plain HTTP: proofs and tokens cross the network in clear.\n         Listen on loopback and put a TLS proxy before it, on the same host.",
+            "WARNING  {} is not loopback, and this broker speaks plain HTTP: proofs and tokens cross the network in clear.\n         Give it a certificate ([tls] in the configuration), or listen on loopback behind a TLS proxy on the same host.",
             config.listen
         ));
     }
     // Bound before the journal is opened: a second broker on the same port leaves no trace.
-    let listener = serve::listen(config.listen)
+    let doors = doors(&config)
         .await
         .map_err(|e| Failure::failed(e.to_string()))?;
     let seed = config
@@ -117,6 +120,9 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
                 config.listen,
                 std::process::id()
             );
+            if let Some(path) = &config.unix_socket {
+                text.push_str(&format!("socket     {}\n", path.display()));
+            }
             text.push_str(&format!(
                 "journal    {}, checkpoint {checkpoint}\n",
                 config.data_dir.display()
@@ -127,13 +133,63 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
             text
         },
     );
-    let served = serve::serve(hall, listener, stop(verb.stop_with_stdin)?).await;
+    let served = serve::serve(hall, doors, stop(verb.stop_with_stdin)?).await;
     if let Some(path) = &verb.ready_file {
         let _gone = std::fs::remove_file(path);
     }
     served.map_err(|e| Failure::failed(e.to_string()))?;
     Ok(ExitCode::SUCCESS)
 }
+
+/// Binds what the configuration names.
+async fn doors(config: &Config) -> Result<Doors, ServeError> {
+    let tls = match &config.tls {
+        Some(files) => Some(Tls::read(&files.certificate, &files.key)?),
+        None => None,
+    };
+    let unix = match &config.unix_socket {
+        Some(path) => Some(UnixDoor::bind(path)?),
+        None => None,
+    };
+    let limits = config.connections;
+    make_room(limits.max, unix.is_some());
+    Ok(Doors {
+        tls,
+        unix,
+        limits,
+        ..serve::listen(config.listen).await?.into()
+    })
+}
+
+/// Makes room for as many open files as connections may be, and says so if the system gives less.
+fn make_room(max: usize, unix: bool) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let doors = if unix { 2 } else { 1 };
+    let needed = u64::try_from(max)
+        .unwrap_or(u64::MAX)
+        .saturating_mul(doors)
+        .saturating_add(OWN_FILES);
+    let limit = getrlimit(Resource::Nofile);
+    // No limit is enough.
+    let enough = |limit: Option<u64>| limit.is_none_or(|limit| limit >= needed);
+    if enough(limit.current) {
+        return;
+    }
+    let raised = Rlimit {
+        current: Some(limit.maximum.map_or(needed, |most| most.min(needed))),
+        maximum: limit.maximum,
+    };
+    if setrlimit(Resource::Nofile, raised).is_err() || !enough(limit.maximum) {
+        tracing::warn!(
+            needed,
+            may = ?limit.maximum,
+            "fewer files may be open than connections may be: raise the limit (ulimit -n, LimitNOFILE) or lower connections.max"
+        );
+    }
+}
+
+/// Files the broker itself has open: the journal, its own sockets, files being read.
+const OWN_FILES: u64 = 64;
 
 fn configuration(common: &Common, verb: &Serve) -> Result<(Config, Option<Home>), Failure> {
     let (mut config, home) = match &verb.config {

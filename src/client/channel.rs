@@ -2,13 +2,13 @@ use std::str::FromStr as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::Uri;
 use http::uri::PathAndQuery;
 use prost::{Message, Name};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 
+use super::route::{Connector, Reach, Route};
 use super::{Error, EvidenceSource, random, random_name};
 use crate::clock::Clock;
 use crate::jose::SigningKey;
@@ -22,6 +22,7 @@ use crate::proto::strict::StrictCodec;
 #[derive(Clone)]
 pub struct Endpoint {
     url: Arc<str>,
+    route: Route,
     channel: Channel,
     nonce: Arc<Mutex<Option<String>>>,
     clock: Clock,
@@ -126,28 +127,25 @@ pub(crate) mod methods {
 }
 
 impl Endpoint {
-    /// The broker at this URL, such as `http://127.0.0.1:7700`; it connects with the first call. A trailing slash is left
-    /// out. Call it within a tokio runtime.
+    /// The broker at this URL, such as `https://dipylon.soc.example`, with the operating system's certificates; it connects
+    /// with the first call. A trailing slash is left out. Call it within a tokio runtime.
     pub fn connect(url: &str) -> Result<Self, Error> {
+        Self::reach(url, &Reach::default())
+    }
+
+    /// The same, reached through a Unix socket or with certificates of one's own.
+    pub fn reach(url: &str, reach: &Reach) -> Result<Self, Error> {
         let url = url.strip_suffix('/').unwrap_or(url);
-        let authority = url
-            .strip_prefix("http://")
-            .ok_or(Error::Url("must begin with http://"))?;
-        let uri = Uri::from_str(url).map_err(|_| Error::Url("is not a URL"))?;
-        if authority.is_empty() || authority.contains(['/', '?', '#', '@']) {
-            return Err(Error::Url(
-                "must be http://host or http://host:port, and no more",
-            ));
-        }
-        let channel = tonic::transport::Endpoint::from(uri)
+        let route = Route::new(url, reach)?;
+        let channel = tonic::transport::Endpoint::from(route.uri().clone())
             .connect_timeout(Duration::from_secs(CONNECT_TIMEOUT_S))
             .http2_keep_alive_interval(Duration::from_secs(KEEP_ALIVE_INTERVAL_S))
             .keep_alive_timeout(Duration::from_secs(KEEP_ALIVE_TIMEOUT_S))
             .keep_alive_while_idle(true)
-            .tcp_nodelay(true)
-            .connect_lazy();
+            .connect_with_connector_lazy(Connector(route.clone()));
         Ok(Self {
             url: url.into(),
+            route,
             channel,
             nonce: Arc::default(),
             clock: Clock::system(),
@@ -171,6 +169,11 @@ impl Endpoint {
     /// The URL that proofs are for, without a trailing slash.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The way to the broker, for what is not a call.
+    pub(crate) fn route(&self) -> &Route {
+        &self.route
     }
 
     pub(crate) fn clock(&self) -> &Clock {
@@ -334,6 +337,7 @@ impl Attempts {
             Error::Unreachable { .. } => M::REPEATABLE,
             Error::TimedOut { .. }
             | Error::Url(_)
+            | Error::Trust(_)
             | Error::Evidence(_)
             | Error::Malformed(_)
             | Error::Answer(_)
@@ -430,6 +434,8 @@ mod tests {
             "http://127.0.0.1:7700/",
             "http://[::1]:1",
             "http://broker.example",
+            "https://broker.example",
+            "https://[::1]:7443/",
         ] {
             let endpoint = Endpoint::connect(good).expect("endpoint");
             assert_eq!(endpoint.url(), good.trim_end_matches('/'));
@@ -437,8 +443,9 @@ mod tests {
         for bad in [
             "",
             "127.0.0.1:1",
-            "https://b",
             "http://",
+            "https://",
+            "ftp://b",
             "http:///",
             "http://b/p",
             "http://b?q",

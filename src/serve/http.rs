@@ -45,10 +45,7 @@ async fn readyz(State(hall): State<Arc<Hall>>) -> Response {
 
 /// What no route answers: UNIMPLEMENTED in gRPC's own form for gRPC, 404 for everyone else.
 pub(super) async fn fallback(headers: HeaderMap) -> Response {
-    let grpc = headers
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
-    if grpc {
+    if super::deadline::is_grpc(&headers) {
         tonic::Status::unimplemented("no such method").into_http::<axum::body::Body>()
     } else {
         (StatusCode::NOT_FOUND, "not found\n").into_response()

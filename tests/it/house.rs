@@ -24,7 +24,10 @@ const ROOMS: &[(&str, &[&str])] = &[
             "model", "jose", "rules", "state", "verify", "approve", "mint", "clock", "journal",
         ],
     ),
-    ("serve", &["model", "proto", "rules", "state", "broker"]),
+    (
+        "serve",
+        &["model", "proto", "rules", "state", "config", "broker"],
+    ),
     ("client", &["model", "jose", "proto", "clock"]),
     ("validator", &["model", "jose", "proto", "clock", "client"]),
     (
@@ -59,6 +62,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("tonic", &["proto", "serve", "client"]),
     ("axum", &["serve", "cli"]),
     ("clap", &["cli", "main"]),
+    ("rustls", &["serve", "client"]),
+    ("tokio_rustls", &["serve", "client"]),
 ];
 
 /// Rooms where value goes in and value comes out.

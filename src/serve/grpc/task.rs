@@ -1,6 +1,7 @@
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
+use super::super::deadline::grpc_timeout_ms;
 use super::{Door, shapes};
 use crate::broker::{OpenAsk, TaskEndAsk, TokenAsk};
 use crate::model::*;
@@ -102,24 +103,10 @@ impl TaskService for Door {
     }
 }
 
-/// The caller's own deadline, from `grpc-timeout`: at most eight digits and a unit.
+/// The caller's own deadline, if it has one.
 fn call_timeout_ms(metadata: &MetadataMap) -> Option<u64> {
     let text = metadata.get("grpc-timeout")?.to_str().ok()?;
-    let unit = text.chars().last()?;
-    let n: u64 = text
-        .strip_suffix(unit)
-        .filter(|digits| digits.len() <= 8)?
-        .parse()
-        .ok()?;
-    match unit {
-        'H' => Some(n.saturating_mul(3_600_000)),
-        'M' => Some(n.saturating_mul(60_000)),
-        'S' => Some(n.saturating_mul(1_000)),
-        'm' => Some(n),
-        'u' => Some(n / 1_000),
-        'n' => Some(n / 1_000_000),
-        _ => None,
-    }
+    grpc_timeout_ms(text)
 }
 
 fn open_ask(message: &v1::OpenTaskRequest) -> Result<OpenAsk, Malformed> {
