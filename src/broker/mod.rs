@@ -13,6 +13,7 @@ mod feed;
 mod govern;
 mod grant;
 mod introspect;
+mod measure;
 mod once;
 mod open_task;
 mod request_token;
@@ -34,7 +35,9 @@ pub use crate::journal::Tail;
 use crate::journal::{AppendError, Journal};
 use crate::mint::Bench;
 use crate::model::*;
+use crate::rates::{Limits, Rates, Seldom};
 use crate::state::{Grant, State, Table, Task};
+use crate::telemetry::Metrics;
 use crate::verify::{Attested, VerifyError};
 
 pub use callers::{CallerKind, PersonCaller, Presented};
@@ -73,6 +76,8 @@ pub struct Settings {
     pub max_evidence_age: i64,
     /// Tell callers why gate 1 refused: development only.
     pub tell_callers: bool,
+    /// How many calls, from whom, and how many at once.
+    pub rates: Rates,
 }
 
 /// Why a call was refused: what the caller may know, and a name under which the operator finds the rest.
@@ -87,6 +92,8 @@ pub struct Refusal {
     pub correlation: CorrelationId,
     /// Whether the caller has shown a key or evidence that holds, and so gets a fresh nonce.
     pub known: bool,
+    /// When to try again, where that is known better than the reason tells.
+    pub retry_after: Option<std::time::Duration>,
 }
 
 /// The broker: state, journal, rules, trust, keys, and what only this process remembers.
@@ -124,6 +131,12 @@ pub struct Hall {
     /// Refused calls, newest last, for `explain`.
     log: Mutex<VecDeque<Refused>>,
     uncounted: Mutex<(Option<Timestamp>, u64)>,
+    metrics: Arc<Metrics>,
+    /// What each known caller may still do.
+    callers: Limits<measure::Known>,
+    rate_told: Seldom,
+    /// Calls that may wait for people.
+    waits: tokio::sync::Semaphore,
 }
 
 /// A refused call, as the operator sees it.
@@ -146,6 +159,8 @@ const TASKS_MAX: usize = 1_000;
 const JOINED_MAX: usize = 256;
 /// Access requests of one agent that may wait.
 const PENDING_MAX: usize = 5;
+/// Calls that may wait for people at once; the others get their pending answer without a wait.
+const WAITS_MAX: usize = 16_384;
 /// How often both gates run again when something moved between decision and entry.
 const ATTEMPTS: usize = 3;
 
@@ -274,6 +289,7 @@ impl Hall {
         } else {
             tracing::info!(%correlation, method, %reason, detail = shown, "refused");
         }
+        tracing::Span::current().record("correlation", tracing::field::display(correlation));
         let told = match public_text(reason) {
             Some(constant) if !self.settings.tell_callers => constant.to_owned(),
             Some(constant) => format!("{constant}: {detail}"),
@@ -295,6 +311,7 @@ impl Hall {
             told,
             correlation,
             known: true,
+            retry_after: None,
         }
     }
 
@@ -333,6 +350,7 @@ impl Hall {
             | VerifyError::KeyRemoved
             | VerifyError::MayNotOperate { .. } => (Reason::NotAuthenticated, false),
         };
+        self.metrics.gate_1_refused(measure::cause(error));
         if !known {
             let mut uncounted = self.lock(&self.uncounted);
             uncounted.0.get_or_insert(self.now());
@@ -375,6 +393,7 @@ const fn public_text(reason: Reason) -> Option<&'static str> {
         Reason::JournalUnavailable => Some("the journal cannot take entries now; nothing was done"),
         Reason::Undecided => Some("could not decide; nothing was done"),
         Reason::TooBusy => Some("too many calls at once; try again"),
+        Reason::RateLimited => Some("too many calls; try again when told"),
         Reason::Conflict => {
             Some("others changed the same thing at the same time; nothing was done, try again")
         }

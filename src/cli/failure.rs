@@ -169,7 +169,9 @@ const fn kind_of(reason: Reason) -> Kind {
             Kind::NotAuthenticated
         }
         Reason::NotPermitted | Reason::NotEligible => Kind::Denied,
-        Reason::JournalUnavailable | Reason::Undecided | Reason::TooBusy => Kind::Unavailable,
+        Reason::JournalUnavailable | Reason::Undecided | Reason::TooBusy | Reason::RateLimited => {
+            Kind::Unavailable
+        }
         Reason::Malformed
         | Reason::UnknownAction
         | Reason::UnknownTarget
@@ -218,9 +220,11 @@ const fn hint(reason: Reason) -> Option<&'static str> {
         | Reason::UnknownAudience => Some(
             "the catalogue is schema.cedarschema of the policy bundle, targets are in entities.json, audiences in people.toml",
         ),
-        Reason::Conflict | Reason::TooBusy | Reason::JournalUnavailable | Reason::Undecided => {
-            Some("try again")
-        }
+        Reason::Conflict
+        | Reason::TooBusy
+        | Reason::RateLimited
+        | Reason::JournalUnavailable
+        | Reason::Undecided => Some("try again"),
         Reason::TooManyPending | Reason::TooManyRefusals => Some("wait a minute, then try again"),
         Reason::TooManyTasks => Some("complete tasks that are done: 'dipylon task complete'"),
         Reason::UseDpopNonce

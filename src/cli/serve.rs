@@ -14,9 +14,11 @@ use super::failure::{Failure, failed};
 use super::{Common, Say, bundle};
 use crate::broker::{Hall, Start};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, OperatorAddress};
 use crate::journal::{Faults, ReadOnly};
 use crate::rules::BundleFiles;
+use crate::serve::OperatorListener;
+use crate::telemetry::logs;
 use crate::{keys, serve};
 
 #[derive(Debug, Args)]
@@ -36,7 +38,7 @@ pub(super) struct Serve {
     /// The policy bundle that seeds an empty journal
     #[arg(long, value_name = "DIR")]
     policy: Option<PathBuf>,
-    /// Write {"grpc", "http", "pid", "checkpoint"} here once calls are answered
+    /// Write {"grpc", "http", "operator", "pid", "checkpoint"} here once calls are answered
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
     /// Stop when stdin ends: for whoever starts a broker as a child
@@ -46,7 +48,12 @@ pub(super) struct Serve {
 
 pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitCode, Failure> {
     let (config, home) = configuration(common, &verb)?;
-    log(config.dev);
+    let usual = if config.dev {
+        "warn"
+    } else {
+        "warn,dipylon=info"
+    };
+    logs::start(config.log, usual);
     if config.dev {
         say.aside(&warning(&config));
     }
@@ -64,6 +71,8 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
     let listener = serve::listen(config.listen)
         .await
         .map_err(|e| Failure::failed(e.to_string()))?;
+    let operator = operator(config.operator_listen.as_ref()).await?;
+    let operator_place = operator.as_ref().map(OperatorListener::place);
     let seed = config
         .policy
         .as_deref()
@@ -100,8 +109,13 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
         say.aside(&format!("dipylon: everything is denied: {why}{hint}"));
     }
     let url = &config.settings.external_url;
-    let ready =
-        json!({ "grpc": url, "http": url, "pid": std::process::id(), "checkpoint": checkpoint });
+    let ready = json!({
+        "grpc": url,
+        "http": url,
+        "operator": operator_place,
+        "pid": std::process::id(),
+        "checkpoint": checkpoint,
+    });
     if let Some(path) = &verb.ready_file {
         dev::write_private(path, &ready.to_string())?;
     }
@@ -117,18 +131,34 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
                 "journal    {}, checkpoint {checkpoint}\n",
                 config.data_dir.display()
             ));
+            if let Some(place) = &operator_place {
+                text.push_str(&format!("operators  {place}: /metrics, /livez, /readyz\n"));
+            }
             if let Some(home) = &home {
                 text.push_str(&to_try(home));
             }
             text
         },
     );
+    let operating = operator.map(|listener| tokio::spawn(serve::operate(hall.clone(), listener)));
     let served = serve::serve(hall, listener, stop(verb.stop_with_stdin)?).await;
+    if let Some(operating) = operating {
+        operating.abort();
+    }
     if let Some(path) = &verb.ready_file {
         let _gone = std::fs::remove_file(path);
     }
     served.map_err(|e| Failure::failed(e.to_string()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+async fn operator(address: Option<&OperatorAddress>) -> Result<Option<OperatorListener>, Failure> {
+    let listening = match address {
+        None => return Ok(None),
+        Some(OperatorAddress::Tcp(address)) => OperatorListener::tcp(*address).await,
+        Some(OperatorAddress::Unix(path)) => OperatorListener::unix(path),
+    };
+    listening.map(Some).map_err(failed("operator_listen"))
 }
 
 fn configuration(common: &Common, verb: &Serve) -> Result<(Config, Option<Home>), Failure> {
@@ -212,16 +242,6 @@ fn stop(with_stdin: bool) -> Result<impl Future<Output = ()>, Failure> {
             () = stdin_ends => {}
         }
     })
-}
-
-fn log(dev: bool) {
-    use tracing_subscriber::EnvFilter;
-    let usual = if dev { "warn" } else { "warn,dipylon=info" };
-    let filter = EnvFilter::try_from_env("DIPYLON_LOG").unwrap_or_else(|_| EnvFilter::new(usual));
-    let _already = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .try_init();
 }
 
 fn warning(config: &Config) -> String {

@@ -152,6 +152,7 @@ impl Refused {
             Some(
                 Reason::Conflict
                 | Reason::TooBusy
+                | Reason::RateLimited
                 | Reason::TooManyRefusals
                 | Reason::JournalUnavailable
                 | Reason::Undecided

@@ -92,6 +92,8 @@ reasons! {
         TooManyRefusals = "TOO_MANY_REFUSALS",
         /// Too many calls at once.
         TooBusy = "TOO_BUSY",
+        /// More calls from one source or caller than `[rates]` allows; nothing was done.
+        RateLimited = "RATE_LIMITED",
         /// The journal cannot take entries now.
         JournalUnavailable = "JOURNAL_UNAVAILABLE",
         /// Could not decide; the gate stays closed.

@@ -3,9 +3,13 @@
 //! In: calls. Out: the hall's answers in wire words, refusals by one table. Trusts nothing a call says of itself.
 //! Refuses methods without a row in the guard table. Never sees evidence, a vote or a token but to pass it on.
 
+mod admit;
+mod call;
 mod grpc;
 pub mod guard;
 mod http;
+mod operator;
+pub mod peer;
 pub mod status;
 
 use std::net::SocketAddr;
@@ -27,6 +31,8 @@ use crate::proto::v1::approval_service_server::ApprovalServiceServer;
 use crate::proto::v1::governance_service_server::GovernanceServiceServer;
 use crate::proto::v1::task_service_server::TaskServiceServer;
 use crate::proto::v1::token_service_server::TokenServiceServer;
+
+pub use operator::{OperatorListener, operate};
 
 /// Longest message either way, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
@@ -74,7 +80,8 @@ pub async fn serve(
     health_reporter
         .set_service_status("", tonic_health::ServingStatus::Serving)
         .await;
-    let door = grpc::Door::new(hall.clone(), stopped.clone());
+    let porch = Arc::new(admit::Porch::new(hall.clone()));
+    let door = grpc::Door::new(hall.clone(), porch.clone(), stopped.clone());
     let routes = Routes::new(health)
         .add_service(
             TaskServiceServer::new(door.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
@@ -92,7 +99,12 @@ pub async fn serve(
         .into_axum_router()
         .merge(http::routes(hall.clone()))
         .fallback(http::fallback)
-        .layer(middleware::from_fn(only_methods_with_a_row));
+        .layer(middleware::from_fn(only_methods_with_a_row))
+        .layer(middleware::from_fn_with_state(
+            porch,
+            admit::within_its_rate,
+        ))
+        .layer(middleware::from_fn_with_state(hall.clone(), call::followed));
     let upkeep = tokio::spawn(hall.clone().upkeep());
     let mut ended = stopped.clone();
     let server = Server::builder()

@@ -3,8 +3,7 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status, Streaming};
 
-use super::super::guard::presented;
-use super::{Door, shapes};
+use super::{Door, note, shapes};
 use crate::broker::TaskEndAsk;
 use crate::model::*;
 use crate::proto::v1;
@@ -21,12 +20,16 @@ impl GovernanceService for Door {
         request: Request<Streaming<v1::ApplyPolicyBundleRequest>>,
     ) -> Result<Response<v1::ApplyPolicyBundleResponse>, Status> {
         let (metadata, _, mut pieces) = request.into_parts();
-        let call = presented("dipylon.v1.GovernanceService/ApplyPolicyBundle", &metadata);
+        let call = self
+            .seated("dipylon.v1.GovernanceService/ApplyPolicyBundle", &metadata)
+            .await?;
         // Known before a byte of the bundle is read.
         let operator = self
             .hall
             .person(&call)
             .map_err(|refusal| super::status(&refusal, &self.hall))?;
+        // The pieces come as slowly as the operator's line: that takes nobody's place.
+        call.seat.leave();
         let mut files: BTreeMap<String, String> = BTreeMap::new();
         let mut size = 0_usize;
         let until = tokio::time::Instant::now() + RECEIVE_MAX;
@@ -61,6 +64,7 @@ impl GovernanceService for Door {
                 )));
             }
         }
+        call.seat.retake().await;
         let applied = self.hall.apply_policy_bundle(&call, operator, files).await;
         self.answer(applied.map(|a| v1::ApplyPolicyBundleResponse {
             version: a.version,
@@ -78,7 +82,9 @@ impl GovernanceService for Door {
         &self,
         request: Request<v1::SuspendAgentRequest>,
     ) -> Result<Response<v1::SuspendAgentResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.GovernanceService/SuspendAgent", request);
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/SuspendAgent", request)
+            .await?;
         let parsed = AgentId::parse(&message.agent_id).and_then(|agent| {
             let reason = if message.reason.is_empty() {
                 None
@@ -99,7 +105,9 @@ impl GovernanceService for Door {
         &self,
         request: Request<v1::ResumeAgentRequest>,
     ) -> Result<Response<v1::ResumeAgentResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.GovernanceService/ResumeAgent", request);
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/ResumeAgent", request)
+            .await?;
         let agent = AgentId::parse(&message.agent_id).map_err(self.malformed(&call))?;
         self.answer(
             self.hall
@@ -113,8 +121,11 @@ impl GovernanceService for Door {
         &self,
         request: Request<v1::EndTaskRequest>,
     ) -> Result<Response<v1::EndTaskResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.GovernanceService/EndTask", request);
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/EndTask", request)
+            .await?;
         let task = TaskId::parse(&message.task_id).map_err(self.malformed(&call))?;
+        note("task", &task);
         let ended = self
             .hall
             .end_task_as_operator(
@@ -134,7 +145,9 @@ impl GovernanceService for Door {
         &self,
         request: Request<v1::ExplainRequest>,
     ) -> Result<Response<v1::ExplainResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.GovernanceService/Explain", request);
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/Explain", request)
+            .await?;
         self.answer(self.hall.explain(&call, &message.id).map(|e| {
             v1::ExplainResponse {
                 headline: e.headline,
