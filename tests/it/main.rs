@@ -23,6 +23,7 @@ mod hostile;
 mod house;
 mod kill;
 mod laws;
+mod metrics;
 mod parallel;
 mod properties;
 mod secrets;
