@@ -1,7 +1,8 @@
 //! The one reader of time. Everything below the doors takes `now` as an argument.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use crate::model::Timestamp;
 
@@ -41,6 +42,24 @@ impl Clock {
                     .unwrap_or_default();
                 Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
             }
+        }
+    }
+}
+
+impl Clock {
+    /// Time since this process first asked for it. Nobody sets it and it never steps back: for rates and for how long
+    /// something took, never for what expires. A clock by hand shows its own time.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place that reads the clock"
+    )]
+    pub fn uptime(&self) -> Duration {
+        static START: OnceLock<Instant> = OnceLock::new();
+        match &self.0 {
+            Source::Hand(cell) => {
+                Duration::from_millis(u64::try_from(cell.load(Ordering::SeqCst)).unwrap_or(0))
+            }
+            Source::System => START.get_or_init(Instant::now).elapsed(),
         }
     }
 }

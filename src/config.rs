@@ -15,6 +15,8 @@ use serde::Deserialize;
 
 use crate::broker::Settings;
 use crate::model::{Malformed, Realm, TrustDomain, parse_duration};
+use crate::rates::{RATE_MAX, Rates};
+use crate::telemetry::logs::Format;
 
 pub use show::{Origin, Shown, to_toml};
 pub use strict::Wrong;
@@ -42,6 +44,34 @@ pub struct Config {
     pub unix_socket: Option<PathBuf>,
     /// Bounds on connections.
     pub connections: Connections,
+    /// Where operators read figures; nowhere unless configured.
+    pub operator_listen: Option<OperatorAddress>,
+    /// How log lines are written.
+    pub log: Format,
+}
+
+/// Where operators read figures: on this machine alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OperatorAddress {
+    /// A loopback address.
+    Tcp(SocketAddr),
+    /// `unix:PATH`, relative to the configuration file.
+    Unix(PathBuf),
+}
+
+impl OperatorAddress {
+    fn parse(text: &str, base: &Path) -> Result<Self, Malformed> {
+        if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
+            return Ok(Self::Unix(base.join(path)));
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.ip().is_loopback() => Ok(Self::Tcp(address)),
+            Ok(_) | Err(_) => Err(Malformed::new(
+                "operator_listen",
+                "must be a loopback address and port, or unix:PATH",
+            )),
+        }
+    }
 }
 
 /// Where the broker's own certificate and its key lie.
@@ -115,6 +145,11 @@ struct File {
     policy: Option<PathBuf>,
     #[serde(default)]
     dev: bool,
+    operator_listen: Option<String>,
+    #[serde(default)]
+    log: Format,
+    #[serde(default)]
+    rates: Rates,
     #[serde(default)]
     limits: Limits,
     #[serde(default, rename = "trust_domain")]
@@ -270,6 +305,7 @@ impl Config {
                 TASK_CAP_S,
             )?,
             tell_callers: file.dev,
+            rates: bounded(file.rates)?,
         };
         let domain = |d: Domain| Ok((TrustDomain::parse(&d.name)?, base.join(d.bundle)));
         Ok(Self {
@@ -290,6 +326,11 @@ impl Config {
             }),
             unix_socket: file.unix_socket.map(|path| base.join(path)),
             connections: file.connections.check()?,
+            operator_listen: file
+                .operator_listen
+                .map(|text| OperatorAddress::parse(&text, base))
+                .transpose()?,
+            log: file.log,
         })
     }
 }
@@ -312,6 +353,37 @@ fn read_text(path: &Path) -> Result<String, ConfigError> {
 
 /// Longest configuration file, in bytes.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
+/// Rates that limit something.
+fn bounded(rates: Rates) -> Result<Rates, Malformed> {
+    let Rates {
+        source_per_second,
+        source_reserved_per_second,
+        caller_per_second,
+        caller_reserved_per_second,
+        calls_at_once,
+        reserved_at_once,
+    } = rates;
+    for (what, n) in [
+        ("rates.source_per_second", source_per_second),
+        (
+            "rates.source_reserved_per_second",
+            source_reserved_per_second,
+        ),
+        ("rates.caller_per_second", caller_per_second),
+        (
+            "rates.caller_reserved_per_second",
+            caller_reserved_per_second,
+        ),
+        ("rates.calls_at_once", calls_at_once),
+        ("rates.reserved_at_once", reserved_at_once),
+    ] {
+        if n.get() > RATE_MAX {
+            return Err(Malformed::new(what, format!("must be at most {RATE_MAX}")));
+        }
+    }
+    Ok(rates)
+}
+
 /// Longest life of a token unless configured: 15 minutes.
 const TTL_CAP_S: i64 = 900;
 /// Longest life of a task unless configured: a day.
@@ -343,6 +415,18 @@ mod tests {
         assert_eq!(config.settings.issuer, "http://127.0.0.1:7700");
         assert_eq!(config.settings.ttl_cap, 900);
         assert!(config.data_dir.is_absolute() && !config.dev);
+        assert_eq!(config.settings.rates, Rates::default());
+        assert_eq!((config.operator_listen, config.log), (None, Format::Text));
+        let more = "operator_listen = \"127.0.0.1:9100\"\nlog = \"json\"\n";
+        let config = read(&format!("{more}{GOOD}[rates]\ncaller_per_second = 7\n")).expect("good");
+        assert_eq!(config.settings.rates.caller_per_second.get(), 7);
+        assert_eq!(
+            config.operator_listen,
+            Some(OperatorAddress::Tcp(
+                "127.0.0.1:9100".parse().expect("address")
+            ))
+        );
+        assert_eq!(config.log, Format::Json);
         for (from, to, told) in [
             (
                 "realm",
@@ -395,6 +479,36 @@ mod tests {
                 "key_dir = \"keys\"\n",
                 "key_dir = \"keys\"\n[connections]\nage = \"48h\"\n",
                 "connections.age",
+            ),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[rates]\ncalls_at_once = 0\n",
+                "nonzero",
+            ),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[rates]\nsource_per_second = 1000001\n",
+                "rates.source_per_second",
+            ),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[rates]\nper_second = 1\n",
+                "unknown field",
+            ),
+            (
+                "realm = \"r\"",
+                "realm = \"r\"\noperator_listen = \"0.0.0.0:9100\"",
+                "operator_listen",
+            ),
+            (
+                "realm = \"r\"",
+                "realm = \"r\"\noperator_listen = \"unix:\"",
+                "operator_listen",
+            ),
+            (
+                "realm = \"r\"",
+                "realm = \"r\"\nlog = \"xml\"",
+                "unknown variant",
             ),
         ] {
             let told_us = read(&GOOD.replacen(from, to, 1)).expect_err(to);

@@ -4,9 +4,12 @@ use std::sync::atomic::Ordering;
 
 use super::doomed::{Doomed, Wish};
 use super::{Hall, PersonCaller, Presented, Refusal};
+use tracing::Instrument as _;
+
 use crate::approve;
 use crate::journal::{Append, AppendError, Blob};
 use crate::model::*;
+use crate::rates::Seat;
 use crate::rules::{BundleFiles, InForce, OperateAnswer, PolicyBundle};
 use crate::state::Grant;
 
@@ -56,10 +59,11 @@ impl Hall {
             admits: call.admits,
             proof: None,
             bearer: None,
+            seat: Seat::standing(call.seat.class()),
         };
         let method = call.method;
-        let applying =
-            tokio::spawn(async move { hall.apply_to_the_end(&call, &operator, files).await });
+        let to_the_end = async move { hall.apply_to_the_end(&call, &operator, files).await };
+        let applying = tokio::spawn(to_the_end.instrument(tracing::Span::current()));
         applying
             .await
             .unwrap_or_else(|e| Err(self.refuse(method, Reason::Undecided, e.to_string())))

@@ -58,14 +58,17 @@ impl Hall {
         };
         // INVARIANT (durable before release): the token is dropped here unless its entry is in the journal.
         match self.journal.append(append).await {
-            Ok(_) => Ok(Round::Done(TokenReply::Token(Box::new(TokenGiven {
-                token: minted.token,
-                issued,
-                openings: minted.secret,
-                reissued: false,
-                rules,
-                facts,
-            })))),
+            Ok(_) => {
+                self.count_decision("approved", &issued.decision.rules);
+                Ok(Round::Done(TokenReply::Token(Box::new(TokenGiven {
+                    token: minted.token,
+                    issued,
+                    openings: minted.secret,
+                    reissued: false,
+                    rules,
+                    facts,
+                }))))
+            }
             Err(AppendError::Conflict(_) | AppendError::Late) => Ok(Round::Again),
             Err(error) => Err(self.refuse_append(call.method, &error)),
         }
@@ -136,14 +139,17 @@ impl Hall {
             ..Append::one(Fact::TokenReissued(reissued.fact), reissued.moves)
         };
         match self.journal.append(append).await {
-            Ok(_) => Ok(Round::Done(TokenReply::Token(Box::new(TokenGiven {
-                token: reissued.token,
-                issued: grant.issued.clone(),
-                openings: self.opened_secret(&grant),
-                reissued: true,
-                rules: self.rules_shown(&grant.issued.decision.rules),
-                facts,
-            })))),
+            Ok(_) => {
+                self.count_decision("reissued", &grant.issued.decision.rules);
+                Ok(Round::Done(TokenReply::Token(Box::new(TokenGiven {
+                    token: reissued.token,
+                    issued: grant.issued.clone(),
+                    openings: self.opened_secret(&grant),
+                    reissued: true,
+                    rules: self.rules_shown(&grant.issued.decision.rules),
+                    facts,
+                }))))
+            }
             Err(AppendError::Conflict(_) | AppendError::Late) => Ok(Round::Again),
             Err(error) => Err(self.refuse_append(call.method, &error)),
         }

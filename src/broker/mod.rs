@@ -18,6 +18,7 @@ mod grant;
 mod introspect;
 mod inventory;
 mod keep_alive;
+mod measure;
 mod once;
 mod open_task;
 mod request_token;
@@ -40,7 +41,9 @@ pub use crate::journal::Tail;
 use crate::journal::{AppendError, Journal};
 use crate::mint::Bench;
 use crate::model::*;
+use crate::rates::{Limits, Rates, Seldom};
 use crate::state::{Grant, State, Table, Task};
+use crate::telemetry::Metrics;
 use crate::verify::{Attested, VerifyError};
 
 pub use bootstrap::FirstOperator;
@@ -84,6 +87,8 @@ pub struct Settings {
     pub max_evidence_age: i64,
     /// Tell callers why gate 1 refused: development only.
     pub tell_callers: bool,
+    /// How many calls, from whom, and how many at once.
+    pub rates: Rates,
 }
 
 /// Why a call was refused: what the caller may know, and a name under which the operator finds the rest.
@@ -98,6 +103,8 @@ pub struct Refusal {
     pub correlation: CorrelationId,
     /// Whether the caller has shown a key or evidence that holds, and so gets a fresh nonce.
     pub known: bool,
+    /// When to try again, where that is known better than the reason tells.
+    pub retry_after: Option<std::time::Duration>,
 }
 
 /// The broker: state, journal, rules, trust, keys, and what only this process remembers.
@@ -139,6 +146,12 @@ pub struct Hall {
     uncounted: Mutex<(Option<Timestamp>, u64)>,
     /// Whether calls that wait for people are answered at once.
     stopping: tokio::sync::watch::Sender<bool>,
+    metrics: Arc<Metrics>,
+    /// What each known caller may still do.
+    callers: Limits<measure::Known>,
+    rate_told: Seldom,
+    /// Calls that may wait for people.
+    waits: tokio::sync::Semaphore,
 }
 
 /// A refused call, as the operator sees it.
@@ -164,6 +177,8 @@ const TASKS_MAX: usize = 1_000;
 const JOINED_MAX: usize = 256;
 /// Access requests of one agent that may wait.
 const PENDING_MAX: usize = 5;
+/// Calls that may wait for people at once; the others get their pending answer without a wait.
+const WAITS_MAX: usize = 16_384;
 /// How often both gates run again when something moved between decision and entry.
 const ATTEMPTS: usize = 3;
 
@@ -290,6 +305,7 @@ impl Hall {
         } else {
             tracing::info!(%correlation, method, %reason, detail = shown, "refused");
         }
+        tracing::Span::current().record("correlation", tracing::field::display(correlation));
         let told = match reason.detail() {
             Detail::Operator if !self.settings.tell_callers => reason.text().to_owned(),
             Detail::Operator => format!("{}: {detail}", reason.text()),
@@ -311,6 +327,7 @@ impl Hall {
             told,
             correlation,
             known: true,
+            retry_after: None,
         }
     }
 
@@ -357,6 +374,7 @@ impl Hall {
             | VerifyError::KeyRemoved
             | VerifyError::MayNotOperate { .. } => (Reason::NotAuthenticated, false),
         };
+        self.metrics.gate_1_refused(measure::cause(error));
         if !known {
             let mut uncounted = self.lock(&self.uncounted);
             uncounted.0.get_or_insert(self.now());

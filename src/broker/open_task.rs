@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use super::measure::Known;
 use super::{ATTEMPTS, HEARTBEAT_MAX_S, HEARTBEAT_MIN_S, Hall, Presented, Refusal, TASKS_MAX};
 use crate::journal::{Append, AppendError, Blob};
 use crate::model::*;
@@ -38,13 +39,7 @@ impl Hall {
     pub async fn open_task(&self, call: &Presented, ask: OpenAsk) -> Result<Opened, Refusal> {
         let now = self.now();
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
-        let attested = verify::attest(
-            &ask.evidence,
-            &self.views.trust(),
-            &self.settings.evidence_audience,
-            now,
-        )
-        .map_err(|e| closed(&e))?;
+        let attested = self.attest(&ask.evidence, now).map_err(|e| closed(&e))?;
         // Any key will do for a new task, once the evidence is good.
         let possession =
             self.opening_possession(call, verify::evidence_hash(&ask.evidence), now)?;
@@ -62,13 +57,16 @@ impl Hall {
             return Err(self.refuse(call.method, Reason::InvalidTtl, told));
         }
         let proven = Proven::for_opening(Arc::new(attested), possession);
-        for _ in 0..ATTEMPTS {
+        for attempt in 0..ATTEMPTS {
             let now = self.now();
             let rules = self.views.rules();
             let verified = proven
                 .stand(self.standing(&proven, rules.as_deref(), None), now)
                 .map_err(|e| closed(&e))?;
             let agent = verified.agent();
+            if attempt == 0 {
+                self.within_its_rate(call, Known::Agent(agent.id.clone()))?;
+            }
             if let Some(task) = self
                 .state
                 .opened_under(&agent.id, proven.jkt(), &ask.request_id)

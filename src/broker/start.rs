@@ -14,8 +14,10 @@ use crate::jose::{KeySet, KeySetError, Nonces, SigningKey, Usage};
 use crate::journal::{Append, AppendError, Blob, Faults, Journal, OpenError, Options};
 use crate::mint::Bench;
 use crate::model::*;
+use crate::rates::{Limits, Seldom};
 use crate::rules::{BundleError, BundleFiles, PolicyBundle};
 use crate::state::{State, Table};
+use crate::telemetry::Metrics;
 
 /// Everything a broker starts from.
 pub struct Start {
@@ -95,10 +97,14 @@ impl Hall {
                 views.apply(&state, committed);
             })
         };
+        let metrics = Arc::new(Metrics::default());
+        let observed = metrics.clone();
+        let rates = start.settings.rates;
         let options = Options {
             realm: start.settings.realm.clone(),
             clock: start.clock.clone(),
             faults: start.faults,
+            observe: Some(Arc::new(move |took| observed.appended(took))),
         };
         let journal = Journal::open(&start.data_dir, options, apply)?;
         if let Some(why) = views.broken() {
@@ -132,6 +138,10 @@ impl Hall {
             log: Mutex::default(),
             uncounted: Mutex::default(),
             stopping: tokio::sync::watch::Sender::new(false),
+            metrics,
+            callers: Limits::new(rates.caller_per_second, rates.caller_reserved_per_second),
+            rate_told: Seldom::default(),
+            waits: tokio::sync::Semaphore::new(super::WAITS_MAX),
         });
         let configured: BTreeSet<TrustDomain> = start
             .trust

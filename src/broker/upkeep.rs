@@ -62,8 +62,13 @@ impl Hall {
                             access_request: id,
                             cause: CloseCause::Expired,
                         });
-                        self.append_news(fact, vec![(Stream::Access(id), request.version)])
+                        let expired = self
+                            .append_news(fact, vec![(Stream::Access(id), request.version)])
                             .await?;
+                        if expired {
+                            let at = request.opened.expires_at;
+                            self.count_wait("expired", request.opened_at, at);
+                        }
                     }
                 }
             }

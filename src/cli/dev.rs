@@ -137,6 +137,7 @@ impl Home {
             return Ok((Self::read(dir)?, false));
         }
         let listen = free(listen)?;
+        let operator = free(Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))))?;
         std::fs::create_dir_all(dir).map_err(failed(dir.display()))?;
         let secrets = dir.join("dev");
         keys::make_private_dir(&secrets)?;
@@ -175,6 +176,7 @@ impl Home {
              dev = true                       # loopback only; callers are told why gate 1 refused\n\
              listen = \"{listen}\"\n\
              external_url = \"http://{listen}\"\n\
+             operator_listen = \"{operator}\"   # /metrics, /livez, /readyz: for this machine alone\n\
              data_dir = \"data\"\n\
              key_dir = \"keys\"\n\
              policy = {policy}                # seeds an empty journal; later changes go through `dipylon policy apply`\n\

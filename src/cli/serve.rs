@@ -14,13 +14,14 @@ use super::failure::{Failure, failed};
 use super::{Common, Say, bundle};
 use crate::broker::{Hall, Start};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, OperatorAddress};
 use crate::journal::{Faults, ReadOnly};
 use crate::model::Secret;
 use crate::rules::BundleFiles;
 use crate::serve::tls::Tls;
 use crate::serve::unix::UnixDoor;
-use crate::serve::{Doors, ServeError};
+use crate::serve::{Doors, OperatorListener, ServeError};
+use crate::telemetry::logs;
 use crate::{keys, serve};
 
 #[derive(Debug, Args)]
@@ -40,7 +41,7 @@ pub(super) struct Serve {
     /// The policy bundle that seeds an empty journal
     #[arg(long, value_name = "DIR")]
     policy: Option<PathBuf>,
-    /// Write {"grpc", "http", "pid", "checkpoint"} here once calls are answered
+    /// Write {"grpc", "http", "operator", "pid", "checkpoint"} here once calls are answered
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
     /// Stop when stdin ends: for whoever starts a broker as a child
@@ -50,7 +51,12 @@ pub(super) struct Serve {
 
 pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitCode, Failure> {
     let (config, home) = configuration(common, &verb)?;
-    log(config.dev);
+    let usual = if config.dev {
+        "warn"
+    } else {
+        "warn,dipylon=info"
+    };
+    logs::start(config.log, usual);
     if config.dev {
         say.aside(&warning(&config));
     }
@@ -68,6 +74,8 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
     let doors = doors(&config)
         .await
         .map_err(|e| Failure::failed(e.to_string()))?;
+    let operator = operator(config.operator_listen.as_ref()).await?;
+    let operator_place = operator.as_ref().map(OperatorListener::place);
     let seed = config
         .policy
         .as_deref()
@@ -107,8 +115,13 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
         }
     }
     let url = &config.settings.external_url;
-    let ready =
-        json!({ "grpc": url, "http": url, "pid": std::process::id(), "checkpoint": checkpoint });
+    let ready = json!({
+        "grpc": url,
+        "http": url,
+        "operator": operator_place,
+        "pid": std::process::id(),
+        "checkpoint": checkpoint,
+    });
     if let Some(path) = &verb.ready_file {
         dev::write_private(path, &ready.to_string())?;
     }
@@ -127,13 +140,20 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
                 "journal    {}, checkpoint {checkpoint}\n",
                 config.data_dir.display()
             ));
+            if let Some(place) = &operator_place {
+                text.push_str(&format!("operators  {place}: /metrics, /livez, /readyz\n"));
+            }
             if let Some(home) = &home {
                 text.push_str(&to_try(home));
             }
             text
         },
     );
+    let operating = operator.map(|listener| tokio::spawn(serve::operate(hall.clone(), listener)));
     let served = serve::serve(hall, doors, stop(verb.stop_with_stdin)?).await;
+    if let Some(operating) = operating {
+        operating.abort();
+    }
     if let Some(path) = &verb.ready_file {
         let _gone = std::fs::remove_file(path);
     }
@@ -190,6 +210,15 @@ fn make_room(max: usize, unix: bool) {
 
 /// Files the broker itself has open: the journal, its own sockets, files being read.
 const OWN_FILES: u64 = 64;
+
+async fn operator(address: Option<&OperatorAddress>) -> Result<Option<OperatorListener>, Failure> {
+    let listening = match address {
+        None => return Ok(None),
+        Some(OperatorAddress::Tcp(address)) => OperatorListener::tcp(*address).await,
+        Some(OperatorAddress::Unix(path)) => OperatorListener::unix(path),
+    };
+    listening.map(Some).map_err(failed("operator_listen"))
+}
 
 fn configuration(common: &Common, verb: &Serve) -> Result<(Config, Option<Home>), Failure> {
     let (mut config, home) = match &verb.config {
@@ -272,16 +301,6 @@ fn stop(with_stdin: bool) -> Result<impl Future<Output = ()>, Failure> {
             () = stdin_ends => {}
         }
     })
-}
-
-fn log(dev: bool) {
-    use tracing_subscriber::EnvFilter;
-    let usual = if dev { "warn" } else { "warn,dipylon=info" };
-    let filter = EnvFilter::try_from_env("DIPYLON_LOG").unwrap_or_else(|_| EnvFilter::new(usual));
-    let _already = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .try_init();
 }
 
 /// How the first operator gets in. Never through the log: whoever reads logs later must not find a code.

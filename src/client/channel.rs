@@ -7,6 +7,7 @@ use prost::{Message, Name};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
+use tonic_types::StatusExt as _;
 
 use super::route::{Connector, Reach, Route};
 use super::{Error, EvidenceSource, random, random_name};
@@ -331,8 +332,12 @@ impl Attempts {
             return Ok(());
         }
         let passing = match &error {
-            // ABORTED says that nothing was done.
-            Error::Refused(_) if reason == Some(Reason::Conflict) => true,
+            // Both say that nothing was done.
+            Error::Refused(_)
+                if reason == Some(Reason::Conflict) || reason == Some(Reason::RateLimited) =>
+            {
+                true
+            }
             Error::Refused(_) => M::REPEATABLE && status.code() == Code::Unavailable,
             Error::Unreachable { .. } => M::REPEATABLE,
             Error::TimedOut { .. }
@@ -349,6 +354,10 @@ impl Attempts {
         let now = endpoint.clock.now();
         let failing_ms = now.since(*self.failing_since.get_or_insert(now));
         let pause_ms = pause_ms(self.made)?;
+        let pause_ms = match reason {
+            Some(Reason::RateLimited) => told_ms(status).saturating_add(pause_ms / 2),
+            Some(_) | None => pause_ms,
+        };
         self.made = self.made.saturating_add(1);
         // The pauses bound it too: a clock may stand still.
         let spent_ms = failing_ms
@@ -378,6 +387,19 @@ fn path<M: Method>() -> Result<PathAndQuery, Error> {
 
 fn codec<M: Method>() -> StrictCodec<M::Request, M::Response> {
     StrictCodec::default()
+}
+
+/// How long the broker says to wait (`RetryInfo`), in milliseconds. A wait longer than the retry budget is none: the error
+/// goes to the caller at once.
+fn told_ms(status: &Status) -> u32 {
+    let delay = status
+        .get_details_retry_info()
+        .and_then(|info| info.retry_delay);
+    delay.map_or(0, |delay| {
+        u32::try_from(delay.as_millis())
+            .unwrap_or(u32::MAX)
+            .saturating_add(1)
+    })
 }
 
 /// Doubles from 50 ms to a second; the half of it is chance, so that many clients do not come back at once.

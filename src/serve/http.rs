@@ -16,6 +16,13 @@ const JWKS_MAX_AGE_S: u32 = 300;
 pub(super) fn routes(hall: Arc<Hall>) -> Router {
     Router::new()
         .route("/.well-known/jwks.json", get(jwks))
+        .with_state(hall.clone())
+        .merge(probes(hall))
+}
+
+/// What whoever runs the broker asks it.
+pub(super) fn probes(hall: Arc<Hall>) -> Router {
+    Router::new()
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(readyz))
         .with_state(hall)

@@ -3,12 +3,15 @@
 //! In: calls. Out: the hall's answers in wire words, refusals by one table. Trusts nothing a call says of itself.
 //! Refuses methods without a row in the guard table. Never sees evidence, a vote or a token but to pass it on.
 
+mod admit;
+mod call;
 mod connection;
 mod deadline;
 mod grpc;
 pub mod guard;
 mod http;
 pub mod listener;
+mod operator;
 pub mod peer;
 pub mod status;
 pub mod tls;
@@ -37,6 +40,8 @@ use crate::proto::{DESCRIPTOR, PACKAGE};
 use listener::{Counts, Listener, Shared};
 use tls::{Tls, TlsError};
 use unix::{SocketError, UnixDoor};
+
+pub use operator::{OperatorListener, operate};
 
 /// Longest message either way, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
@@ -124,7 +129,8 @@ pub async fn serve(
         .register_encoded_file_descriptor_set(DESCRIPTOR)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
-    let door = grpc::Door::new(hall.clone(), stopped.clone());
+    let porch = Arc::new(admit::Porch::new(hall.clone()));
+    let door = grpc::Door::new(hall.clone(), porch.clone(), stopped.clone());
     macro_rules! bounded {
         ($service:expr) => {
             $service
@@ -145,6 +151,11 @@ pub async fn serve(
         .fallback(http::fallback)
         .layer(middleware::from_fn(only_methods_with_a_row))
         .layer(middleware::from_fn(deadline::bounded))
+        .layer(middleware::from_fn_with_state(
+            porch,
+            admit::within_its_rate,
+        ))
+        .layer(middleware::from_fn_with_state(hall.clone(), call::followed))
         .layer(DefaultBodyLimit::max(MESSAGE_BYTES_MAX));
     let upkeep = tokio::spawn(hall.clone().upkeep());
     let renewal = doors.tls.clone().map(|tls| tokio::spawn(tls.watch()));

@@ -13,6 +13,7 @@ use dipylon::clock::{Clock, Hand};
 use dipylon::jose::{SigningKey, Usage, dpop};
 use dipylon::journal::Faults;
 use dipylon::model::*;
+use dipylon::rates::{Rates, Seat};
 use dipylon::rules::BundleFiles;
 use dipylon::serve::guard;
 use serde_json::json;
@@ -147,6 +148,7 @@ pub fn settings() -> Settings {
         task_cap: 86_400,
         max_evidence_age: 300,
         tell_callers: true,
+        rates: Rates::default(),
     }
 }
 
@@ -156,12 +158,24 @@ impl TestBroker {
     }
 
     pub async fn start_with(world: World, faults: Faults) -> Self {
+        Self::start_as(settings(), world, faults).await
+    }
+
+    pub async fn start_at(rates: Rates) -> Self {
+        let settings = Settings {
+            rates,
+            ..settings()
+        };
+        Self::start_as(settings, World::new(), Faults::default()).await
+    }
+
+    async fn start_as(settings: Settings, world: World, faults: Faults) -> Self {
         let temp = tempfile::tempdir().expect("dir");
         let (clock, hand) = Clock::by_hand(START);
         let signing_pkcs8 = SigningKey::generate().expect("key").1.to_vec();
         let world = Arc::new(world);
         let dir = temp.path().join("data");
-        let hall = open(&world, &dir, &clock, &signing_pkcs8, faults)
+        let hall = open_as(settings, &world, &dir, &clock, &signing_pkcs8, faults)
             .await
             .expect("starts");
         Self {
@@ -331,6 +345,7 @@ impl TestBroker {
             admits,
             proof: Some(dpop::create(key, &claims).expect("proof")),
             bearer: None,
+            seat: Seat::standing(guard::class(method)),
         }
     }
 

@@ -8,6 +8,7 @@
     reason = "a test that cannot go on fails"
 )]
 
+mod admission;
 mod audit;
 mod bad_input;
 mod crosscheck;
@@ -24,6 +25,7 @@ mod house;
 mod kill;
 mod laws;
 mod leases;
+mod metrics;
 mod operators;
 mod parallel;
 mod properties;

@@ -3,8 +3,8 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status, Streaming};
 
-use super::super::guard::{bootstrap_code, presented};
-use super::{Door, shapes};
+use super::super::guard::bootstrap_code;
+use super::{Door, note, shapes};
 use crate::broker::{FirstOperator, PersonCaller, TaskEndAsk, TaskFilter};
 use crate::model::*;
 use crate::proto::convert::timestamp_to_wire;
@@ -29,13 +29,17 @@ impl GovernanceService for Door {
         request: Request<Streaming<v1::ApplyPolicyBundleRequest>>,
     ) -> Result<Response<v1::ApplyPolicyBundleResponse>, Status> {
         let (metadata, _, mut pieces) = request.into_parts();
-        let call = presented("dipylon.v1.GovernanceService/ApplyPolicyBundle", &metadata);
+        let call = self
+            .seated("dipylon.v1.GovernanceService/ApplyPolicyBundle", &metadata)
+            .await?;
         // Known before a byte of the bundle is read.
         let known = match bootstrap_code(&metadata) {
             None => self.hall.person(&call).map(Author::Operator),
             Some(code) => self.hall.first_operator(&call, &code).map(Author::First),
         };
         let author = known.map_err(|refusal| super::status(&refusal, &self.hall))?;
+        // The pieces come as slowly as the operator's line: that takes nobody's place.
+        call.seat.leave();
         let mut files: BTreeMap<String, String> = BTreeMap::new();
         let mut size = 0_usize;
         let until = tokio::time::Instant::now() + RECEIVE_MAX;
@@ -70,6 +74,7 @@ impl GovernanceService for Door {
                 )));
             }
         }
+        call.seat.retake().await;
         let applied = match author {
             Author::Operator(operator) => {
                 self.hall.apply_policy_bundle(&call, operator, files).await
@@ -96,7 +101,9 @@ impl GovernanceService for Door {
         &self,
         request: Request<v1::SuspendAgentRequest>,
     ) -> Result<Response<v1::SuspendAgentResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.GovernanceService/SuspendAgent", request);
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/SuspendAgent", request)
+            .await?;
         let parsed = AgentId::parse(&message.agent_id).and_then(|agent| {
             let reason = given(&message.reason).map(|text| Prose::parse("reason", text));
             Ok((agent, reason.transpose()?))
@@ -113,7 +120,9 @@ impl GovernanceService for Door {
         &self,
         request: Request<v1::ResumeAgentRequest>,
     ) -> Result<Response<v1::ResumeAgentResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.GovernanceService/ResumeAgent", request);
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/ResumeAgent", request)
+            .await?;
         let agent = AgentId::parse(&message.agent_id).map_err(self.malformed(&call))?;
         self.answer(
             self.hall
@@ -127,7 +136,9 @@ impl GovernanceService for Door {
         &self,
         request: Request<v1::ListAgentsRequest>,
     ) -> Result<Response<v1::ListAgentsResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.GovernanceService/ListAgents", request);
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/ListAgents", request)
+            .await?;
         let parsed = page_size(message.page_size).and_then(|max| {
             let after = given(&message.page_token).map(AgentId::parse).transpose()?;
             Ok((max, after))
@@ -151,7 +162,9 @@ impl GovernanceService for Door {
         &self,
         request: Request<v1::GetAgentRequest>,
     ) -> Result<Response<v1::GetAgentResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.GovernanceService/GetAgent", request);
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/GetAgent", request)
+            .await?;
         let id = AgentId::parse(&message.agent_id).map_err(self.malformed(&call))?;
         let found = self.hall.get_agent(&call, &id);
         self.answer(found.map(|view| v1::GetAgentResponse {
@@ -163,7 +176,9 @@ impl GovernanceService for Door {
         &self,
         request: Request<v1::FreezeRequest>,
     ) -> Result<Response<v1::FreezeResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.GovernanceService/Freeze", request);
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/Freeze", request)
+            .await?;
         let parsed = FreezeScope::parse(&message.scope).and_then(|scope| {
             let reason = given(&message.reason).map(|text| Prose::parse("reason", text));
             Ok((scope, reason.transpose()?))
@@ -183,7 +198,9 @@ impl GovernanceService for Door {
         &self,
         request: Request<v1::UnfreezeRequest>,
     ) -> Result<Response<v1::UnfreezeResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.GovernanceService/Unfreeze", request);
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/Unfreeze", request)
+            .await?;
         let scope = FreezeScope::parse(&message.scope).map_err(self.malformed(&call))?;
         let lifted = self.hall.unfreeze(&call, scope).await;
         self.answer(lifted.map(|position| v1::UnfreezeResponse { position }))
@@ -193,7 +210,9 @@ impl GovernanceService for Door {
         &self,
         request: Request<v1::ListFreezesRequest>,
     ) -> Result<Response<v1::ListFreezesResponse>, Status> {
-        let (call, _) = self.open("dipylon.v1.GovernanceService/ListFreezes", request);
+        let (call, _) = self
+            .open("dipylon.v1.GovernanceService/ListFreezes", request)
+            .await?;
         let row = |(scope, frozen): (FreezeScope, FrozenAt)| v1::FreezeInForce {
             scope: scope.to_string(),
             since: Some(timestamp_to_wire(frozen.at)),
@@ -213,7 +232,9 @@ impl GovernanceService for Door {
         &self,
         request: Request<v1::ListTasksRequest>,
     ) -> Result<Response<v1::ListTasksResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.GovernanceService/ListTasks", request);
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/ListTasks", request)
+            .await?;
         let parsed = page_size(message.page_size).and_then(|max| {
             Ok(TaskFilter {
                 agent: given(&message.agent_id).map(AgentId::parse).transpose()?,
@@ -241,8 +262,11 @@ impl GovernanceService for Door {
         &self,
         request: Request<v1::EndTaskRequest>,
     ) -> Result<Response<v1::EndTaskResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.GovernanceService/EndTask", request);
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/EndTask", request)
+            .await?;
         let task = TaskId::parse(&message.task_id).map_err(self.malformed(&call))?;
+        note("task", &task);
         let ended = self
             .hall
             .end_task_as_operator(
@@ -262,7 +286,9 @@ impl GovernanceService for Door {
         &self,
         request: Request<v1::ExplainRequest>,
     ) -> Result<Response<v1::ExplainResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.GovernanceService/Explain", request);
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/Explain", request)
+            .await?;
         self.answer(self.hall.explain(&call, &message.id).map(|e| {
             v1::ExplainResponse {
                 headline: e.headline,
