@@ -85,6 +85,7 @@ impl Hall {
         let Turn {
             call, ask, rules, ..
         } = *turn;
+        self.clock_sure(call.method)?;
         let Some(recorded) = self.state.recorded(jti) else {
             return Err(self.refuse(call.method, Reason::TokenDead, "the grant is gone"));
         };

@@ -35,7 +35,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use crate::approve::Bounds;
-use crate::clock::Clock;
+use crate::clock::{Clock, ClockWatch};
 use crate::jose::Nonces;
 pub use crate::journal::Tail;
 use crate::journal::{AppendError, Journal};
@@ -112,6 +112,8 @@ pub struct Hall {
     settings: Settings,
     bounds: Bounds,
     clock: Clock,
+    /// Whether the wall clock goes on as steadily as the time since start.
+    clock_watch: Mutex<ClockWatch>,
     /// The latest moment anybody here has acted on.
     high_water: Arc<AtomicI64>,
     journal: Journal,
@@ -164,6 +166,8 @@ struct Refused {
     detail: String,
 }
 
+/// How far the wall clock may lie behind the latest moment acted on, in milliseconds: the skew of evidence and proofs.
+const CLOCK_BEHIND_MAX_MS: i64 = 5_000;
 /// Refused calls that are remembered for `explain`.
 const LOG_MAX: usize = 10_000;
 /// Refusal entries a task may cause in a minute.
@@ -229,6 +233,26 @@ impl Hall {
     fn now(&self) -> Timestamp {
         let now = self.clock.now().millis();
         Timestamp::from_millis(self.high_water.fetch_max(now, Ordering::SeqCst).max(now))
+    }
+
+    /// Refuses to begin anything while the wall clock cannot be relied on: it jumped, or lies before what the journal has
+    /// seen. Ends and introspection go on, by the latest moment anybody here has acted on.
+    fn clock_sure(&self, method: &'static str) -> Result<(), Refusal> {
+        let (wall, uptime) = (self.clock.now(), self.clock.uptime());
+        let steady = self.lock(&self.clock_watch).sure(wall, uptime);
+        let behind_ms = self
+            .high_water
+            .load(Ordering::SeqCst)
+            .saturating_sub(wall.millis());
+        if steady && behind_ms <= CLOCK_BEHIND_MAX_MS {
+            return Ok(());
+        }
+        let told = if steady {
+            format!("the wall clock lies {behind_ms} ms behind the journal")
+        } else {
+            "the wall clock jumped; it counts again when it has been steady for a minute".to_owned()
+        };
+        Err(self.refuse(method, Reason::ClockUnsure, told))
     }
 
     /// 16 random bytes.

@@ -77,6 +77,7 @@ impl Hall {
                 let told = format!("{TASKS_MAX} tasks of this agent run; end some");
                 return Err(self.refuse(call.method, Reason::TooManyTasks, told));
             }
+            self.clock_sure(call.method)?;
             let task = TaskId::from_random(self.draw());
             let purpose = Blob::new(ask.purpose.blob(self.draw()));
             let fact = TaskOpened {

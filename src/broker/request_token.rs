@@ -305,6 +305,7 @@ impl Hall {
             Some(Fixed::Refused(id)) => return self.refused_before(&turn, &id),
             None => {}
         }
+        self.clock_sure(call.method)?;
         if let Err(problem) = rules.bundle.check_action(&ask.action) {
             return Err(self.refuse_action(&turn, &problem).await);
         }

@@ -118,6 +118,7 @@ impl Hall {
             bench: Bench::new(start.key, start.settings.issuer.clone())?,
             settings: start.settings,
             clock: start.clock,
+            clock_watch: Mutex::default(),
             high_water,
             journal,
             state,

@@ -35,6 +35,10 @@ impl Hall {
     /// One round: ends that are due, ends that could not be written, caches.
     pub async fn upkeep_once(&self) -> Result<(), AppendError> {
         let now = self.now();
+        // Looked at all the time, so that a jump while nobody calls is seen too.
+        let _seen = self
+            .lock(&self.clock_watch)
+            .sure(self.clock.now(), self.clock.uptime());
         for due in self.state.due_by(now, ROUND_MAX) {
             match due {
                 Due::Task(id) | Due::Lease(id) => {
