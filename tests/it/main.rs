@@ -14,6 +14,8 @@ mod crosscheck;
 mod demo;
 mod doors;
 mod evidence;
+#[path = "../../benches/figures/mod.rs"]
+mod figures;
 mod front_door;
 mod gates;
 mod golden;
