@@ -58,14 +58,17 @@ impl Hall {
         };
         // INVARIANT (durable before release): the token is dropped here unless its entry is in the journal.
         match self.journal.append(append).await {
-            Ok(_) => Ok(Round::Done(TokenReply::Token(Box::new(TokenGiven {
-                token: minted.token,
-                issued,
-                openings: minted.secret,
-                reissued: false,
-                rules,
-                facts,
-            })))),
+            Ok(_) => {
+                self.was_read(&minted.token, &issued);
+                Ok(Round::Done(TokenReply::Token(Box::new(TokenGiven {
+                    token: minted.token,
+                    issued,
+                    openings: minted.secret,
+                    reissued: false,
+                    rules,
+                    facts,
+                }))))
+            }
             Err(AppendError::Conflict(_) | AppendError::Late) => Ok(Round::Again),
             Err(error) => Err(self.refuse_append(call.method, &error)),
         }

@@ -15,6 +15,7 @@ mod grant;
 mod introspect;
 mod once;
 mod open_task;
+mod readings;
 mod request_token;
 mod start;
 mod upkeep;
@@ -51,6 +52,7 @@ pub use start::{Start, StartError};
 pub use vote::{AccessView, CardView, Standing as AccessStanding, VoteBegun};
 
 use once::Once;
+use readings::Readings;
 use views::Views;
 
 /// What one broker is configured to be.
@@ -121,6 +123,8 @@ pub struct Hall {
     governing: tokio::sync::Mutex<()>,
     /// Version of the rules under which a sweep has come to its end.
     swept: AtomicU64,
+    /// Tokens of ours that were read.
+    readings: Readings,
     /// Refused calls, newest last, for `explain`.
     log: Mutex<VecDeque<Refused>>,
     uncounted: Mutex<(Option<Timestamp>, u64)>,

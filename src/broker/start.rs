@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::once::Once;
+use super::readings::Readings;
 use super::views::Views;
 use super::{Hall, Settings};
 use crate::approve::Bounds;
@@ -128,6 +129,7 @@ impl Hall {
             doomed_agents: Mutex::default(),
             governing: tokio::sync::Mutex::default(),
             swept: AtomicU64::new(0),
+            readings: Readings::default(),
             log: Mutex::default(),
             uncounted: Mutex::default(),
         });
