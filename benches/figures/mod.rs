@@ -34,6 +34,7 @@ pub struct Counts {
 
 impl Counts {
     /// A few minutes.
+    #[allow(dead_code, reason = "for the bench")]
     pub const fn full() -> Self {
         Self {
             rounds: 9,
@@ -47,6 +48,7 @@ impl Counts {
     }
 
     /// Seconds: whether it runs, not what the figures are.
+    #[allow(dead_code, reason = "for the bench")]
     pub const fn quick() -> Self {
         Self {
             rounds: 3,
