@@ -208,7 +208,7 @@ pub fn decide(
             approvals: tally.satisfied.iter().cloned().collect(),
             evidence_kind: question.evidence_kind,
             evidence_age_ms: question.evidence_age_ms,
-            binding: question.binding.to_owned(),
+            binding: question.binding.into(),
             task_age_ms: question.task_age_ms,
             now,
         },
@@ -325,7 +325,7 @@ impl Ttl {
 
     fn bound(&mut self, by: &str, seconds: i64) {
         self.0.bounds.push(Bound {
-            by: by.to_owned(),
+            by: by.into(),
             seconds,
         });
         self.0.granted = self.0.granted.min(seconds);

@@ -183,7 +183,7 @@ impl Hall {
                         info.why.clone().unwrap_or_default(),
                     )
                 }
-                None => (rule.file.clone(), String::new()),
+                None => (rule.file.to_string(), String::new()),
             };
             out.line("rule", format!("{} ({place}) {why}", rule.id));
         }

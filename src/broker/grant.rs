@@ -60,6 +60,7 @@ impl Hall {
         match self.journal.append(append).await {
             Ok(_) => {
                 self.count_decision("approved", &issued.decision.rules);
+                self.was_read(&minted.token, &issued);
                 Ok(Round::Done(TokenReply::Token(Box::new(TokenGiven {
                     token: minted.token,
                     issued,

@@ -141,7 +141,7 @@ impl Hall {
 
     /// The answer of gate 2, as it is counted.
     pub(super) fn count_decision(&self, outcome: &'static str, rules: &[RuleRef]) {
-        let first = rules.first().map(|rule| rule.id.as_str());
+        let first = rules.first().map(|rule| &*rule.id);
         self.metrics.decided(outcome, first);
     }
 

@@ -21,6 +21,7 @@ mod keep_alive;
 mod measure;
 mod once;
 mod open_task;
+mod readings;
 mod request_token;
 mod revoke;
 mod start;
@@ -65,6 +66,7 @@ pub use vote::{AccessView, CardView, Standing as AccessStanding, VoteBegun};
 
 use doomed::{Doomed, Wish};
 use once::Once;
+use readings::Readings;
 use views::Views;
 
 /// What one broker is configured to be.
@@ -143,6 +145,8 @@ pub struct Hall {
     one_time: bootstrap::OneTime,
     /// Version of the rules under which a sweep has come to its end.
     swept: AtomicU64,
+    /// Tokens of ours that were read.
+    readings: Readings,
     /// Refused calls, newest last, for `explain`.
     log: Mutex<VecDeque<Refused>>,
     uncounted: Mutex<(Option<Timestamp>, u64)>,

@@ -435,8 +435,8 @@ impl Hall {
         rules
             .iter()
             .map(|r| RuleShown {
-                id: r.id.clone(),
-                file: r.file.clone(),
+                id: r.id.to_string(),
+                file: r.file.to_string(),
                 why: why(&r.id),
             })
             .collect()

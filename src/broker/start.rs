@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::once::Once;
+use super::readings::Readings;
 use super::views::Views;
 use super::{Hall, Settings};
 use crate::approve::Bounds;
@@ -136,6 +137,7 @@ impl Hall {
             governing: tokio::sync::Mutex::default(),
             one_time: super::bootstrap::OneTime::default(),
             swept: AtomicU64::new(0),
+            readings: Readings::default(),
             log: Mutex::default(),
             uncounted: Mutex::default(),
             stopping: tokio::sync::watch::Sender::new(false),

@@ -1,5 +1,7 @@
 //! The entries of the journal: the one form every fact has.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -513,7 +515,7 @@ pub struct TokenIssued {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Digest>,
     /// The one approved action.
-    pub action: ActionOnRecord,
+    pub action: Arc<ActionOnRecord>,
     /// Blob: its sensitive part.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret: Option<Digest>,
@@ -539,7 +541,7 @@ pub struct TokenIssued {
     /// The answer of gate 2.
     pub decision: Decision,
     /// What gate 1 saw.
-    pub evidence: EvidenceFacts,
+    pub evidence: Arc<EvidenceFacts>,
 }
 
 /// A retry got its token again: same `jti`, same claims, signed anew.

@@ -399,17 +399,18 @@ impl State {
             .secret
             .and_then(|hash| committed.blob(&hash))
             .and_then(|text| ActionSecret::from_blob(text));
+        let (issued, action) = self.shared.grant(f, secret.as_ref());
         let grant = Grant {
-            issued: Arc::new(f.clone()),
+            kids: vec![issued.kid.clone()],
+            issued: Arc::new(issued),
             epoch: committed.entry().epoch,
             index: committed.entry().index,
-            action: f.action.reopen(secret.as_ref()).ok().map(Arc::new),
+            action,
             reason: f
                 .reason
                 .and_then(|hash| committed.blob(&hash))
                 .and_then(|text| Prose::from_blob(text)),
             uses: Vec::new(),
-            kids: vec![f.kid.clone()],
             ended: None,
             version: 0,
         };

@@ -7,6 +7,7 @@
 mod feed;
 mod fold;
 mod records;
+mod shared;
 mod table;
 
 use std::collections::BTreeSet;
@@ -24,6 +25,7 @@ pub use records::{
 };
 
 use feed::Feed;
+use shared::Shared;
 pub use table::Table;
 
 /// A value and the version of the stream it comes from.
@@ -62,6 +64,7 @@ pub struct State {
     agent_tasks: Table<AgentId, BTreeSet<TaskId>>,
     decisions: Table<DecisionId, u64>,
     feed: Feed,
+    shared: Shared,
     due: Mutex<BTreeSet<(Timestamp, Due)>>,
     // Count of entries folded; the epoch changes only while nothing is served.
     folded: AtomicU64,

@@ -125,7 +125,7 @@ fn issued() -> TokenIssued {
         request_id: word("r-1", RequestId::parse),
         asked_ttl: 900,
         reason: Some(digest(6)),
-        action: on_record().0,
+        action: on_record().0.into(),
         secret: Some(digest(7)),
         iat: 1_800_000_000,
         exp: 1_800_000_600,
@@ -140,7 +140,7 @@ fn issued() -> TokenIssued {
         }),
         consumed: Some(id(9, AccessRequestId::from_random)),
         decision: decision(),
-        evidence: evidence(),
+        evidence: evidence().into(),
     }
 }
 

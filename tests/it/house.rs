@@ -77,6 +77,7 @@ const ROOMS: &[(&str, &[&str])] = &[
 /// Each dependency that has a home, and its homes.
 const HOMES: &[(&str, &[&str])] = &[
     ("cedar_policy", &["rules"]),
+    ("cedar_policy_core", &["rules"]),
     ("rusqlite", &["journal"]),
     ("dashmap", &["state"]),
     ("jsonwebtoken", &["jose"]),

@@ -16,6 +16,8 @@ mod crosscheck;
 mod demo;
 mod doors;
 mod evidence;
+#[path = "../../benches/figures/mod.rs"]
+mod figures;
 mod freeze;
 mod front_door;
 mod gates;

@@ -31,7 +31,7 @@ fn ttl_sum(sum: &TtlSum) -> v1::TtlSum {
             .bounds
             .iter()
             .map(|b| v1::TtlBound {
-                by: b.by.clone(),
+                by: b.by.to_string(),
                 ttl: Some(seconds_to_wire(b.seconds)),
             })
             .collect(),
