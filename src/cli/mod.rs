@@ -10,8 +10,11 @@ mod agent;
 mod audit;
 mod bundle;
 mod card;
+mod checkup;
+mod config;
 mod demo;
 mod dev;
+mod doctor;
 mod explain;
 mod failure;
 mod inbox;
@@ -19,6 +22,7 @@ mod key;
 mod net;
 mod parse;
 mod policy;
+mod probe;
 mod say;
 mod serve;
 mod shapes;
@@ -98,6 +102,11 @@ enum Verb {
     Agent(agent::Agent),
     /// Say why: a decision, an access request, a task, a token or a refused call, by its id (operators, auditors)
     Explain(explain::Explain),
+    /// Check a configuration, or show what is in effect
+    #[command(subcommand)]
+    Config(config::Config),
+    /// Look at everything an operator would look at, and say what to do
+    Doctor(doctor::Doctor),
     /// Verify a journal without its broker
     #[command(subcommand)]
     Audit(audit::Audit),
@@ -153,6 +162,8 @@ async fn call(common: &Common, say: &Say, verb: Verb) -> Result<ExitCode, Failur
         Verb::Agent(verb) => agent::run(common, say, verb).await,
         Verb::Explain(verb) => explain::run(common, say, verb).await,
         Verb::Audit(verb) => audit::run(say, verb),
+        Verb::Config(verb) => config::run(common, say, verb),
+        Verb::Doctor(verb) => doctor::run(common, say, verb).await,
         Verb::Key(verb) => key::run(say, verb),
         Verb::Dev(verb) => dev::run(common, say, verb),
         Verb::DemoAgent(child) => demo::agent(child).await,
