@@ -211,7 +211,7 @@ pub(super) fn trust(config: &Config) -> Finding {
                     format!("{domain}: {shown}: {error}"),
                     "it must be a SPIFFE trust bundle (JWK set with use jwt-svid)",
                 ),
-                Ok(keys) if keys.len() == 0 => Finding::warn(
+                Ok(keys) if keys.is_empty() => Finding::warn(
                     format!("{domain}: {shown} has no JWT-SVID key: it trusts nobody"),
                     "export it again from the trust domain",
                 ),

@@ -20,6 +20,7 @@ mod failure;
 mod inbox;
 mod key;
 mod net;
+mod notify;
 mod parse;
 mod policy;
 mod probe;

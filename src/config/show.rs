@@ -39,7 +39,7 @@ enum Row {
     Is(Value),
     Unset,
     /// No row: what the file says is shown as it stands.
-    NoRow,
+    Unknown,
 }
 
 impl Config {
@@ -60,7 +60,7 @@ impl Config {
                 found = true;
                 let value = match config.row(&key.path) {
                     Row::Is(value) => Some(value),
-                    Row::Unset | Row::NoRow => at(&raw, &key.path).cloned(),
+                    Row::Unset | Row::Unknown => at(&raw, &key.path).cloned(),
                 };
                 shown.push(Shown {
                     key: key.path.clone(),
@@ -71,7 +71,7 @@ impl Config {
             if !found && !known.contains('*') {
                 let value = match config.row(&known) {
                     Row::Is(value) => Some(value),
-                    Row::Unset | Row::NoRow => None,
+                    Row::Unset | Row::Unknown => None,
                 };
                 shown.push(Shown {
                     key: known,
@@ -105,7 +105,7 @@ impl Config {
             "limits.ttl_cap" => seconds(settings.ttl_cap),
             "limits.task_cap" => seconds(settings.task_cap),
             "limits.max_evidence_age" => seconds(settings.max_evidence_age),
-            other => self.domain_row(other).map_or(Row::NoRow, path),
+            other => self.domain_row(other).map_or(Row::Unknown, path),
         }
     }
 
@@ -221,7 +221,7 @@ mod tests {
         );
         for key in &known {
             assert!(shown.iter().any(|s| matches(key, &s.key)), "{key}");
-            let row = !matches!(config.row(key), Row::NoRow);
+            let row = !matches!(config.row(key), Row::Unknown);
             assert!(row || key.contains('*'), "{key} has no row");
             let value = shown
                 .iter()

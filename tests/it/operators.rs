@@ -733,3 +733,83 @@ fn the_doctor_counts_who_could_say_yes() {
     assert!(out.contains("profile idle: no rule asks for it"), "{out}");
     assert!(out.contains("fewer could ever say yes for"), "{out}");
 }
+
+// ---- Packaging ----
+
+fn example(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("examples")
+        .join(path)
+}
+
+#[test]
+fn the_production_example_is_understood() {
+    let site = Site::new();
+    let file = example("production/dipylon.toml");
+    let (code, out, told) = site.run(&["config", "check", file.to_str().expect("text")]);
+    assert_eq!(code, 0, "{out}{told}");
+    assert!(out.contains("soc.example: 1 JWT-SVID keys"), "{out}");
+    let (code, shown, told) = site.run(&["config", "show", file.to_str().expect("text")]);
+    assert_eq!(code, 0, "{told}");
+    // The unit and the image keep these two directories, apart from each other.
+    let unit = std::fs::read_to_string(example("systemd/dipylon.service")).expect("unit");
+    let image = std::fs::read_to_string(example("container/Containerfile")).expect("image");
+    assert!(unit.contains("StateDirectory=dipylon/data dipylon/keys\nStateDirectoryMode=0700"));
+    for dir in ["/var/lib/dipylon/data", "/var/lib/dipylon/keys"] {
+        assert!(shown.contains(&format!("\"{dir}\"")), "{shown}");
+        assert!(image.contains(&format!("\"{dir}\"")), "{dir}");
+    }
+    // Every argument they start the program with is one that it takes.
+    for line in unit.lines().filter_map(|line| line.strip_prefix("Exec")) {
+        let Some((_, args)) = line.split_once("/usr/local/bin/dipylon ") else {
+            continue;
+        };
+        let args: Vec<&str> = args.split_whitespace().collect();
+        let (code, _, told) = site.run(&[&args[..], &["--help"]].concat());
+        assert_eq!(code, 0, "{args:?}: {told}");
+    }
+}
+
+#[test]
+fn the_supervisor_learns_when_the_broker_is_ready_and_when_it_stops() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let site = Site::new();
+    let path = site.path("notify.sock");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).expect("bound");
+    socket
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .expect("timeout");
+    let next = || {
+        let mut state = [0; 64];
+        let n = socket.recv(&mut state).expect("told");
+        String::from_utf8(state[..n].to_vec()).expect("text")
+    };
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_dipylon"))
+        .args(["serve", "--config", "dipylon.toml"])
+        .current_dir(site.root.path())
+        .env("NOTIFY_SOCKET", &path)
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("starts");
+    assert_eq!(next(), "READY=1");
+    let answers = || {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", site.port)).expect("listens");
+        std::io::Write::write_all(
+            &mut stream,
+            b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+        )
+        .expect("asked");
+        let mut answer = String::new();
+        let _read = std::io::Read::read_to_string(&mut stream, &mut answer);
+        answer.contains("alive")
+    };
+    assert!(answers());
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::HUP).expect("sent");
+    assert!(answers(), "SIGHUP does not end it");
+    kill_process(pid, Signal::TERM).expect("sent");
+    assert_eq!(next(), "STOPPING=1");
+    assert!(child.wait().expect("ended").success());
+}
