@@ -458,12 +458,12 @@ mod tests {
             (
                 "key_dir = \"keys\"\n",
                 "key_dir = \"keys\"\n[tls]\ncertificate = \"c\"\n",
-                "missing field `key`",
+                "missing key `key`",
             ),
             (
                 "key_dir = \"keys\"\n",
                 "key_dir = \"keys\"\n[tls]\ncertificate = \"c\"\nkey = \"k\"\nca = \"x\"\n",
-                "unknown field",
+                "unknown key `ca`",
             ),
             (
                 "key_dir = \"keys\"\n",
@@ -493,7 +493,7 @@ mod tests {
             (
                 "key_dir = \"keys\"\n",
                 "key_dir = \"keys\"\n[rates]\nper_second = 1\n",
-                "unknown field",
+                "unknown key `per_second`",
             ),
             (
                 "realm = \"r\"",

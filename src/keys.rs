@@ -81,6 +81,49 @@ pub fn signing_key(key_dir: &Path, data_dir: &Path) -> Result<SigningKey, KeyFil
     }
 }
 
+/// What [`signing_key`] would meet, looked at without making or changing anything.
+#[derive(Debug, Default)]
+pub struct Looked {
+    /// Why it would not start.
+    pub problems: Vec<KeyFileError>,
+    /// The key, if there is one that can be read.
+    pub key: Option<SigningKey>,
+}
+
+/// Looks at the directories and the signing key. What is not there yet is no problem: the first start makes it.
+pub fn look(key_dir: &Path, data_dir: &Path) -> Looked {
+    let mut looked = Looked::default();
+    for dir in [key_dir, data_dir] {
+        match std::fs::metadata(dir) {
+            Ok(found) => looked
+                .problems
+                .extend(check_mode(dir, found.mode(), 0o700).err()),
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => looked.problems.push(KeyFileError::Io {
+                path: dir.to_owned(),
+                source,
+            }),
+        }
+    }
+    let whole = |dir: &Path| {
+        dir.canonicalize()
+            .or_else(|_| std::path::absolute(dir))
+            .unwrap_or_else(|_| dir.to_owned())
+    };
+    let (keys, data) = (whole(key_dir), whole(data_dir));
+    if keys.starts_with(&data) {
+        looked.problems.push(KeyFileError::WithData { keys, data });
+    }
+    let path = key_dir.join(SIGNING_KEY_FILE);
+    if path.exists() {
+        match read(&path) {
+            Ok(key) => looked.key = Some(key),
+            Err(problem) => looked.problems.push(problem),
+        }
+    }
+    looked
+}
+
 /// Reads a private key (PEM, PKCS#8) that only its owner may read.
 pub fn read(path: &Path) -> Result<SigningKey, KeyFileError> {
     let io = |source| KeyFileError::Io {

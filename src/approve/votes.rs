@@ -83,15 +83,7 @@ fn may_vote(
 
 /// How many people could still satisfy a profile for an agent: approvers of its group with a key, without the owner.
 pub fn eligible_people(profile: &Profile, agent: &Agent, bundle: &PolicyBundle) -> usize {
-    bundle
-        .people()
-        .filter(|p| {
-            p.id != agent.owner
-                && p.roles.contains(&Role::Approver)
-                && p.groups.contains(&profile.group)
-                && !p.keys.is_empty()
-        })
-        .count()
+    bundle.eligible(profile, &agent.owner)
 }
 
 /// What the votes on an access request are worth at a moment.

@@ -10,16 +10,21 @@ mod agent;
 mod audit;
 mod bundle;
 mod card;
+mod checkup;
+mod config;
 mod demo;
 mod dev;
+mod doctor;
 mod explain;
 mod failure;
 mod freeze;
 mod inbox;
 mod key;
 mod net;
+mod notify;
 mod parse;
 mod policy;
+mod probe;
 mod say;
 mod serve;
 mod shapes;
@@ -109,6 +114,11 @@ enum Verb {
     Unfreeze(freeze::Unfreeze),
     /// Say why: a decision, an access request, a task, a token or a refused call, by its id (operators, auditors)
     Explain(explain::Explain),
+    /// Check a configuration, or show what is in effect
+    #[command(subcommand)]
+    Config(config::Config),
+    /// Look at everything an operator would look at, and say what to do
+    Doctor(doctor::Doctor),
     /// Verify a journal without its broker
     #[command(subcommand)]
     Audit(audit::Audit),
@@ -166,6 +176,8 @@ async fn call(common: &Common, say: &Say, verb: Verb) -> Result<ExitCode, Failur
         Verb::Unfreeze(verb) => freeze::unfreeze(common, say, verb).await,
         Verb::Explain(verb) => explain::run(common, say, verb).await,
         Verb::Audit(verb) => audit::run(say, verb),
+        Verb::Config(verb) => config::run(common, say, verb),
+        Verb::Doctor(verb) => doctor::run(common, say, verb).await,
         Verb::Key(verb) => key::run(say, verb),
         Verb::Dev(verb) => dev::run(common, say, verb),
         Verb::DemoAgent(child) => demo::agent(child).await,

@@ -33,6 +33,11 @@ impl KeyArgs {
         }
     }
 
+    /// Whether a key was named at all.
+    pub(super) const fn given(&self) -> bool {
+        self.key.is_some() || self.person.is_some()
+    }
+
     pub(super) fn key(&self, common: &Common) -> Result<Arc<SigningKey>, Failure> {
         let path = match (&self.key, &self.person) {
             (_, Some(person))

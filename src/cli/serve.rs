@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::dev::{self, Home};
 use super::failure::{Failure, failed};
-use super::{Common, Say, bundle};
+use super::{Common, Say, bundle, notify};
 use crate::broker::{Hall, Start};
 use crate::clock::Clock;
 use crate::config::{Config, OperatorAddress};
@@ -150,7 +150,13 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
         },
     );
     let operating = operator.map(|listener| tokio::spawn(serve::operate(hall.clone(), listener)));
-    let served = serve::serve(hall, doors, stop(verb.stop_with_stdin)?).await;
+    let stop = stop(verb.stop_with_stdin)?;
+    let stop = async move {
+        stop.await;
+        notify::tell(notify::STOPPING);
+    };
+    notify::tell(notify::READY);
+    let served = serve::serve(hall, doors, stop).await;
     if let Some(operating) = operating {
         operating.abort();
     }
@@ -286,6 +292,8 @@ fn seed(dir: &Path, data_dir: &Path) -> Result<Option<BundleFiles>, Failure> {
 fn stop(with_stdin: bool) -> Result<impl Future<Output = ()>, Failure> {
     let mut terminate = signal(SignalKind::terminate()).map_err(failed("SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("SIGINT"))?;
+    // Heard so that it does not end the broker: supervisors send it to have files read again.
+    let mut hangup = signal(SignalKind::hangup()).map_err(failed("SIGHUP"))?;
     let stdin_ends = async move {
         if !with_stdin {
             return std::future::pending().await;
@@ -295,10 +303,14 @@ fn stop(with_stdin: bool) -> Result<impl Future<Output = ()>, Failure> {
         while stdin.read(&mut ignored).await.is_ok_and(|n| n > 0) {}
     };
     Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            () = stdin_ends => {}
+        tokio::pin!(stdin_ends);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return,
+                _ = interrupt.recv() => return,
+                () = &mut stdin_ends => return,
+                _ = hangup.recv() => tracing::info!("SIGHUP: the certificate is read again; the rest of the configuration at a start alone"),
+            }
         }
     })
 }

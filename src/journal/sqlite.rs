@@ -163,6 +163,11 @@ pub struct ReadOnly {
 }
 
 impl ReadOnly {
+    /// Whether a data directory has a journal at all.
+    pub fn exists(dir: &Path) -> bool {
+        dir.join(FILE).exists()
+    }
+
     /// Opens the journal of a data directory for reading only.
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
         let db = Connection::open_with_flags(

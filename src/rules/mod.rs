@@ -169,6 +169,19 @@ impl PolicyBundle {
         }
     }
 
+    /// How many people could satisfy a profile for an agent of this owner: approvers of its group with a key, without the
+    /// owner.
+    pub fn eligible(&self, profile: &Profile, owner: &PersonId) -> usize {
+        self.people()
+            .filter(|p| {
+                p.id != *owner
+                    && p.roles.contains(&Role::Approver)
+                    && p.groups.contains(&profile.group)
+                    && !p.keys.is_empty()
+            })
+            .count()
+    }
+
     /// What is odd but not wrong.
     pub fn warnings(&self) -> &[Problem] {
         &self.warnings

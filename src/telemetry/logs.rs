@@ -18,6 +18,16 @@ pub enum Format {
     Json,
 }
 
+impl Format {
+    /// The word in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
+}
+
 /// Where lines go, one whole event at a time.
 ///
 /// INVARIANT (no log injection): whatever an event says, it is one line, and nothing in it moves a terminal's cursor or

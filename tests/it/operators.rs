@@ -483,3 +483,335 @@ fn a_production_broker_is_taken_into_service_by_its_code() {
     let running = site.serve();
     assert_eq!(running.code(), None, "no code once a bundle is in force");
 }
+
+// ---- The configuration ----
+
+#[test]
+fn a_configuration_is_checked_whole() {
+    let site = Site::new();
+    let check = |text: &str| {
+        site.write("dipylon.toml", text);
+        site.run(&["config", "check", "dipylon.toml"])
+    };
+    let good = format!("policy = \"policy\"\n{}", site.config());
+    let (code, out, _) = check(&good);
+    assert_eq!(code, 0, "{out}");
+    assert!(
+        out.contains("1 JWT-SVID keys") && out.contains("the first start makes it"),
+        "{out}"
+    );
+
+    let (code, out, _) = check(&good.replace("realm", "reallm").replace("key_dir", "keydir"));
+    assert_eq!(code, 1, "{out}");
+    for told in [
+        "unknown key `reallm` at line 2",
+        "did you mean `realm`?",
+        "unknown key `keydir` at line 6",
+    ] {
+        assert!(out.contains(told), "{told}: {out}");
+    }
+    let (code, out, _) = check(&format!("signing_key_password = \"hunter2\"\n{good}"));
+    assert_eq!(
+        (code, out.contains("put it into a file")),
+        (1, true),
+        "{out}"
+    );
+    assert!(!out.contains("hunter2"), "{out}");
+    let (_, _, told) = site.run(&["serve", "--config", "dipylon.toml"]);
+    assert!(
+        told.contains("`signing_key_password` holds a secret at line 1")
+            && !told.contains("hunter2"),
+        "{told}"
+    );
+
+    // Everything it names is looked at, and all of it is told at once.
+    site.write("keys/token-signing.pem", &site.world.pem_of("olga"));
+    site.mode("keys", 0o750);
+    site.mode("keys/token-signing.pem", 0o640);
+    site.write("trust.json", "{\"keys\": 1}");
+    site.write("policy/people.toml", "[[person]]\n");
+    let (code, out, _) = check(&good);
+    assert_eq!(code, 1);
+    for told in [
+        "keys: mode 750",
+        "token-signing.pem: mode 640",
+        "trust.json",
+        "policy directory",
+    ] {
+        assert!(
+            out.lines()
+                .any(|line| line.contains(told) && line.contains("[fail]")),
+            "{told}: {out}"
+        );
+    }
+    site.write("dipylon.toml", &good);
+    let (code, out, _) = site.run(&["config", "check", "--json", "dipylon.toml"]);
+    let json: serde_json::Value = serde_json::from_str(&out).expect("json");
+    assert_eq!((code, json["good"].as_bool()), (1, Some(false)), "{json}");
+    let (code, out, _) = check(&good.replace("\"keys\"", "\"data/keys\""));
+    assert_eq!(
+        (code, out.contains("must not lie in the data directory")),
+        (1, true),
+        "{out}"
+    );
+}
+
+#[test]
+fn the_effective_configuration_is_shown_and_can_be_fed_back() {
+    let site = Site::new();
+    let (code, shown, told) = site.run(&["config", "show", "dipylon.toml"]);
+    assert_eq!(code, 0, "{told}");
+    let line = |start: &str| {
+        shown
+            .lines()
+            .find(|line| line.starts_with(start))
+            .expect(start)
+            .to_owned()
+    };
+    assert!(line("realm = \"test\"").ends_with("# line 1"));
+    assert!(line("ttl_cap = \"900s\"").ends_with("# default"));
+    assert!(line("issuer = ").contains(&site.url));
+    assert!(line("data_dir = ").contains(site.root.path().to_str().expect("text")));
+    site.write("elsewhere/again.toml", &shown);
+    let (code, again, told) = site.run(&["config", "show", "elsewhere/again.toml"]);
+    assert_eq!(code, 0, "{told}");
+    let values = |text: &str| -> Vec<String> {
+        text.lines()
+            .map(|line| {
+                line.split(" # ")
+                    .next()
+                    .unwrap_or_default()
+                    .trim_end()
+                    .to_owned()
+            })
+            .collect()
+    };
+    assert_eq!(values(&shown), values(&again));
+    let (code, json, _) = site.run(&["--json", "config", "show", "dipylon.toml"]);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("json");
+    let realm = json["keys"]
+        .as_array()
+        .expect("keys")
+        .iter()
+        .find(|k| k["key"] == "realm")
+        .expect("realm");
+    assert_eq!(
+        (code, &realm["line"], &realm["value"]),
+        (0, &1.into(), &"test".into())
+    );
+}
+
+// ---- The doctor ----
+
+#[test]
+fn the_doctor_looks_at_everything_with_and_without_a_broker() {
+    let site = Site::new();
+    let doctor = || site.run(&["doctor", "--config", "dipylon.toml"]);
+    let has = |out: &str, level: &str, told: &str| {
+        let found = out
+            .lines()
+            .any(|line| line.trim_start().starts_with(level) && line.contains(told));
+        assert!(found, "{level} {told}\n{out}");
+    };
+    // Before the first start.
+    let (code, out, told) = doctor();
+    assert_eq!(code, 0, "{out}{told}");
+    has(&out, "[ok]", "none yet: the first start makes it");
+    has(&out, "[warn]", "no policy bundle: everything is denied");
+    has(&out, "[ok]", "is free: no broker runs");
+
+    // Running, and not yet in service.
+    let running = site.serve();
+    let (code, out, _) = doctor();
+    assert_eq!(code, 1, "{out}");
+    has(&out, "[fail]", "not ready: no policy bundle is in force");
+    has(&out, "[ok]", "is held by the broker of this journal");
+
+    // In service.
+    let code = running.code().expect("printed");
+    let apply = [
+        "policy", "apply", "policy", "--url", &site.url, "--key", "olga.pem", "--code", &code,
+    ];
+    assert_eq!(site.run(&apply).0, 0);
+    let (code, out, _) = doctor();
+    assert_eq!(code, 0, "{out}");
+    for told in [
+        "answers and is ready",
+        "clocks agree",
+        "whole: ",
+        "policy bundle in force",
+        "0 days old",
+        "is where it listens",
+    ] {
+        assert!(out.contains(told), "{told}: {out}");
+    }
+    let (code, out, _) = site.run(&["doctor", "--url", &site.url, "--key", "maria.pem"]);
+    assert_eq!(code, 0, "{out}");
+    has(&out, "[ok]", "the key is known; 0 access requests wait");
+    site.write(
+        "stranger.pem",
+        SigningKey::to_pem(&SigningKey::generate().expect("key").1).as_str(),
+    );
+    site.mode("stranger.pem", 0o600);
+    let (code, out, _) = site.run(&["doctor", "--url", &site.url, "--key", "stranger.pem"]);
+    assert_eq!(code, 1, "{out}");
+    has(&out, "[fail]", "NOT_AUTHENTICATED");
+
+    // Stopped, and the offline parts go on; then each bad state in turn.
+    drop(running);
+    let (code, out, _) = doctor();
+    assert_eq!(code, 0, "{out}");
+    has(&out, "[ok]", "is free: no broker runs");
+    has(&out, "[ok]", "whole: ");
+
+    let other = std::net::TcpListener::bind(("127.0.0.1", site.port)).expect("free");
+    let answering = std::thread::spawn(move || {
+        for _ in 0..2 {
+            let (mut stream, _) = other.accept().expect("asked");
+            let _read = std::io::Read::read(&mut stream, &mut [0; 1024]);
+            let date = "Sun, 06 Nov 1994 08:49:37 GMT";
+            let answer =
+                format!("HTTP/1.1 200 OK\r\ndate: {date}\r\ncontent-length: 2\r\n\r\n{{}}");
+            std::io::Write::write_all(&mut stream, answer.as_bytes()).expect("answered");
+        }
+    });
+    let (code, out, _) = doctor();
+    answering.join().expect("asked twice");
+    assert_eq!(code, 1, "{out}");
+    has(&out, "[fail]", "is held by something else");
+    has(&out, "[fail]", "clocks: ");
+
+    site.mode("keys", 0o755);
+    let (code, out, _) = doctor();
+    assert_eq!(code, 1, "{out}");
+    has(&out, "[fail]", "mode 755 lets others in");
+    site.mode("keys", 0o700);
+
+    let good = site.config();
+    let elsewhere = good.replace(
+        &format!("external_url = \"{}\"", site.url),
+        "external_url = \"http://127.0.0.1:9\"",
+    );
+    site.write("dipylon.toml", &elsewhere);
+    let (code, out, _) = doctor();
+    assert_eq!(code, 1, "{out}");
+    has(&out, "[fail]", "is not where it listens");
+    site.write("dipylon.toml", &good);
+
+    // A changed entry.
+    let db = rusqlite::Connection::open(site.path("data/journal.db")).expect("opens");
+    let changed = db.execute(
+        "UPDATE entries SET entry = replace(entry, '1', '2') WHERE idx = 1",
+        [],
+    );
+    assert_eq!(changed.expect("changed"), 1);
+    drop(db);
+    let (code, out, _) = doctor();
+    assert_eq!(code, 1, "{out}");
+    has(&out, "[fail]", "NOT WHOLE");
+}
+
+#[test]
+fn the_doctor_counts_who_could_say_yes() {
+    let site = Site::new();
+    site.write(
+        "dipylon.toml",
+        &format!("policy = \"policy\"\n{}", site.config()),
+    );
+    // Only the owner is left to approve; and a profile that nothing asks for.
+    let people = site.world.policy["people.toml"].clone();
+    let mut kept = String::new();
+    for block in people.split("\n[[") {
+        let whose = ["of = \"maria\"", "of = \"lee\""];
+        let cut = block.starts_with("key]]") && whose.iter().any(|of| block.contains(of));
+        if !cut {
+            kept.push_str(if kept.is_empty() { "" } else { "\n[[" });
+            kept.push_str(block);
+        }
+    }
+    kept.push_str("\n[profile.idle]\ngroup = \"security\"\nwait = \"5m\"\ngood_for = \"5m\"\nmethod = \"key\"\n");
+    site.write("policy/people.toml", &kept);
+    let (_, out, _) = site.run(&["doctor", "--config", "dipylon.toml"]);
+    assert!(out.contains("profile idle: no rule asks for it"), "{out}");
+    assert!(out.contains("fewer could ever say yes for"), "{out}");
+}
+
+// ---- Packaging ----
+
+fn example(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("examples")
+        .join(path)
+}
+
+#[test]
+fn the_production_example_is_understood() {
+    let site = Site::new();
+    let file = example("production/dipylon.toml");
+    let (code, out, told) = site.run(&["config", "check", file.to_str().expect("text")]);
+    assert_eq!(code, 0, "{out}{told}");
+    assert!(out.contains("soc.example: 1 JWT-SVID keys"), "{out}");
+    let (code, shown, told) = site.run(&["config", "show", file.to_str().expect("text")]);
+    assert_eq!(code, 0, "{told}");
+    // The unit and the image keep these two directories, apart from each other.
+    let unit = std::fs::read_to_string(example("systemd/dipylon.service")).expect("unit");
+    let image = std::fs::read_to_string(example("container/Containerfile")).expect("image");
+    assert!(unit.contains("StateDirectory=dipylon/data dipylon/keys\nStateDirectoryMode=0700"));
+    for dir in ["/var/lib/dipylon/data", "/var/lib/dipylon/keys"] {
+        assert!(shown.contains(&format!("\"{dir}\"")), "{shown}");
+        assert!(image.contains(&format!("\"{dir}\"")), "{dir}");
+    }
+    // Every argument they start the program with is one that it takes.
+    for line in unit.lines().filter_map(|line| line.strip_prefix("Exec")) {
+        let Some((_, args)) = line.split_once("/usr/local/bin/dipylon ") else {
+            continue;
+        };
+        let args: Vec<&str> = args.split_whitespace().collect();
+        let (code, _, told) = site.run(&[&args[..], &["--help"]].concat());
+        assert_eq!(code, 0, "{args:?}: {told}");
+    }
+}
+
+#[test]
+fn the_supervisor_learns_when_the_broker_is_ready_and_when_it_stops() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let site = Site::new();
+    let path = site.path("notify.sock");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).expect("bound");
+    socket
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .expect("timeout");
+    let next = || {
+        let mut state = [0; 64];
+        let n = socket.recv(&mut state).expect("told");
+        String::from_utf8(state[..n].to_vec()).expect("text")
+    };
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_dipylon"))
+        .args(["serve", "--config", "dipylon.toml"])
+        .current_dir(site.root.path())
+        .env("NOTIFY_SOCKET", &path)
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("starts");
+    assert_eq!(next(), "READY=1");
+    let answers = || {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", site.port)).expect("listens");
+        std::io::Write::write_all(
+            &mut stream,
+            b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+        )
+        .expect("asked");
+        let mut answer = String::new();
+        let _read = std::io::Read::read_to_string(&mut stream, &mut answer);
+        answer.contains("alive")
+    };
+    assert!(answers());
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::HUP).expect("sent");
+    assert!(answers(), "SIGHUP does not end it");
+    kill_process(pid, Signal::TERM).expect("sent");
+    assert_eq!(next(), "STOPPING=1");
+    assert!(child.wait().expect("ended").success());
+}

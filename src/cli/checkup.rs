@@ -1,0 +1,305 @@
+//! What can be said of a broker's surroundings without the broker: its configuration, files, trust and rules.
+
+use std::collections::BTreeSet;
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::bundle;
+use crate::config::{Config, ConfigError};
+use crate::jose::{KeySet, Usage};
+use crate::keys;
+use crate::model::text::reveal;
+use crate::rules::{PolicyBundle, Remedy};
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Level {
+    Ok,
+    Warn,
+    Fail,
+}
+
+impl Level {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+/// One thing that was looked at, what to do about it, and what it consists of.
+#[derive(Debug)]
+pub(super) struct Finding {
+    level: Level,
+    what: String,
+    advice: Option<String>,
+    under: Vec<Finding>,
+}
+
+impl Finding {
+    pub(super) fn ok(what: impl Into<String>) -> Self {
+        Self {
+            level: Level::Ok,
+            what: what.into(),
+            advice: None,
+            under: Vec::new(),
+        }
+    }
+
+    pub(super) fn warn(what: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self {
+            level: Level::Warn,
+            advice: Some(advice.into()),
+            ..Self::ok(what)
+        }
+    }
+
+    pub(super) fn fail(what: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self {
+            level: Level::Fail,
+            ..Self::warn(what, advice)
+        }
+    }
+
+    /// As bad as the worst of its parts.
+    pub(super) fn of(what: impl Into<String>, under: Vec<Self>) -> Self {
+        let worst = under.iter().map(|part| part.level).max();
+        Self {
+            level: worst.unwrap_or(Level::Ok),
+            under,
+            ..Self::ok(what)
+        }
+    }
+
+    pub(super) const fn failed(&self) -> bool {
+        matches!(self.level, Level::Fail)
+    }
+
+    /// One line each, parts and advice below and further in.
+    pub(super) fn lines(&self, depth: usize, out: &mut String) {
+        let indent = "  ".repeat(depth);
+        let mark = format!("[{}]", self.level.as_str());
+        out.push_str(&format!("{indent}{mark:<6} {}\n", reveal(&self.what)));
+        if let Some(advice) = &self.advice {
+            out.push_str(&format!("{indent}       -> {}\n", reveal(advice)));
+        }
+        for part in &self.under {
+            part.lines(depth + 1, out);
+        }
+    }
+
+    pub(super) fn to_json(&self) -> Value {
+        let mut value = json!({ "level": self.level.as_str(), "what": self.what });
+        if let Some(members) = value.as_object_mut() {
+            if let Some(advice) = &self.advice {
+                members.insert("advice".to_owned(), json!(advice));
+            }
+            if !self.under.is_empty() {
+                let under: Vec<_> = self.under.iter().map(Self::to_json).collect();
+                members.insert("under".to_owned(), Value::Array(under));
+            }
+        }
+        value
+    }
+}
+
+/// The file, and what it says if that can be used.
+pub(super) fn configuration(file: &Path) -> (Finding, Option<Config>) {
+    let shown = file.display();
+    let mut under = Vec::new();
+    if let Ok(found) = std::fs::metadata(file) {
+        let mode = found.permissions().mode() & 0o777;
+        if mode & 0o022 != 0 {
+            under.push(Finding::warn(
+                format!("mode {mode:03o}: others than its owner can change it"),
+                format!("chmod go-w {shown}"),
+            ));
+        }
+    }
+    let config = match Config::read(file) {
+        Ok(config) => {
+            under.push(Finding::ok("every key is understood"));
+            Some(config)
+        }
+        Err(ConfigError::Wrong { found, .. }) => {
+            under.extend(found.into_iter().map(|wrong| {
+                let told = match wrong.line {
+                    Some(line) => format!("{} at line {line}", wrong.what),
+                    None => wrong.what,
+                };
+                let advice = wrong.advice;
+                Finding::fail(told, advice.unwrap_or_else(|| "correct it".to_owned()))
+            }));
+            None
+        }
+        Err(error @ ConfigError::Io { .. }) => {
+            under.push(Finding::fail(
+                error.to_string(),
+                "name the file the broker is started with",
+            ));
+            None
+        }
+    };
+    (Finding::of(format!("configuration {shown}"), under), config)
+}
+
+/// Directories and the signing key: places and modes.
+pub(super) fn files(config: &Config) -> Finding {
+    let looked = keys::look(&config.key_dir, &config.data_dir);
+    let mut under: Vec<_> = looked
+        .problems
+        .iter()
+        .map(|problem| {
+            Finding::fail(
+                problem.to_string(),
+                "keys and data are the broker's alone, and no backup of the data may hold a key",
+            )
+        })
+        .collect();
+    let (data, keys) = (config.data_dir.display(), config.key_dir.display());
+    under.push(match (&looked.key, under.is_empty()) {
+        (Some(_), _) => Finding::ok(format!("the signing key in {keys} is its owner's alone")),
+        (None, true) => Finding::ok(format!(
+            "no signing key in {keys} yet: the first start makes it"
+        )),
+        (None, false) => Finding::warn(
+            format!("no signing key was read in {keys}"),
+            "correct what is above",
+        ),
+    });
+    if !config.data_dir.exists() {
+        under.push(Finding::ok(format!(
+            "no data in {data} yet: the first start makes it"
+        )));
+    }
+    Finding::of("files", under)
+}
+
+/// The trust bundles of the configured trust domains.
+pub(super) fn trust(config: &Config) -> Finding {
+    if config.trust_domains.is_empty() {
+        return Finding::warn(
+            "no trust domain: no workload can be verified",
+            "add a [[trust_domain]] with name and bundle",
+        );
+    }
+    let mut seen = BTreeSet::new();
+    let mut under = Vec::new();
+    for (domain, file) in &config.trust_domains {
+        if !seen.insert(domain) {
+            under.push(Finding::fail(
+                format!("{domain} stands twice"),
+                "one [[trust_domain]] for each name",
+            ));
+        }
+        let shown = file.display();
+        let mut bytes = Vec::new();
+        let read = std::fs::File::open(file)
+            .and_then(|file| file.take(TRUST_BYTES_MAX).read_to_end(&mut bytes));
+        under.push(match read {
+            Err(error) => Finding::fail(
+                format!("{domain}: {shown}: {error}"),
+                "the trust domain's SPIFFE server exports it: 'spire-server bundle show -format spiffe'",
+            ),
+            Ok(_) => match KeySet::parse(&bytes, Usage::JwtSvid) {
+                Err(error) => Finding::fail(
+                    format!("{domain}: {shown}: {error}"),
+                    "it must be a SPIFFE trust bundle (JWK set with use jwt-svid)",
+                ),
+                Ok(keys) if keys.is_empty() => Finding::warn(
+                    format!("{domain}: {shown} has no JWT-SVID key: it trusts nobody"),
+                    "export it again from the trust domain",
+                ),
+                Ok(keys) => Finding::ok(format!("{domain}: {} JWT-SVID keys", keys.len())),
+            },
+        });
+    }
+    Finding::of("trust domains", under)
+}
+
+/// The directory that seeds an empty journal.
+pub(super) fn policy_directory(dir: &Path) -> Finding {
+    let what = format!("policy directory {}", dir.display());
+    match bundle::load(dir) {
+        Err(failure) => Finding::of(
+            what,
+            vec![Finding::fail(
+                failure.message.replace('\n', "; "),
+                "'dipylon policy check DIR' says it line by line",
+            )],
+        ),
+        Ok((_, bundle)) => policy(what, &bundle),
+    }
+}
+
+/// Whether a policy bundle can be lived with: somebody governs, and whoever is asked can answer.
+pub(super) fn policy(what: String, bundle: &PolicyBundle) -> Finding {
+    let mut under = vec![Finding::ok(format!(
+        "{} rules, {} agents, version {}",
+        bundle.rules().count(),
+        bundle.agents().count(),
+        bundle.version()
+    ))];
+    if let Err(why) = bundle.governable() {
+        under.push(Finding::fail(
+            why,
+            "'dipylon key new --of PERSON --out FILE' prints the [[key]] to add",
+        ));
+    }
+    for warning in bundle.warnings() {
+        under.push(Finding::warn(
+            warning.to_string(),
+            "correct it, or leave it if it is meant",
+        ));
+    }
+    let asked: BTreeSet<_> = bundle
+        .rules()
+        .filter_map(|rule| match &rule.remedy {
+            Some(Remedy::StepUp(profile)) => Some(profile),
+            Some(Remedy::MaxTtl(_)) | None => None,
+        })
+        .collect();
+    for profile in bundle.profiles() {
+        let name = &profile.name;
+        if !asked.contains(name) {
+            under.push(Finding::warn(
+                format!("profile {name}: no rule asks for it"),
+                format!("a forbid with @step_up(\"{name}\") would; or take it out"),
+            ));
+            continue;
+        }
+        let short: Vec<String> = bundle
+            .agents()
+            .filter_map(|agent| {
+                let n = bundle.eligible(profile, &agent.owner);
+                let few = u32::try_from(n).is_ok_and(|n| n < profile.quorum);
+                few.then(|| format!("{} ({n})", agent.id))
+            })
+            .collect();
+        under.push(if short.is_empty() {
+            Finding::ok(format!(
+                "profile {name}: {} of group {} can be had for every agent",
+                profile.quorum, profile.group
+            ))
+        } else {
+            Finding::warn(
+                format!(
+                    "profile {name} needs {} of group {}; fewer could ever say yes for {}",
+                    profile.quorum,
+                    profile.group,
+                    short.join(", ")
+                ),
+                "add approvers with keys to the group: an agent's owner never counts",
+            )
+        });
+    }
+    Finding::of(what, under)
+}
+
+/// Longest trust bundle, in bytes.
+const TRUST_BYTES_MAX: u64 = 1 << 20;

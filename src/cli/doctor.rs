@@ -1,0 +1,410 @@
+//! `doctor`: everything an operator would look at, looked at. Reads only; works beside a running broker and without one.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::checkup::{self, Finding};
+use super::failure::Failure;
+use super::net::KeyArgs;
+use super::{Common, Say, audit, dev, probe};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::journal::{OpenError, ReadOnly};
+use crate::keys;
+use crate::model::{Digest, Entry, Fact, KeyId, Timestamp, show_seconds};
+use crate::rules::{BundleFiles, PolicyBundle};
+
+#[derive(Debug, Args)]
+pub(super) struct Doctor {
+    /// The configuration of the broker on this host; without one and without --url, the development broker's
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    key: KeyArgs,
+}
+
+pub(super) async fn run(common: &Common, say: &Say, verb: Doctor) -> Result<ExitCode, Failure> {
+    let now = Clock::system().now();
+    let mut found = Vec::new();
+    let file = match (&verb.config, &common.url) {
+        (Some(file), _) => Some(file.clone()),
+        (None, Some(_)) => None,
+        (None, None) => Some(dev::Home::of(common)?.dir().join(dev::CONFIG_FILE)),
+    };
+    if let Some(file) = file {
+        let (first, config) = checkup::configuration(&file);
+        found.push(first);
+        if let Some(config) = config {
+            found.extend(here(&config, now).await);
+        }
+    }
+    if let (None, Some(url)) = (&verb.config, &common.url) {
+        found.push(there(common, url, &verb.key, now).await);
+    }
+    Ok(super::config::told(say, found))
+}
+
+/// The broker of this host: its files first, then the broker itself, if it runs.
+async fn here(config: &Config, now: Timestamp) -> Vec<Finding> {
+    let (journal, read) = journal(&config.data_dir, now);
+    let mut found = vec![
+        checkup::files(config),
+        checkup::trust(config),
+        journal,
+        disk(config),
+        signing_key(config, &read, now),
+    ];
+    found.extend(rules(config, &read));
+    found.push(transport(config));
+    found.push(running(config, &read, now).await);
+    found
+}
+
+/// What a walk over the journal found.
+#[derive(Default)]
+struct Walked {
+    policy: Option<Digest>,
+    bundle: Option<PolicyBundle>,
+    keys: Vec<(KeyId, Timestamp)>,
+}
+
+/// The whole journal verified as 'audit verify' does, and what it says of rules and keys.
+fn journal(dir: &Path, now: Timestamp) -> (Finding, Walked) {
+    let mut walked = Walked::default();
+    let what = format!("journal {}", dir.display());
+    let opened = match ReadOnly::open(dir) {
+        Ok(opened) => opened,
+        Err(_) if !ReadOnly::exists(dir) => {
+            let none = Finding::ok("none yet: the first start makes it");
+            return (Finding::of(what, vec![none]), walked);
+        }
+        Err(error) => {
+            let told = Finding::fail(error.to_string(), "run as the user the broker runs as");
+            return (Finding::of(what, vec![told]), walked);
+        }
+    };
+    let mut under = Vec::new();
+    match audit::verify(dir, None) {
+        Ok(report) => under.push(Finding::ok(format!(
+            "whole: {} entries, checkpoint {}",
+            report.head.size, report.head
+        ))),
+        Err(failure) => {
+            let advice = failure.next.unwrap_or_else(|| {
+                "'dipylon audit verify' says more; do not start the broker on it".to_owned()
+            });
+            under.push(Finding::fail(failure.message, advice));
+        }
+    }
+    let mut last = None;
+    let read = opened.all(|stored| {
+        let entry = Entry::parse(&stored.text).map_err(OpenError::Entry)?;
+        last = Some(entry.at);
+        if let Fact::PolicyApplied(fact) = &entry.fact {
+            walked.policy = Some(fact.version);
+        }
+        if let Fact::KeyPublished(fact) = entry.fact {
+            walked.keys.push((fact.kid, entry.at));
+        }
+        Ok(())
+    });
+    if let Err(error) = read {
+        under.push(Finding::fail(
+            error.to_string(),
+            "keep a copy of this journal as it is, and compare it with a backup",
+        ));
+    }
+    if let Some(ahead) = last.map(|at| at.since(now)).filter(|ahead| *ahead > SKEW_S) {
+        under.push(Finding::fail(
+            format!("its last entry is {} ahead of this clock", show_seconds(ahead)),
+            "this clock stepped back, or an earlier one was wrong: until it has caught up, time stands still for the broker",
+        ));
+    }
+    let blob = walked
+        .policy
+        .and_then(|hash| opened.blob(&hash).ok().flatten());
+    walked.bundle = blob
+        .and_then(|text| BundleFiles::parse(&text).ok())
+        .and_then(|files| PolicyBundle::load(&files).ok());
+    (Finding::of(what, under), walked)
+}
+
+/// Room for entries, and for endings when there is none for anything else.
+fn disk(config: &Config) -> Finding {
+    let whole = std::path::absolute(&config.data_dir).unwrap_or_else(|_| config.data_dir.clone());
+    let mut dir = whole.as_path();
+    while !dir.exists() {
+        match dir.parent() {
+            Some(above) => dir = above,
+            None => break,
+        }
+    }
+    match rustix::fs::statvfs(dir) {
+        Err(error) => Finding::warn(
+            format!("disk of {}: {error}", dir.display()),
+            "look at it by hand",
+        ),
+        Ok(found) => {
+            let free = found.f_bavail.saturating_mul(found.f_frsize) / MIB;
+            let what = format!("disk: {free} MiB free for {}", config.data_dir.display());
+            if free < DISK_FAIL_MIB {
+                Finding::fail(what, "make room: a full disk refuses every new token")
+            } else if free < DISK_WARN_MIB {
+                Finding::warn(what, "make room before it is needed")
+            } else {
+                Finding::ok(what)
+            }
+        }
+    }
+}
+
+fn signing_key(config: &Config, walked: &Walked, now: Timestamp) -> Finding {
+    let Some(key) = keys::look(&config.key_dir, &config.data_dir).key else {
+        return Finding::of("signing key", vec![Finding::ok("none yet")]);
+    };
+    let kid = KeyId::of(key.thumbprint());
+    let published = walked.keys.iter().find(|(known, _)| *known == kid);
+    match published {
+        None if walked.keys.is_empty() => {
+            Finding::ok(format!("signing key {kid}: not published yet"))
+        }
+        None => Finding::warn(
+            format!("signing key {kid} is not in the journal"),
+            "the next start publishes it; validators that keep keys learn it late",
+        ),
+        Some((_, at)) => {
+            let days = now.since(*at) / DAY_S;
+            let what = format!("signing key {kid}: {days} days old");
+            if days >= KEY_DAYS_WARN {
+                Finding::warn(
+                    what,
+                    "move the file away and restart while no token lives: the start makes and publishes another",
+                )
+            } else {
+                Finding::ok(what)
+            }
+        }
+    }
+}
+
+/// The rules in force, or those that would be.
+fn rules(config: &Config, walked: &Walked) -> Vec<Finding> {
+    let mut found = Vec::new();
+    match (&walked.policy, &walked.bundle) {
+        (Some(version), Some(bundle)) => {
+            found.push(checkup::policy(format!("policy bundle in force {version}"), bundle));
+        }
+        (Some(version), None) => found.push(Finding::fail(
+            format!("policy bundle in force {version}: this version of the program cannot load it"),
+            "start the version that applied it, and correct the bundle there",
+        )),
+        (None, _) if config.policy.is_none() => found.push(Finding::warn(
+            "no policy bundle: everything is denied",
+            "'dipylon policy apply DIR --key KEY.pem --code' with the one-time code that the broker prints at its start",
+        )),
+        (None, _) => {}
+    }
+    if walked.policy.is_none() {
+        found.extend(config.policy.as_deref().map(checkup::policy_directory));
+    }
+    found
+}
+
+/// How bytes reach the broker.
+fn transport(config: &Config) -> Finding {
+    let clear = "it speaks plain HTTP: proofs and tokens cross the wire in clear";
+    if config.settings.external_url.starts_with("https://") {
+        Finding::ok(
+            "transport: external_url is https, so a TLS proxy on this host stands before the broker",
+        )
+    } else if config.listen.ip().is_loopback() {
+        Finding::ok("transport: plain HTTP on loopback")
+    } else {
+        Finding::fail(
+            format!("transport: {} is not loopback, and {clear}", config.listen),
+            "listen on loopback and put a TLS proxy before it",
+        )
+    }
+}
+
+/// The broker itself: whether one runs, and whether it is this one.
+async fn running(config: &Config, walked: &Walked, now: Timestamp) -> Finding {
+    let mut under = vec![external_url(config)];
+    let listen = reachable(config.listen);
+    match TcpListener::bind(config.listen) {
+        Ok(_free) => under.push(Finding::ok(format!(
+            "{} is free: no broker runs",
+            config.listen
+        ))),
+        Err(error) if error.kind() != std::io::ErrorKind::AddrInUse => under.push(Finding::fail(
+            format!("cannot listen on {}: {error}", config.listen),
+            "it must be an address of this host, and a port its user may have",
+        )),
+        Err(_taken) if listen.ip().is_loopback() => {
+            under.extend(answers(&listen.to_string(), now).await);
+            under.push(ours(&listen.to_string(), walked).await);
+        }
+        Err(_taken) => under.push(Finding::warn(
+            format!("{} is taken", config.listen),
+            "only loopback is contacted from here: --url asks a broker elsewhere",
+        )),
+    }
+    Finding::of("broker", under)
+}
+
+/// Whether what listens has published a key of this journal.
+async fn ours(authority: &str, walked: &Walked) -> Finding {
+    let published = probe::get(authority, "/.well-known/jwks.json").await;
+    let kids = |body: &str| -> Vec<String> {
+        let set: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
+        let keys = set.get("keys").and_then(|keys| keys.as_array()).cloned();
+        let keys = keys.unwrap_or_default();
+        keys.iter()
+            .filter_map(|key| key.get("kid")?.as_str().map(str::to_owned))
+            .collect()
+    };
+    let ours = published.is_ok_and(|answer| {
+        let kids = kids(&answer.body);
+        let known = |(kid, _): &(KeyId, Timestamp)| kids.contains(&kid.to_string());
+        walked.keys.iter().any(known)
+    });
+    if ours {
+        Finding::ok(format!("{authority} is held by the broker of this journal"))
+    } else {
+        Finding::fail(
+            format!("{authority} is held by something else"),
+            "this broker cannot start there: stop the other, or listen elsewhere",
+        )
+    }
+}
+
+/// Whether a broker answers, is ready, and goes by the same time.
+async fn answers(authority: &str, now: Timestamp) -> Vec<Finding> {
+    let ready = match probe::get(authority, "/readyz").await {
+        Err(error) => {
+            return vec![Finding::fail(
+                format!("{authority} does not answer: {error}"),
+                "is it a broker, and is it alive?",
+            )];
+        }
+        Ok(ready) => ready,
+    };
+    let mut found = vec![match ready.status {
+        200 => Finding::ok(format!("{authority} answers and is ready")),
+        503 => Finding::fail(
+            format!("{authority} answers: {}", ready.body),
+            "until then it mints nothing",
+        ),
+        other => Finding::fail(
+            format!("{authority} answers /readyz with {other}"),
+            "it is no broker of this kind",
+        ),
+    }];
+    if let Some(theirs) = ready.date.as_deref().and_then(probe::seconds_of) {
+        let apart = (theirs - now.secs()).abs();
+        let what = format!("clocks: {} apart", show_seconds(apart));
+        found.push(if apart > SKEW_S {
+            Finding::fail(what, "set both by the same time source: proofs and evidence are good for seconds and minutes")
+        } else {
+            Finding::ok("clocks agree")
+        });
+    }
+    found
+}
+
+/// Where callers are told to go, as far as that can be said without asking anybody.
+fn external_url(config: &Config) -> Finding {
+    let url = &config.settings.external_url;
+    let https = url.starts_with("https://");
+    let authority = url.split_once("://").map_or("", |(_, rest)| rest);
+    let usual = if https { 443 } else { 80 };
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && !port.ends_with(']') => {
+            (host, port.parse().unwrap_or(0))
+        }
+        Some(_) | None => (authority, usual),
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let ip = match host {
+        "localhost" => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        other => other.parse::<IpAddr>().ok(),
+    };
+    let listen = config.listen;
+    match ip {
+        Some(ip)
+            if !https && ip.is_loopback() && listen.ip().is_loopback() && port != listen.port() =>
+        {
+            Finding::fail(
+                format!("external_url {url} is not where it listens ({listen})"),
+                "callers make proofs for external_url and no other: correct it or listen",
+            )
+        }
+        Some(ip) if ip == listen.ip() && port == listen.port() => {
+            Finding::ok(format!("external_url {url} is where it listens"))
+        }
+        Some(_) | None => Finding::ok(format!(
+            "external_url {url} has to lead to {listen}: not contacted from here"
+        )),
+    }
+}
+
+/// The address to ask a broker on this host by.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => {
+            SocketAddr::from((Ipv4Addr::LOCALHOST, listen.port()))
+        }
+        IpAddr::V6(ip) if ip.is_unspecified() => {
+            SocketAddr::from((Ipv6Addr::LOCALHOST, listen.port()))
+        }
+        IpAddr::V4(_) | IpAddr::V6(_) => listen,
+    }
+}
+
+/// A broker somewhere, by its URL, and whether it knows a key.
+async fn there(common: &Common, url: &str, key: &KeyArgs, now: Timestamp) -> Finding {
+    let mut under = Vec::new();
+    match url.trim_end_matches('/').strip_prefix("http://") {
+        Some(authority) => {
+            let authority = match authority.contains(':') {
+                true => authority.to_owned(),
+                false => format!("{authority}:80"),
+            };
+            under.extend(answers(&authority, now).await);
+        }
+        None => under.push(Finding::warn(
+            "probes speak plain HTTP only",
+            "ask it from its own host: --config FILE",
+        )),
+    }
+    if key.given() {
+        under.push(match key.person(common) {
+            Err(failure) => Finding::fail(failure.message, "name a key of yours"),
+            Ok(person) => match person.list().await {
+                Ok(waiting) => Finding::ok(format!(
+                    "the key is known; {} access requests wait",
+                    waiting.len()
+                )),
+                Err(error) => Finding::fail(
+                    error.to_string(),
+                    error
+                        .next()
+                        .unwrap_or("is the URL the broker's external_url?"),
+                ),
+            },
+        });
+    }
+    Finding::of(format!("broker {url}"), under)
+}
+
+/// Clocks further apart than this, in seconds, refuse what is good.
+const SKEW_S: i64 = 5;
+const DAY_S: i64 = 86_400;
+/// Age of a signing key at which a new one should be planned, in days.
+const KEY_DAYS_WARN: i64 = 180;
+const MIB: u64 = 1024 * 1024;
+const DISK_FAIL_MIB: u64 = 64;
+const DISK_WARN_MIB: u64 = 1_024;
