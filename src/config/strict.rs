@@ -47,7 +47,13 @@ pub(super) struct Placed {
 
 /// Reads a text as `T`, or says all that can be said to be wrong with it.
 pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Vec<Wrong>> {
-    let placed = placed(text).map_err(|e| vec![understood(text, &e)])?;
+    let (table, errors) = DeTable::parse_recoverable(text);
+    if !errors.is_empty() {
+        let told = errors.iter().take(WRONG_MAX);
+        let told = told.map(|error| understood(text, error)).collect();
+        return Err(in_order(told));
+    }
+    let placed = every(text, table.get_ref());
     let mut found: Vec<Wrong> = placed
         .iter()
         .filter_map(|key| key.secret.map(|what| secret(key, what)))
@@ -76,8 +82,13 @@ pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Vec<Wrong>> {
             }
         }
     }
+    Err(in_order(found))
+}
+
+/// As one reads the file; what is not there comes last.
+fn in_order(mut found: Vec<Wrong>) -> Vec<Wrong> {
     found.sort_by_key(|wrong| wrong.line.unwrap_or(usize::MAX));
-    Err(found)
+    found
 }
 
 /// A value that was read and is not of its form.
@@ -97,10 +108,14 @@ pub(super) fn value(text: &str, error: &Malformed) -> Wrong {
 /// Every key of a text, in the order of the file.
 pub(super) fn placed(text: &str) -> Result<Vec<Placed>, Error> {
     let table = DeTable::parse(text)?;
+    Ok(every(text, table.get_ref()))
+}
+
+fn every(text: &str, table: &DeTable<'_>) -> Vec<Placed> {
     let mut out = Vec::new();
-    walk(text, "", table.get_ref(), &mut out);
+    walk(text, "", table, &mut out);
     out.sort_by_key(|key| key.key.start);
-    Ok(out)
+    out
 }
 
 fn walk(text: &str, above: &str, table: &DeTable<'_>, out: &mut Vec<Placed>) {
@@ -374,10 +389,10 @@ mod tests {
         );
         assert_eq!(told("realm = \"r\"\ncount = \"1\"\n").len(), 1);
         assert!(told("realm = \"r\"\ncount = \"1\"\n")[0].contains("at line 2"));
+        let broken = told("realm = \"r\ncount\n");
         assert!(
-            told("realm = \"r\ncount")
-                .first()
-                .is_some_and(|t| t.contains("at line 1"))
+            broken[0].contains("at line 1") && broken[1].contains("at line 2"),
+            "{broken:?}"
         );
     }
 
