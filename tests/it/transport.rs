@@ -1,0 +1,1052 @@
+//! The doors themselves: TLS, the Unix socket, and what connections may not do. Every test talks through real sockets,
+//! to a broker in this process or to the real one. Waits are for events, up to a generous bound; no verdict rests on speed.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::Extension;
+use axum::routing::get;
+use bytes::Bytes;
+use dipylon::broker::Settings;
+use dipylon::client::{
+    Agent, Endpoint, Error, EvidenceSource, Identity, OpenTask, Outcome, Reach, Task,
+};
+use dipylon::clock::Clock;
+use dipylon::config::Connections;
+use dipylon::jose::SigningKey;
+use dipylon::journal::Faults;
+use dipylon::model::*;
+use dipylon::serve::listener::Counts;
+use dipylon::serve::peer::{Peer, Source};
+use dipylon::serve::tls::Tls;
+use dipylon::serve::unix::UnixDoor;
+use dipylon::serve::{self, Doors};
+use dipylon::validator::{Validator, ValidatorConfig};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::harness::{CASES, DOMAIN, World, disable, open_as, read_case, settings};
+use super::laws;
+use super::served::order;
+
+/// For whatever must come about sooner or later.
+const GENEROUS: Duration = Duration::from_secs(60);
+
+/// Waits until something holds; the test fails if it never does.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..GENEROUS.as_millis() / 10 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("never: {what}");
+}
+
+pub async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(GENEROUS, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("never: {what}"),
+    }
+}
+
+/// An authority that certifies brokers.
+pub struct Authority {
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    pub pem: String,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let key = rcgen::KeyPair::generate().expect("key");
+        let mut params = rcgen::CertificateParams::new(Vec::new()).expect("params");
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, "test authority");
+        let pem = params.self_signed(&key).expect("signed").pem();
+        Self {
+            issuer: rcgen::Issuer::new(params, key),
+            pem,
+        }
+    }
+
+    /// A certificate for this host, and its key.
+    pub fn certify(&self) -> (String, String) {
+        let key = rcgen::KeyPair::generate().expect("key");
+        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let params = rcgen::CertificateParams::new(names).expect("params");
+        let certificate = params.signed_by(&key, &self.issuer).expect("signed");
+        (certificate.pem(), key.serialize_pem())
+    }
+}
+
+pub fn put(path: &Path, text: &str, mode: u32) {
+    // As whoever renews certificates with care does it: no reader sees half a file.
+    let making = path.with_extension("new");
+    std::fs::write(&making, text).expect("written");
+    std::fs::set_permissions(&making, std::fs::Permissions::from_mode(mode)).expect("mode");
+    std::fs::rename(&making, path).expect("renamed");
+}
+
+#[derive(Default)]
+struct Setup {
+    tls: bool,
+    unix: bool,
+    limits: Connections,
+}
+
+/// A broker in this process behind doors as a test wants them.
+struct Site {
+    world: Arc<World>,
+    url: String,
+    address: SocketAddr,
+    root: PathBuf,
+    authority: Authority,
+    tls: Option<Arc<Tls>>,
+    counts: Arc<Counts>,
+    stop: Option<oneshot::Sender<()>>,
+    server: JoinHandle<()>,
+    _temp: tempfile::TempDir,
+}
+
+impl Site {
+    async fn start(setup: Setup) -> Self {
+        let temp = tempfile::tempdir().expect("dir");
+        let root = temp.path().to_owned();
+        let authority = Authority::new();
+        put(&root.join("ca.pem"), &authority.pem, 0o644);
+        let tls = setup.tls.then(|| {
+            let (certificate, key) = authority.certify();
+            put(&root.join("tls.crt"), &certificate, 0o644);
+            put(&root.join("tls.key"), &key, 0o600);
+            Tls::read(&root.join("tls.crt"), &root.join("tls.key")).expect("a pair")
+        });
+        let listener = serve::listen("127.0.0.1:0".parse().expect("address"))
+            .await
+            .expect("listens");
+        let address = listener.local_addr().expect("address");
+        let scheme = if setup.tls { "https" } else { "http" };
+        let url = format!("{scheme}://{address}");
+        let settings = Settings {
+            external_url: url.clone(),
+            issuer: url.clone(),
+            evidence_audience: url.clone(),
+            ..settings()
+        };
+        let world = Arc::new(World::new());
+        let key = SigningKey::generate().expect("key").1.to_vec();
+        let hall = open_as(
+            settings,
+            &world,
+            &root.join("data"),
+            &Clock::system(),
+            &key,
+            Faults::default(),
+        )
+        .await
+        .expect("starts");
+        let unix = setup
+            .unix
+            .then(|| UnixDoor::bind(&root.join("dipylon.sock")).expect("bound"));
+        let peer = async |Extension(peer): Extension<Peer>| format!("{peer:?}");
+        let mut doors = Doors::from(listener);
+        doors.tls = tls.clone();
+        doors.unix = unix;
+        doors.limits = setup.limits;
+        doors.extra = axum::Router::new().route("/peer", get(peer));
+        let counts = doors.counts.clone();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = serve::serve(hall, doors, async move {
+            let _told = stopped.await;
+        });
+        let server = tokio::spawn(async move { serving.await.expect("serves") });
+        Self {
+            world,
+            url,
+            address,
+            root,
+            authority,
+            tls,
+            counts,
+            stop: Some(stop),
+            server,
+            _temp: temp,
+        }
+    }
+
+    fn reach(&self) -> Reach {
+        Reach {
+            ca: Some(self.root.join("ca.pem")),
+            socket: None,
+        }
+    }
+
+    fn endpoint(&self) -> Endpoint {
+        Endpoint::reach(&self.url, &self.reach()).expect("endpoint")
+    }
+
+    /// One that never calls twice: what fails here, fails.
+    fn once(&self) -> Endpoint {
+        self.endpoint().with_retry_ms(0)
+    }
+
+    async fn task(&self, endpoint: Endpoint) -> Result<Task, Error> {
+        open(&self.world, &self.url, endpoint).await
+    }
+
+    async fn stop(mut self) {
+        drop(self.stop.take());
+        in_time("the broker stops", self.server)
+            .await
+            .expect("stopped");
+    }
+
+    /// A raw HTTP/2 connection, and how it ended.
+    async fn raw(
+        &self,
+    ) -> (
+        h2::client::SendRequest<Bytes>,
+        JoinHandle<Result<(), h2::Error>>,
+    ) {
+        let stream = TcpStream::connect(self.address).await.expect("connects");
+        let (sender, connection) = h2::client::handshake(stream).await.expect("h2");
+        (sender, tokio::spawn(connection))
+    }
+
+    fn grpc(&self, method: &str) -> http::request::Builder {
+        http::Request::post(format!("{}/{method}", self.url))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+    }
+}
+
+pub async fn open(world: &World, url: &str, endpoint: Endpoint) -> Result<Task, Error> {
+    let id = format!("spiffe://{DOMAIN}/agent/triage");
+    let evidence = EvidenceSource::Fixed(world.svid_for(url, &id, Clock::system().now(), 3_600));
+    let opening = OpenTask {
+        purpose: "contain INC-8841".into(),
+        max_duration_s: 3_600,
+        request_id: None,
+    };
+    Agent::new(endpoint, evidence, None)
+        .open_task(&opening)
+        .await
+}
+
+fn token(outcome: Result<Outcome, Error>) -> TokenId {
+    match outcome {
+        Ok(Outcome::Token(token)) => token.jti(),
+        other => panic!("not a token: {other:?}"),
+    }
+}
+
+/// A whole call: both gates and an entry.
+async fn works(task: &Task, n: u64) {
+    token(
+        task.request_token(&order(read_case(), &format!("honest-{n}")))
+            .await,
+    );
+}
+
+async fn http1(
+    stream: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin),
+    request: &str,
+) -> String {
+    stream.write_all(request.as_bytes()).await.expect("written");
+    let mut answer = Vec::new();
+    in_time("an answer", stream.read_to_end(&mut answer))
+        .await
+        .expect("read");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+const PEER: &str = "GET /peer HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+
+/// A client of our own making, to see what the broker's TLS does.
+fn tls_client(
+    ca: &str,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> Arc<rustls::ClientConfig> {
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(ca.as_bytes()) {
+        roots.add(certificate.expect("pem")).expect("root");
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.enable_early_data = true;
+    Arc::new(config)
+}
+
+async fn shake(
+    address: SocketAddr,
+    config: &Arc<rustls::ClientConfig>,
+) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await?;
+    let name = ServerName::try_from("localhost").expect("name");
+    tokio_rustls::TlsConnector::from(config.clone())
+        .connect(name, stream)
+        .await
+}
+
+/// The certificate that a new connection is shown.
+pub async fn shown(address: SocketAddr, ca: &str) -> Option<Digest> {
+    let stream = shake(address, &tls_client(ca, &[&rustls::version::TLS13]))
+        .await
+        .ok()?;
+    let leaf = stream.get_ref().1.peer_certificates()?.first()?.clone();
+    Some(Digest::of(&leaf))
+}
+
+pub fn digest_of(pem: &str) -> Digest {
+    Digest::of(&CertificateDer::from_pem_slice(pem.as_bytes()).expect("pem"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_from_end_to_end() {
+    let site = Site::start(Setup {
+        tls: true,
+        ..Setup::default()
+    })
+    .await;
+    let task = site.task(site.once()).await.expect("opens");
+    let Ok(Outcome::Token(given)) = task.request_token(&order(read_case(), "r-1")).await else {
+        panic!("not a token");
+    };
+    // The validator fetches its keys and follows its feed over TLS too.
+    let mut config = ValidatorConfig::new(
+        &site.url,
+        &site.url,
+        Audience::parse(CASES).expect("audience"),
+        Identity::Key(Arc::new(site.world.key_of("cases"))),
+    );
+    config.reach = site.reach();
+    let cases = Validator::connect(config.clone()).await.expect("connects");
+    assert!(
+        cases
+            .introspect(given.jwt().reveal())
+            .await
+            .expect("asked")
+            .active
+    );
+
+    // Another authority's word is no word, whether a file names it or the operating system.
+    put(&site.root.join("other.pem"), &Authority::new().pem, 0o644);
+    for ca in [Some(site.root.join("other.pem")), None] {
+        let reach = Reach { ca, socket: None };
+        let stranger = match Endpoint::reach(&site.url, &reach) {
+            Ok(endpoint) => endpoint.with_retry_ms(0),
+            // A system without authorities trusts nobody.
+            Err(error) => {
+                assert!(
+                    matches!(error, Error::Trust(_)) && reach.ca.is_none(),
+                    "{error}"
+                );
+                continue;
+            }
+        };
+        match site.task(stranger).await {
+            Err(Error::Unreachable { cause, .. }) => {
+                assert!(cause.contains("certificate"), "{cause}");
+            }
+            other => panic!("{other:?}"),
+        }
+        config.reach = reach;
+        assert!(Validator::connect(config.clone()).await.is_err());
+    }
+    // Plain words to the TLS port get no answer that could be taken for one, and harm nobody.
+    let plain = site.url.replace("https://", "http://");
+    let endpoint = Endpoint::connect(&plain)
+        .expect("endpoint")
+        .with_retry_ms(0);
+    assert!(matches!(
+        site.task(endpoint).await,
+        Err(Error::Unreachable { .. })
+    ));
+    let mut stream = TcpStream::connect(site.address).await.expect("connects");
+    let answer = http1(&mut stream, PEER).await;
+    assert!(!answer.contains("HTTP/"), "{answer}");
+    // TLS 1.2 is refused.
+    let old = tls_client(&site.authority.pem, &[&rustls::version::TLS12]);
+    assert!(shake(site.address, &old).await.is_err());
+    until("all of it was counted", || {
+        site.counts.handshakes_failed.load(Ordering::Relaxed) >= 4
+    })
+    .await;
+    works(&task, 1).await;
+
+    // No resumption, whatever the client keeps: each connection is a whole handshake.
+    let config = tls_client(&site.authority.pem, &[&rustls::version::TLS13]);
+    for _ in 0..3 {
+        let mut stream = shake(site.address, &config).await.expect("shaken");
+        let answer = http1(&mut stream, PEER).await;
+        assert!(answer.contains("tls: true"), "{answer}");
+        let seen = stream.get_ref().1;
+        assert_eq!(seen.handshake_kind(), Some(rustls::HandshakeKind::Full));
+        assert_eq!(seen.tls13_tickets_received(), 0);
+        assert_eq!(seen.alpn_protocol(), Some(&b"http/1.1"[..]));
+    }
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_certificate_is_taken_up_and_a_broken_one_is_not() {
+    let site = Site::start(Setup {
+        tls: true,
+        ..Setup::default()
+    })
+    .await;
+    let ca = site.authority.pem.clone();
+    let tls = site.tls.clone().expect("tls");
+    let first = shown(site.address, &ca).await.expect("shown");
+    assert_eq!(tls.status().fingerprint, first);
+    let task = site.task(site.once()).await.expect("opens");
+
+    let (certificate, key) = site.authority.certify();
+    put(&site.root.join("tls.key"), &key, 0o600);
+    put(&site.root.join("tls.crt"), &certificate, 0o644);
+    until("the new one is in force", || {
+        tls.status().fingerprint == digest_of(&certificate)
+    })
+    .await;
+    assert_eq!(
+        shown(site.address, &ca).await,
+        Some(digest_of(&certificate))
+    );
+    // Connections that stood go on.
+    works(&task, 1).await;
+
+    put(&site.root.join("tls.crt"), "garbage", 0o644);
+    until("the broken one is seen", || {
+        tls.status().last_error.is_some()
+    })
+    .await;
+    assert_eq!(
+        shown(site.address, &ca).await,
+        Some(digest_of(&certificate))
+    );
+    put(&site.root.join("tls.crt"), &certificate, 0o644);
+    until("all is well again", || tls.status().last_error.is_none()).await;
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_unix_socket_is_a_door_like_the_other() {
+    let site = Site::start(Setup {
+        tls: true,
+        unix: true,
+        ..Setup::default()
+    })
+    .await;
+    let path = site.root.join("dipylon.sock");
+    let reach = Reach {
+        ca: None,
+        socket: Some(path.clone()),
+    };
+    let endpoint = Endpoint::reach(&site.url, &reach).expect("endpoint");
+    let task = site.task(endpoint.with_retry_ms(0)).await.expect("opens");
+    works(&task, 1).await;
+    let mut config = ValidatorConfig::new(
+        &site.url,
+        &site.url,
+        Audience::parse(CASES).expect("audience"),
+        Identity::Key(Arc::new(site.world.key_of("cases"))),
+    );
+    config.reach = reach;
+    Validator::connect(config).await.expect("connects");
+
+    let mut stream = tokio::net::UnixStream::connect(&path)
+        .await
+        .expect("connects");
+    let uid = rustix::process::geteuid().as_raw();
+    let peer = Peer {
+        source: Source::Unix { uid },
+        tls: false,
+    };
+    let answer = http1(&mut stream, PEER).await;
+    assert!(answer.ends_with(&format!("{peer:?}")), "{answer}");
+    // The same callers, the same refusals: nobody is anybody by the door they come through.
+    let mut stream = tokio::net::UnixStream::connect(&path)
+        .await
+        .expect("connects");
+    let answer = http1(
+        &mut stream,
+        "POST /dipylon.v1.GovernanceService/SuspendAgent HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+         content-type: application/grpc\r\ncontent-length: 5\r\n\r\n\0\0\0\0\0",
+    )
+    .await;
+    assert!(!answer.contains("grpc-status: 0"), "{answer}");
+    site.stop().await;
+    assert!(!path.exists(), "unlinked at the stop");
+}
+
+/// What a hostile end does and does not do.
+#[derive(Debug, Clone, Copy)]
+enum Hostile {
+    Silent,
+    HalfHello,
+    SlowHeaders,
+    Preface,
+    HalfHeaders,
+    SlowBody,
+}
+
+impl Hostile {
+    /// What is sent before the silence.
+    fn bytes(self) -> Vec<u8> {
+        const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        match self {
+            Self::Silent => Vec::new(),
+            // A TLS record of a ClientHello that announces more than comes.
+            Self::HalfHello => b"\x16\x03\x01\x01\x00\x01\x00\x00\xfc\x03\x03".to_vec(),
+            Self::SlowHeaders => b"GET /livez HTTP/1.1\r\nhost: x\r\nx-slow: ".to_vec(),
+            Self::Preface => PREFACE.to_vec(),
+            // HEADERS of stream 1 without END_HEADERS: the rest would be CONTINUATION.
+            Self::HalfHeaders => [PREFACE, b"\0\0\x01\x01\0\0\0\0\x01\x82"].concat(),
+            Self::SlowBody => b"POST /dipylon.v1.TaskService/OpenTask HTTP/1.1\r\nhost: x\r\n\
+                content-type: application/grpc\r\ncontent-length: 100\r\n\r\n\0"
+                .to_vec(),
+        }
+    }
+}
+
+/// Holds a connection and trickles a byte now and then where that keeps a naive server waiting; resolves when it is closed.
+async fn hold(mut stream: TcpStream, hostile: Hostile) {
+    let _broken = stream.write_all(&hostile.bytes()).await;
+    let mut buffer = [0; 1024];
+    loop {
+        let read = tokio::time::timeout(Duration::from_millis(500), stream.read(&mut buffer)).await;
+        match read {
+            Ok(Ok(0) | Err(_)) => return,
+            Ok(Ok(_)) => {}
+            Err(_) if matches!(hostile, Hostile::SlowHeaders | Hostile::SlowBody) => {
+                if stream.write_all(b"a").await.is_err() {
+                    return;
+                }
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// As many files as this test opens in one process; false, loudly, if the system gives fewer.
+fn room_for_files(needed: u64) -> bool {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= needed) {
+        return true;
+    }
+    let raised = Rlimit {
+        current: Some(needed),
+        maximum: limit.maximum,
+    };
+    let raised = setrlimit(Resource::Nofile, raised).is_ok();
+    if !raised {
+        eprintln!("SKIPPED: {needed} open files are needed, and the system gives {limit:?}");
+    }
+    raised
+}
+
+/// Thousands who never come to the point, and one honest client who is served throughout.
+async fn besieged(tls: bool, kinds: &[Hostile], each: usize) {
+    let many = each * kinds.len();
+    if !room_for_files(u64::try_from(2 * many + 500).expect("small")) {
+        return;
+    }
+    let site = Site::start(Setup {
+        tls,
+        limits: Connections {
+            max: 2 * many,
+            max_per_source: 2 * many,
+            idle: Duration::from_secs(2),
+            ..Connections::default()
+        },
+        ..Setup::default()
+    })
+    .await;
+    let task = site.task(site.once()).await.expect("opens");
+    let mut held = tokio::task::JoinSet::new();
+    for n in 0..many {
+        let kind = kinds[n % kinds.len()];
+        let stream = TcpStream::connect(site.address).await.expect("connects");
+        held.spawn(hold(stream, kind));
+        // A kernel whose backlog overflows lets a client believe that it is connected: no broker ever sees that one.
+        if n % 100 == 99 {
+            until("a hundred more are in", || {
+                site.counts.accepted.load(Ordering::Relaxed) > u64::try_from(n).expect("small")
+            })
+            .await;
+        }
+    }
+    let mut honest = 0;
+    let ends = async {
+        while let Some(ended) = held.join_next().await {
+            ended.expect("held");
+        }
+    };
+    tokio::pin!(ends);
+    let siege = async {
+        loop {
+            tokio::select! {
+                () = &mut ends => return,
+                () = tokio::time::sleep(Duration::from_millis(20)) => {
+                    honest += 1;
+                    works(&task, honest).await;
+                }
+            }
+        }
+    };
+    in_time("every hostile connection is closed", siege).await;
+    // Somebody who comes now finds room, too.
+    let later = site.task(site.once()).await.expect("opens");
+    works(&later, 1).await;
+    let accepted = site.counts.accepted.load(Ordering::Relaxed);
+    eprintln!("{many} hostile connections closed, {honest} honest calls served meanwhile");
+    assert!(honest > 5 && accepted >= u64::try_from(many).expect("small"));
+    drop((task, later));
+    until("nothing is left open", || {
+        site.counts.open.load(Ordering::Relaxed) == 0
+    })
+    .await;
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_never_comes_to_the_point_is_closed() {
+    besieged(
+        false,
+        &[
+            Hostile::Silent,
+            Hostile::SlowHeaders,
+            Hostile::Preface,
+            Hostile::HalfHeaders,
+            Hostile::SlowBody,
+        ],
+        200,
+    )
+    .await;
+    besieged(true, &[Hostile::Silent, Hostile::HalfHello], 500).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_all_room_is_taken_the_next_waits_and_comes_in() {
+    let site = Site::start(Setup {
+        unix: true,
+        limits: Connections {
+            max: 8,
+            max_per_source: 8,
+            first_request: Duration::from_secs(1),
+            // Those that did ask something, and then nothing more, give way as well.
+            idle: Duration::from_secs(3_000),
+            ..Connections::default()
+        },
+        ..Setup::default()
+    })
+    .await;
+    let mut idle = Vec::new();
+    for _ in 0..8 {
+        // Over HTTP/1.1 the wait for the next header is bounded by itself: these are of HTTP/2.
+        let (mut sender, connection) = site.raw().await;
+        let request = http::Request::get(format!("{}/livez", site.url))
+            .body(())
+            .expect("request");
+        let (answer, _) = sender.send_request(request, true).expect("sent");
+        assert_eq!(
+            in_time("an answer", answer)
+                .await
+                .expect("answered")
+                .status(),
+            200
+        );
+        idle.push((sender, connection));
+    }
+    let hostile: Vec<_> = (0..30)
+        .map(|_| {
+            let address = site.address;
+            tokio::spawn(async move {
+                if let Ok(stream) = TcpStream::connect(address).await {
+                    hold(stream, Hostile::Silent).await;
+                }
+            })
+        })
+        .collect();
+    // The host's own door has room of its own.
+    let socket = Reach {
+        ca: None,
+        socket: Some(site.root.join("dipylon.sock")),
+    };
+    let local = Endpoint::reach(&site.url, &socket).expect("endpoint");
+    site.task(local.with_retry_ms(0)).await.expect("opens");
+    let patient = site.endpoint().with_retry_ms(60_000);
+    let task = in_time("the next comes in", site.task(patient))
+        .await
+        .expect("opens");
+    works(&task, 1).await;
+    for hostile in hostile {
+        in_time("it is closed", hostile).await.expect("held");
+    }
+    assert!(site.counts.idle.load(Ordering::Relaxed) > 0);
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_source_holds_what_it_may() {
+    let site = Site::start(Setup {
+        limits: Connections {
+            max_per_source: 4,
+            first_request: Duration::from_secs(60),
+            ..Connections::default()
+        },
+        ..Setup::default()
+    })
+    .await;
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(TcpStream::connect(site.address).await.expect("connects"));
+    }
+    until("four are in", || {
+        site.counts.open.load(Ordering::Relaxed) == 4
+    })
+    .await;
+    let mut fifth = TcpStream::connect(site.address).await.expect("connects");
+    let mut byte = [0];
+    let read = in_time("the fifth is closed", fifth.read(&mut byte)).await;
+    assert!(matches!(read, Ok(0) | Err(_)));
+    assert_eq!(site.counts.over_source.load(Ordering::Relaxed), 1);
+    drop(held.pop());
+    until("its place is free", || {
+        site.counts.open.load(Ordering::Relaxed) == 3
+    })
+    .await;
+    let mut next = TcpStream::connect(site.address).await.expect("connects");
+    let answer = http1(&mut next, PEER).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_beyond_the_streams_of_a_connection_queue() {
+    let site = Site::start(Setup::default()).await;
+    let task = Arc::new(site.task(site.once()).await.expect("opens"));
+    let mut calls = tokio::task::JoinSet::new();
+    for n in 0..200 {
+        let task = task.clone();
+        calls.spawn(async move { works(&task, n).await });
+    }
+    while let Some(call) = in_time("an answer", calls.join_next()).await {
+        call.expect("answered");
+    }
+    assert_eq!(site.counts.accepted.load(Ordering::Relaxed), 1);
+    // The bound itself, as the broker tells it.
+    let (sender, _connection) = site.raw().await;
+    let mut sender = sender.ready().await.expect("ready");
+    let request = http::Request::get(format!("{}/livez", site.url))
+        .body(())
+        .expect("request");
+    let (answer, _) = sender.send_request(request, true).expect("sent");
+    answer.await.expect("answered");
+    assert_eq!(sender.current_max_send_streams(), 64);
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_too_large_gets_a_clean_error() {
+    let site = Site::start(Setup::default()).await;
+    let task = site.task(site.once()).await.expect("opens");
+    let large = "x".repeat(20_000);
+    let (mut sender, _connection) = site.raw().await;
+    let request = site
+        .grpc("dipylon.v1.TaskService/OpenTask")
+        .header("x-large", &large)
+        .body(())
+        .expect("request");
+    let (answer, _) = sender.send_request(request, true).expect("sent");
+    match in_time("an answer", answer).await {
+        Ok(answer) => assert_eq!(answer.status(), 431),
+        Err(error) => assert!(error.is_reset() || error.is_go_away(), "{error}"),
+    }
+    let mut stream = TcpStream::connect(site.address).await.expect("connects");
+    let answer = http1(
+        &mut stream,
+        &format!("GET /livez HTTP/1.1\r\nhost: x\r\nx-large: {large}\r\n\r\n"),
+    )
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+
+    // A message of more than 64 KiB: told by its length alone, before it arrives.
+    let (mut sender, _connection) = site.raw().await;
+    let request = site
+        .grpc("dipylon.v1.TaskService/OpenTask")
+        .body(())
+        .expect("request");
+    let (answer, mut body) = sender.send_request(request, false).expect("sent");
+    let length = u32::try_from(serve::MESSAGE_BYTES_MAX + 1).expect("small");
+    let head = [&[0][..], &length.to_be_bytes()].concat();
+    body.send_data(head.into(), false).expect("sent");
+    let answer = in_time("an answer", answer).await.expect("answered");
+    // OUT_OF_RANGE, as tonic says it.
+    assert_eq!(answer.headers()["grpc-status"], "11");
+    works(&task, 1).await;
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rapid_resets_end_the_connection_they_come_on() {
+    let site = Site::start(Setup::default()).await;
+    let task = site.task(site.once()).await.expect("opens");
+    let (mut sender, connection) = site.raw().await;
+    let mut reset = 0;
+    // Far fewer than the bound on how many can come about, far more than may pass.
+    while reset < 20_000 {
+        sender = match sender.ready().await {
+            Ok(sender) => sender,
+            Err(_) => break,
+        };
+        let request = site
+            .grpc("dipylon.v1.TaskService/OpenTask")
+            .body(())
+            .expect("request");
+        let Ok((_answer, mut stream)) = sender.send_request(request, false) else {
+            break;
+        };
+        stream.send_reset(h2::Reason::CANCEL);
+        reset += 1;
+    }
+    let ended = in_time("the connection ends", connection)
+        .await
+        .expect("joined");
+    let error = ended.expect_err("by the broker");
+    assert_eq!(
+        error.reason(),
+        Some(h2::Reason::ENHANCE_YOUR_CALM),
+        "{error}"
+    );
+    eprintln!("ended after about {reset} resets");
+    assert!(reset < 20_000);
+    works(&task, 1).await;
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadline_is_answered_as_one() {
+    let site = Site::start(Setup::default()).await;
+    let (sender, _connection) = site.raw().await;
+    // The message never arrives whole, and the caller has said how long it waits.
+    for method in [
+        "dipylon.v1.TaskService/OpenTask",
+        "dipylon.v1.TokenService/Introspect",
+    ] {
+        let mut sender = sender.clone().ready().await.expect("ready");
+        let request = site
+            .grpc(method)
+            .header("grpc-timeout", "300m")
+            .body(())
+            .expect("request");
+        let (answer, mut body) = sender.send_request(request, false).expect("sent");
+        body.send_data(Bytes::from_static(b"\0\0\0"), false)
+            .expect("sent");
+        let answer = in_time("an answer", answer).await.expect("answered");
+        assert_eq!(answer.headers()["grpc-status"], "4", "{method}");
+    }
+    // Without a word of the caller's the broker's own bound holds.
+    let mut sender = sender.ready().await.expect("ready");
+    let request = site
+        .grpc("dipylon.v1.TaskService/OpenTask")
+        .body(())
+        .expect("request");
+    let (answer, mut body) = sender.send_request(request, false).expect("sent");
+    body.send_data(Bytes::from_static(b"\0\0\0"), false)
+        .expect("sent");
+    let answer = in_time("an answer", answer).await.expect("answered");
+    assert_eq!(answer.headers()["grpc-status"], "4");
+    assert_eq!(
+        answer.headers()["grpc-message"],
+        "the%20message%20did%20not%20arrive%20in%20time"
+    );
+    // A stream ends at the caller's deadline, too.
+    let request = site
+        .grpc("grpc.health.v1.Health/Watch")
+        .header("grpc-timeout", "300m")
+        .body(())
+        .expect("request");
+    let mut sender = sender.ready().await.expect("ready");
+    let (answer, mut body) = sender.send_request(request, false).expect("sent");
+    body.send_data(Bytes::from_static(b"\0\0\0\0\0"), true)
+        .expect("sent");
+    let mut body = in_time("an answer", answer)
+        .await
+        .expect("answered")
+        .into_body();
+    while let Some(data) = in_time("data", body.data()).await {
+        let _ = body
+            .flow_control()
+            .release_capacity(data.expect("data").len());
+    }
+    let trailers = in_time("trailers", body.trailers()).await.expect("read");
+    assert_eq!(trailers.expect("trailers")["grpc-status"], "4");
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reflection_lists_what_can_be_called() {
+    use tonic_reflection::pb::v1::ServerReflectionRequest;
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+    let site = Site::start(Setup::default()).await;
+    let channel = tonic::transport::Endpoint::from_shared(site.url.clone())
+        .expect("url")
+        .connect()
+        .await
+        .expect("connects");
+    let request = |message| ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(message),
+    };
+    let symbol = "dipylon.v1.TaskService".to_owned();
+    let asked = tokio_stream::iter([
+        request(MessageRequest::ListServices(String::new())),
+        request(MessageRequest::FileContainingSymbol(symbol)),
+    ]);
+    let mut answers = ServerReflectionClient::new(channel)
+        .server_reflection_info(asked)
+        .await
+        .expect("asked")
+        .into_inner();
+    let first = answers.message().await.expect("answered").expect("one");
+    let Some(MessageResponse::ListServicesResponse(listed)) = first.message_response else {
+        panic!("{first:?}");
+    };
+    let names: BTreeSet<_> = listed.service.into_iter().map(|s| s.name).collect();
+    let mut wanted: BTreeSet<String> = dipylon::proto::methods()
+        .iter()
+        .filter_map(|method| method.split('/').next().map(str::to_owned))
+        .collect();
+    wanted.insert("grpc.health.v1.Health".into());
+    wanted.insert("grpc.reflection.v1.ServerReflection".into());
+    assert_eq!(names, wanted);
+    let second = answers.message().await.expect("answered").expect("another");
+    let Some(MessageResponse::FileDescriptorResponse(files)) = second.message_response else {
+        panic!("{second:?}");
+    };
+    assert!(!files.file_descriptor_proto.is_empty());
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_grow_old_without_a_call_that_fails() {
+    let site = Site::start(Setup {
+        limits: Connections {
+            age: Duration::from_secs(1),
+            ..Connections::default()
+        },
+        ..Setup::default()
+    })
+    .await;
+    let url = site.url.clone();
+    // A validator's stream goes over from one connection to the next.
+    let cases = Validator::connect(ValidatorConfig::new(
+        &url,
+        &url,
+        Audience::parse(CASES).expect("audience"),
+        Identity::Key(Arc::new(site.world.key_of("cases"))),
+    ))
+    .await
+    .expect("connects");
+    // Retries by the client's own contract: the same request_id.
+    let task = Arc::new(site.task(site.endpoint()).await.expect("opens"));
+    let aged = AtomicBool::new(false);
+    let served = AtomicU64::new(0);
+    let load = async {
+        while !aged.load(Ordering::SeqCst) {
+            works(&task, served.fetch_add(1, Ordering::SeqCst)).await;
+        }
+    };
+    let watch = async {
+        until("connections have aged", || {
+            site.counts.aged.load(Ordering::Relaxed) >= 6
+        })
+        .await;
+        aged.store(true, Ordering::SeqCst);
+    };
+    tokio::join!(load, watch);
+    let report = task.complete(TaskOutcome::Succeeded).await.expect("ended");
+    in_time(
+        "the validator hears of it",
+        cases.read_past(report.position),
+    )
+    .await;
+    let found = laws::check(&site.root.join("data"));
+    assert_eq!(
+        u64::try_from(found.tokens.len()).expect("few"),
+        served.load(Ordering::SeqCst),
+        "one grant for each request_id"
+    );
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_who_goes_away_leaves_a_grant_or_none() {
+    let site = Site::start(Setup::default()).await;
+    let task = site.task(site.once()).await.expect("opens");
+    works(&task, 0).await;
+    let mut gone = 0;
+    for n in 1..=60 {
+        let asked = order(read_case(), &format!("gone-{n}"));
+        // From before the call leaves to after its answer.
+        let patience = Duration::from_micros(n * 150);
+        if tokio::time::timeout(patience, task.request_token(&asked))
+            .await
+            .is_err()
+        {
+            gone += 1;
+        }
+        let first = token(task.request_token(&asked).await);
+        assert_eq!(first, token(task.request_token(&asked).await), "one grant");
+    }
+    eprintln!("{gone} of 60 calls were given up");
+    assert!(gone > 0);
+    assert_eq!(laws::check(&site.root.join("data")).tokens.len(), 61);
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_is_answered_at_the_stop() {
+    let site = Site::start(Setup::default()).await;
+    let task = site.task(site.once()).await.expect("opens");
+    let mut asked = order(disable("ann"), "waits");
+    asked.wait_s = 60;
+    let waiting = {
+        let task = task.clone();
+        tokio::spawn(async move { task.request_token(&asked).await })
+    };
+    let journal = dipylon::journal::ReadOnly::open(&site.root.join("data")).expect("journal");
+    // Until people are asked, nobody waits.
+    until("people are asked", || {
+        let mut asked = false;
+        let read = journal.all(|entry| {
+            asked |= entry.text.contains("\"kind\":\"AccessRequestOpened\"");
+            Ok(())
+        });
+        read.expect("readable");
+        asked
+    })
+    .await;
+    site.stop().await;
+    let answer = waiting.await.expect("joined");
+    assert!(matches!(answer, Ok(Outcome::Pending(_))), "{answer:?}");
+}
