@@ -830,9 +830,9 @@ async fn rapid_resets_end_the_connection_they_come_on() {
         .await
         .expect("joined");
     let error = ended.expect_err("by the broker");
-    assert_eq!(
-        error.reason(),
-        Some(h2::Reason::ENHANCE_YOUR_CALM),
+    // What comes on after the end may reset the socket before the broker's last word is read.
+    assert!(
+        error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM) || error.is_io(),
         "{error}"
     );
     eprintln!("ended after about {reset} resets");
