@@ -280,3 +280,45 @@ async fn a_broker_without_files_to_spare_serves_again() {
     broker.kill().await.expect("killed");
     laws::check(&site.root.join("data"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_line_takes_either_way() {
+    let temp = tempfile::tempdir().expect("dir");
+    let site = Site::new(temp.path(), "");
+    let mut broker = site.broker("").await;
+    let now = dipylon::clock::Clock::system().now();
+    let id = format!("spiffe://{DOMAIN}/agent/triage");
+    let evidence = site.world.svid_for(&site.url, &id, now, 3_600);
+    put(&site.root.join("svid"), evidence.reveal(), 0o600);
+    let dipylon = async |ways: &[(&str, &str)]| {
+        let done = Command::new(env!("CARGO_BIN_EXE_dipylon"))
+            .args(["task", "open", "--purpose", "x", "--evidence", "svid"])
+            .args(["--json", "--url", &site.url])
+            .current_dir(&site.root)
+            .env("HOME", &site.root)
+            .env_remove("DIPYLON_CA")
+            .env_remove("DIPYLON_SOCKET")
+            .envs(ways.iter().copied())
+            .output()
+            .await
+            .expect("runs");
+        let told = String::from_utf8_lossy(&done.stdout).into_owned()
+            + &String::from_utf8_lossy(&done.stderr);
+        (done.status.code(), told)
+    };
+    for ways in [
+        [("DIPYLON_CA", "ca.pem")],
+        [("DIPYLON_SOCKET", "dipylon.sock")],
+    ] {
+        let (code, told) = dipylon(&ways).await;
+        assert_eq!(code, Some(0), "{told}");
+        assert!(told.contains("task_"), "{told}");
+    }
+    let (code, told) = dipylon(&[("DIPYLON_CA", "trust.json")]).await;
+    assert_eq!(code, Some(2), "{told}");
+    assert!(told.contains("trust.json"), "{told}");
+    let (code, told) = dipylon(&[]).await;
+    assert!(code == Some(14) || code == Some(2), "{told}");
+    assert!(told.contains("certificate"), "{told}");
+    broker.kill().await.expect("killed");
+}
