@@ -27,6 +27,7 @@ mod parallel;
 mod properties;
 mod secrets;
 mod served;
+mod siege;
 mod spine;
 mod transport;
 mod vectors;
