@@ -5,6 +5,7 @@
 //! lost: a client that retries by its contract sees no failure.
 
 use std::convert::Infallible;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,8 +17,8 @@ use axum::extract::Request;
 use hyper::body::{Bytes, Frame, Incoming, SizeHint};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::sync::{oneshot, watch};
 use tokio::time::Sleep;
 use tower::Service as _;
 
@@ -74,7 +75,7 @@ enum Close {
 }
 
 async fn drive<I>(
-    io: I,
+    socket: I,
     peer: Peer,
     shared: &Shared,
     opening: Opening,
@@ -103,27 +104,135 @@ async fn drive<I>(
             }
         })
     };
-    let builder = builder(&shared.limits);
-    let connection = builder.serve_connection(TokioIo::new(io), service);
-    tokio::pin!(connection);
-    let close = tokio::select! {
-        ended = &mut connection => {
-            if let Err(error) = ended {
-                tracing::debug!(%error, source = ?peer.source, "a connection broke");
+    let (io, given_back) = Lent::new(socket);
+    {
+        let builder = builder(&shared.limits);
+        let connection = builder.serve_connection(TokioIo::new(io), service);
+        tokio::pin!(connection);
+        let close = tokio::select! {
+            ended = &mut connection => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, source = ?peer.source, "a connection broke");
+                    return;
+                }
+                None
             }
-            return;
+            close = due(&activity, shared, opening, stopped) => Some(close),
+        };
+        match close {
+            Some(Close::Cut) => return,
+            Some(Close::Gently(grace)) => {
+                connection.as_mut().graceful_shutdown();
+                // Streams end here; calls finish by themselves.
+                closing.send_replace(true);
+                tokio::select! {
+                    _ended = &mut connection => {}
+                    () = stuck(&activity) => {
+                        Counts::one(&shared.counts.stuck);
+                        return;
+                    }
+                    () = tokio::time::sleep(grace) => return,
+                }
+            }
+            None => {}
         }
-        close = due(&activity, shared, opening, stopped) => close,
+    }
+    if let Ok(io) = given_back.await {
+        linger(io).await;
+    }
+}
+
+/// Reads on until the other end closes too. A socket that is closed with something unread in it is reset, and a reset takes
+/// with it what the other end has not read yet: the last answers.
+async fn linger<I: AsyncRead + AsyncWrite + Unpin>(mut io: I) {
+    let to_the_end = async {
+        let _closed_or_broken = io.shutdown().await;
+        let mut unread = [0; 4 * 1024];
+        let mut left = LINGER_BYTES_MAX;
+        while let Ok(n @ 1..) = io.read(&mut unread).await {
+            left = left.saturating_sub(n);
+            if left == 0 {
+                return;
+            }
+        }
     };
-    if let Close::Gently(grace) = close {
-        connection.as_mut().graceful_shutdown();
-        // Streams end here; calls finish by themselves.
-        closing.send_replace(true);
-        tokio::select! {
-            _ended = &mut connection => {}
-            () = stuck(&activity) => Counts::one(&shared.counts.stuck),
-            () = tokio::time::sleep(grace) => {}
+    let _in_time = tokio::time::timeout(LINGER, to_the_end).await;
+}
+
+/// A socket that comes back when whoever serves it lets go.
+struct Lent<I> {
+    io: Option<I>,
+    owner: Option<oneshot::Sender<I>>,
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> Lent<I> {
+    fn new(io: I) -> (Self, oneshot::Receiver<I>) {
+        let (owner, given_back) = oneshot::channel();
+        let lent = Self {
+            io: Some(io),
+            owner: Some(owner),
+        };
+        (lent, given_back)
+    }
+
+    fn with<T>(
+        self: Pin<&mut Self>,
+        act: impl FnOnce(Pin<&mut I>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        match &mut self.get_mut().io {
+            Some(io) => act(Pin::new(io)),
+            // Only a drop takes it away.
+            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
+    }
+}
+
+impl<I> Drop for Lent<I> {
+    fn drop(&mut self) {
+        if let (Some(io), Some(owner)) = (self.io.take(), self.owner.take()) {
+            // Who does not want it back has it closed.
+            let _unwanted = owner.send(io);
+        }
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for Lent<I> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.with(|io| io.poll_read(cx, buffer))
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lent<I> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.with(|io| io.poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.with(|io| io.poll_write_vectored(cx, bytes))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.as_ref().is_some_and(AsyncWrite::is_write_vectored)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|io| io.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|io| io.poll_shutdown(cx))
     }
 }
 
@@ -358,5 +467,8 @@ const TAKE_MAX: Duration = Duration::from_secs(15);
 const PRESSED_IDLE: Duration = Duration::from_secs(5);
 /// For the other end to see that an idle connection closes.
 const IDLE_GRACE: Duration = Duration::from_secs(5);
+/// How long, and how much, is read of a connection that has ended here and not yet there, in bytes.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES_MAX: usize = 256 * 1024;
 /// For calls on an aged connection: the longest of them is `deadline::CALL_MAX`.
 const AGE_GRACE: Duration = Duration::from_secs(90);

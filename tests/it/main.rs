@@ -15,6 +15,7 @@ mod clock;
 mod crosscheck;
 mod demo;
 mod doors;
+mod drain;
 mod evidence;
 #[path = "../../benches/figures/mod.rs"]
 mod figures;
@@ -34,5 +35,7 @@ mod parallel;
 mod properties;
 mod secrets;
 mod served;
+mod siege;
 mod spine;
+mod transport;
 mod vectors;
