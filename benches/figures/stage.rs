@@ -11,6 +11,7 @@ use dipylon::model::*;
 use dipylon::proto::{convert, v1};
 use dipylon::serve::guard;
 use tokio::runtime::{Builder, Runtime};
+use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 
 use crate::harness::read_case;
@@ -152,7 +153,9 @@ pub fn presented(method: &str, proof: Secret) -> Presented {
 /// The call as it goes to the doors.
 pub fn wire<T>(message: T, proof: &Secret) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
-    let proof = proof.reveal().parse().expect("ascii");
+    let mut proof: MetadataValue<_> = proof.reveal().parse().expect("ascii");
+    // As the client library does: it stays out of the compression tables.
+    proof.set_sensitive(true);
     request.metadata_mut().insert("dpop", proof);
     request
 }
