@@ -1,7 +1,7 @@
 //! Many live grants: what one takes in memory and in the journal, how long a start from them takes, and what ending them all
 //! does to others.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,21 +31,15 @@ pub fn run(counts: &Counts, measured: Measured, page: &mut Page) {
     page.part(&format!("{} live grants of one agent", counts.grants));
     let stage = Stage::start();
     let holders = stage.tasks("reporter", counts.tasks);
+    let without = copy(&stage, "none");
     let mut left = counts.grants;
     while left > 0 {
         let count = left.min(CHUNK);
         in_process(&stage, &holders, count, 64);
         left -= count;
     }
-    // Nothing is being written, and after this the checkpointer has moved all there was to move. The WAL is copied first: what
-    // may still move from it into the database then stands in the copy twice, never not at all.
-    std::thread::sleep(Duration::from_secs(1));
-    let copy = stage.served.dir.with_file_name("copy");
-    std::fs::create_dir_all(&copy).expect("dir");
+    let copy = copy(&stage, "many");
     let mut bytes = 0;
-    for file in ["journal.db-wal", "journal.db"] {
-        std::fs::copy(stage.served.dir.join(file), copy.join(file)).expect("copied");
-    }
     ReadOnly::open(&copy)
         .expect("opens")
         .all(|stored| {
@@ -54,21 +48,26 @@ pub fn run(counts: &Counts, measured: Measured, page: &mut Page) {
         })
         .expect("reads");
     let each = |total: u64| total / counts.grants as u64;
-    let (versions, state) = match measured {
-        Measured::InAChild => (child(&copy, "versions"), child(&copy, "state")),
+    // What a start takes with no grant at all is not theirs.
+    let (none, versions, state) = match measured {
+        Measured::InAChild => (
+            child(&without, "state"),
+            child(&copy, "versions"),
+            child(&copy, "state"),
+        ),
         // One is enough: its writer lets go of the directory when it likes.
-        Measured::Here => ("0 0".to_owned(), replay(&copy, true)),
+        Measured::Here => ([0, 0], [0, 0], read(&replay(&copy, true))),
     };
-    let read =
-        |line: &str| -> Vec<u64> { line.split(' ').filter_map(|n| n.parse().ok()).collect() };
-    let (versions, state) = (read(&versions), read(&state));
     page.line(
         "memory of one, state and versions",
-        &format!("{} bytes   (goal: at most 600)", each(state[0])),
+        &format!(
+            "{} bytes   (goal: at most 600)",
+            each(state[0].saturating_sub(none[0]))
+        ),
     );
     page.line(
         "  of which the writer's stream versions",
-        &format!("{} bytes", each(versions[0])),
+        &format!("{} bytes", each(versions[0].saturating_sub(none[0]))),
     );
     page.line(
         "canonical bytes of one in the journal",
@@ -79,8 +78,8 @@ pub fn run(counts: &Counts, measured: Measured, page: &mut Page) {
     page.line(
         "start: every entry verified and folded",
         &format!(
-            "{} s, {} µs each",
-            state[1] / 1_000,
+            "{:.1} s, {} µs each",
+            state[1] as f64 / 1e3,
             state[1] * 1_000 / counts.grants as u64
         ),
     );
@@ -119,7 +118,25 @@ pub fn replay(dir: &Path, with_state: bool) -> String {
     format!("{} {}", after.saturating_sub(before), took.as_millis())
 }
 
-fn child(dir: &Path, what: &str) -> String {
+/// A copy of the journal as of now, when nothing is being written.
+fn copy(stage: &Stage, name: &str) -> PathBuf {
+    let copy = stage.served.dir.with_file_name(name);
+    std::fs::create_dir_all(&copy).expect("dir");
+    // After this the checkpointer has moved all there was to move. The WAL is copied first: what may still move from it into the
+    // database then stands in the copy twice, never not at all.
+    std::thread::sleep(Duration::from_secs(1));
+    for file in ["journal.db-wal", "journal.db"] {
+        std::fs::copy(stage.served.dir.join(file), copy.join(file)).expect("copied");
+    }
+    copy
+}
+
+fn read(line: &str) -> [u64; 2] {
+    let numbers: Vec<u64> = line.split(' ').filter_map(|n| n.parse().ok()).collect();
+    numbers.try_into().expect("two numbers")
+}
+
+fn child(dir: &Path, what: &str) -> [u64; 2] {
     let exe = std::env::current_exe().expect("this program");
     let out = Command::new(exe)
         .arg("--replay")
@@ -132,10 +149,7 @@ fn child(dir: &Path, what: &str) -> String {
         "{}",
         String::from_utf8_lossy(&out.stderr)
     );
-    String::from_utf8(out.stdout)
-        .expect("text")
-        .trim()
-        .to_owned()
+    read(String::from_utf8(out.stdout).expect("text").trim())
 }
 
 /// proc(5): `VmRSS`, in KiB.

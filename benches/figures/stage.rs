@@ -12,6 +12,7 @@ use dipylon::proto::{convert, v1};
 use dipylon::rates::{RATE_MAX, Rates, Seat};
 use dipylon::serve::guard;
 use tokio::runtime::{Builder, Runtime};
+use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 
 use crate::harness::read_case;
@@ -155,7 +156,9 @@ pub fn presented(method: &str, proof: Secret) -> Presented {
 /// The call as it goes to the doors.
 pub fn wire<T>(message: T, proof: &Secret) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
-    let proof = proof.reveal().parse().expect("ascii");
+    let mut proof: MetadataValue<_> = proof.reveal().parse().expect("ascii");
+    // As the client library does: it stays out of the compression tables.
+    proof.set_sensitive(true);
     request.metadata_mut().insert("dpop", proof);
     request
 }

@@ -8,6 +8,7 @@
 pub mod votes;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::model::*;
 use crate::rules::{Answer, InForce, OperateAnswer, PolicyBundle, Profile, Question};
@@ -200,7 +201,7 @@ pub fn decide(
     let mut decision = crate::model::Decision {
         id,
         policy: bundle.version(),
-        rules: Vec::new(),
+        rules: Arc::default(),
         needs: Vec::new(),
         ttl: ttl.0.clone(),
         input: AskedInput {
@@ -222,7 +223,7 @@ pub fn decide(
     rests_on.push((Stream::Freeze(action_freeze), freeze.version));
     match answer {
         Answer::Denied { why, rules } => {
-            decision.rules = rules;
+            decision.rules = rules.into();
             Ok(Decision::Denied(Box::new(Denied { why, decision })))
         }
         Answer::Needs {
@@ -231,7 +232,7 @@ pub fn decide(
             rules,
         } => {
             shorten(&mut decision, &mut ttl, ttl_ms);
-            decision.rules = rules;
+            decision.rules = rules.into();
             decision.needs = profiles;
             let defined: Vec<&Profile> = decision
                 .needs
@@ -266,7 +267,7 @@ pub fn decide(
         }
         Answer::Allowed { ttl_ms, rules } => {
             shorten(&mut decision, &mut ttl, ttl_ms);
-            decision.rules = rules;
+            decision.rules = rules.into();
             let counted: BTreeSet<PersonId> = tally
                 .satisfied
                 .iter()

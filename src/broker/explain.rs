@@ -167,7 +167,7 @@ impl Hall {
         if decision.rules.is_empty() {
             out.line("rules", "no rule allows it: the default is no");
         }
-        for rule in &decision.rules {
+        for rule in decision.rules.iter() {
             let known = rules
                 .as_ref()
                 .filter(|_| same)

@@ -151,7 +151,7 @@ impl Bench {
             cnf: verified.binding(),
             uses: order.uses(),
             pos: place.position.1,
-            approval: order.approval().cloned(),
+            approval: order.approval().cloned().map(Arc::new),
             consumed: order.consumes().map(|(id, _)| id),
             decision: order.decision().clone(),
             evidence: Arc::new(verified.facts().clone()),
@@ -246,6 +246,6 @@ pub fn claims_of(issued: &TokenIssued, epoch: u64, issuer: &str) -> AccessTokenC
         epoch,
         pos: issued.pos,
         uses: issued.uses,
-        approval: issued.approval.clone(),
+        approval: issued.approval.as_deref().cloned(),
     }
 }

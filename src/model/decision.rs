@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{DecisionId, Digest, EvidenceKind, ProfileName, Timestamp};
 
 /// A rule, by its `@id` and the file of the policy bundle it stands in.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RuleRef {
     /// The rule's `@id`.
     pub id: Arc<str>,
@@ -69,7 +69,7 @@ pub struct Decision {
     /// The policy bundle that decided.
     pub policy: Digest,
     /// The rules that determined it.
-    pub rules: Vec<RuleRef>,
+    pub rules: Arc<[RuleRef]>,
     /// Profiles still needed; empty when approved.
     pub needs: Vec<ProfileRef>,
     /// The life of the token.

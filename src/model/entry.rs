@@ -534,7 +534,7 @@ pub struct TokenIssued {
     pub pos: u64,
     /// What people approved, if they had to.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub approval: Option<ApprovalClaim>,
+    pub approval: Option<Arc<ApprovalClaim>>,
     /// The access request this grant consumed, needed or not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consumed: Option<AccessRequestId>,

@@ -100,12 +100,12 @@ impl State {
             }
             Fact::TokenIssued(f) => self.on_token_issued(f, committed, version),
             Fact::TokenReissued(f) => self.grants.change(&f.jti, |g| {
-                let mut kids = g.kids.clone();
+                let mut kids = g.kids.to_vec();
                 if !kids.contains(&f.kid) {
                     kids.push(f.kid.clone());
                 }
                 Grant {
-                    kids,
+                    kids: kids.into(),
                     version,
                     ..g.clone()
                 }
@@ -250,8 +250,9 @@ impl State {
             (f.agent.clone(), f.binding.jkt(), f.request_id.clone()),
             f.task,
         );
-        self.agent_tasks
-            .upsert(f.agent.clone(), |set| with(set, f.task));
+        self.agent_tasks.amend(f.agent.clone(), |set| {
+            set.insert(f.task);
+        });
         let mut due = self.due();
         due.insert((f.deadline, Due::Task(f.task)));
         due.extend(lease.map(|lease| (lease.until, Due::Lease(f.task))));
@@ -278,8 +279,8 @@ impl State {
                 ..t.clone()
             });
             if let Some(task) = self.tasks.get(id) {
-                self.agent_tasks.change(&task.opened.agent, |set| {
-                    set.iter().copied().filter(|t| t != id).collect()
+                self.agent_tasks.amend(task.opened.agent.clone(), |set| {
+                    set.remove(id);
                 });
                 let mut due = self.due();
                 due.remove(&(task.opened.deadline, Due::Task(*id)));
@@ -317,7 +318,7 @@ impl State {
         };
         self.requests.put(f.access_request, request);
         self.task_requests
-            .upsert(f.task, |list| pushed(list, f.access_request));
+            .amend(f.task, |list| list.push(f.access_request));
         self.request_ids.put(
             (f.task, f.request_id.clone()),
             At {
@@ -401,7 +402,7 @@ impl State {
             .and_then(|text| ActionSecret::from_blob(text));
         let (issued, action) = self.shared.grant(f, secret.as_ref());
         let grant = Grant {
-            kids: vec![issued.kid.clone()],
+            kids: self.shared.kids(&issued.kid),
             issued: Arc::new(issued),
             epoch: committed.entry().epoch,
             index: committed.entry().index,
@@ -415,7 +416,7 @@ impl State {
             version: 0,
         };
         self.grants.put(f.jti, grant);
-        self.task_grants.upsert(f.task, |list| pushed(list, f.jti));
+        self.task_grants.amend(f.task, |list| list.push(f.jti));
         self.request_ids.put(
             (f.task, f.request_id.clone()),
             At {
@@ -434,10 +435,4 @@ fn with<T: Ord + Clone>(set: Option<&BTreeSet<T>>, item: T) -> BTreeSet<T> {
     let mut set = set.cloned().unwrap_or_default();
     set.insert(item);
     set
-}
-
-fn pushed<T: Clone>(list: Option<&Vec<T>>, item: T) -> Vec<T> {
-    let mut list = list.cloned().unwrap_or_default();
-    list.push(item);
-    list
 }

@@ -183,7 +183,7 @@ pub struct Grant {
     /// Spent uses.
     pub uses: Vec<Use>,
     /// Keys it was signed with; the taint of any ends it.
-    pub kids: Vec<KeyId>,
+    pub kids: Arc<[KeyId]>,
     /// Its own end, apart from its task's.
     pub ended: Option<Ended>,
     /// Version of its token's stream; 0 until it is used, reissued or ended.

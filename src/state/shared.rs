@@ -15,6 +15,8 @@ struct Pools {
     words: Pool<Arc<str>, ()>,
     evidence: Pool<Digest, Arc<EvidenceFacts>>,
     actions: Pool<Digest, (Arc<ActionOnRecord>, Option<Arc<Action>>)>,
+    rules: Pool<Arc<[RuleRef]>, ()>,
+    kids: Pool<KeyId, Arc<[KeyId]>>,
 }
 
 impl Shared {
@@ -27,16 +29,15 @@ impl Shared {
         let mut pools = self.lock();
         let evidence = pools.evidence(&f.evidence);
         let (record, action) = pools.action(&f.action, secret);
-        let mut word = |text: &Arc<str>| pools.word(text);
         let mut decision = f.decision.clone();
-        for rule in &mut decision.rules {
-            rule.id = word(&rule.id);
-            rule.file = word(&rule.file);
-        }
+        decision.rules = pools.rules.same(&decision.rules);
+        pools
+            .rules
+            .purge_if_grown(|rules, ()| Arc::strong_count(rules) > 1);
+        let mut word = |text: &Arc<str>| pools.word(text);
         for bound in &mut decision.ttl.bounds {
             bound.by = word(&bound.by);
         }
-        decision.rules.shrink_to_fit();
         decision.ttl.bounds.shrink_to_fit();
         decision.input.binding = word(&decision.input.binding);
         let issued = TokenIssued {
@@ -49,6 +50,17 @@ impl Shared {
             ..f.clone()
         };
         (issued, action)
+    }
+
+    /// The one key that most grants were signed with.
+    pub(super) fn kids(&self, kid: &KeyId) -> Arc<[KeyId]> {
+        let mut pools = self.lock();
+        if let Some(kept) = pools.kids.get(kid) {
+            return kept.clone();
+        }
+        let kept: Arc<[KeyId]> = [kid.clone()].into();
+        pools.kids.put(kid.clone(), kept.clone());
+        kept
     }
 
     fn lock(&self) -> MutexGuard<'_, Pools> {
@@ -186,10 +198,11 @@ mod tests {
             decision: Decision {
                 id: DecisionId::from_random([n; 16]),
                 policy: Digest::of(b"policy"),
-                rules: vec![RuleRef {
+                rules: [RuleRef {
                     id: word("rule"),
                     file: word("rules/1.cedar"),
-                }],
+                }]
+                .into(),
                 needs: Vec::new(),
                 ttl: TtlSum {
                     asked: 300,
@@ -234,7 +247,7 @@ mod tests {
             &action_two.expect("plain")
         ));
         let (a, b) = (&kept_one.decision, &kept_two.decision);
-        assert!(Arc::ptr_eq(&a.rules[0].file, &b.rules[0].file));
+        assert!(Arc::ptr_eq(&a.rules, &b.rules));
         assert!(Arc::ptr_eq(&a.ttl.bounds[0].by, &b.ttl.bounds[0].by));
         // The same evidence verified at another moment is another fact.
         let mut later = issued(3, "other");

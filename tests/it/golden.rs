@@ -91,10 +91,11 @@ fn decision() -> Decision {
     Decision {
         id: id(3, DecisionId::from_random),
         policy: digest(3),
-        rules: vec![RuleRef {
+        rules: [RuleRef {
             id: "destructive-needs-a-yes".into(),
             file: "rules/20-guardrails.cedar".into(),
-        }],
+        }]
+        .into(),
         needs: vec![profile()],
         ttl: TtlSum {
             asked: 900,
@@ -133,11 +134,14 @@ fn issued() -> TokenIssued {
         cnf: Binding::Jkt(Thumbprint(digest(8))),
         uses: Some(1),
         pos: 41,
-        approval: Some(ApprovalClaim {
-            access_request: id(9, AccessRequestId::from_random),
-            profiles: vec![profile().name],
-            at: 1_800_000_000,
-        }),
+        approval: Some(
+            ApprovalClaim {
+                access_request: id(9, AccessRequestId::from_random),
+                profiles: vec![profile().name],
+                at: 1_800_000_000,
+            }
+            .into(),
+        ),
         consumed: Some(id(9, AccessRequestId::from_random)),
         decision: decision(),
         evidence: evidence().into(),
