@@ -51,6 +51,7 @@ pub(super) struct Serve {
 
 pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitCode, Failure> {
     let (config, home) = configuration(common, &verb)?;
+    undumpable();
     let usual = if config.dev {
         "warn"
     } else {
@@ -165,6 +166,21 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
     }
     served.map_err(|e| Failure::failed(e.to_string()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Keeps the memory of this process, and the keys in it, out of core files and out of other processes of the same user.
+/// Best effort: a system that refuses is said so.
+fn undumpable() {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    let core = setrlimit(Resource::Core, none);
+    let dumpable = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    if let Err(error) = core.and(dumpable) {
+        tracing::warn!(%error, "memory may be written to core files: the system refuses to forbid it");
+    }
 }
 
 /// Binds what the configuration names.
