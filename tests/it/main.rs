@@ -24,6 +24,8 @@ mod house;
 mod kill;
 mod laws;
 mod metrics;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod parallel;
 mod properties;
 mod secrets;
