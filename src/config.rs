@@ -48,6 +48,8 @@ pub struct Config {
     pub operator_listen: Option<OperatorAddress>,
     /// How log lines are written.
     pub log: Format,
+    /// The OTLP collector that gets spans of calls.
+    pub otlp_endpoint: Option<String>,
 }
 
 /// Where operators read figures: on this machine alone.
@@ -148,6 +150,7 @@ struct File {
     operator_listen: Option<String>,
     #[serde(default)]
     log: Format,
+    otlp_endpoint: Option<String>,
     #[serde(default)]
     rates: Rates,
     #[serde(default)]
@@ -331,6 +334,7 @@ impl Config {
                 .map(|text| OperatorAddress::parse(&text, base))
                 .transpose()?,
             log: file.log,
+            otlp_endpoint: file.otlp_endpoint.map(collector).transpose()?,
         })
     }
 }
@@ -353,6 +357,23 @@ fn read_text(path: &Path) -> Result<String, ConfigError> {
 
 /// Longest configuration file, in bytes.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
+/// A collector that this binary can speak to.
+fn collector(endpoint: String) -> Result<String, Malformed> {
+    if !cfg!(feature = "otlp") {
+        return Err(Malformed::new(
+            "otlp_endpoint",
+            "this binary was built without the feature otlp",
+        ));
+    }
+    if !endpoint.starts_with("http://") {
+        return Err(Malformed::new(
+            "otlp_endpoint",
+            "must be http://host:port: a collector beside the broker",
+        ));
+    }
+    Ok(endpoint)
+}
+
 /// Rates that limit something.
 fn bounded(rates: Rates) -> Result<Rates, Malformed> {
     let Rates {
@@ -509,6 +530,11 @@ mod tests {
                 "realm = \"r\"",
                 "realm = \"r\"\nlog = \"xml\"",
                 "unknown variant",
+            ),
+            (
+                "realm = \"r\"",
+                "realm = \"r\"\notlp_endpoint = \"ftp://c\"",
+                "otlp_endpoint",
             ),
         ] {
             let told_us = read(&GOOD.replacen(from, to, 1)).expect_err(to);

@@ -315,6 +315,57 @@ impl Seat {
     }
 }
 
+/// How many of something each key has at once.
+#[derive(Debug)]
+pub struct Tally<K> {
+    most: usize,
+    now: Mutex<HashMap<K, usize>>,
+}
+
+/// One of a key's, until it is dropped.
+#[derive(Debug)]
+pub struct Tallied<K: Hash + Eq> {
+    tally: Arc<Tally<K>>,
+    key: K,
+}
+
+impl<K: Hash + Eq + Clone> Tally<K> {
+    /// At most this many for each key.
+    pub fn new(most: usize) -> Self {
+        Self {
+            most,
+            now: Mutex::default(),
+        }
+    }
+
+    /// One more for the key, unless it has as many as it may.
+    pub fn enter(self: &Arc<Self>, key: &K) -> Option<Tallied<K>> {
+        let mut now = lock(&self.now);
+        let count = now.entry(key.clone()).or_default();
+        if *count >= self.most {
+            return None;
+        }
+        *count += 1;
+        Some(Tallied {
+            tally: self.clone(),
+            key: key.clone(),
+        })
+    }
+}
+
+impl<K: Hash + Eq> Drop for Tallied<K> {
+    fn drop(&mut self) {
+        let mut now = lock(&self.tally.now);
+        let left = now.get_mut(&self.key).map_or(0, |count| {
+            *count = count.saturating_sub(1);
+            *count
+        });
+        if left == 0 {
+            now.remove(&self.key);
+        }
+    }
+}
+
 /// Says something at most a few times a second, however often it happens.
 #[derive(Debug, Default)]
 pub struct Seldom {
@@ -448,9 +499,10 @@ mod tests {
                 tokio::spawn(async move { places.enter(Class::General).await.map(drop) })
             })
             .collect();
-        while places.general.queue.available_permits() > 0 {
+        for _ in 0..1_000 {
             tokio::task::yield_now().await;
         }
+        assert_eq!(places.general.queue.available_permits(), 0);
         assert_eq!(
             places.enter(Class::General).await.map(drop),
             Err(Shed),
@@ -466,6 +518,19 @@ mod tests {
             Err(Shed),
             "nobody leaves in time"
         );
+    }
+
+    #[test]
+    fn each_key_has_so_many_at_once() {
+        let tally = Arc::new(Tally::new(2));
+        let one = tally.enter(&"a").expect("the first");
+        let two = tally.enter(&"a").expect("the second");
+        assert!(tally.enter(&"a").is_none(), "no third");
+        drop(tally.enter(&"b").expect("another's"));
+        drop(one);
+        let again = tally.enter(&"a").expect("one has gone");
+        drop((two, again));
+        assert!(lock(&tally.now).is_empty(), "and nothing is remembered");
     }
 
     #[test]

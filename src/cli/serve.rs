@@ -52,12 +52,16 @@ pub(super) struct Serve {
 pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitCode, Failure> {
     let (config, home) = configuration(common, &verb)?;
     undumpable();
-    let usual = if config.dev {
-        "warn"
-    } else {
-        "warn,dipylon=info"
-    };
-    logs::start(config.log, usual);
+    let _speaking = logs::start(&logs::Settings {
+        format: config.log,
+        usual: if config.dev {
+            "warn"
+        } else {
+            "warn,dipylon=info"
+        },
+        otlp_endpoint: config.otlp_endpoint.clone(),
+    })
+    .map_err(|e| Failure::failed(e.to_string()))?;
     if config.dev {
         say.aside(&warning(&config));
     }

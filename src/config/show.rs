@@ -128,6 +128,7 @@ impl Config {
                 }
             },
             "log" => text(self.log.as_str()),
+            "otlp_endpoint" => self.otlp_endpoint.as_deref().map_or(Row::Unset, text),
             "rates.source_per_second" => number(settings.rates.source_per_second),
             "rates.source_reserved_per_second" => number(settings.rates.source_reserved_per_second),
             "rates.caller_per_second" => number(settings.rates.caller_per_second),
@@ -235,6 +236,7 @@ mod tests {
         "tls.key",
         "unix_socket",
         "operator_listen",
+        "otlp_endpoint",
     ];
 
     fn shown(text: &str) -> (Config, Vec<Shown>) {

@@ -15,15 +15,22 @@ use super::guard;
 use super::peer::{Peer, Source};
 use super::status::rate_limited;
 use crate::broker::Hall;
-use crate::rates::{Class, Limits, Places, Seat, Seldom};
+use crate::model::ServiceId;
+use crate::rates::{Class, Limits, Places, Seat, Seldom, Tallied, Tally};
+use crate::telemetry::Counted;
 
 /// The counters before the doors of one broker.
 pub(super) struct Porch {
     hall: Arc<Hall>,
     sources: Limits<Source>,
     places: Places,
+    /// How many streams each service follows.
+    watches: Arc<Tally<ServiceId>>,
     shed: Seldom,
 }
+
+/// Streams one service may follow at once: a fleet of validators shares its registration.
+const WATCHES_PER_SERVICE_MAX: usize = 1_024;
 
 /// When to come again, where no bucket says.
 const PLACES_FULL_RETRY: Duration = Duration::from_secs(1);
@@ -34,6 +41,7 @@ impl Porch {
         Self {
             sources: Limits::new(rates.source_per_second, rates.source_reserved_per_second),
             places: Places::new(rates),
+            watches: Arc::new(Tally::new(WATCHES_PER_SERVICE_MAX)),
             shed: Seldom::default(),
             hall,
         }
@@ -48,12 +56,30 @@ impl Porch {
         })
     }
 
+    /// Counts one more stream of a service, until it ends.
+    pub(super) fn watch(&self, service: &ServiceId) -> Result<Watch, Status> {
+        let Some(one) = self.watches.enter(service) else {
+            self.note(Class::Reserved, "watches");
+            return Err(rate_limited(PLACES_FULL_RETRY));
+        };
+        Ok(Watch {
+            _one: one,
+            _counted: self.hall.metrics().subscribed(),
+        })
+    }
+
     fn note(&self, class: Class, by: &'static str) {
         self.hall.metrics().rate_limited(class.as_str(), by);
         if let Some(count) = self.shed.due(self.hall.uptime()) {
             tracing::warn!(count, class = class.as_str(), by, "calls shed");
         }
     }
+}
+
+/// A stream that is followed.
+pub(super) struct Watch {
+    _one: Tallied<ServiceId>,
+    _counted: Counted,
 }
 
 /// The class of a path: ours by their rows; probes and keys are answered while calls are shed.

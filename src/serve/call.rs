@@ -17,7 +17,8 @@ use super::guard;
 use super::status::code_name;
 use crate::broker::Hall;
 use crate::model::Reason;
-use crate::telemetry::{Counted, logs};
+use crate::telemetry::Counted;
+use crate::telemetry::logs::TraceParent;
 
 /// Longest `traceparent` looked at, in bytes: version 00 has 55.
 const TRACEPARENT_BYTES_MAX: usize = 256;
@@ -47,9 +48,9 @@ pub(super) async fn followed(
     let traceparent = traceparent.filter(|value| value.len() <= TRACEPARENT_BYTES_MAX);
     if let Some(trace) = traceparent
         .and_then(|value| value.to_str().ok())
-        .and_then(logs::trace_id)
+        .and_then(TraceParent::parse)
     {
-        span.record("trace_id", display(trace));
+        trace.note(&span);
     }
     let mut call = Call {
         method,

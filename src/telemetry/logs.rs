@@ -4,6 +4,8 @@ use std::io::{self, Write};
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::model::text::{is_invisible, reveal};
 
@@ -97,50 +99,108 @@ fn escape(json: &str) -> String {
     out
 }
 
-/// Begins to write lines to stderr. `usual` is the filter where `DIPYLON_LOG` says nothing. In JSON the fields of the call
-/// an event belongs to lie in its `span`.
-pub fn start(format: Format, usual: &str) {
-    let filter = EnvFilter::try_from_env("DIPYLON_LOG").unwrap_or_else(|_| EnvFilter::new(usual));
-    let lines = Lines::new(format, io::stderr as fn() -> io::Stderr);
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+/// What a broker says of itself, and where.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// How lines are written.
+    pub format: Format,
+    /// The filter where `DIPYLON_LOG` says nothing.
+    pub usual: &'static str,
+    /// The OTLP collector that gets spans of calls; only where the feature `otlp` is built in.
+    pub otlp_endpoint: Option<String>,
+}
+
+/// Kept while a broker speaks; what is left to be sent is sent when it is dropped.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Speaking {
+    #[cfg(feature = "otlp")]
+    _traces: Option<super::traces::Traces>,
+}
+
+/// Begins to write lines to stderr, and to export spans where that is asked for. In JSON the fields of the call an event
+/// belongs to lie in its `span`. Call it within a tokio runtime.
+pub fn start(settings: &Settings) -> Result<Speaking, StartError> {
+    let usual = || EnvFilter::new(settings.usual);
+    let filter = EnvFilter::try_from_env("DIPYLON_LOG").unwrap_or_else(|_| usual());
+    let lines = Lines::new(settings.format, io::stderr as fn() -> io::Stderr);
+    let layer = tracing_subscriber::fmt::layer()
         .with_ansi(false)
         .with_writer(lines);
-    // Whoever embeds the broker may have a subscriber already.
-    let _already = match format {
-        Format::Text => builder.try_init(),
-        Format::Json => builder
+    let layer = match settings.format {
+        Format::Text => layer.with_filter(filter).boxed(),
+        Format::Json => layer
             .json()
             .flatten_event(true)
             .with_current_span(true)
             .with_span_list(false)
-            .try_init(),
+            .with_filter(filter)
+            .boxed(),
     };
+    let registry = tracing_subscriber::registry().with(layer);
+    #[cfg(feature = "otlp")]
+    if let Some(endpoint) = &settings.otlp_endpoint {
+        let (exporting, traces) = super::traces::layer(endpoint)?;
+        let _already = registry.with(exporting).try_init();
+        return Ok(Speaking {
+            _traces: Some(traces),
+        });
+    }
+    // Whoever embeds the broker may have a subscriber already.
+    let _already = registry.try_init();
+    Ok(Speaking::default())
 }
 
-/// The trace id of a W3C `traceparent` (Trace Context §3.2), if it is valid.
-pub fn trace_id(traceparent: &str) -> Option<&str> {
-    let hex = |text: &str, len: usize| {
-        text.len() == len
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    };
-    let nonzero = |text: &str| text.bytes().any(|b| b != b'0');
-    let mut parts = traceparent.split('-');
-    let (version, trace, parent, flags) =
-        (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    // Later versions may go on after the flags; version 00 may not, and ff is none.
-    let ended = parts.next().is_none();
-    let valid = hex(version, 2)
-        && version != "ff"
-        && (ended || version != "00")
-        && hex(trace, 32)
-        && nonzero(trace)
-        && hex(parent, 16)
-        && nonzero(parent)
-        && hex(flags, 2);
-    valid.then_some(trace)
+/// Why nothing can be said.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No spans can be exported.
+    #[cfg(feature = "otlp")]
+    #[error(transparent)]
+    Traces(#[from] super::traces::TracesError),
+}
+
+/// A caller's place in a trace: the fields of a valid W3C `traceparent` (Trace Context §3.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TraceParent<'a> {
+    /// 32 hex digits, not all zero.
+    pub trace: &'a str,
+    /// 16 hex digits, not all zero.
+    pub parent: &'a str,
+}
+
+impl<'a> TraceParent<'a> {
+    /// Reads a `traceparent`; `None` unless it is valid.
+    pub fn parse(traceparent: &'a str) -> Option<Self> {
+        let hex = |text: &str, len: usize| {
+            text.len() == len
+                && text
+                    .bytes()
+                    .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        };
+        let nonzero = |text: &str| text.bytes().any(|b| b != b'0');
+        let mut parts = traceparent.split('-');
+        let (version, trace, parent, flags) =
+            (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        // Later versions may go on after the flags; version 00 may not, and ff is none.
+        let ended = parts.next().is_none();
+        let valid = hex(version, 2)
+            && version != "ff"
+            && (ended || version != "00")
+            && hex(trace, 32)
+            && nonzero(trace)
+            && hex(parent, 16)
+            && nonzero(parent)
+            && hex(flags, 2);
+        valid.then_some(Self { trace, parent })
+    }
+
+    /// Writes it down for a call's span.
+    pub fn note(&self, span: &tracing::Span) {
+        span.record("trace_id", tracing::field::display(self.trace));
+        #[cfg(feature = "otlp")]
+        super::traces::part_of(span, self.trace, self.parent);
+    }
 }
 
 #[cfg(test)]
@@ -221,11 +281,10 @@ mod tests {
     fn only_a_valid_traceparent_is_taken() {
         const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
         let good = format!("00-{TRACE}-00f067aa0ba902b7-01");
-        assert_eq!(trace_id(&good), Some(TRACE));
-        assert_eq!(
-            trace_id(&format!("cc-{TRACE}-00f067aa0ba902b7-01-later")),
-            Some(TRACE)
-        );
+        let parsed = TraceParent::parse(&good).expect("valid");
+        assert_eq!((parsed.trace, parsed.parent), (TRACE, "00f067aa0ba902b7"));
+        let later = format!("cc-{TRACE}-00f067aa0ba902b7-01-later");
+        assert!(TraceParent::parse(&later).is_some());
         for bad in [
             "",
             &good[..54],
@@ -238,7 +297,7 @@ mod tests {
             &good.replace("4bf9", "4b\n9"),
             &good.replace("4bf9", "4bfg"),
         ] {
-            assert_eq!(trace_id(bad), None, "{bad:?}");
+            assert_eq!(TraceParent::parse(bad), None, "{bad:?}");
         }
     }
 }

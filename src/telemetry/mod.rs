@@ -7,5 +7,7 @@
 
 pub mod logs;
 mod metrics;
+#[cfg(feature = "otlp")]
+pub mod traces;
 
 pub use metrics::{Counted, Metrics, Moment, PAGE};

@@ -89,6 +89,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("tokio_rustls", &["serve", "client"]),
     ("prometheus_client", &["telemetry"]),
     ("tracing_subscriber", &["telemetry"]),
+    ("opentelemetry", &["telemetry"]),
+    ("tracing_opentelemetry", &["telemetry"]),
 ];
 
 /// Rooms where value goes in and value comes out.
@@ -192,5 +194,23 @@ fn every_room_keeps_to_its_floor() {
                 "{room} touches the world: {world}"
             );
         }
+    }
+}
+
+/// In no build, with whatever feature: one TLS library, and no RSA of its own.
+#[test]
+fn what_must_not_be_brought_in() {
+    let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock");
+    let lock = std::fs::read_to_string(lock).expect("lock file");
+    assert!(lock.contains("name = \"ring\""));
+    for banned in [
+        "aws-lc-rs",
+        "aws-lc-sys",
+        "openssl",
+        "openssl-sys",
+        "reqwest",
+        "rsa",
+    ] {
+        assert!(!lock.contains(&format!("name = \"{banned}\"")), "{banned}");
     }
 }

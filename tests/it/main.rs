@@ -31,6 +31,8 @@ mod laws;
 mod leases;
 mod metrics;
 mod operators;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod parallel;
 mod properties;
 mod secrets;

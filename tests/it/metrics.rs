@@ -348,10 +348,10 @@ async fn each_call_is_one_json_line() {
     assert!(traces.iter().all(|t| *t == TRACE), "{traces:?}");
 }
 
-const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+pub const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
 /// Two calls with a `traceparent`: one that is valid, one that is not.
-async fn traced(url: &str) {
+pub async fn traced(url: &str) {
     use dipylon::proto::v1;
     for parent in [
         format!("00-{TRACE}-00f067aa0ba902b7-01"),

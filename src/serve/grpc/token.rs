@@ -109,10 +109,12 @@ impl TokenService for Door {
             .hall
             .watch_revocations(&call, after)
             .map_err(|refusal| super::status(&refusal, &self.hall))?;
+        let counted = self.porch.watch(&start.caller)?;
         let life = Duration::from_millis(start.life_ms);
         let (sender, receiver) = mpsc::channel(BUFFER);
         let (hall, mut stopped) = (self.hall.clone(), self.stopped.clone());
         tokio::spawn(async move {
+            let _counted = counted;
             tokio::select! {
                 () = watch(hall, start, &sender) => {}
                 _ = stopped.wait_for(|stopped| *stopped) => {}
@@ -132,7 +134,6 @@ async fn watch(
     start: FeedStart,
     sender: &mpsc::Sender<Result<v1::WatchRevocationsResponse, Status>>,
 ) {
-    let _counted = hall.metrics().subscribed();
     // Older ends are no news: how long they took says nothing of this broker.
     let news = hall.state().position().1;
     let mut tail = hall.journal().tail();
