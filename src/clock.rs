@@ -1,7 +1,8 @@
 //! The one reader of time. Everything below the doors takes `now` as an argument.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use crate::model::Timestamp;
 
@@ -12,7 +13,7 @@ pub struct Clock(Source);
 #[derive(Clone)]
 enum Source {
     System,
-    Hand(Arc<AtomicI64>),
+    Hand(Hand),
 }
 
 impl Clock {
@@ -23,8 +24,11 @@ impl Clock {
 
     /// A clock that moves only when told: for tests and replays.
     pub fn by_hand(start: Timestamp) -> (Self, Hand) {
-        let cell = Arc::new(AtomicI64::new(start.millis()));
-        (Self(Source::Hand(cell.clone())), Hand(cell))
+        let hand = Hand {
+            wall: Arc::new(AtomicI64::new(start.millis())),
+            uptime: Arc::new(AtomicI64::new(start.millis())),
+        };
+        (Self(Source::Hand(hand.clone())), hand)
     }
 
     /// The present moment.
@@ -34,7 +38,7 @@ impl Clock {
     )]
     pub fn now(&self) -> Timestamp {
         match &self.0 {
-            Source::Hand(cell) => Timestamp::from_millis(cell.load(Ordering::SeqCst)),
+            Source::Hand(hand) => Timestamp::from_millis(hand.wall.load(Ordering::SeqCst)),
             Source::System => {
                 let since = std::time::SystemTime::now()
                     .duration_since(std::time::UNIX_EPOCH)
@@ -43,15 +47,159 @@ impl Clock {
             }
         }
     }
+
+    /// Time since this process first asked for it. Nobody sets it and it never steps back: for rates and for how long
+    /// something took, never for what expires. A clock by hand shows its own time.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place that reads the clock"
+    )]
+    pub fn uptime(&self) -> Duration {
+        static START: OnceLock<Instant> = OnceLock::new();
+        match &self.0 {
+            Source::Hand(hand) => {
+                let ms = hand.uptime.load(Ordering::SeqCst);
+                Duration::from_millis(u64::try_from(ms).unwrap_or(0))
+            }
+            Source::System => START.get_or_init(Instant::now).elapsed(),
+        }
+    }
 }
 
 /// Moves a clock made by [`Clock::by_hand`].
 #[derive(Clone)]
-pub struct Hand(Arc<AtomicI64>);
+pub struct Hand {
+    wall: Arc<AtomicI64>,
+    uptime: Arc<AtomicI64>,
+}
 
 impl Hand {
-    /// Moves the clock on by this many milliseconds; never back.
+    /// Lets this many milliseconds pass.
     pub fn advance_millis(&self, ms: u32) {
-        self.0.fetch_add(i64::from(ms), Ordering::SeqCst);
+        self.wall.fetch_add(i64::from(ms), Ordering::SeqCst);
+        self.uptime.fetch_add(i64::from(ms), Ordering::SeqCst);
+    }
+
+    /// Sets the wall clock forward or back, as somebody who may set clocks does: no time passes.
+    pub fn step_millis(&self, ms: i64) {
+        self.wall.fetch_add(ms, Ordering::SeqCst);
+    }
+}
+
+/// Whether a wall clock can be relied on: it must go on as steadily as the time since start, which nobody sets.
+///
+/// A value in, a value out: it reads no clock itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ClockWatch {
+    /// Where both clocks stood when they last agreed.
+    agreed: Option<(Timestamp, Duration)>,
+    /// Where both stood after the wall clock jumped: steady from there on for long enough, it counts again.
+    jumped: Option<(Timestamp, Duration)>,
+}
+
+/// How far the wall clock may run off the time since start, in milliseconds, between two moments of agreement.
+pub const DRIFT_MAX_MS: i64 = 2_000;
+/// How long a wall clock that jumped must be steady before it counts again.
+pub const STEADY_AGAIN: Duration = Duration::from_secs(60);
+
+impl ClockWatch {
+    /// Looks at both clocks; false while the wall clock cannot be relied on.
+    pub fn sure(&mut self, wall: Timestamp, uptime: Duration) -> bool {
+        let steady = |(then, since): (Timestamp, Duration)| {
+            let passed = uptime.saturating_sub(since).as_millis();
+            let passed = i64::try_from(passed).unwrap_or(i64::MAX);
+            wall.since(then).abs_diff(passed) <= DRIFT_MAX_MS.unsigned_abs()
+        };
+        match (self.agreed, self.jumped) {
+            (None, _) => {
+                self.agreed = Some((wall, uptime));
+                true
+            }
+            // Back where it was before the jump: the jump was the fault, and it is over.
+            (Some(agreed), _) if steady(agreed) => {
+                self.jumped = None;
+                // A little drift is honest; it must not add up.
+                if uptime.saturating_sub(agreed.1) >= STEADY_AGAIN {
+                    self.agreed = Some((wall, uptime));
+                }
+                true
+            }
+            (Some(_), Some(jumped)) if steady(jumped) => {
+                let settled = uptime.saturating_sub(jumped.1) >= STEADY_AGAIN;
+                if settled {
+                    self.agreed = Some((wall, uptime));
+                    self.jumped = None;
+                }
+                settled
+            }
+            (Some(_), _) => {
+                self.jumped = Some((wall, uptime));
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(wall_ms: i64, uptime_ms: u64) -> (Timestamp, Duration) {
+        let start = Timestamp::from_secs(1_800_000_000);
+        (start.plus_millis(wall_ms), Duration::from_millis(uptime_ms))
+    }
+
+    fn looks(watch: &mut ClockWatch, moments: &[(i64, u64, bool)]) {
+        for (wall, uptime, expected) in moments {
+            let (wall_at, uptime_at) = at(*wall, *uptime);
+            assert_eq!(watch.sure(wall_at, uptime_at), *expected, "{wall} {uptime}");
+        }
+    }
+
+    #[test]
+    fn a_jump_either_way_is_seen_and_outlived() {
+        for jump in [3_600_000, -3_600_000, 2_001, -2_001] {
+            let mut watch = ClockWatch::default();
+            looks(&mut watch, &[(0, 0, true), (10_000, 10_000, true)]);
+            looks(
+                &mut watch,
+                &[
+                    (jump + 20_000, 20_000, false),
+                    (jump + 79_000, 79_000, false),
+                ],
+            );
+            // Steady for a minute: that is the time now.
+            looks(
+                &mut watch,
+                &[(jump + 80_000, 80_000, true), (jump + 90_000, 90_000, true)],
+            );
+        }
+    }
+
+    #[test]
+    fn a_jump_that_is_taken_back_is_over_at_once_and_one_that_goes_on_never_is() {
+        let mut watch = ClockWatch::default();
+        looks(
+            &mut watch,
+            &[(0, 0, true), (60_000, 1_000, false), (2_000, 2_000, true)],
+        );
+        let mut wall = 0;
+        for minute in 1..10 {
+            wall += 120_000;
+            looks(&mut watch, &[(wall, 2_000 + minute * 60_000, false)]);
+        }
+    }
+
+    #[test]
+    fn honest_drift_does_not_add_up() {
+        let mut watch = ClockWatch::default();
+        for minute in 0..1_000 {
+            let drift = i64::try_from(minute).expect("small") * 500;
+            let uptime = minute * 60_000;
+            looks(
+                &mut watch,
+                &[(i64::try_from(uptime).expect("small") + drift, uptime, true)],
+            );
+        }
     }
 }

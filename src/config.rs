@@ -9,11 +9,14 @@ mod strict;
 use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::broker::Settings;
 use crate::model::{Malformed, Realm, TrustDomain, parse_duration};
+use crate::rates::{RATE_MAX, Rates};
+use crate::telemetry::logs::Format;
 
 pub use show::{Origin, Shown, to_toml};
 pub use strict::Wrong;
@@ -35,6 +38,77 @@ pub struct Config {
     pub policy: Option<PathBuf>,
     /// Development: loopback only, and callers are told why gate 1 refused.
     pub dev: bool,
+    /// TLS of the broker's own.
+    pub tls: Option<TlsFiles>,
+    /// A Unix socket to listen on beside the address.
+    pub unix_socket: Option<PathBuf>,
+    /// Bounds on connections.
+    pub connections: Connections,
+    /// Where operators read figures; nowhere unless configured.
+    pub operator_listen: Option<OperatorAddress>,
+    /// How log lines are written.
+    pub log: Format,
+}
+
+/// Where operators read figures: on this machine alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OperatorAddress {
+    /// A loopback address.
+    Tcp(SocketAddr),
+    /// `unix:PATH`, relative to the configuration file.
+    Unix(PathBuf),
+}
+
+impl OperatorAddress {
+    fn parse(text: &str, base: &Path) -> Result<Self, Malformed> {
+        if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
+            return Ok(Self::Unix(base.join(path)));
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.ip().is_loopback() => Ok(Self::Tcp(address)),
+            Ok(_) | Err(_) => Err(Malformed::new(
+                "operator_listen",
+                "must be a loopback address and port, or unix:PATH",
+            )),
+        }
+    }
+}
+
+/// Where the broker's own certificate and its key lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate and those that lead to its root, PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM; its owner's alone.
+    pub key: PathBuf,
+}
+
+/// Bounds on connections, for each listener by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connections {
+    /// Open at once; more wait in the kernel's backlog. 1,024 unless said, at most 65,536.
+    pub max: usize,
+    /// Open at once from one IPv4 address or IPv6 /64; more are closed at once. 128 unless said, at most `max`.
+    pub max_per_source: usize,
+    /// From the accept to the first whole request header, TLS handshake included; over HTTP/1.1 for each further one too.
+    /// 5 s unless said; 1 s to a minute.
+    pub first_request: Duration,
+    /// A connection on which nothing was asked for this long is closed. A minute unless said; 1 s to an hour.
+    pub idle: Duration,
+    /// A connection is closed gracefully at this age, a fifth more or less. 30 minutes unless said; 1 s to a day.
+    pub age: Duration,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self {
+            max: CONNECTIONS_MAX,
+            max_per_source: CONNECTIONS_PER_SOURCE_MAX,
+            first_request: Duration::from_secs(5),
+            idle: Duration::from_secs(60),
+            age: Duration::from_secs(30 * 60),
+        }
+    }
 }
 
 /// Why a configuration cannot be used.
@@ -71,10 +145,75 @@ struct File {
     policy: Option<PathBuf>,
     #[serde(default)]
     dev: bool,
+    operator_listen: Option<String>,
+    #[serde(default)]
+    log: Format,
+    #[serde(default)]
+    rates: Rates,
     #[serde(default)]
     limits: Limits,
     #[serde(default, rename = "trust_domain")]
     trust_domains: Vec<Domain>,
+    tls: Option<TlsTable>,
+    unix_socket: Option<PathBuf>,
+    #[serde(default)]
+    connections: ConnectionsTable,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TlsTable {
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct ConnectionsTable {
+    max: Option<usize>,
+    max_per_source: Option<usize>,
+    first_request: Option<String>,
+    idle: Option<String>,
+    age: Option<String>,
+}
+
+impl ConnectionsTable {
+    fn check(self) -> Result<Connections, Malformed> {
+        let usual = Connections::default();
+        let count = |what, given: Option<usize>, usual: usize, most: usize| match given {
+            None => Ok(usual.min(most)),
+            Some(n) if (1..=most).contains(&n) => Ok(n),
+            Some(_) => Err(Malformed::new(what, format!("must be 1 to {most}"))),
+        };
+        let seconds = |what, given: Option<String>, usual: Duration, most: u64| match given {
+            None => Ok(usual),
+            Some(text) => match u64::from(parse_duration(what, &text)?) {
+                n if n <= most => Ok(Duration::from_secs(n)),
+                _ => Err(Malformed::new(
+                    what,
+                    format!("must be at most {most} seconds"),
+                )),
+            },
+        };
+        let max = count("connections.max", self.max, usual.max, CONNECTIONS_MOST)?;
+        Ok(Connections {
+            max,
+            max_per_source: count(
+                "connections.max_per_source",
+                self.max_per_source,
+                usual.max_per_source,
+                max,
+            )?,
+            first_request: seconds(
+                "connections.first_request",
+                self.first_request,
+                usual.first_request,
+                60,
+            )?,
+            idle: seconds("connections.idle", self.idle, usual.idle, 3_600)?,
+            age: seconds("connections.age", self.age, usual.age, 86_400)?,
+        })
+    }
 }
 
 #[derive(Deserialize, Default)]
@@ -182,6 +321,7 @@ impl Config {
                 TASK_CAP_S,
             )?,
             tell_callers: file.dev,
+            rates: bounded(file.rates)?,
         };
         let domain = |d: Domain| Ok((TrustDomain::parse(&d.name)?, base.join(d.bundle)));
         Ok(Self {
@@ -196,6 +336,17 @@ impl Config {
                 .collect::<Result<_, Malformed>>()?,
             policy: file.policy.map(|p| base.join(p)),
             dev: file.dev,
+            tls: file.tls.map(|tls| TlsFiles {
+                certificate: base.join(tls.certificate),
+                key: base.join(tls.key),
+            }),
+            unix_socket: file.unix_socket.map(|path| base.join(path)),
+            connections: file.connections.check()?,
+            operator_listen: file
+                .operator_listen
+                .map(|text| OperatorAddress::parse(&text, base))
+                .transpose()?,
+            log: file.log,
         })
     }
 }
@@ -218,12 +369,48 @@ fn read_text(path: &Path) -> Result<String, ConfigError> {
 
 /// Longest configuration file, in bytes.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
+/// Rates that limit something.
+fn bounded(rates: Rates) -> Result<Rates, Malformed> {
+    let Rates {
+        source_per_second,
+        source_reserved_per_second,
+        caller_per_second,
+        caller_reserved_per_second,
+        calls_at_once,
+        reserved_at_once,
+    } = rates;
+    for (what, n) in [
+        ("rates.source_per_second", source_per_second),
+        (
+            "rates.source_reserved_per_second",
+            source_reserved_per_second,
+        ),
+        ("rates.caller_per_second", caller_per_second),
+        (
+            "rates.caller_reserved_per_second",
+            caller_reserved_per_second,
+        ),
+        ("rates.calls_at_once", calls_at_once),
+        ("rates.reserved_at_once", reserved_at_once),
+    ] {
+        if n.get() > RATE_MAX {
+            return Err(Malformed::new(what, format!("must be at most {RATE_MAX}")));
+        }
+    }
+    Ok(rates)
+}
+
 /// Longest life of a token unless configured: 15 minutes.
 const TTL_CAP_S: i64 = 900;
 /// Longest life of a task unless configured: a day.
 const TASK_CAP_S: i64 = 86_400;
 /// Longest time since evidence was verified unless configured: 5 minutes.
 const MAX_EVIDENCE_AGE_S: i64 = 300;
+/// Connections open at once unless configured, and the most that can be.
+const CONNECTIONS_MAX: usize = 1_024;
+const CONNECTIONS_MOST: usize = 65_536;
+/// Connections of one source open at once unless configured.
+const CONNECTIONS_PER_SOURCE_MAX: usize = 128;
 
 #[cfg(test)]
 mod tests {
@@ -244,6 +431,18 @@ mod tests {
         assert_eq!(config.settings.issuer, "http://127.0.0.1:7700");
         assert_eq!(config.settings.ttl_cap, 900);
         assert!(config.data_dir.is_absolute() && !config.dev);
+        assert_eq!(config.settings.rates, Rates::default());
+        assert_eq!((config.operator_listen, config.log), (None, Format::Text));
+        let more = "operator_listen = \"127.0.0.1:9100\"\nlog = \"json\"\n";
+        let config = read(&format!("{more}{GOOD}[rates]\ncaller_per_second = 7\n")).expect("good");
+        assert_eq!(config.settings.rates.caller_per_second.get(), 7);
+        assert_eq!(
+            config.operator_listen,
+            Some(OperatorAddress::Tcp(
+                "127.0.0.1:9100".parse().expect("address")
+            ))
+        );
+        assert_eq!(config.log, Format::Json);
         for (from, to, told) in [
             (
                 "realm",
@@ -272,6 +471,61 @@ mod tests {
                 "loopback",
             ),
             ("realm = \"r\"", "realm = \"a/b\"", "realm"),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[tls]\ncertificate = \"c\"\n",
+                "missing key `key`",
+            ),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[tls]\ncertificate = \"c\"\nkey = \"k\"\nca = \"x\"\n",
+                "unknown key `ca`",
+            ),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[connections]\nmax = 0\n",
+                "connections.max",
+            ),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[connections]\nmax = 8\nmax_per_source = 9\n",
+                "must be 1 to 8",
+            ),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[connections]\nage = \"48h\"\n",
+                "connections.age",
+            ),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[rates]\ncalls_at_once = 0\n",
+                "nonzero",
+            ),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[rates]\nsource_per_second = 1000001\n",
+                "rates.source_per_second",
+            ),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[rates]\nper_second = 1\n",
+                "unknown key `per_second`",
+            ),
+            (
+                "realm = \"r\"",
+                "realm = \"r\"\noperator_listen = \"0.0.0.0:9100\"",
+                "operator_listen",
+            ),
+            (
+                "realm = \"r\"",
+                "realm = \"r\"\noperator_listen = \"unix:\"",
+                "operator_listen",
+            ),
+            (
+                "realm = \"r\"",
+                "realm = \"r\"\nlog = \"xml\"",
+                "unknown variant",
+            ),
         ] {
             let told_us = read(&GOOD.replacen(from, to, 1)).expect_err(to);
             assert!(told_us.contains(told), "{to}: {told_us}");
@@ -283,5 +537,24 @@ mod tests {
             .map(|line| line.rsplit("at line ").next())
             .collect();
         assert_eq!(lines, [Some("7"), Some("8")], "{told}");
+    }
+
+    #[test]
+    fn doors_are_as_configured() {
+        let plain = read(GOOD).expect("good");
+        assert!(plain.tls.is_none() && plain.unix_socket.is_none());
+        assert_eq!(plain.connections, Connections::default());
+        let text = format!(
+            "{GOOD}unix_socket = \"run/dipylon.sock\"\n[tls]\ncertificate = \"/etc/tls.crt\"\nkey = \"tls.key\"\n\
+             [connections]\nmax = 64\nage = \"10m\"\n"
+        );
+        let config = read(&text).expect("good");
+        let tls = config.tls.expect("tls");
+        assert_eq!(tls.certificate, Path::new("/etc/tls.crt"));
+        assert!(tls.key.is_absolute() && tls.key.ends_with("tls.key"));
+        assert!(config.unix_socket.expect("socket").is_absolute());
+        let bounds = config.connections;
+        assert_eq!((bounds.max, bounds.max_per_source), (64, 64));
+        assert_eq!(bounds.age, Duration::from_secs(600));
     }
 }

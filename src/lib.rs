@@ -4,9 +4,9 @@
 //! ```text
 //!  roof     serve (grpc, http)   cli (and the demo)   client   validator     parse, guard, translate; decide nothing
 //!  3rd      broker: the hall                                                  the only place where rooms meet
-//!  2nd      journal   clock   keys   config                                   the only places that touch the world
+//!  2nd      journal   clock   keys   config   telemetry                       the only places that touch the world
 //!  1st      verify ══► approve ══► mint        state      audit               pure: value in, value out
-//!  cellar   jose   rules                                                      strict JOSE, Cedar
+//!  cellar   jose   rules   rates                                              strict JOSE, Cedar, how much from whom
 //!  ground   model                                  proto                      the words everyone speaks; the wire's words
 //! ```
 //!
@@ -18,8 +18,9 @@
 //! Who may use whom: `model` uses nothing above it. `jose` and `rules` use `model` (`rules` asks `jose` whether a
 //! registered key is one). `verify` uses the cellar, `approve` the type `Verified` and two of state's records, `mint` the
 //! types of `approve`. `state` folds the journal's `Committed`, the journal walks with `audit`. The hall uses everything
-//! below it; `serve` the hall and `proto`; `client` and `validator` the model, `jose`, `proto` and the clock; `cli` the
-//! libraries, and for `serve` the hall.
+//! below it; `serve` the hall, `proto` and the bounds in `config`; `client` and `validator` the model, `jose`, `proto` and
+//! the clock; `cli` the libraries, and for `serve` the hall. The hall and `serve` ask `rates` how much and tell `telemetry`
+//! what happened.
 //!
 //! Absent on purpose: nothing under `verify`, `approve`, `mint`, `rules`, `jose`, `state` or `audit` performs I/O or reads
 //! a clock; no tonic type below `serve`; no way to a signature but through both gates; no cache of decisions; no field of
@@ -38,8 +39,10 @@ pub mod keys;
 pub mod mint;
 pub mod model;
 pub mod proto;
+pub mod rates;
 pub mod rules;
 pub mod serve;
 pub mod state;
+pub mod telemetry;
 pub mod validator;
 pub mod verify;

@@ -8,6 +8,7 @@
 pub mod votes;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::model::*;
 use crate::rules::{Answer, InForce, OperateAnswer, PolicyBundle, Profile, Question};
@@ -21,6 +22,15 @@ pub struct Order {
     pub action: Action,
     /// Seconds of life asked for; above zero.
     pub ttl: i64,
+}
+
+/// Whether the action is frozen, and the version of that stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ActionFreeze {
+    /// Frozen by an operator.
+    pub frozen: bool,
+    /// Version of the action's freeze.
+    pub version: Version,
 }
 
 /// What bounds every token here.
@@ -72,6 +82,7 @@ pub struct Approved {
     consumes: Option<(AccessRequestId, Version)>,
     decision: crate::model::Decision,
     counted: Vec<PersonId>,
+    freeze: Version,
     not_after: Timestamp,
 }
 
@@ -111,6 +122,7 @@ pub fn decide(
     verified: Verified,
     order: &Order,
     waiting: Option<&AccessRequest>,
+    freeze: ActionFreeze,
     rules: &InForce,
     bounds: &Bounds,
     id: DecisionId,
@@ -178,11 +190,18 @@ pub fn decide(
         task_depth: 0,
         now,
     };
-    let answer = bundle.ask(&question);
+    let answer = if freeze.frozen {
+        Answer::Denied {
+            why: DeniedReason::Frozen,
+            rules: Vec::new(),
+        }
+    } else {
+        bundle.ask(&question)
+    };
     let mut decision = crate::model::Decision {
         id,
         policy: bundle.version(),
-        rules: Vec::new(),
+        rules: Arc::default(),
         needs: Vec::new(),
         ttl: ttl.0.clone(),
         input: AskedInput {
@@ -190,7 +209,7 @@ pub fn decide(
             approvals: tally.satisfied.iter().cloned().collect(),
             evidence_kind: question.evidence_kind,
             evidence_age_ms: question.evidence_age_ms,
-            binding: question.binding.to_owned(),
+            binding: question.binding.into(),
             task_age_ms: question.task_age_ms,
             now,
         },
@@ -200,10 +219,11 @@ pub fn decide(
         not_after = not_after.min(request.opened.expires_at);
     }
     let mut rests_on = verified.rests_on().to_vec();
-    rests_on.push((Stream::FreezeAction(order.action.name.clone()), 0));
+    let action_freeze = FreezeScope::Action(order.action.name.clone());
+    rests_on.push((Stream::Freeze(action_freeze), freeze.version));
     match answer {
         Answer::Denied { why, rules } => {
-            decision.rules = rules;
+            decision.rules = rules.into();
             Ok(Decision::Denied(Box::new(Denied { why, decision })))
         }
         Answer::Needs {
@@ -212,7 +232,7 @@ pub fn decide(
             rules,
         } => {
             shorten(&mut decision, &mut ttl, ttl_ms);
-            decision.rules = rules;
+            decision.rules = rules.into();
             decision.needs = profiles;
             let defined: Vec<&Profile> = decision
                 .needs
@@ -247,7 +267,7 @@ pub fn decide(
         }
         Answer::Allowed { ttl_ms, rules } => {
             shorten(&mut decision, &mut ttl, ttl_ms);
-            decision.rules = rules;
+            decision.rules = rules.into();
             let counted: BTreeSet<PersonId> = tally
                 .satisfied
                 .iter()
@@ -277,6 +297,7 @@ pub fn decide(
                 consumes,
                 decision,
                 counted,
+                freeze: freeze.version,
                 not_after,
             })))
         }
@@ -305,7 +326,7 @@ impl Ttl {
 
     fn bound(&mut self, by: &str, seconds: i64) {
         self.0.bounds.push(Bound {
-            by: by.to_owned(),
+            by: by.into(),
             seconds,
         });
         self.0.granted = self.0.granted.min(seconds);
@@ -356,7 +377,8 @@ impl Approved {
     /// Every stream the grant rests on: gate 1's, the action's freeze, and one for each counted approver.
     pub fn rests_on(&self) -> Vec<(Stream, Version)> {
         let mut all = self.verified.rests_on().to_vec();
-        all.push((Stream::FreezeAction(self.action.name.clone()), 0));
+        let action_freeze = FreezeScope::Action(self.action.name.clone());
+        all.push((Stream::Freeze(action_freeze), self.freeze));
         for person in &self.counted {
             let stream = Stream::Person(person.clone());
             if !all.iter().any(|(s, _)| *s == stream) {
@@ -378,9 +400,16 @@ pub struct Reapproved {
     verified: Verified,
     recorded: Recorded,
     counted: Vec<PersonId>,
+    freeze: Version,
 }
 
 impl Reapproved {
+    /// The action's freeze, at the version it was seen at.
+    pub fn freeze(&self) -> (Stream, Version) {
+        let action = self.recorded.grant().issued.action.action.clone();
+        (Stream::Freeze(FreezeScope::Action(action)), self.freeze)
+    }
+
     /// Gate 1's pass.
     pub const fn verified(&self) -> &Verified {
         &self.verified
@@ -402,6 +431,7 @@ pub fn reapprove(
     verified: Verified,
     recorded: Recorded,
     consumed: Option<&AccessRequest>,
+    freeze: ActionFreeze,
     rules: &InForce,
     realm: &Realm,
 ) -> Result<Reapproved, ApproveError> {
@@ -413,9 +443,10 @@ pub fn reapprove(
     if !same {
         return Err(ApproveError::OtherAction);
     }
-    if !verified
-        .rests_on()
-        .contains(&(Stream::Policy, rules.version))
+    if freeze.frozen
+        || !verified
+            .rests_on()
+            .contains(&(Stream::Policy, rules.version))
         || !still_allowed(grant, consumed, &rules.bundle, realm)
     {
         return Err(ApproveError::RulesChanged);
@@ -433,6 +464,7 @@ pub fn reapprove(
         verified,
         recorded,
         counted,
+        freeze: freeze.version,
     })
 }
 

@@ -83,11 +83,14 @@ impl Hall {
         match self.journal.append(append).await {
             Ok(entry) => match self.state.access_request(&id) {
                 // As of its opening: a vote that is there already wakes the wait at once.
-                Some(request) => Ok(Round::Done(self.pending_reply(
-                    turn,
-                    &request,
-                    entry.index + 1,
-                ))),
+                Some(request) => {
+                    self.count_decision("pending", &request.opened.decision.rules);
+                    Ok(Round::Done(self.pending_reply(
+                        turn,
+                        &request,
+                        entry.index + 1,
+                    )))
+                }
                 None => Ok(Round::Again),
             },
             Err(AppendError::Conflict(_) | AppendError::Late) => Ok(Round::Again),

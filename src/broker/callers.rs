@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use super::measure::Known;
 use super::{Hall, Refusal};
 use crate::model::*;
+use crate::rates::Seat;
 use crate::rules::{InForce, Registered, Role, ServiceKind};
 use crate::state::Task;
-use crate::verify::{self, CallProof, Possession, VerifyError};
+use crate::verify::{CallProof, Possession, VerifyError};
 
 /// The kinds of callers a method may admit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub struct Presented {
     pub proof: Option<Secret>,
     /// The JWT-SVID of a service.
     pub bearer: Option<Secret>,
+    /// Its place among the calls that are worked on, and the class of its rates.
+    pub seat: Seat,
 }
 
 /// A registered person who proved a key of theirs, in a role the method admits. Made only by [`Hall::person`].
@@ -110,7 +114,10 @@ impl Hall {
             Some(_) | None => Err(VerifyError::NotOfTask),
         };
         match (self.possession(call, action, evidence, now, &known), &task) {
-            (Ok(possession), Some(task)) => Ok((Arc::clone(task), possession)),
+            (Ok(possession), Some(task)) => {
+                self.within_its_rate(call, Known::Agent(task.opened.agent.clone()))?;
+                Ok((Arc::clone(task), possession))
+            }
             (Ok(_), None) | (Err(VerifyError::NotOfTask), _) => Err(self.refuse(
                 call.method,
                 Reason::NotFound,
@@ -202,13 +209,7 @@ impl Hall {
         let (registered, key, until) = match (&call.bearer, &call.proof) {
             (Some(bearer), None) => {
                 let evidence = Evidence::JwtSvid(bearer.clone());
-                let attested = verify::attest(
-                    &evidence,
-                    &self.views.trust(),
-                    &self.settings.evidence_audience,
-                    now,
-                )
-                .map_err(|e| closed(&e))?;
+                let attested = self.attest(&evidence, now).map_err(|e| closed(&e))?;
                 let facts = attested.facts();
                 (
                     rules.by_spiffe_id(&facts.subject),
@@ -253,6 +254,7 @@ impl Hall {
                 if !admitted {
                     return not_permitted(&id);
                 }
+                self.within_its_rate(call, Known::Person(id.clone()))?;
                 Ok(Caller::Person(PersonCaller { id, key }))
             }
             (Some(Registered::Service(id)), _) => {
@@ -267,6 +269,7 @@ impl Hall {
                 if !call.admits.contains(&kind) {
                     return not_permitted(&id);
                 }
+                self.within_its_rate(call, Known::Service(id.clone()))?;
                 Ok(Caller::Service(ServiceCaller {
                     id,
                     audiences: service.audiences.clone(),

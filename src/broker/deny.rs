@@ -55,6 +55,7 @@ impl Hall {
             .map(|a| a.sensitive())
             .unwrap_or_default();
         let id = denied.decision.id;
+        self.count_decision("denied", &denied.decision.rules);
         self.enter_denial(turn, denied.why.as_str(), Some(denied.decision), &sensitive)
             .await?;
         Ok(Round::Done(TokenReply::Denied(Box::new(DeniedReply {

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use super::doomed::{Doomed, Wish};
 use super::{Hall, Presented, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
@@ -142,22 +143,16 @@ impl Hall {
             if task.ended.is_some() {
                 return Ok(self.end_report(&task, now));
             }
-            // A deadline that has passed is the cause, whoever comes to say so.
-            let cause = if task.runs(now) {
-                cause
-            } else {
-                EndCause::Deadline
-            };
-            let (outcome, by) = if task.runs(now) {
-                (outcome, by.clone())
-            } else {
-                (None, None)
+            // A deadline or heartbeat that has passed is the cause, whoever comes to say so.
+            let (cause, outcome, by) = match task.lapsed(now) {
+                None => (cause, outcome, by.clone()),
+                Some(lapsed) => (lapsed, None, None),
             };
             let fact = Fact::TaskEnded(TaskEnded {
                 tasks: vec![*id],
                 cause,
                 outcome,
-                by,
+                by: by.clone(),
             });
             let append = Append {
                 premises: premises.clone(),
@@ -165,13 +160,13 @@ impl Hall {
             };
             match self.journal.append(append).await {
                 Ok(_) => {
-                    self.lock(&self.doomed).remove(id);
+                    self.pardon(&Doomed::Task(*id));
                     let task = self.state.task(id).unwrap_or(task);
                     return Ok(self.end_report(&task, now));
                 }
                 Err(AppendError::Conflict(_)) => {}
                 Err(error) => {
-                    self.lock(&self.doomed).insert(*id);
+                    self.doom(Doomed::Task(*id), Wish { by, cause, outcome });
                     return Err(self.refuse_append(method, &error));
                 }
             }
@@ -187,7 +182,10 @@ impl Hall {
             .map_or((EndCause::Deadline, now, 0), |e| (e.cause, e.at, e.index));
         let grants = self.state.grants_of(&id);
         let alive = |g: &&Arc<Grant>| {
-            g.ended.is_none_or(|e| e.index >= index) && at.secs() < g.issued.exp && !g.spent()
+            g.ended.is_none_or(|e| e.index >= index)
+                && !self.state.action_frozen_since(g)
+                && at.secs() < g.issued.exp
+                && !g.spent()
         };
         let waited =
             |r: &&Arc<AccessRequest>| r.status == AccessStatus::Waiting && at < r.opened.expires_at;

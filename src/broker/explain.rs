@@ -115,7 +115,10 @@ impl Hall {
                 | Fact::PolicyApplied(_)
                 | Fact::AgentSuspended(_)
                 | Fact::AgentResumed(_)
+                | Fact::Frozen(_)
+                | Fact::Unfrozen(_)
                 | Fact::TaskOpened(_)
+                | Fact::LeasesExtended(_)
                 | Fact::TaskEnded(_)
                 | Fact::VoteCast(_)
                 | Fact::VoteRefused(_)
@@ -164,7 +167,7 @@ impl Hall {
         if decision.rules.is_empty() {
             out.line("rules", "no rule allows it: the default is no");
         }
-        for rule in &decision.rules {
+        for rule in decision.rules.iter() {
             let known = rules
                 .as_ref()
                 .filter(|_| same)
@@ -180,7 +183,7 @@ impl Hall {
                         info.why.clone().unwrap_or_default(),
                     )
                 }
-                None => (rule.file.clone(), String::new()),
+                None => (rule.file.to_string(), String::new()),
             };
             out.line("rule", format!("{} ({place}) {why}", rule.id));
         }
@@ -263,8 +266,10 @@ impl Hall {
         let task = self.state.task(id)?;
         let ends = match task.ended {
             Some(ended) => format!("ended: {}", ended.cause.as_str()),
-            None if task.runs(now) => "runs".to_owned(),
-            None => "ended: deadline".to_owned(),
+            None => match task.lapsed(now) {
+                None => "runs".to_owned(),
+                Some(cause) => format!("ended: {}", cause.as_str()),
+            },
         };
         let mut out = Explained {
             headline: format!("task of {}, {ends}", task.opened.agent),
@@ -272,6 +277,9 @@ impl Hall {
         };
         out.line("opened", task.opened.opened_at.to_string());
         out.line("deadline", task.opened.deadline.to_string());
+        if let Some(lease) = task.lease {
+            out.line("kept alive until", lease.until.to_string());
+        }
         if let Some(ended) = task.ended {
             out.line("ended", format!("{} by entry {}", ended.at, ended.index));
         }

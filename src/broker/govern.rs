@@ -2,10 +2,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::doomed::{Doomed, Wish};
 use super::{Hall, PersonCaller, Presented, Refusal};
+use tracing::Instrument as _;
+
 use crate::approve;
 use crate::journal::{Append, AppendError, Blob};
 use crate::model::*;
+use crate::rates::Seat;
 use crate::rules::{BundleFiles, InForce, OperateAnswer, PolicyBundle};
 use crate::state::Grant;
 
@@ -55,10 +59,11 @@ impl Hall {
             admits: call.admits,
             proof: None,
             bearer: None,
+            seat: Seat::standing(call.seat.class()),
         };
         let method = call.method;
-        let applying =
-            tokio::spawn(async move { hall.apply_to_the_end(&call, &operator, files).await });
+        let to_the_end = async move { hall.apply_to_the_end(&call, &operator, files).await };
+        let applying = tokio::spawn(to_the_end.instrument(tracing::Span::current()));
         applying
             .await
             .unwrap_or_else(|e| Err(self.refuse(method, Reason::Undecided, e.to_string())))
@@ -180,7 +185,8 @@ impl Hall {
                 Err(AppendError::Conflict(_)) => {}
                 Err(error) => {
                     // Refused here from now on; written as soon as the journal takes entries again.
-                    self.lock(&self.doomed_agents).insert(agent, operator.id);
+                    let wish = Wish::of(operator.id, EndCause::Suspended);
+                    self.doom(Doomed::Agent(agent), wish);
                     return Err(self.refuse_append(call.method, &error));
                 }
             }
@@ -214,7 +220,7 @@ impl Hall {
         }
     }
 
-    fn known_agent(&self, call: &Presented, agent: &AgentId) -> Result<(), Refusal> {
+    pub(super) fn known_agent(&self, call: &Presented, agent: &AgentId) -> Result<(), Refusal> {
         // An agent that was taken out of the bundle may still be suspended or resumed: its standing outlives bundles.
         let registered = self
             .views
@@ -325,6 +331,7 @@ impl Hall {
                 let fact = Fact::GrantsEnded(GrantsEnded {
                     jtis: chunk.iter().map(|g| g.issued.jti).collect(),
                     cause,
+                    by: None,
                 });
                 let moves = chunk
                     .iter()
@@ -369,7 +376,12 @@ impl Hall {
         fact: Fact,
         moves: Vec<(Stream, Version)>,
     ) -> Result<bool, AppendError> {
-        match self.journal.append(Append::one(fact, moves)).await {
+        self.append_found(Append::one(fact, moves)).await
+    }
+
+    /// The same, with premises.
+    pub(super) async fn append_found(&self, append: Append) -> Result<bool, AppendError> {
+        match self.journal.append(append).await {
             Ok(_) => Ok(true),
             Err(AppendError::Conflict(_)) => Ok(false),
             Err(error) => Err(error),
@@ -382,7 +394,8 @@ fn may_still_operate(opened: &TaskOpened, rules: &InForce) -> bool {
     let agent: Option<Arc<Agent>> = rules
         .bundle
         .agent(&opened.agent)
-        .filter(|a| a.spiffe_id == opened.evidence.subject);
+        .filter(|a| a.spiffe_id == opened.evidence.subject)
+        .filter(|a| a.jkt.is_none_or(|pinned| pinned == opened.binding.jkt()));
     agent.is_some_and(|agent| {
         let age = opened.opened_at.since(opened.evidence.verified_at).max(0);
         let answer = rules.bundle.operate(

@@ -58,14 +58,18 @@ impl Hall {
         };
         // INVARIANT (durable before release): the token is dropped here unless its entry is in the journal.
         match self.journal.append(append).await {
-            Ok(_) => Ok(Round::Done(TokenReply::Token(Box::new(TokenGiven {
-                token: minted.token,
-                issued,
-                openings: minted.secret,
-                reissued: false,
-                rules,
-                facts,
-            })))),
+            Ok(_) => {
+                self.count_decision("approved", &issued.decision.rules);
+                self.was_read(&minted.token, &issued);
+                Ok(Round::Done(TokenReply::Token(Box::new(TokenGiven {
+                    token: minted.token,
+                    issued,
+                    openings: minted.secret,
+                    reissued: false,
+                    rules,
+                    facts,
+                }))))
+            }
             Err(AppendError::Conflict(_) | AppendError::Late) => Ok(Round::Again),
             Err(error) => Err(self.refuse_append(call.method, &error)),
         }
@@ -82,6 +86,7 @@ impl Hall {
         let Turn {
             call, ask, rules, ..
         } = *turn;
+        self.clock_sure(call.method)?;
         let Some(recorded) = self.state.recorded(jti) else {
             return Err(self.refuse(call.method, Reason::TokenDead, "the grant is gone"));
         };
@@ -115,6 +120,7 @@ impl Hall {
             verified,
             recorded,
             consumed.as_deref(),
+            self.action_freeze(&ask.action.name),
             rules,
             &self.settings.realm,
         ) else {
@@ -135,14 +141,17 @@ impl Hall {
             ..Append::one(Fact::TokenReissued(reissued.fact), reissued.moves)
         };
         match self.journal.append(append).await {
-            Ok(_) => Ok(Round::Done(TokenReply::Token(Box::new(TokenGiven {
-                token: reissued.token,
-                issued: grant.issued.clone(),
-                openings: self.opened_secret(&grant),
-                reissued: true,
-                rules: self.rules_shown(&grant.issued.decision.rules),
-                facts,
-            })))),
+            Ok(_) => {
+                self.count_decision("reissued", &grant.issued.decision.rules);
+                Ok(Round::Done(TokenReply::Token(Box::new(TokenGiven {
+                    token: reissued.token,
+                    issued: grant.issued.clone(),
+                    openings: self.opened_secret(&grant),
+                    reissued: true,
+                    rules: self.rules_shown(&grant.issued.decision.rules),
+                    facts,
+                }))))
+            }
             Err(AppendError::Conflict(_) | AppendError::Late) => Ok(Round::Again),
             Err(error) => Err(self.refuse_append(call.method, &error)),
         }

@@ -8,34 +8,43 @@ mod ask_people;
 mod bootstrap;
 mod callers;
 mod deny;
+mod doomed;
 mod end;
 mod explain;
 mod feed;
+mod freeze;
 mod govern;
 mod grant;
 mod introspect;
+mod inventory;
+mod keep_alive;
+mod measure;
 mod once;
 mod open_task;
+mod readings;
 mod request_token;
+mod revoke;
 mod start;
 mod upkeep;
 mod views;
 mod vote;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use crate::approve::Bounds;
-use crate::clock::Clock;
+use crate::clock::{Clock, ClockWatch};
 use crate::jose::Nonces;
 pub use crate::journal::Tail;
 use crate::journal::{AppendError, Journal};
 use crate::mint::Bench;
 use crate::model::*;
+use crate::rates::{Limits, Rates, Seldom};
 use crate::state::{Grant, State, Table, Task};
+use crate::telemetry::Metrics;
 use crate::verify::{Attested, VerifyError};
 
 pub use bootstrap::FirstOperator;
@@ -43,16 +52,21 @@ pub use callers::{CallerKind, PersonCaller, Presented};
 pub use end::{EndReport, TaskEndAsk};
 pub use explain::Explained;
 pub use feed::{FeedStart, Position};
+pub use freeze::FreezeDone;
 pub use govern::Applied;
 pub use introspect::{Consumed, Introspected};
+pub use inventory::{AgentView, TaskFilter, TaskView};
 pub use open_task::{OpenAsk, Opened};
 pub use request_token::{
     DeniedReply, PendingReply, ProfileState, RuleShown, TokenAsk, TokenGiven, TokenReply,
 };
+pub use revoke::TokenRevoked;
 pub use start::{Start, StartError};
 pub use vote::{AccessView, CardView, Standing as AccessStanding, VoteBegun};
 
+use doomed::{Doomed, Wish};
 use once::Once;
+use readings::Readings;
 use views::Views;
 
 /// What one broker is configured to be.
@@ -75,6 +89,8 @@ pub struct Settings {
     pub max_evidence_age: i64,
     /// Tell callers why gate 1 refused: development only.
     pub tell_callers: bool,
+    /// How many calls, from whom, and how many at once.
+    pub rates: Rates,
 }
 
 /// Why a call was refused: what the caller may know, and a name under which the operator finds the rest.
@@ -89,6 +105,8 @@ pub struct Refusal {
     pub correlation: CorrelationId,
     /// Whether the caller has shown a key or evidence that holds, and so gets a fresh nonce.
     pub known: bool,
+    /// When to try again, where that is known better than the reason tells.
+    pub retry_after: Option<std::time::Duration>,
 }
 
 /// The broker: state, journal, rules, trust, keys, and what only this process remembers.
@@ -96,6 +114,8 @@ pub struct Hall {
     settings: Settings,
     bounds: Bounds,
     clock: Clock,
+    /// Whether the wall clock goes on as steadily as the time since start.
+    clock_watch: Mutex<ClockWatch>,
     /// The latest moment anybody here has acted on.
     high_water: Arc<AtomicI64>,
     journal: Journal,
@@ -115,19 +135,29 @@ pub struct Hall {
     refusals: Mutex<HashMap<TaskId, (i64, u32)>>,
     /// Statements handed out for signature.
     statements: Mutex<HashMap<String, vote::Begun>>,
+    /// Signs of life that wait to be entered together.
+    leases: Mutex<Vec<keep_alive::Waiting>>,
     /// Ends that could not be written: refused here at once, tried again by the timer.
-    doomed: Mutex<HashSet<TaskId>>,
-    /// Suspensions that could not be written, with who ordered them.
-    doomed_agents: Mutex<HashMap<AgentId, PersonId>>,
+    doomed: Mutex<HashMap<Doomed, Wish>>,
     /// Held while a policy bundle is put in force and what it no longer allows is ended.
     governing: tokio::sync::Mutex<()>,
     /// The first operator's code, while there is one.
     one_time: bootstrap::OneTime,
     /// Version of the rules under which a sweep has come to its end.
     swept: AtomicU64,
+    /// Tokens of ours that were read.
+    readings: Readings,
     /// Refused calls, newest last, for `explain`.
     log: Mutex<VecDeque<Refused>>,
     uncounted: Mutex<(Option<Timestamp>, u64)>,
+    /// Whether calls that wait for people are answered at once.
+    stopping: tokio::sync::watch::Sender<bool>,
+    metrics: Arc<Metrics>,
+    /// What each known caller may still do.
+    callers: Limits<measure::Known>,
+    rate_told: Seldom,
+    /// Calls that may wait for people.
+    waits: tokio::sync::Semaphore,
 }
 
 /// A refused call, as the operator sees it.
@@ -140,16 +170,23 @@ struct Refused {
     detail: String,
 }
 
+/// How far the wall clock may lie behind the latest moment acted on, in milliseconds: the skew of evidence and proofs.
+const CLOCK_BEHIND_MAX_MS: i64 = 5_000;
 /// Refused calls that are remembered for `explain`.
 const LOG_MAX: usize = 10_000;
 /// Refusal entries a task may cause in a minute.
 const REFUSALS_PER_MINUTE: u32 = 60;
+/// Shortest and longest heartbeat of a task, in seconds.
+const HEARTBEAT_MIN_S: i64 = 2;
+const HEARTBEAT_MAX_S: i64 = 3_600;
 /// Tasks of one agent that may run at once.
 const TASKS_MAX: usize = 1_000;
 /// Request ids that may join access requests of one task.
 const JOINED_MAX: usize = 256;
 /// Access requests of one agent that may wait.
 const PENDING_MAX: usize = 5;
+/// Calls that may wait for people at once; the others get their pending answer without a wait.
+const WAITS_MAX: usize = 16_384;
 /// How often both gates run again when something moved between decision and entry.
 const ATTEMPTS: usize = 3;
 
@@ -202,6 +239,26 @@ impl Hall {
         Timestamp::from_millis(self.high_water.fetch_max(now, Ordering::SeqCst).max(now))
     }
 
+    /// Refuses to begin anything while the wall clock cannot be relied on: it jumped, or lies before what the journal has
+    /// seen. Ends and introspection go on, by the latest moment anybody here has acted on.
+    fn clock_sure(&self, method: &'static str) -> Result<(), Refusal> {
+        let (wall, uptime) = (self.clock.now(), self.clock.uptime());
+        let steady = self.lock(&self.clock_watch).sure(wall, uptime);
+        let behind_ms = self
+            .high_water
+            .load(Ordering::SeqCst)
+            .saturating_sub(wall.millis());
+        if steady && behind_ms <= CLOCK_BEHIND_MAX_MS {
+            return Ok(());
+        }
+        let told = if steady {
+            format!("the wall clock lies {behind_ms} ms behind the journal")
+        } else {
+            "the wall clock jumped; it counts again when it has been steady for a minute".to_owned()
+        };
+        Err(self.refuse(method, Reason::ClockUnsure, told))
+    }
+
     /// 16 random bytes.
     fn draw(&self) -> [u8; 16] {
         let mut bytes = [0; 16];
@@ -221,28 +278,26 @@ impl Hall {
     /// Whether a task runs, as far as anyone here knows: by its record, the moment, and ends that wait to be written.
     fn runs(&self, task: &Task, now: Timestamp) -> bool {
         task.runs(now)
-            && !self.lock(&self.doomed).contains(&task.opened.task)
-            && !self.standing_of(&task.opened.agent).0
+            && self.task_doomed(task).is_none()
+            && !self.state.standing(&task.opened.agent).value.suspended
     }
 
     /// Whether an agent is suspended, by an entry or by one that waits to be written, and the version of its stream.
     fn standing_of(&self, agent: &AgentId) -> (bool, Version) {
         let at = self.state.standing(agent);
         (
-            at.value.suspended || self.lock(&self.doomed_agents).contains_key(agent),
+            at.value.suspended || self.is_doomed(&Doomed::Agent(agent.clone())),
             at.version,
         )
     }
 
     /// Why a grant is dead, rules included; `None` while it lives.
     fn dead(&self, grant: &Grant, now: Timestamp) -> Option<EndCause> {
-        if self.lock(&self.doomed).contains(&grant.issued.task) {
-            return Some(EndCause::Operator);
-        }
-        if self.standing_of(&grant.issued.agent).0 {
-            return Some(EndCause::Suspended);
-        }
-        if let Some(cause) = self.state.dead(grant, now) {
+        if let Some(cause) = self
+            .state
+            .dead(grant, now)
+            .or_else(|| self.grant_doomed(grant))
+        {
             return Some(cause);
         }
         let Some(rules) = self.views.rules() else {
@@ -278,6 +333,7 @@ impl Hall {
         } else {
             tracing::info!(%correlation, method, %reason, detail = shown, "refused");
         }
+        tracing::Span::current().record("correlation", tracing::field::display(correlation));
         let told = match reason.detail() {
             Detail::Operator if !self.settings.tell_callers => reason.text().to_owned(),
             Detail::Operator => format!("{}: {detail}", reason.text()),
@@ -299,7 +355,13 @@ impl Hall {
             told,
             correlation,
             known: true,
+            retry_after: None,
         }
+    }
+
+    /// From now on nobody waits: who waits for people is told at once that the request is pending.
+    pub fn stop_waiting(&self) {
+        self.stopping.send_replace(true);
     }
 
     /// A refusal of a message that is not of its form, before anybody is known.
@@ -335,9 +397,12 @@ impl Hall {
             | VerifyError::Agents(_)
             | VerifyError::OtherAgent(_)
             | VerifyError::Suspended(_)
+            | VerifyError::Frozen(_)
+            | VerifyError::OtherKey(_)
             | VerifyError::KeyRemoved
             | VerifyError::MayNotOperate { .. } => (Reason::NotAuthenticated, false),
         };
+        self.metrics.gate_1_refused(measure::cause(error));
         if !known {
             let mut uncounted = self.lock(&self.uncounted);
             uncounted.0.get_or_insert(self.now());

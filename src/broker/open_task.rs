@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
-use super::{ATTEMPTS, Hall, Presented, Refusal, TASKS_MAX};
+use super::measure::Known;
+use super::{ATTEMPTS, HEARTBEAT_MAX_S, HEARTBEAT_MIN_S, Hall, Presented, Refusal, TASKS_MAX};
 use crate::journal::{Append, AppendError, Blob};
 use crate::model::*;
 use crate::state::Task;
@@ -17,6 +18,8 @@ pub struct OpenAsk {
     pub max_duration: i64,
     /// Its idempotency key.
     pub request_id: RequestId,
+    /// Seconds it may go without a sign of life; `None` for as long as the deadline lets it.
+    pub heartbeat: Option<i64>,
 }
 
 /// An open task.
@@ -24,6 +27,8 @@ pub struct OpenAsk {
 pub struct Opened {
     /// As entered.
     pub task: Arc<TaskOpened>,
+    /// When a missed heartbeat ends it.
+    pub lease_until: Option<Timestamp>,
     /// What gate 1 saw in this call.
     pub facts: EvidenceFacts,
 }
@@ -34,13 +39,7 @@ impl Hall {
     pub async fn open_task(&self, call: &Presented, ask: OpenAsk) -> Result<Opened, Refusal> {
         let now = self.now();
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
-        let attested = verify::attest(
-            &ask.evidence,
-            &self.views.trust(),
-            &self.settings.evidence_audience,
-            now,
-        )
-        .map_err(|e| closed(&e))?;
+        let attested = self.attest(&ask.evidence, now).map_err(|e| closed(&e))?;
         // Any key will do for a new task, once the evidence is good.
         let possession =
             self.opening_possession(call, verify::evidence_hash(&ask.evidence), now)?;
@@ -51,14 +50,23 @@ impl Hall {
                 "max_duration must be above zero",
             ));
         }
+        if let Some(seconds) = ask.heartbeat
+            && !(HEARTBEAT_MIN_S..=HEARTBEAT_MAX_S).contains(&seconds)
+        {
+            let told = format!("heartbeat must be {HEARTBEAT_MIN_S} s to {HEARTBEAT_MAX_S} s");
+            return Err(self.refuse(call.method, Reason::InvalidTtl, told));
+        }
         let proven = Proven::for_opening(Arc::new(attested), possession);
-        for _ in 0..ATTEMPTS {
+        for attempt in 0..ATTEMPTS {
             let now = self.now();
             let rules = self.views.rules();
             let verified = proven
                 .stand(self.standing(&proven, rules.as_deref(), None), now)
                 .map_err(|e| closed(&e))?;
             let agent = verified.agent();
+            if attempt == 0 {
+                self.within_its_rate(call, Known::Agent(agent.id.clone()))?;
+            }
             if let Some(task) = self
                 .state
                 .opened_under(&agent.id, proven.jkt(), &ask.request_id)
@@ -69,6 +77,7 @@ impl Hall {
                 let told = format!("{TASKS_MAX} tasks of this agent run; end some");
                 return Err(self.refuse(call.method, Reason::TooManyTasks, told));
             }
+            self.clock_sure(call.method)?;
             let task = TaskId::from_random(self.draw());
             let purpose = Blob::new(ask.purpose.blob(self.draw()));
             let fact = TaskOpened {
@@ -80,6 +89,7 @@ impl Hall {
                 asked_seconds: ask.max_duration,
                 opened_at: now,
                 deadline: now.plus_secs(ask.max_duration.min(self.settings.task_cap)),
+                heartbeat_seconds: ask.heartbeat,
                 purpose: purpose.hash(),
                 evidence: verified.facts().clone(),
                 policy: rules
@@ -104,6 +114,7 @@ impl Hall {
                 Ok(_) => {
                     self.remember(task, &proven);
                     return Ok(Opened {
+                        lease_until: fact.heartbeat_seconds.map(|s| now.plus_secs(s)),
                         task: Arc::new(fact),
                         facts: proven.facts().clone(),
                     });
@@ -124,12 +135,13 @@ impl Hall {
         proven: &Proven,
     ) -> Result<Opened, Refusal> {
         let same = task.opened.asked_seconds == ask.max_duration
+            && task.opened.heartbeat_seconds == ask.heartbeat
             && task.purpose.as_ref() == Some(&ask.purpose);
         if !same {
             return Err(self.refuse(
                 call.method,
                 Reason::RequestIdReused,
-                "this request_id opened a task with another purpose or duration",
+                "this request_id opened a task with another purpose, duration or heartbeat",
             ));
         }
         if !self.runs(task, self.now()) {
@@ -141,6 +153,7 @@ impl Hall {
         }
         self.remember(task.opened.task, proven);
         Ok(Opened {
+            lease_until: task.lease.map(|lease| lease.until),
             task: task.opened.clone(),
             facts: proven.facts().clone(),
         })
@@ -173,11 +186,13 @@ impl Hall {
             rules,
             trust,
             agent: Box::new(|id| self.standing_of(id)),
+            freeze: Box::new(|scope| self.freeze_of(scope)),
             task: task.map(|t| TaskStanding {
                 id: t.opened.task,
                 agent: t.opened.agent.clone(),
                 opened_at: t.opened.opened_at,
                 deadline: t.opened.deadline,
+                lease_until: t.lease.map(|lease| lease.until),
                 version: t.version,
             }),
             max_evidence_age_ms: self.settings.max_evidence_age.saturating_mul(1000),

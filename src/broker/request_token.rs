@@ -163,13 +163,7 @@ impl Hall {
             return Err(self.refuse(call.method, Reason::TaskEnded, "the task is over"));
         }
         let attested = match &ask.evidence {
-            Some(evidence) => {
-                let trust = self.views.trust();
-                Arc::new(
-                    verify::attest(evidence, &trust, &self.settings.evidence_audience, now)
-                        .map_err(|e| closed(&e))?,
-                )
-            }
+            Some(evidence) => Arc::new(self.attest(evidence, now).map_err(|e| closed(&e))?),
             None => self
                 .remembered(&ask.task)
                 .ok_or_else(|| closed(&VerifyError::Stale))?,
@@ -179,8 +173,13 @@ impl Hall {
         if ask.ttl <= 0 {
             return Err(self.refuse(call.method, Reason::InvalidTtl, "ttl must be above zero"));
         }
-        let wait = Duration::from_millis(ask.wait_ms.min(WAIT_MAX_MS));
+        let waiting = (ask.wait_ms > 0).then(|| self.waits.try_acquire().ok());
+        let wait = match waiting {
+            Some(Some(_)) => Duration::from_millis(ask.wait_ms.min(WAIT_MAX_MS)),
+            Some(None) | None => Duration::ZERO,
+        };
         let mut tail = self.journal.tail();
+        let mut stopping = self.stopping.subscribe();
         let until = tokio::time::sleep(wait);
         tokio::pin!(until);
         let mut shown: Option<PendingReply> = None;
@@ -211,9 +210,12 @@ impl Hall {
             let expires = u64::try_from(pending.expires_at.since(self.now())).unwrap_or(0);
             let expired = tokio::time::sleep(Duration::from_millis(expires));
             tokio::pin!(expired);
+            // Others are worked on while this call only waits.
+            call.seat.leave();
             loop {
                 tokio::select! {
                     () = &mut until => return Ok(TokenReply::Pending(pending)),
+                    _ = stopping.wait_for(|stopping| *stopping) => return Ok(TokenReply::Pending(pending)),
                     () = &mut expired => break,
                     changed = tail.changed() => {
                         if changed.is_err() {
@@ -226,6 +228,7 @@ impl Hall {
                 }
             }
             shown = Some(*pending);
+            call.seat.retake().await;
         }
     }
 
@@ -302,6 +305,7 @@ impl Hall {
             Some(Fixed::Refused(id)) => return self.refused_before(&turn, &id),
             None => {}
         }
+        self.clock_sure(call.method)?;
         if let Err(problem) = rules.bundle.check_action(&ask.action) {
             return Err(self.refuse_action(&turn, &problem).await);
         }
@@ -318,6 +322,7 @@ impl Hall {
             verified,
             &order,
             waiting.as_deref(),
+            self.action_freeze(&ask.action.name),
             &rules,
             &self.bounds,
             id,
@@ -326,6 +331,7 @@ impl Hall {
             Ok(Decision::Pending(pending)) => match waiting {
                 Some(request) => {
                     self.join(&turn, &request)?;
+                    self.count_decision("pending", &request.opened.decision.rules);
                     Ok(Round::Done(self.pending_reply(
                         &turn,
                         &request,
@@ -429,8 +435,8 @@ impl Hall {
         rules
             .iter()
             .map(|r| RuleShown {
-                id: r.id.clone(),
-                file: r.file.clone(),
+                id: r.id.to_string(),
+                file: r.file.to_string(),
                 why: why(&r.id),
             })
             .collect()

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::once::Once;
+use super::readings::Readings;
 use super::views::Views;
 use super::{Hall, Settings};
 use crate::approve::Bounds;
@@ -14,8 +15,10 @@ use crate::jose::{KeySet, KeySetError, Nonces, SigningKey, Usage};
 use crate::journal::{Append, AppendError, Blob, Faults, Journal, OpenError, Options};
 use crate::mint::Bench;
 use crate::model::*;
+use crate::rates::{Limits, Seldom};
 use crate::rules::{BundleError, BundleFiles, PolicyBundle};
 use crate::state::{State, Table};
+use crate::telemetry::Metrics;
 
 /// Everything a broker starts from.
 pub struct Start {
@@ -95,10 +98,14 @@ impl Hall {
                 views.apply(&state, committed);
             })
         };
+        let metrics = Arc::new(Metrics::default());
+        let observed = metrics.clone();
+        let rates = start.settings.rates;
         let options = Options {
             realm: start.settings.realm.clone(),
             clock: start.clock.clone(),
             faults: start.faults,
+            observe: Some(Arc::new(move |took| observed.appended(took))),
         };
         let journal = Journal::open(&start.data_dir, options, apply)?;
         if let Some(why) = views.broken() {
@@ -112,6 +119,7 @@ impl Hall {
             bench: Bench::new(start.key, start.settings.issuer.clone())?,
             settings: start.settings,
             clock: start.clock,
+            clock_watch: Mutex::default(),
             high_water,
             journal,
             state,
@@ -124,13 +132,19 @@ impl Hall {
             denials: Table::default(),
             refusals: Mutex::default(),
             statements: Mutex::default(),
+            leases: Mutex::default(),
             doomed: Mutex::default(),
-            doomed_agents: Mutex::default(),
             governing: tokio::sync::Mutex::default(),
             one_time: super::bootstrap::OneTime::default(),
             swept: AtomicU64::new(0),
+            readings: Readings::default(),
             log: Mutex::default(),
             uncounted: Mutex::default(),
+            stopping: tokio::sync::watch::Sender::new(false),
+            metrics,
+            callers: Limits::new(rates.caller_per_second, rates.caller_reserved_per_second),
+            rate_told: Seldom::default(),
+            waits: tokio::sync::Semaphore::new(super::WAITS_MAX),
         });
         let configured: BTreeSet<TrustDomain> = start
             .trust

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Hall;
-use crate::journal::AppendError;
+use crate::journal::{Append, AppendError};
 use crate::model::*;
 use crate::state::Due;
 
@@ -35,18 +35,29 @@ impl Hall {
     /// One round: ends that are due, ends that could not be written, caches.
     pub async fn upkeep_once(&self) -> Result<(), AppendError> {
         let now = self.now();
+        // Looked at all the time, so that a jump while nobody calls is seen too.
+        let _seen = self
+            .lock(&self.clock_watch)
+            .sure(self.clock.now(), self.clock.uptime());
         for due in self.state.due_by(now, ROUND_MAX) {
             match due {
-                Due::Task(id) => {
-                    if let Some(task) = self.state.task(&id).filter(|t| t.ended.is_none()) {
+                Due::Task(id) | Due::Lease(id) => {
+                    if let Some(task) = self.state.task(&id).filter(|t| t.ended.is_none())
+                        && let Some(cause) = task.lapsed(now)
+                    {
                         let fact = Fact::TaskEnded(TaskEnded {
                             tasks: vec![id],
-                            cause: EndCause::Deadline,
+                            cause,
                             outcome: None,
                             by: None,
                         });
-                        self.append_news(fact, vec![(Stream::Task(id), task.version)])
-                            .await?;
+                        // A sign of life that came in time, however late it is seen here, keeps the task.
+                        let premises = task.lease.map(|l| (Stream::Lease(id), l.version));
+                        let append = Append {
+                            premises: premises.into_iter().collect(),
+                            ..Append::one(fact, vec![(Stream::Task(id), task.version)])
+                        };
+                        self.append_found(append).await?;
                     }
                 }
                 Due::AccessRequest(id) => {
@@ -55,47 +66,18 @@ impl Hall {
                             access_request: id,
                             cause: CloseCause::Expired,
                         });
-                        self.append_news(fact, vec![(Stream::Access(id), request.version)])
+                        let expired = self
+                            .append_news(fact, vec![(Stream::Access(id), request.version)])
                             .await?;
+                        if expired {
+                            let at = request.opened.expires_at;
+                            self.count_wait("expired", request.opened_at, at);
+                        }
                     }
                 }
             }
         }
-        let doomed: Vec<TaskId> = self.lock(&self.doomed).iter().copied().collect();
-        for id in doomed {
-            if let Some(task) = self.state.task(&id).filter(|t| t.ended.is_none()) {
-                let fact = Fact::TaskEnded(TaskEnded {
-                    tasks: vec![id],
-                    cause: EndCause::Completed,
-                    outcome: None,
-                    by: None,
-                });
-                if !self
-                    .append_news(fact, vec![(Stream::Task(id), task.version)])
-                    .await?
-                {
-                    continue;
-                }
-            }
-            self.lock(&self.doomed).remove(&id);
-        }
-        let doomed: Vec<(AgentId, PersonId)> =
-            self.lock(&self.doomed_agents).clone().into_iter().collect();
-        for (agent, by) in doomed {
-            let standing = self.state.standing(&agent);
-            let fact = Fact::AgentSuspended(AgentSuspended {
-                agent: agent.clone(),
-                by,
-                reason: None,
-            });
-            if standing.value.suspended
-                || self
-                    .append_news(fact, vec![(Stream::Agent(agent.clone()), standing.version)])
-                    .await?
-            {
-                self.lock(&self.doomed_agents).remove(&agent);
-            }
-        }
+        self.write_doomed().await?;
         if self
             .views
             .rules()

@@ -278,7 +278,9 @@ impl Hall {
                 "begin the vote anew: no such statement waits for you",
             ));
         };
-        let statement = begun.statement;
+        let Begun {
+            statement, until, ..
+        } = begun;
         let signature = URL_SAFE_NO_PAD.encode(signature);
         for _ in 0..VOTE_ATTEMPTS {
             let now = self.now();
@@ -337,12 +339,33 @@ impl Hall {
                 ..Append::one(fact, vec![(Stream::Access(id), request.version)])
             };
             match self.journal.append(append).await {
-                Ok(_) => return self.view_of(call, &id),
+                Ok(_) => {
+                    let view = self.view_of(call, &id)?;
+                    let took = STATEMENT_LIFE_MS - until.since(now);
+                    self.count_vote(&view, took, now);
+                    return Ok(view);
+                }
                 Err(AppendError::Conflict(_) | AppendError::Late) => {}
                 Err(error) => return Err(self.refuse_append(call.method, &error)),
             }
         }
         Err(self.refuse(call.method, Reason::Conflict, "others keep voting"))
+    }
+
+    fn count_vote(&self, view: &AccessView, took_ms: i64, now: Timestamp) {
+        let took = u64::try_from(took_ms).unwrap_or(0);
+        self.metrics
+            .approval_decided(std::time::Duration::from_millis(took));
+        let outcome = match view.standing {
+            Standing::Approved => "approved",
+            Standing::Denied => "denied",
+            Standing::Waiting
+            | Standing::Consumed
+            | Standing::Cancelled
+            | Standing::Expired
+            | Standing::Ended => return,
+        };
+        self.count_wait(outcome, view.request.opened_at, now);
     }
 
     /// An ineligible vote is recorded and ends nothing.
@@ -454,7 +477,7 @@ impl Hall {
             AccessStatus::Consumed(_) => Standing::Consumed,
             AccessStatus::Closed(CloseCause::Cancelled) => Standing::Cancelled,
             AccessStatus::Closed(CloseCause::Expired) => Standing::Expired,
-            AccessStatus::Closed(CloseCause::Policy) => Standing::Ended,
+            AccessStatus::Closed(CloseCause::Policy | CloseCause::Frozen) => Standing::Ended,
             AccessStatus::Waiting if !running => Standing::Ended,
             AccessStatus::Waiting if !request.waits(now) => Standing::Expired,
             AccessStatus::Waiting if satisfied => Standing::Approved,

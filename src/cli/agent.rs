@@ -1,17 +1,34 @@
-//! `agent suspend`, `agent resume`.
+//! `agent`: what is registered, how it stands, and taking it out of service.
 
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::failure::Failure;
 use super::net::KeyArgs;
-use super::{Common, Say};
+use super::say::{Rows, table};
+use super::{Common, Say, shapes};
+use crate::clock::Clock;
 use crate::model::AgentId;
+use crate::model::text::reveal;
+use crate::proto::v1;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Agent {
+    /// List agents and how they stand
+    List {
+        #[command(flatten)]
+        key: KeyArgs,
+    },
+    /// Show one agent: what it is registered as, and how it stands
+    Show {
+        /// The agent
+        #[arg(value_parser = AgentId::parse)]
+        id: AgentId,
+        #[command(flatten)]
+        key: KeyArgs,
+    },
     /// Take an agent out of service: its tasks and tokens end at once
     Suspend {
         /// The agent
@@ -35,6 +52,61 @@ pub(super) enum Agent {
 
 pub(super) async fn run(common: &Common, say: &Say, verb: Agent) -> Result<ExitCode, Failure> {
     match verb {
+        Agent::List { key } => {
+            let agents = key.person(common)?.agents().await?;
+            say.either(
+                || agents.iter().map(to_json).collect::<Value>(),
+                || {
+                    let head = ["AGENT", "OWNER", "ENVIRONMENT", "STANDS", "TASKS", "TOKENS"];
+                    let row = |a: &v1::RegisteredAgent| {
+                        vec![
+                            reveal(&a.agent_id),
+                            reveal(&a.owner),
+                            reveal(&a.environment),
+                            stands(a),
+                            a.tasks_running.to_string(),
+                            a.tokens_live.to_string(),
+                        ]
+                    };
+                    let head = head.map(str::to_owned).to_vec();
+                    let rows: Vec<_> = std::iter::once(head)
+                        .chain(agents.iter().map(row))
+                        .collect();
+                    table(&rows)
+                },
+            );
+        }
+        Agent::Show { id, key } => {
+            let agent = key.person(common)?.agent(&id).await?;
+            let now = Clock::system().now();
+            say.either(
+                || to_json(&agent),
+                || {
+                    let mut rows = Rows::default();
+                    rows.theirs("agent", &agent.agent_id).own("stands", stands(&agent));
+                    if agent.registered {
+                        rows.theirs("workload", &agent.spiffe_id)
+                            .theirs("owner", &agent.owner)
+                            .theirs("environment", &agent.environment)
+                            .theirs("model", &agent.model)
+                            .theirs("autonomy", &agent.autonomy)
+                            .theirs("groups", &agent.groups.join(", "))
+                            .theirs("may ask for", &agent.actions.join(", "));
+                        let pinned = match agent.jkt.as_str() {
+                            "" => "any: whoever steals its evidence can open a task with a key of their own",
+                            jkt => jkt,
+                        };
+                        rows.theirs("key", pinned);
+                    }
+                    rows.own("tasks running", agent.tasks_running.to_string())
+                        .own("tokens live", agent.tokens_live.to_string());
+                    if agent.verified_at.is_some() {
+                        rows.own("verified", shapes::when(agent.verified_at.as_ref(), now));
+                    }
+                    rows.lines()
+                },
+            );
+        }
         Agent::Suspend { id, reason, key } => {
             let done = key.person(common)?.suspend(&id, &reason).await?;
             say.either(
@@ -56,4 +128,33 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Agent) -> Result<ExitC
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How an agent stands, in a word or two.
+fn stands(agent: &v1::RegisteredAgent) -> String {
+    let mut words = Vec::new();
+    if !agent.registered {
+        words.push("not registered".to_owned());
+    }
+    if agent.suspended {
+        words.push("suspended".to_owned());
+    }
+    if !agent.frozen.is_empty() {
+        words.push(format!("frozen ({})", reveal(&agent.frozen.join(", "))));
+    }
+    if words.is_empty() {
+        "in service".to_owned()
+    } else {
+        words.join(", ")
+    }
+}
+
+fn to_json(agent: &v1::RegisteredAgent) -> Value {
+    json!({
+        "agent": agent.agent_id, "registered": agent.registered, "spiffe_id": agent.spiffe_id, "owner": agent.owner,
+        "environment": agent.environment, "model": agent.model, "autonomy": agent.autonomy, "groups": agent.groups,
+        "jkt": (!agent.jkt.is_empty()).then_some(&agent.jkt), "actions": agent.actions, "suspended": agent.suspended,
+        "frozen": agent.frozen, "tasks_running": agent.tasks_running, "tokens_live": agent.tokens_live,
+        "verified_at": shapes::moment(agent.verified_at.as_ref()),
+    })
 }

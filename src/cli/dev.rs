@@ -33,6 +33,12 @@ const PORT: u16 = 7700;
 pub(super) enum Dev {
     /// Sign a JWT-SVID with the development trust domain, as a SPIFFE agent would for a workload it attested
     Evidence(Evidence),
+    /// Make a trust domain to try a broker in earnest with: a key that signs evidence, and the trust bundle for dipylon.toml
+    TrustDomain {
+        /// The directory; made if need be, and nothing in it is replaced
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -46,6 +52,12 @@ pub(super) struct Evidence {
     /// Where the development broker keeps its configuration and keys [default: as --dev-dir]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// Or sign with the key of 'dev trust-domain', for a broker that is configured with its trust bundle
+    #[arg(long, value_name = "FILE", requires_all = ["audience", "spiffe_id"], conflicts_with = "data_dir")]
+    domain_key: Option<PathBuf>,
+    /// With --domain-key: the broker's evidence audience, which is its external URL unless configured
+    #[arg(long, value_name = "URL", requires = "domain_key")]
+    audience: Option<String>,
     /// How long it is good
     #[arg(long, default_value = "5m", value_parser = parse::seconds)]
     ttl: u32,
@@ -55,17 +67,30 @@ pub(super) struct Evidence {
 }
 
 pub(super) fn run(common: &Common, say: &Say, verb: Dev) -> Result<ExitCode, Failure> {
-    let Dev::Evidence(verb) = verb;
-    let home = match &verb.data_dir {
-        Some(dir) => Home::read(dir)?,
-        None => Home::of(common)?,
+    let verb = match verb {
+        Dev::Evidence(verb) => verb,
+        Dev::TrustDomain { out } => return trust_domain(say, &out),
     };
-    let subject = match (verb.spiffe_id, verb.agent) {
-        (Some(id), _) => id,
-        (None, Some(agent)) => home.spiffe_id(&agent)?,
-        (None, None) => return Err(Failure::usage("name an agent or a SPIFFE ID")),
+    let now = Clock::system().now();
+    let (subject, evidence) = match (&verb.domain_key, &verb.audience, &verb.spiffe_id) {
+        (Some(key), Some(audience), Some(subject)) => {
+            let signed = signed(&keys::read(key)?, audience, subject, verb.ttl, now)?;
+            (subject.clone(), signed)
+        }
+        _ => {
+            let home = match &verb.data_dir {
+                Some(dir) => Home::read(dir)?,
+                None => Home::of(common)?,
+            };
+            let subject = match (verb.spiffe_id, verb.agent) {
+                (Some(id), _) => id,
+                (None, Some(agent)) => home.spiffe_id(&agent)?,
+                (None, None) => return Err(Failure::usage("name an agent or a SPIFFE ID")),
+            };
+            let evidence = home.evidence(&subject, verb.ttl, now)?;
+            (subject, evidence)
+        }
     };
-    let evidence = home.evidence(&subject, verb.ttl, Clock::system().now())?;
     match verb.out {
         Some(path) => {
             write_private(&path, evidence.reveal())?;
@@ -137,15 +162,12 @@ impl Home {
             return Ok((Self::read(dir)?, false));
         }
         let listen = free(listen)?;
+        let operator = free(Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))))?;
         std::fs::create_dir_all(dir).map_err(failed(dir.display()))?;
         let secrets = dir.join("dev");
         keys::make_private_dir(&secrets)?;
         let domain = kept(&secrets.join(TRUST_DOMAIN_KEY))?;
-        let jwk = domain
-            .public()
-            .to_jwk_named(&KeyId::of(domain.thumbprint()), Usage::JwtSvid);
-        let trust = json!({ "keys": [jwk], "spiffe_sequence": 1 });
-        write_private(&secrets.join(TRUST_BUNDLE), &trust.to_string())?;
+        write_private(&secrets.join(TRUST_BUNDLE), &trust_bundle(&domain))?;
         let mut registered = String::from(
             "\n# ---------------------------------------------------------------- keys of this directory\n",
         );
@@ -175,6 +197,7 @@ impl Home {
              dev = true                       # loopback only; callers are told why gate 1 refused\n\
              listen = \"{listen}\"\n\
              external_url = \"http://{listen}\"\n\
+             operator_listen = \"{operator}\"   # /metrics, /livez, /readyz: for this machine alone\n\
              data_dir = \"data\"\n\
              key_dir = \"keys\"\n\
              policy = {policy}                # seeds an empty journal; later changes go through `dipylon policy apply`\n\
@@ -231,17 +254,55 @@ impl Home {
         now: Timestamp,
     ) -> Result<Secret, Failure> {
         let key = keys::read(&self.dir.join("dev").join(TRUST_DOMAIN_KEY))?;
-        let header = json!({ "alg": "ES256", "kid": KeyId::of(key.thumbprint()), "typ": "JWT" });
-        let claims = json!({
-            "sub": subject,
-            "aud": [self.config.settings.evidence_audience],
-            "iat": now.secs(),
-            "exp": now.plus_secs(i64::from(ttl_s)).secs(),
-        });
-        let signed = jws::sign(&header, &claims, &key)
-            .map_err(|e| Failure::failed(format!("evidence: {e}")))?;
-        Ok(Secret::new(signed))
+        let audience = &self.config.settings.evidence_audience;
+        signed(&key, audience, subject, ttl_s, now)
     }
+}
+
+/// A JWT-SVID (SPIFFE JWT-SVID §3) by this key.
+fn signed(
+    key: &SigningKey,
+    audience: &str,
+    subject: &SpiffeId,
+    ttl_s: u32,
+    now: Timestamp,
+) -> Result<Secret, Failure> {
+    let header = json!({ "alg": "ES256", "kid": KeyId::of(key.thumbprint()), "typ": "JWT" });
+    let claims = json!({
+        "sub": subject,
+        "aud": [audience],
+        "iat": now.secs(),
+        "exp": now.plus_secs(i64::from(ttl_s)).secs(),
+    });
+    let signed =
+        jws::sign(&header, &claims, key).map_err(|e| Failure::failed(format!("evidence: {e}")))?;
+    Ok(Secret::new(signed))
+}
+
+/// The SPIFFE trust bundle of a domain with one key.
+fn trust_bundle(key: &SigningKey) -> String {
+    let kid = KeyId::of(key.thumbprint());
+    let jwk = key.public().to_jwk_named(&kid, Usage::JwtSvid);
+    json!({ "keys": [jwk], "spiffe_sequence": 1 }).to_string()
+}
+
+/// What a SPIFFE server would keep and publish, for whoever has none yet.
+fn trust_domain(say: &Say, out: &Path) -> Result<ExitCode, Failure> {
+    std::fs::create_dir_all(out).map_err(failed(out.display()))?;
+    let (key_file, bundle_file) = (out.join(TRUST_DOMAIN_KEY), out.join(TRUST_BUNDLE));
+    let key = keys::create(&key_file)?;
+    write_private(&bundle_file, &trust_bundle(&key))?;
+    say.either(
+        || json!({ "key": key_file, "bundle": bundle_file }),
+        || {
+            format!(
+                "{}   signs evidence: whoever has it can be any workload of the domain\n{}  the trust bundle, for dipylon.toml",
+                key_file.display(),
+                bundle_file.display()
+            )
+        },
+    );
+    Ok(ExitCode::SUCCESS)
 }
 
 fn kept(path: &Path) -> Result<SigningKey, Failure> {

@@ -88,7 +88,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let exit = match &error {
             Error::Unreachable { .. } | Error::TimedOut { .. } => Exit::Unavailable,
-            Error::Url(_) | Error::Malformed(_) => Exit::NotUnderstood,
+            Error::Url(_) | Error::Trust(_) | Error::Malformed(_) => Exit::NotUnderstood,
             Error::Refused(_)
                 if error.reason().is_none() && error.code() == Some("UNAVAILABLE") =>
             {
@@ -111,6 +111,7 @@ impl From<Error> for Failure {
             ),
             Error::Refused(_)
             | Error::Url(_)
+            | Error::Trust(_)
             | Error::Evidence(_)
             | Error::Malformed(_)
             | Error::Answer(_)

@@ -17,6 +17,7 @@ mod dev;
 mod doctor;
 mod explain;
 mod failure;
+mod freeze;
 mod inbox;
 mod key;
 mod net;
@@ -73,6 +74,12 @@ struct Common {
     /// Where the development broker keeps its configuration and keys
     #[arg(long, global = true, env = "DIPYLON_DEV", value_name = "DIR")]
     dev_dir: Option<PathBuf>,
+    /// Know an https broker by the authorities in this PEM file, instead of the operating system's
+    #[arg(long, global = true, env = "DIPYLON_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// Reach the broker through its Unix socket; proofs name the URL all the same
+    #[arg(long, global = true, env = "DIPYLON_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -98,9 +105,13 @@ enum Verb {
     /// Put rules, agents and people in force (operators)
     #[command(subcommand)]
     Policy(policy::Policy),
-    /// Take an agent out of service, or back into it (operators)
+    /// List agents and how they stand; take one out of service, or back into it (operators)
     #[command(subcommand)]
     Agent(agent::Agent),
+    /// Stop everything, an agent, an owner's agents or an action; without a scope, list what is frozen (operators)
+    Freeze(freeze::Freeze),
+    /// Lift a freeze; nothing that ended comes back (operators)
+    Unfreeze(freeze::Unfreeze),
     /// Say why: a decision, an access request, a task, a token or a refused call, by its id (operators, auditors)
     Explain(explain::Explain),
     /// Check a configuration, or show what is in effect
@@ -161,6 +172,8 @@ async fn call(common: &Common, say: &Say, verb: Verb) -> Result<ExitCode, Failur
         Verb::Deny(verb) => vote::run(common, say, verb, crate::model::Verdict::Deny).await,
         Verb::Policy(verb) => policy::run(common, say, verb).await,
         Verb::Agent(verb) => agent::run(common, say, verb).await,
+        Verb::Freeze(verb) => freeze::freeze(common, say, verb).await,
+        Verb::Unfreeze(verb) => freeze::unfreeze(common, say, verb).await,
         Verb::Explain(verb) => explain::run(common, say, verb).await,
         Verb::Audit(verb) => audit::run(say, verb),
         Verb::Config(verb) => config::run(common, say, verb),

@@ -8,7 +8,7 @@ use clap::Args;
 use super::Common;
 use super::dev::Home;
 use super::failure::Failure;
-use crate::client::{Endpoint, Person};
+use crate::client::{Endpoint, Person, Reach};
 use crate::jose::SigningKey;
 use crate::keys;
 use crate::model::Realm;
@@ -74,7 +74,15 @@ pub(super) fn endpoint(common: &Common) -> Result<Endpoint, Failure> {
             home.config().settings.external_url.clone()
         }
     };
-    Ok(Endpoint::connect(&url)?)
+    Ok(Endpoint::reach(&url, &reach(common))?)
+}
+
+/// How the broker is reached, as the arguments say.
+pub(super) fn reach(common: &Common) -> Reach {
+    Reach {
+        ca: common.ca.clone(),
+        socket: common.socket.clone(),
+    }
 }
 
 /// The realm one votes in: as one's own configuration says, never as the broker does.

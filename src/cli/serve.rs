@@ -14,10 +14,14 @@ use super::failure::{Failure, failed};
 use super::{Common, Say, bundle, notify};
 use crate::broker::{Hall, Start};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, OperatorAddress};
 use crate::journal::{Faults, ReadOnly};
 use crate::model::Secret;
 use crate::rules::BundleFiles;
+use crate::serve::tls::Tls;
+use crate::serve::unix::UnixDoor;
+use crate::serve::{Doors, OperatorListener, ServeError};
+use crate::telemetry::logs;
 use crate::{keys, serve};
 
 #[derive(Debug, Args)]
@@ -37,7 +41,7 @@ pub(super) struct Serve {
     /// The policy bundle that seeds an empty journal
     #[arg(long, value_name = "DIR")]
     policy: Option<PathBuf>,
-    /// Write {"grpc", "http", "pid", "checkpoint"} here once calls are answered
+    /// Write {"grpc", "http", "operator", "pid", "checkpoint"} here once calls are answered
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
     /// Stop when stdin ends: for whoever starts a broker as a child
@@ -47,7 +51,13 @@ pub(super) struct Serve {
 
 pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitCode, Failure> {
     let (config, home) = configuration(common, &verb)?;
-    log(config.dev);
+    undumpable();
+    let usual = if config.dev {
+        "warn"
+    } else {
+        "warn,dipylon=info"
+    };
+    logs::start(config.log, usual);
     if config.dev {
         say.aside(&warning(&config));
     }
@@ -55,16 +65,18 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
         // Left by one that was killed: whoever waits for this file waits for this start.
         let _gone = std::fs::remove_file(path);
     }
-    if !config.listen.ip().is_loopback() {
+    if !config.listen.ip().is_loopback() && config.tls.is_none() {
         say.aside(&format!(
-            "WARNING  {} is not loopback, and this broker speaks plain HTTP: proofs and tokens cross the network in clear.\n         Listen on loopback and put a TLS proxy before it, on the same host.",
+            "WARNING  {} is not loopback, and this broker speaks plain HTTP: proofs and tokens cross the network in clear.\n         Give it a certificate ([tls] in the configuration), or listen on loopback behind a TLS proxy on the same host.",
             config.listen
         ));
     }
     // Bound before the journal is opened: a second broker on the same port leaves no trace.
-    let listener = serve::listen(config.listen)
+    let doors = doors(&config)
         .await
         .map_err(|e| Failure::failed(e.to_string()))?;
+    let operator = operator(config.operator_listen.as_ref()).await?;
+    let operator_place = operator.as_ref().map(OperatorListener::place);
     let seed = config
         .policy
         .as_deref()
@@ -104,8 +116,13 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
         }
     }
     let url = &config.settings.external_url;
-    let ready =
-        json!({ "grpc": url, "http": url, "pid": std::process::id(), "checkpoint": checkpoint });
+    let ready = json!({
+        "grpc": url,
+        "http": url,
+        "operator": operator_place,
+        "pid": std::process::id(),
+        "checkpoint": checkpoint,
+    });
     if let Some(path) = &verb.ready_file {
         dev::write_private(path, &ready.to_string())?;
     }
@@ -117,28 +134,112 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
                 config.listen,
                 std::process::id()
             );
+            if let Some(path) = &config.unix_socket {
+                text.push_str(&format!("socket     {}\n", path.display()));
+            }
             text.push_str(&format!(
                 "journal    {}, checkpoint {checkpoint}\n",
                 config.data_dir.display()
             ));
+            if let Some(place) = &operator_place {
+                text.push_str(&format!("operators  {place}: /metrics, /livez, /readyz\n"));
+            }
             if let Some(home) = &home {
                 text.push_str(&to_try(home));
             }
             text
         },
     );
+    let operating = operator.map(|listener| tokio::spawn(serve::operate(hall.clone(), listener)));
     let stop = stop(verb.stop_with_stdin)?;
     let stop = async move {
         stop.await;
         notify::tell(notify::STOPPING);
     };
     notify::tell(notify::READY);
-    let served = serve::serve(hall, listener, stop).await;
+    let served = serve::serve(hall, doors, stop).await;
+    if let Some(operating) = operating {
+        operating.abort();
+    }
     if let Some(path) = &verb.ready_file {
         let _gone = std::fs::remove_file(path);
     }
     served.map_err(|e| Failure::failed(e.to_string()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Keeps the memory of this process, and the keys in it, out of core files and out of other processes of the same user.
+/// Best effort: a system that refuses is said so.
+fn undumpable() {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    let core = setrlimit(Resource::Core, none);
+    let dumpable = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    if let Err(error) = core.and(dumpable) {
+        tracing::warn!(%error, "memory may be written to core files: the system refuses to forbid it");
+    }
+}
+
+/// Binds what the configuration names.
+async fn doors(config: &Config) -> Result<Doors, ServeError> {
+    let tls = match &config.tls {
+        Some(files) => Some(Tls::read(&files.certificate, &files.key)?),
+        None => None,
+    };
+    let unix = match &config.unix_socket {
+        Some(path) => Some(UnixDoor::bind(path)?),
+        None => None,
+    };
+    let limits = config.connections;
+    make_room(limits.max, unix.is_some());
+    Ok(Doors {
+        tls,
+        unix,
+        limits,
+        ..serve::listen(config.listen).await?.into()
+    })
+}
+
+/// Makes room for as many open files as connections may be, and says so if the system gives less.
+fn make_room(max: usize, unix: bool) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let doors = if unix { 2 } else { 1 };
+    let needed = u64::try_from(max)
+        .unwrap_or(u64::MAX)
+        .saturating_mul(doors)
+        .saturating_add(OWN_FILES);
+    let limit = getrlimit(Resource::Nofile);
+    // No limit is enough.
+    let enough = |limit: Option<u64>| limit.is_none_or(|limit| limit >= needed);
+    if enough(limit.current) {
+        return;
+    }
+    let raised = Rlimit {
+        current: Some(limit.maximum.map_or(needed, |most| most.min(needed))),
+        maximum: limit.maximum,
+    };
+    if setrlimit(Resource::Nofile, raised).is_err() || !enough(limit.maximum) {
+        tracing::warn!(
+            needed,
+            may = ?limit.maximum,
+            "fewer files may be open than connections may be: raise the limit (ulimit -n, LimitNOFILE) or lower connections.max"
+        );
+    }
+}
+
+/// Files the broker itself has open: the journal, its own sockets, files being read.
+const OWN_FILES: u64 = 64;
+
+async fn operator(address: Option<&OperatorAddress>) -> Result<Option<OperatorListener>, Failure> {
+    let listening = match address {
+        None => return Ok(None),
+        Some(OperatorAddress::Tcp(address)) => OperatorListener::tcp(*address).await,
+        Some(OperatorAddress::Unix(path)) => OperatorListener::unix(path),
+    };
+    listening.map(Some).map_err(failed("operator_listen"))
 }
 
 fn configuration(common: &Common, verb: &Serve) -> Result<(Config, Option<Home>), Failure> {
@@ -224,20 +325,10 @@ fn stop(with_stdin: bool) -> Result<impl Future<Output = ()>, Failure> {
                 _ = terminate.recv() => return,
                 _ = interrupt.recv() => return,
                 () = &mut stdin_ends => return,
-                _ = hangup.recv() => tracing::info!("SIGHUP: the configuration is read at the start alone"),
+                _ = hangup.recv() => tracing::info!("SIGHUP: the certificate is read again; the rest of the configuration at a start alone"),
             }
         }
     })
-}
-
-fn log(dev: bool) {
-    use tracing_subscriber::EnvFilter;
-    let usual = if dev { "warn" } else { "warn,dipylon=info" };
-    let filter = EnvFilter::try_from_env("DIPYLON_LOG").unwrap_or_else(|_| EnvFilter::new(usual));
-    let _already = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .try_init();
 }
 
 /// How the first operator gets in. Never through the log: whoever reads logs later must not find a code.

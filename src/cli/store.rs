@@ -234,7 +234,7 @@ impl Kept {
         let url = common.url.as_deref().unwrap_or(&self.url);
         let key = Arc::new(keys::read(&self.key)?);
         Ok(Task::attach(
-            Endpoint::connect(url)?,
+            Endpoint::reach(url, &super::net::reach(common))?,
             source,
             self.task,
             key,

@@ -13,8 +13,9 @@ use super::store::{self, EvidenceArgs, Kept};
 use super::{Common, Say, parse, shapes};
 use crate::client::{self, OpenTask};
 use crate::clock::Clock;
-use crate::model::text::reveal;
-use crate::model::{AccessRequestId, TaskId, TaskOutcome};
+use crate::model::text::{reveal, reveal_capped};
+use crate::model::{AccessRequestId, AgentId, TaskId, TaskOutcome};
+use crate::proto::v1;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Task {
@@ -22,10 +23,26 @@ pub(super) enum Task {
     Open(Open),
     /// Show the tasks opened from here, or one of their access requests
     Show(Show),
+    /// Extend the lease of a task opened with a heartbeat
+    KeepAlive(KeepAlive),
     /// Take an access request back
     Cancel(Cancel),
     /// Say that the work is done: the task's tokens end
     Complete(Complete),
+    /// List everybody's tasks, the newest first (operators)
+    List {
+        /// Of this agent only
+        #[arg(long, value_name = "AGENT", value_parser = AgentId::parse)]
+        agent: Option<AgentId>,
+        /// Those that are over too
+        #[arg(long)]
+        ended: bool,
+        /// Most rows
+        #[arg(long, default_value = "100")]
+        max: usize,
+        #[command(flatten)]
+        key: KeyArgs,
+    },
     /// End anybody's task (operators)
     End {
         /// The task
@@ -44,6 +61,9 @@ pub(super) struct Open {
     /// How long it may run; the broker clamps it
     #[arg(long, default_value = "10m", value_parser = parse::seconds)]
     max_duration: u32,
+    /// End the task when this long passes without a sign of life ('task keep-alive'), such as 30s
+    #[arg(long, value_name = "DURATION", value_parser = parse::seconds)]
+    heartbeat: Option<u32>,
     #[command(flatten)]
     evidence: EvidenceArgs,
     /// Keep the task's key here [default: made, and found again by the task's id]
@@ -87,6 +107,14 @@ pub(super) struct Show {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct KeepAlive {
+    #[command(flatten)]
+    which: Which,
+    #[command(flatten)]
+    evidence: EvidenceArgs,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct Cancel {
     /// The access request
     #[arg(value_name = "ACCESS_REQUEST", value_parser = AccessRequestId::parse)]
@@ -119,6 +147,19 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Task) -> Result<ExitCo
     match verb {
         Task::Open(open) => self::open(common, say, open).await?,
         Task::Show(show) => self::show(common, say, show).await?,
+        Task::KeepAlive(verb) => {
+            let task = verb.which.attach(common, &verb.evidence)?;
+            let until = task.keep_alive().await?;
+            say.either(
+                || json!({ "task": task.id(), "lease_until": until.to_string() }),
+                || {
+                    format!(
+                        "{} lives until {until} unless it is kept alive again",
+                        task.id()
+                    )
+                },
+            );
+        }
         Task::Cancel(cancel) => {
             let task = cancel.which.attach(common, &cancel.evidence)?;
             let after = task.cancel(cancel.access_request).await?;
@@ -147,12 +188,65 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Task) -> Result<ExitCo
             }
             say.either(|| shapes::end_report(&report), || shapes::end_line(&report));
         }
+        Task::List {
+            agent,
+            ended,
+            max,
+            key,
+        } => {
+            let tasks = key
+                .person(common)?
+                .tasks(agent.as_ref(), ended, max)
+                .await?;
+            list(say, &tasks);
+        }
         Task::End { task, key } => {
             let report = key.person(common)?.end_task(task).await?;
             say.either(|| shapes::end_report(&report), || shapes::end_line(&report));
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn list(say: &Say, tasks: &[v1::TaskRow]) {
+    let now = Clock::system().now();
+    say.either(
+        || {
+            let to_json = |t: &v1::TaskRow| {
+                json!({
+                    "task": t.task_id, "agent": t.agent_id, "owner": t.owner, "opened_at": shapes::moment(t.opened_at.as_ref()),
+                    "deadline": shapes::moment(t.deadline.as_ref()), "lease_until": shapes::moment(t.lease_until.as_ref()),
+                    "ended": (!t.ended.is_empty()).then_some(&t.ended), "tokens_live": t.tokens_live,
+                    "access_requests_waiting": t.access_requests_waiting, "purpose": t.purpose,
+                })
+            };
+            tasks.iter().map(to_json).collect::<Value>()
+        },
+        || {
+            if tasks.is_empty() {
+                return "no task".to_owned();
+            }
+            let head = ["TASK", "AGENT", "OWNER", "LEFT", "TOKENS", "WAITING", "AGENT SAYS (UNVERIFIED)"];
+            let row = |t: &v1::TaskRow| {
+                let left = match t.ended.as_str() {
+                    "" => shapes::left(t.lease_until.as_ref().or(t.deadline.as_ref()), now),
+                    cause => format!("over: {}", reveal(cause)),
+                };
+                vec![
+                    reveal(&t.task_id),
+                    reveal(&t.agent_id),
+                    reveal(&t.owner),
+                    left,
+                    t.tokens_live.to_string(),
+                    t.access_requests_waiting.to_string(),
+                    reveal_capped(&t.purpose, 60),
+                ]
+            };
+            let head = head.map(str::to_owned).to_vec();
+            let rows: Vec<_> = std::iter::once(head).chain(tasks.iter().map(row)).collect();
+            table(&rows)
+        },
+    );
 }
 
 async fn open(common: &Common, say: &Say, verb: Open) -> Result<(), Failure> {
@@ -165,6 +259,7 @@ async fn open(common: &Common, say: &Say, verb: Open) -> Result<(), Failure> {
         purpose: verb.purpose.clone(),
         max_duration_s: i64::from(verb.max_duration),
         request_id: None,
+        heartbeat_s: verb.heartbeat,
     };
     let task = match agent.open_task(&order).await {
         Ok(task) => task,

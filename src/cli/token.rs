@@ -1,4 +1,4 @@
-//! `token`: ask for one, look one up.
+//! `token`: ask for one, look one up, end one.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,7 +18,7 @@ use crate::client::{
 };
 use crate::clock::Clock;
 use crate::model::text::reveal;
-use crate::model::{Action, ActionName, Audience, DeniedReason, Exit, Target, Timestamp};
+use crate::model::{Action, ActionName, Audience, DeniedReason, Exit, Target, Timestamp, TokenId};
 use crate::proto::v1;
 
 #[derive(Debug, Subcommand)]
@@ -27,6 +27,14 @@ pub(super) enum Token {
     Request(Box<Request>),
     /// Say whether a token is good now (validators, for their own audiences)
     Introspect(Introspect),
+    /// End one token; its task goes on (operators)
+    Revoke {
+        /// The token's id
+        #[arg(value_name = "TOKEN", value_parser = TokenId::parse)]
+        jti: TokenId,
+        #[command(flatten)]
+        key: KeyArgs,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -77,6 +85,21 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Token) -> Result<ExitC
     match verb {
         Token::Request(request) => self::request(common, say, *request).await,
         Token::Introspect(introspect) => self::introspect(common, say, introspect).await,
+        Token::Revoke { jti, key } => {
+            let done = key.person(common)?.revoke_token(jti).await?;
+            say.either(
+                || json!({ "token": jti, "changed": done.changed, "cause": done.cause, "position": done.position }),
+                || {
+                    let by = done.position.map(|p| format!(" by entry {p}")).unwrap_or_default();
+                    if done.changed {
+                        format!("{jti} is revoked{by}")
+                    } else {
+                        format!("{jti} was dead already{by}: {}", reveal(&done.cause))
+                    }
+                },
+            );
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

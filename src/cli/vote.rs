@@ -287,6 +287,8 @@ mod tests {
             json: true,
             url: Some(url),
             dev_dir: None,
+            ca: None,
+            socket: None,
         };
         let verb = Vote {
             access_request,

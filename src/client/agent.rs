@@ -30,6 +30,8 @@ pub struct OpenTask {
     pub max_duration_s: i64,
     /// Idempotency key; drawn when absent.
     pub request_id: Option<String>,
+    /// End the task when this many seconds pass without [`Task::keep_alive`]: 2 to 3,600. Absent: the deadline alone.
+    pub heartbeat_s: Option<u32>,
 }
 
 impl Agent {
@@ -61,6 +63,9 @@ impl Agent {
             purpose: Prose::parse("purpose", &order.purpose)?.as_str().to_owned(),
             max_duration: Some(convert::seconds_to_wire(order.max_duration_s)),
             request_id: request_id(order.request_id.as_deref())?.to_string(),
+            heartbeat: order
+                .heartbeat_s
+                .map(|seconds| convert::seconds_to_wire(i64::from(seconds))),
         };
         let order = Order {
             evh: Some(evh),
@@ -100,6 +105,7 @@ struct Opened {
     id: TaskId,
     agent_id: AgentId,
     deadline: Timestamp,
+    lease_until: Option<Timestamp>,
     verification: v1::Verification,
 }
 
@@ -112,6 +118,11 @@ impl Opened {
                 "deadline",
                 convert::required("deadline", answer.deadline.as_ref())?,
             )?,
+            lease_until: answer
+                .lease_until
+                .as_ref()
+                .map(|until| convert::timestamp("lease_until", until))
+                .transpose()?,
             verification: answer
                 .verification
                 .ok_or_else(|| Malformed::new("verification", "is required"))?,
@@ -177,6 +188,27 @@ impl Task {
     /// When it ends by itself; unknown of an attached task.
     pub fn deadline(&self) -> Option<Timestamp> {
         self.opened.as_ref().map(|opened| opened.deadline)
+    }
+
+    /// When it ends unless it is kept alive, as of its opening; absent without a heartbeat, unknown of an attached task.
+    pub fn lease_until(&self) -> Option<Timestamp> {
+        self.opened.as_ref().and_then(|opened| opened.lease_until)
+    }
+
+    /// A sign of life: extends the lease of a task opened with a heartbeat, and says until when. About three calls in a
+    /// heartbeat's length leave room for one that is lost.
+    pub async fn keep_alive(&self) -> Result<Timestamp, Error> {
+        let request = v1::KeepAliveRequest {
+            task_id: self.id.to_string(),
+        };
+        let answer = self
+            .endpoint
+            .call::<methods::KeepAlive>(Order::by(&self.identity), &[request])
+            .await?;
+        let until = convert::required("lease_until", answer.lease_until.as_ref());
+        until
+            .and_then(|until| convert::timestamp("lease_until", until))
+            .map_err(Error::Answer)
     }
 
     /// What gate 1 saw; unknown of an attached task.

@@ -2,13 +2,14 @@ use std::str::FromStr as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::Uri;
 use http::uri::PathAndQuery;
 use prost::{Message, Name};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
+use tonic_types::StatusExt as _;
 
+use super::route::{Connector, Reach, Route};
 use super::{Error, EvidenceSource, random, random_name};
 use crate::clock::Clock;
 use crate::jose::SigningKey;
@@ -22,6 +23,7 @@ use crate::proto::strict::StrictCodec;
 #[derive(Clone)]
 pub struct Endpoint {
     url: Arc<str>,
+    route: Route,
     channel: Channel,
     nonce: Arc<Mutex<Option<String>>>,
     clock: Clock,
@@ -98,9 +100,11 @@ pub(crate) mod methods {
         GetAccessRequest = "dipylon.v1.TaskService/GetAccessRequest", GetAccessRequestRequest, GetAccessRequestResponse, true;
         CancelAccessRequest =
             "dipylon.v1.TaskService/CancelAccessRequest", CancelAccessRequestRequest, CancelAccessRequestResponse, false;
+        KeepAlive = "dipylon.v1.TaskService/KeepAlive", KeepAliveRequest, KeepAliveResponse, true;
         CompleteTask = "dipylon.v1.TaskService/CompleteTask", CompleteTaskRequest, CompleteTaskResponse, true;
         Introspect = "dipylon.v1.TokenService/Introspect", IntrospectRequest, IntrospectResponse, true;
         ConsumeToken = "dipylon.v1.TokenService/ConsumeToken", ConsumeTokenRequest, ConsumeTokenResponse, true;
+        RevokeToken = "dipylon.v1.TokenService/RevokeToken", RevokeTokenRequest, RevokeTokenResponse, true;
         WatchRevocations =
             "dipylon.v1.TokenService/WatchRevocations", WatchRevocationsRequest, WatchRevocationsResponse, true;
         ListAccessRequests =
@@ -112,34 +116,37 @@ pub(crate) mod methods {
             "dipylon.v1.GovernanceService/ApplyPolicyBundle", ApplyPolicyBundleRequest, ApplyPolicyBundleResponse, false;
         SuspendAgent = "dipylon.v1.GovernanceService/SuspendAgent", SuspendAgentRequest, SuspendAgentResponse, false;
         ResumeAgent = "dipylon.v1.GovernanceService/ResumeAgent", ResumeAgentRequest, ResumeAgentResponse, false;
+        ListAgents = "dipylon.v1.GovernanceService/ListAgents", ListAgentsRequest, ListAgentsResponse, true;
+        GetAgent = "dipylon.v1.GovernanceService/GetAgent", GetAgentRequest, GetAgentResponse, true;
+        Freeze = "dipylon.v1.GovernanceService/Freeze", FreezeRequest, FreezeResponse, true;
+        Unfreeze = "dipylon.v1.GovernanceService/Unfreeze", UnfreezeRequest, UnfreezeResponse, false;
+        ListFreezes = "dipylon.v1.GovernanceService/ListFreezes", ListFreezesRequest, ListFreezesResponse, true;
+        ListTasks = "dipylon.v1.GovernanceService/ListTasks", ListTasksRequest, ListTasksResponse, true;
         EndTask = "dipylon.v1.GovernanceService/EndTask", EndTaskRequest, EndTaskResponse, true;
         Explain = "dipylon.v1.GovernanceService/Explain", ExplainRequest, ExplainResponse, true;
     }
 }
 
 impl Endpoint {
-    /// The broker at this URL, such as `http://127.0.0.1:7700`; it connects with the first call. A trailing slash is left
-    /// out. Call it within a tokio runtime.
+    /// The broker at this URL, such as `https://dipylon.soc.example`, with the operating system's certificates; it connects
+    /// with the first call. A trailing slash is left out. Call it within a tokio runtime.
     pub fn connect(url: &str) -> Result<Self, Error> {
+        Self::reach(url, &Reach::default())
+    }
+
+    /// The same, reached through a Unix socket or with certificates of one's own.
+    pub fn reach(url: &str, reach: &Reach) -> Result<Self, Error> {
         let url = url.strip_suffix('/').unwrap_or(url);
-        let authority = url
-            .strip_prefix("http://")
-            .ok_or(Error::Url("must begin with http://"))?;
-        let uri = Uri::from_str(url).map_err(|_| Error::Url("is not a URL"))?;
-        if authority.is_empty() || authority.contains(['/', '?', '#', '@']) {
-            return Err(Error::Url(
-                "must be http://host or http://host:port, and no more",
-            ));
-        }
-        let channel = tonic::transport::Endpoint::from(uri)
+        let route = Route::new(url, reach)?;
+        let channel = tonic::transport::Endpoint::from(route.uri().clone())
             .connect_timeout(Duration::from_secs(CONNECT_TIMEOUT_S))
             .http2_keep_alive_interval(Duration::from_secs(KEEP_ALIVE_INTERVAL_S))
             .keep_alive_timeout(Duration::from_secs(KEEP_ALIVE_TIMEOUT_S))
             .keep_alive_while_idle(true)
-            .tcp_nodelay(true)
-            .connect_lazy();
+            .connect_with_connector_lazy(Connector(route.clone()));
         Ok(Self {
             url: url.into(),
+            route,
             channel,
             nonce: Arc::default(),
             clock: Clock::system(),
@@ -163,6 +170,11 @@ impl Endpoint {
     /// The URL that proofs are for, without a trailing slash.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The way to the broker, for what is not a call.
+    pub(crate) fn route(&self) -> &Route {
+        &self.route
     }
 
     pub(crate) fn clock(&self) -> &Clock {
@@ -320,12 +332,17 @@ impl Attempts {
             return Ok(());
         }
         let passing = match &error {
-            // ABORTED says that nothing was done.
-            Error::Refused(_) if reason == Some(Reason::Conflict) => true,
+            // Both say that nothing was done.
+            Error::Refused(_)
+                if reason == Some(Reason::Conflict) || reason == Some(Reason::RateLimited) =>
+            {
+                true
+            }
             Error::Refused(_) => M::REPEATABLE && status.code() == Code::Unavailable,
             Error::Unreachable { .. } => M::REPEATABLE,
             Error::TimedOut { .. }
             | Error::Url(_)
+            | Error::Trust(_)
             | Error::Evidence(_)
             | Error::Malformed(_)
             | Error::Answer(_)
@@ -337,6 +354,10 @@ impl Attempts {
         let now = endpoint.clock.now();
         let failing_ms = now.since(*self.failing_since.get_or_insert(now));
         let pause_ms = pause_ms(self.made)?;
+        let pause_ms = match reason {
+            Some(Reason::RateLimited) => told_ms(status).saturating_add(pause_ms / 2),
+            Some(_) | None => pause_ms,
+        };
         self.made = self.made.saturating_add(1);
         // The pauses bound it too: a clock may stand still.
         let spent_ms = failing_ms
@@ -366,6 +387,19 @@ fn path<M: Method>() -> Result<PathAndQuery, Error> {
 
 fn codec<M: Method>() -> StrictCodec<M::Request, M::Response> {
     StrictCodec::default()
+}
+
+/// How long the broker says to wait (`RetryInfo`), in milliseconds. A wait longer than the retry budget is none: the error
+/// goes to the caller at once.
+fn told_ms(status: &Status) -> u32 {
+    let delay = status
+        .get_details_retry_info()
+        .and_then(|info| info.retry_delay);
+    delay.map_or(0, |delay| {
+        u32::try_from(delay.as_millis())
+            .unwrap_or(u32::MAX)
+            .saturating_add(1)
+    })
 }
 
 /// Doubles from 50 ms to a second; the half of it is chance, so that many clients do not come back at once.
@@ -422,6 +456,8 @@ mod tests {
             "http://127.0.0.1:7700/",
             "http://[::1]:1",
             "http://broker.example",
+            "https://broker.example",
+            "https://[::1]:7443/",
         ] {
             let endpoint = Endpoint::connect(good).expect("endpoint");
             assert_eq!(endpoint.url(), good.trim_end_matches('/'));
@@ -429,8 +465,9 @@ mod tests {
         for bad in [
             "",
             "127.0.0.1:1",
-            "https://b",
             "http://",
+            "https://",
+            "ftp://b",
             "http:///",
             "http://b/p",
             "http://b?q",

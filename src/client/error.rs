@@ -17,6 +17,9 @@ pub enum Error {
     /// The broker's URL is not one that this client can call.
     #[error("broker URL: {0}")]
     Url(&'static str),
+    /// There are no certificates to know the broker by.
+    #[error("which certificates to trust: {0}")]
+    Trust(String),
     /// The broker could not be reached, or the connection broke before it answered.
     #[error("the broker at {url} cannot be reached: {cause}")]
     Unreachable {
@@ -94,6 +97,7 @@ impl Error {
             Self::Unreachable { .. } | Self::TimedOut { .. } => true,
             Self::Refused(refused) => refused.retryable(),
             Self::Url(_)
+            | Self::Trust(_)
             | Self::Evidence(_)
             | Self::Malformed(_)
             | Self::Answer(_)
@@ -116,6 +120,7 @@ impl Error {
         match self {
             Self::Refused(refused) => Some(refused),
             Self::Url(_)
+            | Self::Trust(_)
             | Self::Unreachable { .. }
             | Self::TimedOut { .. }
             | Self::Evidence(_)
@@ -141,10 +146,10 @@ impl Error {
                 };
             }
             // tonic keeps a source only for errors of its own side of the wire.
-            if std::error::Error::source(status).is_some() {
+            if let Some(source) = std::error::Error::source(status) {
                 return Self::Unreachable {
                     url: url.to_owned(),
-                    cause: reveal_capped(status.message(), MESSAGE_CHARS_MAX),
+                    cause: reveal_capped(&root(status.message(), source), MESSAGE_CHARS_MAX),
                 };
             }
         }
@@ -182,6 +187,18 @@ impl fmt::Display for Refused {
             Some(correlation) => write!(f, " [{correlation}]"),
             None => Ok(()),
         }
+    }
+}
+
+/// What the transport says, and what lies at the bottom of it: "transport error" alone tells nobody of a certificate.
+fn root(message: &str, source: &dyn std::error::Error) -> String {
+    let mut root = source;
+    while let Some(deeper) = root.source() {
+        root = deeper;
+    }
+    match root.to_string() {
+        cause if cause == message => cause,
+        cause => format!("{message}: {cause}"),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What agents, approvers and operators link: calls with proofs, nonces, retries and evidence taken care of.
 //!
-//! In: a broker's URL, keys, evidence, and words of the model. Out: typed answers, or an [`Error`].
+//! In: a broker's URL (and, where it is not the network's, the way to it), keys, evidence, and words of the model. Out: typed answers, or an [`Error`].
 //! Trusts: its own keys; of the broker's answers only their form, and of a vote's statement nothing that the approver did
 //! not see ([`ballot`]).
 //! Refuses: to sign a statement that says anything else than the card; URLs that a proof could not name.
@@ -12,6 +12,7 @@ mod channel;
 mod error;
 mod evidence;
 mod person;
+mod route;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,8 @@ pub(crate) use channel::{Order, methods, pause_ms};
 pub use error::{Error, Refused};
 pub use evidence::{EvidenceError, EvidenceSource};
 pub use person::Person;
+pub use route::Reach;
+pub(crate) use route::{Protocol, Route};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

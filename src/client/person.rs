@@ -5,7 +5,8 @@ use super::ballot::{self, Ballot, Seen};
 use super::{Endpoint, Error, Identity, Order, methods};
 use crate::jose::SigningKey;
 use crate::model::{
-    AccessRequestId, AgentId, Malformed, Narrowing, ProfileName, Prose, Secret, TaskId, Verdict,
+    AccessRequestId, AgentId, FreezeScope, Malformed, Narrowing, ProfileName, Prose, Secret,
+    TaskId, TokenId, Verdict,
 };
 use crate::proto::{convert, v1};
 
@@ -165,6 +166,114 @@ impl Person {
             .await
     }
 
+    /// Every agent and how it stands, by id.
+    pub async fn agents(&self) -> Result<Vec<v1::RegisteredAgent>, Error> {
+        let mut all = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let request = v1::ListAgentsRequest {
+                page_size: 0,
+                page_token,
+            };
+            let page = self
+                .endpoint
+                .call::<methods::ListAgents>(self.order(), &[request])
+                .await?;
+            all.extend(page.agents);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// One agent and how it stands.
+    pub async fn agent(&self, agent: &AgentId) -> Result<v1::RegisteredAgent, Error> {
+        let request = v1::GetAgentRequest {
+            agent_id: agent.to_string(),
+        };
+        let answer = self
+            .endpoint
+            .call::<methods::GetAgent>(self.order(), &[request])
+            .await?;
+        there("agent", answer.agent)
+    }
+
+    /// Stops everything, an agent, an owner's agents or an action, and ends all they have.
+    pub async fn freeze(
+        &self,
+        scope: &FreezeScope,
+        reason: &str,
+    ) -> Result<v1::FreezeResponse, Error> {
+        let request = v1::FreezeRequest {
+            scope: scope.to_string(),
+            reason: Prose::parse("reason", reason)?.as_str().to_owned(),
+        };
+        self.endpoint
+            .call::<methods::Freeze>(self.order(), &[request])
+            .await
+    }
+
+    /// Lifts a freeze; nothing that ended comes back.
+    pub async fn unfreeze(&self, scope: &FreezeScope) -> Result<v1::UnfreezeResponse, Error> {
+        let request = v1::UnfreezeRequest {
+            scope: scope.to_string(),
+        };
+        self.endpoint
+            .call::<methods::Unfreeze>(self.order(), &[request])
+            .await
+    }
+
+    /// Freezes in force.
+    pub async fn freezes(&self) -> Result<Vec<v1::FreezeInForce>, Error> {
+        let answer = self
+            .endpoint
+            .call::<methods::ListFreezes>(self.order(), &[v1::ListFreezesRequest {}])
+            .await?;
+        Ok(answer.freezes)
+    }
+
+    /// At most `max` tasks, the newest first; those that are over too when `ended`.
+    pub async fn tasks(
+        &self,
+        agent: Option<&AgentId>,
+        ended: bool,
+        max: usize,
+    ) -> Result<Vec<v1::TaskRow>, Error> {
+        let mut all = Vec::new();
+        let mut page_token = String::new();
+        while all.len() < max {
+            let request = v1::ListTasksRequest {
+                agent_id: agent.map(ToString::to_string).unwrap_or_default(),
+                include_ended: ended,
+                page_size: u32::try_from(max - all.len())
+                    .unwrap_or(TASKS_PAGE)
+                    .min(TASKS_PAGE),
+                page_token,
+            };
+            let page = self
+                .endpoint
+                .call::<methods::ListTasks>(self.order(), &[request])
+                .await?;
+            all.extend(page.tasks);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                break;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Ends one token; its task goes on.
+    pub async fn revoke_token(&self, jti: TokenId) -> Result<v1::RevokeTokenResponse, Error> {
+        let request = v1::RevokeTokenRequest {
+            jti: jti.to_string(),
+        };
+        self.endpoint
+            .call::<methods::RevokeToken>(self.order(), &[request])
+            .await
+    }
+
     /// Ends a task.
     pub async fn end_task(&self, task: TaskId) -> Result<v1::EndReport, Error> {
         let request = v1::EndTaskRequest {
@@ -213,6 +322,8 @@ fn there<T>(what: &'static str, field: Option<T>) -> Result<T, Error> {
     field.ok_or_else(|| Error::Answer(Malformed::new(what, "is required")))
 }
 
+/// Rows of a page of tasks.
+const TASKS_PAGE: u32 = 100;
 /// Well below the broker's bound on a message.
 const PIECE_BYTES_MAX: usize = 32 * 1024;
 

@@ -161,6 +161,7 @@ impl task::TaskService for Broker {
                 Clock::system().now().plus_secs(600),
             )),
             verification: Some(v1::Verification::default()),
+            lease_until: None,
         };
         Self::answer(&nonce, opened)
     }
@@ -216,6 +217,10 @@ impl task::TaskService for Broker {
         Err(Status::unimplemented(""))
     }
 
+    async fn keep_alive(&self, _: Request<v1::KeepAliveRequest>) -> Answer<v1::KeepAliveResponse> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn complete_task(
         &self,
         request: Request<v1::CompleteTaskRequest>,
@@ -267,6 +272,36 @@ impl v1::governance_service_server::GovernanceService for Broker {
         Err(Status::unimplemented(""))
     }
 
+    async fn list_agents(
+        &self,
+        _: Request<v1::ListAgentsRequest>,
+    ) -> Answer<v1::ListAgentsResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get_agent(&self, _: Request<v1::GetAgentRequest>) -> Answer<v1::GetAgentResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn freeze(&self, _: Request<v1::FreezeRequest>) -> Answer<v1::FreezeResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn unfreeze(&self, _: Request<v1::UnfreezeRequest>) -> Answer<v1::UnfreezeResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_freezes(
+        &self,
+        _: Request<v1::ListFreezesRequest>,
+    ) -> Answer<v1::ListFreezesResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_tasks(&self, _: Request<v1::ListTasksRequest>) -> Answer<v1::ListTasksResponse> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn end_task(&self, _: Request<v1::EndTaskRequest>) -> Answer<v1::EndTaskResponse> {
         Err(Status::unimplemented(""))
     }
@@ -281,6 +316,7 @@ fn open() -> OpenTask {
         purpose: "why".to_owned(),
         max_duration_s: 600,
         request_id: None,
+        heartbeat_s: None,
     }
 }
 

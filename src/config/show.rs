@@ -3,7 +3,7 @@ use std::path::Path;
 
 use toml::Value;
 
-use super::{Config, ConfigError, File, read_text, strict};
+use super::{Config, ConfigError, File, OperatorAddress, read_text, strict};
 
 /// A key of the effective configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -91,6 +91,9 @@ impl Config {
             let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
             Row::Is(Value::String(path.to_string_lossy().into_owned()))
         };
+        let number = |n: std::num::NonZeroU32| Row::Is(Value::Integer(i64::from(n.get())));
+        let size = |n: usize| Row::Is(Value::Integer(i64::try_from(n).unwrap_or(i64::MAX)));
+        let duration = |d: std::time::Duration| seconds(i64::try_from(d.as_secs()).unwrap_or(0));
         let settings = &self.settings;
         match key {
             "realm" => text(settings.realm.as_str()),
@@ -105,6 +108,32 @@ impl Config {
             "limits.ttl_cap" => seconds(settings.ttl_cap),
             "limits.task_cap" => seconds(settings.task_cap),
             "limits.max_evidence_age" => seconds(settings.max_evidence_age),
+            "tls.certificate" => self
+                .tls
+                .as_ref()
+                .map_or(Row::Unset, |t| path(&t.certificate)),
+            "tls.key" => self.tls.as_ref().map_or(Row::Unset, |t| path(&t.key)),
+            "unix_socket" => self.unix_socket.as_deref().map_or(Row::Unset, path),
+            "connections.max" => size(self.connections.max),
+            "connections.max_per_source" => size(self.connections.max_per_source),
+            "connections.first_request" => duration(self.connections.first_request),
+            "connections.idle" => duration(self.connections.idle),
+            "connections.age" => duration(self.connections.age),
+            "operator_listen" => match &self.operator_listen {
+                None => Row::Unset,
+                Some(OperatorAddress::Tcp(address)) => text(&address.to_string()),
+                Some(OperatorAddress::Unix(socket)) => {
+                    let socket = std::path::absolute(socket).unwrap_or_else(|_| socket.clone());
+                    text(&format!("unix:{}", socket.display()))
+                }
+            },
+            "log" => text(self.log.as_str()),
+            "rates.source_per_second" => number(settings.rates.source_per_second),
+            "rates.source_reserved_per_second" => number(settings.rates.source_reserved_per_second),
+            "rates.caller_per_second" => number(settings.rates.caller_per_second),
+            "rates.caller_reserved_per_second" => number(settings.rates.caller_reserved_per_second),
+            "rates.calls_at_once" => number(settings.rates.calls_at_once),
+            "rates.reserved_at_once" => number(settings.rates.reserved_at_once),
             other => self.domain_row(other).map_or(Row::Unknown, path),
         }
     }
@@ -200,7 +229,13 @@ mod tests {
         data_dir = \"data\"\nkey_dir = \"keys\"\n[[trust_domain]]\nname = \"a.example\"\nbundle = \"a.json\"\n\
         [[trust_domain]]\nname = \"b.example\"\nbundle = \"/etc/b.json\"\n[limits]\nttl_cap = \"5m\"\n";
     /// Keys that may be left out and then mean nothing.
-    const NO_DEFAULT: &[&str] = &["policy"];
+    const NO_DEFAULT: &[&str] = &[
+        "policy",
+        "tls.certificate",
+        "tls.key",
+        "unix_socket",
+        "operator_listen",
+    ];
 
     fn shown(text: &str) -> (Config, Vec<Shown>) {
         let dir = tempfile::tempdir().expect("dir");

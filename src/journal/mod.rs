@@ -10,6 +10,7 @@ mod writer;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -184,6 +185,9 @@ pub type Apply = Box<dyn FnMut(&Committed) + Send>;
 /// A place where a test stops the writer as if the process died there.
 pub type StopAt = Arc<dyn Fn(Step) -> bool + Send + Sync>;
 
+/// Told how long each append took until it was answered.
+pub type Observe = Arc<dyn Fn(Duration) + Send + Sync>;
+
 /// How to open a journal.
 pub struct Options {
     /// Whose journal it is; written into the first entry, compared ever after.
@@ -192,6 +196,8 @@ pub struct Options {
     pub clock: Clock,
     /// How it may fail in a test.
     pub faults: Faults,
+    /// Who counts appends.
+    pub observe: Option<Observe>,
 }
 
 /// How a crash test makes the writer fail; nothing of it by default.
@@ -203,6 +209,8 @@ pub struct Faults {
     pub keep_wal: bool,
     /// Pages of 4 KiB after which the database is full.
     pub pages_max: Option<u32>,
+    /// While set, no space is left.
+    pub full: Option<Arc<std::sync::atomic::AtomicBool>>,
 }
 
 /// A handle on the one writer of a data directory.
@@ -211,6 +219,9 @@ pub struct Journal {
     orders: mpsc::Sender<Order>,
     tail: watch::Receiver<Tail>,
     reader: Arc<ReadOnly>,
+    dir: Arc<Path>,
+    clock: Clock,
+    observe: Option<Observe>,
 }
 
 struct Order {
@@ -273,6 +284,9 @@ impl Journal {
             orders,
             tail,
             reader,
+            dir: dir.into(),
+            clock: options.clock,
+            observe: options.observe,
         })
     }
 
@@ -280,6 +294,15 @@ impl Journal {
     ///
     /// Dropping the future after this is called does not take the append back: it may still be committed.
     pub async fn append(&self, append: Append) -> Result<Arc<Entry>, AppendError> {
+        let began = self.clock.uptime();
+        let answer = self.hand_over(append).await;
+        if let Some(observe) = &self.observe {
+            observe(self.clock.uptime().saturating_sub(began));
+        }
+        answer
+    }
+
+    async fn hand_over(&self, append: Append) -> Result<Arc<Entry>, AppendError> {
         let (reply, answer) = oneshot::channel();
         self.orders
             .try_send(Order { append, reply })
@@ -288,6 +311,12 @@ impl Journal {
                 mpsc::error::TrySendError::Closed(_) => AppendError::Closed,
             })?;
         answer.await.unwrap_or(Err(AppendError::Closed))
+    }
+
+    /// Bytes of the journal's files.
+    pub fn bytes(&self) -> u64 {
+        let size = |name: &str| std::fs::metadata(self.dir.join(name)).map_or(0, |m| m.len());
+        size("journal.db").saturating_add(size("journal.db-wal"))
     }
 
     /// How far the journal has come; changes after state has been applied.

@@ -40,6 +40,7 @@ pub(super) struct Writer {
     last_at: Timestamp,
     clock: Clock,
     stop_at: Option<StopAt>,
+    full: Option<Arc<AtomicBool>>,
     closing: Arc<AtomicBool>,
 }
 
@@ -97,6 +98,7 @@ impl Writer {
             last_at,
             clock: options.clock.clone(),
             stop_at: options.faults.stop_at.clone(),
+            full: options.faults.full.clone(),
             closing,
         })
     }
@@ -251,6 +253,13 @@ impl Writer {
         head: &Head,
         at: Timestamp,
     ) -> Result<Vec<(Entry, String)>, AppendError> {
+        if self
+            .full
+            .as_ref()
+            .is_some_and(|full| full.load(Ordering::SeqCst))
+        {
+            return Err(AppendError::Full);
+        }
         let next = head.tree.size();
         let mut entries = Vec::with_capacity(append.drafts.len());
         for (index, draft) in (next..).zip(&append.drafts) {

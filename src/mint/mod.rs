@@ -4,6 +4,8 @@
 //! before the token leaves. Trusts nothing it signed until it has read it back with the validators' own check.
 //! Never sees evidence, rules or the journal.
 
+use std::sync::Arc;
+
 use crate::approve::{Approved, Reapproved};
 use crate::jose::access_token::{
     self, AccessTokenClaims, ActionDetail, Confirmation, Expect, TokenError,
@@ -140,7 +142,7 @@ impl Bench {
             request_id: place.request_id.clone(),
             asked_ttl: order.decision().ttl.asked,
             reason: place.reason,
-            action,
+            action: Arc::new(action),
             secret: blob.as_ref().map(|text| Digest::of(text.as_bytes())),
             iat,
             // Counted from the second the decision was made in, so that it lies within every bound of the sum.
@@ -149,10 +151,10 @@ impl Bench {
             cnf: verified.binding(),
             uses: order.uses(),
             pos: place.position.1,
-            approval: order.approval().cloned(),
+            approval: order.approval().cloned().map(Arc::new),
             consumed: order.consumes().map(|(id, _)| id),
             decision: order.decision().clone(),
-            evidence: verified.facts().clone(),
+            evidence: Arc::new(verified.facts().clone()),
         };
         let token = self.sign(&issued, place.position.0, now)?;
         let mut moves = vec![(
@@ -186,7 +188,7 @@ impl Bench {
         let grant = order.grant();
         let token = self.sign(&grant.issued, grant.epoch, now)?;
         let mut rests_on = order.verified().rests_on().to_vec();
-        rests_on.push((Stream::FreezeAction(grant.issued.action.action.clone()), 0));
+        rests_on.push(order.freeze());
         rests_on.extend(
             order
                 .counted()
@@ -239,11 +241,11 @@ pub fn claims_of(issued: &TokenIssued, epoch: u64, issuer: &str) -> AccessTokenC
         cnf: Confirmation {
             jkt: issued.cnf.jkt(),
         },
-        authorization_details: [ActionDetail::from(&issued.action)],
+        authorization_details: [ActionDetail::from(&*issued.action)],
         txn: issued.task,
         epoch,
         pos: issued.pos,
         uses: issued.uses,
-        approval: issued.approval.clone(),
+        approval: issued.approval.as_deref().cloned(),
     }
 }

@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use super::{ActionName, AgentId, EnvironmentName, GroupId, PersonId, SpiffeId};
+use super::{ActionName, AgentId, EnvironmentName, GroupId, PersonId, SpiffeId, Thumbprint};
 
 /// A registered workload: what the security team says of it. Owner and model are the registry's claims, not attested.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct Agent {
     pub autonomy: String,
     /// Groups that rules name.
     pub groups: BTreeSet<GroupId>,
+    /// The only key its tasks may be bound to; absent when any will do. Pinned, a stolen JWT-SVID opens no task.
+    pub jkt: Option<Thumbprint>,
     /// The only actions it may ever ask for.
     pub ceiling: BTreeSet<ActionName>,
 }

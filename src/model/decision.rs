@@ -1,14 +1,16 @@
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::{DecisionId, Digest, EvidenceKind, ProfileName, Timestamp};
 
 /// A rule, by its `@id` and the file of the policy bundle it stands in.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RuleRef {
     /// The rule's `@id`.
-    pub id: String,
+    pub id: Arc<str>,
     /// Path inside the policy bundle.
-    pub file: String,
+    pub file: Arc<str>,
 }
 
 /// A step-up profile with the digest of its definition: a yes counts only while that is unchanged.
@@ -24,7 +26,7 @@ pub struct ProfileRef {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bound {
     /// What sets it: `cap`, `task`, `evidence`, `rules`, `narrowing`, `approval`.
-    pub by: String,
+    pub by: Arc<str>,
     /// Seconds.
     pub seconds: i64,
 }
@@ -52,7 +54,7 @@ pub struct AskedInput {
     /// Milliseconds since this broker had verified it.
     pub evidence_age_ms: i64,
     /// `jkt`, later also `mtls` and `bearer`.
-    pub binding: String,
+    pub binding: Arc<str>,
     /// Milliseconds since the task was opened.
     pub task_age_ms: i64,
     /// The moment of the decision.
@@ -67,7 +69,7 @@ pub struct Decision {
     /// The policy bundle that decided.
     pub policy: Digest,
     /// The rules that determined it.
-    pub rules: Vec<RuleRef>,
+    pub rules: Arc<[RuleRef]>,
     /// Profiles still needed; empty when approved.
     pub needs: Vec<ProfileRef>,
     /// The life of the token.

@@ -1,5 +1,7 @@
 //! The entries of the journal: the one form every fact has.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -90,10 +92,14 @@ pub enum EndCause {
     Completed,
     /// The task's deadline passed.
     Deadline,
+    /// Its heartbeat was missed.
+    Lease,
     /// An operator ended it.
     Operator,
     /// The agent was suspended.
     Suspended,
+    /// The agent, its owner, the action or everything was frozen.
+    Frozen,
     /// The policy bundle no longer allows it.
     Policy,
     /// The key that verified its evidence is no longer trusted.
@@ -106,8 +112,10 @@ impl EndCause {
         match self {
             Self::Completed => "completed",
             Self::Deadline => "deadline",
+            Self::Lease => "lease",
             Self::Operator => "operator",
             Self::Suspended => "suspended",
+            Self::Frozen => "frozen",
             Self::Policy => "policy",
             Self::Trust => "trust",
         }
@@ -136,6 +144,8 @@ pub enum CloseCause {
     Expired,
     /// The policy bundle no longer asks for it in this form.
     Policy,
+    /// The action was frozen.
+    Frozen,
 }
 
 /// What a token's holder must show (RFC 7800).
@@ -185,7 +195,10 @@ pub enum Fact {
     PolicyApplied(PolicyApplied),
     AgentSuspended(AgentSuspended),
     AgentResumed(AgentResumed),
+    Frozen(Frozen),
+    Unfrozen(Unfrozen),
     TaskOpened(TaskOpened),
+    LeasesExtended(LeasesExtended),
     TaskEnded(TaskEnded),
     RequestDenied(RequestDenied),
     AccessRequestOpened(AccessRequestOpened),
@@ -206,6 +219,7 @@ impl Fact {
             Self::TrustBundleChanged(f) => vec![f.bundle],
             Self::PolicyApplied(f) => vec![f.version],
             Self::AgentSuspended(f) => f.reason.into_iter().collect(),
+            Self::Frozen(f) => f.reason.into_iter().collect(),
             Self::TaskOpened(f) => vec![f.purpose],
             Self::RequestDenied(f) => f.secret.into_iter().collect(),
             Self::AccessRequestOpened(f) => f.secret.into_iter().chain(f.reason).collect(),
@@ -214,6 +228,8 @@ impl Fact {
             Self::EpochStarted(_)
             | Self::KeyPublished(_)
             | Self::AgentResumed(_)
+            | Self::Unfrozen(_)
+            | Self::LeasesExtended(_)
             | Self::TaskEnded(_)
             | Self::VoteRefused(_)
             | Self::AccessRequestClosed(_)
@@ -291,6 +307,34 @@ pub struct AgentResumed {
     pub by: PersonId,
 }
 
+/// An operator stopped everything, an agent, an owner's agents or an action: nothing is minted for it until it is lifted,
+/// and what it had ends with this entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Frozen {
+    /// What.
+    pub scope: FreezeScope,
+    /// The agents of the owner, by the policy bundle in force and by their running tasks; empty for every other scope. At
+    /// most [`SELECTOR_MAX`]: more of them go on in further entries of the same append.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub agents: Vec<AgentId>,
+    /// Who did it.
+    pub by: PersonId,
+    /// Blob: why, in the operator's words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Digest>,
+}
+
+/// An operator lifted a freeze. Nothing that ended comes back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unfrozen {
+    /// What.
+    pub scope: FreezeScope,
+    /// Who did it.
+    pub by: PersonId,
+}
+
 /// A bounded piece of work begins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -311,12 +355,23 @@ pub struct TaskOpened {
     pub opened_at: Timestamp,
     /// When it ends by itself.
     pub deadline: Timestamp,
+    /// Seconds it may go without a sign of life; absent when only the deadline ends it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heartbeat_seconds: Option<i64>,
     /// Blob: the purpose, in the agent's words.
     pub purpose: Digest,
     /// What gate 1 saw.
     pub evidence: EvidenceFacts,
     /// The policy bundle that let it operate.
     pub policy: Digest,
+}
+
+/// Tasks gave a sign of life. Gathered: one entry for all that came within moments of each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeasesExtended {
+    /// Each task and the moment its lease now ends; at most [`SELECTOR_MAX`].
+    pub leases: Vec<(TaskId, Timestamp)>,
 }
 
 /// A task is over, and with it its grants and access requests.
@@ -460,7 +515,7 @@ pub struct TokenIssued {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Digest>,
     /// The one approved action.
-    pub action: ActionOnRecord,
+    pub action: Arc<ActionOnRecord>,
     /// Blob: its sensitive part.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret: Option<Digest>,
@@ -479,14 +534,14 @@ pub struct TokenIssued {
     pub pos: u64,
     /// What people approved, if they had to.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub approval: Option<ApprovalClaim>,
+    pub approval: Option<Arc<ApprovalClaim>>,
     /// The access request this grant consumed, needed or not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consumed: Option<AccessRequestId>,
     /// The answer of gate 2.
     pub decision: Decision,
     /// What gate 1 saw.
-    pub evidence: EvidenceFacts,
+    pub evidence: Arc<EvidenceFacts>,
 }
 
 /// A retry got its token again: same `jti`, same claims, signed anew.
@@ -519,6 +574,9 @@ pub struct GrantsEnded {
     pub jtis: Vec<TokenId>,
     /// Why.
     pub cause: EndCause,
+    /// The operator, if one did it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<PersonId>,
 }
 
 /// Refusals before gate 1, counted: nobody can fill the journal from outside.

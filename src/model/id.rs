@@ -1,4 +1,5 @@
 use std::fmt;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -71,14 +72,14 @@ macro_rules! words {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
         #[serde(transparent)]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Reads the word, byte-exact: nothing is folded, trimmed or normalised.
             pub fn parse(text: &str) -> Result<Self, Malformed> {
                 let rule: fn(&str) -> Result<(), &'static str> = $rule;
                 match rule(text) {
-                    Ok(()) => Ok(Self(text.to_owned())),
+                    Ok(()) => Ok(Self(text.into())),
                     Err(broken) => Err(Malformed::new($what, broken)),
                 }
             }
@@ -86,6 +87,12 @@ macro_rules! words {
             /// The word as written.
             pub fn as_str(&self) -> &str {
                 &self.0
+            }
+
+            /// The same word, in the memory that `pool` has for its text: records that last are many and their words few.
+            #[must_use]
+            pub fn shared(&self, pool: &mut dyn FnMut(&Arc<str>) -> Arc<str>) -> Self {
+                Self(pool(&self.0))
             }
         }
 
@@ -139,7 +146,7 @@ words! {
 impl KeyId {
     /// A key named by its thumbprint (RFC 7638): one name never means two keys.
     pub fn of(key: Thumbprint) -> Self {
-        Self(key.to_string())
+        Self(key.to_string().into())
     }
 }
 

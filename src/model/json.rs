@@ -1,6 +1,7 @@
 //! JSON twice: a reader that refuses what two readers could see differently, and the one canonical writer (RFC 8785).
 
-use std::fmt;
+use std::cmp::Ordering;
+use std::fmt::{self, Write as _};
 
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
@@ -117,7 +118,7 @@ fn deeper<E: serde::de::Error>(depth: usize) -> Result<usize, E> {
 /// The canonical form (RFC 8785) of a value that holds no number but integers within ±(2^53 − 1).
 pub fn canonical(value: &Value) -> Result<String, JsonError> {
     let mut out = String::new();
-    write(value, &mut out)?;
+    write_value(value, &mut out)?;
     Ok(out)
 }
 
@@ -126,7 +127,7 @@ pub fn canonical_of<T: serde::Serialize>(value: &T) -> Result<String, JsonError>
     canonical(&serde_json::to_value(value)?)
 }
 
-fn write(value: &Value, out: &mut String) -> Result<(), JsonError> {
+fn write_value(value: &Value, out: &mut String) -> Result<(), JsonError> {
     match value {
         Value::Null => out.push_str("null"),
         Value::Bool(true) => out.push_str("true"),
@@ -136,7 +137,8 @@ fn write(value: &Value, out: &mut String) -> Result<(), JsonError> {
                 .as_i64()
                 .filter(|n| (-INTEGER_MAX..=INTEGER_MAX).contains(n))
                 .ok_or(JsonError::Number)?;
-            out.push_str(&n.to_string());
+            // Writing to a String cannot fail.
+            let _written = write!(out, "{n}");
         }
         Value::String(s) => write_string(s, out),
         Value::Array(items) => {
@@ -145,14 +147,14 @@ fn write(value: &Value, out: &mut String) -> Result<(), JsonError> {
                 if i > 0 {
                     out.push(',');
                 }
-                write(item, out)?;
+                write_value(item, out)?;
             }
             out.push(']');
         }
         Value::Object(members) => {
             // RFC 8785 §3.2.3: members sorted by their names as arrays of UTF-16 code units.
             let mut sorted: Vec<_> = members.iter().collect();
-            sorted.sort_by(|(a, _), (b, _)| a.encode_utf16().cmp(b.encode_utf16()));
+            sorted.sort_unstable_by(|(a, _), (b, _)| by_code_units(a, b));
             out.push('{');
             for (i, (name, member)) in sorted.into_iter().enumerate() {
                 if i > 0 {
@@ -160,7 +162,7 @@ fn write(value: &Value, out: &mut String) -> Result<(), JsonError> {
                 }
                 write_string(name, out);
                 out.push(':');
-                write(member, out)?;
+                write_value(member, out)?;
             }
             out.push('}');
         }
@@ -168,9 +170,23 @@ fn write(value: &Value, out: &mut String) -> Result<(), JsonError> {
     Ok(())
 }
 
+/// Bytes of ASCII lie in the same order as their code units; so does all of UTF-8, but for surrogates.
+fn by_code_units(a: &str, b: &str) -> Ordering {
+    if a.is_ascii() && b.is_ascii() {
+        a.cmp(b)
+    } else {
+        a.encode_utf16().cmp(b.encode_utf16())
+    }
+}
+
 /// RFC 8785 §3.2.2.2: the two-character escapes where JSON has them, `\u00xx` for other controls, all else as it is.
 fn write_string(s: &str, out: &mut String) {
     out.push('"');
+    if !s.bytes().any(|b| b < b' ' || matches!(b, b'"' | b'\\')) {
+        out.push_str(s);
+        out.push('"');
+        return;
+    }
     for c in s.chars() {
         match c {
             '"' => out.push_str("\\\""),
@@ -180,7 +196,9 @@ fn write_string(s: &str, out: &mut String) {
             '\n' => out.push_str("\\n"),
             '\u{c}' => out.push_str("\\f"),
             '\r' => out.push_str("\\r"),
-            c if c < ' ' => out.push_str(&format!("\\u{:04x}", c as u32)),
+            c if c < ' ' => {
+                let _written = write!(out, "\\u{:04x}", c as u32);
+            }
             c => out.push(c),
         }
     }

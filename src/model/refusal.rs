@@ -202,6 +202,12 @@ refusals! {
     TooBusy = "TOO_BUSY" ResourceExhausted TooMany Operator AfterMs(SECOND_MS),
         "too many calls at once; try again",
         "try again in a second";
+    RateLimited = "RATE_LIMITED" ResourceExhausted TooMany Operator AfterMs(SECOND_MS),
+        "too many calls; nothing was done, try again when told",
+        "wait as long as RetryInfo says; [rates] in dipylon.toml says how much is too much";
+    ClockUnsure = "CLOCK_UNSURE" FailedPrecondition Unavailable Caller Never,
+        "the broker's wall clock jumped: nothing is minted until it can be trusted again",
+        "'dipylon doctor' on the broker's host compares its clocks";
     JournalUnavailable = "JOURNAL_UNAVAILABLE" Unavailable Unavailable Operator AfterMs(SECOND_MS),
         "the journal cannot take entries now; nothing was done",
         "try again; if it lasts, 'dipylon doctor' on the broker's host says why";
@@ -233,6 +239,9 @@ denials! {
     NoEligibleApprover = "NO_ELIGIBLE_APPROVER" NoApprover,
         "fewer people than the quorum could ever say yes",
         "the security team has to add approvers: owners and openers of the task never count";
+    Frozen = "FROZEN" Denied,
+        "an operator froze the action",
+        "ask again when the freeze is lifted; 'dipylon freeze' lists what is frozen";
 }
 
 #[cfg(test)]

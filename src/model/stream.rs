@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
-    AccessRequestId, ActionName, AgentId, Digest, KeyId, Malformed, PersonId, RequestId, TaskId,
+    AccessRequestId, AgentId, Digest, FreezeScope, KeyId, Malformed, PersonId, RequestId, TaskId,
     Thumbprint, TokenId, TrustDomain,
 };
 
@@ -17,6 +17,8 @@ pub type Version = u64;
 pub enum Stream {
     /// A task: opened, ended.
     Task(TaskId),
+    /// The lease of a task with a heartbeat: extended.
+    Lease(TaskId),
     /// The idempotency of opening: one task for an agent, key and request id.
     Open(AgentId, Thumbprint, RequestId),
     /// The idempotency of asking: a task and request id open access requests for one action and get one grant.
@@ -37,20 +39,15 @@ pub enum Stream {
     Trust(TrustDomain),
     /// A signing key.
     Key(KeyId),
-    /// The freeze of everything.
-    FreezeAll,
-    /// The freeze of an agent.
-    FreezeAgent(AgentId),
-    /// The freeze of all agents of an owner.
-    FreezeOwner(PersonId),
-    /// The freeze of an action.
-    FreezeAction(ActionName),
+    /// A freeze of everything, an agent, an owner or an action.
+    Freeze(FreezeScope),
 }
 
 impl fmt::Display for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Task(id) => write!(f, "task:{id}"),
+            Self::Lease(id) => write!(f, "lease:{id}"),
             Self::Open(agent, key, request) => write!(f, "open:{agent}/{key}/{request}"),
             Self::Request(task, request) => write!(f, "req:{task}/{request}"),
             Self::Access(id) => write!(f, "access:{id}"),
@@ -61,10 +58,7 @@ impl fmt::Display for Stream {
             Self::Policy => f.write_str("policy"),
             Self::Trust(domain) => write!(f, "trust:{domain}"),
             Self::Key(kid) => write!(f, "key:{kid}"),
-            Self::FreezeAll => f.write_str("freeze:all"),
-            Self::FreezeAgent(id) => write!(f, "freeze:agent/{id}"),
-            Self::FreezeOwner(id) => write!(f, "freeze:owner/{id}"),
-            Self::FreezeAction(name) => write!(f, "freeze:action/{name}"),
+            Self::Freeze(scope) => write!(f, "freeze:{scope}"),
         }
     }
 }
@@ -79,15 +73,14 @@ impl Stream {
     /// Reads the written form.
     pub fn parse(text: &str) -> Result<Self, Malformed> {
         let unknown = || Malformed::new("stream", "unknown");
-        match text {
-            "policy" => return Ok(Self::Policy),
-            "freeze:all" => return Ok(Self::FreezeAll),
-            _ => {}
+        if text == "policy" {
+            return Ok(Self::Policy);
         }
         let (kind, rest) = text.split_once(':').ok_or_else(unknown)?;
         let pair = || rest.split_once('/').ok_or_else(unknown);
         Ok(match kind {
             "task" => Self::Task(TaskId::parse(rest)?),
+            "lease" => Self::Lease(TaskId::parse(rest)?),
             "open" => {
                 let (agent, rest) = pair()?;
                 let (key, request) = rest.split_once('/').ok_or_else(unknown)?;
@@ -108,12 +101,7 @@ impl Stream {
             "person" => Self::Person(PersonId::parse(rest)?),
             "trust" => Self::Trust(TrustDomain::parse(rest)?),
             "key" => Self::Key(KeyId::parse(rest)?),
-            "freeze" => match pair()? {
-                ("agent", id) => Self::FreezeAgent(AgentId::parse(id)?),
-                ("owner", id) => Self::FreezeOwner(PersonId::parse(id)?),
-                ("action", name) => Self::FreezeAction(ActionName::parse(name)?),
-                _ => return Err(unknown()),
-            },
+            "freeze" => Self::Freeze(FreezeScope::parse(rest)?),
             _ => return Err(unknown()),
         })
     }

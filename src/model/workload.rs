@@ -1,4 +1,5 @@
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -7,7 +8,7 @@ use super::{Digest, KeyId, Malformed, Secret, Timestamp};
 /// A SPIFFE trust domain name: 1 to 255 bytes of `[a-z0-9._-]` (SPIFFE-ID §2.1). Compared byte by byte, never normalised.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
-pub struct TrustDomain(String);
+pub struct TrustDomain(Arc<str>);
 
 impl TrustDomain {
     /// Reads the bare name, without `spiffe://`.
@@ -15,7 +16,7 @@ impl TrustDomain {
         let ok =
             |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-');
         if (1..=255).contains(&text.len()) && text.bytes().all(ok) {
-            Ok(Self(text.to_owned()))
+            Ok(Self(text.into()))
         } else {
             Err(Malformed::new(
                 "trust domain",
@@ -34,7 +35,7 @@ impl TrustDomain {
 /// Refuses what the grammar does not have: upper-case hosts, `%`, `?`, `#`, ports, empty or dot segments, a trailing `/`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
-pub struct SpiffeId(String);
+pub struct SpiffeId(Arc<str>);
 
 impl SpiffeId {
     /// Reads the ID; what is read prints back to the same bytes.
@@ -59,7 +60,7 @@ impl SpiffeId {
                 ));
             }
         }
-        Ok(Self(text.to_owned()))
+        Ok(Self(text.into()))
     }
 
     /// The ID as written.
@@ -67,10 +68,16 @@ impl SpiffeId {
         &self.0
     }
 
+    /// The same ID, in the memory that `pool` has for its text.
+    #[must_use]
+    pub fn shared(&self, pool: &mut dyn FnMut(&Arc<str>) -> Arc<str>) -> Self {
+        Self(pool(&self.0))
+    }
+
     /// The trust domain the ID belongs to.
     pub fn trust_domain(&self) -> TrustDomain {
         let rest = self.0.strip_prefix("spiffe://").unwrap_or_default();
-        TrustDomain(rest.split('/').next().unwrap_or_default().to_owned())
+        TrustDomain(rest.split('/').next().unwrap_or_default().into())
     }
 }
 

@@ -269,7 +269,8 @@ proptest! {
         passes(&v1::RequestTokenRequest {
             task_id: f.clone(), action, ttl, reason: a.clone(), request_id, wait, evidence: evidence.clone(),
         })?;
-        passes(&v1::OpenTaskRequest { evidence, purpose: a.clone(), max_duration: ttl, request_id: b.clone() })?;
+        passes(&v1::OpenTaskRequest { evidence, purpose: a.clone(), max_duration: ttl, request_id: b.clone(), heartbeat: wait })?;
+        passes(&v1::KeepAliveRequest { task_id: a.clone() })?;
         passes(&v1::GetAccessRequestRequest { task_id: a.clone(), access_request_id: b.clone() })?;
         passes(&v1::CancelAccessRequestRequest { task_id: a.clone(), access_request_id: b.clone() })?;
         passes(&v1::CompleteTaskRequest { task_id: a.clone(), outcome: number })?;
@@ -283,6 +284,13 @@ proptest! {
         passes(&v1::ApplyPolicyBundleRequest { path: a.clone(), content: b.clone() })?;
         passes(&v1::SuspendAgentRequest { agent_id: a.clone(), reason: b })?;
         passes(&v1::ResumeAgentRequest { agent_id: a.clone() })?;
+        passes(&v1::RevokeTokenRequest { jti: a.clone() })?;
+        passes(&v1::ListAgentsRequest { page_size: ttl.map_or(0, |t| t.seconds.unsigned_abs() as u32), page_token: a.clone() })?;
+        passes(&v1::GetAgentRequest { agent_id: a.clone() })?;
+        passes(&v1::FreezeRequest { scope: a.clone(), reason: c.clone() })?;
+        passes(&v1::UnfreezeRequest { scope: a.clone() })?;
+        passes(&v1::ListFreezesRequest {})?;
+        passes(&v1::ListTasksRequest { agent_id: a.clone(), include_ended: number > 0, page_size: 7, page_token: d.clone() })?;
         passes(&v1::EndTaskRequest { task_id: a.clone() })?;
         passes(&v1::ExplainRequest { id: a })?;
     }

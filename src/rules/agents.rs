@@ -7,7 +7,9 @@ use super::files::AGENTS;
 use super::people::{People, line};
 use super::problem::{Problems, nearest};
 use super::table::{Fields, Source};
-use crate::model::{ActionName, Agent, AgentId, EnvironmentName, GroupId, PersonId, SpiffeId};
+use crate::model::{
+    ActionName, Agent, AgentId, Digest, EnvironmentName, GroupId, PersonId, SpiffeId, Thumbprint,
+};
 
 /// Reads `agents.toml`: registered workloads, each with an owner among `people` and a ceiling within the catalogue.
 /// Without a catalogue, which is then a problem of its own, ceilings stay unchecked.
@@ -32,6 +34,7 @@ pub(super) fn read(
         let environment = fields.required("environment", EnvironmentName::parse);
         let model = fields.required("model", |text| line("model", text));
         let autonomy = fields.required("autonomy", |text| line("autonomy", text));
+        let jkt = fields.optional("jkt", |text| Digest::parse(text).map(Thumbprint));
         let groups = fields.words("groups", GroupId::parse);
         let ceiling = fields.words("actions", ActionName::parse);
         if let Some(owner) = owner
@@ -79,6 +82,7 @@ pub(super) fn read(
                         model,
                         autonomy,
                         groups,
+                        jkt,
                         ceiling,
                     }));
                 }

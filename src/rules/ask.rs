@@ -4,6 +4,7 @@ use super::PolicyBundle;
 use super::judge::{Asked, Shown, Verdict};
 use super::people::Profile;
 use super::rule::{Remedy, RuleInfo};
+use super::schema::OPERATE;
 use crate::model::{
     Action, Agent, DeniedReason, EvidenceKind, ProfileName, ProfileRef, RuleRef, Timestamp,
 };
@@ -206,7 +207,10 @@ impl PolicyBundle {
             task_age_ms: q.task_age_ms,
             task_depth: q.task_depth,
         };
-        self.judge.judge(&self.rules.set, &asked)
+        self.judge.judge(
+            self.slices.of(asked.action.as_str(), &self.rules.set),
+            &asked,
+        )
     }
 
     fn denied(&self, why: DeniedReason, rules: &BTreeSet<String>) -> Answer {
@@ -235,10 +239,12 @@ impl PolicyBundle {
             why,
             rules: self.references(rules),
         };
-        match self
-            .judge
-            .judge_operate(&self.rules.set, &agent.id, &agent.environment, shown)
-        {
+        match self.judge.judge_operate(
+            self.slices.of(OPERATE, &self.rules.set),
+            &agent.id,
+            &agent.environment,
+            shown,
+        ) {
             Verdict::Allow(permits) => OperateAnswer::Allowed {
                 rules: self.references(&permits),
             },

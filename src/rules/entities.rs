@@ -73,6 +73,11 @@ impl Store {
         self.entities.get(uid).is_some()
     }
 
+    /// Whether `group` holds `member`, at any depth. True to the schema only because the action entities are here.
+    pub(super) fn is_above(&self, group: &EntityUid, member: &EntityUid) -> bool {
+        self.entities.is_ancestor_of(group, member)
+    }
+
     pub(super) fn knows_target(&self, target: &Target) -> bool {
         self.uid(&target.kind, &target.id)
             .is_some_and(|uid| self.knows(&uid))

@@ -1,8 +1,11 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
 use cedar_policy::{
     Authorizer, Context, Decision, EntityUid, PolicySet, Request, RestrictedExpression, Schema,
 };
+
+use cedar_policy_core::ast::{Name, RestrictedExpr};
 
 use super::entities::Store;
 use super::schema::OPERATE;
@@ -112,7 +115,8 @@ impl Judge {
             .map(|uid| uid.map(RestrictedExpression::new_entity_uid))
             .collect::<Option<Vec<_>>>()?;
         let depth = RestrictedExpression::new_long(asked.task_depth);
-        let task = record([("age", milliseconds(asked.task_age_ms)), ("depth", depth)])?;
+        let age = milliseconds(asked.task_age_ms)?;
+        let task = record([("age", age), ("depth", depth)])?;
         let parameters = asked
             .parameters
             .iter()
@@ -123,7 +127,7 @@ impl Judge {
             evidence(asked.shown),
             binding(asked.shown),
             now(asked.shown),
-            named("ttl", milliseconds(asked.ttl_ms)),
+            named("ttl", milliseconds(asked.ttl_ms)?),
             named("approvals", RestrictedExpression::new_set(approvals)),
             named("task", task),
             named(
@@ -198,7 +202,7 @@ fn evidence(shown: Shown<'_>) -> Named {
     let kind = RestrictedExpression::new_string(shown.kind.as_str().to_owned());
     named(
         "evidence",
-        record([("kind", kind), ("age", milliseconds(shown.age_ms))])?,
+        record([("kind", kind), ("age", milliseconds(shown.age_ms)?)])?,
     )
 }
 
@@ -213,18 +217,25 @@ fn binding(shown: Shown<'_>) -> Named {
 fn now(shown: Shown<'_>) -> Named {
     let text = shown.now.to_string();
     let seconds = text.strip_suffix('Z')?;
-    named(
-        "now",
-        RestrictedExpression::new_datetime(format!(
-            "{seconds}.{:03}Z",
-            shown.now.millis().rem_euclid(1000)
-        )),
-    )
+    let moment = format!("{seconds}.{:03}Z", shown.now.millis().rem_euclid(1000));
+    named("now", constructed(&DATETIME, &moment)?)
 }
 
-fn milliseconds(ms: i64) -> RestrictedExpression {
-    RestrictedExpression::new_duration(format!("{ms}ms"))
+fn milliseconds(ms: i64) -> Option<RestrictedExpression> {
+    constructed(&DURATION, &format!("{ms}ms"))
 }
+
+/// What `RestrictedExpression::new_datetime` and `new_duration` make; they parse the constructor's name with Cedar's grammar
+/// at each call, which costs more than the whole evaluation.
+fn constructed(name: &LazyLock<Option<Name>>, text: &str) -> Option<RestrictedExpression> {
+    let name = LazyLock::force(name).clone()?;
+    Some(RestrictedExpr::call_extension_fn(name, [RestrictedExpr::val(text)]).into())
+}
+
+static DATETIME: LazyLock<Option<Name>> =
+    LazyLock::new(|| Name::parse_unqualified_name("datetime").ok());
+static DURATION: LazyLock<Option<Name>> =
+    LazyLock::new(|| Name::parse_unqualified_name("duration").ok());
 
 fn record<const N: usize>(
     members: [(&str, RestrictedExpression); N],
@@ -252,4 +263,24 @@ fn value(param: &Param) -> Option<RestrictedExpression> {
             RestrictedExpression::new_record(members.collect::<Option<Vec<_>>>()?).ok()?
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_moments_are_those_that_cedar_makes() {
+        for ms in [0, 1, -1, 60_000, i64::MAX, i64::MIN] {
+            assert_eq!(
+                milliseconds(ms),
+                Some(RestrictedExpression::new_duration(format!("{ms}ms")))
+            );
+        }
+        let text = "2026-11-24T22:00:00.123Z";
+        assert_eq!(
+            constructed(&DATETIME, text),
+            Some(RestrictedExpression::new_datetime(text))
+        );
+    }
 }

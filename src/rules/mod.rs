@@ -20,6 +20,7 @@ mod rule;
 mod schema;
 mod selftest;
 mod shape;
+mod slices;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -45,7 +46,8 @@ use judge::Judge;
 use people::People;
 use problem::Problems;
 use rule::Rules;
-use schema::Merged;
+use schema::{Merged, OPERATE};
+use slices::Slices;
 
 /// One version of the security team's directory, whole and checked.
 pub struct PolicyBundle {
@@ -55,6 +57,7 @@ pub struct PolicyBundle {
     agents: BTreeMap<AgentId, Arc<Agent>>,
     by_spiffe_id: BTreeMap<SpiffeId, Vec<Arc<Agent>>>,
     rules: Rules,
+    slices: Slices,
     judge: Judge,
     warnings: Vec<Problem>,
 }
@@ -119,6 +122,8 @@ impl PolicyBundle {
             return Err(problems.refuse());
         };
         rules.warn_of_strangers(&store, &mut warnings);
+        let actions = catalogue.names().chain([OPERATE]);
+        let slices = Slices::cut(&rules.set, &store, actions);
         let judge = Judge::new(merged.schema, store);
         if problems.is_empty()
             && let Err(broken) = selftest::prove(&judge, &catalogue)
@@ -143,6 +148,7 @@ impl PolicyBundle {
             agents,
             by_spiffe_id,
             rules,
+            slices,
             judge,
             warnings,
         })

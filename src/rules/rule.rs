@@ -32,8 +32,8 @@ impl RuleInfo {
     /// The id with the file.
     pub fn reference(&self) -> RuleRef {
         RuleRef {
-            id: self.id.clone(),
-            file: self.file.clone(),
+            id: self.id.as_str().into(),
+            file: self.file.as_str().into(),
         }
     }
 }

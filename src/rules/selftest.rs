@@ -4,6 +4,7 @@ use cedar_policy::PolicySet;
 
 use super::catalogue::{Catalogue, CatalogueAction};
 use super::judge::{Asked, Judge, Shown, Verdict};
+use super::slices::Slices;
 use crate::model::{AgentId, Audience, EvidenceKind, Target, Timestamp};
 
 /// Proves, with the same entities and requests that decide, that what is permitted is allowed and that a forbid over a
@@ -85,5 +86,8 @@ fn ask(judge: &Judge, action: &CatalogueAction, policies: &PolicySet) -> Result<
         task_age_ms: 0,
         task_depth: 0,
     };
-    Ok(judge.judge(policies, &asked))
+    // Cut as the bundle's own rules are: a slice that lost the forbid would be noticed here.
+    let name = action.name.as_str();
+    let slices = Slices::cut(policies, judge.store(), [name].into_iter());
+    Ok(judge.judge(slices.of(name, policies), &asked))
 }

@@ -353,7 +353,7 @@ fn operating_needs_fresh_evidence_and_a_key() {
         Timestamp::from_secs(5),
     );
     assert!(
-        matches!(answer, OperateAnswer::Denied { why: DeniedReason::ForbiddenByRule, rules } if rules[0].id == "closed")
+        matches!(answer, OperateAnswer::Denied { why: DeniedReason::ForbiddenByRule, rules } if &*rules[0].id == "closed")
     );
 }
 
@@ -640,6 +640,7 @@ fn the_self_test_notices_missing_action_entities() {
     bundle.rules.set = "permit (principal, action, resource); forbid (principal, action in Action::\"write\", resource);"
         .parse()
         .expect("rules");
+    bundle.slices = Slices::default();
     assert!(matches!(
         ask(&bundle, &disable("ann"), 60, &[]),
         Answer::Allowed { .. }
@@ -1155,4 +1156,158 @@ proptest! {
             Ok(())
         })?;
     }
+}
+
+/// One rule with a scope and a condition drawn at random. The conditions hold for every action, `operate` included; one
+/// always fails to evaluate, and so shows whether Cedar came as far as a condition.
+fn any_rule() -> impl Strategy<Value = String> {
+    let effect = proptest::sample::select(vec!["permit", "forbid"]);
+    let principal = proptest::sample::select(vec![
+        "principal",
+        "principal in AgentGroup::\"soc\"",
+        "principal == Agent::\"triage\"",
+        "principal == Agent::\"reporter\"",
+    ]);
+    let named = proptest::sample::select(vec![
+        "read",
+        "write",
+        "destructive",
+        "case.read",
+        "case.note",
+        "account.disable",
+        "host.isolate",
+        "operate",
+    ]);
+    let action = prop_oneof![
+        Just("action".to_owned()),
+        named
+            .clone()
+            .prop_map(|name| format!("action == Action::\"{name}\"")),
+        named
+            .clone()
+            .prop_map(|name| format!("action in Action::\"{name}\"")),
+        proptest::collection::vec(named, 1..4).prop_map(|names| {
+            let names: Vec<_> = names
+                .iter()
+                .map(|name| format!("Action::\"{name}\""))
+                .collect();
+            format!("action in [{}]", names.join(", "))
+        }),
+    ];
+    let resource = proptest::sample::select(vec![
+        "resource",
+        "resource is Case",
+        "resource == Account::\"ann\"",
+    ]);
+    let condition = proptest::sample::select(vec![
+        "",
+        "when { context.binding == \"jkt\" }",
+        "when { context.evidence.age <= duration(\"1s\") }",
+        "unless { context.evidence.kind == \"jwt-svid\" }",
+        "when { context.now.offset(duration(\"9223372036854775807ms\")) > context.now }",
+    ]);
+    (effect, principal, action, resource, condition).prop_map(
+        |(effect, principal, action, resource, condition)| {
+            format!("{effect} ({principal}, {action}, {resource}) {condition};\n")
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn a_slice_decides_as_the_whole(
+        rules in proptest::collection::vec(any_rule(), 1..8),
+        groups in proptest::sample::subsequence(vec!["read", "write", "destructive", "case.read"], 0..=4),
+        ages in proptest::sample::subsequence(vec![0, 1_500], 1..=2),
+    ) {
+        let mut files = soc_files();
+        files.retain(|path, _| !path.starts_with("rules/"));
+        let rules = rules.iter().enumerate().map(|(n, rule)| format!("@id(\"r-{n}\")\n{rule}"));
+        files.insert("rules/any.cedar".into(), rules.collect());
+        let schema = files.get_mut("schema.cedarschema").expect("file");
+        let groups: Vec<_> = groups.iter().map(|group| format!("\"{group}\"")).collect();
+        *schema = schema.replace(
+            "action \"case.note\" in [\"write\"]",
+            &match groups.as_slice() {
+                [] => "action \"case.note\"".to_owned(),
+                _ => format!("action \"case.note\" in [{}]", groups.join(", ")),
+            },
+        );
+        let bundle = load(files).unwrap_or_else(|e| panic!("{e}"));
+        let mut left_out = 0;
+        for (name, age_ms) in bundle.catalogue.names().flat_map(|name| ages.iter().map(move |age| (name, *age))) {
+            let catalogued = bundle.catalogue.action(&ActionName::parse(name).expect("name")).expect("known");
+            for agent in ["triage", "reporter"] {
+                for target in ["ann", "INC-8841"] {
+                    let kind = catalogued.target_types.first().expect("a type");
+                    let asked = judge::Asked {
+                        agent: &AgentId::parse(agent).expect("id"),
+                        action: &catalogued.name,
+                        target: &Target::parse(kind, target).expect("target"),
+                        audience: &Audience::parse("https://idp.soc.example").expect("audience"),
+                        parameters: &catalogued.sample_parameters(),
+                        ttl_ms: 1_000,
+                        approvals: &BTreeSet::new(),
+                        shown: judge::Shown {
+                            kind: EvidenceKind::JwtSvid,
+                            age_ms,
+                            binding: "jkt",
+                            now: Timestamp::from_millis(1_792_656_000_123),
+                        },
+                        task_age_ms: 0,
+                        task_depth: 0,
+                    };
+                    let slice = bundle.slices.of(name, &bundle.rules.set);
+                    left_out += bundle.rules.set.num_of_policies() - slice.num_of_policies();
+                    prop_assert_eq!(
+                        bundle.judge.judge(slice, &asked),
+                        bundle.judge.judge(&bundle.rules.set, &asked),
+                        "{} by {} on {}", name, agent, target
+                    );
+                }
+            }
+        }
+        for agent in ["triage", "reporter"] {
+            let agent = bundle.agent(&AgentId::parse(agent).expect("id")).expect("agent");
+            let shown = judge::Shown { kind: EvidenceKind::JwtSvid, age_ms: 0, binding: "jkt", now: Timestamp::from_secs(1) };
+            let ask = |rules| bundle.judge.judge_operate(rules, &agent.id, &agent.environment, shown);
+            prop_assert_eq!(ask(bundle.slices.of(OPERATE, &bundle.rules.set)), ask(&bundle.rules.set));
+        }
+        // Not a law, but without it nothing would have been compared.
+        let one_action = bundle.rules.set.policies().any(|rule| matches!(rule.action_constraint(), cedar_policy::ActionConstraint::Eq(_)));
+        prop_assert!(!one_action || left_out > 0);
+    }
+}
+
+#[test]
+fn a_slice_leaves_out_what_is_about_other_actions() {
+    let bundle = soc();
+    let ids = |action: &str| -> BTreeSet<String> {
+        let slice = bundle.slices.of(action, &bundle.rules.set);
+        slice.policies().map(|rule| rule.id().to_string()).collect()
+    };
+    assert_eq!(
+        ids("case.read"),
+        BTreeSet::from(["soc-acts-at-home".to_owned()])
+    );
+    assert_eq!(
+        ids(OPERATE),
+        BTreeSet::from(["agents-operate-with-fresh-evidence".to_owned()])
+    );
+    assert!(ids("host.isolate").contains("destructive-needs-a-yes"));
+    assert!(
+        ids("host.isolate").contains("writes-are-short"),
+        "two groups up"
+    );
+    assert!(!ids("host.isolate").contains("protected-accounts-stay"));
+    assert_eq!(
+        bundle
+            .slices
+            .of("no.such", &bundle.rules.set)
+            .num_of_policies(),
+        bundle.rules.set.num_of_policies(),
+        "an action without a slice is asked with every rule"
+    );
 }

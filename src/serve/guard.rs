@@ -1,4 +1,4 @@
-//! Who may call what, as data. A method without a row is refused.
+//! Who may call what, and in which class of rates, as data. A method without a row is refused.
 
 use tonic::metadata::MetadataMap;
 
@@ -6,37 +6,109 @@ use crate::broker::CallerKind::{self, Agent, Approver, Auditor, Operator, Valida
 use crate::broker::Presented;
 use crate::model::Secret;
 use crate::proto::BOOTSTRAP_CODE;
+use crate::rates::Class::{self, General, Reserved};
+use crate::rates::Seat;
 
-/// One row for each method of ours, as it stands in the path of a call.
-pub const TABLE: &[(&str, &[CallerKind])] = &[
-    ("dipylon.v1.TaskService/OpenTask", &[Agent]),
-    ("dipylon.v1.TaskService/RequestToken", &[Agent]),
-    ("dipylon.v1.TaskService/GetAccessRequest", &[Agent]),
-    ("dipylon.v1.TaskService/CancelAccessRequest", &[Agent]),
-    ("dipylon.v1.TaskService/CompleteTask", &[Agent]),
-    ("dipylon.v1.TokenService/Introspect", &[Validator]),
-    ("dipylon.v1.TokenService/ConsumeToken", &[Validator]),
-    ("dipylon.v1.TokenService/WatchRevocations", &[Validator]),
+/// One row for each method of ours, as it stands in the path of a call: who may call it, and its class of rates. Ending and
+/// validating are reserved.
+pub const TABLE: &[(&str, &[CallerKind], Class)] = &[
+    ("dipylon.v1.TaskService/OpenTask", &[Agent], General),
+    ("dipylon.v1.TaskService/RequestToken", &[Agent], General),
+    ("dipylon.v1.TaskService/GetAccessRequest", &[Agent], General),
+    (
+        "dipylon.v1.TaskService/CancelAccessRequest",
+        &[Agent],
+        Reserved,
+    ),
+    ("dipylon.v1.TaskService/KeepAlive", &[Agent], Reserved),
+    ("dipylon.v1.TaskService/CompleteTask", &[Agent], Reserved),
+    ("dipylon.v1.TokenService/Introspect", &[Validator], Reserved),
+    (
+        "dipylon.v1.TokenService/ConsumeToken",
+        &[Validator],
+        Reserved,
+    ),
+    ("dipylon.v1.TokenService/RevokeToken", &[Operator], Reserved),
+    (
+        "dipylon.v1.TokenService/WatchRevocations",
+        &[Validator],
+        Reserved,
+    ),
     (
         "dipylon.v1.ApprovalService/ListAccessRequests",
         &[Approver, Operator],
+        General,
     ),
-    ("dipylon.v1.ApprovalService/GetCard", &[Approver, Operator]),
-    ("dipylon.v1.ApprovalService/BeginVote", &[Approver]),
-    ("dipylon.v1.ApprovalService/CastVote", &[Approver]),
+    (
+        "dipylon.v1.ApprovalService/GetCard",
+        &[Approver, Operator],
+        General,
+    ),
+    ("dipylon.v1.ApprovalService/BeginVote", &[Approver], General),
+    ("dipylon.v1.ApprovalService/CastVote", &[Approver], General),
     (
         "dipylon.v1.GovernanceService/ApplyPolicyBundle",
         &[Operator],
+        General,
     ),
-    ("dipylon.v1.GovernanceService/SuspendAgent", &[Operator]),
-    ("dipylon.v1.GovernanceService/ResumeAgent", &[Operator]),
-    ("dipylon.v1.GovernanceService/EndTask", &[Operator]),
-    ("dipylon.v1.GovernanceService/Explain", &[Operator, Auditor]),
+    (
+        "dipylon.v1.GovernanceService/SuspendAgent",
+        &[Operator],
+        Reserved,
+    ),
+    (
+        "dipylon.v1.GovernanceService/ResumeAgent",
+        &[Operator],
+        General,
+    ),
+    (
+        "dipylon.v1.GovernanceService/EndTask",
+        &[Operator],
+        Reserved,
+    ),
+    (
+        "dipylon.v1.GovernanceService/Explain",
+        &[Operator, Auditor],
+        General,
+    ),
+    (
+        "dipylon.v1.GovernanceService/ListAgents",
+        &[Operator, Auditor],
+        General,
+    ),
+    (
+        "dipylon.v1.GovernanceService/GetAgent",
+        &[Operator, Auditor],
+        General,
+    ),
+    ("dipylon.v1.GovernanceService/Freeze", &[Operator], Reserved),
+    (
+        "dipylon.v1.GovernanceService/Unfreeze",
+        &[Operator],
+        General,
+    ),
+    (
+        "dipylon.v1.GovernanceService/ListFreezes",
+        &[Operator, Auditor],
+        General,
+    ),
+    (
+        "dipylon.v1.GovernanceService/ListTasks",
+        &[Operator, Auditor],
+        General,
+    ),
 ];
 
 /// The row of a method.
 pub fn row(method: &str) -> Option<(&'static str, &'static [CallerKind])> {
-    TABLE.iter().find(|(name, _)| *name == method).copied()
+    let row = TABLE.iter().find(|(name, _, _)| *name == method);
+    row.map(|(name, kinds, _)| (*name, *kinds))
+}
+
+/// The class of a method's rates.
+pub fn class(method: &str) -> Class {
+    let row = TABLE.iter().find(|(name, _, _)| *name == method);
+    row.map_or(General, |(_, _, class)| *class)
 }
 
 /// Longest credential in metadata, in bytes: no honest one comes near it.
@@ -55,6 +127,7 @@ pub fn presented(method: &'static str, metadata: &MetadataMap) -> Presented {
         admits,
         proof: one(metadata, "dpop"),
         bearer,
+        seat: Seat::standing(class(method)),
     }
 }
 
@@ -83,13 +156,35 @@ mod tests {
         let methods = crate::proto::methods();
         for method in methods {
             assert_eq!(
-                TABLE.iter().filter(|(name, _)| name == method).count(),
+                TABLE.iter().filter(|(name, _, _)| name == method).count(),
                 1,
                 "{method}"
             );
         }
         assert_eq!(TABLE.len(), methods.len());
-        assert!(TABLE.iter().all(|(_, kinds)| !kinds.is_empty()));
+        assert!(TABLE.iter().all(|(_, kinds, _)| !kinds.is_empty()));
+    }
+
+    #[test]
+    fn ending_and_validating_are_reserved() {
+        for (name, _, class) in TABLE {
+            let verb = name.rsplit('/').next().expect("a name");
+            // A missed heartbeat ends a task: no flood may bring it about.
+            let ends = [
+                "Complete",
+                "End",
+                "Cancel",
+                "Suspend",
+                "Freeze",
+                "Revoke",
+                "KeepAlive",
+            ]
+            .iter()
+            .any(|word| verb.starts_with(word));
+            let validates = name.contains(".TokenService/");
+            assert_eq!(*class == Reserved, ends || validates, "{name}");
+        }
+        assert_eq!(class("dipylon.v1.TaskService/Nothing"), General);
     }
 
     #[test]

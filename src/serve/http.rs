@@ -16,6 +16,13 @@ const JWKS_MAX_AGE_S: u32 = 300;
 pub(super) fn routes(hall: Arc<Hall>) -> Router {
     Router::new()
         .route("/.well-known/jwks.json", get(jwks))
+        .with_state(hall.clone())
+        .merge(probes(hall))
+}
+
+/// What whoever runs the broker asks it.
+pub(super) fn probes(hall: Arc<Hall>) -> Router {
+    Router::new()
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(readyz))
         .with_state(hall)
@@ -45,10 +52,7 @@ async fn readyz(State(hall): State<Arc<Hall>>) -> Response {
 
 /// What no route answers: UNIMPLEMENTED in gRPC's own form for gRPC, 404 for everyone else.
 pub(super) async fn fallback(headers: HeaderMap) -> Response {
-    let grpc = headers
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
-    if grpc {
+    if super::deadline::is_grpc(&headers) {
         tonic::Status::unimplemented("no such method").into_http::<axum::body::Body>()
     } else {
         (StatusCode::NOT_FOUND, "not found\n").into_response()

@@ -3,37 +3,48 @@
 //! In: calls. Out: the hall's answers in wire words, refusals by one table. Trusts nothing a call says of itself.
 //! Refuses methods without a row in the guard table. Never sees evidence, a vote or a token but to pass it on.
 
+mod admit;
+mod call;
+mod connection;
+mod deadline;
 mod grpc;
 pub mod guard;
 mod http;
+pub mod listener;
+mod operator;
+pub mod peer;
 pub mod status;
+pub mod tls;
+pub mod unix;
+mod validity;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::Request;
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::service::Routes;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::broker::Hall;
-use crate::proto::PACKAGE;
+use crate::config::Connections;
 use crate::proto::v1::approval_service_server::ApprovalServiceServer;
 use crate::proto::v1::governance_service_server::GovernanceServiceServer;
 use crate::proto::v1::task_service_server::TaskServiceServer;
 use crate::proto::v1::token_service_server::TokenServiceServer;
+use crate::proto::{DESCRIPTOR, PACKAGE};
+use listener::{Counts, Listener, Shared};
+use tls::{Tls, TlsError};
+use unix::{SocketError, UnixDoor};
+
+pub use operator::{OperatorListener, operate};
 
 /// Longest message either way, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
-/// Calls at once on one connection.
-const STREAMS_MAX: u32 = 64;
-/// Longest header block, in bytes.
-const HEADER_BYTES_MAX: u32 = 16 * 1024;
 /// How long calls in flight may take to finish once the broker is told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -48,12 +59,50 @@ pub enum ServeError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// The transport.
-    #[error("transport: {0}")]
-    Transport(#[from] tonic::transport::Error),
+    /// The Unix socket.
+    #[error("unix_socket: {0}")]
+    Socket(#[from] SocketError),
+    /// The certificate or its key.
+    #[error("tls: {0}")]
+    Tls(#[from] TlsError),
+    /// What reflection would serve.
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// A door's loop ended, which nothing but a defect makes it do.
+    #[error("a listener ended by itself")]
+    Listener,
     /// A commit's outcome is unknown; only a restart can tell.
     #[error("the journal stopped: the outcome of a commit is unknown; start again to replay")]
     Journal,
+}
+
+/// Where calls come in, and within which bounds.
+pub struct Doors {
+    /// The address, bound.
+    pub tcp: TcpListener,
+    /// TLS on it; without, it speaks plain HTTP.
+    pub tls: Option<Arc<Tls>>,
+    /// A Unix socket beside it, always plain.
+    pub unix: Option<UnixDoor>,
+    /// Bounds on connections, for each of the two by itself.
+    pub limits: Connections,
+    /// Routes beside the broker's own, within the same bounds.
+    pub extra: Router,
+    /// What the listeners count.
+    pub counts: Arc<Counts>,
+}
+
+impl From<TcpListener> for Doors {
+    fn from(tcp: TcpListener) -> Self {
+        Self {
+            tcp,
+            tls: None,
+            unix: None,
+            limits: Connections::default(),
+            extra: Router::new(),
+            counts: Arc::default(),
+        }
+    }
 }
 
 /// Binds the address.
@@ -63,68 +112,94 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
         .map_err(|source| ServeError::Listen { address, source })
 }
 
-/// Serves until `stop` resolves; then lets calls in flight finish for a bounded time.
+/// Serves until `stop` resolves; then takes no more, tells whoever waits, and lets calls in flight finish for a bounded
+/// time.
 pub async fn serve(
     hall: Arc<Hall>,
-    listener: TcpListener,
+    doors: impl Into<Doors>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
+    let doors: Doors = doors.into();
     let (stopping, stopped) = watch::channel(false);
     let (health_reporter, health) = tonic_health::server::health_reporter();
     health_reporter
         .set_service_status("", tonic_health::ServingStatus::Serving)
         .await;
-    let door = grpc::Door::new(hall.clone(), stopped.clone());
-    let routes = Routes::new(health)
-        .add_service(
-            TaskServiceServer::new(door.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
-        )
-        .add_service(
-            TokenServiceServer::new(door.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
-        )
-        .add_service(
-            ApprovalServiceServer::new(door.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
-        )
-        .add_service(
-            GovernanceServiceServer::new(door).max_decoding_message_size(MESSAGE_BYTES_MAX),
-        );
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTOR)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let porch = Arc::new(admit::Porch::new(hall.clone()));
+    let door = grpc::Door::new(hall.clone(), porch.clone(), stopped.clone());
+    macro_rules! bounded {
+        ($service:expr) => {
+            $service
+                .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(MESSAGE_BYTES_MAX)
+        };
+    }
+    let routes = Routes::new(bounded!(health))
+        .add_service(bounded!(reflection))
+        .add_service(bounded!(TaskServiceServer::new(door.clone())))
+        .add_service(bounded!(TokenServiceServer::new(door.clone())))
+        .add_service(bounded!(ApprovalServiceServer::new(door.clone())))
+        .add_service(bounded!(GovernanceServiceServer::new(door)));
     let router = routes
         .into_axum_router()
         .merge(http::routes(hall.clone()))
+        .merge(doors.extra)
         .fallback(http::fallback)
-        .layer(middleware::from_fn(only_methods_with_a_row));
+        .layer(middleware::from_fn(only_methods_with_a_row))
+        .layer(middleware::from_fn(deadline::bounded))
+        .layer(middleware::from_fn_with_state(
+            porch,
+            admit::within_its_rate,
+        ))
+        .layer(middleware::from_fn_with_state(hall.clone(), call::followed))
+        .layer(DefaultBodyLimit::max(MESSAGE_BYTES_MAX));
     let upkeep = tokio::spawn(hall.clone().upkeep());
-    let mut ended = stopped.clone();
-    let server = Server::builder()
-        .accept_http1(true)
-        .max_concurrent_streams(STREAMS_MAX)
-        .http2_max_header_list_size(HEADER_BYTES_MAX)
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-        .add_routes(Routes::from(router))
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            async move {
-                let _closed = ended.wait_for(|stopped| *stopped).await;
-            },
-        );
+    let renewal = doors.tls.clone().map(|tls| tokio::spawn(tls.watch()));
+    let shared = || Shared::new(doors.limits, router.clone(), doors.counts.clone());
+    let tcp = Listener::Tcp {
+        listener: doors.tcp,
+        tls: doors.tls,
+    };
+    let mut loops = tokio::task::JoinSet::new();
+    loops.spawn(listener::accept(tcp, shared(), stopped.clone()));
+    if let Some(unix) = doors.unix {
+        // Room of its own: however full the network's door is, the host's processes get in.
+        loops.spawn(listener::accept(Listener::Unix(unix), shared(), stopped));
+    }
     let mut tail = hall.journal().tail();
     let journal_stopped = async move {
         let _failed_or_gone = tail.wait_for(|tail| tail.failed).await.is_ok();
     };
-    tokio::pin!(server, stop, journal_stopped);
+    tokio::pin!(stop, journal_stopped);
     let outcome = tokio::select! {
-        served = &mut server => served.map_err(ServeError::from),
+        _ended = loops.join_next() => Err(ServeError::Listener),
         () = &mut stop => {
             health_reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
             stopping.send_replace(true);
+            hall.stop_waiting();
             // Acknowledged entries are durable already; a call cut here learns so by asking again.
-            let _cut = tokio::time::timeout(DRAIN, &mut server).await;
+            let drained = tokio::time::timeout(DRAIN, async {
+                while let Some(left) = loops.join_next().await {
+                    if let Ok(mut open) = left {
+                        while open.join_next().await.is_some() {}
+                    }
+                }
+            });
+            if drained.await.is_err() {
+                tracing::warn!("connections were cut: they did not end within {} s", DRAIN.as_secs());
+            }
             Ok(())
         }
         () = &mut journal_stopped => Err(ServeError::Journal),
     };
     upkeep.abort();
+    if let Some(renewal) = renewal {
+        renewal.abort();
+    }
     outcome
 }
 

@@ -34,8 +34,12 @@ pub fn status(refusal: &Refusal, hall: &Hall) -> Status {
     let metadata = HashMap::from([("correlation".to_owned(), refusal.correlation.to_string())]);
     let mut details =
         ErrorDetails::with_error_info(refusal.reason.as_str(), ERROR_DOMAIN, metadata);
-    if let Retry::AfterMs(ms @ 1..) = refusal.reason.retry() {
-        details.set_retry_info(Some(Duration::from_millis(u64::from(ms))));
+    let retry = match refusal.reason.retry() {
+        Retry::AfterMs(ms @ 1..) => Some(Duration::from_millis(u64::from(ms))),
+        Retry::AfterMs(0) | Retry::Never => None,
+    };
+    if let Some(after) = refusal.retry_after.or(retry) {
+        details.set_retry_info(Some(after));
     }
     let code = code(refusal.reason.code());
     let mut status = Status::with_error_details(code, refusal.told.clone(), details);
@@ -69,6 +73,37 @@ pub fn problem(refusal: &Refusal) -> Response {
     response
 }
 
+/// The word for a code in figures and logs.
+pub const fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+/// What a call is told that nobody has looked at: when to come again.
+pub fn rate_limited(after: Duration) -> Status {
+    let reason = model::Reason::RateLimited;
+    let mut details = ErrorDetails::with_error_info(reason.as_str(), ERROR_DOMAIN, HashMap::new());
+    details.set_retry_info(Some(after));
+    Status::with_error_details(code(reason.code()), reason.text(), details)
+}
+
 /// The next nonce, as the metadata of every reply after a key or evidence held.
 pub fn put_nonce(metadata: &mut tonic::metadata::MetadataMap, hall: &Hall) {
     if let Ok(nonce) = hall.nonce().parse() {
@@ -98,6 +133,7 @@ mod tests {
             told: "nothing was done".to_owned(),
             correlation: CorrelationId::from_random([7; 16]),
             known: true,
+            retry_after: None,
         };
         let response = problem(&refusal);
         assert_eq!(response.status(), StatusCode::CONFLICT);

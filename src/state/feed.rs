@@ -1,6 +1,6 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::model::{AgentId, TaskId, Timestamp, TokenId};
+use crate::model::{ActionName, AgentId, TaskId, Timestamp, TokenId};
 
 /// What an event of the revocation feed ends. Names only what a token itself carries.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -12,6 +12,12 @@ pub enum Selector {
     Tokens(Vec<TokenId>),
     /// Every token of this agent (`client_id`) decided before the event: its (epoch, pos) lies below.
     Agent(AgentId),
+    /// The same, of these agents.
+    Agents(Vec<AgentId>),
+    /// Every token for this action decided before the event.
+    Action(ActionName),
+    /// Every token decided before the event.
+    Everything,
 }
 
 /// One end, as validators hear of it.

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 
 use super::records::AccessEvent;
 use super::{
-    AccessRequest, AccessStatus, At, Due, Ended, Fixed, Grant, Illegal, Selector, State, Task,
-    TrustedKeys, Use, Vote,
+    AccessRequest, AccessStatus, At, Due, Ended, Fixed, Freeze, FrozenAt, Grant, Illegal, Lease,
+    Selector, State, Task, TrustedKeys, Use, Vote,
 };
 use crate::journal::Committed;
 use crate::model::*;
@@ -66,7 +66,20 @@ impl State {
                     version,
                 },
             ),
+            Fact::Frozen(f) => self.on_frozen(f, committed, version),
+            Fact::Unfrozen(f) => self.freezes.upsert(f.scope.clone(), |at| At {
+                value: Freeze {
+                    in_force: None,
+                    last: at.and_then(|at| at.value.last),
+                },
+                version,
+            }),
             Fact::TaskOpened(f) => self.on_task_opened(f, committed, version),
+            Fact::LeasesExtended(f) => {
+                for (task, until) in &f.leases {
+                    self.on_lease_extended(task, *until, version);
+                }
+            }
             Fact::TaskEnded(f) => {
                 self.end_tasks(&f.tasks, f.cause, f.outcome, entry);
                 self.feed.push(
@@ -87,12 +100,12 @@ impl State {
             }
             Fact::TokenIssued(f) => self.on_token_issued(f, committed, version),
             Fact::TokenReissued(f) => self.grants.change(&f.jti, |g| {
-                let mut kids = g.kids.clone();
+                let mut kids = g.kids.to_vec();
                 if !kids.contains(&f.kid) {
                     kids.push(f.kid.clone());
                 }
                 Grant {
-                    kids,
+                    kids: kids.into(),
                     version,
                     ..g.clone()
                 }
@@ -136,7 +149,90 @@ impl State {
         self.folded.store(entry.index + 1, Ordering::SeqCst);
     }
 
+    fn on_frozen(&self, f: &Frozen, committed: &Committed, version: Version) {
+        let entry = committed.entry();
+        let reason = f
+            .reason
+            .and_then(|hash| committed.blob(&hash))
+            .and_then(|text| Prose::from_blob(text));
+        let frozen = FrozenAt {
+            index: entry.index,
+            at: entry.at,
+            by: f.by.clone(),
+            reason,
+        };
+        // First: whoever reads the end of a task below finds the freeze that ended it.
+        self.freezes.put(
+            f.scope.clone(),
+            At {
+                value: Freeze {
+                    in_force: Some(frozen),
+                    last: Some(entry.index),
+                },
+                version,
+            },
+        );
+        let (tasks, selector) = match &f.scope {
+            FreezeScope::All => (
+                self.open_tasks().iter().map(|t| t.opened.task).collect(),
+                Selector::Everything,
+            ),
+            FreezeScope::Agent(agent) => {
+                (self.open_tasks_of(agent), Selector::Agent(agent.clone()))
+            }
+            FreezeScope::Owner(_) => (
+                f.agents
+                    .iter()
+                    .flat_map(|agent| self.open_tasks_of(agent))
+                    .collect(),
+                Selector::Agents(f.agents.clone()),
+            ),
+            FreezeScope::Action(action) => {
+                for id in self.asked() {
+                    let of_action = |r: &Arc<AccessRequest>| r.opened.action.action == *action;
+                    if self.requests.get(&id).as_ref().is_some_and(of_action) {
+                        let event = AccessEvent::Closed(CloseCause::Frozen);
+                        self.on_access_event(id, event, version);
+                    }
+                }
+                // Its grants are dead by the freeze's index: a million of them cost no more than one.
+                (Vec::new(), Selector::Action(action.clone()))
+            }
+        };
+        self.end_tasks(&tasks, EndCause::Frozen, None, entry);
+        self.feed.push(entry.epoch, entry.index, entry.at, selector);
+    }
+
+    /// Every access request that has not stopped waiting by an entry.
+    fn asked(&self) -> Vec<AccessRequestId> {
+        let mut all: Vec<_> = self
+            .asks
+            .all()
+            .into_iter()
+            .flat_map(|(_, at)| at.value.iter().copied().collect::<Vec<_>>())
+            .collect();
+        all.sort_unstable();
+        all
+    }
+
+    fn on_lease_extended(&self, id: &TaskId, until: Timestamp, version: Version) {
+        let Some(before) = self.tasks.get(id).and_then(|t| t.lease) else {
+            return;
+        };
+        self.tasks.change(id, |t| Task {
+            lease: Some(Lease { until, version }),
+            ..t.clone()
+        });
+        let mut due = self.due();
+        due.remove(&(before.until, Due::Lease(*id)));
+        due.insert((until, Due::Lease(*id)));
+    }
+
     fn on_task_opened(&self, f: &TaskOpened, committed: &Committed, version: Version) {
+        let lease = f.heartbeat_seconds.map(|seconds| Lease {
+            until: f.opened_at.plus_secs(seconds),
+            version: 0,
+        });
         let purpose = committed
             .blob(&f.purpose)
             .and_then(|text| Prose::from_blob(text));
@@ -145,6 +241,7 @@ impl State {
             Task {
                 opened: Arc::new(f.clone()),
                 purpose,
+                lease,
                 ended: None,
                 version,
             },
@@ -153,9 +250,12 @@ impl State {
             (f.agent.clone(), f.binding.jkt(), f.request_id.clone()),
             f.task,
         );
-        self.agent_tasks
-            .upsert(f.agent.clone(), |set| with(set, f.task));
-        self.due().insert((f.deadline, Due::Task(f.task)));
+        self.agent_tasks.amend(f.agent.clone(), |set| {
+            set.insert(f.task);
+        });
+        let mut due = self.due();
+        due.insert((f.deadline, Due::Task(f.task)));
+        due.extend(lease.map(|lease| (lease.until, Due::Lease(f.task))));
     }
 
     /// INVARIANT (an end is final): a task that ended keeps its first end, and nothing takes it away.
@@ -179,10 +279,14 @@ impl State {
                 ..t.clone()
             });
             if let Some(task) = self.tasks.get(id) {
-                self.agent_tasks.change(&task.opened.agent, |set| {
-                    set.iter().copied().filter(|t| t != id).collect()
+                self.agent_tasks.amend(task.opened.agent.clone(), |set| {
+                    set.remove(id);
                 });
-                self.due().remove(&(task.opened.deadline, Due::Task(*id)));
+                let mut due = self.due();
+                due.remove(&(task.opened.deadline, Due::Task(*id)));
+                if let Some(lease) = task.lease {
+                    due.remove(&(lease.until, Due::Lease(*id)));
+                }
             }
             for request in self.requests_of(id) {
                 self.stop_waiting(&request);
@@ -214,7 +318,7 @@ impl State {
         };
         self.requests.put(f.access_request, request);
         self.task_requests
-            .upsert(f.task, |list| pushed(list, f.access_request));
+            .amend(f.task, |list| list.push(f.access_request));
         self.request_ids.put(
             (f.task, f.request_id.clone()),
             At {
@@ -296,22 +400,23 @@ impl State {
             .secret
             .and_then(|hash| committed.blob(&hash))
             .and_then(|text| ActionSecret::from_blob(text));
+        let (issued, action) = self.shared.grant(f, secret.as_ref());
         let grant = Grant {
-            issued: Arc::new(f.clone()),
+            kids: self.shared.kids(&issued.kid),
+            issued: Arc::new(issued),
             epoch: committed.entry().epoch,
             index: committed.entry().index,
-            action: f.action.reopen(secret.as_ref()).ok().map(Arc::new),
+            action,
             reason: f
                 .reason
                 .and_then(|hash| committed.blob(&hash))
                 .and_then(|text| Prose::from_blob(text)),
             uses: Vec::new(),
-            kids: vec![f.kid.clone()],
             ended: None,
             version: 0,
         };
         self.grants.put(f.jti, grant);
-        self.task_grants.upsert(f.task, |list| pushed(list, f.jti));
+        self.task_grants.amend(f.task, |list| list.push(f.jti));
         self.request_ids.put(
             (f.task, f.request_id.clone()),
             At {
@@ -330,10 +435,4 @@ fn with<T: Ord + Clone>(set: Option<&BTreeSet<T>>, item: T) -> BTreeSet<T> {
     let mut set = set.cloned().unwrap_or_default();
     set.insert(item);
     set
-}
-
-fn pushed<T: Clone>(list: Option<&Vec<T>>, item: T) -> Vec<T> {
-    let mut list = list.cloned().unwrap_or_default();
-    list.push(item);
-    list
 }

@@ -7,6 +7,7 @@
 mod feed;
 mod fold;
 mod records;
+mod shared;
 mod table;
 
 use std::collections::BTreeSet;
@@ -19,10 +20,12 @@ use crate::model::*;
 
 pub use feed::{FeedEvent, Selector};
 pub use records::{
-    AccessRequest, AccessStatus, Ended, Fixed, Grant, Illegal, Recorded, Task, Use, Vote,
+    AccessRequest, AccessStatus, Ended, Fixed, Freeze, FrozenAt, Grant, Illegal, Lease, Recorded,
+    Task, Use, Vote,
 };
 
 use feed::Feed;
+use shared::Shared;
 pub use table::Table;
 
 /// A value and the version of the stream it comes from.
@@ -49,6 +52,7 @@ pub struct State {
     tasks: Table<TaskId, Task>,
     opens: Table<(AgentId, Thumbprint, RequestId), TaskId>,
     agents: Table<AgentId, At<AgentStanding>>,
+    freezes: Table<FreezeScope, At<Freeze>>,
     trust: Table<TrustDomain, At<TrustedKeys>>,
     keys: Table<KeyId, At<Value>>,
     requests: Table<AccessRequestId, AccessRequest>,
@@ -60,6 +64,7 @@ pub struct State {
     agent_tasks: Table<AgentId, BTreeSet<TaskId>>,
     decisions: Table<DecisionId, u64>,
     feed: Feed,
+    shared: Shared,
     due: Mutex<BTreeSet<(Timestamp, Due)>>,
     // Count of entries folded; the epoch changes only while nothing is served.
     folded: AtomicU64,
@@ -72,6 +77,8 @@ pub struct State {
 pub enum Due {
     /// A task reaches its deadline.
     Task(TaskId),
+    /// A task's heartbeat has been missed.
+    Lease(TaskId),
     /// An access request expires.
     AccessRequest(AccessRequestId),
 }
@@ -100,6 +107,34 @@ impl State {
             .get(agent)
             .map(|at| (*at).clone())
             .unwrap_or_default()
+    }
+
+    /// The freeze of one scope; never frozen = at version 0.
+    pub fn freeze(&self, scope: &FreezeScope) -> At<Freeze> {
+        self.freezes
+            .get(scope)
+            .map(|at| (*at).clone())
+            .unwrap_or_default()
+    }
+
+    /// Every freeze in force.
+    pub fn freezes(&self) -> Vec<(FreezeScope, FrozenAt)> {
+        let in_force = |(scope, at): (FreezeScope, Arc<At<Freeze>>)| {
+            at.value.in_force.clone().map(|frozen| (scope, frozen))
+        };
+        sorted(self.freezes.all())
+            .into_iter()
+            .filter_map(in_force)
+            .collect()
+    }
+
+    /// Whether the action of a grant was frozen after it was given. (Wider freezes end the task.)
+    pub fn action_frozen_since(&self, grant: &Grant) -> bool {
+        let scope = FreezeScope::Action(grant.issued.action.action.clone());
+        self.freezes
+            .get(&scope)
+            .and_then(|at| at.value.last)
+            .is_some_and(|frozen| grant.index < frozen)
     }
 
     /// The keys of a trust domain; none for a domain never entered.
@@ -223,12 +258,15 @@ impl State {
         if now.secs() >= grant.issued.exp {
             return Some(EndCause::Deadline);
         }
+        if self.action_frozen_since(grant) {
+            return Some(EndCause::Frozen);
+        }
         // A missing task reads as dead.
         match self.tasks.get(&grant.issued.task) {
             None => Some(EndCause::Deadline),
             Some(task) => match task.ended {
                 Some(ended) => Some(ended.cause),
-                None if !task.runs(now) => Some(EndCause::Deadline),
+                None if task.lapsed(now).is_some() => task.lapsed(now),
                 None if self.standing(&grant.issued.agent).value.suspended => {
                     Some(EndCause::Suspended)
                 }
@@ -244,6 +282,29 @@ impl State {
             .get(agent)
             .map(|set| set.iter().copied().collect())
             .unwrap_or_default()
+    }
+
+    /// Every agent that has an open task.
+    pub fn agents_at_work(&self) -> Vec<AgentId> {
+        let busy =
+            |(agent, tasks): (AgentId, Arc<BTreeSet<TaskId>>)| (!tasks.is_empty()).then_some(agent);
+        sorted(self.agent_tasks.all())
+            .into_iter()
+            .filter_map(busy)
+            .collect()
+    }
+
+    /// Every agent that was ever suspended.
+    pub fn agents_with_a_standing(&self) -> Vec<AgentId> {
+        sorted(self.agents.all())
+            .into_iter()
+            .map(|(id, _)| id)
+            .collect()
+    }
+
+    /// Every task, ended or not, in no order.
+    pub fn tasks(&self) -> Vec<Arc<Task>> {
+        self.tasks.all().into_iter().map(|(_, task)| task).collect()
     }
 
     /// Every task that has not ended by an entry.
@@ -306,7 +367,7 @@ impl State {
     pub fn picture(&self) -> Value {
         let tasks: Vec<Value> = sorted(self.tasks.all())
             .into_iter()
-            .map(|(id, t)| json!([id, t.ended, t.version]))
+            .map(|(id, t)| json!([id, t.ended, t.lease, t.version]))
             .collect();
         let requests: Vec<Value> = sorted(self.requests.all())
             .into_iter()
@@ -327,6 +388,17 @@ impl State {
         let agents: Vec<Value> = sorted(self.agents.all())
             .into_iter()
             .map(|(id, a)| json!([id, a.value.suspended, a.version]))
+            .collect();
+        let freezes: Vec<Value> = sorted(self.freezes.all())
+            .into_iter()
+            .map(|(scope, at)| {
+                json!([
+                    scope,
+                    at.value.in_force.is_some(),
+                    at.value.last,
+                    at.version
+                ])
+            })
             .collect();
         let trust: Vec<Value> = sorted(self.trust.all())
             .into_iter()
@@ -352,7 +424,7 @@ impl State {
             .map(|(at, due)| json!([at, format!("{due:?}")]))
             .collect();
         json!({ "position": self.position(), "tasks": tasks, "requests": requests, "grants": grants, "request_ids": request_ids, "opens": opens,
-            "agents": agents, "trust": trust, "keys": keys, "asks": asks, "feed": feed, "due": due, "illegal": self.illegal() })
+            "agents": agents, "freezes": freezes, "trust": trust, "keys": keys, "asks": asks, "feed": feed, "due": due, "illegal": self.illegal() })
     }
 
     fn due(&self) -> std::sync::MutexGuard<'_, BTreeSet<(Timestamp, Due)>> {

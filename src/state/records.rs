@@ -11,10 +11,43 @@ pub struct Task {
     pub opened: Arc<TaskOpened>,
     /// Why, in the agent's words; absent when retention dropped it.
     pub purpose: Option<Prose>,
+    /// Until when its heartbeat keeps it; absent for a task without one.
+    pub lease: Option<Lease>,
     /// How it ended, if it did.
     pub ended: Option<Ended>,
     /// Version of its stream.
     pub version: Version,
+}
+
+/// How long a task with a heartbeat lives without a sign of life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Lease {
+    /// Then it is over.
+    pub until: Timestamp,
+    /// Version of its stream; 0 until it is extended.
+    pub version: Version,
+}
+
+/// A freeze of one scope, as the journal tells it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Freeze {
+    /// In force: the entry that ordered it, when, and by whom.
+    pub in_force: Option<FrozenAt>,
+    /// Index of the last entry that froze it, lifted since or not: what was given before is dead for good.
+    pub last: Option<u64>,
+}
+
+/// When and by whom something was frozen.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct FrozenAt {
+    /// Which entry.
+    pub index: u64,
+    /// When.
+    pub at: Timestamp,
+    /// The operator.
+    pub by: PersonId,
+    /// Why, in the operator's words.
+    pub reason: Option<Prose>,
 }
 
 /// An end: one entry, one cause.
@@ -33,7 +66,17 @@ pub struct Ended {
 impl Task {
     /// Whether it still runs: a function of the record and the moment. The entry a timer writes later decides nothing.
     pub fn runs(&self, now: Timestamp) -> bool {
-        self.ended.is_none() && now < self.opened.deadline
+        self.ended.is_none() && self.lapsed(now).is_none()
+    }
+
+    /// What time alone has brought to an end: the deadline or a missed heartbeat, whichever came first.
+    pub fn lapsed(&self, now: Timestamp) -> Option<EndCause> {
+        let lease = self.lease.map(|lease| lease.until);
+        match lease.filter(|until| *until < self.opened.deadline) {
+            Some(until) if now >= until => Some(EndCause::Lease),
+            Some(_) => None,
+            None => (now >= self.opened.deadline).then_some(EndCause::Deadline),
+        }
     }
 }
 
@@ -140,7 +183,7 @@ pub struct Grant {
     /// Spent uses.
     pub uses: Vec<Use>,
     /// Keys it was signed with; the taint of any ends it.
-    pub kids: Vec<KeyId>,
+    pub kids: Arc<[KeyId]>,
     /// Its own end, apart from its task's.
     pub ended: Option<Ended>,
     /// Version of its token's stream; 0 until it is used, reissued or ended.

@@ -45,6 +45,15 @@ impl<K: Eq + Hash + Clone, V> Table<K, V> {
         }
     }
 
+    /// Changes the value under the key, or a first one, in place: readers that hold the value keep what they have, and only
+    /// then is it copied. For what grows by one at a time.
+    pub fn amend(&self, key: K, change: impl FnOnce(&mut V))
+    where
+        V: Clone + Default,
+    {
+        change(Arc::make_mut(&mut self.0.entry(key).or_default()));
+    }
+
     /// Puts a shared value under the key, in place of any other.
     pub fn put_shared(&self, key: K, value: Arc<V>) {
         self.0.insert(key, value);

@@ -6,9 +6,9 @@ use arc_swap::ArcSwap;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 
+use crate::client::{Protocol, Route};
 use crate::jose::{KeySet, Usage};
 use crate::model::Timestamp;
 
@@ -33,7 +33,7 @@ pub enum FetchError {
 }
 
 pub(super) struct Keys {
-    url: String,
+    route: Route,
     set: ArcSwap<KeySet>,
     /// When the last fetch began. Held through a fetch, so that many unknown names make one.
     fetched_at: Mutex<Timestamp>,
@@ -41,10 +41,10 @@ pub(super) struct Keys {
 
 impl Keys {
     /// Fetches for the first time.
-    pub(super) async fn fetch(url: &str, now: Timestamp) -> Result<Self, FetchError> {
-        let set = get(url).await?;
+    pub(super) async fn fetch(route: &Route, now: Timestamp) -> Result<Self, FetchError> {
+        let set = get(route).await?;
         Ok(Self {
-            url: url.to_owned(),
+            route: route.clone(),
             set: ArcSwap::from_pointee(set),
             fetched_at: Mutex::new(now),
         })
@@ -62,27 +62,22 @@ impl Keys {
             return Ok(());
         }
         *fetched_at = now;
-        self.set.store(std::sync::Arc::new(get(&self.url).await?));
+        self.set.store(std::sync::Arc::new(get(&self.route).await?));
         Ok(())
     }
 }
 
-async fn get(url: &str) -> Result<KeySet, FetchError> {
-    let body = tokio::time::timeout(Duration::from_secs(TIMEOUT_S), get_body(url))
+async fn get(route: &Route) -> Result<KeySet, FetchError> {
+    let body = tokio::time::timeout(Duration::from_secs(TIMEOUT_S), get_body(route))
         .await
         .map_err(|_| FetchError::TimedOut)??;
     KeySet::parse(&body, Usage::Signature).map_err(|_| FetchError::Form)
 }
 
-async fn get_body(url: &str) -> Result<Bytes, FetchError> {
-    let uri: http::Uri = url.parse().map_err(|_| FetchError::Unreachable)?;
-    let authority = uri.authority().ok_or(FetchError::Unreachable)?;
-    let host = authority
-        .host()
-        .trim_start_matches('[')
-        .trim_end_matches(']');
-    let port = authority.port_u16().unwrap_or(80);
-    let stream = TcpStream::connect((host, port))
+async fn get_body(route: &Route) -> Result<Bytes, FetchError> {
+    let authority = route.uri().authority().ok_or(FetchError::Unreachable)?;
+    let stream = route
+        .connect(Protocol::Http1)
         .await
         .map_err(|_| FetchError::Unreachable)?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
@@ -126,6 +121,11 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::client::Reach;
+
+    fn route(url: &str) -> Route {
+        Route::new(url, &Reach::default()).expect("route")
+    }
 
     /// Answers each connection with the next of these bytes.
     async fn serve(answers: Vec<Vec<u8>>) -> String {
@@ -171,7 +171,9 @@ mod tests {
         for (answer, error) in cases {
             let url = serve(vec![answer]).await;
             assert_eq!(
-                Keys::fetch(&url, Timestamp::from_secs(0)).await.err(),
+                Keys::fetch(&route(&url), Timestamp::from_secs(0))
+                    .await
+                    .err(),
                 Some(error)
             );
         }
@@ -186,7 +188,7 @@ mod tests {
         ])
         .await;
         let start = Timestamp::from_secs(1_800_000_000);
-        let keys = Keys::fetch(&url, start).await.expect("keys");
+        let keys = Keys::fetch(&route(&url), start).await.expect("keys");
         assert_eq!(
             keys.refresh(start.plus_millis(REFETCH_MS - 1)).await,
             Ok(()),

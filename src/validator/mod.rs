@@ -22,7 +22,7 @@ pub use check::{Admitted, Presented, Rejected, Require, Spent};
 pub use keys::FetchError;
 pub use revoked::Position;
 
-use crate::client::{Endpoint, Error, Identity, Order, methods};
+use crate::client::{Endpoint, Error, Identity, Order, Reach, methods};
 use crate::clock::Clock;
 use crate::jose::access_token::{self, TokenError};
 use crate::model::{Audience, Reason, Secret, TokenId, UseId};
@@ -36,6 +36,8 @@ use revoked::Revoked;
 pub struct ValidatorConfig {
     /// The broker's external URL.
     pub url: String,
+    /// How the broker is reached from here.
+    pub reach: Reach,
     /// The issuer that tokens must name, byte by byte.
     pub issuer: String,
     /// The one audience that tokens must name.
@@ -49,10 +51,11 @@ pub struct ValidatorConfig {
 }
 
 impl ValidatorConfig {
-    /// With a silence of at most 5,000 ms and the machine's clock.
+    /// With a silence of at most 5,000 ms, the machine's clock, and the broker where its URL says.
     pub fn new(url: &str, issuer: &str, audience: Audience, identity: Identity) -> Self {
         Self {
             url: url.to_owned(),
+            reach: Reach::default(),
             issuer: issuer.to_owned(),
             audience,
             identity,
@@ -96,8 +99,9 @@ struct Shared {
 impl Validator {
     /// Fetches the broker's keys and follows its feed; ready when it has heard everything that can still matter.
     pub async fn connect(config: ValidatorConfig) -> Result<Self, ConnectError> {
-        let endpoint = Endpoint::connect(&config.url)?.with_clock(config.clock.clone());
-        let keys = Keys::fetch(endpoint.url(), config.clock.now()).await?;
+        let endpoint =
+            Endpoint::reach(&config.url, &config.reach)?.with_clock(config.clock.clone());
+        let keys = Keys::fetch(endpoint.route(), config.clock.now()).await?;
         let position = watch::Sender::new(None);
         let mut heard = position.subscribe();
         let revoked = RwLock::default();

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 use super::Rejected;
-use crate::jose::access_token::{AccessTokenClaims, TTL_MAX_S};
-use crate::model::{AgentId, TaskId, Timestamp, TokenId};
+use crate::jose::access_token::{AccessTokenClaims, ActionDetail, TTL_MAX_S};
+use crate::model::{ActionName, AgentId, TaskId, Timestamp, TokenId};
 use crate::proto::v1::{self, revocation_event::Selector, watch_revocations_response::Message};
 
 /// A place in the journal: ordered by its life, then its index.
@@ -67,6 +67,10 @@ pub(super) struct Revoked {
     tokens: HashMap<TokenId, Timestamp>,
     /// The newest event for each agent: everything decided before it is dead.
     agents: HashMap<AgentId, (Position, Timestamp)>,
+    /// The same for each action.
+    actions: HashMap<ActionName, (Position, Timestamp)>,
+    /// The newest event for everything: every token decided before it is dead, for good.
+    everything: Option<Position>,
     chain: Chain,
     read_through: Option<Position>,
     complete: bool,
@@ -127,12 +131,20 @@ impl Revoked {
             Selector::Tasks(list) => learn(&mut self.tasks, &list.task_ids, TaskId::parse, now)?,
             Selector::Tokens(list) => learn(&mut self.tokens, &list.jtis, TokenId::parse, now)?,
             Selector::AgentId(id) => {
-                let id = AgentId::parse(&id).map_err(|_| Gap::Unknown)?;
-                let known = self.agents.entry(id).or_insert((at, now));
-                *known = (known.0.max(at), now);
+                learn_broad(&mut self.agents, &[id], AgentId::parse, at, now)?;
+            }
+            Selector::Agents(list) => {
+                learn_broad(&mut self.agents, &list.agent_ids, AgentId::parse, at, now)?;
+            }
+            Selector::Action(name) => {
+                learn_broad(&mut self.actions, &[name], ActionName::parse, at, now)?;
+            }
+            Selector::Everything(v1::EveryToken {}) => {
+                self.everything = self.everything.max(Some(at));
             }
         }
-        if self.tasks.len() + self.tokens.len() + self.agents.len() > ENDS_MAX {
+        let broad = self.agents.len() + self.actions.len();
+        if self.tasks.len() + self.tokens.len() + broad > ENDS_MAX {
             return Err(Gap::Full);
         }
         self.chain = Chain::After(Some(at.index));
@@ -175,6 +187,7 @@ impl Revoked {
         self.tasks.retain(|_, at| keep(at));
         self.tokens.retain(|_, at| keep(at));
         self.agents.retain(|_, (_, at)| keep(at));
+        self.actions.retain(|_, (_, at)| keep(at));
     }
 
     /// Whether every end up to [`Revoked::read_through`] is known.
@@ -216,14 +229,16 @@ impl Revoked {
             epoch: claims.epoch,
             index: claims.pos,
         };
+        let before =
+            |event: Option<&(Position, Timestamp)>| event.is_some_and(|(e, _)| decided < *e);
+        let [ActionDetail { action, .. }] = &claims.authorization_details;
         // A new life of the journal ends everything of the lives before.
         let dead = claims.epoch < read.epoch
             || self.tasks.contains_key(&claims.txn)
             || self.tokens.contains_key(&claims.jti)
-            || self
-                .agents
-                .get(&claims.client_id)
-                .is_some_and(|(event, _)| decided < *event);
+            || before(self.agents.get(&claims.client_id))
+            || before(self.actions.get(action))
+            || self.everything.is_some_and(|event| decided < event);
         if dead { Err(Rejected::Revoked) } else { Ok(()) }
     }
 }
@@ -236,6 +251,21 @@ fn learn<T: Eq + Hash>(
 ) -> Result<(), Gap> {
     for id in ids {
         known.insert(parse(id).map_err(|_| Gap::Unknown)?, now);
+    }
+    Ok(())
+}
+
+fn learn_broad<T: Eq + Hash>(
+    known: &mut HashMap<T, (Position, Timestamp)>,
+    ids: &[String],
+    parse: impl Fn(&str) -> Result<T, crate::model::Malformed>,
+    at: Position,
+    now: Timestamp,
+) -> Result<(), Gap> {
+    for id in ids {
+        let id = parse(id).map_err(|_| Gap::Unknown)?;
+        let newest = known.entry(id).or_insert((at, now));
+        *newest = (newest.0.max(at), now);
     }
     Ok(())
 }
@@ -326,6 +356,58 @@ mod tests {
         Some(Selector::Tokens(v1::TokenList {
             jtis: vec![TokenId::from_random([byte; 16]).to_string()],
         }))
+    }
+
+    #[test]
+    fn broad_selectors_end_what_was_decided_before_them() {
+        let list = |ids: &[&str]| {
+            let agent_ids = ids.iter().map(|id| (*id).to_owned()).collect();
+            Some(Selector::Agents(v1::AgentList { agent_ids }))
+        };
+        for (selector, hits) in [
+            (list(&["other", "ci"]), true),
+            (list(&["other"]), false),
+            (Some(Selector::Action("a".to_owned())), true),
+            (Some(Selector::Action("b".to_owned())), false),
+            (Some(Selector::Everything(v1::EveryToken {})), true),
+        ] {
+            let mut revoked = started();
+            let told = format!("{selector:?}");
+            revoked
+                .apply(event(20, Some(5), selector), NOW)
+                .expect("applies");
+            revoked
+                .apply(heartbeat(1, 30, Some(20)), NOW)
+                .expect("applies");
+            let judged = |pos| revoked.judge(&claims(1, pos), NOW, SILENCE_MS).is_err();
+            assert_eq!(
+                (judged(19), judged(20), judged(25)),
+                (hits, false, false),
+                "{told}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_end_of_everything_is_never_forgotten() {
+        let mut revoked = started();
+        let everything = Some(Selector::Everything(v1::EveryToken {}));
+        revoked
+            .apply(event(20, Some(5), everything), NOW)
+            .expect("applies");
+        let late = NOW.plus_millis(KEEP_MS + SWEEP_MS + 1);
+        revoked
+            .apply(heartbeat(1, 30, Some(20)), late)
+            .expect("applies");
+        assert!(revoked.judge(&claims(1, 19), late, SILENCE_MS).is_err());
+        // Malformed ids of a broad selector are a gap, like any other.
+        let odd = Some(Selector::Agents(v1::AgentList {
+            agent_ids: vec!["a/b".to_owned()],
+        }));
+        assert_eq!(
+            revoked.apply(event(31, Some(20), odd), late),
+            Err(Gap::Unknown)
+        );
     }
 
     fn started() -> Revoked {

@@ -51,6 +51,13 @@ impl service::TokenService for Service {
         }))
     }
 
+    async fn revoke_token(
+        &self,
+        _: Request<v1::RevokeTokenRequest>,
+    ) -> Result<Response<v1::RevokeTokenResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn consume_token(
         &self,
         request: Request<v1::ConsumeTokenRequest>,

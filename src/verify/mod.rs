@@ -92,6 +92,12 @@ pub enum VerifyError {
     /// An operator suspended the agent.
     #[error("agent {0} is suspended")]
     Suspended(AgentId),
+    /// An operator froze everything, the agent, or its owner.
+    #[error("{0} is frozen")]
+    Frozen(FreezeScope),
+    /// The agent's tasks are pinned to another key.
+    #[error("agent {0} is pinned to another key")]
+    OtherKey(AgentId),
     /// The key that verified the evidence is no longer trusted.
     #[error("the key that verified the evidence is no longer trusted")]
     KeyRemoved,
@@ -213,6 +219,22 @@ impl Proven {
         if suspended {
             return Err(VerifyError::Suspended(agent.id.clone()));
         }
+        if agent.jkt.is_some_and(|pinned| pinned != self.jkt()) {
+            return Err(VerifyError::OtherKey(agent.id.clone()));
+        }
+        let scopes = [
+            FreezeScope::All,
+            FreezeScope::Agent(agent.id.clone()),
+            FreezeScope::Owner(agent.owner.clone()),
+        ];
+        let mut freezes = Vec::with_capacity(scopes.len());
+        for scope in scopes {
+            let (frozen, version) = (standing.freeze)(&scope);
+            if frozen {
+                return Err(VerifyError::Frozen(scope));
+            }
+            freezes.push((Stream::Freeze(scope), version));
+        }
         let binding = Binding::Jkt(self.jkt());
         match rules
             .bundle
@@ -228,17 +250,16 @@ impl Proven {
             (Stream::Person(agent.owner.clone()), 0),
             (Stream::Policy, rules.version),
             (Stream::Trust(facts.subject.trust_domain()), trust_version),
-            // Nothing freezes yet: resting on the four names at version 0 keeps that true for whatever will.
-            (Stream::FreezeAll, 0),
-            (Stream::FreezeAgent(agent.id.clone()), 0),
-            (Stream::FreezeOwner(agent.owner.clone()), 0),
         ];
+        rests_on.extend(freezes);
         let mut not_after = facts
             .expires_at
             .min(facts.verified_at.plus_millis(standing.max_evidence_age_ms));
         if let Some(task) = &standing.task {
             rests_on.push((Stream::Task(task.id), task.version));
             not_after = not_after.min(task.deadline);
+            // A token may outlive a heartbeat's length, but nothing is begun for a task whose heartbeat was missed.
+            not_after = task.lease_until.map_or(not_after, |t| t.min(not_after));
         }
         Ok(Verified {
             agent,
@@ -257,6 +278,9 @@ impl Proven {
 /// Whether an agent is suspended, and the version of its stream.
 pub type AskStanding<'a> = Box<dyn Fn(&AgentId) -> (bool, Version) + 'a>;
 
+/// Whether a scope is frozen, and the version of its stream.
+pub type AskFreeze<'a> = Box<dyn Fn(&FreezeScope) -> (bool, Version) + 'a>;
+
 /// What the journal and the policy bundle say at one moment, gathered by the caller for [`Proven::stand`].
 pub struct Standing<'a> {
     /// The policy bundle in force.
@@ -265,6 +289,8 @@ pub struct Standing<'a> {
     pub trust: Option<Version>,
     /// Whether an agent is suspended, and the version of its stream.
     pub agent: AskStanding<'a>,
+    /// Whether a scope is frozen, and the version of its stream.
+    pub freeze: AskFreeze<'a>,
     /// The task the call is for, when it is for one.
     pub task: Option<TaskStanding>,
     /// Longest time since this broker verified the evidence.
@@ -282,6 +308,8 @@ pub struct TaskStanding {
     pub opened_at: Timestamp,
     /// When it ends by itself.
     pub deadline: Timestamp,
+    /// When a missed heartbeat ends it.
+    pub lease_until: Option<Timestamp>,
     /// Version of its stream.
     pub version: Version,
 }

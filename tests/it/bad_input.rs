@@ -77,6 +77,7 @@ fn open(change: impl FnOnce(&mut v1::OpenTaskRequest)) -> Vec<u8> {
             nanos: 0,
         }),
         request_id: "r-1".into(),
+        heartbeat: None,
     };
     change(&mut message);
     message.encode_to_vec()

@@ -83,6 +83,7 @@ impl Caller<'_> {
                     purpose: "x".into(),
                     max_duration: Some(seconds_to_wire(60)),
                     request_id: "walk".into(),
+                    heartbeat: None,
                 };
                 let evh = Digest::of(self.evidence.as_bytes());
                 tasks
@@ -130,6 +131,10 @@ impl Caller<'_> {
                     .await
                     .map(drop)
             }
+            "KeepAlive" => tasks
+                .keep_alive(self.request(method, v1::KeepAliveRequest { task_id }))
+                .await
+                .map(drop),
             "CompleteTask" => {
                 let message = v1::CompleteTaskRequest {
                     task_id,
@@ -224,6 +229,49 @@ impl Caller<'_> {
                         agent_id: "triage".into(),
                     },
                 ))
+                .await
+                .map(drop),
+            "RevokeToken" => {
+                let jti = TokenId::from_random([9; 16]).to_string();
+                tokens
+                    .revoke_token(self.request(method, v1::RevokeTokenRequest { jti }))
+                    .await
+                    .map(drop)
+            }
+            "ListAgents" => governance
+                .list_agents(self.request(method, v1::ListAgentsRequest::default()))
+                .await
+                .map(drop),
+            "GetAgent" => {
+                let agent_id = "triage".into();
+                governance
+                    .get_agent(self.request(method, v1::GetAgentRequest { agent_id }))
+                    .await
+                    .map(drop)
+            }
+            "Freeze" => {
+                let message = v1::FreezeRequest {
+                    scope: "all".into(),
+                    reason: String::new(),
+                };
+                governance
+                    .freeze(self.request(method, message))
+                    .await
+                    .map(drop)
+            }
+            "Unfreeze" => {
+                let scope = "all".into();
+                governance
+                    .unfreeze(self.request(method, v1::UnfreezeRequest { scope }))
+                    .await
+                    .map(drop)
+            }
+            "ListFreezes" => governance
+                .list_freezes(self.request(method, v1::ListFreezesRequest {}))
+                .await
+                .map(drop),
+            "ListTasks" => governance
+                .list_tasks(self.request(method, v1::ListTasksRequest::default()))
                 .await
                 .map(drop),
             "EndTask" => governance

@@ -22,6 +22,7 @@ async fn show(b: &TestBroker, token: Secret) -> Result<(), Refusal> {
         purpose: Prose::parse("purpose", "x").expect("prose"),
         max_duration: 600,
         request_id: RequestId::parse("r").expect("id"),
+        heartbeat: None,
     };
     b.hall.open_task(&call, ask).await.map(drop)
 }

@@ -91,10 +91,11 @@ fn decision() -> Decision {
     Decision {
         id: id(3, DecisionId::from_random),
         policy: digest(3),
-        rules: vec![RuleRef {
+        rules: [RuleRef {
             id: "destructive-needs-a-yes".into(),
             file: "rules/20-guardrails.cedar".into(),
-        }],
+        }]
+        .into(),
         needs: vec![profile()],
         ttl: TtlSum {
             asked: 900,
@@ -125,7 +126,7 @@ fn issued() -> TokenIssued {
         request_id: word("r-1", RequestId::parse),
         asked_ttl: 900,
         reason: Some(digest(6)),
-        action: on_record().0,
+        action: on_record().0.into(),
         secret: Some(digest(7)),
         iat: 1_800_000_000,
         exp: 1_800_000_600,
@@ -133,14 +134,17 @@ fn issued() -> TokenIssued {
         cnf: Binding::Jkt(Thumbprint(digest(8))),
         uses: Some(1),
         pos: 41,
-        approval: Some(ApprovalClaim {
-            access_request: id(9, AccessRequestId::from_random),
-            profiles: vec![profile().name],
-            at: 1_800_000_000,
-        }),
+        approval: Some(
+            ApprovalClaim {
+                access_request: id(9, AccessRequestId::from_random),
+                profiles: vec![profile().name],
+                at: 1_800_000_000,
+            }
+            .into(),
+        ),
         consumed: Some(id(9, AccessRequestId::from_random)),
         decision: decision(),
-        evidence: evidence(),
+        evidence: evidence().into(),
     }
 }
 
@@ -152,6 +156,20 @@ fn facts() -> Vec<Fact> {
         word("olga", PersonId::parse),
     );
     let access_request = id(9, AccessRequestId::from_random);
+    let opened = TaskOpened {
+        task,
+        agent: agent.clone(),
+        owner: word("dana", PersonId::parse),
+        binding: issued().cnf,
+        request_id: word("open-1", RequestId::parse),
+        asked_seconds: 3_600,
+        opened_at: Timestamp::from_millis(1_800_000_000_123),
+        deadline: Timestamp::from_millis(1_800_003_600_123),
+        heartbeat_seconds: None,
+        purpose: digest(12),
+        evidence: evidence(),
+        policy: digest(3),
+    };
     let all = vec![
         Fact::EpochStarted(EpochStarted {
             realm: word("soc", Realm::parse),
@@ -179,19 +197,7 @@ fn facts() -> Vec<Fact> {
             agent: agent.clone(),
             by: person.clone(),
         }),
-        Fact::TaskOpened(TaskOpened {
-            task,
-            agent: agent.clone(),
-            owner: word("dana", PersonId::parse),
-            binding: issued().cnf,
-            request_id: word("open-1", RequestId::parse),
-            asked_seconds: 3_600,
-            opened_at: Timestamp::from_millis(1_800_000_000_123),
-            deadline: Timestamp::from_millis(1_800_003_600_123),
-            purpose: digest(12),
-            evidence: evidence(),
-            policy: digest(3),
-        }),
+        Fact::TaskOpened(opened.clone()),
         Fact::TaskEnded(TaskEnded {
             tasks: vec![task],
             cause: EndCause::Completed,
@@ -256,10 +262,39 @@ fn facts() -> Vec<Fact> {
         Fact::GrantsEnded(GrantsEnded {
             jtis: vec![issued().jti],
             cause: EndCause::Policy,
+            by: None,
         }),
         Fact::RefusalsCounted(RefusalsCounted {
             since: Timestamp::from_secs(1_800_000_000),
             count: 7,
+        }),
+        Fact::TaskOpened(TaskOpened {
+            heartbeat_seconds: Some(30),
+            ..opened
+        }),
+        Fact::LeasesExtended(LeasesExtended {
+            leases: vec![(task, Timestamp::from_millis(1_800_000_030_123))],
+        }),
+        Fact::Frozen(Frozen {
+            scope: FreezeScope::Owner(person.clone()),
+            agents: vec![agent.clone()],
+            by: person.clone(),
+            reason: Some(digest(11)),
+        }),
+        Fact::Frozen(Frozen {
+            scope: FreezeScope::Action(word("account.disable", ActionName::parse)),
+            agents: vec![],
+            by: person.clone(),
+            reason: None,
+        }),
+        Fact::Unfrozen(Unfrozen {
+            scope: FreezeScope::All,
+            by: person.clone(),
+        }),
+        Fact::GrantsEnded(GrantsEnded {
+            jtis: vec![id(4, TokenId::from_random)],
+            cause: EndCause::Operator,
+            by: Some(person.clone()),
         }),
     ];
     for fact in &all {
@@ -270,7 +305,10 @@ fn facts() -> Vec<Fact> {
             | Fact::PolicyApplied(_)
             | Fact::AgentSuspended(_)
             | Fact::AgentResumed(_)
+            | Fact::Frozen(_)
+            | Fact::Unfrozen(_)
             | Fact::TaskOpened(_)
+            | Fact::LeasesExtended(_)
             | Fact::TaskEnded(_)
             | Fact::RequestDenied(_)
             | Fact::AccessRequestOpened(_)
@@ -292,6 +330,7 @@ fn streams() -> Vec<Stream> {
     let agent = word("triage", AgentId::parse);
     vec![
         Stream::Task(task),
+        Stream::Lease(task),
         Stream::Open(
             agent.clone(),
             Thumbprint(digest(8)),
@@ -306,10 +345,13 @@ fn streams() -> Vec<Stream> {
         Stream::Policy,
         Stream::Trust(word("soc.example", TrustDomain::parse)),
         Stream::Key(word("kid-1", KeyId::parse)),
-        Stream::FreezeAll,
-        Stream::FreezeAgent(agent),
-        Stream::FreezeOwner(word("dana", PersonId::parse)),
-        Stream::FreezeAction(word("account.disable", ActionName::parse)),
+        Stream::Freeze(FreezeScope::All),
+        Stream::Freeze(FreezeScope::Agent(agent)),
+        Stream::Freeze(FreezeScope::Owner(word("dana", PersonId::parse))),
+        Stream::Freeze(FreezeScope::Action(word(
+            "account.disable",
+            ActionName::parse,
+        ))),
     ]
 }
 
@@ -471,6 +513,9 @@ fn the_feed() {
         Selector::Tasks(vec![task]),
         Selector::Tokens(vec![issued().jti]),
         Selector::Agent(word("triage", AgentId::parse)),
+        Selector::Agents(vec![word("triage", AgentId::parse)]),
+        Selector::Action(word("account.disable", ActionName::parse)),
+        Selector::Everything,
     ];
     let mut text = String::new();
     for (index, selector) in (5_u64..).zip(selectors) {

@@ -13,6 +13,7 @@ use dipylon::clock::{Clock, Hand};
 use dipylon::jose::{SigningKey, Usage, dpop};
 use dipylon::journal::Faults;
 use dipylon::model::*;
+use dipylon::rates::{Rates, Seat};
 use dipylon::rules::BundleFiles;
 use dipylon::serve::guard;
 use serde_json::json;
@@ -147,6 +148,7 @@ pub fn settings() -> Settings {
         task_cap: 86_400,
         max_evidence_age: 300,
         tell_callers: true,
+        rates: Rates::default(),
     }
 }
 
@@ -156,12 +158,24 @@ impl TestBroker {
     }
 
     pub async fn start_with(world: World, faults: Faults) -> Self {
+        Self::start_as(settings(), world, faults).await
+    }
+
+    pub async fn start_at(rates: Rates) -> Self {
+        let settings = Settings {
+            rates,
+            ..settings()
+        };
+        Self::start_as(settings, World::new(), Faults::default()).await
+    }
+
+    async fn start_as(settings: Settings, world: World, faults: Faults) -> Self {
         let temp = tempfile::tempdir().expect("dir");
         let (clock, hand) = Clock::by_hand(START);
         let signing_pkcs8 = SigningKey::generate().expect("key").1.to_vec();
         let world = Arc::new(world);
         let dir = temp.path().join("data");
-        let hall = open(&world, &dir, &clock, &signing_pkcs8, faults)
+        let hall = open_as(settings, &world, &dir, &clock, &signing_pkcs8, faults)
             .await
             .expect("starts");
         Self {
@@ -331,6 +345,7 @@ impl TestBroker {
             admits,
             proof: Some(dpop::create(key, &claims).expect("proof")),
             bearer: None,
+            seat: Seat::standing(guard::class(method)),
         }
     }
 
@@ -352,6 +367,16 @@ impl TestBroker {
         purpose: &str,
         request_id: &str,
     ) -> Result<Opened, Refusal> {
+        self.open_with(agent, purpose, request_id, None).await
+    }
+
+    pub async fn open_with(
+        &self,
+        agent: &TestAgent,
+        purpose: &str,
+        request_id: &str,
+        heartbeat: Option<i64>,
+    ) -> Result<Opened, Refusal> {
         let evidence = self.svid(agent);
         let evh = dipylon::verify::evidence_hash(&evidence);
         let call = self.call(
@@ -365,8 +390,14 @@ impl TestBroker {
             purpose: Prose::parse("purpose", purpose).expect("prose"),
             max_duration: 3_600,
             request_id: RequestId::parse(request_id).expect("id"),
+            heartbeat,
         };
         self.hall.open_task(&call, ask).await
+    }
+
+    pub async fn keep_alive(&self, agent: &TestAgent, task: TaskId) -> Result<Timestamp, Refusal> {
+        let call = self.call("dipylon.v1.TaskService/KeepAlive", &agent.key, None, None);
+        self.hall.keep_alive(&call, task).await
     }
 
     pub async fn ask(
@@ -527,6 +558,24 @@ impl TestBroker {
         self.hall
             .resume_agent(&call, AgentId::parse(agent).expect("id"))
             .await
+    }
+
+    pub async fn freeze(&self, scope: &str) -> Result<FreezeDone, Refusal> {
+        let call = self.person_call("dipylon.v1.GovernanceService/Freeze", "olga");
+        let scope = FreezeScope::parse(scope).expect("scope");
+        let reason = Prose::parse("reason", "an incident").expect("prose");
+        self.hall.freeze(&call, scope, Some(reason)).await
+    }
+
+    pub async fn unfreeze(&self, scope: &str) -> Result<u64, Refusal> {
+        let call = self.person_call("dipylon.v1.GovernanceService/Unfreeze", "olga");
+        let scope = FreezeScope::parse(scope).expect("scope");
+        self.hall.unfreeze(&call, scope).await
+    }
+
+    pub async fn revoke(&self, jti: TokenId) -> Result<TokenRevoked, Refusal> {
+        let call = self.person_call("dipylon.v1.TokenService/RevokeToken", "olga");
+        self.hall.revoke_token(&call, jti).await
     }
 
     /// Every law that the journal alone can show.

@@ -9,6 +9,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("proto", &["model"]),
     ("jose", &["model"]),
     ("rules", &["model", "jose"]),
+    ("rates", &[]),
+    ("telemetry", &["model"]),
     ("audit", &["model"]),
     ("state", &["model", "journal"]),
     ("verify", &["model", "jose", "rules"]),
@@ -17,14 +19,36 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("clock", &["model"]),
     ("keys", &["jose"]),
     ("journal", &["model", "audit", "clock"]),
-    ("config", &["model", "jose", "broker"]),
+    ("config", &["model", "jose", "rates", "telemetry", "broker"]),
     (
         "broker",
         &[
-            "model", "jose", "rules", "state", "verify", "approve", "mint", "clock", "journal",
+            "model",
+            "jose",
+            "rules",
+            "state",
+            "verify",
+            "approve",
+            "mint",
+            "clock",
+            "journal",
+            "rates",
+            "telemetry",
         ],
     ),
-    ("serve", &["model", "proto", "rules", "state", "broker"]),
+    (
+        "serve",
+        &[
+            "model",
+            "proto",
+            "rules",
+            "state",
+            "config",
+            "rates",
+            "telemetry",
+            "broker",
+        ],
+    ),
     ("client", &["model", "jose", "proto", "clock"]),
     ("validator", &["model", "jose", "proto", "clock", "client"]),
     (
@@ -39,6 +63,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "keys",
             "config",
             "journal",
+            "telemetry",
             "broker",
             "serve",
             "client",
@@ -52,6 +77,7 @@ const ROOMS: &[(&str, &[&str])] = &[
 /// Each dependency that has a home, and its homes.
 const HOMES: &[(&str, &[&str])] = &[
     ("cedar_policy", &["rules"]),
+    ("cedar_policy_core", &["rules"]),
     ("rusqlite", &["journal"]),
     ("dashmap", &["state"]),
     ("jsonwebtoken", &["jose"]),
@@ -59,6 +85,10 @@ const HOMES: &[(&str, &[&str])] = &[
     ("tonic", &["proto", "serve", "client"]),
     ("axum", &["serve", "cli"]),
     ("clap", &["cli", "main"]),
+    ("rustls", &["serve", "client"]),
+    ("tokio_rustls", &["serve", "client"]),
+    ("prometheus_client", &["telemetry"]),
+    ("tracing_subscriber", &["telemetry"]),
 ];
 
 /// Rooms where value goes in and value comes out.

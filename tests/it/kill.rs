@@ -45,6 +45,11 @@ pub struct Realm {
 
 impl Realm {
     pub fn new(root: &Path) -> Self {
+        Self::with(root, "")
+    }
+
+    /// With more lines at the head of its configuration.
+    pub fn with(root: &Path, more: &str) -> Self {
         let world = World::new();
         let port = std::net::TcpListener::bind("127.0.0.1:0")
             .expect("a port")
@@ -61,7 +66,7 @@ impl Realm {
         std::fs::write(root.join("trust.json"), world.trust_bundle()).expect("file");
         let config = root.join("dipylon.toml");
         let text = format!(
-            "realm = \"test\"\nlisten = \"127.0.0.1:{port}\"\nexternal_url = \"{url}\"\ndata_dir = \"data\"\nkey_dir = \"keys\"\n\
+            "{more}realm = \"test\"\nlisten = \"127.0.0.1:{port}\"\nexternal_url = \"{url}\"\ndata_dir = \"data\"\nkey_dir = \"keys\"\n\
              policy = \"policy\"\n[[trust_domain]]\nname = \"{DOMAIN}\"\nbundle = \"trust.json\"\n"
         );
         std::fs::write(&config, text).expect("file");
@@ -163,6 +168,7 @@ impl Realm {
                 purpose: "load".into(),
                 max_duration_s: 3_600,
                 request_id: None,
+                heartbeat_s: None,
             };
             let Ok(task) = agent.open_task(&opening).await else {
                 continue;
@@ -221,6 +227,7 @@ impl Realm {
                 purpose: "load".into(),
                 max_duration_s: 3_600,
                 request_id: None,
+                heartbeat_s: None,
             };
             let Ok(task) = agent.open_task(&opening).await else {
                 continue;

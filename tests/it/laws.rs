@@ -16,7 +16,9 @@ struct Walk {
     policy: Option<(Digest, std::rc::Rc<PolicyBundle>)>,
     tasks: BTreeMap<TaskId, TaskOpened>,
     ended: BTreeSet<TaskId>,
+    leases: BTreeMap<TaskId, Timestamp>,
     suspended: BTreeSet<AgentId>,
+    frozen: BTreeSet<FreezeScope>,
     requests: BTreeMap<AccessRequestId, AccessRequestOpened>,
     votes: BTreeMap<AccessRequestId, Vec<VoteCast>>,
     consumed: BTreeSet<AccessRequestId>,
@@ -119,7 +121,67 @@ impl Walk {
             Fact::AgentResumed(f) => {
                 self.suspended.remove(&f.agent);
             }
+            Fact::Frozen(f) => {
+                self.frozen.insert(f.scope.clone());
+                let hit = |t: &&TaskOpened| match &f.scope {
+                    FreezeScope::All => true,
+                    FreezeScope::Agent(agent) => t.agent == *agent,
+                    FreezeScope::Owner(_) => f.agents.contains(&t.agent),
+                    FreezeScope::Action(_) => false,
+                };
+                let tasks: Vec<_> = self.tasks.values().filter(hit).map(|t| t.task).collect();
+                self.ended.extend(tasks);
+                if let FreezeScope::Owner(owner) = &f.scope {
+                    let running = |t: &&TaskOpened| !self.ended.contains(&t.task);
+                    assert!(
+                        !self
+                            .tasks
+                            .values()
+                            .filter(running)
+                            .any(|t| t.owner == *owner),
+                        "law 7: a task of a frozen owner went on"
+                    );
+                }
+                if let FreezeScope::Action(name) = &f.scope {
+                    let of_action = |g: &&TokenIssued| g.action.action == *name;
+                    let grants: Vec<_> = self
+                        .grants
+                        .values()
+                        .filter(of_action)
+                        .map(|g| g.jti)
+                        .collect();
+                    self.dead.extend(grants);
+                    let asked = |r: &&AccessRequestOpened| r.action.action == *name;
+                    let asked: Vec<_> = self
+                        .requests
+                        .values()
+                        .filter(asked)
+                        .map(|r| r.access_request)
+                        .collect();
+                    for id in asked {
+                        if self.consumed.contains(&id) {
+                            continue;
+                        }
+                        self.closed.insert(id);
+                        self.no_longer_asks(&id);
+                    }
+                }
+            }
+            Fact::Unfrozen(f) => {
+                self.frozen.remove(&f.scope);
+            }
             Fact::TaskOpened(f) => {
+                let owner = &self.bundle().agent(&f.agent).expect("registered").owner;
+                for scope in [
+                    FreezeScope::All,
+                    FreezeScope::Agent(f.agent.clone()),
+                    FreezeScope::Owner(owner.clone()),
+                ] {
+                    assert!(
+                        !self.frozen.contains(&scope),
+                        "law 7: a task was opened under {scope}"
+                    );
+                }
                 assert!(
                     !self.suspended.contains(&f.agent),
                     "a suspended agent opened a task"
@@ -180,7 +242,26 @@ impl Walk {
             | Fact::RequestDenied(_)
             | Fact::VoteRefused(_)
             | Fact::RefusalsCounted(_) => {}
+            Fact::LeasesExtended(f) => {
+                for (task, until) in &f.leases {
+                    let lease = self.lease_of(task).expect("a lease");
+                    assert!(!self.ended.contains(task), "an ended task was kept alive");
+                    assert!(entry.at < lease, "a lease was extended after it had ended");
+                    assert!(
+                        *until <= self.tasks[task].deadline,
+                        "a lease beyond the deadline"
+                    );
+                    self.leases.insert(*task, *until);
+                }
+            }
         }
+    }
+
+    /// When a missed heartbeat ends a task.
+    fn lease_of(&self, task: &TaskId) -> Option<Timestamp> {
+        let opened = &self.tasks[task];
+        let first = opened.opened_at.plus_secs(opened.heartbeat_seconds?);
+        Some(self.leases.get(task).copied().unwrap_or(first))
     }
 
     fn no_longer_asks(&mut self, id: &AccessRequestId) {
@@ -260,6 +341,10 @@ impl Walk {
         );
         assert!(entry.at < task.deadline, "law 7: a mint after the deadline");
         assert!(
+            self.lease_of(&f.task).is_none_or(|until| entry.at < until),
+            "law 7: a mint after a missed heartbeat"
+        );
+        assert!(
             self.request_ids.insert((f.task, f.request_id.clone())),
             "one request_id, two grants"
         );
@@ -268,6 +353,18 @@ impl Walk {
             version, f.decision.policy,
             "law 1: another bundle than the one in force decided"
         );
+        let agent = bundle.agent(&f.agent).expect("registered");
+        for scope in [
+            FreezeScope::All,
+            FreezeScope::Agent(f.agent.clone()),
+            FreezeScope::Owner(agent.owner.clone()),
+            FreezeScope::Action(f.action.action.clone()),
+        ] {
+            assert!(
+                !self.frozen.contains(&scope),
+                "law 7: a mint under the freeze of {scope}"
+            );
+        }
         let secret = f.secret.map(|hash| {
             let text = journal.blob(&hash).expect("readable").expect("blob");
             ActionSecret::from_blob(&text).expect("secret")
@@ -276,8 +373,11 @@ impl Walk {
             .action
             .reopen(secret.as_ref())
             .expect("the action is whole");
-        let agent = bundle.agent(&f.agent).expect("registered");
         assert_eq!(agent.spiffe_id, f.subject);
+        assert!(
+            agent.jkt.is_none_or(|pinned| pinned == f.cnf.jkt()),
+            "a mint for another key than the pinned one"
+        );
 
         let mut approved = BTreeSet::new();
         if let Some(id) = f.consumed {

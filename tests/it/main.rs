@@ -8,12 +8,18 @@
     reason = "a test that cannot go on fails"
 )]
 
+mod admission;
 mod audit;
 mod bad_input;
+mod clock;
 mod crosscheck;
 mod demo;
 mod doors;
+mod drain;
 mod evidence;
+#[path = "../../benches/figures/mod.rs"]
+mod figures;
+mod freeze;
 mod front_door;
 mod gates;
 mod golden;
@@ -22,10 +28,14 @@ mod hostile;
 mod house;
 mod kill;
 mod laws;
+mod leases;
+mod metrics;
 mod operators;
 mod parallel;
 mod properties;
 mod secrets;
 mod served;
+mod siege;
 mod spine;
+mod transport;
 mod vectors;

@@ -10,6 +10,7 @@ use dipylon::clock::{Clock, Hand};
 use dipylon::jose::{SigningKey, dpop};
 use dipylon::journal::Faults;
 use dipylon::model::*;
+use dipylon::rates::Seat;
 use dipylon::serve::guard;
 
 use super::harness::{DOMAIN, START, URL, World, rand_u64, settings};
@@ -156,6 +157,7 @@ impl Bare {
             admits,
             proof,
             bearer: None,
+            seat: Seat::standing(guard::class(method)),
         }
     }
 

@@ -55,6 +55,18 @@ enum Op {
     Resume {
         agent: usize,
     },
+    Freeze {
+        scope: usize,
+    },
+    Unfreeze {
+        scope: usize,
+    },
+    Revoke {
+        token: usize,
+    },
+    KeepAlive {
+        task: usize,
+    },
     Rules {
         which: usize,
     },
@@ -85,6 +97,10 @@ fn op() -> impl Strategy<Value = Op> {
         1 => any_index().prop_map(|request| Op::Cancel { request }),
         1 => (0..2_usize).prop_map(|agent| Op::Suspend { agent }),
         3 => (0..2_usize).prop_map(|agent| Op::Resume { agent }),
+        1 => (0..SCOPES.len()).prop_map(|scope| Op::Freeze { scope }),
+        4 => (0..SCOPES.len()).prop_map(|scope| Op::Unfreeze { scope }),
+        1 => any_index().prop_map(|token| Op::Revoke { token }),
+        3 => any_index().prop_map(|task| Op::KeepAlive { task }),
         3 => prop_oneof![Just(0), 0..6_usize].prop_map(|which| Op::Rules { which }),
         4 => prop_oneof![6 => 0..5_000_u32, 3 => 0..200_000_u32, 1 => Just(1_000_000)].prop_map(|ms| Op::Advance { ms }),
         1 => Just(Op::Upkeep),
@@ -94,6 +110,13 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 const AGENTS: [&str; 2] = ["triage", "reporter"];
+const SCOPES: [&str; 5] = [
+    "all",
+    "agent/triage",
+    "owner/dana",
+    "owner/maria",
+    "action/account.disable",
+];
 const VOTERS: [&str; 3] = ["dana", "maria", "lee"];
 const STEPS: [Step; 4] = [
     Step::Checked,
@@ -124,6 +147,8 @@ struct Ledger {
     tasks: Vec<(usize, TaskId)>,
     tokens: Vec<(TaskId, TokenId, Secret, Audience)>,
     ended: BTreeSet<TaskId>,
+    /// Tokens that ended apart from their tasks.
+    dead: BTreeSet<TokenId>,
     requests: Vec<AccessRequestId>,
     votes: usize,
     uses: BTreeMap<TokenId, UseId>,
@@ -239,7 +264,12 @@ impl Run {
         match op {
             Op::Open { agent, request } => {
                 let opened = b
-                    .try_open(&self.agents[*agent], "purpose", &format!("open-{request}"))
+                    .open_with(
+                        &self.agents[*agent],
+                        "purpose",
+                        &format!("open-{request}"),
+                        (request % 2 == 1).then_some(100),
+                    )
                     .await;
                 if let Ok(opened) = opened {
                     let task = opened.task.task;
@@ -278,6 +308,10 @@ impl Run {
                             "law 7: a token of an ended task"
                         );
                         let jti = given.issued.jti;
+                        assert!(
+                            !self.ledger.dead.contains(&jti),
+                            "law 7: a dead token again"
+                        );
                         assert_eq!(given.issued.action.audience, action.audience);
                         assert_eq!(given.issued.action.target, action.target);
                         let audience = given.issued.action.audience.clone();
@@ -389,6 +423,44 @@ impl Run {
             Op::Resume { agent } => {
                 let _answer = b.resume(AGENTS[*agent]).await;
             }
+            Op::Freeze { scope } => {
+                if b.freeze(SCOPES[*scope]).await.is_ok() {
+                    let whose = |agent: usize| match *scope {
+                        0 => true,
+                        1 | 2 => agent == 0,
+                        3 => agent == 1,
+                        _ => false,
+                    };
+                    let tasks = self.ledger.tasks.iter().filter(|(agent, _)| whose(*agent));
+                    let tasks: Vec<_> = tasks.map(|(_, task)| *task).collect();
+                    self.ledger.ended.extend(tasks);
+                    if *scope == 4 {
+                        let of_action = self.ledger.tokens.iter().filter(|t| t.3.as_str() == IDP);
+                        let disabling = |jti: &&TokenId| {
+                            let grant = b.hall.state().grant(jti).expect("granted");
+                            grant.issued.action.action.as_str() == "account.disable"
+                        };
+                        let dead: Vec<_> =
+                            of_action.map(|t| &t.1).filter(disabling).copied().collect();
+                        self.ledger.dead.extend(dead);
+                    }
+                }
+            }
+            Op::Unfreeze { scope } => {
+                let _answer = b.unfreeze(SCOPES[*scope]).await;
+            }
+            Op::Revoke { token } => {
+                if let Some((_, jti, ..)) = pick(&self.ledger.tokens, *token)
+                    && b.revoke(*jti).await.is_ok()
+                {
+                    self.ledger.dead.insert(*jti);
+                }
+            }
+            Op::KeepAlive { task } => {
+                if let Some((agent, task)) = pick(&self.ledger.tasks, *task) {
+                    let _answer = b.keep_alive(&self.agents[*agent], *task).await;
+                }
+            }
             Op::Rules { which } => {
                 let files = variant(&b.world, *which);
                 let _answer = b.apply(files).await;
@@ -434,10 +506,10 @@ impl Run {
             } else {
                 "cases"
             };
-            if self.ledger.ended.contains(task) {
+            if self.ledger.ended.contains(task) || self.ledger.dead.contains(jti) {
                 assert!(
                     !b.introspect(validator, token),
-                    "law 7: an ended task's token is active"
+                    "law 7: what was ended is active"
                 );
             }
         }

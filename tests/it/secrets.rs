@@ -1,5 +1,5 @@
-//! Law 11: no secret is in a log, an error or an entry. The real process, logging everything it can, while secrets of every
-//! kind pass through it.
+//! Law 11: no secret is in a log, an error, a figure or an entry. The real process, logging everything it can in either
+//! form, while secrets of every kind pass through it.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +13,19 @@ use super::served::order;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_secret_is_told() {
+    told("text").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_secret_is_told_to_machines() {
+    told("json").await;
+}
+
+async fn told(form: &str) {
     let temp = tempfile::tempdir().expect("dir");
-    let realm = Realm::new(temp.path());
+    let operators = temp.path().join("operators.sock");
+    let more = format!("log = \"{form}\"\noperator_listen = \"unix:operators.sock\"\n");
+    let realm = Realm::with(temp.path(), &more);
     let log = temp.path().join("broker.log");
     let file = std::fs::File::create(&log).expect("file");
     let mut broker = realm.broker_telling(file.into(), "trace").await;
@@ -27,6 +38,7 @@ async fn nothing_secret_is_told() {
         purpose: "CANARY-purpose".into(),
         max_duration_s: 600,
         request_id: None,
+        heartbeat_s: None,
     };
     let task = agent
         .open_task(&opening)
@@ -84,10 +96,17 @@ async fn nothing_secret_is_told() {
     task.complete(TaskOutcome::Succeeded)
         .await
         .expect("completes");
+    let figures = figures(&operators).await;
+    assert!(figures.contains("dipylon_calls_total"), "{figures}");
     broker.kill().await.expect("stopped");
 
     let log = std::fs::read_to_string(&log).expect("log");
     assert!(log.contains("refused"), "the log tells something: {log}");
+    if form == "json" {
+        for line in log.lines() {
+            serde_json::from_str::<serde_json::Value>(line).expect("one object a line");
+        }
+    }
     let mut entries = String::new();
     dipylon::journal::ReadOnly::open(&temp.path().join("data"))
         .and_then(|journal| {
@@ -118,6 +137,7 @@ async fn nothing_secret_is_told() {
     ];
     for (place, text) in [
         ("log", &log),
+        ("figures", &figures),
         ("entries", &entries),
         ("error", &refused),
         ("error", &wrong),
@@ -129,4 +149,16 @@ async fn nothing_secret_is_told() {
             );
         }
     }
+}
+
+async fn figures(socket: &std::path::Path) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::UnixStream::connect(socket)
+        .await
+        .expect("connects");
+    let ask = b"GET /metrics HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n";
+    stream.write_all(ask).await.expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("read");
+    answer
 }

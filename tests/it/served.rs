@@ -11,6 +11,7 @@ use dipylon::clock::Clock;
 use dipylon::jose::SigningKey;
 use dipylon::journal::Faults;
 use dipylon::model::*;
+use dipylon::rates::Rates;
 use dipylon::serve;
 use dipylon::validator::{Validator, ValidatorConfig};
 use tokio::sync::oneshot;
@@ -31,6 +32,10 @@ pub struct Served {
 
 impl Served {
     pub async fn start() -> Self {
+        Self::start_at(Rates::default()).await
+    }
+
+    pub async fn start_at(rates: Rates) -> Self {
         let temp = Arc::new(tempfile::tempdir().expect("dir"));
         let key = SigningKey::generate().expect("key").1.to_vec();
         let dir = temp.path().join("data");
@@ -39,6 +44,7 @@ impl Served {
             dir,
             key,
             "127.0.0.1:0".to_owned(),
+            rates,
             temp,
         )
         .await
@@ -49,6 +55,7 @@ impl Served {
         dir: PathBuf,
         key: Vec<u8>,
         address: String,
+        rates: Rates,
         temp: Arc<tempfile::TempDir>,
     ) -> Self {
         let listener = serve::listen(address.parse().expect("address"))
@@ -59,6 +66,7 @@ impl Served {
             external_url: url.clone(),
             issuer: url.clone(),
             evidence_audience: url.clone(),
+            rates,
             ..settings()
         };
         let hall = open_as(
@@ -101,8 +109,9 @@ impl Served {
             hall,
             ..
         } = self;
+        let rates = hall.settings().rates;
         drop(hall);
-        Self::listen(world, dir, key, address, _temp).await
+        Self::listen(world, dir, key, address, rates, _temp).await
     }
 
     pub fn endpoint(&self) -> Endpoint {
@@ -123,6 +132,7 @@ impl Served {
             purpose: "contain INC-8841".into(),
             max_duration_s: 600,
             request_id: None,
+            heartbeat_s: None,
         };
         agent.open_task(&order).await.expect("opens")
     }

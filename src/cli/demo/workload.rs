@@ -67,7 +67,7 @@ pub(in crate::cli) async fn run(args: AgentChild) -> Result<ExitCode, Failure> {
     let mut tokens: BTreeMap<String, Token> = BTreeMap::new();
     child::serve(json!({}), tokio::io::stdin(), async |order| match order {
         Order::Open { purpose } => {
-            let opened = agent.open_task(&OpenTask { purpose, max_duration_s: 600, request_id: None }).await?;
+            let opened = agent.open_task(&OpenTask { purpose, max_duration_s: 600, request_id: None, heartbeat_s: None }).await?;
             let subject = opened.verification().map(|v| v.subject.clone());
             let answer = json!({ "outcome": "verified", "task": opened.id(), "agent": opened.agent_id(), "subject": subject });
             task = Some(opened);

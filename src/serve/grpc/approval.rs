@@ -1,6 +1,6 @@
 use tonic::{Request, Response, Status};
 
-use super::{Door, shapes};
+use super::{Door, note, shapes};
 use crate::model::*;
 use crate::proto::convert;
 use crate::proto::v1;
@@ -12,7 +12,9 @@ impl ApprovalService for Door {
         &self,
         request: Request<v1::ListAccessRequestsRequest>,
     ) -> Result<Response<v1::ListAccessRequestsResponse>, Status> {
-        let (call, _) = self.open("dipylon.v1.ApprovalService/ListAccessRequests", request);
+        let (call, _) = self
+            .open("dipylon.v1.ApprovalService/ListAccessRequests", request)
+            .await?;
         let listed = self.hall.list_access_requests(&call);
         self.answer(listed.map(|views| {
             v1::ListAccessRequestsResponse {
@@ -28,9 +30,12 @@ impl ApprovalService for Door {
         &self,
         request: Request<v1::GetCardRequest>,
     ) -> Result<Response<v1::GetCardResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.ApprovalService/GetCard", request);
+        let (call, message) = self
+            .open("dipylon.v1.ApprovalService/GetCard", request)
+            .await?;
         let id =
             AccessRequestId::parse(&message.access_request_id).map_err(self.malformed(&call))?;
+        note("access_request", &id);
         self.answer(self.hall.card(&call, &id).map(|card| v1::GetCardResponse {
             card: Some(shapes::card(&card)),
         }))
@@ -40,9 +45,12 @@ impl ApprovalService for Door {
         &self,
         request: Request<v1::BeginVoteRequest>,
     ) -> Result<Response<v1::BeginVoteResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.ApprovalService/BeginVote", request);
+        let (call, message) = self
+            .open("dipylon.v1.ApprovalService/BeginVote", request)
+            .await?;
         let (id, profile, verdict, narrowing) =
             vote_ask(&message).map_err(self.malformed(&call))?;
+        note("access_request", &id);
         let begun = self
             .hall
             .begin_vote(&call, id, profile, verdict, narrowing)
@@ -56,9 +64,12 @@ impl ApprovalService for Door {
         &self,
         request: Request<v1::CastVoteRequest>,
     ) -> Result<Response<v1::CastVoteResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.ApprovalService/CastVote", request);
+        let (call, message) = self
+            .open("dipylon.v1.ApprovalService/CastVote", request)
+            .await?;
         let id =
             AccessRequestId::parse(&message.access_request_id).map_err(self.malformed(&call))?;
+        note("access_request", &id);
         let cast = self
             .hall
             .cast_vote(&call, id, &message.statement, &message.signature)

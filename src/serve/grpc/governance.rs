@@ -3,13 +3,15 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status, Streaming};
 
-use super::super::guard::{bootstrap_code, presented};
-use super::{Door, shapes};
-use crate::broker::{FirstOperator, PersonCaller, TaskEndAsk};
+use super::super::guard::bootstrap_code;
+use super::{Door, note, shapes};
+use crate::broker::{FirstOperator, PersonCaller, TaskEndAsk, TaskFilter};
 use crate::model::*;
+use crate::proto::convert::timestamp_to_wire;
 use crate::proto::v1;
 use crate::proto::v1::governance_service_server::GovernanceService;
 use crate::rules;
+use crate::state::FrozenAt;
 
 /// How long the pieces of a policy bundle may take to come.
 const RECEIVE_MAX: Duration = Duration::from_secs(60);
@@ -27,13 +29,17 @@ impl GovernanceService for Door {
         request: Request<Streaming<v1::ApplyPolicyBundleRequest>>,
     ) -> Result<Response<v1::ApplyPolicyBundleResponse>, Status> {
         let (metadata, _, mut pieces) = request.into_parts();
-        let call = presented("dipylon.v1.GovernanceService/ApplyPolicyBundle", &metadata);
+        let call = self
+            .seated("dipylon.v1.GovernanceService/ApplyPolicyBundle", &metadata)
+            .await?;
         // Known before a byte of the bundle is read.
         let known = match bootstrap_code(&metadata) {
             None => self.hall.person(&call).map(Author::Operator),
             Some(code) => self.hall.first_operator(&call, &code).map(Author::First),
         };
         let author = known.map_err(|refusal| super::status(&refusal, &self.hall))?;
+        // The pieces come as slowly as the operator's line: that takes nobody's place.
+        call.seat.leave();
         let mut files: BTreeMap<String, String> = BTreeMap::new();
         let mut size = 0_usize;
         let until = tokio::time::Instant::now() + RECEIVE_MAX;
@@ -68,6 +74,7 @@ impl GovernanceService for Door {
                 )));
             }
         }
+        call.seat.retake().await;
         let applied = match author {
             Author::Operator(operator) => {
                 self.hall.apply_policy_bundle(&call, operator, files).await
@@ -94,14 +101,12 @@ impl GovernanceService for Door {
         &self,
         request: Request<v1::SuspendAgentRequest>,
     ) -> Result<Response<v1::SuspendAgentResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.GovernanceService/SuspendAgent", request);
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/SuspendAgent", request)
+            .await?;
         let parsed = AgentId::parse(&message.agent_id).and_then(|agent| {
-            let reason = if message.reason.is_empty() {
-                None
-            } else {
-                Some(Prose::parse("reason", &message.reason)?)
-            };
-            Ok((agent, reason))
+            let reason = given(&message.reason).map(|text| Prose::parse("reason", text));
+            Ok((agent, reason.transpose()?))
         });
         let (agent, reason) = parsed.map_err(self.malformed(&call))?;
         let suspended = self.hall.suspend_agent(&call, agent, reason).await;
@@ -115,7 +120,9 @@ impl GovernanceService for Door {
         &self,
         request: Request<v1::ResumeAgentRequest>,
     ) -> Result<Response<v1::ResumeAgentResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.GovernanceService/ResumeAgent", request);
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/ResumeAgent", request)
+            .await?;
         let agent = AgentId::parse(&message.agent_id).map_err(self.malformed(&call))?;
         self.answer(
             self.hall
@@ -125,12 +132,141 @@ impl GovernanceService for Door {
         )
     }
 
+    async fn list_agents(
+        &self,
+        request: Request<v1::ListAgentsRequest>,
+    ) -> Result<Response<v1::ListAgentsResponse>, Status> {
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/ListAgents", request)
+            .await?;
+        let parsed = page_size(message.page_size).and_then(|max| {
+            let after = given(&message.page_token).map(AgentId::parse).transpose()?;
+            Ok((max, after))
+        });
+        let (max, after) = parsed.map_err(self.malformed(&call))?;
+        let page = self.hall.list_agents(&call, after.as_ref(), max);
+        self.answer(page.map(|page| {
+            let agents = fitting(page.iter().map(shapes::registered_agent));
+            let more = page.len() >= max || agents.len() < page.len();
+            v1::ListAgentsResponse {
+                next_page_token: match agents.last().filter(|_| more) {
+                    Some(last) => last.agent_id.clone(),
+                    None => String::new(),
+                },
+                agents,
+            }
+        }))
+    }
+
+    async fn get_agent(
+        &self,
+        request: Request<v1::GetAgentRequest>,
+    ) -> Result<Response<v1::GetAgentResponse>, Status> {
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/GetAgent", request)
+            .await?;
+        let id = AgentId::parse(&message.agent_id).map_err(self.malformed(&call))?;
+        let found = self.hall.get_agent(&call, &id);
+        self.answer(found.map(|view| v1::GetAgentResponse {
+            agent: Some(shapes::registered_agent(&view)),
+        }))
+    }
+
+    async fn freeze(
+        &self,
+        request: Request<v1::FreezeRequest>,
+    ) -> Result<Response<v1::FreezeResponse>, Status> {
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/Freeze", request)
+            .await?;
+        let parsed = FreezeScope::parse(&message.scope).and_then(|scope| {
+            let reason = given(&message.reason).map(|text| Prose::parse("reason", text));
+            Ok((scope, reason.transpose()?))
+        });
+        let (scope, reason) = parsed.map_err(self.malformed(&call))?;
+        let done = self.hall.freeze(&call, scope, reason).await;
+        self.answer(done.map(|done| v1::FreezeResponse {
+            changed: done.changed,
+            position: done.index,
+            tasks_ended: shapes::count(done.tasks),
+            tokens_ended: shapes::count(done.tokens),
+            access_requests_closed: shapes::count(done.access_requests),
+        }))
+    }
+
+    async fn unfreeze(
+        &self,
+        request: Request<v1::UnfreezeRequest>,
+    ) -> Result<Response<v1::UnfreezeResponse>, Status> {
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/Unfreeze", request)
+            .await?;
+        let scope = FreezeScope::parse(&message.scope).map_err(self.malformed(&call))?;
+        let lifted = self.hall.unfreeze(&call, scope).await;
+        self.answer(lifted.map(|position| v1::UnfreezeResponse { position }))
+    }
+
+    async fn list_freezes(
+        &self,
+        request: Request<v1::ListFreezesRequest>,
+    ) -> Result<Response<v1::ListFreezesResponse>, Status> {
+        let (call, _) = self
+            .open("dipylon.v1.GovernanceService/ListFreezes", request)
+            .await?;
+        let row = |(scope, frozen): (FreezeScope, FrozenAt)| v1::FreezeInForce {
+            scope: scope.to_string(),
+            since: Some(timestamp_to_wire(frozen.at)),
+            by: frozen.by.to_string(),
+            reason: frozen
+                .reason
+                .map(|p| p.as_str().to_owned())
+                .unwrap_or_default(),
+            position: frozen.index,
+        };
+        self.answer(self.hall.freezes(&call).map(|all| v1::ListFreezesResponse {
+            freezes: all.into_iter().map(row).collect(),
+        }))
+    }
+
+    async fn list_tasks(
+        &self,
+        request: Request<v1::ListTasksRequest>,
+    ) -> Result<Response<v1::ListTasksResponse>, Status> {
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/ListTasks", request)
+            .await?;
+        let parsed = page_size(message.page_size).and_then(|max| {
+            Ok(TaskFilter {
+                agent: given(&message.agent_id).map(AgentId::parse).transpose()?,
+                ended: message.include_ended,
+                after: given(&message.page_token).map(TaskId::parse).transpose()?,
+                max,
+            })
+        });
+        let filter = parsed.map_err(self.malformed(&call))?;
+        let page = self.hall.list_tasks(&call, &filter);
+        self.answer(page.map(|page| {
+            let tasks = fitting(page.iter().map(shapes::task_row));
+            let more = page.len() >= filter.max || tasks.len() < page.len();
+            v1::ListTasksResponse {
+                next_page_token: match tasks.last().filter(|_| more) {
+                    Some(last) => last.task_id.clone(),
+                    None => String::new(),
+                },
+                tasks,
+            }
+        }))
+    }
+
     async fn end_task(
         &self,
         request: Request<v1::EndTaskRequest>,
     ) -> Result<Response<v1::EndTaskResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.GovernanceService/EndTask", request);
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/EndTask", request)
+            .await?;
         let task = TaskId::parse(&message.task_id).map_err(self.malformed(&call))?;
+        note("task", &task);
         let ended = self
             .hall
             .end_task_as_operator(
@@ -150,7 +286,9 @@ impl GovernanceService for Door {
         &self,
         request: Request<v1::ExplainRequest>,
     ) -> Result<Response<v1::ExplainResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.GovernanceService/Explain", request);
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/Explain", request)
+            .await?;
         self.answer(self.hall.explain(&call, &message.id).map(|e| {
             v1::ExplainResponse {
                 headline: e.headline,
@@ -163,4 +301,39 @@ impl GovernanceService for Door {
             }
         }))
     }
+}
+
+/// Most rows of a page.
+const PAGE_MAX: u32 = 100;
+/// Most bytes of a page's rows: below the longest message, with room for the rest of it.
+const PAGE_BYTES_MAX: usize = 48 * 1024;
+
+/// As many rows as a message can hold; at least one, if there is one.
+fn fitting<T: prost::Message>(rows: impl Iterator<Item = T>) -> Vec<T> {
+    let mut bytes = 0;
+    let mut page = Vec::new();
+    for row in rows {
+        bytes += row.encoded_len() + 8;
+        if bytes > PAGE_BYTES_MAX && !page.is_empty() {
+            break;
+        }
+        page.push(row);
+    }
+    page
+}
+
+fn page_size(asked: u32) -> Result<usize, Malformed> {
+    match asked {
+        0 => Ok(PAGE_MAX as usize),
+        1..=PAGE_MAX => Ok(asked as usize),
+        _ => Err(Malformed::new(
+            "page_size",
+            format!("must be at most {PAGE_MAX}"),
+        )),
+    }
+}
+
+/// Text that was given; empty is absent in proto3.
+fn given(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
 }

@@ -9,8 +9,11 @@ mod token;
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
+use super::admit::Porch;
+use super::call::note;
 use super::guard::presented;
 use super::status::{put_nonce, status};
 use crate::broker::{Hall, Presented, Refusal};
@@ -20,17 +23,39 @@ use crate::model::Malformed;
 #[derive(Clone)]
 pub(super) struct Door {
     hall: Arc<Hall>,
+    porch: Arc<Porch>,
     stopped: watch::Receiver<bool>,
 }
 
 impl Door {
-    pub(super) fn new(hall: Arc<Hall>, stopped: watch::Receiver<bool>) -> Self {
-        Self { hall, stopped }
+    pub(super) fn new(hall: Arc<Hall>, porch: Arc<Porch>, stopped: watch::Receiver<bool>) -> Self {
+        Self {
+            hall,
+            porch,
+            stopped,
+        }
     }
 
-    fn open<T>(&self, method: &'static str, request: Request<T>) -> (Presented, T) {
+    /// Takes a call whose message has come whole, when there is a place for it.
+    async fn open<T>(
+        &self,
+        method: &'static str,
+        request: Request<T>,
+    ) -> Result<(Presented, T), Status> {
         let (metadata, _, message) = request.into_parts();
-        (presented(method, &metadata), message)
+        Ok((self.seated(method, &metadata).await?, message))
+    }
+
+    async fn seated(
+        &self,
+        method: &'static str,
+        metadata: &MetadataMap,
+    ) -> Result<Presented, Status> {
+        let seat = self.porch.place(method).await?;
+        Ok(Presented {
+            seat,
+            ..presented(method, metadata)
+        })
     }
 
     fn malformed(&self, call: &Presented) -> impl Fn(Malformed) -> Status {

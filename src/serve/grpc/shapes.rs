@@ -1,7 +1,8 @@
 //! The hall's answers in wire words.
 
 use crate::broker::{
-    AccessStanding, AccessView, CardView, EndReport, Position, ProfileState, RuleShown, TokenReply,
+    AccessStanding, AccessView, AgentView, CardView, EndReport, Position, ProfileState, RuleShown,
+    TaskView, TokenReply,
 };
 use crate::model::*;
 use crate::proto::convert::{action_to_wire, seconds_to_wire, timestamp_to_wire};
@@ -30,7 +31,7 @@ fn ttl_sum(sum: &TtlSum) -> v1::TtlSum {
             .bounds
             .iter()
             .map(|b| v1::TtlBound {
-                by: b.by.clone(),
+                by: b.by.to_string(),
                 ttl: Some(seconds_to_wire(b.seconds)),
             })
             .collect(),
@@ -266,6 +267,11 @@ pub(super) fn feed_event(event: &FeedEvent) -> v1::RevocationEvent {
             jtis: ids.iter().map(ToString::to_string).collect(),
         }),
         Selector::Agent(id) => Wire::AgentId(id.to_string()),
+        Selector::Agents(ids) => Wire::Agents(v1::AgentList {
+            agent_ids: ids.iter().map(ToString::to_string).collect(),
+        }),
+        Selector::Action(name) => Wire::Action(name.to_string()),
+        Selector::Everything => Wire::Everything(v1::EveryToken {}),
     };
     v1::RevocationEvent {
         epoch: event.epoch,
@@ -273,4 +279,53 @@ pub(super) fn feed_event(event: &FeedEvent) -> v1::RevocationEvent {
         prev: event.prev,
         selector: Some(selector),
     }
+}
+
+/// Longest purpose in a list, in characters.
+const PURPOSE_CHARS_MAX: usize = 200;
+
+pub(super) fn task_row(view: &TaskView) -> v1::TaskRow {
+    let opened = &view.task.opened;
+    v1::TaskRow {
+        task_id: opened.task.to_string(),
+        agent_id: opened.agent.to_string(),
+        owner: opened.owner.to_string(),
+        opened_at: Some(timestamp_to_wire(opened.opened_at)),
+        deadline: Some(timestamp_to_wire(opened.deadline)),
+        lease_until: view.task.lease.map(|lease| timestamp_to_wire(lease.until)),
+        ended: view
+            .over
+            .map(|cause| cause.as_str().to_owned())
+            .unwrap_or_default(),
+        tokens_live: count(view.tokens_live),
+        access_requests_waiting: count(view.access_requests_waiting),
+        purpose: match &view.task.purpose {
+            Some(purpose) => purpose.as_str().chars().take(PURPOSE_CHARS_MAX).collect(),
+            None => String::new(),
+        },
+    }
+}
+
+pub(super) fn registered_agent(view: &AgentView) -> v1::RegisteredAgent {
+    let mut wire = v1::RegisteredAgent {
+        agent_id: view.id.to_string(),
+        suspended: view.suspended,
+        frozen: view.frozen.iter().map(ToString::to_string).collect(),
+        tasks_running: count(view.tasks_running),
+        tokens_live: count(view.tokens_live),
+        verified_at: view.verified_at.map(timestamp_to_wire),
+        ..v1::RegisteredAgent::default()
+    };
+    if let Some(agent) = &view.registered {
+        wire.registered = true;
+        wire.spiffe_id = agent.spiffe_id.to_string();
+        wire.owner = agent.owner.to_string();
+        wire.environment = agent.environment.to_string();
+        wire.model = agent.model.clone();
+        wire.autonomy = agent.autonomy.clone();
+        wire.groups = agent.groups.iter().map(ToString::to_string).collect();
+        wire.jkt = agent.jkt.map(|jkt| jkt.to_string()).unwrap_or_default();
+        wire.actions = agent.ceiling.iter().map(ToString::to_string).collect();
+    }
+    wire
 }

@@ -1,8 +1,9 @@
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
-use super::{Door, shapes};
-use crate::broker::{OpenAsk, TaskEndAsk, TokenAsk};
+use super::super::deadline::grpc_timeout_ms;
+use super::{Door, note, shapes};
+use crate::broker::{OpenAsk, TaskEndAsk, TokenAsk, TokenReply};
 use crate::model::*;
 use crate::proto::convert::{self, required};
 use crate::proto::v1;
@@ -14,19 +15,21 @@ impl TaskService for Door {
         &self,
         request: Request<v1::OpenTaskRequest>,
     ) -> Result<Response<v1::OpenTaskResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.TaskService/OpenTask", request);
+        let (call, message) = self
+            .open("dipylon.v1.TaskService/OpenTask", request)
+            .await?;
         let ask = open_ask(&message).map_err(self.malformed(&call))?;
-        self.answer(
-            self.hall
-                .open_task(&call, ask)
-                .await
-                .map(|opened| v1::OpenTaskResponse {
-                    task_id: opened.task.task.to_string(),
-                    agent_id: opened.task.agent.to_string(),
-                    deadline: Some(convert::timestamp_to_wire(opened.task.deadline)),
-                    verification: Some(shapes::verification(&opened.facts)),
-                }),
-        )
+        note("request", &ask.request_id);
+        self.answer(self.hall.open_task(&call, ask).await.map(|opened| {
+            note("task", &opened.task.task);
+            v1::OpenTaskResponse {
+                task_id: opened.task.task.to_string(),
+                agent_id: opened.task.agent.to_string(),
+                deadline: Some(convert::timestamp_to_wire(opened.task.deadline)),
+                verification: Some(shapes::verification(&opened.facts)),
+                lease_until: opened.lease_until.map(convert::timestamp_to_wire),
+            }
+        }))
     }
 
     async fn request_token(
@@ -34,8 +37,12 @@ impl TaskService for Door {
         request: Request<v1::RequestTokenRequest>,
     ) -> Result<Response<v1::RequestTokenResponse>, Status> {
         let deadline = call_timeout_ms(request.metadata());
-        let (call, message) = self.open("dipylon.v1.TaskService/RequestToken", request);
+        let (call, message) = self
+            .open("dipylon.v1.TaskService/RequestToken", request)
+            .await?;
         let mut ask = token_ask(&message).map_err(self.malformed(&call))?;
+        note("task", &ask.task);
+        note("request", &ask.request_id);
         // A wait ends a second before the caller stops listening, so that its answer is heard.
         ask.wait_ms = ask
             .wait_ms
@@ -44,6 +51,7 @@ impl TaskService for Door {
             self.hall
                 .request_token(&call, ask)
                 .await
+                .inspect(told)
                 .map(shapes::token_reply),
         )
     }
@@ -52,9 +60,13 @@ impl TaskService for Door {
         &self,
         request: Request<v1::GetAccessRequestRequest>,
     ) -> Result<Response<v1::GetAccessRequestResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.TaskService/GetAccessRequest", request);
+        let (call, message) = self
+            .open("dipylon.v1.TaskService/GetAccessRequest", request)
+            .await?;
         let (task, id) =
             both(&message.task_id, &message.access_request_id).map_err(self.malformed(&call))?;
+        note("task", &task);
+        note("access_request", &id);
         let found = self.hall.get_access_request(&call, task, id);
         // The agent learns how many said yes, not who.
         self.answer(found.map(|view| v1::GetAccessRequestResponse {
@@ -66,9 +78,13 @@ impl TaskService for Door {
         &self,
         request: Request<v1::CancelAccessRequestRequest>,
     ) -> Result<Response<v1::CancelAccessRequestResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.TaskService/CancelAccessRequest", request);
+        let (call, message) = self
+            .open("dipylon.v1.TaskService/CancelAccessRequest", request)
+            .await?;
         let (task, id) =
             both(&message.task_id, &message.access_request_id).map_err(self.malformed(&call))?;
+        note("task", &task);
+        note("access_request", &id);
         let cancelled = self.hall.cancel_access_request(&call, task, id).await;
         let view = cancelled.and_then(|()| self.hall.view_of(&call, &id));
         self.answer(view.map(|view| v1::CancelAccessRequestResponse {
@@ -76,12 +92,29 @@ impl TaskService for Door {
         }))
     }
 
+    async fn keep_alive(
+        &self,
+        request: Request<v1::KeepAliveRequest>,
+    ) -> Result<Response<v1::KeepAliveResponse>, Status> {
+        let (call, message) = self
+            .open("dipylon.v1.TaskService/KeepAlive", request)
+            .await?;
+        let task = TaskId::parse(&message.task_id).map_err(self.malformed(&call))?;
+        let until = self.hall.keep_alive(&call, task).await;
+        self.answer(until.map(|until| v1::KeepAliveResponse {
+            lease_until: Some(convert::timestamp_to_wire(until)),
+        }))
+    }
+
     async fn complete_task(
         &self,
         request: Request<v1::CompleteTaskRequest>,
     ) -> Result<Response<v1::CompleteTaskResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.TaskService/CompleteTask", request);
+        let (call, message) = self
+            .open("dipylon.v1.TaskService/CompleteTask", request)
+            .await?;
         let ask = end_ask(&message).map_err(self.malformed(&call))?;
+        note("task", &ask.task);
         let ended = self.hall.complete_task(&call, ask).await;
         self.answer(ended.map(|report| v1::CompleteTaskResponse {
             report: Some(shapes::end_report(&report)),
@@ -89,24 +122,32 @@ impl TaskService for Door {
     }
 }
 
-/// The caller's own deadline, from `grpc-timeout`: at most eight digits and a unit.
+/// What gate 2 answered, for the log.
+fn told(reply: &TokenReply) {
+    match reply {
+        TokenReply::Token(given) => {
+            note("outcome", &"token");
+            note("token", &given.issued.jti);
+            note("decision", &given.issued.decision.id);
+        }
+        TokenReply::Pending(pending) => {
+            note("outcome", &"pending");
+            note("access_request", &pending.access_request);
+            note("decision", &pending.decision);
+        }
+        TokenReply::Denied(denied) => {
+            note("outcome", &denied.why.as_str());
+            if let Some(decision) = &denied.decision {
+                note("decision", decision);
+            }
+        }
+    }
+}
+
+/// The caller's own deadline, if it has one.
 fn call_timeout_ms(metadata: &MetadataMap) -> Option<u64> {
     let text = metadata.get("grpc-timeout")?.to_str().ok()?;
-    let unit = text.chars().last()?;
-    let n: u64 = text
-        .strip_suffix(unit)
-        .filter(|digits| digits.len() <= 8)?
-        .parse()
-        .ok()?;
-    match unit {
-        'H' => Some(n.saturating_mul(3_600_000)),
-        'M' => Some(n.saturating_mul(60_000)),
-        'S' => Some(n.saturating_mul(1_000)),
-        'm' => Some(n),
-        'u' => Some(n / 1_000),
-        'n' => Some(n / 1_000_000),
-        _ => None,
-    }
+    grpc_timeout_ms(text)
 }
 
 fn open_ask(message: &v1::OpenTaskRequest) -> Result<OpenAsk, Malformed> {
@@ -121,6 +162,11 @@ fn open_ask(message: &v1::OpenTaskRequest) -> Result<OpenAsk, Malformed> {
             required("max_duration", message.max_duration.as_ref())?,
         )?,
         request_id: RequestId::parse(&message.request_id)?,
+        heartbeat: message
+            .heartbeat
+            .as_ref()
+            .map(|heartbeat| convert::seconds("heartbeat", heartbeat))
+            .transpose()?,
     })
 }
 

@@ -6,9 +6,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::super::status::put_nonce;
-use super::{Door, shapes};
+use super::{Door, note, shapes};
 use crate::broker::{FeedStart, Hall, Position};
-use crate::model::{Secret, Timestamp, UseId};
+use crate::model::{Secret, Timestamp, TokenId, UseId};
 use crate::proto::convert::timestamp_to_wire;
 use crate::proto::v1;
 use crate::proto::v1::token_service_server::TokenService;
@@ -27,11 +27,14 @@ impl TokenService for Door {
         &self,
         request: Request<v1::IntrospectRequest>,
     ) -> Result<Response<v1::IntrospectResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.TokenService/Introspect", request);
+        let (call, message) = self
+            .open("dipylon.v1.TokenService/Introspect", request)
+            .await?;
         let found = self.hall.introspect(&call, &Secret::new(message.token));
         self.answer(found.map(|found| {
             found.map_or_else(v1::IntrospectResponse::default, |live| {
                 let issued = &live.grant.issued;
+                note("token", &issued.jti);
                 v1::IntrospectResponse {
                     active: true,
                     jti: issued.jti.to_string(),
@@ -55,16 +58,37 @@ impl TokenService for Door {
         &self,
         request: Request<v1::ConsumeTokenRequest>,
     ) -> Result<Response<v1::ConsumeTokenResponse>, Status> {
-        let (call, message) = self.open("dipylon.v1.TokenService/ConsumeToken", request);
+        let (call, message) = self
+            .open("dipylon.v1.TokenService/ConsumeToken", request)
+            .await?;
         let use_id = UseId::parse(&message.use_id).map_err(self.malformed(&call))?;
         let consumed = self
             .hall
             .consume_token(&call, &Secret::new(message.token), &use_id)
             .await;
-        self.answer(consumed.map(|c| v1::ConsumeTokenResponse {
-            jti: c.jti.to_string(),
-            uses_left: c.uses_left,
-            position: c.index,
+        self.answer(consumed.map(|c| {
+            note("token", &c.jti);
+            v1::ConsumeTokenResponse {
+                jti: c.jti.to_string(),
+                uses_left: c.uses_left,
+                position: c.index,
+            }
+        }))
+    }
+
+    async fn revoke_token(
+        &self,
+        request: Request<v1::RevokeTokenRequest>,
+    ) -> Result<Response<v1::RevokeTokenResponse>, Status> {
+        let (call, message) = self
+            .open("dipylon.v1.TokenService/RevokeToken", request)
+            .await?;
+        let jti = TokenId::parse(&message.jti).map_err(self.malformed(&call))?;
+        let revoked = self.hall.revoke_token(&call, jti).await;
+        self.answer(revoked.map(|revoked| v1::RevokeTokenResponse {
+            changed: revoked.changed,
+            cause: revoked.cause.as_str().to_owned(),
+            position: revoked.index,
         }))
     }
 
@@ -74,7 +98,9 @@ impl TokenService for Door {
         &self,
         request: Request<v1::WatchRevocationsRequest>,
     ) -> Result<Response<Self::WatchRevocationsStream>, Status> {
-        let (call, message) = self.open("dipylon.v1.TokenService/WatchRevocations", request);
+        let (call, message) = self
+            .open("dipylon.v1.TokenService/WatchRevocations", request)
+            .await?;
         let after = message.after.map(|p| Position {
             epoch: p.epoch,
             index: p.index,
@@ -106,6 +132,9 @@ async fn watch(
     start: FeedStart,
     sender: &mpsc::Sender<Result<v1::WatchRevocationsResponse, Status>>,
 ) {
+    let _counted = hall.metrics().subscribed();
+    // Older ends are no news: how long they took says nothing of this broker.
+    let news = hall.state().position().1;
     let mut tail = hall.journal().tail();
     let mut after = start.after;
     if let Some(from) = start.resync {
@@ -134,6 +163,9 @@ async fn watch(
                 .is_none()
             {
                 return;
+            }
+            if event.index > news {
+                hall.metrics().fed(hall.since(event.at));
             }
             after = Some(event.index);
         }

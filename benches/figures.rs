@@ -1,0 +1,58 @@
+//! `cargo bench`: what this broker costs, each figure beside its ceiling, both measured in the same run.
+//!
+//! `cargo bench -- --quick` is the same at small counts. Everything listens on loopback and lies in a temporary directory
+//! (`TMPDIR`: put it on the disk whose fsync counts).
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a figure that cannot be taken is none"
+)]
+
+#[allow(dead_code, reason = "the tests use all of it")]
+#[path = "../tests/it/crosscheck.rs"]
+mod crosscheck;
+#[path = "figures/mod.rs"]
+mod figures;
+#[allow(dead_code, reason = "the tests use all of it")]
+#[path = "../tests/it/harness.rs"]
+mod harness;
+#[allow(dead_code, reason = "the tests use all of it")]
+#[path = "../tests/it/laws.rs"]
+mod laws;
+#[allow(dead_code, reason = "the tests use all of it")]
+#[path = "../tests/it/served.rs"]
+mod served;
+
+use figures::{Counts, Measured};
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args.as_slice() {
+        // A child of the run below: what a replay takes, in a process that holds nothing else.
+        ["--replay", dir, what] => {
+            println!("{}", figures::many::replay(dir.as_ref(), *what == "state"))
+        }
+        // cargo adds `--bench`.
+        ["--bench"] | [] => figures::run(&Counts::full(), Measured::InAChild, &[]),
+        ["--quick", "--bench"] | ["--quick"] => {
+            figures::run(&Counts::quick(), Measured::InAChild, &[])
+        }
+        ["--only", names, "--bench"] | ["--only", names] => {
+            figures::run(
+                &Counts::full(),
+                Measured::InAChild,
+                &names.split(',').collect::<Vec<_>>(),
+            );
+        }
+        other => {
+            eprintln!(
+                "cargo bench [-- --quick | -- --only calls,offline,ends,many]; not {other:?}"
+            );
+            std::process::exit(2);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! `freeze`, `unfreeze`: the brake.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::failure::Failure;
+use super::net::KeyArgs;
+use super::say::table;
+use super::{Common, Say, shapes};
+use crate::clock::Clock;
+use crate::model::FreezeScope;
+use crate::model::text::{reveal, reveal_capped};
+use crate::proto::v1;
+
+#[derive(Debug, Args)]
+pub(super) struct Freeze {
+    /// all, agent/ID, owner/ID or action/NAME; without it, what is frozen is listed
+    #[arg(value_name = "SCOPE", value_parser = FreezeScope::parse)]
+    scope: Option<FreezeScope>,
+    /// Why, for the journal
+    #[arg(long, default_value = "", requires = "scope")]
+    reason: String,
+    #[command(flatten)]
+    key: KeyArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Unfreeze {
+    /// As it was frozen: all, agent/ID, owner/ID or action/NAME
+    #[arg(value_name = "SCOPE", value_parser = FreezeScope::parse)]
+    scope: FreezeScope,
+    #[command(flatten)]
+    key: KeyArgs,
+}
+
+pub(super) async fn freeze(common: &Common, say: &Say, verb: Freeze) -> Result<ExitCode, Failure> {
+    let operator = verb.key.person(common)?;
+    let Some(scope) = verb.scope else {
+        let frozen = operator.freezes().await?;
+        list(say, &frozen);
+        return Ok(ExitCode::SUCCESS);
+    };
+    let done = operator.freeze(&scope, &verb.reason).await?;
+    say.either(
+        || {
+            json!({
+                "scope": scope.to_string(), "frozen": true, "changed": done.changed, "position": done.position,
+                "tasks_ended": done.tasks_ended, "tokens_ended": done.tokens_ended,
+                "access_requests_closed": done.access_requests_closed,
+            })
+        },
+        || {
+            if !done.changed {
+                return format!("{scope} has been frozen since entry {}", done.position);
+            }
+            format!(
+                "{scope} is frozen by entry {}: {} tasks, {} tokens and {} access requests ended\nlift it:  dipylon unfreeze {scope}",
+                done.position, done.tasks_ended, done.tokens_ended, done.access_requests_closed
+            )
+        },
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn unfreeze(
+    common: &Common,
+    say: &Say,
+    verb: Unfreeze,
+) -> Result<ExitCode, Failure> {
+    let scope = verb.scope;
+    let done = verb.key.person(common)?.unfreeze(&scope).await?;
+    say.either(
+        || json!({ "scope": scope.to_string(), "frozen": false, "position": done.position }),
+        || {
+            format!(
+                "{scope} is not frozen since entry {}; nothing that ended came back",
+                done.position
+            )
+        },
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(say: &Say, frozen: &[v1::FreezeInForce]) {
+    let now = Clock::system().now();
+    say.either(
+        || {
+            let to_json = |f: &v1::FreezeInForce| {
+                json!({
+                    "scope": f.scope, "since": shapes::moment(f.since.as_ref()), "by": f.by, "reason": f.reason,
+                    "position": f.position,
+                })
+            };
+            frozen.iter().map(to_json).collect::<Value>()
+        },
+        || {
+            if frozen.is_empty() {
+                return "nothing is frozen".to_owned();
+            }
+            let head = ["FROZEN", "BY", "SINCE", "ENTRY", "WHY"].map(str::to_owned).to_vec();
+            let row = |f: &v1::FreezeInForce| {
+                vec![
+                    reveal(&f.scope),
+                    reveal(&f.by),
+                    shapes::when(f.since.as_ref(), now),
+                    f.position.to_string(),
+                    reveal_capped(&f.reason, 80),
+                ]
+            };
+            let rows: Vec<_> = std::iter::once(head).chain(frozen.iter().map(row)).collect();
+            table(&rows)
+        },
+    );
+}

@@ -1,0 +1,238 @@
+//! The way to a broker: TCP, TLS over it, or a Unix socket.
+//!
+//! In: a broker's external URL, and how it is reached from here. Out: connections. Trusts the certificates of the operating
+//! system, or those in one file and no others. TLS 1.3 alone; the server's name is the URL's, whatever lies between. A Unix
+//! socket is plain: its directory says who may be at the other end. Never resumes a connection.
+
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::str::FromStr as _;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use rustls::client::Resumption;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::Error;
+
+/// How a broker is reached from here, beside its URL.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// Certificates of the authorities that the broker's may come from (PEM), instead of the operating system's.
+    pub ca: Option<PathBuf>,
+    /// The broker's Unix socket on this host, instead of the host and port of its URL. Proofs name the URL all the same.
+    pub socket: Option<PathBuf>,
+}
+
+/// What is spoken on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Http1,
+    Http2,
+}
+
+/// The way to one broker. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Route {
+    uri: Uri,
+    to: To,
+}
+
+#[derive(Clone)]
+enum To {
+    Tcp {
+        host: Arc<str>,
+        port: u16,
+    },
+    Tls {
+        host: Arc<str>,
+        port: u16,
+        name: ServerName<'static>,
+        config: Arc<ClientConfig>,
+    },
+    Unix(Arc<Path>),
+}
+
+impl Route {
+    /// The way to the broker at a URL: `http://host`, `https://host`, each with or without a port, and no more.
+    pub(crate) fn new(url: &str, reach: &Reach) -> Result<Self, Error> {
+        let (tls, authority) = match (url.strip_prefix("https://"), url.strip_prefix("http://")) {
+            (Some(authority), _) => (true, authority),
+            (None, Some(authority)) => (false, authority),
+            (None, None) => return Err(Error::Url("must begin with https:// or http://")),
+        };
+        let uri = Uri::from_str(url).map_err(|_| Error::Url("is not a URL"))?;
+        if authority.is_empty() || authority.contains(['/', '?', '#', '@']) {
+            return Err(Error::Url(
+                "must be https://host or https://host:port (or http://…), and no more",
+            ));
+        }
+        let host = uri.host().unwrap_or_default();
+        let host: Arc<str> = host.trim_start_matches('[').trim_end_matches(']').into();
+        let port = uri.port_u16();
+        let to = match (&reach.socket, tls) {
+            (Some(path), _) => To::Unix(path.as_path().into()),
+            (None, false) => To::Tcp {
+                host,
+                port: port.unwrap_or(80),
+            },
+            (None, true) => To::Tls {
+                name: ServerName::try_from(host.to_string())
+                    .map_err(|_| Error::Url("its host is no name that a certificate can have"))?,
+                host,
+                port: port.unwrap_or(443),
+                config: Arc::new(config(reach.ca.as_deref())?),
+            },
+        };
+        Ok(Self { uri, to })
+    }
+
+    /// The broker's URL.
+    pub(crate) fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
+    /// A new connection.
+    pub(crate) async fn connect(&self, protocol: Protocol) -> io::Result<Stream> {
+        match &self.to {
+            To::Unix(path) => Ok(Stream::Unix(UnixStream::connect(path).await?)),
+            To::Tcp { host, port } => Ok(Stream::Tcp(tcp(host, *port).await?)),
+            To::Tls {
+                host,
+                port,
+                name,
+                config,
+            } => {
+                let mut config = ClientConfig::clone(config);
+                config.alpn_protocols = vec![match protocol {
+                    Protocol::Http1 => b"http/1.1".to_vec(),
+                    Protocol::Http2 => b"h2".to_vec(),
+                }];
+                let stream = tcp(host, *port).await?;
+                let stream = TlsConnector::from(Arc::new(config))
+                    .connect(name.clone(), stream)
+                    .await?;
+                Ok(Stream::Tls(Box::new(stream)))
+            }
+        }
+    }
+}
+
+async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+fn config(ca: Option<&Path>) -> Result<ClientConfig, Error> {
+    let mut roots = RootCertStore::empty();
+    match ca {
+        Some(path) => {
+            let bad = |why: String| Error::Trust(format!("{}: {why}", path.display()));
+            for certificate in
+                CertificateDer::pem_file_iter(path).map_err(|error| bad(error.to_string()))?
+            {
+                let certificate = certificate.map_err(|error| bad(error.to_string()))?;
+                roots
+                    .add(certificate)
+                    .map_err(|error| bad(error.to_string()))?;
+            }
+            if roots.is_empty() {
+                return Err(bad("holds no certificate".to_owned()));
+            }
+        }
+        None => {
+            // Those that cannot be read are not trusted; without any nobody is.
+            let found = rustls_native_certs::load_native_certs();
+            let (_added, _ignored) = roots.add_parsable_certificates(found.certs);
+            if roots.is_empty() {
+                return Err(Error::Trust(
+                    "the operating system has no certificates of authorities; name a file of them"
+                        .to_owned(),
+                ));
+            }
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| Error::Trust(error.to_string()))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+/// A connection to a broker.
+pub(crate) enum Stream {
+    Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+    Unix(UnixStream),
+}
+
+/// What one kind of connection does, every kind does.
+macro_rules! each {
+    ($stream:expr, $inner:ident => $do:expr) => {
+        match $stream.get_mut() {
+            Stream::Tcp($inner) => $do,
+            Stream::Tls($inner) => $do,
+            Stream::Unix($inner) => $do,
+        }
+    };
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        each!(self, inner => Pin::new(inner).poll_read(cx, buffer))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        each!(self, inner => Pin::new(inner).poll_write(cx, bytes))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, inner => Pin::new(inner).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, inner => Pin::new(inner).poll_shutdown(cx))
+    }
+}
+
+/// Makes a channel's connections, whatever URI the channel names.
+pub(super) struct Connector(pub(super) Route);
+
+impl tower::Service<Uri> for Connector {
+    type Response = TokioIo<Stream>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Stream>>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let route = self.0.clone();
+        Box::pin(async move { Ok(TokioIo::new(route.connect(Protocol::Http2).await?)) })
+    }
+}

@@ -1,0 +1,125 @@
+//! Admission: who gets in when more come than can be served. Before any cryptography by the address a call comes from,
+//! then by places; after it the hall asks by name.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use tonic::Status;
+
+use super::guard;
+use super::peer::{Peer, Source};
+use super::status::rate_limited;
+use crate::broker::Hall;
+use crate::rates::{Class, Limits, Places, Seat, Seldom};
+
+/// The counters before the doors of one broker.
+pub(super) struct Porch {
+    hall: Arc<Hall>,
+    sources: Limits<Source>,
+    places: Places,
+    shed: Seldom,
+}
+
+/// When to come again, where no bucket says.
+const PLACES_FULL_RETRY: Duration = Duration::from_secs(1);
+
+impl Porch {
+    pub(super) fn new(hall: Arc<Hall>) -> Self {
+        let rates = &hall.settings().rates;
+        Self {
+            sources: Limits::new(rates.source_per_second, rates.source_reserved_per_second),
+            places: Places::new(rates),
+            shed: Seldom::default(),
+            hall,
+        }
+    }
+
+    /// A place for a call whose message has come whole: nobody holds one by sending slowly.
+    pub(super) async fn place(&self, method: &'static str) -> Result<Seat, Status> {
+        let class = guard::class(method);
+        self.places.enter(class).await.map_err(|_| {
+            self.note(class, "places");
+            rate_limited(PLACES_FULL_RETRY)
+        })
+    }
+
+    fn note(&self, class: Class, by: &'static str) {
+        self.hall.metrics().rate_limited(class.as_str(), by);
+        if let Some(count) = self.shed.due(self.hall.uptime()) {
+            tracing::warn!(count, class = class.as_str(), by, "calls shed");
+        }
+    }
+}
+
+/// The class of a path: ours by their rows; probes and keys are answered while calls are shed.
+fn class(path: &str) -> Class {
+    match path {
+        "/livez" | "/readyz" | "/.well-known/jwks.json" => Class::Reserved,
+        path if path.starts_with("/grpc.health.v1.Health/") => Class::Reserved,
+        path => guard::class(path.trim_start_matches('/')),
+    }
+}
+
+/// Refuses at once what one source sends beyond its rate: before the row, the message or any key is looked at.
+pub(super) async fn within_its_rate(
+    State(porch): State<Arc<Porch>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let Some(peer) = request.extensions().get::<Peer>() else {
+        // A connection that nobody vouches for is none of ours.
+        return StatusCode::FORBIDDEN.into_response();
+    };
+    let source = peer.source.party();
+    let class = class(request.uri().path());
+    match porch.sources.take(class, &source, porch.hall.uptime()) {
+        Ok(()) => next.run(request).await,
+        Err(after) => {
+            porch.note(class, "source");
+            shed(&request, after)
+        }
+    }
+}
+
+fn shed(request: &Request, after: Duration) -> Response {
+    let grpc = request
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    if grpc {
+        return rate_limited(after).into_http::<Body>();
+    }
+    let seconds = HeaderValue::from(after.as_secs().saturating_add(1));
+    (
+        StatusCode::TOO_MANY_REQUESTS,
+        [(header::RETRY_AFTER, seconds)],
+        "too many calls\n",
+    )
+        .into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probes_and_endings_are_reserved() {
+        for path in [
+            "/livez",
+            "/readyz",
+            "/.well-known/jwks.json",
+            "/grpc.health.v1.Health/Check",
+            "/dipylon.v1.TaskService/CompleteTask",
+        ] {
+            assert_eq!(class(path), Class::Reserved, "{path}");
+        }
+        for path in ["/", "/livez/", "/dipylon.v1.TaskService/OpenTask"] {
+            assert_eq!(class(path), Class::General, "{path}");
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! More callers than can be served: one source, one caller or one kind of call never takes what belongs to the others.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use dipylon::client::{Agent, Error, OpenTask, Outcome};
+use dipylon::model::*;
+use dipylon::proto::v1;
+use dipylon::rates::Rates;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use super::harness::{CASES, TestBroker, disable, read_case, refused};
+use super::served::{Served, order};
+
+fn n(n: u32) -> NonZeroU32 {
+    NonZeroU32::new(n).expect("not zero")
+}
+
+/// A channel whose connection comes from this address of the loopback net.
+fn from(s: &Served, last: u8) -> Channel {
+    tonic::transport::Endpoint::from_shared(s.url.clone())
+        .expect("url")
+        .local_address(Some(IpAddr::V4(Ipv4Addr::new(127, 0, 0, last))))
+        .connect_lazy()
+}
+
+/// One call of a method by a stranger: it costs no cryptography and comes to gate 1 unless it is shed before.
+async fn stranger(channel: &Channel, method: &'static str) -> Status {
+    let mut grpc = tonic::client::Grpc::new(channel.clone());
+    grpc.ready().await.expect("ready");
+    let codec = dipylon::proto::strict::StrictCodec::<
+        v1::GetAccessRequestRequest,
+        v1::GetAccessRequestResponse,
+    >::default();
+    let request = tonic::Request::new(v1::GetAccessRequestRequest::default());
+    let path = http::uri::PathAndQuery::from_static(method);
+    let answer: Result<tonic::Response<v1::GetAccessRequestResponse>, Status> =
+        grpc.unary(request, path, codec).await;
+    answer.expect_err("a stranger")
+}
+
+const GENERAL: &str = "/dipylon.v1.TaskService/GetAccessRequest";
+
+fn is_shed(status: &Status) -> bool {
+    let reason = status.get_details_error_info().map(|info| info.reason);
+    reason.as_deref() == Some("RATE_LIMITED")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_source_floods_and_the_others_are_served() {
+    let slow = Rates {
+        source_per_second: n(1),
+        ..Rates::default()
+    };
+    let s = Served::start_at(slow).await;
+    let flood = from(&s, 1);
+    let mut shed = Vec::new();
+    for _ in 0..10 {
+        let status = stranger(&flood, GENERAL).await;
+        if is_shed(&status) {
+            shed.push(status);
+        }
+    }
+    assert!(
+        shed.len() >= 5,
+        "a bucket holds two: {} of ten were shed",
+        shed.len()
+    );
+    for status in &shed {
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        let wait = status.get_details_retry_info().expect("says when");
+        let wait = wait.retry_delay.expect("says when");
+        assert!(
+            wait > Duration::ZERO && wait <= Duration::from_secs(1),
+            "{wait:?}"
+        );
+    }
+    let other = from(&s, 2);
+    assert!(
+        !is_shed(&stranger(&other, GENERAL).await),
+        "another source has its own rate"
+    );
+    // What is reserved has another rate, at the same source: the answer is gate 1's.
+    let introspect = "/dipylon.v1.TokenService/Introspect";
+    let introspected = stranger(&flood, introspect).await;
+    assert!(!is_shed(&introspected), "{introspected}");
+    for path in ["/livez", "/readyz", "/.well-known/jwks.json"] {
+        assert_eq!(get(&s.url, path).await.0, 200, "{path}");
+    }
+    let text = s.hall.read_metrics();
+    let limited = format!(
+        "dipylon_rate_limited_total{{class=\"general\",by=\"source\"}} {}\n",
+        shed.len()
+    );
+    assert!(text.contains(&limited), "{text}");
+    let before = s.hall.journal().tail().borrow().head;
+    stranger(&flood, GENERAL).await;
+    assert_eq!(
+        s.hall.journal().tail().borrow().head,
+        before,
+        "what is shed is no entry"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_header_does_not_make_another_source() {
+    let slow = Rates {
+        source_per_second: n(1),
+        ..Rates::default()
+    };
+    let s = Served::start_at(slow).await;
+    let mut codes = BTreeMap::new();
+    for last in 0..10 {
+        let answer = get_saying(
+            &s.url,
+            "/nowhere",
+            &format!("X-Forwarded-For: 192.0.2.{last}"),
+        )
+        .await;
+        *codes.entry(answer.0).or_insert(0) += 1;
+        if answer.0 == 429 {
+            assert!(answer.1.contains("retry-after: "), "{}", answer.1);
+        }
+    }
+    assert!(codes.get(&429).copied().unwrap_or(0) >= 5, "{codes:?}");
+}
+
+/// The general places are all taken and their queue is full; ending, validating and following the feed go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_reserved_is_served_while_the_rest_is_shed() {
+    let few = Rates {
+        calls_at_once: n(1),
+        ..Rates::default()
+    };
+    let s = Served::start_at(few).await;
+    let task = s.task("triage").await;
+    let Ok(Outcome::Token(token)) = task.request_token(&order(read_case(), "r-1")).await else {
+        panic!("a token")
+    };
+    let validator = s.validator("cases", CASES).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let shed = Arc::new(AtomicUsize::new(0));
+    let flood: Vec<_> = (0..40)
+        .map(|_| {
+            let agent = Agent::new(s.endpoint().with_retry_ms(0), s.evidence("triage"), None);
+            let (stop, shed) = (stop.clone(), shed.clone());
+            tokio::spawn(async move {
+                while !stop.load(Ordering::SeqCst) {
+                    let refused = agent.open_task(&opening()).await;
+                    if reason(&refused) == Some(Reason::RateLimited) {
+                        shed.fetch_add(1, Ordering::SeqCst);
+                    }
+                }
+            })
+        })
+        .collect();
+    wait_for(|| shed.load(Ordering::SeqCst) > 20).await;
+    let before = shed.load(Ordering::SeqCst);
+    for _ in 0..5 {
+        let live = validator.introspect(token.jwt().reveal()).await;
+        assert!(live.expect("asked").active);
+    }
+    let report = task
+        .complete(TaskOutcome::Succeeded)
+        .await
+        .expect("an end is never shed");
+    assert_eq!(report.tokens_revoked, 1);
+    let dead = validator.introspect(token.jwt().reveal()).await;
+    assert!(!dead.expect("asked").active);
+    s.person("olga")
+        .suspend(&AgentId::parse("triage").expect("id"), "flood")
+        .await
+        .expect("an operator ends it");
+    wait_for(|| shed.load(Ordering::SeqCst) > before).await;
+    let text = s.hall.read_metrics();
+    assert!(text.contains("class=\"general\",by=\"places\"} "), "{text}");
+    assert!(!text.contains("class=\"reserved\""), "{text}");
+    stop.store(true, Ordering::SeqCst);
+    for one in flood {
+        one.await.expect("stopped");
+    }
+}
+
+/// Many wait for people at once, and take nobody's place while they do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_people_takes_no_place() {
+    let few = Rates {
+        calls_at_once: n(1),
+        ..Rates::default()
+    };
+    let s = Served::start_at(few).await;
+    let mut tasks = Vec::new();
+    for _ in 0..4 {
+        tasks.push(s.task("triage").await);
+    }
+    let mut waiting = Vec::new();
+    for task in tasks {
+        let mut ask = order(disable("ann"), "r-1");
+        ask.wait_s = 30;
+        waiting.push(tokio::spawn(async move { task.request_token(&ask).await }));
+    }
+    let maria = s.person("maria");
+    let mut listed = Vec::new();
+    for _ in 0..500 {
+        listed = maria.list().await.expect("there is a place");
+        if listed.len() == 4 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(listed.len(), 4, "all wait at once");
+    assert!(waiting.iter().all(|w| !w.is_finished()));
+    s.person("olga")
+        .suspend(&AgentId::parse("triage").expect("id"), "enough")
+        .await
+        .expect("suspended");
+    for one in waiting {
+        let answer = one.await.expect("ran");
+        assert!(answer.is_err(), "woken, and gate 1 is closed: {answer:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_waits_as_told_and_succeeds() {
+    let slow = Rates {
+        caller_per_second: n(4),
+        ..Rates::default()
+    };
+    let s = Served::start_at(slow).await;
+    let task = s.task("triage").await;
+    for i in 0..12 {
+        let outcome = task
+            .request_token(&order(read_case(), &format!("r-{i}")))
+            .await;
+        assert!(matches!(outcome, Ok(Outcome::Token(_))), "{i}: {outcome:?}");
+    }
+    let text = s.hall.read_metrics();
+    assert!(
+        text.contains("dipylon_rate_limited_total{class=\"general\",by=\"caller\"}"),
+        "it was told to wait: {text}"
+    );
+    // A wait beyond the budget is not begun.
+    let impatient = Agent::new(s.endpoint().with_retry_ms(0), s.evidence("triage"), None);
+    let mut told = None;
+    for _ in 0..20 {
+        if let Err(error) = impatient.open_task(&opening()).await {
+            told = error.reason();
+            break;
+        }
+    }
+    assert_eq!(told, Some(Reason::RateLimited));
+}
+
+/// The hall asks by name: one agent's tasks share its rate, another agent and people have their own, and ends another.
+#[tokio::test]
+async fn one_agent_at_its_rate_leaves_the_others_theirs() {
+    let b = TestBroker::start_at(Rates {
+        caller_per_second: n(2),
+        ..Rates::default()
+    })
+    .await;
+    let triage = b.agent("triage");
+    let task = b.open(&triage).await;
+    for i in 0..3 {
+        b.ask(&triage, task, &read_case(), 60, &format!("r-{i}"))
+            .await
+            .expect("within its rate");
+    }
+    let told = b
+        .ask(&triage, task, &read_case(), 60, "r-4")
+        .await
+        .expect_err("beyond its rate");
+    assert_eq!(told.reason, Reason::RateLimited);
+    assert_eq!(told.retry_after, Some(Duration::from_millis(500)));
+    let second = b.agent("triage");
+    let another_key = b.try_open(&second, "more", "open-2").await;
+    assert_eq!(
+        refused(another_key),
+        Reason::RateLimited,
+        "by agent, not by key"
+    );
+    // The clock stands still: asking again opens nothing.
+    for _ in 0..50 {
+        let again = b.ask(&triage, task, &read_case(), 60, "r-4").await;
+        assert_eq!(refused(again), Reason::RateLimited);
+    }
+    let head = b.hall.journal().tail().borrow().head;
+    b.open(&b.agent("reporter")).await;
+    let call = b.person_call("dipylon.v1.ApprovalService/ListAccessRequests", "maria");
+    b.hall.list_access_requests(&call).expect("a person");
+    assert_eq!(
+        b.hall.journal().tail().borrow().head.size,
+        head.size + 1,
+        "what was shed is no entry"
+    );
+    b.hand.advance_millis(500);
+    b.ask(&triage, task, &read_case(), 60, "r-4")
+        .await
+        .expect("as told");
+    b.complete(&triage, task)
+        .await
+        .expect("an end has its own rate");
+    b.check();
+}
+
+/// Nobody learns from a rate whether a key or a name is known: strangers come to gate 1.
+#[tokio::test]
+async fn strangers_use_up_nobodys_rate() {
+    let b = TestBroker::start_at(Rates {
+        caller_per_second: n(1),
+        ..Rates::default()
+    })
+    .await;
+    let triage = b.agent("triage");
+    let task = b.open(&triage).await;
+    let stranger = b.agent("triage");
+    for i in 0..20 {
+        let asked = b
+            .ask(&stranger, task, &read_case(), 60, &format!("s-{i}"))
+            .await;
+        assert_eq!(refused(asked), Reason::NotFound);
+    }
+    b.ask(&triage, task, &read_case(), 60, "r-1")
+        .await
+        .expect("the task's own rate is whole");
+}
+
+fn opening() -> OpenTask {
+    OpenTask {
+        purpose: "flood".into(),
+        max_duration_s: 60,
+        request_id: None,
+        heartbeat_s: None,
+    }
+}
+
+fn reason<T>(result: &Result<T, Error>) -> Option<Reason> {
+    result.as_ref().err().and_then(Error::reason)
+}
+
+async fn wait_for(what: impl Fn() -> bool) {
+    for _ in 0..3_000 {
+        if what() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it did not come about");
+}
+
+/// Status and head of a plain HTTP answer.
+pub async fn get(url: &str, path: &str) -> (u16, String) {
+    get_saying(url, path, "Accept: */*").await
+}
+
+async fn get_saying(url: &str, path: &str, header: &str) -> (u16, String) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let address = url.trim_start_matches("http://");
+    let mut stream = tokio::net::TcpStream::connect(address)
+        .await
+        .expect("connects");
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: b\r\n{header}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("read");
+    let code = answer.split(' ').nth(1).expect("a status");
+    (code.parse().expect("a number"), answer)
+}

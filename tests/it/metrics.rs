@@ -1,0 +1,377 @@
+//! What operators see: figures and lines of a real broker, read through its own door before and after a story.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use dipylon::client::ballot::Seen;
+use dipylon::client::{Agent, EvidenceSource, OpenTask, Outcome};
+use dipylon::clock::Clock;
+use dipylon::model::*;
+use dipylon::serve::{OperatorListener, operate};
+use dipylon::telemetry::PAGE;
+
+use super::admission::get;
+use super::harness::{CASES, DOMAIN, action, disable, read_case};
+use super::kill::Realm;
+use super::served::{Served, order};
+
+/// An operators' door for a served broker; its place.
+async fn door(s: &Served) -> (String, tokio::task::JoinHandle<std::io::Result<()>>) {
+    let any = "127.0.0.1:0".parse().expect("address");
+    let listener = OperatorListener::tcp(any).await.expect("listens");
+    let place = listener.place();
+    (place, tokio::spawn(operate(s.hall.clone(), listener)))
+}
+
+/// Every sample: name with labels → value.
+fn samples(text: &str) -> BTreeMap<String, f64> {
+    let samples = text.lines().filter(|line| !line.starts_with('#'));
+    samples
+        .map(|line| {
+            let (name, value) = line.rsplit_once(' ').expect("a sample");
+            (name.to_owned(), value.parse().expect("a number"))
+        })
+        .collect()
+}
+
+async fn scrape(place: &str) -> BTreeMap<String, f64> {
+    let (code, answer) = get(place, "/metrics").await;
+    assert_eq!(code, 200, "{answer}");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a body");
+    assert!(head.contains("application/openmetrics-text"), "{head}");
+    let body = unchunked(head, body);
+    assert!(body.ends_with("# EOF\n"), "whole: {body}");
+    samples(&body)
+}
+
+fn unchunked(head: &str, body: &str) -> String {
+    if !head
+        .to_ascii_lowercase()
+        .contains("transfer-encoding: chunked")
+    {
+        return body.to_owned();
+    }
+    let (mut out, mut rest) = (String::new(), body);
+    while let Some((size, after)) = rest.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).expect("a size");
+        out.push_str(&after[..size]);
+        rest = after[size..].trim_start_matches("\r\n");
+    }
+    out
+}
+
+fn documented() -> BTreeSet<String> {
+    let rows = PAGE.lines().filter_map(|l| l.strip_prefix("| `"));
+    rows.filter_map(|row| row.split('`').next())
+        .map(str::to_owned)
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn figures_before_and_after_a_story() {
+    let s = Served::start().await;
+    let (place, door) = door(&s).await;
+    assert_eq!(get(&place, "/livez").await.0, 200);
+    assert_eq!(get(&place, "/readyz").await.0, 200);
+    assert_eq!(get(&s.url, "/metrics").await.0, 404, "not for everyone");
+    let before = scrape(&place).await;
+    assert_eq!(before["dipylon_tasks_open"], 0.0);
+    assert_eq!(before["dipylon_tokens_live"], 0.0);
+
+    let validator = s.validator("cases", CASES).await;
+    let task = s.task("triage").await;
+    let read = task.request_token(&order(read_case(), "r-1")).await;
+    let Ok(Outcome::Token(_)) = read else {
+        panic!("a token: {read:?}")
+    };
+    let asked = task.request_token(&order(disable("ann"), "r-2")).await;
+    let Ok(Outcome::Pending(pending)) = asked else {
+        panic!("pending: {asked:?}")
+    };
+    let during = scrape(&place).await;
+    assert_eq!(during["dipylon_tasks_open"], 1.0);
+    assert_eq!(during["dipylon_tokens_live"], 1.0);
+    assert_eq!(during["dipylon_requests_pending"], 1.0);
+    assert_eq!(during["dipylon_feed_subscribers"], 1.0);
+
+    let maria = s.person("maria");
+    let card = maria.card(pending.access_request_id()).await.expect("card");
+    let realm = dipylon::model::Realm::parse("test").expect("realm");
+    let profile = ProfileName::parse("one-security").expect("profile");
+    maria
+        .vote(&Seen {
+            card: &card,
+            realm: &realm,
+            profile: &profile,
+            verdict: Verdict::Approve,
+            narrowing: Narrowing { max_ttl: None },
+        })
+        .await
+        .expect("votes");
+    let granted = task.request_token(&order(disable("ann"), "r-2")).await;
+    assert!(matches!(granted, Ok(Outcome::Token(_))), "{granted:?}");
+    let closed = action("case.note", "Case", "INC-9999", CASES, &[]);
+    task.request_token(&order(closed, "r-3"))
+        .await
+        .expect_err("no such target");
+    task.complete(TaskOutcome::Succeeded)
+        .await
+        .expect("completes");
+    // The feed has said so once the validator's broker has handed it over.
+    let mut after = scrape(&place).await;
+    for _ in 0..500 {
+        if after["dipylon_feed_delay_seconds_count"] >= 1.0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        after = scrape(&place).await;
+    }
+    drop(validator);
+
+    assert_eq!(after["dipylon_tasks_open"], 0.0);
+    assert_eq!(after["dipylon_tokens_live"], 0.0);
+    assert_eq!(after["dipylon_requests_pending"], 0.0);
+    assert_eq!(after["dipylon_feed_delay_seconds_count"], 1.0);
+    assert_eq!(
+        after["dipylon_attestation_total{kind=\"jwt-svid\",result=\"good\"}"], 2.0,
+        "once without a nonce, once with"
+    );
+    let decisions = |outcome: &str| -> f64 {
+        let start = format!("dipylon_decisions_total{{outcome=\"{outcome}\",");
+        let of = after.iter().filter(|(name, _)| name.starts_with(&start));
+        of.map(|(_, n)| n).sum()
+    };
+    assert_eq!(
+        (decisions("approved"), decisions("pending")),
+        (2.0, 1.0),
+        "{after:?}"
+    );
+    assert_eq!(
+        after["dipylon_approval_wait_seconds_count{outcome=\"approved\"}"],
+        1.0
+    );
+    assert_eq!(after["dipylon_approval_decide_seconds_count"], 1.0);
+    let calls = |method: &str, code: &str| {
+        let name = format!("dipylon_calls_total{{method=\"dipylon.v1.{method}\",code=\"{code}\"}}");
+        after.get(&name).copied().unwrap_or(0.0)
+    };
+    assert_eq!(calls("TaskService/OpenTask", "OK"), 1.0);
+    assert_eq!(calls("TaskService/RequestToken", "OK"), 3.0);
+    assert_eq!(calls("TaskService/RequestToken", "INVALID_ARGUMENT"), 1.0);
+    assert_eq!(calls("TaskService/CompleteTask", "OK"), 1.0);
+    assert_eq!(
+        after["dipylon_refusals_total{reason=\"UNKNOWN_TARGET\"}"],
+        1.0
+    );
+    let entries = s.hall.journal().tail().borrow().head.size;
+    assert_eq!(after["dipylon_journal_entries"], entries as f64);
+    assert!(after["dipylon_journal_bytes"] > 4096.0);
+    assert!(
+        after["dipylon_audit_append_seconds_count"] > before["dipylon_audit_append_seconds_count"]
+    );
+    assert_eq!(after["dipylon_ends_unwritten"], 0.0);
+    assert_eq!(after["dipylon_clock_behind_seconds"], 0.0);
+    let version = after
+        .keys()
+        .find(|k| k.starts_with("dipylon_policy_info{version=\""));
+    assert!(version.is_some(), "{after:?}");
+    let known = documented();
+    for name in after.keys() {
+        let base = name.split('{').next().expect("a name");
+        let base = ["_bucket", "_sum", "_count"]
+            .iter()
+            .find_map(|suffix| base.strip_suffix(suffix))
+            .unwrap_or(base);
+        assert!(known.contains(base), "{name} is not on the page");
+    }
+    door.abort();
+}
+
+/// Whatever callers make up, the number of samples does not grow with it, and no word of theirs is among them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_names_make_no_figures() {
+    let s = Served::start().await;
+    let (place, door) = door(&s).await;
+    let task = s.task("triage").await;
+    let round = async |round: usize| {
+        for i in 0..5 {
+            let name = format!("hostile.n{round}x{i}");
+            let odd = action(&name, "Case", &format!("HOSTILE-{round}-{i}"), CASES, &[]);
+            task.request_token(&order(odd, &format!("hostile-{round}-{i}")))
+                .await
+                .expect_err("no such action");
+            let path = format!("/dipylon.v1.TaskService/Hostile{round}{i}");
+            get(&s.url, &path).await;
+            get(&s.url, &format!("/hostile/{round}/{i}")).await;
+        }
+        let id = format!("spiffe://{DOMAIN}/agent/hostile-{round}");
+        let evidence = s.world.svid_for(&s.url, &id, Clock::system().now(), 60);
+        let stranger = Agent::new(s.endpoint(), EvidenceSource::Fixed(evidence), None);
+        let opening = OpenTask {
+            purpose: "hostile".into(),
+            max_duration_s: 60,
+            request_id: None,
+            heartbeat_s: None,
+        };
+        stranger.open_task(&opening).await.expect_err("nobody");
+    };
+    round(1).await;
+    let once = scrape(&place).await;
+    for n in 2..6 {
+        round(n).await;
+    }
+    let often = scrape(&place).await;
+    assert_eq!(
+        once.keys().collect::<Vec<_>>(),
+        often.keys().collect::<Vec<_>>()
+    );
+    for name in often.keys() {
+        assert!(!name.to_lowercase().contains("hostile"), "{name}");
+    }
+    let causes = "dipylon_gate_1_refusals_total{cause=\"agents\"}";
+    assert_eq!(often[causes] - once[causes], 4.0, "{often:?}");
+    door.abort();
+}
+
+#[tokio::test]
+async fn operators_listen_on_this_machine_alone() {
+    let everywhere = "0.0.0.0:0".parse().expect("address");
+    OperatorListener::tcp(everywhere)
+        .await
+        .expect_err("not loopback");
+    let s = Served::start().await;
+    let path = s.dir.join("operator.sock");
+    // A socket that a dead broker left.
+    drop(std::os::unix::net::UnixListener::bind(&path).expect("left"));
+    let listener = OperatorListener::unix(&path).expect("listens");
+    OperatorListener::unix(&path).expect_err("one at a time");
+    use std::os::unix::fs::MetadataExt as _;
+    let mode = std::fs::metadata(&path).expect("socket").mode();
+    assert_eq!(mode & 0o777, 0o600, "for its user alone");
+    let door = tokio::spawn(operate(s.hall.clone(), listener));
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::UnixStream::connect(&path)
+        .await
+        .expect("connects");
+    let ask = b"GET /metrics HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n";
+    stream.write_all(ask).await.expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("read");
+    assert!(answer.contains("dipylon_tasks_open 0\n"), "{answer}");
+    door.abort();
+    let _aborted = door.await;
+    assert!(!path.exists(), "and takes its socket away");
+}
+
+/// The real process, its log in JSON: each answered call is one object with what belongs to it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_call_is_one_json_line() {
+    let temp = tempfile::tempdir().expect("dir");
+    let realm = Realm::with(temp.path(), "log = \"json\"\n");
+    let log = temp.path().join("broker.log");
+    let file = std::fs::File::create(&log).expect("file");
+    let mut broker = realm.broker_telling(file.into(), "dipylon=info").await;
+    let id = format!("spiffe://{DOMAIN}/agent/triage");
+    let svid = realm
+        .world
+        .svid_for(&realm.url, &id, Clock::system().now(), 3_600);
+    let agent = Agent::new(realm.endpoint(), EvidenceSource::Fixed(svid), None);
+    let opening = OpenTask {
+        purpose: "contain".into(),
+        max_duration_s: 600,
+        request_id: Some("open-1".into()),
+        heartbeat_s: None,
+    };
+    let task = agent.open_task(&opening).await.expect("opens");
+    let Ok(Outcome::Token(token)) = task.request_token(&order(read_case(), "r-1")).await else {
+        panic!("a token")
+    };
+    let unknown = action("case.read", "Case", "INC-9999", CASES, &[]);
+    let told = task
+        .request_token(&order(unknown, "r-2"))
+        .await
+        .expect_err("no such target");
+    // A caller that goes away while it waits for people.
+    let mut ask = order(disable("ann"), "r-3");
+    ask.wait_s = 30;
+    let gone = tokio::time::timeout(Duration::from_millis(500), task.request_token(&ask)).await;
+    gone.expect_err("still waiting");
+    traced(&realm.url).await;
+    let mut lines: Vec<serde_json::Value> = Vec::new();
+    for _ in 0..500 {
+        let text = std::fs::read_to_string(&log).expect("log");
+        lines = text
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("one object a line"))
+            .collect();
+        let went_away = |l: &serde_json::Value| l["message"] == "the caller went away";
+        if lines.iter().any(went_away) && lines.iter().any(|l| !l["span"]["trace_id"].is_null()) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    broker.kill().await.expect("stopped");
+    let line = |message: &str, request: &str| {
+        let found = lines.iter().find(|l| {
+            l["message"] == message
+                && l["span"]["request"] == request
+                && l["code"] != "UNAUTHENTICATED"
+        });
+        found.unwrap_or_else(|| panic!("{message} {request}: {lines:#?}"))
+    };
+    let opened = line("answered", "open-1");
+    assert_eq!(opened["code"], "OK");
+    assert_eq!(opened["span"]["caller"], "agent");
+    assert_eq!(opened["span"]["who"], "triage");
+    assert_eq!(opened["span"]["task"], task.id().to_string());
+    assert_eq!(opened["span"]["method"], "dipylon.v1.TaskService/OpenTask");
+    assert!(opened["ms"].is_u64());
+    let issued = line("answered", "r-1");
+    assert_eq!(issued["span"]["outcome"], "token");
+    assert_eq!(issued["span"]["token"], token.jti().to_string());
+    let decision = issued["span"]["decision"].as_str().expect("a decision");
+    DecisionId::parse(decision).expect("an id");
+    let refused = line("answered", "r-2");
+    assert_eq!(refused["reason"], "UNKNOWN_TARGET");
+    assert_eq!(
+        refused["span"]["correlation"].as_str(),
+        told.correlation(),
+        "found by what the caller was told"
+    );
+    let cancelled = line("the caller went away", "r-3");
+    assert_eq!(cancelled["code"], "CANCELLED");
+    let traces: Vec<_> = lines
+        .iter()
+        .filter_map(|l| l["span"]["trace_id"].as_str())
+        .collect();
+    assert!(!traces.is_empty());
+    assert!(traces.iter().all(|t| *t == TRACE), "{traces:?}");
+}
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+
+/// Two calls with a `traceparent`: one that is valid, one that is not.
+async fn traced(url: &str) {
+    use dipylon::proto::v1;
+    for parent in [
+        format!("00-{TRACE}-00f067aa0ba902b7-01"),
+        format!("00-{TRACE}-00f067aa0ba902b7-01-forged"),
+    ] {
+        let channel = tonic::transport::Endpoint::from_shared(url.to_owned())
+            .expect("url")
+            .connect_lazy();
+        let mut grpc = tonic::client::Grpc::new(channel);
+        grpc.ready().await.expect("ready");
+        let codec = dipylon::proto::strict::StrictCodec::<
+            v1::GetAccessRequestRequest,
+            v1::GetAccessRequestResponse,
+        >::default();
+        let mut request = tonic::Request::new(v1::GetAccessRequestRequest::default());
+        let value = parent.parse().expect("ascii");
+        request.metadata_mut().insert("traceparent", value);
+        let path = http::uri::PathAndQuery::from_static("/dipylon.v1.TaskService/GetAccessRequest");
+        let answer: Result<tonic::Response<v1::GetAccessRequestResponse>, _> =
+            grpc.unary(request, path, codec).await;
+        answer.expect_err("a stranger");
+    }
+}

@@ -1,0 +1,784 @@
+//! The doors themselves: TLS, the Unix socket, and what connections may not do. Every test talks through real sockets,
+//! to a broker in this process or to the real one. Waits are for events, up to a generous bound; no verdict rests on speed.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::Extension;
+use axum::routing::get;
+use bytes::Bytes;
+use dipylon::broker::Settings;
+use dipylon::client::{
+    Agent, Endpoint, Error, EvidenceSource, Identity, OpenTask, Outcome, Reach, Task,
+};
+use dipylon::clock::Clock;
+use dipylon::config::Connections;
+use dipylon::jose::SigningKey;
+use dipylon::journal::Faults;
+use dipylon::model::*;
+use dipylon::serve::listener::Counts;
+use dipylon::serve::peer::{Peer, Source};
+use dipylon::serve::tls::Tls;
+use dipylon::serve::unix::UnixDoor;
+use dipylon::serve::{self, Doors};
+use dipylon::validator::{Validator, ValidatorConfig};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::harness::{CASES, DOMAIN, World, disable, open_as, read_case, settings};
+use super::laws;
+use super::served::order;
+
+/// For whatever must come about sooner or later.
+const GENEROUS: Duration = Duration::from_secs(60);
+
+/// Waits until something holds; the test fails if it never does.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..GENEROUS.as_millis() / 10 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("never: {what}");
+}
+
+pub async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(GENEROUS, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("never: {what}"),
+    }
+}
+
+/// An authority that certifies brokers.
+pub struct Authority {
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    pub pem: String,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let key = rcgen::KeyPair::generate().expect("key");
+        let mut params = rcgen::CertificateParams::new(Vec::new()).expect("params");
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, "test authority");
+        let pem = params.self_signed(&key).expect("signed").pem();
+        Self {
+            issuer: rcgen::Issuer::new(params, key),
+            pem,
+        }
+    }
+
+    /// A certificate for this host, and its key.
+    pub fn certify(&self) -> (String, String) {
+        let key = rcgen::KeyPair::generate().expect("key");
+        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let params = rcgen::CertificateParams::new(names).expect("params");
+        let certificate = params.signed_by(&key, &self.issuer).expect("signed");
+        (certificate.pem(), key.serialize_pem())
+    }
+}
+
+pub fn put(path: &Path, text: &str, mode: u32) {
+    // As whoever renews certificates with care does it: no reader sees half a file.
+    let making = path.with_extension("new");
+    std::fs::write(&making, text).expect("written");
+    std::fs::set_permissions(&making, std::fs::Permissions::from_mode(mode)).expect("mode");
+    std::fs::rename(&making, path).expect("renamed");
+}
+
+#[derive(Default)]
+pub struct Setup {
+    pub tls: bool,
+    pub unix: bool,
+    pub limits: Connections,
+}
+
+/// A broker in this process behind doors as a test wants them.
+pub struct Site {
+    world: Arc<World>,
+    pub url: String,
+    pub address: SocketAddr,
+    pub root: PathBuf,
+    authority: Authority,
+    tls: Option<Arc<Tls>>,
+    pub counts: Arc<Counts>,
+    stop: Option<oneshot::Sender<()>>,
+    server: JoinHandle<()>,
+    _temp: tempfile::TempDir,
+}
+
+impl Site {
+    pub async fn start(setup: Setup) -> Self {
+        let temp = tempfile::tempdir().expect("dir");
+        let root = temp.path().to_owned();
+        let authority = Authority::new();
+        put(&root.join("ca.pem"), &authority.pem, 0o644);
+        let tls = setup.tls.then(|| {
+            let (certificate, key) = authority.certify();
+            put(&root.join("tls.crt"), &certificate, 0o644);
+            put(&root.join("tls.key"), &key, 0o600);
+            Tls::read(&root.join("tls.crt"), &root.join("tls.key")).expect("a pair")
+        });
+        let listener = serve::listen("127.0.0.1:0".parse().expect("address"))
+            .await
+            .expect("listens");
+        let address = listener.local_addr().expect("address");
+        let scheme = if setup.tls { "https" } else { "http" };
+        let url = format!("{scheme}://{address}");
+        let settings = Settings {
+            external_url: url.clone(),
+            issuer: url.clone(),
+            evidence_audience: url.clone(),
+            ..settings()
+        };
+        let world = Arc::new(World::new());
+        let key = SigningKey::generate().expect("key").1.to_vec();
+        let hall = open_as(
+            settings,
+            &world,
+            &root.join("data"),
+            &Clock::system(),
+            &key,
+            Faults::default(),
+        )
+        .await
+        .expect("starts");
+        let unix = setup
+            .unix
+            .then(|| UnixDoor::bind(&root.join("dipylon.sock")).expect("bound"));
+        let peer = async |Extension(peer): Extension<Peer>| format!("{peer:?}");
+        let mut doors = Doors::from(listener);
+        doors.tls = tls.clone();
+        doors.unix = unix;
+        doors.limits = setup.limits;
+        doors.extra = axum::Router::new().route("/peer", get(peer));
+        let counts = doors.counts.clone();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = serve::serve(hall, doors, async move {
+            let _told = stopped.await;
+        });
+        let server = tokio::spawn(async move { serving.await.expect("serves") });
+        Self {
+            world,
+            url,
+            address,
+            root,
+            authority,
+            tls,
+            counts,
+            stop: Some(stop),
+            server,
+            _temp: temp,
+        }
+    }
+
+    fn reach(&self) -> Reach {
+        Reach {
+            ca: Some(self.root.join("ca.pem")),
+            socket: None,
+        }
+    }
+
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint::reach(&self.url, &self.reach()).expect("endpoint")
+    }
+
+    /// One that never calls twice: what fails here, fails.
+    pub fn once(&self) -> Endpoint {
+        self.endpoint().with_retry_ms(0)
+    }
+
+    pub async fn task(&self, endpoint: Endpoint) -> Result<Task, Error> {
+        open(&self.world, &self.url, endpoint).await
+    }
+
+    pub async fn stop(mut self) {
+        drop(self.stop.take());
+        in_time("the broker stops", self.server)
+            .await
+            .expect("stopped");
+    }
+
+    /// A raw HTTP/2 connection, and how it ended.
+    pub async fn raw(
+        &self,
+    ) -> (
+        h2::client::SendRequest<Bytes>,
+        JoinHandle<Result<(), h2::Error>>,
+    ) {
+        let stream = TcpStream::connect(self.address).await.expect("connects");
+        let (sender, connection) = h2::client::handshake(stream).await.expect("h2");
+        (sender, tokio::spawn(connection))
+    }
+
+    pub fn grpc(&self, method: &str) -> http::request::Builder {
+        http::Request::post(format!("{}/{method}", self.url))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+    }
+}
+
+pub async fn open(world: &World, url: &str, endpoint: Endpoint) -> Result<Task, Error> {
+    let id = format!("spiffe://{DOMAIN}/agent/triage");
+    let evidence = EvidenceSource::Fixed(world.svid_for(url, &id, Clock::system().now(), 3_600));
+    let opening = OpenTask {
+        purpose: "contain INC-8841".into(),
+        max_duration_s: 3_600,
+        request_id: None,
+        heartbeat_s: None,
+    };
+    Agent::new(endpoint, evidence, None)
+        .open_task(&opening)
+        .await
+}
+
+fn token(outcome: Result<Outcome, Error>) -> TokenId {
+    match outcome {
+        Ok(Outcome::Token(token)) => token.jti(),
+        other => panic!("not a token: {other:?}"),
+    }
+}
+
+/// A whole call: both gates and an entry.
+pub async fn works(task: &Task, n: u64) {
+    token(
+        task.request_token(&order(read_case(), &format!("honest-{n}")))
+            .await,
+    );
+}
+
+pub async fn http1(
+    stream: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin),
+    request: &str,
+) -> String {
+    stream.write_all(request.as_bytes()).await.expect("written");
+    let mut answer = Vec::new();
+    in_time("an answer", stream.read_to_end(&mut answer))
+        .await
+        .expect("read");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+pub const PEER: &str = "GET /peer HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+
+/// A client of our own making, to see what the broker's TLS does.
+fn tls_client(
+    ca: &str,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> Arc<rustls::ClientConfig> {
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(ca.as_bytes()) {
+        roots.add(certificate.expect("pem")).expect("root");
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.enable_early_data = true;
+    Arc::new(config)
+}
+
+async fn shake(
+    address: SocketAddr,
+    config: &Arc<rustls::ClientConfig>,
+) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await?;
+    let name = ServerName::try_from("localhost").expect("name");
+    tokio_rustls::TlsConnector::from(config.clone())
+        .connect(name, stream)
+        .await
+}
+
+/// The certificate that a new connection is shown.
+pub async fn shown(address: SocketAddr, ca: &str) -> Option<Digest> {
+    let stream = shake(address, &tls_client(ca, &[&rustls::version::TLS13]))
+        .await
+        .ok()?;
+    let leaf = stream.get_ref().1.peer_certificates()?.first()?.clone();
+    Some(Digest::of(&leaf))
+}
+
+pub fn digest_of(pem: &str) -> Digest {
+    Digest::of(&CertificateDer::from_pem_slice(pem.as_bytes()).expect("pem"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_from_end_to_end() {
+    let site = Site::start(Setup {
+        tls: true,
+        ..Setup::default()
+    })
+    .await;
+    let task = site.task(site.once()).await.expect("opens");
+    let Ok(Outcome::Token(given)) = task.request_token(&order(read_case(), "r-1")).await else {
+        panic!("not a token");
+    };
+    // The validator fetches its keys and follows its feed over TLS too.
+    let mut config = ValidatorConfig::new(
+        &site.url,
+        &site.url,
+        Audience::parse(CASES).expect("audience"),
+        Identity::Key(Arc::new(site.world.key_of("cases"))),
+    );
+    config.reach = site.reach();
+    let cases = Validator::connect(config.clone()).await.expect("connects");
+    assert!(
+        cases
+            .introspect(given.jwt().reveal())
+            .await
+            .expect("asked")
+            .active
+    );
+
+    // Another authority's word is no word, whether a file names it or the operating system.
+    put(&site.root.join("other.pem"), &Authority::new().pem, 0o644);
+    for ca in [Some(site.root.join("other.pem")), None] {
+        let reach = Reach { ca, socket: None };
+        let stranger = match Endpoint::reach(&site.url, &reach) {
+            Ok(endpoint) => endpoint.with_retry_ms(0),
+            // A system without authorities trusts nobody.
+            Err(error) => {
+                assert!(
+                    matches!(error, Error::Trust(_)) && reach.ca.is_none(),
+                    "{error}"
+                );
+                continue;
+            }
+        };
+        match site.task(stranger).await {
+            Err(Error::Unreachable { cause, .. }) => {
+                assert!(cause.contains("certificate"), "{cause}");
+            }
+            other => panic!("{other:?}"),
+        }
+        config.reach = reach;
+        assert!(Validator::connect(config.clone()).await.is_err());
+    }
+    // Plain words to the TLS port get no answer that could be taken for one, and harm nobody.
+    let plain = site.url.replace("https://", "http://");
+    let endpoint = Endpoint::connect(&plain)
+        .expect("endpoint")
+        .with_retry_ms(0);
+    assert!(matches!(
+        site.task(endpoint).await,
+        Err(Error::Unreachable { .. })
+    ));
+    let mut stream = TcpStream::connect(site.address).await.expect("connects");
+    let answer = http1(&mut stream, PEER).await;
+    assert!(!answer.contains("HTTP/"), "{answer}");
+    // TLS 1.2 is refused.
+    let old = tls_client(&site.authority.pem, &[&rustls::version::TLS12]);
+    assert!(shake(site.address, &old).await.is_err());
+    until("all of it was counted", || {
+        site.counts.handshakes_failed.load(Ordering::Relaxed) >= 4
+    })
+    .await;
+    works(&task, 1).await;
+
+    // No resumption, whatever the client keeps: each connection is a whole handshake.
+    let config = tls_client(&site.authority.pem, &[&rustls::version::TLS13]);
+    for _ in 0..3 {
+        let mut stream = shake(site.address, &config).await.expect("shaken");
+        let answer = http1(&mut stream, PEER).await;
+        assert!(answer.contains("tls: true"), "{answer}");
+        let seen = stream.get_ref().1;
+        assert_eq!(seen.handshake_kind(), Some(rustls::HandshakeKind::Full));
+        assert_eq!(seen.tls13_tickets_received(), 0);
+        assert_eq!(seen.alpn_protocol(), Some(&b"http/1.1"[..]));
+    }
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_certificate_is_taken_up_and_a_broken_one_is_not() {
+    let site = Site::start(Setup {
+        tls: true,
+        ..Setup::default()
+    })
+    .await;
+    let ca = site.authority.pem.clone();
+    let tls = site.tls.clone().expect("tls");
+    let first = shown(site.address, &ca).await.expect("shown");
+    assert_eq!(tls.status().fingerprint, first);
+    let task = site.task(site.once()).await.expect("opens");
+
+    let (certificate, key) = site.authority.certify();
+    put(&site.root.join("tls.key"), &key, 0o600);
+    put(&site.root.join("tls.crt"), &certificate, 0o644);
+    until("the new one is in force", || {
+        tls.status().fingerprint == digest_of(&certificate)
+    })
+    .await;
+    assert_eq!(
+        shown(site.address, &ca).await,
+        Some(digest_of(&certificate))
+    );
+    // Connections that stood go on.
+    works(&task, 1).await;
+
+    put(&site.root.join("tls.crt"), "garbage", 0o644);
+    until("the broken one is seen", || {
+        tls.status().last_error.is_some()
+    })
+    .await;
+    assert_eq!(
+        shown(site.address, &ca).await,
+        Some(digest_of(&certificate))
+    );
+    put(&site.root.join("tls.crt"), &certificate, 0o644);
+    until("all is well again", || tls.status().last_error.is_none()).await;
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_unix_socket_is_a_door_like_the_other() {
+    let site = Site::start(Setup {
+        tls: true,
+        unix: true,
+        ..Setup::default()
+    })
+    .await;
+    let path = site.root.join("dipylon.sock");
+    let reach = Reach {
+        ca: None,
+        socket: Some(path.clone()),
+    };
+    let endpoint = Endpoint::reach(&site.url, &reach).expect("endpoint");
+    let task = site.task(endpoint.with_retry_ms(0)).await.expect("opens");
+    works(&task, 1).await;
+    let mut config = ValidatorConfig::new(
+        &site.url,
+        &site.url,
+        Audience::parse(CASES).expect("audience"),
+        Identity::Key(Arc::new(site.world.key_of("cases"))),
+    );
+    config.reach = reach;
+    Validator::connect(config).await.expect("connects");
+
+    let mut stream = tokio::net::UnixStream::connect(&path)
+        .await
+        .expect("connects");
+    let uid = rustix::process::geteuid().as_raw();
+    let peer = Peer {
+        source: Source::Unix { uid },
+        tls: false,
+    };
+    let answer = http1(&mut stream, PEER).await;
+    assert!(answer.ends_with(&format!("{peer:?}")), "{answer}");
+    // The same callers, the same refusals: nobody is anybody by the door they come through.
+    let mut stream = tokio::net::UnixStream::connect(&path)
+        .await
+        .expect("connects");
+    let answer = http1(
+        &mut stream,
+        "POST /dipylon.v1.GovernanceService/SuspendAgent HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+         content-type: application/grpc\r\ncontent-length: 5\r\n\r\n\0\0\0\0\0",
+    )
+    .await;
+    assert!(!answer.contains("grpc-status: 0"), "{answer}");
+    site.stop().await;
+    assert!(!path.exists(), "unlinked at the stop");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_beyond_the_streams_of_a_connection_queue() {
+    let site = Site::start(Setup::default()).await;
+    let task = Arc::new(site.task(site.once()).await.expect("opens"));
+    let mut calls = tokio::task::JoinSet::new();
+    for n in 0..200 {
+        let task = task.clone();
+        calls.spawn(async move { works(&task, n).await });
+    }
+    while let Some(call) = in_time("an answer", calls.join_next()).await {
+        call.expect("answered");
+    }
+    assert_eq!(site.counts.accepted.load(Ordering::Relaxed), 1);
+    // The bound itself, as the broker tells it.
+    let (sender, _connection) = site.raw().await;
+    let mut sender = sender.ready().await.expect("ready");
+    let request = http::Request::get(format!("{}/livez", site.url))
+        .body(())
+        .expect("request");
+    let (answer, _) = sender.send_request(request, true).expect("sent");
+    answer.await.expect("answered");
+    assert_eq!(sender.current_max_send_streams(), 64);
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_too_large_gets_a_clean_error() {
+    let site = Site::start(Setup::default()).await;
+    let task = site.task(site.once()).await.expect("opens");
+    let large = "x".repeat(20_000);
+    let (mut sender, _connection) = site.raw().await;
+    let request = site
+        .grpc("dipylon.v1.TaskService/OpenTask")
+        .header("x-large", &large)
+        .body(())
+        .expect("request");
+    let (answer, _) = sender.send_request(request, true).expect("sent");
+    match in_time("an answer", answer).await {
+        Ok(answer) => assert_eq!(answer.status(), 431),
+        Err(error) => assert!(error.is_reset() || error.is_go_away(), "{error}"),
+    }
+    let mut stream = TcpStream::connect(site.address).await.expect("connects");
+    let answer = http1(
+        &mut stream,
+        &format!("GET /livez HTTP/1.1\r\nhost: x\r\nx-large: {large}\r\n\r\n"),
+    )
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+
+    // A message of more than 64 KiB: told by its length alone, before it arrives.
+    let (mut sender, _connection) = site.raw().await;
+    let request = site
+        .grpc("dipylon.v1.TaskService/OpenTask")
+        .body(())
+        .expect("request");
+    let (answer, mut body) = sender.send_request(request, false).expect("sent");
+    let length = u32::try_from(serve::MESSAGE_BYTES_MAX + 1).expect("small");
+    let head = [&[0][..], &length.to_be_bytes()].concat();
+    body.send_data(head.into(), false).expect("sent");
+    let answer = in_time("an answer", answer).await.expect("answered");
+    // OUT_OF_RANGE, as tonic says it.
+    assert_eq!(answer.headers()["grpc-status"], "11");
+    works(&task, 1).await;
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadline_is_answered_as_one() {
+    let site = Site::start(Setup::default()).await;
+    let (sender, _connection) = site.raw().await;
+    // The message never arrives whole, and the caller has said how long it waits.
+    for method in [
+        "dipylon.v1.TaskService/OpenTask",
+        "dipylon.v1.TokenService/Introspect",
+    ] {
+        let mut sender = sender.clone().ready().await.expect("ready");
+        let request = site
+            .grpc(method)
+            .header("grpc-timeout", "300m")
+            .body(())
+            .expect("request");
+        let (answer, mut body) = sender.send_request(request, false).expect("sent");
+        body.send_data(Bytes::from_static(b"\0\0\0"), false)
+            .expect("sent");
+        let answer = in_time("an answer", answer).await.expect("answered");
+        assert_eq!(answer.headers()["grpc-status"], "4", "{method}");
+    }
+    // Without a word of the caller's the broker's own bound holds.
+    let mut sender = sender.ready().await.expect("ready");
+    let request = site
+        .grpc("dipylon.v1.TaskService/OpenTask")
+        .body(())
+        .expect("request");
+    let (answer, mut body) = sender.send_request(request, false).expect("sent");
+    body.send_data(Bytes::from_static(b"\0\0\0"), false)
+        .expect("sent");
+    let answer = in_time("an answer", answer).await.expect("answered");
+    assert_eq!(answer.headers()["grpc-status"], "4");
+    assert_eq!(
+        answer.headers()["grpc-message"],
+        "the%20message%20did%20not%20arrive%20in%20time"
+    );
+    // A stream ends at the caller's deadline, too.
+    let request = site
+        .grpc("grpc.health.v1.Health/Watch")
+        .header("grpc-timeout", "300m");
+    let status = in_time("the stream ends", watch_health(sender, request)).await;
+    assert_eq!(status, "4");
+    site.stop().await;
+}
+
+/// Watches the health service until the stream ends; the status it ends with.
+async fn watch_health(
+    sender: h2::client::SendRequest<Bytes>,
+    request: http::request::Builder,
+) -> String {
+    let mut sender = sender.ready().await.expect("ready");
+    let request = request.body(()).expect("request");
+    let (answer, mut body) = sender.send_request(request, false).expect("sent");
+    body.send_data(Bytes::from_static(b"\0\0\0\0\0"), true)
+        .expect("sent");
+    let mut body = answer.await.expect("answered").into_body();
+    let mut said = 0;
+    while let Some(data) = body.data().await {
+        said += data.expect("data").len();
+    }
+    assert!(said > 0, "it answered first");
+    let trailers = body.trailers().await.expect("read").expect("trailers");
+    let status = trailers["grpc-status"].to_str().expect("text");
+    status.to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reflection_lists_what_can_be_called() {
+    use tonic_reflection::pb::v1::ServerReflectionRequest;
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+    let site = Site::start(Setup::default()).await;
+    let channel = tonic::transport::Endpoint::from_shared(site.url.clone())
+        .expect("url")
+        .connect()
+        .await
+        .expect("connects");
+    let request = |message| ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(message),
+    };
+    let symbol = "dipylon.v1.TaskService".to_owned();
+    let asked = tokio_stream::iter([
+        request(MessageRequest::ListServices(String::new())),
+        request(MessageRequest::FileContainingSymbol(symbol)),
+    ]);
+    let mut answers = ServerReflectionClient::new(channel)
+        .server_reflection_info(asked)
+        .await
+        .expect("asked")
+        .into_inner();
+    let first = answers.message().await.expect("answered").expect("one");
+    let Some(MessageResponse::ListServicesResponse(listed)) = first.message_response else {
+        panic!("{first:?}");
+    };
+    let names: BTreeSet<_> = listed.service.into_iter().map(|s| s.name).collect();
+    let mut wanted: BTreeSet<String> = dipylon::proto::methods()
+        .iter()
+        .filter_map(|method| method.split('/').next().map(str::to_owned))
+        .collect();
+    wanted.insert("grpc.health.v1.Health".into());
+    wanted.insert("grpc.reflection.v1.ServerReflection".into());
+    assert_eq!(names, wanted);
+    let second = answers.message().await.expect("answered").expect("another");
+    let Some(MessageResponse::FileDescriptorResponse(files)) = second.message_response else {
+        panic!("{second:?}");
+    };
+    assert!(!files.file_descriptor_proto.is_empty());
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_grow_old_without_a_call_that_fails() {
+    let site = Site::start(Setup {
+        limits: Connections {
+            age: Duration::from_secs(1),
+            ..Connections::default()
+        },
+        ..Setup::default()
+    })
+    .await;
+    let url = site.url.clone();
+    // A validator's stream goes over from one connection to the next.
+    let cases = Validator::connect(ValidatorConfig::new(
+        &url,
+        &url,
+        Audience::parse(CASES).expect("audience"),
+        Identity::Key(Arc::new(site.world.key_of("cases"))),
+    ))
+    .await
+    .expect("connects");
+    let (sender, _connection) = site.raw().await;
+    let stream = tokio::spawn(watch_health(
+        sender,
+        site.grpc("grpc.health.v1.Health/Watch"),
+    ));
+    let task = site.task(site.once()).await.expect("opens");
+    let (mut served, mut unsent) = (0, 0);
+    while site.counts.aged.load(Ordering::Relaxed) < 6 {
+        let asked = order(read_case(), &format!("r-{served}"));
+        match task.request_token(&asked).await {
+            Ok(Outcome::Token(_)) => served += 1,
+            // What came to a connection that was closing was not sent, and is asked again under the same request_id. A call
+            // that was sent is never cut.
+            Err(Error::Unreachable { cause, .. })
+                if cause.starts_with("operation was canceled") =>
+            {
+                unsent += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    eprintln!("{served} calls served, {unsent} not sent, while 6 connections aged");
+    // A stream is told, so that it does not keep its connection for ever.
+    assert_eq!(
+        in_time("the stream ends", stream).await.expect("joined"),
+        "14"
+    );
+    let report = task.complete(TaskOutcome::Succeeded).await.expect("ended");
+    in_time(
+        "the validator hears of it",
+        cases.read_past(report.position),
+    )
+    .await;
+    let found = laws::check(&site.root.join("data"));
+    assert_eq!(found.tokens.len(), served, "one grant for each request_id");
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_who_goes_away_leaves_a_grant_or_none() {
+    let site = Site::start(Setup::default()).await;
+    let task = site.task(site.once()).await.expect("opens");
+    works(&task, 0).await;
+    let mut gone = 0;
+    for n in 1..=60 {
+        let asked = order(read_case(), &format!("gone-{n}"));
+        // From before the call leaves to after its answer.
+        let patience = Duration::from_micros(n * 150);
+        if tokio::time::timeout(patience, task.request_token(&asked))
+            .await
+            .is_err()
+        {
+            gone += 1;
+        }
+        let first = token(task.request_token(&asked).await);
+        assert_eq!(first, token(task.request_token(&asked).await), "one grant");
+    }
+    eprintln!("{gone} of 60 calls were given up");
+    assert!(gone > 0);
+    assert_eq!(laws::check(&site.root.join("data")).tokens.len(), 61);
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_is_answered_at_the_stop() {
+    let site = Site::start(Setup::default()).await;
+    let task = site.task(site.once()).await.expect("opens");
+    let mut asked = order(disable("ann"), "waits");
+    asked.wait_s = 60;
+    let waiting = {
+        let task = task.clone();
+        tokio::spawn(async move { task.request_token(&asked).await })
+    };
+    let journal = dipylon::journal::ReadOnly::open(&site.root.join("data")).expect("journal");
+    // Until people are asked, nobody waits.
+    until("people are asked", || {
+        let mut asked = false;
+        let read = journal.all(|entry| {
+            asked |= entry.text.contains("\"kind\":\"AccessRequestOpened\"");
+            Ok(())
+        });
+        read.expect("readable");
+        asked
+    })
+    .await;
+    site.stop().await;
+    let answer = waiting.await.expect("joined");
+    assert!(matches!(answer, Ok(Outcome::Pending(_))), "{answer:?}");
+}
