@@ -245,9 +245,25 @@ impl Config {
             path: path.to_owned(),
             found,
         };
-        let file: File = strict::parse(text).map_err(wrong)?;
         let base = path.parent().unwrap_or(Path::new("."));
-        Self::check(file, base).map_err(|error| wrong(vec![strict::value(text, &error)]))
+        let (mut rest, mut found) = (text.to_owned(), Vec::new());
+        // One value is told at a time; the rest is read without it, as far as it can be left out.
+        for _ in 0..strict::WRONG_MAX {
+            match strict::parse(&rest).map(|file: File| Self::check(file, base)) {
+                Ok(Ok(config)) if found.is_empty() => return Ok(config),
+                Err(more) if found.is_empty() => return Err(wrong(more)),
+                Ok(Ok(_)) | Err(_) => break,
+                Ok(Err(error)) => {
+                    let (told, key) = strict::value(&rest, &error);
+                    found.push(told);
+                    match key {
+                        Some(key) => strict::blank(&mut rest, &key),
+                        None => break,
+                    }
+                }
+            }
+        }
+        Err(wrong(strict::in_order(found)))
     }
 
     fn check(file: File, base: &Path) -> Result<Self, Malformed> {
@@ -540,6 +556,13 @@ mod tests {
             let told_us = read(&GOOD.replacen(from, to, 1)).expect_err(to);
             assert!(told_us.contains(told), "{to}: {told_us}");
         }
+        let two = "[limits]\ntask_cap = \"1y\"\nttl_cap = \"2h\"\n";
+        let told = read(&format!("{GOOD}{two}")).expect_err("both");
+        let lines: Vec<_> = told
+            .lines()
+            .map(|line| line.rsplit("at line ").next())
+            .collect();
+        assert_eq!(lines, [Some("7"), Some("8")], "{told}");
     }
 
     #[test]

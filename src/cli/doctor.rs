@@ -117,7 +117,10 @@ fn journal(dir: &Path, now: Timestamp) -> (Finding, Walked) {
             "keep a copy of this journal as it is, and compare it with a backup",
         ));
     }
-    if let Some(ahead) = last.map(|at| at.since(now)).filter(|ahead| *ahead > SKEW_S) {
+    if let Some(ahead) = last
+        .map(|at| seconds(now, at))
+        .filter(|ahead| *ahead > SKEW_S)
+    {
         under.push(Finding::fail(
             format!("its last entry is {} ahead of this clock", show_seconds(ahead)),
             "this clock stepped back, or an earlier one was wrong: until it has caught up, time stands still for the broker",
@@ -176,7 +179,7 @@ fn signing_key(config: &Config, walked: &Walked, now: Timestamp) -> Finding {
             "the next start publishes it; validators that keep keys learn it late",
         ),
         Some((_, at)) => {
-            let days = now.since(*at) / DAY_S;
+            let days = seconds(*at, now) / DAY_S;
             let what = format!("signing key {kid}: {days} days old");
             if days >= KEY_DAYS_WARN {
                 Finding::warn(
@@ -400,6 +403,11 @@ async fn there(common: &Common, url: &str, key: &KeyArgs, now: Timestamp) -> Fin
     Finding::of(format!("broker {url}"), under)
 }
 
+/// From one moment to another.
+fn seconds(from: Timestamp, to: Timestamp) -> i64 {
+    to.since(from) / 1_000
+}
+
 /// Clocks further apart than this, in seconds, refuse what is good.
 const SKEW_S: i64 = 5;
 const DAY_S: i64 = 86_400;
@@ -408,3 +416,59 @@ const KEY_DAYS_WARN: i64 = 180;
 const MIB: u64 = 1024 * 1024;
 const DISK_FAIL_MIB: u64 = 64;
 const DISK_WARN_MIB: u64 = 1_024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::{Faults, Journal, Options};
+    use crate::model::Realm;
+
+    fn told(finding: &Finding) -> String {
+        let mut text = String::new();
+        finding.lines(0, &mut text);
+        text
+    }
+
+    #[tokio::test]
+    async fn a_clock_behind_the_journal_is_seen() {
+        let dir = tempfile::tempdir().expect("dir");
+        let now = Timestamp::from_secs(1_800_000_000);
+        let options = Options {
+            realm: Realm::parse("r").expect("realm"),
+            clock: Clock::by_hand(now).0,
+            faults: Faults::default(),
+        };
+        let _journal = Journal::open(dir.path(), options, Box::new(|_| {})).expect("opens");
+        for (now, failed) in [
+            (now, false),
+            (now.plus_secs(-SKEW_S), false),
+            (now.plus_secs(-SKEW_S - 1), true),
+        ] {
+            let (finding, _) = journal(dir.path(), now);
+            assert_eq!(finding.failed(), failed, "{}", told(&finding));
+        }
+    }
+
+    #[test]
+    fn an_old_key_and_a_key_nobody_heard_of_are_seen() {
+        let dir = tempfile::tempdir().expect("dir");
+        let file = dir.path().join("dipylon.toml");
+        let text = "realm = \"r\"\nlisten = \"127.0.0.1:1\"\nexternal_url = \"http://127.0.0.1:2\"\n\
+                    data_dir = \"data\"\nkey_dir = \"keys\"\n";
+        std::fs::write(&file, text).expect("written");
+        let config = Config::read(&file).expect("good");
+        let key = keys::signing_key(&config.key_dir, &config.data_dir).expect("made");
+        let made = Timestamp::from_secs(1_800_000_000);
+        let walked = |kid| Walked {
+            keys: vec![(kid, made)],
+            ..Walked::default()
+        };
+        let ours = walked(KeyId::of(key.thumbprint()));
+        let after = |days: i64| told(&signing_key(&config, &ours, made.plus_secs(days * DAY_S)));
+        assert!(after(179).starts_with("[ok]") && after(179).contains("179 days"));
+        assert!(after(180).starts_with("[warn]"), "{}", after(180));
+        let other = walked(KeyId::parse("another").expect("kid"));
+        assert!(told(&signing_key(&config, &other, made)).starts_with("[warn]"));
+        assert!(told(&external_url(&config)).starts_with("[fail]"));
+    }
+}

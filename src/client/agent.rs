@@ -259,7 +259,7 @@ impl Task {
                         pending.poll_after_s().saturating_mul(1_000)
                     }
                 }
-                Err(error) if error.retryable() => 1_000,
+                Err(error) if error.retryable() => i64::from(error.retry_after_ms()),
                 Ok(Outcome::Token(_) | Outcome::Denied(_)) | Err(_) => return answer,
             };
             let left_ms = until.since(now);

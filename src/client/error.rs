@@ -108,6 +108,14 @@ impl Error {
         }
     }
 
+    /// How long to wait before the same call is made again, in milliseconds: as the reason says, at least a second.
+    pub fn retry_after_ms(&self) -> u32 {
+        match self.reason().map(Reason::retry) {
+            Some(Retry::AfterMs(ms)) => ms.max(RETRY_MS_MIN),
+            Some(Retry::Never) | None => RETRY_MS_MIN,
+        }
+    }
+
     fn refused(&self) -> Option<&Refused> {
         match self {
             Self::Refused(refused) => Some(refused),
@@ -218,6 +226,8 @@ fn code_name(code: Code) -> &'static str {
 
 /// What tonic says when a call's own time is over; its code is CANCELLED.
 const TIMED_OUT: &str = "Timeout expired";
+/// Shortest wait before a call is repeated by hand.
+const RETRY_MS_MIN: u32 = 1_000;
 /// Key in `ErrorInfo.metadata`.
 const CORRELATION: &str = "correlation";
 /// Longest message kept of a refusal, in characters.

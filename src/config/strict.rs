@@ -86,23 +86,24 @@ pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Vec<Wrong>> {
 }
 
 /// As one reads the file; what is not there comes last.
-fn in_order(mut found: Vec<Wrong>) -> Vec<Wrong> {
+pub(super) fn in_order(mut found: Vec<Wrong>) -> Vec<Wrong> {
     found.sort_by_key(|wrong| wrong.line.unwrap_or(usize::MAX));
     found
 }
 
 /// A value that was read and is not of its form.
-pub(super) fn value(text: &str, error: &Malformed) -> Wrong {
+pub(super) fn value(text: &str, error: &Malformed) -> (Wrong, Option<Placed>) {
     let placed = placed(text).unwrap_or_default();
-    let key = placed.iter().find(|key| {
+    let key = placed.into_iter().find(|key| {
         let last = key.path.rsplit('.').next().unwrap_or_default();
         key.leaf && (key.path == error.what || last == error.what)
     });
-    Wrong {
-        line: key.map(|key| key.line),
+    let wrong = Wrong {
+        line: key.as_ref().map(|key| key.line),
         what: error.to_string(),
         advice: None,
-    }
+    };
+    (wrong, key)
 }
 
 /// Every key of a text, in the order of the file.
@@ -201,7 +202,7 @@ fn secret(key: &Placed, what: &str) -> Wrong {
 }
 
 /// Spaces where a key and its value stood: every other key keeps its place.
-fn blank(text: &mut String, key: &Placed) {
+pub(super) fn blank(text: &mut String, key: &Placed) {
     let range = key.key.start..key.value.end.max(key.key.end);
     if let Some(part) = text.get(range.clone()) {
         let spaces: String = part
@@ -319,7 +320,7 @@ const SECRETS: [&str; 8] = [
 /// Tables within tables that are asked for their keys.
 const DEPTH_MAX: usize = 4;
 /// Wrong things told at once.
-const WRONG_MAX: usize = 20;
+pub(super) const WRONG_MAX: usize = 20;
 const NAME_CHARS_MAX: usize = 100;
 const MESSAGE_CHARS_MAX: usize = 300;
 

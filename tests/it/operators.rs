@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dipylon::broker::*;
+use dipylon::client::{Endpoint, Person};
 use dipylon::clock::{Clock, Hand};
 use dipylon::jose::{SigningKey, dpop};
 use dipylon::journal::Faults;
@@ -482,6 +483,29 @@ fn a_production_broker_is_taken_into_service_by_its_code() {
     drop(running);
     let running = site.serve();
     assert_eq!(running.code(), None, "no code once a bundle is in force");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_fifty_clients_with_the_code_one_is_let_in() {
+    let site = Site::new();
+    let running = site.serve();
+    let code = Secret::new(running.code().expect("printed"));
+    let clients: Vec<_> = (0..50)
+        .map(|_| {
+            let endpoint = Endpoint::connect(&site.url).expect("endpoint");
+            let person = Person::new(endpoint, Arc::new(site.world.key_of("olga")));
+            let (files, code) = (site.world.policy.clone(), code.clone());
+            tokio::spawn(async move { person.apply_first_policy_bundle(&files, &code).await })
+        })
+        .collect();
+    let mut won = 0;
+    for client in clients {
+        match client.await.expect("joined") {
+            Ok(applied) => won += usize::from(applied.changed),
+            Err(error) => assert_eq!(error.reason(), Some(Reason::NotAuthenticated), "{error}"),
+        }
+    }
+    assert_eq!(won, 1);
 }
 
 // ---- The configuration ----
