@@ -437,6 +437,7 @@ mod tests {
             realm: Realm::parse("r").expect("realm"),
             clock: Clock::by_hand(now).0,
             faults: Faults::default(),
+            observe: None,
         };
         let _journal = Journal::open(dir.path(), options, Box::new(|_| {})).expect("opens");
         for (now, failed) in [

@@ -15,6 +15,7 @@ mod config;
 mod demo;
 mod dev;
 mod doctor;
+mod exec;
 mod explain;
 mod failure;
 mod freeze;
@@ -94,6 +95,8 @@ enum Verb {
     /// Ask for a token (agents), look one up (validators)
     #[command(subcommand)]
     Token(token::Token),
+    /// Run a command that may do exactly one approved thing, and nothing after (agents)
+    Exec(Box<exec::Exec>),
     /// List what waits for people
     Inbox(inbox::Inbox),
     /// Show one access request: who asks for what, and why
@@ -166,6 +169,7 @@ async fn call(common: &Common, say: &Say, verb: Verb) -> Result<ExitCode, Failur
         Verb::Demo(verb) => demo::run(say, verb).await,
         Verb::Task(verb) => task::run(common, say, verb).await,
         Verb::Token(verb) => token::run(common, say, verb).await,
+        Verb::Exec(verb) => exec::run(common, *verb).await,
         Verb::Inbox(verb) => inbox::list(common, say, verb).await,
         Verb::Show(verb) => inbox::show(common, say, verb).await,
         Verb::Approve(verb) => vote::run(common, say, verb, crate::model::Verdict::Approve).await,

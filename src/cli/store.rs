@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 use super::Common;
 use super::dev::{self, Home};
 use super::failure::{Failure, failed};
-use crate::client::{Endpoint, EvidenceSource, Task};
+use crate::client::{Endpoint, EvidenceSource, Task, WorkloadApi};
 use crate::clock::Clock;
 use crate::jose::SigningKey;
 use crate::keys;
-use crate::model::{AgentId, Secret, TaskId, Timestamp, json};
+use crate::model::{AgentId, Secret, SpiffeId, TaskId, Timestamp, json};
 
 /// Where evidence comes from.
 #[derive(Debug, Clone, Args)]
@@ -24,6 +24,15 @@ pub(super) struct EvidenceArgs {
     /// In development: sign evidence for this registered agent
     #[arg(long, value_name = "ID", value_parser = AgentId::parse)]
     agent: Option<AgentId>,
+    /// The SPIFFE agent of this machine gives it [default: SPIFFE_ENDPOINT_SOCKET, unless the others are named]
+    #[arg(long, value_name = "unix:///PATH", conflicts_with_all = ["evidence", "agent"])]
+    workload_api: Option<String>,
+    /// Which identity to ask the SPIFFE agent for, if the workload has several
+    #[arg(long, value_name = "SPIFFE_ID", value_parser = SpiffeId::parse, conflicts_with_all = ["evidence", "agent"])]
+    spiffe_id: Option<SpiffeId>,
+    /// What the SPIFFE agent shall make it for, if the broker's evidence audience is not its URL
+    #[arg(long, value_name = "AUDIENCE", conflicts_with_all = ["evidence", "agent"])]
+    evidence_audience: Option<String>,
 }
 
 /// The same, as kept. Never the evidence itself.
@@ -31,7 +40,15 @@ pub(super) struct EvidenceArgs {
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum Origin {
     File(PathBuf),
-    Development { agent: AgentId, dir: PathBuf },
+    Development {
+        agent: AgentId,
+        dir: PathBuf,
+    },
+    WorkloadApi {
+        address: String,
+        audience: String,
+        spiffe_id: Option<SpiffeId>,
+    },
     Once,
 }
 
@@ -51,11 +68,16 @@ pub(super) struct Kept {
 /// How long development evidence is good, in seconds: as long as a real one usually is.
 const EVIDENCE_S: u32 = 300;
 const LAST: &str = "last";
+/// Where the SPIFFE agent of this machine listens (SPIFFE Workload Endpoint §4).
+const SPIFFE_SOCKET: &str = "SPIFFE_ENDPOINT_SOCKET";
 
 impl EvidenceArgs {
     /// Whether any was named.
     pub(super) fn given(&self) -> bool {
-        self.evidence.is_some() || self.agent.is_some()
+        self.evidence.is_some()
+            || self.agent.is_some()
+            || self.workload_api.is_some()
+            || self.spiffe_id.is_some()
     }
 
     /// The source, and what is kept of it.
@@ -80,13 +102,29 @@ impl EvidenceArgs {
                 };
                 (development(home, agent)?, origin)
             }
-            (None, None) => {
-                return Err(Failure::usage(
-                    "gate 1 asks what you are: --evidence FILE, or --agent ID in development",
-                ));
-            }
+            (None, None) => self.workload_api(common)?,
         };
         Ok((source, KeptEvidence(origin)))
+    }
+
+    fn workload_api(&self, common: &Common) -> Result<(EvidenceSource, Origin), Failure> {
+        let set = || std::env::var(SPIFFE_SOCKET).ok().filter(|v| !v.is_empty());
+        let address = self.workload_api.clone().or_else(set).ok_or_else(|| {
+            Failure::usage(
+                "gate 1 asks what you are: --evidence FILE, --workload-api unix:///PATH, or --agent ID in development",
+            )
+        })?;
+        let audience = match &self.evidence_audience {
+            Some(audience) => audience.clone(),
+            None => super::net::endpoint(common)?.url().to_owned(),
+        };
+        let api = WorkloadApi::new(&address, &audience, self.spiffe_id.clone())?;
+        let origin = Origin::WorkloadApi {
+            address: api.address().to_owned(),
+            audience,
+            spiffe_id: self.spiffe_id.clone(),
+        };
+        Ok((EvidenceSource::WorkloadApi(api), origin))
     }
 }
 
@@ -103,6 +141,11 @@ fn development(home: Home, agent: &AgentId) -> Result<EvidenceSource, Failure> {
 
 /// `$XDG_STATE_HOME/dipylon/tasks`, or the same below `~/.local/state`.
 fn dir() -> Result<PathBuf, Failure> {
+    Ok(state_dir()?.join("tasks"))
+}
+
+/// What is kept between two commands: `$XDG_STATE_HOME/dipylon`, or the same below `~/.local/state`.
+pub(super) fn state_dir() -> Result<PathBuf, Failure> {
     let set = |name: &str| {
         std::env::var_os(name)
             .filter(|v| !v.is_empty())
@@ -113,7 +156,16 @@ fn dir() -> Result<PathBuf, Failure> {
         .or_else(|| set("HOME").map(|h| h.join(".local/state")));
     let state =
         state.ok_or_else(|| Failure::usage("HOME is not set; name a key file with --key"))?;
-    Ok(state.join("dipylon").join("tasks"))
+    Ok(state.join("dipylon"))
+}
+
+/// Keeps a key that was made for a task before anything was written, under the task's name.
+pub(super) fn keep_key(task: TaskId, pkcs8: &[u8]) -> Result<PathBuf, Failure> {
+    let dir = dir()?;
+    keys::make_private_dir(&dir)?;
+    let path = dir.join(format!("{task}.pem"));
+    dev::write_private(&path, &SigningKey::to_pem(pkcs8))?;
+    Ok(path)
 }
 
 /// A key for a task that is about to be opened: the file given, or one that [`Kept::keep`] names after the task.
@@ -178,10 +230,15 @@ impl Kept {
             std::fs::rename(&self.key, &named).map_err(failed(named.display()))?;
             self.key = named;
         }
-        let text = json::canonical_of(&self).map_err(|e| Failure::failed(e.to_string()))?;
-        dev::write_private(&dir.join(format!("{}.json", self.task)), &text)?;
+        self.keep_aside()?;
         dev::write_private(&dir.join(LAST), &self.task.to_string())?;
         Ok(self)
+    }
+
+    /// Keeps it, its key being kept already, and leaves the last one the last.
+    pub(super) fn keep_aside(&self) -> Result<(), Failure> {
+        let text = json::canonical_of(self).map_err(|e| Failure::failed(e.to_string()))?;
+        dev::write_private(&dir()?.join(format!("{}.json", self.task)), &text)
     }
 
     /// Finds a task by its id, or the one opened last.
@@ -254,6 +311,13 @@ impl Origin {
     fn source(&self) -> Result<EvidenceSource, Failure> {
         Ok(match self {
             Self::File(file) => EvidenceSource::File(file.clone()),
+            Self::WorkloadApi {
+                address,
+                audience,
+                spiffe_id,
+            } => {
+                EvidenceSource::WorkloadApi(WorkloadApi::new(address, audience, spiffe_id.clone())?)
+            }
             Self::Development { agent, dir } => development(Home::read(dir)?, agent)?,
             Self::Once => EvidenceSource::Fn(Arc::new(|| {
                 Err("it came from stdin when the task was opened and was not kept; show it again with --evidence".to_owned())

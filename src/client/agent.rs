@@ -8,7 +8,7 @@ use crate::jose::SigningKey;
 use crate::jose::dpop::{self, ProofClaims};
 use crate::model::{
     AccessRequestId, Action, AgentId, DecisionId, DeniedReason, Digest, Evidence, Malformed, Prose,
-    Reason, RequestId, Secret, TaskId, TaskOutcome, Timestamp, TokenId,
+    Reason, RequestId, Secret, TaskId, TaskOutcome, Thumbprint, Timestamp, TokenId,
 };
 use crate::proto::convert;
 use crate::proto::v1::{self, request_token_response};
@@ -448,12 +448,22 @@ impl Token {
     /// What one request with the token carries: `method` as sent, such as `POST`; of `url`, query and fragment are left out
     /// of the proof (RFC 9449 §4.2). Make new ones for each request.
     pub fn headers(&self, method: &str, url: &str) -> Result<Headers, Error> {
+        self.headers_with_nonce(method, url, None)
+    }
+
+    /// The same with the newest nonce that the resource server gave (RFC 9449 §9).
+    pub fn headers_with_nonce(
+        &self,
+        method: &str,
+        url: &str,
+        nonce: Option<&str>,
+    ) -> Result<Headers, Error> {
         let claims = ProofClaims {
             htm: method,
             htu: url.split(['?', '#']).next().unwrap_or_default(),
             iat: self.endpoint.clock().now(),
             jti: &random_name()?,
-            nonce: None,
+            nonce,
             ath: Some(dpop::ath(self.jwt.reveal())),
             adg: None,
             evh: None,
@@ -468,6 +478,11 @@ impl Token {
     /// The JWT itself.
     pub fn jwt(&self) -> &Secret {
         &self.jwt
+    }
+
+    /// Thumbprint of the key it is bound to (RFC 7638): its `cnf.jkt`.
+    pub fn jkt(&self) -> Thumbprint {
+        self.key.thumbprint()
     }
 
     /// Its id.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::io::AsyncReadExt as _;
 use zeroize::Zeroizing;
 
+use super::WorkloadApi;
 use crate::model::Secret;
 
 /// Where a JWT-SVID comes from, asked anew each time one is shown: they are short-lived.
@@ -15,6 +16,8 @@ pub enum EvidenceSource {
     Fixed(Secret),
     /// A file that something else keeps fresh; read again each time, its last newline left out.
     File(PathBuf),
+    /// The SPIFFE agent of this machine.
+    WorkloadApi(WorkloadApi),
     /// Whatever the function gives; an error is one line without a secret.
     Fn(Arc<EvidenceFn>),
 }
@@ -32,6 +35,14 @@ pub enum EvidenceError {
         path: PathBuf,
         /// What the system said.
         kind: io::ErrorKind,
+    },
+    /// The SPIFFE agent gave none.
+    #[error("Workload API at {socket}: {cause}")]
+    WorkloadApi {
+        /// Where it should listen.
+        socket: String,
+        /// Why.
+        cause: String,
     },
     /// Empty, too long, or with a blank in it.
     #[error("evidence: must be one word of 1 to 16384 visible ASCII characters")]
@@ -62,6 +73,7 @@ impl EvidenceSource {
                 })?;
                 Secret::new(text.trim_end_matches(['\r', '\n']).to_owned())
             }
+            Self::WorkloadApi(agent) => agent.fetch().await?,
             Self::Fn(give) => give().map_err(EvidenceError::Other)?,
         };
         let text = evidence.reveal();
@@ -80,6 +92,7 @@ impl fmt::Debug for EvidenceSource {
         match self {
             Self::Fixed(_) => f.write_str("Fixed(redacted)"),
             Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::WorkloadApi(agent) => agent.fmt(f),
             Self::Fn(_) => f.write_str("Fn"),
         }
     }

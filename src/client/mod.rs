@@ -15,6 +15,7 @@ mod person;
 mod route;
 #[cfg(test)]
 mod tests;
+mod workload_api;
 
 pub use agent::{Agent, Denied, Headers, OpenTask, Outcome, Pending, Task, Token, TokenOrder};
 pub use channel::{Endpoint, Identity};
@@ -24,6 +25,7 @@ pub use evidence::{EvidenceError, EvidenceSource};
 pub use person::Person;
 pub use route::Reach;
 pub(crate) use route::{Protocol, Route};
+pub use workload_api::WorkloadApi;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

@@ -23,6 +23,12 @@ pub mod v1 {
     tonic::include_proto!("dipylon.v1");
 }
 
+/// The SPIFFE Workload API, as far as JWT-SVIDs go: where workloads get their evidence.
+#[allow(missing_docs, clippy::all, reason = "generated")]
+pub mod spiffe {
+    tonic::include_proto!("_");
+}
+
 /// The compiled `FileDescriptorSet`, imports and comments included: what reflection serves.
 pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor.bin"));
 

@@ -2,6 +2,7 @@
 
 use std::fmt::{Debug, Formatter, Result};
 
+use super::spiffe::Jwtsvid;
 use super::v1::{
     BeginVoteResponse, CastVoteRequest, ConsumeTokenRequest, Evidence, IntrospectRequest,
     IssuedToken, Opening, Value, evidence, value,
@@ -102,6 +103,15 @@ impl Debug for CastVoteRequest {
             .field("statement", &REDACTED)
             .field("signature", &REDACTED)
             .finish()
+    }
+}
+
+impl Debug for Jwtsvid {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.debug_struct("Jwtsvid")
+            .field("spiffe_id", &self.spiffe_id)
+            .field("svid", &REDACTED)
+            .finish_non_exhaustive()
     }
 }
 
@@ -223,6 +233,13 @@ mod tests {
                 }
             ),
         ];
+        let svid = Jwtsvid {
+            svid: SECRET.to_owned(),
+            ..Jwtsvid::default()
+        };
+        let svids = super::super::spiffe::JwtsvidResponse { svids: vec![svid] };
+        let printed = printed.into_iter().chain([format!("{svids:?}")]);
+        let printed: Vec<String> = printed.collect();
         for text in &printed {
             assert!(
                 !text.contains(SECRET) && !text.contains("735193") && !text.contains("115, 51"),

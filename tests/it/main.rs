@@ -17,6 +17,7 @@ mod demo;
 mod doors;
 mod drain;
 mod evidence;
+mod exec;
 #[path = "../../benches/figures/mod.rs"]
 mod figures;
 mod freeze;

@@ -1,0 +1,186 @@
+//! How the command comes to use the token: through a proxy, with a signer, or with the token itself in a file or a pipe.
+//! The key that the token is bound to is never handed over.
+
+use std::ffi::OsString;
+use std::io::{PipeReader, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::sync::Arc;
+
+use clap::ValueEnum;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use super::present::Presenter;
+use super::program::PrivateDir;
+use super::proxy::Proxy;
+use super::signer;
+use crate::cli::dev;
+use crate::cli::failure::{Failure, failed};
+use crate::client::random_name;
+use crate::model::Secret;
+
+/// Ways of delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Way {
+    /// A proxy on loopback: DIPYLON_PROXY_URL. The command never sees the token
+    Proxy,
+    /// A signer on a unix socket: DIPYLON_SIGNER_SOCKET. The command sees the token, never its key
+    Socket,
+    /// The token and the signer's socket as JSON, in a pipe: DIPYLON_TOKEN_FD
+    Fd,
+    /// The same in a file that is gone afterwards: DIPYLON_TOKEN_FILE
+    File,
+    /// In the environment: refused for tokens that are bound to a key, as all are
+    Env,
+}
+
+/// What was delivered, until it is withdrawn.
+pub(super) struct Delivered {
+    environment: Vec<(&'static str, OsString)>,
+    pipe: Option<PipeReader>,
+    serving: Vec<JoinHandle<()>>,
+    _dir: Option<PrivateDir>,
+}
+
+/// What a command inherits from nobody else: neither from another `exec` around it, nor the caller's own key.
+pub(super) const OURS: [&str; 7] = [
+    PROXY_URL,
+    SIGNER_SOCKET,
+    TOKEN_FD,
+    TOKEN_FILE,
+    OPENINGS_FILE,
+    TASK,
+    "DIPYLON_KEY",
+];
+const PROXY_URL: &str = "DIPYLON_PROXY_URL";
+const SIGNER_SOCKET: &str = "DIPYLON_SIGNER_SOCKET";
+const TOKEN_FD: &str = "DIPYLON_TOKEN_FD";
+const TOKEN_FILE: &str = "DIPYLON_TOKEN_FILE";
+/// The salts of sensitive parameters, which the resource server needs beside their values.
+const OPENINGS_FILE: &str = "DIPYLON_OPENINGS_FILE";
+const TASK: &str = "DIPYLON_TASK";
+
+impl Delivered {
+    /// Makes ready what the command will use.
+    pub(super) async fn ready(
+        way: Way,
+        presenter: &Arc<Presenter>,
+        task: &str,
+    ) -> Result<Self, Failure> {
+        let mut delivered = Self {
+            environment: vec![(TASK, task.into())],
+            pipe: None,
+            serving: Vec::new(),
+            _dir: None,
+        };
+        let openings = presenter.token.openings();
+        match way {
+            Way::Proxy => {
+                delivered.proxy(presenter).await?;
+                if !openings.is_empty() {
+                    let dir = PrivateDir::make()?;
+                    let file = dir.join("openings.json");
+                    dev::write_private(&file, &json!(openings).to_string())?;
+                    delivered.environment.push((OPENINGS_FILE, file.into()));
+                    delivered._dir = Some(dir);
+                }
+            }
+            Way::Socket | Way::Fd | Way::File => delivered.signer(way, presenter)?,
+            Way::Env => return Err(not_bearer()),
+        }
+        Ok(delivered)
+    }
+
+    async fn proxy(&mut self, presenter: &Arc<Presenter>) -> Result<(), Failure> {
+        let listener = TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .map_err(failed("listen"))?;
+        let port = listener.local_addr().map_err(failed("listen"))?.port();
+        // Whoever is on this machine reaches the port; only the command is told the path.
+        let capability = Secret::new(random_name()?);
+        let url = format!("http://127.0.0.1:{port}/{}", capability.reveal());
+        let proxy = Proxy::new(&capability, presenter.clone());
+        self.serving.push(tokio::spawn(proxy.serve(listener)));
+        self.environment.push((PROXY_URL, url.into()));
+        Ok(())
+    }
+
+    fn signer(&mut self, way: Way, presenter: &Arc<Presenter>) -> Result<(), Failure> {
+        let dir = PrivateDir::make()?;
+        let socket = dir.join("signer.sock");
+        let listener = signer::listen(&socket)?;
+        self.serving
+            .push(tokio::spawn(signer::serve(listener, presenter.clone())));
+        let document = document(presenter, &socket.to_string_lossy()).to_string();
+        match way {
+            Way::File => {
+                let file = dir.join("token.json");
+                dev::write_private(&file, &document)?;
+                self.environment.push((TOKEN_FILE, file.into()));
+            }
+            Way::Fd => {
+                let (reader, mut writer) = std::io::pipe().map_err(failed("pipe"))?;
+                // A token is at most 16 KiB, a pipe holds 64: this does not wait for a reader.
+                writer
+                    .write_all(document.as_bytes())
+                    .map_err(failed("pipe"))?;
+                // The one descriptor that the command inherits.
+                rustix::io::fcntl_setfd(&reader, rustix::io::FdFlags::empty())
+                    .map_err(|e| failed("pipe")(e.into()))?;
+                let number = reader.as_raw_fd().to_string();
+                self.environment.push((TOKEN_FD, number.into()));
+                self.pipe = Some(reader);
+            }
+            Way::Socket | Way::Proxy | Way::Env => {}
+        }
+        self.environment.push((SIGNER_SOCKET, socket.into()));
+        self._dir = Some(dir);
+        Ok(())
+    }
+
+    /// What the command is told.
+    pub(super) fn environment(&self) -> &[(&'static str, OsString)] {
+        &self.environment
+    }
+
+    /// The descriptor that the command inherits: to be let go once it has.
+    pub(super) fn pipe(&mut self) -> Option<PipeReader> {
+        self.pipe.take()
+    }
+}
+
+impl Drop for Delivered {
+    fn drop(&mut self) {
+        for serving in &self.serving {
+            serving.abort();
+        }
+    }
+}
+
+/// Why `env` is refused, and what to use instead.
+pub(super) fn not_bearer() -> Failure {
+    Failure::usage(
+        "--deliver env is for bearer tokens, and this broker issues none: every token is bound to its task's key, and is \
+         worth nothing in an environment without it",
+    )
+    .next("use --deliver proxy (the command never sees the token) or --deliver socket (it signs for one audience)")
+}
+
+/// The token and all that is known of it, for commands that carry it themselves.
+fn document(presenter: &Presenter, socket: &str) -> Value {
+    let token = &presenter.token;
+    let action = token.action().to_json();
+    json!({
+        "token": token.jwt().reveal(),
+        "token_type": "DPoP",
+        "jti": token.jti(),
+        "jkt": token.jkt().to_string(),
+        "expires_at": token.expires_at().to_string(),
+        "uses": token.uses(),
+        "action": action,
+        "audience_url": presenter.origin.base_url(),
+        "openings": token.openings(),
+        "signer_socket": socket,
+    })
+}

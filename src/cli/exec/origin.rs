@@ -1,0 +1,257 @@
+//! The one place that the command may speak to: where the audience really is, and how it is reached.
+
+use std::io::ErrorKind;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use hyper::Uri;
+use hyper::http::uri::Scheme;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::cli::failure::Failure;
+use crate::client::{Protocol, Reach, Route};
+use crate::model::text::reveal;
+
+/// A base URL: scheme, host, port and a path that everything lies below.
+#[derive(Clone)]
+pub(super) struct Origin {
+    scheme: &'static str,
+    authority: String,
+    /// Without a slash at its end.
+    base: String,
+    /// Whether what is sent can be read on the way.
+    open: bool,
+    route: Route,
+}
+
+/// How the caller says where the audience is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Where<'a> {
+    /// The audience itself, or where it is really reached.
+    pub(super) url: &'a str,
+    /// Whose certificates are trusted; the system's without it.
+    pub(super) ca: Option<&'a Path>,
+    /// Whether http beyond this machine is wanted.
+    pub(super) insecure: bool,
+}
+
+/// Why there is no connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unreached {
+    #[error("the audience cannot be reached")]
+    Refused,
+    #[error("the audience's certificate does not hold")]
+    Untrusted,
+    #[error("the audience did not answer in time")]
+    Late,
+}
+
+impl Origin {
+    /// Reads where the audience is. No request is made.
+    pub(super) fn new(at: Where<'_>) -> Result<Self, Failure> {
+        let wrong = |rule: &str| {
+            Failure::usage(format!("audience URL {}: {rule}", reveal(at.url)))
+                .next("--audience-url names where the audience is really reached")
+        };
+        let uri: Uri = at.url.parse().map_err(|_| wrong("is not a URL"))?;
+        let authority = uri.authority().ok_or_else(|| wrong("has no host"))?;
+        if at.url.contains(['?', '#', '@']) {
+            return Err(wrong("must be scheme, host, port and path, and no more"));
+        }
+        let base = uri.path().trim_end_matches('/').to_owned();
+        if climbs(&base) {
+            return Err(wrong("has a path with . or .. in it"));
+        }
+        // Uri keeps an IPv6 address in its brackets.
+        let host = authority.host();
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        let (scheme, open) = match uri.scheme() {
+            Some(scheme) if *scheme == Scheme::HTTPS => ("https", false),
+            Some(scheme) if *scheme == Scheme::HTTP => ("http", !here),
+            Some(_) | None => return Err(wrong("must begin with https:// or http://")),
+        };
+        if open && !at.insecure {
+            return Err(Failure::usage(format!(
+                "audience URL {}: over http everyone on the way reads and changes what is sent",
+                reveal(at.url)
+            ))
+            .next("use https, or accept it with --insecure-audience"));
+        }
+        let reach = Reach {
+            ca: at.ca.map(Path::to_owned),
+            socket: None,
+        };
+        let route = Route::new(&format!("{scheme}://{authority}"), &reach)
+            .map_err(|error| wrong(&error.to_string()))?;
+        Ok(Self {
+            scheme,
+            authority: authority.as_str().to_owned(),
+            base,
+            open,
+            route,
+        })
+    }
+
+    /// Whether what is sent can be read on the way.
+    pub(super) const fn is_open(&self) -> bool {
+        self.open
+    }
+
+    /// The `host` header.
+    pub(super) fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// The path below the host, for a path below the base.
+    pub(super) fn path(&self, path: &str) -> String {
+        format!("{}{path}", self.base)
+    }
+
+    /// The URL that a proof names (RFC 9449 §4.2: no query), for a path below the base.
+    pub(super) fn url(&self, path: &str) -> String {
+        format!("{}://{}{}{path}", self.scheme, self.authority, self.base)
+    }
+
+    /// The base URL, without a slash at its end.
+    pub(super) fn base_url(&self) -> String {
+        self.url("")
+    }
+
+    /// The path below the base, if the URL is one of this place and cannot leave it.
+    pub(super) fn below<'a>(&self, url: &'a str) -> Option<&'a str> {
+        let path = url.strip_prefix(&self.base_url())?;
+        let inside = path.is_empty() || path.starts_with('/');
+        (inside && !climbs(path) && path.bytes().all(|b| b.is_ascii_graphic())).then_some(path)
+    }
+
+    /// A new connection.
+    pub(super) async fn connect(
+        &self,
+    ) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<>, Unreached> {
+        let bound = Duration::from_secs(CONNECT_TIMEOUT_S);
+        tokio::time::timeout(bound, self.route.connect(Protocol::Http1))
+            .await
+            .map_err(|_| Unreached::Late)?
+            .map_err(|error| match error.kind() {
+                // What rustls says of a certificate that does not hold.
+                ErrorKind::InvalidData => Unreached::Untrusted,
+                _ => Unreached::Refused,
+            })
+    }
+}
+
+impl std::fmt::Debug for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Origin({})", self.base_url())
+    }
+}
+
+/// Whether a path has a segment that servers read as a step up or to the side, written plainly or in percent encoding
+/// (RFC 3986 §6.2.2.3): it could leave the base, and the proof would name another URL than the one that is served.
+pub(super) fn climbs(path: &str) -> bool {
+    let plain = path
+        .to_ascii_lowercase()
+        .replace("%2e", ".")
+        .replace("%2f", "/")
+        .replace("%5c", "\\");
+    plain.contains('\\')
+        || plain
+            .split('/')
+            .any(|segment| matches!(segment, "." | ".."))
+}
+
+/// To connect and to shake hands.
+const CONNECT_TIMEOUT_S: u64 = 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin(url: &str) -> Result<Origin, Failure> {
+        Origin::new(Where {
+            url,
+            ca: None,
+            insecure: false,
+        })
+    }
+
+    #[test]
+    fn http_is_for_this_machine() {
+        for good in [
+            "http://127.0.0.1:8080",
+            "http://127.0.0.1:8080/",
+            "http://localhost/v1/",
+            "http://[::1]:80",
+        ] {
+            assert!(!origin(good).expect(good).is_open());
+        }
+        for bad in [
+            "http://idp.example",
+            "http://10.0.0.1",
+            "http://127.0.0.1.example",
+            "http://localhost.example",
+            "urn:idp",
+            "idp",
+            "ftp://127.0.0.1",
+            "http://user@127.0.0.1",
+            "http://127.0.0.1/?x=1",
+            "http://127.0.0.1/#x",
+            "http://127.0.0.1/a/../b",
+            "http://127.0.0.1/a/%2e%2E/b",
+        ] {
+            assert!(origin(bad).is_err(), "{bad}");
+        }
+        let open = Origin::new(Where {
+            url: "http://idp.example",
+            ca: None,
+            insecure: true,
+        });
+        assert!(open.expect("accepted").is_open());
+    }
+
+    #[test]
+    fn nothing_leaves_the_base() {
+        let at = origin("http://127.0.0.1:8080/v1/").expect("origin");
+        assert_eq!(at.url("/x"), "http://127.0.0.1:8080/v1/x");
+        assert_eq!(at.path("/x?q=1"), "/v1/x?q=1");
+        assert_eq!(at.below("http://127.0.0.1:8080/v1/x"), Some("/x"));
+        assert_eq!(at.below("http://127.0.0.1:8080/v1"), Some(""));
+        for out in [
+            "http://127.0.0.1:8080/v2",
+            "http://127.0.0.1:8080/v11",
+            "http://127.0.0.1:80800/v1/x",
+            "http://127.0.0.1:8080@evil/v1",
+            "https://127.0.0.1:8080/v1/x",
+            "http://127.0.0.1:8080/v1/../x",
+            "http://127.0.0.1:8080/v1/%2E%2e/x",
+            "http://127.0.0.1:8080/v1/..%2fx",
+            "http://127.0.0.1:8080/v1/a b",
+        ] {
+            assert_eq!(at.below(out), None, "{out}");
+        }
+        let root = origin("http://127.0.0.1:8080").expect("origin");
+        assert_eq!(root.below("http://127.0.0.1:8080.evil/x"), None);
+        assert_eq!(root.below("http://127.0.0.1:80801/x"), None);
+    }
+
+    #[test]
+    fn steps_are_seen_however_they_are_written() {
+        for bad in [
+            "/..",
+            "/a/..",
+            "/./a",
+            "/%2e%2e/a",
+            "/a/%2E./b",
+            "/a%2f..%2fb",
+            "/a\\..\\b",
+            "/a%5c..",
+        ] {
+            assert!(climbs(bad), "{bad}");
+        }
+        for good in ["", "/", "/a.b/..c/d..", "/a/...", "/%2541"] {
+            assert!(!climbs(good), "{good}");
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! The command as a process: found before anybody is asked, run in a group of its own, told every signal that this process
+//! is told.
+
+use std::ffi::{OsStr, OsString};
+use std::future::poll_fn;
+use std::io::IsTerminal as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::task::Poll;
+
+use rustix::process::{Pid, Signal};
+use tokio::process::Command;
+use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
+
+use crate::cli::failure::{Failure, failed};
+
+/// Why a command does not run, with the code a shell would give.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NotRun {
+    #[error("command not found")]
+    NotFound,
+    #[error("it cannot be run")]
+    NotRunnable,
+}
+
+impl NotRun {
+    pub(super) const fn code(self) -> u8 {
+        match self {
+            Self::NotFound => 127,
+            Self::NotRunnable => 126,
+        }
+    }
+}
+
+/// Whether the command is there to be run, looked for as `execvp` does: nobody is asked to approve what cannot happen.
+pub(super) fn find(program: &OsStr) -> Result<(), NotRun> {
+    let path = Path::new(program);
+    if path.components().count() > 1 || path.is_absolute() {
+        return runnable(path);
+    }
+    let dirs = std::env::var_os("PATH").unwrap_or_else(|| OsString::from(PATH));
+    let mut found = Err(NotRun::NotFound);
+    for dir in std::env::split_paths(&dirs) {
+        match runnable(&dir.join(path)) {
+            Ok(()) => return Ok(()),
+            Err(NotRun::NotRunnable) => found = Err(NotRun::NotRunnable),
+            Err(NotRun::NotFound) => {}
+        }
+    }
+    found
+}
+
+fn runnable(path: &Path) -> Result<(), NotRun> {
+    let file = std::fs::metadata(path).map_err(|_| NotRun::NotFound)?;
+    if file.is_file() && file.permissions().mode() & 0o111 != 0 {
+        Ok(())
+    } else {
+        Err(NotRun::NotRunnable)
+    }
+}
+
+/// The signals this process is told, from when they are listened for.
+pub(super) struct Signals {
+    streams: Vec<(Signal, Stream)>,
+}
+
+impl Signals {
+    /// Listens for what asks a program to stop. What the caller had made us ignore (`nohup`) stays ignored, here and in
+    /// the command.
+    pub(super) fn listen() -> Result<Self, Failure> {
+        let mut signals = Self {
+            streams: Vec::new(),
+        };
+        signals.add(&[Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT])?;
+        Ok(signals)
+    }
+
+    fn add(&mut self, which: &[Signal]) -> Result<(), Failure> {
+        let ignored = ignored();
+        for one in which {
+            let number = one.as_raw();
+            if ignored & (1_u64.wrapping_shl(number.unsigned_abs().saturating_sub(1))) == 0 {
+                let stream = signal(SignalKind::from_raw(number)).map_err(failed("signals"))?;
+                self.streams.push((*one, stream));
+            }
+        }
+        Ok(())
+    }
+
+    /// The next one.
+    pub(super) async fn next(&mut self) -> Signal {
+        poll_fn(|cx| {
+            for (which, stream) in &mut self.streams {
+                if let Poll::Ready(Some(())) = stream.poll_recv(cx) {
+                    return Poll::Ready(*which);
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// Signals ignored from the start, one bit each (proc(5), `SigIgn`); none where that cannot be read.
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
+/// The code of a process that a signal ended, as shells give it.
+pub(super) fn signal_code(signal: i32) -> u8 {
+    u8::try_from(128_i32.saturating_add(signal)).unwrap_or(u8::MAX)
+}
+
+/// What the command is run with.
+pub(super) struct Given<'a> {
+    pub(super) command: &'a [OsString],
+    pub(super) environment: &'a [(&'static str, OsString)],
+    /// Variables of ours that a command inherits from nobody else.
+    pub(super) without: &'a [&'static str],
+}
+
+/// Runs the command to its end and gives its code. `started` is called once it runs.
+pub(super) async fn run(
+    given: &Given<'_>,
+    signals: &mut Signals,
+    started: impl FnOnce(),
+) -> Result<u8, NotRun> {
+    let (program, arguments) = given.command.split_first().ok_or(NotRun::NotFound)?;
+    let group = Group::choose();
+    let mut command = Command::new(program);
+    command.args(arguments);
+    for name in given.without {
+        command.env_remove(name);
+    }
+    for (name, value) in given.environment {
+        command.env(name, value);
+    }
+    if group == Group::Own {
+        command.process_group(0);
+    }
+    let more: &[Signal] = match group {
+        Group::Own => &[
+            Signal::USR1,
+            Signal::USR2,
+            Signal::WINCH,
+            Signal::TSTP,
+            Signal::CONT,
+        ],
+        Group::Ours => &[Signal::USR1, Signal::USR2],
+    };
+    signals.add(more).map_err(|_| NotRun::NotRunnable)?;
+    let mut child = command.spawn().map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => NotRun::NotFound,
+        _ => NotRun::NotRunnable,
+    })?;
+    started();
+    let pid = child
+        .id()
+        .and_then(|id| i32::try_from(id).ok())
+        .and_then(Pid::from_raw)
+        .ok_or(NotRun::NotRunnable)?;
+    loop {
+        tokio::select! {
+            ended = child.wait() => return ended.map(code).map_err(|_| NotRun::NotRunnable),
+            signal = signals.next() => group.forward(pid, signal),
+        }
+    }
+}
+
+fn code(status: ExitStatus) -> u8 {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => u8::try_from(code).unwrap_or(u8::MAX),
+        (None, Some(signal)) => signal_code(signal),
+        (None, None) => u8::MAX,
+    }
+}
+
+/// Which process group the command is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Group {
+    /// One of its own: it and what it starts are told every signal that we are told.
+    Own,
+    /// Ours, because we are in the foreground of a terminal that it may want to read. What the keys of the terminal say
+    /// (INT, QUIT, TSTP), the terminal says to it too, and we do not say it twice.
+    Ours,
+}
+
+impl Group {
+    fn choose() -> Self {
+        let stdin = std::io::stdin();
+        let foreground = stdin.is_terminal()
+            && rustix::termios::tcgetpgrp(&stdin)
+                .is_ok_and(|group| group == rustix::process::getpgrp());
+        if foreground { Self::Ours } else { Self::Own }
+    }
+
+    fn forward(self, child: Pid, signal: Signal) {
+        // A child that is gone has been waited for by the next turn of the loop.
+        let _gone = match self {
+            Self::Own => rustix::process::kill_process_group(child, signal),
+            Self::Ours if signal == Signal::INT || signal == Signal::QUIT => Ok(()),
+            Self::Ours => rustix::process::kill_process(child, signal),
+        };
+        if self == Self::Own && signal == Signal::TSTP {
+            // Stopped with it; whoever continues us continues it. A lease is not kept meanwhile.
+            let _stopped = rustix::process::kill_process(rustix::process::getpid(), Signal::STOP);
+        }
+    }
+}
+
+/// Where programs are when PATH does not say (execvp(3)).
+const PATH: &str = "/bin:/usr/bin";
+
+/// Lets no other process of the same user read the task's key out of this one's memory (prctl(2), PR_SET_DUMPABLE): not
+/// the command, and no core dump. False: it could not be had.
+pub(super) fn shield() -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).is_ok()
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        false
+    }
+}
+
+/// A directory that only we may enter, gone with this value.
+#[derive(Debug)]
+pub(super) struct PrivateDir(PathBuf);
+
+impl PrivateDir {
+    pub(super) fn make() -> Result<Self, Failure> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let runtime = std::env::var_os("XDG_RUNTIME_DIR")
+            .map(PathBuf::from)
+            .filter(|dir| dir.is_absolute() && dir.is_dir());
+        let parent = runtime.unwrap_or_else(std::env::temp_dir);
+        let path = parent.join(format!("dipylon-{}", crate::client::random_name()?));
+        // Never one that is there already.
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(failed(path.display()))?;
+        Ok(Self(path))
+    }
+
+    pub(super) fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for PrivateDir {
+    fn drop(&mut self) {
+        let _left = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_found_as_a_shell_finds_it() {
+        assert_eq!(find(OsStr::new("sh")), Ok(()));
+        assert_eq!(find(OsStr::new("/bin/sh")), Ok(()));
+        assert_eq!(
+            find(OsStr::new("no-such-command-anywhere")),
+            Err(NotRun::NotFound)
+        );
+        assert_eq!(find(OsStr::new("/no/such")), Err(NotRun::NotFound));
+        assert_eq!(find(OsStr::new("/etc/passwd")), Err(NotRun::NotRunnable));
+        assert_eq!(find(OsStr::new("/")), Err(NotRun::NotRunnable));
+        assert_eq!(
+            (NotRun::NotFound.code(), NotRun::NotRunnable.code()),
+            (127, 126)
+        );
+    }
+
+    #[test]
+    fn codes_are_those_of_a_shell() {
+        assert_eq!(code(ExitStatus::from_raw(3 << 8)), 3);
+        assert_eq!(code(ExitStatus::from_raw(15)), 143);
+        assert_eq!(signal_code(2), 130);
+    }
+
+    #[test]
+    fn a_private_dir_goes_with_its_value() {
+        let dir = PrivateDir::make().expect("dir");
+        let path = dir.0.clone();
+        let mode = std::fs::metadata(&path)
+            .expect("there")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o700);
+        std::fs::write(dir.join("x"), "x").expect("file");
+        drop(dir);
+        assert!(!path.exists());
+    }
+}

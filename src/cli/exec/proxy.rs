@@ -1,0 +1,538 @@
+//! A reverse proxy on loopback for one command and one audience.
+//!
+//! In: HTTP/1.1 requests of the command, below a path that nobody else knows. Out: the same requests to the audience, and
+//! nowhere else, each with the token and a proof of its own; the audience's answers, streamed.
+//! Trusts: the audience for what it answers.
+//! Refuses: whoever does not know the path; other forms of target than a path; CONNECT, TRACE and upgrades; paths that
+//! climb; everything once the token or the task is over.
+//! Never: follows a redirect, passes on an identity that the command brought or a cookie that the audience set, or shows
+//! the token to the command.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE,
+    WWW_AUTHENTICATE,
+};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode, Version, client, server};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::origin::{Unreached, climbs};
+use super::present::Presenter;
+use crate::jose::dpop::NONCE_BYTES_MAX;
+use crate::model::{Digest, Secret};
+
+type Body = BoxBody<Bytes, hyper::Error>;
+
+/// The secret part of the proxy's path, and who is behind it.
+pub(super) struct Proxy {
+    /// Compared by hash, so that the time it takes says nothing of the secret.
+    capability: Digest,
+    presenter: Arc<Presenter>,
+}
+
+impl Proxy {
+    /// `capability` is what the first segment of every path must be.
+    pub(super) fn new(capability: &Secret, presenter: Arc<Presenter>) -> Self {
+        Self {
+            capability: Digest::of(capability.reveal().as_bytes()),
+            presenter,
+        }
+    }
+
+    /// Serves until dropped; its connections go with it.
+    pub(super) async fn serve(self, listener: TcpListener) {
+        let proxy = Arc::new(self);
+        let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let mut connections = JoinSet::new();
+        while let Ok(slot) = slots.clone().acquire_owned().await {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                // Such as too many open files: it may pass.
+                Err(_) => {
+                    tokio::time::sleep(Duration::from_millis(ACCEPT_PAUSE_MS)).await;
+                    continue;
+                }
+            };
+            let proxy = proxy.clone();
+            connections.spawn(async move {
+                let _slot = slot;
+                let answering = service_fn(move |request| {
+                    let proxy = proxy.clone();
+                    async move { Ok::<_, Infallible>(proxy.answer(request).await) }
+                });
+                let serving = server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(Duration::from_secs(HEAD_READ_S))
+                    .max_headers(HEADERS_MAX)
+                    .max_buf_size(HEAD_BYTES_MAX)
+                    .serve_connection(TokioIo::new(stream), answering);
+                // A command that goes away in the middle is its own affair.
+                let _ended = serving.await;
+            });
+            while connections.try_join_next().is_some() {}
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        self.forward(request).await.unwrap_or_else(|problem| {
+            let mut response = Response::new(full(problem.body.to_string().into()));
+            *response.status_mut() = problem.status;
+            let headers = response.headers_mut();
+            headers.insert(
+                CONTENT_TYPE,
+                HeaderValue::from_static("application/problem+json"),
+            );
+            if problem.status == StatusCode::UNAUTHORIZED {
+                headers.insert(
+                    WWW_AUTHENTICATE,
+                    HeaderValue::from_static("DPoP error=\"invalid_token\""),
+                );
+            }
+            response
+        })
+    }
+
+    async fn forward(&self, request: Request<Incoming>) -> Result<Response<Body>, Problem> {
+        let (head, body) = request.into_parts();
+        let target = head
+            .uri
+            .path_and_query()
+            .map_or("", |target| target.as_str());
+        let target = self.admitted(target).ok_or_else(|| {
+            Problem::new(
+                StatusCode::NOT_FOUND,
+                "NOT_FOUND",
+                "nothing is here: use DIPYLON_PROXY_URL as it was given",
+            )
+        })?;
+        if head.uri.scheme().is_some() || head.uri.authority().is_some() {
+            return Err(Problem::new(
+                StatusCode::BAD_REQUEST,
+                "TARGET_FORM",
+                "this proxy speaks to one audience: send a path, not a URL",
+            ));
+        }
+        if head.method == Method::CONNECT || head.method == Method::TRACE {
+            return Err(Problem::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "METHOD",
+                "neither tunnels nor echoes",
+            ));
+        }
+        let path = target.split('?').next().unwrap_or_default();
+        if climbs(path) {
+            return Err(Problem::new(
+                StatusCode::BAD_REQUEST,
+                "PATH",
+                "a path with . or .. in it could leave the audience's own",
+            ));
+        }
+        if lists(&head.headers, "upgrade") {
+            return Err(Problem::new(
+                StatusCode::NOT_IMPLEMENTED,
+                "UPGRADE",
+                "an upgraded connection would outlive its one request",
+            ));
+        }
+        self.presenter.alive().map_err(|dead| {
+            Problem::new(StatusCode::UNAUTHORIZED, dead.reason(), &dead.to_string())
+        })?;
+        let outgoing = Outgoing {
+            method: head.method,
+            path: path.to_owned(),
+            target: self.presenter.origin.path(&target),
+            headers: passed_on(&head.headers),
+        };
+        match Sent::of(&outgoing.headers, body).await? {
+            Sent::Again(bytes) => {
+                let response = self.send(&outgoing, full(bytes.clone()), None).await?;
+                match wanted_nonce(&response) {
+                    // RFC 9449 §9: once more, and no more than once.
+                    Some(nonce) => {
+                        let again = self.send(&outgoing, full(bytes), Some(&nonce)).await?;
+                        Ok(received(again))
+                    }
+                    None => Ok(received(response)),
+                }
+            }
+            // What flows by is sent once; the nonce is there for the next request.
+            Sent::Once(body) => Ok(received(self.send(&outgoing, body, None).await?)),
+        }
+    }
+
+    /// The target behind the capability, beginning with a slash.
+    fn admitted(&self, target: &str) -> Option<String> {
+        let rest = target.strip_prefix('/')?;
+        let end = rest.find(['/', '?']).unwrap_or(rest.len());
+        let (shown, behind) = rest.split_at_checked(end)?;
+        if Digest::of(shown.as_bytes()) != self.capability {
+            return None;
+        }
+        Some(if behind.starts_with('/') {
+            behind.to_owned()
+        } else {
+            format!("/{behind}")
+        })
+    }
+
+    async fn send(
+        &self,
+        outgoing: &Outgoing,
+        body: Body,
+        nonce: Option<&str>,
+    ) -> Result<Response<Incoming>, Problem> {
+        let ours = |_| {
+            Problem::new(
+                StatusCode::BAD_GATEWAY,
+                "PROOF",
+                "the proof could not be made",
+            )
+        };
+        let method = outgoing.method.as_str();
+        let shown = match nonce {
+            Some(nonce) => self
+                .presenter
+                .headers_with(method, &outgoing.path, Some(nonce)),
+            None => self.presenter.headers(method, &outgoing.path),
+        }
+        .map_err(ours)?;
+        let mut request = Request::new(body);
+        *request.method_mut() = outgoing.method.clone();
+        *request.version_mut() = Version::HTTP_11;
+        *request.uri_mut() = outgoing
+            .target
+            .parse()
+            .map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "PATH", "the path is not one"))?;
+        *request.headers_mut() = outgoing.headers.clone();
+        let secret = |text: &Secret| {
+            let mut value = HeaderValue::from_str(text.reveal())
+                .map_err(|_| Problem::new(StatusCode::BAD_GATEWAY, "PROOF", "not a header"))?;
+            value.set_sensitive(true);
+            Ok::<_, Problem>(value)
+        };
+        let host = HeaderValue::from_str(self.presenter.origin.authority())
+            .map_err(|_| Problem::new(StatusCode::BAD_GATEWAY, "AUDIENCE", "not a host"))?;
+        let headers = request.headers_mut();
+        headers.insert(HOST, host);
+        headers.insert("authorization", secret(&shown.authorization)?);
+        headers.insert("dpop", secret(&shown.dpop)?);
+        let exchange = async {
+            let stream = self.presenter.origin.connect().await?;
+            let (mut sender, connection) = client::conn::http1::Builder::new()
+                .max_headers(HEADERS_MAX)
+                .max_buf_size(HEAD_BYTES_MAX)
+                .handshake(TokioIo::new(stream))
+                .await
+                .map_err(|_| Unreached::Refused)?;
+            // Ends when the answer has been read to its end, or when nobody reads it any more.
+            tokio::spawn(connection);
+            sender
+                .send_request(request)
+                .await
+                .map_err(|_| Unreached::Refused)
+        };
+        let answer = tokio::time::timeout(Duration::from_secs(ANSWER_S), exchange)
+            .await
+            .unwrap_or(Err(Unreached::Late))
+            .map_err(|why| {
+                let status = match why {
+                    Unreached::Refused | Unreached::Untrusted => StatusCode::BAD_GATEWAY,
+                    Unreached::Late => StatusCode::GATEWAY_TIMEOUT,
+                };
+                Problem::new(status, "AUDIENCE_UNREACHABLE", &why.to_string())
+            })?;
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Problem::new(
+                StatusCode::BAD_GATEWAY,
+                "UPGRADE",
+                "the audience wants to speak another protocol",
+            ));
+        }
+        if let Some(nonce) = nonce_of(answer.headers()) {
+            self.presenter.remember(&nonce);
+        }
+        Ok(answer)
+    }
+}
+
+/// A request as it goes out, but for its body and what shows the token.
+struct Outgoing {
+    method: Method,
+    /// Below the audience's base, for the proof.
+    path: String,
+    /// Path and query, as the audience's host sees them.
+    target: String,
+    headers: HeaderMap,
+}
+
+/// A body that can be sent again, or one that flows by.
+enum Sent {
+    Again(Bytes),
+    Once(Body),
+}
+
+impl Sent {
+    /// A body of known and small size is read whole first: a resource server that wants a nonce says so only then.
+    async fn of(headers: &HeaderMap, body: Incoming) -> Result<Self, Problem> {
+        let small = body
+            .size_hint()
+            .exact()
+            .is_some_and(|bytes| bytes <= REPLAY_BYTES_MAX);
+        if !small || headers.contains_key("expect") {
+            return Ok(Self::Once(body.boxed()));
+        }
+        let limit = usize::try_from(REPLAY_BYTES_MAX).unwrap_or(usize::MAX);
+        let reading = Limited::new(body, limit).collect();
+        let read = tokio::time::timeout(Duration::from_secs(BODY_READ_S), reading)
+            .await
+            .map_err(|_| {
+                Problem::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "BODY",
+                    "the body did not come in time",
+                )
+            })?;
+        let read =
+            read.map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "BODY", "the body broke off"))?;
+        Ok(Self::Again(read.to_bytes()))
+    }
+}
+
+/// The proxy's own answer (RFC 9457).
+#[derive(Debug)]
+struct Problem {
+    status: StatusCode,
+    body: serde_json::Value,
+}
+
+impl Problem {
+    fn new(status: StatusCode, reason: &str, detail: &str) -> Self {
+        Self {
+            status,
+            body: json!({
+                "type": "about:blank", "title": status.canonical_reason(), "status": status.as_u16(),
+                "reason": reason, "detail": format!("dipylon: {detail}"),
+            }),
+        }
+    }
+}
+
+fn full(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(|never| match never {}).boxed()
+}
+
+/// The headers that go on to the audience: none that belong to one connection (RFC 9110 §7.6.1), none that say who is
+/// asking or what is asked otherwise than the request itself does.
+fn passed_on(headers: &HeaderMap) -> HeaderMap {
+    headers
+        .iter()
+        .filter(|(name, _)| !is_hop(headers, name) && !is_identity(name.as_str()) && *name != HOST)
+        .filter(|(name, _)| *name != CONTENT_LENGTH && *name != "expect")
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
+}
+
+/// The audience's answer for the command: without cookies, which would be an identity after the task, and without nonces,
+/// which are for whoever makes proofs.
+fn received(response: Response<Incoming>) -> Response<Body> {
+    let (mut head, body) = response.into_parts();
+    let all = std::mem::take(&mut head.headers);
+    head.headers = all
+        .iter()
+        .filter(|(name, _)| !is_hop(&all, name))
+        .filter(|(name, _)| !["set-cookie", "set-cookie2", DPOP_NONCE].contains(&name.as_str()))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    Response::from_parts(head, body.boxed())
+}
+
+fn is_hop(headers: &HeaderMap, name: &HeaderName) -> bool {
+    HOP.contains(&name.as_str()) || lists(headers, name.as_str())
+}
+
+/// Whether `Connection` names this.
+fn lists(headers: &HeaderMap, name: &str) -> bool {
+    let mut listed = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    listed.any(|one| one.trim().eq_ignore_ascii_case(name))
+        || (name == "upgrade" && headers.contains_key(UPGRADE))
+}
+
+fn is_identity(name: &str) -> bool {
+    // Some servers read both alike.
+    let name = name.replace('_', "-");
+    IDENTITY.contains(&name.as_str()) || IDENTITY_PREFIXES.iter().any(|p| name.starts_with(p))
+}
+
+/// The nonce of an answer that asks for one (RFC 9449 §9).
+fn wanted_nonce(response: &Response<Incoming>) -> Option<String> {
+    let asks = response.status() == StatusCode::UNAUTHORIZED
+        && response
+            .headers()
+            .get_all(WWW_AUTHENTICATE)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .any(|value| value.contains("use_dpop_nonce"));
+    if asks {
+        nonce_of(response.headers())
+    } else {
+        None
+    }
+}
+
+fn nonce_of(headers: &HeaderMap) -> Option<String> {
+    let nonce = headers.get(DPOP_NONCE)?.to_str().ok()?;
+    let fit =
+        (1..=NONCE_BYTES_MAX).contains(&nonce.len()) && nonce.bytes().all(|b| b.is_ascii_graphic());
+    fit.then(|| nonce.to_owned())
+}
+
+const DPOP_NONCE: &str = "dpop-nonce";
+
+/// For one connection only (RFC 9110 §7.6.1, and the older ones of RFC 2616 §13.5.1).
+const HOP: [&str; 10] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "http2-settings",
+];
+
+/// What says who is asking, or that another method or path is meant.
+const IDENTITY: [&str; 31] = [
+    "authorization",
+    "dpop",
+    "cookie",
+    "cookie2",
+    "forwarded",
+    "via",
+    "from",
+    "x-real-ip",
+    "api-key",
+    "apikey",
+    "x-api-key",
+    "x-apikey",
+    "x-access-token",
+    "x-id-token",
+    "x-amz-security-token",
+    "x-goog-iap-jwt-assertion",
+    "x-ms-client-principal",
+    "cf-access-jwt-assertion",
+    "client-cert",
+    "client-cert-chain",
+    "remote-user",
+    "signature",
+    "signature-input",
+    "txn-token",
+    "workload-identity-token",
+    "workload-proof-token",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-url",
+    "x-rewrite-url",
+];
+const IDENTITY_PREFIXES: [&str; 8] = [
+    "x-forwarded-",
+    "x-remote-",
+    "x-auth-",
+    "x-ssl-",
+    "ssl-client-",
+    "x-client-cert",
+    "oauth-client-attestation",
+    "x-ms-client-principal-",
+];
+
+/// Connections of the command at once.
+const CONNECTIONS_MAX: usize = 64;
+const HEADERS_MAX: usize = 100;
+/// Request line and headers, in bytes.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Largest body that is kept to be sent again, in bytes.
+const REPLAY_BYTES_MAX: u64 = 64 * 1024;
+/// For the command to send a head.
+const HEAD_READ_S: u64 = 30;
+/// For the command to send a small body.
+const BODY_READ_S: u64 = 30;
+/// For the audience to begin its answer. Bodies may flow as long as the command runs.
+const ANSWER_S: u64 = 120;
+const ACCEPT_PAUSE_MS: u64 = 100;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(of: &[(&'static str, &'static str)]) -> HeaderMap {
+        of.iter()
+            .map(|(name, value)| {
+                (
+                    HeaderName::from_static(name),
+                    HeaderValue::from_static(value),
+                )
+            })
+            .collect()
+    }
+
+    #[test]
+    fn no_identity_goes_on() {
+        let kept = [
+            ("accept", "*/*"),
+            ("content-type", "application/json"),
+            ("idempotency-key", "k"),
+            ("x-request-id", "r"),
+            ("traceparent", "t"),
+        ];
+        let dropped = [
+            ("host", "evil.example"),
+            ("authorization", "Bearer x"),
+            ("dpop", "x"),
+            ("cookie", "a=b"),
+            ("proxy-authorization", "Basic x"),
+            ("x-forwarded-for", "10.0.0.1"),
+            ("x_forwarded_user", "root"),
+            ("x-remote-user", "root"),
+            ("x-auth-request-email", "root"),
+            ("x-http-method-override", "DELETE"),
+            ("workload-identity-token", "x"),
+            ("transfer-encoding", "chunked"),
+            ("content-length", "7"),
+            ("expect", "100-continue"),
+            ("te", "trailers"),
+            ("connection", "close, X-Smuggled"),
+            ("x-smuggled", "1"),
+        ];
+        let all: Vec<_> = kept.into_iter().chain(dropped).collect();
+        let passed = passed_on(&headers(&all));
+        assert_eq!(passed, headers(&kept));
+    }
+
+    #[test]
+    fn a_nonce_is_taken_only_in_its_form() {
+        for bad in ["", "a b"] {
+            assert_eq!(nonce_of(&headers(&[("dpop-nonce", bad)])), None);
+        }
+        assert_eq!(
+            nonce_of(&headers(&[("dpop-nonce", "n-1")])),
+            Some("n-1".to_owned())
+        );
+    }
+}

@@ -1,0 +1,139 @@
+//! A signer on a unix socket, for commands that make their own requests: one JSON line in, one JSON line out. The command
+//! sees the token; the key it is bound to never leaves.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::present::Presenter;
+use crate::cli::failure::{Failure, failed};
+use crate::jose::dpop::NONCE_BYTES_MAX;
+use crate::model::json;
+
+/// What a command asks: headers for one request.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Ask {
+    /// The method, as it will be sent.
+    htm: String,
+    /// The URL, without query and fragment.
+    htu: String,
+    /// The newest nonce that the resource server gave.
+    nonce: Option<String>,
+}
+
+/// Listens at a path that only we may enter.
+pub(super) fn listen(path: &Path) -> Result<UnixListener, Failure> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let listener = UnixListener::bind(path).map_err(failed(path.display()))?;
+    // The directory keeps others out already.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .map_err(failed(path.display()))?;
+    Ok(listener)
+}
+
+/// Signs until dropped.
+pub(super) async fn serve(listener: UnixListener, presenter: Arc<Presenter>) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    while let Ok(slot) = slots.clone().acquire_owned().await {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(ACCEPT_PAUSE_MS)).await;
+            continue;
+        };
+        let presenter = presenter.clone();
+        connections.spawn(async move {
+            let _slot = slot;
+            // A command that goes away in the middle is its own affair.
+            let _gone = answer(stream, &presenter).await;
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn answer(mut stream: UnixStream, presenter: &Presenter) -> std::io::Result<()> {
+    let ours = rustix::process::geteuid().as_raw();
+    if stream.peer_cred()?.uid() != ours {
+        return Ok(());
+    }
+    let (read, mut write) = stream.split();
+    let mut read = BufReader::new(read);
+    loop {
+        let mut line = Vec::new();
+        let mut bounded = (&mut read).take(LINE_BYTES_MAX);
+        let reading = bounded.read_until(b'\n', &mut line);
+        let Ok(read) = tokio::time::timeout(Duration::from_secs(IDLE_S), reading).await else {
+            return Ok(());
+        };
+        if read? == 0 {
+            return Ok(());
+        }
+        let whole = line.ends_with(b"\n");
+        let said = if whole {
+            sign(&line, presenter).unwrap_or_else(
+                |(reason, message)| json!({ "error": { "reason": reason, "message": message } }),
+            )
+        } else {
+            json!({ "error": { "reason": "MALFORMED", "message": "one line of at most 8192 bytes" } })
+        };
+        write.write_all(format!("{said}\n").as_bytes()).await?;
+        if !whole {
+            return Ok(());
+        }
+    }
+}
+
+fn sign(line: &[u8], presenter: &Presenter) -> Result<Value, (&'static str, String)> {
+    let ask: Ask = json::parse_as(line).map_err(|_| {
+        (
+            "MALFORMED",
+            "must be {\"htm\":…,\"htu\":…} and maybe \"nonce\"".to_owned(),
+        )
+    })?;
+    let path = presenter
+        .origin
+        .below(&ask.htu)
+        .filter(|path| !path.contains(['?', '#']));
+    let path = path.ok_or_else(|| {
+        (
+            "OTHER_AUDIENCE",
+            format!(
+                "htu must lie below {} and have no query",
+                presenter.origin.base_url()
+            ),
+        )
+    })?;
+    let method = (1..=METHOD_BYTES_MAX).contains(&ask.htm.len())
+        && ask
+            .htm
+            .bytes()
+            .all(|b| b.is_ascii_alphabetic() || b == b'-');
+    let nonce = ask.nonce.as_ref().is_none_or(|nonce| {
+        (1..=NONCE_BYTES_MAX).contains(&nonce.len()) && nonce.bytes().all(|b| b.is_ascii_graphic())
+    });
+    if !method || !nonce {
+        return Err(("MALFORMED", "htm or nonce is not of its form".to_owned()));
+    }
+    presenter
+        .alive()
+        .map_err(|dead| (dead.reason(), dead.to_string()))?;
+    let headers = presenter
+        .headers_with(&ask.htm, path, ask.nonce.as_deref())
+        .map_err(|error| ("PROOF", error.to_string()))?;
+    Ok(json!({ "authorization": headers.authorization.reveal(), "dpop": headers.dpop.reveal() }))
+}
+
+const CONNECTIONS_MAX: usize = 16;
+/// Longest line, in bytes.
+const LINE_BYTES_MAX: u64 = 8_192;
+const METHOD_BYTES_MAX: usize = 32;
+/// Longest silence of a connection.
+const IDLE_S: u64 = 300;
+const ACCEPT_PAUSE_MS: u64 = 100;

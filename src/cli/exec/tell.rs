@@ -1,0 +1,115 @@
+use std::io::Write as _;
+
+use serde_json::{Value, json};
+
+use super::program::NotRun;
+use crate::cli::shapes;
+use crate::client::{Denied, Pending, Token};
+use crate::model::show_seconds;
+use crate::model::text::reveal;
+use crate::proto::v1;
+
+/// What happens, one line each, on stderr: stdout belongs to the command alone. Every text of others has been revealed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tell {
+    json: bool,
+}
+
+impl Tell {
+    pub(super) const fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// One event: a word, a text for people, and members for machines.
+    pub(super) fn event(self, word: &str, text: &str, mut members: Value) {
+        let line = if self.json {
+            if let Some(members) = members.as_object_mut() {
+                members.insert("event".to_owned(), json!(word));
+            }
+            members.to_string()
+        } else {
+            format!("dipylon: {word:<8}  {text}")
+        };
+        // Nobody may read it, and the command runs all the same.
+        let _gone = writeln!(std::io::stderr().lock(), "{line}");
+    }
+
+    pub(super) fn step_up(self, pending: &Pending) {
+        let id = pending.access_request_id();
+        let needs = |p: &v1::Profile| {
+            format!(
+                "{} of group {}",
+                p.quorum.saturating_sub(p.approvals),
+                reveal(&p.group)
+            )
+        };
+        let needs: Vec<String> = pending.needs().iter().map(needs).collect();
+        self.event(
+            "step-up",
+            &format!("{} needs {}  {id}", rules(pending.rules()), needs.join(" and ")),
+            json!({
+                "access_request": id, "rules": shapes::rules(pending.rules()), "needs": shapes::profiles(pending.needs()),
+                "expires_at": pending.expires_at().to_string(),
+            }),
+        );
+    }
+
+    /// Names the program alone: its arguments may be anything.
+    pub(super) fn given(self, token: &Token, by_people: bool, program: &str) {
+        let ttl = token.ttl().and_then(|sum| sum.granted.as_ref());
+        let ttl = ttl.map_or_else(|| "?".to_owned(), |ttl| show_seconds(ttl.seconds));
+        let uses = token
+            .uses()
+            .map_or_else(String::new, |uses| format!(", uses {uses}"));
+        let action = reveal(&format!(
+            "{} on {}",
+            token.action().name,
+            token.action().target
+        ));
+        self.event(
+            if by_people { "approved" } else { "allowed" },
+            &format!("{action} by {}, ttl {ttl}{uses}  -> running {}", rules(token.rules()), reveal(program)),
+            json!({
+                "jti": token.jti(), "decision": token.decision_id(), "expires_at": token.expires_at().to_string(),
+                "uses": token.uses(), "ttl": shapes::ttl(token.ttl()), "rules": shapes::rules(token.rules()),
+            }),
+        );
+    }
+
+    pub(super) fn denied(self, no: &Denied) {
+        let by = if no.rules().is_empty() {
+            String::new()
+        } else {
+            format!(" by {}", rules(no.rules()))
+        };
+        self.event(
+            "denied",
+            &format!(
+                "{}{by}; an operator sees more: dipylon explain {}",
+                reveal(no.reason()),
+                no.decision_id()
+            ),
+            json!({
+                "reason": no.reason(), "rules": shapes::rules(no.rules()), "access_request": no.access_request_id(),
+                "decision": no.decision_id(),
+            }),
+        );
+    }
+
+    pub(super) fn not_run(self, program: &str, not: NotRun) {
+        self.event(
+            "failed",
+            &format!("{}: {not}", reveal(program)),
+            json!({ "program": program, "exit": not.code(), "message": not.to_string() }),
+        );
+    }
+}
+
+/// `rule "a" and rule "b"`.
+fn rules(rules: &[v1::Rule]) -> String {
+    let names: Vec<String> = rules
+        .iter()
+        .map(|rule| format!("rule \"{}\"", reveal(&rule.id)))
+        .collect();
+    names.join(" and ")
+}

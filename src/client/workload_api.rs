@@ -1,0 +1,162 @@
+//! The SPIFFE Workload API: a JWT-SVID from the agent of this machine, over its unix socket. The agent attests the caller
+//! by the socket itself; nothing is shown to it.
+
+use std::fmt;
+use std::time::Duration;
+
+use tonic::Request;
+use tonic::metadata::MetadataValue;
+use tonic::transport::Endpoint;
+
+use super::EvidenceError;
+use crate::model::text::reveal_capped;
+use crate::model::{Malformed, Secret, SpiffeId};
+use crate::proto::spiffe::JwtsvidRequest;
+use crate::proto::spiffe::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+
+/// Where a SPIFFE agent listens, and what for: one audience, and one identity if the workload has several.
+#[derive(Clone, PartialEq, Eq)]
+pub struct WorkloadApi {
+    socket: String,
+    audience: String,
+    spiffe_id: Option<SpiffeId>,
+}
+
+impl WorkloadApi {
+    /// An agent at this address (`unix:///run/spire/agent.sock`), asked for SVIDs that the broker takes: `audience` is its
+    /// evidence audience. Without a SPIFFE ID the agent's first answer is taken, which is its default (SPIFFE Workload API
+    /// §6.1).
+    pub fn new(
+        address: &str,
+        audience: &str,
+        spiffe_id: Option<SpiffeId>,
+    ) -> Result<Self, Malformed> {
+        let wrong = |rule: &'static str| Malformed::new("Workload API", rule);
+        let path = address
+            .strip_prefix("unix://")
+            .or_else(|| address.strip_prefix("unix:"))
+            .ok_or_else(|| wrong("must be unix:///path; other transports are not spoken"))?;
+        // SPIFFE Workload Endpoint §4: an absolute path, and neither authority, query nor fragment.
+        if !path.starts_with('/') || path.len() > SOCKET_BYTES_MAX || path.contains(['?', '#', '%'])
+        {
+            return Err(wrong(
+                "must be unix:// and an absolute path of at most 107 bytes, and no more",
+            ));
+        }
+        Ok(Self {
+            socket: format!("unix://{path}"),
+            audience: audience.to_owned(),
+            spiffe_id,
+        })
+    }
+
+    /// The address, as it can be given again.
+    pub fn address(&self) -> &str {
+        &self.socket
+    }
+
+    /// A JWT-SVID as the agent gives it now. The agent caches; here nothing is kept.
+    pub async fn fetch(&self) -> Result<Secret, EvidenceError> {
+        let unanswered = |cause: &str| EvidenceError::WorkloadApi {
+            socket: self.socket.clone(),
+            cause: reveal_capped(cause, CAUSE_CHARS_MAX),
+        };
+        let fetching = async {
+            let channel = Endpoint::from_shared(self.socket.clone())
+                .map_err(|_| unanswered("is not an address"))?
+                .connect()
+                .await
+                .map_err(|_| unanswered("nobody answers there"))?;
+            let mut request = Request::new(JwtsvidRequest {
+                audience: vec![self.audience.clone()],
+                spiffe_id: self
+                    .spiffe_id
+                    .as_ref()
+                    .map(SpiffeId::to_string)
+                    .unwrap_or_default(),
+            });
+            // SPIFFE Workload Endpoint §6.1: what no forged web request carries.
+            request
+                .metadata_mut()
+                .insert(SECURITY_HEADER, MetadataValue::from_static("true"));
+            SpiffeWorkloadApiClient::new(channel)
+                .max_decoding_message_size(ANSWER_BYTES_MAX)
+                .fetch_jwtsvid(request)
+                .await
+                .map_err(|status| unanswered(&format!("{:?}: {}", status.code(), status.message())))
+        };
+        let answer = tokio::time::timeout(Duration::from_secs(FETCH_TIMEOUT_S), fetching)
+            .await
+            .map_err(|_| unanswered("no answer in time"))??
+            .into_inner();
+        let asked = self.spiffe_id.as_ref().map(SpiffeId::to_string);
+        answer
+            .svids
+            .into_iter()
+            .find(|given| asked.as_ref().is_none_or(|id| *id == given.spiffe_id))
+            .map(|given| Secret::new(given.svid))
+            .ok_or_else(|| unanswered("it has no JWT-SVID for this workload"))
+    }
+}
+
+impl fmt::Debug for WorkloadApi {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WorkloadApi({} for {})", self.socket, self.audience)
+    }
+}
+
+/// Key in the metadata of every call (SPIFFE Workload Endpoint §6.1).
+const SECURITY_HEADER: &str = "workload.spiffe.io";
+/// To connect and to be answered.
+const FETCH_TIMEOUT_S: u64 = 10;
+/// Largest answer, in bytes: some tens of SVIDs.
+const ANSWER_BYTES_MAX: usize = 256 * 1024;
+/// Longest socket path that Linux takes, in bytes (unix(7)).
+const SOCKET_BYTES_MAX: usize = 107;
+const CAUSE_CHARS_MAX: usize = 200;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_an_absolute_path_and_no_more() {
+        for (good, socket) in [
+            (
+                "unix:///run/spire/agent.sock",
+                "unix:///run/spire/agent.sock",
+            ),
+            ("unix:/run/a.sock", "unix:///run/a.sock"),
+        ] {
+            let api = WorkloadApi::new(good, "http://b", None).expect(good);
+            assert_eq!(api.address(), socket);
+        }
+        let long = format!("unix:///{}", "x".repeat(107));
+        for bad in [
+            "",
+            "/run/a.sock",
+            "unix:",
+            "unix://",
+            "unix://run/a.sock",
+            "unix:a.sock",
+            "tcp://127.0.0.1:8081",
+            "unix:///a?x=1",
+            "unix:///a#x",
+            long.as_str(),
+        ] {
+            assert!(WorkloadApi::new(bad, "http://b", None).is_err(), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_said_with_the_socket() {
+        let dir = tempfile::tempdir().expect("dir");
+        let address = format!("unix://{}/none.sock", dir.path().display());
+        let api = WorkloadApi::new(&address, "http://b", None).expect("address");
+        let error = api.fetch().await.expect_err("nobody listens").to_string();
+        assert!(
+            error.contains(&address) && error.contains("nobody answers"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,441 @@
+//! What a command gets, and what a hostile one does not.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dipylon::model::TaskId;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpListener;
+
+use super::stage::{READ, Running, SH, Stage, claim};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hostile_command_gets_no_further() {
+    let stage = Stage::set().await;
+    let elsewhere = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let evil = elsewhere.local_addr().expect("address").to_string();
+    let script = format!(
+        r#"
+        say() {{ echo "== $1"; }}
+        say no-path; raw "GET /cases/INC-8841 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        say wrong-path; raw "GET ${{base}}x/cases/INC-8841 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        say half-path; raw "GET ${{base:0:20}}/cases/INC-8841 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        say absolute; raw "GET http://{evil}$base/cases/INC-8841 HTTP/1.1\r\nHost: {evil}\r\nConnection: close\r\n\r\n"
+        say connect; raw "CONNECT {evil} HTTP/1.1\r\nHost: {evil}\r\nConnection: close\r\n\r\n"
+        say trace; ask TRACE /cases/INC-8841
+        say climb; ask GET /cases/../cases/INC-8841
+        say climb-encoded; ask GET /cases/%2e%2E/cases/INC-8841
+        say upgrade; raw "GET $base/cases/INC-8841 HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+        say userinfo; ask GET "@{evil}/cases/INC-8841"
+        say slashes; ask GET "//{evil}/cases/INC-8841"
+        say other-action; ask POST /accounts/ann/disable '' '{{}}'
+        say redirect; ask GET /redirect
+        say smuggle; raw "GET $base/cases/INC-8841 HTTP/1.1\r\nHost: {evil}\r\nConnection: close, x-hop\r\nx-hop: 1\r\nAuthorization: Bearer own\r\nDPoP: own\r\nCookie: own=1\r\nX-Forwarded-For: 10.0.0.1\r\nX_Forwarded_Host: {evil}\r\nX-HTTP-Method-Override: DELETE\r\n\r\n"
+        "#
+    );
+    let told = stage.script(&READ, &script).await;
+    told.exit(0);
+    let answer = |name: &str| {
+        let at = told.out.find(&format!("== {name}\n")).expect(name);
+        let rest = &told.out[at + name.len() + 4..];
+        rest.split("== ").next().expect("an answer").to_owned()
+    };
+    for (name, status) in [
+        ("no-path", "404"),
+        ("wrong-path", "404"),
+        ("half-path", "404"),
+        ("absolute", "400"),
+        ("connect", "404"),
+        ("trace", "405"),
+        ("climb", "400"),
+        ("climb-encoded", "400"),
+        ("upgrade", "501"),
+        ("userinfo", "404"),
+        ("slashes", "404"),
+        ("other-action", "401"),
+        ("redirect", "302"),
+        ("smuggle", "200"),
+    ] {
+        let found = answer(name);
+        assert!(
+            found.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{name}: {found}"
+        );
+    }
+    assert!(
+        answer("redirect").contains("location: http://127.0.0.1:9/away"),
+        "passed through"
+    );
+    // Nobody called there.
+    let nobody = tokio::time::timeout(Duration::from_millis(50), elsewhere.accept()).await;
+    assert!(nobody.is_err(), "the proxy went elsewhere");
+    let seen = stage.resource.seen();
+    // Paths that are refused never arrive.
+    let arrived: Vec<&str> = seen.iter().map(|r| r.path.as_str()).collect();
+    let slashes = format!("//{evil}/cases/INC-8841");
+    let expected = [
+        slashes.as_str(),
+        "/accounts/ann/disable",
+        "/redirect",
+        "/cases/INC-8841",
+    ];
+    assert_eq!(arrived, expected);
+    let smuggled = &seen.last().expect("a request").headers;
+    assert_eq!(
+        smuggled["host"],
+        stage.resource.url.trim_start_matches("http://")
+    );
+    assert_eq!(smuggled.get_all("authorization").iter().count(), 1);
+    assert!(
+        smuggled["authorization"]
+            .to_str()
+            .expect("text")
+            .starts_with("DPoP eyJ")
+    );
+    assert_eq!(smuggled.get_all("dpop").iter().count(), 1);
+    for gone in [
+        "cookie",
+        "x-forwarded-for",
+        "x_forwarded_host",
+        "x-http-method-override",
+        "x-hop",
+        "connection",
+    ] {
+        assert!(smuggled.get(gone).is_none(), "{gone}");
+    }
+    assert!(!told.out.contains("eyJ"), "no answer shows a token");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_nonce_is_given_once_and_remembered() {
+    let stage = Stage::set_with(Some("resource-nonce-1")).await;
+    let script =
+        "ask GET /cases/INC-8841; ask GET /upload '' \"$(head -c 5000 /dev/zero | tr '\\0' x)\"";
+    let told = stage.script(&READ, script).await;
+    told.exit(0).printed("done by the resource server");
+    let seen = stage.resource.seen();
+    let nonces: Vec<Value> = seen
+        .iter()
+        .map(|r| claim(r.headers["dpop"].to_str().expect("text"), "nonce"))
+        .collect();
+    // The first answer also gave a newer nonce, which this server does not take: asked once more, and given again.
+    let (first, second) = (Value::from("resource-nonce-1"), Value::from("next-nonce"));
+    assert_eq!(nonces, [Value::Null, first.clone(), second, first]);
+    told.printed("took 5000 bytes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_flow_and_dead_tokens_say_so() {
+    let stage = Stage::set().await;
+    // Larger than what is kept for a second try, and once without a known size.
+    let script = r#"
+        body=$(head -c 300000 /dev/zero | tr '\0' x); ask POST /upload '' "$body"
+        raw "POST $base/upload HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n3\r\nefg\r\n0\r\n\r\n""#;
+    let told = stage.script(&READ, script).await;
+    told.exit(0)
+        .printed("took 300000 bytes")
+        .printed("took 7 bytes");
+    assert_eq!(stage.resource.seen()[0].body_bytes, 300_000);
+    assert_eq!(stage.resource.seen()[0].method, "POST");
+    let options = [&READ[..], &["--ttl", "1s"]].concat();
+    let told = stage
+        .script(&options, "sleep 1.5; ask GET /cases/INC-8841")
+        .await;
+    told.exit(0)
+        .printed("HTTP/1.1 401 Unauthorized")
+        .printed("application/problem+json")
+        .printed("\"reason\":\"TOKEN_EXPIRED\"");
+    assert_eq!(stage.resource.seen().len(), 2, "a dead token is not shown");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signer_signs_for_one_audience() {
+    let stage = Stage::set().await;
+    let options = [&READ[..], &["--deliver", "socket"]].concat();
+    let mut program = stage.exec(
+        &options,
+        &[
+            "bash",
+            "-c",
+            "echo $DIPYLON_SIGNER_SOCKET; env; echo; read -r stop",
+        ],
+    );
+    program.stdin(Stdio::piped());
+    let mut running = Running::start(program);
+    let socket = PathBuf::from(running.line().await);
+    while !running.line().await.is_empty() {}
+    let mode = |path: &Path| {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::metadata(path).expect("there").permissions().mode() & 0o777
+    };
+    assert_eq!(
+        (mode(&socket), mode(socket.parent().expect("a directory"))),
+        (0o600, 0o700)
+    );
+    let mut stream = tokio::net::UnixStream::connect(&socket)
+        .await
+        .expect("connects");
+    let (read, mut write) = stream.split();
+    let mut lines = BufReader::new(read).lines();
+    let mut ask = async |line: &str| -> Value {
+        write
+            .write_all(format!("{line}\n").as_bytes())
+            .await
+            .expect("asked");
+        let answer = lines.next_line().await.expect("text").expect("an answer");
+        serde_json::from_str(&answer).expect("JSON")
+    };
+    let url = format!("{}/cases/INC-8841", stage.resource.url);
+    for (bad, reason) in [
+        (
+            format!(
+                "{{\"htm\":\"GET\",\"htu\":\"{}x/cases\"}}",
+                stage.resource.url
+            ),
+            "OTHER_AUDIENCE",
+        ),
+        (
+            "{\"htm\":\"GET\",\"htu\":\"https://evil.example/\"}".to_owned(),
+            "OTHER_AUDIENCE",
+        ),
+        (
+            format!("{{\"htm\":\"GET\",\"htu\":\"{url}?q=1\"}}"),
+            "OTHER_AUDIENCE",
+        ),
+        (
+            format!("{{\"htm\":\"G T\",\"htu\":\"{url}\"}}"),
+            "MALFORMED",
+        ),
+        (
+            format!("{{\"htm\":\"GET\",\"htu\":\"{url}\",\"ath\":\"x\"}}"),
+            "MALFORMED",
+        ),
+        ("nonsense".to_owned(), "MALFORMED"),
+    ] {
+        let answer = ask(&bad).await;
+        assert_eq!(answer["error"]["reason"], reason, "{bad}");
+        assert!(answer.get("dpop").is_none());
+    }
+    let signed = ask(&format!(
+        "{{\"htm\":\"GET\",\"htu\":\"{url}\",\"nonce\":\"n-1\"}}"
+    ))
+    .await;
+    let (authorization, dpop) = (signed["authorization"].as_str(), signed["dpop"].as_str());
+    let (authorization, dpop) = (authorization.expect("a header"), dpop.expect("a proof"));
+    assert_eq!(
+        (claim(dpop, "htu"), claim(dpop, "nonce")),
+        (Value::from(url), Value::from("n-1"))
+    );
+    let signed = ask(&format!(
+        "{{\"htm\":\"GET\",\"htu\":\"{}/cases/INC-8841\"}}",
+        stage.resource.url
+    ))
+    .await;
+    let request = format!(
+        "GET /cases/INC-8841 HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: {authorization}\r\nDPoP: {}\r\n\r\n",
+        signed["dpop"].as_str().expect("a proof")
+    );
+    let host = stage.resource.url.trim_start_matches("http://");
+    let mut plain = tokio::net::TcpStream::connect(host)
+        .await
+        .expect("connects");
+    plain.write_all(request.as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    plain.read_to_string(&mut answer).await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    running.child.stdin.take();
+    running.end().await.said("1 token revoked");
+    assert!(
+        !socket.exists() && !socket.parent().expect("a directory").exists(),
+        "gone with its task"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_is_handed_over_without_its_key() {
+    let stage = Stage::set().await;
+    for (way, script) in [
+        (
+            "file",
+            "stat -c %a \"$DIPYLON_TOKEN_FILE\" >&2; echo \"$DIPYLON_TOKEN_FILE\" >&2; cat \"$DIPYLON_TOKEN_FILE\"",
+        ),
+        ("fd", "cat <&$DIPYLON_TOKEN_FD"),
+    ] {
+        let options = [&READ[..], &["--deliver", way]].concat();
+        let told = stage.script(&options, script).await;
+        told.exit(0);
+        let document: Value = serde_json::from_str(&told.out).expect("JSON");
+        let token = document["token"].as_str().expect("a token");
+        assert_eq!(document["jkt"], claim(token, "cnf")["jkt"]);
+        assert_eq!(document["token_type"], "DPoP");
+        assert_eq!(document["audience_url"], stage.resource.url);
+        let mut members: Vec<&str> = document
+            .as_object()
+            .expect("an object")
+            .keys()
+            .map(String::as_str)
+            .collect();
+        members.sort_unstable();
+        assert_eq!(
+            members,
+            [
+                "action",
+                "audience_url",
+                "expires_at",
+                "jkt",
+                "jti",
+                "openings",
+                "signer_socket",
+                "token",
+                "token_type",
+                "uses"
+            ],
+            "and no key"
+        );
+        assert!(!stage.good(&stage.resource.cases, token).await);
+        if way == "file" {
+            told.said("600\n");
+            let file = told
+                .err
+                .lines()
+                .find(|l| l.ends_with("token.json"))
+                .expect("its path");
+            assert!(!Path::new(file).exists(), "gone with its task");
+        }
+    }
+    let options = [&READ[..], &["--deliver", "env"]].concat();
+    let told = stage.script(&options, "true").await;
+    told.exit(2)
+        .said("--deliver env is for bearer tokens, and this broker issues none")
+        .said("use --deliver proxy");
+    assert_eq!(
+        stage.entries("\"TaskOpened\""),
+        2,
+        "refused before anybody was asked"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ended_task_is_shown_to_nobody() {
+    let stage = Stage::set().await;
+    let options = [&READ[..], &["--heartbeat", "2s"]].concat();
+    let script = format!("{SH}\necho $DIPYLON_TASK; read -r go; ask GET /cases/INC-8841");
+    let mut program = stage.exec(&options, &["bash", "-c", &script]);
+    program.stdin(Stdio::piped());
+    let mut running = Running::start(program);
+    let task = TaskId::parse(&running.line().await).expect("a task");
+    stage
+        .served
+        .person("olga")
+        .end_task(task)
+        .await
+        .expect("ends");
+    running.told("dipylon: ended     TASK_ENDED").await;
+    let mut go = running.child.stdin.take().expect("stdin");
+    go.write_all(b"\n").await.expect("told");
+    running
+        .end()
+        .await
+        .exit(0)
+        .printed("HTTP/1.1 401 Unauthorized")
+        .printed("\"reason\":\"TASK_ENDED\"")
+        .said("(had ended: operator)");
+    assert!(
+        stage.resource.seen().is_empty(),
+        "a dead token is not shown"
+    );
+}
+
+/// An audience over TLS that says whom it was shown a token by.
+async fn tls_audience(name: &str) -> (String, String) {
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).expect("a certificate");
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![CertificateDer::from(made.cert.der().to_vec())], key)
+        .expect("a configuration");
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("address").port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut stream) = acceptor.accept(stream).await else {
+                    return;
+                };
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n")
+                    && stream.read_buf(&mut head).await.is_ok_and(|n| n > 0)
+                {}
+                let text = String::from_utf8_lossy(&head);
+                let line = |name: &str| {
+                    text.lines()
+                        .find_map(|l| l.strip_prefix(name))
+                        .unwrap_or_default()
+                };
+                let (host, proof) = (line("host: "), line("dpop: "));
+                let shown = line("authorization: ").starts_with("DPoP eyJ");
+                let body = format!("host={host} htu={} shown={shown}", claim(proof, "htu"));
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                    body.len()
+                );
+                let _gone = stream.write_all(answer.as_bytes()).await;
+                let _gone = stream.shutdown().await;
+            });
+        }
+    });
+    (format!("https://localhost:{port}/v1/"), made.cert.pem())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_audience_over_tls_is_who_it_says() {
+    let stage = Stage::set().await;
+    let (url, pem) = tls_audience("localhost").await;
+    let (other, _) = tls_audience("other.example").await;
+    let ca = stage.home.path().join("ca.pem");
+    std::fs::write(&ca, pem).expect("file");
+    let ca = ca.to_str().expect("text");
+    let run = async |options: &[&str]| {
+        let options = [&READ[..], options].concat();
+        stage.script(&options, "ask GET /users/ann?x=1").await
+    };
+    let base = url.trim_end_matches('/');
+    run(&["--audience-url", &url, "--audience-ca", ca])
+        .await
+        .exit(0)
+        .printed(&format!(
+            "host={} htu=\"{base}/users/ann\" shown=true",
+            &base[8..base.len() - 3]
+        ));
+    // By authorities that did not sign it, or under another name: never shown.
+    run(&["--audience-url", &url])
+        .await
+        .printed("HTTP/1.1 502 Bad Gateway")
+        .printed("certificate does not hold");
+    run(&["--audience-url", &other, "--audience-ca", ca])
+        .await
+        .printed("HTTP/1.1 502 Bad Gateway")
+        .printed("certificate does not hold");
+    run(&["--audience-url", "http://audience.example"])
+        .await
+        .exit(2)
+        .said("over http everyone on the way reads");
+    run(&[
+        "--audience-url",
+        "http://audience.invalid",
+        "--insecure-audience",
+    ])
+    .await
+    .exit(0)
+    .said("dipylon: warning   http://audience.invalid is spoken to over plain http")
+    .printed("HTTP/1.1 502 Bad Gateway");
+}

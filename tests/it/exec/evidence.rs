@@ -1,0 +1,148 @@
+//! Evidence from the SPIFFE agent of the machine.
+
+use std::sync::{Arc, Mutex};
+
+use dipylon::clock::Clock;
+use dipylon::proto::spiffe::spiffe_workload_api_server::{
+    SpiffeWorkloadApi, SpiffeWorkloadApiServer,
+};
+use dipylon::proto::spiffe::{Jwtsvid, JwtsvidRequest, JwtsvidResponse};
+use tokio::process::Command;
+
+use super::stage::{READ, Stage, Told};
+use crate::harness::DOMAIN;
+
+/// A SPIFFE agent as far as JWT-SVIDs go: it attests nothing and signs what the trust domain would.
+#[derive(Clone)]
+struct SpiffeAgent {
+    world: Arc<crate::harness::World>,
+    /// Audiences and SPIFFE IDs.
+    asked: Arc<Mutex<Vec<(Vec<String>, String)>>>,
+}
+
+#[tonic::async_trait]
+impl SpiffeWorkloadApi for SpiffeAgent {
+    async fn fetch_jwtsvid(
+        &self,
+        request: tonic::Request<JwtsvidRequest>,
+    ) -> Result<tonic::Response<JwtsvidResponse>, tonic::Status> {
+        // SPIFFE Workload Endpoint §6.1: no call without it.
+        if request
+            .metadata()
+            .get("workload.spiffe.io")
+            .is_none_or(|v| v != "true")
+        {
+            return Err(tonic::Status::invalid_argument(
+                "security header missing from request",
+            ));
+        }
+        let asked = request.into_inner();
+        self.asked
+            .lock()
+            .expect("asked")
+            .push((asked.audience.clone(), asked.spiffe_id));
+        let svid = |agent: &str| {
+            let id = format!("spiffe://{DOMAIN}/agent/{agent}");
+            let now = Clock::system().now();
+            let svid = self.world.svid_for(&asked.audience[0], &id, now, 300);
+            Jwtsvid {
+                spiffe_id: id,
+                svid: svid.reveal().to_owned(),
+                hint: String::new(),
+            }
+        };
+        let svids = vec![svid("triage"), svid("reporter")];
+        Ok(tonic::Response::new(JwtsvidResponse { svids }))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn evidence_comes_from_the_spiffe_agent() {
+    let stage = Stage::set().await;
+    let socket = stage.home.path().join("agent.sock");
+    let listener = tokio::net::UnixListener::bind(&socket).expect("listens");
+    let agent = SpiffeAgent {
+        world: stage.served.world.clone(),
+        asked: Arc::default(),
+    };
+    let serving = tonic::transport::Server::builder()
+        .add_service(SpiffeWorkloadApiServer::new(agent.clone()))
+        .serve_with_incoming(tokio_stream::wrappers::UnixListenerStream::new(listener));
+    let serving = tokio::spawn(serving);
+    let address = format!("unix://{}", socket.display());
+    let with = |options: &[&str]| {
+        let mut program = stage.dipylon();
+        program
+            .args(["exec", "--audience-url", &stage.resource.url])
+            .args(READ)
+            .args(options)
+            .args(["--", "true"]);
+        program
+    };
+    let run = async |mut program: Command| Told::of(program.output().await.expect("runs"));
+    // By the variable that every SPIFFE workload has, and by its name.
+    let mut program = with(&[]);
+    program.env("SPIFFE_ENDPOINT_SOCKET", &address);
+    run(program)
+        .await
+        .exit(0)
+        .said("spiffe://soc.example/agent/triage by jwt-svid");
+    run(with(&["--workload-api", &address])).await.exit(0);
+    let reporter = "spiffe://soc.example/agent/reporter";
+    run(with(&["--workload-api", &address, "--spiffe-id", reporter]))
+        .await
+        .exit(0)
+        .said(reporter);
+    let none = "spiffe://soc.example/agent/none";
+    run(with(&["--workload-api", &address, "--spiffe-id", none]))
+        .await
+        .exit(1)
+        .said("it has no JWT-SVID for this workload");
+    let asked = agent.asked.lock().expect("asked").clone();
+    let ours = vec![stage.served.url.clone()];
+    assert_eq!(asked[0], (ours.clone(), String::new()));
+    assert_eq!(asked[2], (ours, reporter.to_owned()));
+    // Evidence for another audience opens nothing.
+    run(with(&[
+        "--workload-api",
+        &address,
+        "--evidence-audience",
+        "https://other",
+    ]))
+    .await
+    .exit(20);
+    // The other verbs that need evidence profit too, and remember where it came from.
+    let task = async |args: &[&str]| {
+        let mut program = stage.dipylon();
+        program.args(args);
+        run(program).await
+    };
+    task(&["task", "open", "--purpose", "x", "--workload-api", &address])
+        .await
+        .exit(0);
+    let before = agent.asked.lock().expect("asked").len();
+    task(&[&["token", "request"][..], &READ].concat())
+        .await
+        .exit(0)
+        .printed("tok_");
+    task(&[&["token", "request", "--workload-api", &address][..], &READ].concat())
+        .await
+        .exit(0);
+    assert_eq!(
+        agent.asked.lock().expect("asked").len(),
+        before + 1,
+        "shown when named"
+    );
+    task(&["task", "complete"]).await.exit(0);
+    serving.abort();
+    let _gone = serving.await;
+    run(with(&["--workload-api", &address]))
+        .await
+        .exit(1)
+        .said("Workload API at unix:///");
+    // Nothing named, nothing set: said what to name.
+    run(with(&[]))
+        .await
+        .exit(2)
+        .said("gate 1 asks what you are");
+}
