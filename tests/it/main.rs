@@ -42,3 +42,4 @@ mod siege;
 mod spine;
 mod transport;
 mod vectors;
+mod walk;

@@ -2,7 +2,7 @@
 
 mod delivery;
 mod evidence;
-mod stage;
+pub mod stage;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
