@@ -11,8 +11,10 @@ use super::bundle;
 use crate::config::{Config, ConfigError};
 use crate::jose::{KeySet, Usage};
 use crate::keys;
+use crate::model::Timestamp;
 use crate::model::text::reveal;
 use crate::rules::{PolicyBundle, Remedy};
+use crate::serve::tls::Tls;
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -222,6 +224,36 @@ pub(super) fn trust(config: &Config) -> Finding {
     Finding::of("trust domains", under)
 }
 
+/// The broker's own certificate, if it has one: whether the key is its, and how long it holds.
+pub(super) fn certificate(config: &Config, now: Timestamp) -> Option<Finding> {
+    let files = config.tls.as_ref()?;
+    let shown = files.certificate.display();
+    Some(match Tls::read(&files.certificate, &files.key) {
+        Err(error) => Finding::fail(
+            format!("certificate {shown}: {error}"),
+            "the broker does not start with it: both in PEM, the key its owner's alone and the certificate's",
+        ),
+        Ok(tls) => {
+            let until = tls.status().not_after;
+            let days = until.since(now).div_euclid(DAY_MS);
+            let what = format!("certificate {shown}: its key is its own, it ends {until}");
+            if days < 0 {
+                Finding::fail(
+                    what,
+                    "it is over: clients refuse it; put another in its place",
+                )
+            } else if days < CERTIFICATE_DAYS_WARN {
+                Finding::warn(
+                    what,
+                    "put another in its place: it is taken up without a restart",
+                )
+            } else {
+                Finding::ok(what)
+            }
+        }
+    })
+}
+
 /// The directory that seeds an empty journal.
 pub(super) fn policy_directory(dir: &Path) -> Finding {
     let what = format!("policy directory {}", dir.display());
@@ -301,5 +333,8 @@ pub(super) fn policy(what: String, bundle: &PolicyBundle) -> Finding {
     Finding::of(what, under)
 }
 
+/// Days before a certificate's end at which another should lie there.
+const CERTIFICATE_DAYS_WARN: i64 = 14;
+const DAY_MS: i64 = 86_400_000;
 /// Longest trust bundle, in bytes.
 const TRUST_BYTES_MAX: u64 = 1 << 20;

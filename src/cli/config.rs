@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::checkup::{self, Finding};
 use super::failure::Failure;
 use super::{Common, Say, dev};
+use crate::clock::Clock;
 use crate::config::{Config as Read, Origin, to_toml};
 use crate::model::Exit;
 
@@ -34,6 +35,7 @@ pub(super) fn run(common: &Common, say: &Say, verb: Config) -> Result<ExitCode, 
             if let Some(config) = &config {
                 found.push(checkup::files(config));
                 found.push(checkup::trust(config));
+                found.extend(checkup::certificate(config, Clock::system().now()));
                 found.extend(config.policy.as_deref().map(checkup::policy_directory));
             }
             Ok(told(say, found))

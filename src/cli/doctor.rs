@@ -9,7 +9,9 @@ use clap::Args;
 use super::checkup::{self, Finding};
 use super::failure::Failure;
 use super::net::KeyArgs;
-use super::{Common, Say, audit, dev, probe};
+use super::probe::{self, Answered};
+use super::{Common, Say, audit, dev, net};
+use crate::client::{Reach, Route};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::journal::{OpenError, ReadOnly};
@@ -38,7 +40,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Doctor) -> Result<Exit
         let (first, config) = checkup::configuration(&file);
         found.push(first);
         if let Some(config) = config {
-            found.extend(here(&config, now).await);
+            found.extend(here(common, &config, now).await);
         }
     }
     if let (None, Some(url)) = (&verb.config, &common.url) {
@@ -48,7 +50,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Doctor) -> Result<Exit
 }
 
 /// The broker of this host: its files first, then the broker itself, if it runs.
-async fn here(config: &Config, now: Timestamp) -> Vec<Finding> {
+async fn here(common: &Common, config: &Config, now: Timestamp) -> Vec<Finding> {
     let (journal, read) = journal(&config.data_dir, now);
     let mut found = vec![
         checkup::files(config),
@@ -59,7 +61,8 @@ async fn here(config: &Config, now: Timestamp) -> Vec<Finding> {
     ];
     found.extend(rules(config, &read));
     found.push(transport(config));
-    found.push(running(config, &read, now).await);
+    found.extend(checkup::certificate(config, now));
+    found.push(running(common, config, &read, now).await);
     found
 }
 
@@ -219,7 +222,17 @@ fn rules(config: &Config, walked: &Walked) -> Vec<Finding> {
 /// How bytes reach the broker.
 fn transport(config: &Config) -> Finding {
     let clear = "it speaks plain HTTP: proofs and tokens cross the wire in clear";
-    if config.settings.external_url.starts_with("https://") {
+    if config.tls.is_some() && !config.settings.external_url.starts_with("https://") {
+        Finding::fail(
+            format!(
+                "transport: it speaks TLS, and external_url is {}",
+                config.settings.external_url
+            ),
+            "callers go where external_url says: begin it with https://",
+        )
+    } else if config.tls.is_some() {
+        Finding::ok("transport: TLS of its own")
+    } else if config.settings.external_url.starts_with("https://") {
         Finding::ok(
             "transport: external_url is https, so a TLS proxy on this host stands before the broker",
         )
@@ -228,13 +241,13 @@ fn transport(config: &Config) -> Finding {
     } else {
         Finding::fail(
             format!("transport: {} is not loopback, and {clear}", config.listen),
-            "listen on loopback and put a TLS proxy before it",
+            "give it a certificate ([tls]), or listen on loopback and put a TLS proxy before it",
         )
     }
 }
 
 /// The broker itself: whether one runs, and whether it is this one.
-async fn running(config: &Config, walked: &Walked, now: Timestamp) -> Finding {
+async fn running(common: &Common, config: &Config, walked: &Walked, now: Timestamp) -> Finding {
     let mut under = vec![external_url(config)];
     let listen = reachable(config.listen);
     match TcpListener::bind(config.listen) {
@@ -247,8 +260,9 @@ async fn running(config: &Config, walked: &Walked, now: Timestamp) -> Finding {
             "it must be an address of this host, and a port its user may have",
         )),
         Err(_taken) if listen.ip().is_loopback() => {
-            under.extend(answers(&listen.to_string(), now).await);
-            under.push(ours(&listen.to_string(), walked).await);
+            let (route, ready) = reached(common, config, listen).await;
+            under.extend(answers(&listen.to_string(), ready, now));
+            under.push(ours(&listen.to_string(), route.as_ref(), walked).await);
         }
         Err(_taken) => under.push(Finding::warn(
             format!("{} is taken", config.listen),
@@ -258,9 +272,46 @@ async fn running(config: &Config, walked: &Walked, now: Timestamp) -> Finding {
     Finding::of("broker", under)
 }
 
+/// The way to this broker on this host that it answers on, and its answer to a probe.
+async fn reached(
+    common: &Common,
+    config: &Config,
+    listen: SocketAddr,
+) -> (Option<Route>, Result<Answered, String>) {
+    let external = &config.settings.external_url;
+    let authority = external.split_once("://").map_or("", |(_, rest)| rest);
+    let (url, authorities) = match &config.tls {
+        // Known by who it is said to come from, by itself, or by who the system trusts.
+        Some(files) => (
+            format!("https://{authority}"),
+            vec![common.ca.clone(), Some(files.certificate.clone()), None],
+        ),
+        None => (format!("http://{listen}"), vec![None]),
+    };
+    let mut told = Err("there is no way to it".to_owned());
+    for ca in authorities {
+        let reach = Reach { ca, socket: None };
+        let route = match Route::new(&url, &reach) {
+            Ok(route) => route.at(listen),
+            Err(error) => {
+                told = Err(error.to_string());
+                continue;
+            }
+        };
+        told = probe::get(&route, "/readyz").await;
+        if told.is_ok() {
+            return (Some(route), told);
+        }
+    }
+    (None, told)
+}
+
 /// Whether what listens has published a key of this journal.
-async fn ours(authority: &str, walked: &Walked) -> Finding {
-    let published = probe::get(authority, "/.well-known/jwks.json").await;
+async fn ours(authority: &str, route: Option<&Route>, walked: &Walked) -> Finding {
+    let published = match route {
+        Some(route) => probe::get(route, "/.well-known/jwks.json").await,
+        None => Err(String::new()),
+    };
     let kids = |body: &str| -> Vec<String> {
         let set: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
         let keys = set.get("keys").and_then(|keys| keys.as_array()).cloned();
@@ -285,12 +336,12 @@ async fn ours(authority: &str, walked: &Walked) -> Finding {
 }
 
 /// Whether a broker answers, is ready, and goes by the same time.
-async fn answers(authority: &str, now: Timestamp) -> Vec<Finding> {
-    let ready = match probe::get(authority, "/readyz").await {
+fn answers(authority: &str, ready: Result<Answered, String>, now: Timestamp) -> Vec<Finding> {
+    let ready = match ready {
         Err(error) => {
             return vec![Finding::fail(
                 format!("{authority} does not answer: {error}"),
-                "is it a broker, and is it alive?",
+                "is it a broker, is it alive, and (over TLS) does --ca name who its certificate comes from?",
             )];
         }
         Ok(ready) => ready,
@@ -370,19 +421,11 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 /// A broker somewhere, by its URL, and whether it knows a key.
 async fn there(common: &Common, url: &str, key: &KeyArgs, now: Timestamp) -> Finding {
     let mut under = Vec::new();
-    match url.trim_end_matches('/').strip_prefix("http://") {
-        Some(authority) => {
-            let authority = match authority.contains(':') {
-                true => authority.to_owned(),
-                false => format!("{authority}:80"),
-            };
-            under.extend(answers(&authority, now).await);
-        }
-        None => under.push(Finding::warn(
-            "probes speak plain HTTP only",
-            "ask it from its own host: --config FILE",
-        )),
-    }
+    let answer = match Route::new(url.trim_end_matches('/'), &net::reach(common)) {
+        Ok(route) => probe::get(&route, "/readyz").await,
+        Err(error) => Err(error.to_string()),
+    };
+    under.extend(answers(url, answer, now));
     if key.given() {
         under.push(match key.person(common) {
             Err(failure) => Finding::fail(failure.message, "name a key of yours"),

@@ -8,7 +8,8 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::header::{DATE, HOST};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+
+use crate::client::{Protocol, Route};
 
 /// What came back.
 pub(super) struct Answered {
@@ -18,10 +19,12 @@ pub(super) struct Answered {
     pub(super) date: Option<String>,
 }
 
-/// Asks `authority` (host:port) for a path. The error is one line for people.
-pub(super) async fn get(authority: &str, path: &str) -> Result<Answered, String> {
+/// Asks a broker for a path. The error is one line for people.
+pub(super) async fn get(route: &Route, path: &str) -> Result<Answered, String> {
+    let authority = route.uri().authority().map_or("", |one| one.as_str());
     let exchange = async {
-        let stream = TcpStream::connect(authority)
+        let stream = route
+            .connect(Protocol::Http1)
             .await
             .map_err(|e| e.to_string())?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))

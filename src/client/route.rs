@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::str::FromStr as _;
@@ -95,6 +96,18 @@ impl Route {
             },
         };
         Ok(Self { uri, to })
+    }
+
+    /// The same broker, by an address of this host: its name stays the URL's. A Unix socket stays one.
+    pub(crate) fn at(mut self, address: SocketAddr) -> Self {
+        match &mut self.to {
+            To::Tcp { host, port } | To::Tls { host, port, .. } => {
+                *host = address.ip().to_string().into();
+                *port = address.port();
+            }
+            To::Unix(_) => {}
+        }
+        self
     }
 
     /// The broker's URL.

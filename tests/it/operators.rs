@@ -14,6 +14,7 @@ use dipylon::rates::Seat;
 use dipylon::serve::guard;
 
 use super::harness::{DOMAIN, START, URL, World, rand_u64, settings};
+use super::transport::Authority;
 
 #[test]
 fn the_page_of_reasons_is_the_table() {
@@ -758,6 +759,79 @@ fn the_doctor_counts_who_could_say_yes() {
     let (_, out, _) = site.run(&["doctor", "--config", "dipylon.toml"]);
     assert!(out.contains("profile idle: no rule asks for it"), "{out}");
     assert!(out.contains("fewer could ever say yes for"), "{out}");
+}
+
+#[test]
+fn the_doctor_knows_a_broker_with_a_certificate_of_its_own() {
+    let site = Site::new();
+    let authority = Authority::new();
+    let put = |days: i64| {
+        let now = Clock::system().now().secs();
+        let (certificate, key) = authority.certify_with(|params| {
+            let at = |s| time::OffsetDateTime::from_unix_timestamp(s).expect("moment");
+            params.not_before = at(now - 90 * 86_400);
+            params.not_after = at(now + days * 86_400 + 3_600);
+        });
+        site.write("tls.crt", &certificate);
+        site.write("tls.key", &key);
+        site.mode("tls.key", 0o600);
+        certificate
+    };
+    let config = site
+        .config()
+        .replace("external_url = \"http:", "external_url = \"https:");
+    site.write(
+        "dipylon.toml",
+        &format!("{config}[tls]\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\n"),
+    );
+    site.write("ca.pem", &authority.pem);
+    let check = || site.run(&["config", "check", "dipylon.toml"]);
+    for (days, code, mark) in [
+        (90, 0, "[ok]   certificate"),
+        (3, 0, "[warn] certificate"),
+        (-1, 1, "[fail] certificate"),
+    ] {
+        put(days);
+        let (found, out, _) = check();
+        assert_eq!((found, out.contains(mark)), (code, true), "{days}: {out}");
+    }
+    put(90);
+    site.mode("tls.key", 0o640);
+    let (code, out, _) = check();
+    assert_eq!(
+        (code, out.contains("lets others read the key")),
+        (1, true),
+        "{out}"
+    );
+    site.write("tls.key", &authority.certify().1);
+    site.mode("tls.key", 0o600);
+    let (code, out, _) = check();
+    assert_eq!(
+        (code, out.contains("[fail] certificate")),
+        (1, true),
+        "another's key: {out}"
+    );
+
+    let certificate = put(90);
+    let _running = site.serve();
+    let held = "is held by the broker of this journal";
+    // By its authority; by the certificates that lead to it; and by neither.
+    let (_, out, _) = site.run(&["doctor", "--config", "dipylon.toml", "--ca", "ca.pem"]);
+    assert!(
+        out.contains(held) && out.contains("TLS of its own"),
+        "{out}"
+    );
+    let (_, out, _) = site.run(&["doctor", "--config", "dipylon.toml"]);
+    assert!(
+        !out.contains(held) && out.contains("does not answer"),
+        "{out}"
+    );
+    site.write("tls.crt", &format!("{certificate}{}", authority.pem));
+    let (_, out, _) = site.run(&["doctor", "--config", "dipylon.toml"]);
+    assert!(out.contains(held), "{out}");
+    let url = format!("https://127.0.0.1:{}", site.port);
+    let (_, out, _) = site.run(&["doctor", "--url", &url, "--ca", "ca.pem"]);
+    assert!(out.contains("not ready: no policy bundle"), "{out}");
 }
 
 // ---- Packaging ----

@@ -82,9 +82,17 @@ impl Authority {
 
     /// A certificate for this host, and its key.
     pub fn certify(&self) -> (String, String) {
+        self.certify_with(|_| ())
+    }
+
+    pub fn certify_with(
+        &self,
+        change: impl FnOnce(&mut rcgen::CertificateParams),
+    ) -> (String, String) {
         let key = rcgen::KeyPair::generate().expect("key");
         let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let params = rcgen::CertificateParams::new(names).expect("params");
+        let mut params = rcgen::CertificateParams::new(names).expect("params");
+        change(&mut params);
         let certificate = params.signed_by(&key, &self.issuer).expect("signed");
         (certificate.pem(), key.serialize_pem())
     }
