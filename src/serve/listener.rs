@@ -21,6 +21,7 @@ use super::peer::{Peer, Source};
 use super::tls::Tls;
 use super::unix::UnixDoor;
 use crate::config::Connections;
+use crate::telemetry::{Counted, Metrics};
 
 /// A door: where connections come in.
 pub(super) enum Listener {
@@ -71,18 +72,25 @@ pub(super) struct Shared {
     pub(super) limits: Connections,
     pub(super) router: Router,
     pub(super) counts: Arc<Counts>,
+    metrics: Arc<Metrics>,
     room: Arc<Semaphore>,
     sources: Sources,
 }
 
 impl Shared {
-    pub(super) fn new(limits: Connections, router: Router, counts: Arc<Counts>) -> Arc<Self> {
+    pub(super) fn new(
+        limits: Connections,
+        router: Router,
+        counts: Arc<Counts>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             room: Arc::new(Semaphore::new(limits.max)),
             sources: Sources::default(),
             limits,
             router,
             counts,
+            metrics,
         })
     }
 
@@ -228,6 +236,7 @@ impl Drop for Place {
 /// What a connection holds while it is open.
 struct Held {
     shared: Arc<Shared>,
+    _connected: Counted,
     _room: OwnedSemaphorePermit,
     _place: Place,
 }
@@ -236,6 +245,7 @@ impl Held {
     fn new(shared: Arc<Shared>, room: OwnedSemaphorePermit, place: Place) -> Self {
         Counts::one(&shared.counts.open);
         Self {
+            _connected: shared.metrics.connected(),
             shared,
             _room: room,
             _place: place,

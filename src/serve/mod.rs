@@ -159,7 +159,10 @@ pub async fn serve(
         .layer(DefaultBodyLimit::max(MESSAGE_BYTES_MAX));
     let upkeep = tokio::spawn(hall.clone().upkeep());
     let renewal = doors.tls.clone().map(|tls| tokio::spawn(tls.watch()));
-    let shared = || Shared::new(doors.limits, router.clone(), doors.counts.clone());
+    let shared = || {
+        let metrics = hall.metrics().clone();
+        Shared::new(doors.limits, router.clone(), doors.counts.clone(), metrics)
+    };
     let tcp = Listener::Tcp {
         listener: doors.tcp,
         tls: doors.tls,
