@@ -92,8 +92,7 @@ pub struct Connections {
     pub max: usize,
     /// Open at once from one IPv4 address or IPv6 /64; more are closed at once. 128 unless said, at most `max`.
     pub max_per_source: usize,
-    /// From the accept to the first whole request header, TLS handshake included; over HTTP/1.1 for each further one too.
-    /// 5 s unless said; 1 s to a minute.
+    /// From the accept to the first whole request header, TLS handshake included. 5 s unless said; 1 s to a minute.
     pub first_request: Duration,
     /// A connection on which nothing was asked for this long is closed. A minute unless said; 1 s to an hour.
     pub idle: Duration,

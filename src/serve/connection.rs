@@ -241,7 +241,8 @@ fn builder(limits: &Connections) -> Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.first_request)
+        // Runs between requests too. The first header is bounded by `silent`, and a later one by `idle` as well.
+        .header_read_timeout(limits.first_request.max(limits.idle))
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEADER_BYTES_MAX);
     builder

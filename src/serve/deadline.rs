@@ -27,7 +27,8 @@ const STREAMS: &[&str] = &[
     "/dipylon.v1.TokenService/WatchRevocations",
     "/grpc.health.v1.Health/Watch",
 ];
-/// Methods that take many messages, and may take longer to say them.
+/// Methods that take many messages, and may take longer to say them. Reflection is not among them: it is there for anybody,
+/// and whoever asks it is done in a moment.
 const UPLOADS: &[&str] = &["/dipylon.v1.GovernanceService/ApplyPolicyBundle"];
 
 /// Whether a method's answers go on.

@@ -177,7 +177,6 @@ async fn when_all_room_is_taken_the_next_waits_and_comes_in() {
     .await;
     let mut idle = Vec::new();
     for _ in 0..8 {
-        // Over HTTP/1.1 the wait for the next header is bounded by itself: these are of HTTP/2.
         let (mut sender, connection) = site.raw().await;
         let request = http::Request::get(format!("{}/livez", site.url))
             .body(())
