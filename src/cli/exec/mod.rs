@@ -112,29 +112,38 @@ pub(super) struct Exec {
 
 const HELP: &str = "\
 The command gets one way to do the one action at the one audience:
-  proxy   DIPYLON_PROXY_URL is a secret URL on loopback. Requests below it go to the audience with the token and a
-          proof (RFC 9449) of their own, and nowhere else; Authorization, DPoP, cookies and other identities of the
-          command are left out, redirects are passed through. The token never reaches the command.
-  socket  DIPYLON_SIGNER_SOCKET takes lines {\"htm\":\"POST\",\"htu\":\"URL\",\"nonce\":\"…\"} and answers
-          {\"authorization\":\"DPoP …\",\"dpop\":\"…\"}, for URLs of the audience only.
-  file    DIPYLON_TOKEN_FILE, and fd: DIPYLON_TOKEN_FD, hold JSON {token, jkt, jti, expires_at, uses, action,
-          audience_url, openings, signer_socket}. The token is worth nothing without its key: proofs come from the signer.
-  env     refused: only a bearer token is worth anything in an environment, and every token is bound to a key.
-DIPYLON_TASK is the task. When the command ends, however it ends, the task is completed and its token is dead. If this
-program is killed, the task ends when its heartbeat is missed: the command may live on, its token does not.
+  proxy   DIPYLON_PROXY_URL is a secret URL on loopback. Requests below it go to the
+          audience with the token and a proof (RFC 9449) of their own, and nowhere else.
+          Authorization, DPoP, cookies and other identities of the command are left out,
+          redirects are passed through. The token never reaches the command.
+  socket  DIPYLON_SIGNER_SOCKET takes lines {\"htm\":\"POST\",\"htu\":\"URL\",\"nonce\":\"…\"}
+          (nonce if there is one) and answers {\"authorization\":\"DPoP …\",\"dpop\":\"…\"}, for
+          URLs of the audience only.
+  file    DIPYLON_TOKEN_FILE, and fd: DIPYLON_TOKEN_FD, hold JSON {token, token_type, jti,
+          jkt, expires_at, uses, action, audience_url, openings, signer_socket}. The token
+          is worth nothing without its key: proofs come from the signer.
+  env     refused: only a bearer token is worth anything in an environment, and every token
+          is bound to a key.
+DIPYLON_TASK is the task; DIPYLON_OPENINGS_FILE holds the salts of sensitive parameters.
 
-The command runs in a process group of its own and is told INT, TERM, HUP, QUIT, USR1, USR2, WINCH, TSTP and CONT as
-this program is; in the foreground of a terminal it stays in the terminal's group, so that it can read the terminal.
-Ctrl-C while people decide takes the access request back and ends the task.
+When the command ends, however it ends, the task is completed and its token is dead. If this
+program is killed, the task ends when its heartbeat is missed: the command may live on, its
+token does not. With --no-wait there is no heartbeat: the deadline ends what nobody resumes.
 
-Exit codes: the command's own, or 128 + the signal that ended it; and for what never ran:
-   2  not understood         13  too few people could say yes    20  gate 1 refused
-  10  denied                 14  the broker is unreachable      126  the command cannot be run
-  11  waiting (--no-wait)    15  something changed: ask anew    127  the command is not found
-  12  nobody decided in time 16  too many at once
+The command runs in a process group of its own and is told INT, TERM, HUP, QUIT, USR1, USR2,
+WINCH, TSTP and CONT as this program is; in the foreground of a terminal it stays in the
+terminal's group, so that it can read the terminal. Ctrl-C while people decide takes the
+access request back and ends the task.
 
-  dipylon exec --agent triage --action case.read --target Case::INC-8841 --audience https://cases.soc.example \\
-               --audience-url http://127.0.0.1:8080 -- sh -c 'curl \"$DIPYLON_PROXY_URL/cases/INC-8841\"'";
+Exit codes: the command's own, or 128 + the signal that ended it; for what never ran:
+   2  not understood          13  too few people could say yes   20  gate 1 refused
+  10  denied                  14  the broker is unreachable     126  cannot be run
+  11  waiting (--no-wait)     15  something changed: ask anew   127  not found
+  12  nobody decided in time  16  too many at once
+
+  dipylon exec --agent triage --action case.read --target Case::INC-8841 \\
+               --audience https://cases.soc.example --audience-url http://127.0.0.1:8080 \\
+               -- sh -c 'curl \"$DIPYLON_PROXY_URL/cases/INC-8841\"'";
 
 /// Longest that the end of a task is tried, in milliseconds.
 const END_MS: i64 = 15_000;

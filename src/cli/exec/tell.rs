@@ -46,7 +46,7 @@ impl Tell {
         let needs: Vec<String> = pending.needs().iter().map(needs).collect();
         self.event(
             "step-up",
-            &format!("{} needs {}  {id}", rules(pending.rules()), needs.join(" and ")),
+            &format!("needs {} by {}  {id}", needs.join(" and "), rules(pending.rules())),
             json!({
                 "access_request": id, "rules": shapes::rules(pending.rules()), "needs": shapes::profiles(pending.needs()),
                 "expires_at": pending.expires_at().to_string(),

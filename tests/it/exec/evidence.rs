@@ -12,12 +12,14 @@ use tokio::process::Command;
 use super::stage::{READ, Stage, Told};
 use crate::harness::DOMAIN;
 
+/// Audiences, and a SPIFFE ID.
+type Asked = (Vec<String>, String);
+
 /// A SPIFFE agent as far as JWT-SVIDs go: it attests nothing and signs what the trust domain would.
 #[derive(Clone)]
 struct SpiffeAgent {
     world: Arc<crate::harness::World>,
-    /// Audiences and SPIFFE IDs.
-    asked: Arc<Mutex<Vec<(Vec<String>, String)>>>,
+    asked: Arc<Mutex<Vec<Asked>>>,
 }
 
 #[tonic::async_trait]

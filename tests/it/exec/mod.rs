@@ -88,7 +88,7 @@ async fn a_stepped_up_action_waits_and_runs() {
         .printed("HTTP/1.1 200 OK")
         .printed("HTTP/1.1 401 Unauthorized")
         .printed("uses are spent")
-        .said(&format!("dipylon: step-up   rule \"destructive-needs-a-yes\" and rule \"soc-acts-at-home\" needs 1 of group security  {id}"))
+        .said(&format!("dipylon: step-up   needs 1 of group security by rule \"destructive-needs-a-yes\" and rule \"soc-acts-at-home\"  {id}"))
         .said("dipylon: waiting   until 2")
         .said("dipylon: approved  account.disable on Account::ann by rule")
         .said("uses 1  -> running bash")

@@ -91,7 +91,7 @@ impl Resource {
         };
         let proof = one("dpop").unwrap_or_default();
         if let Some(nonce) = at.nonce
-            && claim(&proof, "nonce") != Value::from(nonce)
+            && claim(&proof, "nonce") != nonce
         {
             let asks = "DPoP error=\"use_dpop_nonce\"";
             let headers = [("www-authenticate", asks), ("dpop-nonce", nonce)];
