@@ -61,7 +61,14 @@ fn mints(stage: &Stage, counts: &Counts, page: &mut Page) {
             &format!("same steps in process, {in_flight}"),
             &bare.shown(),
         );
-        page.ratio("ratio", ratio(&wired, &bare), "at least 0.70");
+        let goal = "at least 0.70";
+        if in_flight == 1 {
+            // One call waits for one fsync: only the median is free of the disk's bad moments.
+            let ratio = bare.percentile(50) as f64 / wired.percentile(50) as f64;
+            page.ratio("ratio of the medians", ratio, goal);
+        } else {
+            page.ratio("ratio of the rates", ratio(&wired, &bare), goal);
+        }
     }
 }
 

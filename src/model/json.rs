@@ -229,6 +229,23 @@ mod tests {
     }
 
     #[test]
+    fn each_character_is_escaped_alone_as_among_others() {
+        for c in (0..0x80)
+            .filter_map(char::from_u32)
+            .chain(['é', '\u{2028}', '王', '𝄞'])
+        {
+            let text = format!("a{c}b");
+            // RFC 8785 §3.2.2.2 escapes as ECMAScript does, and so does serde_json.
+            let expected = serde_json::to_string(&text).expect("text");
+            assert_eq!(
+                canonical(&Value::String(text)).expect("text"),
+                expected,
+                "{c:?}"
+            );
+        }
+    }
+
+    #[test]
     fn only_integers_everyone_holds_exactly() {
         let write = |text: &str| canonical(&parse(text.as_bytes()).expect("readable"));
         assert_eq!(

@@ -72,3 +72,29 @@ impl<K: Eq + Hash + Clone, V> Table<K, V> {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_holds_a_list_keeps_it_as_it_was() {
+        let table: Table<u8, Vec<u8>> = Table::default();
+        table.amend(1, |list| list.push(1));
+        let held = table.get(&1).expect("a list");
+        table.amend(1, |list| list.push(2));
+        assert_eq!(
+            (held.as_slice(), table.get(&1).as_deref()),
+            (&[1][..], Some(&vec![1, 2]))
+        );
+        drop(held);
+        let before = Arc::as_ptr(&table.get(&1).expect("a list"));
+        table.amend(1, |list| list.push(3));
+        let after = table.get(&1).expect("a list");
+        assert_eq!(
+            (after.as_slice(), Arc::as_ptr(&after)),
+            (&[1, 2, 3][..], before),
+            "in place"
+        );
+    }
+}
