@@ -9,7 +9,7 @@ use crate::jose::KeyError;
 use crate::jose::dpop::ProofError;
 use crate::model::text::reveal_capped;
 use crate::model::{Malformed, Reason, Retry};
-use crate::proto::ERROR_DOMAIN;
+use crate::proto::{ERROR_DOMAIN, code_name};
 
 /// Why a call did not give what it was for. One line, and never a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -199,28 +199,6 @@ fn root(message: &str, source: &dyn std::error::Error) -> String {
     match root.to_string() {
         cause if cause == message => cause,
         cause => format!("{message}: {cause}"),
-    }
-}
-
-fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 

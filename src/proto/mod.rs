@@ -41,6 +41,29 @@ pub const ERROR_DOMAIN: &str = "dipylon";
 /// Metadata that carries the one-time code of a first operator, beside the proof, on ApplyPolicyBundle alone.
 pub const BOOTSTRAP_CODE: &str = "dipylon-bootstrap-code";
 
+/// The word for a gRPC code, in figures, logs and errors.
+pub const fn code_name(code: tonic::Code) -> &'static str {
+    match code {
+        tonic::Code::Ok => "OK",
+        tonic::Code::Cancelled => "CANCELLED",
+        tonic::Code::Unknown => "UNKNOWN",
+        tonic::Code::InvalidArgument => "INVALID_ARGUMENT",
+        tonic::Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        tonic::Code::NotFound => "NOT_FOUND",
+        tonic::Code::AlreadyExists => "ALREADY_EXISTS",
+        tonic::Code::PermissionDenied => "PERMISSION_DENIED",
+        tonic::Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        tonic::Code::FailedPrecondition => "FAILED_PRECONDITION",
+        tonic::Code::Aborted => "ABORTED",
+        tonic::Code::OutOfRange => "OUT_OF_RANGE",
+        tonic::Code::Unimplemented => "UNIMPLEMENTED",
+        tonic::Code::Internal => "INTERNAL",
+        tonic::Code::Unavailable => "UNAVAILABLE",
+        tonic::Code::DataLoss => "DATA_LOSS",
+        tonic::Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
 /// Every method as `package.Service/Method`, as it stands in the path of a call, in the order of the files.
 pub fn methods() -> &'static [String] {
     static METHODS: OnceLock<Vec<String>> = OnceLock::new();

@@ -14,9 +14,9 @@ use tracing::field::{Empty, display};
 use tracing::{Instrument as _, Span};
 
 use super::guard;
-use super::status::code_name;
 use crate::broker::Hall;
 use crate::model::Reason;
+use crate::proto::code_name;
 use crate::telemetry::Counted;
 use crate::telemetry::logs::TraceParent;
 

@@ -93,7 +93,10 @@ async fn figures_before_and_after_a_story() {
     assert_eq!(during["dipylon_tokens_live"], 1.0);
     assert_eq!(during["dipylon_requests_pending"], 1.0);
     assert_eq!(during["dipylon_feed_subscribers"], 1.0);
-    assert!(during["dipylon_connections"] >= 2.0, "the agent's and the validator's");
+    assert!(
+        during["dipylon_connections"] >= 2.0,
+        "the agent's and the validator's"
+    );
 
     let maria = s.person("maria");
     let card = maria.card(pending.access_request_id()).await.expect("card");
