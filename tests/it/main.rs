@@ -26,6 +26,7 @@ mod kill;
 mod laws;
 mod parallel;
 mod properties;
+mod readings;
 mod secrets;
 mod served;
 mod spine;
