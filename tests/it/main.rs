@@ -36,6 +36,7 @@ mod operators;
 mod otlp;
 mod parallel;
 mod properties;
+mod readings;
 mod secrets;
 mod served;
 mod siege;
