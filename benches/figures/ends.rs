@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use dipylon::client::{Outcome, Task, Token};
-use dipylon::model::{AgentId, TaskOutcome};
+use dipylon::model::{AgentId, FreezeScope, TaskOutcome};
 use dipylon::validator::{Presented, Rejected, Require, Validator};
 
 use super::Counts;
@@ -23,7 +23,7 @@ pub fn run(stage: &Stage, counts: &Counts, page: &mut Page) {
     stage.load.block_on(async {
         let validator = stage.served.validator("cases", CASES).await;
         let operator = stage.served.person("olga");
-        let (mut completed, mut suspended) = (Vec::new(), Vec::new());
+        let (mut completed, mut suspended, mut frozen) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..counts.ends {
             let (task, token) = begin(stage, &validator, "triage").await;
             task.complete(TaskOutcome::Succeeded)
@@ -41,9 +41,17 @@ pub fn run(stage: &Stage, counts: &Counts, page: &mut Page) {
             suspended.push(until_refused(&validator, &token).await);
             operator.resume(&agent).await.expect("resumed");
         }
+        let scope = FreezeScope::Action(read_case().name);
+        for _ in 0..counts.ends.div_ceil(4) {
+            let (_task, token) = begin(stage, &validator, "reporter").await;
+            operator.freeze(&scope, "a drill").await.expect("frozen");
+            frozen.push(until_refused(&validator, &token).await);
+            operator.unfreeze(&scope).await.expect("lifted");
+        }
         for (what, times) in [
             ("the task completed", completed),
             ("the agent suspended", suspended),
+            ("the action frozen", frozen),
         ] {
             let shown = format!(
                 "p50 {}   p99 {}   of {}",
