@@ -11,9 +11,9 @@ use super::bundle;
 use crate::config::{Config, ConfigError};
 use crate::jose::{KeySet, Usage};
 use crate::keys;
-use crate::model::Timestamp;
 use crate::model::text::reveal;
-use crate::rules::{PolicyBundle, Remedy};
+use crate::model::{Agent, Timestamp};
+use crate::rules::{PolicyBundle, Profile, Remedy};
 use crate::serve::tls::Tls;
 
 /// How bad a finding is.
@@ -224,6 +224,33 @@ pub(super) fn trust(config: &Config) -> Finding {
     Finding::of("trust domains", under)
 }
 
+/// How bytes reach the broker.
+pub(super) fn transport(config: &Config) -> Finding {
+    let clear = "it speaks plain HTTP: proofs and tokens cross the wire in clear";
+    if config.tls.is_some() && !config.settings.external_url.starts_with("https://") {
+        Finding::fail(
+            format!(
+                "transport: it speaks TLS, and external_url is {}",
+                config.settings.external_url
+            ),
+            "callers go where external_url says: begin it with https://",
+        )
+    } else if config.tls.is_some() {
+        Finding::ok("transport: TLS of its own")
+    } else if !config.listen.ip().is_loopback() {
+        Finding::warn(
+            format!("transport: {} is not loopback, and {clear}", config.listen),
+            "give it a certificate ([tls]), or have it listen on loopback behind a TLS proxy",
+        )
+    } else if config.settings.external_url.starts_with("https://") {
+        Finding::ok(
+            "transport: external_url is https, so a TLS proxy on this host stands before the broker",
+        )
+    } else {
+        Finding::ok("transport: plain HTTP on loopback")
+    }
+}
+
 /// The broker's own certificate, if it has one: whether the key is its, and how long it holds.
 pub(super) fn certificate(config: &Config, now: Timestamp) -> Option<Finding> {
     let files = config.tls.as_ref()?;
@@ -305,14 +332,7 @@ pub(super) fn policy(what: String, bundle: &PolicyBundle) -> Finding {
             ));
             continue;
         }
-        let short: Vec<String> = bundle
-            .agents()
-            .filter_map(|agent| {
-                let n = bundle.eligible(profile, &agent.owner);
-                let few = u32::try_from(n).is_ok_and(|n| n < profile.quorum);
-                few.then(|| format!("{} ({n})", agent.id))
-            })
-            .collect();
+        let short = short_of_people(bundle, profile);
         under.push(if short.is_empty() {
             Finding::ok(format!(
                 "profile {name}: {} of group {} can be had for every agent",
@@ -331,6 +351,33 @@ pub(super) fn policy(what: String, bundle: &PolicyBundle) -> Finding {
         });
     }
     Finding::of(what, under)
+}
+
+/// Agents for which fewer people could ever say yes than a profile needs, each with how many could.
+fn short_of_people(bundle: &PolicyBundle, profile: &Profile) -> Vec<String> {
+    let short = |agent: &std::sync::Arc<Agent>| {
+        let n = bundle.eligible(profile, &agent.owner);
+        let few = u32::try_from(n).is_ok_and(|n| n < profile.quorum);
+        few.then(|| format!("{} ({n})", agent.id))
+    };
+    bundle.agents().filter_map(short).collect()
+}
+
+/// Profiles that nobody, or too few, could ever satisfy for some agent, in words.
+pub(super) fn unreachable(bundle: &PolicyBundle) -> Vec<String> {
+    let told = |profile: &Profile| {
+        let short = short_of_people(bundle, profile);
+        (!short.is_empty()).then(|| {
+            format!(
+                "profile {}: {} of group {} must say yes, and fewer with a key ever could for {}",
+                profile.name,
+                profile.quorum,
+                profile.group,
+                short.join(", ")
+            )
+        })
+    };
+    bundle.profiles().filter_map(told).collect()
 }
 
 /// Days before a certificate's end at which another should lie there.

@@ -35,6 +35,7 @@ pub(super) fn run(common: &Common, say: &Say, verb: Config) -> Result<ExitCode, 
             if let Some(config) = &config {
                 found.push(checkup::files(config));
                 found.push(checkup::trust(config));
+                found.push(checkup::transport(config));
                 found.extend(checkup::certificate(config, Clock::system().now()));
                 found.extend(config.policy.as_deref().map(checkup::policy_directory));
             }

@@ -60,7 +60,7 @@ async fn here(common: &Common, config: &Config, now: Timestamp) -> Vec<Finding> 
         signing_key(config, &read, now),
     ];
     found.extend(rules(config, &read));
-    found.push(transport(config));
+    found.push(checkup::transport(config));
     found.extend(checkup::certificate(config, now));
     found.push(running(common, config, &read, now).await);
     found
@@ -219,33 +219,6 @@ fn rules(config: &Config, walked: &Walked) -> Vec<Finding> {
     found
 }
 
-/// How bytes reach the broker.
-fn transport(config: &Config) -> Finding {
-    let clear = "it speaks plain HTTP: proofs and tokens cross the wire in clear";
-    if config.tls.is_some() && !config.settings.external_url.starts_with("https://") {
-        Finding::fail(
-            format!(
-                "transport: it speaks TLS, and external_url is {}",
-                config.settings.external_url
-            ),
-            "callers go where external_url says: begin it with https://",
-        )
-    } else if config.tls.is_some() {
-        Finding::ok("transport: TLS of its own")
-    } else if config.settings.external_url.starts_with("https://") {
-        Finding::ok(
-            "transport: external_url is https, so a TLS proxy on this host stands before the broker",
-        )
-    } else if config.listen.ip().is_loopback() {
-        Finding::ok("transport: plain HTTP on loopback")
-    } else {
-        Finding::fail(
-            format!("transport: {} is not loopback, and {clear}", config.listen),
-            "give it a certificate ([tls]), or listen on loopback and put a TLS proxy before it",
-        )
-    }
-}
-
 /// The broker itself: whether one runs, and whether it is this one.
 async fn running(common: &Common, config: &Config, walked: &Walked, now: Timestamp) -> Finding {
     let mut under = vec![external_url(config)];
@@ -350,7 +323,7 @@ fn answers(authority: &str, ready: Result<Answered, String>, now: Timestamp) -> 
         200 => Finding::ok(format!("{authority} answers and is ready")),
         503 => Finding::fail(
             format!("{authority} answers: {}", ready.body),
-            "until then it mints nothing",
+            "it mints nothing until that is so: see above",
         ),
         other => Finding::fail(
             format!("{authority} answers /readyz with {other}"),

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::failure::Failure;
 use super::net::KeyArgs;
-use super::{Common, Say, bundle, dev};
+use super::{Common, Say, bundle, checkup, dev};
 use crate::model::Secret;
 use crate::model::text::reveal;
 
@@ -40,6 +40,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Policy) -> Result<Exit
             let (_, bundle) = bundle::load(&dir)?;
             let mut warnings: Vec<String> =
                 bundle.warnings().iter().map(ToString::to_string).collect();
+            warnings.extend(checkup::unreachable(&bundle));
             warnings.extend(bundle.governable().err().map(|why| {
                 format!("{why}: until then no broker takes it (a development broker adds keys: start from its policy directory)")
             }));

@@ -110,7 +110,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
     let checkpoint = hall.journal().tail().borrow().head.to_string();
     if let Err(why) = hall.ready() {
         let hint = if unseeded {
-            "; start with --policy DIR to seed an empty journal"
+            "; the first operator brings a policy bundle by a one-time code, or start with --policy DIR"
         } else {
             ""
         };
@@ -156,8 +156,10 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
     );
     let operating = operator.map(|listener| tokio::spawn(serve::operate(hall.clone(), listener)));
     let stop = stop(verb.stop_with_stdin)?;
+    tracing::info!(url, pid = std::process::id(), checkpoint, "started");
     let stop = async move {
         stop.await;
+        tracing::info!("stopping: calls in flight finish");
         notify::tell(notify::STOPPING);
     };
     notify::tell(notify::READY);
@@ -169,6 +171,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
         let _gone = std::fs::remove_file(path);
     }
     served.map_err(|e| Failure::failed(e.to_string()))?;
+    tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
 }
 
