@@ -546,4 +546,5 @@ fn agent_of(issued: &TokenIssued, bundle: &PolicyBundle) -> Option<std::sync::Ar
     bundle
         .agent(&issued.agent)
         .filter(|a| a.spiffe_id == issued.subject)
+        .filter(|a| a.jkt.is_none_or(|pinned| pinned == issued.cnf.jkt()))
 }

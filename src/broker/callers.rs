@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::measure::Known;
+use super::once::Once;
 use super::{Hall, Refusal};
 use crate::model::*;
 use crate::rates::Seat;
@@ -72,6 +73,18 @@ impl Hall {
         now: Timestamp,
         known: &dyn Fn(Thumbprint) -> Result<(), VerifyError>,
     ) -> Result<Possession, VerifyError> {
+        self.possession_once(call, action, evidence, now, &self.once, known)
+    }
+
+    fn possession_once(
+        &self,
+        call: &Presented,
+        action: Option<Digest>,
+        evidence: Option<Digest>,
+        now: Timestamp,
+        once: &Once,
+        known: &dyn Fn(Thumbprint) -> Result<(), VerifyError>,
+    ) -> Result<Possession, VerifyError> {
         let proof = CallProof {
             proof: call.proof.as_ref(),
             htu: &format!("{}/{}", self.settings.external_url, call.method),
@@ -80,13 +93,14 @@ impl Hall {
             nonces: &self.nonces,
             once: &|key, jti, until| {
                 known(key)?;
-                self.once.mark(key, jti, until, now)
+                once.mark(key, jti, until, now)
             },
         };
         Possession::check(&proof, now)
     }
 
-    /// The possession of a key for a new task. The caller has checked the evidence.
+    /// The possession of a key for a new task. The caller has checked the evidence, and that it is a registered agent's
+    /// which calls no more often than it may: what is remembered of new keys is bounded by that.
     pub(super) fn opening_possession(
         &self,
         call: &Presented,
@@ -94,7 +108,8 @@ impl Hall {
         now: Timestamp,
     ) -> Result<Possession, Refusal> {
         self.admits_agents(call)?;
-        self.possession(call, None, Some(evidence), now, &|_| Ok(()))
+        let any = |_| Ok(());
+        self.possession_once(call, None, Some(evidence), now, &self.openings, &any)
             .map_err(|e| self.refuse_gate_1(call.method, &e))
     }
 

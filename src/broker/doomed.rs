@@ -1,9 +1,13 @@
 //! Ends that could not be written: refused here at once, written as soon as the journal takes entries again.
 
-use super::Hall;
+use super::{Hall, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
 use crate::state::{Grant, Task};
+
+/// What is told of an order that could not be written.
+const HOLDS_HERE: &str = "the journal cannot take it now: it holds on this broker at once and is written as soon as it can be; \
+     try again until it is, for a restart before that forgets it";
 
 /// What an order that could not be written ends.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -33,9 +37,19 @@ impl Wish {
 }
 
 impl Hall {
-    /// Refuses from now on what this ends, here, until it is written.
-    pub(super) fn doom(&self, what: Doomed, wish: Wish) {
+    /// Refuses from now on what this ends, here, until it is written; and says so to whoever ordered it.
+    pub(super) fn doom(
+        &self,
+        method: &'static str,
+        what: Doomed,
+        wish: Wish,
+        error: &AppendError,
+    ) -> Refusal {
         self.lock(&self.doomed).insert(what, wish);
+        Refusal {
+            told: HOLDS_HERE.to_owned(),
+            ..self.refuse_append(method, error)
+        }
     }
 
     pub(super) fn pardon(&self, what: &Doomed) {
@@ -96,6 +110,10 @@ impl Hall {
     pub(super) async fn write_doomed(&self) -> Result<(), AppendError> {
         let waiting: Vec<(Doomed, Wish)> = self.lock(&self.doomed).clone().into_iter().collect();
         for (what, wish) in waiting {
+            // Written, or taken back, while the one before was written.
+            if !self.is_doomed(&what) {
+                continue;
+            }
             let appends = match &what {
                 Doomed::Task(id) => self.doomed_task(id, &wish),
                 Doomed::Agent(id) => self.doomed_agent(id, &wish),
@@ -115,6 +133,7 @@ impl Hall {
     }
 
     fn doomed_task(&self, id: &TaskId, wish: &Wish) -> Option<Append> {
+        let premises = self.task_premises(&self.state.task(id)?.opened);
         let task = self.state.task(id).filter(|t| t.ended.is_none())?;
         let fact = Fact::TaskEnded(TaskEnded {
             tasks: vec![*id],
@@ -122,7 +141,10 @@ impl Hall {
             outcome: wish.outcome,
             by: wish.by.clone(),
         });
-        Some(Append::one(fact, vec![(Stream::Task(*id), task.version)]))
+        Some(Append {
+            premises,
+            ..Append::one(fact, vec![(Stream::Task(*id), task.version)])
+        })
     }
 
     fn doomed_agent(&self, agent: &AgentId, wish: &Wish) -> Option<Append> {

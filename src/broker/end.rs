@@ -93,6 +93,11 @@ impl Hall {
         let (task, _held) = self.task_possession(call, &task, None, None, self.now())?;
         for _ in 0..END_ATTEMPTS {
             let now = self.now();
+            let opened = self
+                .own_request(call, &task.opened.task, &id)?
+                .opened
+                .clone();
+            let premises = self.request_premises(&opened);
             let request = self.own_request(call, &task.opened.task, &id)?;
             if !request.waits(now) || !self.runs(&task, now) {
                 return Err(self.refuse(
@@ -105,14 +110,11 @@ impl Hall {
                 access_request: id,
                 cause: CloseCause::Cancelled,
             });
-            match self
-                .journal
-                .append(Append::one(
-                    fact,
-                    vec![(Stream::Access(id), request.version)],
-                ))
-                .await
-            {
+            let append = Append {
+                premises,
+                ..Append::one(fact, vec![(Stream::Access(id), request.version)])
+            };
+            match self.journal.append(append).await {
                 Ok(_) => return Ok(()),
                 Err(AppendError::Conflict(_)) => {}
                 Err(error) => return Err(self.refuse_append(call.method, &error)),
@@ -140,6 +142,8 @@ impl Hall {
                 .state
                 .task(id)
                 .ok_or_else(|| self.refuse(method, Reason::NotFound, "no such task"))?;
+            let rests_on = self.task_premises(&task.opened);
+            let task = self.state.task(id).unwrap_or(task);
             if task.ended.is_some() {
                 return Ok(self.end_report(&task, now));
             }
@@ -155,7 +159,7 @@ impl Hall {
                 by: by.clone(),
             });
             let append = Append {
-                premises: premises.clone(),
+                premises: premises.iter().cloned().chain(rests_on).collect(),
                 ..Append::one(fact, vec![(Stream::Task(*id), task.version)])
             };
             match self.journal.append(append).await {
@@ -166,8 +170,8 @@ impl Hall {
                 }
                 Err(AppendError::Conflict(_)) => {}
                 Err(error) => {
-                    self.doom(Doomed::Task(*id), Wish { by, cause, outcome });
-                    return Err(self.refuse_append(method, &error));
+                    let wish = Wish { by, cause, outcome };
+                    return Err(self.doom(method, Doomed::Task(*id), wish, &error));
                 }
             }
         }

@@ -52,10 +52,17 @@ impl Hall {
         let (epoch, head) = self.state.position();
         // Events older than any token that can still live end nothing. Not this broker's own cap: the one before it may have
         // given longer lives.
-        let window = now.plus_secs(-(TTL_MAX_S + 2 * LEEWAY_S));
-        let start = match self.state.feed_since(window) {
+        // By the clock validators have too, not by the latest moment acted on; while it cannot be relied on, from the first.
+        let (steady, _) = self.clocks();
+        let window = self
+            .clock
+            .now()
+            .min(now)
+            .plus_secs(-(TTL_MAX_S + 2 * LEEWAY_S));
+        let start = match self.state.feed_since(window).filter(|_| steady) {
             Some(first) => first.checked_sub(1),
-            None => self.state.feed_last(),
+            None if steady => self.state.feed_last(),
+            None => None,
         };
         match after {
             Some(position) if position.epoch != epoch => Err(self.refuse(

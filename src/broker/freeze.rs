@@ -60,8 +60,8 @@ impl Hall {
                 Err(AppendError::Conflict(_)) => {}
                 Err(error) => {
                     let wish = Wish::of(operator.id, EndCause::Frozen);
-                    self.doom(Doomed::Freeze(scope), wish);
-                    return Err(self.refuse_append(call.method, &error));
+                    let what = Doomed::Freeze(scope);
+                    return Err(self.doom(call.method, what, wish, &error));
                 }
             }
         }
@@ -244,6 +244,63 @@ impl Hall {
     pub(super) fn action_freeze(&self, action: &ActionName) -> ActionFreeze {
         let (frozen, version) = self.freeze_of(&FreezeScope::Action(action.clone()));
         ActionFreeze { frozen, version }
+    }
+
+    /// What would end a task without moving its own stream: its agent's suspension and the freezes it lies under. Whatever
+    /// takes a task for running rests on these, read before the task is looked at.
+    pub(super) fn task_premises(&self, opened: &TaskOpened) -> Vec<(Stream, Version)> {
+        let agent = &opened.agent;
+        let owner = self.owner_now(agent).filter(|owner| *owner != opened.owner);
+        let scopes = [
+            FreezeScope::All,
+            FreezeScope::Agent(agent.clone()),
+            FreezeScope::Owner(opened.owner.clone()),
+        ];
+        let standing = self.state.standing(agent).version;
+        std::iter::once((Stream::Agent(agent.clone()), standing))
+            .chain(
+                scopes
+                    .into_iter()
+                    .chain(owner.map(FreezeScope::Owner))
+                    .map(|scope| {
+                        let version = self.state.freeze(&scope).version;
+                        (Stream::Freeze(scope), version)
+                    }),
+            )
+            .collect()
+    }
+
+    /// The same for an access request: its task's, its action's freeze and its task itself.
+    pub(super) fn request_premises(&self, request: &AccessRequestOpened) -> Vec<(Stream, Version)> {
+        let mut premises = match self.state.task(&request.task) {
+            Some(task) => {
+                let mut premises = self.task_premises(&task.opened);
+                // Read again: a version older than the freezes above is what an end after them refuses.
+                let version = self.state.task(&request.task).map_or(0, |t| t.version);
+                premises.push((Stream::Task(request.task), version));
+                premises
+            }
+            // A missing task reads as dead.
+            None => vec![(Stream::Task(request.task), Version::MAX)],
+        };
+        let scope = FreezeScope::Action(request.action.action.clone());
+        let version = self.state.freeze(&scope).version;
+        premises.push((Stream::Freeze(scope), version));
+        premises
+    }
+
+    /// The owner of an agent by the policy bundle in force.
+    pub(super) fn owner_now(&self, agent: &AgentId) -> Option<PersonId> {
+        let rules = self.views.rules()?;
+        rules.bundle.agent(agent).map(|agent| agent.owner.clone())
+    }
+
+    /// Whether whoever owns an agent now is frozen: it may have been handed over since.
+    pub(super) fn owner_frozen(&self, agent: &AgentId) -> bool {
+        !self.state.freezes().is_empty()
+            && self
+                .owner_now(agent)
+                .is_some_and(|owner| self.freeze_of(&FreezeScope::Owner(owner)).0)
     }
 
     /// The freezes that would end a grant, with their versions: premises for using it.

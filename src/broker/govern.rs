@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::doomed::{Doomed, Wish};
+use super::upkeep::TOGETHER_MAX;
 use super::{Hall, PersonCaller, Presented, Refusal};
 use tracing::Instrument as _;
 
@@ -181,13 +182,15 @@ impl Hall {
                 ..Append::one(fact, vec![(Stream::Agent(agent.clone()), standing.version)])
             };
             match self.journal.append(append).await {
-                Ok(entry) => return Ok((tasks, entry.index)),
+                Ok(entry) => {
+                    self.pardon(&Doomed::Agent(agent));
+                    return Ok((tasks, entry.index));
+                }
                 Err(AppendError::Conflict(_)) => {}
                 Err(error) => {
                     // Refused here from now on; written as soon as the journal takes entries again.
                     let wish = Wish::of(operator.id, EndCause::Suspended);
-                    self.doom(Doomed::Agent(agent), wish);
-                    return Err(self.refuse_append(call.method, &error));
+                    return Err(self.doom(call.method, Doomed::Agent(agent), wish, &error));
                 }
             }
         }
@@ -200,6 +203,11 @@ impl Hall {
         loop {
             let rules = self.still_operator(call, &operator)?;
             let standing = self.state.standing(&agent);
+            // One that waits to be written must be written first: lifting what is not there would leave it to come later.
+            if self.is_doomed(&Doomed::Agent(agent.clone())) {
+                let told = "the suspension itself waits to be written";
+                return Err(self.refuse(call.method, Reason::JournalUnavailable, told));
+            }
             if !standing.value.suspended {
                 return Ok(standing.version.saturating_sub(1));
             }
@@ -258,15 +266,19 @@ impl Hall {
     /// One pass over running tasks; true when nothing came in between.
     async fn sweep_tasks(&self, rules: &InForce, swept: &mut Swept) -> Result<bool, AppendError> {
         let now = self.now();
-        let mut ending: BTreeMap<EndCause, Vec<(TaskId, Version)>> = BTreeMap::new();
-        for task in self
-            .state
-            .open_tasks()
-            .into_iter()
-            .filter(|task| task.runs(now))
-        {
+        type Ending = (TaskId, Version, Vec<(Stream, Version)>);
+        let mut ending: BTreeMap<EndCause, Vec<Ending>> = BTreeMap::new();
+        for task in self.state.open_tasks() {
+            let rests_on = self.task_premises(&task.opened);
+            let task = self.state.task(&task.opened.task).unwrap_or(task);
+            if !task.runs(now) {
+                continue;
+            }
             let cause = if !self.state.still_trusts(&task.opened.evidence) {
                 EndCause::Trust
+            } else if self.owner_frozen(&task.opened.agent) {
+                // Handed over to somebody whose agents are frozen.
+                EndCause::Frozen
             } else if !may_still_operate(&task.opened, rules) {
                 EndCause::Policy
             } else {
@@ -275,12 +287,12 @@ impl Hall {
             ending
                 .entry(cause)
                 .or_default()
-                .push((task.opened.task, task.version));
+                .push((task.opened.task, task.version, rests_on));
         }
         let mut undisturbed = true;
         for (cause, tasks) in ending {
-            for chunk in tasks.chunks(SELECTOR_MAX) {
-                let tasks = chunk.iter().map(|(id, _)| *id).collect();
+            for chunk in tasks.chunks(TOGETHER_MAX) {
+                let tasks = chunk.iter().map(|(id, _, _)| *id).collect();
                 let fact = Fact::TaskEnded(TaskEnded {
                     tasks,
                     cause,
@@ -289,9 +301,19 @@ impl Hall {
                 });
                 let moves = chunk
                     .iter()
-                    .map(|(id, version)| (Stream::Task(*id), *version))
+                    .map(|(id, version, _)| (Stream::Task(*id), *version))
                     .collect();
-                match self.append_news(fact, moves).await? {
+                let mut premises: Vec<(Stream, Version)> = Vec::new();
+                for premise in chunk.iter().flat_map(|(_, _, rests_on)| rests_on) {
+                    if !premises.contains(premise) {
+                        premises.push(premise.clone());
+                    }
+                }
+                let append = Append {
+                    premises,
+                    ..Append::one(fact, moves)
+                };
+                match self.append_found(append).await? {
                     true => swept.tasks += chunk.len(),
                     false => undisturbed = false,
                 }
@@ -354,14 +376,19 @@ impl Hall {
                     continue;
                 }
                 let id = request.opened.access_request;
+                let premises = self.request_premises(&request.opened);
+                let Some(request) = self.state.access_request(&id).filter(|r| r.waits(now)) else {
+                    continue;
+                };
                 let fact = Fact::AccessRequestClosed(AccessRequestClosed {
                     access_request: id,
                     cause: CloseCause::Policy,
                 });
-                match self
-                    .append_news(fact, vec![(Stream::Access(id), request.version)])
-                    .await?
-                {
+                let append = Append {
+                    premises,
+                    ..Append::one(fact, vec![(Stream::Access(id), request.version)])
+                };
+                match self.append_found(append).await? {
                     true => swept.requests += 1,
                     false => undisturbed = false,
                 }

@@ -80,6 +80,9 @@ impl Hall {
                 return Err(inactive());
             }
             let task = self.state.task(&found.issued.task);
+            let until = Timestamp::from_secs(found.issued.exp);
+            let lease = task.as_ref().and_then(|t| t.lease).map(|lease| lease.until);
+            let until = lease.map_or(until, |lease| lease.min(until));
             let opened = task.as_ref().map(|t| &*t.opened);
             let freezes = self.freeze_premises(&found.issued, opened, &rules);
             let task = task.as_ref().map_or(Version::MAX, |t| t.version);
@@ -133,7 +136,7 @@ impl Hall {
             premises.extend(freezes);
             let append = Append {
                 premises,
-                not_after: Some(Timestamp::from_secs(grant.issued.exp)),
+                not_after: Some(until),
                 ..Append::one(fact, vec![(Stream::Token(jti), grant.version)])
             };
             match self.journal.append(append).await {

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::upkeep::TOGETHER_MAX;
 use super::{ATTEMPTS, Hall, Presented, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
@@ -70,7 +71,7 @@ impl Hall {
         let waiting = std::mem::take(&mut *self.lock(&self.leases));
         let mut waiting = waiting.into_iter().peekable();
         while waiting.peek().is_some() {
-            let chunk: Vec<Waiting> = waiting.by_ref().take(SELECTOR_MAX).collect();
+            let chunk: Vec<Waiting> = waiting.by_ref().take(TOGETHER_MAX).collect();
             let result = self.extend(&chunk).await;
             // When one task's end spoils the entry for the others of its chunk, each goes alone.
             if matches!(result, Err(AppendError::Conflict(_) | AppendError::Late))
@@ -95,6 +96,10 @@ impl Hall {
         let mut not_after: Option<Timestamp> = None;
         for waiting in chunk {
             let id = waiting.task;
+            let Some(opened) = self.state.task(&id).map(|task| task.opened.clone()) else {
+                continue;
+            };
+            let rests_on = self.task_premises(&opened);
             let Some(task) = self.state.task(&id).filter(|task| self.runs(task, now)) else {
                 continue;
             };
@@ -108,6 +113,11 @@ impl Hall {
             leases.push((id, until));
             moves.push((Stream::Lease(id), lease.version));
             premises.push((Stream::Task(id), task.version));
+            for premise in rests_on {
+                if !premises.contains(&premise) {
+                    premises.push(premise);
+                }
+            }
             // INVARIANT (a missed heartbeat is final): an extension is durable before the lease it extends has ended.
             not_after = Some(not_after.map_or(lease.until, |t| t.min(lease.until)));
         }

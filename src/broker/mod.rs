@@ -125,6 +125,8 @@ pub struct Hall {
     nonces: Nonces,
     random: SystemRandom,
     once: Once,
+    /// Proofs that opened tasks: whoever floods these keys fills nobody else's memory.
+    openings: Once,
     /// When this broker last verified the evidence of a task.
     seen: Table<TaskId, Attested>,
     /// Request ids that joined an access request opened under another.
@@ -239,15 +241,18 @@ impl Hall {
         Timestamp::from_millis(self.high_water.fetch_max(now, Ordering::SeqCst).max(now))
     }
 
+    /// Whether the wall clock goes on steadily, and how many milliseconds it lies behind the latest moment acted on.
+    fn clocks(&self) -> (bool, i64) {
+        let (wall, uptime) = (self.clock.now(), self.clock.uptime());
+        let steady = self.lock(&self.clock_watch).sure(wall, uptime);
+        let high_water = self.high_water.load(Ordering::SeqCst);
+        (steady, high_water.saturating_sub(wall.millis()))
+    }
+
     /// Refuses to begin anything while the wall clock cannot be relied on: it jumped, or lies before what the journal has
     /// seen. Ends and introspection go on, by the latest moment anybody here has acted on.
     fn clock_sure(&self, method: &'static str) -> Result<(), Refusal> {
-        let (wall, uptime) = (self.clock.now(), self.clock.uptime());
-        let steady = self.lock(&self.clock_watch).sure(wall, uptime);
-        let behind_ms = self
-            .high_water
-            .load(Ordering::SeqCst)
-            .saturating_sub(wall.millis());
+        let (steady, behind_ms) = self.clocks();
         if steady && behind_ms <= CLOCK_BEHIND_MAX_MS {
             return Ok(());
         }
@@ -299,6 +304,9 @@ impl Hall {
             .or_else(|| self.grant_doomed(grant))
         {
             return Some(cause);
+        }
+        if self.owner_frozen(&grant.issued.agent) {
+            return Some(EndCause::Frozen);
         }
         let Some(rules) = self.views.rules() else {
             return Some(EndCause::Policy);

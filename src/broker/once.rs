@@ -12,7 +12,7 @@ pub(super) struct Once {
 }
 
 /// Live proofs of one key.
-const PER_KEY_MAX: usize = 16_384;
+const PER_KEY_MAX: usize = 131_072;
 /// Keys with live proofs.
 const KEYS_MAX: usize = 100_000;
 

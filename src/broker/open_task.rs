@@ -40,6 +40,19 @@ impl Hall {
         let now = self.now();
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
         let attested = self.attest(&ask.evidence, now).map_err(|e| closed(&e))?;
+        let rules = self
+            .views
+            .rules()
+            .ok_or_else(|| closed(&VerifyError::NoRules))?;
+        let agent = match rules
+            .bundle
+            .agents_matching(&attested.facts().subject)
+            .as_slice()
+        {
+            [one] => one.id.clone(),
+            others => return Err(closed(&VerifyError::Agents(others.len()))),
+        };
+        self.within_its_rate(call, Known::Agent(agent))?;
         // Any key will do for a new task, once the evidence is good.
         let possession =
             self.opening_possession(call, verify::evidence_hash(&ask.evidence), now)?;
@@ -57,16 +70,13 @@ impl Hall {
             return Err(self.refuse(call.method, Reason::InvalidTtl, told));
         }
         let proven = Proven::for_opening(Arc::new(attested), possession);
-        for attempt in 0..ATTEMPTS {
+        for _ in 0..ATTEMPTS {
             let now = self.now();
             let rules = self.views.rules();
             let verified = proven
                 .stand(self.standing(&proven, rules.as_deref(), None), now)
                 .map_err(|e| closed(&e))?;
             let agent = verified.agent();
-            if attempt == 0 {
-                self.within_its_rate(call, Known::Agent(agent.id.clone()))?;
-            }
             if let Some(task) = self
                 .state
                 .opened_under(&agent.id, proven.jkt(), &ask.request_id)

@@ -58,8 +58,7 @@ impl Hall {
                 Err(AppendError::Conflict(_)) => {}
                 Err(error) => {
                     let wish = Wish::of(operator.id, EndCause::Operator);
-                    self.doom(Doomed::Token(jti), wish);
-                    return Err(self.refuse_append(call.method, &error));
+                    return Err(self.doom(call.method, Doomed::Token(jti), wish, &error));
                 }
             }
         }

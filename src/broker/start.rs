@@ -127,6 +127,7 @@ impl Hall {
             nonces: Nonces::new(&boot_key),
             random,
             once: Once::default(),
+            openings: Once::default(),
             seen: Table::default(),
             joined: Mutex::default(),
             denials: Table::default(),

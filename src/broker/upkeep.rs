@@ -1,6 +1,7 @@
 //! What time brings about. Expiry has taken effect long before: these entries are news for feeds and people, and decide
 //! nothing.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,10 +9,13 @@ use std::time::Duration;
 use super::Hall;
 use crate::journal::{Append, AppendError};
 use crate::model::*;
-use crate::state::Due;
+use crate::state::{AccessStatus, Due};
 
 /// How often the timer looks.
 const EVERY: Duration = Duration::from_millis(250);
+/// Tasks that one entry ends or keeps alive: with all it rests on, whatever their agents are called, below the longest
+/// entry.
+pub(super) const TOGETHER_MAX: usize = 48;
 /// Ends written in one round.
 const ROUND_MAX: usize = 512;
 /// How often refusals before gate 1 are counted into the journal, in milliseconds.
@@ -36,43 +40,52 @@ impl Hall {
     pub async fn upkeep_once(&self) -> Result<(), AppendError> {
         let now = self.now();
         // Looked at all the time, so that a jump while nobody calls is seen too.
-        let _seen = self
-            .lock(&self.clock_watch)
-            .sure(self.clock.now(), self.clock.uptime());
+        let _seen = self.clocks();
+        let mut lapsed: BTreeMap<EndCause, Vec<TaskId>> = BTreeMap::new();
         for due in self.state.due_by(now, ROUND_MAX) {
             match due {
                 Due::Task(id) | Due::Lease(id) => {
-                    if let Some(task) = self.state.task(&id).filter(|t| t.ended.is_none())
-                        && let Some(cause) = task.lapsed(now)
-                    {
-                        let fact = Fact::TaskEnded(TaskEnded {
-                            tasks: vec![id],
-                            cause,
-                            outcome: None,
-                            by: None,
-                        });
-                        // A sign of life that came in time, however late it is seen here, keeps the task.
-                        let premises = task.lease.map(|l| (Stream::Lease(id), l.version));
-                        let append = Append {
-                            premises: premises.into_iter().collect(),
-                            ..Append::one(fact, vec![(Stream::Task(id), task.version)])
-                        };
-                        self.append_found(append).await?;
+                    let task = self.state.task(&id).filter(|t| t.ended.is_none());
+                    if let Some(cause) = task.and_then(|task| task.lapsed(now)) {
+                        let ids = lapsed.entry(cause).or_default();
+                        if !ids.contains(&id) {
+                            ids.push(id);
+                        }
                     }
                 }
                 Due::AccessRequest(id) => {
-                    if let Some(request) = self.state.access_request(&id) {
-                        let fact = Fact::AccessRequestClosed(AccessRequestClosed {
-                            access_request: id,
-                            cause: CloseCause::Expired,
-                        });
-                        let expired = self
-                            .append_news(fact, vec![(Stream::Access(id), request.version)])
+                    let Some(opened) = self.state.access_request(&id).map(|r| r.opened.clone())
+                    else {
+                        continue;
+                    };
+                    let premises = self.request_premises(&opened);
+                    let Some(request) = self.state.access_request(&id).filter(|r| {
+                        r.status == AccessStatus::Waiting && now >= r.opened.expires_at
+                    }) else {
+                        continue;
+                    };
+                    let fact = Fact::AccessRequestClosed(AccessRequestClosed {
+                        access_request: id,
+                        cause: CloseCause::Expired,
+                    });
+                    let append = Append {
+                        premises,
+                        ..Append::one(fact, vec![(Stream::Access(id), request.version)])
+                    };
+                    if self.append_found(append).await? {
+                        let at = request.opened.expires_at;
+                        self.count_wait("expired", request.opened_at, at);
+                    }
+                }
+            }
+        }
+        for (cause, ids) in lapsed {
+            for chunk in ids.chunks(TOGETHER_MAX) {
+                // When one that moved meanwhile spoils the entry for the others, each goes alone.
+                if !self.end_lapsed(cause, chunk, now).await? && chunk.len() > 1 {
+                    for id in chunk {
+                        self.end_lapsed(cause, std::slice::from_ref(id), now)
                             .await?;
-                        if expired {
-                            let at = request.opened.expires_at;
-                            self.count_wait("expired", request.opened_at, at);
-                        }
                     }
                 }
             }
@@ -89,6 +102,51 @@ impl Hall {
         self.count_refusals(now).await?;
         self.forget(now);
         Ok(())
+    }
+
+    /// Writes that time has ended these tasks; true when nothing came in between.
+    async fn end_lapsed(
+        &self,
+        cause: EndCause,
+        ids: &[TaskId],
+        now: Timestamp,
+    ) -> Result<bool, AppendError> {
+        let mut premises = Vec::new();
+        let (mut tasks, mut moves) = (Vec::new(), Vec::new());
+        for id in ids {
+            let Some(opened) = self.state.task(id).map(|task| task.opened.clone()) else {
+                continue;
+            };
+            for premise in self.task_premises(&opened) {
+                if !premises.contains(&premise) {
+                    premises.push(premise);
+                }
+            }
+            let Some(task) = self.state.task(id).filter(|t| t.ended.is_none()) else {
+                continue;
+            };
+            if task.lapsed(now) != Some(cause) {
+                continue;
+            }
+            // A sign of life that came in time, however late it is seen here, keeps the task.
+            premises.extend(task.lease.map(|l| (Stream::Lease(*id), l.version)));
+            tasks.push(*id);
+            moves.push((Stream::Task(*id), task.version));
+        }
+        if tasks.is_empty() {
+            return Ok(true);
+        }
+        let fact = Fact::TaskEnded(TaskEnded {
+            tasks,
+            cause,
+            outcome: None,
+            by: None,
+        });
+        let append = Append {
+            premises,
+            ..Append::one(fact, moves)
+        };
+        self.append_found(append).await
     }
 
     async fn count_refusals(&self, now: Timestamp) -> Result<(), AppendError> {
@@ -115,6 +173,7 @@ impl Hall {
     /// Drops what only this process remembers of things that are over.
     fn forget(&self, now: Timestamp) {
         self.once.sweep(now);
+        self.openings.sweep(now);
         let over = |task: &TaskId| self.state.task(task).is_none_or(|t| !t.runs(now));
         self.seen.retain(|task| !over(task));
         self.lock(&self.joined).retain(|task, _| !over(task));

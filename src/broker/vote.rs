@@ -185,7 +185,8 @@ impl Hall {
         let voter = self.person(call)?;
         let rules = self.rules(call)?;
         let request = self.votable(call, &id, now)?;
-        let defined = match votes::eligible(&voter.id, &profile, verdict, &request, &rules.bundle) {
+        let eligible = votes::eligible(&voter.id, &profile, verdict, &request, &rules.bundle);
+        let defined = match self.not_the_opener(&request, &voter.id).and(eligible) {
             Ok(defined) => defined,
             Err(why) => return Err(self.refuse_vote(call, &request, &voter.id, why).await),
         };
@@ -285,14 +286,9 @@ impl Hall {
         for _ in 0..VOTE_ATTEMPTS {
             let now = self.now();
             let rules = self.rules(call)?;
-            // The task's version before the question whether it runs: an end after this line refuses the append.
-            let task = self.known_request(call, &id)?.opened.task;
-            let task = (
-                Stream::Task(task),
-                self.state.task(&task).map_or(Version::MAX, |t| t.version),
-            );
-            let agent = self.known_request(call, &id)?.opened.agent.clone();
-            let agent = (Stream::Agent(agent.clone()), self.standing_of(&agent).1);
+            // Before the question whether it waits: whatever ends it after this line refuses the append.
+            let opened = self.known_request(call, &id)?.opened.clone();
+            let rests_on = self.request_premises(&opened);
             let request = self.votable(call, &id, now)?;
             let eligible = votes::eligible(
                 &voter.id,
@@ -301,7 +297,7 @@ impl Hall {
                 &request,
                 &rules.bundle,
             );
-            if let Err(why) = eligible {
+            if let Err(why) = self.not_the_opener(&request, &voter.id).and(eligible) {
                 return Err(self.refuse_vote(call, &request, &voter.id, why).await);
             }
             let signed = rules
@@ -328,12 +324,13 @@ impl Hall {
                 signature: signature.clone(),
             });
             let append = Append {
-                premises: vec![
+                premises: [
                     (Stream::Policy, rules.version),
                     (Stream::Person(voter.id.clone()), 0),
-                    task,
-                    agent,
-                ],
+                ]
+                .into_iter()
+                .chain(rests_on)
+                .collect(),
                 not_after: Some(request.opened.expires_at),
                 blobs: vec![blob],
                 ..Append::one(fact, vec![(Stream::Access(id), request.version)])
@@ -366,6 +363,15 @@ impl Hall {
             | Standing::Ended => return,
         };
         self.count_wait(outcome, view.request.opened_at, now);
+    }
+
+    /// Whoever owned the agent when its task was opened never counts, whoever owns it by now.
+    fn not_the_opener(&self, request: &AccessRequest, voter: &PersonId) -> Result<(), Ineligible> {
+        let task = self.state.task(&request.opened.task);
+        match task {
+            Some(task) if task.opened.owner != *voter => Ok(()),
+            Some(_) | None => Err(Ineligible::Owner),
+        }
     }
 
     /// An ineligible vote is recorded and ends nothing.

@@ -370,7 +370,7 @@ pub struct TaskOpened {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LeasesExtended {
-    /// Each task and the moment its lease now ends; at most [`SELECTOR_MAX`].
+    /// Each task and the moment its lease now ends.
     pub leases: Vec<(TaskId, Timestamp)>,
 }
 

@@ -216,7 +216,9 @@ impl State {
     }
 
     fn on_lease_extended(&self, id: &TaskId, until: Timestamp, version: Version) {
-        let Some(before) = self.tasks.get(id).and_then(|t| t.lease) else {
+        // INVARIANT (an end is final): a sign of life that came after it changes nothing.
+        let alive = self.tasks.get(id).filter(|t| t.ended.is_none());
+        let Some(before) = alive.and_then(|t| t.lease) else {
             return;
         };
         self.tasks.change(id, |t| Task {

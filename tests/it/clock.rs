@@ -109,3 +109,27 @@ async fn a_start_behind_the_journal_mints_nothing_until_the_clock_has_come_up() 
     b.try_open(&agent, "y", "open-2").await.expect("opens");
     b.check();
 }
+
+#[tokio::test]
+async fn a_new_validator_misses_no_end_because_the_clock_jumped() {
+    let b = TestBroker::start().await;
+    let agent = b.agent("triage");
+    let task = b.open(&agent).await;
+    b.ask(&agent, task, &read_case(), 300, "t").await.token();
+    b.complete(&agent, task).await.expect("ends");
+    let ended = b.hall.state().feed_last().expect("an event");
+    let tells = |b: &TestBroker| {
+        let call = b.person_call("dipylon.v1.TokenService/WatchRevocations", "cases");
+        let start = b.hall.watch_revocations(&call, None).expect("watches");
+        let (events, ..) = b.hall.feed_after(start.after);
+        events.iter().any(|event| event.index == ended)
+    };
+    b.hall.upkeep_once().await.expect("looks at the clocks");
+    assert!(tells(&b));
+    b.hand.step_millis(4_000_000);
+    assert!(tells(&b), "while the clock is ahead");
+    b.hand.step_millis(-4_000_000);
+    assert!(tells(&b), "after it was put right");
+    b.hand.advance_millis(4_000_000);
+    assert!(!tells(&b), "no token of that time can live any more");
+}

@@ -328,11 +328,9 @@ async fn a_freeze_that_cannot_be_written_holds_here_at_once_and_is_written_later
         let task = b.open(&agent).await;
         let token = b.ask(&agent, task, &read_case(), 300, "t").await.token();
         full.store(true, std::sync::atomic::Ordering::SeqCst);
-        assert_eq!(
-            refused(b.freeze(scope).await),
-            Reason::JournalUnavailable,
-            "{scope}"
-        );
+        let refusal = b.freeze(scope).await.expect_err(scope);
+        assert_eq!(refusal.reason, Reason::JournalUnavailable, "{scope}");
+        assert!(refusal.told.contains("holds on this broker"), "{scope}");
         assert!(
             !b.introspect("cases", &token.token),
             "{scope}: refused here at once"
@@ -434,4 +432,134 @@ async fn operators_see_tasks_and_agents_as_they_stand() {
     let call = b.person_call("dipylon.v1.GovernanceService/ListTasks", "maria");
     let refusal = b.hall.list_tasks(&call, &TaskFilter::default());
     assert_eq!(refused(refusal), Reason::NotPermitted);
+}
+
+#[tokio::test]
+async fn an_agent_handed_to_a_frozen_owner_is_frozen_with_them() {
+    let b = TestBroker::start().await;
+    let triage = b.agent("triage");
+    let task = b.open(&triage).await;
+    let token = b.ask(&triage, task, &read_case(), 300, "t").await.token();
+    b.freeze("owner/maria").await.expect("freezes");
+    assert!(b.introspect("cases", &token.token), "dana's agent goes on");
+    let files = b.world.policy_with("agents.toml", |t| {
+        t.replacen("owner = \"dana\"", "owner = \"maria\"", 1)
+    });
+    let applied = b.apply(files).await.expect("applies");
+    assert_eq!(applied.swept.tasks, 1);
+    assert!(!b.introspect("cases", &token.token));
+    assert_eq!(cause(&b, task), Some(EndCause::Frozen));
+    b.check();
+}
+
+#[tokio::test]
+async fn whoever_owned_the_agent_when_its_task_was_opened_never_counts() {
+    let b = TestBroker::start().await;
+    let triage = b.agent("triage");
+    let task = b.open(&triage).await;
+    // Opened in dana's name, lee's by now: neither may say yes.
+    let files = b.world.policy_with("agents.toml", |t| {
+        t.replacen("owner = \"dana\"", "owner = \"lee\"", 1)
+    });
+    b.apply(files).await.expect("applies");
+    let pending = b
+        .ask(&triage, task, &disable("ann"), 120, "p")
+        .await
+        .pending();
+    for owner in ["dana", "lee"] {
+        let vote = b.vote(
+            owner,
+            pending.access_request,
+            "one-security",
+            Verdict::Approve,
+        );
+        assert_eq!(refused(vote.await), Reason::NotEligible, "{owner}");
+    }
+    b.vote(
+        "maria",
+        pending.access_request,
+        "one-security",
+        Verdict::Approve,
+    )
+    .await
+    .expect("votes");
+    b.ask(&triage, task, &disable("ann"), 120, "p")
+        .await
+        .token();
+    b.check();
+}
+
+#[tokio::test]
+async fn what_waits_to_be_written_cannot_be_lifted_before_it_is() {
+    let full = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let faults = Faults {
+        full: Some(full.clone()),
+        ..Faults::default()
+    };
+    let b = TestBroker::start_with(World::new(), faults).await;
+    let agent = b.agent("triage");
+    let task = b.open(&agent).await;
+    full.store(true, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(
+        refused(b.suspend("triage").await),
+        Reason::JournalUnavailable
+    );
+    full.store(false, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(
+        refused(b.resume("triage").await),
+        Reason::JournalUnavailable
+    );
+    // Ordered again it is written at once, and then lifted for good.
+    b.suspend("triage").await.expect("suspends");
+    assert_eq!(b.hall.unwritten_ends(), 0);
+    b.resume("triage").await.expect("resumes");
+    b.hall.upkeep_once().await.expect("nothing is left");
+    assert!(
+        !b.hall
+            .state()
+            .standing(&AgentId::parse("triage").expect("id"))
+            .value
+            .suspended
+    );
+    assert_eq!(cause(&b, task), Some(EndCause::Suspended));
+    b.check();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn signs_of_life_and_ends_at_once_leave_nothing_behind() {
+    for round in 0..6 {
+        let b = Arc::new(TestBroker::start().await);
+        let agent = Arc::new(b.agent("triage"));
+        let mut tasks = Vec::new();
+        for i in 0..40 {
+            let opened = b
+                .open_with(&agent, "work", &format!("r{i}"), Some(60))
+                .await;
+            tasks.push(opened.expect("opens").task.task);
+        }
+        b.hand.advance_millis(31_000);
+        let calls: Vec<_> = tasks
+            .iter()
+            .map(|task| {
+                let (b, agent, task) = (b.clone(), agent.clone(), *task);
+                tokio::spawn(async move { b.keep_alive(&agent, task).await })
+            })
+            .collect();
+        // Signs of life are gathered for 20 ms: the end comes before, among and after them.
+        tokio::time::sleep(std::time::Duration::from_millis(4 * round)).await;
+        match round % 2 {
+            0 => drop(b.suspend("triage").await.expect("suspends")),
+            _ => drop(b.freeze("owner/dana").await.expect("freezes")),
+        }
+        for call in calls {
+            let _answer = call.await.expect("no panic");
+        }
+        b.hand.advance_millis(600_000);
+        assert_eq!(
+            b.hall.state().due_by(b.now(), 1_000),
+            [],
+            "nothing is due of what is over"
+        );
+        b.check();
+    }
 }

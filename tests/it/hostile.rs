@@ -292,8 +292,10 @@ async fn a_heartbeat_names_no_event_that_was_not_sent() {
 /// same, and with space again the broker goes on.
 #[tokio::test]
 async fn a_full_disk_closes_the_gates_and_loses_nothing() {
+    let no_space = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let full = Faults {
         pages_max: Some(150),
+        full: Some(no_space.clone()),
         ..Faults::default()
     };
     let b = TestBroker::start_with(World::new(), full).await;
@@ -341,6 +343,8 @@ async fn a_full_disk_closes_the_gates_and_loses_nothing() {
         }
     }
     let (task, token) = doomed.expect("an end was refused");
+    // From here on not even the smallest fits.
+    no_space.store(true, std::sync::atomic::Ordering::SeqCst);
     let late = b.ask(&triage, task, &read_case(), 600, "late").await;
     assert_eq!(refused(late), Reason::TaskEnded);
     assert_eq!(

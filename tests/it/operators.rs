@@ -223,13 +223,14 @@ async fn the_first_operator_comes_in_by_a_code_once() {
 }
 
 #[tokio::test]
-async fn a_code_dies_of_wrong_tries_of_age_and_of_a_restart() {
+async fn a_code_dies_of_age_and_of_a_restart_and_of_nothing_a_stranger_does() {
     let b = Bare::start().await;
     let code = b.code();
-    for n in 0..5 {
+    for n in 0..50 {
         closed(b.show("olga", &Secret::new(format!("WRONG-{n}"))));
     }
-    closed(b.show("olga", &code));
+    b.show("olga", &code)
+        .expect("wrong ones make it no less right");
 
     let b = b.restart().await;
     closed(b.show("olga", &code));
@@ -443,8 +444,6 @@ fn a_production_broker_is_taken_into_service_by_its_code() {
             "{told}"
         );
     }
-    let (code, _, told) = apply(&first, "olga.pem");
-    assert_eq!(code, 20, "void after five: {told}");
     drop(running);
 
     let running = site.serve();
