@@ -128,7 +128,7 @@ impl Default for Metrics {
             metric
         }
         let r = &mut registry;
-        Self {
+        let mut metrics = Self {
             calls: add(r, "calls", Family::default()),
             call_seconds: add(
                 r,
@@ -159,10 +159,21 @@ impl Default for Metrics {
             journal_bytes: add(r, "journal_bytes", Gauge::default()),
             ends_unwritten: add(r, "ends_unwritten", Gauge::default()),
             clock_behind: add(r, "clock_behind_seconds", Gauge::default()),
-            registry,
+            registry: Registry::default(),
             reading: Mutex::default(),
             rules: Mutex::default(),
+        };
+        metrics.registry = registry;
+        // There from the start, at nothing: the first one is a change that an alert sees.
+        for class in ["general", "reserved"] {
+            for by in ["source", "caller", "places"] {
+                drop(metrics.rate_limited.get_or_create(&Limited { class, by }));
+            }
         }
+        for outcome in ["approved", "denied", "expired"] {
+            drop(metrics.approval_wait.get_or_create(&Outcome { outcome }));
+        }
+        metrics
     }
 }
 
