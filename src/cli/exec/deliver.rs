@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use super::peer;
 use super::present::Presenter;
 use super::program::PrivateDir;
 use super::proxy::Proxy;
@@ -93,11 +94,13 @@ impl Delivered {
     }
 
     async fn proxy(&mut self, presenter: &Arc<Presenter>) -> Result<(), Failure> {
+        peer::can_tell()?;
         let listener = TcpListener::bind(("127.0.0.1", 0))
             .await
             .map_err(failed("listen"))?;
         let port = listener.local_addr().map_err(failed("listen"))?.port();
-        // Whoever is on this machine reaches the port; only the command is told the path.
+        // Whoever is on this machine reaches the port, and may read the path where a command shows it in its arguments:
+        // other users are refused by who they are. Of this user's processes the path keeps out those that did not see it.
         let capability = Secret::new(random_name()?);
         let url = format!("http://127.0.0.1:{port}/{}", capability.reveal());
         let proxy = Proxy::new(&capability, presenter.clone());

@@ -9,6 +9,7 @@
 mod deliver;
 mod later;
 mod origin;
+mod peer;
 mod present;
 mod program;
 mod proxy;
@@ -112,8 +113,10 @@ pub(super) struct Exec {
 
 const HELP: &str = "\
 The command gets one way to do the one action at the one audience:
-  proxy   DIPYLON_PROXY_URL is a secret URL on loopback. Requests below it go to the
-          audience with the token and a proof (RFC 9449) of their own, and nowhere else.
+  proxy   DIPYLON_PROXY_URL is a secret URL on loopback, served to this user's processes
+          only (Linux; elsewhere whoever knows the URL: keep it off command lines, which
+          all users can read). Requests below it go to the audience with the token and a
+          proof (RFC 9449) of their own, and nowhere else.
           Authorization, DPoP, cookies and other identities of the command are left out,
           redirects are passed through. The token never reaches the command.
   socket  DIPYLON_SIGNER_SOCKET takes lines {\"htm\":\"POST\",\"htu\":\"URL\",\"nonce\":\"…\"}
