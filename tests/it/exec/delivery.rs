@@ -28,6 +28,9 @@ async fn a_hostile_command_gets_no_further() {
         say trace; ask TRACE /cases/INC-8841
         say climb; ask GET /cases/../cases/INC-8841
         say climb-encoded; ask GET /cases/%2e%2E/cases/INC-8841
+        say climb-parameter; ask GET '/cases/..;x=1/cases/INC-8841'
+        say climb-twice; ask GET /cases/%252e%252e/cases/INC-8841
+        say cut; ask GET /cases/INC-8841%00
         say upgrade; raw "GET $base/cases/INC-8841 HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
         say userinfo; ask GET "@{evil}/cases/INC-8841"
         say slashes; ask GET "//{evil}/cases/INC-8841"
@@ -52,6 +55,9 @@ async fn a_hostile_command_gets_no_further() {
         ("trace", "405"),
         ("climb", "400"),
         ("climb-encoded", "400"),
+        ("climb-parameter", "400"),
+        ("climb-twice", "400"),
+        ("cut", "400"),
         ("upgrade", "501"),
         ("userinfo", "404"),
         ("slashes", "404"),
