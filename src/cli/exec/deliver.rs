@@ -18,6 +18,7 @@ use super::proxy::Proxy;
 use super::signer;
 use crate::cli::dev;
 use crate::cli::failure::{Failure, failed};
+use crate::cli::store::SPIFFE_SOCKET;
 use crate::client::random_name;
 use crate::model::Secret;
 
@@ -44,8 +45,9 @@ pub(super) struct Delivered {
     _dir: Option<PrivateDir>,
 }
 
-/// What a command inherits from nobody else: neither from another `exec` around it, nor the caller's own key.
-pub(super) const OURS: [&str; 7] = [
+/// What a command inherits from nobody else: neither from another `exec` around it, nor the caller's own key, nor the way
+/// to evidence, with which it would be the agent itself.
+pub(super) const OURS: [&str; 8] = [
     PROXY_URL,
     SIGNER_SOCKET,
     TOKEN_FD,
@@ -53,6 +55,7 @@ pub(super) const OURS: [&str; 7] = [
     OPENINGS_FILE,
     TASK,
     "DIPYLON_KEY",
+    SPIFFE_SOCKET,
 ];
 const PROXY_URL: &str = "DIPYLON_PROXY_URL";
 const SIGNER_SOCKET: &str = "DIPYLON_SIGNER_SOCKET";

@@ -129,6 +129,13 @@ The command gets one way to do the one action at the one audience:
           is bound to a key.
 DIPYLON_TASK is the task; DIPYLON_OPENINGS_FILE holds the salts of sensitive parameters.
 
+A command that can itself get the agent's evidence is the agent, and may ask for all that the
+agent may: from a file that it may read, or from a SPIFFE agent that answers it. That
+SPIFFE_ENDPOINT_SOCKET and DIPYLON_KEY are taken out of its environment hides the way and
+closes nothing. What does: evidence that another user fetches and hands over on stdin
+(--evidence -), a SPIFFE agent that attests this program and not only its user, or a pinned
+key (jkt in agents.toml) that the command cannot read.
+
 When the command ends, however it ends, the task is completed and its token is dead. If this
 program is killed, the task ends when its heartbeat is missed: the command may live on, its
 token does not. With --no-wait there is no heartbeat: the deadline ends what nobody resumes.
