@@ -69,7 +69,7 @@ pub(super) struct Kept {
 const EVIDENCE_S: u32 = 300;
 const LAST: &str = "last";
 /// Where the SPIFFE agent of this machine listens (SPIFFE Workload Endpoint §4).
-const SPIFFE_SOCKET: &str = "SPIFFE_ENDPOINT_SOCKET";
+pub(super) const SPIFFE_SOCKET: &str = "SPIFFE_ENDPOINT_SOCKET";
 
 impl EvidenceArgs {
     /// Whether any was named.

@@ -11,12 +11,14 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use super::peer;
 use super::present::Presenter;
 use super::program::PrivateDir;
 use super::proxy::Proxy;
 use super::signer;
 use crate::cli::dev;
 use crate::cli::failure::{Failure, failed};
+use crate::cli::store::SPIFFE_SOCKET;
 use crate::client::random_name;
 use crate::model::Secret;
 
@@ -43,8 +45,9 @@ pub(super) struct Delivered {
     _dir: Option<PrivateDir>,
 }
 
-/// What a command inherits from nobody else: neither from another `exec` around it, nor the caller's own key.
-pub(super) const OURS: [&str; 7] = [
+/// What a command inherits from nobody else: neither from another `exec` around it, nor the caller's own key, nor the way
+/// to evidence, with which it would be the agent itself.
+pub(super) const OURS: [&str; 8] = [
     PROXY_URL,
     SIGNER_SOCKET,
     TOKEN_FD,
@@ -52,6 +55,7 @@ pub(super) const OURS: [&str; 7] = [
     OPENINGS_FILE,
     TASK,
     "DIPYLON_KEY",
+    SPIFFE_SOCKET,
 ];
 const PROXY_URL: &str = "DIPYLON_PROXY_URL";
 const SIGNER_SOCKET: &str = "DIPYLON_SIGNER_SOCKET";
@@ -93,11 +97,13 @@ impl Delivered {
     }
 
     async fn proxy(&mut self, presenter: &Arc<Presenter>) -> Result<(), Failure> {
+        peer::can_tell()?;
         let listener = TcpListener::bind(("127.0.0.1", 0))
             .await
             .map_err(failed("listen"))?;
         let port = listener.local_addr().map_err(failed("listen"))?.port();
-        // Whoever is on this machine reaches the port; only the command is told the path.
+        // Whoever is on this machine reaches the port, and may read the path where a command shows it in its arguments:
+        // other users are refused by who they are. Of this user's processes the path keeps out those that did not see it.
         let capability = Secret::new(random_name()?);
         let url = format!("http://127.0.0.1:{port}/{}", capability.reveal());
         let proxy = Proxy::new(&capability, presenter.clone());

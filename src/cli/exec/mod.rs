@@ -9,6 +9,7 @@
 mod deliver;
 mod later;
 mod origin;
+mod peer;
 mod present;
 mod program;
 mod proxy;
@@ -112,8 +113,10 @@ pub(super) struct Exec {
 
 const HELP: &str = "\
 The command gets one way to do the one action at the one audience:
-  proxy   DIPYLON_PROXY_URL is a secret URL on loopback. Requests below it go to the
-          audience with the token and a proof (RFC 9449) of their own, and nowhere else.
+  proxy   DIPYLON_PROXY_URL is a secret URL on loopback, served to this user's processes
+          only (Linux; elsewhere whoever knows the URL: keep it off command lines, which
+          all users can read). Requests below it go to the audience with the token and a
+          proof (RFC 9449) of their own, and nowhere else.
           Authorization, DPoP, cookies and other identities of the command are left out,
           redirects are passed through. The token never reaches the command.
   socket  DIPYLON_SIGNER_SOCKET takes lines {\"htm\":\"POST\",\"htu\":\"URL\",\"nonce\":\"…\"}
@@ -125,6 +128,13 @@ The command gets one way to do the one action at the one audience:
   env     refused: only a bearer token is worth anything in an environment, and every token
           is bound to a key.
 DIPYLON_TASK is the task; DIPYLON_OPENINGS_FILE holds the salts of sensitive parameters.
+
+A command that can itself get the agent's evidence is the agent, and may ask for all that the
+agent may: from a file that it may read, or from a SPIFFE agent that answers it. That
+SPIFFE_ENDPOINT_SOCKET and DIPYLON_KEY are taken out of its environment hides the way and
+closes nothing. What does: evidence that another user fetches and hands over on stdin
+(--evidence -), a SPIFFE agent that attests this program and not only its user, or a pinned
+key (jkt in agents.toml) that the command cannot read.
 
 When the command ends, however it ends, the task is completed and its token is dead. If this
 program is killed, the task ends when its heartbeat is missed: the command may live on, its

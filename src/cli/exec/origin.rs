@@ -61,7 +61,9 @@ impl Origin {
         }
         let base = uri.path().trim_end_matches('/').to_owned();
         if climbs(&base) {
-            return Err(wrong("has a path with . or .. in it"));
+            return Err(wrong(
+                "has a path with . or .. in it, or what may be read as such",
+            ));
         }
         // Uri keeps an IPv6 address in its brackets.
         let host = authority.host();
@@ -148,18 +150,53 @@ impl std::fmt::Debug for Origin {
     }
 }
 
-/// Whether a path has a segment that servers read as a step up or to the side, written plainly or in percent encoding
-/// (RFC 3986 §6.2.2.3): it could leave the base, and the proof would name another URL than the one that is served.
+/// Whether a path has a segment that servers read as a step up or to the side, or as an end: it could leave the base, and
+/// the proof would name another URL than the one that is served. Servers decode percent encoding once or more often (RFC
+/// 3986 §2.4), and some cut parameters off each segment before they look at it (`/..;x/`): it must hold for all of them.
 pub(super) fn climbs(path: &str) -> bool {
-    let plain = path
-        .to_ascii_lowercase()
-        .replace("%2e", ".")
-        .replace("%2f", "/")
-        .replace("%5c", "\\");
-    plain.contains('\\')
-        || plain
-            .split('/')
-            .any(|segment| matches!(segment, "." | ".."))
+    let mut plain = path.as_bytes().to_vec();
+    // Every round that changes anything makes it shorter.
+    loop {
+        if leaves(&plain) {
+            return true;
+        }
+        let decoded = decoded(&plain);
+        if decoded == plain {
+            return false;
+        }
+        plain = decoded;
+    }
+}
+
+fn leaves(path: &[u8]) -> bool {
+    path.iter().any(|b| *b == b'\\' || b.is_ascii_control())
+        || path.split(|b| *b == b'/').any(|segment| {
+            let name = segment.split(|b| *b == b';').next();
+            matches!(name, Some(b"." | b".."))
+        })
+}
+
+/// One round of percent decoding; what is not an encoding stays as it is.
+fn decoded(path: &[u8]) -> Vec<u8> {
+    let digit = |b: u8| {
+        char::from(b)
+            .to_digit(16)
+            .and_then(|d| u8::try_from(d).ok())
+    };
+    let mut plain = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((first, behind)) = rest.split_first() {
+        let encoded = match (first, behind) {
+            (b'%', [high, low, after @ ..]) => digit(*high)
+                .zip(digit(*low))
+                .map(|(high, low)| (high << 4 | low, after)),
+            _ => None,
+        };
+        let (byte, after) = encoded.unwrap_or((*first, behind));
+        plain.push(byte);
+        rest = after;
+    }
+    plain
 }
 
 /// To connect and to shake hands.
@@ -247,10 +284,44 @@ mod tests {
             "/a%2f..%2fb",
             "/a\\..\\b",
             "/a%5c..",
+            "/a\\b",
+            "/..;/a",
+            "/a/..;v=1/b",
+            "/.;/a",
+            "/..%3b/a",
+            "/%2e%2e%3Bx/a",
+            "/%252e%252e/a",
+            "/a/%25252e./b",
+            "/a%252f..%252fb",
+            "/%25%32%65./a",
+            "/%2%35%32e./a",
+            "/a%00",
+            "/a%2500.json",
+            "/a%0d%0ab",
+            "/a%7f",
+            "/a%255cb",
         ] {
             assert!(climbs(bad), "{bad}");
         }
-        for good in ["", "/", "/a.b/..c/d..", "/a/...", "/%2541"] {
+        for good in [
+            "",
+            "/",
+            "/a.b/..c/d..",
+            "/a/...",
+            "/%2541",
+            "/a;v=1/b",
+            "/a;..",
+            "/a;v=..;w/b",
+            "/100%/b",
+            "/a%2",
+            "/a%zz",
+            "/a%2Fb",
+            "/a%20b",
+            "/%C3%A4%E2%82%AC",
+            "/~user/.well-known/x",
+            "//a",
+            "/a%25",
+        ] {
             assert!(!climbs(good), "{good}");
         }
     }

@@ -1,14 +1,15 @@
 //! A reverse proxy on loopback for one command and one audience.
 //!
-//! In: HTTP/1.1 requests of the command, below a path that nobody else knows. Out: the same requests to the audience, and
+//! In: HTTP/1.1 requests of our own user's processes, below a path that only the command was told. Out: the same requests to the audience, and
 //! nowhere else, each with the token and a proof of its own; the audience's answers, streamed.
 //! Trusts: the audience for what it answers.
-//! Refuses: whoever does not know the path; other forms of target than a path; CONNECT, TRACE and upgrades; paths that
+//! Refuses: other users' processes, where the system names them; whoever does not know the path; other forms of target than a path; CONNECT, TRACE and upgrades; paths that
 //! climb; everything once the token or the task is over.
 //! Never: follows a redirect, passes on an identity that the command brought or a cookie that the audience set, or shows
 //! the token to the command.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,11 +24,12 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Version, client, server};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::origin::{Unreached, climbs};
+use super::peer;
 use super::present::Presenter;
 use crate::jose::dpop::NONCE_BYTES_MAX;
 use crate::model::{Digest, Secret};
@@ -57,7 +59,9 @@ impl Proxy {
         let mut connections = JoinSet::new();
         while let Ok(slot) = slots.clone().acquire_owned().await {
             let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+                Ok((stream, peer)) if is_ours(&stream, peer) => stream,
+                // Closed, and the slot is for the next one.
+                Ok(_) => continue,
                 // Such as too many open files: it may pass.
                 Err(_) => {
                     tokio::time::sleep(Duration::from_millis(ACCEPT_PAUSE_MS)).await;
@@ -326,6 +330,13 @@ impl Problem {
             }),
         }
     }
+}
+
+/// The path shows on a command line, which every user of the machine may read: it is not enough.
+fn is_ours(stream: &TcpStream, peer: SocketAddr) -> bool {
+    stream
+        .local_addr()
+        .is_ok_and(|here| peer::is_ours(peer, here))
 }
 
 fn full(bytes: Bytes) -> Body {

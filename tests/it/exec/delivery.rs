@@ -28,6 +28,9 @@ async fn a_hostile_command_gets_no_further() {
         say trace; ask TRACE /cases/INC-8841
         say climb; ask GET /cases/../cases/INC-8841
         say climb-encoded; ask GET /cases/%2e%2E/cases/INC-8841
+        say climb-parameter; ask GET '/cases/..;x=1/cases/INC-8841'
+        say climb-twice; ask GET /cases/%252e%252e/cases/INC-8841
+        say cut; ask GET /cases/INC-8841%00
         say upgrade; raw "GET $base/cases/INC-8841 HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
         say userinfo; ask GET "@{evil}/cases/INC-8841"
         say slashes; ask GET "//{evil}/cases/INC-8841"
@@ -52,6 +55,9 @@ async fn a_hostile_command_gets_no_further() {
         ("trace", "405"),
         ("climb", "400"),
         ("climb-encoded", "400"),
+        ("climb-parameter", "400"),
+        ("climb-twice", "400"),
+        ("cut", "400"),
         ("upgrade", "501"),
         ("userinfo", "404"),
         ("slashes", "404"),
@@ -107,6 +113,42 @@ async fn a_hostile_command_gets_no_further() {
         assert!(smuggled.get(gone).is_none(), "{gone}");
     }
     assert!(!told.out.contains("eyJ"), "no answer shows a token");
+}
+
+/// The URL of the proxy is in the arguments of every `curl`, where all users read it.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_proxy_is_for_one_user() {
+    let stage = Stage::set().await;
+    let other = "setpriv --reuid 65534 --regid 65534 --clear-groups";
+    let could = std::process::Command::new("setpriv")
+        .args(other.split(' ').skip(1))
+        .arg("true")
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    let script = format!(
+        r#"
+        ask GET /cases/INC-8841
+        echo "== other"
+        if {could}; then {other} bash -c "$(declare -f raw ask); host=$host; base=$base; id -u; ask GET /cases/INC-8841" 2>&1; fi
+        echo "== own"
+        ask GET /cases/INC-8841"#
+    );
+    let told = stage.script(&READ, &script).await;
+    told.exit(0);
+    let (own, rest) = told.out.split_once("== other").expect("other");
+    let (others, again) = rest.split_once("== own").expect("own");
+    for answer in [own, again] {
+        assert!(answer.contains("HTTP/1.1 200 OK"), "{answer}");
+    }
+    assert_eq!(stage.resource.seen().len(), 2, "{others}");
+    if could {
+        assert!(others.contains("65534"), "{others}");
+        assert!(!others.contains("HTTP/"), "{others}");
+    } else {
+        eprintln!("SKIPPED: only root can be another user; that one is refused was not seen");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

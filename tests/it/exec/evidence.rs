@@ -89,6 +89,16 @@ async fn evidence_comes_from_the_spiffe_agent() {
         .await
         .exit(0)
         .said("spiffe://soc.example/agent/triage by jwt-svid");
+    // The command is not told where evidence comes from.
+    let mut program = stage.dipylon();
+    program
+        .env("SPIFFE_ENDPOINT_SOCKET", &address)
+        .args(["exec", "--audience-url", &stage.resource.url])
+        .args(READ)
+        .args(["--", "env"]);
+    let told = run(program).await;
+    told.exit(0).printed("DIPYLON_TASK=");
+    assert!(!told.out.contains("SPIFFE"), "{}", told.out);
     run(with(&["--workload-api", &address])).await.exit(0);
     let reporter = "spiffe://soc.example/agent/reporter";
     run(with(&["--workload-api", &address, "--spiffe-id", reporter]))
@@ -103,7 +113,7 @@ async fn evidence_comes_from_the_spiffe_agent() {
     let asked = agent.asked.lock().expect("asked").clone();
     let ours = vec![stage.served.url.clone()];
     assert_eq!(asked[0], (ours.clone(), String::new()));
-    assert_eq!(asked[2], (ours, reporter.to_owned()));
+    assert_eq!(asked[3], (ours, reporter.to_owned()));
     // Evidence for another audience opens nothing.
     run(with(&[
         "--workload-api",

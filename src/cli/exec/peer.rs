@@ -1,0 +1,187 @@
+//! Whose process is at the other end of a connection on loopback, where the system can say so.
+//!
+//! In: the two addresses of an accepted connection. Out: whether it is a process of our own user.
+//! Trusts: the kernel's table of connections (proc(5), `/proc/net/tcp`).
+//! Refuses: whatever is not in that table, or no longer belongs to a process.
+
+use std::net::SocketAddr;
+
+use crate::cli::failure::Failure;
+
+/// Whether the peer's process is one of our effective user. Beyond Linux there is no such table: there the secret in the
+/// path is all that keeps other users out.
+#[cfg(target_os = "linux")]
+pub(super) fn is_ours(peer: SocketAddr, here: SocketAddr) -> bool {
+    // The table may change while it is read, and a line be passed over: looked for twice.
+    let owner = owner(peer, here).or_else(|| owner(peer, here));
+    owner == Some(rustix::process::geteuid().as_raw())
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) const fn is_ours(_peer: SocketAddr, _here: SocketAddr) -> bool {
+    true
+}
+
+/// Says before anything runs that nobody could be let in.
+#[cfg(target_os = "linux")]
+pub(super) fn can_tell() -> Result<(), Failure> {
+    let [first, _] = TABLES;
+    std::fs::File::open(first).map(drop).map_err(|error| {
+        Failure::failed(format!(
+            "{first}: {error}: a proxy could not tell whose connections are whose"
+        ))
+        .next("use --deliver socket, whose peers the system names itself")
+    })
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) const fn can_tell() -> Result<(), Failure> {
+    Ok(())
+}
+
+/// The user of the socket that is `peer` to us. It may be of either family: an IPv6 socket reaches 127.0.0.1 too.
+#[cfg(target_os = "linux")]
+fn owner(peer: SocketAddr, here: SocketAddr) -> Option<u32> {
+    use std::io::{BufRead as _, BufReader};
+    TABLES.iter().find_map(|table| {
+        let file = std::fs::File::open(table).ok()?;
+        let lines = BufReader::new(file).lines().map_while(Result::ok);
+        lines.skip(1).find_map(|line| owner_in(&line, peer, here))
+    })
+}
+
+#[cfg(target_os = "linux")]
+const TABLES: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
+
+/// The user in one line of the table, if it is the line of this socket and a process holds it: of a socket that was let go
+/// the kernel says user 0, whoever it was, and inode 0.
+#[cfg(any(target_os = "linux", test))]
+fn owner_in(line: &str, local: SocketAddr, remote: SocketAddr) -> Option<u32> {
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    let same = address(fields.next()?)? == canonical(local)
+        && address(fields.next()?)? == canonical(remote);
+    // Behind the addresses: state, queues, timer, retransmissions.
+    let mut fields = fields.skip(4);
+    let user = fields.next()?.parse().ok()?;
+    let inode: u64 = fields.nth(1)?.parse().ok()?;
+    (same && inode != 0).then_some(user)
+}
+
+/// `ADDRESS:PORT` in hexadecimal: the address in words of 32 bits as they lie in memory, the port as a number.
+#[cfg(any(target_os = "linux", test))]
+fn address(field: &str) -> Option<SocketAddr> {
+    let (words, port) = field.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    if !words.is_ascii() {
+        return None;
+    }
+    let bytes = words
+        .as_bytes()
+        .chunks(WORD_DIGITS)
+        .map(|word| {
+            let word = std::str::from_utf8(word).ok()?;
+            Some(u32::from_str_radix(word, 16).ok()?.to_ne_bytes())
+        })
+        .collect::<Option<Vec<_>>>()?
+        .concat();
+    let full = words.len().is_multiple_of(WORD_DIGITS);
+    let ip = match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok()?.into(),
+        16 => <[u8; 16]>::try_from(bytes).ok()?.into(),
+        _ => return None,
+    };
+    full.then(|| canonical(SocketAddr::new(ip, port)))
+}
+
+/// An IPv4 address in IPv6 clothes is that IPv4 address.
+#[cfg(any(target_os = "linux", test))]
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Hexadecimal digits of one word.
+#[cfg(any(target_os = "linux", test))]
+const WORD_DIGITS: usize = 8;
+
+#[cfg(all(test, target_endian = "little"))]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().expect(text)
+    }
+
+    #[test]
+    fn addresses_are_read_as_the_kernel_writes_them() {
+        for (field, address_) in [
+            ("0100007F:1F90", "127.0.0.1:8080"),
+            ("0201A8C0:0050", "192.168.1.2:80"),
+            ("00000000000000000000000001000000:0016", "[::1]:22"),
+            ("0000000000000000FFFF00000100007F:1F90", "127.0.0.1:8080"),
+            ("B80D0120000000000000000002000000:01BB", "[2001:db8::2]:443"),
+        ] {
+            assert_eq!(address(field), Some(at(address_)), "{field}");
+        }
+        for bad in [
+            "",
+            ":",
+            "0100007F",
+            "0100007F:",
+            "0100007:1F90",
+            "0100007F:1F900",
+            "G100007F:1F90",
+            "0100007F0100007F:1F90",
+            "0100007F0100007:1F90",
+            "+100007F:1F90:1",
+            "127.0.0.1:80",
+            "ÄÄÄÄ:80",
+        ] {
+            assert_eq!(address(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_line_names_the_owner_of_one_socket() {
+        let (peer, here) = (at("127.0.0.1:36842"), at("127.0.0.1:33201"));
+        let line = "   2: 0100007F:8FEA 0100007F:81B1 01 00000000:00000000 00:00000000 00000000  1000        0 474049 1 0000000081cc7102 20 4 30 10 -1";
+        assert_eq!(owner_in(line, peer, here), Some(1_000));
+        // Our own end of it, which is ours whoever the peer is.
+        assert_eq!(owner_in(line, here, peer), None);
+        assert_eq!(owner_in(line, at("127.0.0.1:36843"), here), None);
+        assert_eq!(owner_in(line, at("127.0.0.2:36842"), here), None);
+        assert_eq!(owner_in(line, peer, at("127.0.0.1:33202")), None);
+        // By way of IPv6.
+        let six = "   0: 0000000000000000FFFF00000100007F:8FEA 0000000000000000FFFF00000100007F:81B1 01 00000000:00000000 00:00000000 00000000 65534        0 9 1 0 20 4 30 10 -1";
+        assert_eq!(owner_in(six, peer, here), Some(65_534));
+        // Let go: the kernel no longer knows whose it was, and writes 0.
+        let gone = "   2: 0100007F:8FEA 0100007F:81B1 06 00000000:00000000 03:0000170F 00000000     0        0 0 3 0000000028b7c312";
+        assert_eq!(owner_in(gone, peer, here), None);
+        let head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode";
+        for bad in [
+            "",
+            head,
+            line.split_at(60).0,
+            &line.replace(" 1000 ", " -1 "),
+        ] {
+            assert_eq!(owner_in(bad, peer, here), None, "{bad}");
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn our_own_connection_is_ours_while_it_is_held() {
+        for listen in ["127.0.0.1:0", "[::]:0"] {
+            let Ok(listener) = std::net::TcpListener::bind(listen) else {
+                assert!(listen.starts_with('['), "no loopback");
+                continue;
+            };
+            let port = listener.local_addr().expect("address").port();
+            let client = std::net::TcpStream::connect(("127.0.0.1", port)).expect("connects");
+            let (stream, peer) = listener.accept().expect("accepts");
+            let here = stream.local_addr().expect("address");
+            assert!(is_ours(peer, here));
+            drop(client);
+            assert!(!is_ours(peer, here), "whose it was is not known any more");
+        }
+    }
+}
