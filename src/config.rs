@@ -90,7 +90,8 @@ pub struct TlsFiles {
 pub struct Connections {
     /// Open at once; more wait in the kernel's backlog. 1,024 unless said, at most 65,536.
     pub max: usize,
-    /// Open at once from one IPv4 address or IPv6 /64; more are closed at once. 128 unless said, at most `max`.
+    /// Open at once from one IPv4 address or IPv6 /64, or by one user of the Unix socket but root and the broker's own; more
+    /// are closed at once. 128 unless said, at most `max`.
     pub max_per_source: usize,
     /// From the accept to the first whole request header, TLS handshake included. 5 s unless said; 1 s to a minute.
     pub first_request: Duration,

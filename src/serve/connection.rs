@@ -1,38 +1,47 @@
 //! One connection, from its handshake to its end.
 //!
 //! In: a socket. Out: requests for the router. Closed when: no request comes soon; an answer is not taken; nothing is asked
-//! for a while; its age is reached; the broker stops. The last three gracefully (GOAWAY), so that no call that was taken is
-//! lost: a client that retries by its contract sees no failure.
+//! for a while; its age is reached; the broker stops; others wait for room and nobody has proved anything on it. The last
+//! four gracefully (GOAWAY), so that no call that was taken is lost: a client that retries by its contract sees no failure.
 
 use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use axum::extract::Request;
 use hyper::body::{Bytes, Frame, Incoming, SizeHint};
+use hyper::{Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::sync::{oneshot, watch};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tower::Service as _;
 
 use super::deadline::{self, Closing};
 use super::listener::{Counts, Shared, Socket};
 use super::peer::Peer;
 use crate::config::Connections;
+use crate::proto::PACKAGE;
 
 /// The time a connection has from the moment it was accepted to its first request, TLS handshake included.
-pub(super) struct Opening(Pin<Box<Sleep>>);
+pub(super) struct Opening {
+    accepted: Instant,
+    over: Pin<Box<Sleep>>,
+}
 
 impl Opening {
     pub(super) fn new(limits: &Connections) -> Self {
-        Self(Box::pin(tokio::time::sleep(limits.first_request)))
+        let accepted = Instant::now();
+        Self {
+            accepted,
+            over: Box::pin(tokio::time::sleep_until(accepted + limits.first_request)),
+        }
     }
 }
 
@@ -50,8 +59,12 @@ pub(super) async fn serve(
         Socket::Tcp(stream, Some(tls)) => {
             let shaken = tokio::select! {
                 shaken = tls.accept(stream) => shaken,
-                () = &mut opening.0 => {
+                () = &mut opening.over => {
                     Counts::one(&shared.counts.silent);
+                    return;
+                }
+                () = pressed(shared, opening.accepted) => {
+                    Counts::one(&shared.counts.unproved);
                     return;
                 }
                 _ = stopped.wait_for(|stopped| *stopped) => return,
@@ -93,8 +106,12 @@ async fn drive<I>(
             request.extensions_mut().insert(peer);
             request.extensions_mut().insert(Closing(closed.clone()));
             let stream = deadline::is_stream(request.uri().path());
+            let ours = is_ours(request.uri().path());
             async move {
                 let response = router.call(request.map(Body::new)).await?;
+                if ours && is_proof(&response) {
+                    call.0.proved.store(true, Ordering::Relaxed);
+                }
                 let answering = (!stream).then(|| Activity::answer(&call.0));
                 Ok::<_, Infallible>(response.map(|body| Answer {
                     body,
@@ -268,10 +285,12 @@ async fn due(
     mut stopped: watch::Receiver<bool>,
 ) -> Close {
     let limits = &shared.limits;
+    let accepted = opening.accepted;
     let close = tokio::select! {
         () = silent(activity, opening) => (Close::Cut, &shared.counts.silent),
         () = stuck(activity) => (Close::Cut, &shared.counts.stuck),
         () = idle(activity, shared) => (Close::Gently(IDLE_GRACE), &shared.counts.idle),
+        () = unproved(activity, shared, accepted) => (Close::Gently(UNPROVED_GRACE), &shared.counts.unproved),
         () = tokio::time::sleep(jittered(limits.age)) => (Close::Gently(AGE_GRACE), &shared.counts.aged),
         // How long that may take is for the stop to say.
         _ = stopped.wait_for(|stopped| *stopped) => return Close::Gently(AGE_GRACE),
@@ -288,7 +307,7 @@ async fn silent(activity: &Activity, opening: Opening) {
     };
     tokio::select! {
         () = asked => {}
-        () = opening.0 => return,
+        () = opening.over => return,
     }
     std::future::pending().await
 }
@@ -322,6 +341,37 @@ async fn idle(activity: &Activity, shared: &Shared) {
     }
 }
 
+/// Resolves when others wait for room and nobody has proved anything here, whatever is open: places that cost nothing to hold
+/// are not held against those who may ask.
+async fn unproved(activity: &Activity, shared: &Shared, accepted: Instant) {
+    pressed(shared, accepted).await;
+    if activity.proved.load(Ordering::Relaxed) {
+        std::future::pending().await
+    }
+}
+
+/// Resolves when others wait for room and this connection has had its time to prove something.
+async fn pressed(shared: &Shared, accepted: Instant) {
+    tokio::time::sleep_until(accepted + UNPROVED_AGE).await;
+    while !shared.is_full() {
+        tokio::time::sleep(PRESSED_LOOK).await;
+    }
+}
+
+/// Whether a path is one of our methods': each verifies its caller before it answers OK.
+fn is_ours(path: &str) -> bool {
+    let method = path.strip_prefix('/').unwrap_or_default();
+    method
+        .strip_prefix(PACKAGE)
+        .is_some_and(|rest| rest.starts_with('.'))
+}
+
+/// Whether an answer of one of our methods shows that the caller proved who it is. A refusal has its status in the head: an
+/// OK has none there, and says it after the message.
+fn is_proof<B>(response: &Response<B>) -> bool {
+    response.status() == StatusCode::OK && !response.headers().contains_key("grpc-status")
+}
+
 /// Resolves when an answer has not been taken for one to two times [`TAKE_MAX`].
 async fn stuck(activity: &Activity) {
     loop {
@@ -353,6 +403,8 @@ struct Activity {
     /// Which of the two counts of answers takes new ones.
     turn: AtomicUsize,
     answers: [AtomicUsize; 2],
+    /// Whether a caller has been answered here who proved who it is.
+    proved: AtomicBool,
 }
 
 #[derive(Default)]
@@ -466,6 +518,12 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const TAKE_MAX: Duration = Duration::from_secs(15);
 /// A connection with nothing open gives way after this long while others wait for room.
 const PRESSED_IDLE: Duration = Duration::from_secs(5);
+/// A connection on which nobody has proved anything gives way from this age on while others wait for room.
+const UNPROVED_AGE: Duration = Duration::from_secs(3);
+/// How often such a connection looks whether others wait.
+const PRESSED_LOOK: Duration = Duration::from_secs(1);
+/// For what is open on it to end.
+const UNPROVED_GRACE: Duration = Duration::from_secs(2);
 /// For the other end to see that an idle connection closes.
 const IDLE_GRACE: Duration = Duration::from_secs(5);
 /// How long, and how much, is read of a connection that has ended here and not yet there, in bytes.

@@ -55,6 +55,8 @@ pub struct Counts {
     pub stuck: AtomicU64,
     /// Closed because nothing was asked for a while.
     pub idle: AtomicU64,
+    /// Closed because others waited for room and nobody had proved anything on them.
+    pub unproved: AtomicU64,
     /// Closed because of their age.
     pub aged: AtomicU64,
     /// Times the kernel could not give a connection, for want of file descriptors and the like.
@@ -86,7 +88,7 @@ impl Shared {
     ) -> Arc<Self> {
         Arc::new(Self {
             room: Arc::new(Semaphore::new(limits.max)),
-            sources: Sources::default(),
+            sources: Sources::of(rustix::process::geteuid().as_raw()),
             limits,
             router,
             counts,
@@ -190,8 +192,11 @@ fn of_one_connection(error: &io::Error) -> bool {
 }
 
 /// How many connections each party has open.
-#[derive(Default)]
-struct Sources(Arc<Mutex<HashMap<Source, usize>>>);
+struct Sources {
+    open: Arc<Mutex<HashMap<Source, usize>>>,
+    /// This broker's user.
+    own: u32,
+}
 
 /// One connection's place among those of its party; given back when dropped.
 struct Place {
@@ -200,14 +205,23 @@ struct Place {
 }
 
 impl Sources {
+    fn of(own: u32) -> Self {
+        Self {
+            open: Arc::default(),
+            own,
+        }
+    }
+
     fn enter(&self, source: Source, limits: &Connections) -> Option<Place> {
         let party = source.party();
         let max = match party {
             Source::Ip(_) => limits.max_per_source,
-            // Who may reach the socket at all is for its mode to say.
-            Source::Unix { .. } => usize::MAX,
+            // Who may reach the socket at all is for its mode to say. Those who could stop the broker anyway are not
+            // counted out of it.
+            Source::Unix { uid } if uid == ROOT || uid == self.own => usize::MAX,
+            Source::Unix { .. } => limits.max_per_source,
         };
-        let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sources = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let held = sources.entry(party).or_default();
         // An entry stands only while a place is held: a refused party holds at least one.
         if *held >= max {
@@ -216,7 +230,7 @@ impl Sources {
         *held += 1;
         Some(Place {
             party,
-            sources: self.0.clone(),
+            sources: self.open.clone(),
         })
     }
 }
@@ -259,6 +273,7 @@ impl Drop for Held {
     }
 }
 
+const ROOT: u32 = 0;
 /// Between two tries when no connection can be accepted at all.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -272,7 +287,7 @@ mod tests {
             max_per_source: 2,
             ..Connections::default()
         };
-        let sources = Sources::default();
+        let sources = Sources::of(7);
         let from = |text: &str| Source::Ip(text.parse().expect("address"));
         let one = sources.enter(from("2001:db8::1"), &limits);
         let two = sources.enter(from("2001:db8::2"), &limits);
@@ -282,10 +297,19 @@ mod tests {
         drop(one);
         assert!(sources.enter(from("2001:db8::3"), &limits).is_some());
         drop(two);
-        assert!(sources.0.lock().expect("sources").is_empty());
-        let many: Vec<_> = (0..500)
-            .map(|_| sources.enter(Source::Unix { uid: 7 }, &limits))
-            .collect();
-        assert!(many.iter().all(Option::is_some));
+        assert!(sources.open.lock().expect("sources").is_empty());
+        // Of this host's users, root and the broker's own are not counted out.
+        let held = |uid| {
+            let many: Vec<_> = (0..500)
+                .map_while(|_| sources.enter(Source::Unix { uid }, &limits))
+                .collect();
+            many.len()
+        };
+        assert_eq!([held(0), held(7), held(8)], [500, 500, 2]);
+        let eighth = [8, 8, 9].map(|uid| sources.enter(Source::Unix { uid }, &limits));
+        assert!(
+            eighth.iter().all(Option::is_some),
+            "given back, and each for itself"
+        );
     }
 }

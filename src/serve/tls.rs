@@ -1,17 +1,18 @@
 //! TLS of the broker's own: a certificate and a key from files, read again when they change.
 //!
 //! In: two PEM files. Out: handshakes, and what is known of the certificate in force. TLS 1.3 alone; no tickets, no
-//! resumption, no early data: every connection shows that the server holds the key of today. Refuses a key that others may
-//! read. A new pair that cannot be used leaves the one before in force, is logged once, and stands in [`Tls::status`].
+//! resumption, no early data: every connection shows that the server holds the key of today. Refuses a key that others own
+//! or may read, and what is no regular file. A new pair that cannot be used leaves the one before in force, is logged once, and stands in [`Tls::status`].
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use rustix::fs::OFlags;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -46,6 +47,19 @@ pub enum TlsError {
         /// As found.
         mode: u32,
     },
+    /// The key's file belongs to somebody who could put another in its place.
+    #[error("{}: user {owner} owns the key; it must be user {user}, who runs the broker, or root", path.display())]
+    NotOurs {
+        /// The key's file.
+        path: PathBuf,
+        /// Its owner, as found.
+        owner: u32,
+        /// This broker's user.
+        user: u32,
+    },
+    /// A directory, a pipe, a device.
+    #[error("{}: is not a regular file", .0.display())]
+    NotAFile(PathBuf),
     /// Not a PEM file of certificates.
     #[error("{}: holds no certificates that can be read", .0.display())]
     Certificate(PathBuf),
@@ -207,11 +221,8 @@ struct Files<'a> {
 impl<'a> Files<'a> {
     fn read(certificate: &'a Path, key: &'a Path) -> Result<Self, TlsError> {
         let (_, chain) = read(certificate)?;
-        let (mode, private) = read(key)?;
-        if mode & 0o077 != 0 {
-            let path = key.to_owned();
-            return Err(TlsError::Loose { path, mode });
-        }
+        let (found, private) = read(key)?;
+        found.keeps(key, rustix::process::geteuid().as_raw())?;
         Ok(Self {
             certificate: (certificate, chain.to_vec()),
             key: (key, private),
@@ -254,14 +265,50 @@ impl<'a> Files<'a> {
     }
 }
 
-/// A file's mode, and what it holds: asked of the open file, so that what is checked is what is read.
-fn read(path: &Path) -> Result<(u32, Zeroizing<Vec<u8>>), TlsError> {
+/// Whose a file is, and who may do what with it.
+struct Found {
+    owner: u32,
+    mode: u32,
+}
+
+impl Found {
+    /// Whether a key's file is a secret of `user`, who runs this broker.
+    fn keeps(&self, key: &Path, user: u32) -> Result<(), TlsError> {
+        let path = || key.to_owned();
+        if self.owner != user && self.owner != ROOT {
+            return Err(TlsError::NotOurs {
+                path: path(),
+                owner: self.owner,
+                user,
+            });
+        }
+        if self.mode & 0o077 != 0 {
+            return Err(TlsError::Loose {
+                path: path(),
+                mode: self.mode,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Whose a file is, and what it holds: asked of the open file, so that what is checked is what is read.
+fn read(path: &Path) -> Result<(Found, Zeroizing<Vec<u8>>), TlsError> {
     let io = |source| TlsError::Io {
         path: path.to_owned(),
         source,
     };
-    let file = File::open(path).map_err(io)?;
-    let mode = file.metadata().map_err(io)?.mode() & 0o777;
+    // A pipe without a writer would never open, and renewal would wait for it.
+    let flags = OFlags::NONBLOCK.union(OFlags::NOCTTY).bits();
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.cast_signed())
+        .open(path)
+        .map_err(io)?;
+    let metadata = file.metadata().map_err(io)?;
+    if !metadata.is_file() {
+        return Err(TlsError::NotAFile(path.to_owned()));
+    }
     let mut bytes = Zeroizing::new(Vec::new());
     file.take(FILE_BYTES_MAX + 1)
         .read_to_end(&mut bytes)
@@ -269,9 +316,14 @@ fn read(path: &Path) -> Result<(u32, Zeroizing<Vec<u8>>), TlsError> {
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > FILE_BYTES_MAX {
         return Err(TlsError::TooLong(path.to_owned()));
     }
-    Ok((mode, bytes))
+    let found = Found {
+        owner: metadata.uid(),
+        mode: metadata.mode() & 0o777,
+    };
+    Ok((found, bytes))
 }
 
+const ROOT: u32 = 0;
 /// Longest certificate or key file, in bytes: a chain has a few KiB.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
 /// How often the files are looked at without being told.
@@ -291,6 +343,82 @@ mod tests {
     fn put(path: &Path, text: &str, mode: u32) {
         std::fs::write(path, text).expect("written");
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("mode");
+    }
+
+    #[test]
+    fn a_key_is_the_brokers_or_roots() {
+        let key = Path::new("tls.key");
+        let found = |owner, mode| Found { owner, mode };
+        assert!(found(7, 0o600).keeps(key, 7).is_ok());
+        assert!(found(0, 0o400).keeps(key, 7).is_ok());
+        assert!(matches!(
+            found(8, 0o600).keeps(key, 7),
+            Err(TlsError::NotOurs {
+                owner: 8,
+                user: 7,
+                ..
+            })
+        ));
+        for owner in [0, 7] {
+            assert!(matches!(
+                found(owner, 0o640).keeps(key, 7),
+                Err(TlsError::Loose { mode: 0o640, .. })
+            ));
+        }
+        // The owner is the one of the file that was read.
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("tls.key");
+        put(&path, "", 0o600);
+        let own = rustix::process::geteuid().as_raw();
+        assert_eq!(read(&path).expect("read").0.owner, own);
+        if own == ROOT {
+            std::os::unix::fs::chown(&path, Some(8), None).expect("given away");
+            assert!(matches!(
+                Files::read(&path, &path),
+                Err(TlsError::NotOurs { owner: 8, .. })
+            ));
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_holds_nothing_up() {
+        let dir = tempfile::tempdir().expect("dir");
+        let (certificate, key) = (dir.path().join("tls.crt"), dir.path().join("tls.key"));
+        let (chain, private) = pair();
+        put(&certificate, &chain, 0o644);
+        put(&key, &private, 0o600);
+        let tls = Tls::read(&certificate, &key).expect("read");
+        for replaced in [&certificate, &key] {
+            let kept = std::fs::read(replaced).expect("read");
+            std::fs::remove_file(replaced).expect("removed");
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            rustix::fs::mknodat(
+                rustix::fs::CWD,
+                replaced,
+                rustix::fs::FileType::Fifo,
+                mode,
+                0,
+            )
+            .expect("a pipe");
+            let (done, read) = std::sync::mpsc::channel();
+            let reloading = tls.clone();
+            std::thread::spawn(move || {
+                reloading.reload();
+                done.send(())
+            });
+            read.recv_timeout(Duration::from_secs(30))
+                .expect("it does not wait for a writer");
+            let told = tls.status().last_error.expect("told");
+            assert!(told.contains("not a regular file"), "{told}");
+            std::fs::remove_file(replaced).expect("removed");
+            put(replaced, &String::from_utf8(kept).expect("text"), 0o600);
+            tls.reload();
+            assert!(tls.status().last_error.is_none(), "good again");
+        }
+        assert!(matches!(
+            Tls::read(dir.path(), &key),
+            Err(TlsError::NotAFile(_))
+        ));
     }
 
     #[test]

@@ -1,15 +1,23 @@
 //! Whoever means ill at the doors: thousands who never come to the point, a full house, one source too many, resets,
 //! answers that nobody takes. Each story has an honest client who is served meanwhile.
 
-use std::sync::atomic::Ordering;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use dipylon::client::{Endpoint, Reach};
+use dipylon::clock::Clock;
 use dipylon::config::Connections;
+use dipylon::jose::dpop;
+use dipylon::proto::v1;
+use dipylon::proto::v1::token_service_client::TokenServiceClient;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
+use tonic::transport::Channel;
 
+use super::harness::rand_u64;
 use super::transport::{PEER, Setup, Site, http1, in_time, until, works};
 
 /// What a hostile end does and does not do.
@@ -216,7 +224,147 @@ async fn when_all_room_is_taken_the_next_waits_and_comes_in() {
     for hostile in hostile {
         in_time("it is closed", hostile).await.expect("held");
     }
-    assert!(site.counts.idle.load(Ordering::Relaxed) > 0);
+    assert!(site.counts.unproved.load(Ordering::Relaxed) > 0);
+    site.stop().await;
+}
+
+/// A connection from one of this host's many addresses.
+async fn from_source(source: u8, to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::from(([127, 0, 0, source], 0)))?;
+    socket.connect(to).await
+}
+
+/// Keeps a stream open that anybody may open, for as long as it is let.
+async fn watch_for_ever(stream: TcpStream, request: http::request::Builder) -> Option<()> {
+    let (mut sender, connection) = h2::client::handshake(stream).await.ok()?;
+    let connection = tokio::spawn(connection);
+    let request = request.body(()).ok()?;
+    let (answer, mut body) = sender.send_request(request, false).ok()?;
+    body.send_data(Bytes::from_static(b"\0\0\0\0\0"), true)
+        .ok()?;
+    let answer = answer.await.ok()?;
+    // Never read to its end, as a client does that will not go.
+    let _broken = connection.await;
+    drop(answer);
+    Some(())
+}
+
+/// Asks again and again what anybody may ask, for as long as it is answered.
+async fn probe_for_ever(mut stream: TcpStream) {
+    let mut answer = [0; 1024];
+    while stream
+        .write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .is_ok()
+        && matches!(stream.read(&mut answer).await, Ok(1..))
+    {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// A validator's stream on a connection of its own, which is never made again.
+async fn watch_revocations(site: &Site) -> tonic::Streaming<v1::WatchRevocationsResponse> {
+    let channel = Channel::from_shared(site.url.clone()).expect("url");
+    let mut tokens = TokenServiceClient::new(channel.connect().await.expect("connects"));
+    let key = site.world.key_of("cases");
+    let mut nonce = "none-yet".to_owned();
+    for _ in 0..2 {
+        let claims = dpop::ProofClaims {
+            htm: "POST",
+            htu: &format!("{}/dipylon.v1.TokenService/WatchRevocations", site.url),
+            iat: Clock::system().now(),
+            jti: &format!("{:x}{:x}", rand_u64(), rand_u64()),
+            nonce: Some(&nonce),
+            ath: None,
+            adg: None,
+            evh: None,
+        };
+        let proof = dpop::create(&key, &claims).expect("proof");
+        let mut request = tonic::Request::new(v1::WatchRevocationsRequest { after: None });
+        let proof = proof.reveal().parse().expect("ascii");
+        request.metadata_mut().insert("dpop", proof);
+        match tokens.watch_revocations(request).await {
+            Ok(stream) => return stream.into_inner(),
+            Err(refused) => {
+                let next = refused.metadata().get("dpop-nonce").expect("a nonce");
+                nonce = next.to_str().expect("text").to_owned();
+            }
+        }
+    }
+    panic!("no stream");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_proves_nothing_gives_way_to_the_next_and_whoever_did_stays() {
+    let site = Site::start(Setup {
+        limits: Connections {
+            max: 8,
+            max_per_source: 2,
+            idle: Duration::from_secs(3_000),
+            age: Duration::from_secs(20_000),
+            ..Connections::default()
+        },
+        ..Setup::default()
+    })
+    .await;
+    let mut stream = watch_revocations(&site).await;
+    let heard = Arc::new(AtomicU64::new(0));
+    let listener = tokio::spawn({
+        let heard = heard.clone();
+        async move {
+            while let Ok(Some(_)) = stream.message().await {
+                heard.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    // Twice as many as there are places, and each comes again as soon as it is closed.
+    let mut hostile = tokio::task::JoinSet::new();
+    for n in 0..16_u8 {
+        let address = site.address;
+        let watch = format!("{}/grpc.health.v1.Health/Watch", site.url);
+        hostile.spawn(async move {
+            loop {
+                if let Ok(stream) = from_source(2 + n / 2, address).await {
+                    if n % 2 == 0 {
+                        let request = http::Request::post(watch.as_str())
+                            .header("content-type", "application/grpc")
+                            .header("te", "trailers");
+                        let _closed = watch_for_ever(stream, request).await;
+                    } else {
+                        probe_for_ever(stream).await;
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+    }
+    until("all room is taken", || {
+        site.counts.open.load(Ordering::Relaxed) == 8
+    })
+    .await;
+    let patient = site.endpoint().with_retry_ms(60_000);
+    let task = in_time("an honest client comes in", site.task(patient))
+        .await
+        .expect("opens");
+    works(&task, 1).await;
+    until("many have given way", || {
+        site.counts.unproved.load(Ordering::Relaxed) > 16
+    })
+    .await;
+    // Who has proved something stays with what is open, and goes when nothing is.
+    until("the honest one is idle and gives way", || {
+        site.counts.idle.load(Ordering::Relaxed) > 0
+    })
+    .await;
+    let so_far = heard.load(Ordering::Relaxed);
+    until("the stream goes on", || {
+        heard.load(Ordering::Relaxed) > so_far
+    })
+    .await;
+    assert!(!listener.is_finished());
+    hostile.abort_all();
+    listener.abort();
     site.stop().await;
 }
 

@@ -115,7 +115,7 @@ pub struct Setup {
 
 /// A broker in this process behind doors as a test wants them.
 pub struct Site {
-    world: Arc<World>,
+    pub world: Arc<World>,
     pub url: String,
     pub address: SocketAddr,
     pub root: PathBuf,
