@@ -7,6 +7,7 @@
 //! Never: writes to stdout, follows where the command would rather go, or leaves a token alive behind it.
 
 mod deliver;
+mod headers;
 mod later;
 mod origin;
 mod peer;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use hyper::header::HeaderName;
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::sync::watch;
@@ -104,6 +106,9 @@ pub(super) struct Exec {
     /// Accept an audience over plain http that is not on this machine
     #[arg(long)]
     insecure_audience: bool,
+    /// A header of the command's that the proxy passes too, beside those that say what is asked
+    #[arg(long = "forward-header", value_name = "NAME", value_parser = headers::forwarded)]
+    forward_headers: Vec<HeaderName>,
     #[command(flatten)]
     evidence: EvidenceArgs,
     /// The command and its arguments
@@ -117,8 +122,10 @@ The command gets one way to do the one action at the one audience:
           only (Linux; elsewhere whoever knows the URL: keep it off command lines, which
           all users can read). Requests below it go to the audience with the token and a
           proof (RFC 9449) of their own, and nowhere else.
-          Authorization, DPoP, cookies and other identities of the command are left out,
-          redirects are passed through. The token never reaches the command.
+          Headers that say what is asked pass (Accept, Content-Type, If-Match, Range, …),
+          others with --forward-header; Authorization, DPoP, cookies, Referer and other
+          identities never do. Redirects are passed through. The token never reaches the
+          command.
   socket  DIPYLON_SIGNER_SOCKET takes lines {\"htm\":\"POST\",\"htu\":\"URL\",\"nonce\":\"…\"}
           (nonce if there is one) and answers {\"authorization\":\"DPoP …\",\"dpop\":\"…\"}, for
           URLs of the audience only.
@@ -262,6 +269,9 @@ impl Exec {
         option("--audience-ca", ca.map(|file| file.display().to_string()));
         if self.insecure_audience {
             words.push("--insecure-audience".to_owned());
+        }
+        for name in &self.forward_headers {
+            words.extend(["--forward-header".to_owned(), quoted(name.as_str())]);
         }
         words.push("--".to_owned());
         words.extend(
@@ -572,7 +582,13 @@ impl Job {
         signals: &mut Signals,
     ) -> (TaskOutcome, u8) {
         let presenter = Arc::new(Presenter::new(token, origin, self.clock.clone()));
-        let ready = Delivered::ready(verb.deliver, &presenter, &self.task.id().to_string()).await;
+        let ready = Delivered::ready(
+            verb.deliver,
+            &presenter,
+            &self.task.id().to_string(),
+            &verb.forward_headers,
+        )
+        .await;
         let mut delivered = match ready {
             Ok(delivered) => delivered,
             Err(failure) => {
