@@ -237,8 +237,10 @@ impl Kept {
 
     /// Keeps it, its key being kept already, and leaves the last one the last.
     pub(super) fn keep_aside(&self) -> Result<(), Failure> {
+        let dir = dir()?;
+        keys::make_private_dir(&dir)?;
         let text = json::canonical_of(self).map_err(|e| Failure::failed(e.to_string()))?;
-        dev::write_private(&dir()?.join(format!("{}.json", self.task)), &text)
+        dev::write_private(&dir.join(format!("{}.json", self.task)), &text)
     }
 
     /// Finds a task by its id, or the one opened last.

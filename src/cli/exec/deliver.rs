@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 
 use clap::ValueEnum;
+use hyper::header::HeaderName;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -66,11 +67,12 @@ const OPENINGS_FILE: &str = "DIPYLON_OPENINGS_FILE";
 const TASK: &str = "DIPYLON_TASK";
 
 impl Delivered {
-    /// Makes ready what the command will use.
+    /// Makes ready what the command will use; `forward` are the headers that a proxy lets pass beside the usual ones.
     pub(super) async fn ready(
         way: Way,
         presenter: &Arc<Presenter>,
         task: &str,
+        forward: &[HeaderName],
     ) -> Result<Self, Failure> {
         let mut delivered = Self {
             environment: vec![(TASK, task.into())],
@@ -81,7 +83,7 @@ impl Delivered {
         let openings = presenter.token.openings();
         match way {
             Way::Proxy => {
-                delivered.proxy(presenter).await?;
+                delivered.proxy(presenter, forward).await?;
                 if !openings.is_empty() {
                     let dir = PrivateDir::make()?;
                     let file = dir.join("openings.json");
@@ -96,7 +98,11 @@ impl Delivered {
         Ok(delivered)
     }
 
-    async fn proxy(&mut self, presenter: &Arc<Presenter>) -> Result<(), Failure> {
+    async fn proxy(
+        &mut self,
+        presenter: &Arc<Presenter>,
+        forward: &[HeaderName],
+    ) -> Result<(), Failure> {
         peer::can_tell()?;
         let listener = TcpListener::bind(("127.0.0.1", 0))
             .await
@@ -106,7 +112,7 @@ impl Delivered {
         // other users are refused by who they are. Of this user's processes the path keeps out those that did not see it.
         let capability = Secret::new(random_name()?);
         let url = format!("http://127.0.0.1:{port}/{}", capability.reveal());
-        let proxy = Proxy::new(&capability, presenter.clone());
+        let proxy = Proxy::new(&capability, presenter.clone(), forward);
         self.serving.push(tokio::spawn(proxy.serve(listener)));
         self.environment.push((PROXY_URL, url.into()));
         Ok(())

@@ -7,6 +7,7 @@
 //! Never: writes to stdout, follows where the command would rather go, or leaves a token alive behind it.
 
 mod deliver;
+mod headers;
 mod later;
 mod origin;
 mod peer;
@@ -17,19 +18,20 @@ mod signer;
 mod tell;
 
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use hyper::header::HeaderName;
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
-use super::failure::Failure;
+use super::failure::{Failure, failed};
 use super::net;
 use super::parse::{self, NamedParam};
 use super::serve::{me, quoted};
@@ -38,6 +40,7 @@ use super::{Common, shapes};
 use crate::client::{Agent, Error, OpenTask, Outcome, Pending, Task, Token, TokenOrder};
 use crate::clock::Clock;
 use crate::jose::SigningKey;
+use crate::keys;
 use crate::model::text::reveal;
 use crate::model::{
     AccessRequestId, Action, ActionName, Audience, DeniedReason, Exit, Reason, Target, TaskOutcome,
@@ -89,7 +92,7 @@ pub(super) struct Exec {
     /// Go on with what an earlier --no-wait asked for
     #[arg(
         long, value_name = "ACCESS_REQUEST", value_parser = AccessRequestId::parse,
-        conflicts_with_all = ["action", "target", "params", "audience", "ttl", "reason", "purpose", "max_duration", "heartbeat"]
+        conflicts_with_all = ["action", "target", "params", "audience", "ttl", "reason", "purpose", "max_duration", "heartbeat", "task_key"]
     )]
     request: Option<AccessRequestId>,
     /// How the command comes to use the token
@@ -104,6 +107,12 @@ pub(super) struct Exec {
     /// Accept an audience over plain http that is not on this machine
     #[arg(long)]
     insecure_audience: bool,
+    /// A header of the command's that the proxy passes too, beside those that say what is asked
+    #[arg(long = "forward-header", value_name = "NAME", value_parser = headers::forwarded)]
+    forward_headers: Vec<HeaderName>,
+    /// The key that the agent is pinned to, or any other; never given to the command [default: one made for the task]
+    #[arg(long, value_name = "FILE")]
+    task_key: Option<PathBuf>,
     #[command(flatten)]
     evidence: EvidenceArgs,
     /// The command and its arguments
@@ -117,8 +126,10 @@ The command gets one way to do the one action at the one audience:
           only (Linux; elsewhere whoever knows the URL: keep it off command lines, which
           all users can read). Requests below it go to the audience with the token and a
           proof (RFC 9449) of their own, and nowhere else.
-          Authorization, DPoP, cookies and other identities of the command are left out,
-          redirects are passed through. The token never reaches the command.
+          Headers that say what is asked pass (Accept, Content-Type, If-Match, Range, …),
+          others with --forward-header; Authorization, DPoP, cookies, Referer and other
+          identities never do. Redirects are passed through. The token never reaches the
+          command.
   socket  DIPYLON_SIGNER_SOCKET takes lines {\"htm\":\"POST\",\"htu\":\"URL\",\"nonce\":\"…\"}
           (nonce if there is one) and answers {\"authorization\":\"DPoP …\",\"dpop\":\"…\"}, for
           URLs of the audience only.
@@ -134,7 +145,8 @@ agent may: from a file that it may read, or from a SPIFFE agent that answers it.
 SPIFFE_ENDPOINT_SOCKET and DIPYLON_KEY are taken out of its environment hides the way and
 closes nothing. What does: evidence that another user fetches and hands over on stdin
 (--evidence -), a SPIFFE agent that attests this program and not only its user, or a pinned
-key (jkt in agents.toml) that the command cannot read.
+key (jkt in agents.toml) that the command cannot read: --task-key may be a pipe, such as
+<(sudo -u keeper cat key.pem).
 
 When the command ends, however it ends, the task is completed and its token is dead. If this
 program is killed, the task ends when its heartbeat is missed: the command may live on, its
@@ -263,6 +275,9 @@ impl Exec {
         if self.insecure_audience {
             words.push("--insecure-audience".to_owned());
         }
+        for name in &self.forward_headers {
+            words.extend(["--forward-header".to_owned(), quoted(name.as_str())]);
+        }
         words.push("--".to_owned());
         words.extend(
             self.command
@@ -296,10 +311,34 @@ enum Begun {
 
 /// What it takes to keep a task for another process: in memory, until it must be.
 struct Keep {
-    pkcs8: Zeroizing<Vec<u8>>,
+    key: KeyKept,
     url: String,
     purpose: String,
     evidence: KeptEvidence,
+}
+
+/// What is kept of a task's key.
+enum KeyKept {
+    /// All of it: it was made for this task.
+    Made(Zeroizing<Vec<u8>>),
+    /// Where it is: it is the caller's own.
+    At(PathBuf),
+}
+
+impl KeyKept {
+    /// The caller's key, or a new one. What another process shall go on with must be a file that stays.
+    fn read(given: Option<&Path>, stays: bool) -> Result<(SigningKey, Self), Failure> {
+        let Some(path) = given else {
+            let (key, pkcs8) = SigningKey::generate().map_err(Error::Key)?;
+            return Ok((key, Self::Made(pkcs8)));
+        };
+        let at = if stays {
+            path.canonicalize().map_err(failed(path.display()))?
+        } else {
+            path.to_owned()
+        };
+        Ok((keys::read(path)?, Self::At(at)))
+    }
 }
 
 impl Begun {
@@ -324,9 +363,9 @@ impl Begun {
         };
         let endpoint = net::endpoint(common)?;
         let (source, evidence) = verb.evidence.source(common)?;
-        let (key, pkcs8) = SigningKey::generate().map_err(Error::Key)?;
+        let (key, kept) = KeyKept::read(verb.task_key.as_deref(), verb.no_wait)?;
         let keep = Keep {
-            pkcs8,
+            key: kept,
             url: endpoint.url().to_owned(),
             purpose: purpose.clone(),
             evidence,
@@ -572,7 +611,13 @@ impl Job {
         signals: &mut Signals,
     ) -> (TaskOutcome, u8) {
         let presenter = Arc::new(Presenter::new(token, origin, self.clock.clone()));
-        let ready = Delivered::ready(verb.deliver, &presenter, &self.task.id().to_string()).await;
+        let ready = Delivered::ready(
+            verb.deliver,
+            &presenter,
+            &self.task.id().to_string(),
+            &verb.forward_headers,
+        )
+        .await;
         let mut delivered = match ready {
             Ok(delivered) => delivered,
             Err(failure) => {
@@ -679,7 +724,10 @@ impl Job {
     }
 
     fn keep(&self, keep: Keep, pending: &Pending) -> Result<(), Failure> {
-        let key = store::keep_key(self.task.id(), &keep.pkcs8)?;
+        let key = match keep.key {
+            KeyKept::Made(pkcs8) => store::keep_key(self.task.id(), &pkcs8)?,
+            KeyKept::At(path) => path,
+        };
         Kept::new(&self.task, &keep.url, key, &keep.purpose, keep.evidence)?.keep_aside()?;
         Later::new(pending, &self.task, &self.order).keep()
     }

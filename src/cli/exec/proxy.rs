@@ -16,10 +16,7 @@ use std::time::Duration;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
-use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE,
-    WWW_AUTHENTICATE,
-};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Version, client, server};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -28,6 +25,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::headers::{self, DPOP_NONCE, lists};
 use super::origin::{Unreached, climbs};
 use super::peer;
 use super::present::Presenter;
@@ -41,12 +39,19 @@ pub(super) struct Proxy {
     /// Compared by hash, so that the time it takes says nothing of the secret.
     capability: Digest,
     presenter: Arc<Presenter>,
+    /// Headers that the caller lets pass, beside those that always do.
+    forward: Vec<HeaderName>,
 }
 
 impl Proxy {
     /// `capability` is what the first segment of every path must be.
-    pub(super) fn new(capability: &Secret, presenter: Arc<Presenter>) -> Self {
+    pub(super) fn new(
+        capability: &Secret,
+        presenter: Arc<Presenter>,
+        forward: &[HeaderName],
+    ) -> Self {
         Self {
+            forward: forward.to_vec(),
             capability: Digest::of(capability.reveal().as_bytes()),
             presenter,
         }
@@ -139,7 +144,7 @@ impl Proxy {
             return Err(Problem::new(
                 StatusCode::BAD_REQUEST,
                 "PATH",
-                "a path with . or .. in it could leave the audience's own",
+                "a path with . or .. in it, a backslash or a control character, however encoded, could leave the audience's own",
             ));
         }
         if lists(&head.headers, "upgrade") {
@@ -156,9 +161,9 @@ impl Proxy {
             method: head.method,
             path: path.to_owned(),
             target: self.presenter.origin.path(&target),
-            headers: passed_on(&head.headers),
+            headers: headers::passed_on(&head.headers, &self.forward),
         };
-        match Sent::of(&outgoing.headers, body).await? {
+        match Sent::of(body).await? {
             Sent::Again(bytes) => {
                 let response = self.send(&outgoing, full(bytes.clone()), None).await?;
                 match wanted_nonce(&response) {
@@ -288,12 +293,12 @@ enum Sent {
 
 impl Sent {
     /// A body of known and small size is read whole first: a resource server that wants a nonce says so only then.
-    async fn of(headers: &HeaderMap, body: Incoming) -> Result<Self, Problem> {
+    async fn of(body: Incoming) -> Result<Self, Problem> {
         let small = body
             .size_hint()
             .exact()
             .is_some_and(|bytes| bytes <= REPLAY_BYTES_MAX);
-        if !small || headers.contains_key("expect") {
+        if !small {
             return Ok(Self::Once(body.boxed()));
         }
         let limit = usize::try_from(REPLAY_BYTES_MAX).unwrap_or(usize::MAX);
@@ -343,50 +348,11 @@ fn full(bytes: Bytes) -> Body {
     Full::new(bytes).map_err(|never| match never {}).boxed()
 }
 
-/// The headers that go on to the audience: none that belong to one connection (RFC 9110 §7.6.1), none that say who is
-/// asking or what is asked otherwise than the request itself does.
-fn passed_on(headers: &HeaderMap) -> HeaderMap {
-    headers
-        .iter()
-        .filter(|(name, _)| !is_hop(headers, name) && !is_identity(name.as_str()) && *name != HOST)
-        .filter(|(name, _)| *name != CONTENT_LENGTH && *name != "expect")
-        .map(|(name, value)| (name.clone(), value.clone()))
-        .collect()
-}
-
-/// The audience's answer for the command: without cookies, which would be an identity after the task, and without nonces,
-/// which are for whoever makes proofs.
+/// The audience's answer for the command.
 fn received(response: Response<Incoming>) -> Response<Body> {
     let (mut head, body) = response.into_parts();
-    let all = std::mem::take(&mut head.headers);
-    head.headers = all
-        .iter()
-        .filter(|(name, _)| !is_hop(&all, name))
-        .filter(|(name, _)| !["set-cookie", "set-cookie2", DPOP_NONCE].contains(&name.as_str()))
-        .map(|(name, value)| (name.clone(), value.clone()))
-        .collect();
+    head.headers = headers::received(&head.headers);
     Response::from_parts(head, body.boxed())
-}
-
-fn is_hop(headers: &HeaderMap, name: &HeaderName) -> bool {
-    HOP.contains(&name.as_str()) || lists(headers, name.as_str())
-}
-
-/// Whether `Connection` names this.
-fn lists(headers: &HeaderMap, name: &str) -> bool {
-    let mut listed = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','));
-    listed.any(|one| one.trim().eq_ignore_ascii_case(name))
-        || (name == "upgrade" && headers.contains_key(UPGRADE))
-}
-
-fn is_identity(name: &str) -> bool {
-    // Some servers read both alike.
-    let name = name.replace('_', "-");
-    IDENTITY.contains(&name.as_str()) || IDENTITY_PREFIXES.iter().any(|p| name.starts_with(p))
 }
 
 /// The nonce of an answer that asks for one (RFC 9449 §9).
@@ -412,67 +378,6 @@ fn nonce_of(headers: &HeaderMap) -> Option<String> {
     fit.then(|| nonce.to_owned())
 }
 
-const DPOP_NONCE: &str = "dpop-nonce";
-
-/// For one connection only (RFC 9110 §7.6.1, and the older ones of RFC 2616 §13.5.1).
-const HOP: [&str; 10] = [
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "http2-settings",
-];
-
-/// What says who is asking, or that another method or path is meant.
-const IDENTITY: [&str; 31] = [
-    "authorization",
-    "dpop",
-    "cookie",
-    "cookie2",
-    "forwarded",
-    "via",
-    "from",
-    "x-real-ip",
-    "api-key",
-    "apikey",
-    "x-api-key",
-    "x-apikey",
-    "x-access-token",
-    "x-id-token",
-    "x-amz-security-token",
-    "x-goog-iap-jwt-assertion",
-    "x-ms-client-principal",
-    "cf-access-jwt-assertion",
-    "client-cert",
-    "client-cert-chain",
-    "remote-user",
-    "signature",
-    "signature-input",
-    "txn-token",
-    "workload-identity-token",
-    "workload-proof-token",
-    "x-http-method",
-    "x-http-method-override",
-    "x-method-override",
-    "x-original-url",
-    "x-rewrite-url",
-];
-const IDENTITY_PREFIXES: [&str; 8] = [
-    "x-forwarded-",
-    "x-remote-",
-    "x-auth-",
-    "x-ssl-",
-    "ssl-client-",
-    "x-client-cert",
-    "oauth-client-attestation",
-    "x-ms-client-principal-",
-];
-
 /// Connections of the command at once.
 const CONNECTIONS_MAX: usize = 64;
 const HEADERS_MAX: usize = 100;
@@ -492,58 +397,18 @@ const ACCEPT_PAUSE_MS: u64 = 100;
 mod tests {
     use super::*;
 
-    fn headers(of: &[(&'static str, &'static str)]) -> HeaderMap {
-        of.iter()
-            .map(|(name, value)| {
-                (
-                    HeaderName::from_static(name),
-                    HeaderValue::from_static(value),
-                )
-            })
-            .collect()
-    }
-
-    #[test]
-    fn no_identity_goes_on() {
-        let kept = [
-            ("accept", "*/*"),
-            ("content-type", "application/json"),
-            ("idempotency-key", "k"),
-            ("x-request-id", "r"),
-            ("traceparent", "t"),
-        ];
-        let dropped = [
-            ("host", "evil.example"),
-            ("authorization", "Bearer x"),
-            ("dpop", "x"),
-            ("cookie", "a=b"),
-            ("proxy-authorization", "Basic x"),
-            ("x-forwarded-for", "10.0.0.1"),
-            ("x_forwarded_user", "root"),
-            ("x-remote-user", "root"),
-            ("x-auth-request-email", "root"),
-            ("x-http-method-override", "DELETE"),
-            ("workload-identity-token", "x"),
-            ("transfer-encoding", "chunked"),
-            ("content-length", "7"),
-            ("expect", "100-continue"),
-            ("te", "trailers"),
-            ("connection", "close, X-Smuggled"),
-            ("x-smuggled", "1"),
-        ];
-        let all: Vec<_> = kept.into_iter().chain(dropped).collect();
-        let passed = passed_on(&headers(&all));
-        assert_eq!(passed, headers(&kept));
-    }
-
     #[test]
     fn a_nonce_is_taken_only_in_its_form() {
+        let of = |value| {
+            let name = HeaderName::from_static(DPOP_NONCE);
+            nonce_of(&HeaderMap::from_iter([(
+                name,
+                HeaderValue::from_static(value),
+            )]))
+        };
         for bad in ["", "a b"] {
-            assert_eq!(nonce_of(&headers(&[("dpop-nonce", bad)])), None);
+            assert_eq!(of(bad), None);
         }
-        assert_eq!(
-            nonce_of(&headers(&[("dpop-nonce", "n-1")])),
-            Some("n-1".to_owned())
-        );
+        assert_eq!(of("n-1"), Some("n-1".to_owned()));
     }
 }

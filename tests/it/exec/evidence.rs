@@ -3,13 +3,15 @@
 use std::sync::{Arc, Mutex};
 
 use dipylon::clock::Clock;
+use dipylon::jose::SigningKey;
+use dipylon::model::Verdict;
 use dipylon::proto::spiffe::spiffe_workload_api_server::{
     SpiffeWorkloadApi, SpiffeWorkloadApiServer,
 };
 use dipylon::proto::spiffe::{Jwtsvid, JwtsvidRequest, JwtsvidResponse};
 use tokio::process::Command;
 
-use super::stage::{READ, Stage, Told};
+use super::stage::{DISABLE, READ, SH, Stage, Told, claim};
 use crate::harness::DOMAIN;
 
 /// Audiences, and a SPIFFE ID.
@@ -157,4 +159,75 @@ async fn evidence_comes_from_the_spiffe_agent() {
         .await
         .exit(2)
         .said("gate 1 asks what you are");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pinned_agent_brings_its_key() {
+    let stage = Stage::set().await;
+    let (key, pkcs8) = SigningKey::generate().expect("key");
+    let file = stage.home.path().join("agent.pem");
+    let pem = SigningKey::to_pem(&pkcs8);
+    std::fs::write(&file, pem.as_str()).expect("key file");
+    let mode = |mode| {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(&file, mode).expect("mode");
+    };
+    mode(0o600);
+    let jkt = key.public().thumbprint().to_string();
+    let files = stage.served.world.policy_with("agents.toml", |t| {
+        let pinned = format!("groups = [\"soc\"]\njkt = \"{jkt}\"");
+        t.replacen("groups = [\"soc\"]", &pinned, 1)
+    });
+    let olga = stage.served.person("olga");
+    olga.apply_policy_bundle(&files).await.expect("applies");
+    let path = file.to_str().expect("text");
+    let with = [&READ[..], &["--task-key", path]].concat();
+    // Any other key: gate 1.
+    stage.script(&READ, "true").await.exit(20);
+    let script = "ask GET /cases/INC-8841; env; ls -l /proc/$$/fd";
+    let told = stage.script(&with, script).await;
+    told.exit(0).printed("HTTP/1.1 200 OK");
+    let token = stage.resource.token();
+    assert_eq!(claim(&token, "cnf")["jkt"], jkt.as_str());
+    let secret = pem.lines().nth(1).expect("a line");
+    for never in [path, secret] {
+        assert!(!told.out.contains(never) && !told.err.contains(never));
+    }
+    // From a pipe, which nobody can read again.
+    let pipe = format!("exec \"$0\" \"${{@:2}}\" --task-key <(cat '{path}') -- bash -c \"$1\"");
+    let exec = stage.exec(&READ, &[]);
+    let mut shell = stage.dipylon_in("bash");
+    shell
+        .args(["-c", &pipe])
+        .arg(exec.as_std().get_program())
+        .arg(format!("{SH} ask GET /cases/INC-8841"))
+        .args(exec.as_std().get_args().filter(|word| *word != "--"));
+    let run = async |mut program: Command| Told::of(program.output().await.expect("runs"));
+    run(shell).await.exit(0).printed("HTTP/1.1 200 OK");
+    // Kept by its place, and still there afterwards.
+    let later = [&DISABLE[..], &["--no-wait", "--task-key", path]].concat();
+    let told = stage.script(&later, "true").await;
+    told.exit(11);
+    let id = told.err.split("--request ").nth(1).expect("an id");
+    let id = id.split(' ').next().expect("an id").to_owned();
+    assert_eq!(stage.decide(Verdict::Approve).await.to_string(), id);
+    let mut again = stage.dipylon();
+    again.args([
+        "exec",
+        "--request",
+        &id,
+        "--audience-url",
+        &stage.resource.url,
+        "--",
+        "true",
+    ]);
+    run(again).await.exit(0);
+    assert_eq!(
+        std::fs::read_to_string(&file).expect("still there"),
+        pem.as_str()
+    );
+    // As every other key: its owner's alone.
+    mode(0o640);
+    stage.script(&with, "true").await.exit(1).said("mode 640");
 }

@@ -26,10 +26,11 @@ async fn a_command_does_its_one_thing_and_nothing_after() {
     let stage = Stage::set().await;
     let script = r#"
         ask GET /cases/INC-8841
-        ask GET '/cases/INC-8841?page=2' 'X-Own: kept\r\n'
+        ask GET '/cases/INC-8841?page=2' "X-Own: kept\r\nX-Other: x\r\nX-Request-Id: r-1\r\nReferer: http://$host$base/\r\n"
         env; tr '\0' '\n' < /proc/$$/environ; tr '\0' '\n' < /proc/$PPID/environ
         exit 3"#;
-    let told = stage.script(&READ, script).await;
+    let options = [&READ[..], &["--forward-header", "X-Own"]].concat();
+    let told = stage.script(&options, script).await;
     told.exit(3)
         .printed("HTTP/1.1 200 OK")
         .printed("done by the resource server")
@@ -65,6 +66,10 @@ async fn a_command_does_its_one_thing_and_nothing_after() {
     let seen = stage.resource.seen();
     assert_eq!(seen[1].path, "/cases/INC-8841?page=2");
     assert_eq!(seen[1].headers["x-own"], "kept");
+    assert_eq!(seen[1].headers["x-request-id"], "r-1");
+    for gone in ["x-other", "referer"] {
+        assert!(seen[1].headers.get(gone).is_none(), "{gone}");
+    }
     assert_ne!(
         seen[0].headers["dpop"], seen[1].headers["dpop"],
         "a proof for each request"

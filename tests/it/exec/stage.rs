@@ -220,7 +220,12 @@ impl Stage {
 
     /// The program with nothing of this machine's own set-up.
     pub fn dipylon(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dipylon"));
+        self.dipylon_in(env!("CARGO_BIN_EXE_dipylon"))
+    }
+
+    /// Another program in the same surroundings.
+    pub fn dipylon_in(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
         command
             .env_remove("XDG_RUNTIME_DIR")
             .env_remove("SPIFFE_ENDPOINT_SOCKET")
