@@ -100,7 +100,7 @@ impl Hall {
             let moves = vec![
                 (Stream::Task(task), 0),
                 (
-                    Stream::Open(agent.id.clone(), proven.jkt(), ask.request_id.clone()),
+                    Stream::open(agent.id.clone(), proven.jkt(), ask.request_id.clone()),
                     0,
                 ),
             ];

@@ -210,10 +210,9 @@ impl<'a> Compact<'a> {
             return Err(JoseError::TooLong);
         }
         // RFC 8725 §3.10: nothing outside the alphabet, so a JSON serialisation ends here.
-        if !compact
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
-        {
+        // Without leaving early: the whole text is looked at in a few wide steps.
+        let within = |b: u8| b.is_ascii_alphanumeric() | (b == b'.') | (b == b'_') | (b == b'-');
+        if !compact.bytes().fold(true, |all, b| all & within(b)) {
             return Err(JoseError::Compact(
                 "has a character outside base64url and '.'",
             ));

@@ -14,7 +14,7 @@ use ring::signature::{
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
-use super::{Usage, curve, decode, encode};
+use super::{Usage, curve, decode_exactly, encode};
 use crate::model::{Digest, KeyId, Thumbprint};
 
 /// Why a key was not read, made or used. Never holds any part of the key.
@@ -110,14 +110,16 @@ impl PublicKey {
             *to = *from;
         }
         // RFC 7638 §3.2: the required members only, in lexicographic order, without whitespace.
-        let required = format!(
-            r#"{{"crv":"P-256","kty":"EC","x":"{}","y":"{}"}}"#,
-            encode(x),
-            encode(y)
-        );
+        let digest = Digest::of_parts(&[
+            br#"{"crv":"P-256","kty":"EC","x":""#,
+            encode(x).as_bytes(),
+            br#"","y":""#,
+            encode(y).as_bytes(),
+            br#""}"#,
+        ]);
         Self {
             point,
-            thumbprint: Thumbprint(Digest::of(required.as_bytes())),
+            thumbprint: Thumbprint(digest),
         }
     }
 
@@ -191,7 +193,7 @@ fn exactly(
 }
 
 fn coordinate(jwk: &Map<String, Value>, name: &str) -> Option<[u8; 32]> {
-    decode(jwk.get(name)?.as_str()?)?.try_into().ok()
+    decode_exactly(jwk.get(name)?.as_str()?)
 }
 
 /// Whether `key_ops` (RFC 7517 §4.3) allows verifying; `None` when it is not an array of different strings.

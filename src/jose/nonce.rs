@@ -1,6 +1,6 @@
 use ring::hmac;
 
-use super::{decode, encode};
+use super::{decode_exactly, encode};
 use crate::model::Timestamp;
 
 /// Server nonces for proofs (RFC 9449 §8), without memory: an expiry and its MAC under a key of this boot. A nonce serves
@@ -13,6 +13,11 @@ pub struct Nonces {
 const LIFE_MS: i64 = 60_000;
 /// Bytes of the MAC that a nonce carries.
 const MAC_BYTES: usize = 16;
+/// Bytes of the expiry before it: milliseconds since 1970, most significant first.
+const EXPIRY_BYTES: usize = 8;
+const NONCE_BYTES: usize = EXPIRY_BYTES + MAC_BYTES;
+/// No other MAC here begins like this.
+const TAG: &[u8] = b"dipylon/nonce/v1\0";
 
 impl Nonces {
     /// Nonces under a key drawn at boot and kept nowhere.
@@ -25,40 +30,36 @@ impl Nonces {
     /// A nonce that is good from now for one minute.
     pub fn issue(&self, now: Timestamp) -> String {
         let expiry = now.plus_millis(LIFE_MS).millis().to_be_bytes();
-        let mut bytes = expiry.to_vec();
-        bytes.extend(self.mac(&expiry));
+        let mut bytes = [0; NONCE_BYTES];
+        let mac = self.mac(&expiry);
+        for (to, from) in bytes.iter_mut().zip(expiry.iter().chain(mac.as_ref())) {
+            *to = *from;
+        }
         encode(&bytes)
     }
 
     /// Until when the nonce is good; `None` when it is old, of another boot, or none of ours.
     pub fn check(&self, nonce: &str, now: Timestamp) -> Option<Timestamp> {
-        let bytes = decode(nonce)?;
-        let (expiry, mac) = bytes.split_at_checked(8)?;
-        let full = hmac::sign(&self.key, &tagged(expiry));
-        let expected = full.as_ref().get(..MAC_BYTES)?;
+        let bytes: [u8; NONCE_BYTES] = decode_exactly(nonce)?;
+        let (expiry, mac) = bytes.split_first_chunk::<EXPIRY_BYTES>()?;
+        let full = self.mac(expiry);
         // Constant time: the MAC is the secret that makes a nonce ours.
-        let same = mac.len() == MAC_BYTES
-            && mac
-                .iter()
-                .zip(expected)
-                .fold(0, |diff, (a, b)| diff | (a ^ b))
-                == 0;
-        let until = Timestamp::from_millis(i64::from_be_bytes(expiry.try_into().ok()?));
+        let same = mac
+            .iter()
+            .zip(full.as_ref())
+            .fold(0, |diff, (a, b)| diff | (a ^ b))
+            == 0;
+        let until = Timestamp::from_millis(i64::from_be_bytes(*expiry));
         (same && now < until).then_some(until)
     }
 
-    fn mac(&self, expiry: &[u8]) -> Vec<u8> {
-        hmac::sign(&self.key, &tagged(expiry))
-            .as_ref()
-            .iter()
-            .copied()
-            .take(MAC_BYTES)
-            .collect()
+    /// The whole MAC; a nonce carries its first [`MAC_BYTES`].
+    fn mac(&self, expiry: &[u8; EXPIRY_BYTES]) -> hmac::Tag {
+        let mut mac = hmac::Context::with_key(&self.key);
+        mac.update(TAG);
+        mac.update(expiry);
+        mac.sign()
     }
-}
-
-fn tagged(expiry: &[u8]) -> Vec<u8> {
-    [b"dipylon/nonce/v1\0".as_slice(), expiry].concat()
 }
 
 #[cfg(test)]
@@ -86,6 +87,7 @@ mod tests {
             );
         }
         assert_eq!(ours.check("", now), None);
+        assert_eq!(ours.check(&format!("{nonce}AAAA"), now), None, "longer");
         assert_eq!(ours.check(&nonce[..nonce.len() - 4], now), None);
     }
 }

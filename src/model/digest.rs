@@ -55,7 +55,7 @@ impl Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&URL_SAFE_NO_PAD.encode(self.0))
+        write_base64::<43>("", &self.0, f)
     }
 }
 
@@ -76,6 +76,23 @@ impl<'de> Deserialize<'de> for Digest {
         let text = String::deserialize(d)?;
         Self::parse(&text).map_err(serde::de::Error::custom)
     }
+}
+
+/// Writes a prefix and bytes as base64url, `LENGTH` characters in all, in one piece and without an allocation: names of
+/// records are written many times for each call.
+pub(super) fn write_base64<const LENGTH: usize>(
+    prefix: &str,
+    bytes: &[u8],
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    let mut text = [0; LENGTH];
+    let (head, rest) = text.split_at_mut_checked(prefix.len()).ok_or(fmt::Error)?;
+    head.copy_from_slice(prefix.as_bytes());
+    let written = URL_SAFE_NO_PAD
+        .encode_slice(bytes, rest)
+        .map_err(|_| fmt::Error)?;
+    debug_assert_eq!(written, rest.len(), "LENGTH fits");
+    f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
 }
 
 /// A JWK thumbprint (RFC 7638, SHA-256): how a key is named everywhere.

@@ -5,6 +5,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::digest::write_base64;
 use super::{Malformed, Thumbprint, json, text};
 
 macro_rules! ids {
@@ -23,14 +24,18 @@ macro_rules! ids {
             pub fn parse(text: &str) -> Result<Self, Malformed> {
                 let wrong = || Malformed::new(stringify!($name), concat!("must be ", $prefix, "_ and 22 characters of base64url"));
                 let rest = text.strip_prefix(concat!($prefix, "_")).ok_or_else(wrong)?;
-                let bytes = URL_SAFE_NO_PAD.decode(rest).map_err(|_| wrong())?;
-                <[u8; 16]>::try_from(bytes.as_slice()).map(Self).map_err(|_| wrong())
+                let mut bytes = [0; 16];
+                match URL_SAFE_NO_PAD.decode_slice(rest, &mut bytes) {
+                    Ok(16) => Ok(Self(bytes)),
+                    Ok(_) | Err(_) => Err(wrong()),
+                }
             }
         }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, concat!($prefix, "_{}"), URL_SAFE_NO_PAD.encode(self.0))
+                const PREFIX: &str = concat!($prefix, "_");
+                write_base64::<{ PREFIX.len() + 22 }>(PREFIX, &self.0, f)
             }
         }
 
@@ -242,5 +247,32 @@ pub fn visible(what: &'static str, text: &str, bytes_max: usize) -> Result<(), M
             format!("has the invisible or control character U+{:04X}", c as u32),
         )),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_has_one_written_form() {
+        let bytes: [u8; 16] = std::array::from_fn(|i| 0xff - u8::try_from(i).expect("small"));
+        let text = format!("areq_{}", URL_SAFE_NO_PAD.encode(bytes));
+        let id = AccessRequestId::from_random(bytes);
+        assert_eq!(id.to_string(), text);
+        assert_eq!(AccessRequestId::parse(&text), Ok(id));
+        let of = |bytes: &[u8]| format!("areq_{}", URL_SAFE_NO_PAD.encode(bytes));
+        for wrong in [
+            of(&bytes[..15]),
+            of(&[bytes.as_slice(), &[0]].concat()),
+            format!("{text}=="),
+            format!("{text}A"),
+            text.replace("areq_", "task_"),
+            text.replace("areq_", ""),
+            // The last character's two loose bits.
+            format!("{}x", &text[..text.len() - 1]),
+        ] {
+            assert!(AccessRequestId::parse(&wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -19,8 +19,9 @@ pub enum Stream {
     Task(TaskId),
     /// The lease of a task with a heartbeat: extended.
     Lease(TaskId),
-    /// The idempotency of opening: one task for an agent, key and request id.
-    Open(AgentId, Thumbprint, RequestId),
+    /// The idempotency of opening: one task for an agent, key and request id. Apart, because it is the largest and the
+    /// versions of as many streams as there are grants are kept.
+    Open(Box<(AgentId, Thumbprint, RequestId)>),
     /// The idempotency of asking: a task and request id open access requests for one action and get one grant.
     Request(TaskId, RequestId),
     /// An access request: opened, each vote, consumed, closed.
@@ -48,7 +49,10 @@ impl fmt::Display for Stream {
         match self {
             Self::Task(id) => write!(f, "task:{id}"),
             Self::Lease(id) => write!(f, "lease:{id}"),
-            Self::Open(agent, key, request) => write!(f, "open:{agent}/{key}/{request}"),
+            Self::Open(open) => {
+                let (agent, key, request) = &**open;
+                write!(f, "open:{agent}/{key}/{request}")
+            }
             Self::Request(task, request) => write!(f, "req:{task}/{request}"),
             Self::Access(id) => write!(f, "access:{id}"),
             Self::Asks(agent) => write!(f, "asks:{agent}"),
@@ -70,6 +74,11 @@ impl fmt::Debug for Stream {
 }
 
 impl Stream {
+    /// The stream of an opening.
+    pub fn open(agent: AgentId, key: Thumbprint, request: RequestId) -> Self {
+        Self::Open(Box::new((agent, key, request)))
+    }
+
     /// Reads the written form.
     pub fn parse(text: &str) -> Result<Self, Malformed> {
         let unknown = || Malformed::new("stream", "unknown");
@@ -84,7 +93,7 @@ impl Stream {
             "open" => {
                 let (agent, rest) = pair()?;
                 let (key, request) = rest.split_once('/').ok_or_else(unknown)?;
-                Self::Open(
+                Self::open(
                     AgentId::parse(agent)?,
                     Thumbprint(Digest::parse(key)?),
                     RequestId::parse(request)?,
@@ -116,5 +125,16 @@ impl Serialize for Stream {
 impl<'de> Deserialize<'de> for Stream {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         Self::parse(&String::deserialize(d)?).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_is_small() {
+        // Versions are kept of one for each grant: a task's id, a text and which kind it is.
+        assert!(size_of::<Stream>() <= 40, "{}", size_of::<Stream>());
     }
 }

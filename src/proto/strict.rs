@@ -10,7 +10,7 @@ use prost::{Message, Name};
 use prost_types::FileDescriptorSet;
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FieldDescriptorProto};
-use tonic::codec::{Codec, DecodeBuf, Decoder};
+use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder};
 use tonic::{Code, Status};
 use tonic_prost::{ProstDecoder, ProstEncoder};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -44,12 +44,22 @@ where
     type Decoder = StrictDecoder<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
-        ProstEncoder::default()
+        ProstEncoder::new(buffers())
     }
 
     fn decoder(&mut self) -> Self::Decoder {
         StrictDecoder(PhantomData)
     }
+}
+
+/// What a buffer begins with, in bytes; a larger message makes it grow. Most messages here are below it, and up to here an
+/// allocation is one step of the allocator's (glibc's per-thread cache ends at 1,032 bytes).
+const BUFFER_BYTES: usize = 1024;
+/// Bytes of a stream's messages that are gathered before they are sent: tonic's own value.
+const YIELD_BYTES: usize = 32 * 1024;
+
+fn buffers() -> BufferSettings {
+    BufferSettings::new(BUFFER_BYTES, YIELD_BYTES)
 }
 
 /// The decoding half of [`StrictCodec`].
@@ -66,6 +76,10 @@ impl<U: Message + Name + Default> Decoder for StrictDecoder<U> {
         }
         let bytes = buf.copy_to_bytes(buf.remaining());
         read(&bytes).map(Some).map_err(|refusal| refusal.status())
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        buffers()
     }
 }
 

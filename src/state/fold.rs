@@ -400,7 +400,16 @@ impl State {
             .secret
             .and_then(|hash| committed.blob(&hash))
             .and_then(|text| ActionSecret::from_blob(text));
-        let (issued, action) = self.shared.grant(f, secret.as_ref());
+        let (mut issued, action) = self.shared.grant(f, secret.as_ref());
+        // The journal keeps the stream of the request: its text need not lie in memory twice.
+        let stream = |moved: &Stream| match moved {
+            Stream::Request(_, id) if *id == f.request_id => Some(id.clone()),
+            _ => None,
+        };
+        if let Some(id) = committed.entry().moves.iter().find_map(stream) {
+            issued.request_id = id;
+        }
+        let request_id = issued.request_id.clone();
         let grant = Grant {
             kids: self.shared.kids(&issued.kid),
             issued: Arc::new(issued),
@@ -418,7 +427,7 @@ impl State {
         self.grants.put(f.jti, grant);
         self.task_grants.amend(f.task, |list| list.push(f.jti));
         self.request_ids.put(
-            (f.task, f.request_id.clone()),
+            (f.task, request_id),
             At {
                 value: Some(Fixed::Granted(f.jti)),
                 version,

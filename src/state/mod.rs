@@ -26,10 +26,11 @@ pub use records::{
 
 use feed::Feed;
 use shared::Shared;
+use table::Notes;
 pub use table::Table;
 
 /// A value and the version of the stream it comes from.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct At<T> {
     /// The value.
     pub value: T,
@@ -57,12 +58,12 @@ pub struct State {
     keys: Table<KeyId, At<Value>>,
     requests: Table<AccessRequestId, AccessRequest>,
     grants: Table<TokenId, Grant>,
-    request_ids: Table<(TaskId, RequestId), At<Option<Fixed>>>,
+    request_ids: Notes<(TaskId, RequestId), At<Option<Fixed>>>,
     asks: Table<AgentId, At<BTreeSet<AccessRequestId>>>,
     task_grants: Table<TaskId, Vec<TokenId>>,
     task_requests: Table<TaskId, Vec<AccessRequestId>>,
     agent_tasks: Table<AgentId, BTreeSet<TaskId>>,
-    decisions: Table<DecisionId, u64>,
+    decisions: Notes<DecisionId, u64>,
     feed: Feed,
     shared: Shared,
     due: Mutex<BTreeSet<(Timestamp, Due)>>,
@@ -103,10 +104,7 @@ impl State {
 
     /// What the journal alone says of an agent; unknown to it = in good standing at version 0.
     pub fn standing(&self, agent: &AgentId) -> At<AgentStanding> {
-        self.agents
-            .get(agent)
-            .map(|at| (*at).clone())
-            .unwrap_or_default()
+        self.agents.get(agent).map(|at| *at).unwrap_or_default()
     }
 
     /// The freeze of one scope; never frozen = at version 0.
@@ -228,7 +226,6 @@ impl State {
     pub fn request_id(&self, task: &TaskId, request: &RequestId) -> At<Option<Fixed>> {
         self.request_ids
             .get(&(*task, request.clone()))
-            .map(|at| (*at).clone())
             .unwrap_or_default()
     }
 
@@ -331,7 +328,7 @@ impl State {
 
     /// The entry that holds an answer of gate 2.
     pub fn decision_index(&self, id: &DecisionId) -> Option<u64> {
-        self.decisions.get(id).map(|i| *i)
+        self.decisions.get(id)
     }
 
     /// (epoch, index of the last entry folded).
@@ -432,7 +429,7 @@ impl State {
     }
 }
 
-fn sorted<K: Ord, V>(mut all: Vec<(K, Arc<V>)>) -> Vec<(K, Arc<V>)> {
+fn sorted<K: Ord, V>(mut all: Vec<(K, V)>) -> Vec<(K, V)> {
     all.sort_by(|a, b| a.0.cmp(&b.0));
     all
 }

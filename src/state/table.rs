@@ -73,6 +73,43 @@ impl<K: Eq + Hash + Clone, V> Table<K, V> {
     }
 }
 
+/// A map like [`Table`] for values of a few bytes: they lie in the map itself, without an `Arc` each.
+#[derive(Debug)]
+pub struct Notes<K: Eq + Hash, V: Copy>(DashMap<K, V>);
+
+impl<K: Eq + Hash, V: Copy> Default for Notes<K, V> {
+    fn default() -> Self {
+        Self(DashMap::new())
+    }
+}
+
+impl<K: Eq + Hash + Clone, V: Copy> Notes<K, V> {
+    /// The value under the key.
+    pub fn get(&self, key: &K) -> Option<V> {
+        self.0.get(key).map(|guard| *guard)
+    }
+
+    /// Puts a value under the key, in place of any other.
+    pub fn put(&self, key: K, value: V) {
+        self.0.insert(key, value);
+    }
+
+    /// Replaces the value under the key by what `change` makes of it; nothing happens when there is none.
+    pub fn change(&self, key: &K, change: impl FnOnce(V) -> V) {
+        if let Some(mut guard) = self.0.get_mut(key) {
+            *guard = change(*guard);
+        }
+    }
+
+    /// Every key and value, in no order, as of no single moment.
+    pub fn all(&self) -> Vec<(K, V)> {
+        self.0
+            .iter()
+            .map(|guard| (guard.key().clone(), *guard.value()))
+            .collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,5 +133,15 @@ mod tests {
             (&[1, 2, 3][..], before),
             "in place"
         );
+    }
+
+    #[test]
+    fn a_note_changes_only_where_there_is_one() {
+        let notes: Notes<u8, u64> = Notes::default();
+        notes.change(&1, |n| n + 1);
+        assert_eq!(notes.get(&1), None);
+        notes.put(1, 7);
+        notes.change(&1, |n| n + 1);
+        assert_eq!((notes.get(&1), notes.all()), (Some(8), vec![(1, 8)]));
     }
 }

@@ -331,7 +331,7 @@ fn streams() -> Vec<Stream> {
     vec![
         Stream::Task(task),
         Stream::Lease(task),
-        Stream::Open(
+        Stream::open(
             agent.clone(),
             Thumbprint(digest(8)),
             word("open-1", RequestId::parse),
