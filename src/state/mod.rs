@@ -104,10 +104,7 @@ impl State {
 
     /// What the journal alone says of an agent; unknown to it = in good standing at version 0.
     pub fn standing(&self, agent: &AgentId) -> At<AgentStanding> {
-        self.agents
-            .get(agent)
-            .map(|at| *at)
-            .unwrap_or_default()
+        self.agents.get(agent).map(|at| *at).unwrap_or_default()
     }
 
     /// The freeze of one scope; never frozen = at version 0.
