@@ -40,6 +40,11 @@ pub struct UnixDoor {
 impl UnixDoor {
     /// Binds the path, mode 0660. What a broker that is dead left there is removed.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
+        Self::bind_with(path, MODE)
+    }
+
+    /// Binds the path with a mode of its own.
+    pub(super) fn bind_with(path: &Path, mode: u32) -> Result<Self, SocketError> {
         let io = |source| SocketError::Io {
             path: path.to_owned(),
             source,
@@ -65,7 +70,7 @@ impl UnixDoor {
         let making = PathBuf::from(making);
         let _left_by_a_process_of_this_id = std::fs::remove_file(&making);
         let listener = UnixListener::bind(&making).map_err(io)?;
-        let placed = std::fs::set_permissions(&making, std::fs::Permissions::from_mode(MODE))
+        let placed = std::fs::set_permissions(&making, std::fs::Permissions::from_mode(mode))
             .and_then(|()| std::fs::hard_link(&making, path))
             .and_then(|()| std::fs::symlink_metadata(path));
         let _gone = std::fs::remove_file(&making);
@@ -75,6 +80,11 @@ impl UnixDoor {
             path: path.to_owned(),
             node: (placed.dev(), placed.ino()),
         })
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The next connection, and the user id of the process that made it.

@@ -373,7 +373,7 @@ async fn get_saying(url: &str, path: &str, header: &str) -> (u16, String) {
         .await
         .expect("connects");
     let request =
-        format!("GET {path} HTTP/1.1\r\nHost: b\r\n{header}\r\nConnection: close\r\n\r\n");
+        format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n{header}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("sent");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.expect("read");

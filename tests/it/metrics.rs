@@ -14,6 +14,7 @@ use super::admission::get;
 use super::harness::{CASES, DOMAIN, action, disable, read_case};
 use super::kill::Realm;
 use super::served::{Served, order};
+use super::transport::in_time;
 
 /// An operators' door for a served broker; its place.
 async fn door(s: &Served) -> (String, tokio::task::JoinHandle<std::io::Result<()>>) {
@@ -265,6 +266,81 @@ async fn operators_listen_on_this_machine_alone() {
     door.abort();
     let _aborted = door.await;
     assert!(!path.exists(), "and takes its socket away");
+    // What lies there by then and is not its own, it leaves.
+    let listener = OperatorListener::unix(&path).expect("listens");
+    std::fs::remove_file(&path).expect("removed");
+    let _another = std::os::unix::net::UnixListener::bind(&path).expect("bound");
+    drop(listener);
+    assert!(path.exists());
+    OperatorListener::unix(&path).expect_err("another listens there");
+}
+
+#[tokio::test]
+async fn operators_are_answered_by_this_hosts_names_alone() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let s = Served::start().await;
+    let (place, door) = door(&s).await;
+    let address = place.trim_start_matches("http://");
+    for (target, hosts, told) in [
+        ("/livez", "Host: localhost", 200),
+        ("/livez", "Host: rebound.example", 421),
+        ("/metrics", "Host: rebound.example:9100", 421),
+        // The target's own host counts as well (RFC 9112 §3.2.2).
+        ("http://rebound.example/metrics", "Host: localhost", 421),
+        ("/metrics", "Host: localhost\r\nHost: rebound.example", 421),
+    ] {
+        let mut stream = tokio::net::TcpStream::connect(address)
+            .await
+            .expect("connects");
+        let ask = format!("GET {target} HTTP/1.1\r\n{hosts}\r\nConnection: close\r\n\r\n");
+        stream.write_all(ask.as_bytes()).await.expect("sent");
+        let mut answer = String::new();
+        // To its end: one answer for each connection.
+        in_time("an end", stream.read_to_string(&mut answer))
+            .await
+            .expect("read");
+        let head = format!("HTTP/1.1 {told} ");
+        assert!(answer.starts_with(&head), "{target} {hosts}: {answer}");
+        assert!(!answer.contains("dipylon_"), "{answer}");
+    }
+    door.abort();
+}
+
+#[tokio::test]
+async fn operators_are_not_muted_by_those_who_say_nothing() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let s = Served::start().await;
+    let (place, door) = door(&s).await;
+    let address = place.trim_start_matches("http://");
+    let mut held = tokio::task::JoinSet::new();
+    for n in 0..40 {
+        let mut stream = tokio::net::TcpStream::connect(address)
+            .await
+            .expect("connects");
+        held.spawn(async move {
+            stream
+                .write_all(b"GET /livez HTTP/1.1\r\nx-slow: ")
+                .await
+                .expect("sent");
+            let mut byte = [0];
+            loop {
+                let wait = std::time::Duration::from_millis(500);
+                match tokio::time::timeout(wait, stream.read(&mut byte)).await {
+                    Ok(_closed) => return,
+                    // Some never come to an end, some never say more.
+                    Err(_) if n % 2 == 0 && stream.write_all(b"a").await.is_err() => return,
+                    Err(_) => {}
+                }
+            }
+        });
+    }
+    let (status, _) = in_time("an operator's answer", get(&place, "/livez")).await;
+    assert_eq!(status, 200);
+    in_time("all of them are closed", async {
+        while held.join_next().await.is_some() {}
+    })
+    .await;
+    door.abort();
 }
 
 /// The real process, its log in JSON: each answered call is one object with what belongs to it.

@@ -110,7 +110,7 @@ impl Walk {
 
     async fn metrics(&self) -> String {
         let mut stream = TcpStream::connect(&self.operator).await.expect("listens");
-        let ask = "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        let ask = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
         stream.write_all(ask.as_bytes()).await.expect("sent");
         let mut text = String::new();
         stream.read_to_string(&mut text).await.expect("read");

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 use hyper::header::HeaderName;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -24,7 +25,8 @@ use crate::client::random_name;
 use crate::model::Secret;
 
 /// Ways of delivery.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Way {
     /// A proxy on loopback: DIPYLON_PROXY_URL. The command never sees the token
     Proxy,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::Means;
 use crate::cli::failure::{Failure, failed};
 use crate::cli::store::{self, Kept};
 use crate::cli::{Common, dev};
@@ -25,6 +26,8 @@ pub(super) struct Later {
     action: Kind,
     ttl_s: i64,
     reason: String,
+    #[serde(default)]
+    means: Means,
 }
 
 /// An action as its JSON form has it.
@@ -38,7 +41,7 @@ struct Kind {
 }
 
 impl Later {
-    pub(super) fn new(pending: &Pending, task: &Task, order: &TokenOrder) -> Self {
+    pub(super) fn new(pending: &Pending, task: &Task, order: &TokenOrder, means: Means) -> Self {
         let action = &order.action;
         Self {
             access_request: pending.access_request_id(),
@@ -56,7 +59,14 @@ impl Later {
             },
             ttl_s: order.ttl_s,
             reason: order.reason.clone(),
+            means,
         }
+    }
+
+    /// How its command comes to use the token: as given now, or else as given before, and so it is kept from now on.
+    pub(super) fn go_on_with(&mut self, given: Means) -> &Means {
+        self.means = given.or(std::mem::take(&mut self.means));
+        &self.means
     }
 
     /// Keeps it, beside what is kept of its task. Mode 0600: a parameter may be sensitive.

@@ -26,6 +26,7 @@ use std::time::Duration;
 use clap::Args;
 use hyper::header::HeaderName;
 use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -95,18 +96,8 @@ pub(super) struct Exec {
         conflicts_with_all = ["action", "target", "params", "audience", "ttl", "reason", "purpose", "max_duration", "heartbeat", "task_key"]
     )]
     request: Option<AccessRequestId>,
-    /// How the command comes to use the token
-    #[arg(long, value_enum, default_value = "proxy")]
-    deliver: Way,
-    /// Where the audience is really reached [default: the audience itself]
-    #[arg(long, value_name = "URL")]
-    audience_url: Option<String>,
-    /// Certificate authorities (PEM) that the audience is checked by [default: the system's]
-    #[arg(long, value_name = "FILE")]
-    audience_ca: Option<PathBuf>,
-    /// Accept an audience over plain http that is not on this machine
-    #[arg(long)]
-    insecure_audience: bool,
+    #[command(flatten)]
+    means: Means,
     /// A header of the command's that the proxy passes too, beside those that say what is asked
     #[arg(long = "forward-header", value_name = "NAME", value_parser = headers::forwarded)]
     forward_headers: Vec<HeaderName>,
@@ -118,6 +109,59 @@ pub(super) struct Exec {
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
+}
+
+/// How the command comes to use the token, and where. With --request, what is not given is as it was given first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Means {
+    /// How the command comes to use the token [default: proxy]
+    #[arg(long, value_enum)]
+    deliver: Option<Way>,
+    /// Where the audience is really reached [default: the audience itself]
+    #[arg(long, value_name = "URL")]
+    audience_url: Option<String>,
+    /// Certificate authorities (PEM) that the audience is checked by [default: the system's]
+    #[arg(long, value_name = "FILE")]
+    audience_ca: Option<PathBuf>,
+    /// Accept an audience over plain http that is not on this machine
+    #[arg(long)]
+    insecure_audience: bool,
+}
+
+impl Means {
+    fn way(&self) -> Way {
+        self.deliver.unwrap_or(Way::Proxy)
+    }
+
+    /// These, and for what they leave open the earlier ones. That one place over http was accepted says nothing of another.
+    fn or(self, earlier: Self) -> Self {
+        let same_place = self.audience_url.is_none() || self.audience_url == earlier.audience_url;
+        Self {
+            deliver: self.deliver.or(earlier.deliver),
+            insecure_audience: self.insecure_audience || (same_place && earlier.insecure_audience),
+            audience_url: self.audience_url.or(earlier.audience_url),
+            audience_ca: self.audience_ca.or(earlier.audience_ca),
+        }
+    }
+
+    /// The same from whatever directory it is read.
+    fn anywhere(&self) -> Result<Self, Failure> {
+        let ca = self.audience_ca.as_ref();
+        let whole = |file: &PathBuf| std::path::absolute(file).map_err(failed(file.display()));
+        Ok(Self {
+            audience_ca: ca.map(whole).transpose()?,
+            ..self.clone()
+        })
+    }
+
+    fn origin(&self, audience: &Audience) -> Result<Origin, Failure> {
+        Origin::new(Where {
+            url: self.audience_url.as_deref().unwrap_or(audience.as_str()),
+            ca: self.audience_ca.as_deref(),
+            insecure: self.insecure_audience,
+        })
+    }
 }
 
 const HELP: &str = "\
@@ -159,7 +203,7 @@ access request back and ends the task.
 
 Exit codes: the command's own, or 128 + the signal that ended it; for what never ran:
    2  not understood          13  too few people could say yes   20  gate 1 refused
-  10  denied                  14  the broker is unreachable     126  cannot be run
+  10  denied                  14  broker or audience is away    126  cannot be run
   11  waiting (--no-wait)     15  something changed: ask anew   127  not found
   12  nobody decided in time  16  too many at once
 
@@ -174,9 +218,9 @@ const END_PAUSE_MS: u64 = 500;
 const BEATS: u64 = 3;
 
 /// Runs it from the first question to the last word.
-pub(super) async fn run(common: &Common, verb: Exec) -> Result<ExitCode, Failure> {
+pub(super) async fn run(common: &Common, mut verb: Exec) -> Result<ExitCode, Failure> {
     let tell = Tell::new(common.json);
-    if verb.deliver == Way::Env {
+    if verb.means.way() == Way::Env {
         return Err(deliver::not_bearer());
     }
     if !program::shield() {
@@ -195,11 +239,12 @@ pub(super) async fn run(common: &Common, verb: Exec) -> Result<ExitCode, Failure
     }
     let mut signals = Signals::listen()?;
     let wait = (!verb.no_wait).then_some(verb.wait);
+    verb.means = verb.means.anywhere()?;
     let begun = match verb.request {
-        Some(id) => Begun::again(common, &verb, id)?,
+        Some(id) => Begun::again(common, &mut verb, id)?,
         None => Begun::anew(common, &verb)?,
     };
-    let origin = verb.origin(&begun.order().action.audience)?;
+    let origin = verb.means.origin(&begun.order().action.audience)?;
     if origin.is_open() {
         let text = format!(
             "{} is spoken to over plain http: everyone on the way reads what is sent, and changes it",
@@ -207,12 +252,19 @@ pub(super) async fn run(common: &Common, verb: Exec) -> Result<ExitCode, Failure
         );
         tell.event("warning", &text, json!({ "warning": "INSECURE_AUDIENCE" }));
     }
+    let opening = async {
+        if matches!(begun, Begun::Again { .. }) {
+            // People may have said yes, and the token that is made of it is for now: asking again comes before wasting it.
+            reached(&origin).await?;
+        }
+        begun.open(tell).await
+    };
     let job = tokio::select! {
-        job = begun.open(tell) => job?,
+        job = opening => job?,
         signal = signals.next() => return Ok(ExitCode::from(program::signal_code(signal.as_raw()))),
     };
     let alive = job.keep_alive();
-    let (outcome, code) = match job.ask(wait, &program, &mut signals).await {
+    let (outcome, code) = match job.ask(wait, &origin, &program, &mut signals).await {
         Ok(Asked::Token(token)) => job.run(&verb, *token, origin, &alive, &mut signals).await,
         Ok(Asked::Pending(pending)) => return job.later(common, &verb, &pending).await,
         Ok(Asked::No(code)) => (TaskOutcome::Abandoned, code),
@@ -235,14 +287,6 @@ impl Exec {
         name.map_or_else(String::new, |name| name.to_string_lossy().into_owned())
     }
 
-    fn origin(&self, audience: &Audience) -> Result<Origin, Failure> {
-        Origin::new(Where {
-            url: self.audience_url.as_deref().unwrap_or(audience.as_str()),
-            ca: self.audience_ca.as_deref(),
-            insecure: self.insecure_audience,
-        })
-    }
-
     /// The command that goes on with an access request.
     fn resume(&self, common: &Common, id: AccessRequestId) -> String {
         let mut words = vec![
@@ -262,17 +306,17 @@ impl Exec {
         );
         let socket = common.socket.as_ref();
         option("--socket", socket.map(|path| path.display().to_string()));
-        let way = match self.deliver {
+        let way = match self.means.way() {
             Way::Proxy | Way::Env => None,
             Way::Socket => Some("socket"),
             Way::Fd => Some("fd"),
             Way::File => Some("file"),
         };
         option("--deliver", way.map(str::to_owned));
-        option("--audience-url", self.audience_url.clone());
-        let ca = self.audience_ca.as_ref();
+        option("--audience-url", self.means.audience_url.clone());
+        let ca = self.means.audience_ca.as_ref();
         option("--audience-ca", ca.map(|file| file.display().to_string()));
-        if self.insecure_audience {
+        if self.means.insecure_audience {
             words.push("--insecure-audience".to_owned());
         }
         for name in &self.forward_headers {
@@ -390,8 +434,9 @@ impl Begun {
         })
     }
 
-    fn again(common: &Common, verb: &Exec, id: AccessRequestId) -> Result<Self, Failure> {
-        let later = Later::find(id)?;
+    fn again(common: &Common, verb: &mut Exec, id: AccessRequestId) -> Result<Self, Failure> {
+        let mut later = Later::find(id)?;
+        verb.means = later.go_on_with(verb.means.clone()).clone();
         let (task, order) = later.resume(common, &verb.evidence)?;
         let task = if verb.evidence.given() {
             task.showing_evidence()
@@ -523,6 +568,7 @@ impl Job {
     async fn ask(
         &self,
         wait_s: Option<u32>,
+        origin: &Origin,
         program: &str,
         signals: &mut Signals,
     ) -> Result<Asked, Error> {
@@ -539,7 +585,15 @@ impl Job {
                 if wait_s.is_none() {
                     return Ok(Asked::Pending(Box::new(pending)));
                 }
-                waiting = Some(pending.access_request_id());
+                let id = pending.access_request_id();
+                let reaching = tokio::select! {
+                    reaching = reached(origin) => reaching,
+                    signal = signals.next() => return Ok(self.stopped(signal, Some(id)).await),
+                };
+                if let Err(failure) = reaching {
+                    return Ok(self.unreached(&failure, id).await);
+                }
+                waiting = Some(id);
                 None
             }
             // A broker that is away is waited for like people are; one that says no is not.
@@ -587,9 +641,7 @@ impl Job {
     /// Told to stop before anything ran: what waits is taken back. The end of the task would close it too; this says why.
     async fn stopped(&self, signal: Signal, waiting: Option<AccessRequestId>) -> Asked {
         if let Some(id) = waiting {
-            let cancelling = self.task.cancel(id);
-            let bound = Duration::from_millis(END_MS.unsigned_abs());
-            let _tried = tokio::time::timeout(bound, cancelling).await;
+            self.take_back(id).await;
         }
         let what = waiting.map_or_else(String::new, |id| format!(", {id} is taken back"));
         let number = signal.as_raw();
@@ -599,6 +651,20 @@ impl Job {
             json!({ "signal": number, "access_request": waiting }),
         );
         Asked::No(program::signal_code(number))
+    }
+
+    /// The audience is not there: nobody is asked for what could not be used.
+    async fn unreached(&self, failure: &Failure, waiting: AccessRequestId) -> Asked {
+        self.take_back(waiting).await;
+        let next = failure.next.as_deref().unwrap_or_default();
+        let text = format!("{}; {waiting} is taken back; {next}", failure.message);
+        self.tell.event("failed", &text, failure.to_json());
+        Asked::No(failure.exit.number())
+    }
+
+    async fn take_back(&self, waiting: AccessRequestId) {
+        let bound = Duration::from_millis(END_MS.unsigned_abs());
+        let _tried = tokio::time::timeout(bound, self.task.cancel(waiting)).await;
     }
 
     /// Runs the command with the token, and says how the task ends for it.
@@ -612,7 +678,7 @@ impl Job {
     ) -> (TaskOutcome, u8) {
         let presenter = Arc::new(Presenter::new(token, origin, self.clock.clone()));
         let ready = Delivered::ready(
-            verb.deliver,
+            verb.means.way(),
             &presenter,
             &self.task.id().to_string(),
             &verb.forward_headers,
@@ -708,10 +774,13 @@ impl Job {
         pending: &Pending,
     ) -> Result<ExitCode, Failure> {
         if let Some(keep) = self.keep.take()
-            && let Err(failure) = self.keep(keep, pending)
+            && let Err(failure) = self.keep(keep, pending, &verb.means)
         {
             self.end(TaskOutcome::Abandoned, None).await;
             return Err(failure);
+        }
+        if let Some(later) = &self.later {
+            later.keep()?;
         }
         let id = pending.access_request_id();
         let resume = verb.resume(common, id);
@@ -723,16 +792,54 @@ impl Job {
         Ok(ExitCode::from(Exit::Waiting.number()))
     }
 
-    fn keep(&self, keep: Keep, pending: &Pending) -> Result<(), Failure> {
+    fn keep(&self, keep: Keep, pending: &Pending, means: &Means) -> Result<(), Failure> {
         let key = match keep.key {
             KeyKept::Made(pkcs8) => store::keep_key(self.task.id(), &pkcs8)?,
             KeyKept::At(path) => path,
         };
         Kept::new(&self.task, &keep.url, key, &keep.purpose, keep.evidence)?.keep_aside()?;
-        Later::new(pending, &self.task, &self.order).keep()
+        Later::new(pending, &self.task, &self.order, means.clone()).keep()
     }
+}
+
+/// Whether the audience is there, and is who its certificate says: no request is made.
+async fn reached(origin: &Origin) -> Result<(), Failure> {
+    let connection = origin.connect().await.map_err(|why| {
+        let message = format!("{why} at {}", reveal(&origin.base_url()));
+        Failure::new(Exit::Unavailable, message)
+            .next("no approval was used: start the audience, or name its place with --audience-url and --audience-ca")
+    })?;
+    drop(connection);
+    Ok(())
 }
 
 fn is_away(error: &Error) -> bool {
     Failure::from(error.clone()).exit == Exit::Unavailable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_again_wins_and_an_accepted_place_is_one_place() {
+        let earlier = || Means {
+            deliver: Some(Way::Fd),
+            audience_url: Some("http://idp.example".to_owned()),
+            audience_ca: Some("/ca.pem".into()),
+            insecure_audience: true,
+        };
+        assert_eq!(Means::default().or(earlier()), earlier());
+        let given = Means {
+            deliver: Some(Way::Proxy),
+            audience_url: Some("http://idp2.example".to_owned()),
+            ..Means::default()
+        };
+        let both = given.or(earlier());
+        assert_eq!(both.way(), Way::Proxy);
+        assert_eq!(both.audience_url.as_deref(), Some("http://idp2.example"));
+        assert_eq!(both.audience_ca, earlier().audience_ca);
+        assert!(!both.insecure_audience, "accepted for another place");
+        assert_eq!(Means::default().way(), Way::Proxy);
+    }
 }

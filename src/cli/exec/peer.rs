@@ -103,7 +103,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 #[cfg(any(target_os = "linux", test))]
 const WORD_DIGITS: usize = 8;
 
-#[cfg(all(test, target_endian = "little"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -111,6 +111,7 @@ mod tests {
         text.parse().expect(text)
     }
 
+    #[cfg(target_endian = "little")]
     #[test]
     fn addresses_are_read_as_the_kernel_writes_them() {
         for (field, address_) in [
@@ -140,6 +141,7 @@ mod tests {
         }
     }
 
+    #[cfg(target_endian = "little")]
     #[test]
     fn a_line_names_the_owner_of_one_socket() {
         let (peer, here) = (at("127.0.0.1:36842"), at("127.0.0.1:33201"));

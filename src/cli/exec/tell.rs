@@ -46,7 +46,7 @@ impl Tell {
         let needs: Vec<String> = pending.needs().iter().map(needs).collect();
         self.event(
             "step-up",
-            &format!("needs {} by {}  {id}", needs.join(" and "), rules(pending.rules())),
+            &format!("needs {} because of {}  {id}", needs.join(" and "), rules(pending.rules())),
             json!({
                 "access_request": id, "rules": shapes::rules(pending.rules()), "needs": shapes::profiles(pending.needs()),
                 "expires_at": pending.expires_at().to_string(),
@@ -82,16 +82,19 @@ impl Tell {
         } else {
             format!(" by {}", rules(no.rules()))
         };
+        let next = no
+            .known_reason()
+            .map_or_else(String::new, |reason| format!("{}; ", reason.next()));
         self.event(
             "denied",
             &format!(
-                "{}{by}; an operator sees more: dipylon explain {}",
+                "{}{by}; {next}an operator sees more: dipylon explain {}",
                 reveal(no.reason()),
                 no.decision_id()
             ),
             json!({
                 "reason": no.reason(), "rules": shapes::rules(no.rules()), "access_request": no.access_request_id(),
-                "decision": no.decision_id(),
+                "decision": no.decision_id(), "next": no.known_reason().map(crate::model::DeniedReason::next),
             }),
         );
     }

@@ -93,7 +93,7 @@ async fn a_stepped_up_action_waits_and_runs() {
         .printed("HTTP/1.1 200 OK")
         .printed("HTTP/1.1 401 Unauthorized")
         .printed("uses are spent")
-        .said(&format!("dipylon: step-up   needs 1 of group security by rule \"destructive-needs-a-yes\" and rule \"soc-acts-at-home\"  {id}"))
+        .said(&format!("dipylon: step-up   needs 1 of group security because of rule \"destructive-needs-a-yes\" and rule \"soc-acts-at-home\"  {id}"))
         .said("dipylon: waiting   until 2")
         .said("dipylon: approved  account.disable on Account::ann by rule")
         .said("uses 1  -> running bash")
@@ -183,22 +183,25 @@ async fn who_does_not_wait_comes_back() {
     let waits = Told::of(
         stage
             .dipylon()
-            .args([
-                "exec",
-                "--request",
-                &id,
-                "--no-wait",
-                "--audience-url",
-                &stage.resource.url,
-                "--",
-                "true",
-            ])
+            .args(["exec", "--request", &id, "--no-wait", "--", "true"])
             .output()
             .await
             .expect("runs"),
     );
-    waits.exit(11).said(&format!("exec --request {id}"));
+    waits.exit(11).said(&format!(
+        "exec --request {id} --audience-url {} -- true",
+        stage.resource.url
+    ));
     assert_eq!(stage.decide(Verdict::Approve).await.to_string(), id);
+    // A yes is not spent on an audience that is not there.
+    let nobody = unheard().await;
+    let nowhere = ["exec", "--request", &id, "--audience-url", &nobody];
+    let away = stage.dipylon().args(nowhere).args(["--", "true"]).output();
+    Told::of(away.await.expect("runs"))
+        .exit(14)
+        .said(&format!("the audience cannot be reached at {nobody}"))
+        .said("no approval was used");
+    assert_eq!(stage.entries("\"TokenIssued\""), 0);
     let resource = stage.resource.clone();
     stage.served = stage.served.restart().await;
     again(&stage)
@@ -211,6 +214,30 @@ async fn who_does_not_wait_comes_back() {
     again(&stage).await.exit(2).said("does not wait here");
     let left: Vec<_> = walk(&stage.home.path().join("state"));
     assert!(left.is_empty(), "keys and requests are forgotten: {left:?}");
+}
+
+/// A place on loopback where nobody listens.
+async fn unheard() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a port");
+    format!("http://{}", listener.local_addr().expect("address"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_asked_for_what_cannot_be_used() {
+    let stage = Stage::set().await;
+    let nobody = unheard().await;
+    let options = [&DISABLE[..], &["--wait", "20s", "--audience-url", &nobody]].concat();
+    let told = stage.exec(&options, &["true"]).output().await;
+    Told::of(told.expect("runs"))
+        .exit(14)
+        .said(&format!(
+            "the audience cannot be reached at {nobody}; areq_"
+        ))
+        .said("is taken back")
+        .said("dipylon: done      exit 14, 0 tokens revoked");
+    assert_eq!(stage.entries("\"AccessRequestClosed\""), 1);
 }
 
 fn walk(dir: &Path) -> Vec<PathBuf> {
@@ -358,11 +385,15 @@ async fn a_broker_that_comes_back_is_waited_for() {
         .world
         .svid_for(&realm.url, &id, Clock::system().now(), 3_600);
     std::fs::write(temp.path().join("svid"), evidence.reveal()).expect("evidence");
+    let audience = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a port");
+    let audience_url = format!("http://{}", audience.local_addr().expect("address"));
     let mut program = Command::new(env!("CARGO_BIN_EXE_dipylon"));
     program
         .args(["--url", &realm.url, "exec", "--evidence"])
         .arg(temp.path().join("svid"))
-        .args(["--audience-url", "http://127.0.0.1:9"])
+        .args(["--audience-url", &audience_url])
         .args(DISABLE)
         .args(["--", "true"])
         .stdin(Stdio::null())
