@@ -81,6 +81,7 @@ async fn spans_reach_a_collector() {
         purpose: "CANARY-purpose".into(),
         max_duration_s: 600,
         request_id: Some("open-1".into()),
+        heartbeat_s: None,
     };
     let task = agent.open_task(&opening).await.expect("opens");
     traced(&realm.url).await;
