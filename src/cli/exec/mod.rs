@@ -540,7 +540,6 @@ impl Job {
     fn keep_alive(&self) -> Alive {
         let (says, over) = watch::channel(None);
         let task = self.task.clone();
-        let tell = self.tell;
         let pause = self.heartbeat_s.map(|heartbeat_s| {
             Duration::from_millis(u64::from(heartbeat_s).saturating_mul(1_000) / BEATS)
         });
@@ -551,9 +550,7 @@ impl Job {
                 match task.keep_alive().await {
                     Ok(_) => {}
                     Err(error) if error.reason() == Some(Reason::TaskEnded) => {
-                        let why = error.to_string();
-                        tell.event("ended", &why, json!({ "task": task.id(), "message": why }));
-                        says.send_replace(Some(why));
+                        says.send_replace(Some(error.to_string()));
                         return;
                     }
                     // The lease says how long this may go on.
@@ -694,9 +691,13 @@ impl Job {
         };
         let watching = tokio::spawn({
             let (presenter, mut over) = (presenter.clone(), alive.over.clone());
+            let (tell, task) = (self.tell, self.task.id());
             async move {
                 if let Ok(why) = over.wait_for(Option::is_some).await {
-                    presenter.end(why.as_deref().unwrap_or_default());
+                    let why = why.as_deref().unwrap_or_default();
+                    // Who reads that it ended may rely on it.
+                    presenter.end(why);
+                    tell.event("ended", why, json!({ "task": task, "message": why }));
                 }
             }
         });
