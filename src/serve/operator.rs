@@ -81,14 +81,16 @@ pub async fn operate(hall: Arc<Hall>, listener: OperatorListener) -> io::Result<
     let router = Router::new()
         .route("/metrics", get(metrics))
         .with_state((hall.clone(), Arc::new(Semaphore::new(READINGS_MAX))))
-        .merge(http::probes(hall))
-        .layer(middleware::map_response(last));
+        .merge(http::probes(hall));
+    let last = middleware::map_response(last);
     match listener {
         OperatorListener::Tcp(listener) => {
-            let router = router.layer(middleware::from_fn(for_this_host));
+            let router = router.layer(middleware::from_fn(for_this_host)).layer(last);
             axum::serve(Bounded::new(listener), router).await
         }
-        OperatorListener::Unix(door) => axum::serve(Bounded::new(Local(door)), router).await,
+        OperatorListener::Unix(door) => {
+            axum::serve(Bounded::new(Local(door)), router.layer(last)).await
+        }
     }
 }
 

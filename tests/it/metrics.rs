@@ -301,6 +301,7 @@ async fn operators_are_answered_by_this_hosts_names_alone() {
             .expect("read");
         let head = format!("HTTP/1.1 {told} ");
         assert!(answer.starts_with(&head), "{target} {hosts}: {answer}");
+        assert!(answer.contains("connection: close"), "{answer}");
         assert!(!answer.contains("dipylon_"), "{answer}");
     }
     door.abort();
