@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::Means;
+use super::means::Means;
 use crate::cli::failure::{Failure, failed};
 use crate::cli::store::{self, Kept};
 use crate::cli::{Common, dev};
