@@ -10,6 +10,7 @@ use dipylon::model::Secret;
 use dipylon::proto::v1;
 use dipylon::proto::v1::task_service_client::TaskServiceClient;
 use dipylon::proto::v1::token_service_client::TokenServiceClient;
+use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
@@ -82,22 +83,17 @@ pub fn over_the_wire(stage: &Stage, asks: Vec<(TokenAsk, Secret)>, in_flight: us
     stage
         .load
         .block_on(closed(requests, in_flight, move |caller, request| {
-            let mut client = TaskServiceClient::new(clients[caller % clients.len()].clone());
-            async move {
-                let answer = client
-                    .request_token(request)
-                    .await
-                    .expect("answered")
-                    .into_inner();
-                assert!(
-                    matches!(
-                        answer.outcome,
-                        Some(v1::request_token_response::Outcome::Token(_))
-                    ),
-                    "a token"
-                );
-            }
+            mint(clients[caller % clients.len()].clone(), request)
         }))
+}
+
+/// One call that must give a token.
+pub async fn mint(client: Channel, request: tonic::Request<v1::RequestTokenRequest>) {
+    let mut client = TaskServiceClient::new(client);
+    let answer = client.request_token(request).await.expect("answered");
+    let outcome = answer.into_inner().outcome;
+    let token = matches!(outcome, Some(v1::request_token_response::Outcome::Token(_)));
+    assert!(token, "a token");
 }
 
 /// Mints by asking the hall, on the broker's threads.

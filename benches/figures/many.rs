@@ -11,11 +11,9 @@ use std::time::{Duration, Instant};
 use dipylon::clock::Clock;
 use dipylon::journal::{Committed, Faults, Journal, Options, ReadOnly};
 use dipylon::model::{AgentId, EndCause, Entry, Fact};
-use dipylon::proto::v1;
-use dipylon::proto::v1::task_service_client::TaskServiceClient;
 use dipylon::state::State;
 
-use super::calls::in_process;
+use super::calls::{in_process, mint};
 use super::load::{closed, nanos, percentile};
 use super::page::{Page, ms};
 use super::stage::{Stage, wire, wire_ask};
@@ -193,21 +191,10 @@ fn end_them_all(stage: &Stage, counts: &Counts, page: &mut Page) {
             (asked, Instant::now(), ended.position)
         });
         let slice = closed(requests, IN_FLIGHT, move |caller, request| {
-            let mut client = TaskServiceClient::new(clients[caller % clients.len()].clone());
+            let client = clients[caller % clients.len()].clone();
             let counted = counted.clone();
             async move {
-                let answer = client
-                    .request_token(request)
-                    .await
-                    .expect("answered")
-                    .into_inner();
-                assert!(
-                    matches!(
-                        answer.outcome,
-                        Some(v1::request_token_response::Outcome::Token(_))
-                    ),
-                    "a token"
-                );
+                mint(client, request).await;
                 counted.fetch_add(1, Ordering::Relaxed);
             }
         })
