@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use super::doomed::{Doomed, Wish};
-use super::{Hall, Presented, Refusal};
+use super::{Hall, PersonCaller, Presented, Refusal};
 use crate::approve::ActionFreeze;
 use crate::journal::{Append, AppendError, Blob, Draft};
 use crate::model::*;
@@ -21,6 +21,15 @@ pub struct FreezeDone {
     pub tokens: usize,
     /// Waiting access requests that ended.
     pub access_requests: usize,
+}
+
+/// What lifts an order of an operator's.
+pub(super) struct Lift {
+    pub what: Doomed,
+    /// Why it cannot be lifted while the order itself waits.
+    pub waits: &'static str,
+    pub stream: Stream,
+    pub fact: Fact,
 }
 
 impl Hall {
@@ -71,25 +80,44 @@ impl Hall {
     pub async fn unfreeze(&self, call: &Presented, scope: FreezeScope) -> Result<u64, Refusal> {
         let operator = self.person(call)?;
         self.known_scope(call, &scope)?;
-        loop {
-            let rules = self.still_operator(call, &operator)?;
-            let freeze = self.state.freeze(&scope);
-            // One that waits to be written must be written first: lifting what is not there would leave it to come later.
-            if self.is_doomed(&Doomed::Freeze(scope.clone())) {
-                let told = "the freeze itself waits to be written";
-                return Err(self.refuse(call.method, Reason::JournalUnavailable, told));
-            }
-            if freeze.value.in_force.is_none() {
-                return Ok(freeze.version.saturating_sub(1));
-            }
-            let fact = Fact::Unfrozen(Unfrozen {
+        let lift = Lift {
+            what: Doomed::Freeze(scope.clone()),
+            waits: "the freeze itself waits to be written",
+            stream: Stream::Freeze(scope.clone()),
+            fact: Fact::Unfrozen(Unfrozen {
                 scope: scope.clone(),
                 by: operator.id.clone(),
-            });
-            let moves = vec![(Stream::Freeze(scope.clone()), freeze.version)];
+            }),
+        };
+        self.lift(call, &operator, lift, || {
+            let freeze = self.state.freeze(&scope);
+            (freeze.value.in_force.is_some(), freeze.version)
+        })
+        .await
+    }
+
+    /// Enters that an order no longer holds, unless it does not; `now` tells whether it holds, and the version of its
+    /// stream. Answers the index of the entry that lifted it.
+    pub(super) async fn lift(
+        &self,
+        call: &Presented,
+        operator: &PersonCaller,
+        lift: Lift,
+        now: impl Fn() -> (bool, u64),
+    ) -> Result<u64, Refusal> {
+        loop {
+            let rules = self.still_operator(call, operator)?;
+            let (holds, version) = now();
+            // One that waits to be written must be written first: lifting what is not there would leave it to come later.
+            if self.is_doomed(&lift.what) {
+                return Err(self.refuse(call.method, Reason::JournalUnavailable, lift.waits));
+            }
+            if !holds {
+                return Ok(version.saturating_sub(1));
+            }
             let append = Append {
                 premises: vec![(Stream::Policy, rules.version)],
-                ..Append::one(fact, moves)
+                ..Append::one(lift.fact.clone(), vec![(lift.stream.clone(), version)])
             };
             match self.journal.append(append).await {
                 Ok(entry) => return Ok(entry.index),

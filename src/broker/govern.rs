@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::doomed::{Doomed, Wish};
+use super::freeze::Lift;
 use super::upkeep::TOGETHER_MAX;
 use super::{Hall, PersonCaller, Presented, Refusal};
 use tracing::Instrument as _;
@@ -200,32 +201,20 @@ impl Hall {
     pub async fn resume_agent(&self, call: &Presented, agent: AgentId) -> Result<u64, Refusal> {
         let operator = self.person(call)?;
         self.known_agent(call, &agent)?;
-        loop {
-            let rules = self.still_operator(call, &operator)?;
-            let standing = self.state.standing(&agent);
-            // One that waits to be written must be written first: lifting what is not there would leave it to come later.
-            if self.is_doomed(&Doomed::Agent(agent.clone())) {
-                let told = "the suspension itself waits to be written";
-                return Err(self.refuse(call.method, Reason::JournalUnavailable, told));
-            }
-            if !standing.value.suspended {
-                return Ok(standing.version.saturating_sub(1));
-            }
-            let fact = Fact::AgentResumed(AgentResumed {
+        let lift = Lift {
+            what: Doomed::Agent(agent.clone()),
+            waits: "the suspension itself waits to be written",
+            stream: Stream::Agent(agent.clone()),
+            fact: Fact::AgentResumed(AgentResumed {
                 agent: agent.clone(),
                 by: operator.id.clone(),
-            });
-            let moves = vec![(Stream::Agent(agent.clone()), standing.version)];
-            let append = Append {
-                premises: vec![(Stream::Policy, rules.version)],
-                ..Append::one(fact, moves)
-            };
-            match self.journal.append(append).await {
-                Ok(entry) => return Ok(entry.index),
-                Err(AppendError::Conflict(_)) => {}
-                Err(error) => return Err(self.refuse_append(call.method, &error)),
-            }
-        }
+            }),
+        };
+        self.lift(call, &operator, lift, || {
+            let standing = self.state.standing(&agent);
+            (standing.value.suspended, standing.version)
+        })
+        .await
     }
 
     pub(super) fn known_agent(&self, call: &Presented, agent: &AgentId) -> Result<(), Refusal> {
