@@ -5,7 +5,6 @@ use std::process::Command;
 
 use dipylon::audit::{Audit, Checkpoint, Frontier, leaf_hash};
 use dipylon::journal::ReadOnly;
-use dipylon::model::*;
 use rusqlite::Connection;
 
 use super::harness::*;
@@ -38,9 +37,7 @@ async fn history() -> (TestBroker, Vec<Checkpoint>) {
         .await
         .pending()
         .access_request;
-    b.vote("maria", id, "one-security", Verdict::Approve)
-        .await
-        .expect("counts");
+    b.yes("maria", id, "one-security").await;
     noted.push(b.hall.journal().tail().borrow().head);
     b.ask(&triage, task, &disable("ann"), 300, "r-2")
         .await

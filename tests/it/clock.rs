@@ -71,14 +71,7 @@ async fn a_wait_for_people_across_a_jump_mints_nothing() {
         .ask(&agent, task, &disable("ann"), 120, "p")
         .await
         .pending();
-    b.vote(
-        "maria",
-        pending.access_request,
-        "one-security",
-        Verdict::Approve,
-    )
-    .await
-    .expect("votes");
+    b.yes("maria", pending.access_request, "one-security").await;
     b.hand.step_millis(3_000);
     assert_eq!(
         refused(b.ask(&agent, task, &disable("ann"), 120, "p").await),

@@ -108,14 +108,7 @@ async fn a_frozen_action_ends_its_tokens_and_questions_while_the_tasks_go_on() {
         .ask(&agent, task, &disable("ann"), 120, "ann")
         .await
         .pending();
-    b.vote(
-        "maria",
-        ask.access_request,
-        "one-security",
-        Verdict::Approve,
-    )
-    .await
-    .expect("votes");
+    b.yes("maria", ask.access_request, "one-security").await;
     let disabling = b
         .ask(&agent, task, &disable("ann"), 120, "ann")
         .await
@@ -124,14 +117,7 @@ async fn a_frozen_action_ends_its_tokens_and_questions_while_the_tasks_go_on() {
         .ask(&agent, task, &disable("cara"), 120, "cara")
         .await
         .pending();
-    b.vote(
-        "maria",
-        waiting.access_request,
-        "one-security",
-        Verdict::Approve,
-    )
-    .await
-    .expect("votes");
+    b.yes("maria", waiting.access_request, "one-security").await;
 
     let done = b.freeze("action/account.disable").await.expect("freezes");
     assert_eq!((done.tasks, done.tokens, done.access_requests), (0, 1, 1));
@@ -475,14 +461,7 @@ async fn whoever_owned_the_agent_when_its_task_was_opened_never_counts() {
         );
         assert_eq!(refused(vote.await), Reason::NotEligible, "{owner}");
     }
-    b.vote(
-        "maria",
-        pending.access_request,
-        "one-security",
-        Verdict::Approve,
-    )
-    .await
-    .expect("votes");
+    b.yes("maria", pending.access_request, "one-security").await;
     b.ask(&triage, task, &disable("ann"), 120, "p")
         .await
         .token();

@@ -502,6 +502,12 @@ impl TestBroker {
         self.cast(name, id, &begun.statement).await
     }
 
+    /// A yes that counts.
+    pub async fn yes(&self, name: &str, id: AccessRequestId, profile: &str) {
+        let vote = self.vote(name, id, profile, Verdict::Approve);
+        vote.await.expect("the vote counts");
+    }
+
     pub async fn consume(
         &self,
         validator: &str,

@@ -57,9 +57,7 @@ async fn a_yes_for_one_use_mints_one_use() {
         .await
         .pending()
         .access_request;
-    b.vote("maria", id, "one-security", Verdict::Approve)
-        .await
-        .expect("counts");
+    b.yes("maria", id, "one-security").await;
     let wide = b.world.policy_with("schema.cedarschema", |t| {
         t.replace(
             "@single_use\naction \"account.disable\"",

@@ -190,14 +190,7 @@ async fn a_step_up_in_a_task_that_falls_silent_is_never_granted() {
         .ask(&agent, task, &disable("ann"), 120, "t")
         .await
         .pending();
-    b.vote(
-        "maria",
-        pending.access_request,
-        "one-security",
-        Verdict::Approve,
-    )
-    .await
-    .expect("votes");
+    b.yes("maria", pending.access_request, "one-security").await;
     b.hand.advance_millis(10_000);
     let ask = b.ask(&agent, task, &disable("ann"), 120, "t").await;
     assert_eq!(refused(ask), Reason::TaskEnded);

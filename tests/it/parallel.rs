@@ -33,9 +33,7 @@ async fn approved(b: &TestBroker, agent: &TestAgent) -> (TaskId, AccessRequestId
         .await
         .pending()
         .access_request;
-    b.vote("maria", id, "one-security", Verdict::Approve)
-        .await
-        .expect("counts");
+    b.yes("maria", id, "one-security").await;
     (task, id)
 }
 
@@ -117,9 +115,7 @@ async fn spends_of_one_token() {
             .await
             .pending()
             .access_request;
-        b.vote("lee", id, "one-security", Verdict::Approve)
-            .await
-            .expect("counts");
+        b.yes("lee", id, "one-security").await;
         (task, id)
     };
     let token = b

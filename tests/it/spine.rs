@@ -62,9 +62,7 @@ async fn disabling_an_account_needs_another_persons_yes_and_is_spent_once() {
     b.ask(&triage, task, &disable("ann"), 900, "r-1")
         .await
         .pending();
-    b.vote("maria", id, "one-security", Verdict::Approve)
-        .await
-        .expect("counts");
+    b.yes("maria", id, "one-security").await;
     assert_eq!(
         refused(b.vote("maria", id, "one-security", Verdict::Approve).await),
         Reason::NotEligible
@@ -234,9 +232,7 @@ async fn rules_that_tighten_between_yes_and_mint_refuse() {
         .await
         .pending()
         .access_request;
-    b.vote("maria", id, "one-security", Verdict::Approve)
-        .await
-        .expect("counts");
+    b.yes("maria", id, "one-security").await;
     let tight = b.world.policy_with("rules/20-guardrails.cedar", |text| {
         format!("{text}\n@id(\"no-disabling\") forbid (principal, action == Action::\"account.disable\", resource);\n")
     });
@@ -314,9 +310,7 @@ async fn one_no_ends_it_and_time_says_no() {
         .await
         .pending()
         .access_request;
-    b.vote("maria", id, "one-security", Verdict::Approve)
-        .await
-        .expect("yes");
+    b.yes("maria", id, "one-security").await;
     b.vote("lee", id, "one-security", Verdict::Deny)
         .await
         .expect("no");
@@ -391,9 +385,7 @@ async fn isolating_a_production_host_takes_two_and_the_narrowest_wins() {
         ["two-security"]
     );
     let id = pending.access_request;
-    b.vote("maria", id, "two-security", Verdict::Approve)
-        .await
-        .expect("first");
+    b.yes("maria", id, "two-security").await;
     b.ask(&triage, task, &isolate, 600, "r-1").await.pending();
     let begun = b
         .begin_narrowed("lee", id, "two-security", Verdict::Approve, Some(120))
@@ -581,9 +573,7 @@ async fn a_yes_does_not_keep_for_ever() {
         .await
         .pending()
         .access_request;
-    b.vote("maria", id, "one-security", Verdict::Approve)
-        .await
-        .expect("counts");
+    b.yes("maria", id, "one-security").await;
     b.hand.advance_millis(10 * 60 * 1000);
     let shown = b.svid(&triage);
     let still = b
@@ -597,9 +587,7 @@ async fn a_yes_does_not_keep_for_ever() {
         "but nobody's yes is good any more"
     );
     // Another person's is, and bounds the token by its own life.
-    b.vote("lee", id, "one-security", Verdict::Approve)
-        .await
-        .expect("counts");
+    b.yes("lee", id, "one-security").await;
     let given = b
         .ask(&triage, task, &disable("ann"), 300, "r-1")
         .await
@@ -619,9 +607,7 @@ async fn eligibility_is_never_remembered() {
         .await
         .pending()
         .access_request;
-    b.vote("maria", id, "one-security", Verdict::Approve)
-        .await
-        .expect("counts");
+    b.yes("maria", id, "one-security").await;
     let without = b.world.policy_with("people.toml", |t| {
         t.replacen(
             "name = \"Maria Moreau\"\ngroups = [\"security\"]",
