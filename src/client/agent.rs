@@ -1,14 +1,12 @@
-use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::answer::{Denied, Outcome, Pending, Token};
 use super::{Endpoint, Error, EvidenceSource, Identity, Order, methods, random_name};
 use crate::jose::SigningKey;
-use crate::jose::dpop::{self, ProofClaims};
 use crate::model::{
-    AccessRequestId, Action, AgentId, DecisionId, DeniedReason, Digest, Evidence, Malformed, Prose,
-    Reason, RequestId, Secret, TaskId, TaskOutcome, Thumbprint, Timestamp, TokenId,
+    AccessRequestId, Action, AgentId, DecisionId, Digest, Evidence, Malformed, Prose, Reason,
+    RequestId, Secret, TaskId, TaskOutcome, Timestamp, TokenId,
 };
 use crate::proto::convert;
 use crate::proto::v1::{self, request_token_response};
@@ -143,17 +141,6 @@ pub struct TokenOrder {
     pub request_id: Option<String>,
     /// How long the broker may wait for people before it answers pending, in seconds, at most 60.
     pub wait_s: u32,
-}
-
-/// Gate 2's answer.
-#[derive(Debug, Clone)]
-pub enum Outcome {
-    /// Here it is.
-    Token(Token),
-    /// People are asked. Ask again under the same request id.
-    Pending(Pending),
-    /// No.
-    Denied(Denied),
 }
 
 impl Task {
@@ -421,221 +408,6 @@ impl Task {
     }
 }
 
-/// A token with the key it is bound to. Neither prints.
-#[derive(Clone)]
-pub struct Token {
-    jwt: Secret,
-    key: Arc<SigningKey>,
-    endpoint: Endpoint,
-    decision: DecisionId,
-    action: Action,
-    jti: TokenId,
-    expires_at: Timestamp,
-    openings: BTreeMap<String, String>,
-    info: Box<v1::IssuedToken>,
-}
-
-/// Two headers of one HTTP request to the resource server.
-#[derive(Debug, Clone)]
-pub struct Headers {
-    /// `authorization`: `DPoP` and the token (RFC 9449 §7.1).
-    pub authorization: Secret,
-    /// `dpop`: a proof for this one request.
-    pub dpop: Secret,
-}
-
-impl Token {
-    /// What one request with the token carries: `method` as sent, such as `POST`; of `url`, query and fragment are left out
-    /// of the proof (RFC 9449 §4.2). Make new ones for each request.
-    pub fn headers(&self, method: &str, url: &str) -> Result<Headers, Error> {
-        self.headers_with_nonce(method, url, None)
-    }
-
-    /// The same with the newest nonce that the resource server gave (RFC 9449 §9).
-    pub fn headers_with_nonce(
-        &self,
-        method: &str,
-        url: &str,
-        nonce: Option<&str>,
-    ) -> Result<Headers, Error> {
-        let claims = ProofClaims {
-            htm: method,
-            htu: url.split(['?', '#']).next().unwrap_or_default(),
-            iat: self.endpoint.clock().now(),
-            jti: &random_name()?,
-            nonce,
-            ath: Some(dpop::ath(self.jwt.reveal())),
-            adg: None,
-            evh: None,
-        };
-        let dpop = dpop::create(&self.key, &claims)?;
-        Ok(Headers {
-            authorization: Secret::new(format!("DPoP {}", self.jwt.reveal())),
-            dpop,
-        })
-    }
-
-    /// The JWT itself.
-    pub fn jwt(&self) -> &Secret {
-        &self.jwt
-    }
-
-    /// Thumbprint of the key it is bound to (RFC 7638): its `cnf.jkt`.
-    pub fn jkt(&self) -> Thumbprint {
-        self.key.thumbprint()
-    }
-
-    /// Its id.
-    pub fn jti(&self) -> TokenId {
-        self.jti
-    }
-
-    /// When it ends by itself.
-    pub fn expires_at(&self) -> Timestamp {
-        self.expires_at
-    }
-
-    /// What it is for.
-    pub fn action(&self) -> &Action {
-        &self.action
-    }
-
-    /// How its life came about.
-    pub fn ttl(&self) -> Option<&v1::TtlSum> {
-        self.info.ttl.as_ref()
-    }
-
-    /// How often it may be used; `None` when its life is the only limit.
-    pub fn uses(&self) -> Option<u32> {
-        self.info.uses
-    }
-
-    /// The rules that determined the answer.
-    pub fn rules(&self) -> &[v1::Rule] {
-        &self.info.rules
-    }
-
-    /// Whether a retry got the same token signed anew.
-    pub fn reissued(&self) -> bool {
-        self.info.reissued
-    }
-
-    /// The salts of sensitive parameters, by name: the resource server needs them beside the values.
-    pub fn openings(&self) -> &BTreeMap<String, String> {
-        &self.openings
-    }
-
-    /// This answer, for `explain`.
-    pub fn decision_id(&self) -> DecisionId {
-        self.decision
-    }
-}
-
-/// Neither the token nor the salts.
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Token")
-            .field("jti", &self.jti)
-            .field("action", &self.action)
-            .field("expires_at", &self.expires_at)
-            .field("uses", &self.info.uses)
-            .finish_non_exhaustive()
-    }
-}
-
-/// The action waits for people.
-#[derive(Debug, Clone)]
-pub struct Pending {
-    decision: DecisionId,
-    request_id: RequestId,
-    access_request_id: AccessRequestId,
-    expires_at: Timestamp,
-    poll_after_s: i64,
-    info: v1::PendingApproval,
-}
-
-impl Pending {
-    /// What waits.
-    pub fn access_request_id(&self) -> AccessRequestId {
-        self.access_request_id
-    }
-
-    /// What to ask again under.
-    pub fn request_id(&self) -> &RequestId {
-        &self.request_id
-    }
-
-    /// When waiting ends: then it is denied.
-    pub fn expires_at(&self) -> Timestamp {
-        self.expires_at
-    }
-
-    /// When to ask again, in seconds.
-    pub fn poll_after_s(&self) -> i64 {
-        self.poll_after_s
-    }
-
-    /// Whether evidence must be shown in the next call.
-    pub fn show_evidence(&self) -> bool {
-        self.info.show_evidence
-    }
-
-    /// The profiles that are needed, and how far they are.
-    pub fn needs(&self) -> &[v1::Profile] {
-        &self.info.needs
-    }
-
-    /// The rules that ask for them.
-    pub fn rules(&self) -> &[v1::Rule] {
-        &self.info.rules
-    }
-
-    /// The life the token would have.
-    pub fn ttl(&self) -> Option<&v1::TtlSum> {
-        self.info.ttl.as_ref()
-    }
-
-    /// This answer, for `explain`.
-    pub fn decision_id(&self) -> DecisionId {
-        self.decision
-    }
-}
-
-/// Gate 2 said no.
-#[derive(Debug, Clone)]
-pub struct Denied {
-    decision: DecisionId,
-    access_request_id: Option<AccessRequestId>,
-    info: v1::DeniedRequest,
-}
-
-impl Denied {
-    /// Why, in one word of the wire.
-    pub fn reason(&self) -> &str {
-        &self.info.reason
-    }
-
-    /// Why, if this client knows the word.
-    pub fn known_reason(&self) -> Option<DeniedReason> {
-        DeniedReason::parse(&self.info.reason)
-    }
-
-    /// The rules that determined it.
-    pub fn rules(&self) -> &[v1::Rule] {
-        &self.info.rules
-    }
-
-    /// The access request that was denied or expired, if there was one.
-    pub fn access_request_id(&self) -> Option<AccessRequestId> {
-        self.access_request_id
-    }
-
-    /// This answer, for `explain`.
-    pub fn decision_id(&self) -> DecisionId {
-        self.decision
-    }
-}
-
 fn request_id(given: Option<&str>) -> Result<RequestId, Error> {
     match given {
         Some(text) => Ok(RequestId::parse(text)?),
@@ -654,9 +426,11 @@ const PAUSE_MS_MAX: i64 = 5_000;
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::clock::Clock;
-    use crate::jose::dpop::{Expect, Freshness};
+    use crate::jose::dpop::{self, Expect, Freshness};
     use crate::model::{ActionName, Audience, Target};
 
     fn action() -> Action {

@@ -7,6 +7,7 @@
 //! Never: shows a token, evidence or a key in an error or in `Debug`, stores a token, or retries what could happen twice.
 
 mod agent;
+mod answer;
 pub mod ballot;
 mod channel;
 mod error;
@@ -17,7 +18,8 @@ mod route;
 mod tests;
 mod workload_api;
 
-pub use agent::{Agent, Denied, Headers, OpenTask, Outcome, Pending, Task, Token, TokenOrder};
+pub use agent::{Agent, OpenTask, Task, TokenOrder};
+pub use answer::{Denied, Headers, Outcome, Pending, Token};
 pub use channel::{Endpoint, Identity};
 pub(crate) use channel::{Order, methods, pause_ms};
 pub use error::{Error, Refused};
