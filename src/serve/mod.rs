@@ -13,7 +13,7 @@ mod http;
 pub mod listener;
 mod operator;
 pub mod peer;
-pub mod status;
+mod status;
 pub mod tls;
 pub mod unix;
 mod validity;

@@ -1,11 +1,8 @@
-//! Reasons as statuses: the model's one table, in the words of gRPC (google.rpc.Status) and HTTP (RFC 9457).
+//! Reasons as statuses: the model's one table, in the words of gRPC (google.rpc.Status).
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse as _, Response};
-use serde_json::json;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -49,30 +46,6 @@ pub fn status(refusal: &Refusal, hall: &Hall) -> Status {
     status
 }
 
-/// The same refusal for whoever speaks HTTP: problem details (RFC 9457), the reason beside the standard members.
-pub fn problem(refusal: &Refusal) -> Response {
-    let reason = refusal.reason;
-    let body = json!({
-        "type": format!("urn:dipylon:reason:{reason}"),
-        "title": reason.text(),
-        "status": reason.code().http(),
-        "detail": refusal.told,
-        "reason": reason,
-        "next": reason.next(),
-        "correlation": refusal.correlation.to_string(),
-    });
-    let status =
-        StatusCode::from_u16(reason.code().http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let kind = [(header::CONTENT_TYPE, "application/problem+json")];
-    let mut response = (status, kind, body.to_string()).into_response();
-    if let Retry::AfterMs(ms @ 1..) = reason.retry() {
-        // RFC 9110 §10.2.3 counts whole seconds.
-        let after = HeaderValue::from(ms.div_ceil(1_000));
-        response.headers_mut().insert(header::RETRY_AFTER, after);
-    }
-    response
-}
-
 /// What a call is told that nobody has looked at: when to come again.
 pub fn rate_limited(after: Duration) -> Status {
     let reason = model::Reason::RateLimited;
@@ -90,7 +63,7 @@ pub fn put_nonce(metadata: &mut tonic::metadata::MetadataMap, hall: &Hall) {
 
 #[cfg(test)]
 mod tests {
-    use crate::model::{CorrelationId, Reason};
+    use crate::model::Reason;
 
     use super::*;
 
@@ -100,38 +73,6 @@ mod tests {
             let ours = reason.code();
             let theirs = format!("{:?}", code(ours)).to_uppercase();
             assert_eq!(theirs, ours.as_str().replace('_', ""), "{reason}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_problem_says_the_same_as_the_status() {
-        let refusal = Refusal {
-            reason: Reason::Conflict,
-            told: "nothing was done".to_owned(),
-            correlation: CorrelationId::from_random([7; 16]),
-            known: true,
-            retry_after: None,
-        };
-        let response = problem(&refusal);
-        assert_eq!(response.status(), StatusCode::CONFLICT);
-        assert_eq!(
-            response.headers()["content-type"],
-            "application/problem+json"
-        );
-        assert_eq!(response.headers()["retry-after"], "1");
-        let body = axum::body::to_bytes(response.into_body(), 4_096).await;
-        let body: serde_json::Value = serde_json::from_slice(&body.expect("body")).expect("json");
-        assert_eq!(body["reason"], "CONFLICT");
-        assert_eq!(body["status"], 409);
-        assert_eq!(body["detail"], "nothing was done");
-        assert_eq!(body["correlation"], refusal.correlation.to_string());
-        for reason in Reason::ALL {
-            let status = problem(&Refusal {
-                reason: *reason,
-                ..refusal.clone()
-            })
-            .status();
-            assert_eq!(status.as_u16(), reason.code().http(), "{reason}");
         }
     }
 }

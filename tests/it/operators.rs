@@ -19,8 +19,8 @@ use super::transport::Authority;
 #[test]
 fn the_page_of_reasons_is_the_table() {
     let mut page = String::from(
-        "Every reason the broker gives: the same word in gRPC (`ErrorInfo.reason`), HTTP (problem details), the command\n\
-         line (`--json`) and the client library. This page is compared with the table by a test.\n\n\
+        "Every reason the broker gives: the same word in gRPC (`ErrorInfo.reason`), the command line (`--json`) and the\n\
+         client library; HTTP is the status that goes with it. This page is compared with the table by a test.\n\n\
          A refused call (the text of some is all that the caller learns; an operator finds the detail with `dipylon explain`):\n\n\
          | reason | gRPC | HTTP | exit | text | detail | retry | what to do |\n|---|---|---|---|---|---|---|---|\n",
     );
