@@ -3,7 +3,7 @@
 //! In: who asks, the class of the method, the time since start (which nobody can set). Out: yes, or how long to wait.
 //! Trusts nobody with another's share: each key has a bucket of its own in each class, and the two classes have places of
 //! their own, so that ending and validating go on while opening and asking are shed.
-//! Refuses at once what does not fit; every table and queue here has a bound. Never reads a clock, a message or a name.
+//! Refuses at once what does not fit; every table and queue here has a bound. Never reads the wall clock, a message or a name.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, Hash, RandomState};
@@ -25,9 +25,6 @@ pub enum Class {
 }
 
 impl Class {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::General, Self::Reserved];
-
     /// The word in metrics and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -90,7 +87,7 @@ const QUEUE_WAIT_MAX: Duration = Duration::from_secs(1);
 /// INVARIANT (no clock opens the gate): time that stands still or steps back refills nothing, and a leap forward refills at
 /// most one bucket.
 #[derive(Debug)]
-pub struct Buckets<K> {
+struct Buckets<K> {
     /// Nanoseconds for one call.
     interval: u64,
     /// Nanoseconds a key may run ahead.
@@ -111,7 +108,7 @@ struct Shard<K> {
 
 impl<K: Hash + Eq + Clone> Buckets<K> {
     /// Buckets that fill at this rate and hold two seconds of it.
-    pub fn new(per_second: NonZeroU32) -> Self {
+    fn new(per_second: NonZeroU32) -> Self {
         let interval = (1_000_000_000 / u64::from(per_second.get())).max(1);
         let shard = || {
             Mutex::new(Shard {
@@ -131,7 +128,7 @@ impl<K: Hash + Eq + Clone> Buckets<K> {
     }
 
     /// Takes one call out of a key's bucket, or says how long until there is one.
-    pub fn take(&self, key: &K, now: Duration) -> Result<(), Duration> {
+    fn take(&self, key: &K, now: Duration) -> Result<(), Duration> {
         let now = nanos(now);
         let part = usize::try_from(self.hasher.hash_one(key) % SHARDS as u64).unwrap_or(0);
         let Some(shard) = self.shards.get(part) else {
@@ -152,13 +149,9 @@ impl<K: Hash + Eq + Clone> Buckets<K> {
     }
 
     /// Keys that are remembered now.
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.shards.iter().map(|s| lock(s).full_at.len()).sum()
-    }
-
-    /// Whether no key is remembered.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 

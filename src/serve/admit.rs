@@ -11,6 +11,8 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use tonic::Status;
 
+use super::call;
+use super::deadline::is_grpc;
 use super::guard;
 use super::peer::{Peer, Source};
 use super::status::rate_limited;
@@ -84,10 +86,9 @@ pub(super) struct Watch {
 
 /// The class of a path: ours by their rows; probes and keys are answered while calls are shed.
 fn class(path: &str) -> Class {
-    match path {
-        "/livez" | "/readyz" | "/.well-known/jwks.json" => Class::Reserved,
-        path if path.starts_with("/grpc.health.v1.Health/") => Class::Reserved,
-        path => guard::class(path.trim_start_matches('/')),
+    match call::label(path) {
+        "http" | "health" => Class::Reserved,
+        method => guard::class(method),
     }
 }
 
@@ -113,11 +114,7 @@ pub(super) async fn within_its_rate(
 }
 
 fn shed(request: &Request, after: Duration) -> Response {
-    let grpc = request
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-    if grpc {
+    if is_grpc(request.headers()) {
         return rate_limited(after).into_http::<Body>();
     }
     let seconds = HeaderValue::from(after.as_secs().saturating_add(1));

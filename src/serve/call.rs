@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{Response, StatusCode, header};
+use axum::http::{Response, StatusCode};
 use axum::middleware::Next;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 use tracing::field::{Empty, display};
 use tracing::{Instrument as _, Span};
 
+use super::deadline::is_grpc;
 use super::guard;
 use crate::broker::Hall;
 use crate::model::Reason;
@@ -71,7 +72,7 @@ pub(super) fn note(field: &'static str, value: &dyn std::fmt::Display) {
 }
 
 /// The name a path goes by in figures: a row's, or one of three.
-fn label(path: &str) -> &'static str {
+pub(super) fn label(path: &str) -> &'static str {
     match path {
         "/livez" | "/readyz" | "/.well-known/jwks.json" => "http",
         path if path.starts_with("/grpc.health.v1.Health/") => "health",
@@ -105,10 +106,7 @@ impl Answer {
             };
         }
         let headers = response.headers();
-        let grpc = headers
-            .get(header::CONTENT_TYPE)
-            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-        let code = if grpc {
+        let code = if is_grpc(headers) {
             let status = headers.get(Status::GRPC_STATUS);
             code_name(status.map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes())))
         } else if response.status().is_success() {
@@ -155,6 +153,8 @@ impl Drop for Call {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::header;
+
     use super::*;
 
     #[test]

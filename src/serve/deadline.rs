@@ -103,7 +103,7 @@ fn late(grpc: bool) -> Response {
     }
 }
 
-/// Whether a request is a gRPC call.
+/// Whether a request or its answer is of a gRPC call.
 pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     headers
         .get(header::CONTENT_TYPE)

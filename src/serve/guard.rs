@@ -11,7 +11,7 @@ use crate::rates::Seat;
 
 /// One row for each method of ours, as it stands in the path of a call: who may call it, and its class of rates. Ending and
 /// validating are reserved.
-pub const TABLE: &[(&str, &[CallerKind], Class)] = &[
+const TABLE: &[(&str, &[CallerKind], Class)] = &[
     ("dipylon.v1.TaskService/OpenTask", &[Agent], General),
     ("dipylon.v1.TaskService/RequestToken", &[Agent], General),
     ("dipylon.v1.TaskService/GetAccessRequest", &[Agent], General),

@@ -38,7 +38,7 @@ pub(super) enum Socket {
     Unix(UnixStream),
 }
 
-/// What the listeners have seen since the start: for metrics and for whoever looks for the cause of silence.
+/// What the listeners have seen since the start.
 #[derive(Debug, Default)]
 pub struct Counts {
     /// Connections let in.

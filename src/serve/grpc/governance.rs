@@ -1,5 +1,4 @@
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use tonic::{Request, Response, Status, Streaming};
 
@@ -12,9 +11,6 @@ use crate::proto::v1;
 use crate::proto::v1::governance_service_server::GovernanceService;
 use crate::rules;
 use crate::state::FrozenAt;
-
-/// How long the pieces of a policy bundle may take to come.
-const RECEIVE_MAX: Duration = Duration::from_secs(60);
 
 /// Who brings a policy bundle.
 enum Author {
@@ -42,16 +38,7 @@ impl GovernanceService for Door {
         call.seat.leave();
         let mut files: BTreeMap<String, String> = BTreeMap::new();
         let mut size = 0_usize;
-        let until = tokio::time::Instant::now() + RECEIVE_MAX;
-        let late = |_| {
-            Status::deadline_exceeded(
-                "the policy bundle did not come whole in time; nothing was done",
-            )
-        };
-        while let Some(piece) = tokio::time::timeout_at(until, pieces.message())
-            .await
-            .map_err(late)??
-        {
+        while let Some(piece) = pieces.message().await? {
             let too_large =
                 |rule: String| self.malformed(&call)(Malformed::new("policy bundle", rule));
             size = size
