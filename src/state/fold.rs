@@ -1,6 +1,5 @@
 //! The fold itself: what each kind of entry changes. Nothing else writes to state.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -67,12 +66,9 @@ impl State {
                 },
             ),
             Fact::Frozen(f) => self.on_frozen(f, committed, version),
-            Fact::Unfrozen(f) => self.freezes.upsert(f.scope.clone(), |at| At {
-                value: Freeze {
-                    in_force: None,
-                    last: at.and_then(|at| at.value.last),
-                },
-                version,
+            Fact::Unfrozen(f) => self.freezes.amend(f.scope.clone(), |at| {
+                at.value.in_force = None;
+                at.version = version;
             }),
             Fact::TaskOpened(f) => self.on_task_opened(f, committed, version),
             Fact::LeasesExtended(f) => {
@@ -332,9 +328,9 @@ impl State {
         self.due()
             .insert((f.expires_at, Due::AccessRequest(f.access_request)));
         // Last: whoever reads this version finds the access request it stands for.
-        self.asks.upsert(f.agent.clone(), |at| At {
-            value: with(at.map(|a| &a.value), f.access_request),
-            version,
+        self.asks.amend(f.agent.clone(), |at| {
+            at.value.insert(f.access_request);
+            at.version = version;
         });
     }
 
@@ -440,10 +436,4 @@ impl State {
             self.on_access_event(id, AccessEvent::Consumed(f.jti), version);
         }
     }
-}
-
-fn with<T: Ord + Clone>(set: Option<&BTreeSet<T>>, item: T) -> BTreeSet<T> {
-    let mut set = set.cloned().unwrap_or_default();
-    set.insert(item);
-    set
 }

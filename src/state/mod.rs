@@ -281,22 +281,20 @@ impl State {
             .unwrap_or_default()
     }
 
-    /// Every agent that has an open task.
+    /// Every agent that has an open task, in no order.
     pub fn agents_at_work(&self) -> Vec<AgentId> {
         let busy =
             |(agent, tasks): (AgentId, Arc<BTreeSet<TaskId>>)| (!tasks.is_empty()).then_some(agent);
-        sorted(self.agent_tasks.all())
+        self.agent_tasks
+            .all()
             .into_iter()
             .filter_map(busy)
             .collect()
     }
 
-    /// Every agent that was ever suspended.
+    /// Every agent that was ever suspended, in no order.
     pub fn agents_with_a_standing(&self) -> Vec<AgentId> {
-        sorted(self.agents.all())
-            .into_iter()
-            .map(|(id, _)| id)
-            .collect()
+        self.agents.all().into_iter().map(|(id, _)| id).collect()
     }
 
     /// Every task, ended or not, in no order.

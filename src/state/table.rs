@@ -32,19 +32,6 @@ impl<K: Eq + Hash + Clone, V> Table<K, V> {
         }
     }
 
-    /// Replaces the value under the key, or puts a first one there.
-    pub fn upsert(&self, key: K, change: impl FnOnce(Option<&V>) -> V) {
-        match self.0.entry(key) {
-            dashmap::Entry::Occupied(mut slot) => {
-                let next = Arc::new(change(Some(slot.get())));
-                slot.insert(next);
-            }
-            dashmap::Entry::Vacant(slot) => {
-                slot.insert(Arc::new(change(None)));
-            }
-        }
-    }
-
     /// Changes the value under the key, or a first one, in place: readers that hold the value keep what they have, and only
     /// then is it copied. For what grows by one at a time.
     pub fn amend(&self, key: K, change: impl FnOnce(&mut V))
