@@ -98,9 +98,9 @@ pub struct ClockWatch {
 }
 
 /// How far the wall clock may run off the time since start, in milliseconds, between two moments of agreement.
-pub const DRIFT_MAX_MS: i64 = 2_000;
+const DRIFT_MAX_MS: u64 = 2_000;
 /// How long a wall clock that jumped must be steady before it counts again.
-pub const STEADY_AGAIN: Duration = Duration::from_secs(60);
+const STEADY_AGAIN: Duration = Duration::from_secs(60);
 
 impl ClockWatch {
     /// Looks at both clocks; false while the wall clock cannot be relied on.
@@ -108,7 +108,7 @@ impl ClockWatch {
         let steady = |(then, since): (Timestamp, Duration)| {
             let passed = uptime.saturating_sub(since).as_millis();
             let passed = i64::try_from(passed).unwrap_or(i64::MAX);
-            wall.since(then).abs_diff(passed) <= DRIFT_MAX_MS.unsigned_abs()
+            wall.since(then).abs_diff(passed) <= DRIFT_MAX_MS
         };
         match (self.agreed, self.jumped) {
             (None, _) => {

@@ -240,7 +240,7 @@ pub fn decide(
                 .filter_map(|n| bundle.profile(&n.name))
                 .collect();
             let enough = |p: &&Profile| {
-                votes::eligible_people(p, verified.agent(), bundle)
+                bundle.eligible(p, &verified.agent().owner)
                     >= usize::try_from(p.quorum).unwrap_or(usize::MAX)
             };
             if defined.len() != decision.needs.len() || !defined.iter().all(enough) {

@@ -81,11 +81,6 @@ fn may_vote(
     Ok(())
 }
 
-/// How many people could still satisfy a profile for an agent: approvers of its group with a key, without the owner.
-pub fn eligible_people(profile: &Profile, agent: &Agent, bundle: &PolicyBundle) -> usize {
-    bundle.eligible(profile, &agent.owner)
-}
-
 /// What the votes on an access request are worth at a moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {

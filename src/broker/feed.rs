@@ -59,10 +59,10 @@ impl Hall {
             .now()
             .min(now)
             .plus_secs(-(TTL_MAX_S + 2 * LEEWAY_S));
-        let start = match self.state.feed_since(window).filter(|_| steady) {
-            Some(first) => first.checked_sub(1),
-            None if steady => self.state.feed_last(),
-            None => None,
+        let start = match (steady, self.state.feed_since(window)) {
+            (true, Some(first)) => first.checked_sub(1),
+            (true, None) => self.state.feed_last(),
+            (false, _) => None,
         };
         match after {
             Some(position) if position.epoch != epoch => Err(self.refuse(

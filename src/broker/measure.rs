@@ -48,14 +48,14 @@ impl Hall {
 
     /// How long ago a moment was, by the wall clock; zero for one that is still to come.
     pub fn since(&self, moment: Timestamp) -> Duration {
-        Duration::from_millis(u64::try_from(self.now().since(moment)).unwrap_or(0))
+        self.now().after(moment)
     }
 
     /// OpenMetrics text of this moment. Walks over the open tasks and their grants: for a thread that may take its time.
     pub fn read_metrics(&self) -> String {
         let (clock, now) = (self.clock.now(), self.now());
         let tasks = self.state.open_tasks();
-        let running = || tasks.iter().filter(|task| self.runs(task, now));
+        let running: Vec<_> = tasks.iter().filter(|t| self.runs(t, now)).collect();
         let pending = |task: &TaskId| {
             let requests = self.state.requests_of(task);
             requests.iter().filter(|r| r.waits(now)).count()
@@ -70,9 +70,9 @@ impl Hall {
         };
         let tail = *self.journal.tail().borrow();
         let moment = Moment {
-            requests_pending: running().map(|t| pending(&t.opened.task)).sum(),
-            tokens_live: running().map(|t| live(&t.opened.task)).sum(),
-            tasks_open: running().count(),
+            requests_pending: running.iter().map(|t| pending(&t.opened.task)).sum(),
+            tokens_live: running.iter().map(|t| live(&t.opened.task)).sum(),
+            tasks_open: running.len(),
             policy: self
                 .views
                 .rules()
@@ -80,9 +80,7 @@ impl Hall {
             journal_entries: tail.head.size,
             journal_bytes: self.journal.bytes(),
             ends_unwritten: self.unwritten_ends(),
-            clock_behind: Duration::from_millis(
-                u64::try_from(now.since(clock)).unwrap_or_default(),
-            ),
+            clock_behind: now.after(clock),
         };
         self.metrics.read(&moment)
     }
@@ -147,9 +145,8 @@ impl Hall {
 
     /// How long an access request waited until it was decided.
     pub(super) fn count_wait(&self, outcome: &'static str, opened_at: Timestamp, now: Timestamp) {
-        let waited = u64::try_from(now.since(opened_at)).unwrap_or(0);
-        self.metrics
-            .approval_waited(outcome, Duration::from_millis(waited));
+        let waited = now.after(opened_at);
+        self.metrics.approval_waited(outcome, waited);
     }
 }
 

@@ -53,7 +53,7 @@ impl Hall {
             others => return Err(closed(&VerifyError::Agents(others.len()))),
         };
         self.within_its_rate(call, Known::Agent(agent))?;
-        // Any key will do for a new task, once the evidence is good.
+        // Any key will do here; one that the agent is not pinned to is refused where its standing is looked at.
         let possession =
             self.opening_possession(call, verify::evidence_hash(&ask.evidence), now)?;
         if ask.max_duration <= 0 {

@@ -207,8 +207,7 @@ impl Hall {
                 TokenReply::Pending(pending) if !wait.is_zero() => pending,
                 decided => return Ok(decided),
             };
-            let expires = u64::try_from(pending.expires_at.since(self.now())).unwrap_or(0);
-            let expired = tokio::time::sleep(Duration::from_millis(expires));
+            let expired = tokio::time::sleep(pending.expires_at.after(self.now()));
             tokio::pin!(expired);
             // Others are worked on while this call only waits.
             call.seat.leave();

@@ -316,7 +316,7 @@ impl Journal {
     /// Bytes of the journal's files.
     pub fn bytes(&self) -> u64 {
         let size = |name: &str| std::fs::metadata(self.dir.join(name)).map_or(0, |m| m.len());
-        size("journal.db").saturating_add(size("journal.db-wal"))
+        size(sqlite::FILE).saturating_add(size(&format!("{}-wal", sqlite::FILE)))
     }
 
     /// How far the journal has come; changes after state has been applied.

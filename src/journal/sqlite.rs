@@ -13,7 +13,7 @@ use crate::model::Digest;
 /// Pages of the WAL, 4 KiB each, above which the writer waits a moment for it to begin anew.
 const WAL_PAGES_MAX: i64 = 4_096;
 /// The database's name inside the data directory.
-const FILE: &str = "journal.db";
+pub(super) const FILE: &str = "journal.db";
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS head (

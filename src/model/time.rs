@@ -1,4 +1,5 @@
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +44,11 @@ impl Timestamp {
     /// Milliseconds from `earlier` to this moment; negative when `earlier` is later.
     pub const fn since(self, earlier: Self) -> i64 {
         self.0.saturating_sub(earlier.0)
+    }
+
+    /// The time from `earlier` to this moment; none when `earlier` is later.
+    pub fn after(self, earlier: Self) -> Duration {
+        Duration::from_millis(u64::try_from(self.since(earlier)).unwrap_or(0))
     }
 }
 

@@ -35,7 +35,7 @@ impl Format {
 /// INVARIANT (no log injection): whatever an event says, it is one line, and nothing in it moves a terminal's cursor or
 /// turns its reading direction. In text the invisible is shown as codes; in JSON it is escaped.
 #[derive(Debug, Clone, Copy)]
-pub struct Lines<W> {
+struct Lines<W> {
     format: Format,
     to: W,
 }
@@ -60,7 +60,7 @@ impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for Lines<W> {
 
 /// One event's line.
 #[derive(Debug)]
-pub struct Line<W> {
+struct Line<W> {
     format: Format,
     to: W,
 }

@@ -62,7 +62,7 @@ pub struct Moment {
     pub journal_entries: u64,
     /// Bytes of its files.
     pub journal_bytes: u64,
-    /// Ends and suspensions that wait to be written.
+    /// Ends, suspensions and freezes that wait to be written.
     pub ends_unwritten: usize,
     /// How far the wall clock is behind a moment that was acted on.
     pub clock_behind: Duration,
@@ -128,7 +128,7 @@ impl Default for Metrics {
             metric
         }
         let r = &mut registry;
-        let mut metrics = Self {
+        let metrics = Self {
             calls: add(r, "calls", Family::default()),
             call_seconds: add(
                 r,
@@ -159,11 +159,10 @@ impl Default for Metrics {
             journal_bytes: add(r, "journal_bytes", Gauge::default()),
             ends_unwritten: add(r, "ends_unwritten", Gauge::default()),
             clock_behind: add(r, "clock_behind_seconds", Gauge::default()),
-            registry: Registry::default(),
             reading: Mutex::default(),
             rules: Mutex::default(),
+            registry,
         };
-        metrics.registry = registry;
         // There from the start, at nothing: the first one is a change that an alert sees.
         for class in ["general", "reserved"] {
             for by in ["source", "caller", "places"] {
