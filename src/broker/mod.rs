@@ -278,7 +278,7 @@ impl Hall {
     }
 
     /// The present, never before a moment that was acted on: a wall clock that steps back revives nothing.
-    fn now(&self) -> Timestamp {
+    pub(crate) fn now(&self) -> Timestamp {
         let now = self.clock.now().millis();
         Timestamp::from_millis(self.high_water.fetch_max(now, Ordering::SeqCst).max(now))
     }
