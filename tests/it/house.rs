@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 /// Each room and the rooms it may use.
 const ROOMS: &[(&str, &[&str])] = &[
     ("model", &[]),
-    ("proto", &["model"]),
+    ("card", &["model"]),
+    ("proto", &["model", "card"]),
     ("jose", &["model"]),
     ("rules", &["model", "jose"]),
     ("rates", &[]),
@@ -29,6 +30,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "state",
             "verify",
             "approve",
+            "card",
             "mint",
             "clock",
             "journal",
@@ -40,6 +42,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "serve",
         &[
             "model",
+            "card",
             "proto",
             "rules",
             "state",
@@ -49,12 +52,13 @@ const ROOMS: &[(&str, &[&str])] = &[
             "broker",
         ],
     ),
-    ("client", &["model", "jose", "proto", "clock"]),
+    ("client", &["model", "card", "jose", "proto", "clock"]),
     ("validator", &["model", "jose", "proto", "clock", "client"]),
     (
         "cli",
         &[
             "model",
+            "card",
             "jose",
             "rules",
             "audit",
@@ -91,11 +95,14 @@ const HOMES: &[(&str, &[&str])] = &[
     ("tracing_subscriber", &["telemetry"]),
     ("opentelemetry", &["telemetry"]),
     ("tracing_opentelemetry", &["telemetry"]),
+    ("unicode_normalization", &["card"]),
+    ("unicode_script", &["card"]),
+    ("unicode_security", &["card"]),
 ];
 
 /// Rooms where value goes in and value comes out.
 const PURE: &[&str] = &[
-    "model", "jose", "rules", "verify", "approve", "mint", "state", "audit",
+    "model", "card", "jose", "rules", "verify", "approve", "mint", "state", "audit",
 ];
 
 fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
