@@ -10,12 +10,16 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("proto", &["model", "card"]),
     ("jose", &["model"]),
     ("rules", &["model", "jose"]),
+    ("webauthn", &["model", "jose"]),
     ("rates", &[]),
     ("telemetry", &["model"]),
-    ("audit", &["model"]),
+    ("audit", &["model", "jose", "webauthn"]),
     ("state", &["model", "journal"]),
     ("verify", &["model", "jose", "rules"]),
-    ("approve", &["model", "jose", "rules", "state", "verify"]),
+    (
+        "approve",
+        &["model", "jose", "rules", "webauthn", "state", "verify"],
+    ),
     ("mint", &["model", "jose", "approve"]),
     ("clock", &["model"]),
     ("keys", &["jose"]),
@@ -27,6 +31,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "model",
             "jose",
             "rules",
+            "webauthn",
             "state",
             "verify",
             "approve",
@@ -85,6 +90,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("rusqlite", &["journal"]),
     ("dashmap", &["state"]),
     ("jsonwebtoken", &["jose"]),
+    ("coset", &["webauthn"]),
+    ("ciborium", &["webauthn"]),
     ("ring", &["jose", "model", "broker", "client"]),
     ("tonic", &["proto", "serve", "client"]),
     ("axum", &["serve", "cli"]),
@@ -102,7 +109,7 @@ const HOMES: &[(&str, &[&str])] = &[
 
 /// Rooms where value goes in and value comes out.
 const PURE: &[&str] = &[
-    "model", "card", "jose", "rules", "verify", "approve", "mint", "state", "audit",
+    "model", "card", "jose", "rules", "webauthn", "verify", "approve", "mint", "state", "audit",
 ];
 
 fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
