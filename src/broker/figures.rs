@@ -166,7 +166,8 @@ impl Hall {
             .collect()
     }
 
-    /// What an agent did with each action: those of its ceiling, used or not, and those it used when it had another.
+    /// What an agent did with each action: those of its ceiling, used or not, and those it used when it had another,
+    /// the most asked for first.
     pub(super) fn activity(&self, id: &AgentId, registered: Option<&Agent>) -> Vec<ActionUse> {
         let mut used = self.state.figures().habits_of(id);
         let unused = registered
@@ -176,7 +177,7 @@ impl Hall {
             .map(|name| (name.clone(), Habit::default()))
             .collect::<Vec<_>>();
         used.extend(unused);
-        used.sort_by(|a, b| a.0.cmp(&b.0));
+        used.sort_by(|a, b| b.1.asked.cmp(&a.1.asked).then_with(|| a.0.cmp(&b.0)));
         let in_ceiling = |name: &ActionName| registered.is_some_and(|a| a.ceiling.contains(name));
         used.into_iter()
             .map(|(action, habit)| ActionUse {
