@@ -157,8 +157,13 @@ impl Hall {
         let habit = figures.habit(&opened.agent, &opened.action.action);
         let registration = self.views.registration(&opened.agent);
         let odd = figures.oddities(&opened.access_request);
-        let odd_now =
-            unusual::at_showing(opened, request.opened_at, habit.as_ref(), registration, now);
+        let odd_now = unusual::at_showing(
+            opened.evidence.verified_at,
+            request.opened_at,
+            habit.as_ref(),
+            registration,
+            now,
+        );
         odd.iter()
             .flat_map(|odd| odd.iter())
             .chain(&odd_now)

@@ -119,7 +119,7 @@ impl Habit {
         (middle(&mut asks), asks.len())
     }
 
-    fn ask(&mut self, at: Timestamp, target: &Target) {
+    pub(super) fn ask_at(&mut self, at: Timestamp, target: &Target) {
         add(&mut self.asked);
         self.first_at.get_or_insert(at);
         self.last_at = Some(at);
@@ -395,7 +395,7 @@ impl Counts {
         asker.attested_at = asker.attested_at.max(Some(evidence.verified_at));
         let key = (agent.clone(), action.action.clone());
         let habit = self.habits.touch(&key, entry.index);
-        habit.ask(entry.at, &action.target);
+        habit.ask_at(entry.at, &action.target);
         habit
     }
 
@@ -517,4 +517,92 @@ fn day_of(at: Timestamp) -> i64 {
 /// Hour of the day, UTC: 0 to 23.
 pub(super) fn hour_of(at: Timestamp) -> usize {
     usize::try_from(at.secs().rem_euclid(86_400) / 3_600).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_untouched_is_given_up() {
+        let mut kept: Kept<u64, u64, 16> = Kept::default();
+        for n in 0..16 {
+            add(kept.touch(&n, n));
+        }
+        // Touched again, the first is none of the oldest any more; three of one entry go or stay together.
+        add(kept.touch(&0, 100));
+        for n in [1, 2, 3] {
+            kept.touch(&n, 50);
+        }
+        add(kept.touch(&16, 101));
+        assert_eq!(kept.get(&0), Some(&2));
+        let gone: Vec<u64> = (0..17).filter(|n| kept.get(n).is_none()).collect();
+        assert_eq!(gone, [4, 5, 6]);
+        // A known key never costs another one its place.
+        for n in 17..19 {
+            kept.touch(&n, n + 100);
+        }
+        let before = kept.0.len();
+        assert_eq!(before, 16);
+        kept.touch(&0, 200);
+        assert_eq!(kept.0.len(), before);
+    }
+
+    #[test]
+    fn maps_never_grow_beyond_their_bound() {
+        let mut kept: Kept<u64, u64, 64> = Kept::default();
+        for n in 0..10_000 {
+            kept.touch(&n, n / 3);
+            assert!(kept.0.len() <= 64);
+        }
+        assert!(kept.get(&9_999).is_some());
+    }
+
+    #[test]
+    fn a_median_is_of_the_last_times() {
+        let mut times = Times::default();
+        assert_eq!(times.median(), None);
+        times.add(9);
+        times.add(1);
+        assert_eq!(times.median(), Some(1), "the lower of two");
+        times.add(4);
+        assert_eq!(times.median(), Some(4));
+        for _ in 0..51 {
+            times.add(2);
+        }
+        assert_eq!(times.median(), Some(2));
+        for _ in 0..51 {
+            times.add(8);
+        }
+        assert_eq!(times.0.len(), TIMES_MAX);
+        assert_eq!(times.median(), Some(8), "old ones are forgotten");
+    }
+
+    #[test]
+    fn who_never_says_no_in_no_time_stands_out() {
+        assert!(rubber_stamp(20, 0, Some(2)));
+        assert!(rubber_stamp(96, 4, Some(0)));
+        assert!(!rubber_stamp(19, 0, Some(2)), "too few");
+        assert!(!rubber_stamp(95, 5, Some(2)), "95 % is not above 95 %");
+        assert!(!rubber_stamp(20, 0, Some(3)), "slow enough to read");
+        assert!(!rubber_stamp(20, 0, None));
+    }
+
+    #[test]
+    fn days_are_bounded_and_today_is_apart() {
+        let target = Target::parse("Case", "1").expect("target");
+        let mut habit = Habit::default();
+        for day in 0..100 {
+            for _ in 0..=day % 2 {
+                habit.ask_at(Timestamp::from_secs(day * 86_400 + 7_200), &target);
+            }
+        }
+        let today = Timestamp::from_secs(99 * 86_400 + 80_000);
+        assert_eq!(habit.days.len(), DAYS_MAX + 1);
+        assert_eq!(habit.on_day_of(today), 2);
+        assert_eq!(habit.median_day_before(today), (Some(1), DAYS_MAX));
+        assert_eq!(habit.on_day_of(today.plus_secs(86_400)), 0);
+        assert_eq!(habit.hours[2], 150);
+        assert_eq!(habit.asked, 150);
+    }
 }

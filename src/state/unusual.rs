@@ -160,9 +160,10 @@ pub(super) fn at_opening(
     odd
 }
 
-/// What is unusual about a waiting access request now, beside what was at its opening.
+/// What is unusual about an access request now, beside what was at its opening; its evidence had been verified at
+/// `verified_at`.
 pub fn at_showing(
-    opened: &AccessRequestOpened,
+    verified_at: Timestamp,
     opened_at: Timestamp,
     habit: Option<&Habit>,
     registration: Option<Registration>,
@@ -181,7 +182,7 @@ pub fn at_showing(
             });
         }
     }
-    let age_ms = opened_at.since(opened.evidence.verified_at);
+    let age_ms = opened_at.since(verified_at);
     if age_ms >= OLD_EVIDENCE_MS {
         odd.push(Oddity::OldEvidence { age_ms });
     }
@@ -215,4 +216,168 @@ fn ordinal(n: u32) -> String {
         (_, 0 | 4..) => "th",
     };
     format!("{n}{ending}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: i64 = 86_400;
+    /// 2027-01-15, 08:00:00 UTC.
+    const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+
+    fn target(id: &str) -> Target {
+        Target::parse("Account", id).expect("target")
+    }
+
+    /// As many asks as `days` says, the last of them for yesterday, all at this hour of the day.
+    fn habit(days: &[u32], hours: i64) -> Habit {
+        let mut habit = Habit::default();
+        let midnight = NOW.secs().div_euclid(DAY) * DAY;
+        let mut ago = i64::try_from(days.len()).expect("few");
+        for asks in days {
+            for _ in 0..*asks {
+                let at = Timestamp::from_secs(midnight - ago * DAY + hours * 3_600);
+                habit.ask_at(at, &target("ann"));
+            }
+            ago -= 1;
+        }
+        habit
+    }
+
+    fn said(odd: &[Oddity]) -> Vec<String> {
+        odd.iter().map(Oddity::sentence).collect()
+    }
+
+    fn opening(habit: Option<&Habit>, agent_asked: u64, target: &Target) -> Vec<String> {
+        said(&at_opening(habit, agent_asked, target, NOW))
+    }
+
+    #[test]
+    fn without_a_history_nothing_is_an_alarm() {
+        let ann = target("ann");
+        assert_eq!(opening(None, 0, &ann), ["no history yet"]);
+        assert_eq!(opening(None, HISTORY_MIN - 1, &ann), ["no history yet"]);
+        assert_eq!(
+            opening(None, HISTORY_MIN, &ann),
+            ["the first time this agent asks for this"]
+        );
+        let far = habit(&[1], 20);
+        assert_eq!(
+            opening(Some(&far), 1, &target("bob")),
+            ["little history yet: asked once before"]
+        );
+        let four = habit(&[1, 1, 1, 1], 20);
+        assert_eq!(
+            opening(Some(&four), 4, &target("bob")),
+            ["little history yet: asked 4 times before"]
+        );
+    }
+
+    #[test]
+    fn a_new_target_is_told_while_targets_are_told_apart() {
+        let mut known = habit(&[1; 5], 8);
+        assert_eq!(opening(Some(&known), 5, &target("ann")), [""; 0]);
+        assert_eq!(
+            opening(Some(&known), 5, &target("bob")),
+            ["the first time on this target"]
+        );
+        for n in 0..super::super::figures::TARGETS_MAX {
+            known.ask_at(NOW.plus_secs(-DAY), &target(&format!("t-{n}")));
+        }
+        assert_eq!(known.targets, Targets::Many);
+        let odd = opening(Some(&known), 40, &target("bob"));
+        assert!(!odd.iter().any(|s| s.contains("target")), "{odd:?}");
+    }
+
+    #[test]
+    fn an_hour_is_odd_with_enough_asks_and_none_near_it() {
+        let ann = target("ann");
+        let odd = ["no ask at this hour (08 UTC) among its last 20"];
+        assert_eq!(opening(Some(&habit(&[1; 20], 10)), 20, &ann), odd);
+        assert_eq!(opening(Some(&habit(&[1; 20], 6)), 20, &ann), odd);
+        for near in [7, 8, 9] {
+            assert_eq!(opening(Some(&habit(&[1; 20], near)), 20, &ann), [""; 0]);
+        }
+        assert_eq!(opening(Some(&habit(&[1; 19], 10)), 19, &ann), [""; 0]);
+        // Midnight has neighbours on both sides.
+        let late = habit(&[1; 20], 23);
+        let midnight = Timestamp::from_secs(NOW.secs().div_euclid(DAY) * DAY);
+        assert_eq!(said(&at_opening(Some(&late), 20, &ann, midnight)), [""; 0]);
+    }
+
+    #[test]
+    fn a_day_is_odd_beside_its_median() {
+        let ann = target("ann");
+        let mut busy = habit(&[1, 1, 1, 9, 1], 8);
+        for _ in 0..6 {
+            busy.ask_at(NOW, &ann);
+        }
+        assert_eq!(
+            opening(Some(&busy), 19, &ann),
+            ["7th today; the median day has 1"]
+        );
+        let mut usual = habit(&[3, 3, 3, 3, 3], 8);
+        for _ in 0..6 {
+            usual.ask_at(NOW, &ann);
+        }
+        assert_eq!(opening(Some(&usual), 21, &ann), [""; 0], "7 of 3 is no 9");
+        let mut young = habit(&[1, 1, 1, 1], 8);
+        for _ in 0..6 {
+            young.ask_at(NOW, &ann);
+        }
+        assert_eq!(opening(Some(&young), 10, &ann), [""; 0], "too few days");
+    }
+
+    #[test]
+    fn what_is_said_when_it_is_shown_fades() {
+        let lee = PersonId::parse("lee").expect("id");
+        let maria = PersonId::parse("maria").expect("id");
+        let mut habit = habit(&[5], 8);
+        let denied = NOW.plus_secs(-180);
+        habit.last_denied = Some((denied, lee));
+        let fresh = NOW.plus_secs(-30);
+        let show = |habit: &Habit, registration, verified_at, now| {
+            said(&at_showing(verified_at, NOW, Some(habit), registration, now))
+        };
+        assert_eq!(
+            show(&habit, None, fresh, NOW),
+            ["the last one was denied by lee 3 min ago"]
+        );
+        assert_eq!(show(&habit, None, fresh, NOW.plus_secs(DAY)), [""; 0]);
+        habit.last_approved = Some((denied.plus_secs(1), maria));
+        assert_eq!(show(&habit, None, fresh, NOW), [""; 0], "approved since");
+        assert_eq!(
+            show(&habit, None, NOW.plus_secs(-240), NOW.plus_secs(600)),
+            ["evidence verified 4 min before it asked"],
+            "as of the asking, whenever it is shown"
+        );
+        let registration = |ago_s: i64, new| {
+            let at = NOW.plus_secs(-ago_s);
+            show(&habit, Some(Registration { at, new }), fresh, NOW)
+        };
+        assert_eq!(registration(7_200, true), ["agent registered 2 h ago"]);
+        assert_eq!(
+            registration(60, false),
+            ["the agent's registration changed 60 s ago"]
+        );
+        assert_eq!(registration(DAY, false), [""; 0]);
+    }
+
+    #[test]
+    fn numbers_are_said_as_people_say_them() {
+        let said: Vec<_> = [1, 2, 3, 4, 11, 12, 13, 21, 22, 111, 1_003].map(ordinal).to_vec();
+        assert_eq!(
+            said,
+            [
+                "1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "22nd", "111th",
+                "1003rd"
+            ]
+        );
+        let spans = [-5_000, 119_999, 120_000, 7_200_000, 172_800_000];
+        assert_eq!(
+            spans.map(about),
+            ["0 s", "119 s", "2 min", "2 h", "2 d"]
+        );
+    }
 }
