@@ -251,6 +251,30 @@ impl Hall {
                 f.scope.to_string(),
                 vec![],
             ),
+            Fact::ApproverInvited(f) => (
+                "ApproverInvited",
+                "approver invited",
+                f.by.to_string(),
+                f.person.to_string(),
+                vec![f.invitation.to_string()],
+            ),
+            Fact::ApproverEnrolled(f) => (
+                "ApproverEnrolled",
+                "passkey enrolled",
+                f.person.to_string(),
+                f.passkey.key.to_string(),
+                vec![f.invitation.to_string()],
+            ),
+            Fact::ApproverKeysRevoked(f) => (
+                "ApproverKeysRevoked",
+                match f.cause {
+                    RevokeCause::Operator => "approver's keys revoked",
+                    RevokeCause::Counter => "approver's key revoked: its counter went back",
+                },
+                by(&f.by),
+                format!("{}, {} keys", f.person, f.keys.len()),
+                vec![],
+            ),
             Fact::TaskOpened(f) => (
                 "TaskOpened",
                 "task opened",

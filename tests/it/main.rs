@@ -35,6 +35,7 @@ mod operators;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod parallel;
+mod passkey;
 mod properties;
 mod readings;
 mod secrets;
@@ -44,3 +45,4 @@ mod spine;
 mod transport;
 mod vectors;
 mod walk;
+mod webauthn;
