@@ -49,7 +49,12 @@ impl Answer {
     }
 
     fn ok(self) -> Self {
-        assert!((200..300).contains(&self.status), "{}: {}", self.status, self.body);
+        assert!(
+            (200..300).contains(&self.status),
+            "{}: {}",
+            self.status,
+            self.body
+        );
         self
     }
 
@@ -143,7 +148,10 @@ struct Seated {
 /// A call of an operator's key, to invite.
 fn operator_call(s: &Served, method: &str) -> Presented {
     let (method, admits) = guard::row(method).expect("a method with a row");
-    let jti = format!("{:032x}", u128::from(rand_u64()) << 64 | u128::from(rand_u64()));
+    let jti = format!(
+        "{:032x}",
+        u128::from(rand_u64()) << 64 | u128::from(rand_u64())
+    );
     let nonce = s.hall.nonce();
     let claims = dpop::ProofClaims {
         htm: "POST",
@@ -184,7 +192,11 @@ fn sent(assertion: &Assertion) -> Value {
 async fn invite(s: &Served, name: &str) -> String {
     let call = operator_call(s, "dipylon.v1.ApprovalService/InviteApprover");
     let person = PersonId::parse(name).expect("id");
-    let invited = s.hall.invite_approver(&call, person).await.expect("invited");
+    let invited = s
+        .hall
+        .invite_approver(&call, person)
+        .await
+        .expect("invited");
     invited.code.reveal().to_owned()
 }
 
@@ -212,21 +224,38 @@ impl Seated {
         let done = browser.post("/console/enrol/finish", &finish).await.ok();
         assert_eq!(done.json()["person"], name);
         let again = browser.post("/console/enrol/finish", &finish).await;
-        assert_eq!((again.status, again.reason().as_str()), (403, "INVITATION_UNKNOWN"));
+        assert_eq!(
+            (again.status, again.reason().as_str()),
+            (403, "INVITATION_UNKNOWN")
+        );
         Self { browser, passkey }
     }
 
     async fn challenge(&self) -> Vec<u8> {
-        let begun = self.browser.post("/console/sign-in/begin", &json!({})).await.ok();
+        let begun = self
+            .browser
+            .post("/console/sign-in/begin", &json!({}))
+            .await
+            .ok();
         bytes(&begun.json()["challenge"])
     }
 
     /// Enrolled and signed in.
     async fn sign_in(s: &Served, name: &str) -> Self {
         let mut seated = Self::enrol(s, name).await;
-        let assertion = seated.passkey.get(&seated.challenge().await, &seated.browser.origin);
-        let done = seated.browser.post("/console/sign-in/finish", &sent(&assertion)).await;
-        assert_eq!((done.status, done.body.as_str()), (204, ""), "{}", done.body);
+        let assertion = seated
+            .passkey
+            .get(&seated.challenge().await, &seated.browser.origin);
+        let done = seated
+            .browser
+            .post("/console/sign-in/finish", &sent(&assertion))
+            .await;
+        assert_eq!(
+            (done.status, done.body.as_str()),
+            (204, ""),
+            "{}",
+            done.body
+        );
         let cookie = done.header("set-cookie").expect("a cookie").to_owned();
         let (pair, rest) = cookie.split_once("; ").expect("attributes");
         assert_eq!(rest, "Path=/; HttpOnly; SameSite=Strict");
@@ -235,18 +264,24 @@ impl Seated {
     }
 
     async fn begin(&self, id: AccessRequestId, ask: Value) -> Answer {
-        self.browser.post(&format!("/console/requests/{id}/vote/begin"), &ask).await
+        self.browser
+            .post(&format!("/console/requests/{id}/vote/begin"), &ask)
+            .await
     }
 
     async fn cast(&self, id: AccessRequestId, begun: &Value, assertion: &Assertion) -> Answer {
         let mut body = sent(assertion);
         body["statement"] = begun["statement"].clone();
-        self.browser.post(&format!("/console/requests/{id}/vote/cast"), &body).await
+        self.browser
+            .post(&format!("/console/requests/{id}/vote/cast"), &body)
+            .await
     }
 
     async fn vote(&self, id: AccessRequestId, ask: Value) -> Answer {
         let begun = self.begin(id, ask).await.ok().json();
-        let assertion = self.passkey.get(&bytes(&begun["challenge"]), &self.browser.origin);
+        let assertion = self
+            .passkey
+            .get(&bytes(&begun["challenge"]), &self.browser.origin);
         self.cast(id, &begun, &assertion).await
     }
 }
@@ -316,7 +351,12 @@ async fn a_stranger_reaches_nothing_but_the_way_in() {
             let answer = browser.send(method(row), &path, &headers, "").await;
             dressed(&answer, row.name);
             if row.who == Who::Anybody {
-                assert!(![401, 403].contains(&answer.status), "{}: {}", row.name, answer.status);
+                assert!(
+                    ![401, 403].contains(&answer.status),
+                    "{}: {}",
+                    row.name,
+                    answer.status
+                );
                 continue;
             }
             match row.shape {
@@ -336,7 +376,10 @@ async fn a_stranger_reaches_nothing_but_the_way_in() {
         }
         assert_eq!(size(&s), before, "a stranger wrote nothing");
         for (path, ask) in [
-            ("vote/begin", json!({ "profile": "one-security", "verdict": "approve" })),
+            (
+                "vote/begin",
+                json!({ "profile": "one-security", "verdict": "approve" }),
+            ),
             (
                 "vote/cast",
                 json!({
@@ -347,11 +390,19 @@ async fn a_stranger_reaches_nothing_but_the_way_in() {
         ] {
             let path = format!("/console/requests/areq_AAAAAAAAAAAAAAAAAAAAAA/{path}");
             let answer = browser.post(&path, &ask).await;
-            assert_eq!((answer.status, answer.reason().as_str()), (401, "NOT_AUTHENTICATED"));
+            assert_eq!(
+                (answer.status, answer.reason().as_str()),
+                (401, "NOT_AUTHENTICATED")
+            );
         }
     }
     browser.cookie = None;
-    for path in ["/console/", "/console/nothing", "/console/requests/", "/console/../console/x"] {
+    for path in [
+        "/console/",
+        "/console/nothing",
+        "/console/requests/",
+        "/console/../console/x",
+    ] {
         let answer = browser.get(path).await;
         assert_eq!(answer.status, 404, "{path}");
         dressed(&answer, path);
@@ -375,8 +426,14 @@ async fn nothing_changes_but_by_our_own_pages_and_no_get_changes_anything() {
             vec![("origin", "null")],
             vec![("origin", "http://localhost:1")],
             vec![("origin", "http://evil.example")],
-            vec![("origin", browser.origin.as_str()), ("sec-fetch-site", "cross-site")],
-            vec![("origin", browser.origin.as_str()), ("origin", "http://evil.example")],
+            vec![
+                ("origin", browser.origin.as_str()),
+                ("sec-fetch-site", "cross-site"),
+            ],
+            vec![
+                ("origin", browser.origin.as_str()),
+                ("origin", "http://evil.example"),
+            ],
         ];
         for (row, path) in paths() {
             let path = path.replace("areq_AAAAAAAAAAAAAAAAAAAAAA", &id.to_string());
@@ -384,7 +441,9 @@ async fn nothing_changes_but_by_our_own_pages_and_no_get_changes_anything() {
                 for headers in &cross {
                     let mut headers = headers.clone();
                     headers.push(("content-type", "application/json"));
-                    let answer = browser.send("POST", &path, &headers, &ask.to_string()).await;
+                    let answer = browser
+                        .send("POST", &path, &headers, &ask.to_string())
+                        .await;
                     assert_eq!(answer.status, 403, "{} {headers:?}", row.name);
                     dressed(&answer, row.name);
                 }
@@ -399,20 +458,33 @@ async fn nothing_changes_but_by_our_own_pages_and_no_get_changes_anything() {
                 let answer = browser.send("POST", &path, &headers, "").await;
                 assert_eq!(answer.status, 405, "{}", row.name);
             }
-            let elsewhere = [("host", "evil.example"), ("origin", browser.origin.as_str())];
+            let elsewhere = [
+                ("host", "evil.example"),
+                ("origin", browser.origin.as_str()),
+            ];
             let answer = browser.send(method(row), &path, &elsewhere, "").await;
             assert_eq!(answer.status, 421, "{}", row.name);
             dressed(&answer, row.name);
         }
         // A form of another site can send this body without asking, but not as JSON.
-        let headers = [("origin", browser.origin.as_str()), ("content-type", "text/plain")];
+        let headers = [
+            ("origin", browser.origin.as_str()),
+            ("content-type", "text/plain"),
+        ];
         let path = format!("/console/requests/{id}/vote/begin");
-        let answer = browser.send("POST", &path, &headers, &ask.to_string()).await;
-        assert_eq!((answer.status, answer.reason().as_str()), (400, "MALFORMED"));
+        let answer = browser
+            .send("POST", &path, &headers, &ask.to_string())
+            .await;
+        assert_eq!(
+            (answer.status, answer.reason().as_str()),
+            (400, "MALFORMED")
+        );
     }
     assert_eq!(size(&s), before, "nothing was entered");
     // The visit is still there, and so is the statement: nothing of the above ended either.
-    let assertion = maria.passkey.get(&bytes(&begun["challenge"]), &maria.browser.origin);
+    let assertion = maria
+        .passkey
+        .get(&bytes(&begun["challenge"]), &maria.browser.origin);
     let cast = maria.cast(id, &begun, &assertion).await.ok();
     assert_eq!(cast.json()["status"], "approved");
     assert_eq!(size(&s), before + 1);
@@ -429,7 +501,10 @@ async fn a_role_opens_its_own_pages_alone() {
     let s = Served::start().await;
     let task = s.task("triage").await;
     let id = pending(&task, disable("ann"), "r-1").await;
-    for (name, kind) in [("maria", CallerKind::Approver), ("olga", CallerKind::Operator)] {
+    for (name, kind) in [
+        ("maria", CallerKind::Approver),
+        ("olga", CallerKind::Operator),
+    ] {
         let seated = Seated::sign_in(&s, name).await;
         let inbox = seated.browser.get("/console").await.ok();
         for (row, path) in paths() {
@@ -480,20 +555,49 @@ async fn a_role_opens_its_own_pages_alone() {
 async fn people_vote_with_their_passkey_and_the_agent_gets_what_they_signed() {
     let s = Served::start().await;
     let task = s.task("triage").await;
-    let (maria, lee) = (Seated::sign_in(&s, "maria").await, Seated::sign_in(&s, "lee").await);
+    let (maria, lee) = (
+        Seated::sign_in(&s, "maria").await,
+        Seated::sign_in(&s, "lee").await,
+    );
     let dana = Seated::sign_in(&s, "dana").await;
 
     let id = pending(&task, disable("ann"), "r-1").await;
     let inbox = maria.browser.get("/console").await.ok();
-    assert!(inbox.body.contains(&format!("data-request=\"{id}\"")), "{}", inbox.body);
-    let card = maria.browser.get(&format!("/console/requests/{id}")).await.ok();
-    let (deny, approve) = (card.body.find(" id=\"deny\""), card.body.find(" id=\"approve\""));
-    assert!(deny.expect("deny") < approve.expect("approve"), "no before yes");
+    assert!(
+        inbox.body.contains(&format!("data-request=\"{id}\"")),
+        "{}",
+        inbox.body
+    );
+    let card = maria
+        .browser
+        .get(&format!("/console/requests/{id}"))
+        .await
+        .ok();
+    let (deny, approve) = (
+        card.body.find(" id=\"deny\""),
+        card.body.find(" id=\"approve\""),
+    );
+    assert!(
+        deny.expect("deny") < approve.expect("approve"),
+        "no before yes"
+    );
     assert!(!card.body.contains("autofocus"));
-    let owners = dana.browser.get(&format!("/console/requests/{id}")).await.ok();
+    let owners = dana
+        .browser
+        .get(&format!("/console/requests/{id}"))
+        .await
+        .ok();
     assert!(owners.has("not-eligible") && !owners.has("approve") && !owners.has("deny"));
-    let refused = dana.begin(id, json!({ "profile": "one-security", "verdict": "approve" })).await;
-    assert_eq!((refused.status, refused.reason().as_str()), (403, "NOT_ELIGIBLE"));
+    let refused = dana
+        .begin(
+            id,
+            json!({ "profile": "one-security", "verdict": "approve" }),
+        )
+        .await;
+    assert_eq!(
+        (refused.status, refused.reason().as_str()),
+        (403, "NOT_ELIGIBLE")
+    );
 
     let narrowed = json!({ "profile": "one-security", "verdict": "approve", "max_ttl": 60 });
     let cast = maria.vote(id, narrowed).await.ok();
@@ -504,14 +608,26 @@ async fn people_vote_with_their_passkey_and_the_agent_gets_what_they_signed() {
     };
     let left = token.expires_at().since(Clock::system().now());
     assert!((1..=60_000).contains(&left), "narrowed: {left} ms");
-    let late = lee.begin(id, json!({ "profile": "one-security", "verdict": "deny" })).await;
-    assert_eq!((late.status, late.reason().as_str()), (400, "ACCESS_REQUEST_CLOSED"));
-    let over = lee.browser.get(&format!("/console/requests/{id}")).await.ok();
+    let late = lee
+        .begin(id, json!({ "profile": "one-security", "verdict": "deny" }))
+        .await;
+    assert_eq!(
+        (late.status, late.reason().as_str()),
+        (400, "ACCESS_REQUEST_CLOSED")
+    );
+    let over = lee
+        .browser
+        .get(&format!("/console/requests/{id}"))
+        .await
+        .ok();
     assert!(over.body.contains("data-status=\"consumed\"") && !over.has("approve"));
 
     let id = pending(&task, disable("cara"), "r-2").await;
     let said = json!({ "profile": "one-security", "verdict": "deny", "comment": "not Cara" });
-    assert_eq!(lee.vote(id, said).await.ok().json(), json!({ "status": "denied" }));
+    assert_eq!(
+        lee.vote(id, said).await.ok().json(),
+        json!({ "status": "denied" })
+    );
     let hostile = json!({ "profile": "one-security", "verdict": "deny", "comment": "a\u{202e}b" });
     assert_eq!(maria.begin(id, hostile).await.reason(), "MALFORMED");
     let seen = s.hall.state().access_request(&id).expect("known");
@@ -525,7 +641,10 @@ async fn a_fresh_sign_in_is_no_vote_and_no_answer_counts_twice() {
     let s = Served::start().await;
     let task = s.task("triage").await;
     let id = pending(&task, disable("ann"), "r-1").await;
-    let (maria, lee) = (Seated::sign_in(&s, "maria").await, Seated::sign_in(&s, "lee").await);
+    let (maria, lee) = (
+        Seated::sign_in(&s, "maria").await,
+        Seated::sign_in(&s, "lee").await,
+    );
     let origin = &maria.browser.origin;
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
     let begin = async || maria.begin(id, ask.clone()).await.ok().json();
@@ -534,14 +653,23 @@ async fn a_fresh_sign_in_is_no_vote_and_no_answer_counts_twice() {
     let begun = begin().await;
     let signed_in = maria.passkey.get(&maria.challenge().await, origin);
     let cast = maria.cast(id, &begun, &signed_in).await;
-    assert_eq!((cast.status, cast.reason().as_str()), (403, "PASSKEY_WRONG"));
+    assert_eq!(
+        (cast.status, cast.reason().as_str()),
+        (403, "PASSKEY_WRONG")
+    );
     // The statement is spent with it.
     let good = maria.passkey.get(&bytes(&begun["challenge"]), origin);
     let cast = maria.cast(id, &begun, &good).await;
-    assert_eq!((cast.status, cast.reason().as_str()), (400, "STATEMENT_UNKNOWN"));
+    assert_eq!(
+        (cast.status, cast.reason().as_str()),
+        (400, "STATEMENT_UNKNOWN")
+    );
     // An answer to the statement before.
     let begun = begin().await;
-    assert_eq!(maria.cast(id, &begun, &good).await.reason(), "PASSKEY_WRONG");
+    assert_eq!(
+        maria.cast(id, &begun, &good).await.reason(),
+        "PASSKEY_WRONG"
+    );
     // Without user verification, from another origin, in a frame, by a colleague's passkey.
     let manners = |change: fn(&mut Manners)| {
         let mut manners = Manners::default();
@@ -551,29 +679,56 @@ async fn a_fresh_sign_in_is_no_vote_and_no_answer_counts_twice() {
     for (what, bad) in [
         ("no verification", manners(|m| m.verified = false)),
         ("no presence", manners(|m| m.present = false)),
-        ("another origin", manners(|m| m.origin = Some("http://localhost:1".to_owned()))),
-        ("another type", manners(|m| m.kind = Some("webauthn.create"))),
+        (
+            "another origin",
+            manners(|m| m.origin = Some("http://localhost:1".to_owned())),
+        ),
+        (
+            "another type",
+            manners(|m| m.kind = Some("webauthn.create")),
+        ),
         ("a frame", manners(|m| m.cross_origin = Some(json!(true)))),
-        ("another party", manners(|m| m.rp_id = Some("evil.example".to_owned()))),
+        (
+            "another party",
+            manners(|m| m.rp_id = Some("evil.example".to_owned())),
+        ),
     ] {
         let begun = begin().await;
-        let answer = maria.passkey.get_as(&bytes(&begun["challenge"]), origin, &bad);
+        let answer = maria
+            .passkey
+            .get_as(&bytes(&begun["challenge"]), origin, &bad);
         let cast = maria.cast(id, &begun, &answer).await;
-        assert_eq!((cast.status, cast.reason().as_str()), (403, "PASSKEY_WRONG"), "{what}");
+        assert_eq!(
+            (cast.status, cast.reason().as_str()),
+            (403, "PASSKEY_WRONG"),
+            "{what}"
+        );
     }
     let begun = begin().await;
     let lees = lee.passkey.get(&bytes(&begun["challenge"]), origin);
-    assert_eq!(maria.cast(id, &begun, &lees).await.reason(), "PASSKEY_WRONG");
+    assert_eq!(
+        maria.cast(id, &begun, &lees).await.reason(),
+        "PASSKEY_WRONG"
+    );
     // A statement is its voter's alone.
-    assert_eq!(lee.cast(id, &begin().await, &lees).await.reason(), "STATEMENT_UNKNOWN");
+    assert_eq!(
+        lee.cast(id, &begin().await, &lees).await.reason(),
+        "STATEMENT_UNKNOWN"
+    );
     // A click alone: no answer of a passkey at all.
     let begun = begin().await;
     let path = format!("/console/requests/{id}/vote/cast");
-    let cast = maria.browser.post(&path, &json!({ "statement": begun["statement"] })).await;
+    let cast = maria
+        .browser
+        .post(&path, &json!({ "statement": begun["statement"] }))
+        .await;
     assert_eq!((cast.status, cast.reason().as_str()), (400, "MALFORMED"));
     let seen = s.hall.state().access_request(&id).expect("known");
     assert!(seen.votes.is_empty(), "none of these was a vote");
-    assert_eq!(maria.vote(id, ask.clone()).await.ok().json()["status"], "approved");
+    assert_eq!(
+        maria.vote(id, ask.clone()).await.ok().json()["status"],
+        "approved"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -583,17 +738,38 @@ async fn a_visit_ends_when_its_person_says_so_and_opens_nothing_twice() {
     let origin = maria.browser.origin.clone();
     let assertion = maria.passkey.get(&maria.challenge().await, &origin);
     let mut other = Browser::new(&s);
-    assert_eq!(other.post("/console/sign-in/finish", &sent(&assertion)).await.status, 204);
-    let again = other.post("/console/sign-in/finish", &sent(&assertion)).await;
-    assert_eq!((again.status, again.reason().as_str()), (401, "NOT_AUTHENTICATED"));
+    assert_eq!(
+        other
+            .post("/console/sign-in/finish", &sent(&assertion))
+            .await
+            .status,
+        204
+    );
+    let again = other
+        .post("/console/sign-in/finish", &sent(&assertion))
+        .await;
+    assert_eq!(
+        (again.status, again.reason().as_str()),
+        (401, "NOT_AUTHENTICATED")
+    );
     assert_eq!(again.header("set-cookie"), None);
 
     maria.browser.get("/console").await.ok();
     let out = maria.browser.submit("/console/sign-out").await;
-    assert_eq!((out.status, out.header("location")), (303, Some("/console/sign-in")));
-    assert!(out.header("set-cookie").expect("taken").contains("Max-Age=0"));
+    assert_eq!(
+        (out.status, out.header("location")),
+        (303, Some("/console/sign-in"))
+    );
+    assert!(
+        out.header("set-cookie")
+            .expect("taken")
+            .contains("Max-Age=0")
+    );
     assert_eq!(maria.browser.get("/console").await.status, 303);
-    assert_eq!(maria.browser.get("/console/fragment/inbox").await.status, 401);
+    assert_eq!(
+        maria.browser.get("/console/fragment/inbox").await.status,
+        401
+    );
 
     // Two cookies of that name could be two people: neither is believed.
     let lee = Seated::sign_in(&s, "lee").await;
@@ -611,7 +787,10 @@ async fn a_visit_ends_when_its_person_says_so_and_opens_nothing_twice() {
         ("/console/rules%22%3E%3Cscript%3E", "/console"),
         ("javascript:alert(1)", "/console"),
     ] {
-        let page = other.get(&format!("/console/sign-in?to={asked}")).await.ok();
+        let page = other
+            .get(&format!("/console/sign-in?to={asked}"))
+            .await
+            .ok();
         assert!(page.body.contains(&format!("data-to=\"{led}\"")), "{asked}");
     }
 }
@@ -624,12 +803,24 @@ async fn text_of_others_is_never_markup() {
     let s = Served::start_with_policy(|policy| {
         for (file, was, now) in [
             ("schema.cedarschema", "Disable an account", quoted.clone()),
-            ("schema.cedarschema", "The account can no longer sign in.", quoted.clone()),
-            ("schema.cedarschema", "Enable the account at the identity provider.", quoted.clone()),
+            (
+                "schema.cedarschema",
+                "The account can no longer sign in.",
+                quoted.clone(),
+            ),
+            (
+                "schema.cedarschema",
+                "Enable the account at the identity provider.",
+                quoted.clone(),
+            ),
             ("entities.json", "Ann Archer", quoted.clone()),
             ("agents.toml", "example-large-2", "<i>model</i>".to_owned()),
             ("people.toml", "Maria Moreau", "<u>Maria</u>".to_owned()),
-            ("rules/20-guardrails.cedar", "Somebody from security agrees before anything stops working.", quoted.clone()),
+            (
+                "rules/20-guardrails.cedar",
+                "Somebody from security agrees before anything stops working.",
+                quoted.clone(),
+            ),
         ] {
             let text = policy.get_mut(file).expect("a file");
             assert!(text.contains(was), "{file}: {was}");
@@ -644,7 +835,10 @@ async fn text_of_others_is_never_markup() {
         Ok(Outcome::Pending(pending)) => pending.access_request_id(),
         other => panic!("not pending: {other:?}"),
     };
-    let (maria, olga) = (Seated::sign_in(&s, "maria").await, Seated::sign_in(&s, "olga").await);
+    let (maria, olga) = (
+        Seated::sign_in(&s, "maria").await,
+        Seated::sign_in(&s, "olga").await,
+    );
     let tags = |page: &str| -> BTreeSet<String> {
         let starts = page.match_indices('<').map(|(at, _)| &page[at + 1..]);
         let named = starts.map(|rest| rest.split([' ', '>', '\n']).next().unwrap_or_default());
@@ -663,15 +857,36 @@ async fn text_of_others_is_never_markup() {
         (&olga, "/console/tasks".to_owned()),
         (&olga, "/console/tokens".to_owned()),
         (&olga, "/console/journal".to_owned()),
-        (&olga, "/console/journal?q=%3Cscript%3Ealert(1)%3C/script%3E%22%3E".to_owned()),
+        (
+            &olga,
+            "/console/journal?q=%3Cscript%3Ealert(1)%3C/script%3E%22%3E".to_owned(),
+        ),
     ] {
         let page = seated.browser.get(&path).await.ok().body;
-        for markup in ["<script>", "<img", "<b>bold", "<i>model", "<u>Maria", "\u{202E}", "\u{200B}", "onerror=alert(2)>"] {
+        for markup in [
+            "<script>",
+            "<img",
+            "<b>bold",
+            "<i>model",
+            "<u>Maria",
+            "\u{202E}",
+            "\u{200B}",
+            "onerror=alert(2)>",
+        ] {
             assert!(!page.contains(markup), "{path}: {markup}\n{page}");
         }
         // One script, by name, with nothing in it; no style and no handler in the page.
-        assert_eq!(page.matches("<script").count(), usize::from(!path.contains("fragment")), "{path}");
-        assert!(!tags(&page).contains("style") && !page.contains(" style=") && !page.contains(" onclick="), "{path}");
+        assert_eq!(
+            page.matches("<script").count(),
+            usize::from(!path.contains("fragment")),
+            "{path}"
+        );
+        assert!(
+            !tags(&page).contains("style")
+                && !page.contains(" style=")
+                && !page.contains(" onclick="),
+            "{path}"
+        );
         shown += page.matches("&#60;script&#62;alert(1)").count();
     }
     assert!(shown >= 6, "shown as text, often: {shown}");
@@ -682,23 +897,31 @@ async fn an_inbox_hears_of_what_moves() {
     let s = Served::start().await;
     let task = s.task("triage").await;
     let maria = Seated::sign_in(&s, "maria").await;
-    let mut stream = TcpStream::connect(maria.browser.address).await.expect("connects");
+    let mut stream = TcpStream::connect(maria.browser.address)
+        .await
+        .expect("connects");
     let cookie = maria.browser.cookie.clone().expect("signed in");
     let host = &maria.browser.host;
-    let request = format!("GET /console/events HTTP/1.1\r\nhost: {host}\r\ncookie: {cookie}\r\n\r\n");
+    let request =
+        format!("GET /console/events HTTP/1.1\r\nhost: {host}\r\ncookie: {cookie}\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("written");
     let heard = async |stream: &mut TcpStream, wanted: &str| {
         let mut text = String::new();
         let mut part = [0; 4_096];
         while !text.contains(wanted) {
-            let n = in_time("an event", stream.read(&mut part)).await.expect("read");
+            let n = in_time("an event", stream.read(&mut part))
+                .await
+                .expect("read");
             assert!(n > 0, "the stream ended: {text}");
             text.push_str(&String::from_utf8_lossy(&part[..n]));
         }
         text
     };
     let head = heard(&mut stream, "retry:").await;
-    assert!(head.starts_with("HTTP/1.1 200") && head.contains("text/event-stream"), "{head}");
+    assert!(
+        head.starts_with("HTTP/1.1 200") && head.contains("text/event-stream"),
+        "{head}"
+    );
     let id = pending(&task, disable("ann"), "r-1").await;
     let news = heard(&mut stream, "event: changed").await;
     assert!(!news.contains(&id.to_string()), "only that something moved");
@@ -716,15 +939,46 @@ async fn an_operator_revokes_a_token_with_a_form() {
     };
     let olga = Seated::sign_in(&s, "olga").await;
     let page = olga.browser.get("/console/tokens").await.ok();
-    assert!(page.body.contains(&format!("data-jti=\"{}\"", token.jti())), "{}", page.body);
-    let done = olga.browser.submit(&format!("/console/tokens/{}/revoke", token.jti())).await;
+    assert!(
+        page.body.contains(&format!("data-jti=\"{}\"", token.jti())),
+        "{}",
+        page.body
+    );
+    let done = olga
+        .browser
+        .submit(&format!("/console/tokens/{}/revoke", token.jti()))
+        .await;
     assert_eq!(done.status, 303, "{}", done.body);
-    let page = olga.browser.get(done.header("location").expect("back")).await.ok();
-    assert!(page.has("outcome") && !page.body.contains("data-jti="), "{}", page.body);
-    let told = olga.browser.get(&format!("/console/tasks/{}", task.id())).await.ok();
-    assert!(told.body.contains("data-kind=\"GrantsEnded\""), "{}", told.body);
-    let found = olga.browser.get(&format!("/console/journal?q={}", token.jti())).await.ok();
-    assert!(found.body.contains("data-kind=\"TokenIssued\""), "{}", found.body);
+    let page = olga
+        .browser
+        .get(done.header("location").expect("back"))
+        .await
+        .ok();
+    assert!(
+        page.has("outcome") && !page.body.contains("data-jti="),
+        "{}",
+        page.body
+    );
+    let told = olga
+        .browser
+        .get(&format!("/console/tasks/{}", task.id()))
+        .await
+        .ok();
+    assert!(
+        told.body.contains("data-kind=\"GrantsEnded\""),
+        "{}",
+        told.body
+    );
+    let found = olga
+        .browser
+        .get(&format!("/console/journal?q={}", token.jti()))
+        .await
+        .ok();
+    assert!(
+        found.body.contains("data-kind=\"TokenIssued\""),
+        "{}",
+        found.body
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -733,11 +987,20 @@ async fn assets_are_kept_for_ever_under_the_hash_of_what_they_are() {
     let browser = Browser::new(&s);
     let page = browser.get("/console/sign-in").await.ok().body;
     let mut seen = 0;
-    for part in page.split('"').filter(|part| part.starts_with("/console/assets/")) {
+    for part in page
+        .split('"')
+        .filter(|part| part.starts_with("/console/assets/"))
+    {
         let asset = browser.get(part).await.ok();
-        assert_eq!(asset.header("cache-control"), Some("public, max-age=31536000, immutable"));
+        assert_eq!(
+            asset.header("cache-control"),
+            Some("public, max-age=31536000, immutable")
+        );
         assert_eq!(asset.header("x-content-type-options"), Some("nosniff"));
-        assert!(!asset.body.contains("http://") || part.ends_with(".svg"), "{part} fetches nothing");
+        assert!(
+            !asset.body.contains("http://") || part.ends_with(".svg"),
+            "{part} fetches nothing"
+        );
         let (head, name) = part.rsplit_once('/').expect("a name");
         assert_eq!(browser.get(&format!("{head}0/{name}")).await.status, 404);
         seen += 1;
@@ -754,14 +1017,18 @@ async fn streams_of_one_person_have_a_bound() {
     let mut open = Vec::new();
     let mut refused = 0;
     for _ in 0..20 {
-        let mut stream = TcpStream::connect(maria.browser.address).await.expect("connects");
+        let mut stream = TcpStream::connect(maria.browser.address)
+            .await
+            .expect("connects");
         let request = format!(
             "GET /console/events HTTP/1.1\r\nhost: {}\r\ncookie: {cookie}\r\n\r\n",
             maria.browser.host
         );
         stream.write_all(request.as_bytes()).await.expect("written");
         let mut head = [0; 12];
-        in_time("a status", stream.read_exact(&mut head)).await.expect("read");
+        in_time("a status", stream.read_exact(&mut head))
+            .await
+            .expect("read");
         match &head[9..] {
             b"200" => open.push(stream),
             b"429" => refused += 1,
