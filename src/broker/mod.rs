@@ -38,9 +38,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use crate::approve::Bounds;
 use crate::approve::votes::Electorate;
 pub use crate::approve::votes::Proof as VoteProof;
+use crate::approve::{Bounds, Ground};
 use crate::clock::{Clock, ClockWatch};
 use crate::jose::Nonces;
 pub use crate::journal::Tail;
@@ -48,7 +48,7 @@ use crate::journal::{AppendError, Journal};
 use crate::mint::Bench;
 use crate::model::*;
 use crate::rates::{Limits, Rates, Seldom};
-use crate::rules::PolicyBundle;
+use crate::rules::{InForce, PolicyBundle};
 use crate::state::{Grant, State, Table, Task};
 use crate::telemetry::Metrics;
 use crate::verify::{Attested, VerifyError};
@@ -243,6 +243,15 @@ impl Hall {
     /// The console whose passkeys count.
     pub const fn relying_party(&self) -> &RelyingParty {
         &self.bounds.party
+    }
+
+    /// What a decision of gate 2 stands on.
+    fn ground<'a>(&'a self, rules: &'a InForce) -> Ground<'a> {
+        Ground {
+            rules,
+            roster: self.state.roster(),
+            bounds: &self.bounds,
+        }
     }
 
     /// Who may say yes, under a policy bundle.

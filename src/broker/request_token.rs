@@ -324,9 +324,7 @@ impl Hall {
             &order,
             waiting.as_deref(),
             self.action_freeze(&ask.action.name),
-            &rules,
-            self.state.roster(),
-            &self.bounds,
+            self.ground(&rules),
             id,
         ) {
             Ok(Decision::Approved(approved)) => self.grant(&turn, *approved, position).await,

@@ -42,6 +42,7 @@ mod secrets;
 mod served;
 mod siege;
 mod spine;
+mod step_up;
 mod transport;
 mod vectors;
 mod walk;
