@@ -25,6 +25,7 @@ mod front_door;
 mod gates;
 mod golden;
 mod harness;
+mod history;
 mod hostile;
 mod house;
 mod kill;
