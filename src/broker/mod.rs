@@ -5,6 +5,7 @@
 //! what a crash there leaves.
 
 mod ask_people;
+mod bells;
 mod bootstrap;
 mod callers;
 mod deny;
@@ -15,6 +16,7 @@ mod feed;
 mod freeze;
 mod govern;
 mod grant;
+mod inbox;
 mod introspect;
 mod inventory;
 mod keep_alive;
@@ -28,6 +30,7 @@ mod start;
 mod upkeep;
 mod views;
 mod vote;
+mod watch_access;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -54,6 +57,10 @@ pub use explain::Explained;
 pub use feed::{FeedStart, Position};
 pub use freeze::FreezeDone;
 pub use govern::Applied;
+pub use inbox::{
+    INBOX_PAGE_MAX, InboxAsk, InboxCursor, InboxGroup, InboxGroupKey, InboxNews, InboxPage,
+    InboxRow, InboxWatch,
+};
 pub use introspect::{Consumed, Introspected};
 pub use inventory::{AgentView, TaskFilter, TaskView};
 pub use open_task::{OpenAsk, Opened};
@@ -63,7 +70,9 @@ pub use request_token::{
 pub use revoke::TokenRevoked;
 pub use start::{Start, StartError};
 pub use vote::{AccessView, CardView, Standing as AccessStanding, VoteBegun};
+pub use watch_access::{AccessMark, AccessNews, AccessWatch};
 
+use bells::Bells;
 use doomed::{Doomed, Wish};
 use once::Once;
 use readings::Readings;
@@ -158,6 +167,10 @@ pub struct Hall {
     /// What each known caller may still do.
     callers: Limits<measure::Known>,
     rate_told: Seldom,
+    /// Wakes those who wait for access requests.
+    bells: Arc<Bells>,
+    /// Whose turn has come in the inbox of each person.
+    turns: Mutex<HashMap<PersonId, inbox::Turns>>,
     /// Calls that may wait for people.
     waits: tokio::sync::Semaphore,
 }
