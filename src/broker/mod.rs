@@ -5,6 +5,7 @@
 //! what a crash there leaves.
 
 mod ask_people;
+mod bells;
 mod bootstrap;
 mod callers;
 mod code;
@@ -18,6 +19,7 @@ mod figures;
 mod freeze;
 mod govern;
 mod grant;
+mod inbox;
 mod introspect;
 mod inventory;
 mod keep_alive;
@@ -34,6 +36,7 @@ mod upkeep;
 mod views;
 mod visits;
 mod vote;
+mod watch_access;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -66,6 +69,10 @@ pub use feed::{FeedStart, Position};
 pub use figures::{ActionUse, ApproverRow, Past, RuleRow};
 pub use freeze::FreezeDone;
 pub use govern::Applied;
+pub use inbox::{
+    INBOX_PAGE_MAX, InboxAsk, InboxCursor, InboxGroup, InboxGroupKey, InboxNews, InboxPage,
+    InboxRow, InboxWatch,
+};
 pub use introspect::{Consumed, Introspected};
 pub use inventory::{AgentView, TaskFilter, TaskView};
 pub use live_tokens::LiveToken;
@@ -78,7 +85,9 @@ pub use start::{Start, StartError};
 pub use timeline::{FOUND_MAX, Found, Moment, QUERY_BYTES_MAX, SCAN_MAX, Timeline};
 pub use visits::{SignInBegun, Visit, Visitor};
 pub use vote::{AccessView, CardView, Standing as AccessStanding, VoteAsk, VoteBegun};
+pub use watch_access::{AccessMark, AccessNews, AccessWatch};
 
+use bells::Bells;
 use doomed::{Doomed, Wish};
 use once::Once;
 use readings::Readings;
@@ -193,6 +202,10 @@ pub struct Hall {
     /// What each known caller may still do.
     callers: Limits<measure::Known>,
     rate_told: Seldom,
+    /// Wakes those who wait for access requests.
+    bells: Arc<Bells>,
+    /// Whose turn has come in the inbox of each person.
+    turns: Mutex<HashMap<PersonId, inbox::Turns>>,
     /// Calls that may wait for people.
     waits: tokio::sync::Semaphore,
 }
