@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use super::{Hall, Presented, Refusal};
 use crate::model::*;
 use crate::rules::{Remedy, Role, RuleEffect, RuleInfo};
+use crate::state::AccessRequest;
 use crate::state::figures::{self, ApproverFigures, Habit, RuleFigures};
 use crate::state::unusual::{self, Oddity};
-use crate::state::AccessRequest;
 
 /// A rule of the policy bundle in force, and how often it mattered.
 #[derive(Debug, Clone)]
