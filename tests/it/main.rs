@@ -38,6 +38,7 @@ mod parallel;
 mod passkey;
 mod properties;
 mod readings;
+mod second_opinion;
 mod secrets;
 mod served;
 mod siege;
