@@ -39,6 +39,7 @@ mod parallel;
 mod passkey;
 mod properties;
 mod readings;
+mod second_opinion;
 mod secrets;
 mod served;
 mod siege;
