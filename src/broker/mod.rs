@@ -7,6 +7,7 @@
 mod ask_people;
 mod bootstrap;
 mod callers;
+mod card;
 mod code;
 mod deny;
 mod doomed;
@@ -44,6 +45,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use crate::approve::Bounds;
 use crate::approve::votes::Electorate;
 pub use crate::approve::votes::Proof as VoteProof;
+pub use crate::card::Standing as AccessStanding;
 use crate::clock::{Clock, ClockWatch};
 use crate::jose::Nonces;
 pub use crate::journal::Tail;
@@ -77,7 +79,7 @@ pub use revoke::TokenRevoked;
 pub use start::{Start, StartError};
 pub use timeline::{FOUND_MAX, Found, Moment, QUERY_BYTES_MAX, SCAN_MAX, Timeline};
 pub use visits::{SignInBegun, Visit, Visitor};
-pub use vote::{AccessView, CardView, Standing as AccessStanding, VoteAsk, VoteBegun};
+pub use vote::{AccessView, VoteAsk, VoteBegun};
 
 use doomed::{Doomed, Wish};
 use once::Once;

@@ -7,6 +7,7 @@
 //! its invisible characters made visible.
 
 mod agent;
+mod at_console;
 mod audit;
 mod bundle;
 mod card;

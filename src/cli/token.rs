@@ -242,7 +242,8 @@ fn waits(say: &Say, pending: &Pending, action: &Action, now: Timestamp) {
     say.either(
         || {
             json!({
-                "outcome": "pending", "access_request": pending.access_request_id(), "request_id": pending.request_id(),
+                "outcome": "pending", "access_request": pending.access_request_id(),
+                "match_phrase": pending.match_phrase().to_string(), "request_id": pending.request_id(),
                 "decision": pending.decision_id(), "expires_at": pending.expires_at().to_string(),
                 "needs": shapes::profiles(pending.needs()), "rules": shapes::rules(pending.rules()),
                 "ttl": shapes::ttl(pending.ttl()), "show_evidence": pending.show_evidence(),
@@ -251,6 +252,7 @@ fn waits(say: &Say, pending: &Pending, action: &Action, now: Timestamp) {
         || {
             let mut rows = Rows::default();
             rows.own("waits", pending.access_request_id().to_string())
+                .own("phrase", format!("{} (the approver's card says the same)", pending.match_phrase()))
                 .own("for", what(action))
                 .own("needs", shapes::profile_lines(pending.needs()))
                 .own("because", shapes::rule_lines(pending.rules()))
