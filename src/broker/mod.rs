@@ -68,7 +68,7 @@ pub use end::{EndReport, TaskEndAsk};
 pub use enrol::{ApproverView, EnrolmentBegun, Invited, PasskeyView};
 pub use explain::Explained;
 pub use feed::{FeedStart, Position};
-pub use figures::{ActionUse, ApproverRow, Past, RuleRow};
+pub use figures::{ActionUse, ApproverRow, RuleRow};
 pub use freeze::FreezeDone;
 pub use govern::Applied;
 pub use inbox::{
