@@ -8,6 +8,7 @@ mod ask_people;
 mod bells;
 mod bootstrap;
 mod callers;
+mod card;
 mod code;
 mod deny;
 mod doomed;
@@ -47,6 +48,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use crate::approve::votes::Electorate;
 pub use crate::approve::votes::Proof as VoteProof;
 use crate::approve::{Bounds, Ground};
+pub use crate::card::Standing as AccessStanding;
 use crate::clock::{Clock, ClockWatch};
 use crate::jose::Nonces;
 pub use crate::journal::Tail;
@@ -66,7 +68,7 @@ pub use end::{EndReport, TaskEndAsk};
 pub use enrol::{ApproverView, EnrolmentBegun, Invited, PasskeyView};
 pub use explain::Explained;
 pub use feed::{FeedStart, Position};
-pub use figures::{ActionUse, ApproverRow, Past, RuleRow};
+pub use figures::{ActionUse, ApproverRow, RuleRow};
 pub use freeze::FreezeDone;
 pub use govern::Applied;
 pub use inbox::{
@@ -84,7 +86,7 @@ pub use revoke::TokenRevoked;
 pub use start::{Start, StartError};
 pub use timeline::{FOUND_MAX, Found, Moment, QUERY_BYTES_MAX, SCAN_MAX, Timeline};
 pub use visits::{SignInBegun, Visit, Visitor};
-pub use vote::{AccessView, CardView, Standing as AccessStanding, VoteAsk, VoteBegun};
+pub use vote::{AccessView, VoteAsk, VoteBegun};
 pub use watch_access::{AccessMark, AccessNews, AccessWatch};
 
 use bells::Bells;
@@ -123,13 +125,7 @@ pub struct Settings {
 impl Settings {
     /// The console whose passkeys count: its origin, and the host in it (WebAuthn L3 §4, "RP ID").
     pub fn relying_party(&self) -> RelyingParty {
-        let origin = self.console_url.clone();
-        let host = origin.split_once("://").map_or("", |(_, rest)| rest);
-        let host = host.split_once(':').map_or(host, |(host, _port)| host);
-        RelyingParty {
-            id: host.to_owned(),
-            origin,
-        }
+        RelyingParty::at(&self.console_url)
     }
 }
 
