@@ -21,7 +21,6 @@ mod passkeys;
 pub mod rows;
 mod rules;
 mod show;
-mod stand_in;
 mod tasks;
 mod tokens;
 mod visit;
