@@ -166,8 +166,6 @@ pub(super) struct Turns {
 const TURN_MS: i64 = 60_000;
 /// Rows that one person may have before them at once; the others wait their turn.
 const SHOWN_MAX: usize = 4_096;
-/// Access requests that one person is asked to decide in a minute.
-const ASKS_PER_MINUTE: usize = 5;
 
 impl Turns {
     /// Which of these, in this order, stand in the inbox; the others wait their turn.
@@ -220,7 +218,8 @@ impl Hall {
             .filter_map(|id| self.line(id, &person.id, &rules, now))
             .collect();
         lines.sort_unstable_by_key(|line| line.cursor);
-        let queued = self.queue(&person.id, &mut lines, now);
+        let per_minute = rules.bundle.approvals().asks_per_minute;
+        let queued = self.queue(&person.id, per_minute, &mut lines, now);
         let yours = lines.iter().filter(|line| line.vote.is_ok()).count();
         if ask.mine {
             lines.retain(|line| line.vote.is_ok());
@@ -307,9 +306,8 @@ impl Hall {
         let mut first = None;
         let mut profiles = Vec::new();
         for need in &request.opened.decision.needs {
-            let eligible =
-                votes::eligible(person, &need.name, Verdict::Approve, request, &rules.bundle);
-            match eligible {
+            let electorate = self.electorate(&rules.bundle);
+            match votes::eligible(person, &need.name, Verdict::Approve, request, electorate) {
                 Ok(_) => profiles.push(need.name.clone()),
                 Err(why) => first = first.or(Some(why)),
             }
@@ -322,7 +320,13 @@ impl Hall {
     }
 
     /// Takes out what this person may decide and whose turn has not come, and says how much that is.
-    fn queue(&self, person: &PersonId, lines: &mut Vec<Line>, now: Timestamp) -> usize {
+    fn queue(
+        &self,
+        person: &PersonId,
+        per_minute: u32,
+        lines: &mut Vec<Line>,
+        now: Timestamp,
+    ) -> usize {
         let theirs: Vec<AccessRequestId> = lines
             .iter()
             .filter(|line| line.vote.is_ok())
@@ -334,7 +338,8 @@ impl Hall {
         }
         // One for each registered person at most: nobody else comes this far.
         let turns = turns.entry(person.clone()).or_default();
-        turns.take(&theirs, ASKS_PER_MINUTE, now);
+        let per_minute = usize::try_from(per_minute).unwrap_or(usize::MAX);
+        turns.take(&theirs, per_minute, now);
         let before = lines.len();
         lines.retain(|line| line.vote.is_err() || turns.shown.contains(&line.cursor.id));
         let queued = before - lines.len();

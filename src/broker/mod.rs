@@ -8,11 +8,14 @@ mod ask_people;
 mod bells;
 mod bootstrap;
 mod callers;
+mod code;
 mod deny;
 mod doomed;
 mod end;
+mod enrol;
 mod explain;
 mod feed;
+mod figures;
 mod freeze;
 mod govern;
 mod grant;
@@ -20,6 +23,7 @@ mod inbox;
 mod introspect;
 mod inventory;
 mod keep_alive;
+mod live_tokens;
 mod measure;
 mod once;
 mod open_task;
@@ -27,8 +31,10 @@ mod readings;
 mod request_token;
 mod revoke;
 mod start;
+mod timeline;
 mod upkeep;
 mod views;
+mod visits;
 mod vote;
 mod watch_access;
 
@@ -38,7 +44,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use crate::approve::Bounds;
+use crate::approve::votes::Electorate;
+pub use crate::approve::votes::Proof as VoteProof;
+use crate::approve::{Bounds, Ground};
 use crate::clock::{Clock, ClockWatch};
 use crate::jose::Nonces;
 pub use crate::journal::Tail;
@@ -46,15 +54,19 @@ use crate::journal::{AppendError, Journal};
 use crate::mint::Bench;
 use crate::model::*;
 use crate::rates::{Limits, Rates, Seldom};
+use crate::rules::{InForce, PolicyBundle};
 use crate::state::{Grant, State, Table, Task};
 use crate::telemetry::Metrics;
 use crate::verify::{Attested, VerifyError};
+pub use crate::webauthn::{Assertion, Registration, RelyingParty};
 
 pub use bootstrap::FirstOperator;
 pub use callers::{CallerKind, PersonCaller, Presented};
 pub use end::{EndReport, TaskEndAsk};
+pub use enrol::{ApproverView, EnrolmentBegun, Invited, PasskeyView};
 pub use explain::Explained;
 pub use feed::{FeedStart, Position};
+pub use figures::{ActionUse, ApproverRow, Past, RuleRow};
 pub use freeze::FreezeDone;
 pub use govern::Applied;
 pub use inbox::{
@@ -63,13 +75,16 @@ pub use inbox::{
 };
 pub use introspect::{Consumed, Introspected};
 pub use inventory::{AgentView, TaskFilter, TaskView};
+pub use live_tokens::LiveToken;
 pub use open_task::{OpenAsk, Opened};
 pub use request_token::{
     DeniedReply, PendingReply, ProfileState, RuleShown, TokenAsk, TokenGiven, TokenReply,
 };
 pub use revoke::TokenRevoked;
 pub use start::{Start, StartError};
-pub use vote::{AccessView, CardView, Standing as AccessStanding, VoteBegun};
+pub use timeline::{FOUND_MAX, Found, Moment, QUERY_BYTES_MAX, SCAN_MAX, Timeline};
+pub use visits::{SignInBegun, Visit, Visitor};
+pub use vote::{AccessView, CardView, Standing as AccessStanding, VoteAsk, VoteBegun};
 pub use watch_access::{AccessMark, AccessNews, AccessWatch};
 
 use bells::Bells;
@@ -77,6 +92,7 @@ use doomed::{Doomed, Wish};
 use once::Once;
 use readings::Readings;
 use views::Views;
+use visits::Visits;
 
 /// What one broker is configured to be.
 #[derive(Debug, Clone)]
@@ -88,6 +104,8 @@ pub struct Settings {
     /// The URL callers reach this broker under, without a trailing slash: proofs are compared with it, never with what a
     /// call says of itself.
     pub external_url: String,
+    /// The origin people reach the console under, without a trailing slash: passkeys belong to it.
+    pub console_url: String,
     /// The one audience evidence must be for.
     pub evidence_audience: String,
     /// Longest life of a token, in seconds.
@@ -100,6 +118,19 @@ pub struct Settings {
     pub tell_callers: bool,
     /// How many calls, from whom, and how many at once.
     pub rates: Rates,
+}
+
+impl Settings {
+    /// The console whose passkeys count: its origin, and the host in it (WebAuthn L3 §4, "RP ID").
+    pub fn relying_party(&self) -> RelyingParty {
+        let origin = self.console_url.clone();
+        let host = origin.split_once("://").map_or("", |(_, rest)| rest);
+        let host = host.split_once(':').map_or(host, |(host, _port)| host);
+        RelyingParty {
+            id: host.to_owned(),
+            origin,
+        }
+    }
 }
 
 /// Why a call was refused: what the caller may know, and a name under which the operator finds the rest.
@@ -146,6 +177,10 @@ pub struct Hall {
     refusals: Mutex<HashMap<TaskId, (i64, u32)>>,
     /// Statements handed out for signature.
     statements: Mutex<HashMap<String, vote::Begun>>,
+    /// Browsers that signed in.
+    visits: Visits,
+    /// When a card was first shown to a person.
+    shown: Mutex<HashMap<(PersonId, AccessRequestId), Timestamp>>,
     /// Signs of life that wait to be entered together.
     leases: Mutex<Vec<keep_alive::Waiting>>,
     /// Ends that could not be written: refused here at once, tried again by the timer.
@@ -198,8 +233,6 @@ const HEARTBEAT_MAX_S: i64 = 3_600;
 const TASKS_MAX: usize = 1_000;
 /// Request ids that may join access requests of one task.
 const JOINED_MAX: usize = 256;
-/// Access requests of one agent that may wait.
-const PENDING_MAX: usize = 5;
 /// Calls that may wait for people at once; the others get their pending answer without a wait.
 const WAITS_MAX: usize = 16_384;
 /// How often both gates run again when something moved between decision and entry.
@@ -224,6 +257,30 @@ impl Hall {
     /// A nonce for the next proof (RFC 9449 §8).
     pub fn nonce(&self) -> String {
         self.nonces.issue(self.now())
+    }
+
+    /// The console whose passkeys count.
+    pub const fn relying_party(&self) -> &RelyingParty {
+        &self.bounds.party
+    }
+
+    /// What a decision of gate 2 stands on.
+    fn ground<'a>(&'a self, rules: &'a InForce) -> Ground<'a> {
+        Ground {
+            rules,
+            roster: self.state.roster(),
+            bounds: &self.bounds,
+        }
+    }
+
+    /// Who may say yes, under a policy bundle.
+    fn electorate<'a>(&'a self, bundle: &'a PolicyBundle) -> Electorate<'a> {
+        Electorate {
+            bundle,
+            roster: self.state.roster(),
+            realm: &self.settings.realm,
+            party: &self.bounds.party,
+        }
     }
 
     /// The JWK set of every key that signs or signed tokens.
@@ -335,8 +392,7 @@ impl Hall {
         let allowed = crate::approve::still_allowed(
             grant,
             consumed.as_deref(),
-            &rules.bundle,
-            &self.settings.realm,
+            self.electorate(&rules.bundle),
         );
         (!allowed).then_some(EndCause::Policy)
     }
@@ -415,6 +471,8 @@ impl Hall {
             | VerifyError::NoRules
             | VerifyError::NotRegistered
             | VerifyError::Code(_)
+            | VerifyError::Visit(_)
+            | VerifyError::Passkey(_)
             | VerifyError::Agents(_)
             | VerifyError::OtherAgent(_)
             | VerifyError::Suspended(_)

@@ -9,6 +9,7 @@ use super::bells::Bells;
 use super::once::Once;
 use super::readings::Readings;
 use super::views::Views;
+use super::visits::Visits;
 use super::{Hall, Settings};
 use crate::approve::Bounds;
 use crate::clock::Clock;
@@ -118,6 +119,7 @@ impl Hall {
         let hall = Arc::new(Self {
             bounds: Bounds {
                 realm: start.settings.realm.clone(),
+                party: start.settings.relying_party(),
                 ttl_cap: start.settings.ttl_cap,
             },
             bench: Bench::new(start.key, start.settings.issuer.clone())?,
@@ -129,6 +131,8 @@ impl Hall {
             state,
             views,
             nonces: Nonces::new(&boot_key),
+            visits: Visits::new(&boot_key),
+            shown: Mutex::default(),
             random,
             once: Once::default(),
             openings: Once::default(),

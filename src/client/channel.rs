@@ -116,6 +116,9 @@ pub(crate) mod methods {
         GetCard = "dipylon.v1.ApprovalService/GetCard", GetCardRequest, GetCardResponse, true;
         BeginVote = "dipylon.v1.ApprovalService/BeginVote", BeginVoteRequest, BeginVoteResponse, true;
         CastVote = "dipylon.v1.ApprovalService/CastVote", CastVoteRequest, CastVoteResponse, false;
+        InviteApprover = "dipylon.v1.ApprovalService/InviteApprover", InviteApproverRequest, InviteApproverResponse, false;
+        ListApprovers = "dipylon.v1.ApprovalService/ListApprovers", ListApproversRequest, ListApproversResponse, true;
+        RevokeApproverKeys = "dipylon.v1.ApprovalService/RevokeApproverKeys", RevokeApproverKeysRequest, RevokeApproverKeysResponse, true;
         ApplyPolicyBundle =
             "dipylon.v1.GovernanceService/ApplyPolicyBundle", ApplyPolicyBundleRequest, ApplyPolicyBundleResponse, false;
         SuspendAgent = "dipylon.v1.GovernanceService/SuspendAgent", SuspendAgentRequest, SuspendAgentResponse, false;
@@ -128,6 +131,12 @@ pub(crate) mod methods {
         ListTasks = "dipylon.v1.GovernanceService/ListTasks", ListTasksRequest, ListTasksResponse, true;
         EndTask = "dipylon.v1.GovernanceService/EndTask", EndTaskRequest, EndTaskResponse, true;
         Explain = "dipylon.v1.GovernanceService/Explain", ExplainRequest, ExplainResponse, true;
+        ListRules = "dipylon.v1.GovernanceService/ListRules", ListRulesRequest, ListRulesResponse, true;
+        ListApproverFigures =
+            "dipylon.v1.GovernanceService/ListApproverFigures", ListApproverFiguresRequest, ListApproverFiguresResponse, true;
+        ListTokens = "dipylon.v1.GovernanceService/ListTokens", ListTokensRequest, ListTokensResponse, true;
+        GetTimeline = "dipylon.v1.GovernanceService/GetTimeline", GetTimelineRequest, GetTimelineResponse, true;
+        SearchJournal = "dipylon.v1.GovernanceService/SearchJournal", SearchJournalRequest, SearchJournalResponse, true;
     }
 }
 

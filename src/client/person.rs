@@ -5,8 +5,8 @@ use super::ballot::{self, Ballot, Seen};
 use super::{Endpoint, Error, Identity, Order, methods};
 use crate::jose::SigningKey;
 use crate::model::{
-    AccessRequestId, AgentId, FreezeScope, Malformed, Narrowing, ProfileName, Prose, Secret,
-    TaskId, TokenId, Verdict,
+    AccessRequestId, AgentId, Comment, FreezeScope, Malformed, Narrowing, PersonId, ProfileName,
+    Prose, Secret, TaskId, Thumbprint, TokenId, Verdict,
 };
 use crate::proto::{convert, v1};
 
@@ -105,12 +105,15 @@ impl Person {
         profile: &ProfileName,
         verdict: Verdict,
         narrowing: Narrowing,
+        comment: Option<&Comment>,
     ) -> Result<String, Error> {
         let request = v1::BeginVoteRequest {
             access_request_id: id.to_string(),
             profile: profile.to_string(),
             verdict: convert::verdict_to_wire(verdict).into(),
             max_ttl: narrowing.max_ttl.map(convert::seconds_to_wire),
+            max_uses: narrowing.max_uses,
+            comment: comment.map_or("", Comment::as_str).to_owned(),
         };
         Ok(self
             .endpoint
@@ -125,6 +128,7 @@ impl Person {
             access_request_id: ballot.access_request_id().to_string(),
             statement: ballot.statement().to_owned(),
             signature: ballot.signature().to_vec(),
+            passkey: None,
         };
         let answer = self
             .endpoint
@@ -138,7 +142,7 @@ impl Person {
     pub async fn ballot(&self, seen: &Seen<'_>) -> Result<Ballot, Error> {
         let id = AccessRequestId::parse(&seen.card.access_request_id)?;
         let statement = self
-            .begin_vote(id, seen.profile, seen.verdict, seen.narrowing)
+            .begin_vote(id, seen.profile, seen.verdict, seen.narrowing, seen.comment)
             .await?;
         Ok(ballot::sign(
             &self.key,
@@ -151,6 +155,43 @@ impl Person {
     /// Votes on what was seen: [`Person::ballot`], cast.
     pub async fn vote(&self, seen: &Seen<'_>) -> Result<v1::AccessRequest, Error> {
         self.cast_vote(&self.ballot(seen).await?).await
+    }
+
+    /// Invites a registered person to enrol a passkey.
+    pub async fn invite(&self, person: &PersonId) -> Result<v1::InviteApproverResponse, Error> {
+        let request = v1::InviteApproverRequest {
+            person_id: person.to_string(),
+        };
+        self.endpoint
+            .call::<methods::InviteApprover>(self.order(), &[request])
+            .await
+    }
+
+    /// People, their keys and passkeys, by id.
+    pub async fn approvers(&self) -> Result<Vec<v1::Approver>, Error> {
+        let request = v1::ListApproversRequest {};
+        let answer = self
+            .endpoint
+            .call::<methods::ListApprovers>(self.order(), &[request])
+            .await?;
+        Ok(answer.approvers)
+    }
+
+    /// Makes one key of a person, or all, count no more. How many counted until now.
+    pub async fn revoke_keys(
+        &self,
+        person: &PersonId,
+        key: Option<Thumbprint>,
+    ) -> Result<u32, Error> {
+        let request = v1::RevokeApproverKeysRequest {
+            person_id: person.to_string(),
+            key: key.map(|k| k.to_string()).unwrap_or_default(),
+        };
+        let answer = self
+            .endpoint
+            .call::<methods::RevokeApproverKeys>(self.order(), &[request])
+            .await?;
+        Ok(answer.revoked)
     }
 
     /// Puts a policy bundle in force: its files by their paths inside it.
@@ -329,6 +370,109 @@ impl Person {
     pub async fn explain(&self, id: &str) -> Result<v1::ExplainResponse, Error> {
         self.endpoint
             .call::<methods::Explain>(self.order(), &[v1::ExplainRequest { id: id.to_owned() }])
+            .await
+    }
+
+    /// Rules in force with their figures, by id.
+    pub async fn rules(&self) -> Result<Vec<v1::RuleFigures>, Error> {
+        let mut all = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let request = v1::ListRulesRequest {
+                page_size: 0,
+                page_token,
+            };
+            let page = self
+                .endpoint
+                .call::<methods::ListRules>(self.order(), &[request])
+                .await?;
+            all.extend(page.rules);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// People who vote and how they do, by id.
+    pub async fn approver_figures(&self) -> Result<Vec<v1::ApproverFigures>, Error> {
+        let mut all = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let request = v1::ListApproverFiguresRequest {
+                page_size: 0,
+                page_token,
+            };
+            let page = self
+                .endpoint
+                .call::<methods::ListApproverFigures>(self.order(), &[request])
+                .await?;
+            all.extend(page.approvers);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// At most `max` tokens that are good now, the next to expire first.
+    pub async fn live_tokens(&self, max: usize) -> Result<Vec<v1::LiveToken>, Error> {
+        let mut all = Vec::new();
+        let mut page_token = String::new();
+        while all.len() < max {
+            let request = v1::ListTokensRequest {
+                page_size: 0,
+                page_token,
+            };
+            let page = self
+                .endpoint
+                .call::<methods::ListTokens>(self.order(), &[request])
+                .await?;
+            all.extend(page.tokens);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                break;
+            }
+        }
+        all.truncate(max);
+        Ok(all)
+    }
+
+    /// What happened in a task, from its verification to its end.
+    pub async fn timeline(&self, task: TaskId) -> Result<v1::GetTimelineResponse, Error> {
+        let mut whole = v1::GetTimelineResponse::default();
+        let mut page_token = String::new();
+        loop {
+            let request = v1::GetTimelineRequest {
+                task_id: task.to_string(),
+                page_token,
+            };
+            let page = self
+                .endpoint
+                .call::<methods::GetTimeline>(self.order(), &[request])
+                .await?;
+            let mut moments = whole.moments;
+            moments.extend(page.moments);
+            page_token = page.next_page_token.clone();
+            whole = v1::GetTimelineResponse { moments, ..page };
+            if page_token.is_empty() {
+                return Ok(whole);
+            }
+        }
+    }
+
+    /// One page of the entries that name a word, newest first; every entry for an empty one.
+    pub async fn search(
+        &self,
+        query: &str,
+        below: Option<u64>,
+    ) -> Result<v1::SearchJournalResponse, Error> {
+        let request = v1::SearchJournalRequest {
+            query: query.to_owned(),
+            below,
+        };
+        self.endpoint
+            .call::<methods::SearchJournal>(self.order(), &[request])
             .await
     }
 

@@ -11,7 +11,9 @@ mod entry;
 mod freeze;
 mod id;
 pub mod json;
+mod phrase;
 mod refusal;
+mod risk;
 mod secret;
 mod status;
 mod stream;
@@ -29,12 +31,14 @@ pub use digest::{Digest, Thumbprint};
 pub use entry::*;
 pub use freeze::FreezeScope;
 pub use id::*;
+pub use phrase::MatchPhrase;
 pub use refusal::{DeniedReason, Reason};
+pub use risk::Risk;
 pub use secret::Secret;
 pub use status::{Code, Detail, Exit, Retry};
 pub use stream::{Stream, Version};
 pub use time::{Timestamp, parse_duration, show_seconds};
-pub use vote::{Narrowing, Verdict, VoteStatement};
+pub use vote::{COMMENT_CHARS_MAX, Comment, Narrowing, Verdict, VoteStatement};
 pub use workload::{Evidence, EvidenceFacts, EvidenceKind, SpiffeId, TrustDomain};
 
 /// Input that is not in the form a word requires. Names the word and the rule it broke, never the value.

@@ -57,6 +57,21 @@ const TABLE: &[(&str, &[CallerKind], Class)] = &[
     ("dipylon.v1.ApprovalService/BeginVote", &[Approver], General),
     ("dipylon.v1.ApprovalService/CastVote", &[Approver], General),
     (
+        "dipylon.v1.ApprovalService/InviteApprover",
+        &[Operator],
+        General,
+    ),
+    (
+        "dipylon.v1.ApprovalService/ListApprovers",
+        &[Approver, Operator, Auditor],
+        General,
+    ),
+    (
+        "dipylon.v1.ApprovalService/RevokeApproverKeys",
+        &[Operator],
+        Reserved,
+    ),
+    (
         "dipylon.v1.GovernanceService/ApplyPolicyBundle",
         &[Operator],
         General,
@@ -107,6 +122,31 @@ const TABLE: &[(&str, &[CallerKind], Class)] = &[
         &[Operator, Auditor],
         General,
     ),
+    (
+        "dipylon.v1.GovernanceService/ListRules",
+        &[Operator, Auditor, Approver],
+        General,
+    ),
+    (
+        "dipylon.v1.GovernanceService/ListApproverFigures",
+        &[Operator, Auditor],
+        General,
+    ),
+    (
+        "dipylon.v1.GovernanceService/ListTokens",
+        &[Operator, Auditor],
+        General,
+    ),
+    (
+        "dipylon.v1.GovernanceService/GetTimeline",
+        &[Operator, Auditor, Approver],
+        General,
+    ),
+    (
+        "dipylon.v1.GovernanceService/SearchJournal",
+        &[Operator, Auditor],
+        General,
+    ),
 ];
 
 /// The row of a method.
@@ -137,6 +177,7 @@ pub fn presented(method: &'static str, metadata: &MetadataMap) -> Presented {
         admits,
         proof: one(metadata, "dpop"),
         bearer,
+        visit: None,
         seat: Seat::standing(class(method)),
     }
 }

@@ -1,9 +1,10 @@
 //! The fold itself: what each kind of entry changes. Nothing else writes to state.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::records::AccessEvent;
+use super::records::{AccessEvent, NOES_KEPT};
 use super::{
     AccessRequest, AccessStatus, At, Due, Ended, Fixed, Freeze, FrozenAt, Grant, Illegal, Lease,
     Selector, State, Task, TrustedKeys, Use, Vote,
@@ -16,6 +17,9 @@ impl State {
     pub fn apply(&self, committed: &Committed) {
         let entry = committed.entry();
         let version = entry.index + 1;
+        // Before anything is folded: counts tell of what was there when it happened.
+        self.figures.on(entry, self);
+        self.trace(entry);
         match &entry.fact {
             Fact::EpochStarted(_)
             | Fact::PolicyApplied(_)
@@ -58,13 +62,17 @@ impl State {
                     Selector::Agent(f.agent.clone()),
                 );
             }
-            Fact::AgentResumed(f) => self.agents.put(
-                f.agent.clone(),
-                At {
-                    value: AgentStanding { suspended: false },
-                    version,
-                },
-            ),
+            Fact::AgentResumed(f) => {
+                self.agents.put(
+                    f.agent.clone(),
+                    At {
+                        value: AgentStanding { suspended: false },
+                        version,
+                    },
+                );
+                // A quarantine is served once.
+                self.asks.amend(f.agent.clone(), |at| at.value.noes.clear());
+            }
             Fact::Frozen(f) => self.on_frozen(f, committed, version),
             Fact::Unfrozen(f) => self.freezes.amend(f.scope.clone(), |at| {
                 at.value.in_force = None;
@@ -94,6 +102,9 @@ impl State {
                     self.fix_refused(f.access_request);
                 }
             }
+            Fact::ApproverInvited(f) => self.roster.on_invited(f, version),
+            Fact::ApproverEnrolled(f) => self.roster.on_enrolled(f, entry.at, version),
+            Fact::ApproverKeysRevoked(f) => self.roster.on_revoked(f, version),
             Fact::TokenIssued(f) => self.on_token_issued(f, committed, version),
             Fact::TokenReissued(f) => self.grants.change(&f.jti, |g| {
                 let mut kids = g.kids.to_vec();
@@ -145,6 +156,53 @@ impl State {
         self.stirs.fold(entry);
         self.epoch.store(entry.epoch, Ordering::SeqCst);
         self.folded.store(entry.index + 1, Ordering::SeqCst);
+    }
+
+    /// Notes which task the entry tells of.
+    fn trace(&self, entry: &Entry) {
+        let of_request = |id: &AccessRequestId| self.requests.get(id).map(|r| r.opened.task);
+        let of_grant = |jti: &TokenId| self.grants.get(jti).map(|g| g.issued.task);
+        let task = match &entry.fact {
+            Fact::TaskOpened(f) => Some(f.task),
+            Fact::RequestDenied(f) => Some(f.task),
+            Fact::AccessRequestOpened(f) => Some(f.task),
+            Fact::VoteCast(f) => of_request(&f.access_request),
+            Fact::VoteRefused(f) => of_request(&f.access_request),
+            Fact::AccessRequestClosed(f) => of_request(&f.access_request),
+            Fact::TokenIssued(f) => Some(f.task),
+            Fact::TokenReissued(f) => of_grant(&f.jti),
+            Fact::TokenConsumed(f) => of_grant(&f.jti),
+            Fact::TaskEnded(f) => {
+                for task in &f.tasks {
+                    self.traces.note(*task, entry.index);
+                }
+                None
+            }
+            Fact::GrantsEnded(f) => {
+                let tasks: BTreeSet<TaskId> = f.jtis.iter().filter_map(of_grant).collect();
+                for task in tasks {
+                    self.traces.note(task, entry.index);
+                }
+                None
+            }
+            // Ends of many at once are found by the end of the task; signs of life tell nothing.
+            Fact::AgentSuspended(_)
+            | Fact::Frozen(_)
+            | Fact::LeasesExtended(_)
+            | Fact::EpochStarted(_)
+            | Fact::TrustBundleChanged(_)
+            | Fact::KeyPublished(_)
+            | Fact::PolicyApplied(_)
+            | Fact::AgentResumed(_)
+            | Fact::Unfrozen(_)
+            | Fact::ApproverInvited(_)
+            | Fact::ApproverEnrolled(_)
+            | Fact::ApproverKeysRevoked(_)
+            | Fact::RefusalsCounted(_) => None,
+        };
+        if let Some(task) = task {
+            self.traces.note(task, entry.index);
+        }
     }
 
     fn on_frozen(&self, f: &Frozen, committed: &Committed, version: Version) {
@@ -317,9 +375,13 @@ impl State {
         self.decisions.put(f.decision.id, committed.entry().index);
         self.due()
             .insert((f.expires_at, Due::AccessRequest(f.access_request)));
-        // Last: whoever reads this version finds the access request it stands for.
-        self.asks.amend(f.agent.clone(), |at| {
+        // Last: whoever reads these versions finds the access request they stand for.
+        self.owner_asks.amend(f.owner.clone(), |at| {
             at.value.insert(f.access_request);
+            at.version = version;
+        });
+        self.asks.amend(f.agent.clone(), |at| {
+            at.value.waiting.insert(f.access_request);
             at.version = version;
         });
     }
@@ -328,8 +390,10 @@ impl State {
         let vote = Arc::new(Vote {
             cast: f.clone(),
             statement: committed.blob(&f.statement).cloned(),
+            assertion: f.assertion.and_then(|hash| committed.blob(&hash).cloned()),
             at: committed.entry().at,
         });
+        self.roster.on_vote(f, committed.entry().at);
         self.requests.change(&f.access_request, |r| {
             let mut votes = r.votes.clone();
             votes.push(vote);
@@ -338,6 +402,14 @@ impl State {
         self.on_access_event(f.access_request, AccessEvent::Voted(f.verdict), version);
         if f.verdict == Verdict::Deny {
             self.fix_refused(f.access_request);
+            if let Some(request) = self.requests.get(&f.access_request) {
+                self.asks.amend(request.opened.agent.clone(), |asks| {
+                    asks.value.noes.push(committed.entry().at);
+                    let over = asks.value.noes.len().saturating_sub(NOES_KEPT);
+                    asks.value.noes.drain(..over);
+                    asks.version = version;
+                });
+            }
         }
     }
 
@@ -365,12 +437,14 @@ impl State {
     fn stop_waiting(&self, request: &AccessRequest) {
         let id = request.opened.access_request;
         let asks = self.asks.get(&request.opened.agent);
-        if asks.is_some_and(|at| at.value.contains(&id)) {
+        if asks.is_some_and(|at| at.value.waiting.contains(&id)) {
             self.stirs.leaves(id);
         }
-        self.asks.change(&request.opened.agent, |at| At {
-            value: at.value.iter().copied().filter(|r| *r != id).collect(),
-            version: at.version,
+        self.asks.amend(request.opened.agent.clone(), |at| {
+            at.value.waiting.remove(&id);
+        });
+        self.owner_asks.amend(request.opened.owner.clone(), |at| {
+            at.value.remove(&id);
         });
         self.due()
             .remove(&(request.opened.expires_at, Due::AccessRequest(id)));

@@ -5,11 +5,15 @@
 //! the record and the moment, asked by whoever reads. Never reads a clock, never writes an entry.
 
 mod feed;
+pub mod figures;
 mod fold;
 mod records;
+mod roster;
 mod shared;
 mod stirs;
 mod table;
+mod traces;
+pub mod unusual;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,17 +25,21 @@ use crate::model::*;
 
 pub use feed::{FeedEvent, Selector};
 pub use records::{
-    AccessRequest, AccessStatus, Ended, Fixed, Freeze, FrozenAt, Grant, Illegal, Lease, Recorded,
-    Task, Use, Vote,
+    AccessRequest, AccessStatus, Asks, Ended, Fixed, Freeze, FrozenAt, Grant, Illegal, Lease,
+    Recorded, Task, Use, Vote,
 };
 
+pub use roster::{Enrolled, Invitation, Passkey, Roster};
 pub use stirs::{Stir, Stirred};
 
 use feed::Feed;
+use figures::Figures;
 use shared::Shared;
 use stirs::Stirs;
 use table::Notes;
 pub use table::Table;
+pub use traces::TRACE_MAX;
+use traces::Traces;
 
 /// A value and the version of the stream it comes from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -63,13 +71,17 @@ pub struct State {
     requests: Table<AccessRequestId, AccessRequest>,
     grants: Table<TokenId, Grant>,
     request_ids: Notes<(TaskId, RequestId), At<Option<Fixed>>>,
-    asks: Table<AgentId, At<BTreeSet<AccessRequestId>>>,
+    asks: Table<AgentId, At<Asks>>,
+    owner_asks: Table<PersonId, At<BTreeSet<AccessRequestId>>>,
+    roster: Roster,
     task_grants: Table<TaskId, Vec<TokenId>>,
     task_requests: Table<TaskId, Vec<AccessRequestId>>,
     agent_tasks: Table<AgentId, BTreeSet<TaskId>>,
     decisions: Notes<DecisionId, u64>,
     feed: Feed,
     stirs: Stirs,
+    figures: Figures,
+    traces: Traces,
     shared: Shared,
     due: Mutex<BTreeSet<(Timestamp, Due)>>,
     // Count of entries folded; the epoch changes only while nothing is served.
@@ -192,21 +204,27 @@ impl State {
             .find(|r| r.waits(now) && r.action.as_ref().is_some_and(|a| a.digest() == action))
     }
 
-    /// Waiting access requests of an agent, and the version of their stream.
-    pub fn asks(&self, agent: &AgentId, now: Timestamp) -> At<usize> {
-        let Some(at) = self.asks.get(agent) else {
-            return At::default();
-        };
-        let waiting = at
-            .value
-            .iter()
+    /// What an agent asks of people, and the version of that stream.
+    pub fn asks(&self, agent: &AgentId) -> Arc<At<Asks>> {
+        self.asks.get(agent).unwrap_or_default()
+    }
+
+    /// Access requests of all agents of an owner that did not stop waiting by an entry, and the version of their stream.
+    pub fn owner_asks(&self, owner: &PersonId) -> Arc<At<BTreeSet<AccessRequestId>>> {
+        self.owner_asks.get(owner).unwrap_or_default()
+    }
+
+    /// How many of these access requests wait.
+    pub fn count_waiting(&self, ids: &BTreeSet<AccessRequestId>, now: Timestamp) -> usize {
+        ids.iter()
             .filter_map(|id| self.requests.get(id))
             .filter(|r| r.waits(now))
-            .count();
-        At {
-            value: waiting,
-            version: at.version,
-        }
+            .count()
+    }
+
+    /// What the journal says of people and their keys.
+    pub const fn roster(&self) -> &Roster {
+        &self.roster
     }
 
     /// Every access request that waits, oldest first.
@@ -227,7 +245,7 @@ impl State {
             .asks
             .all()
             .into_iter()
-            .flat_map(|(_, at)| at.value.iter().copied().collect::<Vec<_>>())
+            .flat_map(|(_, at)| at.value.waiting.iter().copied().collect::<Vec<_>>())
             .collect();
         all.sort_unstable();
         all
@@ -358,6 +376,17 @@ impl State {
         self.decisions.get(id)
     }
 
+    /// What was asked and decided before, counted.
+    pub const fn figures(&self) -> &Figures {
+        &self.figures
+    }
+
+    /// Indexes of the entries of a task, in order, and how many in their midst are not listed: at most
+    /// [`TRACE_MAX`] are.
+    pub fn entries_of(&self, task: &TaskId) -> (Vec<u64>, u64) {
+        self.traces.of(task)
+    }
+
     /// (epoch, index of the last entry folded).
     pub fn position(&self) -> (u64, u64) {
         (
@@ -436,6 +465,10 @@ impl State {
             .into_iter()
             .map(|(k, v)| json!([k, v.value, v.version]))
             .collect();
+        let owner_asks: Vec<Value> = sorted(self.owner_asks.all())
+            .into_iter()
+            .map(|(k, v)| json!([k, v.value, v.version]))
+            .collect();
         let feed: Vec<Value> = self
             .feed_after(None, usize::MAX)
             .0
@@ -448,7 +481,8 @@ impl State {
             .map(|(at, due)| json!([at, format!("{due:?}")]))
             .collect();
         json!({ "position": self.position(), "tasks": tasks, "requests": requests, "grants": grants, "request_ids": request_ids, "opens": opens,
-            "agents": agents, "freezes": freezes, "trust": trust, "keys": keys, "asks": asks, "feed": feed, "due": due, "illegal": self.illegal() })
+            "agents": agents, "freezes": freezes, "trust": trust, "keys": keys, "asks": asks, "owner_asks": owner_asks, "roster": self.roster.picture(), "feed": feed, "due": due, "illegal": self.illegal(),
+            "figures": self.figures.picture(), "traces": self.traces.picture() })
     }
 
     fn due(&self) -> std::sync::MutexGuard<'_, BTreeSet<(Timestamp, Due)>> {

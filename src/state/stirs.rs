@@ -57,7 +57,9 @@ impl Stirs {
         let (what, ids) = match &entry.fact {
             Fact::AccessRequestOpened(f) => (Stirred::Opened, vec![f.access_request]),
             Fact::VoteCast(f) if leaving.is_empty() => (Stirred::Voted, vec![f.access_request]),
-            Fact::PolicyApplied(_) => (Stirred::Rules, Vec::new()),
+            Fact::PolicyApplied(_) | Fact::ApproverKeysRevoked(_) | Fact::ApproverEnrolled(_) => {
+                (Stirred::Rules, Vec::new())
+            }
             Fact::VoteCast(_)
             | Fact::EpochStarted(_)
             | Fact::TrustBundleChanged(_)
@@ -76,7 +78,8 @@ impl Stirs {
             | Fact::TokenReissued(_)
             | Fact::TokenConsumed(_)
             | Fact::GrantsEnded(_)
-            | Fact::RefusalsCounted(_) => match leaving.is_empty() {
+            | Fact::RefusalsCounted(_)
+            | Fact::ApproverInvited(_) => match leaving.is_empty() {
                 true => return,
                 false => (Stirred::Closed, leaving),
             },

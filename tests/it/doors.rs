@@ -204,6 +204,8 @@ impl Caller<'_> {
                     profile: "one-security".into(),
                     verdict,
                     max_ttl: None,
+                    max_uses: None,
+                    comment: String::new(),
                 };
                 approvals
                     .begin_vote(self.request(method, message))
@@ -215,9 +217,33 @@ impl Caller<'_> {
                     access_request_id,
                     statement: "{}".into(),
                     signature: vec![0; 64],
+                    passkey: None,
                 };
                 approvals
                     .cast_vote(self.request(method, message))
+                    .await
+                    .map(drop)
+            }
+            "InviteApprover" => {
+                let message = v1::InviteApproverRequest {
+                    person_id: "maria".into(),
+                };
+                approvals
+                    .invite_approver(self.request(method, message))
+                    .await
+                    .map(drop)
+            }
+            "ListApprovers" => approvals
+                .list_approvers(self.request(method, v1::ListApproversRequest {}))
+                .await
+                .map(drop),
+            "RevokeApproverKeys" => {
+                let message = v1::RevokeApproverKeysRequest {
+                    person_id: "lee".into(),
+                    key: String::new(),
+                };
+                approvals
+                    .revoke_approver_keys(self.request(method, message))
                     .await
                     .map(drop)
             }
@@ -304,6 +330,34 @@ impl Caller<'_> {
                         id: self.task.clone(),
                     },
                 ))
+                .await
+                .map(drop),
+            "ListRules" => governance
+                .list_rules(self.request(method, v1::ListRulesRequest::default()))
+                .await
+                .map(drop),
+            "ListApproverFigures" => governance
+                .list_approver_figures(
+                    self.request(method, v1::ListApproverFiguresRequest::default()),
+                )
+                .await
+                .map(drop),
+            "ListTokens" => governance
+                .list_tokens(self.request(method, v1::ListTokensRequest::default()))
+                .await
+                .map(drop),
+            "GetTimeline" => {
+                let message = v1::GetTimelineRequest {
+                    task_id,
+                    page_token: String::new(),
+                };
+                governance
+                    .get_timeline(self.request(method, message))
+                    .await
+                    .map(drop)
+            }
+            "SearchJournal" => governance
+                .search_journal(self.request(method, v1::SearchJournalRequest::default()))
                 .await
                 .map(drop),
             other => panic!("{other} has no denial test: add its case"),

@@ -6,15 +6,20 @@ use std::path::{Path, PathBuf};
 /// Each room and the rooms it may use.
 const ROOMS: &[(&str, &[&str])] = &[
     ("model", &[]),
-    ("proto", &["model"]),
+    ("card", &["model"]),
+    ("proto", &["model", "card"]),
     ("jose", &["model"]),
     ("rules", &["model", "jose"]),
+    ("webauthn", &["model", "jose"]),
     ("rates", &[]),
     ("telemetry", &["model"]),
-    ("audit", &["model"]),
+    ("audit", &["model", "jose", "webauthn"]),
     ("state", &["model", "journal"]),
     ("verify", &["model", "jose", "rules"]),
-    ("approve", &["model", "jose", "rules", "state", "verify"]),
+    (
+        "approve",
+        &["model", "jose", "rules", "webauthn", "state", "verify"],
+    ),
     ("mint", &["model", "jose", "approve"]),
     ("clock", &["model"]),
     ("keys", &["jose"]),
@@ -26,9 +31,11 @@ const ROOMS: &[(&str, &[&str])] = &[
             "model",
             "jose",
             "rules",
+            "webauthn",
             "state",
             "verify",
             "approve",
+            "card",
             "mint",
             "clock",
             "journal",
@@ -40,6 +47,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "serve",
         &[
             "model",
+            "card",
             "proto",
             "rules",
             "state",
@@ -49,12 +57,13 @@ const ROOMS: &[(&str, &[&str])] = &[
             "broker",
         ],
     ),
-    ("client", &["model", "jose", "proto", "clock"]),
+    ("client", &["model", "card", "jose", "proto", "clock"]),
     ("validator", &["model", "jose", "proto", "clock", "client"]),
     (
         "cli",
         &[
             "model",
+            "card",
             "jose",
             "rules",
             "audit",
@@ -81,6 +90,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("rusqlite", &["journal"]),
     ("dashmap", &["state"]),
     ("jsonwebtoken", &["jose"]),
+    ("coset", &["webauthn"]),
+    ("ciborium", &["webauthn"]),
     ("ring", &["jose", "model", "broker", "client"]),
     ("tonic", &["proto", "serve", "client"]),
     ("axum", &["serve", "cli"]),
@@ -91,11 +102,14 @@ const HOMES: &[(&str, &[&str])] = &[
     ("tracing_subscriber", &["telemetry"]),
     ("opentelemetry", &["telemetry"]),
     ("tracing_opentelemetry", &["telemetry"]),
+    ("unicode_normalization", &["card"]),
+    ("unicode_script", &["card"]),
+    ("unicode_security", &["card"]),
 ];
 
 /// Rooms where value goes in and value comes out.
 const PURE: &[&str] = &[
-    "model", "jose", "rules", "verify", "approve", "mint", "state", "audit",
+    "model", "card", "jose", "rules", "webauthn", "verify", "approve", "mint", "state", "audit",
 ];
 
 fn sources(dir: &Path, out: &mut Vec<PathBuf>) {

@@ -585,6 +585,7 @@ proptest! {
             for op in &ops {
                 run.step(op).await;
             }
+            super::history::recount(&run.b().dir, run.b().hall.state());
         });
     }
 }
