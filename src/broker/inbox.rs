@@ -297,7 +297,7 @@ impl Hall {
     }
 
     /// For which profiles a yes of this person would count now.
-    fn may_vote(
+    pub(super) fn may_vote(
         &self,
         person: &PersonId,
         request: &AccessRequest,

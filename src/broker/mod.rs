@@ -5,6 +5,7 @@
 //! what a crash there leaves.
 
 mod ask_people;
+mod ballot;
 mod bells;
 mod bootstrap;
 mod callers;
@@ -46,7 +47,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use crate::approve::votes::Electorate;
-pub use crate::approve::votes::Proof as VoteProof;
+pub use crate::approve::votes::{Ineligible, Proof as VoteProof};
 use crate::approve::{Bounds, Ground};
 pub use crate::card::Standing as AccessStanding;
 use crate::clock::{Clock, ClockWatch};
@@ -62,6 +63,7 @@ use crate::telemetry::Metrics;
 use crate::verify::{Attested, VerifyError};
 pub use crate::webauthn::{Assertion, Registration, RelyingParty};
 
+pub use ballot::Ballot;
 pub use bootstrap::FirstOperator;
 pub use callers::{CallerKind, PersonCaller, Presented};
 pub use end::{EndReport, TaskEndAsk};
@@ -302,7 +304,7 @@ impl Hall {
     }
 
     /// The present, never before a moment that was acted on: a wall clock that steps back revives nothing.
-    fn now(&self) -> Timestamp {
+    pub(crate) fn now(&self) -> Timestamp {
         let now = self.clock.now().millis();
         Timestamp::from_millis(self.high_water.fetch_max(now, Ordering::SeqCst).max(now))
     }
