@@ -98,17 +98,26 @@ fn vote(card: &Card, profiles: Vec<Profile>, ballot: &Ballot) -> Vote {
         profiles,
         max_ttl: card.max_ttl,
         max_uses: card.uses.map_or_else(String::new, |uses| uses.to_string()),
-        max_uses_words: card
-            .uses
-            .map_or_else(|| "now without limit".to_owned(), |uses| format!("at most {uses}")),
+        max_uses_words: card.uses.map_or_else(
+            || "now without limit".to_owned(),
+            |uses| format!("at most {uses}"),
+        ),
         dwell_ms: ballot.read_longer.as_millis(),
     }
 }
 
 fn profile(card: &Card, name: &str) -> Profile {
-    let need = card.needs.iter().find(|need| need.profile.name.as_str() == name);
+    let need = card
+        .needs
+        .iter()
+        .find(|need| need.profile.name.as_str() == name);
     let so_far = need.map_or_else(String::new, |need| {
-        format!(": {} of {} from {}", need.approvers.len(), need.quorum, need.group)
+        format!(
+            ": {} of {} from {}",
+            need.approvers.len(),
+            need.quorum,
+            need.group
+        )
     });
     Profile {
         name: name.to_owned(),

@@ -11,7 +11,7 @@ use super::page::{self, Page};
 use super::show::{self, Moment, shown};
 use super::visit::Call;
 use super::{Console, answer};
-use crate::broker::{Ineligible, InboxAsk, InboxCursor, InboxPage, InboxRow};
+use crate::broker::{InboxAsk, InboxCursor, InboxPage, InboxRow, Ineligible};
 use crate::model::{MatchPhrase, Timestamp};
 
 /// Requests on one page.
