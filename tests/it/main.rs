@@ -12,6 +12,7 @@ mod admission;
 mod audit;
 mod bad_input;
 mod clock;
+mod console;
 mod crosscheck;
 mod demo;
 mod doors;
