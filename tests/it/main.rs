@@ -39,6 +39,7 @@ mod otlp;
 mod parallel;
 mod passkey;
 mod properties;
+mod proved;
 mod readings;
 mod second_opinion;
 mod secrets;
