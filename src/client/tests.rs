@@ -306,10 +306,7 @@ impl v1::governance_service_server::GovernanceService for Broker {
         Err(Status::unimplemented(""))
     }
 
-    async fn list_rules(
-        &self,
-        _: Request<v1::ListRulesRequest>,
-    ) -> Answer<v1::ListRulesResponse> {
+    async fn list_rules(&self, _: Request<v1::ListRulesRequest>) -> Answer<v1::ListRulesResponse> {
         Err(Status::unimplemented(""))
     }
 

@@ -345,7 +345,13 @@ mod tests {
         habit.last_denied = Some((denied, lee));
         let fresh = NOW.plus_secs(-30);
         let show = |habit: &Habit, registration, verified_at, now| {
-            said(&at_showing(verified_at, NOW, Some(habit), registration, now))
+            said(&at_showing(
+                verified_at,
+                NOW,
+                Some(habit),
+                registration,
+                now,
+            ))
         };
         assert_eq!(
             show(&habit, None, fresh, NOW),
@@ -373,7 +379,9 @@ mod tests {
 
     #[test]
     fn numbers_are_said_as_people_say_them() {
-        let said: Vec<_> = [1, 2, 3, 4, 11, 12, 13, 21, 22, 111, 1_003].map(ordinal).to_vec();
+        let said: Vec<_> = [1, 2, 3, 4, 11, 12, 13, 21, 22, 111, 1_003]
+            .map(ordinal)
+            .to_vec();
         assert_eq!(
             said,
             [
@@ -382,9 +390,6 @@ mod tests {
             ]
         );
         let spans = [-5_000, 119_999, 120_000, 7_200_000, 172_800_000];
-        assert_eq!(
-            spans.map(about),
-            ["0 s", "119 s", "2 min", "2 h", "2 d"]
-        );
+        assert_eq!(spans.map(about), ["0 s", "119 s", "2 min", "2 h", "2 d"]);
     }
 }

@@ -158,7 +158,10 @@ async fn what_people_decided_is_counted_once() {
     );
     assert_eq!((asks.hits, asks.approved_percent), (3, Some(50)));
     assert_eq!(asks.median_s, Some(7), "the lower of 7 and 21");
-    assert_eq!((asks.kind, asks.remedy.as_str()), ("forbid", "step_up one-security"));
+    assert_eq!(
+        (asks.kind, asks.remedy.as_str()),
+        ("forbid", "step_up one-security")
+    );
     assert!(asks.line > 1 && asks.file == "rules/20-guardrails.cedar");
     let permit = &rows["soc-acts-at-home"];
     assert_eq!(
@@ -238,6 +241,62 @@ async fn what_was_unusual_is_remembered_as_of_the_asking() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_card_says_what_came_before() {
+    let b = TestBroker::start().await;
+    let mut asker = Asker::new(&b, "triage").await;
+    let card = |b: &TestBroker, who: &str, id| {
+        let call = b.person_call("dipylon.v1.ApprovalService/GetCard", who);
+        b.hall.card(&call, &id).expect("may see")
+    };
+    let id = asker.pending(&b, &disable("ann")).await;
+    let first = card(&b, "maria", id);
+    assert_eq!(first.unusual, ["no history yet"]);
+    let history = first.history.expect("kept");
+    assert!(history.first);
+    assert_eq!((history.approved, history.denied, history.today), (0, 0, 1));
+    b.yes("maria", id, "one-security").await;
+    asker.token(&b, &disable("ann")).await;
+    for _ in 0..4 {
+        asker.approved(&b, &disable("ann"), 1).await;
+    }
+    let id = asker.pending(&b, &disable("ann")).await;
+    assert_eq!(card(&b, "maria", id).unusual, [""; 0]);
+    b.vote("lee", id, "one-security", Verdict::Deny)
+        .await
+        .expect("counts");
+    b.hand.advance_millis(180_000);
+    let another = |text: &str| text.replacen("example-large-2", "example-large-3", 1);
+    b.apply(b.world.policy_with("agents.toml", another))
+        .await
+        .expect("in force");
+    let id = asker.pending(&b, &disable("cara")).await;
+    b.hand.advance_millis(60_000);
+    let seen = card(&b, "maria", id);
+    assert_eq!(
+        seen.unusual,
+        [
+            "the first time on this target",
+            "the last one was denied by lee 4 min ago",
+            "the agent's registration changed 60 s ago",
+        ]
+    );
+    let history = seen.history.expect("kept");
+    assert!(!history.first);
+    assert_eq!((history.approved, history.denied, history.today), (5, 1, 7));
+    assert_eq!((history.yours_approved, history.yours_denied), (5, 0));
+    let by = history.last_denied_by.expect("known");
+    assert_eq!(
+        (by.id.as_str(), by.name.as_deref()),
+        ("lee", Some("Lee Lindqvist"))
+    );
+    let of_lee = card(&b, "lee", id).history.expect("kept");
+    assert_eq!((of_lee.yours_approved, of_lee.yours_denied), (0, 1));
+    // After a restart the same is known.
+    let b = b.restart(Faults::default()).await;
+    assert_eq!(card(&b, "maria", id).unusual, seen.unusual);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_shows_what_it_uses_of_its_ceiling() {
     let b = TestBroker::start().await;
     let mut asker = Asker::new(&b, "triage").await;
@@ -275,7 +334,10 @@ async fn an_agent_shows_what_it_uses_of_its_ceiling() {
         .expect("in force");
     let triage = show("triage").activity;
     let gone = triage.iter().find(|used| !used.in_ceiling).expect("one");
-    assert_eq!((gone.action.as_str(), gone.habit.approved), ("account.disable", 1));
+    assert_eq!(
+        (gone.action.as_str(), gone.habit.approved),
+        ("account.disable", 1)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -289,7 +351,14 @@ async fn live_tokens_come_by_their_end() {
         let evidence = Some(b.svid(&reporter.agent));
         let request = format!("r-{n}");
         let case = read_case();
-        let asked = b.ask_showing(&reporter.agent, reporter.task, &case, ttl, &request, evidence);
+        let asked = b.ask_showing(
+            &reporter.agent,
+            reporter.task,
+            &case,
+            ttl,
+            &request,
+            evidence,
+        );
         jtis.push(asked.await.token().issued.jti);
     }
     let order: Vec<_> = live(&b, None, 100).await.iter().map(|t| t.jti).collect();
@@ -301,9 +370,16 @@ async fn live_tokens_come_by_their_end() {
     assert_eq!(rest, order[2..]);
     let first = &page[0];
     assert_eq!(first.uses_left, Some(1));
-    assert_eq!(first.profiles, [ProfileName::parse("one-security").expect("name")]);
     assert_eq!(
-        (first.agent.as_str(), first.owner.as_str(), first.target.id.as_str()),
+        first.profiles,
+        [ProfileName::parse("one-security").expect("name")]
+    );
+    assert_eq!(
+        (
+            first.agent.as_str(),
+            first.owner.as_str(),
+            first.target.id.as_str()
+        ),
         ("triage", "dana", "ann")
     );
     assert_eq!(page[1].uses_left, None);
@@ -352,7 +428,11 @@ async fn a_timeline_goes_from_verification_to_the_end() {
     let b = TestBroker::start().await;
     let asker = full_life(&b).await;
     let read = timeline(&b, "olga", asker.task).await.expect("may read");
-    let told: Vec<_> = read.moments.iter().map(|m| (m.what, m.who.as_str())).collect();
+    let told: Vec<_> = read
+        .moments
+        .iter()
+        .map(|m| (m.what, m.who.as_str()))
+        .collect();
     assert_eq!(
         told,
         [
@@ -372,7 +452,10 @@ async fn a_timeline_goes_from_verification_to_the_end() {
         ]
     );
     assert_eq!((read.over, read.left_out), (Some(EndCause::Completed), 0));
-    assert_eq!((read.agent.as_str(), read.owner.as_str()), ("triage", "dana"));
+    assert_eq!(
+        (read.agent.as_str(), read.owner.as_str()),
+        ("triage", "dana")
+    );
     let given = read.moments.iter().find(|m| m.what == "token given");
     let given = given.expect("one");
     assert_eq!(
@@ -402,13 +485,18 @@ async fn an_approver_sees_the_tasks_that_asked_them_and_no_others() {
     let b = TestBroker::start().await;
     let mut asker = Asker::new(&b, "triage").await;
     let nobody = TaskId::from_random([7; 16]);
-    assert_eq!(timeline(&b, "maria", nobody).await.err(), Some(Reason::NotFound));
+    assert_eq!(
+        timeline(&b, "maria", nobody).await.err(),
+        Some(Reason::NotFound)
+    );
     assert_eq!(
         timeline(&b, "maria", asker.task).await.err(),
         Some(Reason::NotFound),
         "it asked nobody yet"
     );
-    timeline(&b, "olga", asker.task).await.expect("operators see all");
+    timeline(&b, "olga", asker.task)
+        .await
+        .expect("operators see all");
     asker.pending(&b, &disable("ann")).await;
     timeline(&b, "maria", asker.task).await.expect("asked");
     let elsewhere = |text: &str| {
@@ -448,8 +536,19 @@ async fn the_journal_is_searched_by_whole_words() {
     assert_eq!(of_task.moments.first().map(|m| m.kind), Some("TaskEnded"));
     assert_eq!(of_task.moments.last().map(|m| m.kind), Some("TaskOpened"));
     assert_eq!(of_task.next, None);
-    for nothing in ["accoun", "mari", "task_", "INC-8841 ", "kind", "CANARY words", "phish confirmed"] {
-        assert!(search(&b, nothing, None).await.moments.is_empty(), "{nothing}");
+    for nothing in [
+        "accoun",
+        "mari",
+        "task_",
+        "INC-8841 ",
+        "kind",
+        "CANARY words",
+        "phish confirmed",
+    ] {
+        assert!(
+            search(&b, nothing, None).await.moments.is_empty(),
+            "{nothing}"
+        );
     }
     let all = search(&b, "", None).await;
     let indexes: Vec<u64> = all.moments.iter().filter_map(|m| m.index).collect();
@@ -544,20 +643,34 @@ async fn figures_come_through_the_front_door() {
     let (olga, maria, audit) = (s.person("olga"), s.person("maria"), s.person("audit"));
     for reader in [&olga, &maria, &audit] {
         let rules = reader.rules().await.expect("may read");
-        let asks = rules.iter().find(|r| r.rule_id == "destructive-needs-a-yes");
+        let asks = rules
+            .iter()
+            .find(|r| r.rule_id == "destructive-needs-a-yes");
         let asks = asks.expect("listed");
         assert_eq!((asks.hits, asks.asked, asks.median_seconds), (1, 1, None));
         assert!(asks.why.starts_with("Somebody from security"));
         let told = reader.timeline(task.id()).await.expect("may read");
         let kinds: Vec<_> = told.moments.iter().map(|m| m.kind.as_str()).collect();
-        assert_eq!(kinds, ["", "TaskOpened", "AccessRequestOpened", "TokenIssued"]);
+        assert_eq!(
+            kinds,
+            ["", "TaskOpened", "AccessRequestOpened", "TokenIssued"]
+        );
         assert_eq!((told.agent_id.as_str(), told.left_out), ("triage", 0));
     }
     let closed = |error: Error| error.reason();
     let not_permitted = Some(Reason::NotPermitted);
-    assert_eq!(closed(maria.search("", None).await.expect_err("no")), not_permitted);
-    assert_eq!(closed(maria.live_tokens(9).await.expect_err("no")), not_permitted);
-    assert_eq!(closed(maria.approver_figures().await.expect_err("no")), not_permitted);
+    assert_eq!(
+        closed(maria.search("", None).await.expect_err("no")),
+        not_permitted
+    );
+    assert_eq!(
+        closed(maria.live_tokens(9).await.expect_err("no")),
+        not_permitted
+    );
+    assert_eq!(
+        closed(maria.approver_figures().await.expect_err("no")),
+        not_permitted
+    );
     let tokens = audit.live_tokens(9).await.expect("may read");
     assert_eq!(tokens.len(), 1);
     assert_eq!(tokens[0].jti, token.jti().to_string());
@@ -657,7 +770,10 @@ pub fn recount(dir: &std::path::Path, state: &State) {
         );
         let of_days: u32 = habit.days.iter().map(|(_, asks)| asks).sum();
         let of_hours: u32 = habit.hours.iter().sum();
-        assert_eq!((u64::from(of_days), u64::from(of_hours)), (plain.asked, plain.asked));
+        assert_eq!(
+            (u64::from(of_days), u64::from(of_hours)),
+            (plain.asked, plain.asked)
+        );
     }
     for (rule, count) in &hits {
         assert_eq!(figures.rule(rule).hits, *count, "{rule}");
