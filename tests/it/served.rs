@@ -36,11 +36,19 @@ impl Served {
     }
 
     pub async fn start_at(rates: Rates) -> Self {
+        Self::start_as(World::new(), rates).await
+    }
+
+    pub async fn start_in(world: World) -> Self {
+        Self::start_as(world, Rates::default()).await
+    }
+
+    async fn start_as(world: World, rates: Rates) -> Self {
         let temp = Arc::new(tempfile::tempdir().expect("dir"));
         let key = SigningKey::generate().expect("key").1.to_vec();
         let dir = temp.path().join("data");
         Self::listen(
-            Arc::new(World::new()),
+            Arc::new(world),
             dir,
             key,
             "127.0.0.1:0".to_owned(),
