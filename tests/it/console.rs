@@ -466,20 +466,21 @@ async fn nothing_changes_but_by_our_own_pages_and_no_get_changes_anything() {
             assert_eq!(answer.status, 421, "{}", row.name);
             dressed(&answer, row.name);
         }
-        // A form of another site can send this body without asking, but not as JSON.
-        let headers = [
-            ("origin", browser.origin.as_str()),
-            ("content-type", "text/plain"),
-        ];
-        let path = format!("/console/requests/{id}/vote/begin");
-        let answer = browser
-            .send("POST", &path, &headers, &ask.to_string())
-            .await;
-        assert_eq!(
-            (answer.status, answer.reason().as_str()),
-            (400, "MALFORMED")
-        );
     }
+    // A form of another site can send this body without asking, but not as JSON.
+    let browser = &maria.browser;
+    let headers = [
+        ("origin", browser.origin.as_str()),
+        ("content-type", "text/plain"),
+    ];
+    let path = format!("/console/requests/{id}/vote/begin");
+    let answer = browser
+        .send("POST", &path, &headers, &ask.to_string())
+        .await;
+    assert_eq!(
+        (answer.status, answer.reason().as_str()),
+        (400, "MALFORMED")
+    );
     assert_eq!(size(&s), before, "nothing was entered");
     // The visit is still there, and so is the statement: nothing of the above ended either.
     let assertion = maria
@@ -613,7 +614,7 @@ async fn people_vote_with_their_passkey_and_the_agent_gets_what_they_signed() {
         .await;
     assert_eq!(
         (late.status, late.reason().as_str()),
-        (400, "ACCESS_REQUEST_CLOSED")
+        (409, "ACCESS_REQUEST_CLOSED")
     );
     let over = lee
         .browser
@@ -662,7 +663,7 @@ async fn a_fresh_sign_in_is_no_vote_and_no_answer_counts_twice() {
     let cast = maria.cast(id, &begun, &good).await;
     assert_eq!(
         (cast.status, cast.reason().as_str()),
-        (400, "STATEMENT_UNKNOWN")
+        (409, "STATEMENT_UNKNOWN")
     );
     // An answer to the statement before.
     let begun = begin().await;
@@ -799,7 +800,9 @@ const HOSTILE: &str = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn text_of_others_is_never_markup() {
-    let quoted = HOSTILE.replace('"', "\\\"");
+    // A policy bundle takes no invisible characters; the agent's words may have any.
+    let visible = HOSTILE.split(" \u{202E}").next().unwrap_or_default();
+    let quoted = visible.replace('"', "\\\"");
     let s = Served::start_with_policy(|policy| {
         for (file, was, now) in [
             ("schema.cedarschema", "Disable an account", quoted.clone()),
