@@ -27,6 +27,7 @@ impl Hall {
         } = self.view(request, &rules, now);
         let opened = &request.opened;
         let bundle = &rules.bundle;
+        let (unusual, history) = self.look_back(&request, &reader.id, bundle, now);
         let catalogue = bundle.action(&opened.action.action);
         let words = |pick: fn(&CatalogueAction) -> &Option<String>| {
             catalogue.and_then(|a| pick(a).clone()).unwrap_or_default()
@@ -79,8 +80,8 @@ impl Hall {
             policy: bundle.version(),
             opened_at: request.opened_at,
             expires_at: opened.expires_at,
-            unusual: Vec::new(),
-            history: None,
+            unusual,
+            history,
             dwell_s: u32::try_from(dwell.as_secs()).unwrap_or(u32::MAX),
             console_url: Some(format!(
                 "{}/console/requests/{}",
@@ -93,7 +94,7 @@ impl Hall {
     }
 }
 
-fn who(bundle: &PolicyBundle, id: PersonId) -> Who {
+pub(super) fn who(bundle: &PolicyBundle, id: PersonId) -> Who {
     Who {
         name: bundle.person(&id).map(|person| person.name.clone()),
         id,
