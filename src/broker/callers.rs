@@ -198,6 +198,15 @@ impl Hall {
             || self.registered(rules, key) == Some(Registered::Person(person.clone()))
     }
 
+    /// Whether a person who called may still read what people decide: registered with the key they called with, in any role.
+    pub(super) fn still_reads(&self, caller: &PersonCaller) -> bool {
+        self.views.rules().is_some_and(|rules| {
+            let person = rules.bundle.person(&caller.id);
+            self.holds_key(&rules, &caller.id, caller.key)
+                && person.is_some_and(|p| !p.roles.is_empty())
+        })
+    }
+
     /// A registered person, of a role the method admits.
     pub fn person(&self, call: &Presented) -> Result<PersonCaller, Refusal> {
         match self.caller(call, self.now())? {
@@ -231,6 +240,18 @@ impl Hall {
         Ok(match self.caller(call, now)? {
             Caller::Person(person) => person.id.to_string(),
             Caller::Service(service) => service.id.to_string(),
+        })
+    }
+
+    /// Any registered caller the method admits: the person, or `None` for a service.
+    pub(super) fn reading_person(
+        &self,
+        call: &Presented,
+        now: Timestamp,
+    ) -> Result<Option<PersonCaller>, Refusal> {
+        Ok(match self.caller(call, now)? {
+            Caller::Person(person) => Some(person),
+            Caller::Service(_) => None,
         })
     }
 

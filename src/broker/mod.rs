@@ -5,6 +5,7 @@
 //! what a crash there leaves.
 
 mod ask_people;
+mod bells;
 mod bootstrap;
 mod callers;
 mod card;
@@ -15,12 +16,15 @@ mod end;
 mod enrol;
 mod explain;
 mod feed;
+mod figures;
 mod freeze;
 mod govern;
 mod grant;
+mod inbox;
 mod introspect;
 mod inventory;
 mod keep_alive;
+mod live_tokens;
 mod measure;
 mod once;
 mod open_task;
@@ -28,10 +32,12 @@ mod readings;
 mod request_token;
 mod revoke;
 mod start;
+mod timeline;
 mod upkeep;
 mod views;
 mod visits;
 mod vote;
+mod watch_access;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -39,9 +45,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use crate::approve::Bounds;
 use crate::approve::votes::Electorate;
 pub use crate::approve::votes::Proof as VoteProof;
+use crate::approve::{Bounds, Ground};
 pub use crate::card::Standing as AccessStanding;
 use crate::clock::{Clock, ClockWatch};
 use crate::jose::Nonces;
@@ -50,7 +56,7 @@ use crate::journal::{AppendError, Journal};
 use crate::mint::Bench;
 use crate::model::*;
 use crate::rates::{Limits, Rates, Seldom};
-use crate::rules::PolicyBundle;
+use crate::rules::{InForce, PolicyBundle};
 use crate::state::{Grant, State, Table, Task};
 use crate::telemetry::Metrics;
 use crate::verify::{Attested, VerifyError};
@@ -62,19 +68,28 @@ pub use end::{EndReport, TaskEndAsk};
 pub use enrol::{ApproverView, EnrolmentBegun, Invited, PasskeyView};
 pub use explain::Explained;
 pub use feed::{FeedStart, Position};
+pub use figures::{ActionUse, ApproverRow, Past, RuleRow};
 pub use freeze::FreezeDone;
 pub use govern::Applied;
+pub use inbox::{
+    INBOX_PAGE_MAX, InboxAsk, InboxCursor, InboxGroup, InboxGroupKey, InboxNews, InboxPage,
+    InboxRow, InboxWatch,
+};
 pub use introspect::{Consumed, Introspected};
 pub use inventory::{AgentView, TaskFilter, TaskView};
+pub use live_tokens::LiveToken;
 pub use open_task::{OpenAsk, Opened};
 pub use request_token::{
     DeniedReply, PendingReply, ProfileState, RuleShown, TokenAsk, TokenGiven, TokenReply,
 };
 pub use revoke::TokenRevoked;
 pub use start::{Start, StartError};
+pub use timeline::{FOUND_MAX, Found, Moment, QUERY_BYTES_MAX, SCAN_MAX, Timeline};
 pub use visits::{SignInBegun, Visit, Visitor};
 pub use vote::{AccessView, VoteAsk, VoteBegun};
+pub use watch_access::{AccessMark, AccessNews, AccessWatch};
 
+use bells::Bells;
 use doomed::{Doomed, Wish};
 use once::Once;
 use readings::Readings;
@@ -189,6 +204,10 @@ pub struct Hall {
     /// What each known caller may still do.
     callers: Limits<measure::Known>,
     rate_told: Seldom,
+    /// Wakes those who wait for access requests.
+    bells: Arc<Bells>,
+    /// Whose turn has come in the inbox of each person.
+    turns: Mutex<HashMap<PersonId, inbox::Turns>>,
     /// Calls that may wait for people.
     waits: tokio::sync::Semaphore,
 }
@@ -245,6 +264,15 @@ impl Hall {
     /// The console whose passkeys count.
     pub const fn relying_party(&self) -> &RelyingParty {
         &self.bounds.party
+    }
+
+    /// What a decision of gate 2 stands on.
+    fn ground<'a>(&'a self, rules: &'a InForce) -> Ground<'a> {
+        Ground {
+            rules,
+            roster: self.state.roster(),
+            bounds: &self.bounds,
+        }
     }
 
     /// Who may say yes, under a policy bundle.

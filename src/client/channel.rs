@@ -98,6 +98,8 @@ pub(crate) mod methods {
         OpenTask = "dipylon.v1.TaskService/OpenTask", OpenTaskRequest, OpenTaskResponse, true;
         RequestToken = "dipylon.v1.TaskService/RequestToken", RequestTokenRequest, RequestTokenResponse, true;
         GetAccessRequest = "dipylon.v1.TaskService/GetAccessRequest", GetAccessRequestRequest, GetAccessRequestResponse, true;
+        WatchAccessRequest =
+            "dipylon.v1.TaskService/WatchAccessRequest", WatchAccessRequestRequest, WatchAccessRequestResponse, true;
         CancelAccessRequest =
             "dipylon.v1.TaskService/CancelAccessRequest", CancelAccessRequestRequest, CancelAccessRequestResponse, false;
         KeepAlive = "dipylon.v1.TaskService/KeepAlive", KeepAliveRequest, KeepAliveResponse, true;
@@ -109,6 +111,8 @@ pub(crate) mod methods {
             "dipylon.v1.TokenService/WatchRevocations", WatchRevocationsRequest, WatchRevocationsResponse, true;
         ListAccessRequests =
             "dipylon.v1.ApprovalService/ListAccessRequests", ListAccessRequestsRequest, ListAccessRequestsResponse, true;
+        WatchAccessRequests =
+            "dipylon.v1.ApprovalService/WatchAccessRequests", WatchAccessRequestsRequest, WatchAccessRequestsResponse, true;
         GetCard = "dipylon.v1.ApprovalService/GetCard", GetCardRequest, GetCardResponse, true;
         BeginVote = "dipylon.v1.ApprovalService/BeginVote", BeginVoteRequest, BeginVoteResponse, true;
         CastVote = "dipylon.v1.ApprovalService/CastVote", CastVoteRequest, CastVoteResponse, false;
@@ -127,6 +131,12 @@ pub(crate) mod methods {
         ListTasks = "dipylon.v1.GovernanceService/ListTasks", ListTasksRequest, ListTasksResponse, true;
         EndTask = "dipylon.v1.GovernanceService/EndTask", EndTaskRequest, EndTaskResponse, true;
         Explain = "dipylon.v1.GovernanceService/Explain", ExplainRequest, ExplainResponse, true;
+        ListRules = "dipylon.v1.GovernanceService/ListRules", ListRulesRequest, ListRulesResponse, true;
+        ListApproverFigures =
+            "dipylon.v1.GovernanceService/ListApproverFigures", ListApproverFiguresRequest, ListApproverFiguresResponse, true;
+        ListTokens = "dipylon.v1.GovernanceService/ListTokens", ListTokensRequest, ListTokensResponse, true;
+        GetTimeline = "dipylon.v1.GovernanceService/GetTimeline", GetTimelineRequest, GetTimelineResponse, true;
+        SearchJournal = "dipylon.v1.GovernanceService/SearchJournal", SearchJournalRequest, SearchJournalResponse, true;
     }
 }
 

@@ -19,6 +19,10 @@ pub struct Person {
     identity: Identity,
 }
 
+/// Most rows that a page may have, and pages that one reading of an inbox takes.
+const PAGE_ROWS: u32 = 100;
+const PAGES_MAX: usize = 1_000;
+
 impl Person {
     /// The holder of this key.
     pub fn new(endpoint: Endpoint, key: Arc<SigningKey>) -> Self {
@@ -29,14 +33,55 @@ impl Person {
         }
     }
 
-    /// Access requests that wait for people, oldest first.
-    pub async fn list(&self) -> Result<Vec<v1::AccessRequest>, Error> {
-        let request = v1::ListAccessRequestsRequest {};
-        let answer = self
-            .endpoint
+    /// One page of the inbox. `token` is the page's before, empty for the first.
+    pub async fn inbox(
+        &self,
+        mine: bool,
+        page_size: u32,
+        token: &str,
+    ) -> Result<v1::ListAccessRequestsResponse, Error> {
+        let request = v1::ListAccessRequestsRequest {
+            mine,
+            page_size,
+            page_token: token.to_owned(),
+        };
+        self.endpoint
             .call::<methods::ListAccessRequests>(self.order(), &[request])
-            .await?;
-        Ok(answer.access_requests)
+            .await
+    }
+
+    /// All pages of the inbox: what waits for people and stands before this person, highest risk first, then the nearest
+    /// deadline. The number is of those that wait their turn, which are not among the rows.
+    pub async fn inbox_rows(&self) -> Result<(Vec<v1::InboxRow>, u32), Error> {
+        let (mut rows, mut token, mut queued) = (Vec::new(), String::new(), 0);
+        for _ in 0..PAGES_MAX {
+            let page = self.inbox(false, PAGE_ROWS, &token).await?;
+            rows.extend(page.rows);
+            queued = page.queued;
+            token = page.next_page_token;
+            if token.is_empty() {
+                break;
+            }
+        }
+        Ok((rows, queued))
+    }
+
+    /// The access requests of [`Person::inbox_rows`].
+    pub async fn list(&self) -> Result<Vec<v1::AccessRequest>, Error> {
+        let rows = self.inbox_rows().await?.0.into_iter();
+        Ok(rows.filter_map(|row| row.access_request).collect())
+    }
+
+    /// Follows what changes in inboxes: a snapshot first, unless it goes on from a position. The stream ends when the broker
+    /// wants the key proved again, after five minutes at the latest: watch again from the last position.
+    pub async fn watch_inbox(
+        &self,
+        after: Option<v1::Position>,
+    ) -> Result<tonic::Streaming<v1::WatchAccessRequestsResponse>, Error> {
+        let request = v1::WatchAccessRequestsRequest { after };
+        self.endpoint
+            .watch::<methods::WatchAccessRequests>(self.order(), &request)
+            .await
     }
 
     /// Everything needed to decide one.
@@ -332,6 +377,109 @@ impl Person {
     pub async fn explain(&self, id: &str) -> Result<v1::ExplainResponse, Error> {
         self.endpoint
             .call::<methods::Explain>(self.order(), &[v1::ExplainRequest { id: id.to_owned() }])
+            .await
+    }
+
+    /// Rules in force with their figures, by id.
+    pub async fn rules(&self) -> Result<Vec<v1::RuleFigures>, Error> {
+        let mut all = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let request = v1::ListRulesRequest {
+                page_size: 0,
+                page_token,
+            };
+            let page = self
+                .endpoint
+                .call::<methods::ListRules>(self.order(), &[request])
+                .await?;
+            all.extend(page.rules);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// People who vote and how they do, by id.
+    pub async fn approver_figures(&self) -> Result<Vec<v1::ApproverFigures>, Error> {
+        let mut all = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let request = v1::ListApproverFiguresRequest {
+                page_size: 0,
+                page_token,
+            };
+            let page = self
+                .endpoint
+                .call::<methods::ListApproverFigures>(self.order(), &[request])
+                .await?;
+            all.extend(page.approvers);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// At most `max` tokens that are good now, the next to expire first.
+    pub async fn live_tokens(&self, max: usize) -> Result<Vec<v1::LiveToken>, Error> {
+        let mut all = Vec::new();
+        let mut page_token = String::new();
+        while all.len() < max {
+            let request = v1::ListTokensRequest {
+                page_size: 0,
+                page_token,
+            };
+            let page = self
+                .endpoint
+                .call::<methods::ListTokens>(self.order(), &[request])
+                .await?;
+            all.extend(page.tokens);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                break;
+            }
+        }
+        all.truncate(max);
+        Ok(all)
+    }
+
+    /// What happened in a task, from its verification to its end.
+    pub async fn timeline(&self, task: TaskId) -> Result<v1::GetTimelineResponse, Error> {
+        let mut whole = v1::GetTimelineResponse::default();
+        let mut page_token = String::new();
+        loop {
+            let request = v1::GetTimelineRequest {
+                task_id: task.to_string(),
+                page_token,
+            };
+            let page = self
+                .endpoint
+                .call::<methods::GetTimeline>(self.order(), &[request])
+                .await?;
+            let mut moments = whole.moments;
+            moments.extend(page.moments);
+            page_token = page.next_page_token.clone();
+            whole = v1::GetTimelineResponse { moments, ..page };
+            if page_token.is_empty() {
+                return Ok(whole);
+            }
+        }
+    }
+
+    /// One page of the entries that name a word, newest first; every entry for an empty one.
+    pub async fn search(
+        &self,
+        query: &str,
+        below: Option<u64>,
+    ) -> Result<v1::SearchJournalResponse, Error> {
+        let request = v1::SearchJournalRequest {
+            query: query.to_owned(),
+            below,
+        };
+        self.endpoint
+            .call::<methods::SearchJournal>(self.order(), &[request])
             .await
     }
 

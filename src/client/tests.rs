@@ -210,6 +210,16 @@ impl task::TaskService for Broker {
         Err(Status::unimplemented(""))
     }
 
+    type WatchAccessRequestStream =
+        tokio_stream::Empty<Result<v1::WatchAccessRequestResponse, Status>>;
+
+    async fn watch_access_request(
+        &self,
+        _: Request<v1::WatchAccessRequestRequest>,
+    ) -> Result<Response<Self::WatchAccessRequestStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn cancel_access_request(
         &self,
         _: Request<v1::CancelAccessRequestRequest>,
@@ -303,6 +313,38 @@ impl v1::governance_service_server::GovernanceService for Broker {
     }
 
     async fn end_task(&self, _: Request<v1::EndTaskRequest>) -> Answer<v1::EndTaskResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_rules(&self, _: Request<v1::ListRulesRequest>) -> Answer<v1::ListRulesResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_approver_figures(
+        &self,
+        _: Request<v1::ListApproverFiguresRequest>,
+    ) -> Answer<v1::ListApproverFiguresResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_tokens(
+        &self,
+        _: Request<v1::ListTokensRequest>,
+    ) -> Answer<v1::ListTokensResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get_timeline(
+        &self,
+        _: Request<v1::GetTimelineRequest>,
+    ) -> Answer<v1::GetTimelineResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn search_journal(
+        &self,
+        _: Request<v1::SearchJournalRequest>,
+    ) -> Answer<v1::SearchJournalResponse> {
         Err(Status::unimplemented(""))
     }
 

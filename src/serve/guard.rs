@@ -16,6 +16,11 @@ const TABLE: &[(&str, &[CallerKind], Class)] = &[
     ("dipylon.v1.TaskService/RequestToken", &[Agent], General),
     ("dipylon.v1.TaskService/GetAccessRequest", &[Agent], General),
     (
+        "dipylon.v1.TaskService/WatchAccessRequest",
+        &[Agent],
+        General,
+    ),
+    (
         "dipylon.v1.TaskService/CancelAccessRequest",
         &[Agent],
         Reserved,
@@ -36,6 +41,11 @@ const TABLE: &[(&str, &[CallerKind], Class)] = &[
     ),
     (
         "dipylon.v1.ApprovalService/ListAccessRequests",
+        &[Approver, Operator],
+        General,
+    ),
+    (
+        "dipylon.v1.ApprovalService/WatchAccessRequests",
         &[Approver, Operator],
         General,
     ),
@@ -109,6 +119,31 @@ const TABLE: &[(&str, &[CallerKind], Class)] = &[
     ),
     (
         "dipylon.v1.GovernanceService/ListTasks",
+        &[Operator, Auditor],
+        General,
+    ),
+    (
+        "dipylon.v1.GovernanceService/ListRules",
+        &[Operator, Auditor, Approver],
+        General,
+    ),
+    (
+        "dipylon.v1.GovernanceService/ListApproverFigures",
+        &[Operator, Auditor],
+        General,
+    ),
+    (
+        "dipylon.v1.GovernanceService/ListTokens",
+        &[Operator, Auditor],
+        General,
+    ),
+    (
+        "dipylon.v1.GovernanceService/GetTimeline",
+        &[Operator, Auditor, Approver],
+        General,
+    ),
+    (
+        "dipylon.v1.GovernanceService/SearchJournal",
         &[Operator, Auditor],
         General,
     ),

@@ -121,6 +121,17 @@ impl Caller<'_> {
                     .await
                     .map(drop)
             }
+            "WatchAccessRequest" => {
+                let message = v1::WatchAccessRequestRequest {
+                    task_id,
+                    access_request_id,
+                    seen: None,
+                };
+                tasks
+                    .watch_access_request(self.request(method, message))
+                    .await
+                    .map(drop)
+            }
             "CancelAccessRequest" => {
                 let message = v1::CancelAccessRequestRequest {
                     task_id,
@@ -171,7 +182,15 @@ impl Caller<'_> {
                 .await
                 .map(drop),
             "ListAccessRequests" => approvals
-                .list_access_requests(self.request(method, v1::ListAccessRequestsRequest {}))
+                .list_access_requests(
+                    self.request(method, v1::ListAccessRequestsRequest::default()),
+                )
+                .await
+                .map(drop),
+            "WatchAccessRequests" => approvals
+                .watch_access_requests(
+                    self.request(method, v1::WatchAccessRequestsRequest { after: None }),
+                )
                 .await
                 .map(drop),
             "GetCard" => approvals
@@ -311,6 +330,34 @@ impl Caller<'_> {
                         id: self.task.clone(),
                     },
                 ))
+                .await
+                .map(drop),
+            "ListRules" => governance
+                .list_rules(self.request(method, v1::ListRulesRequest::default()))
+                .await
+                .map(drop),
+            "ListApproverFigures" => governance
+                .list_approver_figures(
+                    self.request(method, v1::ListApproverFiguresRequest::default()),
+                )
+                .await
+                .map(drop),
+            "ListTokens" => governance
+                .list_tokens(self.request(method, v1::ListTokensRequest::default()))
+                .await
+                .map(drop),
+            "GetTimeline" => {
+                let message = v1::GetTimelineRequest {
+                    task_id,
+                    page_token: String::new(),
+                };
+                governance
+                    .get_timeline(self.request(method, message))
+                    .await
+                    .map(drop)
+            }
+            "SearchJournal" => governance
+                .search_journal(self.request(method, v1::SearchJournalRequest::default()))
                 .await
                 .map(drop),
             other => panic!("{other} has no denial test: add its case"),
@@ -495,7 +542,11 @@ async fn other_paths_lead_nowhere() {
         >::default();
         let uri = http::uri::PathAndQuery::from_str(path).expect("path");
         let status = grpc
-            .unary(Request::new(v1::ListAccessRequestsRequest {}), uri, codec)
+            .unary(
+                Request::new(v1::ListAccessRequestsRequest::default()),
+                uri,
+                codec,
+            )
             .await
             .expect_err(path);
         assert!(

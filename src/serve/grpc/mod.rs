@@ -1,6 +1,8 @@
 //! gRPC handlers: parse, call the hall, translate. One file for each service.
 
 mod approval;
+mod counted;
+mod follow;
 mod governance;
 mod shapes;
 mod task;
