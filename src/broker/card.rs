@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
-use super::{AccessView, Hall, Past, Presented, Refusal};
-use crate::card::{Asker, Card, History, Need, Registered, Verified, Who};
+use super::{AccessView, Hall, Presented, Refusal};
+use crate::card::{Asker, Card, Need, Registered, Verified, Who};
 use crate::model::*;
 use crate::rules::{CatalogueAction, Method, ParamSpec, ParamType, PolicyBundle};
 
@@ -47,11 +47,7 @@ impl Hall {
             model: agent.model.clone(),
             autonomy: agent.autonomy.clone(),
         });
-        // Figures are bounded: of what was given up nothing is known, which is not the same as nothing having been.
-        let counted = self.state.figures();
-        let history = counted
-            .habit(&opened.agent, &opened.action.action)
-            .map(|_| history(bundle, self.past(&request, Some(&reader.id), now)));
+        let (unusual, history) = self.look_back(&request, &reader.id, now);
         Ok(Card {
             access_request: opened.access_request,
             standing,
@@ -84,7 +80,7 @@ impl Hall {
             policy: bundle.version(),
             opened_at: request.opened_at,
             expires_at: opened.expires_at,
-            unusual: self.unusual(&request, now),
+            unusual,
             history,
             dwell_s: u32::try_from(dwell.as_secs()).unwrap_or(u32::MAX),
             console_url: Some(format!(
@@ -102,22 +98,6 @@ fn who(bundle: &PolicyBundle, id: PersonId) -> Who {
     Who {
         name: bundle.person(&id).map(|person| person.name.clone()),
         id,
-    }
-}
-
-fn history(bundle: &PolicyBundle, past: Past) -> History {
-    let count = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-    let (last_denied_at, last_denied_by) = past.last_denied.unzip();
-    History {
-        approved: count(past.approved),
-        denied: count(past.denied),
-        yours_approved: count(past.yours_approved),
-        yours_denied: count(past.yours_denied),
-        last_approved_at: past.last_approved.map(|(at, _)| at),
-        last_denied_at,
-        last_denied_by: last_denied_by.map(|id| who(bundle, id)),
-        today: past.today,
-        first: past.first,
     }
 }
 

@@ -68,7 +68,7 @@ pub use end::{EndReport, TaskEndAsk};
 pub use enrol::{ApproverView, EnrolmentBegun, Invited, PasskeyView};
 pub use explain::Explained;
 pub use feed::{FeedStart, Position};
-pub use figures::{ActionUse, ApproverRow, Past, RuleRow};
+pub use figures::{ActionUse, ApproverRow, RuleRow};
 pub use freeze::FreezeDone;
 pub use govern::Applied;
 pub use inbox::{
@@ -125,13 +125,7 @@ pub struct Settings {
 impl Settings {
     /// The console whose passkeys count: its origin, and the host in it (WebAuthn L3 §4, "RP ID").
     pub fn relying_party(&self) -> RelyingParty {
-        let origin = self.console_url.clone();
-        let host = origin.split_once("://").map_or("", |(_, rest)| rest);
-        let host = host.split_once(':').map_or(host, |(host, _port)| host);
-        RelyingParty {
-            id: host.to_owned(),
-            origin,
-        }
+        RelyingParty::at(&self.console_url)
     }
 }
 

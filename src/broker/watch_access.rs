@@ -7,8 +7,8 @@ use super::bells::Bell;
 use super::feed::WATCH_MAX_MS;
 use super::inbox::HEARTBEAT;
 use super::vote::AccessView;
-use crate::card::Standing;
 use super::{Hall, Presented, Refusal};
+use crate::card::Standing;
 use crate::model::*;
 
 /// How an access request stood when its watcher last heard of it.

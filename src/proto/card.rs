@@ -279,7 +279,7 @@ fn people_of(card: &Card) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Reads where an access request stands; what is unspecified or unknown is refused.
+/// Where an access request stands, by its number on the wire.
 pub fn standing(wire: i32) -> Result<Standing, Malformed> {
     match v1::AccessRequestStatus::try_from(wire) {
         Ok(v1::AccessRequestStatus::Waiting) => Ok(Standing::Waiting),

@@ -79,7 +79,8 @@ impl Stirs {
             | Fact::TokenReissued(_)
             | Fact::TokenConsumed(_)
             | Fact::GrantsEnded(_)
-            | Fact::RefusalsCounted(_) => match leaving.is_empty() {
+            | Fact::RefusalsCounted(_)
+            | Fact::ApproverInvited(_) => match leaving.is_empty() {
                 true => return,
                 false => (Stirred::Closed, leaving),
             },

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dipylon::card::{self, Asker, Card, History, Need, Registered, RuleShown, Standing, Verified, Who};
+use dipylon::card::{
+    self, Asker, Card, History, Need, Registered, RuleShown, Standing, Verified, Who,
+};
 use dipylon::client::{Agent, OpenTask, Outcome, TokenOrder};
 use dipylon::model::text::is_coded;
 use dipylon::model::*;
@@ -53,7 +55,11 @@ fn ordinary() -> Card {
         undo: "Enable the account at the identity provider.".to_owned(),
         risk: Some(Risk::Medium),
         action: Some(Arc::new(super::harness::disable("ann"))),
-        parameter_titles: [("end_sessions".to_owned(), "Also end open sessions".to_owned())].into(),
+        parameter_titles: [(
+            "end_sessions".to_owned(),
+            "Also end open sessions".to_owned(),
+        )]
+        .into(),
         target_facts: Some(vec![
             ("environment".to_owned(), "prod".to_owned()),
             ("name".to_owned(), "Ann Archer".to_owned()),
@@ -100,7 +106,9 @@ fn ordinary() -> Card {
             first: false,
         }),
         dwell_s: 0,
-        console_url: Some("https://broker.soc.example/console/requests/areq_AQEBAQEBAQEBAQEBAQEBAQ".to_owned()),
+        console_url: Some(
+            "https://broker.soc.example/console/requests/areq_AQEBAQEBAQEBAQEBAQEBAQ".to_owned(),
+        ),
         purpose: Some(word("contain INC-8841", |t| Prose::parse("purpose", t))),
         reason: Some(word("phish confirmed", |t| Prose::parse("reason", t))),
     }
@@ -119,7 +127,10 @@ fn text(text: &str) -> Param {
 fn everything() -> Card {
     let hosts = Param::set(vec![text("web-2"), text("web-1")]).expect("set");
     let people = Param::set(vec![
-        record(&[("name", text("Bo \"the\" \\ Bear")), ("admin", Param::Bool(false))]),
+        record(&[
+            ("name", text("Bo \"the\" \\ Bear")),
+            ("admin", Param::Bool(false)),
+        ]),
         record(&[("name", text("true")), ("admin", Param::Bool(true))]),
     ]);
     let asked = action(
@@ -134,7 +145,13 @@ fn everything() -> Card {
             ("nothing", record(&[])),
             ("note", text(&"a long note of many words ".repeat(12))),
             ("people", people.expect("set")),
-            ("who", record(&[("deep", record(&[("er", Param::Bool(true))])), ("phone", text(""))])),
+            (
+                "who",
+                record(&[
+                    ("deep", record(&[("er", Param::Bool(true))])),
+                    ("phone", text("")),
+                ]),
+            ),
         ],
     );
     let titles = [
@@ -183,7 +200,10 @@ fn hostile() -> Card {
             ("note".to_owned(), Param::Str(wild())),
             ("owner".to_owned(), text("Nobody")),
             ("needs".to_owned(), record(&[("token", Param::Str(wild()))])),
-            ("set".to_owned(), Param::set(vec![Param::Str(wild()), text("\u{FF41}")]).expect("set")),
+            (
+                "set".to_owned(),
+                Param::set(vec![Param::Str(wild()), text("\u{FF41}")]).expect("set"),
+            ),
         ]),
     );
     Card {
@@ -247,10 +267,14 @@ fn rows(card: &Card) -> String {
         shown.console_url,
     );
     for section in &shown.sections {
-        out.push_str(&format!("== {} | {}\n", section.kind.as_str(), section.title));
+        out.push_str(&format!(
+            "== {} | {}\n",
+            section.kind.as_str(),
+            section.title
+        ));
         for row in &section.rows {
             out.push_str(&format!("{} [{}]\n", row.label, row.tone.as_str()));
-            for caption in &row.caption {
+            if let Some(caption) = &row.caption {
                 out.push_str(&format!("  ({caption})\n"));
             }
             for line in &row.lines {
@@ -271,7 +295,10 @@ fn three_cards_on_three_faces() {
         ("everything", everything()),
         ("hostile", hostile()),
     ] {
-        golden(&format!("card/{name}.text.txt"), &card::text(&card, NOW, 80));
+        golden(
+            &format!("card/{name}.text.txt"),
+            &card::text(&card, NOW, 80),
+        );
         golden(&format!("card/{name}.chat.txt"), &card::chat(&card, NOW));
         golden(&format!("card/{name}.rows.txt"), &rows(&card));
     }
@@ -279,23 +306,64 @@ fn three_cards_on_three_faces() {
 
 /// Labels that a card of a terminal may have: ours, and names after `with` and `target`.
 const LABELS: &[&str] = &[
-    "agent", "owner", "verified", "environment", "model", "autonomy", "registered", "rule", "effect", "reversible",
-    "undo", "with", "target", "unusual", "like this", "your votes", "today", "token", "only for", "bound to", "needs",
-    "action", "digest", "request", "realm", "task", "task key", "policy", "profile", "for", "reason",
+    "agent",
+    "owner",
+    "verified",
+    "environment",
+    "model",
+    "autonomy",
+    "registered",
+    "rule",
+    "effect",
+    "reversible",
+    "undo",
+    "with",
+    "target",
+    "unusual",
+    "like this",
+    "your votes",
+    "today",
+    "token",
+    "only for",
+    "bound to",
+    "needs",
+    "action",
+    "digest",
+    "request",
+    "realm",
+    "task",
+    "task key",
+    "policy",
+    "profile",
+    "for",
+    "reason",
 ];
 
 /// What must hold of a terminal's card, whatever anyone wrote.
 fn in_its_place(shown: &str, columns: usize) {
     for c in shown.chars() {
-        assert!(c == '\n' || !is_coded(c), "U+{:04X} is printed:\n{shown}", c as u32);
+        assert!(
+            c == '\n' || !is_coded(c),
+            "U+{:04X} is printed:\n{shown}",
+            c as u32
+        );
     }
     let mut seen = Vec::new();
     for (n, line) in shown.lines().enumerate() {
         let wide = |c: char| if u32::from(c) < 0x1100 { 1 } else { 2 };
-        assert!(line.chars().map(wide).sum::<usize>() <= columns, "too wide: {line}");
-        assert!(n == 0 || line.is_empty() || line.starts_with("  "), "at the edge: {line:?}");
+        assert!(
+            line.chars().map(wide).sum::<usize>() <= columns,
+            "too wide: {line}"
+        );
+        assert!(
+            n == 0 || line.is_empty() || line.starts_with("  "),
+            "at the edge: {line:?}"
+        );
         // Behind the two blanks of the margin, labels alone begin.
-        let Some(label) = line.strip_prefix("  ").filter(|rest| !rest.starts_with(' ')) else {
+        let Some(label) = line
+            .strip_prefix("  ")
+            .filter(|rest| !rest.starts_with(' '))
+        else {
             continue;
         };
         let label = label.split("  ").next().unwrap_or_default();
@@ -307,12 +375,19 @@ fn in_its_place(shown: &str, columns: usize) {
         let ours = label.starts_with("! ")
             || label.starts_with("The agent says (unverified):")
             || label.starts_with("match phrase ");
-        assert!(known || ours || n <= 3, "not a row of ours: {line:?}\n{shown}");
+        assert!(
+            known || ours || n <= 3,
+            "not a row of ours: {line:?}\n{shown}"
+        );
     }
     let once: BTreeSet<&String> = seen.iter().collect();
     for label in once {
         if !["rule", "needs", "profile", "unusual", "with"].contains(&label.as_str()) {
-            assert_eq!(seen.iter().filter(|l| *l == label).count(), 1, "{label} twice:\n{shown}");
+            assert_eq!(
+                seen.iter().filter(|l| *l == label).count(),
+                1,
+                "{label} twice:\n{shown}"
+            );
         }
     }
 }
@@ -326,9 +401,24 @@ fn nothing_of_others_looks_like_a_row() {
     }
     let chat = card::chat(&hostile(), NOW);
     assert!(!chat.contains(|c| c != '\n' && is_coded(c)), "{chat}");
-    assert!(!chat.lines().any(|line| line.trim_start().starts_with("owner")), "{chat}");
-    for secret in ["note", "contain INC", "phish", "with ", "Ann Archer", "end_sessions"] {
-        assert!(!card::chat(&ordinary(), NOW).contains(secret), "{secret} in a chat");
+    assert!(
+        !chat
+            .lines()
+            .any(|line| line.trim_start().starts_with("owner")),
+        "{chat}"
+    );
+    for secret in [
+        "note",
+        "contain INC",
+        "phish",
+        "with ",
+        "Ann Archer",
+        "end_sessions",
+    ] {
+        assert!(
+            !card::chat(&ordinary(), NOW).contains(secret),
+            "{secret} in a chat"
+        );
     }
 }
 
@@ -357,20 +447,41 @@ fn what_is_signed_is_on_the_card_and_the_agents_words_come_last() {
         "a long note of many words ".repeat(11),
     ];
     for text in &signed {
-        assert!(shown.contains(text.as_str()), "{text} is not on the card:\n{shown}");
+        assert!(
+            shown.contains(text.as_str()),
+            "{text} is not on the card:\n{shown}"
+        );
     }
     let words = shown.find("The agent says (unverified)").expect("labelled");
     assert!(shown.find(&card.policy.to_string()).expect("policy") < words);
-    assert!(shown.contains("and 140 more characters, not shown"), "{shown}");
-    assert!(!shown[..words].contains("because because"), "the agent's words alone");
+    assert!(
+        shown.contains("and 140 more characters, not shown"),
+        "{shown}"
+    );
+    assert!(
+        !shown[..words].contains("because because"),
+        "the agent's words alone"
+    );
     assert!(shown.find("ISOLATE A HOST").expect("verb") < shown.find("agent ").expect("agent"));
     let unknown = card::text(&hostile(), NOW, 80);
-    for said in ["RISK UNKNOWN", "unknown: no figures", "MIXED SCRIPTS", "RIGHT TO LEFT"] {
+    for said in [
+        "RISK UNKNOWN",
+        "unknown: no figures",
+        "MIXED SCRIPTS",
+        "RIGHT TO LEFT",
+    ] {
         assert!(unknown.contains(said), "{said}:\n{unknown}");
     }
-    let gone = Card { action: None, target_facts: None, ..ordinary() };
+    let gone = Card {
+        action: None,
+        target_facts: None,
+        ..ordinary()
+    };
     let gone = card::text(&gone, NOW, 80);
-    assert!(gone.contains("NO LONGER ON RECORD") && gone.contains("NOT KNOWN"), "{gone}");
+    assert!(
+        gone.contains("NO LONGER ON RECORD") && gone.contains("NOT KNOWN"),
+        "{gone}"
+    );
 }
 
 /// Any text, with more than its share of what is hard.
@@ -379,7 +490,15 @@ fn wild() -> impl Strategy<Value = String> {
     let one = prop_oneof![
         any::<char>(),
         proptest::sample::select(hard),
-        proptest::sample::select(vec![' ', '\n', 'a', '\u{301}', '\u{200D}', '\u{1F600}', '\u{4E00}']),
+        proptest::sample::select(vec![
+            ' ',
+            '\n',
+            'a',
+            '\u{301}',
+            '\u{200D}',
+            '\u{1F600}',
+            '\u{4E00}'
+        ]),
     ];
     proptest::collection::vec(one, 0..120).prop_map(|all| all.into_iter().collect())
 }
@@ -503,25 +622,46 @@ async fn hostile_text_goes_through_the_front_door_and_stays_in_its_place() {
     }
     let inbox = run(&["inbox"]).await;
     assert!(!inbox.contains(|c| c != '\n' && is_coded(c)), "{inbox}");
-    assert!(inbox.contains(&phrase) && inbox.contains("triage (dana)"), "{inbox}");
+    assert!(
+        inbox.contains(&phrase) && inbox.contains("triage (dana)"),
+        "{inbox}"
+    );
     assert!(inbox.contains("[!]"), "the headline is suspect: {inbox}");
-    assert_eq!(inbox.lines().filter(|line| line.contains("areq_")).count(), 1, "{inbox}");
+    assert_eq!(
+        inbox.lines().filter(|line| line.contains("areq_")).count(),
+        1,
+        "{inbox}"
+    );
 
     let machine: serde_json::Value =
         serde_json::from_str(&run(&["show", &id, "--json"]).await).expect("JSON");
     assert_eq!(machine["match_phrase"], json!(phrase));
-    assert_eq!(machine["agent_says_unverified"]["purpose"], json!(WILD), "as it came");
+    assert_eq!(
+        machine["agent_says_unverified"]["purpose"],
+        json!(WILD),
+        "as it came"
+    );
 
     let approved = run(&["approve", &id, "--yes", "--ttl", "60s", "--uses", "1"]).await;
     let (card, told) = approved.split_at(approved.find("your yes counts").expect("voted"));
     in_its_place(card.trim_end_matches('\n'), 80);
     assert!(told.contains("is approved"), "{told}");
     let rows_of = |card: &str| -> Vec<String> {
-        let lines = card.lines().map(str::trim_end).filter(|line| !line.is_empty());
+        let lines = card
+            .lines()
+            .map(str::trim_end)
+            .filter(|line| !line.is_empty());
         // Times go on.
-        lines.filter(|line| !line.contains("left") && !line.contains(" ago")).map(str::to_owned).collect()
+        lines
+            .filter(|line| !line.contains("left") && !line.contains(" ago"))
+            .map(str::to_owned)
+            .collect()
     };
-    assert_eq!(rows_of(card), rows_of(&shown), "what is voted on is what show shows");
+    assert_eq!(
+        rows_of(card),
+        rows_of(&shown),
+        "what is voted on is what show shows"
+    );
     super::laws::check(&served.dir);
 }
 

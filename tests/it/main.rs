@@ -40,6 +40,7 @@ mod parallel;
 mod passkey;
 mod properties;
 mod readings;
+mod second_opinion;
 mod secrets;
 mod served;
 mod siege;

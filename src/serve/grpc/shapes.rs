@@ -147,7 +147,6 @@ fn risk(risk: Option<Risk>) -> String {
     risk.map(|r| r.as_str().to_owned()).unwrap_or_default()
 }
 
-/// The other way, for marks that a watcher gives back.
 /// A page of an inbox whose rows take at most so many bytes; the next page goes on where they end.
 pub(super) fn inbox_page(page: InboxPage, bytes_max: usize) -> v1::ListAccessRequestsResponse {
     let mut in_order: Vec<_> = page
