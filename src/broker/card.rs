@@ -48,6 +48,7 @@ impl Hall {
             model: agent.model.clone(),
             autonomy: agent.autonomy.clone(),
         });
+        let (unusual, history) = self.look_back(&request, &reader.id, now);
         Ok(Card {
             access_request: opened.access_request,
             standing,
