@@ -48,7 +48,6 @@ impl Hall {
             model: agent.model.clone(),
             autonomy: agent.autonomy.clone(),
         });
-        let (unusual, history) = self.look_back(&request, &reader.id, now);
         Ok(Card {
             access_request: opened.access_request,
             standing,
