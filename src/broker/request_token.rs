@@ -173,14 +173,11 @@ impl Hall {
             Some(Some(_)) => Duration::from_millis(ask.wait_ms.min(WAIT_MAX_MS)),
             Some(None) | None => Duration::ZERO,
         };
-        let mut tail = self.journal.tail();
         let mut stopping = self.stopping.subscribe();
         let until = tokio::time::sleep(wait);
         tokio::pin!(until);
         let mut shown: Option<PendingReply> = None;
         loop {
-            // Marked as seen before anything is read: whatever is committed from here on wakes the wait below.
-            tail.borrow_and_update();
             let reply = match self.both_gates(call, &proven, &ask).await {
                 Ok(reply) => reply,
                 // Evidence that went stale during the wait is asked for, not refused: the wait was honest.
@@ -206,19 +203,25 @@ impl Hall {
             tokio::pin!(expired);
             // Others are worked on while this call only waits.
             call.seat.leave();
+            let mut bell = self.bells.listen(pending.access_request);
+            // From here on whatever concerns it rings; what came before shows in what it was decided on.
             loop {
+                bell.heard();
+                if self.journal.tail().borrow().failed {
+                    return Err(self.refuse(
+                        call.method,
+                        Reason::JournalUnavailable,
+                        "the journal has stopped",
+                    ));
+                }
+                if self.basis(&ask.task, &pending.access_request) != pending.basis {
+                    break;
+                }
                 tokio::select! {
                     () = &mut until => return Ok(TokenReply::Pending(pending)),
                     _ = stopping.wait_for(|stopping| *stopping) => return Ok(TokenReply::Pending(pending)),
                     () = &mut expired => break,
-                    changed = tail.changed() => {
-                        if changed.is_err() {
-                            return Err(self.refuse(call.method, Reason::JournalUnavailable, "the journal has stopped"));
-                        }
-                        if self.basis(&ask.task, &pending.access_request) != pending.basis {
-                            break;
-                        }
-                    }
+                    () = bell.rings() => {}
                 }
             }
             shown = Some(*pending);
@@ -317,9 +320,7 @@ impl Hall {
             &order,
             waiting.as_deref(),
             self.action_freeze(&ask.action.name),
-            &rules,
-            self.state.roster(),
-            &self.bounds,
+            self.ground(&rules),
             id,
         ) {
             Ok(Decision::Approved(approved)) => self.grant(&turn, *approved, position).await,

@@ -70,19 +70,6 @@ const SHOWN_MAX: usize = 100_000;
 const VOTE_ATTEMPTS: usize = 128;
 
 impl Hall {
-    /// Access requests that wait, oldest first.
-    pub fn list_access_requests(&self, call: &Presented) -> Result<Vec<AccessView>, Refusal> {
-        let now = self.now();
-        self.person(call)?;
-        let rules = self.rules(call)?;
-        Ok(self
-            .state
-            .waiting(now)
-            .into_iter()
-            .map(|request| self.view(request, &rules, now))
-            .collect())
-    }
-
     /// One access request as its agent sees it.
     pub fn get_access_request(
         &self,
@@ -362,11 +349,12 @@ impl Hall {
                 }
                 append.drafts.extend(quarantine);
             }
+            let before = self.view(request, &rules, now).standing;
             match self.journal.append(append).await {
                 Ok(_) => {
                     let view = self.view_of(call, &id)?;
                     let took = STATEMENT_LIFE_MS - until.since(now);
-                    self.count_vote(&view, took, now);
+                    self.count_vote(before, &view, took, now);
                     return Ok(view);
                 }
                 Err(AppendError::Conflict(_) | AppendError::Late) => {}
@@ -460,7 +448,7 @@ impl Hall {
         }
     }
 
-    fn count_vote(&self, view: &AccessView, took_ms: i64, now: Timestamp) {
+    fn count_vote(&self, before: Standing, view: &AccessView, took_ms: i64, now: Timestamp) {
         let took = u64::try_from(took_ms).unwrap_or(0);
         self.metrics
             .approval_decided(std::time::Duration::from_millis(took));
@@ -473,11 +461,19 @@ impl Hall {
             | Standing::Expired
             | Standing::Ended => return,
         };
+        // Once: what had been approved waited for its agent, not for people.
+        if before != Standing::Waiting {
+            return;
+        }
         self.count_wait(outcome, view.request.opened_at, now);
     }
 
     /// Whoever owned the agent when its task was opened never counts, whoever owns it by now.
-    fn not_the_opener(&self, request: &AccessRequest, voter: &PersonId) -> Result<(), Ineligible> {
+    pub(super) fn not_the_opener(
+        &self,
+        request: &AccessRequest,
+        voter: &PersonId,
+    ) -> Result<(), Ineligible> {
         let task = self.state.task(&request.opened.task);
         match task {
             Some(task) if task.opened.owner != *voter => Ok(()),
@@ -560,11 +556,7 @@ impl Hall {
         now: Timestamp,
     ) -> Result<Arc<AccessRequest>, Refusal> {
         let request = self.known_request(call, id)?;
-        let running = self
-            .state
-            .task(&request.opened.task)
-            .is_some_and(|t| self.runs(&t, now));
-        if request.waits(now) && running {
+        if self.votable_now(&request, now) {
             Ok(request)
         } else {
             Err(self.refuse(
@@ -573,6 +565,21 @@ impl Hall {
                 "the access request no longer waits; the vote has no effect",
             ))
         }
+    }
+
+    /// Whether people may still decide it.
+    pub(super) fn votable_now(&self, request: &AccessRequest, now: Timestamp) -> bool {
+        let task = self.state.task(&request.opened.task);
+        request.waits(now) && task.is_some_and(|task| self.runs(&task, now))
+    }
+
+    /// Whether enough people had said yes just before this moment: then nobody was waited for any more.
+    pub(super) fn decided_by(&self, request: &AccessRequest, moment: Timestamp) -> bool {
+        let before = moment.plus_millis(-1);
+        self.views.rules().is_some_and(|rules| {
+            let view = self.view(Arc::new(request.clone()), &rules, before);
+            view.standing == Standing::Approved
+        })
     }
 
     pub(super) fn view(

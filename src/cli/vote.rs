@@ -205,6 +205,16 @@ mod tests {
             Err(Status::unimplemented("not asked here"))
         }
 
+        type WatchAccessRequestsStream =
+            tokio_stream::Empty<Result<v1::WatchAccessRequestsResponse, Status>>;
+
+        async fn watch_access_requests(
+            &self,
+            _: Request<v1::WatchAccessRequestsRequest>,
+        ) -> Result<Response<Self::WatchAccessRequestsStream>, Status> {
+            Err(Status::unimplemented("not asked here"))
+        }
+
         async fn get_card(
             &self,
             _: Request<v1::GetCardRequest>,

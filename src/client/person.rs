@@ -19,6 +19,10 @@ pub struct Person {
     identity: Identity,
 }
 
+/// Most rows that a page may have, and pages that one reading of an inbox takes.
+const PAGE_ROWS: u32 = 100;
+const PAGES_MAX: usize = 1_000;
+
 impl Person {
     /// The holder of this key.
     pub fn new(endpoint: Endpoint, key: Arc<SigningKey>) -> Self {
@@ -29,14 +33,49 @@ impl Person {
         }
     }
 
-    /// Access requests that wait for people, oldest first.
-    pub async fn list(&self) -> Result<Vec<v1::AccessRequest>, Error> {
-        let request = v1::ListAccessRequestsRequest {};
-        let answer = self
-            .endpoint
+    /// One page of the inbox. `token` is the page's before, empty for the first.
+    pub async fn inbox(
+        &self,
+        mine: bool,
+        page_size: u32,
+        token: &str,
+    ) -> Result<v1::ListAccessRequestsResponse, Error> {
+        let request = v1::ListAccessRequestsRequest {
+            mine,
+            page_size,
+            page_token: token.to_owned(),
+        };
+        self.endpoint
             .call::<methods::ListAccessRequests>(self.order(), &[request])
-            .await?;
-        Ok(answer.access_requests)
+            .await
+    }
+
+    /// All pages of the inbox: access requests that wait for people and stand before this person, highest risk first, then
+    /// the nearest deadline. What waits its turn is not among them.
+    pub async fn list(&self) -> Result<Vec<v1::AccessRequest>, Error> {
+        let mut all = Vec::new();
+        let mut token = String::new();
+        for _ in 0..PAGES_MAX {
+            let page = self.inbox(false, PAGE_ROWS, &token).await?;
+            all.extend(page.rows.into_iter().filter_map(|row| row.access_request));
+            token = page.next_page_token;
+            if token.is_empty() {
+                break;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Follows what changes in inboxes: a snapshot first, unless it goes on from a position. The stream ends when the broker
+    /// wants the key proved again, after five minutes at the latest: watch again from the last position.
+    pub async fn watch_inbox(
+        &self,
+        after: Option<v1::Position>,
+    ) -> Result<tonic::Streaming<v1::WatchAccessRequestsResponse>, Error> {
+        let request = v1::WatchAccessRequestsRequest { after };
+        self.endpoint
+            .watch::<methods::WatchAccessRequests>(self.order(), &request)
+            .await
     }
 
     /// Everything needed to decide one.

@@ -279,7 +279,8 @@ fn people_of(card: &Card) -> BTreeMap<String, String> {
         .collect()
 }
 
-fn standing(wire: i32) -> Result<Standing, Malformed> {
+/// Where an access request stands, by its number on the wire.
+pub fn standing(wire: i32) -> Result<Standing, Malformed> {
     match v1::AccessRequestStatus::try_from(wire) {
         Ok(v1::AccessRequestStatus::Waiting) => Ok(Standing::Waiting),
         Ok(v1::AccessRequestStatus::Approved) => Ok(Standing::Approved),

@@ -12,12 +12,13 @@ use axum::response::{IntoResponse as _, Response};
 use tonic::Status;
 
 use super::call;
+use super::console;
 use super::deadline::is_grpc;
 use super::guard;
 use super::peer::{Peer, Source};
 use super::status::rate_limited;
 use crate::broker::Hall;
-use crate::model::ServiceId;
+use crate::model::{AgentId, PersonId, ServiceId};
 use crate::rates::{Class, Limits, Places, Seat, Seldom, Tallied, Tally};
 use crate::telemetry::Counted;
 
@@ -26,13 +27,19 @@ pub(super) struct Porch {
     hall: Arc<Hall>,
     sources: Limits<Source>,
     places: Places,
-    /// How many streams each service follows.
+    /// How many streams each service follows, each agent, each person.
     watches: Arc<Tally<ServiceId>>,
+    agent_watches: Arc<Tally<AgentId>>,
+    person_watches: Arc<Tally<PersonId>>,
     shed: Seldom,
 }
 
 /// Streams one service may follow at once: a fleet of validators shares its registration.
 const WATCHES_PER_SERVICE_MAX: usize = 1_024;
+/// Access requests one agent may watch at once: a few for each that may wait, while a connection that broke is not missed yet.
+const WATCHES_PER_AGENT_MAX: usize = 64;
+/// Inboxes one person may watch at once: a few windows.
+const WATCHES_PER_PERSON_MAX: usize = 16;
 
 /// When to come again, where no bucket says.
 const PLACES_FULL_RETRY: Duration = Duration::from_secs(1);
@@ -44,6 +51,8 @@ impl Porch {
             sources: Limits::new(rates.source_per_second, rates.source_reserved_per_second),
             places: Places::new(rates),
             watches: Arc::new(Tally::new(WATCHES_PER_SERVICE_MAX)),
+            agent_watches: Arc::new(Tally::new(WATCHES_PER_AGENT_MAX)),
+            person_watches: Arc::new(Tally::new(WATCHES_PER_PERSON_MAX)),
             shed: Seldom::default(),
             hall,
         }
@@ -58,6 +67,14 @@ impl Porch {
         })
     }
 
+    /// A place for a call of the console, or when to come again.
+    pub(super) async fn seat(&self, class: Class) -> Result<Seat, Duration> {
+        self.places.enter(class).await.map_err(|_| {
+            self.note(class, "places");
+            PLACES_FULL_RETRY
+        })
+    }
+
     /// Counts one more stream of a service, until it ends.
     pub(super) fn watch(&self, service: &ServiceId) -> Result<Watch, Status> {
         let Some(one) = self.watches.enter(service) else {
@@ -67,6 +84,30 @@ impl Porch {
         Ok(Watch {
             _one: one,
             _counted: self.hall.metrics().subscribed(),
+        })
+    }
+
+    /// Counts one more access request that an agent watches, until the watch ends.
+    pub(super) fn agent_watch(&self, agent: &AgentId) -> Result<AgentWatch, Status> {
+        let Some(one) = self.agent_watches.enter(agent) else {
+            self.note(Class::General, "watches");
+            return Err(rate_limited(PLACES_FULL_RETRY));
+        };
+        Ok(AgentWatch {
+            _one: one,
+            _counted: self.hall.metrics().watching("access_request"),
+        })
+    }
+
+    /// Counts one more inbox that a person watches, until the watch ends.
+    pub(super) fn person_watch(&self, person: &PersonId) -> Result<PersonWatch, Status> {
+        let Some(one) = self.person_watches.enter(person) else {
+            self.note(Class::General, "watches");
+            return Err(rate_limited(PLACES_FULL_RETRY));
+        };
+        Ok(PersonWatch {
+            _one: one,
+            _counted: self.hall.metrics().watching("inbox"),
         })
     }
 
@@ -84,10 +125,23 @@ pub(super) struct Watch {
     _counted: Counted,
 }
 
+/// An access request that its agent watches.
+pub(super) struct AgentWatch {
+    _one: Tallied<AgentId>,
+    _counted: Counted,
+}
+
+/// An inbox that a person watches.
+pub(super) struct PersonWatch {
+    _one: Tallied<PersonId>,
+    _counted: Counted,
+}
+
 /// The class of a path: ours by their rows; probes and keys are answered while calls are shed.
 fn class(path: &str) -> Class {
     match call::label(path) {
         "http" | "health" => Class::Reserved,
+        _ if console::rows::is_ours(path) => console::rows::class(path),
         method => guard::class(method),
     }
 }

@@ -25,6 +25,8 @@ pub(super) struct Closing(pub(super) watch::Receiver<bool>);
 /// Methods whose answers go on, as they stand in the path of a call.
 const STREAMS: &[&str] = &[
     "/dipylon.v1.TokenService/WatchRevocations",
+    "/dipylon.v1.TaskService/WatchAccessRequest",
+    "/dipylon.v1.ApprovalService/WatchAccessRequests",
     "/grpc.health.v1.Health/Watch",
 ];
 /// Methods that take many messages, and may take longer to say them. Reflection is not among them: it is there for anybody,
@@ -33,7 +35,7 @@ const UPLOADS: &[&str] = &["/dipylon.v1.GovernanceService/ApplyPolicyBundle"];
 
 /// Whether a method's answers go on.
 pub(super) fn is_stream(path: &str) -> bool {
-    STREAMS.contains(&path)
+    STREAMS.contains(&path) || path == super::console::rows::EVENTS
 }
 
 /// Bounds a call: its message must arrive whole, its answer must begin, and its stream must end, in time.

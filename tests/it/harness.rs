@@ -42,7 +42,7 @@ impl World {
         policy
             .get_mut("people.toml")
             .expect("people")
-            .push_str("\n[approvals]\ndwell = \"off\"\nback_off = []\nquarantine = 0\n");
+            .push_str(LENIENT);
         for name in ["dana", "maria", "lee", "olga", "idp", "cases", "audit"] {
             let (key, secret) = SigningKey::generate().expect("key");
             let jwk = key.public().to_jwk();
@@ -111,6 +111,10 @@ impl World {
     }
 }
 
+/// Nothing that slows people or agents down.
+pub const LENIENT: &str =
+    "\n[approvals]\nasks_per_minute = 100000\ndwell = \"off\"\nback_off = []\nquarantine = 0\n";
+
 /// The policy bundle that lies in `examples/soc`.
 pub fn soc() -> BTreeMap<String, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/soc");
@@ -141,6 +145,15 @@ pub struct TestBroker {
     pub dir: PathBuf,
     signing_pkcs8: Vec<u8>,
     _temp: Arc<tempfile::TempDir>,
+}
+
+/// The first page of an inbox, for whoever is content with that.
+pub const fn whole_inbox() -> InboxAsk {
+    InboxAsk {
+        mine: false,
+        size: INBOX_PAGE_MAX,
+        after: None,
+    }
 }
 
 pub const START: Timestamp = Timestamp::from_secs(1_800_000_000);

@@ -1,8 +1,12 @@
 //! The hall's answers in wire words.
 
+use std::collections::BTreeMap;
+
+use prost::Message as _;
+
 use crate::broker::{
-    AccessView, AgentView, ApproverView, EndReport, Position, ProfileState, RuleShown, TaskView,
-    TokenReply,
+    AccessView, AgentView, ApproverView, EndReport, InboxPage, InboxRow, Position, ProfileState,
+    RuleShown, TaskView, TokenReply,
 };
 use crate::model::*;
 use crate::proto::convert::{action_to_wire, seconds_to_wire, timestamp_to_wire};
@@ -141,6 +145,82 @@ const POLL_AFTER_S: i64 = 2;
 
 fn risk(risk: Option<Risk>) -> String {
     risk.map(|r| r.as_str().to_owned()).unwrap_or_default()
+}
+
+/// A page of an inbox whose rows take at most so many bytes; the next page goes on where they end.
+pub(super) fn inbox_page(page: InboxPage, bytes_max: usize) -> v1::ListAccessRequestsResponse {
+    let mut in_order: Vec<_> = page
+        .rows
+        .iter()
+        .map(|row| (row.cursor, inbox_row(row, bytes_max)))
+        .collect();
+    in_order.sort_by_key(|(cursor, _)| *cursor);
+    let mut bytes = 0_usize;
+    let mut rows = BTreeMap::new();
+    let mut next = page.next;
+    let mut last = None;
+    for (cursor, row) in in_order {
+        bytes = bytes.saturating_add(row.encoded_len() + ROW_OVERHEAD_BYTES);
+        // One at least: a page that goes nowhere would never end.
+        if bytes > bytes_max && last.is_some() {
+            next = last;
+            break;
+        }
+        rows.insert(cursor, row);
+        last = Some(cursor);
+    }
+    v1::ListAccessRequestsResponse {
+        rows: page
+            .rows
+            .iter()
+            .filter_map(|row| rows.remove(&row.cursor))
+            .collect(),
+        groups: page
+            .groups
+            .iter()
+            .map(|group| v1::InboxGroup {
+                group: group.key.to_string(),
+                title: group.title.clone(),
+                size: count(group.size),
+            })
+            .collect(),
+        next_page_token: next.map(|cursor| cursor.to_string()).unwrap_or_default(),
+        total: count(page.total),
+        yours: count(page.yours),
+        queued: count(page.queued),
+        as_of: Some(position(page.as_of)),
+    }
+}
+
+/// Tag and length of one row, in bytes.
+const ROW_OVERHEAD_BYTES: usize = 6;
+
+fn inbox_row(row: &InboxRow, bytes_max: usize) -> v1::InboxRow {
+    let (profiles, why_not) = match &row.vote {
+        Ok(profiles) => (
+            profiles.iter().map(ToString::to_string).collect(),
+            String::new(),
+        ),
+        Err(why) => (Vec::new(), why.to_string()),
+    };
+    let mut wire = v1::InboxRow {
+        access_request: Some(access_request(&row.access, true)),
+        profiles,
+        why_not,
+        group: row.group.to_string(),
+        owner: row.access.request.opened.owner.to_string(),
+        abridged: false,
+    };
+    if wire.encoded_len() > bytes_max / 2
+        && let Some(action) = wire
+            .access_request
+            .as_mut()
+            .and_then(|request| request.action.as_mut())
+    {
+        action.parameters.clear();
+        wire.abridged = true;
+    }
+    wire
 }
 
 /// `names`: whether the reader may see who voted.
