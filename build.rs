@@ -8,7 +8,7 @@ use std::{env, fs};
 const FILES: [&str; 5] = ["types", "task", "token", "approval", "governance"];
 
 /// Messages that carry a token, evidence, a signature or a parameter's value: `src/proto/redact.rs` prints them.
-const REDACTED: [&str; 10] = [
+const REDACTED: [&str; 12] = [
     ".dipylon.v1.Evidence",
     ".dipylon.v1.Evidence.kind",
     ".dipylon.v1.Value",
@@ -19,6 +19,8 @@ const REDACTED: [&str; 10] = [
     ".dipylon.v1.ConsumeTokenRequest",
     ".dipylon.v1.BeginVoteResponse",
     ".dipylon.v1.CastVoteRequest",
+    ".dipylon.v1.PasskeyAssertion",
+    ".dipylon.v1.InviteApproverResponse",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

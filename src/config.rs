@@ -134,12 +134,61 @@ pub enum ConfigError {
     },
 }
 
+/// The origin people's browsers use: passkeys belong to a name, and only where the way there cannot be tampered with
+/// (WebAuthn L3 §13.4.9, "secure contexts").
+fn console_origin(url: String) -> Result<String, Malformed> {
+    let wrong = |rule| Err(Malformed::new("console_url", rule));
+    let Some((scheme, authority)) = url.split_once("://") else {
+        return wrong("must be https:// and a host name");
+    };
+    let host = authority
+        .split_once(':')
+        .map_or(authority, |(host, _)| host);
+    let port = authority.split_once(':').map(|(_, port)| port);
+    let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b"-.".contains(&c);
+    if host.is_empty() || !host.bytes().all(plain) {
+        return wrong(
+            "must be a scheme and a host name in lower case, without path or trailing slash",
+        );
+    }
+    if port.is_some_and(|port| port.parse::<u16>().is_err()) {
+        return wrong("has a port that is none");
+    }
+    match (scheme, host) {
+        _ if host.parse::<std::net::Ipv4Addr>().is_ok() => {
+            wrong("must have a host name: passkeys belong to none of the IP addresses")
+        }
+        ("https", _) | ("http", "localhost") => Ok(url),
+        _ => wrong("must be https://, or http://localhost for this machine alone"),
+    }
+}
+
+/// Browsers reach loopback as `localhost`, since passkeys belong to names.
+fn as_browsers_go(external_url: &str) -> String {
+    let localhost = |loopback: &str| {
+        let rest = external_url.strip_prefix(loopback)?;
+        let ends = rest.is_empty() || rest.starts_with(':');
+        let scheme = loopback.split_once("://").map(|(scheme, _)| scheme)?;
+        ends.then(|| format!("{scheme}://localhost{rest}"))
+    };
+    [
+        "http://127.0.0.1",
+        "https://127.0.0.1",
+        "http://[::1]",
+        "https://[::1]",
+    ]
+    .into_iter()
+    .find_map(localhost)
+    .unwrap_or_else(|| external_url.to_owned())
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     realm: String,
     listen: SocketAddr,
     external_url: String,
+    console_url: Option<String>,
     issuer: Option<String>,
     evidence_audience: Option<String>,
     data_dir: PathBuf,
@@ -300,11 +349,16 @@ impl Config {
             },
         };
         let issuer = file.issuer.unwrap_or_else(|| external_url.clone());
+        let console_url = match file.console_url {
+            Some(url) => console_origin(url)?,
+            None => as_browsers_go(&external_url),
+        };
         let settings = Settings {
             realm: Realm::parse(&file.realm)?,
             evidence_audience: file.evidence_audience.unwrap_or_else(|| issuer.clone()),
             issuer,
             external_url,
+            console_url,
             ttl_cap: seconds(
                 "limits.ttl_cap",
                 file.limits.ttl_cap,

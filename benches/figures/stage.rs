@@ -149,6 +149,7 @@ pub fn presented(method: &str, proof: Secret) -> Presented {
         admits,
         proof: Some(proof),
         bearer: None,
+        visit: None,
         seat: Seat::standing(guard::class(method)),
     }
 }

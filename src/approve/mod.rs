@@ -7,13 +7,15 @@
 
 pub mod votes;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::model::*;
 use crate::rules::{Answer, InForce, OperateAnswer, PolicyBundle, Profile, Question};
-use crate::state::{AccessRequest, Grant, Recorded};
+use crate::state::{AccessRequest, Grant, Recorded, Roster};
 use crate::verify::Verified;
+use crate::webauthn::RelyingParty;
+use votes::Electorate;
 
 /// What a verified agent asks for.
 #[derive(Debug, Clone)]
@@ -38,6 +40,8 @@ pub struct ActionFreeze {
 pub struct Bounds {
     /// The realm votes must be for.
     pub realm: Realm,
+    /// The console whose passkeys count.
+    pub party: RelyingParty,
     /// Longest life of a token, in seconds.
     pub ttl_cap: i64,
 }
@@ -81,7 +85,7 @@ pub struct Approved {
     approval: Option<ApprovalClaim>,
     consumes: Option<(AccessRequestId, Version)>,
     decision: crate::model::Decision,
-    counted: Vec<PersonId>,
+    counted: BTreeMap<PersonId, Version>,
     freeze: Version,
     not_after: Timestamp,
 }
@@ -124,6 +128,7 @@ pub fn decide(
     waiting: Option<&AccessRequest>,
     freeze: ActionFreeze,
     rules: &InForce,
+    roster: &Roster,
     bounds: &Bounds,
     id: DecisionId,
 ) -> Result<Decision, ApproveError> {
@@ -140,18 +145,24 @@ pub fn decide(
     }
     let bundle = &rules.bundle;
     let catalogue = bundle.action(&order.action.name);
-    // The fewer of what the catalogue says today and what people were shown: nobody's yes grows.
-    let shown = waiting.and_then(|request| request.opened.uses);
+    let electorate = Electorate {
+        bundle,
+        roster,
+        realm: &bounds.realm,
+        party: &bounds.party,
+    };
+    let sensitive = catalogue.map(|a| a.sensitive()).unwrap_or_default();
+    let tally = waiting
+        .map(|request| votes::tally(request, electorate, now))
+        .unwrap_or_default();
+    // The fewest of what the catalogue says today, what people were shown, and what they agreed to: nobody's yes grows.
     let uses = catalogue
         .is_some_and(|a| a.single_use)
         .then_some(1)
         .into_iter()
-        .chain(shown)
+        .chain(waiting.and_then(|request| request.opened.uses))
+        .chain(tally.uses)
         .min();
-    let sensitive = catalogue.map(|a| a.sensitive()).unwrap_or_default();
-    let tally = waiting
-        .map(|request| votes::tally(request, &bounds.realm, bundle, now))
-        .unwrap_or_default();
 
     let mut ttl = Ttl::asked(order.ttl);
     ttl.bound("cap", bounds.ttl_cap);
@@ -240,7 +251,7 @@ pub fn decide(
                 .filter_map(|n| bundle.profile(&n.name))
                 .collect();
             let enough = |p: &&Profile| {
-                bundle.eligible(p, &verified.agent().owner)
+                votes::could_vote(p, &verified.agent().owner, electorate)
                     >= usize::try_from(p.quorum).unwrap_or(usize::MAX)
             };
             if defined.len() != decision.needs.len() || !defined.iter().all(enough) {
@@ -268,12 +279,12 @@ pub fn decide(
         Answer::Allowed { ttl_ms, rules } => {
             shorten(&mut decision, &mut ttl, ttl_ms);
             decision.rules = rules.into();
-            let counted: BTreeSet<PersonId> = tally
+            let counted: BTreeMap<PersonId, Version> = tally
                 .satisfied
                 .iter()
                 .filter_map(|name| tally.counted.get(name))
                 .flatten()
-                .cloned()
+                .map(|person| (person.clone(), tally.version_of(person)))
                 .collect();
             let approval = waiting
                 .filter(|_| !tally.satisfied.is_empty())
@@ -285,7 +296,6 @@ pub fn decide(
             let not_after = tally.not_after.map_or(not_after, |t| t.min(not_after));
             let consumes = waiting.map(|request| (request.opened.access_request, request.version));
             let ttl = ttl.0.granted;
-            let counted = counted.into_iter().collect();
             let action = order.action.clone();
             Ok(Decision::Approved(Box::new(Approved {
                 verified,
@@ -379,10 +389,10 @@ impl Approved {
         let mut all = self.verified.rests_on().to_vec();
         let action_freeze = FreezeScope::Action(self.action.name.clone());
         all.push((Stream::Freeze(action_freeze), self.freeze));
-        for person in &self.counted {
+        for (person, version) in &self.counted {
             let stream = Stream::Person(person.clone());
             if !all.iter().any(|(s, _)| *s == stream) {
-                all.push((stream, 0));
+                all.push((stream, *version));
             }
         }
         all
@@ -399,7 +409,7 @@ impl Approved {
 pub struct Reapproved {
     verified: Verified,
     recorded: Recorded,
-    counted: Vec<PersonId>,
+    counted: BTreeMap<PersonId, Version>,
     freeze: Version,
 }
 
@@ -420,9 +430,11 @@ impl Reapproved {
         self.recorded.grant()
     }
 
-    /// Whose votes it rests on, but for the agent's owner, whom gate 1 names.
-    pub fn counted(&self) -> &[PersonId] {
-        &self.counted
+    /// Whose votes it rests on, at the versions they had, but for the agent's owner, whom gate 1 names.
+    pub fn counted(&self) -> impl Iterator<Item = (Stream, Version)> + '_ {
+        self.counted
+            .iter()
+            .map(|(person, version)| (Stream::Person(person.clone()), *version))
     }
 }
 
@@ -433,9 +445,16 @@ pub fn reapprove(
     consumed: Option<&AccessRequest>,
     freeze: ActionFreeze,
     rules: &InForce,
-    realm: &Realm,
+    roster: &Roster,
+    bounds: &Bounds,
 ) -> Result<Reapproved, ApproveError> {
     let grant = recorded.grant();
+    let electorate = Electorate {
+        bundle: &rules.bundle,
+        roster,
+        realm: &bounds.realm,
+        party: &bounds.party,
+    };
     let same = verified.task().is_some_and(|t| t.id == grant.issued.task)
         && verified.agent().id == grant.issued.agent
         && verified.binding() == grant.issued.cnf
@@ -447,19 +466,16 @@ pub fn reapprove(
         || !verified
             .rests_on()
             .contains(&(Stream::Policy, rules.version))
-        || !still_allowed(grant, consumed, &rules.bundle, realm)
+        || !still_allowed(grant, consumed, electorate)
     {
         return Err(ApproveError::RulesChanged);
     }
     let at = grant.issued.decision.input.now;
     let tally = consumed
-        .map(|request| votes::tally(request, realm, &rules.bundle, at))
+        .map(|request| votes::tally(request, electorate, at))
         .unwrap_or_default();
-    let people: BTreeSet<PersonId> = tally.counted.into_values().flatten().collect();
-    let counted = people
-        .into_iter()
-        .filter(|person| *person != verified.agent().owner)
-        .collect();
+    let mut counted = tally.people;
+    counted.remove(&verified.agent().owner);
     Ok(Reapproved {
         verified,
         recorded,
@@ -473,16 +489,16 @@ pub fn reapprove(
 pub fn still_allowed(
     grant: &Grant,
     consumed: Option<&AccessRequest>,
-    bundle: &PolicyBundle,
-    realm: &Realm,
+    electorate: Electorate<'_>,
 ) -> bool {
+    let bundle = electorate.bundle;
     let input = &grant.issued.decision.input;
     let (Some(agent), Some(action)) = (agent_of(&grant.issued, bundle), &grant.action) else {
         return false;
     };
     // The votes it consumed are counted as of the moment they were consumed, by today's roster and definitions.
     let approvals = consumed
-        .map(|r| votes::tally(r, realm, bundle, input.now).satisfied)
+        .map(|r| votes::tally(r, electorate, input.now).satisfied)
         .unwrap_or_default();
     let answer = ask_again(input, &agent, action, &approvals, bundle);
     matches!(answer, Some(Answer::Allowed { ttl_ms, .. }) if ttl_ms >= input.ttl_ms)

@@ -1,10 +1,12 @@
+use std::collections::BTreeSet;
+
 use super::request_token::{PendingReply, ProfileState, Round, TokenReply, Turn};
-use super::{Hall, PENDING_MAX, Refusal};
+use super::{Hall, Refusal};
 use crate::approve::{Pending, votes};
 use crate::journal::{Append, AppendError, Blob};
 use crate::model::*;
-use crate::rules::InForce;
-use crate::state::{AccessRequest, At};
+use crate::rules::{Approvals, InForce};
+use crate::state::{AccessRequest, Asks, At};
 
 impl Hall {
     /// People are asked. A crash before the append leaves nothing; after it, an access request that the same action in the
@@ -13,7 +15,7 @@ impl Hall {
         &self,
         turn: &Turn<'_>,
         pending: Pending,
-        asks: &At<usize>,
+        asks: &At<Asks>,
     ) -> Result<Round, Refusal> {
         let Turn {
             call,
@@ -24,16 +26,13 @@ impl Hall {
             now,
             ..
         } = *turn;
-        if asks.value >= PENDING_MAX {
-            return Err(self.refuse(
-                call.method,
-                Reason::TooManyPending,
-                format!(
-                    "{} access requests of this agent wait; at most {PENDING_MAX} may",
-                    asks.value
-                ),
-            ));
-        }
+        // The owner by today's registration, which `stand` just matched: never eligible to vote.
+        let owner = rules
+            .bundle
+            .agent(&task.opened.agent)
+            .map_or_else(|| task.opened.owner.clone(), |a| a.owner.clone());
+        let owner_asks = self.state.owner_asks(&owner);
+        self.may_ask(turn, &asks.value, &owner_asks.value)?;
         let id = AccessRequestId::from_random(self.draw());
         let (action, secret) = ask
             .action
@@ -47,11 +46,7 @@ impl Hall {
             access_request: id,
             task: ask.task,
             agent: task.opened.agent.clone(),
-            // The owner by today's registration, which `stand` just matched: never eligible to vote.
-            owner: rules
-                .bundle
-                .agent(&task.opened.agent)
-                .map_or_else(|| task.opened.owner.clone(), |a| a.owner.clone()),
+            owner: owner.clone(),
             request_id: ask.request_id.clone(),
             action,
             secret: secret.as_ref().map(Blob::hash),
@@ -66,12 +61,14 @@ impl Hall {
             premises: pending.rests_on,
             not_after: Some(pending.not_after),
             blobs: secret.into_iter().chain(reason).collect(),
-            // INVARIANT (one open access request for an action): two openings of one agent cannot both have read `asks`.
+            // INVARIANT (one open access request for an action): two openings of one agent cannot both have read `asks`,
+            // nor an opening the noes that a vote adds to meanwhile.
             ..Append::one(
                 Fact::AccessRequestOpened(fact),
                 vec![
                     (Stream::Access(id), 0),
                     (Stream::Asks(task.opened.agent.clone()), asks.version),
+                    (Stream::OwnerAsks(owner), owner_asks.version),
                     // One request id cannot become a grant for one action and a question about another.
                     (
                         Stream::Request(ask.task, ask.request_id.clone()),
@@ -96,6 +93,50 @@ impl Hall {
             Err(AppendError::Conflict(_) | AppendError::Late) => Ok(Round::Again),
             Err(error) => Err(self.refuse_append(call.method, &error)),
         }
+    }
+
+    /// Whether people may be asked once more: how much waits already, and how lately they said no.
+    fn may_ask(
+        &self,
+        turn: &Turn<'_>,
+        asks: &Asks,
+        of_owner: &BTreeSet<AccessRequestId>,
+    ) -> Result<(), Refusal> {
+        let Turn {
+            call, rules, now, ..
+        } = *turn;
+        let bounds = rules.bundle.approvals();
+        let counts = [
+            ("agent", &asks.waiting, bounds.pending_per_agent),
+            ("owner", of_owner, bounds.pending_per_owner),
+        ];
+        for (whose, waiting, max) in counts {
+            let waiting = self.state.count_waiting(waiting, now);
+            if waiting >= usize::try_from(max).unwrap_or(usize::MAX) {
+                let told =
+                    format!("{waiting} access requests of this {whose} wait; at most {max} may");
+                return Err(self.refuse(call.method, Reason::TooManyPending, told));
+            }
+        }
+        let since = now.plus_secs(-Approvals::MEMORY_S);
+        let noes = asks.noes_since(since);
+        let pause = noes
+            .checked_sub(1)
+            .and_then(|n| bounds.back_off_s.get(n).or(bounds.back_off_s.last()));
+        if let (Some(last), Some(pause)) = (asks.noes.last(), pause) {
+            let until = last.plus_secs(i64::from(*pause));
+            if now < until {
+                let told = format!(
+                    "people said no {noes} times within the hour; ask again in {}",
+                    show_seconds(until.since(now).div_euclid(1000) + 1)
+                );
+                return Err(Refusal {
+                    retry_after: Some(until.after(now)),
+                    ..self.refuse(call.method, Reason::BackOff, told)
+                });
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn pending_reply(
@@ -129,7 +170,8 @@ impl Hall {
         rules: &InForce,
         now: Timestamp,
     ) -> Vec<ProfileState> {
-        let tally = votes::tally(request, &self.settings.realm, &rules.bundle, now);
+        let electorate = self.electorate(&rules.bundle);
+        let tally = votes::tally(request, electorate, now);
         let state = |need: &ProfileRef| {
             let defined = rules.bundle.profile(&need.name);
             ProfileState {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ring::hmac;
 
+use super::code;
 use super::{Applied, CallerKind, Hall, Presented, Refusal};
 use crate::jose::PublicKey;
 use crate::journal::AppendError;
@@ -18,13 +19,6 @@ use crate::verify::VerifyError;
 
 /// Life of a code, in seconds.
 const LIFE_S: i64 = 600;
-/// Characters of a code: five bits each, 100 in all.
-const CHARS: usize = 20;
-/// Characters between two hyphens.
-const GROUP: usize = 5;
-/// Crockford's base 32: no letter that is read as another.
-const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
-
 /// The code that is open, if one is.
 #[derive(Default)]
 pub(super) struct OneTime(Mutex<Option<Open>>);
@@ -48,21 +42,10 @@ impl OneTime {
 
     /// Opens a code; an earlier one is void.
     fn open(&self, random: [u8; 32], key: [u8; 32], now: Timestamp) -> Secret {
-        let letters = random.iter().take(CHARS).map(|byte| {
-            let letter = ALPHABET.get(usize::from(byte % 32)).copied();
-            char::from(letter.unwrap_or(b'0'))
-        });
-        let mut shown = String::with_capacity(CHARS + CHARS / GROUP);
-        for (at, letter) in letters.enumerate() {
-            if at > 0 && at % GROUP == 0 {
-                shown.push('-');
-            }
-            shown.push(letter);
-        }
-        let code = Secret::new(shown);
+        let code = code::spell(&random);
         let key = hmac::Key::new(hmac::HMAC_SHA256, &key);
         let open = Open {
-            tag: hmac::sign(&key, plain(&code).reveal().as_bytes()),
+            tag: hmac::sign(&key, code::plain(&code).reveal().as_bytes()),
             key,
             until: now.plus_secs(LIFE_S),
         };
@@ -80,7 +63,7 @@ impl OneTime {
             }
             if hmac::verify(
                 &open.key,
-                plain(code).reveal().as_bytes(),
+                code::plain(code).reveal().as_bytes(),
                 open.tag.as_ref(),
             )
             .is_ok()
@@ -103,17 +86,6 @@ impl OneTime {
     fn close(&self) {
         self.with(|slot| *slot = None);
     }
-}
-
-/// A code as it is compared: people type it in any case, with or without hyphens, and O for 0, I or L for 1.
-fn plain(code: &Secret) -> Secret {
-    let letters = code.reveal().chars().filter(|c| *c != '-' && *c != ' ');
-    let letters = letters.map(|c| match c.to_ascii_uppercase() {
-        'O' => '0',
-        'I' | 'L' => '1',
-        other => other,
-    });
-    Secret::new(letters.collect())
 }
 
 impl Hall {

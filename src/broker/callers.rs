@@ -37,6 +37,8 @@ pub struct Presented {
     pub proof: Option<Secret>,
     /// The JWT-SVID of a service.
     pub bearer: Option<Secret>,
+    /// The cookie of a signed-in browser.
+    pub visit: Option<Secret>,
     /// Its place among the calls that are worked on, and the class of its rates.
     pub seat: Seat,
 }
@@ -164,7 +166,7 @@ impl Hall {
             .views
             .rules()
             .ok_or_else(|| self.refuse_gate_1(call.method, &VerifyError::NoRules))?;
-        let same = rules.by_key(caller.key) == Some(Registered::Person(caller.id.clone()));
+        let same = self.holds_key(&rules, &caller.id, caller.key);
         let operator = rules
             .bundle
             .person(&caller.id)
@@ -177,6 +179,23 @@ impl Hall {
             Reason::NotPermitted,
             format!("{} is no operator any more", caller.id),
         ))
+    }
+
+    /// Who a key of `people.toml` speaks for; nobody, once it was revoked.
+    fn registered(&self, rules: &InForce, key: Thumbprint) -> Option<Registered> {
+        rules.by_key(key).filter(|registered| match registered {
+            Registered::Person(person) => {
+                !self.state.roster().of(person).value.revoked.contains(&key)
+            }
+            Registered::Service(_) => true,
+        })
+    }
+
+    /// Whether a key or passkey speaks for a person now.
+    fn holds_key(&self, rules: &InForce, person: &PersonId, key: Thumbprint) -> bool {
+        let enrolled = self.state.roster().of(person);
+        enrolled.value.passkey(key).is_some()
+            || self.registered(rules, key) == Some(Registered::Person(person.clone()))
     }
 
     /// A registered person, of a role the method admits.
@@ -221,8 +240,16 @@ impl Hall {
             .views
             .rules()
             .ok_or_else(|| closed(&VerifyError::NoRules))?;
-        let (registered, key, until) = match (&call.bearer, &call.proof) {
-            (Some(bearer), None) => {
+        let (registered, key, until) = match (&call.bearer, &call.proof, &call.visit) {
+            (None, None, Some(cookie)) => {
+                let visit = self.visit(cookie, &rules, now).map_err(|e| closed(&e))?;
+                (
+                    Some(Registered::Person(visit.person)),
+                    Some(visit.key),
+                    None,
+                )
+            }
+            (Some(bearer), None, None) => {
                 let evidence = Evidence::JwtSvid(bearer.clone());
                 let attested = self.attest(&evidence, now).map_err(|e| closed(&e))?;
                 let facts = attested.facts();
@@ -233,18 +260,20 @@ impl Hall {
                 )
             }
             // Two credentials in one call could be read as two callers.
-            (Some(_), Some(_)) => return Err(closed(&VerifyError::ProofElsewhere("credential"))),
-            (None, _) => {
+            (Some(_), Some(_), _) | (Some(_), _, Some(_)) | (_, Some(_), Some(_)) => {
+                return Err(closed(&VerifyError::ProofElsewhere("credential")));
+            }
+            (None, _, None) => {
                 let known = |key| {
-                    rules
-                        .by_key(key)
+                    self.registered(&rules, key)
                         .map(drop)
                         .ok_or(VerifyError::NotRegistered)
                 };
                 let possession = self
                     .possession(call, None, None, now, &known)
                     .map_err(|e| closed(&e))?;
-                (rules.by_key(possession.jkt()), Some(possession.jkt()), None)
+                let key = possession.jkt();
+                (self.registered(&rules, key), Some(key), None)
             }
         };
         let not_permitted = |who: &dyn std::fmt::Display| {

@@ -39,6 +39,7 @@ impl Hall {
             decision: Some(request.opened.decision.id),
             rules: self.rules_shown(&request.opened.decision.rules),
             access_request: Some(*id),
+            comment: request.comment(),
             facts: proven.facts().clone(),
         }))))
     }
@@ -63,6 +64,7 @@ impl Hall {
             decision: Some(id),
             rules: shown,
             access_request: None,
+            comment: None,
             facts: proven.facts().clone(),
         }))))
     }

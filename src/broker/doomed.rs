@@ -154,6 +154,7 @@ impl Hall {
             agent: agent.clone(),
             by,
             reason: None,
+            denials: None,
         });
         let moves = vec![(Stream::Agent(agent.clone()), standing.version)];
         Some(Append::one(fact, moves))

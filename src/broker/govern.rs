@@ -61,6 +61,7 @@ impl Hall {
             admits: call.admits,
             proof: None,
             bearer: None,
+            visit: None,
             seat: Seat::standing(call.seat.class()),
         };
         let method = call.method;
@@ -176,6 +177,7 @@ impl Hall {
                 agent: agent.clone(),
                 by: operator.id.clone(),
                 reason: blob.as_ref().map(Blob::hash),
+                denials: None,
             });
             let append = Append {
                 premises: vec![(Stream::Policy, rules.version)],

@@ -122,7 +122,8 @@ impl Hall {
             consumed.as_deref(),
             self.action_freeze(&ask.action.name),
             rules,
-            &self.settings.realm,
+            self.state.roster(),
+            &self.bounds,
         ) else {
             return dead("today's rules would not give it".to_owned());
         };

@@ -177,6 +177,8 @@ pub(super) const fn cause(error: &VerifyError) -> &'static str {
         VerifyError::Frozen(_) => "frozen",
         VerifyError::OtherKey(_) => "other_key",
         VerifyError::Code(_) => "code",
+        VerifyError::Visit(_) => "visit",
+        VerifyError::Passkey(_) => "passkey",
         VerifyError::KeyRemoved => "key_removed",
         VerifyError::MayNotOperate { .. } => "may_not_operate",
     }

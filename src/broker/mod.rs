@@ -7,9 +7,11 @@
 mod ask_people;
 mod bootstrap;
 mod callers;
+mod code;
 mod deny;
 mod doomed;
 mod end;
+mod enrol;
 mod explain;
 mod feed;
 mod freeze;
@@ -27,6 +29,7 @@ mod revoke;
 mod start;
 mod upkeep;
 mod views;
+mod visits;
 mod vote;
 
 use std::collections::{HashMap, VecDeque};
@@ -36,6 +39,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use crate::approve::Bounds;
+use crate::approve::votes::Electorate;
+pub use crate::approve::votes::Proof as VoteProof;
 use crate::clock::{Clock, ClockWatch};
 use crate::jose::Nonces;
 pub use crate::journal::Tail;
@@ -43,13 +48,16 @@ use crate::journal::{AppendError, Journal};
 use crate::mint::Bench;
 use crate::model::*;
 use crate::rates::{Limits, Rates, Seldom};
+use crate::rules::PolicyBundle;
 use crate::state::{Grant, State, Table, Task};
 use crate::telemetry::Metrics;
 use crate::verify::{Attested, VerifyError};
+pub use crate::webauthn::{Assertion, Registration, RelyingParty};
 
 pub use bootstrap::FirstOperator;
 pub use callers::{CallerKind, PersonCaller, Presented};
 pub use end::{EndReport, TaskEndAsk};
+pub use enrol::{ApproverView, EnrolmentBegun, Invited, PasskeyView};
 pub use explain::Explained;
 pub use feed::{FeedStart, Position};
 pub use freeze::FreezeDone;
@@ -62,12 +70,14 @@ pub use request_token::{
 };
 pub use revoke::TokenRevoked;
 pub use start::{Start, StartError};
-pub use vote::{AccessView, CardView, Standing as AccessStanding, VoteBegun};
+pub use visits::{SignInBegun, Visit, Visitor};
+pub use vote::{AccessView, CardView, Standing as AccessStanding, VoteAsk, VoteBegun};
 
 use doomed::{Doomed, Wish};
 use once::Once;
 use readings::Readings;
 use views::Views;
+use visits::Visits;
 
 /// What one broker is configured to be.
 #[derive(Debug, Clone)]
@@ -79,6 +89,8 @@ pub struct Settings {
     /// The URL callers reach this broker under, without a trailing slash: proofs are compared with it, never with what a
     /// call says of itself.
     pub external_url: String,
+    /// The origin people reach the console under, without a trailing slash: passkeys belong to it.
+    pub console_url: String,
     /// The one audience evidence must be for.
     pub evidence_audience: String,
     /// Longest life of a token, in seconds.
@@ -91,6 +103,19 @@ pub struct Settings {
     pub tell_callers: bool,
     /// How many calls, from whom, and how many at once.
     pub rates: Rates,
+}
+
+impl Settings {
+    /// The console whose passkeys count: its origin, and the host in it (WebAuthn L3 §4, "RP ID").
+    pub fn relying_party(&self) -> RelyingParty {
+        let origin = self.console_url.clone();
+        let host = origin.split_once("://").map_or("", |(_, rest)| rest);
+        let host = host.split_once(':').map_or(host, |(host, _port)| host);
+        RelyingParty {
+            id: host.to_owned(),
+            origin,
+        }
+    }
 }
 
 /// Why a call was refused: what the caller may know, and a name under which the operator finds the rest.
@@ -137,6 +162,10 @@ pub struct Hall {
     refusals: Mutex<HashMap<TaskId, (i64, u32)>>,
     /// Statements handed out for signature.
     statements: Mutex<HashMap<String, vote::Begun>>,
+    /// Browsers that signed in.
+    visits: Visits,
+    /// When a card was first shown to a person.
+    shown: Mutex<HashMap<(PersonId, AccessRequestId), Timestamp>>,
     /// Signs of life that wait to be entered together.
     leases: Mutex<Vec<keep_alive::Waiting>>,
     /// Ends that could not be written: refused here at once, tried again by the timer.
@@ -185,8 +214,6 @@ const HEARTBEAT_MAX_S: i64 = 3_600;
 const TASKS_MAX: usize = 1_000;
 /// Request ids that may join access requests of one task.
 const JOINED_MAX: usize = 256;
-/// Access requests of one agent that may wait.
-const PENDING_MAX: usize = 5;
 /// Calls that may wait for people at once; the others get their pending answer without a wait.
 const WAITS_MAX: usize = 16_384;
 /// How often both gates run again when something moved between decision and entry.
@@ -211,6 +238,21 @@ impl Hall {
     /// A nonce for the next proof (RFC 9449 §8).
     pub fn nonce(&self) -> String {
         self.nonces.issue(self.now())
+    }
+
+    /// The console whose passkeys count.
+    pub const fn relying_party(&self) -> &RelyingParty {
+        &self.bounds.party
+    }
+
+    /// Who may say yes, under a policy bundle.
+    fn electorate<'a>(&'a self, bundle: &'a PolicyBundle) -> Electorate<'a> {
+        Electorate {
+            bundle,
+            roster: self.state.roster(),
+            realm: &self.settings.realm,
+            party: &self.bounds.party,
+        }
     }
 
     /// The JWK set of every key that signs or signed tokens.
@@ -322,8 +364,7 @@ impl Hall {
         let allowed = crate::approve::still_allowed(
             grant,
             consumed.as_deref(),
-            &rules.bundle,
-            &self.settings.realm,
+            self.electorate(&rules.bundle),
         );
         (!allowed).then_some(EndCause::Policy)
     }
@@ -402,6 +443,8 @@ impl Hall {
             | VerifyError::NoRules
             | VerifyError::NotRegistered
             | VerifyError::Code(_)
+            | VerifyError::Visit(_)
+            | VerifyError::Passkey(_)
             | VerifyError::Agents(_)
             | VerifyError::OtherAgent(_)
             | VerifyError::Suspended(_)

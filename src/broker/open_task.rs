@@ -197,6 +197,7 @@ impl Hall {
             trust,
             agent: Box::new(|id| self.standing_of(id)),
             freeze: Box::new(|scope| self.freeze_of(scope)),
+            person: Box::new(|person| self.state.roster().of(person).version),
             task: task.map(|t| TaskStanding {
                 id: t.opened.task,
                 agent: t.opened.agent.clone(),

@@ -92,6 +92,8 @@ pub struct DeniedReply {
     pub rules: Vec<RuleShown>,
     /// The access request that people or time decided.
     pub access_request: Option<AccessRequestId>,
+    /// What the person who said no tells the agent.
+    pub comment: Option<Comment>,
     /// What gate 1 saw in this call.
     pub facts: EvidenceFacts,
 }
@@ -309,7 +311,7 @@ impl Hall {
             return Err(self.refuse_action(&turn, &problem).await);
         }
         // Before looking for one that waits: an opening that comes after this line refuses ours.
-        let asks = self.state.asks(&task.opened.agent, now);
+        let asks = self.state.asks(&task.opened.agent);
         let waiting = self.state.waiting_for(&ask.task, ask.action.digest(), now);
         self.same_question(&turn)?;
         let order = Order {
@@ -323,6 +325,7 @@ impl Hall {
             waiting.as_deref(),
             self.action_freeze(&ask.action.name),
             &rules,
+            self.state.roster(),
             &self.bounds,
             id,
         ) {

@@ -8,6 +8,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use super::once::Once;
 use super::readings::Readings;
 use super::views::Views;
+use super::visits::Visits;
 use super::{Hall, Settings};
 use crate::approve::Bounds;
 use crate::clock::Clock;
@@ -114,6 +115,7 @@ impl Hall {
         let hall = Arc::new(Self {
             bounds: Bounds {
                 realm: start.settings.realm.clone(),
+                party: start.settings.relying_party(),
                 ttl_cap: start.settings.ttl_cap,
             },
             bench: Bench::new(start.key, start.settings.issuer.clone())?,
@@ -125,6 +127,8 @@ impl Hall {
             state,
             views,
             nonces: Nonces::new(&boot_key),
+            visits: Visits::new(&boot_key),
+            shown: Mutex::default(),
             random,
             once: Once::default(),
             openings: Once::default(),

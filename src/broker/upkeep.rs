@@ -174,6 +174,7 @@ impl Hall {
     fn forget(&self, now: Timestamp) {
         self.once.sweep(now);
         self.openings.sweep(now);
+        self.visits.sweep(now);
         let over = |task: &TaskId| self.state.task(task).is_none_or(|t| !t.runs(now));
         self.seen.retain(|task| !over(task));
         self.lock(&self.joined).retain(|task, _| !over(task));

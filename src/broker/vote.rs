@@ -1,15 +1,16 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::request_token::{ProfileState, RuleShown};
-use super::{Hall, Presented, Refusal};
-use crate::approve::votes::{self, Ineligible};
-use crate::journal::{Append, AppendError, Blob};
+use super::{Hall, Presented, Refusal, VoteProof};
+use crate::approve::votes::{self, Ineligible, WrongProof};
+use crate::journal::{Append, AppendError, Blob, Draft};
 use crate::model::*;
 use crate::rules::{InForce, Risk};
-use crate::state::{AccessRequest, AccessStatus};
+use crate::state::{AccessRequest, AccessStatus, Asks};
 
 /// A statement that waits for its signature.
 pub(super) struct Begun {
@@ -24,6 +25,23 @@ pub(super) struct Begun {
 pub struct VoteBegun {
     /// Canonical JSON.
     pub statement: String,
+    /// Its digest: what is signed, or the challenge of a passkey.
+    pub challenge: Digest,
+    /// The person's passkeys, by credential id in base64url.
+    pub credentials: Vec<String>,
+}
+
+/// How somebody means to vote.
+#[derive(Debug)]
+pub struct VoteAsk {
+    /// For which profile.
+    pub profile: ProfileName,
+    /// Yes or no.
+    pub verdict: Verdict,
+    /// What is made smaller.
+    pub narrowing: Narrowing,
+    /// What the agent is told.
+    pub comment: Option<Comment>,
 }
 
 /// Where an access request stands, everything considered.
@@ -106,6 +124,8 @@ pub struct CardView {
 const STATEMENT_LIFE_MS: i64 = 120_000;
 /// Statements of one person that may wait.
 const STATEMENTS_MAX: usize = 100;
+/// Cards whose showing is remembered: one for each person and access request that waits.
+const SHOWN_MAX: usize = 100_000;
 /// How often a vote is tried again when another vote came first.
 const VOTE_ATTEMPTS: usize = 128;
 
@@ -147,9 +167,10 @@ impl Hall {
     /// The card of an access request.
     pub fn card(&self, call: &Presented, id: &AccessRequestId) -> Result<CardView, Refusal> {
         let now = self.now();
-        self.person(call)?;
+        let reader = self.person(call)?;
         let rules = self.rules(call)?;
         let request = self.known_request(call, id)?;
+        self.note_shown(&reader.id, &request, now);
         let task = self.state.task(&request.opened.task);
         let task =
             task.ok_or_else(|| self.refuse(call.method, Reason::Undecided, "its task is gone"))?;
@@ -177,18 +198,41 @@ impl Hall {
         &self,
         call: &Presented,
         id: AccessRequestId,
-        profile: ProfileName,
-        verdict: Verdict,
-        narrowing: Narrowing,
+        ask: VoteAsk,
     ) -> Result<VoteBegun, Refusal> {
+        let VoteAsk {
+            profile,
+            verdict,
+            narrowing,
+            comment,
+        } = ask;
         let now = self.now();
         let voter = self.person(call)?;
         let rules = self.rules(call)?;
         let request = self.votable(call, &id, now)?;
-        let eligible = votes::eligible(&voter.id, &profile, verdict, &request, &rules.bundle);
+        let electorate = self.electorate(&rules.bundle);
+        let eligible = votes::eligible(&voter.id, &profile, verdict, &request, electorate);
         let defined = match self.not_the_opener(&request, &voter.id).and(eligible) {
             Ok(defined) => defined,
             Err(why) => return Err(self.refuse_vote(call, &request, &voter.id, why).await),
+        };
+        if verdict == Verdict::Approve {
+            self.read_long_enough(call, &voter.id, &request, &rules, now)?;
+        }
+        let uses = match (narrowing.max_uses, request.opened.uses) {
+            (Some(0), _) => {
+                return Err(self.refuse(
+                    call.method,
+                    Reason::Malformed,
+                    "max_uses must be above zero",
+                ));
+            }
+            (Some(fewer), Some(uses)) if fewer > uses => {
+                let told = format!("narrowing must be 1 to {uses} uses");
+                return Err(self.refuse(call.method, Reason::Malformed, told));
+            }
+            (Some(fewer), _) => Some(fewer),
+            (None, uses) => uses,
         };
         let max_ttl = match narrowing.max_ttl {
             Some(ttl) if ttl <= 0 || ttl > request.opened.max_ttl => {
@@ -216,7 +260,8 @@ impl Hall {
             task_key: task.opened.binding.jkt(),
             action: action.to_json(),
             max_ttl,
-            uses: request.opened.uses,
+            uses,
+            comment,
             policy: rules.bundle.version(),
             profile: defined.reference(),
             verdict,
@@ -240,6 +285,10 @@ impl Hall {
                 "too many of your statements wait for signatures",
             ));
         }
+        let challenge = statement
+            .digest()
+            .map_err(|e| self.refuse(call.method, Reason::Undecided, e.to_string()))?;
+        let enrolled = self.state.roster().of(&voter.id);
         let begun = Begun {
             text: text.clone(),
             statement,
@@ -247,7 +296,16 @@ impl Hall {
             until: now.plus_millis(STATEMENT_LIFE_MS),
         };
         statements.insert(begun.statement.nonce.clone(), begun);
-        Ok(VoteBegun { statement: text })
+        Ok(VoteBegun {
+            statement: text,
+            challenge,
+            credentials: enrolled
+                .value
+                .passkeys
+                .iter()
+                .map(|p| p.record.credential.clone())
+                .collect(),
+        })
     }
 
     /// Takes a signed statement. A vote mints nothing. A crash before the append leaves no vote; after it, a vote that
@@ -257,7 +315,7 @@ impl Hall {
         call: &Presented,
         id: AccessRequestId,
         text: &str,
-        signature: &[u8],
+        proof: VoteProof,
     ) -> Result<AccessView, Refusal> {
         let now = self.now();
         let voter = self.person(call)?;
@@ -282,59 +340,117 @@ impl Hall {
         let Begun {
             statement, until, ..
         } = begun;
-        let signature = URL_SAFE_NO_PAD.encode(signature);
+        let key = match &proof {
+            VoteProof::Signature(_) => voter.key,
+            VoteProof::Passkey(assertion) => self.passkey_named(call, &voter.id, assertion)?,
+        };
+        let evidence = match &proof {
+            VoteProof::Signature(_) => None,
+            VoteProof::Passkey(assertion) => {
+                let evidence = assertion
+                    .evidence()
+                    .map_err(|e| self.refuse(call.method, Reason::PasskeyWrong, e.to_string()))?;
+                Some(Blob::new(evidence))
+            }
+        };
+        let signature = URL_SAFE_NO_PAD.encode(match &proof {
+            VoteProof::Signature(signature) => signature,
+            VoteProof::Passkey(assertion) => &assertion.signature,
+        });
+        // The counter is looked at once: a vote that is tried again because another came first is still the same answer.
+        let mut counted = false;
         for _ in 0..VOTE_ATTEMPTS {
             let now = self.now();
             let rules = self.rules(call)?;
             // Before the question whether it waits: whatever ends it after this line refuses the append.
             let opened = self.known_request(call, &id)?.opened.clone();
             let rests_on = self.request_premises(&opened);
+            let enrolled = self.state.roster().of(&voter.id);
+            let asks = self.state.asks(&opened.agent);
             let request = self.votable(call, &id, now)?;
+            let electorate = self.electorate(&rules.bundle);
             let eligible = votes::eligible(
                 &voter.id,
                 &statement.profile.name,
                 statement.verdict,
                 &request,
-                &rules.bundle,
+                electorate,
             );
-            if let Err(why) = self.not_the_opener(&request, &voter.id).and(eligible) {
+            let defined = match self.not_the_opener(&request, &voter.id).and(eligible) {
+                Ok(defined) => defined,
+                Err(why) => return Err(self.refuse_vote(call, &request, &voter.id, why).await),
+            };
+            let Some(person) = rules.bundle.person(&voter.id) else {
+                let why = Ineligible::NotApprover;
                 return Err(self.refuse_vote(call, &request, &voter.id, why).await);
-            }
-            let signed = rules
-                .bundle
-                .person(&voter.id)
-                .is_some_and(|p| votes::signed_by(p, voter.key, &statement, &signature));
-            if !signed {
-                return Err(self.refuse(
-                    call.method,
-                    Reason::SignatureWrong,
-                    "the signature is not of this statement by the key of this call",
-                ));
+            };
+            let seen = match votes::signed_by(
+                person,
+                &enrolled.value,
+                key,
+                defined.method,
+                &statement,
+                &proof,
+                &self.bounds.party,
+            ) {
+                Ok(seen) => seen,
+                Err(WrongProof::NotByPasskey) => {
+                    let why = Ineligible::NotByPasskey;
+                    return Err(self.refuse_vote(call, &request, &voter.id, why).await);
+                }
+                Err(WrongProof::Signature) => {
+                    return Err(self.refuse(
+                        call.method,
+                        Reason::SignatureWrong,
+                        "the signature is not of this statement by the key of this call",
+                    ));
+                }
+                Err(why @ (WrongProof::NotEnrolled | WrongProof::Passkey(_))) => {
+                    return Err(self.refuse(call.method, Reason::PasskeyWrong, why.to_string()));
+                }
+            };
+            if let Some(seen) = seen
+                && !std::mem::replace(&mut counted, true)
+            {
+                self.counter_goes_up(call.method, &voter.id, key, seen.sign_count)
+                    .await?;
             }
             let blob = Blob::new(text);
             let fact = Fact::VoteCast(VoteCast {
                 access_request: id,
                 voter: voter.id.clone(),
-                key: voter.key,
+                key,
                 verdict: statement.verdict,
                 profile: statement.profile.clone(),
                 max_ttl: statement.max_ttl,
+                uses: statement.uses,
                 not_after: Timestamp::from_secs(statement.not_after),
                 statement: blob.hash(),
                 signature: signature.clone(),
+                assertion: evidence.as_ref().map(Blob::hash),
+                sign_count: seen.map(|seen| seen.sign_count),
             });
-            let append = Append {
+            let mut append = Append {
                 premises: [
                     (Stream::Policy, rules.version),
-                    (Stream::Person(voter.id.clone()), 0),
+                    (Stream::Person(voter.id.clone()), enrolled.version),
                 ]
                 .into_iter()
                 .chain(rests_on)
                 .collect(),
                 not_after: Some(request.opened.expires_at),
-                blobs: vec![blob],
+                blobs: std::iter::once(blob).chain(evidence.clone()).collect(),
                 ..Append::one(fact, vec![(Stream::Access(id), request.version)])
             };
+            if statement.verdict == Verdict::Deny {
+                let quarantine = self.quarantine(&opened, &voter.id, &asks.value, &rules, now);
+                if let Some(vote) = append.drafts.first_mut() {
+                    // Whoever counts the noes before asking people again has not seen this one.
+                    let asks = (Stream::Asks(opened.agent.clone()), asks.version);
+                    vote.moves.push(asks);
+                }
+                append.drafts.extend(quarantine);
+            }
             match self.journal.append(append).await {
                 Ok(_) => {
                     let view = self.view_of(call, &id)?;
@@ -347,6 +463,90 @@ impl Hall {
             }
         }
         Err(self.refuse(call.method, Reason::Conflict, "others keep voting"))
+    }
+
+    /// A no that is one too many within the policy bundle's time takes the agent out of service, in the same append.
+    fn quarantine(
+        &self,
+        opened: &AccessRequestOpened,
+        voter: &PersonId,
+        asks: &Asks,
+        rules: &InForce,
+        now: Timestamp,
+    ) -> Option<Draft> {
+        let bounds = rules.bundle.approvals();
+        let since = now.plus_secs(-i64::from(bounds.quarantine_within_s));
+        let noes = u32::try_from(asks.noes_since(since) + 1).unwrap_or(u32::MAX);
+        let standing = self.state.standing(&opened.agent);
+        let due = bounds.quarantine > 0 && noes >= bounds.quarantine && !standing.value.suspended;
+        due.then(|| Draft {
+            fact: Fact::AgentSuspended(AgentSuspended {
+                agent: opened.agent.clone(),
+                by: voter.clone(),
+                reason: None,
+                denials: Some(noes),
+            }),
+            moves: vec![(Stream::Agent(opened.agent.clone()), standing.version)],
+        })
+    }
+
+    /// A card of high risk must have been before a person's eyes for a while before a yes of theirs is taken.
+    fn read_long_enough(
+        &self,
+        call: &Presented,
+        voter: &PersonId,
+        request: &AccessRequest,
+        rules: &InForce,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        let dwell = self.dwell(request, rules);
+        if dwell.is_zero() {
+            return Ok(());
+        }
+        let seen = (voter.clone(), request.opened.access_request);
+        let shown = self.lock(&self.shown).get(&seen).copied();
+        let left = match shown {
+            Some(shown) => dwell.saturating_sub(now.after(shown)),
+            None => dwell,
+        };
+        if left.is_zero() {
+            return Ok(());
+        }
+        let told = match shown {
+            Some(_) => format!("read the card {} ms longer", left.as_millis()),
+            None => "read the card first".to_owned(),
+        };
+        Err(Refusal {
+            retry_after: Some(left),
+            ..self.refuse(call.method, Reason::TooSoon, told)
+        })
+    }
+
+    /// How long the card of an access request must be shown before a yes: for what is of high risk, or of a risk nobody
+    /// stated.
+    pub(super) fn dwell(&self, request: &AccessRequest, rules: &InForce) -> Duration {
+        let action = rules.bundle.action(&request.opened.action.action);
+        match action.and_then(|a| a.risk) {
+            Some(Risk::Low | Risk::Medium) => Duration::ZERO,
+            Some(Risk::High) | None => Duration::from_secs(rules.bundle.approvals().dwell_s.into()),
+        }
+    }
+
+    /// Notes that a card was shown to a person; the first time counts.
+    fn note_shown(&self, person: &PersonId, request: &AccessRequest, now: Timestamp) {
+        let mut shown = self.lock(&self.shown);
+        if shown.len() >= SHOWN_MAX {
+            shown.retain(|(_, id), _| {
+                self.state
+                    .access_request(id)
+                    .is_some_and(|request| request.waits(now))
+            });
+        }
+        if shown.len() < SHOWN_MAX && request.waits(now) {
+            shown
+                .entry((person.clone(), request.opened.access_request))
+                .or_insert(now);
+        }
     }
 
     fn count_vote(&self, view: &AccessView, took_ms: i64, now: Timestamp) {
@@ -400,7 +600,7 @@ impl Hall {
         }
     }
 
-    fn rules(&self, call: &Presented) -> Result<Arc<InForce>, Refusal> {
+    pub(super) fn rules(&self, call: &Presented) -> Result<Arc<InForce>, Refusal> {
         self.views.rules().ok_or_else(|| {
             self.refuse(
                 call.method,

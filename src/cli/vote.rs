@@ -10,7 +10,7 @@ use super::net::{self, KeyArgs};
 use super::{Common, Say, card, parse, shapes};
 use crate::client::ballot::Seen;
 use crate::clock::Clock;
-use crate::model::{AccessRequestId, Exit, Narrowing, ProfileName, Realm, Verdict};
+use crate::model::{AccessRequestId, Comment, Exit, Narrowing, ProfileName, Realm, Verdict};
 use crate::proto::v1;
 
 #[derive(Debug, Args)]
@@ -26,6 +26,12 @@ pub(super) struct Vote {
     /// A shorter life for the token; never a longer one
     #[arg(long, value_parser = parse::seconds)]
     ttl: Option<u32>,
+    /// Fewer uses of the token; never more
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    uses: Option<u32>,
+    /// What the agent is told: one line of at most 200 characters
+    #[arg(long, value_parser = Comment::parse)]
+    comment: Option<Comment>,
     /// Do not ask
     #[arg(long)]
     yes: bool,
@@ -54,6 +60,7 @@ pub(super) async fn run(
     }
     let narrowing = Narrowing {
         max_ttl: verb.ttl.map(i64::from),
+        max_uses: verb.uses,
     };
     let seen = Seen {
         card: &shown,
@@ -61,6 +68,7 @@ pub(super) async fn run(
         profile: &profile,
         verdict,
         narrowing,
+        comment: verb.comment.as_ref(),
     };
     let ballot = person.ballot(&seen).await?;
     let after = person.cast_vote(&ballot).await?;
@@ -175,6 +183,7 @@ mod tests {
             action: action.to_json(),
             max_ttl: 300,
             uses: card.uses,
+            comment: None,
             policy: crate::model::Digest::parse(&card.policy_version).expect("policy"),
             profile: crate::model::ProfileRef {
                 name: ProfileName::parse(&need.name).expect("name"),
@@ -212,6 +221,7 @@ mod tests {
             (self.lie)(&mut statement);
             Ok(Response::new(v1::BeginVoteResponse {
                 statement: statement.canonical().expect("canonical"),
+                ..v1::BeginVoteResponse::default()
             }))
         }
 
@@ -228,6 +238,27 @@ mod tests {
             Ok(Response::new(v1::CastVoteResponse {
                 access_request: Some(access_request),
             }))
+        }
+
+        async fn invite_approver(
+            &self,
+            _: Request<v1::InviteApproverRequest>,
+        ) -> Result<Response<v1::InviteApproverResponse>, Status> {
+            Err(Status::unimplemented("not asked here"))
+        }
+
+        async fn list_approvers(
+            &self,
+            _: Request<v1::ListApproversRequest>,
+        ) -> Result<Response<v1::ListApproversResponse>, Status> {
+            Err(Status::unimplemented("not asked here"))
+        }
+
+        async fn revoke_approver_keys(
+            &self,
+            _: Request<v1::RevokeApproverKeysRequest>,
+        ) -> Result<Response<v1::RevokeApproverKeysResponse>, Status> {
+            Err(Status::unimplemented("not asked here"))
         }
     }
 
@@ -295,6 +326,8 @@ mod tests {
             key: KeyArgs::of_file(key),
             profile: None,
             ttl: None,
+            uses: None,
+            comment: None,
             yes: true,
             realm: Some(Realm::parse("dev").expect("realm")),
         };
@@ -314,13 +347,16 @@ mod tests {
             done.is_ok() && cast == 1,
             "an honest broker gets the vote: {done:?}"
         );
-        let lies: [(&str, Lie); 8] = [
+        let lies: [(&str, Lie); 9] = [
             ("action", |s| s.action["target"]["id"] = "bob".into()),
             ("action", |s| {
                 s.action["parameters"]["end_sessions"] = false.into()
             }),
             ("max_ttl", |s| s.max_ttl = 900),
             ("uses", |s| s.uses = None),
+            ("comment", |s| {
+                s.comment = Some(Comment::parse("go on").expect("comment"))
+            }),
             ("verdict", |s| s.verdict = Verdict::Deny),
             ("agent", |s| {
                 s.agent = crate::model::AgentId::parse("reporter").expect("id")

@@ -5,8 +5,8 @@ use std::fmt;
 
 use crate::jose::SigningKey;
 use crate::model::{
-    AccessRequestId, AgentId, Digest, Malformed, Narrowing, PersonId, ProfileName, ProfileRef,
-    Realm, TaskId, Thumbprint, Timestamp, Verdict, VoteStatement,
+    AccessRequestId, AgentId, Comment, Digest, Malformed, Narrowing, PersonId, ProfileName,
+    ProfileRef, Realm, TaskId, Thumbprint, Timestamp, Verdict, VoteStatement,
 };
 use crate::proto::{convert, v1};
 
@@ -23,6 +23,8 @@ pub struct Seen<'a> {
     pub verdict: Verdict,
     /// What is made smaller.
     pub narrowing: Narrowing,
+    /// What the agent is told.
+    pub comment: Option<&'a Comment>,
 }
 
 /// A signed vote.
@@ -123,7 +125,8 @@ fn ours(seen: &Seen<'_>, theirs: &VoteStatement) -> Result<VoteStatement, Ballot
                 .narrowing
                 .max_ttl
                 .map_or(shown_ttl, |narrow| narrow.min(shown_ttl)),
-            uses: card.uses,
+            uses: seen.narrowing.max_uses.into_iter().chain(card.uses).min(),
+            comment: seen.comment.cloned(),
             policy: Digest::parse(&card.policy_version)?,
             profile: ProfileRef {
                 name: seen.profile.clone(),
@@ -168,6 +171,7 @@ fn compare(ours: &VoteStatement, theirs: &VoteStatement) -> Result<(), BallotErr
         action,
         max_ttl,
         uses,
+        comment,
         policy,
         profile,
         verdict,
@@ -188,6 +192,7 @@ fn compare(ours: &VoteStatement, theirs: &VoteStatement) -> Result<(), BallotErr
         ("action", *action == theirs.action),
         ("max_ttl", *max_ttl == theirs.max_ttl),
         ("uses", *uses == theirs.uses),
+        ("comment", *comment == theirs.comment),
         ("policy", *policy == theirs.policy),
         ("profile", *profile == theirs.profile),
         ("verdict", *verdict == theirs.verdict),
@@ -305,7 +310,10 @@ mod tests {
             Realm::parse("prod").expect("realm"),
             ProfileName::parse("two-security").expect("profile"),
         );
-        let narrowing = Narrowing { max_ttl };
+        let narrowing = Narrowing {
+            max_ttl,
+            max_uses: None,
+        };
         let key = SigningKey::generate().expect("key").0;
         let seen = Seen {
             card,
@@ -313,6 +321,7 @@ mod tests {
             profile: &profile,
             verdict: Verdict::Approve,
             narrowing,
+            comment: None,
         };
         let ballot = sign(&key, &seen, statement, NOW)?;
         let digest = VoteStatement::parse(ballot.statement())

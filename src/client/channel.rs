@@ -112,6 +112,9 @@ pub(crate) mod methods {
         GetCard = "dipylon.v1.ApprovalService/GetCard", GetCardRequest, GetCardResponse, true;
         BeginVote = "dipylon.v1.ApprovalService/BeginVote", BeginVoteRequest, BeginVoteResponse, true;
         CastVote = "dipylon.v1.ApprovalService/CastVote", CastVoteRequest, CastVoteResponse, false;
+        InviteApprover = "dipylon.v1.ApprovalService/InviteApprover", InviteApproverRequest, InviteApproverResponse, false;
+        ListApprovers = "dipylon.v1.ApprovalService/ListApprovers", ListApproversRequest, ListApproversResponse, true;
+        RevokeApproverKeys = "dipylon.v1.ApprovalService/RevokeApproverKeys", RevokeApproverKeysRequest, RevokeApproverKeysResponse, true;
         ApplyPolicyBundle =
             "dipylon.v1.GovernanceService/ApplyPolicyBundle", ApplyPolicyBundleRequest, ApplyPolicyBundleResponse, false;
         SuspendAgent = "dipylon.v1.GovernanceService/SuspendAgent", SuspendAgentRequest, SuspendAgentResponse, false;

@@ -5,8 +5,8 @@ use super::ballot::{self, Ballot, Seen};
 use super::{Endpoint, Error, Identity, Order, methods};
 use crate::jose::SigningKey;
 use crate::model::{
-    AccessRequestId, AgentId, FreezeScope, Malformed, Narrowing, ProfileName, Prose, Secret,
-    TaskId, TokenId, Verdict,
+    AccessRequestId, AgentId, Comment, FreezeScope, Malformed, Narrowing, PersonId, ProfileName,
+    Prose, Secret, TaskId, Thumbprint, TokenId, Verdict,
 };
 use crate::proto::{convert, v1};
 
@@ -66,12 +66,15 @@ impl Person {
         profile: &ProfileName,
         verdict: Verdict,
         narrowing: Narrowing,
+        comment: Option<&Comment>,
     ) -> Result<String, Error> {
         let request = v1::BeginVoteRequest {
             access_request_id: id.to_string(),
             profile: profile.to_string(),
             verdict: convert::verdict_to_wire(verdict).into(),
             max_ttl: narrowing.max_ttl.map(convert::seconds_to_wire),
+            max_uses: narrowing.max_uses,
+            comment: comment.map_or("", Comment::as_str).to_owned(),
         };
         Ok(self
             .endpoint
@@ -86,6 +89,7 @@ impl Person {
             access_request_id: ballot.access_request_id().to_string(),
             statement: ballot.statement().to_owned(),
             signature: ballot.signature().to_vec(),
+            passkey: None,
         };
         let answer = self
             .endpoint
@@ -99,7 +103,7 @@ impl Person {
     pub async fn ballot(&self, seen: &Seen<'_>) -> Result<Ballot, Error> {
         let id = AccessRequestId::parse(&seen.card.access_request_id)?;
         let statement = self
-            .begin_vote(id, seen.profile, seen.verdict, seen.narrowing)
+            .begin_vote(id, seen.profile, seen.verdict, seen.narrowing, seen.comment)
             .await?;
         Ok(ballot::sign(
             &self.key,
@@ -112,6 +116,43 @@ impl Person {
     /// Votes on what was seen: [`Person::ballot`], cast.
     pub async fn vote(&self, seen: &Seen<'_>) -> Result<v1::AccessRequest, Error> {
         self.cast_vote(&self.ballot(seen).await?).await
+    }
+
+    /// Invites a registered person to enrol a passkey.
+    pub async fn invite(&self, person: &PersonId) -> Result<v1::InviteApproverResponse, Error> {
+        let request = v1::InviteApproverRequest {
+            person_id: person.to_string(),
+        };
+        self.endpoint
+            .call::<methods::InviteApprover>(self.order(), &[request])
+            .await
+    }
+
+    /// People, their keys and passkeys, by id.
+    pub async fn approvers(&self) -> Result<Vec<v1::Approver>, Error> {
+        let request = v1::ListApproversRequest {};
+        let answer = self
+            .endpoint
+            .call::<methods::ListApprovers>(self.order(), &[request])
+            .await?;
+        Ok(answer.approvers)
+    }
+
+    /// Makes one key of a person, or all, count no more. How many counted until now.
+    pub async fn revoke_keys(
+        &self,
+        person: &PersonId,
+        key: Option<Thumbprint>,
+    ) -> Result<u32, Error> {
+        let request = v1::RevokeApproverKeysRequest {
+            person_id: person.to_string(),
+            key: key.map(|k| k.to_string()).unwrap_or_default(),
+        };
+        let answer = self
+            .endpoint
+            .call::<methods::RevokeApproverKeys>(self.order(), &[request])
+            .await?;
+        Ok(answer.revoked)
     }
 
     /// Puts a policy bundle in force: its files by their paths inside it.

@@ -99,6 +99,7 @@ impl Config {
             "realm" => text(settings.realm.as_str()),
             "listen" => text(&self.listen.to_string()),
             "external_url" => text(&settings.external_url),
+            "console_url" => text(&settings.console_url),
             "issuer" => text(&settings.issuer),
             "evidence_audience" => text(&settings.evidence_audience),
             "data_dir" => path(&self.data_dir),

@@ -274,7 +274,7 @@ pub struct VerifyingKey {
 }
 
 #[derive(Clone)]
-enum Material {
+pub(super) enum Material {
     P256(PublicKey),
     /// 0x04 ‖ x ‖ y.
     P384(Vec<u8>),
@@ -344,24 +344,7 @@ impl VerifyingKey {
 
     /// Whether `signature` over the message is this key's under `alg`; never for an algorithm outside its record.
     pub fn verify(&self, alg: Alg, message: &[u8], signature: &[u8]) -> bool {
-        if !self.algs.contains(&alg) {
-            return false;
-        }
-        match &self.material {
-            Material::P256(key) => key.verify(message, signature),
-            Material::P384(point) => UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, point)
-                .verify(message, signature)
-                .is_ok(),
-            Material::Rsa { n, e } => match rsa_parameters(alg) {
-                Some(parameters) => RsaPublicKeyComponents { n, e }
-                    .verify(parameters, message, signature)
-                    .is_ok(),
-                None => false,
-            },
-            Material::Ed25519(x) => UnparsedPublicKey::new(&ED25519, x)
-                .verify(message, signature)
-                .is_ok(),
-        }
+        self.algs.contains(&alg) && self.material.verify(alg, message, signature)
     }
 }
 
@@ -385,7 +368,7 @@ fn rsa_parameters(alg: Alg) -> Option<&'static RsaParameters> {
 
 impl Material {
     /// The key and what it may verify when its entry names no algorithm; `None` for a type or curve not known here.
-    fn read(
+    pub(super) fn read(
         jwk: &Map<String, Value>,
         kty: Option<&str>,
         usage: Usage,
@@ -427,6 +410,25 @@ impl Material {
             _ => material.family(),
         };
         Ok(Some((material, family)))
+    }
+
+    /// Whether the signature, in the form RFC 7518 §3 gives it, is this key's under `alg`.
+    pub(super) fn verify(&self, alg: Alg, message: &[u8], signature: &[u8]) -> bool {
+        match self {
+            Self::P256(key) => key.verify(message, signature),
+            Self::P384(point) => UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, point)
+                .verify(message, signature)
+                .is_ok(),
+            Self::Rsa { n, e } => match rsa_parameters(alg) {
+                Some(parameters) => RsaPublicKeyComponents { n, e }
+                    .verify(parameters, message, signature)
+                    .is_ok(),
+                None => false,
+            },
+            Self::Ed25519(x) => UnparsedPublicKey::new(&ED25519, x)
+                .verify(message, signature)
+                .is_ok(),
+        }
     }
 
     /// Every algorithm a key of this type can have.

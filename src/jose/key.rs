@@ -8,8 +8,8 @@ use jsonwebtoken::jwk::{
 };
 use ring::rand::SystemRandom;
 use ring::signature::{
-    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _,
-    UnparsedPublicKey,
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair,
+    KeyPair as _, UnparsedPublicKey,
 };
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
@@ -168,6 +168,13 @@ impl PublicKey {
     /// Whether `signature`, r ‖ s in 64 bytes (RFC 7518 §3.4), is this key's over the message.
     pub fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
         UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &self.point)
+            .verify(message, signature)
+            .is_ok()
+    }
+
+    /// Whether `signature`, an `Ecdsa-Sig-Value` in DER (RFC 3279 §2.2.3), is this key's over the message.
+    pub(super) fn verify_der(&self, message: &[u8], signature: &[u8]) -> bool {
+        UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &self.point)
             .verify(message, signature)
             .is_ok()
     }

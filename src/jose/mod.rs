@@ -12,6 +12,7 @@
 //! The order of every check: bounds and alphabet, header, key, signature, and only then the payload.
 
 pub mod access_token;
+mod authenticator;
 mod claims;
 mod curve;
 pub mod dpop;
@@ -25,6 +26,7 @@ mod attacks;
 #[cfg(test)]
 mod vectors;
 
+pub use authenticator::AuthenticatorKey;
 pub use claims::{ClaimError, Claims};
 pub use jwk::{Alg, KeySet, KeySetError, Usage, VerifyingKey};
 pub use jws::{HeaderRules, JoseError, Jws, KidRule, TypRule};

@@ -189,12 +189,7 @@ impl Bench {
         let token = self.sign(&grant.issued, grant.epoch, now)?;
         let mut rests_on = order.verified().rests_on().to_vec();
         rests_on.push(order.freeze());
-        rests_on.extend(
-            order
-                .counted()
-                .iter()
-                .map(|person| (Stream::Person(person.clone()), 0)),
-        );
+        rests_on.extend(order.counted());
         rests_on.push((Stream::Key(self.kid.clone()), key_version));
         Ok(Reissued {
             token,

@@ -205,6 +205,9 @@ pub enum Fact {
     VoteCast(VoteCast),
     VoteRefused(VoteRefused),
     AccessRequestClosed(AccessRequestClosed),
+    ApproverInvited(ApproverInvited),
+    ApproverEnrolled(ApproverEnrolled),
+    ApproverKeysRevoked(ApproverKeysRevoked),
     TokenIssued(TokenIssued),
     TokenReissued(TokenReissued),
     TokenConsumed(TokenConsumed),
@@ -223,7 +226,7 @@ impl Fact {
             Self::TaskOpened(f) => vec![f.purpose],
             Self::RequestDenied(f) => f.secret.into_iter().collect(),
             Self::AccessRequestOpened(f) => f.secret.into_iter().chain(f.reason).collect(),
-            Self::VoteCast(f) => vec![f.statement],
+            Self::VoteCast(f) => std::iter::once(f.statement).chain(f.assertion).collect(),
             Self::TokenIssued(f) => f.secret.into_iter().chain(f.reason).collect(),
             Self::EpochStarted(_)
             | Self::KeyPublished(_)
@@ -233,6 +236,9 @@ impl Fact {
             | Self::TaskEnded(_)
             | Self::VoteRefused(_)
             | Self::AccessRequestClosed(_)
+            | Self::ApproverInvited(_)
+            | Self::ApproverEnrolled(_)
+            | Self::ApproverKeysRevoked(_)
             | Self::TokenReissued(_)
             | Self::TokenConsumed(_)
             | Self::GrantsEnded(_)
@@ -290,11 +296,14 @@ pub struct PolicyApplied {
 pub struct AgentSuspended {
     /// Which.
     pub agent: AgentId,
-    /// Who did it.
+    /// Who did it: an operator, or the approver whose no was one too many.
     pub by: PersonId,
     /// Blob: why, in the operator's words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Digest>,
+    /// For a quarantine: how many noes of people it took, within the policy bundle's time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub denials: Option<u32>,
 }
 
 /// An operator let an agent operate again. Nothing that ended comes back.
@@ -465,12 +474,21 @@ pub struct VoteCast {
     pub profile: ProfileRef,
     /// Seconds of life the voter agreed to.
     pub max_ttl: i64,
+    /// Uses the voter agreed to; absent when the token's life is the only limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uses: Option<u32>,
     /// Until when the yes counts.
     pub not_after: Timestamp,
     /// Blob: the signed statement.
     pub statement: Digest,
-    /// ES256 over the statement's digest, base64url.
+    /// Base64url. By a key: ES256, r and s, over the statement's digest. By a passkey: the assertion's signature.
     pub signature: String,
+    /// Blob, for a vote by passkey: what the authenticator signed beside the statement's digest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub assertion: Option<Digest>,
+    /// The authenticator's signature counter, for a vote by passkey (WebAuthn L3 §6.1.1).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sign_count: Option<u32>,
 }
 
 /// A vote that does not count: it ends nothing.
@@ -493,6 +511,82 @@ pub struct AccessRequestClosed {
     pub access_request: AccessRequestId,
     /// Why.
     pub cause: CloseCause,
+}
+
+/// A registered person may enrol one passkey. An earlier invitation of theirs is void.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApproverInvited {
+    /// Its id.
+    pub invitation: InvitationId,
+    /// Who.
+    pub person: PersonId,
+    /// SHA-256("dipylon/invitation/v1" ‖ 0x00 ‖ code): 100 random bits, shown once.
+    pub code: Digest,
+    /// Until when it may be used.
+    pub expires_at: Timestamp,
+    /// The operator.
+    pub by: PersonId,
+}
+
+/// A person enrolled a passkey. The invitation is spent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApproverEnrolled {
+    /// Who.
+    pub person: PersonId,
+    /// By which invitation.
+    pub invitation: InvitationId,
+    /// What was enrolled.
+    pub passkey: PasskeyOnRecord,
+}
+
+/// The public half of a passkey (WebAuthn L3 §4, credential record).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PasskeyOnRecord {
+    /// The credential's id, base64url.
+    pub credential: String,
+    /// Thumbprint of its public key (RFC 7638): the name votes call it by.
+    pub key: Thumbprint,
+    /// Its public key (RFC 7517).
+    pub jwk: Value,
+    /// The signature counter at enrolment.
+    pub sign_count: u32,
+    /// Whether it may be copied to other devices of its owner; never changes.
+    pub backup_eligible: bool,
+    /// Whether it was, at enrolment.
+    pub backed_up: bool,
+    /// The authenticator's model, 16 bytes, base64url; zeros when it does not say.
+    pub aaguid: String,
+    /// What the person calls it.
+    pub label: String,
+}
+
+/// Keys that count no more, ever: passkeys, and keys of `people.toml` alike. Votes by them are void where no grant has
+/// consumed them, and the person's open invitation is void.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApproverKeysRevoked {
+    /// Whose.
+    pub person: PersonId,
+    /// Which, by their thumbprints (RFC 7638).
+    pub keys: Vec<Thumbprint>,
+    /// Why.
+    pub cause: RevokeCause,
+    /// The operator, if one did it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<PersonId>,
+}
+
+/// Why a key counts no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RevokeCause {
+    /// An operator took it out.
+    Operator,
+    /// Its signature counter went back: there may be a second copy of it (WebAuthn L3 §6.1.1).
+    Counter,
 }
 
 /// One token. The grant is this entry; the token's claims are a pure function of it.

@@ -70,6 +70,8 @@ ids! {
     DecisionId = "dec";
     /// One refused call, for `explain`.
     CorrelationId = "cor";
+    /// An invitation to enrol a passkey.
+    InvitationId = "inv";
 }
 
 macro_rules! words {

@@ -34,7 +34,7 @@ pub use secret::Secret;
 pub use status::{Code, Detail, Exit, Retry};
 pub use stream::{Stream, Version};
 pub use time::{Timestamp, parse_duration, show_seconds};
-pub use vote::{Narrowing, Verdict, VoteStatement};
+pub use vote::{COMMENT_CHARS_MAX, Comment, Narrowing, Verdict, VoteStatement};
 pub use workload::{Evidence, EvidenceFacts, EvidenceKind, SpiffeId, TrustDomain};
 
 /// Input that is not in the form a word requires. Names the word and the rule it broke, never the value.

@@ -181,6 +181,15 @@ refusals! {
     SignatureWrong = "SIGNATURE_WRONG" InvalidArgument Failed Caller Never,
         "the signature is not of the statement by a registered key of yours",
         "sign the statement as it was given, with the key that calls";
+    PasskeyWrong = "PASSKEY_WRONG" PermissionDenied Denied Caller Never,
+        "the passkey's answer does not hold",
+        "begin anew, with a passkey of yours, at the address the broker names";
+    InvitationUnknown = "INVITATION_UNKNOWN" PermissionDenied Denied Operator Never,
+        "the invitation is unknown, used, or too old",
+        "ask an operator for another: 'dipylon approver invite'";
+    TooSoon = "TOO_SOON" FailedPrecondition Failed Caller AfterMs(SECOND_MS),
+        "the card was not before your eyes long enough for a yes",
+        "read the card, then vote; [approvals] in people.toml says how long";
     PositionAhead = "POSITION_AHEAD" OutOfRange Failed Caller Never,
         "the position lies ahead of the journal",
         "the broker may have lost entries: ask its operators, and start without a position";
@@ -193,6 +202,9 @@ refusals! {
     TooManyPending = "TOO_MANY_PENDING" ResourceExhausted TooMany Caller AfterMs(MINUTE_MS),
         "too many access requests wait",
         "wait until people have decided, or cancel what is not needed";
+    BackOff = "BACK_OFF" ResourceExhausted TooMany Caller AfterMs(MINUTE_MS),
+        "people said no to this agent lately; they are not asked again so soon",
+        "wait as long as RetryInfo says, and ask for something else";
     TooManyTasks = "TOO_MANY_TASKS" ResourceExhausted TooMany Caller AfterMs(MINUTE_MS),
         "too many tasks of the agent run",
         "complete tasks that are done: 'dipylon task complete'";
@@ -238,7 +250,7 @@ denials! {
         "ask again under a new --request-id when somebody is there";
     NoEligibleApprover = "NO_ELIGIBLE_APPROVER" NoApprover,
         "fewer people than the quorum could ever say yes",
-        "the security team has to add approvers: owners and openers of the task never count";
+        "the security team has to add approvers, or invite them to enrol passkeys: the agent's owner never counts";
     Frozen = "FROZEN" Denied,
         "an operator froze the action",
         "ask again when the freeze is lifted; 'dipylon freeze' lists what is frozen";

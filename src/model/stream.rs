@@ -28,11 +28,13 @@ pub enum Stream {
     Access(AccessRequestId),
     /// All openings of access requests by an agent: they count each other, and join what is already open.
     Asks(AgentId),
+    /// All openings of access requests by the agents of an owner: they count each other.
+    OwnerAsks(PersonId),
     /// A token: used, reissued, ended.
     Token(TokenId),
     /// An agent: suspended, resumed.
     Agent(AgentId),
-    /// A person: enrolled, disabled.
+    /// A person: invited, enrolled, keys revoked.
     Person(PersonId),
     /// The active policy bundle.
     Policy,
@@ -56,6 +58,7 @@ impl fmt::Display for Stream {
             Self::Request(task, request) => write!(f, "req:{task}/{request}"),
             Self::Access(id) => write!(f, "access:{id}"),
             Self::Asks(agent) => write!(f, "asks:{agent}"),
+            Self::OwnerAsks(owner) => write!(f, "owner-asks:{owner}"),
             Self::Token(id) => write!(f, "jti:{id}"),
             Self::Agent(id) => write!(f, "agent:{id}"),
             Self::Person(id) => write!(f, "person:{id}"),
@@ -105,6 +108,7 @@ impl Stream {
             }
             "access" => Self::Access(AccessRequestId::parse(rest)?),
             "asks" => Self::Asks(AgentId::parse(rest)?),
+            "owner-asks" => Self::OwnerAsks(PersonId::parse(rest)?),
             "jti" => Self::Token(TokenId::parse(rest)?),
             "agent" => Self::Agent(AgentId::parse(rest)?),
             "person" => Self::Person(PersonId::parse(rest)?),

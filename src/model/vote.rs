@@ -2,7 +2,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::json::{self, JsonError};
-use super::{AccessRequestId, AgentId, Digest, PersonId, ProfileRef, Realm, TaskId, Thumbprint};
+use super::text::is_invisible;
+use super::{
+    AccessRequestId, AgentId, Digest, Malformed, PersonId, ProfileRef, Realm, TaskId, Thumbprint,
+};
 
 /// Yes or no.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -29,10 +32,53 @@ impl Verdict {
 pub struct Narrowing {
     /// A shorter life for the token, in seconds.
     pub max_ttl: Option<i64>,
+    /// Fewer uses of the token.
+    pub max_uses: Option<u32>,
+}
+
+/// What an approver tells the agent: one line of plain text, for people and models alike to read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Comment(std::sync::Arc<str>);
+
+/// Longest comment, in characters.
+pub const COMMENT_CHARS_MAX: usize = 200;
+
+impl Comment {
+    /// At most [`COMMENT_CHARS_MAX`] characters, none of them invisible, not blank.
+    pub fn parse(text: &str) -> Result<Self, Malformed> {
+        if text.trim().is_empty() {
+            return Err(Malformed::new("comment", "must not be blank"));
+        }
+        if text.chars().count() > COMMENT_CHARS_MAX {
+            return Err(Malformed::new(
+                "comment",
+                "must have at most 200 characters",
+            ));
+        }
+        if text.chars().any(is_invisible) {
+            return Err(Malformed::new(
+                "comment",
+                "must be one line without invisible characters",
+            ));
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// The words.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Comment {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(d)?).map_err(serde::de::Error::custom)
+    }
 }
 
 /// What one approver signs: everything the token will allow, and nothing the approver did not see.
-/// The signature is ES256 over the 32 bytes of [`VoteStatement::digest`].
+/// What is signed is the 32 bytes of [`VoteStatement::digest`]: by a key with ES256, by a passkey as the challenge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VoteStatement {
@@ -54,9 +100,12 @@ pub struct VoteStatement {
     pub action: Value,
     /// Longest life of the token, in seconds, after narrowing.
     pub max_ttl: i64,
-    /// How often the token may be used; absent when its life is the only limit.
+    /// How often the token may be used, after narrowing; absent when its life is the only limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uses: Option<u32>,
+    /// What the voter tells the agent: one line of at most [`COMMENT_CHARS_MAX`] characters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub comment: Option<Comment>,
     /// The policy bundle the card was rendered under; recorded, not compared.
     pub policy: Digest,
     /// The profile it counts for; compared at mint.

@@ -5,7 +5,7 @@ use std::fmt::{Debug, Formatter, Result};
 use super::spiffe::Jwtsvid;
 use super::v1::{
     BeginVoteResponse, CastVoteRequest, ConsumeTokenRequest, Evidence, IntrospectRequest,
-    IssuedToken, Opening, Value, evidence, value,
+    InviteApproverResponse, IssuedToken, Opening, PasskeyAssertion, Value, evidence, value,
 };
 
 const REDACTED: &str = "redacted";
@@ -92,6 +92,26 @@ impl Debug for BeginVoteResponse {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         f.debug_struct("BeginVoteResponse")
             .field("statement", &REDACTED)
+            .finish()
+    }
+}
+
+/// Whoever has a whole assertion has a vote.
+impl Debug for PasskeyAssertion {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.debug_struct("PasskeyAssertion")
+            .field("credential_id", &self.credential_id)
+            .field("signature", &REDACTED)
+            .finish()
+    }
+}
+
+/// Whoever has the code enrols.
+impl Debug for InviteApproverResponse {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.debug_struct("InviteApproverResponse")
+            .field("code", &REDACTED)
+            .field("expires_at", &self.expires_at)
             .finish()
     }
 }
@@ -221,7 +241,9 @@ mod tests {
             format!(
                 "{:?}",
                 BeginVoteResponse {
-                    statement: SECRET.to_owned()
+                    statement: SECRET.to_owned(),
+                    challenge: SECRET.as_bytes().to_vec(),
+                    credentials: Vec::new(),
                 }
             ),
             format!(
@@ -230,6 +252,25 @@ mod tests {
                     access_request_id: "areq_1".to_owned(),
                     statement: SECRET.to_owned(),
                     signature: SECRET.as_bytes().to_vec(),
+                    passkey: None,
+                }
+            ),
+            format!(
+                "{:?}",
+                PasskeyAssertion {
+                    credential_id: b"c1".to_vec(),
+                    authenticator_data: SECRET.as_bytes().to_vec(),
+                    client_data_json: SECRET.as_bytes().to_vec(),
+                    signature: SECRET.as_bytes().to_vec(),
+                    user_handle: SECRET.as_bytes().to_vec(),
+                }
+            ),
+            format!(
+                "{:?}",
+                InviteApproverResponse {
+                    code: SECRET.to_owned(),
+                    url: SECRET.to_owned(),
+                    expires_at: None,
                 }
             ),
         ];

@@ -279,8 +279,8 @@ proptest! {
         passes(&v1::WatchRevocationsRequest { after: after.map(|(epoch, index)| v1::Position { epoch, index }) })?;
         passes(&v1::ListAccessRequestsRequest {})?;
         passes(&v1::GetCardRequest { access_request_id: a.clone() })?;
-        passes(&v1::BeginVoteRequest { access_request_id: a.clone(), profile: b.clone(), verdict: number, max_ttl: ttl })?;
-        passes(&v1::CastVoteRequest { access_request_id: a.clone(), statement: b.clone(), signature: bytes })?;
+        passes(&v1::BeginVoteRequest { access_request_id: a.clone(), profile: b.clone(), verdict: number, max_ttl: ttl, max_uses: None, comment: String::new() })?;
+        passes(&v1::CastVoteRequest { access_request_id: a.clone(), statement: b.clone(), signature: bytes, passkey: None })?;
         passes(&v1::ApplyPolicyBundleRequest { path: a.clone(), content: b.clone() })?;
         passes(&v1::SuspendAgentRequest { agent_id: a.clone(), reason: b })?;
         passes(&v1::ResumeAgentRequest { agent_id: a.clone() })?;

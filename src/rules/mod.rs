@@ -8,6 +8,7 @@
 //! It never reads a file, a clock or the network, and never mints, records or remembers a decision.
 
 mod agents;
+mod approvals;
 mod ask;
 mod catalogue;
 mod entities;
@@ -28,6 +29,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub use approvals::Approvals;
 pub use ask::{Answer, OperateAnswer, Question};
 pub use catalogue::{CatalogueAction, ParamSpec, ParamType, Risk};
 pub use files::{BYTES_MAX, BundleFiles, FILES_MAX};
@@ -169,17 +171,21 @@ impl PolicyBundle {
         }
     }
 
-    /// How many people could satisfy a profile for an agent of this owner: approvers of its group with a key, without the
-    /// owner.
+    /// How many people could satisfy a profile for an agent of this owner, as far as the bundle tells: approvers of its
+    /// group, without the owner, with a key where the profile takes one. Whether they have passkeys the journal says.
     pub fn eligible(&self, profile: &Profile, owner: &PersonId) -> usize {
-        self.people()
-            .filter(|p| {
-                p.id != *owner
-                    && p.roles.contains(&Role::Approver)
-                    && p.groups.contains(&profile.group)
-                    && !p.keys.is_empty()
-            })
-            .count()
+        let able = |p: &&Person| {
+            p.id != *owner
+                && p.roles.contains(&Role::Approver)
+                && p.groups.contains(&profile.group)
+                && (profile.method == Method::Passkey || !p.keys.is_empty())
+        };
+        self.people().filter(able).count()
+    }
+
+    /// How much people are asked, and what follows from their noes.
+    pub fn approvals(&self) -> &Approvals {
+        &self.people.approvals
     }
 
     /// What is odd but not wrong.

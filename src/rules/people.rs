@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use toml::Spanned;
 use toml::de::DeValue;
 
+use super::approvals::Approvals;
 use super::files::PEOPLE;
 use super::problem::{Problems, nearest};
 use super::table::{Fields, Source};
@@ -38,6 +39,14 @@ pub enum Role {
 }
 
 impl Role {
+    /// The word in `people.toml`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Approver => "approver",
+            Self::Operator => "operator",
+        }
+    }
+
     fn parse(text: &str) -> Result<Self, Malformed> {
         match text {
             "approver" => Ok(Self::Approver),
@@ -101,8 +110,10 @@ pub struct Profile {
 /// How a vote is signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Method {
-    /// With a registered key.
+    /// With a key of `people.toml`, or with a passkey.
     Key,
+    /// With a passkey alone: a person, present and verified by their device, at the broker's own console.
+    Passkey,
 }
 
 impl Method {
@@ -110,13 +121,15 @@ impl Method {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Key => "key",
+            Self::Passkey => "passkey",
         }
     }
 
     fn parse(text: &str) -> Result<Self, Malformed> {
         match text {
             "key" => Ok(Self::Key),
-            _ => Err(Malformed::new("method", "must be \"key\"")),
+            "passkey" => Ok(Self::Passkey),
+            _ => Err(Malformed::new("method", "must be \"passkey\" or \"key\"")),
         }
     }
 }
@@ -155,6 +168,7 @@ pub(super) struct People {
     pub(super) services: BTreeMap<ServiceId, Service>,
     pub(super) profiles: BTreeMap<ProfileName, Profile>,
     pub(super) audiences: BTreeSet<Audience>,
+    pub(super) approvals: Approvals,
 }
 
 impl People {
@@ -208,6 +222,15 @@ impl People {
                 top.problems(),
             );
             people.profile(name, fields, warnings);
+        }
+        if let Some((at, table)) = top.table("approvals") {
+            people.approvals = Approvals::read(Fields::new(
+                source,
+                "approvals",
+                Some(at),
+                table,
+                top.problems(),
+            ));
         }
         top.end();
         people

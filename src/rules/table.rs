@@ -208,6 +208,19 @@ impl<'a, 'p> Fields<'a, 'p> {
         tables
     }
 
+    /// The table of `[key]`, when it is there.
+    pub(super) fn table(
+        &mut self,
+        key: &'static str,
+    ) -> Option<(&'a Spanned<DeValue<'a>>, &'a DeTable<'a>)> {
+        let value = self.get(key)?;
+        let table = value.get_ref().as_table();
+        if table.is_none() {
+            self.wrong(key, value, &format!("must be written as [{key}]"));
+        }
+        Some((value, table?))
+    }
+
     /// The named tables of `[key.NAME]`.
     pub(super) fn named_tables(
         &mut self,

@@ -958,7 +958,7 @@ fn the_registry_is_held_to_its_form() {
     );
     refused(
         people("method = \"key\"", "method = \"webauthn\""),
-        "method: must be \"key\"",
+        "method: must be \"passkey\" or \"key\"",
     );
     refused(people("quorum = 2", "quorum = 21"), "quorum: must be");
     refused(people("wait = \"15m\"", "wait = \"soon\""), "wait: must be");

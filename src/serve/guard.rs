@@ -47,6 +47,21 @@ const TABLE: &[(&str, &[CallerKind], Class)] = &[
     ("dipylon.v1.ApprovalService/BeginVote", &[Approver], General),
     ("dipylon.v1.ApprovalService/CastVote", &[Approver], General),
     (
+        "dipylon.v1.ApprovalService/InviteApprover",
+        &[Operator],
+        General,
+    ),
+    (
+        "dipylon.v1.ApprovalService/ListApprovers",
+        &[Approver, Operator, Auditor],
+        General,
+    ),
+    (
+        "dipylon.v1.ApprovalService/RevokeApproverKeys",
+        &[Operator],
+        Reserved,
+    ),
+    (
         "dipylon.v1.GovernanceService/ApplyPolicyBundle",
         &[Operator],
         General,
@@ -127,6 +142,7 @@ pub fn presented(method: &'static str, metadata: &MetadataMap) -> Presented {
         admits,
         proof: one(metadata, "dpop"),
         bearer,
+        visit: None,
         seat: Seat::standing(class(method)),
     }
 }

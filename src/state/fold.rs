@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::records::AccessEvent;
+use super::records::{AccessEvent, NOES_KEPT};
 use super::{
     AccessRequest, AccessStatus, At, Due, Ended, Fixed, Freeze, FrozenAt, Grant, Illegal, Lease,
     Selector, State, Task, TrustedKeys, Use, Vote,
@@ -58,13 +58,17 @@ impl State {
                     Selector::Agent(f.agent.clone()),
                 );
             }
-            Fact::AgentResumed(f) => self.agents.put(
-                f.agent.clone(),
-                At {
-                    value: AgentStanding { suspended: false },
-                    version,
-                },
-            ),
+            Fact::AgentResumed(f) => {
+                self.agents.put(
+                    f.agent.clone(),
+                    At {
+                        value: AgentStanding { suspended: false },
+                        version,
+                    },
+                );
+                // A quarantine is served once.
+                self.asks.amend(f.agent.clone(), |at| at.value.noes.clear());
+            }
             Fact::Frozen(f) => self.on_frozen(f, committed, version),
             Fact::Unfrozen(f) => self.freezes.amend(f.scope.clone(), |at| {
                 at.value.in_force = None;
@@ -94,6 +98,9 @@ impl State {
                     self.fix_refused(f.access_request);
                 }
             }
+            Fact::ApproverInvited(f) => self.roster.on_invited(f, version),
+            Fact::ApproverEnrolled(f) => self.roster.on_enrolled(f, entry.at, version),
+            Fact::ApproverKeysRevoked(f) => self.roster.on_revoked(f, version),
             Fact::TokenIssued(f) => self.on_token_issued(f, committed, version),
             Fact::TokenReissued(f) => self.grants.change(&f.jti, |g| {
                 let mut kids = g.kids.to_vec();
@@ -205,7 +212,7 @@ impl State {
             .asks
             .all()
             .into_iter()
-            .flat_map(|(_, at)| at.value.iter().copied().collect::<Vec<_>>())
+            .flat_map(|(_, at)| at.value.waiting.iter().copied().collect::<Vec<_>>())
             .collect();
         all.sort_unstable();
         all
@@ -327,9 +334,13 @@ impl State {
         self.decisions.put(f.decision.id, committed.entry().index);
         self.due()
             .insert((f.expires_at, Due::AccessRequest(f.access_request)));
-        // Last: whoever reads this version finds the access request it stands for.
-        self.asks.amend(f.agent.clone(), |at| {
+        // Last: whoever reads these versions finds the access request they stand for.
+        self.owner_asks.amend(f.owner.clone(), |at| {
             at.value.insert(f.access_request);
+            at.version = version;
+        });
+        self.asks.amend(f.agent.clone(), |at| {
+            at.value.waiting.insert(f.access_request);
             at.version = version;
         });
     }
@@ -338,8 +349,10 @@ impl State {
         let vote = Arc::new(Vote {
             cast: f.clone(),
             statement: committed.blob(&f.statement).cloned(),
+            assertion: f.assertion.and_then(|hash| committed.blob(&hash).cloned()),
             at: committed.entry().at,
         });
+        self.roster.on_vote(f, committed.entry().at);
         self.requests.change(&f.access_request, |r| {
             let mut votes = r.votes.clone();
             votes.push(vote);
@@ -348,6 +361,14 @@ impl State {
         self.on_access_event(f.access_request, AccessEvent::Voted(f.verdict), version);
         if f.verdict == Verdict::Deny {
             self.fix_refused(f.access_request);
+            if let Some(request) = self.requests.get(&f.access_request) {
+                self.asks.amend(request.opened.agent.clone(), |asks| {
+                    asks.value.noes.push(committed.entry().at);
+                    let over = asks.value.noes.len().saturating_sub(NOES_KEPT);
+                    asks.value.noes.drain(..over);
+                    asks.version = version;
+                });
+            }
         }
     }
 
@@ -374,9 +395,11 @@ impl State {
 
     fn stop_waiting(&self, request: &AccessRequest) {
         let id = request.opened.access_request;
-        self.asks.change(&request.opened.agent, |at| At {
-            value: at.value.iter().copied().filter(|r| *r != id).collect(),
-            version: at.version,
+        self.asks.amend(request.opened.agent.clone(), |at| {
+            at.value.waiting.remove(&id);
+        });
+        self.owner_asks.amend(request.opened.owner.clone(), |at| {
+            at.value.remove(&id);
         });
         self.due()
             .remove(&(request.opened.expires_at, Due::AccessRequest(id)));

@@ -7,6 +7,7 @@
 mod feed;
 mod fold;
 mod records;
+mod roster;
 mod shared;
 mod table;
 
@@ -20,9 +21,11 @@ use crate::model::*;
 
 pub use feed::{FeedEvent, Selector};
 pub use records::{
-    AccessRequest, AccessStatus, Ended, Fixed, Freeze, FrozenAt, Grant, Illegal, Lease, Recorded,
-    Task, Use, Vote,
+    AccessRequest, AccessStatus, Asks, Ended, Fixed, Freeze, FrozenAt, Grant, Illegal, Lease,
+    Recorded, Task, Use, Vote,
 };
+
+pub use roster::{Enrolled, Invitation, Passkey, Roster};
 
 use feed::Feed;
 use shared::Shared;
@@ -59,7 +62,9 @@ pub struct State {
     requests: Table<AccessRequestId, AccessRequest>,
     grants: Table<TokenId, Grant>,
     request_ids: Notes<(TaskId, RequestId), At<Option<Fixed>>>,
-    asks: Table<AgentId, At<BTreeSet<AccessRequestId>>>,
+    asks: Table<AgentId, At<Asks>>,
+    owner_asks: Table<PersonId, At<BTreeSet<AccessRequestId>>>,
+    roster: Roster,
     task_grants: Table<TaskId, Vec<TokenId>>,
     task_requests: Table<TaskId, Vec<AccessRequestId>>,
     agent_tasks: Table<AgentId, BTreeSet<TaskId>>,
@@ -184,21 +189,27 @@ impl State {
             .find(|r| r.waits(now) && r.action.as_ref().is_some_and(|a| a.digest() == action))
     }
 
-    /// Waiting access requests of an agent, and the version of their stream.
-    pub fn asks(&self, agent: &AgentId, now: Timestamp) -> At<usize> {
-        let Some(at) = self.asks.get(agent) else {
-            return At::default();
-        };
-        let waiting = at
-            .value
-            .iter()
+    /// What an agent asks of people, and the version of that stream.
+    pub fn asks(&self, agent: &AgentId) -> Arc<At<Asks>> {
+        self.asks.get(agent).unwrap_or_default()
+    }
+
+    /// Access requests of all agents of an owner that did not stop waiting by an entry, and the version of their stream.
+    pub fn owner_asks(&self, owner: &PersonId) -> Arc<At<BTreeSet<AccessRequestId>>> {
+        self.owner_asks.get(owner).unwrap_or_default()
+    }
+
+    /// How many of these access requests wait.
+    pub fn count_waiting(&self, ids: &BTreeSet<AccessRequestId>, now: Timestamp) -> usize {
+        ids.iter()
             .filter_map(|id| self.requests.get(id))
             .filter(|r| r.waits(now))
-            .count();
-        At {
-            value: waiting,
-            version: at.version,
-        }
+            .count()
+    }
+
+    /// What the journal says of people and their keys.
+    pub const fn roster(&self) -> &Roster {
+        &self.roster
     }
 
     /// Every access request that waits, oldest first.
@@ -407,6 +418,10 @@ impl State {
             .into_iter()
             .map(|(k, v)| json!([k, v.value, v.version]))
             .collect();
+        let owner_asks: Vec<Value> = sorted(self.owner_asks.all())
+            .into_iter()
+            .map(|(k, v)| json!([k, v.value, v.version]))
+            .collect();
         let feed: Vec<Value> = self
             .feed_after(None, usize::MAX)
             .0
@@ -419,7 +434,7 @@ impl State {
             .map(|(at, due)| json!([at, format!("{due:?}")]))
             .collect();
         json!({ "position": self.position(), "tasks": tasks, "requests": requests, "grants": grants, "request_ids": request_ids, "opens": opens,
-            "agents": agents, "freezes": freezes, "trust": trust, "keys": keys, "asks": asks, "feed": feed, "due": due, "illegal": self.illegal() })
+            "agents": agents, "freezes": freezes, "trust": trust, "keys": keys, "asks": asks, "owner_asks": owner_asks, "roster": self.roster.picture(), "feed": feed, "due": due, "illegal": self.illegal() })
     }
 
     fn due(&self) -> std::sync::MutexGuard<'_, BTreeSet<(Timestamp, Due)>> {

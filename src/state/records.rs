@@ -1,5 +1,6 @@
 //! What the fold keeps of tasks, access requests and grants. Each lies in one `Arc` with the version of its stream.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::model::*;
@@ -80,6 +81,25 @@ impl Task {
     }
 }
 
+/// What an agent asks of people.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Asks {
+    /// Access requests that did not stop waiting by an entry.
+    pub waiting: BTreeSet<AccessRequestId>,
+    /// When people said no, oldest first: the last [`NOES_KEPT`] since the agent was last resumed.
+    pub noes: Vec<Timestamp>,
+}
+
+/// Noes of people that are remembered of an agent.
+pub const NOES_KEPT: usize = 32;
+
+impl Asks {
+    /// How many noes there were after a moment.
+    pub fn noes_since(&self, moment: Timestamp) -> usize {
+        self.noes.iter().filter(|at| **at > moment).count()
+    }
+}
+
 /// A vote that was counted when it was cast.
 #[derive(Debug, Clone)]
 pub struct Vote {
@@ -87,6 +107,8 @@ pub struct Vote {
     pub cast: VoteCast,
     /// What was signed, exactly as signed; absent when retention dropped it: then it counts no more.
     pub statement: Option<Arc<str>>,
+    /// What a passkey signed beside the statement's digest; absent for a vote by a key, and when retention dropped it.
+    pub assertion: Option<Arc<str>>,
     /// When it was entered.
     pub at: Timestamp,
 }
@@ -150,6 +172,15 @@ pub struct AccessRequest {
 }
 
 impl AccessRequest {
+    /// What the person who said no tells the agent.
+    pub fn comment(&self) -> Option<Comment> {
+        let no = self
+            .votes
+            .iter()
+            .find(|v| v.cast.verdict == Verdict::Deny)?;
+        VoteStatement::parse(no.statement.as_ref()?).ok()?.comment
+    }
+
     /// Whether people may still decide it, as far as the request alone tells.
     pub fn waits(&self, now: Timestamp) -> bool {
         self.status == AccessStatus::Waiting && now < self.opened.expires_at

@@ -83,6 +83,12 @@ pub enum VerifyError {
     /// The one-time code of the first operator does not hold.
     #[error("the one-time code does not hold: {0}")]
     Code(&'static str),
+    /// The cookie is of no visit that goes on.
+    #[error("the visit does not hold: {0}")]
+    Visit(&'static str),
+    /// A passkey does not hold.
+    #[error("the passkey does not hold: {0}")]
+    Passkey(String),
     /// Not exactly one registered agent matches.
     #[error("{0} registered agents match, not one")]
     Agents(usize),
@@ -247,7 +253,10 @@ impl Proven {
         }
         let mut rests_on = vec![
             (Stream::Agent(agent.id.clone()), agent_version),
-            (Stream::Person(agent.owner.clone()), 0),
+            (
+                Stream::Person(agent.owner.clone()),
+                (standing.person)(&agent.owner),
+            ),
             (Stream::Policy, rules.version),
             (Stream::Trust(facts.subject.trust_domain()), trust_version),
         ];
@@ -281,6 +290,9 @@ pub type AskStanding<'a> = Box<dyn Fn(&AgentId) -> (bool, Version) + 'a>;
 /// Whether a scope is frozen, and the version of its stream.
 pub type AskFreeze<'a> = Box<dyn Fn(&FreezeScope) -> (bool, Version) + 'a>;
 
+/// The version of a person's stream.
+pub type AskPerson<'a> = Box<dyn Fn(&PersonId) -> Version + 'a>;
+
 /// What the journal and the policy bundle say at one moment, gathered by the caller for [`Proven::stand`].
 pub struct Standing<'a> {
     /// The policy bundle in force.
@@ -291,6 +303,8 @@ pub struct Standing<'a> {
     pub agent: AskStanding<'a>,
     /// Whether a scope is frozen, and the version of its stream.
     pub freeze: AskFreeze<'a>,
+    /// The version of a person's stream.
+    pub person: AskPerson<'a>,
     /// The task the call is for, when it is for one.
     pub task: Option<TaskStanding>,
     /// Longest time since this broker verified the evidence.

@@ -185,6 +185,8 @@ impl Caller<'_> {
                     profile: "one-security".into(),
                     verdict,
                     max_ttl: None,
+                    max_uses: None,
+                    comment: String::new(),
                 };
                 approvals
                     .begin_vote(self.request(method, message))
@@ -196,9 +198,33 @@ impl Caller<'_> {
                     access_request_id,
                     statement: "{}".into(),
                     signature: vec![0; 64],
+                    passkey: None,
                 };
                 approvals
                     .cast_vote(self.request(method, message))
+                    .await
+                    .map(drop)
+            }
+            "InviteApprover" => {
+                let message = v1::InviteApproverRequest {
+                    person_id: "maria".into(),
+                };
+                approvals
+                    .invite_approver(self.request(method, message))
+                    .await
+                    .map(drop)
+            }
+            "ListApprovers" => approvals
+                .list_approvers(self.request(method, v1::ListApproversRequest {}))
+                .await
+                .map(drop),
+            "RevokeApproverKeys" => {
+                let message = v1::RevokeApproverKeysRequest {
+                    person_id: "lee".into(),
+                    key: String::new(),
+                };
+                approvals
+                    .revoke_approver_keys(self.request(method, message))
                     .await
                     .map(drop)
             }

@@ -134,7 +134,11 @@ async fn a_person_says_yes_while_the_agent_waits() {
         realm: &realm,
         profile: &profile,
         verdict: Verdict::Approve,
-        narrowing: Narrowing { max_ttl: Some(120) },
+        narrowing: Narrowing {
+            max_ttl: Some(120),
+            max_uses: None,
+        },
+        comment: None,
     };
     maria.vote(&seen).await.expect("votes");
     let (outcome, task) = waiting.await.expect("joined").expect("decided");

@@ -192,6 +192,7 @@ fn facts() -> Vec<Fact> {
             agent: agent.clone(),
             by: person.clone(),
             reason: Some(digest(11)),
+            denials: None,
         }),
         Fact::AgentResumed(AgentResumed {
             agent: agent.clone(),
@@ -239,6 +240,56 @@ fn facts() -> Vec<Fact> {
             not_after: Timestamp::from_secs(1_800_000_600),
             statement: digest(14),
             signature: "c2ln".into(),
+            uses: Some(1),
+            assertion: None,
+            sign_count: None,
+        }),
+        Fact::VoteCast(VoteCast {
+            access_request,
+            voter: word("lee", PersonId::parse),
+            key: Thumbprint(digest(16)),
+            verdict: Verdict::Deny,
+            profile: profile(),
+            max_ttl: 300,
+            not_after: Timestamp::from_secs(1_800_000_600),
+            statement: digest(14),
+            signature: "c2ln".into(),
+            uses: None,
+            assertion: Some(digest(17)),
+            sign_count: Some(4),
+        }),
+        Fact::AgentSuspended(AgentSuspended {
+            agent: agent.clone(),
+            by: word("lee", PersonId::parse),
+            reason: None,
+            denials: Some(3),
+        }),
+        Fact::ApproverInvited(ApproverInvited {
+            invitation: id(18, InvitationId::from_random),
+            person: word("lee", PersonId::parse),
+            code: digest(19),
+            expires_at: Timestamp::from_millis(1_800_000_900_140),
+            by: person.clone(),
+        }),
+        Fact::ApproverEnrolled(ApproverEnrolled {
+            person: word("lee", PersonId::parse),
+            invitation: id(18, InvitationId::from_random),
+            passkey: PasskeyOnRecord {
+                credential: "Y3JlZA".into(),
+                key: Thumbprint(digest(16)),
+                jwk: json!({"kty": "EC"}),
+                sign_count: 0,
+                backup_eligible: true,
+                backed_up: false,
+                aaguid: "AAAAAAAAAAAAAAAAAAAAAA".into(),
+                label: "Phone".into(),
+            },
+        }),
+        Fact::ApproverKeysRevoked(ApproverKeysRevoked {
+            person: word("lee", PersonId::parse),
+            keys: vec![Thumbprint(digest(16))],
+            cause: RevokeCause::Operator,
+            by: Some(person.clone()),
         }),
         Fact::VoteRefused(VoteRefused {
             access_request,
@@ -315,6 +366,9 @@ fn facts() -> Vec<Fact> {
             | Fact::VoteCast(_)
             | Fact::VoteRefused(_)
             | Fact::AccessRequestClosed(_)
+            | Fact::ApproverInvited(_)
+            | Fact::ApproverEnrolled(_)
+            | Fact::ApproverKeysRevoked(_)
             | Fact::TokenIssued(_)
             | Fact::TokenReissued(_)
             | Fact::TokenConsumed(_)
@@ -339,6 +393,7 @@ fn streams() -> Vec<Stream> {
         Stream::Request(task, word("r-1", RequestId::parse)),
         Stream::Access(id(9, AccessRequestId::from_random)),
         Stream::Asks(agent.clone()),
+        Stream::OwnerAsks(word("dana", PersonId::parse)),
         Stream::Token(id(4, TokenId::from_random)),
         Stream::Agent(agent.clone()),
         Stream::Person(word("dana", PersonId::parse)),
@@ -414,6 +469,7 @@ fn the_vote_statement_and_its_digest() {
         action: action().to_json(),
         max_ttl: 300,
         uses: Some(1),
+        comment: None,
         policy: digest(3),
         profile: profile(),
         verdict: Verdict::Approve,

@@ -19,6 +19,7 @@ use dipylon::serve::guard;
 use serde_json::json;
 
 pub const URL: &str = "http://127.0.0.1:7700";
+pub const CONSOLE: &str = "http://localhost:7700";
 pub const DOMAIN: &str = "soc.example";
 pub const IDP: &str = "https://idp.soc.example";
 pub const CASES: &str = "https://cases.soc.example";
@@ -36,6 +37,12 @@ impl World {
         let mut policy = soc();
         let mut keys = BTreeMap::new();
         let mut pkcs8 = BTreeMap::new();
+        // Stories of votes are told one after another at a clock that stands still: what slows people down has stories of
+        // its own.
+        policy
+            .get_mut("people.toml")
+            .expect("people")
+            .push_str("\n[approvals]\ndwell = \"off\"\nback_off = []\nquarantine = 0\n");
         for name in ["dana", "maria", "lee", "olga", "idp", "cases", "audit"] {
             let (key, secret) = SigningKey::generate().expect("key");
             let jwk = key.public().to_jwk();
@@ -143,6 +150,7 @@ pub fn settings() -> Settings {
         realm: Realm::parse("test").expect("realm"),
         issuer: URL.to_owned(),
         external_url: URL.to_owned(),
+        console_url: CONSOLE.to_owned(),
         evidence_audience: URL.to_owned(),
         ttl_cap: 900,
         task_cap: 86_400,
@@ -345,6 +353,7 @@ impl TestBroker {
             admits,
             proof: Some(dpop::create(key, &claims).expect("proof")),
             bearer: None,
+            visit: None,
             seat: Seat::standing(guard::class(method)),
         }
     }
@@ -470,7 +479,19 @@ impl TestBroker {
         let call = self.person_call("dipylon.v1.ApprovalService/BeginVote", name);
         let profile = ProfileName::parse(profile).expect("profile");
         self.hall
-            .begin_vote(&call, id, profile, verdict, Narrowing { max_ttl })
+            .begin_vote(
+                &call,
+                id,
+                VoteAsk {
+                    profile,
+                    verdict,
+                    narrowing: Narrowing {
+                        max_ttl,
+                        max_uses: None,
+                    },
+                    comment: None,
+                },
+            )
             .await
     }
 
@@ -488,7 +509,8 @@ impl TestBroker {
             .sign(digest.as_bytes())
             .expect("signed");
         let call = self.person_call("dipylon.v1.ApprovalService/CastVote", name);
-        self.hall.cast_vote(&call, id, statement, &signature).await
+        let proof = VoteProof::Signature(signature.to_vec());
+        self.hall.cast_vote(&call, id, statement, proof).await
     }
 
     pub async fn vote(

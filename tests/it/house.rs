@@ -9,12 +9,16 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("proto", &["model"]),
     ("jose", &["model"]),
     ("rules", &["model", "jose"]),
+    ("webauthn", &["model", "jose"]),
     ("rates", &[]),
     ("telemetry", &["model"]),
-    ("audit", &["model"]),
+    ("audit", &["model", "jose", "webauthn"]),
     ("state", &["model", "journal"]),
     ("verify", &["model", "jose", "rules"]),
-    ("approve", &["model", "jose", "rules", "state", "verify"]),
+    (
+        "approve",
+        &["model", "jose", "rules", "webauthn", "state", "verify"],
+    ),
     ("mint", &["model", "jose", "approve"]),
     ("clock", &["model"]),
     ("keys", &["jose"]),
@@ -26,6 +30,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "model",
             "jose",
             "rules",
+            "webauthn",
             "state",
             "verify",
             "approve",
@@ -81,6 +86,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("rusqlite", &["journal"]),
     ("dashmap", &["state"]),
     ("jsonwebtoken", &["jose"]),
+    ("coset", &["webauthn"]),
+    ("ciborium", &["webauthn"]),
     ("ring", &["jose", "model", "broker", "client"]),
     ("tonic", &["proto", "serve", "client"]),
     ("axum", &["serve", "cli"]),
@@ -95,7 +102,7 @@ const HOMES: &[(&str, &[&str])] = &[
 
 /// Rooms where value goes in and value comes out.
 const PURE: &[&str] = &[
-    "model", "jose", "rules", "verify", "approve", "mint", "state", "audit",
+    "model", "jose", "rules", "webauthn", "verify", "approve", "mint", "state", "audit",
 ];
 
 fn sources(dir: &Path, out: &mut Vec<PathBuf>) {

@@ -217,6 +217,7 @@ impl Realm {
                 profile: &profile,
                 verdict: Verdict::Deny,
                 narrowing,
+                comment: None,
             };
             if maria.vote(&seen).await.is_ok() {
                 self.note(|l| l.votes += 1);
@@ -246,6 +247,7 @@ impl Realm {
                 profile: &profile,
                 verdict: Verdict::Approve,
                 narrowing,
+                comment: None,
             };
             if maria.vote(&seen).await.is_ok() {
                 self.note(|l| l.votes += 1);

@@ -9,7 +9,8 @@ use dipylon::audit::{Audit, Checkpoint};
 use dipylon::jose::PublicKey;
 use dipylon::journal::ReadOnly;
 use dipylon::model::*;
-use dipylon::rules::{Answer, BundleFiles, PolicyBundle, Question};
+use dipylon::rules::{Answer, BundleFiles, Method, PolicyBundle, Question};
+use dipylon::webauthn::{self, Assertion, RelyingParty};
 
 #[derive(Default)]
 struct Walk {
@@ -28,6 +29,9 @@ struct Walk {
     uses: BTreeMap<TokenId, Vec<(ServiceId, UseId)>>,
     request_ids: BTreeSet<(TaskId, RequestId)>,
     open_asks: BTreeMap<(TaskId, Digest), AccessRequestId>,
+    invitations: BTreeSet<InvitationId>,
+    passkeys: BTreeMap<Thumbprint, (PersonId, PasskeyOnRecord)>,
+    revoked: BTreeSet<Thumbprint>,
 }
 
 /// What a walk found, for comparison with what clients were told.
@@ -118,6 +122,23 @@ impl Walk {
                     .collect();
                 self.ended.extend(of_agent);
             }
+            Fact::ApproverInvited(_) => {}
+            Fact::ApproverEnrolled(f) => {
+                assert!(
+                    self.invitations.insert(f.invitation),
+                    "an invitation was used twice"
+                );
+                let key = f.passkey.key;
+                assert!(
+                    !self.revoked.contains(&key),
+                    "a revoked key was enrolled again"
+                );
+                let before = self
+                    .passkeys
+                    .insert(key, (f.person.clone(), f.passkey.clone()));
+                assert!(before.is_none(), "one key is two people's");
+            }
+            Fact::ApproverKeysRevoked(f) => self.revoked.extend(f.keys.iter().copied()),
             Fact::AgentResumed(f) => {
                 self.suspended.remove(&f.agent);
             }
@@ -304,12 +325,42 @@ impl Walk {
             .expect("statement");
         let statement = VoteStatement::parse(&text).expect("canonical");
         let signature = URL_SAFE_NO_PAD.decode(&f.signature).expect("base64");
-        let signed = person.keys.iter().any(|k| {
-            let key = PublicKey::from_jwk(&k.jwk).expect("key");
-            key.thumbprint() == f.key
-                && key.verify(statement.digest().expect("digest").as_bytes(), &signature)
-        });
+        let digest = statement.digest().expect("digest");
+        assert!(
+            !self.revoked.contains(&f.key),
+            "law 4: a vote by a revoked key"
+        );
+        let signed = match f.assertion {
+            None => person.keys.iter().any(|k| {
+                let key = PublicKey::from_jwk(&k.jwk).expect("key");
+                key.thumbprint() == f.key && key.verify(digest.as_bytes(), &signature)
+            }),
+            Some(evidence) => {
+                let evidence = journal
+                    .blob(&evidence)
+                    .expect("readable")
+                    .expect("evidence");
+                let assertion = Assertion::from_evidence(&evidence, signature).expect("evidence");
+                let (holder, passkey) = &self.passkeys[&f.key];
+                assert_eq!(*holder, f.voter, "law 4: another's passkey");
+                let said: serde_json::Value =
+                    serde_json::from_slice(&assertion.client_data_json).expect("client data");
+                let origin = said["origin"].as_str().expect("origin").to_owned();
+                let id = origin.split("://").nth(1).and_then(|h| h.split(':').next());
+                let party = RelyingParty {
+                    id: id.expect("host").to_owned(),
+                    origin: origin.clone(),
+                };
+                let be = passkey.backup_eligible;
+                webauthn::check(&party, digest.as_bytes(), &passkey.jwk, be, &assertion).is_ok()
+            }
+        };
         assert!(signed, "the signature does not verify");
+        assert!(
+            profile.method == Method::Key || f.assertion.is_some(),
+            "law 4: a profile that says passkey took something else"
+        );
+        assert_eq!((statement.uses, statement.max_ttl), (f.uses, f.max_ttl));
         assert_eq!(statement.access_request_id, f.access_request);
         let votes = self.votes.entry(f.access_request).or_default();
         assert!(
@@ -405,6 +456,7 @@ impl Walk {
                 let profile = bundle.profile(&vote.profile.name);
                 let person = bundle.person(&vote.voter);
                 let counts = entry.at < vote.not_after
+                    && !self.revoked.contains(&vote.key)
                     && profile.is_some_and(|p| p.digest() == vote.profile.digest)
                     && vote.voter != agent.owner
                     && person.is_some_and(|p| {
@@ -433,6 +485,10 @@ impl Walk {
                     assert!(
                         f.exp - f.iat <= vote.max_ttl,
                         "law 5: beyond a voter's narrowing"
+                    );
+                    assert!(
+                        f.uses.unwrap_or(u32::MAX) <= vote.uses.unwrap_or(u32::MAX),
+                        "law 5: more uses than a voter agreed to"
                     );
                     assert!(
                         f.exp <= vote.not_after.secs(),

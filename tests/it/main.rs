@@ -36,6 +36,7 @@ mod operators;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod parallel;
+mod passkey;
 mod properties;
 mod readings;
 mod secrets;
@@ -45,3 +46,4 @@ mod spine;
 mod transport;
 mod vectors;
 mod walk;
+mod webauthn;

@@ -109,7 +109,11 @@ async fn figures_before_and_after_a_story() {
             realm: &realm,
             profile: &profile,
             verdict: Verdict::Approve,
-            narrowing: Narrowing { max_ttl: None },
+            narrowing: Narrowing {
+                max_ttl: None,
+                max_uses: None,
+            },
+            comment: None,
         })
         .await
         .expect("votes");

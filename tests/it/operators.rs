@@ -158,6 +158,7 @@ impl Bare {
             admits,
             proof,
             bearer: None,
+            visit: None,
             seat: Seat::standing(guard::class(method)),
         }
     }

@@ -10,7 +10,7 @@ use dipylon::model::{Digest, json};
 use serde_json::Value;
 
 /// The folder of public vectors, or a loud skip.
-fn vectors(what: &str) -> Option<PathBuf> {
+pub fn vectors(what: &str) -> Option<PathBuf> {
     let root = std::env::var_os("DIPYLON_VECTORS").map_or_else(
         || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/vectors")),
         PathBuf::from,

@@ -54,7 +54,7 @@ pub(in crate::cli) async fn run(args: PersonChild) -> Result<ExitCode, Failure> 
             let profile = card.needs.first().ok_or_else(|| Failure::failed("the card asks for nothing"))?;
             let profile = ProfileName::parse(&profile.name)?;
             let narrowing = Narrowing::default();
-            let seen = Seen { card: &card, realm: &realm, profile: &profile, verdict: Verdict::Approve, narrowing };
+            let seen = Seen { card: &card, realm: &realm, profile: &profile, verdict: Verdict::Approve, narrowing, comment: None };
             let after = person.vote(&seen).await?;
             Ok(json!({ "outcome": shapes::status(after.status), "title": card.title, "profile": profile }))
         }

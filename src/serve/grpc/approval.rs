@@ -1,6 +1,9 @@
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tonic::{Request, Response, Status};
 
 use super::{Door, note, shapes};
+use crate::broker::{Assertion, VoteAsk, VoteProof};
 use crate::model::*;
 use crate::proto::convert;
 use crate::proto::v1;
@@ -48,15 +51,19 @@ impl ApprovalService for Door {
         let (call, message) = self
             .open("dipylon.v1.ApprovalService/BeginVote", request)
             .await?;
-        let (id, profile, verdict, narrowing) =
-            vote_ask(&message).map_err(self.malformed(&call))?;
+        let (id, ask) = vote_ask(&message).map_err(self.malformed(&call))?;
         note("access_request", &id);
-        let begun = self
-            .hall
-            .begin_vote(&call, id, profile, verdict, narrowing)
-            .await;
-        self.answer(begun.map(|begun| v1::BeginVoteResponse {
-            statement: begun.statement,
+        let begun = self.hall.begin_vote(&call, id, ask).await;
+        self.answer(begun.map(|begun| {
+            v1::BeginVoteResponse {
+                statement: begun.statement,
+                challenge: begun.challenge.as_bytes().to_vec(),
+                credentials: begun
+                    .credentials
+                    .iter()
+                    .filter_map(|id| URL_SAFE_NO_PAD.decode(id).ok())
+                    .collect(),
+            }
         }))
     }
 
@@ -70,29 +77,102 @@ impl ApprovalService for Door {
         let id =
             AccessRequestId::parse(&message.access_request_id).map_err(self.malformed(&call))?;
         note("access_request", &id);
+        let proof = proof(message.signature, message.passkey).map_err(self.malformed(&call))?;
         let cast = self
             .hall
-            .cast_vote(&call, id, &message.statement, &message.signature)
+            .cast_vote(&call, id, &message.statement, proof)
             .await;
         self.answer(cast.map(|view| v1::CastVoteResponse {
             access_request: Some(shapes::access_request(&view, true)),
         }))
     }
+
+    async fn invite_approver(
+        &self,
+        request: Request<v1::InviteApproverRequest>,
+    ) -> Result<Response<v1::InviteApproverResponse>, Status> {
+        let (call, message) = self
+            .open("dipylon.v1.ApprovalService/InviteApprover", request)
+            .await?;
+        let person = PersonId::parse(&message.person_id).map_err(self.malformed(&call))?;
+        let invited = self.hall.invite_approver(&call, person).await;
+        self.answer(invited.map(|invited| v1::InviteApproverResponse {
+            code: invited.code.reveal().to_owned(),
+            url: invited.url.reveal().to_owned(),
+            expires_at: Some(convert::timestamp_to_wire(invited.expires_at)),
+        }))
+    }
+
+    async fn list_approvers(
+        &self,
+        request: Request<v1::ListApproversRequest>,
+    ) -> Result<Response<v1::ListApproversResponse>, Status> {
+        let (call, _) = self
+            .open("dipylon.v1.ApprovalService/ListApprovers", request)
+            .await?;
+        let listed = self.hall.list_approvers(&call);
+        self.answer(listed.map(|people| v1::ListApproversResponse {
+            approvers: people.iter().map(shapes::approver).collect(),
+        }))
+    }
+
+    async fn revoke_approver_keys(
+        &self,
+        request: Request<v1::RevokeApproverKeysRequest>,
+    ) -> Result<Response<v1::RevokeApproverKeysResponse>, Status> {
+        let (call, message) = self
+            .open("dipylon.v1.ApprovalService/RevokeApproverKeys", request)
+            .await?;
+        let person = PersonId::parse(&message.person_id).map_err(self.malformed(&call))?;
+        let key = match message.key.as_str() {
+            "" => None,
+            text => Some(Thumbprint(
+                Digest::parse(text).map_err(self.malformed(&call))?,
+            )),
+        };
+        let revoked = self.hall.revoke_approver_keys(&call, person, key).await;
+        self.answer(revoked.map(|n| v1::RevokeApproverKeysResponse {
+            revoked: shapes::count(n),
+        }))
+    }
 }
 
-fn vote_ask(
-    message: &v1::BeginVoteRequest,
-) -> Result<(AccessRequestId, ProfileName, Verdict, Narrowing), Malformed> {
-    Ok((
-        AccessRequestId::parse(&message.access_request_id)?,
-        ProfileName::parse(&message.profile)?,
-        convert::verdict(message.verdict)?,
-        Narrowing {
+fn vote_ask(message: &v1::BeginVoteRequest) -> Result<(AccessRequestId, VoteAsk), Malformed> {
+    let ask = VoteAsk {
+        profile: ProfileName::parse(&message.profile)?,
+        verdict: convert::verdict(message.verdict)?,
+        narrowing: Narrowing {
             max_ttl: message
                 .max_ttl
                 .as_ref()
                 .map(|ttl| convert::seconds("max_ttl", ttl))
                 .transpose()?,
+            max_uses: message.max_uses,
         },
-    ))
+        comment: match message.comment.as_str() {
+            "" => None,
+            text => Some(Comment::parse(text)?),
+        },
+    };
+    Ok((AccessRequestId::parse(&message.access_request_id)?, ask))
+}
+
+fn proof(
+    signature: Vec<u8>,
+    passkey: Option<v1::PasskeyAssertion>,
+) -> Result<VoteProof, Malformed> {
+    match (signature.is_empty(), passkey) {
+        (false, None) => Ok(VoteProof::Signature(signature)),
+        (true, Some(made)) => Ok(VoteProof::Passkey(Assertion {
+            credential: made.credential_id,
+            authenticator_data: made.authenticator_data,
+            client_data_json: made.client_data_json,
+            signature: made.signature,
+            user: (!made.user_handle.is_empty()).then_some(made.user_handle),
+        })),
+        (true, None) | (false, Some(_)) => Err(Malformed::new(
+            "signature",
+            "one of signature and passkey is required",
+        )),
+    }
 }

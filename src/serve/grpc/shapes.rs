@@ -1,8 +1,8 @@
 //! The hall's answers in wire words.
 
 use crate::broker::{
-    AccessStanding, AccessView, AgentView, CardView, EndReport, Position, ProfileState, RuleShown,
-    TaskView, TokenReply,
+    AccessStanding, AccessView, AgentView, ApproverView, CardView, EndReport, Position,
+    ProfileState, RuleShown, TaskView, TokenReply,
 };
 use crate::model::*;
 use crate::proto::convert::{action_to_wire, seconds_to_wire, timestamp_to_wire};
@@ -115,6 +115,10 @@ pub(super) fn token_reply(reply: TokenReply) -> v1::RequestTokenResponse {
                 access_request_id: denied
                     .access_request
                     .map(|id| id.to_string())
+                    .unwrap_or_default(),
+                comment: denied
+                    .comment
+                    .map(|c| c.as_str().to_owned())
                     .unwrap_or_default(),
             };
             (Outcome::Denied(message), denied.decision, denied.facts)
@@ -235,6 +239,29 @@ pub(super) fn card(card: &CardView) -> v1::Card {
             .as_ref()
             .map(|p| p.as_str().to_owned())
             .unwrap_or_default(),
+    }
+}
+
+pub(super) fn approver(person: &ApproverView) -> v1::Approver {
+    v1::Approver {
+        person_id: person.id.to_string(),
+        name: person.name.clone(),
+        groups: person.groups.iter().map(ToString::to_string).collect(),
+        roles: person.roles.iter().map(|r| r.as_str().to_owned()).collect(),
+        keys: person.keys.iter().map(ToString::to_string).collect(),
+        passkeys: person
+            .passkeys
+            .iter()
+            .map(|passkey| v1::Passkey {
+                key: passkey.key.to_string(),
+                label: passkey.label.clone(),
+                added_at: Some(timestamp_to_wire(passkey.added_at)),
+                last_vote_at: passkey.last_vote_at.map(timestamp_to_wire),
+                backup_eligible: passkey.backup_eligible,
+            })
+            .collect(),
+        invited_until: person.invited_until.map(timestamp_to_wire),
+        revoked: person.revoked.iter().map(ToString::to_string).collect(),
     }
 }
 

@@ -304,6 +304,7 @@ pub async fn decide(maria: &Person, verdict: Verdict) -> AccessRequestId {
                 profile: &profile,
                 verdict,
                 narrowing,
+                comment: None,
             };
             maria.vote(&seen).await.expect("votes");
             return id;

@@ -1,0 +1,136 @@
+use std::fmt;
+
+use serde_json::Value;
+
+use super::jwk::Material;
+use super::{Alg, KeyError, KeySetError, Usage};
+use crate::model::json::canonical;
+use crate::model::{Digest, Thumbprint};
+
+/// The public key of a passkey: P-256, Ed25519 or RSA, each with the one algorithm that WebAuthn gives its type (Level 3
+/// §5.8.5): ES256, EdDSA, RS256.
+#[derive(Clone)]
+pub struct AuthenticatorKey {
+    material: Material,
+    alg: Alg,
+    thumbprint: Thumbprint,
+}
+
+impl AuthenticatorKey {
+    /// Reads a JWK of exactly the members its type requires (RFC 7638 §3.2), so that one key has one record. Refuses a point
+    /// off its curve and an RSA modulus or exponent that no key set may have either.
+    pub fn from_jwk(jwk: &Value) -> Result<Self, KeyError> {
+        let members = jwk.as_object().ok_or(KeyError::Jwk("must be an object"))?;
+        let text = |name: &str| members.get(name).and_then(Value::as_str);
+        let (alg, required): (Alg, &[&str]) = match (text("kty"), text("crv")) {
+            (Some("EC"), Some("P-256")) => (Alg::Es256, &["crv", "kty", "x", "y"]),
+            (Some("OKP"), Some("Ed25519")) => (Alg::EdDsa, &["crv", "kty", "x"]),
+            (Some("RSA"), None) => (Alg::Rs256, &["e", "kty", "n"]),
+            (_, _) => return Err(KeyError::Jwk("must be P-256, Ed25519 or RSA")),
+        };
+        if members.len() != required.len() || !required.iter().all(|m| members.contains_key(*m)) {
+            return Err(KeyError::Jwk(
+                "must have the required members and no others",
+            ));
+        }
+        let read = Material::read(members, text("kty"), Usage::Signature);
+        let material = match read {
+            Ok(Some((material, _))) => material,
+            Ok(None) => return Err(KeyError::Jwk("must be P-256, Ed25519 or RSA")),
+            Err(KeySetError::Key(why) | KeySetError::Form(why)) => return Err(KeyError::Jwk(why)),
+            Err(
+                KeySetError::TooLarge
+                | KeySetError::Json
+                | KeySetError::Private
+                | KeySetError::DuplicateKid
+                | KeySetError::MissingKid,
+            ) => return Err(KeyError::Jwk("cannot be read")),
+        };
+        // The canonical form of the required members is the one RFC 7638 §3 hashes.
+        let text = canonical(jwk).map_err(|_| KeyError::Jwk("cannot be written"))?;
+        Ok(Self {
+            material,
+            alg,
+            thumbprint: Thumbprint(Digest::of(text.as_bytes())),
+        })
+    }
+
+    /// The JWK thumbprint (RFC 7638, SHA-256): the key's name.
+    pub fn thumbprint(&self) -> Thumbprint {
+        self.thumbprint
+    }
+
+    /// Its one algorithm.
+    pub fn alg(&self) -> Alg {
+        self.alg
+    }
+
+    /// Whether the signature, in the form authenticators give it (WebAuthn Level 3 §6.5.5: DER for ECDSA, as in JOSE for the
+    /// others), is this key's over the message.
+    pub fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
+        match &self.material {
+            Material::P256(key) => key.verify_der(message, signature),
+            Material::P384(_) => false,
+            other @ (Material::Rsa { .. } | Material::Ed25519(_)) => {
+                other.verify(self.alg, message, signature)
+            }
+        }
+    }
+}
+
+impl fmt::Debug for AuthenticatorKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AuthenticatorKey({}, {:?})", self.thumbprint, self.alg)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::jose::{SigningKey, encode};
+
+    #[test]
+    fn one_key_has_one_record() {
+        let (key, _) = SigningKey::generate().expect("key");
+        let jwk = key.public().to_jwk();
+        let read = AuthenticatorKey::from_jwk(&jwk).expect("key");
+        assert_eq!(read.thumbprint(), key.thumbprint());
+        assert_eq!(read.alg(), Alg::Es256);
+        for (name, value) in [
+            ("alg", json!("ES256")),
+            ("kid", json!("k")),
+            ("d", json!(encode(&[1; 32]))),
+            ("x", json!(encode(&[1; 32]))),
+            ("x", json!(1)),
+            ("crv", json!("P-384")),
+            ("kty", json!("oct")),
+            ("kty", json!("OKP")),
+        ] {
+            let mut other = jwk.clone();
+            other[name] = value.clone();
+            assert!(
+                AuthenticatorKey::from_jwk(&other).is_err(),
+                "{name} {value}"
+            );
+        }
+        let ed = json!({ "kty": "OKP", "crv": "Ed25519", "x": encode(&[1; 32]) });
+        assert_eq!(
+            AuthenticatorKey::from_jwk(&ed).expect("key").alg(),
+            Alg::EdDsa
+        );
+        let rsa = |n: &[u8]| json!({ "kty": "RSA", "e": "AQAB", "n": encode(n) });
+        assert!(AuthenticatorKey::from_jwk(&rsa(&[0xd7; 256])).is_ok());
+        assert!(AuthenticatorKey::from_jwk(&rsa(&[0xd7; 128])).is_err());
+    }
+
+    #[test]
+    fn jose_form_is_not_the_authenticators() {
+        let (key, _) = SigningKey::generate().expect("key");
+        let read = AuthenticatorKey::from_jwk(&key.public().to_jwk()).expect("key");
+        let raw = key.sign(b"message").expect("signature");
+        assert!(key.public().verify(b"message", &raw));
+        assert!(!read.verify(b"message", &raw));
+    }
+}

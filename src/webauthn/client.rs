@@ -1,0 +1,74 @@
+//! What the browser says: `clientDataJSON` (WebAuthn L3 §5.8.1).
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::{Map, Value};
+
+use super::{CHALLENGE_BYTES_MIN, CLIENT_DATA_BYTES_MAX, RelyingParty, WebauthnError, within};
+use crate::model::json;
+
+/// Which of the two answers it must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ceremony {
+    Create,
+    Get,
+}
+
+impl Ceremony {
+    const fn type_name(self) -> &'static str {
+        match self {
+            Self::Create => "webauthn.create",
+            Self::Get => "webauthn.get",
+        }
+    }
+}
+
+/// Checks type, challenge, origin and frame. Members not known here are passed over, as §5.8.1 demands; a member that stands
+/// twice is refused, for two readers could take different ones.
+pub(super) fn check(
+    ceremony: Ceremony,
+    rp: &RelyingParty,
+    challenge: &[u8],
+    client_data_json: &[u8],
+) -> Result<(), WebauthnError> {
+    within(
+        "client data",
+        client_data_json,
+        &(1..=CLIENT_DATA_BYTES_MAX),
+    )?;
+    let said = json::parse(client_data_json)
+        .map_err(|_| WebauthnError::ClientData("not one JSON text with each member once"))?;
+    let Value::Object(said) = said else {
+        return Err(WebauthnError::ClientData("not an object"));
+    };
+    if text(&said, "type")? != ceremony.type_name() {
+        return Err(WebauthnError::Type);
+    }
+    // An empty challenge would be answered by anything ever signed.
+    if challenge.len() < CHALLENGE_BYTES_MIN
+        || text(&said, "challenge")? != URL_SAFE_NO_PAD.encode(challenge)
+    {
+        return Err(WebauthnError::Challenge);
+    }
+    if text(&said, "origin")? != rp.origin {
+        return Err(WebauthnError::Origin);
+    }
+    // No page of ours is ever framed. `tokenBinding` is reserved and says nothing (§5.8.1).
+    match said.get("crossOrigin") {
+        None | Some(Value::Bool(false)) => {}
+        Some(Value::Bool(true)) => return Err(WebauthnError::CrossOrigin),
+        Some(_) => return Err(WebauthnError::ClientData("crossOrigin must be a boolean")),
+    }
+    if said.contains_key("topOrigin") {
+        return Err(WebauthnError::CrossOrigin);
+    }
+    Ok(())
+}
+
+fn text<'a>(said: &'a Map<String, Value>, name: &str) -> Result<&'a str, WebauthnError> {
+    said.get(name)
+        .and_then(Value::as_str)
+        .ok_or(WebauthnError::ClientData(
+            "type, challenge and origin must be strings",
+        ))
+}

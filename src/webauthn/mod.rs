@@ -1,0 +1,247 @@
+//! Passkeys: what a browser and an authenticator hand over, checked whole (W3C Web Authentication Level 3, §7.1 and §7.2).
+//!
+//! In: the bytes of a registration or an assertion, the relying party they must be for, the challenge they must answer, and
+//! for an assertion the key on record. Out: a new [`Credential`], or what the authenticator said besides ([`Seen`]).
+//! Trusts: `jose` for keys and signatures; the caller for whose credential it is, that a challenge is answered once and in
+//! time, and for comparing the counter.
+//! Refuses: every answer without user presence *and* user verification, another origin (byte for byte, no suffixes), frames
+//! of another origin, a challenge that is not the one asked, flags that contradict each other or the record, and bytes that
+//! could be read in two ways.
+//! Never: judges an attestation (we ask for none), reads a clock, remembers a challenge, or puts a value from outside into
+//! an error.
+
+mod authenticator;
+mod client;
+mod evidence;
+mod key;
+
+use std::ops::RangeInclusive;
+
+use serde_json::Value;
+
+use crate::jose::AuthenticatorKey;
+use crate::model::Digest;
+use authenticator::AuthenticatorData;
+use client::Ceremony;
+
+pub use evidence::{EVIDENCE_BYTES_MAX, EvidenceError};
+
+/// Who asks: the domain that passkeys belong to, and the one origin that may use them (WebAuthn L3 §4, "RP ID", "origin").
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelyingParty {
+    /// The RP ID: a domain, without scheme and port.
+    pub id: String,
+    /// The origin: scheme, host and, where it is not the scheme's own, port; in ASCII, as browsers write it.
+    pub origin: String,
+}
+
+/// What `navigator.credentials.create()` gave (WebAuthn L3 §5.2.1).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registration {
+    /// `clientDataJSON`, at most [`CLIENT_DATA_BYTES_MAX`].
+    pub client_data_json: Vec<u8>,
+    /// `attestationObject`, at most [`ATTESTATION_BYTES_MAX`].
+    pub attestation_object: Vec<u8>,
+}
+
+/// What `navigator.credentials.get()` gave (WebAuthn L3 §5.2.2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assertion {
+    /// `rawId`: the credential it says it is of, [`CREDENTIAL_ID_BYTES`]. Not signed: the key decides.
+    pub credential: Vec<u8>,
+    /// `authenticatorData`, at most [`AUTHENTICATOR_DATA_BYTES_MAX`].
+    pub authenticator_data: Vec<u8>,
+    /// `clientDataJSON`, at most [`CLIENT_DATA_BYTES_MAX`].
+    pub client_data_json: Vec<u8>,
+    /// `signature`, at most [`SIGNATURE_BYTES_MAX`].
+    pub signature: Vec<u8>,
+    /// `userHandle`, [`USER_HANDLE_BYTES`] where it is there. Not signed: the caller compares it with whose credential it is.
+    pub user: Option<Vec<u8>>,
+}
+
+/// A passkey as registered (WebAuthn L3 §4, "credential record").
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credential {
+    /// The credential ID, [`CREDENTIAL_ID_BYTES`].
+    pub id: Vec<u8>,
+    /// The public key: the required members of its type, as [`AuthenticatorKey::from_jwk`] reads them.
+    pub jwk: Value,
+    /// The signature counter, 0 where the authenticator keeps none.
+    pub sign_count: u32,
+    /// BE: whether it may be synchronised. Never changes.
+    pub backup_eligible: bool,
+    /// BS: whether it is synchronised now.
+    pub backed_up: bool,
+    /// The authenticator's model, all zero where it does not say. Not attested: a hint.
+    pub aaguid: [u8; 16],
+}
+
+/// What an assertion said besides "yes".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// The signature counter: above the one on record, or both 0 (WebAuthn L3 §7.2). The caller compares.
+    pub sign_count: u32,
+    /// BS: whether the passkey is synchronised now.
+    pub backed_up: bool,
+}
+
+/// Why a registration or an assertion was not taken. Names the check, never a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum WebauthnError {
+    /// A part is empty or longer than this room reads.
+    #[error("{0} is too short or too long")]
+    Length(&'static str),
+    /// The client data are not one JSON object with the members they must have, each once.
+    #[error("client data: {0}")]
+    ClientData(&'static str),
+    /// A registration where an assertion must be, or the reverse.
+    #[error("client data: another type of ceremony")]
+    Type,
+    /// Answers another challenge than the one asked.
+    #[error("client data: another challenge")]
+    Challenge,
+    /// Made on a page of another origin.
+    #[error("client data: another origin")]
+    Origin,
+    /// Made in a frame inside a page of another origin.
+    #[error("client data: made inside a page of another origin")]
+    CrossOrigin,
+    /// The attestation object is not what WebAuthn L3 §6.5.4 describes.
+    #[error("attestation object: {0}")]
+    AttestationObject(&'static str),
+    /// The authenticator data are not what WebAuthn L3 §6.1 describes.
+    #[error("authenticator data: {0}")]
+    AuthenticatorData(&'static str),
+    /// Made for another relying party.
+    #[error("authenticator data: another relying party")]
+    RelyingParty,
+    /// Nobody touched the authenticator.
+    #[error("authenticator data: no user present")]
+    NotPresent,
+    /// The authenticator did not verify its user (by PIN or biometrics).
+    #[error("authenticator data: user not verified")]
+    NotVerified,
+    /// Backed up without being eligible for it.
+    #[error("authenticator data: backed up but not eligible for backup")]
+    BackupState,
+    /// Eligibility for backup is not as registered: another credential, or a broken authenticator.
+    #[error("authenticator data: eligibility for backup is not as registered")]
+    BackupEligibility,
+    /// The key is of no algorithm in [`ALGORITHMS`].
+    #[error("credential key: algorithm not accepted")]
+    Algorithm,
+    /// The key is not one, or not in the one form WebAuthn L3 §6.5.1.1 allows.
+    #[error("credential key: {0}")]
+    Key(&'static str),
+    /// The signature is not the key's over these bytes.
+    #[error("signature does not verify")]
+    Signature,
+    /// The key on record cannot be read: ours to mend.
+    #[error("the key on record cannot be read")]
+    Record,
+}
+
+/// Checks a registration (WebAuthn L3 §7.1). Whether the credential is registered already, the caller knows.
+pub fn register(
+    rp: &RelyingParty,
+    challenge: &[u8],
+    made: &Registration,
+) -> Result<Credential, WebauthnError> {
+    client::check(Ceremony::Create, rp, challenge, &made.client_data_json)?;
+    let data = authenticator::of_attestation(&made.attestation_object)?;
+    let data = AuthenticatorData::parse(&data)?;
+    data.check(rp)?;
+    let (backup_eligible, backed_up) = (data.backup_eligible(), data.backed_up());
+    let attested = data.attested.ok_or(WebauthnError::AuthenticatorData(
+        "a registration without a credential",
+    ))?;
+    Ok(Credential {
+        id: attested.credential.to_vec(),
+        jwk: key::to_jwk(attested.key)?,
+        sign_count: data.sign_count,
+        backup_eligible,
+        backed_up,
+        aaguid: attested.aaguid,
+    })
+}
+
+/// Checks an assertion (WebAuthn L3 §7.2) under the key on record. Everything but whose the credential is and the counter,
+/// which are the caller's to compare.
+pub fn check(
+    rp: &RelyingParty,
+    challenge: &[u8],
+    jwk: &Value,
+    backup_eligible: bool,
+    assertion: &Assertion,
+) -> Result<Seen, WebauthnError> {
+    let key = AuthenticatorKey::from_jwk(jwk).map_err(|_| WebauthnError::Record)?;
+    within("credential ID", &assertion.credential, &CREDENTIAL_ID_BYTES)?;
+    if let Some(user) = &assertion.user {
+        within("user handle", user, &USER_HANDLE_BYTES)?;
+    }
+    within(
+        "signature",
+        &assertion.signature,
+        &(1..=SIGNATURE_BYTES_MAX),
+    )?;
+    client::check(Ceremony::Get, rp, challenge, &assertion.client_data_json)?;
+    within(
+        "authenticator data",
+        &assertion.authenticator_data,
+        &(1..=AUTHENTICATOR_DATA_BYTES_MAX),
+    )?;
+    let data = AuthenticatorData::parse(&assertion.authenticator_data)?;
+    data.check(rp)?;
+    // §6.1: a credential's data come with its registration and never with an assertion.
+    if data.attested.is_some() {
+        return Err(WebauthnError::AuthenticatorData(
+            "an assertion with a credential",
+        ));
+    }
+    if data.backup_eligible() != backup_eligible {
+        return Err(WebauthnError::BackupEligibility);
+    }
+    if !key.verify(&signed_bytes(assertion), &assertion.signature) {
+        return Err(WebauthnError::Signature);
+    }
+    Ok(Seen {
+        sign_count: data.sign_count,
+        backed_up: data.backed_up(),
+    })
+}
+
+/// What an authenticator signs: its own data, then the digest of the browser's (§6.3.3).
+fn signed_bytes(assertion: &Assertion) -> Vec<u8> {
+    let client = Digest::of(&assertion.client_data_json);
+    [&assertion.authenticator_data[..], client.as_bytes()].concat()
+}
+
+fn within(
+    what: &'static str,
+    bytes: &[u8],
+    bounds: &RangeInclusive<usize>,
+) -> Result<(), WebauthnError> {
+    if bounds.contains(&bytes.len()) {
+        Ok(())
+    } else {
+        Err(WebauthnError::Length(what))
+    }
+}
+
+/// COSE algorithms accepted, the best liked first, to ask a browser for: ES256, EdDSA over Ed25519, RS256 (of authenticators
+/// that have nothing newer).
+pub const ALGORITHMS: [i64; 3] = [-7, -8, -257];
+/// Fewest bytes of a challenge (WebAuthn L3 §13.4.3). A digest has 32.
+pub const CHALLENGE_BYTES_MIN: usize = 16;
+/// Longest `clientDataJSON`, in bytes: browsers write about 200.
+pub const CLIENT_DATA_BYTES_MAX: usize = 4 * 1024;
+/// Longest attestation object, in bytes: 200 without an attestation, a few thousand with certificates nobody asked for.
+pub const ATTESTATION_BYTES_MAX: usize = 16 * 1024;
+/// Longest authenticator data of an assertion, in bytes: 37, and more only with extensions.
+pub const AUTHENTICATOR_DATA_BYTES_MAX: usize = 1024;
+/// Bytes of a credential ID (WebAuthn L3 §4, "credential ID"; §7.1).
+pub const CREDENTIAL_ID_BYTES: RangeInclusive<usize> = 16..=1023;
+/// Bytes of a user handle (WebAuthn L3 §5.4.3).
+pub const USER_HANDLE_BYTES: RangeInclusive<usize> = 1..=64;
+/// Longest signature, in bytes: RSA with 4096 bits.
+pub const SIGNATURE_BYTES_MAX: usize = 512;

@@ -1,0 +1,811 @@
+//! Passkeys against the room that checks them: the specification's own ceremonies, every single changed byte, and every
+//! lie an authenticator, a browser or a thief of either could tell.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ciborium::cbor;
+use ciborium::value::Value as Cbor;
+use dipylon::jose::AuthenticatorKey;
+use dipylon::model::Digest;
+use dipylon::webauthn::{self, Assertion, Credential, Registration, RelyingParty, WebauthnError};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use crate::passkey::{Kind, Manners, SoftPasskey, attestation_object, encoded};
+use crate::vectors::vectors;
+
+/// One ceremony of the specification's section "Test Vectors".
+pub struct Ceremony {
+    pub name: String,
+    pub creation: Vec<u8>,
+    pub registration: Registration,
+    pub request: Vec<u8>,
+    pub assertion: Assertion,
+}
+
+/// The relying party of the specification's ceremonies.
+pub fn example() -> RelyingParty {
+    RelyingParty {
+        id: "example.org".to_owned(),
+        origin: "https://example.org".to_owned(),
+    }
+}
+
+/// The specification's ceremonies, or a loud skip.
+pub fn ceremonies() -> Option<Vec<Ceremony>> {
+    let file = vectors("webauthn")?.join("webauthn_l3_test_vectors.json");
+    let all: Value = serde_json::from_slice(&std::fs::read(file).expect("read")).expect("JSON");
+    let all = all.as_array().expect("an array").iter();
+    let ceremonies = all
+        // The first is the root of the attestations, which are not judged here.
+        .filter(|c| c["registration"]["clientDataJSON"].is_string())
+        .map(|c| {
+            let (made, got) = (&c["registration"], &c["authentication"]);
+            Ceremony {
+                name: c["name"].as_str().expect("name").to_owned(),
+                creation: hex(&made["challenge"]),
+                registration: Registration {
+                    client_data_json: hex(&made["clientDataJSON"]),
+                    attestation_object: hex(&made["attestationObject"]),
+                },
+                request: hex(&got["challenge"]),
+                assertion: Assertion {
+                    credential: hex(&made["credential_id"]),
+                    authenticator_data: hex(&got["authenticatorData"]),
+                    client_data_json: hex(&got["clientDataJSON"]),
+                    signature: hex(&got["signature"]),
+                    user: None,
+                },
+            }
+        })
+        .collect();
+    Some(ceremonies)
+}
+
+fn hex(value: &Value) -> Vec<u8> {
+    let digits = value.as_str().expect("hex");
+    (0..digits.len())
+        .step_by(2)
+        .map(|i| u8::from_str_radix(&digits[i..i + 2], 16).expect("hex"))
+        .collect()
+}
+
+/// The flags of the authenticator data inside an attestation object of the specification: after the RP ID's digest.
+fn flags_made(registration: &Registration) -> u8 {
+    let object: Cbor = ciborium::from_reader(&registration.attestation_object[..]).expect("CBOR");
+    let data = object
+        .as_map()
+        .expect("map")
+        .iter()
+        .find(|(name, _)| name.as_text() == Some("authData"))
+        .and_then(|(_, data)| data.as_bytes())
+        .expect("authData");
+    data[32]
+}
+
+#[test]
+fn the_ceremonies_of_the_specification() {
+    let Some(ceremonies) = ceremonies() else {
+        return;
+    };
+    let rp = example();
+    let (mut made, mut asserted, mut signed, mut refused) = (0, 0, 0, Vec::new());
+    for c in &ceremonies {
+        // Each is taken, or refused for its own reason: frames and unverified users have no say here, other algorithms no key.
+        let framed = c.name.contains("crossOrigin") || c.name.contains("topOrigin");
+        let foreign = ["ES384", "ES512", "Ed448"]
+            .iter()
+            .any(|alg| c.name.contains(alg));
+        let expected = |flags: u8| match flags & 4 {
+            _ if framed => Err(WebauthnError::CrossOrigin),
+            0 => Err(WebauthnError::NotVerified),
+            _ if foreign => Err(WebauthnError::Algorithm),
+            _ => Ok(()),
+        };
+        let registered = webauthn::register(&rp, &c.creation, &c.registration);
+        if let Ok(credential) = &registered {
+            assert_eq!(credential.id, c.assertion.credential, "{}", c.name);
+            made += 1;
+        }
+        let registered = registered.map(|_| ());
+        let wanted = expected(flags_made(&c.registration));
+        assert_eq!(registered, wanted, "{}", c.name);
+        refused.extend(registered.err().map(|e| format!("{}: {e}", c.name)));
+
+        // Whoever was not verified when registering may have been when signing: the key alone is needed for that.
+        let credential = registered_verified(&rp, c);
+        if foreign {
+            assert_eq!(credential, Err(WebauthnError::Algorithm), "{}", c.name);
+            continue;
+        }
+        let credential = credential.unwrap_or_else(|e| panic!("{}: {e}", c.name));
+        // Every signature of an algorithm we have, of a verified user or not.
+        let key = AuthenticatorKey::from_jwk(&credential.jwk).expect("key");
+        let client = Digest::of(&c.assertion.client_data_json);
+        let message = [&c.assertion.authenticator_data[..], client.as_bytes()].concat();
+        assert!(key.verify(&message, &c.assertion.signature), "{}", c.name);
+        signed += 1;
+        let checked = webauthn::check(
+            &rp,
+            &c.request,
+            &credential.jwk,
+            credential.backup_eligible,
+            &c.assertion,
+        )
+        .map(|_| ());
+        let wanted = expected(c.assertion.authenticator_data[32]);
+        assert_eq!(checked, wanted, "{}", c.name);
+        match checked {
+            Ok(()) => asserted += 1,
+            Err(e) => refused.push(format!("{}, assertion: {e}", c.name)),
+        }
+    }
+    eprintln!(
+        "webauthn: {} ceremonies, {signed} signatures verified; taken whole: {made} registrations, {asserted} assertions; refused:\n  {}",
+        ceremonies.len(),
+        refused.join("\n  ")
+    );
+    assert_eq!(
+        (ceremonies.len(), signed, made, asserted),
+        (15, 12, 5, 3),
+        "the rest is framed, unverified or of another algorithm"
+    );
+}
+
+/// The credential of a ceremony, as if its registration had been by a verified user on a page of its own: flags and client
+/// data are not signed without an attestation.
+fn registered_verified(rp: &RelyingParty, c: &Ceremony) -> Result<Credential, WebauthnError> {
+    let mut object: Cbor =
+        ciborium::from_reader(&c.registration.attestation_object[..]).expect("CBOR");
+    for (name, value) in object.as_map_mut().expect("map") {
+        if name.as_text() == Some("authData") {
+            value.as_bytes_mut().expect("bytes")[32] |= 4;
+        }
+    }
+    let said = json!({
+        "type": "webauthn.create",
+        "challenge": URL_SAFE_NO_PAD.encode(&c.creation),
+        "origin": rp.origin,
+    });
+    let made = Registration {
+        client_data_json: said.to_string().into_bytes(),
+        attestation_object: encoded(&object),
+    };
+    webauthn::register(rp, &c.creation, &made)
+}
+
+const CHALLENGE: [u8; 32] = [7; 32];
+const OTHER: [u8; 32] = [8; 32];
+const USER: [u8; 16] = [9; 16];
+
+fn enrolled(kind: Kind) -> (SoftPasskey, Credential) {
+    let rp = example();
+    let (passkey, made) = SoftPasskey::create_as(
+        kind,
+        &rp.id,
+        &rp.origin,
+        &CHALLENGE,
+        &USER,
+        &Manners::default(),
+    );
+    let credential = webauthn::register(&rp, &CHALLENGE, &made).expect("registered");
+    (passkey, credential)
+}
+
+fn check(credential: &Credential, assertion: &Assertion) -> Result<(), WebauthnError> {
+    webauthn::check(
+        &example(),
+        &CHALLENGE,
+        &credential.jwk,
+        credential.backup_eligible,
+        assertion,
+    )
+    .map(|_| ())
+}
+
+#[test]
+fn a_passkey_is_registered_and_answers() {
+    for kind in [Kind::Es256, Kind::EdDsa] {
+        let (passkey, credential) = enrolled(kind);
+        assert_eq!(credential.id, passkey.credential());
+        assert_eq!(credential.sign_count, 1);
+        assert!(credential.backup_eligible && credential.backed_up);
+        let assertion = passkey.get(&CHALLENGE, &example().origin);
+        let seen = webauthn::check(&example(), &CHALLENGE, &credential.jwk, true, &assertion)
+            .expect("checked");
+        assert_eq!((seen.sign_count, seen.backed_up), (2, true));
+        let kept = assertion.evidence().expect("evidence");
+        let back = Assertion::from_evidence(&kept, assertion.signature.clone()).expect("evidence");
+        assert_eq!(check(&credential, &back), Ok(()));
+        assert!(Assertion::from_evidence(&format!("{kept} "), Vec::new()).is_err());
+        assert!(
+            Assertion::from_evidence(&kept.replacen('{', r#"{"x":1,"#, 1), Vec::new()).is_err()
+        );
+    }
+}
+
+/// Each lie, at registration and at assertion, and the check that finds it.
+fn lies() -> Vec<(&'static str, Manners, WebauthnError)> {
+    let good = Manners::default;
+    let origin = |origin: &str| Manners {
+        origin: Some(origin.to_owned()),
+        ..good()
+    };
+    let crossed = |value: Value| Manners {
+        cross_origin: Some(value),
+        ..good()
+    };
+    vec![
+        (
+            "type",
+            Manners {
+                kind: Some("webauthn.other"),
+                ..good()
+            },
+            WebauthnError::Type,
+        ),
+        (
+            "payment",
+            Manners {
+                kind: Some("payment.get"),
+                ..good()
+            },
+            WebauthnError::Type,
+        ),
+        (
+            "suffix",
+            origin("https://evil-example.org"),
+            WebauthnError::Origin,
+        ),
+        (
+            "subdomain",
+            origin("https://a.example.org"),
+            WebauthnError::Origin,
+        ),
+        (
+            "scheme",
+            origin("http://example.org"),
+            WebauthnError::Origin,
+        ),
+        (
+            "port",
+            origin("https://example.org:443"),
+            WebauthnError::Origin,
+        ),
+        (
+            "slash",
+            origin("https://example.org/"),
+            WebauthnError::Origin,
+        ),
+        ("case", origin("https://EXAMPLE.org"), WebauthnError::Origin),
+        ("null", origin("null"), WebauthnError::Origin),
+        ("frame", crossed(json!(true)), WebauthnError::CrossOrigin),
+        (
+            "frame as text",
+            crossed(json!("false")),
+            WebauthnError::ClientData("crossOrigin must be a boolean"),
+        ),
+        (
+            "frame as null",
+            crossed(Value::Null),
+            WebauthnError::ClientData("crossOrigin must be a boolean"),
+        ),
+        (
+            "top origin",
+            Manners {
+                top_origin: Some("https://example.org".to_owned()),
+                ..good()
+            },
+            WebauthnError::CrossOrigin,
+        ),
+        (
+            "rp id",
+            Manners {
+                rp_id: Some("example.com".to_owned()),
+                ..good()
+            },
+            WebauthnError::RelyingParty,
+        ),
+        (
+            "rp id above",
+            Manners {
+                rp_id: Some("org".to_owned()),
+                ..good()
+            },
+            WebauthnError::RelyingParty,
+        ),
+        (
+            "nobody there",
+            Manners {
+                present: false,
+                ..good()
+            },
+            WebauthnError::NotPresent,
+        ),
+        (
+            "not verified",
+            Manners {
+                verified: false,
+                ..good()
+            },
+            WebauthnError::NotVerified,
+        ),
+        (
+            "backed up, not eligible",
+            Manners {
+                backup_eligible: false,
+                ..good()
+            },
+            WebauthnError::BackupState,
+        ),
+        (
+            "extensions no map",
+            Manners {
+                extensions: Some(Cbor::Integer(1.into())),
+                ..good()
+            },
+            WebauthnError::AuthenticatorData("extensions are not a map from texts, each once"),
+        ),
+        (
+            "an extension twice",
+            Manners {
+                extensions: Some(Cbor::Map(vec![
+                    ("a".into(), true.into()),
+                    ("a".into(), false.into()),
+                ])),
+                ..good()
+            },
+            WebauthnError::AuthenticatorData("extensions are not a map from texts, each once"),
+        ),
+    ]
+}
+
+#[test]
+fn each_lie_is_named() {
+    let rp = example();
+    for kind in [Kind::Es256, Kind::EdDsa] {
+        let (passkey, credential) = enrolled(kind);
+        for (name, manners, expected) in lies() {
+            let (_, made) =
+                SoftPasskey::create_as(kind, &rp.id, &rp.origin, &CHALLENGE, &USER, &manners);
+            assert_eq!(
+                webauthn::register(&rp, &CHALLENGE, &made),
+                Err(expected),
+                "registered: {name}"
+            );
+            let assertion = passkey.get_as(&CHALLENGE, &rp.origin, &manners);
+            assert_eq!(check(&credential, &assertion), Err(expected), "{name}");
+        }
+        let unasked = passkey.get(&OTHER, &rp.origin);
+        assert_eq!(check(&credential, &unasked), Err(WebauthnError::Challenge));
+        let device_bound = Manners {
+            backup_eligible: false,
+            backed_up: false,
+            ..Manners::default()
+        };
+        let device_bound = passkey.get_as(&CHALLENGE, &rp.origin, &device_bound);
+        assert_eq!(
+            check(&credential, &device_bound),
+            Err(WebauthnError::BackupEligibility)
+        );
+        let again = Manners {
+            attested_again: true,
+            ..Manners::default()
+        };
+        let again = passkey.get_as(&CHALLENGE, &rp.origin, &again);
+        assert_eq!(
+            check(&credential, &again),
+            Err(WebauthnError::AuthenticatorData(
+                "an assertion with a credential"
+            ))
+        );
+        let (other, _) = enrolled(kind);
+        let of_another = other.get(&CHALLENGE, &rp.origin);
+        assert_eq!(
+            check(&credential, &of_another),
+            Err(WebauthnError::Signature)
+        );
+        let extended = Manners {
+            extensions: Some(cbor!({ "credProps" => true }).expect("map")),
+            cross_origin: None,
+            ..Manners::default()
+        };
+        let extended = passkey.get_as(&CHALLENGE, &rp.origin, &extended);
+        assert_eq!(check(&credential, &extended), Ok(()));
+    }
+}
+
+/// A registration is not an assertion, nor the reverse, whatever the rest says.
+#[test]
+fn one_ceremony_is_not_the_other() {
+    let rp = example();
+    let (passkey, credential) = enrolled(Kind::Es256);
+    let created = Manners {
+        kind: Some("webauthn.create"),
+        ..Manners::default()
+    };
+    let assertion = passkey.get_as(&CHALLENGE, &rp.origin, &created);
+    assert_eq!(check(&credential, &assertion), Err(WebauthnError::Type));
+    let got = Manners {
+        kind: Some("webauthn.get"),
+        ..Manners::default()
+    };
+    let (_, made) =
+        SoftPasskey::create_as(Kind::Es256, &rp.id, &rp.origin, &CHALLENGE, &USER, &got);
+    assert_eq!(
+        webauthn::register(&rp, &CHALLENGE, &made),
+        Err(WebauthnError::Type)
+    );
+}
+
+/// A challenge too short to be one is answered by nothing, not even by its own answer.
+#[test]
+fn no_challenge_is_answered_by_nothing() {
+    let rp = example();
+    let (passkey, credential) = enrolled(Kind::Es256);
+    for challenge in [&[][..], &[1], &[1; 15]] {
+        let assertion = passkey.get(challenge, &rp.origin);
+        assert_eq!(
+            webauthn::check(&rp, challenge, &credential.jwk, true, &assertion),
+            Err(WebauthnError::Challenge)
+        );
+    }
+}
+
+/// Client data that a signature covers and yet two readers could read differently.
+#[test]
+fn client_data_say_one_thing() {
+    let rp = example();
+    let (passkey, credential) = enrolled(Kind::Es256);
+    let data = passkey.get(&CHALLENGE, &rp.origin).authenticator_data;
+    let challenge = URL_SAFE_NO_PAD.encode(CHALLENGE);
+    let good = format!(
+        r#""type":"webauthn.get","challenge":"{challenge}","origin":"https://example.org""#
+    );
+    let signed = |text: String| passkey.sign(data.clone(), text.into_bytes());
+    for tolerated in [
+        format!("{{{good}}}"),
+        format!(r#"{{{good},"tokenBinding":{{"status":"present","id":"x"}}}}"#),
+        format!(r#"{{{good},"new":[1.5,{{"type":"x"}}],"crossOrigin":false}}"#),
+        format!(r#" {{ {good} }} "#),
+    ] {
+        assert_eq!(
+            check(&credential, &signed(tolerated.clone())),
+            Ok(()),
+            "{tolerated}"
+        );
+    }
+    let json = WebauthnError::ClientData("not one JSON text with each member once");
+    let texts = WebauthnError::ClientData("type, challenge and origin must be strings");
+    for (text, expected) in [
+        (
+            format!(r#"{{{good},"origin":"https://example.org"}}"#),
+            json,
+        ),
+        (format!(r#"{{{good},"x":{{"a":1,"a":2}}}}"#), json),
+        (format!(r#"{{{good}}}{{}}"#), json),
+        (format!("{{{good}}}\u{0}"), json),
+        (format!("\u{feff}{{{good}}}"), json),
+        (
+            format!(r#"[{{{good}}}]"#),
+            WebauthnError::ClientData("not an object"),
+        ),
+        (
+            format!(r#"{{{}}}"#, good.replace("\"type\"", "\"Type\"")),
+            texts,
+        ),
+        (
+            format!(
+                r#"{{{}}}"#,
+                good.replace("\"https://example.org\"", "[\"https://example.org\"]")
+            ),
+            texts,
+        ),
+        (
+            format!(
+                r#"{{{}}}"#,
+                good.replace(&challenge, &format!("{challenge}="))
+            ),
+            WebauthnError::Challenge,
+        ),
+        (
+            format!(
+                r#"{{{},"x":"{}"}}"#,
+                good,
+                "a".repeat(webauthn::CLIENT_DATA_BYTES_MAX)
+            ),
+            WebauthnError::Length("client data"),
+        ),
+        (String::new(), WebauthnError::Length("client data")),
+    ] {
+        assert_eq!(
+            check(&credential, &signed(text.clone())),
+            Err(expected),
+            "{text:.200}"
+        );
+    }
+}
+
+/// Registrations whose bytes are not exactly what they must be.
+#[test]
+fn a_registration_is_read_to_the_last_byte() {
+    let rp = example();
+    let (passkey, made) = SoftPasskey::create(&rp.id, &rp.origin, &CHALLENGE, &USER);
+    let object = made.attestation_object.clone();
+    let register = |attestation_object: Vec<u8>| {
+        let made = Registration {
+            attestation_object,
+            ..made.clone()
+        };
+        webauthn::register(&rp, &CHALLENGE, &made)
+    };
+    assert!(register(object.clone()).is_ok());
+
+    // Around the data.
+    assert_eq!(
+        register([&object[..], &[0]].concat()),
+        Err(WebauthnError::AttestationObject("bytes after the end"))
+    );
+    assert!(register(object[..object.len() - 1].to_vec()).is_err());
+    assert_eq!(
+        register(Vec::new()),
+        Err(WebauthnError::Length("attestation object"))
+    );
+    assert_eq!(
+        register(vec![0xa0; webauthn::ATTESTATION_BYTES_MAX + 1]),
+        Err(WebauthnError::Length("attestation object"))
+    );
+    let Cbor::Map(members) = ciborium::from_reader(&object[..]).expect("CBOR") else {
+        panic!("no map");
+    };
+    let with = |change: &dyn Fn(&mut Vec<(Cbor, Cbor)>)| {
+        let mut members = members.clone();
+        change(&mut members);
+        register(encoded(&Cbor::Map(members)))
+    };
+    for (what, spoiled) in [
+        ("twice", with(&|m| m.push(m[2].clone()))),
+        ("more", with(&|m| m.push(("x".into(), 1.into())))),
+        ("a number as name", with(&|m| m.push((1.into(), 1.into())))),
+        ("without fmt", with(&|m| drop(m.remove(0)))),
+        ("without attStmt", with(&|m| drop(m.remove(1)))),
+        ("without authData", with(&|m| drop(m.remove(2)))),
+        ("statement no map", with(&|m| m[1].1 = 1.into())),
+        ("data no bytes", with(&|m| m[2].1 = "x".into())),
+    ] {
+        assert!(
+            matches!(spoiled, Err(WebauthnError::AttestationObject(_))),
+            "{what}: {spoiled:?}"
+        );
+    }
+    let mut deep = Cbor::Null;
+    for _ in 0..64 {
+        deep = Cbor::Array(vec![deep]);
+    }
+    assert!(with(&|m| m[1].1 = Cbor::Map(vec![("x".into(), deep.clone())])).is_err());
+
+    // Inside the data.
+    let data = members[2].1.as_bytes().expect("bytes").clone();
+    let inside = |data: &[u8]| register(attestation_object(data));
+    assert!(inside(&data).is_ok());
+    assert_eq!(
+        inside(&[&data[..], &[0]].concat()),
+        Err(WebauthnError::AuthenticatorData("bytes after the end"))
+    );
+    for end in 0..data.len() {
+        assert!(inside(&data[..end]).is_err(), "cut at {end}");
+    }
+    let mut bare = data[..37].to_vec();
+    bare[32] &= !0x40;
+    assert_eq!(
+        inside(&bare),
+        Err(WebauthnError::AuthenticatorData(
+            "a registration without a credential"
+        ))
+    );
+    let mut promised = data.clone();
+    promised[32] |= 0x80;
+    assert!(
+        inside(&promised).is_err(),
+        "extensions promised, none there"
+    );
+
+    // The credential and its key.
+    let of = |credential: &[u8], key: &[u8]| {
+        let length = u16::try_from(credential.len())
+            .expect("short")
+            .to_be_bytes();
+        inside(&[&data[..53], &length, credential, key].concat())
+    };
+    let key = encoded(&passkey.cose_key());
+    assert!(of(&[1; 16], &key).is_ok() && of(&[1; 1023], &key).is_ok());
+    for length in [0, 15, 1024] {
+        assert_eq!(
+            of(&vec![1; length], &key),
+            Err(WebauthnError::Length("credential ID"))
+        );
+    }
+    let Cbor::Map(parameters) = passkey.cose_key() else {
+        panic!("no map");
+    };
+    let keyed = |change: &dyn Fn(&mut Vec<(Cbor, Cbor)>)| {
+        let mut parameters = parameters.clone();
+        change(&mut parameters);
+        of(&[1; 32], &encoded(&Cbor::Map(parameters)))
+    };
+    assert!(keyed(&|k| k.reverse()).is_ok());
+    for (what, refused) in [
+        ("kty twice", keyed(&|k| k.push(k[0].clone()))),
+        ("x twice", keyed(&|k| k.push(k[3].clone()))),
+        (
+            "a private key",
+            keyed(&|k| k.push(((-4).into(), Cbor::Bytes(vec![1; 32])))),
+        ),
+        (
+            "a key id",
+            keyed(&|k| k.push((2.into(), Cbor::Bytes(vec![1])))),
+        ),
+        (
+            "key operations",
+            keyed(&|k| k.push((4.into(), Cbor::Array(vec![2.into()])))),
+        ),
+        ("without kty", keyed(&|k| drop(k.remove(0)))),
+        ("without curve", keyed(&|k| drop(k.remove(2)))),
+        ("without y", keyed(&|k| drop(k.remove(4)))),
+        ("kty OKP", keyed(&|k| k[0].1 = 1.into())),
+        ("P-384", keyed(&|k| k[2].1 = 2.into())),
+        ("compressed", keyed(&|k| k[4].1 = true.into())),
+        ("short x", keyed(&|k| k[3].1 = Cbor::Bytes(vec![1; 31]))),
+        ("long x", keyed(&|k| k[3].1 = Cbor::Bytes(vec![0; 33]))),
+        (
+            "off the curve",
+            keyed(&|k| k[3].1 = Cbor::Bytes(vec![1; 32])),
+        ),
+    ] {
+        assert!(
+            matches!(refused, Err(WebauthnError::Key(_))),
+            "{what}: {refused:?}"
+        );
+    }
+    for (what, refused) in [
+        ("without alg", keyed(&|k| drop(k.remove(1)))),
+        ("ES384", keyed(&|k| k[1].1 = (-35).into())),
+        ("ES256K", keyed(&|k| k[1].1 = (-47).into())),
+        ("HMAC", keyed(&|k| k[1].1 = 5.into())),
+        ("a name", keyed(&|k| k[1].1 = "ES256".into())),
+    ] {
+        assert_eq!(refused, Err(WebauthnError::Algorithm), "{what}");
+    }
+    // EdDSA over a key that says it is of P-256, and the reverse, take nothing from each other.
+    assert!(keyed(&|k| k[1].1 = (-8).into()).is_err());
+    assert!(keyed(&|k| k[1].1 = (-257).into()).is_err());
+}
+
+/// The record's key decides, in its one form.
+#[test]
+fn the_record_must_be_a_key() {
+    let (passkey, credential) = enrolled(Kind::Es256);
+    let assertion = passkey.get(&CHALLENGE, &example().origin);
+    let (_, another) = enrolled(Kind::EdDsa);
+    let mut more = credential.jwk.clone();
+    more["alg"] = json!("ES256");
+    for (jwk, expected) in [
+        (json!(null), WebauthnError::Record),
+        (json!({}), WebauthnError::Record),
+        (more, WebauthnError::Record),
+        (another.jwk, WebauthnError::Signature),
+    ] {
+        assert_eq!(
+            webauthn::check(&example(), &CHALLENGE, &jwk, true, &assertion),
+            Err(expected)
+        );
+    }
+    for (spoil, what) in [
+        (
+            Assertion {
+                credential: Vec::new(),
+                ..assertion.clone()
+            },
+            "credential ID",
+        ),
+        (
+            Assertion {
+                signature: Vec::new(),
+                ..assertion.clone()
+            },
+            "signature",
+        ),
+        (
+            Assertion {
+                user: Some(vec![1; 65]),
+                ..assertion.clone()
+            },
+            "user handle",
+        ),
+        (
+            Assertion {
+                authenticator_data: vec![0; webauthn::AUTHENTICATOR_DATA_BYTES_MAX + 1],
+                ..assertion
+            },
+            "authenticator data",
+        ),
+    ] {
+        assert_eq!(check(&credential, &spoil), Err(WebauthnError::Length(what)));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// One changed byte anywhere in what is signed, in the signature or in the key on record, and there is no yes.
+    #[test]
+    fn one_changed_byte_is_no_yes(part in 0..4_usize, at in any::<prop::sample::Index>(), flip in 1..=255_u8, ed in any::<bool>()) {
+        let kind = if ed { Kind::EdDsa } else { Kind::Es256 };
+        let (passkey, mut credential) = enrolled(kind);
+        let mut assertion = passkey.get(&CHALLENGE, &example().origin);
+        prop_assert_eq!(check(&credential, &assertion), Ok(()));
+        let spoil = |bytes: &mut Vec<u8>| { let i = at.index(bytes.len()); bytes[i] ^= flip; };
+        match part {
+            0 => spoil(&mut assertion.client_data_json),
+            1 => spoil(&mut assertion.authenticator_data),
+            2 => spoil(&mut assertion.signature),
+            _ => {
+                let member = if at.index(2) == 0 || ed { "x" } else { "y" };
+                let mut bytes = URL_SAFE_NO_PAD.decode(credential.jwk[member].as_str().expect("text")).expect("base64url");
+                spoil(&mut bytes);
+                credential.jwk[member] = json!(URL_SAFE_NO_PAD.encode(bytes));
+            }
+        }
+        prop_assert!(check(&credential, &assertion).is_err());
+    }
+
+    /// One bit of the flags or the counter, signed anew by the right key: only what the flags may say is taken.
+    #[test]
+    fn signed_flags_are_believed_only_where_they_can_be(flags in any::<u8>(), count in any::<u32>()) {
+        let (passkey, credential) = enrolled(Kind::Es256);
+        let good = passkey.get(&CHALLENGE, &example().origin);
+        let mut data = good.authenticator_data.clone();
+        data[32] = flags;
+        data[33..37].copy_from_slice(&count.to_be_bytes());
+        let assertion = passkey.sign(data, good.client_data_json);
+        let seen = webauthn::check(&example(), &CHALLENGE, &credential.jwk, true, &assertion);
+        let may = flags & 0b1100_1101 == 0b0000_1101;
+        prop_assert_eq!(seen.is_ok(), may, "{:08b}: {:?}", flags, seen);
+        if let Ok(seen) = seen {
+            prop_assert_eq!((seen.sign_count, seen.backed_up), (count, flags & 0b1_0000 != 0));
+        }
+    }
+
+    /// Another challenge, origin or relying party than asked for, whatever it is.
+    #[test]
+    fn only_what_was_asked(challenge in prop::collection::vec(any::<u8>(), 0..64), origin in "https?://[a-z.]{1,20}(:[0-9]{1,5})?", id in "[a-z.]{1,20}") {
+        let (passkey, credential) = enrolled(Kind::Es256);
+        let rp = example();
+        let assertion = passkey.get(&CHALLENGE, &rp.origin);
+        let under = |rp: &RelyingParty, challenge: &[u8]| {
+            webauthn::check(rp, challenge, &credential.jwk, true, &assertion).map(|_| ())
+        };
+        prop_assert_eq!(under(&rp, &challenge) == Ok(()), challenge == CHALLENGE);
+        let elsewhere = RelyingParty { origin: origin.clone(), ..rp.clone() };
+        prop_assert_eq!(under(&elsewhere, &CHALLENGE) == Ok(()), origin == rp.origin);
+        let other = RelyingParty { id: id.clone(), ..rp.clone() };
+        prop_assert_eq!(under(&other, &CHALLENGE) == Ok(()), id == rp.id);
+    }
+
+    /// Bytes nobody meant are refused, and never more than that.
+    #[test]
+    fn any_bytes_are_refused_quietly(object in prop::collection::vec(any::<u8>(), 0..300), data in prop::collection::vec(any::<u8>(), 0..120), said in prop::collection::vec(any::<u8>(), 0..200)) {
+        let (passkey, credential) = enrolled(Kind::Es256);
+        let rp = example();
+        let (_, made) = SoftPasskey::create(&rp.id, &rp.origin, &CHALLENGE, &USER);
+        let object = Registration { attestation_object: object, ..made.clone() };
+        prop_assert!(webauthn::register(&rp, &CHALLENGE, &object).is_err());
+        let inside = Registration { attestation_object: attestation_object(&data), ..made };
+        prop_assert!(webauthn::register(&rp, &CHALLENGE, &inside).is_err());
+        let good = passkey.get(&CHALLENGE, &rp.origin);
+        let signed = passkey.sign(data, good.client_data_json);
+        prop_assert!(check(&credential, &signed).is_err());
+        let signed = passkey.sign(good.authenticator_data, said);
+        prop_assert!(check(&credential, &signed).is_err());
+    }
+}
