@@ -7,7 +7,7 @@
 //!  2nd      journal   clock   keys   config   telemetry                       the only places that touch the world
 //!  1st      verify ══► approve ══► mint        state      audit               pure: value in, value out
 //!  cellar   jose   rules   rates   webauthn                                   strict JOSE, Cedar, how much from whom, passkeys
-//!  ground   model                                  proto                      the words everyone speaks; the wire's words
+//!  ground   model   card                           proto                      the words everyone speaks; the wire's words
 //! ```
 //!
 //! One action, end to end: [`serve`] parses a call and hands it to the [`broker`]; [`verify`] makes `Attested`,
@@ -15,21 +15,23 @@
 //! denied (gate 2); [`mint`] turns `Approved` into a signed token and the entry that must be durable first; the
 //! [`journal`] appends it if nothing it rests on has moved; [`state`] folds it; only then does the token leave.
 //!
-//! Who may use whom: `model` uses nothing above it. `jose` and `rules` use `model` (`rules` asks `jose` whether a
-//! registered key is one), `webauthn` uses `jose` for what a passkey signed. `verify` uses the cellar, `approve` the type
-//! `Verified`, two of state's records and `webauthn`, `mint` the types of `approve`. `state` folds the journal's
-//! `Committed`, the journal walks with `audit`, which checks votes again with `jose` and `webauthn`. The hall uses
-//! everything below it; `serve` the hall, `proto` and the bounds in `config`; `client` and `validator` the model, `jose`,
-//! `proto` and the clock; `cli` the libraries, and for `serve` the hall. The hall and `serve` ask `rates` how much and tell
-//! `telemetry` what happened.
+//! Who may use whom: `model` uses nothing above it, `card` the model alone, `proto` both: the broker makes the card, the wire
+//! carries it, and whoever reads it renders it with the same code. `jose` and `rules` use `model` (`rules` asks `jose`
+//! whether a registered key is one), `webauthn` uses `jose` for what a passkey signed. `verify` uses the cellar, `approve`
+//! the type `Verified`, two of state's records and `webauthn`, `mint` the types of `approve`. `state` folds the journal's
+//! `Committed`, the journal walks with `audit`, which checks votes again with `jose` and `webauthn`. The hall uses everything
+//! below it; `serve` the hall, `card`, `proto` and the bounds in `config`; `client` and `validator` the model, `jose`,
+//! `proto` and the clock, `client` the card too; `cli` the libraries, and for `serve` the hall. The hall and `serve` ask
+//! `rates` how much and tell `telemetry` what happened.
 //!
-//! Absent on purpose: nothing under `verify`, `approve`, `mint`, `rules`, `jose`, `webauthn`, `state` or `audit` performs
-//! I/O or reads a clock; no tonic type below `serve`; no way to a signature but through both gates; no cache of decisions;
-//! no field of a message that says who is calling; no token, evidence or private key in any entry, log or error.
+//! Absent on purpose: nothing under `card`, `verify`, `approve`, `mint`, `rules`, `jose`, `webauthn`, `state` or `audit`
+//! performs I/O or reads a clock; no tonic type below `serve`; no way to a signature but through both gates; no cache of
+//! decisions; no field of a message that says who is calling; no token, evidence or private key in any entry, log or error.
 
 pub mod approve;
 pub mod audit;
 pub mod broker;
+pub mod card;
 pub mod cli;
 pub mod client;
 pub mod clock;

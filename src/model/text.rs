@@ -11,11 +11,22 @@ pub fn is_invisible(c: char) -> bool {
             | '\u{1BCA0}'..='\u{1BCA3}' | '\u{1D173}'..='\u{1D17A}' | '\u{E0000}'..='\u{E0FFF}')
 }
 
+/// What is shown as a code: everything invisible, and what has no look of its own or another one on each machine. Private
+/// use and noncharacters (Unicode chapter 23), the object replacement character, format characters of hieroglyphs and notes.
+/// Superset of Unicode's Default_Ignorable_Code_Point, Bidi_Control, Join_Control and Variation_Selector.
+pub fn is_coded(c: char) -> bool {
+    is_invisible(c)
+        || matches!(c,
+            '\u{E000}'..='\u{F8FF}' | '\u{F0000}'..='\u{10FFFF}' | '\u{FDD0}'..='\u{FDEF}' | '\u{FFFC}'
+            | '\u{13430}'..='\u{1345F}' | '\u{16FE4}' | '\u{1D159}')
+        || u32::from(c) & 0xFFFE == 0xFFFE
+}
+
 /// The text with every invisible character written as `<U+202E>`. Safe to print: no newline and no escape survives.
 pub fn reveal(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if is_invisible(c) {
+        if is_coded(c) {
             out.push_str(&format!("<U+{:04X}>", c as u32));
         } else {
             out.push(c);
@@ -75,6 +86,51 @@ mod tests {
         );
         assert_eq!(reveal("Ann Lée 王"), "Ann Lée 王");
         assert_eq!(reveal_capped("abcdef", 3), "abc [3 more characters]");
+    }
+
+    /// Unicode 16: DerivedCoreProperties.txt (Default_Ignorable_Code_Point), PropList.txt (Bidi_Control, Variation_Selector,
+    /// White_Space but for U+0020), and the general categories Cc, Zl, Zp and Co.
+    #[test]
+    fn nothing_that_unicode_calls_ignorable_is_printed() {
+        let ranges: &[(u32, u32)] = &[
+            (0x00, 0x1F),
+            (0x7F, 0x9F),
+            (0xA0, 0xA0),
+            (0xAD, 0xAD),
+            (0x34F, 0x34F),
+            (0x61C, 0x61C),
+            (0x115F, 0x1160),
+            (0x1680, 0x1680),
+            (0x17B4, 0x17B5),
+            (0x180B, 0x180F),
+            (0x2000, 0x200F),
+            (0x2028, 0x202F),
+            (0x205F, 0x206F),
+            (0x3000, 0x3000),
+            (0x3164, 0x3164),
+            (0xE000, 0xF8FF),
+            (0xFDD0, 0xFDEF),
+            (0xFE00, 0xFE0F),
+            (0xFEFF, 0xFEFF),
+            (0xFFA0, 0xFFA0),
+            (0xFFF0, 0xFFF8),
+            (0xFFFE, 0xFFFF),
+            (0x1BCA0, 0x1BCA3),
+            (0x1D173, 0x1D17A),
+            (0x1FFFE, 0x1FFFF),
+            (0xE0000, 0xE0FFF),
+            (0xF0000, 0x10FFFF),
+        ];
+        for c in ranges
+            .iter()
+            .flat_map(|(from, to)| *from..=*to)
+            .filter_map(char::from_u32)
+        {
+            assert!(is_coded(c), "U+{:04X}", u32::from(c));
+        }
+        for c in "aZ09 éß王€😀\u{FFFD}".chars() {
+            assert!(!is_coded(c), "U+{:04X}", u32::from(c));
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::files::SCHEMA;
 use super::problem::Problems;
 use super::schema::{Merged, declared_at, known_annotations, parameters};
 use super::shape::{Member, Shape, annotations};
-use crate::model::{ActionName, Param, visible};
+use crate::model::{ActionName, Param, Risk, visible};
 
 /// One action the security team knows: what it is, in words for people, and what it takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,28 +33,6 @@ pub struct CatalogueAction {
     pub target_types: BTreeSet<String>,
     /// What it takes.
     pub parameters: BTreeMap<String, ParamSpec>,
-}
-
-/// How much harm an action can do, in the security team's judgement.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Risk {
-    /// `low`
-    Low,
-    /// `medium`
-    Medium,
-    /// `high`
-    High,
-}
-
-impl Risk {
-    /// The word in the catalogue.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Low => "low",
-            Self::Medium => "medium",
-            Self::High => "high",
-        }
-    }
 }
 
 /// One parameter of an action, or one member of a record inside it.

@@ -29,9 +29,10 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub use crate::model::Risk;
 pub use approvals::Approvals;
 pub use ask::{Answer, OperateAnswer, Question};
-pub use catalogue::{CatalogueAction, ParamSpec, ParamType, Risk};
+pub use catalogue::{CatalogueAction, ParamSpec, ParamType};
 pub use files::{BYTES_MAX, BundleFiles, FILES_MAX};
 pub use in_force::{InForce, Registered};
 pub use people::{Method, Person, PersonKey, Profile, QUORUM_MAX, Role, Service, ServiceKind};

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 /// Each room and the rooms it may use.
 const ROOMS: &[(&str, &[&str])] = &[
     ("model", &[]),
-    ("proto", &["model"]),
+    ("card", &["model"]),
+    ("proto", &["model", "card"]),
     ("jose", &["model"]),
     ("rules", &["model", "jose"]),
     ("webauthn", &["model", "jose"]),
@@ -34,6 +35,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "state",
             "verify",
             "approve",
+            "card",
             "mint",
             "clock",
             "journal",
@@ -45,6 +47,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "serve",
         &[
             "model",
+            "card",
             "proto",
             "rules",
             "state",
@@ -54,12 +57,13 @@ const ROOMS: &[(&str, &[&str])] = &[
             "broker",
         ],
     ),
-    ("client", &["model", "jose", "proto", "clock"]),
+    ("client", &["model", "card", "jose", "proto", "clock"]),
     ("validator", &["model", "jose", "proto", "clock", "client"]),
     (
         "cli",
         &[
             "model",
+            "card",
             "jose",
             "rules",
             "audit",
@@ -98,11 +102,14 @@ const HOMES: &[(&str, &[&str])] = &[
     ("tracing_subscriber", &["telemetry"]),
     ("opentelemetry", &["telemetry"]),
     ("tracing_opentelemetry", &["telemetry"]),
+    ("unicode_normalization", &["card"]),
+    ("unicode_script", &["card"]),
+    ("unicode_security", &["card"]),
 ];
 
 /// Rooms where value goes in and value comes out.
 const PURE: &[&str] = &[
-    "model", "jose", "rules", "webauthn", "verify", "approve", "mint", "state", "audit",
+    "model", "card", "jose", "rules", "webauthn", "verify", "approve", "mint", "state", "audit",
 ];
 
 fn sources(dir: &Path, out: &mut Vec<PathBuf>) {

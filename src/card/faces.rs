@@ -1,0 +1,214 @@
+//! Two layouts of the rows: a terminal and a chat. The third, the console's page, is a template over the same rows.
+
+use super::{Card, Row, SectionKind, Shown, Standing, Tone, safe};
+use crate::model::{Timestamp, show_seconds};
+
+/// Fewest columns a terminal's card is laid out for; a narrower terminal gets as many.
+pub const COLUMNS_MIN: usize = 80;
+/// Widest column of labels; a longer label stands on a line of its own.
+const LABEL_COLUMNS_MAX: usize = 26;
+/// Blanks before every line of the card's body.
+const INDENT: usize = 2;
+
+/// The card for a terminal of so many columns.
+pub fn text(card: &Card, now: Timestamp, columns: usize) -> String {
+    lay_out(&card.show(now), columns.max(COLUMNS_MIN))
+}
+
+fn lay_out(shown: &Shown, columns: usize) -> String {
+    let mut out = String::new();
+    let waits = match shown.standing {
+        Standing::Waiting | Standing::Approved => format!("  {} left", shown.left),
+        Standing::Denied
+        | Standing::Consumed
+        | Standing::Cancelled
+        | Standing::Expired
+        | Standing::Ended => String::new(),
+    };
+    out.push_str(&format!(
+        "{}  {}{waits}  {}\n\n",
+        shown.access_request,
+        shown.standing.as_str(),
+        shown.phrase
+    ));
+    let head = &shown.headline;
+    let place = match &head.environment {
+        Some(environment) => format!(" in {environment}"),
+        None => String::new(),
+    };
+    let title = format!(
+        "{}: {}::{}{place}   [{}]",
+        head.verb.to_uppercase(),
+        head.object_type,
+        head.object,
+        head.risk_word
+    );
+    for line in [title, head.action.clone()] {
+        fold(&mut out, &line, INDENT, 2 * INDENT, columns);
+    }
+    for flag in &head.flags {
+        fold(&mut out, &format!("! {flag}"), INDENT, 2 * INDENT, columns);
+    }
+    let labels = shown.sections.iter().flat_map(|section| &section.rows);
+    let width = labels
+        .map(|row| row.label.chars().count())
+        .filter(|width| *width <= LABEL_COLUMNS_MAX)
+        .max()
+        .unwrap_or(0);
+    for section in &shown.sections {
+        if opens_a_group(section.kind) {
+            out.push('\n');
+        }
+        if section.kind == SectionKind::Words {
+            out.push_str(&format!("  {}:\n", section.title));
+        }
+        for row in &section.rows {
+            lay_row(&mut out, row, width, columns);
+        }
+    }
+    out.push_str(&format!(
+        "\n  match phrase {}   decided before {}\n",
+        shown.phrase, shown.deadline
+    ));
+    out
+}
+
+/// Where a blank line helps the eye.
+const fn opens_a_group(kind: SectionKind) -> bool {
+    match kind {
+        SectionKind::Who
+        | SectionKind::Effect
+        | SectionKind::Parameters
+        | SectionKind::Unusual
+        | SectionKind::Token
+        | SectionKind::Signed
+        | SectionKind::Words => true,
+        SectionKind::Why | SectionKind::Target | SectionKind::History | SectionKind::Needs => false,
+    }
+}
+
+/// The label in its column, every line of the value in the other: nothing of a value ever stands where labels do.
+fn lay_row(out: &mut String, row: &Row, width: usize, columns: usize) {
+    let at = INDENT + width + 2;
+    let mut label = row.label.clone();
+    if label.chars().count() > width {
+        fold(out, &label, INDENT, at, columns);
+        label.clear();
+    }
+    let caption = row.caption.iter().map(|caption| format!("{caption}:"));
+    let mark = match row.tone {
+        Tone::Alarm => "! ",
+        Tone::Plain | Tone::Strong | Tone::Unknown | Tone::Quiet | Tone::Quoted => "",
+    };
+    let lines = row.lines.iter().map(|line| format!("{mark}{line}"));
+    let flags = row.flags.iter().map(|flag| format!("! {flag}"));
+    for line in caption.chain(lines).chain(flags) {
+        let mut laid = String::new();
+        fold(&mut laid, &line, at, at, columns);
+        if label.is_empty() {
+            out.push_str(&laid);
+        } else {
+            out.push_str(&format!("{:INDENT$}{label:<width$}  ", ""));
+            out.push_str(laid.get(at..).unwrap_or("\n"));
+            label.clear();
+        }
+    }
+}
+
+/// Writes the line from column `first` on, and what does not fit below from column `rest` on, broken at a blank if one is
+/// near. The terminal must never break it: what it breaks goes on at column 0, where only our own lines begin.
+fn fold(out: &mut String, line: &str, first: usize, rest: usize, columns: usize) {
+    let mut indent = first;
+    let mut left = line;
+    loop {
+        let room = columns.saturating_sub(indent).max(1);
+        let (mut used, mut end, mut blank) = (0, left.len(), None);
+        for (at, c) in left.char_indices() {
+            let wide = columns_of(c);
+            if used + wide > room && at > 0 {
+                end = at;
+                break;
+            }
+            used += wide;
+            if c == ' ' && used * 3 > room {
+                blank = Some(at);
+            }
+        }
+        if end < left.len() {
+            // A blank right at the end is a break, too.
+            end = match left.get(end..).is_some_and(|next| next.starts_with(' ')) {
+                true => end,
+                false => blank.unwrap_or(end),
+            };
+        }
+        let (head, tail) = left.split_at_checked(end).unwrap_or((left, ""));
+        out.push_str(&format!("{:indent$}{head}", ""));
+        out.truncate(out.trim_end_matches(' ').len());
+        out.push('\n');
+        left = tail.strip_prefix(' ').unwrap_or(tail);
+        if left.is_empty() {
+            return;
+        }
+        indent = rest;
+    }
+}
+
+/// At most as many columns as terminals give it: past U+1100, where wide characters begin, everything counts as wide.
+fn columns_of(c: char) -> usize {
+    if u32::from(c) < 0x1100 { 1 } else { 2 }
+}
+
+/// The card for a chat: verb, object and risk; who, and how many must say yes; the life of the token; the phrase, the
+/// deadline and a link. Never parameters, facts, tokens or the agent's words. Plain text: whoever sends it escapes it for
+/// the chat's own markup.
+pub fn chat(card: &Card, now: Timestamp) -> String {
+    let shown = card.show(now);
+    let head = &shown.headline;
+    let place = match &head.environment {
+        Some(environment) => format!(" ({environment})"),
+        None => String::new(),
+    };
+    let needs = card.needs.iter().map(|need| {
+        format!(
+            "{} of {} {}",
+            need.approvers.len(),
+            need.quorum,
+            safe(&need.group)
+        )
+    });
+    let uses = match card.uses {
+        Some(1) => "one use".to_owned(),
+        Some(uses) => format!("{uses} uses"),
+        None => "any number of uses".to_owned(),
+    };
+    let mut lines = vec![
+        format!(
+            "{}: {} {}{place} · {}",
+            head.verb, head.object_type, head.object, head.risk_word
+        ),
+        format!(
+            "{} (owner {}) · {}",
+            safe(card.agent.id.as_str()),
+            safe(&card.agent.owner.to_text()),
+            needs.collect::<Vec<_>>().join(", ")
+        ),
+        format!(
+            "token at most {}, {uses} · {}",
+            show_seconds(card.max_ttl),
+            shown.phrase
+        ),
+    ];
+    lines.extend(head.flags.iter().map(|flag| format!("! {flag}")));
+    lines.push(match shown.standing {
+        Standing::Waiting | Standing::Approved => {
+            format!("decided before {} ({} left)", shown.deadline, shown.left)
+        }
+        Standing::Denied
+        | Standing::Consumed
+        | Standing::Cancelled
+        | Standing::Expired
+        | Standing::Ended => shown.standing.as_str().to_owned(),
+    });
+    lines.extend(shown.console_url);
+    lines.join("\n") + "\n"
+}

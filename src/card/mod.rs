@@ -1,0 +1,220 @@
+//! The card: what a person reads before they say yes or no, and every field that their vote will sign.
+//!
+//! In: plain values, as the hall has them or as the wire brought them. Out: [`Shown`], sections of rows of text that is
+//! safe to show anywhere. There is one renderer, [`Card::show`]; the terminal ([`text`]), a chat ([`chat`]) and the console's
+//! pages only lay out what it says, so nobody decides on another card than their colleague's.
+//!
+//! Verb and object come first, in the catalogue's words; the agent's own words come last, quoted, capped and labelled.
+//! Nothing that is signed is ever shortened. What the eye cannot see or would misread is written as codes (`safe`) and
+//! named (`suspect`); no text of others makes a line, a row or a label of its own. What is not known is said to be unknown.
+//! Nothing here reads a clock, decides anything, or writes HTML.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::model::*;
+
+mod faces;
+mod rows;
+mod safe;
+mod suspect;
+
+pub use faces::{COLUMNS_MIN, chat, text};
+pub use rows::{AGENT_WORDS_MAX, Headline, Row, Section, SectionKind, Shown, Tone};
+pub use safe::{quoted, safe};
+pub use suspect::suspect;
+
+/// Everything an approver must know of one access request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Card {
+    /// The access request.
+    pub access_request: AccessRequestId,
+    /// Where it stands.
+    pub standing: Standing,
+    /// The realm the vote counts in.
+    pub realm: Realm,
+    /// The catalogue's verb; empty when the catalogue no longer has the action.
+    pub title: String,
+    /// The catalogue's words of what it does in the world; empty when it has none.
+    pub effect: String,
+    /// `yes`, `no`, or in words; empty when the catalogue does not say.
+    pub reversible: String,
+    /// How it is undone; empty when the catalogue does not say.
+    pub undo: String,
+    /// How much harm it can do; absent when nobody said.
+    pub risk: Option<Risk>,
+    /// The action in plain; absent when retention dropped it: then nobody can decide it any more.
+    pub action: Option<Arc<Action>>,
+    /// What people call its parameters, by path: `hosts`, `who.name`; where the catalogue says.
+    pub parameter_titles: BTreeMap<String, String>,
+    /// What the policy bundle says of the target; absent when it does not know it.
+    pub target_facts: Option<Vec<(String, String)>>,
+    /// Who asks.
+    pub agent: Asker,
+    /// What gate 1 saw.
+    pub verified: Verified,
+    /// The rules that ask for people.
+    pub rules: Vec<RuleShown>,
+    /// The profiles they ask for, and how far each is.
+    pub needs: Vec<Need>,
+    /// The task it is asked in.
+    pub task: TaskId,
+    /// Thumbprint of the key the token will be bound to.
+    pub task_key: Thumbprint,
+    /// Longest life of the token, in seconds, before narrowing.
+    pub max_ttl: i64,
+    /// How often the token may be used, before narrowing; absent when its life is the only limit.
+    pub uses: Option<u32>,
+    /// The policy bundle the card is rendered under.
+    pub policy: Digest,
+    /// When it was asked.
+    pub opened_at: Timestamp,
+    /// When waiting ends: then it is denied.
+    pub expires_at: Timestamp,
+    /// What is unusual about it, one sentence each, in the broker's words. Says nothing while [`Card::history`] is absent.
+    pub unusual: Vec<String>,
+    /// How like requests were decided; absent when that is not known.
+    pub history: Option<History>,
+    /// How long the card must have been shown to its reader before their yes is taken, in seconds; 0 for no such wait.
+    pub dwell_s: u32,
+    /// The console's page of this access request, if the broker has a console.
+    pub console_url: Option<String>,
+    /// What the task is for, in the agent's words.
+    pub purpose: Option<Prose>,
+    /// Why it asks, in the agent's words.
+    pub reason: Option<Prose>,
+}
+
+impl Card {
+    /// What both sides say to each other to know that they speak of the same request.
+    pub fn phrase(&self) -> MatchPhrase {
+        MatchPhrase::of(&self.access_request)
+    }
+}
+
+/// Where an access request stands, everything considered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It waits for people.
+    Waiting,
+    /// Enough people said yes.
+    Approved,
+    /// A person said no.
+    Denied,
+    /// A grant consumed it.
+    Consumed,
+    /// The agent took it back.
+    Cancelled,
+    /// Nobody decided in time.
+    Expired,
+    /// Its task, its agent or the rules ended it.
+    Ended,
+}
+
+impl Standing {
+    /// The word on cards and in explanations.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Approved => "approved",
+            Self::Denied => "denied",
+            Self::Consumed => "consumed",
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+/// A person: the id that is signed, and the name that colleagues know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Who {
+    /// The opaque id of entries and votes.
+    pub id: PersonId,
+    /// As the policy bundle has it; absent when it no longer lists the person.
+    pub name: Option<String>,
+}
+
+/// The agent that asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asker {
+    /// Its id.
+    pub id: AgentId,
+    /// Who answered for it when it asked; never counted among its approvers.
+    pub owner: Who,
+    /// What the registry claims of it; absent when it is registered no more.
+    pub registered: Option<Registered>,
+}
+
+/// What the registry claims of an agent: words of the security team, attested by nobody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registered {
+    /// Where it runs.
+    pub environment: String,
+    /// The model behind it.
+    pub model: String,
+    /// How far it acts alone.
+    pub autonomy: String,
+}
+
+/// What gate 1 saw when the request was opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// What was shown.
+    pub kind: EvidenceKind,
+    /// Whom it names.
+    pub subject: SpiffeId,
+    /// When this broker checked it.
+    pub verified_at: Timestamp,
+    /// When it ends.
+    pub expires_at: Timestamp,
+}
+
+/// A rule with what the security team says of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleShown {
+    /// Its `@id`.
+    pub id: String,
+    /// Its file in the policy bundle.
+    pub file: String,
+    /// Its `@why`; empty when it has none.
+    pub why: String,
+}
+
+/// A profile that must be satisfied, and how far it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Need {
+    /// Name and digest.
+    pub profile: ProfileRef,
+    /// Whose yes counts.
+    pub group: String,
+    /// How many different people.
+    pub quorum: u32,
+    /// Who said yes and still counts.
+    pub approvers: Vec<Who>,
+    /// Whether only passkeys count.
+    pub passkey: bool,
+}
+
+/// How requests like this one (same agent and action) were decided. All counts are since the journal's first entry.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct History {
+    /// Approved by anyone.
+    pub approved: u32,
+    /// Denied by anyone.
+    pub denied: u32,
+    /// Yes votes of the card's reader.
+    pub yours_approved: u32,
+    /// No votes of the card's reader.
+    pub yours_denied: u32,
+    /// The last time one was approved.
+    pub last_approved_at: Option<Timestamp>,
+    /// The last time one was denied.
+    pub last_denied_at: Option<Timestamp>,
+    /// By whom.
+    pub last_denied_by: Option<Who>,
+    /// How many were asked in the last 24 hours, this one included.
+    pub today: u32,
+    /// Whether this is the first one ever.
+    pub first: bool,
+}

@@ -1,0 +1,644 @@
+//! The one renderer: a card in sections of rows. Every text in it is safe to print and is one line.
+
+use super::{Card, History, Need, Standing, Who, quoted, safe, suspect};
+use crate::model::*;
+
+/// Most characters shown of each of the agent's texts; how many are left out is said.
+pub const AGENT_WORDS_MAX: usize = 500;
+
+/// A card, ready to be laid out. Every text is plain, safe and one line; what shows it escapes for its own markup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// Of which access request.
+    pub access_request: AccessRequestId,
+    /// Where it stands.
+    pub standing: Standing,
+    /// What would happen to what.
+    pub headline: Headline,
+    /// The match phrase.
+    pub phrase: String,
+    /// When waiting ends, RFC 3339 in UTC.
+    pub deadline: String,
+    /// Seconds until then; 0 when it is over.
+    pub left_s: i64,
+    /// The same in words: `14m 12s`.
+    pub left: String,
+    /// Seconds the card must have been shown before a yes is taken.
+    pub dwell_s: u32,
+    /// The console's page of it.
+    pub console_url: Option<String>,
+    /// Everything else, in the order to read it. No section is empty.
+    pub sections: Vec<Section>,
+}
+
+/// Verb and object: what an approver reads first, and the inbox and chats show alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Headline {
+    /// What would be done: the catalogue's title, or the action's name where it has none.
+    pub verb: String,
+    /// To what: the target's id.
+    pub object: String,
+    /// The target's type.
+    pub object_type: String,
+    /// The target's fact `environment`, where the policy bundle has one.
+    pub environment: Option<String>,
+    /// The action's name, as rules and tokens have it.
+    pub action: String,
+    /// How much harm it can do; absent when nobody said.
+    pub risk: Option<Risk>,
+    /// `HIGH RISK`, or `RISK UNKNOWN`.
+    pub risk_word: String,
+    /// What is suspect about how the verb or the object is written.
+    pub flags: Vec<String>,
+}
+
+/// Rows that answer one question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Section {
+    /// Which question.
+    pub kind: SectionKind,
+    /// The question in words, ours.
+    pub title: &'static str,
+    /// At least one.
+    pub rows: Vec<Row>,
+}
+
+/// The questions, in the order they are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SectionKind {
+    /// Who asks?
+    Who,
+    /// Why are people asked?
+    Why,
+    /// What happens, and can it be undone?
+    Effect,
+    /// With which parameters, all of them?
+    Parameters,
+    /// What is known of the target?
+    Target,
+    /// What is unusual?
+    Unusual,
+    /// How were like requests decided?
+    History,
+    /// What would the token allow?
+    Token,
+    /// Who must say yes, and who has?
+    Needs,
+    /// What else is signed?
+    Signed,
+    /// What does the agent say?
+    Words,
+}
+
+impl SectionKind {
+    /// A word for ids and classes: lowercase letters.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Who => "who",
+            Self::Why => "why",
+            Self::Effect => "effect",
+            Self::Parameters => "parameters",
+            Self::Target => "target",
+            Self::Unusual => "unusual",
+            Self::History => "history",
+            Self::Token => "token",
+            Self::Needs => "needs",
+            Self::Signed => "signed",
+            Self::Words => "words",
+        }
+    }
+
+    const fn title(self) -> &'static str {
+        match self {
+            Self::Who => "Who asks",
+            Self::Why => "Why you are asked",
+            Self::Effect => "What happens",
+            Self::Parameters => "With exactly",
+            Self::Target => "The target",
+            Self::Unusual => "Unusual",
+            Self::History => "Before",
+            Self::Token => "The token",
+            Self::Needs => "Who must say yes",
+            Self::Signed => "What else is signed",
+            Self::Words => "The agent says (unverified)",
+        }
+    }
+}
+
+/// A label and what stands beside it. A parameter's label begins with `with` and a fact's with `target`, so that no name
+/// chosen by others is the label of another row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// What the row is about; ours but for names after `with` and `target`.
+    pub label: String,
+    /// What people call it, where the catalogue says: for parameters.
+    pub caption: Option<String>,
+    /// The value, one line each, at least one.
+    pub lines: Vec<String>,
+    /// How it should strike the eye.
+    pub tone: Tone,
+    /// What is suspect about how it is written.
+    pub flags: Vec<String>,
+}
+
+/// How a row should strike the eye.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Tone {
+    /// As text.
+    Plain,
+    /// To be read first.
+    Strong,
+    /// A reason to stop.
+    Alarm,
+    /// Not known, which is never fine.
+    Unknown,
+    /// For those who compare: ids and digests.
+    Quiet,
+    /// Words of the agent, in quotes.
+    Quoted,
+}
+
+impl Tone {
+    /// A word for classes: lowercase letters.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Strong => "strong",
+            Self::Alarm => "alarm",
+            Self::Unknown => "unknown",
+            Self::Quiet => "quiet",
+            Self::Quoted => "quoted",
+        }
+    }
+}
+
+impl Card {
+    /// The card as it is read at a moment.
+    pub fn show(&self, now: Timestamp) -> Shown {
+        let left_s = self.expires_at.since(now).max(0) / 1_000;
+        let sections = [
+            (SectionKind::Who, self.who(now)),
+            (SectionKind::Why, self.why()),
+            (SectionKind::Effect, self.effect()),
+            (SectionKind::Parameters, self.parameters()),
+            (SectionKind::Target, self.target()),
+            (SectionKind::Unusual, self.unusual()),
+            (SectionKind::History, self.history(now)),
+            (SectionKind::Token, self.token()),
+            (SectionKind::Needs, self.needs()),
+            (SectionKind::Signed, self.signed()),
+            (SectionKind::Words, self.words()),
+        ];
+        let sections = sections
+            .into_iter()
+            .filter(|(_, rows)| !rows.is_empty())
+            .map(|(kind, rows)| Section {
+                kind,
+                title: kind.title(),
+                rows,
+            });
+        Shown {
+            access_request: self.access_request,
+            standing: self.standing,
+            headline: self.headline(),
+            phrase: self.phrase().to_string(),
+            deadline: self.expires_at.to_string(),
+            left_s,
+            left: show_seconds(left_s),
+            dwell_s: self.dwell_s,
+            console_url: self.console_url.as_deref().map(safe),
+            sections: sections.collect(),
+        }
+    }
+
+    /// Verb and object alone.
+    pub fn headline(&self) -> Headline {
+        let environment = self.target_facts.iter().flatten();
+        let environment = environment
+            .filter(|(name, _)| name == "environment")
+            .map(|(_, value)| value.as_str())
+            .next();
+        Headline::new(&self.title, self.action.as_deref(), environment, self.risk)
+    }
+
+    fn who(&self, now: Timestamp) -> Vec<Row> {
+        let agent = Row::new("agent", self.agent.id.as_str()).strong();
+        let owner = Row::new("owner", &self.agent.owner.to_text());
+        let seen = &self.verified;
+        let mut verified = Row::new("verified", seen.subject.as_str());
+        verified.lines.push(format!(
+            "by {}, {} ({})",
+            seen.kind.as_str(),
+            distance(seen.verified_at, now),
+            seen.verified_at
+        ));
+        let claims = match &self.agent.registered {
+            Some(claims) => vec![
+                Row::known("environment", &claims.environment),
+                Row::known("model", &claims.model),
+                Row::known("autonomy", &claims.autonomy),
+            ],
+            None => vec![Row::alarm(
+                "registered",
+                "NOT ANY MORE: the policy bundle does not list this agent",
+            )],
+        };
+        [agent, owner, verified].into_iter().chain(claims).collect()
+    }
+
+    fn why(&self) -> Vec<Row> {
+        if self.rules.is_empty() {
+            return vec![Row::unknown("rule", "unknown: no rule is recorded")];
+        }
+        let row = |rule: &super::RuleShown| {
+            let mut row = Row::new("rule", &rule.id);
+            row.add(&rule.why);
+            row.lines.push(format!("in {}", safe(&rule.file)));
+            row
+        };
+        self.rules.iter().map(row).collect()
+    }
+
+    fn effect(&self) -> Vec<Row> {
+        let mut rows = vec![
+            Row::known("effect", &self.effect),
+            Row::known("reversible", &self.reversible),
+        ];
+        if self.reversible.trim().eq_ignore_ascii_case("no") {
+            rows.push(Row::alarm("undo", "CANNOT BE UNDONE"));
+        }
+        if !self.undo.is_empty() {
+            rows.push(Row::new("undo", &self.undo));
+        }
+        rows
+    }
+
+    fn parameters(&self) -> Vec<Row> {
+        let Some(action) = &self.action else {
+            return vec![Row::alarm(
+                "with",
+                "NO LONGER ON RECORD: nobody can decide this any more",
+            )];
+        };
+        let mut rows = Vec::new();
+        for (name, param) in &action.parameters {
+            self.parameter(name, name, param, &mut rows);
+        }
+        if rows.is_empty() {
+            rows.push(Row::own("with", "no parameters"));
+        }
+        rows
+    }
+
+    /// Records become rows by path; a set of plain values is one row with a line for each, any other set numbers them.
+    /// `pattern` is the path in the catalogue, which knows no numbers.
+    fn parameter(&self, path: &str, pattern: &str, param: &Param, rows: &mut Vec<Row>) {
+        let mut row = Row::own(&format!("with {}", safe(path)), "");
+        row.caption = self.parameter_titles.get(pattern).map(|title| safe(title));
+        row.flags = row
+            .caption
+            .iter()
+            .flat_map(|title| suspect(title))
+            .collect();
+        match param {
+            Param::Record(members) if !members.is_empty() => {
+                if row.caption.is_some() {
+                    row.lines = vec![format!("{} parts:", members.len())];
+                    rows.push(row);
+                }
+                for (name, member) in members {
+                    let (path, pattern) = (format!("{path}.{name}"), format!("{pattern}.{name}"));
+                    self.parameter(&path, &pattern, member, rows);
+                }
+            }
+            Param::Set(items) if items.iter().any(is_composed) => {
+                row.lines = vec![format!("{} values:", items.len())];
+                rows.push(row);
+                for (n, item) in (1..).zip(items) {
+                    let (path, pattern) = (format!("{path}[{n}]"), format!("{pattern}[]"));
+                    self.parameter(&path, &pattern, item, rows);
+                }
+            }
+            Param::Set(items) if !items.is_empty() => {
+                row.lines = items.iter().map(plain).collect();
+                row.flags.extend(items.iter().flat_map(suspect_param));
+                rows.push(row);
+            }
+            Param::Str(_) | Param::Bool(_) | Param::Int(_) | Param::Set(_) | Param::Record(_) => {
+                row.lines = vec![plain(param)];
+                row.flags.extend(suspect_param(param));
+                rows.push(row);
+            }
+        }
+    }
+
+    fn target(&self) -> Vec<Row> {
+        match &self.target_facts {
+            None => vec![Row::alarm(
+                "target",
+                "NOT KNOWN to the policy bundle: nothing is recorded about it",
+            )],
+            Some(facts) => facts
+                .iter()
+                .map(|(name, value)| {
+                    let mut row = Row::new(&format!("target {}", safe(name)), value);
+                    row.flags.extend(suspect(name));
+                    row
+                })
+                .collect(),
+        }
+    }
+
+    fn unusual(&self) -> Vec<Row> {
+        if self.unusual.is_empty() {
+            return vec![match self.history {
+                Some(_) => Row::own("unusual", "nothing that this broker looks at"),
+                None => Row::unknown("unusual", "unknown: no figures are kept of it yet"),
+            }];
+        }
+        let rows = self.unusual.iter();
+        rows.map(|what| Row::new("unusual", what).strong())
+            .collect()
+    }
+
+    fn history(&self, now: Timestamp) -> Vec<Row> {
+        match &self.history {
+            None => vec![Row::unknown(
+                "like this",
+                "unknown: no figures are kept of it yet",
+            )],
+            Some(history) => history.rows(now),
+        }
+    }
+
+    fn token(&self) -> Vec<Row> {
+        let uses = match self.uses {
+            Some(1) => "one use".to_owned(),
+            Some(uses) => format!("{uses} uses"),
+            None => "any number of uses".to_owned(),
+        };
+        let life = show_seconds(self.max_ttl);
+        let mut rows = vec![Row::own("token", &format!("at most {life}, {uses}"))];
+        if let Some(action) = &self.action {
+            rows.push(Row::new("only for", action.audience.as_str()));
+        }
+        rows.push(Row::own("bound to", "the task's key"));
+        rows
+    }
+
+    fn needs(&self) -> Vec<Row> {
+        if self.needs.is_empty() {
+            return vec![Row::unknown("needs", "unknown: no profile is recorded")];
+        }
+        self.needs.iter().map(Need::row).collect()
+    }
+
+    fn signed(&self) -> Vec<Row> {
+        let mut rows = Vec::new();
+        if let Some(action) = &self.action {
+            rows.push(Row::quiet("action", action.name.as_str()));
+            rows.push(Row::quiet("digest", &action.digest().to_string()));
+        }
+        rows.extend([
+            Row::quiet("request", &self.access_request.to_string()),
+            Row::quiet("realm", self.realm.as_str()),
+            Row::quiet("task", &self.task.to_string()),
+            Row::quiet("task key", &self.task_key.to_string()),
+            Row::quiet("policy", &self.policy.to_string()),
+        ]);
+        for need in &self.needs {
+            let mut row = Row::quiet("profile", need.profile.name.as_str());
+            row.add(&need.profile.digest.to_string());
+            rows.push(row);
+        }
+        rows
+    }
+
+    fn words(&self) -> Vec<Row> {
+        let said = [("for", &self.purpose), ("reason", &self.reason)];
+        said.into_iter()
+            .filter_map(|(label, said)| Some((label, said.as_ref()?.as_str())))
+            .filter(|(_, said)| !said.is_empty())
+            .map(|(label, said)| {
+                let head: String = said.chars().take(AGENT_WORDS_MAX).collect();
+                let more = said.chars().count().saturating_sub(AGENT_WORDS_MAX);
+                let mut row = Row::own(label, &quoted(&head));
+                if more > 0 {
+                    row.lines
+                        .push(format!("and {more} more characters, not shown"));
+                }
+                row.tone = Tone::Quoted;
+                row.flags = suspect(said);
+                row
+            })
+            .collect()
+    }
+}
+
+impl Headline {
+    /// From the catalogue's title and risk, the action, and the target's fact `environment`; also for rows of the inbox.
+    pub fn new(
+        title: &str,
+        action: Option<&Action>,
+        environment: Option<&str>,
+        risk: Option<Risk>,
+    ) -> Self {
+        let name = action.map(|a| a.name.as_str()).unwrap_or_default();
+        let (object, object_type) = match action {
+            Some(action) => (safe(&action.target.id), safe(&action.target.kind)),
+            None => ("?".to_owned(), "no longer on record".to_owned()),
+        };
+        let id = action.map(|a| a.target.id.as_str()).unwrap_or_default();
+        let texts = [title, id, environment.unwrap_or_default()];
+        Self {
+            verb: safe(if title.is_empty() { name } else { title }),
+            object,
+            object_type,
+            environment: environment.map(safe),
+            action: safe(name),
+            risk,
+            risk_word: risk.map_or_else(
+                || "RISK UNKNOWN".to_owned(),
+                |risk| format!("{} RISK", risk.as_str().to_uppercase()),
+            ),
+            flags: texts.iter().flat_map(|text| suspect(text)).collect(),
+        }
+    }
+}
+
+impl History {
+    fn rows(&self, now: Timestamp) -> Vec<Row> {
+        if self.first {
+            return vec![Row::own("like this", "the first one ever").strong()];
+        }
+        let count = |n: u32, word: &str| format!("{n} {word}");
+        let at = |moment: Option<Timestamp>| {
+            moment.map_or_else(String::new, |at| {
+                format!(", the last {}", distance(at, now))
+            })
+        };
+        let by = match &self.last_denied_by {
+            Some(who) => format!(" by {}", safe(&who.to_text())),
+            None => String::new(),
+        };
+        let mut like = Row::own(
+            "like this",
+            &format!(
+                "{}{}",
+                count(self.approved, "approved"),
+                at(self.last_approved_at)
+            ),
+        );
+        like.lines.push(format!(
+            "{}{}{by}",
+            count(self.denied, "denied"),
+            at(self.last_denied_at)
+        ));
+        let yours = format!("{} yes, {} no", self.yours_approved, self.yours_denied);
+        vec![
+            like,
+            Row::own("your votes", &yours),
+            Row::own(
+                "in 24 hours",
+                &format!("{} asked, with this one", self.today),
+            ),
+        ]
+    }
+}
+
+impl Need {
+    fn row(&self) -> Row {
+        let mut row = Row::new("needs", self.profile.name.as_str());
+        let how = if self.passkey { ", by passkey" } else { "" };
+        row.lines.push(format!(
+            "{} of {} from {}{how}",
+            self.approvers.len(),
+            self.quorum,
+            safe(&self.group)
+        ));
+        for who in &self.approvers {
+            row.add_suspect(&who.to_text());
+            row.lines.push(format!("yes: {}", safe(&who.to_text())));
+        }
+        row
+    }
+}
+
+impl Who {
+    /// `Dana Ruiz (dana)`; the id alone where there is no name. Not yet safe.
+    pub(super) fn to_text(&self) -> String {
+        match &self.name {
+            Some(name) if name != self.id.as_str() => format!("{name} ({})", self.id),
+            Some(_) | None => self.id.to_string(),
+        }
+    }
+}
+
+impl Row {
+    /// A row whose text is ours and safe.
+    fn own(label: &str, text: &str) -> Self {
+        Self {
+            label: label.to_owned(),
+            caption: None,
+            lines: vec![text.to_owned()],
+            tone: Tone::Plain,
+            flags: Vec::new(),
+        }
+    }
+
+    /// A row whose text came from others.
+    fn new(label: &str, text: &str) -> Self {
+        let shown = if text.is_empty() {
+            "(empty)".to_owned()
+        } else {
+            safe(text)
+        };
+        let mut row = Self::own(label, &shown);
+        row.add_suspect(text);
+        row
+    }
+
+    /// The same, and an absent text is said to be unknown.
+    fn known(label: &str, text: &str) -> Self {
+        if text.is_empty() {
+            Self::unknown(label, "unknown")
+        } else {
+            Self::new(label, text)
+        }
+    }
+
+    fn unknown(label: &str, text: &str) -> Self {
+        Self {
+            tone: Tone::Unknown,
+            ..Self::own(label, text)
+        }
+    }
+
+    fn alarm(label: &str, text: &str) -> Self {
+        Self {
+            tone: Tone::Alarm,
+            ..Self::own(label, text)
+        }
+    }
+
+    fn quiet(label: &str, text: &str) -> Self {
+        Self {
+            tone: Tone::Quiet,
+            ..Self::new(label, text)
+        }
+    }
+
+    fn strong(self) -> Self {
+        Self {
+            tone: Tone::Strong,
+            ..self
+        }
+    }
+
+    /// One more line of others, if there is one.
+    fn add(&mut self, text: &str) {
+        if !text.is_empty() {
+            self.add_suspect(text);
+            self.lines.push(safe(text));
+        }
+    }
+
+    fn add_suspect(&mut self, text: &str) {
+        self.flags.extend(suspect(text));
+    }
+}
+
+fn is_composed(param: &Param) -> bool {
+    match param {
+        Param::Set(_) | Param::Record(_) => true,
+        Param::Str(_) | Param::Bool(_) | Param::Int(_) => false,
+    }
+}
+
+/// One value on one line. Text is quoted: `"true"` is not `true`.
+fn plain(param: &Param) -> String {
+    match param {
+        Param::Str(text) => quoted(text),
+        Param::Bool(yes) => yes.to_string(),
+        Param::Int(n) => n.to_string(),
+        Param::Set(_) => "an empty set".to_owned(),
+        Param::Record(_) => "an empty record".to_owned(),
+    }
+}
+
+fn suspect_param(param: &Param) -> Vec<String> {
+    match param {
+        Param::Str(text) => suspect(text),
+        Param::Bool(_) | Param::Int(_) | Param::Set(_) | Param::Record(_) => Vec::new(),
+    }
+}
+
+/// `in 5m` or `5m ago`.
+fn distance(at: Timestamp, now: Timestamp) -> String {
+    let seconds = at.since(now) / 1_000;
+    if seconds > 0 {
+        format!("in {}", show_seconds(seconds))
+    } else {
+        format!("{} ago", show_seconds(seconds.saturating_neg()))
+    }
+}

@@ -1,0 +1,84 @@
+//! Text of others, made safe to show: what the eye cannot see is written as a code.
+
+use unicode_normalization::char::is_combining_mark;
+
+use crate::model::text::is_coded;
+
+/// Most combining marks on one letter that are shown as they are: as many as Vietnamese needs. More is a flood that climbs
+/// into the lines above and below.
+const MARKS_MAX: usize = 2;
+
+/// The text with every character that cannot be seen, or that would leave its place, written as `<U+202E>`: controls, line
+/// breaks, bidirectional and zero-width characters, variation selectors, tags, private use, marks without a letter or more
+/// than two on one; and spaces at either end or after another space. What is left is one line.
+pub fn safe(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let end = text.trim_end_matches(' ').len();
+    let (mut after_space, mut marks) = (true, MARKS_MAX);
+    for (at, c) in text.char_indices() {
+        let mark = is_combining_mark(c);
+        let coded = match c {
+            ' ' => after_space || at >= end,
+            _ if mark => marks >= MARKS_MAX || is_coded(c),
+            _ => is_coded(c),
+        };
+        after_space = c == ' ';
+        // A code or a space carries no marks.
+        marks = match (coded || c == ' ', mark) {
+            (true, _) => MARKS_MAX,
+            (false, true) => marks + 1,
+            (false, false) => 0,
+        };
+        if coded {
+            out.push_str(&format!("<U+{:04X}>", u32::from(c)));
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// [`safe`] text in double quotes; a quote or backslash inside has a backslash before it, so that the end is where it seems.
+pub fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in safe(text).chars() {
+        if matches!(c, '"' | '\\') {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out.push('"');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blanks_are_seen_where_they_could_hide_something() {
+        assert_eq!(safe("ann lee"), "ann lee");
+        assert_eq!(safe(" ann  lee "), "<U+0020>ann <U+0020>lee<U+0020>");
+        assert_eq!(safe("   "), "<U+0020><U+0020><U+0020>");
+        assert_eq!(safe("a\tb\u{a0}c"), "a<U+0009>b<U+00A0>c");
+        assert_eq!(safe(""), "");
+    }
+
+    #[test]
+    fn marks_stay_on_their_letter() {
+        assert_eq!(safe("e\u{323}\u{302}"), "e\u{323}\u{302}");
+        let flood = format!("z{}", "\u{335}".repeat(50));
+        let shown = safe(&flood);
+        assert_eq!(shown.matches("<U+0335>").count(), 48);
+        assert!(shown.starts_with("z\u{335}\u{335}<U+0335>"));
+        assert_eq!(safe("\u{301}a"), "<U+0301>a");
+        assert_eq!(safe("a \u{301}"), "a <U+0301>");
+        assert_eq!(safe("\u{200b}\u{301}"), "<U+200B><U+0301>");
+    }
+
+    #[test]
+    fn quotes_end_where_they_seem_to() {
+        assert_eq!(quoted(r#"a" b\"#), r#""a\" b\\""#);
+        assert_eq!(quoted("\n"), "\"<U+000A>\"");
+    }
+}

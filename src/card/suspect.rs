@@ -1,0 +1,263 @@
+//! Text of others that reads as something it is not.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use unicode_normalization::UnicodeNormalization as _;
+use unicode_script::{Script, UnicodeScript as _};
+use unicode_security::confusable_detection::skeleton;
+
+use super::safe;
+use crate::model::text::is_coded;
+
+/// Most odd characters that are named one by one; the others are counted.
+const NAMED_MAX: usize = 8;
+
+/// What a reader must know of how the text is written, in one sentence each; empty for ordinary text.
+///
+/// - Letters of scripts that are not written together (Latin with Cyrillic or Greek), characters that stand for an ASCII one
+///   (full-width, mathematical, circled, dotless), and digits of other scripts beside ASCII: each odd one by its code
+///   (UTS #39 §5.2, §5.3, with the sets of its "highly restrictive" level).
+/// - A word that is written in one foreign script and looks like a Latin one (UTS #39 §4, whole-script confusables).
+/// - Letters that run from right to left, because what stands beside them is shown in another order than it is stored.
+pub fn suspect(text: &str) -> Vec<String> {
+    // The common case costs one look at each byte.
+    if text.is_ascii() {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    let odd = odd_characters(text);
+    if !odd.is_empty() {
+        found.push(format!("MIXED SCRIPTS: {}", named(&odd)));
+    }
+    for word in text.split(|c: char| !c.is_alphanumeric()) {
+        if let Some(like) = latin_double(word) {
+            found.push(format!(
+                "LOOKS LIKE \"{like}\" but is written in {}: {}",
+                script_of(word),
+                named(&word.chars().collect::<BTreeSet<_>>())
+            ));
+        }
+    }
+    if text.chars().any(runs_right_to_left) {
+        found.push("RIGHT TO LEFT: may be shown in another order than it is stored".to_owned());
+    }
+    found
+}
+
+/// The characters that do not belong to the writing of the rest.
+fn odd_characters(text: &str) -> BTreeSet<char> {
+    let mut counts: BTreeMap<&'static str, usize> = BTreeMap::new();
+    for script in text.chars().map(|c| c.script()) {
+        if !matches!(script, Script::Common | Script::Inherited | Script::Unknown) {
+            *counts.entry(written_with(script)).or_default() += 1;
+        }
+    }
+    // Latin goes first among equals: it is what the names around it are written in.
+    let main = counts
+        .iter()
+        .max_by_key(|(name, count)| (**count, **name == LATIN))
+        .map(|(name, _)| *name);
+    let ascii = text.chars().any(|c| c.is_ascii_alphanumeric());
+    let foreign = |c: char| {
+        let script = c.script();
+        !matches!(script, Script::Common | Script::Inherited | Script::Unknown)
+            && !together(main.unwrap_or(LATIN), written_with(script))
+    };
+    text.chars()
+        .filter(|c| !c.is_ascii() && !is_coded(*c) || c.is_ascii_alphabetic())
+        .filter(|c| foreign(*c) || stands_for_ascii(*c) || ascii && foreign_digit(*c))
+        .collect()
+}
+
+const LATIN: &str = "Latin";
+const HAN: &str = "Han";
+
+/// Han, kana, Bopomofo and Hangul are one writing where they meet.
+fn written_with(script: Script) -> &'static str {
+    match script {
+        Script::Han | Script::Hiragana | Script::Katakana | Script::Bopomofo | Script::Hangul => {
+            HAN
+        }
+        other => other.full_name(),
+    }
+}
+
+/// UTS #39 §5.2, highly restrictive: one script, or Latin with the scripts of East Asia.
+fn together(main: &str, other: &str) -> bool {
+    main == other || matches!((main, other), (LATIN, HAN) | (HAN, LATIN))
+}
+
+/// A character past Latin-1 that compatibility or the eye makes one ASCII character which names and URLs are made of.
+fn stands_for_ascii(c: char) -> bool {
+    if u32::from(c) <= 0xFF || !matches!(c.script(), Script::Latin | Script::Common) {
+        return false;
+    }
+    let plain =
+        |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric() || "/.:@%&?#=\\".contains(c));
+    let alone = |mut chars: Box<dyn Iterator<Item = char>>| {
+        let first = chars.next();
+        if chars.next().is_none() { first } else { None }
+    };
+    let text = c.to_string();
+    plain(alone(Box::new(text.nfkc().collect::<Vec<_>>().into_iter())))
+        || plain(alone(Box::new(
+            skeleton(&text).collect::<Vec<_>>().into_iter(),
+        )))
+}
+
+fn foreign_digit(c: char) -> bool {
+    u32::from(c) > 0xFF && c.is_numeric()
+}
+
+/// The Latin word that a word without a single ASCII letter looks like.
+fn latin_double(word: &str) -> Option<String> {
+    if word.is_empty()
+        || word
+            .chars()
+            .any(|c| c.is_ascii() || c.script() == Script::Latin)
+    {
+        return None;
+    }
+    let like: String = skeleton(word).collect();
+    (word.chars().count() > 1 && like.chars().all(|c| c.is_ascii_alphanumeric())).then_some(like)
+}
+
+fn script_of(word: &str) -> &'static str {
+    word.chars()
+        .map(|c| c.script())
+        .find(|s| !matches!(s, Script::Common | Script::Inherited))
+        .map_or("signs", |s| s.full_name())
+}
+
+/// Letters of the scripts whose characters Unicode gives the classes R and AL.
+fn runs_right_to_left(c: char) -> bool {
+    matches!(
+        c.script(),
+        Script::Hebrew
+            | Script::Arabic
+            | Script::Syriac
+            | Script::Thaana
+            | Script::Nko
+            | Script::Samaritan
+            | Script::Mandaic
+            | Script::Adlam
+            | Script::Mende_Kikakui
+            | Script::Hanifi_Rohingya
+            | Script::Yezidi
+            | Script::Phoenician
+            | Script::Imperial_Aramaic
+            | Script::Cypriot
+            | Script::Lydian
+            | Script::Kharoshthi
+            | Script::Old_South_Arabian
+            | Script::Old_North_Arabian
+            | Script::Avestan
+            | Script::Inscriptional_Parthian
+            | Script::Inscriptional_Pahlavi
+            | Script::Psalter_Pahlavi
+            | Script::Old_Turkic
+            | Script::Old_Hungarian
+            | Script::Palmyrene
+            | Script::Nabataean
+            | Script::Hatran
+            | Script::Manichaean
+            | Script::Sogdian
+            | Script::Old_Sogdian
+            | Script::Elymaic
+            | Script::Chorasmian
+            | Script::Old_Uyghur
+            | Script::Meroitic_Hieroglyphs
+            | Script::Meroitic_Cursive
+    )
+}
+
+fn named(odd: &BTreeSet<char>) -> String {
+    let mut all: Vec<String> = odd
+        .iter()
+        .take(NAMED_MAX)
+        .map(|c| {
+            let script = match c.script() {
+                Script::Common | Script::Inherited | Script::Unknown => "not ASCII",
+                script => script.full_name(),
+            };
+            format!("{} U+{:04X} {script}", safe(&c.to_string()), u32::from(*c))
+        })
+        .collect();
+    if odd.len() > NAMED_MAX {
+        all.push(format!("and {} more", odd.len() - NAMED_MAX));
+    }
+    all.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_people_write_is_left_alone() {
+        for fine in [
+            "ann@corp.example",
+            "Ann Lée, Łódź, Dvořák, Nguyễn, straße, æther",
+            "東京サーバー web-1",
+            "서울 web",
+            "Иванова",
+            "Ελλάδα 2026",
+            "10 m² at 20°",
+            "“quoted” – it’s fine…",
+            "emoji 😀",
+        ] {
+            assert_eq!(suspect(fine), Vec::<String>::new(), "{fine}");
+        }
+    }
+
+    #[test]
+    fn mixed_scripts_are_named() {
+        assert_eq!(
+            suspect("p\u{430}ypal"),
+            ["MIXED SCRIPTS: \u{430} U+0430 Cyrillic"]
+        );
+        // The stranger is whoever is fewer.
+        assert_eq!(
+            suspect("\u{418}\u{432}\u{430}\u{43d}\u{43e}va"),
+            ["MIXED SCRIPTS: a U+0061 Latin, v U+0076 Latin"]
+        );
+        for (text, odd) in [
+            ("admin \u{3bf}", "U+03BF Greek"),
+            ("\u{ff41}dmin", "U+FF41 Latin"),
+            ("web\u{ff0e}example", "U+FF0E not ASCII"),
+            ("\u{1d41a}dmin", "U+1D41A not ASCII"),
+            ("adm\u{131}n", "U+0131 Latin"),
+            ("a\u{2215}b", "U+2215 not ASCII"),
+            ("room 1\u{661}", "U+0661"),
+            ("host\u{967}", "U+0967"),
+            ("\u{2460}", "U+2460 not ASCII"),
+            ("\u{13a0}dmin", "U+13A0 Cherokee"),
+        ] {
+            let found = suspect(text).join("\n");
+            assert!(
+                found.starts_with("MIXED SCRIPTS: ") && found.contains(odd),
+                "{text}: {found}"
+            );
+        }
+        let many: String = ('\u{430}'..='\u{44a}').collect();
+        let found = suspect(&format!("{}{many}", "x".repeat(40)));
+        assert!(found.join("").ends_with("and 19 more"), "{found:?}");
+    }
+
+    #[test]
+    fn a_word_that_only_looks_latin_is_named() {
+        let found = suspect("\u{441}\u{43e}\u{440}");
+        assert_eq!(found.len(), 1);
+        assert!(
+            found[0].starts_with("LOOKS LIKE \"cop\" but is written in Cyrillic"),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn right_to_left_is_said() {
+        let found = suspect("\u{5d0}\u{5d1}\u{5d2}");
+        assert_eq!(found.len(), 1);
+        assert!(found[0].starts_with("RIGHT TO LEFT"), "{found:?}");
+    }
+}
