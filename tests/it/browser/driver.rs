@@ -317,6 +317,14 @@ impl Browser {
         .await;
     }
 
+    /// Whether people see no such element.
+    pub async fn hides(&self, css: &str) -> bool {
+        match self.find(css).await {
+            Some(element) => !element.displayed().await,
+            None => true,
+        }
+    }
+
     /// Waits until a script says something other than false or nothing.
     pub async fn holds(&self, script: &str) -> Value {
         self.until(script, async || {
@@ -391,6 +399,22 @@ impl Browser {
             .as_array()
             .expect("a list")
             .clone()
+    }
+
+    pub async fn put_cookie(&self, name: &str, value: &str) {
+        let cookie = json!({ "name": name, "value": value, "path": "/" });
+        self.post("/cookie", json!({ "cookie": cookie })).await;
+    }
+
+    /// Looks at what is inside a frame from now on.
+    pub async fn enter_frame(&self, css: &str) {
+        let frame = self.wait(css).await;
+        self.post("/frame", json!({ "id": { ELEMENT: frame.id } }))
+            .await;
+    }
+
+    pub async fn leave_frame(&self) {
+        self.post("/frame", json!({ "id": null })).await;
     }
 
     /// The window as a PNG.

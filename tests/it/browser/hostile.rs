@@ -11,7 +11,7 @@ use super::site::{Site, card_of};
 use crate::harness::{World, action, disable};
 
 /// Markup that would run, and characters that would hide or turn what stands beside them.
-const EVIL: &str = "<img src=x onerror=pwn()><script>pwn()</script>\u{202e}\u{200b}\"'`{{7*7}}&lt;b&gt;";
+const EVIL: &str = "<img src=x onerror=pwned=1><script>pwned=1</script>\u{202e}\u{200b}\"'`{{7*7}}&lt;b&gt;";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn words_of_others_stay_words() {
@@ -19,7 +19,7 @@ async fn words_of_others_stay_words() {
         return;
     }
     let mut world = World::new();
-    let markup = "<img src=x onerror=pwn()><script>pwn()</script>";
+    let markup = "<img src=x onerror=pwned=1><script>pwned=1</script>";
     let toml = "\\u202E\\u200B";
     for (file, plain, hostile) in [
         ("people.toml", "Maria Moreau", format!("Maria {markup}{toml}")),
@@ -37,7 +37,10 @@ async fn words_of_others_stay_words() {
         *text = text.replacen(plain, &hostile.replace('"', "\\\""), 1);
     }
     // Notes need a yes too, so that a free text of the agent's is a parameter on a card.
-    world.policy.get_mut("schema.cedarschema").expect("schema").replace_in_place("action \"case.note\" in [\"write\"]", "action \"case.note\" in [\"destructive\"]");
+    let schema = world.policy.get_mut("schema.cedarschema").expect("schema");
+    let (plain, graver) = ("action \"case.note\" in [\"write\"]", "action \"case.note\" in [\"destructive\"]");
+    assert!(schema.contains(plain));
+    *schema = schema.replacen(plain, graver, 1);
     let site = Site::with(world, dipylon::clock::Clock::system().now()).await;
     let maria = Browser::open(super::driver::Look::DESK).await;
     maria.goto(&site.invite("maria").await).await;
@@ -62,8 +65,8 @@ async fn words_of_others_stay_words() {
     let note = action("case.note", "Case", "INC-8841", crate::harness::CASES, &[("text", Param::Str(EVIL.into()))]);
     let noted = site.asks(&task, note, "r-2").await;
 
-    let search = "/console/journal?q=%3Cimg+src%3Dx+onerror%3Dpwn()%3E%E2%80%AE";
-    let to = "/console/sign-in?to=%22%3E%3Cimg%20src%3Dx%20onerror%3Dpwn()%3E";
+    let search = "/console/journal?q=%3Cimg+src%3Dx+onerror%3Dpwned=1%3E%E2%80%AE";
+    let to = "/console/sign-in?to=%22%3E%3Cimg%20src%3Dx%20onerror%3Dpwned=1%3E";
     for path in [
         "/console",
         &card_of(id),
@@ -77,7 +80,7 @@ async fn words_of_others_stay_words() {
         "/console/journal?q=maria",
         search,
         to,
-        "/console/nowhere/%3Cimg%20src%3Dx%20onerror%3Dpwn()%3E",
+        "/console/nowhere/%3Cimg%20src%3Dx%20onerror%3Dpwned=1%3E",
     ] {
         site.open(&maria, path).await;
         maria.wait("main").await;
@@ -86,17 +89,17 @@ async fn words_of_others_stay_words() {
     // Shown, all of it, as what it is.
     site.open_card(&maria, id).await;
     let card = maria.wait("#card").await.text().await;
-    for words in ["<script>pwn()</script>", "<U+202E>", "<U+200B>", "{{7*7}}", "&lt;b&gt;"] {
+    for words in ["<script>pwned=1</script>", "<U+202E>", "<U+200B>", "{{7*7}}", "&lt;b&gt;"] {
         assert!(card.contains(words), "no {words:?} in {card}");
     }
 
     // What a person tells the agent goes the other way: plain, or not at all.
-    maria.wait("#comment").await.type_in("<script>pwn()</script>").await;
+    maria.wait("#comment").await.type_in("<script>pwned=1</script>").await;
     maria.seen("#deny").await.click().await;
     voted(&maria).await;
     unhurt(&maria, "denied").await;
     let denied = denied(&task, disable("ann"), "r-1").await;
-    assert_eq!(denied.comment(), Some("<script>pwn()</script>"));
+    assert_eq!(denied.comment(), Some("<script>pwned=1</script>"));
     let ask = json!({ "profile": "one-security", "verdict": "deny", "comment": "yes\u{202e}on" });
     let begun = ceremony::post(&maria, &format!("{}/vote/begin", card_of(noted)), ask).await;
     assert_eq!(begun["status"], 400, "{begun}");
@@ -106,11 +109,10 @@ async fn words_of_others_stay_words() {
 /// No script of others ran, no element of theirs is there, nothing invisible is left.
 async fn unhurt(browser: &Browser, page: &str) {
     let look = "return {
-        ran: typeof window.pwn, images: document.querySelectorAll('img, b > *, iframe, object').length,
+        ran: typeof window.pwned, images: document.querySelectorAll('img, b > *, iframe, object').length,
         scripts: [...document.scripts].filter((s) => !s.src.startsWith(location.origin + '/console/assets/')).length,
         handlers: document.querySelectorAll('[onerror], [onclick], [onload], [style]').length,
         unseen: /[\\u202a-\\u202e\\u2066-\\u2069\\u200b-\\u200f\\u2060\\ufeff]/.test(document.documentElement.outerHTML) }";
-    // Had it been called it would have been missing, which the page tells nobody: so it is there, and notes it.
     let seen = browser.script(look, json!([])).await;
     let clean = json!({ "ran": "undefined", "images": 0, "scripts": 0, "handlers": 0, "unseen": false });
     assert_eq!(seen, clean, "{page}");
@@ -268,7 +270,7 @@ async fn a_person_their_device_does_not_recognise_says_nothing() {
     site.open_card(&maria, id).await;
     maria.seen("#approve").await.click().await;
     maria.seen("#problem").await;
-    assert!(maria.find("#outcome").await.is_none_or_hidden().await);
+    assert!(maria.hides("#outcome").await);
     // A page that asks for less gets a signature, and the broker does not take it.
     let begin = format!("{}/vote/begin", card_of(id));
     let ask = json!({ "profile": "one-security", "verdict": "approve" });

@@ -2,6 +2,10 @@
 //!
 //! Where no Chromium is installed these tests say so and do nothing; with `DIPYLON_REQUIRE=chromium` they fail.
 
+mod ceremony;
+mod decide;
 mod driver;
+mod hostile;
 mod pages;
 mod proof;
+mod site;
