@@ -234,6 +234,18 @@ impl Hall {
         })
     }
 
+    /// Any registered caller the method admits: the person, or `None` for a service.
+    pub(super) fn reading_person(
+        &self,
+        call: &Presented,
+        now: Timestamp,
+    ) -> Result<Option<PersonCaller>, Refusal> {
+        Ok(match self.caller(call, now)? {
+            Caller::Person(person) => Some(person),
+            Caller::Service(_) => None,
+        })
+    }
+
     fn caller(&self, call: &Presented, now: Timestamp) -> Result<Caller, Refusal> {
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
         let rules = self

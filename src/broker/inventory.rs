@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::{Hall, Presented, Refusal};
+use super::{ActionUse, Hall, Presented, Refusal};
 use crate::model::*;
 use crate::state::{Grant, Task};
 
@@ -47,6 +47,10 @@ pub struct AgentView {
     pub tokens_live: usize,
     /// When this broker last verified its evidence, as far as it remembers.
     pub verified_at: Option<Timestamp>,
+    /// When evidence of it was last verified, as the journal tells: what any broker remembered when it entered something.
+    pub attested_at: Option<Timestamp>,
+    /// What it did with each action of its ceiling, and with others it had once; empty in a list.
+    pub activity: Vec<ActionUse>,
 }
 
 impl Hall {
@@ -143,7 +147,11 @@ impl Hall {
         let now = self.now();
         self.reader(call, now)?;
         self.known_agent(call, id)?;
-        Ok(self.agent_view(id.clone(), now))
+        let view = self.agent_view(id.clone(), now);
+        Ok(AgentView {
+            activity: self.activity(id, view.registered.as_deref()),
+            ..view
+        })
     }
 
     fn agent_view(&self, id: AgentId, now: Timestamp) -> AgentView {
@@ -176,6 +184,8 @@ impl Hall {
                 .filter_map(|task| self.remembered(&task.opened.task))
                 .map(|attested| attested.facts().verified_at)
                 .max(),
+            attested_at: self.state.figures().agent(&id).attested_at,
+            activity: Vec::new(),
             registered,
             id,
         }

@@ -14,12 +14,14 @@ mod end;
 mod enrol;
 mod explain;
 mod feed;
+mod figures;
 mod freeze;
 mod govern;
 mod grant;
 mod introspect;
 mod inventory;
 mod keep_alive;
+mod live_tokens;
 mod measure;
 mod once;
 mod open_task;
@@ -27,6 +29,7 @@ mod readings;
 mod request_token;
 mod revoke;
 mod start;
+mod timeline;
 mod upkeep;
 mod views;
 mod visits;
@@ -60,16 +63,19 @@ pub use end::{EndReport, TaskEndAsk};
 pub use enrol::{ApproverView, EnrolmentBegun, Invited, PasskeyView};
 pub use explain::Explained;
 pub use feed::{FeedStart, Position};
+pub use figures::{ActionUse, ApproverRow, Past, RuleRow};
 pub use freeze::FreezeDone;
 pub use govern::Applied;
 pub use introspect::{Consumed, Introspected};
 pub use inventory::{AgentView, TaskFilter, TaskView};
+pub use live_tokens::LiveToken;
 pub use open_task::{OpenAsk, Opened};
 pub use request_token::{
     DeniedReply, PendingReply, ProfileState, RuleShown, TokenAsk, TokenGiven, TokenReply,
 };
 pub use revoke::TokenRevoked;
 pub use start::{Start, StartError};
+pub use timeline::{FOUND_MAX, Found, Moment, QUERY_BYTES_MAX, SCAN_MAX, Timeline};
 pub use visits::{SignInBegun, Visit, Visitor};
 pub use vote::{AccessView, CardView, Standing as AccessStanding, VoteAsk, VoteBegun};
 
@@ -278,7 +284,7 @@ impl Hall {
     }
 
     /// The present, never before a moment that was acted on: a wall clock that steps back revives nothing.
-    fn now(&self) -> Timestamp {
+    pub(crate) fn now(&self) -> Timestamp {
         let now = self.clock.now().millis();
         Timestamp::from_millis(self.high_water.fetch_max(now, Ordering::SeqCst).max(now))
     }

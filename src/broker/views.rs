@@ -7,9 +7,10 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 
 use crate::jose::{KeySet, PublicKey, Usage};
 use crate::journal::Committed;
-use crate::model::{Digest, Fact, KeyId};
+use crate::model::{AgentId, Digest, Fact, KeyId, Timestamp};
 use crate::rules::{BundleFiles, InForce, PolicyBundle};
 use crate::state::State;
+use crate::state::unusual::Registration;
 use crate::verify::{Trust, TrustedDomain};
 
 #[derive(Default)]
@@ -21,6 +22,8 @@ pub(super) struct Views {
     /// Bundles that were loaded to be checked, so that putting one in force does not load it twice.
     shelf: Mutex<HashMap<Digest, PolicyBundle>>,
     broken: Mutex<Option<String>>,
+    /// When a bundle after the first last said something new of an agent it has.
+    registrations: Mutex<HashMap<AgentId, Registration>>,
 }
 
 impl Views {
@@ -41,6 +44,7 @@ impl Views {
                 });
                 match loaded {
                     Ok(bundle) => {
+                        self.compare_agents(&bundle, committed.entry().at);
                         let version = committed.entry().index + 1;
                         self.rules
                             .store(Some(Arc::new(InForce::new(bundle, version))));
@@ -104,6 +108,34 @@ impl Views {
             | Fact::GrantsEnded(_)
             | Fact::RefusalsCounted(_) => {}
         }
+    }
+
+    /// Notes which agents the bundle registers or changes. Of the first bundle nothing is new.
+    fn compare_agents(&self, next: &PolicyBundle, at: Timestamp) {
+        let Some(before) = self.rules.load_full() else {
+            return;
+        };
+        let mut registrations = self
+            .registrations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        registrations.retain(|id, _| next.agent(id).is_some());
+        for agent in next.agents() {
+            let known = before.bundle.agent(&agent.id);
+            if known.as_ref() != Some(agent) {
+                let new = known.is_none();
+                registrations.insert(agent.id.clone(), Registration { at, new });
+            }
+        }
+    }
+
+    /// When a policy bundle last said something new of an agent; `None` when that was the first of all.
+    pub(super) fn registration(&self, agent: &AgentId) -> Option<Registration> {
+        self.registrations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(agent)
+            .copied()
     }
 
     /// Keeps a loaded bundle for the entry that will put it in force.

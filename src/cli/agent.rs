@@ -103,6 +103,10 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Agent) -> Result<ExitC
                     if agent.verified_at.is_some() {
                         rows.own("verified", shapes::when(agent.verified_at.as_ref(), now));
                     }
+                    if agent.attested_at.is_some() {
+                        rows.own("last attested", shapes::when(agent.attested_at.as_ref(), now));
+                    }
+                    activity(&mut rows, &agent.activity);
                     rows.lines()
                 },
             );
@@ -128,6 +132,35 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Agent) -> Result<ExitC
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What it did with its actions, and which of its ceiling it never asked for.
+fn activity(rows: &mut Rows, activity: &[v1::ActionUse]) {
+    for used in activity.iter().filter(|used| used.asked > 0) {
+        let counts = [
+            ("asked", used.asked),
+            ("granted", used.granted),
+            ("refused by rules", used.refused),
+            ("approved", used.approved),
+            ("denied", used.denied),
+            ("expired", used.expired),
+        ];
+        let counts = counts.iter().filter(|(_, n)| *n > 0);
+        let counts: Vec<_> = counts.map(|(what, n)| format!("{what} {n}")).collect();
+        let gone = match used.in_ceiling {
+            true => "",
+            false => " (no longer in its ceiling)",
+        };
+        rows.own(
+            "used",
+            format!("{}{gone}: {}", reveal(&used.action), counts.join(", ")),
+        );
+    }
+    let never = activity.iter().filter(|used| used.asked == 0);
+    let never: Vec<&str> = never.map(|used| used.action.as_str()).collect();
+    if !never.is_empty() {
+        rows.theirs("never used", &never.join(", "));
+    }
 }
 
 /// How an agent stands, in a word or two.
@@ -156,5 +189,16 @@ fn to_json(agent: &v1::RegisteredAgent) -> Value {
         "jkt": (!agent.jkt.is_empty()).then_some(&agent.jkt), "actions": agent.actions, "suspended": agent.suspended,
         "frozen": agent.frozen, "tasks_running": agent.tasks_running, "tokens_live": agent.tokens_live,
         "verified_at": shapes::moment(agent.verified_at.as_ref()),
+        "attested_at": shapes::moment(agent.attested_at.as_ref()),
+        "activity": agent.activity.iter().map(use_json).collect::<Value>(),
+    })
+}
+
+fn use_json(used: &v1::ActionUse) -> Value {
+    json!({
+        "action": used.action, "in_ceiling": used.in_ceiling, "asked": used.asked, "granted": used.granted,
+        "refused": used.refused, "approved": used.approved, "denied": used.denied, "expired": used.expired,
+        "last_at": shapes::moment(used.last_at.as_ref()), "last_denied_at": shapes::moment(used.last_denied_at.as_ref()),
+        "last_denied_by": (!used.last_denied_by.is_empty()).then_some(&used.last_denied_by),
     })
 }

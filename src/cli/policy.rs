@@ -1,16 +1,18 @@
-//! `policy check`, `policy apply`: a directory, whole or not at all.
+//! `policy check`, `policy apply`: a directory, whole or not at all. `policy rules`: what is in force, with its figures.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::failure::Failure;
 use super::net::KeyArgs;
-use super::{Common, Say, bundle, checkup, dev};
-use crate::model::Secret;
+use super::say::table;
+use super::{Common, Say, bundle, checkup, dev, shapes};
 use crate::model::text::reveal;
+use crate::model::{Secret, show_seconds};
+use crate::proto::v1;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Policy {
@@ -31,6 +33,11 @@ pub(super) enum Policy {
         /// Read the one-time code from a file ("-": stdin)
         #[arg(long, value_name = "FILE", conflicts_with = "code")]
         code_file: Option<PathBuf>,
+    },
+    /// List the rules in force: how often each mattered, and how people decide what it asks them
+    Rules {
+        #[command(flatten)]
+        key: KeyArgs,
     },
 }
 
@@ -87,8 +94,57 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Policy) -> Result<Exit
                 },
             );
         }
+        Policy::Rules { key } => {
+            let rules = key.person(common)?.rules().await?;
+            say.either(
+                || rules.iter().map(rule_json).collect::<Value>(),
+                || rule_table(&rules),
+            );
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn rule_table(rules: &[v1::RuleFigures]) -> String {
+    let head = ["RULE", "REMEDY", "HITS", "ASKED", "APPROVED", "MEDIAN", ""];
+    let row = |rule: &v1::RuleFigures| {
+        let share = rule.approved_percent.map(|share| {
+            let decided = rule.approved.saturating_add(rule.denied);
+            format!("{share} % of {decided}")
+        });
+        let median = rule.median_seconds.map(|s| show_seconds(i64::from(s)));
+        let flag = match rule.rubber_stamp {
+            true => "rubber stamp: nearly always yes, in less than 3 s",
+            false => "",
+        };
+        vec![
+            reveal(&rule.rule_id),
+            match rule.remedy.as_str() {
+                "" => reveal(&rule.kind),
+                remedy => reveal(remedy),
+            },
+            rule.hits.to_string(),
+            rule.asked.to_string(),
+            share.unwrap_or_else(|| "-".to_owned()),
+            median.unwrap_or_else(|| "-".to_owned()),
+            flag.to_owned(),
+        ]
+    };
+    let head = head.map(str::to_owned).to_vec();
+    let rows: Vec<_> = std::iter::once(head)
+        .chain(rules.iter().map(row))
+        .collect();
+    table(&rows)
+}
+
+fn rule_json(rule: &v1::RuleFigures) -> Value {
+    json!({
+        "rule": rule.rule_id, "file": rule.file, "line": rule.line, "why": rule.why, "kind": rule.kind,
+        "remedy": (!rule.remedy.is_empty()).then_some(&rule.remedy), "hits": rule.hits, "asked": rule.asked,
+        "approved": rule.approved, "denied": rule.denied, "expired": rule.expired,
+        "approved_percent": rule.approved_percent, "median_seconds": rule.median_seconds,
+        "last_at": shapes::moment(rule.last_at.as_ref()), "rubber_stamp": rule.rubber_stamp,
+    })
 }
 
 async fn one_time_code(

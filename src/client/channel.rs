@@ -127,6 +127,12 @@ pub(crate) mod methods {
         ListTasks = "dipylon.v1.GovernanceService/ListTasks", ListTasksRequest, ListTasksResponse, true;
         EndTask = "dipylon.v1.GovernanceService/EndTask", EndTaskRequest, EndTaskResponse, true;
         Explain = "dipylon.v1.GovernanceService/Explain", ExplainRequest, ExplainResponse, true;
+        ListRules = "dipylon.v1.GovernanceService/ListRules", ListRulesRequest, ListRulesResponse, true;
+        ListApproverFigures =
+            "dipylon.v1.GovernanceService/ListApproverFigures", ListApproverFiguresRequest, ListApproverFiguresResponse, true;
+        ListTokens = "dipylon.v1.GovernanceService/ListTokens", ListTokensRequest, ListTokensResponse, true;
+        GetTimeline = "dipylon.v1.GovernanceService/GetTimeline", GetTimelineRequest, GetTimelineResponse, true;
+        SearchJournal = "dipylon.v1.GovernanceService/SearchJournal", SearchJournalRequest, SearchJournalResponse, true;
     }
 }
 

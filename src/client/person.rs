@@ -334,6 +334,109 @@ impl Person {
             .await
     }
 
+    /// Rules in force with their figures, by id.
+    pub async fn rules(&self) -> Result<Vec<v1::RuleFigures>, Error> {
+        let mut all = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let request = v1::ListRulesRequest {
+                page_size: 0,
+                page_token,
+            };
+            let page = self
+                .endpoint
+                .call::<methods::ListRules>(self.order(), &[request])
+                .await?;
+            all.extend(page.rules);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// People who vote and how they do, by id.
+    pub async fn approver_figures(&self) -> Result<Vec<v1::ApproverFigures>, Error> {
+        let mut all = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let request = v1::ListApproverFiguresRequest {
+                page_size: 0,
+                page_token,
+            };
+            let page = self
+                .endpoint
+                .call::<methods::ListApproverFigures>(self.order(), &[request])
+                .await?;
+            all.extend(page.approvers);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// At most `max` tokens that are good now, the next to expire first.
+    pub async fn live_tokens(&self, max: usize) -> Result<Vec<v1::LiveToken>, Error> {
+        let mut all = Vec::new();
+        let mut page_token = String::new();
+        while all.len() < max {
+            let request = v1::ListTokensRequest {
+                page_size: 0,
+                page_token,
+            };
+            let page = self
+                .endpoint
+                .call::<methods::ListTokens>(self.order(), &[request])
+                .await?;
+            all.extend(page.tokens);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                break;
+            }
+        }
+        all.truncate(max);
+        Ok(all)
+    }
+
+    /// What happened in a task, from its verification to its end.
+    pub async fn timeline(&self, task: TaskId) -> Result<v1::GetTimelineResponse, Error> {
+        let mut whole = v1::GetTimelineResponse::default();
+        let mut page_token = String::new();
+        loop {
+            let request = v1::GetTimelineRequest {
+                task_id: task.to_string(),
+                page_token,
+            };
+            let page = self
+                .endpoint
+                .call::<methods::GetTimeline>(self.order(), &[request])
+                .await?;
+            let mut moments = whole.moments;
+            moments.extend(page.moments);
+            page_token = page.next_page_token.clone();
+            whole = v1::GetTimelineResponse { moments, ..page };
+            if page_token.is_empty() {
+                return Ok(whole);
+            }
+        }
+    }
+
+    /// One page of the entries that name a word, newest first; every entry for an empty one.
+    pub async fn search(
+        &self,
+        query: &str,
+        below: Option<u64>,
+    ) -> Result<v1::SearchJournalResponse, Error> {
+        let request = v1::SearchJournalRequest {
+            query: query.to_owned(),
+            below,
+        };
+        self.endpoint
+            .call::<methods::SearchJournal>(self.order(), &[request])
+            .await
+    }
+
     fn order(&self) -> Order<'_> {
         Order::by(&self.identity)
     }

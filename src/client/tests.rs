@@ -306,6 +306,41 @@ impl v1::governance_service_server::GovernanceService for Broker {
         Err(Status::unimplemented(""))
     }
 
+    async fn list_rules(
+        &self,
+        _: Request<v1::ListRulesRequest>,
+    ) -> Answer<v1::ListRulesResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_approver_figures(
+        &self,
+        _: Request<v1::ListApproverFiguresRequest>,
+    ) -> Answer<v1::ListApproverFiguresResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_tokens(
+        &self,
+        _: Request<v1::ListTokensRequest>,
+    ) -> Answer<v1::ListTokensResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get_timeline(
+        &self,
+        _: Request<v1::GetTimelineRequest>,
+    ) -> Answer<v1::GetTimelineResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn search_journal(
+        &self,
+        _: Request<v1::SearchJournalRequest>,
+    ) -> Answer<v1::SearchJournalResponse> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn explain(&self, _: Request<v1::ExplainRequest>) -> Answer<v1::ExplainResponse> {
         Err(Status::unimplemented(""))
     }

@@ -329,6 +329,11 @@ impl Journal {
         self.reader.entry(index)
     }
 
+    /// Reads at most `max` stored entries with an index below `below`, the newest first. Blocks.
+    pub fn below(&self, below: u64, max: u32) -> Result<Vec<StoredEntry>, OpenError> {
+        self.reader.below(below, max)
+    }
+
     /// Reads a blob.
     pub fn blob(&self, hash: &Digest) -> Result<Option<Arc<str>>, OpenError> {
         self.reader.blob(hash)

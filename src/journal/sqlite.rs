@@ -191,6 +191,16 @@ impl ReadOnly {
         Ok(found)
     }
 
+    /// At most `max` stored entries with an index below `below`, the newest first.
+    pub fn below(&self, below: u64, max: u32) -> Result<Vec<StoredEntry>, OpenError> {
+        let db = self.lock();
+        let mut statement = db.prepare_cached(
+            "SELECT idx, leaf, entry FROM entries WHERE idx < ?1 ORDER BY idx DESC LIMIT ?2",
+        )?;
+        let rows = statement.query_map(params![sql_int(below), max], stored)?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
     /// One blob.
     pub fn blob(&self, hash: &Digest) -> Result<Option<Arc<str>>, OpenError> {
         Ok(read_blob(&self.lock(), hash)?.map(Into::into))

@@ -292,6 +292,11 @@ proptest! {
         passes(&v1::ListFreezesRequest {})?;
         passes(&v1::ListTasksRequest { agent_id: a.clone(), include_ended: number > 0, page_size: 7, page_token: d.clone() })?;
         passes(&v1::EndTaskRequest { task_id: a.clone() })?;
+        passes(&v1::ListRulesRequest { page_size: 7, page_token: a.clone() })?;
+        passes(&v1::ListApproverFiguresRequest { page_size: 7, page_token: a.clone() })?;
+        passes(&v1::ListTokensRequest { page_size: 7, page_token: a.clone() })?;
+        passes(&v1::GetTimelineRequest { task_id: a.clone(), page_token: d.clone() })?;
+        passes(&v1::SearchJournalRequest { query: a.clone(), below: after.map(|(_, index)| index) })?;
         passes(&v1::ExplainRequest { id: a })?;
     }
 

@@ -112,6 +112,31 @@ const TABLE: &[(&str, &[CallerKind], Class)] = &[
         &[Operator, Auditor],
         General,
     ),
+    (
+        "dipylon.v1.GovernanceService/ListRules",
+        &[Operator, Auditor, Approver],
+        General,
+    ),
+    (
+        "dipylon.v1.GovernanceService/ListApproverFigures",
+        &[Operator, Auditor],
+        General,
+    ),
+    (
+        "dipylon.v1.GovernanceService/ListTokens",
+        &[Operator, Auditor],
+        General,
+    ),
+    (
+        "dipylon.v1.GovernanceService/GetTimeline",
+        &[Operator, Auditor, Approver],
+        General,
+    ),
+    (
+        "dipylon.v1.GovernanceService/SearchJournal",
+        &[Operator, Auditor],
+        General,
+    ),
 ];
 
 /// The row of a method.

@@ -1,5 +1,6 @@
 //! The fold itself: what each kind of entry changes. Nothing else writes to state.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -16,6 +17,9 @@ impl State {
     pub fn apply(&self, committed: &Committed) {
         let entry = committed.entry();
         let version = entry.index + 1;
+        // Before anything is folded: counts tell of what was there when it happened.
+        self.figures.on(entry, self);
+        self.trace(entry);
         match &entry.fact {
             Fact::EpochStarted(_)
             | Fact::PolicyApplied(_)
@@ -150,6 +154,53 @@ impl State {
         }
         self.epoch.store(entry.epoch, Ordering::SeqCst);
         self.folded.store(entry.index + 1, Ordering::SeqCst);
+    }
+
+    /// Notes which task the entry tells of.
+    fn trace(&self, entry: &Entry) {
+        let of_request = |id: &AccessRequestId| self.requests.get(id).map(|r| r.opened.task);
+        let of_grant = |jti: &TokenId| self.grants.get(jti).map(|g| g.issued.task);
+        let task = match &entry.fact {
+            Fact::TaskOpened(f) => Some(f.task),
+            Fact::RequestDenied(f) => Some(f.task),
+            Fact::AccessRequestOpened(f) => Some(f.task),
+            Fact::VoteCast(f) => of_request(&f.access_request),
+            Fact::VoteRefused(f) => of_request(&f.access_request),
+            Fact::AccessRequestClosed(f) => of_request(&f.access_request),
+            Fact::TokenIssued(f) => Some(f.task),
+            Fact::TokenReissued(f) => of_grant(&f.jti),
+            Fact::TokenConsumed(f) => of_grant(&f.jti),
+            Fact::TaskEnded(f) => {
+                for task in &f.tasks {
+                    self.traces.note(*task, entry.index);
+                }
+                None
+            }
+            Fact::GrantsEnded(f) => {
+                let tasks: BTreeSet<TaskId> = f.jtis.iter().filter_map(of_grant).collect();
+                for task in tasks {
+                    self.traces.note(task, entry.index);
+                }
+                None
+            }
+            // Ends of many at once are found by the end of the task; signs of life tell nothing.
+            Fact::AgentSuspended(_)
+            | Fact::Frozen(_)
+            | Fact::LeasesExtended(_)
+            | Fact::EpochStarted(_)
+            | Fact::TrustBundleChanged(_)
+            | Fact::KeyPublished(_)
+            | Fact::PolicyApplied(_)
+            | Fact::AgentResumed(_)
+            | Fact::Unfrozen(_)
+            | Fact::ApproverInvited(_)
+            | Fact::ApproverEnrolled(_)
+            | Fact::ApproverKeysRevoked(_)
+            | Fact::RefusalsCounted(_) => None,
+        };
+        if let Some(task) = task {
+            self.traces.note(task, entry.index);
+        }
     }
 
     fn on_frozen(&self, f: &Frozen, committed: &Committed, version: Version) {

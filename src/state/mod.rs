@@ -5,11 +5,14 @@
 //! the record and the moment, asked by whoever reads. Never reads a clock, never writes an entry.
 
 mod feed;
+pub mod figures;
 mod fold;
 mod records;
 mod roster;
 mod shared;
 mod table;
+mod traces;
+pub mod unusual;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,9 +31,12 @@ pub use records::{
 pub use roster::{Enrolled, Invitation, Passkey, Roster};
 
 use feed::Feed;
+use figures::Figures;
 use shared::Shared;
 use table::Notes;
 pub use table::Table;
+pub use traces::TRACE_MAX;
+use traces::Traces;
 
 /// A value and the version of the stream it comes from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -70,6 +76,8 @@ pub struct State {
     agent_tasks: Table<AgentId, BTreeSet<TaskId>>,
     decisions: Notes<DecisionId, u64>,
     feed: Feed,
+    figures: Figures,
+    traces: Traces,
     shared: Shared,
     due: Mutex<BTreeSet<(Timestamp, Due)>>,
     // Count of entries folded; the epoch changes only while nothing is served.
@@ -340,6 +348,17 @@ impl State {
         self.decisions.get(id)
     }
 
+    /// What was asked and decided before, counted.
+    pub const fn figures(&self) -> &Figures {
+        &self.figures
+    }
+
+    /// Indexes of the entries of a task, in order, and how many in their midst are not listed: at most
+    /// [`TRACE_MAX`] are.
+    pub fn entries_of(&self, task: &TaskId) -> (Vec<u64>, u64) {
+        self.traces.of(task)
+    }
+
     /// (epoch, index of the last entry folded).
     pub fn position(&self) -> (u64, u64) {
         (
@@ -434,7 +453,8 @@ impl State {
             .map(|(at, due)| json!([at, format!("{due:?}")]))
             .collect();
         json!({ "position": self.position(), "tasks": tasks, "requests": requests, "grants": grants, "request_ids": request_ids, "opens": opens,
-            "agents": agents, "freezes": freezes, "trust": trust, "keys": keys, "asks": asks, "owner_asks": owner_asks, "roster": self.roster.picture(), "feed": feed, "due": due, "illegal": self.illegal() })
+            "agents": agents, "freezes": freezes, "trust": trust, "keys": keys, "asks": asks, "owner_asks": owner_asks, "roster": self.roster.picture(), "feed": feed, "due": due, "illegal": self.illegal(),
+            "figures": self.figures.picture(), "traces": self.traces.picture() })
     }
 
     fn due(&self) -> std::sync::MutexGuard<'_, BTreeSet<(Timestamp, Due)>> {

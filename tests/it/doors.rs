@@ -313,6 +313,34 @@ impl Caller<'_> {
                 ))
                 .await
                 .map(drop),
+            "ListRules" => governance
+                .list_rules(self.request(method, v1::ListRulesRequest::default()))
+                .await
+                .map(drop),
+            "ListApproverFigures" => governance
+                .list_approver_figures(
+                    self.request(method, v1::ListApproverFiguresRequest::default()),
+                )
+                .await
+                .map(drop),
+            "ListTokens" => governance
+                .list_tokens(self.request(method, v1::ListTokensRequest::default()))
+                .await
+                .map(drop),
+            "GetTimeline" => {
+                let message = v1::GetTimelineRequest {
+                    task_id,
+                    page_token: String::new(),
+                };
+                governance
+                    .get_timeline(self.request(method, message))
+                    .await
+                    .map(drop)
+            }
+            "SearchJournal" => governance
+                .search_journal(self.request(method, v1::SearchJournalRequest::default()))
+                .await
+                .map(drop),
             other => panic!("{other} has no denial test: add its case"),
         }
     }

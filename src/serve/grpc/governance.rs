@@ -3,8 +3,10 @@ use std::collections::BTreeMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::super::guard::bootstrap_code;
-use super::{Door, note, shapes};
-use crate::broker::{FirstOperator, PersonCaller, TaskEndAsk, TaskFilter};
+use super::{Door, counted, note, shapes};
+use crate::broker::{
+    ApproverRow, FirstOperator, PersonCaller, RuleRow, TaskEndAsk, TaskFilter,
+};
 use crate::model::*;
 use crate::proto::convert::timestamp_to_wire;
 use crate::proto::v1;
@@ -285,6 +287,138 @@ impl GovernanceService for Door {
                     .map(|(label, text)| v1::ExplainLine { label, text })
                     .collect(),
                 entries: e.entries,
+            }
+        }))
+    }
+
+    async fn list_rules(
+        &self,
+        request: Request<v1::ListRulesRequest>,
+    ) -> Result<Response<v1::ListRulesResponse>, Status> {
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/ListRules", request)
+            .await?;
+        let max = page_size(message.page_size).map_err(self.malformed(&call))?;
+        self.answer(self.hall.list_rules(&call).map(|all| {
+            let after = |row: &&RuleRow| row.id > message.page_token;
+            let left: Vec<_> = all.iter().filter(after).collect();
+            let page = left.iter().take(max);
+            let rules = fitting(page.map(|row| counted::rule(row)));
+            let more = rules.len() < left.len();
+            v1::ListRulesResponse {
+                next_page_token: match rules.last().filter(|_| more) {
+                    Some(last) => last.rule_id.clone(),
+                    None => String::new(),
+                },
+                rules,
+            }
+        }))
+    }
+
+    async fn list_approver_figures(
+        &self,
+        request: Request<v1::ListApproverFiguresRequest>,
+    ) -> Result<Response<v1::ListApproverFiguresResponse>, Status> {
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/ListApproverFigures", request)
+            .await?;
+        let max = page_size(message.page_size).map_err(self.malformed(&call))?;
+        self.answer(self.hall.approver_figures(&call).map(|all| {
+            let after = |row: &&ApproverRow| *row.id.as_str() > *message.page_token;
+            let left: Vec<_> = all.iter().filter(after).collect();
+            let page = left.iter().take(max);
+            let approvers = fitting(page.map(|row| counted::approver(row)));
+            let more = approvers.len() < left.len();
+            v1::ListApproverFiguresResponse {
+                next_page_token: match approvers.last().filter(|_| more) {
+                    Some(last) => last.person_id.clone(),
+                    None => String::new(),
+                },
+                approvers,
+            }
+        }))
+    }
+
+    async fn list_tokens(
+        &self,
+        request: Request<v1::ListTokensRequest>,
+    ) -> Result<Response<v1::ListTokensResponse>, Status> {
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/ListTokens", request)
+            .await?;
+        let parsed = page_size(message.page_size).and_then(|max| {
+            let after = given(&message.page_token).map(TokenId::parse).transpose()?;
+            Ok((max, after))
+        });
+        let (max, after) = parsed.map_err(self.malformed(&call))?;
+        let page = self.hall.live_tokens(&call, after, max).await;
+        self.answer(page.map(|page| {
+            let tokens = fitting(page.iter().map(counted::live_token));
+            let more = page.len() >= max || tokens.len() < page.len();
+            v1::ListTokensResponse {
+                next_page_token: match tokens.last().filter(|_| more) {
+                    Some(last) => last.jti.clone(),
+                    None => String::new(),
+                },
+                tokens,
+            }
+        }))
+    }
+
+    async fn get_timeline(
+        &self,
+        request: Request<v1::GetTimelineRequest>,
+    ) -> Result<Response<v1::GetTimelineResponse>, Status> {
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/GetTimeline", request)
+            .await?;
+        let parsed = TaskId::parse(&message.task_id).and_then(|task| {
+            let wrong = |_| Malformed::new("page_token", "must be one of ours");
+            let place = given(&message.page_token).map(|text| text.parse::<usize>());
+            Ok((task, place.transpose().map_err(wrong)?.unwrap_or(0)))
+        });
+        let (task, place) = parsed.map_err(self.malformed(&call))?;
+        note("task", &task);
+        let whole = self.hall.timeline(&call, task).await;
+        self.answer(whole.map(|whole| {
+            let page = whole.moments.iter().skip(place);
+            let moments = fitting(page.map(counted::moment));
+            let next = place.saturating_add(moments.len());
+            v1::GetTimelineResponse {
+                task_id: whole.task.to_string(),
+                agent_id: whole.agent.to_string(),
+                owner: whole.owner.to_string(),
+                ended: whole.over.map(|cause| cause.as_str()).unwrap_or("").to_owned(),
+                moments,
+                left_out: whole.left_out,
+                next_page_token: match next < whole.moments.len() {
+                    true => next.to_string(),
+                    false => String::new(),
+                },
+            }
+        }))
+    }
+
+    async fn search_journal(
+        &self,
+        request: Request<v1::SearchJournalRequest>,
+    ) -> Result<Response<v1::SearchJournalResponse>, Status> {
+        let (call, message) = self
+            .open("dipylon.v1.GovernanceService/SearchJournal", request)
+            .await?;
+        let found = self
+            .hall
+            .search(&call, &message.query, message.below)
+            .await;
+        self.answer(found.map(|found| {
+            let moments = fitting(found.moments.iter().map(counted::moment));
+            let cut = moments.len() < found.moments.len();
+            v1::SearchJournalResponse {
+                next: match moments.last().filter(|_| cut) {
+                    Some(last) => last.index,
+                    None => found.next,
+                },
+                moments,
             }
         }))
     }

@@ -1,6 +1,7 @@
 //! gRPC handlers: parse, call the hall, translate. One file for each service.
 
 mod approval;
+mod counted;
 mod governance;
 mod shapes;
 mod task;

@@ -341,6 +341,8 @@ pub(super) fn registered_agent(view: &AgentView) -> v1::RegisteredAgent {
         tasks_running: count(view.tasks_running),
         tokens_live: count(view.tokens_live),
         verified_at: view.verified_at.map(timestamp_to_wire),
+        attested_at: view.attested_at.map(timestamp_to_wire),
+        activity: super::counted::activity(&view.activity),
         ..v1::RegisteredAgent::default()
     };
     if let Some(agent) = &view.registered {
