@@ -7,7 +7,7 @@ use dipylon::model::*;
 use serde_json::json;
 
 use super::driver::{Browser, Look, absent, keys};
-use super::site::{Site, card_of};
+use super::site::{Site, card_of, follow};
 use super::ceremony;
 use crate::front_door::present;
 use crate::harness::{IDP, World, action, disable};
@@ -44,21 +44,13 @@ async fn an_invitation_makes_one_passkey_and_the_passkey_a_visit() {
     let site = Site::start().await;
     let [maria, thief] = Browser::several([Look::DESK; 2]).await;
     let invitation = site.invite("maria").await;
-    maria.goto(&invitation).await;
-    maria.holds("document.querySelector('#code').value !== ''").await;
-    let code = maria.wait("#code").await.property("value").await;
+    let code = follow(&maria, &invitation, "desk key").await;
     assert!(!maria.url().await.contains('#'), "the code left the address");
-    let label = maria.wait("#label").await;
-    label.clear().await;
-    label.type_in("desk key").await;
-    maria.seen("#enrol").await.click().await;
     let enrolled = maria.seen("#enrolled").await.text().await;
     assert!(enrolled.contains("Maria Moreau"), "{enrolled}");
     assert_eq!((site.passkeys("maria"), maria.passkeys().await.len()), (1, 1));
 
-    thief.goto(&invitation).await;
-    thief.holds("document.querySelector('#code').value !== ''").await;
-    thief.seen("#enrol").await.click().await;
+    follow(&thief, &invitation, "mine").await;
     thief.seen("#problem").await;
     assert!(thief.hides("#enrolled").await);
     let again = ceremony::post(&thief, "/console/enrol/begin", json!({ "code": code })).await;

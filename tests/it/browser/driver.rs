@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// For whatever must come about sooner or later.
-const GENEROUS: Duration = Duration::from_secs(60);
+const GENEROUS: Duration = Duration::from_secs(30);
 /// How long a browser may take to close by itself.
 const CLOSING: Duration = Duration::from_secs(5);
 /// Between two looks at a page.
@@ -325,11 +325,11 @@ impl Browser {
         }
     }
 
-    /// Waits until a script says something other than false or nothing.
+    /// Waits until a script says something: not false, not nothing, no empty text.
     pub async fn holds(&self, script: &str) -> Value {
         self.until(script, async || {
             let value = self.script(&format!("return ({script})"), json!([])).await;
-            (!value.is_null() && value != json!(false)).then_some(value)
+            (!value.is_null() && value != false && value != "").then_some(value)
         })
         .await
     }

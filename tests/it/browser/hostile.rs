@@ -7,7 +7,7 @@ use super::ceremony;
 use super::decide::{denied, voted};
 use super::driver::{Browser, absent};
 use super::pages::Elsewhere;
-use super::site::{Site, card_of};
+use super::site::{Site, card_of, follow};
 use crate::harness::{World, action, disable};
 
 /// Markup that would run, and characters that would hide or turn what stands beside them.
@@ -43,12 +43,7 @@ async fn words_of_others_stay_words() {
     *schema = schema.replacen(plain, graver, 1);
     let site = Site::with(world, dipylon::clock::Clock::system().now()).await;
     let maria = Browser::open(super::driver::Look::DESK).await;
-    maria.goto(&site.invite("maria").await).await;
-    maria.holds("document.querySelector('#code').value !== ''").await;
-    let label = maria.wait("#label").await;
-    label.clear().await;
-    label.type_in("<b>key</b>").await;
-    maria.seen("#enrol").await.click().await;
+    follow(&maria, &site.invite("maria").await, "<b>key</b>").await;
     let said = maria.seen("#enrolled").await.text().await;
     assert!(said.contains("<img"), "{said}");
     unhurt(&maria, "enrolled").await;

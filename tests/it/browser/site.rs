@@ -197,9 +197,7 @@ impl Site {
 
     /// Makes a passkey in a browser, on the page that an invitation leads to.
     pub async fn enrol(&self, browser: &Browser, person: &str) {
-        browser.goto(&self.invite(person).await).await;
-        browser.holds("document.querySelector('#code').value !== ''").await;
-        browser.seen("#enrol").await.click().await;
+        follow(browser, &self.invite(person).await, "desk key").await;
         browser.seen("#enrolled").await;
     }
 
@@ -229,6 +227,15 @@ impl Site {
         self.open(browser, &card_of(id)).await;
         browser.wait("#card").await;
     }
+}
+
+/// Opens an invitation, names the passkey and makes it. What came of it is for the caller to see. Gives the code.
+pub async fn follow(browser: &Browser, invitation: &str, label: &str) -> String {
+    browser.goto(invitation).await;
+    let code = browser.holds("document.querySelector('#code').value").await;
+    browser.wait("#label").await.type_in(label).await;
+    browser.seen("#enrol").await.click().await;
+    code.as_str().expect("text").to_owned()
 }
 
 pub fn card_of(id: AccessRequestId) -> String {
