@@ -14,7 +14,7 @@ use crate::harness::{IDP, World, action, disable};
 use crate::served::order;
 
 pub fn isolate(host: &str) -> Action {
-    action("host.isolate", "Host", host, "https://edr.soc.example", &[])
+    action("host.isolate", "Host", host, IDP, &[])
 }
 
 pub async fn token(task: &Task, action: Action, request_id: &str) -> Token {
@@ -311,7 +311,7 @@ async fn the_owner_reads_and_does_not_decide() {
     let id = site.asks(&task, disable("ann"), "r-1").await;
     site.open_card(&dana, id).await;
     let why = dana.seen("#not-eligible").await.text().await;
-    assert!(why.contains("own"), "{why}");
+    assert!(why.contains("answer for this agent"), "{why}");
     assert!(dana.find("#approve, #deny").await.is_none());
     for verdict in ["approve", "deny"] {
         let ask = json!({ "profile": "one-security", "verdict": verdict });
