@@ -35,6 +35,8 @@ const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 pub struct Look {
     pub width: u32,
     pub height: u32,
+    /// Dots of a picture for each of the page's pixels.
+    pub scale: u32,
     pub dark: bool,
     pub scripts: bool,
 }
@@ -43,6 +45,7 @@ impl Look {
     pub const DESK: Self = Self {
         width: 1_280,
         height: 900,
+        scale: 1,
         dark: false,
         scripts: true,
     };
@@ -229,7 +232,7 @@ impl Browser {
         browser
             .cdp(
                 "Emulation.setDeviceMetricsOverride",
-                json!({ "width": look.width, "height": look.height, "deviceScaleFactor": 1, "mobile": look.width < 600 }),
+                json!({ "width": look.width, "height": look.height, "deviceScaleFactor": look.scale, "mobile": look.width < 600 }),
             )
             .await;
         let scheme = if look.dark { "dark" } else { "light" };
@@ -456,6 +459,13 @@ impl Browser {
     pub async fn copy_in(&self, passkey: &Value) {
         let path = format!("/webauthn/authenticator/{}/credential", self.authenticator);
         self.post(&path, passkey.clone()).await;
+    }
+
+    /// Puts every passkey of its own into another browser too, as a person's devices share them.
+    pub async fn copy_to(&self, other: &Self) {
+        for passkey in self.passkeys().await {
+            other.copy_in(&passkey).await;
+        }
     }
 
     /// Takes all passkeys out of it.

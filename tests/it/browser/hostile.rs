@@ -52,11 +52,7 @@ async fn words_of_others_stay_words() {
     let task = site.task_for("triage", EVIL).await;
     let mut order = crate::served::order(disable("ann"), "r-1");
     order.reason = EVIL.to_owned();
-    let asked = task.request_token(&order).await;
-    let dipylon::client::Outcome::Pending(pending) = asked.expect("asks") else {
-        panic!("not pending");
-    };
-    let id = pending.access_request_id();
+    let id = site.pends(&task, &order).await;
     let note = action("case.note", "Case", "INC-8841", crate::harness::CASES, &[("text", Param::Str(EVIL.into()))]);
     let noted = site.asks(&task, note, "r-2").await;
 

@@ -8,4 +8,5 @@ mod driver;
 mod hostile;
 mod pages;
 mod proof;
+mod shots;
 mod site;

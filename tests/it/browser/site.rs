@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dipylon::broker::{Hall, Presented, Settings};
-use dipylon::client::{Agent, Endpoint, EvidenceSource, Identity, OpenTask, Outcome, Task};
+use dipylon::broker::{Hall, Presented, Settings, VoteAsk, VoteProof};
+use dipylon::client::{Agent, Endpoint, EvidenceSource, Identity, OpenTask, Outcome, Task, TokenOrder};
 use dipylon::clock::{Clock, Hand};
 use dipylon::jose::{SigningKey, dpop};
 use dipylon::journal::Faults;
@@ -131,7 +131,11 @@ impl Site {
 
     /// Asks for what people decide.
     pub async fn asks(&self, task: &Task, action: Action, request_id: &str) -> AccessRequestId {
-        match task.request_token(&order(action, request_id)).await {
+        self.pends(task, &order(action, request_id)).await
+    }
+
+    pub async fn pends(&self, task: &Task, order: &TokenOrder) -> AccessRequestId {
+        match task.request_token(order).await {
             Ok(Outcome::Pending(pending)) => pending.access_request_id(),
             other => panic!("not pending: {other:?}"),
         }
@@ -170,6 +174,23 @@ impl Site {
             visit: None,
             seat: Seat::standing(guard::class(method)),
         }
+    }
+
+    /// A vote by a key of people.toml.
+    pub async fn vote(&self, name: &str, id: AccessRequestId, profile: &str, verdict: Verdict) {
+        let ask = VoteAsk {
+            profile: ProfileName::parse(profile).expect("profile"),
+            verdict,
+            narrowing: Narrowing::default(),
+            comment: None,
+        };
+        let call = self.call("dipylon.v1.ApprovalService/BeginVote", name);
+        let begun = self.hall.begin_vote(&call, id, ask).await.expect("begins");
+        let signature = self.world.keys[name].sign(begun.challenge.as_bytes());
+        let proof = VoteProof::Signature(signature.expect("signed").to_vec());
+        let call = self.call("dipylon.v1.ApprovalService/CastVote", name);
+        let cast = self.hall.cast_vote(&call, id, &begun.statement, proof);
+        cast.await.expect("counts");
     }
 
     /// The address of an invitation, as the operator passes it on.
