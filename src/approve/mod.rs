@@ -46,6 +46,28 @@ pub struct Bounds {
     pub ttl_cap: i64,
 }
 
+/// What a decision stands on.
+#[derive(Clone, Copy)]
+pub struct Ground<'a> {
+    /// The rules in force.
+    pub rules: &'a InForce,
+    /// People's passkeys, and keys that count no more.
+    pub roster: &'a Roster,
+    /// What bounds every token here.
+    pub bounds: &'a Bounds,
+}
+
+impl<'a> Ground<'a> {
+    fn electorate(self) -> Electorate<'a> {
+        Electorate {
+            bundle: &self.rules.bundle,
+            roster: self.roster,
+            realm: &self.bounds.realm,
+            party: &self.bounds.party,
+        }
+    }
+}
+
 /// Gate 2's answer. A denial is an answer; an `Err` means it could not decide.
 #[derive(Debug)]
 pub enum Decision {
@@ -127,11 +149,10 @@ pub fn decide(
     order: &Order,
     waiting: Option<&AccessRequest>,
     freeze: ActionFreeze,
-    rules: &InForce,
-    roster: &Roster,
-    bounds: &Bounds,
+    ground: Ground<'_>,
     id: DecisionId,
 ) -> Result<Decision, ApproveError> {
+    let Ground { rules, bounds, .. } = ground;
     let now = verified.now();
     let task = verified.task().ok_or(ApproveError::NoTask)?.clone();
     if verified.adg() != Some(order.action.digest()) {
@@ -145,12 +166,7 @@ pub fn decide(
     }
     let bundle = &rules.bundle;
     let catalogue = bundle.action(&order.action.name);
-    let electorate = Electorate {
-        bundle,
-        roster,
-        realm: &bounds.realm,
-        party: &bounds.party,
-    };
+    let electorate = ground.electorate();
     let sensitive = catalogue.map(|a| a.sensitive()).unwrap_or_default();
     let tally = waiting
         .map(|request| votes::tally(request, electorate, now))
@@ -444,17 +460,10 @@ pub fn reapprove(
     recorded: Recorded,
     consumed: Option<&AccessRequest>,
     freeze: ActionFreeze,
-    rules: &InForce,
-    roster: &Roster,
-    bounds: &Bounds,
+    ground: Ground<'_>,
 ) -> Result<Reapproved, ApproveError> {
     let grant = recorded.grant();
-    let electorate = Electorate {
-        bundle: &rules.bundle,
-        roster,
-        realm: &bounds.realm,
-        party: &bounds.party,
-    };
+    let electorate = ground.electorate();
     let same = verified.task().is_some_and(|t| t.id == grant.issued.task)
         && verified.agent().id == grant.issued.agent
         && verified.binding() == grant.issued.cnf
@@ -465,7 +474,7 @@ pub fn reapprove(
     if freeze.frozen
         || !verified
             .rests_on()
-            .contains(&(Stream::Policy, rules.version))
+            .contains(&(Stream::Policy, ground.rules.version))
         || !still_allowed(grant, consumed, electorate)
     {
         return Err(ApproveError::RulesChanged);

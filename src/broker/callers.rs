@@ -198,6 +198,15 @@ impl Hall {
             || self.registered(rules, key) == Some(Registered::Person(person.clone()))
     }
 
+    /// Whether a person who called may still read what people decide: registered with the key they called with, in any role.
+    pub(super) fn still_reads(&self, caller: &PersonCaller) -> bool {
+        self.views.rules().is_some_and(|rules| {
+            let person = rules.bundle.person(&caller.id);
+            self.holds_key(&rules, &caller.id, caller.key)
+                && person.is_some_and(|p| !p.roles.is_empty())
+        })
+    }
+
     /// A registered person, of a role the method admits.
     pub fn person(&self, call: &Presented) -> Result<PersonCaller, Refusal> {
         match self.caller(call, self.now())? {

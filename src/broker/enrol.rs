@@ -160,12 +160,11 @@ impl Hall {
             .rules()
             .and_then(|rules| rules.bundle.person(&person).map(|p| p.name.clone()));
         let name = name.ok_or_else(|| self.unknown_invitation(method, "its person left"))?;
-        let user = Digest::tagged("dipylon/user/v1", person.as_str().as_bytes());
         Ok(EnrolmentBegun {
             challenge: self
                 .visits
                 .challenge(Purpose::Enrol(invitation.id), self.draw(), now),
-            user: user.as_bytes().iter().take(16).copied().collect(),
+            user: user_handle(&person),
             exclude: enrolled
                 .value
                 .passkeys
@@ -398,6 +397,12 @@ impl Hall {
             ..self.refuse(method, Reason::InvitationUnknown, why)
         }
     }
+}
+
+/// A person's handle at authenticators: nothing that says who it is, the same for all their passkeys (WebAuthn L3 §14.6.1).
+pub(super) fn user_handle(person: &PersonId) -> Vec<u8> {
+    let digest = Digest::tagged("dipylon/user/v1", person.as_str().as_bytes());
+    digest.as_bytes().iter().take(16).copied().collect()
 }
 
 /// What is kept of a code: at 100 random bits nobody finds the code from it.

@@ -30,7 +30,7 @@ pub struct FeedStart {
 }
 
 /// Longest life of a watch, in milliseconds.
-const WATCH_MAX_MS: u64 = 300_000;
+pub(super) const WATCH_MAX_MS: u64 = 300_000;
 /// Events read at once.
 const FEED_BATCH: usize = 256;
 

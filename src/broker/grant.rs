@@ -121,9 +121,7 @@ impl Hall {
             recorded,
             consumed.as_deref(),
             self.action_freeze(&ask.action.name),
-            rules,
-            self.state.roster(),
-            &self.bounds,
+            self.ground(rules),
         ) else {
             return dead("today's rules would not give it".to_owned());
         };

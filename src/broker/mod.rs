@@ -5,8 +5,11 @@
 //! what a crash there leaves.
 
 mod ask_people;
+mod ballot;
+mod bells;
 mod bootstrap;
 mod callers;
+mod card;
 mod code;
 mod deny;
 mod doomed;
@@ -18,6 +21,7 @@ mod figures;
 mod freeze;
 mod govern;
 mod grant;
+mod inbox;
 mod introspect;
 mod inventory;
 mod keep_alive;
@@ -34,6 +38,7 @@ mod upkeep;
 mod views;
 mod visits;
 mod vote;
+mod watch_access;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -41,9 +46,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use crate::approve::Bounds;
 use crate::approve::votes::Electorate;
-pub use crate::approve::votes::Proof as VoteProof;
+pub use crate::approve::votes::{Ineligible, Proof as VoteProof};
+use crate::approve::{Bounds, Ground};
+pub use crate::card::Standing as AccessStanding;
 use crate::clock::{Clock, ClockWatch};
 use crate::jose::Nonces;
 pub use crate::journal::Tail;
@@ -51,21 +57,26 @@ use crate::journal::{AppendError, Journal};
 use crate::mint::Bench;
 use crate::model::*;
 use crate::rates::{Limits, Rates, Seldom};
-use crate::rules::PolicyBundle;
+use crate::rules::{InForce, PolicyBundle};
 use crate::state::{Grant, State, Table, Task};
 use crate::telemetry::Metrics;
 use crate::verify::{Attested, VerifyError};
 pub use crate::webauthn::{Assertion, Registration, RelyingParty};
 
+pub use ballot::Ballot;
 pub use bootstrap::FirstOperator;
 pub use callers::{CallerKind, PersonCaller, Presented};
 pub use end::{EndReport, TaskEndAsk};
 pub use enrol::{ApproverView, EnrolmentBegun, Invited, PasskeyView};
 pub use explain::Explained;
 pub use feed::{FeedStart, Position};
-pub use figures::{ActionUse, ApproverRow, Past, RuleRow};
+pub use figures::{ActionUse, ApproverRow, RuleRow};
 pub use freeze::FreezeDone;
 pub use govern::Applied;
+pub use inbox::{
+    INBOX_PAGE_MAX, InboxAsk, InboxCursor, InboxGroup, InboxGroupKey, InboxNews, InboxPage,
+    InboxRow, InboxWatch,
+};
 pub use introspect::{Consumed, Introspected};
 pub use inventory::{AgentView, TaskFilter, TaskView};
 pub use live_tokens::LiveToken;
@@ -77,8 +88,10 @@ pub use revoke::TokenRevoked;
 pub use start::{Start, StartError};
 pub use timeline::{FOUND_MAX, Found, Moment, QUERY_BYTES_MAX, SCAN_MAX, Timeline};
 pub use visits::{SignInBegun, Visit, Visitor};
-pub use vote::{AccessView, CardView, Standing as AccessStanding, VoteAsk, VoteBegun};
+pub use vote::{AccessView, VoteAsk, VoteBegun};
+pub use watch_access::{AccessMark, AccessNews, AccessWatch};
 
+use bells::Bells;
 use doomed::{Doomed, Wish};
 use once::Once;
 use readings::Readings;
@@ -114,13 +127,7 @@ pub struct Settings {
 impl Settings {
     /// The console whose passkeys count: its origin, and the host in it (WebAuthn L3 §4, "RP ID").
     pub fn relying_party(&self) -> RelyingParty {
-        let origin = self.console_url.clone();
-        let host = origin.split_once("://").map_or("", |(_, rest)| rest);
-        let host = host.split_once(':').map_or(host, |(host, _port)| host);
-        RelyingParty {
-            id: host.to_owned(),
-            origin,
-        }
+        RelyingParty::at(&self.console_url)
     }
 }
 
@@ -193,6 +200,10 @@ pub struct Hall {
     /// What each known caller may still do.
     callers: Limits<measure::Known>,
     rate_told: Seldom,
+    /// Wakes those who wait for access requests.
+    bells: Arc<Bells>,
+    /// Whose turn has come in the inbox of each person.
+    turns: Mutex<HashMap<PersonId, inbox::Turns>>,
     /// Calls that may wait for people.
     waits: tokio::sync::Semaphore,
 }
@@ -249,6 +260,15 @@ impl Hall {
     /// The console whose passkeys count.
     pub const fn relying_party(&self) -> &RelyingParty {
         &self.bounds.party
+    }
+
+    /// What a decision of gate 2 stands on.
+    fn ground<'a>(&'a self, rules: &'a InForce) -> Ground<'a> {
+        Ground {
+            rules,
+            roster: self.state.roster(),
+            bounds: &self.bounds,
+        }
     }
 
     /// Who may say yes, under a policy bundle.

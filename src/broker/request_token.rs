@@ -4,7 +4,7 @@ use std::time::Duration;
 use super::{ATTEMPTS, Hall, JOINED_MAX, Presented, Refusal};
 use crate::approve::{self, ApproveError, Decision, Order};
 use crate::model::*;
-use crate::rules::InForce;
+use crate::rules::{InForce, Method};
 use crate::state::{AccessRequest, AccessStatus, Fixed, Task};
 use crate::verify::{self, Proven, VerifyError};
 
@@ -98,16 +98,7 @@ pub struct DeniedReply {
     pub facts: EvidenceFacts,
 }
 
-/// A rule with what the security team says of it.
-#[derive(Debug, Clone)]
-pub struct RuleShown {
-    /// Its `@id`.
-    pub id: String,
-    /// Its file.
-    pub file: String,
-    /// Its `@why`.
-    pub why: String,
-}
+pub use crate::card::RuleShown;
 
 /// A profile and how far it is.
 #[derive(Debug, Clone)]
@@ -120,6 +111,8 @@ pub struct ProfileState {
     pub quorum: u32,
     /// Who said yes so far and still counts.
     pub approvers: Vec<PersonId>,
+    /// How a yes is given; absent when the profile is defined no more.
+    pub method: Option<Method>,
 }
 
 /// Longest server-side wait, in milliseconds.
@@ -180,14 +173,11 @@ impl Hall {
             Some(Some(_)) => Duration::from_millis(ask.wait_ms.min(WAIT_MAX_MS)),
             Some(None) | None => Duration::ZERO,
         };
-        let mut tail = self.journal.tail();
         let mut stopping = self.stopping.subscribe();
         let until = tokio::time::sleep(wait);
         tokio::pin!(until);
         let mut shown: Option<PendingReply> = None;
         loop {
-            // Marked as seen before anything is read: whatever is committed from here on wakes the wait below.
-            tail.borrow_and_update();
             let reply = match self.both_gates(call, &proven, &ask).await {
                 Ok(reply) => reply,
                 // Evidence that went stale during the wait is asked for, not refused: the wait was honest.
@@ -213,19 +203,25 @@ impl Hall {
             tokio::pin!(expired);
             // Others are worked on while this call only waits.
             call.seat.leave();
+            let mut bell = self.bells.listen(pending.access_request);
+            // From here on whatever concerns it rings; what came before shows in what it was decided on.
             loop {
+                bell.heard();
+                if self.journal.tail().borrow().failed {
+                    return Err(self.refuse(
+                        call.method,
+                        Reason::JournalUnavailable,
+                        "the journal has stopped",
+                    ));
+                }
+                if self.basis(&ask.task, &pending.access_request) != pending.basis {
+                    break;
+                }
                 tokio::select! {
                     () = &mut until => return Ok(TokenReply::Pending(pending)),
                     _ = stopping.wait_for(|stopping| *stopping) => return Ok(TokenReply::Pending(pending)),
                     () = &mut expired => break,
-                    changed = tail.changed() => {
-                        if changed.is_err() {
-                            return Err(self.refuse(call.method, Reason::JournalUnavailable, "the journal has stopped"));
-                        }
-                        if self.basis(&ask.task, &pending.access_request) != pending.basis {
-                            break;
-                        }
-                    }
+                    () = bell.rings() => {}
                 }
             }
             shown = Some(*pending);
@@ -324,9 +320,7 @@ impl Hall {
             &order,
             waiting.as_deref(),
             self.action_freeze(&ask.action.name),
-            &rules,
-            self.state.roster(),
-            &self.bounds,
+            self.ground(&rules),
             id,
         ) {
             Ok(Decision::Approved(approved)) => self.grant(&turn, *approved, position).await,

@@ -31,10 +31,11 @@ impl Hall {
             };
             if let Some(cause) = self.state.dead(&grant, self.now()) {
                 let of_task = self.state.task(&grant.issued.task).and_then(|t| t.ended);
+                let ended = grant.ended.or(of_task).map(|ended| ended.index);
                 return Ok(TokenRevoked {
                     changed: false,
                     cause,
-                    index: grant.ended.or(of_task).map(|ended| ended.index),
+                    index: ended.or_else(|| self.state.action_frozen_at(&grant)),
                 });
             }
             let fact = Fact::GrantsEnded(GrantsEnded {

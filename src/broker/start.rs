@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 
+use super::bells::Bells;
 use super::once::Once;
 use super::readings::Readings;
 use super::views::Views;
@@ -92,11 +93,14 @@ impl Hall {
         let state = Arc::new(State::default());
         let views = Arc::new(Views::default());
         let high_water = Arc::new(AtomicI64::new(0));
+        let bells = Arc::new(Bells::default());
         let apply = {
             let (state, views, high_water) = (state.clone(), views.clone(), high_water.clone());
+            let bells = bells.clone();
             Box::new(move |committed: &crate::journal::Committed| {
                 high_water.fetch_max(committed.entry().at.millis(), Ordering::SeqCst);
                 views.apply(&state, committed);
+                bells.ring(&state, committed.entry().index);
             })
         };
         let metrics = Arc::new(Metrics::default());
@@ -149,6 +153,8 @@ impl Hall {
             metrics,
             callers: Limits::new(rates.caller_per_second, rates.caller_reserved_per_second),
             rate_told: Seldom::default(),
+            bells,
+            turns: Mutex::default(),
             waits: tokio::sync::Semaphore::new(super::WAITS_MAX),
         });
         let configured: BTreeSet<TrustDomain> = start

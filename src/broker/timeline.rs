@@ -194,7 +194,8 @@ impl Hall {
             None => BROKER.to_owned(),
         };
         let doing = |a: &ActionOnRecord| format!("{} on {}", a.action, a.target);
-        let (kind, what, who, detail, ids): (_, _, String, String, Vec<String>) = match &entry.fact {
+        let (kind, what, who, detail, ids): (_, _, String, String, Vec<String>) = match &entry.fact
+        {
             Fact::EpochStarted(f) => (
                 "EpochStarted",
                 "the journal began",
@@ -206,7 +207,12 @@ impl Hall {
                 "TrustBundleChanged",
                 "trusted keys changed",
                 BROKER.to_owned(),
-                format!("{}: {} keys, {} removed", f.domain, f.kids.len(), f.removed.len()),
+                format!(
+                    "{}: {} keys, {} removed",
+                    f.domain,
+                    f.kids.len(),
+                    f.removed.len()
+                ),
                 vec![],
             ),
             Fact::KeyPublished(f) => (
@@ -320,7 +326,11 @@ impl Hall {
                     Verdict::Deny => "no",
                 },
                 f.voter.to_string(),
-                format!("under {}, for at most {}", f.profile.name, show_seconds(f.max_ttl)),
+                format!(
+                    "under {}, for at most {}",
+                    f.profile.name,
+                    show_seconds(f.max_ttl)
+                ),
                 vec![f.access_request.to_string()],
             ),
             Fact::VoteRefused(f) => (

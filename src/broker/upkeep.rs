@@ -28,6 +28,7 @@ impl Hall {
         loop {
             tokio::time::sleep(EVERY).await;
             if tail.borrow().failed {
+                self.bells.ring_all();
                 return;
             }
             if let Err(error) = self.upkeep_once().await {
@@ -72,8 +73,9 @@ impl Hall {
                         premises,
                         ..Append::one(fact, vec![(Stream::Access(id), request.version)])
                     };
-                    if self.append_found(append).await? {
-                        let at = request.opened.expires_at;
+                    let at = request.opened.expires_at;
+                    let decided = self.decided_by(&request, at);
+                    if self.append_found(append).await? && !decided {
                         self.count_wait("expired", request.opened_at, at);
                     }
                 }

@@ -11,6 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::hmac;
 
+use super::enrol::user_handle;
 use super::once::Once;
 use super::{Hall, Presented, Refusal};
 use crate::journal::{Append, AppendError};
@@ -165,6 +166,14 @@ impl Visits {
     }
 }
 
+/// Whether the user handle, where there is one, is this person's (WebAuthn L3 §7.2 step 6).
+fn is_theirs(assertion: &Assertion, person: &PersonId) -> bool {
+    assertion
+        .user
+        .as_ref()
+        .is_none_or(|user| *user == user_handle(person))
+}
+
 fn name(cookie: &Secret) -> Digest {
     Digest::tagged("dipylon/visit/v1", cookie.reveal().as_bytes())
 }
@@ -209,6 +218,9 @@ impl Hall {
             .value
             .credential(&credential)
             .ok_or_else(|| wrong(format!("it was revoked for {person}")))?;
+        if !is_theirs(&assertion, &person) {
+            return Err(wrong("the user handle is another's".to_owned()));
+        }
         let record = &passkey.record;
         let seen = webauthn::check(
             self.relying_party(),
@@ -312,7 +324,10 @@ impl Hall {
     ) -> Result<Thumbprint, Refusal> {
         let credential = URL_SAFE_NO_PAD.encode(&assertion.credential);
         let enrolled = self.state.roster().of(person);
-        let passkey = enrolled.value.credential(&credential);
+        let passkey = enrolled
+            .value
+            .credential(&credential)
+            .filter(|_| is_theirs(assertion, person));
         passkey.map(|p| p.record.key).ok_or_else(|| {
             let told = "the passkey is not, or no longer, one of yours";
             self.refuse(call.method, Reason::PasskeyWrong, told)

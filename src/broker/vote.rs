@@ -4,9 +4,10 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use super::request_token::{ProfileState, RuleShown};
+use super::request_token::ProfileState;
 use super::{Hall, Presented, Refusal, VoteProof};
 use crate::approve::votes::{self, Ineligible, WrongProof};
+use crate::card::Standing;
 use crate::journal::{Append, AppendError, Blob, Draft};
 use crate::model::*;
 use crate::rules::{InForce, Risk};
@@ -44,40 +45,6 @@ pub struct VoteAsk {
     pub comment: Option<Comment>,
 }
 
-/// Where an access request stands, everything considered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
-    /// It waits for people.
-    Waiting,
-    /// Enough people said yes.
-    Approved,
-    /// A person said no.
-    Denied,
-    /// A grant consumed it.
-    Consumed,
-    /// The agent took it back.
-    Cancelled,
-    /// Nobody decided in time.
-    Expired,
-    /// Its task, its agent or the rules ended it.
-    Ended,
-}
-
-impl Standing {
-    /// The word in explanations.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Waiting => "waiting",
-            Self::Approved => "approved",
-            Self::Denied => "denied",
-            Self::Consumed => "consumed",
-            Self::Cancelled => "cancelled",
-            Self::Expired => "expired",
-            Self::Ended => "ended",
-        }
-    }
-}
-
 /// An access request, for those who may see it.
 #[derive(Debug, Clone)]
 pub struct AccessView {
@@ -93,33 +60,6 @@ pub struct AccessView {
     pub risk: Option<Risk>,
 }
 
-/// Everything a person needs to decide: rendered from what is signed and the catalogue's own words.
-#[derive(Debug)]
-pub struct CardView {
-    /// The access request.
-    pub access: AccessView,
-    /// The realm.
-    pub realm: Realm,
-    /// The catalogue's words.
-    pub effect: String,
-    /// The catalogue's words.
-    pub reversible: String,
-    /// The catalogue's words.
-    pub undo: String,
-    /// The policy bundle's facts of the target.
-    pub target_facts: Option<Vec<(String, String)>>,
-    /// The agent as registered.
-    pub agent: Option<Arc<Agent>>,
-    /// Rules that ask.
-    pub rules: Vec<RuleShown>,
-    /// The task's key.
-    pub task_key: Thumbprint,
-    /// The policy bundle the card is rendered under.
-    pub policy: Digest,
-    /// The agent's words.
-    pub purpose: Option<Prose>,
-}
-
 /// Milliseconds a statement waits for its signature.
 const STATEMENT_LIFE_MS: i64 = 120_000;
 /// Statements of one person that may wait.
@@ -130,19 +70,6 @@ const SHOWN_MAX: usize = 100_000;
 const VOTE_ATTEMPTS: usize = 128;
 
 impl Hall {
-    /// Access requests that wait, oldest first.
-    pub fn list_access_requests(&self, call: &Presented) -> Result<Vec<AccessView>, Refusal> {
-        let now = self.now();
-        self.person(call)?;
-        let rules = self.rules(call)?;
-        Ok(self
-            .state
-            .waiting(now)
-            .into_iter()
-            .map(|request| self.view(request, &rules, now))
-            .collect())
-    }
-
     /// One access request as its agent sees it.
     pub fn get_access_request(
         &self,
@@ -162,35 +89,6 @@ impl Hall {
         let rules = self.rules(call)?;
         let request = self.known_request(call, id)?;
         Ok(self.view(request, &rules, self.now()))
-    }
-
-    /// The card of an access request.
-    pub fn card(&self, call: &Presented, id: &AccessRequestId) -> Result<CardView, Refusal> {
-        let now = self.now();
-        let reader = self.person(call)?;
-        let rules = self.rules(call)?;
-        let request = self.known_request(call, id)?;
-        self.note_shown(&reader.id, &request, now);
-        let task = self.state.task(&request.opened.task);
-        let task =
-            task.ok_or_else(|| self.refuse(call.method, Reason::Undecided, "its task is gone"))?;
-        let catalogue = rules.bundle.action(&request.opened.action.action);
-        let words = |pick: fn(&crate::rules::CatalogueAction) -> &Option<String>| {
-            catalogue.and_then(|a| pick(a).clone()).unwrap_or_default()
-        };
-        Ok(CardView {
-            realm: self.settings.realm.clone(),
-            effect: words(|a| &a.effect),
-            reversible: words(|a| &a.reversible),
-            undo: words(|a| &a.undo),
-            target_facts: rules.bundle.target_facts(&request.opened.action.target),
-            agent: rules.bundle.agent(&request.opened.agent),
-            rules: self.rules_shown(&request.opened.decision.rules),
-            task_key: task.opened.binding.jkt(),
-            policy: rules.bundle.version(),
-            purpose: task.purpose.clone(),
-            access: self.view(request, &rules, now),
-        })
     }
 
     /// Hands out the statement to sign, if this person's vote would count. It is kept in memory for two minutes.
@@ -451,11 +349,12 @@ impl Hall {
                 }
                 append.drafts.extend(quarantine);
             }
+            let before = self.view(request, &rules, now).standing;
             match self.journal.append(append).await {
                 Ok(_) => {
                     let view = self.view_of(call, &id)?;
                     let took = STATEMENT_LIFE_MS - until.since(now);
-                    self.count_vote(&view, took, now);
+                    self.count_vote(before, &view, took, now);
                     return Ok(view);
                 }
                 Err(AppendError::Conflict(_) | AppendError::Late) => {}
@@ -533,7 +432,7 @@ impl Hall {
     }
 
     /// Notes that a card was shown to a person; the first time counts.
-    fn note_shown(&self, person: &PersonId, request: &AccessRequest, now: Timestamp) {
+    pub(super) fn note_shown(&self, person: &PersonId, request: &AccessRequest, now: Timestamp) {
         let mut shown = self.lock(&self.shown);
         if shown.len() >= SHOWN_MAX {
             shown.retain(|(_, id), _| {
@@ -549,7 +448,7 @@ impl Hall {
         }
     }
 
-    fn count_vote(&self, view: &AccessView, took_ms: i64, now: Timestamp) {
+    fn count_vote(&self, before: Standing, view: &AccessView, took_ms: i64, now: Timestamp) {
         let took = u64::try_from(took_ms).unwrap_or(0);
         self.metrics
             .approval_decided(std::time::Duration::from_millis(took));
@@ -562,11 +461,19 @@ impl Hall {
             | Standing::Expired
             | Standing::Ended => return,
         };
+        // Once: what had been approved waited for its agent, not for people.
+        if before != Standing::Waiting {
+            return;
+        }
         self.count_wait(outcome, view.request.opened_at, now);
     }
 
     /// Whoever owned the agent when its task was opened never counts, whoever owns it by now.
-    fn not_the_opener(&self, request: &AccessRequest, voter: &PersonId) -> Result<(), Ineligible> {
+    pub(super) fn not_the_opener(
+        &self,
+        request: &AccessRequest,
+        voter: &PersonId,
+    ) -> Result<(), Ineligible> {
         let task = self.state.task(&request.opened.task);
         match task {
             Some(task) if task.opened.owner != *voter => Ok(()),
@@ -628,7 +535,7 @@ impl Hall {
             })
     }
 
-    fn known_request(
+    pub(super) fn known_request(
         &self,
         call: &Presented,
         id: &AccessRequestId,
@@ -649,11 +556,7 @@ impl Hall {
         now: Timestamp,
     ) -> Result<Arc<AccessRequest>, Refusal> {
         let request = self.known_request(call, id)?;
-        let running = self
-            .state
-            .task(&request.opened.task)
-            .is_some_and(|t| self.runs(&t, now));
-        if request.waits(now) && running {
+        if self.votable_now(&request, now) {
             Ok(request)
         } else {
             Err(self.refuse(
@@ -662,6 +565,21 @@ impl Hall {
                 "the access request no longer waits; the vote has no effect",
             ))
         }
+    }
+
+    /// Whether people may still decide it.
+    pub(super) fn votable_now(&self, request: &AccessRequest, now: Timestamp) -> bool {
+        let task = self.state.task(&request.opened.task);
+        request.waits(now) && task.is_some_and(|task| self.runs(&task, now))
+    }
+
+    /// Whether enough people had said yes just before this moment: then nobody was waited for any more.
+    pub(super) fn decided_by(&self, request: &AccessRequest, moment: Timestamp) -> bool {
+        let before = moment.plus_millis(-1);
+        self.views.rules().is_some_and(|rules| {
+            let view = self.view(Arc::new(request.clone()), &rules, before);
+            view.standing == Standing::Approved
+        })
     }
 
     pub(super) fn view(

@@ -7,6 +7,8 @@
 //! its invisible characters made visible.
 
 mod agent;
+mod approver;
+mod at_console;
 mod audit;
 mod bundle;
 mod card;
@@ -111,6 +113,9 @@ enum Verb {
     /// List agents and how they stand; take one out of service, or back into it (operators)
     #[command(subcommand)]
     Agent(agent::Agent),
+    /// Invite people to passkeys, list their keys, make keys count no more (operators)
+    #[command(subcommand)]
+    Approver(approver::Approver),
     /// Stop everything, an agent, an owner's agents or an action; without a scope, list what is frozen (operators)
     Freeze(freeze::Freeze),
     /// Lift a freeze; nothing that ended comes back (operators)
@@ -176,6 +181,7 @@ async fn call(common: &Common, say: &Say, verb: Verb) -> Result<ExitCode, Failur
         Verb::Deny(verb) => vote::run(common, say, verb, crate::model::Verdict::Deny).await,
         Verb::Policy(verb) => policy::run(common, say, verb).await,
         Verb::Agent(verb) => agent::run(common, say, verb).await,
+        Verb::Approver(verb) => approver::run(common, say, verb).await,
         Verb::Freeze(verb) => freeze::freeze(common, say, verb).await,
         Verb::Unfreeze(verb) => freeze::unfreeze(common, say, verb).await,
         Verb::Explain(verb) => explain::run(common, say, verb).await,

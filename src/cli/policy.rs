@@ -131,9 +131,7 @@ fn rule_table(rules: &[v1::RuleFigures]) -> String {
         ]
     };
     let head = head.map(str::to_owned).to_vec();
-    let rows: Vec<_> = std::iter::once(head)
-        .chain(rules.iter().map(row))
-        .collect();
+    let rows: Vec<_> = std::iter::once(head).chain(rules.iter().map(row)).collect();
     table(&rows)
 }
 

@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::answer::{Denied, Outcome, Pending, Token};
+use super::watch::Watch;
 use super::{Endpoint, Error, EvidenceSource, Identity, Order, methods, random_name};
 use crate::jose::SigningKey;
 use crate::model::{
@@ -219,8 +220,10 @@ impl Task {
             .await
     }
 
-    /// Asks under one request id, with waits at the broker, until the answer is a token or a no, or until this moment: then
-    /// the last pending answer is given. A broker that is away for a while is waited for too.
+    /// Asks under one request id until the answer is a token or a no, or until this moment: then the last pending answer is
+    /// given. Between two questions it watches what people decide; where no stream can be had, the broker waits, or says
+    /// when to ask again. Evidence is shown again when the broker wants it. A broker that is away for a while is waited for
+    /// too, and so is one that starts again: the same action in the same task finds the same access request.
     pub async fn wait_for_token(
         &self,
         order: &TokenOrder,
@@ -229,18 +232,33 @@ impl Task {
         let request_id = request_id(order.request_id.as_deref())?;
         let clock = self.endpoint.clock().clone();
         let mut show = self.show_always;
+        let mut watch: Option<Watch> = None;
+        let mut streams = true;
         loop {
             let began = clock.now();
             let left_s = until.since(began).max(0) / 1_000;
-            let wait_s = u32::try_from(left_s).unwrap_or(WAIT_S_MAX).min(WAIT_S_MAX);
+            let wait_s = match streams {
+                true => 0,
+                false => u32::try_from(left_s).unwrap_or(WAIT_S_MAX).min(WAIT_S_MAX),
+            };
             let answer = self.ask(order, &request_id, wait_s, show).await;
             let now = clock.now();
             let pause_ms = match &answer {
                 Ok(Outcome::Pending(pending)) => {
                     show = self.show_always || pending.show_evidence();
-                    // A broker that did wait is asked again at once.
-                    let waited = now.since(began) >= 1_000 || show;
-                    if waited {
+                    let id = pending.access_request_id();
+                    if streams && !show {
+                        let watch = match &mut watch {
+                            Some(watch) if watch.access_request_id() == id => watch,
+                            other => other.insert(self.watch(id)),
+                        };
+                        // Asked again now and then, whatever the watch says: rules and time may have decided it.
+                        let by = until.min(now.plus_millis(ASK_AGAIN_MS));
+                        // Whatever keeps a stream from being had, asking does without.
+                        streams = watch.decided(by).await.is_ok();
+                        if streams { PAUSE_MS_MIN } else { 0 }
+                    } else if now.since(began) >= 1_000 || show {
+                        // A broker that did wait is asked again at once.
                         PAUSE_MS_MIN
                     } else {
                         pending.poll_after_s().saturating_mul(1_000)
@@ -249,13 +267,26 @@ impl Task {
                 Err(error) if error.retryable() => i64::from(error.retry_after_ms()),
                 Ok(Outcome::Token(_) | Outcome::Denied(_)) | Err(_) => return answer,
             };
-            let left_ms = until.since(now);
+            let left_ms = until.since(clock.now());
             if left_ms <= 0 {
                 return answer;
             }
             let pause_ms = pause_ms.clamp(PAUSE_MS_MIN, PAUSE_MS_MAX).min(left_ms);
             tokio::time::sleep(Duration::from_millis(pause_ms.unsigned_abs())).await;
         }
+    }
+
+    /// Follows an access request of this task to its end: how it stands now, and each change.
+    pub fn watch(&self, access_request: AccessRequestId) -> Watch {
+        Watch::new(self.clone(), access_request)
+    }
+
+    pub(super) const fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    pub(super) const fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     async fn ask(
@@ -423,6 +454,8 @@ fn there<T>(what: &'static str, field: Option<T>) -> Result<T, Error> {
 const WAIT_S_MAX: u32 = 60;
 const PAUSE_MS_MIN: i64 = 20;
 const PAUSE_MS_MAX: i64 = 5_000;
+/// Longest time that a watch is relied on alone, in milliseconds.
+const ASK_AGAIN_MS: i64 = 60_000;
 
 #[cfg(test)]
 mod tests {

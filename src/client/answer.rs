@@ -6,8 +6,8 @@ use super::{Endpoint, Error, random_name};
 use crate::jose::SigningKey;
 use crate::jose::dpop::{self, ProofClaims};
 use crate::model::{
-    AccessRequestId, Action, DecisionId, DeniedReason, RequestId, Secret, Thumbprint, Timestamp,
-    TokenId,
+    AccessRequestId, Action, DecisionId, DeniedReason, MatchPhrase, RequestId, Secret, Thumbprint,
+    Timestamp, TokenId,
 };
 use crate::proto::v1;
 
@@ -159,6 +159,11 @@ impl Pending {
     /// What waits.
     pub fn access_request_id(&self) -> AccessRequestId {
         self.access_request_id
+    }
+
+    /// What the approver's card says, too: for whoever watches the agent, to know that both speak of the same request.
+    pub fn match_phrase(&self) -> MatchPhrase {
+        MatchPhrase::of(&self.access_request_id)
     }
 
     /// What to ask again under.

@@ -98,6 +98,8 @@ pub(crate) mod methods {
         OpenTask = "dipylon.v1.TaskService/OpenTask", OpenTaskRequest, OpenTaskResponse, true;
         RequestToken = "dipylon.v1.TaskService/RequestToken", RequestTokenRequest, RequestTokenResponse, true;
         GetAccessRequest = "dipylon.v1.TaskService/GetAccessRequest", GetAccessRequestRequest, GetAccessRequestResponse, true;
+        WatchAccessRequest =
+            "dipylon.v1.TaskService/WatchAccessRequest", WatchAccessRequestRequest, WatchAccessRequestResponse, true;
         CancelAccessRequest =
             "dipylon.v1.TaskService/CancelAccessRequest", CancelAccessRequestRequest, CancelAccessRequestResponse, false;
         KeepAlive = "dipylon.v1.TaskService/KeepAlive", KeepAliveRequest, KeepAliveResponse, true;
@@ -109,6 +111,8 @@ pub(crate) mod methods {
             "dipylon.v1.TokenService/WatchRevocations", WatchRevocationsRequest, WatchRevocationsResponse, true;
         ListAccessRequests =
             "dipylon.v1.ApprovalService/ListAccessRequests", ListAccessRequestsRequest, ListAccessRequestsResponse, true;
+        WatchAccessRequests =
+            "dipylon.v1.ApprovalService/WatchAccessRequests", WatchAccessRequestsRequest, WatchAccessRequestsResponse, true;
         GetCard = "dipylon.v1.ApprovalService/GetCard", GetCardRequest, GetCardResponse, true;
         BeginVote = "dipylon.v1.ApprovalService/BeginVote", BeginVoteRequest, BeginVoteResponse, true;
         CastVote = "dipylon.v1.ApprovalService/CastVote", CastVoteRequest, CastVoteResponse, false;

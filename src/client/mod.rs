@@ -16,6 +16,7 @@ mod person;
 mod route;
 #[cfg(test)]
 mod tests;
+mod watch;
 mod workload_api;
 
 pub use agent::{Agent, OpenTask, Task, TokenOrder};
@@ -27,6 +28,7 @@ pub use evidence::{EvidenceError, EvidenceSource};
 pub use person::Person;
 pub use route::Reach;
 pub(crate) use route::{Protocol, Route};
+pub use watch::Watch;
 pub use workload_api::WorkloadApi;
 
 use base64::Engine as _;

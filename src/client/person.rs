@@ -3,12 +3,13 @@ use std::sync::Arc;
 
 use super::ballot::{self, Ballot, Seen};
 use super::{Endpoint, Error, Identity, Order, methods};
+use crate::card::Card;
 use crate::jose::SigningKey;
 use crate::model::{
     AccessRequestId, AgentId, Comment, FreezeScope, Malformed, Narrowing, PersonId, ProfileName,
     Prose, Secret, TaskId, Thumbprint, TokenId, Verdict,
 };
-use crate::proto::{convert, v1};
+use crate::proto::{card, convert, v1};
 
 /// An approver or operator, by a key registered for the person in the policy bundle.
 #[derive(Debug, Clone)]
@@ -17,6 +18,10 @@ pub struct Person {
     key: Arc<SigningKey>,
     identity: Identity,
 }
+
+/// Most rows that a page may have, and pages that one reading of an inbox takes.
+const PAGE_ROWS: u32 = 100;
+const PAGES_MAX: usize = 1_000;
 
 impl Person {
     /// The holder of this key.
@@ -28,18 +33,53 @@ impl Person {
         }
     }
 
-    /// Access requests that wait for people, oldest first.
-    pub async fn list(&self) -> Result<Vec<v1::AccessRequest>, Error> {
-        let request = v1::ListAccessRequestsRequest {};
-        let answer = self
-            .endpoint
+    /// One page of the inbox. `token` is the page's before, empty for the first.
+    pub async fn inbox(
+        &self,
+        mine: bool,
+        page_size: u32,
+        token: &str,
+    ) -> Result<v1::ListAccessRequestsResponse, Error> {
+        let request = v1::ListAccessRequestsRequest {
+            mine,
+            page_size,
+            page_token: token.to_owned(),
+        };
+        self.endpoint
             .call::<methods::ListAccessRequests>(self.order(), &[request])
-            .await?;
-        Ok(answer.access_requests)
+            .await
+    }
+
+    /// All pages of the inbox: access requests that wait for people and stand before this person, highest risk first, then
+    /// the nearest deadline. What waits its turn is not among them.
+    pub async fn list(&self) -> Result<Vec<v1::AccessRequest>, Error> {
+        let mut all = Vec::new();
+        let mut token = String::new();
+        for _ in 0..PAGES_MAX {
+            let page = self.inbox(false, PAGE_ROWS, &token).await?;
+            all.extend(page.rows.into_iter().filter_map(|row| row.access_request));
+            token = page.next_page_token;
+            if token.is_empty() {
+                break;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Follows what changes in inboxes: a snapshot first, unless it goes on from a position. The stream ends when the broker
+    /// wants the key proved again, after five minutes at the latest: watch again from the last position.
+    pub async fn watch_inbox(
+        &self,
+        after: Option<v1::Position>,
+    ) -> Result<tonic::Streaming<v1::WatchAccessRequestsResponse>, Error> {
+        let request = v1::WatchAccessRequestsRequest { after };
+        self.endpoint
+            .watch::<methods::WatchAccessRequests>(self.order(), &request)
+            .await
     }
 
     /// Everything needed to decide one.
-    pub async fn card(&self, id: AccessRequestId) -> Result<v1::Card, Error> {
+    pub async fn card(&self, id: AccessRequestId) -> Result<Card, Error> {
         let request = v1::GetCardRequest {
             access_request_id: id.to_string(),
         };
@@ -47,9 +87,9 @@ impl Person {
             .endpoint
             .call::<methods::GetCard>(self.order(), &[request])
             .await?;
-        let card = there("card", answer.card)?;
+        let card = card::read(&there("card", answer.card)?).map_err(Error::Answer)?;
         // What a person decides must be what they asked to see.
-        if card.access_request_id == id.to_string() {
+        if card.access_request == id {
             Ok(card)
         } else {
             Err(Error::Answer(Malformed::new(
@@ -101,7 +141,7 @@ impl Person {
     /// A signed vote on what was seen: begins, compares the broker's statement with the card, signs. Nothing counts until
     /// it is cast.
     pub async fn ballot(&self, seen: &Seen<'_>) -> Result<Ballot, Error> {
-        let id = AccessRequestId::parse(&seen.card.access_request_id)?;
+        let id = seen.card.access_request;
         let statement = self
             .begin_vote(id, seen.profile, seen.verdict, seen.narrowing, seen.comment)
             .await?;

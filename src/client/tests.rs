@@ -210,6 +210,16 @@ impl task::TaskService for Broker {
         Err(Status::unimplemented(""))
     }
 
+    type WatchAccessRequestStream =
+        tokio_stream::Empty<Result<v1::WatchAccessRequestResponse, Status>>;
+
+    async fn watch_access_request(
+        &self,
+        _: Request<v1::WatchAccessRequestRequest>,
+    ) -> Result<Response<Self::WatchAccessRequestStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn cancel_access_request(
         &self,
         _: Request<v1::CancelAccessRequestRequest>,
@@ -306,10 +316,7 @@ impl v1::governance_service_server::GovernanceService for Broker {
         Err(Status::unimplemented(""))
     }
 
-    async fn list_rules(
-        &self,
-        _: Request<v1::ListRulesRequest>,
-    ) -> Answer<v1::ListRulesResponse> {
+    async fn list_rules(&self, _: Request<v1::ListRulesRequest>) -> Answer<v1::ListRulesResponse> {
         Err(Status::unimplemented(""))
     }
 

@@ -277,7 +277,10 @@ proptest! {
         passes(&v1::IntrospectRequest { token: a.clone() })?;
         passes(&v1::ConsumeTokenRequest { token: a.clone(), use_id: b.clone() })?;
         passes(&v1::WatchRevocationsRequest { after: after.map(|(epoch, index)| v1::Position { epoch, index }) })?;
-        passes(&v1::ListAccessRequestsRequest {})?;
+        passes(&v1::ListAccessRequestsRequest { mine: number > 0, page_size: 7, page_token: d.clone() })?;
+        passes(&v1::WatchAccessRequestsRequest { after: after.map(|(epoch, index)| v1::Position { epoch, index }) })?;
+        let seen = after.map(|(version, _)| v1::AccessRequestMark { version, status: number });
+        passes(&v1::WatchAccessRequestRequest { task_id: a.clone(), access_request_id: b.clone(), seen })?;
         passes(&v1::GetCardRequest { access_request_id: a.clone() })?;
         passes(&v1::BeginVoteRequest { access_request_id: a.clone(), profile: b.clone(), verdict: number, max_ttl: ttl, max_uses: None, comment: String::new() })?;
         passes(&v1::CastVoteRequest { access_request_id: a.clone(), statement: b.clone(), signature: bytes, passkey: None })?;

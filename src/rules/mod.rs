@@ -157,6 +157,16 @@ impl PolicyBundle {
         })
     }
 
+    /// The people and profiles of a bundle, whatever else is in it: an audit reads bundles that were taken long ago.
+    pub fn people_in(
+        files: &BundleFiles,
+    ) -> Result<(BTreeMap<PersonId, Person>, BTreeMap<ProfileName, Profile>), BundleError> {
+        let (mut problems, mut warnings) = (Problems::default(), Problems::default());
+        let text = files.text(files::PEOPLE).unwrap_or_default();
+        let people = People::read(text, &mut problems, &mut warnings);
+        problems.or((people.persons, people.profiles))
+    }
+
     /// SHA-256 of the canonical form of its files.
     pub fn version(&self) -> Digest {
         self.version

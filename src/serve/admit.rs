@@ -18,7 +18,7 @@ use super::guard;
 use super::peer::{Peer, Source};
 use super::status::rate_limited;
 use crate::broker::Hall;
-use crate::model::ServiceId;
+use crate::model::{AgentId, PersonId, ServiceId};
 use crate::rates::{Class, Limits, Places, Seat, Seldom, Tallied, Tally};
 use crate::telemetry::Counted;
 
@@ -27,13 +27,19 @@ pub(super) struct Porch {
     hall: Arc<Hall>,
     sources: Limits<Source>,
     places: Places,
-    /// How many streams each service follows.
+    /// How many streams each service follows, each agent, each person.
     watches: Arc<Tally<ServiceId>>,
+    agent_watches: Arc<Tally<AgentId>>,
+    person_watches: Arc<Tally<PersonId>>,
     shed: Seldom,
 }
 
 /// Streams one service may follow at once: a fleet of validators shares its registration.
 const WATCHES_PER_SERVICE_MAX: usize = 1_024;
+/// Access requests one agent may watch at once: a few for each that may wait, while a connection that broke is not missed yet.
+const WATCHES_PER_AGENT_MAX: usize = 64;
+/// Inboxes one person may watch at once: a few windows.
+const WATCHES_PER_PERSON_MAX: usize = 16;
 
 /// When to come again, where no bucket says.
 const PLACES_FULL_RETRY: Duration = Duration::from_secs(1);
@@ -45,6 +51,8 @@ impl Porch {
             sources: Limits::new(rates.source_per_second, rates.source_reserved_per_second),
             places: Places::new(rates),
             watches: Arc::new(Tally::new(WATCHES_PER_SERVICE_MAX)),
+            agent_watches: Arc::new(Tally::new(WATCHES_PER_AGENT_MAX)),
+            person_watches: Arc::new(Tally::new(WATCHES_PER_PERSON_MAX)),
             shed: Seldom::default(),
             hall,
         }
@@ -79,6 +87,30 @@ impl Porch {
         })
     }
 
+    /// Counts one more access request that an agent watches, until the watch ends.
+    pub(super) fn agent_watch(&self, agent: &AgentId) -> Result<AgentWatch, Status> {
+        let Some(one) = self.agent_watches.enter(agent) else {
+            self.note(Class::General, "watches");
+            return Err(rate_limited(PLACES_FULL_RETRY));
+        };
+        Ok(AgentWatch {
+            _one: one,
+            _counted: self.hall.metrics().watching("access_request"),
+        })
+    }
+
+    /// Counts one more inbox that a person watches, until the watch ends.
+    pub(super) fn person_watch(&self, person: &PersonId) -> Result<PersonWatch, Status> {
+        let Some(one) = self.person_watches.enter(person) else {
+            self.note(Class::General, "watches");
+            return Err(rate_limited(PLACES_FULL_RETRY));
+        };
+        Ok(PersonWatch {
+            _one: one,
+            _counted: self.hall.metrics().watching("inbox"),
+        })
+    }
+
     fn note(&self, class: Class, by: &'static str) {
         self.hall.metrics().rate_limited(class.as_str(), by);
         if let Some(count) = self.shed.due(self.hall.uptime()) {
@@ -90,6 +122,18 @@ impl Porch {
 /// A stream that is followed.
 pub(super) struct Watch {
     _one: Tallied<ServiceId>,
+    _counted: Counted,
+}
+
+/// An access request that its agent watches.
+pub(super) struct AgentWatch {
+    _one: Tallied<AgentId>,
+    _counted: Counted,
+}
+
+/// An inbox that a person watches.
+pub(super) struct PersonWatch {
+    _one: Tallied<PersonId>,
     _counted: Counted,
 }
 

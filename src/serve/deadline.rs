@@ -25,6 +25,8 @@ pub(super) struct Closing(pub(super) watch::Receiver<bool>);
 /// Methods whose answers go on, as they stand in the path of a call.
 const STREAMS: &[&str] = &[
     "/dipylon.v1.TokenService/WatchRevocations",
+    "/dipylon.v1.TaskService/WatchAccessRequest",
+    "/dipylon.v1.ApprovalService/WatchAccessRequests",
     "/grpc.health.v1.Health/Watch",
 ];
 /// Methods that take many messages, and may take longer to say them. Reflection is not among them: it is there for anybody,

@@ -16,6 +16,11 @@ const TABLE: &[(&str, &[CallerKind], Class)] = &[
     ("dipylon.v1.TaskService/RequestToken", &[Agent], General),
     ("dipylon.v1.TaskService/GetAccessRequest", &[Agent], General),
     (
+        "dipylon.v1.TaskService/WatchAccessRequest",
+        &[Agent],
+        General,
+    ),
+    (
         "dipylon.v1.TaskService/CancelAccessRequest",
         &[Agent],
         Reserved,
@@ -36,6 +41,11 @@ const TABLE: &[(&str, &[CallerKind], Class)] = &[
     ),
     (
         "dipylon.v1.ApprovalService/ListAccessRequests",
+        &[Approver, Operator],
+        General,
+    ),
+    (
+        "dipylon.v1.ApprovalService/WatchAccessRequests",
         &[Approver, Operator],
         General,
     ),

@@ -6,7 +6,7 @@
 mod admit;
 mod call;
 mod connection;
-mod console;
+pub mod console;
 mod deadline;
 mod grpc;
 pub mod guard;

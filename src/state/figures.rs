@@ -229,11 +229,7 @@ impl Figures {
     pub(super) fn on(&self, entry: &Entry, state: &State) {
         let at = entry.at;
         match &entry.fact {
-            Fact::TaskOpened(f) => {
-                let mut counts = self.write();
-                let agent = counts.agents.touch(&f.agent, entry.index);
-                agent.attested_at = agent.attested_at.max(Some(f.evidence.verified_at));
-            }
+            Fact::TaskOpened(f) => self.write().attest(&f.agent, &f.evidence, entry),
             Fact::RequestDenied(f) => {
                 // Without a decision the action is none of the catalogue: no agent makes counters by inventing names.
                 let (Some(decision), Some(task)) = (&f.decision, state.task(&f.task)) else {
@@ -280,6 +276,7 @@ impl Figures {
                 let habit = match &consumed {
                     // It was counted when people were asked.
                     Some(_) => {
+                        counts.attest(&f.agent, &f.evidence, entry);
                         let key = (f.agent.clone(), f.action.action.clone());
                         counts.habits.touch(&key, entry.index)
                     }
@@ -387,15 +384,19 @@ impl Figures {
 }
 
 impl Counts {
+    fn attest(&mut self, agent: &AgentId, evidence: &EvidenceFacts, entry: &Entry) {
+        let agent = self.agents.touch(agent, entry.index);
+        agent.attested_at = agent.attested_at.max(Some(evidence.verified_at));
+    }
+
     fn ask(
         &mut self,
         (agent, evidence): (&AgentId, &EvidenceFacts),
         action: &ActionOnRecord,
         entry: &Entry,
     ) -> &mut Habit {
-        let asker = self.agents.touch(agent, entry.index);
-        add(&mut asker.asked);
-        asker.attested_at = asker.attested_at.max(Some(evidence.verified_at));
+        self.attest(agent, evidence, entry);
+        add(&mut self.agents.touch(agent, entry.index).asked);
         let key = (agent.clone(), action.action.clone());
         let habit = self.habits.touch(&key, entry.index);
         habit.ask_at(entry.at, &action.target);

@@ -152,6 +152,8 @@ impl State {
                 );
             }
         }
+        // Before the position: whoever reads that far finds what changed by then.
+        self.stirs.fold(entry);
         self.epoch.store(entry.epoch, Ordering::SeqCst);
         self.folded.store(entry.index + 1, Ordering::SeqCst);
     }
@@ -255,18 +257,6 @@ impl State {
         };
         self.end_tasks(&tasks, EndCause::Frozen, None, entry);
         self.feed.push(entry.epoch, entry.index, entry.at, selector);
-    }
-
-    /// Every access request that has not stopped waiting by an entry.
-    fn asked(&self) -> Vec<AccessRequestId> {
-        let mut all: Vec<_> = self
-            .asks
-            .all()
-            .into_iter()
-            .flat_map(|(_, at)| at.value.waiting.iter().copied().collect::<Vec<_>>())
-            .collect();
-        all.sort_unstable();
-        all
     }
 
     fn on_lease_extended(&self, id: &TaskId, until: Timestamp, version: Version) {
@@ -446,6 +436,10 @@ impl State {
 
     fn stop_waiting(&self, request: &AccessRequest) {
         let id = request.opened.access_request;
+        let asks = self.asks.get(&request.opened.agent);
+        if asks.is_some_and(|at| at.value.waiting.contains(&id)) {
+            self.stirs.leaves(id);
+        }
         self.asks.amend(request.opened.agent.clone(), |at| {
             at.value.waiting.remove(&id);
         });

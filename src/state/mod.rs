@@ -10,6 +10,7 @@ mod fold;
 mod records;
 mod roster;
 mod shared;
+mod stirs;
 mod table;
 mod traces;
 pub mod unusual;
@@ -29,10 +30,12 @@ pub use records::{
 };
 
 pub use roster::{Enrolled, Invitation, Passkey, Roster};
+pub use stirs::{Stir, Stirred};
 
 use feed::Feed;
 use figures::Figures;
 use shared::Shared;
+use stirs::Stirs;
 use table::Notes;
 pub use table::Table;
 pub use traces::TRACE_MAX;
@@ -78,6 +81,7 @@ pub struct State {
     feed: Feed,
     figures: Figures,
     traces: Traces,
+    stirs: Stirs,
     shared: Shared,
     due: Mutex<BTreeSet<(Timestamp, Due)>>,
     // Count of entries folded; the epoch changes only while nothing is served.
@@ -141,11 +145,14 @@ impl State {
 
     /// Whether the action of a grant was frozen after it was given. (Wider freezes end the task.)
     pub fn action_frozen_since(&self, grant: &Grant) -> bool {
+        self.action_frozen_at(grant).is_some()
+    }
+
+    /// The last entry that froze the action of a grant after it was given.
+    pub fn action_frozen_at(&self, grant: &Grant) -> Option<u64> {
         let scope = FreezeScope::Action(grant.issued.action.action.clone());
-        self.freezes
-            .get(&scope)
-            .and_then(|at| at.value.last)
-            .is_some_and(|frozen| grant.index < frozen)
+        let last = self.freezes.get(&scope).and_then(|at| at.value.last);
+        last.filter(|frozen| grant.index < *frozen)
     }
 
     /// The keys of a trust domain; none for a domain never entered.
@@ -223,14 +230,35 @@ impl State {
     /// Every access request that waits, oldest first.
     pub fn waiting(&self, now: Timestamp) -> Vec<Arc<AccessRequest>> {
         let mut all: Vec<_> = self
-            .requests
-            .all()
-            .into_iter()
-            .map(|(_, r)| r)
+            .asked()
+            .iter()
+            .filter_map(|id| self.requests.get(id))
             .filter(|r| r.waits(now) && self.tasks.get(&r.opened.task).is_some_and(|t| t.runs(now)))
             .collect();
         all.sort_by_key(|r| (r.opened_at, r.opened.access_request));
         all
+    }
+
+    /// Every access request that has not stopped waiting by an entry.
+    pub fn asked(&self) -> Vec<AccessRequestId> {
+        let mut all: Vec<_> = self
+            .asks
+            .all()
+            .into_iter()
+            .flat_map(|(_, at)| at.value.waiting.iter().copied().collect::<Vec<_>>())
+            .collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// At most `max` changes among what waits, above an index; `None` when some of them are no longer kept.
+    pub fn stirs_after(&self, index: u64, max: usize) -> Option<Vec<Arc<Stir>>> {
+        self.stirs.after(index, max)
+    }
+
+    /// What the last entry changed among what waits, if it is this one and changed anything there.
+    pub fn stir_of(&self, index: u64) -> Option<Arc<Stir>> {
+        self.stirs.of(index)
     }
 
     /// Access requests of a task, oldest first.

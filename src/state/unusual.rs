@@ -12,6 +12,8 @@ use crate::model::*;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Oddity {
+    /// What was counted at the asking was given up since.
+    Forgotten,
     /// The agent is new here: there is nothing to compare with.
     NoHistory,
     /// The agent asked for this action before, but too seldom to compare with.
@@ -89,6 +91,7 @@ impl Oddity {
     /// One sentence without a capital and a full stop.
     pub fn sentence(&self) -> String {
         match self {
+            Self::Forgotten => "what was unusual when it was asked is no longer known".to_owned(),
             Self::NoHistory => "no history yet".to_owned(),
             Self::LittleHistory { asked: 1 } => "little history yet: asked once before".to_owned(),
             Self::LittleHistory { asked } => {
@@ -256,6 +259,10 @@ mod tests {
     #[test]
     fn without_a_history_nothing_is_an_alarm() {
         let ann = target("ann");
+        assert_eq!(
+            said(&[Oddity::Forgotten]),
+            ["what was unusual when it was asked is no longer known"]
+        );
         assert_eq!(opening(None, 0, &ann), ["no history yet"]);
         assert_eq!(opening(None, HISTORY_MIN - 1, &ann), ["no history yet"]);
         assert_eq!(
@@ -338,7 +345,13 @@ mod tests {
         habit.last_denied = Some((denied, lee));
         let fresh = NOW.plus_secs(-30);
         let show = |habit: &Habit, registration, verified_at, now| {
-            said(&at_showing(verified_at, NOW, Some(habit), registration, now))
+            said(&at_showing(
+                verified_at,
+                NOW,
+                Some(habit),
+                registration,
+                now,
+            ))
         };
         assert_eq!(
             show(&habit, None, fresh, NOW),
@@ -366,7 +379,9 @@ mod tests {
 
     #[test]
     fn numbers_are_said_as_people_say_them() {
-        let said: Vec<_> = [1, 2, 3, 4, 11, 12, 13, 21, 22, 111, 1_003].map(ordinal).to_vec();
+        let said: Vec<_> = [1, 2, 3, 4, 11, 12, 13, 21, 22, 111, 1_003]
+            .map(ordinal)
+            .to_vec();
         assert_eq!(
             said,
             [
@@ -375,9 +390,6 @@ mod tests {
             ]
         );
         let spans = [-5_000, 119_999, 120_000, 7_200_000, 172_800_000];
-        assert_eq!(
-            spans.map(about),
-            ["0 s", "119 s", "2 min", "2 h", "2 d"]
-        );
+        assert_eq!(spans.map(about), ["0 s", "119 s", "2 min", "2 h", "2 d"]);
     }
 }

@@ -36,6 +36,7 @@ pub struct Metrics {
     append: Histogram,
     feed_delay: Histogram,
     feed_subscribers: Gauge,
+    watches: Family<What, Gauge>,
     connections: Gauge,
     requests_pending: Gauge,
     tokens_live: Gauge,
@@ -101,6 +102,7 @@ labels! {
     Cause { cause: &'static str }
     Decision { outcome: &'static str, rule: String }
     Outcome { outcome: &'static str }
+    What { what: &'static str }
     Policy { version: String }
 }
 
@@ -150,6 +152,7 @@ impl Default for Metrics {
             append: add(r, "audit_append_seconds", work()),
             feed_delay: add(r, "feed_delay_seconds", work()),
             feed_subscribers: add(r, "feed_subscribers", Gauge::default()),
+            watches: add(r, "watches", Family::default()),
             connections: add(r, "connections", Gauge::default()),
             requests_pending: add(r, "requests_pending", Gauge::default()),
             tokens_live: add(r, "tokens_live", Gauge::default()),
@@ -168,6 +171,9 @@ impl Default for Metrics {
             for by in ["source", "caller", "places"] {
                 drop(metrics.rate_limited.get_or_create(&Limited { class, by }));
             }
+        }
+        for what in ["access_request", "inbox"] {
+            drop(metrics.watches.get_or_create(&What { what }));
         }
         for outcome in ["approved", "denied", "expired"] {
             drop(metrics.approval_wait.get_or_create(&Outcome { outcome }));
@@ -271,6 +277,12 @@ impl Metrics {
     /// A validator follows the feed until this is dropped.
     pub fn subscribed(&self) -> Counted {
         Counted::up(&self.feed_subscribers)
+    }
+
+    /// An access request or an inbox is watched until this is dropped.
+    pub fn watching(&self, what: &'static str) -> Counted {
+        let gauge = self.watches.get_or_create(&What { what }).clone();
+        Counted::up(&gauge)
     }
 
     /// A connection is open until this is dropped.

@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use super::harness::{CASES, TestBroker, disable, read_case, refused};
+use super::harness::{CASES, TestBroker, disable, read_case, refused, whole_inbox};
 use super::served::{Served, order};
 
 fn n(n: u32) -> NonZeroU32 {
@@ -300,7 +300,7 @@ async fn one_agent_at_its_rate_leaves_the_others_theirs() {
     let head = b.hall.journal().tail().borrow().head;
     b.open(&b.agent("reporter")).await;
     let call = b.person_call("dipylon.v1.ApprovalService/ListAccessRequests", "maria");
-    b.hall.list_access_requests(&call).expect("a person");
+    b.hall.inbox(&call, &whole_inbox()).expect("a person");
     assert_eq!(
         b.hall.journal().tail().borrow().head.size,
         head.size + 1,

@@ -121,6 +121,17 @@ impl Caller<'_> {
                     .await
                     .map(drop)
             }
+            "WatchAccessRequest" => {
+                let message = v1::WatchAccessRequestRequest {
+                    task_id,
+                    access_request_id,
+                    seen: None,
+                };
+                tasks
+                    .watch_access_request(self.request(method, message))
+                    .await
+                    .map(drop)
+            }
             "CancelAccessRequest" => {
                 let message = v1::CancelAccessRequestRequest {
                     task_id,
@@ -171,7 +182,15 @@ impl Caller<'_> {
                 .await
                 .map(drop),
             "ListAccessRequests" => approvals
-                .list_access_requests(self.request(method, v1::ListAccessRequestsRequest {}))
+                .list_access_requests(
+                    self.request(method, v1::ListAccessRequestsRequest::default()),
+                )
+                .await
+                .map(drop),
+            "WatchAccessRequests" => approvals
+                .watch_access_requests(
+                    self.request(method, v1::WatchAccessRequestsRequest { after: None }),
+                )
                 .await
                 .map(drop),
             "GetCard" => approvals
@@ -523,7 +542,11 @@ async fn other_paths_lead_nowhere() {
         >::default();
         let uri = http::uri::PathAndQuery::from_str(path).expect("path");
         let status = grpc
-            .unary(Request::new(v1::ListAccessRequestsRequest {}), uri, codec)
+            .unary(
+                Request::new(v1::ListAccessRequestsRequest::default()),
+                uri,
+                codec,
+            )
             .await
             .expect_err(path);
         assert!(

@@ -143,6 +143,15 @@ pub struct TestBroker {
     _temp: Arc<tempfile::TempDir>,
 }
 
+/// The first page of an inbox, for whoever is content with that.
+pub const fn whole_inbox() -> InboxAsk {
+    InboxAsk {
+        mine: false,
+        size: INBOX_PAGE_MAX,
+        after: None,
+    }
+}
+
 pub const START: Timestamp = Timestamp::from_secs(1_800_000_000);
 
 pub fn settings() -> Settings {

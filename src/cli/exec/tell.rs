@@ -46,9 +46,15 @@ impl Tell {
         let needs: Vec<String> = pending.needs().iter().map(needs).collect();
         self.event(
             "step-up",
-            &format!("needs {} because of {}  {id}", needs.join(" and "), rules(pending.rules())),
+            &format!(
+                "needs {} because of {}  {}  {id}",
+                needs.join(" and "),
+                rules(pending.rules()),
+                pending.match_phrase()
+            ),
             json!({
-                "access_request": id, "rules": shapes::rules(pending.rules()), "needs": shapes::profiles(pending.needs()),
+                "access_request": id, "match_phrase": pending.match_phrase().to_string(),
+                "rules": shapes::rules(pending.rules()), "needs": shapes::profiles(pending.needs()),
                 "expires_at": pending.expires_at().to_string(),
             }),
         );

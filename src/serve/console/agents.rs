@@ -71,7 +71,9 @@ pub(super) async fn list(
     };
     let after = asked.after.as_deref().map(AgentId::parse).transpose();
     let listed = match after {
-        Ok(after) => console.hall.list_agents(&call.presented, after.as_ref(), ROWS_MAX),
+        Ok(after) => console
+            .hall
+            .list_agents(&call.presented, after.as_ref(), ROWS_MAX),
         Err(error) => Err(console.hall.malformed(call.row.name, &error)),
     };
     match listed {
@@ -155,7 +157,10 @@ fn facts(view: &AgentView, row: &Row) -> Vec<(&'static str, String)> {
         facts.push(("Identity", shown(agent.spiffe_id.to_string())));
     }
     facts.push(("Last verified", row.verified.clone()));
-    facts.push(("Now", format!("{} tasks run, {} tokens live", row.tasks, row.tokens)));
+    facts.push((
+        "Now",
+        format!("{} tasks run, {} tokens live", row.tasks, row.tokens),
+    ));
     for scope in &view.frozen {
         facts.push(("Frozen", shown(scope.to_string())));
     }

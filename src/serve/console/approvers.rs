@@ -51,8 +51,10 @@ pub(super) async fn page(State(console): State<Arc<Console>>, call: Call) -> Res
     match listed.and_then(|people| Ok((people, figures?))) {
         Ok((people, figures)) => {
             let now = console.hall.now();
-            let figures: HashMap<PersonId, ApproverRow> =
-                figures.into_iter().map(|row| (row.id.clone(), row)).collect();
+            let figures: HashMap<PersonId, ApproverRow> = figures
+                .into_iter()
+                .map(|row| (row.id.clone(), row))
+                .collect();
             answer::html(&ApproversPage {
                 page: Page::new(&console, &call, &visitor, "Approvers".to_owned()),
                 people: people
@@ -81,7 +83,11 @@ fn row(person: &ApproverView, figures: Option<&ApproverRow>, now: Timestamp) -> 
             shown(&person.name)
         },
         groups: shown(words.join(" · ")),
-        passkeys: person.passkeys.iter().map(|key| passkey(key, now)).collect(),
+        passkeys: person
+            .passkeys
+            .iter()
+            .map(|key| passkey(key, now))
+            .collect(),
         keys: person.keys.len(),
         invited: person.invited_until.map(|until| Moment::new(until, now)),
         votes: votes.to_string(),

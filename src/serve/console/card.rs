@@ -8,12 +8,11 @@ use axum::response::Response;
 
 use super::page::{self, Page};
 use super::show::{self, Moment};
-use super::stand_in::{Shown, shown_of};
 use super::visit::Call;
 use super::{Console, answer};
-use crate::broker::{AccessStanding, CardView, Visitor};
+use crate::broker::{AccessStanding, Ballot, Ineligible, Refusal};
+use crate::card::{Card, Shown};
 use crate::model::AccessRequestId;
-use crate::rules::Role;
 use crate::serve::call::note;
 
 #[derive(Template)]
@@ -27,18 +26,18 @@ struct CardPage {
     open: bool,
     risk: &'static str,
     until: Moment,
-    not_eligible: Option<String>,
+    not_eligible: Option<&'static str>,
     task: String,
-    vote: Option<Ballot>,
+    vote: Option<Vote>,
 }
 
 /// What a visitor may vote on.
-struct Ballot {
+struct Vote {
     profiles: Vec<Profile>,
     max_ttl: i64,
     max_uses: String,
     max_uses_words: String,
-    dwell_ms: u64,
+    dwell_ms: u128,
 }
 
 struct Profile {
@@ -55,31 +54,27 @@ pub(super) async fn page(
         Ok(visitor) => visitor,
         Err(response) => return response,
     };
-    let card = match AccessRequestId::parse(&id) {
-        Ok(id) => {
-            note("access_request", &id);
-            console.hall.card(&call.presented, &id)
-        }
-        Err(error) => Err(console.hall.malformed(call.row.name, &error)),
-    };
-    match card {
-        Ok(card) => {
+    match looked_at(&console, &call, &id) {
+        Ok((card, ballot)) => {
             let now = console.hall.now();
-            let shown = shown_of(&card, now);
-            let open = card.access.standing == AccessStanding::Waiting;
-            let (vote, not_eligible) = match ballot(&card, &visitor) {
+            let shown = card.show(now);
+            let open = card.standing == AccessStanding::Waiting;
+            let (vote, not_eligible) = match &ballot.vote {
                 _ if !open => (None, None),
-                Ok(ballot) => (Some(ballot), None),
-                Err(why) => (None, Some(why.to_owned())),
+                Ok(profiles) => {
+                    let profiles = profiles.iter().map(|name| profile(&card, name.as_str()));
+                    (Some(vote(&card, profiles.collect(), &ballot)), None)
+                }
+                Err(why) => (None, Some(not_eligible(why))),
             };
             let title = format!("{} {}", shown.headline.verb, shown.headline.object);
             answer::html(&CardPage {
                 page: Page::new(&console, &call, &visitor, title),
-                standing: card.access.standing.as_str(),
-                standing_words: standing(card.access.standing),
-                risk: show::risk(card.access.risk),
-                until: Moment::new(card.access.request.opened.expires_at, now),
-                task: card.access.request.opened.task.to_string(),
+                standing: card.standing.as_str(),
+                standing_words: standing(card.standing),
+                risk: show::risk(card.risk),
+                until: Moment::new(card.expires_at, now),
+                task: card.task.to_string(),
                 open,
                 shown,
                 vote,
@@ -90,46 +85,51 @@ pub(super) async fn page(
     }
 }
 
-/// What is left to vote on, or why nothing is. A hint for the page: whether a vote counts is asked again when it is begun,
-/// when it is cast, and when a token is given.
-fn ballot(card: &CardView, visitor: &Visitor) -> Result<Ballot, &'static str> {
-    let opened = &card.access.request.opened;
-    if !visitor.roles.contains(&Role::Approver) {
-        return Err("You are no approver: others decide.");
-    }
-    if opened.owner == visitor.id {
-        return Err("You answer for this agent, so others decide.");
-    }
-    if card
-        .access
-        .needs
-        .iter()
-        .any(|need| need.approvers.contains(&visitor.id))
-    {
-        return Err("You said yes. It needs others, too.");
-    }
-    let profiles = card.access.needs.iter().map(|need| Profile {
-        name: need.profile.name.to_string(),
-        words: format!(
-            "{}: {} of {} from {}",
-            need.profile.name,
-            need.approvers.len(),
-            need.quorum,
-            need.group
-        ),
-    });
-    Ok(Ballot {
-        profiles: profiles.collect(),
-        max_ttl: opened.max_ttl,
-        max_uses: opened
+fn looked_at(console: &Console, call: &Call, id: &str) -> Result<(Card, Ballot), Refusal> {
+    let id = AccessRequestId::parse(id)
+        .map_err(|error| console.hall.malformed(call.row.name, &error))?;
+    note("access_request", &id);
+    let card = console.hall.card(&call.presented, &id)?;
+    Ok((card, console.hall.ballot(&call.presented, &id)?))
+}
+
+fn vote(card: &Card, profiles: Vec<Profile>, ballot: &Ballot) -> Vote {
+    Vote {
+        profiles,
+        max_ttl: card.max_ttl,
+        max_uses: card.uses.map_or_else(String::new, |uses| uses.to_string()),
+        max_uses_words: card
             .uses
-            .map_or_else(String::new, |uses| uses.to_string()),
-        max_uses_words: opened.uses.map_or_else(
-            || "now without limit".to_owned(),
-            |uses| format!("at most {uses}"),
-        ),
-        dwell_ms: 0,
-    })
+            .map_or_else(|| "now without limit".to_owned(), |uses| format!("at most {uses}")),
+        dwell_ms: ballot.read_longer.as_millis(),
+    }
+}
+
+fn profile(card: &Card, name: &str) -> Profile {
+    let need = card.needs.iter().find(|need| need.profile.name.as_str() == name);
+    let so_far = need.map_or_else(String::new, |need| {
+        format!(": {} of {} from {}", need.approvers.len(), need.quorum, need.group)
+    });
+    Profile {
+        name: name.to_owned(),
+        words: show::shown(format!("{name}{so_far}")),
+    }
+}
+
+const fn not_eligible(why: &Ineligible) -> &'static str {
+    match why {
+        Ineligible::NotApprover => "You are no approver, so others decide.",
+        Ineligible::Owner => "You answer for this agent, so others decide.",
+        Ineligible::NotInGroup => "It asks a group you are not in, so others decide.",
+        Ineligible::ProfileNotNeeded => "It does not ask for a vote of yours.",
+        Ineligible::ProfileChanged => {
+            "The rules about who decides changed since it was asked. The agent has to ask again."
+        }
+        Ineligible::HasVoted => "You have voted on this. It needs others, too.",
+        Ineligible::NotByPasskey | Ineligible::NoPasskey => {
+            "It takes a vote by passkey, and you have none enrolled."
+        }
+    }
 }
 
 const fn standing(standing: AccessStanding) -> &'static str {

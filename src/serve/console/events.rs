@@ -11,19 +11,17 @@ use axum::response::{IntoResponse as _, Response};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::page;
 use super::visit::Call;
 use super::{Console, answer};
+use crate::broker::InboxNews;
 use crate::serve::deadline::Closing;
 
-/// A page hears something at least this often, so that it sees a connection that is gone.
-const HEARTBEAT: Duration = Duration::from_secs(15);
 /// What moves within this time is told once.
 const GATHER: Duration = Duration::from_millis(150);
-/// A stream ends after this long; the browser comes again, and shows its visit again.
-const LIFE: Duration = Duration::from_secs(300);
 /// After this many milliseconds the browser comes again (HTML §9.2.5).
 const RETRY_MS: u32 = 2_000;
+/// When to come again where a person has as many windows as they may.
+const WINDOWS_FULL_RETRY: Duration = Duration::from_secs(15);
 /// Events that may wait for a slow reader: more would say the same.
 const EVENTS_MAX: usize = 4;
 
@@ -32,15 +30,17 @@ pub(super) async fn stream(
     closing: Option<Extension<Closing>>,
     call: Call,
 ) -> Response {
-    let visitor = match page::visitor(&console, &call) {
-        Ok(visitor) => visitor,
-        Err(response) => return response,
+    // A browser that comes back has its page, and asks for its rows anew whatever it missed.
+    let mut watch = match console.hall.inbox_changes(&call.presented, None) {
+        Ok(watch) => watch,
+        Err(refusal) => return answer::refused(&console, &call, &refusal),
     };
-    let Some(counted) = console.streams.enter(&visitor.id) else {
-        return answer::too_many(&console, call.row, HEARTBEAT);
+    let Some(counted) = console.streams.enter(&watch.caller) else {
+        return answer::too_many(&console, call.row, WINDOWS_FULL_RETRY);
     };
     let (tell, told) = mpsc::channel::<Result<Bytes, Infallible>>(EVENTS_MAX);
-    let mut tail = console.hall.journal().tail();
+    let hall = console.hall.clone();
+    let life = Duration::from_millis(watch.life_ms);
     let mut stopped = console.stopped.clone();
     tokio::spawn(async move {
         let _counted = counted;
@@ -54,7 +54,7 @@ pub(super) async fn stream(
                 }
             };
             tokio::select! {
-                () = tokio::time::sleep(LIFE) => {}
+                () = tokio::time::sleep(life) => {}
                 () = closes => {}
                 _ = stopped.wait_for(|stopped| *stopped) => {}
                 () = tell.closed() => {}
@@ -65,17 +65,13 @@ pub(super) async fn stream(
             if tell.send(Ok(Bytes::from(first))).await.is_err() {
                 return;
             }
-            loop {
-                let beat = tokio::select! {
-                    changed = tail.changed() => {
-                        if changed.is_err() {
-                            return;
-                        }
+            while let Some(news) = watch.next(&hall).await {
+                let beat = match news {
+                    InboxNews::Heartbeat(_) => Bytes::from_static(b": beat\n\n"),
+                    InboxNews::Snapshot(_) | InboxNews::Changed(_) | InboxNews::Turn => {
                         tokio::time::sleep(GATHER).await;
-                        tail.mark_unchanged();
                         Bytes::from_static(b"event: changed\ndata: inbox\n\n")
                     }
-                    () = tokio::time::sleep(HEARTBEAT) => Bytes::from_static(b": beat\n\n"),
                 };
                 if tell.send(Ok(beat)).await.is_err() {
                     return;

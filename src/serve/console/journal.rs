@@ -38,7 +38,11 @@ pub(super) async fn page(
     };
     let query = asked.q.unwrap_or_default();
     let query = query.trim();
-    match console.hall.search(&call.presented, query, asked.below).await {
+    match console
+        .hall
+        .search(&call.presented, query, asked.below)
+        .await
+    {
         Ok(found) => {
             let now = console.hall.now();
             answer::html(&JournalPage {

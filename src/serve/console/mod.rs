@@ -6,24 +6,23 @@
 //! A visit lets people look; what they decide they sign, each decision by itself. No GET changes anything. Templates escape
 //! whatever they are given; nothing of others is ever markup.
 
-//TMP mod agents;
+mod agents;
 mod answer;
-//TMP mod approvers;
+mod approvers;
 mod assets;
 mod card;
 mod events;
 mod gate;
 mod inbox;
-//TMP mod journal;
-//TMP mod moments;
+mod journal;
+mod moments;
 mod page;
 mod passkeys;
-pub(super) mod rows;
-//TMP mod rules;
+pub mod rows;
+mod rules;
 mod show;
-mod stand_in;
-//TMP mod tasks;
-//TMP mod tokens;
+mod tasks;
+mod tokens;
 mod visit;
 mod vote;
 
@@ -90,15 +89,15 @@ pub(super) fn routes(hall: Arc<Hall>, porch: Arc<Porch>, stopped: watch::Receive
         .route("/console/requests/{id}", get(card::page))
         .route("/console/requests/{id}/vote/begin", post(vote::begin))
         .route("/console/requests/{id}/vote/cast", post(vote::cast))
-        //TMP .route("/console/tokens", get(tokens::page))
-        //TMP .route("/console/tokens/{jti}/revoke", post(tokens::revoke))
-        //TMP .route("/console/tasks", get(tasks::list))
-        //TMP .route("/console/tasks/{id}", get(tasks::page))
-        //TMP .route("/console/agents", get(agents::list))
-        //TMP .route("/console/agents/{id}", get(agents::page))
-        //TMP .route("/console/rules", get(rules::page))
-        //TMP .route("/console/approvers", get(approvers::page))
-        //TMP .route("/console/journal", get(journal::page))
+        .route("/console/tokens", get(tokens::page))
+        .route("/console/tokens/{jti}/revoke", post(tokens::revoke))
+        .route("/console/tasks", get(tasks::list))
+        .route("/console/tasks/{id}", get(tasks::page))
+        .route("/console/agents", get(agents::list))
+        .route("/console/agents/{id}", get(agents::page))
+        .route("/console/rules", get(rules::page))
+        .route("/console/approvers", get(approvers::page))
+        .route("/console/journal", get(journal::page))
         .route("/console/assets/{hash}/{name}", get(assets::asset))
         // Paths of ours that nobody serves meet the same gate, and get no further.
         .route("/console/", any(async || ()))

@@ -7,7 +7,7 @@ use crate::rates::Class::{self, General, Reserved};
 
 /// How a route is asked and what it answers with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Shape {
+pub enum Shape {
     /// GET: a page. Who has no visit is sent to the sign-in.
     Page,
     /// GET: a part of a page, for the script.
@@ -24,7 +24,7 @@ pub(crate) enum Shape {
 
 /// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Who {
+pub enum Who {
     /// Strangers too: what leads to a visit, and what every page is made of.
     Anybody,
     /// People of these roles, in a visit.
@@ -33,22 +33,22 @@ pub(crate) enum Who {
 
 /// One route.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Row {
+pub struct Row {
     /// What it goes by in figures and logs.
-    pub(crate) name: &'static str,
+    pub name: &'static str,
     /// The path; `{…}` stands for one segment.
-    pub(crate) path: &'static str,
+    pub path: &'static str,
     /// Its form.
-    pub(crate) shape: Shape,
+    pub shape: Shape,
     /// Who may use it.
-    pub(crate) who: Who,
+    pub who: Who,
     /// The class of its rates.
-    pub(crate) class: Class,
+    pub class: Class,
 }
 
 impl Row {
     /// The kinds of callers it admits.
-    pub(crate) const fn admits(&self) -> &'static [CallerKind] {
+    pub const fn admits(&self) -> &'static [CallerKind] {
         match self.who {
             Who::Anybody => &[],
             Who::Visitors(kinds) => kinds,
@@ -56,7 +56,7 @@ impl Row {
     }
 
     /// Whether it changes something.
-    pub(crate) const fn changes(&self) -> bool {
+    pub const fn changes(&self) -> bool {
         match self.shape {
             Shape::Page | Shape::Fragment | Shape::Stream | Shape::Asset => false,
             Shape::Form | Shape::Json => true,
@@ -90,7 +90,7 @@ const READERS: Who = Who::Visitors(&[Operator, Auditor]);
 const EVERYONE: Who = Who::Visitors(&[Approver, Operator, Auditor]);
 
 /// Every route of the console.
-pub(crate) const TABLE: &[Row] = &[
+pub const TABLE: &[Row] = &[
     row("console/inbox", "/console", Shape::Page, ASKED, General),
     row(
         "console/inbox-rows",
@@ -244,26 +244,26 @@ pub(crate) const TABLE: &[Row] = &[
 ];
 
 /// The stream of what moves in the inbox.
-pub(crate) const EVENTS: &str = "/console/events";
+pub const EVENTS: &str = "/console/events";
 
 /// Whether a path is the console's, with a row or without.
-pub(crate) fn is_ours(path: &str) -> bool {
+pub fn is_ours(path: &str) -> bool {
     path.strip_prefix("/console")
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The row of a path.
-pub(crate) fn of(path: &str) -> Option<&'static Row> {
+pub fn of(path: &str) -> Option<&'static Row> {
     TABLE.iter().find(|row| matches(row.path, path))
 }
 
 /// The class of rates of a path of ours.
-pub(crate) fn class(path: &str) -> Class {
+pub fn class(path: &str) -> Class {
     of(path).map_or(General, |row| row.class)
 }
 
 /// Whether a path answers OK to people who showed who they are, and to nobody else.
-pub(crate) fn knows_its_caller(path: &str) -> bool {
+pub fn knows_its_caller(path: &str) -> bool {
     of(path).is_some_and(|row| row.who != Who::Anybody)
 }
 

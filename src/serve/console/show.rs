@@ -80,11 +80,6 @@ pub(super) fn shown(text: impl AsRef<str>) -> String {
     reveal(text.as_ref())
 }
 
-/// A share as a percentage, where there is one.
-pub(super) fn percent(part: u64, whole: u64) -> Option<u64> {
-    part.saturating_mul(100).checked_div(whole)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,11 +102,5 @@ mod tests {
             assert_eq!(at(s).left, told);
         }
         assert_eq!(ago(now.plus_secs(-130), now), "2 min ago");
-    }
-
-    #[test]
-    fn a_share_of_nothing_is_none() {
-        assert_eq!(percent(3, 4), Some(75));
-        assert_eq!(percent(0, 0), None);
     }
 }

@@ -57,7 +57,12 @@ pub(super) async fn page(
     };
     let after = asked.after.as_deref().map(TokenId::parse).transpose();
     let listed = match after {
-        Ok(after) => console.hall.live_tokens(&call.presented, after, ROWS_MAX).await,
+        Ok(after) => {
+            console
+                .hall
+                .live_tokens(&call.presented, after, ROWS_MAX)
+                .await
+        }
         Err(error) => Err(console.hall.malformed(call.row.name, &error)),
     };
     match listed {
@@ -108,7 +113,11 @@ pub(super) async fn revoke(
     let revoked = match TokenId::parse(&jti) {
         Ok(jti) => {
             note("token", &jti);
-            console.hall.revoke_token(&call.presented, jti).await.map(|_| jti)
+            console
+                .hall
+                .revoke_token(&call.presented, jti)
+                .await
+                .map(|_| jti)
         }
         Err(error) => Err(console.hall.malformed(call.row.name, &error)),
     };

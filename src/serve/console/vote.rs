@@ -8,6 +8,7 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 
+use super::page;
 use super::passkeys::{Answered, bytes};
 use super::visit::Call;
 use super::{Console, answer};
@@ -63,6 +64,10 @@ pub(super) async fn begin(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
+    // Strangers learn nothing, not even what a vote looks like.
+    if let Err(response) = page::visitor(&console, &call) {
+        return response;
+    }
     let ask: Ask = match answer::read(&console, &call, &headers, &body) {
         Ok(ask) => ask,
         Err(response) => return response,
@@ -109,6 +114,10 @@ pub(super) async fn cast(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
+    // Strangers learn nothing, not even what a vote looks like.
+    if let Err(response) = page::visitor(&console, &call) {
+        return response;
+    }
     let vote: Cast = match answer::read(&console, &call, &headers, &body) {
         Ok(vote) => vote,
         Err(response) => return response,

@@ -2,8 +2,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tonic::{Request, Response, Status};
 
+use super::super::MESSAGE_BYTES_MAX;
 use super::{Door, note, shapes};
-use crate::broker::{Assertion, VoteAsk, VoteProof};
+use crate::broker::{Assertion, INBOX_PAGE_MAX, InboxAsk, InboxCursor, VoteAsk, VoteProof};
 use crate::model::*;
 use crate::proto::convert;
 use crate::proto::v1;
@@ -15,18 +16,21 @@ impl ApprovalService for Door {
         &self,
         request: Request<v1::ListAccessRequestsRequest>,
     ) -> Result<Response<v1::ListAccessRequestsResponse>, Status> {
-        let (call, _) = self
+        let (call, message) = self
             .open("dipylon.v1.ApprovalService/ListAccessRequests", request)
             .await?;
-        let listed = self.hall.list_access_requests(&call);
-        self.answer(listed.map(|views| {
-            v1::ListAccessRequestsResponse {
-                access_requests: views
-                    .iter()
-                    .map(|view| shapes::access_request(view, true))
-                    .collect(),
-            }
-        }))
+        let ask = inbox_ask(&message).map_err(self.malformed(&call))?;
+        let page = self.hall.inbox(&call, &ask);
+        self.answer(page.map(|page| shapes::inbox_page(page, PAGE_BYTES_MAX)))
+    }
+
+    type WatchAccessRequestsStream = super::follow::InboxStream;
+
+    async fn watch_access_requests(
+        &self,
+        request: Request<v1::WatchAccessRequestsRequest>,
+    ) -> Result<Response<Self::WatchAccessRequestsStream>, Status> {
+        self.follow_inboxes(request).await
     }
 
     async fn get_card(
@@ -40,7 +44,7 @@ impl ApprovalService for Door {
             AccessRequestId::parse(&message.access_request_id).map_err(self.malformed(&call))?;
         note("access_request", &id);
         self.answer(self.hall.card(&call, &id).map(|card| v1::GetCardResponse {
-            card: Some(shapes::card(&card)),
+            card: Some(crate::proto::card::to_wire(&card)),
         }))
     }
 
@@ -135,6 +139,28 @@ impl ApprovalService for Door {
             revoked: shapes::count(n),
         }))
     }
+}
+
+/// Rows of one page, in bytes: what is beside them needs room too.
+const PAGE_BYTES_MAX: usize = MESSAGE_BYTES_MAX * 3 / 4;
+/// Rows of a page, where its reader does not say.
+const PAGE_ROWS: usize = 50;
+
+fn inbox_ask(message: &v1::ListAccessRequestsRequest) -> Result<InboxAsk, Malformed> {
+    let size = match usize::try_from(message.page_size) {
+        Ok(0) => PAGE_ROWS,
+        Ok(size) if size <= INBOX_PAGE_MAX => size,
+        Ok(_) | Err(_) => return Err(Malformed::new("page_size", "must be at most 100")),
+    };
+    let after = match message.page_token.as_str() {
+        "" => None,
+        text => Some(InboxCursor::parse(text)?),
+    };
+    Ok(InboxAsk {
+        mine: message.mine,
+        size,
+        after,
+    })
 }
 
 fn vote_ask(message: &v1::BeginVoteRequest) -> Result<(AccessRequestId, VoteAsk), Malformed> {

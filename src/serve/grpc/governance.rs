@@ -4,9 +4,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::super::guard::bootstrap_code;
 use super::{Door, counted, note, shapes};
-use crate::broker::{
-    ApproverRow, FirstOperator, PersonCaller, RuleRow, TaskEndAsk, TaskFilter,
-};
+use crate::broker::{ApproverRow, FirstOperator, PersonCaller, RuleRow, TaskEndAsk, TaskFilter};
 use crate::model::*;
 use crate::proto::convert::timestamp_to_wire;
 use crate::proto::v1;
@@ -388,7 +386,11 @@ impl GovernanceService for Door {
                 task_id: whole.task.to_string(),
                 agent_id: whole.agent.to_string(),
                 owner: whole.owner.to_string(),
-                ended: whole.over.map(|cause| cause.as_str()).unwrap_or("").to_owned(),
+                ended: whole
+                    .over
+                    .map(|cause| cause.as_str())
+                    .unwrap_or("")
+                    .to_owned(),
                 moments,
                 left_out: whole.left_out,
                 next_page_token: match next < whole.moments.len() {
@@ -406,10 +408,7 @@ impl GovernanceService for Door {
         let (call, message) = self
             .open("dipylon.v1.GovernanceService/SearchJournal", request)
             .await?;
-        let found = self
-            .hall
-            .search(&call, &message.query, message.below)
-            .await;
+        let found = self.hall.search(&call, &message.query, message.below).await;
         self.answer(found.map(|found| {
             let moments = fitting(found.moments.iter().map(counted::moment));
             let cut = moments.len() < found.moments.len();

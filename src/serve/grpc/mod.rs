@@ -2,6 +2,7 @@
 
 mod approval;
 mod counted;
+mod follow;
 mod governance;
 mod shapes;
 mod task;

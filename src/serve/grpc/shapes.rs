@@ -1,13 +1,17 @@
 //! The hall's answers in wire words.
 
+use std::collections::BTreeMap;
+
+use prost::Message as _;
+
 use crate::broker::{
-    AccessStanding, AccessView, AgentView, ApproverView, CardView, EndReport, Position,
-    ProfileState, RuleShown, TaskView, TokenReply,
+    AccessView, AgentView, ApproverView, EndReport, InboxPage, InboxRow, Position, ProfileState,
+    RuleShown, TaskView, TokenReply,
 };
 use crate::model::*;
 use crate::proto::convert::{action_to_wire, seconds_to_wire, timestamp_to_wire};
-use crate::proto::v1;
 use crate::proto::v1::request_token_response::Outcome;
+use crate::proto::{card, v1};
 use crate::rules::Risk;
 use crate::state::{FeedEvent, Selector};
 
@@ -62,6 +66,10 @@ fn profile(state: &ProfileState, names: bool) -> v1::Profile {
         } else {
             Vec::new()
         },
+        method: state
+            .method
+            .map(|method| method.as_str().to_owned())
+            .unwrap_or_default(),
     }
 }
 
@@ -101,6 +109,7 @@ pub(super) fn token_reply(reply: TokenReply) -> v1::RequestTokenResponse {
                 rules: rules(pending.rules),
                 show_evidence: pending.show_evidence,
                 ttl: Some(ttl_sum(&pending.ttl)),
+                match_phrase: MatchPhrase::of(&pending.access_request).to_string(),
             };
             (
                 Outcome::Pending(message),
@@ -134,20 +143,84 @@ pub(super) fn token_reply(reply: TokenReply) -> v1::RequestTokenResponse {
 /// Seconds between polls of an agent that does not wait on the server.
 const POLL_AFTER_S: i64 = 2;
 
-fn standing(standing: AccessStanding) -> v1::AccessRequestStatus {
-    match standing {
-        AccessStanding::Waiting => v1::AccessRequestStatus::Waiting,
-        AccessStanding::Approved => v1::AccessRequestStatus::Approved,
-        AccessStanding::Denied => v1::AccessRequestStatus::Denied,
-        AccessStanding::Consumed => v1::AccessRequestStatus::Consumed,
-        AccessStanding::Cancelled => v1::AccessRequestStatus::Cancelled,
-        AccessStanding::Expired => v1::AccessRequestStatus::Expired,
-        AccessStanding::Ended => v1::AccessRequestStatus::Ended,
+fn risk(risk: Option<Risk>) -> String {
+    risk.map(|r| r.as_str().to_owned()).unwrap_or_default()
+}
+
+/// A page of an inbox whose rows take at most so many bytes; the next page goes on where they end.
+pub(super) fn inbox_page(page: InboxPage, bytes_max: usize) -> v1::ListAccessRequestsResponse {
+    let mut in_order: Vec<_> = page
+        .rows
+        .iter()
+        .map(|row| (row.cursor, inbox_row(row, bytes_max)))
+        .collect();
+    in_order.sort_by_key(|(cursor, _)| *cursor);
+    let mut bytes = 0_usize;
+    let mut rows = BTreeMap::new();
+    let mut next = page.next;
+    let mut last = None;
+    for (cursor, row) in in_order {
+        bytes = bytes.saturating_add(row.encoded_len() + ROW_OVERHEAD_BYTES);
+        // One at least: a page that goes nowhere would never end.
+        if bytes > bytes_max && last.is_some() {
+            next = last;
+            break;
+        }
+        rows.insert(cursor, row);
+        last = Some(cursor);
+    }
+    v1::ListAccessRequestsResponse {
+        rows: page
+            .rows
+            .iter()
+            .filter_map(|row| rows.remove(&row.cursor))
+            .collect(),
+        groups: page
+            .groups
+            .iter()
+            .map(|group| v1::InboxGroup {
+                group: group.key.to_string(),
+                title: group.title.clone(),
+                size: count(group.size),
+            })
+            .collect(),
+        next_page_token: next.map(|cursor| cursor.to_string()).unwrap_or_default(),
+        total: count(page.total),
+        yours: count(page.yours),
+        queued: count(page.queued),
+        as_of: Some(position(page.as_of)),
     }
 }
 
-fn risk(risk: Option<Risk>) -> String {
-    risk.map(|r| r.as_str().to_owned()).unwrap_or_default()
+/// Tag and length of one row, in bytes.
+const ROW_OVERHEAD_BYTES: usize = 6;
+
+fn inbox_row(row: &InboxRow, bytes_max: usize) -> v1::InboxRow {
+    let (profiles, why_not) = match &row.vote {
+        Ok(profiles) => (
+            profiles.iter().map(ToString::to_string).collect(),
+            String::new(),
+        ),
+        Err(why) => (Vec::new(), why.to_string()),
+    };
+    let mut wire = v1::InboxRow {
+        access_request: Some(access_request(&row.access, true)),
+        profiles,
+        why_not,
+        group: row.group.to_string(),
+        owner: row.access.request.opened.owner.to_string(),
+        abridged: false,
+    };
+    if wire.encoded_len() > bytes_max / 2
+        && let Some(action) = wire
+            .access_request
+            .as_mut()
+            .and_then(|request| request.action.as_mut())
+    {
+        action.parameters.clear();
+        wire.abridged = true;
+    }
+    wire
 }
 
 /// `names`: whether the reader may see who voted.
@@ -158,87 +231,12 @@ pub(super) fn access_request(view: &AccessView, names: bool) -> v1::AccessReques
         task_id: opened.task.to_string(),
         agent_id: opened.agent.to_string(),
         action: view.request.action.as_deref().map(action_to_wire),
-        status: standing(view.standing).into(),
+        status: card::status(view.standing).into(),
         needs: view.needs.iter().map(|need| profile(need, names)).collect(),
         opened_at: Some(timestamp_to_wire(view.request.opened_at)),
         expires_at: Some(timestamp_to_wire(opened.expires_at)),
         title: view.title.clone(),
         risk: risk(view.risk),
-    }
-}
-
-pub(super) fn card(card: &CardView) -> v1::Card {
-    let request = &card.access.request;
-    let opened = &request.opened;
-    v1::Card {
-        access_request_id: opened.access_request.to_string(),
-        realm: card.realm.to_string(),
-        status: standing(card.access.standing).into(),
-        title: card.access.title.clone(),
-        effect: card.effect.clone(),
-        reversible: card.reversible.clone(),
-        undo: card.undo.clone(),
-        risk: risk(card.access.risk),
-        action: request.action.as_deref().map(action_to_wire),
-        action_digest: request
-            .action
-            .as_ref()
-            .map(|a| a.digest().to_string())
-            .unwrap_or_default(),
-        target_facts: card
-            .target_facts
-            .iter()
-            .flatten()
-            .map(|(name, value)| v1::CardFact {
-                name: name.clone(),
-                value: value.clone(),
-            })
-            .collect(),
-        target_known: card.target_facts.is_some(),
-        agent: Some(v1::CardAgent {
-            agent_id: opened.agent.to_string(),
-            owner: opened.owner.to_string(),
-            environment: card
-                .agent
-                .as_ref()
-                .map(|a| a.environment.to_string())
-                .unwrap_or_default(),
-            model: card
-                .agent
-                .as_ref()
-                .map(|a| a.model.clone())
-                .unwrap_or_default(),
-            autonomy: card
-                .agent
-                .as_ref()
-                .map(|a| a.autonomy.clone())
-                .unwrap_or_default(),
-        }),
-        verification: Some(verification(&opened.evidence)),
-        rules: rules(card.rules.clone()),
-        needs: card
-            .access
-            .needs
-            .iter()
-            .map(|need| profile(need, true))
-            .collect(),
-        task_id: opened.task.to_string(),
-        task_key: card.task_key.to_string(),
-        max_ttl: Some(seconds_to_wire(opened.max_ttl)),
-        uses: opened.uses,
-        policy_version: card.policy.to_string(),
-        opened_at: Some(timestamp_to_wire(request.opened_at)),
-        expires_at: Some(timestamp_to_wire(opened.expires_at)),
-        purpose: card
-            .purpose
-            .as_ref()
-            .map(|p| p.as_str().to_owned())
-            .unwrap_or_default(),
-        reason: request
-            .reason
-            .as_ref()
-            .map(|p| p.as_str().to_owned())
-            .unwrap_or_default(),
     }
 }
 

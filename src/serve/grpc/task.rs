@@ -74,6 +74,15 @@ impl TaskService for Door {
         }))
     }
 
+    type WatchAccessRequestStream = super::follow::AccessStream;
+
+    async fn watch_access_request(
+        &self,
+        request: Request<v1::WatchAccessRequestRequest>,
+    ) -> Result<Response<Self::WatchAccessRequestStream>, Status> {
+        self.follow_one(request).await
+    }
+
     async fn cancel_access_request(
         &self,
         request: Request<v1::CancelAccessRequestRequest>,

@@ -1,0 +1,485 @@
+//! What waits for people, for one person: in which order, how much of it at once, and what they may do about it.
+//!
+//! Nothing here decides: a vote is judged when it is begun, when it is cast, and at the mint. A row that says that somebody
+//! may vote is news of that moment.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::callers::PersonCaller;
+use super::feed::WATCH_MAX_MS;
+use super::vote::AccessView;
+use super::{Hall, Position, Presented, Refusal};
+use crate::approve::votes::{self, Ineligible};
+use crate::card::Standing;
+use crate::model::*;
+use crate::rules::{InForce, Risk};
+use crate::state::{AccessRequest, Stir};
+
+/// Which part of an inbox is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InboxAsk {
+    /// Only what this person may decide.
+    pub mine: bool,
+    /// Most rows, 1 to [`INBOX_PAGE_MAX`].
+    pub size: usize,
+    /// Go on after this row.
+    pub after: Option<InboxCursor>,
+}
+
+/// Most rows of one page.
+pub const INBOX_PAGE_MAX: usize = 100;
+
+/// One page of one person's inbox.
+#[derive(Debug)]
+pub struct InboxPage {
+    /// Highest risk first, then the nearest deadline; alike ones of the page stand together.
+    pub rows: Vec<InboxRow>,
+    /// Alike ones on all pages, where there is more than one.
+    pub groups: Vec<InboxGroup>,
+    /// Where the next page goes on; `None` on the last.
+    pub next: Option<InboxCursor>,
+    /// Rows on all pages.
+    pub total: usize,
+    /// How many of them this person may decide.
+    pub yours: usize,
+    /// How many more this person may decide that wait their turn: they are reached by id alone.
+    pub queued: usize,
+    /// What has been read of the journal at least.
+    pub as_of: Position,
+}
+
+/// One access request that waits.
+#[derive(Debug)]
+pub struct InboxRow {
+    /// As anybody sees it.
+    pub access: AccessView,
+    /// For which profiles this person may vote, or why for none.
+    pub vote: Result<Vec<ProfileName>, Ineligible>,
+    /// What it is alike to.
+    pub group: InboxGroupKey,
+    /// Its place.
+    pub cursor: InboxCursor,
+}
+
+/// Access requests that are alike. Each is decided by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InboxGroup {
+    /// What they have in common.
+    pub key: InboxGroupKey,
+    /// The catalogue's title of their action.
+    pub title: String,
+    /// How many there are.
+    pub size: usize,
+}
+
+/// The same action on targets of the same type, whoever asks.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InboxGroupKey {
+    /// As the catalogue calls it.
+    pub action: ActionName,
+    /// The type of what it is done to.
+    pub target_type: Arc<str>,
+}
+
+impl InboxGroupKey {
+    fn of(request: &AccessRequest) -> Self {
+        let action = &request.opened.action;
+        Self {
+            action: action.action.clone(),
+            target_type: action.target.kind.as_str().into(),
+        }
+    }
+}
+
+impl fmt::Display for InboxGroupKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.action, self.target_type)
+    }
+}
+
+/// A row's place in the order of inboxes. It stays the same as long as the row is there, so that pages go on after it
+/// whatever has come or gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InboxCursor {
+    /// 0 for high and for unknown, 1 for medium, 2 for low.
+    rank: u8,
+    expires_at: Timestamp,
+    id: AccessRequestId,
+}
+
+impl InboxCursor {
+    fn of(request: &AccessRequest, risk: Option<Risk>) -> Self {
+        let rank = match risk {
+            // What the catalogue says nothing of may be anything.
+            None | Some(Risk::High) => 0,
+            Some(Risk::Medium) => 1,
+            Some(Risk::Low) => 2,
+        };
+        Self {
+            rank,
+            expires_at: request.opened.expires_at,
+            id: request.opened.access_request,
+        }
+    }
+
+    /// Reads a page token as it was given out.
+    pub fn parse(text: &str) -> Result<Self, Malformed> {
+        let wrong = || Malformed::new("page_token", "is not one that a page gave");
+        let mut parts = text.splitn(3, '.');
+        let mut part = || parts.next().ok_or_else(wrong);
+        let (rank, millis, id) = (part()?, part()?, part()?);
+        let cursor = Self {
+            rank: rank.parse().map_err(|_| wrong())?,
+            expires_at: Timestamp::from_millis(millis.parse().map_err(|_| wrong())?),
+            id: AccessRequestId::parse(id).map_err(|_| wrong())?,
+        };
+        // One way to write it: no sign, no leading zero.
+        if cursor.to_string() == text {
+            Ok(cursor)
+        } else {
+            Err(wrong())
+        }
+    }
+}
+
+impl fmt::Display for InboxCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.rank, self.expires_at.millis(), self.id)
+    }
+}
+
+/// Whose turn has come in the inbox of one person.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    shown: HashSet<AccessRequestId>,
+    /// When the latest were let in, oldest first: at most as many as may be in a minute.
+    lately: VecDeque<Timestamp>,
+    /// Whether any waited when the inbox was last read.
+    waiting: bool,
+}
+
+/// The time that [`Turns`] counts by, in milliseconds.
+const TURN_MS: i64 = 60_000;
+/// Rows that one person may have before them at once; the others wait their turn.
+const SHOWN_MAX: usize = 4_096;
+
+impl Turns {
+    /// Which of these, in this order, stand in the inbox; the others wait their turn.
+    fn take(&mut self, wanted: &[AccessRequestId], per_minute: usize, now: Timestamp) {
+        while self
+            .lately
+            .front()
+            .is_some_and(|at| now.since(*at) >= TURN_MS)
+        {
+            self.lately.pop_front();
+        }
+        let there: HashSet<_> = wanted.iter().collect();
+        self.shown.retain(|id| there.contains(id));
+        for id in wanted {
+            if self.lately.len() >= per_minute || self.shown.len() >= SHOWN_MAX {
+                return;
+            }
+            if self.shown.insert(*id) {
+                self.lately.push_back(now);
+            }
+        }
+    }
+
+    /// When the next turn comes.
+    fn next(&self) -> Option<Timestamp> {
+        self.lately.front().map(|at| at.plus_millis(TURN_MS))
+    }
+}
+
+/// A row before anything is rendered or verified for it.
+struct Line {
+    cursor: InboxCursor,
+    request: Arc<AccessRequest>,
+    vote: Result<Vec<ProfileName>, Ineligible>,
+}
+
+impl Hall {
+    /// One page of what waits for people, as this person sees it. Votes are verified for the rows of the page, and for
+    /// those that have votes enough to have been decided.
+    pub fn inbox(&self, call: &Presented, ask: &InboxAsk) -> Result<InboxPage, Refusal> {
+        let now = self.now();
+        let person = self.person(call)?;
+        let rules = self.rules(call)?;
+        // Before anything is read: a watch from here on misses nothing.
+        let (epoch, index) = self.state.position();
+        let mut lines: Vec<Line> = self
+            .state
+            .asked()
+            .iter()
+            .filter_map(|id| self.line(id, &person.id, &rules, now))
+            .collect();
+        lines.sort_unstable_by_key(|line| line.cursor);
+        let per_minute = rules.bundle.approvals().asks_per_minute;
+        let queued = self.queue(&person.id, &mut lines, per_minute, now);
+        let yours = lines.iter().filter(|line| line.vote.is_ok()).count();
+        if ask.mine {
+            lines.retain(|line| line.vote.is_ok());
+        }
+        let total = lines.len();
+        let mut sizes: BTreeMap<InboxGroupKey, usize> = BTreeMap::new();
+        for line in &lines {
+            *sizes.entry(InboxGroupKey::of(&line.request)).or_default() += 1;
+        }
+        let first = match ask.after {
+            Some(after) => lines.partition_point(|line| line.cursor <= after),
+            None => 0,
+        };
+        let size = ask.size.clamp(1, INBOX_PAGE_MAX);
+        let more = total > first.saturating_add(size);
+        let page: Vec<InboxRow> = lines
+            .into_iter()
+            .skip(first)
+            .take(size)
+            .map(|line| InboxRow {
+                group: InboxGroupKey::of(&line.request),
+                access: self.view(line.request, &rules, now),
+                vote: line.vote,
+                cursor: line.cursor,
+            })
+            .collect();
+        let title = |key: &InboxGroupKey| {
+            let action = rules.bundle.action(&key.action);
+            action.map(|a| a.title.clone()).unwrap_or_default()
+        };
+        Ok(InboxPage {
+            next: page.last().map(|row| row.cursor).filter(|_| more),
+            rows: together(page),
+            groups: sizes
+                .into_iter()
+                .filter(|(_, size)| *size > 1)
+                .map(|(key, size)| InboxGroup {
+                    title: title(&key),
+                    key,
+                    size,
+                })
+                .collect(),
+            total,
+            yours,
+            queued,
+            as_of: Position { epoch, index },
+        })
+    }
+
+    /// The access request, if it still waits for people.
+    fn line(
+        &self,
+        id: &AccessRequestId,
+        person: &PersonId,
+        rules: &InForce,
+        now: Timestamp,
+    ) -> Option<Line> {
+        let request = self.state.access_request(id)?;
+        if !self.votable_now(&request, now) {
+            return None;
+        }
+        // Without votes nobody has decided: the most of them by far.
+        if !request.votes.is_empty()
+            && self.view(request.clone(), rules, now).standing != Standing::Waiting
+        {
+            return None;
+        }
+        let risk = rules.bundle.action(&request.opened.action.action);
+        Some(Line {
+            cursor: InboxCursor::of(&request, risk.and_then(|a| a.risk)),
+            vote: self.may_vote(person, &request, rules),
+            request,
+        })
+    }
+
+    /// For which profiles a yes of this person would count now.
+    pub(super) fn may_vote(
+        &self,
+        person: &PersonId,
+        request: &AccessRequest,
+        rules: &InForce,
+    ) -> Result<Vec<ProfileName>, Ineligible> {
+        self.not_the_opener(request, person)?;
+        let mut first = None;
+        let mut profiles = Vec::new();
+        for need in &request.opened.decision.needs {
+            let electorate = self.electorate(&rules.bundle);
+            let eligible =
+                votes::eligible(person, &need.name, Verdict::Approve, request, electorate);
+            match eligible {
+                Ok(_) => profiles.push(need.name.clone()),
+                Err(why) => first = first.or(Some(why)),
+            }
+        }
+        match (profiles.is_empty(), first) {
+            (false, _) => Ok(profiles),
+            (true, Some(why)) => Err(why),
+            (true, None) => Err(Ineligible::ProfileNotNeeded),
+        }
+    }
+
+    /// Takes out what this person may decide and whose turn has not come, and says how much that is.
+    fn queue(
+        &self,
+        person: &PersonId,
+        lines: &mut Vec<Line>,
+        per_minute: u32,
+        now: Timestamp,
+    ) -> usize {
+        let theirs: Vec<AccessRequestId> = lines
+            .iter()
+            .filter(|line| line.vote.is_ok())
+            .map(|line| line.cursor.id)
+            .collect();
+        let mut turns = self.lock(&self.turns);
+        if theirs.is_empty() && !turns.contains_key(person) {
+            return 0;
+        }
+        // One for each registered person at most: nobody else comes this far.
+        let turns = turns.entry(person.clone()).or_default();
+        let per_minute = usize::try_from(per_minute).unwrap_or(usize::MAX);
+        turns.take(&theirs, per_minute, now);
+        let before = lines.len();
+        lines.retain(|line| line.vote.is_err() || turns.shown.contains(&line.cursor.id));
+        let queued = before - lines.len();
+        turns.waiting = queued > 0;
+        queued
+    }
+
+    /// Begins a watch of what changes in inboxes, from now on or since a position.
+    pub fn inbox_changes(
+        &self,
+        call: &Presented,
+        after: Option<Position>,
+    ) -> Result<InboxWatch, Refusal> {
+        let caller = self.person(call)?;
+        let heard = self.bells.listen_to_inboxes();
+        let (epoch, head) = self.state.position();
+        let known = after.filter(|p| {
+            p.epoch == epoch && p.index <= head && self.state.stirs_after(p.index, 1).is_some()
+        });
+        Ok(InboxWatch {
+            caller: caller.id.clone(),
+            life_ms: WATCH_MAX_MS,
+            key: caller,
+            snapshot: known.is_none(),
+            turn: None,
+            after: known.map_or(head, |p| p.index),
+            heard,
+            ready: VecDeque::new(),
+        })
+    }
+
+    /// When more may come into this person's inbox, if anything waits for that.
+    fn next_turn(&self, person: &PersonId) -> Option<Timestamp> {
+        let turns = self.lock(&self.turns);
+        turns.get(person).filter(|t| t.waiting)?.next()
+    }
+}
+
+/// Moves alike rows together, each group to the place of its first.
+fn together(page: Vec<InboxRow>) -> Vec<InboxRow> {
+    let mut first: HashMap<InboxGroupKey, InboxCursor> = HashMap::new();
+    for row in &page {
+        first.entry(row.group.clone()).or_insert(row.cursor);
+    }
+    let mut page: Vec<_> = page
+        .into_iter()
+        .map(|row| (first.get(&row.group).copied(), row))
+        .collect();
+    page.sort_by_key(|(first, row)| (*first, row.cursor));
+    page.into_iter().map(|(_, row)| row).collect()
+}
+
+/// A watch of what changes in inboxes.
+#[derive(Debug)]
+pub struct InboxWatch {
+    /// Who watches.
+    pub caller: PersonId,
+    /// Longest life of the watch, in milliseconds: the caller proves itself again.
+    pub life_ms: u64,
+    key: PersonCaller,
+    snapshot: bool,
+    turn: Option<Timestamp>,
+    after: u64,
+    heard: watch::Receiver<u64>,
+    ready: VecDeque<Arc<Stir>>,
+}
+
+/// What an inbox hears of.
+#[derive(Debug, Clone)]
+pub enum InboxNews {
+    /// Read the inbox now: what follows are changes from here on.
+    Snapshot(Position),
+    /// Something waits, waits no longer, or stands differently.
+    Changed(Arc<Stir>),
+    /// The turn of some that waited for it has come.
+    Turn,
+    /// Nothing new: everything up to here has been told.
+    Heartbeat(Position),
+}
+
+/// How often a quiet watch says that it is alive.
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Changes read at once.
+const STIRS_BATCH: usize = 256;
+
+impl InboxWatch {
+    /// The next news; `None` when the watch is over: the person is no longer registered, or the journal stopped.
+    pub async fn next(&mut self, hall: &Hall) -> Option<InboxNews> {
+        let quiet = tokio::time::sleep(HEARTBEAT);
+        tokio::pin!(quiet);
+        loop {
+            if let Some(stir) = self.ready.pop_front() {
+                self.after = stir.index;
+                return Some(InboxNews::Changed(stir));
+            }
+            self.heard.borrow_and_update();
+            if hall.journal.tail().borrow().failed || !hall.still_reads(&self.key) {
+                return None;
+            }
+            let (epoch, index) = hall.state.position();
+            if std::mem::take(&mut self.snapshot) {
+                self.after = index;
+                return Some(InboxNews::Snapshot(Position { epoch, index }));
+            }
+            match hall.state.stirs_after(self.after, STIRS_BATCH) {
+                Some(stirs) => self.ready.extend(stirs),
+                // Too slow for what is kept.
+                None => self.snapshot = true,
+            }
+            if !self.ready.is_empty() || self.snapshot {
+                continue;
+            }
+            let turn = hall
+                .next_turn(&self.caller)
+                .filter(|at| Some(*at) != self.turn);
+            let turn_comes = async {
+                match turn {
+                    Some(at) => tokio::time::sleep(at.after(hall.now())).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = &mut quiet => {
+                    self.after = index;
+                    return Some(InboxNews::Heartbeat(Position { epoch, index }));
+                }
+                () = turn_comes => {
+                    // Told once: whoever reads then takes it.
+                    self.turn = turn;
+                    return Some(InboxNews::Turn);
+                }
+                changed = self.heard.changed() => {
+                    if changed.is_err() {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+}

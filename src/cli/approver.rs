@@ -1,0 +1,177 @@
+//! `approver`: who may vote, with which keys; inviting to a passkey, and making keys count no more.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::failure::Failure;
+use super::net::KeyArgs;
+use super::say::{Rows, table};
+use super::{Common, Say, shapes};
+use crate::clock::Clock;
+use crate::model::text::reveal;
+use crate::model::{Digest, Malformed, PersonId, Thumbprint, Timestamp};
+use crate::proto::v1;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Approver {
+    /// Invite a registered person to enrol a passkey: a code for one browser, good for ten minutes, once
+    Invite {
+        /// The person, by the id in people.toml
+        #[arg(value_parser = PersonId::parse)]
+        id: PersonId,
+        #[command(flatten)]
+        key: KeyArgs,
+    },
+    /// List people, their roles, keys and passkeys
+    List {
+        #[command(flatten)]
+        key: KeyArgs,
+    },
+    /// Make keys of a person count no more, for good: all of them, or one; votes by them that no token rests on are void
+    Revoke {
+        /// The person
+        #[arg(value_parser = PersonId::parse)]
+        id: PersonId,
+        /// One key or passkey, by its thumbprint as 'approver list' shows it
+        #[arg(long = "only", value_name = "THUMBPRINT", value_parser = thumbprint)]
+        only: Option<Thumbprint>,
+        #[command(flatten)]
+        key: KeyArgs,
+    },
+}
+
+fn thumbprint(text: &str) -> Result<Thumbprint, Malformed> {
+    Digest::parse(text).map(Thumbprint)
+}
+
+pub(super) async fn run(common: &Common, say: &Say, verb: Approver) -> Result<ExitCode, Failure> {
+    match verb {
+        Approver::Invite { id, key } => {
+            let invited = key.person(common)?.invite(&id).await?;
+            let now = Clock::system().now();
+            say.either(
+                || {
+                    json!({
+                        "person": id, "code": invited.code, "url": invited.url,
+                        "expires_at": shapes::moment(invited.expires_at.as_ref()),
+                    })
+                },
+                || {
+                    let mut rows = Rows::default();
+                    rows.own("open", reveal(&invited.url))
+                        .own("or type", reveal(&invited.code))
+                        .own("within", shapes::left(invited.expires_at.as_ref(), now));
+                    format!(
+                        "{id} may enrol one passkey. Give this to {id} alone: whoever uses it first votes as {id}\n{}",
+                        rows.lines()
+                    )
+                },
+            );
+        }
+        Approver::List { key } => {
+            let people = key.person(common)?.approvers().await?;
+            let now = Clock::system().now();
+            say.either(
+                || people.iter().map(to_json).collect::<Value>(),
+                || listed(&people, now),
+            );
+        }
+        Approver::Revoke { id, only, key } => {
+            let revoked = key.person(common)?.revoke_keys(&id, only).await?;
+            say.either(
+                || json!({ "person": id, "revoked": revoked }),
+                || match revoked {
+                    0 => format!("no key of {id} counted any more"),
+                    1 => format!(
+                        "1 key of {id} counts no more; give another: dipylon approver invite {id}"
+                    ),
+                    n => format!(
+                        "{n} keys of {id} count no more; give another: dipylon approver invite {id}"
+                    ),
+                },
+            );
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One line for each key: a person without any has one too.
+fn listed(people: &[v1::Approver], now: Timestamp) -> String {
+    let head = [
+        "PERSON",
+        "NAME",
+        "ROLES",
+        "GROUPS",
+        "KEY",
+        "WHAT",
+        "LAST VOTE",
+    ];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for person in people {
+        let passkeys = person.passkeys.iter().map(|passkey| {
+            let last = match &passkey.last_vote_at {
+                Some(_) => shapes::when(passkey.last_vote_at.as_ref(), now),
+                None => "never".to_owned(),
+            };
+            (
+                reveal(&passkey.key),
+                format!("passkey {}", reveal(&passkey.label)),
+                last,
+            )
+        });
+        let keys = person
+            .keys
+            .iter()
+            .map(|key| (reveal(key), "key of people.toml".to_owned(), String::new()));
+        let revoked = person
+            .revoked
+            .iter()
+            .map(|key| (reveal(key), "revoked".to_owned(), String::new()));
+        let invited = person.invited_until.iter().map(|until| {
+            let left = shapes::left(Some(until), now);
+            (
+                String::new(),
+                format!("invited, {left} left"),
+                String::new(),
+            )
+        });
+        let mut all: Vec<_> = passkeys.chain(keys).chain(invited).chain(revoked).collect();
+        if all.is_empty() {
+            all.push((String::new(), "no key".to_owned(), String::new()));
+        }
+        for (at, (key, what, last)) in all.into_iter().enumerate() {
+            // A person's own columns stand once.
+            let own = |text: String| if at == 0 { text } else { String::new() };
+            rows.push(vec![
+                own(reveal(&person.person_id)),
+                own(match person.name.as_str() {
+                    "" => "(left)".to_owned(),
+                    name => reveal(name),
+                }),
+                own(reveal(&person.roles.join(", "))),
+                own(reveal(&person.groups.join(", "))),
+                key,
+                what,
+                last,
+            ]);
+        }
+    }
+    table(&rows)
+}
+
+fn to_json(person: &v1::Approver) -> Value {
+    let passkey = |p: &v1::Passkey| {
+        json!({
+            "key": p.key, "label": p.label, "backup_eligible": p.backup_eligible,
+            "added_at": shapes::moment(p.added_at.as_ref()),
+            "last_vote_at": shapes::moment(p.last_vote_at.as_ref()),
+        })
+    };
+    json!({
+        "person": person.person_id, "name": person.name, "roles": person.roles, "groups": person.groups,
+        "keys": person.keys, "passkeys": person.passkeys.iter().map(passkey).collect::<Value>(),
+        "invited_until": shapes::moment(person.invited_until.as_ref()), "revoked": person.revoked,
+    })
+}
