@@ -103,7 +103,7 @@ impl Votes {
         };
         match &entry.fact {
             Fact::EpochStarted(f) => self.realm = Some(f.realm.clone()),
-            Fact::PolicyApplied(f) => self.on_policy(&*read(&f.version)?),
+            Fact::PolicyApplied(f) => self.on_policy(&read(&f.version)?),
             Fact::ApproverEnrolled(f) => {
                 let of = (f.person.clone(), f.passkey.clone());
                 self.passkeys.insert(f.passkey.key, of);

@@ -181,6 +181,15 @@ impl Hall {
         ))
     }
 
+    /// Whether a person who called may still read what people decide: registered with the key they called with, in any role.
+    pub(super) fn still_reads(&self, caller: &PersonCaller) -> bool {
+        self.views.rules().is_some_and(|rules| {
+            let person = rules.bundle.person(&caller.id);
+            self.holds_key(&rules, &caller.id, caller.key)
+                && person.is_some_and(|p| !p.roles.is_empty())
+        })
+    }
+
     /// Who a key of `people.toml` speaks for; nobody, once it was revoked.
     fn registered(&self, rules: &InForce, key: Thumbprint) -> Option<Registered> {
         rules.by_key(key).filter(|registered| match registered {
@@ -196,15 +205,6 @@ impl Hall {
         let enrolled = self.state.roster().of(person);
         enrolled.value.passkey(key).is_some()
             || self.registered(rules, key) == Some(Registered::Person(person.clone()))
-    }
-
-    /// Whether a person who called may still read what people decide: registered with the key they called with, in any role.
-    pub(super) fn still_reads(&self, caller: &PersonCaller) -> bool {
-        self.views.rules().is_some_and(|rules| {
-            let person = rules.bundle.person(&caller.id);
-            self.holds_key(&rules, &caller.id, caller.key)
-                && person.is_some_and(|p| !p.roles.is_empty())
-        })
     }
 
     /// A registered person, of a role the method admits.

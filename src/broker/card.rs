@@ -18,6 +18,7 @@ impl Hall {
         let task =
             task.ok_or_else(|| self.refuse(call.method, Reason::Undecided, "its task is gone"))?;
         let dwell = self.dwell(&request, &rules);
+        let (unusual, history) = self.look_back(&request, &reader.id, now);
         let AccessView {
             request,
             standing,
@@ -79,8 +80,8 @@ impl Hall {
             policy: bundle.version(),
             opened_at: request.opened_at,
             expires_at: opened.expires_at,
-            unusual: Vec::new(),
-            history: None,
+            unusual,
+            history,
             dwell_s: u32::try_from(dwell.as_secs()).unwrap_or(u32::MAX),
             console_url: Some(format!(
                 "{}/console/requests/{}",

@@ -220,7 +220,7 @@ impl Hall {
             .collect();
         lines.sort_unstable_by_key(|line| line.cursor);
         let per_minute = rules.bundle.approvals().asks_per_minute;
-        let queued = self.queue(&person.id, &mut lines, per_minute, now);
+        let queued = self.queue(&person.id, per_minute, &mut lines, now);
         let yours = lines.iter().filter(|line| line.vote.is_ok()).count();
         if ask.mine {
             lines.retain(|line| line.vote.is_ok());
@@ -308,9 +308,7 @@ impl Hall {
         let mut profiles = Vec::new();
         for need in &request.opened.decision.needs {
             let electorate = self.electorate(&rules.bundle);
-            let eligible =
-                votes::eligible(person, &need.name, Verdict::Approve, request, electorate);
-            match eligible {
+            match votes::eligible(person, &need.name, Verdict::Approve, request, electorate) {
                 Ok(_) => profiles.push(need.name.clone()),
                 Err(why) => first = first.or(Some(why)),
             }
@@ -326,8 +324,8 @@ impl Hall {
     fn queue(
         &self,
         person: &PersonId,
-        lines: &mut Vec<Line>,
         per_minute: u32,
+        lines: &mut Vec<Line>,
         now: Timestamp,
     ) -> usize {
         let theirs: Vec<AccessRequestId> = lines

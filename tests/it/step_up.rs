@@ -135,9 +135,8 @@ pub fn passkeys_alone() -> World {
 fn with_approvals(table: &str) -> World {
     let mut world = World::new();
     let people = world.policy.get_mut("people.toml").expect("people");
-    let lenient = "[approvals]\ndwell = \"off\"\nback_off = []\nquarantine = 0\n";
-    assert!(people.contains(lenient));
-    *people = people.replace(lenient, &format!("[approvals]\n{table}\n"));
+    assert!(people.contains(LENIENT));
+    *people = people.replace(LENIENT, &format!("\n[approvals]\n{table}\n"));
     world
 }
 
