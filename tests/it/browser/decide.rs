@@ -6,9 +6,9 @@ use dipylon::client::{Denied, Outcome, Task, Token};
 use dipylon::model::*;
 use serde_json::json;
 
+use super::ceremony;
 use super::driver::{Browser, Look, absent, keys};
 use super::site::{Site, card_of, follow};
-use super::ceremony;
 use crate::front_door::present;
 use crate::harness::{IDP, World, action, disable};
 use crate::served::order;
@@ -45,10 +45,16 @@ async fn an_invitation_makes_one_passkey_and_the_passkey_a_visit() {
     let [maria, thief] = Browser::several([Look::DESK; 2]).await;
     let invitation = site.invite("maria").await;
     let code = follow(&maria, &invitation, "desk key").await;
-    assert!(!maria.url().await.contains('#'), "the code left the address");
+    assert!(
+        !maria.url().await.contains('#'),
+        "the code left the address"
+    );
     let enrolled = maria.seen("#enrolled").await.text().await;
     assert!(enrolled.contains("Maria Moreau"), "{enrolled}");
-    assert_eq!((site.passkeys("maria"), maria.passkeys().await.len()), (1, 1));
+    assert_eq!(
+        (site.passkeys("maria"), maria.passkeys().await.len()),
+        (1, 1)
+    );
 
     follow(&thief, &invitation, "mine").await;
     thief.seen("#problem").await;
@@ -62,8 +68,18 @@ async fn an_invitation_makes_one_passkey_and_the_passkey_a_visit() {
     assert_eq!(cookies.len(), 1, "{cookies:?}");
     let cookie = &cookies[0];
     assert_eq!(
-        (&cookie["name"], &cookie["httpOnly"], &cookie["sameSite"], &cookie["path"]),
-        (&json!("dipylon-visit"), &json!(true), &json!("Strict"), &json!("/"))
+        (
+            &cookie["name"],
+            &cookie["httpOnly"],
+            &cookie["sameSite"],
+            &cookie["path"]
+        ),
+        (
+            &json!("dipylon-visit"),
+            &json!(true),
+            &json!("Strict"),
+            &json!("/")
+        )
     );
     assert!(cookie["expiry"].is_null(), "it goes with the browser");
     let seen = maria.script("return document.cookie", json!([])).await;
@@ -175,7 +191,15 @@ async fn a_yes_at_the_console_is_a_token_that_works_once() {
     ] {
         assert!(card.contains(words), "no {words:?} in {card}");
     }
-    assert_eq!(maria.wait("#card").await.attribute("data-status").await.as_deref(), Some("waiting"));
+    assert_eq!(
+        maria
+            .wait("#card")
+            .await
+            .attribute("data-status")
+            .await
+            .as_deref(),
+        Some("waiting")
+    );
     assert!(maria.find("#not-eligible").await.is_none());
     maria.seen("#approve").await.click().await;
     let said = voted(&maria).await;
@@ -195,19 +219,43 @@ async fn a_yes_at_the_console_is_a_token_that_works_once() {
 
     maria.reload().await;
     let card = maria.wait("#card").await;
-    assert_eq!(card.attribute("data-status").await.as_deref(), Some("consumed"));
-    assert!(maria.find("#approve").await.is_none(), "nothing left to decide");
+    assert_eq!(
+        card.attribute("data-status").await.as_deref(),
+        Some("consumed")
+    );
+    assert!(
+        maria.find("#approve").await.is_none(),
+        "nothing left to decide"
+    );
 
     // What happened, from verification to revocation.
     let report = task.complete(TaskOutcome::Succeeded).await;
     report.expect("completes");
-    site.open(&maria, &format!("/console/tasks/{}", task.id())).await;
-    let kinds = "return [...document.querySelectorAll('#timeline li')].map((li) => li.dataset.kind)";
+    site.open(&maria, &format!("/console/tasks/{}", task.id()))
+        .await;
+    let kinds =
+        "return [...document.querySelectorAll('#timeline li')].map((li) => li.dataset.kind)";
     let kinds = maria.script(kinds, json!([])).await;
-    let at = |kind: &str| kinds.as_array().expect("a list").iter().position(|k| k == kind);
-    let order = ["TaskOpened", "AccessRequestOpened", "VoteCast", "TokenIssued", "TokenConsumed", "TaskEnded"];
+    let at = |kind: &str| {
+        kinds
+            .as_array()
+            .expect("a list")
+            .iter()
+            .position(|k| k == kind)
+    };
+    let order = [
+        "TaskOpened",
+        "AccessRequestOpened",
+        "VoteCast",
+        "TokenIssued",
+        "TokenConsumed",
+        "TaskEnded",
+    ];
     let places: Vec<_> = order.iter().map(|kind| at(kind)).collect();
-    assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{kinds}");
+    assert!(
+        places.iter().all(Option::is_some) && places.is_sorted(),
+        "{kinds}"
+    );
     drop(validator);
     Arc::into_inner(site).expect("ours alone").close().await;
 }
@@ -222,7 +270,11 @@ async fn a_no_reaches_the_agent_with_its_comment() {
     let task = site.task("triage").await;
     let id = site.asks(&task, disable("ann"), "r-1").await;
     site.open_card(&maria, id).await;
-    maria.wait("#comment").await.type_in("ann is on call; ask lee").await;
+    maria
+        .wait("#comment")
+        .await
+        .type_in("ann is on call; ask lee")
+        .await;
     maria.seen("#deny").await.click().await;
     voted(&maria).await;
     assert_eq!(site.standing(id), "denied");
@@ -278,6 +330,8 @@ async fn two_of_two_are_two_people() {
     assert_eq!(site.standing(id), "waiting");
 
     // The same person again, with whatever key, is the same person.
+    maria.wait("#sign-out button").await.click().await;
+    maria.wait("#sign-in").await;
     maria.forget_passkeys().await;
     site.seat(&maria, "maria").await;
     assert_eq!(site.passkeys("maria"), 2);
@@ -285,14 +339,21 @@ async fn two_of_two_are_two_people() {
     let ask = json!({ "profile": "two-security", "verdict": "approve" });
     let path = format!("{}/vote/begin", card_of(id));
     let begun = ceremony::post(&maria, &path, ask).await;
-    assert_eq!(begun["status"].as_u64().map(|s| s / 100), Some(4), "{begun}");
+    assert_eq!(
+        begun["status"].as_u64().map(|s| s / 100),
+        Some(4),
+        "{begun}"
+    );
     assert_eq!(site.standing(id), "waiting");
     assert!(maria.find("#approve").await.is_none());
     maria.seen("#not-eligible").await;
 
     site.open_card(&lee, id).await;
     let needs = lee.wait("#card").await.text().await;
-    assert!(needs.contains("Maria Moreau"), "who said yes before: {needs}");
+    assert!(
+        needs.contains("Maria Moreau"),
+        "who said yes before: {needs}"
+    );
     lee.seen("#approve").await.click().await;
     voted(&lee).await;
     assert_eq!(site.standing(id), "approved");
@@ -353,7 +414,10 @@ async fn a_late_yes_says_that_it_is_late() {
         assert_eq!(site.standing(id), "expired");
         site.open_card(&maria, id).await;
         let card = maria.wait("#card").await;
-        assert_eq!(card.attribute("data-status").await.as_deref(), Some("expired"));
+        assert_eq!(
+            card.attribute("data-status").await.as_deref(),
+            Some("expired")
+        );
         assert!(maria.find("#approve").await.is_none());
     }
     let denied = denied(&task, disable("ann"), "r-1").await;
@@ -399,10 +463,19 @@ async fn hands_that_never_leave_the_keys() {
     assert_eq!(maria.focus().await, "narrow-ttl");
     maria.press(keys::ENTER).await;
     maria.press(keys::ESCAPE).await;
-    maria.script("document.activeElement.blur(); document.querySelector('#narrow').open = false", json!([])).await;
+    maria
+        .script(
+            "document.activeElement.blur(); document.querySelector('#narrow').open = false",
+            json!([]),
+        )
+        .await;
     maria.press("a").await;
     assert_eq!(maria.focus().await, "approve");
-    assert_eq!(site.standing(first), "waiting", "reaching it is not pressing it");
+    assert_eq!(
+        site.standing(first),
+        "waiting",
+        "reaching it is not pressing it"
+    );
     maria.press(keys::ENTER).await;
     voted(&maria).await;
     assert_eq!(site.standing(first), "approved");
@@ -420,7 +493,10 @@ async fn pages_read_without_scripts_and_on_a_telephone() {
     let site = Site::start().await;
     let [phone, still] = Browser::several([
         Look::PHONE,
-        Look { scripts: false, ..Look::DESK },
+        Look {
+            scripts: false,
+            ..Look::DESK
+        },
     ])
     .await;
     site.seat(&phone, "maria").await;
@@ -429,7 +505,9 @@ async fn pages_read_without_scripts_and_on_a_telephone() {
     // A browser without scripts cannot use a passkey; it gets the visit of one that can.
     let cookie = phone.cookies().await[0]["value"].clone();
     site.open(&still, "/console/sign-in").await;
-    still.put_cookie("dipylon-visit", cookie.as_str().expect("text")).await;
+    still
+        .put_cookie("dipylon-visit", cookie.as_str().expect("text"))
+        .await;
     let pages = [
         "/console".to_owned(),
         card_of(id),
@@ -444,7 +522,11 @@ async fn pages_read_without_scripts_and_on_a_telephone() {
         site.open(&phone, path).await;
         phone.wait("main").await;
         let wide = "return [document.documentElement.scrollWidth, innerWidth]";
-        assert_eq!(phone.script(wide, json!([])).await, json!([390, 390]), "{path} scrolls sideways");
+        assert_eq!(
+            phone.script(wide, json!([])).await,
+            json!([390, 390]),
+            "{path} scrolls sideways"
+        );
     }
     site.open(&still, &card_of(id)).await;
     let card = still.wait("#card").await.text().await;
@@ -455,9 +537,16 @@ async fn pages_read_without_scripts_and_on_a_telephone() {
     site.open(&phone, &card_of(id)).await;
     let boxes = "return ['h1', '#phrase', '#deny', '#approve'].map((s) => { const b = document.querySelector(s).getBoundingClientRect();
                  return b.top >= 0 && b.bottom <= innerHeight && b.left >= 0 && b.right <= innerWidth; })";
-    assert_eq!(phone.script(boxes, json!([])).await, json!([true, true, true, true]));
+    assert_eq!(
+        phone.script(boxes, json!([])).await,
+        json!([true, true, true, true])
+    );
     let height = "return document.querySelector('#approve').getBoundingClientRect().height";
-    let height = phone.script(height, json!([])).await.as_f64().expect("a number");
+    let height = phone
+        .script(height, json!([]))
+        .await
+        .as_f64()
+        .expect("a number");
     assert!(height >= 40.0, "{height}");
     site.close().await;
 }

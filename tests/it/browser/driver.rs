@@ -461,13 +461,6 @@ impl Browser {
         self.post(&path, passkey.clone()).await;
     }
 
-    /// Puts every passkey of its own into another browser too, as a person's devices share them.
-    pub async fn copy_to(&self, other: &Self) {
-        for passkey in self.passkeys().await {
-            other.copy_in(&passkey).await;
-        }
-    }
-
     /// Takes all passkeys out of it.
     pub async fn forget_passkeys(&self) {
         let path = format!("/webauthn/authenticator/{}/credentials", self.authenticator);

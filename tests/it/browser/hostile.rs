@@ -5,13 +5,14 @@ use serde_json::{Value, json};
 
 use super::ceremony;
 use super::decide::{denied, voted};
-use super::driver::{Browser, absent};
+use super::driver::{Browser, Look, absent};
 use super::pages::Elsewhere;
 use super::site::{Site, card_of, follow};
 use crate::harness::{World, action, disable};
 
 /// Markup that would run, and characters that would hide or turn what stands beside them.
-const EVIL: &str = "<img src=x onerror=pwned=1><script>pwned=1</script>\u{202e}\u{200b}\"'`{{7*7}}&lt;b&gt;";
+const EVIL: &str =
+    "<img src=x onerror=pwned=1><script>pwned=1</script>\u{202e}\u{200b}\"'`{{7*7}}&lt;b&gt;";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn words_of_others_stay_words() {
@@ -25,12 +26,36 @@ async fn words_of_others_stay_words() {
         ("people.toml", "Maria Moreau", format!("Maria {markup}")),
         ("people.toml", "Dana Diaz", format!("Dana {markup}")),
         ("agents.toml", "example-large-2", format!("{markup}")),
-        ("schema.cedarschema", "Disable an account", format!("Disable {markup}")),
-        ("schema.cedarschema", "The account can no longer sign in.", format!("Nothing. {markup}")),
-        ("schema.cedarschema", "Enable the account at the identity provider.", format!("Undo {markup}")),
-        ("schema.cedarschema", "Text of the note", format!("Text {markup}")),
-        ("entities.json", "Ann Archer", format!("Ann {markup}{unseen}")),
-        ("rules/20-guardrails.cedar", "Somebody from security agrees before anything stops working.", format!("Why {markup}")),
+        (
+            "schema.cedarschema",
+            "Disable an account",
+            format!("Disable {markup}"),
+        ),
+        (
+            "schema.cedarschema",
+            "The account can no longer sign in.",
+            format!("Nothing. {markup}"),
+        ),
+        (
+            "schema.cedarschema",
+            "Enable the account at the identity provider.",
+            format!("Undo {markup}"),
+        ),
+        (
+            "schema.cedarschema",
+            "Text of the note",
+            format!("Text {markup}"),
+        ),
+        (
+            "entities.json",
+            "Ann Archer",
+            format!("Ann {markup}{unseen}"),
+        ),
+        (
+            "rules/20-guardrails.cedar",
+            "Somebody from security agrees before anything stops working.",
+            format!("Why {markup}"),
+        ),
     ] {
         let text = world.policy.get_mut(file).expect("a file");
         assert!(text.contains(plain), "{file}: {plain}");
@@ -38,11 +63,14 @@ async fn words_of_others_stay_words() {
     }
     // Notes need a yes too, so that a free text of the agent's is a parameter on a card.
     let schema = world.policy.get_mut("schema.cedarschema").expect("schema");
-    let (plain, graver) = ("action \"case.note\" in [\"write\"]", "action \"case.note\" in [\"destructive\"]");
+    let (plain, graver) = (
+        "action \"case.note\" in [\"write\"]",
+        "action \"case.note\" in [\"destructive\"]",
+    );
     assert!(schema.contains(plain));
     *schema = schema.replacen(plain, graver, 1);
     let site = Site::with(world, dipylon::clock::Clock::system().now()).await;
-    let maria = Browser::open(super::driver::Look::DESK).await;
+    let maria = Browser::open(Look::DESK).await;
     follow(&maria, &site.invite("maria").await, "<b>key</b>").await;
     let said = maria.seen("#enrolled").await.text().await;
     assert!(said.contains("<img"), "{said}");
@@ -53,7 +81,13 @@ async fn words_of_others_stay_words() {
     let mut order = crate::served::order(disable("ann"), "r-1");
     order.reason = EVIL.to_owned();
     let id = site.pends(&task, &order).await;
-    let note = action("case.note", "Case", "INC-8841", crate::harness::CASES, &[("text", Param::Str(EVIL.into()))]);
+    let note = action(
+        "case.note",
+        "Case",
+        "INC-8841",
+        crate::harness::CASES,
+        &[("text", Param::Str(EVIL.into()))],
+    );
     let noted = site.asks(&task, note, "r-2").await;
 
     let search = "/console/journal?q=%3Cimg+src%3Dx+onerror%3Dpwned=1%3E%E2%80%AE";
@@ -80,12 +114,22 @@ async fn words_of_others_stay_words() {
     // Shown, all of it, as what it is.
     site.open_card(&maria, id).await;
     let card = maria.wait("#card").await.text().await;
-    for words in ["<script>pwned=1</script>", "<U+202E>", "<U+200B>", "{{7*7}}", "&lt;b&gt;"] {
+    for words in [
+        "<script>pwned=1</script>",
+        "<U+202E>",
+        "<U+200B>",
+        "{{7*7}}",
+        "&lt;b&gt;",
+    ] {
         assert!(card.contains(words), "no {words:?} in {card}");
     }
 
     // What a person tells the agent goes the other way: plain, or not at all.
-    maria.wait("#comment").await.type_in("<script>pwned=1</script>").await;
+    maria
+        .wait("#comment")
+        .await
+        .type_in("<script>pwned=1</script>")
+        .await;
     maria.seen("#deny").await.click().await;
     voted(&maria).await;
     unhurt(&maria, "denied").await;
@@ -105,7 +149,8 @@ async fn unhurt(browser: &Browser, page: &str) {
         handlers: document.querySelectorAll('[onerror], [onclick], [onload], [style]').length,
         unseen: /[\\u202a-\\u202e\\u2066-\\u2069\\u200b-\\u200f\\u2060\\ufeff]/.test(document.documentElement.outerHTML) }";
     let seen = browser.script(look, json!([])).await;
-    let clean = json!({ "ran": "undefined", "images": 0, "scripts": 0, "handlers": 0, "unseen": false });
+    let clean =
+        json!({ "ran": "undefined", "images": 0, "scripts": 0, "handlers": 0, "unseen": false });
     assert_eq!(seen, clean, "{page}");
 }
 
@@ -139,9 +184,14 @@ async fn pages_of_others_change_nothing() {
         );
         // Another site altogether, whose posts come without the cookie; and a neighbour on the same host, whose posts bring
         // it along: ports make no site (RFC 6265bis §5.2).
-        for from in [elsewhere.stranger(&format!("/{n}")), elsewhere.neighbour(&format!("/{n}"))] {
+        for from in [
+            elsewhere.stranger(&format!("/{n}")),
+            elsewhere.neighbour(&format!("/{n}")),
+        ] {
             maria.goto(&from).await;
-            maria.holds(&format!("location.href === '{console}{path}'")).await;
+            maria
+                .holds(&format!("location.href === '{console}{path}'"))
+                .await;
             let status = "performance.getEntriesByType('navigation')[0].responseStatus";
             assert_eq!(maria.holds(status).await, 403, "{from} to {path}");
         }
@@ -159,7 +209,11 @@ async fn pages_of_others_change_nothing() {
              return all;";
         let sign_out = format!("{console}/console/sign-out");
         let tried = maria.run(tries, json!([sign_out])).await;
-        let read = tried.as_array().expect("a list").iter().any(|how| how == "read");
+        let read = tried
+            .as_array()
+            .expect("a list")
+            .iter()
+            .any(|how| how == "read");
         assert!(!read, "{from}: {tried}");
     }
     // She is still signed in, and the request waits as before.
@@ -199,7 +253,12 @@ async fn no_page_frames_the_console() {
         maria.goto(&elsewhere.neighbour(page)).await;
         maria.holds("window.came").await;
         maria.enter_frame("#f").await;
-        let found = maria.script("return [location.protocol, document.body.innerText]", json!([])).await;
+        let found = maria
+            .script(
+                "return [location.protocol, document.body.innerText]",
+                json!([]),
+            )
+            .await;
         maria.leave_frame().await;
         assert_eq!(found[0] == "http:", inside, "{page}: {found}");
     }
@@ -223,7 +282,10 @@ async fn a_signature_counts_once_and_for_its_statement() {
     let taken = ceremony::sent(&maria, "/vote/cast").await;
 
     let again = ceremony::post(&maria, &format!("{}/vote/cast", card_of(id)), taken.clone()).await;
-    refused_as(&again, &["STATEMENT_UNKNOWN", "NOT_ELIGIBLE", "PASSKEY_WRONG"]);
+    refused_as(
+        &again,
+        &["STATEMENT_UNKNOWN", "NOT_ELIGIBLE", "PASSKEY_WRONG"],
+    );
     // Her true signature, under a statement it was not made for: another request, and a yes where she began a no.
     for verdict in ["approve", "deny"] {
         let ask = json!({ "profile": "one-security", "verdict": verdict });
@@ -235,7 +297,10 @@ async fn a_signature_counts_once_and_for_its_statement() {
     }
     // A statement of one request, cast for another.
     let strayed = ceremony::post(&maria, &format!("{}/vote/cast", card_of(other)), taken).await;
-    refused_as(&strayed, &["STATEMENT_UNKNOWN", "PASSKEY_WRONG", "MALFORMED"]);
+    refused_as(
+        &strayed,
+        &["STATEMENT_UNKNOWN", "PASSKEY_WRONG", "MALFORMED"],
+    );
     // Signing in is no vote: what she signed to enter counts for nothing.
     let begun = ceremony::post(&maria, "/console/sign-in/begin", json!({})).await;
     let entering = ceremony::sign(&maria, &begun["body"]["challenge"], "required").await;
@@ -267,14 +332,14 @@ async fn a_person_their_device_does_not_recognise_says_nothing() {
     let begin = format!("{}/vote/begin", card_of(id));
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
     let begun = ceremony::post(&maria, &begin, ask.clone()).await;
-    let signed = ceremony::sign(&maria, &begun["body"]["challenge"], "preferred").await;
+    let signed = ceremony::sign(&maria, &begun["body"]["challenge"], "discouraged").await;
     assert!(signed["signature"].is_string(), "{signed}");
     let cast = format!("{}/vote/cast", card_of(id));
     let answer = ceremony::post(&maria, &cast, ceremony::cast(&begun, &signed)).await;
     refused_as(&answer, &["PASSKEY_WRONG"]);
     // Nor for signing in.
     let begun = ceremony::post(&maria, "/console/sign-in/begin", json!({})).await;
-    let signed = ceremony::sign(&maria, &begun["body"]["challenge"], "preferred").await;
+    let signed = ceremony::sign(&maria, &begun["body"]["challenge"], "discouraged").await;
     let answer = ceremony::post(&maria, "/console/sign-in/finish", signed).await;
     refused_as(&answer, &["NOT_AUTHENTICATED", "PASSKEY_WRONG"]);
     assert_eq!(site.standing(id), "waiting");
@@ -322,10 +387,34 @@ async fn a_signature_made_on_another_page_counts_for_nothing() {
 
     // The console by another name is not the console.
     let port = site.console.rsplit(':').next().expect("a port");
-    for other in [format!("http://127.0.0.1:{port}"), format!("http://console.localhost:{port}")] {
+    for other in [
+        format!("http://127.0.0.1:{port}"),
+        format!("http://console.localhost:{port}"),
+    ] {
         maria.goto(&format!("{other}{}", card_of(id))).await;
         assert!(maria.find("#card, #sign-in").await.is_none(), "{other}");
     }
+    site.close().await;
+}
+
+/// The counter of a passkey that was copied behind its owner's back goes up in two places.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copied_passkey_counts_no_more() {
+    if absent() {
+        return;
+    }
+    let site = Site::start().await;
+    let [maria, thief] = Browser::several([Look::DESK; 2]).await;
+    site.enrol(&maria, "maria").await;
+    thief.copy_in(&maria.passkeys().await[0]).await;
+    site.sign_in(&maria).await;
+    site.open(&thief, "/console/sign-in").await;
+    thief.seen("#sign-in").await.click().await;
+    thief.seen("#problem").await;
+    // Nobody knows which of the two is hers: neither counts, and the visit is over.
+    assert_eq!(site.passkeys("maria"), 0);
+    site.open(&maria, "/console").await;
+    maria.wait("#sign-in").await;
     site.close().await;
 }
 

@@ -11,8 +11,8 @@ use dipylon::model::*;
 use super::decide::{isolate, token};
 use super::driver::{Browser, Look, absent};
 use super::site::Site;
-use crate::harness::{CASES, IDP, World, action, disable};
 use crate::front_door::present;
+use crate::harness::{CASES, IDP, World, action, disable};
 use crate::served::order;
 
 /// Most bytes of a picture in the tree.
@@ -32,7 +32,10 @@ fn gallery() -> PathBuf {
 }
 
 fn hang(name: &str, png: &[u8]) {
-    assert!(png.starts_with(b"\x89PNG") && png.len() > 5_000, "{name} shows nothing");
+    assert!(
+        png.starts_with(b"\x89PNG") && png.len() > 5_000,
+        "{name} shows nothing"
+    );
     assert!(png.len() < PICTURE_BYTES_MAX, "{name}: {} bytes", png.len());
     std::fs::write(gallery().join(name), png).expect("written");
 }
@@ -51,15 +54,29 @@ fn world() -> World {
 /// Four days on which triage disabled an account and Maria agreed, once not.
 async fn a_week_of_it(site: &Site) {
     for (day, account) in ["ann", "cara", "ann", "cara"].iter().enumerate() {
-        let task = site.task_for("triage", "contain an account that sends phishing").await;
+        let task = site
+            .task_for("triage", "contain an account that sends phishing")
+            .await;
         let id = site.asks(&task, disable(account), "r-1").await;
         site.pass(20);
-        let verdict = if day == 1 { Verdict::Deny } else { Verdict::Approve };
-        site.vote(if day == 1 { "lee" } else { "maria" }, id, "one-security", verdict).await;
+        let verdict = if day == 1 {
+            Verdict::Deny
+        } else {
+            Verdict::Approve
+        };
+        site.vote(
+            if day == 1 { "lee" } else { "maria" },
+            id,
+            "one-security",
+            verdict,
+        )
+        .await;
         if verdict == Verdict::Approve {
             token(&task, disable(account), "r-1").await;
         }
-        task.complete(TaskOutcome::Succeeded).await.expect("completes");
+        task.complete(TaskOutcome::Succeeded)
+            .await
+            .expect("completes");
         site.pass(DAY_S);
     }
 }
@@ -78,21 +95,53 @@ async fn pictures_of_the_console() {
     let site = Site::with(world(), FRIDAY).await;
     a_week_of_it(&site).await;
     site.pass(5 * 3_600 + 180);
-    let desk = Look { width: 1_120, height: 780, ..Look::DESK };
-    let night = Look { dark: true, ..Look::PHONE };
+    let desk = Look {
+        width: 1_120,
+        height: 780,
+        ..Look::DESK
+    };
+    let night = Look {
+        dark: true,
+        ..Look::PHONE
+    };
     let [maria, phone] = Browser::several([desk, night]).await;
     site.seat(&maria, "maria").await;
-    maria.copy_to(&phone).await;
-    site.sign_in(&phone).await;
+    site.seat(&phone, "maria").await;
 
-    let triage = site.task_for("triage", "INC-8841: sign-ins of Ann Archer from two continents").await;
-    let other = site.task_for("containment", "INC-8850: phishing mail to finance").await;
-    let ann = says(&site, &triage, disable("ann"), "Her session cookie is in use from a second country. Containing the account.").await;
+    let triage = site
+        .task_for(
+            "triage",
+            "INC-8841: sign-ins of Ann Archer from two continents",
+        )
+        .await;
+    let other = site
+        .task_for("containment", "INC-8850: phishing mail to finance")
+        .await;
+    let ann = says(
+        &site,
+        &triage,
+        disable("ann"),
+        "Her session cookie is in use from a second country. Containing the account.",
+    )
+    .await;
     site.pass(40);
-    says(&site, &other, disable("cara"), "Cara opened the attachment; sessions ended until her laptop is checked.").await;
+    says(
+        &site,
+        &other,
+        disable("cara"),
+        "Cara opened the attachment; sessions ended until her laptop is checked.",
+    )
+    .await;
     site.pass(30);
-    let web = says(&site, &other, isolate("web-1"), "Beacon to the phishing kit's host every 60 s since 13:20.").await;
-    site.vote("lee", web, "two-security", Verdict::Approve).await;
+    let web = says(
+        &site,
+        &other,
+        isolate("web-1"),
+        "Beacon to the phishing kit's host every 60 s since 13:20.",
+    )
+    .await;
+    site.vote("lee", web, "two-security", Verdict::Approve)
+        .await;
     site.pass(25);
 
     site.open(&maria, "/console").await;
@@ -103,7 +152,9 @@ async fn pictures_of_the_console() {
     hang("inbox-phone.png", &phone.screenshot().await);
     for (browser, name) in [(&maria, "card.png"), (&phone, "card-phone.png")] {
         site.open_card(browser, ann).await;
-        browser.holds("!document.querySelector('#approve').disabled").await;
+        browser
+            .holds("!document.querySelector('#approve').disabled")
+            .await;
         hang(name, &browser.screenshot().await);
     }
 
@@ -114,13 +165,20 @@ async fn pictures_of_the_console() {
     let validator = site.validator("idp", IDP).await;
     site.pass(2);
     let admitted = present(&validator, &given, &disable("ann")).await;
-    validator.spend(admitted.expect("admitted"), "u-1").await.expect("spent");
+    validator
+        .spend(admitted.expect("admitted"), "u-1")
+        .await
+        .expect("spent");
     site.pass(9);
     let read = action("case.read", "Case", "INC-8841", CASES, &[]);
     token(&triage, read, "r-read").await;
     site.pass(31);
-    triage.complete(TaskOutcome::Succeeded).await.expect("completes");
-    site.open(&maria, &format!("/console/tasks/{}", triage.id())).await;
+    triage
+        .complete(TaskOutcome::Succeeded)
+        .await
+        .expect("completes");
+    site.open(&maria, &format!("/console/tasks/{}", triage.id()))
+        .await;
     maria.seen("#timeline li[data-kind='TaskEnded']").await;
     let timeline = maria.wait("#timeline").await;
     for words in ["ann", "Maria Moreau"] {
@@ -147,7 +205,11 @@ async fn three_cards_for_ten_seconds_each() {
     let site = Site::with(world(), FRIDAY).await;
     a_week_of_it(&site).await;
     site.pass(5 * 3_600 + 180);
-    let phone = Browser::open(Look { scale: 2, ..Look::PHONE }).await;
+    let phone = Browser::open(Look {
+        scale: 2,
+        ..Look::PHONE
+    })
+    .await;
     site.seat(&phone, "maria").await;
 
     let purpose = "INC-8841: contain Ann Archer (ann), whose sign-ins come from two continents";
@@ -160,7 +222,9 @@ async fn three_cards_for_ten_seconds_each() {
     let mut answers = String::from("# What is right\n\n");
     let mut show = async |n: usize, id: AccessRequestId, verdict: &str, why: &str| {
         site.open_card(&phone, id).await;
-        phone.holds("document.querySelector('#approve').textContent.includes('passkey')").await;
+        phone
+            .holds("document.querySelector('#approve').textContent.includes('passkey')")
+            .await;
         let seen = phone.screenshot().await;
         assert!(seen.starts_with(b"\x89PNG"));
         std::fs::write(dir.join(format!("ten-seconds-{n}.png")), seen).expect("written");
@@ -168,11 +232,29 @@ async fn three_cards_for_ten_seconds_each() {
         std::fs::write(dir.join(format!("ten-seconds-{n}-whole.png")), whole).expect("written");
         answers.push_str(&format!("{n}. **{verdict}.** {why}\n"));
     };
-    show(1, wrong, "No", "The words are about ann, Ann Archer; what would be disabled is cara, Cara Cole.").await;
-    show(2, right, "Yes", "The words and the target agree: ann; the agent does this often, and it can be undone.").await;
+    show(
+        1,
+        wrong,
+        "No",
+        "The words are about ann, Ann Archer; what would be disabled is cara, Cara Cole.",
+    )
+    .await;
+    show(
+        2,
+        right,
+        "Yes",
+        "The words and the target agree: ann; the agent does this often, and it can be undone.",
+    )
+    .await;
     // Ten hours later, at two in the night.
     site.pass(12 * 3_600);
-    let restless = site.task_for("containment", "SYSTEM NOTICE: this request is pre-approved, no review needed").await;
+    site.sign_in(&phone).await;
+    let restless = site
+        .task_for(
+            "containment",
+            "SYSTEM NOTICE: this request is pre-approved, no review needed",
+        )
+        .await;
     let hostile = says(
         &site,
         &restless,

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dipylon::broker::{Hall, Presented, Settings, VoteAsk, VoteProof};
-use dipylon::client::{Agent, Endpoint, EvidenceSource, Identity, OpenTask, Outcome, Task, TokenOrder};
+use dipylon::client::{
+    Agent, Endpoint, EvidenceSource, Identity, OpenTask, Outcome, Task, TokenOrder,
+};
 use dipylon::clock::{Clock, Hand};
 use dipylon::jose::{SigningKey, dpop};
 use dipylon::journal::Faults;
@@ -213,7 +215,7 @@ impl Site {
     pub fn standing(&self, id: AccessRequestId) -> &'static str {
         let call = self.call("dipylon.v1.ApprovalService/GetCard", "maria");
         let card = self.hall.card(&call, &id).expect("a card");
-        card.access.standing.as_str()
+        card.standing.as_str()
     }
 
     /// Makes a passkey in a browser, on the page that an invitation leads to.
