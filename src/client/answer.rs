@@ -231,6 +231,11 @@ impl Denied {
         &self.info.rules
     }
 
+    /// What the person who said no tells the agent: one plain line, if they wrote one.
+    pub fn comment(&self) -> Option<&str> {
+        Some(self.info.comment.as_str()).filter(|comment| !comment.is_empty())
+    }
+
     /// The access request that was denied or expired, if there was one.
     pub fn access_request_id(&self) -> Option<AccessRequestId> {
         self.access_request_id

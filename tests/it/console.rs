@@ -1044,7 +1044,11 @@ async fn streams_of_one_person_have_a_bound() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_card_of_high_risk_is_read_before_a_yes_and_two_people_say_it() {
-    let s = Served::start().await;
+    let s = Served::start_with_policy(|files| {
+        let people = files.get_mut("people.toml").expect("people");
+        *people = people.replace("dwell = \"off\"", "dwell = \"3s\"");
+    })
+    .await;
     let task = s.task("triage").await;
     let isolate = action("host.isolate", "Host", "web-1", IDP, &[]);
     let id = pending(&task, isolate.clone(), "r-1").await;

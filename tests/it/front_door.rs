@@ -13,7 +13,7 @@ use super::served::{Served, order};
 
 const URL: &str = "https://cases.soc.example/cases/INC-8841";
 
-async fn present(
+pub async fn present(
     validator: &Validator,
     token: &Token,
     action: &Action,

@@ -11,6 +11,8 @@
 mod admission;
 mod audit;
 mod bad_input;
+mod browser;
+mod card;
 mod clock;
 mod console;
 mod crosscheck;

@@ -1,0 +1,599 @@
+//! A real Chromium, driven through chromedriver: W3C WebDriver over HTTP on loopback, and its WebAuthn extension.
+//!
+//! Each browser has a chromedriver, a profile and an authenticator of its own. Dropping it stops both processes by pid,
+//! whether the test passed or not.
+
+use std::fmt::Debug;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// For whatever must come about sooner or later.
+const GENEROUS: Duration = Duration::from_secs(30);
+/// How long a browser may take to close by itself.
+const CLOSING: Duration = Duration::from_secs(5);
+/// Between two looks at a page.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Browsers open at one time, over all tests: one takes some 300 MB. A test that opens several asks for them at once.
+const BROWSERS_MAX: usize = 4;
+/// What a page element is called in WebDriver's JSON (WebDriver §12).
+const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
+
+/// How a browser looks at the world.
+#[derive(Debug, Clone, Copy)]
+pub struct Look {
+    pub width: u32,
+    pub height: u32,
+    /// Dots of a picture for each of the page's pixels.
+    pub scale: u32,
+    pub dark: bool,
+    pub scripts: bool,
+}
+
+impl Look {
+    pub const DESK: Self = Self {
+        width: 1_280,
+        height: 900,
+        scale: 1,
+        dark: false,
+        scripts: true,
+    };
+    pub const PHONE: Self = Self {
+        width: 390,
+        height: 844,
+        ..Self::DESK
+    };
+}
+
+/// One browser, one window, one authenticator.
+pub struct Browser {
+    port: u16,
+    /// WebDriver's name for the connection between the two.
+    id: String,
+    authenticator: String,
+    processes: Processes,
+    _place: Arc<OwnedSemaphorePermit>,
+}
+
+/// What must not outlive the test.
+struct Processes {
+    driver: Child,
+    profile: tempfile::TempDir,
+    /// Where the driver is asked to close its browser, once there is one.
+    closing: Option<(u16, String)>,
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        if let Some((port, id)) = &self.closing {
+            // Asked to, chromedriver ends and reaps what it started. If it does not, what follows ends it.
+            let _closed = close(*port, id);
+        }
+        let _gone = self.driver.kill();
+        let _reaped = self.driver.wait();
+        // The browser is chromedriver's child, not ours: whoever names our profile on its command line is ours to end.
+        for pid in processes_of(self.profile.path()) {
+            let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+fn close(port: u16, id: &str) -> std::io::Result<()> {
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(CLOSING))?;
+    write!(
+        stream,
+        "DELETE /session/{id} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n"
+    )?;
+    stream.read(&mut [0; 512]).map(drop)
+}
+
+/// The processes whose command line names a browser's directory.
+pub fn processes_of(profile: &Path) -> Vec<rustix::process::Pid> {
+    let ours = profile.to_string_lossy().into_owned();
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    all.filter_map(|process| {
+        let pid = process.file_name().to_string_lossy().parse::<i32>().ok()?;
+        let line = std::fs::read(process.path().join("cmdline")).ok()?;
+        let named = String::from_utf8_lossy(&line).contains(&ours);
+        rustix::process::Pid::from_raw(pid).filter(|_| named)
+    })
+    .collect()
+}
+
+fn installed(name: &str) -> bool {
+    Path::new("/usr/bin").join(name).exists()
+}
+
+/// True, and said in the log, where no browser is installed: then a test that needs one cannot run. With
+/// `DIPYLON_REQUIRE=chromium` it fails instead.
+pub fn absent() -> bool {
+    let missing: Vec<&str> = ["chromium", "chromedriver"]
+        .into_iter()
+        .filter(|name| !installed(name))
+        .collect();
+    if missing.is_empty() {
+        return false;
+    }
+    let required = std::env::var("DIPYLON_REQUIRE").unwrap_or_default();
+    assert!(
+        !required.split(',').any(|r| r == "chromium"),
+        "required, and not there: {missing:?}"
+    );
+    // The harness names a test's thread after it; and it keeps what println! says to itself unless the test fails.
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    let _told = writeln!(
+        std::io::stderr(),
+        "SKIPPED {test}: /usr/bin has no {missing:?}"
+    );
+    true
+}
+
+impl Browser {
+    pub async fn open(look: Look) -> Self {
+        let [browser] = Self::several([look]).await;
+        browser
+    }
+
+    /// Several at once: a test that waits for its second browser while it holds its first could wait for ever.
+    pub async fn several<const N: usize>(looks: [Look; N]) -> [Self; N] {
+        static PLACES: std::sync::LazyLock<Arc<Semaphore>> =
+            std::sync::LazyLock::new(|| Arc::new(Semaphore::new(BROWSERS_MAX)));
+        let places = u32::try_from(N).expect("few");
+        let place = PLACES.clone().acquire_many_owned(places).await;
+        let place = Arc::new(place.expect("never closed"));
+        let mut browsers = Vec::new();
+        for look in looks {
+            browsers.push(Self::start(look, place.clone()).await);
+        }
+        browsers.try_into().unwrap_or_else(|_| unreachable!())
+    }
+
+    async fn start(look: Look, place: Arc<OwnedSemaphorePermit>) -> Self {
+        let profile = tempfile::tempdir().expect("dir");
+        let mut driver = Command::new("/usr/bin/chromedriver")
+            .args(["--port=0", "--allowed-ips=127.0.0.1"])
+            .env("TMPDIR", profile.path())
+            .env("HOME", profile.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("chromedriver starts");
+        let said = driver.stdout.take().expect("piped");
+        let processes = Processes {
+            driver,
+            profile,
+            closing: None,
+        };
+        let (tell, told) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            let mut lines = BufReader::new(said).lines().map_while(Result::ok);
+            let port = lines.find_map(|line| {
+                let (_, port) = line.split_once("started successfully on port ")?;
+                port.trim_end_matches('.').parse::<u16>().ok()
+            });
+            let _gone = tell.send(port);
+            // Read on, or the driver would block on a full pipe.
+            lines.for_each(drop);
+        });
+        let port = tokio::time::timeout(GENEROUS, told).await;
+        let port = port.expect("in time").expect("told").expect("a port");
+
+        let mut arguments = vec![
+            "--headless=new".to_owned(),
+            "--disable-gpu".to_owned(),
+            "--disable-dev-shm-usage".to_owned(),
+            "--disable-background-networking".to_owned(),
+            "--disable-component-update".to_owned(),
+            "--disable-sync".to_owned(),
+            "--no-first-run".to_owned(),
+            "--no-default-browser-check".to_owned(),
+            "--hide-scrollbars".to_owned(),
+            "--force-device-scale-factor=1".to_owned(),
+            format!("--window-size={},{}", look.width, look.height),
+            format!(
+                "--user-data-dir={}",
+                processes.profile.path().join("profile").display()
+            ),
+        ];
+        if rustix::process::geteuid().is_root() {
+            // Chromium's sandbox refuses to be set up by root.
+            arguments.push("--no-sandbox".to_owned());
+        }
+        let mut browser = Self {
+            port,
+            id: String::new(),
+            authenticator: String::new(),
+            processes,
+            _place: place,
+        };
+        let asked = json!({ "capabilities": { "alwaysMatch": {
+            "browserName": "chrome",
+            "unhandledPromptBehavior": "dismiss",
+            "goog:chromeOptions": { "binary": "/usr/bin/chromium", "args": arguments },
+        } } });
+        let given = browser.raw("POST", "/session", Some(asked)).await;
+        let given = given.unwrap_or_else(|e| panic!("no browser: {e}"));
+        browser.id = text(&given["sessionId"]);
+        browser.processes.closing = Some((port, browser.id.clone()));
+        browser
+            .cdp(
+                "Emulation.setDeviceMetricsOverride",
+                json!({ "width": look.width, "height": look.height, "deviceScaleFactor": look.scale, "mobile": look.width < 600 }),
+            )
+            .await;
+        let scheme = if look.dark { "dark" } else { "light" };
+        browser
+            .cdp(
+                "Emulation.setEmulatedMedia",
+                json!({ "features": [
+                    { "name": "prefers-color-scheme", "value": scheme },
+                    { "name": "prefers-reduced-motion", "value": "reduce" },
+                ] }),
+            )
+            .await;
+        if !look.scripts {
+            browser
+                .cdp(
+                    "Emulation.setScriptExecutionDisabled",
+                    json!({ "value": true }),
+                )
+                .await;
+        }
+        browser.authenticator = browser.add_authenticator().await;
+        browser
+    }
+
+    /// Where it and its driver keep what they write.
+    pub fn profile(&self) -> std::path::PathBuf {
+        self.processes.profile.path().to_owned()
+    }
+
+    // ------------------------------------------------------------------ pages
+
+    pub async fn goto(&self, url: &str) {
+        self.post("/url", json!({ "url": url })).await;
+    }
+
+    pub async fn url(&self) -> String {
+        text(&self.get("/url").await)
+    }
+
+    pub async fn title(&self) -> String {
+        text(&self.get("/title").await)
+    }
+
+    /// Shows the page again, as its button would.
+    pub async fn reload(&self) {
+        self.post("/refresh", json!({})).await;
+    }
+
+    /// The first element that a CSS selector matches, if any does.
+    pub async fn find(&self, css: &str) -> Option<Element<'_>> {
+        self.all(css).await.into_iter().next()
+    }
+
+    pub async fn all(&self, css: &str) -> Vec<Element<'_>> {
+        let query = json!({ "using": "css selector", "value": css });
+        let found = self.post("/elements", query).await;
+        let found = found.as_array().expect("a list").iter();
+        found
+            .map(|element| Element {
+                browser: self,
+                id: text(&element[ELEMENT]),
+            })
+            .collect()
+    }
+
+    /// Waits for an element; the test fails if it never comes.
+    pub async fn wait(&self, css: &str) -> Element<'_> {
+        self.until(css, async || self.find(css).await).await
+    }
+
+    /// Waits for an element that people can see.
+    pub async fn seen(&self, css: &str) -> Element<'_> {
+        self.until(css, async || {
+            let element = self.find(css).await?;
+            element.displayed().await.then_some(element)
+        })
+        .await
+    }
+
+    /// Waits until no element matches.
+    pub async fn gone(&self, css: &str) {
+        self.until(&format!("no {css}"), async || {
+            self.find(css).await.is_none().then_some(())
+        })
+        .await;
+    }
+
+    /// Whether people see no such element.
+    pub async fn hides(&self, css: &str) -> bool {
+        match self.find(css).await {
+            Some(element) => !element.displayed().await,
+            None => true,
+        }
+    }
+
+    /// Waits until a script says something: not false, not nothing, no empty text.
+    pub async fn holds(&self, script: &str) -> Value {
+        self.until(script, async || {
+            let value = self.script(&format!("return ({script})"), json!([])).await;
+            (!value.is_null() && value != false && value != "").then_some(value)
+        })
+        .await
+    }
+
+    async fn until<T>(&self, what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+        let searching = async {
+            loop {
+                if let Some(found) = look().await {
+                    return found;
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        match tokio::time::timeout(GENEROUS, searching).await {
+            Ok(found) => found,
+            Err(_) => panic!("never: {what}\n{}\n{}", self.url().await, self.text().await),
+        }
+    }
+
+    /// All that the page says, hidden parts included.
+    pub async fn text(&self) -> String {
+        let all = self.script("return document.documentElement.textContent", json!([]));
+        text(&all.await)
+    }
+
+    /// The page as it came from the server.
+    pub async fn source(&self) -> String {
+        text(&self.get("/source").await)
+    }
+
+    /// Runs a script in the page, beside its own: a content security policy does not bind it.
+    pub async fn script(&self, script: &str, args: Value) -> Value {
+        self.post("/execute/sync", json!({ "script": script, "args": args }))
+            .await
+    }
+
+    /// Runs an async function in the page and gives what it resolves to; a rejection is `{"error": its name}`.
+    pub async fn run(&self, body: &str, args: Value) -> Value {
+        let script = format!(
+            "const done = arguments[arguments.length - 1];
+             const args = Array.from(arguments).slice(0, -1);
+             (async (...args) => {{ {body} }})(...args).then(done, (e) => done({{ error: e.name, message: e.message }}));"
+        );
+        self.post("/execute/async", json!({ "script": script, "args": args }))
+            .await
+    }
+
+    /// Presses keys, whatever has the focus.
+    pub async fn press(&self, keys: &str) {
+        let actions: Vec<Value> = keys
+            .chars()
+            .flat_map(|key| ["keyDown", "keyUp"].map(|kind| json!({ "type": kind, "value": key })))
+            .collect();
+        let all = json!({ "actions": [{ "type": "key", "id": "keys", "actions": actions }] });
+        self.post("/actions", all).await;
+    }
+
+    /// The `id` attribute of what has the focus, or its tag name.
+    pub async fn focus(&self) -> String {
+        let script = "return document.activeElement.id || document.activeElement.tagName";
+        text(&self.script(script, json!([])).await)
+    }
+
+    pub async fn cookies(&self) -> Vec<Value> {
+        self.get("/cookie")
+            .await
+            .as_array()
+            .expect("a list")
+            .clone()
+    }
+
+    pub async fn put_cookie(&self, name: &str, value: &str) {
+        let cookie = json!({ "name": name, "value": value, "path": "/" });
+        self.post("/cookie", json!({ "cookie": cookie })).await;
+    }
+
+    /// Looks at what is inside a frame from now on.
+    pub async fn enter_frame(&self, css: &str) {
+        let frame = self.wait(css).await;
+        self.post("/frame", json!({ "id": { ELEMENT: frame.id } }))
+            .await;
+    }
+
+    pub async fn leave_frame(&self) {
+        self.post("/frame", json!({ "id": null })).await;
+    }
+
+    /// The window as a PNG.
+    pub async fn screenshot(&self) -> Vec<u8> {
+        let png = text(&self.get("/screenshot").await);
+        STANDARD.decode(png).expect("base64")
+    }
+
+    /// The page from its head to its foot as a PNG.
+    pub async fn whole_page(&self) -> Vec<u8> {
+        let shot = json!({ "format": "png", "captureBeyondViewport": true });
+        let png = self.cdp("Page.captureScreenshot", shot).await;
+        STANDARD.decode(text(&png["data"])).expect("base64")
+    }
+
+    // ------------------------------------------------------------------ the authenticator
+
+    async fn add_authenticator(&self) -> String {
+        let kind = json!({
+            "protocol": "ctap2", "transport": "internal", "hasResidentKey": true, "hasUserVerification": true,
+            "isUserConsenting": true, "isUserVerified": true,
+        });
+        text(&self.post("/webauthn/authenticator", kind).await)
+    }
+
+    /// Whether the authenticator recognises its user from now on.
+    pub async fn recognises(&self, user: bool) {
+        let path = format!("/webauthn/authenticator/{}/uv", self.authenticator);
+        self.post(&path, json!({ "isUserVerified": user })).await;
+    }
+
+    /// Its passkeys, private keys included.
+    pub async fn passkeys(&self) -> Vec<Value> {
+        let path = format!("/webauthn/authenticator/{}/credentials", self.authenticator);
+        self.get(&path).await.as_array().expect("a list").clone()
+    }
+
+    /// Puts a passkey of another authenticator into this one.
+    pub async fn copy_in(&self, passkey: &Value) {
+        let path = format!("/webauthn/authenticator/{}/credential", self.authenticator);
+        self.post(&path, passkey.clone()).await;
+    }
+
+    /// Takes all passkeys out of it.
+    pub async fn forget_passkeys(&self) {
+        let path = format!("/webauthn/authenticator/{}/credentials", self.authenticator);
+        self.ours("DELETE", &path, None).await;
+    }
+
+    // ------------------------------------------------------------------ the wire
+
+    /// A command of Chromium's own protocol.
+    pub async fn cdp(&self, command: &str, parameters: Value) -> Value {
+        let order = json!({ "cmd": command, "params": parameters });
+        self.post("/goog/cdp/execute", order).await
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        self.ours("GET", path, None).await
+    }
+
+    async fn post(&self, path: &str, body: Value) -> Value {
+        self.ours("POST", path, Some(body)).await
+    }
+
+    async fn ours(&self, method: &str, path: &str, body: Option<Value>) -> Value {
+        let full = format!("/session/{}{path}", self.id);
+        let answer = self.raw(method, &full, body).await;
+        answer.unwrap_or_else(|e| panic!("{method} {path}: {e}"))
+    }
+
+    /// A command that may fail, as one on an element that the page has just replaced.
+    async fn attempt(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<Value, String> {
+        let full = format!("/session/{}{path}", self.id);
+        self.raw(method, &full, body).await
+    }
+
+    async fn raw(&self, method: &str, path: &str, body: Option<Value>) -> Result<Value, String> {
+        let said = |e: &dyn Debug| format!("{e:?}");
+        let exchange = async {
+            let stream = TcpStream::connect(("127.0.0.1", self.port)).await;
+            let stream = stream.map_err(|e| said(&e))?;
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake(TokioIo::new(stream))
+                    .await
+                    .map_err(|e| said(&e))?;
+            let connection = tokio::spawn(connection);
+            let body = body.map_or_else(Bytes::new, |b| b.to_string().into());
+            let request = http::Request::builder()
+                .method(method)
+                .uri(path)
+                .header("host", format!("127.0.0.1:{}", self.port))
+                .header("content-type", "application/json")
+                .body(Full::new(body))
+                .map_err(|e| said(&e))?;
+            let answer = sender.send_request(request).await.map_err(|e| said(&e))?;
+            let body = answer.into_body().collect().await.map_err(|e| said(&e))?;
+            connection.abort();
+            let mut value: Value =
+                serde_json::from_slice(&body.to_bytes()).map_err(|e| said(&e))?;
+            let value = value["value"].take();
+            match value["error"].as_str() {
+                Some(error) if value["stacktrace"].is_string() => {
+                    Err(format!("{error}: {}", text(&value["message"])))
+                }
+                _ => Ok(value),
+            }
+        };
+        tokio::time::timeout(GENEROUS, exchange)
+            .await
+            .unwrap_or_else(|_| Err("no answer".to_owned()))
+    }
+}
+
+/// Something on the page. A page that changes leaves it behind.
+pub struct Element<'a> {
+    browser: &'a Browser,
+    id: String,
+}
+
+impl Element<'_> {
+    async fn order(&self, method: &str, what: &str, body: Option<Value>) -> Value {
+        let path = format!("/element/{}{what}", self.id);
+        self.browser.ours(method, &path, body).await
+    }
+
+    pub async fn click(&self) {
+        self.order("POST", "/click", Some(json!({}))).await;
+    }
+
+    /// Types, after what is there.
+    pub async fn type_in(&self, text: &str) {
+        self.order("POST", "/value", Some(json!({ "text": text })))
+            .await;
+    }
+
+    pub async fn clear(&self) {
+        self.order("POST", "/clear", Some(json!({}))).await;
+    }
+
+    /// What people see of its text.
+    pub async fn text(&self) -> String {
+        text(&self.order("GET", "/text", None).await)
+    }
+
+    pub async fn attribute(&self, name: &str) -> Option<String> {
+        let value = self.order("GET", &format!("/attribute/{name}"), None).await;
+        value.as_str().map(str::to_owned)
+    }
+
+    pub async fn property(&self, name: &str) -> Value {
+        self.order("GET", &format!("/property/{name}"), None).await
+    }
+
+    pub async fn displayed(&self) -> bool {
+        let path = format!("/element/{}/displayed", self.id);
+        let shown = self.browser.attempt("GET", &path, None).await;
+        shown == Ok(json!(true))
+    }
+}
+
+/// Keys without a character of their own (WebDriver §17.4.2).
+pub mod keys {
+    pub const TAB: &str = "\u{e004}";
+    pub const ENTER: &str = "\u{e007}";
+    pub const ESCAPE: &str = "\u{e00c}";
+}
+
+fn text(value: &Value) -> String {
+    value
+        .as_str()
+        .unwrap_or_else(|| panic!("not text: {value}"))
+        .to_owned()
+}

@@ -1,0 +1,435 @@
+//! What others try at the console: their words, their pages, their signatures.
+
+use dipylon::model::*;
+use serde_json::{Value, json};
+
+use super::ceremony;
+use super::decide::{denied, voted};
+use super::driver::{Browser, Look, absent};
+use super::pages::Elsewhere;
+use super::site::{Site, card_of, follow};
+use crate::harness::{World, action, disable};
+
+/// Markup that would run, and characters that would hide or turn what stands beside them.
+const EVIL: &str =
+    "<img src=x onerror=pwned=1><script>pwned=1</script>\u{202e}\u{200b}\"'`{{7*7}}&lt;b&gt;";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn words_of_others_stay_words() {
+    if absent() {
+        return;
+    }
+    let mut world = World::new();
+    let markup = "<img src=x onerror=pwned=1><script>pwned=1</script>";
+    let unseen = "\\u202E\\u200B";
+    for (file, plain, hostile) in [
+        ("people.toml", "Maria Moreau", format!("Maria {markup}")),
+        ("people.toml", "Dana Diaz", format!("Dana {markup}")),
+        ("agents.toml", "example-large-2", format!("{markup}")),
+        (
+            "schema.cedarschema",
+            "Disable an account",
+            format!("Disable {markup}"),
+        ),
+        (
+            "schema.cedarschema",
+            "The account can no longer sign in.",
+            format!("Nothing. {markup}"),
+        ),
+        (
+            "schema.cedarschema",
+            "Enable the account at the identity provider.",
+            format!("Undo {markup}"),
+        ),
+        (
+            "schema.cedarschema",
+            "Text of the note",
+            format!("Text {markup}"),
+        ),
+        (
+            "entities.json",
+            "Ann Archer",
+            format!("Ann {markup}{unseen}"),
+        ),
+        (
+            "rules/20-guardrails.cedar",
+            "Somebody from security agrees before anything stops working.",
+            format!("Why {markup}"),
+        ),
+    ] {
+        let text = world.policy.get_mut(file).expect("a file");
+        assert!(text.contains(plain), "{file}: {plain}");
+        *text = text.replacen(plain, &hostile.replace('"', "\\\""), 1);
+    }
+    // Notes need a yes too, so that a free text of the agent's is a parameter on a card.
+    let schema = world.policy.get_mut("schema.cedarschema").expect("schema");
+    let (plain, graver) = (
+        "action \"case.note\" in [\"write\"]",
+        "action \"case.note\" in [\"destructive\"]",
+    );
+    assert!(schema.contains(plain));
+    *schema = schema.replacen(plain, graver, 1);
+    let site = Site::with(world, dipylon::clock::Clock::system().now()).await;
+    let maria = Browser::open(Look::DESK).await;
+    follow(&maria, &site.invite("maria").await, "<b>key</b>").await;
+    let said = maria.seen("#enrolled").await.text().await;
+    assert!(said.contains("<img"), "{said}");
+    unhurt(&maria, "enrolled").await;
+    site.sign_in(&maria).await;
+
+    let task = site.task_for("triage", EVIL).await;
+    let mut order = crate::served::order(disable("ann"), "r-1");
+    order.reason = EVIL.to_owned();
+    let id = site.pends(&task, &order).await;
+    let note = action(
+        "case.note",
+        "Case",
+        "INC-8841",
+        crate::harness::CASES,
+        &[("text", Param::Str(EVIL.into()))],
+    );
+    let noted = site.asks(&task, note, "r-2").await;
+
+    let search = "/console/journal?q=%3Cimg+src%3Dx+onerror%3Dpwned=1%3E%E2%80%AE";
+    let to = "/console/sign-in?to=%22%3E%3Cimg%20src%3Dx%20onerror%3Dpwned=1%3E";
+    for path in [
+        "/console",
+        &card_of(id),
+        &card_of(noted),
+        &format!("/console/tasks/{}", task.id()),
+        "/console/agents",
+        "/console/agents/triage",
+        "/console/rules",
+        "/console/approvers",
+        "/console/journal",
+        "/console/journal?q=maria",
+        search,
+        to,
+        "/console/nowhere/%3Cimg%20src%3Dx%20onerror%3Dpwned=1%3E",
+    ] {
+        site.open(&maria, path).await;
+        maria.wait("main").await;
+        unhurt(&maria, path).await;
+    }
+    // Shown, all of it, as what it is.
+    site.open_card(&maria, id).await;
+    let card = maria.wait("#card").await.text().await;
+    for words in [
+        "<script>pwned=1</script>",
+        "<U+202E>",
+        "<U+200B>",
+        "{{7*7}}",
+        "&lt;b&gt;",
+    ] {
+        assert!(card.contains(words), "no {words:?} in {card}");
+    }
+
+    // What a person tells the agent goes the other way: plain, or not at all.
+    maria
+        .wait("#comment")
+        .await
+        .type_in("<script>pwned=1</script>")
+        .await;
+    maria.seen("#deny").await.click().await;
+    voted(&maria).await;
+    unhurt(&maria, "denied").await;
+    let denied = denied(&task, disable("ann"), "r-1").await;
+    assert_eq!(denied.comment(), Some("<script>pwned=1</script>"));
+    let ask = json!({ "profile": "one-security", "verdict": "deny", "comment": "yes\u{202e}on" });
+    let begun = ceremony::post(&maria, &format!("{}/vote/begin", card_of(noted)), ask).await;
+    assert_eq!(begun["status"], 400, "{begun}");
+    site.close().await;
+}
+
+/// No script of others ran, no element of theirs is there, nothing invisible is left.
+async fn unhurt(browser: &Browser, page: &str) {
+    let look = "return {
+        ran: typeof window.pwned, images: document.querySelectorAll('img, b > *, iframe, object').length,
+        scripts: [...document.scripts].filter((s) => !s.src.startsWith(location.origin + '/console/assets/')).length,
+        handlers: document.querySelectorAll('[onerror], [onclick], [onload], [style]').length,
+        unseen: /[\\u202a-\\u202e\\u2066-\\u2069\\u200b-\\u200f\\u2060\\ufeff]/.test(document.documentElement.outerHTML) }";
+    let seen = browser.script(look, json!([])).await;
+    let clean =
+        json!({ "ran": "undefined", "images": 0, "scripts": 0, "handlers": 0, "unseen": false });
+    assert_eq!(seen, clean, "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_of_others_change_nothing() {
+    if absent() {
+        return;
+    }
+    let site = Site::start().await;
+    let elsewhere = Elsewhere::serve().await;
+    let maria = site.desk_of("maria").await;
+    let task = site.task("triage").await;
+    let id = site.asks(&task, disable("ann"), "r-1").await;
+    let console = &site.console;
+    let posts = [
+        "/console/sign-out".to_owned(),
+        format!("{}/vote/begin", card_of(id)),
+        format!("{}/vote/cast", card_of(id)),
+        "/console/sign-in/begin".to_owned(),
+        "/console/enrol/begin".to_owned(),
+    ];
+    for (n, path) in posts.iter().enumerate() {
+        // The type that a form may send anywhere, made to look like JSON.
+        let ask = "{\"profile\":\"one-security\",\"verdict\":\"deny\",\"comment\":\"";
+        elsewhere.put(
+            &format!("/{n}"),
+            &format!(
+                "<form method=post enctype=text/plain action='{console}{path}'><input name='{ask}' value='\"}}'></form>
+                 <script>document.forms[0].submit()</script>"
+            ),
+        );
+        // Another site altogether, whose posts come without the cookie; and a neighbour on the same host, whose posts bring
+        // it along: ports make no site (RFC 6265bis §5.2).
+        for from in [
+            elsewhere.stranger(&format!("/{n}")),
+            elsewhere.neighbour(&format!("/{n}")),
+        ] {
+            maria.goto(&from).await;
+            maria
+                .holds(&format!("location.href === '{console}{path}'"))
+                .await;
+            let status = "performance.getEntriesByType('navigation')[0].responseStatus";
+            assert_eq!(maria.holds(status).await, 403, "{from} to {path}");
+        }
+    }
+    // The same by script: the answer stays unread, and nothing came of it.
+    for from in [elsewhere.stranger("/0"), elsewhere.neighbour("/0")] {
+        elsewhere.put("/0", "a page");
+        maria.goto(&from).await;
+        let tries = "const all = [];
+             for (const order of [
+                 { method: 'POST', mode: 'no-cors', credentials: 'include', body: '{}' },
+                 { method: 'POST', credentials: 'include', headers: { 'content-type': 'application/json' }, body: '{}' },
+                 { credentials: 'include' },
+             ]) all.push(await fetch(args[0], order).then((a) => a.type === 'opaque' ? 'opaque' : 'read', (e) => e.name));
+             return all;";
+        let sign_out = format!("{console}/console/sign-out");
+        let tried = maria.run(tries, json!([sign_out])).await;
+        let read = tried
+            .as_array()
+            .expect("a list")
+            .iter()
+            .any(|how| how == "read");
+        assert!(!read, "{from}: {tried}");
+    }
+    // She is still signed in, and the request waits as before.
+    site.open(&maria, "/console").await;
+    maria.seen(&format!("li[data-request='{id}']")).await;
+    assert_eq!(site.standing(id), "waiting");
+    let name = "dipylon-visit";
+    let kept = maria.cookies().await;
+    assert!(kept.iter().any(|cookie| cookie["name"] == name));
+    let strayed = elsewhere.cookies();
+    let from_neighbour = strayed.iter().all(|cookie| cookie.starts_with(name));
+    assert!(from_neighbour, "{strayed:?}");
+    site.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_page_frames_the_console() {
+    if absent() {
+        return;
+    }
+    let site = Site::start().await;
+    let elsewhere = Elsewhere::serve().await;
+    let maria = site.desk_of("maria").await;
+    let task = site.task("triage").await;
+    let id = site.asks(&task, disable("ann"), "r-1").await;
+    let framed = |path: &str| {
+        format!(
+            "<iframe id=f width=800 height=600 src='{}{path}' onload='window.came = true'></iframe>",
+            site.console
+        )
+    };
+    elsewhere.put("/card", &framed(&card_of(id)));
+    elsewhere.put("/sign-in", &framed("/console/sign-in"));
+    // A page of the same broker that frames may show, to see that this would be seen.
+    elsewhere.put("/alive", &framed("/livez"));
+    for (page, inside) in [("/alive", true), ("/card", false), ("/sign-in", false)] {
+        maria.goto(&elsewhere.neighbour(page)).await;
+        maria.holds("window.came").await;
+        maria.enter_frame("#f").await;
+        let found = maria
+            .script(
+                "return [location.protocol, document.body.innerText]",
+                json!([]),
+            )
+            .await;
+        maria.leave_frame().await;
+        assert_eq!(found[0] == "http:", inside, "{page}: {found}");
+    }
+    site.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signature_counts_once_and_for_its_statement() {
+    if absent() {
+        return;
+    }
+    let site = Site::start().await;
+    let maria = site.desk_of("maria").await;
+    let task = site.task("triage").await;
+    let id = site.asks(&task, isolate_web(), "r-1").await;
+    let other = site.asks(&task, disable("ann"), "r-2").await;
+    site.open_card(&maria, id).await;
+    ceremony::listen(&maria).await;
+    maria.seen("#approve").await.click().await;
+    voted(&maria).await;
+    let taken = ceremony::sent(&maria, "/vote/cast").await;
+
+    let again = ceremony::post(&maria, &format!("{}/vote/cast", card_of(id)), taken.clone()).await;
+    refused_as(
+        &again,
+        &["STATEMENT_UNKNOWN", "NOT_ELIGIBLE", "PASSKEY_WRONG"],
+    );
+    // Her true signature, under a statement it was not made for: another request, and a yes where she began a no.
+    for verdict in ["approve", "deny"] {
+        let ask = json!({ "profile": "one-security", "verdict": verdict });
+        let begun = ceremony::post(&maria, &format!("{}/vote/begin", card_of(other)), ask).await;
+        assert_eq!(begun["status"], 200, "{begun}");
+        let cast = ceremony::cast(&begun, &without_statement(&taken));
+        let cast = ceremony::post(&maria, &format!("{}/vote/cast", card_of(other)), cast).await;
+        refused_as(&cast, &["PASSKEY_WRONG"]);
+    }
+    // A statement of one request, cast for another.
+    let strayed = ceremony::post(&maria, &format!("{}/vote/cast", card_of(other)), taken).await;
+    refused_as(
+        &strayed,
+        &["STATEMENT_UNKNOWN", "PASSKEY_WRONG", "MALFORMED"],
+    );
+    // Signing in is no vote: what she signed to enter counts for nothing.
+    let begun = ceremony::post(&maria, "/console/sign-in/begin", json!({})).await;
+    let entering = ceremony::sign(&maria, &begun["body"]["challenge"], "required").await;
+    let ask = json!({ "profile": "one-security", "verdict": "approve" });
+    let begun = ceremony::post(&maria, &format!("{}/vote/begin", card_of(other)), ask).await;
+    let cast = ceremony::cast(&begun, &entering);
+    let cast = ceremony::post(&maria, &format!("{}/vote/cast", card_of(other)), cast).await;
+    refused_as(&cast, &["PASSKEY_WRONG"]);
+    assert_eq!(site.standing(other), "waiting");
+    site.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_person_their_device_does_not_recognise_says_nothing() {
+    if absent() {
+        return;
+    }
+    let site = Site::start().await;
+    let maria = site.desk_of("maria").await;
+    let task = site.task("triage").await;
+    let id = site.asks(&task, disable("ann"), "r-1").await;
+    maria.recognises(false).await;
+    // The browser will not sign what must be verified.
+    site.open_card(&maria, id).await;
+    maria.seen("#approve").await.click().await;
+    maria.seen("#problem").await;
+    assert!(maria.hides("#outcome").await);
+    // A page that asks for less gets a signature, and the broker does not take it.
+    let begin = format!("{}/vote/begin", card_of(id));
+    let ask = json!({ "profile": "one-security", "verdict": "approve" });
+    let begun = ceremony::post(&maria, &begin, ask.clone()).await;
+    let signed = ceremony::sign(&maria, &begun["body"]["challenge"], "discouraged").await;
+    assert!(signed["signature"].is_string(), "{signed}");
+    let cast = format!("{}/vote/cast", card_of(id));
+    let answer = ceremony::post(&maria, &cast, ceremony::cast(&begun, &signed)).await;
+    refused_as(&answer, &["PASSKEY_WRONG"]);
+    // Nor for signing in.
+    let begun = ceremony::post(&maria, "/console/sign-in/begin", json!({})).await;
+    let signed = ceremony::sign(&maria, &begun["body"]["challenge"], "discouraged").await;
+    let answer = ceremony::post(&maria, "/console/sign-in/finish", signed).await;
+    refused_as(&answer, &["NOT_AUTHENTICATED", "PASSKEY_WRONG"]);
+    assert_eq!(site.standing(id), "waiting");
+
+    // The same steps with a device that does: it was this that was missing.
+    maria.recognises(true).await;
+    let begun = ceremony::post(&maria, &begin, ask).await;
+    let signed = ceremony::sign(&maria, &begun["body"]["challenge"], "preferred").await;
+    let answer = ceremony::post(&maria, &cast, ceremony::cast(&begun, &signed)).await;
+    assert_eq!(answer["status"], 200, "{answer}");
+    assert_eq!(site.standing(id), "approved");
+    site.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signature_made_on_another_page_counts_for_nothing() {
+    if absent() {
+        return;
+    }
+    let site = Site::start().await;
+    let elsewhere = Elsewhere::serve().await;
+    elsewhere.put("/", "a page that looks like the console");
+    let maria = site.desk_of("maria").await;
+    let task = site.task("triage").await;
+    let id = site.asks(&task, disable("ann"), "r-1").await;
+    site.open_card(&maria, id).await;
+    let ask = json!({ "profile": "one-security", "verdict": "approve" });
+    let begun = ceremony::post(&maria, &format!("{}/vote/begin", card_of(id)), ask).await;
+    let challenge = &begun["body"]["challenge"];
+
+    // A neighbour's page may use the passkey, since passkeys know no ports; what it signs names its own origin.
+    maria.goto(&elsewhere.neighbour("/")).await;
+    let signed = ceremony::sign(&maria, challenge, "required").await;
+    assert!(signed["signature"].is_string(), "{signed}");
+    // A stranger's page may not use it at all.
+    maria.goto(&elsewhere.stranger("/")).await;
+    let refused = ceremony::sign(&maria, challenge, "required").await;
+    assert_eq!(refused["error"], "SecurityError");
+
+    site.open_card(&maria, id).await;
+    let cast = format!("{}/vote/cast", card_of(id));
+    let answer = ceremony::post(&maria, &cast, ceremony::cast(&begun, &signed)).await;
+    refused_as(&answer, &["PASSKEY_WRONG"]);
+    assert_eq!(site.standing(id), "waiting");
+
+    // The console by another name is not the console.
+    let port = site.console.rsplit(':').next().expect("a port");
+    for other in [
+        format!("http://127.0.0.1:{port}"),
+        format!("http://console.localhost:{port}"),
+    ] {
+        maria.goto(&format!("{other}{}", card_of(id))).await;
+        assert!(maria.find("#card, #sign-in").await.is_none(), "{other}");
+    }
+    site.close().await;
+}
+
+/// The counter of a passkey that was copied behind its owner's back goes up in two places.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copied_passkey_counts_no_more() {
+    if absent() {
+        return;
+    }
+    let site = Site::start().await;
+    let [maria, thief] = Browser::several([Look::DESK; 2]).await;
+    site.enrol(&maria, "maria").await;
+    thief.copy_in(&maria.passkeys().await[0]).await;
+    site.sign_in(&maria).await;
+    site.open(&thief, "/console/sign-in").await;
+    thief.seen("#sign-in").await.click().await;
+    thief.seen("#problem").await;
+    // Nobody knows which of the two is hers: neither counts, and the visit is over.
+    assert_eq!(site.passkeys("maria"), 0);
+    site.open(&maria, "/console").await;
+    maria.wait("#sign-in").await;
+    site.close().await;
+}
+
+fn isolate_web() -> Action {
+    super::decide::isolate("web-1")
+}
+
+fn without_statement(cast: &Value) -> Value {
+    let mut cast = cast.clone();
+    cast.as_object_mut().expect("an object").remove("statement");
+    cast
+}
+
+fn refused_as(answer: &Value, reasons: &[&str]) {
+    let reason = answer["body"]["reason"].as_str().unwrap_or_default();
+    let status = answer["status"].as_u64().unwrap_or_default();
+    assert!(status >= 400 && reasons.contains(&reason), "{answer}");
+}

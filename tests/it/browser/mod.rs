@@ -1,0 +1,12 @@
+//! The console as people use it: a real Chromium with an authenticator, against a broker on loopback.
+//!
+//! Where no Chromium is installed these tests say so and do nothing; with `DIPYLON_REQUIRE=chromium` they fail.
+
+mod ceremony;
+mod decide;
+mod driver;
+mod hostile;
+mod pages;
+mod proof;
+mod shots;
+mod site;

@@ -1,0 +1,284 @@
+//! A broker behind its real doors on a loopback port, with its console at `http://localhost:PORT`: passkeys belong to names.
+//! Its clock goes as the machine's does, and can be moved forward.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dipylon::broker::{Hall, Presented, Settings, VoteAsk, VoteProof};
+use dipylon::client::{
+    Agent, Endpoint, EvidenceSource, Identity, OpenTask, Outcome, Task, TokenOrder,
+};
+use dipylon::clock::{Clock, Hand};
+use dipylon::jose::{SigningKey, dpop};
+use dipylon::journal::Faults;
+use dipylon::model::*;
+use dipylon::rates::Seat;
+use dipylon::serve::{self, guard};
+use dipylon::validator::{Validator, ValidatorConfig};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::driver::{Browser, Look};
+use crate::harness::{DOMAIN, World, open_as, rand_u64, settings};
+use crate::served::order;
+
+/// Between two ticks of the clock.
+const TICK: Duration = Duration::from_millis(10);
+
+pub struct Site {
+    pub world: Arc<World>,
+    pub hall: Arc<Hall>,
+    /// The console's origin.
+    pub console: String,
+    pub dir: PathBuf,
+    clock: Clock,
+    hand: Hand,
+    wire: String,
+    stop: Option<oneshot::Sender<()>>,
+    server: Option<JoinHandle<()>>,
+    ticking: JoinHandle<()>,
+    _temp: tempfile::TempDir,
+}
+
+impl Site {
+    pub async fn start() -> Self {
+        Self::with(World::new(), Clock::system().now()).await
+    }
+
+    /// With another policy bundle and another day.
+    pub async fn with(world: World, today: Timestamp) -> Self {
+        let temp = tempfile::tempdir().expect("dir");
+        let dir = temp.path().join("data");
+        let world = Arc::new(world);
+        let listener = serve::listen("127.0.0.1:0".parse().expect("address"))
+            .await
+            .expect("listens");
+        let address = listener.local_addr().expect("address");
+        let wire = format!("http://{address}");
+        let console = format!("http://localhost:{}", address.port());
+        let settings = Settings {
+            external_url: wire.clone(),
+            issuer: wire.clone(),
+            evidence_audience: wire.clone(),
+            console_url: console.clone(),
+            ..settings()
+        };
+        let (clock, hand) = Clock::by_hand(today);
+        let key = SigningKey::generate().expect("key").1;
+        let hall = open_as(settings, &world, &dir, &clock, &key, Faults::default())
+            .await
+            .expect("starts");
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = serve::serve(hall.clone(), listener, async move {
+            let _told = stopped.await;
+        });
+        let server = tokio::spawn(async move { serving.await.expect("serves") });
+        let ticking = tokio::spawn(tick(hand.clone()));
+        Self {
+            world,
+            hall,
+            console,
+            dir,
+            clock,
+            hand,
+            wire,
+            stop: Some(stop),
+            server: Some(server),
+            ticking,
+            _temp: temp,
+        }
+    }
+
+    /// Lets time pass at once.
+    pub fn pass(&self, seconds: u32) {
+        self.hand.advance_millis(seconds * 1_000);
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Stops the broker, and reads its journal against every law.
+    pub async fn close(mut self) {
+        drop(self.stop.take());
+        let server = self.server.take().expect("serving");
+        server.await.expect("stopped");
+        crate::laws::check(&self.dir);
+    }
+
+    // ------------------------------------------------------------------ agents and resource servers
+
+    pub async fn task(&self, agent: &str) -> Task {
+        self.task_for(agent, "contain INC-8841").await
+    }
+
+    pub async fn task_for(&self, agent: &str, purpose: &str) -> Task {
+        let id = format!("spiffe://{DOMAIN}/agent/{agent}");
+        let evidence = self.world.svid_for(&self.wire, &id, self.now(), 36_000);
+        let agent = Agent::new(self.endpoint(), EvidenceSource::Fixed(evidence), None);
+        let order = OpenTask {
+            purpose: purpose.into(),
+            max_duration_s: 3_600,
+            request_id: None,
+            heartbeat_s: None,
+        };
+        agent.open_task(&order).await.expect("opens")
+    }
+
+    fn endpoint(&self) -> Endpoint {
+        let endpoint = Endpoint::connect(&self.wire).expect("endpoint");
+        endpoint.with_clock(self.clock.clone())
+    }
+
+    /// Asks for what people decide.
+    pub async fn asks(&self, task: &Task, action: Action, request_id: &str) -> AccessRequestId {
+        self.pends(task, &order(action, request_id)).await
+    }
+
+    pub async fn pends(&self, task: &Task, order: &TokenOrder) -> AccessRequestId {
+        match task.request_token(order).await {
+            Ok(Outcome::Pending(pending)) => pending.access_request_id(),
+            other => panic!("not pending: {other:?}"),
+        }
+    }
+
+    pub async fn validator(&self, name: &str, audience: &str) -> Validator {
+        let audience = Audience::parse(audience).expect("audience");
+        let identity = Identity::Key(Arc::new(self.world.key_of(name)));
+        let config = ValidatorConfig {
+            clock: self.clock.clone(),
+            ..ValidatorConfig::new(&self.wire, &self.wire, audience, identity)
+        };
+        Validator::connect(config).await.expect("connects")
+    }
+
+    // ------------------------------------------------------------------ people
+
+    /// A call by a key of people.toml.
+    pub fn call(&self, method: &str, name: &str) -> Presented {
+        let (method, admits) = guard::row(method).expect("a method with a row");
+        let claims = dpop::ProofClaims {
+            htm: "POST",
+            htu: &format!("{}/{method}", self.wire),
+            iat: self.now(),
+            jti: &format!("{:016x}", rand_u64()),
+            nonce: Some(&self.hall.nonce()),
+            ath: None,
+            adg: None,
+            evh: None,
+        };
+        Presented {
+            method,
+            admits,
+            proof: Some(dpop::create(&self.world.keys[name], &claims).expect("proof")),
+            bearer: None,
+            visit: None,
+            seat: Seat::standing(guard::class(method)),
+        }
+    }
+
+    /// A vote by a key of people.toml.
+    pub async fn vote(&self, name: &str, id: AccessRequestId, profile: &str, verdict: Verdict) {
+        let ask = VoteAsk {
+            profile: ProfileName::parse(profile).expect("profile"),
+            verdict,
+            narrowing: Narrowing::default(),
+            comment: None,
+        };
+        let call = self.call("dipylon.v1.ApprovalService/BeginVote", name);
+        let begun = self.hall.begin_vote(&call, id, ask).await.expect("begins");
+        let signature = self.world.keys[name].sign(begun.challenge.as_bytes());
+        let proof = VoteProof::Signature(signature.expect("signed").to_vec());
+        let call = self.call("dipylon.v1.ApprovalService/CastVote", name);
+        let cast = self.hall.cast_vote(&call, id, &begun.statement, proof);
+        cast.await.expect("counts");
+    }
+
+    /// The address of an invitation, as the operator passes it on.
+    pub async fn invite(&self, person: &str) -> String {
+        let call = self.call("dipylon.v1.ApprovalService/InviteApprover", "olga");
+        let person = PersonId::parse(person).expect("person");
+        let invited = self.hall.invite_approver(&call, person).await;
+        invited.expect("invites").url.reveal().to_owned()
+    }
+
+    /// How many passkeys a person has.
+    pub fn passkeys(&self, person: &str) -> usize {
+        let call = self.call("dipylon.v1.ApprovalService/ListApprovers", "olga");
+        let all = self.hall.list_approvers(&call).expect("lists");
+        let one = all.iter().find(|approver| approver.id.as_str() == person);
+        one.expect("registered").passkeys.len()
+    }
+
+    /// Where an access request stands, as the broker tells an approver with a key.
+    pub fn standing(&self, id: AccessRequestId) -> &'static str {
+        let call = self.call("dipylon.v1.ApprovalService/GetCard", "maria");
+        let card = self.hall.card(&call, &id).expect("a card");
+        card.standing.as_str()
+    }
+
+    /// Makes a passkey in a browser, on the page that an invitation leads to.
+    pub async fn enrol(&self, browser: &Browser, person: &str) {
+        follow(browser, &self.invite(person).await, "desk key").await;
+        browser.seen("#enrolled").await;
+    }
+
+    pub async fn sign_in(&self, browser: &Browser) {
+        self.open(browser, "/console/sign-in").await;
+        browser.seen("#sign-in").await.click().await;
+        browser.wait("#inbox").await;
+    }
+
+    /// A browser in which somebody enrolled and signed in.
+    pub async fn desk_of(&self, person: &str) -> Browser {
+        let browser = Browser::open(Look::DESK).await;
+        self.seat(&browser, person).await;
+        browser
+    }
+
+    pub async fn seat(&self, browser: &Browser, person: &str) {
+        self.enrol(browser, person).await;
+        self.sign_in(browser).await;
+    }
+
+    pub async fn open(&self, browser: &Browser, path: &str) {
+        browser.goto(&format!("{}{path}", self.console)).await;
+    }
+
+    pub async fn open_card(&self, browser: &Browser, id: AccessRequestId) {
+        self.open(browser, &card_of(id)).await;
+        browser.wait("#card").await;
+    }
+}
+
+/// Opens an invitation, names the passkey and makes it. What came of it is for the caller to see. Gives the code.
+pub async fn follow(browser: &Browser, invitation: &str, label: &str) -> String {
+    browser.goto(invitation).await;
+    let code = browser.holds("document.querySelector('#code').value").await;
+    browser.wait("#label").await.type_in(label).await;
+    browser.seen("#enrol").await.click().await;
+    code.as_str().expect("text").to_owned()
+}
+
+pub fn card_of(id: AccessRequestId) -> String {
+    format!("/console/requests/{id}")
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.ticking.abort();
+    }
+}
+
+async fn tick(hand: Hand) {
+    let machine = Clock::system();
+    let mut told = machine.uptime();
+    loop {
+        tokio::time::sleep(TICK).await;
+        let passed = machine.uptime().saturating_sub(told);
+        let whole = u32::try_from(passed.as_millis()).expect("a short while");
+        hand.advance_millis(whole);
+        told += Duration::from_millis(whole.into());
+    }
+}
