@@ -775,7 +775,7 @@ async fn a_visit_ends_when_its_person_says_so_and_opens_nothing_twice() {
     // Two cookies of that name could be two people: neither is believed.
     let lee = Seated::sign_in(&s, "lee").await;
     let one = lee.browser.cookie.clone().expect("signed in");
-    maria.browser.cookie = Some(format!("dipylon-visit=x; {one}"));
+    maria.browser.cookie = Some(format!("{one}; dipylon-visit=x"));
     assert_eq!(maria.browser.get("/console").await.status, 303);
     lee.browser.get("/console").await.ok();
 
