@@ -19,7 +19,7 @@
 //! carries it, and whoever reads it renders it with the same code. `jose` and `rules` use `model` (`rules` asks `jose`
 //! whether a registered key is one), `webauthn` uses `jose` for what a passkey signed. `verify` uses the cellar, `approve`
 //! the type `Verified`, two of state's records and `webauthn`, `mint` the types of `approve`. `state` folds the journal's
-//! `Committed`, the journal walks with `audit`, which checks votes again with `jose` and `webauthn`. The hall uses everything
+//! `Committed`, the journal walks with `audit`, which checks votes again with the cellar. The hall uses everything
 //! below it; `serve` the hall, `card`, `proto` and the bounds in `config`; `client` and `validator` the model, `jose`,
 //! `proto` and the clock, `client` the card too; `cli` the libraries, and for `serve` the hall. The hall and `serve` ask
 //! `rates` how much and tell `telemetry` what happened.

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use super::tree::{Frontier, leaf_hash};
+use super::votes::WrongVote;
 use crate::model::json::JsonError;
 use crate::model::{Digest, Entry, Malformed, Stream, Timestamp, Version};
 
@@ -102,6 +103,14 @@ pub enum AuditError {
         count: usize,
         /// One of them.
         first: Digest,
+    },
+    /// A vote proves nothing.
+    #[error("the vote in entry {index} proves nothing: {why}")]
+    Vote {
+        /// Where.
+        index: u64,
+        /// Why.
+        why: WrongVote,
     },
     /// The checkpoint noted outside is not of this journal.
     #[error("the noted checkpoint {noted} does not match: {why}")]

@@ -178,6 +178,7 @@ impl Hall {
                 profile: need.clone(),
                 group: defined.map(|p| p.group.to_string()).unwrap_or_default(),
                 quorum: defined.map_or(0, |p| p.quorum),
+                method: defined.map(|p| p.method),
                 approvers: tally
                     .counted
                     .get(&need.name)

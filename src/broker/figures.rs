@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Hall, Presented, Refusal};
+use crate::card::{History, Who};
 use crate::model::*;
 use crate::rules::{Remedy, Role, RuleEffect, RuleInfo};
 use crate::state::AccessRequest;
@@ -65,27 +66,6 @@ pub struct ApproverRow {
     pub rubber_stamp: bool,
 }
 
-/// What is known of like decisions, for who decides the next.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Past {
-    /// Access requests of this agent for this action that people approved.
-    pub approved: u64,
-    /// Those that a person denied.
-    pub denied: u64,
-    /// The reader's own votes of yes on them.
-    pub yours_approved: u64,
-    /// The reader's own votes of no on them.
-    pub yours_denied: u64,
-    /// When people last approved one, and whose yes came last.
-    pub last_approved: Option<(Timestamp, PersonId)>,
-    /// When a person last denied one, and who.
-    pub last_denied: Option<(Timestamp, PersonId)>,
-    /// Asks of today (UTC), this one counted.
-    pub today: u32,
-    /// Whether this agent had never asked for this action before.
-    pub first: bool,
-}
-
 /// What an agent did with one action.
 #[derive(Debug, Clone)]
 pub struct ActionUse {
@@ -125,50 +105,52 @@ impl Hall {
         Ok(ids.into_iter().map(row).collect())
     }
 
-    /// Like decisions, as `reader` may want to know them before the next.
-    pub(super) fn past(
+    /// What a card says beside the request itself: what is unusual, one sentence each, and how like requests were decided,
+    /// the reader's own votes apart; `None` where that was given up.
+    pub(super) fn look_back(
         &self,
         request: &AccessRequest,
-        reader: Option<&PersonId>,
+        reader: &PersonId,
         now: Timestamp,
-    ) -> Past {
-        let (agent, action) = (&request.opened.agent, &request.opened.action.action);
-        let figures = self.state.figures();
-        let yours = reader
-            .map(|reader| figures.opinion(reader, agent, action))
-            .unwrap_or_default();
-        let habit = figures.habit(agent, action).unwrap_or_default();
-        Past {
-            approved: habit.approved,
-            denied: habit.denied,
-            yours_approved: yours.yes,
-            yours_denied: yours.no,
-            today: habit.on_day_of(now),
-            first: habit.asked <= 1,
-            last_approved: habit.last_approved,
-            last_denied: habit.last_denied,
-        }
-    }
-
-    /// What is unusual about an access request, a sentence each; empty when nothing is.
-    pub(super) fn unusual(&self, request: &AccessRequest, now: Timestamp) -> Vec<String> {
+    ) -> (Vec<String>, Option<History>) {
         let opened = &request.opened;
+        let (agent, action) = (&opened.agent, &opened.action.action);
         let figures = self.state.figures();
-        let habit = figures.habit(&opened.agent, &opened.action.action);
-        let registration = self.views.registration(&opened.agent);
-        let odd = figures.oddities(&opened.access_request);
-        let odd_now = unusual::at_showing(
+        let habit = figures.habit(agent, action);
+        let at_opening = match figures.oddities(&opened.access_request) {
+            Some(odd) => odd.to_vec(),
+            None => vec![Oddity::Forgotten],
+        };
+        let at_showing = unusual::at_showing(
             opened.evidence.verified_at,
             request.opened_at,
             habit.as_ref(),
-            registration,
+            self.views.registration(agent),
             now,
         );
-        odd.iter()
-            .flat_map(|odd| odd.iter())
-            .chain(&odd_now)
-            .map(Oddity::sentence)
-            .collect()
+        let unusual = at_opening.iter().chain(&at_showing).map(Oddity::sentence);
+        let yours = figures.opinion(reader, agent, action);
+        let history = habit.map(|habit| History {
+            approved: few(habit.approved),
+            denied: few(habit.denied),
+            yours_approved: few(yours.yes),
+            yours_denied: few(yours.no),
+            last_approved_at: habit.last_approved.as_ref().map(|(at, _)| *at),
+            last_denied_at: habit.last_denied.as_ref().map(|(at, _)| *at),
+            today: habit.on_day_of(now),
+            first: habit.asked <= 1,
+            last_denied_by: habit.last_denied.map(|(_, id)| self.who(id)),
+        });
+        (unusual.collect(), history)
+    }
+
+    fn who(&self, id: PersonId) -> Who {
+        let rules = self.views.rules();
+        let person = rules.as_ref().and_then(|r| r.bundle.person(&id));
+        Who {
+            name: person.map(|person| person.name.clone()),
+            id,
+        }
     }
 
     /// What an agent did with each action: those of its ceiling, used or not, and those it used when it had another,
@@ -244,6 +226,10 @@ fn approver_row(id: PersonId, name: String, figures: &ApproverFigures) -> Approv
         last_at: figures.last_at,
         rubber_stamp: figures::rubber_stamp(figures.yes, figures.no, median_s),
     }
+}
+
+fn few(count: u64) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 fn percent(yes: u64, no: u64) -> Option<u32> {

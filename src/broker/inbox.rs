@@ -12,9 +12,10 @@ use tokio::sync::watch;
 
 use super::callers::PersonCaller;
 use super::feed::WATCH_MAX_MS;
-use super::vote::{AccessView, Standing};
+use super::vote::AccessView;
 use super::{Hall, Position, Presented, Refusal};
 use crate::approve::votes::{self, Ineligible};
+use crate::card::Standing;
 use crate::model::*;
 use crate::rules::{InForce, Risk};
 use crate::state::{AccessRequest, Stir};
@@ -296,7 +297,7 @@ impl Hall {
     }
 
     /// For which profiles a yes of this person would count now.
-    fn may_vote(
+    pub(super) fn may_vote(
         &self,
         person: &PersonId,
         request: &AccessRequest,

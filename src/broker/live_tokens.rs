@@ -71,7 +71,7 @@ impl Hall {
                     }
                 }
                 looked = looked.saturating_add(1);
-                if looked % STRETCH == 0 {
+                if looked.is_multiple_of(STRETCH) {
                     tokio::task::yield_now().await;
                 }
             }

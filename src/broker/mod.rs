@@ -5,9 +5,11 @@
 //! what a crash there leaves.
 
 mod ask_people;
+mod ballot;
 mod bells;
 mod bootstrap;
 mod callers;
+mod card;
 mod code;
 mod deny;
 mod doomed;
@@ -45,8 +47,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use crate::approve::votes::Electorate;
-pub use crate::approve::votes::Proof as VoteProof;
+pub use crate::approve::votes::{Ineligible, Proof as VoteProof};
 use crate::approve::{Bounds, Ground};
+pub use crate::card::Standing as AccessStanding;
 use crate::clock::{Clock, ClockWatch};
 use crate::jose::Nonces;
 pub use crate::journal::Tail;
@@ -60,13 +63,14 @@ use crate::telemetry::Metrics;
 use crate::verify::{Attested, VerifyError};
 pub use crate::webauthn::{Assertion, Registration, RelyingParty};
 
+pub use ballot::Ballot;
 pub use bootstrap::FirstOperator;
 pub use callers::{CallerKind, PersonCaller, Presented};
 pub use end::{EndReport, TaskEndAsk};
 pub use enrol::{ApproverView, EnrolmentBegun, Invited, PasskeyView};
 pub use explain::Explained;
 pub use feed::{FeedStart, Position};
-pub use figures::{ActionUse, ApproverRow, Past, RuleRow};
+pub use figures::{ActionUse, ApproverRow, RuleRow};
 pub use freeze::FreezeDone;
 pub use govern::Applied;
 pub use inbox::{
@@ -84,7 +88,7 @@ pub use revoke::TokenRevoked;
 pub use start::{Start, StartError};
 pub use timeline::{FOUND_MAX, Found, Moment, QUERY_BYTES_MAX, SCAN_MAX, Timeline};
 pub use visits::{SignInBegun, Visit, Visitor};
-pub use vote::{AccessView, CardView, Standing as AccessStanding, VoteAsk, VoteBegun};
+pub use vote::{AccessView, VoteAsk, VoteBegun};
 pub use watch_access::{AccessMark, AccessNews, AccessWatch};
 
 use bells::Bells;
@@ -123,13 +127,7 @@ pub struct Settings {
 impl Settings {
     /// The console whose passkeys count: its origin, and the host in it (WebAuthn L3 §4, "RP ID").
     pub fn relying_party(&self) -> RelyingParty {
-        let origin = self.console_url.clone();
-        let host = origin.split_once("://").map_or("", |(_, rest)| rest);
-        let host = host.split_once(':').map_or(host, |(host, _port)| host);
-        RelyingParty {
-            id: host.to_owned(),
-            origin,
-        }
+        RelyingParty::at(&self.console_url)
     }
 }
 
@@ -306,7 +304,7 @@ impl Hall {
     }
 
     /// The present, never before a moment that was acted on: a wall clock that steps back revives nothing.
-    fn now(&self) -> Timestamp {
+    pub(crate) fn now(&self) -> Timestamp {
         let now = self.clock.now().millis();
         Timestamp::from_millis(self.high_water.fetch_max(now, Ordering::SeqCst).max(now))
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 use super::{ATTEMPTS, Hall, JOINED_MAX, Presented, Refusal};
 use crate::approve::{self, ApproveError, Decision, Order};
 use crate::model::*;
-use crate::rules::InForce;
+use crate::rules::{InForce, Method};
 use crate::state::{AccessRequest, AccessStatus, Fixed, Task};
 use crate::verify::{self, Proven, VerifyError};
 
@@ -98,16 +98,7 @@ pub struct DeniedReply {
     pub facts: EvidenceFacts,
 }
 
-/// A rule with what the security team says of it.
-#[derive(Debug, Clone)]
-pub struct RuleShown {
-    /// Its `@id`.
-    pub id: String,
-    /// Its file.
-    pub file: String,
-    /// Its `@why`.
-    pub why: String,
-}
+pub use crate::card::RuleShown;
 
 /// A profile and how far it is.
 #[derive(Debug, Clone)]
@@ -120,6 +111,8 @@ pub struct ProfileState {
     pub quorum: u32,
     /// Who said yes so far and still counts.
     pub approvers: Vec<PersonId>,
+    /// How a yes is given; absent when the profile is defined no more.
+    pub method: Option<Method>,
 }
 
 /// Longest server-side wait, in milliseconds.

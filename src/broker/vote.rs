@@ -4,9 +4,10 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use super::request_token::{ProfileState, RuleShown};
+use super::request_token::ProfileState;
 use super::{Hall, Presented, Refusal, VoteProof};
 use crate::approve::votes::{self, Ineligible, WrongProof};
+use crate::card::Standing;
 use crate::journal::{Append, AppendError, Blob, Draft};
 use crate::model::*;
 use crate::rules::{InForce, Risk};
@@ -44,40 +45,6 @@ pub struct VoteAsk {
     pub comment: Option<Comment>,
 }
 
-/// Where an access request stands, everything considered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
-    /// It waits for people.
-    Waiting,
-    /// Enough people said yes.
-    Approved,
-    /// A person said no.
-    Denied,
-    /// A grant consumed it.
-    Consumed,
-    /// The agent took it back.
-    Cancelled,
-    /// Nobody decided in time.
-    Expired,
-    /// Its task, its agent or the rules ended it.
-    Ended,
-}
-
-impl Standing {
-    /// The word in explanations.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Waiting => "waiting",
-            Self::Approved => "approved",
-            Self::Denied => "denied",
-            Self::Consumed => "consumed",
-            Self::Cancelled => "cancelled",
-            Self::Expired => "expired",
-            Self::Ended => "ended",
-        }
-    }
-}
-
 /// An access request, for those who may see it.
 #[derive(Debug, Clone)]
 pub struct AccessView {
@@ -91,33 +58,6 @@ pub struct AccessView {
     pub title: String,
     /// The catalogue's risk.
     pub risk: Option<Risk>,
-}
-
-/// Everything a person needs to decide: rendered from what is signed and the catalogue's own words.
-#[derive(Debug)]
-pub struct CardView {
-    /// The access request.
-    pub access: AccessView,
-    /// The realm.
-    pub realm: Realm,
-    /// The catalogue's words.
-    pub effect: String,
-    /// The catalogue's words.
-    pub reversible: String,
-    /// The catalogue's words.
-    pub undo: String,
-    /// The policy bundle's facts of the target.
-    pub target_facts: Option<Vec<(String, String)>>,
-    /// The agent as registered.
-    pub agent: Option<Arc<Agent>>,
-    /// Rules that ask.
-    pub rules: Vec<RuleShown>,
-    /// The task's key.
-    pub task_key: Thumbprint,
-    /// The policy bundle the card is rendered under.
-    pub policy: Digest,
-    /// The agent's words.
-    pub purpose: Option<Prose>,
 }
 
 /// Milliseconds a statement waits for its signature.
@@ -149,35 +89,6 @@ impl Hall {
         let rules = self.rules(call)?;
         let request = self.known_request(call, id)?;
         Ok(self.view(request, &rules, self.now()))
-    }
-
-    /// The card of an access request.
-    pub fn card(&self, call: &Presented, id: &AccessRequestId) -> Result<CardView, Refusal> {
-        let now = self.now();
-        let reader = self.person(call)?;
-        let rules = self.rules(call)?;
-        let request = self.known_request(call, id)?;
-        self.note_shown(&reader.id, &request, now);
-        let task = self.state.task(&request.opened.task);
-        let task =
-            task.ok_or_else(|| self.refuse(call.method, Reason::Undecided, "its task is gone"))?;
-        let catalogue = rules.bundle.action(&request.opened.action.action);
-        let words = |pick: fn(&crate::rules::CatalogueAction) -> &Option<String>| {
-            catalogue.and_then(|a| pick(a).clone()).unwrap_or_default()
-        };
-        Ok(CardView {
-            realm: self.settings.realm.clone(),
-            effect: words(|a| &a.effect),
-            reversible: words(|a| &a.reversible),
-            undo: words(|a| &a.undo),
-            target_facts: rules.bundle.target_facts(&request.opened.action.target),
-            agent: rules.bundle.agent(&request.opened.agent),
-            rules: self.rules_shown(&request.opened.decision.rules),
-            task_key: task.opened.binding.jkt(),
-            policy: rules.bundle.version(),
-            purpose: task.purpose.clone(),
-            access: self.view(request, &rules, now),
-        })
     }
 
     /// Hands out the statement to sign, if this person's vote would count. It is kept in memory for two minutes.
@@ -429,7 +340,6 @@ impl Hall {
                 blobs: std::iter::once(blob).chain(evidence.clone()).collect(),
                 ..Append::one(fact, vec![(Stream::Access(id), request.version)])
             };
-            let before = self.view(request, &rules, now).standing;
             if statement.verdict == Verdict::Deny {
                 let quarantine = self.quarantine(&opened, &voter.id, &asks.value, &rules, now);
                 if let Some(vote) = append.drafts.first_mut() {
@@ -439,6 +349,7 @@ impl Hall {
                 }
                 append.drafts.extend(quarantine);
             }
+            let before = self.view(request, &rules, now).standing;
             match self.journal.append(append).await {
                 Ok(_) => {
                     let view = self.view_of(call, &id)?;
@@ -521,7 +432,7 @@ impl Hall {
     }
 
     /// Notes that a card was shown to a person; the first time counts.
-    fn note_shown(&self, person: &PersonId, request: &AccessRequest, now: Timestamp) {
+    pub(super) fn note_shown(&self, person: &PersonId, request: &AccessRequest, now: Timestamp) {
         let mut shown = self.lock(&self.shown);
         if shown.len() >= SHOWN_MAX {
             shown.retain(|(_, id), _| {
@@ -624,7 +535,7 @@ impl Hall {
             })
     }
 
-    fn known_request(
+    pub(super) fn known_request(
         &self,
         call: &Presented,
         id: &AccessRequestId,

@@ -6,8 +6,9 @@ use std::time::Duration;
 use super::bells::Bell;
 use super::feed::WATCH_MAX_MS;
 use super::inbox::HEARTBEAT;
-use super::vote::{AccessView, Standing};
+use super::vote::AccessView;
 use super::{Hall, Presented, Refusal};
+use crate::card::Standing;
 use crate::model::*;
 
 /// How an access request stood when its watcher last heard of it.

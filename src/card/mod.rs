@@ -17,6 +17,8 @@ use crate::model::*;
 mod faces;
 mod rows;
 mod safe;
+#[cfg(test)]
+pub(crate) mod sample;
 mod suspect;
 
 pub use faces::{COLUMNS_MIN, chat, text};
@@ -160,8 +162,8 @@ pub struct Registered {
 /// What gate 1 saw when the request was opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified {
-    /// What was shown.
-    pub kind: EvidenceKind,
+    /// The kind of evidence, in its own word.
+    pub kind: String,
     /// Whom it names.
     pub subject: SpiffeId,
     /// When this broker checked it.
@@ -196,7 +198,7 @@ pub struct Need {
     pub passkey: bool,
 }
 
-/// How requests like this one (same agent and action) were decided. All counts are since the journal's first entry.
+/// How requests like this one, of the same agent for the same action, were decided.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct History {
     /// Approved by anyone.
@@ -213,7 +215,7 @@ pub struct History {
     pub last_denied_at: Option<Timestamp>,
     /// By whom.
     pub last_denied_by: Option<Who>,
-    /// How many were asked in the last 24 hours, this one included.
+    /// How many were asked on this day (UTC), this one included.
     pub today: u32,
     /// Whether this is the first one ever.
     pub first: bool,

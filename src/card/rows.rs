@@ -228,7 +228,7 @@ impl Card {
         let mut verified = Row::new("verified", seen.subject.as_str());
         verified.lines.push(format!(
             "by {}, {} ({})",
-            seen.kind.as_str(),
+            safe(&seen.kind),
             distance(seen.verified_at, now),
             seen.verified_at
         ));
@@ -499,8 +499,8 @@ impl History {
             like,
             Row::own("your votes", &yours),
             Row::own(
-                "in 24 hours",
-                &format!("{} asked, with this one", self.today),
+                "today",
+                &format!("{} asked (UTC), with this one", self.today),
             ),
         ]
     }

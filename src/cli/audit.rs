@@ -8,13 +8,13 @@ use serde_json::json;
 
 use super::Say;
 use super::failure::Failure;
-use crate::audit::{Audit as Walk, AuditReport, Checkpoint};
+use crate::audit::{Audit as Walk, AuditReport, Checkpoint, Votes, VotesChecked};
 use crate::config::Config;
 use crate::journal::{OpenError, ReadOnly};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Audit {
-    /// Verify every entry, the tree, the blobs, and what each entry rests on; reads only, also beside a running broker
+    /// Verify every entry, the tree, the blobs, what each entry rests on, and every vote; reads only, also beside a running broker
     Verify(Verify),
 }
 
@@ -42,7 +42,7 @@ pub(super) fn run(say: &Say, verb: Audit) -> Result<ExitCode, Failure> {
         (None, Some(file)) => Config::read(&file)?.data_dir,
         (None, None) => journal_in(&super::dev::default_dir()?)?,
     };
-    let report = verify(&dir, against)?;
+    let (report, votes) = verify(&dir, against)?;
     say.either(
         || {
             json!({
@@ -51,6 +51,7 @@ pub(super) fn run(say: &Say, verb: Audit) -> Result<ExitCode, Failure> {
                 "checkpoint": report.head.to_string(),
                 "epoch": report.epoch,
                 "against": report.against.map(|c| c.to_string()),
+                "votes": { "by_key": votes.by_key, "by_passkey": votes.by_passkey, "origins": votes.origins },
             })
         },
         || {
@@ -60,8 +61,10 @@ pub(super) fn run(say: &Say, verb: Audit) -> Result<ExitCode, Failure> {
                     .to_owned(),
             };
             format!(
-                "whole: {} entries, every premise held, every blob there{met}\ncheckpoint {}",
-                report.head.size, report.head
+                "whole: {} entries, every premise held, every blob there{met}\n{}\ncheckpoint {}",
+                report.head.size,
+                told(&votes),
+                report.head
             )
         },
     );
@@ -77,19 +80,42 @@ fn journal_in(dir: &Path) -> Result<PathBuf, Failure> {
     }
 }
 
+/// The votes in one line. Which origins are the broker's own, the reader knows and the journal does not.
+fn told(votes: &VotesChecked) -> String {
+    let VotesChecked {
+        by_key,
+        by_passkey,
+        origins,
+    } = votes;
+    let mut line = format!(
+        "{} votes proved by their signatures: {by_key} by keys, {by_passkey} by passkeys",
+        by_key + by_passkey
+    );
+    if !origins.is_empty() {
+        let origins: Vec<_> = origins.iter().map(String::as_str).collect();
+        line.push_str(&format!(" on {}", origins.join(", ")));
+    }
+    line
+}
+
 /// Walks a journal from its first entry to its head.
-pub(super) fn verify(dir: &Path, against: Option<Checkpoint>) -> Result<AuditReport, Failure> {
-    let journal =
-        ReadOnly::open(dir).map_err(|e| Failure::failed(format!("{}: {e}", dir.display())))?;
+pub(super) fn verify(
+    dir: &Path,
+    against: Option<Checkpoint>,
+) -> Result<(AuditReport, VotesChecked), Failure> {
+    let open =
+        || ReadOnly::open(dir).map_err(|e| Failure::failed(format!("{}: {e}", dir.display())));
+    // The second finds blobs while the first walks; what is on record for the one is so for the other.
+    let (journal, blobs) = (open()?, open()?);
     let mut walk = Walk::against(against);
+    let mut votes = Votes::default();
     let damaged = |error: &dyn std::fmt::Display| {
         Failure::failed(format!("NOT WHOLE: {error}"))
             .next("keep a copy of this journal as it is, and compare it with a backup")
     };
     let walked = journal.all(|stored| {
-        walk.entry(&stored.text, stored.leaf)
-            .map(|_| ())
-            .map_err(OpenError::Damaged)
+        let entry = walk.entry(&stored.text, stored.leaf)?;
+        votes.entry(&entry, |name| blobs.blob(name))
     });
     let walked = walked.and_then(|head| {
         journal.blobs(|name, content| walk.blob(name, content).map_err(OpenError::Damaged))?;
@@ -107,5 +133,6 @@ pub(super) fn verify(dir: &Path, against: Option<Checkpoint>) -> Result<AuditRep
         | OpenError::Entry(_)
         | OpenError::First(_)) => Failure::failed(format!("{}: {other}", dir.display())),
     })?;
-    walk.finish(head, epoch).map_err(|error| damaged(&error))
+    let report = walk.finish(head, epoch).map_err(|error| damaged(&error))?;
+    Ok((report, votes.checked().clone()))
 }

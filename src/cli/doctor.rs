@@ -91,9 +91,11 @@ fn journal(dir: &Path, now: Timestamp) -> (Finding, Walked) {
     };
     let mut under = Vec::new();
     match audit::verify(dir, None) {
-        Ok(report) => under.push(Finding::ok(format!(
-            "whole: {} entries, checkpoint {}",
-            report.head.size, report.head
+        Ok((report, votes)) => under.push(Finding::ok(format!(
+            "whole: {} entries, {} votes, checkpoint {}",
+            report.head.size,
+            votes.by_key + votes.by_passkey,
+            report.head
         ))),
         Err(failure) => {
             let advice = failure.next.unwrap_or_else(|| {

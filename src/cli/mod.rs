@@ -8,6 +8,7 @@
 
 mod agent;
 mod approver;
+mod at_console;
 mod audit;
 mod bundle;
 mod card;

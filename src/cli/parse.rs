@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
-
 use crate::model::{Malformed, Param, Target, json, parse_duration};
 
 /// One `--param`, as typed.
@@ -90,12 +88,6 @@ pub(super) fn seconds(text: &str) -> Result<u32, Malformed> {
     parse_duration("duration", text)
 }
 
-/// A parameter as people read it: `true`, `7`, `"text"`, sets and records as JSON. Safe to print.
-pub(super) fn show(param: &Param) -> String {
-    let value: Value = param.to_json();
-    crate::model::text::reveal(&value.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,14 +129,5 @@ mod tests {
         }
         let twice = vec![param("a=1").expect("a"), param("a=2").expect("a")];
         assert!(params(twice).is_err());
-    }
-
-    #[test]
-    fn parameters_are_shown_safely() {
-        assert_eq!(
-            show(&Param::Str("a\u{202E}\n".to_owned())),
-            "\"a<U+202E>\\n\""
-        );
-        assert_eq!(show(&Param::Bool(true)), "true");
     }
 }

@@ -28,6 +28,11 @@ pub(super) fn when(wire: Option<&prost_types::Timestamp>, now: Timestamp) -> Str
     )
 }
 
+/// `2026-11-22T10:00:00Z`.
+pub(super) fn instant(wire: Option<&prost_types::Timestamp>) -> String {
+    read(wire).map_or_else(|| "unknown".to_owned(), |at| at.to_string())
+}
+
 /// `in 5m` or `5m ago`.
 pub(super) fn distance(at: Timestamp, now: Timestamp) -> String {
     let ms = at.since(now);

@@ -43,6 +43,14 @@ pub(super) enum Task {
         #[command(flatten)]
         key: KeyArgs,
     },
+    /// Show what happened in a task, from its verification to its end (operators, and approvers it asked)
+    Timeline {
+        /// The task
+        #[arg(value_parser = TaskId::parse)]
+        task: TaskId,
+        #[command(flatten)]
+        key: KeyArgs,
+    },
     /// End anybody's task (operators)
     End {
         /// The task
@@ -200,12 +208,61 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Task) -> Result<ExitCo
                 .await?;
             list(say, &tasks);
         }
+        Task::Timeline { task, key } => {
+            timeline(say, &key.person(common)?.timeline(task).await?);
+        }
         Task::End { task, key } => {
             let report = key.person(common)?.end_task(task).await?;
             say.either(|| shapes::end_report(&report), || shapes::end_line(&report));
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn timeline(say: &Say, told: &v1::GetTimelineResponse) {
+    say.either(
+        || {
+            let to_json = |m: &v1::Moment| {
+                json!({
+                    "entry": m.index, "at": shapes::moment(m.at.as_ref()), "kind": (!m.kind.is_empty()).then_some(&m.kind),
+                    "what": m.what, "who": m.who, "detail": m.detail, "ids": m.ids,
+                })
+            };
+            json!({
+                "task": told.task_id, "agent": told.agent_id, "owner": told.owner,
+                "ended": (!told.ended.is_empty()).then_some(&told.ended), "left_out": told.left_out,
+                "moments": told.moments.iter().map(to_json).collect::<Value>(),
+            })
+        },
+        || {
+            let state = match told.ended.as_str() {
+                "" => "runs".to_owned(),
+                cause => format!("over: {}", reveal(cause)),
+            };
+            let left_out = match told.left_out {
+                0 => String::new(),
+                n => format!(", {n} entries in its midst left out"),
+            };
+            let row = |m: &v1::Moment| {
+                vec![
+                    shapes::instant(m.at.as_ref()),
+                    m.index.map(|index| index.to_string()).unwrap_or_default(),
+                    reveal(&m.what),
+                    reveal(&m.who),
+                    reveal(&m.detail),
+                ]
+            };
+            let head = ["WHEN", "ENTRY", "WHAT", "WHO", ""].map(str::to_owned).to_vec();
+            let rows: Vec<_> = std::iter::once(head).chain(told.moments.iter().map(row)).collect();
+            format!(
+                "{} of {} (owner {}), {state}{left_out}\n{}",
+                reveal(&told.task_id),
+                reveal(&told.agent_id),
+                reveal(&told.owner),
+                table(&rows)
+            )
+        },
+    );
 }
 
 fn list(say: &Say, tasks: &[v1::TaskRow]) {

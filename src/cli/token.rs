@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::failure::Failure;
 use super::net::{self, KeyArgs};
 use super::parse::{self, NamedParam};
-use super::say::Rows;
+use super::say::{Rows, table};
 use super::store::EvidenceArgs;
 use super::task::Which;
 use super::{Common, Say, dev, shapes};
@@ -27,6 +27,14 @@ pub(super) enum Token {
     Request(Box<Request>),
     /// Say whether a token is good now (validators, for their own audiences)
     Introspect(Introspect),
+    /// List the tokens that are good now, the next to expire first (operators)
+    List {
+        /// Most rows
+        #[arg(long, default_value = "100")]
+        max: usize,
+        #[command(flatten)]
+        key: KeyArgs,
+    },
     /// End one token; its task goes on (operators)
     Revoke {
         /// The token's id
@@ -85,6 +93,10 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Token) -> Result<ExitC
     match verb {
         Token::Request(request) => self::request(common, say, *request).await,
         Token::Introspect(introspect) => self::introspect(common, say, introspect).await,
+        Token::List { max, key } => {
+            list(say, &key.person(common)?.live_tokens(max).await?);
+            Ok(ExitCode::SUCCESS)
+        }
         Token::Revoke { jti, key } => {
             let done = key.person(common)?.revoke_token(jti).await?;
             say.either(
@@ -101,6 +113,42 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Token) -> Result<ExitC
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+fn list(say: &Say, tokens: &[v1::LiveToken]) {
+    let now = Clock::system().now();
+    say.either(
+        || {
+            let to_json = |t: &v1::LiveToken| {
+                json!({
+                    "jti": t.jti, "agent": t.agent_id, "owner": t.owner, "task": t.task_id, "action": t.action,
+                    "target": shapes::target(t.target.as_ref()), "audience": t.audience,
+                    "issued_at": shapes::moment(t.issued_at.as_ref()), "expires_at": shapes::moment(t.expires_at.as_ref()),
+                    "uses_left": t.uses_left, "profiles": t.profiles,
+                })
+            };
+            tokens.iter().map(to_json).collect::<Value>()
+        },
+        || {
+            if tokens.is_empty() {
+                return "no token is good now".to_owned();
+            }
+            let head = ["TOKEN", "AGENT", "OWNER", "FOR", "LEFT", "USES LEFT", "APPROVED UNDER"];
+            let row = |t: &v1::LiveToken| {
+                vec![
+                    reveal(&t.jti),
+                    reveal(&t.agent_id),
+                    reveal(&t.owner),
+                    reveal(&format!("{} on {}", t.action, shapes::target(t.target.as_ref()))),
+                    shapes::left(t.expires_at.as_ref(), now),
+                    t.uses_left.map_or_else(|| "any".to_owned(), |uses| uses.to_string()),
+                    reveal(&t.profiles.join(", ")),
+                ]
+            };
+            let head = head.map(str::to_owned).to_vec();
+            table(&std::iter::once(head).chain(tokens.iter().map(row)).collect::<Vec<_>>())
+        },
+    );
 }
 
 async fn request(common: &Common, say: &Say, verb: Request) -> Result<ExitCode, Failure> {
@@ -194,7 +242,8 @@ fn waits(say: &Say, pending: &Pending, action: &Action, now: Timestamp) {
     say.either(
         || {
             json!({
-                "outcome": "pending", "access_request": pending.access_request_id(), "request_id": pending.request_id(),
+                "outcome": "pending", "access_request": pending.access_request_id(),
+                "match_phrase": pending.match_phrase().to_string(), "request_id": pending.request_id(),
                 "decision": pending.decision_id(), "expires_at": pending.expires_at().to_string(),
                 "needs": shapes::profiles(pending.needs()), "rules": shapes::rules(pending.rules()),
                 "ttl": shapes::ttl(pending.ttl()), "show_evidence": pending.show_evidence(),
@@ -203,6 +252,7 @@ fn waits(say: &Say, pending: &Pending, action: &Action, now: Timestamp) {
         || {
             let mut rows = Rows::default();
             rows.own("waits", pending.access_request_id().to_string())
+                .own("phrase", format!("{} (the approver's card says the same)", pending.match_phrase()))
                 .own("for", what(action))
                 .own("needs", shapes::profile_lines(pending.needs()))
                 .own("because", shapes::rule_lines(pending.rules()))

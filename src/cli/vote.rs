@@ -1,4 +1,4 @@
-//! `approve`, `deny`: a signed vote on exactly what was printed.
+//! `approve`, `deny`: a signed vote on exactly what was printed; where only passkeys count, it is given at the console.
 
 use std::process::ExitCode;
 
@@ -7,11 +7,11 @@ use serde_json::json;
 
 use super::failure::Failure;
 use super::net::{self, KeyArgs};
-use super::{Common, Say, card, parse, shapes};
+use super::{Common, Say, at_console, card, parse, shapes};
+use crate::card::Card;
 use crate::client::ballot::Seen;
 use crate::clock::Clock;
 use crate::model::{AccessRequestId, Comment, Exit, Narrowing, ProfileName, Realm, Verdict};
-use crate::proto::v1;
 
 #[derive(Debug, Args)]
 pub(super) struct Vote {
@@ -49,14 +49,27 @@ pub(super) async fn run(
     let person = verb.key.person(common)?;
     let realm = net::realm(common, verb.realm)?;
     let shown = person.card(verb.access_request).await?;
+    let shown_at = Clock::system().now();
     if !say.json() {
-        say.text(&card::text(&shown, Clock::system().now()));
+        say.text(&card::text(&shown, shown_at));
     }
     let profile = profile(verb.profile, &shown)?;
+    let asked = shown.needs.iter().find(|n| n.profile.name == profile);
+    if asked.is_some_and(|need| need.passkey) {
+        if verb.ttl.is_some() || verb.uses.is_some() || verb.comment.is_some() {
+            let told =
+                "only a passkey counts here: narrow and comment where you vote, at the console";
+            return Err(Failure::usage(told).next("leave out --ttl, --uses and --comment"));
+        }
+        return at_console::decide(say, &person, shown, verdict).await;
+    }
     let asks = verdict == Verdict::Approve && !verb.yes;
     // Nothing is signed before a person has said yes to what was printed.
     if asks && !confirmed(say).await? {
         return Err(Failure::new(Exit::Failed, "no vote was cast"));
+    }
+    if verdict == Verdict::Approve {
+        at_console::read_long_enough(&shown, shown_at).await;
     }
     let narrowing = Narrowing {
         max_ttl: verb.ttl.map(i64::from),
@@ -94,14 +107,14 @@ pub(super) async fn run(
 }
 
 /// The profile asked for, or the only one there is.
-fn profile(given: Option<ProfileName>, card: &v1::Card) -> Result<ProfileName, Failure> {
+fn profile(given: Option<ProfileName>, card: &Card) -> Result<ProfileName, Failure> {
     match (given, card.needs.as_slice()) {
         (Some(profile), _) => Ok(profile),
-        (None, [only]) => Ok(ProfileName::parse(&only.name)?),
+        (None, [only]) => Ok(only.profile.name.clone()),
         (None, needs) => {
             let names: Vec<String> = needs
                 .iter()
-                .map(|p| crate::model::text::reveal(&p.name))
+                .map(|need| need.profile.name.to_string())
                 .collect();
             Err(Failure::usage(format!(
                 "which profile is the vote for? --profile {}",
@@ -130,22 +143,19 @@ mod tests {
     use tonic::{Request, Response, Status};
 
     use super::*;
+    use crate::card::sample::{PROFILE, card};
     use crate::model::VoteStatement;
-    use crate::proto::convert::{action_to_wire, seconds_to_wire, timestamp_to_wire};
+    use crate::proto::v1;
     use crate::proto::v1::approval_service_server::{ApprovalService, ApprovalServiceServer};
 
     #[test]
     fn a_vote_is_for_one_profile() {
-        let need = |name: &str| v1::Profile {
-            name: name.to_owned(),
-            ..v1::Profile::default()
-        };
-        let mut card = v1::Card {
-            needs: vec![need("one")],
-            ..v1::Card::default()
-        };
-        assert_eq!(profile(None, &card).expect("the only one").as_str(), "one");
-        card.needs.push(need("two"));
+        let mut card = card();
+        let first = profile(None, &card).expect("the only one");
+        assert_eq!(first.as_str(), PROFILE);
+        let mut second = card.needs[0].clone();
+        second.profile.name = ProfileName::parse("two").expect("name");
+        card.needs.push(second);
         assert!(
             profile(None, &card)
                 .expect_err("which")
@@ -160,35 +170,26 @@ mod tests {
 
     /// A broker that shows one card, and asks to sign what `lie` makes of it.
     struct Broker {
-        card: v1::Card,
+        card: Card,
         lie: Lie,
         cast: Arc<Mutex<usize>>,
     }
 
-    fn honest(card: &v1::Card) -> VoteStatement {
-        let agent = card.agent.clone().expect("agent");
-        let action =
-            crate::proto::convert::action(card.action.as_ref().expect("action")).expect("action");
-        let need = card.needs.first().expect("need");
+    fn honest(card: &Card) -> VoteStatement {
         VoteStatement {
             v: 1,
-            realm: Realm::parse(&card.realm).expect("realm"),
-            access_request_id: AccessRequestId::parse(&card.access_request_id).expect("id"),
-            agent: crate::model::AgentId::parse(&agent.agent_id).expect("agent"),
-            owner: crate::model::PersonId::parse(&agent.owner).expect("owner"),
-            task: crate::model::TaskId::parse(&card.task_id).expect("task"),
-            task_key: crate::model::Thumbprint(
-                crate::model::Digest::parse(&card.task_key).expect("key"),
-            ),
-            action: action.to_json(),
+            realm: card.realm.clone(),
+            access_request_id: card.access_request,
+            agent: card.agent.id.clone(),
+            owner: card.agent.owner.id.clone(),
+            task: card.task,
+            task_key: card.task_key,
+            action: card.action.as_ref().expect("action").to_json(),
             max_ttl: 300,
             uses: card.uses,
             comment: None,
-            policy: crate::model::Digest::parse(&card.policy_version).expect("policy"),
-            profile: crate::model::ProfileRef {
-                name: ProfileName::parse(&need.name).expect("name"),
-                digest: crate::model::Digest::parse(&need.digest).expect("digest"),
-            },
+            policy: card.policy,
+            profile: card.needs.first().expect("need").profile.clone(),
             verdict: Verdict::Approve,
             not_after: Clock::system().now().plus_secs(600).secs(),
             nonce: "AAAAAAAAAAAAAAAAAAAAAA".to_owned(),
@@ -219,7 +220,7 @@ mod tests {
             _: Request<v1::GetCardRequest>,
         ) -> Result<Response<v1::GetCardResponse>, Status> {
             Ok(Response::new(v1::GetCardResponse {
-                card: Some(self.card.clone()),
+                card: Some(crate::proto::card::to_wire(&self.card)),
             }))
         }
 
@@ -272,47 +273,18 @@ mod tests {
         }
     }
 
-    fn card() -> v1::Card {
-        let action = crate::model::Action::new(
-            crate::model::ActionName::parse("account.disable").expect("name"),
-            crate::model::Audience::parse("https://idp.example").expect("audience"),
-            crate::model::Target::parse("Account", "ann").expect("target"),
-            [("end_sessions".to_owned(), crate::model::Param::Bool(true))].into(),
-        );
-        let digest = |text: &str| crate::model::Digest::of(text.as_bytes()).to_string();
-        v1::Card {
-            access_request_id: AccessRequestId::from_random([1; 16]).to_string(),
-            realm: "dev".to_owned(),
-            action: Some(action_to_wire(&action.expect("action"))),
-            agent: Some(v1::CardAgent {
-                agent_id: "triage".into(),
-                owner: "dana".into(),
-                ..v1::CardAgent::default()
-            }),
-            needs: vec![v1::Profile {
-                name: "one-security".into(),
-                digest: digest("profile"),
-                quorum: 1,
-                ..v1::Profile::default()
-            }],
-            task_id: crate::model::TaskId::from_random([2; 16]).to_string(),
-            task_key: digest("key"),
-            max_ttl: Some(seconds_to_wire(300)),
-            uses: Some(1),
-            policy_version: digest("policy"),
-            expires_at: Some(timestamp_to_wire(Clock::system().now().plus_secs(900))),
-            ..v1::Card::default()
-        }
-    }
-
     /// Runs `approve` against such a broker; how it went, and how many votes arrived.
     async fn approve(key: PathBuf, lie: Lie) -> (Result<ExitCode, Failure>, usize) {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
             .await
             .expect("bind");
         let url = format!("http://{}", listener.local_addr().expect("address"));
-        let (card, cast) = (card(), Arc::new(Mutex::new(0)));
-        let access_request = AccessRequestId::parse(&card.access_request_id).expect("id");
+        let card = Card {
+            dwell_s: 0,
+            ..card()
+        };
+        let cast = Arc::new(Mutex::new(0));
+        let access_request = card.access_request;
         let service = ApprovalServiceServer::new(Broker {
             card,
             lie,
@@ -339,7 +311,7 @@ mod tests {
             uses: None,
             comment: None,
             yes: true,
-            realm: Some(Realm::parse("dev").expect("realm")),
+            realm: Some(Realm::parse("prod").expect("realm")),
         };
         let done = run(&common, &Say::new(true), verb, Verdict::Approve).await;
         serving.abort();
@@ -374,7 +346,7 @@ mod tests {
             ("task_key", |s| {
                 s.task_key = crate::model::Thumbprint(crate::model::Digest::of(b"thief"))
             }),
-            ("realm", |s| s.realm = Realm::parse("prod").expect("realm")),
+            ("realm", |s| s.realm = Realm::parse("dev").expect("realm")),
         ];
         for (member, lie) in lies {
             let (done, cast) = approve(key.clone(), lie).await;

@@ -6,8 +6,8 @@ use super::{Endpoint, Error, random_name};
 use crate::jose::SigningKey;
 use crate::jose::dpop::{self, ProofClaims};
 use crate::model::{
-    AccessRequestId, Action, DecisionId, DeniedReason, RequestId, Secret, Thumbprint, Timestamp,
-    TokenId,
+    AccessRequestId, Action, DecisionId, DeniedReason, MatchPhrase, RequestId, Secret, Thumbprint,
+    Timestamp, TokenId,
 };
 use crate::proto::v1;
 
@@ -161,6 +161,11 @@ impl Pending {
         self.access_request_id
     }
 
+    /// What the approver's card says, too: for whoever watches the agent, to know that both speak of the same request.
+    pub fn match_phrase(&self) -> MatchPhrase {
+        MatchPhrase::of(&self.access_request_id)
+    }
+
     /// What to ask again under.
     pub fn request_id(&self) -> &RequestId {
         &self.request_id
@@ -219,6 +224,11 @@ impl Denied {
     /// Why, if this client knows the word.
     pub fn known_reason(&self) -> Option<DeniedReason> {
         DeniedReason::parse(&self.info.reason)
+    }
+
+    /// What the person who said no wrote to the agent; empty for none. At most 200 characters, of one line.
+    pub fn comment(&self) -> &str {
+        &self.info.comment
     }
 
     /// The rules that determined it.

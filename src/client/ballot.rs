@@ -3,18 +3,18 @@
 
 use std::fmt;
 
+use crate::card::Card;
 use crate::jose::SigningKey;
 use crate::model::{
-    AccessRequestId, AgentId, Comment, Digest, Malformed, Narrowing, PersonId, ProfileName,
-    ProfileRef, Realm, TaskId, Thumbprint, Timestamp, Verdict, VoteStatement,
+    AccessRequestId, Comment, Malformed, Narrowing, ProfileName, Realm, Timestamp, Verdict,
+    VoteStatement,
 };
-use crate::proto::{convert, v1};
 
 /// What the approver saw and decided.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen<'a> {
     /// The card as shown.
-    pub card: &'a v1::Card,
+    pub card: &'a Card,
     /// The realm the approver votes in, by the approver's own configuration.
     pub realm: &'a Realm,
     /// The profile of the card that the vote is for.
@@ -91,62 +91,43 @@ pub fn sign(
 /// The statement as the card has it. Of the broker's only the moment and the nonce are taken, neither of which the card shows.
 fn ours(seen: &Seen<'_>, theirs: &VoteStatement) -> Result<VoteStatement, BallotError> {
     let card = seen.card;
-    let agent = card
-        .agent
-        .as_ref()
-        .ok_or(BallotError::Card(Malformed::new("agent", "is required")))?;
     let asked = card
         .needs
         .iter()
-        .find(|need| need.name == seen.profile.as_str())
+        .find(|need| need.profile.name == *seen.profile)
         .ok_or(BallotError::NotAsked)?;
-    let read = || -> Result<VoteStatement, Malformed> {
-        let action = convert::action(convert::required("action", card.action.as_ref())?)?;
-        let shown_ttl = convert::seconds(
-            "max_ttl",
-            convert::required("max_ttl", card.max_ttl.as_ref())?,
-        )?;
-        if Realm::parse(&card.realm)? != *seen.realm {
-            return Err(Malformed::new(
-                "realm",
-                "is another one than the approver's",
-            ));
-        }
-        Ok(VoteStatement {
-            v: 1,
-            realm: seen.realm.clone(),
-            access_request_id: AccessRequestId::parse(&card.access_request_id)?,
-            agent: AgentId::parse(&agent.agent_id)?,
-            owner: PersonId::parse(&agent.owner)?,
-            task: TaskId::parse(&card.task_id)?,
-            task_key: Thumbprint(Digest::parse(&card.task_key)?),
-            action: action.to_json(),
-            max_ttl: seen
-                .narrowing
-                .max_ttl
-                .map_or(shown_ttl, |narrow| narrow.min(shown_ttl)),
-            uses: seen.narrowing.max_uses.into_iter().chain(card.uses).min(),
-            comment: seen.comment.cloned(),
-            policy: Digest::parse(&card.policy_version)?,
-            profile: ProfileRef {
-                name: seen.profile.clone(),
-                digest: Digest::parse(&asked.digest)?,
-            },
-            verdict: seen.verdict,
-            not_after: theirs.not_after,
-            nonce: nonce(&theirs.nonce)?,
-        })
+    if card.realm != *seen.realm {
+        let rule = "is another one than the approver's";
+        return Err(BallotError::Card(Malformed::new("realm", rule)));
+    }
+    let Some(action) = &card.action else {
+        let rule = "is no longer on record";
+        return Err(BallotError::Card(Malformed::new("action", rule)));
     };
-    read().map_err(|error| {
-        if error.what == NONCE {
-            BallotError::Nonce
-        } else {
-            BallotError::Card(error)
-        }
+    Ok(VoteStatement {
+        v: 1,
+        realm: seen.realm.clone(),
+        access_request_id: card.access_request,
+        agent: card.agent.id.clone(),
+        owner: card.agent.owner.id.clone(),
+        task: card.task,
+        task_key: card.task_key,
+        action: action.to_json(),
+        max_ttl: seen
+            .narrowing
+            .max_ttl
+            .map_or(card.max_ttl, |narrow| narrow.min(card.max_ttl)),
+        uses: seen.narrowing.max_uses.into_iter().chain(card.uses).min(),
+        comment: seen.comment.cloned(),
+        policy: card.policy,
+        profile: asked.profile.clone(),
+        verdict: seen.verdict,
+        not_after: theirs.not_after,
+        nonce: nonce(&theirs.nonce)?,
     })
 }
 
-fn nonce(text: &str) -> Result<String, Malformed> {
+fn nonce(text: &str) -> Result<String, BallotError> {
     use base64::Engine as _;
     let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD
         .decode(text)
@@ -154,7 +135,7 @@ fn nonce(text: &str) -> Result<String, Malformed> {
     if bytes.len() == 16 {
         Ok(text.to_owned())
     } else {
-        Err(Malformed::new(NONCE, "must be 16 bytes"))
+        Err(BallotError::Nonce)
     }
 }
 
@@ -236,54 +217,16 @@ impl fmt::Debug for Ballot {
 
 /// Longest time that a yes may stay good, in seconds: seven days.
 const NOT_AFTER_S_MAX: i64 = 7 * 86_400;
-const NONCE: &str = "nonce";
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::model::{Action, ActionName, Audience, Param, Target, json as json_text};
+    use crate::card::sample::{NOW, action, card};
+    use crate::model::{Digest, TaskId, json as json_text};
 
-    const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
     const NONCE_TEXT: &str = "AAAAAAAAAAAAAAAAAAAAAA";
-
-    fn action(target: &str, flag: bool) -> Action {
-        Action::new(
-            ActionName::parse("account.disable").expect("name"),
-            Audience::parse("https://idp.example").expect("audience"),
-            Target::parse("Account", target).expect("target"),
-            BTreeMap::from([("end_sessions".to_owned(), Param::Bool(flag))]),
-        )
-        .expect("action")
-    }
-
-    fn card() -> v1::Card {
-        let need = |name: &str| v1::Profile {
-            name: name.to_owned(),
-            digest: Digest::of(name.as_bytes()).to_string(),
-            ..v1::Profile::default()
-        };
-        v1::Card {
-            access_request_id: AccessRequestId::from_random([1; 16]).to_string(),
-            realm: "prod".to_owned(),
-            action: Some(convert::action_to_wire(&action("ann", true))),
-            agent: Some(v1::CardAgent {
-                agent_id: "ci".to_owned(),
-                owner: "p1".to_owned(),
-                ..v1::CardAgent::default()
-            }),
-            needs: vec![need("other"), need("two-security")],
-            task_id: TaskId::from_random([2; 16]).to_string(),
-            task_key: Digest::of(b"key").to_string(),
-            max_ttl: Some(convert::seconds_to_wire(300)),
-            uses: Some(1),
-            policy_version: Digest::of(b"policy").to_string(),
-            ..v1::Card::default()
-        }
-    }
 
     fn honest() -> Value {
         json!({
@@ -305,7 +248,7 @@ mod tests {
         })
     }
 
-    fn vote(card: &v1::Card, statement: &str, max_ttl: Option<i64>) -> Result<Ballot, BallotError> {
+    fn vote(card: &Card, statement: &str, max_ttl: Option<i64>) -> Result<Ballot, BallotError> {
         let (realm, profile) = (
             Realm::parse("prod").expect("realm"),
             ProfileName::parse("two-security").expect("profile"),
@@ -350,7 +293,7 @@ mod tests {
         unlimited.as_object_mut().expect("object").remove("uses");
         assert!(
             vote(
-                &v1::Card {
+                &Card {
                     uses: None,
                     ..card()
                 },
@@ -453,19 +396,19 @@ mod tests {
                 "{bad}"
             );
         }
-        assert!(matches!(
-            vote(
-                &v1::Card {
-                    realm: "dev".to_owned(),
-                    ..card()
-                },
-                &text(&honest()),
-                None
-            )
-            .err(),
-            Some(BallotError::Card(_))
-        ));
-        let unasked = v1::Card {
+        let elsewhere = Card {
+            realm: Realm::parse("dev").expect("realm"),
+            ..card()
+        };
+        let forgotten = Card {
+            action: None,
+            ..card()
+        };
+        for other in [elsewhere, forgotten] {
+            let signed = vote(&other, &text(&honest()), None);
+            assert!(matches!(signed.err(), Some(BallotError::Card(_))));
+        }
+        let unasked = Card {
             needs: Vec::new(),
             ..card()
         };
@@ -473,17 +416,5 @@ mod tests {
             vote(&unasked, &text(&honest()), None).err(),
             Some(BallotError::NotAsked)
         );
-        assert!(matches!(
-            vote(
-                &v1::Card {
-                    agent: None,
-                    ..card()
-                },
-                &text(&honest()),
-                None
-            )
-            .err(),
-            Some(BallotError::Card(_))
-        ));
     }
 }

@@ -3,12 +3,13 @@ use std::sync::Arc;
 
 use super::ballot::{self, Ballot, Seen};
 use super::{Endpoint, Error, Identity, Order, methods};
+use crate::card::Card;
 use crate::jose::SigningKey;
 use crate::model::{
     AccessRequestId, AgentId, Comment, FreezeScope, Malformed, Narrowing, PersonId, ProfileName,
     Prose, Secret, TaskId, Thumbprint, TokenId, Verdict,
 };
-use crate::proto::{convert, v1};
+use crate::proto::{card, convert, v1};
 
 /// An approver or operator, by a key registered for the person in the policy bundle.
 #[derive(Debug, Clone)]
@@ -78,7 +79,7 @@ impl Person {
     }
 
     /// Everything needed to decide one.
-    pub async fn card(&self, id: AccessRequestId) -> Result<v1::Card, Error> {
+    pub async fn card(&self, id: AccessRequestId) -> Result<Card, Error> {
         let request = v1::GetCardRequest {
             access_request_id: id.to_string(),
         };
@@ -86,9 +87,9 @@ impl Person {
             .endpoint
             .call::<methods::GetCard>(self.order(), &[request])
             .await?;
-        let card = there("card", answer.card)?;
+        let card = card::read(&there("card", answer.card)?).map_err(Error::Answer)?;
         // What a person decides must be what they asked to see.
-        if card.access_request_id == id.to_string() {
+        if card.access_request == id {
             Ok(card)
         } else {
             Err(Error::Answer(Malformed::new(
@@ -140,7 +141,7 @@ impl Person {
     /// A signed vote on what was seen: begins, compares the broker's statement with the card, signs. Nothing counts until
     /// it is cast.
     pub async fn ballot(&self, seen: &Seen<'_>) -> Result<Ballot, Error> {
-        let id = AccessRequestId::parse(&seen.card.access_request_id)?;
+        let id = seen.card.access_request;
         let statement = self
             .begin_vote(id, seen.profile, seen.verdict, seen.narrowing, seen.comment)
             .await?;

@@ -1,7 +1,7 @@
 //! The wire words: what `proto/dipylon/v1` compiles to, and the two things both sides of it share.
 //!
 //! In: bytes and generated messages. Out: messages whose every field was understood ([`strict`]), and words of the model
-//! ([`convert`]).
+//! ([`convert`]) and cards ([`card`]).
 //! Trusts: the descriptor compiled into this binary.
 //! Refuses: in a request, whatever it does not know; in a conversion, whatever the model's words refuse.
 //! Never: decides anything, or prints a token, evidence, a signature or a parameter's value (`redact`).
@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 
+pub mod card;
 pub mod convert;
 mod redact;
 pub mod strict;

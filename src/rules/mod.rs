@@ -52,6 +52,9 @@ use rule::Rules;
 use schema::{Merged, OPERATE};
 use slices::Slices;
 
+/// People and profiles, each by name.
+pub type PeopleAndProfiles = (BTreeMap<PersonId, Person>, BTreeMap<ProfileName, Profile>);
+
 /// One version of the security team's directory, whole and checked.
 pub struct PolicyBundle {
     version: Digest,
@@ -155,6 +158,14 @@ impl PolicyBundle {
             judge,
             warnings,
         })
+    }
+
+    /// The people and profiles of a bundle, whatever else is in it: an audit reads bundles that were taken long ago.
+    pub fn people_in(files: &BundleFiles) -> Result<PeopleAndProfiles, BundleError> {
+        let (mut problems, mut warnings) = (Problems::default(), Problems::default());
+        let text = files.text(files::PEOPLE).unwrap_or_default();
+        let people = People::read(text, &mut problems, &mut warnings);
+        problems.or((people.persons, people.profiles))
     }
 
     /// SHA-256 of the canonical form of its files.

@@ -12,6 +12,7 @@ use axum::response::{IntoResponse as _, Response};
 use tonic::Status;
 
 use super::call;
+use super::console;
 use super::deadline::is_grpc;
 use super::guard;
 use super::peer::{Peer, Source};
@@ -63,6 +64,14 @@ impl Porch {
         self.places.enter(class).await.map_err(|_| {
             self.note(class, "places");
             rate_limited(PLACES_FULL_RETRY)
+        })
+    }
+
+    /// A place for a call of the console, or when to come again.
+    pub(super) async fn seat(&self, class: Class) -> Result<Seat, Duration> {
+        self.places.enter(class).await.map_err(|_| {
+            self.note(class, "places");
+            PLACES_FULL_RETRY
         })
     }
 
@@ -132,6 +141,7 @@ pub(super) struct PersonWatch {
 fn class(path: &str) -> Class {
     match call::label(path) {
         "http" | "health" => Class::Reserved,
+        _ if console::rows::is_ours(path) => console::rows::class(path),
         method => guard::class(method),
     }
 }

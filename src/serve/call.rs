@@ -13,6 +13,7 @@ use tonic_types::StatusExt as _;
 use tracing::field::{Empty, display};
 use tracing::{Instrument as _, Span};
 
+use super::console;
 use super::deadline::is_grpc;
 use super::guard;
 use crate::broker::Hall;
@@ -76,6 +77,9 @@ pub(super) fn label(path: &str) -> &'static str {
     match path {
         "/livez" | "/readyz" | "/.well-known/jwks.json" => "http",
         path if path.starts_with("/grpc.health.v1.Health/") => "health",
+        path if console::rows::is_ours(path) => {
+            console::rows::of(path).map_or("other", |row| row.name)
+        }
         path => guard::row(path.trim_start_matches('/')).map_or("other", |(name, _)| name),
     }
 }

@@ -23,6 +23,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, Sleep};
 use tower::Service as _;
 
+use super::console;
 use super::deadline::{self, Closing};
 use super::listener::{Counts, Shared, Socket};
 use super::peer::Peer;
@@ -106,7 +107,8 @@ async fn drive<I>(
             request.extensions_mut().insert(peer);
             request.extensions_mut().insert(Closing(closed.clone()));
             let stream = deadline::is_stream(request.uri().path());
-            let ours = is_ours(request.uri().path());
+            let ours = is_ours(request.uri().path())
+                || console::rows::knows_its_caller(request.uri().path());
             async move {
                 let response = router.call(request.map(Body::new)).await?;
                 if ours && is_proof(&response) {

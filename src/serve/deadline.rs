@@ -35,7 +35,7 @@ const UPLOADS: &[&str] = &["/dipylon.v1.GovernanceService/ApplyPolicyBundle"];
 
 /// Whether a method's answers go on.
 pub(super) fn is_stream(path: &str) -> bool {
-    STREAMS.contains(&path)
+    STREAMS.contains(&path) || path == super::console::rows::EVENTS
 }
 
 /// Bounds a call: its message must arrive whole, its answer must begin, and its stream must end, in time.

@@ -1,4 +1,4 @@
-//! The doors: gRPC and HTTP on one port. They parse, guard and translate; they decide nothing.
+//! The doors: gRPC, HTTP and the console on one port. They parse, guard and translate; they decide nothing.
 //!
 //! In: calls. Out: the hall's answers in wire words, refusals by one table. Trusts nothing a call says of itself.
 //! Refuses methods without a row in the guard table. Never sees evidence, a vote or a token but to pass it on.
@@ -6,6 +6,7 @@
 mod admit;
 mod call;
 mod connection;
+pub mod console;
 mod deadline;
 mod grpc;
 pub mod guard;
@@ -144,9 +145,11 @@ pub async fn serve(
         .add_service(bounded!(TokenServiceServer::new(door.clone())))
         .add_service(bounded!(ApprovalServiceServer::new(door.clone())))
         .add_service(bounded!(GovernanceServiceServer::new(door)));
+    let console = console::routes(hall.clone(), porch.clone(), stopped.clone());
     let router = routes
         .into_axum_router()
         .merge(http::routes(hall.clone()))
+        .merge(console)
         .merge(doors.extra)
         .fallback(http::fallback)
         .layer(middleware::from_fn(only_methods_with_a_row))
@@ -156,6 +159,7 @@ pub async fn serve(
             admit::within_its_rate,
         ))
         .layer(middleware::from_fn_with_state(hall.clone(), call::followed))
+        .layer(middleware::from_fn(console::dressed))
         .layer(DefaultBodyLimit::max(MESSAGE_BYTES_MAX));
     let upkeep = tokio::spawn(hall.clone().upkeep());
     let renewal = doors.tls.clone().map(|tls| tokio::spawn(tls.watch()));

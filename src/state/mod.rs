@@ -79,9 +79,9 @@ pub struct State {
     agent_tasks: Table<AgentId, BTreeSet<TaskId>>,
     decisions: Notes<DecisionId, u64>,
     feed: Feed,
-    stirs: Stirs,
     figures: Figures,
     traces: Traces,
+    stirs: Stirs,
     shared: Shared,
     due: Mutex<BTreeSet<(Timestamp, Due)>>,
     // Count of entries folded; the epoch changes only while nothing is served.

@@ -57,7 +57,7 @@ impl Stirs {
         let (what, ids) = match &entry.fact {
             Fact::AccessRequestOpened(f) => (Stirred::Opened, vec![f.access_request]),
             Fact::VoteCast(f) if leaving.is_empty() => (Stirred::Voted, vec![f.access_request]),
-            Fact::PolicyApplied(_) | Fact::ApproverKeysRevoked(_) | Fact::ApproverEnrolled(_) => {
+            Fact::PolicyApplied(_) | Fact::ApproverEnrolled(_) | Fact::ApproverKeysRevoked(_) => {
                 (Stirred::Rules, Vec::new())
             }
             Fact::VoteCast(_)
@@ -74,12 +74,12 @@ impl Stirs {
             | Fact::RequestDenied(_)
             | Fact::VoteRefused(_)
             | Fact::AccessRequestClosed(_)
+            | Fact::ApproverInvited(_)
             | Fact::TokenIssued(_)
             | Fact::TokenReissued(_)
             | Fact::TokenConsumed(_)
             | Fact::GrantsEnded(_)
-            | Fact::RefusalsCounted(_)
-            | Fact::ApproverInvited(_) => match leaving.is_empty() {
+            | Fact::RefusalsCounted(_) => match leaving.is_empty() {
                 true => return,
                 false => (Stirred::Closed, leaving),
             },

@@ -12,6 +12,8 @@ use crate::model::*;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Oddity {
+    /// What was counted at the asking was given up since.
+    Forgotten,
     /// The agent is new here: there is nothing to compare with.
     NoHistory,
     /// The agent asked for this action before, but too seldom to compare with.
@@ -89,6 +91,7 @@ impl Oddity {
     /// One sentence without a capital and a full stop.
     pub fn sentence(&self) -> String {
         match self {
+            Self::Forgotten => "what was unusual when it was asked is no longer known".to_owned(),
             Self::NoHistory => "no history yet".to_owned(),
             Self::LittleHistory { asked: 1 } => "little history yet: asked once before".to_owned(),
             Self::LittleHistory { asked } => {
@@ -256,6 +259,10 @@ mod tests {
     #[test]
     fn without_a_history_nothing_is_an_alarm() {
         let ann = target("ann");
+        assert_eq!(
+            said(&[Oddity::Forgotten]),
+            ["what was unusual when it was asked is no longer known"]
+        );
         assert_eq!(opening(None, 0, &ann), ["no history yet"]);
         assert_eq!(opening(None, HISTORY_MIN - 1, &ann), ["no history yet"]);
         assert_eq!(

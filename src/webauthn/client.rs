@@ -31,16 +31,7 @@ pub(super) fn check(
     challenge: &[u8],
     client_data_json: &[u8],
 ) -> Result<(), WebauthnError> {
-    within(
-        "client data",
-        client_data_json,
-        &(1..=CLIENT_DATA_BYTES_MAX),
-    )?;
-    let said = json::parse(client_data_json)
-        .map_err(|_| WebauthnError::ClientData("not one JSON text with each member once"))?;
-    let Value::Object(said) = said else {
-        return Err(WebauthnError::ClientData("not an object"));
-    };
+    let said = read(client_data_json)?;
     if text(&said, "type")? != ceremony.type_name() {
         return Err(WebauthnError::Type);
     }
@@ -63,6 +54,26 @@ pub(super) fn check(
         return Err(WebauthnError::CrossOrigin);
     }
     Ok(())
+}
+
+/// The origin it names, unchecked.
+pub(super) fn origin(client_data_json: &[u8]) -> Result<String, WebauthnError> {
+    text(&read(client_data_json)?, "origin").map(str::to_owned)
+}
+
+fn read(client_data_json: &[u8]) -> Result<Map<String, Value>, WebauthnError> {
+    within(
+        "client data",
+        client_data_json,
+        &(1..=CLIENT_DATA_BYTES_MAX),
+    )?;
+    match json::parse(client_data_json) {
+        Ok(Value::Object(said)) => Ok(said),
+        Ok(_) => Err(WebauthnError::ClientData("not an object")),
+        Err(_) => Err(WebauthnError::ClientData(
+            "not one JSON text with each member once",
+        )),
+    }
 }
 
 fn text<'a>(said: &'a Map<String, Value>, name: &str) -> Result<&'a str, WebauthnError> {

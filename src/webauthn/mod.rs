@@ -35,6 +35,18 @@ pub struct RelyingParty {
     pub origin: String,
 }
 
+impl RelyingParty {
+    /// The one an origin stands for here: its host is the RP ID.
+    pub fn at(origin: &str) -> Self {
+        let host = origin.split_once("://").map_or("", |(_, rest)| rest);
+        let host = host.split_once(':').map_or(host, |(host, _port)| host);
+        Self {
+            id: host.to_owned(),
+            origin: origin.to_owned(),
+        }
+    }
+}
+
 /// What `navigator.credentials.create()` gave (WebAuthn L3 §5.2.1).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registration {
@@ -208,6 +220,14 @@ pub fn check(
         sign_count: data.sign_count,
         backed_up: data.backed_up(),
     })
+}
+
+impl Assertion {
+    /// The relying party it was made for, as far as it says: the origin the browser wrote. For whoever checks a vote
+    /// without the broker's configuration; whether that origin was the broker's, nothing here can tell.
+    pub fn party(&self) -> Result<RelyingParty, WebauthnError> {
+        client::origin(&self.client_data_json).map(|origin| RelyingParty::at(&origin))
+    }
 }
 
 /// What an authenticator signs: its own data, then the digest of the browser's (§6.3.3).

@@ -138,7 +138,7 @@ async fn a_frozen_action_ends_its_tokens_and_questions_while_the_tasks_go_on() {
     assert_eq!(denied.why, DeniedReason::Frozen);
     let call = b.person_call("dipylon.v1.ApprovalService/GetCard", "maria");
     let card = b.hall.card(&call, &waiting.access_request).expect("a card");
-    assert_eq!(card.access.standing, AccessStanding::Ended);
+    assert_eq!(card.standing, AccessStanding::Ended);
     assert_eq!(
         refused(b.ask(&agent, task, &disable("ann"), 120, "ann").await),
         Reason::TokenDead

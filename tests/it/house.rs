@@ -13,7 +13,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("webauthn", &["model", "jose"]),
     ("rates", &[]),
     ("telemetry", &["model"]),
-    ("audit", &["model", "jose", "webauthn"]),
+    ("audit", &["model", "jose", "rules", "webauthn"]),
     ("state", &["model", "journal"]),
     ("verify", &["model", "jose", "rules"]),
     (

@@ -41,6 +41,8 @@ pub struct Found {
     pub tasks: BTreeSet<TaskId>,
     pub ended: BTreeSet<TaskId>,
     pub votes: usize,
+    pub enrolled: usize,
+    pub revoked: BTreeSet<Thumbprint>,
     pub uses: BTreeMap<TokenId, Vec<(ServiceId, UseId)>>,
     pub policies: usize,
 }
@@ -89,6 +91,8 @@ pub fn check_against(dir: &Path, noted: Option<Checkpoint>) -> Found {
         tasks: walk.tasks.keys().copied().collect(),
         ended: walk.ended,
         votes: walk.votes.values().map(Vec::len).sum(),
+        enrolled: walk.passkeys.len(),
+        revoked: walk.revoked,
         uses: walk.uses,
         policies,
     }

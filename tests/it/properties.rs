@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use dipylon::audit::Checkpoint;
-use dipylon::broker::TokenReply;
+use dipylon::broker::{TokenReply, VoteAsk};
 use dipylon::journal::{Faults, Step};
 use dipylon::model::*;
 use proptest::prelude::*;
 
 use super::harness::*;
 use super::laws;
+use super::passkey::{Manners, SoftPasskey};
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -31,6 +32,21 @@ enum Op {
         voter: usize,
         approve: bool,
         max_ttl: Option<i64>,
+    },
+    /// By the newest passkey of a person, at the console.
+    PasskeyVote {
+        request: usize,
+        voter: usize,
+        approve: bool,
+        max_ttl: Option<i64>,
+    },
+    Enrol {
+        voter: usize,
+    },
+    /// All keys of a person, or the newest passkey.
+    RevokeKeys {
+        voter: usize,
+        all: bool,
     },
     /// Asks, gathers every vote that would count, asks again: the usual way through gate 2.
     StepUp {
@@ -91,6 +107,10 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(task, action, ttl, request, show)| Op::Request { task, action, ttl, request, show }),
         8 => (any_index(), 0..3_usize, prop::bool::weighted(0.85), prop::option::weighted(0.3, 1..400_i64))
             .prop_map(|(request, voter, approve, max_ttl)| Op::Vote { request, voter, approve, max_ttl }),
+        4 => (any_index(), 0..3_usize, prop::bool::weighted(0.85), prop::option::weighted(0.3, 1..400_i64))
+            .prop_map(|(request, voter, approve, max_ttl)| Op::PasskeyVote { request, voter, approve, max_ttl }),
+        3 => (0..3_usize).prop_map(|voter| Op::Enrol { voter }),
+        2 => (0..3_usize, prop::bool::weighted(0.2)).prop_map(|(voter, all)| Op::RevokeKeys { voter, all }),
         14 => (any_index(), 1..4_usize, ttl(), 0..20_u8).prop_map(|(task, action, ttl, request)| Op::StepUp { task, action, ttl, request }),
         10 => (any_index(), 0..3_u8).prop_map(|(token, use_id)| Op::Consume { token, use_id }),
         2 => any_index().prop_map(|task| Op::End { task }),
@@ -101,7 +121,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (0..SCOPES.len()).prop_map(|scope| Op::Unfreeze { scope }),
         1 => any_index().prop_map(|token| Op::Revoke { token }),
         3 => any_index().prop_map(|task| Op::KeepAlive { task }),
-        3 => prop_oneof![Just(0), 0..6_usize].prop_map(|which| Op::Rules { which }),
+        3 => prop_oneof![Just(0), 0..7_usize].prop_map(|which| Op::Rules { which }),
         4 => prop_oneof![6 => 0..5_000_u32, 3 => 0..200_000_u32, 1 => Just(1_000_000)].prop_map(|ms| Op::Advance { ms }),
         1 => Just(Op::Upkeep),
         5 => (0..4_usize, 0..4_u8, any::<u8>()).prop_map(|(step, after, cut)| Op::Crash { step, after, cut }),
@@ -151,6 +171,9 @@ struct Ledger {
     dead: BTreeSet<TokenId>,
     requests: Vec<AccessRequestId>,
     votes: usize,
+    enrolled: usize,
+    /// Passkeys whose revocation was acknowledged.
+    revoked: BTreeSet<Thumbprint>,
     uses: BTreeMap<TokenId, UseId>,
     noted: Option<Checkpoint>,
 }
@@ -160,6 +183,8 @@ type Arm = Arc<Mutex<Option<(Step, u8)>>>;
 struct Run {
     broker: Option<TestBroker>,
     agents: Vec<TestAgent>,
+    /// Everyone's passkeys, oldest first, revoked ones too.
+    passkeys: [Vec<SoftPasskey>; 3],
     ledger: Ledger,
     arm: Arm,
     faults: Faults,
@@ -196,6 +221,7 @@ impl Run {
         Self {
             broker: Some(broker),
             agents,
+            passkeys: [const { Vec::new() }; 3],
             ledger: Ledger::default(),
             arm,
             faults,
@@ -227,6 +253,13 @@ impl Run {
             let last = self.ledger.requests.len().saturating_sub(1);
             for voter in [1, 2] {
                 self.one(&Op::Vote {
+                    request: last,
+                    voter,
+                    approve: true,
+                    max_ttl: None,
+                })
+                .await;
+                self.one(&Op::PasskeyVote {
                     request: last,
                     voter,
                     approve: true,
@@ -351,6 +384,64 @@ impl Run {
                         // Acknowledged in the middle of a step: a crash later in it must leave this alone.
                         self.acked_wal = b.wal_len();
                     }
+                }
+            }
+            Op::PasskeyVote {
+                request,
+                voter,
+                approve,
+                max_ttl,
+            } => {
+                let Some(id) = pick(&self.ledger.requests, *request) else {
+                    return;
+                };
+                let Some(key) = self.passkeys[*voter].last() else {
+                    return;
+                };
+                let Ok(visit) = b.sign_in(key).await else {
+                    return;
+                };
+                for profile in ["one-security", "two-security"] {
+                    let ask = VoteAsk {
+                        profile: ProfileName::parse(profile).expect("profile"),
+                        verdict: match approve {
+                            true => Verdict::Approve,
+                            false => Verdict::Deny,
+                        },
+                        narrowing: Narrowing {
+                            max_ttl: *max_ttl,
+                            max_uses: None,
+                        },
+                        comment: None,
+                    };
+                    if b.vote_visiting(&visit, key, *id, ask).await.is_ok() {
+                        self.ledger.votes += 1;
+                        self.acked_wal = b.wal_len();
+                    }
+                }
+            }
+            Op::Enrol { voter } => {
+                let Some(code) = b.try_invite(VOTERS[*voter]).await else {
+                    return;
+                };
+                self.acked_wal = b.wal_len();
+                if let Ok(key) = b.enrol_with(&code, &Manners::default()).await {
+                    self.ledger.enrolled += 1;
+                    self.passkeys[*voter].push(key);
+                }
+            }
+            Op::RevokeKeys { voter, all } => {
+                let person = PersonId::parse(VOTERS[*voter]).expect("id");
+                let newest = b.hall.state().roster().of(&person);
+                let newest = newest.value.passkeys.last().map(|p| p.record.key);
+                if newest.is_none() && !all {
+                    return;
+                }
+                let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
+                let only = newest.filter(|_| !all);
+                let revoked = b.hall.revoke_approver_keys(&call, person, only).await;
+                if revoked.is_ok() {
+                    self.ledger.revoked.extend(only);
                 }
             }
             Op::StepUp { .. } => unreachable!("taken apart in step"),
@@ -535,6 +626,10 @@ impl Run {
             found.votes >= self.ledger.votes,
             "law 8: an acknowledged vote is gone"
         );
+        assert!(
+            found.enrolled >= self.ledger.enrolled && self.ledger.revoked.is_subset(&found.revoked),
+            "law 8: an acknowledged enrolment or revocation is gone"
+        );
         assert_eq!(b.hall.state().illegal(), 0, "a transition no table has");
         self.ledger.noted = Some(found.head);
     }
@@ -560,6 +655,7 @@ fn variant(world: &World, which: usize) -> BTreeMap<String, String> {
         4 => world.policy_with("people.toml", |t| {
             t.replacen("name = \"Maria Moreau\"\ngroups = [\"security\"]", "name = \"Maria Moreau\"\ngroups = []", 1)
         }),
+        5 => world.policy_with("people.toml", |t| t.replacen("method = \"key\"", "method = \"passkey\"", 1)),
         _ => world.policy_with("agents.toml", |t| t.replacen("groups = [\"soc\"]", "groups = []", 1)),
     }
 }

@@ -1,5 +1,6 @@
 //! A broker behind its real doors, on a loopback socket, with the machine's clock.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -39,11 +40,18 @@ impl Served {
         Self::start_as(World::new(), rates).await
     }
 
+    /// With another policy bundle.
+    pub async fn start_with_policy(change: impl FnOnce(&mut BTreeMap<String, String>)) -> Self {
+        let mut world = World::new();
+        change(&mut world.policy);
+        Self::start_as(world, Rates::default()).await
+    }
+
     pub async fn start_in(world: World) -> Self {
         Self::start_as(world, Rates::default()).await
     }
 
-    async fn start_as(world: World, rates: Rates) -> Self {
+    pub async fn start_as(world: World, rates: Rates) -> Self {
         let temp = Arc::new(tempfile::tempdir().expect("dir"));
         let key = SigningKey::generate().expect("key").1.to_vec();
         let dir = temp.path().join("data");
@@ -72,6 +80,7 @@ impl Served {
         let url = format!("http://{}", listener.local_addr().expect("address"));
         let settings = Settings {
             external_url: url.clone(),
+            console_url: url.replace("127.0.0.1", "localhost"),
             issuer: url.clone(),
             evidence_audience: url.clone(),
             rates,
@@ -135,9 +144,13 @@ impl Served {
     }
 
     pub async fn task(&self, agent: &str) -> Task {
+        self.task_for(agent, "contain INC-8841").await
+    }
+
+    pub async fn task_for(&self, agent: &str, purpose: &str) -> Task {
         let agent = Agent::new(self.endpoint(), self.evidence(agent), None);
         let order = OpenTask {
-            purpose: "contain INC-8841".into(),
+            purpose: purpose.into(),
             max_duration_s: 600,
             request_id: None,
             heartbeat_s: None,

@@ -17,11 +17,15 @@ const RP_ID: &str = "localhost";
 const ENROL: &str = "console/enrol";
 
 impl TestBroker {
-    pub async fn invite(&self, name: &str) -> Secret {
+    pub async fn try_invite(&self, name: &str) -> Option<Secret> {
         let call = self.person_call("dipylon.v1.ApprovalService/InviteApprover", "olga");
         let person = PersonId::parse(name).expect("id");
         let invited = self.hall.invite_approver(&call, person).await;
-        invited.expect("invited").code
+        invited.ok().map(|invited| invited.code)
+    }
+
+    pub async fn invite(&self, name: &str) -> Secret {
+        self.try_invite(name).await.expect("invited")
     }
 
     pub async fn enrol_with(
@@ -131,9 +135,8 @@ pub fn passkeys_alone() -> World {
 fn with_approvals(table: &str) -> World {
     let mut world = World::new();
     let people = world.policy.get_mut("people.toml").expect("people");
-    let lenient = "[approvals]\ndwell = \"off\"\nback_off = []\nquarantine = 0\n";
-    assert!(people.contains(lenient));
-    *people = people.replace(lenient, &format!("[approvals]\n{table}\n"));
+    assert!(people.contains(LENIENT));
+    *people = people.replace(LENIENT, &format!("\n[approvals]\n{table}\n"));
     world
 }
 
@@ -713,5 +716,57 @@ async fn a_yes_to_high_risk_takes_a_look_at_the_card_first() {
     b.vote("lee", id, "one-security", Verdict::Deny)
         .await
         .expect("a no");
+    b.check();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_mint_rests_on_a_vote_whose_key_was_revoked_before_it() {
+    let b = Arc::new(TestBroker::start_with(passkeys_alone(), Faults::default()).await);
+    let triage = b.agent("triage");
+    let (mut minted, mut refused) = (0, 0);
+    for round in 0..40 {
+        let key = b.enrol("maria").await;
+        let visit = b.sign_in(&key).await.expect("signed in");
+        let task = b
+            .try_open(&triage, "contain", &format!("open-{round}"))
+            .await
+            .expect("opens")
+            .task
+            .task;
+        let id = b
+            .ask(&triage, task, &disable("ann"), 300, "r-1")
+            .await
+            .pending()
+            .access_request;
+        b.vote_visiting(&visit, &key, id, yes())
+            .await
+            .expect("counts");
+        let minting = {
+            let (b, agent) = (b.clone(), triage.clone());
+            tokio::spawn(async move { b.ask(&agent, task, &disable("ann"), 300, "r-1").await })
+        };
+        let revoking = {
+            let b = b.clone();
+            tokio::spawn(async move {
+                let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
+                let maria = PersonId::parse("maria").expect("id");
+                let newest = b.hall.state().roster().of(&maria);
+                let newest = newest.value.passkeys.last().map(|p| p.record.key);
+                b.hall.revoke_approver_keys(&call, maria, newest).await
+            })
+        };
+        revoking.await.expect("no panic").expect("revoked");
+        match minting.await.expect("no panic") {
+            Ok(TokenReply::Token(_)) => minted += 1,
+            Ok(TokenReply::Denied(denied)) => {
+                assert_eq!(denied.why, DeniedReason::NoEligibleApprover);
+                refused += 1;
+            }
+            other => panic!("neither: {other:?}"),
+        }
+        b.complete(&triage, task).await.expect("completes");
+    }
+    // The laws, walked over the journal, hold whichever came first; that both happened is luck, and not asserted.
+    println!("{minted} minted before, {refused} refused after the revocation");
     b.check();
 }

@@ -154,7 +154,7 @@ fn the_ceremonies_of_the_specification() {
 
 /// The credential of a ceremony, as if its registration had been by a verified user on a page of its own: flags and client
 /// data are not signed without an attestation.
-fn registered_verified(rp: &RelyingParty, c: &Ceremony) -> Result<Credential, WebauthnError> {
+pub fn registered_verified(rp: &RelyingParty, c: &Ceremony) -> Result<Credential, WebauthnError> {
     let mut object: Cbor =
         ciborium::from_reader(&c.registration.attestation_object[..]).expect("CBOR");
     for (name, value) in object.as_map_mut().expect("map") {

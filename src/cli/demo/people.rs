@@ -14,7 +14,7 @@ use crate::cli::{bundle, shapes};
 use crate::client::ballot::Seen;
 use crate::client::{Endpoint, Person};
 use crate::keys;
-use crate::model::{AccessRequestId, Narrowing, ProfileName, Realm, Verdict};
+use crate::model::{AccessRequestId, Narrowing, Realm, Verdict};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct PersonChild {
@@ -52,7 +52,7 @@ pub(in crate::cli) async fn run(args: PersonChild) -> Result<ExitCode, Failure> 
         Order::Approve { access_request } => {
             let card = person.card(AccessRequestId::parse(&access_request)?).await?;
             let profile = card.needs.first().ok_or_else(|| Failure::failed("the card asks for nothing"))?;
-            let profile = ProfileName::parse(&profile.name)?;
+            let profile = profile.profile.name.clone();
             let narrowing = Narrowing::default();
             let seen = Seen { card: &card, realm: &realm, profile: &profile, verdict: Verdict::Approve, narrowing, comment: None };
             let after = person.vote(&seen).await?;

@@ -46,9 +46,15 @@ impl Tell {
         let needs: Vec<String> = pending.needs().iter().map(needs).collect();
         self.event(
             "step-up",
-            &format!("needs {} because of {}  {id}", needs.join(" and "), rules(pending.rules())),
+            &format!(
+                "needs {} because of {}  {}  {id}",
+                needs.join(" and "),
+                rules(pending.rules()),
+                pending.match_phrase()
+            ),
             json!({
-                "access_request": id, "rules": shapes::rules(pending.rules()), "needs": shapes::profiles(pending.needs()),
+                "access_request": id, "match_phrase": pending.match_phrase().to_string(),
+                "rules": shapes::rules(pending.rules()), "needs": shapes::profiles(pending.needs()),
                 "expires_at": pending.expires_at().to_string(),
             }),
         );
@@ -82,18 +88,22 @@ impl Tell {
         } else {
             format!(" by {}", rules(no.rules()))
         };
+        let comment = match no.comment() {
+            "" => String::new(),
+            text => format!(": \"{}\"", reveal(text)),
+        };
         let next = no
             .known_reason()
             .map_or_else(String::new, |reason| format!("{}; ", reason.next()));
         self.event(
             "denied",
             &format!(
-                "{}{by}; {next}an operator sees more: dipylon explain {}",
+                "{}{by}{comment}; {next}an operator sees more: dipylon explain {}",
                 reveal(no.reason()),
                 no.decision_id()
             ),
             json!({
-                "reason": no.reason(), "rules": shapes::rules(no.rules()), "access_request": no.access_request_id(),
+                "reason": no.reason(), "comment": Some(no.comment()).filter(|c| !c.is_empty()), "rules": shapes::rules(no.rules()), "access_request": no.access_request_id(),
                 "decision": no.decision_id(), "next": no.known_reason().map(crate::model::DeniedReason::next),
             }),
         );

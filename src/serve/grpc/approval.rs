@@ -44,7 +44,7 @@ impl ApprovalService for Door {
             AccessRequestId::parse(&message.access_request_id).map_err(self.malformed(&call))?;
         note("access_request", &id);
         self.answer(self.hall.card(&call, &id).map(|card| v1::GetCardResponse {
-            card: Some(shapes::card(&card)),
+            card: Some(crate::proto::card::to_wire(&card)),
         }))
     }
 

@@ -10,7 +10,7 @@ use super::super::status::put_nonce;
 use super::{Door, note, shapes};
 use crate::broker::{AccessMark, AccessNews, InboxNews, Position};
 use crate::model::*;
-use crate::proto::v1;
+use crate::proto::{card, v1};
 use crate::state::{Stir, Stirred};
 
 pub(super) type AccessStream = ReceiverStream<Result<v1::WatchAccessRequestResponse, Status>>;
@@ -112,7 +112,7 @@ fn access_watch_ask(
     let seen = match &message.seen {
         Some(mark) => Some(AccessMark {
             version: mark.version,
-            standing: shapes::standing_from(mark.status)?,
+            standing: card::standing(mark.status)?,
         }),
         None => None,
     };
@@ -126,7 +126,7 @@ fn access_watch_ask(
 fn mark(mark: AccessMark) -> v1::AccessRequestMark {
     v1::AccessRequestMark {
         version: mark.version,
-        status: shapes::standing(mark.standing).into(),
+        status: card::status(mark.standing).into(),
     }
 }
 

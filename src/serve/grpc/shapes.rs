@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use prost::Message as _;
 
 use crate::broker::{
-    AccessStanding, AccessView, AgentView, ApproverView, CardView, EndReport, InboxPage, InboxRow,
-    Position, ProfileState, RuleShown, TaskView, TokenReply,
+    AccessView, AgentView, ApproverView, EndReport, InboxPage, InboxRow, Position, ProfileState,
+    RuleShown, TaskView, TokenReply,
 };
 use crate::model::*;
 use crate::proto::convert::{action_to_wire, seconds_to_wire, timestamp_to_wire};
-use crate::proto::v1;
 use crate::proto::v1::request_token_response::Outcome;
+use crate::proto::{card, v1};
 use crate::rules::Risk;
 use crate::state::{FeedEvent, Selector};
 
@@ -66,6 +66,10 @@ fn profile(state: &ProfileState, names: bool) -> v1::Profile {
         } else {
             Vec::new()
         },
+        method: state
+            .method
+            .map(|method| method.as_str().to_owned())
+            .unwrap_or_default(),
     }
 }
 
@@ -105,6 +109,7 @@ pub(super) fn token_reply(reply: TokenReply) -> v1::RequestTokenResponse {
                 rules: rules(pending.rules),
                 show_evidence: pending.show_evidence,
                 ttl: Some(ttl_sum(&pending.ttl)),
+                match_phrase: MatchPhrase::of(&pending.access_request).to_string(),
             };
             (
                 Outcome::Pending(message),
@@ -138,35 +143,8 @@ pub(super) fn token_reply(reply: TokenReply) -> v1::RequestTokenResponse {
 /// Seconds between polls of an agent that does not wait on the server.
 const POLL_AFTER_S: i64 = 2;
 
-pub(super) fn standing(standing: AccessStanding) -> v1::AccessRequestStatus {
-    match standing {
-        AccessStanding::Waiting => v1::AccessRequestStatus::Waiting,
-        AccessStanding::Approved => v1::AccessRequestStatus::Approved,
-        AccessStanding::Denied => v1::AccessRequestStatus::Denied,
-        AccessStanding::Consumed => v1::AccessRequestStatus::Consumed,
-        AccessStanding::Cancelled => v1::AccessRequestStatus::Cancelled,
-        AccessStanding::Expired => v1::AccessRequestStatus::Expired,
-        AccessStanding::Ended => v1::AccessRequestStatus::Ended,
-    }
-}
-
 fn risk(risk: Option<Risk>) -> String {
     risk.map(|r| r.as_str().to_owned()).unwrap_or_default()
-}
-
-/// The other way, for marks that a watcher gives back.
-pub(super) fn standing_from(wire: i32) -> Result<AccessStanding, Malformed> {
-    use v1::AccessRequestStatus as Wire;
-    match Wire::try_from(wire) {
-        Ok(Wire::Waiting) => Ok(AccessStanding::Waiting),
-        Ok(Wire::Approved) => Ok(AccessStanding::Approved),
-        Ok(Wire::Denied) => Ok(AccessStanding::Denied),
-        Ok(Wire::Consumed) => Ok(AccessStanding::Consumed),
-        Ok(Wire::Cancelled) => Ok(AccessStanding::Cancelled),
-        Ok(Wire::Expired) => Ok(AccessStanding::Expired),
-        Ok(Wire::Ended) => Ok(AccessStanding::Ended),
-        Ok(Wire::Unspecified) | Err(_) => Err(Malformed::new("status", "is not one of a mark")),
-    }
 }
 
 /// A page of an inbox whose rows take at most so many bytes; the next page goes on where they end.
@@ -253,87 +231,12 @@ pub(super) fn access_request(view: &AccessView, names: bool) -> v1::AccessReques
         task_id: opened.task.to_string(),
         agent_id: opened.agent.to_string(),
         action: view.request.action.as_deref().map(action_to_wire),
-        status: standing(view.standing).into(),
+        status: card::status(view.standing).into(),
         needs: view.needs.iter().map(|need| profile(need, names)).collect(),
         opened_at: Some(timestamp_to_wire(view.request.opened_at)),
         expires_at: Some(timestamp_to_wire(opened.expires_at)),
         title: view.title.clone(),
         risk: risk(view.risk),
-    }
-}
-
-pub(super) fn card(card: &CardView) -> v1::Card {
-    let request = &card.access.request;
-    let opened = &request.opened;
-    v1::Card {
-        access_request_id: opened.access_request.to_string(),
-        realm: card.realm.to_string(),
-        status: standing(card.access.standing).into(),
-        title: card.access.title.clone(),
-        effect: card.effect.clone(),
-        reversible: card.reversible.clone(),
-        undo: card.undo.clone(),
-        risk: risk(card.access.risk),
-        action: request.action.as_deref().map(action_to_wire),
-        action_digest: request
-            .action
-            .as_ref()
-            .map(|a| a.digest().to_string())
-            .unwrap_or_default(),
-        target_facts: card
-            .target_facts
-            .iter()
-            .flatten()
-            .map(|(name, value)| v1::CardFact {
-                name: name.clone(),
-                value: value.clone(),
-            })
-            .collect(),
-        target_known: card.target_facts.is_some(),
-        agent: Some(v1::CardAgent {
-            agent_id: opened.agent.to_string(),
-            owner: opened.owner.to_string(),
-            environment: card
-                .agent
-                .as_ref()
-                .map(|a| a.environment.to_string())
-                .unwrap_or_default(),
-            model: card
-                .agent
-                .as_ref()
-                .map(|a| a.model.clone())
-                .unwrap_or_default(),
-            autonomy: card
-                .agent
-                .as_ref()
-                .map(|a| a.autonomy.clone())
-                .unwrap_or_default(),
-        }),
-        verification: Some(verification(&opened.evidence)),
-        rules: rules(card.rules.clone()),
-        needs: card
-            .access
-            .needs
-            .iter()
-            .map(|need| profile(need, true))
-            .collect(),
-        task_id: opened.task.to_string(),
-        task_key: card.task_key.to_string(),
-        max_ttl: Some(seconds_to_wire(opened.max_ttl)),
-        uses: opened.uses,
-        policy_version: card.policy.to_string(),
-        opened_at: Some(timestamp_to_wire(request.opened_at)),
-        expires_at: Some(timestamp_to_wire(opened.expires_at)),
-        purpose: card
-            .purpose
-            .as_ref()
-            .map(|p| p.as_str().to_owned())
-            .unwrap_or_default(),
-        reason: request
-            .reason
-            .as_ref()
-            .map(|p| p.as_str().to_owned())
-            .unwrap_or_default(),
     }
 }
 

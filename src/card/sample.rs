@@ -1,0 +1,89 @@
+//! A card for unit tests of every room that takes one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{Asker, Card, Need, Registered, RuleShown, Standing, Verified, Who};
+use crate::model::*;
+
+pub(crate) const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+
+pub(crate) fn action(target: &str, flag: bool) -> Action {
+    Action::new(
+        ActionName::parse("account.disable").expect("name"),
+        Audience::parse("https://idp.example").expect("audience"),
+        Target::parse("Account", target).expect("target"),
+        BTreeMap::from([("end_sessions".to_owned(), Param::Bool(flag))]),
+    )
+    .expect("action")
+}
+
+/// The first profile of the sample, and of what its digest is.
+pub(crate) const PROFILE: &str = "two-security";
+
+fn need(name: &str) -> Need {
+    Need {
+        profile: ProfileRef {
+            name: ProfileName::parse(name).expect("profile"),
+            digest: Digest::of(name.as_bytes()),
+        },
+        group: "security".to_owned(),
+        quorum: 1,
+        approvers: Vec::new(),
+        passkey: false,
+    }
+}
+
+/// An ordinary one: everything known but its history.
+pub(crate) fn card() -> Card {
+    Card {
+        access_request: AccessRequestId::from_random([1; 16]),
+        standing: Standing::Waiting,
+        realm: Realm::parse("prod").expect("realm"),
+        title: "Disable an account".to_owned(),
+        effect: "The person cannot sign in.".to_owned(),
+        reversible: "yes".to_owned(),
+        undo: "Enable it again.".to_owned(),
+        risk: Some(Risk::High),
+        action: Some(Arc::new(action("ann", true))),
+        parameter_titles: BTreeMap::from([("end_sessions".to_owned(), "End sessions".to_owned())]),
+        target_facts: Some(vec![("environment".to_owned(), "prod".to_owned())]),
+        agent: Asker {
+            id: AgentId::parse("ci").expect("agent"),
+            owner: Who {
+                id: PersonId::parse("p1").expect("person"),
+                name: Some("Dana Ruiz".to_owned()),
+            },
+            registered: Some(Registered {
+                environment: "prod".to_owned(),
+                model: "m-1".to_owned(),
+                autonomy: "supervised".to_owned(),
+            }),
+        },
+        verified: Verified {
+            kind: "jwt-svid".to_owned(),
+            subject: SpiffeId::parse("spiffe://soc.example/ci").expect("subject"),
+            verified_at: NOW.plus_secs(-12),
+            expires_at: NOW.plus_secs(288),
+        },
+        rules: vec![RuleShown {
+            id: "destructive-needs-a-yes".to_owned(),
+            file: "rules/20.cedar".to_owned(),
+            why: "It locks people out.".to_owned(),
+        }],
+        needs: vec![need(PROFILE)],
+        task: TaskId::from_random([2; 16]),
+        task_key: Thumbprint(Digest::of(b"key")),
+        max_ttl: 300,
+        uses: Some(1),
+        policy: Digest::of(b"policy"),
+        opened_at: NOW.plus_secs(-10),
+        expires_at: NOW.plus_secs(890),
+        unusual: Vec::new(),
+        history: None,
+        dwell_s: 3,
+        console_url: Some("http://localhost:8443/console/requests/x".to_owned()),
+        purpose: Some(Prose::parse("purpose", "contain a phished account").expect("prose")),
+        reason: Some(Prose::parse("reason", "INC-8841").expect("prose")),
+    }
+}

@@ -1,0 +1,162 @@
+//! A vote that only a passkey may give: it is given in the browser, at the console, and waited for here.
+
+use std::io::IsTerminal as _;
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::failure::Failure;
+use super::{Say, card};
+use crate::card::{Card, Standing, safe};
+use crate::client::Person;
+use crate::clock::Clock;
+use crate::model::{Exit, Verdict};
+
+/// Between two looks at the card.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// Says where to vote, opens the page where there is a desktop, and waits until the request is decided by anyone or time.
+pub(super) async fn decide(
+    say: &Say,
+    person: &Person,
+    shown: Card,
+    verdict: Verdict,
+) -> Result<ExitCode, Failure> {
+    let id = shown.access_request;
+    if shown.standing == Standing::Waiting {
+        let page = page(&shown)?;
+        say.aside(&format!(
+            "only a passkey counts here: vote at the console, where the phrase is {}\n  {page}",
+            shown.phrase()
+        ));
+        if !say.json() && std::io::stdout().is_terminal() {
+            open(&page);
+        }
+    }
+    let mut now_shown = shown;
+    let mut said_yes = yes_count(&now_shown);
+    while now_shown.standing == Standing::Waiting {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        now_shown = person.card(id).await?;
+        let yes = yes_count(&now_shown);
+        if yes > said_yes && now_shown.standing == Standing::Waiting {
+            say.aside(&format!("{yes} said yes; more are needed"));
+        }
+        said_yes = yes;
+    }
+    let standing = now_shown.standing;
+    say.either(
+        || json!({ "card": card::to_json(&now_shown), "status": standing.as_str() }),
+        || format!("{id} is {}", standing.as_str()),
+    );
+    Ok(ExitCode::from(exit(standing, verdict).number()))
+}
+
+/// How it ends for somebody who wanted `verdict`.
+const fn exit(standing: Standing, verdict: Verdict) -> Exit {
+    match (standing, verdict) {
+        (Standing::Approved | Standing::Consumed, Verdict::Approve) => Exit::Done,
+        (Standing::Denied, Verdict::Deny) => Exit::Done,
+        (Standing::Denied, Verdict::Approve) => Exit::Denied,
+        (Standing::Expired, _) => Exit::NobodyDecided,
+        (Standing::Waiting, _) => Exit::Waiting,
+        (Standing::Approved | Standing::Consumed, Verdict::Deny) => Exit::Changed,
+        (Standing::Cancelled | Standing::Ended, _) => Exit::Changed,
+    }
+}
+
+fn yes_count(card: &Card) -> usize {
+    card.needs.iter().map(|need| need.approvers.len()).sum()
+}
+
+/// The page, if it is one that a browser may be sent to: the broker's text goes to another program.
+fn page(card: &Card) -> Result<String, Failure> {
+    let page = card.console_url.clone().unwrap_or_default();
+    let web = page.starts_with("https://") || page.starts_with("http://");
+    if web && page == safe(&page) && !page.contains([' ', '"', '\'', '\\', '`', '$', '<', '>']) {
+        Ok(page)
+    } else {
+        Err(Failure::failed(
+            "only a passkey counts here, and the broker names no console to vote at",
+        ))
+    }
+}
+
+/// Opens the page, where somebody sits at a desktop. That it does not open is no failure: it is printed.
+fn open(page: &str) {
+    let linux = ["DISPLAY", "WAYLAND_DISPLAY"];
+    let program = if cfg!(target_os = "macos") {
+        "open"
+    } else if linux.iter().any(|name| std::env::var_os(name).is_some()) {
+        "xdg-open"
+    } else {
+        return;
+    };
+    let _not_opened = tokio::process::Command::new(program)
+        .arg(page)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+}
+
+/// Waits until the card has been before the person's eyes for as long as the broker wants.
+pub(super) async fn read_long_enough(card: &Card, shown_at: crate::model::Timestamp) {
+    let read = shown_at.plus_secs(card.dwell_s.into());
+    let left = read.since(Clock::system().now());
+    if let Ok(left) = u64::try_from(left) {
+        tokio::time::sleep(Duration::from_millis(left)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::card::sample;
+
+    #[test]
+    fn only_pages_of_the_web_are_opened() {
+        let of = |url: Option<&str>| {
+            page(&Card {
+                console_url: url.map(str::to_owned),
+                ..sample::card()
+            })
+        };
+        let good = "https://broker.example/console/requests/areq_x";
+        assert_eq!(of(Some(good)).expect("a page"), good);
+        for bad in [
+            None,
+            Some(""),
+            Some("file:///etc/passwd"),
+            Some("javascript:alert(1)"),
+            Some("--help"),
+            Some("https://a.example/\u{202E}b"),
+            Some("https://a.example/$(id)"),
+            Some("https://a.example/a b"),
+        ] {
+            assert!(of(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_exit_code_tells_what_became_of_it() {
+        for (standing, verdict, code) in [
+            (Standing::Approved, Verdict::Approve, 0),
+            (Standing::Consumed, Verdict::Approve, 0),
+            (Standing::Denied, Verdict::Approve, 10),
+            (Standing::Denied, Verdict::Deny, 0),
+            (Standing::Approved, Verdict::Deny, 15),
+            (Standing::Expired, Verdict::Approve, 12),
+            (Standing::Expired, Verdict::Deny, 12),
+            (Standing::Ended, Verdict::Approve, 15),
+            (Standing::Cancelled, Verdict::Deny, 15),
+        ] {
+            assert_eq!(
+                exit(standing, verdict).number(),
+                code,
+                "{standing:?} {verdict:?}"
+            );
+        }
+    }
+}

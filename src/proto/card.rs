@@ -1,0 +1,424 @@
+//! The card on the wire, there and back: what the broker says is what its reader renders, or nothing is rendered at all.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::convert::{
+    action, action_to_wire, required, seconds, seconds_to_wire, timestamp, timestamp_to_wire,
+};
+use super::v1;
+use crate::card::{Asker, Card, History, Need, Registered, RuleShown, Standing, Verified, Who};
+use crate::model::*;
+
+/// Writes a card.
+pub fn to_wire(card: &Card) -> v1::Card {
+    let claims = card.agent.registered.as_ref();
+    v1::Card {
+        access_request_id: card.access_request.to_string(),
+        realm: card.realm.to_string(),
+        status: status(card.standing).into(),
+        title: card.title.clone(),
+        effect: card.effect.clone(),
+        reversible: card.reversible.clone(),
+        undo: card.undo.clone(),
+        risk: card.risk.map(|r| r.as_str().to_owned()).unwrap_or_default(),
+        action: card.action.as_deref().map(action_to_wire),
+        action_digest: digest_of(card.action.as_deref()),
+        target_facts: card
+            .target_facts
+            .iter()
+            .flatten()
+            .map(|(name, value)| v1::CardFact {
+                name: name.clone(),
+                value: value.clone(),
+            })
+            .collect(),
+        target_known: card.target_facts.is_some(),
+        agent: Some(v1::CardAgent {
+            agent_id: card.agent.id.to_string(),
+            owner: card.agent.owner.id.to_string(),
+            environment: claims.map(|c| c.environment.clone()).unwrap_or_default(),
+            model: claims.map(|c| c.model.clone()).unwrap_or_default(),
+            autonomy: claims.map(|c| c.autonomy.clone()).unwrap_or_default(),
+        }),
+        verification: Some(v1::Verification {
+            evidence_kind: card.verified.kind.clone(),
+            subject: card.verified.subject.to_string(),
+            verified_at: Some(timestamp_to_wire(card.verified.verified_at)),
+            expires_at: Some(timestamp_to_wire(card.verified.expires_at)),
+        }),
+        rules: card
+            .rules
+            .iter()
+            .map(|r| v1::Rule {
+                id: r.id.clone(),
+                file: r.file.clone(),
+                why: r.why.clone(),
+            })
+            .collect(),
+        needs: card.needs.iter().map(need_to_wire).collect(),
+        task_id: card.task.to_string(),
+        task_key: card.task_key.to_string(),
+        max_ttl: Some(seconds_to_wire(card.max_ttl)),
+        uses: card.uses,
+        policy_version: card.policy.to_string(),
+        opened_at: Some(timestamp_to_wire(card.opened_at)),
+        expires_at: Some(timestamp_to_wire(card.expires_at)),
+        purpose: prose_to_wire(card.purpose.as_ref()),
+        reason: prose_to_wire(card.reason.as_ref()),
+        match_phrase: card.phrase().to_string(),
+        unusual: card.unusual.clone(),
+        history: card.history.as_ref().map(history_to_wire),
+        dwell: (card.dwell_s > 0).then(|| seconds_to_wire(card.dwell_s.into())),
+        console_url: card.console_url.clone().unwrap_or_default(),
+        parameter_titles: card
+            .parameter_titles
+            .iter()
+            .map(|(path, title)| v1::ParameterTitle {
+                path: path.clone(),
+                title: title.clone(),
+            })
+            .collect(),
+        people: people_of(card)
+            .into_iter()
+            .map(|(person_id, name)| v1::CardPerson { person_id, name })
+            .collect(),
+    }
+}
+
+/// Where an access request stands, on the wire.
+pub const fn status(standing: Standing) -> v1::AccessRequestStatus {
+    match standing {
+        Standing::Waiting => v1::AccessRequestStatus::Waiting,
+        Standing::Approved => v1::AccessRequestStatus::Approved,
+        Standing::Denied => v1::AccessRequestStatus::Denied,
+        Standing::Consumed => v1::AccessRequestStatus::Consumed,
+        Standing::Cancelled => v1::AccessRequestStatus::Cancelled,
+        Standing::Expired => v1::AccessRequestStatus::Expired,
+        Standing::Ended => v1::AccessRequestStatus::Ended,
+    }
+}
+
+/// Reads a card. Everything that is signed must be there and in its form: a reader that shows half a card has people sign
+/// the other half unseen.
+pub fn read(wire: &v1::Card) -> Result<Card, Malformed> {
+    let asked = wire.action.as_ref().map(action).transpose()?.map(Arc::new);
+    if wire.action_digest != digest_of(asked.as_deref()) {
+        return Err(Malformed::new(
+            "action_digest",
+            "is of another action than the card's",
+        ));
+    }
+    let people: BTreeMap<&str, &str> = wire
+        .people
+        .iter()
+        .map(|p| (p.person_id.as_str(), p.name.as_str()))
+        .collect();
+    let who = |id: &str| -> Result<Who, Malformed> {
+        Ok(Who {
+            id: PersonId::parse(id)?,
+            name: people.get(id).map(|name| (*name).to_owned()),
+        })
+    };
+    let agent = required("agent", wire.agent.as_ref())?;
+    let seen = required("verification", wire.verification.as_ref())?;
+    Ok(Card {
+        access_request: AccessRequestId::parse(&wire.access_request_id)?,
+        standing: standing(wire.status)?,
+        realm: Realm::parse(&wire.realm)?,
+        title: wire.title.clone(),
+        effect: wire.effect.clone(),
+        reversible: wire.reversible.clone(),
+        undo: wire.undo.clone(),
+        risk: risk(&wire.risk)?,
+        action: asked,
+        parameter_titles: wire
+            .parameter_titles
+            .iter()
+            .map(|t| (t.path.clone(), t.title.clone()))
+            .collect(),
+        target_facts: wire.target_known.then(|| {
+            let facts = wire.target_facts.iter();
+            facts.map(|f| (f.name.clone(), f.value.clone())).collect()
+        }),
+        agent: Asker {
+            id: AgentId::parse(&agent.agent_id)?,
+            owner: who(&agent.owner)?,
+            registered: (!agent.environment.is_empty()).then(|| Registered {
+                environment: agent.environment.clone(),
+                model: agent.model.clone(),
+                autonomy: agent.autonomy.clone(),
+            }),
+        },
+        verified: Verified {
+            kind: seen.evidence_kind.clone(),
+            subject: SpiffeId::parse(&seen.subject)?,
+            verified_at: moment("verified_at", seen.verified_at.as_ref())?,
+            expires_at: moment("expires_at", seen.expires_at.as_ref())?,
+        },
+        rules: wire
+            .rules
+            .iter()
+            .map(|r| RuleShown {
+                id: r.id.clone(),
+                file: r.file.clone(),
+                why: r.why.clone(),
+            })
+            .collect(),
+        needs: wire
+            .needs
+            .iter()
+            .map(|need| {
+                Ok(Need {
+                    profile: ProfileRef {
+                        name: ProfileName::parse(&need.name)?,
+                        digest: Digest::parse(&need.digest)?,
+                    },
+                    group: need.group.clone(),
+                    quorum: need.quorum,
+                    approvers: need
+                        .approvers
+                        .iter()
+                        .map(|id| who(id))
+                        .collect::<Result<_, _>>()?,
+                    passkey: passkey(&need.method)?,
+                })
+            })
+            .collect::<Result<_, Malformed>>()?,
+        task: TaskId::parse(&wire.task_id)?,
+        task_key: Thumbprint(Digest::parse(&wire.task_key)?),
+        max_ttl: seconds("max_ttl", required("max_ttl", wire.max_ttl.as_ref())?)?,
+        uses: wire.uses,
+        policy: Digest::parse(&wire.policy_version)?,
+        opened_at: moment("opened_at", wire.opened_at.as_ref())?,
+        expires_at: moment("expires_at", wire.expires_at.as_ref())?,
+        unusual: wire.unusual.clone(),
+        history: match &wire.history {
+            Some(history) => Some(History {
+                approved: history.approved,
+                denied: history.denied,
+                yours_approved: history.yours_approved,
+                yours_denied: history.yours_denied,
+                last_approved_at: maybe(history.last_approved_at.as_ref())?,
+                last_denied_at: maybe(history.last_denied_at.as_ref())?,
+                last_denied_by: match history.last_denied_by.as_str() {
+                    "" => None,
+                    id => Some(who(id)?),
+                },
+                today: history.today,
+                first: history.first,
+            }),
+            None => None,
+        },
+        dwell_s: match &wire.dwell {
+            Some(dwell) => u32::try_from(seconds("dwell", dwell)?)
+                .map_err(|_| Malformed::new("dwell", "must not be negative"))?,
+            None => 0,
+        },
+        console_url: (!wire.console_url.is_empty()).then(|| wire.console_url.clone()),
+        purpose: prose("purpose", &wire.purpose)?,
+        reason: prose("reason", &wire.reason)?,
+    })
+}
+
+fn digest_of(action: Option<&Action>) -> String {
+    action.map(|a| a.digest().to_string()).unwrap_or_default()
+}
+
+fn need_to_wire(need: &Need) -> v1::Profile {
+    let approvers = need.approvers.iter().map(|who| who.id.to_string());
+    v1::Profile {
+        name: need.profile.name.to_string(),
+        digest: need.profile.digest.to_string(),
+        group: need.group.clone(),
+        quorum: need.quorum,
+        approvals: u32::try_from(need.approvers.len()).unwrap_or(u32::MAX),
+        approvers: approvers.collect(),
+        method: if need.passkey { PASSKEY } else { KEY }.to_owned(),
+    }
+}
+
+/// Words of `people.toml`.
+const PASSKEY: &str = "passkey";
+const KEY: &str = "key";
+
+fn passkey(method: &str) -> Result<bool, Malformed> {
+    match method {
+        PASSKEY => Ok(true),
+        KEY | "" => Ok(false),
+        _ => Err(Malformed::new("method", "must be key or passkey")),
+    }
+}
+
+fn history_to_wire(history: &History) -> v1::CardHistory {
+    v1::CardHistory {
+        approved: history.approved,
+        denied: history.denied,
+        yours_approved: history.yours_approved,
+        yours_denied: history.yours_denied,
+        last_approved_at: history.last_approved_at.map(timestamp_to_wire),
+        last_denied_at: history.last_denied_at.map(timestamp_to_wire),
+        last_denied_by: history
+            .last_denied_by
+            .as_ref()
+            .map(|who| who.id.to_string())
+            .unwrap_or_default(),
+        today: history.today,
+        first: history.first,
+    }
+}
+
+/// Everyone named on the card who has a name.
+fn people_of(card: &Card) -> BTreeMap<String, String> {
+    let history = card.history.iter();
+    let approvers = card.needs.iter().flat_map(|need| &need.approvers);
+    std::iter::once(&card.agent.owner)
+        .chain(approvers)
+        .chain(history.filter_map(|h| h.last_denied_by.as_ref()))
+        .filter_map(|who| Some((who.id.to_string(), who.name.clone()?)))
+        .collect()
+}
+
+/// Where an access request stands, by its number on the wire.
+pub fn standing(wire: i32) -> Result<Standing, Malformed> {
+    match v1::AccessRequestStatus::try_from(wire) {
+        Ok(v1::AccessRequestStatus::Waiting) => Ok(Standing::Waiting),
+        Ok(v1::AccessRequestStatus::Approved) => Ok(Standing::Approved),
+        Ok(v1::AccessRequestStatus::Denied) => Ok(Standing::Denied),
+        Ok(v1::AccessRequestStatus::Consumed) => Ok(Standing::Consumed),
+        Ok(v1::AccessRequestStatus::Cancelled) => Ok(Standing::Cancelled),
+        Ok(v1::AccessRequestStatus::Expired) => Ok(Standing::Expired),
+        Ok(v1::AccessRequestStatus::Ended) => Ok(Standing::Ended),
+        Ok(v1::AccessRequestStatus::Unspecified) | Err(_) => {
+            Err(Malformed::new("status", "is not one this program knows"))
+        }
+    }
+}
+
+fn risk(word: &str) -> Result<Option<Risk>, Malformed> {
+    if word.is_empty() {
+        return Ok(None);
+    }
+    let known = [Risk::Low, Risk::Medium, Risk::High];
+    match known.into_iter().find(|risk| risk.as_str() == word) {
+        Some(risk) => Ok(Some(risk)),
+        None => Err(Malformed::new("risk", "must be low, medium or high")),
+    }
+}
+
+fn moment(
+    what: &'static str,
+    wire: Option<&prost_types::Timestamp>,
+) -> Result<Timestamp, Malformed> {
+    timestamp(what, required(what, wire)?)
+}
+
+fn maybe(wire: Option<&prost_types::Timestamp>) -> Result<Option<Timestamp>, Malformed> {
+    wire.map(|at| timestamp("history", at)).transpose()
+}
+
+fn prose(what: &'static str, text: &str) -> Result<Option<Prose>, Malformed> {
+    match text {
+        "" => Ok(None),
+        text => Prose::parse(what, text).map(Some),
+    }
+}
+
+fn prose_to_wire(prose: Option<&Prose>) -> String {
+    prose.map(|p| p.as_str().to_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::card::sample::{NOW, card};
+
+    fn full() -> Card {
+        let lee = Who {
+            id: PersonId::parse("lee").expect("person"),
+            name: Some("Lee Song".to_owned()),
+        };
+        let mut card = card();
+        card.needs[0].approvers = vec![lee.clone()];
+        card.needs[0].passkey = true;
+        card.unusual = vec!["first time at this hour".to_owned()];
+        card.history = Some(History {
+            approved: 4,
+            denied: 1,
+            yours_approved: 2,
+            yours_denied: 0,
+            last_approved_at: Some(NOW.plus_secs(-86_400)),
+            last_denied_at: Some(NOW.plus_millis(-1)),
+            last_denied_by: Some(lee),
+            today: 3,
+            first: false,
+        });
+        card
+    }
+
+    #[test]
+    fn a_card_goes_there_and_back() {
+        for ours in [
+            card(),
+            full(),
+            Card {
+                action: None,
+                target_facts: None,
+                console_url: None,
+                dwell_s: 0,
+                risk: None,
+                uses: None,
+                purpose: None,
+                reason: None,
+                ..card()
+            },
+            Card {
+                agent: Asker {
+                    registered: None,
+                    ..card().agent
+                },
+                ..card()
+            },
+        ] {
+            let wire = to_wire(&ours);
+            assert_eq!(read(&wire), Ok(ours));
+            assert_eq!(wire.match_phrase.split('-').count(), 3);
+        }
+    }
+
+    type Bend = fn(&mut v1::Card);
+
+    #[test]
+    fn half_a_card_is_none() {
+        let bends: [(&str, Bend); 16] = [
+            ("request", |c| c.access_request_id.clear()),
+            ("realm", |c| c.realm.clear()),
+            ("status", |c| c.status = 0),
+            ("status", |c| c.status = 99),
+            ("risk", |c| c.risk = "none".to_owned()),
+            ("action", |c| c.action = None),
+            ("parameter", |c| {
+                c.action.as_mut().expect("action").parameters[0].value = None
+            }),
+            ("digest", |c| {
+                c.action_digest = Digest::of(b"other").to_string()
+            }),
+            ("target", |c| {
+                let action = c.action.as_mut().expect("action");
+                action.target.as_mut().expect("target").id = "bob".to_owned()
+            }),
+            ("agent", |c| c.agent = None),
+            ("owner", |c| c.agent.as_mut().expect("agent").owner.clear()),
+            ("profile", |c| c.needs[0].digest.clear()),
+            ("method", |c| c.needs[0].method = "voice".to_owned()),
+            ("key", |c| c.task_key = "k".to_owned()),
+            ("ttl", |c| c.max_ttl = None),
+            ("deadline", |c| c.expires_at = None),
+        ];
+        for (what, bend) in bends {
+            let mut wire = to_wire(&full());
+            bend(&mut wire);
+            assert!(read(&wire).is_err(), "{what}");
+        }
+    }
+}

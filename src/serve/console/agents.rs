@@ -1,0 +1,184 @@
+//! Agents: who they are, what they may ask for, what became of it.
+
+use std::sync::Arc;
+
+use askama::Template;
+use axum::extract::{Path, Query, State};
+use axum::response::Response;
+use serde::Deserialize;
+
+use super::page::{self, Page};
+use super::show::{ago, shown};
+use super::visit::Call;
+use super::{Console, answer};
+use crate::broker::{ActionUse, AgentView};
+use crate::model::{AgentId, Timestamp};
+
+/// Agents on one page.
+const ROWS_MAX: usize = 100;
+
+#[derive(Template)]
+#[template(path = "agents.html", config = "src/serve/console/askama.toml")]
+struct AgentsPage {
+    page: Page,
+    agents: Vec<Row>,
+    next: Option<String>,
+}
+
+#[derive(Template)]
+#[template(path = "agent.html", config = "src/serve/console/askama.toml")]
+struct AgentPage {
+    page: Page,
+    agent: Row,
+    facts: Vec<(&'static str, String)>,
+    actions: Vec<Use>,
+}
+
+struct Row {
+    id: String,
+    owner: String,
+    environment: String,
+    model: String,
+    verified: String,
+    tasks: usize,
+    tokens: usize,
+    alarm: Option<&'static str>,
+}
+
+struct Use {
+    name: String,
+    in_ceiling: bool,
+    asked: u64,
+    granted: u64,
+    yes: u64,
+    no: u64,
+    last: String,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Asked {
+    after: Option<String>,
+}
+
+pub(super) async fn list(
+    State(console): State<Arc<Console>>,
+    Query(asked): Query<Asked>,
+    call: Call,
+) -> Response {
+    let visitor = match page::visitor(&console, &call) {
+        Ok(visitor) => visitor,
+        Err(response) => return response,
+    };
+    let after = asked.after.as_deref().map(AgentId::parse).transpose();
+    let listed = match after {
+        Ok(after) => console
+            .hall
+            .list_agents(&call.presented, after.as_ref(), ROWS_MAX),
+        Err(error) => Err(console.hall.malformed(call.row.name, &error)),
+    };
+    match listed {
+        Ok(agents) => {
+            let now = console.hall.now();
+            answer::html(&AgentsPage {
+                page: Page::new(&console, &call, &visitor, "Agents".to_owned()),
+                next: agents
+                    .last()
+                    .filter(|_| agents.len() >= ROWS_MAX)
+                    .map(|agent| agent.id.to_string()),
+                agents: agents.iter().map(|agent| row(agent, now)).collect(),
+            })
+        }
+        Err(refusal) => answer::refused(&console, &call, &refusal),
+    }
+}
+
+fn row(view: &AgentView, now: Timestamp) -> Row {
+    let registered = view.registered.as_deref();
+    let words = |pick: fn(&crate::model::Agent) -> String| {
+        registered.map_or_else(|| "not registered".to_owned(), |agent| shown(pick(agent)))
+    };
+    Row {
+        id: shown(view.id.as_str()),
+        owner: words(|agent| agent.owner.to_string()),
+        environment: words(|agent| agent.environment.to_string()),
+        model: words(|agent| agent.model.to_string()),
+        verified: view
+            .attested_at
+            .or(view.verified_at)
+            .map_or_else(|| "not lately".to_owned(), |at| ago(at, now)),
+        tasks: view.tasks_running,
+        tokens: view.tokens_live,
+        alarm: if view.suspended {
+            Some("SUSPENDED")
+        } else if !view.frozen.is_empty() {
+            Some("FROZEN")
+        } else {
+            None
+        },
+    }
+}
+
+pub(super) async fn page(
+    State(console): State<Arc<Console>>,
+    Path(id): Path<String>,
+    call: Call,
+) -> Response {
+    let visitor = match page::visitor(&console, &call) {
+        Ok(visitor) => visitor,
+        Err(response) => return response,
+    };
+    let agent = match AgentId::parse(&id) {
+        Ok(id) => console.hall.get_agent(&call.presented, &id),
+        Err(error) => Err(console.hall.malformed(call.row.name, &error)),
+    };
+    match agent {
+        Ok(view) => {
+            let now = console.hall.now();
+            let agent = row(&view, now);
+            answer::html(&AgentPage {
+                page: Page::new(&console, &call, &visitor, agent.id.clone()),
+                facts: facts(&view, &agent),
+                actions: view.activity.iter().map(|used| action(used, now)).collect(),
+                agent,
+            })
+        }
+        Err(refusal) => answer::refused(&console, &call, &refusal),
+    }
+}
+
+fn facts(view: &AgentView, row: &Row) -> Vec<(&'static str, String)> {
+    let mut facts = vec![
+        ("Owner", row.owner.clone()),
+        ("Works in", row.environment.clone()),
+        ("Model", row.model.clone()),
+    ];
+    if let Some(agent) = &view.registered {
+        facts.push(("Autonomy", shown(agent.autonomy.to_string())));
+        facts.push(("Identity", shown(agent.spiffe_id.to_string())));
+    }
+    facts.push(("Last verified", row.verified.clone()));
+    facts.push((
+        "Now",
+        format!("{} tasks run, {} tokens live", row.tasks, row.tokens),
+    ));
+    for scope in &view.frozen {
+        facts.push(("Frozen", shown(scope.to_string())));
+    }
+    facts
+}
+
+fn action(used: &ActionUse, now: Timestamp) -> Use {
+    let habit = &used.habit;
+    Use {
+        name: shown(used.action.as_str()),
+        in_ceiling: used.in_ceiling,
+        asked: habit.asked,
+        granted: habit.granted,
+        yes: habit.approved,
+        no: habit.denied,
+        last: habit
+            .last_at
+            .filter(|_| habit.asked > 0)
+            .map_or_else(|| "never".to_owned(), |at| ago(at, now)),
+    }
+}

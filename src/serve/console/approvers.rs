@@ -1,0 +1,113 @@
+//! People: their passkeys, and how they decide.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use askama::Template;
+use axum::extract::State;
+use axum::response::Response;
+
+use super::page::{self, Page};
+use super::rules::{seconds, share};
+use super::show::{Moment, ago, shown};
+use super::visit::Call;
+use super::{Console, answer};
+use crate::broker::{ApproverRow, ApproverView, PasskeyView};
+use crate::model::{PersonId, Timestamp};
+
+#[derive(Template)]
+#[template(path = "approvers.html", config = "src/serve/console/askama.toml")]
+struct ApproversPage {
+    page: Page,
+    people: Vec<Row>,
+}
+
+struct Row {
+    id: String,
+    name: String,
+    groups: String,
+    passkeys: Vec<Key>,
+    keys: usize,
+    invited: Option<Moment>,
+    votes: String,
+    yes: String,
+    median: String,
+    last: String,
+    rubber_stamp: bool,
+}
+
+struct Key {
+    label: String,
+    words: String,
+}
+
+pub(super) async fn page(State(console): State<Arc<Console>>, call: Call) -> Response {
+    let visitor = match page::visitor(&console, &call) {
+        Ok(visitor) => visitor,
+        Err(response) => return response,
+    };
+    let listed = console.hall.list_approvers(&call.presented);
+    let figures = console.hall.approver_figures(&call.presented);
+    match listed.and_then(|people| Ok((people, figures?))) {
+        Ok((people, figures)) => {
+            let now = console.hall.now();
+            let figures: HashMap<PersonId, ApproverRow> = figures
+                .into_iter()
+                .map(|row| (row.id.clone(), row))
+                .collect();
+            answer::html(&ApproversPage {
+                page: Page::new(&console, &call, &visitor, "Approvers".to_owned()),
+                people: people
+                    .iter()
+                    .map(|person| row(person, figures.get(&person.id), now))
+                    .collect(),
+            })
+        }
+        Err(refusal) => answer::refused(&console, &call, &refusal),
+    }
+}
+
+fn row(person: &ApproverView, figures: Option<&ApproverRow>, now: Timestamp) -> Row {
+    let words: Vec<&str> = person
+        .roles
+        .iter()
+        .map(|role| role.as_str())
+        .chain(person.groups.iter().map(|group| group.as_str()))
+        .collect();
+    let votes = figures.map_or(0, |row| row.yes.saturating_add(row.no));
+    Row {
+        id: shown(person.id.as_str()),
+        name: if person.name.is_empty() {
+            "left the policy bundle".to_owned()
+        } else {
+            shown(&person.name)
+        },
+        groups: shown(words.join(" · ")),
+        passkeys: person
+            .passkeys
+            .iter()
+            .map(|key| passkey(key, now))
+            .collect(),
+        keys: person.keys.len(),
+        invited: person.invited_until.map(|until| Moment::new(until, now)),
+        votes: votes.to_string(),
+        yes: share(figures.and_then(|row| row.approved_percent)),
+        median: seconds(figures.and_then(|row| row.median_s)),
+        last: figures
+            .and_then(|row| row.last_at)
+            .map_or_else(|| "never".to_owned(), |at| ago(at, now)),
+        rubber_stamp: figures.is_some_and(|row| row.rubber_stamp),
+    }
+}
+
+fn passkey(key: &PasskeyView, now: Timestamp) -> Key {
+    let kept = if key.backup_eligible {
+        "can be synchronised"
+    } else {
+        "on one device"
+    };
+    Key {
+        label: shown(&key.label),
+        words: format!("{kept}, enrolled {}", ago(key.added_at, now)),
+    }
+}

@@ -1,0 +1,59 @@
+//! What every page is made of: one stylesheet, one script, one mark, under names that change with their content.
+
+use std::sync::LazyLock;
+
+use axum::extract::Path;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+
+use crate::model::Digest;
+
+const CSS: &str = include_str!("assets/console.css");
+const JS: &str = include_str!("assets/console.js");
+const MARK: &str = include_str!("assets/mark.svg");
+
+/// Characters of the digest that stand in a path: 96 bits.
+const HASH_CHARS: usize = 16;
+/// A year: what stands under a hash never changes (RFC 8246).
+const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
+
+/// Where the assets of this build are.
+#[derive(Debug)]
+pub(super) struct Assets {
+    pub(super) css: String,
+    pub(super) js: String,
+    pub(super) mark: String,
+}
+
+/// The paths of this build's assets.
+pub(super) static ASSETS: LazyLock<Assets> = LazyLock::new(|| Assets {
+    css: place("console.css", CSS),
+    js: place("console.js", JS),
+    mark: place("mark.svg", MARK),
+});
+
+fn place(name: &str, content: &str) -> String {
+    let digest = Digest::of(content.as_bytes()).to_string();
+    let hash: String = digest
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .take(HASH_CHARS)
+        .collect();
+    format!("/console/assets/{hash}/{name}")
+}
+
+/// One asset of this build; another build's is not found.
+pub(super) async fn asset(Path((hash, name)): Path<(String, String)>) -> Response {
+    let asked = format!("/console/assets/{hash}/{name}");
+    let (kind, content) = match name.as_str() {
+        "console.css" if asked == ASSETS.css => ("text/css; charset=utf-8", CSS),
+        "console.js" if asked == ASSETS.js => ("text/javascript; charset=utf-8", JS),
+        "mark.svg" if asked == ASSETS.mark => ("image/svg+xml", MARK),
+        _ => return (StatusCode::NOT_FOUND, "not found\n").into_response(),
+    };
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
+        (header::CACHE_CONTROL, IMMUTABLE),
+    ];
+    (headers, content).into_response()
+}

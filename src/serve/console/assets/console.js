@@ -1,0 +1,299 @@
+// The console's one script: signs with passkeys, counts down, keeps the inbox live, moves by keys. It decides nothing.
+'use strict';
+(() => {
+  const $ = (selector, from = document) => from.querySelector(selector);
+  const all = (selector, from = document) => [...from.querySelectorAll(selector)];
+
+  // ---- bytes and calls
+
+  const bytes = (text) =>
+    Uint8Array.from(atob(text.replace(/-/g, '+').replace(/_/g, '/')), (c) => c.charCodeAt(0));
+  const text = (buffer) =>
+    btoa(String.fromCharCode(...new Uint8Array(buffer))).replace(/\+/g, '-').replace(/\//g, '_').replace(/=+$/, '');
+
+  class Problem extends Error {
+    constructor(said, reason) { super(said); this.reason = reason; }
+  }
+
+  async function post(path, body) {
+    const answer = await fetch(path, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json', accept: 'application/json' },
+      body: JSON.stringify(body),
+      credentials: 'same-origin',
+      redirect: 'error',
+    });
+    if (answer.status === 204) return null;
+    const said = await answer.json().catch(() => ({}));
+    if (!answer.ok) {
+      const cause = said.correlation ? ` (${said.correlation})` : '';
+      throw new Problem((said.detail || `The broker answered ${answer.status}.`) + cause, said.reason);
+    }
+    return said;
+  }
+
+  function say(problem) {
+    const place = $('#problem');
+    if (!place) return;
+    place.textContent = problem;
+    place.hidden = !problem;
+    if (problem) place.scrollIntoView({ block: 'nearest' });
+  }
+
+  function worded(error) {
+    if (error instanceof Problem) return error.message;
+    if (error && error.name === 'NotAllowedError') return 'The passkey was not used: cancelled, or it took too long. Nothing was sent.';
+    if (error && error.name === 'InvalidStateError') return 'This device already has a passkey for you here.';
+    if (error && error.name === 'SecurityError') return 'This address is not the console\u2019s own: passkeys work at its address alone.';
+    return `It did not work: ${error && error.message ? error.message : 'no reason given'}`;
+  }
+
+  async function busy(button, work) {
+    say('');
+    button.disabled = true;
+    try {
+      await work();
+    } catch (error) {
+      say(worded(error));
+    } finally {
+      button.disabled = false;
+    }
+  }
+
+  async function assertion(challenge, rpId, credentials) {
+    const made = await navigator.credentials.get({
+      publicKey: {
+        challenge: bytes(challenge),
+        rpId,
+        userVerification: 'required',
+        timeout: 120000,
+        allowCredentials: (credentials || []).map((id) => ({ type: 'public-key', id: bytes(id) })),
+      },
+    });
+    return {
+      credential: text(made.rawId),
+      authenticator_data: text(made.response.authenticatorData),
+      client_data_json: text(made.response.clientDataJSON),
+      signature: text(made.response.signature),
+      user: made.response.userHandle ? text(made.response.userHandle) : null,
+    };
+  }
+
+  // ---- sign-in and enrolment
+
+  const signIn = $('#sign-in');
+  if (signIn) {
+    const to = signIn.dataset.to || '/console';
+    // A link from elsewhere comes without the cookie (SameSite=Strict); this call has it.
+    fetch('/console/fragment/inbox', { credentials: 'same-origin', redirect: 'error' })
+      .then((answer) => { if (answer.ok) location.replace(to); })
+      .catch(() => {});
+    signIn.disabled = false;
+    signIn.addEventListener('click', () => busy(signIn, async () => {
+      const begun = await post('/console/sign-in/begin', {});
+      await post('/console/sign-in/finish', await assertion(begun.challenge, begun.rp_id, begun.credentials));
+      location.replace(to);
+    }));
+  }
+
+  const enrol = $('#enrol');
+  if (enrol) {
+    const code = $('#code');
+    // The fragment never reaches a server; nor does it stay in the history.
+    if (location.hash.length > 1) {
+      code.value = decodeURIComponent(location.hash.slice(1));
+      history.replaceState(null, '', location.pathname);
+    }
+    enrol.disabled = false;
+    $('#enrolment').addEventListener('submit', (event) => {
+      event.preventDefault();
+      busy(enrol, async () => {
+        const given = code.value.trim();
+        const begun = await post('/console/enrol/begin', { code: given });
+        const made = await navigator.credentials.create({
+          publicKey: {
+            challenge: bytes(begun.challenge),
+            rp: { id: begun.rp_id, name: begun.rp_name },
+            user: { id: bytes(begun.user), name: begun.name, displayName: begun.name },
+            pubKeyCredParams: [{ type: 'public-key', alg: -7 }],
+            authenticatorSelection: { residentKey: 'required', requireResidentKey: true, userVerification: 'required' },
+            attestation: 'none',
+            timeout: 120000,
+            excludeCredentials: begun.exclude.map((id) => ({ type: 'public-key', id: bytes(id) })),
+          },
+        });
+        const done = await post('/console/enrol/finish', {
+          code: given,
+          label: $('#label').value.trim(),
+          client_data_json: text(made.response.clientDataJSON),
+          attestation_object: text(made.response.attestationObject),
+        });
+        $('#enrolled-person').textContent = begun.name || done.person;
+        $('#enrolment').hidden = true;
+        $('#enrolled').hidden = false;
+        $('#enrolled').focus();
+      });
+    });
+  }
+
+  // ---- a vote
+
+  const card = $('#card');
+  const deny = $('#deny');
+  const approve = $('#approve');
+  if (card && deny && approve) {
+    const id = card.dataset.request;
+    const number = (selector, unit) => {
+      const field = $(selector);
+      const value = field ? field.value.trim() : '';
+      if (value === '') return undefined;
+      if (!/^\d{1,6}$/.test(value) || Number(value) < 1) throw new Problem(`${unit}: write a whole number, at least 1.`);
+      return Number(value);
+    };
+    const vote = (verdict) => async () => {
+      const profile = ($('input[name=profile]:checked') || $('input[name=profile]')).value;
+      const ask = { profile, verdict };
+      const comment = $('#comment').value.trim();
+      if (comment) ask.comment = comment;
+      if (verdict === 'approve' && $('#narrow') && $('#narrow').open) {
+        ask.max_ttl = number('#narrow-ttl', 'Life in seconds');
+        ask.max_uses = number('#narrow-uses', 'Uses');
+      }
+      const begun = await post(`/console/requests/${id}/vote/begin`, ask);
+      const signed = await assertion(begun.challenge, begun.rp_id, begun.credentials);
+      const cast = await post(`/console/requests/${id}/vote/cast`, { statement: begun.statement, ...signed });
+      decided(verdict, cast.status);
+    };
+    const decided = (verdict, status) => {
+      card.dataset.status = status;
+      $('#ballot').hidden = true;
+      const outcome = $('#outcome');
+      const words = verdict === 'deny' ? 'You said no. The agent is told.'
+        : status === 'waiting' ? 'You said yes. It still needs others.'
+        : 'You said yes. The agent may have its token.';
+      $('#outcome-text').textContent = words;
+      outcome.hidden = false;
+      outcome.focus();
+    };
+    const both = (work) => async () => {
+      deny.disabled = true;
+      approve.disabled = true;
+      try { await work(); } finally { deny.disabled = false; approve.disabled = dwelling(); }
+    };
+    deny.addEventListener('click', () => busy(deny, both(vote('deny'))));
+    approve.addEventListener('click', () => busy(approve, both(vote('approve'))));
+    deny.disabled = false;
+
+    // The dwell is the broker's to enforce; here it is only shown.
+    const label = approve.textContent;
+    const until = performance.now() + Number(approve.dataset.dwell || 0);
+    const dwelling = () => performance.now() < until;
+    const count = () => {
+      if (dwelling()) {
+        approve.textContent = `Approve in ${Math.ceil((until - performance.now()) / 1000)} s`;
+        setTimeout(count, 100);
+      } else {
+        approve.textContent = label;
+        approve.disabled = false;
+      }
+    };
+    count();
+  }
+
+  // ---- time
+
+  const ahead = Number(document.body.dataset.now || Date.now()) - Date.now();
+  const unit = (n, word) => `${n} ${word}`;
+  function left(ms) {
+    const s = Math.floor(ms / 1000);
+    if (s <= 0) return 'over';
+    if (s < 60) return unit(s, 's left');
+    if (s < 600) return `${Math.floor(s / 60)}:${String(s % 60).padStart(2, '0')} left`;
+    if (s < 7200) return unit(Math.floor(s / 60), 'min left');
+    if (s < 172800) return unit(Math.floor(s / 3600), 'h left');
+    return unit(Math.floor(s / 86400), 'days left');
+  }
+  function tick() {
+    const now = Date.now() + ahead;
+    for (const time of all('time[data-until]')) {
+      const said = left(Number(time.dataset.until) - now);
+      if (time.textContent !== said) time.textContent = said;
+    }
+  }
+  tick();
+  setInterval(tick, 1000);
+
+  // ---- the inbox, live
+
+  const inbox = $('#inbox');
+  if (inbox && 'EventSource' in window) {
+    let wanted = false;
+    let asking = false;
+    const refresh = async () => {
+      wanted = true;
+      if (asking) return;
+      asking = true;
+      try {
+        while (wanted) {
+          wanted = false;
+          const answer = await fetch('/console/fragment/inbox', { credentials: 'same-origin', redirect: 'error' });
+          if (answer.status === 401) { location.reload(); return; }
+          if (!answer.ok) return;
+          swap(await answer.text());
+        }
+      } catch { /* the stream tells again */ } finally { asking = false; }
+    };
+    const swap = (html) => {
+      const known = new Set(all('[data-request]', inbox).map((row) => row.dataset.request));
+      const held = document.activeElement && document.activeElement.closest ? document.activeElement.closest('[data-request]') : null;
+      // Our own page of rows, escaped by the broker; a document of its own until it is adopted.
+      const page = new DOMParser().parseFromString(html, 'text/html');
+      inbox.replaceChildren(...page.body.childNodes);
+      for (const row of all('[data-request]', inbox)) if (!known.has(row.dataset.request)) row.classList.add('new');
+      if (held) {
+        const again = all('[data-request]', inbox).find((row) => row.dataset.request === held.dataset.request);
+        if (again) $('.what', again).focus();
+      }
+      const count = $('#waiting', inbox);
+      const n = count ? Number(count.dataset.count) : 0;
+      document.title = document.title.replace(/^(\(\d+\) )?/, n ? `(${n}) ` : '');
+      tick();
+    };
+    const events = new EventSource('/console/events');
+    events.addEventListener('changed', refresh);
+    events.addEventListener('open', refresh);
+    addEventListener('pagehide', () => events.close());
+  }
+
+  // ---- keys
+
+  const keys = $('#keys');
+  document.addEventListener('keydown', (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches('input, textarea, select')) return;
+    const rows = all('[data-request] .what');
+    const step = (by) => {
+      if (!rows.length) return;
+      const at = rows.indexOf(document.activeElement);
+      rows[at < 0 ? (by > 0 ? 0 : rows.length - 1) : Math.min(Math.max(at + by, 0), rows.length - 1)].focus();
+    };
+    const focus = (selector) => { const it = $(selector); if (it) it.focus(); };
+    switch (event.key) {
+      case 'j': step(1); break;
+      case 'k': step(-1); break;
+      case 'd': focus('#deny'); break;
+      case 'a': focus('#approve'); break;
+      case 'n': {
+        const narrow = $('#narrow');
+        if (!narrow) return;
+        narrow.open = true;
+        focus('#narrow-ttl');
+        break;
+      }
+      case 'i': location.assign('/console'); break;
+      case '?': if (keys) { if (keys.open) keys.close(); else keys.showModal(); } break;
+      case 'Escape': { const narrow = $('#narrow'); if (narrow && narrow.open) narrow.open = false; return; }
+      default: return;
+    }
+    event.preventDefault();
+  });
+})();

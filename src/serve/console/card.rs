@@ -1,0 +1,149 @@
+//! One card: what would happen, as the broker renders it for everybody, and the ballot for who may vote on it.
+
+use std::sync::Arc;
+
+use askama::Template;
+use axum::extract::{Path, State};
+use axum::response::Response;
+
+use super::page::{self, Page};
+use super::show::{self, Moment};
+use super::visit::Call;
+use super::{Console, answer};
+use crate::broker::{AccessStanding, Ballot, Ineligible, Refusal};
+use crate::card::{Card, Shown};
+use crate::model::AccessRequestId;
+use crate::serve::call::note;
+
+#[derive(Template)]
+#[template(path = "card.html", config = "src/serve/console/askama.toml")]
+struct CardPage {
+    page: Page,
+    shown: Shown,
+    standing: &'static str,
+    standing_words: &'static str,
+    /// Whether it waits for people.
+    open: bool,
+    risk: &'static str,
+    until: Moment,
+    not_eligible: Option<&'static str>,
+    task: String,
+    vote: Option<Vote>,
+}
+
+/// What a visitor may vote on.
+struct Vote {
+    profiles: Vec<Profile>,
+    max_ttl: i64,
+    max_uses: String,
+    max_uses_words: String,
+    dwell_ms: u128,
+}
+
+struct Profile {
+    name: String,
+    words: String,
+}
+
+pub(super) async fn page(
+    State(console): State<Arc<Console>>,
+    Path(id): Path<String>,
+    call: Call,
+) -> Response {
+    let visitor = match page::visitor(&console, &call) {
+        Ok(visitor) => visitor,
+        Err(response) => return response,
+    };
+    match looked_at(&console, &call, &id) {
+        Ok((card, ballot)) => {
+            let now = console.hall.now();
+            let shown = card.show(now);
+            let open = card.standing == AccessStanding::Waiting;
+            let (vote, not_eligible) = match &ballot.vote {
+                _ if !open => (None, None),
+                Ok(profiles) => {
+                    let profiles = profiles.iter().map(|name| profile(&card, name.as_str()));
+                    (Some(vote(&card, profiles.collect(), &ballot)), None)
+                }
+                Err(why) => (None, Some(not_eligible(why))),
+            };
+            let title = format!("{} {}", shown.headline.verb, shown.headline.object);
+            answer::html(&CardPage {
+                page: Page::new(&console, &call, &visitor, title),
+                standing: card.standing.as_str(),
+                standing_words: standing(card.standing),
+                risk: show::risk(card.risk),
+                until: Moment::new(card.expires_at, now),
+                task: card.task.to_string(),
+                open,
+                shown,
+                vote,
+                not_eligible,
+            })
+        }
+        Err(refusal) => answer::refused(&console, &call, &refusal),
+    }
+}
+
+fn looked_at(console: &Console, call: &Call, id: &str) -> Result<(Card, Ballot), Refusal> {
+    let id = AccessRequestId::parse(id)
+        .map_err(|error| console.hall.malformed(call.row.name, &error))?;
+    note("access_request", &id);
+    let card = console.hall.card(&call.presented, &id)?;
+    Ok((card, console.hall.ballot(&call.presented, &id)?))
+}
+
+fn vote(card: &Card, profiles: Vec<Profile>, ballot: &Ballot) -> Vote {
+    Vote {
+        profiles,
+        max_ttl: card.max_ttl,
+        max_uses: card.uses.map_or_else(String::new, |uses| uses.to_string()),
+        max_uses_words: card
+            .uses
+            .map_or_else(|| "now without limit".to_owned(), |uses| format!("at most {uses}")),
+        dwell_ms: ballot.read_longer.as_millis(),
+    }
+}
+
+fn profile(card: &Card, name: &str) -> Profile {
+    let need = card.needs.iter().find(|need| need.profile.name.as_str() == name);
+    let so_far = need.map_or_else(String::new, |need| {
+        format!(": {} of {} from {}", need.approvers.len(), need.quorum, need.group)
+    });
+    Profile {
+        name: name.to_owned(),
+        words: show::shown(format!("{name}{so_far}")),
+    }
+}
+
+const fn not_eligible(why: &Ineligible) -> &'static str {
+    match why {
+        Ineligible::NotApprover => "You are no approver, so others decide.",
+        Ineligible::Owner => "You answer for this agent, so others decide.",
+        Ineligible::NotInGroup => "It asks a group you are not in, so others decide.",
+        Ineligible::ProfileNotNeeded => "It does not ask for a vote of yours.",
+        Ineligible::ProfileChanged => {
+            "The rules about who decides changed since it was asked. The agent has to ask again."
+        }
+        Ineligible::HasVoted => "You have voted on this. It needs others, too.",
+        Ineligible::NotByPasskey | Ineligible::NoPasskey => {
+            "It takes a vote by passkey, and you have none enrolled."
+        }
+    }
+}
+
+const fn standing(standing: AccessStanding) -> &'static str {
+    match standing {
+        AccessStanding::Waiting => "It waits for people.",
+        AccessStanding::Approved => "Enough people said yes. The agent may have its token.",
+        AccessStanding::Denied => "A person said no. That ends it.",
+        AccessStanding::Consumed => "It was approved, and the agent has its token.",
+        AccessStanding::Cancelled => "The agent took it back.",
+        AccessStanding::Expired => {
+            "Nobody decided in time, and that is a no. A vote has no effect any more."
+        }
+        AccessStanding::Ended => {
+            "Its task is over, or the rules no longer ask for it. A vote has no effect any more."
+        }
+    }
+}

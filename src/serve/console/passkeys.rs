@@ -1,0 +1,258 @@
+//! The way in: a passkey is enrolled by an invitation, and opens a visit. Neither is ever a vote.
+
+use std::sync::Arc;
+
+use askama::Template;
+use axum::body::Bytes;
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse as _, Redirect, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::{Deserialize, Serialize};
+
+use super::page::{self, Page};
+use super::visit::{self, Call};
+use super::{Console, answer};
+use crate::broker::{Assertion, Registration};
+use crate::model::{Malformed, Secret};
+
+#[derive(Template)]
+#[template(path = "sign_in.html", config = "src/serve/console/askama.toml")]
+struct SignInPage {
+    page: Page,
+    to: String,
+}
+
+#[derive(Template)]
+#[template(path = "enrol.html", config = "src/serve/console/askama.toml")]
+struct EnrolPage {
+    page: Page,
+    label: &'static str,
+}
+
+/// Where to go after signing in.
+#[derive(Deserialize)]
+pub(super) struct To {
+    to: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+#[derive(Serialize)]
+struct SignInBegun<'a> {
+    challenge: String,
+    rp_id: &'a str,
+}
+
+/// What a passkey answered, as the script sends it: base64url.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Answered {
+    pub(super) credential: String,
+    pub(super) authenticator_data: String,
+    pub(super) client_data_json: String,
+    pub(super) signature: String,
+    pub(super) user: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EnrolBegin {
+    code: String,
+}
+
+#[derive(Serialize)]
+struct EnrolBegun<'a> {
+    challenge: String,
+    rp_id: &'a str,
+    rp_name: String,
+    user: String,
+    name: &'a str,
+    exclude: &'a [String],
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EnrolFinish {
+    code: String,
+    label: String,
+    client_data_json: String,
+    attestation_object: String,
+}
+
+#[derive(Serialize)]
+struct Enrolled {
+    person: String,
+}
+
+/// Bytes as the script reads them.
+pub(super) fn bytes(bytes: &[u8]) -> String {
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+fn read(what: &'static str, text: &str) -> Result<Vec<u8>, Malformed> {
+    URL_SAFE_NO_PAD
+        .decode(text)
+        .map_err(|_| Malformed::new(what, "must be base64url without padding"))
+}
+
+impl Answered {
+    pub(super) fn parse(&self) -> Result<Assertion, Malformed> {
+        Ok(Assertion {
+            credential: read("credential", &self.credential)?,
+            authenticator_data: read("authenticator_data", &self.authenticator_data)?,
+            client_data_json: read("client_data_json", &self.client_data_json)?,
+            signature: read("signature", &self.signature)?,
+            user: match &self.user {
+                Some(user) => Some(read("user", user)?),
+                None => None,
+            },
+        })
+    }
+}
+
+pub(super) async fn sign_in(
+    State(console): State<Arc<Console>>,
+    Query(asked): Query<To>,
+    _call: Call,
+) -> Response {
+    let to = asked.to.filter(|to| page::is_page(to));
+    answer::html(&SignInPage {
+        page: Page::stranger(&console, "Sign in"),
+        to: to.unwrap_or_else(|| "/console".to_owned()),
+    })
+}
+
+pub(super) async fn begin_sign_in(
+    State(console): State<Arc<Console>>,
+    call: Call,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    if let Err(response) = answer::read::<Nothing>(&console, &call, &headers, &body) {
+        return response;
+    }
+    answer::json(&SignInBegun {
+        challenge: bytes(&console.hall.begin_sign_in().challenge),
+        rp_id: &console.hall.relying_party().id,
+    })
+}
+
+pub(super) async fn finish_sign_in(
+    State(console): State<Arc<Console>>,
+    call: Call,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let answered: Answered = match answer::read(&console, &call, &headers, &body) {
+        Ok(answered) => answered,
+        Err(response) => return response,
+    };
+    let assertion = match answered.parse() {
+        Ok(assertion) => assertion,
+        Err(error) => {
+            let refusal = console.hall.malformed(call.row.name, &error);
+            return answer::refused(&console, &call, &refusal);
+        }
+    };
+    let signed_in = console.hall.finish_sign_in(call.row.name, assertion).await;
+    match signed_in {
+        Ok(opened) => {
+            // Whoever was here before is not any more.
+            if let Some(before) = &call.presented.visit {
+                console.hall.sign_out(before);
+            }
+            with_cookie(
+                StatusCode::NO_CONTENT.into_response(),
+                visit::given(&console.origin, &opened.cookie),
+            )
+        }
+        Err(refusal) => answer::refused(&console, &call, &refusal),
+    }
+}
+
+/// Ends the visit, if there is one; the answer is the same if not.
+pub(super) async fn sign_out(State(console): State<Arc<Console>>, call: Call) -> Response {
+    if let Some(cookie) = &call.presented.visit {
+        console.hall.sign_out(cookie);
+    }
+    with_cookie(
+        Redirect::to("/console/sign-in").into_response(),
+        visit::taken(&console.origin),
+    )
+}
+
+fn with_cookie(mut response: Response, cookie: Option<header::HeaderValue>) -> Response {
+    if let Some(cookie) = cookie {
+        response.headers_mut().insert(header::SET_COOKIE, cookie);
+    }
+    response
+}
+
+pub(super) async fn enrol(State(console): State<Arc<Console>>, _call: Call) -> Response {
+    answer::html(&EnrolPage {
+        page: Page::stranger(&console, "Enrol a passkey"),
+        label: "",
+    })
+}
+
+pub(super) async fn begin_enrolment(
+    State(console): State<Arc<Console>>,
+    call: Call,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let asked: EnrolBegin = match answer::read(&console, &call, &headers, &body) {
+        Ok(asked) => asked,
+        Err(response) => return response,
+    };
+    let code = Secret::new(asked.code);
+    match console.hall.begin_enrolment(call.row.name, &code) {
+        Ok(begun) => answer::json(&EnrolBegun {
+            challenge: bytes(&begun.challenge),
+            rp_id: &console.hall.relying_party().id,
+            rp_name: format!("Dipylon {}", console.hall.settings().realm),
+            user: bytes(&begun.user),
+            name: &begun.name,
+            exclude: &begun.exclude,
+        }),
+        Err(refusal) => answer::refused(&console, &call, &refusal),
+    }
+}
+
+pub(super) async fn finish_enrolment(
+    State(console): State<Arc<Console>>,
+    call: Call,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let made: EnrolFinish = match answer::read(&console, &call, &headers, &body) {
+        Ok(made) => made,
+        Err(response) => return response,
+    };
+    let code = Secret::new(made.code);
+    let registration = read("client_data_json", &made.client_data_json).and_then(|client| {
+        Ok(Registration {
+            client_data_json: client,
+            attestation_object: read("attestation_object", &made.attestation_object)?,
+        })
+    });
+    let enrolled = match registration {
+        Ok(registration) => {
+            console
+                .hall
+                .finish_enrolment(call.row.name, &code, &registration, &made.label)
+                .await
+        }
+        Err(error) => Err(console.hall.malformed(call.row.name, &error)),
+    };
+    match enrolled {
+        Ok(person) => answer::json(&Enrolled {
+            person: person.to_string(),
+        }),
+        Err(refusal) => answer::refused(&console, &call, &refusal),
+    }
+}

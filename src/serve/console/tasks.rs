@@ -1,0 +1,151 @@
+//! Tasks, and what happened in each: from verification to revocation.
+
+use std::sync::Arc;
+
+use askama::Template;
+use axum::extract::{Path, Query, State};
+use axum::response::Response;
+use serde::Deserialize;
+
+use super::moments::Moment;
+use super::page::{self, Page};
+use super::rows;
+use super::show::{self, shown};
+use super::visit::Call;
+use super::{Console, answer};
+use crate::broker::{TaskFilter, TaskView};
+use crate::model::{TaskId, Timestamp};
+use crate::serve::call::note;
+
+/// Tasks on one page.
+const ROWS_MAX: usize = 100;
+
+#[derive(Template)]
+#[template(path = "tasks.html", config = "src/serve/console/askama.toml")]
+struct TasksPage {
+    page: Page,
+    tasks: Vec<Row>,
+    ended: bool,
+    next: Option<String>,
+}
+
+struct Row {
+    id: String,
+    agent: String,
+    owner: String,
+    opened: show::Moment,
+    until: show::Moment,
+    over: Option<&'static str>,
+    tokens: usize,
+    waiting: usize,
+}
+
+#[derive(Template)]
+#[template(path = "task.html", config = "src/serve/console/askama.toml")]
+struct TaskPage {
+    page: Page,
+    id: String,
+    agent: String,
+    owner: String,
+    over: Option<&'static str>,
+    moments: Vec<Moment>,
+    left_out: u64,
+    /// Whether the visitor may see the list of tasks.
+    tasks: bool,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Asked {
+    after: Option<String>,
+    ended: Option<String>,
+}
+
+pub(super) async fn list(
+    State(console): State<Arc<Console>>,
+    Query(asked): Query<Asked>,
+    call: Call,
+) -> Response {
+    let visitor = match page::visitor(&console, &call) {
+        Ok(visitor) => visitor,
+        Err(response) => return response,
+    };
+    let ended = asked.ended.is_some();
+    let after = asked.after.as_deref().map(TaskId::parse).transpose();
+    let listed = match after {
+        Ok(after) => console.hall.list_tasks(
+            &call.presented,
+            &TaskFilter {
+                agent: None,
+                ended,
+                after,
+                max: ROWS_MAX,
+            },
+        ),
+        Err(error) => Err(console.hall.malformed(call.row.name, &error)),
+    };
+    match listed {
+        Ok(tasks) => {
+            let now = console.hall.now();
+            let too = if ended { "&ended=yes" } else { "" };
+            answer::html(&TasksPage {
+                page: Page::new(&console, &call, &visitor, "Tasks".to_owned()),
+                next: tasks
+                    .last()
+                    .filter(|_| tasks.len() >= ROWS_MAX)
+                    .map(|view| format!("/console/tasks?after={}{too}", view.task.opened.task)),
+                tasks: tasks.iter().map(|view| row(view, now)).collect(),
+                ended,
+            })
+        }
+        Err(refusal) => answer::refused(&console, &call, &refusal),
+    }
+}
+
+fn row(view: &TaskView, now: Timestamp) -> Row {
+    let opened = &view.task.opened;
+    Row {
+        id: opened.task.to_string(),
+        agent: shown(opened.agent.as_str()),
+        owner: shown(opened.owner.as_str()),
+        opened: show::Moment::new(opened.opened_at, now),
+        until: show::Moment::new(opened.deadline, now),
+        over: view.over.map(|cause| cause.as_str()),
+        tokens: view.tokens_live,
+        waiting: view.access_requests_waiting,
+    }
+}
+
+pub(super) async fn page(
+    State(console): State<Arc<Console>>,
+    Path(id): Path<String>,
+    call: Call,
+) -> Response {
+    let visitor = match page::visitor(&console, &call) {
+        Ok(visitor) => visitor,
+        Err(response) => return response,
+    };
+    let told = match TaskId::parse(&id) {
+        Ok(id) => {
+            note("task", &id);
+            console.hall.timeline(&call.presented, id).await
+        }
+        Err(error) => Err(console.hall.malformed(call.row.name, &error)),
+    };
+    match told {
+        Ok(told) => {
+            let now = console.hall.now();
+            let title = format!("{} at work", told.agent);
+            answer::html(&TaskPage {
+                page: Page::new(&console, &call, &visitor, title),
+                id: told.task.to_string(),
+                agent: shown(told.agent.as_str()),
+                owner: shown(told.owner.as_str()),
+                over: told.over.map(|cause| cause.as_str()),
+                moments: told.moments.iter().map(|m| Moment::new(m, now)).collect(),
+                left_out: told.left_out,
+                tasks: rows::of("/console/tasks").is_some_and(|row| page::may(&visitor, row)),
+            })
+        }
+        Err(refusal) => answer::refused(&console, &call, &refusal),
+    }
+}

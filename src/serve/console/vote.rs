@@ -1,0 +1,155 @@
+//! A vote: its statement, and the passkey's answer to it. Yes and no alike are signed.
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::HeaderMap;
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+
+use super::page;
+use super::passkeys::{Answered, bytes};
+use super::visit::Call;
+use super::{Console, answer};
+use crate::broker::{Refusal, VoteAsk, VoteProof};
+use crate::model::*;
+use crate::serve::call::note;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Ask {
+    profile: String,
+    verdict: Said,
+    max_ttl: Option<i64>,
+    max_uses: Option<u32>,
+    comment: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Said {
+    Approve,
+    Deny,
+}
+
+#[derive(Serialize)]
+struct Begun<'a> {
+    statement: &'a str,
+    challenge: String,
+    credentials: &'a [String],
+    rp_id: &'a str,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Cast {
+    statement: String,
+    credential: String,
+    authenticator_data: String,
+    client_data_json: String,
+    signature: String,
+    user: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Done {
+    status: &'static str,
+}
+
+pub(super) async fn begin(
+    State(console): State<Arc<Console>>,
+    Path(id): Path<String>,
+    call: Call,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    // Strangers learn nothing, not even what a vote looks like.
+    if let Err(response) = page::visitor(&console, &call) {
+        return response;
+    }
+    let ask: Ask = match answer::read(&console, &call, &headers, &body) {
+        Ok(ask) => ask,
+        Err(response) => return response,
+    };
+    match begun(&console, &call, &id, ask).await {
+        Ok(response) => response,
+        Err(refusal) => answer::refused(&console, &call, &refusal),
+    }
+}
+
+async fn begun(console: &Console, call: &Call, id: &str, ask: Ask) -> Result<Response, Refusal> {
+    let malformed = |error: Malformed| console.hall.malformed(call.row.name, &error);
+    let id = AccessRequestId::parse(id).map_err(malformed)?;
+    note("access_request", &id);
+    let ask = VoteAsk {
+        profile: ProfileName::parse(&ask.profile).map_err(malformed)?,
+        verdict: match ask.verdict {
+            Said::Approve => Verdict::Approve,
+            Said::Deny => Verdict::Deny,
+        },
+        narrowing: Narrowing {
+            max_ttl: ask.max_ttl,
+            max_uses: ask.max_uses,
+        },
+        comment: ask
+            .comment
+            .map(|text| Comment::parse(&text))
+            .transpose()
+            .map_err(malformed)?,
+    };
+    let begun = console.hall.begin_vote(&call.presented, id, ask).await?;
+    Ok(answer::json(&Begun {
+        statement: &begun.statement,
+        challenge: bytes(begun.challenge.as_bytes()),
+        credentials: &begun.credentials,
+        rp_id: &console.hall.relying_party().id,
+    }))
+}
+
+pub(super) async fn cast(
+    State(console): State<Arc<Console>>,
+    Path(id): Path<String>,
+    call: Call,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    // Strangers learn nothing, not even what a vote looks like.
+    if let Err(response) = page::visitor(&console, &call) {
+        return response;
+    }
+    let vote: Cast = match answer::read(&console, &call, &headers, &body) {
+        Ok(vote) => vote,
+        Err(response) => return response,
+    };
+    match counted(&console, &call, &id, vote).await {
+        Ok(response) => response,
+        Err(refusal) => answer::refused(&console, &call, &refusal),
+    }
+}
+
+async fn counted(
+    console: &Console,
+    call: &Call,
+    id: &str,
+    vote: Cast,
+) -> Result<Response, Refusal> {
+    let malformed = |error: Malformed| console.hall.malformed(call.row.name, &error);
+    let id = AccessRequestId::parse(id).map_err(malformed)?;
+    note("access_request", &id);
+    let assertion = Answered {
+        credential: vote.credential,
+        authenticator_data: vote.authenticator_data,
+        client_data_json: vote.client_data_json,
+        signature: vote.signature,
+        user: vote.user,
+    };
+    let proof = VoteProof::Passkey(assertion.parse().map_err(malformed)?);
+    let view = console
+        .hall
+        .cast_vote(&call.presented, id, &vote.statement, proof)
+        .await?;
+    Ok(answer::json(&Done {
+        status: view.standing.as_str(),
+    }))
+}

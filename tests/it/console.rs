@@ -1,0 +1,1040 @@
+//! The console over HTTP: who gets in, what changes nothing, what is never markup, and how people vote in it. A browser of
+//! our own, which says whatever a test wants it to; the passkeys are software, and do as real ones do.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use dipylon::broker::{CallerKind, Presented};
+use dipylon::client::{Outcome, Task};
+use dipylon::clock::Clock;
+use dipylon::jose::dpop;
+use dipylon::model::*;
+use dipylon::rates::Seat;
+use dipylon::serve::console::rows::{Row, Shape, TABLE, Who};
+use dipylon::serve::guard;
+use dipylon::webauthn::Assertion;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::harness::{disable, rand_u64, read_case};
+use super::passkey::{Manners, SoftPasskey};
+use super::served::{Served, order};
+use super::transport::in_time;
+
+/// One answer.
+struct Answer {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: String,
+}
+
+impl Answer {
+    fn header(&self, name: &str) -> Option<&str> {
+        let mut all = self.headers.iter().filter(|(key, _)| key == name);
+        let first = all.next().map(|(_, value)| value.as_str());
+        assert!(all.next().is_none(), "{name} stands twice");
+        first
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("no JSON: {}", self.body))
+    }
+
+    fn reason(&self) -> String {
+        self.json()["reason"].as_str().expect("a reason").to_owned()
+    }
+
+    fn ok(self) -> Self {
+        assert!(
+            (200..300).contains(&self.status),
+            "{}: {}",
+            self.status,
+            self.body
+        );
+        self
+    }
+
+    /// Whether the page has an element of this id.
+    fn has(&self, id: &str) -> bool {
+        self.body.contains(&format!(" id=\"{id}\""))
+    }
+}
+
+/// A browser: one origin, and one cookie or none.
+struct Browser {
+    address: SocketAddr,
+    origin: String,
+    host: String,
+    cookie: Option<String>,
+}
+
+impl Browser {
+    fn new(s: &Served) -> Self {
+        let host = s.url.trim_start_matches("http://").to_owned();
+        let address = host.parse().expect("address");
+        let host = host.replace("127.0.0.1", "localhost");
+        Self {
+            address,
+            origin: format!("http://{host}"),
+            host,
+            cookie: None,
+        }
+    }
+
+    async fn send(&self, method: &str, path: &str, extra: &[(&str, &str)], body: &str) -> Answer {
+        let mut request = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\n");
+        if !extra.iter().any(|(name, _)| *name == "host") {
+            request.push_str(&format!("host: {}\r\n", self.host));
+        }
+        if let Some(cookie) = &self.cookie {
+            request.push_str(&format!("cookie: {cookie}\r\n"));
+        }
+        for (name, value) in extra {
+            request.push_str(&format!("{name}: {value}\r\n"));
+        }
+        request.push_str(&format!("content-length: {}\r\n\r\n{body}", body.len()));
+        let mut stream = TcpStream::connect(self.address).await.expect("connects");
+        stream.write_all(request.as_bytes()).await.expect("written");
+        let mut answer = Vec::new();
+        in_time("an answer", stream.read_to_end(&mut answer))
+            .await
+            .expect("read");
+        let text = String::from_utf8(answer).expect("text");
+        let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+        let mut lines = head.lines();
+        let status = lines.next().expect("a status line");
+        Answer {
+            status: status[9..12].parse().expect("a status"),
+            headers: lines
+                .map(|line| line.split_once(": ").expect("a header"))
+                .map(|(name, value)| (name.to_lowercase(), value.to_owned()))
+                .collect(),
+            body: body.to_owned(),
+        }
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, &[], "").await
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Answer {
+        let headers = [
+            ("origin", self.origin.as_str()),
+            ("sec-fetch-site", "same-origin"),
+            ("content-type", "application/json"),
+        ];
+        self.send("POST", path, &headers, &body.to_string()).await
+    }
+
+    async fn submit(&self, path: &str) -> Answer {
+        let headers = [
+            ("origin", self.origin.as_str()),
+            ("content-type", "application/x-www-form-urlencoded"),
+        ];
+        self.send("POST", path, &headers, "").await
+    }
+}
+
+/// A person at a browser, with a passkey that is enrolled.
+struct Seated {
+    browser: Browser,
+    passkey: SoftPasskey,
+}
+
+/// A call of an operator's key, to invite.
+fn operator_call(s: &Served, method: &str) -> Presented {
+    let (method, admits) = guard::row(method).expect("a method with a row");
+    let jti = format!(
+        "{:032x}",
+        u128::from(rand_u64()) << 64 | u128::from(rand_u64())
+    );
+    let nonce = s.hall.nonce();
+    let claims = dpop::ProofClaims {
+        htm: "POST",
+        htu: &format!("{}/{method}", s.url),
+        iat: Clock::system().now(),
+        jti: &jti,
+        nonce: Some(&nonce),
+        ath: None,
+        adg: None,
+        evh: None,
+    };
+    Presented {
+        method,
+        admits,
+        proof: Some(dpop::create(&s.world.keys["olga"], &claims).expect("proof")),
+        bearer: None,
+        visit: None,
+        seat: Seat::standing(guard::class(method)),
+    }
+}
+
+fn bytes(text: &Value) -> Vec<u8> {
+    let text = text.as_str().expect("text");
+    URL_SAFE_NO_PAD.decode(text).expect("base64url")
+}
+
+fn sent(assertion: &Assertion) -> Value {
+    let part = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+    json!({
+        "credential": part(&assertion.credential),
+        "authenticator_data": part(&assertion.authenticator_data),
+        "client_data_json": part(&assertion.client_data_json),
+        "signature": part(&assertion.signature),
+        "user": assertion.user.as_deref().map(part),
+    })
+}
+
+async fn invite(s: &Served, name: &str) -> String {
+    let call = operator_call(s, "dipylon.v1.ApprovalService/InviteApprover");
+    let person = PersonId::parse(name).expect("id");
+    let invited = s
+        .hall
+        .invite_approver(&call, person)
+        .await
+        .expect("invited");
+    invited.code.reveal().to_owned()
+}
+
+impl Seated {
+    async fn enrol(s: &Served, name: &str) -> Self {
+        let browser = Browser::new(s);
+        let code = invite(s, name).await;
+        let begun = browser
+            .post("/console/enrol/begin", &json!({ "code": code }))
+            .await
+            .ok()
+            .json();
+        let (passkey, made) = SoftPasskey::create(
+            begun["rp_id"].as_str().expect("rp id"),
+            &browser.origin,
+            &bytes(&begun["challenge"]),
+            &bytes(&begun["user"]),
+        );
+        let finish = json!({
+            "code": code,
+            "label": "a test's passkey",
+            "client_data_json": URL_SAFE_NO_PAD.encode(&made.client_data_json),
+            "attestation_object": URL_SAFE_NO_PAD.encode(&made.attestation_object),
+        });
+        let done = browser.post("/console/enrol/finish", &finish).await.ok();
+        assert_eq!(done.json()["person"], name);
+        let again = browser.post("/console/enrol/finish", &finish).await;
+        assert_eq!(
+            (again.status, again.reason().as_str()),
+            (403, "INVITATION_UNKNOWN")
+        );
+        Self { browser, passkey }
+    }
+
+    async fn challenge(&self) -> Vec<u8> {
+        let begun = self
+            .browser
+            .post("/console/sign-in/begin", &json!({}))
+            .await
+            .ok();
+        bytes(&begun.json()["challenge"])
+    }
+
+    /// Enrolled and signed in.
+    async fn sign_in(s: &Served, name: &str) -> Self {
+        let mut seated = Self::enrol(s, name).await;
+        let assertion = seated
+            .passkey
+            .get(&seated.challenge().await, &seated.browser.origin);
+        let done = seated
+            .browser
+            .post("/console/sign-in/finish", &sent(&assertion))
+            .await;
+        assert_eq!(
+            (done.status, done.body.as_str()),
+            (204, ""),
+            "{}",
+            done.body
+        );
+        let cookie = done.header("set-cookie").expect("a cookie").to_owned();
+        let (pair, rest) = cookie.split_once("; ").expect("attributes");
+        assert_eq!(rest, "Path=/; HttpOnly; SameSite=Strict");
+        seated.browser.cookie = Some(pair.to_owned());
+        seated
+    }
+
+    async fn begin(&self, id: AccessRequestId, ask: Value) -> Answer {
+        self.browser
+            .post(&format!("/console/requests/{id}/vote/begin"), &ask)
+            .await
+    }
+
+    async fn cast(&self, id: AccessRequestId, begun: &Value, assertion: &Assertion) -> Answer {
+        let mut body = sent(assertion);
+        body["statement"] = begun["statement"].clone();
+        self.browser
+            .post(&format!("/console/requests/{id}/vote/cast"), &body)
+            .await
+    }
+
+    async fn vote(&self, id: AccessRequestId, ask: Value) -> Answer {
+        let begun = self.begin(id, ask).await.ok().json();
+        let assertion = self
+            .passkey
+            .get(&bytes(&begun["challenge"]), &self.browser.origin);
+        self.cast(id, &begun, &assertion).await
+    }
+}
+
+async fn pending(task: &Task, action: Action, request_id: &str) -> AccessRequestId {
+    match task.request_token(&order(action, request_id)).await {
+        Ok(Outcome::Pending(pending)) => pending.access_request_id(),
+        other => panic!("not pending: {other:?}"),
+    }
+}
+
+/// Every route with something in the place of its braces.
+fn paths() -> impl Iterator<Item = (&'static Row, String)> {
+    TABLE.iter().map(|row| {
+        let path = row
+            .path
+            .replace("{id}", "areq_AAAAAAAAAAAAAAAAAAAAAA")
+            .replace("{jti}", "tok_AAAAAAAAAAAAAAAAAAAAAA")
+            .replace("{hash}", "0")
+            .replace("{name}", "console.css");
+        (row, path)
+    })
+}
+
+fn method(row: &Row) -> &'static str {
+    if row.changes() { "POST" } else { "GET" }
+}
+
+const HEADERS: &[(&str, &str)] = &[
+    (
+        "content-security-policy",
+        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; \
+         base-uri 'none'; frame-ancestors 'none'",
+    ),
+    ("x-frame-options", "DENY"),
+    ("x-content-type-options", "nosniff"),
+    ("referrer-policy", "same-origin"),
+    ("cache-control", "no-store"),
+    ("cross-origin-opener-policy", "same-origin"),
+    ("cross-origin-resource-policy", "same-origin"),
+    (
+        "permissions-policy",
+        "publickey-credentials-get=(self), publickey-credentials-create=(self)",
+    ),
+];
+
+fn dressed(answer: &Answer, what: &str) {
+    for (name, value) in HEADERS {
+        assert_eq!(answer.header(name), Some(*value), "{what}: {name}");
+    }
+    assert_eq!(answer.header("access-control-allow-origin"), None, "{what}");
+}
+
+fn size(s: &Served) -> u64 {
+    s.hall.journal().tail().borrow().head.size
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_reaches_nothing_but_the_way_in() {
+    let s = Served::start().await;
+    let mut browser = Browser::new(&s);
+    for cookie in [None, Some("dipylon-visit=forged".to_owned())] {
+        browser.cookie = cookie;
+        let before = size(&s);
+        for (row, path) in paths() {
+            let headers = [("origin", browser.origin.as_str())];
+            let answer = browser.send(method(row), &path, &headers, "").await;
+            dressed(&answer, row.name);
+            if row.who == Who::Anybody {
+                assert!(
+                    ![401, 403].contains(&answer.status),
+                    "{}: {}",
+                    row.name,
+                    answer.status
+                );
+                continue;
+            }
+            match row.shape {
+                Shape::Page => {
+                    assert_eq!(answer.status, 303, "{}", row.name);
+                    let to = answer.header("location").expect("a way in");
+                    assert!(to.starts_with("/console/sign-in"), "{}: {to}", row.name);
+                    assert_eq!(answer.body, "");
+                }
+                Shape::Fragment | Shape::Stream => {
+                    assert_eq!(answer.status, 401, "{}", row.name);
+                    assert_eq!(answer.reason(), "NOT_AUTHENTICATED");
+                }
+                Shape::Form | Shape::Json => assert_eq!(answer.status, 401, "{}", row.name),
+                Shape::Asset => unreachable!("assets are for anybody"),
+            }
+        }
+        assert_eq!(size(&s), before, "a stranger wrote nothing");
+        for (path, ask) in [
+            (
+                "vote/begin",
+                json!({ "profile": "one-security", "verdict": "approve" }),
+            ),
+            (
+                "vote/cast",
+                json!({
+                    "statement": "{}", "credential": "", "authenticator_data": "", "client_data_json": "", "signature": "",
+                    "user": null,
+                }),
+            ),
+        ] {
+            let path = format!("/console/requests/areq_AAAAAAAAAAAAAAAAAAAAAA/{path}");
+            let answer = browser.post(&path, &ask).await;
+            assert_eq!(
+                (answer.status, answer.reason().as_str()),
+                (401, "NOT_AUTHENTICATED")
+            );
+        }
+    }
+    browser.cookie = None;
+    for path in [
+        "/console/",
+        "/console/nothing",
+        "/console/requests/",
+        "/console/../console/x",
+    ] {
+        let answer = browser.get(path).await;
+        assert_eq!(answer.status, 404, "{path}");
+        dressed(&answer, path);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_changes_but_by_our_own_pages_and_no_get_changes_anything() {
+    let s = Served::start().await;
+    let task = s.task("triage").await;
+    let id = pending(&task, disable("ann"), "r-1").await;
+    let maria = Seated::sign_in(&s, "maria").await;
+    let olga = Seated::sign_in(&s, "olga").await;
+    let ask = json!({ "profile": "one-security", "verdict": "approve" });
+    let begun = maria.begin(id, ask.clone()).await.ok().json();
+    let before = size(&s);
+    for seated in [&maria, &olga] {
+        let browser = &seated.browser;
+        let cross = [
+            vec![],
+            vec![("origin", "null")],
+            vec![("origin", "http://localhost:1")],
+            vec![("origin", "http://evil.example")],
+            vec![
+                ("origin", browser.origin.as_str()),
+                ("sec-fetch-site", "cross-site"),
+            ],
+            vec![
+                ("origin", browser.origin.as_str()),
+                ("origin", "http://evil.example"),
+            ],
+        ];
+        for (row, path) in paths() {
+            let path = path.replace("areq_AAAAAAAAAAAAAAAAAAAAAA", &id.to_string());
+            if row.changes() {
+                for headers in &cross {
+                    let mut headers = headers.clone();
+                    headers.push(("content-type", "application/json"));
+                    let answer = browser
+                        .send("POST", &path, &headers, &ask.to_string())
+                        .await;
+                    assert_eq!(answer.status, 403, "{} {headers:?}", row.name);
+                    dressed(&answer, row.name);
+                }
+                let answer = browser.get(&path).await;
+                assert_eq!(answer.status, 405, "{}", row.name);
+                dressed(&answer, row.name);
+            } else if row.shape != Shape::Stream {
+                let answer = browser.get(&path).await;
+                assert!(answer.status < 500, "{}: {}", row.name, answer.body);
+                dressed_or_asset(&answer, row);
+                let headers = [("origin", browser.origin.as_str())];
+                let answer = browser.send("POST", &path, &headers, "").await;
+                assert_eq!(answer.status, 405, "{}", row.name);
+            }
+            let elsewhere = [
+                ("host", "evil.example"),
+                ("origin", browser.origin.as_str()),
+            ];
+            let answer = browser.send(method(row), &path, &elsewhere, "").await;
+            assert_eq!(answer.status, 421, "{}", row.name);
+            dressed(&answer, row.name);
+        }
+        // A form of another site can send this body without asking, but not as JSON.
+        let headers = [
+            ("origin", browser.origin.as_str()),
+            ("content-type", "text/plain"),
+        ];
+        let path = format!("/console/requests/{id}/vote/begin");
+        let answer = browser
+            .send("POST", &path, &headers, &ask.to_string())
+            .await;
+        assert_eq!(
+            (answer.status, answer.reason().as_str()),
+            (400, "MALFORMED")
+        );
+    }
+    assert_eq!(size(&s), before, "nothing was entered");
+    // The visit is still there, and so is the statement: nothing of the above ended either.
+    let assertion = maria
+        .passkey
+        .get(&bytes(&begun["challenge"]), &maria.browser.origin);
+    let cast = maria.cast(id, &begun, &assertion).await.ok();
+    assert_eq!(cast.json()["status"], "approved");
+    assert_eq!(size(&s), before + 1);
+}
+
+fn dressed_or_asset(answer: &Answer, row: &Row) {
+    if row.shape != Shape::Asset {
+        dressed(answer, row.name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_opens_its_own_pages_alone() {
+    let s = Served::start().await;
+    let task = s.task("triage").await;
+    let id = pending(&task, disable("ann"), "r-1").await;
+    for (name, kind) in [
+        ("maria", CallerKind::Approver),
+        ("olga", CallerKind::Operator),
+    ] {
+        let seated = Seated::sign_in(&s, name).await;
+        let inbox = seated.browser.get("/console").await.ok();
+        for (row, path) in paths() {
+            let Who::Visitors(kinds) = row.who else {
+                continue;
+            };
+            if row.shape == Shape::Stream {
+                continue;
+            }
+            let path = match row.name {
+                "console/task" => row.path.replace("{id}", &task.id().to_string()),
+                "console/agent" => row.path.replace("{id}", "triage"),
+                _ => path.replace("areq_AAAAAAAAAAAAAAAAAAAAAA", &id.to_string()),
+            };
+            let body = match row.name {
+                "console/vote-begin" => json!({ "profile": "one-security", "verdict": "deny" }),
+                _ => json!({
+                    "statement": "{}", "credential": "", "authenticator_data": "", "client_data_json": "", "signature": "",
+                    "user": null,
+                }),
+            };
+            let answer = match row.shape {
+                Shape::Form => seated.browser.submit(&path).await,
+                Shape::Json => seated.browser.post(&path, &body).await,
+                Shape::Page | Shape::Fragment | Shape::Stream | Shape::Asset => {
+                    seated.browser.get(&path).await
+                }
+            };
+            if kinds.contains(&kind) {
+                assert_ne!(answer.status, 403, "{name} {}: {}", row.name, answer.body);
+                assert_ne!(answer.status, 401, "{name} {}", row.name);
+                if row.shape == Shape::Page {
+                    assert_eq!(answer.status, 200, "{name} {}: {}", row.name, answer.body);
+                }
+            } else {
+                assert_eq!(answer.status, 403, "{name} {}", row.name);
+            }
+            // What one may not open one is not led to.
+            if row.shape == Shape::Page && !row.path.contains('{') && row.path != "/console" {
+                let led = inbox.body.contains(&format!("href=\"{}\"", row.path));
+                assert_eq!(led, kinds.contains(&kind), "{name} {}", row.name);
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn people_vote_with_their_passkey_and_the_agent_gets_what_they_signed() {
+    let s = Served::start().await;
+    let task = s.task("triage").await;
+    let (maria, lee) = (
+        Seated::sign_in(&s, "maria").await,
+        Seated::sign_in(&s, "lee").await,
+    );
+    let dana = Seated::sign_in(&s, "dana").await;
+
+    let id = pending(&task, disable("ann"), "r-1").await;
+    let inbox = maria.browser.get("/console").await.ok();
+    assert!(
+        inbox.body.contains(&format!("data-request=\"{id}\"")),
+        "{}",
+        inbox.body
+    );
+    let card = maria
+        .browser
+        .get(&format!("/console/requests/{id}"))
+        .await
+        .ok();
+    let (deny, approve) = (
+        card.body.find(" id=\"deny\""),
+        card.body.find(" id=\"approve\""),
+    );
+    assert!(
+        deny.expect("deny") < approve.expect("approve"),
+        "no before yes"
+    );
+    assert!(!card.body.contains("autofocus"));
+    let owners = dana
+        .browser
+        .get(&format!("/console/requests/{id}"))
+        .await
+        .ok();
+    assert!(owners.has("not-eligible") && !owners.has("approve") && !owners.has("deny"));
+    let refused = dana
+        .begin(
+            id,
+            json!({ "profile": "one-security", "verdict": "approve" }),
+        )
+        .await;
+    assert_eq!(
+        (refused.status, refused.reason().as_str()),
+        (403, "NOT_ELIGIBLE")
+    );
+
+    let narrowed = json!({ "profile": "one-security", "verdict": "approve", "max_ttl": 60 });
+    let cast = maria.vote(id, narrowed).await.ok();
+    assert_eq!(cast.json(), json!({ "status": "approved" }));
+    let token = match task.request_token(&order(disable("ann"), "r-1")).await {
+        Ok(Outcome::Token(token)) => token,
+        other => panic!("not a token: {other:?}"),
+    };
+    let left = token.expires_at().since(Clock::system().now());
+    assert!((1..=60_000).contains(&left), "narrowed: {left} ms");
+    let late = lee
+        .begin(id, json!({ "profile": "one-security", "verdict": "deny" }))
+        .await;
+    assert_eq!(
+        (late.status, late.reason().as_str()),
+        (400, "ACCESS_REQUEST_CLOSED")
+    );
+    let over = lee
+        .browser
+        .get(&format!("/console/requests/{id}"))
+        .await
+        .ok();
+    assert!(over.body.contains("data-status=\"consumed\"") && !over.has("approve"));
+
+    let id = pending(&task, disable("cara"), "r-2").await;
+    let said = json!({ "profile": "one-security", "verdict": "deny", "comment": "not Cara" });
+    assert_eq!(
+        lee.vote(id, said).await.ok().json(),
+        json!({ "status": "denied" })
+    );
+    let hostile = json!({ "profile": "one-security", "verdict": "deny", "comment": "a\u{202e}b" });
+    assert_eq!(maria.begin(id, hostile).await.reason(), "MALFORMED");
+    let seen = s.hall.state().access_request(&id).expect("known");
+    let statement = seen.votes[0].statement.as_deref().expect("kept");
+    let statement = VoteStatement::parse(statement).expect("statement");
+    assert_eq!(statement.comment.expect("told").as_str(), "not Cara");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fresh_sign_in_is_no_vote_and_no_answer_counts_twice() {
+    let s = Served::start().await;
+    let task = s.task("triage").await;
+    let id = pending(&task, disable("ann"), "r-1").await;
+    let (maria, lee) = (
+        Seated::sign_in(&s, "maria").await,
+        Seated::sign_in(&s, "lee").await,
+    );
+    let origin = &maria.browser.origin;
+    let ask = json!({ "profile": "one-security", "verdict": "approve" });
+    let begin = async || maria.begin(id, ask.clone()).await.ok().json();
+
+    // A good answer to another question.
+    let begun = begin().await;
+    let signed_in = maria.passkey.get(&maria.challenge().await, origin);
+    let cast = maria.cast(id, &begun, &signed_in).await;
+    assert_eq!(
+        (cast.status, cast.reason().as_str()),
+        (403, "PASSKEY_WRONG")
+    );
+    // The statement is spent with it.
+    let good = maria.passkey.get(&bytes(&begun["challenge"]), origin);
+    let cast = maria.cast(id, &begun, &good).await;
+    assert_eq!(
+        (cast.status, cast.reason().as_str()),
+        (400, "STATEMENT_UNKNOWN")
+    );
+    // An answer to the statement before.
+    let begun = begin().await;
+    assert_eq!(
+        maria.cast(id, &begun, &good).await.reason(),
+        "PASSKEY_WRONG"
+    );
+    // Without user verification, from another origin, in a frame, by a colleague's passkey.
+    let manners = |change: fn(&mut Manners)| {
+        let mut manners = Manners::default();
+        change(&mut manners);
+        manners
+    };
+    for (what, bad) in [
+        ("no verification", manners(|m| m.verified = false)),
+        ("no presence", manners(|m| m.present = false)),
+        (
+            "another origin",
+            manners(|m| m.origin = Some("http://localhost:1".to_owned())),
+        ),
+        (
+            "another type",
+            manners(|m| m.kind = Some("webauthn.create")),
+        ),
+        ("a frame", manners(|m| m.cross_origin = Some(json!(true)))),
+        (
+            "another party",
+            manners(|m| m.rp_id = Some("evil.example".to_owned())),
+        ),
+    ] {
+        let begun = begin().await;
+        let answer = maria
+            .passkey
+            .get_as(&bytes(&begun["challenge"]), origin, &bad);
+        let cast = maria.cast(id, &begun, &answer).await;
+        assert_eq!(
+            (cast.status, cast.reason().as_str()),
+            (403, "PASSKEY_WRONG"),
+            "{what}"
+        );
+    }
+    let begun = begin().await;
+    let lees = lee.passkey.get(&bytes(&begun["challenge"]), origin);
+    assert_eq!(
+        maria.cast(id, &begun, &lees).await.reason(),
+        "PASSKEY_WRONG"
+    );
+    // A statement is its voter's alone.
+    assert_eq!(
+        lee.cast(id, &begin().await, &lees).await.reason(),
+        "STATEMENT_UNKNOWN"
+    );
+    // A click alone: no answer of a passkey at all.
+    let begun = begin().await;
+    let path = format!("/console/requests/{id}/vote/cast");
+    let cast = maria
+        .browser
+        .post(&path, &json!({ "statement": begun["statement"] }))
+        .await;
+    assert_eq!((cast.status, cast.reason().as_str()), (400, "MALFORMED"));
+    let seen = s.hall.state().access_request(&id).expect("known");
+    assert!(seen.votes.is_empty(), "none of these was a vote");
+    assert_eq!(
+        maria.vote(id, ask.clone()).await.ok().json()["status"],
+        "approved"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_visit_ends_when_its_person_says_so_and_opens_nothing_twice() {
+    let s = Served::start().await;
+    let mut maria = Seated::sign_in(&s, "maria").await;
+    let origin = maria.browser.origin.clone();
+    let assertion = maria.passkey.get(&maria.challenge().await, &origin);
+    let mut other = Browser::new(&s);
+    assert_eq!(
+        other
+            .post("/console/sign-in/finish", &sent(&assertion))
+            .await
+            .status,
+        204
+    );
+    let again = other
+        .post("/console/sign-in/finish", &sent(&assertion))
+        .await;
+    assert_eq!(
+        (again.status, again.reason().as_str()),
+        (401, "NOT_AUTHENTICATED")
+    );
+    assert_eq!(again.header("set-cookie"), None);
+
+    maria.browser.get("/console").await.ok();
+    let out = maria.browser.submit("/console/sign-out").await;
+    assert_eq!(
+        (out.status, out.header("location")),
+        (303, Some("/console/sign-in"))
+    );
+    assert!(
+        out.header("set-cookie")
+            .expect("taken")
+            .contains("Max-Age=0")
+    );
+    assert_eq!(maria.browser.get("/console").await.status, 303);
+    assert_eq!(
+        maria.browser.get("/console/fragment/inbox").await.status,
+        401
+    );
+
+    // Two cookies of that name could be two people: neither is believed.
+    let lee = Seated::sign_in(&s, "lee").await;
+    let one = lee.browser.cookie.clone().expect("signed in");
+    maria.browser.cookie = Some(format!("dipylon-visit=x; {one}"));
+    assert_eq!(maria.browser.get("/console").await.status, 303);
+    lee.browser.get("/console").await.ok();
+
+    // A page to come back to is a page of ours, or none.
+    other.cookie = None;
+    for (asked, led) in [
+        ("/console/rules", "/console/rules"),
+        ("//evil.example", "/console"),
+        ("https://evil.example/console/rules", "/console"),
+        ("/console/rules%22%3E%3Cscript%3E", "/console"),
+        ("javascript:alert(1)", "/console"),
+    ] {
+        let page = other
+            .get(&format!("/console/sign-in?to={asked}"))
+            .await
+            .ok();
+        assert!(page.body.contains(&format!("data-to=\"{led}\"")), "{asked}");
+    }
+}
+
+const HOSTILE: &str = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}<b>bold</b> \u{202E}gnp.exe\u{200B}";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn text_of_others_is_never_markup() {
+    let quoted = HOSTILE.replace('"', "\\\"");
+    let s = Served::start_with_policy(|policy| {
+        for (file, was, now) in [
+            ("schema.cedarschema", "Disable an account", quoted.clone()),
+            (
+                "schema.cedarschema",
+                "The account can no longer sign in.",
+                quoted.clone(),
+            ),
+            (
+                "schema.cedarschema",
+                "Enable the account at the identity provider.",
+                quoted.clone(),
+            ),
+            ("entities.json", "Ann Archer", quoted.clone()),
+            ("agents.toml", "example-large-2", "<i>model</i>".to_owned()),
+            ("people.toml", "Maria Moreau", "<u>Maria</u>".to_owned()),
+            (
+                "rules/20-guardrails.cedar",
+                "Somebody from security agrees before anything stops working.",
+                quoted.clone(),
+            ),
+        ] {
+            let text = policy.get_mut(file).expect("a file");
+            assert!(text.contains(was), "{file}: {was}");
+            *text = text.replace(was, &now);
+        }
+    })
+    .await;
+    let task = s.task_for("triage", HOSTILE).await;
+    let mut asked = order(disable("ann"), "r-1");
+    asked.reason = HOSTILE.to_owned();
+    let id = match task.request_token(&asked).await {
+        Ok(Outcome::Pending(pending)) => pending.access_request_id(),
+        other => panic!("not pending: {other:?}"),
+    };
+    let (maria, olga) = (
+        Seated::sign_in(&s, "maria").await,
+        Seated::sign_in(&s, "olga").await,
+    );
+    let tags = |page: &str| -> BTreeSet<String> {
+        let starts = page.match_indices('<').map(|(at, _)| &page[at + 1..]);
+        let named = starts.map(|rest| rest.split([' ', '>', '\n']).next().unwrap_or_default());
+        named.map(str::to_owned).collect()
+    };
+    let mut shown = 0;
+    for (seated, path) in [
+        (&maria, "/console".to_owned()),
+        (&maria, "/console/fragment/inbox".to_owned()),
+        (&maria, format!("/console/requests/{id}")),
+        (&maria, format!("/console/tasks/{}", task.id())),
+        (&maria, "/console/rules".to_owned()),
+        (&maria, "/console/approvers".to_owned()),
+        (&olga, "/console/agents".to_owned()),
+        (&olga, "/console/agents/triage".to_owned()),
+        (&olga, "/console/tasks".to_owned()),
+        (&olga, "/console/tokens".to_owned()),
+        (&olga, "/console/journal".to_owned()),
+        (
+            &olga,
+            "/console/journal?q=%3Cscript%3Ealert(1)%3C/script%3E%22%3E".to_owned(),
+        ),
+    ] {
+        let page = seated.browser.get(&path).await.ok().body;
+        for markup in [
+            "<script>",
+            "<img",
+            "<b>bold",
+            "<i>model",
+            "<u>Maria",
+            "\u{202E}",
+            "\u{200B}",
+            "onerror=alert(2)>",
+        ] {
+            assert!(!page.contains(markup), "{path}: {markup}\n{page}");
+        }
+        // One script, by name, with nothing in it; no style and no handler in the page.
+        assert_eq!(
+            page.matches("<script").count(),
+            usize::from(!path.contains("fragment")),
+            "{path}"
+        );
+        assert!(
+            !tags(&page).contains("style")
+                && !page.contains(" style=")
+                && !page.contains(" onclick="),
+            "{path}"
+        );
+        shown += page.matches("&#60;script&#62;alert(1)").count();
+    }
+    assert!(shown >= 6, "shown as text, often: {shown}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_inbox_hears_of_what_moves() {
+    let s = Served::start().await;
+    let task = s.task("triage").await;
+    let maria = Seated::sign_in(&s, "maria").await;
+    let mut stream = TcpStream::connect(maria.browser.address)
+        .await
+        .expect("connects");
+    let cookie = maria.browser.cookie.clone().expect("signed in");
+    let host = &maria.browser.host;
+    let request =
+        format!("GET /console/events HTTP/1.1\r\nhost: {host}\r\ncookie: {cookie}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("written");
+    let heard = async |stream: &mut TcpStream, wanted: &str| {
+        let mut text = String::new();
+        let mut part = [0; 4_096];
+        while !text.contains(wanted) {
+            let n = in_time("an event", stream.read(&mut part))
+                .await
+                .expect("read");
+            assert!(n > 0, "the stream ended: {text}");
+            text.push_str(&String::from_utf8_lossy(&part[..n]));
+        }
+        text
+    };
+    let head = heard(&mut stream, "retry:").await;
+    assert!(
+        head.starts_with("HTTP/1.1 200") && head.contains("text/event-stream"),
+        "{head}"
+    );
+    let id = pending(&task, disable("ann"), "r-1").await;
+    let news = heard(&mut stream, "event: changed").await;
+    assert!(!news.contains(&id.to_string()), "only that something moved");
+    let rows = maria.browser.get("/console/fragment/inbox").await.ok();
+    assert!(rows.body.contains(&format!("data-request=\"{id}\"")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_revokes_a_token_with_a_form() {
+    let s = Served::start().await;
+    let task = s.task("triage").await;
+    let token = match task.request_token(&order(read_case(), "r-1")).await {
+        Ok(Outcome::Token(token)) => token,
+        other => panic!("not a token: {other:?}"),
+    };
+    let olga = Seated::sign_in(&s, "olga").await;
+    let page = olga.browser.get("/console/tokens").await.ok();
+    assert!(
+        page.body.contains(&format!("data-jti=\"{}\"", token.jti())),
+        "{}",
+        page.body
+    );
+    let done = olga
+        .browser
+        .submit(&format!("/console/tokens/{}/revoke", token.jti()))
+        .await;
+    assert_eq!(done.status, 303, "{}", done.body);
+    let page = olga
+        .browser
+        .get(done.header("location").expect("back"))
+        .await
+        .ok();
+    assert!(
+        page.has("outcome") && !page.body.contains("data-jti="),
+        "{}",
+        page.body
+    );
+    let told = olga
+        .browser
+        .get(&format!("/console/tasks/{}", task.id()))
+        .await
+        .ok();
+    assert!(
+        told.body.contains("data-kind=\"GrantsEnded\""),
+        "{}",
+        told.body
+    );
+    let found = olga
+        .browser
+        .get(&format!("/console/journal?q={}", token.jti()))
+        .await
+        .ok();
+    assert!(
+        found.body.contains("data-kind=\"TokenIssued\""),
+        "{}",
+        found.body
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn assets_are_kept_for_ever_under_the_hash_of_what_they_are() {
+    let s = Served::start().await;
+    let browser = Browser::new(&s);
+    let page = browser.get("/console/sign-in").await.ok().body;
+    let mut seen = 0;
+    for part in page
+        .split('"')
+        .filter(|part| part.starts_with("/console/assets/"))
+    {
+        let asset = browser.get(part).await.ok();
+        assert_eq!(
+            asset.header("cache-control"),
+            Some("public, max-age=31536000, immutable")
+        );
+        assert_eq!(asset.header("x-content-type-options"), Some("nosniff"));
+        assert!(
+            !asset.body.contains("http://") || part.ends_with(".svg"),
+            "{part} fetches nothing"
+        );
+        let (head, name) = part.rsplit_once('/').expect("a name");
+        assert_eq!(browser.get(&format!("{head}0/{name}")).await.status, 404);
+        seen += 1;
+    }
+    assert_eq!(seen, 3);
+}
+
+/// A page per person is enough: who opens windows without end is told to wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_of_one_person_have_a_bound() {
+    let s = Served::start().await;
+    let maria = Arc::new(Seated::sign_in(&s, "maria").await);
+    let cookie = maria.browser.cookie.clone().expect("signed in");
+    let mut open = Vec::new();
+    let mut refused = 0;
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(maria.browser.address)
+            .await
+            .expect("connects");
+        let request = format!(
+            "GET /console/events HTTP/1.1\r\nhost: {}\r\ncookie: {cookie}\r\n\r\n",
+            maria.browser.host
+        );
+        stream.write_all(request.as_bytes()).await.expect("written");
+        let mut head = [0; 12];
+        in_time("a status", stream.read_exact(&mut head))
+            .await
+            .expect("read");
+        match &head[9..] {
+            b"200" => open.push(stream),
+            b"429" => refused += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((open.len(), refused), (16, 4));
+    maria.browser.get("/console").await.ok();
+}
