@@ -30,9 +30,9 @@ pub(super) struct Show {
 }
 
 pub(super) async fn list(common: &Common, say: &Say, verb: Inbox) -> Result<ExitCode, Failure> {
-    let mut waiting = verb.key.person(common)?.list().await?;
+    // In the broker's order: highest risk first, then the nearest deadline.
+    let (waiting, queued) = verb.key.person(common)?.waiting().await?;
     let now = Clock::system().now();
-    waiting.sort_by_key(|request| (rank(&request.risk), request.expires_at.map(|at| at.seconds)));
     say.either(
         || {
             waiting
@@ -41,8 +41,12 @@ pub(super) async fn list(common: &Common, say: &Say, verb: Inbox) -> Result<Exit
                 .collect::<Value>()
         },
         || {
+            let more = match queued {
+                0 => String::new(),
+                n => format!("{n} more wait their turn\n"),
+            };
             if waiting.is_empty() {
-                return "nothing waits for people".to_owned();
+                return format!("{more}nothing waits for people");
             }
             let head = [
                 "RISK",
@@ -60,7 +64,7 @@ pub(super) async fn list(common: &Common, say: &Say, verb: Inbox) -> Result<Exit
                 .chain(waiting.iter().map(|request| row(request, now)))
                 .collect();
             format!(
-                "{}\nlook at one:  dipylon show ACCESS_REQUEST",
+                "{}\n{more}look at one:  dipylon show ACCESS_REQUEST",
                 table(&rows)
             )
         },
@@ -96,16 +100,6 @@ fn with(action: Option<&v1::Action>) -> String {
         "-".to_owned()
     } else {
         reveal_capped(&all.join(" "), 40)
-    }
-}
-
-/// Highest risk first; a word we do not know counts as the highest.
-fn rank(risk: &str) -> u8 {
-    match risk {
-        "low" => 3,
-        "medium" => 2,
-        "high" => 1,
-        _ => 0,
     }
 }
 

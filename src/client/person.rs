@@ -53,17 +53,23 @@ impl Person {
     /// All pages of the inbox: access requests that wait for people and stand before this person, highest risk first, then
     /// the nearest deadline. What waits its turn is not among them.
     pub async fn list(&self) -> Result<Vec<v1::AccessRequest>, Error> {
-        let mut all = Vec::new();
+        Ok(self.waiting().await?.0)
+    }
+
+    /// The same, and how many more wait their turn.
+    pub async fn waiting(&self) -> Result<(Vec<v1::AccessRequest>, u32), Error> {
+        let (mut all, mut queued) = (Vec::new(), 0);
         let mut token = String::new();
         for _ in 0..PAGES_MAX {
             let page = self.inbox(false, PAGE_ROWS, &token).await?;
             all.extend(page.rows.into_iter().filter_map(|row| row.access_request));
+            queued = page.queued;
             token = page.next_page_token;
             if token.is_empty() {
                 break;
             }
         }
-        Ok(all)
+        Ok((all, queued))
     }
 
     /// Follows what changes in inboxes: a snapshot first, unless it goes on from a position. The stream ends when the broker
