@@ -148,7 +148,8 @@ async fn a_no_runs_nothing() {
 async fn who_does_not_wait_comes_back() {
     let mut stage = Stage::set().await;
     let script = format!("{SH}\nask POST /accounts/ann/disable '' '{{}}'");
-    let options = [&DISABLE[..], &["--no-wait", "--json"]].concat();
+    let own = ["--no-wait", "--json", "--forward-header", "X-Own"];
+    let options = [&DISABLE[..], &own[..]].concat();
     let command = ["bash", "-c", &script];
     let told = Told::of(stage.exec(&options, &command).output().await.expect("runs"));
     told.exit(11);
@@ -190,7 +191,7 @@ async fn who_does_not_wait_comes_back() {
             .expect("runs"),
     );
     waits.exit(11).said(&format!(
-        "exec --request {id} --audience-url {} -- true",
+        "exec --request {id} --audience-url {} --forward-header x-own -- true",
         stage.resource.url
     ));
     assert_eq!(stage.decide(Verdict::Approve).await.to_string(), id);
