@@ -170,7 +170,8 @@ async fn read(person: &Person, times: usize, pending: usize) -> Vec<u64> {
         let began = Instant::now();
         let page = person.inbox(false, 50, "").await.expect("reads");
         took.push(nanos(began.elapsed()));
-        assert_eq!(page.total as usize, pending);
+        // What one person has before them at once has a bound of its own: the others wait their turn.
+        assert_eq!((page.total + page.queued) as usize, pending);
     }
     took
 }
