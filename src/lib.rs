@@ -2,7 +2,7 @@
 //! rules or people say yes to that action, gets a token that works for that action, for minutes, and dies with the task.
 //!
 //! ```text
-//!  roof     serve (grpc, http)   cli (and the demo)   client   validator     parse, guard, translate; decide nothing
+//!  roof     serve (grpc, http, console)   cli (and the demo)   client   validator   parse, guard, translate; decide nothing
 //!  3rd      broker: the hall                                                  the only place where rooms meet
 //!  2nd      journal   clock   keys   config   telemetry                       the only places that touch the world
 //!  1st      verify ══► approve ══► mint        state      audit               pure: value in, value out

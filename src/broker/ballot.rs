@@ -21,7 +21,10 @@ impl Hall {
         let rules = self.rules(call)?;
         let request = self.known_request(call, id)?;
         let dwell = self.dwell(&request, &rules);
-        let shown = self.lock(&self.shown).get(&(person.id.clone(), *id)).copied();
+        let shown = self
+            .lock(&self.shown)
+            .get(&(person.id.clone(), *id))
+            .copied();
         Ok(Ballot {
             vote: self.may_vote(&person.id, &request, &rules),
             read_longer: shown.map_or(dwell, |shown| dwell.saturating_sub(now.after(shown))),

@@ -18,7 +18,6 @@ impl Hall {
         let task =
             task.ok_or_else(|| self.refuse(call.method, Reason::Undecided, "its task is gone"))?;
         let dwell = self.dwell(&request, &rules);
-        let (unusual, history) = self.look_back(&request, &reader.id, now);
         let AccessView {
             request,
             standing,
@@ -28,6 +27,7 @@ impl Hall {
         } = self.view(request, &rules, now);
         let opened = &request.opened;
         let bundle = &rules.bundle;
+        let (unusual, history) = self.look_back(&request, &reader.id, bundle, now);
         let catalogue = bundle.action(&opened.action.action);
         let words = |pick: fn(&CatalogueAction) -> &Option<String>| {
             catalogue.and_then(|a| pick(a).clone()).unwrap_or_default()
@@ -94,7 +94,7 @@ impl Hall {
     }
 }
 
-fn who(bundle: &PolicyBundle, id: PersonId) -> Who {
+pub(super) fn who(bundle: &PolicyBundle, id: PersonId) -> Who {
     Who {
         name: bundle.person(&id).map(|person| person.name.clone()),
         id,

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use super::card::who;
 use super::{Hall, Presented, Refusal};
-use crate::card::{History, Who};
+use crate::card::History;
 use crate::model::*;
-use crate::rules::{Remedy, Role, RuleEffect, RuleInfo};
+use crate::rules::{PolicyBundle, Remedy, Role, RuleEffect, RuleInfo};
 use crate::state::AccessRequest;
 use crate::state::figures::{self, ApproverFigures, Habit, RuleFigures};
 use crate::state::unusual::{self, Oddity};
@@ -111,6 +112,7 @@ impl Hall {
         &self,
         request: &AccessRequest,
         reader: &PersonId,
+        bundle: &PolicyBundle,
         now: Timestamp,
     ) -> (Vec<String>, Option<History>) {
         let opened = &request.opened;
@@ -139,18 +141,9 @@ impl Hall {
             last_denied_at: habit.last_denied.as_ref().map(|(at, _)| *at),
             today: habit.on_day_of(now),
             first: habit.asked <= 1,
-            last_denied_by: habit.last_denied.map(|(_, id)| self.who(id)),
+            last_denied_by: habit.last_denied.map(|(_, id)| who(bundle, id)),
         });
         (unusual.collect(), history)
-    }
-
-    fn who(&self, id: PersonId) -> Who {
-        let rules = self.views.rules();
-        let person = rules.as_ref().and_then(|r| r.bundle.person(&id));
-        Who {
-            name: person.map(|person| person.name.clone()),
-            id,
-        }
     }
 
     /// What an agent did with each action: those of its ceiling, used or not, and those it used when it had another,

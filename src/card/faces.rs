@@ -130,13 +130,17 @@ fn fold(out: &mut String, line: &str, first: usize, rest: usize, columns: usize)
                 break;
             }
             used += wide;
-            if c == ' ' && used * 3 > room {
+            // Rather before a code than inside it.
+            if (c == ' ' || c == '<' && at > 0) && used * 3 > room {
                 blank = Some(at);
             }
         }
         if end < left.len() {
             // A blank right at the end is a break, too.
-            end = match left.get(end..).is_some_and(|next| next.starts_with(' ')) {
+            end = match left
+                .get(end..)
+                .is_some_and(|next| next.starts_with([' ', '<']))
+            {
                 true => end,
                 false => blank.unwrap_or(end),
             };

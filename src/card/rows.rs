@@ -218,6 +218,8 @@ impl Card {
             .filter(|(name, _)| name == "environment")
             .map(|(_, value)| value.as_str())
             .next();
+        // The name alone: that it is one of our own type `Environment` is clear from its place.
+        let environment = environment.map(|e| e.strip_prefix("Environment::").unwrap_or(e));
         Headline::new(&self.title, self.action.as_deref(), environment, self.risk)
     }
 
@@ -260,13 +262,14 @@ impl Card {
     }
 
     fn effect(&self) -> Vec<Row> {
+        let for_good = self.reversible.trim().eq_ignore_ascii_case("no");
         let mut rows = vec![
             Row::known("effect", &self.effect),
-            Row::known("reversible", &self.reversible),
+            match for_good {
+                true => Row::alarm("reversible", "NO: it cannot be undone"),
+                false => Row::known("reversible", &self.reversible),
+            },
         ];
-        if self.reversible.trim().eq_ignore_ascii_case("no") {
-            rows.push(Row::alarm("undo", "CANNOT BE UNDONE"));
-        }
         if !self.undo.is_empty() {
             rows.push(Row::new("undo", &self.undo));
         }
@@ -321,12 +324,12 @@ impl Card {
             }
             Param::Set(items) if !items.is_empty() => {
                 row.lines = items.iter().map(plain).collect();
-                row.flags.extend(items.iter().flat_map(suspect_param));
+                row.add_flags(items.iter().flat_map(suspect_param));
                 rows.push(row);
             }
             Param::Str(_) | Param::Bool(_) | Param::Int(_) | Param::Set(_) | Param::Record(_) => {
                 row.lines = vec![plain(param)];
-                row.flags.extend(suspect_param(param));
+                row.add_flags(suspect_param(param));
                 rows.push(row);
             }
         }
@@ -342,7 +345,7 @@ impl Card {
                 .iter()
                 .map(|(name, value)| {
                     let mut row = Row::new(&format!("target {}", safe(name)), value);
-                    row.flags.extend(suspect(name));
+                    row.add_suspect(name);
                     row
                 })
                 .collect(),
@@ -461,7 +464,7 @@ impl Headline {
                 || "RISK UNKNOWN".to_owned(),
                 |risk| format!("{} RISK", risk.as_str().to_uppercase()),
             ),
-            flags: texts.iter().flat_map(|text| suspect(text)).collect(),
+            flags: once(texts.iter().flat_map(|text| suspect(text))),
         }
     }
 }
@@ -604,8 +607,24 @@ impl Row {
     }
 
     fn add_suspect(&mut self, text: &str) {
-        self.flags.extend(suspect(text));
+        self.add_flags(suspect(text));
     }
+
+    fn add_flags(&mut self, flags: impl IntoIterator<Item = String>) {
+        let before = std::mem::take(&mut self.flags);
+        self.flags = once(before.into_iter().chain(flags));
+    }
+}
+
+/// Each flag once, in the order they came.
+fn once(flags: impl Iterator<Item = String>) -> Vec<String> {
+    let mut all = Vec::new();
+    for flag in flags {
+        if !all.contains(&flag) {
+            all.push(flag);
+        }
+    }
+    all
 }
 
 fn is_composed(param: &Param) -> bool {

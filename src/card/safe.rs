@@ -1,6 +1,7 @@
 //! Text of others, made safe to show: what the eye cannot see is written as a code.
 
 use unicode_normalization::char::is_combining_mark;
+use unicode_script::{Script, UnicodeScript as _};
 
 use crate::model::text::is_coded;
 
@@ -9,8 +10,8 @@ use crate::model::text::is_coded;
 const MARKS_MAX: usize = 2;
 
 /// The text with every character that cannot be seen, or that would leave its place, written as `<U+202E>`: controls, line
-/// breaks, bidirectional and zero-width characters, variation selectors, tags, private use, marks without a letter or more
-/// than two on one; and spaces at either end or after another space. What is left is one line.
+/// breaks, bidirectional and zero-width characters, variation selectors, tags, private use, unassigned ones, marks without
+/// a letter or more than two on one; and spaces at either end or after another space. What is left is one line.
 pub fn safe(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let end = text.trim_end_matches(' ').len();
@@ -19,8 +20,8 @@ pub fn safe(text: &str) -> String {
         let mark = is_combining_mark(c);
         let coded = match c {
             ' ' => after_space || at >= end,
-            _ if mark => marks >= MARKS_MAX || is_coded(c),
-            _ => is_coded(c),
+            _ if mark => marks >= MARKS_MAX || has_no_look(c),
+            _ => has_no_look(c),
         };
         after_space = c == ' ';
         // A code or a space carries no marks.
@@ -36,6 +37,11 @@ pub fn safe(text: &str) -> String {
         }
     }
     out
+}
+
+/// Unassigned characters have no script: what they will look like, if anything, nobody knows.
+fn has_no_look(c: char) -> bool {
+    is_coded(c) || c.script() == Script::Unknown
 }
 
 /// [`safe`] text in double quotes; a quote or backslash inside has a backslash before it, so that the end is where it seems.
@@ -61,6 +67,7 @@ mod tests {
         assert_eq!(safe(" ann  lee "), "<U+0020>ann <U+0020>lee<U+0020>");
         assert_eq!(safe("   "), "<U+0020><U+0020><U+0020>");
         assert_eq!(safe("a\tb\u{a0}c"), "a<U+0009>b<U+00A0>c");
+        assert_eq!(safe("a\u{378}"), "a<U+0378>", "unassigned");
         assert_eq!(safe(""), "");
     }
 

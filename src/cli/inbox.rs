@@ -3,16 +3,17 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::failure::Failure;
 use super::net::KeyArgs;
 use super::say::table;
 use super::{Common, Say, card, shapes};
+use crate::card::{Headline, safe};
 use crate::clock::Clock;
-use crate::model::AccessRequestId;
-use crate::model::text::{reveal, reveal_capped};
-use crate::proto::v1;
+use crate::model::text::reveal_capped;
+use crate::model::{AccessRequestId, Action, MatchPhrase, Risk, Timestamp};
+use crate::proto::{convert, v1};
 
 #[derive(Debug, Args)]
 pub(super) struct Inbox {
@@ -30,37 +31,34 @@ pub(super) struct Show {
 }
 
 pub(super) async fn list(common: &Common, say: &Say, verb: Inbox) -> Result<ExitCode, Failure> {
-    let mut waiting = verb.key.person(common)?.list().await?;
+    let (rows, queued) = verb.key.person(common)?.inbox_rows().await?;
     let now = Clock::system().now();
-    waiting.sort_by_key(|request| (rank(&request.risk), request.expires_at.map(|at| at.seconds)));
     say.either(
+        || rows.iter().map(to_json).collect::<Value>(),
         || {
-            waiting
-                .iter()
-                .map(shapes::access_request)
-                .collect::<Value>()
-        },
-        || {
-            if waiting.is_empty() {
-                return "nothing waits for people".to_owned();
+            let later = match queued {
+                0 => String::new(),
+                n => format!("{n} more wait their turn: people are asked so many times a minute\n"),
+            };
+            if rows.is_empty() {
+                return format!("nothing waits for people\n{later}");
             }
             let head = [
                 "RISK",
                 "WHAT",
-                "TARGET",
                 "WITH",
-                "AGENT",
+                "AGENT (OWNER)",
                 "NEEDS",
                 "LEFT",
+                "PHRASE",
                 "ACCESS REQUEST",
-            ]
-            .map(str::to_owned)
-            .to_vec();
+            ];
+            let head = head.map(str::to_owned).to_vec();
             let rows: Vec<_> = std::iter::once(head)
-                .chain(waiting.iter().map(|request| row(request, now)))
+                .chain(rows.iter().map(|request| row(request, now)))
                 .collect();
             format!(
-                "{}\nlook at one:  dipylon show ACCESS_REQUEST",
+                "{}{later}\nlook at one:  dipylon show ACCESS_REQUEST",
                 table(&rows)
             )
         },
@@ -68,45 +66,68 @@ pub(super) async fn list(common: &Common, say: &Say, verb: Inbox) -> Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
-fn row(request: &v1::AccessRequest, now: crate::model::Timestamp) -> Vec<String> {
-    let need = |p: &v1::Profile| format!("{} of {} {}", p.approvals, p.quorum, p.group);
+/// In the order of the broker, with the headline of the card.
+fn row(row: &v1::InboxRow, now: Timestamp) -> Vec<String> {
+    let request = row.access_request.clone().unwrap_or_default();
+    let action = request.action.as_ref().map(convert::action);
+    let action = action.and_then(Result::ok);
+    let risks = [Risk::Low, Risk::Medium, Risk::High];
+    let risk = risks.into_iter().find(|r| r.as_str() == request.risk);
+    let head = Headline::new(&request.title, action.as_ref(), None, risk);
+    let warning = if head.flags.is_empty() { "" } else { " [!]" };
+    let need = |p: &v1::Profile| safe(&format!("{} of {} {}", p.approvals, p.quorum, p.group));
     let needs: Vec<String> = request.needs.iter().map(need).collect();
+    let phrase = AccessRequestId::parse(&request.access_request_id)
+        .map_or_else(|_| "?".to_owned(), |id| MatchPhrase::of(&id).to_string());
     vec![
-        reveal(&request.risk).to_uppercase(),
-        reveal(&request.title),
-        shapes::target(request.action.as_ref().and_then(|a| a.target.as_ref())),
-        with(request.action.as_ref()),
-        reveal(&request.agent_id),
-        reveal(&needs.join(", ")),
+        head.risk_word.trim_end_matches(" RISK").to_owned(),
+        format!(
+            "{}: {}::{}{warning}",
+            head.verb, head.object_type, head.object
+        ),
+        with(action.as_ref(), row.abridged),
+        safe(&format!("{} ({})", request.agent_id, row.owner)),
+        needs.join(", "),
         shapes::left(request.expires_at.as_ref(), now),
-        reveal(&request.access_request_id),
+        phrase,
+        safe(&request.access_request_id),
     ]
 }
 
 /// The parameters, short: two rows that ask for different things must not look alike.
-fn with(action: Option<&v1::Action>) -> String {
-    let Some(Value::Object(parameters)) = action.map(shapes::parameters) else {
+fn with(action: Option<&Action>, abridged: bool) -> String {
+    let Some(action) = action else {
         return "?".to_owned();
     };
-    let all: Vec<String> = parameters
+    let all: Vec<String> = action
+        .parameters
         .iter()
-        .map(|(name, value)| format!("{name}={value}"))
+        .map(|(name, value)| format!("{name}={}", value.to_json()))
         .collect();
-    if all.is_empty() {
+    if abridged {
+        "on the card".to_owned()
+    } else if all.is_empty() {
         "-".to_owned()
     } else {
-        reveal_capped(&all.join(" "), 40)
+        reveal_capped(&all.join(" "), WITH_CHARS_MAX)
     }
 }
 
-/// Highest risk first; a word we do not know counts as the highest.
-fn rank(risk: &str) -> u8 {
-    match risk {
-        "low" => 3,
-        "medium" => 2,
-        "high" => 1,
-        _ => 0,
+/// Longest column of parameters, in characters; the card has them all.
+const WITH_CHARS_MAX: usize = 40;
+
+fn to_json(row: &v1::InboxRow) -> Value {
+    let request = row.access_request.clone().unwrap_or_default();
+    let mut value = shapes::access_request(&request);
+    let phrase = AccessRequestId::parse(&request.access_request_id).map(|id| MatchPhrase::of(&id));
+    if let Some(members) = value.as_object_mut() {
+        let phrase = phrase.map_or(Value::Null, |phrase| json!(phrase.to_string()));
+        members.insert("match_phrase".to_owned(), phrase);
+        members.insert("owner".to_owned(), json!(row.owner));
+        members.insert("profiles".to_owned(), json!(row.profiles));
+        members.insert("why_not".to_owned(), json!(row.why_not));
     }
+    value
 }
 
 pub(super) async fn show(common: &Common, say: &Say, verb: Show) -> Result<ExitCode, Failure> {

@@ -123,6 +123,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
     let ready = json!({
         "grpc": url,
         "http": url,
+        "console": format!("{}/console", config.settings.console_url),
         "operator": operator_place,
         "pid": std::process::id(),
         "checkpoint": checkpoint,
@@ -363,7 +364,8 @@ fn warning(config: &Config) -> String {
 /// Commands to begin with, as they can be typed.
 fn to_try(home: &Home) -> String {
     let me = me();
-    let maria = quoted(&home.key_file("maria").to_string_lossy());
+    let key = |name| quoted(&home.key_file(name).to_string_lossy());
+    let (maria, olga) = (key("maria"), key("olga"));
     let mut text = format!(
         "\nIn another terminal:\n  export DIPYLON_URL={}\n",
         home.config().settings.external_url
@@ -383,7 +385,10 @@ fn to_try(home: &Home) -> String {
          {me} token request --action case.read --target Case::INC-8841 --audience https://cases.soc.example\n  \
          {me} token request --action account.disable --target Account::ann --param end_sessions=true \
          --audience https://idp.soc.example --wait 60s\n\
-         The last one waits for a person:  {me} inbox --key {maria}\n"
+         The last one waits for a person:  {me} inbox --key {maria}\n\
+         or, in a browser, with a passkey: {me} approver invite maria --key {olga}\n                                  \
+         then the console at {}/console\n",
+        home.config().settings.console_url
     ));
     text
 }

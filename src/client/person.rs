@@ -50,20 +50,26 @@ impl Person {
             .await
     }
 
-    /// All pages of the inbox: access requests that wait for people and stand before this person, highest risk first, then
-    /// the nearest deadline. What waits its turn is not among them.
-    pub async fn list(&self) -> Result<Vec<v1::AccessRequest>, Error> {
-        let mut all = Vec::new();
-        let mut token = String::new();
+    /// All pages of the inbox: what waits for people and stands before this person, highest risk first, then the nearest
+    /// deadline. The number is of those that wait their turn, which are not among the rows.
+    pub async fn inbox_rows(&self) -> Result<(Vec<v1::InboxRow>, u32), Error> {
+        let (mut rows, mut token, mut queued) = (Vec::new(), String::new(), 0);
         for _ in 0..PAGES_MAX {
             let page = self.inbox(false, PAGE_ROWS, &token).await?;
-            all.extend(page.rows.into_iter().filter_map(|row| row.access_request));
+            rows.extend(page.rows);
+            queued = page.queued;
             token = page.next_page_token;
             if token.is_empty() {
                 break;
             }
         }
-        Ok(all)
+        Ok((rows, queued))
+    }
+
+    /// The access requests of [`Person::inbox_rows`].
+    pub async fn list(&self) -> Result<Vec<v1::AccessRequest>, Error> {
+        let rows = self.inbox_rows().await?.0.into_iter();
+        Ok(rows.filter_map(|row| row.access_request).collect())
     }
 
     /// Follows what changes in inboxes: a snapshot first, unless it goes on from a position. The stream ends when the broker

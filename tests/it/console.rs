@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::harness::{disable, rand_u64, read_case};
+use super::harness::{IDP, action, disable, rand_u64, read_case};
 use super::passkey::{Manners, SoftPasskey};
 use super::served::{Served, order};
 use super::transport::in_time;
@@ -466,20 +466,21 @@ async fn nothing_changes_but_by_our_own_pages_and_no_get_changes_anything() {
             assert_eq!(answer.status, 421, "{}", row.name);
             dressed(&answer, row.name);
         }
-        // A form of another site can send this body without asking, but not as JSON.
-        let headers = [
-            ("origin", browser.origin.as_str()),
-            ("content-type", "text/plain"),
-        ];
-        let path = format!("/console/requests/{id}/vote/begin");
-        let answer = browser
-            .send("POST", &path, &headers, &ask.to_string())
-            .await;
-        assert_eq!(
-            (answer.status, answer.reason().as_str()),
-            (400, "MALFORMED")
-        );
     }
+    // A form of another site can send this body without asking, but not as JSON.
+    let browser = &maria.browser;
+    let headers = [
+        ("origin", browser.origin.as_str()),
+        ("content-type", "text/plain"),
+    ];
+    let path = format!("/console/requests/{id}/vote/begin");
+    let answer = browser
+        .send("POST", &path, &headers, &ask.to_string())
+        .await;
+    assert_eq!(
+        (answer.status, answer.reason().as_str()),
+        (400, "MALFORMED")
+    );
     assert_eq!(size(&s), before, "nothing was entered");
     // The visit is still there, and so is the statement: nothing of the above ended either.
     let assertion = maria
@@ -613,7 +614,7 @@ async fn people_vote_with_their_passkey_and_the_agent_gets_what_they_signed() {
         .await;
     assert_eq!(
         (late.status, late.reason().as_str()),
-        (400, "ACCESS_REQUEST_CLOSED")
+        (409, "ACCESS_REQUEST_CLOSED")
     );
     let over = lee
         .browser
@@ -662,7 +663,7 @@ async fn a_fresh_sign_in_is_no_vote_and_no_answer_counts_twice() {
     let cast = maria.cast(id, &begun, &good).await;
     assert_eq!(
         (cast.status, cast.reason().as_str()),
-        (400, "STATEMENT_UNKNOWN")
+        (409, "STATEMENT_UNKNOWN")
     );
     // An answer to the statement before.
     let begun = begin().await;
@@ -799,7 +800,9 @@ const HOSTILE: &str = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn text_of_others_is_never_markup() {
-    let quoted = HOSTILE.replace('"', "\\\"");
+    // A policy bundle takes no invisible characters; the agent's words may have any.
+    let visible = HOSTILE.split(" \u{202E}").next().unwrap_or_default();
+    let quoted = visible.replace('"', "\\\"");
     let s = Served::start_with_policy(|policy| {
         for (file, was, now) in [
             ("schema.cedarschema", "Disable an account", quoted.clone()),
@@ -1037,4 +1040,54 @@ async fn streams_of_one_person_have_a_bound() {
     }
     assert_eq!((open.len(), refused), (16, 4));
     maria.browser.get("/console").await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_card_of_high_risk_is_read_before_a_yes_and_two_people_say_it() {
+    let s = Served::start().await;
+    let task = s.task("triage").await;
+    let isolate = action("host.isolate", "Host", "web-1", IDP, &[]);
+    let id = pending(&task, isolate.clone(), "r-1").await;
+    let maria = Seated::sign_in(&s, "maria").await;
+    let lee = Seated::sign_in(&s, "lee").await;
+    let ask = json!({ "profile": "two-security", "verdict": "approve" });
+    let dwell = |page: &str| -> u64 {
+        let (_, rest) = page.split_once("data-dwell=\"").expect("a ballot");
+        let (ms, _) = rest.split_once('"').expect("a number");
+        ms.parse().expect("a number")
+    };
+    let unread = maria.begin(id, ask.clone()).await;
+    assert_eq!((unread.status, unread.reason().as_str()), (409, "TOO_SOON"));
+    let path = format!("/console/requests/{id}");
+    for seated in [&maria, &lee] {
+        let page = seated.browser.get(&path).await.ok().body;
+        assert!(
+            page.contains("data-risk=\"high\"") && page.contains("HIGH RISK"),
+            "{page}"
+        );
+        assert!((1..=3_000).contains(&dwell(&page)), "{page}");
+    }
+    let mut status = String::new();
+    for seated in [&maria, &lee] {
+        let cast = in_time("a yes that was read", async {
+            loop {
+                let begun = seated.begin(id, ask.clone()).await;
+                if begun.status == 200 {
+                    let begun = begun.json();
+                    let challenge = bytes(&begun["challenge"]);
+                    let answer = seated.passkey.get(&challenge, &seated.browser.origin);
+                    return seated.cast(id, &begun, &answer).await.ok();
+                }
+                assert_eq!(begun.reason(), "TOO_SOON");
+                assert!(begun.header("retry-after").is_some(), "when to come again");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        })
+        .await;
+        status.push_str(cast.json()["status"].as_str().expect("a status"));
+        status.push(' ');
+    }
+    assert_eq!(status, "waiting approved ");
+    let page = maria.browser.get(&path).await.ok();
+    assert!(page.body.contains("data-status=\"approved\"") && !page.has("approve"));
 }

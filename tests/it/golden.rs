@@ -8,7 +8,7 @@ use dipylon::model::*;
 use dipylon::state::{FeedEvent, Selector};
 use serde_json::json;
 
-fn golden(name: &str, found: &str) {
+pub(super) fn golden(name: &str, found: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/it/golden")
         .join(name);
@@ -28,7 +28,7 @@ fn digest(n: u8) -> Digest {
     Digest::from_bytes([n; 32])
 }
 
-fn word<T>(text: &str, parse: fn(&str) -> Result<T, Malformed>) -> T {
+pub(super) fn word<T>(text: &str, parse: fn(&str) -> Result<T, Malformed>) -> T {
     parse(text).expect(text)
 }
 

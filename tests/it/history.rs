@@ -241,6 +241,62 @@ async fn what_was_unusual_is_remembered_as_of_the_asking() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_card_says_what_came_before() {
+    let b = TestBroker::start().await;
+    let mut asker = Asker::new(&b, "triage").await;
+    let card = |b: &TestBroker, who: &str, id| {
+        let call = b.person_call("dipylon.v1.ApprovalService/GetCard", who);
+        b.hall.card(&call, &id).expect("may see")
+    };
+    let id = asker.pending(&b, &disable("ann")).await;
+    let first = card(&b, "maria", id);
+    assert_eq!(first.unusual, ["no history yet"]);
+    let history = first.history.expect("kept");
+    assert!(history.first);
+    assert_eq!((history.approved, history.denied, history.today), (0, 0, 1));
+    b.yes("maria", id, "one-security").await;
+    asker.token(&b, &disable("ann")).await;
+    for _ in 0..4 {
+        asker.approved(&b, &disable("ann"), 1).await;
+    }
+    let id = asker.pending(&b, &disable("ann")).await;
+    assert_eq!(card(&b, "maria", id).unusual, [""; 0]);
+    b.vote("lee", id, "one-security", Verdict::Deny)
+        .await
+        .expect("counts");
+    b.hand.advance_millis(180_000);
+    let another = |text: &str| text.replacen("example-large-2", "example-large-3", 1);
+    b.apply(b.world.policy_with("agents.toml", another))
+        .await
+        .expect("in force");
+    let id = asker.pending(&b, &disable("cara")).await;
+    b.hand.advance_millis(60_000);
+    let seen = card(&b, "maria", id);
+    assert_eq!(
+        seen.unusual,
+        [
+            "the first time on this target",
+            "the last one was denied by lee 4 min ago",
+            "the agent's registration changed 60 s ago",
+        ]
+    );
+    let history = seen.history.expect("kept");
+    assert!(!history.first);
+    assert_eq!((history.approved, history.denied, history.today), (5, 1, 7));
+    assert_eq!((history.yours_approved, history.yours_denied), (5, 0));
+    let by = history.last_denied_by.expect("known");
+    assert_eq!(
+        (by.id.as_str(), by.name.as_deref()),
+        ("lee", Some("Lee Lindqvist"))
+    );
+    let of_lee = card(&b, "lee", id).history.expect("kept");
+    assert_eq!((of_lee.yours_approved, of_lee.yours_denied), (0, 1));
+    // After a restart the same is known.
+    let b = b.restart(Faults::default()).await;
+    assert_eq!(card(&b, "maria", id).unusual, seen.unusual);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_shows_what_it_uses_of_its_ceiling() {
     let b = TestBroker::start().await;
     let mut asker = Asker::new(&b, "triage").await;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use dipylon::audit::{Audit, Checkpoint};
+use dipylon::audit::{Audit, Checkpoint, Votes};
 use dipylon::jose::PublicKey;
 use dipylon::journal::ReadOnly;
 use dipylon::model::*;
@@ -65,13 +65,16 @@ pub fn check_against(dir: &Path, noted: Option<Checkpoint>) -> Found {
     });
     let (head, epoch) = head.expect("readable");
     let mut audit = Audit::against(noted);
-    let mut walk = Walk::default();
+    let (mut walk, mut votes) = (Walk::default(), Votes::default());
     let mut policies = 0;
     for s in stored {
         // Laws 7 and 10: bytes, order, time, and that everything rested on what was so.
         let entry = audit.entry(&s.text, s.leaf).expect("entry");
         policies += usize::from(matches!(entry.fact, Fact::PolicyApplied(_)));
         walk.entry(&entry, &journal);
+        votes
+            .entry(&entry, |name| journal.blob(name))
+            .expect("a vote proves what it says");
     }
     journal
         .blobs(|name, content| {

@@ -37,17 +37,21 @@ impl Served {
     }
 
     pub async fn start_at(rates: Rates) -> Self {
-        Self::start_in(World::new(), rates).await
+        Self::start_as(World::new(), rates).await
+    }
+
+    pub async fn start_in(world: World) -> Self {
+        Self::start_as(world, Rates::default()).await
     }
 
     /// With another policy bundle.
     pub async fn start_with_policy(change: impl FnOnce(&mut BTreeMap<String, String>)) -> Self {
         let mut world = World::new();
         change(&mut world.policy);
-        Self::start_in(world, Rates::default()).await
+        Self::start_in(world).await
     }
 
-    async fn start_in(world: World, rates: Rates) -> Self {
+    async fn start_as(world: World, rates: Rates) -> Self {
         let temp = Arc::new(tempfile::tempdir().expect("dir"));
         let key = SigningKey::generate().expect("key").1.to_vec();
         let dir = temp.path().join("data");

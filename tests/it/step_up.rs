@@ -136,7 +136,7 @@ fn with_approvals(table: &str) -> World {
     let mut world = World::new();
     let people = world.policy.get_mut("people.toml").expect("people");
     assert!(people.contains(LENIENT));
-    *people = people.replace(LENIENT, &format!("\n[approvals]\n{table}\n"));
+    *people = people.replace(LENIENT, &format!("[approvals]\n{table}\n"));
     world
 }
 

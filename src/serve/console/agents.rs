@@ -7,11 +7,11 @@ use axum::extract::{Path, Query, State};
 use axum::response::Response;
 use serde::Deserialize;
 
-use super::page::{self, Page};
+use super::page::Page;
 use super::show::{ago, shown};
 use super::visit::Call;
 use super::{Console, answer};
-use crate::broker::{ActionUse, AgentView};
+use crate::broker::{ActionUse, AgentView, Refusal};
 use crate::model::{AgentId, Timestamp};
 
 /// Agents on one page.
@@ -65,31 +65,24 @@ pub(super) async fn list(
     Query(asked): Query<Asked>,
     call: Call,
 ) -> Response {
-    let visitor = match page::visitor(&console, &call) {
-        Ok(visitor) => visitor,
-        Err(response) => return response,
-    };
+    let page = listed(&console, &call, &asked);
+    answer::of(&console, &call, page)
+}
+
+fn listed(console: &Console, call: &Call, asked: &Asked) -> Result<Response, Refusal> {
+    let visitor = console.hall.visitor(&call.presented)?;
     let after = asked.after.as_deref().map(AgentId::parse).transpose();
-    let listed = match after {
-        Ok(after) => console
-            .hall
-            .list_agents(&call.presented, after.as_ref(), ROWS_MAX),
-        Err(error) => Err(console.hall.malformed(call.row.name, &error)),
-    };
-    match listed {
-        Ok(agents) => {
-            let now = console.hall.now();
-            answer::html(&AgentsPage {
-                page: Page::new(&console, &call, &visitor, "Agents".to_owned()),
-                next: agents
-                    .last()
-                    .filter(|_| agents.len() >= ROWS_MAX)
-                    .map(|agent| agent.id.to_string()),
-                agents: agents.iter().map(|agent| row(agent, now)).collect(),
-            })
-        }
-        Err(refusal) => answer::refused(&console, &call, &refusal),
-    }
+    let after = after.map_err(|error| answer::malformed(console, call, &error))?;
+    let agents = console
+        .hall
+        .list_agents(&call.presented, after.as_ref(), ROWS_MAX)?;
+    let now = console.hall.now();
+    let last = agents.last().filter(|_| agents.len() >= ROWS_MAX);
+    Ok(answer::html(&AgentsPage {
+        page: Page::new(console, call, &visitor, "Agents"),
+        next: last.map(|agent| agent.id.to_string()),
+        agents: agents.iter().map(|agent| row(agent, now)).collect(),
+    }))
 }
 
 fn row(view: &AgentView, now: Timestamp) -> Row {
@@ -123,27 +116,22 @@ pub(super) async fn page(
     Path(id): Path<String>,
     call: Call,
 ) -> Response {
-    let visitor = match page::visitor(&console, &call) {
-        Ok(visitor) => visitor,
-        Err(response) => return response,
-    };
-    let agent = match AgentId::parse(&id) {
-        Ok(id) => console.hall.get_agent(&call.presented, &id),
-        Err(error) => Err(console.hall.malformed(call.row.name, &error)),
-    };
-    match agent {
-        Ok(view) => {
-            let now = console.hall.now();
-            let agent = row(&view, now);
-            answer::html(&AgentPage {
-                page: Page::new(&console, &call, &visitor, agent.id.clone()),
-                facts: facts(&view, &agent),
-                actions: view.activity.iter().map(|used| action(used, now)).collect(),
-                agent,
-            })
-        }
-        Err(refusal) => answer::refused(&console, &call, &refusal),
-    }
+    let page = one(&console, &call, &id);
+    answer::of(&console, &call, page)
+}
+
+fn one(console: &Console, call: &Call, id: &str) -> Result<Response, Refusal> {
+    let visitor = console.hall.visitor(&call.presented)?;
+    let id = AgentId::parse(id).map_err(|error| answer::malformed(console, call, &error))?;
+    let view = console.hall.get_agent(&call.presented, &id)?;
+    let now = console.hall.now();
+    let agent = row(&view, now);
+    Ok(answer::html(&AgentPage {
+        page: Page::new(console, call, &visitor, &agent.id),
+        facts: facts(&view, &agent),
+        actions: view.activity.iter().map(|used| action(used, now)).collect(),
+        agent,
+    }))
 }
 
 fn facts(view: &AgentView, row: &Row) -> Vec<(&'static str, String)> {
@@ -153,7 +141,7 @@ fn facts(view: &AgentView, row: &Row) -> Vec<(&'static str, String)> {
         ("Model", row.model.clone()),
     ];
     if let Some(agent) = &view.registered {
-        facts.push(("Autonomy", shown(agent.autonomy.to_string())));
+        facts.push(("Autonomy", shown(&agent.autonomy)));
         facts.push(("Identity", shown(agent.spiffe_id.to_string())));
     }
     facts.push(("Last verified", row.verified.clone()));

@@ -66,13 +66,18 @@ pub(super) fn json(value: &impl Serialize) -> Response {
     }
 }
 
+/// The answer to a call, or its refusal in the form of its route.
+pub(super) fn of(console: &Console, call: &Call, answer: Result<Response, Refusal>) -> Response {
+    answer.unwrap_or_else(|refusal| refused(console, call, &refusal))
+}
+
 /// Reads what the script sent: JSON that says it is JSON, with no member we do not know.
 pub(super) fn read<T: DeserializeOwned>(
     console: &Console,
     call: &Call,
     headers: &HeaderMap,
     body: &Bytes,
-) -> Result<T, Response> {
+) -> Result<T, Refusal> {
     let kind = headers.get(header::CONTENT_TYPE);
     // A form of another site cannot send this type without asking first (Fetch, "CORS-safelisted").
     let said = kind.is_some_and(|kind| kind.as_bytes() == b"application/json");
@@ -81,15 +86,16 @@ pub(super) fn read<T: DeserializeOwned>(
     } else {
         Err("must be application/json")
     };
-    parsed.map_err(|why| {
-        let malformed = Malformed::new("body", why);
-        let refusal = console.hall.malformed(call.row.name, &malformed);
-        refused(console, call, &refusal)
-    })
+    parsed.map_err(|why| malformed(console, call, &Malformed::new("body", why)))
+}
+
+/// A refusal of what is not of its form.
+pub(super) fn malformed(console: &Console, call: &Call, error: &Malformed) -> Refusal {
+    console.hall.malformed(call.row.name, error)
 }
 
 /// A refusal, in the form of its route.
-pub(super) fn refused(console: &Console, call: &Call, refusal: &Refusal) -> Response {
+fn refused(console: &Console, call: &Call, refusal: &Refusal) -> Response {
     if refusal.reason.code() == Code::Unauthenticated && call.row.shape == Shape::Page {
         // Nobody in particular, or no more: the way in, and back here after it.
         return Redirect::to(&page::sign_in_for(&call.path)).into_response();

@@ -7,7 +7,7 @@ use askama::Template;
 use axum::extract::State;
 use axum::response::Response;
 
-use super::page::{self, Page};
+use super::page::Page;
 use super::rules::{seconds, share};
 use super::show::{Moment, ago, shown};
 use super::visit::Call;
@@ -42,29 +42,24 @@ struct Key {
 }
 
 pub(super) async fn page(State(console): State<Arc<Console>>, call: Call) -> Response {
-    let visitor = match page::visitor(&console, &call) {
-        Ok(visitor) => visitor,
-        Err(response) => return response,
+    let page = || {
+        let visitor = console.hall.visitor(&call.presented)?;
+        let people = console.hall.list_approvers(&call.presented)?;
+        let figures = console.hall.approver_figures(&call.presented)?;
+        let figures: HashMap<PersonId, ApproverRow> = figures
+            .into_iter()
+            .map(|row| (row.id.clone(), row))
+            .collect();
+        let now = console.hall.now();
+        Ok(answer::html(&ApproversPage {
+            page: Page::new(&console, &call, &visitor, "Approvers"),
+            people: people
+                .iter()
+                .map(|person| row(person, figures.get(&person.id), now))
+                .collect(),
+        }))
     };
-    let listed = console.hall.list_approvers(&call.presented);
-    let figures = console.hall.approver_figures(&call.presented);
-    match listed.and_then(|people| Ok((people, figures?))) {
-        Ok((people, figures)) => {
-            let now = console.hall.now();
-            let figures: HashMap<PersonId, ApproverRow> = figures
-                .into_iter()
-                .map(|row| (row.id.clone(), row))
-                .collect();
-            answer::html(&ApproversPage {
-                page: Page::new(&console, &call, &visitor, "Approvers".to_owned()),
-                people: people
-                    .iter()
-                    .map(|person| row(person, figures.get(&person.id), now))
-                    .collect(),
-            })
-        }
-        Err(refusal) => answer::refused(&console, &call, &refusal),
-    }
+    answer::of(&console, &call, page())
 }
 
 fn row(person: &ApproverView, figures: Option<&ApproverRow>, now: Timestamp) -> Row {

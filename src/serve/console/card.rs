@@ -6,7 +6,7 @@ use askama::Template;
 use axum::extract::{Path, State};
 use axum::response::Response;
 
-use super::page::{self, Page};
+use super::page::Page;
 use super::show::{self, Moment};
 use super::visit::Call;
 use super::{Console, answer};
@@ -50,47 +50,41 @@ pub(super) async fn page(
     Path(id): Path<String>,
     call: Call,
 ) -> Response {
-    let visitor = match page::visitor(&console, &call) {
-        Ok(visitor) => visitor,
-        Err(response) => return response,
-    };
-    match looked_at(&console, &call, &id) {
-        Ok((card, ballot)) => {
-            let now = console.hall.now();
-            let shown = card.show(now);
-            let open = card.standing == AccessStanding::Waiting;
-            let (vote, not_eligible) = match &ballot.vote {
-                _ if !open => (None, None),
-                Ok(profiles) => {
-                    let profiles = profiles.iter().map(|name| profile(&card, name.as_str()));
-                    (Some(vote(&card, profiles.collect(), &ballot)), None)
-                }
-                Err(why) => (None, Some(not_eligible(why))),
-            };
-            let title = format!("{} {}", shown.headline.verb, shown.headline.object);
-            answer::html(&CardPage {
-                page: Page::new(&console, &call, &visitor, title),
-                standing: card.standing.as_str(),
-                standing_words: standing(card.standing),
-                risk: show::risk(card.risk),
-                until: Moment::new(card.expires_at, now),
-                task: card.task.to_string(),
-                open,
-                shown,
-                vote,
-                not_eligible,
-            })
-        }
-        Err(refusal) => answer::refused(&console, &call, &refusal),
-    }
+    let page = shown(&console, &call, &id);
+    answer::of(&console, &call, page)
 }
 
-fn looked_at(console: &Console, call: &Call, id: &str) -> Result<(Card, Ballot), Refusal> {
-    let id = AccessRequestId::parse(id)
-        .map_err(|error| console.hall.malformed(call.row.name, &error))?;
+fn shown(console: &Console, call: &Call, id: &str) -> Result<Response, Refusal> {
+    let visitor = console.hall.visitor(&call.presented)?;
+    let id =
+        AccessRequestId::parse(id).map_err(|error| answer::malformed(console, call, &error))?;
     note("access_request", &id);
     let card = console.hall.card(&call.presented, &id)?;
-    Ok((card, console.hall.ballot(&call.presented, &id)?))
+    let ballot = console.hall.ballot(&call.presented, &id)?;
+    let now = console.hall.now();
+    let shown = card.show(now);
+    let open = card.standing == AccessStanding::Waiting;
+    let (vote, not_eligible) = match &ballot.vote {
+        _ if !open => (None, None),
+        Ok(profiles) => {
+            let profiles = profiles.iter().map(|name| profile(&card, name.as_str()));
+            (Some(vote(&card, profiles.collect(), &ballot)), None)
+        }
+        Err(why) => (None, Some(not_eligible(why))),
+    };
+    let title = format!("{} {}", shown.headline.verb, shown.headline.object);
+    Ok(answer::html(&CardPage {
+        page: Page::new(console, call, &visitor, &title),
+        standing: card.standing.as_str(),
+        standing_words: standing(card.standing),
+        risk: show::risk(card.risk),
+        until: Moment::new(card.expires_at, now),
+        task: card.task.to_string(),
+        open,
+        shown,
+        vote,
+        not_eligible,
+    }))
 }
 
 fn vote(card: &Card, profiles: Vec<Profile>, ballot: &Ballot) -> Vote {
@@ -98,17 +92,26 @@ fn vote(card: &Card, profiles: Vec<Profile>, ballot: &Ballot) -> Vote {
         profiles,
         max_ttl: card.max_ttl,
         max_uses: card.uses.map_or_else(String::new, |uses| uses.to_string()),
-        max_uses_words: card
-            .uses
-            .map_or_else(|| "now without limit".to_owned(), |uses| format!("at most {uses}")),
+        max_uses_words: card.uses.map_or_else(
+            || "now without limit".to_owned(),
+            |uses| format!("at most {uses}"),
+        ),
         dwell_ms: ballot.read_longer.as_millis(),
     }
 }
 
 fn profile(card: &Card, name: &str) -> Profile {
-    let need = card.needs.iter().find(|need| need.profile.name.as_str() == name);
+    let need = card
+        .needs
+        .iter()
+        .find(|need| need.profile.name.as_str() == name);
     let so_far = need.map_or_else(String::new, |need| {
-        format!(": {} of {} from {}", need.approvers.len(), need.quorum, need.group)
+        format!(
+            ": {} of {} from {}",
+            need.approvers.len(),
+            need.quorum,
+            need.group
+        )
     });
     Profile {
         name: name.to_owned(),

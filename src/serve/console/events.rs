@@ -33,7 +33,7 @@ pub(super) async fn stream(
     // A browser that comes back has its page, and asks for its rows anew whatever it missed.
     let mut watch = match console.hall.inbox_changes(&call.presented, None) {
         Ok(watch) => watch,
-        Err(refusal) => return answer::refused(&console, &call, &refusal),
+        Err(refusal) => return answer::of(&console, &call, Err(refusal)),
     };
     let Some(counted) = console.streams.enter(&watch.caller) else {
         return answer::too_many(&console, call.row, WINDOWS_FULL_RETRY);

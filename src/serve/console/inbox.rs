@@ -7,11 +7,11 @@ use axum::extract::{Query, State};
 use axum::response::Response;
 use serde::Deserialize;
 
-use super::page::{self, Page};
+use super::page::Page;
 use super::show::{self, Moment, shown};
 use super::visit::Call;
 use super::{Console, answer};
-use crate::broker::{Ineligible, InboxAsk, InboxCursor, InboxPage, InboxRow};
+use crate::broker::{InboxAsk, InboxCursor, InboxPage, InboxRow, Ineligible, Refusal};
 use crate::model::{MatchPhrase, Timestamp};
 
 /// Requests on one page.
@@ -70,17 +70,14 @@ pub(super) async fn page(
     Query(asked): Query<Asked>,
     call: Call,
 ) -> Response {
-    let visitor = match page::visitor(&console, &call) {
-        Ok(visitor) => visitor,
-        Err(response) => return response,
+    let page = || {
+        let visitor = console.hall.visitor(&call.presented)?;
+        Ok(answer::html(&WholePage {
+            inbox: waiting(&console, &call, &asked)?,
+            page: Page::new(&console, &call, &visitor, "Inbox"),
+        }))
     };
-    match waiting(&console, &call, &asked) {
-        Ok(inbox) => answer::html(&WholePage {
-            page: Page::new(&console, &call, &visitor, "Inbox".to_owned()),
-            inbox,
-        }),
-        Err(response) => response,
-    }
+    answer::of(&console, &call, page())
 }
 
 /// The rows alone, for the script.
@@ -89,25 +86,19 @@ pub(super) async fn fragment(
     Query(asked): Query<Asked>,
     call: Call,
 ) -> Response {
-    match waiting(&console, &call, &asked) {
-        Ok(inbox) => answer::html(&Rows { inbox }),
-        Err(response) => response,
-    }
+    let inbox = waiting(&console, &call, &asked);
+    let rows = inbox.map(|inbox| answer::html(&Rows { inbox }));
+    answer::of(&console, &call, rows)
 }
 
-fn waiting(console: &Console, call: &Call, asked: &Asked) -> Result<Inbox, Response> {
+fn waiting(console: &Console, call: &Call, asked: &Asked) -> Result<Inbox, Refusal> {
     let after = asked.after.as_deref().map(InboxCursor::parse).transpose();
-    let page = after
-        .map_err(|error| console.hall.malformed(call.row.name, &error))
-        .and_then(|after| {
-            let ask = InboxAsk {
-                mine: false,
-                size: ROWS_MAX,
-                after,
-            };
-            console.hall.inbox(&call.presented, &ask)
-        })
-        .map_err(|refusal| answer::refused(console, call, &refusal))?;
+    let ask = InboxAsk {
+        mine: false,
+        size: ROWS_MAX,
+        after: after.map_err(|error| answer::malformed(console, call, &error))?,
+    };
+    let page = console.hall.inbox(&call.presented, &ask)?;
     Ok(grouped(&page, console.hall.now()))
 }
 

@@ -8,9 +8,11 @@ use axum::response::Response;
 use serde::Deserialize;
 
 use super::moments::Moment;
-use super::page::{self, Page};
+use super::page::Page;
+use super::show::shown;
 use super::visit::Call;
 use super::{Console, answer};
+use crate::broker::Refusal;
 
 #[derive(Template)]
 #[template(path = "journal.html", config = "src/serve/console/askama.toml")]
@@ -32,30 +34,25 @@ pub(super) async fn page(
     Query(asked): Query<Asked>,
     call: Call,
 ) -> Response {
-    let visitor = match page::visitor(&console, &call) {
-        Ok(visitor) => visitor,
-        Err(response) => return response,
-    };
-    let query = asked.q.unwrap_or_default();
-    let query = query.trim();
-    match console
+    let page = found(&console, &call, &asked).await;
+    answer::of(&console, &call, page)
+}
+
+async fn found(console: &Console, call: &Call, asked: &Asked) -> Result<Response, Refusal> {
+    let visitor = console.hall.visitor(&call.presented)?;
+    let query = asked.q.as_deref().unwrap_or_default().trim();
+    let found = console
         .hall
         .search(&call.presented, query, asked.below)
-        .await
-    {
-        Ok(found) => {
-            let now = console.hall.now();
-            answer::html(&JournalPage {
-                page: Page::new(&console, &call, &visitor, "Journal".to_owned()),
-                moments: found.moments.iter().map(|m| Moment::new(m, now)).collect(),
-                next: found
-                    .next
-                    .map(|below| format!("/console/journal?q={}&below={below}", encoded(query))),
-                query: query.to_owned(),
-            })
-        }
-        Err(refusal) => answer::refused(&console, &call, &refusal),
-    }
+        .await?;
+    let now = console.hall.now();
+    let older = |below| format!("/console/journal?q={}&below={below}", encoded(query));
+    Ok(answer::html(&JournalPage {
+        page: Page::new(console, call, &visitor, "Journal"),
+        moments: found.moments.iter().map(|m| Moment::new(m, now)).collect(),
+        next: found.next.map(older),
+        query: shown(query),
+    }))
 }
 
 /// A query's value, percent-encoded (RFC 3986 §2.1).

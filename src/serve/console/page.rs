@@ -1,14 +1,13 @@
 //! What every page has: its head, the ways to the other pages, who is there.
 
+use super::Console;
 use super::assets::{ASSETS, Assets};
 use super::rows::{self, Row};
 use super::show::shown;
 use super::visit::Call;
-use super::{Console, answer};
 use crate::broker::{CallerKind, Visitor};
 use crate::model::Timestamp;
 use crate::rules::Role;
-use axum::response::Response;
 
 /// The frame of a page.
 #[derive(Debug)]
@@ -45,7 +44,7 @@ const PLACES: &[(&str, &str)] = &[
 
 impl Page {
     /// A page of a visit.
-    pub(super) fn new(console: &Console, call: &Call, visitor: &Visitor, title: String) -> Self {
+    pub(super) fn new(console: &Console, call: &Call, visitor: &Visitor, title: &str) -> Self {
         let links = PLACES
             .iter()
             .filter(|(path, _)| rows::of(path).is_some_and(|row| may(visitor, row)))
@@ -87,14 +86,6 @@ fn is_under(path: &str, place: &str) -> bool {
         || path
             .strip_prefix(place)
             .is_some_and(|rest| rest.starts_with('/'))
-}
-
-/// Who is there, or where they have to go first.
-pub(super) fn visitor(console: &Console, call: &Call) -> Result<Visitor, Response> {
-    console
-        .hall
-        .visitor(&call.presented)
-        .map_err(|refusal| answer::refused(console, call, &refusal))
 }
 
 /// Whether a visitor may use a route: for what is shown, never for what is done.

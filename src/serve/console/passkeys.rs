@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::page::{self, Page};
 use super::visit::{self, Call};
 use super::{Console, answer};
-use crate::broker::{Assertion, Registration};
+use crate::broker::{Assertion, Refusal, Registration};
 use crate::model::{Malformed, Secret};
 
 #[derive(Template)]
@@ -132,13 +132,13 @@ pub(super) async fn begin_sign_in(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    if let Err(response) = answer::read::<Nothing>(&console, &call, &headers, &body) {
-        return response;
-    }
-    answer::json(&SignInBegun {
-        challenge: bytes(&console.hall.begin_sign_in().challenge),
-        rp_id: &console.hall.relying_party().id,
-    })
+    let begun = answer::read(&console, &call, &headers, &body).map(|Nothing {}| {
+        answer::json(&SignInBegun {
+            challenge: bytes(&console.hall.begin_sign_in().challenge),
+            rp_id: &console.hall.relying_party().id,
+        })
+    });
+    answer::of(&console, &call, begun)
 }
 
 pub(super) async fn finish_sign_in(
@@ -147,31 +147,32 @@ pub(super) async fn finish_sign_in(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let answered: Answered = match answer::read(&console, &call, &headers, &body) {
-        Ok(answered) => answered,
-        Err(response) => return response,
-    };
-    let assertion = match answered.parse() {
-        Ok(assertion) => assertion,
-        Err(error) => {
-            let refusal = console.hall.malformed(call.row.name, &error);
-            return answer::refused(&console, &call, &refusal);
-        }
-    };
-    let signed_in = console.hall.finish_sign_in(call.row.name, assertion).await;
-    match signed_in {
-        Ok(opened) => {
-            // Whoever was here before is not any more.
-            if let Some(before) = &call.presented.visit {
-                console.hall.sign_out(before);
-            }
-            with_cookie(
-                StatusCode::NO_CONTENT.into_response(),
-                visit::given(&console.origin, &opened.cookie),
-            )
-        }
-        Err(refusal) => answer::refused(&console, &call, &refusal),
+    let opened = opened(&console, &call, &headers, &body).await;
+    answer::of(&console, &call, opened)
+}
+
+async fn opened(
+    console: &Console,
+    call: &Call,
+    headers: &HeaderMap,
+    body: &Bytes,
+) -> Result<Response, Refusal> {
+    let answered: Answered = answer::read(console, call, headers, body)?;
+    let assertion = answered
+        .parse()
+        .map_err(|error| answer::malformed(console, call, &error))?;
+    let visit = console
+        .hall
+        .finish_sign_in(call.row.name, assertion)
+        .await?;
+    // Whoever was here before is not any more.
+    if let Some(before) = &call.presented.visit {
+        console.hall.sign_out(before);
     }
+    Ok(with_cookie(
+        StatusCode::NO_CONTENT.into_response(),
+        visit::given(&console.origin, &visit.cookie),
+    ))
 }
 
 /// Ends the visit, if there is one; the answer is the same if not.
@@ -205,22 +206,20 @@ pub(super) async fn begin_enrolment(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let asked: EnrolBegin = match answer::read(&console, &call, &headers, &body) {
-        Ok(asked) => asked,
-        Err(response) => return response,
-    };
-    let code = Secret::new(asked.code);
-    match console.hall.begin_enrolment(call.row.name, &code) {
-        Ok(begun) => answer::json(&EnrolBegun {
+    let begin = || {
+        let asked: EnrolBegin = answer::read(&console, &call, &headers, &body)?;
+        let code = Secret::new(asked.code);
+        let begun = console.hall.begin_enrolment(call.row.name, &code)?;
+        Ok(answer::json(&EnrolBegun {
             challenge: bytes(&begun.challenge),
             rp_id: &console.hall.relying_party().id,
             rp_name: format!("Dipylon {}", console.hall.settings().realm),
             user: bytes(&begun.user),
             name: &begun.name,
             exclude: &begun.exclude,
-        }),
-        Err(refusal) => answer::refused(&console, &call, &refusal),
-    }
+        }))
+    };
+    answer::of(&console, &call, begin())
 }
 
 pub(super) async fn finish_enrolment(
@@ -229,30 +228,29 @@ pub(super) async fn finish_enrolment(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let made: EnrolFinish = match answer::read(&console, &call, &headers, &body) {
-        Ok(made) => made,
-        Err(response) => return response,
-    };
+    let enrolled = enrolled(&console, &call, &headers, &body).await;
+    answer::of(&console, &call, enrolled)
+}
+
+async fn enrolled(
+    console: &Console,
+    call: &Call,
+    headers: &HeaderMap,
+    body: &Bytes,
+) -> Result<Response, Refusal> {
+    let made: EnrolFinish = answer::read(console, call, headers, body)?;
+    let malformed = |error: Malformed| answer::malformed(console, call, &error);
     let code = Secret::new(made.code);
-    let registration = read("client_data_json", &made.client_data_json).and_then(|client| {
-        Ok(Registration {
-            client_data_json: client,
-            attestation_object: read("attestation_object", &made.attestation_object)?,
-        })
-    });
-    let enrolled = match registration {
-        Ok(registration) => {
-            console
-                .hall
-                .finish_enrolment(call.row.name, &code, &registration, &made.label)
-                .await
-        }
-        Err(error) => Err(console.hall.malformed(call.row.name, &error)),
+    let registration = Registration {
+        client_data_json: read("client_data_json", &made.client_data_json).map_err(malformed)?,
+        attestation_object: read("attestation_object", &made.attestation_object)
+            .map_err(malformed)?,
     };
-    match enrolled {
-        Ok(person) => answer::json(&Enrolled {
-            person: person.to_string(),
-        }),
-        Err(refusal) => answer::refused(&console, &call, &refusal),
-    }
+    let person = console
+        .hall
+        .finish_enrolment(call.row.name, &code, &registration, &made.label)
+        .await?;
+    Ok(answer::json(&Enrolled {
+        person: person.to_string(),
+    }))
 }

@@ -6,7 +6,7 @@ use askama::Template;
 use axum::extract::State;
 use axum::response::Response;
 
-use super::page::{self, Page};
+use super::page::Page;
 use super::show::shown;
 use super::visit::Call;
 use super::{Console, answer};
@@ -34,17 +34,15 @@ struct Row {
 }
 
 pub(super) async fn page(State(console): State<Arc<Console>>, call: Call) -> Response {
-    let visitor = match page::visitor(&console, &call) {
-        Ok(visitor) => visitor,
-        Err(response) => return response,
-    };
-    match console.hall.list_rules(&call.presented) {
-        Ok(rules) => answer::html(&RulesPage {
-            page: Page::new(&console, &call, &visitor, "Rules".to_owned()),
+    let page = || {
+        let visitor = console.hall.visitor(&call.presented)?;
+        let rules = console.hall.list_rules(&call.presented)?;
+        Ok(answer::html(&RulesPage {
+            page: Page::new(&console, &call, &visitor, "Rules"),
             rules: rules.iter().map(row).collect(),
-        }),
-        Err(refusal) => answer::refused(&console, &call, &refusal),
-    }
+        }))
+    };
+    answer::of(&console, &call, page())
 }
 
 fn row(rule: &RuleRow) -> Row {

@@ -13,7 +13,7 @@ use super::rows;
 use super::show::{self, shown};
 use super::visit::Call;
 use super::{Console, answer};
-use crate::broker::{TaskFilter, TaskView};
+use crate::broker::{Refusal, TaskFilter, TaskView};
 use crate::model::{TaskId, Timestamp};
 use crate::serve::call::note;
 
@@ -65,40 +65,29 @@ pub(super) async fn list(
     Query(asked): Query<Asked>,
     call: Call,
 ) -> Response {
-    let visitor = match page::visitor(&console, &call) {
-        Ok(visitor) => visitor,
-        Err(response) => return response,
-    };
-    let ended = asked.ended.is_some();
+    let page = listed(&console, &call, &asked);
+    answer::of(&console, &call, page)
+}
+
+fn listed(console: &Console, call: &Call, asked: &Asked) -> Result<Response, Refusal> {
+    let visitor = console.hall.visitor(&call.presented)?;
     let after = asked.after.as_deref().map(TaskId::parse).transpose();
-    let listed = match after {
-        Ok(after) => console.hall.list_tasks(
-            &call.presented,
-            &TaskFilter {
-                agent: None,
-                ended,
-                after,
-                max: ROWS_MAX,
-            },
-        ),
-        Err(error) => Err(console.hall.malformed(call.row.name, &error)),
+    let filter = TaskFilter {
+        agent: None,
+        ended: asked.ended.is_some(),
+        after: after.map_err(|error| answer::malformed(console, call, &error))?,
+        max: ROWS_MAX,
     };
-    match listed {
-        Ok(tasks) => {
-            let now = console.hall.now();
-            let too = if ended { "&ended=yes" } else { "" };
-            answer::html(&TasksPage {
-                page: Page::new(&console, &call, &visitor, "Tasks".to_owned()),
-                next: tasks
-                    .last()
-                    .filter(|_| tasks.len() >= ROWS_MAX)
-                    .map(|view| format!("/console/tasks?after={}{too}", view.task.opened.task)),
-                tasks: tasks.iter().map(|view| row(view, now)).collect(),
-                ended,
-            })
-        }
-        Err(refusal) => answer::refused(&console, &call, &refusal),
-    }
+    let tasks = console.hall.list_tasks(&call.presented, &filter)?;
+    let now = console.hall.now();
+    let too = if filter.ended { "&ended=yes" } else { "" };
+    let last = tasks.last().filter(|_| tasks.len() >= ROWS_MAX);
+    Ok(answer::html(&TasksPage {
+        page: Page::new(console, call, &visitor, "Tasks"),
+        next: last.map(|view| format!("/console/tasks?after={}{too}", view.task.opened.task)),
+        tasks: tasks.iter().map(|view| row(view, now)).collect(),
+        ended: filter.ended,
+    }))
 }
 
 fn row(view: &TaskView, now: Timestamp) -> Row {
@@ -120,32 +109,25 @@ pub(super) async fn page(
     Path(id): Path<String>,
     call: Call,
 ) -> Response {
-    let visitor = match page::visitor(&console, &call) {
-        Ok(visitor) => visitor,
-        Err(response) => return response,
-    };
-    let told = match TaskId::parse(&id) {
-        Ok(id) => {
-            note("task", &id);
-            console.hall.timeline(&call.presented, id).await
-        }
-        Err(error) => Err(console.hall.malformed(call.row.name, &error)),
-    };
-    match told {
-        Ok(told) => {
-            let now = console.hall.now();
-            let title = format!("{} at work", told.agent);
-            answer::html(&TaskPage {
-                page: Page::new(&console, &call, &visitor, title),
-                id: told.task.to_string(),
-                agent: shown(told.agent.as_str()),
-                owner: shown(told.owner.as_str()),
-                over: told.over.map(|cause| cause.as_str()),
-                moments: told.moments.iter().map(|m| Moment::new(m, now)).collect(),
-                left_out: told.left_out,
-                tasks: rows::of("/console/tasks").is_some_and(|row| page::may(&visitor, row)),
-            })
-        }
-        Err(refusal) => answer::refused(&console, &call, &refusal),
-    }
+    let page = told(&console, &call, &id).await;
+    answer::of(&console, &call, page)
+}
+
+async fn told(console: &Console, call: &Call, id: &str) -> Result<Response, Refusal> {
+    let visitor = console.hall.visitor(&call.presented)?;
+    let id = TaskId::parse(id).map_err(|error| answer::malformed(console, call, &error))?;
+    note("task", &id);
+    let told = console.hall.timeline(&call.presented, id).await?;
+    let now = console.hall.now();
+    let title = format!("{} at work", told.agent);
+    Ok(answer::html(&TaskPage {
+        page: Page::new(console, call, &visitor, &title),
+        id: told.task.to_string(),
+        agent: shown(told.agent.as_str()),
+        owner: shown(told.owner.as_str()),
+        over: told.over.map(|cause| cause.as_str()),
+        moments: told.moments.iter().map(|m| Moment::new(m, now)).collect(),
+        left_out: told.left_out,
+        tasks: rows::of("/console/tasks").is_some_and(|row| page::may(&visitor, row)),
+    }))
 }

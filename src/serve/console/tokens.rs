@@ -7,11 +7,11 @@ use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use serde::Deserialize;
 
-use super::page::{self, Page};
+use super::page::Page;
 use super::show::{Moment, shown};
 use super::visit::Call;
 use super::{Console, answer};
-use crate::broker::LiveToken;
+use crate::broker::{LiveToken, Refusal};
 use crate::model::{Timestamp, TokenId};
 use crate::serve::call::note;
 
@@ -51,35 +51,29 @@ pub(super) async fn page(
     Query(asked): Query<Asked>,
     call: Call,
 ) -> Response {
-    let visitor = match page::visitor(&console, &call) {
-        Ok(visitor) => visitor,
-        Err(response) => return response,
+    let page = live(&console, &call, &asked).await;
+    answer::of(&console, &call, page)
+}
+
+async fn live(console: &Console, call: &Call, asked: &Asked) -> Result<Response, Refusal> {
+    let visitor = console.hall.visitor(&call.presented)?;
+    let read = |text: &String| {
+        TokenId::parse(text).map_err(|error| answer::malformed(console, call, &error))
     };
-    let after = asked.after.as_deref().map(TokenId::parse).transpose();
-    let listed = match after {
-        Ok(after) => {
-            console
-                .hall
-                .live_tokens(&call.presented, after, ROWS_MAX)
-                .await
-        }
-        Err(error) => Err(console.hall.malformed(call.row.name, &error)),
-    };
-    match listed {
-        Ok(tokens) => {
-            let now = console.hall.now();
-            let done = asked.revoked.filter(|jti| TokenId::parse(jti).is_ok());
-            answer::html(&TokensPage {
-                page: Page::new(&console, &call, &visitor, "Live tokens".to_owned()),
-                next: (tokens.len() >= ROWS_MAX)
-                    .then(|| tokens.last().map(|token| token.jti.to_string()))
-                    .flatten(),
-                tokens: tokens.iter().map(|token| row(token, now)).collect(),
-                done: done.map(|jti| format!("{jti} is revoked: no validator takes it any more.")),
-            })
-        }
-        Err(refusal) => answer::refused(&console, &call, &refusal),
-    }
+    let after = asked.after.as_ref().map(read).transpose()?;
+    let revoked = asked.revoked.as_ref().map(read).transpose()?;
+    let tokens = console
+        .hall
+        .live_tokens(&call.presented, after, ROWS_MAX)
+        .await?;
+    let now = console.hall.now();
+    let last = tokens.last().filter(|_| tokens.len() >= ROWS_MAX);
+    Ok(answer::html(&TokensPage {
+        page: Page::new(console, call, &visitor, "Live tokens"),
+        next: last.map(|token| token.jti.to_string()),
+        tokens: tokens.iter().map(|token| row(token, now)).collect(),
+        done: revoked.map(|jti| format!("{jti} is revoked: no validator takes it any more.")),
+    }))
 }
 
 fn row(token: &LiveToken, now: Timestamp) -> Row {
@@ -110,19 +104,13 @@ pub(super) async fn revoke(
     Path(jti): Path<String>,
     call: Call,
 ) -> Response {
-    let revoked = match TokenId::parse(&jti) {
-        Ok(jti) => {
-            note("token", &jti);
-            console
-                .hall
-                .revoke_token(&call.presented, jti)
-                .await
-                .map(|_| jti)
-        }
-        Err(error) => Err(console.hall.malformed(call.row.name, &error)),
-    };
-    match revoked {
-        Ok(jti) => Redirect::to(&format!("/console/tokens?revoked={jti}")).into_response(),
-        Err(refusal) => answer::refused(&console, &call, &refusal),
-    }
+    let revoked = revoked(&console, &call, &jti).await;
+    answer::of(&console, &call, revoked)
+}
+
+async fn revoked(console: &Console, call: &Call, jti: &str) -> Result<Response, Refusal> {
+    let jti = TokenId::parse(jti).map_err(|error| answer::malformed(console, call, &error))?;
+    note("token", &jti);
+    console.hall.revoke_token(&call.presented, jti).await?;
+    Ok(Redirect::to(&format!("/console/tokens?revoked={jti}")).into_response())
 }

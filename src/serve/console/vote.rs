@@ -8,7 +8,6 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 
-use super::page;
 use super::passkeys::{Answered, bytes};
 use super::visit::Call;
 use super::{Console, answer};
@@ -64,24 +63,24 @@ pub(super) async fn begin(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    // Strangers learn nothing, not even what a vote looks like.
-    if let Err(response) = page::visitor(&console, &call) {
-        return response;
-    }
-    let ask: Ask = match answer::read(&console, &call, &headers, &body) {
-        Ok(ask) => ask,
-        Err(response) => return response,
-    };
-    match begun(&console, &call, &id, ask).await {
-        Ok(response) => response,
-        Err(refusal) => answer::refused(&console, &call, &refusal),
-    }
+    let begun = begun(&console, &call, &id, &headers, &body).await;
+    answer::of(&console, &call, begun)
 }
 
-async fn begun(console: &Console, call: &Call, id: &str, ask: Ask) -> Result<Response, Refusal> {
-    let malformed = |error: Malformed| console.hall.malformed(call.row.name, &error);
+async fn begun(
+    console: &Console,
+    call: &Call,
+    id: &str,
+    headers: &HeaderMap,
+    body: &Bytes,
+) -> Result<Response, Refusal> {
+    // Strangers learn nothing, not even what a vote looks like.
+    console.hall.visitor(&call.presented)?;
+    let ask: Ask = answer::read(console, call, headers, body)?;
+    let malformed = |error: Malformed| answer::malformed(console, call, &error);
     let id = AccessRequestId::parse(id).map_err(malformed)?;
     note("access_request", &id);
+    let comment = ask.comment.map(|text| Comment::parse(&text)).transpose();
     let ask = VoteAsk {
         profile: ProfileName::parse(&ask.profile).map_err(malformed)?,
         verdict: match ask.verdict {
@@ -92,11 +91,7 @@ async fn begun(console: &Console, call: &Call, id: &str, ask: Ask) -> Result<Res
             max_ttl: ask.max_ttl,
             max_uses: ask.max_uses,
         },
-        comment: ask
-            .comment
-            .map(|text| Comment::parse(&text))
-            .transpose()
-            .map_err(malformed)?,
+        comment: comment.map_err(malformed)?,
     };
     let begun = console.hall.begin_vote(&call.presented, id, ask).await?;
     Ok(answer::json(&Begun {
@@ -114,37 +109,30 @@ pub(super) async fn cast(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    // Strangers learn nothing, not even what a vote looks like.
-    if let Err(response) = page::visitor(&console, &call) {
-        return response;
-    }
-    let vote: Cast = match answer::read(&console, &call, &headers, &body) {
-        Ok(vote) => vote,
-        Err(response) => return response,
-    };
-    match counted(&console, &call, &id, vote).await {
-        Ok(response) => response,
-        Err(refusal) => answer::refused(&console, &call, &refusal),
-    }
+    let cast = counted(&console, &call, &id, &headers, &body).await;
+    answer::of(&console, &call, cast)
 }
 
 async fn counted(
     console: &Console,
     call: &Call,
     id: &str,
-    vote: Cast,
+    headers: &HeaderMap,
+    body: &Bytes,
 ) -> Result<Response, Refusal> {
-    let malformed = |error: Malformed| console.hall.malformed(call.row.name, &error);
+    console.hall.visitor(&call.presented)?;
+    let vote: Cast = answer::read(console, call, headers, body)?;
+    let malformed = |error: Malformed| answer::malformed(console, call, &error);
     let id = AccessRequestId::parse(id).map_err(malformed)?;
     note("access_request", &id);
-    let assertion = Answered {
+    let answered = Answered {
         credential: vote.credential,
         authenticator_data: vote.authenticator_data,
         client_data_json: vote.client_data_json,
         signature: vote.signature,
         user: vote.user,
     };
-    let proof = VoteProof::Passkey(assertion.parse().map_err(malformed)?);
+    let proof = VoteProof::Passkey(answered.parse().map_err(malformed)?);
     let view = console
         .hall
         .cast_vote(&call.presented, id, &vote.statement, proof)
