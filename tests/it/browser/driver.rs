@@ -269,10 +269,6 @@ impl Browser {
         text(&self.get("/url").await)
     }
 
-    pub async fn title(&self) -> String {
-        text(&self.get("/title").await)
-    }
-
     /// Shows the page again, as its button would.
     pub async fn reload(&self) {
         self.post("/refresh", json!({})).await;
@@ -353,11 +349,6 @@ impl Browser {
     pub async fn text(&self) -> String {
         let all = self.script("return document.documentElement.textContent", json!([]));
         text(&all.await)
-    }
-
-    /// The page as it came from the server.
-    pub async fn source(&self) -> String {
-        text(&self.get("/source").await)
     }
 
     /// Runs a script in the page, beside its own: a content security policy does not bind it.

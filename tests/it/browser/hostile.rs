@@ -25,7 +25,7 @@ async fn words_of_others_stay_words() {
     for (file, plain, hostile) in [
         ("people.toml", "Maria Moreau", format!("Maria {markup}")),
         ("people.toml", "Dana Diaz", format!("Dana {markup}")),
-        ("agents.toml", "example-large-2", format!("{markup}")),
+        ("agents.toml", "example-large-2", markup.to_owned()),
         (
             "schema.cedarschema",
             "Disable an account",
