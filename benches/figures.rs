@@ -50,7 +50,7 @@ fn main() {
         }
         other => {
             eprintln!(
-                "cargo bench [-- --quick | -- --only calls,offline,ends,many]; not {other:?}"
+                "cargo bench [-- --quick | -- --only calls,offline,ends,many,people]; not {other:?}"
             );
             std::process::exit(2);
         }

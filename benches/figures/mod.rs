@@ -9,6 +9,7 @@ mod load;
 pub mod many;
 mod offline;
 mod page;
+mod people;
 mod stage;
 
 use page::Page;
@@ -30,6 +31,14 @@ pub struct Counts {
     pub tasks: usize,
     /// Mints while an agent is ended.
     pub meanwhile: usize,
+    /// Access requests that wait.
+    pub pending: usize,
+    /// Times that an inbox is read.
+    pub inboxes: usize,
+    /// Agents that watch, and again that wait, at most half of those.
+    pub watches: usize,
+    /// Votes on what they wait for.
+    pub votes: usize,
 }
 
 impl Counts {
@@ -44,6 +53,10 @@ impl Counts {
             grants: 100_000,
             tasks: 400,
             meanwhile: 16_000,
+            pending: 10_000,
+            inboxes: 300,
+            watches: 1_000,
+            votes: 300,
         }
     }
 
@@ -58,6 +71,10 @@ impl Counts {
             grants: 2_000,
             tasks: 20,
             meanwhile: 600,
+            pending: 500,
+            inboxes: 30,
+            watches: 50,
+            votes: 20,
         }
     }
 
@@ -72,6 +89,10 @@ impl Counts {
             grants: 40,
             tasks: 4,
             meanwhile: 40,
+            pending: 12,
+            inboxes: 2,
+            watches: 4,
+            votes: 2,
         }
     }
 }
@@ -106,6 +127,9 @@ pub fn run(counts: &Counts, measured: Measured, only: &[&str]) {
     }
     if wanted("many") {
         many::run(counts, measured, &mut page);
+    }
+    if wanted("people") {
+        people::run(counts, &mut page);
     }
     page.end();
 }

@@ -15,7 +15,7 @@ use tokio::runtime::{Builder, Runtime};
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 
-use crate::harness::read_case;
+use crate::harness::{World, read_case};
 use crate::served::Served;
 
 /// The broker's threads and those of its callers are apart, so that each one's processor time can be told.
@@ -40,6 +40,10 @@ pub const INTROSPECT: &str = "dipylon.v1.TokenService/Introspect";
 
 impl Stage {
     pub fn start() -> Self {
+        Self::start_in(World::new())
+    }
+
+    pub fn start_in(world: World) -> Self {
         let runtime = |name: &str| {
             Builder::new_multi_thread()
                 .worker_threads(2)
@@ -49,7 +53,7 @@ impl Stage {
                 .expect("runtime")
         };
         let (broker, load) = (runtime("broker"), runtime("load"));
-        let served = broker.block_on(Served::start_at(unbounded()));
+        let served = broker.block_on(Served::start_as(world, unbounded()));
         let clients = load.block_on(async {
             let mut clients = Vec::new();
             for _ in 0..CONNECTIONS {

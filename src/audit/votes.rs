@@ -112,7 +112,13 @@ impl Votes {
             Fact::TaskOpened(f) => {
                 self.tasks.insert(f.task, f.binding.jkt());
             }
-            Fact::TaskEnded(f) => self.tasks.retain(|task, _| !f.tasks.contains(task)),
+            Fact::TaskEnded(f) => {
+                for task in &f.tasks {
+                    self.tasks.remove(task);
+                }
+                self.waiting
+                    .retain(|_, opened| !f.tasks.contains(&opened.task));
+            }
             Fact::AccessRequestOpened(f) => {
                 self.waiting.insert(f.access_request, Arc::new(f.clone()));
             }

@@ -8,6 +8,10 @@ use crate::model::*;
 use crate::rules::{Approvals, InForce};
 use crate::state::{AccessRequest, Asks, At};
 
+/// Longest action that people are asked about, in bytes of its canonical form: what nobody could read, or no message could
+/// carry to them, nobody could refuse.
+const ASKED_BYTES_MAX: usize = 16 * 1024;
+
 impl Hall {
     /// People are asked. A crash before the append leaves nothing; after it, an access request that the same action in the
     /// same task finds again.
@@ -103,8 +107,19 @@ impl Hall {
         of_owner: &BTreeSet<AccessRequestId>,
     ) -> Result<(), Refusal> {
         let Turn {
-            call, rules, now, ..
+            call,
+            ask,
+            rules,
+            now,
+            ..
         } = *turn;
+        let size = json::canonical(&ask.action.to_json()).map_or(usize::MAX, |text| text.len());
+        if size > ASKED_BYTES_MAX {
+            let told = format!(
+                "the action has {size} bytes; people are asked about at most {ASKED_BYTES_MAX}"
+            );
+            return Err(self.refuse(call.method, Reason::WrongParameters, told));
+        }
         let bounds = rules.bundle.approvals();
         let counts = [
             ("agent", &asks.waiting, bounds.pending_per_agent),
@@ -117,6 +132,15 @@ impl Hall {
                     format!("{waiting} access requests of this {whose} wait; at most {max} may");
                 return Err(self.refuse(call.method, Reason::TooManyPending, told));
             }
+        }
+        let opens = asks.opens_since(now.plus_secs(-60));
+        let most = usize::try_from(bounds.opens_per_minute).unwrap_or(usize::MAX);
+        if most > 0 && opens >= most {
+            let told = format!(
+                "people were asked {opens} times for this agent in a minute; at most {} are",
+                bounds.opens_per_minute
+            );
+            return Err(self.refuse(call.method, Reason::BackOff, told));
         }
         let since = now.plus_secs(-Approvals::MEMORY_S);
         let noes = asks.noes_since(since);

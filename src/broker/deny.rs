@@ -25,7 +25,7 @@ impl Hall {
         if request.action.as_ref().is_some_and(|a| **a != ask.action) {
             return Err(self.refuse(
                 call.method,
-                Reason::RequestIdReused,
+                Reason::ApprovalOutOfScope,
                 "this request_id was decided for another action",
             ));
         }

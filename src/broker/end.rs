@@ -106,13 +106,21 @@ impl Hall {
                     "the access request no longer waits",
                 ));
             }
+            // Whoever asks, and takes it back when somebody is about to answer, has had an answer.
+            let begun = self.vote_begun(&id, now);
             let fact = Fact::AccessRequestClosed(AccessRequestClosed {
                 access_request: id,
                 cause: CloseCause::Cancelled,
+                begun,
             });
+            let mut moves = vec![(Stream::Access(id), request.version)];
+            if begun {
+                let asks = self.state.asks(&opened.agent).version;
+                moves.push((Stream::Asks(opened.agent.clone()), asks));
+            }
             let append = Append {
                 premises,
-                ..Append::one(fact, vec![(Stream::Access(id), request.version)])
+                ..Append::one(fact, moves)
             };
             match self.journal.append(append).await {
                 Ok(_) => return Ok(()),

@@ -374,6 +374,7 @@ impl Hall {
                 let fact = Fact::AccessRequestClosed(AccessRequestClosed {
                     access_request: id,
                     cause: CloseCause::Policy,
+                    begun: false,
                 });
                 let append = Append {
                     premises,

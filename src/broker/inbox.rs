@@ -157,8 +157,8 @@ impl fmt::Display for InboxCursor {
 #[derive(Debug, Default)]
 pub(super) struct Turns {
     shown: HashSet<AccessRequestId>,
-    /// When the latest were let in, oldest first: at most as many as may be in a minute.
-    lately: VecDeque<Timestamp>,
+    /// When the latest were let in, oldest first, and whose they are: at most as many as may be in a minute.
+    lately: VecDeque<(Timestamp, AgentId)>,
     /// Whether any waited when the inbox was last read.
     waiting: bool,
 }
@@ -169,30 +169,42 @@ const TURN_MS: i64 = 60_000;
 const SHOWN_MAX: usize = 4_096;
 
 impl Turns {
-    /// Which of these, in this order, stand in the inbox; the others wait their turn.
-    fn take(&mut self, wanted: &[AccessRequestId], per_minute: usize, now: Timestamp) {
+    /// Which of these, in this order, stand in the inbox; the others wait their turn. Agents take turns: whoever was let in
+    /// least of late goes first, so that one that asks without end keeps nobody else out.
+    fn take(&mut self, wanted: &[(AccessRequestId, AgentId)], per_minute: usize, now: Timestamp) {
         while self
             .lately
             .front()
-            .is_some_and(|at| now.since(*at) >= TURN_MS)
+            .is_some_and(|(at, _)| now.since(*at) >= TURN_MS)
         {
             self.lately.pop_front();
         }
-        let there: HashSet<_> = wanted.iter().collect();
+        let there: HashSet<_> = wanted.iter().map(|(id, _)| id).collect();
         self.shown.retain(|id| there.contains(id));
-        for id in wanted {
+        let mut had: HashMap<&AgentId, usize> = HashMap::new();
+        for (_, agent) in wanted {
+            had.entry(agent)
+                .or_insert_with(|| self.lately.iter().filter(|(_, a)| a == agent).count());
+        }
+        let mut in_turn: Vec<(usize, &(AccessRequestId, AgentId))> = Vec::new();
+        for new in wanted.iter().filter(|(id, _)| !self.shown.contains(id)) {
+            let turn = had.entry(&new.1).or_default();
+            in_turn.push((*turn, new));
+            *turn += 1;
+        }
+        in_turn.sort_by_key(|(turn, _)| *turn);
+        for (_, (id, agent)) in in_turn {
             if self.lately.len() >= per_minute || self.shown.len() >= SHOWN_MAX {
                 return;
             }
-            if self.shown.insert(*id) {
-                self.lately.push_back(now);
-            }
+            self.shown.insert(*id);
+            self.lately.push_back((now, agent.clone()));
         }
     }
 
     /// When the next turn comes.
     fn next(&self) -> Option<Timestamp> {
-        self.lately.front().map(|at| at.plus_millis(TURN_MS))
+        self.lately.front().map(|(at, _)| at.plus_millis(TURN_MS))
     }
 }
 
@@ -328,10 +340,10 @@ impl Hall {
         lines: &mut Vec<Line>,
         now: Timestamp,
     ) -> usize {
-        let theirs: Vec<AccessRequestId> = lines
+        let theirs: Vec<(AccessRequestId, AgentId)> = lines
             .iter()
             .filter(|line| line.vote.is_ok())
-            .map(|line| line.cursor.id)
+            .map(|line| (line.cursor.id, line.request.opened.agent.clone()))
             .collect();
         let mut turns = self.lock(&self.turns);
         if theirs.is_empty() && !turns.contains_key(person) {
@@ -478,6 +490,35 @@ impl InboxWatch {
                     }
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_asks_without_end_keeps_nobody_else_out() {
+        let agent = |name: &str| AgentId::parse(name).expect("id");
+        let id = |n: u8| AccessRequestId::from_random([n; 16]);
+        let mut turns = Turns::default();
+        let mut now = Timestamp::from_secs(1_800_000_000);
+        // Five of one agent at a time, all more urgent than the one of another, and new ones whenever some were let in.
+        let flood = |first: u8| (first..first + 5).map(|n| (id(n), agent("loud")));
+        let mut wanted: Vec<_> = flood(1).collect();
+        wanted.push((id(200), agent("quiet")));
+        turns.take(&wanted, 2, now);
+        assert!(turns.shown.contains(&id(1)) && turns.shown.contains(&id(200)));
+        let mut turns = Turns::default();
+        turns.take(&flood(1).collect::<Vec<_>>(), 2, now);
+        assert_eq!(turns.shown.len(), 2, "alone, it has all turns");
+        for minute in 1..4 {
+            now = now.plus_millis(TURN_MS);
+            let mut wanted: Vec<_> = flood(10 * minute).collect();
+            wanted.push((id(201), agent("quiet")));
+            turns.take(&wanted, 2, now);
+            assert!(turns.shown.contains(&id(201)), "minute {minute}");
         }
     }
 }

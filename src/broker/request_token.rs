@@ -400,7 +400,7 @@ impl Hall {
         Ok(())
     }
 
-    /// A request id that still waits for one action cannot ask for another.
+    /// A request id that still waits for one action cannot ask for another: no yes to the one opens the gate for the other.
     fn same_question(&self, turn: &Turn<'_>) -> Result<(), Refusal> {
         let Turn { call, ask, now, .. } = *turn;
         let joined = self.joined_to(&ask.task, &ask.request_id);
@@ -412,8 +412,8 @@ impl Hall {
         if self.state.requests_of(&ask.task).iter().any(other) {
             return Err(self.refuse(
                 call.method,
-                Reason::RequestIdReused,
-                "this request_id waits for another action",
+                Reason::ApprovalOutOfScope,
+                "this request_id waits for people to decide another action",
             ));
         }
         Ok(())

@@ -68,6 +68,7 @@ impl Hall {
                     let fact = Fact::AccessRequestClosed(AccessRequestClosed {
                         access_request: id,
                         cause: CloseCause::Expired,
+                        begun: false,
                     });
                     let append = Append {
                         premises,

@@ -364,6 +364,14 @@ impl Hall {
         Err(self.refuse(call.method, Reason::Conflict, "others keep voting"))
     }
 
+    /// Whether somebody holds a statement of this access request, to sign it.
+    pub(super) fn vote_begun(&self, id: &AccessRequestId, now: Timestamp) -> bool {
+        let statements = self.lock(&self.statements);
+        statements
+            .values()
+            .any(|begun| begun.statement.access_request_id == *id && now < begun.until)
+    }
+
     /// A no that is one too many within the policy bundle's time takes the agent out of service, in the same append.
     fn quarantine(
         &self,

@@ -51,7 +51,7 @@ fn lay_out(shown: &Shown, columns: usize) -> String {
     }
     let labels = shown.sections.iter().flat_map(|section| &section.rows);
     let width = labels
-        .map(|row| row.label.chars().count())
+        .map(|row| width_of(&row.label))
         .filter(|width| *width <= LABEL_COLUMNS_MAX)
         .max()
         .unwrap_or(0);
@@ -91,7 +91,7 @@ const fn opens_a_group(kind: SectionKind) -> bool {
 fn lay_row(out: &mut String, row: &Row, width: usize, columns: usize) {
     let at = INDENT + width + 2;
     let mut label = row.label.clone();
-    if label.chars().count() > width {
+    if width_of(&label) > width {
         fold(out, &label, INDENT, at, columns);
         label.clear();
     }
@@ -108,7 +108,8 @@ fn lay_row(out: &mut String, row: &Row, width: usize, columns: usize) {
         if label.is_empty() {
             out.push_str(&laid);
         } else {
-            out.push_str(&format!("{:INDENT$}{label:<width$}  ", ""));
+            let pad = width.saturating_sub(width_of(&label)) + 2;
+            out.push_str(&format!("{:INDENT$}{label}{:pad$}", "", ""));
             out.push_str(laid.get(at..).unwrap_or("\n"));
             label.clear();
         }
@@ -155,6 +156,10 @@ fn fold(out: &mut String, line: &str, first: usize, rest: usize, columns: usize)
         }
         indent = rest;
     }
+}
+
+fn width_of(text: &str) -> usize {
+    text.chars().map(columns_of).sum()
 }
 
 /// At most as many columns as terminals give it: past U+1100, where wide characters begin, everything counts as wide.

@@ -171,3 +171,55 @@ fn lines(warnings: &[String]) -> String {
         .map(|warning| format!("warning  {warning}\n"))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_is_a_row_with_its_share_its_median_and_its_flag() {
+        let asks = v1::RuleFigures {
+            rule_id: "destructive\u{202E}".to_owned(),
+            kind: "forbid".to_owned(),
+            remedy: "step_up one-security".to_owned(),
+            hits: 23,
+            asked: 23,
+            approved: 20,
+            denied: 1,
+            approved_percent: Some(95),
+            median_seconds: Some(62),
+            rubber_stamp: true,
+            ..v1::RuleFigures::default()
+        };
+        let permit = v1::RuleFigures {
+            rule_id: "reads".to_owned(),
+            kind: "permit".to_owned(),
+            ..v1::RuleFigures::default()
+        };
+        let text = rule_table(&[asks, permit]);
+        let cells = |line: &str| {
+            line.split("  ")
+                .map(str::trim)
+                .filter(|c| !c.is_empty())
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let lines: Vec<_> = text.lines().map(cells).collect();
+        assert_eq!(
+            lines,
+            [
+                vec!["RULE", "REMEDY", "HITS", "ASKED", "APPROVED", "MEDIAN"],
+                vec![
+                    "destructive<U+202E>",
+                    "step_up one-security",
+                    "23",
+                    "23",
+                    "95 % of 21",
+                    "1m 2s",
+                    "rubber stamp: nearly always yes, in less than 3 s",
+                ],
+                vec!["reads", "permit", "0", "0", "-", "-"],
+            ]
+        );
+    }
+}

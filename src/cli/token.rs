@@ -267,13 +267,14 @@ fn denied(say: &Say, no: &Denied, action: &Action) {
     say.either(
         || {
             json!({
-                "outcome": "denied", "reason": no.reason(), "rules": shapes::rules(no.rules()),
+                "outcome": "denied", "reason": no.reason(), "comment": no.comment(), "rules": shapes::rules(no.rules()),
                 "access_request": no.access_request_id(), "decision": no.decision_id(),
             })
         },
         || {
             let mut rows = Rows::default();
             rows.own("denied", reveal(no.reason()))
+                .theirs("they say", no.comment().unwrap_or_default())
                 .own("for", what(action));
             let rules = shapes::rule_lines(no.rules());
             rows.own(

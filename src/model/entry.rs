@@ -511,6 +511,17 @@ pub struct AccessRequestClosed {
     pub access_request: AccessRequestId,
     /// Why.
     pub cause: CloseCause,
+    /// A person had begun to vote when the agent took it back: it weighs on the agent like a no.
+    #[serde(skip_serializing_if = "is_false", default)]
+    pub begun: bool,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde asks with a reference"
+)]
+const fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 /// A registered person may enrol one passkey. An earlier invitation of theirs is void.

@@ -157,6 +157,9 @@ refusals! {
     RequestIdReused = "REQUEST_ID_REUSED" AlreadyExists Changed Caller Never,
         "this request_id stands for something else",
         "ask again under a new --request-id";
+    ApprovalOutOfScope = "APPROVAL_OUT_OF_SCOPE" FailedPrecondition Changed Caller Never,
+        "the approval that this request_id asked for is for another action",
+        "ask for this action under a new --request-id: people decide it anew";
     TaskEnded = "TASK_ENDED" FailedPrecondition Failed Caller Never,
         "the task is over",
         "open another task: 'dipylon task open'";

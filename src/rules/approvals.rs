@@ -13,6 +13,8 @@ pub struct Approvals {
     pub pending_per_agent: u32,
     /// Access requests of all agents of one owner that may wait. 1 to 100,000.
     pub pending_per_owner: u32,
+    /// Access requests that one agent may open in a minute, whatever becomes of them, up to 256; 0 = off.
+    pub opens_per_minute: u32,
     /// Seconds that a card of high risk must have been before a person's eyes before a yes of theirs is taken; 0 = off.
     pub dwell_s: u32,
     /// Seconds after a person's no until the agent may ask people again, for the first no, the second and so on; the last
@@ -30,6 +32,7 @@ impl Default for Approvals {
             asks_per_minute: 5,
             pending_per_agent: 5,
             pending_per_owner: 20,
+            opens_per_minute: 10,
             dwell_s: 3,
             back_off_s: vec![60, 300, 1_800],
             quarantine: 3,
@@ -55,6 +58,9 @@ impl Approvals {
             pending_per_owner: fields
                 .number("pending_per_owner", 1..=100_000)
                 .unwrap_or(or.pending_per_owner),
+            opens_per_minute: fields
+                .number("opens_per_minute", 0..=OPENS_MAX)
+                .unwrap_or(or.opens_per_minute),
             dwell_s: fields.optional("dwell", dwell).unwrap_or(or.dwell_s),
             back_off_s: match fields.get("back_off") {
                 Some(_) => {
@@ -76,6 +82,8 @@ impl Approvals {
     }
 }
 
+/// Most openings in a minute: state remembers as many.
+const OPENS_MAX: u32 = 256;
 /// Most noes a quarantine may wait for: state remembers as many.
 const QUARANTINE_MAX: u32 = 32;
 /// Longest dwell, in seconds: well below the two minutes a statement waits for its signature.

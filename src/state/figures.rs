@@ -229,7 +229,9 @@ impl Figures {
     pub(super) fn on(&self, entry: &Entry, state: &State) {
         let at = entry.at;
         match &entry.fact {
-            Fact::TaskOpened(f) => self.write().attest(&f.agent, &f.evidence, entry),
+            Fact::TaskOpened(f) => {
+                self.write().attest(&f.agent, &f.evidence, entry);
+            }
             Fact::RequestDenied(f) => {
                 // Without a decision the action is none of the catalogue: no agent makes counters by inventing names.
                 let (Some(decision), Some(task)) = (&f.decision, state.task(&f.task)) else {
@@ -384,9 +386,15 @@ impl Figures {
 }
 
 impl Counts {
-    fn attest(&mut self, agent: &AgentId, evidence: &EvidenceFacts, entry: &Entry) {
+    fn attest(
+        &mut self,
+        agent: &AgentId,
+        evidence: &EvidenceFacts,
+        entry: &Entry,
+    ) -> &mut AgentFigures {
         let agent = self.agents.touch(agent, entry.index);
         agent.attested_at = agent.attested_at.max(Some(evidence.verified_at));
+        agent
     }
 
     fn ask(
@@ -395,8 +403,7 @@ impl Counts {
         action: &ActionOnRecord,
         entry: &Entry,
     ) -> &mut Habit {
-        self.attest(agent, evidence, entry);
-        add(&mut self.agents.touch(agent, entry.index).asked);
+        add(&mut self.attest(agent, evidence, entry).asked);
         let key = (agent.clone(), action.action.clone());
         let habit = self.habits.touch(&key, entry.index);
         habit.ask_at(entry.at, &action.target);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::records::{AccessEvent, NOES_KEPT};
+use super::records::{AccessEvent, NOES_KEPT, OPENS_KEPT};
 use super::{
     AccessRequest, AccessStatus, At, Due, Ended, Fixed, Freeze, FrozenAt, Grant, Illegal, Lease,
     Selector, State, Task, TrustedKeys, Use, Vote,
@@ -98,6 +98,9 @@ impl State {
             Fact::VoteCast(f) => self.on_vote(f, committed, version),
             Fact::AccessRequestClosed(f) => {
                 self.on_access_event(f.access_request, AccessEvent::Closed(f.cause), version);
+                if f.begun {
+                    self.count_no(&f.access_request, entry.at, version);
+                }
                 if f.cause == CloseCause::Expired {
                     self.fix_refused(f.access_request);
                 }
@@ -382,6 +385,10 @@ impl State {
         });
         self.asks.amend(f.agent.clone(), |at| {
             at.value.waiting.insert(f.access_request);
+            at.value.opens.push_back(committed.entry().at);
+            if at.value.opens.len() > OPENS_KEPT {
+                at.value.opens.pop_front();
+            }
             at.version = version;
         });
     }
@@ -402,14 +409,18 @@ impl State {
         self.on_access_event(f.access_request, AccessEvent::Voted(f.verdict), version);
         if f.verdict == Verdict::Deny {
             self.fix_refused(f.access_request);
-            if let Some(request) = self.requests.get(&f.access_request) {
-                self.asks.amend(request.opened.agent.clone(), |asks| {
-                    asks.value.noes.push(committed.entry().at);
-                    let over = asks.value.noes.len().saturating_sub(NOES_KEPT);
-                    asks.value.noes.drain(..over);
-                    asks.version = version;
-                });
-            }
+            self.count_no(&f.access_request, committed.entry().at, version);
+        }
+    }
+
+    fn count_no(&self, id: &AccessRequestId, at: Timestamp, version: Version) {
+        if let Some(request) = self.requests.get(id) {
+            self.asks.amend(request.opened.agent.clone(), |asks| {
+                asks.value.noes.push(at);
+                let over = asks.value.noes.len().saturating_sub(NOES_KEPT);
+                asks.value.noes.drain(..over);
+                asks.version = version;
+            });
         }
     }
 

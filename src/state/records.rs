@@ -1,6 +1,6 @@
 //! What the fold keeps of tasks, access requests and grants. Each lies in one `Arc` with the version of its stream.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::model::*;
@@ -88,12 +88,26 @@ pub struct Asks {
     pub waiting: BTreeSet<AccessRequestId>,
     /// When people said no, oldest first: the last [`NOES_KEPT`] since the agent was last resumed.
     pub noes: Vec<Timestamp>,
+    /// When access requests were opened, oldest first: the last [`OPENS_KEPT`].
+    pub opens: VecDeque<Timestamp>,
 }
+
+/// Openings that are remembered of an agent.
+pub const OPENS_KEPT: usize = 256;
 
 /// Noes of people that are remembered of an agent.
 pub const NOES_KEPT: usize = 32;
 
 impl Asks {
+    /// How many were opened after a moment.
+    pub fn opens_since(&self, moment: Timestamp) -> usize {
+        self.opens
+            .iter()
+            .rev()
+            .take_while(|at| **at > moment)
+            .count()
+    }
+
     /// How many noes there were after a moment.
     pub fn noes_since(&self, moment: Timestamp) -> usize {
         self.noes.iter().filter(|at| **at > moment).count()

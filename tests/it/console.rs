@@ -775,7 +775,7 @@ async fn a_visit_ends_when_its_person_says_so_and_opens_nothing_twice() {
     // Two cookies of that name could be two people: neither is believed.
     let lee = Seated::sign_in(&s, "lee").await;
     let one = lee.browser.cookie.clone().expect("signed in");
-    maria.browser.cookie = Some(format!("dipylon-visit=x; {one}"));
+    maria.browser.cookie = Some(format!("{one}; dipylon-visit=x"));
     assert_eq!(maria.browser.get("/console").await.status, 303);
     lee.browser.get("/console").await.ok();
 
@@ -1044,7 +1044,11 @@ async fn streams_of_one_person_have_a_bound() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_card_of_high_risk_is_read_before_a_yes_and_two_people_say_it() {
-    let s = Served::start().await;
+    let s = Served::start_with_policy(|files| {
+        let people = files.get_mut("people.toml").expect("people");
+        *people = people.replace("dwell = \"off\"", "dwell = \"3s\"");
+    })
+    .await;
     let task = s.task("triage").await;
     let isolate = action("host.isolate", "Host", "web-1", IDP, &[]);
     let id = pending(&task, isolate.clone(), "r-1").await;

@@ -299,6 +299,7 @@ fn facts() -> Vec<Fact> {
         Fact::AccessRequestClosed(AccessRequestClosed {
             access_request,
             cause: CloseCause::Expired,
+            begun: false,
         }),
         Fact::TokenIssued(issued()),
         Fact::TokenReissued(TokenReissued {

@@ -112,8 +112,7 @@ impl World {
 }
 
 /// Nothing that slows people or agents down.
-pub const LENIENT: &str =
-    "[approvals]\nasks_per_minute = 100000\ndwell = \"off\"\nback_off = []\nquarantine = 0\n";
+pub const LENIENT: &str = "[approvals]\nasks_per_minute = 100000\nopens_per_minute = 0\ndwell = \"off\"\nback_off = []\nquarantine = 0\n";
 
 /// The policy bundle that lies in `examples/soc`.
 pub fn soc() -> BTreeMap<String, String> {

@@ -169,8 +169,22 @@ async fn a_request_id_that_joined_one_question_asks_no_other() {
         .pending();
     assert_eq!(
         refused(b.ask(&triage, task, &read_case(), 300, "r-2").await),
-        Reason::RequestIdReused
+        Reason::ApprovalOutOfScope
     );
+    // Approved for one account, asked for another: nothing is minted, and the first keeps its yes.
+    let id = b
+        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .await
+        .pending()
+        .access_request;
+    b.yes("maria", id, "one-security").await;
+    assert_eq!(
+        refused(b.ask(&triage, task, &disable("cara"), 300, "r-1").await),
+        Reason::ApprovalOutOfScope
+    );
+    b.ask(&triage, task, &disable("ann"), 300, "r-1")
+        .await
+        .token();
 }
 
 #[tokio::test]

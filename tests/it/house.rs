@@ -94,6 +94,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("ciborium", &["webauthn"]),
     ("ring", &["jose", "model", "broker", "client"]),
     ("tonic", &["proto", "serve", "client"]),
+    ("askama", &["serve"]),
     ("axum", &["serve", "cli"]),
     ("clap", &["cli", "main"]),
     ("rustls", &["serve", "client"]),

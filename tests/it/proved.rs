@@ -301,6 +301,10 @@ async fn whatever_is_changed_of_a_vote_is_found() {
             ),
             WrongVote::Differs("realm")
         ));
+        assert!(matches!(
+            forgery.found_here(|r, at| r.restate(at, |s| s.profile.digest = Digest::of(b"x"))),
+            WrongVote::Differs("profile")
+        ));
         // A statement that is none.
         assert!(matches!(
             forgery.found_here(|r, at| {

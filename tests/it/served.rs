@@ -51,7 +51,7 @@ impl Served {
         Self::start_in(world).await
     }
 
-    async fn start_as(world: World, rates: Rates) -> Self {
+    pub async fn start_as(world: World, rates: Rates) -> Self {
         let temp = Arc::new(tempfile::tempdir().expect("dir"));
         let key = SigningKey::generate().expect("key").1.to_vec();
         let dir = temp.path().join("data");

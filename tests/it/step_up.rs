@@ -770,3 +770,98 @@ async fn no_mint_rests_on_a_vote_whose_key_was_revoked_before_it() {
     println!("{minted} minted before, {refused} refused after the revocation");
     b.check();
 }
+
+async fn cancel(b: &TestBroker, agent: &TestAgent, task: TaskId, id: AccessRequestId) {
+    let call = b.call(
+        "dipylon.v1.TaskService/CancelAccessRequest",
+        &agent.key,
+        None,
+        None,
+    );
+    b.hall
+        .cancel_access_request(&call, task, id)
+        .await
+        .expect("cancelled");
+}
+
+#[tokio::test]
+async fn asking_and_taking_back_has_a_price() {
+    // Each opening counts, whatever becomes of it.
+    let (b, triage, task, mut id) = asked(with_approvals(
+        "opens_per_minute = 3\nback_off = [\"5m\"]\nquarantine = 0",
+    ))
+    .await;
+    for n in 2..=3 {
+        cancel(&b, &triage, task, id).await;
+        id = b
+            .ask(&triage, task, &disable("ann"), 300, &format!("r-{n}"))
+            .await
+            .pending()
+            .access_request;
+    }
+    cancel(&b, &triage, task, id).await;
+    assert_eq!(
+        refused(b.ask(&triage, task, &disable("ann"), 300, "r-4").await),
+        Reason::BackOff
+    );
+    b.hand.advance_millis(60_000);
+    id = b
+        .ask(&triage, task, &disable("ann"), 300, "r-4")
+        .await
+        .pending()
+        .access_request;
+    // Taken back while somebody is about to answer, it weighs like a no.
+    b.begin("maria", id, "one-security", Verdict::Deny)
+        .await
+        .expect("begun");
+    cancel(&b, &triage, task, id).await;
+    b.hand.advance_millis(60_000);
+    let refusal = b
+        .ask(&triage, task, &disable("ann"), 300, "r-5")
+        .await
+        .expect_err("too soon");
+    assert_eq!(
+        (refusal.reason, refusal.retry_after),
+        (Reason::BackOff, Some(std::time::Duration::from_secs(240)))
+    );
+    let b = b.restart(Faults::default()).await;
+    let shown = Some(b.svid(&triage));
+    let again = b
+        .ask_showing(&triage, task, &disable("ann"), 300, "r-5", shown)
+        .await;
+    assert_eq!(refused(again), Reason::BackOff, "a restart forgets nothing");
+    b.check();
+}
+
+#[tokio::test]
+async fn nobody_is_asked_about_what_nobody_could_read() {
+    let mut world = World::new();
+    let schema = world.policy.get_mut("schema.cedarschema").expect("schema");
+    *schema = schema.replace(
+        "end_sessions: Bool",
+        "end_sessions: Bool, notes?: Set<String>",
+    );
+    let (b, triage, task, _) = asked(world).await;
+    let with_notes = |lines: usize| {
+        let parameters = [
+            ("end_sessions", Param::Bool(true)),
+            (
+                "notes",
+                Param::Set(
+                    (10..10 + lines)
+                        .map(|n| Param::Str(format!("{n}{}", "x".repeat(998))))
+                        .collect(),
+                ),
+            ),
+        ];
+        action("account.disable", "Account", "cara", IDP, &parameters)
+    };
+    b.ask(&triage, task, &with_notes(3), 300, "r-2")
+        .await
+        .pending();
+    assert_eq!(
+        refused(b.ask(&triage, task, &with_notes(17), 300, "r-3").await),
+        Reason::WrongParameters
+    );
+    b.check();
+}

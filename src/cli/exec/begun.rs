@@ -23,10 +23,6 @@ use crate::model::text::reveal;
 use crate::model::{AccessRequestId, Action};
 
 /// What will be asked, and of which task.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one, and it lives until the task is open"
-)]
 pub(super) enum Begun {
     /// A task to open.
     Anew {

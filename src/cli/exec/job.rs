@@ -206,13 +206,13 @@ impl Job {
         signals: &mut Signals,
     ) -> (TaskOutcome, u8) {
         let presenter = Arc::new(Presenter::new(token, origin, self.clock.clone()));
-        let ready = Delivered::ready(
-            verb.means.way(),
-            &presenter,
-            &self.task.id().to_string(),
-            &verb.forward_headers,
-        )
-        .await;
+        let ready = match verb.means.forwarded() {
+            Ok(forward) => {
+                let task = self.task.id().to_string();
+                Delivered::ready(verb.means.way(), &presenter, &task, &forward).await
+            }
+            Err(failure) => Err(failure),
+        };
         let mut delivered = match ready {
             Ok(delivered) => delivered,
             Err(failure) => {

@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use hyper::header::HeaderName;
 use serde::{Deserialize, Serialize};
 
 use super::deliver::Way;
+use super::headers;
 use super::origin::{Origin, Where};
 use crate::cli::failure::{Failure, failed};
 use crate::model::Audience;
@@ -26,6 +28,15 @@ pub(super) struct Means {
     /// Accept an audience over plain http that is not on this machine
     #[arg(long)]
     pub(super) insecure_audience: bool,
+    /// A header of the command's that the proxy passes too, beside those that say what is asked
+    #[arg(long = "forward-header", value_name = "NAME", value_parser = forwarded)]
+    #[serde(default)]
+    pub(super) forward_headers: Vec<String>,
+}
+
+/// The name of a header that may be passed on, as it is kept.
+fn forwarded(name: &str) -> Result<String, String> {
+    headers::forwarded(name).map(|name| name.as_str().to_owned())
 }
 
 impl Means {
@@ -41,6 +52,11 @@ impl Means {
             insecure_audience: self.insecure_audience || (same_place && earlier.insecure_audience),
             audience_url: self.audience_url.or(earlier.audience_url),
             audience_ca: self.audience_ca.or(earlier.audience_ca),
+            // A list that is given again is the whole list.
+            forward_headers: match self.forward_headers.is_empty() {
+                true => earlier.forward_headers,
+                false => self.forward_headers,
+            },
         }
     }
 
@@ -52,6 +68,14 @@ impl Means {
             audience_ca: ca.map(whole).transpose()?,
             ..self.clone()
         })
+    }
+
+    /// The headers that the proxy passes, looked at again: what was kept is only as good as who can write there.
+    pub(super) fn forwarded(&self) -> Result<Vec<HeaderName>, Failure> {
+        let names = self.forward_headers.iter();
+        names
+            .map(|name| headers::forwarded(name).map_err(Failure::usage))
+            .collect()
     }
 
     pub(super) fn origin(&self, audience: &Audience) -> Result<Origin, Failure> {
@@ -74,17 +98,20 @@ mod tests {
             audience_url: Some("http://idp.example".to_owned()),
             audience_ca: Some("/ca.pem".into()),
             insecure_audience: true,
+            forward_headers: vec!["x-own".to_owned()],
         };
         assert_eq!(Means::default().or(earlier()), earlier());
         let given = Means {
             deliver: Some(Way::Proxy),
             audience_url: Some("http://idp2.example".to_owned()),
+            forward_headers: vec!["x-two".to_owned()],
             ..Means::default()
         };
         let both = given.or(earlier());
         assert_eq!(both.way(), Way::Proxy);
         assert_eq!(both.audience_url.as_deref(), Some("http://idp2.example"));
         assert_eq!(both.audience_ca, earlier().audience_ca);
+        assert_eq!(both.forward_headers, ["x-two"], "the list given last");
         assert!(!both.insecure_audience, "accepted for another place");
         assert_eq!(Means::default().way(), Way::Proxy);
     }

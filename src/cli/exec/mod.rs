@@ -25,7 +25,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use hyper::header::HeaderName;
 use serde_json::json;
 
 use super::Common;
@@ -86,9 +85,6 @@ pub(super) struct Exec {
     request: Option<AccessRequestId>,
     #[command(flatten)]
     means: Means,
-    /// A header of the command's that the proxy passes too, beside those that say what is asked
-    #[arg(long = "forward-header", value_name = "NAME", value_parser = headers::forwarded)]
-    forward_headers: Vec<HeaderName>,
     /// The key that the agent is pinned to, or any other; never given to the command [default: one made for the task]
     #[arg(long, value_name = "FILE")]
     task_key: Option<PathBuf>,
@@ -173,6 +169,8 @@ pub(super) async fn run(common: &Common, mut verb: Exec) -> Result<ExitCode, Fai
         Some(id) => Begun::again(common, &mut verb, id)?,
         None => Begun::anew(common, &verb)?,
     };
+    // Before anybody is asked: what was kept may have been changed since.
+    verb.means.forwarded()?;
     let origin = verb.means.origin(&begun.order().action.audience)?;
     if origin.is_open() {
         let text = format!(
@@ -248,8 +246,8 @@ impl Exec {
         if self.means.insecure_audience {
             words.push("--insecure-audience".to_owned());
         }
-        for name in &self.forward_headers {
-            words.extend(["--forward-header".to_owned(), quoted(name.as_str())]);
+        for name in &self.means.forward_headers {
+            words.extend(["--forward-header".to_owned(), quoted(name)]);
         }
         words.push("--".to_owned());
         words.extend(

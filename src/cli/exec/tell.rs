@@ -88,18 +88,22 @@ impl Tell {
         } else {
             format!(" by {}", rules(no.rules()))
         };
+        let comment = match no.comment() {
+            None => String::new(),
+            Some(text) => format!(": \"{}\"", reveal(text)),
+        };
         let next = no
             .known_reason()
             .map_or_else(String::new, |reason| format!("{}; ", reason.next()));
         self.event(
             "denied",
             &format!(
-                "{}{by}; {next}an operator sees more: dipylon explain {}",
+                "{}{by}{comment}; {next}an operator sees more: dipylon explain {}",
                 reveal(no.reason()),
                 no.decision_id()
             ),
             json!({
-                "reason": no.reason(), "rules": shapes::rules(no.rules()), "access_request": no.access_request_id(),
+                "reason": no.reason(), "comment": no.comment(), "rules": shapes::rules(no.rules()), "access_request": no.access_request_id(),
                 "decision": no.decision_id(), "next": no.known_reason().map(crate::model::DeniedReason::next),
             }),
         );

@@ -11,7 +11,7 @@ use super::show::{self, Moment};
 use super::visit::Call;
 use super::{Console, answer};
 use crate::broker::{AccessStanding, Ballot, Ineligible, Refusal};
-use crate::card::{Card, Shown};
+use crate::card::{Card, Row, SectionKind, Shown};
 use crate::model::AccessRequestId;
 use crate::serve::call::note;
 
@@ -20,6 +20,8 @@ use crate::serve::call::note;
 struct CardPage {
     page: Page,
     shown: Shown,
+    /// What people call the target, where the policy bundle says.
+    name: Option<String>,
     standing: &'static str,
     standing_words: &'static str,
     /// Whether it waits for people.
@@ -62,7 +64,9 @@ fn shown(console: &Console, call: &Call, id: &str) -> Result<Response, Refusal> 
     let card = console.hall.card(&call.presented, &id)?;
     let ballot = console.hall.ballot(&call.presented, &id)?;
     let now = console.hall.now();
-    let shown = card.show(now);
+    let mut shown = card.show(now);
+    let environment = &mut shown.headline.environment;
+    *environment = environment.take().map(|of| plain(&of));
     let open = card.standing == AccessStanding::Waiting;
     let (vote, not_eligible) = match &ballot.vote {
         _ if !open => (None, None),
@@ -81,10 +85,28 @@ fn shown(console: &Console, call: &Call, id: &str) -> Result<Response, Refusal> 
         until: Moment::new(card.expires_at, now),
         task: card.task.to_string(),
         open,
+        name: name(&shown),
         shown,
         vote,
         not_eligible,
     }))
+}
+
+/// An environment as people say it, without the type that rules need.
+fn plain(environment: &str) -> String {
+    let short = environment.strip_prefix("Environment::");
+    short.unwrap_or(environment).to_owned()
+}
+
+/// The target's own name, from the rows that show what is known of it.
+fn name(shown: &Shown) -> Option<String> {
+    let facts = shown
+        .sections
+        .iter()
+        .find(|s| s.kind == SectionKind::Target)?;
+    let named = |row: &&Row| matches!(row.label.as_str(), "target name" | "target title");
+    let name = facts.rows.iter().find(named)?.lines.first()?;
+    (*name != shown.headline.object).then(|| name.clone())
 }
 
 fn vote(card: &Card, profiles: Vec<Profile>, ballot: &Ballot) -> Vote {

@@ -52,6 +52,7 @@ struct Row {
     standing: &'static str,
     title: String,
     target: String,
+    kind: String,
     agent: String,
     owner: String,
     until: Moment,
@@ -146,7 +147,8 @@ fn shown_row(row: &InboxRow, now: Timestamp) -> Row {
         } else {
             shown(&row.access.title)
         },
-        target: shown(opened.action.target.to_string()),
+        target: shown(&opened.action.target.id),
+        kind: shown(&opened.action.target.kind),
         agent: shown(opened.agent.as_str()),
         owner: shown(opened.owner.as_str()),
         until: Moment::new(opened.expires_at, now),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use dipylon::client::{Agent, OpenTask, Outcome, Person};
 use dipylon::clock::Clock;
-use dipylon::model::Verdict;
+use dipylon::model::{MatchPhrase, Verdict};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::process::Command;
@@ -89,11 +89,12 @@ async fn a_stepped_up_action_waits_and_runs() {
         stage.script(&DISABLE, script),
         stage.decide(Verdict::Approve)
     );
+    let phrase = MatchPhrase::of(&id);
     told.exit(0)
         .printed("HTTP/1.1 200 OK")
         .printed("HTTP/1.1 401 Unauthorized")
         .printed("uses are spent")
-        .said(&format!("dipylon: step-up   needs 1 of group security because of rule \"destructive-needs-a-yes\" and rule \"soc-acts-at-home\"  {id}"))
+        .said(&format!("dipylon: step-up   needs 1 of group security because of rule \"destructive-needs-a-yes\" and rule \"soc-acts-at-home\"  {phrase}  {id}"))
         .said("dipylon: waiting   until 2")
         .said("dipylon: approved  account.disable on Account::ann by rule")
         .said("uses 1  -> running bash")
@@ -147,7 +148,8 @@ async fn a_no_runs_nothing() {
 async fn who_does_not_wait_comes_back() {
     let mut stage = Stage::set().await;
     let script = format!("{SH}\nask POST /accounts/ann/disable '' '{{}}'");
-    let options = [&DISABLE[..], &["--no-wait", "--json"]].concat();
+    let own = ["--no-wait", "--json", "--forward-header", "X-Own"];
+    let options = [&DISABLE[..], &own[..]].concat();
     let command = ["bash", "-c", &script];
     let told = Told::of(stage.exec(&options, &command).output().await.expect("runs"));
     told.exit(11);
@@ -189,7 +191,7 @@ async fn who_does_not_wait_comes_back() {
             .expect("runs"),
     );
     waits.exit(11).said(&format!(
-        "exec --request {id} --audience-url {} -- true",
+        "exec --request {id} --audience-url {} --forward-header x-own -- true",
         stage.resource.url
     ));
     assert_eq!(stage.decide(Verdict::Approve).await.to_string(), id);
