@@ -26,7 +26,7 @@ pub struct EndReport {
     pub at: Timestamp,
     /// Index of its entry.
     pub index: u64,
-    /// Tokens the task ever had.
+    /// Tokens the task ever had, oldest first.
     pub tokens: Vec<TokenId>,
     /// Tokens alive at the end.
     pub revoked: usize,

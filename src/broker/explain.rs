@@ -19,7 +19,35 @@ impl Explained {
         self.lines
             .push((label.to_owned(), text::reveal(&text.into())));
     }
+
+    /// A line for each of the newest, oldest of them first, and one that counts the others. `all` has the oldest first.
+    fn newest<T>(&mut self, label: &str, all: &[T], told: impl Fn(&T) -> String) {
+        let mut left = LISTED_BYTES_MAX;
+        let mut texts = Vec::new();
+        for one in all.iter().rev().take(LISTED_MAX) {
+            let text = text::reveal(&told(one));
+            // What a line costs on the wire beside its text.
+            let cost = text.len() + label.len() + 16;
+            if cost > left {
+                break;
+            }
+            left -= cost;
+            texts.push(text);
+        }
+        let more = all.len() - texts.len();
+        for text in texts.into_iter().rev() {
+            self.lines.push((label.to_owned(), text));
+        }
+        if more > 0 {
+            self.line(label, format!("and {more} more, older than these"));
+        }
+    }
 }
+
+/// Most tokens, access requests or uses that are listed, of each.
+const LISTED_MAX: usize = 200;
+/// Most bytes of such a list on the wire: two of them and an entry make a message.
+const LISTED_BYTES_MAX: usize = 20 * 1024;
 
 impl Hall {
     /// Explains an id: a decision, an access request, a task, a token, or a refused call.
@@ -294,27 +322,21 @@ impl Hall {
                 format!("\"{}\"", text::reveal_capped(purpose.as_str(), 500)),
             );
         }
-        for grant in self.state.grants_of(id) {
-            let state = self.life(&grant, now);
-            out.line(
-                "token",
-                format!(
-                    "{} {} on {}, {state}",
-                    grant.issued.jti, grant.issued.action.action, grant.issued.action.target
-                ),
-            );
-        }
-        for request in self.state.requests_of(id) {
-            out.line(
-                "access request",
-                format!(
-                    "{} {} on {}",
-                    request.opened.access_request,
-                    request.opened.action.action,
-                    request.opened.action.target
-                ),
-            );
-        }
+        out.newest("token", &self.state.grants_of(id), |grant| {
+            let state = self.life(grant, now);
+            let issued = &grant.issued;
+            format!(
+                "{} {} on {}, {state}",
+                issued.jti, issued.action.action, issued.action.target
+            )
+        });
+        out.newest("access request", &self.state.requests_of(id), |request| {
+            let opened = &request.opened;
+            format!(
+                "{} {} on {}",
+                opened.access_request, opened.action.action, opened.action.target
+            )
+        });
         let opened = self
             .journal
             .entry(task.version.checked_sub(1)?)
@@ -343,15 +365,47 @@ impl Hall {
         if let Some(uses) = grant.issued.uses {
             out.line("uses", format!("{} of {uses} spent", grant.uses.len()));
         }
-        for one in &grant.uses {
-            out.line(
-                "use",
-                format!("{} {} by entry {}", one.validator, one.use_id, one.index),
-            );
-        }
+        out.newest("use", &grant.uses, |one| {
+            format!("{} {} by entry {}", one.validator, one.use_id, one.index)
+        });
         if let Some(request) = grant.issued.consumed {
             out.line("consumed", request.to_string());
         }
         Some(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(all: &[usize], width: usize) -> Vec<String> {
+        let mut out = Explained::default();
+        out.newest("token", all, |n| format!("{n:0width$}"));
+        out.lines.into_iter().map(|(_, text)| text).collect()
+    }
+
+    #[test]
+    fn lists_keep_the_newest_and_count_the_others() {
+        let all: Vec<usize> = (0..5_000).collect();
+        let few = listed(&all[..LISTED_MAX], 4);
+        assert_eq!(few.len(), LISTED_MAX);
+        assert_eq!(few.first().map(String::as_str), Some("0000"));
+        let many = listed(&all, 4);
+        assert_eq!(many.len(), LISTED_MAX + 1);
+        assert_eq!((many[0].as_str(), many[199].as_str()), ("4800", "4999"));
+        assert_eq!(many[200], "and 4800 more, older than these");
+        assert_eq!(listed(&[], 4), [""; 0]);
+    }
+
+    #[test]
+    fn long_lines_make_a_shorter_list() {
+        let all: Vec<usize> = (0..5_000).collect();
+        let long = listed(&all, 1_000);
+        let bytes: usize = long.iter().map(|text| text.len() + 16).sum();
+        assert!(bytes <= LISTED_BYTES_MAX + 64 && long.len() > 15, "{bytes}");
+        let more = all.len() + 1 - long.len();
+        let said = format!("and {more} more, older than these");
+        assert_eq!(long.last(), Some(&said));
     }
 }

@@ -140,7 +140,7 @@ impl Hall {
             last_approved_at: habit.last_approved.as_ref().map(|(at, _)| *at),
             last_denied_at: habit.last_denied.as_ref().map(|(at, _)| *at),
             today: habit.on_day_of(now),
-            first: habit.asked <= 1,
+            first: habit.decided() == 0,
             last_denied_by: habit.last_denied.map(|(_, id)| who(bundle, id)),
         });
         (unusual.collect(), history)

@@ -217,6 +217,6 @@ pub struct History {
     pub last_denied_by: Option<Who>,
     /// How many were asked on this day (UTC), this one included.
     pub today: u32,
-    /// Whether this is the first one ever.
+    /// Whether none was decided before: no token given, and no no of a person.
     pub first: bool,
 }

@@ -1,6 +1,7 @@
 //! The one renderer: a card in sections of rows. Every text in it is safe to print and is one line.
 
-use super::{Card, History, Need, Standing, Who, quoted, safe, suspect};
+use super::suspect::{few, once, suspect};
+use super::{Card, History, Need, Standing, Who, quoted, safe};
 use crate::model::*;
 
 /// Most characters shown of each of the agent's texts; how many are left out is said.
@@ -137,7 +138,7 @@ pub struct Row {
     pub lines: Vec<String>,
     /// How it should strike the eye.
     pub tone: Tone,
-    /// What is suspect about how it is written.
+    /// What is suspect about how it is written: each once, the first six, then how many more.
     pub flags: Vec<String>,
 }
 
@@ -192,10 +193,15 @@ impl Card {
         let sections = sections
             .into_iter()
             .filter(|(_, rows)| !rows.is_empty())
-            .map(|(kind, rows)| Section {
-                kind,
-                title: kind.title(),
-                rows,
+            .map(|(kind, mut rows)| {
+                for row in &mut rows {
+                    row.flags = few(std::mem::take(&mut row.flags));
+                }
+                Section {
+                    kind,
+                    title: kind.title(),
+                    rows,
+                }
             });
         Shown {
             access_request: self.access_request,
@@ -431,7 +437,7 @@ impl Card {
                         .push(format!("and {more} more characters, not shown"));
                 }
                 row.tone = Tone::Quoted;
-                row.flags = suspect(said);
+                row.flags = suspect(&head);
                 row
             })
             .collect()
@@ -464,16 +470,13 @@ impl Headline {
                 || "RISK UNKNOWN".to_owned(),
                 |risk| format!("{} RISK", risk.as_str().to_uppercase()),
             ),
-            flags: once(texts.iter().flat_map(|text| suspect(text))),
+            flags: few(texts.iter().flat_map(|text| suspect(text))),
         }
     }
 }
 
 impl History {
     fn rows(&self, now: Timestamp) -> Vec<Row> {
-        if self.first {
-            return vec![Row::own("like this", "the first one ever").strong()];
-        }
         let count = |n: u32, word: &str| format!("{n} {word}");
         let at = |moment: Option<Timestamp>| {
             moment.map_or_else(String::new, |at| {
@@ -484,19 +487,24 @@ impl History {
             Some(who) => format!(" by {}", safe(&who.to_text())),
             None => String::new(),
         };
-        let mut like = Row::own(
-            "like this",
-            &format!(
-                "{}{}",
-                count(self.approved, "approved"),
-                at(self.last_approved_at)
+        let mut like = match self.first {
+            true => Row::own("like this", "none decided before").strong(),
+            false => Row::own(
+                "like this",
+                &format!(
+                    "{}{}",
+                    count(self.approved, "approved"),
+                    at(self.last_approved_at)
+                ),
             ),
-        );
-        like.lines.push(format!(
-            "{}{}{by}",
-            count(self.denied, "denied"),
-            at(self.last_denied_at)
-        ));
+        };
+        if !self.first {
+            like.lines.push(format!(
+                "{}{}{by}",
+                count(self.denied, "denied"),
+                at(self.last_denied_at)
+            ));
+        }
         let yours = format!("{} yes, {} no", self.yours_approved, self.yours_denied);
         vec![
             like,
@@ -614,17 +622,6 @@ impl Row {
         let before = std::mem::take(&mut self.flags);
         self.flags = once(before.into_iter().chain(flags));
     }
-}
-
-/// Each flag once, in the order they came.
-fn once(flags: impl Iterator<Item = String>) -> Vec<String> {
-    let mut all = Vec::new();
-    for flag in flags {
-        if !all.contains(&flag) {
-            all.push(flag);
-        }
-    }
-    all
 }
 
 fn is_composed(param: &Param) -> bool {

@@ -11,8 +11,15 @@ use crate::model::text::is_coded;
 
 /// Most odd characters that are named one by one; the others are counted.
 const NAMED_MAX: usize = 8;
+/// Most words of a text that are said to look like others; the others are counted.
+const WORDS_MAX: usize = 3;
+/// Most characters shown of each of them.
+const WORD_CHARS_MAX: usize = 32;
+/// Most flags of one row or headline; the others are counted.
+const FLAGS_MAX: usize = 6;
 
-/// What a reader must know of how the text is written, in one sentence each; empty for ordinary text.
+/// What a reader must know of how the text is written, in one sentence each; empty for ordinary text. At most one sentence of
+/// each kind, of bounded length, however long the text: a warning that floods the card hides what it warns of.
 ///
 /// - Letters of scripts that are not written together (Latin with Cyrillic or Greek), characters that stand for an ASCII one
 ///   (full-width, mathematical, circled, dotless), and digits of other scripts beside ASCII: each odd one by its code
@@ -29,15 +36,7 @@ pub fn suspect(text: &str) -> Vec<String> {
     if !odd.is_empty() {
         found.push(format!("MIXED SCRIPTS: {}", named(&odd)));
     }
-    for word in text.split(|c: char| !c.is_alphanumeric()) {
-        if let Some(like) = latin_double(word) {
-            found.push(format!(
-                "LOOKS LIKE \"{like}\" but is written in {}: {}",
-                script_of(word),
-                named(&word.chars().collect::<BTreeSet<_>>())
-            ));
-        }
-    }
+    found.extend(latin_doubles(text));
     if text.chars().any(runs_right_to_left) {
         found.push("RIGHT TO LEFT: may be shown in another order than it is stored".to_owned());
     }
@@ -107,6 +106,56 @@ fn stands_for_ascii(c: char) -> bool {
 
 fn foreign_digit(c: char) -> bool {
     u32::from(c) > 0xFF && c.is_numeric()
+}
+
+/// The words that look like Latin ones, in the order they come, in one sentence.
+fn latin_doubles(text: &str) -> Option<String> {
+    let mut likes = Vec::new();
+    let (mut seen, mut scripts, mut chars) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for word in text.split(|c: char| !c.is_alphanumeric()) {
+        let Some(like) = latin_double(word) else {
+            continue;
+        };
+        if seen.insert(word) && likes.len() < WORDS_MAX {
+            let head: String = like.chars().take(WORD_CHARS_MAX).collect();
+            let cut = if head.len() < like.len() { "…" } else { "" };
+            likes.push(format!("\"{head}{cut}\""));
+            scripts.insert(script_of(word));
+            chars.extend(word.chars());
+        }
+    }
+    if likes.is_empty() {
+        return None;
+    }
+    let more = match seen.len() - likes.len() {
+        0 => String::new(),
+        more => format!(" and {more} more words"),
+    };
+    let scripts: Vec<&str> = scripts.into_iter().collect();
+    Some(format!(
+        "LOOKS LIKE {}{more} but is written in {}: {}",
+        likes.join(", "),
+        scripts.join(" and "),
+        named(&chars)
+    ))
+}
+
+/// Each flag once, in the order they came, at most [`FLAGS_MAX`]; how many more there are is said.
+pub(super) fn few(flags: impl IntoIterator<Item = String>) -> Vec<String> {
+    let mut all = once(flags);
+    let more = all.len().saturating_sub(FLAGS_MAX);
+    if more > 0 {
+        all.truncate(FLAGS_MAX);
+        all.push(format!("and {more} more"));
+    }
+    all
+}
+
+/// Each flag once, in the order they came.
+pub(super) fn once(flags: impl IntoIterator<Item = String>) -> Vec<String> {
+    let mut seen = BTreeSet::new();
+    let fresh = |flag: &String| seen.insert(flag.clone());
+    flags.into_iter().filter(fresh).collect()
 }
 
 /// The Latin word that a word without a single ASCII letter looks like.
@@ -252,6 +301,27 @@ mod tests {
             found[0].starts_with("LOOKS LIKE \"cop\" but is written in Cyrillic"),
             "{found:?}"
         );
+    }
+
+    #[test]
+    fn many_words_make_one_sentence() {
+        let word = |n: usize| "\u{441}\u{43e}\u{440}".repeat(n);
+        let text: Vec<String> = (1..=200).map(word).chain([word(1), word(2)]).collect();
+        let found = suspect(&text.join(" "));
+        assert_eq!(found.len(), 1, "{found:?}");
+        let start = "LOOKS LIKE \"cop\", \"copcop\", \"copcopcop\" and 197 more words but is";
+        assert!(found[0].starts_with(start), "{found:?}");
+        let long = suspect(&word(5_000));
+        assert!(long[0].len() < 300, "{long:?}");
+    }
+
+    #[test]
+    fn flags_are_few_and_the_others_are_counted() {
+        let flags = |n: usize| (0..n).chain(0..n).map(|n| format!("flag {n}"));
+        assert_eq!(few(flags(FLAGS_MAX)).len(), FLAGS_MAX);
+        let many = few(flags(FLAGS_MAX + 40));
+        assert_eq!(many.len(), FLAGS_MAX + 1);
+        assert_eq!(many.last().map(String::as_str), Some("and 40 more"));
     }
 
     #[test]

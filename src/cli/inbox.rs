@@ -11,7 +11,6 @@ use super::say::table;
 use super::{Common, Say, card, shapes};
 use crate::card::{Headline, safe};
 use crate::clock::Clock;
-use crate::model::text::reveal_capped;
 use crate::model::{AccessRequestId, Action, MatchPhrase, Risk, Timestamp};
 use crate::proto::{convert, v1};
 
@@ -109,12 +108,27 @@ fn with(action: Option<&Action>, abridged: bool) -> String {
     } else if all.is_empty() {
         "-".to_owned()
     } else {
-        reveal_capped(&all.join(" "), WITH_CHARS_MAX)
+        let text = all.join(" ");
+        let total = text.chars().count();
+        if total <= WITH_CHARS_MAX {
+            return safe(&text);
+        }
+        let head: String = text.chars().take(WITH_CHARS_MAX).collect();
+        let digest: String = action
+            .digest()
+            .to_string()
+            .chars()
+            .take(DIGEST_CHARS)
+            .collect();
+        let more = total - WITH_CHARS_MAX;
+        format!("{} [{more} more characters, digest {digest}…]", safe(&head))
     }
 }
 
 /// Longest column of parameters, in characters; the card has them all.
 const WITH_CHARS_MAX: usize = 40;
+/// Characters of the action's digest behind what is cut off, which the card has in full.
+const DIGEST_CHARS: usize = 6;
 
 fn to_json(row: &v1::InboxRow) -> Value {
     let request = row.access_request.clone().unwrap_or_default();
@@ -137,4 +151,43 @@ pub(super) async fn show(common: &Common, say: &Say, verb: Show) -> Result<ExitC
         || card::text(&shown, Clock::system().now()),
     );
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ActionName, Audience, Param, Target};
+
+    fn asking(note: &str) -> Action {
+        Action::new(
+            ActionName::parse("case.note").expect("name"),
+            Audience::parse("https://cases.soc.example").expect("audience"),
+            Target::parse("Case", "INC-1").expect("target"),
+            [("note".to_owned(), Param::Str(note.to_owned()))].into(),
+        )
+        .expect("action")
+    }
+
+    #[test]
+    fn what_differs_beyond_the_cut_does_not_look_alike() {
+        let long = "a".repeat(WITH_CHARS_MAX);
+        let [one, other] =
+            ["1", "2"].map(|end| with(Some(&asking(&format!("{long}{end}"))), false));
+        assert_ne!(one, other);
+        let digest = asking(&format!("{long}1")).digest().to_string();
+        assert!(one.contains("[8 more characters, digest "), "{one}");
+        assert!(one.contains(&digest[..DIGEST_CHARS]), "{one}");
+        assert_eq!(with(Some(&asking("short")), false), "note=\"short\"");
+    }
+
+    #[test]
+    fn parameters_cannot_make_a_column() {
+        let faked = with(Some(&asking("x\"  triage (dana)\u{200b}")), false);
+        assert!(
+            !faked.contains("  ") && !faked.contains('\u{200b}'),
+            "{faked}"
+        );
+        let cut = with(Some(&asking(&"  ".repeat(200))), false);
+        assert!(!cut.contains("  "), "{cut}");
+    }
 }

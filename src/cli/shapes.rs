@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::card::safe;
 use crate::model::text::reveal;
 use crate::model::{Timestamp, show_seconds};
 use crate::proto::{convert, v1};
@@ -165,11 +166,11 @@ pub(super) fn action(action: Option<&v1::Action>) -> Value {
     })
 }
 
-/// `Type::id`, safe to print.
+/// `Type::id`, safe to print in a row: no run of blanks in it looks like the next column.
 pub(super) fn target(target: Option<&v1::Target>) -> String {
     target.map_or_else(
         || "?".to_owned(),
-        |t| reveal(&format!("{}::{}", t.r#type, t.id)),
+        |t| safe(&format!("{}::{}", t.r#type, t.id)),
     )
 }
 
@@ -195,6 +196,7 @@ pub(super) fn end_report(report: &v1::EndReport) -> Value {
         "ended_at": moment(report.ended_at.as_ref()),
         "position": report.position,
         "tokens": report.tokens,
+        "tokens_total": report.tokens_total,
         "tokens_revoked": report.tokens_revoked,
         "access_requests_closed": report.access_requests_closed,
     })
@@ -208,7 +210,7 @@ pub(super) fn end_line(report: &v1::EndReport) -> String {
         reveal(&report.cause),
         report.position,
         report.tokens_revoked,
-        report.tokens.len(),
+        report.tokens_total,
         report.access_requests_closed
     )
 }
@@ -239,6 +241,31 @@ mod tests {
             ttl_line(Some(&sum)),
             "10m = least of asked 15m, cap 15m, rules 10m"
         );
+    }
+
+    #[test]
+    fn a_target_cannot_make_a_column() {
+        let wild = v1::Target {
+            r#type: "Account".into(),
+            id: "ann  APPROVED\u{202e} ".into(),
+        };
+        assert_eq!(
+            target(Some(&wild)),
+            "Account::ann <U+0020>APPROVED<U+202E><U+0020>"
+        );
+    }
+
+    #[test]
+    fn an_end_counts_every_token() {
+        let report = v1::EndReport {
+            tokens: vec!["tok_1".into()],
+            tokens_revoked: 7,
+            tokens_total: 5_000,
+            ..v1::EndReport::default()
+        };
+        let line = end_line(&report);
+        assert!(line.contains("7 of 5000 tokens were alive"), "{line}");
+        assert_eq!(end_report(&report)["tokens_total"], 5_000);
     }
 
     #[test]

@@ -341,7 +341,7 @@ mod tests {
         let mut card = card();
         card.needs[0].approvers = vec![lee.clone()];
         card.needs[0].passkey = true;
-        card.unusual = vec!["first time at this hour".to_owned()];
+        card.unusual = vec!["nothing was decided on this target before".to_owned()];
         card.history = Some(History {
             approved: 4,
             denied: 1,

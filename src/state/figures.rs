@@ -3,6 +3,9 @@
 //! Folded from entries like everything here, so that every node counts the same (law 9), and bounded: of what grows with
 //! agents, actions and approvers the longest untouched is given up. INVARIANT (figures decide nothing): no gate reads them,
 //! so what was given up, or counts from before a change of rules, can mislead nobody but a reader.
+//!
+//! INVARIANT (no agent makes itself familiar): what tells the usual from the unusual grows only by asks that were decided: a
+//! token was given, or a person said no. Asks alone, which cost an agent nothing, are counted, never learned from.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -53,6 +56,8 @@ pub const TARGETS_MAX: usize = 32;
 pub struct AgentFigures {
     /// Times it asked for an action and rules answered.
     pub asked: u64,
+    /// Those of them that were decided: a token was given, or a person said no.
+    pub decided: u64,
     /// When evidence of it was last verified, as far as entries tell.
     pub attested_at: Option<Timestamp>,
 }
@@ -80,11 +85,11 @@ pub struct Habit {
     pub first_at: Option<Timestamp>,
     /// When it was last asked for.
     pub last_at: Option<Timestamp>,
-    /// Asks by the hour of the day, UTC.
+    /// Decided asks by the hour of the day at which they were asked, UTC.
     pub hours: [u32; 24],
     /// The last days with asks, oldest first: days since 1970-01-01 UTC, and asks. At most [`DAYS_MAX`] and today.
     pub days: VecDeque<(i64, u32)>,
-    /// Targets it was asked for; `None` once there were more than [`TARGETS_MAX`].
+    /// Targets of decided asks.
     pub targets: Targets,
 }
 
@@ -104,6 +109,11 @@ impl Default for Targets {
 }
 
 impl Habit {
+    /// Asks that were decided: a token was given, or a person said no.
+    pub fn decided(&self) -> u64 {
+        self.granted.saturating_add(self.denied)
+    }
+
     /// Asks on the day of this moment, UTC.
     pub fn on_day_of(&self, now: Timestamp) -> u32 {
         let today = day_of(now);
@@ -119,13 +129,10 @@ impl Habit {
         (middle(&mut asks), asks.len())
     }
 
-    pub(super) fn ask_at(&mut self, at: Timestamp, target: &Target) {
+    pub(super) fn ask_at(&mut self, at: Timestamp) {
         add(&mut self.asked);
         self.first_at.get_or_insert(at);
         self.last_at = Some(at);
-        if let Some(hour) = self.hours.get_mut(hour_of(at)) {
-            *hour = hour.saturating_add(1);
-        }
         match self.days.back_mut() {
             // Entries never go back in time.
             Some((day, asks)) if *day == day_of(at) => *asks = asks.saturating_add(1),
@@ -135,6 +142,13 @@ impl Habit {
                     self.days.pop_front();
                 }
             }
+        }
+    }
+
+    /// Learns from an ask at `asked_at` that was decided.
+    pub(super) fn learn(&mut self, asked_at: Timestamp, target: &Target) {
+        if let Some(hour) = self.hours.get_mut(hour_of(asked_at)) {
+            *hour = hour.saturating_add(1);
         }
         if let Targets::All(known) = &mut self.targets
             && !known.contains(target)
@@ -246,9 +260,10 @@ impl Figures {
             Fact::AccessRequestOpened(f) => {
                 let mut counts = self.write();
                 let key = (f.agent.clone(), f.action.action.clone());
-                let asked = counts.agents.get(&f.agent).map_or(0, |agent| agent.asked);
+                let agent = counts.agents.get(&f.agent);
+                let decided = agent.map_or(0, |agent| agent.decided);
                 let before = counts.habits.get(&key);
-                let odd = unusual::at_opening(before, asked, &f.action.target, at);
+                let odd = unusual::at_opening(before, decided, &f.action.target, at);
                 *counts.oddities.touch(&f.access_request, entry.index) = odd.into();
                 counts.ask((&f.agent, &f.evidence), &f.action, entry);
                 counts.hit(&f.decision.rules, entry);
@@ -275,15 +290,18 @@ impl Figures {
             Fact::TokenIssued(f) => {
                 let mut counts = self.write();
                 let consumed = f.consumed.and_then(|id| state.access_request(&id));
-                let habit = match &consumed {
+                let asked_at = match &consumed {
                     // It was counted when people were asked.
-                    Some(_) => {
+                    Some(request) => {
                         counts.attest(&f.agent, &f.evidence, entry);
-                        let key = (f.agent.clone(), f.action.action.clone());
-                        counts.habits.touch(&key, entry.index)
+                        request.opened_at
                     }
-                    None => counts.ask((&f.agent, &f.evidence), &f.action, entry),
+                    None => {
+                        counts.ask((&f.agent, &f.evidence), &f.action, entry);
+                        at
+                    }
                 };
+                let habit = counts.decide(&f.agent, &f.action, asked_at, entry);
                 add(&mut habit.granted);
                 if let (Some(request), true) = (&consumed, f.approval.is_some()) {
                     add(&mut habit.approved);
@@ -406,7 +424,22 @@ impl Counts {
         add(&mut self.attest(agent, evidence, entry).asked);
         let key = (agent.clone(), action.action.clone());
         let habit = self.habits.touch(&key, entry.index);
-        habit.ask_at(entry.at, &action.target);
+        habit.ask_at(entry.at);
+        habit
+    }
+
+    /// An ask at `asked_at` is decided by this entry.
+    fn decide(
+        &mut self,
+        agent: &AgentId,
+        action: &ActionOnRecord,
+        asked_at: Timestamp,
+        entry: &Entry,
+    ) -> &mut Habit {
+        add(&mut self.agents.touch(agent, entry.index).decided);
+        let key = (agent.clone(), action.action.clone());
+        let habit = self.habits.touch(&key, entry.index);
+        habit.learn(asked_at, &action.target);
         habit
     }
 
@@ -416,7 +449,6 @@ impl Counts {
         let seconds = u32::try_from(took_ms / 1000).unwrap_or(u32::MAX);
         let rules = &opened.decision.rules;
         let (agent, action) = (opened.agent.clone(), opened.action.action.clone());
-        let habit = (agent.clone(), action.clone());
         let approver = self.approvers.touch(&f.voter, entry.index);
         approver.last_at = Some(entry.at);
         approver.times.add(seconds);
@@ -431,7 +463,8 @@ impl Counts {
             Verdict::Deny => {
                 add(&mut approver.no);
                 add(&mut opinion.no);
-                let habit = self.habits.touch(&habit, entry.index);
+                let asked_at = request.opened_at;
+                let habit = self.decide(&opened.agent, &opened.action, asked_at, entry);
                 add(&mut habit.denied);
                 habit.last_denied = Some((entry.at, f.voter.clone()));
                 self.of_rules(rules, entry, |rule| {
@@ -601,11 +634,10 @@ mod tests {
 
     #[test]
     fn days_are_bounded_and_today_is_apart() {
-        let target = Target::parse("Case", "1").expect("target");
         let mut habit = Habit::default();
         for day in 0..100 {
             for _ in 0..=day % 2 {
-                habit.ask_at(Timestamp::from_secs(day * 86_400 + 7_200), &target);
+                habit.ask_at(Timestamp::from_secs(day * 86_400 + 7_200));
             }
         }
         let today = Timestamp::from_secs(99 * 86_400 + 80_000);
@@ -613,7 +645,22 @@ mod tests {
         assert_eq!(habit.on_day_of(today), 2);
         assert_eq!(habit.median_day_before(today), (Some(1), DAYS_MAX));
         assert_eq!(habit.on_day_of(today.plus_secs(86_400)), 0);
-        assert_eq!(habit.hours[2], 150);
         assert_eq!(habit.asked, 150);
+    }
+
+    #[test]
+    fn an_ask_alone_teaches_nothing() {
+        let target = Target::parse("Case", "1").expect("target");
+        let mut habit = Habit::default();
+        habit.ask_at(Timestamp::from_secs(7_200));
+        assert_eq!(
+            (habit.hours, &habit.targets),
+            ([0; 24], &Targets::default())
+        );
+        habit.learn(Timestamp::from_secs(7_200), &target);
+        assert_eq!(
+            (habit.hours[2], &habit.targets),
+            (1, &Targets::All(vec![target]))
+        );
     }
 }

@@ -14,23 +14,25 @@ use crate::model::*;
 pub enum Oddity {
     /// What was counted at the asking was given up since.
     Forgotten,
-    /// The agent is new here: there is nothing to compare with.
+    /// Too little of the agent was decided: there is nothing to compare with.
     NoHistory,
-    /// The agent asked for this action before, but too seldom to compare with.
+    /// The agent's asks for this action were decided before, but too seldom to compare with.
     LittleHistory {
         /// How often.
-        asked: u64,
+        decided: u64,
     },
-    /// An agent with a history asks for this action for the first time.
+    /// Other asks of the agent were decided before, none for this action.
     FirstTime,
-    /// It asked for this action before, for other targets.
+    /// Its asks for this action were decided before, for other targets.
     FirstOnTarget,
-    /// It never asked for this action at this hour of the day, nor the hours beside it.
+    /// Its asks for this action that were decided had more targets than are remembered.
+    ManyTargets,
+    /// None of its decided asks for this action came at this hour of the day, nor the hours beside it.
     Hour {
         /// 0 to 23, UTC.
         hour: u8,
-        /// Asks before.
-        asked: u64,
+        /// Decided before.
+        decided: u64,
     },
     /// It asks much more often today than on its other days.
     Day {
@@ -63,9 +65,9 @@ pub enum Oddity {
     },
 }
 
-/// Asks below which there is too little to compare with.
+/// Decided asks below which there is too little to compare with.
 pub const HISTORY_MIN: u64 = 5;
-/// Asks below which no hour is unusual.
+/// Decided asks below which no hour is unusual.
 pub const HOURS_MIN: u64 = 20;
 /// Days with asks below which no day is unusual.
 pub const DAYS_MIN: usize = 5;
@@ -93,14 +95,19 @@ impl Oddity {
         match self {
             Self::Forgotten => "what was unusual when it was asked is no longer known".to_owned(),
             Self::NoHistory => "no history yet".to_owned(),
-            Self::LittleHistory { asked: 1 } => "little history yet: asked once before".to_owned(),
-            Self::LittleHistory { asked } => {
-                format!("little history yet: asked {asked} times before")
+            Self::LittleHistory { decided: 1 } => {
+                "little history yet: decided once before".to_owned()
             }
-            Self::FirstTime => "the first time this agent asks for this".to_owned(),
-            Self::FirstOnTarget => "the first time on this target".to_owned(),
-            Self::Hour { hour, asked } => {
-                format!("no ask at this hour ({hour:02} UTC) among its last {asked}")
+            Self::LittleHistory { decided } => {
+                format!("little history yet: decided {decided} times before")
+            }
+            Self::FirstTime => "nothing like this was decided for this agent before".to_owned(),
+            Self::FirstOnTarget => "nothing was decided on this target before".to_owned(),
+            Self::ManyTargets => {
+                "too many targets before to tell whether this one is new".to_owned()
+            }
+            Self::Hour { hour, decided } => {
+                format!("none at this hour ({hour:02} UTC) among the {decided} decided before")
             }
             Self::Day { nth, median } => {
                 format!("{} today; the median day has {median}", ordinal(*nth))
@@ -119,26 +126,33 @@ impl Oddity {
     }
 }
 
-/// What is unusual about an ask at its moment, given what was counted before it.
+/// What is unusual about an ask at its moment, given what was counted before it. `agent_decided`: asks of the agent that were
+/// decided, whatever for.
 pub(super) fn at_opening(
     before: Option<&Habit>,
-    agent_asked: u64,
+    agent_decided: u64,
     target: &Target,
     at: Timestamp,
 ) -> Vec<Oddity> {
-    let habit = match before.filter(|habit| habit.asked > 0) {
-        None if agent_asked < HISTORY_MIN => return vec![Oddity::NoHistory],
-        None => return vec![Oddity::FirstTime],
-        Some(habit) if habit.asked < HISTORY_MIN => {
-            return vec![Oddity::LittleHistory { asked: habit.asked }];
+    let mut odd = match before.filter(|habit| habit.decided() > 0) {
+        None if agent_decided < HISTORY_MIN => vec![Oddity::NoHistory],
+        None => vec![Oddity::FirstTime],
+        Some(habit) if habit.decided() < HISTORY_MIN => {
+            let decided = habit.decided();
+            vec![Oddity::LittleHistory { decided }]
         }
-        Some(habit) => habit,
+        Some(habit) => beside_the_decided(habit, target, at),
     };
+    odd.extend(before.and_then(|habit| busy_day(habit, at)));
+    odd
+}
+
+fn beside_the_decided(habit: &Habit, target: &Target, at: Timestamp) -> Vec<Oddity> {
     let mut odd = Vec::new();
-    if let Targets::All(known) = &habit.targets
-        && !known.contains(target)
-    {
-        odd.push(Oddity::FirstOnTarget);
+    match &habit.targets {
+        Targets::All(known) if known.contains(target) => {}
+        Targets::All(_) => odd.push(Oddity::FirstOnTarget),
+        Targets::Many => odd.push(Oddity::ManyTargets),
     }
     let hour = hour_of(at);
     // The hours beside it count as this one: a minute past the hour is no news.
@@ -146,21 +160,22 @@ pub(super) fn at_opening(
     let never = near
         .iter()
         .all(|hour| habit.hours.get(*hour).is_none_or(|asks| *asks == 0));
-    if habit.asked >= HOURS_MIN && never {
+    if habit.decided() >= HOURS_MIN && never {
         odd.push(Oddity::Hour {
             hour: u8::try_from(hour).unwrap_or(0),
-            asked: habit.asked,
+            decided: habit.decided(),
         });
     }
-    let nth = habit.on_day_of(at).saturating_add(1);
-    if let (Some(median), days) = habit.median_day_before(at)
-        && days >= DAYS_MIN
-        && nth >= DAY_ASKS_MIN
-        && nth >= median.saturating_mul(DAY_FACTOR)
-    {
-        odd.push(Oddity::Day { nth, median });
-    }
     odd
+}
+
+/// Of all asks, decided or not: whoever asks in vain all day is as unusual.
+fn busy_day(habit: &Habit, at: Timestamp) -> Option<Oddity> {
+    let nth = habit.on_day_of(at).saturating_add(1);
+    let (median, days) = habit.median_day_before(at);
+    let median = median.filter(|_| days >= DAYS_MIN)?;
+    let busy = nth >= DAY_ASKS_MIN && nth >= median.saturating_mul(DAY_FACTOR);
+    busy.then_some(Oddity::Day { nth, median })
 }
 
 /// What is unusual about an access request now, beside what was at its opening; its evidence had been verified at
@@ -233,7 +248,13 @@ mod tests {
         Target::parse("Account", id).expect("target")
     }
 
-    /// As many asks as `days` says, the last of them for yesterday, all at this hour of the day.
+    fn given(habit: &mut Habit, at: Timestamp, target: &Target) {
+        habit.ask_at(at);
+        habit.learn(at, target);
+        habit.granted += 1;
+    }
+
+    /// As many tokens given as `days` says, the last of them yesterday, all at this hour of the day.
     fn habit(days: &[u32], hours: i64) -> Habit {
         let mut habit = Habit::default();
         let midnight = NOW.secs().div_euclid(DAY) * DAY;
@@ -241,7 +262,7 @@ mod tests {
         for asks in days {
             for _ in 0..*asks {
                 let at = Timestamp::from_secs(midnight - ago * DAY + hours * 3_600);
-                habit.ask_at(at, &target("ann"));
+                given(&mut habit, at, &target("ann"));
             }
             ago -= 1;
         }
@@ -267,17 +288,17 @@ mod tests {
         assert_eq!(opening(None, HISTORY_MIN - 1, &ann), ["no history yet"]);
         assert_eq!(
             opening(None, HISTORY_MIN, &ann),
-            ["the first time this agent asks for this"]
+            ["nothing like this was decided for this agent before"]
         );
         let far = habit(&[1], 20);
         assert_eq!(
             opening(Some(&far), 1, &target("bob")),
-            ["little history yet: asked once before"]
+            ["little history yet: decided once before"]
         );
         let four = habit(&[1, 1, 1, 1], 20);
         assert_eq!(
             opening(Some(&four), 4, &target("bob")),
-            ["little history yet: asked 4 times before"]
+            ["little history yet: decided 4 times before"]
         );
     }
 
@@ -287,20 +308,23 @@ mod tests {
         assert_eq!(opening(Some(&known), 5, &target("ann")), [""; 0]);
         assert_eq!(
             opening(Some(&known), 5, &target("bob")),
-            ["the first time on this target"]
+            ["nothing was decided on this target before"]
         );
         for n in 0..super::super::figures::TARGETS_MAX {
-            known.ask_at(NOW.plus_secs(-DAY), &target(&format!("t-{n}")));
+            given(&mut known, NOW.plus_secs(-DAY), &target(&format!("t-{n}")));
         }
         assert_eq!(known.targets, Targets::Many);
-        let odd = opening(Some(&known), 40, &target("bob"));
-        assert!(!odd.iter().any(|s| s.contains("target")), "{odd:?}");
+        for any in ["ann", "bob"] {
+            let odd = opening(Some(&known), 40, &target(any));
+            let cannot_tell = "too many targets before to tell whether this one is new";
+            assert!(odd.iter().any(|s| s == cannot_tell), "{odd:?}");
+        }
     }
 
     #[test]
     fn an_hour_is_odd_with_enough_asks_and_none_near_it() {
         let ann = target("ann");
-        let odd = ["no ask at this hour (08 UTC) among its last 20"];
+        let odd = ["none at this hour (08 UTC) among the 20 decided before"];
         assert_eq!(opening(Some(&habit(&[1; 20], 10)), 20, &ann), odd);
         assert_eq!(opening(Some(&habit(&[1; 20], 6)), 20, &ann), odd);
         for near in [7, 8, 9] {
@@ -314,11 +338,28 @@ mod tests {
     }
 
     #[test]
+    fn asks_that_nobody_decided_are_no_history() {
+        let ann = target("ann");
+        let mut asked = Habit::default();
+        for _ in 0..HOURS_MIN {
+            asked.ask_at(NOW);
+            asked.refused += 1;
+        }
+        assert_eq!(opening(Some(&asked), 0, &ann), ["no history yet"]);
+        given(&mut asked, NOW.plus_secs(-DAY), &ann);
+        asked.denied += 1;
+        assert_eq!(
+            opening(Some(&asked), 2, &ann),
+            ["little history yet: decided 2 times before"]
+        );
+    }
+
+    #[test]
     fn a_day_is_odd_beside_its_median() {
         let ann = target("ann");
         let mut busy = habit(&[1, 1, 1, 9, 1], 8);
         for _ in 0..6 {
-            busy.ask_at(NOW, &ann);
+            busy.ask_at(NOW);
         }
         assert_eq!(
             opening(Some(&busy), 19, &ann),
@@ -326,14 +367,23 @@ mod tests {
         );
         let mut usual = habit(&[3, 3, 3, 3, 3], 8);
         for _ in 0..6 {
-            usual.ask_at(NOW, &ann);
+            usual.ask_at(NOW);
         }
         assert_eq!(opening(Some(&usual), 21, &ann), [""; 0], "7 of 3 is no 9");
         let mut young = habit(&[1, 1, 1, 1], 8);
         for _ in 0..6 {
-            young.ask_at(NOW, &ann);
+            young.ask_at(NOW);
         }
+        given(&mut young, NOW, &ann);
         assert_eq!(opening(Some(&young), 10, &ann), [""; 0], "too few days");
+        let mut vain = Habit::default();
+        for ago in [5, 4, 3, 2, 1, 0, 0, 0] {
+            vain.ask_at(NOW.plus_secs(-ago * DAY));
+        }
+        assert_eq!(
+            opening(Some(&vain), 0, &ann),
+            ["no history yet", "4th today; the median day has 1"]
+        );
     }
 
     #[test]

@@ -179,8 +179,8 @@ fn everything() -> Card {
             need("one-oncall", 1, Vec::new(), false),
         ],
         unusual: vec![
-            "the first time on this target".to_owned(),
-            "no ask at this hour (03 UTC) among its last 41".to_owned(),
+            "nothing was decided on this target before".to_owned(),
+            "none at this hour (03 UTC) among the 41 decided before".to_owned(),
         ],
         dwell_s: 3,
         uses: Some(3),
@@ -530,6 +530,78 @@ proptest! {
             prop_assert!(!line.contains(is_coded), "{line:?}");
         }
     }
+}
+
+/// Words that look Latin and are not, many of them different.
+fn doubles() -> impl Strategy<Value = String> {
+    let letters = vec![
+        '\u{430}', '\u{435}', '\u{43e}', '\u{440}', '\u{441}', '\u{445}',
+    ];
+    let word = proptest::collection::vec(proptest::sample::select(letters), 2..8);
+    let word = word.prop_map(|letters| letters.into_iter().collect::<String>());
+    proptest::collection::vec(word, 1..300).prop_map(|words| words.join(" "))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Warnings never scroll away what they warn of: whatever is written, they add so many lines and no more.
+    #[test]
+    fn warnings_add_few_lines(texts in proptest::collection::vec(doubles(), 4), columns in 80_usize..200) {
+        // As wide, and nothing to warn of.
+        let plain = |text: &str| text.replace(|c: char| c != ' ', "x");
+        let card = |change: &dyn Fn(&str) -> String| {
+            let items: Vec<Param> = texts[3]
+                .split(' ')
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .take(100)
+                .enumerate()
+                // Numbered, so that sets have as many members whatever the letters.
+                .map(|(n, word)| text(&format!("{n:03} {}", change(word))))
+                .collect();
+            let parameters = [
+                ("note", text(&change(&texts[0]))),
+                ("set", Param::set(items).expect("set")),
+            ];
+            let prose = |name, text: &str| {
+                let head: String = text.chars().take(1_000).collect();
+                Prose::parse(name, &change(&head)).ok()
+            };
+            Card {
+                action: Some(Arc::new(action("account.disable", "Account", "ann", IDP, &parameters))),
+                purpose: prose("purpose", &texts[1]),
+                reason: prose("reason", &texts[2]),
+                ..ordinary()
+            }
+        };
+        let lines = |card: &Card| card::text(card, NOW, columns).lines().count();
+        let wild = card(&|text| text.to_owned());
+        let (shown, calm) = (lines(&wild), lines(&card(&plain)));
+        // Four rows; seven flags at most of the set, one of each other; each at most ten lines.
+        prop_assert!(shown <= calm + 10 * 10, "{shown} lines and not {calm}");
+        for section in wild.show(NOW).sections {
+            for row in section.rows {
+                prop_assert!(row.flags.len() <= 7, "{row:?}");
+            }
+        }
+    }
+}
+
+/// Nobody is warned of what is not shown.
+#[test]
+fn what_is_cut_off_raises_no_flag() {
+    let said = format!("{}{}", "a".repeat(card::AGENT_WORDS_MAX), " p\u{430}ypal");
+    let card = Card {
+        reason: Prose::parse("reason", &said).ok(),
+        ..ordinary()
+    };
+    let shown = card::text(&card, NOW, 80);
+    assert!(
+        shown.contains("and 7 more characters, not shown"),
+        "{shown}"
+    );
+    assert!(!shown.contains("MIXED SCRIPTS"), "{shown}");
 }
 
 /// The agent's purpose, reason and parameters, and what a policy bundle may hold: from the doors to the terminal.

@@ -1,12 +1,13 @@
 //! What was asked and decided before, as people see it: figures, what is unusual, live tokens, timelines, the search.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dipylon::broker::{Found, LiveToken, Moment, RuleRow, SCAN_MAX, Timeline};
 use dipylon::client::Error;
 use dipylon::journal::{Append, Faults, Journal, ReadOnly};
 use dipylon::model::*;
 use dipylon::state::State;
+use dipylon::state::figures::{TARGETS_MAX, Targets};
 use dipylon::state::unusual::Oddity;
 
 use super::harness::*;
@@ -139,7 +140,7 @@ async fn what_people_decided_is_counted_once() {
     let decided = |after_s: i64, who: &str| Some((START.plus_secs(after_s), person_id(who)));
     assert_eq!(habit.last_approved, decided(7, "maria"));
     assert_eq!(habit.last_denied, decided(28, "lee"));
-    assert_eq!(habit.hours[8], 4);
+    assert_eq!(habit.hours[8], 2, "given and denied");
     assert_eq!(figures.agent(&triage).asked, 4);
     assert_eq!(figures.habit(&triage, &name("case.read")), None);
     let opinion = |who: &str| {
@@ -241,6 +242,57 @@ async fn what_was_unusual_is_remembered_as_of_the_asking() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_agent_makes_itself_familiar_by_asking_alone() {
+    let b = TestBroker::start().await;
+    let mut asker = Asker::new(&b, "triage").await;
+    let odd = |id| {
+        let odd = b.hall.state().figures().oddities(&id);
+        odd.expect("remembered").to_vec()
+    };
+    // Taken back, again and again, and what rules deny: asked and answered, never decided.
+    for n in 0..8 {
+        let id = asker.pending(&b, &disable("ann")).await;
+        assert_eq!(odd(id), [Oddity::NoHistory], "{n}");
+        let method = "dipylon.v1.TaskService/CancelAccessRequest";
+        let call = b.call(method, &asker.agent.key, None, None);
+        let cancelled = b.hall.cancel_access_request(&call, asker.task, id).await;
+        cancelled.expect("cancelled");
+        let wrong = action(
+            "account.disable",
+            "Account",
+            "cara",
+            CASES,
+            &[("end_sessions", Param::Bool(true))],
+        );
+        let (evidence, request) = (Some(b.svid(&asker.agent)), format!("wrong-{n}"));
+        let denied = b.ask_showing(&asker.agent, asker.task, &wrong, 60, &request, evidence);
+        denied.await.denied();
+        // Evidence and proofs go on, and taking back costs a wait.
+        b.hand.advance_millis(61_000);
+    }
+    let (triage, disabling) = (agent_id("triage"), name("account.disable"));
+    let figures = b.hall.state().figures();
+    let habit = figures.habit(&triage, &disabling).expect("a habit");
+    assert_eq!((habit.asked, habit.refused, habit.decided()), (16, 8, 0));
+    assert_eq!(habit.on_day_of(b.now()), 16, "asks of a day are counted");
+    assert_eq!((habit.hours, habit.targets), ([0; 24], Targets::default()));
+    let id = asker.pending(&b, &disable("ann")).await;
+    let call = b.person_call("dipylon.v1.ApprovalService/GetCard", "maria");
+    let card = b.hall.card(&call, &id).expect("may see");
+    assert_eq!(card.unusual, ["no history yet"]);
+    let history = card.history.expect("kept");
+    assert!(history.first && history.today == 17, "{history:?}");
+    // A no of a person is a decision.
+    b.vote("lee", id, "one-security", Verdict::Deny)
+        .await
+        .expect("counts");
+    b.hand.advance_millis(61_000);
+    let id = asker.pending(&b, &disable("ann")).await;
+    assert_eq!(odd(id), [Oddity::LittleHistory { decided: 1 }]);
+    recount(&b.dir, b.hall.state());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_card_says_what_came_before() {
     let b = TestBroker::start().await;
     let mut asker = Asker::new(&b, "triage").await;
@@ -275,7 +327,7 @@ async fn a_card_says_what_came_before() {
     assert_eq!(
         seen.unusual,
         [
-            "the first time on this target",
+            "nothing was decided on this target before",
             "the last one was denied by lee 4 min ago",
             "the agent's registration changed 60 s ago",
         ]
@@ -693,12 +745,25 @@ pub fn recount(dir: &std::path::Path, state: &State) {
         denied: u64,
         expired: u64,
         approved: u64,
+        hours: [u32; 24],
+        targets: BTreeSet<Target>,
+    }
+    impl Plain {
+        /// What a decision made of an ask of this moment.
+        fn learn(&mut self, asked_at: Timestamp, target: &Target) {
+            let text = asked_at.to_string();
+            let hour: usize = text[11..13].parse().expect("RFC 3339");
+            self.hours[hour] += 1;
+            self.targets.insert(target.clone());
+        }
     }
     let mut habits: BTreeMap<(AgentId, ActionName), Plain> = BTreeMap::new();
     let mut hits: BTreeMap<String, u64> = BTreeMap::new();
     let mut votes: BTreeMap<PersonId, (u64, u64)> = BTreeMap::new();
     let mut agents: BTreeMap<TaskId, AgentId> = BTreeMap::new();
+    let mut decided: BTreeMap<AgentId, u64> = BTreeMap::new();
     let mut requests: BTreeMap<AccessRequestId, (AgentId, ActionName)> = BTreeMap::new();
+    let mut asks: BTreeMap<AccessRequestId, (Timestamp, Target)> = BTreeMap::new();
     let journal = ReadOnly::open(dir).expect("readable");
     let walked = journal.all(|stored| {
         let mut hit = |decision: &Decision| {
@@ -706,7 +771,8 @@ pub fn recount(dir: &std::path::Path, state: &State) {
                 *hits.entry(rule.id.to_string()).or_default() += 1;
             }
         };
-        match Entry::parse(&stored.text).expect("an entry").fact {
+        let entry = Entry::parse(&stored.text).expect("an entry");
+        match entry.fact {
             Fact::TaskOpened(f) => {
                 agents.insert(f.task, f.agent);
             }
@@ -723,6 +789,7 @@ pub fn recount(dir: &std::path::Path, state: &State) {
                 hit(&f.decision);
                 let key = (f.agent, f.action.action);
                 habits.entry(key.clone()).or_default().asked += 1;
+                asks.insert(f.access_request, (entry.at, f.action.target));
                 requests.insert(f.access_request, key);
             }
             Fact::VoteCast(f) => {
@@ -732,7 +799,11 @@ pub fn recount(dir: &std::path::Path, state: &State) {
                     Verdict::Deny => {
                         *no += 1;
                         let key = requests[&f.access_request].clone();
-                        habits.entry(key).or_default().denied += 1;
+                        *decided.entry(key.0.clone()).or_default() += 1;
+                        let habit = habits.entry(key).or_default();
+                        habit.denied += 1;
+                        let (at, target) = &asks[&f.access_request];
+                        habit.learn(*at, target);
                     }
                 }
             }
@@ -744,8 +815,11 @@ pub fn recount(dir: &std::path::Path, state: &State) {
             }
             Fact::TokenIssued(f) => {
                 hit(&f.decision);
+                *decided.entry(f.agent.clone()).or_default() += 1;
                 let key = (f.agent, f.action.action.clone());
                 let habit = habits.entry(key).or_default();
+                let at = f.consumed.map_or(entry.at, |id| asks[&id].0);
+                habit.learn(at, &f.action.target);
                 habit.asked += u64::from(f.consumed.is_none());
                 habit.granted += 1;
                 habit.approved += u64::from(f.approval.is_some());
@@ -769,11 +843,18 @@ pub fn recount(dir: &std::path::Path, state: &State) {
             "{agent} {action}"
         );
         let of_days: u32 = habit.days.iter().map(|(_, asks)| asks).sum();
-        let of_hours: u32 = habit.hours.iter().sum();
-        assert_eq!(
-            (u64::from(of_days), u64::from(of_hours)),
-            (plain.asked, plain.asked)
-        );
+        assert_eq!(u64::from(of_days), plain.asked);
+        assert_eq!(habit.hours, plain.hours, "{agent} {action}");
+        match habit.targets {
+            Targets::All(targets) => {
+                let targets: BTreeSet<Target> = targets.into_iter().collect();
+                assert_eq!(targets, plain.targets, "{agent} {action}");
+            }
+            Targets::Many => assert!(plain.targets.len() > TARGETS_MAX),
+        }
+    }
+    for (agent, count) in &decided {
+        assert_eq!(figures.agent(agent).decided, *count, "{agent}");
     }
     for (rule, count) in &hits {
         assert_eq!(figures.rule(rule).hits, *count, "{rule}");

@@ -263,15 +263,21 @@ pub(super) fn approver(person: &ApproverView) -> v1::Approver {
     }
 }
 
+/// Most tokens that the report of an end names: a report of every task must fit into a message.
+const END_TOKENS_MAX: usize = 1_000;
+
 pub(super) fn end_report(report: &EndReport) -> v1::EndReport {
+    let older = report.tokens.len().saturating_sub(END_TOKENS_MAX);
+    let newest = report.tokens.get(older..).unwrap_or_default();
     v1::EndReport {
         task_id: report.task.to_string(),
         cause: report.cause.as_str().to_owned(),
         ended_at: Some(timestamp_to_wire(report.at)),
         position: report.index,
-        tokens: report.tokens.iter().map(ToString::to_string).collect(),
+        tokens: newest.iter().map(ToString::to_string).collect(),
         tokens_revoked: count(report.revoked),
         access_requests_closed: count(report.closed),
+        tokens_total: count(report.tokens.len()),
     }
 }
 
@@ -355,4 +361,37 @@ pub(super) fn registered_agent(view: &AgentView) -> v1::RegisteredAgent {
         wire.actions = agent.ceiling.iter().map(ToString::to_string).collect();
     }
     wire
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::MESSAGE_BYTES_MAX;
+
+    #[test]
+    fn the_report_of_any_end_fits_into_a_message() {
+        let token = |n: usize| {
+            let mut bytes = [0; 16];
+            bytes[..8].copy_from_slice(&n.to_be_bytes());
+            TokenId::from_random(bytes)
+        };
+        let report = |tokens: usize| {
+            end_report(&EndReport {
+                task: TaskId::from_random([1; 16]),
+                cause: EndCause::Completed,
+                at: Timestamp::from_secs(1_800_000_000),
+                index: u64::MAX,
+                tokens: (0..tokens).map(token).collect(),
+                revoked: tokens,
+                closed: usize::MAX,
+            })
+        };
+        let many = report(50_000);
+        assert!(many.encoded_len() < MESSAGE_BYTES_MAX / 2);
+        assert_eq!((many.tokens_total, many.tokens_revoked), (50_000, 50_000));
+        assert_eq!(many.tokens.len(), END_TOKENS_MAX);
+        assert_eq!(many.tokens.last(), Some(&token(49_999).to_string()));
+        assert_eq!(report(END_TOKENS_MAX).tokens.len(), END_TOKENS_MAX);
+        assert_eq!(report(0).tokens_total, 0);
+    }
 }
