@@ -60,6 +60,7 @@ pub fn eligible<'a>(
     verdict: Verdict,
     request: &AccessRequest,
     electorate: Electorate<'a>,
+    now: Timestamp,
 ) -> Result<&'a Profile, Ineligible> {
     let bundle = electorate.bundle;
     let registered = bundle.person(person).ok_or(Ineligible::NotApprover)?;
@@ -79,10 +80,14 @@ pub fn eligible<'a>(
     if defined.method == Method::Passkey && !has_passkey {
         return Err(Ineligible::NoPasskey);
     }
-    // A yes may still be taken back by a no; nothing else is voted twice.
-    match request.votes.iter().find(|v| v.cast.voter == *person) {
-        Some(_) if verdict == Verdict::Approve => Err(Ineligible::HasVoted),
-        _ => Ok(defined),
+    // A yes may still be taken back by a no, and given again once it no longer counts; nothing else is voted twice.
+    let enrolled = electorate.roster.of(person);
+    let stands = |v: &&std::sync::Arc<Vote>| {
+        v.cast.voter == *person && counts(v, request, &enrolled.value, electorate, now)
+    };
+    match verdict {
+        Verdict::Approve if request.votes.iter().any(|v| stands(&v)) => Err(Ineligible::HasVoted),
+        Verdict::Approve | Verdict::Deny => Ok(defined),
     }
 }
 

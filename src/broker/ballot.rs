@@ -21,12 +21,9 @@ impl Hall {
         let rules = self.rules(call)?;
         let request = self.known_request(call, id)?;
         let dwell = self.dwell(&request, &rules);
-        let shown = self
-            .lock(&self.shown)
-            .get(&(person.id.clone(), *id))
-            .copied();
+        let shown = self.shown_at(&person.id, id, &rules);
         Ok(Ballot {
-            vote: self.may_vote(&person.id, &request, &rules),
+            vote: self.may_vote(&person.id, &request, &rules, now),
             read_longer: shown.map_or(dwell, |shown| dwell.saturating_sub(now.after(shown))),
         })
     }

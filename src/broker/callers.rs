@@ -26,6 +26,19 @@ pub enum CallerKind {
     Auditor,
 }
 
+impl CallerKind {
+    /// The word in refusals.
+    const fn plural(self) -> &'static str {
+        match self {
+            Self::Agent => "agents",
+            Self::Approver => "approvers",
+            Self::Operator => "operators",
+            Self::Validator => "validators",
+            Self::Auditor => "auditors",
+        }
+    }
+}
+
 /// What a call shows beside its message.
 #[derive(Debug)]
 pub struct Presented {
@@ -301,7 +314,14 @@ impl Hall {
             Err(self.refuse(
                 call.method,
                 Reason::NotPermitted,
-                format!("{who} is registered, but not as one of {:?}", call.admits),
+                format!(
+                    "{who} is registered, but this is for {} alone",
+                    call.admits
+                        .iter()
+                        .map(|kind| kind.plural())
+                        .collect::<Vec<_>>()
+                        .join(" and ")
+                ),
             ))
         };
         match (registered, key) {

@@ -13,7 +13,7 @@ impl Hall {
         let reader = self.person(call)?;
         let rules = self.rules(call)?;
         let request = self.known_request(call, id)?;
-        self.note_shown(&reader.id, &request, now);
+        self.note_shown(&reader.id, &request, &rules, now);
         let task = self.state.task(&request.opened.task);
         let task =
             task.ok_or_else(|| self.refuse(call.method, Reason::Undecided, "its task is gone"))?;

@@ -303,7 +303,7 @@ impl Hall {
         let risk = rules.bundle.action(&request.opened.action.action);
         Some(Line {
             cursor: InboxCursor::of(&request, risk.and_then(|a| a.risk)),
-            vote: self.may_vote(person, &request, rules),
+            vote: self.may_vote(person, &request, rules, now),
             request,
         })
     }
@@ -314,13 +314,21 @@ impl Hall {
         person: &PersonId,
         request: &AccessRequest,
         rules: &InForce,
+        now: Timestamp,
     ) -> Result<Vec<ProfileName>, Ineligible> {
         self.not_the_opener(request, person)?;
         let mut first = None;
         let mut profiles = Vec::new();
         for need in &request.opened.decision.needs {
             let electorate = self.electorate(&rules.bundle);
-            match votes::eligible(person, &need.name, Verdict::Approve, request, electorate) {
+            match votes::eligible(
+                person,
+                &need.name,
+                Verdict::Approve,
+                request,
+                electorate,
+                now,
+            ) {
                 Ok(_) => profiles.push(need.name.clone()),
                 Err(why) => first = first.or(Some(why)),
             }

@@ -88,7 +88,7 @@ pub use revoke::TokenRevoked;
 pub use start::{Start, StartError};
 pub use timeline::{FOUND_MAX, Found, Moment, QUERY_BYTES_MAX, SCAN_MAX, Timeline};
 pub use visits::{SignInBegun, Visit, Visitor};
-pub use vote::{AccessView, VoteAsk, VoteBegun};
+pub use vote::{AccessView, VoteAsk, VoteBegun, VoteDone};
 pub use watch_access::{AccessMark, AccessNews, AccessWatch};
 
 use bells::Bells;
@@ -177,8 +177,8 @@ pub struct Hall {
     statements: Mutex<HashMap<String, vote::Begun>>,
     /// Browsers that signed in.
     visits: Visits,
-    /// When a card was first shown to a person.
-    shown: Mutex<HashMap<(PersonId, AccessRequestId), Timestamp>>,
+    /// When a card was first shown to a person, and under which policy bundle.
+    shown: Mutex<HashMap<(PersonId, AccessRequestId), (Digest, Timestamp)>>,
     /// Signs of life that wait to be entered together.
     leases: Mutex<Vec<keep_alive::Waiting>>,
     /// Ends that could not be written: refused here at once, tried again by the timer.

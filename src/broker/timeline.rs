@@ -185,10 +185,6 @@ impl Hall {
     /// An entry as people read it; `None` for one that this version cannot read.
     fn moment(&self, stored: &StoredEntry) -> Option<Moment> {
         let entry = Entry::parse(&stored.text).ok()?;
-        let agent_of = |task: &TaskId| match self.state.task(task) {
-            Some(task) => task.opened.agent.to_string(),
-            None => String::new(),
-        };
         let by = |person: &Option<PersonId>| match person {
             Some(person) => person.to_string(),
             None => BROKER.to_owned(),
@@ -231,9 +227,17 @@ impl Hall {
             ),
             Fact::AgentSuspended(f) => (
                 "AgentSuspended",
-                "agent suspended",
+                match f.denials {
+                    None => "agent suspended",
+                    Some(_) => "agent quarantined",
+                },
                 f.by.to_string(),
-                f.agent.to_string(),
+                match f.denials {
+                    None => f.agent.to_string(),
+                    Some(noes) => {
+                        format!("{}: {noes} noes within the policy bundle's time", f.agent)
+                    }
+                },
                 vec![f.agent.to_string()],
             ),
             Fact::AgentResumed(f) => (
@@ -304,8 +308,8 @@ impl Hall {
             ),
             Fact::RequestDenied(f) => (
                 "RequestDenied",
-                "denied",
-                agent_of(&f.task),
+                "denied by rules",
+                String::new(),
                 format!("{}: {}", f.reason, doing(&f.action)),
                 vec![f.id.to_string(), f.task.to_string()],
             ),
@@ -326,11 +330,14 @@ impl Hall {
                     Verdict::Deny => "no",
                 },
                 f.voter.to_string(),
-                format!(
-                    "under {}, for at most {}",
-                    f.profile.name,
-                    show_seconds(f.max_ttl)
-                ),
+                match f.verdict {
+                    Verdict::Approve => format!(
+                        "under {}, for at most {}",
+                        f.profile.name,
+                        show_seconds(f.max_ttl)
+                    ),
+                    Verdict::Deny => format!("under {}", f.profile.name),
+                },
                 vec![f.access_request.to_string()],
             ),
             Fact::VoteRefused(f) => (

@@ -32,6 +32,15 @@ pub struct VoteBegun {
     pub credentials: Vec<String>,
 }
 
+/// A vote that was taken.
+#[derive(Debug)]
+pub struct VoteDone {
+    /// Where the access request stands with it.
+    pub view: AccessView,
+    /// The no was one too many: the agent was suspended by it.
+    pub suspended: bool,
+}
+
 /// How somebody means to vote.
 #[derive(Debug)]
 pub struct VoteAsk {
@@ -43,6 +52,8 @@ pub struct VoteAsk {
     pub narrowing: Narrowing,
     /// What the agent is told.
     pub comment: Option<Comment>,
+    /// The policy bundle that the card they read was rendered under; `None` from whoever compares the statement with it.
+    pub policy: Option<Digest>,
 }
 
 /// An access request, for those who may see it.
@@ -103,17 +114,23 @@ impl Hall {
             verdict,
             narrowing,
             comment,
+            policy,
         } = ask;
         let now = self.now();
         let voter = self.person(call)?;
         let rules = self.rules(call)?;
         let request = self.votable(call, &id, now)?;
         let electorate = self.electorate(&rules.bundle);
-        let eligible = votes::eligible(&voter.id, &profile, verdict, &request, electorate);
+        let eligible = votes::eligible(&voter.id, &profile, verdict, &request, electorate, now);
         let defined = match self.not_the_opener(&request, &voter.id).and(eligible) {
             Ok(defined) => defined,
             Err(why) => return Err(self.refuse_vote(call, &request, &voter.id, why).await),
         };
+        // INVARIANT (what the approver sees is what is signed): the catalogue's words on the card are of this bundle.
+        if policy.is_some_and(|policy| policy != rules.bundle.version()) {
+            let told = "other rules are in force than when the card was shown";
+            return Err(self.refuse(call.method, Reason::CardChanged, told));
+        }
         if verdict == Verdict::Approve {
             self.read_long_enough(call, &voter.id, &request, &rules, now)?;
         }
@@ -175,13 +192,14 @@ impl Hall {
             .values()
             .filter(|begun| begun.voter == voter.id)
             .count();
+        // The oldest gives way: whoever begins without end keeps only themselves from older ones.
         if theirs >= STATEMENTS_MAX {
-            drop(statements);
-            return Err(self.refuse(
-                call.method,
-                Reason::TooBusy,
-                "too many of your statements wait for signatures",
-            ));
+            let oldest = statements
+                .iter()
+                .filter(|(_, begun)| begun.voter == voter.id)
+                .min_by_key(|(_, begun)| begun.until)
+                .map(|(nonce, _)| nonce.clone());
+            oldest.map(|nonce| statements.remove(&nonce));
         }
         let challenge = statement
             .digest()
@@ -214,7 +232,7 @@ impl Hall {
         id: AccessRequestId,
         text: &str,
         proof: VoteProof,
-    ) -> Result<AccessView, Refusal> {
+    ) -> Result<VoteDone, Refusal> {
         let now = self.now();
         let voter = self.person(call)?;
         let stated = VoteStatement::parse(text)
@@ -273,6 +291,7 @@ impl Hall {
                 statement.verdict,
                 &request,
                 electorate,
+                now,
             );
             let defined = match self.not_the_opener(&request, &voter.id).and(eligible) {
                 Ok(defined) => defined,
@@ -350,12 +369,13 @@ impl Hall {
                 append.drafts.extend(quarantine);
             }
             let before = self.view(request, &rules, now).standing;
+            let suspended = append.drafts.len() > 1;
             match self.journal.append(append).await {
                 Ok(_) => {
                     let view = self.view_of(call, &id)?;
                     let took = STATEMENT_LIFE_MS - until.since(now);
                     self.count_vote(before, &view, took, now);
-                    return Ok(view);
+                    return Ok(VoteDone { view, suspended });
                 }
                 Err(AppendError::Conflict(_) | AppendError::Late) => {}
                 Err(error) => return Err(self.refuse_append(call.method, &error)),
@@ -410,8 +430,7 @@ impl Hall {
         if dwell.is_zero() {
             return Ok(());
         }
-        let seen = (voter.clone(), request.opened.access_request);
-        let shown = self.lock(&self.shown).get(&seen).copied();
+        let shown = self.shown_at(voter, &request.opened.access_request, rules);
         let left = match shown {
             Some(shown) => dwell.saturating_sub(now.after(shown)),
             None => dwell,
@@ -439,8 +458,14 @@ impl Hall {
         }
     }
 
-    /// Notes that a card was shown to a person; the first time counts.
-    pub(super) fn note_shown(&self, person: &PersonId, request: &AccessRequest, now: Timestamp) {
+    /// Notes that a card was shown to a person; the first time under these rules counts.
+    pub(super) fn note_shown(
+        &self,
+        person: &PersonId,
+        request: &AccessRequest,
+        rules: &InForce,
+        now: Timestamp,
+    ) {
         let mut shown = self.lock(&self.shown);
         if shown.len() >= SHOWN_MAX {
             shown.retain(|(_, id), _| {
@@ -450,10 +475,27 @@ impl Hall {
             });
         }
         if shown.len() < SHOWN_MAX && request.waits(now) {
-            shown
+            let policy = rules.bundle.version();
+            let first = shown
                 .entry((person.clone(), request.opened.access_request))
-                .or_insert(now);
+                .or_insert((policy, now));
+            if first.0 != policy {
+                *first = (policy, now);
+            }
         }
+    }
+
+    /// When a card was first shown to a person under the rules in force: under others it was another card.
+    pub(super) fn shown_at(
+        &self,
+        person: &PersonId,
+        id: &AccessRequestId,
+        rules: &InForce,
+    ) -> Option<Timestamp> {
+        let shown = self.lock(&self.shown).get(&(person.clone(), *id)).copied();
+        shown
+            .filter(|(policy, _)| *policy == rules.bundle.version())
+            .map(|(_, at)| at)
     }
 
     fn count_vote(&self, before: Standing, view: &AccessView, took_ms: i64, now: Timestamp) {

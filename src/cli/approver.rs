@@ -64,7 +64,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Approver) -> Result<Ex
                         .own("or type", reveal(&invited.code))
                         .own("within", shapes::left(invited.expires_at.as_ref(), now));
                     format!(
-                        "{id} may enrol one passkey. Give this to {id} alone: whoever uses it first votes as {id}\n{}",
+                        "{id} may enrol one passkey. Give this to {id} alone: whoever uses it first is {id} here\n{}",
                         rows.lines()
                     )
                 },

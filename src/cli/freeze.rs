@@ -75,7 +75,7 @@ pub(super) async fn unfreeze(
         || json!({ "scope": scope.to_string(), "frozen": false, "position": done.position }),
         || {
             format!(
-                "{scope} is not frozen since entry {}; nothing that ended came back",
+                "the freeze of {scope} was lifted by entry {}; nothing that ended came back",
                 done.position
             )
         },

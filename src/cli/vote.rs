@@ -84,9 +84,9 @@ pub(super) async fn run(
         comment: verb.comment.as_ref(),
     };
     let ballot = person.ballot(&seen).await?;
-    let after = person.cast_vote(&ballot).await?;
+    let (after, suspended) = person.cast(&ballot).await?;
     say.either(
-        || json!({ "card": card::to_json(&shown), "profile": profile, "verdict": verdict, "access_request": shapes::access_request(&after) }),
+        || json!({ "card": card::to_json(&shown), "profile": profile, "verdict": verdict, "access_request": shapes::access_request(&after), "agent_suspended": suspended }),
         || {
             let word = match verdict {
                 Verdict::Approve => "yes",
@@ -100,7 +100,19 @@ pub(super) async fn run(
                 Verdict::Approve => format!(" until {}", ballot.not_after()),
                 Verdict::Deny => String::new(),
             };
-            format!("your {word} counts{until}: {} is {}{next}", verb.access_request, shapes::status(after.status))
+            let so_far = match (shapes::status(after.status), after.needs.as_slice()) {
+                ("waiting", [need]) => format!(" ({} of {})", need.approvals, need.quorum),
+                _ => String::new(),
+            };
+            let consequence = match suspended {
+                true => "\nthat was one no too many for this agent: it is suspended, and all it had has ended",
+                false => "",
+            };
+            format!(
+                "your {word} counts{until}: {} is {}{so_far}{next}{consequence}",
+                verb.access_request,
+                shapes::status(after.status)
+            )
         },
     );
     Ok(ExitCode::SUCCESS)
@@ -248,6 +260,7 @@ mod tests {
             };
             Ok(Response::new(v1::CastVoteResponse {
                 access_request: Some(access_request),
+                agent_suspended: false,
             }))
         }
 

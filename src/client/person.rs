@@ -121,6 +121,7 @@ impl Person {
             max_ttl: narrowing.max_ttl.map(convert::seconds_to_wire),
             max_uses: narrowing.max_uses,
             comment: comment.map_or("", Comment::as_str).to_owned(),
+            policy_version: String::new(),
         };
         Ok(self
             .endpoint
@@ -131,6 +132,11 @@ impl Person {
 
     /// Hands a signed vote in.
     pub async fn cast_vote(&self, ballot: &Ballot) -> Result<v1::AccessRequest, Error> {
+        Ok(self.cast(ballot).await?.0)
+    }
+
+    /// The same, and whether the vote was one no too many, so that the agent is suspended.
+    pub async fn cast(&self, ballot: &Ballot) -> Result<(v1::AccessRequest, bool), Error> {
         let request = v1::CastVoteRequest {
             access_request_id: ballot.access_request_id().to_string(),
             statement: ballot.statement().to_owned(),
@@ -141,7 +147,10 @@ impl Person {
             .endpoint
             .call::<methods::CastVote>(self.order(), &[request])
             .await?;
-        there("access_request", answer.access_request)
+        Ok((
+            there("access_request", answer.access_request)?,
+            answer.agent_suspended,
+        ))
     }
 
     /// A signed vote on what was seen: begins, compares the broker's statement with the card, signs. Nothing counts until

@@ -193,6 +193,9 @@ refusals! {
     TooSoon = "TOO_SOON" FailedPrecondition Failed Caller AfterMs(SECOND_MS),
         "the card was not before your eyes long enough for a yes",
         "read the card, then vote; [approvals] in people.toml says how long";
+    CardChanged = "CARD_CHANGED" FailedPrecondition Changed Caller Never,
+        "other rules are in force than when the card was shown",
+        "read the card again, then vote";
     PositionAhead = "POSITION_AHEAD" OutOfRange Failed Caller Never,
         "the position lies ahead of the journal",
         "the broker may have lost entries: ask its operators, and start without a position";

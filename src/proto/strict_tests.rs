@@ -282,7 +282,7 @@ proptest! {
         let seen = after.map(|(version, _)| v1::AccessRequestMark { version, status: number });
         passes(&v1::WatchAccessRequestRequest { task_id: a.clone(), access_request_id: b.clone(), seen })?;
         passes(&v1::GetCardRequest { access_request_id: a.clone() })?;
-        passes(&v1::BeginVoteRequest { access_request_id: a.clone(), profile: b.clone(), verdict: number, max_ttl: ttl, max_uses: None, comment: String::new() })?;
+        passes(&v1::BeginVoteRequest { access_request_id: a.clone(), profile: b.clone(), verdict: number, max_ttl: ttl, max_uses: None, comment: String::new(), policy_version: String::new() })?;
         passes(&v1::CastVoteRequest { access_request_id: a.clone(), statement: b.clone(), signature: bytes, passkey: None })?;
         passes(&v1::ApplyPolicyBundleRequest { path: a.clone(), content: b.clone() })?;
         passes(&v1::SuspendAgentRequest { agent_id: a.clone(), reason: b })?;

@@ -206,6 +206,7 @@ impl Caller<'_> {
                     max_ttl: None,
                     max_uses: None,
                     comment: String::new(),
+                    policy_version: String::new(),
                 };
                 approvals
                     .begin_vote(self.request(method, message))

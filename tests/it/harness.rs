@@ -502,6 +502,7 @@ impl TestBroker {
                         max_uses: None,
                     },
                     comment: None,
+                    policy: None,
                 },
             )
             .await
@@ -522,7 +523,8 @@ impl TestBroker {
             .expect("signed");
         let call = self.person_call("dipylon.v1.ApprovalService/CastVote", name);
         let proof = VoteProof::Signature(signature.to_vec());
-        self.hall.cast_vote(&call, id, statement, proof).await
+        let cast = self.hall.cast_vote(&call, id, statement, proof).await;
+        cast.map(|done| done.view)
     }
 
     pub async fn vote(

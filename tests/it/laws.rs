@@ -371,9 +371,11 @@ impl Walk {
         assert_eq!(statement.access_request_id, f.access_request);
         let votes = self.votes.entry(f.access_request).or_default();
         assert!(
-            !votes
-                .iter()
-                .any(|v| v.voter == f.voter && v.verdict == f.verdict),
+            !votes.iter().any(|v| v.voter == f.voter
+                && v.verdict == f.verdict
+                && v.profile == f.profile
+                && entry.at < v.not_after
+                && !self.revoked.contains(&v.key)),
             "one person voted the same twice"
         );
         assert!(

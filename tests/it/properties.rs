@@ -413,6 +413,7 @@ impl Run {
                             max_uses: None,
                         },
                         comment: None,
+                        policy: None,
                     };
                     if b.vote_visiting(&visit, key, *id, ask).await.is_ok() {
                         self.ledger.votes += 1;

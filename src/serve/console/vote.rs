@@ -56,6 +56,8 @@ struct Cast {
 #[derive(Serialize)]
 struct Done {
     status: &'static str,
+    /// The no was one too many.
+    agent_suspended: bool,
 }
 
 pub(super) async fn begin(
@@ -96,6 +98,7 @@ async fn begun(
             max_uses: ask.max_uses,
         },
         comment: comment.map_err(malformed)?,
+        policy: None,
     };
     let begun = console.hall.begin_vote(&call.presented, id, ask).await?;
     Ok(answer::json(&Begun {
@@ -137,11 +140,12 @@ async fn counted(
         user: vote.user,
     };
     let proof = VoteProof::Passkey(answered.parse().map_err(malformed)?);
-    let view = console
+    let done = console
         .hall
         .cast_vote(&call.presented, id, &vote.statement, proof)
         .await?;
     Ok(answer::json(&Done {
-        status: view.standing.as_str(),
+        status: done.view.standing.as_str(),
+        agent_suspended: done.suspended,
     }))
 }

@@ -86,8 +86,9 @@ impl ApprovalService for Door {
             .hall
             .cast_vote(&call, id, &message.statement, proof)
             .await;
-        self.answer(cast.map(|view| v1::CastVoteResponse {
-            access_request: Some(shapes::access_request(&view, true)),
+        self.answer(cast.map(|done| v1::CastVoteResponse {
+            access_request: Some(shapes::access_request(&done.view, true)),
+            agent_suspended: done.suspended,
         }))
     }
 
@@ -178,6 +179,10 @@ fn vote_ask(message: &v1::BeginVoteRequest) -> Result<(AccessRequestId, VoteAsk)
         comment: match message.comment.as_str() {
             "" => None,
             text => Some(Comment::parse(text)?),
+        },
+        policy: match message.policy_version.as_str() {
+            "" => None,
+            text => Some(Digest::parse(text)?),
         },
     };
     Ok((AccessRequestId::parse(&message.access_request_id)?, ask))

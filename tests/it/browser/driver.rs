@@ -58,6 +58,7 @@ impl Look {
 
 /// One browser, one window, one authenticator.
 pub struct Browser {
+    look: Look,
     port: u16,
     /// WebDriver's name for the connection between the two.
     id: String,
@@ -214,6 +215,7 @@ impl Browser {
             arguments.push("--no-sandbox".to_owned());
         }
         let mut browser = Self {
+            look,
             port,
             id: String::new(),
             authenticator: String::new(),
@@ -229,12 +231,7 @@ impl Browser {
         let given = given.unwrap_or_else(|e| panic!("no browser: {e}"));
         browser.id = text(&given["sessionId"]);
         browser.processes.closing = Some((port, browser.id.clone()));
-        browser
-            .cdp(
-                "Emulation.setDeviceMetricsOverride",
-                json!({ "width": look.width, "height": look.height, "deviceScaleFactor": look.scale, "mobile": look.width < 600 }),
-            )
-            .await;
+        browser.measure(look).await;
         let scheme = if look.dark { "dark" } else { "light" };
         browser
             .cdp(
@@ -270,10 +267,6 @@ impl Browser {
 
     pub async fn url(&self) -> String {
         text(&self.get("/url").await)
-    }
-
-    pub async fn title(&self) -> String {
-        text(&self.get("/title").await)
     }
 
     /// Shows the page again, as its button would.
@@ -358,11 +351,6 @@ impl Browser {
         text(&all.await)
     }
 
-    /// The page as it came from the server.
-    pub async fn source(&self) -> String {
-        text(&self.get("/source").await)
-    }
-
     /// Runs a script in the page, beside its own: a content security policy does not bind it.
     pub async fn script(&self, script: &str, args: Value) -> Value {
         self.post("/execute/sync", json!({ "script": script, "args": args }))
@@ -426,11 +414,27 @@ impl Browser {
         STANDARD.decode(png).expect("base64")
     }
 
-    /// The page from its head to its foot as a PNG.
+    /// The page from its head to its foot as a PNG, in a window that is as high.
     pub async fn whole_page(&self) -> Vec<u8> {
-        let shot = json!({ "format": "png", "captureBeyondViewport": true });
-        let png = self.cdp("Page.captureScreenshot", shot).await;
-        STANDARD.decode(text(&png["data"])).expect("base64")
+        let height = "return document.documentElement.scrollHeight";
+        let height = self.script(height, json!([])).await;
+        let height = u32::try_from(height.as_u64().expect("a height")).expect("small");
+        self.measure(Look {
+            height: height.max(self.look.height),
+            ..self.look
+        })
+        .await;
+        let png = self.screenshot().await;
+        self.measure(self.look).await;
+        png
+    }
+
+    async fn measure(&self, look: Look) {
+        let metrics = json!({
+            "width": look.width, "height": look.height, "deviceScaleFactor": look.scale, "mobile": look.width < 600,
+        });
+        self.cdp("Emulation.setDeviceMetricsOverride", metrics)
+            .await;
     }
 
     // ------------------------------------------------------------------ the authenticator

@@ -25,7 +25,7 @@ async fn words_of_others_stay_words() {
     for (file, plain, hostile) in [
         ("people.toml", "Maria Moreau", format!("Maria {markup}")),
         ("people.toml", "Dana Diaz", format!("Dana {markup}")),
-        ("agents.toml", "example-large-2", format!("{markup}")),
+        ("agents.toml", "example-large-2", markup.to_owned()),
         (
             "schema.cedarschema",
             "Disable an account",
@@ -144,7 +144,7 @@ async fn words_of_others_stay_words() {
 /// No script of others ran, no element of theirs is there, nothing invisible is left.
 async fn unhurt(browser: &Browser, page: &str) {
     let look = "return {
-        ran: typeof window.pwned, images: document.querySelectorAll('img, b > *, iframe, object').length,
+        ran: typeof window.pwned, images: document.querySelectorAll('img, iframe, object, embed').length,
         scripts: [...document.scripts].filter((s) => !s.src.startsWith(location.origin + '/console/assets/')).length,
         handlers: document.querySelectorAll('[onerror], [onclick], [onload], [style]').length,
         unseen: /[\\u202a-\\u202e\\u2066-\\u2069\\u200b-\\u200f\\u2060\\ufeff]/.test(document.documentElement.outerHTML) }";

@@ -21,12 +21,17 @@ const PICTURE_BYTES_MAX: usize = 150_000;
 const FRIDAY: Timestamp = Timestamp::from_secs(1_795_165_200);
 const DAY_S: u32 = 86_400;
 
+fn scratch() -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("console");
+    std::fs::create_dir_all(&dir).expect("dir");
+    dir
+}
+
 fn gallery() -> PathBuf {
-    let dir = if std::env::var_os("DIPYLON_SCREENSHOTS").is_some_and(|on| on == "1") {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/console")
-    } else {
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join("console")
-    };
+    if std::env::var_os("DIPYLON_SCREENSHOTS").is_none_or(|on| on != "1") {
+        return scratch();
+    }
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/console");
     std::fs::create_dir_all(&dir).expect("dir");
     dir
 }
@@ -181,7 +186,7 @@ async fn pictures_of_the_console() {
         .await;
     maria.seen("#timeline li[data-kind='TaskEnded']").await;
     let timeline = maria.wait("#timeline").await;
-    for words in ["ann", "Maria Moreau"] {
+    for words in ["ann", "maria"] {
         let shown = timeline.text().await;
         assert!(shown.contains(words), "no {words:?} in {shown}");
     }
@@ -195,8 +200,9 @@ async fn pictures_of_the_console() {
     site.close().await;
 }
 
-/// Three cards for somebody who has never seen one. `ten-seconds-1.png` to `-3.png` are what they get, as a telephone shows
-/// them, and each again from head to foot; what is right stands in a file apart.
+/// Three cards for somebody who has never seen one, always in cargo's scratch directory (`target/tmp/console`):
+/// `ten-seconds-1.png` to `-3.png` are what they get, as a telephone shows them, and each again from head to foot. What is
+/// right stands in `ten-seconds-answers.md`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_cards_for_ten_seconds_each() {
     if absent() {
@@ -218,7 +224,7 @@ async fn three_cards_for_ten_seconds_each() {
     let wrong = says(&site, &triage, disable("cara"), reason).await;
     let right = says(&site, &triage, disable("ann"), reason).await;
 
-    let dir = gallery();
+    let dir = scratch();
     let mut answers = String::from("# What is right\n\n");
     let mut show = async |n: usize, id: AccessRequestId, verdict: &str, why: &str| {
         site.open_card(&phone, id).await;
@@ -268,7 +274,7 @@ async fn three_cards_for_ten_seconds_each() {
         hostile,
         "No",
         "The agent's words claim a yes and threaten; none of it is verified. The card itself says: high risk, a production \
-         host, the first time, at night, hidden characters.",
+         host, the first one ever, at two in the night, and hidden characters in the words.",
     )
     .await;
     std::fs::write(dir.join("ten-seconds-answers.md"), answers).expect("written");

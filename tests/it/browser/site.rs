@@ -185,6 +185,7 @@ impl Site {
             verdict,
             narrowing: Narrowing::default(),
             comment: None,
+            policy: None,
         };
         let call = self.call("dipylon.v1.ApprovalService/BeginVote", name);
         let begun = self.hall.begin_vote(&call, id, ask).await.expect("begins");
