@@ -269,6 +269,15 @@ impl Hall {
         self.visits.with(|open| open.remove(&name(cookie)));
     }
 
+    /// Whether a visit goes on. To ask is no sign of life: a window that is left open keeps no visit from ending.
+    pub fn goes_on(&self, cookie: &Secret) -> bool {
+        let now = self.now();
+        self.visits.with(|open| {
+            let visit = open.get(&name(cookie));
+            visit.is_some_and(|v| now < v.until && now < v.idle_at)
+        })
+    }
+
     /// The person who visits, in a role the method admits.
     pub fn visitor(&self, call: &Presented) -> Result<Visitor, Refusal> {
         let person = self.person(call)?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
 use dipylon::broker::{CallerKind, Presented};
 use dipylon::client::{Outcome, Task};
 use dipylon::clock::Clock;
@@ -263,10 +264,24 @@ impl Seated {
         seated
     }
 
-    async fn begin(&self, id: AccessRequestId, ask: Value) -> Answer {
+    /// Begins a vote on the card as it reads now, unless the test says on which.
+    async fn begin(&self, id: AccessRequestId, mut ask: Value) -> Answer {
+        if ask.get("policy").is_none() {
+            ask["policy"] = self.policy(id).await.into();
+        }
         self.browser
             .post(&format!("/console/requests/{id}/vote/begin"), &ask)
             .await
+    }
+
+    /// The policy bundle that a card says it is of.
+    async fn policy(&self, id: AccessRequestId) -> String {
+        let path = format!("/console/requests/{id}");
+        let page = self.browser.get(&path).await.ok().body;
+        let (_, row) = page.split_once("data-row=\"policy\"").expect("a row");
+        let (_, row) = row.split_once("<bdi>").expect("its words");
+        let (policy, _) = row.split_once("</bdi>").expect("its words");
+        policy.to_owned()
     }
 
     async fn cast(&self, id: AccessRequestId, begun: &Value, assertion: &Assertion) -> Answer {
@@ -521,7 +536,9 @@ async fn a_role_opens_its_own_pages_alone() {
                 _ => path.replace("areq_AAAAAAAAAAAAAAAAAAAAAA", &id.to_string()),
             };
             let body = match row.name {
-                "console/vote-begin" => json!({ "profile": "one-security", "verdict": "deny" }),
+                "console/vote-begin" => json!({
+                    "profile": "one-security", "verdict": "deny", "policy": Digest::of(b"another").to_string(),
+                }),
                 _ => json!({
                     "statement": "{}", "credential": "", "authenticator_data": "", "client_data_json": "", "signature": "",
                     "user": null,
@@ -1054,7 +1071,8 @@ async fn a_card_of_high_risk_is_read_before_a_yes_and_two_people_say_it() {
     let id = pending(&task, isolate.clone(), "r-1").await;
     let maria = Seated::sign_in(&s, "maria").await;
     let lee = Seated::sign_in(&s, "lee").await;
-    let ask = json!({ "profile": "two-security", "verdict": "approve" });
+    let policy = lee.policy(id).await;
+    let ask = json!({ "profile": "two-security", "verdict": "approve", "policy": policy });
     let dwell = |page: &str| -> u64 {
         let (_, rest) = page.split_once("data-dwell=\"").expect("a ballot");
         let (ms, _) = rest.split_once('"').expect("a number");
@@ -1094,4 +1112,135 @@ async fn a_card_of_high_risk_is_read_before_a_yes_and_two_people_say_it() {
     assert_eq!(status, "waiting approved ");
     let page = maria.browser.get(&path).await.ok();
     assert!(page.body.contains("data-status=\"approved\"") && !page.has("approve"));
+}
+
+/// Three hundred calls of the console that say what they want one byte at a time, of which the next never comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_that_do_not_come_take_nobodys_place() {
+    let s = Served::start().await;
+    let task = s.task("triage").await;
+    let browser = Browser::new(&s);
+    let (path, live) = (
+        format!("{}/console/sign-in/begin", browser.origin),
+        format!("{}/livez", browser.origin),
+    );
+    let mut held = Vec::new();
+    for _ in 0..6 {
+        let stream = TcpStream::connect(browser.address).await.expect("connects");
+        let (mut sender, connection) = h2::client::handshake(stream).await.expect("h2");
+        tokio::spawn(connection);
+        for _ in 0..50 {
+            sender = in_time("room", sender.ready()).await.expect("ready");
+            let request = http::Request::post(&path)
+                .header("origin", &browser.origin)
+                .header("content-type", "application/json");
+            let request = request.body(()).expect("a request");
+            let (answer, mut body) = sender.send_request(request, false).expect("sent");
+            let first = Bytes::from_static(b"{");
+            body.send_data(first, false).expect("sent");
+            held.push((answer, body));
+        }
+        // What came on this connection before has been read.
+        sender = in_time("room", sender.ready()).await.expect("ready");
+        let probe = http::Request::get(&live).body(()).expect("a request");
+        let (answer, _) = sender.send_request(probe, true).expect("sent");
+        assert_eq!(in_time("alive", answer).await.expect("answered").status(), 200);
+    }
+    assert_eq!(held.len(), 300);
+    for n in 0..10 {
+        let minted = task.request_token(&order(read_case(), &format!("r-{n}"))).await;
+        assert!(matches!(minted, Ok(Outcome::Token(_))), "{minted:?}");
+    }
+    let figures = s.hall.read_metrics();
+    assert!(!figures.contains("by=\"places\"} "), "somebody was shed: {figures}");
+    // One that comes whole is answered, and one too long is not read.
+    browser.post("/console/sign-in/begin", &json!({})).await.ok();
+    let long = json!({ "long": "x".repeat(70_000) });
+    assert_eq!(browser.post("/console/sign-in/begin", &long).await.status, 413);
+}
+
+/// Time to read a card runs from when it is asked for: nobody asks for it unseen.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_would_see_is_not_shown() {
+    let s = Served::start_with_policy(|files| {
+        let people = files.get_mut("people.toml").expect("people");
+        *people = people.replace("dwell = \"off\"", "dwell = \"1h\"");
+    })
+    .await;
+    let task = s.task("triage").await;
+    let isolate = action("host.isolate", "Host", "web-1", IDP, &[]);
+    let id = pending(&task, isolate, "r-1").await;
+    let maria = Seated::sign_in(&s, "maria").await;
+    let card = format!("/console/requests/{id}");
+    for (row, path) in paths().chain([(&TABLE[0], "/console/nothing".to_owned())]) {
+        let answer = maria.browser.send("HEAD", &path, &[], "").await;
+        assert_eq!(answer.status, 405, "{}", row.name);
+    }
+    for headers in [
+        &[("sec-fetch-dest", "image"), ("sec-fetch-site", "same-site")][..],
+        &[("sec-fetch-dest", "iframe"), ("sec-fetch-site", "cross-site")],
+        &[("sec-fetch-dest", "empty"), ("sec-fetch-site", "same-site")],
+        &[("sec-fetch-dest", "document"), ("sec-purpose", "prefetch")],
+    ] {
+        for path in [&card, "/console", "/console/fragment/inbox", "/console/events"] {
+            let answer = maria.browser.send("GET", path, headers, "").await;
+            assert_eq!(answer.status, 403, "{path} {headers:?}");
+            assert!(!answer.body.contains("web-1"), "{path} {headers:?}");
+            dressed(&answer, path);
+        }
+    }
+    let window = [("sec-fetch-dest", "document"), ("sec-fetch-site", "cross-site")];
+    let page = maria.browser.send("GET", &card, &window, "").await.ok();
+    assert!(page.has("approve"));
+    let picture = page.body.split('"').find(|part| part.starts_with("/console/assets/"));
+    let wanted = [("sec-fetch-dest", "style"), ("sec-fetch-site", "same-origin")];
+    let picture = picture.expect("an asset");
+    maria.browser.send("GET", picture, &wanted, "").await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_ends_with_its_visit() {
+    let s = Served::start().await;
+    let maria = Seated::sign_in(&s, "maria").await;
+    let mut stream = TcpStream::connect(maria.browser.address)
+        .await
+        .expect("connects");
+    let cookie = maria.browser.cookie.clone().expect("signed in");
+    let request = format!(
+        "GET /console/events HTTP/1.1\r\nconnection: close\r\nhost: {}\r\ncookie: {cookie}\r\n\r\n",
+        maria.browser.host
+    );
+    stream.write_all(request.as_bytes()).await.expect("written");
+    let mut head = [0; 12];
+    in_time("a status", stream.read_exact(&mut head))
+        .await
+        .expect("read");
+    assert_eq!(&head[9..], b"200");
+    maria.browser.submit("/console/sign-out").await;
+    let mut rest = Vec::new();
+    in_time("the end", stream.read_to_end(&mut rest))
+        .await
+        .expect("ended");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vote_names_the_rules_its_card_was_read_under() {
+    let s = Served::start().await;
+    let task = s.task("triage").await;
+    let id = pending(&task, disable("ann"), "r-1").await;
+    let maria = Seated::sign_in(&s, "maria").await;
+    let policy = maria.policy(id).await;
+    let page = maria.browser.get(&format!("/console/requests/{id}")).await;
+    assert!(page.body.contains(&format!("data-policy=\"{policy}\"")));
+    let path = format!("/console/requests/{id}/vote/begin");
+    for ask in [
+        json!({ "profile": "one-security", "verdict": "approve" }),
+        json!({ "profile": "one-security", "verdict": "approve", "policy": null }),
+        json!({ "profile": "one-security", "verdict": "approve", "policy": "the last one" }),
+    ] {
+        let begun = maria.browser.post(&path, &ask).await;
+        assert_eq!((begun.status, begun.reason().as_str()), (400, "MALFORMED"), "{ask}");
+    }
+    let ask = json!({ "profile": "one-security", "verdict": "approve", "policy": policy });
+    maria.vote(id, ask).await.ok();
 }

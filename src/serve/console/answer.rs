@@ -188,7 +188,7 @@ pub(super) fn elsewhere(console: &Console) -> Response {
     (StatusCode::MISDIRECTED_REQUEST, told).into_response()
 }
 
-/// A change that another page asked for.
+/// A change that another page asked for, or a page that it would not show.
 pub(super) fn foreign(console: &Console, row: &Row) -> Response {
     let reason = Reason::NotPermitted;
     let words = "This did not come from a page of this console. Nothing was done.".to_owned();

@@ -39,6 +39,10 @@ struct Vote {
     max_ttl: i64,
     max_uses: String,
     max_uses_words: String,
+    /// What a yes is good for if nothing is narrowed.
+    signs: String,
+    /// The policy bundle the card is rendered under: a vote names it.
+    policy: String,
     dwell_ms: u128,
 }
 
@@ -118,6 +122,12 @@ fn vote(card: &Card, profiles: Vec<Profile>, ballot: &Ballot) -> Vote {
             || "now without limit".to_owned(),
             |uses| format!("at most {uses}"),
         ),
+        signs: match card.uses {
+            None => format!("{} s, uses without limit", card.max_ttl),
+            Some(1) => format!("{} s, 1 use", card.max_ttl),
+            Some(uses) => format!("{} s, {uses} uses", card.max_ttl),
+        },
+        policy: card.policy.to_string(),
         dwell_ms: ballot.read_longer.as_millis(),
     }
 }

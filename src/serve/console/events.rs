@@ -22,6 +22,8 @@ const GATHER: Duration = Duration::from_millis(150);
 const RETRY_MS: u32 = 2_000;
 /// When to come again where a person has as many windows as they may.
 const WINDOWS_FULL_RETRY: Duration = Duration::from_secs(15);
+/// How soon a stream ends after its visit.
+const VISIT_BEAT: Duration = Duration::from_secs(1);
 /// Events that may wait for a slow reader: more would say the same.
 const EVENTS_MAX: usize = 4;
 
@@ -40,6 +42,9 @@ pub(super) async fn stream(
     };
     let (tell, told) = mpsc::channel::<Result<Bytes, Infallible>>(EVENTS_MAX);
     let hall = console.hall.clone();
+    let visit = call.presented.visit;
+    let goes_on = move || visit.as_ref().is_some_and(|visit| hall.goes_on(visit));
+    let hall = console.hall.clone();
     let life = Duration::from_millis(watch.life_ms);
     let mut stopped = console.stopped.clone();
     tokio::spawn(async move {
@@ -53,8 +58,14 @@ pub(super) async fn stream(
                     None => std::future::pending().await,
                 }
             };
+            let signed_out = async {
+                while goes_on() {
+                    tokio::time::sleep(VISIT_BEAT).await;
+                }
+            };
             tokio::select! {
                 () = tokio::time::sleep(life) => {}
+                () = signed_out => {}
                 () = closes => {}
                 _ = stopped.wait_for(|stopped| *stopped) => {}
                 () = tell.closed() => {}
@@ -73,7 +84,7 @@ pub(super) async fn stream(
                         Bytes::from_static(b"event: changed\ndata: inbox\n\n")
                     }
                 };
-                if tell.send(Ok(beat)).await.is_err() {
+                if !goes_on() || tell.send(Ok(beat)).await.is_err() {
                     return;
                 }
             }

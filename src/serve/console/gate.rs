@@ -1,13 +1,15 @@
-//! Before any page: the headers of every answer, the console's one address, and where a change comes from.
+//! Before any page: the headers of every answer, the console's one address, where a change comes from, who would see a page.
 
-use axum::extract::{Request, State};
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest as _, Request, State};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use std::sync::Arc;
 
 use super::answer;
+use super::rows::Shape;
 use super::{Console, rows};
 
 /// On every answer under `/console`, refusals of any layer included. Nothing is fetched, framed or run but what this broker
@@ -49,13 +51,17 @@ pub(crate) async fn dressed(request: Request, next: Next) -> Response {
     response
 }
 
-/// INVARIANT (closed by default): no handler sees a path without a row, a method the row does not have, another host, or a
-/// change that was not asked for by a page of this console.
+/// INVARIANT (closed by default): no handler sees a path without a row, a method the row does not have, another host, a
+/// change that was not asked for by a page of this console, a page that nobody would see, or half a body.
 pub(super) async fn kept(
     State(console): State<Arc<Console>>,
     mut request: Request,
     next: Next,
 ) -> Response {
+    if request.method() == Method::HEAD {
+        // A card is read from when it is asked for: an answer without its page shows nobody anything.
+        return (StatusCode::METHOD_NOT_ALLOWED, "not this method\n").into_response();
+    }
     let Some(row) = rows::of(request.uri().path()) else {
         return answer::lost(&console);
     };
@@ -70,8 +76,28 @@ pub(super) async fn kept(
         console.refused("origin", row);
         return answer::foreign(&console, row);
     }
+    if !row.changes() && row.shape != Shape::Asset && !is_seen(request.headers()) {
+        console.refused("unseen", row);
+        return answer::foreign(&console, row);
+    }
+    if row.changes() {
+        request = match whole(request).await {
+            Ok(request) => request,
+            Err(response) => return response,
+        };
+    }
     request.extensions_mut().insert(row);
     next.run(request).await
+}
+
+/// The request with its body read: a call takes its place with all it has to say, so that nobody holds one by sending
+/// slowly. How much, and how long it may take, is bounded as at every door.
+async fn whole(request: Request) -> Result<Request, Response> {
+    let (parts, body) = request.into_parts();
+    match Bytes::from_request(Request::from_parts(parts.clone(), body), &()).await {
+        Ok(body) => Ok(Request::from_parts(parts, Body::from(body))),
+        Err(cut) => Err((cut.status(), "the body did not come whole\n").into_response()),
+    }
 }
 
 /// Whether a request names the console's own host, in its target and in `Host` (RFC 9110 §7.2).
@@ -113,6 +139,22 @@ fn is_from_here(origin: &str, headers: &HeaderMap) -> bool {
         && site.is_none_or(|site| site.as_bytes() == b"same-origin")
 }
 
+/// Whether somebody would see what is asked for (Fetch Metadata): in a window, or on the page of ours that asks. Time to
+/// read a card runs from when it is asked for; a page elsewhere that has it fetched as a picture, in a frame or ahead of
+/// time would let that time pass unseen.
+fn is_seen(headers: &HeaderMap) -> bool {
+    let all = |name: &'static str| headers.get_all(name).iter().map(HeaderValue::as_bytes);
+    let ahead = all("sec-purpose").next().is_some();
+    let ours = all("sec-fetch-site").all(|site| matches!(site, b"same-origin" | b"none"));
+    !ahead
+        && all("sec-fetch-dest").count() <= 1
+        && match all("sec-fetch-dest").next() {
+            Some(b"document") => true,
+            Some(b"empty") | None => ours,
+            Some(_) => false,
+        }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,6 +194,51 @@ mod tests {
             &[("referer", "http://localhost:7700/console")],
         ] {
             assert!(!from_here(foreign), "{foreign:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_somebody_would_see_is_shown() {
+        let seen = |pairs: &[(&'static str, &str)]| is_seen(&headers(pairs));
+        for shown in [
+            &[][..],
+            &[("sec-fetch-dest", "document"), ("sec-fetch-site", "none")],
+            // A link in a chat leads to a window that shows the card.
+            &[
+                ("sec-fetch-dest", "document"),
+                ("sec-fetch-site", "cross-site"),
+            ],
+            &[
+                ("sec-fetch-dest", "empty"),
+                ("sec-fetch-site", "same-origin"),
+            ],
+        ] {
+            assert!(seen(shown), "{shown:?}");
+        }
+        for unseen in [
+            &[
+                ("sec-fetch-dest", "image"),
+                ("sec-fetch-site", "same-origin"),
+            ][..],
+            &[("sec-fetch-dest", "iframe")],
+            &[("sec-fetch-dest", "script")],
+            &[("sec-fetch-dest", "")],
+            &[("sec-fetch-dest", "empty"), ("sec-fetch-site", "same-site")],
+            &[
+                ("sec-fetch-dest", "empty"),
+                ("sec-fetch-site", "cross-site"),
+            ],
+            &[("sec-fetch-site", "cross-site")],
+            &[
+                ("sec-fetch-dest", "document"),
+                ("sec-fetch-dest", "document"),
+            ],
+            &[
+                ("sec-fetch-dest", "document"),
+                ("sec-purpose", "prefetch;prerender"),
+            ],
+        ] {
+            assert!(!seen(unseen), "{unseen:?}");
         }
     }
 

@@ -59,11 +59,11 @@ impl Console {
     /// Counts and logs a request that was refused before anybody looked at it.
     fn refused(&self, by: &'static str, row: &'static Row) {
         self.hall.metrics().refused(CSRF);
-        tracing::info!(method = row.name, by, "a change asked for from elsewhere");
+        tracing::info!(method = row.name, by, "asked for from elsewhere");
     }
 }
 
-/// The word in figures for a change that another page asked for.
+/// The word in figures for what another page asked for.
 const CSRF: &str = "CONSOLE_FOREIGN_ORIGIN";
 
 /// The console's routes, every one behind its gate.

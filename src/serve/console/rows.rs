@@ -68,7 +68,7 @@ impl Row {
         if self.changes() {
             method == Method::POST
         } else {
-            method == Method::GET || method == Method::HEAD
+            method == Method::GET
         }
     }
 }

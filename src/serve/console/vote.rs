@@ -19,6 +19,8 @@ use crate::serve::call::note;
 #[serde(deny_unknown_fields)]
 struct Ask {
     profile: String,
+    /// The policy bundle of the card that was read.
+    policy: String,
     verdict: Said,
     max_ttl: Option<i64>,
     max_uses: Option<u32>,
@@ -83,6 +85,8 @@ async fn begun(
     let id = AccessRequestId::parse(id).map_err(malformed)?;
     note("access_request", &id);
     let comment = ask.comment.map(|text| Comment::parse(&text)).transpose();
+    // Nobody signs but what they were shown: the card is of one policy bundle.
+    let _read_under = Digest::parse(&ask.policy).map_err(malformed)?;
     let ask = VoteAsk {
         profile: ProfileName::parse(&ask.profile).map_err(malformed)?,
         verdict: match ask.verdict {

@@ -8,7 +8,13 @@ use super::driver::Browser;
 const COMMON: &str = "
     const text = (b) => btoa(String.fromCharCode(...new Uint8Array(b))).replaceAll('+', '-').replaceAll('/', '_').replaceAll('=', '');
     const bytes = (t) => Uint8Array.from(atob(t.replaceAll('-', '+').replaceAll('_', '/')), (c) => c.charCodeAt(0));
+    const policyOf = async (card) => {
+        const page = new DOMParser().parseFromString(await (await fetch(card)).text(), 'text/html');
+        return page.querySelector('[data-row=policy] bdi')?.textContent;
+    };
     const post = async (path, body) => {
+        const card = path.replace(/\\/vote\\/begin$/, '');
+        if (card !== path && !('policy' in body)) body.policy = await policyOf(card);
         const answer = await fetch(path, { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) });
         return { status: answer.status, body: await answer.json().catch(() => null) };
     };

@@ -303,7 +303,20 @@ async fn a_narrowed_yes_is_a_shorter_token() {
     maria.seen("#problem").await;
     assert_eq!(site.standing(id), "waiting");
     ttl.clear().await;
+    // What stands in the fields is what is signed, and the page says it beside the buttons.
+    let signs = async || maria.seen("#signs b").await.text().await;
+    let asked = signs().await;
+    ttl.type_in("7").await;
+    assert!(signs().await.starts_with("7 s, "), "{}", signs().await);
+    maria.press(keys::ESCAPE).await;
+    assert_eq!(signs().await, asked, "nothing is left of it");
+    assert_eq!(ttl.property("value").await, "");
+    maria.press("n").await;
     ttl.type_in("45").await;
+    // Closed, it still holds.
+    maria.seen("#narrow summary").await.click().await;
+    maria.holds("!document.querySelector('#narrow').open").await;
+    assert!(signs().await.starts_with("45 s, "), "{}", signs().await);
     maria.seen("#approve").await.click().await;
     voted(&maria).await;
     let token = token(&task, disable("ann"), "r-1").await;

@@ -48,6 +48,14 @@
     return `It did not work: ${error && error.message ? error.message : 'no reason given'}`;
   }
 
+  // Nobody votes on a card that is not the one in force any more.
+  function reread() {
+    say('The rules changed: read the card again.');
+    $('#ballot').hidden = true;
+    $('#reread').hidden = false;
+    $('#reread').focus();
+  }
+
   async function busy(button, work) {
     say('');
     button.disabled = true;
@@ -55,6 +63,7 @@
       await work();
     } catch (error) {
       say(worded(error));
+      if (error instanceof Problem && error.reason === 'CARD_CHANGED') reread();
     } finally {
       button.disabled = false;
     }
@@ -150,18 +159,43 @@
       if (!/^\d{1,6}$/.test(value) || Number(value) < 1) throw new Problem(`${unit}: write a whole number, at least 1.`);
       return Number(value);
     };
+    // What stands in the fields is what is signed, whether one sees the fields or not; the line beside the buttons says it.
+    const limits = () => ({ max_ttl: number('#narrow-ttl', 'Life in seconds'), max_uses: number('#narrow-uses', 'Uses') });
+    const signs = $('#signs');
+    const signed = () => {
+      try {
+        const { max_ttl, max_uses } = limits();
+        const uses = max_uses ?? signs.dataset.uses;
+        signs.classList.toggle('narrowed', max_ttl !== undefined || max_uses !== undefined);
+        return `${max_ttl ?? signs.dataset.ttl} s, ${uses === '' ? 'uses without limit' : Number(uses) === 1 ? '1 use' : `${uses} uses`}`;
+      } catch (problem) {
+        signs.classList.add('narrowed');
+        return `nothing. ${problem.message}`;
+      }
+    };
+    const tellSigned = () => { $('b', signs).textContent = signed(); };
+    $('#narrow').addEventListener('input', tellSigned);
+    // A browser may bring back what stood in a field before.
+    addEventListener('pageshow', tellSigned);
+    tellSigned();
+    addEventListener('keydown', (event) => {
+      if (event.key !== 'Escape' || $('#keys[open]')) return;
+      const narrow = $('#narrow');
+      for (const field of all('input', narrow)) if (!field.readOnly) field.value = '';
+      if (narrow.contains(document.activeElement)) $('summary', narrow).focus();
+      narrow.open = false;
+      tellSigned();
+    });
+    $('#reread').addEventListener('click', () => location.reload());
     const vote = (verdict) => async () => {
       const profile = ($('input[name=profile]:checked') || $('input[name=profile]')).value;
-      const ask = { profile, verdict };
+      const ask = { profile, policy: $('#ballot').dataset.policy, verdict };
       const comment = $('#comment').value.trim();
       if (comment) ask.comment = comment;
-      if (verdict === 'approve' && $('#narrow') && $('#narrow').open) {
-        ask.max_ttl = number('#narrow-ttl', 'Life in seconds');
-        ask.max_uses = number('#narrow-uses', 'Uses');
-      }
+      if (verdict === 'approve') Object.assign(ask, limits());
       const begun = await post(`/console/requests/${id}/vote/begin`, ask);
-      const signed = await assertion(begun.challenge, begun.rp_id, begun.credentials);
-      const cast = await post(`/console/requests/${id}/vote/cast`, { statement: begun.statement, ...signed });
+      const answer = await assertion(begun.challenge, begun.rp_id, begun.credentials);
+      const cast = await post(`/console/requests/${id}/vote/cast`, { statement: begun.statement, ...answer });
       decided(verdict, cast.status);
     };
     const decided = (verdict, status) => {
@@ -176,9 +210,15 @@
       outcome.focus();
     };
     const both = (work) => async () => {
-      deny.disabled = true;
-      approve.disabled = true;
-      try { await work(); } finally { deny.disabled = false; approve.disabled = dwelling(); }
+      const hold = (on) => {
+        deny.disabled = on;
+        approve.disabled = on || dwelling();
+        for (const field of all('#ballot input[type=text]')) field.readOnly = on;
+        for (const choice of all('#ballot fieldset')) choice.disabled = on;
+      };
+      const voting = work();
+      hold(true);
+      try { await voting; } finally { hold(false); }
     };
     deny.addEventListener('click', () => busy(deny, both(vote('deny'))));
     approve.addEventListener('click', () => busy(approve, both(vote('approve'))));
@@ -262,6 +302,8 @@
     const events = new EventSource('/console/events');
     events.addEventListener('changed', refresh);
     events.addEventListener('open', refresh);
+    // Refused for good: the visit is over, and its rows go with it.
+    events.addEventListener('error', () => { if (events.readyState === EventSource.CLOSED) refresh(); });
     addEventListener('pagehide', () => events.close());
   }
 
@@ -291,7 +333,6 @@
       }
       case 'i': location.assign('/console'); break;
       case '?': if (keys) { if (keys.open) keys.close(); else keys.showModal(); } break;
-      case 'Escape': { const narrow = $('#narrow'); if (narrow && narrow.open) narrow.open = false; return; }
       default: return;
     }
     event.preventDefault();
