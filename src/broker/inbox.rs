@@ -5,17 +5,16 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::callers::PersonCaller;
 use super::feed::WATCH_MAX_MS;
-use super::vote::AccessView;
+use super::vote::{AccessView, enough};
 use super::{Hall, Position, Presented, Refusal};
 use crate::approve::votes::{self, Ineligible};
-use crate::card::Standing;
 use crate::model::*;
 use crate::rules::{InForce, Risk};
 use crate::state::{AccessRequest, Stir};
@@ -208,6 +207,47 @@ impl Turns {
     }
 }
 
+/// Which votes have been verified for inboxes, and whether they were enough: what was approved and not yet consumed would be
+/// verified anew at every look of everybody. Nothing else asks here: whatever decides verifies by itself.
+#[derive(Debug, Default)]
+pub(super) struct Judged(Mutex<HashMap<AccessRequestId, (Basis, bool)>>);
+
+/// All that the worth of the votes on an access request rests on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Basis {
+    request: Version,
+    rules: Version,
+    /// The keys of each voter.
+    voters: Vec<Version>,
+    /// When the first vote lapses of those that have not: it tells which those are.
+    lapses: Option<Timestamp>,
+}
+
+impl Judged {
+    /// Forgets all but these, which are in order.
+    fn keep(&self, asked: &[AccessRequestId]) {
+        self.lock().retain(|id, _| asked.binary_search(id).is_ok());
+    }
+
+    /// Whether the votes are enough; `verify` finds out, unless it has on the same basis.
+    fn enough(&self, id: AccessRequestId, basis: Basis, verify: impl FnOnce() -> bool) -> bool {
+        let known = self.lock().get(&id).cloned();
+        match known {
+            Some((before, enough)) if before == basis => enough,
+            Some(_) | None => {
+                // Not while others wait for it: two that verify the same find the same.
+                let enough = verify();
+                self.lock().insert(id, (basis, enough));
+                enough
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<AccessRequestId, (Basis, bool)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A row before anything is rendered or verified for it.
 struct Line {
     cursor: InboxCursor,
@@ -217,16 +257,16 @@ struct Line {
 
 impl Hall {
     /// One page of what waits for people, as this person sees it. Votes are verified for the rows of the page, and for
-    /// those that have votes enough to have been decided.
+    /// others that have any once, until something moves that they rest on.
     pub fn inbox(&self, call: &Presented, ask: &InboxAsk) -> Result<InboxPage, Refusal> {
         let now = self.now();
         let person = self.person(call)?;
         let rules = self.rules(call)?;
         // Before anything is read: a watch from here on misses nothing.
         let (epoch, index) = self.state.position();
-        let mut lines: Vec<Line> = self
-            .state
-            .asked()
+        let asked = self.state.asked();
+        self.judged.keep(&asked);
+        let mut lines: Vec<Line> = asked
             .iter()
             .filter_map(|id| self.line(id, &person.id, &rules, now))
             .collect();
@@ -295,9 +335,7 @@ impl Hall {
             return None;
         }
         // Without votes nobody has decided: the most of them by far.
-        if !request.votes.is_empty()
-            && self.view(request.clone(), rules, now).standing != Standing::Waiting
-        {
+        if !request.votes.is_empty() && self.judged_enough(&request, rules, now) {
             return None;
         }
         let risk = rules.bundle.action(&request.opened.action.action);
@@ -306,6 +344,21 @@ impl Hall {
             vote: self.may_vote(person, &request, rules, now),
             request,
         })
+    }
+
+    fn judged_enough(&self, request: &AccessRequest, rules: &InForce, now: Timestamp) -> bool {
+        let roster = self.state.roster();
+        let votes = request.votes.iter().map(|vote| &vote.cast);
+        // Read before the votes are verified: what moves meanwhile is found to have moved at the next look.
+        let basis = Basis {
+            request: request.version,
+            rules: rules.version,
+            voters: votes.clone().map(|v| roster.of(&v.voter).version).collect(),
+            lapses: votes.map(|v| v.not_after).filter(|at| now < *at).min(),
+        };
+        let id = request.opened.access_request;
+        self.judged
+            .enough(id, basis, || enough(&self.needs(request, rules, now)))
     }
 
     /// For which profiles a yes of this person would count now.
@@ -505,6 +558,59 @@ impl InboxWatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn votes_are_verified_once_until_something_moves_that_they_rest_on() {
+        let at = Timestamp::from_secs(1_800_000_000);
+        let basis = Basis {
+            request: 2,
+            rules: 1,
+            voters: vec![1, 0],
+            lapses: Some(at),
+        };
+        let moved = [
+            Basis {
+                request: 3,
+                ..basis.clone()
+            },
+            Basis {
+                rules: 2,
+                ..basis.clone()
+            },
+            Basis {
+                voters: vec![1, 1],
+                ..basis.clone()
+            },
+            Basis {
+                lapses: Some(at.plus_millis(1)),
+                ..basis.clone()
+            },
+            Basis {
+                lapses: None,
+                ..basis.clone()
+            },
+        ];
+        let (one, other) = (
+            AccessRequestId::from_random([1; 16]),
+            AccessRequestId::from_random([2; 16]),
+        );
+        for moved in moved {
+            for was in [true, false] {
+                let judged = Judged::default();
+                assert_eq!(judged.enough(one, basis.clone(), || was), was);
+                let again = || unreachable!("verified already");
+                assert_eq!(judged.enough(one, basis.clone(), again), was);
+                assert_eq!(judged.enough(other, basis.clone(), || !was), !was);
+                assert_eq!(
+                    judged.enough(one, moved.clone(), || !was),
+                    !was,
+                    "{moved:?}"
+                );
+                judged.keep(&[one]);
+                assert_eq!(judged.lock().keys().collect::<Vec<_>>(), [&one]);
+            }
+        }
+    }
 
     #[test]
     fn one_that_asks_without_end_keeps_nobody_else_out() {

@@ -204,6 +204,8 @@ pub struct Hall {
     bells: Arc<Bells>,
     /// Whose turn has come in the inbox of each person.
     turns: Mutex<HashMap<PersonId, inbox::Turns>>,
+    /// Votes that were verified for inboxes.
+    judged: inbox::Judged,
     /// Calls that may wait for people.
     waits: tokio::sync::Semaphore,
 }

@@ -155,6 +155,7 @@ impl Hall {
             rate_told: Seldom::default(),
             bells,
             turns: Mutex::default(),
+            judged: super::inbox::Judged::default(),
             waits: tokio::sync::Semaphore::new(super::WAITS_MAX),
         });
         let configured: BTreeSet<TrustDomain> = start

@@ -80,6 +80,13 @@ const SHOWN_MAX: usize = 100_000;
 /// How often a vote is tried again when another vote came first.
 const VOTE_ATTEMPTS: usize = 128;
 
+/// Whether so many people said yes that nobody else is waited for.
+pub(super) fn enough(needs: &[ProfileState]) -> bool {
+    needs.iter().all(|n| {
+        n.quorum > 0 && n.approvers.len() >= usize::try_from(n.quorum).unwrap_or(usize::MAX)
+    })
+}
+
 impl Hall {
     /// One access request as its agent sees it.
     pub fn get_access_request(
@@ -639,9 +646,6 @@ impl Hall {
         now: Timestamp,
     ) -> AccessView {
         let needs = self.needs(&request, rules, now);
-        let satisfied = needs.iter().all(|n| {
-            n.quorum > 0 && n.approvers.len() >= usize::try_from(n.quorum).unwrap_or(usize::MAX)
-        });
         let running = self
             .state
             .task(&request.opened.task)
@@ -654,7 +658,7 @@ impl Hall {
             AccessStatus::Closed(CloseCause::Policy | CloseCause::Frozen) => Standing::Ended,
             AccessStatus::Waiting if !running => Standing::Ended,
             AccessStatus::Waiting if !request.waits(now) => Standing::Expired,
-            AccessStatus::Waiting if satisfied => Standing::Approved,
+            AccessStatus::Waiting if enough(&needs) => Standing::Approved,
             AccessStatus::Waiting => Standing::Waiting,
         };
         let catalogue = rules.bundle.action(&request.opened.action.action);
