@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::{AccessView, Hall, Presented, Refusal};
-use crate::card::{Asker, Card, Need, Registered, Verified, Who};
+use crate::card::{Asker, Attestation, Card, Need, Registered, Who};
 use crate::model::*;
 use crate::rules::{CatalogueAction, Method, ParamSpec, ParamType, PolicyBundle};
 
@@ -65,7 +65,7 @@ impl Hall {
                 owner: who(bundle, opened.owner.clone()),
                 registered,
             },
-            verified: Verified {
+            verified: Attestation {
                 kind: opened.evidence.kind.as_str().to_owned(),
                 subject: opened.evidence.subject.clone(),
                 verified_at: opened.evidence.verified_at,

@@ -54,7 +54,7 @@ pub struct Card {
     /// Who asks.
     pub agent: Asker,
     /// What gate 1 saw.
-    pub verified: Verified,
+    pub verified: Attestation,
     /// The rules that ask for people.
     pub rules: Vec<RuleShown>,
     /// The profiles they ask for, and how far each is.
@@ -161,7 +161,7 @@ pub struct Registered {
 
 /// What gate 1 saw when the request was opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Verified {
+pub struct Attestation {
     /// The kind of evidence, in its own word.
     pub kind: String,
     /// Whom it names.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Asker, Card, Need, Registered, RuleShown, Standing, Verified, Who};
+use super::{Asker, Attestation, Card, Need, Registered, RuleShown, Standing, Who};
 use crate::model::*;
 
 pub(crate) const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
@@ -60,7 +60,7 @@ pub(crate) fn card() -> Card {
                 autonomy: "supervised".to_owned(),
             }),
         },
-        verified: Verified {
+        verified: Attestation {
             kind: "jwt-svid".to_owned(),
             subject: SpiffeId::parse("spiffe://soc.example/ci").expect("subject"),
             verified_at: NOW.plus_secs(-12),

@@ -7,7 +7,7 @@ use super::convert::{
     action, action_to_wire, required, seconds, seconds_to_wire, timestamp, timestamp_to_wire,
 };
 use super::v1;
-use crate::card::{Asker, Card, History, Need, Registered, RuleShown, Standing, Verified, Who};
+use crate::card::{Asker, Attestation, Card, History, Need, Registered, RuleShown, Standing, Who};
 use crate::model::*;
 
 /// Writes a card.
@@ -150,7 +150,7 @@ pub fn read(wire: &v1::Card) -> Result<Card, Malformed> {
                 autonomy: agent.autonomy.clone(),
             }),
         },
-        verified: Verified {
+        verified: Attestation {
             kind: seen.evidence_kind.clone(),
             subject: SpiffeId::parse(&seen.subject)?,
             verified_at: moment("verified_at", seen.verified_at.as_ref())?,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dipylon::card::{
-    self, Asker, Card, History, Need, Registered, RuleShown, Standing, Verified, Who,
+    self, Asker, Attestation, Card, History, Need, Registered, RuleShown, Standing, Who,
 };
 use dipylon::client::{Agent, OpenTask, Outcome, TokenOrder};
 use dipylon::model::text::is_coded;
@@ -74,7 +74,7 @@ fn ordinary() -> Card {
                 autonomy: "supervised".to_owned(),
             }),
         },
-        verified: Verified {
+        verified: Attestation {
             kind: "jwt-svid".to_owned(),
             subject: word("spiffe://soc.example/agent/triage", SpiffeId::parse),
             verified_at: NOW.plus_secs(-12),
@@ -224,7 +224,7 @@ fn hostile() -> Card {
             }),
             ..ordinary().agent
         },
-        verified: Verified {
+        verified: Attestation {
             kind: wild(),
             ..ordinary().verified
         },

@@ -619,7 +619,10 @@ async fn people_vote_with_their_passkey_and_the_agent_gets_what_they_signed() {
 
     let narrowed = json!({ "profile": "one-security", "verdict": "approve", "max_ttl": 60 });
     let cast = maria.vote(id, narrowed).await.ok();
-    assert_eq!(cast.json(), json!({ "status": "approved" }));
+    assert_eq!(
+        cast.json(),
+        json!({ "status": "approved", "agent_suspended": false })
+    );
     let token = match task.request_token(&order(disable("ann"), "r-1")).await {
         Ok(Outcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),
@@ -1144,19 +1147,33 @@ async fn bodies_that_do_not_come_take_nobodys_place() {
         sender = in_time("room", sender.ready()).await.expect("ready");
         let probe = http::Request::get(&live).body(()).expect("a request");
         let (answer, _) = sender.send_request(probe, true).expect("sent");
-        assert_eq!(in_time("alive", answer).await.expect("answered").status(), 200);
+        assert_eq!(
+            in_time("alive", answer).await.expect("answered").status(),
+            200
+        );
     }
     assert_eq!(held.len(), 300);
     for n in 0..10 {
-        let minted = task.request_token(&order(read_case(), &format!("r-{n}"))).await;
+        let minted = task
+            .request_token(&order(read_case(), &format!("r-{n}")))
+            .await;
         assert!(matches!(minted, Ok(Outcome::Token(_))), "{minted:?}");
     }
     let figures = s.hall.read_metrics();
-    assert!(!figures.contains("by=\"places\"} "), "somebody was shed: {figures}");
+    assert!(
+        !figures.contains("by=\"places\"} "),
+        "somebody was shed: {figures}"
+    );
     // One that comes whole is answered, and one too long is not read.
-    browser.post("/console/sign-in/begin", &json!({})).await.ok();
+    browser
+        .post("/console/sign-in/begin", &json!({}))
+        .await
+        .ok();
     let long = json!({ "long": "x".repeat(70_000) });
-    assert_eq!(browser.post("/console/sign-in/begin", &long).await.status, 413);
+    assert_eq!(
+        browser.post("/console/sign-in/begin", &long).await.status,
+        413
+    );
 }
 
 /// Time to read a card runs from when it is asked for: nobody asks for it unseen.
@@ -1178,22 +1195,39 @@ async fn what_nobody_would_see_is_not_shown() {
     }
     for headers in [
         &[("sec-fetch-dest", "image"), ("sec-fetch-site", "same-site")][..],
-        &[("sec-fetch-dest", "iframe"), ("sec-fetch-site", "cross-site")],
+        &[
+            ("sec-fetch-dest", "iframe"),
+            ("sec-fetch-site", "cross-site"),
+        ],
         &[("sec-fetch-dest", "empty"), ("sec-fetch-site", "same-site")],
         &[("sec-fetch-dest", "document"), ("sec-purpose", "prefetch")],
     ] {
-        for path in [&card, "/console", "/console/fragment/inbox", "/console/events"] {
+        for path in [
+            &card,
+            "/console",
+            "/console/fragment/inbox",
+            "/console/events",
+        ] {
             let answer = maria.browser.send("GET", path, headers, "").await;
             assert_eq!(answer.status, 403, "{path} {headers:?}");
             assert!(!answer.body.contains("web-1"), "{path} {headers:?}");
             dressed(&answer, path);
         }
     }
-    let window = [("sec-fetch-dest", "document"), ("sec-fetch-site", "cross-site")];
+    let window = [
+        ("sec-fetch-dest", "document"),
+        ("sec-fetch-site", "cross-site"),
+    ];
     let page = maria.browser.send("GET", &card, &window, "").await.ok();
     assert!(page.has("approve"));
-    let picture = page.body.split('"').find(|part| part.starts_with("/console/assets/"));
-    let wanted = [("sec-fetch-dest", "style"), ("sec-fetch-site", "same-origin")];
+    let picture = page
+        .body
+        .split('"')
+        .find(|part| part.starts_with("/console/assets/"));
+    let wanted = [
+        ("sec-fetch-dest", "style"),
+        ("sec-fetch-site", "same-origin"),
+    ];
     let picture = picture.expect("an asset");
     maria.browser.send("GET", picture, &wanted, "").await.ok();
 }
@@ -1239,7 +1273,11 @@ async fn a_vote_names_the_rules_its_card_was_read_under() {
         json!({ "profile": "one-security", "verdict": "approve", "policy": "the last one" }),
     ] {
         let begun = maria.browser.post(&path, &ask).await;
-        assert_eq!((begun.status, begun.reason().as_str()), (400, "MALFORMED"), "{ask}");
+        assert_eq!(
+            (begun.status, begun.reason().as_str()),
+            (400, "MALFORMED"),
+            "{ask}"
+        );
     }
     let ask = json!({ "profile": "one-security", "verdict": "approve", "policy": policy });
     maria.vote(id, ask).await.ok();
