@@ -647,7 +647,7 @@ async fn people_vote_with_their_passkey_and_the_agent_gets_what_they_signed() {
     let said = json!({ "profile": "one-security", "verdict": "deny", "comment": "not Cara" });
     assert_eq!(
         lee.vote(id, said).await.ok().json(),
-        json!({ "status": "denied" })
+        json!({ "status": "denied", "agent_suspended": false })
     );
     let hostile = json!({ "profile": "one-security", "verdict": "deny", "comment": "a\u{202e}b" });
     assert_eq!(maria.begin(id, hostile).await.reason(), "MALFORMED");

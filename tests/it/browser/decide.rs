@@ -285,6 +285,27 @@ async fn a_no_reaches_the_agent_with_its_comment() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_decide_is_seen_on_a_card_that_is_open() {
+    if absent() {
+        return;
+    }
+    let site = Site::start().await;
+    let (maria, lee) = (site.desk_of("maria").await, site.desk_of("lee").await);
+    let task = site.task("triage").await;
+    let id = site.asks(&task, disable("ann"), "r-1").await;
+    site.open_card(&maria, id).await;
+    site.open_card(&lee, id).await;
+    lee.seen("#deny").await.click().await;
+    voted(&lee).await;
+    let told = maria.seen("#outcome-text").await.text().await;
+    assert!(told.contains("denied"), "{told}");
+    maria
+        .holds("document.querySelector('#ballot').hidden")
+        .await;
+    site.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_narrowed_yes_is_a_shorter_token() {
     if absent() {
         return;

@@ -238,6 +238,26 @@
       }
     };
     count();
+
+    // What others and the clock decide meanwhile is seen before anybody signs in vain.
+    const look = async () => {
+      const answer = await fetch(location.pathname, { credentials: 'same-origin', redirect: 'error' });
+      if (!answer.ok) return;
+      const fresh = new DOMParser().parseFromString(await answer.text(), 'text/html').querySelector('#card');
+      const row = '[data-row=needs] dd';
+      if (fresh && $(row, card) && fresh.querySelector(row)) $(row, card).textContent = fresh.querySelector(row).textContent;
+      if (!fresh || fresh.dataset.status === card.dataset.status || $('#ballot').hidden) return;
+      card.dataset.status = fresh.dataset.status;
+      $('#ballot').hidden = true;
+      $('#outcome-text').textContent = `Meanwhile it is ${fresh.dataset.status}: nothing is left to decide here.`;
+      $('#outcome').hidden = false;
+    };
+    if ('EventSource' in window) {
+      new EventSource('/console/events').addEventListener('changed', () => look().catch(() => {}));
+    }
+    const deadline = $('#card time[data-until], header time[data-until], time[data-until]');
+    const wait = deadline ? Number(deadline.dataset.until) - Number(document.body.dataset.now || Date.now()) : 0;
+    if (wait > 0 && wait < 2 ** 31) setTimeout(() => look().catch(() => {}), wait + 500);
   }
 
   // ---- time
