@@ -1144,19 +1144,31 @@ async fn bodies_that_do_not_come_take_nobodys_place() {
         sender = in_time("room", sender.ready()).await.expect("ready");
         let probe = http::Request::get(&live).body(()).expect("a request");
         let (answer, _) = sender.send_request(probe, true).expect("sent");
-        assert_eq!(in_time("alive", answer).await.expect("answered").status(), 200);
+        assert_eq!(
+            in_time("alive", answer).await.expect("answered").status(),
+            200
+        );
     }
     assert_eq!(held.len(), 300);
     for n in 0..10 {
-        let minted = task.request_token(&order(read_case(), &format!("r-{n}"))).await;
+        let minted = task
+            .request_token(&order(read_case(), &format!("r-{n}")))
+            .await;
         assert!(matches!(minted, Ok(Outcome::Token(_))), "{minted:?}");
     }
+    let none = "dipylon_rate_limited_total{class=\"general\",by=\"places\"} 0\n";
     let figures = s.hall.read_metrics();
-    assert!(!figures.contains("by=\"places\"} "), "somebody was shed: {figures}");
+    assert!(figures.contains(none), "somebody was shed: {figures}");
     // One that comes whole is answered, and one too long is not read.
-    browser.post("/console/sign-in/begin", &json!({})).await.ok();
+    browser
+        .post("/console/sign-in/begin", &json!({}))
+        .await
+        .ok();
     let long = json!({ "long": "x".repeat(70_000) });
-    assert_eq!(browser.post("/console/sign-in/begin", &long).await.status, 413);
+    assert_eq!(
+        browser.post("/console/sign-in/begin", &long).await.status,
+        413
+    );
 }
 
 /// Time to read a card runs from when it is asked for: nobody asks for it unseen.
@@ -1164,7 +1176,7 @@ async fn bodies_that_do_not_come_take_nobodys_place() {
 async fn what_nobody_would_see_is_not_shown() {
     let s = Served::start_with_policy(|files| {
         let people = files.get_mut("people.toml").expect("people");
-        *people = people.replace("dwell = \"off\"", "dwell = \"1h\"");
+        *people = people.replace("dwell = \"off\"", "dwell = \"60s\"");
     })
     .await;
     let task = s.task("triage").await;
@@ -1178,22 +1190,39 @@ async fn what_nobody_would_see_is_not_shown() {
     }
     for headers in [
         &[("sec-fetch-dest", "image"), ("sec-fetch-site", "same-site")][..],
-        &[("sec-fetch-dest", "iframe"), ("sec-fetch-site", "cross-site")],
+        &[
+            ("sec-fetch-dest", "iframe"),
+            ("sec-fetch-site", "cross-site"),
+        ],
         &[("sec-fetch-dest", "empty"), ("sec-fetch-site", "same-site")],
         &[("sec-fetch-dest", "document"), ("sec-purpose", "prefetch")],
     ] {
-        for path in [&card, "/console", "/console/fragment/inbox", "/console/events"] {
+        for path in [
+            &card,
+            "/console",
+            "/console/fragment/inbox",
+            "/console/events",
+        ] {
             let answer = maria.browser.send("GET", path, headers, "").await;
             assert_eq!(answer.status, 403, "{path} {headers:?}");
             assert!(!answer.body.contains("web-1"), "{path} {headers:?}");
             dressed(&answer, path);
         }
     }
-    let window = [("sec-fetch-dest", "document"), ("sec-fetch-site", "cross-site")];
+    let window = [
+        ("sec-fetch-dest", "document"),
+        ("sec-fetch-site", "cross-site"),
+    ];
     let page = maria.browser.send("GET", &card, &window, "").await.ok();
     assert!(page.has("approve"));
-    let picture = page.body.split('"').find(|part| part.starts_with("/console/assets/"));
-    let wanted = [("sec-fetch-dest", "style"), ("sec-fetch-site", "same-origin")];
+    let picture = page
+        .body
+        .split('"')
+        .find(|part| part.starts_with("/console/assets/"));
+    let wanted = [
+        ("sec-fetch-dest", "style"),
+        ("sec-fetch-site", "same-origin"),
+    ];
     let picture = picture.expect("an asset");
     maria.browser.send("GET", picture, &wanted, "").await.ok();
 }
@@ -1239,8 +1268,31 @@ async fn a_vote_names_the_rules_its_card_was_read_under() {
         json!({ "profile": "one-security", "verdict": "approve", "policy": "the last one" }),
     ] {
         let begun = maria.browser.post(&path, &ask).await;
-        assert_eq!((begun.status, begun.reason().as_str()), (400, "MALFORMED"), "{ask}");
+        assert_eq!(
+            (begun.status, begun.reason().as_str()),
+            (400, "MALFORMED"),
+            "{ask}"
+        );
     }
     let ask = json!({ "profile": "one-security", "verdict": "approve", "policy": policy });
+    maria.begin(id, ask.clone()).await.ok();
+    let files = s.world.policy_with("schema.cedarschema", |text| {
+        text.replace(
+            "The account can no longer sign in.",
+            "The account and its mailbox are gone.",
+        )
+    });
+    let call = operator_call(&s, "dipylon.v1.GovernanceService/ApplyPolicyBundle");
+    let operator = s.hall.person(&call).expect("an operator");
+    let applied = s.hall.apply_policy_bundle(&call, operator, files).await;
+    applied.expect("applied");
+    let stale = maria.begin(id, ask).await;
+    assert_eq!(
+        (stale.status, stale.reason().as_str()),
+        (409, "CARD_CHANGED")
+    );
+    // Read again, it is another card, and may be voted on.
+    assert_ne!(maria.policy(id).await, policy);
+    let ask = json!({ "profile": "one-security", "verdict": "approve" });
     maria.vote(id, ask).await.ok();
 }
