@@ -97,7 +97,6 @@ async fn begun(
         },
         comment: comment.map_err(malformed)?,
         policy: Some(Digest::parse(&ask.policy).map_err(malformed)?),
-        policy: None,
     };
     let begun = console.hall.begin_vote(&call.presented, id, ask).await?;
     Ok(answer::json(&Begun {
