@@ -619,7 +619,7 @@ async fn people_vote_with_their_passkey_and_the_agent_gets_what_they_signed() {
 
     let narrowed = json!({ "profile": "one-security", "verdict": "approve", "max_ttl": 60 });
     let cast = maria.vote(id, narrowed).await.ok();
-    assert_eq!(cast.json(), json!({ "status": "approved" }));
+    assert_eq!(cast.json()["status"], "approved");
     let token = match task.request_token(&order(disable("ann"), "r-1")).await {
         Ok(Outcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),
@@ -643,8 +643,8 @@ async fn people_vote_with_their_passkey_and_the_agent_gets_what_they_signed() {
     let id = pending(&task, disable("cara"), "r-2").await;
     let said = json!({ "profile": "one-security", "verdict": "deny", "comment": "not Cara" });
     assert_eq!(
-        lee.vote(id, said).await.ok().json(),
-        json!({ "status": "denied" })
+        lee.vote(id, said).await.ok().json()["status"],
+        json!("denied")
     );
     let hostile = json!({ "profile": "one-security", "verdict": "deny", "comment": "a\u{202e}b" });
     assert_eq!(maria.begin(id, hostile).await.reason(), "MALFORMED");
