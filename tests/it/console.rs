@@ -619,10 +619,7 @@ async fn people_vote_with_their_passkey_and_the_agent_gets_what_they_signed() {
 
     let narrowed = json!({ "profile": "one-security", "verdict": "approve", "max_ttl": 60 });
     let cast = maria.vote(id, narrowed).await.ok();
-    assert_eq!(
-        cast.json(),
-        json!({ "status": "approved", "agent_suspended": false })
-    );
+    assert_eq!(cast.json()["status"], "approved");
     let token = match task.request_token(&order(disable("ann"), "r-1")).await {
         Ok(Outcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),
@@ -646,8 +643,8 @@ async fn people_vote_with_their_passkey_and_the_agent_gets_what_they_signed() {
     let id = pending(&task, disable("cara"), "r-2").await;
     let said = json!({ "profile": "one-security", "verdict": "deny", "comment": "not Cara" });
     assert_eq!(
-        lee.vote(id, said).await.ok().json(),
-        json!({ "status": "denied", "agent_suspended": false })
+        lee.vote(id, said).await.ok().json()["status"],
+        json!("denied")
     );
     let hostile = json!({ "profile": "one-security", "verdict": "deny", "comment": "a\u{202e}b" });
     assert_eq!(maria.begin(id, hostile).await.reason(), "MALFORMED");
@@ -1159,11 +1156,9 @@ async fn bodies_that_do_not_come_take_nobodys_place() {
             .await;
         assert!(matches!(minted, Ok(Outcome::Token(_))), "{minted:?}");
     }
+    let none = "dipylon_rate_limited_total{class=\"general\",by=\"places\"} 0\n";
     let figures = s.hall.read_metrics();
-    assert!(
-        !figures.contains("by=\"places\"} "),
-        "somebody was shed: {figures}"
-    );
+    assert!(figures.contains(none), "somebody was shed: {figures}");
     // One that comes whole is answered, and one too long is not read.
     browser
         .post("/console/sign-in/begin", &json!({}))
@@ -1181,7 +1176,7 @@ async fn bodies_that_do_not_come_take_nobodys_place() {
 async fn what_nobody_would_see_is_not_shown() {
     let s = Served::start_with_policy(|files| {
         let people = files.get_mut("people.toml").expect("people");
-        *people = people.replace("dwell = \"off\"", "dwell = \"1h\"");
+        *people = people.replace("dwell = \"off\"", "dwell = \"60s\"");
     })
     .await;
     let task = s.task("triage").await;
@@ -1280,5 +1275,24 @@ async fn a_vote_names_the_rules_its_card_was_read_under() {
         );
     }
     let ask = json!({ "profile": "one-security", "verdict": "approve", "policy": policy });
+    maria.begin(id, ask.clone()).await.ok();
+    let files = s.world.policy_with("schema.cedarschema", |text| {
+        text.replace(
+            "The account can no longer sign in.",
+            "The account and its mailbox are gone.",
+        )
+    });
+    let call = operator_call(&s, "dipylon.v1.GovernanceService/ApplyPolicyBundle");
+    let operator = s.hall.person(&call).expect("an operator");
+    let applied = s.hall.apply_policy_bundle(&call, operator, files).await;
+    applied.expect("applied");
+    let stale = maria.begin(id, ask).await;
+    assert_eq!(
+        (stale.status, stale.reason().as_str()),
+        (409, "CARD_CHANGED")
+    );
+    // Read again, it is another card, and may be voted on.
+    assert_ne!(maria.policy(id).await, policy);
+    let ask = json!({ "profile": "one-security", "verdict": "approve" });
     maria.vote(id, ask).await.ok();
 }

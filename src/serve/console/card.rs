@@ -71,6 +71,16 @@ fn shown(console: &Console, call: &Call, id: &str) -> Result<Response, Refusal> 
     let mut shown = card.show(now);
     let environment = &mut shown.headline.environment;
     *environment = environment.take().map(|of| plain(&of));
+    let facts = shown.sections.iter_mut();
+    for row in facts
+        .filter(|section| section.kind == SectionKind::Target)
+        .flat_map(|section| &mut section.rows)
+        .filter(|row| row.label == "target environment")
+    {
+        for line in &mut row.lines {
+            *line = plain(line);
+        }
+    }
     let open = card.standing == AccessStanding::Waiting;
     let (vote, not_eligible) = match &ballot.vote {
         _ if !open => (None, None),

@@ -85,8 +85,6 @@ async fn begun(
     let id = AccessRequestId::parse(id).map_err(malformed)?;
     note("access_request", &id);
     let comment = ask.comment.map(|text| Comment::parse(&text)).transpose();
-    // Nobody signs but what they were shown: the card is of one policy bundle.
-    let policy = Digest::parse(&ask.policy).map_err(malformed)?;
     let ask = VoteAsk {
         profile: ProfileName::parse(&ask.profile).map_err(malformed)?,
         verdict: match ask.verdict {
@@ -98,7 +96,7 @@ async fn begun(
             max_uses: ask.max_uses,
         },
         comment: comment.map_err(malformed)?,
-        policy: Some(policy),
+        policy: Some(Digest::parse(&ask.policy).map_err(malformed)?),
     };
     let begun = console.hall.begin_vote(&call.presented, id, ask).await?;
     Ok(answer::json(&Begun {

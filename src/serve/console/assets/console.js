@@ -174,7 +174,7 @@
       }
     };
     const tellSigned = () => { $('b', signs).textContent = signed(); };
-    $('#narrow').addEventListener('input', tellSigned);
+    for (const moved of ['input', 'change']) $('#narrow').addEventListener(moved, tellSigned);
     // A browser may bring back what stood in a field before.
     addEventListener('pageshow', tellSigned);
     tellSigned();
