@@ -736,11 +736,9 @@ pub fn recount(dir: &std::path::Path, state: &State) {
                     }
                 }
             }
-            Fact::AccessRequestClosed(f) => {
-                if f.cause == CloseCause::Expired {
-                    let key = requests[&f.access_request].clone();
-                    habits.entry(key).or_default().expired += 1;
-                }
+            Fact::AccessRequestClosed(f) if f.cause == CloseCause::Expired => {
+                let key = requests[&f.access_request].clone();
+                habits.entry(key).or_default().expired += 1;
             }
             Fact::TokenIssued(f) => {
                 hit(&f.decision);
