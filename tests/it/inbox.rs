@@ -153,6 +153,50 @@ async fn risk_comes_first_then_the_deadline_and_alike_ones_stand_together() {
 }
 
 #[tokio::test]
+async fn what_was_approved_comes_back_when_a_yes_counts_no_more() {
+    let b = broker(1_000).await;
+    let triage = b.agent("triage");
+    let task = b.open(&triage).await;
+    let ann = pending(&b, &triage, task, &disable("ann"), "r-1").await;
+    let cara = pending(&b, &triage, task, &disable("cara"), "r-2").await;
+    let waiting = || {
+        let looks = ["maria", "olga"].map(|who| ids(&whole(&b, who)));
+        let [one, other] = looks.map(BTreeSet::from_iter);
+        assert_eq!(one, other, "whoever looks");
+        one
+    };
+    assert_eq!(waiting(), [ann, cara].into());
+    b.yes("lee", ann, "one-security").await;
+    b.yes("maria", cara, "one-security").await;
+    assert_eq!(waiting(), [].into());
+    assert_eq!(waiting(), [].into(), "at the second look too");
+
+    // The rules: whoever leaves the group takes the yes along, and brings it back.
+    let lee_left = b.world.policy_with("people.toml", |text| {
+        text.replacen(IN_THE_GROUP, &IN_THE_GROUP.replace("\"security\"", ""), 1)
+    });
+    b.apply(lee_left).await.expect("applied");
+    assert_eq!(waiting(), [ann].into());
+    b.apply(b.world.policy.clone()).await.expect("applied");
+    assert_eq!(waiting(), [].into());
+    // The keys.
+    let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
+    let lee = PersonId::parse("lee").expect("id");
+    let revoked = b.hall.revoke_approver_keys(&call, lee, None).await;
+    revoked.expect("revoked");
+    assert_eq!(waiting(), [ann].into());
+    // The time.
+    b.hand.advance_millis(599_000);
+    assert_eq!(waiting(), [ann].into());
+    b.hand.advance_millis(1_000);
+    assert_eq!(waiting(), [ann, cara].into());
+}
+
+/// How `people.toml` has lee in the group that approves.
+const IN_THE_GROUP: &str =
+    "groups = [\"security\"]\nroles = [\"approver\"]\n\n[[person]]\nid = \"olga\"";
+
+#[tokio::test]
 async fn what_nobody_has_rated_comes_first() {
     let mut world = world(1_000);
     let schema = world.policy.get_mut("schema.cedarschema").expect("schema");
@@ -563,8 +607,12 @@ async fn history(ops: Vec<Op>) {
             Op::Rules(which) => {
                 let files = match which {
                     0 => b.world.policy.clone(),
-                    1 => b.world.policy_with("people.toml", |t| t.replacen("groups = [\"security\"]\nroles = [\"approver\"]\n\n[[person]]\nid = \"olga\"", "groups = []\nroles = [\"approver\"]\n\n[[person]]\nid = \"olga\"", 1)),
-                    _ => b.world.policy_with("people.toml", |t| t.replacen("good_for = \"10m\"", "good_for = \"9m\"", 1)),
+                    1 => b.world.policy_with("people.toml", |t| {
+                        t.replacen(IN_THE_GROUP, &IN_THE_GROUP.replace("\"security\"", ""), 1)
+                    }),
+                    _ => b.world.policy_with("people.toml", |t| {
+                        t.replacen("good_for = \"10m\"", "good_for = \"9m\"", 1)
+                    }),
                 };
                 let _same = b.apply(files).await;
             }
@@ -576,6 +624,10 @@ async fn history(ops: Vec<Op>) {
         // The hundred statements of a person would be used up: each round begins with some that lapsed.
         if n % 8 == 7 {
             b.hand.advance_millis(121_000);
+        }
+        // Looked at all along: what a look finds out must not outlive what it rests on.
+        for who in ["dana", "lee"] {
+            whole(&b, who);
         }
     }
     let mut expected: BTreeMap<&str, BTreeSet<AccessRequestId>> = BTreeMap::new();

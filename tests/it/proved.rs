@@ -91,6 +91,9 @@ impl Record {
     }
 }
 
+/// What a forger does to one.
+type Change<T> = fn(&mut T);
+
 /// A changed record, and the entry that must be named.
 struct Forgery<'a> {
     whole: &'a Record,
@@ -211,7 +214,7 @@ async fn whatever_is_changed_of_a_vote_is_found() {
     for at in [by_passkey, by_key, no] {
         let forgery = Forgery { whole: &whole, at };
         // The entry alone.
-        let entries: [(&str, fn(&mut VoteCast)); 5] = [
+        let entries: [(&str, Change<VoteCast>); 5] = [
             ("verdict", |f| {
                 f.verdict = match f.verdict {
                     Verdict::Approve => Verdict::Deny,
@@ -255,7 +258,7 @@ async fn whatever_is_changed_of_a_vote_is_found() {
             WrongVote::Signature
         ));
         // The statement and the entry together: nobody signed that.
-        let statements: [fn(&mut VoteStatement); 3] = [
+        let statements: [Change<VoteStatement>; 3] = [
             |s| s.nonce = URL_SAFE_NO_PAD.encode([1; 16]),
             |s| s.policy = Digest::of(b"x"),
             |s| s.comment = Some(Comment::parse("go ahead").expect("comment")),
@@ -276,7 +279,7 @@ async fn whatever_is_changed_of_a_vote_is_found() {
             "{shorter}"
         );
         // A statement of something that was not asked.
-        let asked: [(&str, fn(&mut VoteStatement)); 5] = [
+        let asked: [(&str, Change<VoteStatement>); 5] = [
             ("agent", |s| s.agent = AgentId::parse("ci").expect("id")),
             ("owner", |s| s.owner = PersonId::parse("lee").expect("id")),
             ("task", |s| s.task = TaskId::from_random([9; 16])),

@@ -88,6 +88,7 @@ fn bytes(value: &Value) -> Vec<u8> {
 }
 
 /// A registration or an assertion, to be judged by both.
+#[expect(clippy::large_enum_variant, reason = "there is one of them at a time")]
 enum Case {
     Made {
         challenge: Vec<u8>,

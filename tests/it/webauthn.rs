@@ -14,6 +14,9 @@ use serde_json::{Value, json};
 use crate::passkey::{Kind, Manners, SoftPasskey, attestation_object, encoded};
 use crate::vectors::vectors;
 
+/// Of a map of CBOR, in order.
+type Members = Vec<(Cbor, Cbor)>;
+
 /// One ceremony of the specification's section "Test Vectors".
 pub struct Ceremony {
     pub name: String,
@@ -558,7 +561,7 @@ fn a_registration_is_read_to_the_last_byte() {
     let Cbor::Map(members) = ciborium::from_reader(&object[..]).expect("CBOR") else {
         panic!("no map");
     };
-    let with = |change: &dyn Fn(&mut Vec<(Cbor, Cbor)>)| {
+    let with = |change: &dyn Fn(&mut Members)| {
         let mut members = members.clone();
         change(&mut members);
         register(encoded(&Cbor::Map(members)))
@@ -628,7 +631,7 @@ fn a_registration_is_read_to_the_last_byte() {
     let Cbor::Map(parameters) = passkey.cose_key() else {
         panic!("no map");
     };
-    let keyed = |change: &dyn Fn(&mut Vec<(Cbor, Cbor)>)| {
+    let keyed = |change: &dyn Fn(&mut Members)| {
         let mut parameters = parameters.clone();
         change(&mut parameters);
         of(&[1; 32], &encoded(&Cbor::Map(parameters)))
