@@ -361,7 +361,7 @@ impl Card {
     fn unusual(&self) -> Vec<Row> {
         if self.unusual.is_empty() {
             return vec![match self.history {
-                Some(_) => Row::own("unusual", "nothing that this broker looks at"),
+                Some(_) => Row::own("unusual", "nothing"),
                 None => Row::unknown("unusual", "unknown: no figures are kept of it yet"),
             }];
         }

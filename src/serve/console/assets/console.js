@@ -124,7 +124,7 @@
             challenge: bytes(begun.challenge),
             rp: { id: begun.rp_id, name: begun.rp_name },
             user: { id: bytes(begun.user), name: begun.name, displayName: begun.name },
-            pubKeyCredParams: [{ type: 'public-key', alg: -7 }],
+            pubKeyCredParams: [-7, -8, -257].map((alg) => ({ type: 'public-key', alg })),
             authenticatorSelection: { residentKey: 'required', requireResidentKey: true, userVerification: 'required' },
             attestation: 'none',
             timeout: 120000,
