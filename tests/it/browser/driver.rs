@@ -305,6 +305,15 @@ impl Browser {
         .await
     }
 
+    /// Clicks on what matches as soon as it is there: on a page that moves, what was found may be gone by then.
+    pub async fn click_on(&self, css: &str) {
+        self.until(css, async || {
+            let path = format!("/element/{}/click", self.find(css).await?.id);
+            self.attempt("POST", &path, Some(json!({}))).await.ok()
+        })
+        .await;
+    }
+
     /// Waits until no element matches.
     pub async fn gone(&self, css: &str) {
         self.until(&format!("no {css}"), async || {

@@ -209,6 +209,7 @@
       outcome.hidden = false;
       outcome.focus();
     };
+    let signing = false;
     const both = (work) => async () => {
       const hold = (on) => {
         deny.disabled = on;
@@ -218,7 +219,8 @@
       };
       const voting = work();
       hold(true);
-      try { await voting; } finally { hold(false); }
+      signing = true;
+      try { await voting; } finally { signing = false; hold(false); }
     };
     deny.addEventListener('click', () => busy(deny, both(vote('deny'))));
     approve.addEventListener('click', () => busy(approve, both(vote('approve'))));
@@ -241,12 +243,13 @@
 
     // What others and the clock decide meanwhile is seen before anybody signs in vain.
     const look = async () => {
+      if (signing) return;
       const answer = await fetch(location.pathname, { credentials: 'same-origin', redirect: 'error' });
       if (!answer.ok) return;
       const fresh = new DOMParser().parseFromString(await answer.text(), 'text/html').querySelector('#card');
       const row = '[data-row=needs] dd';
       if (fresh && $(row, card) && fresh.querySelector(row)) $(row, card).textContent = fresh.querySelector(row).textContent;
-      if (!fresh || fresh.dataset.status === card.dataset.status || $('#ballot').hidden) return;
+      if (signing || !fresh || fresh.dataset.status === card.dataset.status || $('#ballot').hidden) return;
       card.dataset.status = fresh.dataset.status;
       $('#ballot').hidden = true;
       $('#outcome-text').textContent = `Meanwhile it is ${fresh.dataset.status}: nothing is left to decide here.`;
