@@ -21,6 +21,7 @@ mod doors;
 mod drain;
 mod evidence;
 mod exec;
+mod fatigue;
 #[path = "../../benches/figures/mod.rs"]
 mod figures;
 mod freeze;
