@@ -151,7 +151,11 @@ impl Hall {
             let until = last.plus_secs(i64::from(*pause));
             if now < until {
                 let told = format!(
-                    "people said no {noes} times within the hour; ask again in {}",
+                    "people said no {} within the hour; ask again in {}",
+                    match noes {
+                        1 => "once".to_owned(),
+                        n => format!("{n} times"),
+                    },
                     show_seconds(until.since(now).div_euclid(1000) + 1)
                 );
                 return Err(Refusal {

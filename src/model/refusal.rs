@@ -210,7 +210,7 @@ refusals! {
         "wait until people have decided, or cancel what is not needed";
     BackOff = "BACK_OFF" ResourceExhausted TooMany Caller AfterMs(MINUTE_MS),
         "people said no to this agent lately; they are not asked again so soon",
-        "wait as long as RetryInfo says, and ask for something else";
+        "wait as long as it says, and ask for something else";
     TooManyTasks = "TOO_MANY_TASKS" ResourceExhausted TooMany Caller AfterMs(MINUTE_MS),
         "too many tasks of the agent run",
         "complete tasks that are done: 'dipylon task complete'";
