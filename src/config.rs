@@ -24,7 +24,7 @@ pub use strict::Wrong;
 /// What a broker is configured to be, and where its things lie.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// What the hall needs to know.
+    /// What the broker needs to know.
     pub settings: Settings,
     /// Where to listen.
     pub listen: SocketAddr,

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  roof     serve (grpc, http, console)   cli (and the demo)   client   validator   parse, guard, translate; decide nothing
-//!  3rd      broker: the hall                                                  the only place where rooms meet
+//!  3rd      broker: the broker                                                  the only place where rooms meet
 //!  2nd      journal   clock   keys   config   telemetry                       the only places that touch the world
 //!  1st      verify ══► approve ══► mint        state      audit               pure: value in, value out
 //!  cellar   jose   rules   rates   webauthn                                   strict JOSE, Cedar, how much from whom, passkeys
@@ -11,7 +11,7 @@
 //! ```
 //!
 //! One action, end to end: [`serve`] parses a call and hands it to the [`broker`]; [`verify`] makes `Attested`,
-//! `Possession`, `Proven` and `Verified` (gate 1); [`approve`] turns `Verified` and an action into `Approved`, pending or
+//! `Possession`, `Authenticated` and `Verified` (gate 1); [`approve`] turns `Verified` and an action into `Approved`, pending or
 //! denied (gate 2); [`mint`] turns `Approved` into a signed token and the entry that must be durable first; the
 //! [`journal`] appends it if nothing it rests on has moved; [`state`] folds it; only then does the token leave.
 //!
@@ -19,9 +19,9 @@
 //! carries it, and whoever reads it renders it with the same code. `jose` and `rules` use `model` (`rules` asks `jose`
 //! whether a registered key is one), `webauthn` uses `jose` for what a passkey signed. `verify` uses the cellar, `approve`
 //! the type `Verified`, two of state's records and `webauthn`, `mint` the types of `approve`. `state` folds the journal's
-//! `Committed`, the journal walks with `audit`, which checks votes again with the cellar. The hall uses everything
-//! below it; `serve` the hall, `card`, `proto` and the bounds in `config`; `client` and `validator` the model, `jose`,
-//! `proto` and the clock, `client` the card too; `cli` the libraries, and for `serve` the hall. The hall and `serve` ask
+//! `Committed`, the journal walks with `audit`, which checks votes again with the cellar. The broker uses everything
+//! below it; `serve` the broker, `card`, `proto` and the bounds in `config`; `client` and `validator` the model, `jose`,
+//! `proto` and the clock, `client` the card too; `cli` the libraries, and for `serve` the broker. The broker and `serve` ask
 //! `rates` how much and tell `telemetry` what happened.
 //!
 //! Absent on purpose: nothing under `card`, `verify`, `approve`, `mint`, `rules`, `jose`, `webauthn`, `state` or `audit`

@@ -227,13 +227,13 @@ impl Places {
     }
 
     /// Takes a place: at once, after a short wait in a bounded queue, or not at all.
-    pub async fn enter(&self, class: Class) -> Result<Seat, Shed> {
+    pub async fn enter(&self, class: Class) -> Result<ConcurrencyPermit, Shed> {
         let pool = match class {
             Class::General => &self.general,
             Class::Reserved => &self.reserved,
         };
         let held = pool.enter().await?;
-        Ok(Seat {
+        Ok(ConcurrencyPermit {
             class,
             place: Some(Place {
                 places: pool.places.clone(),
@@ -270,7 +270,7 @@ impl Pool {
 
 /// A call's place among those that are worked on. Given back when dropped.
 #[derive(Debug)]
-pub struct Seat {
+pub struct ConcurrencyPermit {
     class: Class,
     place: Option<Place>,
 }
@@ -281,9 +281,9 @@ struct Place {
     held: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
-impl Seat {
+impl ConcurrencyPermit {
     /// Work that takes nobody's place: the broker's own.
-    pub const fn standing(class: Class) -> Self {
+    pub const fn unlimited(class: Class) -> Self {
         Self { class, place: None }
     }
 
@@ -293,14 +293,14 @@ impl Seat {
     }
 
     /// Gives the place to others while the call only waits.
-    pub fn leave(&self) {
+    pub fn release(&self) {
         if let Some(place) = &self.place {
             drop(lock(&place.held).take());
         }
     }
 
     /// Takes a place again. However many waited: they were let in before, and come in turn.
-    pub async fn retake(&self) {
+    pub async fn reacquire(&self) {
         if let Some(place) = &self.place {
             let again = place.places.clone().acquire_owned().await.ok();
             *lock(&place.held) = again;
@@ -501,11 +501,11 @@ mod tests {
             Err(Shed),
             "beyond the queue"
         );
-        first.leave();
+        first.release();
         for one in waiting {
             one.await.expect("ran").expect("one after another");
         }
-        first.retake().await;
+        first.reacquire().await;
         assert_eq!(
             places.enter(Class::General).await.map(drop),
             Err(Shed),

@@ -96,20 +96,20 @@ pub async fn mint(client: Channel, request: tonic::Request<v1::RequestTokenReque
     assert!(token, "a token");
 }
 
-/// Mints by asking the hall, on the broker's threads.
+/// Mints by asking the broker, on the broker's threads.
 pub fn in_process(stage: &Stage, holders: &[Holder], count: usize, in_flight: usize) -> Slice {
     let calls: Vec<_> = stage
         .asks(holders, count)
         .into_iter()
         .map(|(ask, proof)| (presented(REQUEST_TOKEN, proof), ask))
         .collect();
-    let hall = stage.hall();
+    let broker = stage.broker();
     stage
         .broker
         .block_on(closed(calls, in_flight, move |_, (call, ask)| {
-            let hall = hall.clone();
+            let broker = broker.clone();
             async move {
-                let reply = hall.request_token(&call, ask).await.expect("answered");
+                let reply = broker.request_token(&call, ask).await.expect("answered");
                 assert!(matches!(reply, TokenReply::Token(_)), "a token");
             }
         }))
@@ -175,7 +175,7 @@ fn introspect(
     count: usize,
     in_flight: usize,
 ) -> Slice {
-    let nonce = stage.served.hall.nonce();
+    let nonce = stage.served.broker.nonce();
     let requests = tokens.iter().cycle().take(count).map(|token| {
         let message = v1::IntrospectRequest {
             token: token.clone(),
@@ -201,16 +201,16 @@ fn introspect(
 
 /// One token of each task.
 pub fn tokens(stage: &Stage, holders: &[Holder]) -> Vec<String> {
-    let hall = stage.hall();
+    let broker = stage.broker();
     let calls = stage.asks(holders, holders.len());
     stage.broker.block_on(async move {
         let mut tokens = Vec::new();
         for (ask, proof) in calls {
-            match hall
+            match broker
                 .request_token(&presented(REQUEST_TOKEN, proof), ask)
                 .await
             {
-                Ok(TokenReply::Token(given)) => tokens.push(given.token.reveal().to_owned()),
+                Ok(TokenReply::Token(given)) => tokens.push(given.token.expose_secret().to_owned()),
                 other => panic!("not a token: {other:?}"),
             }
         }

@@ -103,8 +103,8 @@ async fn check(validator: &Validator, token: &Token) -> Result<(), Rejected> {
         parameters: Some(action.parameters),
     };
     let presented = Presented {
-        token: token.jwt().reveal(),
-        dpop: Some(headers.dpop.reveal()),
+        token: token.jwt().expose_secret(),
+        dpop: Some(headers.dpop.expose_secret()),
         method: "GET",
         url: URL,
         openings: &BTreeMap::new(),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use dipylon::clock::Clock;
 use dipylon::journal::{Committed, Faults, Journal, Options, ReadOnly};
-use dipylon::model::{AgentId, EndCause, Entry, Fact};
+use dipylon::model::{AgentId, EndCause, Entry, Event};
 use dipylon::state::State;
 
 use super::calls::{in_process, mint};
@@ -248,9 +248,9 @@ fn assert_one_entry(stage: &Stage, index: u64) {
         .expect("opens")
         .all(|stored| {
             match Entry::parse(&stored.text).expect("an entry").fact {
-                Fact::AgentSuspended(_) => ends.push(stored.index),
-                Fact::TaskEnded(f) => assert_ne!(f.cause, EndCause::Suspended),
-                Fact::GrantsEnded(_) => panic!("an end of grants"),
+                Event::AgentSuspended(_) => ends.push(stored.index),
+                Event::TaskEnded(f) => assert_ne!(f.cause, EndCause::Suspended),
+                Event::GrantsEnded(_) => panic!("an end of grants"),
                 _ => {}
             }
             Ok(())

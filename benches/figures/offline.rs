@@ -24,7 +24,7 @@ pub fn run(stage: &Stage, counts: &Counts, page: &mut Page) {
     let holders = stage.tasks("triage", TASKS);
     let tokens = tokens(stage, &holders);
     let validator = stage.load.block_on(stage.served.validator("cases", CASES));
-    let signer = PublicKey::from_jwk(&stage.served.hall.jwks()["keys"][0]).expect("key");
+    let signer = PublicKey::from_jwk(&stage.served.broker.jwks()["keys"][0]).expect("key");
     let (mut whole, mut bare) = (Duration::ZERO, Duration::ZERO);
     let mut ratios = Vec::new();
     let done = counts.rounds * counts.crowd;
@@ -76,7 +76,7 @@ fn present(holders: &[Holder], tokens: &[String], count: usize) -> Vec<Shown> {
             Shown {
                 holder: place,
                 token,
-                proof: proof.reveal().to_owned(),
+                proof: proof.expose_secret().to_owned(),
             }
         })
         .collect()

@@ -31,7 +31,7 @@ pub fn run(counts: &Counts, page: &mut Page) {
     ));
     let stage = Stage::start_in(world(counts.pending));
     let asked = ask(&stage, counts.pending);
-    assert_eq!(stage.served.hall.state().asked().len(), counts.pending);
+    assert_eq!(stage.served.broker.state().asked().len(), counts.pending);
     stage.load.block_on(async {
         for (who, what) in [
             ("lee", "inbox of who may decide all of it, a page"),
@@ -122,7 +122,7 @@ fn ask(stage: &Stage, count: usize) -> Vec<Asked> {
             tasks.into_iter().map(move |holder| (agent.clone(), holder))
         })
         .collect();
-    let hall = stage.hall();
+    let broker = stage.broker();
     stage.broker.block_on(async {
         let mut asked = Vec::new();
         for n in 0..count {
@@ -139,8 +139,8 @@ fn ask(stage: &Stage, count: usize) -> Vec<Asked> {
                 evidence: None,
             };
             let adg = Some(action.digest());
-            let proof = stage.proof(REQUEST_TOKEN, &holder.key, adg, &hall.nonce());
-            let reply = hall
+            let proof = stage.proof(REQUEST_TOKEN, &holder.key, adg, &broker.nonce());
+            let reply = broker
                 .request_token(&presented(REQUEST_TOKEN, proof), ask)
                 .await;
             let Ok(TokenReply::Pending(pending)) = reply else {

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use dipylon::broker::{Hall, Presented, TokenAsk};
+use dipylon::broker::{Broker, CallContext, TokenAsk};
 use dipylon::client::{Agent, OpenTask};
 use dipylon::clock::Clock;
 use dipylon::jose::{SigningKey, dpop};
 use dipylon::model::*;
 use dipylon::proto::{convert, v1};
-use dipylon::rates::{RATE_MAX, Rates, Seat};
+use dipylon::rates::{ConcurrencyPermit, RATE_MAX, Rates};
 use dipylon::serve::guard;
 use tokio::runtime::{Builder, Runtime};
 use tonic::metadata::MetadataValue;
@@ -76,8 +76,8 @@ impl Stage {
         }
     }
 
-    pub fn hall(&self) -> Arc<Hall> {
-        self.served.hall.clone()
+    pub fn broker(&self) -> Arc<Broker> {
+        self.served.broker.clone()
     }
 
     /// Open tasks of an agent, each with a key of its own.
@@ -106,7 +106,7 @@ impl Stage {
 
     /// Calls for tokens, spread over the tasks, each with its proof.
     pub fn asks(&self, holders: &[Holder], count: usize) -> Vec<(TokenAsk, Secret)> {
-        let (action, nonce) = (read_case(), self.served.hall.nonce());
+        let (action, nonce) = (read_case(), self.served.broker.nonce());
         let adg = Some(action.digest());
         let ask = |holder: &Holder| {
             let ask = TokenAsk {
@@ -145,23 +145,23 @@ impl Stage {
     }
 }
 
-/// The call as the doors hand it to the hall.
-pub fn presented(method: &str, proof: Secret) -> Presented {
-    let (method, admits) = guard::row(method).expect("a method with a row");
-    Presented {
+/// The call as the doors hand it to the broker.
+pub fn presented(method: &str, proof: Secret) -> CallContext {
+    let (method, allowed_roles) = guard::row(method).expect("a method with a row");
+    CallContext {
         method,
-        admits,
+        allowed_roles,
         proof: Some(proof),
         bearer: None,
-        visit: None,
-        seat: Seat::standing(guard::class(method)),
+        session: None,
+        permit: ConcurrencyPermit::unlimited(guard::class(method)),
     }
 }
 
 /// The call as it goes to the doors.
 pub fn wire<T>(message: T, proof: &Secret) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
-    let mut proof: MetadataValue<_> = proof.reveal().parse().expect("ascii");
+    let mut proof: MetadataValue<_> = proof.expose_secret().parse().expect("ascii");
     // As the client library does: it stays out of the compression tables.
     proof.set_sensitive(true);
     request.metadata_mut().insert("dpop", proof);

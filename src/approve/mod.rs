@@ -126,7 +126,7 @@ pub struct Pending {
     /// Seconds people have to decide: the shortest wait of the profiles.
     pub wait: i64,
     /// What the answer rests on.
-    pub rests_on: Vec<(Stream, Version)>,
+    pub read_set: Vec<(Stream, Version)>,
     /// Until when the answer holds.
     pub not_after: Timestamp,
 }
@@ -159,7 +159,7 @@ pub fn decide(
         return Err(ApproveError::OtherAction);
     }
     if !verified
-        .rests_on()
+        .read_set()
         .contains(&(Stream::Policy, rules.version))
     {
         return Err(ApproveError::RulesChanged);
@@ -245,9 +245,9 @@ pub fn decide(
     if let Some(request) = waiting {
         not_after = not_after.min(request.opened.expires_at);
     }
-    let mut rests_on = verified.rests_on().to_vec();
+    let mut read_set = verified.read_set().to_vec();
     let action_freeze = FreezeScope::Action(order.action.name.clone());
-    rests_on.push((Stream::Freeze(action_freeze), freeze.version));
+    read_set.push((Stream::Freeze(action_freeze), freeze.version));
     match answer {
         Answer::Denied { why, rules } => {
             decision.rules = rules.into();
@@ -288,7 +288,7 @@ pub fn decide(
                 max_ttl,
                 uses,
                 wait,
-                rests_on,
+                read_set,
                 not_after,
             })))
         }
@@ -401,8 +401,8 @@ impl Approved {
     }
 
     /// Every stream the grant rests on: gate 1's, the action's freeze, and one for each counted approver.
-    pub fn rests_on(&self) -> Vec<(Stream, Version)> {
-        let mut all = self.verified.rests_on().to_vec();
+    pub fn read_set(&self) -> Vec<(Stream, Version)> {
+        let mut all = self.verified.read_set().to_vec();
         let action_freeze = FreezeScope::Action(self.action.name.clone());
         all.push((Stream::Freeze(action_freeze), self.freeze));
         for (person, version) in &self.counted {
@@ -473,7 +473,7 @@ pub fn reapprove(
     }
     if freeze.frozen
         || !verified
-            .rests_on()
+            .read_set()
             .contains(&(Stream::Policy, ground.rules.version))
         || !still_allowed(grant, consumed, electorate)
     {

@@ -176,7 +176,7 @@ impl Audit {
         {
             return Err(AuditError::Backwards(index));
         }
-        for (stream, says) in &entry.rests_on {
+        for (stream, says) in &entry.read_set {
             let was = self.versions.get(stream).copied().unwrap_or(0);
             if was != *says {
                 return Err(AuditError::FalsePremise {

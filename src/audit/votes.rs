@@ -102,33 +102,33 @@ impl Votes {
             }
         };
         match &entry.fact {
-            Fact::EpochStarted(f) => self.realm = Some(f.realm.clone()),
-            Fact::PolicyApplied(f) => self.on_policy(&read(&f.version)?),
-            Fact::ApproverEnrolled(f) => {
+            Event::EpochStarted(f) => self.realm = Some(f.realm.clone()),
+            Event::PolicyApplied(f) => self.on_policy(&read(&f.version)?),
+            Event::ApproverEnrolled(f) => {
                 let of = (f.person.clone(), f.passkey.clone());
                 self.passkeys.insert(f.passkey.key, of);
             }
-            Fact::ApproverKeysRevoked(f) => self.revoked.extend(&f.keys),
-            Fact::TaskOpened(f) => {
+            Event::ApproverKeysRevoked(f) => self.revoked.extend(&f.keys),
+            Event::TaskOpened(f) => {
                 self.tasks.insert(f.task, f.binding.jkt());
             }
-            Fact::TaskEnded(f) => {
+            Event::TaskEnded(f) => {
                 for task in &f.tasks {
                     self.tasks.remove(task);
                 }
                 self.waiting
                     .retain(|_, opened| !f.tasks.contains(&opened.task));
             }
-            Fact::AccessRequestOpened(f) => {
+            Event::AccessRequestOpened(f) => {
                 self.waiting.insert(f.access_request, Arc::new(f.clone()));
             }
-            Fact::AccessRequestClosed(f) => {
+            Event::AccessRequestClosed(f) => {
                 self.waiting.remove(&f.access_request);
             }
-            Fact::TokenIssued(f) => {
+            Event::TokenIssued(f) => {
                 f.consumed.map(|id| self.waiting.remove(&id));
             }
-            Fact::VoteCast(f) => {
+            Event::VoteCast(f) => {
                 let opened = self.waiting.get(&f.access_request).map(Arc::clone);
                 let secret = opened.as_ref().and_then(|o| o.secret);
                 let secret = secret.map(|name| read(&name)).transpose()?;
@@ -150,20 +150,20 @@ impl Votes {
                     self.waiting.remove(&f.access_request);
                 }
             }
-            Fact::TrustBundleChanged(_)
-            | Fact::KeyPublished(_)
-            | Fact::AgentSuspended(_)
-            | Fact::AgentResumed(_)
-            | Fact::Frozen(_)
-            | Fact::Unfrozen(_)
-            | Fact::LeasesExtended(_)
-            | Fact::RequestDenied(_)
-            | Fact::VoteRefused(_)
-            | Fact::ApproverInvited(_)
-            | Fact::TokenReissued(_)
-            | Fact::TokenConsumed(_)
-            | Fact::GrantsEnded(_)
-            | Fact::RefusalsCounted(_) => {}
+            Event::TrustBundleChanged(_)
+            | Event::KeyPublished(_)
+            | Event::AgentSuspended(_)
+            | Event::AgentResumed(_)
+            | Event::Frozen(_)
+            | Event::Unfrozen(_)
+            | Event::LeasesExtended(_)
+            | Event::RequestDenied(_)
+            | Event::VoteRefused(_)
+            | Event::ApproverInvited(_)
+            | Event::TokenReissued(_)
+            | Event::TokenConsumed(_)
+            | Event::GrantsEnded(_)
+            | Event::RefusalsCounted(_) => {}
         }
         Ok(())
     }

@@ -1,30 +1,30 @@
 use std::collections::BTreeSet;
 
 use super::request_token::{PendingReply, ProfileState, Round, TokenReply, Turn};
-use super::{Hall, Refusal};
+use super::{Broker, Refusal};
 use crate::approve::{Pending, votes};
 use crate::journal::{Append, AppendError, Blob};
 use crate::model::*;
 use crate::rules::{Approvals, InForce};
-use crate::state::{AccessRequest, Asks, At};
+use crate::state::{AccessRequest, Asks, Versioned};
 
 /// Longest action that people are asked about, in bytes of its canonical form: what nobody could read, or no message could
 /// carry to them, nobody could refuse.
 const ASKED_BYTES_MAX: usize = 16 * 1024;
 
-impl Hall {
+impl Broker {
     /// People are asked. A crash before the append leaves nothing; after it, an access request that the same action in the
     /// same task finds again.
     pub(super) async fn open_access_request(
         &self,
         turn: &Turn<'_>,
         pending: Pending,
-        asks: &At<Asks>,
+        asks: &Versioned<Asks>,
     ) -> Result<Round, Refusal> {
         let Turn {
             call,
             ask,
-            proven,
+            authenticated,
             rules,
             task,
             now,
@@ -59,16 +59,16 @@ impl Hall {
             uses: pending.uses,
             expires_at: now.plus_secs(pending.wait).min(task.opened.deadline),
             decision: pending.decision,
-            evidence: proven.facts().clone(),
+            evidence: authenticated.facts().clone(),
         };
         let append = Append {
-            premises: pending.rests_on,
+            read_set: pending.read_set,
             not_after: Some(pending.not_after),
             blobs: secret.into_iter().chain(reason).collect(),
             // INVARIANT (one open access request for an action): two openings of one agent cannot both have read `asks`,
             // nor an opening the noes that a vote adds to meanwhile.
             ..Append::one(
-                Fact::AccessRequestOpened(fact),
+                Event::AccessRequestOpened(fact),
                 vec![
                     (Stream::Access(id), 0),
                     (Stream::Asks(task.opened.agent.clone()), asks.version),
@@ -181,7 +181,7 @@ impl Hall {
             rules: self.rules_shown(&request.opened.decision.rules),
             ttl: request.opened.decision.ttl.clone(),
             show_evidence: false,
-            facts: turn.proven.facts().clone(),
+            facts: turn.authenticated.facts().clone(),
             basis: [
                 version,
                 turn.task.version,

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::{Hall, Ineligible, Presented, Refusal};
+use super::{Broker, CallContext, Ineligible, Refusal};
 use crate::model::*;
 
 /// What a person may vote on in one access request: for the page that offers it. Whether a vote counts is asked again when
@@ -13,9 +13,9 @@ pub struct Ballot {
     pub read_longer: Duration,
 }
 
-impl Hall {
+impl Broker {
     /// What the caller may vote on, of an access request whose card they were shown.
-    pub fn ballot(&self, call: &Presented, id: &AccessRequestId) -> Result<Ballot, Refusal> {
+    pub fn ballot(&self, call: &CallContext, id: &AccessRequestId) -> Result<Ballot, Refusal> {
         let now = self.now();
         let person = self.person(call)?;
         let rules = self.rules(call)?;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ring::hmac;
 
 use super::code;
-use super::{Applied, CallerKind, Hall, Presented, Refusal};
+use super::{Applied, Broker, CallContext, CallerRole, Refusal};
 use crate::jose::PublicKey;
 use crate::journal::AppendError;
 use crate::model::*;
@@ -29,7 +29,7 @@ struct Open {
     until: Timestamp,
 }
 
-/// Someone who showed the code and proved a key. Made only by [`Hall::first_operator`], good for one call.
+/// Someone who showed the code and proved a key. Made only by [`Broker::first_operator`], good for one call.
 #[derive(Debug)]
 pub struct FirstOperator {
     key: Thumbprint,
@@ -45,7 +45,7 @@ impl OneTime {
         let code = code::spell(&random);
         let key = hmac::Key::new(hmac::HMAC_SHA256, &key);
         let open = Open {
-            tag: hmac::sign(&key, code::plain(&code).reveal().as_bytes()),
+            tag: hmac::sign(&key, code::plain(&code).expose_secret().as_bytes()),
             key,
             until: now.plus_secs(LIFE_S),
         };
@@ -63,7 +63,7 @@ impl OneTime {
             }
             if hmac::verify(
                 &open.key,
-                code::plain(code).reveal().as_bytes(),
+                code::plain(code).expose_secret().as_bytes(),
                 open.tag.as_ref(),
             )
             .is_ok()
@@ -88,7 +88,7 @@ impl OneTime {
     }
 }
 
-impl Hall {
+impl Broker {
     /// A one-time code for the first operator, good for ten minutes and one policy bundle; `None` when a bundle is in
     /// force. A restart gives another as long as none is.
     pub fn bootstrap_code(&self) -> Option<Secret> {
@@ -108,11 +108,11 @@ impl Hall {
     /// Whoever shows the code and proves a key, before a byte of their policy bundle is read.
     pub fn first_operator(
         &self,
-        call: &Presented,
+        call: &CallContext,
         code: &Secret,
     ) -> Result<FirstOperator, Refusal> {
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
-        if !call.admits.contains(&CallerKind::Operator) {
+        if !call.allowed_roles.contains(&CallerRole::Operator) {
             return Err(closed(&VerifyError::Code("it is for operators' methods")));
         }
         if call.bearer.is_some() {
@@ -133,12 +133,12 @@ impl Hall {
     /// code; after it, the bundle is in force and there is no code any more.
     pub async fn apply_first_policy_bundle(
         self: &Arc<Self>,
-        call: &Presented,
+        call: &CallContext,
         first: FirstOperator,
         files: BTreeMap<String, String>,
     ) -> Result<Applied, Refusal> {
-        let (hall, method) = (Arc::clone(self), call.method);
-        let applying = tokio::spawn(async move { hall.apply_first(method, &first, files).await });
+        let (broker, method) = (Arc::clone(self), call.method);
+        let applying = tokio::spawn(async move { broker.apply_first(method, &first, files).await });
         applying
             .await
             .unwrap_or_else(|e| Err(self.refuse(method, Reason::Undecided, e.to_string())))
@@ -196,11 +196,15 @@ mod tests {
         let now = Timestamp::from_secs(1_000);
         let bytes = std::array::from_fn(|i| u8::try_from(i * 8 + 7).expect("small"));
         let code = one.open(bytes, [1; 32], now);
-        assert_eq!(code.reveal().len(), 23);
-        assert!(code.reveal().split('-').all(|group| group.len() == 5));
+        assert_eq!(code.expose_secret().len(), 23);
+        assert!(
+            code.expose_secret()
+                .split('-')
+                .all(|group| group.len() == 5)
+        );
         let typed = |text: String| Secret::new(text);
         let careless = code
-            .reveal()
+            .expose_secret()
             .to_lowercase()
             .replace('-', " ")
             .replace('0', "o")

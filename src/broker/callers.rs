@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use super::measure::Known;
 use super::once::Once;
-use super::{Hall, Refusal};
+use super::{Broker, Refusal};
 use crate::model::*;
-use crate::rates::Seat;
+use crate::rates::ConcurrencyPermit;
 use crate::rules::{InForce, Registered, Role, ServiceKind};
 use crate::state::Task;
 use crate::verify::{CallProof, Possession, VerifyError};
 
 /// The kinds of callers a method may admit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CallerKind {
+pub enum CallerRole {
     /// A workload with evidence, or the holder of a task's key.
     Agent,
     /// A person who may vote.
@@ -26,7 +26,7 @@ pub enum CallerKind {
     Auditor,
 }
 
-impl CallerKind {
+impl CallerRole {
     /// The word in refusals.
     const fn plural(self) -> &'static str {
         match self {
@@ -41,22 +41,22 @@ impl CallerKind {
 
 /// What a call shows beside its message.
 #[derive(Debug)]
-pub struct Presented {
+pub struct CallContext {
     /// `dipylon.v1.Service/Method`.
     pub method: &'static str,
     /// Who may call it: the method's row in the guard table.
-    pub admits: &'static [CallerKind],
+    pub allowed_roles: &'static [CallerRole],
     /// The DPoP proof.
     pub proof: Option<Secret>,
     /// The JWT-SVID of a service.
     pub bearer: Option<Secret>,
     /// The cookie of a signed-in browser.
-    pub visit: Option<Secret>,
+    pub session: Option<Secret>,
     /// Its place among the calls that are worked on, and the class of its rates.
-    pub seat: Seat,
+    pub permit: ConcurrencyPermit,
 }
 
-/// A registered person who proved a key of theirs, in a role the method admits. Made only by [`Hall::person`].
+/// A registered person who proved a key of theirs, in a role the method allowed_roles. Made only by [`Broker::person`].
 #[derive(Debug)]
 pub struct PersonCaller {
     pub(super) id: PersonId,
@@ -77,12 +77,12 @@ enum Caller {
     Service(ServiceCaller),
 }
 
-impl Hall {
+impl Broker {
     /// Checks the proof of possession that a call carries. `known` says whether the key is anybody's here, before anything
     /// is remembered of it: strangers cannot fill the memory of used proofs.
     pub(super) fn possession(
         &self,
-        call: &Presented,
+        call: &CallContext,
         action: Option<Digest>,
         evidence: Option<Digest>,
         now: Timestamp,
@@ -93,7 +93,7 @@ impl Hall {
 
     fn possession_once(
         &self,
-        call: &Presented,
+        call: &CallContext,
         action: Option<Digest>,
         evidence: Option<Digest>,
         now: Timestamp,
@@ -118,7 +118,7 @@ impl Hall {
     /// which calls no more often than it may: what is remembered of new keys is bounded by that.
     pub(super) fn opening_possession(
         &self,
-        call: &Presented,
+        call: &CallContext,
         evidence: Digest,
         now: Timestamp,
     ) -> Result<Possession, Refusal> {
@@ -131,7 +131,7 @@ impl Hall {
     /// The caller's own task and the possession of its key; another's and none get the same answer.
     pub(super) fn task_possession(
         &self,
-        call: &Presented,
+        call: &CallContext,
         id: &TaskId,
         action: Option<Digest>,
         evidence: Option<Digest>,
@@ -157,8 +157,8 @@ impl Hall {
         }
     }
 
-    fn admits_agents(&self, call: &Presented) -> Result<(), Refusal> {
-        if call.admits.contains(&CallerKind::Agent) {
+    fn admits_agents(&self, call: &CallContext) -> Result<(), Refusal> {
+        if call.allowed_roles.contains(&CallerRole::Agent) {
             return Ok(());
         }
         Err(self.refuse(
@@ -172,7 +172,7 @@ impl Hall {
     /// version for what they order to rest on.
     pub(super) fn still_operator(
         &self,
-        call: &Presented,
+        call: &CallContext,
         caller: &PersonCaller,
     ) -> Result<Arc<InForce>, Refusal> {
         let rules = self
@@ -220,8 +220,8 @@ impl Hall {
             || self.registered(rules, key) == Some(Registered::Person(person.clone()))
     }
 
-    /// A registered person, of a role the method admits.
-    pub fn person(&self, call: &Presented) -> Result<PersonCaller, Refusal> {
+    /// A registered person, of a role the method allowed_roles.
+    pub fn person(&self, call: &CallContext) -> Result<PersonCaller, Refusal> {
         match self.caller(call, self.now())? {
             Caller::Person(person) => Ok(person),
             Caller::Service(service) => Err(self.refuse(
@@ -232,10 +232,10 @@ impl Hall {
         }
     }
 
-    /// A registered service, of a kind the method admits.
+    /// A registered service, of a kind the method allowed_roles.
     pub(super) fn service(
         &self,
-        call: &Presented,
+        call: &CallContext,
         now: Timestamp,
     ) -> Result<ServiceCaller, Refusal> {
         match self.caller(call, now)? {
@@ -248,18 +248,18 @@ impl Hall {
         }
     }
 
-    /// Any registered caller the method admits, by name: for methods that people and services share.
-    pub(super) fn reader(&self, call: &Presented, now: Timestamp) -> Result<String, Refusal> {
+    /// Any registered caller the method allowed_roles, by name: for methods that people and services share.
+    pub(super) fn reader(&self, call: &CallContext, now: Timestamp) -> Result<String, Refusal> {
         Ok(match self.caller(call, now)? {
             Caller::Person(person) => person.id.to_string(),
             Caller::Service(service) => service.id.to_string(),
         })
     }
 
-    /// Any registered caller the method admits: the person, or `None` for a service.
+    /// Any registered caller the method allowed_roles: the person, or `None` for a service.
     pub(super) fn reading_person(
         &self,
-        call: &Presented,
+        call: &CallContext,
         now: Timestamp,
     ) -> Result<Option<PersonCaller>, Refusal> {
         Ok(match self.caller(call, now)? {
@@ -268,18 +268,18 @@ impl Hall {
         })
     }
 
-    fn caller(&self, call: &Presented, now: Timestamp) -> Result<Caller, Refusal> {
+    fn caller(&self, call: &CallContext, now: Timestamp) -> Result<Caller, Refusal> {
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
         let rules = self
             .views
             .rules()
             .ok_or_else(|| closed(&VerifyError::NoRules))?;
-        let (registered, key, until) = match (&call.bearer, &call.proof, &call.visit) {
+        let (registered, key, until) = match (&call.bearer, &call.proof, &call.session) {
             (None, None, Some(cookie)) => {
-                let visit = self.visit(cookie, &rules, now).map_err(|e| closed(&e))?;
+                let session = self.session(cookie, &rules, now).map_err(|e| closed(&e))?;
                 (
-                    Some(Registered::Person(visit.person)),
-                    Some(visit.key),
+                    Some(Registered::Person(session.person)),
+                    Some(session.key),
                     None,
                 )
             }
@@ -316,7 +316,7 @@ impl Hall {
                 Reason::NotPermitted,
                 format!(
                     "{who} is registered, but this is for {} alone",
-                    call.admits
+                    call.allowed_roles
                         .iter()
                         .map(|kind| kind.plural())
                         .collect::<Vec<_>>()
@@ -331,9 +331,9 @@ impl Hall {
                     .person(&id)
                     .ok_or_else(|| closed(&VerifyError::NotRegistered))?;
                 let admitted = person.roles.iter().any(|role| {
-                    call.admits.contains(&match role {
-                        Role::Approver => CallerKind::Approver,
-                        Role::Operator => CallerKind::Operator,
+                    call.allowed_roles.contains(&match role {
+                        Role::Approver => CallerRole::Approver,
+                        Role::Operator => CallerRole::Operator,
                     })
                 });
                 if !admitted {
@@ -348,10 +348,10 @@ impl Hall {
                     .service(&id)
                     .ok_or_else(|| closed(&VerifyError::NotRegistered))?;
                 let kind = match service.kind {
-                    ServiceKind::Validator => CallerKind::Validator,
-                    ServiceKind::Auditor => CallerKind::Auditor,
+                    ServiceKind::Validator => CallerRole::Validator,
+                    ServiceKind::Auditor => CallerRole::Auditor,
                 };
-                if !call.admits.contains(&kind) {
+                if !call.allowed_roles.contains(&kind) {
                     return not_permitted(&id);
                 }
                 self.within_its_rate(call, Known::Service(id.clone()))?;

@@ -1,14 +1,14 @@
 use std::collections::BTreeMap;
 
-use super::{AccessView, Hall, Presented, Refusal};
+use super::{AccessView, Broker, CallContext, Refusal};
 use crate::card::{Asker, Attestation, Card, Need, Registered, Who};
 use crate::model::*;
 use crate::rules::{CatalogueAction, Method, ParamSpec, ParamType, PolicyBundle};
 
-impl Hall {
+impl Broker {
     /// The card of an access request, as `call`'s caller reads it now. That they were shown it is remembered: a yes to
     /// something of high risk needs a while of reading.
-    pub fn card(&self, call: &Presented, id: &AccessRequestId) -> Result<Card, Refusal> {
+    pub fn card(&self, call: &CallContext, id: &AccessRequestId) -> Result<Card, Refusal> {
         let now = self.now();
         let reader = self.person(call)?;
         let rules = self.rules(call)?;

@@ -27,7 +27,10 @@ pub(super) fn spell(random: &[u8; 32]) -> Secret {
 
 /// A code as it is compared: people type it in any case, with or without hyphens, and O for 0, I or L for 1.
 pub(super) fn plain(code: &Secret) -> Secret {
-    let letters = code.reveal().chars().filter(|c| *c != '-' && *c != ' ');
+    let letters = code
+        .expose_secret()
+        .chars()
+        .filter(|c| *c != '-' && *c != ' ');
     let letters = letters.map(|c| match c.to_ascii_uppercase() {
         'O' => '0',
         'I' | 'L' => '1',

@@ -1,14 +1,14 @@
 use std::collections::BTreeSet;
 
 use super::request_token::{DeniedReply, Round, TokenReply, Turn};
-use super::{Hall, Presented, REFUSALS_PER_MINUTE, Refusal};
+use super::{Broker, CallContext, REFUSALS_PER_MINUTE, Refusal};
 use crate::approve::Denied;
 use crate::journal::{Append, Blob};
 use crate::model::*;
 use crate::rules::ActionProblem;
 use crate::state::AccessStatus;
 
-impl Hall {
+impl Broker {
     /// A person's no, or expiry, is the answer of this request id for good.
     pub(super) fn refused_before(
         &self,
@@ -16,7 +16,10 @@ impl Hall {
         id: &AccessRequestId,
     ) -> Result<Round, Refusal> {
         let Turn {
-            call, ask, proven, ..
+            call,
+            ask,
+            authenticated,
+            ..
         } = *turn;
         let request = self.state.access_request(id);
         let request = request.ok_or_else(|| {
@@ -40,14 +43,17 @@ impl Hall {
             rules: self.rules_shown(&request.opened.decision.rules),
             access_request: Some(*id),
             comment: request.comment(),
-            facts: proven.facts().clone(),
+            facts: authenticated.facts().clone(),
         }))))
     }
 
     /// A rule's no: an entry, unless it is the answer this request id got last.
     pub(super) async fn deny(&self, turn: &Turn<'_>, denied: Denied) -> Result<Round, Refusal> {
         let Turn {
-            ask, rules, proven, ..
+            ask,
+            rules,
+            authenticated,
+            ..
         } = *turn;
         let shown = self.rules_shown(&denied.decision.rules);
         let sensitive = rules
@@ -65,7 +71,7 @@ impl Hall {
             rules: shown,
             access_request: None,
             comment: None,
-            facts: proven.facts().clone(),
+            facts: authenticated.facts().clone(),
         }))))
     }
 
@@ -94,7 +100,7 @@ impl Hall {
         let Turn {
             call,
             ask,
-            proven,
+            authenticated,
             rules,
             ..
         } = *turn;
@@ -126,11 +132,11 @@ impl Hall {
             action,
             secret: secret.as_ref().map(Blob::hash),
             decision,
-            evidence: proven.facts().clone(),
+            evidence: authenticated.facts().clone(),
         };
         let append = Append {
             blobs: secret.into_iter().collect(),
-            ..Append::one(Fact::RequestDenied(fact), Vec::new())
+            ..Append::one(Event::RequestDenied(fact), Vec::new())
         };
         self.journal
             .append(append)
@@ -141,7 +147,7 @@ impl Hall {
     }
 
     /// At most [`REFUSALS_PER_MINUTE`] refusal entries for a task: nobody fills the journal with noes.
-    pub(super) fn count_refusal(&self, call: &Presented, task: &TaskId) -> Result<(), Refusal> {
+    pub(super) fn count_refusal(&self, call: &CallContext, task: &TaskId) -> Result<(), Refusal> {
         let minute = self.now().secs().div_euclid(60);
         let full = {
             let mut counts = self.lock(&self.refusals);

@@ -1,6 +1,6 @@
 //! Ends that could not be written: refused here at once, written as soon as the journal takes entries again.
 
-use super::{Hall, Refusal};
+use super::{Broker, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
 use crate::state::{Grant, Task};
@@ -36,7 +36,7 @@ impl Wish {
     }
 }
 
-impl Hall {
+impl Broker {
     /// Refuses from now on what this ends, here, until it is written; and says so to whoever ordered it.
     pub(super) fn doom(
         &self,
@@ -133,16 +133,16 @@ impl Hall {
     }
 
     fn doomed_task(&self, id: &TaskId, wish: &Wish) -> Option<Append> {
-        let premises = self.task_premises(&self.state.task(id)?.opened);
+        let read_set = self.task_premises(&self.state.task(id)?.opened);
         let task = self.state.task(id).filter(|t| t.ended.is_none())?;
-        let fact = Fact::TaskEnded(TaskEnded {
+        let fact = Event::TaskEnded(TaskEnded {
             tasks: vec![*id],
             cause: wish.cause,
             outcome: wish.outcome,
             by: wish.by.clone(),
         });
         Some(Append {
-            premises,
+            read_set,
             ..Append::one(fact, vec![(Stream::Task(*id), task.version)])
         })
     }
@@ -150,7 +150,7 @@ impl Hall {
     fn doomed_agent(&self, agent: &AgentId, wish: &Wish) -> Option<Append> {
         let standing = self.state.standing(agent);
         let by = wish.by.clone().filter(|_| !standing.value.suspended)?;
-        let fact = Fact::AgentSuspended(AgentSuspended {
+        let fact = Event::AgentSuspended(AgentSuspended {
             agent: agent.clone(),
             by,
             reason: None,
@@ -162,7 +162,7 @@ impl Hall {
 
     fn doomed_token(&self, jti: &TokenId, wish: &Wish) -> Option<Append> {
         let grant = self.state.grant(jti).filter(|g| g.ended.is_none())?;
-        let fact = Fact::GrantsEnded(GrantsEnded {
+        let fact = Event::GrantsEnded(GrantsEnded {
             jtis: vec![*jti],
             cause: wish.cause,
             by: wish.by.clone(),

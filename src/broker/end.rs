@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::doomed::{Doomed, Wish};
-use super::{Hall, Presented, Refusal};
+use super::{Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
 use crate::state::{AccessRequest, AccessStatus, Grant, Task};
@@ -37,11 +37,11 @@ pub struct EndReport {
 /// How often an end is tried again when something else moved the task.
 const END_ATTEMPTS: usize = 16;
 
-impl Hall {
+impl Broker {
     /// The agent is done. Possession is enough: ending must work when evidence no longer does.
     pub async fn complete_task(
         &self,
-        call: &Presented,
+        call: &CallContext,
         ask: TaskEndAsk,
     ) -> Result<EndReport, Refusal> {
         let (task, _held) = self.task_possession(call, &ask.task, None, None, self.now())?;
@@ -59,7 +59,7 @@ impl Hall {
     /// An operator ends a task.
     pub async fn end_task_as_operator(
         &self,
-        call: &Presented,
+        call: &CallContext,
         ask: TaskEndAsk,
     ) -> Result<EndReport, Refusal> {
         let operator = self.person(call)?;
@@ -71,14 +71,14 @@ impl Hall {
             ));
         }
         let rules = self.still_operator(call, &operator)?;
-        let premises = vec![(Stream::Policy, rules.version)];
+        let read_set = vec![(Stream::Policy, rules.version)];
         self.end_task(
             call.method,
             &ask.task,
             EndCause::Operator,
             None,
             Some(operator.id),
-            premises,
+            read_set,
         )
         .await
     }
@@ -86,7 +86,7 @@ impl Hall {
     /// The agent takes an access request back.
     pub async fn cancel_access_request(
         &self,
-        call: &Presented,
+        call: &CallContext,
         task: TaskId,
         id: AccessRequestId,
     ) -> Result<(), Refusal> {
@@ -97,7 +97,7 @@ impl Hall {
                 .own_request(call, &task.opened.task, &id)?
                 .opened
                 .clone();
-            let premises = self.request_premises(&opened);
+            let read_set = self.request_premises(&opened);
             let request = self.own_request(call, &task.opened.task, &id)?;
             if !request.waits(now) || !self.runs(&task, now) {
                 return Err(self.refuse(
@@ -108,7 +108,7 @@ impl Hall {
             }
             // Whoever asks, and takes it back when somebody is about to answer, has had an answer.
             let begun = self.vote_begun(&id, now);
-            let fact = Fact::AccessRequestClosed(AccessRequestClosed {
+            let fact = Event::AccessRequestClosed(AccessRequestClosed {
                 access_request: id,
                 cause: CloseCause::Cancelled,
                 begun,
@@ -119,7 +119,7 @@ impl Hall {
                 moves.push((Stream::Asks(opened.agent.clone()), asks));
             }
             let append = Append {
-                premises,
+                read_set,
                 ..Append::one(fact, moves)
             };
             match self.journal.append(append).await {
@@ -142,7 +142,7 @@ impl Hall {
         cause: EndCause,
         outcome: Option<TaskOutcome>,
         by: Option<PersonId>,
-        premises: Vec<(Stream, Version)>,
+        read_set: Vec<(Stream, Version)>,
     ) -> Result<EndReport, Refusal> {
         for _ in 0..END_ATTEMPTS {
             let now = self.now();
@@ -150,7 +150,7 @@ impl Hall {
                 .state
                 .task(id)
                 .ok_or_else(|| self.refuse(method, Reason::NotFound, "no such task"))?;
-            let rests_on = self.task_premises(&task.opened);
+            let task_reads = self.task_premises(&task.opened);
             let task = self.state.task(id).unwrap_or(task);
             if task.ended.is_some() {
                 return Ok(self.end_report(&task, now));
@@ -160,14 +160,14 @@ impl Hall {
                 None => (cause, outcome, by.clone()),
                 Some(lapsed) => (lapsed, None, None),
             };
-            let fact = Fact::TaskEnded(TaskEnded {
+            let fact = Event::TaskEnded(TaskEnded {
                 tasks: vec![*id],
                 cause,
                 outcome,
                 by: by.clone(),
             });
             let append = Append {
-                premises: premises.iter().cloned().chain(rests_on).collect(),
+                read_set: read_set.iter().cloned().chain(task_reads).collect(),
                 ..Append::one(fact, vec![(Stream::Task(*id), task.version)])
             };
             match self.journal.append(append).await {

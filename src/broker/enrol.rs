@@ -8,14 +8,14 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use super::visits::{Purpose, challenge_in};
-use super::{Hall, Presented, Refusal, code};
+use super::session::{Purpose, challenge_in};
+use super::{Broker, CallContext, Refusal, code};
 use crate::approve::votes;
 use crate::jose::AuthenticatorKey;
 use crate::journal::{Append, AppendError};
 use crate::model::*;
 use crate::rules::Role;
-use crate::state::{At, Enrolled, Invitation};
+use crate::state::{Enrolled, Invitation, Versioned};
 use crate::webauthn::{self, Registration};
 
 /// An invitation, for the one person it is for.
@@ -87,12 +87,12 @@ const PASSKEYS_MAX: usize = 10;
 /// Longest label, in bytes.
 const LABEL_BYTES_MAX: usize = 64;
 
-impl Hall {
+impl Broker {
     /// Invites a registered person to enrol one passkey. An earlier invitation of theirs is void. A crash before the append
     /// leaves none; after it, one whose code nobody saw.
     pub async fn invite_approver(
         &self,
-        call: &Presented,
+        call: &CallContext,
         person: PersonId,
     ) -> Result<Invited, Refusal> {
         let operator = self.person(call)?;
@@ -114,7 +114,7 @@ impl Hall {
                 return Err(self.refuse(call.method, Reason::Malformed, told));
             }
             let expires_at = now.plus_secs(INVITATION_LIFE_S);
-            let fact = Fact::ApproverInvited(ApproverInvited {
+            let fact = Event::ApproverInvited(ApproverInvited {
                 invitation: InvitationId::from_random(self.draw()),
                 person: person.clone(),
                 code: hash(&shown),
@@ -122,7 +122,7 @@ impl Hall {
                 by: operator.id.clone(),
             });
             let append = Append {
-                premises: vec![(Stream::Policy, rules.version)],
+                read_set: vec![(Stream::Policy, rules.version)],
                 ..Append::one(
                     fact,
                     vec![(Stream::Person(person.clone()), enrolled.version)],
@@ -133,7 +133,7 @@ impl Hall {
                     let url = format!(
                         "{}/console/enrol#{}",
                         self.relying_party().origin,
-                        shown.reveal()
+                        shown.expose_secret()
                     );
                     return Ok(Invited {
                         url: Secret::new(url),
@@ -162,7 +162,7 @@ impl Hall {
         let name = name.ok_or_else(|| self.unknown_invitation(method, "its person left"))?;
         Ok(EnrolmentBegun {
             challenge: self
-                .visits
+                .sessions
                 .challenge(Purpose::Enrol(invitation.id), self.draw(), now),
             user: user_handle(&person),
             exclude: enrolled
@@ -198,7 +198,7 @@ impl Hall {
             let roster = self.state.roster();
             let (person, enrolled, invitation) = self.open_invitation(method, shown, now)?;
             let challenge = challenge_in(&made.client_data_json).unwrap_or_default();
-            self.visits
+            self.sessions
                 .check(Purpose::Enrol(invitation.id), &challenge, now)
                 .ok_or_else(|| wrong(&"the challenge is not of this enrolment, or too old"))?;
             let credential = webauthn::register(self.relying_party(), &challenge, made)
@@ -218,7 +218,7 @@ impl Hall {
             if enrolled.value.passkeys.len() >= PASSKEYS_MAX {
                 return Err(wrong(&format!("{PASSKEYS_MAX} passkeys are enough")));
             }
-            let fact = Fact::ApproverEnrolled(ApproverEnrolled {
+            let fact = Event::ApproverEnrolled(ApproverEnrolled {
                 person: person.clone(),
                 invitation: invitation.id,
                 passkey: PasskeyOnRecord {
@@ -233,7 +233,7 @@ impl Hall {
                 },
             });
             let append = Append {
-                premises: vec![(Stream::Policy, rules.version)],
+                read_set: vec![(Stream::Policy, rules.version)],
                 not_after: Some(invitation.expires_at),
                 ..Append::one(
                     fact,
@@ -250,7 +250,7 @@ impl Hall {
     }
 
     /// Everyone with their keys: those registered, and those who left and have keys or revoked ones.
-    pub fn list_approvers(&self, call: &Presented) -> Result<Vec<ApproverView>, Refusal> {
+    pub fn list_approvers(&self, call: &CallContext) -> Result<Vec<ApproverView>, Refusal> {
         let now = self.now();
         self.reader(call, now)?;
         let rules = self.rules(call)?;
@@ -308,7 +308,7 @@ impl Hall {
     /// Their votes that no grant has consumed are void with it. How many keys that was.
     pub async fn revoke_approver_keys(
         &self,
-        call: &Presented,
+        call: &CallContext,
         person: PersonId,
         only: Option<Thumbprint>,
     ) -> Result<usize, Refusal> {
@@ -347,14 +347,14 @@ impl Hall {
                 return Ok(0);
             }
             let count = keys.len();
-            let fact = Fact::ApproverKeysRevoked(ApproverKeysRevoked {
+            let fact = Event::ApproverKeysRevoked(ApproverKeysRevoked {
                 person: person.clone(),
                 keys,
                 cause: RevokeCause::Operator,
                 by: Some(operator.id.clone()),
             });
             let append = Append {
-                premises: vec![(Stream::Policy, rules.version)],
+                read_set: vec![(Stream::Policy, rules.version)],
                 ..Append::one(
                     fact,
                     vec![(Stream::Person(person.clone()), enrolled.version)],
@@ -373,7 +373,7 @@ impl Hall {
         method: &'static str,
         shown: &Secret,
         now: Timestamp,
-    ) -> Result<(PersonId, Arc<At<Enrolled>>, Invitation), Refusal> {
+    ) -> Result<(PersonId, Arc<Versioned<Enrolled>>, Invitation), Refusal> {
         let code = hash(shown);
         let roster = self.state.roster();
         let person = roster
@@ -409,6 +409,6 @@ pub(super) fn user_handle(person: &PersonId) -> Vec<u8> {
 fn hash(shown: &Secret) -> Digest {
     Digest::tagged(
         "dipylon/invitation/v1",
-        code::plain(shown).reveal().as_bytes(),
+        code::plain(shown).expose_secret().as_bytes(),
     )
 }

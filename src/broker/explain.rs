@@ -1,4 +1,4 @@
-use super::{Hall, Presented, Refusal};
+use super::{Broker, CallContext, Refusal};
 use crate::model::*;
 use crate::rules::RuleEffect;
 use crate::state::Grant;
@@ -17,7 +17,7 @@ pub struct Explained {
 impl Explained {
     fn line(&mut self, label: &str, text: impl Into<String>) {
         self.lines
-            .push((label.to_owned(), text::reveal(&text.into())));
+            .push((label.to_owned(), text::escape_invisible(&text.into())));
     }
 
     /// A line for each of the newest, oldest of them first, and one that counts the others. `all` has the oldest first.
@@ -25,7 +25,7 @@ impl Explained {
         let mut left = LISTED_BYTES_MAX;
         let mut texts = Vec::new();
         for one in all.iter().rev().take(LISTED_MAX) {
-            let text = text::reveal(&told(one));
+            let text = text::escape_invisible(&told(one));
             // What a line costs on the wire beside its text.
             let cost = text.len() + label.len() + 16;
             if cost > left {
@@ -49,9 +49,9 @@ const LISTED_MAX: usize = 200;
 /// Most bytes of such a list on the wire: two of them and an entry make a message.
 const LISTED_BYTES_MAX: usize = 20 * 1024;
 
-impl Hall {
+impl Broker {
     /// Explains an id: a decision, an access request, a task, a token, or a refused call.
-    pub fn explain(&self, call: &Presented, id: &str) -> Result<Explained, Refusal> {
+    pub fn explain(&self, call: &CallContext, id: &str) -> Result<Explained, Refusal> {
         let now = self.now();
         self.reader(call, now)?;
         let found = match id.split_once('_').map(|(prefix, _)| prefix) {
@@ -109,7 +109,7 @@ impl Hall {
         if let Ok(entry) = Entry::parse(&stored.text) {
             out.line("when", entry.at.to_string());
             match &entry.fact {
-                Fact::RequestDenied(f) => {
+                Event::RequestDenied(f) => {
                     out.headline = format!(
                         "denied {}: {} on {}",
                         f.reason, f.action.action, f.action.target
@@ -120,7 +120,7 @@ impl Hall {
                         self.explain_decision(&mut out, decision);
                     }
                 }
-                Fact::AccessRequestOpened(f) => {
+                Event::AccessRequestOpened(f) => {
                     out.headline = format!(
                         "people are asked: {} on {}",
                         f.action.action, f.action.target
@@ -130,34 +130,34 @@ impl Hall {
                     self.explain_evidence(&mut out, &f.evidence);
                     self.explain_decision(&mut out, &f.decision);
                 }
-                Fact::TokenIssued(f) => {
+                Event::TokenIssued(f) => {
                     out.headline = format!("approved: {} on {}", f.action.action, f.action.target);
                     out.line("task", f.task.to_string());
                     out.line("token", f.jti.to_string());
                     self.explain_evidence(&mut out, &f.evidence);
                     self.explain_decision(&mut out, &f.decision);
                 }
-                Fact::EpochStarted(_)
-                | Fact::TrustBundleChanged(_)
-                | Fact::KeyPublished(_)
-                | Fact::PolicyApplied(_)
-                | Fact::AgentSuspended(_)
-                | Fact::AgentResumed(_)
-                | Fact::Frozen(_)
-                | Fact::Unfrozen(_)
-                | Fact::TaskOpened(_)
-                | Fact::LeasesExtended(_)
-                | Fact::TaskEnded(_)
-                | Fact::VoteCast(_)
-                | Fact::VoteRefused(_)
-                | Fact::AccessRequestClosed(_)
-                | Fact::ApproverInvited(_)
-                | Fact::ApproverEnrolled(_)
-                | Fact::ApproverKeysRevoked(_)
-                | Fact::TokenReissued(_)
-                | Fact::TokenConsumed(_)
-                | Fact::GrantsEnded(_)
-                | Fact::RefusalsCounted(_) => {}
+                Event::EpochStarted(_)
+                | Event::TrustBundleChanged(_)
+                | Event::KeyPublished(_)
+                | Event::PolicyApplied(_)
+                | Event::AgentSuspended(_)
+                | Event::AgentResumed(_)
+                | Event::Frozen(_)
+                | Event::Unfrozen(_)
+                | Event::TaskOpened(_)
+                | Event::LeasesExtended(_)
+                | Event::TaskEnded(_)
+                | Event::VoteCast(_)
+                | Event::VoteRefused(_)
+                | Event::AccessRequestClosed(_)
+                | Event::ApproverInvited(_)
+                | Event::ApproverEnrolled(_)
+                | Event::ApproverKeysRevoked(_)
+                | Event::TokenReissued(_)
+                | Event::TokenConsumed(_)
+                | Event::GrantsEnded(_)
+                | Event::RefusalsCounted(_) => {}
             }
         }
         out.entries.push(stored.text);
@@ -319,7 +319,10 @@ impl Hall {
         if let Some(purpose) = &task.purpose {
             out.line(
                 "agent says (unverified)",
-                format!("\"{}\"", text::reveal_capped(purpose.as_str(), 500)),
+                format!(
+                    "\"{}\"",
+                    text::escape_invisible_capped(purpose.as_str(), 500)
+                ),
             );
         }
         out.newest("token", &self.state.grants_of(id), |grant| {

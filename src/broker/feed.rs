@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::callers::ServiceCaller;
-use super::{Hall, Presented, Refusal};
+use super::{Broker, CallContext, Refusal};
 use crate::jose::access_token::{LEEWAY_S, TTL_MAX_S};
 use crate::model::*;
 use crate::rules::{Service, ServiceKind};
@@ -34,11 +34,11 @@ pub(super) const WATCH_MAX_MS: u64 = 300_000;
 /// Events read at once.
 const FEED_BATCH: usize = 256;
 
-impl Hall {
+impl Broker {
     /// Begins a watch of the revocation feed.
     pub fn watch_revocations(
         &self,
-        call: &Presented,
+        call: &CallContext,
         after: Option<Position>,
     ) -> Result<FeedStart, Refusal> {
         let now = self.now();

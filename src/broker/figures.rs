@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::card::who;
-use super::{Hall, Presented, Refusal};
+use super::{Broker, CallContext, Refusal};
 use crate::card::History;
 use crate::model::*;
 use crate::rules::{PolicyBundle, Remedy, Role, RuleEffect, RuleInfo};
@@ -78,9 +78,9 @@ pub struct ActionUse {
     pub habit: Habit,
 }
 
-impl Hall {
+impl Broker {
     /// The rules in force with their figures, by id.
-    pub fn list_rules(&self, call: &Presented) -> Result<Vec<RuleRow>, Refusal> {
+    pub fn list_rules(&self, call: &CallContext) -> Result<Vec<RuleRow>, Refusal> {
         self.reader(call, self.now())?;
         let rules = self.views.rules();
         let rules = rules.iter().flat_map(|in_force| in_force.bundle.rules());
@@ -89,7 +89,7 @@ impl Hall {
     }
 
     /// Approvers and how they decide, by id: those the policy bundle has, and those who once voted.
-    pub fn approver_figures(&self, call: &Presented) -> Result<Vec<ApproverRow>, Refusal> {
+    pub fn approver_figures(&self, call: &CallContext) -> Result<Vec<ApproverRow>, Refusal> {
         self.reader(call, self.now())?;
         let rules = self.views.rules();
         let person = |id: &PersonId| rules.as_ref()?.bundle.person(id);

@@ -1,9 +1,9 @@
 use std::collections::BTreeSet;
 
 use super::doomed::{Doomed, Wish};
-use super::{Hall, PersonCaller, Presented, Refusal};
+use super::{Broker, CallContext, PersonCaller, Refusal};
 use crate::approve::ActionFreeze;
-use crate::journal::{Append, AppendError, Blob, Draft};
+use crate::journal::{Append, AppendError, Blob, NewEvent};
 use crate::model::*;
 use crate::rules::InForce;
 use crate::state::FrozenAt;
@@ -29,15 +29,15 @@ pub(super) struct Lift {
     /// Why it cannot be lifted while the order itself waits.
     pub waits: &'static str,
     pub stream: Stream,
-    pub fact: Fact,
+    pub fact: Event,
 }
 
-impl Hall {
+impl Broker {
     /// Stops everything, an agent, an owner's agents or an action: one entry ends all they have, and no mint that was decided
     /// before it gets through. A crash before the entry leaves things as they were, and the operator without an answer.
     pub async fn freeze(
         &self,
-        call: &Presented,
+        call: &CallContext,
         scope: FreezeScope,
         reason: Option<Prose>,
     ) -> Result<FreezeDone, Refusal> {
@@ -77,14 +77,14 @@ impl Hall {
     }
 
     /// Lifts a freeze; nothing that ended comes back. Answers the index of the entry that lifted it.
-    pub async fn unfreeze(&self, call: &Presented, scope: FreezeScope) -> Result<u64, Refusal> {
+    pub async fn unfreeze(&self, call: &CallContext, scope: FreezeScope) -> Result<u64, Refusal> {
         let operator = self.person(call)?;
         self.known_scope(call, &scope)?;
         let lift = Lift {
             what: Doomed::Freeze(scope.clone()),
             waits: "the freeze itself waits to be written",
             stream: Stream::Freeze(scope.clone()),
-            fact: Fact::Unfrozen(Unfrozen {
+            fact: Event::Unfrozen(Unfrozen {
                 scope: scope.clone(),
                 by: operator.id.clone(),
             }),
@@ -100,7 +100,7 @@ impl Hall {
     /// stream. Answers the index of the entry that lifted it.
     pub(super) async fn lift(
         &self,
-        call: &Presented,
+        call: &CallContext,
         operator: &PersonCaller,
         lift: Lift,
         now: impl Fn() -> (bool, u64),
@@ -116,7 +116,7 @@ impl Hall {
                 return Ok(version.saturating_sub(1));
             }
             let append = Append {
-                premises: vec![(Stream::Policy, rules.version)],
+                read_set: vec![(Stream::Policy, rules.version)],
                 ..Append::one(lift.fact.clone(), vec![(lift.stream.clone(), version)])
             };
             match self.journal.append(append).await {
@@ -128,7 +128,7 @@ impl Hall {
     }
 
     /// Every freeze in force.
-    pub fn freezes(&self, call: &Presented) -> Result<Vec<(FreezeScope, FrozenAt)>, Refusal> {
+    pub fn freezes(&self, call: &CallContext) -> Result<Vec<(FreezeScope, FrozenAt)>, Refusal> {
         self.reader(call, self.now())?;
         Ok(self.state.freezes())
     }
@@ -148,22 +148,22 @@ impl Hall {
             FreezeScope::All | FreezeScope::Agent(_) | FreezeScope::Action(_) => Vec::new(),
         };
         let fact = |agents: &[AgentId]| {
-            Fact::Frozen(Frozen {
+            Event::Frozen(Frozen {
                 scope: scope.clone(),
                 agents: agents.to_vec(),
                 by: by.clone(),
                 reason: reason.as_ref().map(Blob::hash),
             })
         };
-        let mut drafts: Vec<Draft> = agents
+        let mut drafts: Vec<NewEvent> = agents
             .chunks(AGENTS_PER_ENTRY)
-            .map(|agents| Draft {
+            .map(|agents| NewEvent {
                 fact: fact(agents),
                 moves: Vec::new(),
             })
             .collect();
         if drafts.is_empty() {
-            drafts.push(Draft {
+            drafts.push(NewEvent {
                 fact: fact(&[]),
                 moves: Vec::new(),
             });
@@ -173,7 +173,7 @@ impl Hall {
         }
         Append {
             drafts,
-            premises: vec![(Stream::Policy, rules.version)],
+            read_set: vec![(Stream::Policy, rules.version)],
             not_after: None,
             blobs: reason.into_iter().collect(),
         }
@@ -236,7 +236,7 @@ impl Hall {
     }
 
     /// A name that nothing has is a mistake, and a freeze that stops nothing would hide it.
-    fn known_scope(&self, call: &Presented, scope: &FreezeScope) -> Result<(), Refusal> {
+    fn known_scope(&self, call: &CallContext, scope: &FreezeScope) -> Result<(), Refusal> {
         let rules = self.views.rules();
         let bundle = rules.as_ref().map(|rules| &rules.bundle);
         let known = self.state.freeze(scope).version > 0
@@ -300,21 +300,21 @@ impl Hall {
 
     /// The same for an access request: its task's, its action's freeze and its task itself.
     pub(super) fn request_premises(&self, request: &AccessRequestOpened) -> Vec<(Stream, Version)> {
-        let mut premises = match self.state.task(&request.task) {
+        let mut read_set = match self.state.task(&request.task) {
             Some(task) => {
-                let mut premises = self.task_premises(&task.opened);
+                let mut read_set = self.task_premises(&task.opened);
                 // Read again: a version older than the freezes above is what an end after them refuses.
                 let version = self.state.task(&request.task).map_or(0, |t| t.version);
-                premises.push((Stream::Task(request.task), version));
-                premises
+                read_set.push((Stream::Task(request.task), version));
+                read_set
             }
             // A missing task reads as dead.
             None => vec![(Stream::Task(request.task), Version::MAX)],
         };
         let scope = FreezeScope::Action(request.action.action.clone());
         let version = self.state.freeze(&scope).version;
-        premises.push((Stream::Freeze(scope), version));
-        premises
+        read_set.push((Stream::Freeze(scope), version));
+        read_set
     }
 
     /// The owner of an agent by the policy bundle in force.
@@ -331,7 +331,7 @@ impl Hall {
                 .is_some_and(|owner| self.freeze_of(&FreezeScope::Owner(owner)).0)
     }
 
-    /// The freezes that would end a grant, with their versions: premises for using it.
+    /// The freezes that would end a grant, with their versions: read_set for using it.
     pub(super) fn freeze_premises(
         &self,
         issued: &TokenIssued,

@@ -5,13 +5,13 @@ use std::sync::atomic::Ordering;
 use super::doomed::{Doomed, Wish};
 use super::freeze::Lift;
 use super::upkeep::TOGETHER_MAX;
-use super::{Hall, PersonCaller, Presented, Refusal};
+use super::{Broker, CallContext, PersonCaller, Refusal};
 use tracing::Instrument as _;
 
 use crate::approve;
 use crate::journal::{Append, AppendError, Blob};
 use crate::model::*;
-use crate::rates::Seat;
+use crate::rates::ConcurrencyPermit;
 use crate::rules::{BundleFiles, InForce, OperateAnswer, PolicyBundle};
 use crate::state::Grant;
 
@@ -43,7 +43,7 @@ pub struct Swept {
     pub requests: usize,
 }
 
-impl Hall {
+impl Broker {
     /// Puts a policy bundle in force, whole, or refuses it whole. A crash before the append leaves the last one in force;
     /// after it, the new one, and the next start sweeps what this one did not.
     ///
@@ -51,21 +51,21 @@ impl Hall {
     /// bundle waits for that.
     pub async fn apply_policy_bundle(
         self: &Arc<Self>,
-        call: &Presented,
+        call: &CallContext,
         operator: PersonCaller,
         files: BTreeMap<String, String>,
     ) -> Result<Applied, Refusal> {
-        let hall = Arc::clone(self);
-        let call = Presented {
+        let broker = Arc::clone(self);
+        let call = CallContext {
             method: call.method,
-            admits: call.admits,
+            allowed_roles: call.allowed_roles,
             proof: None,
             bearer: None,
-            visit: None,
-            seat: Seat::standing(call.seat.class()),
+            session: None,
+            permit: ConcurrencyPermit::unlimited(call.permit.class()),
         };
         let method = call.method;
-        let to_the_end = async move { hall.apply_to_the_end(&call, &operator, files).await };
+        let to_the_end = async move { broker.apply_to_the_end(&call, &operator, files).await };
         let applying = tokio::spawn(to_the_end.instrument(tracing::Span::current()));
         applying
             .await
@@ -74,7 +74,7 @@ impl Hall {
 
     async fn apply_to_the_end(
         &self,
-        call: &Presented,
+        call: &CallContext,
         operator: &PersonCaller,
         files: BTreeMap<String, String>,
     ) -> Result<Applied, Refusal> {
@@ -142,7 +142,7 @@ impl Hall {
     ) -> Result<(), AppendError> {
         let version = bundle.version();
         self.views.shelve(bundle);
-        let fact = Fact::PolicyApplied(PolicyApplied { version, by });
+        let fact = Event::PolicyApplied(PolicyApplied { version, by });
         let append = Append {
             blobs: vec![Blob::new(files.canonical())],
             ..Append::one(fact, vec![(Stream::Policy, expected)])
@@ -157,7 +157,7 @@ impl Hall {
     /// Takes an agent out of service: one entry ends all it has.
     pub async fn suspend_agent(
         &self,
-        call: &Presented,
+        call: &CallContext,
         agent: AgentId,
         reason: Option<Prose>,
     ) -> Result<(usize, u64), Refusal> {
@@ -173,14 +173,14 @@ impl Hall {
             let blob = reason
                 .as_ref()
                 .map(|prose| Blob::new(prose.blob(self.draw())));
-            let fact = Fact::AgentSuspended(AgentSuspended {
+            let fact = Event::AgentSuspended(AgentSuspended {
                 agent: agent.clone(),
                 by: operator.id.clone(),
                 reason: blob.as_ref().map(Blob::hash),
                 denials: None,
             });
             let append = Append {
-                premises: vec![(Stream::Policy, rules.version)],
+                read_set: vec![(Stream::Policy, rules.version)],
                 blobs: blob.into_iter().collect(),
                 ..Append::one(fact, vec![(Stream::Agent(agent.clone()), standing.version)])
             };
@@ -200,14 +200,14 @@ impl Hall {
     }
 
     /// Lets an agent operate again; nothing that ended comes back.
-    pub async fn resume_agent(&self, call: &Presented, agent: AgentId) -> Result<u64, Refusal> {
+    pub async fn resume_agent(&self, call: &CallContext, agent: AgentId) -> Result<u64, Refusal> {
         let operator = self.person(call)?;
         self.known_agent(call, &agent)?;
         let lift = Lift {
             what: Doomed::Agent(agent.clone()),
             waits: "the suspension itself waits to be written",
             stream: Stream::Agent(agent.clone()),
-            fact: Fact::AgentResumed(AgentResumed {
+            fact: Event::AgentResumed(AgentResumed {
                 agent: agent.clone(),
                 by: operator.id.clone(),
             }),
@@ -219,7 +219,7 @@ impl Hall {
         .await
     }
 
-    pub(super) fn known_agent(&self, call: &Presented, agent: &AgentId) -> Result<(), Refusal> {
+    pub(super) fn known_agent(&self, call: &CallContext, agent: &AgentId) -> Result<(), Refusal> {
         // An agent that was taken out of the bundle may still be suspended or resumed: its standing outlives bundles.
         let registered = self
             .views
@@ -260,7 +260,7 @@ impl Hall {
         type Ending = (TaskId, Version, Vec<(Stream, Version)>);
         let mut ending: BTreeMap<EndCause, Vec<Ending>> = BTreeMap::new();
         for task in self.state.open_tasks() {
-            let rests_on = self.task_premises(&task.opened);
+            let read_set = self.task_premises(&task.opened);
             let task = self.state.task(&task.opened.task).unwrap_or(task);
             if !task.runs(now) {
                 continue;
@@ -278,13 +278,13 @@ impl Hall {
             ending
                 .entry(cause)
                 .or_default()
-                .push((task.opened.task, task.version, rests_on));
+                .push((task.opened.task, task.version, read_set));
         }
         let mut undisturbed = true;
         for (cause, tasks) in ending {
             for chunk in tasks.chunks(TOGETHER_MAX) {
                 let tasks = chunk.iter().map(|(id, _, _)| *id).collect();
-                let fact = Fact::TaskEnded(TaskEnded {
+                let fact = Event::TaskEnded(TaskEnded {
                     tasks,
                     cause,
                     outcome: None,
@@ -294,14 +294,14 @@ impl Hall {
                     .iter()
                     .map(|(id, version, _)| (Stream::Task(*id), *version))
                     .collect();
-                let mut premises: Vec<(Stream, Version)> = Vec::new();
-                for premise in chunk.iter().flat_map(|(_, _, rests_on)| rests_on) {
-                    if !premises.contains(premise) {
-                        premises.push(premise.clone());
+                let mut read_set: Vec<(Stream, Version)> = Vec::new();
+                for premise in chunk.iter().flat_map(|(_, _, read_set)| read_set) {
+                    if !read_set.contains(premise) {
+                        read_set.push(premise.clone());
                     }
                 }
                 let append = Append {
-                    premises,
+                    read_set,
                     ..Append::one(fact, moves)
                 };
                 match self.append_found(append).await? {
@@ -341,7 +341,7 @@ impl Hall {
                 } else {
                     EndCause::Trust
                 };
-                let fact = Fact::GrantsEnded(GrantsEnded {
+                let fact = Event::GrantsEnded(GrantsEnded {
                     jtis: chunk.iter().map(|g| g.issued.jti).collect(),
                     cause,
                     by: None,
@@ -367,17 +367,17 @@ impl Hall {
                     continue;
                 }
                 let id = request.opened.access_request;
-                let premises = self.request_premises(&request.opened);
+                let read_set = self.request_premises(&request.opened);
                 let Some(request) = self.state.access_request(&id).filter(|r| r.waits(now)) else {
                     continue;
                 };
-                let fact = Fact::AccessRequestClosed(AccessRequestClosed {
+                let fact = Event::AccessRequestClosed(AccessRequestClosed {
                     access_request: id,
                     cause: CloseCause::Policy,
                     begun: false,
                 });
                 let append = Append {
-                    premises,
+                    read_set,
                     ..Append::one(fact, vec![(Stream::Access(id), request.version)])
                 };
                 match self.append_found(append).await? {
@@ -392,13 +392,13 @@ impl Hall {
     /// Appends what a sweep or a timer found. A conflict means somebody moved it first: the next round looks again.
     pub(super) async fn append_news(
         &self,
-        fact: Fact,
+        fact: Event,
         moves: Vec<(Stream, Version)>,
     ) -> Result<bool, AppendError> {
         self.append_found(Append::one(fact, moves)).await
     }
 
-    /// The same, with premises.
+    /// The same, with read_set.
     pub(super) async fn append_found(&self, append: Append) -> Result<bool, AppendError> {
         match self.journal.append(append).await {
             Ok(_) => Ok(true),

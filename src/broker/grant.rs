@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::request_token::{Round, TokenGiven, TokenReply, Turn};
-use super::{Hall, Refusal};
+use super::{Broker, Refusal};
 use crate::approve::{self, Approved};
 use crate::journal::{Append, AppendError, Blob};
 use crate::mint::{MintError, Place};
@@ -9,7 +9,7 @@ use crate::model::*;
 use crate::state::Grant;
 use crate::verify::Verified;
 
-impl Hall {
+impl Broker {
     /// Mints. A crash before the append leaves nothing in the world; after it, a recorded grant that a retry by
     /// `request_id` finds, and that dies with its task.
     pub(super) async fn grant(
@@ -34,7 +34,7 @@ impl Hall {
             key_version: self.key_version(),
         };
         let minted = match self
-            .bench
+            .token_issuer
             .mint(approved, place, self.now(), &mut || self.draw())
         {
             Ok(minted) => minted,
@@ -45,7 +45,7 @@ impl Hall {
         };
         let issued = Arc::new(minted.issued);
         let append = Append {
-            premises: minted.rests_on,
+            read_set: minted.read_set,
             not_after: Some(minted.not_after),
             blobs: minted
                 .secret
@@ -54,7 +54,7 @@ impl Hall {
                 .into_iter()
                 .chain(reason)
                 .collect(),
-            ..Append::one(Fact::TokenIssued((*issued).clone()), minted.moves)
+            ..Append::one(Event::TokenIssued((*issued).clone()), minted.moves)
         };
         // INVARIANT (durable before release): the token is dropped here unless its entry is in the journal.
         match self.journal.append(append).await {
@@ -126,7 +126,7 @@ impl Hall {
             return dead("today's rules would not give it".to_owned());
         };
         let reissued = match self
-            .bench
+            .token_issuer
             .reissue(reapproved, self.key_version(), self.now())
         {
             Ok(reissued) => reissued,
@@ -135,9 +135,9 @@ impl Hall {
             }
         };
         let append = Append {
-            premises: reissued.rests_on,
+            read_set: reissued.read_set,
             not_after: Some(reissued.not_after),
-            ..Append::one(Fact::TokenReissued(reissued.fact), reissued.moves)
+            ..Append::one(Event::TokenReissued(reissued.fact), reissued.moves)
         };
         match self.journal.append(append).await {
             Ok(_) => {
@@ -167,7 +167,7 @@ impl Hall {
     /// Version of the signing key's stream; a missing one reads as never published, which no append accepts.
     fn key_version(&self) -> Version {
         self.state
-            .key(self.bench.kid())
+            .key(self.token_issuer.kid())
             .map_or(Version::MAX, |at| at.version)
     }
 }

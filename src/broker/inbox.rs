@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::callers::PersonCaller;
 use super::feed::WATCH_MAX_MS;
 use super::vote::{AccessView, enough};
-use super::{Hall, Position, Presented, Refusal};
+use super::{Broker, CallContext, Position, Refusal};
 use crate::approve::votes::{self, Ineligible};
 use crate::model::*;
 use crate::rules::{InForce, Risk};
@@ -255,10 +255,10 @@ struct Line {
     vote: Result<Vec<ProfileName>, Ineligible>,
 }
 
-impl Hall {
+impl Broker {
     /// One page of what waits for people, as this person sees it. Votes are verified for the rows of the page, and for
     /// others that have any once, until something moves that they rest on.
-    pub fn inbox(&self, call: &Presented, ask: &InboxAsk) -> Result<InboxPage, Refusal> {
+    pub fn inbox(&self, call: &CallContext, ask: &InboxAsk) -> Result<InboxPage, Refusal> {
         let now = self.now();
         let person = self.person(call)?;
         let rules = self.rules(call)?;
@@ -424,7 +424,7 @@ impl Hall {
     /// Begins a watch of what changes in inboxes, from now on or since a position.
     pub fn inbox_changes(
         &self,
-        call: &Presented,
+        call: &CallContext,
         after: Option<Position>,
     ) -> Result<InboxWatch, Refusal> {
         let caller = self.person(call)?;
@@ -501,7 +501,7 @@ const STIRS_BATCH: usize = 256;
 
 impl InboxWatch {
     /// The next news; `None` when the watch is over: the person is no longer registered, or the journal stopped.
-    pub async fn next(&mut self, hall: &Hall) -> Option<InboxNews> {
+    pub async fn next(&mut self, broker: &Broker) -> Option<InboxNews> {
         let quiet = tokio::time::sleep(HEARTBEAT);
         tokio::pin!(quiet);
         loop {
@@ -510,15 +510,15 @@ impl InboxWatch {
                 return Some(InboxNews::Changed(stir));
             }
             self.heard.borrow_and_update();
-            if hall.journal.tail().borrow().failed || !hall.still_reads(&self.key) {
+            if broker.journal.tail().borrow().failed || !broker.still_reads(&self.key) {
                 return None;
             }
-            let (epoch, index) = hall.state.position();
+            let (epoch, index) = broker.state.position();
             if std::mem::take(&mut self.snapshot) {
                 self.after = index;
                 return Some(InboxNews::Snapshot(Position { epoch, index }));
             }
-            match hall.state.stirs_after(self.after, STIRS_BATCH) {
+            match broker.state.stirs_after(self.after, STIRS_BATCH) {
                 Some(stirs) => self.ready.extend(stirs),
                 // Too slow for what is kept.
                 None => self.snapshot = true,
@@ -526,12 +526,12 @@ impl InboxWatch {
             if !self.ready.is_empty() || self.snapshot {
                 continue;
             }
-            let turn = hall
+            let turn = broker
                 .next_turn(&self.caller)
                 .filter(|at| Some(*at) != self.turn);
             let turn_comes = async {
                 match turn {
-                    Some(at) => tokio::time::sleep(at.after(hall.now())).await,
+                    Some(at) => tokio::time::sleep(at.after(broker.now())).await,
                     None => std::future::pending().await,
                 }
             };

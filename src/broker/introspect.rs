@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::{Hall, Presented, Refusal};
+use super::{Broker, CallContext, Refusal};
 use crate::jose::access_token::{self, Expect};
 use crate::journal::{Append, AppendError};
 use crate::mint::claims_of;
@@ -30,11 +30,11 @@ pub struct Consumed {
 /// How often a use is tried again when another came first.
 const CONSUME_ATTEMPTS: usize = 128;
 
-impl Hall {
+impl Broker {
     /// Whether a token is good now. `None` for every cause: a validator learns nothing of tokens that are not its own.
     pub fn introspect(
         &self,
-        call: &Presented,
+        call: &CallContext,
         token: &Secret,
     ) -> Result<Option<Introspected>, Refusal> {
         let now = self.now();
@@ -51,7 +51,7 @@ impl Hall {
     /// Spends one use. A crash before the append leaves the use unspent; after it, the same `use_id` gets this answer again.
     pub async fn consume_token(
         &self,
-        call: &Presented,
+        call: &CallContext,
         token: &Secret,
         use_id: &UseId,
     ) -> Result<Consumed, Refusal> {
@@ -122,20 +122,20 @@ impl Hall {
                     "every use of the token is spent",
                 ));
             }
-            let fact = Fact::TokenConsumed(TokenConsumed {
+            let fact = Event::TokenConsumed(TokenConsumed {
                 jti,
                 validator: caller.id.clone(),
                 use_id: use_id.clone(),
             });
-            let mut premises = vec![
+            let mut read_set = vec![
                 (Stream::Task(grant.issued.task), task),
                 (Stream::Agent(grant.issued.agent.clone()), agent),
                 (Stream::Policy, policy),
                 (Stream::Trust(grant.issued.subject.trust_domain()), trust),
             ];
-            premises.extend(freezes);
+            read_set.extend(freezes);
             let append = Append {
-                premises,
+                read_set,
                 not_after: Some(until),
                 ..Append::one(fact, vec![(Stream::Token(jti), grant.version)])
             };
@@ -173,7 +173,7 @@ impl Hall {
     /// nothing of whether it lives.
     fn read(&self, token: &Secret, now: Timestamp) -> Option<(TokenId, KeyId)> {
         let keys = self.views.own_keys()?;
-        let text = Digest::of(token.reveal().as_bytes());
+        let text = Digest::of(token.expose_secret().as_bytes());
         if let Some(read) = self.readings.of(&keys, &text) {
             return Some(read);
         }
@@ -182,7 +182,7 @@ impl Hall {
             aud: None,
             now,
         };
-        let checked = access_token::check(token.reveal(), &keys, &expect).ok()?;
+        let checked = access_token::check(token.expose_secret(), &keys, &expect).ok()?;
         let claims = checked.claims();
         let grant = self.state.grant(&claims.jti)?;
         if *claims != claims_of(&grant.issued, grant.epoch, &self.settings.issuer) {
@@ -198,7 +198,7 @@ impl Hall {
         if let Some(keys) = self.views.own_keys()
             && keys.get(&issued.kid).is_some()
         {
-            let text = Digest::of(token.reveal().as_bytes());
+            let text = Digest::of(token.expose_secret().as_bytes());
             self.readings
                 .note(&keys, text, issued.jti, issued.kid.clone());
         }

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::{ActionUse, Hall, Presented, Refusal};
+use super::{ActionUse, Broker, CallContext, Refusal};
 use crate::model::*;
 use crate::state::{Grant, Task};
 
@@ -53,11 +53,11 @@ pub struct AgentView {
     pub activity: Vec<ActionUse>,
 }
 
-impl Hall {
+impl Broker {
     /// Tasks, the newest first.
     pub fn list_tasks(
         &self,
-        call: &Presented,
+        call: &CallContext,
         filter: &TaskFilter,
     ) -> Result<Vec<TaskView>, Refusal> {
         let now = self.now();
@@ -124,7 +124,7 @@ impl Hall {
     /// Agents by id: those registered, and those that left the policy bundle and still have a standing or tasks.
     pub fn list_agents(
         &self,
-        call: &Presented,
+        call: &CallContext,
         after: Option<&AgentId>,
         max: usize,
     ) -> Result<Vec<AgentView>, Refusal> {
@@ -143,7 +143,7 @@ impl Hall {
     }
 
     /// One agent.
-    pub fn get_agent(&self, call: &Presented, id: &AgentId) -> Result<AgentView, Refusal> {
+    pub fn get_agent(&self, call: &CallContext, id: &AgentId) -> Result<AgentView, Refusal> {
         let now = self.now();
         self.reader(call, now)?;
         self.known_agent(call, id)?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::upkeep::TOGETHER_MAX;
-use super::{ATTEMPTS, Hall, Presented, Refusal};
+use super::{ATTEMPTS, Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
 use crate::state::Task;
@@ -19,14 +19,14 @@ pub(super) struct Waiting {
     done: oneshot::Sender<Result<(), AppendError>>,
 }
 
-impl Hall {
+impl Broker {
     /// A sign of life: extends the lease of a task opened with a heartbeat, by an entry only when less than half of it is
     /// left. Answers when the task ends unless it is kept alive again.
     ///
     /// A crash before the entry leaves the lease as it was; after it, extended, whoever hears of it.
     pub async fn keep_alive(
         self: &Arc<Self>,
-        call: &Presented,
+        call: &CallContext,
         id: TaskId,
     ) -> Result<Timestamp, Refusal> {
         let (task, _held) = self.task_possession(call, &id, None, None, self.now())?;
@@ -92,14 +92,14 @@ impl Hall {
     async fn extend(&self, chunk: &[Waiting]) -> Result<(), AppendError> {
         let now = self.now();
         let mut leases = Vec::new();
-        let (mut moves, mut premises) = (Vec::new(), Vec::new());
+        let (mut moves, mut read_set) = (Vec::new(), Vec::new());
         let mut not_after: Option<Timestamp> = None;
         for waiting in chunk {
             let id = waiting.task;
             let Some(opened) = self.state.task(&id).map(|task| task.opened.clone()) else {
                 continue;
             };
-            let rests_on = self.task_premises(&opened);
+            let task_reads = self.task_premises(&opened);
             let Some(task) = self.state.task(&id).filter(|task| self.runs(task, now)) else {
                 continue;
             };
@@ -112,10 +112,10 @@ impl Hall {
             }
             leases.push((id, until));
             moves.push((Stream::Lease(id), lease.version));
-            premises.push((Stream::Task(id), task.version));
-            for premise in rests_on {
-                if !premises.contains(&premise) {
-                    premises.push(premise);
+            read_set.push((Stream::Task(id), task.version));
+            for read in task_reads {
+                if !read_set.contains(&read) {
+                    read_set.push(read);
                 }
             }
             // INVARIANT (a missed heartbeat is final): an extension is durable before the lease it extends has ended.
@@ -125,9 +125,9 @@ impl Hall {
             return Ok(());
         }
         let append = Append {
-            premises,
+            read_set,
             not_after,
-            ..Append::one(Fact::LeasesExtended(LeasesExtended { leases }), moves)
+            ..Append::one(Event::LeasesExtended(LeasesExtended { leases }), moves)
         };
         self.journal.append(append).await.map(|_| ())
     }

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Hall, Presented, Refusal};
+use super::{Broker, CallContext, Refusal};
 use crate::model::*;
 use crate::state::Grant;
 
@@ -37,12 +37,12 @@ pub const PAGE_MAX: usize = 100;
 /// Grants that are looked at before others are let on.
 const STRETCH: usize = 4_096;
 
-impl Hall {
+impl Broker {
     /// Tokens that are good now, the next to expire first, after the one named. Walks every grant of every open task, and
     /// lets others on in between; at most [`PAGE_MAX`] rows.
     pub async fn live_tokens(
         &self,
-        call: &Presented,
+        call: &CallContext,
         after: Option<TokenId>,
         max: usize,
     ) -> Result<Vec<LiveToken>, Refusal> {

@@ -1,8 +1,8 @@
-//! What the hall counts, and whom it lets in by name.
+//! What the broker counts, and whom it lets in by name.
 
 use std::time::Duration;
 
-use super::{Hall, Presented, Refusal};
+use super::{Broker, CallContext, Refusal};
 use crate::model::*;
 use crate::telemetry::{Metrics, Moment};
 use crate::verify::{self, Attested, VerifyError};
@@ -35,7 +35,7 @@ impl std::fmt::Display for Known {
     }
 }
 
-impl Hall {
+impl Broker {
     /// The figures of this broker.
     pub const fn metrics(&self) -> &std::sync::Arc<Metrics> {
         &self.metrics
@@ -106,8 +106,8 @@ impl Hall {
     }
 
     /// Lets a caller in who is known by now, unless it calls more often than its rate. Nothing was done before this.
-    pub(super) fn within_its_rate(&self, call: &Presented, who: Known) -> Result<(), Refusal> {
-        let class = call.seat.class();
+    pub(super) fn within_its_rate(&self, call: &CallContext, who: Known) -> Result<(), Refusal> {
+        let class = call.permit.class();
         let span = tracing::Span::current();
         span.record("caller", who.as_str());
         span.record("who", tracing::field::display(&who));
@@ -177,7 +177,7 @@ pub(super) const fn cause(error: &VerifyError) -> &'static str {
         VerifyError::Frozen(_) => "frozen",
         VerifyError::OtherKey(_) => "other_key",
         VerifyError::Code(_) => "code",
-        VerifyError::Visit(_) => "visit",
+        VerifyError::Session(_) => "session",
         VerifyError::Passkey(_) => "passkey",
         VerifyError::KeyRemoved => "key_removed",
         VerifyError::MayNotOperate { .. } => "may_not_operate",

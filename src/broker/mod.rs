@@ -1,4 +1,4 @@
-//! The hall: the only place where rooms meet. One file for each use case.
+//! The broker: the only place where rooms meet. One file for each use case.
 //!
 //! In: parsed calls from the doors. Out: answers, or a [`Refusal`] that says no more than the caller may know.
 //! Every use case reads the clock first, asks gate 1, then gate 2, and appends before it answers; it says at each step
@@ -32,11 +32,11 @@ mod open_task;
 mod readings;
 mod request_token;
 mod revoke;
+mod session;
 mod start;
 mod timeline;
 mod upkeep;
 mod views;
-mod visits;
 mod vote;
 mod watch_access;
 
@@ -49,12 +49,12 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use crate::approve::votes::Electorate;
 pub use crate::approve::votes::{Ineligible, Proof as VoteProof};
 use crate::approve::{Bounds, Ground};
-pub use crate::card::Standing as AccessStanding;
+pub use crate::card::AccessRequestStatus;
 use crate::clock::{Clock, ClockWatch};
 use crate::jose::Nonces;
 pub use crate::journal::Tail;
 use crate::journal::{AppendError, Journal};
-use crate::mint::Bench;
+use crate::mint::TokenIssuer;
 use crate::model::*;
 use crate::rates::{Limits, Rates, Seldom};
 use crate::rules::{InForce, PolicyBundle};
@@ -65,7 +65,7 @@ pub use crate::webauthn::{Assertion, Registration, RelyingParty};
 
 pub use ballot::Ballot;
 pub use bootstrap::FirstOperator;
-pub use callers::{CallerKind, PersonCaller, Presented};
+pub use callers::{CallContext, CallerRole, PersonCaller};
 pub use end::{EndReport, TaskEndAsk};
 pub use enrol::{ApproverView, EnrolmentBegun, Invited, PasskeyView};
 pub use explain::Explained;
@@ -85,9 +85,9 @@ pub use request_token::{
     DeniedReply, PendingReply, ProfileState, RuleShown, TokenAsk, TokenGiven, TokenReply,
 };
 pub use revoke::TokenRevoked;
+pub use session::{Session, SignInBegun, SignedInUser};
 pub use start::{Start, StartError};
 pub use timeline::{FOUND_MAX, Found, Moment, QUERY_BYTES_MAX, SCAN_MAX, Timeline};
-pub use visits::{SignInBegun, Visit, Visitor};
 pub use vote::{AccessView, VoteAsk, VoteBegun, VoteDone};
 pub use watch_access::{AccessMark, AccessNews, AccessWatch};
 
@@ -95,8 +95,8 @@ use bells::Bells;
 use doomed::{Doomed, Wish};
 use once::Once;
 use readings::Readings;
+use session::SessionStore;
 use views::Views;
-use visits::Visits;
 
 /// What one broker is configured to be.
 #[derive(Debug, Clone)]
@@ -148,7 +148,7 @@ pub struct Refusal {
 }
 
 /// The broker: state, journal, rules, trust, keys, and what only this process remembers.
-pub struct Hall {
+pub struct Broker {
     settings: Settings,
     bounds: Bounds,
     clock: Clock,
@@ -159,7 +159,7 @@ pub struct Hall {
     journal: Journal,
     state: Arc<State>,
     views: Arc<Views>,
-    bench: Bench,
+    token_issuer: TokenIssuer,
     nonces: Nonces,
     random: SystemRandom,
     once: Once,
@@ -176,7 +176,7 @@ pub struct Hall {
     /// Statements handed out for signature.
     statements: Mutex<HashMap<String, vote::Begun>>,
     /// Browsers that signed in.
-    visits: Visits,
+    sessions: SessionStore,
     /// When a card was first shown to a person, and under which policy bundle.
     shown: Mutex<HashMap<(PersonId, AccessRequestId), (Digest, Timestamp)>>,
     /// Signs of life that wait to be entered together.
@@ -238,7 +238,7 @@ const WAITS_MAX: usize = 16_384;
 /// How often both gates run again when something moved between decision and entry.
 const ATTEMPTS: usize = 3;
 
-impl Hall {
+impl Broker {
     /// What this broker is configured to be.
     pub const fn settings(&self) -> &Settings {
         &self.settings
@@ -403,7 +403,7 @@ impl Hall {
         let detail = detail.into();
         let correlation = CorrelationId::from_random(self.draw());
         let at = self.now();
-        let shown = text::reveal_capped(&detail, 500);
+        let shown = text::escape_invisible_capped(&detail, 500);
         if reason == Reason::UseDpopNonce {
             // The first call of every client.
             tracing::debug!(%correlation, method, %reason, detail = shown, "refused");
@@ -471,7 +471,7 @@ impl Hall {
             | VerifyError::NoRules
             | VerifyError::NotRegistered
             | VerifyError::Code(_)
-            | VerifyError::Visit(_)
+            | VerifyError::Session(_)
             | VerifyError::Passkey(_)
             | VerifyError::Agents(_)
             | VerifyError::OtherAgent(_)

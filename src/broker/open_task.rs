@@ -1,11 +1,11 @@
 use std::sync::Arc;
 
 use super::measure::Known;
-use super::{ATTEMPTS, HEARTBEAT_MAX_S, HEARTBEAT_MIN_S, Hall, Presented, Refusal, TASKS_MAX};
+use super::{ATTEMPTS, Broker, CallContext, HEARTBEAT_MAX_S, HEARTBEAT_MIN_S, Refusal, TASKS_MAX};
 use crate::journal::{Append, AppendError, Blob};
 use crate::model::*;
 use crate::state::Task;
-use crate::verify::{self, Attested, Proven, Standing, TaskStanding, VerifyError};
+use crate::verify::{self, Attested, Authenticated, Gate1Context, TaskStanding, VerifyError};
 
 /// A parsed `OpenTask`.
 #[derive(Debug)]
@@ -33,10 +33,10 @@ pub struct Opened {
     pub facts: EvidenceFacts,
 }
 
-impl Hall {
+impl Broker {
     /// Gate 1, then one entry. A crash before the entry leaves nothing; after it, a task that the same `request_id` under
     /// the same key finds again, and that ends by itself.
-    pub async fn open_task(&self, call: &Presented, ask: OpenAsk) -> Result<Opened, Refusal> {
+    pub async fn open_task(&self, call: &CallContext, ask: OpenAsk) -> Result<Opened, Refusal> {
         let now = self.now();
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
         let attested = self.attest(&ask.evidence, now).map_err(|e| closed(&e))?;
@@ -69,19 +69,19 @@ impl Hall {
             let told = format!("heartbeat must be {HEARTBEAT_MIN_S} s to {HEARTBEAT_MAX_S} s");
             return Err(self.refuse(call.method, Reason::InvalidTtl, told));
         }
-        let proven = Proven::for_opening(Arc::new(attested), possession);
+        let authenticated = Authenticated::for_opening(Arc::new(attested), possession);
         for _ in 0..ATTEMPTS {
             let now = self.now();
             let rules = self.views.rules();
-            let verified = proven
-                .stand(self.standing(&proven, rules.as_deref(), None), now)
+            let verified = authenticated
+                .verify(self.standing(&authenticated, rules.as_deref(), None), now)
                 .map_err(|e| closed(&e))?;
             let agent = verified.agent();
-            if let Some(task) = self
-                .state
-                .opened_under(&agent.id, proven.jkt(), &ask.request_id)
+            if let Some(task) =
+                self.state
+                    .opened_under(&agent.id, authenticated.jkt(), &ask.request_id)
             {
-                return self.opened_before(call, &ask, &task, &proven);
+                return self.opened_before(call, &ask, &task, &authenticated);
             }
             if self.state.open_tasks_of(&agent.id).len() >= TASKS_MAX {
                 let told = format!("{TASKS_MAX} tasks of this agent run; end some");
@@ -110,23 +110,27 @@ impl Hall {
             let moves = vec![
                 (Stream::Task(task), 0),
                 (
-                    Stream::open(agent.id.clone(), proven.jkt(), ask.request_id.clone()),
+                    Stream::open(
+                        agent.id.clone(),
+                        authenticated.jkt(),
+                        ask.request_id.clone(),
+                    ),
                     0,
                 ),
             ];
             let append = Append {
-                premises: verified.rests_on().to_vec(),
+                read_set: verified.read_set().to_vec(),
                 not_after: Some(verified.not_after()),
                 blobs: vec![purpose],
-                ..Append::one(Fact::TaskOpened(fact.clone()), moves)
+                ..Append::one(Event::TaskOpened(fact.clone()), moves)
             };
             match self.journal.append(append).await {
                 Ok(_) => {
-                    self.remember(task, &proven);
+                    self.remember(task, &authenticated);
                     return Ok(Opened {
                         lease_until: fact.heartbeat_seconds.map(|s| now.plus_secs(s)),
                         task: Arc::new(fact),
-                        facts: proven.facts().clone(),
+                        facts: authenticated.facts().clone(),
                     });
                 }
                 Err(AppendError::Conflict(_) | AppendError::Late) => {}
@@ -139,10 +143,10 @@ impl Hall {
     /// A retry: the same task for the same words, whether it still runs or not.
     fn opened_before(
         &self,
-        call: &Presented,
+        call: &CallContext,
         ask: &OpenAsk,
         task: &Task,
-        proven: &Proven,
+        authenticated: &Authenticated,
     ) -> Result<Opened, Refusal> {
         let same = task.opened.asked_seconds == ask.max_duration
             && task.opened.heartbeat_seconds == ask.heartbeat
@@ -161,17 +165,17 @@ impl Hall {
                 "the task this request_id opened is over",
             ));
         }
-        self.remember(task.opened.task, proven);
+        self.remember(task.opened.task, authenticated);
         Ok(Opened {
             lease_until: task.lease.map(|lease| lease.until),
             task: task.opened.clone(),
-            facts: proven.facts().clone(),
+            facts: authenticated.facts().clone(),
         })
     }
 
     /// Notes when the evidence of a task was verified here.
-    pub(super) fn remember(&self, task: TaskId, proven: &Proven) {
-        self.seen.put_shared(task, proven.attested().clone());
+    pub(super) fn remember(&self, task: TaskId, authenticated: &Authenticated) {
+        self.seen.put_shared(task, authenticated.attested().clone());
     }
 
     /// When the evidence of a task was last verified here.
@@ -182,17 +186,17 @@ impl Hall {
     /// What the journal and the rules say at this moment about whoever proved something.
     pub(super) fn standing<'a>(
         &'a self,
-        proven: &Proven,
+        authenticated: &Authenticated,
         rules: Option<&'a crate::rules::InForce>,
         task: Option<&Task>,
-    ) -> Standing<'a> {
-        let facts = proven.facts();
+    ) -> Gate1Context<'a> {
+        let facts = authenticated.facts();
         let trust = self
             .state
             .trusted(&facts.subject.trust_domain())
             .filter(|keys| keys.value.kids.contains(&facts.kid))
             .map(|keys| keys.version);
-        Standing {
+        Gate1Context {
             rules,
             trust,
             agent: Box::new(|id| self.standing_of(id)),

@@ -1,12 +1,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{ATTEMPTS, Hall, JOINED_MAX, Presented, Refusal};
+use super::{ATTEMPTS, Broker, CallContext, JOINED_MAX, Refusal};
 use crate::approve::{self, ApproveError, Decision, Order};
 use crate::model::*;
 use crate::rules::{InForce, Method};
 use crate::state::{AccessRequest, AccessStatus, Fixed, Task};
-use crate::verify::{self, Proven, VerifyError};
+use crate::verify::{self, Authenticated, VerifyError};
 
 /// A parsed `RequestToken`.
 #[derive(Debug)]
@@ -120,9 +120,9 @@ const WAIT_MAX_MS: u64 = 60_000;
 
 /// One round of both gates for one call: who asks for what, under which rules, at which moment.
 pub(super) struct Turn<'a> {
-    pub(super) call: &'a Presented,
+    pub(super) call: &'a CallContext,
     pub(super) ask: &'a TokenAsk,
-    pub(super) proven: &'a Proven,
+    pub(super) authenticated: &'a Authenticated,
     pub(super) rules: &'a InForce,
     pub(super) task: &'a Task,
     pub(super) agent_version: Version,
@@ -137,11 +137,11 @@ pub(super) enum Round {
     Again,
 }
 
-impl Hall {
+impl Broker {
     /// Both gates; waits for people as long as asked, holding no pass while it waits.
     pub async fn request_token(
         &self,
-        call: &Presented,
+        call: &CallContext,
         ask: TokenAsk,
     ) -> Result<TokenReply, Refusal> {
         let now = self.now();
@@ -163,8 +163,8 @@ impl Hall {
                 .remembered(&ask.task)
                 .ok_or_else(|| closed(&VerifyError::Stale))?,
         };
-        let proven =
-            Proven::for_task(attested, possession, &task.opened).map_err(|e| closed(&e))?;
+        let authenticated =
+            Authenticated::for_task(attested, possession, &task.opened).map_err(|e| closed(&e))?;
         if ask.ttl <= 0 {
             return Err(self.refuse(call.method, Reason::InvalidTtl, "ttl must be above zero"));
         }
@@ -178,7 +178,7 @@ impl Hall {
         tokio::pin!(until);
         let mut shown: Option<PendingReply> = None;
         loop {
-            let reply = match self.both_gates(call, &proven, &ask).await {
+            let reply = match self.both_gates(call, &authenticated, &ask).await {
                 Ok(reply) => reply,
                 // Evidence that went stale during the wait is asked for, not refused: the wait was honest.
                 Err(refusal) if refusal.reason == Reason::EvidenceStale => match shown {
@@ -193,7 +193,7 @@ impl Hall {
                 Err(refusal) => return Err(refusal),
             };
             if ask.evidence.is_some() {
-                self.remember(ask.task, &proven);
+                self.remember(ask.task, &authenticated);
             }
             let pending = match reply {
                 TokenReply::Pending(pending) if !wait.is_zero() => pending,
@@ -202,7 +202,7 @@ impl Hall {
             let expired = tokio::time::sleep(pending.expires_at.after(self.now()));
             tokio::pin!(expired);
             // Others are worked on while this call only waits.
-            call.seat.leave();
+            call.permit.release();
             let mut bell = self.bells.listen(pending.access_request);
             // From here on whatever concerns it rings; what came before shows in what it was decided on.
             loop {
@@ -225,7 +225,7 @@ impl Hall {
                 }
             }
             shown = Some(*pending);
-            call.seat.retake().await;
+            call.permit.reacquire().await;
         }
     }
 
@@ -243,12 +243,12 @@ impl Hall {
 
     async fn both_gates(
         &self,
-        call: &Presented,
-        proven: &Proven,
+        call: &CallContext,
+        authenticated: &Authenticated,
         ask: &TokenAsk,
     ) -> Result<TokenReply, Refusal> {
         for _ in 0..ATTEMPTS {
-            match self.round(call, proven, ask).await? {
+            match self.round(call, authenticated, ask).await? {
                 Round::Done(reply) => return Ok(reply),
                 Round::Again => {}
             }
@@ -263,8 +263,8 @@ impl Hall {
     /// One round: gate 1, what the request id already stands for, gate 2, entry.
     async fn round(
         &self,
-        call: &Presented,
-        proven: &Proven,
+        call: &CallContext,
+        authenticated: &Authenticated,
         ask: &TokenAsk,
     ) -> Result<Round, Refusal> {
         let now = self.now();
@@ -279,14 +279,16 @@ impl Hall {
             .rules()
             .ok_or_else(|| closed(&VerifyError::NoRules))?;
         let agent_version = self.state.standing(&task.opened.agent).version;
-        let standing = self.standing(proven, Some(&rules), Some(&task));
-        let verified = proven.stand(standing, now).map_err(|e| closed(&e))?;
+        let standing = self.standing(authenticated, Some(&rules), Some(&task));
+        let verified = authenticated
+            .verify(standing, now)
+            .map_err(|e| closed(&e))?;
         let request_id = self.state.request_id(&ask.task, &ask.request_id);
         let request_version = request_id.version;
         let turn = Turn {
             call,
             ask,
-            proven,
+            authenticated,
             rules: &rules,
             task: &task,
             agent_version,

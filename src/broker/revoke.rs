@@ -1,5 +1,5 @@
 use super::doomed::{Doomed, Wish};
-use super::{Hall, Presented, Refusal};
+use super::{Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
 
@@ -14,12 +14,12 @@ pub struct TokenRevoked {
     pub index: Option<u64>,
 }
 
-impl Hall {
+impl Broker {
     /// An operator ends one token; its task goes on. Of a dead one it says why it is dead. A crash before the entry leaves
     /// the token alive and the operator without an answer.
     pub async fn revoke_token(
         &self,
-        call: &Presented,
+        call: &CallContext,
         jti: TokenId,
     ) -> Result<TokenRevoked, Refusal> {
         let operator = self.person(call)?;
@@ -38,13 +38,13 @@ impl Hall {
                     index: ended.or_else(|| self.state.action_frozen_at(&grant)),
                 });
             }
-            let fact = Fact::GrantsEnded(GrantsEnded {
+            let fact = Event::GrantsEnded(GrantsEnded {
                 jtis: vec![jti],
                 cause: EndCause::Operator,
                 by: Some(operator.id.clone()),
             });
             let append = Append {
-                premises: vec![(Stream::Policy, rules.version)],
+                read_set: vec![(Stream::Policy, rules.version)],
                 ..Append::one(fact, vec![(Stream::Token(jti), grant.version)])
             };
             match self.journal.append(append).await {

@@ -8,14 +8,14 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use super::bells::Bells;
 use super::once::Once;
 use super::readings::Readings;
+use super::session::SessionStore;
 use super::views::Views;
-use super::visits::Visits;
-use super::{Hall, Settings};
+use super::{Broker, Settings};
 use crate::approve::Bounds;
 use crate::clock::Clock;
 use crate::jose::{KeySet, KeySetError, Nonces, SigningKey, Usage};
 use crate::journal::{Append, AppendError, Blob, Faults, Journal, OpenError, Options};
-use crate::mint::Bench;
+use crate::mint::TokenIssuer;
 use crate::model::*;
 use crate::rates::{Limits, Seldom};
 use crate::rules::{BundleError, BundleFiles, PolicyBundle};
@@ -84,7 +84,7 @@ pub enum StartError {
     Append(#[from] AppendError),
 }
 
-impl Hall {
+impl Broker {
     /// Opens the journal, replays it, enters what is new in the configuration, and sweeps what that no longer allows.
     pub async fn start(start: Start) -> Result<Arc<Self>, StartError> {
         let random = SystemRandom::new();
@@ -116,13 +116,13 @@ impl Hall {
         if let Some(why) = views.broken() {
             return Err(StartError::Unusable(why));
         }
-        let hall = Arc::new(Self {
+        let broker = Arc::new(Self {
             bounds: Bounds {
                 realm: start.settings.realm.clone(),
                 party: start.settings.relying_party(),
                 ttl_cap: start.settings.ttl_cap,
             },
-            bench: Bench::new(start.key, start.settings.issuer.clone())?,
+            token_issuer: TokenIssuer::new(start.key, start.settings.issuer.clone())?,
             settings: start.settings,
             clock: start.clock,
             clock_watch: Mutex::default(),
@@ -131,7 +131,7 @@ impl Hall {
             state,
             views,
             nonces: Nonces::new(&boot_key),
-            visits: Visits::new(&boot_key),
+            sessions: SessionStore::new(&boot_key),
             shown: Mutex::default(),
             random,
             once: Once::default(),
@@ -164,22 +164,22 @@ impl Hall {
             .map(|(domain, _)| domain.clone())
             .collect();
         for (domain, bundle) in start.trust {
-            hall.enter_trust(domain, bundle).await?;
+            broker.enter_trust(domain, bundle).await?;
         }
-        for domain in hall.state.trust_domains() {
+        for domain in broker.state.trust_domains() {
             // A domain that is no longer configured is trusted no longer: it keeps its name and loses its keys.
             if !configured.contains(&domain) {
-                hall.enter_trust(domain, NO_KEYS.to_owned()).await?;
+                broker.enter_trust(domain, NO_KEYS.to_owned()).await?;
             }
         }
-        hall.publish_key().await?;
-        if let Some(files) = start.seed.filter(|_| hall.views.rules().is_none()) {
+        broker.publish_key().await?;
+        if let Some(files) = start.seed.filter(|_| broker.views.rules().is_none()) {
             let bundle = PolicyBundle::load(&files)?;
             bundle.governable().map_err(StartError::Ungovernable)?;
-            hall.enter_bundle(bundle, &files, 0, None).await?;
+            broker.enter_bundle(bundle, &files, 0, None).await?;
         }
-        hall.sweep().await?;
-        Ok(hall)
+        broker.sweep().await?;
+        Ok(broker)
     }
 
     /// A trust bundle that differs from the one in the journal is entered before it is used.
@@ -211,7 +211,7 @@ impl Hall {
             .map(|k| k.value.kids.difference(&kids).cloned().collect())
             .unwrap_or_default();
         let version = known.map_or(0, |k| k.version);
-        let fact = Fact::TrustBundleChanged(TrustBundleChanged {
+        let fact = Event::TrustBundleChanged(TrustBundleChanged {
             domain: domain.clone(),
             bundle: blob.hash(),
             kids: kids.into_iter().collect(),
@@ -228,12 +228,15 @@ impl Hall {
 
     /// The signing key is in the journal before it signs. (The first key of a realm needs no time to spread.)
     async fn publish_key(&self) -> Result<(), StartError> {
-        let kid = self.bench.kid().clone();
+        let kid = self.token_issuer.kid().clone();
         if self.state.key(&kid).is_some() {
             return Ok(());
         }
-        let jwk = self.bench.public().to_jwk_named(&kid, Usage::Signature);
-        let fact = Fact::KeyPublished(KeyPublished {
+        let jwk = self
+            .token_issuer
+            .public()
+            .to_jwk_named(&kid, Usage::Signature);
+        let fact = Event::KeyPublished(KeyPublished {
             kid: kid.clone(),
             jwk,
         });

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::callers::PersonCaller;
-use super::{Hall, Presented, Refusal};
+use super::{Broker, CallContext, Refusal};
 use crate::journal::StoredEntry;
 use crate::model::*;
 use crate::rules::Role;
@@ -64,10 +64,10 @@ pub const SCAN_MAX: u64 = 20_000;
 /// Entries that are read at once.
 const READ_AT_ONCE: u32 = 256;
 
-impl Hall {
+impl Broker {
     /// A task's timeline: from the journal's entries of it, at most [`TRACE_MAX`](crate::state::TRACE_MAX) of them. For an
     /// approver who is no operator, only of tasks that asked a group of theirs; another's and none get the same answer.
-    pub async fn timeline(&self, call: &Presented, id: TaskId) -> Result<Timeline, Refusal> {
+    pub async fn timeline(&self, call: &CallContext, id: TaskId) -> Result<Timeline, Refusal> {
         let now = self.now();
         let reader = self.reading_person(call, now)?;
         let unknown = || self.refuse(call.method, Reason::NotFound, format!("no task {id}"));
@@ -113,7 +113,7 @@ impl Hall {
     /// none is no end.
     pub async fn search(
         &self,
-        call: &Presented,
+        call: &CallContext,
         query: &str,
         below: Option<u64>,
     ) -> Result<Found, Refusal> {
@@ -152,7 +152,7 @@ impl Hall {
 
     async fn off_the_threads<T: Send + 'static>(
         &self,
-        call: &Presented,
+        call: &CallContext,
         read: impl FnOnce() -> Result<T, crate::journal::OpenError> + Send + 'static,
     ) -> Result<T, Refusal> {
         let unreadable = |why: String| self.refuse(call.method, Reason::JournalUnavailable, why);
@@ -192,14 +192,14 @@ impl Hall {
         let doing = |a: &ActionOnRecord| format!("{} on {}", a.action, a.target);
         let (kind, what, who, detail, ids): (_, _, String, String, Vec<String>) = match &entry.fact
         {
-            Fact::EpochStarted(f) => (
+            Event::EpochStarted(f) => (
                 "EpochStarted",
                 "the journal began",
                 BROKER.to_owned(),
                 format!("realm {}", f.realm),
                 vec![],
             ),
-            Fact::TrustBundleChanged(f) => (
+            Event::TrustBundleChanged(f) => (
                 "TrustBundleChanged",
                 "trusted keys changed",
                 BROKER.to_owned(),
@@ -211,21 +211,21 @@ impl Hall {
                 ),
                 vec![],
             ),
-            Fact::KeyPublished(f) => (
+            Event::KeyPublished(f) => (
                 "KeyPublished",
                 "signing key published",
                 BROKER.to_owned(),
                 f.kid.to_string(),
                 vec![],
             ),
-            Fact::PolicyApplied(f) => (
+            Event::PolicyApplied(f) => (
                 "PolicyApplied",
                 "policy bundle put in force",
                 by(&f.by),
                 f.version.to_string(),
                 vec![],
             ),
-            Fact::AgentSuspended(f) => (
+            Event::AgentSuspended(f) => (
                 "AgentSuspended",
                 match f.denials {
                     None => "agent suspended",
@@ -240,42 +240,42 @@ impl Hall {
                 },
                 vec![f.agent.to_string()],
             ),
-            Fact::AgentResumed(f) => (
+            Event::AgentResumed(f) => (
                 "AgentResumed",
                 "agent back in service",
                 f.by.to_string(),
                 f.agent.to_string(),
                 vec![f.agent.to_string()],
             ),
-            Fact::Frozen(f) => (
+            Event::Frozen(f) => (
                 "Frozen",
                 "frozen",
                 f.by.to_string(),
                 f.scope.to_string(),
                 vec![],
             ),
-            Fact::Unfrozen(f) => (
+            Event::Unfrozen(f) => (
                 "Unfrozen",
                 "freeze lifted",
                 f.by.to_string(),
                 f.scope.to_string(),
                 vec![],
             ),
-            Fact::ApproverInvited(f) => (
+            Event::ApproverInvited(f) => (
                 "ApproverInvited",
                 "approver invited",
                 f.by.to_string(),
                 f.person.to_string(),
                 vec![f.invitation.to_string()],
             ),
-            Fact::ApproverEnrolled(f) => (
+            Event::ApproverEnrolled(f) => (
                 "ApproverEnrolled",
                 "passkey enrolled",
                 f.person.to_string(),
                 f.passkey.key.to_string(),
                 vec![f.invitation.to_string()],
             ),
-            Fact::ApproverKeysRevoked(f) => (
+            Event::ApproverKeysRevoked(f) => (
                 "ApproverKeysRevoked",
                 match f.cause {
                     RevokeCause::Operator => "approver's keys revoked",
@@ -285,35 +285,35 @@ impl Hall {
                 format!("{}, {} keys", f.person, f.keys.len()),
                 vec![],
             ),
-            Fact::TaskOpened(f) => (
+            Event::TaskOpened(f) => (
                 "TaskOpened",
                 "task opened",
                 f.agent.to_string(),
                 format!("owner {}, until {}", f.owner, f.deadline),
                 vec![f.task.to_string()],
             ),
-            Fact::LeasesExtended(f) => (
+            Event::LeasesExtended(f) => (
                 "LeasesExtended",
                 "signs of life",
                 BROKER.to_owned(),
                 format!("of {} tasks", f.leases.len()),
                 vec![],
             ),
-            Fact::TaskEnded(f) => (
+            Event::TaskEnded(f) => (
                 "TaskEnded",
                 "task ended",
                 by(&f.by),
                 format!("{}, {} tasks", f.cause.as_str(), f.tasks.len()),
                 named(&f.tasks),
             ),
-            Fact::RequestDenied(f) => (
+            Event::RequestDenied(f) => (
                 "RequestDenied",
                 "denied by rules",
                 String::new(),
                 format!("{}: {}", f.reason, doing(&f.action)),
                 vec![f.id.to_string(), f.task.to_string()],
             ),
-            Fact::AccessRequestOpened(f) => {
+            Event::AccessRequestOpened(f) => {
                 let needs: Vec<_> = f.decision.needs.iter().map(|n| n.name.as_str()).collect();
                 (
                     "AccessRequestOpened",
@@ -323,7 +323,7 @@ impl Hall {
                     vec![f.access_request.to_string(), f.task.to_string()],
                 )
             }
-            Fact::VoteCast(f) => (
+            Event::VoteCast(f) => (
                 "VoteCast",
                 match f.verdict {
                     Verdict::Approve => "yes",
@@ -340,14 +340,14 @@ impl Hall {
                 },
                 vec![f.access_request.to_string()],
             ),
-            Fact::VoteRefused(f) => (
+            Event::VoteRefused(f) => (
                 "VoteRefused",
                 "vote refused",
                 f.voter.to_string(),
                 f.why.clone(),
                 vec![f.access_request.to_string()],
             ),
-            Fact::AccessRequestClosed(f) => (
+            Event::AccessRequestClosed(f) => (
                 "AccessRequestClosed",
                 match f.cause {
                     CloseCause::Cancelled => "taken back",
@@ -359,7 +359,7 @@ impl Hall {
                 String::new(),
                 vec![f.access_request.to_string()],
             ),
-            Fact::TokenIssued(f) => {
+            Event::TokenIssued(f) => {
                 let approval = f.approval.as_ref();
                 let profiles = approval.map(|a| a.profiles.iter().map(ProfileName::as_str));
                 let under = match profiles.map(|names| names.collect::<Vec<_>>().join(", ")) {
@@ -379,21 +379,21 @@ impl Hall {
                         .collect(),
                 )
             }
-            Fact::TokenReissued(f) => (
+            Event::TokenReissued(f) => (
                 "TokenReissued",
                 "token signed again",
                 BROKER.to_owned(),
                 format!("by key {}", f.kid),
                 vec![f.jti.to_string()],
             ),
-            Fact::TokenConsumed(f) => (
+            Event::TokenConsumed(f) => (
                 "TokenConsumed",
                 "token used",
                 f.validator.to_string(),
                 f.use_id.to_string(),
                 vec![f.jti.to_string()],
             ),
-            Fact::GrantsEnded(f) => (
+            Event::GrantsEnded(f) => (
                 "GrantsEnded",
                 match f.cause {
                     EndCause::Operator => "token revoked",
@@ -409,7 +409,7 @@ impl Hall {
                 format!("{}, {} tokens", f.cause.as_str(), f.jtis.len()),
                 named(&f.jtis),
             ),
-            Fact::RefusalsCounted(f) => (
+            Event::RefusalsCounted(f) => (
                 "RefusalsCounted",
                 "calls refused before anyone was known",
                 BROKER.to_owned(),
@@ -422,8 +422,8 @@ impl Hall {
             at: entry.at,
             kind,
             what,
-            who: text::reveal(&who),
-            detail: text::reveal(&detail),
+            who: text::escape_invisible(&who),
+            detail: text::escape_invisible(&detail),
             ids,
         })
     }
@@ -446,8 +446,8 @@ fn verified(task: &Task) -> Moment {
         at: facts.verified_at,
         kind: "",
         what: "evidence verified",
-        who: text::reveal(facts.subject.as_str()),
-        detail: text::reveal(&format!("{} by key {}", facts.kind.as_str(), facts.kid)),
+        who: text::escape_invisible(facts.subject.as_str()),
+        detail: text::escape_invisible(&format!("{} by key {}", facts.kind.as_str(), facts.kid)),
         ids: Vec::new(),
     }
 }
@@ -463,7 +463,7 @@ fn expired(grant: &Grant, task: &Task, now: Timestamp) -> Option<Moment> {
         kind: "",
         what: "token expired",
         who: BROKER.to_owned(),
-        detail: text::reveal(&format!(
+        detail: text::escape_invisible(&format!(
             "{} on {}",
             grant.issued.action.action, grant.issued.action.target
         )),
@@ -524,7 +524,7 @@ mod tests {
     const STORED: &str = concat!(
         r#"{"at":1,"body":{"action":{"action":"account.disable","parameters":{"note":"ann","salted":{"commitment":"c0"}},"#,
         r#""target":{"id":"ann","type":"Account"}},"evidence":{"kind":"jwt_svid"},"task":"task_1"},"epoch":1,"index":7,"#,
-        r#""kind":"RequestDenied","moves":["task:task_2"],"rests_on":[],"v":1}"#
+        r#""kind":"RequestDenied","moves":["task:task_2"],"read_set":[],"v":1}"#
     );
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::Hall;
+use super::Broker;
 use crate::journal::{Append, AppendError};
 use crate::model::*;
 use crate::state::{AccessStatus, Due};
@@ -21,7 +21,7 @@ const ROUND_MAX: usize = 512;
 /// How often refusals before gate 1 are counted into the journal, in milliseconds.
 const COUNT_EVERY_MS: i64 = 60_000;
 
-impl Hall {
+impl Broker {
     /// Runs until the journal stops.
     pub async fn upkeep(self: Arc<Self>) {
         let tail = self.journal.tail();
@@ -59,19 +59,19 @@ impl Hall {
                     else {
                         continue;
                     };
-                    let premises = self.request_premises(&opened);
+                    let read_set = self.request_premises(&opened);
                     let Some(request) = self.state.access_request(&id).filter(|r| {
                         r.status == AccessStatus::Waiting && now >= r.opened.expires_at
                     }) else {
                         continue;
                     };
-                    let fact = Fact::AccessRequestClosed(AccessRequestClosed {
+                    let fact = Event::AccessRequestClosed(AccessRequestClosed {
                         access_request: id,
                         cause: CloseCause::Expired,
                         begun: false,
                     });
                     let append = Append {
-                        premises,
+                        read_set,
                         ..Append::one(fact, vec![(Stream::Access(id), request.version)])
                     };
                     let at = request.opened.expires_at;
@@ -114,15 +114,15 @@ impl Hall {
         ids: &[TaskId],
         now: Timestamp,
     ) -> Result<bool, AppendError> {
-        let mut premises = Vec::new();
+        let mut read_set = Vec::new();
         let (mut tasks, mut moves) = (Vec::new(), Vec::new());
         for id in ids {
             let Some(opened) = self.state.task(id).map(|task| task.opened.clone()) else {
                 continue;
             };
             for premise in self.task_premises(&opened) {
-                if !premises.contains(&premise) {
-                    premises.push(premise);
+                if !read_set.contains(&premise) {
+                    read_set.push(premise);
                 }
             }
             let Some(task) = self.state.task(id).filter(|t| t.ended.is_none()) else {
@@ -132,21 +132,21 @@ impl Hall {
                 continue;
             }
             // A sign of life that came in time, however late it is seen here, keeps the task.
-            premises.extend(task.lease.map(|l| (Stream::Lease(*id), l.version)));
+            read_set.extend(task.lease.map(|l| (Stream::Lease(*id), l.version)));
             tasks.push(*id);
             moves.push((Stream::Task(*id), task.version));
         }
         if tasks.is_empty() {
             return Ok(true);
         }
-        let fact = Fact::TaskEnded(TaskEnded {
+        let fact = Event::TaskEnded(TaskEnded {
             tasks,
             cause,
             outcome: None,
             by: None,
         });
         let append = Append {
-            premises,
+            read_set,
             ..Append::one(fact, moves)
         };
         self.append_found(append).await
@@ -165,7 +165,7 @@ impl Hall {
         };
         if let Some((since, count)) = taken {
             self.append_news(
-                Fact::RefusalsCounted(RefusalsCounted { since, count }),
+                Event::RefusalsCounted(RefusalsCounted { since, count }),
                 Vec::new(),
             )
             .await?;
@@ -177,7 +177,7 @@ impl Hall {
     fn forget(&self, now: Timestamp) {
         self.once.sweep(now);
         self.openings.sweep(now);
-        self.visits.sweep(now);
+        self.sessions.sweep(now);
         let over = |task: &TaskId| self.state.task(task).is_none_or(|t| !t.runs(now));
         self.seen.retain(|task| !over(task));
         self.lock(&self.joined).retain(|task, _| !over(task));

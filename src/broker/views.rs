@@ -7,7 +7,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 
 use crate::jose::{KeySet, PublicKey, Usage};
 use crate::journal::Committed;
-use crate::model::{AgentId, Digest, Fact, KeyId, Timestamp};
+use crate::model::{AgentId, Digest, Event, KeyId, Timestamp};
 use crate::rules::{BundleFiles, InForce, PolicyBundle};
 use crate::state::State;
 use crate::state::unusual::Registration;
@@ -31,7 +31,7 @@ impl Views {
     pub(super) fn apply(&self, state: &State, committed: &Committed) {
         state.apply(committed);
         match &committed.entry().fact {
-            Fact::PolicyApplied(f) => {
+            Event::PolicyApplied(f) => {
                 let shelved = self
                     .shelf
                     .lock()
@@ -56,7 +56,7 @@ impl Views {
                     }
                 }
             }
-            Fact::TrustBundleChanged(f) => {
+            Event::TrustBundleChanged(f) => {
                 let keys = committed
                     .blob(&f.bundle)
                     .ok_or("its content is missing".to_owned())
@@ -74,7 +74,7 @@ impl Views {
                     Err(why) => self.break_with(format!("trust bundle of {}: {why}", f.domain)),
                 }
             }
-            Fact::KeyPublished(f) => match PublicKey::from_jwk(&f.jwk) {
+            Event::KeyPublished(f) => match PublicKey::from_jwk(&f.jwk) {
                 Ok(key) => {
                     let mut keys = (**self.own_keys.load()).clone();
                     keys.push((f.kid.clone(), key));
@@ -86,27 +86,27 @@ impl Views {
                 }
                 Err(why) => self.break_with(format!("key {}: {why}", f.kid)),
             },
-            Fact::EpochStarted(_)
-            | Fact::AgentSuspended(_)
-            | Fact::AgentResumed(_)
-            | Fact::Frozen(_)
-            | Fact::Unfrozen(_)
-            | Fact::TaskOpened(_)
-            | Fact::LeasesExtended(_)
-            | Fact::TaskEnded(_)
-            | Fact::RequestDenied(_)
-            | Fact::AccessRequestOpened(_)
-            | Fact::VoteCast(_)
-            | Fact::VoteRefused(_)
-            | Fact::AccessRequestClosed(_)
-            | Fact::ApproverInvited(_)
-            | Fact::ApproverEnrolled(_)
-            | Fact::ApproverKeysRevoked(_)
-            | Fact::TokenIssued(_)
-            | Fact::TokenReissued(_)
-            | Fact::TokenConsumed(_)
-            | Fact::GrantsEnded(_)
-            | Fact::RefusalsCounted(_) => {}
+            Event::EpochStarted(_)
+            | Event::AgentSuspended(_)
+            | Event::AgentResumed(_)
+            | Event::Frozen(_)
+            | Event::Unfrozen(_)
+            | Event::TaskOpened(_)
+            | Event::LeasesExtended(_)
+            | Event::TaskEnded(_)
+            | Event::RequestDenied(_)
+            | Event::AccessRequestOpened(_)
+            | Event::VoteCast(_)
+            | Event::VoteRefused(_)
+            | Event::AccessRequestClosed(_)
+            | Event::ApproverInvited(_)
+            | Event::ApproverEnrolled(_)
+            | Event::ApproverKeysRevoked(_)
+            | Event::TokenIssued(_)
+            | Event::TokenReissued(_)
+            | Event::TokenConsumed(_)
+            | Event::GrantsEnded(_)
+            | Event::RefusalsCounted(_) => {}
         }
     }
 

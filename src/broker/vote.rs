@@ -5,10 +5,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::request_token::ProfileState;
-use super::{Hall, Presented, Refusal, VoteProof};
+use super::{Broker, CallContext, Refusal, VoteProof};
 use crate::approve::votes::{self, Ineligible, WrongProof};
-use crate::card::Standing;
-use crate::journal::{Append, AppendError, Blob, Draft};
+use crate::card::AccessRequestStatus;
+use crate::journal::{Append, AppendError, Blob, NewEvent};
 use crate::model::*;
 use crate::rules::{InForce, Risk};
 use crate::state::{AccessRequest, AccessStatus, Asks};
@@ -62,7 +62,7 @@ pub struct AccessView {
     /// As recorded.
     pub request: Arc<AccessRequest>,
     /// Where it stands.
-    pub standing: Standing,
+    pub standing: AccessRequestStatus,
     /// Profiles, and how far they are.
     pub needs: Vec<ProfileState>,
     /// The catalogue's title.
@@ -87,11 +87,11 @@ pub(super) fn enough(needs: &[ProfileState]) -> bool {
     })
 }
 
-impl Hall {
+impl Broker {
     /// One access request as its agent sees it.
     pub fn get_access_request(
         &self,
-        call: &Presented,
+        call: &CallContext,
         task: TaskId,
         id: AccessRequestId,
     ) -> Result<AccessView, Refusal> {
@@ -103,7 +103,7 @@ impl Hall {
     }
 
     /// The same view after the caller was let in.
-    pub fn view_of(&self, call: &Presented, id: &AccessRequestId) -> Result<AccessView, Refusal> {
+    pub fn view_of(&self, call: &CallContext, id: &AccessRequestId) -> Result<AccessView, Refusal> {
         let rules = self.rules(call)?;
         let request = self.known_request(call, id)?;
         Ok(self.view(request, &rules, self.now()))
@@ -112,7 +112,7 @@ impl Hall {
     /// Hands out the statement to sign, if this person's vote would count. It is kept in memory for two minutes.
     pub async fn begin_vote(
         &self,
-        call: &Presented,
+        call: &CallContext,
         id: AccessRequestId,
         ask: VoteAsk,
     ) -> Result<VoteBegun, Refusal> {
@@ -235,7 +235,7 @@ impl Hall {
     /// counts as long as its voter does.
     pub async fn cast_vote(
         &self,
-        call: &Presented,
+        call: &CallContext,
         id: AccessRequestId,
         text: &str,
         proof: VoteProof,
@@ -287,7 +287,7 @@ impl Hall {
             let rules = self.rules(call)?;
             // Before the question whether it waits: whatever ends it after this line refuses the append.
             let opened = self.known_request(call, &id)?.opened.clone();
-            let rests_on = self.request_premises(&opened);
+            let read_set = self.request_premises(&opened);
             let enrolled = self.state.roster().of(&voter.id);
             let asks = self.state.asks(&opened.agent);
             let request = self.votable(call, &id, now)?;
@@ -340,7 +340,7 @@ impl Hall {
                     .await?;
             }
             let blob = Blob::new(text);
-            let fact = Fact::VoteCast(VoteCast {
+            let fact = Event::VoteCast(VoteCast {
                 access_request: id,
                 voter: voter.id.clone(),
                 key,
@@ -355,12 +355,12 @@ impl Hall {
                 sign_count: seen.map(|seen| seen.sign_count),
             });
             let mut append = Append {
-                premises: [
+                read_set: [
                     (Stream::Policy, rules.version),
                     (Stream::Person(voter.id.clone()), enrolled.version),
                 ]
                 .into_iter()
-                .chain(rests_on)
+                .chain(read_set)
                 .collect(),
                 not_after: Some(request.opened.expires_at),
                 blobs: std::iter::once(blob).chain(evidence.clone()).collect(),
@@ -407,14 +407,14 @@ impl Hall {
         asks: &Asks,
         rules: &InForce,
         now: Timestamp,
-    ) -> Option<Draft> {
+    ) -> Option<NewEvent> {
         let bounds = rules.bundle.approvals();
         let since = now.plus_secs(-i64::from(bounds.quarantine_within_s));
         let noes = u32::try_from(asks.noes_since(since) + 1).unwrap_or(u32::MAX);
         let standing = self.state.standing(&opened.agent);
         let due = bounds.quarantine > 0 && noes >= bounds.quarantine && !standing.value.suspended;
-        due.then(|| Draft {
-            fact: Fact::AgentSuspended(AgentSuspended {
+        due.then(|| NewEvent {
+            fact: Event::AgentSuspended(AgentSuspended {
                 agent: opened.agent.clone(),
                 by: voter.clone(),
                 reason: None,
@@ -427,7 +427,7 @@ impl Hall {
     /// A card of high risk must have been before a person's eyes for a while before a yes of theirs is taken.
     fn read_long_enough(
         &self,
-        call: &Presented,
+        call: &CallContext,
         voter: &PersonId,
         request: &AccessRequest,
         rules: &InForce,
@@ -505,21 +505,27 @@ impl Hall {
             .map(|(_, at)| at)
     }
 
-    fn count_vote(&self, before: Standing, view: &AccessView, took_ms: i64, now: Timestamp) {
+    fn count_vote(
+        &self,
+        before: AccessRequestStatus,
+        view: &AccessView,
+        took_ms: i64,
+        now: Timestamp,
+    ) {
         let took = u64::try_from(took_ms).unwrap_or(0);
         self.metrics
             .approval_decided(std::time::Duration::from_millis(took));
         let outcome = match view.standing {
-            Standing::Approved => "approved",
-            Standing::Denied => "denied",
-            Standing::Waiting
-            | Standing::Consumed
-            | Standing::Cancelled
-            | Standing::Expired
-            | Standing::Ended => return,
+            AccessRequestStatus::Approved => "approved",
+            AccessRequestStatus::Denied => "denied",
+            AccessRequestStatus::Waiting
+            | AccessRequestStatus::Consumed
+            | AccessRequestStatus::Cancelled
+            | AccessRequestStatus::Expired
+            | AccessRequestStatus::Ended => return,
         };
         // Once: what had been approved waited for its agent, not for people.
-        if before != Standing::Waiting {
+        if before != AccessRequestStatus::Waiting {
             return;
         }
         self.count_wait(outcome, view.request.opened_at, now);
@@ -541,7 +547,7 @@ impl Hall {
     /// An ineligible vote is recorded and ends nothing.
     async fn refuse_vote(
         &self,
-        call: &Presented,
+        call: &CallContext,
         request: &AccessRequest,
         voter: &PersonId,
         why: Ineligible,
@@ -549,7 +555,7 @@ impl Hall {
         if let Err(refusal) = self.count_refusal(call, &request.opened.task) {
             return refusal;
         }
-        let fact = Fact::VoteRefused(VoteRefused {
+        let fact = Event::VoteRefused(VoteRefused {
             access_request: request.opened.access_request,
             voter: voter.clone(),
             why: why.to_string(),
@@ -564,7 +570,7 @@ impl Hall {
         }
     }
 
-    pub(super) fn rules(&self, call: &Presented) -> Result<Arc<InForce>, Refusal> {
+    pub(super) fn rules(&self, call: &CallContext) -> Result<Arc<InForce>, Refusal> {
         self.views.rules().ok_or_else(|| {
             self.refuse(
                 call.method,
@@ -576,7 +582,7 @@ impl Hall {
 
     pub(super) fn own_request(
         &self,
-        call: &Presented,
+        call: &CallContext,
         task: &TaskId,
         id: &AccessRequestId,
     ) -> Result<Arc<AccessRequest>, Refusal> {
@@ -594,7 +600,7 @@ impl Hall {
 
     pub(super) fn known_request(
         &self,
-        call: &Presented,
+        call: &CallContext,
         id: &AccessRequestId,
     ) -> Result<Arc<AccessRequest>, Refusal> {
         self.state.access_request(id).ok_or_else(|| {
@@ -608,7 +614,7 @@ impl Hall {
 
     fn votable(
         &self,
-        call: &Presented,
+        call: &CallContext,
         id: &AccessRequestId,
         now: Timestamp,
     ) -> Result<Arc<AccessRequest>, Refusal> {
@@ -635,7 +641,7 @@ impl Hall {
         let before = moment.plus_millis(-1);
         self.views.rules().is_some_and(|rules| {
             let view = self.view(Arc::new(request.clone()), &rules, before);
-            view.standing == Standing::Approved
+            view.standing == AccessRequestStatus::Approved
         })
     }
 
@@ -651,15 +657,17 @@ impl Hall {
             .task(&request.opened.task)
             .is_some_and(|t| self.runs(&t, now));
         let standing = match request.status {
-            AccessStatus::Denied => Standing::Denied,
-            AccessStatus::Consumed(_) => Standing::Consumed,
-            AccessStatus::Closed(CloseCause::Cancelled) => Standing::Cancelled,
-            AccessStatus::Closed(CloseCause::Expired) => Standing::Expired,
-            AccessStatus::Closed(CloseCause::Policy | CloseCause::Frozen) => Standing::Ended,
-            AccessStatus::Waiting if !running => Standing::Ended,
-            AccessStatus::Waiting if !request.waits(now) => Standing::Expired,
-            AccessStatus::Waiting if enough(&needs) => Standing::Approved,
-            AccessStatus::Waiting => Standing::Waiting,
+            AccessStatus::Denied => AccessRequestStatus::Denied,
+            AccessStatus::Consumed(_) => AccessRequestStatus::Consumed,
+            AccessStatus::Closed(CloseCause::Cancelled) => AccessRequestStatus::Cancelled,
+            AccessStatus::Closed(CloseCause::Expired) => AccessRequestStatus::Expired,
+            AccessStatus::Closed(CloseCause::Policy | CloseCause::Frozen) => {
+                AccessRequestStatus::Ended
+            }
+            AccessStatus::Waiting if !running => AccessRequestStatus::Ended,
+            AccessStatus::Waiting if !request.waits(now) => AccessRequestStatus::Expired,
+            AccessStatus::Waiting if enough(&needs) => AccessRequestStatus::Approved,
+            AccessStatus::Waiting => AccessRequestStatus::Waiting,
         };
         let catalogue = rules.bundle.action(&request.opened.action.action);
         AccessView {

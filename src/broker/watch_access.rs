@@ -7,8 +7,8 @@ use super::bells::Bell;
 use super::feed::WATCH_MAX_MS;
 use super::inbox::HEARTBEAT;
 use super::vote::AccessView;
-use super::{Hall, Presented, Refusal};
-use crate::card::Standing;
+use super::{Broker, CallContext, Refusal};
+use crate::card::AccessRequestStatus;
 use crate::model::*;
 
 /// How an access request stood when its watcher last heard of it.
@@ -17,7 +17,7 @@ pub struct AccessMark {
     /// Version of its stream.
     pub version: Version,
     /// Where it stood: time, an end of its task and a change of the rules move it without a version of its own.
-    pub standing: Standing,
+    pub standing: AccessRequestStatus,
 }
 
 /// A watch of one access request.
@@ -49,7 +49,7 @@ pub enum AccessNews {
     Heartbeat(AccessMark),
 }
 
-impl Standing {
+impl AccessRequestStatus {
     /// Whether it stands so for good.
     pub const fn is_last(self) -> bool {
         match self {
@@ -59,12 +59,12 @@ impl Standing {
     }
 }
 
-impl Hall {
+impl Broker {
     /// Begins a watch of an own access request; another's and none get the same answer. Possession is enough, as for
     /// looking at it once.
     pub fn watch_access_request(
         &self,
-        call: &Presented,
+        call: &CallContext,
         task: TaskId,
         id: AccessRequestId,
         seen: Option<AccessMark>,
@@ -85,24 +85,24 @@ impl Hall {
 
 impl AccessWatch {
     /// The next news; `None` after the last, and when the broker stops.
-    pub async fn next(&mut self, hall: &Hall) -> Option<AccessNews> {
+    pub async fn next(&mut self, broker: &Broker) -> Option<AccessNews> {
         if self.over {
             return None;
         }
         let quiet = tokio::time::sleep(HEARTBEAT);
-        let mut stopping = hall.stopping.subscribe();
+        let mut stopping = broker.stopping.subscribe();
         tokio::pin!(quiet);
         loop {
             // Before the state is read: what changes from here on rings again.
             self.bell.heard();
-            if hall.journal.tail().borrow().failed {
+            if broker.journal.tail().borrow().failed {
                 return None;
             }
-            let now = hall.now();
-            let rules = hall.views.rules()?;
-            let request = hall.state.access_request(&self.id)?;
+            let now = broker.now();
+            let rules = broker.views.rules()?;
+            let request = broker.state.access_request(&self.id)?;
             let expires_at = request.opened.expires_at;
-            let view = hall.view(request, &rules, now);
+            let view = broker.view(request, &rules, now);
             let mark = AccessMark {
                 version: view.request.version,
                 standing: view.standing,

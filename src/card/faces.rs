@@ -1,6 +1,6 @@
 //! Two layouts of the rows: a terminal and a chat. The third, the console's page, is a template over the same rows.
 
-use super::{Card, Row, SectionKind, Shown, Standing, Tone, safe};
+use super::{AccessRequestStatus, Card, Row, SectionKind, Shown, Tone, safe};
 use crate::model::{Timestamp, show_seconds};
 
 /// Fewest columns a terminal's card is laid out for; a narrower terminal gets as many.
@@ -18,12 +18,14 @@ pub fn text(card: &Card, now: Timestamp, columns: usize) -> String {
 fn lay_out(shown: &Shown, columns: usize) -> String {
     let mut out = String::new();
     let waits = match shown.standing {
-        Standing::Waiting | Standing::Approved => format!("  {} left", shown.left),
-        Standing::Denied
-        | Standing::Consumed
-        | Standing::Cancelled
-        | Standing::Expired
-        | Standing::Ended => String::new(),
+        AccessRequestStatus::Waiting | AccessRequestStatus::Approved => {
+            format!("  {} left", shown.left)
+        }
+        AccessRequestStatus::Denied
+        | AccessRequestStatus::Consumed
+        | AccessRequestStatus::Cancelled
+        | AccessRequestStatus::Expired
+        | AccessRequestStatus::Ended => String::new(),
     };
     out.push_str(&format!(
         "{}  {}{waits}  {}\n\n",
@@ -209,14 +211,14 @@ pub fn chat(card: &Card, now: Timestamp) -> String {
     ];
     lines.extend(head.flags.iter().map(|flag| format!("! {flag}")));
     lines.push(match shown.standing {
-        Standing::Waiting | Standing::Approved => {
+        AccessRequestStatus::Waiting | AccessRequestStatus::Approved => {
             format!("decided before {} ({} left)", shown.deadline, shown.left)
         }
-        Standing::Denied
-        | Standing::Consumed
-        | Standing::Cancelled
-        | Standing::Expired
-        | Standing::Ended => shown.standing.as_str().to_owned(),
+        AccessRequestStatus::Denied
+        | AccessRequestStatus::Consumed
+        | AccessRequestStatus::Cancelled
+        | AccessRequestStatus::Expired
+        | AccessRequestStatus::Ended => shown.standing.as_str().to_owned(),
     });
     lines.extend(shown.console_url);
     lines.join("\n") + "\n"

@@ -1,6 +1,6 @@
 //! The card: what a person reads before they say yes or no, and every field that their vote will sign.
 //!
-//! In: plain values, as the hall has them or as the wire brought them. Out: [`Shown`], sections of rows of text that is
+//! In: plain values, as the broker has them or as the wire brought them. Out: [`Shown`], sections of rows of text that is
 //! safe to show anywhere. There is one renderer, [`Card::show`]; the terminal ([`text`]), a chat ([`chat`]) and the console's
 //! pages only lay out what it says, so nobody decides on another card than their colleague's.
 //!
@@ -32,7 +32,7 @@ pub struct Card {
     /// The access request.
     pub access_request: AccessRequestId,
     /// Where it stands.
-    pub standing: Standing,
+    pub standing: AccessRequestStatus,
     /// The realm the vote counts in.
     pub realm: Realm,
     /// The catalogue's verb; empty when the catalogue no longer has the action.
@@ -96,7 +96,7 @@ impl Card {
 
 /// Where an access request stands, everything considered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum AccessRequestStatus {
     /// It waits for people.
     Waiting,
     /// Enough people said yes.
@@ -113,7 +113,7 @@ pub enum Standing {
     Ended,
 }
 
-impl Standing {
+impl AccessRequestStatus {
     /// The word on cards and in explanations.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -1,7 +1,7 @@
 //! The one renderer: a card in sections of rows. Every text in it is safe to print and is one line.
 
 use super::suspect::{few, once, suspect};
-use super::{Card, History, Need, Standing, Who, quoted, safe};
+use super::{AccessRequestStatus, Card, History, Need, Who, quoted, safe};
 use crate::model::*;
 
 /// Most characters shown of each of the agent's texts; how many are left out is said.
@@ -13,7 +13,7 @@ pub struct Shown {
     /// Of which access request.
     pub access_request: AccessRequestId,
     /// Where it stands.
-    pub standing: Standing,
+    pub standing: AccessRequestStatus,
     /// What would happen to what.
     pub headline: Headline,
     /// The match phrase.

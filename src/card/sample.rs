@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Asker, Attestation, Card, Need, Registered, RuleShown, Standing, Who};
+use super::{AccessRequestStatus, Asker, Attestation, Card, Need, Registered, RuleShown, Who};
 use crate::model::*;
 
 pub(crate) const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
@@ -38,7 +38,7 @@ fn need(name: &str) -> Need {
 pub(crate) fn card() -> Card {
     Card {
         access_request: AccessRequestId::from_random([1; 16]),
-        standing: Standing::Waiting,
+        standing: AccessRequestStatus::Waiting,
         realm: Realm::parse("prod").expect("realm"),
         title: "Disable an account".to_owned(),
         effect: "The person cannot sign in.".to_owned(),

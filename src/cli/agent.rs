@@ -11,7 +11,7 @@ use super::say::{Rows, table};
 use super::{Common, Say, shapes};
 use crate::clock::Clock;
 use crate::model::AgentId;
-use crate::model::text::reveal;
+use crate::model::text::escape_invisible;
 use crate::proto::v1;
 
 #[derive(Debug, Subcommand)]
@@ -60,9 +60,9 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Agent) -> Result<ExitC
                     let head = ["AGENT", "OWNER", "ENVIRONMENT", "STANDS", "TASKS", "TOKENS"];
                     let row = |a: &v1::RegisteredAgent| {
                         vec![
-                            reveal(&a.agent_id),
-                            reveal(&a.owner),
-                            reveal(&a.environment),
+                            escape_invisible(&a.agent_id),
+                            escape_invisible(&a.owner),
+                            escape_invisible(&a.environment),
                             stands(a),
                             a.tasks_running.to_string(),
                             a.tokens_live.to_string(),
@@ -153,7 +153,11 @@ fn activity(rows: &mut Rows, activity: &[v1::ActionUse]) {
         };
         rows.own(
             "used",
-            format!("{}{gone}: {}", reveal(&used.action), counts.join(", ")),
+            format!(
+                "{}{gone}: {}",
+                escape_invisible(&used.action),
+                counts.join(", ")
+            ),
         );
     }
     let never = activity.iter().filter(|used| used.asked == 0);
@@ -173,7 +177,10 @@ fn stands(agent: &v1::RegisteredAgent) -> String {
         words.push("suspended".to_owned());
     }
     if !agent.frozen.is_empty() {
-        words.push(format!("frozen ({})", reveal(&agent.frozen.join(", "))));
+        words.push(format!(
+            "frozen ({})",
+            escape_invisible(&agent.frozen.join(", "))
+        ));
     }
     if words.is_empty() {
         "in service".to_owned()

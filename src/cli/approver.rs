@@ -10,7 +10,7 @@ use super::net::KeyArgs;
 use super::say::{Rows, table};
 use super::{Common, Say, shapes};
 use crate::clock::Clock;
-use crate::model::text::reveal;
+use crate::model::text::escape_invisible;
 use crate::model::{Digest, Malformed, PersonId, Thumbprint, Timestamp};
 use crate::proto::v1;
 
@@ -60,8 +60,8 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Approver) -> Result<Ex
                 },
                 || {
                     let mut rows = Rows::default();
-                    rows.own("open", reveal(&invited.url))
-                        .own("or type", reveal(&invited.code))
+                    rows.own("open", escape_invisible(&invited.url))
+                        .own("or type", escape_invisible(&invited.code))
                         .own("within", shapes::left(invited.expires_at.as_ref(), now));
                     format!(
                         "{id} may enrol one passkey. Give this to {id} alone: whoever uses it first is {id} here\n{}",
@@ -116,19 +116,22 @@ fn listed(people: &[v1::Approver], now: Timestamp) -> String {
                 None => "never".to_owned(),
             };
             (
-                reveal(&passkey.key),
-                format!("passkey {}", reveal(&passkey.label)),
+                escape_invisible(&passkey.key),
+                format!("passkey {}", escape_invisible(&passkey.label)),
                 last,
             )
         });
-        let keys = person
-            .keys
-            .iter()
-            .map(|key| (reveal(key), "key of people.toml".to_owned(), String::new()));
+        let keys = person.keys.iter().map(|key| {
+            (
+                escape_invisible(key),
+                "key of people.toml".to_owned(),
+                String::new(),
+            )
+        });
         let revoked = person
             .revoked
             .iter()
-            .map(|key| (reveal(key), "revoked".to_owned(), String::new()));
+            .map(|key| (escape_invisible(key), "revoked".to_owned(), String::new()));
         let invited = person.invited_until.iter().map(|until| {
             let left = shapes::left(Some(until), now);
             (
@@ -145,13 +148,13 @@ fn listed(people: &[v1::Approver], now: Timestamp) -> String {
             // A person's own columns stand once.
             let own = |text: String| if at == 0 { text } else { String::new() };
             rows.push(vec![
-                own(reveal(&person.person_id)),
+                own(escape_invisible(&person.person_id)),
                 own(match person.name.as_str() {
                     "" => "(left)".to_owned(),
-                    name => reveal(name),
+                    name => escape_invisible(name),
                 }),
-                own(reveal(&person.roles.join(", "))),
-                own(reveal(&person.groups.join(", "))),
+                own(escape_invisible(&person.roles.join(", "))),
+                own(escape_invisible(&person.groups.join(", "))),
                 key,
                 what,
                 last,

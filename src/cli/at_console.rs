@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::failure::Failure;
 use super::{Say, card};
-use crate::card::{Card, Standing, safe};
+use crate::card::{AccessRequestStatus, Card, safe};
 use crate::client::Person;
 use crate::clock::Clock;
 use crate::model::{Exit, Verdict};
@@ -24,7 +24,7 @@ pub(super) async fn decide(
     verdict: Verdict,
 ) -> Result<ExitCode, Failure> {
     let id = shown.access_request;
-    if shown.standing == Standing::Waiting {
+    if shown.standing == AccessRequestStatus::Waiting {
         let page = page(&shown)?;
         say.aside(&format!(
             "only a passkey counts here: vote at the console, where the phrase is {}\n  {page}",
@@ -36,11 +36,11 @@ pub(super) async fn decide(
     }
     let mut now_shown = shown;
     let mut said_yes = yes_count(&now_shown);
-    while now_shown.standing == Standing::Waiting {
+    while now_shown.standing == AccessRequestStatus::Waiting {
         tokio::time::sleep(LOOK_AGAIN).await;
         now_shown = person.card(id).await?;
         let yes = yes_count(&now_shown);
-        if yes > said_yes && now_shown.standing == Standing::Waiting {
+        if yes > said_yes && now_shown.standing == AccessRequestStatus::Waiting {
             say.aside(&format!("{yes} said yes; more are needed"));
         }
         said_yes = yes;
@@ -54,15 +54,19 @@ pub(super) async fn decide(
 }
 
 /// How it ends for somebody who wanted `verdict`.
-const fn exit(standing: Standing, verdict: Verdict) -> Exit {
+const fn exit(standing: AccessRequestStatus, verdict: Verdict) -> Exit {
     match (standing, verdict) {
-        (Standing::Approved | Standing::Consumed, Verdict::Approve) => Exit::Done,
-        (Standing::Denied, Verdict::Deny) => Exit::Done,
-        (Standing::Denied, Verdict::Approve) => Exit::Denied,
-        (Standing::Expired, _) => Exit::NobodyDecided,
-        (Standing::Waiting, _) => Exit::Waiting,
-        (Standing::Approved | Standing::Consumed, Verdict::Deny) => Exit::Changed,
-        (Standing::Cancelled | Standing::Ended, _) => Exit::Changed,
+        (AccessRequestStatus::Approved | AccessRequestStatus::Consumed, Verdict::Approve) => {
+            Exit::Done
+        }
+        (AccessRequestStatus::Denied, Verdict::Deny) => Exit::Done,
+        (AccessRequestStatus::Denied, Verdict::Approve) => Exit::Denied,
+        (AccessRequestStatus::Expired, _) => Exit::NobodyDecided,
+        (AccessRequestStatus::Waiting, _) => Exit::Waiting,
+        (AccessRequestStatus::Approved | AccessRequestStatus::Consumed, Verdict::Deny) => {
+            Exit::Changed
+        }
+        (AccessRequestStatus::Cancelled | AccessRequestStatus::Ended, _) => Exit::Changed,
     }
 }
 
@@ -142,15 +146,15 @@ mod tests {
     #[test]
     fn the_exit_code_tells_what_became_of_it() {
         for (standing, verdict, code) in [
-            (Standing::Approved, Verdict::Approve, 0),
-            (Standing::Consumed, Verdict::Approve, 0),
-            (Standing::Denied, Verdict::Approve, 10),
-            (Standing::Denied, Verdict::Deny, 0),
-            (Standing::Approved, Verdict::Deny, 15),
-            (Standing::Expired, Verdict::Approve, 12),
-            (Standing::Expired, Verdict::Deny, 12),
-            (Standing::Ended, Verdict::Approve, 15),
-            (Standing::Cancelled, Verdict::Deny, 15),
+            (AccessRequestStatus::Approved, Verdict::Approve, 0),
+            (AccessRequestStatus::Consumed, Verdict::Approve, 0),
+            (AccessRequestStatus::Denied, Verdict::Approve, 10),
+            (AccessRequestStatus::Denied, Verdict::Deny, 0),
+            (AccessRequestStatus::Approved, Verdict::Deny, 15),
+            (AccessRequestStatus::Expired, Verdict::Approve, 12),
+            (AccessRequestStatus::Expired, Verdict::Deny, 12),
+            (AccessRequestStatus::Ended, Verdict::Approve, 15),
+            (AccessRequestStatus::Cancelled, Verdict::Deny, 15),
         ] {
             assert_eq!(
                 exit(standing, verdict).number(),

@@ -11,7 +11,7 @@ use super::bundle;
 use crate::config::{Config, ConfigError};
 use crate::jose::{KeySet, Usage};
 use crate::keys;
-use crate::model::text::reveal;
+use crate::model::text::escape_invisible;
 use crate::model::{Agent, Timestamp};
 use crate::rules::{PolicyBundle, Profile, Remedy};
 use crate::serve::tls::Tls;
@@ -86,9 +86,12 @@ impl Finding {
     pub(super) fn lines(&self, depth: usize, out: &mut String) {
         let indent = "  ".repeat(depth);
         let mark = format!("[{}]", self.level.as_str());
-        out.push_str(&format!("{indent}{mark:<6} {}\n", reveal(&self.what)));
+        out.push_str(&format!(
+            "{indent}{mark:<6} {}\n",
+            escape_invisible(&self.what)
+        ));
         if let Some(advice) = &self.advice {
-            out.push_str(&format!("{indent}       -> {}\n", reveal(advice)));
+            out.push_str(&format!("{indent}       -> {}\n", escape_invisible(advice)));
         }
         for part in &self.under {
             part.lines(depth + 1, out);

@@ -93,15 +93,15 @@ pub(super) fn run(common: &Common, say: &Say, verb: Dev) -> Result<ExitCode, Fai
     };
     match verb.out {
         Some(path) => {
-            write_private(&path, evidence.reveal())?;
+            write_private(&path, evidence.expose_secret())?;
             say.either(
                 || json!({ "file": path, "subject": subject }),
                 || format!("{} for {subject}", path.display()),
             );
         }
         None => say.either(
-            || json!({ "evidence": evidence.reveal(), "subject": subject }),
-            || evidence.reveal().to_owned(),
+            || json!({ "evidence": evidence.expose_secret(), "subject": subject }),
+            || evidence.expose_secret().to_owned(),
         ),
     }
     Ok(ExitCode::SUCCESS)
@@ -497,7 +497,7 @@ mod tests {
             extras: &[],
         };
         let checked =
-            jws::verify(evidence.reveal(), &keys.expect("keys"), &RULES).expect("verifies");
+            jws::verify(evidence.expose_secret(), &keys.expect("keys"), &RULES).expect("verifies");
         assert_eq!(
             checked.claims().string("sub"),
             Ok("spiffe://soc.example/agent/triage")

@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::journal::{OpenError, ReadOnly};
 use crate::keys;
-use crate::model::{Digest, Entry, Fact, KeyId, Timestamp, show_seconds};
+use crate::model::{Digest, Entry, Event, KeyId, Timestamp, show_seconds};
 use crate::rules::{BundleFiles, PolicyBundle};
 
 #[derive(Debug, Args)]
@@ -108,10 +108,10 @@ fn journal(dir: &Path, now: Timestamp) -> (Finding, Walked) {
     let read = opened.all(|stored| {
         let entry = Entry::parse(&stored.text).map_err(OpenError::Entry)?;
         last = Some(entry.at);
-        if let Fact::PolicyApplied(fact) = &entry.fact {
+        if let Event::PolicyApplied(fact) = &entry.fact {
             walked.policy = Some(fact.version);
         }
-        if let Fact::KeyPublished(fact) = entry.fact {
+        if let Event::KeyPublished(fact) = entry.fact {
             walked.keys.push((fact.kid, entry.at));
         }
         Ok(())

@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::net::KeyArgs;
 use super::say::Rows;
 use super::{Common, Say};
-use crate::model::text::reveal;
+use crate::model::text::escape_invisible;
 
 #[derive(Debug, Args)]
 pub(super) struct Explain {
@@ -41,14 +41,14 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Explain) -> Result<Exi
         || {
             let mut rows = Rows::default();
             for line in &found.lines {
-                rows.theirs(&reveal(&line.label), &line.text);
+                rows.theirs(&escape_invisible(&line.label), &line.text);
             }
             if verb.entries {
                 for entry in &found.entries {
                     rows.theirs("entry", entry);
                 }
             }
-            format!("{}\n{}", reveal(&found.headline), rows.lines())
+            format!("{}\n{}", escape_invisible(&found.headline), rows.lines())
         },
     );
     Ok(ExitCode::SUCCESS)

@@ -11,7 +11,7 @@ use super::say::table;
 use super::{Common, Say, shapes};
 use crate::clock::Clock;
 use crate::model::FreezeScope;
-use crate::model::text::{reveal, reveal_capped};
+use crate::model::text::{escape_invisible, escape_invisible_capped};
 use crate::proto::v1;
 
 #[derive(Debug, Args)]
@@ -102,11 +102,11 @@ fn list(say: &Say, frozen: &[v1::FreezeInForce]) {
             let head = ["FROZEN", "BY", "SINCE", "ENTRY", "WHY"].map(str::to_owned).to_vec();
             let row = |f: &v1::FreezeInForce| {
                 vec![
-                    reveal(&f.scope),
-                    reveal(&f.by),
+                    escape_invisible(&f.scope),
+                    escape_invisible(&f.by),
                     shapes::when(f.since.as_ref(), now),
                     f.position.to_string(),
-                    reveal_capped(&f.reason, 80),
+                    escape_invisible_capped(&f.reason, 80),
                 ]
             };
             let rows: Vec<_> = std::iter::once(head).chain(frozen.iter().map(row)).collect();

@@ -10,7 +10,7 @@ use super::failure::Failure;
 use super::net::KeyArgs;
 use super::say::table;
 use super::{Common, Say, bundle, checkup, dev, shapes};
-use crate::model::text::reveal;
+use crate::model::text::escape_invisible;
 use crate::model::{Secret, show_seconds};
 use crate::proto::v1;
 
@@ -79,14 +79,14 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Policy) -> Result<Exit
                     })
                 },
                 || {
-                    let warnings: Vec<String> = applied.warnings.iter().map(|w| reveal(w)).collect();
+                    let warnings: Vec<String> = applied.warnings.iter().map(|w| escape_invisible(w)).collect();
                     let state = if applied.changed { "in force" } else { "was in force already" };
                     format!(
                         "{}{state}: {} rules, {} agents, version {}\nended by it: {} tasks, {} tokens, {} access requests",
                         lines(&warnings),
                         applied.rules,
                         applied.agents,
-                        reveal(&applied.version),
+                        escape_invisible(&applied.version),
                         applied.tasks_ended,
                         applied.tokens_ended,
                         applied.access_requests_closed
@@ -118,10 +118,10 @@ fn rule_table(rules: &[v1::RuleFigures]) -> String {
             false => "",
         };
         vec![
-            reveal(&rule.rule_id),
+            escape_invisible(&rule.rule_id),
             match rule.remedy.as_str() {
-                "" => reveal(&rule.kind),
-                remedy => reveal(remedy),
+                "" => escape_invisible(&rule.kind),
+                remedy => escape_invisible(remedy),
             },
             rule.hits.to_string(),
             rule.asked.to_string(),

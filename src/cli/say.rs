@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use serde_json::Value;
 
 use super::failure::{Failure, failed};
-use crate::model::text::reveal;
+use crate::model::text::escape_invisible;
 
 /// Where a verb prints: text for people or JSON for machines.
 #[derive(Debug, Clone, Copy)]
@@ -111,7 +111,7 @@ impl Rows {
 
     /// A row whose text came from others.
     pub(super) fn theirs(&mut self, label: &str, text: &str) -> &mut Self {
-        self.own(label, reveal(text))
+        self.own(label, escape_invisible(text))
     }
 
     /// The rows as lines.

@@ -12,15 +12,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::dev::{self, Home};
 use super::failure::{Failure, failed};
 use super::{Common, Say, bundle, notify};
-use crate::broker::{Hall, Start};
+use crate::broker::{Broker, Start};
 use crate::clock::Clock;
 use crate::config::{Config, OperatorAddress};
 use crate::journal::{Faults, ReadOnly};
 use crate::model::Secret;
 use crate::rules::BundleFiles;
 use crate::serve::tls::Tls;
-use crate::serve::unix::UnixDoor;
-use crate::serve::{Doors, OperatorListener, ServeError};
+use crate::serve::unix::GuardedUnixListener;
+use crate::serve::{OperatorListener, ServeError, ServerConfig};
 use crate::telemetry::logs;
 use crate::{keys, serve};
 
@@ -104,18 +104,18 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
         clock: Clock::system(),
         faults: Faults::default(),
     };
-    let hall = Hall::start(start)
+    let broker = Broker::start(start)
         .await
         .map_err(|e| Failure::failed(e.to_string()))?;
-    let checkpoint = hall.journal().tail().borrow().head.to_string();
-    if let Err(why) = hall.ready() {
+    let checkpoint = broker.journal().tail().borrow().head.to_string();
+    if let Err(why) = broker.ready() {
         let hint = if unseeded {
             "; the first operator brings a policy bundle by a one-time code, or start with --policy DIR"
         } else {
             ""
         };
         say.aside(&format!("dipylon: everything is denied: {why}{hint}"));
-        if let Some(code) = hall.bootstrap_code().filter(|_| !config.dev) {
+        if let Some(code) = broker.bootstrap_code().filter(|_| !config.dev) {
             say.urgent(&first_operator(&config.settings.external_url, &code));
         }
     }
@@ -155,7 +155,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
             text
         },
     );
-    let operating = operator.map(|listener| tokio::spawn(serve::operate(hall.clone(), listener)));
+    let operating = operator.map(|listener| tokio::spawn(serve::operate(broker.clone(), listener)));
     let stop = stop(verb.stop_with_stdin)?;
     tracing::info!(url, pid = std::process::id(), checkpoint, "started");
     let stop = async move {
@@ -164,7 +164,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
         notify::tell(notify::STOPPING);
     };
     notify::tell(notify::READY);
-    let served = serve::serve(hall, doors, stop).await;
+    let served = serve::serve(broker, doors, stop).await;
     if let Some(operating) = operating {
         operating.abort();
     }
@@ -192,18 +192,18 @@ fn undumpable() {
 }
 
 /// Binds what the configuration names.
-async fn doors(config: &Config) -> Result<Doors, ServeError> {
+async fn doors(config: &Config) -> Result<ServerConfig, ServeError> {
     let tls = match &config.tls {
         Some(files) => Some(Tls::read(&files.certificate, &files.key)?),
         None => None,
     };
     let unix = match &config.unix_socket {
-        Some(path) => Some(UnixDoor::bind(path)?),
+        Some(path) => Some(GuardedUnixListener::bind(path)?),
         None => None,
     };
     let limits = config.connections;
     make_room(limits.max, unix.is_some());
-    Ok(Doors {
+    Ok(ServerConfig {
         tls,
         unix,
         limits,
@@ -345,7 +345,7 @@ fn first_operator(url: &str, code: &Secret) -> String {
         "FIRST OPERATOR  one-time code {}\n                \
          good for ten minutes and one policy bundle that lists your key as an operator's:\n                \
          dipylon policy apply DIR --url {} --key KEY.pem --code",
-        code.reveal(),
+        code.expose_secret(),
         quoted(url)
     )
 }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::card::safe;
-use crate::model::text::reveal;
+use crate::model::text::escape_invisible;
 use crate::model::{Timestamp, show_seconds};
 use crate::proto::{convert, v1};
 
@@ -75,9 +75,13 @@ pub(super) fn rule_lines(rules: &[v1::Rule]) -> String {
         let why = if r.why.is_empty() {
             String::new()
         } else {
-            format!("  {}", reveal(&r.why))
+            format!("  {}", escape_invisible(&r.why))
         };
-        format!("{} ({}){why}", reveal(&r.id), reveal(&r.file))
+        format!(
+            "{} ({}){why}",
+            escape_invisible(&r.id),
+            escape_invisible(&r.file)
+        )
     };
     rules.iter().map(line).collect::<Vec<_>>().join("\n")
 }
@@ -98,14 +102,14 @@ pub(super) fn profile_lines(needs: &[v1::Profile]) -> String {
         let who = if p.approvers.is_empty() {
             String::new()
         } else {
-            format!(" (yes: {})", reveal(&p.approvers.join(", ")))
+            format!(" (yes: {})", escape_invisible(&p.approvers.join(", ")))
         };
         format!(
             "{}: {} of {} from {}{who}",
-            reveal(&p.name),
+            escape_invisible(&p.name),
             p.approvals,
             p.quorum,
-            reveal(&p.group)
+            escape_invisible(&p.group)
         )
     };
     needs.iter().map(line).collect::<Vec<_>>().join("\n")
@@ -133,7 +137,7 @@ pub(super) fn ttl_line(sum: Option<&v1::TtlSum>) -> String {
     terms.extend(
         sum.bounds
             .iter()
-            .map(|b| format!("{} {}", reveal(&b.by), show(b.ttl.as_ref()))),
+            .map(|b| format!("{} {}", escape_invisible(&b.by), show(b.ttl.as_ref()))),
     );
     format!(
         "{} = least of {}",
@@ -206,8 +210,8 @@ pub(super) fn end_report(report: &v1::EndReport) -> Value {
 pub(super) fn end_line(report: &v1::EndReport) -> String {
     format!(
         "{} ended ({}) by entry {}: {} of {} tokens were alive and are revoked, {} access requests closed",
-        reveal(&report.task_id),
-        reveal(&report.cause),
+        escape_invisible(&report.task_id),
+        escape_invisible(&report.cause),
         report.position,
         report.tokens_revoked,
         report.tokens_total,

@@ -13,7 +13,7 @@ use super::store::{self, EvidenceArgs, Kept};
 use super::{Common, Say, parse, shapes};
 use crate::client::{self, OpenTask};
 use crate::clock::Clock;
-use crate::model::text::{reveal, reveal_capped};
+use crate::model::text::{escape_invisible, escape_invisible_capped};
 use crate::model::{AccessRequestId, AgentId, TaskId, TaskOutcome};
 use crate::proto::v1;
 
@@ -237,7 +237,7 @@ fn timeline(say: &Say, told: &v1::GetTimelineResponse) {
         || {
             let state = match told.ended.as_str() {
                 "" => "runs".to_owned(),
-                cause => format!("over: {}", reveal(cause)),
+                cause => format!("over: {}", escape_invisible(cause)),
             };
             let left_out = match told.left_out {
                 0 => String::new(),
@@ -247,18 +247,18 @@ fn timeline(say: &Say, told: &v1::GetTimelineResponse) {
                 vec![
                     shapes::instant(m.at.as_ref()),
                     m.index.map(|index| index.to_string()).unwrap_or_default(),
-                    reveal(&m.what),
-                    reveal(&m.who),
-                    reveal(&m.detail),
+                    escape_invisible(&m.what),
+                    escape_invisible(&m.who),
+                    escape_invisible(&m.detail),
                 ]
             };
             let head = ["WHEN", "ENTRY", "WHAT", "WHO", ""].map(str::to_owned).to_vec();
             let rows: Vec<_> = std::iter::once(head).chain(told.moments.iter().map(row)).collect();
             format!(
                 "{} of {} (owner {}), {state}{left_out}\n{}",
-                reveal(&told.task_id),
-                reveal(&told.agent_id),
-                reveal(&told.owner),
+                escape_invisible(&told.task_id),
+                escape_invisible(&told.agent_id),
+                escape_invisible(&told.owner),
                 table(&rows)
             )
         },
@@ -287,16 +287,16 @@ fn list(say: &Say, tasks: &[v1::TaskRow]) {
             let row = |t: &v1::TaskRow| {
                 let left = match t.ended.as_str() {
                     "" => shapes::left(t.lease_until.as_ref().or(t.deadline.as_ref()), now),
-                    cause => format!("over: {}", reveal(cause)),
+                    cause => format!("over: {}", escape_invisible(cause)),
                 };
                 vec![
-                    reveal(&t.task_id),
-                    reveal(&t.agent_id),
-                    reveal(&t.owner),
+                    escape_invisible(&t.task_id),
+                    escape_invisible(&t.agent_id),
+                    escape_invisible(&t.owner),
                     left,
                     t.tokens_live.to_string(),
                     t.access_requests_waiting.to_string(),
-                    reveal_capped(&t.purpose, 60),
+                    escape_invisible_capped(&t.purpose, 60),
                 ]
             };
             let head = head.map(str::to_owned).to_vec();
@@ -343,7 +343,7 @@ async fn open(common: &Common, say: &Say, verb: Open) -> Result<(), Failure> {
             let mut rows = Rows::default();
             rows.own("task", kept.task.to_string())
                 .own("agent", kept.agent.to_string())
-                .own("verified", format!("{} by {}", reveal(&verification.subject), reveal(&verification.evidence_kind)))
+                .own("verified", format!("{} by {}", escape_invisible(&verification.subject), escape_invisible(&verification.evidence_kind)))
                 .own("ends", format!("{}, {}", kept.deadline, shapes::distance(kept.deadline, now)))
                 .own("key", kept.key.display().to_string());
             rows.lines()
@@ -364,15 +364,18 @@ async fn show(common: &Common, say: &Say, verb: Show) -> Result<(), Failure> {
             || shapes::access_request(&request),
             || {
                 let mut rows = Rows::default();
-                rows.own("access request", reveal(&request.access_request_id))
-                    .own("status", shapes::status(request.status))
-                    .theirs("what", &request.title)
-                    .own(
-                        "target",
-                        shapes::target(request.action.as_ref().and_then(|a| a.target.as_ref())),
-                    )
-                    .own("needs", shapes::profile_lines(&request.needs))
-                    .own("until", shapes::when(request.expires_at.as_ref(), now));
+                rows.own(
+                    "access request",
+                    escape_invisible(&request.access_request_id),
+                )
+                .own("status", shapes::status(request.status))
+                .theirs("what", &request.title)
+                .own(
+                    "target",
+                    shapes::target(request.action.as_ref().and_then(|a| a.target.as_ref())),
+                )
+                .own("needs", shapes::profile_lines(&request.needs))
+                .own("until", shapes::when(request.expires_at.as_ref(), now));
                 rows.lines()
             },
         );
@@ -405,7 +408,7 @@ async fn show(common: &Common, say: &Say, verb: Show) -> Result<(), Failure> {
             }
             let head = ["TASK", "AGENT", "ENDS", "BROKER", "PURPOSE"].map(str::to_owned).to_vec();
             let row = |kept: &Kept| {
-                vec![kept.task.to_string(), kept.agent.to_string(), runs(kept), reveal(&kept.url), reveal(&kept.purpose)]
+                vec![kept.task.to_string(), kept.agent.to_string(), runs(kept), escape_invisible(&kept.url), escape_invisible(&kept.purpose)]
             };
             table(&std::iter::once(head).chain(tasks.iter().map(row)).collect::<Vec<_>>())
         },

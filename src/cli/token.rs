@@ -17,7 +17,7 @@ use crate::client::{
     Denied, Identity, Order, Outcome, Pending, Token as Given, TokenOrder, methods,
 };
 use crate::clock::Clock;
-use crate::model::text::reveal;
+use crate::model::text::escape_invisible;
 use crate::model::{Action, ActionName, Audience, DeniedReason, Exit, Target, Timestamp, TokenId};
 use crate::proto::v1;
 
@@ -106,7 +106,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Token) -> Result<ExitC
                     if done.changed {
                         format!("{jti} is revoked{by}")
                     } else {
-                        format!("{jti} was dead already{by}: {}", reveal(&done.cause))
+                        format!("{jti} was dead already{by}: {}", escape_invisible(&done.cause))
                     }
                 },
             );
@@ -136,13 +136,13 @@ fn list(say: &Say, tokens: &[v1::LiveToken]) {
             let head = ["TOKEN", "AGENT", "OWNER", "FOR", "LEFT", "USES LEFT", "APPROVED UNDER"];
             let row = |t: &v1::LiveToken| {
                 vec![
-                    reveal(&t.jti),
-                    reveal(&t.agent_id),
-                    reveal(&t.owner),
-                    reveal(&format!("{} on {}", t.action, shapes::target(t.target.as_ref()))),
+                    escape_invisible(&t.jti),
+                    escape_invisible(&t.agent_id),
+                    escape_invisible(&t.owner),
+                    escape_invisible(&format!("{} on {}", t.action, shapes::target(t.target.as_ref()))),
                     shapes::left(t.expires_at.as_ref(), now),
                     t.uses_left.map_or_else(|| "any".to_owned(), |uses| uses.to_string()),
-                    reveal(&t.profiles.join(", ")),
+                    escape_invisible(&t.profiles.join(", ")),
                 ]
             };
             let head = head.map(str::to_owned).to_vec();
@@ -202,7 +202,7 @@ async fn request(common: &Common, say: &Say, verb: Request) -> Result<ExitCode, 
 }
 
 fn what(action: &Action) -> String {
-    reveal(&format!(
+    escape_invisible(&format!(
         "{} on {} at {}",
         action.name, action.target, action.audience
     ))
@@ -212,7 +212,7 @@ fn given(say: &Say, token: &Given, show: bool, now: Timestamp) {
     say.either(
         || {
             json!({
-                "outcome": "token", "token": token.jwt().reveal(), "jti": token.jti(), "decision": token.decision_id(),
+                "outcome": "token", "token": token.jwt().expose_secret(), "jti": token.jti(), "decision": token.decision_id(),
                 "expires_at": token.expires_at().to_string(), "uses": token.uses(), "ttl": shapes::ttl(token.ttl()),
                 "rules": shapes::rules(token.rules()), "reissued": token.reissued(), "openings": token.openings(),
             })
@@ -233,7 +233,7 @@ fn given(say: &Say, token: &Given, show: bool, now: Timestamp) {
                 .own("allowed by", shapes::rule_lines(token.rules()))
                 .own("decision", token.decision_id().to_string());
             let text = rows.lines();
-            if show { format!("{text}\n{}", token.jwt().reveal()) } else { format!("{text}  (--show-token prints it)") }
+            if show { format!("{text}\n{}", token.jwt().expose_secret()) } else { format!("{text}  (--show-token prints it)") }
         },
     );
 }
@@ -273,7 +273,7 @@ fn denied(say: &Say, no: &Denied, action: &Action) {
         },
         || {
             let mut rows = Rows::default();
-            rows.own("denied", reveal(no.reason()))
+            rows.own("denied", escape_invisible(no.reason()))
                 .theirs("they say", no.comment().unwrap_or_default())
                 .own("for", what(action));
             let rules = shapes::rule_lines(no.rules());
@@ -328,7 +328,7 @@ async fn introspect(common: &Common, say: &Say, verb: Introspect) -> Result<Exit
                 return "inactive: not good now, or not for this validator".to_owned();
             }
             let mut rows = Rows::default();
-            rows.own("active", reveal(&found.jti))
+            rows.own("active", escape_invisible(&found.jti))
                 .theirs("for", &format!("{} on {}", found.action, shapes::target(found.target.as_ref())))
                 .theirs("agent", &format!("{} ({})", found.agent_id, found.subject))
                 .theirs("task", &found.task_id)

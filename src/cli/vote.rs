@@ -181,7 +181,7 @@ mod tests {
     type Lie = fn(&mut VoteStatement);
 
     /// A broker that shows one card, and asks to sign what `lie` makes of it.
-    struct Broker {
+    struct FakeBroker {
         card: Card,
         lie: Lie,
         cast: Arc<Mutex<usize>>,
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[tonic::async_trait]
-    impl ApprovalService for Broker {
+    impl ApprovalService for FakeBroker {
         async fn list_access_requests(
             &self,
             _: Request<v1::ListAccessRequestsRequest>,
@@ -298,7 +298,7 @@ mod tests {
         };
         let cast = Arc::new(Mutex::new(0));
         let access_request = card.access_request;
-        let service = ApprovalServiceServer::new(Broker {
+        let service = ApprovalServiceServer::new(FakeBroker {
             card,
             lie,
             cast: cast.clone(),

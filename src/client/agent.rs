@@ -56,7 +56,7 @@ impl Agent {
         };
         let identity = Identity::Key(key.clone());
         let evidence = self.evidence.show().await?;
-        let evh = Digest::of(evidence.reveal().as_bytes());
+        let evh = Digest::of(evidence.expose_secret().as_bytes());
         let request = v1::OpenTaskRequest {
             evidence: Some(convert::evidence_to_wire(&Evidence::JwtSvid(evidence))),
             purpose: Prose::parse("purpose", &order.purpose)?.as_str().to_owned(),
@@ -324,7 +324,7 @@ impl Task {
             adg: Some(order.action.digest()),
             evh: evidence
                 .as_ref()
-                .map(|evidence| Digest::of(evidence.reveal().as_bytes())),
+                .map(|evidence| Digest::of(evidence.expose_secret().as_bytes())),
             wait_s,
             code: None,
         };
@@ -530,13 +530,13 @@ mod tests {
         let headers = token
             .headers("POST", &format!("{url}?x=1#y"))
             .expect("headers");
-        assert_eq!(headers.authorization.reveal(), "DPoP jwt-s3cr3t");
+        assert_eq!(headers.authorization.expose_secret(), "DPoP jwt-s3cr3t");
         let freshness = Freshness::Iat {
             now: Clock::system().now(),
             window_s: 60,
         };
         let proof = dpop::check(
-            headers.dpop.reveal(),
+            headers.dpop.expose_secret(),
             &Expect {
                 htm: "POST",
                 htu: url,
@@ -549,7 +549,7 @@ mod tests {
             (task.key.thumbprint(), Some(dpop::ath("jwt-s3cr3t")))
         );
         let other = token.headers("POST", url).expect("headers");
-        assert_ne!(other.dpop.reveal(), headers.dpop.reveal());
+        assert_ne!(other.dpop.expose_secret(), headers.dpop.expose_secret());
     }
 
     #[tokio::test]

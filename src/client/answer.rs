@@ -65,13 +65,13 @@ impl Token {
             iat: self.endpoint.clock().now(),
             jti: &random_name()?,
             nonce,
-            ath: Some(dpop::ath(self.jwt.reveal())),
+            ath: Some(dpop::ath(self.jwt.expose_secret())),
             adg: None,
             evh: None,
         };
         let dpop = dpop::create(&self.key, &claims)?;
         Ok(Headers {
-            authorization: Secret::new(format!("DPoP {}", self.jwt.reveal())),
+            authorization: Secret::new(format!("DPoP {}", self.jwt.expose_secret())),
             dpop,
         })
     }

@@ -287,16 +287,16 @@ impl Endpoint {
             }
             Identity::Svid(source) => (
                 AUTHORIZATION,
-                Secret::new(format!("Bearer {}", source.show().await?.reveal())),
+                Secret::new(format!("Bearer {}", source.show().await?.expose_secret())),
             ),
         };
-        let mut value =
-            MetadataValue::from_str(secret.reveal()).map_err(|_| super::EvidenceError::Form)?;
+        let mut value = MetadataValue::from_str(secret.expose_secret())
+            .map_err(|_| super::EvidenceError::Form)?;
         value.set_sensitive(true);
         let mut headers = MetadataMap::new();
         headers.insert(name, value);
         if let Some(code) = order.code {
-            let mut value = MetadataValue::from_str(code.reveal())
+            let mut value = MetadataValue::from_str(code.expose_secret())
                 .map_err(|_| Malformed::new("one-time code", "is not ASCII text"))?;
             value.set_sensitive(true);
             headers.insert(BOOTSTRAP_CODE, value);

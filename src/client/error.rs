@@ -7,7 +7,7 @@ use super::EvidenceError;
 use super::ballot::BallotError;
 use crate::jose::KeyError;
 use crate::jose::dpop::ProofError;
-use crate::model::text::reveal_capped;
+use crate::model::text::escape_invisible_capped;
 use crate::model::{Malformed, Reason, Retry};
 use crate::proto::{ERROR_DOMAIN, code_name};
 
@@ -149,17 +149,20 @@ impl Error {
             if let Some(source) = std::error::Error::source(status) {
                 return Self::Unreachable {
                     url: url.to_owned(),
-                    cause: reveal_capped(&root(status.message(), source), MESSAGE_CHARS_MAX),
+                    cause: escape_invisible_capped(
+                        &root(status.message(), source),
+                        MESSAGE_CHARS_MAX,
+                    ),
                 };
             }
         }
         Self::Refused(Refused {
             reason: info.as_ref().and_then(|info| Reason::parse(&info.reason)),
             code: status.code(),
-            message: reveal_capped(status.message(), MESSAGE_CHARS_MAX),
+            message: escape_invisible_capped(status.message(), MESSAGE_CHARS_MAX),
             correlation: info
                 .and_then(|info| info.metadata.get(CORRELATION).cloned())
-                .map(|id| reveal_capped(&id, ID_CHARS_MAX)),
+                .map(|id| escape_invisible_capped(&id, ID_CHARS_MAX)),
         })
     }
 }

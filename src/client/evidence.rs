@@ -76,7 +76,7 @@ impl EvidenceSource {
             Self::WorkloadApi(agent) => agent.fetch().await?,
             Self::Fn(give) => give().map_err(EvidenceError::Other)?,
         };
-        let text = evidence.reveal();
+        let text = evidence.expose_secret();
         if (1..=EVIDENCE_BYTES_MAX).contains(&text.len())
             && text.bytes().all(|b| b.is_ascii_graphic())
         {
@@ -113,7 +113,7 @@ mod tests {
         ));
         for text in ["first", "second"] {
             std::fs::write(&path, format!("{text}\n")).expect("write");
-            assert_eq!(source.show().await.expect("evidence").reveal(), text);
+            assert_eq!(source.show().await.expect("evidence").expose_secret(), text);
         }
         for bad in ["", "\n", "a b", "a\nb", "é"] {
             std::fs::write(&path, bad).expect("write");

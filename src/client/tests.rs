@@ -22,7 +22,7 @@ use crate::proto::v1::{self, request_token_response, task_service_server as task
 type Answer<T> = Result<Response<T>, Status>;
 
 #[derive(Clone)]
-struct Broker {
+struct FakeBroker {
     url: String,
     nonces: Arc<Mutex<Arc<Nonces>>>,
     /// What the next calls are refused with, after their proof.
@@ -42,7 +42,7 @@ fn refusal(code: Code, reason: Reason) -> Status {
     )
 }
 
-impl Broker {
+impl FakeBroker {
     async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let broker = Self {
@@ -148,7 +148,7 @@ impl Broker {
 }
 
 #[tonic::async_trait]
-impl task::TaskService for Broker {
+impl task::TaskService for FakeBroker {
     async fn open_task(
         &self,
         request: Request<v1::OpenTaskRequest>,
@@ -246,7 +246,7 @@ impl task::TaskService for Broker {
 }
 
 #[tonic::async_trait]
-impl v1::governance_service_server::GovernanceService for Broker {
+impl v1::governance_service_server::GovernanceService for FakeBroker {
     async fn apply_policy_bundle(
         &self,
         request: Request<tonic::Streaming<v1::ApplyPolicyBundleRequest>>,
@@ -386,7 +386,7 @@ fn order(reason: &str) -> TokenOrder {
 
 #[tokio::test]
 async fn a_nonce_is_learnt_once_and_kept_and_learnt_again_after_a_restart() {
-    let broker = Broker::start().await;
+    let broker = FakeBroker::start().await;
     let agent = broker.agent();
     let task = tokio::spawn(async move { agent.open_task(&open()).await })
         .await
@@ -430,7 +430,7 @@ async fn a_nonce_is_learnt_once_and_kept_and_learnt_again_after_a_restart() {
 
 #[tokio::test]
 async fn a_nonce_that_is_never_good_is_asked_for_once() {
-    let broker = Broker::start().await;
+    let broker = FakeBroker::start().await;
     broker.refuse([
         refusal(Code::Unauthenticated, Reason::UseDpopNonce),
         refusal(Code::Unauthenticated, Reason::UseDpopNonce),
@@ -446,7 +446,7 @@ async fn a_nonce_that_is_never_good_is_asked_for_once() {
 
 #[tokio::test]
 async fn what_passes_is_waited_for_and_what_does_not_is_not() {
-    let broker = Broker::start().await;
+    let broker = FakeBroker::start().await;
     let away = || refusal(Code::Unavailable, Reason::JournalUnavailable);
     broker.refuse([away(), refusal(Code::Aborted, Reason::Conflict), away()]);
     let task = broker.agent().open_task(&open()).await.expect("task");
@@ -508,7 +508,7 @@ async fn a_broker_that_stays_away_is_given_up() {
 
 #[tokio::test]
 async fn stale_evidence_is_shown_again_once() {
-    let broker = Broker::start().await;
+    let broker = FakeBroker::start().await;
     let task = broker.agent().open_task(&open()).await.expect("task");
     let stale = || refusal(Code::Unauthenticated, Reason::EvidenceStale);
     broker.refuse([stale()]);
@@ -532,7 +532,7 @@ async fn stale_evidence_is_shown_again_once() {
 
 #[tokio::test]
 async fn waiting_asks_under_one_id_and_shows_evidence_when_told() {
-    let broker = Broker::start().await;
+    let broker = FakeBroker::start().await;
     let task = broker.agent().open_task(&open()).await.expect("task");
     let until = Clock::system().now().plus_secs(30);
     assert!(matches!(
@@ -562,7 +562,7 @@ async fn waiting_asks_under_one_id_and_shows_evidence_when_told() {
 
 #[tokio::test]
 async fn waiting_ends_in_time_with_the_last_answer() {
-    let broker = Broker::start().await;
+    let broker = FakeBroker::start().await;
     let task = broker.agent().open_task(&open()).await.expect("task");
     let now = Clock::system().now();
     assert!(matches!(
@@ -573,7 +573,7 @@ async fn waiting_ends_in_time_with_the_last_answer() {
 
 #[tokio::test]
 async fn a_policy_bundle_goes_in_pieces() {
-    let broker = Broker::start().await;
+    let broker = FakeBroker::start().await;
     let person = Person::new(
         broker.endpoint(),
         Arc::new(SigningKey::generate().expect("key").0),
@@ -594,7 +594,7 @@ async fn a_policy_bundle_goes_in_pieces() {
 
 #[tokio::test]
 async fn the_strict_decoder_stands_at_the_door() {
-    let broker = Broker::start().await;
+    let broker = FakeBroker::start().await;
     let mut grpc = tonic::client::Grpc::new(
         tonic::transport::Channel::from_shared(broker.url.clone())
             .expect("url")

@@ -9,7 +9,7 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::Endpoint;
 
 use super::EvidenceError;
-use crate::model::text::reveal_capped;
+use crate::model::text::escape_invisible_capped;
 use crate::model::{Malformed, Secret, SpiffeId};
 use crate::proto::spiffe::JwtsvidRequest;
 use crate::proto::spiffe::spiffe_workload_api_client::SpiffeWorkloadApiClient;
@@ -59,7 +59,7 @@ impl WorkloadApi {
     pub async fn fetch(&self) -> Result<Secret, EvidenceError> {
         let unanswered = |cause: &str| EvidenceError::WorkloadApi {
             socket: self.socket.clone(),
-            cause: reveal_capped(cause, CAUSE_CHARS_MAX),
+            cause: escape_invisible_capped(cause, CAUSE_CHARS_MAX),
         };
         let fetching = async {
             let channel = Endpoint::from_shared(self.socket.clone())

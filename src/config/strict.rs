@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue, Error};
 
 use crate::model::Malformed;
-use crate::model::text::{nearest_word, reveal_capped};
+use crate::model::text::{escape_invisible_capped, nearest_word};
 
 /// One thing that is wrong with a file, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -192,7 +192,7 @@ fn secret(key: &Placed, what: &str) -> Wrong {
         line: Some(key.line),
         what: format!(
             "`{}` holds {what}",
-            reveal_capped(&key.path, NAME_CHARS_MAX)
+            escape_invisible_capped(&key.path, NAME_CHARS_MAX)
         ),
         advice: Some(
             "put it into a file that only the broker may read (mode 0600), name that file here, and treat what stood here as known to others"
@@ -219,7 +219,7 @@ fn understood(text: &str, error: &Error) -> Wrong {
     let at = error.span().map(|span| span.start);
     let names = quoted(message);
     let name = names.first().copied().unwrap_or_default();
-    let name = reveal_capped(name, NAME_CHARS_MAX);
+    let name = escape_invisible_capped(name, NAME_CHARS_MAX);
     if message.starts_with(UNKNOWN) {
         let known = names.get(1..).unwrap_or_default();
         let advice = match nearest_word(&name, known.iter().copied()) {
@@ -241,7 +241,7 @@ fn understood(text: &str, error: &Error) -> Wrong {
     }
     Wrong {
         line: at.map(|at| line_at(text, at)),
-        what: reveal_capped(&message.replace('\n', ", "), MESSAGE_CHARS_MAX),
+        what: escape_invisible_capped(&message.replace('\n', ", "), MESSAGE_CHARS_MAX),
         advice: None,
     }
 }

@@ -1,5 +1,5 @@
 //! Dipylon's access token: the claims and `typ` of RFC 9068, bound to a key (RFC 9449 §6), for one approved action
-//! (RFC 9396). The bench signs here and reads back with [`check`], the validators' own check.
+//! (RFC 9396). The fixture signs here and reads back with [`check`], the validators' own check.
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
@@ -352,12 +352,12 @@ mod tests {
         }
     }
 
-    struct Bench {
+    struct Fixture {
         key: SigningKey,
         keys: KeySet,
     }
 
-    impl Bench {
+    impl Fixture {
         fn new() -> Self {
             let (key, _) = SigningKey::generate().expect("key");
             let keys = KeySet::of([(kid(), key.public())]).expect("set");
@@ -397,9 +397,9 @@ mod tests {
 
     #[test]
     fn what_is_signed_is_read_back() {
-        let bench = Bench::new();
-        let token = sign(&claims(), &kid(), &bench.key).expect("token");
-        let checked = bench.check(token.reveal(), NOW).expect("checked");
+        let fixture = Fixture::new();
+        let token = sign(&claims(), &kid(), &fixture.key).expect("token");
+        let checked = fixture.check(token.expose_secret(), NOW).expect("checked");
         assert_eq!((checked.kid(), checked.claims()), (&kid(), &claims()));
         assert_eq!(checked.into_claims().detail(), claims().detail());
         let least = AccessTokenClaims {
@@ -407,16 +407,16 @@ mod tests {
             approval: None,
             ..claims()
         };
-        let token = sign(&least, &kid(), &bench.key).expect("token");
+        let token = sign(&least, &kid(), &fixture.key).expect("token");
         assert_eq!(
-            bench
-                .check(token.reveal(), NOW)
+            fixture
+                .check(token.expose_secret(), NOW)
                 .expect("checked")
                 .into_claims(),
             least
         );
-        let header =
-            crate::jose::decode(token.reveal().split('.').next().expect("header")).expect("base64");
+        let header = crate::jose::decode(token.expose_secret().split('.').next().expect("header"))
+            .expect("base64");
         assert_eq!(header, br#"{"alg":"ES256","kid":"key-1","typ":"at+jwt"}"#);
     }
 
@@ -455,18 +455,22 @@ mod tests {
 
     #[test]
     fn life_has_a_beginning_and_an_end() {
-        let bench = Bench::new();
-        let token = sign(&claims(), &kid(), &bench.key).expect("token");
-        let at = |ms| bench.check(token.reveal(), NOW.plus_millis(ms)).map(drop);
+        let fixture = Fixture::new();
+        let token = sign(&claims(), &kid(), &fixture.key).expect("token");
+        let at = |ms| {
+            fixture
+                .check(token.expose_secret(), NOW.plus_millis(ms))
+                .map(drop)
+        };
         assert_eq!(at(299_999), Ok(()));
         assert_eq!(at(300_000), Err(TokenError::Expired));
         assert_eq!(at(-5_000), Ok(()));
         assert_eq!(at(-5_001), Err(TokenError::NotYet));
-        let later = bench.with(|c| c["nbf"] = json!(NOW.secs() + 6));
+        let later = fixture.with(|c| c["nbf"] = json!(NOW.secs() + 6));
         assert_eq!(later.map(drop), Err(TokenError::NotYet));
         for (exp, ok) in [(3_600, true), (3_601, false), (0, false), (-1, false)] {
             assert_eq!(
-                bench.with(|c| c["exp"] = json!(NOW.secs() + exp)).is_ok(),
+                fixture.with(|c| c["exp"] = json!(NOW.secs() + exp)).is_ok(),
                 ok,
                 "{exp}"
             );
@@ -475,17 +479,17 @@ mod tests {
 
     #[test]
     fn issuer_audience_key_and_signature_are_told_apart() {
-        let (bench, other) = (Bench::new(), Bench::new());
-        let token = sign(&claims(), &kid(), &bench.key).expect("token");
+        let (fixture, other) = (Fixture::new(), Fixture::new());
+        let token = sign(&claims(), &kid(), &fixture.key).expect("token");
         let expect = Expect {
             iss: ISS,
             aud: None,
             now: NOW,
         };
         let aud = Audience::parse("https://idp.example/").expect("audience");
-        let keys = &bench.keys;
-        assert!(check(token.reveal(), keys, &expect).is_ok());
-        let wrong = |expect: Expect<'_>| check(token.reveal(), keys, &expect).map(drop);
+        let keys = &fixture.keys;
+        assert!(check(token.expose_secret(), keys, &expect).is_ok());
+        let wrong = |expect: Expect<'_>| check(token.expose_secret(), keys, &expect).map(drop);
         assert_eq!(
             wrong(Expect {
                 iss: "https://broker.example/",
@@ -501,24 +505,28 @@ mod tests {
             Err(TokenError::WrongAudience)
         );
         assert_eq!(
-            other.check(token.reveal(), NOW).map(drop),
+            other.check(token.expose_secret(), NOW).map(drop),
             Err(TokenError::Signature)
         );
-        let unknown =
-            sign(&claims(), &KeyId::parse("key-2").expect("kid"), &bench.key).expect("token");
+        let unknown = sign(
+            &claims(),
+            &KeyId::parse("key-2").expect("kid"),
+            &fixture.key,
+        )
+        .expect("token");
         assert_eq!(
-            bench.check(unknown.reveal(), NOW).map(drop),
+            fixture.check(unknown.expose_secret(), NOW).map(drop),
             Err(TokenError::UnknownKey)
         );
     }
 
     #[test]
     fn every_claim_is_required_and_typed() {
-        let bench = Bench::new();
-        assert!(bench.with(|_| {}).is_ok());
+        let fixture = Fixture::new();
+        assert!(fixture.with(|_| {}).is_ok());
         let all = serde_json::to_value(claims()).expect("json");
         for name in all.as_object().expect("object").keys() {
-            let without = bench.with(|c| drop(c.as_object_mut().map(|c| c.remove(name))));
+            let without = fixture.with(|c| drop(c.as_object_mut().map(|c| c.remove(name))));
             assert_eq!(
                 without.is_ok(),
                 matches!(name.as_str(), "uses" | "approval"),
@@ -533,7 +541,7 @@ mod tests {
                 json!({}),
                 json!([all[name], all[name]]),
             ] {
-                let result = bench.with(|c| c[name] = wrong.clone());
+                let result = fixture.with(|c| c[name] = wrong.clone());
                 assert!(
                     matches!(result, Err(TokenError::Claims(_))),
                     "{name} = {wrong}: {result:?}"
@@ -579,25 +587,25 @@ mod tests {
             ("/sub", json!("spiffe://EXAMPLE.org/agent")),
             ("/iat", json!(u64::MAX)),
         ] {
-            let result = bench.with(|c| *c.pointer_mut(path).expect("path") = value.clone());
+            let result = fixture.with(|c| *c.pointer_mut(path).expect("path") = value.clone());
             assert!(
                 matches!(result, Err(TokenError::Claims(_))),
                 "{path} = {value}: {result:?}"
             );
         }
         assert!(
-            bench.with(|c| c["scope"] = json!("all")).is_err(),
+            fixture.with(|c| c["scope"] = json!("all")).is_err(),
             "unknown claims are refused"
         );
     }
 
     #[test]
     fn the_type_is_an_access_tokens() {
-        let bench = Bench::new();
+        let fixture = Fixture::new();
         let payload = serde_json::to_string(&claims()).expect("json");
         let with = |typ: Value| {
-            bench.check(
-                &bench.forge(
+            fixture.check(
+                &fixture.forge(
                     &json!({ "alg": "ES256", "kid": kid(), "typ": typ }),
                     &payload,
                 ),
@@ -621,14 +629,16 @@ mod tests {
         }
         let header = json!({ "alg": "ES256", "kid": kid() });
         assert_eq!(
-            bench.check(&bench.forge(&header, &payload), NOW).map(drop),
+            fixture
+                .check(&fixture.forge(&header, &payload), NOW)
+                .map(drop),
             Err(TokenError::Malformed(JoseError::Typ))
         );
     }
 
     #[test]
     fn what_would_be_refused_is_not_signed() {
-        let bench = Bench::new();
+        let fixture = Fixture::new();
         for claims in [
             AccessTokenClaims {
                 exp: NOW.secs(),
@@ -647,7 +657,7 @@ mod tests {
                 ..claims()
             },
         ] {
-            assert!(sign(&claims, &kid(), &bench.key).is_err());
+            assert!(sign(&claims, &kid(), &fixture.key).is_err());
         }
     }
 }

@@ -331,7 +331,7 @@ mod tests {
         let key = key();
         let proof = create(&key, &claims()).expect("proof");
         let checked = check(
-            proof.reveal(),
+            proof.expose_secret(),
             &Expect {
                 freshness: Freshness::Nonce,
                 ..by_iat(NOW)
@@ -364,7 +364,7 @@ mod tests {
             },
         )
         .expect("proof");
-        let at = |s| check(proof.reveal(), &by_iat(NOW.plus_secs(s))).map(drop);
+        let at = |s| check(proof.expose_secret(), &by_iat(NOW.plus_secs(s))).map(drop);
         assert_eq!((at(60), at(-60)), (Ok(()), Ok(())));
         assert_eq!(
             (at(61), at(-61)),
@@ -375,7 +375,7 @@ mod tests {
             ..by_iat(NOW)
         };
         assert_eq!(
-            check(proof.reveal(), &nonce).map(drop),
+            check(proof.expose_secret(), &nonce).map(drop),
             Err(ProofError::NonceMissing)
         );
         let old = create(
@@ -386,7 +386,7 @@ mod tests {
             },
         )
         .expect("proof");
-        assert!(check(old.reveal(), &nonce).is_ok());
+        assert!(check(old.expose_secret(), &nonce).is_ok());
     }
 
     #[test]
@@ -394,7 +394,7 @@ mod tests {
         let proof = create(&key(), &claims()).expect("proof");
         let with = |htm, htu| {
             check(
-                proof.reveal(),
+                proof.expose_secret(),
                 &Expect {
                     htm,
                     htu,

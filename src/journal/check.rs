@@ -27,7 +27,7 @@ impl Batch {
     /// Checks an append against the journal and against those accepted before it; accepts it and answers the index
     /// after it.
     ///
-    /// INVARIANT (premises hold): an accepted append's streams have, at its first index, exactly the versions it names.
+    /// INVARIANT (read_set hold): an accepted append's streams have, at its first index, exactly the versions it names.
     pub(super) fn accept(
         &mut self,
         versions: &Versions,
@@ -46,7 +46,7 @@ impl Batch {
                 .unwrap_or_else(|| versions.of(stream))
         };
         let stale: Vec<Stream> = append
-            .premises
+            .read_set
             .iter()
             .chain(moves())
             .filter(|(stream, seen)| current(stream) != *seen)
@@ -69,14 +69,14 @@ impl Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{AgentId, EpochStarted, Fact, Realm};
+    use crate::model::{AgentId, EpochStarted, Event, Realm};
 
-    fn append(moves: &[(Stream, Version)], premises: &[(Stream, Version)]) -> Append {
-        let fact = Fact::EpochStarted(EpochStarted {
+    fn append(moves: &[(Stream, Version)], read_set: &[(Stream, Version)]) -> Append {
+        let fact = Event::EpochStarted(EpochStarted {
             realm: Realm::parse("r").expect("realm"),
         });
         Append {
-            premises: premises.to_vec(),
+            read_set: read_set.to_vec(),
             ..Append::one(fact, moves.to_vec())
         }
     }

@@ -17,16 +17,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::audit::{AuditError, Checkpoint};
 use crate::clock::Clock;
 use crate::model::json::JsonError;
-use crate::model::{Digest, Entry, Fact, Realm, Stream, Timestamp, Version};
+use crate::model::{Digest, Entry, Event, Realm, Stream, Timestamp, Version};
 
 pub use sqlite::{ReadOnly, StoredEntry};
 pub use writer::Step;
 
 /// One fact and the streams it advances, each with the version it expects.
 #[derive(Debug, Clone)]
-pub struct Draft {
+pub struct NewEvent {
     /// What happened.
-    pub fact: Fact,
+    pub fact: Event,
     /// `(stream, expected version)`; 0 = the stream must be new.
     pub moves: Vec<(Stream, Version)>,
 }
@@ -35,9 +35,9 @@ pub struct Draft {
 #[derive(Debug, Clone, Default)]
 pub struct Append {
     /// In order.
-    pub drafts: Vec<Draft>,
+    pub drafts: Vec<NewEvent>,
     /// Streams that must not have moved, with the versions they had when it was decided.
-    pub premises: Vec<(Stream, Version)>,
+    pub read_set: Vec<(Stream, Version)>,
     /// The writer's clock must not have reached this.
     pub not_after: Option<Timestamp>,
     /// Content the facts name by its SHA-256.
@@ -46,9 +46,9 @@ pub struct Append {
 
 impl Append {
     /// An append of one fact.
-    pub fn one(fact: Fact, moves: Vec<(Stream, Version)>) -> Self {
+    pub fn one(fact: Event, moves: Vec<(Stream, Version)>) -> Self {
         Self {
-            drafts: vec![Draft { fact, moves }],
+            drafts: vec![NewEvent { fact, moves }],
             ..Self::default()
         }
     }
@@ -260,7 +260,7 @@ impl Journal {
         let mut writer = writer::Writer::open(dir, &options, &mut apply)?;
         if writer.is_new() {
             let first = Append::one(
-                Fact::EpochStarted(crate::model::EpochStarted {
+                Event::EpochStarted(crate::model::EpochStarted {
                     realm: options.realm.clone(),
                 }),
                 Vec::new(),

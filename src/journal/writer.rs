@@ -12,7 +12,7 @@ use super::sqlite::{Checkpointer, Engine, Head, StoredEntry};
 use super::{Append, AppendError, Apply, Committed, OpenError, Options, Order, StopAt, Tail};
 use crate::audit::{Audit, leaf_hash};
 use crate::clock::Clock;
-use crate::model::{ENTRY_BYTES_MAX, Entry, Fact, Timestamp};
+use crate::model::{ENTRY_BYTES_MAX, Entry, Event, Timestamp};
 
 /// Where a test may stop the writer as if the process died there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl Writer {
         let mut last_at = Timestamp::from_millis(0);
         engine.each(|stored, engine| {
             let entry = audit.entry(&stored.text, stored.leaf)?;
-            if let Fact::EpochStarted(started) = &entry.fact
+            if let Event::EpochStarted(started) = &entry.fact
                 && started.realm != options.realm
             {
                 return Err(OpenError::OtherRealm {
@@ -273,7 +273,7 @@ impl Writer {
                     .iter()
                     .map(|(stream, _)| stream.clone())
                     .collect(),
-                rests_on: append.premises.clone(),
+                read_set: append.read_set.clone(),
                 fact: draft.fact.clone(),
             };
             let text = entry.canonical().map_err(|_| AppendError::Unwritable)?;

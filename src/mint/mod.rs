@@ -35,7 +35,7 @@ pub enum MintError {
 
 /// The key, and the claims every token has in common.
 #[derive(Debug)]
-pub struct Bench {
+pub struct TokenIssuer {
     key: SigningKey,
     kid: KeyId,
     issuer: String,
@@ -69,7 +69,7 @@ pub struct Minted {
     /// Streams the grant moves.
     pub moves: Vec<(Stream, Version)>,
     /// Streams it rests on.
-    pub rests_on: Vec<(Stream, Version)>,
+    pub read_set: Vec<(Stream, Version)>,
     /// It must be durable before this.
     pub not_after: Timestamp,
 }
@@ -83,12 +83,12 @@ pub struct Reissued {
     /// Streams the entry moves.
     pub moves: Vec<(Stream, Version)>,
     /// Streams it rests on.
-    pub rests_on: Vec<(Stream, Version)>,
+    pub read_set: Vec<(Stream, Version)>,
     /// It must be durable before this.
     pub not_after: Timestamp,
 }
 
-impl Bench {
+impl TokenIssuer {
     /// A bench with a key; `issuer` is the `iss` of every token.
     pub fn new(key: SigningKey, issuer: String) -> Result<Self, KeySetError> {
         let kid = Self::kid_of(key.public());
@@ -166,14 +166,14 @@ impl Bench {
                 .consumes()
                 .map(|(id, version)| (Stream::Access(id), version)),
         );
-        let mut rests_on = order.rests_on();
-        rests_on.push((Stream::Key(self.kid.clone()), place.key_version));
+        let mut read_set = order.read_set();
+        read_set.push((Stream::Key(self.kid.clone()), place.key_version));
         Ok(Minted {
             token,
             issued,
             secret,
             moves,
-            rests_on,
+            read_set,
             not_after: order.not_after(),
         })
     }
@@ -187,10 +187,10 @@ impl Bench {
     ) -> Result<Reissued, MintError> {
         let grant = order.grant();
         let token = self.sign(&grant.issued, grant.epoch, now)?;
-        let mut rests_on = order.verified().rests_on().to_vec();
-        rests_on.push(order.freeze());
-        rests_on.extend(order.counted());
-        rests_on.push((Stream::Key(self.kid.clone()), key_version));
+        let mut read_set = order.verified().read_set().to_vec();
+        read_set.push(order.freeze());
+        read_set.extend(order.counted());
+        read_set.push((Stream::Key(self.kid.clone()), key_version));
         Ok(Reissued {
             token,
             fact: TokenReissued {
@@ -198,7 +198,7 @@ impl Bench {
                 kid: self.kid.clone(),
             },
             moves: vec![(Stream::Token(grant.issued.jti), grant.version)],
-            rests_on,
+            read_set,
             not_after: order.verified().not_after(),
         })
     }
@@ -211,8 +211,8 @@ impl Bench {
             aud: Some(&issued.action.audience),
             now,
         };
-        let read =
-            access_token::check(token.reveal(), &self.own, &expect).map_err(MintError::ReadBack)?;
+        let read = access_token::check(token.expose_secret(), &self.own, &expect)
+            .map_err(MintError::ReadBack)?;
         // INVARIANT (check your own work): a token leaves only if a validator would read exactly the grant in it.
         if *read.claims() == claims {
             Ok(token)

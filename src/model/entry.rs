@@ -22,10 +22,10 @@ pub struct Entry {
     /// Streams this entry moves.
     pub moves: Vec<Stream>,
     /// Streams it rests on, with the versions they had.
-    pub rests_on: Vec<(Stream, Version)>,
+    pub read_set: Vec<(Stream, Version)>,
     /// What happened.
     #[serde(flatten)]
-    pub fact: Fact,
+    pub fact: Event,
 }
 
 impl Entry {
@@ -59,7 +59,7 @@ impl Entry {
             index: u64,
             at: Timestamp,
             moves: Vec<Stream>,
-            rests_on: Vec<(Stream, Version)>,
+            read_set: Vec<(Stream, Version)>,
         }
         let Envelope {
             v,
@@ -67,7 +67,7 @@ impl Entry {
             index,
             at,
             moves,
-            rests_on,
+            read_set,
         } = serde_json::from_value(value)?;
         Ok(Self {
             v,
@@ -75,7 +75,7 @@ impl Entry {
             index,
             at,
             moves,
-            rests_on,
+            read_set,
             fact,
         })
     }
@@ -188,7 +188,7 @@ pub struct ApprovalClaim {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "body")]
 #[allow(missing_docs)]
-pub enum Fact {
+pub enum Event {
     EpochStarted(EpochStarted),
     TrustBundleChanged(TrustBundleChanged),
     KeyPublished(KeyPublished),
@@ -215,7 +215,7 @@ pub enum Fact {
     RefusalsCounted(RefusalsCounted),
 }
 
-impl Fact {
+impl Event {
     /// The blobs it names.
     pub fn blobs(&self) -> Vec<Digest> {
         match self {

@@ -23,7 +23,7 @@ pub fn is_coded(c: char) -> bool {
 }
 
 /// The text with every invisible character written as `<U+202E>`. Safe to print: no newline and no escape survives.
-pub fn reveal(text: &str) -> String {
+pub fn escape_invisible(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         if is_coded(c) {
@@ -36,13 +36,17 @@ pub fn reveal(text: &str) -> String {
 }
 
 /// Like [`reveal`], but at most `chars_max` characters, with a note of how many are not shown.
-pub fn reveal_capped(text: &str, chars_max: usize) -> String {
+pub fn escape_invisible_capped(text: &str, chars_max: usize) -> String {
     let total = text.chars().count();
     if total <= chars_max {
-        return reveal(text);
+        return escape_invisible(text);
     }
     let head: String = text.chars().take(chars_max).collect();
-    format!("{} [{} more characters]", reveal(&head), total - chars_max)
+    format!(
+        "{} [{} more characters]",
+        escape_invisible(&head),
+        total - chars_max
+    )
 }
 
 /// The known word nearest to `word`, when one is near.
@@ -81,11 +85,14 @@ mod tests {
     #[test]
     fn hostile_text_is_shown_as_codes() {
         assert_eq!(
-            reveal("a\u{202E}b\n\u{1b}[31m\u{200B}"),
+            escape_invisible("a\u{202E}b\n\u{1b}[31m\u{200B}"),
             "a<U+202E>b<U+000A><U+001B>[31m<U+200B>"
         );
-        assert_eq!(reveal("Ann Lée 王"), "Ann Lée 王");
-        assert_eq!(reveal_capped("abcdef", 3), "abc [3 more characters]");
+        assert_eq!(escape_invisible("Ann Lée 王"), "Ann Lée 王");
+        assert_eq!(
+            escape_invisible_capped("abcdef", 3),
+            "abc [3 more characters]"
+        );
     }
 
     /// Unicode 16: DerivedCoreProperties.txt (Default_Ignorable_Code_Point), PropList.txt (Bidi_Control, Variation_Selector,

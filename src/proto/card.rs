@@ -7,7 +7,9 @@ use super::convert::{
     action, action_to_wire, required, seconds, seconds_to_wire, timestamp, timestamp_to_wire,
 };
 use super::v1;
-use crate::card::{Asker, Attestation, Card, History, Need, Registered, RuleShown, Standing, Who};
+use crate::card::{
+    AccessRequestStatus, Asker, Attestation, Card, History, Need, Registered, RuleShown, Who,
+};
 use crate::model::*;
 
 /// Writes a card.
@@ -87,15 +89,15 @@ pub fn to_wire(card: &Card) -> v1::Card {
 }
 
 /// Where an access request stands, on the wire.
-pub const fn status(standing: Standing) -> v1::AccessRequestStatus {
+pub const fn status(standing: AccessRequestStatus) -> v1::AccessRequestStatus {
     match standing {
-        Standing::Waiting => v1::AccessRequestStatus::Waiting,
-        Standing::Approved => v1::AccessRequestStatus::Approved,
-        Standing::Denied => v1::AccessRequestStatus::Denied,
-        Standing::Consumed => v1::AccessRequestStatus::Consumed,
-        Standing::Cancelled => v1::AccessRequestStatus::Cancelled,
-        Standing::Expired => v1::AccessRequestStatus::Expired,
-        Standing::Ended => v1::AccessRequestStatus::Ended,
+        AccessRequestStatus::Waiting => v1::AccessRequestStatus::Waiting,
+        AccessRequestStatus::Approved => v1::AccessRequestStatus::Approved,
+        AccessRequestStatus::Denied => v1::AccessRequestStatus::Denied,
+        AccessRequestStatus::Consumed => v1::AccessRequestStatus::Consumed,
+        AccessRequestStatus::Cancelled => v1::AccessRequestStatus::Cancelled,
+        AccessRequestStatus::Expired => v1::AccessRequestStatus::Expired,
+        AccessRequestStatus::Ended => v1::AccessRequestStatus::Ended,
     }
 }
 
@@ -280,15 +282,15 @@ fn people_of(card: &Card) -> BTreeMap<String, String> {
 }
 
 /// Where an access request stands, by its number on the wire.
-pub fn standing(wire: i32) -> Result<Standing, Malformed> {
+pub fn standing(wire: i32) -> Result<AccessRequestStatus, Malformed> {
     match v1::AccessRequestStatus::try_from(wire) {
-        Ok(v1::AccessRequestStatus::Waiting) => Ok(Standing::Waiting),
-        Ok(v1::AccessRequestStatus::Approved) => Ok(Standing::Approved),
-        Ok(v1::AccessRequestStatus::Denied) => Ok(Standing::Denied),
-        Ok(v1::AccessRequestStatus::Consumed) => Ok(Standing::Consumed),
-        Ok(v1::AccessRequestStatus::Cancelled) => Ok(Standing::Cancelled),
-        Ok(v1::AccessRequestStatus::Expired) => Ok(Standing::Expired),
-        Ok(v1::AccessRequestStatus::Ended) => Ok(Standing::Ended),
+        Ok(v1::AccessRequestStatus::Waiting) => Ok(AccessRequestStatus::Waiting),
+        Ok(v1::AccessRequestStatus::Approved) => Ok(AccessRequestStatus::Approved),
+        Ok(v1::AccessRequestStatus::Denied) => Ok(AccessRequestStatus::Denied),
+        Ok(v1::AccessRequestStatus::Consumed) => Ok(AccessRequestStatus::Consumed),
+        Ok(v1::AccessRequestStatus::Cancelled) => Ok(AccessRequestStatus::Cancelled),
+        Ok(v1::AccessRequestStatus::Expired) => Ok(AccessRequestStatus::Expired),
+        Ok(v1::AccessRequestStatus::Ended) => Ok(AccessRequestStatus::Ended),
         Ok(v1::AccessRequestStatus::Unspecified) | Err(_) => {
             Err(Malformed::new("status", "is not one this program knows"))
         }

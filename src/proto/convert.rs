@@ -121,7 +121,7 @@ pub fn evidence(wire: &v1::Evidence) -> Result<Evidence, Malformed> {
 pub fn evidence_to_wire(evidence: &Evidence) -> v1::Evidence {
     v1::Evidence {
         kind: Some(match evidence {
-            Evidence::JwtSvid(svid) => v1::evidence::Kind::JwtSvid(svid.reveal().to_owned()),
+            Evidence::JwtSvid(svid) => v1::evidence::Kind::JwtSvid(svid.expose_secret().to_owned()),
         }),
     }
 }

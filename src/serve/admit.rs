@@ -1,5 +1,5 @@
 //! Admission: who gets in when more come than can be served. Before any cryptography by the address a call comes from,
-//! then by places; after it the hall asks by name.
+//! then by places; after it the broker asks by name.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,14 +17,14 @@ use super::deadline::is_grpc;
 use super::guard;
 use super::peer::{Peer, Source};
 use super::status::rate_limited;
-use crate::broker::Hall;
+use crate::broker::Broker;
 use crate::model::{AgentId, PersonId, ServiceId};
-use crate::rates::{Class, Limits, Places, Seat, Seldom, Tallied, Tally};
+use crate::rates::{Class, ConcurrencyPermit, Limits, Places, Seldom, Tallied, Tally};
 use crate::telemetry::Counted;
 
 /// The counters before the doors of one broker.
-pub(super) struct Porch {
-    hall: Arc<Hall>,
+pub(super) struct AdmissionControl {
+    broker: Arc<Broker>,
     sources: Limits<Source>,
     places: Places,
     /// How many streams each service follows, each agent, each person.
@@ -44,9 +44,9 @@ const WATCHES_PER_PERSON_MAX: usize = 16;
 /// When to come again, where no bucket says.
 const PLACES_FULL_RETRY: Duration = Duration::from_secs(1);
 
-impl Porch {
-    pub(super) fn new(hall: Arc<Hall>) -> Self {
-        let rates = &hall.settings().rates;
+impl AdmissionControl {
+    pub(super) fn new(broker: Arc<Broker>) -> Self {
+        let rates = &broker.settings().rates;
         Self {
             sources: Limits::new(rates.source_per_second, rates.source_reserved_per_second),
             places: Places::new(rates),
@@ -54,12 +54,12 @@ impl Porch {
             agent_watches: Arc::new(Tally::new(WATCHES_PER_AGENT_MAX)),
             person_watches: Arc::new(Tally::new(WATCHES_PER_PERSON_MAX)),
             shed: Seldom::default(),
-            hall,
+            broker,
         }
     }
 
     /// A place for a call whose message has come whole: nobody holds one by sending slowly.
-    pub(super) async fn place(&self, method: &'static str) -> Result<Seat, Status> {
+    pub(super) async fn place(&self, method: &'static str) -> Result<ConcurrencyPermit, Status> {
         let class = guard::class(method);
         self.places.enter(class).await.map_err(|_| {
             self.note(class, "places");
@@ -68,7 +68,7 @@ impl Porch {
     }
 
     /// A place for a call of the console, or when to come again.
-    pub(super) async fn seat(&self, class: Class) -> Result<Seat, Duration> {
+    pub(super) async fn permit(&self, class: Class) -> Result<ConcurrencyPermit, Duration> {
         self.places.enter(class).await.map_err(|_| {
             self.note(class, "places");
             PLACES_FULL_RETRY
@@ -83,7 +83,7 @@ impl Porch {
         };
         Ok(Watch {
             _one: one,
-            _counted: self.hall.metrics().subscribed(),
+            _counted: self.broker.metrics().subscribed(),
         })
     }
 
@@ -95,7 +95,7 @@ impl Porch {
         };
         Ok(AgentWatch {
             _one: one,
-            _counted: self.hall.metrics().watching("access_request"),
+            _counted: self.broker.metrics().watching("access_request"),
         })
     }
 
@@ -107,13 +107,13 @@ impl Porch {
         };
         Ok(PersonWatch {
             _one: one,
-            _counted: self.hall.metrics().watching("inbox"),
+            _counted: self.broker.metrics().watching("inbox"),
         })
     }
 
     fn note(&self, class: Class, by: &'static str) {
-        self.hall.metrics().rate_limited(class.as_str(), by);
-        if let Some(count) = self.shed.due(self.hall.uptime()) {
+        self.broker.metrics().rate_limited(class.as_str(), by);
+        if let Some(count) = self.shed.due(self.broker.uptime()) {
             tracing::warn!(count, class = class.as_str(), by, "calls shed");
         }
     }
@@ -148,7 +148,7 @@ fn class(path: &str) -> Class {
 
 /// Refuses at once what one source sends beyond its rate: before the row, the message or any key is looked at.
 pub(super) async fn within_its_rate(
-    State(porch): State<Arc<Porch>>,
+    State(admission): State<Arc<AdmissionControl>>,
     request: Request,
     next: Next,
 ) -> Response {
@@ -158,10 +158,13 @@ pub(super) async fn within_its_rate(
     };
     let source = peer.source.party();
     let class = class(request.uri().path());
-    match porch.sources.take(class, &source, porch.hall.uptime()) {
+    match admission
+        .sources
+        .take(class, &source, admission.broker.uptime())
+    {
         Ok(()) => next.run(request).await,
         Err(after) => {
-            porch.note(class, "source");
+            admission.note(class, "source");
             shed(&request, after)
         }
     }

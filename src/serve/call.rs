@@ -16,7 +16,7 @@ use tracing::{Instrument as _, Span};
 use super::console;
 use super::deadline::is_grpc;
 use super::guard;
-use crate::broker::Hall;
+use crate::broker::Broker;
 use crate::model::Reason;
 use crate::proto::code_name;
 use crate::telemetry::Counted;
@@ -27,7 +27,7 @@ const TRACEPARENT_BYTES_MAX: usize = 256;
 
 /// Follows a call from its arrival to its answer.
 pub(super) async fn followed(
-    State(hall): State<Arc<Hall>>,
+    State(broker): State<Arc<Broker>>,
     request: Request,
     next: Next,
 ) -> Response<Body> {
@@ -56,11 +56,11 @@ pub(super) async fn followed(
     }
     let mut call = Call {
         method,
-        began: hall.uptime(),
+        began: broker.uptime(),
         answer: None,
         span: span.clone(),
-        _working: hall.metrics().working(),
-        hall,
+        _working: broker.metrics().working(),
+        broker,
     };
     let response = next.run(request).instrument(span).await;
     call.answer = Some(Answer::of(&response));
@@ -85,7 +85,7 @@ pub(super) fn label(path: &str) -> &'static str {
 }
 
 struct Call {
-    hall: Arc<Hall>,
+    broker: Arc<Broker>,
     method: &'static str,
     began: Duration,
     /// None: the caller went away first.
@@ -127,14 +127,14 @@ impl Answer {
 /// Said on every way out, a caller that went away included.
 impl Drop for Call {
     fn drop(&mut self) {
-        let took = self.hall.uptime().saturating_sub(self.began);
+        let took = self.broker.uptime().saturating_sub(self.began);
         let Answer { code, reason } = self.answer.unwrap_or(Answer {
             code: code_name(Code::Cancelled),
             reason: None,
         });
-        self.hall.metrics().call(self.method, code, took);
+        self.broker.metrics().call(self.method, code, took);
         if let Some(reason) = reason {
-            self.hall.metrics().refused(reason.as_str());
+            self.broker.metrics().refused(reason.as_str());
         }
         let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         let reason_word = reason.map_or("", Reason::as_str);

@@ -2,16 +2,16 @@
 
 use tonic::metadata::MetadataMap;
 
-use crate::broker::CallerKind::{self, Agent, Approver, Auditor, Operator, Validator};
-use crate::broker::Presented;
+use crate::broker::CallContext;
+use crate::broker::CallerRole::{self, Agent, Approver, Auditor, Operator, Validator};
 use crate::model::Secret;
 use crate::proto::BOOTSTRAP_CODE;
 use crate::rates::Class::{self, General, Reserved};
-use crate::rates::Seat;
+use crate::rates::ConcurrencyPermit;
 
 /// One row for each method of ours, as it stands in the path of a call: who may call it, and its class of rates. Ending and
 /// validating are reserved.
-const TABLE: &[(&str, &[CallerKind], Class)] = &[
+const TABLE: &[(&str, &[CallerRole], Class)] = &[
     ("dipylon.v1.TaskService/OpenTask", &[Agent], General),
     ("dipylon.v1.TaskService/RequestToken", &[Agent], General),
     ("dipylon.v1.TaskService/GetAccessRequest", &[Agent], General),
@@ -150,7 +150,7 @@ const TABLE: &[(&str, &[CallerKind], Class)] = &[
 ];
 
 /// The row of a method.
-pub fn row(method: &str) -> Option<(&'static str, &'static [CallerKind])> {
+pub fn row(method: &str) -> Option<(&'static str, &'static [CallerRole])> {
     let row = TABLE.iter().find(|(name, _, _)| *name == method);
     row.map(|(name, kinds, _)| (*name, *kinds))
 }
@@ -166,19 +166,22 @@ const CREDENTIAL_BYTES_MAX: usize = 12 * 1024;
 
 /// What a call shows. A credential that stands twice, is not text, or is too long counts as unreadable: the call then shows
 /// a credential that can never hold, and is refused like any other that does not.
-pub fn presented(method: &'static str, metadata: &MetadataMap) -> Presented {
-    let admits = row(method).map_or(&[][..], |(_, kinds)| kinds);
+pub fn presented(method: &'static str, metadata: &MetadataMap) -> CallContext {
+    let allowed_roles = row(method).map_or(&[][..], |(_, kinds)| kinds);
     let bearer = one(metadata, "authorization").map(|value| {
-        let token = value.reveal().strip_prefix("Bearer ").unwrap_or_default();
+        let token = value
+            .expose_secret()
+            .strip_prefix("Bearer ")
+            .unwrap_or_default();
         Secret::new(token.to_owned())
     });
-    Presented {
+    CallContext {
         method,
-        admits,
+        allowed_roles,
         proof: one(metadata, "dpop"),
         bearer,
-        visit: None,
-        seat: Seat::standing(class(method)),
+        session: None,
+        permit: ConcurrencyPermit::unlimited(class(method)),
     }
 }
 
@@ -246,7 +249,7 @@ mod tests {
             presented("dipylon.v1.TaskService/OpenTask", &metadata)
                 .proof
                 .expect("one")
-                .reveal(),
+                .expose_secret(),
             "a.b.c"
         );
         metadata.append("dpop", "d.e.f".parse().expect("ascii"));
@@ -254,7 +257,7 @@ mod tests {
             presented("dipylon.v1.TaskService/OpenTask", &metadata)
                 .proof
                 .expect("unreadable")
-                .reveal(),
+                .expose_secret(),
             ""
         );
         metadata.insert("authorization", "Basic abc".parse().expect("ascii"));
@@ -262,9 +265,9 @@ mod tests {
             presented("x", &metadata)
                 .bearer
                 .expect("unreadable")
-                .reveal(),
+                .expose_secret(),
             ""
         );
-        assert!(presented("x", &metadata).admits.is_empty());
+        assert!(presented("x", &metadata).allowed_roles.is_empty());
     }
 }

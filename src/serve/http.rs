@@ -8,27 +8,27 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 
-use crate::broker::Hall;
+use crate::broker::Broker;
 
 /// Seconds a validator may keep the key set.
 const JWKS_MAX_AGE_S: u32 = 300;
 
-pub(super) fn routes(hall: Arc<Hall>) -> Router {
+pub(super) fn routes(broker: Arc<Broker>) -> Router {
     Router::new()
         .route("/.well-known/jwks.json", get(jwks))
-        .with_state(hall.clone())
-        .merge(probes(hall))
+        .with_state(broker.clone())
+        .merge(probes(broker))
 }
 
 /// What whoever runs the broker asks it.
-pub(super) fn probes(hall: Arc<Hall>) -> Router {
+pub(super) fn probes(broker: Arc<Broker>) -> Router {
     Router::new()
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(readyz))
-        .with_state(hall)
+        .with_state(broker)
 }
 
-async fn jwks(State(hall): State<Arc<Hall>>) -> Response {
+async fn jwks(State(broker): State<Arc<Broker>>) -> Response {
     let headers = [
         (header::CONTENT_TYPE, "application/jwk-set+json".to_owned()),
         (
@@ -36,11 +36,11 @@ async fn jwks(State(hall): State<Arc<Hall>>) -> Response {
             format!("public, max-age={JWKS_MAX_AGE_S}"),
         ),
     ];
-    (headers, hall.jwks().to_string()).into_response()
+    (headers, broker.jwks().to_string()).into_response()
 }
 
-async fn readyz(State(hall): State<Arc<Hall>>) -> Response {
-    match hall.ready() {
+async fn readyz(State(broker): State<Arc<Broker>>) -> Response {
+    match broker.ready() {
         Ok(()) => (StatusCode::OK, "ready\n").into_response(),
         Err(why) => (
             StatusCode::SERVICE_UNAVAILABLE,

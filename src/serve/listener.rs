@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use super::connection::{self, Opening};
 use super::peer::{Peer, Source};
 use super::tls::Tls;
-use super::unix::UnixDoor;
+use super::unix::GuardedUnixListener;
 use crate::config::Connections;
 use crate::telemetry::{Counted, Metrics};
 
@@ -29,7 +29,7 @@ pub(super) enum Listener {
         listener: TcpListener,
         tls: Option<Arc<Tls>>,
     },
-    Unix(UnixDoor),
+    Unix(GuardedUnixListener),
 }
 
 /// A connection that has just come in.

@@ -1,6 +1,6 @@
 //! The doors: gRPC, HTTP and the console on one port. They parse, guard and translate; they decide nothing.
 //!
-//! In: calls. Out: the hall's answers in wire words, refusals by one table. Trusts nothing a call says of itself.
+//! In: calls. Out: the broker's answers in wire words, refusals by one table. Trusts nothing a call says of itself.
 //! Refuses methods without a row in the guard table. Never sees evidence, a vote or a token but to pass it on.
 
 mod admit;
@@ -31,7 +31,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::service::Routes;
 
-use crate::broker::Hall;
+use crate::broker::Broker;
 use crate::config::Connections;
 use crate::proto::v1::approval_service_server::ApprovalServiceServer;
 use crate::proto::v1::governance_service_server::GovernanceServiceServer;
@@ -40,7 +40,7 @@ use crate::proto::v1::token_service_server::TokenServiceServer;
 use crate::proto::{DESCRIPTOR, PACKAGE};
 use listener::{Counts, Listener, Shared};
 use tls::{Tls, TlsError};
-use unix::{SocketError, UnixDoor};
+use unix::{GuardedUnixListener, SocketError};
 
 pub use operator::{OperatorListener, operate};
 
@@ -78,13 +78,13 @@ pub enum ServeError {
 }
 
 /// Where calls come in, and within which bounds.
-pub struct Doors {
+pub struct ServerConfig {
     /// The address, bound.
     pub tcp: TcpListener,
     /// TLS on it; without, it speaks plain HTTP.
     pub tls: Option<Arc<Tls>>,
     /// A Unix socket beside it, always plain.
-    pub unix: Option<UnixDoor>,
+    pub unix: Option<GuardedUnixListener>,
     /// Bounds on connections, for each of the two by itself.
     pub limits: Connections,
     /// Routes beside the broker's own, within the same bounds.
@@ -93,7 +93,7 @@ pub struct Doors {
     pub counts: Arc<Counts>,
 }
 
-impl From<TcpListener> for Doors {
+impl From<TcpListener> for ServerConfig {
     fn from(tcp: TcpListener) -> Self {
         Self {
             tcp,
@@ -116,11 +116,11 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
 /// Serves until `stop` resolves; then takes no more, tells whoever waits, and lets calls in flight finish for a bounded
 /// time.
 pub async fn serve(
-    hall: Arc<Hall>,
-    doors: impl Into<Doors>,
+    broker: Arc<Broker>,
+    doors: impl Into<ServerConfig>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let doors: Doors = doors.into();
+    let doors: ServerConfig = doors.into();
     let (stopping, stopped) = watch::channel(false);
     let (health_reporter, health) = tonic_health::server::health_reporter();
     health_reporter
@@ -130,8 +130,8 @@ pub async fn serve(
         .register_encoded_file_descriptor_set(DESCRIPTOR)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
-    let porch = Arc::new(admit::Porch::new(hall.clone()));
-    let door = grpc::Door::new(hall.clone(), porch.clone(), stopped.clone());
+    let admission = Arc::new(admit::AdmissionControl::new(broker.clone()));
+    let door = grpc::GrpcService::new(broker.clone(), admission.clone(), stopped.clone());
     macro_rules! bounded {
         ($service:expr) => {
             $service
@@ -145,26 +145,29 @@ pub async fn serve(
         .add_service(bounded!(TokenServiceServer::new(door.clone())))
         .add_service(bounded!(ApprovalServiceServer::new(door.clone())))
         .add_service(bounded!(GovernanceServiceServer::new(door)));
-    let console = console::routes(hall.clone(), porch.clone(), stopped.clone());
+    let console = console::routes(broker.clone(), admission.clone(), stopped.clone());
     let router = routes
         .into_axum_router()
-        .merge(http::routes(hall.clone()))
+        .merge(http::routes(broker.clone()))
         .merge(console)
         .merge(doors.extra)
         .fallback(http::fallback)
         .layer(middleware::from_fn(only_methods_with_a_row))
         .layer(middleware::from_fn(deadline::bounded))
         .layer(middleware::from_fn_with_state(
-            porch,
+            admission,
             admit::within_its_rate,
         ))
-        .layer(middleware::from_fn_with_state(hall.clone(), call::followed))
+        .layer(middleware::from_fn_with_state(
+            broker.clone(),
+            call::followed,
+        ))
         .layer(middleware::from_fn(console::dressed))
         .layer(DefaultBodyLimit::max(MESSAGE_BYTES_MAX));
-    let upkeep = tokio::spawn(hall.clone().upkeep());
+    let upkeep = tokio::spawn(broker.clone().upkeep());
     let renewal = doors.tls.clone().map(|tls| tokio::spawn(tls.watch()));
     let shared = || {
-        let metrics = hall.metrics().clone();
+        let metrics = broker.metrics().clone();
         Shared::new(doors.limits, router.clone(), doors.counts.clone(), metrics)
     };
     let tcp = Listener::Tcp {
@@ -177,7 +180,7 @@ pub async fn serve(
         // Room of its own: however full the network's door is, the host's processes get in.
         loops.spawn(listener::accept(Listener::Unix(unix), shared(), stopped));
     }
-    let mut tail = hall.journal().tail();
+    let mut tail = broker.journal().tail();
     let journal_stopped = async move {
         let _failed_or_gone = tail.wait_for(|tail| tail.failed).await.is_ok();
     };
@@ -187,7 +190,7 @@ pub async fn serve(
         () = &mut stop => {
             health_reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
             stopping.send_replace(true);
-            hall.stop_waiting();
+            broker.stop_waiting();
             // Acknowledged entries are durable already; a call cut here learns so by asking again.
             let drained = tokio::time::timeout(DRAIN, async {
                 while let Some(left) = loops.join_next().await {

@@ -25,8 +25,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 
 use super::http;
-use super::unix::UnixDoor;
-use crate::broker::Hall;
+use super::unix::GuardedUnixListener;
+use crate::broker::Broker;
 
 /// Connections at once.
 const CONNECTIONS_MAX: usize = 32;
@@ -45,7 +45,7 @@ pub enum OperatorListener {
     /// A loopback address.
     Tcp(TcpListener),
     /// A socket that only this broker's user may open.
-    Unix(UnixDoor),
+    Unix(GuardedUnixListener),
 }
 
 impl OperatorListener {
@@ -60,7 +60,7 @@ impl OperatorListener {
 
     /// Listens on a Unix socket; one that a dead broker left is taken away first.
     pub fn unix(path: &Path) -> io::Result<Self> {
-        UnixDoor::bind_with(path, MODE)
+        GuardedUnixListener::bind_with(path, MODE)
             .map(Self::Unix)
             .map_err(io::Error::other)
     }
@@ -77,11 +77,11 @@ impl OperatorListener {
 }
 
 /// Answers operators until the task is dropped.
-pub async fn operate(hall: Arc<Hall>, listener: OperatorListener) -> io::Result<()> {
+pub async fn operate(broker: Arc<Broker>, listener: OperatorListener) -> io::Result<()> {
     let router = Router::new()
         .route("/metrics", get(metrics))
-        .with_state((hall.clone(), Arc::new(Semaphore::new(READINGS_MAX))))
-        .merge(http::probes(hall));
+        .with_state((broker.clone(), Arc::new(Semaphore::new(READINGS_MAX))))
+        .merge(http::probes(broker));
     let last = middleware::map_response(last);
     match listener {
         OperatorListener::Tcp(listener) => {
@@ -130,12 +130,12 @@ fn is_this_host(authority: &[u8]) -> bool {
             .is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
-async fn metrics(State((hall, readings)): State<(Arc<Hall>, Arc<Semaphore>)>) -> Response {
+async fn metrics(State((broker, readings)): State<(Arc<Broker>, Arc<Semaphore>)>) -> Response {
     let Ok(reading) = readings.try_acquire_owned() else {
         return (StatusCode::SERVICE_UNAVAILABLE, "being read\n").into_response();
     };
     let read = tokio::task::spawn_blocking(move || {
-        let text = hall.read_metrics();
+        let text = broker.read_metrics();
         drop(reading);
         text
     });
@@ -148,7 +148,7 @@ async fn metrics(State((hall, readings)): State<(Arc<Hall>, Arc<Semaphore>)>) ->
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The Unix socket, as a listener that tries on.
-struct Local(UnixDoor);
+struct Local(GuardedUnixListener);
 
 impl Listener for Local {
     type Io = UnixStream;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::broker::{Hall, Refusal};
+use crate::broker::{Broker, Refusal};
 use crate::model::{self, Retry};
 use crate::proto::ERROR_DOMAIN;
 
@@ -27,7 +27,7 @@ pub const fn code(code: model::Code) -> Code {
 }
 
 /// The status of a refusal; a caller who has shown something that holds gets a fresh nonce with it.
-pub fn status(refusal: &Refusal, hall: &Hall) -> Status {
+pub fn status(refusal: &Refusal, broker: &Broker) -> Status {
     let metadata = HashMap::from([("correlation".to_owned(), refusal.correlation.to_string())]);
     let mut details =
         ErrorDetails::with_error_info(refusal.reason.as_str(), ERROR_DOMAIN, metadata);
@@ -41,7 +41,7 @@ pub fn status(refusal: &Refusal, hall: &Hall) -> Status {
     let code = code(refusal.reason.code());
     let mut status = Status::with_error_details(code, refusal.told.clone(), details);
     if refusal.known {
-        put_nonce(status.metadata_mut(), hall);
+        put_nonce(status.metadata_mut(), broker);
     }
     status
 }
@@ -55,8 +55,8 @@ pub fn rate_limited(after: Duration) -> Status {
 }
 
 /// The next nonce, as the metadata of every reply after a key or evidence held.
-pub fn put_nonce(metadata: &mut tonic::metadata::MetadataMap, hall: &Hall) {
-    if let Ok(nonce) = hall.nonce().parse() {
+pub fn put_nonce(metadata: &mut tonic::metadata::MetadataMap, broker: &Broker) {
+    if let Ok(nonce) = broker.nonce().parse() {
         metadata.insert("dpop-nonce", nonce);
     }
 }

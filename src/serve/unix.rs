@@ -30,14 +30,14 @@ pub enum SocketError {
 
 /// A bound Unix socket; unlinked when dropped, if it is still the one that was bound.
 #[derive(Debug)]
-pub struct UnixDoor {
+pub struct GuardedUnixListener {
     listener: UnixListener,
     path: PathBuf,
     /// Device and inode.
     node: (u64, u64),
 }
 
-impl UnixDoor {
+impl GuardedUnixListener {
     /// Binds the path, mode 0660. What a broker that is dead left there is removed.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
         Self::bind_with(path, MODE)
@@ -95,7 +95,7 @@ impl UnixDoor {
     }
 }
 
-impl Drop for UnixDoor {
+impl Drop for GuardedUnixListener {
     fn drop(&mut self) {
         let ours = std::fs::symlink_metadata(&self.path)
             .is_ok_and(|found| (found.dev(), found.ino()) == self.node);
@@ -116,23 +116,26 @@ mod tests {
     async fn a_dead_one_is_replaced_and_a_live_one_is_not() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("dipylon.sock");
-        let door = UnixDoor::bind(&path).expect("bound");
+        let door = GuardedUnixListener::bind(&path).expect("bound");
         let mode = std::fs::metadata(&path).expect("there").mode() & 0o777;
         assert_eq!(mode, 0o660);
-        assert!(matches!(UnixDoor::bind(&path), Err(SocketError::Live(_))));
+        assert!(matches!(
+            GuardedUnixListener::bind(&path),
+            Err(SocketError::Live(_))
+        ));
         drop(door);
         assert!(!path.exists());
         // As a process leaves it that was killed.
         drop(std::os::unix::net::UnixListener::bind(&path).expect("bound"));
         assert!(path.exists());
-        let door = UnixDoor::bind(&path).expect("the dead one is replaced");
+        let door = GuardedUnixListener::bind(&path).expect("the dead one is replaced");
         // Somebody else's by now: not ours to unlink.
         std::fs::remove_file(&path).expect("removed");
         std::fs::write(&path, "").expect("a file");
         drop(door);
         assert!(path.exists());
         assert!(matches!(
-            UnixDoor::bind(&path),
+            GuardedUnixListener::bind(&path),
             Err(SocketError::NotASocket(_))
         ));
         assert_eq!(std::fs::read_dir(dir.path()).expect("dir").count(), 1);

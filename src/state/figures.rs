@@ -243,10 +243,10 @@ impl Figures {
     pub(super) fn on(&self, entry: &Entry, state: &State) {
         let at = entry.at;
         match &entry.fact {
-            Fact::TaskOpened(f) => {
+            Event::TaskOpened(f) => {
                 self.write().attest(&f.agent, &f.evidence, entry);
             }
-            Fact::RequestDenied(f) => {
+            Event::RequestDenied(f) => {
                 // Without a decision the action is none of the catalogue: no agent makes counters by inventing names.
                 let (Some(decision), Some(task)) = (&f.decision, state.task(&f.task)) else {
                     return;
@@ -257,7 +257,7 @@ impl Figures {
                 add(&mut habit.refused);
                 counts.hit(&decision.rules, entry);
             }
-            Fact::AccessRequestOpened(f) => {
+            Event::AccessRequestOpened(f) => {
                 let mut counts = self.write();
                 let key = (f.agent.clone(), f.action.action.clone());
                 let agent = counts.agents.get(&f.agent);
@@ -269,14 +269,14 @@ impl Figures {
                 counts.hit(&f.decision.rules, entry);
                 counts.of_rules(&f.decision.rules, entry, |rule| add(&mut rule.asked));
             }
-            Fact::VoteCast(f) => {
+            Event::VoteCast(f) => {
                 // A vote on what no longer waits changes nothing, here as in the fold.
                 let request = state.access_request(&f.access_request);
                 if let Some(request) = request.filter(|r| r.status == AccessStatus::Waiting) {
                     self.write().vote(f, &request, entry);
                 }
             }
-            Fact::AccessRequestClosed(f) if f.cause == CloseCause::Expired => {
+            Event::AccessRequestClosed(f) if f.cause == CloseCause::Expired => {
                 let request = state.access_request(&f.access_request);
                 if let Some(request) = request.filter(|r| r.status == AccessStatus::Waiting) {
                     let opened = &request.opened;
@@ -287,7 +287,7 @@ impl Figures {
                     counts.of_rules(rules, entry, |rule| add(&mut rule.expired));
                 }
             }
-            Fact::TokenIssued(f) => {
+            Event::TokenIssued(f) => {
                 let mut counts = self.write();
                 let consumed = f.consumed.and_then(|id| state.access_request(&id));
                 let asked_at = match &consumed {
@@ -315,25 +315,25 @@ impl Figures {
                 }
                 counts.hit(&f.decision.rules, entry);
             }
-            Fact::EpochStarted(_)
-            | Fact::TrustBundleChanged(_)
-            | Fact::KeyPublished(_)
-            | Fact::PolicyApplied(_)
-            | Fact::AgentSuspended(_)
-            | Fact::AgentResumed(_)
-            | Fact::Frozen(_)
-            | Fact::Unfrozen(_)
-            | Fact::LeasesExtended(_)
-            | Fact::TaskEnded(_)
-            | Fact::ApproverInvited(_)
-            | Fact::ApproverEnrolled(_)
-            | Fact::ApproverKeysRevoked(_)
-            | Fact::VoteRefused(_)
-            | Fact::AccessRequestClosed(_)
-            | Fact::TokenReissued(_)
-            | Fact::TokenConsumed(_)
-            | Fact::GrantsEnded(_)
-            | Fact::RefusalsCounted(_) => {}
+            Event::EpochStarted(_)
+            | Event::TrustBundleChanged(_)
+            | Event::KeyPublished(_)
+            | Event::PolicyApplied(_)
+            | Event::AgentSuspended(_)
+            | Event::AgentResumed(_)
+            | Event::Frozen(_)
+            | Event::Unfrozen(_)
+            | Event::LeasesExtended(_)
+            | Event::TaskEnded(_)
+            | Event::ApproverInvited(_)
+            | Event::ApproverEnrolled(_)
+            | Event::ApproverKeysRevoked(_)
+            | Event::VoteRefused(_)
+            | Event::AccessRequestClosed(_)
+            | Event::TokenReissued(_)
+            | Event::TokenConsumed(_)
+            | Event::GrantsEnded(_)
+            | Event::RefusalsCounted(_) => {}
         }
     }
 

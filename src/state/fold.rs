@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 
 use super::records::{AccessEvent, NOES_KEPT, OPENS_KEPT};
 use super::{
-    AccessRequest, AccessStatus, At, Due, Ended, Fixed, Freeze, FrozenAt, Grant, Illegal, Lease,
-    Selector, State, Task, TrustedKeys, Use, Vote,
+    AccessRequest, AccessStatus, Due, Ended, Fixed, Freeze, FrozenAt, Grant, Illegal, Lease,
+    Selector, State, Task, TrustedKeys, Use, Versioned, Vote,
 };
 use crate::journal::Committed;
 use crate::model::*;
@@ -21,34 +21,34 @@ impl State {
         self.figures.on(entry, self);
         self.trace(entry);
         match &entry.fact {
-            Fact::EpochStarted(_)
-            | Fact::PolicyApplied(_)
-            | Fact::VoteRefused(_)
-            | Fact::RefusalsCounted(_) => {}
-            Fact::TrustBundleChanged(f) => {
+            Event::EpochStarted(_)
+            | Event::PolicyApplied(_)
+            | Event::VoteRefused(_)
+            | Event::RefusalsCounted(_) => {}
+            Event::TrustBundleChanged(f) => {
                 let keys = TrustedKeys {
                     bundle: Some(f.bundle),
                     kids: f.kids.iter().cloned().collect(),
                 };
                 self.trust.put(
                     f.domain.clone(),
-                    At {
+                    Versioned {
                         value: keys,
                         version,
                     },
                 );
             }
-            Fact::KeyPublished(f) => self.keys.put(
+            Event::KeyPublished(f) => self.keys.put(
                 f.kid.clone(),
-                At {
+                Versioned {
                     value: f.jwk.clone(),
                     version,
                 },
             ),
-            Fact::AgentSuspended(f) => {
+            Event::AgentSuspended(f) => {
                 self.agents.put(
                     f.agent.clone(),
-                    At {
+                    Versioned {
                         value: AgentStanding { suspended: true },
                         version,
                     },
@@ -62,10 +62,10 @@ impl State {
                     Selector::Agent(f.agent.clone()),
                 );
             }
-            Fact::AgentResumed(f) => {
+            Event::AgentResumed(f) => {
                 self.agents.put(
                     f.agent.clone(),
-                    At {
+                    Versioned {
                         value: AgentStanding { suspended: false },
                         version,
                     },
@@ -73,18 +73,18 @@ impl State {
                 // A quarantine is served once.
                 self.asks.amend(f.agent.clone(), |at| at.value.noes.clear());
             }
-            Fact::Frozen(f) => self.on_frozen(f, committed, version),
-            Fact::Unfrozen(f) => self.freezes.amend(f.scope.clone(), |at| {
+            Event::Frozen(f) => self.on_frozen(f, committed, version),
+            Event::Unfrozen(f) => self.freezes.amend(f.scope.clone(), |at| {
                 at.value.in_force = None;
                 at.version = version;
             }),
-            Fact::TaskOpened(f) => self.on_task_opened(f, committed, version),
-            Fact::LeasesExtended(f) => {
+            Event::TaskOpened(f) => self.on_task_opened(f, committed, version),
+            Event::LeasesExtended(f) => {
                 for (task, until) in &f.leases {
                     self.on_lease_extended(task, *until, version);
                 }
             }
-            Fact::TaskEnded(f) => {
+            Event::TaskEnded(f) => {
                 self.end_tasks(&f.tasks, f.cause, f.outcome, entry);
                 self.feed.push(
                     entry.epoch,
@@ -93,10 +93,10 @@ impl State {
                     Selector::Tasks(f.tasks.clone()),
                 );
             }
-            Fact::RequestDenied(f) => self.decisions.put(f.id, entry.index),
-            Fact::AccessRequestOpened(f) => self.on_access_request_opened(f, committed, version),
-            Fact::VoteCast(f) => self.on_vote(f, committed, version),
-            Fact::AccessRequestClosed(f) => {
+            Event::RequestDenied(f) => self.decisions.put(f.id, entry.index),
+            Event::AccessRequestOpened(f) => self.on_access_request_opened(f, committed, version),
+            Event::VoteCast(f) => self.on_vote(f, committed, version),
+            Event::AccessRequestClosed(f) => {
                 self.on_access_event(f.access_request, AccessEvent::Closed(f.cause), version);
                 if f.begun {
                     self.count_no(&f.access_request, entry.at, version);
@@ -105,11 +105,11 @@ impl State {
                     self.fix_refused(f.access_request);
                 }
             }
-            Fact::ApproverInvited(f) => self.roster.on_invited(f, version),
-            Fact::ApproverEnrolled(f) => self.roster.on_enrolled(f, entry.at, version),
-            Fact::ApproverKeysRevoked(f) => self.roster.on_revoked(f, version),
-            Fact::TokenIssued(f) => self.on_token_issued(f, committed, version),
-            Fact::TokenReissued(f) => self.grants.change(&f.jti, |g| {
+            Event::ApproverInvited(f) => self.roster.on_invited(f, version),
+            Event::ApproverEnrolled(f) => self.roster.on_enrolled(f, entry.at, version),
+            Event::ApproverKeysRevoked(f) => self.roster.on_revoked(f, version),
+            Event::TokenIssued(f) => self.on_token_issued(f, committed, version),
+            Event::TokenReissued(f) => self.grants.change(&f.jti, |g| {
                 let mut kids = g.kids.to_vec();
                 if !kids.contains(&f.kid) {
                     kids.push(f.kid.clone());
@@ -120,7 +120,7 @@ impl State {
                     ..g.clone()
                 }
             }),
-            Fact::TokenConsumed(f) => self.grants.change(&f.jti, |g| {
+            Event::TokenConsumed(f) => self.grants.change(&f.jti, |g| {
                 let mut uses = g.uses.clone();
                 uses.push(Use {
                     validator: f.validator.clone(),
@@ -133,7 +133,7 @@ impl State {
                     ..g.clone()
                 }
             }),
-            Fact::GrantsEnded(f) => {
+            Event::GrantsEnded(f) => {
                 let ended = Ended {
                     cause: f.cause,
                     index: entry.index,
@@ -166,22 +166,22 @@ impl State {
         let of_request = |id: &AccessRequestId| self.requests.get(id).map(|r| r.opened.task);
         let of_grant = |jti: &TokenId| self.grants.get(jti).map(|g| g.issued.task);
         let task = match &entry.fact {
-            Fact::TaskOpened(f) => Some(f.task),
-            Fact::RequestDenied(f) => Some(f.task),
-            Fact::AccessRequestOpened(f) => Some(f.task),
-            Fact::VoteCast(f) => of_request(&f.access_request),
-            Fact::VoteRefused(f) => of_request(&f.access_request),
-            Fact::AccessRequestClosed(f) => of_request(&f.access_request),
-            Fact::TokenIssued(f) => Some(f.task),
-            Fact::TokenReissued(f) => of_grant(&f.jti),
-            Fact::TokenConsumed(f) => of_grant(&f.jti),
-            Fact::TaskEnded(f) => {
+            Event::TaskOpened(f) => Some(f.task),
+            Event::RequestDenied(f) => Some(f.task),
+            Event::AccessRequestOpened(f) => Some(f.task),
+            Event::VoteCast(f) => of_request(&f.access_request),
+            Event::VoteRefused(f) => of_request(&f.access_request),
+            Event::AccessRequestClosed(f) => of_request(&f.access_request),
+            Event::TokenIssued(f) => Some(f.task),
+            Event::TokenReissued(f) => of_grant(&f.jti),
+            Event::TokenConsumed(f) => of_grant(&f.jti),
+            Event::TaskEnded(f) => {
                 for task in &f.tasks {
                     self.traces.note(*task, entry.index);
                 }
                 None
             }
-            Fact::GrantsEnded(f) => {
+            Event::GrantsEnded(f) => {
                 let tasks: BTreeSet<TaskId> = f.jtis.iter().filter_map(of_grant).collect();
                 for task in tasks {
                     self.traces.note(task, entry.index);
@@ -189,19 +189,19 @@ impl State {
                 None
             }
             // Ends of many at once are found by the end of the task; signs of life tell nothing.
-            Fact::AgentSuspended(_)
-            | Fact::Frozen(_)
-            | Fact::LeasesExtended(_)
-            | Fact::EpochStarted(_)
-            | Fact::TrustBundleChanged(_)
-            | Fact::KeyPublished(_)
-            | Fact::PolicyApplied(_)
-            | Fact::AgentResumed(_)
-            | Fact::Unfrozen(_)
-            | Fact::ApproverInvited(_)
-            | Fact::ApproverEnrolled(_)
-            | Fact::ApproverKeysRevoked(_)
-            | Fact::RefusalsCounted(_) => None,
+            Event::AgentSuspended(_)
+            | Event::Frozen(_)
+            | Event::LeasesExtended(_)
+            | Event::EpochStarted(_)
+            | Event::TrustBundleChanged(_)
+            | Event::KeyPublished(_)
+            | Event::PolicyApplied(_)
+            | Event::AgentResumed(_)
+            | Event::Unfrozen(_)
+            | Event::ApproverInvited(_)
+            | Event::ApproverEnrolled(_)
+            | Event::ApproverKeysRevoked(_)
+            | Event::RefusalsCounted(_) => None,
         };
         if let Some(task) = task {
             self.traces.note(task, entry.index);
@@ -223,7 +223,7 @@ impl State {
         // First: whoever reads the end of a task below finds the freeze that ended it.
         self.freezes.put(
             f.scope.clone(),
-            At {
+            Versioned {
                 value: Freeze {
                     in_force: Some(frozen),
                     last: Some(entry.index),
@@ -370,7 +370,7 @@ impl State {
             .amend(f.task, |list| list.push(f.access_request));
         self.request_ids.put(
             (f.task, f.request_id.clone()),
-            At {
+            Versioned {
                 value: None,
                 version,
             },
@@ -465,9 +465,11 @@ impl State {
         // INVARIANT (a grant stays the answer): only an id that stands for nothing yet comes to stand for a no.
         if let Some(r) = self.requests.get(&id) {
             self.request_ids
-                .change(&(r.opened.task, r.opened.request_id.clone()), |at| At {
-                    value: at.value.or(Some(Fixed::Refused(id))),
-                    version: at.version,
+                .change(&(r.opened.task, r.opened.request_id.clone()), |at| {
+                    Versioned {
+                        value: at.value.or(Some(Fixed::Refused(id))),
+                        version: at.version,
+                    }
                 });
         }
     }
@@ -505,7 +507,7 @@ impl State {
         self.task_grants.amend(f.task, |list| list.push(f.jti));
         self.request_ids.put(
             (f.task, request_id),
-            At {
+            Versioned {
                 value: Some(Fixed::Granted(f.jti)),
                 version,
             },

@@ -43,7 +43,7 @@ use traces::Traces;
 
 /// A value and the version of the stream it comes from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct At<T> {
+pub struct Versioned<T> {
     /// The value.
     pub value: T,
     /// The stream's version.
@@ -64,15 +64,15 @@ pub struct TrustedKeys {
 pub struct State {
     tasks: Table<TaskId, Task>,
     opens: Table<(AgentId, Thumbprint, RequestId), TaskId>,
-    agents: Table<AgentId, At<AgentStanding>>,
-    freezes: Table<FreezeScope, At<Freeze>>,
-    trust: Table<TrustDomain, At<TrustedKeys>>,
-    keys: Table<KeyId, At<Value>>,
+    agents: Table<AgentId, Versioned<AgentStanding>>,
+    freezes: Table<FreezeScope, Versioned<Freeze>>,
+    trust: Table<TrustDomain, Versioned<TrustedKeys>>,
+    keys: Table<KeyId, Versioned<Value>>,
     requests: Table<AccessRequestId, AccessRequest>,
     grants: Table<TokenId, Grant>,
-    request_ids: Notes<(TaskId, RequestId), At<Option<Fixed>>>,
-    asks: Table<AgentId, At<Asks>>,
-    owner_asks: Table<PersonId, At<BTreeSet<AccessRequestId>>>,
+    request_ids: Notes<(TaskId, RequestId), Versioned<Option<Fixed>>>,
+    asks: Table<AgentId, Versioned<Asks>>,
+    owner_asks: Table<PersonId, Versioned<BTreeSet<AccessRequestId>>>,
     roster: Roster,
     task_grants: Table<TaskId, Vec<TokenId>>,
     task_requests: Table<TaskId, Vec<AccessRequestId>>,
@@ -120,12 +120,12 @@ impl State {
     }
 
     /// What the journal alone says of an agent; unknown to it = in good standing at version 0.
-    pub fn standing(&self, agent: &AgentId) -> At<AgentStanding> {
+    pub fn standing(&self, agent: &AgentId) -> Versioned<AgentStanding> {
         self.agents.get(agent).map(|at| *at).unwrap_or_default()
     }
 
     /// The freeze of one scope; never frozen = at version 0.
-    pub fn freeze(&self, scope: &FreezeScope) -> At<Freeze> {
+    pub fn freeze(&self, scope: &FreezeScope) -> Versioned<Freeze> {
         self.freezes
             .get(scope)
             .map(|at| (*at).clone())
@@ -134,7 +134,7 @@ impl State {
 
     /// Every freeze in force.
     pub fn freezes(&self) -> Vec<(FreezeScope, FrozenAt)> {
-        let in_force = |(scope, at): (FreezeScope, Arc<At<Freeze>>)| {
+        let in_force = |(scope, at): (FreezeScope, Arc<Versioned<Freeze>>)| {
             at.value.in_force.clone().map(|frozen| (scope, frozen))
         };
         sorted(self.freezes.all())
@@ -156,7 +156,7 @@ impl State {
     }
 
     /// The keys of a trust domain; none for a domain never entered.
-    pub fn trusted(&self, domain: &TrustDomain) -> Option<Arc<At<TrustedKeys>>> {
+    pub fn trusted(&self, domain: &TrustDomain) -> Option<Arc<Versioned<TrustedKeys>>> {
         self.trust.get(domain)
     }
 
@@ -176,12 +176,12 @@ impl State {
     }
 
     /// A published signing key.
-    pub fn key(&self, kid: &KeyId) -> Option<Arc<At<Value>>> {
+    pub fn key(&self, kid: &KeyId) -> Option<Arc<Versioned<Value>>> {
         self.keys.get(kid)
     }
 
     /// Every published key, by kid.
-    pub fn keys(&self) -> Vec<(KeyId, Arc<At<Value>>)> {
+    pub fn keys(&self) -> Vec<(KeyId, Arc<Versioned<Value>>)> {
         let mut keys = self.keys.all();
         keys.sort_by(|a, b| a.0.cmp(&b.0));
         keys
@@ -205,12 +205,12 @@ impl State {
     }
 
     /// What an agent asks of people, and the version of that stream.
-    pub fn asks(&self, agent: &AgentId) -> Arc<At<Asks>> {
+    pub fn asks(&self, agent: &AgentId) -> Arc<Versioned<Asks>> {
         self.asks.get(agent).unwrap_or_default()
     }
 
     /// Access requests of all agents of an owner that did not stop waiting by an entry, and the version of their stream.
-    pub fn owner_asks(&self, owner: &PersonId) -> Arc<At<BTreeSet<AccessRequestId>>> {
+    pub fn owner_asks(&self, owner: &PersonId) -> Arc<Versioned<BTreeSet<AccessRequestId>>> {
         self.owner_asks.get(owner).unwrap_or_default()
     }
 
@@ -270,7 +270,7 @@ impl State {
     }
 
     /// What a request id stands for, `None` while that is open; with the version of its stream.
-    pub fn request_id(&self, task: &TaskId, request: &RequestId) -> At<Option<Fixed>> {
+    pub fn request_id(&self, task: &TaskId, request: &RequestId) -> Versioned<Option<Fixed>> {
         self.request_ids
             .get(&(*task, request.clone()))
             .unwrap_or_default()

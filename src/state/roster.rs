@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{At, Table, sorted};
+use super::{Table, Versioned, sorted};
 use crate::model::*;
 
 /// A passkey of a person, as of the last entry folded.
@@ -58,7 +58,7 @@ impl Enrolled {
 /// Everyone the journal says something of.
 #[derive(Debug, Default)]
 pub struct Roster {
-    people: Table<PersonId, At<Enrolled>>,
+    people: Table<PersonId, Versioned<Enrolled>>,
     /// Whose credential it is, by its id in base64url; revoked ones included: a credential is enrolled once.
     credentials: Table<String, PersonId>,
     /// Every key that was ever enrolled as a passkey.
@@ -69,7 +69,7 @@ pub struct Roster {
 
 impl Roster {
     /// A person; one the journal says nothing of is at version 0.
-    pub fn of(&self, person: &PersonId) -> Arc<At<Enrolled>> {
+    pub fn of(&self, person: &PersonId) -> Arc<Versioned<Enrolled>> {
         self.people.get(person).unwrap_or_default()
     }
 
@@ -159,7 +159,7 @@ impl Roster {
     }
 
     pub(super) fn picture(&self) -> Value {
-        let person = |(id, at): (PersonId, Arc<At<Enrolled>>)| {
+        let person = |(id, at): (PersonId, Arc<Versioned<Enrolled>>)| {
             let passkeys: Vec<Value> = at
                 .value
                 .passkeys

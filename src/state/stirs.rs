@@ -55,31 +55,31 @@ impl Stirs {
         let mut kept = self.lock();
         let leaving = std::mem::take(&mut kept.leaving);
         let (what, ids) = match &entry.fact {
-            Fact::AccessRequestOpened(f) => (Stirred::Opened, vec![f.access_request]),
-            Fact::VoteCast(f) if leaving.is_empty() => (Stirred::Voted, vec![f.access_request]),
-            Fact::PolicyApplied(_) | Fact::ApproverEnrolled(_) | Fact::ApproverKeysRevoked(_) => {
-                (Stirred::Rules, Vec::new())
-            }
-            Fact::VoteCast(_)
-            | Fact::EpochStarted(_)
-            | Fact::TrustBundleChanged(_)
-            | Fact::KeyPublished(_)
-            | Fact::AgentSuspended(_)
-            | Fact::AgentResumed(_)
-            | Fact::Frozen(_)
-            | Fact::Unfrozen(_)
-            | Fact::TaskOpened(_)
-            | Fact::LeasesExtended(_)
-            | Fact::TaskEnded(_)
-            | Fact::RequestDenied(_)
-            | Fact::VoteRefused(_)
-            | Fact::AccessRequestClosed(_)
-            | Fact::ApproverInvited(_)
-            | Fact::TokenIssued(_)
-            | Fact::TokenReissued(_)
-            | Fact::TokenConsumed(_)
-            | Fact::GrantsEnded(_)
-            | Fact::RefusalsCounted(_) => match leaving.is_empty() {
+            Event::AccessRequestOpened(f) => (Stirred::Opened, vec![f.access_request]),
+            Event::VoteCast(f) if leaving.is_empty() => (Stirred::Voted, vec![f.access_request]),
+            Event::PolicyApplied(_)
+            | Event::ApproverEnrolled(_)
+            | Event::ApproverKeysRevoked(_) => (Stirred::Rules, Vec::new()),
+            Event::VoteCast(_)
+            | Event::EpochStarted(_)
+            | Event::TrustBundleChanged(_)
+            | Event::KeyPublished(_)
+            | Event::AgentSuspended(_)
+            | Event::AgentResumed(_)
+            | Event::Frozen(_)
+            | Event::Unfrozen(_)
+            | Event::TaskOpened(_)
+            | Event::LeasesExtended(_)
+            | Event::TaskEnded(_)
+            | Event::RequestDenied(_)
+            | Event::VoteRefused(_)
+            | Event::AccessRequestClosed(_)
+            | Event::ApproverInvited(_)
+            | Event::TokenIssued(_)
+            | Event::TokenReissued(_)
+            | Event::TokenConsumed(_)
+            | Event::GrantsEnded(_)
+            | Event::RefusalsCounted(_) => match leaving.is_empty() {
                 true => return,
                 false => (Stirred::Closed, leaving),
             },

@@ -7,7 +7,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::model::text::{is_invisible, reveal};
+use crate::model::text::{escape_invisible, is_invisible};
 
 /// How lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
@@ -71,7 +71,7 @@ impl<W: Write> Write for Line<W> {
         let text = String::from_utf8_lossy(event);
         let text = text.strip_suffix('\n').unwrap_or(&text);
         let mut line = match self.format {
-            Format::Text => reveal(text),
+            Format::Text => escape_invisible(text),
             Format::Json => escape(text),
         };
         line.push('\n');

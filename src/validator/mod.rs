@@ -187,7 +187,7 @@ impl Validator {
             return Ok(Spent::new(admitted, None, None));
         }
         let request = v1::ConsumeTokenRequest {
-            token: admitted.token().reveal().to_owned(),
+            token: admitted.token().expose_secret().to_owned(),
             use_id: use_id.to_string(),
         };
         let Shared {

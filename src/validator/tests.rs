@@ -230,7 +230,7 @@ impl Broker {
         let kid = KeyId::of(self.key.thumbprint());
         access_token::sign(&claims, &kid, &self.key)
             .expect("token")
-            .reveal()
+            .expose_secret()
             .to_owned()
     }
 }
@@ -309,7 +309,7 @@ fn proof(holder: &SigningKey, token: &str, bend: impl FnOnce(&mut ProofClaims<'_
     bend(&mut claims);
     dpop::create(holder, &claims)
         .expect("proof")
-        .reveal()
+        .expose_secret()
         .to_owned()
 }
 

@@ -22,7 +22,7 @@ pub(super) fn check(
     audience: &str,
     now: Timestamp,
 ) -> Result<EvidenceFacts, VerifyError> {
-    let compact = token.reveal();
+    let compact = token.expose_secret();
     // The unverified subject only chooses whose keys may verify it; the subject believed is read from the verified claims
     // below, and must lie in that same domain.
     let hint =

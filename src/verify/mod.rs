@@ -1,7 +1,7 @@
 //! Gate 1: may this workload operate in this role, now?
 //!
 //! In: evidence as shown, a proof of possession, the trust snapshot, what the journal says of the agent, the rules in
-//! force, `now`. Out: [`Attested`] (the evidence is good), [`Possession`] (the key is held), [`Proven`] (both, for this
+//! force, `now`. Out: [`Attested`] (the evidence is good), [`Possession`] (the key is held), [`Authenticated`] (both, for this
 //! call), and [`Verified`] (and the agent may operate). Each can be made only here, by the check it is named for.
 //! Trusts configured trust domains. Refuses everything else; the caller learns only that gate 1 did not open.
 //! Nothing here performs I/O or reads a clock.
@@ -83,9 +83,9 @@ pub enum VerifyError {
     /// The one-time code of the first operator does not hold.
     #[error("the one-time code does not hold: {0}")]
     Code(&'static str),
-    /// The cookie is of no visit that goes on.
-    #[error("the visit does not hold: {0}")]
-    Visit(&'static str),
+    /// The cookie is of no session that goes on.
+    #[error("the session does not hold: {0}")]
+    Session(&'static str),
     /// A passkey does not hold.
     #[error("the passkey does not hold: {0}")]
     Passkey(String),
@@ -147,19 +147,19 @@ pub fn attest(
 /// The hash a proof carries for evidence in the same call (`evh`).
 pub fn evidence_hash(evidence: &Evidence) -> Digest {
     match evidence {
-        Evidence::JwtSvid(token) => Digest::of(token.reveal().as_bytes()),
+        Evidence::JwtSvid(token) => Digest::of(token.expose_secret().as_bytes()),
     }
 }
 
 /// Good evidence and a held key, together, for one call. It may be asked again and again during the call, each time with
 /// a new `now`: it is not yet permission for anything.
 #[derive(Debug)]
-pub struct Proven {
+pub struct Authenticated {
     attested: Arc<Attested>,
     possession: Possession,
 }
 
-impl Proven {
+impl Authenticated {
     /// Joins evidence and possession for opening a task.
     pub fn for_opening(attested: Arc<Attested>, possession: Possession) -> Self {
         Self {
@@ -204,7 +204,11 @@ impl Proven {
 
     /// Asks gate 1 in full: the evidence is fresh, exactly one agent matches, nothing stands against it, and the rules let
     /// it operate now. The answer carries the version of everything it rests on.
-    pub fn stand(&self, standing: Standing<'_>, now: Timestamp) -> Result<Verified, VerifyError> {
+    pub fn verify(
+        &self,
+        standing: Gate1Context<'_>,
+        now: Timestamp,
+    ) -> Result<Verified, VerifyError> {
         let facts = &self.attested.facts;
         let age_ms = now.since(facts.verified_at).max(0);
         if now >= facts.expires_at || age_ms > standing.max_evidence_age_ms {
@@ -251,7 +255,7 @@ impl Proven {
                 return Err(VerifyError::MayNotOperate { why, rules });
             }
         }
-        let mut rests_on = vec![
+        let mut read_set = vec![
             (Stream::Agent(agent.id.clone()), agent_version),
             (
                 Stream::Person(agent.owner.clone()),
@@ -260,12 +264,12 @@ impl Proven {
             (Stream::Policy, rules.version),
             (Stream::Trust(facts.subject.trust_domain()), trust_version),
         ];
-        rests_on.extend(freezes);
+        read_set.extend(freezes);
         let mut not_after = facts
             .expires_at
             .min(facts.verified_at.plus_millis(standing.max_evidence_age_ms));
         if let Some(task) = &standing.task {
-            rests_on.push((Stream::Task(task.id), task.version));
+            read_set.push((Stream::Task(task.id), task.version));
             not_after = not_after.min(task.deadline);
             // A token may outlive a heartbeat's length, but nothing is begun for a task whose heartbeat was missed.
             not_after = task.lease_until.map_or(not_after, |t| t.min(not_after));
@@ -277,7 +281,7 @@ impl Proven {
             task: standing.task,
             adg: self.possession.adg(),
             evidence_age_ms: age_ms,
-            rests_on,
+            read_set,
             not_after,
             now,
         })
@@ -293,8 +297,8 @@ pub type AskFreeze<'a> = Box<dyn Fn(&FreezeScope) -> (bool, Version) + 'a>;
 /// The version of a person's stream.
 pub type AskPerson<'a> = Box<dyn Fn(&PersonId) -> Version + 'a>;
 
-/// What the journal and the policy bundle say at one moment, gathered by the caller for [`Proven::stand`].
-pub struct Standing<'a> {
+/// What the journal and the policy bundle say at one moment, gathered by the caller for [`Authenticated::stand`].
+pub struct Gate1Context<'a> {
     /// The policy bundle in force.
     pub rules: Option<&'a InForce>,
     /// Version of the trust domain's stream; `None` when the key that verified the evidence is gone from it.
@@ -328,7 +332,7 @@ pub struct TaskStanding {
     pub version: Version,
 }
 
-/// Gate 1 is open for this call: made only by [`Proven::stand`], spent by moving it into gate 2 or into opening a task.
+/// Gate 1 is open for this call: made only by [`Authenticated::stand`], spent by moving it into gate 2 or into opening a task.
 /// It says nothing about any action.
 #[derive(Debug)]
 pub struct Verified {
@@ -338,7 +342,7 @@ pub struct Verified {
     task: Option<TaskStanding>,
     adg: Option<Digest>,
     evidence_age_ms: i64,
-    rests_on: Vec<(Stream, Version)>,
+    read_set: Vec<(Stream, Version)>,
     not_after: Timestamp,
     now: Timestamp,
 }
@@ -375,8 +379,8 @@ impl Verified {
     }
 
     /// Every stream it rests on, with its version.
-    pub fn rests_on(&self) -> &[(Stream, Version)] {
-        &self.rests_on
+    pub fn read_set(&self) -> &[(Stream, Version)] {
+        &self.read_set
     }
 
     /// Until when it holds at the latest.

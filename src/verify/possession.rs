@@ -38,7 +38,7 @@ impl Possession {
             htu: call.htu,
             freshness: Freshness::Nonce,
         };
-        let checked = dpop::check(proof.reveal(), &expect).map_err(|error| match error {
+        let checked = dpop::check(proof.expose_secret(), &expect).map_err(|error| match error {
             dpop::ProofError::NonceMissing => VerifyError::Nonce,
             other => VerifyError::Proof(other),
         })?;

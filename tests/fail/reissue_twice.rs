@@ -1,5 +1,5 @@
 // One word of gate 2, one reissue.
-use dipylon::mint::Bench;
+use dipylon::mint::TokenIssuer;
 use dipylon::model::Timestamp;
 
 fn twice(bench: &Bench, order: dipylon::approve::Reapproved, now: Timestamp) {

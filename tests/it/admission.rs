@@ -93,16 +93,16 @@ async fn one_source_floods_and_the_others_are_served() {
     for path in ["/livez", "/readyz", "/.well-known/jwks.json"] {
         assert_eq!(get(&s.url, path).await.0, 200, "{path}");
     }
-    let text = s.hall.read_metrics();
+    let text = s.broker.read_metrics();
     let limited = format!(
         "dipylon_rate_limited_total{{class=\"general\",by=\"source\"}} {}\n",
         shed.len()
     );
     assert!(text.contains(&limited), "{text}");
-    let before = s.hall.journal().tail().borrow().head;
+    let before = s.broker.journal().tail().borrow().head;
     stranger(&flood, GENERAL).await;
     assert_eq!(
-        s.hall.journal().tail().borrow().head,
+        s.broker.journal().tail().borrow().head,
         before,
         "what is shed is no entry"
     );
@@ -163,7 +163,7 @@ async fn what_is_reserved_is_served_while_the_rest_is_shed() {
     wait_for(|| shed.load(Ordering::SeqCst) > 20).await;
     let before = shed.load(Ordering::SeqCst);
     for _ in 0..5 {
-        let live = validator.introspect(token.jwt().reveal()).await;
+        let live = validator.introspect(token.jwt().expose_secret()).await;
         assert!(live.expect("asked").active);
     }
     let report = task
@@ -171,14 +171,14 @@ async fn what_is_reserved_is_served_while_the_rest_is_shed() {
         .await
         .expect("an end is never shed");
     assert_eq!(report.tokens_revoked, 1);
-    let dead = validator.introspect(token.jwt().reveal()).await;
+    let dead = validator.introspect(token.jwt().expose_secret()).await;
     assert!(!dead.expect("asked").active);
     s.person("olga")
         .suspend(&AgentId::parse("triage").expect("id"), "flood")
         .await
         .expect("an operator ends it");
     wait_for(|| shed.load(Ordering::SeqCst) > before).await;
-    let text = s.hall.read_metrics();
+    let text = s.broker.read_metrics();
     assert!(text.contains("class=\"general\",by=\"places\"} "), "{text}");
     let reserved = text
         .lines()
@@ -245,7 +245,7 @@ async fn a_client_waits_as_told_and_succeeds() {
             .await;
         assert!(matches!(outcome, Ok(Outcome::Token(_))), "{i}: {outcome:?}");
     }
-    let text = s.hall.read_metrics();
+    let text = s.broker.read_metrics();
     let told = "dipylon_rate_limited_total{class=\"general\",by=\"caller\"} ";
     let told = text.lines().find_map(|line| line.strip_prefix(told));
     let told: u32 = told.expect("it was told to wait").parse().expect("a count");
@@ -264,7 +264,7 @@ async fn a_client_waits_as_told_and_succeeds() {
     assert_eq!(told, Some(Reason::RateLimited));
 }
 
-/// The hall asks by name: one agent's tasks share its rate, another agent and people have their own, and ends another.
+/// The broker asks by name: one agent's tasks share its rate, another agent and people have their own, and ends another.
 #[tokio::test]
 async fn one_agent_at_its_rate_leaves_the_others_theirs() {
     let b = TestBroker::start_at(Rates {
@@ -297,12 +297,12 @@ async fn one_agent_at_its_rate_leaves_the_others_theirs() {
         let again = b.ask(&triage, task, &read_case(), 60, "r-4").await;
         assert_eq!(refused(again), Reason::RateLimited);
     }
-    let head = b.hall.journal().tail().borrow().head;
+    let head = b.broker.journal().tail().borrow().head;
     b.open(&b.agent("reporter")).await;
     let call = b.person_call("dipylon.v1.ApprovalService/ListAccessRequests", "maria");
-    b.hall.inbox(&call, &whole_inbox()).expect("a person");
+    b.broker.inbox(&call, &whole_inbox()).expect("a person");
     assert_eq!(
-        b.hall.journal().tail().borrow().head.size,
+        b.broker.journal().tail().borrow().head.size,
         head.size + 1,
         "what was shed is no entry"
     );

@@ -28,7 +28,7 @@ fn verdict(dir: &Path, against: Option<&str>) -> Result<String, String> {
 /// A journal with some history, closed; and two roots noted on the way.
 async fn history() -> (TestBroker, Vec<Checkpoint>) {
     let b = TestBroker::start().await;
-    let mut noted = vec![b.hall.journal().tail().borrow().head];
+    let mut noted = vec![b.broker.journal().tail().borrow().head];
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
     b.ask(&triage, task, &read_case(), 300, "r-1").await.token();
@@ -38,7 +38,7 @@ async fn history() -> (TestBroker, Vec<Checkpoint>) {
         .pending()
         .access_request;
     b.yes("maria", id, "one-security").await;
-    noted.push(b.hall.journal().tail().borrow().head);
+    noted.push(b.broker.journal().tail().borrow().head);
     b.ask(&triage, task, &disable("ann"), 300, "r-2")
         .await
         .token();
@@ -53,7 +53,7 @@ async fn every_way_to_change_the_past_is_found() {
         let whole = verdict(&b.dir, Some(&root.to_string())).expect("whole");
         assert!(whole.contains("whole"), "{whole}");
     }
-    let size = b.hall.state().position().1 + 1;
+    let size = b.broker.state().position().1 + 1;
     let source = b.dir.clone();
     // Everything out of the WAL, so that a copy of one file is the journal.
     Connection::open(source.join("journal.db"))

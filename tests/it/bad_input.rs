@@ -116,7 +116,7 @@ async fn messages_that_are_not_of_their_form() {
         .connect()
         .await
         .expect("connects");
-    let entries = s.hall.state().position().1;
+    let entries = s.broker.state().position().1;
     let unknown_field = |mut bytes: Vec<u8>| {
         bytes.extend([0xf8, 0x07, 0x01]);
         bytes
@@ -387,7 +387,7 @@ async fn messages_that_are_not_of_their_form() {
         matches!(large.code(), Code::OutOfRange | Code::ResourceExhausted),
         "{large:?}"
     );
-    assert_eq!(s.hall.state().position().1, entries, "nothing half done");
+    assert_eq!(s.broker.state().position().1, entries, "nothing half done");
 }
 
 #[tokio::test]
@@ -463,7 +463,7 @@ async fn a_task_ends_by_its_deadline_before_anyone_writes_it() {
         Reason::TaskEnded
     );
     assert!(
-        b.hall.state().task(&task).expect("there").ended.is_none(),
+        b.broker.state().task(&task).expect("there").ended.is_none(),
         "decided by reading, not by an entry"
     );
     let late = b.complete(&triage, other).await.expect("answers");
@@ -472,9 +472,9 @@ async fn a_task_ends_by_its_deadline_before_anyone_writes_it() {
         EndCause::Deadline,
         "time ended it, whoever comes to say so"
     );
-    b.hall.upkeep_once().await.expect("news");
+    b.broker.upkeep_once().await.expect("news");
     let ended = b
-        .hall
+        .broker
         .state()
         .task(&task)
         .expect("there")
@@ -493,12 +493,12 @@ async fn a_task_ends_by_its_deadline_before_anyone_writes_it() {
 async fn positions_of_a_feed_that_never_was() {
     let b = TestBroker::start().await;
     let watch = |after| {
-        b.hall.watch_revocations(
+        b.broker.watch_revocations(
             &b.person_call("dipylon.v1.TokenService/WatchRevocations", "cases"),
             after,
         )
     };
-    let (epoch, index) = b.hall.state().position();
+    let (epoch, index) = b.broker.state().position();
     let position = |epoch, index| Some(dipylon::broker::Position { epoch, index });
     assert_eq!(refused(watch(position(epoch + 1, 0))), Reason::OtherEpoch);
     assert_eq!(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dipylon::card::{
-    self, Asker, Attestation, Card, History, Need, Registered, RuleShown, Standing, Who,
+    self, AccessRequestStatus, Asker, Attestation, Card, History, Need, Registered, RuleShown, Who,
 };
 use dipylon::client::{Agent, OpenTask, Outcome, TokenOrder};
 use dipylon::model::text::is_coded;
@@ -47,7 +47,7 @@ fn need(name: &str, quorum: u32, approvers: Vec<Who>, passkey: bool) -> Need {
 fn ordinary() -> Card {
     Card {
         access_request: AccessRequestId::from_random([1; 16]),
-        standing: Standing::Waiting,
+        standing: AccessRequestStatus::Waiting,
         realm: word("soc", Realm::parse),
         title: "Disable an account".to_owned(),
         effect: "The account can no longer sign in.".to_owned(),

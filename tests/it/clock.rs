@@ -18,7 +18,7 @@ async fn a_jump_stops_the_mint_but_never_an_end() {
             .expect("opens")
             .task
             .task;
-        b.hall.upkeep_once().await.expect("looks at the clocks");
+        b.broker.upkeep_once().await.expect("looks at the clocks");
 
         b.hand.step_millis(jump);
         if jump < 0 {
@@ -110,14 +110,14 @@ async fn a_new_validator_misses_no_end_because_the_clock_jumped() {
     let task = b.open(&agent).await;
     b.ask(&agent, task, &read_case(), 300, "t").await.token();
     b.complete(&agent, task).await.expect("ends");
-    let ended = b.hall.state().feed_last().expect("an event");
+    let ended = b.broker.state().feed_last().expect("an event");
     let tells = |b: &TestBroker| {
         let call = b.person_call("dipylon.v1.TokenService/WatchRevocations", "cases");
-        let start = b.hall.watch_revocations(&call, None).expect("watches");
-        let (events, ..) = b.hall.feed_after(start.after);
+        let start = b.broker.watch_revocations(&call, None).expect("watches");
+        let (events, ..) = b.broker.feed_after(start.after);
         events.iter().any(|event| event.index == ended)
     };
-    b.hall.upkeep_once().await.expect("looks at the clocks");
+    b.broker.upkeep_once().await.expect("looks at the clocks");
     assert!(tells(&b));
     b.hand.step_millis(4_000_000);
     assert!(tells(&b), "while the clock is ahead");

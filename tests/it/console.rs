@@ -8,12 +8,12 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use dipylon::broker::{CallerKind, Presented};
+use dipylon::broker::{CallContext, CallerRole};
 use dipylon::client::{Outcome, Task};
 use dipylon::clock::Clock;
 use dipylon::jose::dpop;
 use dipylon::model::*;
-use dipylon::rates::Seat;
+use dipylon::rates::ConcurrencyPermit;
 use dipylon::serve::console::rows::{Row, Shape, TABLE, Who};
 use dipylon::serve::guard;
 use dipylon::webauthn::Assertion;
@@ -147,13 +147,13 @@ struct Seated {
 }
 
 /// A call of an operator's key, to invite.
-fn operator_call(s: &Served, method: &str) -> Presented {
-    let (method, admits) = guard::row(method).expect("a method with a row");
+fn operator_call(s: &Served, method: &str) -> CallContext {
+    let (method, allowed_roles) = guard::row(method).expect("a method with a row");
     let jti = format!(
         "{:032x}",
         u128::from(rand_u64()) << 64 | u128::from(rand_u64())
     );
-    let nonce = s.hall.nonce();
+    let nonce = s.broker.nonce();
     let claims = dpop::ProofClaims {
         htm: "POST",
         htu: &format!("{}/{method}", s.url),
@@ -164,13 +164,13 @@ fn operator_call(s: &Served, method: &str) -> Presented {
         adg: None,
         evh: None,
     };
-    Presented {
+    CallContext {
         method,
-        admits,
+        allowed_roles,
         proof: Some(dpop::create(&s.world.keys["olga"], &claims).expect("proof")),
         bearer: None,
-        visit: None,
-        seat: Seat::standing(guard::class(method)),
+        session: None,
+        permit: ConcurrencyPermit::unlimited(guard::class(method)),
     }
 }
 
@@ -194,11 +194,11 @@ async fn invite(s: &Served, name: &str) -> String {
     let call = operator_call(s, "dipylon.v1.ApprovalService/InviteApprover");
     let person = PersonId::parse(name).expect("id");
     let invited = s
-        .hall
+        .broker
         .invite_approver(&call, person)
         .await
         .expect("invited");
-    invited.code.reveal().to_owned()
+    invited.code.expose_secret().to_owned()
 }
 
 impl Seated {
@@ -351,14 +351,14 @@ fn dressed(answer: &Answer, what: &str) {
 }
 
 fn size(s: &Served) -> u64 {
-    s.hall.journal().tail().borrow().head.size
+    s.broker.journal().tail().borrow().head.size
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stranger_reaches_nothing_but_the_way_in() {
     let s = Served::start().await;
     let mut browser = Browser::new(&s);
-    for cookie in [None, Some("dipylon-visit=forged".to_owned())] {
+    for cookie in [None, Some("dipylon-session=forged".to_owned())] {
         browser.cookie = cookie;
         let before = size(&s);
         for (row, path) in paths() {
@@ -497,7 +497,7 @@ async fn nothing_changes_but_by_our_own_pages_and_no_get_changes_anything() {
         (400, "MALFORMED")
     );
     assert_eq!(size(&s), before, "nothing was entered");
-    // The visit is still there, and so is the statement: nothing of the above ended either.
+    // The session is still there, and so is the statement: nothing of the above ended either.
     let assertion = maria
         .passkey
         .get(&bytes(&begun["challenge"]), &maria.browser.origin);
@@ -518,8 +518,8 @@ async fn a_role_opens_its_own_pages_alone() {
     let task = s.task("triage").await;
     let id = pending(&task, disable("ann"), "r-1").await;
     for (name, kind) in [
-        ("maria", CallerKind::Approver),
-        ("olga", CallerKind::Operator),
+        ("maria", CallerRole::Approver),
+        ("olga", CallerRole::Operator),
     ] {
         let seated = Seated::sign_in(&s, name).await;
         let inbox = seated.browser.get("/console").await.ok();
@@ -648,7 +648,7 @@ async fn people_vote_with_their_passkey_and_the_agent_gets_what_they_signed() {
     );
     let hostile = json!({ "profile": "one-security", "verdict": "deny", "comment": "a\u{202e}b" });
     assert_eq!(maria.begin(id, hostile).await.reason(), "MALFORMED");
-    let seen = s.hall.state().access_request(&id).expect("known");
+    let seen = s.broker.state().access_request(&id).expect("known");
     let statement = seen.votes[0].statement.as_deref().expect("kept");
     let statement = VoteStatement::parse(statement).expect("statement");
     assert_eq!(statement.comment.expect("told").as_str(), "not Cara");
@@ -741,7 +741,7 @@ async fn a_fresh_sign_in_is_no_vote_and_no_answer_counts_twice() {
         .post(&path, &json!({ "statement": begun["statement"] }))
         .await;
     assert_eq!((cast.status, cast.reason().as_str()), (400, "MALFORMED"));
-    let seen = s.hall.state().access_request(&id).expect("known");
+    let seen = s.broker.state().access_request(&id).expect("known");
     assert!(seen.votes.is_empty(), "none of these was a vote");
     assert_eq!(
         maria.vote(id, ask.clone()).await.ok().json()["status"],
@@ -792,7 +792,7 @@ async fn a_visit_ends_when_its_person_says_so_and_opens_nothing_twice() {
     // Two cookies of that name could be two people: neither is believed.
     let lee = Seated::sign_in(&s, "lee").await;
     let one = lee.browser.cookie.clone().expect("signed in");
-    maria.browser.cookie = Some(format!("{one}; dipylon-visit=x"));
+    maria.browser.cookie = Some(format!("{one}; dipylon-session=x"));
     assert_eq!(maria.browser.get("/console").await.status, 303);
     lee.browser.get("/console").await.ok();
 
@@ -1157,7 +1157,7 @@ async fn bodies_that_do_not_come_take_nobodys_place() {
         assert!(matches!(minted, Ok(Outcome::Token(_))), "{minted:?}");
     }
     let none = "dipylon_rate_limited_total{class=\"general\",by=\"places\"} 0\n";
-    let figures = s.hall.read_metrics();
+    let figures = s.broker.read_metrics();
     assert!(figures.contains(none), "somebody was shed: {figures}");
     // One that comes whole is answered, and one too long is not read.
     browser
@@ -1283,8 +1283,8 @@ async fn a_vote_names_the_rules_its_card_was_read_under() {
         )
     });
     let call = operator_call(&s, "dipylon.v1.GovernanceService/ApplyPolicyBundle");
-    let operator = s.hall.person(&call).expect("an operator");
-    let applied = s.hall.apply_policy_bundle(&call, operator, files).await;
+    let operator = s.broker.person(&call).expect("an operator");
+    let applied = s.broker.apply_policy_bundle(&call, operator, files).await;
     applied.expect("applied");
     let stale = maria.begin(id, ask).await;
     assert_eq!(

@@ -41,7 +41,7 @@ pub fn decodes(token: &Secret, jwks: &Value, issuer: &str, audience: &str) -> Re
     static INSTALL: Once = Once::new();
     INSTALL.call_once(|| PROVIDER.install_default().expect("first"));
     let set: JwkSet = serde_json::from_value(jwks.clone()).expect("a JWK set");
-    let header = decode_header(token.reveal())?;
+    let header = decode_header(token.expose_secret())?;
     assert_eq!(
         (header.typ.as_deref(), header.alg),
         (Some("at+jwt"), Algorithm::ES256)
@@ -53,6 +53,10 @@ pub fn decodes(token: &Secret, jwks: &Value, issuer: &str, audience: &str) -> Re
     validation.set_required_spec_claims(&["exp", "aud", "iss", "sub"]);
     // Tokens here live on a clock moved by hand.
     validation.validate_exp = false;
-    decode::<Value>(token.reveal(), &DecodingKey::from_jwk(jwk)?, &validation)
-        .map(|data| data.claims)
+    decode::<Value>(
+        token.expose_secret(),
+        &DecodingKey::from_jwk(jwk)?,
+        &validation,
+    )
+    .map(|data| data.claims)
 }

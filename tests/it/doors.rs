@@ -2,7 +2,7 @@
 
 use std::str::FromStr as _;
 
-use dipylon::broker::CallerKind;
+use dipylon::broker::CallerRole;
 use dipylon::jose::{SigningKey, dpop};
 use dipylon::model::*;
 use dipylon::proto::convert::{action_to_wire, seconds_to_wire};
@@ -57,7 +57,7 @@ impl Caller<'_> {
             let proof = dpop::create(key, &claims).expect("proof");
             request.metadata_mut().insert(
                 "dpop",
-                MetadataValue::from_str(proof.reveal()).expect("ascii"),
+                MetadataValue::from_str(proof.expose_secret()).expect("ascii"),
             );
         }
         if let Some(bearer) = &self.bearer {
@@ -397,7 +397,7 @@ async fn nobody_comes_through_a_door_that_is_not_theirs() {
     let svid = |name: &str| {
         s.world
             .svid_for(&s.url, &format!("spiffe://{DOMAIN}/agent/{name}"), now, 300)
-            .reveal()
+            .expose_secret()
             .to_owned()
     };
     let caller = || Caller {
@@ -410,10 +410,10 @@ async fn nobody_comes_through_a_door_that_is_not_theirs() {
         access_request: pending.access_request_id().to_string(),
     };
     let stranger = SigningKey::generate().expect("key").0;
-    let entries = s.hall.state().position().1;
+    let entries = s.broker.state().position().1;
     for method in dipylon::proto::methods() {
         let (_, admits) = guard::row(method).expect("a row");
-        let agents = admits.contains(&CallerKind::Agent);
+        let agents = admits.contains(&CallerRole::Agent);
 
         let nobody = caller().call(method).await;
         assert_eq!(
@@ -432,11 +432,11 @@ async fn nobody_comes_through_a_door_that_is_not_theirs() {
 
         let garbled = Caller {
             bearer: Some("x".into()),
-            proof: Some((&stranger, s.hall.nonce())),
+            proof: Some((&stranger, s.broker.nonce())),
             ..caller()
         };
         let unknown = Caller {
-            proof: Some((&stranger, s.hall.nonce())),
+            proof: Some((&stranger, s.broker.nonce())),
             evidence: svid("nobody"),
             ..caller()
         };
@@ -471,16 +471,16 @@ async fn nobody_comes_through_a_door_that_is_not_theirs() {
             }
         }
         for (name, kind) in [
-            ("maria", CallerKind::Approver),
-            ("olga", CallerKind::Operator),
-            ("idp", CallerKind::Validator),
-            ("audit", CallerKind::Auditor),
+            ("maria", CallerRole::Approver),
+            ("olga", CallerRole::Operator),
+            ("idp", CallerRole::Validator),
+            ("audit", CallerRole::Auditor),
         ] {
             if agents || admits.contains(&kind) {
                 continue;
             }
             let wrong = Caller {
-                proof: Some((&s.world.keys[name], s.hall.nonce())),
+                proof: Some((&s.world.keys[name], s.broker.nonce())),
                 ..caller()
             };
             assert_eq!(
@@ -490,7 +490,7 @@ async fn nobody_comes_through_a_door_that_is_not_theirs() {
         }
     }
     assert_eq!(
-        s.hall.state().position().1,
+        s.broker.state().position().1,
         entries,
         "nobody who was refused left an entry"
     );
@@ -604,11 +604,11 @@ fn every_row_is_what_the_proto_says() {
                 let name = format!("{}.{}/{}", file.package(), service.name(), method.name());
                 let (_, admits) = guard::row(&name).expect("a row");
                 for (word, kind) in [
-                    ("agents", CallerKind::Agent),
-                    ("approvers", CallerKind::Approver),
-                    ("operators", CallerKind::Operator),
-                    ("validators", CallerKind::Validator),
-                    ("auditors", CallerKind::Auditor),
+                    ("agents", CallerRole::Agent),
+                    ("approvers", CallerRole::Approver),
+                    ("operators", CallerRole::Operator),
+                    ("validators", CallerRole::Validator),
+                    ("auditors", CallerRole::Auditor),
                 ] {
                     assert_eq!(
                         said.contains(word),

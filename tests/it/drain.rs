@@ -295,7 +295,7 @@ async fn the_command_line_takes_either_way() {
     let now = dipylon::clock::Clock::system().now();
     let id = format!("spiffe://{DOMAIN}/agent/triage");
     let evidence = site.world.svid_for(&site.url, &id, now, 3_600);
-    put(&site.root.join("svid"), evidence.reveal(), 0o600);
+    put(&site.root.join("svid"), evidence.expose_secret(), 0o600);
     let dipylon = async |ways: &[(&str, &str)]| {
         let done = Command::new(env!("CARGO_BIN_EXE_dipylon"))
             .args(["task", "open", "--purpose", "x", "--evidence", "svid"])

@@ -24,7 +24,7 @@ async fn show(b: &TestBroker, token: Secret) -> Result<(), Refusal> {
         request_id: RequestId::parse("r").expect("id"),
         heartbeat: None,
     };
-    b.hall.open_task(&call, ask).await.map(drop)
+    b.broker.open_task(&call, ask).await.map(drop)
 }
 
 const ID: &str = "spiffe://soc.example/agent/triage";
@@ -44,7 +44,7 @@ async fn evidence_that_is_not_what_it_should_be() {
     )
     .await
     .expect("iat is optional, aud may be a string");
-    let entries = b.hall.state().position().1;
+    let entries = b.broker.state().position().1;
 
     let mut bad: Vec<(&str, Value)> = Vec::new();
     let with = |name: &str, value: Value| {
@@ -178,7 +178,7 @@ async fn evidence_that_is_not_what_it_should_be() {
         );
     }
     // Bytes.
-    let token = b.world.svid_with(good.clone()).reveal().to_owned();
+    let token = b.world.svid_with(good.clone()).expose_secret().to_owned();
     let parts: Vec<&str> = token.split('.').collect();
     let none = "eyJhbGciOiJub25lIn0";
     for (why, text) in [
@@ -202,15 +202,15 @@ async fn evidence_that_is_not_what_it_should_be() {
         );
     }
     assert_eq!(
-        b.hall.state().position().1,
+        b.broker.state().position().1,
         entries,
         "what does not pass gate 1 writes nothing"
     );
     b.hand.advance_millis(61_000);
-    b.hall.upkeep_once().await.expect("counts");
-    b.hall.upkeep_once().await.expect("counts");
+    b.broker.upkeep_once().await.expect("counts");
+    b.broker.upkeep_once().await.expect("counts");
     assert_eq!(
-        b.hall.state().position().1,
+        b.broker.state().position().1,
         entries + 1,
         "but the count of it"
     );
@@ -235,13 +235,13 @@ async fn proofs_that_are_not_for_this_call() {
     // Signed for one action, sent with another.
     let call = b.call(method, &triage.key, Some(read_case().digest()), None);
     assert_eq!(
-        refused(b.hall.request_token(&call, ask(disable("ann"))).await),
+        refused(b.broker.request_token(&call, ask(disable("ann"))).await),
         Reason::NotAuthenticated
     );
     // Without the action's digest at all.
     let call = b.call(method, &triage.key, None, None);
     assert_eq!(
-        refused(b.hall.request_token(&call, ask(read_case())).await),
+        refused(b.broker.request_token(&call, ask(read_case())).await),
         Reason::NotAuthenticated
     );
     // For another method.
@@ -253,11 +253,11 @@ async fn proofs_that_are_not_for_this_call() {
     );
     call.method = dipylon::serve::guard::row(method).expect("row").0;
     assert_eq!(
-        refused(b.hall.request_token(&call, ask(read_case())).await),
+        refused(b.broker.request_token(&call, ask(read_case())).await),
         Reason::NotAuthenticated
     );
     // With a nonce that is old, or of another boot.
-    let nonce = b.hall.nonce();
+    let nonce = b.broker.nonce();
     b.hand.advance_millis(60_000);
     let call = b.call_with_nonce(
         method,
@@ -267,10 +267,10 @@ async fn proofs_that_are_not_for_this_call() {
         &nonce,
     );
     assert_eq!(
-        refused(b.hall.request_token(&call, ask(read_case())).await),
+        refused(b.broker.request_token(&call, ask(read_case())).await),
         Reason::UseDpopNonce
     );
-    let nonce = b.hall.nonce();
+    let nonce = b.broker.nonce();
     let b = b.restart(dipylon::journal::Faults::default()).await;
     let call = b.call_with_nonce(
         method,
@@ -280,7 +280,7 @@ async fn proofs_that_are_not_for_this_call() {
         &nonce,
     );
     assert_eq!(
-        refused(b.hall.request_token(&call, ask(read_case())).await),
+        refused(b.broker.request_token(&call, ask(read_case())).await),
         Reason::UseDpopNonce
     );
     // After a restart this broker has verified nothing yet: evidence is asked for, and then it goes on.
@@ -308,7 +308,7 @@ async fn a_trust_domain_key_that_goes_takes_along_what_it_verified() {
     let b = b.restart(dipylon::journal::Faults::default()).await;
     assert!(!b.introspect("cases", &given.token));
     assert_eq!(
-        b.hall
+        b.broker
             .state()
             .task(&task)
             .expect("there")

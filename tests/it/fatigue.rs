@@ -13,7 +13,7 @@ async fn cancel(b: &TestBroker, agent: &TestAgent, task: TaskId, id: AccessReque
         None,
         None,
     );
-    b.hall
+    b.broker
         .cancel_access_request(&call, task, id)
         .await
         .expect("cancelled");
@@ -67,7 +67,7 @@ async fn noes_make_an_agent_wait_and_too_many_take_it_out_of_service() {
         .expect("the third no");
     assert!(!b.introspect("cases", &live.token), "what it had has ended");
     assert!(
-        b.hall
+        b.broker
             .state()
             .standing(&AgentId::parse("triage").expect("id"))
             .value
@@ -76,7 +76,7 @@ async fn noes_make_an_agent_wait_and_too_many_take_it_out_of_service() {
     assert!(b.try_open(&triage, "go on", "open-2").await.is_err());
     // An operator lets it operate again, and it begins with a clean slate.
     let call = b.person_call("dipylon.v1.GovernanceService/ResumeAgent", "olga");
-    b.hall
+    b.broker
         .resume_agent(&call, AgentId::parse("triage").expect("id"))
         .await
         .expect("resumed");
@@ -138,7 +138,7 @@ async fn a_yes_to_high_risk_takes_a_look_at_the_card_first() {
     let (b, _, _, id) = asked(world).await;
     let look = |name: &str| {
         let call = b.person_call("dipylon.v1.ApprovalService/GetCard", name);
-        b.hall.card(&call, &id)
+        b.broker.card(&call, &id)
     };
     let begin = async || b.begin("maria", id, "one-security", Verdict::Approve).await;
     let refusal = begin().await.expect_err("nothing was read");

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use dipylon::broker::{AccessStanding, TaskFilter};
+use dipylon::broker::{AccessRequestStatus, TaskFilter};
 use dipylon::journal::Faults;
 use dipylon::model::*;
 
 use crate::harness::{Expect as _, TestBroker, World, disable, read_case, refused};
 
 fn cause(b: &TestBroker, task: TaskId) -> Option<EndCause> {
-    b.hall
+    b.broker
         .state()
         .task(&task)
         .expect("known")
@@ -137,8 +137,11 @@ async fn a_frozen_action_ends_its_tokens_and_questions_while_the_tasks_go_on() {
         .denied();
     assert_eq!(denied.why, DeniedReason::Frozen);
     let call = b.person_call("dipylon.v1.ApprovalService/GetCard", "maria");
-    let card = b.hall.card(&call, &waiting.access_request).expect("a card");
-    assert_eq!(card.standing, AccessStanding::Ended);
+    let card = b
+        .broker
+        .card(&call, &waiting.access_request)
+        .expect("a card");
+    assert_eq!(card.standing, AccessRequestStatus::Ended);
     assert_eq!(
         refused(b.ask(&agent, task, &disable("ann"), 120, "ann").await),
         Reason::TokenDead
@@ -208,7 +211,7 @@ async fn an_owner_is_frozen_with_every_agent_that_is_or_was_theirs() {
 #[tokio::test]
 async fn names_that_nothing_has_are_refused() {
     let b = TestBroker::start().await;
-    let before = b.hall.state().position().1;
+    let before = b.broker.state().position().1;
     for scope in ["agent/nobody", "owner/nobody", "action/no.such"] {
         assert_eq!(refused(b.freeze(scope).await), Reason::NotFound, "{scope}");
         assert_eq!(
@@ -217,7 +220,7 @@ async fn names_that_nothing_has_are_refused() {
             "{scope}"
         );
     }
-    assert_eq!(b.hall.state().position().1, before, "nothing was entered");
+    assert_eq!(b.broker.state().position().1, before, "nothing was entered");
 }
 
 #[tokio::test]
@@ -280,7 +283,7 @@ async fn a_pinned_key_is_the_only_one_that_opens_tasks() {
     b.check();
     let call = b.person_call("dipylon.v1.GovernanceService/GetAgent", "olga");
     let view = b
-        .hall
+        .broker
         .get_agent(&call, &AgentId::parse("triage").expect("id"))
         .expect("known");
     assert_eq!(
@@ -332,9 +335,9 @@ async fn a_freeze_that_cannot_be_written_holds_here_at_once_and_is_written_later
             Reason::JournalUnavailable,
             "{scope}"
         );
-        b.hall.upkeep_once().await.expect("written by now");
-        assert_eq!(b.hall.unwritten_ends(), 0, "{scope}");
-        assert_eq!(b.hall.state().freezes().len(), 1, "{scope}");
+        b.broker.upkeep_once().await.expect("written by now");
+        assert_eq!(b.broker.unwritten_ends(), 0, "{scope}");
+        assert_eq!(b.broker.state().freezes().len(), 1, "{scope}");
         b.check();
     }
 }
@@ -361,7 +364,7 @@ async fn operators_see_tasks_and_agents_as_they_stand() {
     let call =
         |method: &str| b.person_call(&format!("dipylon.v1.GovernanceService/{method}"), "olga");
     let list = |filter: TaskFilter| {
-        b.hall
+        b.broker
             .list_tasks(&call("ListTasks"), &filter)
             .expect("lists")
     };
@@ -400,7 +403,7 @@ async fn operators_see_tasks_and_agents_as_they_stand() {
     b.suspend("triage").await.expect("suspends");
     b.freeze("owner/maria").await.expect("freezes");
     let agents = b
-        .hall
+        .broker
         .list_agents(&call("ListAgents"), None, 100)
         .expect("lists");
     let shown: Vec<_> = agents
@@ -410,13 +413,13 @@ async fn operators_see_tasks_and_agents_as_they_stand() {
     assert_eq!(shown, [("reporter", false, 1, 0), ("triage", true, 0, 0)]);
     let after = AgentId::parse("reporter").expect("id");
     let page = b
-        .hall
+        .broker
         .list_agents(&call("ListAgents"), Some(&after), 100)
         .expect("lists");
     assert_eq!(page.len(), 1);
     // An approver who is no operator sees none of it.
     let call = b.person_call("dipylon.v1.GovernanceService/ListTasks", "maria");
-    let refusal = b.hall.list_tasks(&call, &TaskFilter::default());
+    let refusal = b.broker.list_tasks(&call, &TaskFilter::default());
     assert_eq!(refused(refusal), Reason::NotPermitted);
 }
 
@@ -490,11 +493,11 @@ async fn what_waits_to_be_written_cannot_be_lifted_before_it_is() {
     );
     // Ordered again it is written at once, and then lifted for good.
     b.suspend("triage").await.expect("suspends");
-    assert_eq!(b.hall.unwritten_ends(), 0);
+    assert_eq!(b.broker.unwritten_ends(), 0);
     b.resume("triage").await.expect("resumes");
-    b.hall.upkeep_once().await.expect("nothing is left");
+    b.broker.upkeep_once().await.expect("nothing is left");
     assert!(
-        !b.hall
+        !b.broker
             .state()
             .standing(&AgentId::parse("triage").expect("id"))
             .value
@@ -535,7 +538,7 @@ async fn signs_of_life_and_ends_at_once_leave_nothing_behind() {
         }
         b.hand.advance_millis(600_000);
         assert_eq!(
-            b.hall.state().due_by(b.now(), 1_000),
+            b.broker.state().due_by(b.now(), 1_000),
             [],
             "nothing is due of what is over"
         );

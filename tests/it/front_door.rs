@@ -21,7 +21,7 @@ pub async fn present(
     let headers = token.headers("GET", URL).expect("headers");
     let jwt = headers
         .authorization
-        .reveal()
+        .expose_secret()
         .strip_prefix("DPoP ")
         .expect("scheme")
         .to_owned();
@@ -32,7 +32,7 @@ pub async fn present(
     };
     let presented = Presented {
         token: &jwt,
-        dpop: Some(headers.dpop.reveal()),
+        dpop: Some(headers.dpop.expose_secret()),
         method: "GET",
         url: URL,
         openings: &BTreeMap::new(),
@@ -89,7 +89,7 @@ async fn a_task_from_opening_to_the_validators_no() {
     ));
     assert!(
         !validator
-            .introspect(read.jwt().reveal())
+            .introspect(read.jwt().expose_secret())
             .await
             .expect("may ask")
             .active

@@ -12,7 +12,11 @@ fn programs_that_must_not_compile() {
 const PASSES: &[(&str, &str, &[&str])] = &[
     ("Attested", "verify/mod.rs", &["attest"]),
     ("Possession", "verify/possession.rs", &["check"]),
-    ("Proven", "verify/mod.rs", &["for_opening", "for_task"]),
+    (
+        "Authenticated",
+        "verify/mod.rs",
+        &["for_opening", "for_task"],
+    ),
     ("Verified", "verify/mod.rs", &["stand"]),
     ("Approved", "approve/mod.rs", &["decide"]),
     ("Reapproved", "approve/mod.rs", &["reapprove"]),

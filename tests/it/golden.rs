@@ -149,7 +149,7 @@ fn issued() -> TokenIssued {
 }
 
 /// One of every kind; a new kind does not compile until it stands here.
-fn facts() -> Vec<Fact> {
+fn facts() -> Vec<Event> {
     let (task, agent, person) = (
         id(5, TaskId::from_random),
         word("triage", AgentId::parse),
@@ -171,41 +171,41 @@ fn facts() -> Vec<Fact> {
         policy: digest(3),
     };
     let all = vec![
-        Fact::EpochStarted(EpochStarted {
+        Event::EpochStarted(EpochStarted {
             realm: word("soc", Realm::parse),
         }),
-        Fact::TrustBundleChanged(TrustBundleChanged {
+        Event::TrustBundleChanged(TrustBundleChanged {
             domain: word("soc.example", TrustDomain::parse),
             bundle: digest(10),
             kids: vec![word("k-1", KeyId::parse)],
             removed: vec![word("k-0", KeyId::parse)],
         }),
-        Fact::KeyPublished(KeyPublished {
+        Event::KeyPublished(KeyPublished {
             kid: word("kid-1", KeyId::parse),
             jwk: json!({"kty": "EC"}),
         }),
-        Fact::PolicyApplied(PolicyApplied {
+        Event::PolicyApplied(PolicyApplied {
             version: digest(3),
             by: Some(person.clone()),
         }),
-        Fact::AgentSuspended(AgentSuspended {
+        Event::AgentSuspended(AgentSuspended {
             agent: agent.clone(),
             by: person.clone(),
             reason: Some(digest(11)),
             denials: None,
         }),
-        Fact::AgentResumed(AgentResumed {
+        Event::AgentResumed(AgentResumed {
             agent: agent.clone(),
             by: person.clone(),
         }),
-        Fact::TaskOpened(opened.clone()),
-        Fact::TaskEnded(TaskEnded {
+        Event::TaskOpened(opened.clone()),
+        Event::TaskEnded(TaskEnded {
             tasks: vec![task],
             cause: EndCause::Completed,
             outcome: Some(TaskOutcome::Succeeded),
             by: None,
         }),
-        Fact::RequestDenied(RequestDenied {
+        Event::RequestDenied(RequestDenied {
             id: id(3, DecisionId::from_random),
             task,
             request_id: word("r-1", RequestId::parse),
@@ -215,7 +215,7 @@ fn facts() -> Vec<Fact> {
             decision: Some(decision()),
             evidence: evidence(),
         }),
-        Fact::AccessRequestOpened(AccessRequestOpened {
+        Event::AccessRequestOpened(AccessRequestOpened {
             access_request,
             task,
             agent: agent.clone(),
@@ -230,7 +230,7 @@ fn facts() -> Vec<Fact> {
             decision: decision(),
             evidence: evidence(),
         }),
-        Fact::VoteCast(VoteCast {
+        Event::VoteCast(VoteCast {
             access_request,
             voter: word("maria", PersonId::parse),
             key: Thumbprint(digest(13)),
@@ -244,7 +244,7 @@ fn facts() -> Vec<Fact> {
             assertion: None,
             sign_count: None,
         }),
-        Fact::VoteCast(VoteCast {
+        Event::VoteCast(VoteCast {
             access_request,
             voter: word("lee", PersonId::parse),
             key: Thumbprint(digest(16)),
@@ -258,20 +258,20 @@ fn facts() -> Vec<Fact> {
             assertion: Some(digest(17)),
             sign_count: Some(4),
         }),
-        Fact::AgentSuspended(AgentSuspended {
+        Event::AgentSuspended(AgentSuspended {
             agent: agent.clone(),
             by: word("lee", PersonId::parse),
             reason: None,
             denials: Some(3),
         }),
-        Fact::ApproverInvited(ApproverInvited {
+        Event::ApproverInvited(ApproverInvited {
             invitation: id(18, InvitationId::from_random),
             person: word("lee", PersonId::parse),
             code: digest(19),
             expires_at: Timestamp::from_millis(1_800_000_900_140),
             by: person.clone(),
         }),
-        Fact::ApproverEnrolled(ApproverEnrolled {
+        Event::ApproverEnrolled(ApproverEnrolled {
             person: word("lee", PersonId::parse),
             invitation: id(18, InvitationId::from_random),
             passkey: PasskeyOnRecord {
@@ -285,65 +285,65 @@ fn facts() -> Vec<Fact> {
                 label: "Phone".into(),
             },
         }),
-        Fact::ApproverKeysRevoked(ApproverKeysRevoked {
+        Event::ApproverKeysRevoked(ApproverKeysRevoked {
             person: word("lee", PersonId::parse),
             keys: vec![Thumbprint(digest(16))],
             cause: RevokeCause::Operator,
             by: Some(person.clone()),
         }),
-        Fact::VoteRefused(VoteRefused {
+        Event::VoteRefused(VoteRefused {
             access_request,
             voter: word("dana", PersonId::parse),
             why: "owns the agent".into(),
         }),
-        Fact::AccessRequestClosed(AccessRequestClosed {
+        Event::AccessRequestClosed(AccessRequestClosed {
             access_request,
             cause: CloseCause::Expired,
             begun: false,
         }),
-        Fact::TokenIssued(issued()),
-        Fact::TokenReissued(TokenReissued {
+        Event::TokenIssued(issued()),
+        Event::TokenReissued(TokenReissued {
             jti: issued().jti,
             kid: issued().kid,
         }),
-        Fact::TokenConsumed(TokenConsumed {
+        Event::TokenConsumed(TokenConsumed {
             jti: issued().jti,
             validator: word("idp", ServiceId::parse),
             use_id: word("use-1", UseId::parse),
         }),
-        Fact::GrantsEnded(GrantsEnded {
+        Event::GrantsEnded(GrantsEnded {
             jtis: vec![issued().jti],
             cause: EndCause::Policy,
             by: None,
         }),
-        Fact::RefusalsCounted(RefusalsCounted {
+        Event::RefusalsCounted(RefusalsCounted {
             since: Timestamp::from_secs(1_800_000_000),
             count: 7,
         }),
-        Fact::TaskOpened(TaskOpened {
+        Event::TaskOpened(TaskOpened {
             heartbeat_seconds: Some(30),
             ..opened
         }),
-        Fact::LeasesExtended(LeasesExtended {
+        Event::LeasesExtended(LeasesExtended {
             leases: vec![(task, Timestamp::from_millis(1_800_000_030_123))],
         }),
-        Fact::Frozen(Frozen {
+        Event::Frozen(Frozen {
             scope: FreezeScope::Owner(person.clone()),
             agents: vec![agent.clone()],
             by: person.clone(),
             reason: Some(digest(11)),
         }),
-        Fact::Frozen(Frozen {
+        Event::Frozen(Frozen {
             scope: FreezeScope::Action(word("account.disable", ActionName::parse)),
             agents: vec![],
             by: person.clone(),
             reason: None,
         }),
-        Fact::Unfrozen(Unfrozen {
+        Event::Unfrozen(Unfrozen {
             scope: FreezeScope::All,
             by: person.clone(),
         }),
-        Fact::GrantsEnded(GrantsEnded {
+        Event::GrantsEnded(GrantsEnded {
             jtis: vec![id(4, TokenId::from_random)],
             cause: EndCause::Operator,
             by: Some(person.clone()),
@@ -351,30 +351,30 @@ fn facts() -> Vec<Fact> {
     ];
     for fact in &all {
         match fact {
-            Fact::EpochStarted(_)
-            | Fact::TrustBundleChanged(_)
-            | Fact::KeyPublished(_)
-            | Fact::PolicyApplied(_)
-            | Fact::AgentSuspended(_)
-            | Fact::AgentResumed(_)
-            | Fact::Frozen(_)
-            | Fact::Unfrozen(_)
-            | Fact::TaskOpened(_)
-            | Fact::LeasesExtended(_)
-            | Fact::TaskEnded(_)
-            | Fact::RequestDenied(_)
-            | Fact::AccessRequestOpened(_)
-            | Fact::VoteCast(_)
-            | Fact::VoteRefused(_)
-            | Fact::AccessRequestClosed(_)
-            | Fact::ApproverInvited(_)
-            | Fact::ApproverEnrolled(_)
-            | Fact::ApproverKeysRevoked(_)
-            | Fact::TokenIssued(_)
-            | Fact::TokenReissued(_)
-            | Fact::TokenConsumed(_)
-            | Fact::GrantsEnded(_)
-            | Fact::RefusalsCounted(_) => {}
+            Event::EpochStarted(_)
+            | Event::TrustBundleChanged(_)
+            | Event::KeyPublished(_)
+            | Event::PolicyApplied(_)
+            | Event::AgentSuspended(_)
+            | Event::AgentResumed(_)
+            | Event::Frozen(_)
+            | Event::Unfrozen(_)
+            | Event::TaskOpened(_)
+            | Event::LeasesExtended(_)
+            | Event::TaskEnded(_)
+            | Event::RequestDenied(_)
+            | Event::AccessRequestOpened(_)
+            | Event::VoteCast(_)
+            | Event::VoteRefused(_)
+            | Event::AccessRequestClosed(_)
+            | Event::ApproverInvited(_)
+            | Event::ApproverEnrolled(_)
+            | Event::ApproverKeysRevoked(_)
+            | Event::TokenIssued(_)
+            | Event::TokenReissued(_)
+            | Event::TokenConsumed(_)
+            | Event::GrantsEnded(_)
+            | Event::RefusalsCounted(_) => {}
         }
     }
     all
@@ -421,7 +421,7 @@ fn every_kind_of_entry() {
             index,
             at: Timestamp::from_millis(1_800_000_000_200),
             moves: streams(),
-            rests_on: streams().into_iter().map(|s| (s, 7)).collect(),
+            read_set: streams().into_iter().map(|s| (s, 7)).collect(),
             fact,
         };
         let line = entry.canonical().expect("canonical");

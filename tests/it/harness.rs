@@ -13,7 +13,7 @@ use dipylon::clock::{Clock, Hand};
 use dipylon::jose::{SigningKey, Usage, dpop};
 use dipylon::journal::Faults;
 use dipylon::model::*;
-use dipylon::rates::{Rates, Seat};
+use dipylon::rates::{ConcurrencyPermit, Rates};
 use dipylon::rules::BundleFiles;
 use dipylon::serve::guard;
 use serde_json::json;
@@ -138,7 +138,7 @@ pub fn soc() -> BTreeMap<String, String> {
 
 pub struct TestBroker {
     pub world: Arc<World>,
-    pub hall: Arc<Hall>,
+    pub broker: Arc<Broker>,
     pub hand: Hand,
     pub clock: Clock,
     pub dir: PathBuf,
@@ -195,12 +195,12 @@ impl TestBroker {
         let signing_pkcs8 = SigningKey::generate().expect("key").1.to_vec();
         let world = Arc::new(world);
         let dir = temp.path().join("data");
-        let hall = open_as(settings, &world, &dir, &clock, &signing_pkcs8, faults)
+        let broker = open_as(settings, &world, &dir, &clock, &signing_pkcs8, faults)
             .await
             .expect("starts");
         Self {
             world,
-            hall,
+            broker,
             hand,
             clock,
             dir,
@@ -213,20 +213,20 @@ impl TestBroker {
     pub async fn restart(self, faults: Faults) -> Self {
         let Self {
             world,
-            hall,
+            broker,
             hand,
             clock,
             dir,
             signing_pkcs8,
             _temp,
         } = self;
-        drop(hall);
-        let hall = open(&world, &dir, &clock, &signing_pkcs8, faults)
+        drop(broker);
+        let broker = open(&world, &dir, &clock, &signing_pkcs8, faults)
             .await
             .expect("restarts");
         Self {
             world,
-            hall,
+            broker,
             hand,
             clock,
             dir,
@@ -243,15 +243,15 @@ impl TestBroker {
     ) -> Result<Self, StartError> {
         let Self {
             world,
-            hall,
+            broker,
             hand,
             dir,
             signing_pkcs8,
             _temp,
             ..
         } = self;
-        drop(hall);
-        let hall = start(
+        drop(broker);
+        let broker = start(
             settings(),
             &world,
             trust,
@@ -263,7 +263,7 @@ impl TestBroker {
         .await?;
         Ok(Self {
             world,
-            hall,
+            broker,
             hand,
             clock,
             dir,
@@ -276,7 +276,7 @@ impl TestBroker {
     pub async fn crash(self, wal_len: u64, faults: Faults) -> Self {
         let Self {
             world,
-            hall,
+            broker,
             hand,
             clock,
             dir,
@@ -292,13 +292,13 @@ impl TestBroker {
         let wal = std::fs::read(dir.join("journal.db-wal")).expect("wal");
         let keep = usize::try_from(wal_len).expect("small").min(wal.len());
         std::fs::write(copy.join("journal.db-wal"), &wal[..keep]).expect("wal");
-        drop(hall);
-        let hall = open(&world, &copy, &clock, &signing_pkcs8, faults)
+        drop(broker);
+        let broker = open(&world, &copy, &clock, &signing_pkcs8, faults)
             .await
             .expect("restarts after a crash");
         Self {
             world,
-            hall,
+            broker,
             hand,
             clock,
             dir: copy,
@@ -333,8 +333,8 @@ impl TestBroker {
         key: &SigningKey,
         adg: Option<Digest>,
         evh: Option<Digest>,
-    ) -> Presented {
-        self.call_with_nonce(method, key, adg, evh, &self.hall.nonce())
+    ) -> CallContext {
+        self.call_with_nonce(method, key, adg, evh, &self.broker.nonce())
     }
 
     pub fn call_with_nonce(
@@ -344,8 +344,8 @@ impl TestBroker {
         adg: Option<Digest>,
         evh: Option<Digest>,
         nonce: &str,
-    ) -> Presented {
-        let (method, admits) = guard::row(method).expect("a method with a row");
+    ) -> CallContext {
+        let (method, allowed_roles) = guard::row(method).expect("a method with a row");
         let jti = format!(
             "{:032x}",
             u128::from(rand_u64()) << 64 | u128::from(rand_u64())
@@ -360,17 +360,17 @@ impl TestBroker {
             adg,
             evh,
         };
-        Presented {
+        CallContext {
             method,
-            admits,
+            allowed_roles,
             proof: Some(dpop::create(key, &claims).expect("proof")),
             bearer: None,
-            visit: None,
-            seat: Seat::standing(guard::class(method)),
+            session: None,
+            permit: ConcurrencyPermit::unlimited(guard::class(method)),
         }
     }
 
-    pub fn person_call(&self, method: &str, name: &str) -> Presented {
+    pub fn person_call(&self, method: &str, name: &str) -> CallContext {
         self.call(method, &self.world.keys[name], None, None)
     }
 
@@ -413,12 +413,12 @@ impl TestBroker {
             request_id: RequestId::parse(request_id).expect("id"),
             heartbeat,
         };
-        self.hall.open_task(&call, ask).await
+        self.broker.open_task(&call, ask).await
     }
 
     pub async fn keep_alive(&self, agent: &TestAgent, task: TaskId) -> Result<Timestamp, Refusal> {
         let call = self.call("dipylon.v1.TaskService/KeepAlive", &agent.key, None, None);
-        self.hall.keep_alive(&call, task).await
+        self.broker.keep_alive(&call, task).await
     }
 
     pub async fn ask(
@@ -458,13 +458,14 @@ impl TestBroker {
             wait_ms: 0,
             evidence,
         };
-        let reply = self.hall.request_token(&call, ask).await;
+        let reply = self.broker.request_token(&call, ask).await;
         if let Ok(TokenReply::Token(given)) = &reply {
             let audience = action.audience.as_str();
-            let claims = super::crosscheck::decodes(&given.token, &self.hall.jwks(), URL, audience)
-                .expect("another library reads it");
+            let claims =
+                super::crosscheck::decodes(&given.token, &self.broker.jwks(), URL, audience)
+                    .expect("another library reads it");
             assert_eq!(claims["jti"], given.issued.jti.to_string());
-            super::crosscheck::decodes(&given.token, &self.hall.jwks(), URL, "https://other")
+            super::crosscheck::decodes(&given.token, &self.broker.jwks(), URL, "https://other")
                 .expect_err("for its audience alone");
         }
         reply
@@ -490,7 +491,7 @@ impl TestBroker {
     ) -> Result<VoteBegun, Refusal> {
         let call = self.person_call("dipylon.v1.ApprovalService/BeginVote", name);
         let profile = ProfileName::parse(profile).expect("profile");
-        self.hall
+        self.broker
             .begin_vote(
                 &call,
                 id,
@@ -523,7 +524,7 @@ impl TestBroker {
             .expect("signed");
         let call = self.person_call("dipylon.v1.ApprovalService/CastVote", name);
         let proof = VoteProof::Signature(signature.to_vec());
-        let cast = self.hall.cast_vote(&call, id, statement, proof).await;
+        let cast = self.broker.cast_vote(&call, id, statement, proof).await;
         cast.map(|done| done.view)
     }
 
@@ -551,14 +552,14 @@ impl TestBroker {
         use_id: &str,
     ) -> Result<Consumed, Refusal> {
         let call = self.person_call("dipylon.v1.TokenService/ConsumeToken", validator);
-        self.hall
+        self.broker
             .consume_token(&call, token, &UseId::parse(use_id).expect("id"))
             .await
     }
 
     pub fn introspect(&self, validator: &str, token: &Secret) -> bool {
         let call = self.person_call("dipylon.v1.TokenService/Introspect", validator);
-        self.hall
+        self.broker
             .introspect(&call, token)
             .expect("a validator may ask")
             .is_some()
@@ -571,7 +572,7 @@ impl TestBroker {
             None,
             None,
         );
-        self.hall
+        self.broker
             .complete_task(
                 &call,
                 TaskEndAsk {
@@ -584,20 +585,22 @@ impl TestBroker {
 
     pub async fn apply(&self, files: BTreeMap<String, String>) -> Result<Applied, Refusal> {
         let call = self.person_call("dipylon.v1.GovernanceService/ApplyPolicyBundle", "olga");
-        let operator = self.hall.person(&call)?;
-        self.hall.apply_policy_bundle(&call, operator, files).await
+        let operator = self.broker.person(&call)?;
+        self.broker
+            .apply_policy_bundle(&call, operator, files)
+            .await
     }
 
     pub async fn suspend(&self, agent: &str) -> Result<(usize, u64), Refusal> {
         let call = self.person_call("dipylon.v1.GovernanceService/SuspendAgent", "olga");
-        self.hall
+        self.broker
             .suspend_agent(&call, AgentId::parse(agent).expect("id"), None)
             .await
     }
 
     pub async fn resume(&self, agent: &str) -> Result<u64, Refusal> {
         let call = self.person_call("dipylon.v1.GovernanceService/ResumeAgent", "olga");
-        self.hall
+        self.broker
             .resume_agent(&call, AgentId::parse(agent).expect("id"))
             .await
     }
@@ -606,18 +609,18 @@ impl TestBroker {
         let call = self.person_call("dipylon.v1.GovernanceService/Freeze", "olga");
         let scope = FreezeScope::parse(scope).expect("scope");
         let reason = Prose::parse("reason", "an incident").expect("prose");
-        self.hall.freeze(&call, scope, Some(reason)).await
+        self.broker.freeze(&call, scope, Some(reason)).await
     }
 
     pub async fn unfreeze(&self, scope: &str) -> Result<u64, Refusal> {
         let call = self.person_call("dipylon.v1.GovernanceService/Unfreeze", "olga");
         let scope = FreezeScope::parse(scope).expect("scope");
-        self.hall.unfreeze(&call, scope).await
+        self.broker.unfreeze(&call, scope).await
     }
 
     pub async fn revoke(&self, jti: TokenId) -> Result<TokenRevoked, Refusal> {
         let call = self.person_call("dipylon.v1.TokenService/RevokeToken", "olga");
-        self.hall.revoke_token(&call, jti).await
+        self.broker.revoke_token(&call, jti).await
     }
 
     /// Every law that the journal alone can show.
@@ -632,7 +635,7 @@ async fn open(
     clock: &Clock,
     key: &[u8],
     faults: Faults,
-) -> Result<Arc<Hall>, StartError> {
+) -> Result<Arc<Broker>, StartError> {
     open_as(settings(), world, dir, clock, key, faults).await
 }
 
@@ -643,7 +646,7 @@ pub async fn open_as(
     clock: &Clock,
     key: &[u8],
     faults: Faults,
-) -> Result<Arc<Hall>, StartError> {
+) -> Result<Arc<Broker>, StartError> {
     let trust = vec![(
         TrustDomain::parse(DOMAIN).expect("domain"),
         world.trust_bundle(),
@@ -659,7 +662,7 @@ async fn start(
     clock: &Clock,
     key: &[u8],
     faults: Faults,
-) -> Result<Arc<Hall>, StartError> {
+) -> Result<Arc<Broker>, StartError> {
     let mut tries = 0;
     loop {
         let start = Start {
@@ -671,7 +674,7 @@ async fn start(
             clock: clock.clone(),
             faults: faults.clone(),
         };
-        match Hall::start(start).await {
+        match Broker::start(start).await {
             // The writer of the broker before may still be letting go.
             Err(StartError::Open(dipylon::journal::OpenError::Locked(_))) if tries < 200 => {
                 tries += 1;

@@ -17,25 +17,25 @@ const GOVERNANCE: &str = "dipylon.v1.GovernanceService";
 
 fn rows(b: &TestBroker, who: &str) -> BTreeMap<String, RuleRow> {
     let call = b.person_call(&format!("{GOVERNANCE}/ListRules"), who);
-    let rows = b.hall.list_rules(&call).expect("may read");
+    let rows = b.broker.list_rules(&call).expect("may read");
     rows.into_iter().map(|row| (row.id.clone(), row)).collect()
 }
 
 async fn timeline(b: &TestBroker, who: &str, task: TaskId) -> Result<Timeline, Reason> {
     let call = b.person_call(&format!("{GOVERNANCE}/GetTimeline"), who);
-    let read = b.hall.timeline(&call, task).await;
+    let read = b.broker.timeline(&call, task).await;
     read.map_err(|refusal| refusal.reason)
 }
 
 async fn search(b: &TestBroker, query: &str, below: Option<u64>) -> Found {
     let call = b.person_call(&format!("{GOVERNANCE}/SearchJournal"), "audit");
-    let found = b.hall.search(&call, query, below).await;
+    let found = b.broker.search(&call, query, below).await;
     found.expect("may search")
 }
 
 async fn live(b: &TestBroker, after: Option<TokenId>, max: usize) -> Vec<LiveToken> {
     let call = b.person_call(&format!("{GOVERNANCE}/ListTokens"), "olga");
-    let page = b.hall.live_tokens(&call, after, max).await;
+    let page = b.broker.live_tokens(&call, after, max).await;
     page.expect("may read")
 }
 
@@ -111,7 +111,7 @@ async fn what_people_decided_is_counted_once() {
     b.hand.advance_millis(61_000);
     let lapsed = asker.pending(&b, &disable("cara")).await;
     b.hand.advance_millis(901_000);
-    let _written = b.hall.upkeep_once().await;
+    let _written = b.broker.upkeep_once().await;
     let wrong = action(
         "account.disable",
         "Account",
@@ -124,7 +124,7 @@ async fn what_people_decided_is_counted_once() {
     let denied = b.ask_showing(&asker.agent, asker.task, &wrong, 60, "wrong", evidence);
     denied.await.denied();
 
-    let figures = b.hall.state().figures();
+    let figures = b.broker.state().figures();
     let (triage, disabling) = (agent_id("triage"), name("account.disable"));
     let habit = figures.habit(&triage, &disabling).expect("a habit");
     assert_eq!(
@@ -176,10 +176,10 @@ async fn what_people_decided_is_counted_once() {
     // A vote on what no longer waits counts nowhere.
     let late = b.begin("maria", lapsed, "one-security", Verdict::Approve);
     late.await.expect_err("too late");
-    let before = b.hall.state().picture();
+    let before = b.broker.state().picture();
     let b = b.restart(Faults::default()).await;
-    assert_eq!(b.hall.state().picture(), before, "law 9");
-    recount(&b.dir, b.hall.state());
+    assert_eq!(b.broker.state().picture(), before, "law 9");
+    recount(&b.dir, b.broker.state());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -188,7 +188,7 @@ async fn whoever_always_says_yes_at_once_stands_out() {
     let mut asker = Asker::new(&b, "triage").await;
     let approvers = |b: &TestBroker| {
         let call = b.person_call(&format!("{GOVERNANCE}/ListApproverFigures"), "audit");
-        let all = b.hall.approver_figures(&call).expect("may read");
+        let all = b.broker.approver_figures(&call).expect("may read");
         let all: BTreeMap<_, _> = all.into_iter().map(|a| (a.id.to_string(), a)).collect();
         assert_eq!(all.keys().collect::<Vec<_>>(), ["dana", "lee", "maria"]);
         all
@@ -219,7 +219,7 @@ async fn what_was_unusual_is_remembered_as_of_the_asking() {
     let mut asker = Asker::new(&b, "triage").await;
     let first = asker.pending(&b, &disable("ann")).await;
     let odd = |id| {
-        let odd = b.hall.state().figures().oddities(&id);
+        let odd = b.broker.state().figures().oddities(&id);
         odd.expect("remembered").to_vec()
     };
     assert_eq!(odd(first), [Oddity::NoHistory]);
@@ -237,7 +237,7 @@ async fn what_was_unusual_is_remembered_as_of_the_asking() {
     assert_eq!(odd(other), [Oddity::FirstTime]);
     assert_eq!(odd(first), [Oddity::NoHistory], "later asks change nothing");
     let b = b.restart(Faults::default()).await;
-    let kept = b.hall.state().figures().oddities(&target);
+    let kept = b.broker.state().figures().oddities(&target);
     assert_eq!(kept.as_deref(), Some(&[Oddity::FirstOnTarget][..]));
 }
 
@@ -246,7 +246,7 @@ async fn no_agent_makes_itself_familiar_by_asking_alone() {
     let b = TestBroker::start().await;
     let mut asker = Asker::new(&b, "triage").await;
     let odd = |id| {
-        let odd = b.hall.state().figures().oddities(&id);
+        let odd = b.broker.state().figures().oddities(&id);
         odd.expect("remembered").to_vec()
     };
     // Taken back, again and again, and what rules deny: asked and answered, never decided.
@@ -255,7 +255,7 @@ async fn no_agent_makes_itself_familiar_by_asking_alone() {
         assert_eq!(odd(id), [Oddity::NoHistory], "{n}");
         let method = "dipylon.v1.TaskService/CancelAccessRequest";
         let call = b.call(method, &asker.agent.key, None, None);
-        let cancelled = b.hall.cancel_access_request(&call, asker.task, id).await;
+        let cancelled = b.broker.cancel_access_request(&call, asker.task, id).await;
         cancelled.expect("cancelled");
         let wrong = action(
             "account.disable",
@@ -271,14 +271,14 @@ async fn no_agent_makes_itself_familiar_by_asking_alone() {
         b.hand.advance_millis(61_000);
     }
     let (triage, disabling) = (agent_id("triage"), name("account.disable"));
-    let figures = b.hall.state().figures();
+    let figures = b.broker.state().figures();
     let habit = figures.habit(&triage, &disabling).expect("a habit");
     assert_eq!((habit.asked, habit.refused, habit.decided()), (16, 8, 0));
     assert_eq!(habit.on_day_of(b.now()), 16, "asks of a day are counted");
     assert_eq!((habit.hours, habit.targets), ([0; 24], Targets::default()));
     let id = asker.pending(&b, &disable("ann")).await;
     let call = b.person_call("dipylon.v1.ApprovalService/GetCard", "maria");
-    let card = b.hall.card(&call, &id).expect("may see");
+    let card = b.broker.card(&call, &id).expect("may see");
     assert_eq!(card.unusual, ["no history yet"]);
     let history = card.history.expect("kept");
     assert!(history.first && history.today == 17, "{history:?}");
@@ -289,7 +289,7 @@ async fn no_agent_makes_itself_familiar_by_asking_alone() {
     b.hand.advance_millis(61_000);
     let id = asker.pending(&b, &disable("ann")).await;
     assert_eq!(odd(id), [Oddity::LittleHistory { decided: 1 }]);
-    recount(&b.dir, b.hall.state());
+    recount(&b.dir, b.broker.state());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -298,7 +298,7 @@ async fn a_card_says_what_came_before() {
     let mut asker = Asker::new(&b, "triage").await;
     let card = |b: &TestBroker, who: &str, id| {
         let call = b.person_call("dipylon.v1.ApprovalService/GetCard", who);
-        b.hall.card(&call, &id).expect("may see")
+        b.broker.card(&call, &id).expect("may see")
     };
     let id = asker.pending(&b, &disable("ann")).await;
     let first = card(&b, "maria", id);
@@ -358,7 +358,7 @@ async fn an_agent_shows_what_it_uses_of_its_ceiling() {
     asker.approved(&b, &disable("ann"), 1).await;
     let show = |id: &str| {
         let call = b.person_call(&format!("{GOVERNANCE}/GetAgent"), "audit");
-        b.hall.get_agent(&call, &agent_id(id)).expect("may read")
+        b.broker.get_agent(&call, &agent_id(id)).expect("may read")
     };
     let triage = show("triage");
     assert_eq!(triage.attested_at, Some(START.plus_secs(6)));
@@ -516,7 +516,7 @@ async fn a_timeline_goes_from_verification_to_the_end() {
     );
     assert!(given.ids[0].starts_with("tok_") && given.ids[2].starts_with("areq_"));
     for moment in &read.moments {
-        let stored = moment.index.map(|index| b.hall.journal().entry(index));
+        let stored = moment.index.map(|index| b.broker.journal().entry(index));
         let stored = stored.map(|read| read.expect("readable").expect("there"));
         assert!(stored.is_none_or(|s| s.text.contains(&format!("\"kind\":\"{}\"", moment.kind))));
     }
@@ -604,7 +604,7 @@ async fn the_journal_is_searched_by_whole_words() {
     }
     let all = search(&b, "", None).await;
     let indexes: Vec<u64> = all.moments.iter().filter_map(|m| m.index).collect();
-    let last = b.hall.state().position().1;
+    let last = b.broker.state().position().1;
     assert_eq!(indexes, (0..=last).rev().collect::<Vec<_>>());
     // The next page goes on below.
     let below = search(&b, "TokenIssued", indexes.get(3).copied()).await;
@@ -612,7 +612,7 @@ async fn the_journal_is_searched_by_whole_words() {
     let expected = whole.moments.iter().filter(|m| m.index < Some(indexes[3]));
     assert_eq!(below.moments, expected.cloned().collect::<Vec<_>>());
     let call = b.person_call(&format!("{GOVERNANCE}/SearchJournal"), "olga");
-    let long = b.hall.search(&call, &"x".repeat(257), None).await;
+    let long = b.broker.search(&call, &"x".repeat(257), None).await;
     assert_eq!(refused(long), Reason::Malformed);
 }
 
@@ -620,11 +620,11 @@ async fn the_journal_is_searched_by_whole_words() {
 async fn a_search_stops_and_says_where_to_go_on() {
     let b = TestBroker::start().await;
     let many = SCAN_MAX + 100;
-    fill(b.hall.journal(), many).await;
+    fill(b.broker.journal(), many).await;
     let first = search(&b, "EpochStarted", None).await;
     assert!(first.moments.is_empty());
     let next = first.next.expect("more below");
-    assert_eq!(b.hall.state().position().1 + 1 - next, SCAN_MAX);
+    assert_eq!(b.broker.state().position().1 + 1 - next, SCAN_MAX);
     let second = search(&b, "EpochStarted", Some(next)).await;
     assert_eq!(second.moments.len(), 1);
     assert_eq!(second.next, None);
@@ -635,7 +635,7 @@ async fn a_search_stops_and_says_where_to_go_on() {
 
 async fn fill(journal: &Journal, many: u64) {
     let fact = |count| {
-        Fact::RefusalsCounted(RefusalsCounted {
+        Event::RefusalsCounted(RefusalsCounted {
             since: START,
             count,
         })
@@ -773,10 +773,10 @@ pub fn recount(dir: &std::path::Path, state: &State) {
         };
         let entry = Entry::parse(&stored.text).expect("an entry");
         match entry.fact {
-            Fact::TaskOpened(f) => {
+            Event::TaskOpened(f) => {
                 agents.insert(f.task, f.agent);
             }
-            Fact::RequestDenied(f) => {
+            Event::RequestDenied(f) => {
                 if let Some(decision) = &f.decision {
                     hit(decision);
                     let key = (agents[&f.task].clone(), f.action.action.clone());
@@ -785,14 +785,14 @@ pub fn recount(dir: &std::path::Path, state: &State) {
                     habit.refused += 1;
                 }
             }
-            Fact::AccessRequestOpened(f) => {
+            Event::AccessRequestOpened(f) => {
                 hit(&f.decision);
                 let key = (f.agent, f.action.action);
                 habits.entry(key.clone()).or_default().asked += 1;
                 asks.insert(f.access_request, (entry.at, f.action.target));
                 requests.insert(f.access_request, key);
             }
-            Fact::VoteCast(f) => {
+            Event::VoteCast(f) => {
                 let (yes, no) = votes.entry(f.voter).or_default();
                 match f.verdict {
                     Verdict::Approve => *yes += 1,
@@ -807,11 +807,11 @@ pub fn recount(dir: &std::path::Path, state: &State) {
                     }
                 }
             }
-            Fact::AccessRequestClosed(f) if f.cause == CloseCause::Expired => {
+            Event::AccessRequestClosed(f) if f.cause == CloseCause::Expired => {
                 let key = requests[&f.access_request].clone();
                 habits.entry(key).or_default().expired += 1;
             }
-            Fact::TokenIssued(f) => {
+            Event::TokenIssued(f) => {
                 hit(&f.decision);
                 *decided.entry(f.agent.clone()).or_default() += 1;
                 let key = (f.agent, f.action.action.clone());

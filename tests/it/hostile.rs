@@ -22,7 +22,7 @@ async fn rules_whose_operator_goes_away_are_swept_all_the_same() {
     let task = b.open(&triage).await;
     let read = b.ask(&triage, task, &read_case(), 300, "r-0").await.token();
     {
-        let mut tail = b.hall.journal().tail();
+        let mut tail = b.broker.journal().tail();
         tail.borrow_and_update();
         let apply = b.apply(no_reading(&b));
         tokio::pin!(apply);
@@ -39,7 +39,10 @@ async fn rules_whose_operator_goes_away_are_swept_all_the_same() {
     b.apply(b.world.policy.clone())
         .await
         .expect("applied, after the sweep of the one before");
-    assert!(b.hall.state().feed_last().is_some(), "validators were told");
+    assert!(
+        b.broker.state().feed_last().is_some(),
+        "validators were told"
+    );
     assert!(
         !b.introspect("cases", &read.token),
         "and what ended stays ended"
@@ -78,7 +81,7 @@ async fn an_operator_who_is_removed_while_sending_applies_nothing() {
     let b = TestBroker::start().await;
     let call = b.person_call("dipylon.v1.GovernanceService/ApplyPolicyBundle", "olga");
     // The stream is opened; olga sends nothing yet.
-    let olga = b.hall.person(&call).expect("an operator");
+    let olga = b.broker.person(&call).expect("an operator");
     let mut gone = b.world.policy.clone();
     let people = gone.get_mut("people.toml").expect("people");
     *people = people
@@ -91,7 +94,7 @@ async fn an_operator_who_is_removed_while_sending_applies_nothing() {
     assert_eq!(refused(b.suspend("triage").await), Reason::NotPermitted);
     b.hand.advance_millis(3_600_000);
     let late = b
-        .hall
+        .broker
         .apply_policy_bundle(&call, olga, b.world.policy.clone())
         .await;
     assert_eq!(refused(late), Reason::NotPermitted);
@@ -208,7 +211,7 @@ async fn a_task_that_ends_meanwhile_saves_no_other_from_the_sweep() {
             "{text}\n@id(\"nobody\") forbid (principal, action == Action::\"operate\", resource);\n"
         )
     });
-    let mut tail = b.hall.journal().tail();
+    let mut tail = b.broker.journal().tail();
     tail.borrow_and_update();
     let (applied, ended) = tokio::join!(b.apply(shut), async {
         tail.changed().await.expect("changes");
@@ -217,7 +220,7 @@ async fn a_task_that_ends_meanwhile_saves_no_other_from_the_sweep() {
     applied.expect("applied");
     ended.expect("ended");
     assert_eq!(
-        b.hall.state().open_tasks().len(),
+        b.broker.state().open_tasks().len(),
         0,
         "nothing is left when the reply is here"
     );
@@ -275,13 +278,13 @@ async fn a_heartbeat_names_no_event_that_was_not_sent() {
                 .task,
         );
     }
-    let hall = b.hall.clone();
+    let broker = b.broker.clone();
     let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let seen = stop.clone();
     let reader = std::thread::spawn(move || {
         let (mut after, mut gaps) = (None, 0_u64);
         while !seen.load(std::sync::atomic::Ordering::Relaxed) {
-            let (events, _, last) = hall.feed_after(after);
+            let (events, _, last) = broker.feed_after(after);
             if events.is_empty() && last != after {
                 gaps += 1;
             }
@@ -336,7 +339,7 @@ async fn a_full_disk_closes_the_gates_and_loses_nothing() {
     };
     assert_eq!(refusal.reason, Reason::JournalUnavailable);
     assert!(
-        !b.hall.journal().tail().borrow().failed,
+        !b.broker.journal().tail().borrow().failed,
         "the process stays up"
     );
     // Ends are small: some still fit. The first that does not is answered so, and holds here at once.
@@ -370,12 +373,12 @@ async fn a_full_disk_closes_the_gates_and_loses_nothing() {
         Reason::NotAuthenticated,
         "suspended here all the same"
     );
-    let before = b.hall.state().picture();
+    let before = b.broker.state().picture();
     b.check();
     // Space again.
     let b = b.restart(Faults::default()).await;
     assert_eq!(
-        b.hall.state().picture(),
+        b.broker.state().picture(),
         before,
         "what was acknowledged is there, and nothing else"
     );

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dipylon::broker::{
-    AccessStanding, InboxAsk, InboxCursor, InboxNews, InboxPage, InboxWatch, Position, TokenReply,
+    AccessRequestStatus, InboxAsk, InboxCursor, InboxNews, InboxPage, InboxWatch, Position,
+    TokenReply,
 };
 use dipylon::journal::Faults;
 use dipylon::model::*;
@@ -42,7 +43,9 @@ fn isolate() -> Action {
 }
 
 fn page(b: &TestBroker, who: &str, ask: &InboxAsk) -> InboxPage {
-    b.hall.inbox(&b.person_call(LIST, who), ask).expect("reads")
+    b.broker
+        .inbox(&b.person_call(LIST, who), ask)
+        .expect("reads")
 }
 
 fn whole(b: &TestBroker, who: &str) -> InboxPage {
@@ -182,7 +185,7 @@ async fn what_was_approved_comes_back_when_a_yes_counts_no_more() {
     // The keys.
     let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
     let lee = PersonId::parse("lee").expect("id");
-    let revoked = b.hall.revoke_approver_keys(&call, lee, None).await;
+    let revoked = b.broker.revoke_approver_keys(&call, lee, None).await;
     revoked.expect("revoked");
     assert_eq!(waiting(), [ann].into());
     // The time.
@@ -354,14 +357,14 @@ async fn beyond_so_many_a_minute_they_wait_their_turn_and_are_never_allowed_by_i
 
 fn watch(b: &TestBroker, after: Option<Position>) -> InboxWatch {
     let call = b.person_call(WATCH, "lee");
-    b.hall.inbox_changes(&call, after).expect("watches")
+    b.broker.inbox_changes(&call, after).expect("watches")
 }
 
 async fn changed(
     b: &TestBroker,
     watch: &mut InboxWatch,
 ) -> (Stirred, Vec<AccessRequestId>, Position) {
-    match tokio::time::timeout(Duration::from_secs(20), watch.next(&b.hall)).await {
+    match tokio::time::timeout(Duration::from_secs(20), watch.next(&b.broker)).await {
         Ok(Some(InboxNews::Changed(stir))) => {
             let at = Position {
                 epoch: stir.epoch,
@@ -379,7 +382,7 @@ async fn a_watch_hears_of_every_change_and_goes_on_after_a_restart() {
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
     let mut heard = watch(&b, None);
-    let Some(InboxNews::Snapshot(start)) = heard.next(&b.hall).await else {
+    let Some(InboxNews::Snapshot(start)) = heard.next(&b.broker).await else {
         panic!("a snapshot comes first")
     };
     let ann = pending(&b, &triage, task, &disable("ann"), "r-1").await;
@@ -432,11 +435,11 @@ async fn a_watch_hears_of_every_change_and_goes_on_after_a_restart() {
             ..start
         },
     ] {
-        let news = watch(&b, Some(odd)).next(&b.hall).await;
+        let news = watch(&b, Some(odd)).next(&b.broker).await;
         assert!(matches!(news, Some(InboxNews::Snapshot(_))), "{odd:?}");
     }
     let mut quiet = watch(&b, None);
-    let (first, second) = (quiet.next(&b.hall).await, quiet.next(&b.hall).await);
+    let (first, second) = (quiet.next(&b.broker).await, quiet.next(&b.broker).await);
     assert!(matches!(
         (first, second),
         (Some(InboxNews::Snapshot(_)), Some(InboxNews::Heartbeat(_)))
@@ -448,7 +451,7 @@ async fn a_watch_hears_of_every_change_and_goes_on_after_a_restart() {
     }))
     .await
     .expect("applies");
-    assert!(quiet.next(&b.hall).await.is_none());
+    assert!(quiet.next(&b.broker).await.is_none());
 }
 
 #[derive(Debug, Clone)]
@@ -587,7 +590,7 @@ async fn history(ops: Vec<Op>) {
                     None,
                     None,
                 );
-                let _closed = b.hall.cancel_access_request(&call, a.task, a.id).await;
+                let _closed = b.broker.cancel_access_request(&call, a.task, a.id).await;
             }
             Op::End { task } => {
                 let Some((agent, task)) = tasks.get(task).cloned() else {
@@ -618,7 +621,7 @@ async fn history(ops: Vec<Op>) {
             }
             Op::Advance(ms) => {
                 b.hand.advance_millis(ms);
-                b.hall.upkeep_once().await.expect("upkeep");
+                b.broker.upkeep_once().await.expect("upkeep");
             }
         }
         // The hundred statements of a person would be used up: each round begins with some that lapsed.
@@ -639,8 +642,8 @@ async fn history(ops: Vec<Op>) {
         let mut could = BTreeSet::new();
         for a in &asked {
             let call = b.person_call("dipylon.v1.ApprovalService/GetCard", who);
-            let waits =
-                b.hall.view_of(&call, &a.id).expect("known").standing == AccessStanding::Waiting;
+            let waits = b.broker.view_of(&call, &a.id).expect("known").standing
+                == AccessRequestStatus::Waiting;
             let profile = if a.action.name.as_str() == "host.isolate" {
                 "two-security"
             } else {

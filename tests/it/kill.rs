@@ -181,7 +181,7 @@ impl Realm {
                     .request_token(&order(read_case(), &self.name("r")))
                     .await
                 {
-                    let jwt = token.jwt().reveal().to_owned();
+                    let jwt = token.jwt().expose_secret().to_owned();
                     self.note(|l| {
                         l.tokens.insert(token.jti(), (task.id(), jwt));
                     });
@@ -255,7 +255,7 @@ impl Realm {
             let Ok(Outcome::Token(token)) = task.request_token(&ask).await else {
                 continue;
             };
-            let jwt = token.jwt().reveal().to_owned();
+            let jwt = token.jwt().expose_secret().to_owned();
             self.note(|l| {
                 l.tokens.insert(token.jti(), (task.id(), jwt));
             });
@@ -264,8 +264,8 @@ impl Realm {
                 .headers("POST", "https://idp.soc.example/x")
                 .expect("headers");
             let presented = dipylon::validator::Presented {
-                token: token.jwt().reveal(),
-                dpop: Some(headers.dpop.reveal()),
+                token: token.jwt().expose_secret(),
+                dpop: Some(headers.dpop.expose_secret()),
                 method: "POST",
                 url: "https://idp.soc.example/x",
                 openings: token.openings(),

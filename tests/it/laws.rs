@@ -70,7 +70,7 @@ pub fn check_against(dir: &Path, noted: Option<Checkpoint>) -> Found {
     for s in stored {
         // Laws 7 and 10: bytes, order, time, and that everything rested on what was so.
         let entry = audit.entry(&s.text, s.leaf).expect("entry");
-        policies += usize::from(matches!(entry.fact, Fact::PolicyApplied(_)));
+        policies += usize::from(matches!(entry.fact, Event::PolicyApplied(_)));
         walk.entry(&entry, &journal);
         votes
             .entry(&entry, |name| journal.blob(name))
@@ -104,7 +104,7 @@ pub fn check_against(dir: &Path, noted: Option<Checkpoint>) -> Found {
 impl Walk {
     fn entry(&mut self, entry: &Entry, journal: &ReadOnly) {
         match &entry.fact {
-            Fact::PolicyApplied(f) => {
+            Event::PolicyApplied(f) => {
                 let text = journal
                     .blob(&f.version)
                     .expect("readable")
@@ -119,7 +119,7 @@ impl Walk {
                 });
                 self.policy = Some((f.version, bundle));
             }
-            Fact::AgentSuspended(f) => {
+            Event::AgentSuspended(f) => {
                 self.suspended.insert(f.agent.clone());
                 let of_agent: Vec<_> = self
                     .tasks
@@ -129,8 +129,8 @@ impl Walk {
                     .collect();
                 self.ended.extend(of_agent);
             }
-            Fact::ApproverInvited(_) => {}
-            Fact::ApproverEnrolled(f) => {
+            Event::ApproverInvited(_) => {}
+            Event::ApproverEnrolled(f) => {
                 assert!(
                     self.invitations.insert(f.invitation),
                     "an invitation was used twice"
@@ -145,11 +145,11 @@ impl Walk {
                     .insert(key, (f.person.clone(), f.passkey.clone()));
                 assert!(before.is_none(), "one key is two people's");
             }
-            Fact::ApproverKeysRevoked(f) => self.revoked.extend(f.keys.iter().copied()),
-            Fact::AgentResumed(f) => {
+            Event::ApproverKeysRevoked(f) => self.revoked.extend(f.keys.iter().copied()),
+            Event::AgentResumed(f) => {
                 self.suspended.remove(&f.agent);
             }
-            Fact::Frozen(f) => {
+            Event::Frozen(f) => {
                 self.frozen.insert(f.scope.clone());
                 let hit = |t: &&TaskOpened| match &f.scope {
                     FreezeScope::All => true,
@@ -195,10 +195,10 @@ impl Walk {
                     }
                 }
             }
-            Fact::Unfrozen(f) => {
+            Event::Unfrozen(f) => {
                 self.frozen.remove(&f.scope);
             }
-            Fact::TaskOpened(f) => {
+            Event::TaskOpened(f) => {
                 let owner = &self.bundle().agent(&f.agent).expect("registered").owner;
                 for scope in [
                     FreezeScope::All,
@@ -216,12 +216,12 @@ impl Walk {
                 );
                 self.tasks.insert(f.task, f.clone());
             }
-            Fact::TaskEnded(f) => {
+            Event::TaskEnded(f) => {
                 for task in &f.tasks {
                     assert!(self.ended.insert(*task), "a task ended twice");
                 }
             }
-            Fact::AccessRequestOpened(f) => {
+            Event::AccessRequestOpened(f) => {
                 assert!(!self.ended.contains(&f.task), "an ended task asked people");
                 // One that expired no longer waits, whether or not the news of it has been written.
                 let waits = |id: &AccessRequestId| entry.at < self.requests[id].expires_at;
@@ -234,13 +234,13 @@ impl Walk {
                 );
                 self.requests.insert(f.access_request, f.clone());
             }
-            Fact::VoteCast(f) => self.vote(f, entry, journal),
-            Fact::AccessRequestClosed(f) => {
+            Event::VoteCast(f) => self.vote(f, entry, journal),
+            Event::AccessRequestClosed(f) => {
                 self.closed.insert(f.access_request);
                 self.no_longer_asks(&f.access_request);
             }
-            Fact::TokenIssued(f) => self.issued(f, entry, journal),
-            Fact::TokenReissued(f) => {
+            Event::TokenIssued(f) => self.issued(f, entry, journal),
+            Event::TokenReissued(f) => {
                 let grant = &self.grants[&f.jti];
                 assert!(
                     !self.ended.contains(&grant.task) && !self.dead.contains(&f.jti),
@@ -248,7 +248,7 @@ impl Walk {
                 );
                 assert!(entry.at.secs() < grant.exp, "an expired token was reissued");
             }
-            Fact::TokenConsumed(f) => {
+            Event::TokenConsumed(f) => {
                 let grant = &self.grants[&f.jti];
                 assert!(
                     !self.ended.contains(&grant.task) && !self.dead.contains(&f.jti),
@@ -263,14 +263,14 @@ impl Walk {
                     "spent more than its uses"
                 );
             }
-            Fact::GrantsEnded(f) => self.dead.extend(f.jtis.iter().copied()),
-            Fact::EpochStarted(_)
-            | Fact::TrustBundleChanged(_)
-            | Fact::KeyPublished(_)
-            | Fact::RequestDenied(_)
-            | Fact::VoteRefused(_)
-            | Fact::RefusalsCounted(_) => {}
-            Fact::LeasesExtended(f) => {
+            Event::GrantsEnded(f) => self.dead.extend(f.jtis.iter().copied()),
+            Event::EpochStarted(_)
+            | Event::TrustBundleChanged(_)
+            | Event::KeyPublished(_)
+            | Event::RequestDenied(_)
+            | Event::VoteRefused(_)
+            | Event::RefusalsCounted(_) => {}
+            Event::LeasesExtended(f) => {
                 for (task, until) in &f.leases {
                     let lease = self.lease_of(task).expect("a lease");
                     assert!(!self.ended.contains(task), "an ended task was kept alive");
@@ -552,7 +552,7 @@ impl Walk {
             f.decision.ttl.bounds.iter().all(|b| b.seconds >= ttl),
             "law 5: beyond its own sum"
         );
-        let rests: BTreeSet<String> = entry.rests_on.iter().map(|(s, _)| s.to_string()).collect();
+        let rests: BTreeSet<String> = entry.read_set.iter().map(|(s, _)| s.to_string()).collect();
         for stream in [
             format!("agent:{}", f.agent),
             "policy".to_owned(),

@@ -8,7 +8,7 @@ use crate::harness::{Expect as _, IDP, TestBroker, disable, read_case, refused};
 use crate::laws;
 
 fn entries(b: &TestBroker) -> u64 {
-    b.hall.state().position().1
+    b.broker.state().position().1
 }
 
 #[tokio::test]
@@ -40,9 +40,9 @@ async fn a_missed_heartbeat_ends_the_task_and_its_tokens() {
         "final"
     );
 
-    b.hall.upkeep_once().await.expect("written");
+    b.broker.upkeep_once().await.expect("written");
     let ended = b
-        .hall
+        .broker
         .state()
         .task(&task)
         .expect("known")
@@ -76,9 +76,9 @@ async fn only_what_is_needed_is_entered() {
     assert_eq!(next, b.now().plus_secs(60));
     assert_eq!(entries(&b), before + 1);
     b.hand.advance_millis(59_000);
-    b.hall.upkeep_once().await.expect("nothing is due");
+    b.broker.upkeep_once().await.expect("nothing is due");
     assert!(
-        b.hall.state().task(&task).expect("known").ended.is_none(),
+        b.broker.state().task(&task).expect("known").ended.is_none(),
         "it was kept alive"
     );
     b.check();
@@ -142,7 +142,7 @@ async fn a_lease_survives_a_restart_and_the_deadline_bounds_it() {
     assert_eq!(until, opened.task.deadline, "never beyond the deadline");
     let b = b.restart(dipylon::journal::Faults::default()).await;
     let lease = b
-        .hall
+        .broker
         .state()
         .task(&task)
         .expect("known")

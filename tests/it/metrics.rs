@@ -21,7 +21,7 @@ async fn door(s: &Served) -> (String, tokio::task::JoinHandle<std::io::Result<()
     let any = "127.0.0.1:0".parse().expect("address");
     let listener = OperatorListener::tcp(any).await.expect("listens");
     let place = listener.place();
-    (place, tokio::spawn(operate(s.hall.clone(), listener)))
+    (place, tokio::spawn(operate(s.broker.clone(), listener)))
 }
 
 /// Every sample: name with labels → value.
@@ -172,7 +172,7 @@ async fn figures_before_and_after_a_story() {
         after["dipylon_refusals_total{reason=\"UNKNOWN_TARGET\"}"],
         1.0
     );
-    let entries = s.hall.journal().tail().borrow().head.size;
+    let entries = s.broker.journal().tail().borrow().head.size;
     assert_eq!(after["dipylon_journal_entries"], entries as f64);
     assert!(after["dipylon_journal_bytes"] > 4096.0);
     assert!(
@@ -257,7 +257,7 @@ async fn operators_listen_on_this_machine_alone() {
     use std::os::unix::fs::MetadataExt as _;
     let mode = std::fs::metadata(&path).expect("socket").mode();
     assert_eq!(mode & 0o777, 0o600, "for its user alone");
-    let door = tokio::spawn(operate(s.hall.clone(), listener));
+    let door = tokio::spawn(operate(s.broker.clone(), listener));
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::UnixStream::connect(&path)
         .await

@@ -10,7 +10,7 @@ use dipylon::clock::{Clock, Hand};
 use dipylon::jose::{SigningKey, dpop};
 use dipylon::journal::Faults;
 use dipylon::model::*;
-use dipylon::rates::Seat;
+use dipylon::rates::ConcurrencyPermit;
 use dipylon::serve::guard;
 
 use super::harness::{DOMAIN, START, URL, World, rand_u64, settings};
@@ -65,7 +65,7 @@ const APPLY: &str = "dipylon.v1.GovernanceService/ApplyPolicyBundle";
 /// A broker in this process whose journal has no policy bundle, with a clock moved by hand.
 struct Bare {
     world: World,
-    hall: Arc<Hall>,
+    broker: Arc<Broker>,
     hand: Hand,
     clock: Clock,
     key: Vec<u8>,
@@ -77,10 +77,10 @@ impl Bare {
         let (clock, hand) = Clock::by_hand(START);
         let key = SigningKey::generate().expect("key").1.to_vec();
         let (world, dir) = (World::new(), tempfile::tempdir().expect("dir"));
-        let hall = Self::open(&world, dir.path(), &clock, &key).await;
+        let broker = Self::open(&world, dir.path(), &clock, &key).await;
         Self {
             world,
-            hall,
+            broker,
             hand,
             clock,
             key,
@@ -88,7 +88,7 @@ impl Bare {
         }
     }
 
-    async fn open(world: &World, dir: &Path, clock: &Clock, key: &[u8]) -> Arc<Hall> {
+    async fn open(world: &World, dir: &Path, clock: &Clock, key: &[u8]) -> Arc<Broker> {
         for _ in 0..500 {
             let start = Start {
                 settings: Settings {
@@ -105,7 +105,7 @@ impl Bare {
                 clock: clock.clone(),
                 faults: Faults::default(),
             };
-            match Hall::start(start).await {
+            match Broker::start(start).await {
                 Err(StartError::Open(dipylon::journal::OpenError::Locked(_))) => {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
@@ -118,17 +118,17 @@ impl Bare {
     async fn restart(self) -> Self {
         let Self {
             world,
-            hall,
+            broker,
             hand,
             clock,
             key,
             dir,
         } = self;
-        drop(hall);
-        let hall = Self::open(&world, dir.path(), &clock, &key).await;
+        drop(broker);
+        let broker = Self::open(&world, dir.path(), &clock, &key).await;
         Self {
             world,
-            hall,
+            broker,
             hand,
             clock,
             key,
@@ -137,40 +137,40 @@ impl Bare {
     }
 
     fn code(&self) -> Secret {
-        self.hall.bootstrap_code().expect("a code")
+        self.broker.bootstrap_code().expect("a code")
     }
 
-    fn call(&self, method: &str, name: &str) -> Presented {
-        let (method, admits) = guard::row(method).expect("a method with a row");
+    fn call(&self, method: &str, name: &str) -> CallContext {
+        let (method, allowed_roles) = guard::row(method).expect("a method with a row");
         let claims = dpop::ProofClaims {
             htm: "POST",
             htu: &format!("{URL}/{method}"),
             iat: self.clock.now(),
             jti: &format!("{:016x}{:016x}", rand_u64(), rand_u64()),
-            nonce: Some(&self.hall.nonce()),
+            nonce: Some(&self.broker.nonce()),
             ath: None,
             adg: None,
             evh: None,
         };
         let proof = Some(dpop::create(&self.world.keys[name], &claims).expect("proof"));
-        Presented {
+        CallContext {
             method,
-            admits,
+            allowed_roles,
             proof,
             bearer: None,
-            visit: None,
-            seat: Seat::standing(guard::class(method)),
+            session: None,
+            permit: ConcurrencyPermit::unlimited(guard::class(method)),
         }
     }
 
     fn show(&self, name: &str, code: &Secret) -> Result<FirstOperator, Refusal> {
-        self.hall.first_operator(&self.call(APPLY, name), code)
+        self.broker.first_operator(&self.call(APPLY, name), code)
     }
 
     async fn apply(&self, name: &str, code: &Secret) -> Result<Applied, Refusal> {
         let call = self.call(APPLY, name);
-        let first = self.hall.first_operator(&call, code)?;
-        self.hall
+        let first = self.broker.first_operator(&call, code)?;
+        self.broker
             .apply_first_policy_bundle(&call, first, self.world.policy.clone())
             .await
     }
@@ -187,10 +187,10 @@ fn closed<T: std::fmt::Debug>(result: Result<T, Refusal>) {
 #[tokio::test]
 async fn the_first_operator_comes_in_by_a_code_once() {
     let b = Bare::start().await;
-    assert!(b.hall.ready().is_err());
-    closed(b.hall.person(&b.call(APPLY, "olga")).map(|_| ()));
+    assert!(b.broker.ready().is_err());
+    closed(b.broker.person(&b.call(APPLY, "olga")).map(|_| ()));
     let code = b.code();
-    let entries = || b.hall.journal().tail().borrow().head.to_string();
+    let entries = || b.broker.journal().tail().borrow().head.to_string();
     let before = entries();
 
     // The code is for whoever the bundle lists: an approver and a stranger are told so, and it stays good.
@@ -200,26 +200,26 @@ async fn the_first_operator_comes_in_by_a_code_once() {
     }
     // It opens one method, and not beside another credential.
     closed(
-        b.hall
+        b.broker
             .first_operator(&b.call("dipylon.v1.TaskService/OpenTask", "olga"), &code),
     );
     let mut two = b.call(APPLY, "olga");
     two.bearer = Some(Secret::new("a.b.c".into()));
-    closed(b.hall.first_operator(&two, &code));
+    closed(b.broker.first_operator(&two, &code));
     let mut none = b.call(APPLY, "olga");
     none.proof = None;
-    closed(b.hall.first_operator(&none, &code));
+    closed(b.broker.first_operator(&none, &code));
     assert_eq!(entries(), before, "nothing was written");
 
     let applied = b.apply("olga", &code).await.expect("applies");
-    assert!(applied.changed && b.hall.ready().is_ok());
+    assert!(applied.changed && b.broker.ready().is_ok());
     closed(b.show("olga", &code));
-    assert!(b.hall.bootstrap_code().is_none());
-    b.hall
+    assert!(b.broker.bootstrap_code().is_none());
+    b.broker
         .person(&b.call(APPLY, "olga"))
         .expect("an operator now");
     let b = b.restart().await;
-    assert!(b.hall.bootstrap_code().is_none(), "nor after a restart");
+    assert!(b.broker.bootstrap_code().is_none(), "nor after a restart");
     super::laws::check(&b.dir.path().join("data"));
 }
 
@@ -247,8 +247,12 @@ async fn a_code_dies_of_age_and_of_a_restart_and_of_nothing_a_stranger_does() {
     let first = b.show("olga", &code).expect("good");
     b.hand.advance_millis(600_000);
     let (call, files) = (b.call(APPLY, "olga"), b.world.policy.clone());
-    closed(b.hall.apply_first_policy_bundle(&call, first, files).await);
-    assert!(b.hall.ready().is_err());
+    closed(
+        b.broker
+            .apply_first_policy_bundle(&call, first, files)
+            .await,
+    );
+    assert!(b.broker.ready().is_err());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -259,7 +263,7 @@ async fn of_fifty_uses_at_once_one_wins() {
     let uses: Vec<_> = (0..50)
         .map(|_| {
             let call = b.call(APPLY, "olga");
-            let first = b.hall.first_operator(&call, &code).expect("good");
+            let first = b.broker.first_operator(&call, &code).expect("good");
             (call, first)
         })
         .collect();
@@ -269,7 +273,9 @@ async fn of_fifty_uses_at_once_one_wins() {
             let b = b.clone();
             tokio::spawn(async move {
                 let files = b.world.policy.clone();
-                b.hall.apply_first_policy_bundle(&call, first, files).await
+                b.broker
+                    .apply_first_policy_bundle(&call, first, files)
+                    .await
             })
         })
         .collect();

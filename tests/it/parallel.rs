@@ -68,10 +68,10 @@ async fn mints_on_one_approval() {
         Ok(TokenReply::Denied(_)) => false,
         Err(refusal) => refusal.reason == Reason::Conflict,
     }));
-    let grants = b.hall.state().grants_of(&task);
+    let grants = b.broker.state().grants_of(&task);
     assert_eq!((grants.len(), grants[0].issued.consumed), (1, Some(id)));
     // Those who came too late wait together for another yes.
-    assert!(b.hall.state().waiting(b.now()).len() <= 1);
+    assert!(b.broker.state().waiting(b.now()).len() <= 1);
     b.check();
 }
 
@@ -101,7 +101,7 @@ async fn spends_of_one_token() {
             .all(|r| r.as_ref().is_ok_and(|c| c.uses_left == Some(0))
                 || r.as_ref().is_err_and(|e| e.reason == Reason::UseSpent))
     );
-    assert_eq!(b.hall.state().grants_of(&task)[0].uses.len(), 1);
+    assert_eq!(b.broker.state().grants_of(&task)[0].uses.len(), 1);
 
     let (task, _) = {
         let task = b
@@ -127,14 +127,14 @@ async fn spends_of_one_token() {
         let (b, token) = (b.clone(), token.clone());
         async move { b.consume("idp", &token, "the-use").await }
     };
-    let before = b.hall.state().position().1;
+    let before = b.broker.state().position().1;
     let results = at_once((0..MANY).map(same).collect()).await;
     let answers: BTreeSet<_> = results
         .into_iter()
         .map(|r| format!("{:?}", r.expect("the same answer")))
         .collect();
     assert_eq!(answers.len(), 1, "one use_id, one answer: {answers:?}");
-    assert_eq!(b.hall.state().position().1, before + 1, "and one entry");
+    assert_eq!(b.broker.state().position().1, before + 1, "and one entry");
     b.check();
 }
 
@@ -159,7 +159,7 @@ async fn copies_of_one_proof_and_proofs_under_one_nonce() {
     let jobs = (0..MANY).map(|n| {
         let (b, mut call, ask) = (b.clone(), b.call(method, &triage.key, None, None), ask(n));
         call.proof = copied.clone();
-        async move { b.hall.request_token(&call, ask).await }
+        async move { b.broker.request_token(&call, ask).await }
     });
     let results = at_once(jobs.collect()).await;
     assert_eq!(
@@ -174,7 +174,7 @@ async fn copies_of_one_proof_and_proofs_under_one_nonce() {
             .all(|e| e.reason == Reason::NotAuthenticated)
     );
 
-    let nonce = b.hall.nonce();
+    let nonce = b.broker.nonce();
     let jobs = (0..MANY).map(|n| {
         let call = b.call_with_nonce(
             method,
@@ -184,7 +184,7 @@ async fn copies_of_one_proof_and_proofs_under_one_nonce() {
             &nonce,
         );
         let (b, ask) = (b.clone(), ask(MANY + n));
-        async move { b.hall.request_token(&call, ask).await }
+        async move { b.broker.request_token(&call, ask).await }
     });
     let results = at_once(jobs.collect()).await;
     assert!(
@@ -209,7 +209,7 @@ async fn nothing_slips_past_an_acknowledged_end() {
                     .ask(&triage, task, &read_case(), 60, &format!("r-{n}"))
                     .await;
                 // The index folded when the answer was here: an end acknowledged before the question must refuse it.
-                (reply, b.hall.state().position().1)
+                (reply, b.broker.state().position().1)
             })
         });
         let mints: Vec<_> = mints.collect();
@@ -220,7 +220,7 @@ async fn nothing_slips_past_an_acknowledged_end() {
                 let shut = b.world.policy_with("rules/20-guardrails.cedar", |t| {
                     format!("{t}\n@id(\"no-reading\") forbid (principal, action == Action::\"case.read\", resource);\n")
                 });
-                b.apply(shut).await.map(|_| b.hall.state().position().1)
+                b.apply(shut).await.map(|_| b.broker.state().position().1)
             }
         };
         ended.expect("acknowledged");

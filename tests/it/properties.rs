@@ -275,7 +275,7 @@ impl Run {
 
     async fn one(&mut self, op: &Op) {
         self.act(op).await;
-        if self.b().hall.journal().tail().borrow().failed {
+        if self.b().broker.journal().tail().borrow().failed {
             self.crash().await;
         }
         self.acked_wal = self.b().wal_len();
@@ -398,7 +398,7 @@ impl Run {
                 let Some(key) = self.passkeys[*voter].last() else {
                     return;
                 };
-                let Ok(visit) = b.sign_in(key).await else {
+                let Ok(session) = b.sign_in(key).await else {
                     return;
                 };
                 for profile in ["one-security", "two-security"] {
@@ -415,7 +415,7 @@ impl Run {
                         comment: None,
                         policy: None,
                     };
-                    if b.vote_visiting(&visit, key, *id, ask).await.is_ok() {
+                    if b.vote_visiting(&session, key, *id, ask).await.is_ok() {
                         self.ledger.votes += 1;
                         self.acked_wal = b.wal_len();
                     }
@@ -433,14 +433,14 @@ impl Run {
             }
             Op::RevokeKeys { voter, all } => {
                 let person = PersonId::parse(VOTERS[*voter]).expect("id");
-                let newest = b.hall.state().roster().of(&person);
+                let newest = b.broker.state().roster().of(&person);
                 let newest = newest.value.passkeys.last().map(|p| p.record.key);
                 if newest.is_none() && !all {
                     return;
                 }
                 let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
                 let only = newest.filter(|_| !all);
-                let revoked = b.hall.revoke_approver_keys(&call, person, only).await;
+                let revoked = b.broker.revoke_approver_keys(&call, person, only).await;
                 if revoked.is_ok() {
                     self.ledger.revoked.extend(only);
                 }
@@ -483,7 +483,7 @@ impl Run {
                 let Some(id) = pick(&self.ledger.requests, *request) else {
                     return;
                 };
-                let Some(view) = b.hall.state().access_request(id) else {
+                let Some(view) = b.broker.state().access_request(id) else {
                     return;
                 };
                 let agent = AGENTS
@@ -497,7 +497,7 @@ impl Run {
                     None,
                 );
                 let _answer = b
-                    .hall
+                    .broker
                     .cancel_access_request(&call, view.opened.task, *id)
                     .await;
             }
@@ -529,7 +529,7 @@ impl Run {
                     if *scope == 4 {
                         let of_action = self.ledger.tokens.iter().filter(|t| t.3.as_str() == IDP);
                         let disabling = |jti: &&TokenId| {
-                            let grant = b.hall.state().grant(jti).expect("granted");
+                            let grant = b.broker.state().grant(jti).expect("granted");
                             grant.issued.action.action.as_str() == "account.disable"
                         };
                         let dead: Vec<_> =
@@ -559,7 +559,7 @@ impl Run {
             }
             Op::Advance { ms } => b.hand.advance_millis(*ms),
             Op::Upkeep => {
-                let _answer = b.hall.upkeep_once().await;
+                let _answer = b.broker.upkeep_once().await;
             }
             Op::Crash { step, after, cut } => {
                 *self.arm.lock().expect("arm") = Some((STEPS[*step], *after));
@@ -569,13 +569,13 @@ impl Run {
                 *self.arm.lock().expect("arm") = None;
                 let broker = self.broker.take().expect("a broker runs");
                 let before = (
-                    broker.hall.state().position(),
-                    broker.hall.state().picture(),
+                    broker.broker.state().position(),
+                    broker.broker.state().picture(),
                 );
                 let broker = broker.restart(self.faults.clone()).await;
-                if broker.hall.state().position() == before.0 {
+                if broker.broker.state().position() == before.0 {
                     assert_eq!(
-                        broker.hall.state().picture(),
+                        broker.broker.state().picture(),
                         before.1,
                         "law 9: replay gives the same state"
                     );
@@ -631,7 +631,7 @@ impl Run {
             found.enrolled >= self.ledger.enrolled && self.ledger.revoked.is_subset(&found.revoked),
             "law 8: an acknowledged enrolment or revocation is gone"
         );
-        assert_eq!(b.hall.state().illegal(), 0, "a transition no table has");
+        assert_eq!(b.broker.state().illegal(), 0, "a transition no table has");
         self.ledger.noted = Some(found.head);
     }
 }
@@ -682,7 +682,7 @@ proptest! {
             for op in &ops {
                 run.step(op).await;
             }
-            super::history::recount(&run.b().dir, run.b().hall.state());
+            super::history::recount(&run.b().dir, run.b().broker.state());
         });
     }
 }

@@ -52,7 +52,7 @@ impl Record {
     }
 
     /// Where the only fact of this kind stands for which the test holds.
-    fn find(&self, is: impl Fn(&Fact) -> bool) -> usize {
+    fn find(&self, is: impl Fn(&Event) -> bool) -> usize {
         let mut found = self.entries.iter().enumerate().filter(|(_, e)| is(&e.fact));
         let (at, _) = found.next().expect("there");
         assert!(found.next().is_none(), "once");
@@ -61,7 +61,7 @@ impl Record {
 
     fn vote(&mut self, at: usize) -> &mut VoteCast {
         match &mut self.entries[at].fact {
-            Fact::VoteCast(f) => f,
+            Event::VoteCast(f) => f,
             other => panic!("no vote: {other:?}"),
         }
     }
@@ -159,7 +159,7 @@ async fn history() -> History {
         async move { b.ask(triage, task, &action, 300, request).await }
     };
     let id = asked(note.clone(), "r-1").await.pending().access_request;
-    let visit = b.sign_in(&marias).await.expect("signed in");
+    let session = b.sign_in(&marias).await.expect("signed in");
     let ask = VoteAsk {
         narrowing: Narrowing {
             max_ttl: Some(120),
@@ -167,7 +167,7 @@ async fn history() -> History {
         },
         ..super::step_up::yes()
     };
-    let cast = b.vote_visiting(&visit, &marias, id, ask).await;
+    let cast = b.vote_visiting(&session, &marias, id, ask).await;
     cast.expect("counts");
     asked(note, "r-1").await.token();
     let id = asked(disable("ann"), "r-2").await.pending().access_request;
@@ -178,10 +178,10 @@ async fn history() -> History {
     cast.expect("counts");
     b.complete(&triage, task).await.expect("ends");
     let record = Record::of(&b);
-    let by_passkey = record.find(|f| matches!(f, Fact::VoteCast(v) if v.assertion.is_some()));
+    let by_passkey = record.find(|f| matches!(f, Event::VoteCast(v) if v.assertion.is_some()));
     let by_key = |verdict| {
         record.find(
-            |f| matches!(f, Fact::VoteCast(v) if v.assertion.is_none() && v.verdict == verdict),
+            |f| matches!(f, Event::VoteCast(v) if v.assertion.is_none() && v.verdict == verdict),
         )
     };
     let (by_key, no) = (by_key(Verdict::Approve), by_key(Verdict::Deny));
@@ -318,11 +318,11 @@ async fn whatever_is_changed_of_a_vote_is_found() {
         ));
         // What was asked, changed after the vote: the vote no longer fits it.
         let request = match &whole.entries[at].fact {
-            Fact::VoteCast(f) => f.access_request,
+            Event::VoteCast(f) => f.access_request,
             _ => unreachable!(),
         };
         let opened = whole
-            .find(|f| matches!(f, Fact::AccessRequestOpened(o) if o.access_request == request));
+            .find(|f| matches!(f, Event::AccessRequestOpened(o) if o.access_request == request));
         let asked: [fn(&mut AccessRequestOpened); 4] = [
             |f| f.agent = AgentId::parse("ci").expect("id"),
             |f| f.action.target.id = "INC-1".to_owned(),
@@ -335,7 +335,7 @@ async fn whatever_is_changed_of_a_vote_is_found() {
                 continue;
             }
             let found = forgery.found_here(|r, _| match &mut r.entries[opened].fact {
-                Fact::AccessRequestOpened(f) => change(f),
+                Event::AccessRequestOpened(f) => change(f),
                 _ => unreachable!(),
             });
             assert!(matches!(found, WrongVote::AskedElse(_)), "{n}: {found}");
@@ -353,7 +353,7 @@ async fn whatever_is_changed_of_a_vote_is_found() {
             WrongVote::NotAsked
         ));
         // The rules of the day, changed: another voter's key, and nobody's.
-        let policy = whole.find(|f| matches!(f, Fact::PolicyApplied(_)));
+        let policy = whole.find(|f| matches!(f, Event::PolicyApplied(_)));
         let bundle = |r: &mut Record, change: &dyn Fn(&str) -> String| {
             let mut files = b.world.policy.clone();
             let people = files.get_mut("people.toml").expect("people");
@@ -363,7 +363,7 @@ async fn whatever_is_changed_of_a_vote_is_found() {
             let files = BundleFiles::new(files).expect("files");
             let version = r.put(files.canonical());
             match &mut r.entries[policy].fact {
-                Fact::PolicyApplied(f) => f.version = version,
+                Event::PolicyApplied(f) => f.version = version,
                 _ => unreachable!(),
             }
         };
@@ -379,7 +379,7 @@ async fn whatever_is_changed_of_a_vote_is_found() {
         let revoked = forgery.found_here(|r, at| {
             let mut before = r.entries[at].clone();
             let cast = r.vote(at).clone();
-            before.fact = Fact::ApproverKeysRevoked(ApproverKeysRevoked {
+            before.fact = Event::ApproverKeysRevoked(ApproverKeysRevoked {
                 person: cast.voter,
                 keys: vec![cast.key],
                 cause: RevokeCause::Counter,
@@ -501,7 +501,7 @@ async fn whatever_is_changed_of_a_vote_is_found() {
         );
     }
     // The enrolment, taken out, made after the vote, or made for another.
-    let enrolled = whole.find(|f| matches!(f, Fact::ApproverEnrolled(_)));
+    let enrolled = whole.find(|f| matches!(f, Event::ApproverEnrolled(_)));
     assert!(matches!(
         forgery.found(|r, _| drop(r.entries.remove(enrolled))),
         WrongVote::Key
@@ -515,7 +515,7 @@ async fn whatever_is_changed_of_a_vote_is_found() {
     ));
     let enrolment = |change: &dyn Fn(&mut ApproverEnrolled)| {
         forgery.found_here(|r, _| match &mut r.entries[enrolled].fact {
-            Fact::ApproverEnrolled(f) => change(f),
+            Event::ApproverEnrolled(f) => change(f),
             _ => unreachable!(),
         })
     };
@@ -546,15 +546,15 @@ async fn a_key_is_no_passkey_where_the_profile_says_passkey() {
     let task = b.open(&triage).await;
     let asked = b.ask(&triage, task, &disable("ann"), 300, "r-1").await;
     let id = asked.pending().access_request;
-    let visit = b.sign_in(&marias).await.expect("signed in");
+    let session = b.sign_in(&marias).await.expect("signed in");
     let cast = b
-        .vote_visiting(&visit, &marias, id, super::step_up::yes())
+        .vote_visiting(&session, &marias, id, super::step_up::yes())
         .await;
     cast.expect("counts");
     let whole = Record::of(&b);
     assert_eq!(whole.votes().expect("proved").by_passkey, 1);
     let forgery = Forgery {
-        at: whole.find(|f| matches!(f, Fact::VoteCast(_))),
+        at: whole.find(|f| matches!(f, Event::VoteCast(_))),
         whole: &whole,
     };
     let key = &b.world.keys["maria"];

@@ -18,13 +18,13 @@ async fn what_was_read_is_asked_about_each_time() {
     assert!(b.introspect("cases", &token) && b.introspect("cases", &token));
     assert!(!b.introspect("idp", &token), "another's audience");
     // Other bytes are another token, even where header and claims are the same.
-    let at = token.reveal().len() - 10;
-    let other = if token.reveal()[at..].starts_with('A') {
+    let at = token.expose_secret().len() - 10;
+    let other = if token.expose_secret()[at..].starts_with('A') {
         "B"
     } else {
         "A"
     };
-    let mut bent = token.reveal().to_owned();
+    let mut bent = token.expose_secret().to_owned();
     bent.replace_range(at..=at, other);
     let bent = Secret::new(bent);
     assert!(!b.introspect("cases", &bent) && !b.introspect("cases", &bent));

@@ -68,13 +68,13 @@ async fn told(form: &str) {
         .expect("connects");
     assert!(
         validator
-            .introspect(token.jwt().reveal())
+            .introspect(token.jwt().expose_secret())
             .await
             .expect("may ask")
             .active
     );
     // Refused calls carry secrets too: evidence that does not hold, a parameter that is not known.
-    let bent = Secret::new(format!("{}x", svid.reveal()));
+    let bent = Secret::new(format!("{}x", svid.expose_secret()));
     let liar = Agent::new(realm.endpoint(), EvidenceSource::Fixed(bent), None);
     let refused = liar
         .open_task(&opening)
@@ -124,11 +124,11 @@ async fn told(form: &str) {
         .collect();
     let part = |jwt: &str, n: usize| jwt.split('.').nth(n).expect("a part").to_owned();
     let secrets = [
-        part(svid.reveal(), 1),
-        part(svid.reveal(), 2),
-        part(token.jwt().reveal(), 1),
-        part(token.jwt().reveal(), 2),
-        part(proof.reveal(), 2),
+        part(svid.expose_secret(), 1),
+        part(svid.expose_secret(), 2),
+        part(token.jwt().expose_secret(), 1),
+        part(token.jwt().expose_secret(), 2),
+        part(proof.expose_secret(), 2),
         body,
         "CANARY-parameter".into(),
         "CANARY-unknown".into(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use dipylon::broker::{Hall, Settings};
+use dipylon::broker::{Broker, Settings};
 use dipylon::client::{
     Agent, Endpoint, EvidenceSource, Identity, OpenTask, Person, Task, TokenOrder,
 };
@@ -22,7 +22,7 @@ use super::harness::{DOMAIN, World, open_as, settings};
 
 pub struct Served {
     pub world: Arc<World>,
-    pub hall: Arc<Hall>,
+    pub broker: Arc<Broker>,
     pub url: String,
     pub dir: PathBuf,
     key: Vec<u8>,
@@ -86,7 +86,7 @@ impl Served {
             rates,
             ..settings()
         };
-        let hall = open_as(
+        let broker = open_as(
             settings,
             &world,
             &dir,
@@ -97,13 +97,13 @@ impl Served {
         .await
         .expect("starts");
         let (stop, stopped) = oneshot::channel::<()>();
-        let serving = serve::serve(hall.clone(), listener, async move {
+        let serving = serve::serve(broker.clone(), listener, async move {
             let _told = stopped.await;
         });
         let server = tokio::spawn(async move { serving.await.expect("serves") });
         Self {
             world,
-            hall,
+            broker,
             url,
             dir,
             key,
@@ -123,11 +123,11 @@ impl Served {
             dir,
             key,
             _temp,
-            hall,
+            broker,
             ..
         } = self;
-        let rates = hall.settings().rates;
-        drop(hall);
+        let rates = broker.settings().rates;
+        drop(broker);
         Self::listen(world, dir, key, address, rates, _temp).await
     }
 

@@ -282,7 +282,7 @@ async fn watch_revocations(site: &Site) -> tonic::Streaming<v1::WatchRevocations
         };
         let proof = dpop::create(&key, &claims).expect("proof");
         let mut request = tonic::Request::new(v1::WatchRevocationsRequest { after: None });
-        let proof = proof.reveal().parse().expect("ascii");
+        let proof = proof.expose_secret().parse().expect("ascii");
         request.metadata_mut().insert("dpop", proof);
         match tokens.watch_revocations(request).await {
             Ok(stream) => return stream.into_inner(),

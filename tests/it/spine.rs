@@ -1,4 +1,4 @@
-//! The main job at the hall: both gates, one token, its use and its end.
+//! The main job at the broker: both gates, one token, its use and its end.
 
 use super::harness::*;
 use dipylon::journal::Faults;
@@ -347,7 +347,7 @@ async fn one_no_ends_it_and_time_says_no() {
         .await
         .denied();
     assert_eq!(expired.why, DeniedReason::Expired);
-    b.hall.upkeep_once().await.expect("news");
+    b.broker.upkeep_once().await.expect("news");
     assert_eq!(
         b.ask(&triage, task, &disable("cara"), 300, "r-2")
             .await
@@ -416,7 +416,7 @@ async fn what_is_not_there_is_named_and_entered() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
-    let before = b.hall.state().position().1;
+    let before = b.broker.state().position().1;
     for (action, reason) in [
         (
             action("account.delete", "Account", "ann", IDP, &[]),
@@ -465,7 +465,7 @@ async fn what_is_not_there_is_named_and_entered() {
         );
     }
     assert_eq!(
-        b.hall.state().position().1,
+        b.broker.state().position().1,
         before + 6,
         "every refusal after gate 1 is an entry"
     );
@@ -495,11 +495,11 @@ async fn what_is_not_there_is_named_and_entered() {
         DeniedReason::ForbiddenByRule
     );
     // An unchanged answer writes nothing.
-    let at = b.hall.state().position().1;
+    let at = b.broker.state().position().1;
     b.ask(&triage, task, &disable("break-glass"), 60, "r-9")
         .await
         .denied();
-    assert_eq!(b.hall.state().position().1, at);
+    assert_eq!(b.broker.state().position().1, at);
     b.check();
 }
 
@@ -519,7 +519,7 @@ async fn sensitive_words_stay_out_of_entries_and_tokens() {
     let given = b.ask(&triage, task, &note, 300, "r-1").await.token();
     let payload = given
         .token
-        .reveal()
+        .expose_secret()
         .split('.')
         .nth(1)
         .expect("payload")
@@ -547,7 +547,7 @@ async fn sensitive_words_stay_out_of_entries_and_tokens() {
                 "{}",
                 stored.text
             );
-            assert!(!stored.text.contains(given.token.reveal()));
+            assert!(!stored.text.contains(given.token.expose_secret()));
             Ok(())
         })
         .expect("readable");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use dipylon::broker::*;
 use dipylon::journal::Faults;
 use dipylon::model::*;
-use dipylon::rates::Seat;
+use dipylon::rates::ConcurrencyPermit;
 use dipylon::serve::guard;
 use dipylon::webauthn::Assertion;
 
@@ -19,7 +19,7 @@ impl TestBroker {
     pub async fn try_invite(&self, name: &str) -> Option<Secret> {
         let call = self.person_call("dipylon.v1.ApprovalService/InviteApprover", "olga");
         let person = PersonId::parse(name).expect("id");
-        let invited = self.hall.invite_approver(&call, person).await;
+        let invited = self.broker.invite_approver(&call, person).await;
         invited.ok().map(|invited| invited.code)
     }
 
@@ -32,11 +32,11 @@ impl TestBroker {
         code: &Secret,
         manners: &Manners,
     ) -> Result<SoftPasskey, Refusal> {
-        let begun = self.hall.begin_enrolment(ENROL, code)?;
+        let begun = self.broker.begin_enrolment(ENROL, code)?;
         let kind = super::passkey::Kind::Es256;
         let (key, made) =
             SoftPasskey::create_as(kind, RP_ID, CONSOLE, &begun.challenge, &begun.user, manners);
-        self.hall
+        self.broker
             .finish_enrolment(ENROL, code, &made, "Phone")
             .await?;
         Ok(key)
@@ -48,58 +48,60 @@ impl TestBroker {
         enrolled.expect("enrolled")
     }
 
-    pub async fn sign_in(&self, key: &SoftPasskey) -> Result<Visit, Refusal> {
-        let begun = self.hall.begin_sign_in();
+    pub async fn sign_in(&self, key: &SoftPasskey) -> Result<Session, Refusal> {
+        let begun = self.broker.begin_sign_in();
         let assertion = key.get(&begun.challenge, CONSOLE);
-        self.hall.finish_sign_in("console/sign-in", assertion).await
+        self.broker
+            .finish_sign_in("console/sign-in", assertion)
+            .await
     }
 
     /// A call as the console makes it: with the cookie, and nothing signed.
-    pub fn visiting(&self, method: &str, visit: &Visit) -> Presented {
-        let (method, admits) = guard::row(method).expect("a row");
-        Presented {
+    pub fn visiting(&self, method: &str, session: &Session) -> CallContext {
+        let (method, allowed_roles) = guard::row(method).expect("a row");
+        CallContext {
             method,
-            admits,
+            allowed_roles,
             proof: None,
             bearer: None,
-            visit: Some(visit.cookie.clone()),
-            seat: Seat::standing(guard::class(method)),
+            session: Some(session.cookie.clone()),
+            permit: ConcurrencyPermit::unlimited(guard::class(method)),
         }
     }
 
     pub async fn begin_visiting(
         &self,
-        visit: &Visit,
+        session: &Session,
         id: AccessRequestId,
         ask: VoteAsk,
     ) -> Result<VoteBegun, Refusal> {
-        let call = self.visiting("dipylon.v1.ApprovalService/BeginVote", visit);
-        self.hall.begin_vote(&call, id, ask).await
+        let call = self.visiting("dipylon.v1.ApprovalService/BeginVote", session);
+        self.broker.begin_vote(&call, id, ask).await
     }
 
     pub async fn cast_visiting(
         &self,
-        visit: &Visit,
+        session: &Session,
         id: AccessRequestId,
         begun: &VoteBegun,
         proof: VoteProof,
     ) -> Result<AccessView, Refusal> {
-        let call = self.visiting("dipylon.v1.ApprovalService/CastVote", visit);
-        let cast = self.hall.cast_vote(&call, id, &begun.statement, proof);
+        let call = self.visiting("dipylon.v1.ApprovalService/CastVote", session);
+        let cast = self.broker.cast_vote(&call, id, &begun.statement, proof);
         cast.await.map(|done| done.view)
     }
 
     /// A whole vote at the console.
     pub async fn vote_visiting(
         &self,
-        visit: &Visit,
+        session: &Session,
         key: &SoftPasskey,
         id: AccessRequestId,
         ask: VoteAsk,
     ) -> Result<AccessView, Refusal> {
-        let begun = self.begin_visiting(visit, id, ask).await?;
+        let begun = self.begin_visiting(session, id, ask).await?;
         let assertion = key.get(begun.challenge.as_bytes(), CONSOLE);
-        self.cast_visiting(visit, id, &begun, VoteProof::Passkey(assertion))
+        self.cast_visiting(session, id, &begun, VoteProof::Passkey(assertion))
             .await
     }
 }
@@ -156,22 +158,22 @@ pub async fn asked(world: World) -> (TestBroker, TestAgent, TaskId, AccessReques
 async fn a_passkey_says_yes_to_one_statement_and_the_token_rests_on_it() {
     let (b, triage, task, id) = asked(passkeys_alone()).await;
     let key = b.enrol("maria").await;
-    let visit = b.sign_in(&key).await.expect("signed in");
-    assert_eq!(visit.person.as_str(), "maria");
-    // A fresh visit is no vote.
+    let session = b.sign_in(&key).await.expect("signed in");
+    assert_eq!(session.person.as_str(), "maria");
+    // A fresh session is no vote.
     let still = b
         .ask(&triage, task, &disable("ann"), 900, "r-1")
         .await
         .pending();
     assert!(still.needs[0].approvers.is_empty());
     // Nor is what would do at a terminal.
-    let begun = b.begin_visiting(&visit, id, yes()).await.expect("begun");
+    let begun = b.begin_visiting(&session, id, yes()).await.expect("begun");
     let signature = b.world.keys["maria"]
         .sign(begun.challenge.as_bytes())
         .expect("signed");
     let by_key = VoteProof::Signature(signature.to_vec());
     assert_eq!(
-        refused(b.cast_visiting(&visit, id, &begun, by_key).await),
+        refused(b.cast_visiting(&session, id, &begun, by_key).await),
         Reason::NotEligible
     );
     assert_eq!(
@@ -179,15 +181,15 @@ async fn a_passkey_says_yes_to_one_statement_and_the_token_rests_on_it() {
         Reason::NotEligible
     );
     let view = b
-        .vote_visiting(&visit, &key, id, yes())
+        .vote_visiting(&session, &key, id, yes())
         .await
         .expect("counts");
-    assert_eq!(view.standing, AccessStanding::Approved);
+    assert_eq!(view.standing, AccessRequestStatus::Approved);
     let b = b.restart(Faults::default()).await;
     assert_eq!(
-        refused(b.begin_visiting(&visit, id, yes()).await),
+        refused(b.begin_visiting(&session, id, yes()).await),
         Reason::NotAuthenticated,
-        "a restart ends every visit"
+        "a restart ends every session"
     );
     let given = b
         .ask_showing(
@@ -209,27 +211,27 @@ async fn a_passkey_says_yes_to_one_statement_and_the_token_rests_on_it() {
 async fn an_assertion_votes_once_for_its_statement_by_its_person() {
     let (b, _, _, id) = asked(World::new()).await;
     let (marias, lees) = (b.enrol("maria").await, b.enrol("lee").await);
-    let visit = b.sign_in(&marias).await.expect("signed in");
+    let session = b.sign_in(&marias).await.expect("signed in");
     let challenge = |begun: &VoteBegun| begun.challenge.as_bytes().to_vec();
     let wrong = Reason::PasskeyWrong;
 
     // Another's passkey, however good.
-    let begun = b.begin_visiting(&visit, id, yes()).await.expect("begun");
+    let begun = b.begin_visiting(&session, id, yes()).await.expect("begun");
     let others = VoteProof::Passkey(lees.get(&challenge(&begun), CONSOLE));
     assert_eq!(
-        refused(b.cast_visiting(&visit, id, &begun, others).await),
+        refused(b.cast_visiting(&session, id, &begun, others).await),
         wrong
     );
 
     // One made to sign in, and one for another statement of the same vote.
     for challenge in [
-        b.hall.begin_sign_in().challenge,
-        challenge(&b.begin_visiting(&visit, id, no()).await.expect("begun")),
+        b.broker.begin_sign_in().challenge,
+        challenge(&b.begin_visiting(&session, id, no()).await.expect("begun")),
     ] {
-        let begun = b.begin_visiting(&visit, id, yes()).await.expect("begun");
+        let begun = b.begin_visiting(&session, id, yes()).await.expect("begun");
         let other = VoteProof::Passkey(marias.get(&challenge, CONSOLE));
         assert_eq!(
-            refused(b.cast_visiting(&visit, id, &begun, other).await),
+            refused(b.cast_visiting(&session, id, &begun, other).await),
             wrong
         );
     }
@@ -248,30 +250,33 @@ async fn an_assertion_votes_once_for_its_statement_by_its_person() {
     for (which, spoil) in bad.iter().enumerate() {
         let mut manners = Manners::default();
         spoil(&mut manners);
-        let begun = b.begin_visiting(&visit, id, yes()).await.expect("begun");
+        let begun = b.begin_visiting(&session, id, yes()).await.expect("begun");
         let made = VoteProof::Passkey(marias.get_as(&challenge(&begun), CONSOLE, &manners));
-        let cast = b.cast_visiting(&visit, id, &begun, made).await;
+        let cast = b.cast_visiting(&session, id, &begun, made).await;
         assert_eq!(refused(cast), wrong, "{which}");
     }
 
     // The good one counts once: a replay finds no statement that waits.
-    let begun = b.begin_visiting(&visit, id, yes()).await.expect("begun");
+    let begun = b.begin_visiting(&session, id, yes()).await.expect("begun");
     let made = marias.get(&challenge(&begun), CONSOLE);
     let again = VoteProof::Passkey(made.clone());
     let cast = b
-        .cast_visiting(&visit, id, &begun, VoteProof::Passkey(made))
+        .cast_visiting(&session, id, &begun, VoteProof::Passkey(made))
         .await;
-    assert_eq!(cast.expect("counts").standing, AccessStanding::Approved);
     assert_eq!(
-        refused(b.cast_visiting(&visit, id, &begun, again).await),
+        cast.expect("counts").standing,
+        AccessRequestStatus::Approved
+    );
+    assert_eq!(
+        refused(b.cast_visiting(&session, id, &begun, again).await),
         Reason::StatementUnknown
     );
     // And after two minutes nothing waits any more.
-    let late = b.begin_visiting(&visit, id, no()).await.expect("begun");
+    let late = b.begin_visiting(&session, id, no()).await.expect("begun");
     b.hand.advance_millis(120_000);
     let made = VoteProof::Passkey(marias.get(&challenge(&late), CONSOLE));
     assert_eq!(
-        refused(b.cast_visiting(&visit, id, &late, made).await),
+        refused(b.cast_visiting(&session, id, &late, made).await),
         Reason::StatementUnknown
     );
     b.check();
@@ -304,25 +309,28 @@ async fn an_invitation_is_for_ten_minutes_and_a_later_one_replaces_it() {
     let unknown = Reason::InvitationUnknown;
     let first = b.invite("maria").await;
     let second = b.invite("maria").await;
-    assert_eq!(refused(b.hall.begin_enrolment(ENROL, &first)), unknown);
+    assert_eq!(refused(b.broker.begin_enrolment(ENROL, &first)), unknown);
     b.hand.advance_millis(599_999);
-    let lower = Secret::new(second.reveal().to_lowercase().replace('-', " "));
+    let lower = Secret::new(second.expose_secret().to_lowercase().replace('-', " "));
     let begun = b
-        .hall
+        .broker
         .begin_enrolment(ENROL, &lower)
         .expect("typed by hand");
     let (_, made) = SoftPasskey::create(RP_ID, CONSOLE, &begun.challenge, &begun.user);
     b.hand.advance_millis(1);
     assert_eq!(
         refused(
-            b.hall
+            b.broker
                 .finish_enrolment(ENROL, &second, &made, "Phone")
                 .await
         ),
         unknown
     );
     assert_eq!(
-        refused(b.hall.begin_enrolment(ENROL, &Secret::new("0".repeat(20)))),
+        refused(
+            b.broker
+                .begin_enrolment(ENROL, &Secret::new("0".repeat(20)))
+        ),
         unknown
     );
 
@@ -338,12 +346,15 @@ async fn an_invitation_is_for_ten_minutes_and_a_later_one_replaces_it() {
         Err(Reason::PasskeyWrong)
     );
     let other = b.invite("lee").await;
-    let lees = b.hall.begin_enrolment(ENROL, &other).expect("begun");
+    let lees = b.broker.begin_enrolment(ENROL, &other).expect("begun");
     let (_, made) = SoftPasskey::create(RP_ID, CONSOLE, &lees.challenge, &lees.user);
-    let crossed = b.hall.finish_enrolment(ENROL, &third, &made, "Phone").await;
+    let crossed = b
+        .broker
+        .finish_enrolment(ENROL, &third, &made, "Phone")
+        .await;
     assert_eq!(refused(crossed), Reason::PasskeyWrong);
     // The same authenticator's answer enrols nobody else.
-    b.hall
+    b.broker
         .finish_enrolment(ENROL, &other, &made, "Phone")
         .await
         .expect("lee's");
@@ -356,13 +367,13 @@ async fn an_invitation_is_for_ten_minutes_and_a_later_one_replaces_it() {
     let call = b.person_call("dipylon.v1.ApprovalService/InviteApprover", "maria");
     let maria = PersonId::parse("maria").expect("id");
     assert_eq!(
-        refused(b.hall.invite_approver(&call, maria).await),
+        refused(b.broker.invite_approver(&call, maria).await),
         Reason::NotPermitted
     );
     let call = b.person_call("dipylon.v1.ApprovalService/InviteApprover", "olga");
     let nobody = PersonId::parse("nobody").expect("id");
     assert_eq!(
-        refused(b.hall.invite_approver(&call, nobody).await),
+        refused(b.broker.invite_approver(&call, nobody).await),
         Reason::NotFound
     );
     b.check();
@@ -372,16 +383,16 @@ async fn an_invitation_is_for_ten_minutes_and_a_later_one_replaces_it() {
 async fn a_key_that_is_revoked_takes_its_unconsumed_votes_with_it_for_good() {
     let (b, triage, task, id) = asked(World::new()).await;
     let key = b.enrol("maria").await;
-    let visit = b.sign_in(&key).await.expect("signed in");
+    let session = b.sign_in(&key).await.expect("signed in");
     let approved = b
-        .vote_visiting(&visit, &key, id, yes())
+        .vote_visiting(&session, &key, id, yes())
         .await
         .expect("counts");
-    assert_eq!(approved.standing, AccessStanding::Approved);
+    assert_eq!(approved.standing, AccessRequestStatus::Approved);
     let revoke = async |person: &str| {
         let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
         let person = PersonId::parse(person).expect("id");
-        b.hall
+        b.broker
             .revoke_approver_keys(&call, person, None)
             .await
             .expect("revoked")
@@ -400,9 +411,9 @@ async fn a_key_that_is_revoked_takes_its_unconsumed_votes_with_it_for_good() {
         (pending.access_request, pending.needs[0].approvers.len()),
         (id, 0)
     );
-    // Neither the visit, nor the passkey, nor the key of people.toml speaks for her, and applying a bundle changes nothing.
+    // Neither the session, nor the passkey, nor the key of people.toml speaks for her, and applying a bundle changes nothing.
     assert_eq!(
-        refused(b.begin_visiting(&visit, id, yes()).await),
+        refused(b.begin_visiting(&session, id, yes()).await),
         Reason::NotAuthenticated
     );
     assert_eq!(
@@ -419,8 +430,8 @@ async fn a_key_that_is_revoked_takes_its_unconsumed_votes_with_it_for_good() {
     );
     // Another passkey of hers does.
     let another = b.enrol("maria").await;
-    let visit = b.sign_in(&another).await.expect("signed in");
-    assert!(b.begin_visiting(&visit, id, yes()).await.is_ok());
+    let session = b.sign_in(&another).await.expect("signed in");
+    assert!(b.begin_visiting(&session, id, yes()).await.is_ok());
     assert_eq!(revoke("lee").await, 2);
     b.check();
 }
@@ -429,8 +440,8 @@ async fn a_key_that_is_revoked_takes_its_unconsumed_votes_with_it_for_good() {
 async fn a_counter_that_goes_back_shows_a_copy_and_ends_the_passkey() {
     let (b, _, _, id) = asked(World::new()).await;
     let key = b.enrol("maria").await;
-    let visit = b.sign_in(&key).await.expect("signed in");
-    let begun = b.begin_visiting(&visit, id, yes()).await.expect("begun");
+    let session = b.sign_in(&key).await.expect("signed in");
+    let begun = b.begin_visiting(&session, id, yes()).await.expect("begun");
     let copy = Manners {
         sign_count: Some(1),
         ..Manners::default()
@@ -438,15 +449,15 @@ async fn a_counter_that_goes_back_shows_a_copy_and_ends_the_passkey() {
     let made = key.get_as(begun.challenge.as_bytes(), CONSOLE, &copy);
     assert_eq!(
         refused(
-            b.cast_visiting(&visit, id, &begun, VoteProof::Passkey(made))
+            b.cast_visiting(&session, id, &begun, VoteProof::Passkey(made))
                 .await
         ),
         Reason::PasskeyWrong
     );
     assert_eq!(
-        refused(b.begin_visiting(&visit, id, yes()).await),
+        refused(b.begin_visiting(&session, id, yes()).await),
         Reason::NotAuthenticated,
-        "its visit is over too"
+        "its session is over too"
     );
     // One that never counts is as good as ever.
     let silent = Manners {
@@ -456,13 +467,13 @@ async fn a_counter_that_goes_back_shows_a_copy_and_ends_the_passkey() {
     let code = b.invite("maria").await;
     let quiet = b.enrol_with(&code, &silent).await.expect("enrolled");
     for _ in 0..2 {
-        let begun = b.hall.begin_sign_in();
+        let begun = b.broker.begin_sign_in();
         let made: Assertion = quiet.get_as(&begun.challenge, CONSOLE, &silent);
-        b.hall
+        b.broker
             .finish_sign_in("console/sign-in", made.clone())
             .await
             .expect("signed in");
-        let replayed = b.hall.finish_sign_in("console/sign-in", made).await;
+        let replayed = b.broker.finish_sign_in("console/sign-in", made).await;
         assert_eq!(
             replayed.map(drop).map_err(|e| e.reason),
             Err(Reason::NotAuthenticated),
@@ -476,7 +487,7 @@ async fn a_counter_that_goes_back_shows_a_copy_and_ends_the_passkey() {
 async fn people_narrow_the_life_and_the_uses_and_tell_the_agent_why_not() {
     let (b, triage, task, id) = asked(World::new()).await;
     let key = b.enrol("maria").await;
-    let visit = b.sign_in(&key).await.expect("signed in");
+    let session = b.sign_in(&key).await.expect("signed in");
     let narrowed = |max_ttl, max_uses| VoteAsk {
         narrowing: Narrowing { max_ttl, max_uses },
         ..yes()
@@ -487,9 +498,9 @@ async fn people_narrow_the_life_and_the_uses_and_tell_the_agent_why_not() {
         narrowed(None, Some(2)),
         narrowed(None, Some(0)),
     ] {
-        assert!(b.begin_visiting(&visit, id, wider).await.is_err());
+        assert!(b.begin_visiting(&session, id, wider).await.is_err());
     }
-    b.vote_visiting(&visit, &key, id, narrowed(Some(120), Some(1)))
+    b.vote_visiting(&session, &key, id, narrowed(Some(120), Some(1)))
         .await
         .expect("counts");
     let given = b
@@ -509,7 +520,7 @@ async fn people_narrow_the_life_and_the_uses_and_tell_the_agent_why_not() {
         comment: Some(comment.clone()),
         ..no()
     };
-    b.vote_visiting(&visit, &key, id, told)
+    b.vote_visiting(&session, &key, id, told)
         .await
         .expect("counts");
     let denied = b
@@ -532,7 +543,7 @@ async fn uses_that_were_not_limited_can_be_limited_by_a_yes() {
     *schema = schema.replace("@single_use\n", "");
     let (b, triage, task, id) = asked(world).await;
     let key = b.enrol("maria").await;
-    let visit = b.sign_in(&key).await.expect("signed in");
+    let session = b.sign_in(&key).await.expect("signed in");
     let three = VoteAsk {
         narrowing: Narrowing {
             max_ttl: None,
@@ -540,7 +551,7 @@ async fn uses_that_were_not_limited_can_be_limited_by_a_yes() {
         },
         ..yes()
     };
-    b.vote_visiting(&visit, &key, id, three)
+    b.vote_visiting(&session, &key, id, three)
         .await
         .expect("counts");
     let given = b
@@ -582,7 +593,7 @@ async fn no_mint_rests_on_a_vote_whose_key_was_revoked_before_it() {
     let (mut minted, mut refused) = (0, 0);
     for round in 0..40 {
         let key = b.enrol("maria").await;
-        let visit = b.sign_in(&key).await.expect("signed in");
+        let session = b.sign_in(&key).await.expect("signed in");
         let task = b
             .try_open(&triage, "contain", &format!("open-{round}"))
             .await
@@ -594,7 +605,7 @@ async fn no_mint_rests_on_a_vote_whose_key_was_revoked_before_it() {
             .await
             .pending()
             .access_request;
-        b.vote_visiting(&visit, &key, id, yes())
+        b.vote_visiting(&session, &key, id, yes())
             .await
             .expect("counts");
         let minting = {
@@ -606,9 +617,9 @@ async fn no_mint_rests_on_a_vote_whose_key_was_revoked_before_it() {
             tokio::spawn(async move {
                 let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
                 let maria = PersonId::parse("maria").expect("id");
-                let newest = b.hall.state().roster().of(&maria);
+                let newest = b.broker.state().roster().of(&maria);
                 let newest = newest.value.passkeys.last().map(|p| p.record.key);
-                b.hall.revoke_approver_keys(&call, maria, newest).await
+                b.broker.revoke_approver_keys(&call, maria, newest).await
             })
         };
         revoking.await.expect("no panic").expect("revoked");
@@ -635,17 +646,17 @@ async fn under_other_rules_it_was_another_card() {
     let (b, _, _, id) = asked(world).await;
     let card = |name: &str| {
         let call = b.person_call("dipylon.v1.ApprovalService/GetCard", name);
-        b.hall.card(&call, &id).expect("a card")
+        b.broker.card(&call, &id).expect("a card")
     };
     let key = b.enrol("maria").await;
-    let visit = b.sign_in(&key).await.expect("signed in");
+    let session = b.sign_in(&key).await.expect("signed in");
     let read = card("maria").policy;
     b.hand.advance_millis(3_000);
     let as_read = |policy| VoteAsk {
         policy: Some(policy),
         ..yes()
     };
-    assert!(b.begin_visiting(&visit, id, as_read(read)).await.is_ok());
+    assert!(b.begin_visiting(&session, id, as_read(read)).await.is_ok());
     let files = b.world.policy_with("schema.cedarschema", |text| {
         text.replace(
             "The account can no longer sign in.",
@@ -654,17 +665,17 @@ async fn under_other_rules_it_was_another_card() {
     });
     b.apply(files).await.expect("applied");
     assert_eq!(
-        refused(b.begin_visiting(&visit, id, as_read(read)).await),
+        refused(b.begin_visiting(&session, id, as_read(read)).await),
         Reason::CardChanged
     );
     let read = card("maria").policy;
     assert_eq!(
-        refused(b.begin_visiting(&visit, id, as_read(read)).await),
+        refused(b.begin_visiting(&session, id, as_read(read)).await),
         Reason::TooSoon,
         "it has to be read anew"
     );
     b.hand.advance_millis(3_000);
-    assert!(b.begin_visiting(&visit, id, as_read(read)).await.is_ok());
+    assert!(b.begin_visiting(&session, id, as_read(read)).await.is_ok());
     b.check();
 }
 
@@ -675,12 +686,12 @@ async fn a_yes_that_no_longer_counts_is_no_obstacle_to_another() {
     *people = people.replace("good_for = \"10m\"", "good_for = \"1m\"");
     let (b, triage, task, id) = asked(world).await;
     let key = b.enrol("maria").await;
-    let visit = b.sign_in(&key).await.expect("signed in");
-    b.vote_visiting(&visit, &key, id, yes())
+    let session = b.sign_in(&key).await.expect("signed in");
+    b.vote_visiting(&session, &key, id, yes())
         .await
         .expect("counts");
     assert_eq!(
-        refused(b.begin_visiting(&visit, id, yes()).await),
+        refused(b.begin_visiting(&session, id, yes()).await),
         Reason::NotEligible
     );
     // Its time is over.
@@ -688,19 +699,19 @@ async fn a_yes_that_no_longer_counts_is_no_obstacle_to_another() {
     b.ask(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .pending();
-    b.vote_visiting(&visit, &key, id, yes())
+    b.vote_visiting(&session, &key, id, yes())
         .await
         .expect("counts again");
     // Its key is revoked: another of hers says yes.
     let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
     let maria = PersonId::parse("maria").expect("id");
-    b.hall
+    b.broker
         .revoke_approver_keys(&call, maria, None)
         .await
         .expect("revoked");
     let another = b.enrol("maria").await;
-    let visit = b.sign_in(&another).await.expect("signed in");
-    b.vote_visiting(&visit, &another, id, yes())
+    let session = b.sign_in(&another).await.expect("signed in");
+    b.vote_visiting(&session, &another, id, yes())
         .await
         .expect("counts");
     b.ask(&triage, task, &disable("ann"), 300, "r-1")

@@ -24,8 +24,8 @@ use dipylon::model::*;
 use dipylon::serve::listener::Counts;
 use dipylon::serve::peer::{Peer, Source};
 use dipylon::serve::tls::Tls;
-use dipylon::serve::unix::UnixDoor;
-use dipylon::serve::{self, Doors};
+use dipylon::serve::unix::GuardedUnixListener;
+use dipylon::serve::{self, ServerConfig};
 use dipylon::validator::{Validator, ValidatorConfig};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -153,7 +153,7 @@ impl Site {
         };
         let world = Arc::new(World::new());
         let key = SigningKey::generate().expect("key").1.to_vec();
-        let hall = open_as(
+        let broker = open_as(
             settings,
             &world,
             &root.join("data"),
@@ -165,16 +165,16 @@ impl Site {
         .expect("starts");
         let unix = setup
             .unix
-            .then(|| UnixDoor::bind(&root.join("dipylon.sock")).expect("bound"));
+            .then(|| GuardedUnixListener::bind(&root.join("dipylon.sock")).expect("bound"));
         let peer = async |Extension(peer): Extension<Peer>| format!("{peer:?}");
-        let mut doors = Doors::from(listener);
+        let mut doors = ServerConfig::from(listener);
         doors.tls = tls.clone();
         doors.unix = unix;
         doors.limits = setup.limits;
         doors.extra = axum::Router::new().route("/peer", get(peer));
         let counts = doors.counts.clone();
         let (stop, stopped) = oneshot::channel::<()>();
-        let serving = serve::serve(hall, doors, async move {
+        let serving = serve::serve(broker, doors, async move {
             let _told = stopped.await;
         });
         let server = tokio::spawn(async move { serving.await.expect("serves") });
@@ -349,7 +349,7 @@ async fn tls_from_end_to_end() {
     let cases = Validator::connect(config.clone()).await.expect("connects");
     assert!(
         cases
-            .introspect(given.jwt().reveal())
+            .introspect(given.jwt().expose_secret())
             .await
             .expect("asked")
             .active

@@ -119,7 +119,7 @@ async fn a_watch_hears_every_end_and_nothing_after_it() {
     other.complete(TaskOutcome::Abandoned).await.expect("ends");
     assert_eq!(stands(&mut watch).await, Some(Status::Ended));
     assert_eq!(stands(&mut watch).await, None);
-    let metrics = s.hall.read_metrics();
+    let metrics = s.broker.read_metrics();
     assert!(
         metrics.contains("dipylon_watches{what=\"access_request\"} 0\n"),
         "{metrics}"
@@ -163,7 +163,7 @@ async fn first_message(
         htu: &format!("{}/{method}", s.url),
         iat: Clock::system().now(),
         jti: &format!("{:x}{:x}", rand_u64(), rand_u64()),
-        nonce: Some(&s.hall.nonce()),
+        nonce: Some(&s.broker.nonce()),
         ath: None,
         adg: None,
         evh: None,
@@ -176,7 +176,7 @@ async fn first_message(
     let proof = dpop::create(key, &claims).expect("proof");
     request
         .metadata_mut()
-        .insert("dpop", proof.reveal().parse().expect("ascii"));
+        .insert("dpop", proof.expose_secret().parse().expect("ascii"));
     let mut tasks = TaskServiceClient::connect(s.url.clone())
         .await
         .expect("connects");
@@ -235,7 +235,7 @@ async fn who_waits_is_asked_nothing_until_it_concerns_them() {
     };
     let id = in_time(async {
         loop {
-            if let Some(id) = s.hall.state().asked().first() {
+            if let Some(id) = s.broker.state().asked().first() {
                 return *id;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -243,7 +243,7 @@ async fn who_waits_is_asked_nothing_until_it_concerns_them() {
     })
     .await;
     let answers = || {
-        let text = s.hall.read_metrics();
+        let text = s.broker.read_metrics();
         let pending = text
             .lines()
             .filter(|l| l.starts_with("dipylon_decisions_total{outcome=\"pending\""));

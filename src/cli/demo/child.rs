@@ -73,7 +73,7 @@ impl Child {
             Failure::failed(format!(
                 "{}\n{}",
                 failure.message,
-                crate::model::text::reveal(said.trim()).replace("<U+000A>", "\n")
+                crate::model::text::escape_invisible(said.trim()).replace("<U+000A>", "\n")
             ))
         })?;
         Ok(child)

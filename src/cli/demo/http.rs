@@ -58,7 +58,7 @@ pub(super) async fn call(
             )))
             .map_err(|e| wrong(&e))?;
         for (name, secret) in secrets {
-            let mut value = HeaderValue::from_str(secret.reveal()).map_err(|e| wrong(&e))?;
+            let mut value = HeaderValue::from_str(secret.expose_secret()).map_err(|e| wrong(&e))?;
             value.set_sensitive(true);
             request
                 .headers_mut()

@@ -93,7 +93,7 @@ impl Cast {
             dev::write_private(
                 &file,
                 home.evidence(&id, EVIDENCE_S, Clock::system().now())?
-                    .reveal(),
+                    .expose_secret(),
             )?;
             let file = file.to_string_lossy();
             Child::start(

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::cli::Say;
 use crate::clock::Clock;
 use crate::model::Timestamp;
-use crate::model::text::reveal;
+use crate::model::text::escape_invisible;
 
 /// Prints each step as it is taken, and counts the misses.
 pub(super) struct Timeline {
@@ -54,12 +54,12 @@ impl Timeline {
             || {
                 let mark = if ok { "  ok" } else { "MISS" };
                 let name = if step.chars().count() > NAME_WIDTH { step.to_owned() } else { format!("{step:NAME_WIDTH$}") };
-                let mut line = format!("{:>3}.{:02}  {mark}  {name}  {}", at_ms / 1_000, at_ms % 1_000 / 10, reveal(got));
+                let mut line = format!("{:>3}.{:02}  {mark}  {name}  {}", at_ms / 1_000, at_ms % 1_000 / 10, escape_invisible(got));
                 if !ok {
                     line.push_str(&format!("   (expected {expected})"));
                 }
                 if !why.is_empty() {
-                    line.push_str(&format!("\n              {}", reveal(why)));
+                    line.push_str(&format!("\n              {}", escape_invisible(why)));
                 }
                 line
             },

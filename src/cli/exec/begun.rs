@@ -19,7 +19,7 @@ use crate::client::{Agent, Error, OpenTask, Task, TokenOrder};
 use crate::clock::Clock;
 use crate::jose::SigningKey;
 use crate::keys;
-use crate::model::text::reveal;
+use crate::model::text::escape_invisible;
 use crate::model::{AccessRequestId, Action};
 
 /// What will be asked, and of which task.
@@ -52,7 +52,7 @@ pub(super) enum KeyKept {
     /// All of it: it was made for this task.
     Made(Zeroizing<Vec<u8>>),
     /// Where it is: it is the caller's own.
-    At(PathBuf),
+    Versioned(PathBuf),
 }
 
 impl KeyKept {
@@ -67,7 +67,7 @@ impl KeyKept {
         } else {
             path.to_owned()
         };
-        Ok((keys::read(path)?, Self::At(at)))
+        Ok((keys::read(path)?, Self::Versioned(at)))
     }
 }
 
@@ -161,8 +161,8 @@ impl Begun {
                     "verified",
                     &format!(
                         "{} by {}, {}",
-                        reveal(&seen.subject),
-                        reveal(&seen.evidence_kind),
+                        escape_invisible(&seen.subject),
+                        escape_invisible(&seen.evidence_kind),
                         task.id()
                     ),
                     json!({ "subject": seen.subject, "evidence_kind": seen.evidence_kind, "task": task.id() }),

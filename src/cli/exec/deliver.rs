@@ -113,7 +113,7 @@ impl Delivered {
         // Whoever is on this machine reaches the port, and may read the path where a command shows it in its arguments:
         // other users are refused by who they are. Of this user's processes the path keeps out those that did not see it.
         let capability = Secret::new(random_name()?);
-        let url = format!("http://127.0.0.1:{port}/{}", capability.reveal());
+        let url = format!("http://127.0.0.1:{port}/{}", capability.expose_secret());
         let proxy = Proxy::new(&capability, presenter.clone(), forward);
         self.serving.push(tokio::spawn(proxy.serve(listener)));
         self.environment.push((PROXY_URL, url.into()));
@@ -186,7 +186,7 @@ fn document(presenter: &Presenter, socket: &str) -> Value {
     let token = &presenter.token;
     let action = token.action().to_json();
     json!({
-        "token": token.jwt().reveal(),
+        "token": token.jwt().expose_secret(),
         "token_type": "DPoP",
         "jti": token.jti(),
         "jkt": token.jkt().to_string(),

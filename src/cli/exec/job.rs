@@ -23,7 +23,7 @@ use crate::cli::store::{self, Kept};
 use crate::cli::{Common, shapes};
 use crate::client::{Error, Outcome, Pending, Task, Token, TokenOrder};
 use crate::clock::Clock;
-use crate::model::text::reveal;
+use crate::model::text::escape_invisible;
 use crate::model::{AccessRequestId, DeniedReason, Exit, Reason, TaskOutcome, show_seconds};
 
 /// Longest that the end of a task is tried, in milliseconds.
@@ -278,7 +278,7 @@ impl Job {
                 let exit = code.map_or_else(String::new, |code| format!("exit {code}, "));
                 let cause = match report.cause.as_str() {
                     "completed" => String::new(),
-                    other => format!(" (had ended: {})", reveal(other)),
+                    other => format!(" (had ended: {})", escape_invisible(other)),
                 };
                 let mut members = shapes::end_report(&report);
                 if let Some(members) = members.as_object_mut() {
@@ -319,7 +319,7 @@ impl Job {
         let resume = verb.resume(common, id);
         self.tell.event(
             "waiting",
-            &format!("until {}; go on with:  {}", pending.expires_at(), reveal(&resume)),
+            &format!("until {}; go on with:  {}", pending.expires_at(), escape_invisible(&resume)),
             json!({ "access_request": id, "until": pending.expires_at().to_string(), "resume": resume, "task": self.task.id() }),
         );
         Ok(ExitCode::from(Exit::Waiting.number()))
@@ -328,7 +328,7 @@ impl Job {
     fn keep(&self, keep: Keep, pending: &Pending, means: &Means) -> Result<(), Failure> {
         let key = match keep.key {
             KeyKept::Made(pkcs8) => store::keep_key(self.task.id(), &pkcs8)?,
-            KeyKept::At(path) => path,
+            KeyKept::Versioned(path) => path,
         };
         Kept::new(&self.task, &keep.url, key, &keep.purpose, keep.evidence)?.keep_aside()?;
         Later::new(pending, &self.task, &self.order, means.clone()).keep()
@@ -338,7 +338,7 @@ impl Job {
 /// Whether the audience is there, and is who its certificate says: no request is made.
 pub(super) async fn reached(origin: &Origin) -> Result<(), Failure> {
     let connection = origin.connect().await.map_err(|why| {
-        let message = format!("{why} at {}", reveal(&origin.base_url()));
+        let message = format!("{why} at {}", escape_invisible(&origin.base_url()));
         Failure::new(Exit::Unavailable, message)
             .next("no approval was used: start the audience, or name its place with --audience-url and --audience-ca")
     })?;

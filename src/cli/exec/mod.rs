@@ -32,7 +32,7 @@ use super::failure::Failure;
 use super::parse::{self, NamedParam};
 use super::serve::{me, quoted};
 use super::store::EvidenceArgs;
-use crate::model::text::reveal;
+use crate::model::text::escape_invisible;
 use crate::model::{AccessRequestId, ActionName, Audience, Target, TaskOutcome};
 use begun::Begun;
 use deliver::Way;
@@ -175,7 +175,7 @@ pub(super) async fn run(common: &Common, mut verb: Exec) -> Result<ExitCode, Fai
     if origin.is_open() {
         let text = format!(
             "{} is spoken to over plain http: everyone on the way reads what is sent, and changes it",
-            reveal(&origin.base_url())
+            escape_invisible(&origin.base_url())
         );
         tell.event("warning", &text, json!({ "warning": "INSECURE_AUDIENCE" }));
     }

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::cli::failure::Failure;
 use crate::client::{Protocol, Reach, Route};
-use crate::model::text::reveal;
+use crate::model::text::escape_invisible;
 
 /// A base URL: scheme, host, port and a path that everything lies below.
 #[derive(Clone)]
@@ -51,7 +51,7 @@ impl Origin {
     /// Reads where the audience is. No request is made.
     pub(super) fn new(at: Where<'_>) -> Result<Self, Failure> {
         let wrong = |rule: &str| {
-            Failure::usage(format!("audience URL {}: {rule}", reveal(at.url)))
+            Failure::usage(format!("audience URL {}: {rule}", escape_invisible(at.url)))
                 .next("--audience-url names where the audience is really reached")
         };
         let uri: Uri = at.url.parse().map_err(|_| wrong("is not a URL"))?;
@@ -77,7 +77,7 @@ impl Origin {
         if open && !at.insecure {
             return Err(Failure::usage(format!(
                 "audience URL {}: over http everyone on the way reads and changes what is sent",
-                reveal(at.url)
+                escape_invisible(at.url)
             ))
             .next("use https, or accept it with --insecure-audience"));
         }

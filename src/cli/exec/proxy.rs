@@ -52,7 +52,7 @@ impl Proxy {
     ) -> Self {
         Self {
             forward: forward.to_vec(),
-            capability: Digest::of(capability.reveal().as_bytes()),
+            capability: Digest::of(capability.expose_secret().as_bytes()),
             presenter,
         }
     }
@@ -225,7 +225,7 @@ impl Proxy {
             .map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "PATH", "the path is not one"))?;
         *request.headers_mut() = outgoing.headers.clone();
         let secret = |text: &Secret| {
-            let mut value = HeaderValue::from_str(text.reveal())
+            let mut value = HeaderValue::from_str(text.expose_secret())
                 .map_err(|_| Problem::new(StatusCode::BAD_GATEWAY, "PROOF", "not a header"))?;
             value.set_sensitive(true);
             Ok::<_, Problem>(value)

@@ -127,7 +127,9 @@ fn sign(line: &[u8], presenter: &Presenter) -> Result<Value, (&'static str, Stri
     let headers = presenter
         .headers_with(&ask.htm, path, ask.nonce.as_deref())
         .map_err(|error| ("PROOF", error.to_string()))?;
-    Ok(json!({ "authorization": headers.authorization.reveal(), "dpop": headers.dpop.reveal() }))
+    Ok(
+        json!({ "authorization": headers.authorization.expose_secret(), "dpop": headers.dpop.expose_secret() }),
+    )
 }
 
 const CONNECTIONS_MAX: usize = 16;

@@ -6,7 +6,7 @@ use super::program::NotRun;
 use crate::cli::shapes;
 use crate::client::{Denied, Pending, Token};
 use crate::model::show_seconds;
-use crate::model::text::reveal;
+use crate::model::text::escape_invisible;
 use crate::proto::v1;
 
 /// What happens, one line each, on stderr: stdout belongs to the command alone. Every text of others has been revealed.
@@ -40,7 +40,7 @@ impl Tell {
             format!(
                 "{} of group {}",
                 p.quorum.saturating_sub(p.approvals),
-                reveal(&p.group)
+                escape_invisible(&p.group)
             )
         };
         let needs: Vec<String> = pending.needs().iter().map(needs).collect();
@@ -67,14 +67,14 @@ impl Tell {
         let uses = token
             .uses()
             .map_or_else(String::new, |uses| format!(", uses {uses}"));
-        let action = reveal(&format!(
+        let action = escape_invisible(&format!(
             "{} on {}",
             token.action().name,
             token.action().target
         ));
         self.event(
             if by_people { "approved" } else { "allowed" },
-            &format!("{action} by {}, ttl {ttl}{uses}  -> running {}", rules(token.rules()), reveal(program)),
+            &format!("{action} by {}, ttl {ttl}{uses}  -> running {}", rules(token.rules()), escape_invisible(program)),
             json!({
                 "jti": token.jti(), "decision": token.decision_id(), "expires_at": token.expires_at().to_string(),
                 "uses": token.uses(), "ttl": shapes::ttl(token.ttl()), "rules": shapes::rules(token.rules()),
@@ -90,7 +90,7 @@ impl Tell {
         };
         let comment = match no.comment() {
             None => String::new(),
-            Some(text) => format!(": \"{}\"", reveal(text)),
+            Some(text) => format!(": \"{}\"", escape_invisible(text)),
         };
         let next = no
             .known_reason()
@@ -99,7 +99,7 @@ impl Tell {
             "denied",
             &format!(
                 "{}{by}{comment}; {next}an operator sees more: dipylon explain {}",
-                reveal(no.reason()),
+                escape_invisible(no.reason()),
                 no.decision_id()
             ),
             json!({
@@ -112,7 +112,7 @@ impl Tell {
     pub(super) fn not_run(self, program: &str, not: NotRun) {
         self.event(
             "failed",
-            &format!("{}: {not}", reveal(program)),
+            &format!("{}: {not}", escape_invisible(program)),
             json!({ "program": program, "exit": not.code(), "message": not.to_string() }),
         );
     }
@@ -122,7 +122,7 @@ impl Tell {
 fn rules(rules: &[v1::Rule]) -> String {
     let names: Vec<String> = rules
         .iter()
-        .map(|rule| format!("rule \"{}\"", reveal(&rule.id)))
+        .map(|rule| format!("rule \"{}\"", escape_invisible(&rule.id)))
         .collect();
     names.join(" and ")
 }

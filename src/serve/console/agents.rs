@@ -8,8 +8,8 @@ use axum::response::Response;
 use serde::Deserialize;
 
 use super::page::Page;
+use super::session_cookie::Call;
 use super::show::{ago, shown};
-use super::visit::Call;
 use super::{Console, answer};
 use crate::broker::{ActionUse, AgentView, Refusal};
 use crate::model::{AgentId, Timestamp};
@@ -70,13 +70,13 @@ pub(super) async fn list(
 }
 
 fn listed(console: &Console, call: &Call, asked: &Asked) -> Result<Response, Refusal> {
-    let visitor = console.hall.visitor(&call.presented)?;
+    let visitor = console.broker.visitor(&call.presented)?;
     let after = asked.after.as_deref().map(AgentId::parse).transpose();
     let after = after.map_err(|error| answer::malformed(console, call, &error))?;
     let agents = console
-        .hall
+        .broker
         .list_agents(&call.presented, after.as_ref(), ROWS_MAX)?;
-    let now = console.hall.now();
+    let now = console.broker.now();
     let last = agents.last().filter(|_| agents.len() >= ROWS_MAX);
     Ok(answer::html(&AgentsPage {
         page: Page::new(console, call, &visitor, "Agents"),
@@ -121,10 +121,10 @@ pub(super) async fn page(
 }
 
 fn one(console: &Console, call: &Call, id: &str) -> Result<Response, Refusal> {
-    let visitor = console.hall.visitor(&call.presented)?;
+    let visitor = console.broker.visitor(&call.presented)?;
     let id = AgentId::parse(id).map_err(|error| answer::malformed(console, call, &error))?;
-    let view = console.hall.get_agent(&call.presented, &id)?;
-    let now = console.hall.now();
+    let view = console.broker.get_agent(&call.presented, &id)?;
+    let now = console.broker.now();
     let agent = row(&view, now);
     Ok(answer::html(&AgentPage {
         page: Page::new(console, call, &visitor, &agent.id),

@@ -15,9 +15,9 @@ use serde_json::json;
 use super::Console;
 use super::page::{self, Page};
 use super::rows::{Row, Shape};
-use super::visit::Call;
+use super::session_cookie::Call;
 use crate::broker::Refusal;
-use crate::model::text::reveal_capped;
+use crate::model::text::escape_invisible_capped;
 use crate::model::{Code, Malformed, Reason};
 
 /// Most characters of a refusal's words that are shown.
@@ -91,7 +91,7 @@ pub(super) fn read<T: DeserializeOwned>(
 
 /// A refusal of what is not of its form.
 pub(super) fn malformed(console: &Console, call: &Call, error: &Malformed) -> Refusal {
-    console.hall.malformed(call.row.name, error)
+    console.broker.malformed(call.row.name, error)
 }
 
 /// A refusal, in the form of its route.
@@ -100,7 +100,7 @@ fn refused(console: &Console, call: &Call, refusal: &Refusal) -> Response {
         // Nobody in particular, or no more: the way in, and back here after it.
         return Redirect::to(&page::sign_in_for(&call.path)).into_response();
     }
-    let told = reveal_capped(&refusal.told, TOLD_CHARS_MAX);
+    let told = escape_invisible_capped(&refusal.told, TOLD_CHARS_MAX);
     let correlation = Some(refusal.correlation.to_string());
     let retry = refusal.retry_after;
     problem(console, call.row, refusal.reason, told, correlation, retry)

@@ -9,8 +9,8 @@ use axum::response::Response;
 
 use super::page::Page;
 use super::rules::{seconds, share};
+use super::session_cookie::Call;
 use super::show::{Moment, ago, shown};
-use super::visit::Call;
 use super::{Console, answer};
 use crate::broker::{ApproverRow, ApproverView, PasskeyView};
 use crate::model::{PersonId, Timestamp};
@@ -43,14 +43,14 @@ struct Key {
 
 pub(super) async fn page(State(console): State<Arc<Console>>, call: Call) -> Response {
     let page = || {
-        let visitor = console.hall.visitor(&call.presented)?;
-        let people = console.hall.list_approvers(&call.presented)?;
-        let figures = console.hall.approver_figures(&call.presented)?;
+        let visitor = console.broker.visitor(&call.presented)?;
+        let people = console.broker.list_approvers(&call.presented)?;
+        let figures = console.broker.approver_figures(&call.presented)?;
         let figures: HashMap<PersonId, ApproverRow> = figures
             .into_iter()
             .map(|row| (row.id.clone(), row))
             .collect();
-        let now = console.hall.now();
+        let now = console.broker.now();
         Ok(answer::html(&ApproversPage {
             page: Page::new(&console, &call, &visitor, "Approvers"),
             people: people

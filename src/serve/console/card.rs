@@ -7,10 +7,10 @@ use axum::extract::{Path, State};
 use axum::response::Response;
 
 use super::page::Page;
+use super::session_cookie::Call;
 use super::show::{self, Moment};
-use super::visit::Call;
 use super::{Console, answer};
-use crate::broker::{AccessStanding, Ballot, Ineligible, Refusal};
+use crate::broker::{AccessRequestStatus, Ballot, Ineligible, Refusal};
 use crate::card::{Card, Row, SectionKind, Shown};
 use crate::model::AccessRequestId;
 use crate::serve::call::note;
@@ -61,13 +61,13 @@ pub(super) async fn page(
 }
 
 fn shown(console: &Console, call: &Call, id: &str) -> Result<Response, Refusal> {
-    let visitor = console.hall.visitor(&call.presented)?;
+    let visitor = console.broker.visitor(&call.presented)?;
     let id =
         AccessRequestId::parse(id).map_err(|error| answer::malformed(console, call, &error))?;
     note("access_request", &id);
-    let card = console.hall.card(&call.presented, &id)?;
-    let ballot = console.hall.ballot(&call.presented, &id)?;
-    let now = console.hall.now();
+    let card = console.broker.card(&call.presented, &id)?;
+    let ballot = console.broker.ballot(&call.presented, &id)?;
+    let now = console.broker.now();
     let mut shown = card.show(now);
     let environment = &mut shown.headline.environment;
     *environment = environment.take().map(|of| plain(&of));
@@ -81,7 +81,7 @@ fn shown(console: &Console, call: &Call, id: &str) -> Result<Response, Refusal> 
             *line = plain(line);
         }
     }
-    let open = card.standing == AccessStanding::Waiting;
+    let open = card.standing == AccessRequestStatus::Waiting;
     let (vote, not_eligible) = match &ballot.vote {
         _ if !open => (None, None),
         Ok(profiles) => {
@@ -177,17 +177,17 @@ const fn not_eligible(why: &Ineligible) -> &'static str {
     }
 }
 
-const fn standing(standing: AccessStanding) -> &'static str {
+const fn standing(standing: AccessRequestStatus) -> &'static str {
     match standing {
-        AccessStanding::Waiting => "It waits for people.",
-        AccessStanding::Approved => "Enough people said yes. The agent may have its token.",
-        AccessStanding::Denied => "A person said no. That ends it.",
-        AccessStanding::Consumed => "It was approved, and the agent has its token.",
-        AccessStanding::Cancelled => "The agent took it back.",
-        AccessStanding::Expired => {
+        AccessRequestStatus::Waiting => "It waits for people.",
+        AccessRequestStatus::Approved => "Enough people said yes. The agent may have its token.",
+        AccessRequestStatus::Denied => "A person said no. That ends it.",
+        AccessRequestStatus::Consumed => "It was approved, and the agent has its token.",
+        AccessRequestStatus::Cancelled => "The agent took it back.",
+        AccessRequestStatus::Expired => {
             "Nobody decided in time, and that is a no. A vote has no effect any more."
         }
-        AccessStanding::Ended => {
+        AccessRequestStatus::Ended => {
             "Its task is over, or the rules no longer ask for it. A vote has no effect any more."
         }
     }

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::visit::Call;
+use super::session_cookie::Call;
 use super::{Console, answer};
 use crate::broker::InboxNews;
 use crate::serve::deadline::Closing;
@@ -22,7 +22,7 @@ const GATHER: Duration = Duration::from_millis(150);
 const RETRY_MS: u32 = 2_000;
 /// When to come again where a person has as many windows as they may.
 const WINDOWS_FULL_RETRY: Duration = Duration::from_secs(15);
-/// How soon a stream ends after its visit.
+/// How soon a stream ends after its session.
 const VISIT_BEAT: Duration = Duration::from_secs(1);
 /// Events that may wait for a slow reader: more would say the same.
 const EVENTS_MAX: usize = 4;
@@ -33,7 +33,7 @@ pub(super) async fn stream(
     call: Call,
 ) -> Response {
     // A browser that comes back has its page, and asks for its rows anew whatever it missed.
-    let mut watch = match console.hall.inbox_changes(&call.presented, None) {
+    let mut watch = match console.broker.inbox_changes(&call.presented, None) {
         Ok(watch) => watch,
         Err(refusal) => return answer::of(&console, &call, Err(refusal)),
     };
@@ -41,10 +41,14 @@ pub(super) async fn stream(
         return answer::too_many(&console, call.row, WINDOWS_FULL_RETRY);
     };
     let (tell, told) = mpsc::channel::<Result<Bytes, Infallible>>(EVENTS_MAX);
-    let hall = console.hall.clone();
-    let visit = call.presented.visit;
-    let goes_on = move || visit.as_ref().is_some_and(|visit| hall.goes_on(visit));
-    let hall = console.hall.clone();
+    let broker = console.broker.clone();
+    let session = call.presented.session;
+    let goes_on = move || {
+        session
+            .as_ref()
+            .is_some_and(|session| broker.goes_on(session))
+    };
+    let broker = console.broker.clone();
     let life = Duration::from_millis(watch.life_ms);
     let mut stopped = console.stopped.clone();
     tokio::spawn(async move {
@@ -76,7 +80,7 @@ pub(super) async fn stream(
             if tell.send(Ok(Bytes::from(first))).await.is_err() {
                 return;
             }
-            while let Some(news) = watch.next(&hall).await {
+            while let Some(news) = watch.next(&broker).await {
                 let beat = match news {
                     InboxNews::Heartbeat(_) => Bytes::from_static(b": beat\n\n"),
                     InboxNews::Snapshot(_) | InboxNews::Changed(_) | InboxNews::Turn => {

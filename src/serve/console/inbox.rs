@@ -8,8 +8,8 @@ use axum::response::Response;
 use serde::Deserialize;
 
 use super::page::Page;
+use super::session_cookie::Call;
 use super::show::{self, Moment, shown};
-use super::visit::Call;
 use super::{Console, answer};
 use crate::broker::{InboxAsk, InboxCursor, InboxPage, InboxRow, Ineligible, Refusal};
 use crate::model::{MatchPhrase, Timestamp};
@@ -72,7 +72,7 @@ pub(super) async fn page(
     call: Call,
 ) -> Response {
     let page = || {
-        let visitor = console.hall.visitor(&call.presented)?;
+        let visitor = console.broker.visitor(&call.presented)?;
         Ok(answer::html(&WholePage {
             inbox: waiting(&console, &call, &asked)?,
             page: Page::new(&console, &call, &visitor, "Inbox"),
@@ -99,8 +99,8 @@ fn waiting(console: &Console, call: &Call, asked: &Asked) -> Result<Inbox, Refus
         size: ROWS_MAX,
         after: after.map_err(|error| answer::malformed(console, call, &error))?,
     };
-    let page = console.hall.inbox(&call.presented, &ask)?;
-    Ok(grouped(&page, console.hall.now()))
+    let page = console.broker.inbox(&call.presented, &ask)?;
+    Ok(grouped(&page, console.broker.now()))
 }
 
 /// Alike ones stand together already: each run of them is a group.

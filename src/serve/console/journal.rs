@@ -9,8 +9,8 @@ use serde::Deserialize;
 
 use super::moments::Moment;
 use super::page::Page;
+use super::session_cookie::Call;
 use super::show::shown;
-use super::visit::Call;
 use super::{Console, answer};
 use crate::broker::Refusal;
 
@@ -39,13 +39,13 @@ pub(super) async fn page(
 }
 
 async fn found(console: &Console, call: &Call, asked: &Asked) -> Result<Response, Refusal> {
-    let visitor = console.hall.visitor(&call.presented)?;
+    let visitor = console.broker.visitor(&call.presented)?;
     let query = asked.q.as_deref().unwrap_or_default().trim();
     let found = console
-        .hall
+        .broker
         .search(&call.presented, query, asked.below)
         .await?;
-    let now = console.hall.now();
+    let now = console.broker.now();
     let older = |below| format!("/console/journal?q={}&below={below}", encoded(query));
     Ok(answer::html(&JournalPage {
         page: Page::new(console, call, &visitor, "Journal"),

@@ -1,9 +1,9 @@
 //! The console: pages for approvers and operators, rendered here, readable without a script.
 //!
 //! In: requests of browsers. Out: pages, the few answers the one script needs, refusals in the same words as at every door.
-//! Trusts the visit's cookie no further than the hall does, `Origin` for where a change comes from, and nothing else a
+//! Trusts the session's cookie no further than the broker does, `Origin` for where a change comes from, and nothing else a
 //! browser says. Refuses paths without a row, other hosts, changes asked for by other pages.
-//! A visit lets people look; what they decide they sign, each decision by itself. No GET changes anything. Templates escape
+//! A session lets people look; what they decide they sign, each decision by itself. No GET changes anything. Templates escape
 //! whatever they are given; nothing of others is ever markup.
 
 mod agents;
@@ -20,10 +20,10 @@ mod page;
 mod passkeys;
 pub mod rows;
 mod rules;
+mod session_cookie;
 mod show;
 mod tasks;
 mod tokens;
-mod visit;
 mod vote;
 
 use std::sync::Arc;
@@ -33,8 +33,8 @@ use axum::middleware;
 use axum::routing::{any, get, post};
 use tokio::sync::watch;
 
-use super::admit::Porch;
-use crate::broker::Hall;
+use super::admit::AdmissionControl;
+use crate::broker::Broker;
 use crate::model::PersonId;
 use crate::rates::Tally;
 use rows::Row;
@@ -43,8 +43,8 @@ pub(super) use gate::dressed;
 
 /// What every page needs.
 pub(super) struct Console {
-    hall: Arc<Hall>,
-    porch: Arc<Porch>,
+    broker: Arc<Broker>,
+    admission: Arc<AdmissionControl>,
     /// The one origin the console has.
     origin: String,
     /// Streams of each person.
@@ -58,7 +58,7 @@ const STREAMS_PER_PERSON_MAX: usize = 16;
 impl Console {
     /// Counts and logs a request that was refused before anybody looked at it.
     fn refused(&self, by: &'static str, row: &'static Row) {
-        self.hall.metrics().refused(CSRF);
+        self.broker.metrics().refused(CSRF);
         tracing::info!(method = row.name, by, "asked for from elsewhere");
     }
 }
@@ -67,12 +67,16 @@ impl Console {
 const CSRF: &str = "CONSOLE_FOREIGN_ORIGIN";
 
 /// The console's routes, every one behind its gate.
-pub(super) fn routes(hall: Arc<Hall>, porch: Arc<Porch>, stopped: watch::Receiver<bool>) -> Router {
+pub(super) fn routes(
+    broker: Arc<Broker>,
+    admission: Arc<AdmissionControl>,
+    stopped: watch::Receiver<bool>,
+) -> Router {
     let console = Arc::new(Console {
-        origin: hall.relying_party().origin.clone(),
+        origin: broker.relying_party().origin.clone(),
         streams: Arc::new(Tally::new(STREAMS_PER_PERSON_MAX)),
-        hall,
-        porch,
+        broker,
+        admission,
         stopped,
     });
     Router::new()

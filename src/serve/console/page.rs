@@ -3,9 +3,9 @@
 use super::Console;
 use super::assets::{ASSETS, Assets};
 use super::rows::{self, Row};
+use super::session_cookie::Call;
 use super::show::shown;
-use super::visit::Call;
-use crate::broker::{CallerKind, Visitor};
+use crate::broker::{CallerRole, SignedInUser};
 use crate::model::Timestamp;
 use crate::rules::Role;
 
@@ -43,8 +43,8 @@ const PLACES: &[(&str, &str)] = &[
 ];
 
 impl Page {
-    /// A page of a visit.
-    pub(super) fn new(console: &Console, call: &Call, visitor: &Visitor, title: &str) -> Self {
+    /// A page of a session.
+    pub(super) fn new(console: &Console, call: &Call, visitor: &SignedInUser, title: &str) -> Self {
         let links = PLACES
             .iter()
             .filter(|(path, _)| rows::of(path).is_some_and(|row| may(visitor, row)))
@@ -68,8 +68,8 @@ impl Page {
         Self {
             title: title.to_owned(),
             assets: &ASSETS,
-            now: console.hall.now(),
-            realm: console.hall.settings().realm.to_string(),
+            now: console.broker.now(),
+            realm: console.broker.settings().realm.to_string(),
             visitor: None,
             links: Vec::new(),
             narrow: true,
@@ -89,11 +89,11 @@ fn is_under(path: &str, place: &str) -> bool {
 }
 
 /// Whether a visitor may use a route: for what is shown, never for what is done.
-pub(super) fn may(visitor: &Visitor, row: &Row) -> bool {
+pub(super) fn may(visitor: &SignedInUser, row: &Row) -> bool {
     row.admits().iter().any(|kind| match kind {
-        CallerKind::Approver => visitor.roles.contains(&Role::Approver),
-        CallerKind::Operator => visitor.roles.contains(&Role::Operator),
-        CallerKind::Agent | CallerKind::Validator | CallerKind::Auditor => false,
+        CallerRole::Approver => visitor.roles.contains(&Role::Approver),
+        CallerRole::Operator => visitor.roles.contains(&Role::Operator),
+        CallerRole::Agent | CallerRole::Validator | CallerRole::Auditor => false,
     })
 }
 

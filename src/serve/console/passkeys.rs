@@ -1,4 +1,4 @@
-//! The way in: a passkey is enrolled by an invitation, and opens a visit. Neither is ever a vote.
+//! The way in: a passkey is enrolled by an invitation, and opens a session. Neither is ever a vote.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 
 use super::page::{self, Page};
-use super::visit::{self, Call};
+use super::session_cookie::{self, Call};
 use super::{Console, answer};
 use crate::broker::{Assertion, Refusal, Registration};
 use crate::model::{Malformed, Secret};
@@ -134,8 +134,8 @@ pub(super) async fn begin_sign_in(
 ) -> Response {
     let begun = answer::read(&console, &call, &headers, &body).map(|Nothing {}| {
         answer::json(&SignInBegun {
-            challenge: bytes(&console.hall.begin_sign_in().challenge),
-            rp_id: &console.hall.relying_party().id,
+            challenge: bytes(&console.broker.begin_sign_in().challenge),
+            rp_id: &console.broker.relying_party().id,
         })
     });
     answer::of(&console, &call, begun)
@@ -161,28 +161,28 @@ async fn opened(
     let assertion = answered
         .parse()
         .map_err(|error| answer::malformed(console, call, &error))?;
-    let visit = console
-        .hall
+    let session = console
+        .broker
         .finish_sign_in(call.row.name, assertion)
         .await?;
     // Whoever was here before is not any more.
-    if let Some(before) = &call.presented.visit {
-        console.hall.sign_out(before);
+    if let Some(before) = &call.presented.session {
+        console.broker.sign_out(before);
     }
     Ok(with_cookie(
         StatusCode::NO_CONTENT.into_response(),
-        visit::given(&console.origin, &visit.cookie),
+        session_cookie::given(&console.origin, &session.cookie),
     ))
 }
 
-/// Ends the visit, if there is one; the answer is the same if not.
+/// Ends the session, if there is one; the answer is the same if not.
 pub(super) async fn sign_out(State(console): State<Arc<Console>>, call: Call) -> Response {
-    if let Some(cookie) = &call.presented.visit {
-        console.hall.sign_out(cookie);
+    if let Some(cookie) = &call.presented.session {
+        console.broker.sign_out(cookie);
     }
     with_cookie(
         Redirect::to("/console/sign-in").into_response(),
-        visit::taken(&console.origin),
+        session_cookie::taken(&console.origin),
     )
 }
 
@@ -209,11 +209,11 @@ pub(super) async fn begin_enrolment(
     let begin = || {
         let asked: EnrolBegin = answer::read(&console, &call, &headers, &body)?;
         let code = Secret::new(asked.code);
-        let begun = console.hall.begin_enrolment(call.row.name, &code)?;
+        let begun = console.broker.begin_enrolment(call.row.name, &code)?;
         Ok(answer::json(&EnrolBegun {
             challenge: bytes(&begun.challenge),
-            rp_id: &console.hall.relying_party().id,
-            rp_name: format!("Dipylon {}", console.hall.settings().realm),
+            rp_id: &console.broker.relying_party().id,
+            rp_name: format!("Dipylon {}", console.broker.settings().realm),
             user: bytes(&begun.user),
             name: &begun.name,
             exclude: &begun.exclude,
@@ -247,7 +247,7 @@ async fn enrolled(
             .map_err(malformed)?,
     };
     let person = console
-        .hall
+        .broker
         .finish_enrolment(call.row.name, &code, &registration, &made.label)
         .await?;
     Ok(answer::json(&Enrolled {

@@ -2,13 +2,13 @@
 
 use axum::http::Method;
 
-use crate::broker::CallerKind::{self, Approver, Auditor, Operator};
+use crate::broker::CallerRole::{self, Approver, Auditor, Operator};
 use crate::rates::Class::{self, General, Reserved};
 
 /// How a route is asked and what it answers with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
-    /// GET: a page. Who has no visit is sent to the sign-in.
+    /// GET: a page. Who has no session is sent to the sign-in.
     Page,
     /// GET: a part of a page, for the script.
     Fragment,
@@ -25,10 +25,10 @@ pub enum Shape {
 /// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who {
-    /// Strangers too: what leads to a visit, and what every page is made of.
+    /// Strangers too: what leads to a session, and what every page is made of.
     Anybody,
-    /// People of these roles, in a visit.
-    Visitors(&'static [CallerKind]),
+    /// People of these roles, in a session.
+    Visitors(&'static [CallerRole]),
 }
 
 /// One route.
@@ -48,7 +48,7 @@ pub struct Row {
 
 impl Row {
     /// The kinds of callers it admits.
-    pub const fn admits(&self) -> &'static [CallerKind] {
+    pub const fn admits(&self) -> &'static [CallerRole] {
         match self.who {
             Who::Anybody => &[],
             Who::Visitors(kinds) => kinds,

@@ -7,8 +7,8 @@ use axum::extract::State;
 use axum::response::Response;
 
 use super::page::Page;
+use super::session_cookie::Call;
 use super::show::shown;
-use super::visit::Call;
 use super::{Console, answer};
 use crate::broker::RuleRow;
 use crate::model::show_seconds;
@@ -35,8 +35,8 @@ struct Row {
 
 pub(super) async fn page(State(console): State<Arc<Console>>, call: Call) -> Response {
     let page = || {
-        let visitor = console.hall.visitor(&call.presented)?;
-        let rules = console.hall.list_rules(&call.presented)?;
+        let visitor = console.broker.visitor(&call.presented)?;
+        let rules = console.broker.list_rules(&call.presented)?;
         Ok(answer::html(&RulesPage {
             page: Page::new(&console, &call, &visitor, "Rules"),
             rules: rules.iter().map(row).collect(),

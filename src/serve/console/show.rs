@@ -1,6 +1,6 @@
 //! Moments and words as pages show them. Every text of others leaves here with its invisible characters as codes.
 
-use crate::model::text::reveal;
+use crate::model::text::escape_invisible;
 use crate::model::{Timestamp, show_seconds};
 use crate::rules::Risk;
 
@@ -77,7 +77,7 @@ pub(super) const fn risk(risk: Option<Risk>) -> &'static str {
 
 /// Text of others, safe to show.
 pub(super) fn shown(text: impl AsRef<str>) -> String {
-    reveal(text.as_ref())
+    escape_invisible(text.as_ref())
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ use serde::Deserialize;
 use super::moments::Moment;
 use super::page::{self, Page};
 use super::rows;
+use super::session_cookie::Call;
 use super::show::{self, shown};
-use super::visit::Call;
 use super::{Console, answer};
 use crate::broker::{Refusal, TaskFilter, TaskView};
 use crate::model::{TaskId, Timestamp};
@@ -70,7 +70,7 @@ pub(super) async fn list(
 }
 
 fn listed(console: &Console, call: &Call, asked: &Asked) -> Result<Response, Refusal> {
-    let visitor = console.hall.visitor(&call.presented)?;
+    let visitor = console.broker.visitor(&call.presented)?;
     let after = asked.after.as_deref().map(TaskId::parse).transpose();
     let filter = TaskFilter {
         agent: None,
@@ -78,8 +78,8 @@ fn listed(console: &Console, call: &Call, asked: &Asked) -> Result<Response, Ref
         after: after.map_err(|error| answer::malformed(console, call, &error))?,
         max: ROWS_MAX,
     };
-    let tasks = console.hall.list_tasks(&call.presented, &filter)?;
-    let now = console.hall.now();
+    let tasks = console.broker.list_tasks(&call.presented, &filter)?;
+    let now = console.broker.now();
     let too = if filter.ended { "&ended=yes" } else { "" };
     let last = tasks.last().filter(|_| tasks.len() >= ROWS_MAX);
     Ok(answer::html(&TasksPage {
@@ -114,11 +114,11 @@ pub(super) async fn page(
 }
 
 async fn told(console: &Console, call: &Call, id: &str) -> Result<Response, Refusal> {
-    let visitor = console.hall.visitor(&call.presented)?;
+    let visitor = console.broker.visitor(&call.presented)?;
     let id = TaskId::parse(id).map_err(|error| answer::malformed(console, call, &error))?;
     note("task", &id);
-    let told = console.hall.timeline(&call.presented, id).await?;
-    let now = console.hall.now();
+    let told = console.broker.timeline(&call.presented, id).await?;
+    let now = console.broker.now();
     let title = format!("{} at work", told.agent);
     Ok(answer::html(&TaskPage {
         page: Page::new(console, call, &visitor, &title),

@@ -8,8 +8,8 @@ use axum::response::{IntoResponse as _, Redirect, Response};
 use serde::Deserialize;
 
 use super::page::Page;
+use super::session_cookie::Call;
 use super::show::{Moment, shown};
-use super::visit::Call;
 use super::{Console, answer};
 use crate::broker::{LiveToken, Refusal};
 use crate::model::{Timestamp, TokenId};
@@ -56,17 +56,17 @@ pub(super) async fn page(
 }
 
 async fn live(console: &Console, call: &Call, asked: &Asked) -> Result<Response, Refusal> {
-    let visitor = console.hall.visitor(&call.presented)?;
+    let visitor = console.broker.visitor(&call.presented)?;
     let read = |text: &String| {
         TokenId::parse(text).map_err(|error| answer::malformed(console, call, &error))
     };
     let after = asked.after.as_ref().map(read).transpose()?;
     let revoked = asked.revoked.as_ref().map(read).transpose()?;
     let tokens = console
-        .hall
+        .broker
         .live_tokens(&call.presented, after, ROWS_MAX)
         .await?;
-    let now = console.hall.now();
+    let now = console.broker.now();
     let last = tokens.last().filter(|_| tokens.len() >= ROWS_MAX);
     Ok(answer::html(&TokensPage {
         page: Page::new(console, call, &visitor, "Live tokens"),
@@ -111,6 +111,6 @@ pub(super) async fn revoke(
 async fn revoked(console: &Console, call: &Call, jti: &str) -> Result<Response, Refusal> {
     let jti = TokenId::parse(jti).map_err(|error| answer::malformed(console, call, &error))?;
     note("token", &jti);
-    console.hall.revoke_token(&call.presented, jti).await?;
+    console.broker.revoke_token(&call.presented, jti).await?;
     Ok(Redirect::to(&format!("/console/tokens?revoked={jti}")).into_response())
 }

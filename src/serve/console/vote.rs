@@ -9,7 +9,7 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 
 use super::passkeys::{Answered, bytes};
-use super::visit::Call;
+use super::session_cookie::Call;
 use super::{Console, answer};
 use crate::broker::{Refusal, VoteAsk, VoteProof};
 use crate::model::*;
@@ -79,7 +79,7 @@ async fn begun(
     body: &Bytes,
 ) -> Result<Response, Refusal> {
     // Strangers learn nothing, not even what a vote looks like.
-    console.hall.visitor(&call.presented)?;
+    console.broker.visitor(&call.presented)?;
     let ask: Ask = answer::read(console, call, headers, body)?;
     let malformed = |error: Malformed| answer::malformed(console, call, &error);
     let id = AccessRequestId::parse(id).map_err(malformed)?;
@@ -98,12 +98,12 @@ async fn begun(
         comment: comment.map_err(malformed)?,
         policy: Some(Digest::parse(&ask.policy).map_err(malformed)?),
     };
-    let begun = console.hall.begin_vote(&call.presented, id, ask).await?;
+    let begun = console.broker.begin_vote(&call.presented, id, ask).await?;
     Ok(answer::json(&Begun {
         statement: &begun.statement,
         challenge: bytes(begun.challenge.as_bytes()),
         credentials: &begun.credentials,
-        rp_id: &console.hall.relying_party().id,
+        rp_id: &console.broker.relying_party().id,
     }))
 }
 
@@ -125,7 +125,7 @@ async fn counted(
     headers: &HeaderMap,
     body: &Bytes,
 ) -> Result<Response, Refusal> {
-    console.hall.visitor(&call.presented)?;
+    console.broker.visitor(&call.presented)?;
     let vote: Cast = answer::read(console, call, headers, body)?;
     let malformed = |error: Malformed| answer::malformed(console, call, &error);
     let id = AccessRequestId::parse(id).map_err(malformed)?;
@@ -139,7 +139,7 @@ async fn counted(
     };
     let proof = VoteProof::Passkey(answered.parse().map_err(malformed)?);
     let done = console
-        .hall
+        .broker
         .cast_vote(&call.presented, id, &vote.statement, proof)
         .await?;
     Ok(answer::json(&Done {

@@ -3,7 +3,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tonic::{Request, Response, Status};
 
 use super::super::MESSAGE_BYTES_MAX;
-use super::{Door, note, shapes};
+use super::{GrpcService, note, shapes};
 use crate::broker::{Assertion, INBOX_PAGE_MAX, InboxAsk, InboxCursor, VoteAsk, VoteProof};
 use crate::model::*;
 use crate::proto::convert;
@@ -11,7 +11,7 @@ use crate::proto::v1;
 use crate::proto::v1::approval_service_server::ApprovalService;
 
 #[tonic::async_trait]
-impl ApprovalService for Door {
+impl ApprovalService for GrpcService {
     async fn list_access_requests(
         &self,
         request: Request<v1::ListAccessRequestsRequest>,
@@ -20,7 +20,7 @@ impl ApprovalService for Door {
             .open("dipylon.v1.ApprovalService/ListAccessRequests", request)
             .await?;
         let ask = inbox_ask(&message).map_err(self.malformed(&call))?;
-        let page = self.hall.inbox(&call, &ask);
+        let page = self.broker.inbox(&call, &ask);
         self.answer(page.map(|page| shapes::inbox_page(page, PAGE_BYTES_MAX)))
     }
 
@@ -43,9 +43,13 @@ impl ApprovalService for Door {
         let id =
             AccessRequestId::parse(&message.access_request_id).map_err(self.malformed(&call))?;
         note("access_request", &id);
-        self.answer(self.hall.card(&call, &id).map(|card| v1::GetCardResponse {
-            card: Some(crate::proto::card::to_wire(&card)),
-        }))
+        self.answer(
+            self.broker
+                .card(&call, &id)
+                .map(|card| v1::GetCardResponse {
+                    card: Some(crate::proto::card::to_wire(&card)),
+                }),
+        )
     }
 
     async fn begin_vote(
@@ -57,7 +61,7 @@ impl ApprovalService for Door {
             .await?;
         let (id, ask) = vote_ask(&message).map_err(self.malformed(&call))?;
         note("access_request", &id);
-        let begun = self.hall.begin_vote(&call, id, ask).await;
+        let begun = self.broker.begin_vote(&call, id, ask).await;
         self.answer(begun.map(|begun| {
             v1::BeginVoteResponse {
                 statement: begun.statement,
@@ -83,7 +87,7 @@ impl ApprovalService for Door {
         note("access_request", &id);
         let proof = proof(message.signature, message.passkey).map_err(self.malformed(&call))?;
         let cast = self
-            .hall
+            .broker
             .cast_vote(&call, id, &message.statement, proof)
             .await;
         self.answer(cast.map(|done| v1::CastVoteResponse {
@@ -100,10 +104,10 @@ impl ApprovalService for Door {
             .open("dipylon.v1.ApprovalService/InviteApprover", request)
             .await?;
         let person = PersonId::parse(&message.person_id).map_err(self.malformed(&call))?;
-        let invited = self.hall.invite_approver(&call, person).await;
+        let invited = self.broker.invite_approver(&call, person).await;
         self.answer(invited.map(|invited| v1::InviteApproverResponse {
-            code: invited.code.reveal().to_owned(),
-            url: invited.url.reveal().to_owned(),
+            code: invited.code.expose_secret().to_owned(),
+            url: invited.url.expose_secret().to_owned(),
             expires_at: Some(convert::timestamp_to_wire(invited.expires_at)),
         }))
     }
@@ -115,7 +119,7 @@ impl ApprovalService for Door {
         let (call, _) = self
             .open("dipylon.v1.ApprovalService/ListApprovers", request)
             .await?;
-        let listed = self.hall.list_approvers(&call);
+        let listed = self.broker.list_approvers(&call);
         self.answer(listed.map(|people| v1::ListApproversResponse {
             approvers: people.iter().map(shapes::approver).collect(),
         }))
@@ -135,7 +139,7 @@ impl ApprovalService for Door {
                 Digest::parse(text).map_err(self.malformed(&call))?,
             )),
         };
-        let revoked = self.hall.revoke_approver_keys(&call, person, key).await;
+        let revoked = self.broker.revoke_approver_keys(&call, person, key).await;
         self.answer(revoked.map(|n| v1::RevokeApproverKeysResponse {
             revoked: shapes::count(n),
         }))

@@ -7,7 +7,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::super::status::put_nonce;
-use super::{Door, note, shapes};
+use super::{GrpcService, note, shapes};
 use crate::broker::{AccessMark, AccessNews, InboxNews, Position};
 use crate::model::*;
 use crate::proto::{card, v1};
@@ -23,7 +23,7 @@ const BUFFER: usize = 4;
 /// Ids in one message: 1,000 of 27 bytes are well below the longest message.
 const IDS_MAX: usize = 1_000;
 
-impl Door {
+impl GrpcService {
     pub(super) async fn follow_one(
         &self,
         request: Request<v1::WatchAccessRequestRequest>,
@@ -35,17 +35,17 @@ impl Door {
         note("task", &task);
         note("access_request", &id);
         let mut watch = self
-            .hall
+            .broker
             .watch_access_request(&call, task, id, seen)
-            .map_err(|refusal| super::status(&refusal, &self.hall))?;
-        let counted = self.porch.agent_watch(&watch.agent)?;
+            .map_err(|refusal| super::status(&refusal, &self.broker))?;
+        let counted = self.admission.agent_watch(&watch.agent)?;
         let life = Duration::from_millis(watch.life_ms);
         let (sender, receiver) = mpsc::channel(BUFFER);
-        let (hall, mut stopped) = (self.hall.clone(), self.stopped.clone());
+        let (broker, mut stopped) = (self.broker.clone(), self.stopped.clone());
         tokio::spawn(async move {
             let _counted = counted;
             let told = async {
-                while let Some(news) = watch.next(&hall).await {
+                while let Some(news) = watch.next(&broker).await {
                     if send(&sender, access_message(&news)).await.is_none() {
                         return;
                     }
@@ -59,7 +59,7 @@ impl Door {
             }
         });
         let mut response = Response::new(ReceiverStream::new(receiver));
-        put_nonce(response.metadata_mut(), &self.hall);
+        put_nonce(response.metadata_mut(), &self.broker);
         Ok(response)
     }
 
@@ -75,17 +75,17 @@ impl Door {
             index: p.index,
         });
         let mut watch = self
-            .hall
+            .broker
             .inbox_changes(&call, after)
-            .map_err(|refusal| super::status(&refusal, &self.hall))?;
-        let counted = self.porch.person_watch(&watch.caller)?;
+            .map_err(|refusal| super::status(&refusal, &self.broker))?;
+        let counted = self.admission.person_watch(&watch.caller)?;
         let life = Duration::from_millis(watch.life_ms);
         let (sender, receiver) = mpsc::channel(BUFFER);
-        let (hall, mut stopped) = (self.hall.clone(), self.stopped.clone());
+        let (broker, mut stopped) = (self.broker.clone(), self.stopped.clone());
         tokio::spawn(async move {
             let _counted = counted;
             let told = async {
-                while let Some(news) = watch.next(&hall).await {
+                while let Some(news) = watch.next(&broker).await {
                     for message in inbox_messages(&news) {
                         if send(&sender, message).await.is_none() {
                             return;
@@ -101,7 +101,7 @@ impl Door {
             }
         });
         let mut response = Response::new(ReceiverStream::new(receiver));
-        put_nonce(response.metadata_mut(), &self.hall);
+        put_nonce(response.metadata_mut(), &self.broker);
         Ok(response)
     }
 }

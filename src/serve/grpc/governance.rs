@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::super::guard::bootstrap_code;
-use super::{Door, counted, note, shapes};
+use super::{GrpcService, counted, note, shapes};
 use crate::broker::{ApproverRow, FirstOperator, PersonCaller, RuleRow, TaskEndAsk, TaskFilter};
 use crate::model::*;
 use crate::proto::convert::timestamp_to_wire;
@@ -19,7 +19,7 @@ enum Author {
 }
 
 #[tonic::async_trait]
-impl GovernanceService for Door {
+impl GovernanceService for GrpcService {
     async fn apply_policy_bundle(
         &self,
         request: Request<Streaming<v1::ApplyPolicyBundleRequest>>,
@@ -30,12 +30,12 @@ impl GovernanceService for Door {
             .await?;
         // Known before a byte of the bundle is read.
         let known = match bootstrap_code(&metadata) {
-            None => self.hall.person(&call).map(Author::Operator),
-            Some(code) => self.hall.first_operator(&call, &code).map(Author::First),
+            None => self.broker.person(&call).map(Author::Operator),
+            Some(code) => self.broker.first_operator(&call, &code).map(Author::First),
         };
-        let author = known.map_err(|refusal| super::status(&refusal, &self.hall))?;
+        let author = known.map_err(|refusal| super::status(&refusal, &self.broker))?;
         // The pieces come as slowly as the operator's line: that takes nobody's place.
-        call.seat.leave();
+        call.permit.release();
         let mut files: BTreeMap<String, String> = BTreeMap::new();
         let mut size = 0_usize;
         while let Some(piece) = pieces.message().await? {
@@ -61,13 +61,15 @@ impl GovernanceService for Door {
                 )));
             }
         }
-        call.seat.retake().await;
+        call.permit.reacquire().await;
         let applied = match author {
             Author::Operator(operator) => {
-                self.hall.apply_policy_bundle(&call, operator, files).await
+                self.broker
+                    .apply_policy_bundle(&call, operator, files)
+                    .await
             }
             Author::First(first) => {
-                self.hall
+                self.broker
                     .apply_first_policy_bundle(&call, first, files)
                     .await
             }
@@ -96,7 +98,7 @@ impl GovernanceService for Door {
             Ok((agent, reason.transpose()?))
         });
         let (agent, reason) = parsed.map_err(self.malformed(&call))?;
-        let suspended = self.hall.suspend_agent(&call, agent, reason).await;
+        let suspended = self.broker.suspend_agent(&call, agent, reason).await;
         self.answer(suspended.map(|(tasks, position)| v1::SuspendAgentResponse {
             tasks_ended: shapes::count(tasks),
             position,
@@ -112,7 +114,7 @@ impl GovernanceService for Door {
             .await?;
         let agent = AgentId::parse(&message.agent_id).map_err(self.malformed(&call))?;
         self.answer(
-            self.hall
+            self.broker
                 .resume_agent(&call, agent)
                 .await
                 .map(|position| v1::ResumeAgentResponse { position }),
@@ -131,7 +133,7 @@ impl GovernanceService for Door {
             Ok((max, after))
         });
         let (max, after) = parsed.map_err(self.malformed(&call))?;
-        let page = self.hall.list_agents(&call, after.as_ref(), max);
+        let page = self.broker.list_agents(&call, after.as_ref(), max);
         self.answer(page.map(|page| {
             let agents = fitting(page.iter().map(shapes::registered_agent));
             let more = page.len() >= max || agents.len() < page.len();
@@ -153,7 +155,7 @@ impl GovernanceService for Door {
             .open("dipylon.v1.GovernanceService/GetAgent", request)
             .await?;
         let id = AgentId::parse(&message.agent_id).map_err(self.malformed(&call))?;
-        let found = self.hall.get_agent(&call, &id);
+        let found = self.broker.get_agent(&call, &id);
         self.answer(found.map(|view| v1::GetAgentResponse {
             agent: Some(shapes::registered_agent(&view)),
         }))
@@ -171,7 +173,7 @@ impl GovernanceService for Door {
             Ok((scope, reason.transpose()?))
         });
         let (scope, reason) = parsed.map_err(self.malformed(&call))?;
-        let done = self.hall.freeze(&call, scope, reason).await;
+        let done = self.broker.freeze(&call, scope, reason).await;
         self.answer(done.map(|done| v1::FreezeResponse {
             changed: done.changed,
             position: done.index,
@@ -189,7 +191,7 @@ impl GovernanceService for Door {
             .open("dipylon.v1.GovernanceService/Unfreeze", request)
             .await?;
         let scope = FreezeScope::parse(&message.scope).map_err(self.malformed(&call))?;
-        let lifted = self.hall.unfreeze(&call, scope).await;
+        let lifted = self.broker.unfreeze(&call, scope).await;
         self.answer(lifted.map(|position| v1::UnfreezeResponse { position }))
     }
 
@@ -210,9 +212,13 @@ impl GovernanceService for Door {
                 .unwrap_or_default(),
             position: frozen.index,
         };
-        self.answer(self.hall.freezes(&call).map(|all| v1::ListFreezesResponse {
-            freezes: all.into_iter().map(row).collect(),
-        }))
+        self.answer(
+            self.broker
+                .freezes(&call)
+                .map(|all| v1::ListFreezesResponse {
+                    freezes: all.into_iter().map(row).collect(),
+                }),
+        )
     }
 
     async fn list_tasks(
@@ -231,7 +237,7 @@ impl GovernanceService for Door {
             })
         });
         let filter = parsed.map_err(self.malformed(&call))?;
-        let page = self.hall.list_tasks(&call, &filter);
+        let page = self.broker.list_tasks(&call, &filter);
         self.answer(page.map(|page| {
             let tasks = fitting(page.iter().map(shapes::task_row));
             let more = page.len() >= filter.max || tasks.len() < page.len();
@@ -255,7 +261,7 @@ impl GovernanceService for Door {
         let task = TaskId::parse(&message.task_id).map_err(self.malformed(&call))?;
         note("task", &task);
         let ended = self
-            .hall
+            .broker
             .end_task_as_operator(
                 &call,
                 TaskEndAsk {
@@ -276,7 +282,7 @@ impl GovernanceService for Door {
         let (call, message) = self
             .open("dipylon.v1.GovernanceService/Explain", request)
             .await?;
-        self.answer(self.hall.explain(&call, &message.id).map(|e| {
+        self.answer(self.broker.explain(&call, &message.id).map(|e| {
             v1::ExplainResponse {
                 headline: e.headline,
                 lines: e
@@ -297,7 +303,7 @@ impl GovernanceService for Door {
             .open("dipylon.v1.GovernanceService/ListRules", request)
             .await?;
         let max = page_size(message.page_size).map_err(self.malformed(&call))?;
-        self.answer(self.hall.list_rules(&call).map(|all| {
+        self.answer(self.broker.list_rules(&call).map(|all| {
             let after = |row: &&RuleRow| row.id > message.page_token;
             let left: Vec<_> = all.iter().filter(after).collect();
             let page = left.iter().take(max);
@@ -321,7 +327,7 @@ impl GovernanceService for Door {
             .open("dipylon.v1.GovernanceService/ListApproverFigures", request)
             .await?;
         let max = page_size(message.page_size).map_err(self.malformed(&call))?;
-        self.answer(self.hall.approver_figures(&call).map(|all| {
+        self.answer(self.broker.approver_figures(&call).map(|all| {
             let after = |row: &&ApproverRow| *row.id.as_str() > *message.page_token;
             let left: Vec<_> = all.iter().filter(after).collect();
             let page = left.iter().take(max);
@@ -349,7 +355,7 @@ impl GovernanceService for Door {
             Ok((max, after))
         });
         let (max, after) = parsed.map_err(self.malformed(&call))?;
-        let page = self.hall.live_tokens(&call, after, max).await;
+        let page = self.broker.live_tokens(&call, after, max).await;
         self.answer(page.map(|page| {
             let tokens = fitting(page.iter().map(counted::live_token));
             let more = page.len() >= max || tokens.len() < page.len();
@@ -377,7 +383,7 @@ impl GovernanceService for Door {
         });
         let (task, place) = parsed.map_err(self.malformed(&call))?;
         note("task", &task);
-        let whole = self.hall.timeline(&call, task).await;
+        let whole = self.broker.timeline(&call, task).await;
         self.answer(whole.map(|whole| {
             let page = whole.moments.iter().skip(place);
             let moments = fitting(page.map(counted::moment));
@@ -408,7 +414,10 @@ impl GovernanceService for Door {
         let (call, message) = self
             .open("dipylon.v1.GovernanceService/SearchJournal", request)
             .await?;
-        let found = self.hall.search(&call, &message.query, message.below).await;
+        let found = self
+            .broker
+            .search(&call, &message.query, message.below)
+            .await;
         self.answer(found.map(|found| {
             let moments = fitting(found.moments.iter().map(counted::moment));
             let cut = moments.len() < found.moments.len();

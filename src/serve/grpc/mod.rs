@@ -1,4 +1,4 @@
-//! gRPC handlers: parse, call the hall, translate. One file for each service.
+//! gRPC handlers: parse, call the broker, translate. One file for each service.
 
 mod approval;
 mod counted;
@@ -14,26 +14,30 @@ use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
-use super::admit::Porch;
+use super::admit::AdmissionControl;
 use super::call::note;
 use super::guard::presented;
 use super::status::{put_nonce, status};
-use crate::broker::{Hall, Presented, Refusal};
+use crate::broker::{Broker, CallContext, Refusal};
 use crate::model::Malformed;
 
-/// Every gRPC service, over one hall.
+/// Every gRPC service, over one broker.
 #[derive(Clone)]
-pub(super) struct Door {
-    hall: Arc<Hall>,
-    porch: Arc<Porch>,
+pub(super) struct GrpcService {
+    broker: Arc<Broker>,
+    admission: Arc<AdmissionControl>,
     stopped: watch::Receiver<bool>,
 }
 
-impl Door {
-    pub(super) fn new(hall: Arc<Hall>, porch: Arc<Porch>, stopped: watch::Receiver<bool>) -> Self {
+impl GrpcService {
+    pub(super) fn new(
+        broker: Arc<Broker>,
+        admission: Arc<AdmissionControl>,
+        stopped: watch::Receiver<bool>,
+    ) -> Self {
         Self {
-            hall,
-            porch,
+            broker,
+            admission,
             stopped,
         }
     }
@@ -43,7 +47,7 @@ impl Door {
         &self,
         method: &'static str,
         request: Request<T>,
-    ) -> Result<(Presented, T), Status> {
+    ) -> Result<(CallContext, T), Status> {
         let (metadata, _, message) = request.into_parts();
         Ok((self.seated(method, &metadata).await?, message))
     }
@@ -52,26 +56,26 @@ impl Door {
         &self,
         method: &'static str,
         metadata: &MetadataMap,
-    ) -> Result<Presented, Status> {
-        let seat = self.porch.place(method).await?;
-        Ok(Presented {
-            seat,
+    ) -> Result<CallContext, Status> {
+        let permit = self.admission.place(method).await?;
+        Ok(CallContext {
+            permit,
             ..presented(method, metadata)
         })
     }
 
-    fn malformed(&self, call: &Presented) -> impl Fn(Malformed) -> Status {
-        move |error| status(&self.hall.malformed(call.method, &error), &self.hall)
+    fn malformed(&self, call: &CallContext) -> impl Fn(Malformed) -> Status {
+        move |error| status(&self.broker.malformed(call.method, &error), &self.broker)
     }
 
     fn answer<T>(&self, result: Result<T, Refusal>) -> Result<Response<T>, Status> {
         match result {
             Ok(message) => {
                 let mut response = Response::new(message);
-                put_nonce(response.metadata_mut(), &self.hall);
+                put_nonce(response.metadata_mut(), &self.broker);
                 Ok(response)
             }
-            Err(refusal) => Err(status(&refusal, &self.hall)),
+            Err(refusal) => Err(status(&refusal, &self.broker)),
         }
     }
 }

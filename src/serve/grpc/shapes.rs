@@ -1,4 +1,4 @@
-//! The hall's answers in wire words.
+//! The broker's answers in wire words.
 
 use std::collections::BTreeMap;
 
@@ -79,7 +79,7 @@ pub(super) fn token_reply(reply: TokenReply) -> v1::RequestTokenResponse {
             let issued = &given.issued;
             let openings = given.openings.iter().flat_map(|secret| &secret.parameters);
             let token = v1::IssuedToken {
-                token: given.token.reveal().to_owned(),
+                token: given.token.expose_secret().to_owned(),
                 jti: issued.jti.to_string(),
                 expires_at: Some(timestamp_to_wire(Timestamp::from_secs(issued.exp))),
                 ttl: Some(ttl_sum(&issued.decision.ttl)),

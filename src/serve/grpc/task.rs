@@ -2,7 +2,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use super::super::deadline::grpc_timeout_ms;
-use super::{Door, note, shapes};
+use super::{GrpcService, note, shapes};
 use crate::broker::{OpenAsk, TaskEndAsk, TokenAsk, TokenReply};
 use crate::model::*;
 use crate::proto::convert::{self, required};
@@ -10,7 +10,7 @@ use crate::proto::v1;
 use crate::proto::v1::task_service_server::TaskService;
 
 #[tonic::async_trait]
-impl TaskService for Door {
+impl TaskService for GrpcService {
     async fn open_task(
         &self,
         request: Request<v1::OpenTaskRequest>,
@@ -20,7 +20,7 @@ impl TaskService for Door {
             .await?;
         let ask = open_ask(&message).map_err(self.malformed(&call))?;
         note("request", &ask.request_id);
-        self.answer(self.hall.open_task(&call, ask).await.map(|opened| {
+        self.answer(self.broker.open_task(&call, ask).await.map(|opened| {
             note("task", &opened.task.task);
             v1::OpenTaskResponse {
                 task_id: opened.task.task.to_string(),
@@ -48,7 +48,7 @@ impl TaskService for Door {
             .wait_ms
             .min(deadline.map_or(u64::MAX, |ms| ms.saturating_sub(1_000)));
         self.answer(
-            self.hall
+            self.broker
                 .request_token(&call, ask)
                 .await
                 .inspect(told)
@@ -67,7 +67,7 @@ impl TaskService for Door {
             both(&message.task_id, &message.access_request_id).map_err(self.malformed(&call))?;
         note("task", &task);
         note("access_request", &id);
-        let found = self.hall.get_access_request(&call, task, id);
+        let found = self.broker.get_access_request(&call, task, id);
         // The agent learns how many said yes, not who.
         self.answer(found.map(|view| v1::GetAccessRequestResponse {
             access_request: Some(shapes::access_request(&view, false)),
@@ -94,8 +94,8 @@ impl TaskService for Door {
             both(&message.task_id, &message.access_request_id).map_err(self.malformed(&call))?;
         note("task", &task);
         note("access_request", &id);
-        let cancelled = self.hall.cancel_access_request(&call, task, id).await;
-        let view = cancelled.and_then(|()| self.hall.view_of(&call, &id));
+        let cancelled = self.broker.cancel_access_request(&call, task, id).await;
+        let view = cancelled.and_then(|()| self.broker.view_of(&call, &id));
         self.answer(view.map(|view| v1::CancelAccessRequestResponse {
             access_request: Some(shapes::access_request(&view, false)),
         }))
@@ -109,7 +109,7 @@ impl TaskService for Door {
             .open("dipylon.v1.TaskService/KeepAlive", request)
             .await?;
         let task = TaskId::parse(&message.task_id).map_err(self.malformed(&call))?;
-        let until = self.hall.keep_alive(&call, task).await;
+        let until = self.broker.keep_alive(&call, task).await;
         self.answer(until.map(|until| v1::KeepAliveResponse {
             lease_until: Some(convert::timestamp_to_wire(until)),
         }))
@@ -124,7 +124,7 @@ impl TaskService for Door {
             .await?;
         let ask = end_ask(&message).map_err(self.malformed(&call))?;
         note("task", &ask.task);
-        let ended = self.hall.complete_task(&call, ask).await;
+        let ended = self.broker.complete_task(&call, ask).await;
         self.answer(ended.map(|report| v1::CompleteTaskResponse {
             report: Some(shapes::end_report(&report)),
         }))

@@ -6,8 +6,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::super::status::put_nonce;
-use super::{Door, note, shapes};
-use crate::broker::{FeedStart, Hall, Position};
+use super::{GrpcService, note, shapes};
+use crate::broker::{Broker, FeedStart, Position};
 use crate::model::{Secret, Timestamp, TokenId, UseId};
 use crate::proto::convert::timestamp_to_wire;
 use crate::proto::v1;
@@ -22,7 +22,7 @@ const SLOW_MAX: Duration = Duration::from_secs(10);
 const BUFFER: usize = 64;
 
 #[tonic::async_trait]
-impl TokenService for Door {
+impl TokenService for GrpcService {
     async fn introspect(
         &self,
         request: Request<v1::IntrospectRequest>,
@@ -30,7 +30,7 @@ impl TokenService for Door {
         let (call, message) = self
             .open("dipylon.v1.TokenService/Introspect", request)
             .await?;
-        let found = self.hall.introspect(&call, &Secret::new(message.token));
+        let found = self.broker.introspect(&call, &Secret::new(message.token));
         self.answer(found.map(|found| {
             found.map_or_else(v1::IntrospectResponse::default, |live| {
                 let issued = &live.grant.issued;
@@ -63,7 +63,7 @@ impl TokenService for Door {
             .await?;
         let use_id = UseId::parse(&message.use_id).map_err(self.malformed(&call))?;
         let consumed = self
-            .hall
+            .broker
             .consume_token(&call, &Secret::new(message.token), &use_id)
             .await;
         self.answer(consumed.map(|c| {
@@ -84,7 +84,7 @@ impl TokenService for Door {
             .open("dipylon.v1.TokenService/RevokeToken", request)
             .await?;
         let jti = TokenId::parse(&message.jti).map_err(self.malformed(&call))?;
-        let revoked = self.hall.revoke_token(&call, jti).await;
+        let revoked = self.broker.revoke_token(&call, jti).await;
         self.answer(revoked.map(|revoked| v1::RevokeTokenResponse {
             changed: revoked.changed,
             cause: revoked.cause.as_str().to_owned(),
@@ -106,23 +106,23 @@ impl TokenService for Door {
             index: p.index,
         });
         let start = self
-            .hall
+            .broker
             .watch_revocations(&call, after)
-            .map_err(|refusal| super::status(&refusal, &self.hall))?;
-        let counted = self.porch.watch(&start.caller)?;
+            .map_err(|refusal| super::status(&refusal, &self.broker))?;
+        let counted = self.admission.watch(&start.caller)?;
         let life = Duration::from_millis(start.life_ms);
         let (sender, receiver) = mpsc::channel(BUFFER);
-        let (hall, mut stopped) = (self.hall.clone(), self.stopped.clone());
+        let (broker, mut stopped) = (self.broker.clone(), self.stopped.clone());
         tokio::spawn(async move {
             let _counted = counted;
             tokio::select! {
-                () = watch(hall, start, &sender) => {}
+                () = watch(broker, start, &sender) => {}
                 _ = stopped.wait_for(|stopped| *stopped) => {}
                 () = tokio::time::sleep(life) => {}
             }
         });
         let mut response = Response::new(ReceiverStream::new(receiver));
-        put_nonce(response.metadata_mut(), &self.hall);
+        put_nonce(response.metadata_mut(), &self.broker);
         Ok(response)
     }
 }
@@ -130,13 +130,13 @@ impl TokenService for Door {
 /// Sends every event in order, and heartbeats in between, until the validator goes away, is too slow, or is dropped from the
 /// policy bundle.
 async fn watch(
-    hall: Arc<Hall>,
+    broker: Arc<Broker>,
     start: FeedStart,
     sender: &mpsc::Sender<Result<v1::WatchRevocationsResponse, Status>>,
 ) {
     // Older ends are no news: how long they took says nothing of this broker.
-    let news = hall.state().position().1;
-    let mut tail = hall.journal().tail();
+    let news = broker.state().position().1;
+    let mut tail = broker.journal().tail();
     let mut after = start.after;
     if let Some(from) = start.resync {
         let resync = v1::RevocationResync {
@@ -148,7 +148,7 @@ async fn watch(
     }
     loop {
         tail.borrow_and_update();
-        if !hall.still_registered(&start.caller) {
+        if !broker.still_registered(&start.caller) {
             let _gone = sender
                 .send(Err(Status::permission_denied(
                     "no longer a registered validator",
@@ -156,7 +156,7 @@ async fn watch(
                 .await;
             return;
         }
-        let (events, read_through, last_event) = hall.feed_after(after);
+        let (events, read_through, last_event) = broker.feed_after(after);
         let more = !events.is_empty();
         for event in events {
             if send(sender, Message::Event(shapes::feed_event(&event)))
@@ -166,7 +166,7 @@ async fn watch(
                 return;
             }
             if event.index > news {
-                hall.metrics().fed(hall.since(event.at));
+                broker.metrics().fed(broker.since(event.at));
             }
             after = Some(event.index);
         }
@@ -180,7 +180,7 @@ async fn watch(
         if send(sender, Message::Heartbeat(heartbeat)).await.is_none() {
             return;
         }
-        if !quiet(&hall, after, &mut tail).await {
+        if !quiet(&broker, after, &mut tail).await {
             return;
         }
     }
@@ -188,7 +188,7 @@ async fn watch(
 
 /// Waits until there is an event or a heartbeat is due. False when the journal has stopped.
 async fn quiet(
-    hall: &Hall,
+    broker: &Broker,
     after: Option<u64>,
     tail: &mut tokio::sync::watch::Receiver<crate::broker::Tail>,
 ) -> bool {
@@ -201,7 +201,7 @@ async fn quiet(
                 if changed.is_err() {
                     return false;
                 }
-                if !hall.feed_after(after).0.is_empty() {
+                if !broker.feed_after(after).0.is_empty() {
                     return true;
                 }
             }

@@ -75,7 +75,7 @@ async fn an_invitation_makes_one_passkey_and_the_passkey_a_visit() {
             &cookie["path"]
         ),
         (
-            &json!("dipylon-visit"),
+            &json!("dipylon-session"),
             &json!(true),
             &json!("Strict"),
             &json!("/")
@@ -89,16 +89,16 @@ async fn an_invitation_makes_one_passkey_and_the_passkey_a_visit() {
     maria.wait("#sign-out button").await.click().await;
     maria.wait("#sign-in").await;
     let value = cookie["value"].as_str().expect("text");
-    maria.put_cookie("dipylon-visit", value).await;
+    maria.put_cookie("dipylon-session", value).await;
     site.open(&maria, "/console").await;
     maria.wait("#sign-in").await;
     assert!(maria.url().await.contains("/console/sign-in"));
 
-    // A key that counts no more signs nobody in, and ends the visit that it opened.
+    // A key that counts no more signs nobody in, and ends the session that it opened.
     site.sign_in(&maria).await;
     let call = site.call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
     let person = PersonId::parse("maria").expect("person");
-    let revoked = site.hall.revoke_approver_keys(&call, person, None).await;
+    let revoked = site.broker.revoke_approver_keys(&call, person, None).await;
     revoked.expect("revokes");
     site.open(&maria, "/console").await;
     maria.seen("#sign-in").await.click().await;
@@ -353,8 +353,8 @@ async fn two_of_two_are_two_people() {
     }
     let site = Site::start().await;
     let [maria, lee] = Browser::several([Look::DESK; 2]).await;
-    site.seat(&maria, "maria").await;
-    site.seat(&lee, "lee").await;
+    site.permit(&maria, "maria").await;
+    site.permit(&lee, "lee").await;
     let task = site.task("triage").await;
     let id = site.asks(&task, isolate("web-1"), "r-1").await;
     site.open_card(&maria, id).await;
@@ -367,7 +367,7 @@ async fn two_of_two_are_two_people() {
     maria.wait("#sign-out button").await.click().await;
     maria.wait("#sign-in").await;
     maria.forget_passkeys().await;
-    site.seat(&maria, "maria").await;
+    site.permit(&maria, "maria").await;
     assert_eq!(site.passkeys("maria"), 2);
     site.open_card(&maria, id).await;
     let ask = json!({ "profile": "two-security", "verdict": "approve" });
@@ -552,14 +552,14 @@ async fn pages_read_without_scripts_and_on_a_telephone() {
         },
     ])
     .await;
-    site.seat(&phone, "maria").await;
+    site.permit(&phone, "maria").await;
     let task = site.task("triage").await;
     let id = site.asks(&task, disable("ann"), "r-1").await;
-    // A browser without scripts cannot use a passkey; it gets the visit of one that can.
+    // A browser without scripts cannot use a passkey; it gets the session of one that can.
     let cookie = phone.cookies().await[0]["value"].clone();
     site.open(&still, "/console/sign-in").await;
     still
-        .put_cookie("dipylon-visit", cookie.as_str().expect("text"))
+        .put_cookie("dipylon-session", cookie.as_str().expect("text"))
         .await;
     let pages = [
         "/console".to_owned(),

@@ -220,7 +220,7 @@ async fn pages_of_others_change_nothing() {
     site.open(&maria, "/console").await;
     maria.seen(&format!("li[data-request='{id}']")).await;
     assert_eq!(site.standing(id), "waiting");
-    let name = "dipylon-visit";
+    let name = "dipylon-session";
     let kept = maria.cookies().await;
     assert!(kept.iter().any(|cookie| cookie["name"] == name));
     let strayed = elsewhere.cookies();
@@ -411,7 +411,7 @@ async fn a_copied_passkey_counts_no_more() {
     site.open(&thief, "/console/sign-in").await;
     thief.seen("#sign-in").await.click().await;
     thief.seen("#problem").await;
-    // Nobody knows which of the two is hers: neither counts, and the visit is over.
+    // Nobody knows which of the two is hers: neither counts, and the session is over.
     assert_eq!(site.passkeys("maria"), 0);
     site.open(&maria, "/console").await;
     maria.wait("#sign-in").await;

@@ -110,8 +110,8 @@ async fn pictures_of_the_console() {
         ..Look::PHONE
     };
     let [maria, phone] = Browser::several([desk, night]).await;
-    site.seat(&maria, "maria").await;
-    site.seat(&phone, "maria").await;
+    site.permit(&maria, "maria").await;
+    site.permit(&phone, "maria").await;
 
     let triage = site
         .task_for(
@@ -216,7 +216,7 @@ async fn three_cards_for_ten_seconds_each() {
         ..Look::PHONE
     })
     .await;
-    site.seat(&phone, "maria").await;
+    site.permit(&phone, "maria").await;
 
     let purpose = "INC-8841: contain Ann Archer (ann), whose sign-ins come from two continents";
     let reason = "Disable ann, the account of Ann Archer. Two countries within ten minutes, confirmed with her by telephone.";

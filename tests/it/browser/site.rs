@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dipylon::broker::{Hall, Presented, Settings, VoteAsk, VoteProof};
+use dipylon::broker::{Broker, CallContext, Settings, VoteAsk, VoteProof};
 use dipylon::client::{
     Agent, Endpoint, EvidenceSource, Identity, OpenTask, Outcome, Task, TokenOrder,
 };
@@ -13,7 +13,7 @@ use dipylon::clock::{Clock, Hand};
 use dipylon::jose::{SigningKey, dpop};
 use dipylon::journal::Faults;
 use dipylon::model::*;
-use dipylon::rates::Seat;
+use dipylon::rates::ConcurrencyPermit;
 use dipylon::serve::{self, guard};
 use dipylon::validator::{Validator, ValidatorConfig};
 use tokio::sync::oneshot;
@@ -28,7 +28,7 @@ const TICK: Duration = Duration::from_millis(10);
 
 pub struct Site {
     pub world: Arc<World>,
-    pub hall: Arc<Hall>,
+    pub broker: Arc<Broker>,
     /// The console's origin.
     pub console: String,
     pub dir: PathBuf,
@@ -66,18 +66,18 @@ impl Site {
         };
         let (clock, hand) = Clock::by_hand(today);
         let key = SigningKey::generate().expect("key").1;
-        let hall = open_as(settings, &world, &dir, &clock, &key, Faults::default())
+        let broker = open_as(settings, &world, &dir, &clock, &key, Faults::default())
             .await
             .expect("starts");
         let (stop, stopped) = oneshot::channel::<()>();
-        let serving = serve::serve(hall.clone(), listener, async move {
+        let serving = serve::serve(broker.clone(), listener, async move {
             let _told = stopped.await;
         });
         let server = tokio::spawn(async move { serving.await.expect("serves") });
         let ticking = tokio::spawn(tick(hand.clone()));
         Self {
             world,
-            hall,
+            broker,
             console,
             dir,
             clock,
@@ -156,25 +156,25 @@ impl Site {
     // ------------------------------------------------------------------ people
 
     /// A call by a key of people.toml.
-    pub fn call(&self, method: &str, name: &str) -> Presented {
-        let (method, admits) = guard::row(method).expect("a method with a row");
+    pub fn call(&self, method: &str, name: &str) -> CallContext {
+        let (method, allowed_roles) = guard::row(method).expect("a method with a row");
         let claims = dpop::ProofClaims {
             htm: "POST",
             htu: &format!("{}/{method}", self.wire),
             iat: self.now(),
             jti: &format!("{:016x}", rand_u64()),
-            nonce: Some(&self.hall.nonce()),
+            nonce: Some(&self.broker.nonce()),
             ath: None,
             adg: None,
             evh: None,
         };
-        Presented {
+        CallContext {
             method,
-            admits,
+            allowed_roles,
             proof: Some(dpop::create(&self.world.keys[name], &claims).expect("proof")),
             bearer: None,
-            visit: None,
-            seat: Seat::standing(guard::class(method)),
+            session: None,
+            permit: ConcurrencyPermit::unlimited(guard::class(method)),
         }
     }
 
@@ -188,11 +188,15 @@ impl Site {
             policy: None,
         };
         let call = self.call("dipylon.v1.ApprovalService/BeginVote", name);
-        let begun = self.hall.begin_vote(&call, id, ask).await.expect("begins");
+        let begun = self
+            .broker
+            .begin_vote(&call, id, ask)
+            .await
+            .expect("begins");
         let signature = self.world.keys[name].sign(begun.challenge.as_bytes());
         let proof = VoteProof::Signature(signature.expect("signed").to_vec());
         let call = self.call("dipylon.v1.ApprovalService/CastVote", name);
-        let cast = self.hall.cast_vote(&call, id, &begun.statement, proof);
+        let cast = self.broker.cast_vote(&call, id, &begun.statement, proof);
         cast.await.expect("counts");
     }
 
@@ -200,14 +204,14 @@ impl Site {
     pub async fn invite(&self, person: &str) -> String {
         let call = self.call("dipylon.v1.ApprovalService/InviteApprover", "olga");
         let person = PersonId::parse(person).expect("person");
-        let invited = self.hall.invite_approver(&call, person).await;
-        invited.expect("invites").url.reveal().to_owned()
+        let invited = self.broker.invite_approver(&call, person).await;
+        invited.expect("invites").url.expose_secret().to_owned()
     }
 
     /// How many passkeys a person has.
     pub fn passkeys(&self, person: &str) -> usize {
         let call = self.call("dipylon.v1.ApprovalService/ListApprovers", "olga");
-        let all = self.hall.list_approvers(&call).expect("lists");
+        let all = self.broker.list_approvers(&call).expect("lists");
         let one = all.iter().find(|approver| approver.id.as_str() == person);
         one.expect("registered").passkeys.len()
     }
@@ -215,7 +219,7 @@ impl Site {
     /// Where an access request stands, as the broker tells an approver with a key.
     pub fn standing(&self, id: AccessRequestId) -> &'static str {
         let call = self.call("dipylon.v1.ApprovalService/GetCard", "maria");
-        let card = self.hall.card(&call, &id).expect("a card");
+        let card = self.broker.card(&call, &id).expect("a card");
         card.standing.as_str()
     }
 
@@ -234,11 +238,11 @@ impl Site {
     /// A browser in which somebody enrolled and signed in.
     pub async fn desk_of(&self, person: &str) -> Browser {
         let browser = Browser::open(Look::DESK).await;
-        self.seat(&browser, person).await;
+        self.permit(&browser, person).await;
         browser
     }
 
-    pub async fn seat(&self, browser: &Browser, person: &str) {
+    pub async fn permit(&self, browser: &Browser, person: &str) {
         self.enrol(browser, person).await;
         self.sign_in(browser).await;
     }

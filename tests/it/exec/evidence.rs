@@ -51,7 +51,7 @@ impl SpiffeWorkloadApi for SpiffeAgent {
             let svid = self.world.svid_for(&asked.audience[0], &id, now, 300);
             Jwtsvid {
                 spiffe_id: id,
-                svid: svid.reveal().to_owned(),
+                svid: svid.expose_secret().to_owned(),
                 hint: String::new(),
             }
         };

@@ -386,7 +386,7 @@ async fn a_broker_that_comes_back_is_waited_for() {
     let evidence = realm
         .world
         .svid_for(&realm.url, &id, Clock::system().now(), 3_600);
-    std::fs::write(temp.path().join("svid"), evidence.reveal()).expect("evidence");
+    std::fs::write(temp.path().join("svid"), evidence.expose_secret()).expect("evidence");
     let audience = tokio::net::TcpListener::bind("127.0.0.1:0")
         .await
         .expect("a port");
@@ -469,7 +469,7 @@ async fn the_broker_has_its_own_codes() {
         .await
         .exit(20)
         .said("NOT_AUTHENTICATED");
-    std::fs::write(stage.svid(), stage.evidence("triage").reveal()).expect("evidence");
+    std::fs::write(stage.svid(), stage.evidence("triage").expose_secret()).expect("evidence");
     // Five wait already: no more are taken in.
     let agent = Agent::new(
         stage.served.endpoint(),

@@ -202,7 +202,7 @@ impl Stage {
             resource,
             home: tempfile::tempdir().expect("dir"),
         };
-        std::fs::write(stage.svid(), stage.evidence("triage").reveal()).expect("evidence");
+        std::fs::write(stage.svid(), stage.evidence("triage").expose_secret()).expect("evidence");
         stage
     }
 

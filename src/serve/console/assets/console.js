@@ -325,7 +325,7 @@
     const events = new EventSource('/console/events');
     events.addEventListener('changed', refresh);
     events.addEventListener('open', refresh);
-    // Refused for good: the visit is over, and its rows go with it.
+    // Refused for good: the session is over, and its rows go with it.
     events.addEventListener('error', () => { if (events.readyState === EventSource.CLOSED) refresh(); });
     addEventListener('pagehide', () => events.close());
   }

@@ -1,7 +1,7 @@
-//! Visits: browsers of people who signed in with a passkey.
+//! SessionStore: browsers of people who signed in with a passkey.
 //!
-//! In: an assertion over a challenge of ours; then the cookie of a visit. Out: who is there, for the methods that admit
-//! them. Trusts passkeys the journal says are theirs. A visit lets a person look and begin; it is never a vote: each vote
+//! In: an assertion over a challenge of ours; then the cookie of a session. Out: who is there, for the methods that admit
+//! them. Trusts passkeys the journal says are theirs. A session lets a person look and begin; it is never a vote: each vote
 //! is an assertion of its own. Kept in memory of this broker alone: a restart ends all.
 
 use std::collections::{BTreeSet, HashMap};
@@ -13,7 +13,7 @@ use ring::hmac;
 
 use super::enrol::user_handle;
 use super::once::Once;
-use super::{Hall, Presented, Refusal};
+use super::{Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
 use crate::rules::{InForce, Role};
@@ -29,7 +29,7 @@ pub struct SignInBegun {
 
 /// A browser that signed in.
 #[derive(Debug)]
-pub struct Visit {
+pub struct Session {
     /// What names it: for its cookie alone.
     pub cookie: Secret,
     /// Who signed in.
@@ -40,7 +40,7 @@ pub struct Visit {
 
 /// Who is there, for a page.
 #[derive(Debug, Clone)]
-pub struct Visitor {
+pub struct SignedInUser {
     /// Their id.
     pub id: PersonId,
     /// What colleagues call them.
@@ -49,7 +49,7 @@ pub struct Visitor {
     pub roles: BTreeSet<Role>,
 }
 
-/// What is kept of a visit.
+/// What is kept of a session.
 #[derive(Debug, Clone)]
 pub(super) struct Open {
     pub(super) person: PersonId,
@@ -59,9 +59,9 @@ pub(super) struct Open {
     idle_at: Timestamp,
 }
 
-/// Every visit, and what it takes to open one.
-pub(super) struct Visits {
-    /// By SHA-256 of the cookie: who reads this memory cannot visit.
+/// Every session, and what it takes to open one.
+pub(super) struct SessionStore {
+    /// By SHA-256 of the cookie: who reads this memory cannot session.
     open: Mutex<HashMap<Digest, Open>>,
     key: hmac::Key,
     /// Challenges that were used.
@@ -70,11 +70,11 @@ pub(super) struct Visits {
     counters: Mutex<HashMap<Thumbprint, u32>>,
 }
 
-/// Longest visit.
+/// Longest session.
 const LIFE_S: i64 = 8 * 3_600;
-/// A visit in which nothing is asked ends after this long.
+/// A session in which nothing is asked ends after this long.
 const IDLE_S: i64 = 3_600;
-/// Visits of one person at once; the oldest gives way.
+/// SessionStore of one person at once; the oldest gives way.
 const PER_PERSON_MAX: usize = 8;
 /// How long a challenge may be answered.
 const CHALLENGE_LIFE_MS: i64 = 120_000;
@@ -90,7 +90,7 @@ pub(super) enum Purpose {
     Enrol(InvitationId),
 }
 
-impl Visits {
+impl SessionStore {
     pub(super) fn new(boot_key: &[u8; 32]) -> Self {
         Self {
             open: Mutex::default(),
@@ -145,21 +145,21 @@ impl Visits {
         act(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn open(&self, cookie: &Secret, visit: Open, now: Timestamp) {
+    fn open(&self, cookie: &Secret, session: Open, now: Timestamp) {
         self.with(|open| {
             open.retain(|_, v| now < v.until && now < v.idle_at);
-            let theirs = open.iter().filter(|(_, v)| v.person == visit.person);
+            let theirs = open.iter().filter(|(_, v)| v.person == session.person);
             let oldest = theirs.clone().min_by_key(|(_, v)| v.until);
             if theirs.count() >= PER_PERSON_MAX
                 && let Some(oldest) = oldest.map(|(name, _)| *name)
             {
                 open.remove(&oldest);
             }
-            open.insert(name(cookie), visit);
+            open.insert(name(cookie), session);
         });
     }
 
-    /// Forgets visits and challenges whose time is over.
+    /// Forgets sessions and challenges whose time is over.
     pub(super) fn sweep(&self, now: Timestamp) {
         self.with(|open| open.retain(|_, v| now < v.until && now < v.idle_at));
         self.used.sweep(now);
@@ -175,7 +175,7 @@ fn is_theirs(assertion: &Assertion, person: &PersonId) -> bool {
 }
 
 fn name(cookie: &Secret) -> Digest {
-    Digest::tagged("dipylon/visit/v1", cookie.reveal().as_bytes())
+    Digest::tagged("dipylon/session/v1", cookie.expose_secret().as_bytes())
 }
 
 /// The challenge an authenticator's client says it signed, to be looked up; `webauthn` compares it again.
@@ -186,26 +186,26 @@ pub(super) fn challenge_in(client_data_json: &[u8]) -> Option<Vec<u8>> {
         .ok()
 }
 
-impl Hall {
+impl Broker {
     /// A challenge for whoever wants to sign in. Nothing is kept of it: strangers fill no memory.
     pub fn begin_sign_in(&self) -> SignInBegun {
         let challenge = self
-            .visits
+            .sessions
             .challenge(Purpose::SignIn, self.draw(), self.now());
         SignInBegun { challenge }
     }
 
-    /// Opens a visit for the person whose passkey signed the challenge.
+    /// Opens a session for the person whose passkey signed the challenge.
     pub async fn finish_sign_in(
         &self,
         method: &'static str,
         assertion: Assertion,
-    ) -> Result<Visit, Refusal> {
+    ) -> Result<Session, Refusal> {
         let now = self.now();
         let wrong = |why: String| self.refuse_gate_1(method, &VerifyError::Passkey(why));
         let challenge = challenge_in(&assertion.client_data_json).unwrap_or_default();
         let until = self
-            .visits
+            .sessions
             .check(Purpose::SignIn, &challenge, now)
             .ok_or_else(|| wrong("the challenge is none of ours, or too old".to_owned()))?;
         let credential = URL_SAFE_NO_PAD.encode(&assertion.credential);
@@ -231,7 +231,7 @@ impl Hall {
         )
         .map_err(|e| wrong(e.to_string()))?;
         let key = record.key;
-        self.visits
+        self.sessions
             .used
             .mark(key, &URL_SAFE_NO_PAD.encode(&challenge), until, now)
             .map_err(|e| wrong(e.to_string()))?;
@@ -256,78 +256,78 @@ impl Hall {
             until,
             idle_at: now.plus_secs(IDLE_S),
         };
-        self.visits.open(&cookie, open, now);
-        Ok(Visit {
+        self.sessions.open(&cookie, open, now);
+        Ok(Session {
             cookie,
             person,
             until,
         })
     }
 
-    /// Ends a visit; one that is over already is over.
+    /// Ends a session; one that is over already is over.
     pub fn sign_out(&self, cookie: &Secret) {
-        self.visits.with(|open| open.remove(&name(cookie)));
+        self.sessions.with(|open| open.remove(&name(cookie)));
     }
 
-    /// Whether a visit goes on. To ask is no sign of life: a window that is left open keeps no visit from ending.
+    /// Whether a session goes on. To ask is no sign of life: a window that is left open keeps no session from ending.
     pub fn goes_on(&self, cookie: &Secret) -> bool {
         let now = self.now();
-        self.visits.with(|open| {
-            let visit = open.get(&name(cookie));
-            visit.is_some_and(|v| now < v.until && now < v.idle_at)
+        self.sessions.with(|open| {
+            let session = open.get(&name(cookie));
+            session.is_some_and(|v| now < v.until && now < v.idle_at)
         })
     }
 
-    /// The person who visits, in a role the method admits.
-    pub fn visitor(&self, call: &Presented) -> Result<Visitor, Refusal> {
+    /// The person who sessions, in a role the method admits.
+    pub fn visitor(&self, call: &CallContext) -> Result<SignedInUser, Refusal> {
         let person = self.person(call)?;
         let rules = self.rules(call)?;
         let registered = rules
             .bundle
             .person(&person.id)
             .ok_or_else(|| self.refuse_gate_1(call.method, &VerifyError::NotRegistered))?;
-        Ok(Visitor {
+        Ok(SignedInUser {
             id: person.id,
             name: registered.name.clone(),
             roles: registered.roles.clone(),
         })
     }
 
-    /// The visit with this cookie, while it goes on and its passkey and its person are what they were.
-    pub(super) fn visit(
+    /// The session with this cookie, while it goes on and its passkey and its person are what they were.
+    pub(super) fn session(
         &self,
         cookie: &Secret,
         rules: &InForce,
         now: Timestamp,
     ) -> Result<Open, VerifyError> {
-        let visit = self.visits.with(|open| {
-            let visit = open
+        let session = self.sessions.with(|open| {
+            let session = open
                 .get_mut(&name(cookie))
                 .filter(|v| now < v.until && now < v.idle_at)?;
-            visit.idle_at = now.plus_secs(IDLE_S);
-            Some(visit.clone())
+            session.idle_at = now.plus_secs(IDLE_S);
+            Some(session.clone())
         });
-        let visit = visit.ok_or(VerifyError::Visit("there is none, or it is over"))?;
+        let session = session.ok_or(VerifyError::Session("there is none, or it is over"))?;
         if self
             .state
             .roster()
-            .of(&visit.person)
+            .of(&session.person)
             .value
-            .passkey(visit.key)
+            .passkey(session.key)
             .is_none()
         {
-            return Err(VerifyError::Visit("its passkey was revoked"));
+            return Err(VerifyError::Session("its passkey was revoked"));
         }
-        if rules.bundle.person(&visit.person).is_none() {
+        if rules.bundle.person(&session.person).is_none() {
             return Err(VerifyError::NotRegistered);
         }
-        Ok(visit)
+        Ok(session)
     }
 
     /// The thumbprint of the person's passkey that an assertion names.
     pub(super) fn passkey_named(
         &self,
-        call: &Presented,
+        call: &CallContext,
         person: &PersonId,
         assertion: &Assertion,
     ) -> Result<Thumbprint, Refusal> {
@@ -356,7 +356,7 @@ impl Hall {
             let enrolled = self.state.roster().of(person);
             let known = enrolled.value.passkey(key).map_or(0, |p| p.sign_count);
             let up = {
-                let mut counters = self.lock(&self.visits.counters);
+                let mut counters = self.lock(&self.sessions.counters);
                 let seen = counters.entry(key).or_default();
                 let highest = known.max(*seen);
                 let up = count > highest || (count == 0 && highest == 0);
@@ -366,7 +366,7 @@ impl Hall {
             if up {
                 return Ok(());
             }
-            let fact = Fact::ApproverKeysRevoked(ApproverKeysRevoked {
+            let fact = Event::ApproverKeysRevoked(ApproverKeysRevoked {
                 person: person.clone(),
                 keys: vec![key],
                 cause: RevokeCause::Counter,
@@ -391,7 +391,7 @@ mod tests {
 
     #[test]
     fn a_challenge_is_good_for_its_purpose_and_two_minutes_of_one_boot() {
-        let (ours, other) = (Visits::new(&[1; 32]), Visits::new(&[2; 32]));
+        let (ours, other) = (SessionStore::new(&[1; 32]), SessionStore::new(&[2; 32]));
         let now = Timestamp::from_secs(1_800_000_000);
         let invitation = Purpose::Enrol(InvitationId::from_random([7; 16]));
         let challenge = ours.challenge(Purpose::SignIn, [9; 16], now);

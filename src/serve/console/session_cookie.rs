@@ -1,4 +1,4 @@
-//! A signed-in browser, as its cookie says it: nothing but the hall knows whether it is one.
+//! A signed-in browser, as its cookie says it: nothing but the broker knows whether it is one.
 
 use std::sync::Arc;
 
@@ -9,13 +9,13 @@ use axum::response::Response;
 
 use super::rows::Row;
 use super::{Console, answer};
-use crate::broker::Presented;
+use crate::broker::CallContext;
 use crate::model::Secret;
 
 /// The cookie over plain HTTP, which only loopback has.
-const COOKIE: &str = "dipylon-visit";
+const COOKIE: &str = "dipylon-session";
 /// Over HTTPS: no other host and no other path can set it (RFC 6265bis §4.1.3.2).
-const COOKIE_HTTPS: &str = "__Host-dipylon-visit";
+const COOKIE_HTTPS: &str = "__Host-dipylon-session";
 /// Longest cookie value looked at, in bytes.
 const COOKIE_BYTES_MAX: usize = 256;
 
@@ -23,7 +23,7 @@ const COOKIE_BYTES_MAX: usize = 256;
 pub(super) struct Call {
     pub(super) row: &'static Row,
     pub(super) path: String,
-    pub(super) presented: Presented,
+    pub(super) presented: CallContext,
 }
 
 impl FromRequestParts<Arc<Console>> for Call {
@@ -36,21 +36,21 @@ impl FromRequestParts<Arc<Console>> for Call {
         let Some(row) = parts.extensions.get::<&'static Row>().copied() else {
             return Err(answer::lost(console));
         };
-        let seat = console
-            .porch
-            .seat(row.class)
+        let permit = console
+            .admission
+            .permit(row.class)
             .await
             .map_err(|after| answer::too_many(console, row, after))?;
         Ok(Self {
             row,
             path: parts.uri.path().to_owned(),
-            presented: Presented {
+            presented: CallContext {
                 method: row.name,
-                admits: row.admits(),
+                allowed_roles: row.admits(),
                 proof: None,
                 bearer: None,
-                visit: cookie(is_https(&console.origin), &parts.headers),
-                seat,
+                session: cookie(is_https(&console.origin), &parts.headers),
+                permit,
             },
         })
     }
@@ -64,7 +64,7 @@ const fn name(https: bool) -> &'static str {
     if https { COOKIE_HTTPS } else { COOKIE }
 }
 
-/// The visit's cookie. One that stands twice or is too long counts as unreadable: it is then a credential that can never
+/// The session's cookie. One that stands twice or is too long counts as unreadable: it is then a credential that can never
 /// hold.
 fn cookie(https: bool, headers: &HeaderMap) -> Option<Secret> {
     let mut found = headers
@@ -83,9 +83,9 @@ fn cookie(https: bool, headers: &HeaderMap) -> Option<Secret> {
     }))
 }
 
-/// Gives the browser its cookie. It goes when the browser closes, and earlier when the visit is over.
-pub(super) fn given(origin: &str, visit: &Secret) -> Option<HeaderValue> {
-    set(origin, visit.reveal(), "")
+/// Gives the browser its cookie. It goes when the browser closes, and earlier when the session is over.
+pub(super) fn given(origin: &str, session: &Secret) -> Option<HeaderValue> {
+    set(origin, session.expose_secret(), "")
 }
 
 /// Takes the cookie away.
@@ -116,35 +116,38 @@ mod tests {
             for value in values {
                 headers.append(header::COOKIE, value.parse().expect("a value"));
             }
-            cookie(https, &headers).map(|secret| secret.reveal().to_owned())
+            cookie(https, &headers).map(|secret| secret.expose_secret().to_owned())
         };
-        assert_eq!(read(false, &["a=b; dipylon-visit=x"]).as_deref(), Some("x"));
         assert_eq!(
-            read(false, &["a=b", "dipylon-visit=x"]).as_deref(),
+            read(false, &["a=b; dipylon-session=x"]).as_deref(),
             Some("x")
         );
-        assert_eq!(read(false, &["a=b; other-dipylon-visit=x"]), None);
-        let twice = ["dipylon-visit=x; dipylon-visit=y"];
-        assert_eq!(read(false, &twice).as_deref(), Some(""));
-        let long = format!("dipylon-visit={}", "x".repeat(COOKIE_BYTES_MAX + 1));
-        assert_eq!(read(false, &[&long]).as_deref(), Some(""));
-        assert_eq!(read(true, &["dipylon-visit=x"]), None);
         assert_eq!(
-            read(true, &["__Host-dipylon-visit=x"]).as_deref(),
+            read(false, &["a=b", "dipylon-session=x"]).as_deref(),
+            Some("x")
+        );
+        assert_eq!(read(false, &["a=b; other-dipylon-session=x"]), None);
+        let twice = ["dipylon-session=x; dipylon-session=y"];
+        assert_eq!(read(false, &twice).as_deref(), Some(""));
+        let long = format!("dipylon-session={}", "x".repeat(COOKIE_BYTES_MAX + 1));
+        assert_eq!(read(false, &[&long]).as_deref(), Some(""));
+        assert_eq!(read(true, &["dipylon-session=x"]), None);
+        assert_eq!(
+            read(true, &["__Host-dipylon-session=x"]).as_deref(),
             Some("x")
         );
     }
 
     #[test]
     fn the_cookie_stays_with_its_site() {
-        let visit = Secret::new("v".to_owned());
+        let session = Secret::new("v".to_owned());
         assert_eq!(
-            given("http://localhost:1", &visit).expect("a value"),
-            "dipylon-visit=v; Path=/; HttpOnly; SameSite=Strict"
+            given("http://localhost:1", &session).expect("a value"),
+            "dipylon-session=v; Path=/; HttpOnly; SameSite=Strict"
         );
         assert_eq!(
-            given("https://broker.example", &visit).expect("a value"),
-            "__Host-dipylon-visit=v; Path=/; HttpOnly; SameSite=Strict; Secure"
+            given("https://broker.example", &session).expect("a value"),
+            "__Host-dipylon-session=v; Path=/; HttpOnly; SameSite=Strict; Secure"
         );
         assert!(
             taken("https://broker.example")
