@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use crate::broker::Settings;
 use crate::model::{Malformed, Realm, TrustDomain, parse_duration};
-use crate::rates::{RATE_MAX, Rates};
+use crate::rate_limit::{RATE_MAX, Rates};
 use crate::telemetry::logs::Format;
 
 pub use show::{Origin, Shown, to_toml};

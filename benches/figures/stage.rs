@@ -9,7 +9,7 @@ use dipylon::clock::Clock;
 use dipylon::jose::{SigningKey, dpop};
 use dipylon::model::*;
 use dipylon::proto::{convert, v1};
-use dipylon::rates::{ConcurrencyPermit, RATE_MAX, Rates};
+use dipylon::rate_limit::{ConcurrencyPermit, RATE_MAX, Rates};
 use dipylon::serve::guard;
 use tokio::runtime::{Builder, Runtime};
 use tonic::metadata::MetadataValue;

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::model::*;
-use crate::rules::{Answer, InForce, OperateAnswer, PolicyBundle, Profile, Question};
+use crate::policy::{Answer, InForce, OperateAnswer, PolicyBundle, Profile, Question};
 use crate::state::{AccessRequest, Grant, Recorded, Roster};
 use crate::verify::Verified;
 use crate::webauthn::RelyingParty;
@@ -333,7 +333,7 @@ pub fn decide(
 /// The rules allowed less than was asked: the sum says so, and what was allowed is what is recorded.
 fn shorten(decision: &mut crate::model::Decision, ttl: &mut Ttl, allowed_ms: i64) {
     if allowed_ms < decision.input.ttl_ms {
-        ttl.bound("rules", allowed_ms.div_euclid(1000));
+        ttl.bound("policy", allowed_ms.div_euclid(1000));
     }
     decision.input.ttl_ms = ttl.0.granted.saturating_mul(1000);
     decision.ttl = ttl.0.clone();

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::jose::PublicKey;
 use crate::model::*;
-use crate::rules::{Method, Person, PolicyBundle, Profile, Role};
+use crate::policy::{Method, Person, PolicyBundle, Profile, Role};
 use crate::state::{AccessRequest, AccessStatus, Enrolled, Roster, Vote};
 use crate::webauthn::{self, Assertion, RelyingParty};
 

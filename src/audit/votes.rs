@@ -13,7 +13,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use super::AuditError;
 use crate::jose::PublicKey;
 use crate::model::*;
-use crate::rules::{BundleFiles, Method, Person, PolicyBundle, Profile};
+use crate::policy::{BundleFiles, Method, Person, PolicyBundle, Profile};
 use crate::webauthn::{self, Assertion, EvidenceError, WebauthnError};
 
 /// Why a vote on record proves nothing.

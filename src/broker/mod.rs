@@ -4,41 +4,16 @@
 //! Every use case reads the clock first, asks gate 1, then gate 2, and appends before it answers; it says at each step
 //! what a crash there leaves.
 
-mod ask_people;
-mod ballot;
-mod bells;
-mod bootstrap;
-mod callers;
-mod card;
-mod code;
-mod deny;
-mod doomed;
-mod end;
-mod enrol;
-mod explain;
-mod feed;
-mod figures;
-mod freeze;
-mod govern;
-mod grant;
-mod inbox;
-mod introspect;
-mod inventory;
-mod keep_alive;
-mod live_tokens;
-mod measure;
-mod once;
-mod open_task;
-mod readings;
-mod request_token;
-mod revoke;
-mod session;
+mod approval;
+mod auth;
+mod governance;
+mod maintenance;
+mod metrics;
+mod projections;
+mod query;
 mod start;
-mod timeline;
-mod upkeep;
-mod views;
-mod vote;
-mod watch_access;
+mod task;
+mod token;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -56,47 +31,47 @@ pub use crate::journal::Tail;
 use crate::journal::{AppendError, Journal};
 use crate::mint::TokenIssuer;
 use crate::model::*;
-use crate::rates::{Limits, Rates, Seldom};
-use crate::rules::{InForce, PolicyBundle};
+use crate::policy::{InForce, PolicyBundle};
+use crate::rate_limit::{Limits, Rates, Seldom};
 use crate::state::{Grant, State, Table, Task};
 use crate::telemetry::Metrics;
 use crate::verify::{Attested, VerifyError};
 pub use crate::webauthn::{Assertion, Registration, RelyingParty};
 
-pub use ballot::Ballot;
-pub use bootstrap::FirstOperator;
-pub use callers::{CallContext, CallerRole, PersonCaller};
-pub use end::{EndReport, TaskEndAsk};
-pub use enrol::{ApproverView, EnrolmentBegun, Invited, PasskeyView};
-pub use explain::Explained;
-pub use feed::{FeedStart, Position};
-pub use figures::{ActionUse, ApproverRow, RuleRow};
-pub use freeze::FreezeDone;
-pub use govern::Applied;
-pub use inbox::{
+pub use approval::inbox::{
     INBOX_PAGE_MAX, InboxAsk, InboxCursor, InboxGroup, InboxGroupKey, InboxNews, InboxPage,
     InboxRow, InboxWatch,
 };
-pub use introspect::{Consumed, Introspected};
-pub use inventory::{AgentView, TaskFilter, TaskView};
-pub use live_tokens::LiveToken;
-pub use open_task::{OpenAsk, Opened};
-pub use request_token::{
+pub use approval::vote::{AccessView, VoteAsk, VoteBegun, VoteDone};
+pub use approval::vote_options::Ballot;
+pub use approval::watch::{AccessMark, AccessNews, AccessWatch};
+pub use auth::authentication::{CallContext, CallerRole, PersonCaller};
+pub use auth::bootstrap::FirstOperator;
+pub use auth::enrolment::{ApproverView, EnrolmentBegun, Invited, PasskeyView};
+pub use auth::session::{Session, SignInBegun, SignedInUser};
+pub use governance::freeze::FreezeDone;
+pub use governance::policy::Applied;
+pub use query::explain::Explained;
+pub use query::inventory::{AgentView, TaskFilter, TaskView};
+pub use query::revocation_feed::{FeedStart, Position};
+pub use query::stats::{ActionUse, ApproverRow, RuleRow};
+pub use query::timeline::{FOUND_MAX, Found, Moment, QUERY_BYTES_MAX, SCAN_MAX, Timeline};
+pub use start::{Start, StartError};
+pub use task::end::{EndReport, TaskEndAsk};
+pub use task::open::{OpenAsk, Opened};
+pub use token::introspect::{Consumed, Introspected};
+pub use token::list::LiveToken;
+pub use token::request::{
     DeniedReply, PendingReply, ProfileState, RuleShown, TokenAsk, TokenGiven, TokenReply,
 };
-pub use revoke::TokenRevoked;
-pub use session::{Session, SignInBegun, SignedInUser};
-pub use start::{Start, StartError};
-pub use timeline::{FOUND_MAX, Found, Moment, QUERY_BYTES_MAX, SCAN_MAX, Timeline};
-pub use vote::{AccessView, VoteAsk, VoteBegun, VoteDone};
-pub use watch_access::{AccessMark, AccessNews, AccessWatch};
+pub use token::revoke::TokenRevoked;
 
-use bells::Bells;
-use doomed::{Doomed, Wish};
-use once::Once;
-use readings::Readings;
-use session::SessionStore;
-use views::Views;
+use approval::notifier::Bells;
+use auth::replay_cache::Once;
+use auth::session::SessionStore;
+use governance::pending_revocation::{Doomed, Wish};
+use projections::Views;
+use token::verified_cache::Readings;
 
 /// What one broker is configured to be.
 #[derive(Debug, Clone)]
@@ -174,19 +149,19 @@ pub struct Broker {
     /// Refusal entries of a task in a minute.
     refusals: Mutex<HashMap<TaskId, (i64, u32)>>,
     /// Statements handed out for signature.
-    statements: Mutex<HashMap<String, vote::Begun>>,
+    statements: Mutex<HashMap<String, approval::vote::Begun>>,
     /// Browsers that signed in.
     sessions: SessionStore,
     /// When a card was first shown to a person, and under which policy bundle.
     shown: Mutex<HashMap<(PersonId, AccessRequestId), (Digest, Timestamp)>>,
     /// Signs of life that wait to be entered together.
-    leases: Mutex<Vec<keep_alive::Waiting>>,
+    leases: Mutex<Vec<task::keep_alive::Waiting>>,
     /// Ends that could not be written: refused here at once, tried again by the timer.
     doomed: Mutex<HashMap<Doomed, Wish>>,
     /// Held while a policy bundle is put in force and what it no longer allows is ended.
     governing: tokio::sync::Mutex<()>,
     /// The first operator's code, while there is one.
-    one_time: bootstrap::OneTime,
+    one_time: auth::bootstrap::OneTime,
     /// Version of the rules under which a sweep has come to its end.
     swept: AtomicU64,
     /// Tokens of ours that were read.
@@ -198,14 +173,14 @@ pub struct Broker {
     stopping: tokio::sync::watch::Sender<bool>,
     metrics: Arc<Metrics>,
     /// What each known caller may still do.
-    callers: Limits<measure::Known>,
+    callers: Limits<metrics::Known>,
     rate_told: Seldom,
     /// Wakes those who wait for access requests.
     bells: Arc<Bells>,
     /// Whose turn has come in the inbox of each person.
-    turns: Mutex<HashMap<PersonId, inbox::Turns>>,
+    turns: Mutex<HashMap<PersonId, approval::inbox::Turns>>,
     /// Votes that were verified for inboxes.
-    judged: inbox::Judged,
+    judged: approval::inbox::Judged,
     /// Calls that may wait for people.
     waits: tokio::sync::Semaphore,
 }
@@ -481,7 +456,7 @@ impl Broker {
             | VerifyError::KeyRemoved
             | VerifyError::MayNotOperate { .. } => (Reason::NotAuthenticated, false),
         };
-        self.metrics.gate_1_refused(measure::cause(error));
+        self.metrics.gate_1_refused(metrics::cause(error));
         if !known {
             let mut uncounted = self.lock(&self.uncounted);
             uncounted.0.get_or_insert(self.now());

@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use super::bells::Bells;
-use super::once::Once;
-use super::readings::Readings;
-use super::session::SessionStore;
-use super::views::Views;
+use super::approval::notifier::Bells;
+use super::auth::replay_cache::Once;
+use super::auth::session::SessionStore;
+use super::projections::Views;
+use super::token::verified_cache::Readings;
 use super::{Broker, Settings};
 use crate::approve::Bounds;
 use crate::clock::Clock;
@@ -17,8 +17,8 @@ use crate::jose::{KeySet, KeySetError, Nonces, SigningKey, Usage};
 use crate::journal::{Append, AppendError, Blob, Faults, Journal, OpenError, Options};
 use crate::mint::TokenIssuer;
 use crate::model::*;
-use crate::rates::{Limits, Seldom};
-use crate::rules::{BundleError, BundleFiles, PolicyBundle};
+use crate::policy::{BundleError, BundleFiles, PolicyBundle};
+use crate::rate_limit::{Limits, Seldom};
 use crate::state::{State, Table};
 use crate::telemetry::Metrics;
 
@@ -144,7 +144,7 @@ impl Broker {
             leases: Mutex::default(),
             doomed: Mutex::default(),
             governing: tokio::sync::Mutex::default(),
-            one_time: super::bootstrap::OneTime::default(),
+            one_time: super::auth::bootstrap::OneTime::default(),
             swept: AtomicU64::new(0),
             readings: Readings::default(),
             log: Mutex::default(),
@@ -155,7 +155,7 @@ impl Broker {
             rate_told: Seldom::default(),
             bells,
             turns: Mutex::default(),
-            judged: super::inbox::Judged::default(),
+            judged: super::approval::inbox::Judged::default(),
             waits: tokio::sync::Semaphore::new(super::WAITS_MAX),
         });
         let configured: BTreeSet<TrustDomain> = start

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::failure::{Failure, failed};
-use crate::rules::{BundleFiles, PolicyBundle};
+use crate::policy::{BundleFiles, PolicyBundle};
 
 /// The example that development brokers and the demo begin with.
 pub(super) const EXAMPLE: [(&str, &str); 7] = [
@@ -44,7 +44,7 @@ const FILES_MAX: usize = 1_000;
 /// so that a misspelt file is found.
 pub(super) fn read(dir: &Path) -> Result<BTreeMap<String, String>, Failure> {
     let mut files = BTreeMap::new();
-    for (folder, prefix) in [(dir.to_owned(), ""), (dir.join("rules"), "rules/")] {
+    for (folder, prefix) in [(dir.to_owned(), ""), (dir.join("policy"), "rules/")] {
         for found in std::fs::read_dir(&folder).map_err(failed(folder.display()))? {
             let found = found.map_err(failed(folder.display()))?;
             let name = found.file_name();
@@ -76,7 +76,7 @@ pub(super) fn read(dir: &Path) -> Result<BTreeMap<String, String>, Failure> {
 
 /// Reads and checks a directory.
 pub(super) fn load(dir: &Path) -> Result<(BundleFiles, PolicyBundle), Failure> {
-    let said = |e: crate::rules::BundleError| {
+    let said = |e: crate::policy::BundleError| {
         Failure::failed(format!("policy bundle {}:\n{e}", dir.display()))
     };
     let files = BundleFiles::new(read(dir)?).map_err(said)?;
@@ -89,7 +89,7 @@ pub(super) fn write<'a>(
     dir: &Path,
     files: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Result<(), Failure> {
-    std::fs::create_dir_all(dir.join("rules")).map_err(failed(dir.display()))?;
+    std::fs::create_dir_all(dir.join("policy")).map_err(failed(dir.display()))?;
     for (path, text) in files {
         let path = dir.join(path);
         std::fs::write(&path, text).map_err(failed(path.display()))?;

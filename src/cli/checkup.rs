@@ -13,7 +13,7 @@ use crate::jose::{KeySet, Usage};
 use crate::keys;
 use crate::model::text::escape_invisible;
 use crate::model::{Agent, Timestamp};
-use crate::rules::{PolicyBundle, Profile, Remedy};
+use crate::policy::{PolicyBundle, Profile, Remedy};
 use crate::serve::tls::Tls;
 
 /// How bad a finding is.

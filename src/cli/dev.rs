@@ -396,7 +396,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt as _;
 
     use super::*;
-    use crate::rules::PolicyBundle;
+    use crate::policy::PolicyBundle;
 
     fn any() -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
@@ -518,7 +518,7 @@ mod tests {
             .iter()
             .map(|(path, text)| ((*path).to_owned(), (*text).to_owned()))
             .collect();
-        let files = crate::rules::BundleFiles::new(files).expect("files");
+        let files = crate::policy::BundleFiles::new(files).expect("files");
         let bundle = PolicyBundle::load(&files).expect("bundle");
         let mut all: Vec<String> = bundle.people().map(|p| p.id.to_string()).collect();
         all.extend(bundle.services().map(|s| s.id.to_string()));

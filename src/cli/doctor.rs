@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::journal::{OpenError, ReadOnly};
 use crate::keys;
 use crate::model::{Digest, Entry, Event, KeyId, Timestamp, show_seconds};
-use crate::rules::{BundleFiles, PolicyBundle};
+use crate::policy::{BundleFiles, PolicyBundle};
 
 #[derive(Debug, Args)]
 pub(super) struct Doctor {

@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::config::{Config, OperatorAddress};
 use crate::journal::{Faults, ReadOnly};
 use crate::model::Secret;
-use crate::rules::BundleFiles;
+use crate::policy::BundleFiles;
 use crate::serve::tls::Tls;
 use crate::serve::unix::GuardedUnixListener;
 use crate::serve::{OperatorListener, ServeError, ServerConfig};

@@ -19,7 +19,7 @@ use super::peer::{Peer, Source};
 use super::status::rate_limited;
 use crate::broker::Broker;
 use crate::model::{AgentId, PersonId, ServiceId};
-use crate::rates::{Class, ConcurrencyPermit, Limits, Places, Seldom, Tallied, Tally};
+use crate::rate_limit::{Class, ConcurrencyPermit, Limits, Places, Seldom, Tallied, Tally};
 use crate::telemetry::Counted;
 
 /// The counters before the doors of one broker.

@@ -6,8 +6,8 @@ use crate::broker::CallContext;
 use crate::broker::CallerRole::{self, Agent, Approver, Auditor, Operator, Validator};
 use crate::model::Secret;
 use crate::proto::BOOTSTRAP_CODE;
-use crate::rates::Class::{self, General, Reserved};
-use crate::rates::ConcurrencyPermit;
+use crate::rate_limit::Class::{self, General, Reserved};
+use crate::rate_limit::ConcurrencyPermit;
 
 /// One row for each method of ours, as it stands in the path of a call: who may call it, and its class of rates. Ending and
 /// validating are reserved.

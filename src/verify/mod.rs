@@ -13,7 +13,7 @@ mod trust;
 use std::sync::Arc;
 
 use crate::model::*;
-use crate::rules::{InForce, OperateAnswer};
+use crate::policy::{InForce, OperateAnswer};
 
 pub use possession::{CallProof, Possession};
 pub use trust::{Trust, TrustedDomain};

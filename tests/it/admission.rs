@@ -10,7 +10,7 @@ use std::time::Duration;
 use dipylon::client::{Agent, Error, OpenTask, Outcome};
 use dipylon::model::*;
 use dipylon::proto::v1;
-use dipylon::rates::Rates;
+use dipylon::rate_limit::Rates;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;

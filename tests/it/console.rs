@@ -13,7 +13,7 @@ use dipylon::client::{Outcome, Task};
 use dipylon::clock::Clock;
 use dipylon::jose::dpop;
 use dipylon::model::*;
-use dipylon::rates::ConcurrencyPermit;
+use dipylon::rate_limit::ConcurrencyPermit;
 use dipylon::serve::console::rows::{Row, Shape, TABLE, Who};
 use dipylon::serve::guard;
 use dipylon::webauthn::Assertion;

@@ -13,8 +13,8 @@ use dipylon::clock::{Clock, Hand};
 use dipylon::jose::{SigningKey, Usage, dpop};
 use dipylon::journal::Faults;
 use dipylon::model::*;
-use dipylon::rates::{ConcurrencyPermit, Rates};
-use dipylon::rules::BundleFiles;
+use dipylon::policy::BundleFiles;
+use dipylon::rate_limit::{ConcurrencyPermit, Rates};
 use dipylon::serve::guard;
 use serde_json::json;
 

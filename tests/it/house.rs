@@ -9,28 +9,31 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("card", &["model"]),
     ("proto", &["model", "card"]),
     ("jose", &["model"]),
-    ("rules", &["model", "jose"]),
+    ("policy", &["model", "jose"]),
     ("webauthn", &["model", "jose"]),
-    ("rates", &[]),
+    ("rate_limit", &[]),
     ("telemetry", &["model"]),
-    ("audit", &["model", "jose", "rules", "webauthn"]),
+    ("audit", &["model", "jose", "policy", "webauthn"]),
     ("state", &["model", "journal"]),
-    ("verify", &["model", "jose", "rules"]),
+    ("verify", &["model", "jose", "policy"]),
     (
         "approve",
-        &["model", "jose", "rules", "webauthn", "state", "verify"],
+        &["model", "jose", "policy", "webauthn", "state", "verify"],
     ),
     ("mint", &["model", "jose", "approve"]),
     ("clock", &["model"]),
     ("keys", &["jose"]),
     ("journal", &["model", "audit", "clock"]),
-    ("config", &["model", "jose", "rates", "telemetry", "broker"]),
+    (
+        "config",
+        &["model", "jose", "rate_limit", "telemetry", "broker"],
+    ),
     (
         "broker",
         &[
             "model",
             "jose",
-            "rules",
+            "policy",
             "webauthn",
             "state",
             "verify",
@@ -39,7 +42,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "mint",
             "clock",
             "journal",
-            "rates",
+            "rate_limit",
             "telemetry",
         ],
     ),
@@ -49,10 +52,10 @@ const ROOMS: &[(&str, &[&str])] = &[
             "model",
             "card",
             "proto",
-            "rules",
+            "policy",
             "state",
             "config",
-            "rates",
+            "rate_limit",
             "telemetry",
             "broker",
         ],
@@ -65,7 +68,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "model",
             "card",
             "jose",
-            "rules",
+            "policy",
             "audit",
             "proto",
             "clock",
@@ -85,8 +88,8 @@ const ROOMS: &[(&str, &[&str])] = &[
 
 /// Each dependency that has a home, and its homes.
 const HOMES: &[(&str, &[&str])] = &[
-    ("cedar_policy", &["rules"]),
-    ("cedar_policy_core", &["rules"]),
+    ("cedar_policy", &["policy"]),
+    ("cedar_policy_core", &["policy"]),
     ("rusqlite", &["journal"]),
     ("dashmap", &["state"]),
     ("jsonwebtoken", &["jose"]),
@@ -110,7 +113,7 @@ const HOMES: &[(&str, &[&str])] = &[
 
 /// Rooms where value goes in and value comes out.
 const PURE: &[&str] = &[
-    "model", "card", "jose", "rules", "webauthn", "verify", "approve", "mint", "state", "audit",
+    "model", "card", "jose", "policy", "webauthn", "verify", "approve", "mint", "state", "audit",
 ];
 
 fn sources(dir: &Path, out: &mut Vec<PathBuf>) {

@@ -9,7 +9,7 @@ use dipylon::audit::{Audit, Checkpoint, Votes};
 use dipylon::jose::PublicKey;
 use dipylon::journal::ReadOnly;
 use dipylon::model::*;
-use dipylon::rules::{Answer, BundleFiles, Method, PolicyBundle, Question};
+use dipylon::policy::{Answer, BundleFiles, Method, PolicyBundle, Question};
 use dipylon::webauthn::{self, Assertion, RelyingParty};
 
 #[derive(Default)]
@@ -469,7 +469,7 @@ impl Walk {
                     && profile.is_some_and(|p| p.digest() == vote.profile.digest)
                     && vote.voter != agent.owner
                     && person.is_some_and(|p| {
-                        p.roles.contains(&dipylon::rules::Role::Approver)
+                        p.roles.contains(&dipylon::policy::Role::Approver)
                             && profile.is_some_and(|q| p.groups.contains(&q.group))
                     });
                 if counts {

@@ -10,7 +10,7 @@ use dipylon::clock::{Clock, Hand};
 use dipylon::jose::{SigningKey, dpop};
 use dipylon::journal::Faults;
 use dipylon::model::*;
-use dipylon::rates::ConcurrencyPermit;
+use dipylon::rate_limit::ConcurrencyPermit;
 use dipylon::serve::guard;
 
 use super::harness::{DOMAIN, START, URL, World, rand_u64, settings};

@@ -11,7 +11,7 @@ use dipylon::audit::{AuditError, Frontier, Votes, VotesChecked, WrongVote, leaf_
 use dipylon::broker::VoteAsk;
 use dipylon::journal::{Faults, ReadOnly};
 use dipylon::model::*;
-use dipylon::rules::BundleFiles;
+use dipylon::policy::BundleFiles;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
@@ -139,7 +139,7 @@ async fn history() -> History {
     world
         .policy
         .get_mut("rules/20-guardrails.cedar")
-        .expect("rules")
+        .expect("policy")
         .push_str(
             "\n@id(\"notes-need-a-yes\")\n@why(\"For this story.\")\n@step_up(\"one-security\")\nforbid (principal, action == Action::\"case.note\", resource)\nunless { context.approvals.contains(StepUp::\"one-security\") };\n",
         );

@@ -12,7 +12,7 @@ use dipylon::clock::Clock;
 use dipylon::jose::SigningKey;
 use dipylon::journal::Faults;
 use dipylon::model::*;
-use dipylon::rates::Rates;
+use dipylon::rate_limit::Rates;
 use dipylon::serve;
 use dipylon::validator::{Validator, ValidatorConfig};
 use tokio::sync::oneshot;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use dipylon::broker::*;
 use dipylon::journal::Faults;
 use dipylon::model::*;
-use dipylon::rates::ConcurrencyPermit;
+use dipylon::rate_limit::ConcurrencyPermit;
 use dipylon::serve::guard;
 use dipylon::webauthn::Assertion;
 

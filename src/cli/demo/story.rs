@@ -691,7 +691,7 @@ fn because(answer: &Answer) -> String {
         answer.message(),
         answer.text("reason"),
         answer.text("needs"),
-        answer.text("rules"),
+        answer.text("policy"),
         answer.text("ttl"),
     ];
     parts

@@ -36,7 +36,7 @@ use tokio::sync::watch;
 use super::admit::AdmissionControl;
 use crate::broker::Broker;
 use crate::model::PersonId;
-use crate::rates::Tally;
+use crate::rate_limit::Tally;
 use rows::Row;
 
 pub(super) use gate::dressed;

@@ -7,7 +7,7 @@ use super::session_cookie::Call;
 use super::show::shown;
 use crate::broker::{CallerRole, SignedInUser};
 use crate::model::Timestamp;
-use crate::rules::Role;
+use crate::policy::Role;
 
 /// The frame of a page.
 #[derive(Debug)]

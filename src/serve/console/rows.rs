@@ -3,7 +3,7 @@
 use axum::http::Method;
 
 use crate::broker::CallerRole::{self, Approver, Auditor, Operator};
-use crate::rates::Class::{self, General, Reserved};
+use crate::rate_limit::Class::{self, General, Reserved};
 
 /// How a route is asked and what it answers with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use crate::model::text::escape_invisible;
 use crate::model::{Timestamp, show_seconds};
-use crate::rules::Risk;
+use crate::policy::Risk;
 
 /// A moment on a page.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,10 +6,10 @@ use super::super::guard::bootstrap_code;
 use super::{GrpcService, counted, note, shapes};
 use crate::broker::{ApproverRow, FirstOperator, PersonCaller, RuleRow, TaskEndAsk, TaskFilter};
 use crate::model::*;
+use crate::policy;
 use crate::proto::convert::timestamp_to_wire;
 use crate::proto::v1;
 use crate::proto::v1::governance_service_server::GovernanceService;
-use crate::rules;
 use crate::state::FrozenAt;
 
 /// Who brings a policy bundle.
@@ -44,20 +44,20 @@ impl GovernanceService for GrpcService {
             size = size
                 .saturating_add(piece.content.len())
                 .saturating_add(piece.path.len());
-            if size > rules::BYTES_MAX.saturating_mul(2) {
+            if size > policy::BYTES_MAX.saturating_mul(2) {
                 return Err(too_large(format!(
                     "must be at most {} bytes",
-                    rules::BYTES_MAX
+                    policy::BYTES_MAX
                 )));
             }
             files
                 .entry(piece.path)
                 .or_default()
                 .push_str(&piece.content);
-            if files.len() > rules::FILES_MAX {
+            if files.len() > policy::FILES_MAX {
                 return Err(too_large(format!(
                     "must have at most {} files",
-                    rules::FILES_MAX
+                    policy::FILES_MAX
                 )));
             }
         }

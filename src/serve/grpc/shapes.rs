@@ -9,10 +9,10 @@ use crate::broker::{
     RuleShown, TaskView, TokenReply,
 };
 use crate::model::*;
+use crate::policy::Risk;
 use crate::proto::convert::{action_to_wire, seconds_to_wire, timestamp_to_wire};
 use crate::proto::v1::request_token_response::Outcome;
 use crate::proto::{card, v1};
-use crate::rules::Risk;
 use crate::state::{FeedEvent, Selector};
 
 pub(super) fn count(n: usize) -> u32 {

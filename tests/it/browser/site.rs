@@ -13,7 +13,7 @@ use dipylon::clock::{Clock, Hand};
 use dipylon::jose::{SigningKey, dpop};
 use dipylon::journal::Faults;
 use dipylon::model::*;
-use dipylon::rates::ConcurrencyPermit;
+use dipylon::rate_limit::ConcurrencyPermit;
 use dipylon::serve::{self, guard};
 use dipylon::validator::{Validator, ValidatorConfig};
 use tokio::sync::oneshot;

@@ -1,0 +1,128 @@
+use std::collections::BTreeMap;
+
+use crate::broker::{AccessView, Broker, CallContext, Refusal};
+use crate::card::{Asker, Attestation, Card, Need, Registered, Who};
+use crate::model::*;
+use crate::policy::{CatalogueAction, Method, ParamSpec, ParamType, PolicyBundle};
+
+impl Broker {
+    /// The card of an access request, as `call`'s caller reads it now. That they were shown it is remembered: a yes to
+    /// something of high risk needs a while of reading.
+    pub fn card(&self, call: &CallContext, id: &AccessRequestId) -> Result<Card, Refusal> {
+        let now = self.now();
+        let reader = self.person(call)?;
+        let rules = self.rules(call)?;
+        let request = self.known_request(call, id)?;
+        self.note_shown(&reader.id, &request, &rules, now);
+        let task = self.state.task(&request.opened.task);
+        let task =
+            task.ok_or_else(|| self.refuse(call.method, Reason::Undecided, "its task is gone"))?;
+        let dwell = self.dwell(&request, &rules);
+        let AccessView {
+            request,
+            standing,
+            needs,
+            title,
+            risk,
+        } = self.view(request, &rules, now);
+        let opened = &request.opened;
+        let bundle = &rules.bundle;
+        let (unusual, history) = self.look_back(&request, &reader.id, bundle, now);
+        let catalogue = bundle.action(&opened.action.action);
+        let words = |pick: fn(&CatalogueAction) -> &Option<String>| {
+            catalogue.and_then(|a| pick(a).clone()).unwrap_or_default()
+        };
+        let need = |need: crate::broker::ProfileState| Need {
+            profile: need.profile,
+            group: need.group,
+            quorum: need.quorum,
+            approvers: need
+                .approvers
+                .into_iter()
+                .map(|id| who(bundle, id))
+                .collect(),
+            passkey: need.method == Some(Method::Passkey),
+        };
+        let registered = bundle.agent(&opened.agent).map(|agent| Registered {
+            environment: agent.environment.to_string(),
+            model: agent.model.clone(),
+            autonomy: agent.autonomy.clone(),
+        });
+        Ok(Card {
+            access_request: opened.access_request,
+            standing,
+            realm: self.settings.realm.clone(),
+            title,
+            effect: words(|a| &a.effect),
+            reversible: words(|a| &a.reversible),
+            undo: words(|a| &a.undo),
+            risk,
+            action: request.action.clone(),
+            parameter_titles: catalogue.map(|a| titles(&a.parameters)).unwrap_or_default(),
+            target_facts: bundle.target_facts(&opened.action.target),
+            agent: Asker {
+                id: opened.agent.clone(),
+                owner: who(bundle, opened.owner.clone()),
+                registered,
+            },
+            verified: Attestation {
+                kind: opened.evidence.kind.as_str().to_owned(),
+                subject: opened.evidence.subject.clone(),
+                verified_at: opened.evidence.verified_at,
+                expires_at: opened.evidence.expires_at,
+            },
+            rules: self.rules_shown(&opened.decision.rules),
+            needs: needs.into_iter().map(need).collect(),
+            task: opened.task,
+            task_key: task.opened.binding.jkt(),
+            max_ttl: opened.max_ttl,
+            uses: opened.uses,
+            policy: bundle.version(),
+            opened_at: request.opened_at,
+            expires_at: opened.expires_at,
+            unusual,
+            history,
+            dwell_s: u32::try_from(dwell.as_secs()).unwrap_or(u32::MAX),
+            console_url: Some(format!(
+                "{}/console/requests/{}",
+                self.relying_party().origin,
+                opened.access_request
+            )),
+            purpose: task.purpose.clone(),
+            reason: request.reason.clone(),
+        })
+    }
+}
+
+pub(in crate::broker) fn who(bundle: &PolicyBundle, id: PersonId) -> Who {
+    Who {
+        name: bundle.person(&id).map(|person| person.name.clone()),
+        id,
+    }
+}
+
+/// What people call the parameters, by the paths that [`Card::parameter_titles`] has.
+fn titles(parameters: &BTreeMap<String, ParamSpec>) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for (name, spec) in parameters {
+        title_of(name.clone(), spec, &mut found);
+    }
+    found
+}
+
+fn title_of(path: String, spec: &ParamSpec, found: &mut BTreeMap<String, String>) {
+    let mut inside = path.clone();
+    let mut ty = &spec.ty;
+    while let ParamType::Set(of) = ty {
+        inside.push_str("[]");
+        ty = of;
+    }
+    if let ParamType::Record(members) = ty {
+        for (name, member) in members {
+            title_of(format!("{inside}.{name}"), member, found);
+        }
+    }
+    if let Some(title) = &spec.title {
+        found.insert(path, title.clone());
+    }
+}

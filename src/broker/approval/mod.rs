@@ -1,0 +1,8 @@
+//! Approval: access requests, cards, votes, inboxes and the streams that follow them.
+
+pub(in crate::broker) mod card;
+pub(in crate::broker) mod inbox;
+pub(in crate::broker) mod notifier;
+pub(in crate::broker) mod vote;
+pub(in crate::broker) mod vote_options;
+pub(in crate::broker) mod watch;

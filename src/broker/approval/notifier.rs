@@ -1,0 +1,139 @@
+//! Who waits for what: each change among access requests wakes those it concerns, and nobody else.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::model::AccessRequestId;
+use crate::state::{State, Stirred};
+
+/// One bell for each access request that somebody waits for, and one for all inboxes.
+#[derive(Debug)]
+pub(in crate::broker) struct Bells {
+    requests: Mutex<HashMap<AccessRequestId, watch::Sender<()>>>,
+    /// Index of the last entry that changed anything there.
+    inboxes: watch::Sender<u64>,
+}
+
+impl Default for Bells {
+    fn default() -> Self {
+        Self {
+            requests: Mutex::default(),
+            inboxes: watch::Sender::new(0),
+        }
+    }
+}
+
+/// Hears what happens to one access request, until it is dropped.
+#[derive(Debug)]
+pub(in crate::broker) struct Bell {
+    bells: Arc<Bells>,
+    id: AccessRequestId,
+    heard: watch::Receiver<()>,
+}
+
+impl Bells {
+    /// Listens for one access request. What happened before this is not heard: look at its state after it.
+    pub(in crate::broker) fn listen(self: &Arc<Self>, id: AccessRequestId) -> Bell {
+        let mut requests = self.lock();
+        let sender = requests.entry(id).or_insert_with(|| watch::Sender::new(()));
+        Bell {
+            heard: sender.subscribe(),
+            bells: self.clone(),
+            id,
+        }
+    }
+
+    /// Listens for all inboxes.
+    pub(in crate::broker) fn listen_to_inboxes(&self) -> watch::Receiver<u64> {
+        self.inboxes.subscribe()
+    }
+
+    /// Wakes those whom an entry concerns. The entry has been folded: whoever wakes sees what it did.
+    pub(in crate::broker) fn ring(&self, state: &State, index: u64) {
+        let Some(stir) = state.stir_of(index) else {
+            return;
+        };
+        match stir.what {
+            Stirred::Rules => self.ring_all(),
+            Stirred::Opened | Stirred::Voted | Stirred::Closed => {
+                let requests = self.lock();
+                for sender in stir.ids.iter().filter_map(|id| requests.get(id)) {
+                    sender.send_replace(());
+                }
+            }
+        }
+        self.inboxes.send_replace(index);
+    }
+
+    /// Wakes everybody: the rules changed, or the journal stopped.
+    pub(in crate::broker) fn ring_all(&self) {
+        for sender in self.lock().values() {
+            sender.send_replace(());
+        }
+    }
+
+    /// Access requests that somebody waits for.
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<AccessRequestId, watch::Sender<()>>> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Bell {
+    /// Until it rings after it was last heard.
+    pub(in crate::broker) async fn rings(&mut self) {
+        // INVARIANT (a bell outlives its listeners): the sender goes only with the last of them, in `drop`.
+        let _rang = self.heard.changed().await.is_ok();
+    }
+
+    /// What rang so far has been heard: look at the state after this.
+    pub(in crate::broker) fn heard(&mut self) {
+        self.heard.mark_unchanged();
+    }
+}
+
+impl Drop for Bell {
+    fn drop(&mut self) {
+        let mut requests = self.bells.lock();
+        // Ours is among those counted still.
+        let last = requests
+            .get(&self.id)
+            .is_some_and(|sender| sender.receiver_count() <= 1);
+        if last {
+            requests.remove(&self.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_bell_is_there_as_long_as_somebody_listens() {
+        let bells = Arc::new(Bells::default());
+        let id = AccessRequestId::from_random([1; 16]);
+        let (mut one, two) = (bells.listen(id), bells.listen(id));
+        assert_eq!(bells.len(), 1);
+        drop(two);
+        assert_eq!(bells.len(), 1, "one listens still");
+        bells.ring_all();
+        one.rings().await;
+        let quiet = tokio::time::timeout(Duration::from_millis(20), one.rings()).await;
+        assert!(quiet.is_err(), "it rang once");
+        bells.ring_all();
+        one.heard();
+        let quiet = tokio::time::timeout(Duration::from_millis(20), one.rings()).await;
+        assert!(quiet.is_err(), "heard already");
+        drop(one);
+        assert_eq!(bells.len(), 0);
+    }
+}

@@ -1,0 +1,681 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use crate::approve::votes::{self, Ineligible, WrongProof};
+use crate::broker::token::request::ProfileState;
+use crate::broker::{Broker, CallContext, Refusal, VoteProof};
+use crate::card::AccessRequestStatus;
+use crate::journal::{Append, AppendError, Blob, NewEvent};
+use crate::model::*;
+use crate::policy::{InForce, Risk};
+use crate::state::{AccessRequest, AccessStatus, Asks};
+
+/// A statement that waits for its signature.
+pub(in crate::broker) struct Begun {
+    text: String,
+    statement: VoteStatement,
+    voter: PersonId,
+    until: Timestamp,
+}
+
+/// The statement to sign.
+#[derive(Debug)]
+pub struct VoteBegun {
+    /// Canonical JSON.
+    pub statement: String,
+    /// Its digest: what is signed, or the challenge of a passkey.
+    pub challenge: Digest,
+    /// The person's passkeys, by credential id in base64url.
+    pub credentials: Vec<String>,
+}
+
+/// A vote that was taken.
+#[derive(Debug)]
+pub struct VoteDone {
+    /// Where the access request stands with it.
+    pub view: AccessView,
+    /// The no was one too many: the agent was suspended by it.
+    pub suspended: bool,
+}
+
+/// How somebody means to vote.
+#[derive(Debug)]
+pub struct VoteAsk {
+    /// For which profile.
+    pub profile: ProfileName,
+    /// Yes or no.
+    pub verdict: Verdict,
+    /// What is made smaller.
+    pub narrowing: Narrowing,
+    /// What the agent is told.
+    pub comment: Option<Comment>,
+    /// The policy bundle that the card they read was rendered under; `None` from whoever compares the statement with it.
+    pub policy: Option<Digest>,
+}
+
+/// An access request, for those who may see it.
+#[derive(Debug, Clone)]
+pub struct AccessView {
+    /// As recorded.
+    pub request: Arc<AccessRequest>,
+    /// Where it stands.
+    pub standing: AccessRequestStatus,
+    /// Profiles, and how far they are.
+    pub needs: Vec<ProfileState>,
+    /// The catalogue's title.
+    pub title: String,
+    /// The catalogue's risk.
+    pub risk: Option<Risk>,
+}
+
+/// Milliseconds a statement waits for its signature.
+const STATEMENT_LIFE_MS: i64 = 120_000;
+/// Statements of one person that may wait.
+const STATEMENTS_MAX: usize = 100;
+/// Cards whose showing is remembered: one for each person and access request that waits.
+const SHOWN_MAX: usize = 100_000;
+/// How often a vote is tried again when another vote came first.
+const VOTE_ATTEMPTS: usize = 128;
+
+/// Whether so many people said yes that nobody else is waited for.
+pub(in crate::broker) fn enough(needs: &[ProfileState]) -> bool {
+    needs.iter().all(|n| {
+        n.quorum > 0 && n.approvers.len() >= usize::try_from(n.quorum).unwrap_or(usize::MAX)
+    })
+}
+
+impl Broker {
+    /// One access request as its agent sees it.
+    pub fn get_access_request(
+        &self,
+        call: &CallContext,
+        task: TaskId,
+        id: AccessRequestId,
+    ) -> Result<AccessView, Refusal> {
+        let now = self.now();
+        let (task, _held) = self.task_possession(call, &task, None, None, now)?;
+        let request = self.own_request(call, &task.opened.task, &id)?;
+        let rules = self.rules(call)?;
+        Ok(self.view(request, &rules, now))
+    }
+
+    /// The same view after the caller was let in.
+    pub fn view_of(&self, call: &CallContext, id: &AccessRequestId) -> Result<AccessView, Refusal> {
+        let rules = self.rules(call)?;
+        let request = self.known_request(call, id)?;
+        Ok(self.view(request, &rules, self.now()))
+    }
+
+    /// Hands out the statement to sign, if this person's vote would count. It is kept in memory for two minutes.
+    pub async fn begin_vote(
+        &self,
+        call: &CallContext,
+        id: AccessRequestId,
+        ask: VoteAsk,
+    ) -> Result<VoteBegun, Refusal> {
+        let VoteAsk {
+            profile,
+            verdict,
+            narrowing,
+            comment,
+            policy,
+        } = ask;
+        let now = self.now();
+        let voter = self.person(call)?;
+        let rules = self.rules(call)?;
+        let request = self.votable(call, &id, now)?;
+        let electorate = self.electorate(&rules.bundle);
+        let eligible = votes::eligible(&voter.id, &profile, verdict, &request, electorate, now);
+        let defined = match self.not_the_opener(&request, &voter.id).and(eligible) {
+            Ok(defined) => defined,
+            Err(why) => return Err(self.refuse_vote(call, &request, &voter.id, why).await),
+        };
+        // INVARIANT (what the approver sees is what is signed): the catalogue's words on the card are of this bundle.
+        if policy.is_some_and(|policy| policy != rules.bundle.version()) {
+            let told = "other rules are in force than when the card was shown";
+            return Err(self.refuse(call.method, Reason::CardChanged, told));
+        }
+        if verdict == Verdict::Approve {
+            self.read_long_enough(call, &voter.id, &request, &rules, now)?;
+        }
+        let uses = match (narrowing.max_uses, request.opened.uses) {
+            (Some(0), _) => {
+                return Err(self.refuse(
+                    call.method,
+                    Reason::Malformed,
+                    "max_uses must be above zero",
+                ));
+            }
+            (Some(fewer), Some(uses)) if fewer > uses => {
+                let told = format!("narrowing must be 1 to {uses} uses");
+                return Err(self.refuse(call.method, Reason::Malformed, told));
+            }
+            (Some(fewer), _) => Some(fewer),
+            (None, uses) => uses,
+        };
+        let max_ttl = match narrowing.max_ttl {
+            Some(ttl) if ttl <= 0 || ttl > request.opened.max_ttl => {
+                let told = format!("narrowing must be 1 to {} seconds", request.opened.max_ttl);
+                return Err(self.refuse(call.method, Reason::InvalidTtl, told));
+            }
+            Some(ttl) => ttl,
+            None => request.opened.max_ttl,
+        };
+        let (Some(action), Some(task)) = (&request.action, self.state.task(&request.opened.task))
+        else {
+            return Err(self.refuse(
+                call.method,
+                Reason::AccessRequestClosed,
+                "the action is no longer on record",
+            ));
+        };
+        let statement = VoteStatement {
+            v: 1,
+            realm: self.settings.realm.clone(),
+            access_request_id: id,
+            agent: request.opened.agent.clone(),
+            owner: request.opened.owner.clone(),
+            task: request.opened.task,
+            task_key: task.opened.binding.jkt(),
+            action: action.to_json(),
+            max_ttl,
+            uses,
+            comment,
+            policy: rules.bundle.version(),
+            profile: defined.reference(),
+            verdict,
+            not_after: now.plus_secs(i64::from(defined.good_for_s)).secs(),
+            nonce: URL_SAFE_NO_PAD.encode(self.draw()),
+        };
+        let text = statement
+            .canonical()
+            .map_err(|e| self.refuse(call.method, Reason::Undecided, e.to_string()))?;
+        let mut statements = self.lock(&self.statements);
+        statements.retain(|_, begun| now < begun.until);
+        let theirs = statements
+            .values()
+            .filter(|begun| begun.voter == voter.id)
+            .count();
+        // The oldest gives way: whoever begins without end keeps only themselves from older ones.
+        if theirs >= STATEMENTS_MAX {
+            let oldest = statements
+                .iter()
+                .filter(|(_, begun)| begun.voter == voter.id)
+                .min_by_key(|(_, begun)| begun.until)
+                .map(|(nonce, _)| nonce.clone());
+            oldest.map(|nonce| statements.remove(&nonce));
+        }
+        let challenge = statement
+            .digest()
+            .map_err(|e| self.refuse(call.method, Reason::Undecided, e.to_string()))?;
+        let enrolled = self.state.roster().of(&voter.id);
+        let begun = Begun {
+            text: text.clone(),
+            statement,
+            voter: voter.id,
+            until: now.plus_millis(STATEMENT_LIFE_MS),
+        };
+        statements.insert(begun.statement.nonce.clone(), begun);
+        Ok(VoteBegun {
+            statement: text,
+            challenge,
+            credentials: enrolled
+                .value
+                .passkeys
+                .iter()
+                .map(|p| p.record.credential.clone())
+                .collect(),
+        })
+    }
+
+    /// Takes a signed statement. A vote mints nothing. A crash before the append leaves no vote; after it, a vote that
+    /// counts as long as its voter does.
+    pub async fn cast_vote(
+        &self,
+        call: &CallContext,
+        id: AccessRequestId,
+        text: &str,
+        proof: VoteProof,
+    ) -> Result<VoteDone, Refusal> {
+        let now = self.now();
+        let voter = self.person(call)?;
+        let stated = VoteStatement::parse(text)
+            .ok()
+            .map(|s| s.nonce)
+            .unwrap_or_default();
+        let begun = self.lock(&self.statements).remove(&stated);
+        let begun = begun.filter(|b| {
+            b.text == text
+                && b.voter == voter.id
+                && b.statement.access_request_id == id
+                && now < b.until
+        });
+        let Some(begun) = begun else {
+            return Err(self.refuse(
+                call.method,
+                Reason::StatementUnknown,
+                "begin the vote anew: no such statement waits for you",
+            ));
+        };
+        let Begun {
+            statement, until, ..
+        } = begun;
+        let key = match &proof {
+            VoteProof::Signature(_) => voter.key,
+            VoteProof::Passkey(assertion) => self.passkey_named(call, &voter.id, assertion)?,
+        };
+        let evidence = match &proof {
+            VoteProof::Signature(_) => None,
+            VoteProof::Passkey(assertion) => {
+                let evidence = assertion
+                    .evidence()
+                    .map_err(|e| self.refuse(call.method, Reason::PasskeyWrong, e.to_string()))?;
+                Some(Blob::new(evidence))
+            }
+        };
+        let signature = URL_SAFE_NO_PAD.encode(match &proof {
+            VoteProof::Signature(signature) => signature,
+            VoteProof::Passkey(assertion) => &assertion.signature,
+        });
+        // The counter is looked at once: a vote that is tried again because another came first is still the same answer.
+        let mut counted = false;
+        for _ in 0..VOTE_ATTEMPTS {
+            let now = self.now();
+            let rules = self.rules(call)?;
+            // Before the question whether it waits: whatever ends it after this line refuses the append.
+            let opened = self.known_request(call, &id)?.opened.clone();
+            let read_set = self.request_premises(&opened);
+            let enrolled = self.state.roster().of(&voter.id);
+            let asks = self.state.asks(&opened.agent);
+            let request = self.votable(call, &id, now)?;
+            let electorate = self.electorate(&rules.bundle);
+            let eligible = votes::eligible(
+                &voter.id,
+                &statement.profile.name,
+                statement.verdict,
+                &request,
+                electorate,
+                now,
+            );
+            let defined = match self.not_the_opener(&request, &voter.id).and(eligible) {
+                Ok(defined) => defined,
+                Err(why) => return Err(self.refuse_vote(call, &request, &voter.id, why).await),
+            };
+            let Some(person) = rules.bundle.person(&voter.id) else {
+                let why = Ineligible::NotApprover;
+                return Err(self.refuse_vote(call, &request, &voter.id, why).await);
+            };
+            let seen = match votes::signed_by(
+                person,
+                &enrolled.value,
+                key,
+                defined.method,
+                &statement,
+                &proof,
+                &self.bounds.party,
+            ) {
+                Ok(seen) => seen,
+                Err(WrongProof::NotByPasskey) => {
+                    let why = Ineligible::NotByPasskey;
+                    return Err(self.refuse_vote(call, &request, &voter.id, why).await);
+                }
+                Err(WrongProof::Signature) => {
+                    return Err(self.refuse(
+                        call.method,
+                        Reason::SignatureWrong,
+                        "the signature is not of this statement by the key of this call",
+                    ));
+                }
+                Err(why @ (WrongProof::NotEnrolled | WrongProof::Passkey(_))) => {
+                    return Err(self.refuse(call.method, Reason::PasskeyWrong, why.to_string()));
+                }
+            };
+            if let Some(seen) = seen
+                && !std::mem::replace(&mut counted, true)
+            {
+                self.counter_goes_up(call.method, &voter.id, key, seen.sign_count)
+                    .await?;
+            }
+            let blob = Blob::new(text);
+            let fact = Event::VoteCast(VoteCast {
+                access_request: id,
+                voter: voter.id.clone(),
+                key,
+                verdict: statement.verdict,
+                profile: statement.profile.clone(),
+                max_ttl: statement.max_ttl,
+                uses: statement.uses,
+                not_after: Timestamp::from_secs(statement.not_after),
+                statement: blob.hash(),
+                signature: signature.clone(),
+                assertion: evidence.as_ref().map(Blob::hash),
+                sign_count: seen.map(|seen| seen.sign_count),
+            });
+            let mut append = Append {
+                read_set: [
+                    (Stream::Policy, rules.version),
+                    (Stream::Person(voter.id.clone()), enrolled.version),
+                ]
+                .into_iter()
+                .chain(read_set)
+                .collect(),
+                not_after: Some(request.opened.expires_at),
+                blobs: std::iter::once(blob).chain(evidence.clone()).collect(),
+                ..Append::one(fact, vec![(Stream::Access(id), request.version)])
+            };
+            if statement.verdict == Verdict::Deny {
+                let quarantine = self.quarantine(&opened, &voter.id, &asks.value, &rules, now);
+                if let Some(vote) = append.drafts.first_mut() {
+                    // Whoever counts the noes before asking people again has not seen this one.
+                    let asks = (Stream::Asks(opened.agent.clone()), asks.version);
+                    vote.moves.push(asks);
+                }
+                append.drafts.extend(quarantine);
+            }
+            let before = self.view(request, &rules, now).standing;
+            let suspended = append.drafts.len() > 1;
+            match self.journal.append(append).await {
+                Ok(_) => {
+                    let view = self.view_of(call, &id)?;
+                    let took = STATEMENT_LIFE_MS - until.since(now);
+                    self.count_vote(before, &view, took, now);
+                    return Ok(VoteDone { view, suspended });
+                }
+                Err(AppendError::Conflict(_) | AppendError::Late) => {}
+                Err(error) => return Err(self.refuse_append(call.method, &error)),
+            }
+        }
+        Err(self.refuse(call.method, Reason::Conflict, "others keep voting"))
+    }
+
+    /// Whether somebody holds a statement of this access request, to sign it.
+    pub(in crate::broker) fn vote_begun(&self, id: &AccessRequestId, now: Timestamp) -> bool {
+        let statements = self.lock(&self.statements);
+        statements
+            .values()
+            .any(|begun| begun.statement.access_request_id == *id && now < begun.until)
+    }
+
+    /// A no that is one too many within the policy bundle's time takes the agent out of service, in the same append.
+    fn quarantine(
+        &self,
+        opened: &AccessRequestOpened,
+        voter: &PersonId,
+        asks: &Asks,
+        rules: &InForce,
+        now: Timestamp,
+    ) -> Option<NewEvent> {
+        let bounds = rules.bundle.approvals();
+        let since = now.plus_secs(-i64::from(bounds.quarantine_within_s));
+        let noes = u32::try_from(asks.noes_since(since) + 1).unwrap_or(u32::MAX);
+        let standing = self.state.standing(&opened.agent);
+        let due = bounds.quarantine > 0 && noes >= bounds.quarantine && !standing.value.suspended;
+        due.then(|| NewEvent {
+            fact: Event::AgentSuspended(AgentSuspended {
+                agent: opened.agent.clone(),
+                by: voter.clone(),
+                reason: None,
+                denials: Some(noes),
+            }),
+            moves: vec![(Stream::Agent(opened.agent.clone()), standing.version)],
+        })
+    }
+
+    /// A card of high risk must have been before a person's eyes for a while before a yes of theirs is taken.
+    fn read_long_enough(
+        &self,
+        call: &CallContext,
+        voter: &PersonId,
+        request: &AccessRequest,
+        rules: &InForce,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        let dwell = self.dwell(request, rules);
+        if dwell.is_zero() {
+            return Ok(());
+        }
+        let shown = self.shown_at(voter, &request.opened.access_request, rules);
+        let left = match shown {
+            Some(shown) => dwell.saturating_sub(now.after(shown)),
+            None => dwell,
+        };
+        if left.is_zero() {
+            return Ok(());
+        }
+        let told = match shown {
+            Some(_) => format!("read the card {} ms longer", left.as_millis()),
+            None => "read the card first".to_owned(),
+        };
+        Err(Refusal {
+            retry_after: Some(left),
+            ..self.refuse(call.method, Reason::TooSoon, told)
+        })
+    }
+
+    /// How long the card of an access request must be shown before a yes: for what is of high risk, or of a risk nobody
+    /// stated.
+    pub(in crate::broker) fn dwell(&self, request: &AccessRequest, rules: &InForce) -> Duration {
+        let action = rules.bundle.action(&request.opened.action.action);
+        match action.and_then(|a| a.risk) {
+            Some(Risk::Low | Risk::Medium) => Duration::ZERO,
+            Some(Risk::High) | None => Duration::from_secs(rules.bundle.approvals().dwell_s.into()),
+        }
+    }
+
+    /// Notes that a card was shown to a person; the first time under these rules counts.
+    pub(in crate::broker) fn note_shown(
+        &self,
+        person: &PersonId,
+        request: &AccessRequest,
+        rules: &InForce,
+        now: Timestamp,
+    ) {
+        let mut shown = self.lock(&self.shown);
+        if shown.len() >= SHOWN_MAX {
+            shown.retain(|(_, id), _| {
+                self.state
+                    .access_request(id)
+                    .is_some_and(|request| request.waits(now))
+            });
+        }
+        if shown.len() < SHOWN_MAX && request.waits(now) {
+            let policy = rules.bundle.version();
+            let first = shown
+                .entry((person.clone(), request.opened.access_request))
+                .or_insert((policy, now));
+            if first.0 != policy {
+                *first = (policy, now);
+            }
+        }
+    }
+
+    /// When a card was first shown to a person under the rules in force: under others it was another card.
+    pub(in crate::broker) fn shown_at(
+        &self,
+        person: &PersonId,
+        id: &AccessRequestId,
+        rules: &InForce,
+    ) -> Option<Timestamp> {
+        let shown = self.lock(&self.shown).get(&(person.clone(), *id)).copied();
+        shown
+            .filter(|(policy, _)| *policy == rules.bundle.version())
+            .map(|(_, at)| at)
+    }
+
+    fn count_vote(
+        &self,
+        before: AccessRequestStatus,
+        view: &AccessView,
+        took_ms: i64,
+        now: Timestamp,
+    ) {
+        let took = u64::try_from(took_ms).unwrap_or(0);
+        self.metrics
+            .approval_decided(std::time::Duration::from_millis(took));
+        let outcome = match view.standing {
+            AccessRequestStatus::Approved => "approved",
+            AccessRequestStatus::Denied => "denied",
+            AccessRequestStatus::Waiting
+            | AccessRequestStatus::Consumed
+            | AccessRequestStatus::Cancelled
+            | AccessRequestStatus::Expired
+            | AccessRequestStatus::Ended => return,
+        };
+        // Once: what had been approved waited for its agent, not for people.
+        if before != AccessRequestStatus::Waiting {
+            return;
+        }
+        self.count_wait(outcome, view.request.opened_at, now);
+    }
+
+    /// Whoever owned the agent when its task was opened never counts, whoever owns it by now.
+    pub(in crate::broker) fn not_the_opener(
+        &self,
+        request: &AccessRequest,
+        voter: &PersonId,
+    ) -> Result<(), Ineligible> {
+        let task = self.state.task(&request.opened.task);
+        match task {
+            Some(task) if task.opened.owner != *voter => Ok(()),
+            Some(_) | None => Err(Ineligible::Owner),
+        }
+    }
+
+    /// An ineligible vote is recorded and ends nothing.
+    async fn refuse_vote(
+        &self,
+        call: &CallContext,
+        request: &AccessRequest,
+        voter: &PersonId,
+        why: Ineligible,
+    ) -> Refusal {
+        if let Err(refusal) = self.count_refusal(call, &request.opened.task) {
+            return refusal;
+        }
+        let fact = Event::VoteRefused(VoteRefused {
+            access_request: request.opened.access_request,
+            voter: voter.clone(),
+            why: why.to_string(),
+        });
+        match self.journal.append(Append::one(fact, Vec::new())).await {
+            Ok(_) => self.refuse(
+                call.method,
+                Reason::NotEligible,
+                format!("your vote would not count: {why}"),
+            ),
+            Err(error) => self.refuse_append(call.method, &error),
+        }
+    }
+
+    pub(in crate::broker) fn rules(&self, call: &CallContext) -> Result<Arc<InForce>, Refusal> {
+        self.views.rules().ok_or_else(|| {
+            self.refuse(
+                call.method,
+                Reason::Undecided,
+                "no policy bundle is in force",
+            )
+        })
+    }
+
+    pub(in crate::broker) fn own_request(
+        &self,
+        call: &CallContext,
+        task: &TaskId,
+        id: &AccessRequestId,
+    ) -> Result<Arc<AccessRequest>, Refusal> {
+        self.state
+            .access_request(id)
+            .filter(|r| r.opened.task == *task)
+            .ok_or_else(|| {
+                self.refuse(
+                    call.method,
+                    Reason::NotFound,
+                    format!("no access request {id} in this task"),
+                )
+            })
+    }
+
+    pub(in crate::broker) fn known_request(
+        &self,
+        call: &CallContext,
+        id: &AccessRequestId,
+    ) -> Result<Arc<AccessRequest>, Refusal> {
+        self.state.access_request(id).ok_or_else(|| {
+            self.refuse(
+                call.method,
+                Reason::NotFound,
+                format!("no access request {id}"),
+            )
+        })
+    }
+
+    fn votable(
+        &self,
+        call: &CallContext,
+        id: &AccessRequestId,
+        now: Timestamp,
+    ) -> Result<Arc<AccessRequest>, Refusal> {
+        let request = self.known_request(call, id)?;
+        if self.votable_now(&request, now) {
+            Ok(request)
+        } else {
+            Err(self.refuse(
+                call.method,
+                Reason::AccessRequestClosed,
+                "the access request no longer waits; the vote has no effect",
+            ))
+        }
+    }
+
+    /// Whether people may still decide it.
+    pub(in crate::broker) fn votable_now(&self, request: &AccessRequest, now: Timestamp) -> bool {
+        let task = self.state.task(&request.opened.task);
+        request.waits(now) && task.is_some_and(|task| self.runs(&task, now))
+    }
+
+    /// Whether enough people had said yes just before this moment: then nobody was waited for any more.
+    pub(in crate::broker) fn decided_by(&self, request: &AccessRequest, moment: Timestamp) -> bool {
+        let before = moment.plus_millis(-1);
+        self.views.rules().is_some_and(|rules| {
+            let view = self.view(Arc::new(request.clone()), &rules, before);
+            view.standing == AccessRequestStatus::Approved
+        })
+    }
+
+    pub(in crate::broker) fn view(
+        &self,
+        request: Arc<AccessRequest>,
+        rules: &InForce,
+        now: Timestamp,
+    ) -> AccessView {
+        let needs = self.needs(&request, rules, now);
+        let running = self
+            .state
+            .task(&request.opened.task)
+            .is_some_and(|t| self.runs(&t, now));
+        let standing = match request.status {
+            AccessStatus::Denied => AccessRequestStatus::Denied,
+            AccessStatus::Consumed(_) => AccessRequestStatus::Consumed,
+            AccessStatus::Closed(CloseCause::Cancelled) => AccessRequestStatus::Cancelled,
+            AccessStatus::Closed(CloseCause::Expired) => AccessRequestStatus::Expired,
+            AccessStatus::Closed(CloseCause::Policy | CloseCause::Frozen) => {
+                AccessRequestStatus::Ended
+            }
+            AccessStatus::Waiting if !running => AccessRequestStatus::Ended,
+            AccessStatus::Waiting if !request.waits(now) => AccessRequestStatus::Expired,
+            AccessStatus::Waiting if enough(&needs) => AccessRequestStatus::Approved,
+            AccessStatus::Waiting => AccessRequestStatus::Waiting,
+        };
+        let catalogue = rules.bundle.action(&request.opened.action.action);
+        AccessView {
+            standing,
+            needs,
+            title: catalogue.map(|a| a.title.clone()).unwrap_or_default(),
+            risk: catalogue.and_then(|a| a.risk),
+            request,
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! Who calls. Authority comes from the verified caller alone, never from a field of the message.
+
+use std::sync::Arc;
+
+use crate::broker::auth::replay_cache::Once;
+use crate::broker::metrics::Known;
+use crate::broker::{Broker, Refusal};
+use crate::model::*;
+use crate::policy::{InForce, Registered, Role, ServiceKind};
+use crate::rate_limit::ConcurrencyPermit;
+use crate::state::Task;
+use crate::verify::{CallProof, Possession, VerifyError};
+
+/// The kinds of callers a method may admit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallerRole {
+    /// A workload with evidence, or the holder of a task's key.
+    Agent,
+    /// A person who may vote.
+    Approver,
+    /// A person who may govern.
+    Operator,
+    /// A resource server.
+    Validator,
+    /// Someone who reads.
+    Auditor,
+}
+
+impl CallerRole {
+    /// The word in refusals.
+    const fn plural(self) -> &'static str {
+        match self {
+            Self::Agent => "agents",
+            Self::Approver => "approvers",
+            Self::Operator => "operators",
+            Self::Validator => "validators",
+            Self::Auditor => "auditors",
+        }
+    }
+}
+
+/// What a call shows beside its message.
+#[derive(Debug)]
+pub struct CallContext {
+    /// `dipylon.v1.Service/Method`.
+    pub method: &'static str,
+    /// Who may call it: the method's row in the guard table.
+    pub allowed_roles: &'static [CallerRole],
+    /// The DPoP proof.
+    pub proof: Option<Secret>,
+    /// The JWT-SVID of a service.
+    pub bearer: Option<Secret>,
+    /// The cookie of a signed-in browser.
+    pub session: Option<Secret>,
+    /// Its place among the calls that are worked on, and the class of its rates.
+    pub permit: ConcurrencyPermit,
+}
+
+/// A registered person who proved a key of theirs, in a role the method allowed_roles. Made only by [`Broker::person`].
+#[derive(Debug)]
+pub struct PersonCaller {
+    pub(in crate::broker) id: PersonId,
+    pub(in crate::broker) key: Thumbprint,
+}
+
+/// A registered validator or auditor.
+#[derive(Debug)]
+pub(in crate::broker) struct ServiceCaller {
+    pub(in crate::broker) id: ServiceId,
+    pub(in crate::broker) audiences: std::collections::BTreeSet<Audience>,
+    /// When the evidence it called with expires; `None` for a key.
+    pub(in crate::broker) until: Option<Timestamp>,
+}
+
+enum Caller {
+    Person(PersonCaller),
+    Service(ServiceCaller),
+}
+
+impl Broker {
+    /// Checks the proof of possession that a call carries. `known` says whether the key is anybody's here, before anything
+    /// is remembered of it: strangers cannot fill the memory of used proofs.
+    pub(in crate::broker) fn possession(
+        &self,
+        call: &CallContext,
+        action: Option<Digest>,
+        evidence: Option<Digest>,
+        now: Timestamp,
+        known: &dyn Fn(Thumbprint) -> Result<(), VerifyError>,
+    ) -> Result<Possession, VerifyError> {
+        self.possession_once(call, action, evidence, now, &self.once, known)
+    }
+
+    fn possession_once(
+        &self,
+        call: &CallContext,
+        action: Option<Digest>,
+        evidence: Option<Digest>,
+        now: Timestamp,
+        once: &Once,
+        known: &dyn Fn(Thumbprint) -> Result<(), VerifyError>,
+    ) -> Result<Possession, VerifyError> {
+        let proof = CallProof {
+            proof: call.proof.as_ref(),
+            htu: &format!("{}/{}", self.settings.external_url, call.method),
+            action,
+            evidence,
+            nonces: &self.nonces,
+            once: &|key, jti, until| {
+                known(key)?;
+                once.mark(key, jti, until, now)
+            },
+        };
+        Possession::check(&proof, now)
+    }
+
+    /// The possession of a key for a new task. The caller has checked the evidence, and that it is a registered agent's
+    /// which calls no more often than it may: what is remembered of new keys is bounded by that.
+    pub(in crate::broker) fn opening_possession(
+        &self,
+        call: &CallContext,
+        evidence: Digest,
+        now: Timestamp,
+    ) -> Result<Possession, Refusal> {
+        self.admits_agents(call)?;
+        let any = |_| Ok(());
+        self.possession_once(call, None, Some(evidence), now, &self.openings, &any)
+            .map_err(|e| self.refuse_gate_1(call.method, &e))
+    }
+
+    /// The caller's own task and the possession of its key; another's and none get the same answer.
+    pub(in crate::broker) fn task_possession(
+        &self,
+        call: &CallContext,
+        id: &TaskId,
+        action: Option<Digest>,
+        evidence: Option<Digest>,
+        now: Timestamp,
+    ) -> Result<(Arc<Task>, Possession), Refusal> {
+        self.admits_agents(call)?;
+        let task = self.state.task(id);
+        let known = |key| match &task {
+            Some(task) if task.opened.binding.jkt() == key => Ok(()),
+            Some(_) | None => Err(VerifyError::NotOfTask),
+        };
+        match (self.possession(call, action, evidence, now, &known), &task) {
+            (Ok(possession), Some(task)) => {
+                self.within_its_rate(call, Known::Agent(task.opened.agent.clone()))?;
+                Ok((Arc::clone(task), possession))
+            }
+            (Ok(_), None) | (Err(VerifyError::NotOfTask), _) => Err(self.refuse(
+                call.method,
+                Reason::NotFound,
+                format!("no task {id} bound to this key"),
+            )),
+            (Err(error), _) => Err(self.refuse_gate_1(call.method, &error)),
+        }
+    }
+
+    fn admits_agents(&self, call: &CallContext) -> Result<(), Refusal> {
+        if call.allowed_roles.contains(&CallerRole::Agent) {
+            return Ok(());
+        }
+        Err(self.refuse(
+            call.method,
+            Reason::NotPermitted,
+            "the guard's row does not admit agents",
+        ))
+    }
+
+    /// Whether a person who called is an operator still, with the key they called with: the rules in force now, and their
+    /// version for what they order to rest on.
+    pub(in crate::broker) fn still_operator(
+        &self,
+        call: &CallContext,
+        caller: &PersonCaller,
+    ) -> Result<Arc<InForce>, Refusal> {
+        let rules = self
+            .views
+            .rules()
+            .ok_or_else(|| self.refuse_gate_1(call.method, &VerifyError::NoRules))?;
+        let same = self.holds_key(&rules, &caller.id, caller.key);
+        let operator = rules
+            .bundle
+            .person(&caller.id)
+            .is_some_and(|p| p.roles.contains(&Role::Operator));
+        if same && operator {
+            return Ok(rules);
+        }
+        Err(self.refuse(
+            call.method,
+            Reason::NotPermitted,
+            format!("{} is no operator any more", caller.id),
+        ))
+    }
+
+    /// Whether a person who called may still read what people decide: registered with the key they called with, in any role.
+    pub(in crate::broker) fn still_reads(&self, caller: &PersonCaller) -> bool {
+        self.views.rules().is_some_and(|rules| {
+            let person = rules.bundle.person(&caller.id);
+            self.holds_key(&rules, &caller.id, caller.key)
+                && person.is_some_and(|p| !p.roles.is_empty())
+        })
+    }
+
+    /// Who a key of `people.toml` speaks for; nobody, once it was revoked.
+    fn registered(&self, rules: &InForce, key: Thumbprint) -> Option<Registered> {
+        rules.by_key(key).filter(|registered| match registered {
+            Registered::Person(person) => {
+                !self.state.roster().of(person).value.revoked.contains(&key)
+            }
+            Registered::Service(_) => true,
+        })
+    }
+
+    /// Whether a key or passkey speaks for a person now.
+    fn holds_key(&self, rules: &InForce, person: &PersonId, key: Thumbprint) -> bool {
+        let enrolled = self.state.roster().of(person);
+        enrolled.value.passkey(key).is_some()
+            || self.registered(rules, key) == Some(Registered::Person(person.clone()))
+    }
+
+    /// A registered person, of a role the method allowed_roles.
+    pub fn person(&self, call: &CallContext) -> Result<PersonCaller, Refusal> {
+        match self.caller(call, self.now())? {
+            Caller::Person(person) => Ok(person),
+            Caller::Service(service) => Err(self.refuse(
+                call.method,
+                Reason::NotPermitted,
+                format!("{} is no person", service.id),
+            )),
+        }
+    }
+
+    /// A registered service, of a kind the method allowed_roles.
+    pub(in crate::broker) fn service(
+        &self,
+        call: &CallContext,
+        now: Timestamp,
+    ) -> Result<ServiceCaller, Refusal> {
+        match self.caller(call, now)? {
+            Caller::Service(service) => Ok(service),
+            Caller::Person(person) => Err(self.refuse(
+                call.method,
+                Reason::NotPermitted,
+                format!("{} is no service", person.id),
+            )),
+        }
+    }
+
+    /// Any registered caller the method allowed_roles, by name: for methods that people and services share.
+    pub(in crate::broker) fn reader(
+        &self,
+        call: &CallContext,
+        now: Timestamp,
+    ) -> Result<String, Refusal> {
+        Ok(match self.caller(call, now)? {
+            Caller::Person(person) => person.id.to_string(),
+            Caller::Service(service) => service.id.to_string(),
+        })
+    }
+
+    /// Any registered caller the method allowed_roles: the person, or `None` for a service.
+    pub(in crate::broker) fn reading_person(
+        &self,
+        call: &CallContext,
+        now: Timestamp,
+    ) -> Result<Option<PersonCaller>, Refusal> {
+        Ok(match self.caller(call, now)? {
+            Caller::Person(person) => Some(person),
+            Caller::Service(_) => None,
+        })
+    }
+
+    fn caller(&self, call: &CallContext, now: Timestamp) -> Result<Caller, Refusal> {
+        let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
+        let rules = self
+            .views
+            .rules()
+            .ok_or_else(|| closed(&VerifyError::NoRules))?;
+        let (registered, key, until) = match (&call.bearer, &call.proof, &call.session) {
+            (None, None, Some(cookie)) => {
+                let session = self.session(cookie, &rules, now).map_err(|e| closed(&e))?;
+                (
+                    Some(Registered::Person(session.person)),
+                    Some(session.key),
+                    None,
+                )
+            }
+            (Some(bearer), None, None) => {
+                let evidence = Evidence::JwtSvid(bearer.clone());
+                let attested = self.attest(&evidence, now).map_err(|e| closed(&e))?;
+                let facts = attested.facts();
+                (
+                    rules.by_spiffe_id(&facts.subject),
+                    None,
+                    Some(facts.expires_at),
+                )
+            }
+            // Two credentials in one call could be read as two callers.
+            (Some(_), Some(_), _) | (Some(_), _, Some(_)) | (_, Some(_), Some(_)) => {
+                return Err(closed(&VerifyError::ProofElsewhere("credential")));
+            }
+            (None, _, None) => {
+                let known = |key| {
+                    self.registered(&rules, key)
+                        .map(drop)
+                        .ok_or(VerifyError::NotRegistered)
+                };
+                let possession = self
+                    .possession(call, None, None, now, &known)
+                    .map_err(|e| closed(&e))?;
+                let key = possession.jkt();
+                (self.registered(&rules, key), Some(key), None)
+            }
+        };
+        let not_permitted = |who: &dyn std::fmt::Display| {
+            Err(self.refuse(
+                call.method,
+                Reason::NotPermitted,
+                format!(
+                    "{who} is registered, but this is for {} alone",
+                    call.allowed_roles
+                        .iter()
+                        .map(|kind| kind.plural())
+                        .collect::<Vec<_>>()
+                        .join(" and ")
+                ),
+            ))
+        };
+        match (registered, key) {
+            (Some(Registered::Person(id)), Some(key)) => {
+                let person = rules
+                    .bundle
+                    .person(&id)
+                    .ok_or_else(|| closed(&VerifyError::NotRegistered))?;
+                let admitted = person.roles.iter().any(|role| {
+                    call.allowed_roles.contains(&match role {
+                        Role::Approver => CallerRole::Approver,
+                        Role::Operator => CallerRole::Operator,
+                    })
+                });
+                if !admitted {
+                    return not_permitted(&id);
+                }
+                self.within_its_rate(call, Known::Person(id.clone()))?;
+                Ok(Caller::Person(PersonCaller { id, key }))
+            }
+            (Some(Registered::Service(id)), _) => {
+                let service = rules
+                    .bundle
+                    .service(&id)
+                    .ok_or_else(|| closed(&VerifyError::NotRegistered))?;
+                let kind = match service.kind {
+                    ServiceKind::Validator => CallerRole::Validator,
+                    ServiceKind::Auditor => CallerRole::Auditor,
+                };
+                if !call.allowed_roles.contains(&kind) {
+                    return not_permitted(&id);
+                }
+                self.within_its_rate(call, Known::Service(id.clone()))?;
+                Ok(Caller::Service(ServiceCaller {
+                    id,
+                    audiences: service.audiences.clone(),
+                    until,
+                }))
+            }
+            (Some(Registered::Person(_)), None) | (None, _) => {
+                Err(closed(&VerifyError::NotRegistered))
+            }
+        }
+    }
+}

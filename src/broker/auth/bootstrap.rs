@@ -1,0 +1,225 @@
+//! The first operator, by a one-time code: how a journal without a policy bundle gets its first one.
+//!
+//! In: the code and a proof of a key. Out: the right to apply one policy bundle that lists this key as an operator's.
+//! Trusts whoever reads what the broker prints at its start. The code is kept only as a MAC, in memory, for ten minutes;
+//! it is never an entry or part of a log record. What does not hold is refused like anything else that gate 1 refuses.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ring::hmac;
+
+use crate::broker::auth::one_time_code as code;
+use crate::broker::{Applied, Broker, CallContext, CallerRole, Refusal};
+use crate::jose::PublicKey;
+use crate::journal::AppendError;
+use crate::model::*;
+use crate::policy::{PolicyBundle, Role};
+use crate::verify::VerifyError;
+
+/// Life of a code, in seconds.
+const LIFE_S: i64 = 600;
+/// The code that is open, if one is.
+#[derive(Default)]
+pub(in crate::broker) struct OneTime(Mutex<Option<Open>>);
+
+struct Open {
+    key: hmac::Key,
+    tag: hmac::Tag,
+    until: Timestamp,
+}
+
+/// Someone who showed the code and proved a key. Made only by [`Broker::first_operator`], good for one call.
+#[derive(Debug)]
+pub struct FirstOperator {
+    key: Thumbprint,
+}
+
+impl OneTime {
+    fn with<T>(&self, ask: impl FnOnce(&mut Option<Open>) -> T) -> T {
+        ask(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Opens a code; an earlier one is void.
+    fn open(&self, random: [u8; 32], key: [u8; 32], now: Timestamp) -> Secret {
+        let code = code::spell(&random);
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &key);
+        let open = Open {
+            tag: hmac::sign(&key, code::plain(&code).expose_secret().as_bytes()),
+            key,
+            until: now.plus_secs(LIFE_S),
+        };
+        self.with(|slot| *slot = Some(open));
+        code
+    }
+
+    /// Whether this is the code, compared in constant time.
+    fn check(&self, code: &Secret, now: Timestamp) -> Result<(), VerifyError> {
+        self.with(|slot| {
+            let open = slot.as_mut().ok_or(VerifyError::Code("there is none"))?;
+            if now >= open.until {
+                *slot = None;
+                return Err(VerifyError::Code("it is too old"));
+            }
+            if hmac::verify(
+                &open.key,
+                code::plain(code).expose_secret().as_bytes(),
+                open.tag.as_ref(),
+            )
+            .is_ok()
+            {
+                return Ok(());
+            }
+            // Not counted: strangers could make it void, and at a hundred bits nobody guesses it in ten minutes.
+            Err(VerifyError::Code("it is another"))
+        })
+    }
+
+    /// Whether a code that held a moment ago is open still.
+    fn holds(&self, now: Timestamp) -> Result<(), VerifyError> {
+        self.with(|slot| match slot {
+            Some(open) if now < open.until => Ok(()),
+            Some(_) | None => Err(VerifyError::Code("it was used, or became void meanwhile")),
+        })
+    }
+
+    fn close(&self) {
+        self.with(|slot| *slot = None);
+    }
+}
+
+impl Broker {
+    /// A one-time code for the first operator, good for ten minutes and one policy bundle; `None` when a bundle is in
+    /// force. A restart gives another as long as none is.
+    pub fn bootstrap_code(&self) -> Option<Secret> {
+        if self.views.rules().is_some() {
+            return None;
+        }
+        let draw = || {
+            let mut both = [0; 32];
+            let (one, other) = both.split_at_mut(16);
+            one.copy_from_slice(&self.draw());
+            other.copy_from_slice(&self.draw());
+            both
+        };
+        Some(self.one_time.open(draw(), draw(), self.now()))
+    }
+
+    /// Whoever shows the code and proves a key, before a byte of their policy bundle is read.
+    pub fn first_operator(
+        &self,
+        call: &CallContext,
+        code: &Secret,
+    ) -> Result<FirstOperator, Refusal> {
+        let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
+        if !call.allowed_roles.contains(&CallerRole::Operator) {
+            return Err(closed(&VerifyError::Code("it is for operators' methods")));
+        }
+        if call.bearer.is_some() {
+            return Err(closed(&VerifyError::ProofElsewhere("credential")));
+        }
+        let now = self.now();
+        // Asked when the proof holds and before anything is remembered of it: each try costs its caller a new proof.
+        let held = |_: Thumbprint| self.one_time.check(code, now);
+        let possession = self
+            .possession(call, None, None, now, &held)
+            .map_err(|e| closed(&e))?;
+        Ok(FirstOperator {
+            key: possession.jkt(),
+        })
+    }
+
+    /// Puts the first policy bundle in force. A crash before the append leaves nothing, and the next start prints another
+    /// code; after it, the bundle is in force and there is no code any more.
+    pub async fn apply_first_policy_bundle(
+        self: &Arc<Self>,
+        call: &CallContext,
+        first: FirstOperator,
+        files: BTreeMap<String, String>,
+    ) -> Result<Applied, Refusal> {
+        let (broker, method) = (Arc::clone(self), call.method);
+        let applying = tokio::spawn(async move { broker.apply_first(method, &first, files).await });
+        applying
+            .await
+            .unwrap_or_else(|e| Err(self.refuse(method, Reason::Undecided, e.to_string())))
+    }
+
+    async fn apply_first(
+        &self,
+        method: &'static str,
+        first: &FirstOperator,
+        files: BTreeMap<String, String>,
+    ) -> Result<Applied, Refusal> {
+        let (files, bundle, applied) = self.load_bundle(method, files).await?;
+        let by = operator_of(&bundle, first.key).ok_or_else(|| {
+            let told = "people.toml: no operator has the key that calls; 'dipylon key new' prints the [[key]] to add";
+            self.refuse(method, Reason::InvalidPolicyBundle, told)
+        })?;
+        let _alone = self.governing.lock().await;
+        self.one_time
+            .holds(self.now())
+            .map_err(|e| self.refuse_gate_1(method, &e))?;
+        // INVARIANT (one code, one bundle): the append moves the policy stream from 0, so of any number of uses, here or
+        // after a restart, one wins.
+        match self.enter_bundle(bundle, &files, 0, Some(by)).await {
+            Ok(()) => self.one_time.close(),
+            Err(AppendError::Conflict(_)) => {
+                self.one_time.close();
+                return Err(self.refuse_gate_1(method, &VerifyError::Code("a bundle is in force")));
+            }
+            Err(error) => return Err(self.refuse_append(method, &error)),
+        }
+        self.sweep()
+            .await
+            .map_err(|e| self.refuse_append(method, &e))?;
+        Ok(applied)
+    }
+}
+
+/// The operator of a bundle who has this key.
+fn operator_of(bundle: &PolicyBundle, key: Thumbprint) -> Option<PersonId> {
+    let holds = |jwk| PublicKey::from_jwk(jwk).is_ok_and(|public| public.thumbprint() == key);
+    bundle
+        .people()
+        .filter(|person| person.roles.contains(&Role::Operator))
+        .find(|person| person.keys.iter().any(|known| holds(&known.jwk)))
+        .map(|person| person.id.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_is_readable_and_its_life_is_bounded() {
+        let one = OneTime::default();
+        let now = Timestamp::from_secs(1_000);
+        let bytes = std::array::from_fn(|i| u8::try_from(i * 8 + 7).expect("small"));
+        let code = one.open(bytes, [1; 32], now);
+        assert_eq!(code.expose_secret().len(), 23);
+        assert!(
+            code.expose_secret()
+                .split('-')
+                .all(|group| group.len() == 5)
+        );
+        let typed = |text: String| Secret::new(text);
+        let careless = code
+            .expose_secret()
+            .to_lowercase()
+            .replace('-', " ")
+            .replace('0', "o")
+            .replace('1', "l");
+        assert!(one.check(&typed(careless), now).is_ok());
+        assert!(one.check(&code, now.plus_secs(LIFE_S - 1)).is_ok());
+        assert!(one.check(&code, now.plus_secs(LIFE_S)).is_err());
+        assert!(one.check(&code, now).is_err(), "gone for good");
+
+        let code = one.open(bytes, [2; 32], now);
+        for _ in 0..1_000 {
+            assert!(one.check(&typed(String::new()), now).is_err());
+        }
+        assert!(one.check(&code, now).is_ok(), "strangers do no harm");
+        one.close();
+        assert!(one.check(&code, now).is_err() && one.holds(now).is_err());
+    }
+}

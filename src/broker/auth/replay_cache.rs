@@ -1,0 +1,53 @@
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use crate::model::{Thumbprint, Timestamp};
+use crate::verify::VerifyError;
+
+/// Proofs that were used: (key, jti), until their nonce expires. In memory only: a restart forgets nothing, because its
+/// nonces are new.
+#[derive(Debug, Default)]
+pub(in crate::broker) struct Once {
+    seen: Mutex<HashMap<Thumbprint, HashMap<String, Timestamp>>>,
+}
+
+/// Live proofs of one key.
+const PER_KEY_MAX: usize = 131_072;
+/// Keys with live proofs.
+const KEYS_MAX: usize = 100_000;
+
+impl Once {
+    /// Marks a proof as used; refuses one that was.
+    pub(in crate::broker) fn mark(
+        &self,
+        key: Thumbprint,
+        jti: &str,
+        until: Timestamp,
+        now: Timestamp,
+    ) -> Result<(), VerifyError> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.len() >= KEYS_MAX && !seen.contains_key(&key) {
+            return Err(VerifyError::TooManyProofs);
+        }
+        let of_key = seen.entry(key).or_default();
+        if of_key.len() >= PER_KEY_MAX {
+            of_key.retain(|_, until| now < *until);
+            if of_key.len() >= PER_KEY_MAX {
+                return Err(VerifyError::TooManyProofs);
+            }
+        }
+        match of_key.insert(jti.to_owned(), until) {
+            None => Ok(()),
+            Some(_) => Err(VerifyError::Replayed),
+        }
+    }
+
+    /// Forgets proofs whose nonce has expired.
+    pub(in crate::broker) fn sweep(&self, now: Timestamp) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.retain(|_, of_key| {
+            of_key.retain(|_, until| now < *until);
+            !of_key.is_empty()
+        });
+    }
+}

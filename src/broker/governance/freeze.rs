@@ -1,0 +1,365 @@
+use std::collections::BTreeSet;
+
+use crate::approve::ActionFreeze;
+use crate::broker::governance::pending_revocation::{Doomed, Wish};
+use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
+use crate::journal::{Append, AppendError, Blob, NewEvent};
+use crate::model::*;
+use crate::policy::InForce;
+use crate::state::FrozenAt;
+
+/// What a freeze did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FreezeDone {
+    /// False: it was frozen already, and nothing was entered.
+    pub changed: bool,
+    /// Index of the entry that ordered it.
+    pub index: u64,
+    /// Running tasks that ended.
+    pub tasks: usize,
+    /// Live tokens that ended.
+    pub tokens: usize,
+    /// Waiting access requests that ended.
+    pub access_requests: usize,
+}
+
+/// What lifts an order of an operator's.
+pub(in crate::broker) struct Lift {
+    pub what: Doomed,
+    /// Why it cannot be lifted while the order itself waits.
+    pub waits: &'static str,
+    pub stream: Stream,
+    pub fact: Event,
+}
+
+impl Broker {
+    /// Stops everything, an agent, an owner's agents or an action: one entry ends all they have, and no mint that was decided
+    /// before it gets through. A crash before the entry leaves things as they were, and the operator without an answer.
+    pub async fn freeze(
+        &self,
+        call: &CallContext,
+        scope: FreezeScope,
+        reason: Option<Prose>,
+    ) -> Result<FreezeDone, Refusal> {
+        let operator = self.person(call)?;
+        self.known_scope(call, &scope)?;
+        loop {
+            let rules = self.still_operator(call, &operator)?;
+            let freeze = self.state.freeze(&scope);
+            if let Some(frozen) = freeze.value.in_force {
+                return Ok(FreezeDone {
+                    index: frozen.index,
+                    ..FreezeDone::default()
+                });
+            }
+            let hit = self.hit_by(&scope, &rules);
+            let blob = reason
+                .as_ref()
+                .map(|prose| Blob::new(prose.blob(self.draw())));
+            let append = self.freezing(&scope, operator.id.clone(), blob, &rules, freeze.version);
+            match self.journal.append(append).await {
+                Ok(entry) => {
+                    let last = self.state.freeze(&scope).value.last;
+                    self.pardon(&Doomed::Freeze(scope));
+                    return Ok(FreezeDone {
+                        index: last.unwrap_or(entry.index),
+                        ..hit
+                    });
+                }
+                Err(AppendError::Conflict(_)) => {}
+                Err(error) => {
+                    let wish = Wish::of(operator.id, EndCause::Frozen);
+                    let what = Doomed::Freeze(scope);
+                    return Err(self.doom(call.method, what, wish, &error));
+                }
+            }
+        }
+    }
+
+    /// Lifts a freeze; nothing that ended comes back. Answers the index of the entry that lifted it.
+    pub async fn unfreeze(&self, call: &CallContext, scope: FreezeScope) -> Result<u64, Refusal> {
+        let operator = self.person(call)?;
+        self.known_scope(call, &scope)?;
+        let lift = Lift {
+            what: Doomed::Freeze(scope.clone()),
+            waits: "the freeze itself waits to be written",
+            stream: Stream::Freeze(scope.clone()),
+            fact: Event::Unfrozen(Unfrozen {
+                scope: scope.clone(),
+                by: operator.id.clone(),
+            }),
+        };
+        self.lift(call, &operator, lift, || {
+            let freeze = self.state.freeze(&scope);
+            (freeze.value.in_force.is_some(), freeze.version)
+        })
+        .await
+    }
+
+    /// Enters that an order no longer holds, unless it does not; `now` tells whether it holds, and the version of its
+    /// stream. Answers the index of the entry that lifted it.
+    pub(in crate::broker) async fn lift(
+        &self,
+        call: &CallContext,
+        operator: &PersonCaller,
+        lift: Lift,
+        now: impl Fn() -> (bool, u64),
+    ) -> Result<u64, Refusal> {
+        loop {
+            let rules = self.still_operator(call, operator)?;
+            let (holds, version) = now();
+            // One that waits to be written must be written first: lifting what is not there would leave it to come later.
+            if self.is_doomed(&lift.what) {
+                return Err(self.refuse(call.method, Reason::JournalUnavailable, lift.waits));
+            }
+            if !holds {
+                return Ok(version.saturating_sub(1));
+            }
+            let append = Append {
+                read_set: vec![(Stream::Policy, rules.version)],
+                ..Append::one(lift.fact.clone(), vec![(lift.stream.clone(), version)])
+            };
+            match self.journal.append(append).await {
+                Ok(entry) => return Ok(entry.index),
+                Err(AppendError::Conflict(_)) => {}
+                Err(error) => return Err(self.refuse_append(call.method, &error)),
+            }
+        }
+    }
+
+    /// Every freeze in force.
+    pub fn freezes(&self, call: &CallContext) -> Result<Vec<(FreezeScope, FrozenAt)>, Refusal> {
+        self.reader(call, self.now())?;
+        Ok(self.state.freezes())
+    }
+
+    /// The append that freezes. Of an owner with very many agents it takes several entries, of which the last moves the
+    /// stream: nobody sees the freeze before all of it is there.
+    pub(in crate::broker) fn freezing(
+        &self,
+        scope: &FreezeScope,
+        by: PersonId,
+        reason: Option<Blob>,
+        rules: &InForce,
+        version: Version,
+    ) -> Append {
+        let agents: Vec<AgentId> = match scope {
+            FreezeScope::Owner(owner) => self.agents_of(owner, rules).into_iter().collect(),
+            FreezeScope::All | FreezeScope::Agent(_) | FreezeScope::Action(_) => Vec::new(),
+        };
+        let fact = |agents: &[AgentId]| {
+            Event::Frozen(Frozen {
+                scope: scope.clone(),
+                agents: agents.to_vec(),
+                by: by.clone(),
+                reason: reason.as_ref().map(Blob::hash),
+            })
+        };
+        let mut drafts: Vec<NewEvent> = agents
+            .chunks(AGENTS_PER_ENTRY)
+            .map(|agents| NewEvent {
+                fact: fact(agents),
+                moves: Vec::new(),
+            })
+            .collect();
+        if drafts.is_empty() {
+            drafts.push(NewEvent {
+                fact: fact(&[]),
+                moves: Vec::new(),
+            });
+        }
+        if let Some(last) = drafts.last_mut() {
+            last.moves = vec![(Stream::Freeze(scope.clone()), version)];
+        }
+        Append {
+            drafts,
+            read_set: vec![(Stream::Policy, rules.version)],
+            not_after: None,
+            blobs: reason.into_iter().collect(),
+        }
+    }
+
+    /// The agents of an owner: as registered now, and those whose running tasks were opened under that owner.
+    fn agents_of(&self, owner: &PersonId, rules: &InForce) -> BTreeSet<AgentId> {
+        let registered = rules.bundle.agents().filter(|agent| agent.owner == *owner);
+        let at_work = self.state.open_tasks().into_iter();
+        registered
+            .map(|agent| agent.id.clone())
+            .chain(
+                at_work
+                    .filter(|task| task.opened.owner == *owner)
+                    .map(|task| task.opened.agent.clone()),
+            )
+            .collect()
+    }
+
+    /// What a freeze ends, as of now.
+    fn hit_by(&self, scope: &FreezeScope, rules: &InForce) -> FreezeDone {
+        let now = self.now();
+        let owned = match scope {
+            FreezeScope::Owner(owner) => self.agents_of(owner, rules),
+            FreezeScope::All | FreezeScope::Agent(_) | FreezeScope::Action(_) => BTreeSet::new(),
+        };
+        let mut done = FreezeDone {
+            changed: true,
+            ..FreezeDone::default()
+        };
+        for task in self.state.open_tasks() {
+            let agent = &task.opened.agent;
+            let whole = match scope {
+                FreezeScope::All => true,
+                FreezeScope::Agent(id) => agent == id,
+                FreezeScope::Owner(_) => owned.contains(agent),
+                FreezeScope::Action(_) => false,
+            };
+            let of_action = |action: &ActionName| match scope {
+                FreezeScope::Action(name) => action == name,
+                FreezeScope::All | FreezeScope::Agent(_) | FreezeScope::Owner(_) => whole,
+            };
+            let id = task.opened.task;
+            done.tasks += usize::from(whole && task.runs(now));
+            done.tokens += self
+                .state
+                .grants_of(&id)
+                .iter()
+                .filter(|g| of_action(&g.issued.action.action))
+                .filter(|g| self.state.dead(g, now).is_none() && !g.spent())
+                .count();
+            done.access_requests += self
+                .state
+                .requests_of(&id)
+                .iter()
+                .filter(|r| of_action(&r.opened.action.action) && r.waits(now))
+                .count();
+        }
+        done
+    }
+
+    /// A name that nothing has is a mistake, and a freeze that stops nothing would hide it.
+    fn known_scope(&self, call: &CallContext, scope: &FreezeScope) -> Result<(), Refusal> {
+        let rules = self.views.rules();
+        let bundle = rules.as_ref().map(|rules| &rules.bundle);
+        let known = self.state.freeze(scope).version > 0
+            || match scope {
+                FreezeScope::All => true,
+                FreezeScope::Agent(id) => {
+                    bundle.is_some_and(|b| b.agent(id).is_some())
+                        || self.state.standing(id).version > 0
+                        || !self.state.open_tasks_of(id).is_empty()
+                }
+                FreezeScope::Owner(id) => {
+                    bundle.is_some_and(|b| b.person(id).is_some())
+                        || rules
+                            .as_ref()
+                            .is_some_and(|r| !self.agents_of(id, r).is_empty())
+                }
+                FreezeScope::Action(name) => bundle.is_some_and(|b| b.action(name).is_some()),
+            };
+        if known {
+            return Ok(());
+        }
+        let told = format!("nothing here is called {scope}");
+        Err(self.refuse(call.method, Reason::NotFound, told))
+    }
+
+    /// Whether a scope is frozen, by an entry or by one that waits to be written, and the version of its stream.
+    pub(in crate::broker) fn freeze_of(&self, scope: &FreezeScope) -> (bool, Version) {
+        let at = self.state.freeze(scope);
+        let frozen = at.value.in_force.is_some() || self.is_doomed(&Doomed::Freeze(scope.clone()));
+        (frozen, at.version)
+    }
+
+    pub(in crate::broker) fn action_freeze(&self, action: &ActionName) -> ActionFreeze {
+        let (frozen, version) = self.freeze_of(&FreezeScope::Action(action.clone()));
+        ActionFreeze { frozen, version }
+    }
+
+    /// What would end a task without moving its own stream: its agent's suspension and the freezes it lies under. Whatever
+    /// takes a task for running rests on these, read before the task is looked at.
+    pub(in crate::broker) fn task_premises(&self, opened: &TaskOpened) -> Vec<(Stream, Version)> {
+        let agent = &opened.agent;
+        let owner = self.owner_now(agent).filter(|owner| *owner != opened.owner);
+        let scopes = [
+            FreezeScope::All,
+            FreezeScope::Agent(agent.clone()),
+            FreezeScope::Owner(opened.owner.clone()),
+        ];
+        let standing = self.state.standing(agent).version;
+        std::iter::once((Stream::Agent(agent.clone()), standing))
+            .chain(
+                scopes
+                    .into_iter()
+                    .chain(owner.map(FreezeScope::Owner))
+                    .map(|scope| {
+                        let version = self.state.freeze(&scope).version;
+                        (Stream::Freeze(scope), version)
+                    }),
+            )
+            .collect()
+    }
+
+    /// The same for an access request: its task's, its action's freeze and its task itself.
+    pub(in crate::broker) fn request_premises(
+        &self,
+        request: &AccessRequestOpened,
+    ) -> Vec<(Stream, Version)> {
+        let mut read_set = match self.state.task(&request.task) {
+            Some(task) => {
+                let mut read_set = self.task_premises(&task.opened);
+                // Read again: a version older than the freezes above is what an end after them refuses.
+                let version = self.state.task(&request.task).map_or(0, |t| t.version);
+                read_set.push((Stream::Task(request.task), version));
+                read_set
+            }
+            // A missing task reads as dead.
+            None => vec![(Stream::Task(request.task), Version::MAX)],
+        };
+        let scope = FreezeScope::Action(request.action.action.clone());
+        let version = self.state.freeze(&scope).version;
+        read_set.push((Stream::Freeze(scope), version));
+        read_set
+    }
+
+    /// The owner of an agent by the policy bundle in force.
+    pub(in crate::broker) fn owner_now(&self, agent: &AgentId) -> Option<PersonId> {
+        let rules = self.views.rules()?;
+        rules.bundle.agent(agent).map(|agent| agent.owner.clone())
+    }
+
+    /// Whether whoever owns an agent now is frozen: it may have been handed over since.
+    pub(in crate::broker) fn owner_frozen(&self, agent: &AgentId) -> bool {
+        !self.state.freezes().is_empty()
+            && self
+                .owner_now(agent)
+                .is_some_and(|owner| self.freeze_of(&FreezeScope::Owner(owner)).0)
+    }
+
+    /// The freezes that would end a grant, with their versions: read_set for using it.
+    pub(in crate::broker) fn freeze_premises(
+        &self,
+        issued: &TokenIssued,
+        opened: Option<&TaskOpened>,
+        rules: &InForce,
+    ) -> Vec<(Stream, Version)> {
+        let owners: BTreeSet<PersonId> = opened
+            .map(|opened| opened.owner.clone())
+            .into_iter()
+            .chain(rules.bundle.agent(&issued.agent).map(|a| a.owner.clone()))
+            .collect();
+        [
+            FreezeScope::All,
+            FreezeScope::Agent(issued.agent.clone()),
+            FreezeScope::Action(issued.action.action.clone()),
+        ]
+        .into_iter()
+        .chain(owners.into_iter().map(FreezeScope::Owner))
+        .map(|scope| {
+            let version = self.state.freeze(&scope).version;
+            (Stream::Freeze(scope), version)
+        })
+        .collect()
+    }
+}
+
+/// Agents that one entry names: with ids of 64 bytes well below the longest entry.
+const AGENTS_PER_ENTRY: usize = SELECTOR_MAX;

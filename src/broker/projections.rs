@@ -1,0 +1,186 @@
+//! What the journal says in the form the gates need: parsed rules with their version, parsed trust keys.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+
+use crate::jose::{KeySet, PublicKey, Usage};
+use crate::journal::Committed;
+use crate::model::{AgentId, Digest, Event, KeyId, Timestamp};
+use crate::policy::{BundleFiles, InForce, PolicyBundle};
+use crate::state::State;
+use crate::state::unusual::Registration;
+use crate::verify::{Trust, TrustedDomain};
+
+#[derive(Default)]
+pub(super) struct Views {
+    rules: ArcSwapOption<InForce>,
+    trust: ArcSwap<Trust>,
+    own_keys: ArcSwap<Vec<(KeyId, PublicKey)>>,
+    own_set: ArcSwapOption<KeySet>,
+    /// Bundles that were loaded to be checked, so that putting one in force does not load it twice.
+    shelf: Mutex<HashMap<Digest, PolicyBundle>>,
+    broken: Mutex<Option<String>>,
+    /// When a bundle after the first last said something new of an agent it has.
+    registrations: Mutex<HashMap<AgentId, Registration>>,
+}
+
+impl Views {
+    /// Applies a committed entry: state first, then the parsed forms.
+    pub(super) fn apply(&self, state: &State, committed: &Committed) {
+        state.apply(committed);
+        match &committed.entry().fact {
+            Event::PolicyApplied(f) => {
+                let shelved = self
+                    .shelf
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .remove(&f.version);
+                let loaded = shelved.ok_or("not loaded yet".to_owned()).or_else(|_| {
+                    let text = committed.blob(&f.version).ok_or("its content is missing")?;
+                    let files = BundleFiles::parse(text).map_err(|e| e.to_string())?;
+                    PolicyBundle::load(&files).map_err(|e| e.to_string())
+                });
+                match loaded {
+                    Ok(bundle) => {
+                        self.compare_agents(&bundle, committed.entry().at);
+                        let version = committed.entry().index + 1;
+                        self.rules
+                            .store(Some(Arc::new(InForce::new(bundle, version))));
+                    }
+                    Err(why) => {
+                        // INVARIANT (no rules, no mint): a bundle that does not load leaves none in force.
+                        self.rules.store(None);
+                        self.break_with(format!("policy bundle {}: {why}", f.version));
+                    }
+                }
+            }
+            Event::TrustBundleChanged(f) => {
+                let keys = committed
+                    .blob(&f.bundle)
+                    .ok_or("its content is missing".to_owned())
+                    .and_then(|text| {
+                        KeySet::parse(text.as_bytes(), Usage::JwtSvid).map_err(|e| e.to_string())
+                    });
+                match keys {
+                    Ok(jwt_svid) => {
+                        let next = self
+                            .trust
+                            .load()
+                            .with(f.domain.clone(), TrustedDomain { jwt_svid });
+                        self.trust.store(Arc::new(next));
+                    }
+                    Err(why) => self.break_with(format!("trust bundle of {}: {why}", f.domain)),
+                }
+            }
+            Event::KeyPublished(f) => match PublicKey::from_jwk(&f.jwk) {
+                Ok(key) => {
+                    let mut keys = (**self.own_keys.load()).clone();
+                    keys.push((f.kid.clone(), key));
+                    match KeySet::of(keys.iter().map(|(kid, key)| (kid.clone(), key))) {
+                        Ok(set) => self.own_set.store(Some(Arc::new(set))),
+                        Err(why) => self.break_with(format!("key {}: {why}", f.kid)),
+                    }
+                    self.own_keys.store(Arc::new(keys));
+                }
+                Err(why) => self.break_with(format!("key {}: {why}", f.kid)),
+            },
+            Event::EpochStarted(_)
+            | Event::AgentSuspended(_)
+            | Event::AgentResumed(_)
+            | Event::Frozen(_)
+            | Event::Unfrozen(_)
+            | Event::TaskOpened(_)
+            | Event::LeasesExtended(_)
+            | Event::TaskEnded(_)
+            | Event::RequestDenied(_)
+            | Event::AccessRequestOpened(_)
+            | Event::VoteCast(_)
+            | Event::VoteRefused(_)
+            | Event::AccessRequestClosed(_)
+            | Event::ApproverInvited(_)
+            | Event::ApproverEnrolled(_)
+            | Event::ApproverKeysRevoked(_)
+            | Event::TokenIssued(_)
+            | Event::TokenReissued(_)
+            | Event::TokenConsumed(_)
+            | Event::GrantsEnded(_)
+            | Event::RefusalsCounted(_) => {}
+        }
+    }
+
+    /// Notes which agents the bundle registers or changes. Of the first bundle nothing is new.
+    fn compare_agents(&self, next: &PolicyBundle, at: Timestamp) {
+        let Some(before) = self.rules.load_full() else {
+            return;
+        };
+        let mut registrations = self
+            .registrations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        registrations.retain(|id, _| next.agent(id).is_some());
+        for agent in next.agents() {
+            let known = before.bundle.agent(&agent.id);
+            if known.as_ref() != Some(agent) {
+                let new = known.is_none();
+                registrations.insert(agent.id.clone(), Registration { at, new });
+            }
+        }
+    }
+
+    /// When a policy bundle last said something new of an agent; `None` when that was the first of all.
+    pub(super) fn registration(&self, agent: &AgentId) -> Option<Registration> {
+        self.registrations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(agent)
+            .copied()
+    }
+
+    /// Keeps a loaded bundle for the entry that will put it in force.
+    pub(super) fn shelve(&self, bundle: PolicyBundle) {
+        self.shelf
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(bundle.version(), bundle);
+    }
+
+    /// Forgets a bundle whose entry did not come.
+    pub(super) fn unshelve(&self, version: &Digest) {
+        self.shelf
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(version);
+    }
+
+    /// The policy bundle in force, with its version, in one piece.
+    pub(super) fn rules(&self) -> Option<Arc<InForce>> {
+        self.rules.load_full()
+    }
+
+    pub(super) fn trust(&self) -> Arc<Trust> {
+        self.trust.load_full()
+    }
+
+    /// The keys our own tokens verify under.
+    pub(super) fn own_keys(&self) -> Option<Arc<KeySet>> {
+        self.own_set.load_full()
+    }
+
+    /// What could not be read from the journal; the broker does not start with it.
+    pub(super) fn broken(&self) -> Option<String> {
+        self.broken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn break_with(&self, why: String) {
+        tracing::error!(why, "an entry cannot be used");
+        self.broken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(why);
+    }
+}

@@ -1,0 +1,414 @@
+use crate::broker::{Broker, CallContext, Refusal};
+use crate::model::*;
+use crate::policy::RuleEffect;
+use crate::state::Grant;
+
+/// Why something is as it is.
+#[derive(Debug, Default)]
+pub struct Explained {
+    /// In one line.
+    pub headline: String,
+    /// Label and text, in reading order. Every text is safe to print.
+    pub lines: Vec<(String, String)>,
+    /// The entries it rests on.
+    pub entries: Vec<String>,
+}
+
+impl Explained {
+    fn line(&mut self, label: &str, text: impl Into<String>) {
+        self.lines
+            .push((label.to_owned(), text::escape_invisible(&text.into())));
+    }
+
+    /// A line for each of the newest, oldest of them first, and one that counts the others. `all` has the oldest first.
+    fn newest<T>(&mut self, label: &str, all: &[T], told: impl Fn(&T) -> String) {
+        let mut left = LISTED_BYTES_MAX;
+        let mut texts = Vec::new();
+        for one in all.iter().rev().take(LISTED_MAX) {
+            let text = text::escape_invisible(&told(one));
+            // What a line costs on the wire beside its text.
+            let cost = text.len() + label.len() + 16;
+            if cost > left {
+                break;
+            }
+            left -= cost;
+            texts.push(text);
+        }
+        let more = all.len() - texts.len();
+        for text in texts.into_iter().rev() {
+            self.lines.push((label.to_owned(), text));
+        }
+        if more > 0 {
+            self.line(label, format!("and {more} more, older than these"));
+        }
+    }
+}
+
+/// Most tokens, access requests or uses that are listed, of each.
+const LISTED_MAX: usize = 200;
+/// Most bytes of such a list on the wire: two of them and an entry make a message.
+const LISTED_BYTES_MAX: usize = 20 * 1024;
+
+impl Broker {
+    /// Explains an id: a decision, an access request, a task, a token, or a refused call.
+    pub fn explain(&self, call: &CallContext, id: &str) -> Result<Explained, Refusal> {
+        let now = self.now();
+        self.reader(call, now)?;
+        let found = match id.split_once('_').map(|(prefix, _)| prefix) {
+            Some("dec") => DecisionId::parse(id)
+                .ok()
+                .and_then(|id| self.state.decision_index(&id))
+                .map(|i| self.explain_entry(i)),
+            Some("areq") => AccessRequestId::parse(id)
+                .ok()
+                .and_then(|id| self.explain_access_request(&id, now)),
+            Some("task") => TaskId::parse(id)
+                .ok()
+                .and_then(|id| self.explain_task(&id, now)),
+            Some("tok") => TokenId::parse(id)
+                .ok()
+                .and_then(|id| self.explain_token(&id, now)),
+            Some("cor") => CorrelationId::parse(id)
+                .ok()
+                .and_then(|id| self.explain_refusal(&id)),
+            _ => None,
+        };
+        found.ok_or_else(|| {
+            self.refuse(
+                call.method,
+                Reason::NotFound,
+                "nothing has this id; a refused call is remembered until the broker restarts",
+            )
+        })
+    }
+
+    fn explain_refusal(&self, id: &CorrelationId) -> Option<Explained> {
+        let refused = self
+            .lock(&self.log)
+            .iter()
+            .rev()
+            .find(|r| r.correlation == *id)
+            .cloned()?;
+        let mut out = Explained {
+            headline: format!("{} refused {}", refused.method, refused.reason),
+            ..Explained::default()
+        };
+        out.line("when", refused.at.to_string());
+        out.line("why", refused.detail);
+        Some(out)
+    }
+
+    fn explain_entry(&self, index: u64) -> Explained {
+        let mut out = Explained {
+            headline: format!("entry {index}"),
+            ..Explained::default()
+        };
+        let Ok(Some(stored)) = self.journal.entry(index) else {
+            return out;
+        };
+        if let Ok(entry) = Entry::parse(&stored.text) {
+            out.line("when", entry.at.to_string());
+            match &entry.fact {
+                Event::RequestDenied(f) => {
+                    out.headline = format!(
+                        "denied {}: {} on {}",
+                        f.reason, f.action.action, f.action.target
+                    );
+                    out.line("task", f.task.to_string());
+                    self.explain_evidence(&mut out, &f.evidence);
+                    if let Some(decision) = &f.decision {
+                        self.explain_decision(&mut out, decision);
+                    }
+                }
+                Event::AccessRequestOpened(f) => {
+                    out.headline = format!(
+                        "people are asked: {} on {}",
+                        f.action.action, f.action.target
+                    );
+                    out.line("task", f.task.to_string());
+                    out.line("access request", f.access_request.to_string());
+                    self.explain_evidence(&mut out, &f.evidence);
+                    self.explain_decision(&mut out, &f.decision);
+                }
+                Event::TokenIssued(f) => {
+                    out.headline = format!("approved: {} on {}", f.action.action, f.action.target);
+                    out.line("task", f.task.to_string());
+                    out.line("token", f.jti.to_string());
+                    self.explain_evidence(&mut out, &f.evidence);
+                    self.explain_decision(&mut out, &f.decision);
+                }
+                Event::EpochStarted(_)
+                | Event::TrustBundleChanged(_)
+                | Event::KeyPublished(_)
+                | Event::PolicyApplied(_)
+                | Event::AgentSuspended(_)
+                | Event::AgentResumed(_)
+                | Event::Frozen(_)
+                | Event::Unfrozen(_)
+                | Event::TaskOpened(_)
+                | Event::LeasesExtended(_)
+                | Event::TaskEnded(_)
+                | Event::VoteCast(_)
+                | Event::VoteRefused(_)
+                | Event::AccessRequestClosed(_)
+                | Event::ApproverInvited(_)
+                | Event::ApproverEnrolled(_)
+                | Event::ApproverKeysRevoked(_)
+                | Event::TokenReissued(_)
+                | Event::TokenConsumed(_)
+                | Event::GrantsEnded(_)
+                | Event::RefusalsCounted(_) => {}
+            }
+        }
+        out.entries.push(stored.text);
+        out
+    }
+
+    fn explain_evidence(&self, out: &mut Explained, facts: &EvidenceFacts) {
+        out.line(
+            "gate 1",
+            format!(
+                "{} verified {} by key {} at {}",
+                facts.subject,
+                facts.kind.as_str(),
+                facts.kid,
+                facts.verified_at
+            ),
+        );
+    }
+
+    fn explain_decision(&self, out: &mut Explained, decision: &Decision) {
+        let rules = self.views.rules();
+        let same = rules
+            .as_ref()
+            .is_some_and(|r| r.bundle.version() == decision.policy);
+        out.line("decision", decision.id.to_string());
+        out.line(
+            "policy bundle",
+            format!(
+                "{}{}",
+                decision.policy,
+                if same {
+                    " (in force)"
+                } else {
+                    " (no longer in force)"
+                }
+            ),
+        );
+        if decision.rules.is_empty() {
+            out.line("policy", "no rule allows it: the default is no");
+        }
+        for rule in decision.rules.iter() {
+            let known = rules
+                .as_ref()
+                .filter(|_| same)
+                .and_then(|r| r.bundle.rule(&rule.id));
+            let (place, why) = match known {
+                Some(info) => {
+                    let effect = match info.effect {
+                        RuleEffect::Permit => "permit",
+                        RuleEffect::Forbid => "forbid",
+                    };
+                    (
+                        format!("{}:{} {effect}", rule.file, info.line),
+                        info.why.clone().unwrap_or_default(),
+                    )
+                }
+                None => (rule.file.to_string(), String::new()),
+            };
+            out.line("rule", format!("{} ({place}) {why}", rule.id));
+        }
+        for need in &decision.needs {
+            out.line("needs", format!("an approval under {}", need.name));
+        }
+        let bounds: Vec<String> = decision
+            .ttl
+            .bounds
+            .iter()
+            .map(|b| format!("{} {}", b.by, show_seconds(b.seconds)))
+            .collect();
+        out.line(
+            "ttl",
+            format!(
+                "{} = least of asked {}, {}",
+                show_seconds(decision.ttl.granted),
+                show_seconds(decision.ttl.asked),
+                bounds.join(", ")
+            ),
+        );
+        let input = &decision.input;
+        let approvals: Vec<&str> = input.approvals.iter().map(ProfileName::as_str).collect();
+        out.line(
+            "input",
+            format!(
+                "evidence {} aged {} ms, bound {}, task aged {} ms, approvals [{}], at {}",
+                input.evidence_kind.as_str(),
+                input.evidence_age_ms,
+                input.binding,
+                input.task_age_ms,
+                approvals.join(", "),
+                input.now
+            ),
+        );
+    }
+
+    fn explain_access_request(&self, id: &AccessRequestId, now: Timestamp) -> Option<Explained> {
+        let request = self.state.access_request(id)?;
+        let rules = self.views.rules()?;
+        let mut out = self.explain_entry(self.state.decision_index(&request.opened.decision.id)?);
+        let view = self.view(request.clone(), &rules, now);
+        out.headline = format!(
+            "{}: {} on {}",
+            view.standing.as_str(),
+            request.opened.action.action,
+            request.opened.action.target
+        );
+        for need in &view.needs {
+            let names: Vec<&str> = need.approvers.iter().map(PersonId::as_str).collect();
+            out.line(
+                "profile",
+                format!(
+                    "{}: {} of {} from {} [{}]",
+                    need.profile.name,
+                    names.len(),
+                    need.quorum,
+                    need.group,
+                    names.join(", ")
+                ),
+            );
+        }
+        for vote in &request.votes {
+            out.line(
+                "vote",
+                format!(
+                    "{} {} under {} at {}",
+                    vote.cast.voter,
+                    vote.cast.verdict.as_str(),
+                    vote.cast.profile.name,
+                    vote.at
+                ),
+            );
+        }
+        out.line("waits until", request.opened.expires_at.to_string());
+        Some(out)
+    }
+
+    fn explain_task(&self, id: &TaskId, now: Timestamp) -> Option<Explained> {
+        let task = self.state.task(id)?;
+        let ends = match task.ended {
+            Some(ended) => format!("ended: {}", ended.cause.as_str()),
+            None => match task.lapsed(now) {
+                None => "runs".to_owned(),
+                Some(cause) => format!("ended: {}", cause.as_str()),
+            },
+        };
+        let mut out = Explained {
+            headline: format!("task of {}, {ends}", task.opened.agent),
+            ..Explained::default()
+        };
+        out.line("opened", task.opened.opened_at.to_string());
+        out.line("deadline", task.opened.deadline.to_string());
+        if let Some(lease) = task.lease {
+            out.line("kept alive until", lease.until.to_string());
+        }
+        if let Some(ended) = task.ended {
+            out.line("ended", format!("{} by entry {}", ended.at, ended.index));
+        }
+        out.line("key", task.opened.binding.jkt().to_string());
+        self.explain_evidence(&mut out, &task.opened.evidence);
+        if let Some(purpose) = &task.purpose {
+            out.line(
+                "agent says (unverified)",
+                format!(
+                    "\"{}\"",
+                    text::escape_invisible_capped(purpose.as_str(), 500)
+                ),
+            );
+        }
+        out.newest("token", &self.state.grants_of(id), |grant| {
+            let state = self.life(grant, now);
+            let issued = &grant.issued;
+            format!(
+                "{} {} on {}, {state}",
+                issued.jti, issued.action.action, issued.action.target
+            )
+        });
+        out.newest("access request", &self.state.requests_of(id), |request| {
+            let opened = &request.opened;
+            format!(
+                "{} {} on {}",
+                opened.access_request, opened.action.action, opened.action.target
+            )
+        });
+        let opened = self
+            .journal
+            .entry(task.version.checked_sub(1)?)
+            .ok()
+            .flatten();
+        out.entries.extend(opened.map(|stored| stored.text));
+        Some(out)
+    }
+
+    fn life(&self, grant: &Grant, now: Timestamp) -> String {
+        match self.dead(grant, now) {
+            Some(cause) => format!("ended: {}", cause.as_str()),
+            None if grant.spent() => "spent".to_owned(),
+            None => "live".to_owned(),
+        }
+    }
+
+    fn explain_token(&self, id: &TokenId, now: Timestamp) -> Option<Explained> {
+        let grant = self.state.grant(id)?;
+        let mut out = self.explain_entry(grant.index);
+        let state = self.life(&grant, now);
+        out.headline = format!(
+            "token, {state}: {} on {}",
+            grant.issued.action.action, grant.issued.action.target
+        );
+        if let Some(uses) = grant.issued.uses {
+            out.line("uses", format!("{} of {uses} spent", grant.uses.len()));
+        }
+        out.newest("use", &grant.uses, |one| {
+            format!("{} {} by entry {}", one.validator, one.use_id, one.index)
+        });
+        if let Some(request) = grant.issued.consumed {
+            out.line("consumed", request.to_string());
+        }
+        Some(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(all: &[usize], width: usize) -> Vec<String> {
+        let mut out = Explained::default();
+        out.newest("token", all, |n| format!("{n:0width$}"));
+        out.lines.into_iter().map(|(_, text)| text).collect()
+    }
+
+    #[test]
+    fn lists_keep_the_newest_and_count_the_others() {
+        let all: Vec<usize> = (0..5_000).collect();
+        let few = listed(&all[..LISTED_MAX], 4);
+        assert_eq!(few.len(), LISTED_MAX);
+        assert_eq!(few.first().map(String::as_str), Some("0000"));
+        let many = listed(&all, 4);
+        assert_eq!(many.len(), LISTED_MAX + 1);
+        assert_eq!((many[0].as_str(), many[199].as_str()), ("4800", "4999"));
+        assert_eq!(many[200], "and 4800 more, older than these");
+        assert_eq!(listed(&[], 4), [""; 0]);
+    }
+
+    #[test]
+    fn long_lines_make_a_shorter_list() {
+        let all: Vec<usize> = (0..5_000).collect();
+        let long = listed(&all, 1_000);
+        let bytes: usize = long.iter().map(|text| text.len() + 16).sum();
+        assert!(bytes <= LISTED_BYTES_MAX + 64 && long.len() > 15, "{bytes}");
+        let more = all.len() + 1 - long.len();
+        let said = format!("and {more} more, older than these");
+        assert_eq!(long.last(), Some(&said));
+    }
+}

@@ -1,0 +1,7 @@
+//! Queries: inventories, statistics, timelines, explanations, the revocation feed.
+
+pub(in crate::broker) mod explain;
+pub(in crate::broker) mod inventory;
+pub(in crate::broker) mod revocation_feed;
+pub(in crate::broker) mod stats;
+pub(in crate::broker) mod timeline;

@@ -1,0 +1,237 @@
+//! What was counted, for those who decide and those who watch how it is decided. No gate asks anything here.
+
+use std::collections::BTreeSet;
+
+use crate::broker::approval::card::who;
+use crate::broker::{Broker, CallContext, Refusal};
+use crate::card::History;
+use crate::model::*;
+use crate::policy::{PolicyBundle, Remedy, Role, RuleEffect, RuleInfo};
+use crate::state::AccessRequest;
+use crate::state::figures::{self, ApproverFigures, Habit, RuleFigures};
+use crate::state::unusual::{self, Oddity};
+
+/// A rule of the policy bundle in force, and how often it mattered.
+#[derive(Debug, Clone)]
+pub struct RuleRow {
+    /// Its `@id`.
+    pub id: String,
+    /// Path inside the policy bundle.
+    pub file: String,
+    /// Line on which it begins, from 1.
+    pub line: usize,
+    /// Its `@why`; empty without one.
+    pub why: String,
+    /// `permit` or `forbid`.
+    pub kind: &'static str,
+    /// What lifts it: `step_up PROFILE`, `max_ttl SECONDS`s; empty for what nothing lifts.
+    pub remedy: String,
+    /// Answers of gate 2 that it determined.
+    pub hits: u64,
+    /// Access requests that it asked people for; 0 for a rule that asks nobody.
+    pub asked: u64,
+    /// Those that people said yes to and a token was given for.
+    pub approved: u64,
+    /// Those that a person said no to.
+    pub denied: u64,
+    /// Those that nobody decided in time.
+    pub expired: u64,
+    /// Share of yes among those decided, in percent, rounded down; `None` when none was.
+    pub approved_percent: Option<u32>,
+    /// Median of the last decide times, in seconds.
+    pub median_s: Option<u32>,
+    /// When it last determined an answer.
+    pub last_at: Option<Timestamp>,
+    /// Decided so fast and so often with a yes that nobody seems to read.
+    pub rubber_stamp: bool,
+}
+
+/// A person who votes, and how.
+#[derive(Debug, Clone)]
+pub struct ApproverRow {
+    /// Their opaque id.
+    pub id: PersonId,
+    /// What colleagues call them; empty when the policy bundle in force does not have them.
+    pub name: String,
+    /// Votes of yes.
+    pub yes: u64,
+    /// Votes of no.
+    pub no: u64,
+    /// Share of yes, in percent, rounded down; `None` without a vote.
+    pub approved_percent: Option<u32>,
+    /// Median of the last decide times, in seconds.
+    pub median_s: Option<u32>,
+    /// When they last voted.
+    pub last_at: Option<Timestamp>,
+    /// They say yes so fast and so often that they do not seem to read.
+    pub rubber_stamp: bool,
+}
+
+/// What an agent did with one action.
+#[derive(Debug, Clone)]
+pub struct ActionUse {
+    /// The action.
+    pub action: ActionName,
+    /// Whether its ceiling has it today.
+    pub in_ceiling: bool,
+    /// What was counted; nothing of an action it never asked for.
+    pub habit: Habit,
+}
+
+impl Broker {
+    /// The rules in force with their figures, by id.
+    pub fn list_rules(&self, call: &CallContext) -> Result<Vec<RuleRow>, Refusal> {
+        self.reader(call, self.now())?;
+        let rules = self.views.rules();
+        let rules = rules.iter().flat_map(|in_force| in_force.bundle.rules());
+        let row = |rule: &RuleInfo| rule_row(rule, self.state.figures().rule(&rule.id));
+        Ok(rules.map(row).collect())
+    }
+
+    /// Approvers and how they decide, by id: those the policy bundle has, and those who once voted.
+    pub fn approver_figures(&self, call: &CallContext) -> Result<Vec<ApproverRow>, Refusal> {
+        self.reader(call, self.now())?;
+        let rules = self.views.rules();
+        let person = |id: &PersonId| rules.as_ref()?.bundle.person(id);
+        let voted = self.state.figures().approvers();
+        let mut ids: BTreeSet<PersonId> = voted.into_iter().map(|(id, _)| id).collect();
+        let people = rules.iter().flat_map(|in_force| in_force.bundle.people());
+        let approvers = people.filter(|p| p.roles.contains(&Role::Approver));
+        ids.extend(approvers.map(|p| p.id.clone()));
+        let row = |id: PersonId| {
+            let figures = self.state.figures().approver(&id);
+            let name = person(&id).map(|p| p.name.clone()).unwrap_or_default();
+            approver_row(id, name, &figures)
+        };
+        Ok(ids.into_iter().map(row).collect())
+    }
+
+    /// What a card says beside the request itself: what is unusual, one sentence each, and how like requests were decided,
+    /// the reader's own votes apart; `None` where that was given up.
+    pub(in crate::broker) fn look_back(
+        &self,
+        request: &AccessRequest,
+        reader: &PersonId,
+        bundle: &PolicyBundle,
+        now: Timestamp,
+    ) -> (Vec<String>, Option<History>) {
+        let opened = &request.opened;
+        let (agent, action) = (&opened.agent, &opened.action.action);
+        let figures = self.state.figures();
+        let habit = figures.habit(agent, action);
+        let at_opening = match figures.oddities(&opened.access_request) {
+            Some(odd) => odd.to_vec(),
+            None => vec![Oddity::Forgotten],
+        };
+        let at_showing = unusual::at_showing(
+            opened.evidence.verified_at,
+            request.opened_at,
+            habit.as_ref(),
+            self.views.registration(agent),
+            now,
+        );
+        let unusual = at_opening.iter().chain(&at_showing).map(Oddity::sentence);
+        let yours = figures.opinion(reader, agent, action);
+        let history = habit.map(|habit| History {
+            approved: few(habit.approved),
+            denied: few(habit.denied),
+            yours_approved: few(yours.yes),
+            yours_denied: few(yours.no),
+            last_approved_at: habit.last_approved.as_ref().map(|(at, _)| *at),
+            last_denied_at: habit.last_denied.as_ref().map(|(at, _)| *at),
+            today: habit.on_day_of(now),
+            first: habit.decided() == 0,
+            last_denied_by: habit.last_denied.map(|(_, id)| who(bundle, id)),
+        });
+        (unusual.collect(), history)
+    }
+
+    /// What an agent did with each action: those of its ceiling, used or not, and those it used when it had another,
+    /// the most asked for first.
+    pub(in crate::broker) fn activity(
+        &self,
+        id: &AgentId,
+        registered: Option<&Agent>,
+    ) -> Vec<ActionUse> {
+        let mut used = self.state.figures().habits_of(id);
+        let unused = registered
+            .iter()
+            .flat_map(|agent| &agent.ceiling)
+            .filter(|name| used.iter().all(|(action, _)| action != *name))
+            .map(|name| (name.clone(), Habit::default()))
+            .collect::<Vec<_>>();
+        used.extend(unused);
+        used.sort_by(|a, b| b.1.asked.cmp(&a.1.asked).then_with(|| a.0.cmp(&b.0)));
+        let in_ceiling = |name: &ActionName| registered.is_some_and(|a| a.ceiling.contains(name));
+        used.into_iter()
+            .map(|(action, habit)| ActionUse {
+                in_ceiling: in_ceiling(&action),
+                action,
+                habit,
+            })
+            .collect()
+    }
+}
+
+fn rule_row(rule: &RuleInfo, figures: RuleFigures) -> RuleRow {
+    let (remedy, asks) = match &rule.remedy {
+        Some(Remedy::StepUp(profile)) => (format!("step_up {profile}"), true),
+        Some(Remedy::MaxTtl(seconds)) => (format!("max_ttl {seconds}s"), false),
+        None => (String::new(), false),
+    };
+    // Permits and short lives determine pending answers too, but it is not they who ask.
+    let figures = match asks {
+        true => figures,
+        false => RuleFigures {
+            hits: figures.hits,
+            last_at: figures.last_at,
+            ..RuleFigures::default()
+        },
+    };
+    let median_s = figures.times.median();
+    RuleRow {
+        id: rule.id.clone(),
+        file: rule.file.clone(),
+        line: rule.line,
+        why: rule.why.clone().unwrap_or_default(),
+        kind: match rule.effect {
+            RuleEffect::Permit => "permit",
+            RuleEffect::Forbid => "forbid",
+        },
+        remedy,
+        hits: figures.hits,
+        asked: figures.asked,
+        approved: figures.approved,
+        denied: figures.denied,
+        expired: figures.expired,
+        approved_percent: percent(figures.approved, figures.denied),
+        median_s,
+        last_at: figures.last_at,
+        rubber_stamp: figures::rubber_stamp(figures.approved, figures.denied, median_s),
+    }
+}
+
+fn approver_row(id: PersonId, name: String, figures: &ApproverFigures) -> ApproverRow {
+    let median_s = figures.times.median();
+    ApproverRow {
+        id,
+        name,
+        yes: figures.yes,
+        no: figures.no,
+        approved_percent: percent(figures.yes, figures.no),
+        median_s,
+        last_at: figures.last_at,
+        rubber_stamp: figures::rubber_stamp(figures.yes, figures.no, median_s),
+    }
+}
+
+fn few(count: u64) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+fn percent(yes: u64, no: u64) -> Option<u32> {
+    let share = yes
+        .saturating_mul(100)
+        .checked_div(yes.saturating_add(no))?;
+    u32::try_from(share).ok()
+}

@@ -1,0 +1,560 @@
+//! What happened, entry by entry: the timeline of a task, and the search of the journal. Entries alone are read, never the
+//! blobs beside them: no prose, no sensitive parameter and no vote statement can come out here.
+
+use serde_json::Value;
+
+use crate::broker::auth::authentication::PersonCaller;
+use crate::broker::{Broker, CallContext, Refusal};
+use crate::journal::StoredEntry;
+use crate::model::*;
+use crate::policy::Role;
+use crate::state::{Grant, Task};
+
+/// One thing that happened. Every text is safe to print.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moment {
+    /// The entry that tells of it; `None` for what time alone brought.
+    pub index: Option<u64>,
+    /// When.
+    pub at: Timestamp,
+    /// The entry's kind; empty for what time alone brought.
+    pub kind: &'static str,
+    /// What happened, in a few constant words.
+    pub what: &'static str,
+    /// Who did it: an agent, a person, a service, or `broker`.
+    pub who: String,
+    /// More of it.
+    pub detail: String,
+    /// Ids to go on with.
+    pub ids: Vec<String>,
+}
+
+/// A task from its verification to its end.
+#[derive(Debug, Clone)]
+pub struct Timeline {
+    /// The task.
+    pub task: TaskId,
+    /// Whose.
+    pub agent: AgentId,
+    /// Who answers for the agent, as of the opening.
+    pub owner: PersonId,
+    /// Why it is over; `None` while it runs.
+    pub over: Option<EndCause>,
+    /// In the order of happening.
+    pub moments: Vec<Moment>,
+    /// Entries in its midst that are left out.
+    pub left_out: u64,
+}
+
+/// A page of what the journal has.
+#[derive(Debug, Clone, Default)]
+pub struct Found {
+    /// Newest first.
+    pub moments: Vec<Moment>,
+    /// Where to go on: the next page has entries below this index. `None` at the beginning of the journal.
+    pub next: Option<u64>,
+}
+
+/// Longest query, in bytes.
+pub const QUERY_BYTES_MAX: usize = 256;
+/// Most rows of a page of the search.
+pub const FOUND_MAX: usize = 50;
+/// Entries that one search looks at; the next goes on where it stopped.
+pub const SCAN_MAX: u64 = 20_000;
+/// Entries that are read at once.
+const READ_AT_ONCE: u32 = 256;
+
+impl Broker {
+    /// A task's timeline: from the journal's entries of it, at most [`TRACE_MAX`](crate::state::TRACE_MAX) of them. For an
+    /// approver who is no operator, only of tasks that asked a group of theirs; another's and none get the same answer.
+    pub async fn timeline(&self, call: &CallContext, id: TaskId) -> Result<Timeline, Refusal> {
+        let now = self.now();
+        let reader = self.reading_person(call, now)?;
+        let unknown = || self.refuse(call.method, Reason::NotFound, format!("no task {id}"));
+        let task = self.state.task(&id).ok_or_else(unknown)?;
+        if let Some(person) = reader
+            && !self.may_look_into(&person, &id)
+        {
+            return Err(unknown());
+        }
+        let (mut indexes, left_out) = self.state.entries_of(&id);
+        // The entry that ended many tasks at once.
+        let ended = task.ended.map(|ended| ended.index);
+        indexes.extend(ended.filter(|index| !indexes.contains(index)));
+        let journal = self.journal.clone();
+        let read = move || {
+            let stored = indexes.iter().map(|index| journal.entry(*index));
+            stored.collect::<Result<Vec<_>, _>>()
+        };
+        let stored = self.off_the_threads(call, read).await?;
+        let mut moments = vec![verified(&task)];
+        moments.extend(stored.iter().flatten().filter_map(|s| self.moment(s)));
+        let grants = self.state.grants_of(&id);
+        moments.extend(grants.iter().filter_map(|grant| expired(grant, &task, now)));
+        moments.sort_by_key(|moment| (moment.at, moment.index));
+        Ok(Timeline {
+            task: id,
+            agent: task.opened.agent.clone(),
+            owner: task.opened.owner.clone(),
+            over: task
+                .ended
+                .map(|ended| ended.cause)
+                .or_else(|| task.lapsed(now))
+                .or_else(|| self.task_doomed(&task)),
+            moments,
+            left_out,
+        })
+    }
+
+    /// Entries that name `query`, byte by byte: an id, an agent, a person, a service, an action, a target (`Type::id`), or a
+    /// kind of entry; every entry for an empty one. Newest first, below the index `below`.
+    ///
+    /// Looks at [`SCAN_MAX`] entries at most and gives [`FOUND_MAX`] at most: where `next` is there, a page with few rows or
+    /// none is no end.
+    pub async fn search(
+        &self,
+        call: &CallContext,
+        query: &str,
+        below: Option<u64>,
+    ) -> Result<Found, Refusal> {
+        let now = self.now();
+        self.reader(call, now)?;
+        if query.len() > QUERY_BYTES_MAX {
+            let told = format!("must be at most {QUERY_BYTES_MAX} bytes");
+            return Err(self.malformed(call.method, &Malformed::new("query", told)));
+        }
+        let head = self.state.position().1.saturating_add(1);
+        let mut place = below.unwrap_or(head).min(head);
+        let journal = self.journal.clone();
+        let query = query.to_owned();
+        let read = move || {
+            let stop = place.saturating_sub(SCAN_MAX);
+            let mut found = Vec::new();
+            while place > stop {
+                for stored in journal.below(place, READ_AT_ONCE)? {
+                    place = stored.index;
+                    if tells_of(&stored.text, &query) {
+                        found.push(stored);
+                    }
+                    if found.len() >= FOUND_MAX || place <= stop {
+                        return Ok((found, place));
+                    }
+                }
+            }
+            Ok((found, place))
+        };
+        let (found, place) = self.off_the_threads(call, read).await?;
+        Ok(Found {
+            moments: found.iter().filter_map(|s| self.moment(s)).collect(),
+            next: (place > 0).then_some(place),
+        })
+    }
+
+    async fn off_the_threads<T: Send + 'static>(
+        &self,
+        call: &CallContext,
+        read: impl FnOnce() -> Result<T, crate::journal::OpenError> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let unreadable = |why: String| self.refuse(call.method, Reason::JournalUnavailable, why);
+        tokio::task::spawn_blocking(read)
+            .await
+            .map_err(|e| unreadable(e.to_string()))?
+            .map_err(|e| unreadable(e.to_string()))
+    }
+
+    /// Whether a person may look into a task: operators into all, approvers into those that asked a group of theirs.
+    fn may_look_into(&self, person: &PersonCaller, task: &TaskId) -> bool {
+        let Some(rules) = self.views.rules() else {
+            return false;
+        };
+        let Some(registered) = rules.bundle.person(&person.id) else {
+            return false;
+        };
+        let asked = |need: &ProfileRef| {
+            let profile = rules.bundle.profile(&need.name);
+            profile.is_some_and(|profile| registered.groups.contains(&profile.group))
+        };
+        registered.roles.contains(&Role::Operator)
+            || self
+                .state
+                .requests_of(task)
+                .iter()
+                .any(|request| request.opened.decision.needs.iter().any(asked))
+    }
+
+    /// An entry as people read it; `None` for one that this version cannot read.
+    fn moment(&self, stored: &StoredEntry) -> Option<Moment> {
+        let entry = Entry::parse(&stored.text).ok()?;
+        let by = |person: &Option<PersonId>| match person {
+            Some(person) => person.to_string(),
+            None => BROKER.to_owned(),
+        };
+        let doing = |a: &ActionOnRecord| format!("{} on {}", a.action, a.target);
+        let (kind, what, who, detail, ids): (_, _, String, String, Vec<String>) = match &entry.fact
+        {
+            Event::EpochStarted(f) => (
+                "EpochStarted",
+                "the journal began",
+                BROKER.to_owned(),
+                format!("realm {}", f.realm),
+                vec![],
+            ),
+            Event::TrustBundleChanged(f) => (
+                "TrustBundleChanged",
+                "trusted keys changed",
+                BROKER.to_owned(),
+                format!(
+                    "{}: {} keys, {} removed",
+                    f.domain,
+                    f.kids.len(),
+                    f.removed.len()
+                ),
+                vec![],
+            ),
+            Event::KeyPublished(f) => (
+                "KeyPublished",
+                "signing key published",
+                BROKER.to_owned(),
+                f.kid.to_string(),
+                vec![],
+            ),
+            Event::PolicyApplied(f) => (
+                "PolicyApplied",
+                "policy bundle put in force",
+                by(&f.by),
+                f.version.to_string(),
+                vec![],
+            ),
+            Event::AgentSuspended(f) => (
+                "AgentSuspended",
+                match f.denials {
+                    None => "agent suspended",
+                    Some(_) => "agent quarantined",
+                },
+                f.by.to_string(),
+                match f.denials {
+                    None => f.agent.to_string(),
+                    Some(noes) => {
+                        format!("{}: {noes} noes within the policy bundle's time", f.agent)
+                    }
+                },
+                vec![f.agent.to_string()],
+            ),
+            Event::AgentResumed(f) => (
+                "AgentResumed",
+                "agent back in service",
+                f.by.to_string(),
+                f.agent.to_string(),
+                vec![f.agent.to_string()],
+            ),
+            Event::Frozen(f) => (
+                "Frozen",
+                "frozen",
+                f.by.to_string(),
+                f.scope.to_string(),
+                vec![],
+            ),
+            Event::Unfrozen(f) => (
+                "Unfrozen",
+                "freeze lifted",
+                f.by.to_string(),
+                f.scope.to_string(),
+                vec![],
+            ),
+            Event::ApproverInvited(f) => (
+                "ApproverInvited",
+                "approver invited",
+                f.by.to_string(),
+                f.person.to_string(),
+                vec![f.invitation.to_string()],
+            ),
+            Event::ApproverEnrolled(f) => (
+                "ApproverEnrolled",
+                "passkey enrolled",
+                f.person.to_string(),
+                f.passkey.key.to_string(),
+                vec![f.invitation.to_string()],
+            ),
+            Event::ApproverKeysRevoked(f) => (
+                "ApproverKeysRevoked",
+                match f.cause {
+                    RevokeCause::Operator => "approver's keys revoked",
+                    RevokeCause::Counter => "approver's key revoked: its counter went back",
+                },
+                by(&f.by),
+                format!("{}, {} keys", f.person, f.keys.len()),
+                vec![],
+            ),
+            Event::TaskOpened(f) => (
+                "TaskOpened",
+                "task opened",
+                f.agent.to_string(),
+                format!("owner {}, until {}", f.owner, f.deadline),
+                vec![f.task.to_string()],
+            ),
+            Event::LeasesExtended(f) => (
+                "LeasesExtended",
+                "signs of life",
+                BROKER.to_owned(),
+                format!("of {} tasks", f.leases.len()),
+                vec![],
+            ),
+            Event::TaskEnded(f) => (
+                "TaskEnded",
+                "task ended",
+                by(&f.by),
+                format!("{}, {} tasks", f.cause.as_str(), f.tasks.len()),
+                named(&f.tasks),
+            ),
+            Event::RequestDenied(f) => (
+                "RequestDenied",
+                "denied by rules",
+                String::new(),
+                format!("{}: {}", f.reason, doing(&f.action)),
+                vec![f.id.to_string(), f.task.to_string()],
+            ),
+            Event::AccessRequestOpened(f) => {
+                let needs: Vec<_> = f.decision.needs.iter().map(|n| n.name.as_str()).collect();
+                (
+                    "AccessRequestOpened",
+                    "people asked",
+                    f.agent.to_string(),
+                    format!("{}, under {}", doing(&f.action), needs.join(", ")),
+                    vec![f.access_request.to_string(), f.task.to_string()],
+                )
+            }
+            Event::VoteCast(f) => (
+                "VoteCast",
+                match f.verdict {
+                    Verdict::Approve => "yes",
+                    Verdict::Deny => "no",
+                },
+                f.voter.to_string(),
+                match f.verdict {
+                    Verdict::Approve => format!(
+                        "under {}, for at most {}",
+                        f.profile.name,
+                        show_seconds(f.max_ttl)
+                    ),
+                    Verdict::Deny => format!("under {}", f.profile.name),
+                },
+                vec![f.access_request.to_string()],
+            ),
+            Event::VoteRefused(f) => (
+                "VoteRefused",
+                "vote refused",
+                f.voter.to_string(),
+                f.why.clone(),
+                vec![f.access_request.to_string()],
+            ),
+            Event::AccessRequestClosed(f) => (
+                "AccessRequestClosed",
+                match f.cause {
+                    CloseCause::Cancelled => "taken back",
+                    CloseCause::Expired => "nobody decided in time",
+                    CloseCause::Policy => "no longer asked for by the rules",
+                    CloseCause::Frozen => "closed by a freeze",
+                },
+                BROKER.to_owned(),
+                String::new(),
+                vec![f.access_request.to_string()],
+            ),
+            Event::TokenIssued(f) => {
+                let approval = f.approval.as_ref();
+                let profiles = approval.map(|a| a.profiles.iter().map(ProfileName::as_str));
+                let under = match profiles.map(|names| names.collect::<Vec<_>>().join(", ")) {
+                    Some(names) => format!(", approved under {names}"),
+                    None => String::new(),
+                };
+                let life = show_seconds(f.exp.saturating_sub(f.iat));
+                let consumed = f.consumed.iter().map(ToString::to_string);
+                (
+                    "TokenIssued",
+                    "token given",
+                    f.agent.to_string(),
+                    format!("{} for {life}{under}", doing(&f.action)),
+                    [f.jti.to_string(), f.decision.id.to_string()]
+                        .into_iter()
+                        .chain(consumed)
+                        .collect(),
+                )
+            }
+            Event::TokenReissued(f) => (
+                "TokenReissued",
+                "token signed again",
+                BROKER.to_owned(),
+                format!("by key {}", f.kid),
+                vec![f.jti.to_string()],
+            ),
+            Event::TokenConsumed(f) => (
+                "TokenConsumed",
+                "token used",
+                f.validator.to_string(),
+                f.use_id.to_string(),
+                vec![f.jti.to_string()],
+            ),
+            Event::GrantsEnded(f) => (
+                "GrantsEnded",
+                match f.cause {
+                    EndCause::Operator => "token revoked",
+                    EndCause::Completed
+                    | EndCause::Deadline
+                    | EndCause::Lease
+                    | EndCause::Suspended
+                    | EndCause::Frozen
+                    | EndCause::Policy
+                    | EndCause::Trust => "token ended",
+                },
+                by(&f.by),
+                format!("{}, {} tokens", f.cause.as_str(), f.jtis.len()),
+                named(&f.jtis),
+            ),
+            Event::RefusalsCounted(f) => (
+                "RefusalsCounted",
+                "calls refused before anyone was known",
+                BROKER.to_owned(),
+                format!("{} since {}", f.count, f.since),
+                vec![],
+            ),
+        };
+        Some(Moment {
+            index: Some(entry.index),
+            at: entry.at,
+            kind,
+            what,
+            who: text::escape_invisible(&who),
+            detail: text::escape_invisible(&detail),
+            ids,
+        })
+    }
+}
+
+/// Who did what no caller did.
+const BROKER: &str = "broker";
+/// Most ids of a moment.
+const IDS_MAX: usize = 8;
+
+fn named<T: ToString>(ids: &[T]) -> Vec<String> {
+    ids.iter().take(IDS_MAX).map(ToString::to_string).collect()
+}
+
+/// Gate 1's moment, from the entry that opened the task.
+fn verified(task: &Task) -> Moment {
+    let facts = &task.opened.evidence;
+    Moment {
+        index: None,
+        at: facts.verified_at,
+        kind: "",
+        what: "evidence verified",
+        who: text::escape_invisible(facts.subject.as_str()),
+        detail: text::escape_invisible(&format!("{} by key {}", facts.kind.as_str(), facts.kid)),
+        ids: Vec::new(),
+    }
+}
+
+/// A token's natural end, when nothing ended it before.
+fn expired(grant: &Grant, task: &Task, now: Timestamp) -> Option<Moment> {
+    let at = Timestamp::from_secs(grant.issued.exp);
+    let ended = [grant.ended, task.ended];
+    let before = ended.iter().flatten().any(|ended| ended.at < at);
+    (now >= at && !before).then(|| Moment {
+        index: None,
+        at,
+        kind: "",
+        what: "token expired",
+        who: BROKER.to_owned(),
+        detail: text::escape_invisible(&format!(
+            "{} on {}",
+            grant.issued.action.action, grant.issued.action.target
+        )),
+        ids: vec![grant.issued.jti.to_string()],
+    })
+}
+
+/// Whether a stored entry names the query: as its kind, or as a whole text somewhere in its body, parameters apart.
+fn tells_of(stored: &str, query: &str) -> bool {
+    if query.is_empty() || kind(stored).is_some_and(|kind| kind.eq_ignore_ascii_case(query)) {
+        return true;
+    }
+    // Parsing is dear: most entries do not have the bytes at all.
+    let last = query.rsplit("::").next().unwrap_or(query);
+    let Ok(needle) = json::canonical(&Value::String(last.to_owned())) else {
+        return false;
+    };
+    if !stored.contains(needle.trim_matches('"')) {
+        return false;
+    }
+    let entry = json::parse(stored.as_bytes()).ok();
+    entry
+        .as_ref()
+        .and_then(|entry| entry.get("body"))
+        .is_some_and(|body| names(body, query))
+}
+
+/// The kind of a stored entry: the last member of that name, since the canonical form puts the body before it.
+fn kind(stored: &str) -> Option<&str> {
+    let (_, rest) = stored.rsplit_once("\"kind\":\"")?;
+    rest.split('"').next()
+}
+
+fn names(value: &Value, query: &str) -> bool {
+    match value {
+        Value::String(text) => text == query,
+        Value::Array(items) => items.iter().any(|item| names(item, query)),
+        Value::Object(members) => {
+            let text = |name: &str| members.get(name).and_then(Value::as_str);
+            let target = match (text("type"), text("id")) {
+                (Some(kind), Some(id)) => query
+                    .strip_prefix(kind)
+                    .and_then(|rest| rest.strip_prefix("::"))
+                    .is_some_and(|rest| rest == id),
+                (None, _) | (_, None) => false,
+            };
+            let mut others = members.iter().filter(|(name, _)| *name != "parameters");
+            target || others.any(|(_, member)| names(member, query))
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STORED: &str = concat!(
+        r#"{"at":1,"body":{"action":{"action":"account.disable","parameters":{"note":"ann","salted":{"commitment":"c0"}},"#,
+        r#""target":{"id":"ann","type":"Account"}},"evidence":{"kind":"jwt_svid"},"task":"task_1"},"epoch":1,"index":7,"#,
+        r#""kind":"RequestDenied","moves":["task:task_2"],"read_set":[],"v":1}"#
+    );
+
+    #[test]
+    fn a_query_is_a_whole_word_of_the_body() {
+        for hit in [
+            "",
+            "RequestDenied",
+            "requestdenied",
+            "account.disable",
+            "ann",
+            "Account::ann",
+            "task_1",
+        ] {
+            assert!(tells_of(STORED, hit), "{hit}");
+        }
+        for miss in [
+            "an",
+            "account",
+            "TokenIssued",
+            "kind",
+            "task_2",
+            "c0",
+            "Host::ann",
+            "Account::",
+            "\"",
+            "body",
+        ] {
+            assert!(!tells_of(STORED, miss), "{miss}");
+        }
+        let only_a_parameter = STORED.replace(r#"{"id":"ann","#, r#"{"id":"bob","#);
+        assert!(!tells_of(&only_a_parameter, "ann"));
+    }
+}
