@@ -31,22 +31,18 @@
 pub mod approve;
 pub mod audit;
 pub mod broker;
-pub mod card;
 pub mod cli;
-pub mod client;
-pub mod clock;
 pub mod config;
-pub mod jose;
 pub mod journal;
 pub mod keys;
 pub mod mint;
-pub mod model;
 pub mod policy;
-pub mod proto;
 pub mod rate_limit;
 pub mod serve;
 pub mod state;
 pub mod telemetry;
-pub mod validator;
 pub mod verify;
 pub mod webauthn;
+
+#[allow(unused_imports, reason = "one alias for each module of the SDK that the broker shares")]
+pub(crate) use dipylon_sdk::{card, client, clock, jose, model, proto, validator};

@@ -5,11 +5,11 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use dipylon::broker::{TokenAsk, TokenReply};
-use dipylon::jose::SigningKey;
-use dipylon::model::Secret;
-use dipylon::proto::v1;
-use dipylon::proto::v1::task_service_client::TaskServiceClient;
-use dipylon::proto::v1::token_service_client::TokenServiceClient;
+use dipylon_sdk::jose::SigningKey;
+use dipylon_sdk::model::Secret;
+use dipylon_sdk::proto::v1;
+use dipylon_sdk::proto::v1::task_service_client::TaskServiceClient;
+use dipylon_sdk::proto::v1::token_service_client::TokenServiceClient;
 use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use dipylon::client::{Outcome, Task, Token};
-use dipylon::model::{AgentId, FreezeScope, TaskOutcome};
-use dipylon::validator::{Presented, Rejected, Require, Validator};
+use dipylon_sdk::client::{Outcome, Task, Token};
+use dipylon_sdk::model::{AgentId, FreezeScope, TaskOutcome};
+use dipylon_sdk::validator::{Presented, Rejected, Require, Validator};
 
 use super::Counts;
 use super::load::{nanos, percentile};

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use dipylon::clock::Clock;
+use dipylon_sdk::clock::Clock;
 use dipylon::journal::{Committed, Faults, Journal, Options, ReadOnly};
-use dipylon::model::{AgentId, EndCause, Entry, Event};
+use dipylon_sdk::model::{AgentId, EndCause, Entry, Event};
 use dipylon::state::State;
 
 use super::calls::{in_process, mint};

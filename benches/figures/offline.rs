@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use dipylon::clock::Clock;
-use dipylon::jose::{PublicKey, dpop};
-use dipylon::validator::{Presented, Require, Validator};
+use dipylon_sdk::clock::Clock;
+use dipylon_sdk::jose::{PublicKey, dpop};
+use dipylon_sdk::validator::{Presented, Require, Validator};
 
 use super::Counts;
 use super::calls::tokens;

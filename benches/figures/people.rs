@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use dipylon::broker::{TokenAsk, TokenReply};
-use dipylon::client::ballot::Seen;
-use dipylon::client::{Endpoint, Outcome, Person, Task};
-use dipylon::jose::SigningKey;
-use dipylon::model::*;
+use dipylon_sdk::client::ballot::Seen;
+use dipylon_sdk::client::{Endpoint, Outcome, Person, Task};
+use dipylon_sdk::jose::SigningKey;
+use dipylon_sdk::model::*;
 use tokio::sync::mpsc;
 
 use super::Counts;

@@ -17,6 +17,7 @@ pub mod peer;
 mod status;
 pub mod tls;
 pub mod unix;
+mod services;
 mod validity;
 
 use std::net::SocketAddr;
@@ -33,10 +34,10 @@ use tonic::service::Routes;
 
 use crate::broker::Broker;
 use crate::config::Connections;
-use crate::proto::v1::approval_service_server::ApprovalServiceServer;
-use crate::proto::v1::governance_service_server::GovernanceServiceServer;
-use crate::proto::v1::task_service_server::TaskServiceServer;
-use crate::proto::v1::token_service_server::TokenServiceServer;
+use crate::serve::services::approval_service_server::ApprovalServiceServer;
+use crate::serve::services::governance_service_server::GovernanceServiceServer;
+use crate::serve::services::task_service_server::TaskServiceServer;
+use crate::serve::services::token_service_server::TokenServiceServer;
 use crate::proto::{DESCRIPTOR, PACKAGE};
 use listener::{Counts, Listener, Shared};
 use tls::{Tls, TlsError};

@@ -1,5 +1,5 @@
 // Only the journal says that an entry is durable.
-fn forge(entry: std::sync::Arc<dipylon::model::Entry>) -> dipylon::journal::Committed {
+fn forge(entry: std::sync::Arc<dipylon_sdk::model::Entry>) -> dipylon::journal::Committed {
     dipylon::journal::Committed { entry, blobs: Vec::new() }
 }
 

@@ -1,6 +1,6 @@
 // One approval, one mint: the second use of a pass does not compile.
 use dipylon::mint::{Bench, Place};
-use dipylon::model::Timestamp;
+use dipylon_sdk::model::Timestamp;
 
 fn twice(bench: &Bench, order: dipylon::approve::Approved, first: Place, second: Place, now: Timestamp) {
     let _one = bench.mint(order, first, now, &mut || [0; 16]);

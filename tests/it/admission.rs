@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use dipylon::client::{Agent, Error, OpenTask, Outcome};
-use dipylon::model::*;
-use dipylon::proto::v1;
+use dipylon_sdk::client::{Agent, Error, OpenTask, Outcome};
+use dipylon_sdk::model::*;
+use dipylon_sdk::proto::v1;
 use dipylon::rate_limit::Rates;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -34,7 +34,7 @@ fn from(s: &Served, last: u8) -> Channel {
 async fn stranger(channel: &Channel, method: &'static str) -> Status {
     let mut grpc = tonic::client::Grpc::new(channel.clone());
     grpc.ready().await.expect("ready");
-    let codec = dipylon::proto::strict::StrictCodec::<
+    let codec = dipylon_sdk::proto::strict::StrictCodec::<
         v1::GetAccessRequestRequest,
         v1::GetAccessRequestResponse,
     >::default();

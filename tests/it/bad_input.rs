@@ -2,8 +2,8 @@
 
 use std::str::FromStr as _;
 
-use dipylon::model::*;
-use dipylon::proto::v1;
+use dipylon_sdk::model::*;
+use dipylon_sdk::proto::v1;
 use prost::Message as _;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
@@ -86,7 +86,7 @@ fn open(change: impl FnOnce(&mut v1::OpenTaskRequest)) -> Vec<u8> {
 fn ask(change: impl FnOnce(&mut v1::RequestTokenRequest)) -> Vec<u8> {
     let mut message = v1::RequestTokenRequest {
         task_id: TaskId::from_random([1; 16]).to_string(),
-        action: Some(dipylon::proto::convert::action_to_wire(&disable("ann"))),
+        action: Some(dipylon_sdk::proto::convert::action_to_wire(&disable("ann"))),
         ttl: Some(prost_types::Duration {
             seconds: 60,
             nanos: 0,

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dipylon::card::{
+use dipylon_sdk::card::{
     self, AccessRequestStatus, Asker, Attestation, Card, History, Need, Registered, RuleShown, Who,
 };
-use dipylon::client::{Agent, OpenTask, Outcome, TokenOrder};
-use dipylon::model::text::is_coded;
-use dipylon::model::*;
+use dipylon_sdk::client::{Agent, OpenTask, Outcome, TokenOrder};
+use dipylon_sdk::model::text::is_coded;
+use dipylon_sdk::model::*;
 use proptest::prelude::*;
 use serde_json::json;
 use tokio::process::Command;

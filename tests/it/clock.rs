@@ -1,7 +1,7 @@
 //! Clocks that jump: nothing is minted by a time nobody can rely on, and nothing that ended comes back.
 
-use dipylon::clock::Clock;
-use dipylon::model::*;
+use dipylon_sdk::clock::Clock;
+use dipylon_sdk::model::*;
 
 use crate::harness::{DOMAIN, Expect as _, START, TestBroker, disable, read_case, refused};
 

@@ -2,7 +2,7 @@
 
 use std::sync::Once;
 
-use dipylon::model::Secret;
+use dipylon_sdk::model::Secret;
 use jsonwebtoken::crypto::{CryptoProvider, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::{ErrorKind, Result, new_error};
 use jsonwebtoken::jwk::JwkSet;

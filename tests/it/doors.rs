@@ -3,14 +3,14 @@
 use std::str::FromStr as _;
 
 use dipylon::broker::CallerRole;
-use dipylon::jose::{SigningKey, dpop};
-use dipylon::model::*;
-use dipylon::proto::convert::{action_to_wire, seconds_to_wire};
-use dipylon::proto::v1;
-use dipylon::proto::v1::approval_service_client::ApprovalServiceClient;
-use dipylon::proto::v1::governance_service_client::GovernanceServiceClient;
-use dipylon::proto::v1::task_service_client::TaskServiceClient;
-use dipylon::proto::v1::token_service_client::TokenServiceClient;
+use dipylon_sdk::jose::{SigningKey, dpop};
+use dipylon_sdk::model::*;
+use dipylon_sdk::proto::convert::{action_to_wire, seconds_to_wire};
+use dipylon_sdk::proto::v1;
+use dipylon_sdk::proto::v1::approval_service_client::ApprovalServiceClient;
+use dipylon_sdk::proto::v1::governance_service_client::GovernanceServiceClient;
+use dipylon_sdk::proto::v1::task_service_client::TaskServiceClient;
+use dipylon_sdk::proto::v1::token_service_client::TokenServiceClient;
 use dipylon::serve::guard;
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
@@ -47,7 +47,7 @@ impl Caller<'_> {
             let claims = dpop::ProofClaims {
                 htm: "POST",
                 htu: &format!("{}/{method}", self.served.url),
-                iat: dipylon::clock::Clock::system().now(),
+                iat: dipylon_sdk::clock::Clock::system().now(),
                 jti: &format!("{:x}{:x}", rand_u64(), rand_u64()),
                 nonce: Some(nonce),
                 ath: None,
@@ -390,10 +390,10 @@ async fn nobody_comes_through_a_door_that_is_not_theirs() {
         .expect("connects");
     let task = s.task("triage").await;
     let disable = super::served::order(super::harness::disable("ann"), "r-1");
-    let Ok(dipylon::client::Outcome::Pending(pending)) = task.request_token(&disable).await else {
+    let Ok(dipylon_sdk::client::Outcome::Pending(pending)) = task.request_token(&disable).await else {
         panic!("pending")
     };
-    let now = dipylon::clock::Clock::system().now();
+    let now = dipylon_sdk::clock::Clock::system().now();
     let svid = |name: &str| {
         s.world
             .svid_for(&s.url, &format!("spiffe://{DOMAIN}/agent/{name}"), now, 300)
@@ -411,7 +411,7 @@ async fn nobody_comes_through_a_door_that_is_not_theirs() {
     };
     let stranger = SigningKey::generate().expect("key").0;
     let entries = s.broker.state().position().1;
-    for method in dipylon::proto::methods() {
+    for method in dipylon_sdk::proto::methods() {
         let (_, admits) = guard::row(method).expect("a row");
         let agents = admits.contains(&CallerRole::Agent);
 
@@ -583,12 +583,12 @@ async fn probes_are_answered_to_anyone() {
 fn every_row_is_what_the_proto_says() {
     use prost::Message as _;
     let set =
-        prost_types::FileDescriptorSet::decode(dipylon::proto::DESCRIPTOR).expect("descriptor");
+        prost_types::FileDescriptorSet::decode(dipylon_sdk::proto::DESCRIPTOR).expect("descriptor");
     let mut checked = 0;
     for file in set
         .file
         .iter()
-        .filter(|f| f.package() == dipylon::proto::PACKAGE)
+        .filter(|f| f.package() == dipylon_sdk::proto::PACKAGE)
     {
         let comments = file.source_code_info.clone().unwrap_or_default().location;
         for (s, service) in (0_i32..).zip(&file.service) {
@@ -620,5 +620,5 @@ fn every_row_is_what_the_proto_says() {
             }
         }
     }
-    assert_eq!(checked, dipylon::proto::methods().len());
+    assert_eq!(checked, dipylon_sdk::proto::methods().len());
 }

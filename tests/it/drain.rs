@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dipylon::client::{Endpoint, Error, Outcome, Reach};
-use dipylon::model::*;
+use dipylon_sdk::client::{Endpoint, Error, Outcome, Reach};
+use dipylon_sdk::model::*;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -292,7 +292,7 @@ async fn the_command_line_takes_either_way() {
     let temp = tempfile::tempdir().expect("dir");
     let site = Site::new(temp.path(), "");
     let mut broker = site.broker("").await;
-    let now = dipylon::clock::Clock::system().now();
+    let now = dipylon_sdk::clock::Clock::system().now();
     let id = format!("spiffe://{DOMAIN}/agent/triage");
     let evidence = site.world.svid_for(&site.url, &id, now, 3_600);
     put(&site.root.join("svid"), evidence.expose_secret(), 0o600);

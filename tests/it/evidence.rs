@@ -1,8 +1,8 @@
 //! Gate 1 against evidence that is not what it should be (T01-T08, T10): one voice for every cause, and no entry.
 
 use dipylon::broker::{OpenAsk, Refusal};
-use dipylon::jose::{SigningKey, jws};
-use dipylon::model::*;
+use dipylon_sdk::jose::{SigningKey, jws};
+use dipylon_sdk::model::*;
 use serde_json::{Value, json};
 
 use super::harness::*;

@@ -1,7 +1,7 @@
 //! How often people are asked has a bound, and what wears them out has a price.
 
 use dipylon::journal::Faults;
-use dipylon::model::*;
+use dipylon_sdk::model::*;
 
 use super::harness::*;
 use super::step_up::{asked, with_approvals};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dipylon::broker::{AccessRequestStatus, TaskFilter};
 use dipylon::journal::Faults;
-use dipylon::model::*;
+use dipylon_sdk::model::*;
 
 use crate::harness::{Expect as _, TestBroker, World, disable, read_case, refused};
 

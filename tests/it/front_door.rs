@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use dipylon::client::ballot::Seen;
-use dipylon::client::{Error, Outcome, Token};
-use dipylon::model::*;
-use dipylon::validator::{Presented, Rejected, Require, Validator};
+use dipylon_sdk::client::ballot::Seen;
+use dipylon_sdk::client::{Error, Outcome, Token};
+use dipylon_sdk::model::*;
+use dipylon_sdk::validator::{Presented, Rejected, Require, Validator};
 
 use super::harness::{CASES, IDP, disable, read_case};
 use super::served::{Served, order};
@@ -17,7 +17,7 @@ pub async fn present(
     validator: &Validator,
     token: &Token,
     action: &Action,
-) -> Result<dipylon::validator::Admitted, Rejected> {
+) -> Result<dipylon_sdk::validator::Admitted, Rejected> {
     let headers = token.headers("GET", URL).expect("headers");
     let jwt = headers
         .authorization

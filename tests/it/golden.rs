@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use dipylon::mint::claims_of;
-use dipylon::model::*;
+use dipylon_sdk::model::*;
 use dipylon::state::{FeedEvent, Selector};
 use serde_json::json;
 
@@ -500,12 +500,12 @@ fn the_wire() {
     use prost::Message as _;
     use prost_types::field_descriptor_proto::{Label, Type};
     let set =
-        prost_types::FileDescriptorSet::decode(dipylon::proto::DESCRIPTOR).expect("descriptor");
+        prost_types::FileDescriptorSet::decode(dipylon_sdk::proto::DESCRIPTOR).expect("descriptor");
     let mut text = String::new();
     for file in set
         .file
         .iter()
-        .filter(|f| f.package() == dipylon::proto::PACKAGE)
+        .filter(|f| f.package() == dipylon_sdk::proto::PACKAGE)
     {
         for message in &file.message_type {
             for field in &message.field {

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dipylon::broker::{Found, LiveToken, Moment, RuleRow, SCAN_MAX, Timeline};
-use dipylon::client::Error;
+use dipylon_sdk::client::Error;
 use dipylon::journal::{Append, Faults, Journal, ReadOnly};
-use dipylon::model::*;
+use dipylon_sdk::model::*;
 use dipylon::state::State;
 use dipylon::state::figures::{TARGETS_MAX, Targets};
 use dipylon::state::unusual::Oddity;
@@ -685,11 +685,11 @@ async fn figures_come_through_the_front_door() {
     let s = Served::start().await;
     let task = s.task("triage").await;
     let disable = super::served::order(disable("ann"), "r-1");
-    let Ok(dipylon::client::Outcome::Pending(_)) = task.request_token(&disable).await else {
+    let Ok(dipylon_sdk::client::Outcome::Pending(_)) = task.request_token(&disable).await else {
         panic!("pending")
     };
     let read = super::served::order(read_case(), "r-2");
-    let Ok(dipylon::client::Outcome::Token(token)) = task.request_token(&read).await else {
+    let Ok(dipylon_sdk::client::Outcome::Token(token)) = task.request_token(&read).await else {
         panic!("a token")
     };
     let (olga, maria, audit) = (s.person("olga"), s.person("maria"), s.person("audit"));

@@ -1,10 +1,10 @@
 //! What a hostile reader of this code tried, and how it must end.
 
 use dipylon::broker::StartError;
-use dipylon::clock::Clock;
-use dipylon::jose::{SigningKey, Usage};
+use dipylon_sdk::clock::Clock;
+use dipylon_sdk::jose::{SigningKey, Usage};
 use dipylon::journal::Faults;
-use dipylon::model::*;
+use dipylon_sdk::model::*;
 use serde_json::json;
 
 use super::harness::*;

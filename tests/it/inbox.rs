@@ -8,7 +8,7 @@ use dipylon::broker::{
     TokenReply,
 };
 use dipylon::journal::Faults;
-use dipylon::model::*;
+use dipylon_sdk::model::*;
 use dipylon::state::Stirred;
 use proptest::prelude::*;
 

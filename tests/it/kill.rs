@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dipylon::audit::Checkpoint;
-use dipylon::client::ballot::Seen;
-use dipylon::client::{Agent, Endpoint, EvidenceSource, Identity, OpenTask, Outcome, Person};
-use dipylon::clock::Clock;
-use dipylon::model::*;
-use dipylon::validator::{Validator, ValidatorConfig};
+use dipylon_sdk::client::ballot::Seen;
+use dipylon_sdk::client::{Agent, Endpoint, EvidenceSource, Identity, OpenTask, Outcome, Person};
+use dipylon_sdk::clock::Clock;
+use dipylon_sdk::model::*;
+use dipylon_sdk::validator::{Validator, ValidatorConfig};
 use tokio::process::{Child, Command};
 
 use super::harness::{CASES, DOMAIN, IDP, World, disable, rand_u64, read_case};
@@ -200,7 +200,7 @@ impl Realm {
         let agent = Agent::new(self.endpoint(), self.evidence(), None);
         let maria = Person::new(self.endpoint(), Arc::new(self.world.key_of("maria")));
         let idp = self.validator("idp", IDP).await;
-        let realm = dipylon::model::Realm::parse("test").expect("realm");
+        let realm = dipylon_sdk::model::Realm::parse("test").expect("realm");
         let profile = ProfileName::parse("one-security").expect("profile");
         // What the last life left waiting would use up how many may wait.
         for left in maria.list().await.unwrap_or_default() {
@@ -263,7 +263,7 @@ impl Realm {
             let headers = token
                 .headers("POST", "https://idp.soc.example/x")
                 .expect("headers");
-            let presented = dipylon::validator::Presented {
+            let presented = dipylon_sdk::validator::Presented {
                 token: token.jwt().expose_secret(),
                 dpop: Some(headers.dpop.expose_secret()),
                 method: "POST",
@@ -271,7 +271,7 @@ impl Realm {
                 openings: token.openings(),
             };
             let action = disable("ann");
-            let require = dipylon::validator::Require {
+            let require = dipylon_sdk::validator::Require {
                 action: action.name,
                 target: action.target,
                 parameters: Some(action.parameters),

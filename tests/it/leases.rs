@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dipylon::model::*;
+use dipylon_sdk::model::*;
 
 use crate::harness::{Expect as _, IDP, TestBroker, disable, read_case, refused};
 use crate::laws;

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use dipylon::client::ballot::Seen;
-use dipylon::client::{Agent, EvidenceSource, OpenTask, Outcome};
-use dipylon::clock::Clock;
-use dipylon::model::*;
+use dipylon_sdk::client::ballot::Seen;
+use dipylon_sdk::client::{Agent, EvidenceSource, OpenTask, Outcome};
+use dipylon_sdk::clock::Clock;
+use dipylon_sdk::model::*;
 use dipylon::serve::{OperatorListener, operate};
 use dipylon::telemetry::PAGE;
 
@@ -101,7 +101,7 @@ async fn figures_before_and_after_a_story() {
 
     let maria = s.person("maria");
     let card = maria.card(pending.access_request_id()).await.expect("card");
-    let realm = dipylon::model::Realm::parse("test").expect("realm");
+    let realm = dipylon_sdk::model::Realm::parse("test").expect("realm");
     let profile = ProfileName::parse("one-security").expect("profile");
     maria
         .vote(&Seen {
@@ -437,7 +437,7 @@ pub const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
 /// Two calls with a `traceparent`: one that is valid, one that is not.
 pub async fn traced(url: &str) {
-    use dipylon::proto::v1;
+    use dipylon_sdk::proto::v1;
     for parent in [
         format!("00-{TRACE}-00f067aa0ba902b7-01"),
         format!("00-{TRACE}-00f067aa0ba902b7-01-forged"),
@@ -447,7 +447,7 @@ pub async fn traced(url: &str) {
             .connect_lazy();
         let mut grpc = tonic::client::Grpc::new(channel);
         grpc.ready().await.expect("ready");
-        let codec = dipylon::proto::strict::StrictCodec::<
+        let codec = dipylon_sdk::proto::strict::StrictCodec::<
             v1::GetAccessRequestRequest,
             v1::GetAccessRequestResponse,
         >::default();

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dipylon::broker::*;
-use dipylon::client::{Endpoint, Person};
-use dipylon::clock::{Clock, Hand};
-use dipylon::jose::{SigningKey, dpop};
+use dipylon_sdk::client::{Endpoint, Person};
+use dipylon_sdk::clock::{Clock, Hand};
+use dipylon_sdk::jose::{SigningKey, dpop};
 use dipylon::journal::Faults;
-use dipylon::model::*;
+use dipylon_sdk::model::*;
 use dipylon::rate_limit::ConcurrencyPermit;
 use dipylon::serve::guard;
 
@@ -50,7 +50,7 @@ fn the_page_of_reasons_is_the_table() {
     for exit in Exit::ALL {
         page.push_str(&format!("| {} | {} |\n", exit.number(), exit.text()));
     }
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/model/REASONS.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("sdk/src/model/REASONS.md");
     if std::env::var_os("DIPYLON_BLESS").is_some() {
         std::fs::write(&path, &page).expect("written");
     }

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dipylon::client::{Agent, EvidenceSource, OpenTask};
-use dipylon::clock::Clock;
+use dipylon_sdk::client::{Agent, EvidenceSource, OpenTask};
+use dipylon_sdk::clock::Clock;
 use tonic::{Request, Response, Status};
 
 use super::harness::DOMAIN;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::harness::*;
 use dipylon::broker::{Refusal, TokenAsk, TokenReply};
-use dipylon::model::*;
+use dipylon_sdk::model::*;
 use tokio::task::JoinSet;
 
 const MANY: usize = 100;

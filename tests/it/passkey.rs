@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ciborium::cbor;
 use ciborium::value::Value as Cbor;
-use dipylon::model::Digest;
+use dipylon_sdk::model::Digest;
 use dipylon::webauthn::{Assertion, Registration};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _};

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use dipylon::audit::Checkpoint;
 use dipylon::broker::{TokenReply, VoteAsk};
 use dipylon::journal::{Faults, Step};
-use dipylon::model::*;
+use dipylon_sdk::model::*;
 use proptest::prelude::*;
 
 use super::harness::*;

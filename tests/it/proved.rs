@@ -10,7 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use dipylon::audit::{AuditError, Frontier, Votes, VotesChecked, WrongVote, leaf_hash};
 use dipylon::broker::VoteAsk;
 use dipylon::journal::{Faults, ReadOnly};
-use dipylon::model::*;
+use dipylon_sdk::model::*;
 use dipylon::policy::BundleFiles;
 use rusqlite::Connection;
 use serde_json::{Value, json};
@@ -86,7 +86,7 @@ impl Record {
         let name = self.vote(at).assertion.expect("by passkey");
         let mut evidence: Value = serde_json::from_str(&self.blobs[&name]).expect("JSON");
         change(&mut evidence);
-        let text = dipylon::model::json::canonical(&evidence).expect("canonical");
+        let text = dipylon_sdk::model::json::canonical(&evidence).expect("canonical");
         self.vote(at).assertion = Some(self.put(&text));
     }
 }

@@ -1,7 +1,7 @@
 //! A token of ours is verified once; whether it is good is asked each time.
 
 use dipylon::journal::Faults;
-use dipylon::model::Secret;
+use dipylon_sdk::model::Secret;
 
 use super::harness::{Expect, TestBroker, read_case};
 

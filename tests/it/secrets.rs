@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use dipylon::client::{Agent, EvidenceSource, OpenTask, Outcome};
-use dipylon::clock::Clock;
-use dipylon::model::*;
+use dipylon_sdk::client::{Agent, EvidenceSource, OpenTask, Outcome};
+use dipylon_sdk::clock::Clock;
+use dipylon_sdk::model::*;
 
 use super::harness::{CASES, DOMAIN, action};
 use super::kill::Realm;
@@ -58,11 +58,11 @@ async fn told(form: &str) {
         .expect("headers")
         .dpop;
     let validator =
-        dipylon::validator::Validator::connect(dipylon::validator::ValidatorConfig::new(
+        dipylon_sdk::validator::Validator::connect(dipylon_sdk::validator::ValidatorConfig::new(
             &realm.url,
             &realm.url,
             Audience::parse(CASES).expect("audience"),
-            dipylon::client::Identity::Key(std::sync::Arc::new(realm.world.key_of("cases"))),
+            dipylon_sdk::client::Identity::Key(std::sync::Arc::new(realm.world.key_of("cases"))),
         ))
         .await
         .expect("connects");

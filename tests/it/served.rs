@@ -5,16 +5,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use dipylon::broker::{Broker, Settings};
-use dipylon::client::{
+use dipylon_sdk::client::{
     Agent, Endpoint, EvidenceSource, Identity, OpenTask, Person, Task, TokenOrder,
 };
-use dipylon::clock::Clock;
-use dipylon::jose::SigningKey;
+use dipylon_sdk::clock::Clock;
+use dipylon_sdk::jose::SigningKey;
 use dipylon::journal::Faults;
-use dipylon::model::*;
+use dipylon_sdk::model::*;
 use dipylon::rate_limit::Rates;
 use dipylon::serve;
-use dipylon::validator::{Validator, ValidatorConfig};
+use dipylon_sdk::validator::{Validator, ValidatorConfig};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 

@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dipylon::client::{Endpoint, Reach};
-use dipylon::clock::Clock;
+use dipylon_sdk::client::{Endpoint, Reach};
+use dipylon_sdk::clock::Clock;
 use dipylon::config::Connections;
-use dipylon::jose::dpop;
-use dipylon::proto::v1;
-use dipylon::proto::v1::token_service_client::TokenServiceClient;
+use dipylon_sdk::jose::dpop;
+use dipylon_sdk::proto::v1;
+use dipylon_sdk::proto::v1::token_service_client::TokenServiceClient;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tonic::transport::Channel;

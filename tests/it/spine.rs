@@ -2,7 +2,7 @@
 
 use super::harness::*;
 use dipylon::journal::Faults;
-use dipylon::model::*;
+use dipylon_sdk::model::*;
 
 #[tokio::test]
 async fn a_case_is_read_at_once_and_the_token_dies_with_its_task() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dipylon::broker::*;
 use dipylon::journal::Faults;
-use dipylon::model::*;
+use dipylon_sdk::model::*;
 use dipylon::rate_limit::ConcurrencyPermit;
 use dipylon::serve::guard;
 use dipylon::webauthn::Assertion;

@@ -13,20 +13,20 @@ use axum::Extension;
 use axum::routing::get;
 use bytes::Bytes;
 use dipylon::broker::Settings;
-use dipylon::client::{
+use dipylon_sdk::client::{
     Agent, Endpoint, Error, EvidenceSource, Identity, OpenTask, Outcome, Reach, Task,
 };
-use dipylon::clock::Clock;
+use dipylon_sdk::clock::Clock;
 use dipylon::config::Connections;
-use dipylon::jose::SigningKey;
+use dipylon_sdk::jose::SigningKey;
 use dipylon::journal::Faults;
-use dipylon::model::*;
+use dipylon_sdk::model::*;
 use dipylon::serve::listener::Counts;
 use dipylon::serve::peer::{Peer, Source};
 use dipylon::serve::tls::Tls;
 use dipylon::serve::unix::GuardedUnixListener;
 use dipylon::serve::{self, ServerConfig};
-use dipylon::validator::{Validator, ValidatorConfig};
+use dipylon_sdk::validator::{Validator, ValidatorConfig};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -671,7 +671,7 @@ async fn reflection_lists_what_can_be_called() {
         panic!("{first:?}");
     };
     let names: BTreeSet<_> = listed.service.into_iter().map(|s| s.name).collect();
-    let mut wanted: BTreeSet<String> = dipylon::proto::methods()
+    let mut wanted: BTreeSet<String> = dipylon_sdk::proto::methods()
         .iter()
         .filter_map(|method| method.split('/').next().map(str::to_owned))
         .collect();

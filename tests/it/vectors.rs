@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use dipylon::audit::{Inclusion, verify_inclusion};
-use dipylon::model::{Digest, json};
+use dipylon_sdk::model::{Digest, json};
 use serde_json::Value;
 
 /// The folder of public vectors, or a loud skip.

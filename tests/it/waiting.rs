@@ -5,16 +5,16 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dipylon::client::ballot::Seen;
-use dipylon::client::{
+use dipylon_sdk::client::ballot::Seen;
+use dipylon_sdk::client::{
     Agent, Endpoint, EvidenceSource, OpenTask, Outcome, Pending, Person, Task, Watch,
 };
-use dipylon::clock::Clock;
-use dipylon::jose::{SigningKey, dpop};
-use dipylon::model::*;
-use dipylon::proto::v1;
-use dipylon::proto::v1::AccessRequestStatus as Status;
-use dipylon::proto::v1::task_service_client::TaskServiceClient;
+use dipylon_sdk::clock::Clock;
+use dipylon_sdk::jose::{SigningKey, dpop};
+use dipylon_sdk::model::*;
+use dipylon_sdk::proto::v1;
+use dipylon_sdk::proto::v1::AccessRequestStatus as Status;
+use dipylon_sdk::proto::v1::task_service_client::TaskServiceClient;
 
 use super::harness::{DOMAIN, World, disable, rand_u64};
 use super::served::{Served, order};
@@ -191,7 +191,7 @@ async fn first_message(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_goes_on_where_it_was_and_says_that_it_is_there() {
-    use dipylon::proto::v1::watch_access_request_response::Message;
+    use dipylon_sdk::proto::v1::watch_access_request_response::Message;
     let s = Served::start().await;
     let key = Arc::new(SigningKey::generate().expect("key").0);
     let agent = Agent::new(s.endpoint(), s.evidence("triage"), Some(key.clone()));

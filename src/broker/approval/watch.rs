@@ -49,16 +49,6 @@ pub enum AccessNews {
     Heartbeat(AccessMark),
 }
 
-impl AccessRequestStatus {
-    /// Whether it stands so for good.
-    pub const fn is_last(self) -> bool {
-        match self {
-            Self::Waiting | Self::Approved => false,
-            Self::Denied | Self::Consumed | Self::Cancelled | Self::Expired | Self::Ended => true,
-        }
-    }
-}
-
 impl Broker {
     /// Begins a watch of an own access request; another's and none get the same answer. Possession is enough, as for
     /// looking at it once.

@@ -8,7 +8,7 @@ use crate::broker::{Assertion, INBOX_PAGE_MAX, InboxAsk, InboxCursor, VoteAsk, V
 use crate::model::*;
 use crate::proto::convert;
 use crate::proto::v1;
-use crate::proto::v1::approval_service_server::ApprovalService;
+use crate::serve::services::approval_service_server::ApprovalService;
 
 #[tonic::async_trait]
 impl ApprovalService for GrpcService {

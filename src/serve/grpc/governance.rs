@@ -9,7 +9,7 @@ use crate::model::*;
 use crate::policy;
 use crate::proto::convert::timestamp_to_wire;
 use crate::proto::v1;
-use crate::proto::v1::governance_service_server::GovernanceService;
+use crate::serve::services::governance_service_server::GovernanceService;
 use crate::state::FrozenAt;
 
 /// Who brings a policy bundle.

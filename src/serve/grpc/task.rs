@@ -7,7 +7,7 @@ use crate::broker::{OpenAsk, TaskEndAsk, TokenAsk, TokenReply};
 use crate::model::*;
 use crate::proto::convert::{self, required};
 use crate::proto::v1;
-use crate::proto::v1::task_service_server::TaskService;
+use crate::serve::services::task_service_server::TaskService;
 
 #[tonic::async_trait]
 impl TaskService for GrpcService {

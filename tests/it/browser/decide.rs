@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use dipylon::client::{Denied, Outcome, Task, Token};
-use dipylon::model::*;
+use dipylon_sdk::client::{Denied, Outcome, Task, Token};
+use dipylon_sdk::model::*;
 use serde_json::json;
 
 use super::ceremony;
@@ -118,7 +118,7 @@ async fn the_inbox_shows_what_waits_and_moves_by_itself() {
          environment = \"prod\"\nmodel = \"example-large-2\"\nautonomy = \"supervised\"\ngroups = [\"soc\"]\n\
          actions = [\"account.disable\", \"host.isolate\"]\n",
     );
-    let site = Site::with(world, dipylon::clock::Clock::system().now()).await;
+    let site = Site::with(world, dipylon_sdk::clock::Clock::system().now()).await;
     let maria = site.desk_of("maria").await;
     maria.seen("#empty").await;
     maria.script("window.same = true", json!([])).await;

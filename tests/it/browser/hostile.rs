@@ -1,6 +1,6 @@
 //! What others try at the console: their words, their pages, their signatures.
 
-use dipylon::model::*;
+use dipylon_sdk::model::*;
 use serde_json::{Value, json};
 
 use super::ceremony;
@@ -69,7 +69,7 @@ async fn words_of_others_stay_words() {
     );
     assert!(schema.contains(plain));
     *schema = schema.replacen(plain, graver, 1);
-    let site = Site::with(world, dipylon::clock::Clock::system().now()).await;
+    let site = Site::with(world, dipylon_sdk::clock::Clock::system().now()).await;
     let maria = Browser::open(Look::DESK).await;
     follow(&maria, &site.invite("maria").await, "<b>key</b>").await;
     let said = maria.seen("#enrolled").await.text().await;

@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use dipylon::model::Digest;
+use dipylon_sdk::model::Digest;
 use serde_json::{Value, json};
 
 use super::driver::{Browser, Look, absent, keys};

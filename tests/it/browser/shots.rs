@@ -5,8 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use dipylon::client::Task;
-use dipylon::model::*;
+use dipylon_sdk::client::Task;
+use dipylon_sdk::model::*;
 
 use super::decide::{isolate, token};
 use super::driver::{Browser, Look, absent};

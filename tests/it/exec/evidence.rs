@@ -2,13 +2,13 @@
 
 use std::sync::{Arc, Mutex};
 
-use dipylon::clock::Clock;
-use dipylon::jose::SigningKey;
-use dipylon::model::Verdict;
-use dipylon::proto::spiffe::spiffe_workload_api_server::{
+use dipylon_sdk::clock::Clock;
+use dipylon_sdk::jose::SigningKey;
+use dipylon_sdk::model::Verdict;
+use dipylon_sdk::proto::servers::spiffe::spiffe_workload_api_server::{
     SpiffeWorkloadApi, SpiffeWorkloadApiServer,
 };
-use dipylon::proto::spiffe::{Jwtsvid, JwtsvidRequest, JwtsvidResponse};
+use dipylon_sdk::proto::spiffe::{Jwtsvid, JwtsvidRequest, JwtsvidResponse};
 use tokio::process::Command;
 
 use super::stage::{DISABLE, READ, SH, Stage, Told, claim};

@@ -9,9 +9,9 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dipylon::client::{Agent, OpenTask, Outcome, Person};
-use dipylon::clock::Clock;
-use dipylon::model::{MatchPhrase, Verdict};
+use dipylon_sdk::client::{Agent, OpenTask, Outcome, Person};
+use dipylon_sdk::clock::Clock;
+use dipylon_sdk::model::{MatchPhrase, Verdict};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::process::Command;

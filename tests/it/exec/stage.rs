@@ -12,11 +12,11 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
-use dipylon::client::Person;
-use dipylon::client::ballot::Seen;
-use dipylon::clock::Clock;
-use dipylon::model::{AccessRequestId, Narrowing, ProfileName, Secret, Verdict};
-use dipylon::validator::{Presented, Require, Validator};
+use dipylon_sdk::client::Person;
+use dipylon_sdk::client::ballot::Seen;
+use dipylon_sdk::clock::Clock;
+use dipylon_sdk::model::{AccessRequestId, Narrowing, ProfileName, Secret, Verdict};
+use dipylon_sdk::validator::{Presented, Require, Validator};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -295,7 +295,7 @@ pub async fn decide(maria: &Person, verdict: Verdict) -> AccessRequestId {
         if let Some(request) = maria.list().await.unwrap_or_default().into_iter().next() {
             let id = AccessRequestId::parse(&request.access_request_id).expect("id");
             let card = maria.card(id).await.expect("card");
-            let realm = dipylon::model::Realm::parse("test").expect("realm");
+            let realm = dipylon_sdk::model::Realm::parse("test").expect("realm");
             let profile = ProfileName::parse("one-security").expect("profile");
             let narrowing = Narrowing::default();
             let seen = Seen {

@@ -30,6 +30,21 @@ pub mod spiffe {
     tonic::include_proto!("_");
 }
 
+/// Server traits, for fake brokers and Workload APIs in tests.
+#[cfg(any(test, feature = "test-support"))]
+#[allow(missing_docs, clippy::all, reason = "generated")]
+pub mod servers {
+    /// Package `dipylon.v1`.
+    pub mod v1 {
+        include!(concat!(env!("OUT_DIR"), "/servers/dipylon.v1.rs"));
+    }
+
+    /// The SPIFFE Workload API.
+    pub mod spiffe {
+        include!(concat!(env!("OUT_DIR"), "/servers/_.rs"));
+    }
+}
+
 /// The compiled `FileDescriptorSet`, imports and comments included: what reflection serves.
 pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor.bin"));
 

@@ -41,20 +41,20 @@ pub enum Identity {
 
 /// One call: who makes it and what its proof binds.
 #[derive(Clone, Copy)]
-pub(crate) struct Order<'a> {
-    pub(crate) identity: &'a Identity,
+pub struct Order<'a> {
+    pub identity: &'a Identity,
     /// Digest of the action asked for.
-    pub(crate) adg: Option<Digest>,
+    pub adg: Option<Digest>,
     /// SHA-256 of the evidence in the call.
-    pub(crate) evh: Option<Digest>,
+    pub evh: Option<Digest>,
     /// How long the broker was asked to wait, in seconds.
-    pub(crate) wait_s: u32,
+    pub wait_s: u32,
     /// The one-time code of a first operator.
-    pub(crate) code: Option<&'a Secret>,
+    pub code: Option<&'a Secret>,
 }
 
 impl<'a> Order<'a> {
-    pub(crate) fn by(identity: &'a Identity) -> Self {
+    pub fn by(identity: &'a Identity) -> Self {
         Self {
             identity,
             adg: None,
@@ -66,7 +66,7 @@ impl<'a> Order<'a> {
 }
 
 /// A method, with the messages that belong to it.
-pub(crate) trait Method {
+pub trait Method {
     const PATH: &'static str;
     /// Whether a second call, after one whose fate is unknown, does no more than the first.
     const REPEATABLE: bool;
@@ -74,13 +74,13 @@ pub(crate) trait Method {
     type Response: Message + Name + Default + Send + Sync + 'static;
 }
 
-pub(crate) mod methods {
+pub mod methods {
     use super::Method;
     use crate::proto::v1;
 
     macro_rules! methods {
         ($($name:ident = $path:literal, $request:ident, $response:ident, $repeatable:literal;)*) => {
-            $(pub(crate) struct $name;
+            $(pub struct $name;
 
             impl Method for $name {
                 const PATH: &'static str = $path;
@@ -195,7 +195,7 @@ impl Endpoint {
     }
 
     /// Makes a call with the messages (one, unless the method streams them) and reads its one answer.
-    pub(crate) async fn call<M: Method>(
+    pub async fn call<M: Method>(
         &self,
         order: Order<'_>,
         messages: &[M::Request],

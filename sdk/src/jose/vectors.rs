@@ -18,7 +18,7 @@ const RULES: HeaderRules = HeaderRules {
 /// The vector file, or a line that says what was not tested.
 fn read(what: &str, path: &str) -> Option<Vec<u8>> {
     let root = std::env::var_os("DIPYLON_VECTORS").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/vectors")),
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/vectors")),
         PathBuf::from,
     );
     if !root.is_dir() {

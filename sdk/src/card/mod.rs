@@ -17,8 +17,8 @@ use crate::model::*;
 mod faces;
 mod rows;
 mod safe;
-#[cfg(test)]
-pub(crate) mod sample;
+#[cfg(any(test, feature = "test-support"))]
+pub mod sample;
 mod suspect;
 
 pub use faces::{COLUMNS_MIN, chat, text};
@@ -124,6 +124,14 @@ impl AccessRequestStatus {
             Self::Cancelled => "cancelled",
             Self::Expired => "expired",
             Self::Ended => "ended",
+        }
+    }
+
+    /// Whether it stands so for good.
+    pub const fn is_last(self) -> bool {
+        match self {
+            Self::Waiting | Self::Approved => false,
+            Self::Denied | Self::Consumed | Self::Cancelled | Self::Expired | Self::Ended => true,
         }
     }
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use super::{AccessRequestStatus, Asker, Attestation, Card, Need, Registered, RuleShown, Who};
 use crate::model::*;
 
-pub(crate) const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+pub const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
-pub(crate) fn action(target: &str, flag: bool) -> Action {
+pub fn action(target: &str, flag: bool) -> Action {
     Action::new(
         ActionName::parse("account.disable").expect("name"),
         Audience::parse("https://idp.example").expect("audience"),
@@ -19,7 +19,7 @@ pub(crate) fn action(target: &str, flag: bool) -> Action {
 }
 
 /// The first profile of the sample, and of what its digest is.
-pub(crate) const PROFILE: &str = "two-security";
+pub const PROFILE: &str = "two-security";
 
 fn need(name: &str) -> Need {
     Need {
@@ -35,7 +35,7 @@ fn need(name: &str) -> Need {
 }
 
 /// An ordinary one: everything known but its history.
-pub(crate) fn card() -> Card {
+pub fn card() -> Card {
     Card {
         access_request: AccessRequestId::from_random([1; 16]),
         standing: AccessRequestStatus::Waiting,

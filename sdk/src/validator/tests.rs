@@ -15,10 +15,8 @@ use crate::jose::access_token::{AccessTokenClaims, ActionDetail, Confirmation};
 use crate::jose::dpop::{self, ProofClaims, ProofError};
 use crate::jose::{PublicKey, SigningKey};
 use crate::model::{Action, ActionName, AgentId, KeyId, Param, SpiffeId, Target, TaskId};
-use crate::proto::v1::{
-    revocation_event::Selector, token_service_server as service,
-    watch_revocations_response::Message,
-};
+use crate::proto::servers::v1::token_service_server as service;
+use crate::proto::v1::{revocation_event::Selector, watch_revocations_response::Message};
 
 const URL: &str = "https://idp.example/users/ann/disable";
 type Feed = mpsc::UnboundedSender<Result<v1::WatchRevocationsResponse, Status>>;

@@ -17,7 +17,8 @@ use crate::model::{
     TaskOutcome, TokenId,
 };
 use crate::proto::convert;
-use crate::proto::v1::{self, request_token_response, task_service_server as task};
+use crate::proto::servers::v1::{self as servers, task_service_server as task};
+use crate::proto::v1::{self, request_token_response};
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -55,7 +56,7 @@ impl FakeBroker {
         };
         let server = tonic::transport::Server::builder()
             .add_service(task::TaskServiceServer::new(broker.clone()))
-            .add_service(v1::governance_service_server::GovernanceServiceServer::new(
+            .add_service(servers::governance_service_server::GovernanceServiceServer::new(
                 broker.clone(),
             ));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
@@ -246,7 +247,7 @@ impl task::TaskService for FakeBroker {
 }
 
 #[tonic::async_trait]
-impl v1::governance_service_server::GovernanceService for FakeBroker {
+impl servers::governance_service_server::GovernanceService for FakeBroker {
     async fn apply_policy_bundle(
         &self,
         request: Request<tonic::Streaming<v1::ApplyPolicyBundleRequest>>,

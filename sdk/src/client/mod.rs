@@ -22,12 +22,19 @@ mod workload_api;
 pub use agent::{Agent, OpenTask, Task, TokenOrder};
 pub use answer::{Denied, Headers, Outcome, Pending, Token};
 pub use channel::{Endpoint, Identity};
-pub(crate) use channel::{Order, methods, pause_ms};
+pub(crate) use channel::pause_ms;
+#[cfg(not(feature = "internals"))]
+pub(crate) use channel::{Order, methods};
+#[cfg(feature = "internals")]
+pub use channel::{Order, methods};
 pub use error::{Error, Refused};
 pub use evidence::{EvidenceError, EvidenceSource};
 pub use person::Person;
 pub use route::Reach;
+#[cfg(not(feature = "internals"))]
 pub(crate) use route::{Protocol, Route};
+#[cfg(feature = "internals")]
+pub use route::{Protocol, Route};
 pub use watch::Watch;
 pub use workload_api::WorkloadApi;
 
@@ -36,7 +43,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 /// 128 random bits, base64url: a proof's `jti`, an idempotency key.
-pub(crate) fn random_name() -> Result<String, Error> {
+pub fn random_name() -> Result<String, Error> {
     Ok(URL_SAFE_NO_PAD.encode(random::<16>()?))
 }
 

@@ -37,14 +37,14 @@ pub struct Reach {
 
 /// What is spoken on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Protocol {
+pub enum Protocol {
     Http1,
     Http2,
 }
 
 /// The way to one broker. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Route {
+pub struct Route {
     uri: Uri,
     to: To,
 }
@@ -66,7 +66,7 @@ enum To {
 
 impl Route {
     /// The way to the broker at a URL: `http://host`, `https://host`, each with or without a port, and no more.
-    pub(crate) fn new(url: &str, reach: &Reach) -> Result<Self, Error> {
+    pub fn new(url: &str, reach: &Reach) -> Result<Self, Error> {
         let (tls, authority) = match (url.strip_prefix("https://"), url.strip_prefix("http://")) {
             (Some(authority), _) => (true, authority),
             (None, Some(authority)) => (false, authority),
@@ -99,7 +99,7 @@ impl Route {
     }
 
     /// The same broker, by an address of this host: its name stays the URL's. A Unix socket stays one.
-    pub(crate) fn at(mut self, address: SocketAddr) -> Self {
+    pub fn at(mut self, address: SocketAddr) -> Self {
         match &mut self.to {
             To::Tcp { host, port } | To::Tls { host, port, .. } => {
                 *host = address.ip().to_string().into();
@@ -111,12 +111,12 @@ impl Route {
     }
 
     /// The broker's URL.
-    pub(crate) fn uri(&self) -> &Uri {
+    pub fn uri(&self) -> &Uri {
         &self.uri
     }
 
     /// A new connection.
-    pub(crate) async fn connect(&self, protocol: Protocol) -> io::Result<Stream> {
+    pub async fn connect(&self, protocol: Protocol) -> io::Result<Stream> {
         match &self.to {
             To::Unix(path) => Ok(Stream::Unix(UnixStream::connect(path).await?)),
             To::Tcp { host, port } => Ok(Stream::Tcp(tcp(host, *port).await?)),
@@ -187,7 +187,7 @@ fn config(ca: Option<&Path>) -> Result<ClientConfig, Error> {
 }
 
 /// A connection to a broker.
-pub(crate) enum Stream {
+pub enum Stream {
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
     Unix(UnixStream),
