@@ -129,12 +129,19 @@ fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
 
 /// Every source line of each room, without comments and tests.
 fn code() -> BTreeMap<String, String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let roots = [root.join("src"), root.join("sdk/src")];
     let mut files = Vec::new();
-    sources(&root, &mut files);
+    for root in &roots {
+        sources(root, &mut files);
+    }
     let mut rooms: BTreeMap<String, String> = BTreeMap::new();
     for path in files {
-        let relative = path.strip_prefix(&root).expect("inside").to_owned();
+        let relative = roots
+            .iter()
+            .find_map(|root| path.strip_prefix(root).ok())
+            .expect("inside")
+            .to_owned();
         let first = relative.components().next().expect("a name");
         let room = first
             .as_os_str()
