@@ -46,6 +46,7 @@ mod properties;
 mod proved;
 mod readings;
 mod second_opinion;
+mod sdk_dependencies;
 mod secrets;
 mod served;
 mod siege;
