@@ -44,5 +44,8 @@ pub mod telemetry;
 pub mod verify;
 pub mod webauthn;
 
-#[allow(unused_imports, reason = "one alias for each module of the SDK that the broker shares")]
+#[allow(
+    unused_imports,
+    reason = "one alias for each module of the SDK that the broker shares"
+)]
 pub(crate) use dipylon_sdk::{card, client, clock, jose, model, proto, validator};

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use dipylon_sdk::clock::Clock;
 use dipylon::journal::{Committed, Faults, Journal, Options, ReadOnly};
-use dipylon_sdk::model::{AgentId, EndCause, Entry, Event};
 use dipylon::state::State;
+use dipylon_sdk::clock::Clock;
+use dipylon_sdk::model::{AgentId, EndCause, Entry, Event};
 
 use super::calls::{in_process, mint};
 use super::load::{closed, nanos, percentile};

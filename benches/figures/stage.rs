@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dipylon::broker::{Broker, CallContext, TokenAsk};
+use dipylon::rate_limit::{ConcurrencyPermit, RATE_MAX, Rates};
+use dipylon::serve::guard;
 use dipylon_sdk::client::{Agent, OpenTask};
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::jose::{SigningKey, dpop};
 use dipylon_sdk::model::*;
 use dipylon_sdk::proto::{convert, v1};
-use dipylon::rate_limit::{ConcurrencyPermit, RATE_MAX, Rates};
-use dipylon::serve::guard;
 use tokio::runtime::{Builder, Runtime};
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;

@@ -158,7 +158,9 @@ mod tests {
     use crate::card::sample::{PROFILE, card};
     use crate::model::VoteStatement;
     use crate::proto::v1;
-    use dipylon_sdk::proto::servers::v1::approval_service_server::{ApprovalService, ApprovalServiceServer};
+    use dipylon_sdk::proto::servers::v1::approval_service_server::{
+        ApprovalService, ApprovalServiceServer,
+    };
 
     #[test]
     fn a_vote_is_for_one_profile() {

@@ -14,10 +14,10 @@ mod http;
 pub mod listener;
 mod operator;
 pub mod peer;
+mod services;
 mod status;
 pub mod tls;
 pub mod unix;
-mod services;
 mod validity;
 
 use std::net::SocketAddr;
@@ -34,11 +34,11 @@ use tonic::service::Routes;
 
 use crate::broker::Broker;
 use crate::config::Connections;
+use crate::proto::{DESCRIPTOR, PACKAGE};
 use crate::serve::services::approval_service_server::ApprovalServiceServer;
 use crate::serve::services::governance_service_server::GovernanceServiceServer;
 use crate::serve::services::task_service_server::TaskServiceServer;
 use crate::serve::services::token_service_server::TokenServiceServer;
-use crate::proto::{DESCRIPTOR, PACKAGE};
 use listener::{Counts, Listener, Shared};
 use tls::{Tls, TlsError};
 use unix::{GuardedUnixListener, SocketError};

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use dipylon::rate_limit::Rates;
 use dipylon_sdk::client::{Agent, Error, OpenTask, Outcome};
 use dipylon_sdk::model::*;
 use dipylon_sdk::proto::v1;
-use dipylon::rate_limit::Rates;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;

@@ -3,6 +3,7 @@
 use std::str::FromStr as _;
 
 use dipylon::broker::CallerRole;
+use dipylon::serve::guard;
 use dipylon_sdk::jose::{SigningKey, dpop};
 use dipylon_sdk::model::*;
 use dipylon_sdk::proto::convert::{action_to_wire, seconds_to_wire};
@@ -11,7 +12,6 @@ use dipylon_sdk::proto::v1::approval_service_client::ApprovalServiceClient;
 use dipylon_sdk::proto::v1::governance_service_client::GovernanceServiceClient;
 use dipylon_sdk::proto::v1::task_service_client::TaskServiceClient;
 use dipylon_sdk::proto::v1::token_service_client::TokenServiceClient;
-use dipylon::serve::guard;
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
@@ -390,7 +390,8 @@ async fn nobody_comes_through_a_door_that_is_not_theirs() {
         .expect("connects");
     let task = s.task("triage").await;
     let disable = super::served::order(super::harness::disable("ann"), "r-1");
-    let Ok(dipylon_sdk::client::Outcome::Pending(pending)) = task.request_token(&disable).await else {
+    let Ok(dipylon_sdk::client::Outcome::Pending(pending)) = task.request_token(&disable).await
+    else {
         panic!("pending")
     };
     let now = dipylon_sdk::clock::Clock::system().now();

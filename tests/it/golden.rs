@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use dipylon::mint::claims_of;
-use dipylon_sdk::model::*;
 use dipylon::state::{FeedEvent, Selector};
+use dipylon_sdk::model::*;
 use serde_json::json;
 
 pub(super) fn golden(name: &str, found: &str) {

@@ -9,13 +9,13 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use dipylon::broker::*;
-use dipylon_sdk::clock::{Clock, Hand};
-use dipylon_sdk::jose::{SigningKey, Usage, dpop};
 use dipylon::journal::Faults;
-use dipylon_sdk::model::*;
 use dipylon::policy::BundleFiles;
 use dipylon::rate_limit::{ConcurrencyPermit, Rates};
 use dipylon::serve::guard;
+use dipylon_sdk::clock::{Clock, Hand};
+use dipylon_sdk::jose::{SigningKey, Usage, dpop};
+use dipylon_sdk::model::*;
 use serde_json::json;
 
 pub const URL: &str = "http://127.0.0.1:7700";

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dipylon::broker::{Found, LiveToken, Moment, RuleRow, SCAN_MAX, Timeline};
-use dipylon_sdk::client::Error;
 use dipylon::journal::{Append, Faults, Journal, ReadOnly};
-use dipylon_sdk::model::*;
 use dipylon::state::State;
 use dipylon::state::figures::{TARGETS_MAX, Targets};
 use dipylon::state::unusual::Oddity;
+use dipylon_sdk::client::Error;
+use dipylon_sdk::model::*;
 
 use super::harness::*;
 use super::served::Served;

@@ -1,9 +1,9 @@
 //! What a hostile reader of this code tried, and how it must end.
 
 use dipylon::broker::StartError;
+use dipylon::journal::Faults;
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::jose::{SigningKey, Usage};
-use dipylon::journal::Faults;
 use dipylon_sdk::model::*;
 use serde_json::json;
 

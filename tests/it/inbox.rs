@@ -8,8 +8,8 @@ use dipylon::broker::{
     TokenReply,
 };
 use dipylon::journal::Faults;
-use dipylon_sdk::model::*;
 use dipylon::state::Stirred;
+use dipylon_sdk::model::*;
 use proptest::prelude::*;
 
 use super::harness::*;

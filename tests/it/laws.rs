@@ -6,11 +6,11 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use dipylon::audit::{Audit, Checkpoint, Votes};
-use dipylon_sdk::jose::PublicKey;
 use dipylon::journal::ReadOnly;
-use dipylon_sdk::model::*;
 use dipylon::policy::{Answer, BundleFiles, Method, PolicyBundle, Question};
 use dipylon::webauthn::{self, Assertion, RelyingParty};
+use dipylon_sdk::jose::PublicKey;
+use dipylon_sdk::model::*;
 
 #[derive(Default)]
 struct Walk {

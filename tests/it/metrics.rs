@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use dipylon::serve::{OperatorListener, operate};
+use dipylon::telemetry::PAGE;
 use dipylon_sdk::client::ballot::Seen;
 use dipylon_sdk::client::{Agent, EvidenceSource, OpenTask, Outcome};
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::model::*;
-use dipylon::serve::{OperatorListener, operate};
-use dipylon::telemetry::PAGE;
 
 use super::admission::get;
 use super::harness::{CASES, DOMAIN, action, disable, read_case};

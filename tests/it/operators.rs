@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dipylon::broker::*;
+use dipylon::journal::Faults;
+use dipylon::rate_limit::ConcurrencyPermit;
+use dipylon::serve::guard;
 use dipylon_sdk::client::{Endpoint, Person};
 use dipylon_sdk::clock::{Clock, Hand};
 use dipylon_sdk::jose::{SigningKey, dpop};
-use dipylon::journal::Faults;
 use dipylon_sdk::model::*;
-use dipylon::rate_limit::ConcurrencyPermit;
-use dipylon::serve::guard;
 
 use super::harness::{DOMAIN, START, URL, World, rand_u64, settings};
 use super::transport::Authority;

@@ -10,8 +10,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use dipylon::audit::{AuditError, Frontier, Votes, VotesChecked, WrongVote, leaf_hash};
 use dipylon::broker::VoteAsk;
 use dipylon::journal::{Faults, ReadOnly};
-use dipylon_sdk::model::*;
 use dipylon::policy::BundleFiles;
+use dipylon_sdk::model::*;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 

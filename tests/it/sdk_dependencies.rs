@@ -33,7 +33,10 @@ fn cargo(arguments: &[&str]) -> String {
 
 /// The platform of this build: packages of others may not be downloaded.
 fn host() -> String {
-    let output = Command::new("rustc").arg("-vV").output().expect("rustc runs");
+    let output = Command::new("rustc")
+        .arg("-vV")
+        .output()
+        .expect("rustc runs");
     let text = String::from_utf8(output.stdout).expect("UTF-8");
     let line = text.lines().find_map(|line| line.strip_prefix("host: "));
     line.expect("a host line").to_owned()
@@ -83,7 +86,12 @@ fn sdk_tree_is_small_and_free_of_the_broker() {
 
 #[test]
 fn sdk_dependencies_build_with_its_rust_version() {
-    let platform = ["metadata", "--format-version=1", "--filter-platform", &host()];
+    let platform = [
+        "metadata",
+        "--format-version=1",
+        "--filter-platform",
+        &host(),
+    ];
     let metadata: Value = serde_json::from_str(&cargo(&platform)).expect("JSON");
     let packages = metadata["packages"].as_array().expect("packages");
     let declared: BTreeMap<(String, String), (u32, u32, u32)> = packages

@@ -5,15 +5,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use dipylon::broker::{Broker, Settings};
+use dipylon::journal::Faults;
+use dipylon::rate_limit::Rates;
+use dipylon::serve;
 use dipylon_sdk::client::{
     Agent, Endpoint, EvidenceSource, Identity, OpenTask, Person, Task, TokenOrder,
 };
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::jose::SigningKey;
-use dipylon::journal::Faults;
 use dipylon_sdk::model::*;
-use dipylon::rate_limit::Rates;
-use dipylon::serve;
 use dipylon_sdk::validator::{Validator, ValidatorConfig};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;

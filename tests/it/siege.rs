@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use dipylon::config::Connections;
 use dipylon_sdk::client::{Endpoint, Reach};
 use dipylon_sdk::clock::Clock;
-use dipylon::config::Connections;
 use dipylon_sdk::jose::dpop;
 use dipylon_sdk::proto::v1;
 use dipylon_sdk::proto::v1::token_service_client::TokenServiceClient;

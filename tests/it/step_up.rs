@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use dipylon::broker::*;
 use dipylon::journal::Faults;
-use dipylon_sdk::model::*;
 use dipylon::rate_limit::ConcurrencyPermit;
 use dipylon::serve::guard;
 use dipylon::webauthn::Assertion;
+use dipylon_sdk::model::*;
 
 use super::harness::*;
 use super::passkey::{Manners, SoftPasskey};

@@ -13,19 +13,19 @@ use axum::Extension;
 use axum::routing::get;
 use bytes::Bytes;
 use dipylon::broker::Settings;
-use dipylon_sdk::client::{
-    Agent, Endpoint, Error, EvidenceSource, Identity, OpenTask, Outcome, Reach, Task,
-};
-use dipylon_sdk::clock::Clock;
 use dipylon::config::Connections;
-use dipylon_sdk::jose::SigningKey;
 use dipylon::journal::Faults;
-use dipylon_sdk::model::*;
 use dipylon::serve::listener::Counts;
 use dipylon::serve::peer::{Peer, Source};
 use dipylon::serve::tls::Tls;
 use dipylon::serve::unix::GuardedUnixListener;
 use dipylon::serve::{self, ServerConfig};
+use dipylon_sdk::client::{
+    Agent, Endpoint, Error, EvidenceSource, Identity, OpenTask, Outcome, Reach, Task,
+};
+use dipylon_sdk::clock::Clock;
+use dipylon_sdk::jose::SigningKey;
+use dipylon_sdk::model::*;
 use dipylon_sdk::validator::{Validator, ValidatorConfig};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};

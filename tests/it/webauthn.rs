@@ -5,9 +5,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ciborium::cbor;
 use ciborium::value::Value as Cbor;
+use dipylon::webauthn::{self, Assertion, Credential, Registration, RelyingParty, WebauthnError};
 use dipylon_sdk::jose::AuthenticatorKey;
 use dipylon_sdk::model::Digest;
-use dipylon::webauthn::{self, Assertion, Credential, Registration, RelyingParty, WebauthnError};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

@@ -21,8 +21,8 @@ mod workload_api;
 
 pub use agent::{Agent, OpenTask, Task, TokenOrder};
 pub use answer::{Denied, Headers, Outcome, Pending, Token};
-pub use channel::{Endpoint, Identity};
 pub(crate) use channel::pause_ms;
+pub use channel::{Endpoint, Identity};
 #[cfg(not(feature = "internals"))]
 pub(crate) use channel::{Order, methods};
 #[cfg(feature = "internals")]

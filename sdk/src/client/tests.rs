@@ -56,9 +56,9 @@ impl FakeBroker {
         };
         let server = tonic::transport::Server::builder()
             .add_service(task::TaskServiceServer::new(broker.clone()))
-            .add_service(servers::governance_service_server::GovernanceServiceServer::new(
-                broker.clone(),
-            ));
+            .add_service(
+                servers::governance_service_server::GovernanceServiceServer::new(broker.clone()),
+            );
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         broker
     }

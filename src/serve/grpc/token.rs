@@ -11,8 +11,8 @@ use crate::broker::{Broker, FeedStart, Position};
 use crate::model::{Secret, Timestamp, TokenId, UseId};
 use crate::proto::convert::timestamp_to_wire;
 use crate::proto::v1;
-use crate::serve::services::token_service_server::TokenService;
 use crate::proto::v1::watch_revocations_response::Message;
+use crate::serve::services::token_service_server::TokenService;
 
 /// How often a quiet feed says that it is alive.
 const HEARTBEAT: Duration = Duration::from_secs(1);

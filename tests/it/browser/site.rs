@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dipylon::broker::{Broker, CallContext, Settings, VoteAsk, VoteProof};
+use dipylon::journal::Faults;
+use dipylon::rate_limit::ConcurrencyPermit;
+use dipylon::serve::{self, guard};
 use dipylon_sdk::client::{
     Agent, Endpoint, EvidenceSource, Identity, OpenTask, Outcome, Task, TokenOrder,
 };
 use dipylon_sdk::clock::{Clock, Hand};
 use dipylon_sdk::jose::{SigningKey, dpop};
-use dipylon::journal::Faults;
 use dipylon_sdk::model::*;
-use dipylon::rate_limit::ConcurrencyPermit;
-use dipylon::serve::{self, guard};
 use dipylon_sdk::validator::{Validator, ValidatorConfig};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
