@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use crate::broker::Settings;
 use crate::model::{Malformed, Realm, TrustDomain, parse_duration};
-use crate::rate_limit::{RATE_MAX, Rates};
+use crate::rate_limit::{RATE_MAX, RateLimitConfig};
 use crate::telemetry::logs::Format;
 
 pub use show::{Origin, Shown, to_toml};
@@ -201,7 +201,7 @@ struct File {
     log: Format,
     otlp_endpoint: Option<String>,
     #[serde(default)]
-    rates: Rates,
+    rate_limits: RateLimitConfig,
     #[serde(default)]
     limits: Limits,
     #[serde(default, rename = "trust_domain")]
@@ -378,7 +378,7 @@ impl Config {
                 TASK_CAP_S,
             )?,
             tell_callers: file.dev,
-            rates: bounded(file.rates)?,
+            rate_limits: bounded(file.rate_limits)?,
         };
         let domain = |d: Domain| Ok((TrustDomain::parse(&d.name)?, base.join(d.bundle)));
         Ok(Self {
@@ -445,28 +445,28 @@ fn collector(endpoint: String) -> Result<String, Malformed> {
 }
 
 /// Rates that limit something.
-fn bounded(rates: Rates) -> Result<Rates, Malformed> {
-    let Rates {
+fn bounded(rates: RateLimitConfig) -> Result<RateLimitConfig, Malformed> {
+    let RateLimitConfig {
         source_per_second,
         source_reserved_per_second,
         caller_per_second,
         caller_reserved_per_second,
-        calls_at_once,
-        reserved_at_once,
+        max_concurrent_calls,
+        max_concurrent_reserved,
     } = rates;
     for (what, n) in [
-        ("rates.source_per_second", source_per_second),
+        ("rate_limits.source_per_second", source_per_second),
         (
-            "rates.source_reserved_per_second",
+            "rate_limits.source_reserved_per_second",
             source_reserved_per_second,
         ),
-        ("rates.caller_per_second", caller_per_second),
+        ("rate_limits.caller_per_second", caller_per_second),
         (
-            "rates.caller_reserved_per_second",
+            "rate_limits.caller_reserved_per_second",
             caller_reserved_per_second,
         ),
-        ("rates.calls_at_once", calls_at_once),
-        ("rates.reserved_at_once", reserved_at_once),
+        ("rate_limits.max_concurrent_calls", max_concurrent_calls),
+        ("rate_limits.max_concurrent_reserved", max_concurrent_reserved),
     ] {
         if n.get() > RATE_MAX {
             return Err(Malformed::new(what, format!("must be at most {RATE_MAX}")));
@@ -506,11 +506,11 @@ mod tests {
         assert_eq!(config.settings.issuer, "http://127.0.0.1:7700");
         assert_eq!(config.settings.ttl_cap, 900);
         assert!(config.data_dir.is_absolute() && !config.dev);
-        assert_eq!(config.settings.rates, Rates::default());
+        assert_eq!(config.settings.rate_limits, RateLimitConfig::default());
         assert_eq!((config.operator_listen, config.log), (None, Format::Text));
         let more = "operator_listen = \"127.0.0.1:9100\"\nlog = \"json\"\n";
-        let config = read(&format!("{more}{GOOD}[rates]\ncaller_per_second = 7\n")).expect("good");
-        assert_eq!(config.settings.rates.caller_per_second.get(), 7);
+        let config = read(&format!("{more}{GOOD}[rate_limits]\ncaller_per_second = 7\n")).expect("good");
+        assert_eq!(config.settings.rate_limits.caller_per_second.get(), 7);
         assert_eq!(
             config.operator_listen,
             Some(OperatorAddress::Tcp(
@@ -573,17 +573,17 @@ mod tests {
             ),
             (
                 "key_dir = \"keys\"\n",
-                "key_dir = \"keys\"\n[rates]\ncalls_at_once = 0\n",
+                "key_dir = \"keys\"\n[rate_limits]\ncalls_at_once = 0\n",
                 "nonzero",
             ),
             (
                 "key_dir = \"keys\"\n",
-                "key_dir = \"keys\"\n[rates]\nsource_per_second = 1000001\n",
-                "rates.source_per_second",
+                "key_dir = \"keys\"\n[rate_limits]\nsource_per_second = 1000001\n",
+                "rate_limits.source_per_second",
             ),
             (
                 "key_dir = \"keys\"\n",
-                "key_dir = \"keys\"\n[rates]\nper_second = 1\n",
+                "key_dir = \"keys\"\n[rate_limits]\nper_second = 1\n",
                 "unknown key `per_second`",
             ),
             (

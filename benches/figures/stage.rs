@@ -9,7 +9,7 @@ use dipylon::clock::Clock;
 use dipylon::jose::{SigningKey, dpop};
 use dipylon::model::*;
 use dipylon::proto::{convert, v1};
-use dipylon::rate_limit::{ConcurrencyPermit, RATE_MAX, Rates};
+use dipylon::rate_limit::{ConcurrencyPermit, RATE_MAX, RateLimitConfig};
 use dipylon::serve::guard;
 use tokio::runtime::{Builder, Runtime};
 use tonic::metadata::MetadataValue;
@@ -191,13 +191,13 @@ pub fn fresh() -> u64 {
 }
 
 /// Rates that nothing here comes near: what is measured is the work, not its refusal.
-fn unbounded() -> Rates {
+fn unbounded() -> RateLimitConfig {
     let most = std::num::NonZeroU32::new(RATE_MAX).expect("a number");
-    Rates {
+    RateLimitConfig {
         source_per_second: most,
         source_reserved_per_second: most,
         caller_per_second: most,
         caller_reserved_per_second: most,
-        ..Rates::default()
+        ..RateLimitConfig::default()
     }
 }

@@ -111,12 +111,12 @@ impl Broker {
         let span = tracing::Span::current();
         span.record("caller", who.as_str());
         span.record("who", tracing::field::display(&who));
-        let after = match self.callers.take(class, &who, self.uptime()) {
+        let after = match self.callers.check(class, &who, self.uptime()) {
             Ok(()) => return Ok(()),
             Err(after) => after,
         };
         self.metrics.rate_limited(class.as_str(), "caller");
-        if let Some(count) = self.rate_told.due(self.uptime()) {
+        if let Some(count) = self.rate_told.poll(self.uptime()) {
             tracing::warn!(
                 count,
                 class = class.as_str(),

@@ -130,12 +130,12 @@ impl Config {
             },
             "log" => text(self.log.as_str()),
             "otlp_endpoint" => self.otlp_endpoint.as_deref().map_or(Row::Unset, text),
-            "rates.source_per_second" => number(settings.rates.source_per_second),
-            "rates.source_reserved_per_second" => number(settings.rates.source_reserved_per_second),
-            "rates.caller_per_second" => number(settings.rates.caller_per_second),
-            "rates.caller_reserved_per_second" => number(settings.rates.caller_reserved_per_second),
-            "rates.calls_at_once" => number(settings.rates.calls_at_once),
-            "rates.reserved_at_once" => number(settings.rates.reserved_at_once),
+            "rate_limits.source_per_second" => number(settings.rate_limits.source_per_second),
+            "rate_limits.source_reserved_per_second" => number(settings.rate_limits.source_reserved_per_second),
+            "rate_limits.caller_per_second" => number(settings.rate_limits.caller_per_second),
+            "rate_limits.caller_reserved_per_second" => number(settings.rate_limits.caller_reserved_per_second),
+            "rate_limits.max_concurrent_calls" => number(settings.rate_limits.max_concurrent_calls),
+            "rate_limits.max_concurrent_reserved" => number(settings.rate_limits.max_concurrent_reserved),
             other => self.domain_row(other).map_or(Row::Unknown, path),
         }
     }

@@ -19,19 +19,19 @@ use super::peer::{Peer, Source};
 use super::status::rate_limited;
 use crate::broker::Broker;
 use crate::model::{AgentId, PersonId, ServiceId};
-use crate::rate_limit::{Class, ConcurrencyPermit, Limits, Places, Seldom, Tallied, Tally};
+use crate::rate_limit::{Class, ConcurrencyPermit, KeyedRateLimiter, ConcurrencyLimiter, LogThrottle, PerKeyPermit, PerKeyLimit};
 use crate::telemetry::Counted;
 
 /// The counters before the doors of one broker.
 pub(super) struct AdmissionControl {
     broker: Arc<Broker>,
-    sources: Limits<Source>,
-    places: Places,
+    sources: KeyedRateLimiter<Source>,
+    places: ConcurrencyLimiter,
     /// How many streams each service follows, each agent, each person.
-    watches: Arc<Tally<ServiceId>>,
-    agent_watches: Arc<Tally<AgentId>>,
-    person_watches: Arc<Tally<PersonId>>,
-    shed: Seldom,
+    watches: Arc<PerKeyLimit<ServiceId>>,
+    agent_watches: Arc<PerKeyLimit<AgentId>>,
+    person_watches: Arc<PerKeyLimit<PersonId>>,
+    shed: LogThrottle,
 }
 
 /// Streams one service may follow at once: a fleet of validators shares its registration.
@@ -46,14 +46,14 @@ const PLACES_FULL_RETRY: Duration = Duration::from_secs(1);
 
 impl AdmissionControl {
     pub(super) fn new(broker: Arc<Broker>) -> Self {
-        let rates = &broker.settings().rates;
+        let rates = &broker.settings().rate_limits;
         Self {
-            sources: Limits::new(rates.source_per_second, rates.source_reserved_per_second),
-            places: Places::new(rates),
-            watches: Arc::new(Tally::new(WATCHES_PER_SERVICE_MAX)),
-            agent_watches: Arc::new(Tally::new(WATCHES_PER_AGENT_MAX)),
-            person_watches: Arc::new(Tally::new(WATCHES_PER_PERSON_MAX)),
-            shed: Seldom::default(),
+            sources: KeyedRateLimiter::new(rates.source_per_second, rates.source_reserved_per_second),
+            places: ConcurrencyLimiter::new(rates),
+            watches: Arc::new(PerKeyLimit::new(WATCHES_PER_SERVICE_MAX)),
+            agent_watches: Arc::new(PerKeyLimit::new(WATCHES_PER_AGENT_MAX)),
+            person_watches: Arc::new(PerKeyLimit::new(WATCHES_PER_PERSON_MAX)),
+            shed: LogThrottle::default(),
             broker,
         }
     }
@@ -61,7 +61,7 @@ impl AdmissionControl {
     /// A place for a call whose message has come whole: nobody holds one by sending slowly.
     pub(super) async fn place(&self, method: &'static str) -> Result<ConcurrencyPermit, Status> {
         let class = guard::class(method);
-        self.places.enter(class).await.map_err(|_| {
+        self.places.acquire(class).await.map_err(|_| {
             self.note(class, "places");
             rate_limited(PLACES_FULL_RETRY)
         })
@@ -69,7 +69,7 @@ impl AdmissionControl {
 
     /// A place for a call of the console, or when to come again.
     pub(super) async fn permit(&self, class: Class) -> Result<ConcurrencyPermit, Duration> {
-        self.places.enter(class).await.map_err(|_| {
+        self.places.acquire(class).await.map_err(|_| {
             self.note(class, "places");
             PLACES_FULL_RETRY
         })
@@ -77,7 +77,7 @@ impl AdmissionControl {
 
     /// Counts one more stream of a service, until it ends.
     pub(super) fn watch(&self, service: &ServiceId) -> Result<Watch, Status> {
-        let Some(one) = self.watches.enter(service) else {
+        let Some(one) = self.watches.acquire(service) else {
             self.note(Class::Reserved, "watches");
             return Err(rate_limited(PLACES_FULL_RETRY));
         };
@@ -89,7 +89,7 @@ impl AdmissionControl {
 
     /// Counts one more access request that an agent watches, until the watch ends.
     pub(super) fn agent_watch(&self, agent: &AgentId) -> Result<AgentWatch, Status> {
-        let Some(one) = self.agent_watches.enter(agent) else {
+        let Some(one) = self.agent_watches.acquire(agent) else {
             self.note(Class::General, "watches");
             return Err(rate_limited(PLACES_FULL_RETRY));
         };
@@ -101,7 +101,7 @@ impl AdmissionControl {
 
     /// Counts one more inbox that a person watches, until the watch ends.
     pub(super) fn person_watch(&self, person: &PersonId) -> Result<PersonWatch, Status> {
-        let Some(one) = self.person_watches.enter(person) else {
+        let Some(one) = self.person_watches.acquire(person) else {
             self.note(Class::General, "watches");
             return Err(rate_limited(PLACES_FULL_RETRY));
         };
@@ -113,7 +113,7 @@ impl AdmissionControl {
 
     fn note(&self, class: Class, by: &'static str) {
         self.broker.metrics().rate_limited(class.as_str(), by);
-        if let Some(count) = self.shed.due(self.broker.uptime()) {
+        if let Some(count) = self.shed.poll(self.broker.uptime()) {
             tracing::warn!(count, class = class.as_str(), by, "calls shed");
         }
     }
@@ -121,19 +121,19 @@ impl AdmissionControl {
 
 /// A stream that is followed.
 pub(super) struct Watch {
-    _one: Tallied<ServiceId>,
+    _one: PerKeyPermit<ServiceId>,
     _counted: Counted,
 }
 
 /// An access request that its agent watches.
 pub(super) struct AgentWatch {
-    _one: Tallied<AgentId>,
+    _one: PerKeyPermit<AgentId>,
     _counted: Counted,
 }
 
 /// An inbox that a person watches.
 pub(super) struct PersonWatch {
-    _one: Tallied<PersonId>,
+    _one: PerKeyPermit<PersonId>,
     _counted: Counted,
 }
 
@@ -160,7 +160,7 @@ pub(super) async fn within_its_rate(
     let class = class(request.uri().path());
     match admission
         .sources
-        .take(class, &source, admission.broker.uptime())
+        .check(class, &source, admission.broker.uptime())
     {
         Ok(()) => next.run(request).await,
         Err(after) => {
