@@ -131,11 +131,11 @@ pub(super) fn configuration(file: &Path) -> (Finding, Option<Config>) {
             under.push(Finding::ok("every key is understood"));
             Some(config)
         }
-        Err(ConfigError::Wrong { found, .. }) => {
-            under.extend(found.into_iter().map(|wrong| {
+        Err(ConfigError::Invalid { problems, .. }) => {
+            under.extend(problems.into_iter().map(|wrong| {
                 let told = match wrong.line {
-                    Some(line) => format!("{} at line {line}", wrong.what),
-                    None => wrong.what,
+                    Some(line) => format!("{} at line {line}", wrong.message),
+                    None => wrong.message,
                 };
                 let advice = wrong.advice;
                 Finding::fail(told, advice.unwrap_or_else(|| "correct it".to_owned()))
@@ -155,7 +155,7 @@ pub(super) fn configuration(file: &Path) -> (Finding, Option<Config>) {
 
 /// Directories and the signing key: places and modes.
 pub(super) fn files(config: &Config) -> Finding {
-    let looked = keys::look(&config.key_dir, &config.data_dir);
+    let looked = keys::inspect(&config.key_dir, &config.data_dir);
     let mut under: Vec<_> = looked
         .problems
         .iter()

@@ -42,6 +42,7 @@ impl Class {
 
 /// The configuration's `[rate_limits]`. No number may be zero, and none means "without limit".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields, default)]
 pub struct RateLimitConfig {
     /// General calls a second from one source address, before anything is verified.

@@ -20,7 +20,7 @@ use super::connection::{self, Opening};
 use super::peer::{Peer, Source};
 use super::tls::Tls;
 use super::unix::GuardedUnixListener;
-use crate::config::Connections;
+use crate::config::ConnectionLimits;
 use crate::telemetry::{Counted, Metrics};
 
 /// A door: where connections come in.
@@ -71,7 +71,7 @@ impl Counts {
 
 /// What every connection of a door shares.
 pub(super) struct Shared {
-    pub(super) limits: Connections,
+    pub(super) limits: ConnectionLimits,
     pub(super) router: Router,
     pub(super) counts: Arc<Counts>,
     metrics: Arc<Metrics>,
@@ -81,7 +81,7 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new(
-        limits: Connections,
+        limits: ConnectionLimits,
         router: Router,
         counts: Arc<Counts>,
         metrics: Arc<Metrics>,
@@ -212,7 +212,7 @@ impl Sources {
         }
     }
 
-    fn enter(&self, source: Source, limits: &Connections) -> Option<Place> {
+    fn enter(&self, source: Source, limits: &ConnectionLimits) -> Option<Place> {
         let party = source.party();
         let max = match party {
             Source::Ip(_) => limits.max_per_source,
@@ -283,9 +283,9 @@ mod tests {
 
     #[test]
     fn a_party_holds_what_it_may_and_gives_it_back() {
-        let limits = Connections {
+        let limits = ConnectionLimits {
             max_per_source: 2,
-            ..Connections::default()
+            ..ConnectionLimits::default()
         };
         let sources = Sources::of(7);
         let from = |text: &str| Source::Ip(text.parse().expect("address"));

@@ -32,7 +32,7 @@ use tokio::sync::watch;
 use tonic::service::Routes;
 
 use crate::broker::Broker;
-use crate::config::Connections;
+use crate::config::ConnectionLimits;
 use crate::proto::v1::approval_service_server::ApprovalServiceServer;
 use crate::proto::v1::governance_service_server::GovernanceServiceServer;
 use crate::proto::v1::task_service_server::TaskServiceServer;
@@ -86,7 +86,7 @@ pub struct ServerConfig {
     /// A Unix socket beside it, always plain.
     pub unix: Option<GuardedUnixListener>,
     /// Bounds on connections, for each of the two by itself.
-    pub limits: Connections,
+    pub limits: ConnectionLimits,
     /// Routes beside the broker's own, within the same bounds.
     pub extra: Router,
     /// What the listeners count.
@@ -99,7 +99,7 @@ impl From<TcpListener> for ServerConfig {
             tcp,
             tls: None,
             unix: None,
-            limits: Connections::default(),
+            limits: ConnectionLimits::default(),
             extra: Router::new(),
             counts: Arc::default(),
         }

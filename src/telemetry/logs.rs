@@ -11,6 +11,7 @@ use crate::model::text::{escape_invisible, is_invisible};
 
 /// How lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// For people.

@@ -24,7 +24,7 @@ async fn nothing_secret_is_told_to_machines() {
 async fn told(form: &str) {
     let temp = tempfile::tempdir().expect("dir");
     let operators = temp.path().join("operators.sock");
-    let more = format!("log = \"{form}\"\noperator_listen = \"unix:operators.sock\"\n");
+    let more = format!("log = \"{form}\"\nadmin_listen = \"unix:operators.sock\"\n");
     let realm = Realm::with(temp.path(), &more);
     let log = temp.path().join("broker.log");
     let file = std::fs::File::create(&log).expect("file");
