@@ -456,7 +456,7 @@ impl Broker {
             | VerifyError::KeyRemoved
             | VerifyError::MayNotOperate { .. } => (Reason::NotAuthenticated, false),
         };
-        self.metrics.gate_1_refused(metrics::cause(error));
+        self.metrics.authentication_failed(metrics::cause(error));
         if !known {
             let mut uncounted = self.lock(&self.uncounted);
             uncounted.0.get_or_insert(self.now());

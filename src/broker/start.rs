@@ -110,7 +110,7 @@ impl Broker {
             realm: start.settings.realm.clone(),
             clock: start.clock.clone(),
             faults: start.faults,
-            observe: Some(Arc::new(move |took| observed.appended(took))),
+            observe: Some(Arc::new(move |took| observed.journal_appended(took))),
         };
         let journal = Journal::open(&start.data_dir, options, apply)?;
         if let Some(why) = views.broken() {

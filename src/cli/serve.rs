@@ -52,9 +52,9 @@ pub(super) struct Serve {
 pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitCode, Failure> {
     let (config, home) = configuration(common, &verb)?;
     undumpable();
-    let _speaking = logs::start(&logs::Settings {
+    let _log_guard = logs::start(&logs::LogSettings {
         format: config.log,
-        usual: if config.dev {
+        default_filter: if config.dev {
             "warn"
         } else {
             "warn,dipylon=info"

@@ -11,7 +11,7 @@ use super::{AdminAddress, Config, ConnectionLimits, TlsFiles};
 use crate::broker::Settings;
 use crate::model::{Malformed, Realm, TrustDomain, parse_duration};
 use crate::rate_limit::{RATE_MAX, RateLimitConfig};
-use crate::telemetry::logs::Format;
+use crate::telemetry::logs::LogFormat;
 
 /// Every key, in the order of `config show`. A test holds it to the structs below.
 pub(super) const KNOWN_KEYS: &[KnownKey] = &[
@@ -67,7 +67,7 @@ pub(super) struct ConfigFile {
     dev: bool,
     admin_listen: Option<String>,
     #[serde(default)]
-    log: Format,
+    log: LogFormat,
     otlp_endpoint: Option<String>,
     #[serde(default)]
     rate_limits: RateLimitConfig,

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::broker::Settings;
 use crate::model::{Malformed, TrustDomain};
-use crate::telemetry::logs::Format;
+use crate::telemetry::logs::LogFormat;
 use document::{Document, PROBLEMS_MAX, in_order};
 use file::{ConfigFile, KNOWN_KEYS};
 
@@ -48,7 +48,7 @@ pub struct Config {
     /// The address of metrics and probes; none unless configured.
     pub admin_listen: Option<AdminAddress>,
     /// The format of log lines.
-    pub log: Format,
+    pub log: LogFormat,
     /// The OTLP collector that gets spans of calls.
     pub otlp_endpoint: Option<String>,
 }
@@ -220,7 +220,7 @@ mod tests {
         assert_eq!(config.settings.ttl_cap, 900);
         assert!(config.data_dir.is_absolute() && !config.dev);
         assert_eq!(config.settings.rate_limits, RateLimitConfig::default());
-        assert_eq!((config.admin_listen, config.log), (None, Format::Text));
+        assert_eq!((config.admin_listen, config.log), (None, LogFormat::Text));
         let more = "admin_listen = \"127.0.0.1:9100\"\nlog = \"json\"\n";
         let config = read(&format!("{more}{GOOD}[rate_limits]\ncaller_per_second = 7\n")).expect("good");
         assert_eq!(config.settings.rate_limits.caller_per_second.get(), 7);
@@ -230,7 +230,7 @@ mod tests {
                 "127.0.0.1:9100".parse().expect("address")
             ))
         );
-        assert_eq!(config.log, Format::Json);
+        assert_eq!(config.log, LogFormat::Json);
         for (from, to, part) in [
             (
                 "realm",

@@ -20,7 +20,7 @@ use super::status::rate_limited;
 use crate::broker::Broker;
 use crate::model::{AgentId, PersonId, ServiceId};
 use crate::rate_limit::{Class, ConcurrencyPermit, KeyedRateLimiter, ConcurrencyLimiter, LogThrottle, PerKeyPermit, PerKeyLimit};
-use crate::telemetry::Counted;
+use crate::telemetry::InFlightGuard;
 
 /// The counters before the doors of one broker.
 pub(super) struct AdmissionControl {
@@ -62,7 +62,7 @@ impl AdmissionControl {
     pub(super) async fn place(&self, method: &'static str) -> Result<ConcurrencyPermit, Status> {
         let class = guard::class(method);
         self.places.acquire(class).await.map_err(|_| {
-            self.note(class, "places");
+            self.note(class, "concurrency");
             rate_limited(PLACES_FULL_RETRY)
         })
     }
@@ -70,7 +70,7 @@ impl AdmissionControl {
     /// A place for a call of the console, or when to come again.
     pub(super) async fn permit(&self, class: Class) -> Result<ConcurrencyPermit, Duration> {
         self.places.acquire(class).await.map_err(|_| {
-            self.note(class, "places");
+            self.note(class, "concurrency");
             PLACES_FULL_RETRY
         })
     }
@@ -78,36 +78,36 @@ impl AdmissionControl {
     /// Counts one more stream of a service, until it ends.
     pub(super) fn watch(&self, service: &ServiceId) -> Result<Watch, Status> {
         let Some(one) = self.watches.acquire(service) else {
-            self.note(Class::Reserved, "watches");
+            self.note(Class::Reserved, "streams");
             return Err(rate_limited(PLACES_FULL_RETRY));
         };
         Ok(Watch {
             _one: one,
-            _counted: self.broker.metrics().subscribed(),
+            _counted: self.broker.metrics().feed_subscribed(),
         })
     }
 
     /// Counts one more access request that an agent watches, until the watch ends.
     pub(super) fn agent_watch(&self, agent: &AgentId) -> Result<AgentWatch, Status> {
         let Some(one) = self.agent_watches.acquire(agent) else {
-            self.note(Class::General, "watches");
+            self.note(Class::General, "streams");
             return Err(rate_limited(PLACES_FULL_RETRY));
         };
         Ok(AgentWatch {
             _one: one,
-            _counted: self.broker.metrics().watching("access_request"),
+            _counted: self.broker.metrics().stream_opened("access_request"),
         })
     }
 
     /// Counts one more inbox that a person watches, until the watch ends.
     pub(super) fn person_watch(&self, person: &PersonId) -> Result<PersonWatch, Status> {
         let Some(one) = self.person_watches.acquire(person) else {
-            self.note(Class::General, "watches");
+            self.note(Class::General, "streams");
             return Err(rate_limited(PLACES_FULL_RETRY));
         };
         Ok(PersonWatch {
             _one: one,
-            _counted: self.broker.metrics().watching("inbox"),
+            _counted: self.broker.metrics().stream_opened("inbox"),
         })
     }
 
@@ -122,19 +122,19 @@ impl AdmissionControl {
 /// A stream that is followed.
 pub(super) struct Watch {
     _one: PerKeyPermit<ServiceId>,
-    _counted: Counted,
+    _counted: InFlightGuard,
 }
 
 /// An access request that its agent watches.
 pub(super) struct AgentWatch {
     _one: PerKeyPermit<AgentId>,
-    _counted: Counted,
+    _counted: InFlightGuard,
 }
 
 /// An inbox that a person watches.
 pub(super) struct PersonWatch {
     _one: PerKeyPermit<PersonId>,
-    _counted: Counted,
+    _counted: InFlightGuard,
 }
 
 /// The class of a path: ours by their rows; probes and keys are answered while calls are shed.

@@ -21,7 +21,7 @@ use super::peer::{Peer, Source};
 use super::tls::Tls;
 use super::unix::GuardedUnixListener;
 use crate::config::ConnectionLimits;
-use crate::telemetry::{Counted, Metrics};
+use crate::telemetry::{InFlightGuard, Metrics};
 
 /// A door: where connections come in.
 pub(super) enum Listener {
@@ -250,7 +250,7 @@ impl Drop for Place {
 /// What a connection holds while it is open.
 struct Held {
     shared: Arc<Shared>,
-    _connected: Counted,
+    _connected: InFlightGuard,
     _room: OwnedSemaphorePermit,
     _place: Place,
 }
@@ -259,7 +259,7 @@ impl Held {
     fn new(shared: Arc<Shared>, room: OwnedSemaphorePermit, place: Place) -> Self {
         Counts::one(&shared.counts.open);
         Self {
-            _connected: shared.metrics.connected(),
+            _connected: shared.metrics.connection_opened(),
             shared,
             _room: room,
             _place: place,

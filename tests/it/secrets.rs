@@ -97,7 +97,7 @@ async fn told(form: &str) {
         .await
         .expect("completes");
     let figures = figures(&operators).await;
-    assert!(figures.contains("dipylon_calls_total"), "{figures}");
+    assert!(figures.contains("dipylon_rpc_requests_total"), "{figures}");
     broker.kill().await.expect("stopped");
 
     let log = std::fs::read_to_string(&log).expect("log");

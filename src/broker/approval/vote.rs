@@ -514,7 +514,7 @@ impl Broker {
     ) {
         let took = u64::try_from(took_ms).unwrap_or(0);
         self.metrics
-            .approval_decided(std::time::Duration::from_millis(took));
+            .vote_signed(std::time::Duration::from_millis(took));
         let outcome = match view.standing {
             AccessRequestStatus::Approved => "approved",
             AccessRequestStatus::Denied => "denied",
