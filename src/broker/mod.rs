@@ -31,7 +31,7 @@ pub use crate::journal::Tail;
 use crate::journal::{AppendError, Journal};
 use crate::mint::TokenIssuer;
 use crate::model::*;
-use crate::policy::{InForce, PolicyBundle};
+use crate::policy::{ActivePolicy, PolicyBundle};
 use crate::rate_limit::{KeyedRateLimiter, RateLimitConfig, LogThrottle};
 use crate::state::{Grant, State, Table, Task};
 use crate::telemetry::Metrics;
@@ -240,7 +240,7 @@ impl Broker {
     }
 
     /// What a decision of gate 2 stands on.
-    fn ground<'a>(&'a self, rules: &'a InForce) -> Ground<'a> {
+    fn ground<'a>(&'a self, rules: &'a ActivePolicy) -> Ground<'a> {
         Ground {
             rules,
             roster: self.state.roster(),

@@ -175,7 +175,7 @@ impl Broker {
         broker.publish_key().await?;
         if let Some(files) = start.seed.filter(|_| broker.views.rules().is_none()) {
             let bundle = PolicyBundle::load(&files)?;
-            bundle.governable().map_err(StartError::Ungovernable)?;
+            bundle.check_has_operator().map_err(StartError::Ungovernable)?;
             broker.enter_bundle(bundle, &files, 0, None).await?;
         }
         broker.sweep().await?;

@@ -122,8 +122,8 @@ fn ask_as(
     action: &Action,
     ttl_s: i64,
     approvals: &[&str],
-) -> Answer {
-    bundle.ask(&Question {
+) -> AuthzDecision {
+    bundle.authorize(&AuthzRequest {
         agent,
         action,
         ttl_ms: ttl_s * 1000,
@@ -143,12 +143,12 @@ fn agent(bundle: &PolicyBundle, id: &str) -> Arc<Agent> {
         .expect("agent")
 }
 
-fn ask(bundle: &PolicyBundle, action: &Action, ttl_s: i64, approvals: &[&str]) -> Answer {
+fn ask(bundle: &PolicyBundle, action: &Action, ttl_s: i64, approvals: &[&str]) -> AuthzDecision {
     ask_as(bundle, &agent(bundle, "triage"), action, ttl_s, approvals)
 }
 
 /// An answer in one line: what, seconds, profiles, rules.
-fn short(answer: &Answer) -> String {
+fn short(answer: &AuthzDecision) -> String {
     let ids = |rules: &[crate::model::RuleRef]| {
         rules
             .iter()
@@ -157,8 +157,8 @@ fn short(answer: &Answer) -> String {
             .join(" ")
     };
     match answer {
-        Answer::Allowed { ttl_ms, rules } => format!("allowed {} [{}]", ttl_ms / 1000, ids(rules)),
-        Answer::Needs {
+        AuthzDecision::Allowed { ttl_ms, rules } => format!("allowed {} [{}]", ttl_ms / 1000, ids(rules)),
+        AuthzDecision::Needs {
             profiles,
             ttl_ms,
             rules,
@@ -171,12 +171,12 @@ fn short(answer: &Answer) -> String {
                 ids(rules)
             )
         }
-        Answer::Denied { why, rules } => format!("{why} [{}]", ids(rules)),
+        AuthzDecision::Denied { why, rules } => format!("{why} [{}]", ids(rules)),
     }
 }
 
 #[test]
-fn the_bundle_to_start_from_has_nothing_odd() {
+fn example_bundle_has_no_warnings() {
     let bundle = soc();
     assert_eq!(bundle.warnings(), []);
     assert_eq!(bundle.actions().count(), 4);
@@ -207,7 +207,7 @@ fn the_bundle_to_start_from_has_nothing_odd() {
 }
 
 #[test]
-fn every_row_of_the_readme_is_true() {
+fn example_readme_table() {
     let bundle = soc();
     assert_eq!(
         short(&ask(&bundle, &read(), 900, &[])),
@@ -262,7 +262,7 @@ fn every_row_of_the_readme_is_true() {
         )),
         "FORBIDDEN_BY_RULE [protected-accounts-stay]"
     );
-    // Assumed approvals end in a default denial: nobody is asked for what no rule allows.
+    // Assumed approvals end in a default denial: no approval is requested for what no rule allows.
     assert_eq!(
         short(&ask(&bundle, &disable("bob"), 300, &[])),
         "NO_RULE_ALLOWS []"
@@ -270,7 +270,7 @@ fn every_row_of_the_readme_is_true() {
 }
 
 #[test]
-fn the_ceiling_comes_before_the_rules() {
+fn ceiling_is_checked_first() {
     let bundle = soc();
     let reporter = agent(&bundle, "reporter");
     assert_eq!(
@@ -284,7 +284,7 @@ fn the_ceiling_comes_before_the_rules() {
 }
 
 #[test]
-fn what_cannot_be_asked_is_denied() {
+fn invalid_requests_are_denied() {
     let bundle = soc();
     assert_eq!(
         short(&ask(&bundle, &disable("nobody"), 60, &["one-security"])),
@@ -304,13 +304,13 @@ fn what_cannot_be_asked_is_denied() {
     let triage = agent(&bundle, "triage");
     let far = Timestamp::from_millis(i64::MAX);
     assert_eq!(
-        bundle.operate(&triage, EvidenceKind::JwtSvid, 0, "jkt", far),
-        OperateAnswer::Denied {
+        bundle.may_operate(&triage, EvidenceKind::JwtSvid, 0, "jkt", far),
+        OperateDecision::Denied {
             why: DeniedReason::RuleFailed,
             rules: vec![]
         }
     );
-    // An approval under a profile that is gone is as none.
+    // An approval under an unknown profile counts for nothing.
     assert_eq!(
         short(&ask(&bundle, &read(), 60, &["three-security"])),
         "allowed 60 [soc-acts-at-home]"
@@ -318,11 +318,11 @@ fn what_cannot_be_asked_is_denied() {
 }
 
 #[test]
-fn operating_needs_fresh_evidence_and_a_key() {
+fn operate_requires_fresh_evidence_and_a_key() {
     let bundle = soc();
     let triage = agent(&bundle, "triage");
     let operate = |age_ms, binding| {
-        bundle.operate(
+        bundle.may_operate(
             &triage,
             EvidenceKind::JwtSvid,
             age_ms,
@@ -331,9 +331,9 @@ fn operating_needs_fresh_evidence_and_a_key() {
         )
     };
     assert!(
-        matches!(operate(300_000, "jkt"), OperateAnswer::Allowed { rules } if rules.len() == 1)
+        matches!(operate(300_000, "jkt"), OperateDecision::Allowed { rules } if rules.len() == 1)
     );
-    let none = OperateAnswer::Denied {
+    let none = OperateDecision::Denied {
         why: DeniedReason::NoRuleAllows,
         rules: vec![],
     };
@@ -345,7 +345,7 @@ fn operating_needs_fresh_evidence_and_a_key() {
          when { context.now.toDate() == datetime(\"1970-01-01\") };",
     )
     .expect("bundle");
-    let answer = bundle.operate(
+    let answer = bundle.may_operate(
         &agent(&bundle, "triage"),
         EvidenceKind::JwtSvid,
         0,
@@ -353,12 +353,12 @@ fn operating_needs_fresh_evidence_and_a_key() {
         Timestamp::from_secs(5),
     );
     assert!(
-        matches!(answer, OperateAnswer::Denied { why: DeniedReason::ForbiddenByRule, rules } if &*rules[0].id == "closed")
+        matches!(answer, OperateDecision::Denied { why: DeniedReason::ForbiddenByRule, rules } if &*rules[0].id == "closed")
     );
 }
 
 #[test]
-fn milliseconds_reach_the_rules() {
+fn context_has_millisecond_precision() {
     let rule = "@id(\"exact\") forbid (principal, action == Action::\"case.read\", resource) unless {
         context.now == datetime(\"2026-10-22T08:00:00.123Z\") && context.task.age == duration(\"1m\") &&
         context.evidence.age == duration(\"1500ms\") && context.evidence.kind == \"jwt-svid\" && context.task.depth == 0 &&
@@ -377,8 +377,8 @@ fn milliseconds_reach_the_rules() {
 }
 
 #[test]
-fn remedies_are_only_hints() {
-    // One that does not lift its forbid.
+fn remedies_are_verified_by_cedar() {
+    // A remedy that does not lift its forbid.
     let bundle = soc_and(
         "@id(\"wrong\") @step_up(\"one-security\") forbid (principal, action, resource is Case);",
     );
@@ -424,7 +424,7 @@ fn remedies_are_only_hints() {
 }
 
 #[test]
-fn a_shorter_life_is_tried_before_people_are_asked() {
+fn max_ttl_is_tried_before_step_up() {
     let bundle = soc_and(
         "@id(\"long-takes-a-yes\") @step_up(\"one-security\") forbid (principal, action == Action::\"case.read\", resource)
          when { context.ttl > duration(\"20s\") } unless { context.approvals.contains(StepUp::\"one-security\") };
@@ -439,7 +439,7 @@ fn a_shorter_life_is_tried_before_people_are_asked() {
 }
 
 #[test]
-fn a_rule_that_fails_denies() {
+fn evaluation_errors_deny() {
     let mut files = soc_files();
     let schema = files.get_mut("schema.cedarschema").expect("schema");
     *schema = schema.replace(
@@ -470,7 +470,7 @@ fn a_rule_that_fails_denies() {
 }
 
 #[test]
-fn an_open_target_is_told_apart() {
+fn open_targets_set_target_known_false() {
     let mut files = soc_files();
     let schema = files.get_mut("schema.cedarschema").expect("schema");
     *schema = schema.replace(
@@ -503,12 +503,12 @@ fn an_open_target_is_told_apart() {
     let stranger = action("case.read", "Account::ann", &[]);
     assert_eq!(
         bundle.check_action(&stranger),
-        Err(ActionProblem::UnknownTarget)
+        Err(ActionError::UnknownTarget)
     );
 }
 
 #[test]
-fn an_action_is_checked_before_it_is_asked_about() {
+fn check_action_errors() {
     let bundle = soc();
     assert_eq!(
         bundle.check_action(&disable("ann")).expect("fits").title,
@@ -517,25 +517,25 @@ fn an_action_is_checked_before_it_is_asked_about() {
     let problem = |a: &Action| bundle.check_action(a).expect_err("refused");
     assert_eq!(
         problem(&action("account.delete", "Account::ann", &[])),
-        ActionProblem::UnknownAction
+        ActionError::UnknownAction
     );
     assert_eq!(
         problem(&action("write", "Account::ann", &[])),
-        ActionProblem::UnknownAction
+        ActionError::UnknownAction
     );
     assert_eq!(
         problem(&action("operate", "Environment::prod", &[])),
-        ActionProblem::UnknownAction
+        ActionError::UnknownAction
     );
-    assert_eq!(problem(&disable("Ann")), ActionProblem::UnknownTarget);
+    assert_eq!(problem(&disable("Ann")), ActionError::UnknownTarget);
     assert_eq!(
         problem(&action("case.read", "Host::web-1", &[])),
-        ActionProblem::UnknownTarget
+        ActionError::UnknownTarget
     );
     let mut other = read();
     other.audience = Audience::parse("https://cases.soc.example/").expect("audience");
-    assert_eq!(problem(&other), ActionProblem::UnknownAudience);
-    let wrong = |message: &str| ActionProblem::WrongParameters(message.to_owned());
+    assert_eq!(problem(&other), ActionError::UnknownAudience);
+    let wrong = |message: &str| ActionError::InvalidParameters(message.to_owned());
     assert_eq!(
         problem(&action("account.disable", "Account::ann", &[])),
         wrong("end_sessions is missing")
@@ -607,10 +607,10 @@ fn nested_parameters_are_typed() {
 }
 
 #[test]
-fn facts_of_a_target_are_plain() {
+fn target_attributes_as_text() {
     let bundle = soc();
     let facts = bundle
-        .target_facts(&Target::parse_pair("Account::ann").expect("target"))
+        .target_attributes(&Target::parse_pair("Account::ann").expect("target"))
         .expect("known");
     let expected = [
         ("environment", "Environment::prod"),
@@ -619,17 +619,17 @@ fn facts_of_a_target_are_plain() {
     ];
     assert_eq!(facts, expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
     assert_eq!(
-        bundle.target_facts(&Target::parse_pair("Account::zoe").expect("target")),
+        bundle.target_attributes(&Target::parse_pair("Account::zoe").expect("target")),
         None
     );
 }
 
 #[test]
-fn the_self_test_notices_missing_action_entities() {
+fn self_test_detects_missing_action_entities() {
     let mut bundle = soc();
-    assert_eq!(selftest::prove(&bundle.judge, &bundle.catalogue), Ok(()));
-    bundle.judge.store_mut().forget_actions();
-    let broken = selftest::prove(&bundle.judge, &bundle.catalogue).expect_err("noticed");
+    assert_eq!(selftest::verify(&bundle.evaluator, &bundle.catalogue), Ok(()));
+    bundle.evaluator.store_mut().remove_actions();
+    let broken = selftest::verify(&bundle.evaluator, &bundle.catalogue).expect_err("noticed");
     assert!(
         broken
             .iter()
@@ -640,15 +640,15 @@ fn the_self_test_notices_missing_action_entities() {
     bundle.rules.set = "permit (principal, action, resource); forbid (principal, action in Action::\"write\", resource);"
         .parse()
         .expect("policy");
-    bundle.slices = Slices::default();
+    bundle.policy_index = PolicyIndex::default();
     assert!(matches!(
         ask(&bundle, &disable("ann"), 60, &[]),
-        Answer::Allowed { .. }
+        AuthzDecision::Allowed { .. }
     ));
 }
 
 #[test]
-fn rules_are_held_to_their_form() {
+fn rule_validation_errors() {
     let permit = "permit (principal, action, resource);";
     refused(
         soc_and(permit),
@@ -717,7 +717,7 @@ fn rules_are_held_to_their_form() {
 }
 
 #[test]
-fn everything_wrong_is_said_at_once() {
+fn all_problems_are_reported_at_once() {
     let mut files = soc_files();
     let edit = |files: &mut BTreeMap<String, String>, path: &str, from: &str, to: &str| {
         let text = files.get_mut(path).expect("file");
@@ -758,7 +758,7 @@ fn everything_wrong_is_said_at_once() {
 }
 
 #[test]
-fn the_schema_is_held_to_its_form() {
+fn schema_validation_errors() {
     let schema = |from: &str, to: &str| soc_with("schema.cedarschema", from, to);
     refused(
         schema("ttl: duration, ", ""),
@@ -1112,7 +1112,7 @@ fn a_bundle_without_profiles_or_agents_loads_and_denies() {
     let bundle = load(files).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(
         bundle.check_action(&read()),
-        Err(ActionProblem::UnknownAction)
+        Err(ActionError::UnknownAction)
     );
     assert!(
         bundle
@@ -1143,15 +1143,15 @@ proptest! {
             let all: Vec<_> = fewer.iter().chain(&more).copied().collect();
             let (before, after) = (ask(bundle, &action, ttl_s, &fewer), ask(bundle, &action, ttl_s, &all));
             match &before {
-                Answer::Allowed { ttl_ms, .. } => prop_assert!(matches!(&after, Answer::Allowed { ttl_ms: t, .. } if t == ttl_ms), "{}", short(&after)),
-                Answer::Needs { profiles, .. } => {
-                    prop_assert!(!matches!(after, Answer::Denied { .. }), "{}", short(&after));
+                AuthzDecision::Allowed { ttl_ms, .. } => prop_assert!(matches!(&after, AuthzDecision::Allowed { ttl_ms: t, .. } if t == ttl_ms), "{}", short(&after)),
+                AuthzDecision::Needs { profiles, .. } => {
+                    prop_assert!(!matches!(after, AuthzDecision::Denied { .. }), "{}", short(&after));
                     // What is asked for suffices, with the life that was promised.
                     let names: Vec<_> = fewer.iter().copied().chain(profiles.iter().map(|p| p.name.as_str())).collect();
                     let then = ask(bundle, &action, ttl_s, &names);
-                    prop_assert!(matches!(then, Answer::Allowed { .. }), "{}", short(&then));
+                    prop_assert!(matches!(then, AuthzDecision::Allowed { .. }), "{}", short(&then));
                 }
-                Answer::Denied { .. } => {}
+                AuthzDecision::Denied { .. } => {}
             }
             Ok(())
         })?;
@@ -1242,7 +1242,7 @@ proptest! {
             for agent in ["triage", "reporter"] {
                 for target in ["ann", "INC-8841"] {
                     let kind = catalogued.target_types.first().expect("a type");
-                    let asked = judge::Asked {
+                    let request = evaluator::EvalRequest {
                         agent: &AgentId::parse(agent).expect("id"),
                         action: &catalogued.name,
                         target: &Target::parse(kind, target).expect("target"),
@@ -1250,7 +1250,7 @@ proptest! {
                         parameters: &catalogued.sample_parameters(),
                         ttl_ms: 1_000,
                         approvals: &BTreeSet::new(),
-                        shown: judge::Shown {
+                        evidence: evaluator::EvidenceContext {
                             kind: EvidenceKind::JwtSvid,
                             age_ms,
                             binding: "jkt",
@@ -1259,11 +1259,11 @@ proptest! {
                         task_age_ms: 0,
                         task_depth: 0,
                     };
-                    let slice = bundle.slices.of(name, &bundle.rules.set);
+                    let slice = bundle.policy_index.policies_for(name, &bundle.rules.set);
                     left_out += bundle.rules.set.num_of_policies() - slice.num_of_policies();
                     prop_assert_eq!(
-                        bundle.judge.judge(slice, &asked),
-                        bundle.judge.judge(&bundle.rules.set, &asked),
+                        bundle.evaluator.evaluate(slice, &request),
+                        bundle.evaluator.evaluate(&bundle.rules.set, &request),
                         "{} by {} on {}", name, agent, target
                     );
                 }
@@ -1271,21 +1271,21 @@ proptest! {
         }
         for agent in ["triage", "reporter"] {
             let agent = bundle.agent(&AgentId::parse(agent).expect("id")).expect("agent");
-            let shown = judge::Shown { kind: EvidenceKind::JwtSvid, age_ms: 0, binding: "jkt", now: Timestamp::from_secs(1) };
-            let ask = |rules| bundle.judge.judge_operate(rules, &agent.id, &agent.environment, shown);
-            prop_assert_eq!(ask(bundle.slices.of(OPERATE, &bundle.rules.set)), ask(&bundle.rules.set));
+            let evidence = evaluator::EvidenceContext { kind: EvidenceKind::JwtSvid, age_ms: 0, binding: "jkt", now: Timestamp::from_secs(1) };
+            let ask = |rules| bundle.evaluator.evaluate_operate(rules, &agent.id, &agent.environment, evidence);
+            prop_assert_eq!(ask(bundle.policy_index.policies_for(OPERATE, &bundle.rules.set)), ask(&bundle.rules.set));
         }
-        // Not a law, but without it nothing would have been compared.
+        // Guards the test: without this no smaller set would have been compared.
         let one_action = bundle.rules.set.policies().any(|rule| matches!(rule.action_constraint(), cedar_policy::ActionConstraint::Eq(_)));
         prop_assert!(!one_action || left_out > 0);
     }
 }
 
 #[test]
-fn a_slice_leaves_out_what_is_about_other_actions() {
+fn policy_index_leaves_out_other_actions() {
     let bundle = soc();
     let ids = |action: &str| -> BTreeSet<String> {
-        let slice = bundle.slices.of(action, &bundle.rules.set);
+        let slice = bundle.policy_index.policies_for(action, &bundle.rules.set);
         slice.policies().map(|rule| rule.id().to_string()).collect()
     };
     assert_eq!(
@@ -1304,10 +1304,10 @@ fn a_slice_leaves_out_what_is_about_other_actions() {
     assert!(!ids("host.isolate").contains("protected-accounts-stay"));
     assert_eq!(
         bundle
-            .slices
-            .of("no.such", &bundle.rules.set)
+            .policy_index
+            .policies_for("no.such", &bundle.rules.set)
             .num_of_policies(),
         bundle.rules.set.num_of_policies(),
-        "an action without a slice is asked with every rule"
+        "an unknown action is evaluated with every rule"
     );
 }
