@@ -19,7 +19,7 @@ pub struct CatalogueAction {
     pub title: String,
     /// Its effect, in words for people.
     pub effect: Option<String>,
-    /// `yes`, `no`, or in annotations.
+    /// `yes`, `no`, or a sentence.
     pub reversible: Option<String>,
     /// How to undo it.
     pub undo: Option<String>,
@@ -391,15 +391,15 @@ fn param_spec(member: &RecordMember, outermost: bool) -> Result<ParamSpec, Strin
         }
     }
     Ok(ParamSpec {
-        ty: param_type(&member.shape)?,
+        ty: param_type(&member.ty)?,
         required: member.required,
         sensitive: member.annotations.contains_key("sensitive"),
         title: member.annotations.get("title").cloned().flatten(),
     })
 }
 
-fn param_type(shape: &SchemaType) -> Result<ParamType, String> {
-    Ok(match shape {
+fn param_type(ty: &SchemaType) -> Result<ParamType, String> {
+    Ok(match ty {
         SchemaType::String => ParamType::String,
         SchemaType::Bool => ParamType::Bool,
         SchemaType::Long => ParamType::Long,

@@ -218,20 +218,20 @@ pub(super) fn parameters(context: &SchemaType) -> Result<&BTreeMap<String, Recor
     let mut differs = Vec::new();
     for (name, member) in &expected {
         match members.get(name) {
-            None => differs.push(format!("{name}: {} is missing", member.shape)),
+            None => differs.push(format!("{name}: {} is missing", member.ty)),
             Some(found) if !found.required => differs.push(format!("{name} must not be optional")),
             Some(found) if !found.annotations.is_empty() => {
                 differs.push(format!("{name} takes no annotations"))
             }
             Some(found) if name == PARAMETERS => {
-                if !matches!(found.shape, SchemaType::Record(_)) {
-                    differs.push(format!("parameters must be a record, not {}", found.shape));
+                if !matches!(found.ty, SchemaType::Record(_)) {
+                    differs.push(format!("parameters must be a record, not {}", found.ty));
                 }
             }
-            Some(found) if !found.shape.is_same(&member.shape) => {
+            Some(found) if !found.ty.is_same(&member.ty) => {
                 differs.push(format!(
                     "{name} must be {}, not {}",
-                    member.shape, found.shape
+                    member.ty, found.ty
                 ));
             }
             Some(_) => {}
@@ -244,7 +244,7 @@ pub(super) fn parameters(context: &SchemaType) -> Result<&BTreeMap<String, Recor
             nearest(name, expected.keys().map(String::as_str))
         )
     }));
-    match members.get(PARAMETERS).map(|m| &m.shape) {
+    match members.get(PARAMETERS).map(|m| &m.ty) {
         Some(SchemaType::Record(parameters)) if differs.is_empty() => Ok(parameters),
         Some(_) | None => Err(format!(
             "context differs ({}); write {CONTEXT}",

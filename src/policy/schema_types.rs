@@ -22,7 +22,7 @@ pub(super) enum SchemaType {
 /// A member of a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RecordMember {
-    pub(super) shape: SchemaType,
+    pub(super) ty: SchemaType,
     pub(super) required: bool,
     pub(super) annotations: BTreeMap<String, Option<String>>,
 }
@@ -30,15 +30,15 @@ pub(super) struct RecordMember {
 impl SchemaType {
     /// The record with these members, all required.
     pub(super) fn record<const N: usize>(members: [(&str, SchemaType); N]) -> Self {
-        let member = |shape| RecordMember {
-            shape,
+        let member = |ty| RecordMember {
+            ty,
             required: true,
             annotations: BTreeMap::new(),
         };
         Self::Record(
             members
                 .into_iter()
-                .map(|(name, shape)| (name.to_owned(), member(shape)))
+                .map(|(name, ty)| (name.to_owned(), member(ty)))
                 .collect(),
         )
     }
@@ -50,7 +50,7 @@ impl SchemaType {
             (Self::Record(a), Self::Record(b)) => {
                 a.len() == b.len()
                     && a.iter().zip(b).all(|((n, x), (m, y))| {
-                        n == m && x.required == y.required && x.shape.is_same(&y.shape)
+                        n == m && x.required == y.required && x.ty.is_same(&y.ty)
                     })
             }
             (Self::Extension(a), Self::Extension(b)) | (Self::Entity(a), Self::Entity(b)) => a == b,
@@ -79,7 +79,7 @@ impl fmt::Display for SchemaType {
             Self::Set(of) => write!(f, "Set<{of}>"),
             Self::Record(members) => {
                 let members = members.iter().map(|(name, m)| {
-                    format!("{name}{}: {}", if m.required { "" } else { "?" }, m.shape)
+                    format!("{name}{}: {}", if m.required { "" } else { "?" }, m.ty)
                 });
                 write!(f, "{{ {} }}", members.collect::<Vec<_>>().join(", "))
             }
@@ -138,7 +138,7 @@ impl TypeReader<'_> {
             .into_iter()
             .flatten()
         {
-            let shape = self.read_at(member, depth + 1)?;
+            let ty = self.read_at(member, depth + 1)?;
             let required = member
                 .get("required")
                 .and_then(Value::as_bool)
@@ -146,7 +146,7 @@ impl TypeReader<'_> {
             members.insert(
                 name.clone(),
                 RecordMember {
-                    shape,
+                    ty,
                     required,
                     annotations: annotations(member),
                 },

@@ -116,7 +116,7 @@ fn profiles(names: &[&str]) -> BTreeSet<ProfileName> {
         .collect()
 }
 
-fn ask_as(
+fn authorize_as(
     bundle: &PolicyBundle,
     agent: &Agent,
     action: &Action,
@@ -143,12 +143,12 @@ fn agent(bundle: &PolicyBundle, id: &str) -> Arc<Agent> {
         .expect("agent")
 }
 
-fn ask(bundle: &PolicyBundle, action: &Action, ttl_s: i64, approvals: &[&str]) -> AuthzDecision {
-    ask_as(bundle, &agent(bundle, "triage"), action, ttl_s, approvals)
+fn authorize(bundle: &PolicyBundle, action: &Action, ttl_s: i64, approvals: &[&str]) -> AuthzDecision {
+    authorize_as(bundle, &agent(bundle, "triage"), action, ttl_s, approvals)
 }
 
-/// An answer in one line: what, seconds, profiles, rules.
-fn short(answer: &AuthzDecision) -> String {
+/// A decision in one line: what, seconds, profiles, rules.
+fn summary(decision: &AuthzDecision) -> String {
     let ids = |rules: &[crate::model::RuleRef]| {
         rules
             .iter()
@@ -156,7 +156,7 @@ fn short(answer: &AuthzDecision) -> String {
             .collect::<Vec<_>>()
             .join(" ")
     };
-    match answer {
+    match decision {
         AuthzDecision::Allowed { ttl_ms, rules } => format!("allowed {} [{}]", ttl_ms / 1000, ids(rules)),
         AuthzDecision::Needs {
             profiles,
@@ -210,51 +210,51 @@ fn example_bundle_has_no_warnings() {
 fn example_readme_table() {
     let bundle = soc();
     assert_eq!(
-        short(&ask(&bundle, &read(), 900, &[])),
+        summary(&authorize(&bundle, &read(), 900, &[])),
         "allowed 900 [soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask(&bundle, &note(), 900, &[])),
+        summary(&authorize(&bundle, &note(), 900, &[])),
         "allowed 600 [soc-acts-at-home writes-are-short]"
     );
     assert_eq!(
-        short(&ask(&bundle, &note(), 600, &[])),
+        summary(&authorize(&bundle, &note(), 600, &[])),
         "allowed 600 [soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask(&bundle, &note(), 1, &[])),
+        summary(&authorize(&bundle, &note(), 1, &[])),
         "allowed 1 [soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask(&bundle, &disable("ann"), 300, &[])),
+        summary(&authorize(&bundle, &disable("ann"), 300, &[])),
         "needs one-security 300 [destructive-needs-a-yes soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask(&bundle, &disable("ann"), 900, &[])),
+        summary(&authorize(&bundle, &disable("ann"), 900, &[])),
         "needs one-security 600 [destructive-needs-a-yes soc-acts-at-home writes-are-short]"
     );
     assert_eq!(
-        short(&ask(&bundle, &disable("ann"), 300, &["one-security"])),
+        summary(&authorize(&bundle, &disable("ann"), 300, &["one-security"])),
         "allowed 300 [soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask(&bundle, &isolate("web-1"), 300, &[])),
+        summary(&authorize(&bundle, &isolate("web-1"), 300, &[])),
         "needs two-security 300 [isolating-production-needs-two soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask(&bundle, &isolate("web-1"), 300, &["one-security"])),
+        summary(&authorize(&bundle, &isolate("web-1"), 300, &["one-security"])),
         "needs two-security 300 [isolating-production-needs-two soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask(&bundle, &isolate("web-1"), 300, &["two-security"])),
+        summary(&authorize(&bundle, &isolate("web-1"), 300, &["two-security"])),
         "allowed 300 [soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask(&bundle, &disable("break-glass"), 300, &[])),
+        summary(&authorize(&bundle, &disable("break-glass"), 300, &[])),
         "FORBIDDEN_BY_RULE [protected-accounts-stay]"
     );
     assert_eq!(
-        short(&ask(
+        summary(&authorize(
             &bundle,
             &disable("break-glass"),
             300,
@@ -264,7 +264,7 @@ fn example_readme_table() {
     );
     // Assumed approvals end in a default denial: no approval is requested for what no rule allows.
     assert_eq!(
-        short(&ask(&bundle, &disable("bob"), 300, &[])),
+        summary(&authorize(&bundle, &disable("bob"), 300, &[])),
         "NO_RULE_ALLOWS []"
     );
 }
@@ -274,11 +274,11 @@ fn ceiling_is_checked_first() {
     let bundle = soc();
     let reporter = agent(&bundle, "reporter");
     assert_eq!(
-        short(&ask_as(&bundle, &reporter, &read(), 60, &[])),
+        summary(&authorize_as(&bundle, &reporter, &read(), 60, &[])),
         "allowed 60 [soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask_as(&bundle, &reporter, &note(), 60, &[])),
+        summary(&authorize_as(&bundle, &reporter, &note(), 60, &[])),
         "OUTSIDE_CEILING []"
     );
 }
@@ -287,13 +287,13 @@ fn ceiling_is_checked_first() {
 fn invalid_requests_are_denied() {
     let bundle = soc();
     assert_eq!(
-        short(&ask(&bundle, &disable("nobody"), 60, &["one-security"])),
+        summary(&authorize(&bundle, &disable("nobody"), 60, &["one-security"])),
         "RULE_FAILED []"
     );
-    assert_eq!(short(&ask(&bundle, &note(), 0, &[])), "RULE_FAILED []");
-    assert_eq!(short(&ask(&bundle, &note(), -5, &[])), "RULE_FAILED []");
+    assert_eq!(summary(&authorize(&bundle, &note(), 0, &[])), "RULE_FAILED []");
+    assert_eq!(summary(&authorize(&bundle, &note(), -5, &[])), "RULE_FAILED []");
     assert_eq!(
-        short(&ask(
+        summary(&authorize(
             &bundle,
             &action("case.note", "Case::INC-8841", &[]),
             60,
@@ -312,7 +312,7 @@ fn invalid_requests_are_denied() {
     );
     // An approval under an unknown profile counts for nothing.
     assert_eq!(
-        short(&ask(&bundle, &read(), 60, &["three-security"])),
+        summary(&authorize(&bundle, &read(), 60, &["three-security"])),
         "allowed 60 [soc-acts-at-home]"
     );
 }
@@ -367,11 +367,11 @@ fn context_has_millisecond_precision() {
         principal.owner in PersonGroup::\"security\" };";
     let bundle = soc_and(rule).expect("bundle");
     assert_eq!(
-        short(&ask(&bundle, &read(), 60, &[])),
+        summary(&authorize(&bundle, &read(), 60, &[])),
         "allowed 60 [soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask(&bundle, &read(), 61, &[])),
+        summary(&authorize(&bundle, &read(), 61, &[])),
         "FORBIDDEN_BY_RULE [exact]"
     );
 }
@@ -383,16 +383,16 @@ fn remedies_are_verified_by_cedar() {
         "@id(\"wrong\") @step_up(\"one-security\") forbid (principal, action, resource is Case);",
     );
     assert_eq!(
-        short(&ask(&bundle.expect("bundle"), &read(), 60, &[])),
+        summary(&authorize(&bundle.expect("bundle"), &read(), 60, &[])),
         "FORBIDDEN_BY_RULE [wrong]"
     );
     let bundle =
         soc_and("@id(\"wrong\") @max_ttl(\"10s\") forbid (principal, action, resource is Case);");
     assert_eq!(
-        short(&ask(&bundle.expect("bundle"), &read(), 60, &[])),
+        summary(&authorize(&bundle.expect("bundle"), &read(), 60, &[])),
         "FORBIDDEN_BY_RULE [wrong]"
     );
-    // Two bounds: the least holds. Two profiles that both matter: both are asked for.
+    // Two bounds: the least holds. Two profiles that both matter: both are required.
     let bundle = soc_and(
         "@id(\"a\") @max_ttl(\"30s\") forbid (principal, action == Action::\"case.read\", resource)
          when { context.ttl > duration(\"30s\") };
@@ -405,15 +405,15 @@ fn remedies_are_verified_by_cedar() {
     )
     .expect("bundle");
     assert_eq!(
-        short(&ask(&bundle, &read(), 60, &[])),
+        summary(&authorize(&bundle, &read(), 60, &[])),
         "needs one-security+two-security 20 [a b c d soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask(&bundle, &read(), 25, &["two-security"])),
+        summary(&authorize(&bundle, &read(), 25, &["two-security"])),
         "needs one-security 20 [b c soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask(
+        summary(&authorize(
             &bundle,
             &read(),
             20,
@@ -433,7 +433,7 @@ fn max_ttl_is_tried_before_step_up() {
     )
     .expect("bundle");
     assert_eq!(
-        short(&ask(&bundle, &read(), 60, &[])),
+        summary(&authorize(&bundle, &read(), 60, &[])),
         "allowed 10 [short soc-acts-at-home]"
     );
 }
@@ -449,7 +449,7 @@ fn evaluation_errors_deny() {
     let bundle = load(files).expect("bundle");
     // The case is not in the bundle, so `resource.environment` has no value.
     assert_eq!(
-        short(&ask(
+        summary(&authorize(
             &bundle,
             &action("case.read", "Case::new", &[]),
             60,
@@ -464,7 +464,7 @@ fn evaluation_errors_deny() {
     )
     .expect("bundle");
     assert_eq!(
-        short(&ask(&bundle, &read(), 60, &[])),
+        summary(&authorize(&bundle, &read(), 60, &[])),
         "RULE_FAILED [overflows]"
     );
 }
@@ -488,7 +488,7 @@ fn open_targets_set_target_known_false() {
     );
     let bundle = load(files).expect("bundle");
     assert_eq!(
-        short(&ask(
+        summary(&authorize(
             &bundle,
             &action("case.read", "Case::new", &[]),
             60,
@@ -497,7 +497,7 @@ fn open_targets_set_target_known_false() {
         "allowed 60 [new-cases]"
     );
     assert_eq!(
-        short(&ask(&bundle, &read(), 60, &[])),
+        summary(&authorize(&bundle, &read(), 60, &[])),
         "allowed 60 [soc-acts-at-home]"
     );
     let stranger = action("case.read", "Account::ann", &[]);
@@ -589,9 +589,9 @@ fn nested_parameters_are_typed() {
     for a in good {
         assert!(bundle.check_action(&a).is_ok());
         assert!(
-            short(&ask(&bundle, &a, 60, &[])).starts_with("allowed"),
+            summary(&authorize(&bundle, &a, 60, &[])).starts_with("allowed"),
             "{}",
-            short(&ask(&bundle, &a, 60, &[]))
+            summary(&authorize(&bundle, &a, 60, &[]))
         );
     }
     let message = |a: Action| bundle.check_action(&a).expect_err("refused").to_string();
@@ -642,7 +642,7 @@ fn self_test_detects_missing_action_entities() {
         .expect("policy");
     bundle.policy_index = PolicyIndex::default();
     assert!(matches!(
-        ask(&bundle, &disable("ann"), 60, &[]),
+        authorize(&bundle, &disable("ann"), 60, &[]),
         AuthzDecision::Allowed { .. }
     ));
 }
@@ -863,7 +863,7 @@ fn schema_validation_errors() {
         "schema.cedarschema:",
     );
     refused(schema("\"case.read\"", "\"case read\""), "its name must be");
-    // The same types under a name of the team's own are the same.
+    // A common type with the same members is equal.
     schema(
         "evidence: Evidence",
         "evidence: { age: duration, kind: String }",
@@ -893,7 +893,7 @@ fn entities_are_targets_only() {
     );
     let twice = r#"{"uid": {"type": "Host", "id": "web-1"}, "parents": [],
         "attrs": {"name": "web-1.prod.soc.example", "environment": {"type": "Environment", "id": "prod"}}}"#;
-    refused(more(twice), "Host::web-1: stands twice");
+    refused(more(twice), "Host::web-1: is listed twice");
     refused(
         entities("\"protected\": false", "\"protected\": \"no\""),
         "entities.json: ",
@@ -907,12 +907,12 @@ fn entities_are_targets_only() {
             "\"protected\": false",
             "\"protected\": false, \"protected\": true",
         ),
-        "stands twice",
+        "is listed twice",
     );
 }
 
 #[test]
-fn the_registry_is_held_to_its_form() {
+fn registry_validation_errors() {
     let agents = |from: &str, to: &str| soc_with("agents.toml", from, to);
     refused(
         agents("id = \"reporter\"", "id = \"triage\""),
@@ -1011,7 +1011,7 @@ fn negated(y: &str) -> String {
 }
 
 #[test]
-fn keys_belong_to_one_hand() {
+fn one_key_one_person() {
     let (x, y) = point();
     let (other_x, other_y) = point();
     let key = |of: &str, x: &str, y: &str| {
@@ -1041,7 +1041,7 @@ fn keys_belong_to_one_hand() {
         with(&(key("maria", &x, &y) + &key("lee", &x, &y))),
         "already registered for \"maria\"",
     );
-    // The negated point has the same x; whoever holds one holds both.
+    // The negated point has the same x; the holder of one key holds both.
     refused(
         with(&(key("maria", &x, &y) + &key("lee", &x, &negated(&y)))),
         "already registered for \"maria\"",
@@ -1066,7 +1066,7 @@ fn keys_belong_to_one_hand() {
 }
 
 #[test]
-fn a_profile_is_its_definition() {
+fn profile_digest_covers_its_definition() {
     let digest = |bundle: &PolicyBundle, name: &str| {
         bundle
             .profile(&ProfileName::parse(name).expect("name"))
@@ -1122,7 +1122,7 @@ fn a_bundle_without_profiles_or_agents_loads_and_denies() {
 }
 
 #[test]
-fn a_bundle_is_shared_between_threads() {
+fn bundle_is_send_and_sync() {
     fn shared<T: Send + Sync>(_: &T) {}
     shared(&soc());
 }
@@ -1131,7 +1131,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
-    fn more_approvals_never_take_a_yes_back(
+    fn approvals_are_monotonic(
         which in 0..6_usize,
         ttl_s in 1..2_000_i64,
         fewer in proptest::sample::subsequence(vec!["one-security", "two-security"], 0..=2),
@@ -1141,15 +1141,15 @@ proptest! {
         BUNDLE.with(|bundle| {
             let action = [read(), note(), disable("ann"), disable("bob"), isolate("web-1"), isolate("lab-7")][which].clone();
             let all: Vec<_> = fewer.iter().chain(&more).copied().collect();
-            let (before, after) = (ask(bundle, &action, ttl_s, &fewer), ask(bundle, &action, ttl_s, &all));
+            let (before, after) = (authorize(bundle, &action, ttl_s, &fewer), authorize(bundle, &action, ttl_s, &all));
             match &before {
-                AuthzDecision::Allowed { ttl_ms, .. } => prop_assert!(matches!(&after, AuthzDecision::Allowed { ttl_ms: t, .. } if t == ttl_ms), "{}", short(&after)),
+                AuthzDecision::Allowed { ttl_ms, .. } => prop_assert!(matches!(&after, AuthzDecision::Allowed { ttl_ms: t, .. } if t == ttl_ms), "{}", summary(&after)),
                 AuthzDecision::Needs { profiles, .. } => {
-                    prop_assert!(!matches!(after, AuthzDecision::Denied { .. }), "{}", short(&after));
-                    // What is asked for suffices, with the life that was promised.
+                    prop_assert!(!matches!(after, AuthzDecision::Denied { .. }), "{}", summary(&after));
+                    // The required profiles suffice, with the promised time to live.
                     let names: Vec<_> = fewer.iter().copied().chain(profiles.iter().map(|p| p.name.as_str())).collect();
-                    let then = ask(bundle, &action, ttl_s, &names);
-                    prop_assert!(matches!(then, AuthzDecision::Allowed { .. }), "{}", short(&then));
+                    let then = authorize(bundle, &action, ttl_s, &names);
+                    prop_assert!(matches!(then, AuthzDecision::Allowed { .. }), "{}", summary(&then));
                 }
                 AuthzDecision::Denied { .. } => {}
             }
@@ -1159,7 +1159,7 @@ proptest! {
 }
 
 /// One rule with a scope and a condition drawn at random. The conditions hold for every action, `operate` included; one
-/// always fails to evaluate, and so shows whether Cedar came as far as a condition.
+/// always fails to evaluate, and so shows whether Cedar evaluated a condition.
 fn any_rule() -> impl Strategy<Value = String> {
     let effect = proptest::sample::select(vec!["permit", "forbid"]);
     let principal = proptest::sample::select(vec![
@@ -1217,7 +1217,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
-    fn a_slice_decides_as_the_whole(
+    fn policy_index_is_equivalent_to_full_set(
         rules in proptest::collection::vec(any_rule(), 1..8),
         groups in proptest::sample::subsequence(vec!["read", "write", "destructive", "case.read"], 0..=4),
         ages in proptest::sample::subsequence(vec![0, 1_500], 1..=2),
@@ -1272,8 +1272,8 @@ proptest! {
         for agent in ["triage", "reporter"] {
             let agent = bundle.agent(&AgentId::parse(agent).expect("id")).expect("agent");
             let evidence = evaluator::EvidenceContext { kind: EvidenceKind::JwtSvid, age_ms: 0, binding: "jkt", now: Timestamp::from_secs(1) };
-            let ask = |rules| bundle.evaluator.evaluate_operate(rules, &agent.id, &agent.environment, evidence);
-            prop_assert_eq!(ask(bundle.policy_index.policies_for(OPERATE, &bundle.rules.set)), ask(&bundle.rules.set));
+            let authorize = |rules| bundle.evaluator.evaluate_operate(rules, &agent.id, &agent.environment, evidence);
+            prop_assert_eq!(authorize(bundle.policy_index.policies_for(OPERATE, &bundle.rules.set)), authorize(&bundle.rules.set));
         }
         // Guards the test: without this no smaller set would have been compared.
         let one_action = bundle.rules.set.policies().any(|rule| matches!(rule.action_constraint(), cedar_policy::ActionConstraint::Eq(_)));
