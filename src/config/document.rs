@@ -107,7 +107,7 @@ impl<'a> Document<'a> {
                 accepted.remove(&key.path);
             }
         }
-        // Without a required key serde fails, which was told above, or follows from a secret.
+        // Without a required key serde fails: that key was reported as missing, or was removed as a secret.
         if accepted.missing_keys().is_empty() {
             match T::deserialize(Deserializer::from(accepted.table)) {
                 Ok(whole) if problems.is_empty() => return Ok(whole),
@@ -155,7 +155,7 @@ impl<'a> Document<'a> {
 
     fn unknown_key(&self, key: &KeySpan) -> Option<ConfigProblem> {
         let (name, above) = key.path.split_last()?;
-        // No names are known below an unknown key or a value; the first was told, the second is of a wrong type.
+        // No names are known below an unknown key, which is reported itself, or below a scalar key, whose type serde reports.
         let known = self.names_in(above);
         if known.is_empty() || known.contains(&name.as_str()) {
             return None;
