@@ -1,7 +1,7 @@
-//! Keys at rest: private keys in files that nobody else may read.
+//! Keys at rest: private keys in files that only their owner may read.
 //!
-//! In: a path. Out: a key, or a reason not to start. Trusts the file system's owners and modes. Refuses loose modes,
-//! and a signing key beside the data it protects. Never logs or prints a key.
+//! In: a path. Out: a key, or an error. Trusts the file system's owners and modes. Refuses modes that let others read,
+//! and a signing key inside the data directory. Never logs or prints a key.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -15,38 +15,38 @@ use crate::jose::{KeyError, SigningKey};
 /// Why a key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
-    /// The file or its directory.
+    /// The file or its directory cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {
-        /// Which.
+        /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// Others may read or write it.
-    #[error("{}: mode {mode:03o} lets others in; it must be {wanted:03o} (chmod {wanted:o})", path.display())]
-    Loose {
-        /// Which.
+    /// Other users may read or write it.
+    #[error("{}: mode {mode:03o} gives other users access, expected {wanted:03o} (chmod {wanted:o})", path.display())]
+    TooPermissive {
+        /// The file or directory.
         path: PathBuf,
-        /// As found.
+        /// The mode found.
         mode: u32,
-        /// As it must be.
+        /// The mode expected.
         wanted: u32,
     },
-    /// The key would lie with the data, and in every backup of it.
-    #[error("key directory {} must not lie in the data directory {}", keys.display(), data.display())]
-    WithData {
+    /// The key directory is inside the data directory, and so the key would be in every backup of the data.
+    #[error("key directory {} must not be inside the data directory {}", keys.display(), data.display())]
+    InsideDataDir {
         /// The key directory.
         keys: PathBuf,
         /// The data directory.
         data: PathBuf,
     },
-    /// The file does not hold a key.
+    /// The file holds no usable key.
     #[error("{}: {source}", path.display())]
     Key {
-        /// Which.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The error of the key parser.
         source: KeyError,
     },
 }
@@ -56,22 +56,22 @@ const FILE_BYTES_MAX: u64 = 4_096;
 /// The token-signing key's file in the key directory.
 pub const SIGNING_KEY_FILE: &str = "token-signing.pem";
 
-/// The token-signing key: made at the first start, read at every later one. The directory must be 0700, the file 0600, and
-/// neither may lie in the data directory.
+/// The token-signing key: created at the first start, read at every later one. The directory must be 0700, the file 0600,
+/// and neither may be inside the data directory.
 pub fn signing_key(key_dir: &Path, data_dir: &Path) -> Result<SigningKey, KeyFileError> {
     let io = |path: &Path| {
         let path = path.to_owned();
         move |source| KeyFileError::Io { path, source }
     };
     make_private_dir(key_dir)?;
-    // The journal's blobs hold what its entries only commit to.
+    // The journal's blobs hold the texts that its entries only commit to.
     make_private_dir(data_dir)?;
     let (keys, data) = (
         key_dir.canonicalize().map_err(io(key_dir))?,
         data_dir.canonicalize().map_err(io(data_dir))?,
     );
     if keys.starts_with(&data) {
-        return Err(KeyFileError::WithData { keys, data });
+        return Err(KeyFileError::InsideDataDir { keys, data });
     }
     let path = keys.join(SIGNING_KEY_FILE);
     if path.exists() {
@@ -81,47 +81,47 @@ pub fn signing_key(key_dir: &Path, data_dir: &Path) -> Result<SigningKey, KeyFil
     }
 }
 
-/// What [`signing_key`] would meet, looked at without making or changing anything.
+/// The state of the directories and the signing key, found without creating or changing anything.
 #[derive(Debug, Default)]
-pub struct Looked {
-    /// Why it would not start.
+pub struct KeyFileReport {
+    /// The errors that [`signing_key`] would return.
     pub problems: Vec<KeyFileError>,
     /// The key, if there is one that can be read.
     pub key: Option<SigningKey>,
 }
 
-/// Looks at the directories and the signing key. What is not there yet is no problem: the first start makes it.
-pub fn look(key_dir: &Path, data_dir: &Path) -> Looked {
-    let mut looked = Looked::default();
+/// Inspects the directories and the signing key. A missing one is no problem: the first start creates it.
+pub fn inspect(key_dir: &Path, data_dir: &Path) -> KeyFileReport {
+    let mut report = KeyFileReport::default();
     for dir in [key_dir, data_dir] {
         match std::fs::metadata(dir) {
-            Ok(found) => looked
+            Ok(found) => report
                 .problems
                 .extend(check_mode(dir, found.mode(), 0o700).err()),
             Err(source) if source.kind() == std::io::ErrorKind::NotFound => {}
-            Err(source) => looked.problems.push(KeyFileError::Io {
+            Err(source) => report.problems.push(KeyFileError::Io {
                 path: dir.to_owned(),
                 source,
             }),
         }
     }
-    let whole = |dir: &Path| {
+    let absolute = |dir: &Path| {
         dir.canonicalize()
             .or_else(|_| std::path::absolute(dir))
             .unwrap_or_else(|_| dir.to_owned())
     };
-    let (keys, data) = (whole(key_dir), whole(data_dir));
+    let (keys, data) = (absolute(key_dir), absolute(data_dir));
     if keys.starts_with(&data) {
-        looked.problems.push(KeyFileError::WithData { keys, data });
+        report.problems.push(KeyFileError::InsideDataDir { keys, data });
     }
     let path = key_dir.join(SIGNING_KEY_FILE);
     if path.exists() {
         match read(&path) {
-            Ok(key) => looked.key = Some(key),
-            Err(problem) => looked.problems.push(problem),
+            Ok(key) => report.key = Some(key),
+            Err(problem) => report.problems.push(problem),
         }
     }
-    looked
+    report
 }
 
 /// Reads a private key (PEM, PKCS#8) that only its owner may read.
@@ -131,7 +131,7 @@ pub fn read(path: &Path) -> Result<SigningKey, KeyFileError> {
         source,
     };
     let file = File::open(path).map_err(io)?;
-    // Asked of the open file: what is checked is what is read.
+    // The mode of the open file, so that the file checked is the file read.
     check_mode(path, file.metadata().map_err(io)?.mode(), 0o600)?;
     let mut pem = Zeroizing::new(String::new());
     file.take(FILE_BYTES_MAX)
@@ -143,7 +143,7 @@ pub fn read(path: &Path) -> Result<SigningKey, KeyFileError> {
     })
 }
 
-/// Makes a key and its file, mode 0600. Never replaces a file.
+/// Creates a key and its file, mode 0600. Never replaces a file.
 pub fn create(path: &Path) -> Result<SigningKey, KeyFileError> {
     let io = |source| KeyFileError::Io {
         path: path.to_owned(),
@@ -153,26 +153,26 @@ pub fn create(path: &Path) -> Result<SigningKey, KeyFileError> {
         path: path.to_owned(),
         source,
     })?;
-    // Written beside, then linked into place: a crash leaves either no key or a whole one.
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(format!(".{}.new", std::process::id()));
-    let beside = PathBuf::from(beside);
+    // Written to a temporary file, then linked into place: a crash leaves either no key or a whole one.
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}.new", std::process::id()));
+    let temporary = PathBuf::from(temporary);
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
-        .open(&beside)
+        .open(&temporary)
         .map_err(io)?;
     let written = file
         .write_all(SigningKey::to_pem(&pkcs8).as_bytes())
         .and_then(|()| file.sync_all());
-    let linked = written.and_then(|()| std::fs::hard_link(&beside, path));
-    std::fs::remove_file(&beside).map_err(io)?;
+    let linked = written.and_then(|()| std::fs::hard_link(&temporary, path));
+    std::fs::remove_file(&temporary).map_err(io)?;
     linked.map_err(io)?;
     Ok(key)
 }
 
-/// Makes a directory that only its owner may enter, or checks that an existing one is so.
+/// Creates a directory with mode 0700, or checks the mode of an existing one.
 pub fn make_private_dir(path: &Path) -> Result<(), KeyFileError> {
     let io = |source| KeyFileError::Io {
         path: path.to_owned(),
@@ -191,7 +191,7 @@ fn check_mode(path: &Path, mode: u32, wanted: u32) -> Result<(), KeyFileError> {
     if mode & !wanted == 0 {
         Ok(())
     } else {
-        Err(KeyFileError::Loose {
+        Err(KeyFileError::TooPermissive {
             path: path.to_owned(),
             mode,
             wanted,
@@ -205,7 +205,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
-    fn a_key_is_made_once_and_kept_from_others() {
+    fn key_file_is_created_0600_once() {
         let dir = tempfile::tempdir().expect("dir");
         let (keys, data) = (dir.path().join("keys"), dir.path().join("data"));
         let first = signing_key(&keys, &data).expect("made");
@@ -223,7 +223,7 @@ mod tests {
         for mode in [0o640, 0o604, 0o660] {
             std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).expect("chmod");
             assert!(
-                matches!(signing_key(&keys, &data), Err(KeyFileError::Loose { .. })),
+                matches!(signing_key(&keys, &data), Err(KeyFileError::TooPermissive { .. })),
                 "{mode:o}"
             );
         }
@@ -231,11 +231,11 @@ mod tests {
         std::fs::set_permissions(&keys, std::fs::Permissions::from_mode(0o755)).expect("chmod");
         assert!(matches!(
             signing_key(&keys, &data),
-            Err(KeyFileError::Loose { .. })
+            Err(KeyFileError::TooPermissive { .. })
         ));
         assert!(matches!(
             signing_key(&data.join("keys"), &data),
-            Err(KeyFileError::WithData { .. })
+            Err(KeyFileError::InsideDataDir { .. })
         ));
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dipylon::broker::{Broker, CallContext, TokenAsk};
-use dipylon::rate_limit::{ConcurrencyPermit, RATE_MAX, Rates};
+use dipylon::rate_limit::{ConcurrencyPermit, RATE_MAX, RateLimitConfig};
 use dipylon::serve::guard;
 use dipylon_sdk::client::{Agent, OpenTask};
 use dipylon_sdk::clock::Clock;
@@ -191,13 +191,13 @@ pub fn fresh() -> u64 {
 }
 
 /// Rates that nothing here comes near: what is measured is the work, not its refusal.
-fn unbounded() -> Rates {
+fn unbounded() -> RateLimitConfig {
     let most = std::num::NonZeroU32::new(RATE_MAX).expect("a number");
-    Rates {
+    RateLimitConfig {
         source_per_second: most,
         source_reserved_per_second: most,
         caller_per_second: most,
         caller_reserved_per_second: most,
-        ..Rates::default()
+        ..RateLimitConfig::default()
     }
 }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::model::*;
-use crate::policy::{Answer, InForce, OperateAnswer, PolicyBundle, Profile, Question};
+use crate::policy::{AuthzDecision, ActivePolicy, OperateDecision, PolicyBundle, StepUpProfile, AuthzRequest};
 use crate::state::{AccessRequest, Grant, Recorded, Roster};
 use crate::verify::Verified;
 use crate::webauthn::RelyingParty;
@@ -50,7 +50,7 @@ pub struct Bounds {
 #[derive(Clone, Copy)]
 pub struct Ground<'a> {
     /// The rules in force.
-    pub rules: &'a InForce,
+    pub rules: &'a ActivePolicy,
     /// People's passkeys, and keys that count no more.
     pub roster: &'a Roster,
     /// What bounds every token here.
@@ -205,7 +205,7 @@ pub fn decide(
             },
         ));
     }
-    let question = Question {
+    let question = AuthzRequest {
         agent: verified.agent(),
         action: &order.action,
         ttl_ms: ttl.0.granted.saturating_mul(1000),
@@ -218,12 +218,12 @@ pub fn decide(
         now,
     };
     let answer = if freeze.frozen {
-        Answer::Denied {
+        AuthzDecision::Denied {
             why: DeniedReason::Frozen,
             rules: Vec::new(),
         }
     } else {
-        bundle.ask(&question)
+        bundle.authorize(&question)
     };
     let mut decision = crate::model::Decision {
         id,
@@ -249,11 +249,11 @@ pub fn decide(
     let action_freeze = FreezeScope::Action(order.action.name.clone());
     read_set.push((Stream::Freeze(action_freeze), freeze.version));
     match answer {
-        Answer::Denied { why, rules } => {
+        AuthzDecision::Denied { why, rules } => {
             decision.rules = rules.into();
             Ok(Decision::Denied(Box::new(Denied { why, decision })))
         }
-        Answer::Needs {
+        AuthzDecision::Needs {
             profiles,
             ttl_ms,
             rules,
@@ -261,12 +261,12 @@ pub fn decide(
             shorten(&mut decision, &mut ttl, ttl_ms);
             decision.rules = rules.into();
             decision.needs = profiles;
-            let defined: Vec<&Profile> = decision
+            let defined: Vec<&StepUpProfile> = decision
                 .needs
                 .iter()
                 .filter_map(|n| bundle.profile(&n.name))
                 .collect();
-            let enough = |p: &&Profile| {
+            let enough = |p: &&StepUpProfile| {
                 votes::could_vote(p, &verified.agent().owner, electorate)
                     >= usize::try_from(p.quorum).unwrap_or(usize::MAX)
             };
@@ -292,7 +292,7 @@ pub fn decide(
                 not_after,
             })))
         }
-        Answer::Allowed { ttl_ms, rules } => {
+        AuthzDecision::Allowed { ttl_ms, rules } => {
             shorten(&mut decision, &mut ttl, ttl_ms);
             decision.rules = rules.into();
             let counted: BTreeMap<PersonId, Version> = tally
@@ -510,7 +510,7 @@ pub fn still_allowed(
         .map(|r| votes::tally(r, electorate, input.now).satisfied)
         .unwrap_or_default();
     let answer = ask_again(input, &agent, action, &approvals, bundle);
-    matches!(answer, Some(Answer::Allowed { ttl_ms, .. }) if ttl_ms >= input.ttl_ms)
+    matches!(answer, Some(AuthzDecision::Allowed { ttl_ms, .. }) if ttl_ms >= input.ttl_ms)
 }
 
 /// Whether these rules would still put the same question to people as when the access request was opened.
@@ -527,11 +527,11 @@ pub fn still_asked(request: &AccessRequest, agent: &Agent, bundle: &PolicyBundle
         bundle,
     ) {
         // What rules now allow outright, the agent gets when it asks again.
-        Some(Answer::Allowed { ttl_ms, .. }) => ttl_ms >= input.ttl_ms,
-        Some(Answer::Needs {
+        Some(AuthzDecision::Allowed { ttl_ms, .. }) => ttl_ms >= input.ttl_ms,
+        Some(AuthzDecision::Needs {
             profiles, ttl_ms, ..
         }) => profiles == request.opened.decision.needs && ttl_ms >= input.ttl_ms,
-        Some(Answer::Denied { .. }) | None => false,
+        Some(AuthzDecision::Denied { .. }) | None => false,
     }
 }
 
@@ -541,18 +541,18 @@ fn ask_again(
     action: &Action,
     approvals: &BTreeSet<ProfileName>,
     bundle: &PolicyBundle,
-) -> Option<Answer> {
-    match bundle.operate(
+) -> Option<AuthzDecision> {
+    match bundle.may_operate(
         agent,
         input.evidence_kind,
         input.evidence_age_ms,
         &input.binding,
         input.now,
     ) {
-        OperateAnswer::Allowed { .. } => {}
-        OperateAnswer::Denied { .. } => return None,
+        OperateDecision::Allowed { .. } => {}
+        OperateDecision::Denied { .. } => return None,
     }
-    Some(bundle.ask(&Question {
+    Some(bundle.authorize(&AuthzRequest {
         agent,
         action,
         ttl_ms: input.ttl_ms,

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::jose::PublicKey;
 use crate::model::*;
-use crate::policy::{Method, Person, PolicyBundle, Profile, Role};
+use crate::policy::{VoteMethod, Person, PolicyBundle, StepUpProfile, Role};
 use crate::state::{AccessRequest, AccessStatus, Enrolled, Roster, Vote};
 use crate::webauthn::{self, Assertion, RelyingParty};
 
@@ -61,7 +61,7 @@ pub fn eligible<'a>(
     request: &AccessRequest,
     electorate: Electorate<'a>,
     now: Timestamp,
-) -> Result<&'a Profile, Ineligible> {
+) -> Result<&'a StepUpProfile, Ineligible> {
     let bundle = electorate.bundle;
     let registered = bundle.person(person).ok_or(Ineligible::NotApprover)?;
     let needed = request
@@ -77,7 +77,7 @@ pub fn eligible<'a>(
         .ok_or(Ineligible::ProfileChanged)?;
     may_vote(registered, defined, request, bundle)?;
     let has_passkey = !electorate.roster.of(person).value.passkeys.is_empty();
-    if defined.method == Method::Passkey && !has_passkey {
+    if defined.method == VoteMethod::Passkey && !has_passkey {
         return Err(Ineligible::NoPasskey);
     }
     // A yes may still be taken back by a no, and given again once it no longer counts; nothing else is voted twice.
@@ -93,7 +93,7 @@ pub fn eligible<'a>(
 
 /// How many people could ever satisfy a profile for an agent of this owner: approvers of the group who hold a key that the
 /// profile takes.
-pub fn could_vote(profile: &Profile, owner: &PersonId, electorate: Electorate<'_>) -> usize {
+pub fn could_vote(profile: &StepUpProfile, owner: &PersonId, electorate: Electorate<'_>) -> usize {
     let able = |person: &&Person| {
         let enrolled = electorate.roster.of(&person.id);
         let by_key = || live_keys(person, &enrolled.value).next().is_some();
@@ -102,8 +102,8 @@ pub fn could_vote(profile: &Profile, owner: &PersonId, electorate: Electorate<'_
             && person.groups.contains(&profile.group)
             && person.id != *owner
             && match profile.method {
-                Method::Key => by_key() || by_passkey(),
-                Method::Passkey => by_passkey(),
+                VoteMethod::Key => by_key() || by_passkey(),
+                VoteMethod::Passkey => by_passkey(),
             }
     };
     electorate.bundle.people().filter(able).count()
@@ -123,7 +123,7 @@ pub fn live_keys<'a>(
 
 fn may_vote(
     person: &Person,
-    profile: &Profile,
+    profile: &StepUpProfile,
     request: &AccessRequest,
     bundle: &PolicyBundle,
 ) -> Result<(), Ineligible> {
@@ -339,14 +339,14 @@ pub fn signed_by(
     person: &Person,
     enrolled: &Enrolled,
     key: Thumbprint,
-    method: Method,
+    method: VoteMethod,
     statement: &VoteStatement,
     proof: &Proof,
     party: &RelyingParty,
 ) -> Result<Option<webauthn::Seen>, WrongProof> {
     let digest = statement.digest().map_err(|_| WrongProof::Signature)?;
     match proof {
-        Proof::Signature(_) if method == Method::Passkey => Err(WrongProof::NotByPasskey),
+        Proof::Signature(_) if method == VoteMethod::Passkey => Err(WrongProof::NotByPasskey),
         Proof::Signature(signature) => live_keys(person, enrolled)
             .any(|k| k.thumbprint() == key && k.verify(digest.as_bytes(), signature))
             .then_some(None)

@@ -13,7 +13,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use super::AuditError;
 use crate::jose::PublicKey;
 use crate::model::*;
-use crate::policy::{BundleFiles, Method, Person, PolicyBundle, Profile};
+use crate::policy::{BundleFiles, VoteMethod, Person, PolicyBundle, StepUpProfile};
 use crate::webauthn::{self, Assertion, EvidenceError, WebauthnError};
 
 /// Why a vote on record proves nothing.
@@ -73,7 +73,7 @@ pub struct VotesChecked {
 pub struct Votes {
     realm: Option<Realm>,
     people: BTreeMap<PersonId, Person>,
-    profiles: BTreeMap<ProfileName, Profile>,
+    profiles: BTreeMap<ProfileName, StepUpProfile>,
     passkeys: HashMap<Thumbprint, (PersonId, PasskeyOnRecord)>,
     revoked: HashSet<Thumbprint>,
     tasks: HashMap<TaskId, Thumbprint>,
@@ -206,7 +206,7 @@ impl Votes {
             .decode(&cast.signature)
             .map_err(|_| WrongVote::Signature)?;
         let Some(evidence) = evidence else {
-            if profile.method == Method::Passkey {
+            if profile.method == VoteMethod::Passkey {
                 return Err(WrongVote::NotByPasskey);
             }
             if cast.sign_count.is_some() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Broker, CallContext, Refusal};
 use crate::model::*;
-use crate::telemetry::{Metrics, Moment};
+use crate::telemetry::{GaugeSnapshot, Metrics};
 use crate::verify::{self, Attested, VerifyError};
 
 /// A caller by name, once it is known: each has rates of its own.
@@ -69,8 +69,8 @@ impl Broker {
             grants.iter().filter(live).count()
         };
         let tail = *self.journal.tail().borrow();
-        let moment = Moment {
-            requests_pending: running.iter().map(|t| pending(&t.opened.task)).sum(),
+        let snapshot = GaugeSnapshot {
+            access_requests_pending: running.iter().map(|t| pending(&t.opened.task)).sum(),
             tokens_live: running.iter().map(|t| live(&t.opened.task)).sum(),
             tasks_open: running.len(),
             policy: self
@@ -79,10 +79,10 @@ impl Broker {
                 .map(|rules| rules.bundle.version().to_string()),
             journal_entries: tail.head.size,
             journal_bytes: self.journal.bytes(),
-            ends_unwritten: self.unwritten_ends(),
-            clock_behind: now.after(clock),
+            pending_revocations: self.unwritten_ends(),
+            clock_skew: now.after(clock),
         };
-        self.metrics.read(&moment)
+        self.metrics.render(&snapshot)
     }
 
     /// Gate 1's first question, counted.
@@ -100,8 +100,8 @@ impl Broker {
             &self.settings.evidence_audience,
             now,
         );
-        let result = attested.as_ref().map_or_else(cause, |_| "good");
-        self.metrics.attested(kind.as_str(), result);
+        let result = attested.as_ref().map_or_else(cause, |_| "valid");
+        self.metrics.evidence_checked(kind.as_str(), result);
         attested
     }
 
@@ -111,12 +111,12 @@ impl Broker {
         let span = tracing::Span::current();
         span.record("caller", who.as_str());
         span.record("who", tracing::field::display(&who));
-        let after = match self.callers.take(class, &who, self.uptime()) {
+        let after = match self.callers.check(class, &who, self.uptime()) {
             Ok(()) => return Ok(()),
             Err(after) => after,
         };
         self.metrics.rate_limited(class.as_str(), "caller");
-        if let Some(count) = self.rate_told.due(self.uptime()) {
+        if let Some(count) = self.rate_told.poll(self.uptime()) {
             tracing::warn!(
                 count,
                 class = class.as_str(),
@@ -146,7 +146,7 @@ impl Broker {
     /// How long an access request waited until it was decided.
     pub(super) fn count_wait(&self, outcome: &'static str, opened_at: Timestamp, now: Timestamp) {
         let waited = now.after(opened_at);
-        self.metrics.approval_waited(outcome, waited);
+        self.metrics.access_request_decided(outcome, waited);
     }
 }
 

@@ -31,8 +31,8 @@ pub use crate::journal::Tail;
 use crate::journal::{AppendError, Journal};
 use crate::mint::TokenIssuer;
 use crate::model::*;
-use crate::policy::{InForce, PolicyBundle};
-use crate::rate_limit::{Limits, Rates, Seldom};
+use crate::policy::{ActivePolicy, PolicyBundle};
+use crate::rate_limit::{KeyedRateLimiter, RateLimitConfig, LogThrottle};
 use crate::state::{Grant, State, Table, Task};
 use crate::telemetry::Metrics;
 use crate::verify::{Attested, VerifyError};
@@ -96,7 +96,7 @@ pub struct Settings {
     /// Tell callers why gate 1 refused: development only.
     pub tell_callers: bool,
     /// How many calls, from whom, and how many at once.
-    pub rates: Rates,
+    pub rate_limits: RateLimitConfig,
 }
 
 impl Settings {
@@ -173,8 +173,8 @@ pub struct Broker {
     stopping: tokio::sync::watch::Sender<bool>,
     metrics: Arc<Metrics>,
     /// What each known caller may still do.
-    callers: Limits<metrics::Known>,
-    rate_told: Seldom,
+    callers: KeyedRateLimiter<metrics::Known>,
+    rate_told: LogThrottle,
     /// Wakes those who wait for access requests.
     bells: Arc<Bells>,
     /// Whose turn has come in the inbox of each person.
@@ -240,7 +240,7 @@ impl Broker {
     }
 
     /// What a decision of gate 2 stands on.
-    fn ground<'a>(&'a self, rules: &'a InForce) -> Ground<'a> {
+    fn ground<'a>(&'a self, rules: &'a ActivePolicy) -> Ground<'a> {
         Ground {
             rules,
             roster: self.state.roster(),
@@ -456,7 +456,7 @@ impl Broker {
             | VerifyError::KeyRemoved
             | VerifyError::MayNotOperate { .. } => (Reason::NotAuthenticated, false),
         };
-        self.metrics.gate_1_refused(metrics::cause(error));
+        self.metrics.authentication_failed(metrics::cause(error));
         if !known {
             let mut uncounted = self.lock(&self.uncounted);
             uncounted.0.get_or_insert(self.now());

@@ -8,14 +8,14 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use crate::jose::{KeySet, PublicKey, Usage};
 use crate::journal::Committed;
 use crate::model::{AgentId, Digest, Event, KeyId, Timestamp};
-use crate::policy::{BundleFiles, InForce, PolicyBundle};
+use crate::policy::{BundleFiles, ActivePolicy, PolicyBundle};
 use crate::state::State;
 use crate::state::unusual::Registration;
 use crate::verify::{Trust, TrustedDomain};
 
 #[derive(Default)]
 pub(super) struct Views {
-    rules: ArcSwapOption<InForce>,
+    rules: ArcSwapOption<ActivePolicy>,
     trust: ArcSwap<Trust>,
     own_keys: ArcSwap<Vec<(KeyId, PublicKey)>>,
     own_set: ArcSwapOption<KeySet>,
@@ -47,7 +47,7 @@ impl Views {
                         self.compare_agents(&bundle, committed.entry().at);
                         let version = committed.entry().index + 1;
                         self.rules
-                            .store(Some(Arc::new(InForce::new(bundle, version))));
+                            .store(Some(Arc::new(ActivePolicy::new(bundle, version))));
                     }
                     Err(why) => {
                         // INVARIANT (no rules, no mint): a bundle that does not load leaves none in force.
@@ -155,7 +155,7 @@ impl Views {
     }
 
     /// The policy bundle in force, with its version, in one piece.
-    pub(super) fn rules(&self) -> Option<Arc<InForce>> {
+    pub(super) fn rules(&self) -> Option<Arc<ActivePolicy>> {
         self.rules.load_full()
     }
 

@@ -18,7 +18,7 @@ use crate::journal::{Append, AppendError, Blob, Faults, Journal, OpenError, Opti
 use crate::mint::TokenIssuer;
 use crate::model::*;
 use crate::policy::{BundleError, BundleFiles, PolicyBundle};
-use crate::rate_limit::{Limits, Seldom};
+use crate::rate_limit::{KeyedRateLimiter, LogThrottle};
 use crate::state::{State, Table};
 use crate::telemetry::Metrics;
 
@@ -105,12 +105,12 @@ impl Broker {
         };
         let metrics = Arc::new(Metrics::default());
         let observed = metrics.clone();
-        let rates = start.settings.rates;
+        let rates = start.settings.rate_limits;
         let options = Options {
             realm: start.settings.realm.clone(),
             clock: start.clock.clone(),
             faults: start.faults,
-            observe: Some(Arc::new(move |took| observed.appended(took))),
+            observe: Some(Arc::new(move |took| observed.journal_appended(took))),
         };
         let journal = Journal::open(&start.data_dir, options, apply)?;
         if let Some(why) = views.broken() {
@@ -151,8 +151,8 @@ impl Broker {
             uncounted: Mutex::default(),
             stopping: tokio::sync::watch::Sender::new(false),
             metrics,
-            callers: Limits::new(rates.caller_per_second, rates.caller_reserved_per_second),
-            rate_told: Seldom::default(),
+            callers: KeyedRateLimiter::new(rates.caller_per_second, rates.caller_reserved_per_second),
+            rate_told: LogThrottle::default(),
             bells,
             turns: Mutex::default(),
             judged: super::approval::inbox::Judged::default(),
@@ -175,7 +175,7 @@ impl Broker {
         broker.publish_key().await?;
         if let Some(files) = start.seed.filter(|_| broker.views.rules().is_none()) {
             let bundle = PolicyBundle::load(&files)?;
-            bundle.governable().map_err(StartError::Ungovernable)?;
+            bundle.check_has_operator().map_err(StartError::Ungovernable)?;
             broker.enter_bundle(bundle, &files, 0, None).await?;
         }
         broker.sweep().await?;

@@ -13,7 +13,7 @@ use crate::jose::{KeySet, Usage};
 use crate::keys;
 use crate::model::text::escape_invisible;
 use crate::model::{Agent, Timestamp};
-use crate::policy::{PolicyBundle, Profile, Remedy};
+use crate::policy::{PolicyBundle, StepUpProfile, Remedy};
 use crate::serve::tls::Tls;
 
 /// How bad a finding is.
@@ -131,11 +131,11 @@ pub(super) fn configuration(file: &Path) -> (Finding, Option<Config>) {
             under.push(Finding::ok("every key is understood"));
             Some(config)
         }
-        Err(ConfigError::Wrong { found, .. }) => {
-            under.extend(found.into_iter().map(|wrong| {
+        Err(ConfigError::Invalid { problems, .. }) => {
+            under.extend(problems.into_iter().map(|wrong| {
                 let told = match wrong.line {
-                    Some(line) => format!("{} at line {line}", wrong.what),
-                    None => wrong.what,
+                    Some(line) => format!("{} at line {line}", wrong.message),
+                    None => wrong.message,
                 };
                 let advice = wrong.advice;
                 Finding::fail(told, advice.unwrap_or_else(|| "correct it".to_owned()))
@@ -155,7 +155,7 @@ pub(super) fn configuration(file: &Path) -> (Finding, Option<Config>) {
 
 /// Directories and the signing key: places and modes.
 pub(super) fn files(config: &Config) -> Finding {
-    let looked = keys::look(&config.key_dir, &config.data_dir);
+    let looked = keys::inspect(&config.key_dir, &config.data_dir);
     let mut under: Vec<_> = looked
         .problems
         .iter()
@@ -307,7 +307,7 @@ pub(super) fn policy(what: String, bundle: &PolicyBundle) -> Finding {
         bundle.agents().count(),
         bundle.version()
     ))];
-    if let Err(why) = bundle.governable() {
+    if let Err(why) = bundle.check_has_operator() {
         under.push(Finding::fail(
             why,
             "'dipylon key new --of PERSON --out FILE' prints the [[key]] to add",
@@ -357,9 +357,9 @@ pub(super) fn policy(what: String, bundle: &PolicyBundle) -> Finding {
 }
 
 /// Agents for which fewer people could ever say yes than a profile needs, each with how many could.
-fn short_of_people(bundle: &PolicyBundle, profile: &Profile) -> Vec<String> {
+fn short_of_people(bundle: &PolicyBundle, profile: &StepUpProfile) -> Vec<String> {
     let short = |agent: &std::sync::Arc<Agent>| {
-        let n = bundle.eligible(profile, &agent.owner);
+        let n = bundle.eligible_approvers(profile, &agent.owner);
         let few = u32::try_from(n).is_ok_and(|n| n < profile.quorum);
         few.then(|| format!("{} ({n})", agent.id))
     };
@@ -368,7 +368,7 @@ fn short_of_people(bundle: &PolicyBundle, profile: &Profile) -> Vec<String> {
 
 /// Profiles that nobody, or too few, could ever satisfy for some agent, in words.
 pub(super) fn unreachable(bundle: &PolicyBundle) -> Vec<String> {
-    let told = |profile: &Profile| {
+    let told = |profile: &StepUpProfile| {
         let short = short_of_people(bundle, profile);
         (!short.is_empty()).then(|| {
             format!(

@@ -10,7 +10,7 @@ use super::checkup::{self, Finding};
 use super::failure::Failure;
 use super::{Common, Say, dev};
 use crate::clock::Clock;
-use crate::config::{Config as Read, Origin, to_toml};
+use crate::config::{Config as Read, SettingOrigin, to_toml};
 use crate::model::Exit;
 
 #[derive(Debug, Subcommand)]
@@ -46,15 +46,15 @@ pub(super) fn run(common: &Common, say: &Say, verb: Config) -> Result<ExitCode, 
                 Some(file) => file,
                 None => dev::Home::of(common)?.dir().join(dev::CONFIG_FILE),
             };
-            let (_, shown) = Read::shown(&file)?;
+            let (_, shown) = Read::read_effective(&file)?;
             say.either(
                 || {
                     let keys: Vec<Value> = shown
                         .iter()
                         .map(|one| {
                             let line = match one.origin {
-                                Origin::Line(line) => Some(line),
-                                Origin::Default => None,
+                                SettingOrigin::Line(line) => Some(line),
+                                SettingOrigin::Default => None,
                             };
                             json!({ "key": one.key, "value": one.value, "line": line })
                         })

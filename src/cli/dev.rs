@@ -197,7 +197,7 @@ impl Home {
              dev = true                       # loopback only; callers are told why gate 1 refused\n\
              listen = \"{listen}\"\n\
              external_url = \"http://{listen}\"\n\
-             operator_listen = \"{operator}\"   # /metrics, /livez, /readyz: for this machine alone\n\
+             admin_listen = \"{operator}\"   # /metrics, /livez, /readyz: for this machine alone\n\
              data_dir = \"data\"\n\
              key_dir = \"keys\"\n\
              policy = {policy}                # seeds an empty journal; later changes go through `dipylon policy apply`\n\

@@ -170,7 +170,7 @@ fn disk(config: &Config) -> Finding {
 }
 
 fn signing_key(config: &Config, walked: &Walked, now: Timestamp) -> Finding {
-    let Some(key) = keys::look(&config.key_dir, &config.data_dir).key else {
+    let Some(key) = keys::inspect(&config.key_dir, &config.data_dir).key else {
         return Finding::of("signing key", vec![Finding::ok("none yet")]);
     };
     let kid = KeyId::of(key.thumbprint());

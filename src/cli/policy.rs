@@ -48,7 +48,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Policy) -> Result<Exit
             let mut warnings: Vec<String> =
                 bundle.warnings().iter().map(ToString::to_string).collect();
             warnings.extend(checkup::unreachable(&bundle));
-            warnings.extend(bundle.governable().err().map(|why| {
+            warnings.extend(bundle.check_has_operator().err().map(|why| {
                 format!("{why}: until then no broker takes it (a development broker adds keys: start from its policy directory)")
             }));
             let (rules, agents) = (bundle.rules().count(), bundle.agents().count());

@@ -14,7 +14,7 @@ use super::failure::{Failure, failed};
 use super::{Common, Say, bundle, notify};
 use crate::broker::{Broker, Start};
 use crate::clock::Clock;
-use crate::config::{Config, OperatorAddress};
+use crate::config::{Config, AdminAddress};
 use crate::journal::{Faults, ReadOnly};
 use crate::model::Secret;
 use crate::policy::BundleFiles;
@@ -52,9 +52,9 @@ pub(super) struct Serve {
 pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitCode, Failure> {
     let (config, home) = configuration(common, &verb)?;
     undumpable();
-    let _speaking = logs::start(&logs::Settings {
+    let _log_guard = logs::start(&logs::LogSettings {
         format: config.log,
-        usual: if config.dev {
+        default_filter: if config.dev {
             "warn"
         } else {
             "warn,dipylon=info"
@@ -79,7 +79,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
     let doors = doors(&config)
         .await
         .map_err(|e| Failure::failed(e.to_string()))?;
-    let operator = operator(config.operator_listen.as_ref()).await?;
+    let operator = operator(config.admin_listen.as_ref()).await?;
     let operator_place = operator.as_ref().map(OperatorListener::place);
     let seed = config
         .policy
@@ -241,13 +241,13 @@ fn make_room(max: usize, unix: bool) {
 /// Files the broker itself has open: the journal, its own sockets, files being read.
 const OWN_FILES: u64 = 64;
 
-async fn operator(address: Option<&OperatorAddress>) -> Result<Option<OperatorListener>, Failure> {
+async fn operator(address: Option<&AdminAddress>) -> Result<Option<OperatorListener>, Failure> {
     let listening = match address {
         None => return Ok(None),
-        Some(OperatorAddress::Tcp(address)) => OperatorListener::tcp(*address).await,
-        Some(OperatorAddress::Unix(path)) => OperatorListener::unix(path),
+        Some(AdminAddress::Tcp(address)) => OperatorListener::tcp(*address).await,
+        Some(AdminAddress::Unix(path)) => OperatorListener::unix(path),
     };
-    listening.map(Some).map_err(failed("operator_listen"))
+    listening.map(Some).map_err(failed("admin_listen"))
 }
 
 fn configuration(common: &Common, verb: &Serve) -> Result<(Config, Option<Home>), Failure> {

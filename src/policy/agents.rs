@@ -6,7 +6,7 @@ use super::catalogue::Catalogue;
 use super::files::AGENTS;
 use super::people::{People, line};
 use super::problem::{Problems, nearest};
-use super::table::{Fields, Source};
+use super::toml_reader::{TableReader, TomlSource};
 use crate::model::{
     ActionName, Agent, AgentId, Digest, EnvironmentName, GroupId, PersonId, SpiffeId, Thumbprint,
 };
@@ -20,14 +20,14 @@ pub(super) fn read(
     problems: &mut Problems,
 ) -> BTreeMap<AgentId, Arc<Agent>> {
     let mut agents = BTreeMap::new();
-    let source = Source { file: AGENTS, text };
+    let source = TomlSource { file: AGENTS, text };
     let Some(root) = source.read(problems) else {
         return agents;
     };
-    let mut top = Fields::new(source, "agents", None, root.get_ref(), problems);
+    let mut top = TableReader::new(source, "agents", None, root.get_ref(), problems);
     let mut spiffe_ids = BTreeSet::new();
     for (at, table) in top.tables("agent") {
-        let mut fields = Fields::new(source, "agent", Some(at), table, top.problems());
+        let mut fields = TableReader::new(source, "agent", Some(at), table, top.problems());
         let id = fields.required("id", AgentId::parse);
         let spiffe_id = fields.required("spiffe_id", SpiffeId::parse);
         let owner = fields.required("owner", PersonId::parse);
@@ -35,8 +35,8 @@ pub(super) fn read(
         let model = fields.required("model", |text| line("model", text));
         let autonomy = fields.required("autonomy", |text| line("autonomy", text));
         let jkt = fields.optional("jkt", |text| Digest::parse(text).map(Thumbprint));
-        let groups = fields.words("groups", GroupId::parse);
-        let ceiling = fields.words("actions", ActionName::parse);
+        let groups = fields.text_set("groups", GroupId::parse);
+        let ceiling = fields.text_set("actions", ActionName::parse);
         if let Some(owner) = owner
             .as_ref()
             .filter(|owner| !people.persons.contains_key(owner))
@@ -88,8 +88,8 @@ pub(super) fn read(
                 }
             }
         }
-        fields.end();
+        fields.finish();
     }
-    top.end();
+    top.finish();
     agents
 }

@@ -1,32 +1,31 @@
-use std::collections::BTreeSet;
+//! Limits on access requests: `[approvals]` in `people.toml`.
 
-use super::table::Fields;
+use super::toml_reader::TableReader;
 use crate::model::{Malformed, parse_duration};
 
-/// How much people are asked, and what follows from their noes: `[approvals]` in `people.toml`. Fatigue is how step-up
-/// fails, so all of it has a bound.
+/// Limits on access requests, and the consequences of denials: `[approvals]` in `people.toml`. They bound approval fatigue.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Approvals {
-    /// Access requests that come into one person's inbox in a minute; more wait their turn. 1 to 100,000.
+pub struct ApprovalLimits {
+    /// Access requests that enter one person's inbox in a minute; further ones wait. 1 to 100,000.
     pub asks_per_minute: u32,
-    /// Access requests of one agent that may wait. 1 to 10,000.
+    /// Pending access requests of one agent. 1 to 10,000.
     pub pending_per_agent: u32,
-    /// Access requests of all agents of one owner that may wait. 1 to 100,000.
+    /// Pending access requests of all agents of one owner. 1 to 100,000.
     pub pending_per_owner: u32,
-    /// Access requests that one agent may open in a minute, whatever becomes of them, up to 256; 0 = off.
+    /// Access requests that one agent may open in a minute, decided ones included, up to 256; 0 = off.
     pub opens_per_minute: u32,
-    /// Seconds that a card of high risk must have been before a person's eyes before a yes of theirs is taken; 0 = off.
+    /// Seconds a person must have viewed a high-risk card before their approval is accepted; 0 = off.
     pub dwell_s: u32,
-    /// Seconds after a person's no until the agent may ask people again, for the first no, the second and so on; the last
-    /// holds for all further ones. Noes older than [`Approvals::MEMORY_S`] are forgotten.
+    /// Seconds after a denial until the agent may open an access request again, for the first denial, the second and so on;
+    /// the last holds for all further ones. Denials older than [`ApprovalLimits::DENIAL_WINDOW_S`] do not count.
     pub back_off_s: Vec<u32>,
-    /// So many noes within [`Approvals::quarantine_within_s`] take the agent out of service; 0 = off.
+    /// Denials within [`ApprovalLimits::quarantine_within_s`] that suspend the agent; 0 = off.
     pub quarantine: u32,
-    /// Seconds.
+    /// The window of `quarantine`, in seconds.
     pub quarantine_within_s: u32,
 }
 
-impl Default for Approvals {
+impl Default for ApprovalLimits {
     fn default() -> Self {
         Self {
             asks_per_minute: 5,
@@ -41,12 +40,12 @@ impl Default for Approvals {
     }
 }
 
-impl Approvals {
-    /// Seconds after which a no no longer makes an agent wait.
-    pub const MEMORY_S: i64 = 3_600;
+impl ApprovalLimits {
+    /// Seconds for which a denial counts for the back-off.
+    pub const DENIAL_WINDOW_S: i64 = 3_600;
 
-    /// Reads the table; what it does not say keeps its default.
-    pub(super) fn read(mut fields: Fields<'_, '_>) -> Self {
+    /// Reads the table; absent keys keep their defaults.
+    pub(super) fn read(mut fields: TableReader<'_, '_>) -> Self {
         let or = Self::default();
         let read = Self {
             asks_per_minute: fields
@@ -64,7 +63,9 @@ impl Approvals {
             dwell_s: fields.optional("dwell", dwell).unwrap_or(or.dwell_s),
             back_off_s: match fields.get("back_off") {
                 Some(_) => {
-                    growing(fields.words("back_off", |text| parse_duration("back_off", text)))
+                    // A set is sorted: the delays increase.
+                    let delays = fields.text_set("back_off", |text| parse_duration("back_off", text));
+                    delays.into_iter().collect()
                 }
                 None => or.back_off_s,
             },
@@ -77,14 +78,14 @@ impl Approvals {
                 })
                 .unwrap_or(or.quarantine_within_s),
         };
-        fields.end();
+        fields.finish();
         read
     }
 }
 
-/// Most openings in a minute: state remembers as many.
+/// Largest `opens_per_minute`: state keeps that many.
 const OPENS_MAX: u32 = 256;
-/// Most noes a quarantine may wait for: state remembers as many.
+/// Largest `quarantine`: state keeps that many denials.
 const QUARANTINE_MAX: u32 = 32;
 /// Longest dwell, in seconds: well below the two minutes a statement waits for its signature.
 const DWELL_MAX_S: u32 = 60;
@@ -97,9 +98,4 @@ fn dwell(text: &str) -> Result<u32, Malformed> {
         seconds if seconds <= DWELL_MAX_S => Ok(seconds),
         _ => Err(Malformed::new("dwell", "must be \"off\" or at most 60s")),
     }
-}
-
-/// Distinct lengths, shortest first.
-fn growing(lengths: BTreeSet<u32>) -> Vec<u32> {
-    lengths.into_iter().collect()
 }

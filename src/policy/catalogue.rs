@@ -1,54 +1,56 @@
+//! The action catalogue: what a schema declares about each action.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
 use super::files::SCHEMA;
 use super::problem::Problems;
-use super::schema::{Merged, declared_at, known_annotations, parameters};
-use super::shape::{Member, Shape, annotations};
+use super::schema::{MergedSchema, declaration_line, check_annotations, parameters};
+use super::schema_types::{RecordMember, SchemaType, annotations};
 use crate::model::{ActionName, Param, Risk, visible};
 
-/// One action the security team knows: what it is, in words for people, and what it takes.
+/// One action of the catalogue: its texts for people and its parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CatalogueAction {
-    /// The name agents ask for and rules match.
+    /// The name that agents request and rules match.
     pub name: ActionName,
-    /// What a person calls it.
+    /// Its title for people.
     pub title: String,
-    /// What it does in the world.
+    /// Its effect, in words for people.
     pub effect: Option<String>,
-    /// `yes`, `no`, or in words.
+    /// `yes`, `no`, or a sentence.
     pub reversible: Option<String>,
-    /// How it is undone.
+    /// How to undo it.
     pub undo: Option<String>,
-    /// Whether a token for it is good for one use.
+    /// Whether a token for it is spent by its first use.
     pub single_use: bool,
-    /// Whether targets outside the policy bundle may be named.
+    /// Whether targets outside the policy bundle are allowed.
     pub open_targets: bool,
-    /// How much harm it can do; absent when nobody said.
+    /// How much harm it can do, if the catalogue says.
     pub risk: Option<Risk>,
     /// Every group it is in, directly or through other groups.
     pub groups: BTreeSet<String>,
-    /// Entity types it can be done to.
+    /// Entity types of its targets.
     pub target_types: BTreeSet<String>,
-    /// What it takes.
+    /// Its parameters.
     pub parameters: BTreeMap<String, ParamSpec>,
 }
 
 /// One parameter of an action, or one member of a record inside it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParamSpec {
-    /// What it holds.
+    /// Its type.
     pub ty: ParamType,
-    /// Whether it must be there.
+    /// Whether it must be present.
     pub required: bool,
     /// Whether entries and tokens hold a commitment in its place. Never set on members of records.
     pub sensitive: bool,
-    /// What a person calls it.
+    /// Its title for people.
     pub title: Option<String>,
 }
 
-/// What a parameter can hold.
+/// The type of a parameter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ParamType {
     /// Text.
@@ -64,7 +66,7 @@ pub enum ParamType {
 }
 
 impl CatalogueAction {
-    /// Names of the parameters that are kept out of entries and tokens.
+    /// Names of the parameters that entries and tokens only commit to.
     pub fn sensitive(&self) -> BTreeSet<String> {
         self.parameters
             .iter()
@@ -73,12 +75,12 @@ impl CatalogueAction {
             .collect()
     }
 
-    /// Whether `given` is what the catalogue says; the error names the parameter, never its value.
+    /// Checks `given` against the catalogue; the error names the parameter, never its value.
     pub(super) fn check_parameters(&self, given: &BTreeMap<String, Param>) -> Result<(), String> {
         check_members("", &self.parameters, given)
     }
 
-    /// Some parameters that fit.
+    /// Valid sample parameters, for the self-test.
     pub(super) fn sample_parameters(&self) -> BTreeMap<String, Param> {
         sample_members(&self.parameters)
     }
@@ -143,7 +145,7 @@ fn sample(ty: &ParamType) -> Param {
 #[derive(Debug, Default)]
 pub(super) struct Catalogue {
     actions: BTreeMap<ActionName, CatalogueAction>,
-    /// Names of actions without targets: they only hold others together.
+    /// Names of actions without targets, which only group others.
     groups: BTreeSet<String>,
     /// The entity types the team declares.
     types: BTreeSet<String>,
@@ -151,7 +153,7 @@ pub(super) struct Catalogue {
 
 impl Catalogue {
     /// Reads the catalogue out of a schema that Cedar accepted. `text` serves only to find lines.
-    pub(super) fn read(merged: &Merged, text: &str, problems: &mut Problems) -> Self {
+    pub(super) fn read(merged: &MergedSchema, text: &str, problems: &mut Problems) -> Self {
         let mut catalogue = Self {
             types: merged
                 .entity_types()
@@ -161,10 +163,10 @@ impl Catalogue {
         };
         let types = merged.types();
         for (name, json) in merged.entity_types() {
-            let line = declared_at(text, name);
-            known_annotations(json, &format!("entity {name}"), &["title"], line, problems);
+            let line = declaration_line(text, name);
+            check_annotations(json, &format!("entity {name}"), &["title"], line, problems);
             for part in ["shape", "tags"].iter().filter_map(|part| json.get(part)) {
-                members_annotated(
+                check_member_annotations(
                     part,
                     &format!("entity {name}: "),
                     &["title"],
@@ -174,9 +176,9 @@ impl Catalogue {
             }
         }
         for (name, json) in merged.common_types() {
-            let line = declared_at(text, name);
-            known_annotations(json, &format!("type {name}"), &["title"], line, problems);
-            members_annotated(
+            let line = declaration_line(text, name);
+            check_annotations(json, &format!("type {name}"), &["title"], line, problems);
+            check_member_annotations(
                 json,
                 &format!("type {name}: "),
                 &PARAMETER_ANNOTATIONS,
@@ -189,7 +191,7 @@ impl Catalogue {
             .map(|(name, json)| (name.as_str(), parents(json).collect()))
             .collect();
         for (name, json) in merged.actions() {
-            let line = declared_at(text, name);
+            let line = declaration_line(text, name);
             let mut problem = |message: String| {
                 problems.add(SCHEMA, line, format!("action \"{name}\": {message}"))
             };
@@ -212,7 +214,7 @@ impl Catalogue {
             };
             let (principals, target_types) = (names("principalTypes"), names("resourceTypes"));
             if principals.is_empty() && target_types.is_empty() {
-                known_annotations(
+                check_annotations(
                     json,
                     &format!("action group \"{name}\""),
                     &["title"],
@@ -238,7 +240,7 @@ impl Catalogue {
             }
             let context = json
                 .pointer("/appliesTo/context")
-                .map_or(Ok(Shape::record([])), |context| types.read(context));
+                .map_or(Ok(SchemaType::record([])), |context| types.read(context));
             let mut specs = BTreeMap::new();
             match context.as_ref().map_err(String::clone).and_then(parameters) {
                 Ok(members) => {
@@ -253,7 +255,7 @@ impl Catalogue {
                 }
                 Err(message) => problem(message),
             }
-            known_annotations(
+            check_annotations(
                 json,
                 &format!("action \"{name}\""),
                 &ACTION_ANNOTATIONS,
@@ -261,7 +263,7 @@ impl Catalogue {
                 problems,
             );
             if let Some(context) = json.pointer("/appliesTo/context") {
-                members_annotated(
+                check_member_annotations(
                     context,
                     &format!("action \"{name}\": "),
                     &PARAMETER_ANNOTATIONS,
@@ -269,7 +271,7 @@ impl Catalogue {
                     problems,
                 );
             }
-            let mut words = Words {
+            let mut texts = AnnotationReader {
                 found: annotations(json),
                 what: format!("action \"{name}\""),
                 line,
@@ -277,16 +279,16 @@ impl Catalogue {
             };
             let action = CatalogueAction {
                 name: parsed.clone(),
-                title: words.text("title").unwrap_or_else(|| {
-                    words.problem("@title is missing: say what it is in words for people");
+                title: texts.text("title").unwrap_or_else(|| {
+                    texts.problem("@title is missing: say what it is in words for people");
                     name.clone()
                 }),
-                effect: words.text("effect"),
-                reversible: words.text("reversible"),
-                undo: words.text("undo"),
-                single_use: words.flag("single_use"),
-                open_targets: words.flag("open_targets"),
-                risk: words.risk(),
+                effect: texts.text("effect"),
+                reversible: texts.text("reversible"),
+                undo: texts.text("undo"),
+                single_use: texts.flag("single_use"),
+                open_targets: texts.flag("open_targets"),
+                risk: texts.risk(),
                 groups: ancestors(name, &parents),
                 target_types,
                 parameters: specs,
@@ -312,7 +314,7 @@ impl Catalogue {
         &self.types
     }
 
-    /// Every name that can stand on the right of `action in`: groups, and actions that are groups to others.
+    /// Every name that is valid on the right of `action in`: groups, and actions that are groups to others.
     pub(super) fn group_names(&self) -> BTreeSet<&str> {
         let of_actions = self.actions.values().flat_map(|a| a.groups.iter());
         self.groups
@@ -324,8 +326,8 @@ impl Catalogue {
     }
 }
 
-/// Notes unknown annotations on members of records, however deep. `path` says where, and ends where a name can follow.
-fn members_annotated(
+/// Reports unknown annotations on members of records, at any depth. `path` is the prefix of their names in messages.
+fn check_member_annotations(
     json: &Value,
     path: &str,
     known: &[&str],
@@ -338,15 +340,15 @@ fn members_annotated(
         .into_iter()
         .flatten()
     {
-        known_annotations(member, &format!("{path}{name}"), known, line, problems);
-        members_annotated(member, &format!("{path}{name}."), known, line, problems);
+        check_annotations(member, &format!("{path}{name}"), known, line, problems);
+        check_member_annotations(member, &format!("{path}{name}."), known, line, problems);
     }
     if let Some(element) = json.get("element") {
-        members_annotated(element, path, known, line, problems);
+        check_member_annotations(element, path, known, line, problems);
     }
 }
 
-/// The groups an action names directly.
+/// The groups an action is declared in.
 fn parents(json: &Value) -> impl Iterator<Item = &str> {
     json.get("memberOf")
         .and_then(Value::as_array)
@@ -368,9 +370,9 @@ fn ancestors(name: &str, parents: &BTreeMap<&str, Vec<&str>>) -> BTreeSet<String
     found
 }
 
-/// A parameter as the catalogue says it. Only those of the action itself, not members of records, may be `@sensitive`:
-/// a commitment replaces a whole parameter, and one that seems to hide a member would hide nothing.
-fn param_spec(member: &Member, outermost: bool) -> Result<ParamSpec, String> {
+/// A parameter of the catalogue. Only a whole parameter, not a member of a record, may be `@sensitive`: a commitment replaces
+/// the whole parameter.
+fn param_spec(member: &RecordMember, outermost: bool) -> Result<ParamSpec, String> {
     for (key, value) in &member.annotations {
         match (key.as_str(), value) {
             ("title", Some(text)) => {
@@ -384,26 +386,26 @@ fn param_spec(member: &Member, outermost: bool) -> Result<ParamSpec, String> {
                 );
             }
             ("sensitive", Some(_)) => return Err("@sensitive takes no text".to_owned()),
-            // Unknown ones are refused wherever they stand, by `members_annotated`.
+            // Unknown annotations are refused by `check_member_annotations`.
             _ => {}
         }
     }
     Ok(ParamSpec {
-        ty: param_type(&member.shape)?,
+        ty: param_type(&member.ty)?,
         required: member.required,
         sensitive: member.annotations.contains_key("sensitive"),
         title: member.annotations.get("title").cloned().flatten(),
     })
 }
 
-fn param_type(shape: &Shape) -> Result<ParamType, String> {
-    Ok(match shape {
-        Shape::String => ParamType::String,
-        Shape::Bool => ParamType::Bool,
-        Shape::Long => ParamType::Long,
-        Shape::Set(of) => ParamType::Set(Box::new(param_type(of)?)),
-        Shape::Record(members) => {
-            let spec = |(name, member): (&String, &Member)| {
+fn param_type(ty: &SchemaType) -> Result<ParamType, String> {
+    Ok(match ty {
+        SchemaType::String => ParamType::String,
+        SchemaType::Bool => ParamType::Bool,
+        SchemaType::Long => ParamType::Long,
+        SchemaType::Set(of) => ParamType::Set(Box::new(param_type(of)?)),
+        SchemaType::Record(members) => {
+            let spec = |(name, member): (&String, &RecordMember)| {
                 Ok((
                     name.clone(),
                     param_spec(member, false).map_err(|e| format!("{name}: {e}"))?,
@@ -411,7 +413,7 @@ fn param_type(shape: &Shape) -> Result<ParamType, String> {
             };
             ParamType::Record(members.iter().map(spec).collect::<Result<_, String>>()?)
         }
-        Shape::Extension(name) | Shape::Entity(name) => {
+        SchemaType::Extension(name) | SchemaType::Entity(name) => {
             return Err(format!(
                 "must be String, Bool, Long, a Set or a record of these, not {name}"
             ));
@@ -419,15 +421,15 @@ fn param_type(shape: &Shape) -> Result<ParamType, String> {
     })
 }
 
-/// The annotations of one action, on their way to being understood.
-struct Words<'p> {
+/// Reads the annotations of one action.
+struct AnnotationReader<'p> {
     found: BTreeMap<String, Option<String>>,
     what: String,
     line: Option<usize>,
     problems: &'p mut Problems,
 }
 
-impl Words<'_> {
+impl AnnotationReader<'_> {
     fn problem(&mut self, message: &str) {
         self.problems
             .add(SCHEMA, self.line, format!("{}: {message}", self.what));
@@ -479,5 +481,5 @@ const ACTION_ANNOTATIONS: [&str; 7] = [
     "open_targets",
     "risk",
 ];
-/// Longest text of an annotation, in bytes: it has to fit on a card.
+/// Longest text of an annotation, in bytes, so that it fits on a card.
 pub(super) const TEXT_BYTES_MAX: usize = 512;

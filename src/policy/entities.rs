@@ -1,6 +1,6 @@
-//! The one constructor of Cedar entities.
-// INVARIANT (action entities present): without the schema's action entities every `forbid (…, action in …)` is silent.
-// Nothing else in the crate makes `Entities`, and the self-test asks with what this makes.
+//! Cedar entities of a bundle: targets, agents, people, groups and the schema's actions.
+// INVARIANT (action entities present): without the schema's action entities no `forbid (…, action in …)` applies.
+// Nothing else in the crate constructs `Entities`, and the self-test evaluates with these.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::str::FromStr;
@@ -17,15 +17,15 @@ use super::people::People;
 use super::problem::{Problems, nearest};
 use crate::model::{Agent, AgentId, Target, json};
 
-/// What is true of agents, people and targets, as rules see it.
-pub(super) struct Store {
+/// The entities of a bundle, as policies see them.
+pub(super) struct EntityStore {
     entities: Entities,
     types: BTreeMap<String, EntityTypeName>,
 }
 
-impl Store {
+impl EntityStore {
     /// Builds all entities of a policy bundle: targets from `entities.json`, the rest from the registry, the actions from
-    /// the schema. `types` are the entity types the team declares; no other may stand in `entities.json`.
+    /// the schema. `types` are the entity types the team declares; `entities.json` may hold no others.
     pub(super) fn build(
         schema: &Schema,
         types: &BTreeSet<String>,
@@ -35,7 +35,7 @@ impl Store {
         problems: &mut Problems,
     ) -> Option<Self> {
         let mut names = BTreeMap::new();
-        for name in types.iter().map(String::as_str).chain(OURS) {
+        for name in types.iter().map(String::as_str).chain(BUILT_IN_TYPES) {
             match EntityTypeName::from_str(name) {
                 Ok(parsed) => {
                     names.insert(name.to_owned(), parsed);
@@ -61,7 +61,7 @@ impl Store {
         }
     }
 
-    /// The entity of a type this bundle has; whether it exists is another question.
+    /// The uid of an entity of a type of this bundle; the entity need not exist.
     pub(super) fn uid(&self, kind: &str, id: &str) -> Option<EntityUid> {
         Some(EntityUid::from_type_name_and_id(
             self.types.get(kind)?.clone(),
@@ -69,41 +69,41 @@ impl Store {
         ))
     }
 
-    pub(super) fn knows(&self, uid: &EntityUid) -> bool {
+    pub(super) fn contains(&self, uid: &EntityUid) -> bool {
         self.entities.get(uid).is_some()
     }
 
-    /// Whether `group` holds `member`, at any depth. True to the schema only because the action entities are here.
-    pub(super) fn is_above(&self, group: &EntityUid, member: &EntityUid) -> bool {
+    /// Whether `group` holds `member`, at any depth. For actions this needs the schema's action entities.
+    pub(super) fn is_ancestor(&self, group: &EntityUid, member: &EntityUid) -> bool {
         self.entities.is_ancestor_of(group, member)
     }
 
-    pub(super) fn knows_target(&self, target: &Target) -> bool {
+    pub(super) fn contains_target(&self, target: &Target) -> bool {
         self.uid(&target.kind, &target.id)
-            .is_some_and(|uid| self.knows(&uid))
+            .is_some_and(|uid| self.contains(&uid))
     }
 
     pub(super) fn entities(&self) -> &Entities {
         &self.entities
     }
 
-    /// The attributes of a target in plain text, in the order of their names.
-    pub(super) fn facts(&self, target: &Target) -> Option<Vec<(String, String)>> {
+    /// The attributes of a target as text, in the order of their names.
+    pub(super) fn attributes(&self, target: &Target) -> Option<Vec<(String, String)>> {
         let entity = self.entities.get(&self.uid(&target.kind, &target.id)?)?;
-        let mut facts = Vec::new();
+        let mut attributes = Vec::new();
         for (name, value) in entity.attrs() {
-            facts.push((
+            attributes.push((
                 name.to_owned(),
-                value.map_or_else(|_| "unreadable".to_owned(), |value| plain(&value)),
+                value.map_or_else(|_| "unreadable".to_owned(), |value| value_text(&value)),
             ));
         }
-        facts.sort();
-        Some(facts)
+        attributes.sort();
+        Some(attributes)
     }
 
-    /// The same store as it would be if someone forgot the schema: the self-test must notice.
+    /// The store without action entities, as if built without the schema: the self-test must fail.
     #[cfg(test)]
-    pub(super) fn forget_actions(&mut self) {
+    pub(super) fn remove_actions(&mut self) {
         let actions = self
             .entities
             .iter()
@@ -136,7 +136,7 @@ fn read_targets(
         return None;
     };
     let mut seen = BTreeSet::new();
-    let mut fit = true;
+    let mut valid = true;
     for (n, item) in items.iter().enumerate() {
         let uid = item
             .get("uid")
@@ -148,24 +148,24 @@ fn read_targets(
                 None,
                 format!("entity {}: needs a uid with type and id", n + 1),
             );
-            fit = false;
+            valid = false;
             continue;
         };
-        let said = match Target::parse(kind, id) {
+        let problem = match Target::parse(kind, id) {
             Err(e) => Some(format!("entity {}: {e}", n + 1)),
             Ok(target) if !types.contains(kind) => Some(format!(
                 "{target}: holds only entities of types that schema.cedarschema declares{}; agents, people and environments \
                  come from agents.toml and people.toml",
                 nearest(kind, types.iter().map(String::as_str))
             )),
-            Ok(target) => (!seen.insert(target.clone())).then(|| format!("{target}: stands twice")),
+            Ok(target) => (!seen.insert(target.clone())).then(|| format!("{target}: is listed twice")),
         };
-        if let Some(message) = said {
+        if let Some(message) = problem {
             problems.add(ENTITIES, None, message);
-            fit = false;
+            valid = false;
         }
     }
-    if !fit {
+    if !valid {
         return None;
     }
     match Entities::from_json_value(value, Some(schema)) {
@@ -255,8 +255,8 @@ impl Registry<'_> {
     }
 }
 
-/// A value as a card shows it.
-fn plain(value: &EvalResult) -> String {
+/// An attribute value as text for a card.
+fn value_text(value: &EvalResult) -> String {
     match value {
         EvalResult::Bool(b) => b.to_string(),
         EvalResult::Long(n) => n.to_string(),
@@ -264,14 +264,14 @@ fn plain(value: &EvalResult) -> String {
         EvalResult::EntityUid(uid) => format!("{}::{}", uid.type_name(), uid.id().unescaped()),
         EvalResult::Set(items) => format!(
             "[{}]",
-            items.iter().map(plain).collect::<Vec<_>>().join(", ")
+            items.iter().map(value_text).collect::<Vec<_>>().join(", ")
         ),
         EvalResult::Record(members) => {
             format!(
                 "{{{}}}",
                 members
                     .iter()
-                    .map(|(name, v)| format!("{name}: {}", plain(v)))
+                    .map(|(name, v)| format!("{name}: {}", value_text(v)))
                     .collect::<Vec<_>>()
                     .join(", ")
             )
@@ -281,7 +281,7 @@ fn plain(value: &EvalResult) -> String {
 }
 
 /// Entity types every bundle has.
-const OURS: [&str; 7] = [
+const BUILT_IN_TYPES: [&str; 7] = [
     "StepUp",
     "Environment",
     "AgentGroup",

@@ -1,3 +1,5 @@
+//! Files of a policy bundle: known paths within bounds, and their canonical form.
+
 use std::collections::BTreeMap;
 
 use serde_json::Value;
@@ -5,7 +7,7 @@ use serde_json::Value;
 use super::problem::{BundleError, Problems};
 use crate::model::{Digest, json};
 
-/// The files of one policy bundle, by path: known names only, within bounds, not yet understood.
+/// The files of one policy bundle, by path: known paths only, within bounds, not yet parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BundleFiles {
     files: BTreeMap<String, String>,
@@ -39,14 +41,14 @@ impl BundleFiles {
             if !is_known(path) {
                 let message = format!(
                     "is not a file of a policy bundle; expected {}, rules/*.cedar, README.md",
-                    NEEDED.join(", ")
+                    REQUIRED.join(", ")
                 );
                 problems.add(&path.chars().take(256).collect::<String>(), None, message);
             }
         }
-        for needed in NEEDED {
-            if !files.contains_key(needed) {
-                problems.add(needed, None, "is missing");
+        for required in REQUIRED {
+            if !files.contains_key(required) {
+                problems.add(required, None, "is missing");
             }
         }
         if !files.keys().any(|path| is_rules(path)) {
@@ -56,15 +58,15 @@ impl BundleFiles {
             .iter()
             .map(|(path, text)| (path.clone(), Value::String(text.clone())))
             .collect();
-        // Text alone always has a canonical form; were it not so, the bundle would have no version and is refused.
+        // Text always has a canonical form; without one the bundle would have no version, and is refused.
         let canonical = json::canonical(&Value::Object(object)).unwrap_or_else(|e| {
             problems.add("bundle", None, e.to_string());
             String::new()
         });
-        problems.or(Self { files, canonical })
+        problems.or_value(Self { files, canonical })
     }
 
-    /// Reads what [`BundleFiles::canonical`] wrote; refuses any other spelling of the same files.
+    /// Parses the output of [`BundleFiles::canonical`]; refuses any other form of the same files.
     pub fn parse(canonical: &str) -> Result<Self, BundleError> {
         let mut problems = Problems::default();
         let mut files = BTreeMap::new();
@@ -89,13 +91,13 @@ impl BundleFiles {
             Err(e) => problems.add("bundle", None, e.to_string()),
         }
         if !problems.is_empty() {
-            return Err(problems.refuse());
+            return Err(problems.into_error());
         }
         let read = Self::new(files)?;
         if read.canonical != canonical {
             problems.add("bundle", None, "is not in canonical form (RFC 8785)");
         }
-        problems.or(read)
+        problems.or_value(read)
     }
 
     /// The RFC 8785 object of path and text.
@@ -127,7 +129,7 @@ impl BundleFiles {
 }
 
 fn is_known(path: &str) -> bool {
-    NEEDED.contains(&path) || path == "README.md" || is_rules(path)
+    REQUIRED.contains(&path) || path == "README.md" || is_rules(path)
 }
 
 /// `rules/NAME.cedar`, one level deep, NAME of letters, digits, `.`, `_` and `-`.
@@ -145,13 +147,13 @@ fn is_rules(path: &str) -> bool {
 
 /// The catalogue.
 pub(super) const SCHEMA: &str = "schema.cedarschema";
-/// What is true of targets.
+/// The targets.
 pub(super) const ENTITIES: &str = "entities.json";
 /// The registered agents.
 pub(super) const AGENTS: &str = "agents.toml";
 /// People, services, keys and step-up profiles.
 pub(super) const PEOPLE: &str = "people.toml";
-const NEEDED: [&str; 4] = [SCHEMA, ENTITIES, AGENTS, PEOPLE];
+const REQUIRED: [&str; 4] = [SCHEMA, ENTITIES, AGENTS, PEOPLE];
 
 /// Most files of one policy bundle.
 pub const FILES_MAX: usize = 256;
@@ -176,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn the_version_is_of_every_byte_and_comes_back() {
+    fn canonical_form_roundtrip_and_version() {
         let files = BundleFiles::new(small()).expect("files");
         assert_eq!(BundleFiles::parse(files.canonical()).expect("again"), files);
         let mut other = small();
@@ -190,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_missing_and_too_much_are_refused_together() {
+    fn unknown_missing_and_oversized_files() {
         let mut files = small();
         files.remove("agents.toml");
         files.insert("rules/../x.cedar".into(), String::new());

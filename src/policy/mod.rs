@@ -1,28 +1,28 @@
-//! The rules room: what the security team wrote, checked as a whole, and the answers it gives.
+//! Policy: a bundle of Cedar policies, schema, entities, agents and people, checked as a whole, and its decisions.
 //!
-//! In: the files of a policy bundle as text; then questions about one agent and one action. Out: a [`PolicyBundle`] that
-//! passed every check and its own self-test, or a [`BundleError`] with everything that is wrong; then an [`Answer`].
-//! It trusts nothing in the files but their meaning, and takes time, ages and approvals as arguments from the gates.
-//! It refuses what Cedar would let pass: unknown annotations, contexts that differ, rules without an id, unknown keys.
-//! Cedar is the only judge; a remedy is a hint, tried and judged again. A rule that fails denies.
-//! It never reads a file, a clock or the network, and never mints, records or remembers a decision.
+//! In: the files of a policy bundle as text; then requests of one agent for one action. Out: a [`PolicyBundle`] that passed
+//! every check and its own self-test, or a [`BundleError`] with every problem; then an [`AuthzDecision`].
+//! Trusts the meaning of the files and nothing else in them; time, ages and approvals are arguments of the gates.
+//! Refuses what Cedar accepts: unknown annotations, contexts that differ, rules without an id, unknown keys.
+//! Cedar alone decides; a remedy is a hint, applied and evaluated again. A rule that fails to evaluate denies.
+//! Never reads a file, a clock or the network, and never mints, records or caches a decision.
 
 mod agents;
 mod approvals;
-mod ask;
+mod authorize;
 mod catalogue;
 mod entities;
 mod files;
-mod in_force;
-mod judge;
+mod active_policy;
+mod evaluator;
 mod people;
 mod problem;
 mod rule;
 mod schema;
 mod selftest;
-mod shape;
-mod slices;
-mod table;
+mod schema_types;
+mod policy_index;
+mod toml_reader;
 #[cfg(test)]
 mod tests;
 
@@ -30,13 +30,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use crate::model::Risk;
-pub use approvals::Approvals;
-pub use ask::{Answer, OperateAnswer, Question};
+pub use approvals::ApprovalLimits;
+pub use authorize::{AuthzDecision, OperateDecision, AuthzRequest};
 pub use catalogue::{CatalogueAction, ParamSpec, ParamType};
 pub use files::{BYTES_MAX, BundleFiles, FILES_MAX};
-pub use in_force::{InForce, Registered};
-pub use people::{Method, Person, PersonKey, Profile, QUORUM_MAX, Role, Service, ServiceKind};
-pub use problem::{BundleError, Problem};
+pub use active_policy::{ActivePolicy, RegisteredCaller};
+pub use people::{VoteMethod, Person, RegisteredKey, StepUpProfile, QUORUM_MAX, Role, RegisteredService, ServiceKind};
+pub use problem::{BundleError, BundleProblem};
 pub use rule::{Remedy, RuleEffect, RuleInfo};
 
 use crate::model::{
@@ -44,33 +44,33 @@ use crate::model::{
     SpiffeId, Target,
 };
 use catalogue::Catalogue;
-use entities::Store;
-use judge::Judge;
+use entities::EntityStore;
+use evaluator::Evaluator;
 use people::People;
 use problem::Problems;
-use rule::Rules;
-use schema::{Merged, OPERATE};
-use slices::Slices;
+use rule::RuleSet;
+use schema::{MergedSchema, OPERATE};
+use policy_index::PolicyIndex;
 
 /// People and profiles, each by name.
-pub type PeopleAndProfiles = (BTreeMap<PersonId, Person>, BTreeMap<ProfileName, Profile>);
+pub type PeopleAndProfiles = (BTreeMap<PersonId, Person>, BTreeMap<ProfileName, StepUpProfile>);
 
-/// One version of the security team's directory, whole and checked.
+/// One version of the security team's policy bundle, complete and checked.
 pub struct PolicyBundle {
     version: Digest,
     catalogue: Catalogue,
     people: People,
     agents: BTreeMap<AgentId, Arc<Agent>>,
     by_spiffe_id: BTreeMap<SpiffeId, Vec<Arc<Agent>>>,
-    rules: Rules,
-    slices: Slices,
-    judge: Judge,
-    warnings: Vec<Problem>,
+    rules: RuleSet,
+    policy_index: PolicyIndex,
+    evaluator: Evaluator,
+    warnings: Vec<BundleProblem>,
 }
 
-/// Why an action cannot be asked about at all.
+/// Why a request for an action is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ActionProblem {
+pub enum ActionError {
     /// The catalogue has no such action.
     #[error("the catalogue has no such action")]
     UnknownAction,
@@ -78,16 +78,16 @@ pub enum ActionProblem {
     #[error("no such target for this action")]
     UnknownTarget,
     /// A parameter is missing, unknown or of another type; names it, never its value.
-    #[error("wrong parameters: {0}")]
-    WrongParameters(String),
+    #[error("invalid parameters: {0}")]
+    InvalidParameters(String),
     /// No registered validator has this audience.
     #[error("no registered validator has this audience")]
     UnknownAudience,
 }
 
 impl PolicyBundle {
-    /// Reads and checks everything, then proves that known forbids fire. All problems are found in one pass, as far as
-    /// one does not hide another.
+    /// Reads and checks every file, then verifies by a self-test that forbids apply. All problems are found in one pass, as
+    /// far as one does not hide another.
     pub fn load(files: &BundleFiles) -> Result<Self, BundleError> {
         let mut problems = Problems::default();
         let mut warnings = Problems::default();
@@ -95,7 +95,7 @@ impl PolicyBundle {
 
         let people = People::read(text(files::PEOPLE), &mut problems, &mut warnings);
         let schema_text = text(files::SCHEMA);
-        let merged = Merged::read(schema_text, &people.profiles, &mut problems, &mut warnings);
+        let merged = MergedSchema::read(schema_text, &people.profiles, &mut problems, &mut warnings);
         let catalogue = merged
             .as_ref()
             .map(|merged| Catalogue::read(merged, schema_text, &mut problems));
@@ -106,7 +106,7 @@ impl PolicyBundle {
             &mut problems,
         );
         let schema = merged.as_ref().map(|merged| &merged.schema);
-        let rules = Rules::read(
+        let rules = RuleSet::read(
             files.rules(),
             &people.profiles,
             schema,
@@ -114,10 +114,10 @@ impl PolicyBundle {
             &mut warnings,
         );
         let (Some(merged), Some(catalogue)) = (merged, catalogue) else {
-            return Err(problems.refuse());
+            return Err(problems.into_error());
         };
         let targets = text(files::ENTITIES);
-        let Some(store) = Store::build(
+        let Some(store) = EntityStore::build(
             &merged.schema,
             catalogue.types(),
             targets,
@@ -125,16 +125,16 @@ impl PolicyBundle {
             &people,
             &mut problems,
         ) else {
-            return Err(problems.refuse());
+            return Err(problems.into_error());
         };
-        rules.warn_of_strangers(&store, &mut warnings);
+        rules.warn_unknown_entities(&store, &mut warnings);
         let actions = catalogue.names().chain([OPERATE]);
-        let slices = Slices::cut(&rules.set, &store, actions);
-        let judge = Judge::new(merged.schema, store);
+        let policy_index = PolicyIndex::build(&rules.set, &store, actions);
+        let evaluator = Evaluator::new(merged.schema, store);
         if problems.is_empty()
-            && let Err(broken) = selftest::prove(&judge, &catalogue)
+            && let Err(failures) = selftest::verify(&evaluator, &catalogue)
         {
-            broken
+            failures
                 .into_iter()
                 .for_each(|message| problems.add("bundle", None, format!("self-test: {message}")));
         }
@@ -147,25 +147,25 @@ impl PolicyBundle {
         }
         let version = files.version();
         let warnings = warnings.into_sorted();
-        problems.or(Self {
+        problems.or_value(Self {
             version,
             catalogue,
             people,
             agents,
             by_spiffe_id,
             rules,
-            slices,
-            judge,
+            policy_index,
+            evaluator,
             warnings,
         })
     }
 
-    /// The people and profiles of a bundle, whatever else is in it: an audit reads bundles that were taken long ago.
+    /// The people and profiles of a bundle, without a check of its other files: an audit reads bundles of older versions.
     pub fn people_in(files: &BundleFiles) -> Result<PeopleAndProfiles, BundleError> {
         let (mut problems, mut warnings) = (Problems::default(), Problems::default());
         let text = files.text(files::PEOPLE).unwrap_or_default();
         let people = People::read(text, &mut problems, &mut warnings);
-        problems.or((people.persons, people.profiles))
+        problems.or_value((people.persons, people.profiles))
     }
 
     /// SHA-256 of the canonical form of its files.
@@ -173,35 +173,34 @@ impl PolicyBundle {
         self.version
     }
 
-    /// Whether anybody could ever put another bundle in force: a broker takes no other. An example to start from need not be
-    /// so yet.
-    pub fn governable(&self) -> Result<(), &'static str> {
-        let operates = |p: &Person| p.roles.contains(&Role::Operator) && !p.keys.is_empty();
-        match self.people().any(operates) {
+    /// Checks that an operator has a key: without one, no further bundle could be applied. An example bundle need not pass.
+    pub fn check_has_operator(&self) -> Result<(), &'static str> {
+        let is_operator_with_key = |p: &Person| p.roles.contains(&Role::Operator) && !p.keys.is_empty();
+        match self.people().any(is_operator_with_key) {
             true => Ok(()),
             false => Err("people.toml: no operator has a key; add a [[key]] of one"),
         }
     }
 
-    /// How many people could satisfy a profile for an agent of this owner, as far as the bundle tells: approvers of its
-    /// group, without the owner, with a key where the profile takes one. Whether they have passkeys the journal says.
-    pub fn eligible(&self, profile: &Profile, owner: &PersonId) -> usize {
+    /// The number of people who could satisfy a profile for an agent of this owner, as far as the bundle tells: approvers of
+    /// its group, without the owner, with a key where the profile takes one. Passkeys are known to the journal only.
+    pub fn eligible_approvers(&self, profile: &StepUpProfile, owner: &PersonId) -> usize {
         let able = |p: &&Person| {
             p.id != *owner
                 && p.roles.contains(&Role::Approver)
                 && p.groups.contains(&profile.group)
-                && (profile.method == Method::Passkey || !p.keys.is_empty())
+                && (profile.method == VoteMethod::Passkey || !p.keys.is_empty())
         };
         self.people().filter(able).count()
     }
 
-    /// How much people are asked, and what follows from their noes.
-    pub fn approvals(&self) -> &Approvals {
+    /// Limits on access requests, and the consequences of denials.
+    pub fn approval_limits(&self) -> &ApprovalLimits {
         &self.people.approvals
     }
 
-    /// What is odd but not wrong.
-    pub fn warnings(&self) -> &[Problem] {
+    /// Findings that do not make the bundle invalid.
+    pub fn warnings(&self) -> &[BundleProblem] {
         &self.warnings
     }
 
@@ -215,7 +214,7 @@ impl PolicyBundle {
         self.agents.values()
     }
 
-    /// The agents an attested identity may operate as; gate 1 wants exactly one.
+    /// The agents an attested identity may operate as; gate 1 requires exactly one.
     pub fn agents_matching(&self, spiffe_id: &SpiffeId) -> Vec<&Arc<Agent>> {
         self.by_spiffe_id
             .get(spiffe_id)
@@ -235,27 +234,27 @@ impl PolicyBundle {
     }
 
     /// The validator or auditor with this id.
-    pub fn service(&self, id: &ServiceId) -> Option<&Service> {
+    pub fn service(&self, id: &ServiceId) -> Option<&RegisteredService> {
         self.people.services.get(id)
     }
 
     /// Every validator and auditor, by id.
-    pub fn services(&self) -> impl Iterator<Item = &Service> {
+    pub fn services(&self) -> impl Iterator<Item = &RegisteredService> {
         self.people.services.values()
     }
 
     /// The step-up profile with this name.
-    pub fn profile(&self, name: &ProfileName) -> Option<&Profile> {
+    pub fn profile(&self, name: &ProfileName) -> Option<&StepUpProfile> {
         self.people.profiles.get(name)
     }
 
     /// Every step-up profile, by name.
-    pub fn profiles(&self) -> impl Iterator<Item = &Profile> {
+    pub fn profiles(&self) -> impl Iterator<Item = &StepUpProfile> {
         self.people.profiles.values()
     }
 
     /// Whether a registered validator has this audience, byte by byte.
-    pub fn audience_known(&self, audience: &Audience) -> bool {
+    pub fn is_known_audience(&self, audience: &Audience) -> bool {
         self.people.audiences.contains(audience)
     }
 
@@ -279,33 +278,33 @@ impl PolicyBundle {
         self.rules.infos.values()
     }
 
-    /// What the bundle says about a target, in plain text by attribute; nothing when it does not know the target.
-    pub fn target_facts(&self, target: &Target) -> Option<Vec<(String, String)>> {
-        self.judge.store().facts(target)
+    /// The attributes of a target as text, by name; `None` for a target the bundle does not know.
+    pub fn target_attributes(&self, target: &Target) -> Option<Vec<(String, String)>> {
+        self.evaluator.store().attributes(target)
     }
 
-    /// Whether the action can be asked about: known, for a target and an audience that exist, with the parameters the
-    /// catalogue says. An action with `open_targets` may name targets that do not exist, of the types it is for.
-    pub fn check_action(&self, action: &Action) -> Result<&CatalogueAction, ActionProblem> {
+    /// Checks that the action is in the catalogue, for a known target and audience, with the parameters of the catalogue. An
+    /// action with `open_targets` may name unknown targets of its types.
+    pub fn check_action(&self, action: &Action) -> Result<&CatalogueAction, ActionError> {
         let known = self
             .catalogue
             .action(&action.name)
-            .ok_or(ActionProblem::UnknownAction)?;
-        let exists = known.open_targets || self.judge.store().knows_target(&action.target);
+            .ok_or(ActionError::UnknownAction)?;
+        let exists = known.open_targets || self.evaluator.store().contains_target(&action.target);
         if !known.target_types.contains(&action.target.kind) || !exists {
-            return Err(ActionProblem::UnknownTarget);
+            return Err(ActionError::UnknownTarget);
         }
-        if !self.audience_known(&action.audience) {
-            return Err(ActionProblem::UnknownAudience);
+        if !self.is_known_audience(&action.audience) {
+            return Err(ActionError::UnknownAudience);
         }
         known
             .check_parameters(&action.parameters)
-            .map_err(ActionProblem::WrongParameters)?;
+            .map_err(ActionError::InvalidParameters)?;
         Ok(known)
     }
 }
 
-/// Names the version only: a bundle is long.
+/// The version only: a bundle is long.
 impl std::fmt::Debug for PolicyBundle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "PolicyBundle({})", self.version)

@@ -1,45 +1,47 @@
+//! People, services, keys and step-up profiles: `people.toml`.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 use toml::Spanned;
 use toml::de::DeValue;
 
-use super::approvals::Approvals;
+use super::approvals::ApprovalLimits;
 use super::files::PEOPLE;
 use super::problem::{Problems, nearest};
-use super::table::{Fields, Source};
+use super::toml_reader::{TableReader, TomlSource};
 use crate::jose::PublicKey;
 use crate::model::{
     Audience, Digest, GroupId, Malformed, PersonId, ProfileName, ProfileRef, ServiceId, SpiffeId,
     json, parse_duration, visible,
 };
 
-/// Someone the security team registered.
+/// A registered person.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Person {
     /// The opaque id that entries and votes hold.
     pub id: PersonId,
-    /// What colleagues call them; for cards and consoles, never for decisions.
+    /// The person's name, for cards and consoles, never for decisions.
     pub name: String,
     /// Groups that rules and profiles name.
     pub groups: BTreeSet<GroupId>,
-    /// What they may do here.
+    /// The person's roles.
     pub roles: BTreeSet<Role>,
-    /// Keys that speak for them.
-    pub keys: Vec<PersonKey>,
+    /// The person's keys.
+    pub keys: Vec<RegisteredKey>,
 }
 
 /// What a person may do at the broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
-    /// May vote, where a profile asks their group.
+    /// May vote under profiles of their groups.
     Approver,
-    /// May suspend, freeze, end, and apply policy bundles.
+    /// May suspend, freeze, revoke, and apply policy bundles.
     Operator,
 }
 
 impl Role {
-    /// The word in `people.toml`.
+    /// The name in `people.toml`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Approver => "approver",
@@ -61,27 +63,27 @@ impl Role {
 
 /// A registered public key: an EC key on P-256 as a JWK (RFC 7517, RFC 7518 §6.2), without a private part.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PersonKey {
+pub struct RegisteredKey {
     /// Members `kty`, `crv`, `x`, `y`.
     pub jwk: Value,
 }
 
 /// A registered caller that is neither an agent nor a person.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Service {
+pub struct RegisteredService {
     /// Its id, unique among people and services.
     pub id: ServiceId,
-    /// What it may do here.
+    /// Its kind.
     pub kind: ServiceKind,
-    /// The audiences whose tokens it may look at and spend; empty for auditors.
+    /// The audiences whose tokens it may introspect and spend; empty for auditors.
     pub audiences: BTreeSet<Audience>,
     /// The attested identity that may call as this service, matched byte by byte.
     pub spiffe_id: Option<SpiffeId>,
-    /// Keys that speak for it.
-    pub keys: Vec<PersonKey>,
+    /// Its keys.
+    pub keys: Vec<RegisteredKey>,
 }
 
-/// The two kinds of services.
+/// The kind of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ServiceKind {
     /// Validates tokens for its audiences.
@@ -90,34 +92,34 @@ pub enum ServiceKind {
     Auditor,
 }
 
-/// A step-up profile: who must say yes, how many of them, and how long that holds.
+/// A step-up profile: whose approval is required, from how many people, and how long it holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Profile {
-    /// The name rules ask for.
+pub struct StepUpProfile {
+    /// The name in rules.
     pub name: ProfileName,
-    /// Whose yes counts.
+    /// The group of its approvers.
     pub group: GroupId,
-    /// How many different people must say yes, 1 to [`QUORUM_MAX`].
+    /// How many different people must approve, 1 to [`QUORUM_MAX`].
     pub quorum: u32,
-    /// Seconds an access request waits for them.
+    /// Seconds an access request stays open.
     pub wait_s: u32,
-    /// Seconds a yes stays good.
+    /// Seconds an approval holds.
     pub good_for_s: u32,
-    /// How a yes is given.
-    pub method: Method,
+    /// How a vote is signed.
+    pub method: VoteMethod,
 }
 
 /// How a vote is signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Method {
+pub enum VoteMethod {
     /// With a key of `people.toml`, or with a passkey.
     Key,
     /// With a passkey alone: a person, present and verified by their device, at the broker's own console.
     Passkey,
 }
 
-impl Method {
-    /// The word in `people.toml` and in the profile's digest.
+impl VoteMethod {
+    /// The name in `people.toml` and in the profile's digest.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Key => "key",
@@ -134,8 +136,8 @@ impl Method {
     }
 }
 
-impl Profile {
-    /// SHA-256("dipylon/profile/v1" ‖ 0x00 ‖ RFC 8785 form of all that defines it): a yes counts while this is unchanged.
+impl StepUpProfile {
+    /// SHA-256("dipylon/profile/v1" ‖ 0x00 ‖ RFC 8785 form of its definition): an approval counts while this is unchanged.
     pub fn digest(&self) -> Digest {
         let form = json!({
             "name": self.name.as_str(),
@@ -161,25 +163,25 @@ impl Profile {
     }
 }
 
-/// Everything `people.toml` says.
+/// The content of `people.toml`.
 #[derive(Debug, Default)]
 pub(super) struct People {
     pub(super) persons: BTreeMap<PersonId, Person>,
-    pub(super) services: BTreeMap<ServiceId, Service>,
-    pub(super) profiles: BTreeMap<ProfileName, Profile>,
+    pub(super) services: BTreeMap<ServiceId, RegisteredService>,
+    pub(super) profiles: BTreeMap<ProfileName, StepUpProfile>,
     pub(super) audiences: BTreeSet<Audience>,
-    pub(super) approvals: Approvals,
+    pub(super) approvals: ApprovalLimits,
 }
 
 impl People {
-    /// Reads `people.toml`; what is wrong goes to `problems`, what is merely odd to `warnings`.
+    /// Reads `people.toml`; findings that do not make it invalid go to `warnings`.
     pub(super) fn read(text: &str, problems: &mut Problems, warnings: &mut Problems) -> Self {
         let mut people = Self::default();
-        let source = Source { file: PEOPLE, text };
+        let source = TomlSource { file: PEOPLE, text };
         let Some(root) = source.read(problems) else {
             return people;
         };
-        let mut top = Fields::new(source, "people", None, root.get_ref(), problems);
+        let mut top = TableReader::new(source, "people", None, root.get_ref(), problems);
         let persons = top.tables("person");
         let validators = top.tables("validator");
         let auditors = top.tables("auditor");
@@ -187,7 +189,7 @@ impl People {
         let profiles = top.named_tables("profile");
 
         for (at, table) in persons {
-            people.person(Fields::new(
+            people.person(TableReader::new(
                 source,
                 "person",
                 Some(at),
@@ -196,25 +198,25 @@ impl People {
             ));
         }
         for (at, table) in validators {
-            let fields = Fields::new(source, "validator", Some(at), table, top.problems());
+            let fields = TableReader::new(source, "validator", Some(at), table, top.problems());
             people.service(ServiceKind::Validator, fields);
         }
         for (at, table) in auditors {
             people.service(
                 ServiceKind::Auditor,
-                Fields::new(source, "auditor", Some(at), table, top.problems()),
+                TableReader::new(source, "auditor", Some(at), table, top.problems()),
             );
         }
         let mut seen = BTreeMap::new();
         for (at, table) in keys {
             people.key(
                 source,
-                Fields::new(source, "key", Some(at), table, top.problems()),
+                TableReader::new(source, "key", Some(at), table, top.problems()),
                 &mut seen,
             );
         }
         for (name, at, table) in profiles {
-            let fields = Fields::new(
+            let fields = TableReader::new(
                 source,
                 format!("profile {name}"),
                 Some(at),
@@ -224,7 +226,7 @@ impl People {
             people.profile(name, fields, warnings);
         }
         if let Some((at, table)) = top.table("approvals") {
-            people.approvals = Approvals::read(Fields::new(
+            people.approvals = ApprovalLimits::read(TableReader::new(
                 source,
                 "approvals",
                 Some(at),
@@ -232,17 +234,17 @@ impl People {
                 top.problems(),
             ));
         }
-        top.end();
+        top.finish();
         people
     }
 
-    fn person(&mut self, mut fields: Fields<'_, '_>) {
+    fn person(&mut self, mut fields: TableReader<'_, '_>) {
         let id = fields.required("id", PersonId::parse);
         let name = fields.required("name", |text| line("name", text));
-        let groups = fields.words("groups", GroupId::parse);
-        let roles = fields.words("roles", Role::parse);
+        let groups = fields.text_set("groups", GroupId::parse);
+        let roles = fields.text_set("roles", Role::parse);
         if let (Some(id), Some(name)) = (id, name) {
-            if self.taken(id.as_str()) {
+            if self.is_taken(id.as_str()) {
                 fields.problem(format!(
                     "id \"{id}\" is taken; ids are unique among people, validators and auditors"
                 ));
@@ -259,15 +261,15 @@ impl People {
                 );
             }
         }
-        fields.end();
+        fields.finish();
     }
 
-    fn service(&mut self, kind: ServiceKind, mut fields: Fields<'_, '_>) {
+    fn service(&mut self, kind: ServiceKind, mut fields: TableReader<'_, '_>) {
         let id = fields.required("id", ServiceId::parse);
         let spiffe_id = fields.optional("spiffe_id", SpiffeId::parse);
         let audiences = match kind {
             ServiceKind::Validator => {
-                let audiences = fields.words("audiences", Audience::parse);
+                let audiences = fields.text_set("audiences", Audience::parse);
                 if audiences.is_empty() {
                     fields.problem("audiences must name at least one");
                 }
@@ -276,7 +278,7 @@ impl People {
             ServiceKind::Auditor => BTreeSet::new(),
         };
         if let Some(id) = id {
-            if self.taken(id.as_str()) {
+            if self.is_taken(id.as_str()) {
                 fields.problem(format!(
                     "id \"{id}\" is taken; ids are unique among people, validators and auditors"
                 ));
@@ -288,7 +290,7 @@ impl People {
                 self.audiences.extend(audiences.iter().cloned());
                 self.services.insert(
                     id.clone(),
-                    Service {
+                    RegisteredService {
                         id,
                         kind,
                         audiences,
@@ -298,15 +300,15 @@ impl People {
                 );
             }
         }
-        fields.end();
+        fields.finish();
     }
 
-    /// `seen` maps the x coordinate of each key to its holder. Whoever has a private key d also has n − d, whose public
-    /// point differs in y alone, so two keys with the same x are the same hand.
+    /// `seen` maps the x coordinate of each key to its holder. The holder of a private key d also has n − d, whose public
+    /// point differs in y alone, so two keys with the same x belong to the same holder.
     fn key<'a>(
         &mut self,
-        source: Source<'a>,
-        mut fields: Fields<'a, '_>,
+        source: TomlSource<'a>,
+        mut fields: TableReader<'a, '_>,
         seen: &mut BTreeMap<String, String>,
     ) {
         let of = fields.required("of", |text| Ok(text.to_owned()));
@@ -330,7 +332,7 @@ impl People {
                     "the same key is already registered for \"{first}\""
                 )),
                 (Some(keys), None) => {
-                    keys.push(PersonKey { jwk });
+                    keys.push(RegisteredKey { jwk });
                     seen.insert(x, of);
                 }
                 (None, _) => {
@@ -341,10 +343,10 @@ impl People {
                 }
             }
         }
-        fields.end();
+        fields.finish();
     }
 
-    fn profile(&mut self, name: &str, mut fields: Fields<'_, '_>, warnings: &mut Problems) {
+    fn profile(&mut self, name: &str, mut fields: TableReader<'_, '_>, warnings: &mut Problems) {
         let name = ProfileName::parse(name)
             .map_err(|e| fields.problem(format!("name {}", e.rule)))
             .ok();
@@ -355,7 +357,7 @@ impl People {
         };
         let wait_s = fields.required("wait", |text| parse_duration("wait", text));
         let good_for_s = fields.required("good_for", |text| parse_duration("good_for", text));
-        let method = fields.required("method", Method::parse);
+        let method = fields.required("method", VoteMethod::parse);
         if let (
             Some(name),
             Some(group),
@@ -378,7 +380,7 @@ impl People {
             }
             self.profiles.insert(
                 name.clone(),
-                Profile {
+                StepUpProfile {
                     name,
                     group,
                     quorum,
@@ -388,10 +390,10 @@ impl People {
                 },
             );
         }
-        fields.end();
+        fields.finish();
     }
 
-    fn taken(&self, id: &str) -> bool {
+    fn is_taken(&self, id: &str) -> bool {
         self.ids().any(|known| known == id)
     }
 
@@ -405,9 +407,9 @@ impl People {
 
 /// The public key and its x coordinate.
 fn read_jwk<'a>(
-    source: Source<'a>,
+    source: TomlSource<'a>,
     value: &'a Spanned<DeValue<'a>>,
-    outer: &mut Fields<'a, '_>,
+    outer: &mut TableReader<'a, '_>,
 ) -> Option<(Value, String)> {
     let Some(table) = value.get_ref().as_table() else {
         outer.problem(
@@ -415,7 +417,7 @@ fn read_jwk<'a>(
         );
         return None;
     };
-    let mut fields = Fields::new(source, "key: jwk", Some(value), table, outer.problems());
+    let mut fields = TableReader::new(source, "key: jwk", Some(value), table, outer.problems());
     if fields.get("d").is_some() {
         fields.problem("has the private part d; only the public key belongs here, and this private key is no longer secret");
         return None;
@@ -424,7 +426,7 @@ fn read_jwk<'a>(
     let crv = fields.required("crv", |text| exactly("crv", text, "P-256"));
     let x = fields.required("x", coordinate);
     let y = fields.required("y", coordinate);
-    fields.end();
+    fields.finish();
     let (Some(kty), Some(crv), Some(x), Some(y)) = (kty, crv, x, y) else {
         return None;
     };
@@ -446,7 +448,7 @@ fn exactly(what: &'static str, text: &str, wanted: &str) -> Result<String, Malfo
     }
 }
 
-/// 32 bytes in the one base64url spelling without padding (RFC 7518 §6.2.1.2), which is also how digests are written.
+/// 32 bytes in base64url without padding (RFC 7518 §6.2.1.2), the form of digests too.
 fn coordinate(text: &str) -> Result<String, Malformed> {
     match Digest::parse(text) {
         Ok(_) => Ok(text.to_owned()),
@@ -454,13 +456,13 @@ fn coordinate(text: &str) -> Result<String, Malformed> {
     }
 }
 
-/// One line that people read.
+/// One line of visible text.
 pub(super) fn line(what: &'static str, text: &str) -> Result<String, Malformed> {
     visible(what, text, LINE_BYTES_MAX)?;
     Ok(text.to_owned())
 }
 
-/// Most people a profile may ask for.
+/// Largest quorum of a profile.
 pub const QUORUM_MAX: u32 = 20;
 /// Longest name, model or autonomy, in bytes.
 const LINE_BYTES_MAX: usize = 128;

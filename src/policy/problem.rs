@@ -1,11 +1,14 @@
-use crate::model::text::nearest_word;
+//! Problems of a policy bundle, each with its file and line.
+
 use std::fmt;
 
 use cedar_policy::ffi::DetailedError;
 
-/// One thing that is wrong in a policy bundle, said so that its author can mend it.
+use crate::model::text::nearest_word;
+
+/// A problem of a policy bundle, with the place to correct.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Problem {
+pub struct BundleProblem {
     /// Path inside the policy bundle, or `bundle` for what concerns no single file.
     pub file: String,
     /// Line in that file, from 1, where it is known.
@@ -14,7 +17,7 @@ pub struct Problem {
     pub message: String,
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for BundleProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.line {
             Some(line) => write!(f, "{}:{line}: {}", self.file, self.message),
@@ -23,40 +26,40 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Why a policy bundle was refused: everything found wrong, never empty. Prints one problem after the other.
+/// Why a policy bundle was refused: every problem found, never empty, printed one on a line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}", .problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n"))]
+#[error("{}", .problems.iter().map(BundleProblem::to_string).collect::<Vec<_>>().join("\n"))]
 pub struct BundleError {
-    problems: Vec<Problem>,
+    problems: Vec<BundleProblem>,
 }
 
 impl BundleError {
-    /// What was found, in the order of files and lines.
-    pub fn problems(&self) -> &[Problem] {
+    /// The problems, in the order of files and lines.
+    pub fn problems(&self) -> &[BundleProblem] {
         &self.problems
     }
 }
 
-/// What is found wrong while a bundle is read; reading goes on, so that one pass finds everything.
+/// The problems found while a bundle is read; reading goes on, so that one pass finds all.
 #[derive(Debug, Default)]
-pub(super) struct Problems(Vec<Problem>);
+pub(super) struct Problems(Vec<BundleProblem>);
 
 impl Problems {
     pub(super) fn add(&mut self, file: &str, line: Option<usize>, message: impl Into<String>) {
-        self.0.push(Problem {
+        self.0.push(BundleProblem {
             file: file.to_owned(),
             line,
             message: message.into(),
         });
     }
 
-    /// An error of Cedar's about `file`, with those that come along with it. `text` is what its positions refer to and
-    /// `first_line` the line of the file on which that text begins.
+    /// An error of Cedar's about `file`, with its related errors. Its positions refer to the given text, which begins on the
+    /// given line of the file.
     pub(super) fn add_cedar(
         &mut self,
         file: &str,
         text: Option<(&str, usize)>,
-        said: &str,
+        prefix: &str,
         error: &DetailedError,
     ) {
         let line = error.source_locations.first().and_then(|at| {
@@ -67,18 +70,18 @@ impl Problems {
             .source_locations
             .first()
             .and_then(|at| at.label.as_deref());
-        let mut message = format!("{said}{}", error.message);
+        let mut message = format!("{prefix}{}", error.message);
         for extra in [label, error.help.as_deref()].into_iter().flatten() {
             message.push_str("; ");
             message.push_str(extra);
         }
         self.add(file, line, message);
         for related in &error.related {
-            self.add_cedar(file, text, said, related);
+            self.add_cedar(file, text, prefix, related);
         }
     }
 
-    pub(super) fn into_sorted(mut self) -> Vec<Problem> {
+    pub(super) fn into_sorted(mut self) -> Vec<BundleProblem> {
         self.0.sort();
         self.0.dedup();
         self.0
@@ -88,17 +91,17 @@ impl Problems {
         self.0.is_empty()
     }
 
-    /// `value` when nothing was wrong.
-    pub(super) fn or<T>(self, value: T) -> Result<T, BundleError> {
+    /// `value` if there is no problem.
+    pub(super) fn or_value<T>(self, value: T) -> Result<T, BundleError> {
         if self.0.is_empty() {
             Ok(value)
         } else {
-            Err(self.refuse())
+            Err(self.into_error())
         }
     }
 
-    /// Everything found, as a refusal. Never empty: a caller without a reason still refuses.
-    pub(super) fn refuse(mut self) -> BundleError {
+    /// The problems as an error. Never empty: a caller without a problem still refuses.
+    pub(super) fn into_error(mut self) -> BundleError {
         if self.0.is_empty() {
             self.add("bundle", None, "could not be read");
         }
@@ -133,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_word_is_offered_only_when_near() {
+    fn nearest_word_is_suggested() {
         assert_eq!(
             nearest("ownr", ["owner", "model"]),
             " (did you mean \"owner\"?)"
@@ -146,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_count_from_one() {
+    fn line_of_offset() {
         assert_eq!(line_of("a\nb\nc", 0), Some(1));
         assert_eq!(line_of("a\nb\nc", 4), Some(3));
         assert_eq!(line_of("a", 9), None);

@@ -1,11 +1,13 @@
+//! Rules: Cedar policies with an `@id`, their annotations and their places in the files.
+
 use std::collections::BTreeMap;
 
 use cedar_policy::ffi::DetailedError;
 use cedar_policy::{Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator};
 
 use super::catalogue::TEXT_BYTES_MAX;
-use super::entities::Store;
-use super::people::Profile;
+use super::entities::EntityStore;
+use super::people::StepUpProfile;
 use super::problem::{Problems, nearest};
 use crate::model::{ProfileName, RuleRef, parse_duration, visible};
 
@@ -18,13 +20,13 @@ pub struct RuleInfo {
     pub file: String,
     /// Line on which it begins, from 1.
     pub line: usize,
-    /// What it does when it applies.
+    /// Permit or forbid.
     pub effect: RuleEffect,
-    /// What would lift it.
+    /// The remedy that would lift it.
     pub remedy: Option<Remedy>,
     /// Its `@why`, in words for people.
     pub why: Option<String>,
-    /// Its text as written, annotations included.
+    /// Its source text, annotations included.
     pub text: String,
 }
 
@@ -38,16 +40,16 @@ impl RuleInfo {
     }
 }
 
-/// What a rule does when it applies.
+/// The effect of a rule that applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RuleEffect {
-    /// Allows, unless another rule forbids.
+    /// Allows the action, unless another rule forbids it.
     Permit,
-    /// Forbids, whatever else allows.
+    /// Forbids the action, whichever rules allow it.
     Forbid,
 }
 
-/// What a forbid says would lift it. Only a hint: Cedar is asked again with it applied.
+/// The remedy a forbid names. Only a hint: Cedar evaluates again with it applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Remedy {
     /// An approval under this profile.
@@ -56,32 +58,32 @@ pub enum Remedy {
     MaxTtl(u32),
 }
 
-/// The rules of a policy bundle: the set Cedar decides by, whose policy ids are the rules' `@id`s, and what is known of each.
+/// The rules of a policy bundle: Cedar's policy set, whose policy ids are the rules' `@id`s, and the information on each.
 #[derive(Debug, Default)]
-pub(super) struct Rules {
+pub(super) struct RuleSet {
     pub(super) set: PolicySet,
     pub(super) infos: BTreeMap<String, RuleInfo>,
 }
 
-impl Rules {
+impl RuleSet {
     /// Reads every file of `rules/`. Without a schema, which is then a problem of its own, rules stay unvalidated.
     pub(super) fn read<'a>(
         files: impl Iterator<Item = (&'a str, &'a str)>,
-        profiles: &BTreeMap<ProfileName, Profile>,
+        profiles: &BTreeMap<ProfileName, StepUpProfile>,
         schema: Option<&Schema>,
         problems: &mut Problems,
         warnings: &mut Problems,
     ) -> Self {
         let mut rules = Self::default();
         for (file, text) in files {
-            let whole = match text.parse::<PolicySet>() {
-                Ok(whole) => whole,
+            let parsed = match text.parse::<PolicySet>() {
+                Ok(parsed) => parsed,
                 Err(e) => {
                     problems.add_cedar(file, Some((text, 1)), "", &DetailedError::from(&e));
                     continue;
                 }
             };
-            if whole.num_of_templates() > 0 {
+            if parsed.num_of_templates() > 0 {
                 problems.add(
                     file,
                     None,
@@ -89,9 +91,9 @@ impl Rules {
                 );
                 continue;
             }
-            let pieces = split(text);
-            if pieces.len() != whole.num_of_policies() {
-                problems.add(file, None, "its rules could not be told apart");
+            let pieces = split_policies(text);
+            if pieces.len() != parsed.num_of_policies() {
+                problems.add(file, None, "its rules could not be split into single policies");
                 continue;
             }
             for (line, piece) in pieces {
@@ -115,10 +117,10 @@ impl Rules {
         line: usize,
         text: &str,
         policy: &Policy,
-        profiles: &BTreeMap<ProfileName, Profile>,
+        profiles: &BTreeMap<ProfileName, StepUpProfile>,
         problems: &mut Problems,
     ) {
-        // Ids share the alphabet of every other name; the profile's parser is the one at hand.
+        // Rule ids have the alphabet of profile names.
         let id = match policy.annotation("id").map(ProfileName::parse) {
             Some(Ok(id)) => id.as_str().to_owned(),
             Some(Err(e)) => {
@@ -205,16 +207,16 @@ impl Rules {
         self.infos.insert(id, info);
     }
 
-    /// Warns of every name in a rule that stands for nothing in this bundle, most often a slip of the pen.
-    pub(super) fn warn_of_strangers(&self, store: &Store, warnings: &mut Problems) {
+    /// Warns of every entity in a rule that this bundle does not have: most often a typing error.
+    pub(super) fn warn_unknown_entities(&self, store: &EntityStore, warnings: &mut Problems) {
         for policy in self.set.policies() {
             let id: &str = policy.id().as_ref();
             let Some(rule) = self.infos.get(id) else {
                 continue;
             };
             for uid in policy.entity_literals() {
-                // Cedar itself refuses step-up profiles and actions that nobody declared.
-                if !matches!(uid.type_name().basename(), "StepUp" | "Action") && !store.knows(&uid)
+                // Cedar itself refuses undeclared step-up profiles and actions.
+                if !matches!(uid.type_name().basename(), "StepUp" | "Action") && !store.contains(&uid)
                 {
                     let message = format!("rule \"{id}\": nothing in this bundle is {uid}");
                     warnings.add(&rule.file, Some(rule.line), message);
@@ -227,30 +229,30 @@ impl Rules {
         let result = Validator::new(schema.clone()).validate(&self.set, ValidationMode::Strict);
         for error in result.validation_errors() {
             let id: &str = error.policy_id().as_ref();
-            self.say(id, &DetailedError::from(error), problems);
+            self.add_diagnostic(id, &DetailedError::from(error), problems);
         }
         for warning in result.validation_warnings() {
             let id: &str = warning.policy_id().as_ref();
-            self.say(id, &DetailedError::from(warning), warnings);
+            self.add_diagnostic(id, &DetailedError::from(warning), warnings);
         }
     }
 
-    fn say(&self, id: &str, said: &DetailedError, to: &mut Problems) {
+    fn add_diagnostic(&self, id: &str, diagnostic: &DetailedError, to: &mut Problems) {
         match self.infos.get(id) {
             Some(rule) => to.add_cedar(
                 &rule.file,
                 Some((&rule.text, rule.line)),
                 &format!("rule \"{id}\": "),
-                said,
+                diagnostic,
             ),
-            None => to.add_cedar("rules/", None, "", said),
+            None => to.add_cedar("rules/", None, "", diagnostic),
         }
     }
 }
 
-/// The rules of one file with the line on which each begins. A rule ends at a `;` outside of text and comments; Cedar
-/// parses each piece again, so a wrong cut can only refuse.
-fn split(text: &str) -> Vec<(usize, &str)> {
+/// The policies of one file with the line on which each begins. A policy ends at a `;` outside of text and comments; Cedar
+/// parses each again, so a wrong split can only refuse.
+fn split_policies(text: &str) -> Vec<(usize, &str)> {
     let mut pieces = Vec::new();
     let mut begin: Option<(usize, usize)> = None;
     let mut line = 1;
@@ -285,9 +287,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rules_are_told_apart_by_what_ends_them() {
+    fn policy_text_is_split_with_line_numbers() {
         let text = "// a; b\n@id(\"x;\\\";\")\npermit(principal, action, resource); // c;\n\n forbid(principal,\n action, resource);\n";
-        let pieces = split(text);
+        let pieces = split_policies(text);
         assert_eq!(
             pieces.iter().map(|(line, _)| *line).collect::<Vec<_>>(),
             [2, 5]

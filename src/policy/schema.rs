@@ -1,3 +1,5 @@
+//! The schema: the bundle's own fragment merged with the built-in one.
+
 use std::collections::BTreeMap;
 
 use cedar_policy::ffi::DetailedError;
@@ -5,30 +7,30 @@ use cedar_policy::{Schema, SchemaFragment};
 use serde_json::{Map, Value};
 
 use super::files::SCHEMA;
-use super::people::Profile;
+use super::people::StepUpProfile;
 use super::problem::{Problems, nearest};
-use super::shape::{BUILT_IN, EXTENSIONS, Member, Shape, Types, annotations};
+use super::schema_types::{BUILT_IN, EXTENSIONS, RecordMember, SchemaType, TypeReader, annotations};
 use crate::model::ProfileName;
 
-/// The team's schema, merged with ours and read for what Cedar itself does not check.
-pub(super) struct Merged {
-    /// Both fragments together: what rules, entities and requests are checked against.
+/// The bundle's schema merged with the built-in fragment, with the checks that Cedar does not make.
+pub(super) struct MergedSchema {
+    /// Both fragments together, against which rules, entities and requests are validated.
     pub(super) schema: Schema,
     team: Map<String, Value>,
-    ours: Map<String, Value>,
+    built_in: Map<String, Value>,
 }
 
-impl Merged {
+impl MergedSchema {
     /// Reads `schema.cedarschema` and merges it with the fragment every bundle gets.
     pub(super) fn read(
         text: &str,
-        profiles: &BTreeMap<ProfileName, Profile>,
+        profiles: &BTreeMap<ProfileName, StepUpProfile>,
         problems: &mut Problems,
         warnings: &mut Problems,
     ) -> Option<Self> {
         let team = match SchemaFragment::from_cedarschema_str(text) {
-            Ok((fragment, said)) => {
-                said.for_each(|w| warnings.add(SCHEMA, None, w.to_string()));
+            Ok((fragment, schema_warnings)) => {
+                schema_warnings.for_each(|w| warnings.add(SCHEMA, None, w.to_string()));
                 fragment
             }
             Err(e) => {
@@ -36,23 +38,23 @@ impl Merged {
                 return None;
             }
         };
-        let ours = match SchemaFragment::from_cedarschema_str(&fragment(profiles)) {
+        let built_in = match SchemaFragment::from_cedarschema_str(&built_in_fragment(profiles)) {
             Ok((fragment, _)) => fragment,
             Err(e) => {
-                problems.add_cedar(SCHEMA, None, "our own part: ", &DetailedError::from(&e));
+                problems.add_cedar(SCHEMA, None, "built-in fragment: ", &DetailedError::from(&e));
                 return None;
             }
         };
         let team_json = namespace(team.clone(), problems)?;
-        let ours_json = namespace(ours.clone(), problems)?;
-        if !names_are_free(&team_json, text, problems) {
+        let built_in_json = namespace(built_in.clone(), problems)?;
+        if !check_reserved_names(&team_json, text, problems) {
             return None;
         }
-        match Schema::from_schema_fragments([ours, team]) {
+        match Schema::from_schema_fragments([built_in, team]) {
             Ok(schema) => Some(Self {
                 schema,
                 team: team_json,
-                ours: ours_json,
+                built_in: built_in_json,
             }),
             Err(e) => {
                 problems.add_cedar(SCHEMA, Some((text, 1)), "", &DetailedError::from(&e));
@@ -76,12 +78,12 @@ impl Merged {
         part(&self.team, "actions")
     }
 
-    /// What reads the types of this schema.
-    pub(super) fn types(&self) -> Types<'_> {
-        let common = [&self.team, &self.ours]
+    /// A reader of the types of this schema.
+    pub(super) fn types(&self) -> TypeReader<'_> {
+        let common = [&self.team, &self.built_in]
             .into_iter()
             .filter_map(|n| n.get("commonTypes").and_then(Value::as_object));
-        Types {
+        TypeReader {
             common: common.collect(),
         }
     }
@@ -122,17 +124,17 @@ fn namespace(fragment: SchemaFragment, problems: &mut Problems) -> Option<Map<St
     Some(only)
 }
 
-/// Refuses names that are ours or Cedar's, and declarations that leave a definition to others.
-fn names_are_free(team: &Map<String, Value>, text: &str, problems: &mut Problems) -> bool {
+/// Refuses built-in names and Cedar's, and external declarations.
+fn check_reserved_names(team: &Map<String, Value>, text: &str, problems: &mut Problems) -> bool {
     let mut free = true;
     for (name, json) in part(team, "entityTypes").chain(part(team, "commonTypes")) {
-        if OURS.contains(&name.as_str())
+        if RESERVED_NAMES.contains(&name.as_str())
             || BUILT_IN.contains(&name.as_str())
             || EXTENSIONS.contains(&name.as_str())
         {
             problems.add(
                 SCHEMA,
-                declared_at(text, name),
+                declaration_line(text, name),
                 format!("\"{name}\" is already declared for every bundle; choose another name"),
             );
             free = false;
@@ -140,7 +142,7 @@ fn names_are_free(team: &Map<String, Value>, text: &str, problems: &mut Problems
         if json.get("external").is_some() {
             problems.add(
                 SCHEMA,
-                declared_at(text, name),
+                declaration_line(text, name),
                 format!("\"{name}\" must be defined here, not declared external"),
             );
             free = false;
@@ -150,7 +152,7 @@ fn names_are_free(team: &Map<String, Value>, text: &str, problems: &mut Problems
         if name == OPERATE {
             problems.add(
                 SCHEMA,
-                declared_at(text, name),
+                declaration_line(text, name),
                 "\"operate\" is already declared for every bundle; choose another name",
             );
             free = false;
@@ -161,7 +163,7 @@ fn names_are_free(team: &Map<String, Value>, text: &str, problems: &mut Problems
         {
             problems.add(
                 SCHEMA,
-                declared_at(text, name),
+                declaration_line(text, name),
                 format!("\"{name}\" must be defined here, not declared external"),
             );
             free = false;
@@ -170,8 +172,8 @@ fn names_are_free(team: &Map<String, Value>, text: &str, problems: &mut Problems
     free
 }
 
-/// The line that seems to declare `name`; only a help for the reader of a message.
-pub(super) fn declared_at(text: &str, name: &str) -> Option<usize> {
+/// The line that seems to declare `name`, for messages only.
+pub(super) fn declaration_line(text: &str, name: &str) -> Option<usize> {
     let declares = |line: &str| {
         let line = line.trim_start();
         ["action", "entity", "type"]
@@ -184,8 +186,8 @@ pub(super) fn declared_at(text: &str, name: &str) -> Option<usize> {
     text.lines().position(declares).map(|at| at + 1)
 }
 
-/// Notes every annotation whose key is not among `known`.
-pub(super) fn known_annotations(
+/// Reports every annotation whose key is not among `known`.
+pub(super) fn check_annotations(
     json: &Value,
     what: &str,
     known: &[&str],
@@ -205,31 +207,31 @@ pub(super) fn known_annotations(
     }
 }
 
-/// The context that every action declares, with its own `parameters`. Says what differs, or gives the parameters.
-pub(super) fn parameters(context: &Shape) -> Result<&BTreeMap<String, Member>, String> {
-    let Shape::Record(members) = context else {
+/// Checks that an action declares the common context, and returns its `parameters`; the error lists every difference.
+pub(super) fn parameters(context: &SchemaType) -> Result<&BTreeMap<String, RecordMember>, String> {
+    let SchemaType::Record(members) = context else {
         return Err("context must be a record".to_owned());
     };
-    let Shape::Record(expected) = expected_context() else {
+    let SchemaType::Record(expected) = expected_context() else {
         return Err("context must be a record".to_owned());
     };
     let mut differs = Vec::new();
     for (name, member) in &expected {
         match members.get(name) {
-            None => differs.push(format!("{name}: {} is missing", member.shape)),
+            None => differs.push(format!("{name}: {} is missing", member.ty)),
             Some(found) if !found.required => differs.push(format!("{name} must not be optional")),
             Some(found) if !found.annotations.is_empty() => {
                 differs.push(format!("{name} takes no annotations"))
             }
             Some(found) if name == PARAMETERS => {
-                if !matches!(found.shape, Shape::Record(_)) {
-                    differs.push(format!("parameters must be a record, not {}", found.shape));
+                if !matches!(found.ty, SchemaType::Record(_)) {
+                    differs.push(format!("parameters must be a record, not {}", found.ty));
                 }
             }
-            Some(found) if !found.shape.same(&member.shape) => {
+            Some(found) if !found.ty.is_same(&member.ty) => {
                 differs.push(format!(
                     "{name} must be {}, not {}",
-                    member.shape, found.shape
+                    member.ty, found.ty
                 ));
             }
             Some(_) => {}
@@ -242,8 +244,8 @@ pub(super) fn parameters(context: &Shape) -> Result<&BTreeMap<String, Member>, S
             nearest(name, expected.keys().map(String::as_str))
         )
     }));
-    match members.get(PARAMETERS).map(|m| &m.shape) {
-        Some(Shape::Record(parameters)) if differs.is_empty() => Ok(parameters),
+    match members.get(PARAMETERS).map(|m| &m.ty) {
+        Some(SchemaType::Record(parameters)) if differs.is_empty() => Ok(parameters),
         Some(_) | None => Err(format!(
             "context differs ({}); write {CONTEXT}",
             differs.join(", ")
@@ -251,32 +253,32 @@ pub(super) fn parameters(context: &Shape) -> Result<&BTreeMap<String, Member>, S
     }
 }
 
-fn expected_context() -> Shape {
-    let duration = || Shape::Extension("duration".to_owned());
-    Shape::record([
+fn expected_context() -> SchemaType {
+    let duration = || SchemaType::Extension("duration".to_owned());
+    SchemaType::record([
         ("ttl", duration()),
         (
             "approvals",
-            Shape::Set(Box::new(Shape::Entity("StepUp".to_owned()))),
+            SchemaType::Set(Box::new(SchemaType::Entity("StepUp".to_owned()))),
         ),
         (
             "evidence",
-            Shape::record([("kind", Shape::String), ("age", duration())]),
+            SchemaType::record([("kind", SchemaType::String), ("age", duration())]),
         ),
-        ("binding", Shape::String),
+        ("binding", SchemaType::String),
         (
             "task",
-            Shape::record([("age", duration()), ("depth", Shape::Long)]),
+            SchemaType::record([("age", duration()), ("depth", SchemaType::Long)]),
         ),
-        ("now", Shape::Extension("datetime".to_owned())),
-        ("target_known", Shape::Bool),
-        ("audience", Shape::String),
-        (PARAMETERS, Shape::record([])),
+        ("now", SchemaType::Extension("datetime".to_owned())),
+        ("target_known", SchemaType::Bool),
+        ("audience", SchemaType::String),
+        (PARAMETERS, SchemaType::record([])),
     ])
 }
 
-/// Our fragment: who asks, where, with which approvals, and the question whether an agent may operate at all.
-fn fragment(profiles: &BTreeMap<ProfileName, Profile>) -> String {
+/// The built-in fragment: agents, people, environments, step-up profiles, and the action `operate`.
+fn built_in_fragment(profiles: &BTreeMap<ProfileName, StepUpProfile>) -> String {
     let names = profiles
         .keys()
         .map(|name| format!("\"{name}\""))
@@ -309,7 +311,7 @@ pub(super) const OPERATE: &str = "operate";
 const PARAMETERS: &str = "parameters";
 const CONTEXT: &str = "context: { ttl: duration, approvals: Set<StepUp>, evidence: Evidence, binding: String, \
      task: TaskContext, now: datetime, target_known: Bool, audience: String, parameters: { … } }";
-const OURS: [&str; 9] = [
+const RESERVED_NAMES: [&str; 9] = [
     "StepUp",
     "Environment",
     "AgentGroup",

@@ -1,36 +1,38 @@
+//! Self-test of a bundle: permits allow, and forbids over action groups reach every action in them.
+
 use std::collections::BTreeSet;
 
 use cedar_policy::PolicySet;
 
 use super::catalogue::{Catalogue, CatalogueAction};
-use super::judge::{Asked, Judge, Shown, Verdict};
-use super::slices::Slices;
+use super::evaluator::{EvalRequest, Evaluator, EvidenceContext, EvalOutcome};
+use super::policy_index::PolicyIndex;
 use crate::model::{AgentId, Audience, EvidenceKind, Target, Timestamp};
 
-/// Proves, with the same entities and requests that decide, that what is permitted is allowed and that a forbid over a
-/// group reaches every action in it. Says what does not hold.
-pub(super) fn prove(judge: &Judge, catalogue: &Catalogue) -> Result<(), Vec<String>> {
-    let mut broken = Vec::new();
+/// Verifies, with the entities and requests of real decisions, that a permitted action is allowed and that a forbid over a
+/// group reaches every action in it. Returns every check that failed.
+pub(super) fn verify(evaluator: &Evaluator, catalogue: &Catalogue) -> Result<(), Vec<String>> {
+    let mut failures = Vec::new();
     match policies(None) {
         Ok(permit) => {
             for action in catalogue.actions() {
-                match ask(judge, action, &permit) {
-                    Ok(Verdict::Allow(_)) => {}
-                    Ok(said) => broken.push(format!(
-                        "permitted action \"{}\" is not allowed: {said:?}",
+                match evaluate(evaluator, action, &permit) {
+                    Ok(EvalOutcome::Allow(_)) => {}
+                    Ok(outcome) => failures.push(format!(
+                        "permitted action \"{}\" is not allowed: {outcome:?}",
                         action.name
                     )),
-                    Err(message) => broken.push(format!("action \"{}\": {message}", action.name)),
+                    Err(message) => failures.push(format!("action \"{}\": {message}", action.name)),
                 }
             }
         }
-        Err(message) => broken.push(message),
+        Err(message) => failures.push(message),
     }
     for group in catalogue.group_names() {
         let forbid = match policies(Some(group)) {
             Ok(forbid) => forbid,
             Err(message) => {
-                broken.push(message);
+                failures.push(message);
                 continue;
             }
         };
@@ -38,20 +40,20 @@ pub(super) fn prove(judge: &Judge, catalogue: &Catalogue) -> Result<(), Vec<Stri
             .actions()
             .filter(|a| a.groups.contains(group) || a.name.as_str() == group)
         {
-            match ask(judge, action, &forbid) {
-                Ok(Verdict::Deny(forbids)) if !forbids.is_empty() => {}
-                Ok(said) => broken.push(format!(
-                    "forbid over \"{group}\" does not reach \"{}\": {said:?}",
+            match evaluate(evaluator, action, &forbid) {
+                Ok(EvalOutcome::Deny(forbids)) if !forbids.is_empty() => {}
+                Ok(outcome) => failures.push(format!(
+                    "forbid over \"{group}\" does not reach \"{}\": {outcome:?}",
                     action.name
                 )),
-                Err(message) => broken.push(format!("action \"{}\": {message}", action.name)),
+                Err(message) => failures.push(format!("action \"{}\": {message}", action.name)),
             }
         }
     }
-    if broken.is_empty() {
+    if failures.is_empty() {
         Ok(())
     } else {
-        Err(broken)
+        Err(failures)
     }
 }
 
@@ -67,9 +69,9 @@ fn policies(forbidden: Option<&str>) -> Result<PolicySet, String> {
         .map_err(|e: cedar_policy::ParseErrors| e.to_string())
 }
 
-fn ask(judge: &Judge, action: &CatalogueAction, policies: &PolicySet) -> Result<Verdict, String> {
+fn evaluate(evaluator: &Evaluator, action: &CatalogueAction, policies: &PolicySet) -> Result<EvalOutcome, String> {
     let kind = action.target_types.first().ok_or("has no type of target")?;
-    let asked = Asked {
+    let request = EvalRequest {
         agent: &AgentId::parse("self-test").map_err(|e| e.to_string())?,
         action: &action.name,
         target: &Target::parse(kind, "self-test").map_err(|e| e.to_string())?,
@@ -77,7 +79,7 @@ fn ask(judge: &Judge, action: &CatalogueAction, policies: &PolicySet) -> Result<
         parameters: &action.sample_parameters(),
         ttl_ms: 1,
         approvals: &BTreeSet::new(),
-        shown: Shown {
+        evidence: EvidenceContext {
             kind: EvidenceKind::JwtSvid,
             age_ms: 0,
             binding: "self-test",
@@ -86,8 +88,8 @@ fn ask(judge: &Judge, action: &CatalogueAction, policies: &PolicySet) -> Result<
         task_age_ms: 0,
         task_depth: 0,
     };
-    // Cut as the bundle's own rules are: a slice that lost the forbid would be noticed here.
+    // Indexed as the bundle's own rules are: an index that lost the forbid fails here.
     let name = action.name.as_str();
-    let slices = Slices::cut(policies, judge.store(), [name].into_iter());
-    Ok(judge.judge(slices.of(name, policies), &asked))
+    let policy_index = PolicyIndex::build(policies, evaluator.store(), [name].into_iter());
+    Ok(evaluator.evaluate(policy_index.policies_for(name, policies), &request))
 }

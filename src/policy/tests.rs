@@ -116,14 +116,14 @@ fn profiles(names: &[&str]) -> BTreeSet<ProfileName> {
         .collect()
 }
 
-fn ask_as(
+fn authorize_as(
     bundle: &PolicyBundle,
     agent: &Agent,
     action: &Action,
     ttl_s: i64,
     approvals: &[&str],
-) -> Answer {
-    bundle.ask(&Question {
+) -> AuthzDecision {
+    bundle.authorize(&AuthzRequest {
         agent,
         action,
         ttl_ms: ttl_s * 1000,
@@ -143,12 +143,12 @@ fn agent(bundle: &PolicyBundle, id: &str) -> Arc<Agent> {
         .expect("agent")
 }
 
-fn ask(bundle: &PolicyBundle, action: &Action, ttl_s: i64, approvals: &[&str]) -> Answer {
-    ask_as(bundle, &agent(bundle, "triage"), action, ttl_s, approvals)
+fn authorize(bundle: &PolicyBundle, action: &Action, ttl_s: i64, approvals: &[&str]) -> AuthzDecision {
+    authorize_as(bundle, &agent(bundle, "triage"), action, ttl_s, approvals)
 }
 
-/// An answer in one line: what, seconds, profiles, rules.
-fn short(answer: &Answer) -> String {
+/// A decision in one line: what, seconds, profiles, rules.
+fn summary(decision: &AuthzDecision) -> String {
     let ids = |rules: &[crate::model::RuleRef]| {
         rules
             .iter()
@@ -156,9 +156,9 @@ fn short(answer: &Answer) -> String {
             .collect::<Vec<_>>()
             .join(" ")
     };
-    match answer {
-        Answer::Allowed { ttl_ms, rules } => format!("allowed {} [{}]", ttl_ms / 1000, ids(rules)),
-        Answer::Needs {
+    match decision {
+        AuthzDecision::Allowed { ttl_ms, rules } => format!("allowed {} [{}]", ttl_ms / 1000, ids(rules)),
+        AuthzDecision::Needs {
             profiles,
             ttl_ms,
             rules,
@@ -171,12 +171,12 @@ fn short(answer: &Answer) -> String {
                 ids(rules)
             )
         }
-        Answer::Denied { why, rules } => format!("{why} [{}]", ids(rules)),
+        AuthzDecision::Denied { why, rules } => format!("{why} [{}]", ids(rules)),
     }
 }
 
 #[test]
-fn the_bundle_to_start_from_has_nothing_odd() {
+fn example_bundle_has_no_warnings() {
     let bundle = soc();
     assert_eq!(bundle.warnings(), []);
     assert_eq!(bundle.actions().count(), 4);
@@ -207,54 +207,54 @@ fn the_bundle_to_start_from_has_nothing_odd() {
 }
 
 #[test]
-fn every_row_of_the_readme_is_true() {
+fn example_readme_table() {
     let bundle = soc();
     assert_eq!(
-        short(&ask(&bundle, &read(), 900, &[])),
+        summary(&authorize(&bundle, &read(), 900, &[])),
         "allowed 900 [soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask(&bundle, &note(), 900, &[])),
+        summary(&authorize(&bundle, &note(), 900, &[])),
         "allowed 600 [soc-acts-at-home writes-are-short]"
     );
     assert_eq!(
-        short(&ask(&bundle, &note(), 600, &[])),
+        summary(&authorize(&bundle, &note(), 600, &[])),
         "allowed 600 [soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask(&bundle, &note(), 1, &[])),
+        summary(&authorize(&bundle, &note(), 1, &[])),
         "allowed 1 [soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask(&bundle, &disable("ann"), 300, &[])),
+        summary(&authorize(&bundle, &disable("ann"), 300, &[])),
         "needs one-security 300 [destructive-needs-a-yes soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask(&bundle, &disable("ann"), 900, &[])),
+        summary(&authorize(&bundle, &disable("ann"), 900, &[])),
         "needs one-security 600 [destructive-needs-a-yes soc-acts-at-home writes-are-short]"
     );
     assert_eq!(
-        short(&ask(&bundle, &disable("ann"), 300, &["one-security"])),
+        summary(&authorize(&bundle, &disable("ann"), 300, &["one-security"])),
         "allowed 300 [soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask(&bundle, &isolate("web-1"), 300, &[])),
+        summary(&authorize(&bundle, &isolate("web-1"), 300, &[])),
         "needs two-security 300 [isolating-production-needs-two soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask(&bundle, &isolate("web-1"), 300, &["one-security"])),
+        summary(&authorize(&bundle, &isolate("web-1"), 300, &["one-security"])),
         "needs two-security 300 [isolating-production-needs-two soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask(&bundle, &isolate("web-1"), 300, &["two-security"])),
+        summary(&authorize(&bundle, &isolate("web-1"), 300, &["two-security"])),
         "allowed 300 [soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask(&bundle, &disable("break-glass"), 300, &[])),
+        summary(&authorize(&bundle, &disable("break-glass"), 300, &[])),
         "FORBIDDEN_BY_RULE [protected-accounts-stay]"
     );
     assert_eq!(
-        short(&ask(
+        summary(&authorize(
             &bundle,
             &disable("break-glass"),
             300,
@@ -262,38 +262,38 @@ fn every_row_of_the_readme_is_true() {
         )),
         "FORBIDDEN_BY_RULE [protected-accounts-stay]"
     );
-    // Assumed approvals end in a default denial: nobody is asked for what no rule allows.
+    // Assumed approvals end in a default denial: no approval is requested for what no rule allows.
     assert_eq!(
-        short(&ask(&bundle, &disable("bob"), 300, &[])),
+        summary(&authorize(&bundle, &disable("bob"), 300, &[])),
         "NO_RULE_ALLOWS []"
     );
 }
 
 #[test]
-fn the_ceiling_comes_before_the_rules() {
+fn ceiling_is_checked_first() {
     let bundle = soc();
     let reporter = agent(&bundle, "reporter");
     assert_eq!(
-        short(&ask_as(&bundle, &reporter, &read(), 60, &[])),
+        summary(&authorize_as(&bundle, &reporter, &read(), 60, &[])),
         "allowed 60 [soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask_as(&bundle, &reporter, &note(), 60, &[])),
+        summary(&authorize_as(&bundle, &reporter, &note(), 60, &[])),
         "OUTSIDE_CEILING []"
     );
 }
 
 #[test]
-fn what_cannot_be_asked_is_denied() {
+fn invalid_requests_are_denied() {
     let bundle = soc();
     assert_eq!(
-        short(&ask(&bundle, &disable("nobody"), 60, &["one-security"])),
+        summary(&authorize(&bundle, &disable("nobody"), 60, &["one-security"])),
         "RULE_FAILED []"
     );
-    assert_eq!(short(&ask(&bundle, &note(), 0, &[])), "RULE_FAILED []");
-    assert_eq!(short(&ask(&bundle, &note(), -5, &[])), "RULE_FAILED []");
+    assert_eq!(summary(&authorize(&bundle, &note(), 0, &[])), "RULE_FAILED []");
+    assert_eq!(summary(&authorize(&bundle, &note(), -5, &[])), "RULE_FAILED []");
     assert_eq!(
-        short(&ask(
+        summary(&authorize(
             &bundle,
             &action("case.note", "Case::INC-8841", &[]),
             60,
@@ -304,25 +304,25 @@ fn what_cannot_be_asked_is_denied() {
     let triage = agent(&bundle, "triage");
     let far = Timestamp::from_millis(i64::MAX);
     assert_eq!(
-        bundle.operate(&triage, EvidenceKind::JwtSvid, 0, "jkt", far),
-        OperateAnswer::Denied {
+        bundle.may_operate(&triage, EvidenceKind::JwtSvid, 0, "jkt", far),
+        OperateDecision::Denied {
             why: DeniedReason::RuleFailed,
             rules: vec![]
         }
     );
-    // An approval under a profile that is gone is as none.
+    // An approval under an unknown profile counts for nothing.
     assert_eq!(
-        short(&ask(&bundle, &read(), 60, &["three-security"])),
+        summary(&authorize(&bundle, &read(), 60, &["three-security"])),
         "allowed 60 [soc-acts-at-home]"
     );
 }
 
 #[test]
-fn operating_needs_fresh_evidence_and_a_key() {
+fn operate_requires_fresh_evidence_and_a_key() {
     let bundle = soc();
     let triage = agent(&bundle, "triage");
     let operate = |age_ms, binding| {
-        bundle.operate(
+        bundle.may_operate(
             &triage,
             EvidenceKind::JwtSvid,
             age_ms,
@@ -331,9 +331,9 @@ fn operating_needs_fresh_evidence_and_a_key() {
         )
     };
     assert!(
-        matches!(operate(300_000, "jkt"), OperateAnswer::Allowed { rules } if rules.len() == 1)
+        matches!(operate(300_000, "jkt"), OperateDecision::Allowed { rules } if rules.len() == 1)
     );
-    let none = OperateAnswer::Denied {
+    let none = OperateDecision::Denied {
         why: DeniedReason::NoRuleAllows,
         rules: vec![],
     };
@@ -345,7 +345,7 @@ fn operating_needs_fresh_evidence_and_a_key() {
          when { context.now.toDate() == datetime(\"1970-01-01\") };",
     )
     .expect("bundle");
-    let answer = bundle.operate(
+    let answer = bundle.may_operate(
         &agent(&bundle, "triage"),
         EvidenceKind::JwtSvid,
         0,
@@ -353,12 +353,12 @@ fn operating_needs_fresh_evidence_and_a_key() {
         Timestamp::from_secs(5),
     );
     assert!(
-        matches!(answer, OperateAnswer::Denied { why: DeniedReason::ForbiddenByRule, rules } if &*rules[0].id == "closed")
+        matches!(answer, OperateDecision::Denied { why: DeniedReason::ForbiddenByRule, rules } if &*rules[0].id == "closed")
     );
 }
 
 #[test]
-fn milliseconds_reach_the_rules() {
+fn context_has_millisecond_precision() {
     let rule = "@id(\"exact\") forbid (principal, action == Action::\"case.read\", resource) unless {
         context.now == datetime(\"2026-10-22T08:00:00.123Z\") && context.task.age == duration(\"1m\") &&
         context.evidence.age == duration(\"1500ms\") && context.evidence.kind == \"jwt-svid\" && context.task.depth == 0 &&
@@ -367,32 +367,32 @@ fn milliseconds_reach_the_rules() {
         principal.owner in PersonGroup::\"security\" };";
     let bundle = soc_and(rule).expect("bundle");
     assert_eq!(
-        short(&ask(&bundle, &read(), 60, &[])),
+        summary(&authorize(&bundle, &read(), 60, &[])),
         "allowed 60 [soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask(&bundle, &read(), 61, &[])),
+        summary(&authorize(&bundle, &read(), 61, &[])),
         "FORBIDDEN_BY_RULE [exact]"
     );
 }
 
 #[test]
-fn remedies_are_only_hints() {
-    // One that does not lift its forbid.
+fn remedies_are_verified_by_cedar() {
+    // A remedy that does not lift its forbid.
     let bundle = soc_and(
         "@id(\"wrong\") @step_up(\"one-security\") forbid (principal, action, resource is Case);",
     );
     assert_eq!(
-        short(&ask(&bundle.expect("bundle"), &read(), 60, &[])),
+        summary(&authorize(&bundle.expect("bundle"), &read(), 60, &[])),
         "FORBIDDEN_BY_RULE [wrong]"
     );
     let bundle =
         soc_and("@id(\"wrong\") @max_ttl(\"10s\") forbid (principal, action, resource is Case);");
     assert_eq!(
-        short(&ask(&bundle.expect("bundle"), &read(), 60, &[])),
+        summary(&authorize(&bundle.expect("bundle"), &read(), 60, &[])),
         "FORBIDDEN_BY_RULE [wrong]"
     );
-    // Two bounds: the least holds. Two profiles that both matter: both are asked for.
+    // Two bounds: the least holds. Two profiles that both matter: both are required.
     let bundle = soc_and(
         "@id(\"a\") @max_ttl(\"30s\") forbid (principal, action == Action::\"case.read\", resource)
          when { context.ttl > duration(\"30s\") };
@@ -405,15 +405,15 @@ fn remedies_are_only_hints() {
     )
     .expect("bundle");
     assert_eq!(
-        short(&ask(&bundle, &read(), 60, &[])),
+        summary(&authorize(&bundle, &read(), 60, &[])),
         "needs one-security+two-security 20 [a b c d soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask(&bundle, &read(), 25, &["two-security"])),
+        summary(&authorize(&bundle, &read(), 25, &["two-security"])),
         "needs one-security 20 [b c soc-acts-at-home]"
     );
     assert_eq!(
-        short(&ask(
+        summary(&authorize(
             &bundle,
             &read(),
             20,
@@ -424,7 +424,7 @@ fn remedies_are_only_hints() {
 }
 
 #[test]
-fn a_shorter_life_is_tried_before_people_are_asked() {
+fn max_ttl_is_tried_before_step_up() {
     let bundle = soc_and(
         "@id(\"long-takes-a-yes\") @step_up(\"one-security\") forbid (principal, action == Action::\"case.read\", resource)
          when { context.ttl > duration(\"20s\") } unless { context.approvals.contains(StepUp::\"one-security\") };
@@ -433,13 +433,13 @@ fn a_shorter_life_is_tried_before_people_are_asked() {
     )
     .expect("bundle");
     assert_eq!(
-        short(&ask(&bundle, &read(), 60, &[])),
+        summary(&authorize(&bundle, &read(), 60, &[])),
         "allowed 10 [short soc-acts-at-home]"
     );
 }
 
 #[test]
-fn a_rule_that_fails_denies() {
+fn evaluation_errors_deny() {
     let mut files = soc_files();
     let schema = files.get_mut("schema.cedarschema").expect("schema");
     *schema = schema.replace(
@@ -449,7 +449,7 @@ fn a_rule_that_fails_denies() {
     let bundle = load(files).expect("bundle");
     // The case is not in the bundle, so `resource.environment` has no value.
     assert_eq!(
-        short(&ask(
+        summary(&authorize(
             &bundle,
             &action("case.read", "Case::new", &[]),
             60,
@@ -464,13 +464,13 @@ fn a_rule_that_fails_denies() {
     )
     .expect("bundle");
     assert_eq!(
-        short(&ask(&bundle, &read(), 60, &[])),
+        summary(&authorize(&bundle, &read(), 60, &[])),
         "RULE_FAILED [overflows]"
     );
 }
 
 #[test]
-fn an_open_target_is_told_apart() {
+fn open_targets_set_target_known_false() {
     let mut files = soc_files();
     let schema = files.get_mut("schema.cedarschema").expect("schema");
     *schema = schema.replace(
@@ -488,7 +488,7 @@ fn an_open_target_is_told_apart() {
     );
     let bundle = load(files).expect("bundle");
     assert_eq!(
-        short(&ask(
+        summary(&authorize(
             &bundle,
             &action("case.read", "Case::new", &[]),
             60,
@@ -497,18 +497,18 @@ fn an_open_target_is_told_apart() {
         "allowed 60 [new-cases]"
     );
     assert_eq!(
-        short(&ask(&bundle, &read(), 60, &[])),
+        summary(&authorize(&bundle, &read(), 60, &[])),
         "allowed 60 [soc-acts-at-home]"
     );
     let stranger = action("case.read", "Account::ann", &[]);
     assert_eq!(
         bundle.check_action(&stranger),
-        Err(ActionProblem::UnknownTarget)
+        Err(ActionError::UnknownTarget)
     );
 }
 
 #[test]
-fn an_action_is_checked_before_it_is_asked_about() {
+fn check_action_errors() {
     let bundle = soc();
     assert_eq!(
         bundle.check_action(&disable("ann")).expect("fits").title,
@@ -517,25 +517,25 @@ fn an_action_is_checked_before_it_is_asked_about() {
     let problem = |a: &Action| bundle.check_action(a).expect_err("refused");
     assert_eq!(
         problem(&action("account.delete", "Account::ann", &[])),
-        ActionProblem::UnknownAction
+        ActionError::UnknownAction
     );
     assert_eq!(
         problem(&action("write", "Account::ann", &[])),
-        ActionProblem::UnknownAction
+        ActionError::UnknownAction
     );
     assert_eq!(
         problem(&action("operate", "Environment::prod", &[])),
-        ActionProblem::UnknownAction
+        ActionError::UnknownAction
     );
-    assert_eq!(problem(&disable("Ann")), ActionProblem::UnknownTarget);
+    assert_eq!(problem(&disable("Ann")), ActionError::UnknownTarget);
     assert_eq!(
         problem(&action("case.read", "Host::web-1", &[])),
-        ActionProblem::UnknownTarget
+        ActionError::UnknownTarget
     );
     let mut other = read();
     other.audience = Audience::parse("https://cases.soc.example/").expect("audience");
-    assert_eq!(problem(&other), ActionProblem::UnknownAudience);
-    let wrong = |message: &str| ActionProblem::WrongParameters(message.to_owned());
+    assert_eq!(problem(&other), ActionError::UnknownAudience);
+    let wrong = |message: &str| ActionError::InvalidParameters(message.to_owned());
     assert_eq!(
         problem(&action("account.disable", "Account::ann", &[])),
         wrong("end_sessions is missing")
@@ -589,9 +589,9 @@ fn nested_parameters_are_typed() {
     for a in good {
         assert!(bundle.check_action(&a).is_ok());
         assert!(
-            short(&ask(&bundle, &a, 60, &[])).starts_with("allowed"),
+            summary(&authorize(&bundle, &a, 60, &[])).starts_with("allowed"),
             "{}",
-            short(&ask(&bundle, &a, 60, &[]))
+            summary(&authorize(&bundle, &a, 60, &[]))
         );
     }
     let message = |a: Action| bundle.check_action(&a).expect_err("refused").to_string();
@@ -607,10 +607,10 @@ fn nested_parameters_are_typed() {
 }
 
 #[test]
-fn facts_of_a_target_are_plain() {
+fn target_attributes_as_text() {
     let bundle = soc();
     let facts = bundle
-        .target_facts(&Target::parse_pair("Account::ann").expect("target"))
+        .target_attributes(&Target::parse_pair("Account::ann").expect("target"))
         .expect("known");
     let expected = [
         ("environment", "Environment::prod"),
@@ -619,17 +619,17 @@ fn facts_of_a_target_are_plain() {
     ];
     assert_eq!(facts, expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
     assert_eq!(
-        bundle.target_facts(&Target::parse_pair("Account::zoe").expect("target")),
+        bundle.target_attributes(&Target::parse_pair("Account::zoe").expect("target")),
         None
     );
 }
 
 #[test]
-fn the_self_test_notices_missing_action_entities() {
+fn self_test_detects_missing_action_entities() {
     let mut bundle = soc();
-    assert_eq!(selftest::prove(&bundle.judge, &bundle.catalogue), Ok(()));
-    bundle.judge.store_mut().forget_actions();
-    let broken = selftest::prove(&bundle.judge, &bundle.catalogue).expect_err("noticed");
+    assert_eq!(selftest::verify(&bundle.evaluator, &bundle.catalogue), Ok(()));
+    bundle.evaluator.store_mut().remove_actions();
+    let broken = selftest::verify(&bundle.evaluator, &bundle.catalogue).expect_err("noticed");
     assert!(
         broken
             .iter()
@@ -640,15 +640,15 @@ fn the_self_test_notices_missing_action_entities() {
     bundle.rules.set = "permit (principal, action, resource); forbid (principal, action in Action::\"write\", resource);"
         .parse()
         .expect("policy");
-    bundle.slices = Slices::default();
+    bundle.policy_index = PolicyIndex::default();
     assert!(matches!(
-        ask(&bundle, &disable("ann"), 60, &[]),
-        Answer::Allowed { .. }
+        authorize(&bundle, &disable("ann"), 60, &[]),
+        AuthzDecision::Allowed { .. }
     ));
 }
 
 #[test]
-fn rules_are_held_to_their_form() {
+fn rule_validation_errors() {
     let permit = "permit (principal, action, resource);";
     refused(
         soc_and(permit),
@@ -717,7 +717,7 @@ fn rules_are_held_to_their_form() {
 }
 
 #[test]
-fn everything_wrong_is_said_at_once() {
+fn all_problems_are_reported_at_once() {
     let mut files = soc_files();
     let edit = |files: &mut BTreeMap<String, String>, path: &str, from: &str, to: &str| {
         let text = files.get_mut(path).expect("file");
@@ -758,7 +758,7 @@ fn everything_wrong_is_said_at_once() {
 }
 
 #[test]
-fn the_schema_is_held_to_its_form() {
+fn schema_validation_errors() {
     let schema = |from: &str, to: &str| soc_with("schema.cedarschema", from, to);
     refused(
         schema("ttl: duration, ", ""),
@@ -863,7 +863,7 @@ fn the_schema_is_held_to_its_form() {
         "schema.cedarschema:",
     );
     refused(schema("\"case.read\"", "\"case read\""), "its name must be");
-    // The same types under a name of the team's own are the same.
+    // A common type with the same members is equal.
     schema(
         "evidence: Evidence",
         "evidence: { age: duration, kind: String }",
@@ -893,7 +893,7 @@ fn entities_are_targets_only() {
     );
     let twice = r#"{"uid": {"type": "Host", "id": "web-1"}, "parents": [],
         "attrs": {"name": "web-1.prod.soc.example", "environment": {"type": "Environment", "id": "prod"}}}"#;
-    refused(more(twice), "Host::web-1: stands twice");
+    refused(more(twice), "Host::web-1: is listed twice");
     refused(
         entities("\"protected\": false", "\"protected\": \"no\""),
         "entities.json: ",
@@ -907,12 +907,12 @@ fn entities_are_targets_only() {
             "\"protected\": false",
             "\"protected\": false, \"protected\": true",
         ),
-        "stands twice",
+        "is listed twice",
     );
 }
 
 #[test]
-fn the_registry_is_held_to_its_form() {
+fn registry_validation_errors() {
     let agents = |from: &str, to: &str| soc_with("agents.toml", from, to);
     refused(
         agents("id = \"reporter\"", "id = \"triage\""),
@@ -1011,7 +1011,7 @@ fn negated(y: &str) -> String {
 }
 
 #[test]
-fn keys_belong_to_one_hand() {
+fn one_key_one_person() {
     let (x, y) = point();
     let (other_x, other_y) = point();
     let key = |of: &str, x: &str, y: &str| {
@@ -1041,7 +1041,7 @@ fn keys_belong_to_one_hand() {
         with(&(key("maria", &x, &y) + &key("lee", &x, &y))),
         "already registered for \"maria\"",
     );
-    // The negated point has the same x; whoever holds one holds both.
+    // The negated point has the same x; the holder of one key holds both.
     refused(
         with(&(key("maria", &x, &y) + &key("lee", &x, &negated(&y)))),
         "already registered for \"maria\"",
@@ -1066,7 +1066,7 @@ fn keys_belong_to_one_hand() {
 }
 
 #[test]
-fn a_profile_is_its_definition() {
+fn profile_digest_covers_its_definition() {
     let digest = |bundle: &PolicyBundle, name: &str| {
         bundle
             .profile(&ProfileName::parse(name).expect("name"))
@@ -1112,7 +1112,7 @@ fn a_bundle_without_profiles_or_agents_loads_and_denies() {
     let bundle = load(files).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(
         bundle.check_action(&read()),
-        Err(ActionProblem::UnknownAction)
+        Err(ActionError::UnknownAction)
     );
     assert!(
         bundle
@@ -1122,7 +1122,7 @@ fn a_bundle_without_profiles_or_agents_loads_and_denies() {
 }
 
 #[test]
-fn a_bundle_is_shared_between_threads() {
+fn bundle_is_send_and_sync() {
     fn shared<T: Send + Sync>(_: &T) {}
     shared(&soc());
 }
@@ -1131,7 +1131,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
-    fn more_approvals_never_take_a_yes_back(
+    fn approvals_are_monotonic(
         which in 0..6_usize,
         ttl_s in 1..2_000_i64,
         fewer in proptest::sample::subsequence(vec!["one-security", "two-security"], 0..=2),
@@ -1141,17 +1141,17 @@ proptest! {
         BUNDLE.with(|bundle| {
             let action = [read(), note(), disable("ann"), disable("bob"), isolate("web-1"), isolate("lab-7")][which].clone();
             let all: Vec<_> = fewer.iter().chain(&more).copied().collect();
-            let (before, after) = (ask(bundle, &action, ttl_s, &fewer), ask(bundle, &action, ttl_s, &all));
+            let (before, after) = (authorize(bundle, &action, ttl_s, &fewer), authorize(bundle, &action, ttl_s, &all));
             match &before {
-                Answer::Allowed { ttl_ms, .. } => prop_assert!(matches!(&after, Answer::Allowed { ttl_ms: t, .. } if t == ttl_ms), "{}", short(&after)),
-                Answer::Needs { profiles, .. } => {
-                    prop_assert!(!matches!(after, Answer::Denied { .. }), "{}", short(&after));
-                    // What is asked for suffices, with the life that was promised.
+                AuthzDecision::Allowed { ttl_ms, .. } => prop_assert!(matches!(&after, AuthzDecision::Allowed { ttl_ms: t, .. } if t == ttl_ms), "{}", summary(&after)),
+                AuthzDecision::Needs { profiles, .. } => {
+                    prop_assert!(!matches!(after, AuthzDecision::Denied { .. }), "{}", summary(&after));
+                    // The required profiles suffice, with the promised time to live.
                     let names: Vec<_> = fewer.iter().copied().chain(profiles.iter().map(|p| p.name.as_str())).collect();
-                    let then = ask(bundle, &action, ttl_s, &names);
-                    prop_assert!(matches!(then, Answer::Allowed { .. }), "{}", short(&then));
+                    let then = authorize(bundle, &action, ttl_s, &names);
+                    prop_assert!(matches!(then, AuthzDecision::Allowed { .. }), "{}", summary(&then));
                 }
-                Answer::Denied { .. } => {}
+                AuthzDecision::Denied { .. } => {}
             }
             Ok(())
         })?;
@@ -1159,7 +1159,7 @@ proptest! {
 }
 
 /// One rule with a scope and a condition drawn at random. The conditions hold for every action, `operate` included; one
-/// always fails to evaluate, and so shows whether Cedar came as far as a condition.
+/// always fails to evaluate, and so shows whether Cedar evaluated a condition.
 fn any_rule() -> impl Strategy<Value = String> {
     let effect = proptest::sample::select(vec!["permit", "forbid"]);
     let principal = proptest::sample::select(vec![
@@ -1217,7 +1217,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
-    fn a_slice_decides_as_the_whole(
+    fn policy_index_is_equivalent_to_full_set(
         rules in proptest::collection::vec(any_rule(), 1..8),
         groups in proptest::sample::subsequence(vec!["read", "write", "destructive", "case.read"], 0..=4),
         ages in proptest::sample::subsequence(vec![0, 1_500], 1..=2),
@@ -1242,7 +1242,7 @@ proptest! {
             for agent in ["triage", "reporter"] {
                 for target in ["ann", "INC-8841"] {
                     let kind = catalogued.target_types.first().expect("a type");
-                    let asked = judge::Asked {
+                    let request = evaluator::EvalRequest {
                         agent: &AgentId::parse(agent).expect("id"),
                         action: &catalogued.name,
                         target: &Target::parse(kind, target).expect("target"),
@@ -1250,7 +1250,7 @@ proptest! {
                         parameters: &catalogued.sample_parameters(),
                         ttl_ms: 1_000,
                         approvals: &BTreeSet::new(),
-                        shown: judge::Shown {
+                        evidence: evaluator::EvidenceContext {
                             kind: EvidenceKind::JwtSvid,
                             age_ms,
                             binding: "jkt",
@@ -1259,11 +1259,11 @@ proptest! {
                         task_age_ms: 0,
                         task_depth: 0,
                     };
-                    let slice = bundle.slices.of(name, &bundle.rules.set);
+                    let slice = bundle.policy_index.policies_for(name, &bundle.rules.set);
                     left_out += bundle.rules.set.num_of_policies() - slice.num_of_policies();
                     prop_assert_eq!(
-                        bundle.judge.judge(slice, &asked),
-                        bundle.judge.judge(&bundle.rules.set, &asked),
+                        bundle.evaluator.evaluate(slice, &request),
+                        bundle.evaluator.evaluate(&bundle.rules.set, &request),
                         "{} by {} on {}", name, agent, target
                     );
                 }
@@ -1271,21 +1271,21 @@ proptest! {
         }
         for agent in ["triage", "reporter"] {
             let agent = bundle.agent(&AgentId::parse(agent).expect("id")).expect("agent");
-            let shown = judge::Shown { kind: EvidenceKind::JwtSvid, age_ms: 0, binding: "jkt", now: Timestamp::from_secs(1) };
-            let ask = |rules| bundle.judge.judge_operate(rules, &agent.id, &agent.environment, shown);
-            prop_assert_eq!(ask(bundle.slices.of(OPERATE, &bundle.rules.set)), ask(&bundle.rules.set));
+            let evidence = evaluator::EvidenceContext { kind: EvidenceKind::JwtSvid, age_ms: 0, binding: "jkt", now: Timestamp::from_secs(1) };
+            let authorize = |rules| bundle.evaluator.evaluate_operate(rules, &agent.id, &agent.environment, evidence);
+            prop_assert_eq!(authorize(bundle.policy_index.policies_for(OPERATE, &bundle.rules.set)), authorize(&bundle.rules.set));
         }
-        // Not a law, but without it nothing would have been compared.
+        // Guards the test: without this no smaller set would have been compared.
         let one_action = bundle.rules.set.policies().any(|rule| matches!(rule.action_constraint(), cedar_policy::ActionConstraint::Eq(_)));
         prop_assert!(!one_action || left_out > 0);
     }
 }
 
 #[test]
-fn a_slice_leaves_out_what_is_about_other_actions() {
+fn policy_index_leaves_out_other_actions() {
     let bundle = soc();
     let ids = |action: &str| -> BTreeSet<String> {
-        let slice = bundle.slices.of(action, &bundle.rules.set);
+        let slice = bundle.policy_index.policies_for(action, &bundle.rules.set);
         slice.policies().map(|rule| rule.id().to_string()).collect()
     };
     assert_eq!(
@@ -1304,10 +1304,10 @@ fn a_slice_leaves_out_what_is_about_other_actions() {
     assert!(!ids("host.isolate").contains("protected-accounts-stay"));
     assert_eq!(
         bundle
-            .slices
-            .of("no.such", &bundle.rules.set)
+            .policy_index
+            .policies_for("no.such", &bundle.rules.set)
             .num_of_policies(),
         bundle.rules.set.num_of_policies(),
-        "an action without a slice is asked with every rule"
+        "an unknown action is evaluated with every rule"
     );
 }

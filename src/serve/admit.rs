@@ -19,19 +19,19 @@ use super::peer::{Peer, Source};
 use super::status::rate_limited;
 use crate::broker::Broker;
 use crate::model::{AgentId, PersonId, ServiceId};
-use crate::rate_limit::{Class, ConcurrencyPermit, Limits, Places, Seldom, Tallied, Tally};
-use crate::telemetry::Counted;
+use crate::rate_limit::{Class, ConcurrencyPermit, KeyedRateLimiter, ConcurrencyLimiter, LogThrottle, PerKeyPermit, PerKeyLimit};
+use crate::telemetry::InFlightGuard;
 
 /// The counters before the doors of one broker.
 pub(super) struct AdmissionControl {
     broker: Arc<Broker>,
-    sources: Limits<Source>,
-    places: Places,
+    sources: KeyedRateLimiter<Source>,
+    places: ConcurrencyLimiter,
     /// How many streams each service follows, each agent, each person.
-    watches: Arc<Tally<ServiceId>>,
-    agent_watches: Arc<Tally<AgentId>>,
-    person_watches: Arc<Tally<PersonId>>,
-    shed: Seldom,
+    watches: Arc<PerKeyLimit<ServiceId>>,
+    agent_watches: Arc<PerKeyLimit<AgentId>>,
+    person_watches: Arc<PerKeyLimit<PersonId>>,
+    shed: LogThrottle,
 }
 
 /// Streams one service may follow at once: a fleet of validators shares its registration.
@@ -46,14 +46,14 @@ const PLACES_FULL_RETRY: Duration = Duration::from_secs(1);
 
 impl AdmissionControl {
     pub(super) fn new(broker: Arc<Broker>) -> Self {
-        let rates = &broker.settings().rates;
+        let rates = &broker.settings().rate_limits;
         Self {
-            sources: Limits::new(rates.source_per_second, rates.source_reserved_per_second),
-            places: Places::new(rates),
-            watches: Arc::new(Tally::new(WATCHES_PER_SERVICE_MAX)),
-            agent_watches: Arc::new(Tally::new(WATCHES_PER_AGENT_MAX)),
-            person_watches: Arc::new(Tally::new(WATCHES_PER_PERSON_MAX)),
-            shed: Seldom::default(),
+            sources: KeyedRateLimiter::new(rates.source_per_second, rates.source_reserved_per_second),
+            places: ConcurrencyLimiter::new(rates),
+            watches: Arc::new(PerKeyLimit::new(WATCHES_PER_SERVICE_MAX)),
+            agent_watches: Arc::new(PerKeyLimit::new(WATCHES_PER_AGENT_MAX)),
+            person_watches: Arc::new(PerKeyLimit::new(WATCHES_PER_PERSON_MAX)),
+            shed: LogThrottle::default(),
             broker,
         }
     }
@@ -61,59 +61,59 @@ impl AdmissionControl {
     /// A place for a call whose message has come whole: nobody holds one by sending slowly.
     pub(super) async fn place(&self, method: &'static str) -> Result<ConcurrencyPermit, Status> {
         let class = guard::class(method);
-        self.places.enter(class).await.map_err(|_| {
-            self.note(class, "places");
+        self.places.acquire(class).await.map_err(|_| {
+            self.note(class, "concurrency");
             rate_limited(PLACES_FULL_RETRY)
         })
     }
 
     /// A place for a call of the console, or when to come again.
     pub(super) async fn permit(&self, class: Class) -> Result<ConcurrencyPermit, Duration> {
-        self.places.enter(class).await.map_err(|_| {
-            self.note(class, "places");
+        self.places.acquire(class).await.map_err(|_| {
+            self.note(class, "concurrency");
             PLACES_FULL_RETRY
         })
     }
 
     /// Counts one more stream of a service, until it ends.
     pub(super) fn watch(&self, service: &ServiceId) -> Result<Watch, Status> {
-        let Some(one) = self.watches.enter(service) else {
-            self.note(Class::Reserved, "watches");
+        let Some(one) = self.watches.acquire(service) else {
+            self.note(Class::Reserved, "streams");
             return Err(rate_limited(PLACES_FULL_RETRY));
         };
         Ok(Watch {
             _one: one,
-            _counted: self.broker.metrics().subscribed(),
+            _counted: self.broker.metrics().feed_subscribed(),
         })
     }
 
     /// Counts one more access request that an agent watches, until the watch ends.
     pub(super) fn agent_watch(&self, agent: &AgentId) -> Result<AgentWatch, Status> {
-        let Some(one) = self.agent_watches.enter(agent) else {
-            self.note(Class::General, "watches");
+        let Some(one) = self.agent_watches.acquire(agent) else {
+            self.note(Class::General, "streams");
             return Err(rate_limited(PLACES_FULL_RETRY));
         };
         Ok(AgentWatch {
             _one: one,
-            _counted: self.broker.metrics().watching("access_request"),
+            _counted: self.broker.metrics().stream_opened("access_request"),
         })
     }
 
     /// Counts one more inbox that a person watches, until the watch ends.
     pub(super) fn person_watch(&self, person: &PersonId) -> Result<PersonWatch, Status> {
-        let Some(one) = self.person_watches.enter(person) else {
-            self.note(Class::General, "watches");
+        let Some(one) = self.person_watches.acquire(person) else {
+            self.note(Class::General, "streams");
             return Err(rate_limited(PLACES_FULL_RETRY));
         };
         Ok(PersonWatch {
             _one: one,
-            _counted: self.broker.metrics().watching("inbox"),
+            _counted: self.broker.metrics().stream_opened("inbox"),
         })
     }
 
     fn note(&self, class: Class, by: &'static str) {
         self.broker.metrics().rate_limited(class.as_str(), by);
-        if let Some(count) = self.shed.due(self.broker.uptime()) {
+        if let Some(count) = self.shed.poll(self.broker.uptime()) {
             tracing::warn!(count, class = class.as_str(), by, "calls shed");
         }
     }
@@ -121,20 +121,20 @@ impl AdmissionControl {
 
 /// A stream that is followed.
 pub(super) struct Watch {
-    _one: Tallied<ServiceId>,
-    _counted: Counted,
+    _one: PerKeyPermit<ServiceId>,
+    _counted: InFlightGuard,
 }
 
 /// An access request that its agent watches.
 pub(super) struct AgentWatch {
-    _one: Tallied<AgentId>,
-    _counted: Counted,
+    _one: PerKeyPermit<AgentId>,
+    _counted: InFlightGuard,
 }
 
 /// An inbox that a person watches.
 pub(super) struct PersonWatch {
-    _one: Tallied<PersonId>,
-    _counted: Counted,
+    _one: PerKeyPermit<PersonId>,
+    _counted: InFlightGuard,
 }
 
 /// The class of a path: ours by their rows; probes and keys are answered while calls are shed.
@@ -160,7 +160,7 @@ pub(super) async fn within_its_rate(
     let class = class(request.uri().path());
     match admission
         .sources
-        .take(class, &source, admission.broker.uptime())
+        .check(class, &source, admission.broker.uptime())
     {
         Ok(()) => next.run(request).await,
         Err(after) => {

@@ -19,7 +19,7 @@ use super::guard;
 use crate::broker::Broker;
 use crate::model::Reason;
 use crate::proto::code_name;
-use crate::telemetry::Counted;
+use crate::telemetry::InFlightGuard;
 use crate::telemetry::logs::TraceParent;
 
 /// Longest `traceparent` looked at, in bytes: version 00 has 55.
@@ -52,14 +52,14 @@ pub(super) async fn followed(
         .and_then(|value| value.to_str().ok())
         .and_then(TraceParent::parse)
     {
-        trace.note(&span);
+        trace.record_on(&span);
     }
     let mut call = Call {
         method,
         began: broker.uptime(),
         answer: None,
         span: span.clone(),
-        _working: broker.metrics().working(),
+        _working: broker.metrics().call_started(),
         broker,
     };
     let response = next.run(request).instrument(span).await;
@@ -91,7 +91,7 @@ struct Call {
     /// None: the caller went away first.
     answer: Option<Answer>,
     span: Span,
-    _working: Counted,
+    _working: InFlightGuard,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,7 +132,7 @@ impl Drop for Call {
             code: code_name(Code::Cancelled),
             reason: None,
         });
-        self.broker.metrics().call(self.method, code, took);
+        self.broker.metrics().call_completed(self.method, code, took);
         if let Some(reason) = reason {
             self.broker.metrics().refused(reason.as_str());
         }

@@ -27,7 +27,7 @@ use super::console;
 use super::deadline::{self, Closing};
 use super::listener::{Counts, Shared, Socket};
 use super::peer::Peer;
-use crate::config::Connections;
+use crate::config::ConnectionLimits;
 use crate::proto::PACKAGE;
 
 /// The time a connection has from the moment it was accepted to its first request, TLS handshake included.
@@ -37,11 +37,11 @@ pub(super) struct Opening {
 }
 
 impl Opening {
-    pub(super) fn new(limits: &Connections) -> Self {
+    pub(super) fn new(limits: &ConnectionLimits) -> Self {
         let accepted = Instant::now();
         Self {
             accepted,
-            over: Box::pin(tokio::time::sleep_until(accepted + limits.first_request)),
+            over: Box::pin(tokio::time::sleep_until(accepted + limits.first_request_timeout)),
         }
     }
 }
@@ -255,13 +255,13 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lent<I> {
     }
 }
 
-fn builder(limits: &Connections) -> Builder<TokioExecutor> {
+fn builder(limits: &ConnectionLimits) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
         // Runs between requests too. The first header is bounded by `silent`, and a later one by `idle` as well.
-        .header_read_timeout(limits.first_request.max(limits.idle))
+        .header_read_timeout(limits.first_request_timeout.max(limits.idle_timeout))
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEADER_BYTES_MAX);
     builder
@@ -293,7 +293,7 @@ async fn due(
         () = stuck(activity) => (Close::Cut, &shared.counts.stuck),
         () = idle(activity, shared) => (Close::Gently(IDLE_GRACE), &shared.counts.idle),
         () = unproved(activity, shared, accepted) => (Close::Gently(UNPROVED_GRACE), &shared.counts.unproved),
-        () = tokio::time::sleep(jittered(limits.age)) => (Close::Gently(AGE_GRACE), &shared.counts.aged),
+        () = tokio::time::sleep(jittered(limits.max_age)) => (Close::Gently(AGE_GRACE), &shared.counts.aged),
         // How long that may take is for the stop to say.
         _ = stopped.wait_for(|stopped| *stopped) => return Close::Gently(AGE_GRACE),
     };
@@ -325,7 +325,7 @@ async fn idle(activity: &Activity, shared: &Shared) {
         else {
             return;
         };
-        let mut left = shared.limits.idle;
+        let mut left = shared.limits.idle_timeout;
         loop {
             let step = left.min(PRESSED_IDLE);
             let asked = async {

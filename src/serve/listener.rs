@@ -20,8 +20,8 @@ use super::connection::{self, Opening};
 use super::peer::{Peer, Source};
 use super::tls::Tls;
 use super::unix::GuardedUnixListener;
-use crate::config::Connections;
-use crate::telemetry::{Counted, Metrics};
+use crate::config::ConnectionLimits;
+use crate::telemetry::{InFlightGuard, Metrics};
 
 /// A door: where connections come in.
 pub(super) enum Listener {
@@ -71,7 +71,7 @@ impl Counts {
 
 /// What every connection of a door shares.
 pub(super) struct Shared {
-    pub(super) limits: Connections,
+    pub(super) limits: ConnectionLimits,
     pub(super) router: Router,
     pub(super) counts: Arc<Counts>,
     metrics: Arc<Metrics>,
@@ -81,7 +81,7 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new(
-        limits: Connections,
+        limits: ConnectionLimits,
         router: Router,
         counts: Arc<Counts>,
         metrics: Arc<Metrics>,
@@ -212,7 +212,7 @@ impl Sources {
         }
     }
 
-    fn enter(&self, source: Source, limits: &Connections) -> Option<Place> {
+    fn enter(&self, source: Source, limits: &ConnectionLimits) -> Option<Place> {
         let party = source.party();
         let max = match party {
             Source::Ip(_) => limits.max_per_source,
@@ -250,7 +250,7 @@ impl Drop for Place {
 /// What a connection holds while it is open.
 struct Held {
     shared: Arc<Shared>,
-    _connected: Counted,
+    _connected: InFlightGuard,
     _room: OwnedSemaphorePermit,
     _place: Place,
 }
@@ -259,7 +259,7 @@ impl Held {
     fn new(shared: Arc<Shared>, room: OwnedSemaphorePermit, place: Place) -> Self {
         Counts::one(&shared.counts.open);
         Self {
-            _connected: shared.metrics.connected(),
+            _connected: shared.metrics.connection_opened(),
             shared,
             _room: room,
             _place: place,
@@ -283,9 +283,9 @@ mod tests {
 
     #[test]
     fn a_party_holds_what_it_may_and_gives_it_back() {
-        let limits = Connections {
+        let limits = ConnectionLimits {
             max_per_source: 2,
-            ..Connections::default()
+            ..ConnectionLimits::default()
         };
         let sources = Sources::of(7);
         let from = |text: &str| Source::Ip(text.parse().expect("address"));

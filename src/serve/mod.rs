@@ -33,7 +33,7 @@ use tokio::sync::watch;
 use tonic::service::Routes;
 
 use crate::broker::Broker;
-use crate::config::Connections;
+use crate::config::ConnectionLimits;
 use crate::proto::{DESCRIPTOR, PACKAGE};
 use crate::serve::services::approval_service_server::ApprovalServiceServer;
 use crate::serve::services::governance_service_server::GovernanceServiceServer;
@@ -87,7 +87,7 @@ pub struct ServerConfig {
     /// A Unix socket beside it, always plain.
     pub unix: Option<GuardedUnixListener>,
     /// Bounds on connections, for each of the two by itself.
-    pub limits: Connections,
+    pub limits: ConnectionLimits,
     /// Routes beside the broker's own, within the same bounds.
     pub extra: Router,
     /// What the listeners count.
@@ -100,7 +100,7 @@ impl From<TcpListener> for ServerConfig {
             tcp,
             tls: None,
             unix: None,
-            limits: Connections::default(),
+            limits: ConnectionLimits::default(),
             extra: Router::new(),
             counts: Arc::default(),
         }

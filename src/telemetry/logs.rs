@@ -1,4 +1,4 @@
-//! Log lines: one for each event, whatever is in it.
+//! Log lines: one line for each event, with invisible characters escaped.
 
 use std::io::{self, Write};
 
@@ -9,10 +9,11 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::model::text::{escape_invisible, is_invisible};
 
-/// How lines are written.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(rename_all = "lowercase")]
-pub enum Format {
+pub enum LogFormat {
     /// For people.
     #[default]
     Text,
@@ -20,8 +21,8 @@ pub enum Format {
     Json,
 }
 
-impl Format {
-    /// The word in the configuration.
+impl LogFormat {
+    /// The name in the configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Text => "text",
@@ -30,49 +31,49 @@ impl Format {
     }
 }
 
-/// Where lines go, one whole event at a time.
+/// Makes the writer of each event's line.
 ///
-/// INVARIANT (no log injection): whatever an event says, it is one line, and nothing in it moves a terminal's cursor or
-/// turns its reading direction. In text the invisible is shown as codes; in JSON it is escaped.
+/// INVARIANT (no log injection): every event is one line, and no text in it moves a terminal's cursor or turns its reading
+/// direction. In text, invisible characters are shown as codes; in JSON they are escaped.
 #[derive(Debug, Clone, Copy)]
-struct Lines<W> {
-    format: Format,
+struct LineMakeWriter<W> {
+    format: LogFormat,
     to: W,
 }
 
-impl<W> Lines<W> {
-    /// Lines of this format into what `to` makes.
-    pub const fn new(format: Format, to: W) -> Self {
+impl<W> LineMakeWriter<W> {
+    /// Lines of this format into the writers of `to`.
+    pub const fn new(format: LogFormat, to: W) -> Self {
         Self { format, to }
     }
 }
 
-impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for Lines<W> {
-    type Writer = Line<W::Writer>;
+impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for LineMakeWriter<W> {
+    type Writer = LineWriter<W::Writer>;
 
     fn make_writer(&'a self) -> Self::Writer {
-        Line {
+        LineWriter {
             format: self.format,
             to: self.to.make_writer(),
         }
     }
 }
 
-/// One event's line.
+/// The writer of one event's line.
 #[derive(Debug)]
-struct Line<W> {
-    format: Format,
+struct LineWriter<W> {
+    format: LogFormat,
     to: W,
 }
 
-impl<W: Write> Write for Line<W> {
-    /// Takes an event whole: the subscriber hands each over in one piece.
+impl<W: Write> Write for LineWriter<W> {
+    /// Takes a whole event: the subscriber writes each in one piece.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(event);
         let text = text.strip_suffix('\n').unwrap_or(&text);
         let mut line = match self.format {
-            Format::Text => escape_invisible(text),
-            Format::Json => escape(text),
+            LogFormat::Text => escape_invisible(text),
+            LogFormat::Json => escape_json_invisible(text),
         };
         line.push('\n');
         self.to.write_all(line.as_bytes())?;
@@ -85,7 +86,7 @@ impl<W: Write> Write for Line<W> {
 }
 
 /// JSON text with every invisible character as its escape (RFC 8259 §7): outside of strings JSON has none but blanks.
-fn escape(json: &str) -> String {
+fn escape_json_invisible(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {
         if is_invisible(c) {
@@ -99,37 +100,36 @@ fn escape(json: &str) -> String {
     out
 }
 
-/// What a broker says of itself, and where.
+/// Settings of logging and span export.
 #[derive(Debug, Clone, Default)]
-pub struct Settings {
-    /// How lines are written.
-    pub format: Format,
-    /// The filter where `DIPYLON_LOG` says nothing.
-    pub usual: &'static str,
+pub struct LogSettings {
+    /// The format of log lines.
+    pub format: LogFormat,
+    /// The filter when `DIPYLON_LOG` is not set.
+    pub default_filter: &'static str,
     /// The OTLP collector that gets spans of calls; only where the feature `otlp` is built in.
     pub otlp_endpoint: Option<String>,
 }
 
-/// Kept while a broker speaks; what is left to be sent is sent when it is dropped.
+/// Keeps span export running; the remaining spans are sent when it is dropped.
 #[derive(Debug, Default)]
 #[must_use]
-pub struct Speaking {
+pub struct LogGuard {
     #[cfg(feature = "otlp")]
-    _traces: Option<super::traces::Traces>,
+    _traces: Option<super::traces::SpanExportGuard>,
 }
 
-/// Begins to write lines to stderr, and to export spans where that is asked for. In JSON the fields of the call an event
-/// belongs to lie in its `span`. Call it within a tokio runtime.
-pub fn start(settings: &Settings) -> Result<Speaking, StartError> {
-    let usual = || EnvFilter::new(settings.usual);
-    let filter = EnvFilter::try_from_env("DIPYLON_LOG").unwrap_or_else(|_| usual());
-    let lines = Lines::new(settings.format, io::stderr as fn() -> io::Stderr);
+/// Starts log lines on stderr, and span export where it is configured. In JSON an event's `span` holds the fields of its
+/// call. Call it within a tokio runtime.
+pub fn start(settings: &LogSettings) -> Result<LogGuard, LogStartError> {
+        let filter = EnvFilter::try_from_env("DIPYLON_LOG").unwrap_or_else(|_| EnvFilter::new(settings.default_filter));
+    let writer = LineMakeWriter::new(settings.format, io::stderr as fn() -> io::Stderr);
     let layer = tracing_subscriber::fmt::layer()
         .with_ansi(false)
-        .with_writer(lines);
+        .with_writer(writer);
     let layer = match settings.format {
-        Format::Text => layer.with_filter(filter).boxed(),
-        Format::Json => layer
+        LogFormat::Text => layer.with_filter(filter).boxed(),
+        LogFormat::Json => layer
             .json()
             .flatten_event(true)
             .with_current_span(true)
@@ -140,27 +140,27 @@ pub fn start(settings: &Settings) -> Result<Speaking, StartError> {
     let registry = tracing_subscriber::registry().with(layer);
     #[cfg(feature = "otlp")]
     if let Some(endpoint) = &settings.otlp_endpoint {
-        let (exporting, traces) = super::traces::layer(endpoint)?;
-        let _already = registry.with(exporting).try_init();
-        return Ok(Speaking {
+        let (export, traces) = super::traces::layer(endpoint)?;
+        let _already = registry.with(export).try_init();
+        return Ok(LogGuard {
             _traces: Some(traces),
         });
     }
-    // Whoever embeds the broker may have a subscriber already.
+    // A program that embeds the broker may have installed a subscriber already.
     let _already = registry.try_init();
-    Ok(Speaking::default())
+    Ok(LogGuard::default())
 }
 
-/// Why nothing can be said.
+/// Why logging cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// No spans can be exported.
+pub enum LogStartError {
+    /// Span export cannot start.
     #[cfg(feature = "otlp")]
     #[error(transparent)]
     Traces(#[from] super::traces::TracesError),
 }
 
-/// A caller's place in a trace: the fields of a valid W3C `traceparent` (Trace Context §3.2).
+/// A caller's trace context: the fields of a valid W3C `traceparent` (Trace Context §3.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceParent<'a> {
     /// 32 hex digits, not all zero.
@@ -182,11 +182,11 @@ impl<'a> TraceParent<'a> {
         let mut parts = traceparent.split('-');
         let (version, trace, parent, flags) =
             (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        // Later versions may go on after the flags; version 00 may not, and ff is none.
-        let ended = parts.next().is_none();
+        // Versions after 00 may have more fields after the flags; ff is invalid.
+        let at_end = parts.next().is_none();
         let valid = hex(version, 2)
             && version != "ff"
-            && (ended || version != "00")
+            && (at_end || version != "00")
             && hex(trace, 32)
             && nonzero(trace)
             && hex(parent, 16)
@@ -195,11 +195,11 @@ impl<'a> TraceParent<'a> {
         valid.then_some(Self { trace, parent })
     }
 
-    /// Writes it down for a call's span.
-    pub fn note(&self, span: &tracing::Span) {
+    /// Records the trace on a call's span.
+    pub fn record_on(&self, span: &tracing::Span) {
         span.record("trace_id", tracing::field::display(self.trace));
         #[cfg(feature = "otlp")]
-        super::traces::part_of(span, self.trace, self.parent);
+        super::traces::with_parent(span, self.trace, self.parent);
     }
 }
 
@@ -210,11 +210,11 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Default)]
-    struct Kept(Arc<Mutex<Vec<u8>>>);
+    struct CapturedOutput(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Kept {
+    impl Write for CapturedOutput {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("kept").extend_from_slice(bytes);
+            self.0.lock().expect("lock").extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
@@ -225,13 +225,13 @@ mod tests {
 
     const HOSTILE: &str = "a\nINFO forged\r\u{1b}[2J\u{202e}\u{9b}31m\u{200b}\u{e0041}\"}z";
 
-    fn said(format: Format) -> String {
-        let kept = Kept::default();
-        let to = kept.clone();
-        let lines = Lines::new(format, move || to.clone());
+    fn logged(format: LogFormat) -> String {
+        let output = CapturedOutput::default();
+        let to = output.clone();
+        let writer = LineMakeWriter::new(format, move || to.clone());
         let builder = tracing_subscriber::fmt()
             .with_ansi(false)
-            .with_writer(lines);
+            .with_writer(writer);
         let say = || {
             let span = tracing::info_span!("call", method = "m", request = tracing::field::Empty);
             let _in = span.enter();
@@ -240,19 +240,19 @@ mod tests {
             tracing::info!("next");
         };
         match format {
-            Format::Text => tracing::subscriber::with_default(builder.finish(), say),
-            Format::Json => {
+            LogFormat::Text => tracing::subscriber::with_default(builder.finish(), say),
+            LogFormat::Json => {
                 let json = builder.json().flatten_event(true).with_span_list(false);
                 tracing::subscriber::with_default(json.finish(), say);
             }
         }
-        let bytes = kept.0.lock().expect("kept").clone();
+        let bytes = output.0.lock().expect("lock").clone();
         String::from_utf8(bytes).expect("text")
     }
 
     #[test]
-    fn a_hostile_text_is_one_line_of_text() {
-        let text = said(Format::Text);
+    fn text_log_injection_is_escaped() {
+        let text = logged(LogFormat::Text);
         assert_eq!(text.lines().count(), 2, "{text}");
         assert!(
             text.chars().all(|c| c == '\n' || !is_invisible(c)),
@@ -263,8 +263,8 @@ mod tests {
     }
 
     #[test]
-    fn a_hostile_text_is_one_object_of_json() {
-        let text = said(Format::Json);
+    fn json_log_injection_is_escaped() {
+        let text = logged(LogFormat::Json);
         assert_eq!(text.lines().count(), 2, "{text}");
         assert!(
             text.chars().all(|c| c == '\n' || !is_invisible(c)),
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_valid_traceparent_is_taken() {
+    fn traceparent_validation() {
         const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
         let good = format!("00-{TRACE}-00f067aa0ba902b7-01");
         let parsed = TraceParent::parse(&good).expect("valid");

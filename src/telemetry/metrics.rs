@@ -1,3 +1,5 @@
+//! Metrics of one broker, as OpenMetrics text.
+
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
@@ -10,77 +12,77 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry};
 
-/// Every figure, with its type, labels and meaning.
-pub const PAGE: &str = include_str!("METRICS.md");
+/// The documentation of every metric: type, labels and meaning.
+pub const METRICS_DOC: &str = include_str!("METRICS.md");
 
-/// The figures of one broker.
+/// The metrics of one broker.
 ///
-/// INVARIANT (bounded label sets): a label's value is `&'static str`, or one of at most [`RULES_MAX`] rule names, or the
-/// one version in force. Nothing that an agent says becomes a label.
+/// INVARIANT (bounded label sets): a label's value is `&'static str`, one of at most [`RULES_MAX`] rule names, or the
+/// active policy version. No text of an agent becomes a label.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    /// Held while gauges are set and read, so that two readers do not mix two moments.
-    reading: Mutex<()>,
+    /// Held while gauges are set and encoded, so that two readers do not mix two snapshots.
+    encoding: Mutex<()>,
     rules: Mutex<BTreeSet<String>>,
-    calls: Family<Call, Counter>,
-    call_seconds: Family<Method, Histogram, fn() -> Histogram>,
-    calls_in_flight: Gauge,
-    refusals: Family<Reason, Counter>,
-    rate_limited: Family<Limited, Counter>,
-    attestation: Family<Attestation, Counter>,
-    gate_1_refusals: Family<Cause, Counter>,
-    decisions: Family<Decision, Counter>,
-    approval_wait: Family<Outcome, Histogram, fn() -> Histogram>,
-    approval_decide: Histogram,
-    append: Histogram,
-    feed_delay: Histogram,
+    rpc_requests: Family<CallLabels, Counter>,
+    rpc_duration: Family<MethodLabel, Histogram, fn() -> Histogram>,
+    rpc_in_flight: Gauge,
+    refusals: Family<ReasonLabel, Counter>,
+    rate_limited: Family<RateLimitLabels, Counter>,
+    evidence_checks: Family<EvidenceLabels, Counter>,
+    authentication_failures: Family<CauseLabel, Counter>,
+    decisions: Family<DecisionLabels, Counter>,
+    approval_wait: Family<OutcomeLabel, Histogram, fn() -> Histogram>,
+    vote_signing: Histogram,
+    journal_append: Histogram,
+    revocation_delivery: Histogram,
     feed_subscribers: Gauge,
-    watches: Family<What, Gauge>,
+    open_streams: Family<StreamLabel, Gauge>,
     connections: Gauge,
-    requests_pending: Gauge,
+    access_requests_pending: Gauge,
     tokens_live: Gauge,
     tasks_open: Gauge,
-    policy_info: Family<Policy, Gauge>,
+    policy_info: Family<PolicyLabel, Gauge>,
     journal_entries: Gauge,
     journal_bytes: Gauge,
-    ends_unwritten: Gauge,
-    clock_behind: Gauge<f64, AtomicU64>,
+    pending_revocations: Gauge,
+    clock_skew: Gauge<f64, AtomicU64>,
 }
 
-/// What is true at the moment of reading.
+/// The values of the gauges that are read from the broker's state.
 #[derive(Debug, Clone, Default)]
-pub struct Moment {
-    /// Access requests that wait for people.
-    pub requests_pending: usize,
-    /// Tokens that are neither ended nor expired.
+pub struct GaugeSnapshot {
+    /// Access requests that wait for approval.
+    pub access_requests_pending: usize,
+    /// Tokens that are neither revoked nor expired.
     pub tokens_live: usize,
-    /// Tasks that run.
+    /// Running tasks.
     pub tasks_open: usize,
-    /// Version of the policy bundle in force.
+    /// Version of the active policy bundle.
     pub policy: Option<String>,
     /// Entries in the journal.
     pub journal_entries: u64,
-    /// Bytes of its files.
+    /// Bytes of the journal's files.
     pub journal_bytes: u64,
-    /// Ends, suspensions and freezes that wait to be written.
-    pub ends_unwritten: usize,
-    /// How far the wall clock is behind a moment that was acted on.
-    pub clock_behind: Duration,
+    /// Revocations, suspensions and freezes that are not yet journalled.
+    pub pending_revocations: usize,
+    /// How far the wall clock is behind the latest time the broker acted on.
+    pub clock_skew: Duration,
 }
 
-/// One more of something, until it is dropped.
+/// A gauge raised by one until this is dropped.
 #[derive(Debug)]
-pub struct Counted(Gauge);
+pub struct InFlightGuard(Gauge);
 
-impl Counted {
-    fn up(gauge: &Gauge) -> Self {
+impl InFlightGuard {
+    fn raise(gauge: &Gauge) -> Self {
         gauge.inc();
         Self(gauge.clone())
     }
 }
 
-impl Drop for Counted {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -94,31 +96,32 @@ macro_rules! labels {
 }
 
 labels! {
-    Call { method: &'static str, code: &'static str }
-    Method { method: &'static str }
-    Reason { reason: &'static str }
-    Limited { class: &'static str, by: &'static str }
-    Attestation { kind: &'static str, result: &'static str }
-    Cause { cause: &'static str }
-    Decision { outcome: &'static str, rule: String }
-    Outcome { outcome: &'static str }
-    What { what: &'static str }
-    Policy { version: String }
+    CallLabels { method: &'static str, code: &'static str }
+    MethodLabel { method: &'static str }
+    ReasonLabel { reason: &'static str }
+    RateLimitLabels { class: &'static str, by: &'static str }
+    EvidenceLabels { kind: &'static str, result: &'static str }
+    CauseLabel { cause: &'static str }
+    DecisionLabels { outcome: &'static str, rule: String }
+    OutcomeLabel { outcome: &'static str }
+    StreamLabel { kind: &'static str }
+    PolicyLabel { version: String }
 }
 
-/// Rule names that get a count of their own in the life of a process; the rest count as `other`.
+/// Rule names that get a series of their own while the process runs; the rest count as `other`.
 const RULES_MAX: usize = 200;
-/// The rule of a decision that none determined, and of those beyond [`RULES_MAX`].
+/// The label of a decision that no rule determined.
 const NO_RULE: &str = "none";
+/// The label of the rules beyond [`RULES_MAX`].
 const OTHER_RULE: &str = "other";
 
-/// From half a millisecond to 16 seconds.
-fn work() -> Histogram {
+/// Buckets for calls and appends, from half a millisecond to 16 seconds.
+fn machine_seconds() -> Histogram {
     Histogram::new(exponential_buckets(0.000_5, 2.0, 16))
 }
 
-/// From a second to 2 hours and a quarter.
-fn people() -> Histogram {
+/// Buckets for people, from a second to 2 hours and a quarter.
+fn human_seconds() -> Histogram {
     Histogram::new(exponential_buckets(1.0, 2.0, 14))
 }
 
@@ -126,65 +129,65 @@ impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("dipylon");
         fn add<M: Metric + Clone>(registry: &mut Registry, name: &str, metric: M) -> M {
-            registry.register(name, meaning(name), metric.clone());
+            registry.register(name, help(name), metric.clone());
             metric
         }
         let r = &mut registry;
         let metrics = Self {
-            calls: add(r, "calls", Family::default()),
-            call_seconds: add(
+            rpc_requests: add(r, "rpc_requests", Family::default()),
+            rpc_duration: add(
                 r,
-                "call_seconds",
-                Family::new_with_constructor(work as fn() -> _),
+                "rpc_duration_seconds",
+                Family::new_with_constructor(machine_seconds as fn() -> _),
             ),
-            calls_in_flight: add(r, "calls_in_flight", Gauge::default()),
+            rpc_in_flight: add(r, "rpc_in_flight", Gauge::default()),
             refusals: add(r, "refusals", Family::default()),
             rate_limited: add(r, "rate_limited", Family::default()),
-            attestation: add(r, "attestation", Family::default()),
-            gate_1_refusals: add(r, "gate_1_refusals", Family::default()),
+            evidence_checks: add(r, "evidence_checks", Family::default()),
+            authentication_failures: add(r, "authentication_failures", Family::default()),
             decisions: add(r, "decisions", Family::default()),
             approval_wait: add(
                 r,
                 "approval_wait_seconds",
-                Family::new_with_constructor(people as fn() -> _),
+                Family::new_with_constructor(human_seconds as fn() -> _),
             ),
-            approval_decide: add(r, "approval_decide_seconds", people()),
-            append: add(r, "audit_append_seconds", work()),
-            feed_delay: add(r, "feed_delay_seconds", work()),
+            vote_signing: add(r, "vote_signing_duration_seconds", human_seconds()),
+            journal_append: add(r, "journal_append_duration_seconds", machine_seconds()),
+            revocation_delivery: add(r, "revocation_delivery_delay_seconds", machine_seconds()),
             feed_subscribers: add(r, "feed_subscribers", Gauge::default()),
-            watches: add(r, "watches", Family::default()),
+            open_streams: add(r, "open_streams", Family::default()),
             connections: add(r, "connections", Gauge::default()),
-            requests_pending: add(r, "requests_pending", Gauge::default()),
+            access_requests_pending: add(r, "access_requests_pending", Gauge::default()),
             tokens_live: add(r, "tokens_live", Gauge::default()),
             tasks_open: add(r, "tasks_open", Gauge::default()),
             policy_info: add(r, "policy_info", Family::default()),
             journal_entries: add(r, "journal_entries", Gauge::default()),
             journal_bytes: add(r, "journal_bytes", Gauge::default()),
-            ends_unwritten: add(r, "ends_unwritten", Gauge::default()),
-            clock_behind: add(r, "clock_behind_seconds", Gauge::default()),
-            reading: Mutex::default(),
+            pending_revocations: add(r, "pending_revocations", Gauge::default()),
+            clock_skew: add(r, "clock_skew_seconds", Gauge::default()),
+            encoding: Mutex::default(),
             rules: Mutex::default(),
             registry,
         };
-        // There from the start, at nothing: the first one is a change that an alert sees.
+        // Present from the start with 0: an alert on a change sees the first event.
         for class in ["general", "reserved"] {
-            for by in ["source", "caller", "places"] {
-                drop(metrics.rate_limited.get_or_create(&Limited { class, by }));
+            for by in ["source", "caller", "concurrency"] {
+                drop(metrics.rate_limited.get_or_create(&RateLimitLabels { class, by }));
             }
         }
-        for what in ["access_request", "inbox"] {
-            drop(metrics.watches.get_or_create(&What { what }));
+        for kind in ["access_request", "inbox"] {
+            drop(metrics.open_streams.get_or_create(&StreamLabel { kind }));
         }
         for outcome in ["approved", "denied", "expired"] {
-            drop(metrics.approval_wait.get_or_create(&Outcome { outcome }));
+            drop(metrics.approval_wait.get_or_create(&OutcomeLabel { outcome }));
         }
         metrics
     }
 }
 
-/// What the page says of a figure, for whoever reads the text alone.
-fn meaning(name: &str) -> &'static str {
-    let row = PAGE.lines().find(|line| {
+/// The meaning of a metric in the documentation, for its HELP line.
+fn help(name: &str) -> &'static str {
+    let row = METRICS_DOC.lines().find(|line| {
         line.strip_prefix("| `dipylon_")
             .and_then(|rest| rest.split('`').next())
             .is_some_and(|full| full.trim_end_matches("_total") == name)
@@ -195,52 +198,52 @@ fn meaning(name: &str) -> &'static str {
 }
 
 impl Metrics {
-    /// A call was answered, or its caller went away.
-    pub fn call(&self, method: &'static str, code: &'static str, took: Duration) {
-        self.calls.get_or_create(&Call { method, code }).inc();
-        self.call_seconds
-            .get_or_create(&Method { method })
+    /// A call was completed, or its client disconnected.
+    pub fn call_completed(&self, method: &'static str, code: &'static str, took: Duration) {
+        self.rpc_requests.get_or_create(&CallLabels { method, code }).inc();
+        self.rpc_duration
+            .get_or_create(&MethodLabel { method })
             .observe(took.as_secs_f64());
     }
 
-    /// A call is worked on until this is dropped.
-    pub fn working(&self) -> Counted {
-        Counted::up(&self.calls_in_flight)
+    /// A call is in flight until the guard is dropped.
+    pub fn call_started(&self) -> InFlightGuard {
+        InFlightGuard::raise(&self.rpc_in_flight)
     }
 
-    /// A call was refused; `reason` is of the closed set.
+    /// A call was refused, for a reason of the closed set.
     pub fn refused(&self, reason: &'static str) {
-        self.refusals.get_or_create(&Reason { reason }).inc();
+        self.refusals.get_or_create(&ReasonLabel { reason }).inc();
     }
 
-    /// A call was shed.
+    /// A call was rate limited.
     pub fn rate_limited(&self, class: &'static str, by: &'static str) {
         self.rate_limited
-            .get_or_create(&Limited { class, by })
+            .get_or_create(&RateLimitLabels { class, by })
             .inc();
     }
 
     /// Evidence was checked.
-    pub fn attested(&self, kind: &'static str, result: &'static str) {
-        self.attestation
-            .get_or_create(&Attestation { kind, result })
+    pub fn evidence_checked(&self, kind: &'static str, result: &'static str) {
+        self.evidence_checks
+            .get_or_create(&EvidenceLabels { kind, result })
             .inc();
     }
 
-    /// Gate 1 did not open.
-    pub fn gate_1_refused(&self, cause: &'static str) {
-        self.gate_1_refusals.get_or_create(&Cause { cause }).inc();
+    /// A call failed gate 1.
+    pub fn authentication_failed(&self, cause: &'static str) {
+        self.authentication_failures.get_or_create(&CauseLabel { cause }).inc();
     }
 
-    /// Gate 2 answered; `rule` is the first that determined it.
+    /// Gate 2 decided; `rule` is the first that determined the decision.
     pub fn decided(&self, outcome: &'static str, rule: Option<&str>) {
-        let rule = self.capped(rule.unwrap_or(NO_RULE));
+        let rule = self.rule_label(rule.unwrap_or(NO_RULE));
         self.decisions
-            .get_or_create(&Decision { outcome, rule })
+            .get_or_create(&DecisionLabels { outcome, rule })
             .inc();
     }
 
-    fn capped(&self, rule: &str) -> String {
+    fn rule_label(&self, rule: &str) -> String {
         let mut known = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
         if known.contains(rule) || rule == NO_RULE {
             return rule.to_owned();
@@ -252,68 +255,68 @@ impl Metrics {
         rule.to_owned()
     }
 
-    /// People, or time, decided an access request that had waited this long.
-    pub fn approval_waited(&self, outcome: &'static str, waited: Duration) {
+    /// An access request was decided, or expired, after this wait.
+    pub fn access_request_decided(&self, outcome: &'static str, waited: Duration) {
         self.approval_wait
-            .get_or_create(&Outcome { outcome })
+            .get_or_create(&OutcomeLabel { outcome })
             .observe(waited.as_secs_f64());
     }
 
-    /// A person signed a statement this long after it was handed out.
-    pub fn approval_decided(&self, took: Duration) {
-        self.approval_decide.observe(took.as_secs_f64());
+    /// A person signed a vote's statement this long after it was issued.
+    pub fn vote_signed(&self, took: Duration) {
+        self.vote_signing.observe(took.as_secs_f64());
     }
 
-    /// An append was answered.
-    pub fn appended(&self, took: Duration) {
-        self.append.observe(took.as_secs_f64());
+    /// The journal completed an append.
+    pub fn journal_appended(&self, took: Duration) {
+        self.journal_append.observe(took.as_secs_f64());
     }
 
-    /// An end was handed to one validator's stream this long after its entry.
-    pub fn fed(&self, delay: Duration) {
-        self.feed_delay.observe(delay.as_secs_f64());
+    /// A revocation was delivered to one validator's stream this long after its entry.
+    pub fn revocation_delivered(&self, delay: Duration) {
+        self.revocation_delivery.observe(delay.as_secs_f64());
     }
 
-    /// A validator follows the feed until this is dropped.
-    pub fn subscribed(&self) -> Counted {
-        Counted::up(&self.feed_subscribers)
+    /// A validator follows the feed until the guard is dropped.
+    pub fn feed_subscribed(&self) -> InFlightGuard {
+        InFlightGuard::raise(&self.feed_subscribers)
     }
 
-    /// An access request or an inbox is watched until this is dropped.
-    pub fn watching(&self, what: &'static str) -> Counted {
-        let gauge = self.watches.get_or_create(&What { what }).clone();
-        Counted::up(&gauge)
+    /// A stream of an access request or an inbox is open until the guard is dropped.
+    pub fn stream_opened(&self, kind: &'static str) -> InFlightGuard {
+        let gauge = self.open_streams.get_or_create(&StreamLabel { kind }).clone();
+        InFlightGuard::raise(&gauge)
     }
 
-    /// A connection is open until this is dropped.
-    pub fn connected(&self) -> Counted {
-        Counted::up(&self.connections)
+    /// A connection is open until the guard is dropped.
+    pub fn connection_opened(&self) -> InFlightGuard {
+        InFlightGuard::raise(&self.connections)
     }
 
-    /// OpenMetrics text of this moment.
-    pub fn read(&self, moment: &Moment) -> String {
-        let _alone = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+    /// OpenMetrics text, with the gauges of this snapshot.
+    pub fn render(&self, snapshot: &GaugeSnapshot) -> String {
+        let _alone = self.encoding.lock().unwrap_or_else(PoisonError::into_inner);
         let count = |gauge: &Gauge, n: usize| {
             gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
         };
         let large = |gauge: &Gauge, n: u64| {
             gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
         };
-        count(&self.requests_pending, moment.requests_pending);
-        count(&self.tokens_live, moment.tokens_live);
-        count(&self.tasks_open, moment.tasks_open);
-        count(&self.ends_unwritten, moment.ends_unwritten);
-        large(&self.journal_entries, moment.journal_entries);
-        large(&self.journal_bytes, moment.journal_bytes);
-        self.clock_behind.set(moment.clock_behind.as_secs_f64());
+        count(&self.access_requests_pending, snapshot.access_requests_pending);
+        count(&self.tokens_live, snapshot.tokens_live);
+        count(&self.tasks_open, snapshot.tasks_open);
+        count(&self.pending_revocations, snapshot.pending_revocations);
+        large(&self.journal_entries, snapshot.journal_entries);
+        large(&self.journal_bytes, snapshot.journal_bytes);
+        self.clock_skew.set(snapshot.clock_skew.as_secs_f64());
         self.policy_info.clear();
-        if let Some(version) = &moment.policy {
+        if let Some(version) = &snapshot.policy {
             let version = version.clone();
-            self.policy_info.get_or_create(&Policy { version }).set(1);
+            self.policy_info.get_or_create(&PolicyLabel { version }).set(1);
         }
         let mut out = String::new();
         if text::encode(&mut out, &self.registry).is_err() {
-            tracing::warn!("the figures could not be written");
+            tracing::warn!("metrics encoding failed");
         }
         out
     }
@@ -325,9 +328,9 @@ mod tests {
 
     use super::*;
 
-    /// name → (type, labels), from the page.
-    fn page() -> BTreeMap<String, (String, Vec<String>)> {
-        let rows = PAGE.lines().filter(|line| line.starts_with("| `dipylon_"));
+    /// name → (type, labels), from the documentation.
+    fn documented() -> BTreeMap<String, (String, Vec<String>)> {
+        let rows = METRICS_DOC.lines().filter(|line| line.starts_with("| `dipylon_"));
         rows.map(|line| {
             let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
             assert_eq!(cells.len(), 4, "{line}");
@@ -375,32 +378,32 @@ mod tests {
         found
     }
 
-    fn everything(metrics: &Metrics) {
+    fn record_everything(metrics: &Metrics) {
         let second = Duration::from_secs(1);
-        metrics.call("m", "OK", second);
+        metrics.call_completed("m", "OK", second);
         metrics.refused("NOT_FOUND");
         metrics.rate_limited("general", "source");
-        metrics.attested("jwt_svid", "good");
-        metrics.gate_1_refused("stale");
+        metrics.evidence_checked("jwt_svid", "valid");
+        metrics.authentication_failed("stale");
         metrics.decided("approved", None);
-        metrics.approval_waited("approved", second);
-        metrics.approval_decided(second);
-        metrics.appended(second);
-        metrics.fed(second);
+        metrics.access_request_decided("approved", second);
+        metrics.vote_signed(second);
+        metrics.journal_appended(second);
+        metrics.revocation_delivered(second);
     }
 
     #[test]
-    fn the_page_is_what_is_exposed() {
+    fn metrics_doc_matches_registry() {
         let metrics = Metrics::default();
-        everything(&metrics);
-        let moment = Moment {
+        record_everything(&metrics);
+        let snapshot = GaugeSnapshot {
             policy: Some("v".to_owned()),
-            ..Moment::default()
+            ..GaugeSnapshot::default()
         };
-        let text = metrics.read(&moment);
-        assert_eq!(exposed(&text), page());
+        let text = metrics.render(&snapshot);
+        assert_eq!(exposed(&text), documented());
         for line in text.lines().filter(|l| l.starts_with("# HELP")) {
-            assert!(line.split(' ').count() > 4, "says what it is: {line}");
+            assert!(line.split(' ').count() > 4, "has a help text: {line}");
         }
     }
 
@@ -412,7 +415,7 @@ mod tests {
         }
         metrics.decided("denied", Some("rule-0"));
         metrics.decided("denied", None);
-        let text = metrics.read(&Moment::default());
+        let text = metrics.render(&GaugeSnapshot::default());
         let rows = |text: &str| {
             text.lines()
                 .filter(|l| l.starts_with("dipylon_decisions_total{"))
@@ -423,7 +426,7 @@ mod tests {
         assert!(text.contains("rule=\"rule-0\"} 2\n"), "{text}");
         let odd = Metrics::default();
         odd.decided("denied", Some("a\"} 9\ndipylon_forged_total 1\n"));
-        let text = odd.read(&Moment::default());
+        let text = odd.render(&GaugeSnapshot::default());
         assert_eq!(rows(&text), 1);
         assert!(
             !text.lines().any(|l| l.starts_with("dipylon_forged")),
@@ -432,12 +435,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_counted_while_it_lasts() {
+    fn in_flight_gauges() {
         let metrics = Metrics::default();
-        let one = metrics.subscribed();
-        let two = metrics.subscribed();
+        let one = metrics.feed_subscribed();
+        let two = metrics.feed_subscribed();
         let now = || {
-            let text = metrics.read(&Moment::default());
+            let text = metrics.render(&GaugeSnapshot::default());
             text.contains("dipylon_feed_subscribers 2\n")
         };
         assert!(now());

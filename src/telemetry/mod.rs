@@ -1,13 +1,13 @@
-//! Telemetry: what operators see of a broker: figures ([`Metrics`]) and lines ([`logs`]).
+//! Telemetry: metrics ([`Metrics`]) and log lines ([`logs`]) of a broker, for its operators.
 //!
-//! In: what happened, in words of closed sets. Out: OpenMetrics text, and one log line for each event.
-//! Trusts its callers to know what is secret; no token, evidence, proof or key is handed in here.
-//! Refuses labels that callers could make up: rule names are capped, everything else is `&'static`.
-//! Never decides anything, and never says anything to a caller.
+//! In: events, in words of closed sets. Out: OpenMetrics text, and one log line for each event.
+//! Trusts the broker to pass in no token, evidence, proof or key.
+//! Refuses labels that a client could choose: rule names are capped, everything else is `&'static`.
+//! Never decides anything, and never answers a caller.
 
 pub mod logs;
 mod metrics;
 #[cfg(feature = "otlp")]
 pub mod traces;
 
-pub use metrics::{Counted, Metrics, Moment, PAGE};
+pub use metrics::{GaugeSnapshot, InFlightGuard, METRICS_DOC, Metrics};

@@ -13,7 +13,7 @@ mod trust;
 use std::sync::Arc;
 
 use crate::model::*;
-use crate::policy::{InForce, OperateAnswer};
+use crate::policy::{ActivePolicy, OperateDecision};
 
 pub use possession::{CallProof, Possession};
 pub use trust::{Trust, TrustedDomain};
@@ -248,10 +248,10 @@ impl Authenticated {
         let binding = Binding::Jkt(self.jkt());
         match rules
             .bundle
-            .operate(&agent, facts.kind, age_ms, binding.as_str(), now)
+            .may_operate(&agent, facts.kind, age_ms, binding.as_str(), now)
         {
-            OperateAnswer::Allowed { .. } => {}
-            OperateAnswer::Denied { why, rules } => {
+            OperateDecision::Allowed { .. } => {}
+            OperateDecision::Denied { why, rules } => {
                 return Err(VerifyError::MayNotOperate { why, rules });
             }
         }
@@ -300,7 +300,7 @@ pub type AskPerson<'a> = Box<dyn Fn(&PersonId) -> Version + 'a>;
 /// What the journal and the policy bundle say at one moment, gathered by the caller for [`Authenticated::stand`].
 pub struct Gate1Context<'a> {
     /// The policy bundle in force.
-    pub rules: Option<&'a InForce>,
+    pub rules: Option<&'a ActivePolicy>,
     /// Version of the trust domain's stream; `None` when the key that verified the evidence is gone from it.
     pub trust: Option<Version>,
     /// Whether an agent is suspended, and the version of its stream.

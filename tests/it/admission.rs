@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use dipylon::rate_limit::Rates;
+use dipylon::rate_limit::RateLimitConfig;
 use dipylon_sdk::client::{Agent, Error, OpenTask, Outcome};
 use dipylon_sdk::model::*;
 use dipylon_sdk::proto::v1;
@@ -54,9 +54,9 @@ fn is_shed(status: &Status) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_source_floods_and_the_others_are_served() {
-    let slow = Rates {
+    let slow = RateLimitConfig {
         source_per_second: n(1),
-        ..Rates::default()
+        ..RateLimitConfig::default()
     };
     let s = Served::start_at(slow).await;
     let flood = from(&s, 1);
@@ -110,9 +110,9 @@ async fn one_source_floods_and_the_others_are_served() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_header_does_not_make_another_source() {
-    let slow = Rates {
+    let slow = RateLimitConfig {
         source_per_second: n(1),
-        ..Rates::default()
+        ..RateLimitConfig::default()
     };
     let s = Served::start_at(slow).await;
     let mut codes = BTreeMap::new();
@@ -134,9 +134,9 @@ async fn a_header_does_not_make_another_source() {
 /// The general places are all taken and their queue is full; ending, validating and following the feed go on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_reserved_is_served_while_the_rest_is_shed() {
-    let few = Rates {
-        calls_at_once: n(1),
-        ..Rates::default()
+    let few = RateLimitConfig {
+        max_concurrent_calls: n(1),
+        ..RateLimitConfig::default()
     };
     let s = Served::start_at(few).await;
     let task = s.task("triage").await;
@@ -195,9 +195,9 @@ async fn what_is_reserved_is_served_while_the_rest_is_shed() {
 /// Many wait for people at once, and take nobody's place while they do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waits_for_people_takes_no_place() {
-    let few = Rates {
-        calls_at_once: n(1),
-        ..Rates::default()
+    let few = RateLimitConfig {
+        max_concurrent_calls: n(1),
+        ..RateLimitConfig::default()
     };
     let s = Served::start_at(few).await;
     let mut tasks = Vec::new();
@@ -233,9 +233,9 @@ async fn who_waits_for_people_takes_no_place() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_waits_as_told_and_succeeds() {
-    let slow = Rates {
+    let slow = RateLimitConfig {
         caller_per_second: n(4),
-        ..Rates::default()
+        ..RateLimitConfig::default()
     };
     let s = Served::start_at(slow).await;
     let task = s.task("triage").await;
@@ -267,9 +267,9 @@ async fn a_client_waits_as_told_and_succeeds() {
 /// The broker asks by name: one agent's tasks share its rate, another agent and people have their own, and ends another.
 #[tokio::test]
 async fn one_agent_at_its_rate_leaves_the_others_theirs() {
-    let b = TestBroker::start_at(Rates {
+    let b = TestBroker::start_at(RateLimitConfig {
         caller_per_second: n(2),
-        ..Rates::default()
+        ..RateLimitConfig::default()
     })
     .await;
     let triage = b.agent("triage");
@@ -319,9 +319,9 @@ async fn one_agent_at_its_rate_leaves_the_others_theirs() {
 /// Nobody learns from a rate whether a key or a name is known: strangers come to gate 1.
 #[tokio::test]
 async fn strangers_use_up_nobodys_rate() {
-    let b = TestBroker::start_at(Rates {
+    let b = TestBroker::start_at(RateLimitConfig {
         caller_per_second: n(1),
-        ..Rates::default()
+        ..RateLimitConfig::default()
     })
     .await;
     let triage = b.agent("triage");

@@ -252,7 +252,7 @@ async fn a_broker_without_files_to_spare_serves_again() {
     let temp = tempfile::tempdir().expect("dir");
     let site = Site::new(
         temp.path(),
-        "[connections]\nmax = 1000\nmax_per_source = 1000\nfirst_request = \"2s\"\n",
+        "[connections]\nmax = 1000\nmax_per_source = 1000\nfirst_request_timeout = \"2s\"\n",
     );
     let mut broker = site.broker("ulimit -n 64;").await;
     let task = open(&site.world, &site.url, site.endpoint())

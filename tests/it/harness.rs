@@ -11,7 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use dipylon::broker::*;
 use dipylon::journal::Faults;
 use dipylon::policy::BundleFiles;
-use dipylon::rate_limit::{ConcurrencyPermit, Rates};
+use dipylon::rate_limit::{ConcurrencyPermit, RateLimitConfig};
 use dipylon::serve::guard;
 use dipylon_sdk::clock::{Clock, Hand};
 use dipylon_sdk::jose::{SigningKey, Usage, dpop};
@@ -168,7 +168,7 @@ pub fn settings() -> Settings {
         task_cap: 86_400,
         max_evidence_age: 300,
         tell_callers: true,
-        rates: Rates::default(),
+        rate_limits: RateLimitConfig::default(),
     }
 }
 
@@ -181,9 +181,9 @@ impl TestBroker {
         Self::start_as(settings(), world, faults).await
     }
 
-    pub async fn start_at(rates: Rates) -> Self {
+    pub async fn start_at(rates: RateLimitConfig) -> Self {
         let settings = Settings {
-            rates,
+            rate_limits: rates,
             ..settings()
         };
         Self::start_as(settings, World::new(), Faults::default()).await

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use dipylon::audit::{Audit, Checkpoint, Votes};
 use dipylon::journal::ReadOnly;
-use dipylon::policy::{Answer, BundleFiles, Method, PolicyBundle, Question};
+use dipylon::policy::{AuthzDecision, AuthzRequest, BundleFiles, PolicyBundle, VoteMethod};
 use dipylon::webauthn::{self, Assertion, RelyingParty};
 use dipylon_sdk::jose::PublicKey;
 use dipylon_sdk::model::*;
@@ -364,7 +364,7 @@ impl Walk {
         };
         assert!(signed, "the signature does not verify");
         assert!(
-            profile.method == Method::Key || f.assertion.is_some(),
+            profile.method == VoteMethod::Key || f.assertion.is_some(),
             "law 4: a profile that says passkey took something else"
         );
         assert_eq!((statement.uses, statement.max_ttl), (f.uses, f.max_ttl));
@@ -521,7 +521,7 @@ impl Walk {
             input.approvals.iter().all(|p| approved.contains(p)),
             "law 4: the rules were told of approvals that do not count"
         );
-        let question = Question {
+        let question = AuthzRequest {
             agent: &agent,
             action: &action,
             ttl_ms: input.ttl_ms,
@@ -534,7 +534,7 @@ impl Walk {
             now: input.now,
         };
         assert!(
-            matches!(bundle.ask(&question), Answer::Allowed { ttl_ms, .. } if ttl_ms >= (f.exp - f.iat) * 1000),
+            matches!(bundle.authorize(&question), AuthzDecision::Allowed { ttl_ms, .. } if ttl_ms >= (f.exp - f.iat) * 1000),
             "law 1: the rules do not allow it"
         );
 

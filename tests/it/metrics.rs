@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dipylon::serve::{OperatorListener, operate};
-use dipylon::telemetry::PAGE;
+use dipylon::telemetry::METRICS_DOC;
 use dipylon_sdk::client::ballot::Seen;
 use dipylon_sdk::client::{Agent, EvidenceSource, OpenTask, Outcome};
 use dipylon_sdk::clock::Clock;
@@ -62,7 +62,7 @@ fn unchunked(head: &str, body: &str) -> String {
 }
 
 fn documented() -> BTreeSet<String> {
-    let rows = PAGE.lines().filter_map(|l| l.strip_prefix("| `"));
+    let rows = METRICS_DOC.lines().filter_map(|l| l.strip_prefix("| `"));
     rows.filter_map(|row| row.split('`').next())
         .map(str::to_owned)
         .collect()
@@ -92,7 +92,7 @@ async fn figures_before_and_after_a_story() {
     let during = scrape(&place).await;
     assert_eq!(during["dipylon_tasks_open"], 1.0);
     assert_eq!(during["dipylon_tokens_live"], 1.0);
-    assert_eq!(during["dipylon_requests_pending"], 1.0);
+    assert_eq!(during["dipylon_access_requests_pending"], 1.0);
     assert_eq!(during["dipylon_feed_subscribers"], 1.0);
     assert!(
         during["dipylon_connections"] >= 2.0,
@@ -129,7 +129,7 @@ async fn figures_before_and_after_a_story() {
     // The feed has said so once the validator's broker has handed it over.
     let mut after = scrape(&place).await;
     for _ in 0..500 {
-        if after["dipylon_feed_delay_seconds_count"] >= 1.0 {
+        if after["dipylon_revocation_delivery_delay_seconds_count"] >= 1.0 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -139,10 +139,13 @@ async fn figures_before_and_after_a_story() {
 
     assert_eq!(after["dipylon_tasks_open"], 0.0);
     assert_eq!(after["dipylon_tokens_live"], 0.0);
-    assert_eq!(after["dipylon_requests_pending"], 0.0);
-    assert_eq!(after["dipylon_feed_delay_seconds_count"], 1.0);
+    assert_eq!(after["dipylon_access_requests_pending"], 0.0);
     assert_eq!(
-        after["dipylon_attestation_total{kind=\"jwt-svid\",result=\"good\"}"], 2.0,
+        after["dipylon_revocation_delivery_delay_seconds_count"],
+        1.0
+    );
+    assert_eq!(
+        after["dipylon_evidence_checks_total{kind=\"jwt-svid\",result=\"valid\"}"], 2.0,
         "once without a nonce, once with"
     );
     let decisions = |outcome: &str| -> f64 {
@@ -159,9 +162,10 @@ async fn figures_before_and_after_a_story() {
         after["dipylon_approval_wait_seconds_count{outcome=\"approved\"}"],
         1.0
     );
-    assert_eq!(after["dipylon_approval_decide_seconds_count"], 1.0);
+    assert_eq!(after["dipylon_vote_signing_duration_seconds_count"], 1.0);
     let calls = |method: &str, code: &str| {
-        let name = format!("dipylon_calls_total{{method=\"dipylon.v1.{method}\",code=\"{code}\"}}");
+        let name =
+            format!("dipylon_rpc_requests_total{{method=\"dipylon.v1.{method}\",code=\"{code}\"}}");
         after.get(&name).copied().unwrap_or(0.0)
     };
     assert_eq!(calls("TaskService/OpenTask", "OK"), 1.0);
@@ -176,10 +180,11 @@ async fn figures_before_and_after_a_story() {
     assert_eq!(after["dipylon_journal_entries"], entries as f64);
     assert!(after["dipylon_journal_bytes"] > 4096.0);
     assert!(
-        after["dipylon_audit_append_seconds_count"] > before["dipylon_audit_append_seconds_count"]
+        after["dipylon_journal_append_duration_seconds_count"]
+            > before["dipylon_journal_append_duration_seconds_count"]
     );
-    assert_eq!(after["dipylon_ends_unwritten"], 0.0);
-    assert_eq!(after["dipylon_clock_behind_seconds"], 0.0);
+    assert_eq!(after["dipylon_pending_revocations"], 0.0);
+    assert_eq!(after["dipylon_clock_skew_seconds"], 0.0);
     let version = after
         .keys()
         .find(|k| k.starts_with("dipylon_policy_info{version=\""));
@@ -237,7 +242,7 @@ async fn hostile_names_make_no_figures() {
     for name in often.keys() {
         assert!(!name.to_lowercase().contains("hostile"), "{name}");
     }
-    let causes = "dipylon_gate_1_refusals_total{cause=\"agents\"}";
+    let causes = "dipylon_authentication_failures_total{cause=\"agents\"}";
     assert_eq!(often[causes] - once[causes], 4.0, "{often:?}");
     door.abort();
 }

@@ -581,7 +581,7 @@ fn a_configuration_is_checked_whole() {
     assert_eq!((code, json["good"].as_bool()), (1, Some(false)), "{json}");
     let (code, out, _) = check(&good.replace("\"keys\"", "\"data/keys\""));
     assert_eq!(
-        (code, out.contains("must not lie in the data directory")),
+        (code, out.contains("must not be inside the data directory")),
         (1, true),
         "{out}"
     );
@@ -715,7 +715,7 @@ fn the_doctor_looks_at_everything_with_and_without_a_broker() {
     site.mode("keys", 0o755);
     let (code, out, _) = doctor();
     assert_eq!(code, 1, "{out}");
-    has(&out, "[fail]", "mode 755 lets others in");
+    has(&out, "[fail]", "mode 755 gives other users access");
     site.mode("keys", 0o700);
 
     let good = site.config();

@@ -24,7 +24,7 @@ async fn nothing_secret_is_told_to_machines() {
 async fn told(form: &str) {
     let temp = tempfile::tempdir().expect("dir");
     let operators = temp.path().join("operators.sock");
-    let more = format!("log = \"{form}\"\noperator_listen = \"unix:operators.sock\"\n");
+    let more = format!("log = \"{form}\"\nadmin_listen = \"unix:operators.sock\"\n");
     let realm = Realm::with(temp.path(), &more);
     let log = temp.path().join("broker.log");
     let file = std::fs::File::create(&log).expect("file");
@@ -97,7 +97,7 @@ async fn told(form: &str) {
         .await
         .expect("completes");
     let figures = figures(&operators).await;
-    assert!(figures.contains("dipylon_calls_total"), "{figures}");
+    assert!(figures.contains("dipylon_rpc_requests_total"), "{figures}");
     broker.kill().await.expect("stopped");
 
     let log = std::fs::read_to_string(&log).expect("log");

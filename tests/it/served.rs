@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use dipylon::broker::{Broker, Settings};
 use dipylon::journal::Faults;
-use dipylon::rate_limit::Rates;
+use dipylon::rate_limit::RateLimitConfig;
 use dipylon::serve;
 use dipylon_sdk::client::{
     Agent, Endpoint, EvidenceSource, Identity, OpenTask, Person, Task, TokenOrder,
@@ -33,15 +33,15 @@ pub struct Served {
 
 impl Served {
     pub async fn start() -> Self {
-        Self::start_at(Rates::default()).await
+        Self::start_at(RateLimitConfig::default()).await
     }
 
-    pub async fn start_at(rates: Rates) -> Self {
+    pub async fn start_at(rates: RateLimitConfig) -> Self {
         Self::start_as(World::new(), rates).await
     }
 
     pub async fn start_in(world: World) -> Self {
-        Self::start_as(world, Rates::default()).await
+        Self::start_as(world, RateLimitConfig::default()).await
     }
 
     /// With another policy bundle.
@@ -51,7 +51,7 @@ impl Served {
         Self::start_in(world).await
     }
 
-    pub async fn start_as(world: World, rates: Rates) -> Self {
+    pub async fn start_as(world: World, rates: RateLimitConfig) -> Self {
         let temp = Arc::new(tempfile::tempdir().expect("dir"));
         let key = SigningKey::generate().expect("key").1.to_vec();
         let dir = temp.path().join("data");
@@ -71,7 +71,7 @@ impl Served {
         dir: PathBuf,
         key: Vec<u8>,
         address: String,
-        rates: Rates,
+        rates: RateLimitConfig,
         temp: Arc<tempfile::TempDir>,
     ) -> Self {
         let listener = serve::listen(address.parse().expect("address"))
@@ -83,7 +83,7 @@ impl Served {
             console_url: url.replace("127.0.0.1", "localhost"),
             issuer: url.clone(),
             evidence_audience: url.clone(),
-            rates,
+            rate_limits: rates,
             ..settings()
         };
         let broker = open_as(
@@ -126,7 +126,7 @@ impl Served {
             broker,
             ..
         } = self;
-        let rates = broker.settings().rates;
+        let rates = broker.settings().rate_limits;
         drop(broker);
         Self::listen(world, dir, key, address, rates, _temp).await
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dipylon::config::Connections;
+use dipylon::config::ConnectionLimits;
 use dipylon_sdk::client::{Endpoint, Reach};
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::jose::dpop;
@@ -95,11 +95,11 @@ async fn besieged(tls: bool, kinds: &[Hostile], each: usize) {
     }
     let site = Site::start(Setup {
         tls,
-        limits: Connections {
+        limits: ConnectionLimits {
             max: 2 * many,
             max_per_source: 2 * many,
-            idle: Duration::from_secs(2),
-            ..Connections::default()
+            idle_timeout: Duration::from_secs(2),
+            ..ConnectionLimits::default()
         },
         ..Setup::default()
     })
@@ -172,13 +172,13 @@ async fn whoever_never_comes_to_the_point_is_closed() {
 async fn when_all_room_is_taken_the_next_waits_and_comes_in() {
     let site = Site::start(Setup {
         unix: true,
-        limits: Connections {
+        limits: ConnectionLimits {
             max: 8,
             max_per_source: 8,
-            first_request: Duration::from_secs(1),
+            first_request_timeout: Duration::from_secs(1),
             // Those that did ask something, and then nothing more, give way as well.
-            idle: Duration::from_secs(3_000),
-            ..Connections::default()
+            idle_timeout: Duration::from_secs(3_000),
+            ..ConnectionLimits::default()
         },
         ..Setup::default()
     })
@@ -298,12 +298,12 @@ async fn watch_revocations(site: &Site) -> tonic::Streaming<v1::WatchRevocations
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_proves_nothing_gives_way_to_the_next_and_whoever_did_stays() {
     let site = Site::start(Setup {
-        limits: Connections {
+        limits: ConnectionLimits {
             max: 8,
             max_per_source: 2,
-            idle: Duration::from_secs(3_000),
-            age: Duration::from_secs(20_000),
-            ..Connections::default()
+            idle_timeout: Duration::from_secs(3_000),
+            max_age: Duration::from_secs(20_000),
+            ..ConnectionLimits::default()
         },
         ..Setup::default()
     })
@@ -371,10 +371,10 @@ async fn whoever_proves_nothing_gives_way_to_the_next_and_whoever_did_stays() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_source_holds_what_it_may() {
     let site = Site::start(Setup {
-        limits: Connections {
+        limits: ConnectionLimits {
             max_per_source: 4,
-            first_request: Duration::from_secs(60),
-            ..Connections::default()
+            first_request_timeout: Duration::from_secs(60),
+            ..ConnectionLimits::default()
         },
         ..Setup::default()
     })

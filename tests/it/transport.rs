@@ -13,7 +13,7 @@ use axum::Extension;
 use axum::routing::get;
 use bytes::Bytes;
 use dipylon::broker::Settings;
-use dipylon::config::Connections;
+use dipylon::config::ConnectionLimits;
 use dipylon::journal::Faults;
 use dipylon::serve::listener::Counts;
 use dipylon::serve::peer::{Peer, Source};
@@ -110,7 +110,7 @@ pub fn put(path: &Path, text: &str, mode: u32) {
 pub struct Setup {
     pub tls: bool,
     pub unix: bool,
-    pub limits: Connections,
+    pub limits: ConnectionLimits,
 }
 
 /// A broker in this process behind doors as a test wants them.
@@ -689,9 +689,9 @@ async fn reflection_lists_what_can_be_called() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_grow_old_without_a_call_that_fails() {
     let site = Site::start(Setup {
-        limits: Connections {
-            age: Duration::from_secs(1),
-            ..Connections::default()
+        limits: ConnectionLimits {
+            max_age: Duration::from_secs(1),
+            ..ConnectionLimits::default()
         },
         ..Setup::default()
     })

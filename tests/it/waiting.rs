@@ -121,7 +121,7 @@ async fn a_watch_hears_every_end_and_nothing_after_it() {
     assert_eq!(stands(&mut watch).await, None);
     let metrics = s.broker.read_metrics();
     assert!(
-        metrics.contains("dipylon_watches{what=\"access_request\"} 0\n"),
+        metrics.contains("dipylon_open_streams{kind=\"access_request\"} 0\n"),
         "{metrics}"
     );
 }

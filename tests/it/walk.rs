@@ -218,7 +218,7 @@ async fn from_the_readme_alone_a_broker_is_taken_into_service() {
         "dipylon.toml",
         &format!(
             "realm = \"soc\"\nlisten = \"127.0.0.1:{port}\"\nexternal_url = \"{}\"\ndata_dir = \"data\"\nkey_dir = \"keys\"\n\
-             operator_listen = \"{}\"\n\n[tls]\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\n\n\
+             admin_listen = \"{}\"\n\n[tls]\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\n\n\
              [[trust_domain]]\nname = \"soc.example\"\nbundle = \"spiffe/trust-bundle.json\"\n",
             walk.url, walk.operator
         ),

@@ -222,7 +222,7 @@ refusals! {
         "try again in a second";
     RateLimited = "RATE_LIMITED" ResourceExhausted TooMany Operator AfterMs(SECOND_MS),
         "too many calls; nothing was done, try again when told",
-        "wait as long as RetryInfo says; [rates] in dipylon.toml says how much is too much";
+        "wait as long as RetryInfo says; [rate_limits] in dipylon.toml says how much is too much";
     ClockUnsure = "CLOCK_UNSURE" FailedPrecondition Unavailable Caller Never,
         "the broker's wall clock jumped: nothing is minted until it can be trusted again",
         "'dipylon doctor' on the broker's host compares its clocks";

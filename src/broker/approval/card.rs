@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use crate::broker::{AccessView, Broker, CallContext, Refusal};
 use crate::card::{Asker, Attestation, Card, Need, Registered, Who};
 use crate::model::*;
-use crate::policy::{CatalogueAction, Method, ParamSpec, ParamType, PolicyBundle};
+use crate::policy::{CatalogueAction, VoteMethod, ParamSpec, ParamType, PolicyBundle};
 
 impl Broker {
     /// The card of an access request, as `call`'s caller reads it now. That they were shown it is remembered: a yes to
@@ -41,7 +41,7 @@ impl Broker {
                 .into_iter()
                 .map(|id| who(bundle, id))
                 .collect(),
-            passkey: need.method == Some(Method::Passkey),
+            passkey: need.method == Some(VoteMethod::Passkey),
         };
         let registered = bundle.agent(&opened.agent).map(|agent| Registered {
             environment: agent.environment.to_string(),
@@ -59,7 +59,7 @@ impl Broker {
             risk,
             action: request.action.clone(),
             parameter_titles: catalogue.map(|a| titles(&a.parameters)).unwrap_or_default(),
-            target_facts: bundle.target_facts(&opened.action.target),
+            target_facts: bundle.target_attributes(&opened.action.target),
             agent: Asker {
                 id: opened.agent.clone(),
                 owner: who(bundle, opened.owner.clone()),

@@ -16,7 +16,7 @@ use crate::broker::auth::authentication::PersonCaller;
 use crate::broker::query::revocation_feed::WATCH_MAX_MS;
 use crate::broker::{Broker, CallContext, Position, Refusal};
 use crate::model::*;
-use crate::policy::{InForce, Risk};
+use crate::policy::{ActivePolicy, Risk};
 use crate::state::{AccessRequest, Stir};
 
 /// Which part of an inbox is asked for.
@@ -271,7 +271,7 @@ impl Broker {
             .filter_map(|id| self.line(id, &person.id, &rules, now))
             .collect();
         lines.sort_unstable_by_key(|line| line.cursor);
-        let per_minute = rules.bundle.approvals().asks_per_minute;
+        let per_minute = rules.bundle.approval_limits().asks_per_minute;
         let queued = self.queue(&person.id, per_minute, &mut lines, now);
         let yours = lines.iter().filter(|line| line.vote.is_ok()).count();
         if ask.mine {
@@ -327,7 +327,7 @@ impl Broker {
         &self,
         id: &AccessRequestId,
         person: &PersonId,
-        rules: &InForce,
+        rules: &ActivePolicy,
         now: Timestamp,
     ) -> Option<Line> {
         let request = self.state.access_request(id)?;
@@ -346,7 +346,7 @@ impl Broker {
         })
     }
 
-    fn judged_enough(&self, request: &AccessRequest, rules: &InForce, now: Timestamp) -> bool {
+    fn judged_enough(&self, request: &AccessRequest, rules: &ActivePolicy, now: Timestamp) -> bool {
         let roster = self.state.roster();
         let votes = request.votes.iter().map(|vote| &vote.cast);
         // Read before the votes are verified: what moves meanwhile is found to have moved at the next look.
@@ -366,7 +366,7 @@ impl Broker {
         &self,
         person: &PersonId,
         request: &AccessRequest,
-        rules: &InForce,
+        rules: &ActivePolicy,
         now: Timestamp,
     ) -> Result<Vec<ProfileName>, Ineligible> {
         self.not_the_opener(request, person)?;

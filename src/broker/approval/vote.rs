@@ -10,7 +10,7 @@ use crate::broker::{Broker, CallContext, Refusal, VoteProof};
 use crate::card::AccessRequestStatus;
 use crate::journal::{Append, AppendError, Blob, NewEvent};
 use crate::model::*;
-use crate::policy::{InForce, Risk};
+use crate::policy::{ActivePolicy, Risk};
 use crate::state::{AccessRequest, AccessStatus, Asks};
 
 /// A statement that waits for its signature.
@@ -405,10 +405,10 @@ impl Broker {
         opened: &AccessRequestOpened,
         voter: &PersonId,
         asks: &Asks,
-        rules: &InForce,
+        rules: &ActivePolicy,
         now: Timestamp,
     ) -> Option<NewEvent> {
-        let bounds = rules.bundle.approvals();
+        let bounds = rules.bundle.approval_limits();
         let since = now.plus_secs(-i64::from(bounds.quarantine_within_s));
         let noes = u32::try_from(asks.noes_since(since) + 1).unwrap_or(u32::MAX);
         let standing = self.state.standing(&opened.agent);
@@ -430,7 +430,7 @@ impl Broker {
         call: &CallContext,
         voter: &PersonId,
         request: &AccessRequest,
-        rules: &InForce,
+        rules: &ActivePolicy,
         now: Timestamp,
     ) -> Result<(), Refusal> {
         let dwell = self.dwell(request, rules);
@@ -457,11 +457,11 @@ impl Broker {
 
     /// How long the card of an access request must be shown before a yes: for what is of high risk, or of a risk nobody
     /// stated.
-    pub(in crate::broker) fn dwell(&self, request: &AccessRequest, rules: &InForce) -> Duration {
+    pub(in crate::broker) fn dwell(&self, request: &AccessRequest, rules: &ActivePolicy) -> Duration {
         let action = rules.bundle.action(&request.opened.action.action);
         match action.and_then(|a| a.risk) {
             Some(Risk::Low | Risk::Medium) => Duration::ZERO,
-            Some(Risk::High) | None => Duration::from_secs(rules.bundle.approvals().dwell_s.into()),
+            Some(Risk::High) | None => Duration::from_secs(rules.bundle.approval_limits().dwell_s.into()),
         }
     }
 
@@ -470,7 +470,7 @@ impl Broker {
         &self,
         person: &PersonId,
         request: &AccessRequest,
-        rules: &InForce,
+        rules: &ActivePolicy,
         now: Timestamp,
     ) {
         let mut shown = self.lock(&self.shown);
@@ -497,7 +497,7 @@ impl Broker {
         &self,
         person: &PersonId,
         id: &AccessRequestId,
-        rules: &InForce,
+        rules: &ActivePolicy,
     ) -> Option<Timestamp> {
         let shown = self.lock(&self.shown).get(&(person.clone(), *id)).copied();
         shown
@@ -514,7 +514,7 @@ impl Broker {
     ) {
         let took = u64::try_from(took_ms).unwrap_or(0);
         self.metrics
-            .approval_decided(std::time::Duration::from_millis(took));
+            .vote_signed(std::time::Duration::from_millis(took));
         let outcome = match view.standing {
             AccessRequestStatus::Approved => "approved",
             AccessRequestStatus::Denied => "denied",
@@ -570,7 +570,7 @@ impl Broker {
         }
     }
 
-    pub(in crate::broker) fn rules(&self, call: &CallContext) -> Result<Arc<InForce>, Refusal> {
+    pub(in crate::broker) fn rules(&self, call: &CallContext) -> Result<Arc<ActivePolicy>, Refusal> {
         self.views.rules().ok_or_else(|| {
             self.refuse(
                 call.method,
@@ -648,7 +648,7 @@ impl Broker {
     pub(in crate::broker) fn view(
         &self,
         request: Arc<AccessRequest>,
-        rules: &InForce,
+        rules: &ActivePolicy,
         now: Timestamp,
     ) -> AccessView {
         let needs = self.needs(&request, rules, now);

@@ -6,7 +6,7 @@ use crate::broker::auth::replay_cache::Once;
 use crate::broker::metrics::Known;
 use crate::broker::{Broker, Refusal};
 use crate::model::*;
-use crate::policy::{InForce, Registered, Role, ServiceKind};
+use crate::policy::{ActivePolicy, RegisteredCaller, Role, ServiceKind};
 use crate::rate_limit::ConcurrencyPermit;
 use crate::state::Task;
 use crate::verify::{CallProof, Possession, VerifyError};
@@ -174,7 +174,7 @@ impl Broker {
         &self,
         call: &CallContext,
         caller: &PersonCaller,
-    ) -> Result<Arc<InForce>, Refusal> {
+    ) -> Result<Arc<ActivePolicy>, Refusal> {
         let rules = self
             .views
             .rules()
@@ -204,20 +204,20 @@ impl Broker {
     }
 
     /// Who a key of `people.toml` speaks for; nobody, once it was revoked.
-    fn registered(&self, rules: &InForce, key: Thumbprint) -> Option<Registered> {
+    fn registered(&self, rules: &ActivePolicy, key: Thumbprint) -> Option<RegisteredCaller> {
         rules.by_key(key).filter(|registered| match registered {
-            Registered::Person(person) => {
+            RegisteredCaller::Person(person) => {
                 !self.state.roster().of(person).value.revoked.contains(&key)
             }
-            Registered::Service(_) => true,
+            RegisteredCaller::Service(_) => true,
         })
     }
 
     /// Whether a key or passkey speaks for a person now.
-    fn holds_key(&self, rules: &InForce, person: &PersonId, key: Thumbprint) -> bool {
+    fn holds_key(&self, rules: &ActivePolicy, person: &PersonId, key: Thumbprint) -> bool {
         let enrolled = self.state.roster().of(person);
         enrolled.value.passkey(key).is_some()
-            || self.registered(rules, key) == Some(Registered::Person(person.clone()))
+            || self.registered(rules, key) == Some(RegisteredCaller::Person(person.clone()))
     }
 
     /// A registered person, of a role the method allowed_roles.
@@ -282,7 +282,7 @@ impl Broker {
             (None, None, Some(cookie)) => {
                 let session = self.session(cookie, &rules, now).map_err(|e| closed(&e))?;
                 (
-                    Some(Registered::Person(session.person)),
+                    Some(RegisteredCaller::Person(session.person)),
                     Some(session.key),
                     None,
                 )
@@ -329,7 +329,7 @@ impl Broker {
             ))
         };
         match (registered, key) {
-            (Some(Registered::Person(id)), Some(key)) => {
+            (Some(RegisteredCaller::Person(id)), Some(key)) => {
                 let person = rules
                     .bundle
                     .person(&id)
@@ -346,7 +346,7 @@ impl Broker {
                 self.within_its_rate(call, Known::Person(id.clone()))?;
                 Ok(Caller::Person(PersonCaller { id, key }))
             }
-            (Some(Registered::Service(id)), _) => {
+            (Some(RegisteredCaller::Service(id)), _) => {
                 let service = rules
                     .bundle
                     .service(&id)
@@ -365,7 +365,7 @@ impl Broker {
                     until,
                 }))
             }
-            (Some(Registered::Person(_)), None) | (None, _) => {
+            (Some(RegisteredCaller::Person(_)), None) | (None, _) => {
                 Err(closed(&VerifyError::NotRegistered))
             }
         }

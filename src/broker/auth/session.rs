@@ -16,7 +16,7 @@ use crate::broker::auth::replay_cache::Once;
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
-use crate::policy::{InForce, Role};
+use crate::policy::{ActivePolicy, Role};
 use crate::verify::VerifyError;
 use crate::webauthn::{self, Assertion};
 
@@ -302,7 +302,7 @@ impl Broker {
     pub(in crate::broker) fn session(
         &self,
         cookie: &Secret,
-        rules: &InForce,
+        rules: &ActivePolicy,
         now: Timestamp,
     ) -> Result<Open, VerifyError> {
         let session = self.sessions.with(|open| {

@@ -5,7 +5,7 @@ use crate::broker::governance::pending_revocation::{Doomed, Wish};
 use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
 use crate::journal::{Append, AppendError, Blob, NewEvent};
 use crate::model::*;
-use crate::policy::InForce;
+use crate::policy::ActivePolicy;
 use crate::state::FrozenAt;
 
 /// What a freeze did.
@@ -140,7 +140,7 @@ impl Broker {
         scope: &FreezeScope,
         by: PersonId,
         reason: Option<Blob>,
-        rules: &InForce,
+        rules: &ActivePolicy,
         version: Version,
     ) -> Append {
         let agents: Vec<AgentId> = match scope {
@@ -180,7 +180,7 @@ impl Broker {
     }
 
     /// The agents of an owner: as registered now, and those whose running tasks were opened under that owner.
-    fn agents_of(&self, owner: &PersonId, rules: &InForce) -> BTreeSet<AgentId> {
+    fn agents_of(&self, owner: &PersonId, rules: &ActivePolicy) -> BTreeSet<AgentId> {
         let registered = rules.bundle.agents().filter(|agent| agent.owner == *owner);
         let at_work = self.state.open_tasks().into_iter();
         registered
@@ -194,7 +194,7 @@ impl Broker {
     }
 
     /// What a freeze ends, as of now.
-    fn hit_by(&self, scope: &FreezeScope, rules: &InForce) -> FreezeDone {
+    fn hit_by(&self, scope: &FreezeScope, rules: &ActivePolicy) -> FreezeDone {
         let now = self.now();
         let owned = match scope {
             FreezeScope::Owner(owner) => self.agents_of(owner, rules),
@@ -339,7 +339,7 @@ impl Broker {
         &self,
         issued: &TokenIssued,
         opened: Option<&TaskOpened>,
-        rules: &InForce,
+        rules: &ActivePolicy,
     ) -> Vec<(Stream, Version)> {
         let owners: BTreeSet<PersonId> = opened
             .map(|opened| opened.owner.clone())

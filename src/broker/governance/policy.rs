@@ -11,7 +11,7 @@ use tracing::Instrument as _;
 use crate::approve;
 use crate::journal::{Append, AppendError, Blob};
 use crate::model::*;
-use crate::policy::{BundleFiles, InForce, OperateAnswer, PolicyBundle};
+use crate::policy::{BundleFiles, ActivePolicy, OperateDecision, PolicyBundle};
 use crate::rate_limit::ConcurrencyPermit;
 use crate::state::Grant;
 
@@ -121,7 +121,7 @@ impl Broker {
             .await
             .map_err(|e| refuse(&e))?
             .map_err(|e| refuse(&e))?;
-        bundle.governable().map_err(|e| refuse(&e))?;
+        bundle.check_has_operator().map_err(|e| refuse(&e))?;
         let applied = Applied {
             version: bundle.version().to_string(),
             changed: true,
@@ -259,7 +259,7 @@ impl Broker {
     }
 
     /// One pass over running tasks; true when nothing came in between.
-    async fn sweep_tasks(&self, rules: &InForce, swept: &mut Swept) -> Result<bool, AppendError> {
+    async fn sweep_tasks(&self, rules: &ActivePolicy, swept: &mut Swept) -> Result<bool, AppendError> {
         let now = self.now();
         type Ending = (TaskId, Version, Vec<(Stream, Version)>);
         let mut ending: BTreeMap<EndCause, Vec<Ending>> = BTreeMap::new();
@@ -320,7 +320,7 @@ impl Broker {
     /// One pass over the grants and access requests of tasks that go on; true when nothing came in between.
     async fn sweep_within_tasks(
         &self,
-        rules: &InForce,
+        rules: &ActivePolicy,
         swept: &mut Swept,
     ) -> Result<bool, AppendError> {
         let now = self.now();
@@ -416,7 +416,7 @@ impl Broker {
 }
 
 /// Whether the agent of a task may still operate, asked as when it was opened.
-fn may_still_operate(opened: &TaskOpened, rules: &InForce) -> bool {
+fn may_still_operate(opened: &TaskOpened, rules: &ActivePolicy) -> bool {
     let agent: Option<Arc<Agent>> = rules
         .bundle
         .agent(&opened.agent)
@@ -424,13 +424,13 @@ fn may_still_operate(opened: &TaskOpened, rules: &InForce) -> bool {
         .filter(|a| a.jkt.is_none_or(|pinned| pinned == opened.binding.jkt()));
     agent.is_some_and(|agent| {
         let age = opened.opened_at.since(opened.evidence.verified_at).max(0);
-        let answer = rules.bundle.operate(
+        let answer = rules.bundle.may_operate(
             &agent,
             opened.evidence.kind,
             age,
             opened.binding.as_str(),
             opened.opened_at,
         );
-        matches!(answer, OperateAnswer::Allowed { .. })
+        matches!(answer, OperateDecision::Allowed { .. })
     })
 }

@@ -4,7 +4,7 @@ use crate::broker::auth::authentication::ServiceCaller;
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::jose::access_token::{LEEWAY_S, TTL_MAX_S};
 use crate::model::*;
-use crate::policy::{Service, ServiceKind};
+use crate::policy::{RegisteredService, ServiceKind};
 use crate::state::FeedEvent;
 
 /// A place in the journal.
@@ -115,7 +115,7 @@ impl Broker {
 
     /// Whether a service of this id is still registered: a watch ends when the policy bundle drops its caller.
     pub fn still_registered(&self, id: &ServiceId) -> bool {
-        let validator = |service: &Service| service.kind == ServiceKind::Validator;
+        let validator = |service: &RegisteredService| service.kind == ServiceKind::Validator;
         self.views
             .rules()
             .is_some_and(|rules| rules.bundle.service(id).is_some_and(validator))

@@ -189,7 +189,7 @@ impl Broker {
     pub(in crate::broker) fn standing<'a>(
         &'a self,
         authenticated: &Authenticated,
-        rules: Option<&'a crate::policy::InForce>,
+        rules: Option<&'a crate::policy::ActivePolicy>,
         task: Option<&Task>,
     ) -> Gate1Context<'a> {
         let facts = authenticated.facts();

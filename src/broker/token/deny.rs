@@ -5,7 +5,7 @@ use crate::broker::token::request::{DeniedReply, Round, TokenReply, Turn};
 use crate::broker::{Broker, CallContext, REFUSALS_PER_MINUTE, Refusal};
 use crate::journal::{Append, Blob};
 use crate::model::*;
-use crate::policy::ActionProblem;
+use crate::policy::ActionError;
 use crate::state::AccessStatus;
 
 impl Broker {
@@ -83,13 +83,13 @@ impl Broker {
     pub(in crate::broker) async fn refuse_action(
         &self,
         turn: &Turn<'_>,
-        problem: &ActionProblem,
+        problem: &ActionError,
     ) -> Refusal {
         let reason = match problem {
-            ActionProblem::UnknownAction => Reason::UnknownAction,
-            ActionProblem::UnknownTarget => Reason::UnknownTarget,
-            ActionProblem::WrongParameters(_) => Reason::WrongParameters,
-            ActionProblem::UnknownAudience => Reason::UnknownAudience,
+            ActionError::UnknownAction => Reason::UnknownAction,
+            ActionError::UnknownTarget => Reason::UnknownTarget,
+            ActionError::InvalidParameters(_) => Reason::WrongParameters,
+            ActionError::UnknownAudience => Reason::UnknownAudience,
         };
         let all = turn.ask.action.parameters.keys().cloned().collect();
         match self.enter_denial(turn, reason.as_str(), None, &all).await {

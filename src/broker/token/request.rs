@@ -4,7 +4,7 @@ use std::time::Duration;
 use crate::approve::{self, ApproveError, Decision, Order};
 use crate::broker::{ATTEMPTS, Broker, CallContext, JOINED_MAX, Refusal};
 use crate::model::*;
-use crate::policy::{InForce, Method};
+use crate::policy::{ActivePolicy, VoteMethod};
 use crate::state::{AccessRequest, AccessStatus, Fixed, Task};
 use crate::verify::{self, Authenticated, VerifyError};
 
@@ -112,7 +112,7 @@ pub struct ProfileState {
     /// Who said yes so far and still counts.
     pub approvers: Vec<PersonId>,
     /// How a yes is given; absent when the profile is defined no more.
-    pub method: Option<Method>,
+    pub method: Option<VoteMethod>,
 }
 
 /// Longest server-side wait, in milliseconds.
@@ -123,7 +123,7 @@ pub(in crate::broker) struct Turn<'a> {
     pub(in crate::broker) call: &'a CallContext,
     pub(in crate::broker) ask: &'a TokenAsk,
     pub(in crate::broker) authenticated: &'a Authenticated,
-    pub(in crate::broker) rules: &'a InForce,
+    pub(in crate::broker) rules: &'a ActivePolicy,
     pub(in crate::broker) task: &'a Task,
     pub(in crate::broker) agent_version: Version,
     pub(in crate::broker) request_version: Version,

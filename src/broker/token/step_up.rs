@@ -5,7 +5,7 @@ use crate::broker::token::request::{PendingReply, ProfileState, Round, TokenRepl
 use crate::broker::{Broker, Refusal};
 use crate::journal::{Append, AppendError, Blob};
 use crate::model::*;
-use crate::policy::{Approvals, InForce};
+use crate::policy::{ApprovalLimits, ActivePolicy};
 use crate::state::{AccessRequest, Asks, Versioned};
 
 /// Longest action that people are asked about, in bytes of its canonical form: what nobody could read, or no message could
@@ -120,7 +120,7 @@ impl Broker {
             );
             return Err(self.refuse(call.method, Reason::WrongParameters, told));
         }
-        let bounds = rules.bundle.approvals();
+        let bounds = rules.bundle.approval_limits();
         let counts = [
             ("agent", &asks.waiting, bounds.pending_per_agent),
             ("owner", of_owner, bounds.pending_per_owner),
@@ -142,7 +142,7 @@ impl Broker {
             );
             return Err(self.refuse(call.method, Reason::BackOff, told));
         }
-        let since = now.plus_secs(-Approvals::MEMORY_S);
+        let since = now.plus_secs(-ApprovalLimits::DENIAL_WINDOW_S);
         let noes = asks.noes_since(since);
         let pause = noes
             .checked_sub(1)
@@ -195,7 +195,7 @@ impl Broker {
     pub(in crate::broker) fn needs(
         &self,
         request: &AccessRequest,
-        rules: &InForce,
+        rules: &ActivePolicy,
         now: Timestamp,
     ) -> Vec<ProfileState> {
         let electorate = self.electorate(&rules.bundle);

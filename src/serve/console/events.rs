@@ -37,7 +37,7 @@ pub(super) async fn stream(
         Ok(watch) => watch,
         Err(refusal) => return answer::of(&console, &call, Err(refusal)),
     };
-    let Some(counted) = console.streams.enter(&watch.caller) else {
+    let Some(counted) = console.streams.acquire(&watch.caller) else {
         return answer::too_many(&console, call.row, WINDOWS_FULL_RETRY);
     };
     let (tell, told) = mpsc::channel::<Result<Bytes, Infallible>>(EVENTS_MAX);

@@ -36,7 +36,7 @@ use tokio::sync::watch;
 use super::admit::AdmissionControl;
 use crate::broker::Broker;
 use crate::model::PersonId;
-use crate::rate_limit::Tally;
+use crate::rate_limit::PerKeyLimit;
 use rows::Row;
 
 pub(super) use gate::dressed;
@@ -48,7 +48,7 @@ pub(super) struct Console {
     /// The one origin the console has.
     origin: String,
     /// Streams of each person.
-    streams: Arc<Tally<PersonId>>,
+    streams: Arc<PerKeyLimit<PersonId>>,
     stopped: watch::Receiver<bool>,
 }
 
@@ -74,7 +74,7 @@ pub(super) fn routes(
 ) -> Router {
     let console = Arc::new(Console {
         origin: broker.relying_party().origin.clone(),
-        streams: Arc::new(Tally::new(STREAMS_PER_PERSON_MAX)),
+        streams: Arc::new(PerKeyLimit::new(STREAMS_PER_PERSON_MAX)),
         broker,
         admission,
         stopped,

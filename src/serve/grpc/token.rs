@@ -166,7 +166,7 @@ async fn watch(
                 return;
             }
             if event.index > news {
-                broker.metrics().fed(broker.since(event.at));
+                broker.metrics().revocation_delivered(broker.since(event.at));
             }
             after = Some(event.index);
         }

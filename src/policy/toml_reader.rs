@@ -1,4 +1,4 @@
-//! TOML read field by field: every unknown key, missing field and wrong value is found, each with its line.
+//! TOML reader: every unknown key, missing field and invalid value is reported, each with its line.
 
 use std::collections::BTreeSet;
 
@@ -10,13 +10,13 @@ use crate::model::Malformed;
 
 /// One TOML file.
 #[derive(Clone, Copy)]
-pub(super) struct Source<'a> {
+pub(super) struct TomlSource<'a> {
     pub(super) file: &'a str,
     pub(super) text: &'a str,
 }
 
-impl<'a> Source<'a> {
-    /// Reads the file as one table; notes what keeps it from being one.
+impl<'a> TomlSource<'a> {
+    /// Parses the file; adds a syntax error to the problems.
     pub(super) fn read(self, problems: &mut Problems) -> Option<Spanned<DeTable<'a>>> {
         match DeTable::parse(self.text) {
             Ok(table) => Some(table),
@@ -36,20 +36,20 @@ impl<'a> Source<'a> {
     }
 }
 
-/// The fields of one table. What nobody took is unknown when [`Fields::end`] looks.
-pub(super) struct Fields<'a, 'p> {
-    source: Source<'a>,
+/// Reads the fields of one table. [`TableReader::finish`] reports every key that was not read.
+pub(super) struct TableReader<'a, 'p> {
+    source: TomlSource<'a>,
     what: String,
     line: Option<usize>,
     table: &'a DeTable<'a>,
-    taken: BTreeSet<&'static str>,
+    known: BTreeSet<&'static str>,
     problems: &'p mut Problems,
 }
 
-impl<'a, 'p> Fields<'a, 'p> {
-    /// The fields of `table`, which messages call `what`.
+impl<'a, 'p> TableReader<'a, 'p> {
+    /// A reader of `table`, which messages call `what`.
     pub(super) fn new(
-        source: Source<'a>,
+        source: TomlSource<'a>,
         what: impl Into<String>,
         at: Option<&Spanned<DeValue<'a>>>,
         table: &'a DeTable<'a>,
@@ -61,7 +61,7 @@ impl<'a, 'p> Fields<'a, 'p> {
             what: what.into(),
             line,
             table,
-            taken: BTreeSet::new(),
+            known: BTreeSet::new(),
             problems,
         }
     }
@@ -78,13 +78,13 @@ impl<'a, 'p> Fields<'a, 'p> {
         );
     }
 
-    /// The field's value, when there is one.
+    /// The field's value, if present.
     pub(super) fn get(&mut self, key: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
-        self.taken.insert(key);
+        self.known.insert(key);
         self.table.get(key)
     }
 
-    fn wrong(&mut self, key: &str, at: &Spanned<DeValue<'a>>, message: &str) {
+    fn invalid(&mut self, key: &str, at: &Spanned<DeValue<'a>>, message: &str) {
         self.problems.add(
             self.source.file,
             self.source.line(at),
@@ -92,17 +92,17 @@ impl<'a, 'p> Fields<'a, 'p> {
         );
     }
 
-    /// Text, when the field is there.
+    /// Text, if the field is present.
     pub(super) fn text(&mut self, key: &'static str) -> Option<&'a str> {
         let value = self.get(key)?;
         let text = value.get_ref().as_str();
         if text.is_none() {
-            self.wrong(key, value, "must be text");
+            self.invalid(key, value, "must be text");
         }
         text
     }
 
-    /// Text read into a word, when the field is there.
+    /// Text parsed into a type, if the field is present.
     pub(super) fn optional<T>(
         &mut self,
         key: &'static str,
@@ -113,14 +113,14 @@ impl<'a, 'p> Fields<'a, 'p> {
             Ok(word) => Some(word),
             Err(e) => {
                 if let Some(at) = self.table.get(key) {
-                    self.wrong(key, at, &e.rule);
+                    self.invalid(key, at, &e.rule);
                 }
                 None
             }
         }
     }
 
-    /// Text read into a word; the field must be there.
+    /// Text parsed into a type; the field must be present.
     pub(super) fn required<T>(
         &mut self,
         key: &'static str,
@@ -132,8 +132,8 @@ impl<'a, 'p> Fields<'a, 'p> {
         self.optional(key, read)
     }
 
-    /// A list of texts, each read into a word, none twice; empty when the field is absent.
-    pub(super) fn words<T: Ord>(
+    /// A list of texts, each parsed into a type, none twice; empty when the field is absent.
+    pub(super) fn text_set<T: Ord>(
         &mut self,
         key: &'static str,
         read: impl Fn(&str) -> Result<T, Malformed>,
@@ -143,24 +143,24 @@ impl<'a, 'p> Fields<'a, 'p> {
             return words;
         };
         let Some(items) = value.get_ref().as_array() else {
-            self.wrong(key, value, "must be a list of texts");
+            self.invalid(key, value, "must be a list of texts");
             return words;
         };
         for item in items.iter() {
             match item.get_ref().as_str().map(&read) {
                 Some(Ok(word)) => {
                     if !words.insert(word) {
-                        self.wrong(key, item, "names the same twice");
+                        self.invalid(key, item, "names the same twice");
                     }
                 }
-                Some(Err(e)) => self.wrong(key, item, &e.rule),
-                None => self.wrong(key, item, "must be a list of texts"),
+                Some(Err(e)) => self.invalid(key, item, &e.rule),
+                None => self.invalid(key, item, "must be a list of texts"),
             }
         }
         words
     }
 
-    /// A whole number within `bounds`, when the field is there.
+    /// A whole number within `bounds`, if the field is present.
     pub(super) fn number(
         &mut self,
         key: &'static str,
@@ -173,7 +173,7 @@ impl<'a, 'p> Fields<'a, 'p> {
             .and_then(|n| u32::from_str_radix(n.as_str(), n.radix()).ok());
         let within = number.filter(|n| bounds.contains(n));
         if within.is_none() {
-            self.wrong(
+            self.invalid(
                 key,
                 value,
                 &format!(
@@ -186,7 +186,7 @@ impl<'a, 'p> Fields<'a, 'p> {
         within
     }
 
-    /// The tables of `[[key]]`; notes anything else under that name.
+    /// The tables of `[[key]]`; any other value of that name is a problem.
     pub(super) fn tables(
         &mut self,
         key: &'static str,
@@ -195,20 +195,20 @@ impl<'a, 'p> Fields<'a, 'p> {
             return Vec::new();
         };
         let Some(items) = value.get_ref().as_array() else {
-            self.wrong(key, value, &format!("must be written as [[{key}]]"));
+            self.invalid(key, value, &format!("must be written as [[{key}]]"));
             return Vec::new();
         };
         let mut tables = Vec::new();
         for item in items.iter() {
             match item.get_ref().as_table() {
                 Some(table) => tables.push((item, table)),
-                None => self.wrong(key, item, &format!("must be written as [[{key}]]")),
+                None => self.invalid(key, item, &format!("must be written as [[{key}]]")),
             }
         }
         tables
     }
 
-    /// The table of `[key]`, when it is there.
+    /// The table of `[key]`, if present.
     pub(super) fn table(
         &mut self,
         key: &'static str,
@@ -216,7 +216,7 @@ impl<'a, 'p> Fields<'a, 'p> {
         let value = self.get(key)?;
         let table = value.get_ref().as_table();
         if table.is_none() {
-            self.wrong(key, value, &format!("must be written as [{key}]"));
+            self.invalid(key, value, &format!("must be written as [{key}]"));
         }
         Some((value, table?))
     }
@@ -230,14 +230,14 @@ impl<'a, 'p> Fields<'a, 'p> {
             return Vec::new();
         };
         let Some(named) = value.get_ref().as_table() else {
-            self.wrong(key, value, &format!("must be written as [{key}.NAME]"));
+            self.invalid(key, value, &format!("must be written as [{key}.NAME]"));
             return Vec::new();
         };
         let mut tables = Vec::new();
         for (name, item) in named {
             match item.get_ref().as_table() {
                 Some(table) => tables.push((name.get_ref().as_ref(), item, table)),
-                None => self.wrong(key, item, &format!("must be written as [{key}.NAME]")),
+                None => self.invalid(key, item, &format!("must be written as [{key}.NAME]")),
             }
         }
         tables
@@ -248,12 +248,12 @@ impl<'a, 'p> Fields<'a, 'p> {
         self.problems
     }
 
-    /// Notes every key that was never asked for.
-    pub(super) fn end(self) {
+    /// Reports every key that was not read as unknown.
+    pub(super) fn finish(self) {
         for key in self.table.keys() {
             let name = key.get_ref().as_ref();
-            if !self.taken.contains(name) {
-                let near = nearest(name, self.taken.iter().copied());
+            if !self.known.contains(name) {
+                let near = nearest(name, self.known.iter().copied());
                 let message = format!("{}: unknown key \"{name}\"{near}", self.what);
                 self.problems
                     .add(self.source.file, self.source.line(key), message);

@@ -1,3 +1,5 @@
+//! Cedar evaluation: one request against a set of policies, with the schema and entities of a bundle.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
@@ -7,22 +9,22 @@ use cedar_policy::{
 
 use cedar_policy_core::ast::{Name, RestrictedExpr};
 
-use super::entities::Store;
+use super::entities::EntityStore;
 use super::schema::OPERATE;
 use crate::model::{
     ActionName, AgentId, Audience, EnvironmentName, EvidenceKind, Param, ProfileName, Target,
     Timestamp,
 };
 
-/// Cedar with everything but the rules: the schema, what is true, and how a question is put.
-pub(super) struct Judge {
+/// The Cedar authorizer with a bundle's schema and entities, without its policies.
+pub(super) struct Evaluator {
     schema: Schema,
-    store: Store,
+    store: EntityStore,
     authorizer: Authorizer,
 }
 
-/// One question as rules see it.
-pub(super) struct Asked<'a> {
+/// An action request as policies see it.
+pub(super) struct EvalRequest<'a> {
     pub(super) agent: &'a AgentId,
     pub(super) action: &'a ActionName,
     pub(super) target: &'a Target,
@@ -30,34 +32,34 @@ pub(super) struct Asked<'a> {
     pub(super) parameters: &'a BTreeMap<String, Param>,
     pub(super) ttl_ms: i64,
     pub(super) approvals: &'a BTreeSet<ProfileName>,
-    pub(super) shown: Shown<'a>,
+    pub(super) evidence: EvidenceContext<'a>,
     pub(super) task_age_ms: i64,
     pub(super) task_depth: i64,
 }
 
-/// What the agent showed, and when.
+/// The agent's evidence and the time, as policies see them.
 #[derive(Clone, Copy)]
-pub(super) struct Shown<'a> {
+pub(super) struct EvidenceContext<'a> {
     pub(super) kind: EvidenceKind,
     pub(super) age_ms: i64,
     pub(super) binding: &'a str,
     pub(super) now: Timestamp,
 }
 
-/// What Cedar said, by ids of policies.
+/// The outcome of one evaluation, by ids of policies.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum EvalOutcome {
     /// These permits apply and no forbid does.
     Allow(BTreeSet<String>),
     /// These forbids apply; none of them when no permit does either.
     Deny(BTreeSet<String>),
-    /// These policies could not be evaluated, or the question itself could not be put. Cedar would pass over a failing
-    /// policy, a forbid included; here it denies.
+    /// These policies could not be evaluated; none when the request itself is invalid. Cedar skips a failing policy, a
+    /// forbid included; here it denies.
     Failed(BTreeSet<String>),
 }
 
-impl Judge {
-    pub(super) fn new(schema: Schema, store: Store) -> Self {
+impl Evaluator {
+    pub(super) fn new(schema: Schema, store: EntityStore) -> Self {
         Self {
             schema,
             store,
@@ -65,90 +67,90 @@ impl Judge {
         }
     }
 
-    pub(super) fn store(&self) -> &Store {
+    pub(super) fn store(&self) -> &EntityStore {
         &self.store
     }
 
     #[cfg(test)]
-    pub(super) fn store_mut(&mut self) -> &mut Store {
+    pub(super) fn store_mut(&mut self) -> &mut EntityStore {
         &mut self.store
     }
 
-    /// May this agent do this action now?
-    pub(super) fn judge(&self, policies: &PolicySet, asked: &Asked<'_>) -> Verdict {
-        self.request(asked)
-            .map_or(Verdict::Failed(BTreeSet::new()), |request| {
+    /// Whether these policies allow the agent this action now.
+    pub(super) fn evaluate(&self, policies: &PolicySet, request: &EvalRequest<'_>) -> EvalOutcome {
+        self.cedar_request(request)
+            .map_or(EvalOutcome::Failed(BTreeSet::new()), |request| {
                 self.decide(policies, &request)
             })
     }
 
-    /// May this agent operate in this environment now?
-    pub(super) fn judge_operate(
+    /// Whether these policies allow the agent to operate in this environment now.
+    pub(super) fn evaluate_operate(
         &self,
         policies: &PolicySet,
         agent: &AgentId,
         environment: &EnvironmentName,
-        shown: Shown<'_>,
-    ) -> Verdict {
+        evidence: EvidenceContext<'_>,
+    ) -> EvalOutcome {
         let request = || {
-            let context = [evidence(shown), binding(shown), now(shown)];
+            let context = [evidence_member(evidence), binding_member(evidence), now_member(evidence)];
             let resource = self.store.uid("Environment", environment.as_str())?;
-            self.put(
+            self.request_by(
                 agent,
                 OPERATE,
                 resource,
                 context.into_iter().collect::<Option<Vec<_>>>()?,
             )
         };
-        request().map_or(Verdict::Failed(BTreeSet::new()), |request| {
+        request().map_or(EvalOutcome::Failed(BTreeSet::new()), |request| {
             self.decide(policies, &request)
         })
     }
 
-    fn request(&self, asked: &Asked<'_>) -> Option<Request> {
-        let resource = self.store.uid(&asked.target.kind, &asked.target.id)?;
-        let approvals = asked
+    fn cedar_request(&self, request: &EvalRequest<'_>) -> Option<Request> {
+        let resource = self.store.uid(&request.target.kind, &request.target.id)?;
+        let approvals = request
             .approvals
             .iter()
             .map(|name| self.store.uid("StepUp", name.as_str()));
         let approvals = approvals
             .map(|uid| uid.map(RestrictedExpression::new_entity_uid))
             .collect::<Option<Vec<_>>>()?;
-        let depth = RestrictedExpression::new_long(asked.task_depth);
-        let age = milliseconds(asked.task_age_ms)?;
+        let depth = RestrictedExpression::new_long(request.task_depth);
+        let age = milliseconds(request.task_age_ms)?;
         let task = record([("age", age), ("depth", depth)])?;
-        let parameters = asked
+        let parameters = request
             .parameters
             .iter()
             .map(|(name, param)| Some((name.clone(), value(param)?)));
         let parameters =
             RestrictedExpression::new_record(parameters.collect::<Option<Vec<_>>>()?).ok()?;
         let context = [
-            evidence(asked.shown),
-            binding(asked.shown),
-            now(asked.shown),
-            named("ttl", milliseconds(asked.ttl_ms)?),
-            named("approvals", RestrictedExpression::new_set(approvals)),
-            named("task", task),
-            named(
+            evidence_member(request.evidence),
+            binding_member(request.evidence),
+            now_member(request.evidence),
+            member("ttl", milliseconds(request.ttl_ms)?),
+            member("approvals", RestrictedExpression::new_set(approvals)),
+            member("task", task),
+            member(
                 "target_known",
-                RestrictedExpression::new_bool(self.store.knows(&resource)),
+                RestrictedExpression::new_bool(self.store.contains(&resource)),
             ),
-            named(
+            member(
                 "audience",
-                RestrictedExpression::new_string(asked.audience.as_str().to_owned()),
+                RestrictedExpression::new_string(request.audience.as_str().to_owned()),
             ),
-            named("parameters", parameters),
+            member("parameters", parameters),
         ];
-        self.put(
-            asked.agent,
-            asked.action.as_str(),
+        self.request_by(
+            request.agent,
+            request.action.as_str(),
             resource,
             context.into_iter().collect::<Option<Vec<_>>>()?,
         )
     }
 
-    fn put(
+    fn request_by(
         &self,
         agent: &AgentId,
         action: &str,
@@ -167,14 +169,14 @@ impl Judge {
         .ok()
     }
 
-    fn decide(&self, policies: &PolicySet, request: &Request) -> Verdict {
+    fn decide(&self, policies: &PolicySet, request: &Request) -> EvalOutcome {
         let response = self
             .authorizer
             .is_authorized(request, policies, self.store.entities());
-        let said = response.diagnostics();
-        let mut failed = said.errors().peekable();
+        let diagnostics = response.diagnostics();
+        let mut failed = diagnostics.errors().peekable();
         if failed.peek().is_some() {
-            return Verdict::Failed(
+            return EvalOutcome::Failed(
                 failed
                     .map(|error| match error {
                         cedar_policy::AuthorizationError::PolicyEvaluationError(e) => {
@@ -184,50 +186,50 @@ impl Judge {
                     .collect(),
             );
         }
-        let reasons = said.reason().map(ToString::to_string).collect();
+        let reasons = diagnostics.reason().map(ToString::to_string).collect();
         match response.decision() {
-            Decision::Allow => Verdict::Allow(reasons),
-            Decision::Deny => Verdict::Deny(reasons),
+            Decision::Allow => EvalOutcome::Allow(reasons),
+            Decision::Deny => EvalOutcome::Deny(reasons),
         }
     }
 }
 
-type Named = Option<(String, RestrictedExpression)>;
+type ContextMember = Option<(String, RestrictedExpression)>;
 
-fn named(name: &str, value: RestrictedExpression) -> Named {
+fn member(name: &str, value: RestrictedExpression) -> ContextMember {
     Some((name.to_owned(), value))
 }
 
-fn evidence(shown: Shown<'_>) -> Named {
-    let kind = RestrictedExpression::new_string(shown.kind.as_str().to_owned());
-    named(
+fn evidence_member(evidence: EvidenceContext<'_>) -> ContextMember {
+    let kind = RestrictedExpression::new_string(evidence.kind.as_str().to_owned());
+    member(
         "evidence",
-        record([("kind", kind), ("age", milliseconds(shown.age_ms)?)])?,
+        record([("kind", kind), ("age", milliseconds(evidence.age_ms)?)])?,
     )
 }
 
-fn binding(shown: Shown<'_>) -> Named {
-    named(
+fn binding_member(evidence: EvidenceContext<'_>) -> ContextMember {
+    member(
         "binding",
-        RestrictedExpression::new_string(shown.binding.to_owned()),
+        RestrictedExpression::new_string(evidence.binding.to_owned()),
     )
 }
 
-/// Cedar reads a moment as RFC 3339 with milliseconds, in the years 0 to 9999; another moment makes no context.
-fn now(shown: Shown<'_>) -> Named {
-    let text = shown.now.to_string();
-    let seconds = text.strip_suffix('Z')?;
-    let moment = format!("{seconds}.{:03}Z", shown.now.millis().rem_euclid(1000));
-    named("now", constructed(&DATETIME, &moment)?)
+/// Cedar takes a time as RFC 3339 with milliseconds, in the years 0 to 9999; any other time makes the request invalid.
+fn now_member(evidence: EvidenceContext<'_>) -> ContextMember {
+    let seconds = evidence.now.to_string();
+    let seconds = seconds.strip_suffix('Z')?;
+    let text = format!("{seconds}.{:03}Z", evidence.now.millis().rem_euclid(1000));
+    member("now", extension_value(&DATETIME, &text)?)
 }
 
 fn milliseconds(ms: i64) -> Option<RestrictedExpression> {
-    constructed(&DURATION, &format!("{ms}ms"))
+    extension_value(&DURATION, &format!("{ms}ms"))
 }
 
-/// What `RestrictedExpression::new_datetime` and `new_duration` make; they parse the constructor's name with Cedar's grammar
-/// at each call, which costs more than the whole evaluation.
-fn constructed(name: &LazyLock<Option<Name>>, text: &str) -> Option<RestrictedExpression> {
+/// The same as `RestrictedExpression::new_datetime` and `new_duration`, which parse the constructor's name with Cedar's
+/// grammar at each call, and so cost more than the whole evaluation.
+fn extension_value(name: &LazyLock<Option<Name>>, text: &str) -> Option<RestrictedExpression> {
     let name = LazyLock::force(name).clone()?;
     Some(RestrictedExpr::call_extension_fn(name, [RestrictedExpr::val(text)]).into())
 }
@@ -270,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_and_moments_are_those_that_cedar_makes() {
+    fn extension_values_equal_those_of_cedar() {
         for ms in [0, 1, -1, 60_000, i64::MAX, i64::MIN] {
             assert_eq!(
                 milliseconds(ms),
@@ -279,7 +281,7 @@ mod tests {
         }
         let text = "2026-11-24T22:00:00.123Z";
         assert_eq!(
-            constructed(&DATETIME, text),
+            extension_value(&DATETIME, text),
             Some(RestrictedExpression::new_datetime(text))
         );
     }

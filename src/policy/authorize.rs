@@ -1,24 +1,26 @@
+//! Authorization: the decision about an agent's action, and the remedies that would lift its forbids.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::PolicyBundle;
-use super::judge::{Asked, Shown, Verdict};
-use super::people::Profile;
+use super::evaluator::{EvalRequest, EvidenceContext, EvalOutcome};
+use super::people::StepUpProfile;
 use super::rule::{Remedy, RuleInfo};
 use super::schema::OPERATE;
 use crate::model::{
     Action, Agent, DeniedReason, EvidenceKind, ProfileName, ProfileRef, RuleRef, Timestamp,
 };
 
-/// What gate 2 asks the rules. Every number comes from the broker, none from the agent but the time to live it asks for.
+/// The request of gate 2. Every number comes from the broker; the agent chooses only the requested time to live.
 #[derive(Debug, Clone, Copy)]
-pub struct Question<'a> {
-    /// Who asks.
+pub struct AuthzRequest<'a> {
+    /// The requesting agent.
     pub agent: &'a Agent,
-    /// For what.
+    /// The requested action.
     pub action: &'a Action,
     /// Milliseconds the token would live, every other bound applied; above zero.
     pub ttl_ms: i64,
-    /// Profiles whose approval this action has.
+    /// Profiles under which this action is approved.
     pub approvals: &'a BTreeSet<ProfileName>,
     /// Kind of the evidence.
     pub evidence_kind: EvidenceKind,
@@ -30,115 +32,115 @@ pub struct Question<'a> {
     pub task_age_ms: i64,
     /// Ancestors of the task; 0 for one without a parent.
     pub task_depth: i64,
-    /// The moment of asking.
+    /// The time of the request.
     pub now: Timestamp,
 }
 
-/// What the rules say.
+/// The decision of a bundle's rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// It may happen now.
+pub enum AuthzDecision {
+    /// The action is allowed now.
     Allowed {
-        /// Milliseconds the token may live: what was asked, or the least `@max_ttl` that had to be applied.
+        /// Milliseconds the token may live: the request's, or the least `@max_ttl` that had to be applied.
         ttl_ms: i64,
         /// The permits that allow it and the forbids that shortened it, by id.
         rules: Vec<RuleRef>,
     },
-    /// It may happen once people approve under each of these profiles.
+    /// The action is allowed once people approve it under each of these profiles.
     Needs {
-        /// What is still missing, by name; never empty.
+        /// The missing profiles, by name; never empty.
         profiles: Vec<ProfileRef>,
         /// Milliseconds the token may live then.
         ttl_ms: i64,
         /// The permits that would allow it and the forbids whose remedies were applied, by id.
         rules: Vec<RuleRef>,
     },
-    /// It may not happen.
+    /// The action is denied.
     Denied {
         /// Why.
         why: DeniedReason,
-        /// The rules that say so; empty when it is the absence of one, or the ceiling.
+        /// The rules that deny it; empty when no rule allows it, or the ceiling excludes it.
         rules: Vec<RuleRef>,
     },
 }
 
-/// What the rules say about an agent operating at all. There are no remedies for this.
+/// The decision whether an agent may operate at all. There are no remedies for this.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OperateAnswer {
-    /// It may operate now.
+pub enum OperateDecision {
+    /// The agent may operate now.
     Allowed {
         /// The permits that allow it, by id.
         rules: Vec<RuleRef>,
     },
-    /// It may not.
+    /// The agent may not operate.
     Denied {
         /// Why.
         why: DeniedReason,
-        /// The rules that say so.
+        /// The rules that deny it.
         rules: Vec<RuleRef>,
     },
 }
 
 impl PolicyBundle {
-    /// Gate 2's question. Whatever cannot be asked or evaluated is denied.
+    /// Decides a request of gate 2. An invalid request, or one that cannot be evaluated, is denied.
     ///
-    /// A forbid's remedy is a hint: each `@max_ttl` is applied before any profile is assumed, and Cedar is asked again
-    /// after each step. What is allowed without an assumed profile costs one evaluation, or one more for a shorter life.
-    pub fn ask(&self, q: &Question<'_>) -> Answer {
+    /// A forbid's remedy is a hint: each `@max_ttl` is applied before any profile is assumed, and Cedar evaluates again after
+    /// each step. An action allowed without an assumed profile costs one evaluation, or one more for a shorter life.
+    pub fn authorize(&self, q: &AuthzRequest<'_>) -> AuthzDecision {
         if !q.agent.ceiling.contains(&q.action.name) {
             return self.denied(DeniedReason::OutsideCeiling, &BTreeSet::new());
         }
         if q.ttl_ms <= 0 || self.check_action(q.action).is_err() {
             return self.denied(DeniedReason::RuleFailed, &BTreeSet::new());
         }
-        // A yes under a profile that no longer exists satisfies nothing.
+        // An approval under a profile that no longer exists counts for nothing.
         let held = q
             .approvals
             .iter()
             .filter(|name| self.profile(name).is_some())
             .cloned()
             .collect();
-        let mut trial = Trial {
+        let mut search = RemedySearch {
             held,
             assumed: BTreeMap::new(),
             ttl_ms: q.ttl_ms,
             shortened_by: BTreeSet::new(),
         };
         let mut forbids = BTreeSet::new();
-        for _ in 0..ROUNDS_MAX {
-            forbids = match self.judge(q, &trial) {
-                Verdict::Failed(rules) => return self.denied(DeniedReason::RuleFailed, &rules),
-                Verdict::Allow(permits) => return self.allowed(q, trial, permits),
-                Verdict::Deny(forbids) if forbids.is_empty() => {
+        for _ in 0..EVALUATIONS_MAX {
+            forbids = match self.evaluate(q, &search) {
+                EvalOutcome::Failed(rules) => return self.denied(DeniedReason::RuleFailed, &rules),
+                EvalOutcome::Allow(permits) => return self.allowed(q, search, permits),
+                EvalOutcome::Deny(forbids) if forbids.is_empty() => {
                     return self.denied(DeniedReason::NoRuleAllows, &forbids);
                 }
-                Verdict::Deny(forbids) => forbids,
+                EvalOutcome::Deny(forbids) => forbids,
             };
             let Some(remedies) = self.remedies(&forbids) else {
                 break;
             };
-            if !trial.shorten(&remedies) && !trial.assume(&remedies) {
+            if !search.shorten(&remedies) && !search.assume_approval(&remedies) {
                 break;
             }
         }
-        // Those that nothing would lift are the answer; the others only when there are none of these.
-        let final_ones = |id: &&String| {
+        // Forbids without a remedy are reported alone, if there are any.
+        let has_no_remedy = |id: &&String| {
             self.rules
                 .infos
                 .get(*id)
                 .is_none_or(|rule| rule.remedy.is_none())
         };
-        let last: BTreeSet<String> = forbids.iter().filter(final_ones).cloned().collect();
+        let unliftable: BTreeSet<String> = forbids.iter().filter(has_no_remedy).cloned().collect();
         self.denied(
             DeniedReason::ForbiddenByRule,
-            if last.is_empty() { &forbids } else { &last },
+            if unliftable.is_empty() { &forbids } else { &unliftable },
         )
     }
 
-    /// Cedar says yes to the trial. Profiles that turn out not to matter are let go, the smallest quorum first: where two
-    /// forbids ask for one yes and for two, and two lift both, nobody is asked for three.
-    fn allowed(&self, q: &Question<'_>, mut trial: Trial, mut permits: BTreeSet<String>) -> Answer {
-        let mut profiles: Vec<_> = trial
+    /// Cedar allows the action under the assumptions of this search. Unneeded profiles are dropped, the smallest quorum first:
+    /// where one forbid requires one approval and another two, and the second profile lifts both, only that one is required.
+    fn allowed(&self, q: &AuthzRequest<'_>, mut search: RemedySearch, mut permits: BTreeSet<String>) -> AuthzDecision {
+        let mut profiles: Vec<_> = search
             .assumed
             .keys()
             .filter_map(|name| self.profile(name))
@@ -146,59 +148,59 @@ impl PolicyBundle {
         profiles.sort_by_key(|profile| (profile.quorum, &profile.name));
         if profiles.len() > 1 {
             for profile in profiles {
-                let Some(rules) = trial.assumed.remove(&profile.name) else {
+                let Some(rules) = search.assumed.remove(&profile.name) else {
                     continue;
                 };
-                match self.judge(q, &trial) {
-                    Verdict::Allow(still) => permits = still,
-                    Verdict::Deny(_) => {
-                        trial.assumed.insert(profile.name.clone(), rules);
+                match self.evaluate(q, &search) {
+                    EvalOutcome::Allow(still) => permits = still,
+                    EvalOutcome::Deny(_) => {
+                        search.assumed.insert(profile.name.clone(), rules);
                     }
-                    Verdict::Failed(rules) => return self.denied(DeniedReason::RuleFailed, &rules),
+                    EvalOutcome::Failed(rules) => return self.denied(DeniedReason::RuleFailed, &rules),
                 }
             }
         }
-        let lifted = trial
+        let lifted = search
             .assumed
             .values()
             .flatten()
-            .chain(&trial.shortened_by)
+            .chain(&search.shortened_by)
             .cloned()
             .collect();
         let rules = self.references(&(&permits | &lifted));
-        let ttl_ms = trial.ttl_ms;
-        if trial.assumed.is_empty() {
-            return Answer::Allowed { ttl_ms, rules };
+        let ttl_ms = search.ttl_ms;
+        if search.assumed.is_empty() {
+            return AuthzDecision::Allowed { ttl_ms, rules };
         }
-        let profiles = trial
+        let profiles = search
             .assumed
             .keys()
             .filter_map(|name| self.profile(name))
-            .map(Profile::reference)
+            .map(StepUpProfile::reference)
             .collect();
-        Answer::Needs {
+        AuthzDecision::Needs {
             profiles,
             ttl_ms,
             rules,
         }
     }
 
-    fn judge(&self, q: &Question<'_>, trial: &Trial) -> Verdict {
-        let approvals = trial
+    fn evaluate(&self, q: &AuthzRequest<'_>, search: &RemedySearch) -> EvalOutcome {
+        let approvals = search
             .held
             .iter()
-            .chain(trial.assumed.keys())
+            .chain(search.assumed.keys())
             .cloned()
             .collect();
-        let asked = Asked {
+        let request = EvalRequest {
             agent: &q.agent.id,
             action: &q.action.name,
             target: &q.action.target,
             audience: &q.action.audience,
             parameters: &q.action.parameters,
-            ttl_ms: trial.ttl_ms,
+            ttl_ms: search.ttl_ms,
             approvals: &approvals,
-            shown: Shown {
+            evidence: EvidenceContext {
                 kind: q.evidence_kind,
                 age_ms: q.evidence_age_ms,
                 binding: q.binding,
@@ -207,52 +209,52 @@ impl PolicyBundle {
             task_age_ms: q.task_age_ms,
             task_depth: q.task_depth,
         };
-        self.judge.judge(
-            self.slices.of(asked.action.as_str(), &self.rules.set),
-            &asked,
+        self.evaluator.evaluate(
+            self.policy_index.policies_for(request.action.as_str(), &self.rules.set),
+            &request,
         )
     }
 
-    fn denied(&self, why: DeniedReason, rules: &BTreeSet<String>) -> Answer {
-        Answer::Denied {
+    fn denied(&self, why: DeniedReason, rules: &BTreeSet<String>) -> AuthzDecision {
+        AuthzDecision::Denied {
             why,
             rules: self.references(rules),
         }
     }
 
-    /// Gate 1's question of policy: may this agent operate in its environment now?
-    pub fn operate(
+    /// Decides for gate 1 whether this agent may operate in its environment now.
+    pub fn may_operate(
         &self,
         agent: &Agent,
         evidence_kind: EvidenceKind,
         evidence_age_ms: i64,
         binding: &str,
         now: Timestamp,
-    ) -> OperateAnswer {
-        let shown = Shown {
+    ) -> OperateDecision {
+        let evidence = EvidenceContext {
             kind: evidence_kind,
             age_ms: evidence_age_ms,
             binding,
             now,
         };
-        let denied = |why, rules: &BTreeSet<String>| OperateAnswer::Denied {
+        let denied = |why, rules: &BTreeSet<String>| OperateDecision::Denied {
             why,
             rules: self.references(rules),
         };
-        match self.judge.judge_operate(
-            self.slices.of(OPERATE, &self.rules.set),
+        match self.evaluator.evaluate_operate(
+            self.policy_index.policies_for(OPERATE, &self.rules.set),
             &agent.id,
             &agent.environment,
-            shown,
+            evidence,
         ) {
-            Verdict::Allow(permits) => OperateAnswer::Allowed {
+            EvalOutcome::Allow(permits) => OperateDecision::Allowed {
                 rules: self.references(&permits),
             },
-            Verdict::Deny(forbids) if forbids.is_empty() => {
+            EvalOutcome::Deny(forbids) if forbids.is_empty() => {
                 denied(DeniedReason::NoRuleAllows, &forbids)
             }
-            Verdict::Deny(forbids) => denied(DeniedReason::ForbiddenByRule, &forbids),
-            Verdict::Failed(rules) => denied(DeniedReason::RuleFailed, &rules),
+            EvalOutcome::Deny(forbids) => denied(DeniedReason::ForbiddenByRule, &forbids),
+            EvalOutcome::Failed(rules) => denied(DeniedReason::RuleFailed, &rules),
         }
     }
 
@@ -275,8 +277,8 @@ impl PolicyBundle {
     }
 }
 
-/// What is tried on the way to an answer.
-struct Trial {
+/// The search for remedies: approvals and time to live as assumed so far.
+struct RemedySearch {
     held: BTreeSet<ProfileName>,
     /// Profiles assumed, each with the forbids that ask for it.
     assumed: BTreeMap<ProfileName, BTreeSet<String>>,
@@ -284,8 +286,8 @@ struct Trial {
     shortened_by: BTreeSet<String>,
 }
 
-impl Trial {
-    /// Applies every `@max_ttl` that is below the present life; false when none is.
+impl RemedySearch {
+    /// Applies every `@max_ttl` below the current time to live; false when there is none.
     fn shorten(&mut self, remedies: &[(&str, &Remedy)]) -> bool {
         let before = self.ttl_ms;
         for (id, remedy) in remedies {
@@ -303,8 +305,8 @@ impl Trial {
         self.ttl_ms < before
     }
 
-    /// Assumes every profile that is asked for and not there yet; false when there is none.
-    fn assume(&mut self, remedies: &[(&str, &Remedy)]) -> bool {
+    /// Assumes every required profile that is neither held nor assumed; false when there is none.
+    fn assume_approval(&mut self, remedies: &[(&str, &Remedy)]) -> bool {
         let before = self.assumed.len();
         for (id, remedy) in remedies {
             match remedy {
@@ -321,5 +323,5 @@ impl Trial {
     }
 }
 
-/// Most evaluations on the way to a first yes; letting go of profiles costs at most one more for each.
-const ROUNDS_MAX: usize = 8;
+/// Most evaluations until Cedar allows the action; dropping unneeded profiles costs at most one more for each.
+const EVALUATIONS_MAX: usize = 8;

@@ -1,50 +1,52 @@
+//! The active policy: a bundle in effect, with its callers by key.
+
 use std::collections::{BTreeMap, HashMap};
 
 use super::PolicyBundle;
 use crate::jose::PublicKey;
 use crate::model::{PersonId, ServiceId, SpiffeId, Thumbprint, Version};
 
-/// A policy bundle and the version of its stream, in one piece: what decided and what it rested on never come apart.
+/// A policy bundle and the version of its stream, in one value: a decision and its read set never come apart.
 #[derive(Debug)]
-pub struct InForce {
+pub struct ActivePolicy {
     /// The bundle.
     pub bundle: PolicyBundle,
     /// Version of the policy stream.
     pub version: Version,
-    by_key: HashMap<Thumbprint, Registered>,
-    by_spiffe_id: BTreeMap<SpiffeId, Registered>,
+    by_key: HashMap<Thumbprint, RegisteredCaller>,
+    by_spiffe_id: BTreeMap<SpiffeId, RegisteredCaller>,
 }
 
-/// A registered caller that is no agent.
+/// A registered person or service.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Registered {
+pub enum RegisteredCaller {
     /// An approver or operator.
     Person(PersonId),
     /// A validator or auditor.
     Service(ServiceId),
 }
 
-impl InForce {
+impl ActivePolicy {
     /// The bundle as of a version of its stream.
     pub fn new(bundle: PolicyBundle, version: Version) -> Self {
         let mut by_key = HashMap::new();
         let mut by_spiffe_id = BTreeMap::new();
         let people = bundle
             .people()
-            .map(|p| (&p.keys, Registered::Person(p.id.clone())));
+            .map(|p| (&p.keys, RegisteredCaller::Person(p.id.clone())));
         let services = bundle
             .services()
-            .map(|s| (&s.keys, Registered::Service(s.id.clone())));
-        for (keys, who) in people.chain(services) {
+            .map(|s| (&s.keys, RegisteredCaller::Service(s.id.clone())));
+        for (keys, caller) in people.chain(services) {
             for key in keys {
                 if let Ok(public) = PublicKey::from_jwk(&key.jwk) {
-                    by_key.insert(public.thumbprint(), who.clone());
+                    by_key.insert(public.thumbprint(), caller.clone());
                 }
             }
         }
         for service in bundle.services() {
             if let Some(id) = &service.spiffe_id {
-                by_spiffe_id.insert(id.clone(), Registered::Service(service.id.clone()));
+                by_spiffe_id.insert(id.clone(), RegisteredCaller::Service(service.id.clone()));
             }
         }
         Self {
@@ -55,13 +57,13 @@ impl InForce {
         }
     }
 
-    /// Who registered this key. Loading refused a key that stands for two.
-    pub fn by_key(&self, key: Thumbprint) -> Option<Registered> {
+    /// The caller with this key. Loading refuses a key of two callers.
+    pub fn by_key(&self, key: Thumbprint) -> Option<RegisteredCaller> {
         self.by_key.get(&key).cloned()
     }
 
     /// The service with this attested identity, byte by byte.
-    pub fn by_spiffe_id(&self, id: &SpiffeId) -> Option<Registered> {
+    pub fn by_spiffe_id(&self, id: &SpiffeId) -> Option<RegisteredCaller> {
         self.by_spiffe_id.get(id).cloned()
     }
 }

@@ -5,9 +5,9 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
-/// A type as rules see it.
+/// A type of a schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Shape {
+pub(super) enum SchemaType {
     String,
     Bool,
     Long,
@@ -15,42 +15,42 @@ pub(super) enum Shape {
     Extension(String),
     /// A reference to an entity of this type.
     Entity(String),
-    Set(Box<Shape>),
-    Record(BTreeMap<String, Member>),
+    Set(Box<SchemaType>),
+    Record(BTreeMap<String, RecordMember>),
 }
 
 /// A member of a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Member {
-    pub(super) shape: Shape,
+pub(super) struct RecordMember {
+    pub(super) ty: SchemaType,
     pub(super) required: bool,
     pub(super) annotations: BTreeMap<String, Option<String>>,
 }
 
-impl Shape {
+impl SchemaType {
     /// The record with these members, all required.
-    pub(super) fn record<const N: usize>(members: [(&str, Shape); N]) -> Self {
-        let member = |shape| Member {
-            shape,
+    pub(super) fn record<const N: usize>(members: [(&str, SchemaType); N]) -> Self {
+        let member = |ty| RecordMember {
+            ty,
             required: true,
             annotations: BTreeMap::new(),
         };
         Self::Record(
             members
                 .into_iter()
-                .map(|(name, shape)| (name.to_owned(), member(shape)))
+                .map(|(name, ty)| (name.to_owned(), member(ty)))
                 .collect(),
         )
     }
 
-    /// Whether both are the same to rules; annotations are words for people.
-    pub(super) fn same(&self, other: &Self) -> bool {
+    /// Whether both types are equal, annotations aside.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Set(a), Self::Set(b)) => a.same(b),
+            (Self::Set(a), Self::Set(b)) => a.is_same(b),
             (Self::Record(a), Self::Record(b)) => {
                 a.len() == b.len()
                     && a.iter().zip(b).all(|((n, x), (m, y))| {
-                        n == m && x.required == y.required && x.shape.same(&y.shape)
+                        n == m && x.required == y.required && x.ty.is_same(&y.ty)
                     })
             }
             (Self::Extension(a), Self::Extension(b)) | (Self::Entity(a), Self::Entity(b)) => a == b,
@@ -69,7 +69,7 @@ impl Shape {
 }
 
 /// As in a Cedar schema.
-impl fmt::Display for Shape {
+impl fmt::Display for SchemaType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::String => f.write_str("String"),
@@ -79,7 +79,7 @@ impl fmt::Display for Shape {
             Self::Set(of) => write!(f, "Set<{of}>"),
             Self::Record(members) => {
                 let members = members.iter().map(|(name, m)| {
-                    format!("{name}{}: {}", if m.required { "" } else { "?" }, m.shape)
+                    format!("{name}{}: {}", if m.required { "" } else { "?" }, m.ty)
                 });
                 write!(f, "{{ {} }}", members.collect::<Vec<_>>().join(", "))
             }
@@ -88,18 +88,18 @@ impl fmt::Display for Shape {
 }
 
 /// Reads types of one fragment: its own common types and those of the fragment every bundle gets.
-pub(super) struct Types<'a> {
+pub(super) struct TypeReader<'a> {
     /// Common types by name, in JSON form.
     pub(super) common: Vec<&'a Map<String, Value>>,
 }
 
-impl Types<'_> {
+impl TypeReader<'_> {
     /// The type that `json` writes.
-    pub(super) fn read(&self, json: &Value) -> Result<Shape, String> {
+    pub(super) fn read(&self, json: &Value) -> Result<SchemaType, String> {
         self.read_at(json, 0)
     }
 
-    fn read_at(&self, json: &Value, depth: usize) -> Result<Shape, String> {
+    fn read_at(&self, json: &Value, depth: usize) -> Result<SchemaType, String> {
         if depth > DEPTH_MAX {
             return Err(format!("a type is nested more than {DEPTH_MAX} deep"));
         }
@@ -109,12 +109,12 @@ impl Types<'_> {
                 .ok_or_else(|| format!("a type has no {key}"))
         };
         Ok(match word("type")? {
-            "String" => Shape::String,
-            "Boolean" | "Bool" => Shape::Bool,
-            "Long" => Shape::Long,
-            "Extension" => Shape::Extension(word("name")?.to_owned()),
-            "Entity" => Shape::Entity(word("name")?.to_owned()),
-            "Set" => Shape::Set(Box::new(self.read_at(
+            "String" => SchemaType::String,
+            "Boolean" | "Bool" => SchemaType::Bool,
+            "Long" => SchemaType::Long,
+            "Extension" => SchemaType::Extension(word("name")?.to_owned()),
+            "Entity" => SchemaType::Entity(word("name")?.to_owned()),
+            "Set" => SchemaType::Set(Box::new(self.read_at(
                 json.get("element").ok_or("a set has no element")?,
                 depth + 1,
             )?)),
@@ -124,7 +124,7 @@ impl Types<'_> {
         })
     }
 
-    fn record(&self, json: &Value, depth: usize) -> Result<Shape, String> {
+    fn record(&self, json: &Value, depth: usize) -> Result<SchemaType, String> {
         if json
             .get("additionalAttributes")
             .is_some_and(|open| open != &Value::Bool(false))
@@ -138,33 +138,33 @@ impl Types<'_> {
             .into_iter()
             .flatten()
         {
-            let shape = self.read_at(member, depth + 1)?;
+            let ty = self.read_at(member, depth + 1)?;
             let required = member
                 .get("required")
                 .and_then(Value::as_bool)
                 .unwrap_or(true);
             members.insert(
                 name.clone(),
-                Member {
-                    shape,
+                RecordMember {
+                    ty,
                     required,
                     annotations: annotations(member),
                 },
             );
         }
-        Ok(Shape::Record(members))
+        Ok(SchemaType::Record(members))
     }
 
-    fn named(&self, name: &str, depth: usize) -> Result<Shape, String> {
+    fn named(&self, name: &str, depth: usize) -> Result<SchemaType, String> {
         if let Some(json) = self.common.iter().find_map(|types| types.get(name)) {
             return self.read_at(json, depth + 1);
         }
         Ok(match name.strip_prefix("__cedar::").unwrap_or(name) {
-            "String" => Shape::String,
-            "Bool" | "Boolean" => Shape::Bool,
-            "Long" => Shape::Long,
-            extension if EXTENSIONS.contains(&extension) => Shape::Extension(extension.to_owned()),
-            entity => Shape::Entity(entity.to_owned()),
+            "String" => SchemaType::String,
+            "Bool" | "Boolean" => SchemaType::Bool,
+            "Long" => SchemaType::Long,
+            extension if EXTENSIONS.contains(&extension) => SchemaType::Extension(extension.to_owned()),
+            entity => SchemaType::Entity(entity.to_owned()),
         })
     }
 }

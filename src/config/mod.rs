@@ -1,0 +1,353 @@
+//! Configuration: the TOML file of a broker, read strictly: an unknown key is an error, relative paths are relative to the
+//! file.
+//!
+//! In: a file. Out: a [`Config`], or every problem with its key and line. Refuses secrets as values: the file names them by
+//! path. Never repeats a value it refused as a secret.
+
+mod document;
+mod effective;
+mod file;
+
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::broker::Settings;
+use crate::model::{Malformed, TrustDomain};
+use crate::telemetry::logs::LogFormat;
+use document::{Document, PROBLEMS_MAX, in_order};
+use file::{ConfigFile, KNOWN_KEYS};
+
+pub use document::ConfigProblem;
+pub use effective::{EffectiveSetting, SettingOrigin, to_toml};
+
+/// The configuration of a broker: settings, listeners, and the paths of its files.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Settings of the broker itself.
+    pub settings: Settings,
+    /// The address to listen on.
+    pub listen: SocketAddr,
+    /// The journal's directory.
+    pub data_dir: PathBuf,
+    /// The signing key's directory.
+    pub key_dir: PathBuf,
+    /// Trust domains and the files of their SPIFFE trust bundles.
+    pub trust_domains: Vec<(TrustDomain, PathBuf)>,
+    /// The directory of the policy bundle that seeds an empty journal.
+    pub policy: Option<PathBuf>,
+    /// Development: loopback only, and callers learn why gate 1 refused.
+    pub dev: bool,
+    /// The broker's own TLS certificate.
+    pub tls: Option<TlsFiles>,
+    /// A Unix socket to listen on beside the address.
+    pub unix_socket: Option<PathBuf>,
+    /// Bounds on connections.
+    pub connections: ConnectionLimits,
+    /// The address of metrics and probes; none unless configured.
+    pub admin_listen: Option<AdminAddress>,
+    /// The format of log lines.
+    pub log: LogFormat,
+    /// The OTLP collector that gets spans of calls.
+    pub otlp_endpoint: Option<String>,
+}
+
+/// The address of metrics and probes: on this machine only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdminAddress {
+    /// A loopback address.
+    Tcp(SocketAddr),
+    /// `unix:PATH`, relative to the configuration file.
+    Unix(PathBuf),
+}
+
+impl AdminAddress {
+    fn parse(text: &str, base: &Path) -> Result<Self, Malformed> {
+        if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
+            return Ok(Self::Unix(base.join(path)));
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.ip().is_loopback() => Ok(Self::Tcp(address)),
+            Ok(_) | Err(_) => Err(Malformed::new(
+                "admin_listen",
+                "must be a loopback address and port, or unix:PATH",
+            )),
+        }
+    }
+}
+
+/// The files of the broker's own TLS certificate and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate and its chain, PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM, readable by its owner alone.
+    pub key: PathBuf,
+}
+
+/// Bounds on connections, for each listener by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// Open connections; further ones wait in the kernel's backlog. Default 1,024, at most 65,536.
+    pub max: usize,
+    /// Open connections of one IPv4 address or IPv6 /64, or of one user of the Unix socket but root and the broker's own;
+    /// further ones are closed at once. Default 128, at most `max`.
+    pub max_per_source: usize,
+    /// From the accept to the first whole request header, TLS handshake included. Default 5 s; 1 s to a minute.
+    pub first_request_timeout: Duration,
+    /// A connection without a request for this long is closed. Default one minute; 1 s to an hour.
+    pub idle_timeout: Duration,
+    /// A connection is closed gracefully at this age, a fifth more or less. Default 30 minutes; 1 s to a day.
+    pub max_age: Duration,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self {
+            max: CONNECTIONS_DEFAULT,
+            max_per_source: CONNECTIONS_PER_SOURCE_DEFAULT,
+            first_request_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(60),
+            max_age: Duration::from_secs(30 * 60),
+        }
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's error.
+        source: std::io::Error,
+    },
+    /// The file's content, each problem on a line of its own.
+    #[error("{}", problems.iter().map(|problem| format!("{}: {problem}", path.display())).collect::<Vec<_>>().join("\n"))]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// At least one.
+        problems: Vec<ConfigProblem>,
+    },
+}
+
+impl Config {
+    /// Reads a configuration file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        Self::parse(&read_text(path)?, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let invalid = |problems| ConfigError::Invalid {
+            path: path.to_owned(),
+            problems,
+        };
+        let base = path.parent().unwrap_or(Path::new("."));
+        let mut document = Document::parse(text, KNOWN_KEYS).map_err(invalid)?;
+        let mut problems = Vec::new();
+        // The checks stop at the first invalid value: each is reported and taken out, until the rest is valid.
+        for _ in 0..PROBLEMS_MAX {
+            match document
+                .read()
+                .map(|file: ConfigFile| file.into_config(base))
+            {
+                Ok(Ok(config)) if problems.is_empty() => return Ok(config),
+                Err(more) if problems.is_empty() => return Err(invalid(more)),
+                Ok(Ok(_)) | Err(_) => break,
+                Ok(Err(error)) => {
+                    let key = document.locate(&error);
+                    problems.push(ConfigProblem {
+                        line: key.as_ref().map(|key| key.line),
+                        message: error.to_string(),
+                        advice: None,
+                    });
+                    match key {
+                        Some(key) => document.remove(&key.path),
+                        None => break,
+                    }
+                }
+            }
+        }
+        Err(invalid(in_order(problems)))
+    }
+}
+
+fn read_text(path: &Path) -> Result<String, ConfigError> {
+    let io = |source| ConfigError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(io)?;
+    let read = file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text);
+    if read.map_err(io)? as u64 > FILE_BYTES_MAX {
+        return Err(io(std::io::Error::other(format!(
+            "longer than {FILE_BYTES_MAX} bytes"
+        ))));
+    }
+    Ok(text)
+}
+
+/// Longest configuration file, in bytes.
+const FILE_BYTES_MAX: u64 = 256 * 1024;
+/// Default of [`ConnectionLimits::max`].
+const CONNECTIONS_DEFAULT: usize = 1_024;
+/// Default of [`ConnectionLimits::max_per_source`].
+const CONNECTIONS_PER_SOURCE_DEFAULT: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rate_limit::RateLimitConfig;
+
+    const GOOD: &str = "realm = \"r\"\nlisten = \"127.0.0.1:7700\"\nexternal_url = \"http://127.0.0.1:7700\"\ndata_dir = \"data\"\nkey_dir = \"keys\"\n";
+
+    fn read(text: &str) -> Result<Config, String> {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("dipylon.toml");
+        std::fs::write(&path, text).expect("written");
+        Config::read(&path).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn invalid_configurations() {
+        let config = read(GOOD).expect("good");
+        assert_eq!(config.settings.issuer, "http://127.0.0.1:7700");
+        assert_eq!(config.settings.ttl_cap, 900);
+        assert!(config.data_dir.is_absolute() && !config.dev);
+        assert_eq!(config.settings.rate_limits, RateLimitConfig::default());
+        assert_eq!((config.admin_listen, config.log), (None, LogFormat::Text));
+        let more = "admin_listen = \"127.0.0.1:9100\"\nlog = \"json\"\n";
+        let config = read(&format!("{more}{GOOD}[rate_limits]\ncaller_per_second = 7\n")).expect("good");
+        assert_eq!(config.settings.rate_limits.caller_per_second.get(), 7);
+        assert_eq!(
+            config.admin_listen,
+            Some(AdminAddress::Tcp(
+                "127.0.0.1:9100".parse().expect("address")
+            ))
+        );
+        assert_eq!(config.log, LogFormat::Json);
+        for (from, to, part) in [
+            (
+                "realm",
+                "reallm",
+                "unknown key `reallm` at line 1; did you mean `realm`?",
+            ),
+            (
+                "http://127.0.0.1:7700",
+                "http://127.0.0.1:7700/",
+                "external_url",
+            ),
+            ("http://127.0.0.1:7700", "ftp://x", "external_url"),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[limits]\nttl_cap = \"0s\"\n",
+                "ttl_cap",
+            ),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[limits]\nttl_cap = \"2h\"\n",
+                "at most",
+            ),
+            (
+                "listen = \"127.0.0.1:7700\"",
+                "dev = true\nlisten = \"0.0.0.0:7700\"",
+                "loopback",
+            ),
+            ("realm = \"r\"", "realm = \"a/b\"", "realm"),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[tls]\ncertificate = \"c\"\n",
+                "missing key `key`",
+            ),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[tls]\ncertificate = \"c\"\nkey = \"k\"\nca = \"x\"\n",
+                "unknown key `ca`",
+            ),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[connections]\nmax = 0\n",
+                "connections.max",
+            ),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[connections]\nmax = 8\nmax_per_source = 9\n",
+                "must be 1 to 8",
+            ),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[connections]\nmax_age = \"48h\"\n",
+                "connections.max_age",
+            ),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[rate_limits]\nmax_concurrent_calls = 0\n",
+                "nonzero",
+            ),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[rate_limits]\nsource_per_second = 1000001\n",
+                "rate_limits.source_per_second",
+            ),
+            (
+                "key_dir = \"keys\"\n",
+                "key_dir = \"keys\"\n[rate_limits]\nper_second = 1\n",
+                "unknown key `per_second`",
+            ),
+            (
+                "realm = \"r\"",
+                "realm = \"r\"\nadmin_listen = \"0.0.0.0:9100\"",
+                "admin_listen",
+            ),
+            (
+                "realm = \"r\"",
+                "realm = \"r\"\nadmin_listen = \"unix:\"",
+                "admin_listen",
+            ),
+            (
+                "realm = \"r\"",
+                "realm = \"r\"\nlog = \"xml\"",
+                "unknown variant",
+            ),
+            (
+                "realm = \"r\"",
+                "realm = \"r\"\notlp_endpoint = \"ftp://c\"",
+                "otlp_endpoint",
+            ),
+        ] {
+            let error = read(&GOOD.replacen(from, to, 1)).expect_err(to);
+            assert!(error.contains(part), "{to}: {error}");
+        }
+        let two = "[limits]\ntask_cap = \"1y\"\nttl_cap = \"2h\"\n";
+        let error = read(&format!("{GOOD}{two}")).expect_err("both");
+        let lines: Vec<_> = error
+            .lines()
+            .map(|line| line.rsplit("at line ").next())
+            .collect();
+        assert_eq!(lines, [Some("7"), Some("8")], "{error}");
+    }
+
+    #[test]
+    fn listener_settings() {
+        let plain = read(GOOD).expect("good");
+        assert!(plain.tls.is_none() && plain.unix_socket.is_none());
+        assert_eq!(plain.connections, ConnectionLimits::default());
+        let text = format!(
+            "{GOOD}unix_socket = \"run/dipylon.sock\"\n[tls]\ncertificate = \"/etc/tls.crt\"\nkey = \"tls.key\"\n\
+             [connections]\nmax = 64\nmax_age = \"10m\"\n"
+        );
+        let config = read(&text).expect("good");
+        let tls = config.tls.expect("tls");
+        assert_eq!(tls.certificate, Path::new("/etc/tls.crt"));
+        assert!(tls.key.is_absolute() && tls.key.ends_with("tls.key"));
+        assert!(config.unix_socket.expect("socket").is_absolute());
+        let bounds = config.connections;
+        assert_eq!((bounds.max, bounds.max_per_source), (64, 64));
+        assert_eq!(bounds.max_age, Duration::from_secs(600));
+    }
+}
