@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::broker::Settings;
+use crate::broker::BrokerSettings;
 use crate::model::{Malformed, Realm, TrustDomain, parse_duration};
 use crate::rate_limit::{RATE_MAX, Rates};
 use crate::telemetry::logs::Format;
@@ -25,7 +25,7 @@ pub use strict::Wrong;
 #[derive(Debug, Clone)]
 pub struct Config {
     /// What the broker needs to know.
-    pub settings: Settings,
+    pub settings: BrokerSettings,
     /// Where to listen.
     pub listen: SocketAddr,
     /// The journal's directory.
@@ -353,7 +353,7 @@ impl Config {
             Some(url) => console_origin(url)?,
             None => as_browsers_go(&external_url),
         };
-        let settings = Settings {
+        let settings = BrokerSettings {
             realm: Realm::parse(&file.realm)?,
             evidence_audience: file.evidence_audience.unwrap_or_else(|| issuer.clone()),
             issuer,
@@ -377,7 +377,7 @@ impl Config {
                 MAX_EVIDENCE_AGE_S,
                 TASK_CAP_S,
             )?,
-            tell_callers: file.dev,
+            expose_auth_errors: file.dev,
             rates: bounded(file.rates)?,
         };
         let domain = |d: Domain| Ok((TrustDomain::parse(&d.name)?, base.join(d.bundle)));

@@ -155,7 +155,7 @@ pub fn decide(
     let Ground { rules, bounds, .. } = ground;
     let now = verified.now();
     let task = verified.task().ok_or(ApproveError::NoTask)?.clone();
-    if verified.adg() != Some(order.action.digest()) {
+    if verified.action_digest() != Some(order.action.digest()) {
         return Err(ApproveError::OtherAction);
     }
     if !verified
@@ -467,7 +467,7 @@ pub fn reapprove(
     let same = verified.task().is_some_and(|t| t.id == grant.issued.task)
         && verified.agent().id == grant.issued.agent
         && verified.binding() == grant.issued.cnf
-        && verified.adg() == grant.action.as_ref().map(|a| a.digest());
+        && verified.action_digest() == grant.action.as_ref().map(|a| a.digest());
     if !same {
         return Err(ApproveError::OtherAction);
     }

@@ -9,13 +9,13 @@ use crate::verify::{self, Attested, VerifyError};
 
 /// A caller by name, once it is known: each has rates of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Known {
+pub(super) enum CallerId {
     Agent(AgentId),
     Person(PersonId),
     Service(ServiceId),
 }
 
-impl Known {
+impl CallerId {
     const fn as_str(&self) -> &'static str {
         match self {
             Self::Agent(_) => "agent",
@@ -25,7 +25,7 @@ impl Known {
     }
 }
 
-impl std::fmt::Display for Known {
+impl std::fmt::Display for CallerId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Agent(id) => id.fmt(f),
@@ -55,7 +55,7 @@ impl Broker {
     pub fn read_metrics(&self) -> String {
         let (clock, now) = (self.clock.now(), self.now());
         let tasks = self.state.open_tasks();
-        let running: Vec<_> = tasks.iter().filter(|t| self.runs(t, now)).collect();
+        let running: Vec<_> = tasks.iter().filter(|t| self.is_running(t, now)).collect();
         let pending = |task: &TaskId| {
             let requests = self.state.requests_of(task);
             requests.iter().filter(|r| r.waits(now)).count()
@@ -74,7 +74,7 @@ impl Broker {
             tokens_live: running.iter().map(|t| live(&t.opened.task)).sum(),
             tasks_open: running.len(),
             policy: self
-                .views
+                .projections
                 .rules()
                 .map(|rules| rules.bundle.version().to_string()),
             journal_entries: tail.head.size,
@@ -96,7 +96,7 @@ impl Broker {
         };
         let attested = verify::attest(
             evidence,
-            &self.views.trust(),
+            &self.projections.trust(),
             &self.settings.evidence_audience,
             now,
         );
@@ -106,17 +106,17 @@ impl Broker {
     }
 
     /// Lets a caller in who is known by now, unless it calls more often than its rate. Nothing was done before this.
-    pub(super) fn within_its_rate(&self, call: &CallContext, who: Known) -> Result<(), Refusal> {
+    pub(super) fn check_rate_limit(&self, call: &CallContext, who: CallerId) -> Result<(), Refusal> {
         let class = call.permit.class();
         let span = tracing::Span::current();
         span.record("caller", who.as_str());
         span.record("who", tracing::field::display(&who));
-        let after = match self.callers.take(class, &who, self.uptime()) {
+        let after = match self.caller_rates.take(class, &who, self.uptime()) {
             Ok(()) => return Ok(()),
             Err(after) => after,
         };
         self.metrics.rate_limited(class.as_str(), "caller");
-        if let Some(count) = self.rate_told.due(self.uptime()) {
+        if let Some(count) = self.rate_limit_log_throttle.due(self.uptime()) {
             tracing::warn!(
                 count,
                 class = class.as_str(),
@@ -129,10 +129,10 @@ impl Broker {
         // Not in the log for `explain`: a flood would wash out what is worth finding there.
         Err(Refusal {
             reason: Reason::RateLimited,
-            told: "you call more often than your rate; nothing was done, try again when told"
+            message: "you call more often than your rate; nothing was done, try again when message"
                 .to_owned(),
-            correlation: CorrelationId::from_random(self.draw()),
-            known: true,
+            correlation: CorrelationId::from_random(self.random_bytes()),
+            authenticated: true,
             retry_after: Some(after),
         })
     }
@@ -156,30 +156,30 @@ pub(super) const fn cause(error: &VerifyError) -> &'static str {
         VerifyError::Evidence(_) => "evidence",
         VerifyError::Claim(_) => "claim",
         VerifyError::Subject(_) => "subject",
-        VerifyError::UnknownDomain(_) => "unknown_domain",
+        VerifyError::UntrustedDomain(_) => "unknown_domain",
         VerifyError::WrongAudience => "wrong_audience",
         VerifyError::Expired(_) => "expired",
-        VerifyError::Dates => "dates",
-        VerifyError::NoProof => "no_proof",
+        VerifyError::InvalidDates => "dates",
+        VerifyError::MissingProof => "no_proof",
         VerifyError::Proof(_) => "proof",
-        VerifyError::Nonce => "nonce",
+        VerifyError::InvalidNonce => "nonce",
         VerifyError::Replayed => "replayed",
         VerifyError::TooManyProofs => "too_many_proofs",
-        VerifyError::ProofElsewhere(_) => "proof_elsewhere",
-        VerifyError::NotOfTask => "not_of_task",
-        VerifyError::OtherWorkload { .. } => "other_workload",
+        VerifyError::ProofMismatch(_) => "proof_elsewhere",
+        VerifyError::TaskKeyMismatch => "not_of_task",
+        VerifyError::WorkloadMismatch { .. } => "other_workload",
         VerifyError::Stale => "stale",
         VerifyError::NoRules => "no_rules",
         VerifyError::NotRegistered => "not_registered",
-        VerifyError::Agents(_) => "agents",
-        VerifyError::OtherAgent(_) => "other_agent",
+        VerifyError::AmbiguousAgent(_) => "agents",
+        VerifyError::AgentMismatch(_) => "other_agent",
         VerifyError::Suspended(_) => "suspended",
         VerifyError::Frozen(_) => "frozen",
-        VerifyError::OtherKey(_) => "other_key",
-        VerifyError::Code(_) => "code",
+        VerifyError::PinnedKeyMismatch(_) => "other_key",
+        VerifyError::OneTimeCode(_) => "code",
         VerifyError::Session(_) => "session",
         VerifyError::Passkey(_) => "passkey",
-        VerifyError::KeyRemoved => "key_removed",
+        VerifyError::UntrustedKey => "key_removed",
         VerifyError::MayNotOperate { .. } => "may_not_operate",
     }
 }

@@ -56,26 +56,26 @@ pub use query::inventory::{AgentView, TaskFilter, TaskView};
 pub use query::revocation_feed::{FeedStart, Position};
 pub use query::stats::{ActionUse, ApproverRow, RuleRow};
 pub use query::timeline::{FOUND_MAX, Found, Moment, QUERY_BYTES_MAX, SCAN_MAX, Timeline};
-pub use start::{Start, StartError};
-pub use task::end::{EndReport, TaskEndAsk};
-pub use task::open::{OpenAsk, Opened};
+pub use start::{BrokerOptions, BrokerOpenError};
+pub use task::end::{EndReport, EndTaskInput};
+pub use task::open::{OpenTaskInput, OpenTaskReply};
 pub use token::introspect::{Consumed, Introspected};
 pub use token::list::LiveToken;
 pub use token::request::{
-    DeniedReply, PendingReply, ProfileState, RuleShown, TokenAsk, TokenGiven, TokenReply,
+    DeniedReply, PendingReply, ProfileState, RuleShown, RequestTokenInput, IssuedReply, TokenReply,
 };
 pub use token::revoke::TokenRevoked;
 
 use approval::notifier::Bells;
-use auth::replay_cache::Once;
+use auth::replay_cache::ReplayCache;
 use auth::session::SessionStore;
 use governance::pending_revocation::{Doomed, Wish};
-use projections::Views;
-use token::verified_cache::Readings;
+use projections::Projections;
+use token::verified_cache::VerifiedTokenCache;
 
 /// What one broker is configured to be.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct BrokerSettings {
     /// What this broker cluster serves.
     pub realm: Realm,
     /// `iss` of every token.
@@ -94,12 +94,12 @@ pub struct Settings {
     /// Longest time since this broker verified evidence, in seconds.
     pub max_evidence_age: i64,
     /// Tell callers why gate 1 refused: development only.
-    pub tell_callers: bool,
+    pub expose_auth_errors: bool,
     /// How many calls, from whom, and how many at once.
     pub rates: Rates,
 }
 
-impl Settings {
+impl BrokerSettings {
     /// The console whose passkeys count: its origin, and the host in it (WebAuthn L3 §4, "RP ID").
     pub fn relying_party(&self) -> RelyingParty {
         RelyingParty::at(&self.console_url)
@@ -108,46 +108,46 @@ impl Settings {
 
 /// Why a call was refused: what the caller may know, and a name under which the operator finds the rest.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{reason}: {told}")]
+#[error("{reason}: {message}")]
 pub struct Refusal {
     /// One of the closed set.
     pub reason: Reason,
     /// For the caller.
-    pub told: String,
+    pub message: String,
     /// For `explain`.
     pub correlation: CorrelationId,
     /// Whether the caller has shown a key or evidence that holds, and so gets a fresh nonce.
-    pub known: bool,
+    pub authenticated: bool,
     /// When to try again, where that is known better than the reason tells.
     pub retry_after: Option<std::time::Duration>,
 }
 
 /// The broker: state, journal, rules, trust, keys, and what only this process remembers.
 pub struct Broker {
-    settings: Settings,
+    settings: BrokerSettings,
     bounds: Bounds,
     clock: Clock,
     /// Whether the wall clock goes on as steadily as the time since start.
     clock_watch: Mutex<ClockWatch>,
     /// The latest moment anybody here has acted on.
-    high_water: Arc<AtomicI64>,
+    latest_seen: Arc<AtomicI64>,
     journal: Journal,
     state: Arc<State>,
-    views: Arc<Views>,
+    projections: Arc<Projections>,
     token_issuer: TokenIssuer,
     nonces: Nonces,
     random: SystemRandom,
-    once: Once,
+    replay_cache: ReplayCache,
     /// Proofs that opened tasks: whoever floods these keys fills nobody else's memory.
-    openings: Once,
+    open_task_replay_cache: ReplayCache,
     /// When this broker last verified the evidence of a task.
-    seen: Table<TaskId, Attested>,
-    /// Request ids that joined an access request opened under another.
-    joined: Mutex<HashMap<TaskId, HashMap<RequestId, AccessRequestId>>>,
+    attestations: Table<TaskId, Attested>,
+    /// Request ids that attached an access request opened under another.
+    attached: Mutex<HashMap<TaskId, HashMap<IdempotencyKey, AccessRequestId>>>,
     /// The last denial entered for a request id: an unchanged answer writes nothing.
-    denials: Table<(TaskId, RequestId), Digest>,
+    last_denials: Table<(TaskId, IdempotencyKey), Digest>,
     /// Refusal entries of a task in a minute.
-    refusals: Mutex<HashMap<TaskId, (i64, u32)>>,
+    refusal_counts: Mutex<HashMap<TaskId, (i64, u32)>>,
     /// Statements handed out for signature.
     statements: Mutex<HashMap<String, approval::vote::Begun>>,
     /// Browsers that signed in.
@@ -155,7 +155,7 @@ pub struct Broker {
     /// When a card was first shown to a person, and under which policy bundle.
     shown: Mutex<HashMap<(PersonId, AccessRequestId), (Digest, Timestamp)>>,
     /// Signs of life that wait to be entered together.
-    leases: Mutex<Vec<task::keep_alive::Waiting>>,
+    lease_extensions: Mutex<Vec<task::keep_alive::Waiting>>,
     /// Ends that could not be written: refused here at once, tried again by the timer.
     doomed: Mutex<HashMap<Doomed, Wish>>,
     /// Held while a policy bundle is put in force and what it no longer allows is ended.
@@ -165,16 +165,16 @@ pub struct Broker {
     /// Version of the rules under which a sweep has come to its end.
     swept: AtomicU64,
     /// Tokens of ours that were read.
-    readings: Readings,
-    /// Refused calls, newest last, for `explain`.
-    log: Mutex<VecDeque<Refused>>,
-    uncounted: Mutex<(Option<Timestamp>, u64)>,
+    verified_tokens: VerifiedTokenCache,
+    /// RefusedCall calls, newest last, for `explain`.
+    refused_calls: Mutex<VecDeque<RefusedCall>>,
+    uncounted_refusals: Mutex<(Option<Timestamp>, u64)>,
     /// Whether calls that wait for people are answered at once.
     stopping: tokio::sync::watch::Sender<bool>,
     metrics: Arc<Metrics>,
     /// What each known caller may still do.
-    callers: Limits<metrics::Known>,
-    rate_told: Seldom,
+    caller_rates: Limits<metrics::CallerId>,
+    rate_limit_log_throttle: Seldom,
     /// Wakes those who wait for access requests.
     bells: Arc<Bells>,
     /// Whose turn has come in the inbox of each person.
@@ -182,12 +182,12 @@ pub struct Broker {
     /// Votes that were verified for inboxes.
     judged: approval::inbox::Judged,
     /// Calls that may wait for people.
-    waits: tokio::sync::Semaphore,
+    wait_permits: tokio::sync::Semaphore,
 }
 
 /// A refused call, as the operator sees it.
 #[derive(Debug, Clone)]
-struct Refused {
+struct RefusedCall {
     correlation: CorrelationId,
     at: Timestamp,
     method: &'static str,
@@ -197,8 +197,8 @@ struct Refused {
 
 /// How far the wall clock may lie behind the latest moment acted on, in milliseconds: the skew of evidence and proofs.
 const CLOCK_BEHIND_MAX_MS: i64 = 5_000;
-/// Refused calls that are remembered for `explain`.
-const LOG_MAX: usize = 10_000;
+/// RefusedCall calls that are remembered for `explain`.
+const REFUSALS_KEPT_MAX: usize = 10_000;
 /// Refusal entries a task may cause in a minute.
 const REFUSALS_PER_MINUTE: u32 = 60;
 /// Shortest and longest heartbeat of a task, in seconds.
@@ -207,15 +207,15 @@ const HEARTBEAT_MAX_S: i64 = 3_600;
 /// Tasks of one agent that may run at once.
 const TASKS_MAX: usize = 1_000;
 /// Request ids that may join access requests of one task.
-const JOINED_MAX: usize = 256;
+const ATTACHED_MAX: usize = 256;
 /// Calls that may wait for people at once; the others get their pending answer without a wait.
-const WAITS_MAX: usize = 16_384;
+const WAITING_CALLS_MAX: usize = 16_384;
 /// How often both gates run again when something moved between decision and entry.
 const ATTEMPTS: usize = 3;
 
 impl Broker {
     /// What this broker is configured to be.
-    pub const fn settings(&self) -> &Settings {
+    pub const fn settings(&self) -> &BrokerSettings {
         &self.settings
     }
 
@@ -274,7 +274,7 @@ impl Broker {
         if self.journal.tail().borrow().failed {
             return Err("the journal has stopped");
         }
-        if self.views.rules().is_none() {
+        if self.projections.rules().is_none() {
             return Err("no policy bundle is in force");
         }
         Ok(())
@@ -283,34 +283,34 @@ impl Broker {
     /// The present, never before a moment that was acted on: a wall clock that steps back revives nothing.
     pub(crate) fn now(&self) -> Timestamp {
         let now = self.clock.now().millis();
-        Timestamp::from_millis(self.high_water.fetch_max(now, Ordering::SeqCst).max(now))
+        Timestamp::from_millis(self.latest_seen.fetch_max(now, Ordering::SeqCst).max(now))
     }
 
     /// Whether the wall clock goes on steadily, and how many milliseconds it lies behind the latest moment acted on.
-    fn clocks(&self) -> (bool, i64) {
+    fn clock_status(&self) -> (bool, i64) {
         let (wall, uptime) = (self.clock.now(), self.clock.uptime());
         let steady = self.lock(&self.clock_watch).sure(wall, uptime);
-        let high_water = self.high_water.load(Ordering::SeqCst);
-        (steady, high_water.saturating_sub(wall.millis()))
+        let latest_seen = self.latest_seen.load(Ordering::SeqCst);
+        (steady, latest_seen.saturating_sub(wall.millis()))
     }
 
     /// Refuses to begin anything while the wall clock cannot be relied on: it jumped, or lies before what the journal has
     /// seen. Ends and introspection go on, by the latest moment anybody here has acted on.
-    fn clock_sure(&self, method: &'static str) -> Result<(), Refusal> {
-        let (steady, behind_ms) = self.clocks();
+    fn require_reliable_clock(&self, method: &'static str) -> Result<(), Refusal> {
+        let (steady, behind_ms) = self.clock_status();
         if steady && behind_ms <= CLOCK_BEHIND_MAX_MS {
             return Ok(());
         }
-        let told = if steady {
+        let message = if steady {
             format!("the wall clock lies {behind_ms} ms behind the journal")
         } else {
             "the wall clock jumped; it counts again when it has been steady for a minute".to_owned()
         };
-        Err(self.refuse(method, Reason::ClockUnsure, told))
+        Err(self.refuse(method, Reason::ClockUnsure, message))
     }
 
     /// 16 random bytes.
-    fn draw(&self) -> [u8; 16] {
+    fn random_bytes(&self) -> [u8; 16] {
         let mut bytes = [0; 16];
         // INVARIANT (no predictable id): without random bytes nothing may go on; the system's source does not fail once
         // it works, and it worked when the signing key was loaded.
@@ -326,14 +326,14 @@ impl Broker {
     }
 
     /// Whether a task runs, as far as anyone here knows: by its record, the moment, and ends that wait to be written.
-    fn runs(&self, task: &Task, now: Timestamp) -> bool {
+    fn is_running(&self, task: &Task, now: Timestamp) -> bool {
         task.runs(now)
             && self.task_doomed(task).is_none()
             && !self.state.standing(&task.opened.agent).value.suspended
     }
 
     /// Whether an agent is suspended, by an entry or by one that waits to be written, and the version of its stream.
-    fn standing_of(&self, agent: &AgentId) -> (bool, Version) {
+    fn agent_suspension(&self, agent: &AgentId) -> (bool, Version) {
         let at = self.state.standing(agent);
         (
             at.value.suspended || self.is_doomed(&Doomed::Agent(agent.clone())),
@@ -342,7 +342,7 @@ impl Broker {
     }
 
     /// Why a grant is dead, rules included; `None` while it lives.
-    fn dead(&self, grant: &Grant, now: Timestamp) -> Option<EndCause> {
+    fn end_cause(&self, grant: &Grant, now: Timestamp) -> Option<EndCause> {
         if let Some(cause) = self
             .state
             .dead(grant, now)
@@ -353,7 +353,7 @@ impl Broker {
         if self.owner_frozen(&grant.issued.agent) {
             return Some(EndCause::Frozen);
         }
-        let Some(rules) = self.views.rules() else {
+        let Some(rules) = self.projections.rules() else {
             return Some(EndCause::Policy);
         };
         if rules.bundle.version() == grant.issued.decision.policy {
@@ -376,7 +376,7 @@ impl Broker {
     /// where it is about the caller's own input or in development.
     fn refuse(&self, method: &'static str, reason: Reason, detail: impl Into<String>) -> Refusal {
         let detail = detail.into();
-        let correlation = CorrelationId::from_random(self.draw());
+        let correlation = CorrelationId::from_random(self.random_bytes());
         let at = self.now();
         let shown = text::escape_invisible_capped(&detail, 500);
         if reason == Reason::UseDpopNonce {
@@ -386,16 +386,16 @@ impl Broker {
             tracing::info!(%correlation, method, %reason, detail = shown, "refused");
         }
         tracing::Span::current().record("correlation", tracing::field::display(correlation));
-        let told = match reason.detail() {
-            Detail::Operator if !self.settings.tell_callers => reason.text().to_owned(),
+        let message = match reason.detail() {
+            Detail::Operator if !self.settings.expose_auth_errors => reason.text().to_owned(),
             Detail::Operator => format!("{}: {detail}", reason.text()),
             Detail::Caller => detail.clone(),
         };
-        let mut log = self.lock(&self.log);
-        if log.len() >= LOG_MAX {
+        let mut log = self.lock(&self.refused_calls);
+        if log.len() >= REFUSALS_KEPT_MAX {
             log.pop_front();
         }
-        log.push_back(Refused {
+        log.push_back(RefusedCall {
             correlation,
             at,
             method,
@@ -404,14 +404,14 @@ impl Broker {
         });
         Refusal {
             reason,
-            told,
+            message,
             correlation,
-            known: true,
+            authenticated: true,
             retry_after: None,
         }
     }
 
-    /// From now on nobody waits: who waits for people is told at once that the request is pending.
+    /// From now on nobody waits: who waits for people is message at once that the request is pending.
     pub fn stop_waiting(&self) {
         self.stopping.send_replace(true);
     }
@@ -419,51 +419,51 @@ impl Broker {
     /// A refusal of a message that is not of its form, before anybody is known.
     pub fn malformed(&self, method: &'static str, error: &Malformed) -> Refusal {
         Refusal {
-            known: false,
+            authenticated: false,
             ..self.refuse(method, Reason::Malformed, error.to_string())
         }
     }
 
     /// A refusal at gate 1: one public message for every cause, but for the two that need an answer from the caller.
     fn refuse_gate_1(&self, method: &'static str, error: &VerifyError) -> Refusal {
-        let (reason, known) = match error {
-            VerifyError::Nonce => (Reason::UseDpopNonce, true),
+        let (reason, authenticated) = match error {
+            VerifyError::InvalidNonce => (Reason::UseDpopNonce, true),
             VerifyError::Stale => (Reason::EvidenceStale, true),
             VerifyError::TooManyProofs => (Reason::TooBusy, true),
             VerifyError::Evidence(_)
             | VerifyError::Claim(_)
             | VerifyError::Subject(_)
-            | VerifyError::UnknownDomain(_)
+            | VerifyError::UntrustedDomain(_)
             | VerifyError::WrongAudience
             | VerifyError::Expired(_)
-            | VerifyError::Dates
-            | VerifyError::NoProof
+            | VerifyError::InvalidDates
+            | VerifyError::MissingProof
             | VerifyError::Proof(_)
             | VerifyError::Replayed
-            | VerifyError::ProofElsewhere(_)
-            | VerifyError::NotOfTask
-            | VerifyError::OtherWorkload { .. }
+            | VerifyError::ProofMismatch(_)
+            | VerifyError::TaskKeyMismatch
+            | VerifyError::WorkloadMismatch { .. }
             | VerifyError::NoRules
             | VerifyError::NotRegistered
-            | VerifyError::Code(_)
+            | VerifyError::OneTimeCode(_)
             | VerifyError::Session(_)
             | VerifyError::Passkey(_)
-            | VerifyError::Agents(_)
-            | VerifyError::OtherAgent(_)
+            | VerifyError::AmbiguousAgent(_)
+            | VerifyError::AgentMismatch(_)
             | VerifyError::Suspended(_)
             | VerifyError::Frozen(_)
-            | VerifyError::OtherKey(_)
-            | VerifyError::KeyRemoved
+            | VerifyError::PinnedKeyMismatch(_)
+            | VerifyError::UntrustedKey
             | VerifyError::MayNotOperate { .. } => (Reason::NotAuthenticated, false),
         };
         self.metrics.gate_1_refused(metrics::cause(error));
-        if !known {
-            let mut uncounted = self.lock(&self.uncounted);
+        if !authenticated {
+            let mut uncounted = self.lock(&self.uncounted_refusals);
             uncounted.0.get_or_insert(self.now());
             uncounted.1 += 1;
         }
         Refusal {
-            known,
+            authenticated,
             ..self.refuse(method, reason, error.to_string())
         }
     }

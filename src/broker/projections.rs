@@ -14,30 +14,30 @@ use crate::state::unusual::Registration;
 use crate::verify::{Trust, TrustedDomain};
 
 #[derive(Default)]
-pub(super) struct Views {
+pub(super) struct Projections {
     rules: ArcSwapOption<InForce>,
     trust: ArcSwap<Trust>,
     own_keys: ArcSwap<Vec<(KeyId, PublicKey)>>,
     own_set: ArcSwapOption<KeySet>,
     /// Bundles that were loaded to be checked, so that putting one in force does not load it twice.
-    shelf: Mutex<HashMap<Digest, PolicyBundle>>,
-    broken: Mutex<Option<String>>,
+    staged: Mutex<HashMap<Digest, PolicyBundle>>,
+    failure: Mutex<Option<String>>,
     /// When a bundle after the first last said something new of an agent it has.
     registrations: Mutex<HashMap<AgentId, Registration>>,
 }
 
-impl Views {
+impl Projections {
     /// Applies a committed entry: state first, then the parsed forms.
     pub(super) fn apply(&self, state: &State, committed: &Committed) {
         state.apply(committed);
         match &committed.entry().fact {
             Event::PolicyApplied(f) => {
-                let shelved = self
-                    .shelf
+                let staged = self
+                    .staged
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
                     .remove(&f.version);
-                let loaded = shelved.ok_or("not loaded yet".to_owned()).or_else(|_| {
+                let loaded = staged.ok_or("not loaded yet".to_owned()).or_else(|_| {
                     let text = committed.blob(&f.version).ok_or("its content is missing")?;
                     let files = BundleFiles::parse(text).map_err(|e| e.to_string())?;
                     PolicyBundle::load(&files).map_err(|e| e.to_string())
@@ -52,7 +52,7 @@ impl Views {
                     Err(why) => {
                         // INVARIANT (no rules, no mint): a bundle that does not load leaves none in force.
                         self.rules.store(None);
-                        self.break_with(format!("policy bundle {}: {why}", f.version));
+                        self.fail(format!("policy bundle {}: {why}", f.version));
                     }
                 }
             }
@@ -71,7 +71,7 @@ impl Views {
                             .with(f.domain.clone(), TrustedDomain { jwt_svid });
                         self.trust.store(Arc::new(next));
                     }
-                    Err(why) => self.break_with(format!("trust bundle of {}: {why}", f.domain)),
+                    Err(why) => self.fail(format!("trust bundle of {}: {why}", f.domain)),
                 }
             }
             Event::KeyPublished(f) => match PublicKey::from_jwk(&f.jwk) {
@@ -80,11 +80,11 @@ impl Views {
                     keys.push((f.kid.clone(), key));
                     match KeySet::of(keys.iter().map(|(kid, key)| (kid.clone(), key))) {
                         Ok(set) => self.own_set.store(Some(Arc::new(set))),
-                        Err(why) => self.break_with(format!("key {}: {why}", f.kid)),
+                        Err(why) => self.fail(format!("key {}: {why}", f.kid)),
                     }
                     self.own_keys.store(Arc::new(keys));
                 }
-                Err(why) => self.break_with(format!("key {}: {why}", f.kid)),
+                Err(why) => self.fail(format!("key {}: {why}", f.kid)),
             },
             Event::EpochStarted(_)
             | Event::AgentSuspended(_)
@@ -139,16 +139,16 @@ impl Views {
     }
 
     /// Keeps a loaded bundle for the entry that will put it in force.
-    pub(super) fn shelve(&self, bundle: PolicyBundle) {
-        self.shelf
+    pub(super) fn stage(&self, bundle: PolicyBundle) {
+        self.staged
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(bundle.version(), bundle);
     }
 
     /// Forgets a bundle whose entry did not come.
-    pub(super) fn unshelve(&self, version: &Digest) {
-        self.shelf
+    pub(super) fn unstage(&self, version: &Digest) {
+        self.staged
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(version);
@@ -169,16 +169,16 @@ impl Views {
     }
 
     /// What could not be read from the journal; the broker does not start with it.
-    pub(super) fn broken(&self) -> Option<String> {
-        self.broken
+    pub(super) fn failure(&self) -> Option<String> {
+        self.failure
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
 
-    fn break_with(&self, why: String) {
+    fn fail(&self, why: String) {
         tracing::error!(why, "an entry cannot be used");
-        self.broken
+        self.failure
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get_or_insert(why);

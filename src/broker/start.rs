@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::approval::notifier::Bells;
-use super::auth::replay_cache::Once;
+use super::auth::replay_cache::ReplayCache;
 use super::auth::session::SessionStore;
-use super::projections::Views;
-use super::token::verified_cache::Readings;
-use super::{Broker, Settings};
+use super::projections::Projections;
+use super::token::verified_cache::VerifiedTokenCache;
+use super::{Broker, BrokerSettings};
 use crate::approve::Bounds;
 use crate::clock::Clock;
 use crate::jose::{KeySet, KeySetError, Nonces, SigningKey, Usage};
@@ -23,9 +23,9 @@ use crate::state::{State, Table};
 use crate::telemetry::Metrics;
 
 /// Everything a broker starts from.
-pub struct Start {
+pub struct BrokerOptions {
     /// What it is configured to be.
-    pub settings: Settings,
+    pub settings: BrokerSettings,
     /// Where the journal lies.
     pub data_dir: PathBuf,
     /// The token-signing key.
@@ -42,7 +42,7 @@ pub struct Start {
 
 /// Why a broker does not start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum BrokerOpenError {
     /// The journal does not open.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -66,7 +66,7 @@ pub enum StartError {
     /// The policy bundle that should seed the journal.
     #[error("policy bundle:\n{0}")]
     Policy(#[from] BundleError),
-    /// Another key under a known name: what rests on the old one could not be told from what rests on the new.
+    /// Another key under a known name: what rests on the old one could not be message from what rests on the new.
     #[error(
         "trust bundle of {domain}: the key {kid} is another one than before; publish it under a new kid"
     )]
@@ -86,96 +86,96 @@ pub enum StartError {
 
 impl Broker {
     /// Opens the journal, replays it, enters what is new in the configuration, and sweeps what that no longer allows.
-    pub async fn start(start: Start) -> Result<Arc<Self>, StartError> {
+    pub async fn open(options: BrokerOptions) -> Result<Arc<Self>, BrokerOpenError> {
         let random = SystemRandom::new();
         let mut boot_key = [0; 32];
-        random.fill(&mut boot_key).map_err(|_| StartError::Random)?;
+        random.fill(&mut boot_key).map_err(|_| BrokerOpenError::Random)?;
         let state = Arc::new(State::default());
-        let views = Arc::new(Views::default());
-        let high_water = Arc::new(AtomicI64::new(0));
+        let projections = Arc::new(Projections::default());
+        let latest_seen = Arc::new(AtomicI64::new(0));
         let bells = Arc::new(Bells::default());
         let apply = {
-            let (state, views, high_water) = (state.clone(), views.clone(), high_water.clone());
+            let (state, projections, latest_seen) = (state.clone(), projections.clone(), latest_seen.clone());
             let bells = bells.clone();
             Box::new(move |committed: &crate::journal::Committed| {
-                high_water.fetch_max(committed.entry().at.millis(), Ordering::SeqCst);
-                views.apply(&state, committed);
+                latest_seen.fetch_max(committed.entry().at.millis(), Ordering::SeqCst);
+                projections.apply(&state, committed);
                 bells.ring(&state, committed.entry().index);
             })
         };
         let metrics = Arc::new(Metrics::default());
         let observed = metrics.clone();
-        let rates = start.settings.rates;
-        let options = Options {
-            realm: start.settings.realm.clone(),
-            clock: start.clock.clone(),
-            faults: start.faults,
+        let rates = options.settings.rates;
+        let journal_options = Options {
+            realm: options.settings.realm.clone(),
+            clock: options.clock.clone(),
+            faults: options.faults,
             observe: Some(Arc::new(move |took| observed.appended(took))),
         };
-        let journal = Journal::open(&start.data_dir, options, apply)?;
-        if let Some(why) = views.broken() {
-            return Err(StartError::Unusable(why));
+        let journal = Journal::open(&options.data_dir, journal_options, apply)?;
+        if let Some(why) = projections.failure() {
+            return Err(BrokerOpenError::Unusable(why));
         }
         let broker = Arc::new(Self {
             bounds: Bounds {
-                realm: start.settings.realm.clone(),
-                party: start.settings.relying_party(),
-                ttl_cap: start.settings.ttl_cap,
+                realm: options.settings.realm.clone(),
+                party: options.settings.relying_party(),
+                ttl_cap: options.settings.ttl_cap,
             },
-            token_issuer: TokenIssuer::new(start.key, start.settings.issuer.clone())?,
-            settings: start.settings,
-            clock: start.clock,
+            token_issuer: TokenIssuer::new(options.key, options.settings.issuer.clone())?,
+            settings: options.settings,
+            clock: options.clock,
             clock_watch: Mutex::default(),
-            high_water,
+            latest_seen,
             journal,
             state,
-            views,
+            projections,
             nonces: Nonces::new(&boot_key),
             sessions: SessionStore::new(&boot_key),
             shown: Mutex::default(),
             random,
-            once: Once::default(),
-            openings: Once::default(),
-            seen: Table::default(),
-            joined: Mutex::default(),
-            denials: Table::default(),
-            refusals: Mutex::default(),
+            replay_cache: ReplayCache::default(),
+            open_task_replay_cache: ReplayCache::default(),
+            attestations: Table::default(),
+            attached: Mutex::default(),
+            last_denials: Table::default(),
+            refusal_counts: Mutex::default(),
             statements: Mutex::default(),
-            leases: Mutex::default(),
+            lease_extensions: Mutex::default(),
             doomed: Mutex::default(),
             governing: tokio::sync::Mutex::default(),
             one_time: super::auth::bootstrap::OneTime::default(),
             swept: AtomicU64::new(0),
-            readings: Readings::default(),
-            log: Mutex::default(),
-            uncounted: Mutex::default(),
+            verified_tokens: VerifiedTokenCache::default(),
+            refused_calls: Mutex::default(),
+            uncounted_refusals: Mutex::default(),
             stopping: tokio::sync::watch::Sender::new(false),
             metrics,
-            callers: Limits::new(rates.caller_per_second, rates.caller_reserved_per_second),
-            rate_told: Seldom::default(),
+            caller_rates: Limits::new(rates.caller_per_second, rates.caller_reserved_per_second),
+            rate_limit_log_throttle: Seldom::default(),
             bells,
             turns: Mutex::default(),
             judged: super::approval::inbox::Judged::default(),
-            waits: tokio::sync::Semaphore::new(super::WAITS_MAX),
+            wait_permits: tokio::sync::Semaphore::new(super::WAITING_CALLS_MAX),
         });
-        let configured: BTreeSet<TrustDomain> = start
+        let configured: BTreeSet<TrustDomain> = options
             .trust
             .iter()
             .map(|(domain, _)| domain.clone())
             .collect();
-        for (domain, bundle) in start.trust {
-            broker.enter_trust(domain, bundle).await?;
+        for (domain, bundle) in options.trust {
+            broker.record_trust(domain, bundle).await?;
         }
         for domain in broker.state.trust_domains() {
             // A domain that is no longer configured is trusted no longer: it keeps its name and loses its keys.
             if !configured.contains(&domain) {
-                broker.enter_trust(domain, NO_KEYS.to_owned()).await?;
+                broker.record_trust(domain, NO_KEYS.to_owned()).await?;
             }
         }
         broker.publish_key().await?;
-        if let Some(files) = start.seed.filter(|_| broker.views.rules().is_none()) {
+        if let Some(files) = options.seed.filter(|_| broker.projections.rules().is_none()) {
             let bundle = PolicyBundle::load(&files)?;
-            bundle.governable().map_err(StartError::Ungovernable)?;
+            bundle.governable().map_err(BrokerOpenError::Ungovernable)?;
             broker.enter_bundle(bundle, &files, 0, None).await?;
         }
         broker.sweep().await?;
@@ -183,9 +183,9 @@ impl Broker {
     }
 
     /// A trust bundle that differs from the one in the journal is entered before it is used.
-    async fn enter_trust(&self, domain: TrustDomain, bundle: String) -> Result<(), StartError> {
+    async fn record_trust(&self, domain: TrustDomain, bundle: String) -> Result<(), BrokerOpenError> {
         let keys = KeySet::parse(bundle.as_bytes(), Usage::JwtSvid);
-        let keys = keys.map_err(|source| StartError::Trust {
+        let keys = keys.map_err(|source| BrokerOpenError::Trust {
             domain: domain.clone(),
             source,
         })?;
@@ -203,7 +203,7 @@ impl Broker {
             .and_then(|hash| self.journal.blob(&hash).ok().flatten())
             && let Some(kid) = changed_under_its_name(&before, blob.text())
         {
-            return Err(StartError::KeyChanged { domain, kid });
+            return Err(BrokerOpenError::KeyChanged { domain, kid });
         }
         let kids: BTreeSet<KeyId> = keys.kids().cloned().collect();
         let removed = known
@@ -211,7 +211,7 @@ impl Broker {
             .map(|k| k.value.kids.difference(&kids).cloned().collect())
             .unwrap_or_default();
         let version = known.map_or(0, |k| k.version);
-        let fact = Event::TrustBundleChanged(TrustBundleChanged {
+        let event = Event::TrustBundleChanged(TrustBundleChanged {
             domain: domain.clone(),
             bundle: blob.hash(),
             kids: kids.into_iter().collect(),
@@ -220,14 +220,14 @@ impl Broker {
         self.journal
             .append(Append {
                 blobs: vec![blob],
-                ..Append::one(fact, vec![(Stream::Trust(domain), version)])
+                ..Append::one(event, vec![(Stream::Trust(domain), version)])
             })
             .await?;
         Ok(())
     }
 
     /// The signing key is in the journal before it signs. (The first key of a realm needs no time to spread.)
-    async fn publish_key(&self) -> Result<(), StartError> {
+    async fn publish_key(&self) -> Result<(), BrokerOpenError> {
         let kid = self.token_issuer.kid().clone();
         if self.state.key(&kid).is_some() {
             return Ok(());
@@ -236,12 +236,12 @@ impl Broker {
             .token_issuer
             .public()
             .to_jwk_named(&kid, Usage::Signature);
-        let fact = Event::KeyPublished(KeyPublished {
+        let event = Event::KeyPublished(KeyPublished {
             kid: kid.clone(),
             jwk,
         });
         self.journal
-            .append(Append::one(fact, vec![(Stream::Key(kid), 0)]))
+            .append(Append::one(event, vec![(Stream::Key(kid), 0)]))
             .await?;
         Ok(())
     }

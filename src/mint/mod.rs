@@ -1,4 +1,4 @@
-//! The bench: the only place where a token is signed.
+//! The bench: the only context where a token is signed.
 //!
 //! In: [`Approved`] or [`Reapproved`], by value. Out: [`Minted`]: the signed token and the entry that must be durable
 //! before the token leaves. Trusts nothing it signed until it has read it back with the validators' own check.
@@ -24,10 +24,10 @@ pub enum MintError {
     ReadBack(TokenError),
     /// What reads back is not what was ordered.
     #[error("what was signed is not what was ordered")]
-    Differs,
+    ReadBackMismatch,
     /// The order's time ran out on the bench.
     #[error("the order's time ran out")]
-    Late,
+    Expired,
     /// The grant and the call do not belong together.
     #[error("not for a task")]
     NoTask,
@@ -43,13 +43,13 @@ pub struct TokenIssuer {
 }
 
 /// What the ledger gives a new grant.
-pub struct Place {
+pub struct GrantContext {
     /// The token's id, freshly drawn.
     pub jti: TokenId,
     /// (epoch, index of the last entry folded) when it was decided.
     pub position: (u64, u64),
     /// The client's idempotency key.
-    pub request_id: RequestId,
+    pub idempotency_key: IdempotencyKey,
     /// Blob: the agent's reason.
     pub reason: Option<Digest>,
     /// Version of the stream of that key in this task: 0, or that of the access request it opened.
@@ -66,8 +66,8 @@ pub struct Minted {
     pub issued: TokenIssued,
     /// The sensitive part of its action.
     pub secret: Option<ActionSecret>,
-    /// Streams the grant moves.
-    pub moves: Vec<(Stream, Version)>,
+    /// Streams the grant write_set.
+    pub write_set: Vec<(Stream, Version)>,
     /// Streams it rests on.
     pub read_set: Vec<(Stream, Version)>,
     /// It must be durable before this.
@@ -79,9 +79,9 @@ pub struct Reissued {
     /// The token.
     pub token: Secret,
     /// The entry.
-    pub fact: TokenReissued,
-    /// Streams the entry moves.
-    pub moves: Vec<(Stream, Version)>,
+    pub event: TokenReissued,
+    /// Streams the entry write_set.
+    pub write_set: Vec<(Stream, Version)>,
     /// Streams it rests on.
     pub read_set: Vec<(Stream, Version)>,
     /// It must be durable before this.
@@ -91,7 +91,7 @@ pub struct Reissued {
 impl TokenIssuer {
     /// A bench with a key; `issuer` is the `iss` of every token.
     pub fn new(key: SigningKey, issuer: String) -> Result<Self, KeySetError> {
-        let kid = Self::kid_of(key.public());
+        let kid = Self::key_id(key.public());
         let own = KeySet::of([(kid.clone(), key.public())])?;
         Ok(Self {
             key,
@@ -102,7 +102,7 @@ impl TokenIssuer {
     }
 
     /// A key is named by its thumbprint (RFC 7638), so one name never means two keys.
-    fn kid_of(key: &PublicKey) -> KeyId {
+    fn key_id(key: &PublicKey) -> KeyId {
         KeyId::of(key.thumbprint())
     }
 
@@ -118,30 +118,30 @@ impl TokenIssuer {
 
     /// Signs one token for one approved action. Consumes the pass: a second use does not compile.
     ///
-    /// `now` is the moment of signing; `draw` gives random salts for sensitive parameters.
+    /// `now` is the moment of signing; `random_bytes` gives random salts for sensitive parameters.
     pub fn mint(
         &self,
         order: Approved,
-        place: Place,
+        context: GrantContext,
         now: Timestamp,
-        draw: &mut dyn FnMut() -> [u8; 16],
+        random_bytes: &mut dyn FnMut() -> [u8; 16],
     ) -> Result<Minted, MintError> {
         if now >= order.not_after() {
-            return Err(MintError::Late);
+            return Err(MintError::Expired);
         }
         let verified = order.verified();
         let task = verified.task().ok_or(MintError::NoTask)?;
-        let (action, secret) = order.action().on_record(order.sensitive(), draw);
+        let (action, secret) = order.action().on_record(order.sensitive(), random_bytes);
         let iat = verified.now().secs();
         let blob = secret.as_ref().map(ActionSecret::blob);
         let issued = TokenIssued {
-            jti: place.jti,
+            jti: context.jti,
             task: task.id,
             agent: verified.agent().id.clone(),
             subject: verified.facts().subject.clone(),
-            request_id: place.request_id.clone(),
+            idempotency_key: context.idempotency_key.clone(),
             asked_ttl: order.decision().ttl.asked,
-            reason: place.reason,
+            reason: context.reason,
             action: Arc::new(action),
             secret: blob.as_ref().map(|text| Digest::of(text.as_bytes())),
             iat,
@@ -150,29 +150,29 @@ impl TokenIssuer {
             kid: self.kid.clone(),
             cnf: verified.binding(),
             uses: order.uses(),
-            pos: place.position.1,
+            pos: context.position.1,
             approval: order.approval().cloned().map(Arc::new),
             consumed: order.consumes().map(|(id, _)| id),
             decision: order.decision().clone(),
             evidence: Arc::new(verified.facts().clone()),
         };
-        let token = self.sign(&issued, place.position.0, now)?;
-        let mut moves = vec![(
-            Stream::Request(task.id, place.request_id),
-            place.request_version,
+        let token = self.sign(&issued, context.position.0, now)?;
+        let mut write_set = vec![(
+            Stream::Request(task.id, context.idempotency_key),
+            context.request_version,
         )];
-        moves.extend(
+        write_set.extend(
             order
                 .consumes()
                 .map(|(id, version)| (Stream::Access(id), version)),
         );
         let mut read_set = order.read_set();
-        read_set.push((Stream::Key(self.kid.clone()), place.key_version));
+        read_set.push((Stream::Key(self.kid.clone()), context.key_version));
         Ok(Minted {
             token,
             issued,
             secret,
-            moves,
+            write_set,
             read_set,
             not_after: order.not_after(),
         })
@@ -193,11 +193,11 @@ impl TokenIssuer {
         read_set.push((Stream::Key(self.kid.clone()), key_version));
         Ok(Reissued {
             token,
-            fact: TokenReissued {
+            event: TokenReissued {
                 jti: grant.issued.jti,
                 kid: self.kid.clone(),
             },
-            moves: vec![(Stream::Token(grant.issued.jti), grant.version)],
+            write_set: vec![(Stream::Token(grant.issued.jti), grant.version)],
             read_set,
             not_after: order.verified().not_after(),
         })
@@ -217,7 +217,7 @@ impl TokenIssuer {
         if *read.claims() == claims {
             Ok(token)
         } else {
-            Err(MintError::Differs)
+            Err(MintError::ReadBackMismatch)
         }
     }
 }

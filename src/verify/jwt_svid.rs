@@ -30,12 +30,12 @@ pub(super) fn check(
     let domain = hint.trust_domain();
     let keys = trust
         .domain(&domain)
-        .ok_or_else(|| VerifyError::UnknownDomain(domain.clone()))?;
+        .ok_or_else(|| VerifyError::UntrustedDomain(domain.clone()))?;
     let jws = jws::verify(compact, &keys.jwt_svid, &RULES)?;
     let claims = jws.claims();
     let subject = SpiffeId::parse(claims.string("sub")?).map_err(VerifyError::Subject)?;
     if subject.trust_domain() != domain {
-        return Err(VerifyError::UnknownDomain(subject.trust_domain()));
+        return Err(VerifyError::UntrustedDomain(subject.trust_domain()));
     }
     if claims.audience()? != audience {
         return Err(VerifyError::WrongAudience);
@@ -50,11 +50,11 @@ pub(super) fn check(
             .optional_seconds(name)?
             .is_some_and(|at| Timestamp::from_secs(at) > ahead)
         {
-            return Err(VerifyError::Dates);
+            return Err(VerifyError::InvalidDates);
         }
     }
     if expires_at > now.plus_secs(LIFE_MAX_S) {
-        return Err(VerifyError::Dates);
+        return Err(VerifyError::InvalidDates);
     }
     Ok(EvidenceFacts {
         kind: EvidenceKind::JwtSvid,

@@ -188,7 +188,7 @@ impl Broker {
             profile: defined.reference(),
             verdict,
             not_after: now.plus_secs(i64::from(defined.good_for_s)).secs(),
-            nonce: URL_SAFE_NO_PAD.encode(self.draw()),
+            nonce: URL_SAFE_NO_PAD.encode(self.random_bytes()),
         };
         let text = statement
             .canonical()
@@ -524,7 +524,7 @@ impl Broker {
             | AccessRequestStatus::Expired
             | AccessRequestStatus::Ended => return,
         };
-        // Once: what had been approved waited for its agent, not for people.
+        // ReplayCache: what had been approved waited for its agent, not for people.
         if before != AccessRequestStatus::Waiting {
             return;
         }
@@ -571,7 +571,7 @@ impl Broker {
     }
 
     pub(in crate::broker) fn rules(&self, call: &CallContext) -> Result<Arc<InForce>, Refusal> {
-        self.views.rules().ok_or_else(|| {
+        self.projections.rules().ok_or_else(|| {
             self.refuse(
                 call.method,
                 Reason::Undecided,
@@ -633,13 +633,13 @@ impl Broker {
     /// Whether people may still decide it.
     pub(in crate::broker) fn votable_now(&self, request: &AccessRequest, now: Timestamp) -> bool {
         let task = self.state.task(&request.opened.task);
-        request.waits(now) && task.is_some_and(|task| self.runs(&task, now))
+        request.waits(now) && task.is_some_and(|task| self.is_running(&task, now))
     }
 
     /// Whether enough people had said yes just before this moment: then nobody was waited for any more.
     pub(in crate::broker) fn decided_by(&self, request: &AccessRequest, moment: Timestamp) -> bool {
         let before = moment.plus_millis(-1);
-        self.views.rules().is_some_and(|rules| {
+        self.projections.rules().is_some_and(|rules| {
             let view = self.view(Arc::new(request.clone()), &rules, before);
             view.standing == AccessRequestStatus::Approved
         })
@@ -651,11 +651,11 @@ impl Broker {
         rules: &InForce,
         now: Timestamp,
     ) -> AccessView {
-        let needs = self.needs(&request, rules, now);
+        let needs = self.approval_progress(&request, rules, now);
         let running = self
             .state
             .task(&request.opened.task)
-            .is_some_and(|t| self.runs(&t, now));
+            .is_some_and(|t| self.is_running(&t, now));
         let standing = match request.status {
             AccessStatus::Denied => AccessRequestStatus::Denied,
             AccessStatus::Consumed(_) => AccessRequestStatus::Consumed,

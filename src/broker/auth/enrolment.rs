@@ -99,7 +99,7 @@ impl Broker {
         let operator = self.person(call)?;
         let mut random = [0; 32];
         for half in random.chunks_mut(16) {
-            half.copy_from_slice(&self.draw());
+            half.copy_from_slice(&self.random_bytes());
         }
         let shown = code::spell(&random);
         loop {
@@ -116,7 +116,7 @@ impl Broker {
             }
             let expires_at = now.plus_secs(INVITATION_LIFE_S);
             let fact = Event::ApproverInvited(ApproverInvited {
-                invitation: InvitationId::from_random(self.draw()),
+                invitation: InvitationId::from_random(self.random_bytes()),
                 person: person.clone(),
                 code: hash(&shown),
                 expires_at,
@@ -157,14 +157,14 @@ impl Broker {
         let now = self.now();
         let (person, enrolled, invitation) = self.open_invitation(method, shown, now)?;
         let name = self
-            .views
+            .projections
             .rules()
             .and_then(|rules| rules.bundle.person(&person).map(|p| p.name.clone()));
         let name = name.ok_or_else(|| self.unknown_invitation(method, "its person left"))?;
         Ok(EnrolmentBegun {
             challenge: self
                 .sessions
-                .challenge(Purpose::Enrol(invitation.id), self.draw(), now),
+                .challenge(Purpose::Enrol(invitation.id), self.random_bytes(), now),
             user: user_handle(&person),
             exclude: enrolled
                 .value
@@ -208,7 +208,7 @@ impl Broker {
             let key = key.thumbprint();
             let id = URL_SAFE_NO_PAD.encode(&credential.id);
             let rules = self
-                .views
+                .projections
                 .rules()
                 .filter(|rules| rules.bundle.person(&person).is_some())
                 .ok_or_else(|| self.unknown_invitation(method, "its person left"))?;
@@ -394,7 +394,7 @@ impl Broker {
 
     fn unknown_invitation(&self, method: &'static str, why: &str) -> Refusal {
         Refusal {
-            known: false,
+            authenticated: false,
             ..self.refuse(method, Reason::InvitationUnknown, why)
         }
     }

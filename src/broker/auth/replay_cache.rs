@@ -7,7 +7,7 @@ use crate::verify::VerifyError;
 /// Proofs that were used: (key, jti), until their nonce expires. In memory only: a restart forgets nothing, because its
 /// nonces are new.
 #[derive(Debug, Default)]
-pub(in crate::broker) struct Once {
+pub(in crate::broker) struct ReplayCache {
     seen: Mutex<HashMap<Thumbprint, HashMap<String, Timestamp>>>,
 }
 
@@ -16,9 +16,9 @@ const PER_KEY_MAX: usize = 131_072;
 /// Keys with live proofs.
 const KEYS_MAX: usize = 100_000;
 
-impl Once {
+impl ReplayCache {
     /// Marks a proof as used; refuses one that was.
-    pub(in crate::broker) fn mark(
+    pub(in crate::broker) fn insert_once(
         &self,
         key: Thumbprint,
         jti: &str,
@@ -43,7 +43,7 @@ impl Once {
     }
 
     /// Forgets proofs whose nonce has expired.
-    pub(in crate::broker) fn sweep(&self, now: Timestamp) {
+    pub(in crate::broker) fn prune(&self, now: Timestamp) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.retain(|_, of_key| {
             of_key.retain(|_, until| now < *until);

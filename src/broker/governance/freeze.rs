@@ -55,7 +55,7 @@ impl Broker {
             let hit = self.hit_by(&scope, &rules);
             let blob = reason
                 .as_ref()
-                .map(|prose| Blob::new(prose.blob(self.draw())));
+                .map(|prose| Blob::new(prose.blob(self.random_bytes())));
             let append = self.freezing(&scope, operator.id.clone(), blob, &rules, freeze.version);
             match self.journal.append(append).await {
                 Ok(entry) => {
@@ -237,7 +237,7 @@ impl Broker {
 
     /// A name that nothing has is a mistake, and a freeze that stops nothing would hide it.
     fn known_scope(&self, call: &CallContext, scope: &FreezeScope) -> Result<(), Refusal> {
-        let rules = self.views.rules();
+        let rules = self.projections.rules();
         let bundle = rules.as_ref().map(|rules| &rules.bundle);
         let known = self.state.freeze(scope).version > 0
             || match scope {
@@ -322,7 +322,7 @@ impl Broker {
 
     /// The owner of an agent by the policy bundle in force.
     pub(in crate::broker) fn owner_now(&self, agent: &AgentId) -> Option<PersonId> {
-        let rules = self.views.rules()?;
+        let rules = self.projections.rules()?;
         rules.bundle.agent(agent).map(|agent| agent.owner.clone())
     }
 

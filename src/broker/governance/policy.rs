@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use crate::broker::governance::freeze::Lift;
 use crate::broker::governance::pending_revocation::{Doomed, Wish};
-use crate::broker::maintenance::TOGETHER_MAX;
+use crate::broker::maintenance::TASKS_PER_ENTRY_MAX;
 use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
 use tracing::Instrument as _;
 
@@ -141,7 +141,7 @@ impl Broker {
         by: Option<PersonId>,
     ) -> Result<(), AppendError> {
         let version = bundle.version();
-        self.views.shelve(bundle);
+        self.projections.stage(bundle);
         let fact = Event::PolicyApplied(PolicyApplied { version, by });
         let append = Append {
             blobs: vec![Blob::new(files.canonical())],
@@ -149,7 +149,7 @@ impl Broker {
         };
         let result = self.journal.append(append).await.map(|_| ());
         if result.is_err() {
-            self.views.unshelve(&version);
+            self.projections.unstage(&version);
         }
         result
     }
@@ -172,7 +172,7 @@ impl Broker {
             let tasks = self.state.open_tasks_of(&agent).len();
             let blob = reason
                 .as_ref()
-                .map(|prose| Blob::new(prose.blob(self.draw())));
+                .map(|prose| Blob::new(prose.blob(self.random_bytes())));
             let fact = Event::AgentSuspended(AgentSuspended {
                 agent: agent.clone(),
                 by: operator.id.clone(),
@@ -226,7 +226,7 @@ impl Broker {
     ) -> Result<(), Refusal> {
         // An agent that was taken out of the bundle may still be suspended or resumed: its standing outlives bundles.
         let registered = self
-            .views
+            .projections
             .rules()
             .is_some_and(|rules| rules.bundle.agent(agent).is_some());
         if registered || self.state.standing(agent).version > 0 {
@@ -244,7 +244,7 @@ impl Broker {
     /// leaves the rest to the next start, an append that fails to the timer, and until then every reader asks for itself.
     pub(in crate::broker) async fn sweep(&self) -> Result<Swept, AppendError> {
         let mut swept = Swept::default();
-        let Some(rules) = self.views.rules() else {
+        let Some(rules) = self.projections.rules() else {
             return Ok(swept);
         };
         if self.swept.load(Ordering::SeqCst) == rules.version {
@@ -286,7 +286,7 @@ impl Broker {
         }
         let mut undisturbed = true;
         for (cause, tasks) in ending {
-            for chunk in tasks.chunks(TOGETHER_MAX) {
+            for chunk in tasks.chunks(TASKS_PER_ENTRY_MAX) {
                 let tasks = chunk.iter().map(|(id, _, _)| *id).collect();
                 let fact = Event::TaskEnded(TaskEnded {
                     tasks,
@@ -333,7 +333,7 @@ impl Broker {
         {
             let id = task.opened.task;
             let dead = |g: &Arc<Grant>| {
-                g.ended.is_none() && now.secs() < g.issued.exp && self.dead(g, now).is_some()
+                g.ended.is_none() && now.secs() < g.issued.exp && self.end_cause(g, now).is_some()
             };
             let dead: Vec<_> = self.state.grants_of(&id).into_iter().filter(dead).collect();
             for chunk in dead.chunks(SELECTOR_MAX) {

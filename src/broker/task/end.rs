@@ -8,7 +8,7 @@ use crate::state::{AccessRequest, AccessStatus, Grant, Task};
 
 /// A parsed end of a task.
 #[derive(Debug, Clone)]
-pub struct TaskEndAsk {
+pub struct EndTaskInput {
     /// Which.
     pub task: TaskId,
     /// How the agent says it went.
@@ -42,14 +42,14 @@ impl Broker {
     pub async fn complete_task(
         &self,
         call: &CallContext,
-        ask: TaskEndAsk,
+        input: EndTaskInput,
     ) -> Result<EndReport, Refusal> {
-        let (task, _held) = self.task_possession(call, &ask.task, None, None, self.now())?;
+        let (task, _held) = self.task_possession(call, &input.task, None, None, self.now())?;
         self.end_task(
             call.method,
             &task.opened.task,
             EndCause::Completed,
-            ask.outcome,
+            input.outcome,
             None,
             Vec::new(),
         )
@@ -60,21 +60,21 @@ impl Broker {
     pub async fn end_task_as_operator(
         &self,
         call: &CallContext,
-        ask: TaskEndAsk,
+        input: EndTaskInput,
     ) -> Result<EndReport, Refusal> {
         let operator = self.person(call)?;
-        if self.state.task(&ask.task).is_none() {
+        if self.state.task(&input.task).is_none() {
             return Err(self.refuse(
                 call.method,
                 Reason::NotFound,
-                format!("no task {}", ask.task),
+                format!("no task {}", input.task),
             ));
         }
         let rules = self.still_operator(call, &operator)?;
         let read_set = vec![(Stream::Policy, rules.version)];
         self.end_task(
             call.method,
-            &ask.task,
+            &input.task,
             EndCause::Operator,
             None,
             Some(operator.id),
@@ -99,7 +99,7 @@ impl Broker {
                 .clone();
             let read_set = self.request_premises(&opened);
             let request = self.own_request(call, &task.opened.task, &id)?;
-            if !request.waits(now) || !self.runs(&task, now) {
+            if !request.waits(now) || !self.is_running(&task, now) {
                 return Err(self.refuse(
                     call.method,
                     Reason::AccessRequestClosed,
@@ -108,19 +108,19 @@ impl Broker {
             }
             // Whoever asks, and takes it back when somebody is about to answer, has had an answer.
             let begun = self.vote_begun(&id, now);
-            let fact = Event::AccessRequestClosed(AccessRequestClosed {
+            let event = Event::AccessRequestClosed(AccessRequestClosed {
                 access_request: id,
                 cause: CloseCause::Cancelled,
                 begun,
             });
-            let mut moves = vec![(Stream::Access(id), request.version)];
+            let mut write_set = vec![(Stream::Access(id), request.version)];
             if begun {
                 let asks = self.state.asks(&opened.agent).version;
-                moves.push((Stream::Asks(opened.agent.clone()), asks));
+                write_set.push((Stream::Asks(opened.agent.clone()), asks));
             }
             let append = Append {
                 read_set,
-                ..Append::one(fact, moves)
+                ..Append::one(event, write_set)
             };
             match self.journal.append(append).await {
                 Ok(_) => return Ok(()),
@@ -160,7 +160,7 @@ impl Broker {
                 None => (cause, outcome, by.clone()),
                 Some(lapsed) => (lapsed, None, None),
             };
-            let fact = Event::TaskEnded(TaskEnded {
+            let event = Event::TaskEnded(TaskEnded {
                 tasks: vec![*id],
                 cause,
                 outcome,
@@ -168,7 +168,7 @@ impl Broker {
             });
             let append = Append {
                 read_set: read_set.iter().cloned().chain(task_reads).collect(),
-                ..Append::one(fact, vec![(Stream::Task(*id), task.version)])
+                ..Append::one(event, vec![(Stream::Task(*id), task.version)])
             };
             match self.journal.append(append).await {
                 Ok(_) => {

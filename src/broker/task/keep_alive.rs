@@ -3,14 +3,14 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::broker::maintenance::TOGETHER_MAX;
+use crate::broker::maintenance::TASKS_PER_ENTRY_MAX;
 use crate::broker::{ATTEMPTS, Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
 use crate::state::Task;
 
 /// How long signs of life are gathered before they are entered together.
-const GATHER: Duration = Duration::from_millis(20);
+const LEASE_BATCH_WINDOW: Duration = Duration::from_millis(20);
 
 /// A task whose lease wants extending, and where to say that it was looked at.
 #[derive(Debug)]
@@ -31,15 +31,15 @@ impl Broker {
     ) -> Result<Timestamp, Refusal> {
         let (task, _held) = self.task_possession(call, &id, None, None, self.now())?;
         let Some(seconds) = task.opened.heartbeat_seconds else {
-            let told = "the task was opened without a heartbeat";
-            return Err(self.refuse(call.method, Reason::Malformed, told));
+            let message = "the task was opened without a heartbeat";
+            return Err(self.refuse(call.method, Reason::Malformed, message));
         };
         for _ in 0..ATTEMPTS {
             let now = self.now();
             let task = self
                 .state
                 .task(&id)
-                .filter(|task| self.runs(task, now))
+                .filter(|task| self.is_running(task, now))
                 .ok_or_else(|| self.refuse(call.method, Reason::TaskEnded, "the task is over"))?;
             let until = lease_of(&task);
             let enough = until.since(now).saturating_mul(2) >= seconds.saturating_mul(1000);
@@ -48,13 +48,13 @@ impl Broker {
             }
             let (done, answer) = oneshot::channel();
             let first = {
-                let mut waiting = self.lock(&self.leases);
+                let mut waiting = self.lock(&self.lease_extensions);
                 waiting.push(Waiting { task: id, done });
                 waiting.len() == 1
             };
             if first {
                 // A task of its own: the others must not wait on whether the first caller stays.
-                tokio::spawn(Arc::clone(self).extend_gathered());
+                tokio::spawn(Arc::clone(self).extend_batch());
             }
             match answer.await {
                 // What happened is read from the record: extended, ended, or moved by somebody else.
@@ -66,12 +66,12 @@ impl Broker {
         Err(self.refuse(call.method, Reason::Conflict, "extending the lease"))
     }
 
-    async fn extend_gathered(self: Arc<Self>) {
-        tokio::time::sleep(GATHER).await;
-        let waiting = std::mem::take(&mut *self.lock(&self.leases));
+    async fn extend_batch(self: Arc<Self>) {
+        tokio::time::sleep(LEASE_BATCH_WINDOW).await;
+        let waiting = std::mem::take(&mut *self.lock(&self.lease_extensions));
         let mut waiting = waiting.into_iter().peekable();
         while waiting.peek().is_some() {
-            let chunk: Vec<Waiting> = waiting.by_ref().take(TOGETHER_MAX).collect();
+            let chunk: Vec<Waiting> = waiting.by_ref().take(TASKS_PER_ENTRY_MAX).collect();
             let result = self.extend(&chunk).await;
             // When one task's end spoils the entry for the others of its chunk, each goes alone.
             if matches!(result, Err(AppendError::Conflict(_) | AppendError::Late))
@@ -92,7 +92,7 @@ impl Broker {
     async fn extend(&self, chunk: &[Waiting]) -> Result<(), AppendError> {
         let now = self.now();
         let mut leases = Vec::new();
-        let (mut moves, mut read_set) = (Vec::new(), Vec::new());
+        let (mut write_set, mut read_set) = (Vec::new(), Vec::new());
         let mut not_after: Option<Timestamp> = None;
         for waiting in chunk {
             let id = waiting.task;
@@ -100,7 +100,7 @@ impl Broker {
                 continue;
             };
             let task_reads = self.task_premises(&opened);
-            let Some(task) = self.state.task(&id).filter(|task| self.runs(task, now)) else {
+            let Some(task) = self.state.task(&id).filter(|task| self.is_running(task, now)) else {
                 continue;
             };
             let (Some(lease), Some(seconds)) = (task.lease, task.opened.heartbeat_seconds) else {
@@ -111,7 +111,7 @@ impl Broker {
                 continue;
             }
             leases.push((id, until));
-            moves.push((Stream::Lease(id), lease.version));
+            write_set.push((Stream::Lease(id), lease.version));
             read_set.push((Stream::Task(id), task.version));
             for read in task_reads {
                 if !read_set.contains(&read) {
@@ -127,7 +127,7 @@ impl Broker {
         let append = Append {
             read_set,
             not_after,
-            ..Append::one(Event::LeasesExtended(LeasesExtended { leases }), moves)
+            ..Append::one(Event::LeasesExtended(LeasesExtended { leases }), write_set)
         };
         self.journal.append(append).await.map(|_| ())
     }

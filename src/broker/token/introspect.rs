@@ -70,7 +70,7 @@ impl Broker {
                 .ok_or_else(inactive)?;
             let jti = found.issued.jti;
             // Versions first, then the question: whatever moves after this line refuses the append.
-            let rules = self.views.rules().ok_or_else(inactive)?;
+            let rules = self.projections.rules().ok_or_else(inactive)?;
             let policy = rules.version;
             if !rules
                 .bundle
@@ -94,7 +94,7 @@ impl Broker {
             let grant = self
                 .state
                 .grant(&jti)
-                .filter(|grant| self.dead(grant, now).is_none())
+                .filter(|grant| self.end_cause(grant, now).is_none())
                 .ok_or_else(inactive)?;
             if grant.issued.uses.is_none() {
                 return Ok(Consumed {
@@ -122,7 +122,7 @@ impl Broker {
                     "every use of the token is spent",
                 ));
             }
-            let fact = Event::TokenConsumed(TokenConsumed {
+            let event = Event::TokenConsumed(TokenConsumed {
                 jti,
                 validator: caller.id.clone(),
                 use_id: use_id.clone(),
@@ -137,7 +137,7 @@ impl Broker {
             let append = Append {
                 read_set,
                 not_after: Some(until),
-                ..Append::one(fact, vec![(Stream::Token(jti), grant.version)])
+                ..Append::one(event, vec![(Stream::Token(jti), grant.version)])
             };
             match self.journal.append(append).await {
                 Ok(entry) => {
@@ -161,20 +161,20 @@ impl Broker {
         audiences: &std::collections::BTreeSet<Audience>,
         now: Timestamp,
     ) -> Option<Arc<Grant>> {
-        let (jti, kid) = self.read(token, now)?;
+        let (jti, kid) = self.parse_own_token(token, now)?;
         let grant = self.state.grant(&jti)?;
         if !audiences.contains(&grant.issued.action.audience) || !grant.kids.contains(&kid) {
             return None;
         }
-        self.dead(&grant, now).is_none().then_some(grant)
+        self.end_cause(&grant, now).is_none().then_some(grant)
     }
 
     /// The grant that a token of ours stands for and the key that signed it, if the token says just what the grant says. Says
     /// nothing of whether it lives.
-    fn read(&self, token: &Secret, now: Timestamp) -> Option<(TokenId, KeyId)> {
-        let keys = self.views.own_keys()?;
+    fn parse_own_token(&self, token: &Secret, now: Timestamp) -> Option<(TokenId, KeyId)> {
+        let keys = self.projections.own_keys()?;
         let text = Digest::of(token.expose_secret().as_bytes());
-        if let Some(read) = self.readings.of(&keys, &text) {
+        if let Some(read) = self.verified_tokens.get(&keys, &text) {
             return Some(read);
         }
         let expect = Expect {
@@ -189,18 +189,18 @@ impl Broker {
             return None;
         }
         let read = (claims.jti, checked.kid().clone());
-        self.readings.note(&keys, text, read.0, read.1.clone());
+        self.verified_tokens.insert(&keys, text, read.0, read.1.clone());
         Some(read)
     }
 
     /// The bench read this token back before it left: it need not be read again here.
-    pub(in crate::broker) fn was_read(&self, token: &Secret, issued: &TokenIssued) {
-        if let Some(keys) = self.views.own_keys()
+    pub(in crate::broker) fn cache_verified_token(&self, token: &Secret, issued: &TokenIssued) {
+        if let Some(keys) = self.projections.own_keys()
             && keys.get(&issued.kid).is_some()
         {
             let text = Digest::of(token.expose_secret().as_bytes());
-            self.readings
-                .note(&keys, text, issued.jti, issued.kid.clone());
+            self.verified_tokens
+                .insert(&keys, text, issued.jti, issued.kid.clone());
         }
     }
 }

@@ -1,44 +1,44 @@
 use std::sync::Arc;
 
 use crate::approve::{self, Approved};
-use crate::broker::token::request::{Round, TokenGiven, TokenReply, Turn};
+use crate::broker::token::request::{AttemptOutcome, IssuedReply, TokenReply, TokenAttempt};
 use crate::broker::{Broker, Refusal};
 use crate::journal::{Append, AppendError, Blob};
-use crate::mint::{MintError, Place};
+use crate::mint::{MintError, GrantContext};
 use crate::model::*;
 use crate::state::Grant;
 use crate::verify::Verified;
 
 impl Broker {
     /// Mints. A crash before the append leaves nothing in the world; after it, a recorded grant that a retry by
-    /// `request_id` finds, and that dies with its task.
-    pub(in crate::broker) async fn grant(
+    /// `idempotency_key` finds, and that dies with its task.
+    pub(in crate::broker) async fn issue(
         &self,
-        turn: &Turn<'_>,
+        attempt: &TokenAttempt<'_>,
         approved: Approved,
         position: (u64, u64),
-    ) -> Result<Round, Refusal> {
-        let Turn { call, ask, .. } = *turn;
+    ) -> Result<AttemptOutcome, Refusal> {
+        let TokenAttempt { call, input, .. } = *attempt;
         let facts = approved.verified().facts().clone();
         let rules = self.rules_shown(&approved.decision().rules);
-        let reason = ask
+        let reason = input
             .reason
             .as_ref()
-            .map(|prose| Blob::new(prose.blob(self.draw())));
-        let place = Place {
-            jti: TokenId::from_random(self.draw()),
+            .map(|prose| Blob::new(prose.blob(self.random_bytes())));
+        let context = GrantContext {
+            jti: TokenId::from_random(self.random_bytes()),
             position,
-            request_id: ask.request_id.clone(),
+            idempotency_key: input.idempotency_key.clone(),
             reason: reason.as_ref().map(Blob::hash),
-            request_version: turn.request_version,
+            request_version: attempt.request_version,
             key_version: self.key_version(),
         };
         let minted = match self
             .token_issuer
-            .mint(approved, place, self.now(), &mut || self.draw())
+            .mint(approved, context, self.now(), &mut || self.random_bytes())
         {
             Ok(minted) => minted,
-            Err(MintError::Late) => return Ok(Round::Again),
+            Err(MintError::Expired) => return Ok(AttemptOutcome::Retry),
             Err(error) => {
                 return Err(self.refuse(call.method, Reason::Undecided, error.to_string()));
             }
@@ -54,14 +54,14 @@ impl Broker {
                 .into_iter()
                 .chain(reason)
                 .collect(),
-            ..Append::one(Event::TokenIssued((*issued).clone()), minted.moves)
+            ..Append::one(Event::TokenIssued((*issued).clone()), minted.write_set)
         };
         // INVARIANT (durable before release): the token is dropped here unless its entry is in the journal.
         match self.journal.append(append).await {
             Ok(_) => {
                 self.count_decision("approved", &issued.decision.rules);
-                self.was_read(&minted.token, &issued);
-                Ok(Round::Done(TokenReply::Token(Box::new(TokenGiven {
+                self.cache_verified_token(&minted.token, &issued);
+                Ok(AttemptOutcome::Done(TokenReply::Token(Box::new(IssuedReply {
                     token: minted.token,
                     issued,
                     openings: minted.secret,
@@ -70,30 +70,30 @@ impl Broker {
                     facts,
                 }))))
             }
-            Err(AppendError::Conflict(_) | AppendError::Late) => Ok(Round::Again),
+            Err(AppendError::Conflict(_) | AppendError::Late) => Ok(AttemptOutcome::Retry),
             Err(error) => Err(self.refuse_append(call.method, &error)),
         }
     }
 
     /// A retry: the same words get the same grant, signed anew, while it lives and would still be given. A crash after
     /// the append leaves an entry saying so, and no new token.
-    pub(in crate::broker) async fn grant_again(
+    pub(in crate::broker) async fn reissue(
         &self,
-        turn: &Turn<'_>,
+        attempt: &TokenAttempt<'_>,
         verified: Verified,
         jti: &TokenId,
-    ) -> Result<Round, Refusal> {
-        let Turn {
-            call, ask, rules, ..
-        } = *turn;
-        self.clock_sure(call.method)?;
+    ) -> Result<AttemptOutcome, Refusal> {
+        let TokenAttempt {
+            call, input, rules, ..
+        } = *attempt;
+        self.require_reliable_clock(call.method)?;
         let Some(recorded) = self.state.recorded(jti) else {
             return Err(self.refuse(call.method, Reason::TokenDead, "the grant is gone"));
         };
         let grant = Arc::clone(recorded.grant());
-        let same = grant.action.as_ref().is_some_and(|a| **a == ask.action)
-            && grant.issued.asked_ttl == ask.ttl
-            && grant.reason.as_ref().map(Prose::as_str) == ask.reason.as_ref().map(Prose::as_str);
+        let same = grant.action.as_ref().is_some_and(|a| **a == input.action)
+            && grant.issued.asked_ttl == input.ttl
+            && grant.reason.as_ref().map(Prose::as_str) == input.reason.as_ref().map(Prose::as_str);
         if !same {
             return Err(self.refuse(
                 call.method,
@@ -102,7 +102,7 @@ impl Broker {
             ));
         }
         let dead = |why: String| Err(self.refuse(call.method, Reason::TokenDead, why));
-        if let Some(cause) = self.dead(&grant, verified.now()) {
+        if let Some(cause) = self.end_cause(&grant, verified.now()) {
             return dead(format!(
                 "the token of this request_id ended: {}",
                 cause.as_str()
@@ -120,7 +120,7 @@ impl Broker {
             verified,
             recorded,
             consumed.as_deref(),
-            self.action_freeze(&ask.action.name),
+            self.action_freeze(&input.action.name),
             self.ground(rules),
         ) else {
             return dead("today's rules would not give it".to_owned());
@@ -137,26 +137,26 @@ impl Broker {
         let append = Append {
             read_set: reissued.read_set,
             not_after: Some(reissued.not_after),
-            ..Append::one(Event::TokenReissued(reissued.fact), reissued.moves)
+            ..Append::one(Event::TokenReissued(reissued.event), reissued.write_set)
         };
         match self.journal.append(append).await {
             Ok(_) => {
                 self.count_decision("reissued", &grant.issued.decision.rules);
-                Ok(Round::Done(TokenReply::Token(Box::new(TokenGiven {
+                Ok(AttemptOutcome::Done(TokenReply::Token(Box::new(IssuedReply {
                     token: reissued.token,
                     issued: grant.issued.clone(),
-                    openings: self.opened_secret(&grant),
+                    openings: self.action_secret(&grant),
                     reissued: true,
                     rules: self.rules_shown(&grant.issued.decision.rules),
                     facts,
                 }))))
             }
-            Err(AppendError::Conflict(_) | AppendError::Late) => Ok(Round::Again),
+            Err(AppendError::Conflict(_) | AppendError::Late) => Ok(AttemptOutcome::Retry),
             Err(error) => Err(self.refuse_append(call.method, &error)),
         }
     }
 
-    fn opened_secret(&self, grant: &Grant) -> Option<ActionSecret> {
+    fn action_secret(&self, grant: &Grant) -> Option<ActionSecret> {
         let text = grant
             .issued
             .secret

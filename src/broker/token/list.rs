@@ -35,7 +35,7 @@ pub struct LiveToken {
 /// Most rows of a page.
 pub const PAGE_MAX: usize = 100;
 /// Grants that are looked at before others are let on.
-const STRETCH: usize = 4_096;
+const SCAN_YIELD_EVERY: usize = 4_096;
 
 impl Broker {
     /// Tokens that are good now, the next to expire first, after the one named. Walks every grant of every open task, and
@@ -53,8 +53,8 @@ impl Broker {
         let after = match after {
             None => None,
             Some(jti) => Some(place(&*self.state.grant(&jti).ok_or_else(|| {
-                let told = "page_token: no such token";
-                self.refuse(call.method, Reason::NotFound, told)
+                let message = "page_token: no such token";
+                self.refuse(call.method, Reason::NotFound, message)
             })?)),
         };
         let mut page: BTreeMap<(i64, TokenId), Arc<Grant>> = BTreeMap::new();
@@ -64,14 +64,14 @@ impl Broker {
                 let place = place(&grant);
                 let wanted = after.is_none_or(|after| place > after)
                     && (page.len() < max || page.last_key_value().is_some_and(|(l, _)| place < *l));
-                if wanted && self.dead(&grant, now).is_none() && !grant.spent() {
+                if wanted && self.end_cause(&grant, now).is_none() && !grant.spent() {
                     page.insert(place, grant);
                     if page.len() > max {
                         page.pop_last();
                     }
                 }
                 looked = looked.saturating_add(1);
-                if looked.is_multiple_of(STRETCH) {
+                if looked.is_multiple_of(SCAN_YIELD_EVERY) {
                     tokio::task::yield_now().await;
                 }
             }

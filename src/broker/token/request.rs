@@ -2,15 +2,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::approve::{self, ApproveError, Decision, Order};
-use crate::broker::{ATTEMPTS, Broker, CallContext, JOINED_MAX, Refusal};
+use crate::broker::{ATTEMPTS, Broker, CallContext, ATTACHED_MAX, Refusal};
 use crate::model::*;
 use crate::policy::{InForce, Method};
-use crate::state::{AccessRequest, AccessStatus, Fixed, Task};
+use crate::state::{AccessRequest, AccessStatus, IdempotencyOutcome, Task};
 use crate::verify::{self, Authenticated, VerifyError};
 
 /// A parsed `RequestToken`.
 #[derive(Debug)]
-pub struct TokenAsk {
+pub struct RequestTokenInput {
     /// In which task.
     pub task: TaskId,
     /// What for.
@@ -20,7 +20,7 @@ pub struct TokenAsk {
     /// Why, in the agent's words.
     pub reason: Option<Prose>,
     /// The client's idempotency key.
-    pub request_id: RequestId,
+    pub idempotency_key: IdempotencyKey,
     /// Milliseconds to wait for people.
     pub wait_ms: u64,
     /// Evidence, shown again.
@@ -31,7 +31,7 @@ pub struct TokenAsk {
 #[derive(Debug)]
 pub enum TokenReply {
     /// A token.
-    Token(Box<TokenGiven>),
+    Token(Box<IssuedReply>),
     /// People are asked.
     Pending(Box<PendingReply>),
     /// No.
@@ -40,7 +40,7 @@ pub enum TokenReply {
 
 /// A token and how it came about.
 #[derive(Debug)]
-pub struct TokenGiven {
+pub struct IssuedReply {
     /// The JWT.
     pub token: Secret,
     /// The grant.
@@ -66,7 +66,7 @@ pub struct PendingReply {
     pub needs: Vec<ProfileState>,
     /// When waiting ends.
     pub expires_at: Timestamp,
-    /// Rules that ask for it.
+    /// Rules that input for it.
     pub rules: Vec<RuleShown>,
     /// The arithmetic so far.
     pub ttl: TtlSum,
@@ -75,11 +75,34 @@ pub struct PendingReply {
     /// What gate 1 saw in this call.
     pub facts: EvidenceFacts,
     /// What it was decided on: a waiting call wakes when any of it moves.
-    pub(in crate::broker) basis: Basis,
+    pub(in crate::broker) versions: DecisionVersions,
 }
 
-/// Versions of the access request, the task, the agent and the rules.
-pub(in crate::broker) type Basis = [Version; 4];
+/// Versions a pending answer was computed from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::broker) struct DecisionVersions {
+    access_request: Version,
+    task: Version,
+    agent: Version,
+    policy: Version,
+}
+
+impl DecisionVersions {
+    /// Takes the versions of what was read; zero for what is missing.
+    pub(in crate::broker) fn new(
+        access_request: Version,
+        task: Option<&Task>,
+        agent: Version,
+        rules: Option<&InForce>,
+    ) -> Self {
+        Self {
+            access_request,
+            task: task.map_or(0, |t| t.version),
+            agent,
+            policy: rules.map_or(0, |r| r.version),
+        }
+    }
+}
 
 /// A no.
 #[derive(Debug)]
@@ -119,9 +142,9 @@ pub struct ProfileState {
 const WAIT_MAX_MS: u64 = 60_000;
 
 /// One round of both gates for one call: who asks for what, under which rules, at which moment.
-pub(in crate::broker) struct Turn<'a> {
+pub(in crate::broker) struct TokenAttempt<'a> {
     pub(in crate::broker) call: &'a CallContext,
-    pub(in crate::broker) ask: &'a TokenAsk,
+    pub(in crate::broker) input: &'a RequestTokenInput,
     pub(in crate::broker) authenticated: &'a Authenticated,
     pub(in crate::broker) rules: &'a InForce,
     pub(in crate::broker) task: &'a Task,
@@ -131,10 +154,10 @@ pub(in crate::broker) struct Turn<'a> {
 }
 
 /// What one round of both gates came to.
-pub(in crate::broker) enum Round {
+pub(in crate::broker) enum AttemptOutcome {
     Done(TokenReply),
     /// Something moved between decision and entry: nothing was done.
-    Again,
+    Retry,
 }
 
 impl Broker {
@@ -142,35 +165,35 @@ impl Broker {
     pub async fn request_token(
         &self,
         call: &CallContext,
-        ask: TokenAsk,
+        input: RequestTokenInput,
     ) -> Result<TokenReply, Refusal> {
         let now = self.now();
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
-        let evidence_hash = ask.evidence.as_ref().map(verify::evidence_hash);
+        let evidence_hash = input.evidence.as_ref().map(verify::evidence_hash);
         let (task, possession) = self.task_possession(
             call,
-            &ask.task,
-            Some(ask.action.digest()),
+            &input.task,
+            Some(input.action.digest()),
             evidence_hash,
             now,
         )?;
-        if !self.runs(&task, now) {
+        if !self.is_running(&task, now) {
             return Err(self.refuse(call.method, Reason::TaskEnded, "the task is over"));
         }
-        let attested = match &ask.evidence {
+        let attested = match &input.evidence {
             Some(evidence) => Arc::new(self.attest(evidence, now).map_err(|e| closed(&e))?),
             None => self
-                .remembered(&ask.task)
+                .cached_attestation(&input.task)
                 .ok_or_else(|| closed(&VerifyError::Stale))?,
         };
         let authenticated =
             Authenticated::for_task(attested, possession, &task.opened).map_err(|e| closed(&e))?;
-        if ask.ttl <= 0 {
+        if input.ttl <= 0 {
             return Err(self.refuse(call.method, Reason::InvalidTtl, "ttl must be above zero"));
         }
-        let waiting = (ask.wait_ms > 0).then(|| self.waits.try_acquire().ok());
+        let waiting = (input.wait_ms > 0).then(|| self.wait_permits.try_acquire().ok());
         let wait = match waiting {
-            Some(Some(_)) => Duration::from_millis(ask.wait_ms.min(WAIT_MAX_MS)),
+            Some(Some(_)) => Duration::from_millis(input.wait_ms.min(WAIT_MAX_MS)),
             Some(None) | None => Duration::ZERO,
         };
         let mut stopping = self.stopping.subscribe();
@@ -178,7 +201,7 @@ impl Broker {
         tokio::pin!(until);
         let mut shown: Option<PendingReply> = None;
         loop {
-            let reply = match self.both_gates(call, &authenticated, &ask).await {
+            let reply = match self.evaluate_with_retry(call, &authenticated, &input).await {
                 Ok(reply) => reply,
                 // Evidence that went stale during the wait is asked for, not refused: the wait was honest.
                 Err(refusal) if refusal.reason == Reason::EvidenceStale => match shown {
@@ -192,8 +215,8 @@ impl Broker {
                 },
                 Err(refusal) => return Err(refusal),
             };
-            if ask.evidence.is_some() {
-                self.remember(ask.task, &authenticated);
+            if input.evidence.is_some() {
+                self.cache_attestation(input.task, &authenticated);
             }
             let pending = match reply {
                 TokenReply::Pending(pending) if !wait.is_zero() => pending,
@@ -214,7 +237,7 @@ impl Broker {
                         "the journal has stopped",
                     ));
                 }
-                if self.basis(&ask.task, &pending.access_request) != pending.basis {
+                if self.decision_versions(&input.task, &pending.access_request) != pending.versions {
                     break;
                 }
                 tokio::select! {
@@ -229,28 +252,30 @@ impl Broker {
         }
     }
 
-    fn basis(&self, task: &TaskId, access_request: &AccessRequestId) -> Basis {
+    fn decision_versions(&self, task: &TaskId, access_request: &AccessRequestId) -> DecisionVersions {
+        let request = self.state.access_request(access_request);
         let task = self.state.task(task);
-        [
-            self.state
-                .access_request(access_request)
-                .map_or(0, |r| r.version),
-            task.as_ref().map_or(0, |t| t.version),
-            task.map_or(0, |t| self.state.standing(&t.opened.agent).version),
-            self.views.rules().map_or(0, |r| r.version),
-        ]
+        let agent = task
+            .as_ref()
+            .map_or(0, |t| self.state.standing(&t.opened.agent).version);
+        DecisionVersions::new(
+            request.map_or(0, |r| r.version),
+            task.as_deref(),
+            agent,
+            self.projections.rules().as_deref(),
+        )
     }
 
-    async fn both_gates(
+    async fn evaluate_with_retry(
         &self,
         call: &CallContext,
         authenticated: &Authenticated,
-        ask: &TokenAsk,
+        input: &RequestTokenInput,
     ) -> Result<TokenReply, Refusal> {
         for _ in 0..ATTEMPTS {
-            match self.round(call, authenticated, ask).await? {
-                Round::Done(reply) => return Ok(reply),
-                Round::Again => {}
+            match self.evaluate_once(call, authenticated, input).await? {
+                AttemptOutcome::Done(reply) => return Ok(reply),
+                AttemptOutcome::Retry => {}
             }
         }
         Err(self.refuse(
@@ -261,33 +286,33 @@ impl Broker {
     }
 
     /// One round: gate 1, what the request id already stands for, gate 2, entry.
-    async fn round(
+    async fn evaluate_once(
         &self,
         call: &CallContext,
         authenticated: &Authenticated,
-        ask: &TokenAsk,
-    ) -> Result<Round, Refusal> {
+        input: &RequestTokenInput,
+    ) -> Result<AttemptOutcome, Refusal> {
         let now = self.now();
         // Taken before anything is read: what is decided below has folded at least this much.
         let position = self.state.position();
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
-        let task = self.state.task(&ask.task).filter(|t| self.runs(t, now));
+        let task = self.state.task(&input.task).filter(|t| self.is_running(t, now));
         let task =
             task.ok_or_else(|| self.refuse(call.method, Reason::TaskEnded, "the task is over"))?;
         let rules = self
-            .views
+            .projections
             .rules()
             .ok_or_else(|| closed(&VerifyError::NoRules))?;
         let agent_version = self.state.standing(&task.opened.agent).version;
-        let standing = self.standing(authenticated, Some(&rules), Some(&task));
+        let standing = self.gate_1_context(authenticated, Some(&rules), Some(&task));
         let verified = authenticated
             .verify(standing, now)
             .map_err(|e| closed(&e))?;
-        let request_id = self.state.request_id(&ask.task, &ask.request_id);
-        let request_version = request_id.version;
-        let turn = Turn {
+        let idempotency_key = self.state.idempotency_outcome(&input.task, &input.idempotency_key);
+        let request_version = idempotency_key.version;
+        let attempt = TokenAttempt {
             call,
-            ask,
+            input,
             authenticated,
             rules: &rules,
             task: &task,
@@ -296,56 +321,56 @@ impl Broker {
             now,
         };
 
-        match request_id
+        match idempotency_key
             .value
-            .or_else(|| self.stands_for(&ask.task, &ask.request_id, now))
+            .or_else(|| self.implied_outcome(&input.task, &input.idempotency_key, now))
         {
-            Some(Fixed::Granted(jti)) => return self.grant_again(&turn, verified, &jti).await,
-            Some(Fixed::Refused(id)) => return self.refused_before(&turn, &id),
+            Some(IdempotencyOutcome::Granted(jti)) => return self.reissue(&attempt, verified, &jti).await,
+            Some(IdempotencyOutcome::Refused(id)) => return self.replay_denial(&attempt, &id),
             None => {}
         }
-        self.clock_sure(call.method)?;
-        if let Err(problem) = rules.bundle.check_action(&ask.action) {
-            return Err(self.refuse_action(&turn, &problem).await);
+        self.require_reliable_clock(call.method)?;
+        if let Err(problem) = rules.bundle.check_action(&input.action) {
+            return Err(self.refuse_action(&attempt, &problem).await);
         }
         // Before looking for one that waits: an opening that comes after this line refuses ours.
         let asks = self.state.asks(&task.opened.agent);
-        let waiting = self.state.waiting_for(&ask.task, ask.action.digest(), now);
-        self.same_question(&turn)?;
+        let waiting = self.state.waiting_for(&input.task, input.action.digest(), now);
+        self.check_same_action(&attempt)?;
         let order = Order {
-            action: ask.action.clone(),
-            ttl: ask.ttl,
+            action: input.action.clone(),
+            ttl: input.ttl,
         };
-        let id = DecisionId::from_random(self.draw());
+        let id = DecisionId::from_random(self.random_bytes());
         match approve::decide(
             verified,
             &order,
             waiting.as_deref(),
-            self.action_freeze(&ask.action.name),
+            self.action_freeze(&input.action.name),
             self.ground(&rules),
             id,
         ) {
-            Ok(Decision::Approved(approved)) => self.grant(&turn, *approved, position).await,
+            Ok(Decision::Approved(approved)) => self.issue(&attempt, *approved, position).await,
             Ok(Decision::Pending(pending)) => match waiting {
                 Some(request) => {
-                    self.join(&turn, &request)?;
+                    self.attach(&attempt, &request)?;
                     self.count_decision("pending", &request.opened.decision.rules);
-                    Ok(Round::Done(self.pending_reply(
-                        &turn,
+                    Ok(AttemptOutcome::Done(self.pending_reply(
+                        &attempt,
                         &request,
                         request.version,
                     )))
                 }
-                None => self.open_access_request(&turn, *pending, &asks).await,
+                None => self.open_access_request(&attempt, *pending, &asks).await,
             },
-            Ok(Decision::Denied(denied)) => self.deny(&turn, *denied).await,
+            Ok(Decision::Denied(denied)) => self.deny(&attempt, *denied).await,
             Err(ApproveError::NoTime("evidence")) => Err(closed(&VerifyError::Stale)),
             Err(ApproveError::NoTime(_)) => Err(self.refuse(
                 call.method,
                 Reason::TaskEnded,
                 "less than a second of the task is left",
             )),
-            Err(ApproveError::RulesChanged) => Ok(Round::Again),
+            Err(ApproveError::RulesChanged) => Ok(AttemptOutcome::Retry),
             Err(error @ (ApproveError::OtherAction | ApproveError::NoTask)) => {
                 Err(self.refuse(call.method, Reason::Undecided, error.to_string()))
             }
@@ -354,47 +379,47 @@ impl Broker {
 
     /// What a request id stands for without an entry: by a time that has passed, or by what this broker remembers of
     /// joining.
-    fn stands_for(&self, task: &TaskId, request_id: &RequestId, now: Timestamp) -> Option<Fixed> {
+    fn implied_outcome(&self, task: &TaskId, idempotency_key: &IdempotencyKey, now: Timestamp) -> Option<IdempotencyOutcome> {
         let expired =
             |r: &AccessRequest| r.status == AccessStatus::Waiting && now >= r.opened.expires_at;
-        if let Some(id) = self.joined_to(task, request_id) {
-            let joined = self.state.access_request(&id)?;
+        if let Some(id) = self.attached_to(task, idempotency_key) {
+            let attached = self.state.access_request(&id)?;
             let closed = matches!(
-                joined.status,
+                attached.status,
                 AccessStatus::Denied | AccessStatus::Closed(CloseCause::Expired)
-            ) || expired(&joined);
-            return closed.then_some(Fixed::Refused(id));
+            ) || expired(&attached);
+            return closed.then_some(IdempotencyOutcome::Refused(id));
         }
         let own = self.state.requests_of(task);
         own.iter()
-            .find(|r| r.opened.request_id == *request_id && expired(r))
-            .map(|r| Fixed::Refused(r.opened.access_request))
+            .find(|r| r.opened.idempotency_key == *idempotency_key && expired(r))
+            .map(|r| IdempotencyOutcome::Refused(r.opened.access_request))
     }
 
-    fn joined_to(&self, task: &TaskId, request_id: &RequestId) -> Option<AccessRequestId> {
-        self.lock(&self.joined)
+    fn attached_to(&self, task: &TaskId, idempotency_key: &IdempotencyKey) -> Option<AccessRequestId> {
+        self.lock(&self.attached)
             .get(task)
-            .and_then(|ids| ids.get(request_id))
+            .and_then(|ids| ids.get(idempotency_key))
             .copied()
     }
 
     /// Remembers that a request id waits with another's access request.
-    fn join(&self, turn: &Turn<'_>, request: &AccessRequest) -> Result<(), Refusal> {
-        if request.opened.request_id == turn.ask.request_id {
+    fn attach(&self, attempt: &TokenAttempt<'_>, request: &AccessRequest) -> Result<(), Refusal> {
+        if request.opened.idempotency_key == attempt.input.idempotency_key {
             return Ok(());
         }
         let full = {
-            let mut joined = self.lock(&self.joined);
-            let of_task = joined.entry(turn.ask.task).or_default();
-            let full = of_task.len() >= JOINED_MAX && !of_task.contains_key(&turn.ask.request_id);
+            let mut attached = self.lock(&self.attached);
+            let of_task = attached.entry(attempt.input.task).or_default();
+            let full = of_task.len() >= ATTACHED_MAX && !of_task.contains_key(&attempt.input.idempotency_key);
             if !full {
-                of_task.insert(turn.ask.request_id.clone(), request.opened.access_request);
+                of_task.insert(attempt.input.idempotency_key.clone(), request.opened.access_request);
             }
             full
         };
         if full {
             return Err(self.refuse(
-                turn.call.method,
+                attempt.call.method,
                 Reason::TooManyPending,
                 "too many request ids wait in this task",
             ));
@@ -402,16 +427,16 @@ impl Broker {
         Ok(())
     }
 
-    /// A request id that still waits for one action cannot ask for another: no yes to the one opens the gate for the other.
-    fn same_question(&self, turn: &Turn<'_>) -> Result<(), Refusal> {
-        let Turn { call, ask, now, .. } = *turn;
-        let joined = self.joined_to(&ask.task, &ask.request_id);
+    /// A request id that still waits for one action cannot input for another: no yes to the one opens the gate for the other.
+    fn check_same_action(&self, attempt: &TokenAttempt<'_>) -> Result<(), Refusal> {
+        let TokenAttempt { call, input, now, .. } = *attempt;
+        let attached = self.attached_to(&input.task, &input.idempotency_key);
         let other = |r: &Arc<AccessRequest>| {
-            (r.opened.request_id == ask.request_id || Some(r.opened.access_request) == joined)
+            (r.opened.idempotency_key == input.idempotency_key || Some(r.opened.access_request) == attached)
                 && r.waits(now)
-                && r.action.as_ref().is_some_and(|a| **a != ask.action)
+                && r.action.as_ref().is_some_and(|a| **a != input.action)
         };
-        if self.state.requests_of(&ask.task).iter().any(other) {
+        if self.state.requests_of(&input.task).iter().any(other) {
             return Err(self.refuse(
                 call.method,
                 Reason::ApprovalOutOfScope,
@@ -422,7 +447,7 @@ impl Broker {
     }
 
     pub(in crate::broker) fn rules_shown(&self, rules: &[RuleRef]) -> Vec<RuleShown> {
-        let in_force = self.views.rules();
+        let in_force = self.projections.rules();
         let why = |id: &str| {
             in_force
                 .as_ref()

@@ -26,8 +26,8 @@ impl Broker {
         loop {
             let rules = self.still_operator(call, &operator)?;
             let Some(grant) = self.state.grant(&jti) else {
-                let told = format!("no token {jti} was ever issued here");
-                return Err(self.refuse(call.method, Reason::NotFound, told));
+                let message = format!("no token {jti} was ever issued here");
+                return Err(self.refuse(call.method, Reason::NotFound, message));
             };
             if let Some(cause) = self.state.dead(&grant, self.now()) {
                 let of_task = self.state.task(&grant.issued.task).and_then(|t| t.ended);
@@ -38,14 +38,14 @@ impl Broker {
                     index: ended.or_else(|| self.state.action_frozen_at(&grant)),
                 });
             }
-            let fact = Event::GrantsEnded(GrantsEnded {
+            let event = Event::GrantsEnded(GrantsEnded {
                 jtis: vec![jti],
                 cause: EndCause::Operator,
                 by: Some(operator.id.clone()),
             });
             let append = Append {
                 read_set: vec![(Stream::Policy, rules.version)],
-                ..Append::one(fact, vec![(Stream::Token(jti), grant.version)])
+                ..Append::one(event, vec![(Stream::Token(jti), grant.version)])
             };
             match self.journal.append(append).await {
                 Ok(entry) => {

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use crate::approve::{Pending, votes};
-use crate::broker::token::request::{PendingReply, ProfileState, Round, TokenReply, Turn};
+use crate::broker::token::request::{DecisionVersions, PendingReply, ProfileState, AttemptOutcome, TokenReply, TokenAttempt};
 use crate::broker::{Broker, Refusal};
 use crate::journal::{Append, AppendError, Blob};
 use crate::model::*;
@@ -10,48 +10,48 @@ use crate::state::{AccessRequest, Asks, Versioned};
 
 /// Longest action that people are asked about, in bytes of its canonical form: what nobody could read, or no message could
 /// carry to them, nobody could refuse.
-const ASKED_BYTES_MAX: usize = 16 * 1024;
+const ACTION_BYTES_MAX: usize = 16 * 1024;
 
 impl Broker {
     /// People are asked. A crash before the append leaves nothing; after it, an access request that the same action in the
     /// same task finds again.
     pub(in crate::broker) async fn open_access_request(
         &self,
-        turn: &Turn<'_>,
+        attempt: &TokenAttempt<'_>,
         pending: Pending,
         asks: &Versioned<Asks>,
-    ) -> Result<Round, Refusal> {
-        let Turn {
+    ) -> Result<AttemptOutcome, Refusal> {
+        let TokenAttempt {
             call,
-            ask,
+            input,
             authenticated,
             rules,
             task,
             now,
             ..
-        } = *turn;
+        } = *attempt;
         // The owner by today's registration, which `stand` just matched: never eligible to vote.
         let owner = rules
             .bundle
             .agent(&task.opened.agent)
             .map_or_else(|| task.opened.owner.clone(), |a| a.owner.clone());
         let owner_asks = self.state.owner_asks(&owner);
-        self.may_ask(turn, &asks.value, &owner_asks.value)?;
-        let id = AccessRequestId::from_random(self.draw());
-        let (action, secret) = ask
+        self.check_ask_limits(attempt, &asks.value, &owner_asks.value)?;
+        let id = AccessRequestId::from_random(self.random_bytes());
+        let (action, secret) = input
             .action
-            .on_record(&pending.sensitive, &mut || self.draw());
+            .on_record(&pending.sensitive, &mut || self.random_bytes());
         let secret = secret.map(|s| Blob::new(s.blob()));
-        let reason = ask
+        let reason = input
             .reason
             .as_ref()
-            .map(|prose| Blob::new(prose.blob(self.draw())));
-        let fact = AccessRequestOpened {
+            .map(|prose| Blob::new(prose.blob(self.random_bytes())));
+        let event = AccessRequestOpened {
             access_request: id,
-            task: ask.task,
+            task: input.task,
             agent: task.opened.agent.clone(),
             owner: owner.clone(),
-            request_id: ask.request_id.clone(),
+            idempotency_key: input.idempotency_key.clone(),
             action,
             secret: secret.as_ref().map(Blob::hash),
             reason: reason.as_ref().map(Blob::hash),
@@ -68,15 +68,15 @@ impl Broker {
             // INVARIANT (one open access request for an action): two openings of one agent cannot both have read `asks`,
             // nor an opening the noes that a vote adds to meanwhile.
             ..Append::one(
-                Event::AccessRequestOpened(fact),
+                Event::AccessRequestOpened(event),
                 vec![
                     (Stream::Access(id), 0),
                     (Stream::Asks(task.opened.agent.clone()), asks.version),
                     (Stream::OwnerAsks(owner), owner_asks.version),
                     // One request id cannot become a grant for one action and a question about another.
                     (
-                        Stream::Request(ask.task, ask.request_id.clone()),
-                        turn.request_version,
+                        Stream::Request(input.task, input.idempotency_key.clone()),
+                        attempt.request_version,
                     ),
                 ],
             )
@@ -86,39 +86,39 @@ impl Broker {
                 // As of its opening: a vote that is there already wakes the wait at once.
                 Some(request) => {
                     self.count_decision("pending", &request.opened.decision.rules);
-                    Ok(Round::Done(self.pending_reply(
-                        turn,
+                    Ok(AttemptOutcome::Done(self.pending_reply(
+                        attempt,
                         &request,
                         entry.index + 1,
                     )))
                 }
-                None => Ok(Round::Again),
+                None => Ok(AttemptOutcome::Retry),
             },
-            Err(AppendError::Conflict(_) | AppendError::Late) => Ok(Round::Again),
+            Err(AppendError::Conflict(_) | AppendError::Late) => Ok(AttemptOutcome::Retry),
             Err(error) => Err(self.refuse_append(call.method, &error)),
         }
     }
 
     /// Whether people may be asked once more: how much waits already, and how lately they said no.
-    fn may_ask(
+    fn check_ask_limits(
         &self,
-        turn: &Turn<'_>,
+        attempt: &TokenAttempt<'_>,
         asks: &Asks,
         of_owner: &BTreeSet<AccessRequestId>,
     ) -> Result<(), Refusal> {
-        let Turn {
+        let TokenAttempt {
             call,
-            ask,
+            input,
             rules,
             now,
             ..
-        } = *turn;
-        let size = json::canonical(&ask.action.to_json()).map_or(usize::MAX, |text| text.len());
-        if size > ASKED_BYTES_MAX {
-            let told = format!(
-                "the action has {size} bytes; people are asked about at most {ASKED_BYTES_MAX}"
+        } = *attempt;
+        let size = json::canonical(&input.action.to_json()).map_or(usize::MAX, |text| text.len());
+        if size > ACTION_BYTES_MAX {
+            let message = format!(
+                "the action has {size} bytes; people are asked about at most {ACTION_BYTES_MAX}"
             );
-            return Err(self.refuse(call.method, Reason::WrongParameters, told));
+            return Err(self.refuse(call.method, Reason::WrongParameters, message));
         }
         let bounds = rules.bundle.approvals();
         let counts = [
@@ -128,19 +128,19 @@ impl Broker {
         for (whose, waiting, max) in counts {
             let waiting = self.state.count_waiting(waiting, now);
             if waiting >= usize::try_from(max).unwrap_or(usize::MAX) {
-                let told =
+                let message =
                     format!("{waiting} access requests of this {whose} wait; at most {max} may");
-                return Err(self.refuse(call.method, Reason::TooManyPending, told));
+                return Err(self.refuse(call.method, Reason::TooManyPending, message));
             }
         }
         let opens = asks.opens_since(now.plus_secs(-60));
         let most = usize::try_from(bounds.opens_per_minute).unwrap_or(usize::MAX);
         if most > 0 && opens >= most {
-            let told = format!(
+            let message = format!(
                 "people were asked {opens} times for this agent in a minute; at most {} are",
                 bounds.opens_per_minute
             );
-            return Err(self.refuse(call.method, Reason::BackOff, told));
+            return Err(self.refuse(call.method, Reason::BackOff, message));
         }
         let since = now.plus_secs(-Approvals::MEMORY_S);
         let noes = asks.noes_since(since);
@@ -150,8 +150,8 @@ impl Broker {
         if let (Some(last), Some(pause)) = (asks.noes.last(), pause) {
             let until = last.plus_secs(i64::from(*pause));
             if now < until {
-                let told = format!(
-                    "people said no {} within the hour; ask again in {}",
+                let message = format!(
+                    "people said no {} within the hour; input again in {}",
                     match noes {
                         1 => "once".to_owned(),
                         n => format!("{n} times"),
@@ -160,7 +160,7 @@ impl Broker {
                 );
                 return Err(Refusal {
                     retry_after: Some(until.after(now)),
-                    ..self.refuse(call.method, Reason::BackOff, told)
+                    ..self.refuse(call.method, Reason::BackOff, message)
                 });
             }
         }
@@ -169,30 +169,30 @@ impl Broker {
 
     pub(in crate::broker) fn pending_reply(
         &self,
-        turn: &Turn<'_>,
+        attempt: &TokenAttempt<'_>,
         request: &AccessRequest,
         version: Version,
     ) -> TokenReply {
         TokenReply::Pending(Box::new(PendingReply {
             access_request: request.opened.access_request,
             decision: request.opened.decision.id,
-            needs: self.needs(request, turn.rules, turn.now),
+            needs: self.approval_progress(request, attempt.rules, attempt.now),
             expires_at: request.opened.expires_at,
             rules: self.rules_shown(&request.opened.decision.rules),
             ttl: request.opened.decision.ttl.clone(),
             show_evidence: false,
-            facts: turn.authenticated.facts().clone(),
-            basis: [
+            facts: attempt.authenticated.facts().clone(),
+            versions: DecisionVersions::new(
                 version,
-                turn.task.version,
-                turn.agent_version,
-                turn.rules.version,
-            ],
+                Some(attempt.task),
+                attempt.agent_version,
+                Some(attempt.rules),
+            ),
         }))
     }
 
     /// The profiles an access request needs, and how far each is by today's roster.
-    pub(in crate::broker) fn needs(
+    pub(in crate::broker) fn approval_progress(
         &self,
         request: &AccessRequest,
         rules: &InForce,
