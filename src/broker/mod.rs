@@ -14,6 +14,7 @@ mod query;
 mod start;
 mod task;
 mod token;
+mod transaction;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};

@@ -8,7 +8,7 @@ use crate::approve::votes::{self, Ineligible, WrongProof};
 use crate::broker::token::request::ProfileState;
 use crate::broker::{Broker, CallContext, Refusal, VoteProof};
 use crate::card::AccessRequestStatus;
-use crate::journal::{Append, AppendError, Blob, NewEvent};
+use crate::journal::{Append, Blob, NewEvent};
 use crate::model::*;
 use crate::policy::{InForce, Risk};
 use crate::state::{AccessRequest, AccessStatus, Asks};
@@ -280,9 +280,9 @@ impl Broker {
             VoteProof::Signature(signature) => signature,
             VoteProof::Passkey(assertion) => &assertion.signature,
         });
-        // The counter is looked at once: a vote that is tried again because another came first is still the same answer.
-        let mut counted = false;
-        for _ in 0..VOTE_ATTEMPTS {
+        let (voter, statement, proof) = (&voter, &statement, &proof);
+        let (evidence, signature) = (&evidence, &signature);
+        self.transaction(call.method, VOTE_ATTEMPTS, "others keep voting", |attempt| async move {
             let now = self.now();
             let rules = self.rules(call)?;
             // Before the question whether it waits: whatever ends it after this line refuses the append.
@@ -302,39 +302,40 @@ impl Broker {
             );
             let defined = match self.not_the_opener(&request, &voter.id).and(eligible) {
                 Ok(defined) => defined,
-                Err(why) => return Err(self.refuse_vote(call, &request, &voter.id, why).await),
+                Err(why) => return Err(self.refuse_vote(call, &request, &voter.id, why).await.into()),
             };
             let Some(person) = rules.bundle.person(&voter.id) else {
                 let why = Ineligible::NotApprover;
-                return Err(self.refuse_vote(call, &request, &voter.id, why).await);
+                return Err(self.refuse_vote(call, &request, &voter.id, why).await.into());
             };
             let seen = match votes::signed_by(
                 person,
                 &enrolled.value,
                 key,
                 defined.method,
-                &statement,
-                &proof,
+                statement,
+                proof,
                 &self.bounds.party,
             ) {
                 Ok(seen) => seen,
                 Err(WrongProof::NotByPasskey) => {
                     let why = Ineligible::NotByPasskey;
-                    return Err(self.refuse_vote(call, &request, &voter.id, why).await);
+                    return Err(self.refuse_vote(call, &request, &voter.id, why).await.into());
                 }
                 Err(WrongProof::Signature) => {
                     return Err(self.refuse(
                         call.method,
                         Reason::SignatureWrong,
                         "the signature is not of this statement by the key of this call",
-                    ));
+                    ).into());
                 }
                 Err(why @ (WrongProof::NotEnrolled | WrongProof::Passkey(_))) => {
-                    return Err(self.refuse(call.method, Reason::PasskeyWrong, why.to_string()));
+                    return Err(self.refuse(call.method, Reason::PasskeyWrong, why.to_string()).into());
                 }
             };
+            // The counter is looked at once: a vote that is tried again because another came first is still the same answer.
             if let Some(seen) = seen
-                && !std::mem::replace(&mut counted, true)
+                && attempt.is_first()
             {
                 self.counter_goes_up(call.method, &voter.id, key, seen.sign_count)
                     .await?;
@@ -377,18 +378,13 @@ impl Broker {
             }
             let before = self.view(request, &rules, now).standing;
             let suspended = append.drafts.len() > 1;
-            match self.journal.append(append).await {
-                Ok(_) => {
-                    let view = self.view_of(call, &id)?;
-                    let took = STATEMENT_LIFE_MS - until.since(now);
-                    self.count_vote(before, &view, took, now);
-                    return Ok(VoteDone { view, suspended });
-                }
-                Err(AppendError::Conflict(_) | AppendError::Late) => {}
-                Err(error) => return Err(self.refuse_append(call.method, &error)),
-            }
-        }
-        Err(self.refuse(call.method, Reason::Conflict, "others keep voting"))
+            attempt.append(append).await?;
+            let view = self.view_of(call, &id)?;
+            let took = STATEMENT_LIFE_MS - until.since(now);
+            self.count_vote(before, &view, took, now);
+            Ok(VoteDone { view, suspended })
+        })
+        .await
     }
 
     /// Whether somebody holds a statement of this access request, to sign it.

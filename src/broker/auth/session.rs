@@ -13,8 +13,9 @@ use ring::hmac;
 
 use crate::broker::auth::enrolment::user_handle;
 use crate::broker::auth::replay_cache::ReplayCache;
+use crate::broker::transaction::UNTIL_DONE;
 use crate::broker::{Broker, CallContext, Refusal};
-use crate::journal::{Append, AppendError};
+use crate::journal::Append;
 use crate::model::*;
 use crate::policy::{InForce, Role};
 use crate::verify::VerifyError;
@@ -357,7 +358,7 @@ impl Broker {
         key: Thumbprint,
         count: u32,
     ) -> Result<(), Refusal> {
-        loop {
+        self.transaction(method, UNTIL_DONE, "revoking the passkey", |attempt| async move {
             let enrolled = self.state.roster().of(person);
             let known = enrolled.value.passkey(key).map_or(0, |p| p.sign_count);
             let up = {
@@ -378,15 +379,11 @@ impl Broker {
                 by: None,
             });
             let moves = vec![(Stream::Person(person.clone()), enrolled.version)];
-            match self.journal.append(Append::one(fact, moves)).await {
-                Ok(_) => {
-                    let told = "its signature counter went back: there may be a copy of it, so it counts no more";
-                    return Err(self.refuse(method, Reason::PasskeyWrong, told));
-                }
-                Err(AppendError::Conflict(_)) => {}
-                Err(error) => return Err(self.refuse_append(method, &error)),
-            }
-        }
+            attempt.append(Append::one(fact, moves)).await?;
+            let told = "its signature counter went back: there may be a copy of it, so it counts no more";
+            return Err(self.refuse(method, Reason::PasskeyWrong, told).into());
+        })
+        .await
     }
 }
 

@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 
 use crate::approve::ActionFreeze;
 use crate::broker::governance::pending_revocation::{Doomed, Wish};
+use crate::broker::transaction::UNTIL_DONE;
 use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
 use crate::journal::{Append, AppendError, Blob, NewEvent};
 use crate::model::*;
@@ -43,7 +44,8 @@ impl Broker {
     ) -> Result<FreezeDone, Refusal> {
         let operator = self.person(call)?;
         self.known_scope(call, &scope)?;
-        loop {
+        let (operator, scope, reason) = (&operator, &scope, &reason);
+        self.transaction(call.method, UNTIL_DONE, "freezing", |attempt| async move {
             let rules = self.still_operator(call, &operator)?;
             let freeze = self.state.freeze(&scope);
             if let Some(frozen) = freeze.value.in_force {
@@ -57,23 +59,20 @@ impl Broker {
                 .as_ref()
                 .map(|prose| Blob::new(prose.blob(self.random_bytes())));
             let append = self.freezing(&scope, operator.id.clone(), blob, &rules, freeze.version);
-            match self.journal.append(append).await {
-                Ok(entry) => {
-                    let last = self.state.freeze(&scope).value.last;
-                    self.pardon(&Doomed::Freeze(scope));
-                    return Ok(FreezeDone {
-                        index: last.unwrap_or(entry.index),
-                        ..hit
-                    });
-                }
-                Err(AppendError::Conflict(_)) => {}
-                Err(error) => {
-                    let wish = Wish::of(operator.id, EndCause::Frozen);
-                    let what = Doomed::Freeze(scope);
-                    return Err(self.doom(call.method, what, wish, &error));
-                }
-            }
-        }
+            let refuse = |error: &AppendError| {
+                let wish = Wish::of(operator.id.clone(), EndCause::Frozen);
+                let what = Doomed::Freeze(scope.clone());
+                self.doom(call.method, what, wish, error)
+            };
+            let entry = attempt.append_or(append, refuse).await?;
+            let last = self.state.freeze(&scope).value.last;
+            self.pardon(&Doomed::Freeze(scope.clone()));
+            Ok(FreezeDone {
+                index: last.unwrap_or(entry.index),
+                ..hit
+            })
+        })
+        .await
     }
 
     /// Lifts a freeze; nothing that ended comes back. Answers the index of the entry that lifted it.
@@ -103,14 +102,15 @@ impl Broker {
         call: &CallContext,
         operator: &PersonCaller,
         lift: Lift,
-        now: impl Fn() -> (bool, u64),
+        now: impl Fn() -> (bool, u64) + Sync,
     ) -> Result<u64, Refusal> {
-        loop {
+        let (lift, now) = (&lift, &now);
+        self.transaction(call.method, UNTIL_DONE, "lifting the order", |attempt| async move {
             let rules = self.still_operator(call, operator)?;
             let (holds, version) = now();
             // One that waits to be written must be written first: lifting what is not there would leave it to come later.
             if self.is_doomed(&lift.what) {
-                return Err(self.refuse(call.method, Reason::JournalUnavailable, lift.waits));
+                return Err(self.refuse(call.method, Reason::JournalUnavailable, lift.waits).into());
             }
             if !holds {
                 return Ok(version.saturating_sub(1));
@@ -119,12 +119,9 @@ impl Broker {
                 read_set: vec![(Stream::Policy, rules.version)],
                 ..Append::one(lift.fact.clone(), vec![(lift.stream.clone(), version)])
             };
-            match self.journal.append(append).await {
-                Ok(entry) => return Ok(entry.index),
-                Err(AppendError::Conflict(_)) => {}
-                Err(error) => return Err(self.refuse_append(call.method, &error)),
-            }
-        }
+            Ok(attempt.append(append).await?.index)
+        })
+        .await
     }
 
     /// Every freeze in force.

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use crate::broker::governance::freeze::Lift;
 use crate::broker::governance::pending_revocation::{Doomed, Wish};
 use crate::broker::maintenance::TASKS_PER_ENTRY_MAX;
+use crate::broker::transaction::UNTIL_DONE;
 use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
 use tracing::Instrument as _;
 
@@ -163,7 +164,8 @@ impl Broker {
     ) -> Result<(usize, u64), Refusal> {
         let operator = self.person(call)?;
         self.known_agent(call, &agent)?;
-        loop {
+        let (operator, agent, reason) = (&operator, &agent, &reason);
+        self.transaction(call.method, UNTIL_DONE, "suspending the agent", |attempt| async move {
             let rules = self.still_operator(call, &operator)?;
             let standing = self.state.standing(&agent);
             if standing.value.suspended {
@@ -184,19 +186,16 @@ impl Broker {
                 blobs: blob.into_iter().collect(),
                 ..Append::one(fact, vec![(Stream::Agent(agent.clone()), standing.version)])
             };
-            match self.journal.append(append).await {
-                Ok(entry) => {
-                    self.pardon(&Doomed::Agent(agent));
-                    return Ok((tasks, entry.index));
-                }
-                Err(AppendError::Conflict(_)) => {}
-                Err(error) => {
-                    // Refused here from now on; written as soon as the journal takes entries again.
-                    let wish = Wish::of(operator.id, EndCause::Suspended);
-                    return Err(self.doom(call.method, Doomed::Agent(agent), wish, &error));
-                }
-            }
-        }
+            // Refused here from now on; written as soon as the journal takes entries again.
+            let refuse = |error: &AppendError| {
+                let wish = Wish::of(operator.id.clone(), EndCause::Suspended);
+                self.doom(call.method, Doomed::Agent(agent.clone()), wish, error)
+            };
+            let entry = attempt.append_or(append, refuse).await?;
+            self.pardon(&Doomed::Agent(agent.clone()));
+            Ok((tasks, entry.index))
+        })
+        .await
     }
 
     /// Lets an agent operate again; nothing that ended comes back.

@@ -91,7 +91,8 @@ impl Broker {
         id: AccessRequestId,
     ) -> Result<(), Refusal> {
         let (task, _held) = self.task_possession(call, &task, None, None, self.now())?;
-        for _ in 0..END_ATTEMPTS {
+        let task = &task;
+        self.transaction(call.method, END_ATTEMPTS, "cancelling", |attempt| async move {
             let now = self.now();
             let opened = self
                 .own_request(call, &task.opened.task, &id)?
@@ -99,12 +100,12 @@ impl Broker {
                 .clone();
             let read_set = self.request_premises(&opened);
             let request = self.own_request(call, &task.opened.task, &id)?;
-            if !request.waits(now) || !self.is_running(&task, now) {
+            if !request.waits(now) || !self.is_running(task, now) {
                 return Err(self.refuse(
                     call.method,
                     Reason::AccessRequestClosed,
                     "the access request no longer waits",
-                ));
+                ).into());
             }
             // Whoever asks, and takes it back when somebody is about to answer, has had an answer.
             let begun = self.vote_begun(&id, now);
@@ -122,13 +123,10 @@ impl Broker {
                 read_set,
                 ..Append::one(event, write_set)
             };
-            match self.journal.append(append).await {
-                Ok(_) => return Ok(()),
-                Err(AppendError::Conflict(_)) => {}
-                Err(error) => return Err(self.refuse_append(call.method, &error)),
-            }
-        }
-        Err(self.refuse(call.method, Reason::Conflict, "cancelling"))
+            attempt.append(append).await?;
+            Ok(())
+        })
+        .await
     }
 
     /// Ends a task by one entry; a task that has ended answers with its first end.
@@ -144,7 +142,8 @@ impl Broker {
         by: Option<PersonId>,
         read_set: Vec<(Stream, Version)>,
     ) -> Result<EndReport, Refusal> {
-        for _ in 0..END_ATTEMPTS {
+        let (outcome, by, read_set) = (&outcome, &by, &read_set);
+        self.transaction(method, END_ATTEMPTS, "ending the task", |attempt| async move {
             let now = self.now();
             let task = self
                 .state
@@ -157,7 +156,7 @@ impl Broker {
             }
             // A deadline or heartbeat that has passed is the cause, whoever comes to say so.
             let (cause, outcome, by) = match task.lapsed(now) {
-                None => (cause, outcome, by.clone()),
+                None => (cause, outcome.clone(), by.clone()),
                 Some(lapsed) => (lapsed, None, None),
             };
             let event = Event::TaskEnded(TaskEnded {
@@ -170,20 +169,16 @@ impl Broker {
                 read_set: read_set.iter().cloned().chain(task_reads).collect(),
                 ..Append::one(event, vec![(Stream::Task(*id), task.version)])
             };
-            match self.journal.append(append).await {
-                Ok(_) => {
-                    self.pardon(&Doomed::Task(*id));
-                    let task = self.state.task(id).unwrap_or(task);
-                    return Ok(self.end_report(&task, now));
-                }
-                Err(AppendError::Conflict(_)) => {}
-                Err(error) => {
-                    let wish = Wish { by, cause, outcome };
-                    return Err(self.doom(method, Doomed::Task(*id), wish, &error));
-                }
-            }
-        }
-        Err(self.refuse(method, Reason::Conflict, "ending the task"))
+            let refuse = |error: &AppendError| {
+                let wish = Wish { by, cause, outcome };
+                self.doom(method, Doomed::Task(*id), wish, error)
+            };
+            attempt.append_or(append, refuse).await?;
+            self.pardon(&Doomed::Task(*id));
+            let task = self.state.task(id).unwrap_or(task);
+            Ok(self.end_report(&task, now))
+        })
+        .await
     }
 
     /// Read from the record, so that every asking gets the same report.

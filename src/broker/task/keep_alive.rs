@@ -4,6 +4,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::broker::maintenance::TASKS_PER_ENTRY_MAX;
+use crate::broker::transaction::TransactionError;
 use crate::broker::{ATTEMPTS, Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
@@ -34,7 +35,7 @@ impl Broker {
             let message = "the task was opened without a heartbeat";
             return Err(self.refuse(call.method, Reason::Malformed, message));
         };
-        for _ in 0..ATTEMPTS {
+        self.transaction(call.method, ATTEMPTS, "extending the lease", |_| async move {
             let now = self.now();
             let task = self
                 .state
@@ -58,12 +59,14 @@ impl Broker {
             }
             match answer.await {
                 // What happened is read from the record: extended, ended, or moved by somebody else.
-                Ok(Ok(()) | Err(AppendError::Conflict(_) | AppendError::Late)) => {}
-                Ok(Err(error)) => return Err(self.refuse_append(call.method, &error)),
-                Err(_gone) => return Err(self.refuse_append(call.method, &AppendError::Closed)),
+                Ok(Ok(()) | Err(AppendError::Conflict(_) | AppendError::Late)) => {
+                    Err(TransactionError::Retry)
+                }
+                Ok(Err(error)) => Err(self.refuse_append(call.method, &error).into()),
+                Err(_gone) => Err(self.refuse_append(call.method, &AppendError::Closed).into()),
             }
-        }
-        Err(self.refuse(call.method, Reason::Conflict, "extending the lease"))
+        })
+        .await
     }
 
     async fn extend_batch(self: Arc<Self>) {

@@ -4,7 +4,7 @@ use crate::broker::metrics::CallerId;
 use crate::broker::{
     ATTEMPTS, Broker, CallContext, HEARTBEAT_MAX_S, HEARTBEAT_MIN_S, Refusal, TASKS_MAX,
 };
-use crate::journal::{Append, AppendError, Blob};
+use crate::journal::{Append, Blob};
 use crate::model::*;
 use crate::state::Task;
 use crate::verify::{
@@ -75,22 +75,23 @@ impl Broker {
             return Err(self.refuse(call.method, Reason::InvalidTtl, message));
         }
         let authenticated = Authenticated::for_open_task(Arc::new(attested), possession);
-        for _ in 0..ATTEMPTS {
+        let (input, authenticated) = (&input, &authenticated);
+        self.transaction(call.method, ATTEMPTS, "opening the task", |attempt| async move {
             let now = self.now();
             let rules = self.projections.rules();
             let verified = authenticated
-                .verify(self.gate_1_context(&authenticated, rules.as_deref(), None), now)
+                .verify(self.gate_1_context(authenticated, rules.as_deref(), None), now)
                 .map_err(|e| closed(&e))?;
             let agent = verified.agent();
             if let Some(task) =
                 self.state
                     .opened_under(&agent.id, authenticated.jkt(), &input.idempotency_key)
             {
-                return self.replay_open(call, &input, &task, &authenticated);
+                return Ok(self.replay_open(call, input, &task, authenticated)?);
             }
             if self.state.open_tasks_of(&agent.id).len() >= TASKS_MAX {
                 let message = format!("{TASKS_MAX} tasks of this agent run; end some");
-                return Err(self.refuse(call.method, Reason::TooManyTasks, message));
+                return Err(self.refuse(call.method, Reason::TooManyTasks, message).into());
             }
             self.require_reliable_clock(call.method)?;
             let task = TaskId::from_random(self.random_bytes());
@@ -129,20 +130,15 @@ impl Broker {
                 blobs: vec![purpose],
                 ..Append::one(Event::TaskOpened(event.clone()), write_set)
             };
-            match self.journal.append(append).await {
-                Ok(_) => {
-                    self.cache_attestation(task, &authenticated);
-                    return Ok(OpenTaskReply {
-                        lease_until: event.heartbeat_seconds.map(|s| now.plus_secs(s)),
-                        task: Arc::new(event),
-                        facts: authenticated.facts().clone(),
-                    });
-                }
-                Err(AppendError::Conflict(_) | AppendError::Late) => {}
-                Err(error) => return Err(self.refuse_append(call.method, &error)),
-            }
-        }
-        Err(self.refuse(call.method, Reason::Conflict, "opening the task"))
+            attempt.append(append).await?;
+            self.cache_attestation(task, authenticated);
+            Ok(OpenTaskReply {
+                lease_until: event.heartbeat_seconds.map(|s| now.plus_secs(s)),
+                task: Arc::new(event),
+                facts: authenticated.facts().clone(),
+            })
+        })
+        .await
     }
 
     /// A retry: the same task for the same words, whether it still runs or not.

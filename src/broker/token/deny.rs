@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use crate::approve::Denied;
-use crate::broker::token::request::{DeniedReply, AttemptOutcome, TokenReply, TokenAttempt};
+use crate::broker::token::request::{DeniedReply, TokenAttempt, TokenReply};
 use crate::broker::{Broker, CallContext, REFUSALS_PER_MINUTE, Refusal};
 use crate::journal::{Append, Blob};
 use crate::model::*;
@@ -14,7 +14,7 @@ impl Broker {
         &self,
         attempt: &TokenAttempt<'_>,
         id: &AccessRequestId,
-    ) -> Result<AttemptOutcome, Refusal> {
+    ) -> Result<TokenReply, Refusal> {
         let TokenAttempt {
             call,
             input,
@@ -37,14 +37,14 @@ impl Broker {
         } else {
             DeniedReason::Expired
         };
-        Ok(AttemptOutcome::Done(TokenReply::Denied(Box::new(DeniedReply {
+        Ok(TokenReply::Denied(Box::new(DeniedReply {
             why,
             decision: Some(request.opened.decision.id),
             rules: self.rules_shown(&request.opened.decision.rules),
             access_request: Some(*id),
             comment: request.comment(),
             facts: authenticated.facts().clone(),
-        }))))
+        })))
     }
 
     /// A rule's no: an entry, unless it is the answer this request id got last.
@@ -52,7 +52,7 @@ impl Broker {
         &self,
         attempt: &TokenAttempt<'_>,
         denied: Denied,
-    ) -> Result<AttemptOutcome, Refusal> {
+    ) -> Result<TokenReply, Refusal> {
         let TokenAttempt {
             input,
             rules,
@@ -69,14 +69,14 @@ impl Broker {
         self.count_decision("denied", &denied.decision.rules);
         self.record_denial(attempt, denied.why.as_str(), Some(denied.decision), &sensitive)
             .await?;
-        Ok(AttemptOutcome::Done(TokenReply::Denied(Box::new(DeniedReply {
+        Ok(TokenReply::Denied(Box::new(DeniedReply {
             why: denied.why,
             decision: Some(id),
             rules: shown,
             access_request: None,
             comment: None,
             facts: authenticated.facts().clone(),
-        }))))
+        })))
     }
 
     /// A verified agent asked for what is not there: an entry too, with every parameter kept out of it.

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::jose::access_token::{self, Expect};
-use crate::journal::{Append, AppendError};
+use crate::journal::Append;
 use crate::mint::claims_of;
 use crate::model::*;
 use crate::state::Grant;
@@ -63,7 +63,8 @@ impl Broker {
                 "not live, or not for this validator's audiences",
             )
         };
-        for _ in 0..CONSUME_ATTEMPTS {
+        let caller = &caller;
+        self.transaction(call.method, CONSUME_ATTEMPTS, "other validators keep using the token", |attempt| async move {
             let now = self.now();
             let found = self
                 .live_grant(token, &caller.audiences, now)
@@ -77,7 +78,7 @@ impl Broker {
                 .service(&caller.id)
                 .is_some_and(|s| s.audiences.contains(&found.issued.action.audience))
             {
-                return Err(inactive());
+                return Err(inactive().into());
             }
             let task = self.state.task(&found.issued.task);
             let until = Timestamp::from_secs(found.issued.exp);
@@ -120,7 +121,7 @@ impl Broker {
                     call.method,
                     Reason::UseSpent,
                     "every use of the token is spent",
-                ));
+                ).into());
             }
             let event = Event::TokenConsumed(TokenConsumed {
                 jti,
@@ -139,19 +140,14 @@ impl Broker {
                 not_after: Some(until),
                 ..Append::one(event, vec![(Stream::Token(jti), grant.version)])
             };
-            match self.journal.append(append).await {
-                Ok(entry) => {
-                    return Ok(Consumed {
-                        jti,
-                        uses_left: left(&grant, grant.uses.len() + 1),
-                        index: Some(entry.index),
-                    });
-                }
-                Err(AppendError::Conflict(_) | AppendError::Late) => {}
-                Err(error) => return Err(self.refuse_append(call.method, &error)),
-            }
-        }
-        Err(self.refuse(call.method, Reason::Conflict, "others keep using the token"))
+            let entry = attempt.append(append).await?;
+            Ok(Consumed {
+                jti,
+                uses_left: left(&grant, grant.uses.len() + 1),
+                index: Some(entry.index),
+            })
+        })
+        .await
     }
 
     /// The live grant a token stands for, if the token is ours, for one of these audiences, and says just what the grant says.

@@ -1,9 +1,10 @@
 use std::sync::Arc;
 
 use crate::approve::{self, Approved};
-use crate::broker::token::request::{AttemptOutcome, IssuedReply, TokenReply, TokenAttempt};
-use crate::broker::{Broker, Refusal};
-use crate::journal::{Append, AppendError, Blob};
+use crate::broker::token::request::{IssuedReply, TokenAttempt, TokenReply};
+use crate::broker::Broker;
+use crate::broker::transaction::{Transaction, TransactionError};
+use crate::journal::{Append, Blob};
 use crate::mint::{MintError, GrantContext};
 use crate::model::*;
 use crate::state::Grant;
@@ -17,7 +18,8 @@ impl Broker {
         attempt: &TokenAttempt<'_>,
         approved: Approved,
         position: (u64, u64),
-    ) -> Result<AttemptOutcome, Refusal> {
+        transaction: Transaction<'_>,
+    ) -> Result<TokenReply, TransactionError> {
         let TokenAttempt { call, input, .. } = *attempt;
         let facts = approved.verified().facts().clone();
         let rules = self.rules_shown(&approved.decision().rules);
@@ -38,9 +40,9 @@ impl Broker {
             .mint(approved, context, self.now(), &mut || self.random_bytes())
         {
             Ok(minted) => minted,
-            Err(MintError::Expired) => return Ok(AttemptOutcome::Retry),
+            Err(MintError::Expired) => return Err(TransactionError::Retry.into()),
             Err(error) => {
-                return Err(self.refuse(call.method, Reason::Undecided, error.to_string()));
+                return Err(self.refuse(call.method, Reason::Undecided, error.to_string()).into());
             }
         };
         let issued = Arc::new(minted.issued);
@@ -57,22 +59,17 @@ impl Broker {
             ..Append::one(Event::TokenIssued((*issued).clone()), minted.write_set)
         };
         // INVARIANT (durable before release): the token is dropped here unless its entry is in the journal.
-        match self.journal.append(append).await {
-            Ok(_) => {
-                self.count_decision("approved", &issued.decision.rules);
-                self.cache_verified_token(&minted.token, &issued);
-                Ok(AttemptOutcome::Done(TokenReply::Token(Box::new(IssuedReply {
-                    token: minted.token,
-                    issued,
-                    openings: minted.secret,
-                    reissued: false,
-                    rules,
-                    facts,
-                }))))
-            }
-            Err(AppendError::Conflict(_) | AppendError::Late) => Ok(AttemptOutcome::Retry),
-            Err(error) => Err(self.refuse_append(call.method, &error)),
-        }
+        transaction.append(append).await?;
+        self.count_decision("approved", &issued.decision.rules);
+        self.cache_verified_token(&minted.token, &issued);
+        Ok(TokenReply::Token(Box::new(IssuedReply {
+            token: minted.token,
+            issued,
+            openings: minted.secret,
+            reissued: false,
+            rules,
+            facts,
+        })))
     }
 
     /// A retry: the same words get the same grant, signed anew, while it lives and would still be given. A crash after
@@ -82,13 +79,14 @@ impl Broker {
         attempt: &TokenAttempt<'_>,
         verified: Verified,
         jti: &TokenId,
-    ) -> Result<AttemptOutcome, Refusal> {
+        transaction: Transaction<'_>,
+    ) -> Result<TokenReply, TransactionError> {
         let TokenAttempt {
             call, input, rules, ..
         } = *attempt;
         self.require_reliable_clock(call.method)?;
         let Some(recorded) = self.state.recorded(jti) else {
-            return Err(self.refuse(call.method, Reason::TokenDead, "the grant is gone"));
+            return Err(self.refuse(call.method, Reason::TokenDead, "the grant is gone").into());
         };
         let grant = Arc::clone(recorded.grant());
         let same = grant.action.as_ref().is_some_and(|a| **a == input.action)
@@ -99,17 +97,17 @@ impl Broker {
                 call.method,
                 Reason::RequestIdReused,
                 "this request_id was granted with another action, target, parameters, ttl or reason",
-            ));
+            ).into());
         }
-        let dead = |why: String| Err(self.refuse(call.method, Reason::TokenDead, why));
+        let inactive = |why: String| Err(self.refuse(call.method, Reason::TokenDead, why).into());
         if let Some(cause) = self.end_cause(&grant, verified.now()) {
-            return dead(format!(
+            return inactive(format!(
                 "the token of this request_id ended: {}",
                 cause.as_str()
             ));
         }
         if grant.spent() {
-            return dead("the token of this request_id is spent".to_owned());
+            return inactive("the token of this request_id is spent".to_owned());
         }
         let facts = verified.facts().clone();
         let consumed = grant
@@ -123,7 +121,7 @@ impl Broker {
             self.action_freeze(&input.action.name),
             self.ground(rules),
         ) else {
-            return dead("today's rules would not give it".to_owned());
+            return inactive("today's rules would not give it".to_owned());
         };
         let reissued = match self
             .token_issuer
@@ -131,7 +129,7 @@ impl Broker {
         {
             Ok(reissued) => reissued,
             Err(error) => {
-                return Err(self.refuse(call.method, Reason::Undecided, error.to_string()));
+                return Err(self.refuse(call.method, Reason::Undecided, error.to_string()).into());
             }
         };
         let append = Append {
@@ -139,21 +137,16 @@ impl Broker {
             not_after: Some(reissued.not_after),
             ..Append::one(Event::TokenReissued(reissued.event), reissued.write_set)
         };
-        match self.journal.append(append).await {
-            Ok(_) => {
-                self.count_decision("reissued", &grant.issued.decision.rules);
-                Ok(AttemptOutcome::Done(TokenReply::Token(Box::new(IssuedReply {
-                    token: reissued.token,
-                    issued: grant.issued.clone(),
-                    openings: self.action_secret(&grant),
-                    reissued: true,
-                    rules: self.rules_shown(&grant.issued.decision.rules),
-                    facts,
-                }))))
-            }
-            Err(AppendError::Conflict(_) | AppendError::Late) => Ok(AttemptOutcome::Retry),
-            Err(error) => Err(self.refuse_append(call.method, &error)),
-        }
+        transaction.append(append).await?;
+        self.count_decision("reissued", &grant.issued.decision.rules);
+        Ok(TokenReply::Token(Box::new(IssuedReply {
+            token: reissued.token,
+            issued: grant.issued.clone(),
+            openings: self.action_secret(&grant),
+            reissued: true,
+            rules: self.rules_shown(&grant.issued.decision.rules),
+            facts,
+        })))
     }
 
     fn action_secret(&self, grant: &Grant) -> Option<ActionSecret> {

@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::approve::{self, ApproveError, Decision, Order};
+use crate::broker::transaction::{Transaction, TransactionError};
 use crate::broker::{ATTEMPTS, Broker, CallContext, ATTACHED_MAX, Refusal};
 use crate::model::*;
 use crate::policy::{InForce, Method};
@@ -153,13 +154,6 @@ pub(in crate::broker) struct TokenAttempt<'a> {
     pub(in crate::broker) now: Timestamp,
 }
 
-/// What one round of both gates came to.
-pub(in crate::broker) enum AttemptOutcome {
-    Done(TokenReply),
-    /// Something moved between decision and entry: nothing was done.
-    Retry,
-}
-
 impl Broker {
     /// Both gates; waits for people as long as asked, holding no pass while it waits.
     pub async fn request_token(
@@ -272,17 +266,11 @@ impl Broker {
         authenticated: &Authenticated,
         input: &RequestTokenInput,
     ) -> Result<TokenReply, Refusal> {
-        for _ in 0..ATTEMPTS {
-            match self.evaluate_once(call, authenticated, input).await? {
-                AttemptOutcome::Done(reply) => return Ok(reply),
-                AttemptOutcome::Retry => {}
-            }
-        }
-        Err(self.refuse(
-            call.method,
-            Reason::Conflict,
-            "what the decision rests on keeps moving",
-        ))
+        let conflict = "the state the decision was made on keeps changing";
+        self.transaction(call.method, ATTEMPTS, conflict, |attempt| async move {
+            self.evaluate_once(call, authenticated, input, attempt).await
+        })
+        .await
     }
 
     /// One round: gate 1, what the request id already stands for, gate 2, entry.
@@ -291,7 +279,8 @@ impl Broker {
         call: &CallContext,
         authenticated: &Authenticated,
         input: &RequestTokenInput,
-    ) -> Result<AttemptOutcome, Refusal> {
+        transaction: Transaction<'_>,
+    ) -> Result<TokenReply, TransactionError> {
         let now = self.now();
         // Taken before anything is read: what is decided below has folded at least this much.
         let position = self.state.position();
@@ -325,13 +314,13 @@ impl Broker {
             .value
             .or_else(|| self.implied_outcome(&input.task, &input.idempotency_key, now))
         {
-            Some(IdempotencyOutcome::Granted(jti)) => return self.reissue(&attempt, verified, &jti).await,
-            Some(IdempotencyOutcome::Refused(id)) => return self.replay_denial(&attempt, &id),
+            Some(IdempotencyOutcome::Granted(jti)) => return self.reissue(&attempt, verified, &jti, transaction).await,
+            Some(IdempotencyOutcome::Refused(id)) => return Ok(self.replay_denial(&attempt, &id)?),
             None => {}
         }
         self.require_reliable_clock(call.method)?;
         if let Err(problem) = rules.bundle.check_action(&input.action) {
-            return Err(self.refuse_action(&attempt, &problem).await);
+            return Err(self.refuse_action(&attempt, &problem).await.into());
         }
         // Before looking for one that waits: an opening that comes after this line refuses ours.
         let asks = self.state.asks(&task.opened.agent);
@@ -350,29 +339,33 @@ impl Broker {
             self.ground(&rules),
             id,
         ) {
-            Ok(Decision::Approved(approved)) => self.issue(&attempt, *approved, position).await,
+            Ok(Decision::Approved(approved)) => {
+                self.issue(&attempt, *approved, position, transaction).await
+            }
             Ok(Decision::Pending(pending)) => match waiting {
                 Some(request) => {
                     self.attach(&attempt, &request)?;
                     self.count_decision("pending", &request.opened.decision.rules);
-                    Ok(AttemptOutcome::Done(self.pending_reply(
-                        &attempt,
-                        &request,
-                        request.version,
-                    )))
+                    Ok(self.pending_reply(&attempt, &request, request.version))
                 }
-                None => self.open_access_request(&attempt, *pending, &asks).await,
+                None => {
+                    self.open_access_request(&attempt, *pending, &asks, transaction)
+                        .await
+                }
             },
-            Ok(Decision::Denied(denied)) => self.deny(&attempt, *denied).await,
-            Err(ApproveError::NoTime("evidence")) => Err(closed(&VerifyError::Stale)),
+            Ok(Decision::Denied(denied)) => Ok(self.deny(&attempt, *denied).await?),
+            Err(ApproveError::NoTime("evidence")) => Err(closed(&VerifyError::Stale).into()),
             Err(ApproveError::NoTime(_)) => Err(self.refuse(
                 call.method,
                 Reason::TaskEnded,
                 "less than a second of the task is left",
-            )),
-            Err(ApproveError::RulesChanged) => Ok(AttemptOutcome::Retry),
+            )
+            .into()),
+            Err(ApproveError::RulesChanged) => Err(TransactionError::Retry),
             Err(error @ (ApproveError::OtherAction | ApproveError::NoTask)) => {
-                Err(self.refuse(call.method, Reason::Undecided, error.to_string()))
+                Err(self
+                    .refuse(call.method, Reason::Undecided, error.to_string())
+                    .into())
             }
         }
     }

@@ -1,4 +1,5 @@
 use crate::broker::governance::pending_revocation::{Doomed, Wish};
+use crate::broker::transaction::UNTIL_DONE;
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
@@ -23,11 +24,12 @@ impl Broker {
         jti: TokenId,
     ) -> Result<TokenRevoked, Refusal> {
         let operator = self.person(call)?;
-        loop {
-            let rules = self.still_operator(call, &operator)?;
+        let operator = &operator;
+        self.transaction(call.method, UNTIL_DONE, "revoking the token", |attempt| async move {
+            let rules = self.still_operator(call, operator)?;
             let Some(grant) = self.state.grant(&jti) else {
                 let message = format!("no token {jti} was ever issued here");
-                return Err(self.refuse(call.method, Reason::NotFound, message));
+                return Err(self.refuse(call.method, Reason::NotFound, message).into());
             };
             if let Some(cause) = self.state.dead(&grant, self.now()) {
                 let of_task = self.state.task(&grant.issued.task).and_then(|t| t.ended);
@@ -47,21 +49,18 @@ impl Broker {
                 read_set: vec![(Stream::Policy, rules.version)],
                 ..Append::one(event, vec![(Stream::Token(jti), grant.version)])
             };
-            match self.journal.append(append).await {
-                Ok(entry) => {
-                    self.pardon(&Doomed::Token(jti));
-                    return Ok(TokenRevoked {
-                        changed: true,
-                        cause: EndCause::Operator,
-                        index: Some(entry.index),
-                    });
-                }
-                Err(AppendError::Conflict(_)) => {}
-                Err(error) => {
-                    let wish = Wish::of(operator.id, EndCause::Operator);
-                    return Err(self.doom(call.method, Doomed::Token(jti), wish, &error));
-                }
-            }
-        }
+            let refuse = |error: &AppendError| {
+                let wish = Wish::of(operator.id.clone(), EndCause::Operator);
+                self.doom(call.method, Doomed::Token(jti), wish, error)
+            };
+            let entry = attempt.append_or(append, refuse).await?;
+            self.pardon(&Doomed::Token(jti));
+            Ok(TokenRevoked {
+                changed: true,
+                cause: EndCause::Operator,
+                index: Some(entry.index),
+            })
+        })
+        .await
     }
 }

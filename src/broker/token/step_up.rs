@@ -1,9 +1,10 @@
 use std::collections::BTreeSet;
 
 use crate::approve::{Pending, votes};
-use crate::broker::token::request::{DecisionVersions, PendingReply, ProfileState, AttemptOutcome, TokenReply, TokenAttempt};
+use crate::broker::token::request::{DecisionVersions, PendingReply, ProfileState, TokenAttempt, TokenReply};
+use crate::broker::transaction::{Transaction, TransactionError};
 use crate::broker::{Broker, Refusal};
-use crate::journal::{Append, AppendError, Blob};
+use crate::journal::{Append, Blob};
 use crate::model::*;
 use crate::policy::{Approvals, InForce};
 use crate::state::{AccessRequest, Asks, Versioned};
@@ -20,9 +21,9 @@ impl Broker {
         attempt: &TokenAttempt<'_>,
         pending: Pending,
         asks: &Versioned<Asks>,
-    ) -> Result<AttemptOutcome, Refusal> {
+        transaction: Transaction<'_>,
+    ) -> Result<TokenReply, TransactionError> {
         let TokenAttempt {
-            call,
             input,
             authenticated,
             rules,
@@ -81,22 +82,14 @@ impl Broker {
                 ],
             )
         };
-        match self.journal.append(append).await {
-            Ok(entry) => match self.state.access_request(&id) {
-                // As of its opening: a vote that is there already wakes the wait at once.
-                Some(request) => {
-                    self.count_decision("pending", &request.opened.decision.rules);
-                    Ok(AttemptOutcome::Done(self.pending_reply(
-                        attempt,
-                        &request,
-                        entry.index + 1,
-                    )))
-                }
-                None => Ok(AttemptOutcome::Retry),
-            },
-            Err(AppendError::Conflict(_) | AppendError::Late) => Ok(AttemptOutcome::Retry),
-            Err(error) => Err(self.refuse_append(call.method, &error)),
-        }
+        let entry = transaction.append(append).await?;
+        let request = self
+            .state
+            .access_request(&id)
+            .ok_or(TransactionError::Retry)?;
+        self.count_decision("pending", &request.opened.decision.rules);
+        // At the version of its opening: a vote that was cast since then ends the wait at once.
+        Ok(self.pending_reply(attempt, &request, entry.index + 1))
     }
 
     /// Whether people may be asked once more: how much waits already, and how lately they said no.
