@@ -1,5 +1,6 @@
-//! What time brings about. Expiry has taken effect long before: these entries are news for feeds and people, and decide
-//! nothing.
+//! Background maintenance: journals expirations that are already enforced, retries unwritten revocations, prunes caches.
+//!
+//! Expiry takes effect by the clock; its entries inform feeds and people, and decide nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,14 +12,13 @@ use crate::journal::{Append, AppendError};
 use crate::model::*;
 use crate::state::{AccessStatus, Due};
 
-/// How often the timer looks.
+/// Time between two maintenance ticks.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(250);
-/// Tasks that one entry ends or keeps alive: with all it rests on, whatever their agents are called, below the longest
-/// entry.
+/// Tasks that one entry ends or keeps alive: with its read set and the longest agent ids, it stays below the longest entry.
 pub(super) const TASKS_PER_ENTRY_MAX: usize = 48;
-/// Ends written in one round.
+/// Deadlines handled in one tick.
 const DUE_PER_TICK_MAX: usize = 512;
-/// How often refusals before gate 1 are counted into the journal, in milliseconds.
+/// Time between two entries that count refusals at gate 1, in milliseconds.
 const REFUSAL_COUNT_INTERVAL_MS: i64 = 60_000;
 
 impl Broker {
@@ -32,23 +32,23 @@ impl Broker {
                 return;
             }
             if let Err(error) = self.maintenance_tick().await {
-                tracing::warn!(%error, "maintenance tick failed, trying again at the next");
+                tracing::warn!(%error, "maintenance failed; will retry");
             }
         }
     }
 
-    /// One round: ends that are due, ends that could not be written, caches.
+    /// One tick: due expirations, pending revocations, caches.
     pub async fn maintenance_tick(&self) -> Result<(), AppendError> {
         let now = self.now();
-        // Looked at all the time, so that a jump while nobody calls is seen too.
-        let _seen = self.clock_status();
-        let mut lapsed: BTreeMap<EndCause, Vec<TaskId>> = BTreeMap::new();
+        // Checked at each tick, so that a clock jump is noticed while no calls come.
+        let _status = self.clock_status();
+        let mut expired: BTreeMap<EndCause, Vec<TaskId>> = BTreeMap::new();
         for due in self.state.due_by(now, DUE_PER_TICK_MAX) {
             match due {
                 Due::Task(id) | Due::Lease(id) => {
                     let task = self.state.task(&id).filter(|t| t.ended.is_none());
                     if let Some(cause) = task.and_then(|task| task.lapsed(now)) {
-                        let ids = lapsed.entry(cause).or_default();
+                        let ids = expired.entry(cause).or_default();
                         if !ids.contains(&id) {
                             ids.push(id);
                         }
@@ -82,9 +82,9 @@ impl Broker {
                 }
             }
         }
-        for (cause, ids) in lapsed {
+        for (cause, ids) in expired {
             for chunk in ids.chunks(TASKS_PER_ENTRY_MAX) {
-                // When one that moved meanwhile spoils the entry for the others, each goes alone.
+                // A task that moved meanwhile makes the whole entry conflict: then each task is ended by its own.
                 if !self.end_expired_tasks(cause, chunk, now).await? && chunk.len() > 1 {
                     for id in chunk {
                         self.end_expired_tasks(cause, std::slice::from_ref(id), now)
@@ -107,7 +107,7 @@ impl Broker {
         Ok(())
     }
 
-    /// Writes that time has ended these tasks; true when nothing came in between.
+    /// Journals that these tasks have expired; false on a conflict.
     async fn end_expired_tasks(
         &self,
         cause: EndCause,
@@ -131,7 +131,7 @@ impl Broker {
             if task.lapsed(now) != Some(cause) {
                 continue;
             }
-            // A sign of life that came in time, however late it is seen here, keeps the task.
+            // A heartbeat that was journalled in time, however late it is read here, keeps the task.
             read_set.extend(task.lease.map(|l| (Stream::Lease(*id), l.version)));
             tasks.push(*id);
             write_set.push((Stream::Task(*id), task.version));
@@ -173,14 +173,14 @@ impl Broker {
         Ok(())
     }
 
-    /// Drops what only this process remembers of things that are over.
+    /// Prunes the caches: expired proofs and sessions, and what is kept of tasks that ended.
     fn prune_caches(&self, now: Timestamp) {
         self.replay_cache.prune(now);
         self.open_task_replay_cache.prune(now);
         self.sessions.sweep(now);
-        let over = |task: &TaskId| self.state.task(task).is_none_or(|t| !t.runs(now));
-        self.attestations.retain(|task| !over(task));
-        self.lock(&self.attached).retain(|task, _| !over(task));
-        self.last_denials.retain(|(task, _)| !over(task));
+        let ended = |task: &TaskId| self.state.task(task).is_none_or(|t| !t.runs(now));
+        self.attestations.retain(|task| !ended(task));
+        self.lock(&self.attached).retain(|task, _| !ended(task));
+        self.last_denials.retain(|(task, _)| !ended(task));
     }
 }

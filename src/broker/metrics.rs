@@ -1,4 +1,4 @@
-//! What the broker counts, and whom it lets in by name.
+//! Metrics of the broker, and rate limits of authenticated callers.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::model::*;
 use crate::telemetry::{Metrics, Moment};
 use crate::verify::{self, Attested, VerifyError};
 
-/// A caller by name, once it is known: each has rates of its own.
+/// An authenticated caller: the key of its rate limit.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum CallerId {
     Agent(AgentId),
@@ -36,22 +36,22 @@ impl std::fmt::Display for CallerId {
 }
 
 impl Broker {
-    /// The figures of this broker.
+    /// The metrics of this broker.
     pub const fn metrics(&self) -> &std::sync::Arc<Metrics> {
         &self.metrics
     }
 
-    /// Time since start, which nobody sets: for rates and for how long something took.
+    /// Time since start, which no clock change affects: for rates and durations.
     pub fn uptime(&self) -> Duration {
         self.clock.uptime()
     }
 
-    /// How long ago a moment was, by the wall clock; zero for one that is still to come.
+    /// Time since a moment, by the wall clock; zero for one in the future.
     pub fn since(&self, moment: Timestamp) -> Duration {
         self.now().after(moment)
     }
 
-    /// OpenMetrics text of this moment. Walks over the open tasks and their grants: for a thread that may take its time.
+    /// OpenMetrics text. Walks all open tasks and their grants: call it on a thread that may block.
     pub fn read_metrics(&self) -> String {
         let (clock, now) = (self.clock.now(), self.now());
         let tasks = self.state.open_tasks();
@@ -60,7 +60,7 @@ impl Broker {
             let requests = self.state.requests_of(task);
             requests.iter().filter(|r| r.waits(now)).count()
         };
-        // What the rules of today say of each is asked where a token is used, not here.
+        // By the record alone: the rules in force are evaluated where a token is used, not here.
         let live = |task: &TaskId| {
             let grants = self.state.grants_of(task);
             let live = |grant: &&std::sync::Arc<crate::state::Grant>| {
@@ -85,7 +85,7 @@ impl Broker {
         self.metrics.read(&moment)
     }
 
-    /// Gate 1's first question, counted.
+    /// Checks evidence, and counts the result.
     pub(super) fn attest(
         &self,
         evidence: &Evidence,
@@ -105,13 +105,13 @@ impl Broker {
         attested
     }
 
-    /// Lets a caller in who is known by now, unless it calls more often than its rate. Nothing was done before this.
-    pub(super) fn check_rate_limit(&self, call: &CallContext, who: CallerId) -> Result<(), Refusal> {
+    /// Refuses an authenticated caller that exceeds its rate. Call it before anything is done.
+    pub(super) fn check_rate_limit(&self, call: &CallContext, caller: CallerId) -> Result<(), Refusal> {
         let class = call.permit.class();
         let span = tracing::Span::current();
-        span.record("caller", who.as_str());
-        span.record("who", tracing::field::display(&who));
-        let after = match self.caller_rates.take(class, &who, self.uptime()) {
+        span.record("caller", caller.as_str());
+        span.record("who", tracing::field::display(&caller));
+        let after = match self.caller_rates.take(class, &caller, self.uptime()) {
             Ok(()) => return Ok(()),
             Err(after) => after,
         };
@@ -121,15 +121,15 @@ impl Broker {
                 count,
                 class = class.as_str(),
                 by = "caller",
-                caller = %who,
+                %caller,
                 method = call.method,
-                "calls shed"
+                "load shed (rate limited)"
             );
         }
-        // Not in the log for `explain`: a flood would wash out what is worth finding there.
+        // Not among the recent refusals: a flood would push out the others.
         Err(Refusal {
             reason: Reason::RateLimited,
-            message: "you call more often than your rate; nothing was done, try again when message"
+            message: "rate limit exceeded; nothing was done, try again after the given delay"
                 .to_owned(),
             correlation: CorrelationId::from_random(self.random_bytes()),
             authenticated: true,
@@ -137,20 +137,20 @@ impl Broker {
         })
     }
 
-    /// The answer of gate 2, as it is counted.
+    /// Counts a decision of gate 2.
     pub(super) fn count_decision(&self, outcome: &'static str, rules: &[RuleRef]) {
         let first = rules.first().map(|rule| &*rule.id);
         self.metrics.decided(outcome, first);
     }
 
-    /// How long an access request waited until it was decided.
+    /// Records how long an access request waited for its decision.
     pub(super) fn count_wait(&self, outcome: &'static str, opened_at: Timestamp, now: Timestamp) {
         let waited = now.after(opened_at);
         self.metrics.approval_waited(outcome, waited);
     }
 }
 
-/// The word for a cause in figures.
+/// Metric label of a cause.
 pub(super) const fn cause(error: &VerifyError) -> &'static str {
     match error {
         VerifyError::Evidence(_) => "evidence",

@@ -1,4 +1,4 @@
-//! What the journal says in the form the gates need: parsed rules with their version, parsed trust keys.
+//! Projections of the journal: the policy bundle in force, trust keys and own keys, parsed for the gates.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,15 +19,15 @@ pub(super) struct Projections {
     trust: ArcSwap<Trust>,
     own_keys: ArcSwap<Vec<(KeyId, PublicKey)>>,
     own_set: ArcSwapOption<KeySet>,
-    /// Bundles that were loaded to be checked, so that putting one in force does not load it twice.
+    /// Bundles parsed before their entry is committed, so that none is parsed twice.
     staged: Mutex<HashMap<Digest, PolicyBundle>>,
     failure: Mutex<Option<String>>,
-    /// When a bundle after the first last said something new of an agent it has.
+    /// When a bundle after the first last registered or changed an agent.
     registrations: Mutex<HashMap<AgentId, Registration>>,
 }
 
 impl Projections {
-    /// Applies a committed entry: state first, then the parsed forms.
+    /// Applies a committed entry: state first, then the projections.
     pub(super) fn apply(&self, state: &State, committed: &Committed) {
         state.apply(committed);
         match &committed.entry().fact {
@@ -110,7 +110,7 @@ impl Projections {
         }
     }
 
-    /// Notes which agents the bundle registers or changes. Of the first bundle nothing is new.
+    /// Notes which agents the bundle registers or changes; the first bundle changes none.
     fn compare_agents(&self, next: &PolicyBundle, at: Timestamp) {
         let Some(before) = self.rules.load_full() else {
             return;
@@ -129,7 +129,7 @@ impl Projections {
         }
     }
 
-    /// When a policy bundle last said something new of an agent; `None` when that was the first of all.
+    /// When a policy bundle last registered or changed an agent; `None` for agents unchanged since the first bundle.
     pub(super) fn registration(&self, agent: &AgentId) -> Option<Registration> {
         self.registrations
             .lock()
@@ -138,7 +138,7 @@ impl Projections {
             .copied()
     }
 
-    /// Keeps a loaded bundle for the entry that will put it in force.
+    /// Keeps a parsed bundle for the entry that will put it in force.
     pub(super) fn stage(&self, bundle: PolicyBundle) {
         self.staged
             .lock()
@@ -146,7 +146,7 @@ impl Projections {
             .insert(bundle.version(), bundle);
     }
 
-    /// Forgets a bundle whose entry did not come.
+    /// Drops a parsed bundle whose entry was not appended.
     pub(super) fn unstage(&self, version: &Digest) {
         self.staged
             .lock()
@@ -163,12 +163,12 @@ impl Projections {
         self.trust.load_full()
     }
 
-    /// The keys our own tokens verify under.
+    /// The keys that tokens issued here verify under.
     pub(super) fn own_keys(&self) -> Option<Arc<KeySet>> {
         self.own_set.load_full()
     }
 
-    /// What could not be read from the journal; the broker does not start with it.
+    /// The first entry that could not be applied; the broker does not open with one.
     pub(super) fn failure(&self) -> Option<String> {
         self.failure
             .lock()
@@ -177,7 +177,7 @@ impl Projections {
     }
 
     fn fail(&self, why: String) {
-        tracing::error!(why, "an entry cannot be used");
+        tracing::error!(why, "journal entry cannot be applied");
         self.failure
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

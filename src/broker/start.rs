@@ -1,3 +1,5 @@
+//! Opening the broker: replays the journal, records new trust bundles and keys, and seeds the policy.
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -22,11 +24,11 @@ use crate::rate_limit::{Limits, Seldom};
 use crate::state::{State, Table};
 use crate::telemetry::Metrics;
 
-/// Everything a broker starts from.
+/// Everything needed to open a broker.
 pub struct BrokerOptions {
-    /// What it is configured to be.
+    /// The configuration.
     pub settings: BrokerSettings,
-    /// Where the journal lies.
+    /// Directory of the journal.
     pub data_dir: PathBuf,
     /// The token-signing key.
     pub key: SigningKey,
@@ -40,52 +42,53 @@ pub struct BrokerOptions {
     pub faults: Faults,
 }
 
-/// Why a broker does not start.
+/// Why a broker does not open.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerOpenError {
     /// The journal does not open.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// An entry cannot be used by this version.
-    #[error("the journal holds what this version cannot use: {0}")]
+    /// This version cannot use an entry.
+    #[error("the journal has an entry this version cannot use: {0}")]
     Unusable(String),
-    /// The system gives no random bytes.
-    #[error("the system gives no random bytes")]
+    /// The system returned no random bytes.
+    #[error("the system returned no random bytes")]
     Random,
-    /// The signing key.
+    /// The signing key cannot be used.
     #[error("signing key: {0}")]
     Key(#[from] KeySetError),
-    /// A configured trust bundle.
+    /// A configured trust bundle cannot be read.
     #[error("trust bundle of {domain}: {source}")]
     Trust {
         /// The domain.
         domain: TrustDomain,
-        /// Why.
+        /// The cause.
         source: KeySetError,
     },
-    /// The policy bundle that should seed the journal.
+    /// The policy bundle for an empty journal cannot be loaded.
     #[error("policy bundle:\n{0}")]
     Policy(#[from] BundleError),
-    /// Another key under a known name: what rests on the old one could not be message from what rests on the new.
+    /// A key changed under its `kid`: evidence verified by the old key could not be distinguished from the new key's.
     #[error(
-        "trust bundle of {domain}: the key {kid} is another one than before; publish it under a new kid"
+        "trust bundle of {domain}: the key {kid} changed; publish the new key under a new `kid`"
     )]
     KeyChanged {
         /// The domain.
         domain: TrustDomain,
-        /// The key's name.
+        /// Its `kid`.
         kid: String,
     },
-    /// Nobody could govern with that bundle.
+    /// The policy bundle lists no operator.
     #[error("policy bundle: {0}")]
     Ungovernable(&'static str),
-    /// A first entry could not be written.
+    /// A first entry could not be appended.
     #[error("journal: {0}")]
     Append(#[from] AppendError),
 }
 
 impl Broker {
-    /// Opens the journal, replays it, enters what is new in the configuration, and sweeps what that no longer allows.
+    /// Opens and replays the journal, records changes of the configuration, and ends the tasks and tokens it no longer
+    /// allows.
     pub async fn open(options: BrokerOptions) -> Result<Arc<Self>, BrokerOpenError> {
         let random = SystemRandom::new();
         let mut boot_key = [0; 32];
@@ -141,13 +144,13 @@ impl Broker {
             last_denials: Table::default(),
             refusal_counts: Mutex::default(),
             statements: Mutex::default(),
-            lease_extensions: Mutex::default(),
+            pending_heartbeats: Mutex::default(),
             doomed: Mutex::default(),
             governing: tokio::sync::Mutex::default(),
             one_time: super::auth::bootstrap::OneTime::default(),
             swept: AtomicU64::new(0),
             verified_tokens: VerifiedTokenCache::default(),
-            refused_calls: Mutex::default(),
+            recent_refusals: Mutex::default(),
             uncounted_refusals: Mutex::default(),
             stopping: tokio::sync::watch::Sender::new(false),
             metrics,
@@ -167,7 +170,7 @@ impl Broker {
             broker.record_trust(domain, bundle).await?;
         }
         for domain in broker.state.trust_domains() {
-            // A domain that is no longer configured is trusted no longer: it keeps its name and loses its keys.
+            // A domain that is no longer configured keeps its name and loses its keys.
             if !configured.contains(&domain) {
                 broker.record_trust(domain, NO_KEYS.to_owned()).await?;
             }
@@ -182,7 +185,7 @@ impl Broker {
         Ok(broker)
     }
 
-    /// A trust bundle that differs from the one in the journal is entered before it is used.
+    /// Records a trust bundle that differs from the one in the journal before it is used.
     async fn record_trust(&self, domain: TrustDomain, bundle: String) -> Result<(), BrokerOpenError> {
         let keys = KeySet::parse(bundle.as_bytes(), Usage::JwtSvid);
         let keys = keys.map_err(|source| BrokerOpenError::Trust {
@@ -226,7 +229,7 @@ impl Broker {
         Ok(())
     }
 
-    /// The signing key is in the journal before it signs. (The first key of a realm needs no time to spread.)
+    /// Records the signing key before it signs. (The first key of a realm needs no time to spread.)
     async fn publish_key(&self) -> Result<(), BrokerOpenError> {
         let kid = self.token_issuer.kid().clone();
         if self.state.key(&kid).is_some() {
@@ -247,10 +250,10 @@ impl Broker {
     }
 }
 
-/// A trust bundle that trusts nobody.
+/// A trust bundle without keys.
 const NO_KEYS: &str = "{\"keys\":[]}";
 
-/// The name of a key that stands in both trust bundles with different material.
+/// The `kid` of a key that is in both trust bundles with different material.
 fn changed_under_its_name(before: &str, after: &str) -> Option<String> {
     let keys = |text: &str| {
         let set = crate::model::json::parse(text.as_bytes()).ok();

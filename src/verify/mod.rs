@@ -1,10 +1,10 @@
-//! Gate 1: may this workload operate in this role, now?
+//! Gate 1, authentication: whether this workload may operate as this agent now.
 //!
-//! In: evidence as shown, a proof of possession, the trust snapshot, what the journal says of the agent, the rules in
-//! force, `now`. Out: [`Attested`] (the evidence is good), [`Possession`] (the key is held), [`Authenticated`] (both, for this
-//! call), and [`Verified`] (and the agent may operate). Each can be made only here, by the check it is named for.
-//! Trusts configured trust domains. Refuses everything else; the caller learns only that gate 1 did not open.
-//! Nothing here performs I/O or reads a clock.
+//! In: evidence, a proof of possession, the trust snapshot, the journal's records of the agent, the rules in force, `now`.
+//! Out: [`Attested`] (the evidence is valid), [`Possession`] (the key is held), [`Authenticated`] (both, for this call), and
+//! [`Verified`] (the agent may operate). Each can be made only here, by the check it is named for.
+//! Trusts: configured trust domains. Refuses: everything else; the caller learns only that gate 1 did not open.
+//! Never: performs I/O or reads a clock.
 
 mod jwt_svid;
 mod possession;
@@ -33,19 +33,19 @@ pub enum VerifyError {
     /// The trust domain is not configured.
     #[error("trust domain {0} is not trusted here")]
     UntrustedDomain(TrustDomain),
-    /// The evidence is for someone else.
+    /// The evidence is for another audience.
     #[error("the evidence is for another audience")]
     WrongAudience,
     /// The evidence has expired.
     #[error("the evidence expired at {0}")]
     Expired(Timestamp),
-    /// The evidence is not valid yet, or lives longer than any honest one.
-    #[error("the evidence's dates are not acceptable")]
+    /// The evidence is not valid yet, or is valid for too long.
+    #[error("the evidence is not valid yet, or is valid for too long")]
     InvalidDates,
-    /// No proof of possession came along.
+    /// The call has no proof of possession.
     #[error("no proof of possession")]
     MissingProof,
-    /// The proof does not hold.
+    /// The proof is not valid.
     #[error("{0}")]
     Proof(#[from] crate::jose::dpop::ProofError),
     /// The proof's nonce is missing, old, or of another boot. Decided after its signature.
@@ -54,7 +54,7 @@ pub enum VerifyError {
     /// The proof was used before.
     #[error("the proof was used before")]
     Replayed,
-    /// One key shows more proofs than any honest client.
+    /// One key has more unexpired proofs than any honest client needs.
     #[error("too many proofs by one key")]
     TooManyProofs,
     /// The proof is for another action or other evidence than the call carries.
@@ -63,12 +63,12 @@ pub enum VerifyError {
     /// The key is not the task's, or there is no such task.
     #[error("the key is not the task's")]
     TaskKeyMismatch,
-    /// The evidence is not of the workload that opened the task.
+    /// The evidence names another workload than the one that opened the task.
     #[error("the evidence names {shown}, the task belongs to {opened}")]
     WorkloadMismatch {
-        /// Whom the evidence names.
+        /// The workload the evidence names.
         shown: SpiffeId,
-        /// Who opened the task.
+        /// The workload that opened the task.
         opened: SpiffeId,
     },
     /// The evidence was verified too long ago. Decided after possession.
@@ -80,14 +80,14 @@ pub enum VerifyError {
     /// No registered person or service has this key or identity.
     #[error("no registered person or service has this key or identity")]
     NotRegistered,
-    /// The one-time code of the first operator does not hold.
-    #[error("the one-time code does not hold: {0}")]
+    /// The one-time code of the first operator is not valid.
+    #[error("the one-time code is not valid: {0}")]
     OneTimeCode(&'static str),
-    /// The cookie is of no session that goes on.
-    #[error("the session does not hold: {0}")]
+    /// The cookie belongs to no active session.
+    #[error("the session is not valid: {0}")]
     Session(&'static str),
-    /// A passkey does not hold.
-    #[error("the passkey does not hold: {0}")]
+    /// A passkey assertion is not valid.
+    #[error("the passkey is not valid: {0}")]
     Passkey(String),
     /// Not exactly one registered agent matches.
     #[error("{0} registered agents match, not one")]
@@ -107,24 +107,24 @@ pub enum VerifyError {
     /// The key that verified the evidence is no longer trusted.
     #[error("the key that verified the evidence is no longer trusted")]
     UntrustedKey,
-    /// The rules say it may not operate now.
-    #[error("the rules do not let it operate: {why}{}", rules.iter().map(|r| format!(", {} ({})", r.id, r.file)).collect::<String>())]
+    /// The rules do not let the agent operate now.
+    #[error("the rules do not let the agent operate: {why}{}", rules.iter().map(|r| format!(", {} ({})", r.id, r.file)).collect::<String>())]
     MayNotOperate {
-        /// Why.
+        /// The reason.
         why: DeniedReason,
-        /// The rules that say so.
+        /// The rules that deny it.
         rules: Vec<RuleRef>,
     },
 }
 
-/// Evidence that was good when it was checked. Made only by [`attest`].
+/// Evidence that was valid when it was checked. Made only by [`attest`].
 #[derive(Debug)]
 pub struct Attested {
     facts: EvidenceFacts,
 }
 
 impl Attested {
-    /// What stays of the evidence.
+    /// The facts kept of the evidence.
     pub const fn facts(&self) -> &EvidenceFacts {
         &self.facts
     }
@@ -144,14 +144,14 @@ pub fn attest(
     }
 }
 
-/// The hash a proof carries for evidence in the same call (`evh`).
+/// The hash a proof carries for evidence in the same call (DPoP claim `evh`).
 pub fn evidence_hash(evidence: &Evidence) -> Digest {
     match evidence {
         Evidence::JwtSvid(token) => Digest::of(token.expose_secret().as_bytes()),
     }
 }
 
-/// Good evidence and a held key, together, for one call. It may be asked again and again during the call, each time with
+/// Valid evidence and a held key, together, for one call. It may be verified several times during the call, each time with
 /// a new `now`: it is not yet permission for anything.
 #[derive(Debug)]
 pub struct Authenticated {
@@ -187,23 +187,23 @@ impl Authenticated {
         })
     }
 
-    /// The evidence, to be remembered for later calls.
+    /// The evidence, to be cached for later calls.
     pub const fn attested(&self) -> &Arc<Attested> {
         &self.attested
     }
 
-    /// What the evidence said.
+    /// The facts of the evidence.
     pub fn facts(&self) -> &EvidenceFacts {
         &self.attested.facts
     }
 
-    /// The key that is held.
+    /// Thumbprint of the key that is held.
     pub const fn jkt(&self) -> Thumbprint {
         self.possession.jkt()
     }
 
-    /// Asks gate 1 in full: the evidence is fresh, exactly one agent matches, nothing stands against it, and the rules let
-    /// it operate now. The answer carries the version of everything it rests on.
+    /// Runs gate 1 in full: the evidence is fresh, exactly one agent matches, it is neither suspended nor frozen, and the
+    /// rules let it operate now. The answer carries the version of everything that was read.
     pub fn verify(
         &self,
         context: Gate1Context<'_>,
@@ -271,7 +271,7 @@ impl Authenticated {
         if let Some(task) = &context.task {
             read_set.push((Stream::Task(task.id), task.version));
             not_after = not_after.min(task.deadline);
-            // A token may outlive a heartbeat's length, but nothing is begun for a task whose heartbeat was missed.
+            // A token may be valid for longer than a heartbeat, but nothing starts for a task whose heartbeat was missed.
             not_after = task.lease_until.map_or(not_after, |t| t.min(not_after));
         }
         Ok(Verified {
@@ -337,9 +337,9 @@ pub struct TaskSnapshot {
     pub id: TaskId,
     /// The agent that opened it.
     pub agent: AgentId,
-    /// When.
+    /// When it was opened.
     pub opened_at: Timestamp,
-    /// When it ends by itself.
+    /// When it expires.
     pub deadline: Timestamp,
     /// When a missed heartbeat ends it.
     pub lease_until: Option<Timestamp>,
@@ -347,8 +347,8 @@ pub struct TaskSnapshot {
     pub version: Version,
 }
 
-/// Gate 1 is open for this call: made only by [`Authenticated::verify`], spent by moving it into gate 2 or into opening a task.
-/// It says nothing about any action.
+/// Proof that gate 1 was passed in this call: made only by [`Authenticated::verify`], spent by moving it into gate 2 or into
+/// opening a task. It permits no action.
 #[derive(Debug)]
 pub struct Verified {
     agent: Arc<Agent>,
@@ -368,7 +368,7 @@ impl Verified {
         &self.agent
     }
 
-    /// What the evidence said.
+    /// The facts of the evidence.
     pub const fn facts(&self) -> &EvidenceFacts {
         &self.facts
     }
@@ -393,12 +393,12 @@ impl Verified {
         self.evidence_age_ms
     }
 
-    /// Every stream it rests on, with its version.
+    /// Every stream that was read, with its version.
     pub fn read_set(&self) -> &[(Stream, Version)] {
         &self.read_set
     }
 
-    /// Until when it holds at the latest.
+    /// Until when it is valid at most.
     pub const fn not_after(&self) -> Timestamp {
         self.not_after
     }

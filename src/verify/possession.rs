@@ -1,3 +1,5 @@
+//! Proof of possession: DPoP, checked once for each call.
+
 use super::VerifyError;
 use crate::jose::dpop::{self, Freshness};
 use crate::jose::{Nonces, PublicKey};
@@ -11,7 +13,7 @@ pub struct Possession {
     action_digest: Option<Digest>,
 }
 
-/// The proof a call carries and what it must be for.
+/// The DPoP proof of a call, and what it must be made for.
 pub struct DpopInput<'a> {
     /// The DPoP proof, as the metadata carries it.
     pub proof: Option<&'a Secret>,
@@ -23,12 +25,12 @@ pub struct DpopInput<'a> {
     pub evidence: Option<Digest>,
     /// The broker's nonces.
     pub nonces: &'a Nonces,
-    /// Marks (key, jti) as used until a moment; says why it may not be used.
-    pub once: &'a dyn Fn(Thumbprint, &str, Timestamp) -> Result<(), VerifyError>,
+    /// Marks (key, jti) as used until a moment, or says why it may not be used.
+    pub insert_once: &'a dyn Fn(Thumbprint, &str, Timestamp) -> Result<(), VerifyError>,
 }
 
 impl Possession {
-    /// Checks the proof (RFC 9449 §4.3, §8): signature first, then what it is for, its nonce, and that it is new.
+    /// Checks the proof (RFC 9449 §4.3, §8): signature first, then its nonce, what it is for, and that it is new.
     ///
     /// INVARIANT (a proof is used once): no `Possession` exists whose proof was not just marked as used.
     pub fn check(call: &DpopInput<'_>, now: Timestamp) -> Result<Self, VerifyError> {
@@ -56,7 +58,7 @@ impl Possession {
             return Err(VerifyError::ProofMismatch("token"));
         }
         let jkt = checked.jkt();
-        (call.once)(jkt, checked.jti(), until)?;
+        (call.insert_once)(jkt, checked.jti(), until)?;
         Ok(Self {
             key: checked.key().clone(),
             jkt,
@@ -79,7 +81,7 @@ impl Possession {
         self.action_digest
     }
 
-    /// Whether the key is the one something is bound to.
+    /// Checks that the key is the one of a binding.
     pub fn matches(&self, binding: &Binding) -> Result<(), VerifyError> {
         if self.jkt == binding.jkt() {
             Ok(())

@@ -106,7 +106,7 @@ impl Broker {
             action,
             evidence,
             nonces: &self.nonces,
-            once: &|key, jti, until| {
+            insert_once: &|key, jti, until| {
                 known(key)?;
                 once.insert_once(key, jti, until, now)
             },

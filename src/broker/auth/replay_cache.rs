@@ -1,23 +1,24 @@
+//! Replay protection: used proofs and challenges, until they expire.
+
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use crate::model::{Thumbprint, Timestamp};
 use crate::verify::VerifyError;
 
-/// Proofs that were used: (key, jti), until their nonce expires. In memory only: a restart forgets nothing, because its
-/// nonces are new.
+/// Used proofs by (key, jti), until their nonce expires. In memory only: after a restart no earlier nonce is accepted.
 #[derive(Debug, Default)]
 pub(in crate::broker) struct ReplayCache {
     seen: Mutex<HashMap<Thumbprint, HashMap<String, Timestamp>>>,
 }
 
-/// Live proofs of one key.
+/// Unexpired proofs of one key.
 const PER_KEY_MAX: usize = 131_072;
-/// Keys with live proofs.
+/// Keys with unexpired proofs.
 const KEYS_MAX: usize = 100_000;
 
 impl ReplayCache {
-    /// Marks a proof as used; refuses one that was.
+    /// Marks a proof as used; refuses one that was used before.
     pub(in crate::broker) fn insert_once(
         &self,
         key: Thumbprint,
@@ -42,7 +43,7 @@ impl ReplayCache {
         }
     }
 
-    /// Forgets proofs whose nonce has expired.
+    /// Drops proofs whose nonce has expired.
     pub(in crate::broker) fn prune(&self, now: Timestamp) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.retain(|_, of_key| {

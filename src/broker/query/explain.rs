@@ -84,7 +84,7 @@ impl Broker {
 
     fn explain_refusal(&self, id: &CorrelationId) -> Option<Explained> {
         let refused = self
-            .lock(&self.refused_calls)
+            .lock(&self.recent_refusals)
             .iter()
             .rev()
             .find(|r| r.correlation == *id)

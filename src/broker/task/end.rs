@@ -1,3 +1,5 @@
+//! Ending a task, and cancelling an access request.
+
 use std::sync::Arc;
 
 use crate::broker::governance::pending_revocation::{Doomed, Wish};
@@ -6,39 +8,39 @@ use crate::journal::{Append, AppendError};
 use crate::model::*;
 use crate::state::{AccessRequest, AccessStatus, Grant, Task};
 
-/// A parsed end of a task.
+/// Input of `CompleteTask` and `EndTask`.
 #[derive(Debug, Clone)]
 pub struct EndTaskInput {
-    /// Which.
+    /// The task.
     pub task: TaskId,
-    /// How the agent says it went.
+    /// The outcome as the agent reports it.
     pub outcome: Option<TaskOutcome>,
 }
 
-/// What an end ended.
+/// What the end of a task revoked.
 #[derive(Debug, Clone)]
 pub struct EndReport {
     /// The task.
     pub task: TaskId,
-    /// The first end's cause.
+    /// The cause of its first end.
     pub cause: EndCause,
-    /// When.
+    /// When it ended.
     pub at: Timestamp,
     /// Index of its entry.
     pub index: u64,
-    /// Tokens the task ever had, oldest first.
+    /// All tokens ever issued to the task, oldest first.
     pub tokens: Vec<TokenId>,
-    /// Tokens alive at the end.
+    /// Tokens active at the end.
     pub revoked: usize,
     /// Access requests waiting at the end.
     pub closed: usize,
 }
 
-/// How often an end is tried again when something else moved the task.
+/// Attempts to end a task or to cancel an access request.
 const END_ATTEMPTS: usize = 16;
 
 impl Broker {
-    /// The agent is done. Possession is enough: ending must work when evidence no longer does.
+    /// Ends a task for its agent. Possession is enough: ending must work when evidence no longer does.
     pub async fn complete_task(
         &self,
         call: &CallContext,
@@ -56,7 +58,7 @@ impl Broker {
         .await
     }
 
-    /// An operator ends a task.
+    /// Ends a task for an operator.
     pub async fn end_task_as_operator(
         &self,
         call: &CallContext,
@@ -83,7 +85,7 @@ impl Broker {
         .await
     }
 
-    /// The agent takes an access request back.
+    /// Cancels an access request for its agent. A crash before the append leaves it pending; after it, cancelled.
     pub async fn cancel_access_request(
         &self,
         call: &CallContext,
@@ -92,7 +94,7 @@ impl Broker {
     ) -> Result<(), Refusal> {
         let (task, _held) = self.task_possession(call, &task, None, None, self.now())?;
         let task = &task;
-        self.transaction(call.method, END_ATTEMPTS, "cancelling", |attempt| async move {
+        self.transaction(call.method, END_ATTEMPTS, "the access request keeps changing while it is cancelled", |attempt| async move {
             let now = self.now();
             let opened = self
                 .own_request(call, &task.opened.task, &id)?
@@ -104,10 +106,10 @@ impl Broker {
                 return Err(self.refuse(
                     call.method,
                     Reason::AccessRequestClosed,
-                    "the access request no longer waits",
+                    "the access request is no longer pending",
                 ).into());
             }
-            // Whoever asks, and takes it back when somebody is about to answer, has had an answer.
+            // An agent that cancels while an approver is about to vote is counted as having had an answer.
             let begun = self.vote_begun(&id, now);
             let event = Event::AccessRequestClosed(AccessRequestClosed {
                 access_request: id,
@@ -132,7 +134,7 @@ impl Broker {
     /// Ends a task by one entry; a task that has ended answers with its first end.
     ///
     /// A crash before the append leaves the task running and the caller without an answer. An append that fails leaves it
-    /// doomed: refused here from now on, and written as soon as the journal takes entries again.
+    /// pending revocation: enforced here from now on, and journalled as soon as the journal takes entries again.
     pub(in crate::broker) async fn end_task(
         &self,
         method: &'static str,
@@ -143,7 +145,7 @@ impl Broker {
         read_set: Vec<(Stream, Version)>,
     ) -> Result<EndReport, Refusal> {
         let (outcome, by, read_set) = (&outcome, &by, &read_set);
-        self.transaction(method, END_ATTEMPTS, "ending the task", |attempt| async move {
+        self.transaction(method, END_ATTEMPTS, "the task keeps changing while it is ended", |attempt| async move {
             let now = self.now();
             let task = self
                 .state
@@ -154,10 +156,10 @@ impl Broker {
             if task.ended.is_some() {
                 return Ok(self.end_report(&task, now));
             }
-            // A deadline or heartbeat that has passed is the cause, whoever comes to say so.
+            // A deadline or heartbeat that has passed is the cause, before any caller's.
             let (cause, outcome, by) = match task.lapsed(now) {
                 None => (cause, outcome.clone(), by.clone()),
-                Some(lapsed) => (lapsed, None, None),
+                Some(expired) => (expired, None, None),
             };
             let event = Event::TaskEnded(TaskEnded {
                 tasks: vec![*id],
@@ -181,28 +183,28 @@ impl Broker {
         .await
     }
 
-    /// Read from the record, so that every asking gets the same report.
+    /// Computed from the record, so that a repeated call gets the same report.
     fn end_report(&self, task: &Arc<Task>, now: Timestamp) -> EndReport {
         let id = task.opened.task;
         let (cause, at, index) = task
             .ended
             .map_or((EndCause::Deadline, now, 0), |e| (e.cause, e.at, e.index));
         let grants = self.state.grants_of(&id);
-        let alive = |g: &&Arc<Grant>| {
+        let active = |g: &&Arc<Grant>| {
             g.ended.is_none_or(|e| e.index >= index)
                 && !self.state.action_frozen_since(g)
                 && at.secs() < g.issued.exp
                 && !g.spent()
         };
-        let waited =
+        let pending =
             |r: &&Arc<AccessRequest>| r.status == AccessStatus::Waiting && at < r.opened.expires_at;
         EndReport {
             task: id,
             cause,
             at,
             index,
-            revoked: grants.iter().filter(alive).count(),
-            closed: self.state.requests_of(&id).iter().filter(waited).count(),
+            revoked: grants.iter().filter(active).count(),
+            closed: self.state.requests_of(&id).iter().filter(pending).count(),
             tokens: grants.iter().map(|g| g.issued.jti).collect(),
         }
     }

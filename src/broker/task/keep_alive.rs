@@ -1,3 +1,5 @@
+//! Heartbeats: extending the lease of a task.
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,21 +12,21 @@ use crate::journal::{Append, AppendError};
 use crate::model::*;
 use crate::state::Task;
 
-/// How long signs of life are gathered before they are entered together.
+/// How long heartbeats are gathered before one entry records them.
 const LEASE_BATCH_WINDOW: Duration = Duration::from_millis(20);
 
-/// A task whose lease wants extending, and where to say that it was looked at.
+/// A heartbeat that waits to be journalled, and the channel that reports the result.
 #[derive(Debug)]
-pub(in crate::broker) struct Waiting {
+pub(in crate::broker) struct PendingHeartbeat {
     task: TaskId,
     done: oneshot::Sender<Result<(), AppendError>>,
 }
 
 impl Broker {
-    /// A sign of life: extends the lease of a task opened with a heartbeat, by an entry only when less than half of it is
-    /// left. Answers when the task ends unless it is kept alive again.
+    /// Extends the lease of a task opened with a heartbeat, by an entry only when less than half of it is left. Answers
+    /// when the task ends without another heartbeat.
     ///
-    /// A crash before the entry leaves the lease as it was; after it, extended, whoever hears of it.
+    /// A crash before the entry leaves the lease as it was; after it, extended, though the agent got no answer.
     pub async fn keep_alive(
         self: &Arc<Self>,
         call: &CallContext,
@@ -35,30 +37,30 @@ impl Broker {
             let message = "the task was opened without a heartbeat";
             return Err(self.refuse(call.method, Reason::Malformed, message));
         };
-        self.transaction(call.method, ATTEMPTS, "extending the lease", |_| async move {
+        self.transaction(call.method, ATTEMPTS, "the lease keeps changing while it is extended", |_| async move {
             let now = self.now();
             let task = self
                 .state
                 .task(&id)
                 .filter(|task| self.is_running(task, now))
-                .ok_or_else(|| self.refuse(call.method, Reason::TaskEnded, "the task is over"))?;
+                .ok_or_else(|| self.refuse(call.method, Reason::TaskEnded, "the task has ended"))?;
             let until = lease_of(&task);
-            let enough = until.since(now).saturating_mul(2) >= seconds.saturating_mul(1000);
-            if enough || until >= task.opened.deadline {
+            let is_fresh = until.since(now).saturating_mul(2) >= seconds.saturating_mul(1000);
+            if is_fresh || until >= task.opened.deadline {
                 return Ok(until);
             }
             let (done, answer) = oneshot::channel();
             let first = {
-                let mut waiting = self.lock(&self.lease_extensions);
-                waiting.push(Waiting { task: id, done });
-                waiting.len() == 1
+                let mut pending = self.lock(&self.pending_heartbeats);
+                pending.push(PendingHeartbeat { task: id, done });
+                pending.len() == 1
             };
             if first {
-                // A task of its own: the others must not wait on whether the first caller stays.
+                // Spawned: the other heartbeats of the batch must not depend on the first caller's connection.
                 tokio::spawn(Arc::clone(self).extend_batch());
             }
             match answer.await {
-                // What happened is read from the record: extended, ended, or moved by somebody else.
+                // The next attempt reads the result from the record: extended, ended, or changed by another append.
                 Ok(Ok(()) | Err(AppendError::Conflict(_) | AppendError::Late)) => {
                     Err(TransactionError::Retry)
                 }
@@ -71,12 +73,12 @@ impl Broker {
 
     async fn extend_batch(self: Arc<Self>) {
         tokio::time::sleep(LEASE_BATCH_WINDOW).await;
-        let waiting = std::mem::take(&mut *self.lock(&self.lease_extensions));
-        let mut waiting = waiting.into_iter().peekable();
-        while waiting.peek().is_some() {
-            let chunk: Vec<Waiting> = waiting.by_ref().take(TASKS_PER_ENTRY_MAX).collect();
+        let pending = std::mem::take(&mut *self.lock(&self.pending_heartbeats));
+        let mut pending = pending.into_iter().peekable();
+        while pending.peek().is_some() {
+            let chunk: Vec<PendingHeartbeat> = pending.by_ref().take(TASKS_PER_ENTRY_MAX).collect();
             let result = self.extend(&chunk).await;
-            // When one task's end spoils the entry for the others of its chunk, each goes alone.
+            // A task that moved meanwhile makes the whole entry conflict: then each lease is extended by its own.
             if matches!(result, Err(AppendError::Conflict(_) | AppendError::Late))
                 && chunk.len() > 1
             {
@@ -92,13 +94,13 @@ impl Broker {
         }
     }
 
-    async fn extend(&self, chunk: &[Waiting]) -> Result<(), AppendError> {
+    async fn extend(&self, chunk: &[PendingHeartbeat]) -> Result<(), AppendError> {
         let now = self.now();
         let mut leases = Vec::new();
         let (mut write_set, mut read_set) = (Vec::new(), Vec::new());
         let mut not_after: Option<Timestamp> = None;
-        for waiting in chunk {
-            let id = waiting.task;
+        for heartbeat in chunk {
+            let id = heartbeat.task;
             let Some(opened) = self.state.task(&id).map(|task| task.opened.clone()) else {
                 continue;
             };
@@ -136,7 +138,7 @@ impl Broker {
     }
 }
 
-/// When the task ends unless it is kept alive.
+/// When the task ends without another heartbeat.
 fn lease_of(task: &Task) -> Timestamp {
     let deadline = task.opened.deadline;
     task.lease.map_or(deadline, |l| l.until.min(deadline))

@@ -1,3 +1,5 @@
+//! Opening a task.
+
 use std::sync::Arc;
 
 use crate::broker::metrics::CallerId;
@@ -12,35 +14,35 @@ use crate::verify::{
     VerifyError,
 };
 
-/// A parsed `OpenTask`.
+/// Input of `OpenTask`.
 #[derive(Debug)]
 pub struct OpenTaskInput {
-    /// What the workload is.
+    /// Evidence of the workload's identity.
     pub evidence: Evidence,
-    /// Why, in its words.
+    /// The purpose, in the agent's words.
     pub purpose: Prose,
-    /// Seconds it asks for.
+    /// Longest duration, in seconds.
     pub max_duration: i64,
-    /// Its idempotency key.
+    /// The client's idempotency key.
     pub idempotency_key: IdempotencyKey,
-    /// Seconds it may go without a sign of life; `None` for as long as the deadline lets it.
+    /// Seconds between heartbeats; `None` for a task without heartbeats.
     pub heartbeat: Option<i64>,
 }
 
-/// An open task.
+/// Answer of `OpenTask`.
 #[derive(Debug)]
 pub struct OpenTaskReply {
-    /// As entered.
+    /// The task, as journalled.
     pub task: Arc<TaskOpened>,
     /// When a missed heartbeat ends it.
     pub lease_until: Option<Timestamp>,
-    /// What gate 1 saw in this call.
+    /// The evidence gate 1 verified in this call.
     pub facts: EvidenceFacts,
 }
 
 impl Broker {
-    /// Gate 1, then one entry. A crash before the entry leaves nothing; after it, a task that the same `idempotency_key` under
-    /// the same key finds again, and that ends by itself.
+    /// Opens a task: gate 1, then one entry. A crash before the entry leaves nothing; after it, a task that a retry with the
+    /// same idempotency key and the same DPoP key finds, and that ends by itself.
     pub async fn open_task(&self, call: &CallContext, input: OpenTaskInput) -> Result<OpenTaskReply, Refusal> {
         let now = self.now();
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
@@ -58,25 +60,27 @@ impl Broker {
             others => return Err(closed(&VerifyError::AmbiguousAgent(others.len()))),
         };
         self.check_rate_limit(call, CallerId::Agent(agent))?;
-        // Any key will do here; one that the agent is not pinned to is refused where its standing is looked at.
+        // Any key is accepted here; one the agent is not pinned to is refused by gate 1 below.
         let possession =
             self.opening_possession(call, verify::evidence_hash(&input.evidence), now)?;
         if input.max_duration <= 0 {
             return Err(self.refuse(
                 call.method,
                 Reason::InvalidTtl,
-                "max_duration must be above zero",
+                "`max_duration` must be above zero",
             ));
         }
         if let Some(seconds) = input.heartbeat
             && !(HEARTBEAT_MIN_S..=HEARTBEAT_MAX_S).contains(&seconds)
         {
-            let message = format!("heartbeat must be {HEARTBEAT_MIN_S} s to {HEARTBEAT_MAX_S} s");
+            let message = format!(
+                "`heartbeat` must be {HEARTBEAT_MIN_S} s to {HEARTBEAT_MAX_S} s, got {seconds} s"
+            );
             return Err(self.refuse(call.method, Reason::InvalidTtl, message));
         }
         let authenticated = Authenticated::for_open_task(Arc::new(attested), possession);
         let (input, authenticated) = (&input, &authenticated);
-        self.transaction(call.method, ATTEMPTS, "opening the task", |attempt| async move {
+        self.transaction(call.method, ATTEMPTS, "the agent's records keep changing while the task is opened", |attempt| async move {
             let now = self.now();
             let rules = self.projections.rules();
             let verified = authenticated
@@ -90,7 +94,7 @@ impl Broker {
                 return Ok(self.replay_open(call, input, &task, authenticated)?);
             }
             if self.state.open_tasks_of(&agent.id).len() >= TASKS_MAX {
-                let message = format!("{TASKS_MAX} tasks of this agent run; end some");
+                let message = format!("the agent has {TASKS_MAX} running tasks, the most it may have; end some");
                 return Err(self.refuse(call.method, Reason::TooManyTasks, message).into());
             }
             self.require_reliable_clock(call.method)?;
@@ -141,7 +145,7 @@ impl Broker {
         .await
     }
 
-    /// A retry: the same task for the same words, whether it still runs or not.
+    /// Answers a retry: the same task for the same input, while it runs.
     fn replay_open(
         &self,
         call: &CallContext,
@@ -156,14 +160,14 @@ impl Broker {
             return Err(self.refuse(
                 call.method,
                 Reason::RequestIdReused,
-                "this request_id opened a task with another purpose, duration or heartbeat",
+                "this idempotency key opened a task with another purpose, duration or heartbeat",
             ));
         }
         if !self.is_running(task, self.now()) {
             return Err(self.refuse(
                 call.method,
                 Reason::TaskEnded,
-                "the task this request_id opened is over",
+                "the task this idempotency key opened has ended",
             ));
         }
         self.cache_attestation(task.opened.task, authenticated);
@@ -174,17 +178,17 @@ impl Broker {
         })
     }
 
-    /// Notes when the evidence of a task was verified here.
+    /// Keeps the evidence of a task as it was verified in this call.
     pub(in crate::broker) fn cache_attestation(&self, task: TaskId, authenticated: &Authenticated) {
         self.attestations.put_shared(task, authenticated.attested().clone());
     }
 
-    /// When the evidence of a task was last verified here.
+    /// The evidence of a task as it was last verified here.
     pub(in crate::broker) fn cached_attestation(&self, task: &TaskId) -> Option<Arc<Attested>> {
         self.attestations.get(task)
     }
 
-    /// What the journal and the rules say at this moment about whoever proved something.
+    /// Gathers what gate 1 needs of the journal and the rules at this moment.
     pub(in crate::broker) fn gate_1_context<'a>(
         &'a self,
         authenticated: &Authenticated,
@@ -219,6 +223,7 @@ impl Broker {
         }
     }
 
+    /// What the journal says of an agent, each value read together with its version.
     fn agent_records(&self, agent: &Agent) -> AgentRecords {
         let restriction = |(in_force, version)| Restriction { in_force, version };
         let freeze = |scope| restriction(self.freeze_of(&scope));

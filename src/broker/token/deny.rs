@@ -1,3 +1,5 @@
+//! Denying a token: by a rule, by an approver, or because the action is unknown.
+
 use std::collections::BTreeSet;
 
 use crate::approve::Denied;
@@ -9,7 +11,7 @@ use crate::policy::ActionProblem;
 use crate::state::AccessStatus;
 
 impl Broker {
-    /// A person's no, or expiry, is the answer of this request id for good.
+    /// Answers a retry after an approver's denial or expiry: the outcome of the idempotency key never changes.
     pub(in crate::broker) fn replay_denial(
         &self,
         attempt: &TokenAttempt<'_>,
@@ -23,13 +25,13 @@ impl Broker {
         } = *attempt;
         let request = self.state.access_request(id);
         let request = request.ok_or_else(|| {
-            self.refuse(call.method, Reason::Undecided, "the access request is gone")
+            self.refuse(call.method, Reason::Undecided, "the access request is no longer on record")
         })?;
         if request.action.as_ref().is_some_and(|a| **a != input.action) {
             return Err(self.refuse(
                 call.method,
                 Reason::ApprovalOutOfScope,
-                "this request_id was decided for another action",
+                "this idempotency key was decided for another action",
             ));
         }
         let why = if request.status == AccessStatus::Denied {
@@ -47,7 +49,7 @@ impl Broker {
         })))
     }
 
-    /// A rule's no: an entry, unless it is the answer this request id got last.
+    /// Denies by a rule: one entry, unless the idempotency key got the same answer last.
     pub(in crate::broker) async fn deny(
         &self,
         attempt: &TokenAttempt<'_>,
@@ -79,7 +81,7 @@ impl Broker {
         })))
     }
 
-    /// A verified agent asked for what is not there: an entry too, with every parameter kept out of it.
+    /// Refuses an action that is not in the catalogue: one entry, with every parameter kept out of it.
     pub(in crate::broker) async fn refuse_action(
         &self,
         attempt: &TokenAttempt<'_>,
@@ -125,7 +127,7 @@ impl Broker {
         }
         self.count_refusal(call, &input.task)?;
         let (action, secret) = input.action.on_record(sensitive, &mut || self.random_bytes());
-        // Of a malformed order nothing is kept apart: only commitments stay.
+        // Without a decision no parameter values are stored: only commitments stay.
         let secret = secret
             .filter(|_| decision.is_some())
             .map(|s| Blob::new(s.blob()));
@@ -154,7 +156,7 @@ impl Broker {
         Ok(())
     }
 
-    /// At most [`REFUSALS_PER_MINUTE`] refusal entries for a task: nobody fills the journal with noes.
+    /// At most [`REFUSALS_PER_MINUTE`] refusal entries for a task: denials cannot fill the journal.
     pub(in crate::broker) fn count_refusal(
         &self,
         call: &CallContext,

@@ -1,3 +1,5 @@
+//! Issuing a token, and signing it again for a retry.
+
 use std::sync::Arc;
 
 use crate::approve::{self, Approved};
@@ -11,8 +13,8 @@ use crate::state::Grant;
 use crate::verify::Verified;
 
 impl Broker {
-    /// Mints. A crash before the append leaves nothing in the world; after it, a recorded grant that a retry by
-    /// `idempotency_key` finds, and that dies with its task.
+    /// Signs a token and journals its grant. A crash before the append leaves nothing; after it, a grant that a retry with
+    /// the same idempotency key finds, and that ends with its task.
     pub(in crate::broker) async fn issue(
         &self,
         attempt: &TokenAttempt<'_>,
@@ -72,8 +74,8 @@ impl Broker {
         })))
     }
 
-    /// A retry: the same words get the same grant, signed anew, while it lives and would still be given. A crash after
-    /// the append leaves an entry saying so, and no new token.
+    /// Answers a retry: the same grant, signed anew, while it is active and the rules in force would still issue it. A crash
+    /// after the append leaves the entry, and no new token.
     pub(in crate::broker) async fn reissue(
         &self,
         attempt: &TokenAttempt<'_>,
@@ -86,7 +88,7 @@ impl Broker {
         } = *attempt;
         self.require_reliable_clock(call.method)?;
         let Some(recorded) = self.state.recorded(jti) else {
-            return Err(self.refuse(call.method, Reason::TokenDead, "the grant is gone").into());
+            return Err(self.refuse(call.method, Reason::TokenDead, "the grant is no longer on record").into());
         };
         let grant = Arc::clone(recorded.grant());
         let same = grant.action.as_ref().is_some_and(|a| **a == input.action)
@@ -96,18 +98,18 @@ impl Broker {
             return Err(self.refuse(
                 call.method,
                 Reason::RequestIdReused,
-                "this request_id was granted with another action, target, parameters, ttl or reason",
+                "this idempotency key was granted with another action, target, parameters, ttl or reason",
             ).into());
         }
         let inactive = |why: String| Err(self.refuse(call.method, Reason::TokenDead, why).into());
         if let Some(cause) = self.end_cause(&grant, verified.now()) {
             return inactive(format!(
-                "the token of this request_id ended: {}",
+                "the token of this idempotency key has ended: {}",
                 cause.as_str()
             ));
         }
         if grant.spent() {
-            return inactive("the token of this request_id is spent".to_owned());
+            return inactive("every use of the token of this idempotency key is spent".to_owned());
         }
         let facts = verified.facts().clone();
         let consumed = grant
@@ -121,7 +123,7 @@ impl Broker {
             self.action_freeze(&input.action.name),
             self.ground(rules),
         ) else {
-            return inactive("today's rules would not give it".to_owned());
+            return inactive("the rules in force would not issue it".to_owned());
         };
         let reissued = match self
             .token_issuer
@@ -157,7 +159,7 @@ impl Broker {
         ActionSecret::from_blob(&text)
     }
 
-    /// Version of the signing key's stream; a missing one reads as never published, which no append accepts.
+    /// Version of the signing key's stream; for an unpublished key a version that no append accepts.
     fn key_version(&self) -> Version {
         self.state
             .key(self.token_issuer.kid())

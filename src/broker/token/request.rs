@@ -1,3 +1,5 @@
+//! Requesting a token: both gates, the outcome of the idempotency key, and the wait for approvers.
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,73 +11,73 @@ use crate::policy::{InForce, Method};
 use crate::state::{AccessRequest, AccessStatus, IdempotencyOutcome, Task};
 use crate::verify::{self, Authenticated, VerifyError};
 
-/// A parsed `RequestToken`.
+/// Input of `RequestToken`.
 #[derive(Debug)]
 pub struct RequestTokenInput {
-    /// In which task.
+    /// The task.
     pub task: TaskId,
-    /// What for.
+    /// The action the token is for.
     pub action: Action,
-    /// Seconds of life asked for.
+    /// Requested lifetime, in seconds.
     pub ttl: i64,
-    /// Why, in the agent's words.
+    /// The reason, in the agent's words.
     pub reason: Option<Prose>,
     /// The client's idempotency key.
     pub idempotency_key: IdempotencyKey,
-    /// Milliseconds to wait for people.
+    /// Milliseconds to wait for approvers.
     pub wait_ms: u64,
-    /// Evidence, shown again.
+    /// Fresh evidence, when the last is stale.
     pub evidence: Option<Evidence>,
 }
 
-/// Gate 2's answer, for the agent.
+/// Answer of gate 2, for the agent.
 #[derive(Debug)]
 pub enum TokenReply {
     /// A token.
     Token(Box<IssuedReply>),
-    /// People are asked.
+    /// An access request is pending.
     Pending(Box<PendingReply>),
-    /// No.
+    /// Denied.
     Denied(Box<DeniedReply>),
 }
 
-/// A token and how it came about.
+/// A token and the grant it was issued for.
 #[derive(Debug)]
 pub struct IssuedReply {
     /// The JWT.
     pub token: Secret,
     /// The grant.
     pub issued: Arc<TokenIssued>,
-    /// Openings of its commitments.
+    /// Openings of the commitments in its action.
     pub openings: Option<ActionSecret>,
-    /// Signed anew for a retry.
+    /// Whether it was signed again for a retry.
     pub reissued: bool,
-    /// Rules with their texts.
+    /// Rules that permitted it, with their texts.
     pub rules: Vec<RuleShown>,
-    /// What gate 1 saw in this call.
+    /// The evidence gate 1 verified in this call.
     pub facts: EvidenceFacts,
 }
 
-/// What is waited for.
+/// A pending access request.
 #[derive(Debug)]
 pub struct PendingReply {
     /// The access request.
     pub access_request: AccessRequestId,
-    /// The answer that opened it.
+    /// The decision that opened it.
     pub decision: DecisionId,
-    /// Profiles, and how far they are.
+    /// The profiles it needs, and the votes each has.
     pub needs: Vec<ProfileState>,
-    /// When waiting ends.
+    /// When it expires.
     pub expires_at: Timestamp,
-    /// Rules that input for it.
+    /// Rules that require approval.
     pub rules: Vec<RuleShown>,
-    /// The arithmetic so far.
+    /// How the lifetime was computed so far.
     pub ttl: TtlSum,
-    /// The evidence went stale while waiting.
+    /// The evidence went stale during the wait: the client must send new evidence.
     pub show_evidence: bool,
-    /// What gate 1 saw in this call.
+    /// The evidence gate 1 verified in this call.
     pub facts: EvidenceFacts,
-    /// What it was decided on: a waiting call wakes when any of it moves.
+    /// The versions it was computed from: a waiting call evaluates again when one of them changes.
     pub(in crate::broker) versions: DecisionVersions,
 }
 
@@ -105,44 +107,44 @@ impl DecisionVersions {
     }
 }
 
-/// A no.
+/// A denial.
 #[derive(Debug)]
 pub struct DeniedReply {
-    /// Why.
+    /// The reason.
     pub why: DeniedReason,
-    /// The answer, when rules gave it now.
+    /// The decision; absent for an expiry without one.
     pub decision: Option<DecisionId>,
-    /// Rules that say so.
+    /// Rules that deny it.
     pub rules: Vec<RuleShown>,
-    /// The access request that people or time decided.
+    /// The access request that was denied or has expired.
     pub access_request: Option<AccessRequestId>,
-    /// What the person who said no tells the agent.
+    /// The comment of the approver who denied it.
     pub comment: Option<Comment>,
-    /// What gate 1 saw in this call.
+    /// The evidence gate 1 verified in this call.
     pub facts: EvidenceFacts,
 }
 
 pub use crate::card::RuleShown;
 
-/// A profile and how far it is.
+/// A step-up profile and the votes it has.
 #[derive(Debug, Clone)]
 pub struct ProfileState {
     /// Name and digest.
     pub profile: ProfileRef,
-    /// Whose yes counts.
+    /// The group whose members may approve.
     pub group: String,
-    /// How many people.
+    /// Approvals it needs.
     pub quorum: u32,
-    /// Who said yes so far and still counts.
+    /// The approvers whose votes count now.
     pub approvers: Vec<PersonId>,
-    /// How a yes is given; absent when the profile is defined no more.
+    /// How votes are signed; absent when the profile is no longer defined.
     pub method: Option<Method>,
 }
 
-/// Longest server-side wait, in milliseconds.
+/// Longest wait for approvers in one call, in milliseconds.
 const WAIT_MAX_MS: u64 = 60_000;
 
-/// One round of both gates for one call: who asks for what, under which rules, at which moment.
+/// One evaluation of both gates: the call and what it read, at one moment.
 pub(in crate::broker) struct TokenAttempt<'a> {
     pub(in crate::broker) call: &'a CallContext,
     pub(in crate::broker) input: &'a RequestTokenInput,
@@ -155,7 +157,7 @@ pub(in crate::broker) struct TokenAttempt<'a> {
 }
 
 impl Broker {
-    /// Both gates; waits for people as long as asked, holding no pass while it waits.
+    /// Requests a token: passes both gates, and waits for approvers up to `wait_ms`, holding no gate pass during the wait.
     pub async fn request_token(
         &self,
         call: &CallContext,
@@ -172,7 +174,7 @@ impl Broker {
             now,
         )?;
         if !self.is_running(&task, now) {
-            return Err(self.refuse(call.method, Reason::TaskEnded, "the task is over"));
+            return Err(self.refuse(call.method, Reason::TaskEnded, "the task has ended"));
         }
         let attested = match &input.evidence {
             Some(evidence) => Arc::new(self.attest(evidence, now).map_err(|e| closed(&e))?),
@@ -183,7 +185,7 @@ impl Broker {
         let authenticated =
             Authenticated::for_task(attested, possession, &task.opened).map_err(|e| closed(&e))?;
         if input.ttl <= 0 {
-            return Err(self.refuse(call.method, Reason::InvalidTtl, "ttl must be above zero"));
+            return Err(self.refuse(call.method, Reason::InvalidTtl, "`ttl` must be above zero"));
         }
         let waiting = (input.wait_ms > 0).then(|| self.wait_permits.try_acquire().ok());
         let wait = match waiting {
@@ -193,12 +195,12 @@ impl Broker {
         let mut stopping = self.stopping.subscribe();
         let until = tokio::time::sleep(wait);
         tokio::pin!(until);
-        let mut shown: Option<PendingReply> = None;
+        let mut last: Option<PendingReply> = None;
         loop {
             let reply = match self.evaluate_with_retry(call, &authenticated, &input).await {
                 Ok(reply) => reply,
-                // Evidence that went stale during the wait is asked for, not refused: the wait was honest.
-                Err(refusal) if refusal.reason == Reason::EvidenceStale => match shown {
+                // Evidence that went stale during the wait is not the client's fault: ask for new evidence.
+                Err(refusal) if refusal.reason == Reason::EvidenceStale => match last {
                     Some(pending) => {
                         return Ok(TokenReply::Pending(Box::new(PendingReply {
                             show_evidence: true,
@@ -218,12 +220,12 @@ impl Broker {
             };
             let expired = tokio::time::sleep(pending.expires_at.after(self.now()));
             tokio::pin!(expired);
-            // Others are worked on while this call only waits.
+            // A call that only waits holds no concurrency permit.
             call.permit.release();
-            let mut bell = self.bells.listen(pending.access_request);
-            // From here on whatever concerns it rings; what came before shows in what it was decided on.
+            let mut subscription = self.bells.listen(pending.access_request);
+            // Later changes notify the subscription; earlier ones show in the versions.
             loop {
-                bell.heard();
+                subscription.heard();
                 if self.journal.tail().borrow().failed {
                     return Err(self.refuse(
                         call.method,
@@ -238,10 +240,10 @@ impl Broker {
                     () = &mut until => return Ok(TokenReply::Pending(pending)),
                     _ = stopping.wait_for(|stopping| *stopping) => return Ok(TokenReply::Pending(pending)),
                     () = &mut expired => break,
-                    () = bell.rings() => {}
+                    () = subscription.rings() => {}
                 }
             }
-            shown = Some(*pending);
+            last = Some(*pending);
             call.permit.reacquire().await;
         }
     }
@@ -266,14 +268,14 @@ impl Broker {
         authenticated: &Authenticated,
         input: &RequestTokenInput,
     ) -> Result<TokenReply, Refusal> {
-        let conflict = "the state the decision was made on keeps changing";
+        let conflict = "the state the decision was made from keeps changing";
         self.transaction(call.method, ATTEMPTS, conflict, |attempt| async move {
             self.evaluate_once(call, authenticated, input, attempt).await
         })
         .await
     }
 
-    /// One round: gate 1, what the request id already stands for, gate 2, entry.
+    /// One attempt: gate 1, the outcome the idempotency key already has, gate 2, append.
     async fn evaluate_once(
         &self,
         call: &CallContext,
@@ -282,23 +284,23 @@ impl Broker {
         transaction: Transaction<'_>,
     ) -> Result<TokenReply, TransactionError> {
         let now = self.now();
-        // Taken before anything is read: what is decided below has folded at least this much.
+        // Taken before anything is read: the decision below has seen at least the entries up to here.
         let position = self.state.position();
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
         let task = self.state.task(&input.task).filter(|t| self.is_running(t, now));
         let task =
-            task.ok_or_else(|| self.refuse(call.method, Reason::TaskEnded, "the task is over"))?;
+            task.ok_or_else(|| self.refuse(call.method, Reason::TaskEnded, "the task has ended"))?;
         let rules = self
             .projections
             .rules()
             .ok_or_else(|| closed(&VerifyError::NoRules))?;
         let agent_version = self.state.standing(&task.opened.agent).version;
-        let standing = self.gate_1_context(authenticated, Some(&rules), Some(&task));
+        let context = self.gate_1_context(authenticated, Some(&rules), Some(&task));
         let verified = authenticated
-            .verify(standing, now)
+            .verify(context, now)
             .map_err(|e| closed(&e))?;
-        let idempotency_key = self.state.idempotency_outcome(&input.task, &input.idempotency_key);
-        let request_version = idempotency_key.version;
+        let outcome = self.state.idempotency_outcome(&input.task, &input.idempotency_key);
+        let request_version = outcome.version;
         let attempt = TokenAttempt {
             call,
             input,
@@ -310,7 +312,7 @@ impl Broker {
             now,
         };
 
-        match idempotency_key
+        match outcome
             .value
             .or_else(|| self.implied_outcome(&input.task, &input.idempotency_key, now))
         {
@@ -322,7 +324,7 @@ impl Broker {
         if let Err(problem) = rules.bundle.check_action(&input.action) {
             return Err(self.refuse_action(&attempt, &problem).await.into());
         }
-        // Before looking for one that waits: an opening that comes after this line refuses ours.
+        // Read before the search for a pending one: an opening after this line makes ours conflict.
         let asks = self.state.asks(&task.opened.agent);
         let waiting = self.state.waiting_for(&input.task, input.action.digest(), now);
         self.check_same_action(&attempt)?;
@@ -370,8 +372,8 @@ impl Broker {
         }
     }
 
-    /// What a request id stands for without an entry: by a time that has passed, or by what this broker remembers of
-    /// joining.
+    /// The outcome of an idempotency key without an entry of its own: its access request expired, or the one it is
+    /// attached to was decided.
     fn implied_outcome(&self, task: &TaskId, idempotency_key: &IdempotencyKey, now: Timestamp) -> Option<IdempotencyOutcome> {
         let expired =
             |r: &AccessRequest| r.status == AccessStatus::Waiting && now >= r.opened.expires_at;
@@ -396,7 +398,7 @@ impl Broker {
             .copied()
     }
 
-    /// Remembers that a request id waits with another's access request.
+    /// Attaches an idempotency key to an access request opened under another.
     fn attach(&self, attempt: &TokenAttempt<'_>, request: &AccessRequest) -> Result<(), Refusal> {
         if request.opened.idempotency_key == attempt.input.idempotency_key {
             return Ok(());
@@ -414,26 +416,26 @@ impl Broker {
             return Err(self.refuse(
                 attempt.call.method,
                 Reason::TooManyPending,
-                "too many request ids wait in this task",
+                "too many idempotency keys wait in this task",
             ));
         }
         Ok(())
     }
 
-    /// A request id that still waits for one action cannot input for another: no yes to the one opens the gate for the other.
+    /// An idempotency key that waits for one action cannot be used for another: no approval of the one covers the other.
     fn check_same_action(&self, attempt: &TokenAttempt<'_>) -> Result<(), Refusal> {
         let TokenAttempt { call, input, now, .. } = *attempt;
         let attached = self.attached_to(&input.task, &input.idempotency_key);
-        let other = |r: &Arc<AccessRequest>| {
+        let differs = |r: &Arc<AccessRequest>| {
             (r.opened.idempotency_key == input.idempotency_key || Some(r.opened.access_request) == attached)
                 && r.waits(now)
                 && r.action.as_ref().is_some_and(|a| **a != input.action)
         };
-        if self.state.requests_of(&input.task).iter().any(other) {
+        if self.state.requests_of(&input.task).iter().any(differs) {
             return Err(self.refuse(
                 call.method,
                 Reason::ApprovalOutOfScope,
-                "this request_id waits for people to decide another action",
+                "this idempotency key waits for the approval of another action",
             ));
         }
         Ok(())

@@ -1,23 +1,25 @@
+//! Revoking a token.
+
 use crate::broker::governance::pending_revocation::{Doomed, Wish};
 use crate::broker::transaction::UNTIL_DONE;
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
 
-/// How a token stands after it was revoked.
+/// A token after its revocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenRevoked {
-    /// False: it was dead already.
+    /// False: it had ended already.
     pub changed: bool,
-    /// Why it is dead.
+    /// Why it ended.
     pub cause: EndCause,
-    /// Index of the entry that ended it, where one did: validators that have read this far refuse it.
+    /// Index of the entry that ended it, where one did: a validator that has read the feed so far refuses it.
     pub index: Option<u64>,
 }
 
 impl Broker {
-    /// An operator ends one token; its task goes on. Of a dead one it says why it is dead. A crash before the entry leaves
-    /// the token alive and the operator without an answer.
+    /// Revokes one token for an operator; its task goes on. For a token that had ended it answers why. A crash before the
+    /// entry leaves the token active and the operator without an answer.
     pub async fn revoke_token(
         &self,
         call: &CallContext,
@@ -28,7 +30,7 @@ impl Broker {
         self.transaction(call.method, UNTIL_DONE, "revoking the token", |attempt| async move {
             let rules = self.still_operator(call, operator)?;
             let Some(grant) = self.state.grant(&jti) else {
-                let message = format!("no token {jti} was ever issued here");
+                let message = format!("no token {jti} was issued here");
                 return Err(self.refuse(call.method, Reason::NotFound, message).into());
             };
             if let Some(cause) = self.state.dead(&grant, self.now()) {

@@ -1,3 +1,5 @@
+//! Step-up: opens an access request for approvers.
+
 use std::collections::BTreeSet;
 
 use crate::approve::{Pending, votes};
@@ -9,13 +11,12 @@ use crate::model::*;
 use crate::policy::{Approvals, InForce};
 use crate::state::{AccessRequest, Asks, Versioned};
 
-/// Longest action that people are asked about, in bytes of its canonical form: what nobody could read, or no message could
-/// carry to them, nobody could refuse.
+/// Longest action of an access request, in bytes of its canonical form: approvers must be able to read it.
 const ACTION_BYTES_MAX: usize = 16 * 1024;
 
 impl Broker {
-    /// People are asked. A crash before the append leaves nothing; after it, an access request that the same action in the
-    /// same task finds again.
+    /// Opens an access request. A crash before the append leaves nothing; after it, an access request that the same action in
+    /// the same task finds.
     pub(in crate::broker) async fn open_access_request(
         &self,
         attempt: &TokenAttempt<'_>,
@@ -31,7 +32,7 @@ impl Broker {
             now,
             ..
         } = *attempt;
-        // The owner by today's registration, which `stand` just matched: never eligible to vote.
+        // The owner by the registration gate 1 just matched: never eligible to vote.
         let owner = rules
             .bundle
             .agent(&task.opened.agent)
@@ -66,15 +67,15 @@ impl Broker {
             read_set: pending.read_set,
             not_after: Some(pending.not_after),
             blobs: secret.into_iter().chain(reason).collect(),
-            // INVARIANT (one open access request for an action): two openings of one agent cannot both have read `asks`,
-            // nor an opening the noes that a vote adds to meanwhile.
+            // INVARIANT (one open access request for an action): of two openings by one agent that read the same `asks`
+            // one conflicts, and so does an opening that missed a denial.
             ..Append::one(
                 Event::AccessRequestOpened(event),
                 vec![
                     (Stream::Access(id), 0),
                     (Stream::Asks(task.opened.agent.clone()), asks.version),
                     (Stream::OwnerAsks(owner), owner_asks.version),
-                    // One request id cannot become a grant for one action and a question about another.
+                    // One idempotency key cannot become a grant for one action and an access request for another.
                     (
                         Stream::Request(input.task, input.idempotency_key.clone()),
                         attempt.request_version,
@@ -92,7 +93,7 @@ impl Broker {
         Ok(self.pending_reply(attempt, &request, entry.index + 1))
     }
 
-    /// Whether people may be asked once more: how much waits already, and how lately they said no.
+    /// Limits on opening access requests: size, how many are pending, how many a minute, and the back-off after denials.
     fn check_ask_limits(
         &self,
         attempt: &TokenAttempt<'_>,
@@ -109,7 +110,7 @@ impl Broker {
         let size = json::canonical(&input.action.to_json()).map_or(usize::MAX, |text| text.len());
         if size > ACTION_BYTES_MAX {
             let message = format!(
-                "the action has {size} bytes; people are asked about at most {ACTION_BYTES_MAX}"
+                "the action has {size} bytes; approvers are shown at most {ACTION_BYTES_MAX}"
             );
             return Err(self.refuse(call.method, Reason::WrongParameters, message));
         }
@@ -122,7 +123,7 @@ impl Broker {
             let waiting = self.state.count_waiting(waiting, now);
             if waiting >= usize::try_from(max).unwrap_or(usize::MAX) {
                 let message =
-                    format!("{waiting} access requests of this {whose} wait; at most {max} may");
+                    format!("{waiting} access requests of this {whose} are pending; at most {max} may be");
                 return Err(self.refuse(call.method, Reason::TooManyPending, message));
             }
         }
@@ -130,22 +131,22 @@ impl Broker {
         let most = usize::try_from(bounds.opens_per_minute).unwrap_or(usize::MAX);
         if most > 0 && opens >= most {
             let message = format!(
-                "people were asked {opens} times for this agent in a minute; at most {} are",
+                "the agent opened {opens} access requests in a minute; at most {} are allowed",
                 bounds.opens_per_minute
             );
             return Err(self.refuse(call.method, Reason::BackOff, message));
         }
         let since = now.plus_secs(-Approvals::MEMORY_S);
-        let noes = asks.noes_since(since);
-        let pause = noes
+        let denials = asks.noes_since(since);
+        let pause = denials
             .checked_sub(1)
             .and_then(|n| bounds.back_off_s.get(n).or(bounds.back_off_s.last()));
         if let (Some(last), Some(pause)) = (asks.noes.last(), pause) {
             let until = last.plus_secs(i64::from(*pause));
             if now < until {
                 let message = format!(
-                    "people said no {} within the hour; input again in {}",
-                    match noes {
+                    "approvers denied the agent {} within the hour; ask again in {}",
+                    match denials {
                         1 => "once".to_owned(),
                         n => format!("{n} times"),
                     },
@@ -184,7 +185,7 @@ impl Broker {
         }))
     }
 
-    /// The profiles an access request needs, and how far each is by today's roster.
+    /// The profiles an access request needs, and the votes each has, by today's registrations.
     pub(in crate::broker) fn approval_progress(
         &self,
         request: &AccessRequest,

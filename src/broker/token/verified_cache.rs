@@ -1,17 +1,17 @@
+//! Cache of verified tokens.
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::jose::KeySet;
 use crate::model::{Digest, KeyId, TokenId};
 
-/// Tokens of ours that were read: exactly these bytes verified under one of these keys and say what their grant says. That
-/// never changes, so it is not worked out twice; whether the grant lives, and for whom, is asked each time.
-///
-/// CallerId by the SHA-256 of the whole token: another signature, header or claim is another name.
+/// Tokens issued here whose signature and claims were verified, by SHA-256 of the whole token and bound to one key set.
+/// Whether the grant is active, and for which audience, is never cached.
 #[derive(Debug, Default)]
 pub(in crate::broker) struct VerifiedTokenCache(Mutex<Generations>);
 
-/// Two generations, so that forgetting is dropping one of them.
+/// Two generations, so that eviction drops one of them.
 #[derive(Debug, Default)]
 struct Generations {
     keys: Option<Arc<KeySet>>,
@@ -23,7 +23,7 @@ struct Generations {
 const GENERATION_MAX: usize = 65_536;
 
 impl VerifiedTokenCache {
-    /// The grant and signing key of a token that was read under these very keys; under others nothing was.
+    /// The grant and signing key of a token that was verified under this key set.
     pub(in crate::broker) fn get(
         &self,
         keys: &Arc<KeySet>,
@@ -36,7 +36,7 @@ impl VerifiedTokenCache {
         cached.recent.get(text).or_else(|| cached.previous.get(text)).cloned()
     }
 
-    /// Notes that a token was read.
+    /// Adds a token that was verified.
     pub(in crate::broker) fn insert(
         &self,
         keys: &Arc<KeySet>,
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn other_key_set_misses() {
+    fn cache_is_bound_to_the_key_set() {
         let (cache, ours, others) = (VerifiedTokenCache::default(), keys(), keys());
         let (text, jti) = (Digest::of(b"token"), TokenId::from_random([1; 16]));
         let kid = KeyId::parse("kid").expect("kid");
