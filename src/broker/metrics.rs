@@ -100,7 +100,7 @@ impl Broker {
             &self.settings.evidence_audience,
             now,
         );
-        let result = attested.as_ref().map_or_else(cause, |_| "good");
+        let result = attested.as_ref().map_or_else(failure_label, |_| "good");
         self.metrics.attested(kind.as_str(), result);
         attested
     }
@@ -151,7 +151,7 @@ impl Broker {
 }
 
 /// Metric label of a cause.
-pub(super) const fn cause(error: &VerifyError) -> &'static str {
+pub(super) const fn failure_label(error: &VerifyError) -> &'static str {
     match error {
         VerifyError::Evidence(_) => "evidence",
         VerifyError::Claim(_) => "claim",

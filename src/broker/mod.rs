@@ -242,7 +242,7 @@ impl Broker {
     }
 
     /// The state a decision of gate 2 is made from.
-    fn ground<'a>(&'a self, rules: &'a InForce) -> Ground<'a> {
+    fn decision_context<'a>(&'a self, rules: &'a InForce) -> Ground<'a> {
         Ground {
             rules,
             roster: self.state.roster(),
@@ -458,7 +458,7 @@ impl Broker {
             | VerifyError::UntrustedKey
             | VerifyError::MayNotOperate { .. } => (Reason::NotAuthenticated, false),
         };
-        self.metrics.gate_1_refused(metrics::cause(error));
+        self.metrics.gate_1_refused(metrics::failure_label(error));
         if !authenticated {
             let mut uncounted = self.lock(&self.uncounted_refusals);
             uncounted.0.get_or_insert(self.now());

@@ -104,14 +104,14 @@ impl Broker {
         }
         let shown = code::spell(&random);
         let (person, operator, shown) = (&person, &operator, &shown);
-        self.transaction(call.method, UNTIL_DONE, "inviting", |attempt| async move {
+        self.transaction(call.method, UNTIL_DONE, "the person keeps changing while they are invited", |attempt| async move {
             let now = self.now();
-            let rules = self.still_operator(call, &operator)?;
-            if rules.bundle.person(&person).is_none() {
+            let rules = self.still_operator(call, operator)?;
+            if rules.bundle.person(person).is_none() {
                 let told = format!("no person {person} is registered");
                 return Err(self.refuse(call.method, Reason::NotFound, told).into());
             }
-            let enrolled = self.state.roster().of(&person);
+            let enrolled = self.state.roster().of(person);
             if enrolled.value.passkeys.len() >= PASSKEYS_MAX {
                 let told = format!("{person} has {PASSKEYS_MAX} passkeys; revoke one first");
                 return Err(self.refuse(call.method, Reason::Malformed, told).into());
@@ -120,7 +120,7 @@ impl Broker {
             let fact = Event::ApproverInvited(ApproverInvited {
                 invitation: InvitationId::from_random(self.random_bytes()),
                 person: person.clone(),
-                code: hash(&shown),
+                code: hash(shown),
                 expires_at,
                 by: operator.id.clone(),
             });
@@ -189,7 +189,7 @@ impl Broker {
         if let Err(e) = visible("label", label, LABEL_BYTES_MAX) {
             return Err(self.refuse(method, Reason::Malformed, e.to_string()));
         }
-        self.transaction(method, UNTIL_DONE, "enrolling", |attempt| async move {
+        self.transaction(method, UNTIL_DONE, "the person keeps changing while the passkey is enrolled", |attempt| async move {
             let now = self.now();
             let wrong = |why: &dyn std::fmt::Display| {
                 self.refuse(method, Reason::PasskeyWrong, why.to_string())
@@ -310,10 +310,10 @@ impl Broker {
     ) -> Result<usize, Refusal> {
         let operator = self.person(call)?;
         let (person, operator) = (&person, &operator);
-        self.transaction(call.method, UNTIL_DONE, "revoking keys", |attempt| async move {
-            let rules = self.still_operator(call, &operator)?;
-            let enrolled = self.state.roster().of(&person);
-            let registered = rules.bundle.person(&person);
+        self.transaction(call.method, UNTIL_DONE, "the person keeps changing while keys are revoked", |attempt| async move {
+            let rules = self.still_operator(call, operator)?;
+            let enrolled = self.state.roster().of(person);
+            let registered = rules.bundle.person(person);
             let mut keys: Vec<Thumbprint> = enrolled
                 .value
                 .passkeys

@@ -358,7 +358,7 @@ impl Broker {
         key: Thumbprint,
         count: u32,
     ) -> Result<(), Refusal> {
-        self.transaction(method, UNTIL_DONE, "revoking the passkey", |attempt| async move {
+        self.transaction(method, UNTIL_DONE, "the person keeps changing while the passkey is revoked", |attempt| async move {
             let enrolled = self.state.roster().of(person);
             let known = enrolled.value.passkey(key).map_or(0, |p| p.sign_count);
             let up = {
@@ -381,7 +381,7 @@ impl Broker {
             let moves = vec![(Stream::Person(person.clone()), enrolled.version)];
             attempt.append(Append::one(fact, moves)).await?;
             let told = "its signature counter went back: there may be a copy of it, so it counts no more";
-            return Err(self.refuse(method, Reason::PasskeyWrong, told).into());
+            Err(self.refuse(method, Reason::PasskeyWrong, told).into())
         })
         .await
     }

@@ -45,27 +45,27 @@ impl Broker {
         let operator = self.person(call)?;
         self.known_scope(call, &scope)?;
         let (operator, scope, reason) = (&operator, &scope, &reason);
-        self.transaction(call.method, UNTIL_DONE, "freezing", |attempt| async move {
-            let rules = self.still_operator(call, &operator)?;
-            let freeze = self.state.freeze(&scope);
+        self.transaction(call.method, UNTIL_DONE, "the freeze keeps changing", |attempt| async move {
+            let rules = self.still_operator(call, operator)?;
+            let freeze = self.state.freeze(scope);
             if let Some(frozen) = freeze.value.in_force {
                 return Ok(FreezeDone {
                     index: frozen.index,
                     ..FreezeDone::default()
                 });
             }
-            let hit = self.hit_by(&scope, &rules);
+            let hit = self.hit_by(scope, &rules);
             let blob = reason
                 .as_ref()
                 .map(|prose| Blob::new(prose.blob(self.random_bytes())));
-            let append = self.freezing(&scope, operator.id.clone(), blob, &rules, freeze.version);
+            let append = self.freezing(scope, operator.id.clone(), blob, &rules, freeze.version);
             let refuse = |error: &AppendError| {
                 let wish = Wish::of(operator.id.clone(), EndCause::Frozen);
                 let what = Doomed::Freeze(scope.clone());
                 self.doom(call.method, what, wish, error)
             };
             let entry = attempt.append_or(append, refuse).await?;
-            let last = self.state.freeze(&scope).value.last;
+            let last = self.state.freeze(scope).value.last;
             self.pardon(&Doomed::Freeze(scope.clone()));
             Ok(FreezeDone {
                 index: last.unwrap_or(entry.index),
@@ -105,7 +105,7 @@ impl Broker {
         now: impl Fn() -> (bool, u64) + Sync,
     ) -> Result<u64, Refusal> {
         let (lift, now) = (&lift, &now);
-        self.transaction(call.method, UNTIL_DONE, "lifting the order", |attempt| async move {
+        self.transaction(call.method, UNTIL_DONE, "the order keeps changing while it is lifted", |attempt| async move {
             let rules = self.still_operator(call, operator)?;
             let (holds, version) = now();
             // One that waits to be written must be written first: lifting what is not there would leave it to come later.

@@ -165,13 +165,13 @@ impl Broker {
         let operator = self.person(call)?;
         self.known_agent(call, &agent)?;
         let (operator, agent, reason) = (&operator, &agent, &reason);
-        self.transaction(call.method, UNTIL_DONE, "suspending the agent", |attempt| async move {
-            let rules = self.still_operator(call, &operator)?;
-            let standing = self.state.standing(&agent);
+        self.transaction(call.method, UNTIL_DONE, "the agent keeps changing while it is suspended", |attempt| async move {
+            let rules = self.still_operator(call, operator)?;
+            let standing = self.state.standing(agent);
             if standing.value.suspended {
                 return Ok((0, standing.version.saturating_sub(1)));
             }
-            let tasks = self.state.open_tasks_of(&agent).len();
+            let tasks = self.state.open_tasks_of(agent).len();
             let blob = reason
                 .as_ref()
                 .map(|prose| Blob::new(prose.blob(self.random_bytes())));

@@ -121,7 +121,7 @@ impl Broker {
             recorded,
             consumed.as_deref(),
             self.action_freeze(&input.action.name),
-            self.ground(rules),
+            self.decision_context(rules),
         ) else {
             return inactive("the rules in force would not issue it".to_owned());
         };

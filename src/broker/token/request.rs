@@ -338,7 +338,7 @@ impl Broker {
             &order,
             waiting.as_deref(),
             self.action_freeze(&input.action.name),
-            self.ground(&rules),
+            self.decision_context(&rules),
             id,
         ) {
             Ok(Decision::Approved(approved)) => {

@@ -27,7 +27,7 @@ impl Broker {
     ) -> Result<TokenRevoked, Refusal> {
         let operator = self.person(call)?;
         let operator = &operator;
-        self.transaction(call.method, UNTIL_DONE, "revoking the token", |attempt| async move {
+        self.transaction(call.method, UNTIL_DONE, "the token keeps changing while it is revoked", |attempt| async move {
             let rules = self.still_operator(call, operator)?;
             let Some(grant) = self.state.grant(&jti) else {
                 let message = format!("no token {jti} was issued here");
