@@ -4,7 +4,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use dipylon::broker::{TokenAsk, TokenReply};
+use dipylon::broker::{RequestTokenInput, TokenReply};
 use dipylon_sdk::jose::SigningKey;
 use dipylon_sdk::model::Secret;
 use dipylon_sdk::proto::v1;
@@ -74,7 +74,11 @@ fn mints(stage: &Stage, counts: &Counts, page: &mut Page) {
 }
 
 /// Mints through the doors.
-pub fn over_the_wire(stage: &Stage, asks: Vec<(TokenAsk, Secret)>, in_flight: usize) -> Slice {
+pub fn over_the_wire(
+    stage: &Stage,
+    asks: Vec<(RequestTokenInput, Secret)>,
+    in_flight: usize,
+) -> Slice {
     let requests: Vec<_> = asks
         .iter()
         .map(|(ask, proof)| wire(wire_ask(ask), proof))

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use dipylon::broker::{TokenAsk, TokenReply};
+use dipylon::broker::{RequestTokenInput, TokenReply};
 use dipylon_sdk::client::ballot::Seen;
 use dipylon_sdk::client::{Endpoint, Outcome, Person, Task};
 use dipylon_sdk::jose::SigningKey;
@@ -110,7 +110,7 @@ struct Asked {
     task: TaskId,
     key: Arc<SigningKey>,
     action: Action,
-    request_id: String,
+    idempotency_key: String,
     id: AccessRequestId,
 }
 
@@ -128,13 +128,13 @@ fn ask(stage: &Stage, count: usize) -> Vec<Asked> {
         for n in 0..count {
             let (agent, holder) = &holders[n % holders.len()];
             let action = disable(n / holders.len());
-            let request_id = format!("r-{}", fresh());
-            let ask = TokenAsk {
+            let idempotency_key = format!("r-{}", fresh());
+            let ask = RequestTokenInput {
                 task: holder.task,
                 action: action.clone(),
                 ttl: 300,
                 reason: None,
-                request_id: RequestId::parse(&request_id).expect("id"),
+                idempotency_key: IdempotencyKey::parse(&idempotency_key).expect("id"),
                 wait_ms: 0,
                 evidence: None,
             };
@@ -151,7 +151,7 @@ fn ask(stage: &Stage, count: usize) -> Vec<Asked> {
                 task: holder.task,
                 key: holder.key.clone(),
                 action,
-                request_id,
+                idempotency_key,
                 id: pending.access_request,
             });
         }
@@ -213,7 +213,7 @@ async fn waits(stage: &Stage, asked: &[Asked], votes: usize) -> Vec<u64> {
     let (heard, mut hears) = mpsc::unbounded_channel();
     let mut tasks = tokio::task::JoinSet::new();
     for (n, task) in attached(stage, asked).into_iter().enumerate() {
-        let mut order = order(asked[n].action.clone(), &asked[n].request_id);
+        let mut order = order(asked[n].action.clone(), &asked[n].idempotency_key);
         // As it was asked first: an idempotency key stands for one question.
         order.reason = String::new();
         order.wait_s = 60;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use dipylon::broker::{Broker, CallContext, TokenAsk};
+use dipylon::broker::{Broker, CallContext, RequestTokenInput};
 use dipylon::rate_limit::{ConcurrencyPermit, RATE_MAX, RateLimitConfig};
 use dipylon::serve::guard;
 use dipylon_sdk::client::{Agent, OpenTask};
@@ -94,7 +94,7 @@ impl Stage {
                 let order = OpenTask {
                     purpose: "contain INC-8841".into(),
                     max_duration_s: 3_600,
-                    request_id: Some(format!("open-{n}-{}", fresh())),
+                    idempotency_key: Some(format!("open-{n}-{}", fresh())),
                     heartbeat_s: None,
                 };
                 let task = opener.open_task(&order).await.expect("opens").id();
@@ -105,16 +105,16 @@ impl Stage {
     }
 
     /// Calls for tokens, spread over the tasks, each with its proof.
-    pub fn asks(&self, holders: &[Holder], count: usize) -> Vec<(TokenAsk, Secret)> {
+    pub fn asks(&self, holders: &[Holder], count: usize) -> Vec<(RequestTokenInput, Secret)> {
         let (action, nonce) = (read_case(), self.served.broker.nonce());
         let adg = Some(action.digest());
         let ask = |holder: &Holder| {
-            let ask = TokenAsk {
+            let ask = RequestTokenInput {
                 task: holder.task,
                 action: action.clone(),
                 ttl: 900,
                 reason: Some(Prose::parse("reason", "phish confirmed").expect("prose")),
-                request_id: RequestId::parse(&format!("r-{}", fresh())).expect("id"),
+                idempotency_key: IdempotencyKey::parse(&format!("r-{}", fresh())).expect("id"),
                 wait_ms: 0,
                 evidence: None,
             };
@@ -168,7 +168,7 @@ pub fn wire<T>(message: T, proof: &Secret) -> tonic::Request<T> {
     request
 }
 
-pub fn wire_ask(ask: &TokenAsk) -> v1::RequestTokenRequest {
+pub fn wire_ask(ask: &RequestTokenInput) -> v1::RequestTokenRequest {
     v1::RequestTokenRequest {
         task_id: ask.task.to_string(),
         action: Some(convert::action_to_wire(&ask.action)),
@@ -178,7 +178,7 @@ pub fn wire_ask(ask: &TokenAsk) -> v1::RequestTokenRequest {
             .as_ref()
             .map(|r| r.as_str().to_owned())
             .unwrap_or_default(),
-        request_id: ask.request_id.to_string(),
+        request_id: ask.idempotency_key.to_string(),
         wait: None,
         evidence: None,
     }

@@ -155,7 +155,7 @@ pub fn decide(
     let Ground { rules, bounds, .. } = ground;
     let now = verified.now();
     let task = verified.task().ok_or(ApproveError::NoTask)?.clone();
-    if verified.adg() != Some(order.action.digest()) {
+    if verified.action_digest() != Some(order.action.digest()) {
         return Err(ApproveError::OtherAction);
     }
     if !verified
@@ -333,7 +333,7 @@ pub fn decide(
 /// The rules allowed less than was asked: the sum says so, and what was allowed is what is recorded.
 fn shorten(decision: &mut crate::model::Decision, ttl: &mut Ttl, allowed_ms: i64) {
     if allowed_ms < decision.input.ttl_ms {
-        ttl.bound("policy", allowed_ms.div_euclid(1000));
+        ttl.bound("rules", allowed_ms.div_euclid(1000));
     }
     decision.input.ttl_ms = ttl.0.granted.saturating_mul(1000);
     decision.ttl = ttl.0.clone();
@@ -467,7 +467,7 @@ pub fn reapprove(
     let same = verified.task().is_some_and(|t| t.id == grant.issued.task)
         && verified.agent().id == grant.issued.agent
         && verified.binding() == grant.issued.cnf
-        && verified.adg() == grant.action.as_ref().map(|a| a.digest());
+        && verified.action_digest() == grant.action.as_ref().map(|a| a.digest());
     if !same {
         return Err(ApproveError::OtherAction);
     }

@@ -1,5 +1,6 @@
-//! What time brings about. Expiry has taken effect long before: these entries are news for feeds and people, and decide
-//! nothing.
+//! Background maintenance: journals expirations that are already enforced, retries unwritten revocations, prunes caches.
+//!
+//! Expiry takes effect by the clock; its entries inform feeds and people, and decide nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,44 +12,43 @@ use crate::journal::{Append, AppendError};
 use crate::model::*;
 use crate::state::{AccessStatus, Due};
 
-/// How often the timer looks.
-const EVERY: Duration = Duration::from_millis(250);
-/// Tasks that one entry ends or keeps alive: with all it rests on, whatever their agents are called, below the longest
-/// entry.
-pub(super) const TOGETHER_MAX: usize = 48;
-/// Ends written in one round.
-const ROUND_MAX: usize = 512;
-/// How often refusals before gate 1 are counted into the journal, in milliseconds.
-const COUNT_EVERY_MS: i64 = 60_000;
+/// Time between two maintenance ticks.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(250);
+/// Tasks that one entry ends or keeps alive: with its read set and the longest agent ids, it stays below the longest entry.
+pub(super) const TASKS_PER_ENTRY_MAX: usize = 48;
+/// Deadlines handled in one tick.
+const DUE_PER_TICK_MAX: usize = 512;
+/// Time between two entries that count refusals at gate 1, in milliseconds.
+const REFUSAL_COUNT_INTERVAL_MS: i64 = 60_000;
 
 impl Broker {
     /// Runs until the journal stops.
-    pub async fn upkeep(self: Arc<Self>) {
+    pub async fn run_maintenance(self: Arc<Self>) {
         let tail = self.journal.tail();
         loop {
-            tokio::time::sleep(EVERY).await;
+            tokio::time::sleep(MAINTENANCE_INTERVAL).await;
             if tail.borrow().failed {
                 self.bells.ring_all();
                 return;
             }
-            if let Err(error) = self.upkeep_once().await {
-                tracing::warn!(%error, "upkeep put off");
+            if let Err(error) = self.maintenance_tick().await {
+                tracing::warn!(%error, "maintenance failed; will retry");
             }
         }
     }
 
-    /// One round: ends that are due, ends that could not be written, caches.
-    pub async fn upkeep_once(&self) -> Result<(), AppendError> {
+    /// One tick: due expirations, pending revocations, caches.
+    pub async fn maintenance_tick(&self) -> Result<(), AppendError> {
         let now = self.now();
-        // Looked at all the time, so that a jump while nobody calls is seen too.
-        let _seen = self.clocks();
-        let mut lapsed: BTreeMap<EndCause, Vec<TaskId>> = BTreeMap::new();
-        for due in self.state.due_by(now, ROUND_MAX) {
+        // Checked at each tick, so that a clock jump is noticed while no calls come.
+        let _status = self.clock_status();
+        let mut expired: BTreeMap<EndCause, Vec<TaskId>> = BTreeMap::new();
+        for due in self.state.due_by(now, DUE_PER_TICK_MAX) {
             match due {
                 Due::Task(id) | Due::Lease(id) => {
                     let task = self.state.task(&id).filter(|t| t.ended.is_none());
                     if let Some(cause) = task.and_then(|task| task.lapsed(now)) {
-                        let ids = lapsed.entry(cause).or_default();
+                        let ids = expired.entry(cause).or_default();
                         if !ids.contains(&id) {
                             ids.push(id);
                         }
@@ -65,14 +65,14 @@ impl Broker {
                     }) else {
                         continue;
                     };
-                    let fact = Event::AccessRequestClosed(AccessRequestClosed {
+                    let event = Event::AccessRequestClosed(AccessRequestClosed {
                         access_request: id,
                         cause: CloseCause::Expired,
                         begun: false,
                     });
                     let append = Append {
                         read_set,
-                        ..Append::one(fact, vec![(Stream::Access(id), request.version)])
+                        ..Append::one(event, vec![(Stream::Access(id), request.version)])
                     };
                     let at = request.opened.expires_at;
                     let decided = self.decided_by(&request, at);
@@ -82,12 +82,12 @@ impl Broker {
                 }
             }
         }
-        for (cause, ids) in lapsed {
-            for chunk in ids.chunks(TOGETHER_MAX) {
-                // When one that moved meanwhile spoils the entry for the others, each goes alone.
-                if !self.end_lapsed(cause, chunk, now).await? && chunk.len() > 1 {
+        for (cause, ids) in expired {
+            for chunk in ids.chunks(TASKS_PER_ENTRY_MAX) {
+                // A task that moved meanwhile makes the whole entry conflict: then each task is ended by its own.
+                if !self.end_expired_tasks(cause, chunk, now).await? && chunk.len() > 1 {
                     for id in chunk {
-                        self.end_lapsed(cause, std::slice::from_ref(id), now)
+                        self.end_expired_tasks(cause, std::slice::from_ref(id), now)
                             .await?;
                     }
                 }
@@ -95,34 +95,34 @@ impl Broker {
         }
         self.write_doomed().await?;
         if self
-            .views
+            .projections
             .rules()
             .is_some_and(|rules| rules.version != self.swept.load(Ordering::SeqCst))
             && let Ok(_alone) = self.governing.try_lock()
         {
             self.sweep().await?;
         }
-        self.count_refusals(now).await?;
-        self.forget(now);
+        self.journal_refusal_count(now).await?;
+        self.prune_caches(now);
         Ok(())
     }
 
-    /// Writes that time has ended these tasks; true when nothing came in between.
-    async fn end_lapsed(
+    /// Journals that these tasks have expired; false on a conflict.
+    async fn end_expired_tasks(
         &self,
         cause: EndCause,
         ids: &[TaskId],
         now: Timestamp,
     ) -> Result<bool, AppendError> {
         let mut read_set = Vec::new();
-        let (mut tasks, mut moves) = (Vec::new(), Vec::new());
+        let (mut tasks, mut write_set) = (Vec::new(), Vec::new());
         for id in ids {
             let Some(opened) = self.state.task(id).map(|task| task.opened.clone()) else {
                 continue;
             };
-            for premise in self.task_premises(&opened) {
-                if !read_set.contains(&premise) {
-                    read_set.push(premise);
+            for read in self.task_premises(&opened) {
+                if !read_set.contains(&read) {
+                    read_set.push(read);
                 }
             }
             let Some(task) = self.state.task(id).filter(|t| t.ended.is_none()) else {
@@ -131,15 +131,15 @@ impl Broker {
             if task.lapsed(now) != Some(cause) {
                 continue;
             }
-            // A sign of life that came in time, however late it is seen here, keeps the task.
+            // A heartbeat that was journalled in time, however late it is read here, keeps the task.
             read_set.extend(task.lease.map(|l| (Stream::Lease(*id), l.version)));
             tasks.push(*id);
-            moves.push((Stream::Task(*id), task.version));
+            write_set.push((Stream::Task(*id), task.version));
         }
         if tasks.is_empty() {
             return Ok(true);
         }
-        let fact = Event::TaskEnded(TaskEnded {
+        let event = Event::TaskEnded(TaskEnded {
             tasks,
             cause,
             outcome: None,
@@ -147,16 +147,16 @@ impl Broker {
         });
         let append = Append {
             read_set,
-            ..Append::one(fact, moves)
+            ..Append::one(event, write_set)
         };
         self.append_found(append).await
     }
 
-    async fn count_refusals(&self, now: Timestamp) -> Result<(), AppendError> {
+    async fn journal_refusal_count(&self, now: Timestamp) -> Result<(), AppendError> {
         let taken = {
-            let mut uncounted = self.lock(&self.uncounted);
+            let mut uncounted = self.lock(&self.uncounted_refusals);
             match *uncounted {
-                (Some(since), count) if now.since(since) >= COUNT_EVERY_MS => {
+                (Some(since), count) if now.since(since) >= REFUSAL_COUNT_INTERVAL_MS => {
                     *uncounted = (None, 0);
                     Some((since, count))
                 }
@@ -173,14 +173,14 @@ impl Broker {
         Ok(())
     }
 
-    /// Drops what only this process remembers of things that are over.
-    fn forget(&self, now: Timestamp) {
-        self.once.sweep(now);
-        self.openings.sweep(now);
+    /// Prunes the caches: expired proofs and sessions, and what is kept of tasks that ended.
+    fn prune_caches(&self, now: Timestamp) {
+        self.replay_cache.prune(now);
+        self.open_task_replay_cache.prune(now);
         self.sessions.sweep(now);
-        let over = |task: &TaskId| self.state.task(task).is_none_or(|t| !t.runs(now));
-        self.seen.retain(|task| !over(task));
-        self.lock(&self.joined).retain(|task, _| !over(task));
-        self.denials.retain(|(task, _)| !over(task));
+        let ended = |task: &TaskId| self.state.task(task).is_none_or(|t| !t.runs(now));
+        self.attestations.retain(|task| !ended(task));
+        self.lock(&self.attached).retain(|task, _| !ended(task));
+        self.last_denials.retain(|(task, _)| !ended(task));
     }
 }

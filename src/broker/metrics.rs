@@ -1,4 +1,4 @@
-//! What the broker counts, and whom it lets in by name.
+//! Metrics of the broker, and rate limits of authenticated callers.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use crate::model::*;
 use crate::telemetry::{GaugeSnapshot, Metrics};
 use crate::verify::{self, Attested, VerifyError};
 
-/// A caller by name, once it is known: each has rates of its own.
+/// An authenticated caller: the key of its rate limit.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Known {
+pub(super) enum CallerId {
     Agent(AgentId),
     Person(PersonId),
     Service(ServiceId),
 }
 
-impl Known {
+impl CallerId {
     const fn as_str(&self) -> &'static str {
         match self {
             Self::Agent(_) => "agent",
@@ -25,7 +25,7 @@ impl Known {
     }
 }
 
-impl std::fmt::Display for Known {
+impl std::fmt::Display for CallerId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Agent(id) => id.fmt(f),
@@ -36,31 +36,31 @@ impl std::fmt::Display for Known {
 }
 
 impl Broker {
-    /// The figures of this broker.
+    /// The metrics of this broker.
     pub const fn metrics(&self) -> &std::sync::Arc<Metrics> {
         &self.metrics
     }
 
-    /// Time since start, which nobody sets: for rates and for how long something took.
+    /// Time since start, which no clock change affects: for rates and durations.
     pub fn uptime(&self) -> Duration {
         self.clock.uptime()
     }
 
-    /// How long ago a moment was, by the wall clock; zero for one that is still to come.
+    /// Time since a moment, by the wall clock; zero for one in the future.
     pub fn since(&self, moment: Timestamp) -> Duration {
         self.now().after(moment)
     }
 
-    /// OpenMetrics text of this moment. Walks over the open tasks and their grants: for a thread that may take its time.
+    /// OpenMetrics text. Walks all open tasks and their grants: call it on a thread that may block.
     pub fn read_metrics(&self) -> String {
         let (clock, now) = (self.clock.now(), self.now());
         let tasks = self.state.open_tasks();
-        let running: Vec<_> = tasks.iter().filter(|t| self.runs(t, now)).collect();
+        let running: Vec<_> = tasks.iter().filter(|t| self.is_running(t, now)).collect();
         let pending = |task: &TaskId| {
             let requests = self.state.requests_of(task);
             requests.iter().filter(|r| r.waits(now)).count()
         };
-        // What the rules of today say of each is asked where a token is used, not here.
+        // By the record alone: the rules in force are evaluated where a token is used, not here.
         let live = |task: &TaskId| {
             let grants = self.state.grants_of(task);
             let live = |grant: &&std::sync::Arc<crate::state::Grant>| {
@@ -74,7 +74,7 @@ impl Broker {
             tokens_live: running.iter().map(|t| live(&t.opened.task)).sum(),
             tasks_open: running.len(),
             policy: self
-                .views
+                .projections
                 .rules()
                 .map(|rules| rules.bundle.version().to_string()),
             journal_entries: tail.head.size,
@@ -85,7 +85,7 @@ impl Broker {
         self.metrics.render(&snapshot)
     }
 
-    /// Gate 1's first question, counted.
+    /// Checks evidence, and counts the result.
     pub(super) fn attest(
         &self,
         evidence: &Evidence,
@@ -96,90 +96,90 @@ impl Broker {
         };
         let attested = verify::attest(
             evidence,
-            &self.views.trust(),
+            &self.projections.trust(),
             &self.settings.evidence_audience,
             now,
         );
-        let result = attested.as_ref().map_or_else(cause, |_| "valid");
+        let result = attested.as_ref().map_or_else(failure_label, |_| "valid");
         self.metrics.evidence_checked(kind.as_str(), result);
         attested
     }
 
-    /// Lets a caller in who is known by now, unless it calls more often than its rate. Nothing was done before this.
-    pub(super) fn within_its_rate(&self, call: &CallContext, who: Known) -> Result<(), Refusal> {
+    /// Refuses an authenticated caller that exceeds its rate. Call it before anything is done.
+    pub(super) fn check_rate_limit(&self, call: &CallContext, caller: CallerId) -> Result<(), Refusal> {
         let class = call.permit.class();
         let span = tracing::Span::current();
-        span.record("caller", who.as_str());
-        span.record("who", tracing::field::display(&who));
-        let after = match self.callers.check(class, &who, self.uptime()) {
+        span.record("caller", caller.as_str());
+        span.record("who", tracing::field::display(&caller));
+        let after = match self.caller_rates.check(class, &caller, self.uptime()) {
             Ok(()) => return Ok(()),
             Err(after) => after,
         };
         self.metrics.rate_limited(class.as_str(), "caller");
-        if let Some(count) = self.rate_told.poll(self.uptime()) {
+        if let Some(count) = self.rate_limit_log_throttle.poll(self.uptime()) {
             tracing::warn!(
                 count,
                 class = class.as_str(),
                 by = "caller",
-                caller = %who,
+                %caller,
                 method = call.method,
-                "calls shed"
+                "load shed (rate limited)"
             );
         }
-        // Not in the log for `explain`: a flood would wash out what is worth finding there.
+        // Not among the recent refusals: a flood would push out the others.
         Err(Refusal {
             reason: Reason::RateLimited,
-            told: "you call more often than your rate; nothing was done, try again when told"
+            message: "rate limit exceeded; nothing was done, try again after the given delay"
                 .to_owned(),
-            correlation: CorrelationId::from_random(self.draw()),
-            known: true,
+            correlation: CorrelationId::from_random(self.random_bytes()),
+            authenticated: true,
             retry_after: Some(after),
         })
     }
 
-    /// The answer of gate 2, as it is counted.
+    /// Counts a decision of gate 2.
     pub(super) fn count_decision(&self, outcome: &'static str, rules: &[RuleRef]) {
         let first = rules.first().map(|rule| &*rule.id);
         self.metrics.decided(outcome, first);
     }
 
-    /// How long an access request waited until it was decided.
+    /// Records how long an access request waited for its decision.
     pub(super) fn count_wait(&self, outcome: &'static str, opened_at: Timestamp, now: Timestamp) {
         let waited = now.after(opened_at);
         self.metrics.access_request_decided(outcome, waited);
     }
 }
 
-/// The word for a cause in figures.
-pub(super) const fn cause(error: &VerifyError) -> &'static str {
+/// Metric label of a cause.
+pub(super) const fn failure_label(error: &VerifyError) -> &'static str {
     match error {
         VerifyError::Evidence(_) => "evidence",
         VerifyError::Claim(_) => "claim",
         VerifyError::Subject(_) => "subject",
-        VerifyError::UnknownDomain(_) => "unknown_domain",
+        VerifyError::UntrustedDomain(_) => "unknown_domain",
         VerifyError::WrongAudience => "wrong_audience",
         VerifyError::Expired(_) => "expired",
-        VerifyError::Dates => "dates",
-        VerifyError::NoProof => "no_proof",
+        VerifyError::InvalidDates => "dates",
+        VerifyError::MissingProof => "no_proof",
         VerifyError::Proof(_) => "proof",
-        VerifyError::Nonce => "nonce",
+        VerifyError::InvalidNonce => "nonce",
         VerifyError::Replayed => "replayed",
         VerifyError::TooManyProofs => "too_many_proofs",
-        VerifyError::ProofElsewhere(_) => "proof_elsewhere",
-        VerifyError::NotOfTask => "not_of_task",
-        VerifyError::OtherWorkload { .. } => "other_workload",
+        VerifyError::ProofMismatch(_) => "proof_elsewhere",
+        VerifyError::TaskKeyMismatch => "not_of_task",
+        VerifyError::WorkloadMismatch { .. } => "other_workload",
         VerifyError::Stale => "stale",
         VerifyError::NoRules => "no_rules",
         VerifyError::NotRegistered => "not_registered",
-        VerifyError::Agents(_) => "agents",
-        VerifyError::OtherAgent(_) => "other_agent",
+        VerifyError::AmbiguousAgent(_) => "agents",
+        VerifyError::AgentMismatch(_) => "other_agent",
         VerifyError::Suspended(_) => "suspended",
         VerifyError::Frozen(_) => "frozen",
-        VerifyError::OtherKey(_) => "other_key",
-        VerifyError::Code(_) => "code",
+        VerifyError::PinnedKeyMismatch(_) => "other_key",
+        VerifyError::OneTimeCode(_) => "code",
         VerifyError::Session(_) => "session",
         VerifyError::Passkey(_) => "passkey",
-        VerifyError::KeyRemoved => "key_removed",
+        VerifyError::UntrustedKey => "key_removed",
         VerifyError::MayNotOperate { .. } => "may_not_operate",
     }
 }

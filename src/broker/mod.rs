@@ -1,8 +1,8 @@
-//! The broker: the only place where rooms meet. One file for each use case.
+//! Application layer: [`Broker`] owns state, journal and policy; each file implements one use case.
 //!
-//! In: parsed calls from the doors. Out: answers, or a [`Refusal`] that says no more than the caller may know.
-//! Every use case reads the clock first, asks gate 1, then gate 2, and appends before it answers; it says at each step
-//! what a crash there leaves.
+//! In: parsed calls from the entry points. Out: answers, or a [`Refusal`] that says no more than the caller may know.
+//! Every use case reads the clock first, passes gate 1, then gate 2, and appends before it answers; a comment at each
+//! step says what a crash there leaves.
 
 mod approval;
 mod auth;
@@ -14,6 +14,7 @@ mod query;
 mod start;
 mod task;
 mod token;
+mod transaction;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -56,32 +57,32 @@ pub use query::inventory::{AgentView, TaskFilter, TaskView};
 pub use query::revocation_feed::{FeedStart, Position};
 pub use query::stats::{ActionUse, ApproverRow, RuleRow};
 pub use query::timeline::{FOUND_MAX, Found, Moment, QUERY_BYTES_MAX, SCAN_MAX, Timeline};
-pub use start::{Start, StartError};
-pub use task::end::{EndReport, TaskEndAsk};
-pub use task::open::{OpenAsk, Opened};
+pub use start::{BrokerOptions, BrokerOpenError};
+pub use task::end::{EndReport, EndTaskInput};
+pub use task::open::{OpenTaskInput, OpenTaskReply};
 pub use token::introspect::{Consumed, Introspected};
 pub use token::list::LiveToken;
 pub use token::request::{
-    DeniedReply, PendingReply, ProfileState, RuleShown, TokenAsk, TokenGiven, TokenReply,
+    DeniedReply, PendingReply, ProfileState, RuleShown, RequestTokenInput, IssuedReply, TokenReply,
 };
 pub use token::revoke::TokenRevoked;
 
 use approval::notifier::Bells;
-use auth::replay_cache::Once;
+use auth::replay_cache::ReplayCache;
 use auth::session::SessionStore;
 use governance::pending_revocation::{Doomed, Wish};
-use projections::Views;
-use token::verified_cache::Readings;
+use projections::Projections;
+use token::verified_cache::VerifiedTokenCache;
 
-/// What one broker is configured to be.
+/// Configuration of a broker that use cases read.
 #[derive(Debug, Clone)]
-pub struct Settings {
-    /// What this broker cluster serves.
+pub struct BrokerSettings {
+    /// The realm this broker cluster serves.
     pub realm: Realm,
     /// `iss` of every token.
     pub issuer: String,
-    /// The URL callers reach this broker under, without a trailing slash: proofs are compared with it, never with what a
-    /// call says of itself.
+    /// The URL callers reach this broker under, without a trailing slash: proofs are compared with it, never with the
+    /// host a call names.
     pub external_url: String,
     /// The origin people reach the console under, without a trailing slash: passkeys belong to it.
     pub console_url: String,
@@ -93,101 +94,102 @@ pub struct Settings {
     pub task_cap: i64,
     /// Longest time since this broker verified evidence, in seconds.
     pub max_evidence_age: i64,
-    /// Tell callers why gate 1 refused: development only.
-    pub tell_callers: bool,
-    /// How many calls, from whom, and how many at once.
+    /// Tells callers why gate 1 refused: development only.
+    pub expose_auth_errors: bool,
+    /// Rate and concurrency limits of calls.
     pub rate_limits: RateLimitConfig,
 }
 
-impl Settings {
+impl BrokerSettings {
     /// The console whose passkeys count: its origin, and the host in it (WebAuthn L3 §4, "RP ID").
     pub fn relying_party(&self) -> RelyingParty {
         RelyingParty::at(&self.console_url)
     }
 }
 
-/// Why a call was refused: what the caller may know, and a name under which the operator finds the rest.
+/// Why a call was refused: the part the caller may know, and the id under which an operator finds the rest.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{reason}: {told}")]
+#[error("{reason}: {message}")]
 pub struct Refusal {
-    /// One of the closed set.
+    /// The reason, one of a closed set.
     pub reason: Reason,
-    /// For the caller.
-    pub told: String,
-    /// For `explain`.
+    /// Text for the caller.
+    pub message: String,
+    /// The id `explain` finds the refusal by.
     pub correlation: CorrelationId,
     /// Whether the caller has shown a key or evidence that holds, and so gets a fresh nonce.
-    pub known: bool,
-    /// When to try again, where that is known better than the reason tells.
+    pub authenticated: bool,
+    /// When to try again, where more is known than the reason's default.
     pub retry_after: Option<std::time::Duration>,
 }
 
-/// The broker: state, journal, rules, trust, keys, and what only this process remembers.
+/// The broker: state, journal, policy, trust, keys, and the caches of this process.
 pub struct Broker {
-    settings: Settings,
+    settings: BrokerSettings,
     bounds: Bounds,
     clock: Clock,
-    /// Whether the wall clock goes on as steadily as the time since start.
+    /// Compares the wall clock with the time since start.
     clock_watch: Mutex<ClockWatch>,
-    /// The latest moment anybody here has acted on.
-    high_water: Arc<AtomicI64>,
+    /// The latest time any call or entry was handled at, in milliseconds.
+    latest_seen: Arc<AtomicI64>,
     journal: Journal,
     state: Arc<State>,
-    views: Arc<Views>,
+    projections: Arc<Projections>,
     token_issuer: TokenIssuer,
     nonces: Nonces,
     random: SystemRandom,
-    once: Once,
-    /// Proofs that opened tasks: whoever floods these keys fills nobody else's memory.
-    openings: Once,
-    /// When this broker last verified the evidence of a task.
-    seen: Table<TaskId, Attested>,
-    /// Request ids that joined an access request opened under another.
-    joined: Mutex<HashMap<TaskId, HashMap<RequestId, AccessRequestId>>>,
-    /// The last denial entered for a request id: an unchanged answer writes nothing.
-    denials: Table<(TaskId, RequestId), Digest>,
-    /// Refusal entries of a task in a minute.
-    refusals: Mutex<HashMap<TaskId, (i64, u32)>>,
-    /// Statements handed out for signature.
+    replay_cache: ReplayCache,
+    /// Used proofs of `OpenTask`, kept apart: a flood of new keys cannot fill the cache of the other methods.
+    open_task_replay_cache: ReplayCache,
+    /// The evidence of each task as this broker last verified it.
+    attestations: Table<TaskId, Attested>,
+    /// Idempotency keys attached to an access request that was opened under another key.
+    attached: Mutex<HashMap<TaskId, HashMap<IdempotencyKey, AccessRequestId>>>,
+    /// Digest of the last denial journalled for an idempotency key: an unchanged answer writes nothing.
+    last_denials: Table<(TaskId, IdempotencyKey), Digest>,
+    /// Refusal entries of each task in the current minute.
+    refusal_counts: Mutex<HashMap<TaskId, (i64, u32)>>,
+    /// Vote statements handed out for signature.
     statements: Mutex<HashMap<String, approval::vote::Begun>>,
-    /// Browsers that signed in.
+    /// Sessions of signed-in browsers.
     sessions: SessionStore,
     /// When a card was first shown to a person, and under which policy bundle.
     shown: Mutex<HashMap<(PersonId, AccessRequestId), (Digest, Timestamp)>>,
-    /// Signs of life that wait to be entered together.
-    leases: Mutex<Vec<task::keep_alive::Waiting>>,
-    /// Ends that could not be written: refused here at once, tried again by the timer.
+    /// Heartbeats that wait to be journalled together.
+    pending_heartbeats: Mutex<Vec<task::keep_alive::PendingHeartbeat>>,
+    /// Revocations that could not be journalled: enforced here at once, retried by the maintenance loop.
     doomed: Mutex<HashMap<Doomed, Wish>>,
-    /// Held while a policy bundle is put in force and what it no longer allows is ended.
+    /// Held while a policy bundle is put in force and the tasks and tokens it no longer allows are ended.
     governing: tokio::sync::Mutex<()>,
     /// The first operator's code, while there is one.
     one_time: auth::bootstrap::OneTime,
-    /// Version of the rules under which a sweep has come to its end.
+    /// Version of the last policy bundle whose sweep is complete.
     swept: AtomicU64,
-    /// Tokens of ours that were read.
-    readings: Readings,
+    /// Tokens issued here whose signature was verified.
+    verified_tokens: VerifiedTokenCache,
     /// Refused calls, newest last, for `explain`.
-    log: Mutex<VecDeque<Refused>>,
-    uncounted: Mutex<(Option<Timestamp>, u64)>,
-    /// Whether calls that wait for people are answered at once.
+    recent_refusals: Mutex<VecDeque<RefusalRecord>>,
+    /// Refusals at gate 1 that are not yet counted in the journal, and since when.
+    uncounted_refusals: Mutex<(Option<Timestamp>, u64)>,
+    /// True once calls that wait for approvers must be answered at once: the broker is stopping.
     stopping: tokio::sync::watch::Sender<bool>,
     metrics: Arc<Metrics>,
-    /// What each known caller may still do.
-    callers: KeyedRateLimiter<metrics::Known>,
-    rate_told: LogThrottle,
-    /// Wakes those who wait for access requests.
+    /// Rate limits of authenticated callers.
+    caller_rates: KeyedRateLimiter<metrics::CallerId>,
+    rate_limit_log_throttle: LogThrottle,
+    /// Wakes calls and streams that wait for access requests.
     bells: Arc<Bells>,
-    /// Whose turn has come in the inbox of each person.
+    /// Which requests each approver's inbox has admitted.
     turns: Mutex<HashMap<PersonId, approval::inbox::Turns>>,
-    /// Votes that were verified for inboxes.
+    /// Votes already verified for inboxes.
     judged: approval::inbox::Judged,
-    /// Calls that may wait for people.
-    waits: tokio::sync::Semaphore,
+    /// Permits of calls that wait for approvers.
+    wait_permits: tokio::sync::Semaphore,
 }
 
 /// A refused call, as the operator sees it.
 #[derive(Debug, Clone)]
-struct Refused {
+struct RefusalRecord {
     correlation: CorrelationId,
     at: Timestamp,
     method: &'static str,
@@ -195,10 +197,10 @@ struct Refused {
     detail: String,
 }
 
-/// How far the wall clock may lie behind the latest moment acted on, in milliseconds: the skew of evidence and proofs.
+/// How far the wall clock may be behind the latest time seen, in milliseconds: the skew of evidence and proofs.
 const CLOCK_BEHIND_MAX_MS: i64 = 5_000;
-/// Refused calls that are remembered for `explain`.
-const LOG_MAX: usize = 10_000;
+/// Refused calls kept for `explain`.
+const REFUSALS_KEPT_MAX: usize = 10_000;
 /// Refusal entries a task may cause in a minute.
 const REFUSALS_PER_MINUTE: u32 = 60;
 /// Shortest and longest heartbeat of a task, in seconds.
@@ -206,16 +208,16 @@ const HEARTBEAT_MIN_S: i64 = 2;
 const HEARTBEAT_MAX_S: i64 = 3_600;
 /// Tasks of one agent that may run at once.
 const TASKS_MAX: usize = 1_000;
-/// Request ids that may join access requests of one task.
-const JOINED_MAX: usize = 256;
-/// Calls that may wait for people at once; the others get their pending answer without a wait.
-const WAITS_MAX: usize = 16_384;
-/// How often both gates run again when something moved between decision and entry.
+/// Idempotency keys that may be attached to access requests of one task.
+const ATTACHED_MAX: usize = 256;
+/// Calls that may wait for approvers at once; further ones get their pending answer without a wait.
+const WAITING_CALLS_MAX: usize = 16_384;
+/// Attempts of a transaction that passes a gate.
 const ATTEMPTS: usize = 3;
 
 impl Broker {
-    /// What this broker is configured to be.
-    pub const fn settings(&self) -> &Settings {
+    /// The configuration.
+    pub const fn settings(&self) -> &BrokerSettings {
         &self.settings
     }
 
@@ -224,7 +226,7 @@ impl Broker {
         &self.state
     }
 
-    /// The journal, for its tail.
+    /// The journal, for its head.
     pub const fn journal(&self) -> &Journal {
         &self.journal
     }
@@ -239,8 +241,8 @@ impl Broker {
         &self.bounds.party
     }
 
-    /// What a decision of gate 2 stands on.
-    fn ground<'a>(&'a self, rules: &'a ActivePolicy) -> Ground<'a> {
+    /// The state a decision of gate 2 is made from.
+    fn decision_context<'a>(&'a self, rules: &'a ActivePolicy) -> Ground<'a> {
         Ground {
             rules,
             roster: self.state.roster(),
@@ -248,7 +250,7 @@ impl Broker {
         }
     }
 
-    /// Who may say yes, under a policy bundle.
+    /// Who may vote under a policy bundle.
     fn electorate<'a>(&'a self, bundle: &'a PolicyBundle) -> Electorate<'a> {
         Electorate {
             bundle,
@@ -274,48 +276,48 @@ impl Broker {
         if self.journal.tail().borrow().failed {
             return Err("the journal has stopped");
         }
-        if self.views.rules().is_none() {
+        if self.projections.rules().is_none() {
             return Err("no policy bundle is in force");
         }
         Ok(())
     }
 
-    /// The present, never before a moment that was acted on: a wall clock that steps back revives nothing.
+    /// The present, never before a time already acted on: a wall clock that steps back revives nothing.
     pub(crate) fn now(&self) -> Timestamp {
         let now = self.clock.now().millis();
-        Timestamp::from_millis(self.high_water.fetch_max(now, Ordering::SeqCst).max(now))
+        Timestamp::from_millis(self.latest_seen.fetch_max(now, Ordering::SeqCst).max(now))
     }
 
-    /// Whether the wall clock goes on steadily, and how many milliseconds it lies behind the latest moment acted on.
-    fn clocks(&self) -> (bool, i64) {
+    /// Whether the wall clock runs steadily, and how many milliseconds it is behind the latest time seen.
+    fn clock_status(&self) -> (bool, i64) {
         let (wall, uptime) = (self.clock.now(), self.clock.uptime());
         let steady = self.lock(&self.clock_watch).sure(wall, uptime);
-        let high_water = self.high_water.load(Ordering::SeqCst);
-        (steady, high_water.saturating_sub(wall.millis()))
+        let latest_seen = self.latest_seen.load(Ordering::SeqCst);
+        (steady, latest_seen.saturating_sub(wall.millis()))
     }
 
-    /// Refuses to begin anything while the wall clock cannot be relied on: it jumped, or lies before what the journal has
-    /// seen. Ends and introspection go on, by the latest moment anybody here has acted on.
-    fn clock_sure(&self, method: &'static str) -> Result<(), Refusal> {
-        let (steady, behind_ms) = self.clocks();
+    /// Refuses new tasks and tokens while the wall clock is unreliable: it jumped, or is behind the journal. Revocation and
+    /// introspection go on, by the latest time seen.
+    fn require_reliable_clock(&self, method: &'static str) -> Result<(), Refusal> {
+        let (steady, behind_ms) = self.clock_status();
         if steady && behind_ms <= CLOCK_BEHIND_MAX_MS {
             return Ok(());
         }
-        let told = if steady {
-            format!("the wall clock lies {behind_ms} ms behind the journal")
+        let message = if steady {
+            format!("the wall clock is {behind_ms} ms behind the journal")
         } else {
-            "the wall clock jumped; it counts again when it has been steady for a minute".to_owned()
+            "the wall clock jumped; try again when it has been steady for a minute".to_owned()
         };
-        Err(self.refuse(method, Reason::ClockUnsure, told))
+        Err(self.refuse(method, Reason::ClockUnsure, message))
     }
 
     /// 16 random bytes.
-    fn draw(&self) -> [u8; 16] {
+    fn random_bytes(&self) -> [u8; 16] {
         let mut bytes = [0; 16];
-        // INVARIANT (no predictable id): without random bytes nothing may go on; the system's source does not fail once
-        // it works, and it worked when the signing key was loaded.
+        // INVARIANT (no predictable id): without random bytes the process ends; the system's source does not fail once it
+        // works, and it worked when the signing key was loaded.
         if self.random.fill(&mut bytes).is_err() {
-            tracing::error!("the system gives no random bytes");
+            tracing::error!("the system returned no random bytes");
             std::process::abort();
         }
         bytes
@@ -325,15 +327,15 @@ impl Broker {
         mutex.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a task runs, as far as anyone here knows: by its record, the moment, and ends that wait to be written.
-    fn runs(&self, task: &Task, now: Timestamp) -> bool {
+    /// Whether a task runs: by its record, the time, and revocations that wait to be journalled.
+    fn is_running(&self, task: &Task, now: Timestamp) -> bool {
         task.runs(now)
             && self.task_doomed(task).is_none()
             && !self.state.standing(&task.opened.agent).value.suspended
     }
 
-    /// Whether an agent is suspended, by an entry or by one that waits to be written, and the version of its stream.
-    fn standing_of(&self, agent: &AgentId) -> (bool, Version) {
+    /// Whether an agent is suspended, by an entry or by one that waits to be journalled, and the version of its stream.
+    fn agent_suspension(&self, agent: &AgentId) -> (bool, Version) {
         let at = self.state.standing(agent);
         (
             at.value.suspended || self.is_doomed(&Doomed::Agent(agent.clone())),
@@ -341,8 +343,8 @@ impl Broker {
         )
     }
 
-    /// Why a grant is dead, rules included; `None` while it lives.
-    fn dead(&self, grant: &Grant, now: Timestamp) -> Option<EndCause> {
+    /// Why a grant has ended, by its record or by the rules in force; `None` while it is active.
+    fn end_cause(&self, grant: &Grant, now: Timestamp) -> Option<EndCause> {
         if let Some(cause) = self
             .state
             .dead(grant, now)
@@ -353,13 +355,13 @@ impl Broker {
         if self.owner_frozen(&grant.issued.agent) {
             return Some(EndCause::Frozen);
         }
-        let Some(rules) = self.views.rules() else {
+        let Some(rules) = self.projections.rules() else {
             return Some(EndCause::Policy);
         };
         if rules.bundle.version() == grant.issued.decision.policy {
             return None;
         }
-        // Until the sweep after a rule change has come by, today's rules are asked here.
+        // Until the sweep after a change of rules has reached this grant, the rules in force are evaluated here.
         let consumed = grant
             .issued
             .consumed
@@ -372,11 +374,11 @@ impl Broker {
         (!allowed).then_some(EndCause::Policy)
     }
 
-    /// Refuses a call. `detail` is for the operator; the caller learns the reason's constant text, and the detail only
-    /// where it is about the caller's own input or in development.
+    /// Refuses a call. `detail` is for the operator; the caller gets the reason's constant text, and the detail only
+    /// where it concerns the caller's own input or in development.
     fn refuse(&self, method: &'static str, reason: Reason, detail: impl Into<String>) -> Refusal {
         let detail = detail.into();
-        let correlation = CorrelationId::from_random(self.draw());
+        let correlation = CorrelationId::from_random(self.random_bytes());
         let at = self.now();
         let shown = text::escape_invisible_capped(&detail, 500);
         if reason == Reason::UseDpopNonce {
@@ -386,16 +388,16 @@ impl Broker {
             tracing::info!(%correlation, method, %reason, detail = shown, "refused");
         }
         tracing::Span::current().record("correlation", tracing::field::display(correlation));
-        let told = match reason.detail() {
-            Detail::Operator if !self.settings.tell_callers => reason.text().to_owned(),
+        let message = match reason.detail() {
+            Detail::Operator if !self.settings.expose_auth_errors => reason.text().to_owned(),
             Detail::Operator => format!("{}: {detail}", reason.text()),
             Detail::Caller => detail.clone(),
         };
-        let mut log = self.lock(&self.log);
-        if log.len() >= LOG_MAX {
+        let mut log = self.lock(&self.recent_refusals);
+        if log.len() >= REFUSALS_KEPT_MAX {
             log.pop_front();
         }
-        log.push_back(Refused {
+        log.push_back(RefusalRecord {
             correlation,
             at,
             method,
@@ -404,66 +406,66 @@ impl Broker {
         });
         Refusal {
             reason,
-            told,
+            message,
             correlation,
-            known: true,
+            authenticated: true,
             retry_after: None,
         }
     }
 
-    /// From now on nobody waits: who waits for people is told at once that the request is pending.
+    /// Ends all waits: calls that wait for approvers are answered at once that the request is pending.
     pub fn stop_waiting(&self) {
         self.stopping.send_replace(true);
     }
 
-    /// A refusal of a message that is not of its form, before anybody is known.
+    /// A refusal of a malformed message, before the caller is authenticated.
     pub fn malformed(&self, method: &'static str, error: &Malformed) -> Refusal {
         Refusal {
-            known: false,
+            authenticated: false,
             ..self.refuse(method, Reason::Malformed, error.to_string())
         }
     }
 
-    /// A refusal at gate 1: one public message for every cause, but for the two that need an answer from the caller.
+    /// A refusal at gate 1: one public message for every cause, except those the caller must act on.
     fn refuse_gate_1(&self, method: &'static str, error: &VerifyError) -> Refusal {
-        let (reason, known) = match error {
-            VerifyError::Nonce => (Reason::UseDpopNonce, true),
+        let (reason, authenticated) = match error {
+            VerifyError::InvalidNonce => (Reason::UseDpopNonce, true),
             VerifyError::Stale => (Reason::EvidenceStale, true),
             VerifyError::TooManyProofs => (Reason::TooBusy, true),
             VerifyError::Evidence(_)
             | VerifyError::Claim(_)
             | VerifyError::Subject(_)
-            | VerifyError::UnknownDomain(_)
+            | VerifyError::UntrustedDomain(_)
             | VerifyError::WrongAudience
             | VerifyError::Expired(_)
-            | VerifyError::Dates
-            | VerifyError::NoProof
+            | VerifyError::InvalidDates
+            | VerifyError::MissingProof
             | VerifyError::Proof(_)
             | VerifyError::Replayed
-            | VerifyError::ProofElsewhere(_)
-            | VerifyError::NotOfTask
-            | VerifyError::OtherWorkload { .. }
+            | VerifyError::ProofMismatch(_)
+            | VerifyError::TaskKeyMismatch
+            | VerifyError::WorkloadMismatch { .. }
             | VerifyError::NoRules
             | VerifyError::NotRegistered
-            | VerifyError::Code(_)
+            | VerifyError::OneTimeCode(_)
             | VerifyError::Session(_)
             | VerifyError::Passkey(_)
-            | VerifyError::Agents(_)
-            | VerifyError::OtherAgent(_)
+            | VerifyError::AmbiguousAgent(_)
+            | VerifyError::AgentMismatch(_)
             | VerifyError::Suspended(_)
             | VerifyError::Frozen(_)
-            | VerifyError::OtherKey(_)
-            | VerifyError::KeyRemoved
+            | VerifyError::PinnedKeyMismatch(_)
+            | VerifyError::UntrustedKey
             | VerifyError::MayNotOperate { .. } => (Reason::NotAuthenticated, false),
         };
-        self.metrics.authentication_failed(metrics::cause(error));
-        if !known {
-            let mut uncounted = self.lock(&self.uncounted);
+        self.metrics.authentication_failed(metrics::failure_label(error));
+        if !authenticated {
+            let mut uncounted = self.lock(&self.uncounted_refusals);
             uncounted.0.get_or_insert(self.now());
             uncounted.1 += 1;
         }
         Refusal {
-            known,
+            authenticated,
             ..self.refuse(method, reason, error.to_string())
         }
     }

@@ -1,4 +1,4 @@
-//! What the journal says in the form the gates need: parsed rules with their version, parsed trust keys.
+//! Projections of the journal: the policy bundle in force, trust keys and own keys, parsed for the gates.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,30 +14,30 @@ use crate::state::unusual::Registration;
 use crate::verify::{Trust, TrustedDomain};
 
 #[derive(Default)]
-pub(super) struct Views {
+pub(super) struct Projections {
     rules: ArcSwapOption<ActivePolicy>,
     trust: ArcSwap<Trust>,
     own_keys: ArcSwap<Vec<(KeyId, PublicKey)>>,
     own_set: ArcSwapOption<KeySet>,
-    /// Bundles that were loaded to be checked, so that putting one in force does not load it twice.
-    shelf: Mutex<HashMap<Digest, PolicyBundle>>,
-    broken: Mutex<Option<String>>,
-    /// When a bundle after the first last said something new of an agent it has.
+    /// Bundles parsed before their entry is committed, so that none is parsed twice.
+    staged: Mutex<HashMap<Digest, PolicyBundle>>,
+    failure: Mutex<Option<String>>,
+    /// When a bundle after the first last registered or changed an agent.
     registrations: Mutex<HashMap<AgentId, Registration>>,
 }
 
-impl Views {
-    /// Applies a committed entry: state first, then the parsed forms.
+impl Projections {
+    /// Applies a committed entry: state first, then the projections.
     pub(super) fn apply(&self, state: &State, committed: &Committed) {
         state.apply(committed);
         match &committed.entry().fact {
             Event::PolicyApplied(f) => {
-                let shelved = self
-                    .shelf
+                let staged = self
+                    .staged
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
                     .remove(&f.version);
-                let loaded = shelved.ok_or("not loaded yet".to_owned()).or_else(|_| {
+                let loaded = staged.ok_or("not loaded yet".to_owned()).or_else(|_| {
                     let text = committed.blob(&f.version).ok_or("its content is missing")?;
                     let files = BundleFiles::parse(text).map_err(|e| e.to_string())?;
                     PolicyBundle::load(&files).map_err(|e| e.to_string())
@@ -52,7 +52,7 @@ impl Views {
                     Err(why) => {
                         // INVARIANT (no rules, no mint): a bundle that does not load leaves none in force.
                         self.rules.store(None);
-                        self.break_with(format!("policy bundle {}: {why}", f.version));
+                        self.fail(format!("policy bundle {}: {why}", f.version));
                     }
                 }
             }
@@ -71,7 +71,7 @@ impl Views {
                             .with(f.domain.clone(), TrustedDomain { jwt_svid });
                         self.trust.store(Arc::new(next));
                     }
-                    Err(why) => self.break_with(format!("trust bundle of {}: {why}", f.domain)),
+                    Err(why) => self.fail(format!("trust bundle of {}: {why}", f.domain)),
                 }
             }
             Event::KeyPublished(f) => match PublicKey::from_jwk(&f.jwk) {
@@ -80,11 +80,11 @@ impl Views {
                     keys.push((f.kid.clone(), key));
                     match KeySet::of(keys.iter().map(|(kid, key)| (kid.clone(), key))) {
                         Ok(set) => self.own_set.store(Some(Arc::new(set))),
-                        Err(why) => self.break_with(format!("key {}: {why}", f.kid)),
+                        Err(why) => self.fail(format!("key {}: {why}", f.kid)),
                     }
                     self.own_keys.store(Arc::new(keys));
                 }
-                Err(why) => self.break_with(format!("key {}: {why}", f.kid)),
+                Err(why) => self.fail(format!("key {}: {why}", f.kid)),
             },
             Event::EpochStarted(_)
             | Event::AgentSuspended(_)
@@ -110,7 +110,7 @@ impl Views {
         }
     }
 
-    /// Notes which agents the bundle registers or changes. Of the first bundle nothing is new.
+    /// Notes which agents the bundle registers or changes; the first bundle changes none.
     fn compare_agents(&self, next: &PolicyBundle, at: Timestamp) {
         let Some(before) = self.rules.load_full() else {
             return;
@@ -129,7 +129,7 @@ impl Views {
         }
     }
 
-    /// When a policy bundle last said something new of an agent; `None` when that was the first of all.
+    /// When a policy bundle last registered or changed an agent; `None` for agents unchanged since the first bundle.
     pub(super) fn registration(&self, agent: &AgentId) -> Option<Registration> {
         self.registrations
             .lock()
@@ -138,17 +138,17 @@ impl Views {
             .copied()
     }
 
-    /// Keeps a loaded bundle for the entry that will put it in force.
-    pub(super) fn shelve(&self, bundle: PolicyBundle) {
-        self.shelf
+    /// Keeps a parsed bundle for the entry that will put it in force.
+    pub(super) fn stage(&self, bundle: PolicyBundle) {
+        self.staged
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(bundle.version(), bundle);
     }
 
-    /// Forgets a bundle whose entry did not come.
-    pub(super) fn unshelve(&self, version: &Digest) {
-        self.shelf
+    /// Drops a parsed bundle whose entry was not appended.
+    pub(super) fn unstage(&self, version: &Digest) {
+        self.staged
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(version);
@@ -163,22 +163,22 @@ impl Views {
         self.trust.load_full()
     }
 
-    /// The keys our own tokens verify under.
+    /// The keys that tokens issued here verify under.
     pub(super) fn own_keys(&self) -> Option<Arc<KeySet>> {
         self.own_set.load_full()
     }
 
-    /// What could not be read from the journal; the broker does not start with it.
-    pub(super) fn broken(&self) -> Option<String> {
-        self.broken
+    /// The first entry that could not be applied; the broker does not open with one.
+    pub(super) fn failure(&self) -> Option<String> {
+        self.failure
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
 
-    fn break_with(&self, why: String) {
-        tracing::error!(why, "an entry cannot be used");
-        self.broken
+    fn fail(&self, why: String) {
+        tracing::error!(why, "journal entry cannot be applied");
+        self.failure
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get_or_insert(why);

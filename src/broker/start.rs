@@ -1,3 +1,5 @@
+//! Opening the broker: replays the journal, records new trust bundles and keys, and seeds the policy.
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -6,11 +8,11 @@ use std::sync::{Arc, Mutex};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::approval::notifier::Bells;
-use super::auth::replay_cache::Once;
+use super::auth::replay_cache::ReplayCache;
 use super::auth::session::SessionStore;
-use super::projections::Views;
-use super::token::verified_cache::Readings;
-use super::{Broker, Settings};
+use super::projections::Projections;
+use super::token::verified_cache::VerifiedTokenCache;
+use super::{Broker, BrokerSettings};
 use crate::approve::Bounds;
 use crate::clock::Clock;
 use crate::jose::{KeySet, KeySetError, Nonces, SigningKey, Usage};
@@ -22,11 +24,11 @@ use crate::rate_limit::{KeyedRateLimiter, LogThrottle};
 use crate::state::{State, Table};
 use crate::telemetry::Metrics;
 
-/// Everything a broker starts from.
-pub struct Start {
-    /// What it is configured to be.
-    pub settings: Settings,
-    /// Where the journal lies.
+/// Everything needed to open a broker.
+pub struct BrokerOptions {
+    /// The configuration.
+    pub settings: BrokerSettings,
+    /// Directory of the journal.
     pub data_dir: PathBuf,
     /// The token-signing key.
     pub key: SigningKey,
@@ -40,152 +42,153 @@ pub struct Start {
     pub faults: Faults,
 }
 
-/// Why a broker does not start.
+/// Why a broker does not open.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum BrokerOpenError {
     /// The journal does not open.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// An entry cannot be used by this version.
-    #[error("the journal holds what this version cannot use: {0}")]
+    /// This version cannot use an entry.
+    #[error("the journal has an entry this version cannot use: {0}")]
     Unusable(String),
-    /// The system gives no random bytes.
-    #[error("the system gives no random bytes")]
+    /// The system returned no random bytes.
+    #[error("the system returned no random bytes")]
     Random,
-    /// The signing key.
+    /// The signing key cannot be used.
     #[error("signing key: {0}")]
     Key(#[from] KeySetError),
-    /// A configured trust bundle.
+    /// A configured trust bundle cannot be read.
     #[error("trust bundle of {domain}: {source}")]
     Trust {
         /// The domain.
         domain: TrustDomain,
-        /// Why.
+        /// The cause.
         source: KeySetError,
     },
-    /// The policy bundle that should seed the journal.
+    /// The policy bundle for an empty journal cannot be loaded.
     #[error("policy bundle:\n{0}")]
     Policy(#[from] BundleError),
-    /// Another key under a known name: what rests on the old one could not be told from what rests on the new.
+    /// A key changed under its `kid`: evidence verified by the old key could not be distinguished from the new key's.
     #[error(
-        "trust bundle of {domain}: the key {kid} is another one than before; publish it under a new kid"
+        "trust bundle of {domain}: the key {kid} changed; publish the new key under a new `kid`"
     )]
     KeyChanged {
         /// The domain.
         domain: TrustDomain,
-        /// The key's name.
+        /// Its `kid`.
         kid: String,
     },
-    /// Nobody could govern with that bundle.
+    /// The policy bundle lists no operator.
     #[error("policy bundle: {0}")]
     Ungovernable(&'static str),
-    /// A first entry could not be written.
+    /// A first entry could not be appended.
     #[error("journal: {0}")]
     Append(#[from] AppendError),
 }
 
 impl Broker {
-    /// Opens the journal, replays it, enters what is new in the configuration, and sweeps what that no longer allows.
-    pub async fn start(start: Start) -> Result<Arc<Self>, StartError> {
+    /// Opens and replays the journal, records changes of the configuration, and ends the tasks and tokens it no longer
+    /// allows.
+    pub async fn open(options: BrokerOptions) -> Result<Arc<Self>, BrokerOpenError> {
         let random = SystemRandom::new();
         let mut boot_key = [0; 32];
-        random.fill(&mut boot_key).map_err(|_| StartError::Random)?;
+        random.fill(&mut boot_key).map_err(|_| BrokerOpenError::Random)?;
         let state = Arc::new(State::default());
-        let views = Arc::new(Views::default());
-        let high_water = Arc::new(AtomicI64::new(0));
+        let projections = Arc::new(Projections::default());
+        let latest_seen = Arc::new(AtomicI64::new(0));
         let bells = Arc::new(Bells::default());
         let apply = {
-            let (state, views, high_water) = (state.clone(), views.clone(), high_water.clone());
+            let (state, projections, latest_seen) = (state.clone(), projections.clone(), latest_seen.clone());
             let bells = bells.clone();
             Box::new(move |committed: &crate::journal::Committed| {
-                high_water.fetch_max(committed.entry().at.millis(), Ordering::SeqCst);
-                views.apply(&state, committed);
+                latest_seen.fetch_max(committed.entry().at.millis(), Ordering::SeqCst);
+                projections.apply(&state, committed);
                 bells.ring(&state, committed.entry().index);
             })
         };
         let metrics = Arc::new(Metrics::default());
         let observed = metrics.clone();
-        let rates = start.settings.rate_limits;
-        let options = Options {
-            realm: start.settings.realm.clone(),
-            clock: start.clock.clone(),
-            faults: start.faults,
+        let rates = options.settings.rate_limits;
+        let journal_options = Options {
+            realm: options.settings.realm.clone(),
+            clock: options.clock.clone(),
+            faults: options.faults,
             observe: Some(Arc::new(move |took| observed.journal_appended(took))),
         };
-        let journal = Journal::open(&start.data_dir, options, apply)?;
-        if let Some(why) = views.broken() {
-            return Err(StartError::Unusable(why));
+        let journal = Journal::open(&options.data_dir, journal_options, apply)?;
+        if let Some(why) = projections.failure() {
+            return Err(BrokerOpenError::Unusable(why));
         }
         let broker = Arc::new(Self {
             bounds: Bounds {
-                realm: start.settings.realm.clone(),
-                party: start.settings.relying_party(),
-                ttl_cap: start.settings.ttl_cap,
+                realm: options.settings.realm.clone(),
+                party: options.settings.relying_party(),
+                ttl_cap: options.settings.ttl_cap,
             },
-            token_issuer: TokenIssuer::new(start.key, start.settings.issuer.clone())?,
-            settings: start.settings,
-            clock: start.clock,
+            token_issuer: TokenIssuer::new(options.key, options.settings.issuer.clone())?,
+            settings: options.settings,
+            clock: options.clock,
             clock_watch: Mutex::default(),
-            high_water,
+            latest_seen,
             journal,
             state,
-            views,
+            projections,
             nonces: Nonces::new(&boot_key),
             sessions: SessionStore::new(&boot_key),
             shown: Mutex::default(),
             random,
-            once: Once::default(),
-            openings: Once::default(),
-            seen: Table::default(),
-            joined: Mutex::default(),
-            denials: Table::default(),
-            refusals: Mutex::default(),
+            replay_cache: ReplayCache::default(),
+            open_task_replay_cache: ReplayCache::default(),
+            attestations: Table::default(),
+            attached: Mutex::default(),
+            last_denials: Table::default(),
+            refusal_counts: Mutex::default(),
             statements: Mutex::default(),
-            leases: Mutex::default(),
+            pending_heartbeats: Mutex::default(),
             doomed: Mutex::default(),
             governing: tokio::sync::Mutex::default(),
             one_time: super::auth::bootstrap::OneTime::default(),
             swept: AtomicU64::new(0),
-            readings: Readings::default(),
-            log: Mutex::default(),
-            uncounted: Mutex::default(),
+            verified_tokens: VerifiedTokenCache::default(),
+            recent_refusals: Mutex::default(),
+            uncounted_refusals: Mutex::default(),
             stopping: tokio::sync::watch::Sender::new(false),
             metrics,
-            callers: KeyedRateLimiter::new(rates.caller_per_second, rates.caller_reserved_per_second),
-            rate_told: LogThrottle::default(),
+            caller_rates: KeyedRateLimiter::new(rates.caller_per_second, rates.caller_reserved_per_second),
+            rate_limit_log_throttle: LogThrottle::default(),
             bells,
             turns: Mutex::default(),
             judged: super::approval::inbox::Judged::default(),
-            waits: tokio::sync::Semaphore::new(super::WAITS_MAX),
+            wait_permits: tokio::sync::Semaphore::new(super::WAITING_CALLS_MAX),
         });
-        let configured: BTreeSet<TrustDomain> = start
+        let configured: BTreeSet<TrustDomain> = options
             .trust
             .iter()
             .map(|(domain, _)| domain.clone())
             .collect();
-        for (domain, bundle) in start.trust {
-            broker.enter_trust(domain, bundle).await?;
+        for (domain, bundle) in options.trust {
+            broker.record_trust(domain, bundle).await?;
         }
         for domain in broker.state.trust_domains() {
-            // A domain that is no longer configured is trusted no longer: it keeps its name and loses its keys.
+            // A domain that is no longer configured keeps its name and loses its keys.
             if !configured.contains(&domain) {
-                broker.enter_trust(domain, NO_KEYS.to_owned()).await?;
+                broker.record_trust(domain, NO_KEYS.to_owned()).await?;
             }
         }
         broker.publish_key().await?;
-        if let Some(files) = start.seed.filter(|_| broker.views.rules().is_none()) {
+        if let Some(files) = options.seed.filter(|_| broker.projections.rules().is_none()) {
             let bundle = PolicyBundle::load(&files)?;
-            bundle.check_has_operator().map_err(StartError::Ungovernable)?;
+            bundle.check_has_operator().map_err(BrokerOpenError::Ungovernable)?;
             broker.enter_bundle(bundle, &files, 0, None).await?;
         }
         broker.sweep().await?;
         Ok(broker)
     }
 
-    /// A trust bundle that differs from the one in the journal is entered before it is used.
-    async fn enter_trust(&self, domain: TrustDomain, bundle: String) -> Result<(), StartError> {
+    /// Records a trust bundle that differs from the one in the journal before it is used.
+    async fn record_trust(&self, domain: TrustDomain, bundle: String) -> Result<(), BrokerOpenError> {
         let keys = KeySet::parse(bundle.as_bytes(), Usage::JwtSvid);
-        let keys = keys.map_err(|source| StartError::Trust {
+        let keys = keys.map_err(|source| BrokerOpenError::Trust {
             domain: domain.clone(),
             source,
         })?;
@@ -203,7 +206,7 @@ impl Broker {
             .and_then(|hash| self.journal.blob(&hash).ok().flatten())
             && let Some(kid) = changed_under_its_name(&before, blob.text())
         {
-            return Err(StartError::KeyChanged { domain, kid });
+            return Err(BrokerOpenError::KeyChanged { domain, kid });
         }
         let kids: BTreeSet<KeyId> = keys.kids().cloned().collect();
         let removed = known
@@ -211,7 +214,7 @@ impl Broker {
             .map(|k| k.value.kids.difference(&kids).cloned().collect())
             .unwrap_or_default();
         let version = known.map_or(0, |k| k.version);
-        let fact = Event::TrustBundleChanged(TrustBundleChanged {
+        let event = Event::TrustBundleChanged(TrustBundleChanged {
             domain: domain.clone(),
             bundle: blob.hash(),
             kids: kids.into_iter().collect(),
@@ -220,14 +223,14 @@ impl Broker {
         self.journal
             .append(Append {
                 blobs: vec![blob],
-                ..Append::one(fact, vec![(Stream::Trust(domain), version)])
+                ..Append::one(event, vec![(Stream::Trust(domain), version)])
             })
             .await?;
         Ok(())
     }
 
-    /// The signing key is in the journal before it signs. (The first key of a realm needs no time to spread.)
-    async fn publish_key(&self) -> Result<(), StartError> {
+    /// Records the signing key before it signs. (The first key of a realm needs no time to spread.)
+    async fn publish_key(&self) -> Result<(), BrokerOpenError> {
         let kid = self.token_issuer.kid().clone();
         if self.state.key(&kid).is_some() {
             return Ok(());
@@ -236,21 +239,21 @@ impl Broker {
             .token_issuer
             .public()
             .to_jwk_named(&kid, Usage::Signature);
-        let fact = Event::KeyPublished(KeyPublished {
+        let event = Event::KeyPublished(KeyPublished {
             kid: kid.clone(),
             jwk,
         });
         self.journal
-            .append(Append::one(fact, vec![(Stream::Key(kid), 0)]))
+            .append(Append::one(event, vec![(Stream::Key(kid), 0)]))
             .await?;
         Ok(())
     }
 }
 
-/// A trust bundle that trusts nobody.
+/// A trust bundle without keys.
 const NO_KEYS: &str = "{\"keys\":[]}";
 
-/// The name of a key that stands in both trust bundles with different material.
+/// The `kid` of a key that is in both trust bundles with different material.
 fn changed_under_its_name(before: &str, after: &str) -> Option<String> {
     let keys = |text: &str| {
         let set = crate::model::json::parse(text.as_bytes()).ok();

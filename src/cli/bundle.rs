@@ -44,7 +44,7 @@ const FILES_MAX: usize = 1_000;
 /// so that a misspelt file is found.
 pub(super) fn read(dir: &Path) -> Result<BTreeMap<String, String>, Failure> {
     let mut files = BTreeMap::new();
-    for (folder, prefix) in [(dir.to_owned(), ""), (dir.join("policy"), "rules/")] {
+    for (folder, prefix) in [(dir.to_owned(), ""), (dir.join("rules"), "rules/")] {
         for found in std::fs::read_dir(&folder).map_err(failed(folder.display()))? {
             let found = found.map_err(failed(folder.display()))?;
             let name = found.file_name();
@@ -89,7 +89,7 @@ pub(super) fn write<'a>(
     dir: &Path,
     files: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Result<(), Failure> {
-    std::fs::create_dir_all(dir.join("policy")).map_err(failed(dir.display()))?;
+    std::fs::create_dir_all(dir.join("rules")).map_err(failed(dir.display()))?;
     for (path, text) in files {
         let path = dir.join(path);
         std::fs::write(&path, text).map_err(failed(path.display()))?;

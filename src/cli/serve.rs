@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::dev::{self, Home};
 use super::failure::{Failure, failed};
 use super::{Common, Say, bundle, notify};
-use crate::broker::{Broker, Start};
+use crate::broker::{Broker, BrokerOptions};
 use crate::clock::Clock;
 use crate::config::{Config, AdminAddress};
 use crate::journal::{Faults, ReadOnly};
@@ -95,7 +95,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
             std::fs::read_to_string(file).map_err(failed(file.display()))?,
         ));
     }
-    let start = Start {
+    let options = BrokerOptions {
         settings: config.settings.clone(),
         data_dir: config.data_dir.clone(),
         key: keys::signing_key(&config.key_dir, &config.data_dir)?,
@@ -104,7 +104,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
         clock: Clock::system(),
         faults: Faults::default(),
     };
-    let broker = Broker::start(start)
+    let broker = Broker::open(options)
         .await
         .map_err(|e| Failure::failed(e.to_string()))?;
     let checkpoint = broker.journal().tail().borrow().head.to_string();

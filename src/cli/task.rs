@@ -315,7 +315,7 @@ async fn open(common: &Common, say: &Say, verb: Open) -> Result<(), Failure> {
     let order = OpenTask {
         purpose: verb.purpose.clone(),
         max_duration_s: i64::from(verb.max_duration),
-        request_id: None,
+        idempotency_key: None,
         heartbeat_s: verb.heartbeat,
     };
     let task = match agent.open_task(&order).await {

@@ -71,8 +71,8 @@ pub(super) struct Request {
     #[arg(long, value_parser = parse::seconds)]
     wait: Option<u32>,
     /// Ask again under the id of an earlier request
-    #[arg(long, value_name = "ID")]
-    request_id: Option<String>,
+    #[arg(long = "request-id", value_name = "ID")]
+    idempotency_key: Option<String>,
     #[command(flatten)]
     evidence: EvidenceArgs,
     /// Print the token itself
@@ -168,7 +168,7 @@ async fn request(common: &Common, say: &Say, verb: Request) -> Result<ExitCode, 
         action,
         ttl_s: i64::from(verb.ttl),
         reason: verb.reason,
-        request_id: verb.request_id,
+        idempotency_key: verb.idempotency_key,
         wait_s: 0,
     };
     let mut outcome = task.request_token(&order).await?;
@@ -180,7 +180,7 @@ async fn request(common: &Common, say: &Say, verb: Request) -> Result<ExitCode, 
             "waiting until {until} for people to decide {}: {needs}",
             pending.access_request_id()
         ));
-        order.request_id = Some(pending.request_id().to_string());
+        order.idempotency_key = Some(pending.idempotency_key().to_string());
         outcome = task.wait_for_token(&order, until).await?;
     }
     let now = clock.now();
@@ -243,7 +243,7 @@ fn waits(say: &Say, pending: &Pending, action: &Action, now: Timestamp) {
         || {
             json!({
                 "outcome": "pending", "access_request": pending.access_request_id(),
-                "match_phrase": pending.match_phrase().to_string(), "request_id": pending.request_id(),
+                "match_phrase": pending.match_phrase().to_string(), "request_id": pending.idempotency_key(),
                 "decision": pending.decision_id(), "expires_at": pending.expires_at().to_string(),
                 "needs": shapes::profiles(pending.needs()), "rules": shapes::rules(pending.rules()),
                 "ttl": shapes::ttl(pending.ttl()), "show_evidence": pending.show_evidence(),
@@ -258,7 +258,7 @@ fn waits(say: &Say, pending: &Pending, action: &Action, now: Timestamp) {
                 .own("because", shapes::rule_lines(pending.rules()))
                 .own("until", format!("{}, {}", pending.expires_at(), shapes::distance(pending.expires_at(), now)))
                 .own("decision", pending.decision_id().to_string());
-            format!("{}\nask again with --request-id {}", rows.lines(), pending.request_id())
+            format!("{}\nask again with --request-id {}", rows.lines(), pending.idempotency_key())
         },
     );
 }

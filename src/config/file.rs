@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::document::{KnownKey, optional, required};
 use super::{AdminAddress, Config, ConnectionLimits, TlsFiles};
-use crate::broker::Settings;
+use crate::broker::BrokerSettings;
 use crate::model::{Malformed, Realm, TrustDomain, parse_duration};
 use crate::rate_limit::{RATE_MAX, RateLimitConfig};
 use crate::telemetry::logs::LogFormat;
@@ -147,7 +147,7 @@ impl ConfigFile {
             Some(url) => console_origin(url)?,
             None => browser_origin(&external_url),
         };
-        let settings = Settings {
+        let settings = BrokerSettings {
             realm: Realm::parse(&self.realm)?,
             evidence_audience: self.evidence_audience.unwrap_or_else(|| issuer.clone()),
             issuer,
@@ -171,7 +171,7 @@ impl ConfigFile {
                 MAX_EVIDENCE_AGE_S,
                 TASK_CAP_S,
             )?,
-            tell_callers: self.dev,
+            expose_auth_errors: self.dev,
             rate_limits: check_rate_limits(self.rate_limits)?,
         };
         let trust_domain =

@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::broker::Settings;
+use crate::broker::BrokerSettings;
 use crate::model::{Malformed, TrustDomain};
 use crate::telemetry::logs::LogFormat;
 use document::{Document, PROBLEMS_MAX, in_order};
@@ -25,8 +25,8 @@ pub use effective::{EffectiveSetting, SettingOrigin, to_toml};
 /// The configuration of a broker: settings, listeners, and the paths of its files.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Settings of the broker itself.
-    pub settings: Settings,
+    /// BrokerSettings of the broker itself.
+    pub settings: BrokerSettings,
     /// The address to listen on.
     pub listen: SocketAddr,
     /// The journal's directory.

@@ -1,8 +1,8 @@
-//! The bench: the only place where a token is signed.
+//! Issues access tokens: the only module that holds the signing key.
 //!
 //! In: [`Approved`] or [`Reapproved`], by value. Out: [`Minted`]: the signed token and the entry that must be durable
-//! before the token leaves. Trusts nothing it signed until it has read it back with the validators' own check.
-//! Never sees evidence, rules or the journal.
+//! before the token leaves. Trusts: no token it signed until it has read it back with the validators' own check.
+//! Never: sees evidence, rules or the journal.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::jose::access_token::{
 use crate::jose::{KeySet, KeySetError, PublicKey, SigningKey};
 use crate::model::*;
 
-/// Why nothing was minted.
+/// Why no token was signed.
 #[derive(Debug, thiserror::Error)]
 pub enum MintError {
     /// The token cannot be signed.
@@ -22,18 +22,18 @@ pub enum MintError {
     /// The signed token does not read back.
     #[error("read back: {0}")]
     ReadBack(TokenError),
-    /// What reads back is not what was ordered.
-    #[error("what was signed is not what was ordered")]
-    Differs,
-    /// The order's time ran out on the bench.
-    #[error("the order's time ran out")]
-    Late,
-    /// The grant and the call do not belong together.
-    #[error("not for a task")]
+    /// The token reads back with other claims.
+    #[error("the signed token reads back with other claims than the grant's")]
+    ReadBackMismatch,
+    /// The approval expired before the token was signed.
+    #[error("the approval expired before the token was signed")]
+    Expired,
+    /// The approval is not for a task.
+    #[error("the approval is not for a task")]
     NoTask,
 }
 
-/// The key, and the claims every token has in common.
+/// Signs tokens: the key, and the claims all tokens share.
 #[derive(Debug)]
 pub struct TokenIssuer {
     key: SigningKey,
@@ -42,17 +42,17 @@ pub struct TokenIssuer {
     own: KeySet,
 }
 
-/// What the ledger gives a new grant.
-pub struct Place {
-    /// The token's id, freshly drawn.
+/// The ids and versions of a new grant.
+pub struct GrantContext {
+    /// The token's id, random.
     pub jti: TokenId,
-    /// (epoch, index of the last entry folded) when it was decided.
+    /// (epoch, index of the last entry applied) when it was decided.
     pub position: (u64, u64),
     /// The client's idempotency key.
-    pub request_id: RequestId,
-    /// Blob: the agent's reason.
+    pub idempotency_key: IdempotencyKey,
+    /// Hash of the blob with the agent's reason.
     pub reason: Option<Digest>,
-    /// Version of the stream of that key in this task: 0, or that of the access request it opened.
+    /// Version of the idempotency key's stream: 0, or that of the access request it opened.
     pub request_version: Version,
     /// Version of the signing key's stream.
     pub key_version: Version,
@@ -60,17 +60,17 @@ pub struct Place {
 
 /// A signed token and the grant that must be durable before it leaves.
 pub struct Minted {
-    /// The token. Drop it when the append fails: then it was never there.
+    /// The token. Drop it when the append fails: then it was never issued.
     pub token: Secret,
     /// The grant.
     pub issued: TokenIssued,
     /// The sensitive part of its action.
     pub secret: Option<ActionSecret>,
-    /// Streams the grant moves.
-    pub moves: Vec<(Stream, Version)>,
-    /// Streams it rests on.
+    /// Streams the grant advances.
+    pub write_set: Vec<(Stream, Version)>,
+    /// Streams the append depends on.
     pub read_set: Vec<(Stream, Version)>,
-    /// It must be durable before this.
+    /// The entry must be durable before this.
     pub not_after: Timestamp,
 }
 
@@ -79,19 +79,19 @@ pub struct Reissued {
     /// The token.
     pub token: Secret,
     /// The entry.
-    pub fact: TokenReissued,
-    /// Streams the entry moves.
-    pub moves: Vec<(Stream, Version)>,
-    /// Streams it rests on.
+    pub event: TokenReissued,
+    /// Streams the entry advances.
+    pub write_set: Vec<(Stream, Version)>,
+    /// Streams the append depends on.
     pub read_set: Vec<(Stream, Version)>,
-    /// It must be durable before this.
+    /// The entry must be durable before this.
     pub not_after: Timestamp,
 }
 
 impl TokenIssuer {
-    /// A bench with a key; `issuer` is the `iss` of every token.
+    /// An issuer with a key; `issuer` is the `iss` of every token.
     pub fn new(key: SigningKey, issuer: String) -> Result<Self, KeySetError> {
-        let kid = Self::kid_of(key.public());
+        let kid = Self::key_id(key.public());
         let own = KeySet::of([(kid.clone(), key.public())])?;
         Ok(Self {
             key,
@@ -101,12 +101,12 @@ impl TokenIssuer {
         })
     }
 
-    /// A key is named by its thumbprint (RFC 7638), so one name never means two keys.
-    fn kid_of(key: &PublicKey) -> KeyId {
+    /// The `kid` is the key's thumbprint (RFC 7638), so one `kid` never means two keys.
+    fn key_id(key: &PublicKey) -> KeyId {
         KeyId::of(key.thumbprint())
     }
 
-    /// The key's name.
+    /// The `kid` of the signing key.
     pub const fn kid(&self) -> &KeyId {
         &self.kid
     }
@@ -116,90 +116,90 @@ impl TokenIssuer {
         self.key.public()
     }
 
-    /// Signs one token for one approved action. Consumes the pass: a second use does not compile.
+    /// Signs one token for one approved action. Consumes the approval: a second use does not compile.
     ///
-    /// `now` is the moment of signing; `draw` gives random salts for sensitive parameters.
+    /// `now` is the moment of signing; `random_bytes` gives random salts for sensitive parameters.
     pub fn mint(
         &self,
-        order: Approved,
-        place: Place,
+        approval: Approved,
+        context: GrantContext,
         now: Timestamp,
-        draw: &mut dyn FnMut() -> [u8; 16],
+        random_bytes: &mut dyn FnMut() -> [u8; 16],
     ) -> Result<Minted, MintError> {
-        if now >= order.not_after() {
-            return Err(MintError::Late);
+        if now >= approval.not_after() {
+            return Err(MintError::Expired);
         }
-        let verified = order.verified();
+        let verified = approval.verified();
         let task = verified.task().ok_or(MintError::NoTask)?;
-        let (action, secret) = order.action().on_record(order.sensitive(), draw);
+        let (action, secret) = approval.action().on_record(approval.sensitive(), random_bytes);
         let iat = verified.now().secs();
         let blob = secret.as_ref().map(ActionSecret::blob);
         let issued = TokenIssued {
-            jti: place.jti,
+            jti: context.jti,
             task: task.id,
             agent: verified.agent().id.clone(),
             subject: verified.facts().subject.clone(),
-            request_id: place.request_id.clone(),
-            asked_ttl: order.decision().ttl.asked,
-            reason: place.reason,
+            idempotency_key: context.idempotency_key.clone(),
+            asked_ttl: approval.decision().ttl.asked,
+            reason: context.reason,
             action: Arc::new(action),
             secret: blob.as_ref().map(|text| Digest::of(text.as_bytes())),
             iat,
-            // Counted from the second the decision was made in, so that it lies within every bound of the sum.
-            exp: iat + order.ttl(),
+            // Counted from the second of the decision, so that it stays within every limit of the lifetime.
+            exp: iat + approval.ttl(),
             kid: self.kid.clone(),
             cnf: verified.binding(),
-            uses: order.uses(),
-            pos: place.position.1,
-            approval: order.approval().cloned().map(Arc::new),
-            consumed: order.consumes().map(|(id, _)| id),
-            decision: order.decision().clone(),
+            uses: approval.uses(),
+            pos: context.position.1,
+            approval: approval.approval().cloned().map(Arc::new),
+            consumed: approval.consumes().map(|(id, _)| id),
+            decision: approval.decision().clone(),
             evidence: Arc::new(verified.facts().clone()),
         };
-        let token = self.sign(&issued, place.position.0, now)?;
-        let mut moves = vec![(
-            Stream::Request(task.id, place.request_id),
-            place.request_version,
+        let token = self.sign(&issued, context.position.0, now)?;
+        let mut write_set = vec![(
+            Stream::Request(task.id, context.idempotency_key),
+            context.request_version,
         )];
-        moves.extend(
-            order
+        write_set.extend(
+            approval
                 .consumes()
                 .map(|(id, version)| (Stream::Access(id), version)),
         );
-        let mut read_set = order.read_set();
-        read_set.push((Stream::Key(self.kid.clone()), place.key_version));
+        let mut read_set = approval.read_set();
+        read_set.push((Stream::Key(self.kid.clone()), context.key_version));
         Ok(Minted {
             token,
             issued,
             secret,
-            moves,
+            write_set,
             read_set,
-            not_after: order.not_after(),
+            not_after: approval.not_after(),
         })
     }
 
-    /// Signs a recorded grant anew: the same `jti`, the same claims. Consumes the pass.
+    /// Signs a recorded grant again: the same `jti`, the same claims. Consumes the approval.
     pub fn reissue(
         &self,
-        order: Reapproved,
+        approval: Reapproved,
         key_version: Version,
         now: Timestamp,
     ) -> Result<Reissued, MintError> {
-        let grant = order.grant();
+        let grant = approval.grant();
         let token = self.sign(&grant.issued, grant.epoch, now)?;
-        let mut read_set = order.verified().read_set().to_vec();
-        read_set.push(order.freeze());
-        read_set.extend(order.counted());
+        let mut read_set = approval.verified().read_set().to_vec();
+        read_set.push(approval.freeze());
+        read_set.extend(approval.counted());
         read_set.push((Stream::Key(self.kid.clone()), key_version));
         Ok(Reissued {
             token,
-            fact: TokenReissued {
+            event: TokenReissued {
                 jti: grant.issued.jti,
                 kid: self.kid.clone(),
             },
-            moves: vec![(Stream::Token(grant.issued.jti), grant.version)],
+            write_set: vec![(Stream::Token(grant.issued.jti), grant.version)],
             read_set,
-            not_after: order.verified().not_after(),
+            not_after: approval.verified().not_after(),
         })
     }
 
@@ -217,12 +217,12 @@ impl TokenIssuer {
         if *read.claims() == claims {
             Ok(token)
         } else {
-            Err(MintError::Differs)
+            Err(MintError::ReadBackMismatch)
         }
     }
 }
 
-/// The claims of a grant: a pure function of its entry (no field of any request is read after the decision).
+/// The claims of a grant: a pure function of its entry; no field of the request is read after the decision.
 pub fn claims_of(issued: &TokenIssued, epoch: u64, issuer: &str) -> AccessTokenClaims {
     AccessTokenClaims {
         iss: issuer.to_owned(),

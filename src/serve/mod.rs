@@ -165,7 +165,7 @@ pub async fn serve(
         ))
         .layer(middleware::from_fn(console::dressed))
         .layer(DefaultBodyLimit::max(MESSAGE_BYTES_MAX));
-    let upkeep = tokio::spawn(broker.clone().upkeep());
+    let upkeep = tokio::spawn(broker.clone().run_maintenance());
     let renewal = doors.tls.clone().map(|tls| tokio::spawn(tls.watch()));
     let shared = || {
         let metrics = broker.metrics().clone();

@@ -39,8 +39,8 @@ pub fn status(refusal: &Refusal, broker: &Broker) -> Status {
         details.set_retry_info(Some(after));
     }
     let code = code(refusal.reason.code());
-    let mut status = Status::with_error_details(code, refusal.told.clone(), details);
-    if refusal.known {
+    let mut status = Status::with_error_details(code, refusal.message.clone(), details);
+    if refusal.authenticated {
         put_nonce(status.metadata_mut(), broker);
     }
     status

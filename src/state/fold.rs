@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::records::{AccessEvent, NOES_KEPT, OPENS_KEPT};
 use super::{
-    AccessRequest, AccessStatus, Due, Ended, Fixed, Freeze, FrozenAt, Grant, Illegal, Lease,
+    AccessRequest, AccessStatus, Due, Ended, IdempotencyOutcome, Freeze, FrozenAt, Grant, Illegal, Lease,
     Selector, State, Task, TrustedKeys, Use, Versioned, Vote,
 };
 use crate::journal::Committed;
@@ -296,7 +296,7 @@ impl State {
             },
         );
         self.opens.put(
-            (f.agent.clone(), f.binding.jkt(), f.request_id.clone()),
+            (f.agent.clone(), f.binding.jkt(), f.idempotency_key.clone()),
             f.task,
         );
         self.agent_tasks.amend(f.agent.clone(), |set| {
@@ -368,8 +368,8 @@ impl State {
         self.requests.put(f.access_request, request);
         self.task_requests
             .amend(f.task, |list| list.push(f.access_request));
-        self.request_ids.put(
-            (f.task, f.request_id.clone()),
+        self.idempotency_keys.put(
+            (f.task, f.idempotency_key.clone()),
             Versioned {
                 value: None,
                 version,
@@ -464,10 +464,10 @@ impl State {
     fn fix_refused(&self, id: AccessRequestId) {
         // INVARIANT (a grant stays the answer): only an id that stands for nothing yet comes to stand for a no.
         if let Some(r) = self.requests.get(&id) {
-            self.request_ids
-                .change(&(r.opened.task, r.opened.request_id.clone()), |at| {
+            self.idempotency_keys
+                .change(&(r.opened.task, r.opened.idempotency_key.clone()), |at| {
                     Versioned {
-                        value: at.value.or(Some(Fixed::Refused(id))),
+                        value: at.value.or(Some(IdempotencyOutcome::Refused(id))),
                         version: at.version,
                     }
                 });
@@ -482,13 +482,13 @@ impl State {
         let (mut issued, action) = self.shared.grant(f, secret.as_ref());
         // The journal keeps the stream of the request: its text need not lie in memory twice.
         let stream = |moved: &Stream| match moved {
-            Stream::Request(_, id) if *id == f.request_id => Some(id.clone()),
+            Stream::Request(_, id) if *id == f.idempotency_key => Some(id.clone()),
             _ => None,
         };
         if let Some(id) = committed.entry().moves.iter().find_map(stream) {
-            issued.request_id = id;
+            issued.idempotency_key = id;
         }
-        let request_id = issued.request_id.clone();
+        let idempotency_key = issued.idempotency_key.clone();
         let grant = Grant {
             kids: self.shared.kids(&issued.kid),
             issued: Arc::new(issued),
@@ -505,10 +505,10 @@ impl State {
         };
         self.grants.put(f.jti, grant);
         self.task_grants.amend(f.task, |list| list.push(f.jti));
-        self.request_ids.put(
-            (f.task, request_id),
+        self.idempotency_keys.put(
+            (f.task, idempotency_key),
             Versioned {
-                value: Some(Fixed::Granted(f.jti)),
+                value: Some(IdempotencyOutcome::Granted(f.jti)),
                 version,
             },
         );

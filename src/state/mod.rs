@@ -25,7 +25,7 @@ use crate::model::*;
 
 pub use feed::{FeedEvent, Selector};
 pub use records::{
-    AccessRequest, AccessStatus, Asks, Ended, Fixed, Freeze, FrozenAt, Grant, Illegal, Lease,
+    AccessRequest, AccessStatus, Asks, Ended, IdempotencyOutcome, Freeze, FrozenAt, Grant, Illegal, Lease,
     Recorded, Task, Use, Vote,
 };
 
@@ -63,14 +63,14 @@ pub struct TrustedKeys {
 #[derive(Debug, Default)]
 pub struct State {
     tasks: Table<TaskId, Task>,
-    opens: Table<(AgentId, Thumbprint, RequestId), TaskId>,
+    opens: Table<(AgentId, Thumbprint, IdempotencyKey), TaskId>,
     agents: Table<AgentId, Versioned<AgentStanding>>,
     freezes: Table<FreezeScope, Versioned<Freeze>>,
     trust: Table<TrustDomain, Versioned<TrustedKeys>>,
     keys: Table<KeyId, Versioned<Value>>,
     requests: Table<AccessRequestId, AccessRequest>,
     grants: Table<TokenId, Grant>,
-    request_ids: Notes<(TaskId, RequestId), Versioned<Option<Fixed>>>,
+    idempotency_keys: Notes<(TaskId, IdempotencyKey), Versioned<Option<IdempotencyOutcome>>>,
     asks: Table<AgentId, Versioned<Asks>>,
     owner_asks: Table<PersonId, Versioned<BTreeSet<AccessRequestId>>>,
     roster: Roster,
@@ -112,7 +112,7 @@ impl State {
         &self,
         agent: &AgentId,
         key: Thumbprint,
-        request: &RequestId,
+        request: &IdempotencyKey,
     ) -> Option<Arc<Task>> {
         self.opens
             .get(&(agent.clone(), key, request.clone()))
@@ -270,8 +270,8 @@ impl State {
     }
 
     /// What a request id stands for, `None` while that is open; with the version of its stream.
-    pub fn request_id(&self, task: &TaskId, request: &RequestId) -> Versioned<Option<Fixed>> {
-        self.request_ids
+    pub fn idempotency_outcome(&self, task: &TaskId, request: &IdempotencyKey) -> Versioned<Option<IdempotencyOutcome>> {
+        self.idempotency_keys
             .get(&(*task, request.clone()))
             .unwrap_or_default()
     }
@@ -430,7 +430,7 @@ impl State {
             .into_iter()
             .map(|(id, g)| json!([id, g.ended, g.version, g.uses, g.kids, g.action.is_some()]))
             .collect();
-        let request_ids: Vec<Value> = sorted(self.request_ids.all())
+        let idempotency_keys: Vec<Value> = sorted(self.idempotency_keys.all())
             .into_iter()
             .map(|(k, at)| json!([k, at.value, at.version]))
             .collect();
@@ -480,7 +480,7 @@ impl State {
             .iter()
             .map(|(at, due)| json!([at, format!("{due:?}")]))
             .collect();
-        json!({ "position": self.position(), "tasks": tasks, "requests": requests, "grants": grants, "request_ids": request_ids, "opens": opens,
+        json!({ "position": self.position(), "tasks": tasks, "requests": requests, "grants": grants, "request_ids": idempotency_keys, "opens": opens,
             "agents": agents, "freezes": freezes, "trust": trust, "keys": keys, "asks": asks, "owner_asks": owner_asks, "roster": self.roster.picture(), "feed": feed, "due": due, "illegal": self.illegal(),
             "figures": self.figures.picture(), "traces": self.traces.picture() })
     }

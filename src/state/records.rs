@@ -244,10 +244,10 @@ impl Grant {
     }
 }
 
-/// What a `request_id` stands for, once that is fixed.
+/// What an idempotency key was settled to: the answer every retry gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Fixed {
+pub enum IdempotencyOutcome {
     /// This grant.
     Granted(TokenId),
     /// A person's no, or expiry, of this access request.

@@ -182,7 +182,7 @@ mod tests {
             task: TaskId::from_random([1; 16]),
             agent: AgentId::parse(agent).expect("id"),
             subject: SpiffeId::parse("spiffe://soc.example/agent").expect("id"),
-            request_id: RequestId::parse(&format!("r-{n}")).expect("id"),
+            idempotency_key: IdempotencyKey::parse(&format!("r-{n}")).expect("id"),
             asked_ttl: 300,
             reason: None,
             action: Arc::new(action.on_record(&Default::default(), &mut || [0; 16]).0),

@@ -1,4 +1,5 @@
-//! JWT-SVID (SPIFFE JWT-SVID §2, §3): a signed claim that a workload has a SPIFFE ID, for one audience, for a while.
+//! JWT-SVID evidence (SPIFFE JWT-SVID §2, §3): a signed, short-lived claim that a workload has a SPIFFE ID, for one
+//! audience.
 
 use super::VerifyError;
 use crate::jose::{HeaderRules, KidRule, TypRule, jws};
@@ -13,8 +14,8 @@ const RULES: HeaderRules = HeaderRules {
 
 /// Seconds a signer's clock may run ahead.
 const LEEWAY_S: i64 = 5;
-/// Longest remaining life of evidence, in seconds: an honest SVID lives minutes to hours.
-const LIFE_MAX_S: i64 = 24 * 3_600;
+/// Longest remaining lifetime of evidence, in seconds: an SVID is valid for minutes to hours.
+const LIFETIME_MAX_S: i64 = 24 * 3_600;
 
 pub(super) fn check(
     token: &Secret,
@@ -23,19 +24,19 @@ pub(super) fn check(
     now: Timestamp,
 ) -> Result<EvidenceFacts, VerifyError> {
     let compact = token.expose_secret();
-    // The unverified subject only chooses whose keys may verify it; the subject believed is read from the verified claims
-    // below, and must lie in that same domain.
+    // The unverified subject only selects the trust domain's keys; the subject that counts is read from the verified claims
+    // below, and must be in the same domain.
     let hint =
         SpiffeId::parse(&jws::unverified_string(compact, "sub")?).map_err(VerifyError::Subject)?;
     let domain = hint.trust_domain();
     let keys = trust
         .domain(&domain)
-        .ok_or_else(|| VerifyError::UnknownDomain(domain.clone()))?;
+        .ok_or_else(|| VerifyError::UntrustedDomain(domain.clone()))?;
     let jws = jws::verify(compact, &keys.jwt_svid, &RULES)?;
     let claims = jws.claims();
     let subject = SpiffeId::parse(claims.string("sub")?).map_err(VerifyError::Subject)?;
     if subject.trust_domain() != domain {
-        return Err(VerifyError::UnknownDomain(subject.trust_domain()));
+        return Err(VerifyError::UntrustedDomain(subject.trust_domain()));
     }
     if claims.audience()? != audience {
         return Err(VerifyError::WrongAudience);
@@ -50,11 +51,11 @@ pub(super) fn check(
             .optional_seconds(name)?
             .is_some_and(|at| Timestamp::from_secs(at) > ahead)
         {
-            return Err(VerifyError::Dates);
+            return Err(VerifyError::InvalidDates);
         }
     }
-    if expires_at > now.plus_secs(LIFE_MAX_S) {
-        return Err(VerifyError::Dates);
+    if expires_at > now.plus_secs(LIFETIME_MAX_S) {
+        return Err(VerifyError::InvalidDates);
     }
     Ok(EvidenceFacts {
         kind: EvidenceKind::JwtSvid,

@@ -1,10 +1,10 @@
-//! Gate 1: may this workload operate in this role, now?
+//! Gate 1, authentication: whether this workload may operate as this agent now.
 //!
-//! In: evidence as shown, a proof of possession, the trust snapshot, what the journal says of the agent, the rules in
-//! force, `now`. Out: [`Attested`] (the evidence is good), [`Possession`] (the key is held), [`Authenticated`] (both, for this
-//! call), and [`Verified`] (and the agent may operate). Each can be made only here, by the check it is named for.
-//! Trusts configured trust domains. Refuses everything else; the caller learns only that gate 1 did not open.
-//! Nothing here performs I/O or reads a clock.
+//! In: evidence, a proof of possession, the trust snapshot, the journal's records of the agent, the rules in force, `now`.
+//! Out: [`Attested`] (the evidence is valid), [`Possession`] (the key is held), [`Authenticated`] (both, for this call), and
+//! [`Verified`] (the agent may operate). Each can be made only here, by the check it is named for.
+//! Trusts: configured trust domains. Refuses: everything else; the caller learns only that gate 1 did not open.
+//! Never: performs I/O or reads a clock.
 
 mod jwt_svid;
 mod possession;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crate::model::*;
 use crate::policy::{ActivePolicy, OperateDecision};
 
-pub use possession::{CallProof, Possession};
+pub use possession::{DpopInput, Possession};
 pub use trust::{Trust, TrustedDomain};
 
 /// Why gate 1 did not open. For the operator and the log, never for the caller.
@@ -32,43 +32,43 @@ pub enum VerifyError {
     Subject(Malformed),
     /// The trust domain is not configured.
     #[error("trust domain {0} is not trusted here")]
-    UnknownDomain(TrustDomain),
-    /// The evidence is for someone else.
+    UntrustedDomain(TrustDomain),
+    /// The evidence is for another audience.
     #[error("the evidence is for another audience")]
     WrongAudience,
     /// The evidence has expired.
     #[error("the evidence expired at {0}")]
     Expired(Timestamp),
-    /// The evidence is not valid yet, or lives longer than any honest one.
-    #[error("the evidence's dates are not acceptable")]
-    Dates,
-    /// No proof of possession came along.
+    /// The evidence is not valid yet, or is valid for too long.
+    #[error("the evidence is not valid yet, or is valid for too long")]
+    InvalidDates,
+    /// The call has no proof of possession.
     #[error("no proof of possession")]
-    NoProof,
-    /// The proof does not hold.
+    MissingProof,
+    /// The proof is not valid.
     #[error("{0}")]
     Proof(#[from] crate::jose::dpop::ProofError),
     /// The proof's nonce is missing, old, or of another boot. Decided after its signature.
     #[error("the proof's nonce is missing, old, or of another boot")]
-    Nonce,
+    InvalidNonce,
     /// The proof was used before.
     #[error("the proof was used before")]
     Replayed,
-    /// One key shows more proofs than any honest client.
+    /// One key has more unexpired proofs than any honest client needs.
     #[error("too many proofs by one key")]
     TooManyProofs,
     /// The proof is for another action or other evidence than the call carries.
     #[error("the proof is not for this {0}")]
-    ProofElsewhere(&'static str),
+    ProofMismatch(&'static str),
     /// The key is not the task's, or there is no such task.
     #[error("the key is not the task's")]
-    NotOfTask,
-    /// The evidence is not of the workload that opened the task.
+    TaskKeyMismatch,
+    /// The evidence names another workload than the one that opened the task.
     #[error("the evidence names {shown}, the task belongs to {opened}")]
-    OtherWorkload {
-        /// Whom the evidence names.
+    WorkloadMismatch {
+        /// The workload the evidence names.
         shown: SpiffeId,
-        /// Who opened the task.
+        /// The workload that opened the task.
         opened: SpiffeId,
     },
     /// The evidence was verified too long ago. Decided after possession.
@@ -80,21 +80,21 @@ pub enum VerifyError {
     /// No registered person or service has this key or identity.
     #[error("no registered person or service has this key or identity")]
     NotRegistered,
-    /// The one-time code of the first operator does not hold.
-    #[error("the one-time code does not hold: {0}")]
-    Code(&'static str),
-    /// The cookie is of no session that goes on.
-    #[error("the session does not hold: {0}")]
+    /// The one-time code of the first operator is not valid.
+    #[error("the one-time code is not valid: {0}")]
+    OneTimeCode(&'static str),
+    /// The cookie belongs to no active session.
+    #[error("the session is not valid: {0}")]
     Session(&'static str),
-    /// A passkey does not hold.
-    #[error("the passkey does not hold: {0}")]
+    /// A passkey assertion is not valid.
+    #[error("the passkey is not valid: {0}")]
     Passkey(String),
     /// Not exactly one registered agent matches.
     #[error("{0} registered agents match, not one")]
-    Agents(usize),
+    AmbiguousAgent(usize),
     /// The task belongs to another registered agent than the evidence matches today.
     #[error("the task was opened as agent {0}, which the evidence no longer matches")]
-    OtherAgent(AgentId),
+    AgentMismatch(AgentId),
     /// An operator suspended the agent.
     #[error("agent {0} is suspended")]
     Suspended(AgentId),
@@ -103,28 +103,28 @@ pub enum VerifyError {
     Frozen(FreezeScope),
     /// The agent's tasks are pinned to another key.
     #[error("agent {0} is pinned to another key")]
-    OtherKey(AgentId),
+    PinnedKeyMismatch(AgentId),
     /// The key that verified the evidence is no longer trusted.
     #[error("the key that verified the evidence is no longer trusted")]
-    KeyRemoved,
-    /// The rules say it may not operate now.
-    #[error("the rules do not let it operate: {why}{}", rules.iter().map(|r| format!(", {} ({})", r.id, r.file)).collect::<String>())]
+    UntrustedKey,
+    /// The rules do not let the agent operate now.
+    #[error("the rules do not let the agent operate: {why}{}", rules.iter().map(|r| format!(", {} ({})", r.id, r.file)).collect::<String>())]
     MayNotOperate {
-        /// Why.
+        /// The reason.
         why: DeniedReason,
-        /// The rules that say so.
+        /// The rules that deny it.
         rules: Vec<RuleRef>,
     },
 }
 
-/// Evidence that was good when it was checked. Made only by [`attest`].
+/// Evidence that was valid when it was checked. Made only by [`attest`].
 #[derive(Debug)]
 pub struct Attested {
     facts: EvidenceFacts,
 }
 
 impl Attested {
-    /// What stays of the evidence.
+    /// The facts kept of the evidence.
     pub const fn facts(&self) -> &EvidenceFacts {
         &self.facts
     }
@@ -144,14 +144,14 @@ pub fn attest(
     }
 }
 
-/// The hash a proof carries for evidence in the same call (`evh`).
+/// The hash a proof carries for evidence in the same call (DPoP claim `evh`).
 pub fn evidence_hash(evidence: &Evidence) -> Digest {
     match evidence {
         Evidence::JwtSvid(token) => Digest::of(token.expose_secret().as_bytes()),
     }
 }
 
-/// Good evidence and a held key, together, for one call. It may be asked again and again during the call, each time with
+/// Valid evidence and a held key, together, for one call. It may be verified several times during the call, each time with
 /// a new `now`: it is not yet permission for anything.
 #[derive(Debug)]
 pub struct Authenticated {
@@ -161,7 +161,7 @@ pub struct Authenticated {
 
 impl Authenticated {
     /// Joins evidence and possession for opening a task.
-    pub fn for_opening(attested: Arc<Attested>, possession: Possession) -> Self {
+    pub fn for_open_task(attested: Arc<Attested>, possession: Possession) -> Self {
         Self {
             attested,
             possession,
@@ -174,9 +174,9 @@ impl Authenticated {
         possession: Possession,
         opened: &TaskOpened,
     ) -> Result<Self, VerifyError> {
-        possession.is_of(&opened.binding)?;
+        possession.matches(&opened.binding)?;
         if attested.facts.subject != opened.evidence.subject {
-            return Err(VerifyError::OtherWorkload {
+            return Err(VerifyError::WorkloadMismatch {
                 shown: attested.facts.subject.clone(),
                 opened: opened.evidence.subject.clone(),
             });
@@ -187,63 +187,66 @@ impl Authenticated {
         })
     }
 
-    /// The evidence, to be remembered for later calls.
+    /// The evidence, to be cached for later calls.
     pub const fn attested(&self) -> &Arc<Attested> {
         &self.attested
     }
 
-    /// What the evidence said.
+    /// The facts of the evidence.
     pub fn facts(&self) -> &EvidenceFacts {
         &self.attested.facts
     }
 
-    /// The key that is held.
+    /// Thumbprint of the key that is held.
     pub const fn jkt(&self) -> Thumbprint {
         self.possession.jkt()
     }
 
-    /// Asks gate 1 in full: the evidence is fresh, exactly one agent matches, nothing stands against it, and the rules let
-    /// it operate now. The answer carries the version of everything it rests on.
+    /// Runs gate 1 in full: the evidence is fresh, exactly one agent matches, it is neither suspended nor frozen, and the
+    /// rules let it operate now. The answer carries the version of everything that was read.
     pub fn verify(
         &self,
-        standing: Gate1Context<'_>,
+        context: Gate1Context<'_>,
         now: Timestamp,
     ) -> Result<Verified, VerifyError> {
         let facts = &self.attested.facts;
         let age_ms = now.since(facts.verified_at).max(0);
-        if now >= facts.expires_at || age_ms > standing.max_evidence_age_ms {
+        if now >= facts.expires_at || age_ms > context.max_evidence_age_ms {
             return Err(VerifyError::Stale);
         }
-        let rules = standing.rules.ok_or(VerifyError::NoRules)?;
-        let trust_version = standing.trust.ok_or(VerifyError::KeyRemoved)?;
+        let rules = context.rules.ok_or(VerifyError::NoRules)?;
+        let trust_version = context.trust.ok_or(VerifyError::UntrustedKey)?;
         let agent = match rules.bundle.agents_matching(&facts.subject).as_slice() {
             [one] => Arc::clone(one),
-            others => return Err(VerifyError::Agents(others.len())),
+            others => return Err(VerifyError::AmbiguousAgent(others.len())),
         };
-        if let Some(task) = &standing.task
+        if let Some(task) = &context.task
             && task.agent != agent.id
         {
-            return Err(VerifyError::OtherAgent(task.agent.clone()));
+            return Err(VerifyError::AgentMismatch(task.agent.clone()));
         }
-        let (suspended, agent_version) = (standing.agent)(&agent.id);
-        if suspended {
+        // Fails closed when the context was gathered for another agent than the evidence matches.
+        let records = context
+            .agent
+            .filter(|records| records.id == agent.id && records.owner == agent.owner)
+            .ok_or(VerifyError::NotRegistered)?;
+        if records.suspension.in_force {
             return Err(VerifyError::Suspended(agent.id.clone()));
         }
         if agent.jkt.is_some_and(|pinned| pinned != self.jkt()) {
-            return Err(VerifyError::OtherKey(agent.id.clone()));
+            return Err(VerifyError::PinnedKeyMismatch(agent.id.clone()));
         }
         let scopes = [
-            FreezeScope::All,
-            FreezeScope::Agent(agent.id.clone()),
-            FreezeScope::Owner(agent.owner.clone()),
+            (FreezeScope::All, records.freeze_all),
+            (FreezeScope::Agent(agent.id.clone()), records.freeze_agent),
+            (FreezeScope::Owner(agent.owner.clone()), records.freeze_owner),
         ];
         let mut freezes = Vec::with_capacity(scopes.len());
-        for scope in scopes {
-            let (frozen, version) = (standing.freeze)(&scope);
-            if frozen {
+        for (scope, freeze) in scopes {
+            if freeze.in_force {
                 return Err(VerifyError::Frozen(scope));
             }
-            freezes.push((Stream::Freeze(scope), version));
+            freezes.push((Stream::Freeze(scope), freeze.version));
         }
         let binding = Binding::Jkt(self.jkt());
         match rules
@@ -256,30 +259,27 @@ impl Authenticated {
             }
         }
         let mut read_set = vec![
-            (Stream::Agent(agent.id.clone()), agent_version),
-            (
-                Stream::Person(agent.owner.clone()),
-                (standing.person)(&agent.owner),
-            ),
+            (Stream::Agent(agent.id.clone()), records.suspension.version),
+            (Stream::Person(agent.owner.clone()), records.owner_version),
             (Stream::Policy, rules.version),
             (Stream::Trust(facts.subject.trust_domain()), trust_version),
         ];
         read_set.extend(freezes);
         let mut not_after = facts
             .expires_at
-            .min(facts.verified_at.plus_millis(standing.max_evidence_age_ms));
-        if let Some(task) = &standing.task {
+            .min(facts.verified_at.plus_millis(context.max_evidence_age_ms));
+        if let Some(task) = &context.task {
             read_set.push((Stream::Task(task.id), task.version));
             not_after = not_after.min(task.deadline);
-            // A token may outlive a heartbeat's length, but nothing is begun for a task whose heartbeat was missed.
+            // A token may be valid for longer than a heartbeat, but nothing starts for a task whose heartbeat was missed.
             not_after = task.lease_until.map_or(not_after, |t| t.min(not_after));
         }
         Ok(Verified {
             agent,
             facts: facts.clone(),
             binding,
-            task: standing.task,
-            adg: self.possession.adg(),
+            task: context.task,
+            action_digest: self.possession.action_digest(),
             evidence_age_ms: age_ms,
             read_set,
             not_after,
@@ -288,43 +288,58 @@ impl Authenticated {
     }
 }
 
-/// Whether an agent is suspended, and the version of its stream.
-pub type AskStanding<'a> = Box<dyn Fn(&AgentId) -> (bool, Version) + 'a>;
-
-/// Whether a scope is frozen, and the version of its stream.
-pub type AskFreeze<'a> = Box<dyn Fn(&FreezeScope) -> (bool, Version) + 'a>;
-
-/// The version of a person's stream.
-pub type AskPerson<'a> = Box<dyn Fn(&PersonId) -> Version + 'a>;
-
-/// What the journal and the policy bundle say at one moment, gathered by the caller for [`Authenticated::stand`].
+/// What the journal and the policy bundle say at one moment, gathered by the broker for [`Authenticated::verify`].
 pub struct Gate1Context<'a> {
     /// The policy bundle in force.
     pub rules: Option<&'a ActivePolicy>,
     /// Version of the trust domain's stream; `None` when the key that verified the evidence is gone from it.
     pub trust: Option<Version>,
-    /// Whether an agent is suspended, and the version of its stream.
-    pub agent: AskStanding<'a>,
-    /// Whether a scope is frozen, and the version of its stream.
-    pub freeze: AskFreeze<'a>,
-    /// The version of a person's stream.
-    pub person: AskPerson<'a>,
+    /// What the journal says of the agent the evidence matches; `None` unless exactly one does.
+    pub agent: Option<AgentRecords>,
     /// The task the call is for, when it is for one.
-    pub task: Option<TaskStanding>,
+    pub task: Option<TaskSnapshot>,
     /// Longest time since this broker verified the evidence.
     pub max_evidence_age_ms: i64,
 }
 
+/// What the journal says of one registered agent: each value with the version of the stream it was read from.
+#[derive(Debug, Clone)]
+pub struct AgentRecords {
+    /// The agent.
+    pub id: AgentId,
+    /// Its owner by the policy bundle.
+    pub owner: PersonId,
+    /// The agent's suspension.
+    pub suspension: Restriction,
+    /// The freeze of everything.
+    pub freeze_all: Restriction,
+    /// The freeze of the agent.
+    pub freeze_agent: Restriction,
+    /// The freeze of the owner's agents.
+    pub freeze_owner: Restriction,
+    /// Version of the owner's stream.
+    pub owner_version: Version,
+}
+
+/// A suspension or freeze, as of one version of its stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Restriction {
+    /// Whether it is in force.
+    pub in_force: bool,
+    /// Version of its stream.
+    pub version: Version,
+}
+
 /// A running task, as of one version of its stream.
 #[derive(Debug, Clone)]
-pub struct TaskStanding {
+pub struct TaskSnapshot {
     /// Its id.
     pub id: TaskId,
     /// The agent that opened it.
     pub agent: AgentId,
-    /// When.
+    /// When it was opened.
     pub opened_at: Timestamp,
-    /// When it ends by itself.
+    /// When it expires.
     pub deadline: Timestamp,
     /// When a missed heartbeat ends it.
     pub lease_until: Option<Timestamp>,
@@ -332,15 +347,15 @@ pub struct TaskStanding {
     pub version: Version,
 }
 
-/// Gate 1 is open for this call: made only by [`Authenticated::stand`], spent by moving it into gate 2 or into opening a task.
-/// It says nothing about any action.
+/// Proof that gate 1 was passed in this call: made only by [`Authenticated::verify`], spent by moving it into gate 2 or into
+/// opening a task. It permits no action.
 #[derive(Debug)]
 pub struct Verified {
     agent: Arc<Agent>,
     facts: EvidenceFacts,
     binding: Binding,
-    task: Option<TaskStanding>,
-    adg: Option<Digest>,
+    task: Option<TaskSnapshot>,
+    action_digest: Option<Digest>,
     evidence_age_ms: i64,
     read_set: Vec<(Stream, Version)>,
     not_after: Timestamp,
@@ -353,7 +368,7 @@ impl Verified {
         &self.agent
     }
 
-    /// What the evidence said.
+    /// The facts of the evidence.
     pub const fn facts(&self) -> &EvidenceFacts {
         &self.facts
     }
@@ -364,13 +379,13 @@ impl Verified {
     }
 
     /// The task, when the call is for one.
-    pub const fn task(&self) -> Option<&TaskStanding> {
+    pub const fn task(&self) -> Option<&TaskSnapshot> {
         self.task.as_ref()
     }
 
     /// The action digest the proof was made for.
-    pub const fn adg(&self) -> Option<Digest> {
-        self.adg
+    pub const fn action_digest(&self) -> Option<Digest> {
+        self.action_digest
     }
 
     /// Milliseconds since the evidence was verified.
@@ -378,12 +393,12 @@ impl Verified {
         self.evidence_age_ms
     }
 
-    /// Every stream it rests on, with its version.
+    /// Every stream that was read, with its version.
     pub fn read_set(&self) -> &[(Stream, Version)] {
         &self.read_set
     }
 
-    /// Until when it holds at the latest.
+    /// Until when it is valid at most.
     pub const fn not_after(&self) -> Timestamp {
         self.not_after
     }

@@ -1,3 +1,5 @@
+//! Proof of possession: DPoP, checked once for each call.
+
 use super::VerifyError;
 use crate::jose::dpop::{self, Freshness};
 use crate::jose::{Nonces, PublicKey};
@@ -8,11 +10,11 @@ use crate::model::{Binding, Digest, Secret, Thumbprint, Timestamp};
 pub struct Possession {
     key: PublicKey,
     jkt: Thumbprint,
-    adg: Option<Digest>,
+    action_digest: Option<Digest>,
 }
 
-/// The proof a call carries and what it must be for.
-pub struct CallProof<'a> {
+/// The DPoP proof of a call, and what it must be made for.
+pub struct DpopInput<'a> {
     /// The DPoP proof, as the metadata carries it.
     pub proof: Option<&'a Secret>,
     /// The external URL of the method.
@@ -23,44 +25,44 @@ pub struct CallProof<'a> {
     pub evidence: Option<Digest>,
     /// The broker's nonces.
     pub nonces: &'a Nonces,
-    /// Marks (key, jti) as used until a moment; says why it may not be used.
-    pub once: &'a dyn Fn(Thumbprint, &str, Timestamp) -> Result<(), VerifyError>,
+    /// Marks (key, jti) as used until a moment, or says why it may not be used.
+    pub insert_once: &'a dyn Fn(Thumbprint, &str, Timestamp) -> Result<(), VerifyError>,
 }
 
 impl Possession {
-    /// Checks the proof (RFC 9449 §4.3, §8): signature first, then what it is for, its nonce, and that it is new.
+    /// Checks the proof (RFC 9449 §4.3, §8): signature first, then its nonce, what it is for, and that it is new.
     ///
     /// INVARIANT (a proof is used once): no `Possession` exists whose proof was not just marked as used.
-    pub fn check(call: &CallProof<'_>, now: Timestamp) -> Result<Self, VerifyError> {
-        let proof = call.proof.ok_or(VerifyError::NoProof)?;
+    pub fn check(call: &DpopInput<'_>, now: Timestamp) -> Result<Self, VerifyError> {
+        let proof = call.proof.ok_or(VerifyError::MissingProof)?;
         let expect = dpop::Expect {
             htm: "POST",
             htu: call.htu,
             freshness: Freshness::Nonce,
         };
         let checked = dpop::check(proof.expose_secret(), &expect).map_err(|error| match error {
-            dpop::ProofError::NonceMissing => VerifyError::Nonce,
+            dpop::ProofError::NonceMissing => VerifyError::InvalidNonce,
             other => VerifyError::Proof(other),
         })?;
         let until = checked
             .nonce()
             .and_then(|nonce| call.nonces.check(nonce, now))
-            .ok_or(VerifyError::Nonce)?;
+            .ok_or(VerifyError::InvalidNonce)?;
         if checked.adg() != call.action {
-            return Err(VerifyError::ProofElsewhere("action"));
+            return Err(VerifyError::ProofMismatch("action"));
         }
         if checked.evh() != call.evidence {
-            return Err(VerifyError::ProofElsewhere("evidence"));
+            return Err(VerifyError::ProofMismatch("evidence"));
         }
         if checked.ath().is_some() {
-            return Err(VerifyError::ProofElsewhere("token"));
+            return Err(VerifyError::ProofMismatch("token"));
         }
         let jkt = checked.jkt();
-        (call.once)(jkt, checked.jti(), until)?;
+        (call.insert_once)(jkt, checked.jti(), until)?;
         Ok(Self {
             key: checked.key().clone(),
             jkt,
-            adg: checked.adg(),
+            action_digest: checked.adg(),
         })
     }
 
@@ -75,16 +77,16 @@ impl Possession {
     }
 
     /// The action digest the proof was made for.
-    pub const fn adg(&self) -> Option<Digest> {
-        self.adg
+    pub const fn action_digest(&self) -> Option<Digest> {
+        self.action_digest
     }
 
-    /// Whether the key is the one something is bound to.
-    pub fn is_of(&self, binding: &Binding) -> Result<(), VerifyError> {
+    /// Checks that the key is the one of a binding.
+    pub fn matches(&self, binding: &Binding) -> Result<(), VerifyError> {
         if self.jkt == binding.jkt() {
             Ok(())
         } else {
-            Err(VerifyError::ProofElsewhere("task"))
+            Err(VerifyError::ProofMismatch("task"))
         }
     }
 }

@@ -1,10 +1,12 @@
+//! Trust snapshot: the keys of the configured trust domains.
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::jose::KeySet;
 use crate::model::TrustDomain;
 
-/// An immutable snapshot of whose signatures count. A change makes a new one, after its entry is in the journal.
+/// An immutable snapshot of the trusted keys. A change makes a new one, after its entry is in the journal.
 #[derive(Debug, Clone, Default)]
 pub struct Trust {
     domains: BTreeMap<TrustDomain, Arc<TrustedDomain>>,
@@ -26,7 +28,7 @@ impl Trust {
         Self { domains }
     }
 
-    /// The keys of a domain, byte-exact; nothing for one that is not configured.
+    /// The keys of a domain, compared byte by byte; `None` for one that is not configured.
     pub fn domain(&self, domain: &TrustDomain) -> Option<&Arc<TrustedDomain>> {
         self.domains.get(domain)
     }

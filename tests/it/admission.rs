@@ -342,7 +342,7 @@ fn opening() -> OpenTask {
     OpenTask {
         purpose: "flood".into(),
         max_duration_s: 60,
-        request_id: None,
+        idempotency_key: None,
         heartbeat_s: None,
     }
 }

@@ -472,7 +472,7 @@ async fn a_task_ends_by_its_deadline_before_anyone_writes_it() {
         EndCause::Deadline,
         "time ended it, whoever comes to say so"
     );
-    b.broker.upkeep_once().await.expect("news");
+    b.broker.maintenance_tick().await.expect("news");
     let ended = b
         .broker
         .state()

@@ -18,7 +18,10 @@ async fn a_jump_stops_the_mint_but_never_an_end() {
             .expect("opens")
             .task
             .task;
-        b.broker.upkeep_once().await.expect("looks at the clocks");
+        b.broker
+            .maintenance_tick()
+            .await
+            .expect("looks at the clocks");
 
         b.hand.step_millis(jump);
         if jump < 0 {
@@ -117,7 +120,10 @@ async fn a_new_validator_misses_no_end_because_the_clock_jumped() {
         let (events, ..) = b.broker.feed_after(start.after);
         events.iter().any(|event| event.index == ended)
     };
-    b.broker.upkeep_once().await.expect("looks at the clocks");
+    b.broker
+        .maintenance_tick()
+        .await
+        .expect("looks at the clocks");
     assert!(tells(&b));
     b.hand.step_millis(4_000_000);
     assert!(tells(&b), "while the clock is ahead");

@@ -301,8 +301,8 @@ impl Seated {
     }
 }
 
-async fn pending(task: &Task, action: Action, request_id: &str) -> AccessRequestId {
-    match task.request_token(&order(action, request_id)).await {
+async fn pending(task: &Task, action: Action, idempotency_key: &str) -> AccessRequestId {
+    match task.request_token(&order(action, idempotency_key)).await {
         Ok(Outcome::Pending(pending)) => pending.access_request_id(),
         other => panic!("not pending: {other:?}"),
     }

@@ -1,6 +1,6 @@
 //! Gate 1 against evidence that is not what it should be (T01-T08, T10): one voice for every cause, and no entry.
 
-use dipylon::broker::{OpenAsk, Refusal};
+use dipylon::broker::{OpenTaskInput, Refusal};
 use dipylon_sdk::jose::{SigningKey, jws};
 use dipylon_sdk::model::*;
 use serde_json::{Value, json};
@@ -17,11 +17,11 @@ async fn show(b: &TestBroker, token: Secret) -> Result<(), Refusal> {
         None,
         Some(evh),
     );
-    let ask = OpenAsk {
+    let ask = OpenTaskInput {
         evidence,
         purpose: Prose::parse("purpose", "x").expect("prose"),
         max_duration: 600,
-        request_id: RequestId::parse("r").expect("id"),
+        idempotency_key: IdempotencyKey::parse("r").expect("id"),
         heartbeat: None,
     };
     b.broker.open_task(&call, ask).await.map(drop)
@@ -109,7 +109,7 @@ async fn evidence_that_is_not_what_it_should_be() {
     for (why, claims) in bad {
         let refusal = show(&b, b.world.svid_with(claims)).await.expect_err(why);
         assert_eq!(
-            (refusal.reason, refusal.known),
+            (refusal.reason, refusal.authenticated),
             (Reason::NotAuthenticated, false),
             "{why}"
         );
@@ -207,8 +207,8 @@ async fn evidence_that_is_not_what_it_should_be() {
         "what does not pass gate 1 writes nothing"
     );
     b.hand.advance_millis(61_000);
-    b.broker.upkeep_once().await.expect("counts");
-    b.broker.upkeep_once().await.expect("counts");
+    b.broker.maintenance_tick().await.expect("counts");
+    b.broker.maintenance_tick().await.expect("counts");
     assert_eq!(
         b.broker.state().position().1,
         entries + 1,
@@ -223,12 +223,12 @@ async fn proofs_that_are_not_for_this_call() {
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
     let method = "dipylon.v1.TaskService/RequestToken";
-    let ask = |action: Action| dipylon::broker::TokenAsk {
+    let ask = |action: Action| dipylon::broker::RequestTokenInput {
         task,
         action,
         ttl: 60,
         reason: None,
-        request_id: RequestId::parse("r").expect("id"),
+        idempotency_key: IdempotencyKey::parse("r").expect("id"),
         wait_ms: 0,
         evidence: None,
     };

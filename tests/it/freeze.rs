@@ -319,7 +319,7 @@ async fn a_freeze_that_cannot_be_written_holds_here_at_once_and_is_written_later
         full.store(true, std::sync::atomic::Ordering::SeqCst);
         let refusal = b.freeze(scope).await.expect_err(scope);
         assert_eq!(refusal.reason, Reason::JournalUnavailable, "{scope}");
-        assert!(refusal.told.contains("holds on this broker"), "{scope}");
+        assert!(refusal.message.contains("holds on this broker"), "{scope}");
         assert!(
             !b.introspect("cases", &token.token),
             "{scope}: refused here at once"
@@ -335,7 +335,7 @@ async fn a_freeze_that_cannot_be_written_holds_here_at_once_and_is_written_later
             Reason::JournalUnavailable,
             "{scope}"
         );
-        b.broker.upkeep_once().await.expect("written by now");
+        b.broker.maintenance_tick().await.expect("written by now");
         assert_eq!(b.broker.unwritten_ends(), 0, "{scope}");
         assert_eq!(b.broker.state().freezes().len(), 1, "{scope}");
         b.check();
@@ -495,7 +495,7 @@ async fn what_waits_to_be_written_cannot_be_lifted_before_it_is() {
     b.suspend("triage").await.expect("suspends");
     assert_eq!(b.broker.unwritten_ends(), 0);
     b.resume("triage").await.expect("resumes");
-    b.broker.upkeep_once().await.expect("nothing is left");
+    b.broker.maintenance_tick().await.expect("nothing is left");
     assert!(
         !b.broker
             .state()

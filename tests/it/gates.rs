@@ -15,9 +15,9 @@ const PASSES: &[(&str, &str, &[&str])] = &[
     (
         "Authenticated",
         "verify/mod.rs",
-        &["for_opening", "for_task"],
+        &["for_open_task", "for_task"],
     ),
-    ("Verified", "verify/mod.rs", &["stand"]),
+    ("Verified", "verify/mod.rs", &["verify"]),
     ("Approved", "approve/mod.rs", &["decide"]),
     ("Reapproved", "approve/mod.rs", &["reapprove"]),
     ("Recorded", "state/records.rs", &["new"]),

@@ -157,8 +157,8 @@ pub const fn whole_inbox() -> InboxAsk {
 
 pub const START: Timestamp = Timestamp::from_secs(1_800_000_000);
 
-pub fn settings() -> Settings {
-    Settings {
+pub fn settings() -> BrokerSettings {
+    BrokerSettings {
         realm: Realm::parse("test").expect("realm"),
         issuer: URL.to_owned(),
         external_url: URL.to_owned(),
@@ -167,7 +167,7 @@ pub fn settings() -> Settings {
         ttl_cap: 900,
         task_cap: 86_400,
         max_evidence_age: 300,
-        tell_callers: true,
+        expose_auth_errors: true,
         rate_limits: RateLimitConfig::default(),
     }
 }
@@ -182,14 +182,14 @@ impl TestBroker {
     }
 
     pub async fn start_at(rates: RateLimitConfig) -> Self {
-        let settings = Settings {
+        let settings = BrokerSettings {
             rate_limits: rates,
             ..settings()
         };
         Self::start_as(settings, World::new(), Faults::default()).await
     }
 
-    async fn start_as(settings: Settings, world: World, faults: Faults) -> Self {
+    async fn start_as(settings: BrokerSettings, world: World, faults: Faults) -> Self {
         let temp = tempfile::tempdir().expect("dir");
         let (clock, hand) = Clock::by_hand(START);
         let signing_pkcs8 = SigningKey::generate().expect("key").1.to_vec();
@@ -240,7 +240,7 @@ impl TestBroker {
         self,
         trust: Vec<(TrustDomain, String)>,
         clock: Clock,
-    ) -> Result<Self, StartError> {
+    ) -> Result<Self, BrokerOpenError> {
         let Self {
             world,
             broker,
@@ -386,18 +386,18 @@ impl TestBroker {
         &self,
         agent: &TestAgent,
         purpose: &str,
-        request_id: &str,
-    ) -> Result<Opened, Refusal> {
-        self.open_with(agent, purpose, request_id, None).await
+        idempotency_key: &str,
+    ) -> Result<OpenTaskReply, Refusal> {
+        self.open_with(agent, purpose, idempotency_key, None).await
     }
 
     pub async fn open_with(
         &self,
         agent: &TestAgent,
         purpose: &str,
-        request_id: &str,
+        idempotency_key: &str,
         heartbeat: Option<i64>,
-    ) -> Result<Opened, Refusal> {
+    ) -> Result<OpenTaskReply, Refusal> {
         let evidence = self.svid(agent);
         let evh = dipylon::verify::evidence_hash(&evidence);
         let call = self.call(
@@ -406,11 +406,11 @@ impl TestBroker {
             None,
             Some(evh),
         );
-        let ask = OpenAsk {
+        let ask = OpenTaskInput {
             evidence,
             purpose: Prose::parse("purpose", purpose).expect("prose"),
             max_duration: 3_600,
-            request_id: RequestId::parse(request_id).expect("id"),
+            idempotency_key: IdempotencyKey::parse(idempotency_key).expect("id"),
             heartbeat,
         };
         self.broker.open_task(&call, ask).await
@@ -427,9 +427,9 @@ impl TestBroker {
         task: TaskId,
         action: &Action,
         ttl: i64,
-        request_id: &str,
+        idempotency_key: &str,
     ) -> Result<TokenReply, Refusal> {
-        self.ask_showing(agent, task, action, ttl, request_id, None)
+        self.ask_showing(agent, task, action, ttl, idempotency_key, None)
             .await
     }
 
@@ -439,7 +439,7 @@ impl TestBroker {
         task: TaskId,
         action: &Action,
         ttl: i64,
-        request_id: &str,
+        idempotency_key: &str,
         evidence: Option<Evidence>,
     ) -> Result<TokenReply, Refusal> {
         let evh = evidence.as_ref().map(dipylon::verify::evidence_hash);
@@ -449,12 +449,12 @@ impl TestBroker {
             Some(action.digest()),
             evh,
         );
-        let ask = TokenAsk {
+        let ask = RequestTokenInput {
             task,
             action: action.clone(),
             ttl,
             reason: Some(Prose::parse("reason", "phish confirmed").expect("prose")),
-            request_id: RequestId::parse(request_id).expect("id"),
+            idempotency_key: IdempotencyKey::parse(idempotency_key).expect("id"),
             wait_ms: 0,
             evidence,
         };
@@ -575,7 +575,7 @@ impl TestBroker {
         self.broker
             .complete_task(
                 &call,
-                TaskEndAsk {
+                EndTaskInput {
                     task,
                     outcome: Some(TaskOutcome::Succeeded),
                 },
@@ -635,18 +635,18 @@ async fn open(
     clock: &Clock,
     key: &[u8],
     faults: Faults,
-) -> Result<Arc<Broker>, StartError> {
+) -> Result<Arc<Broker>, BrokerOpenError> {
     open_as(settings(), world, dir, clock, key, faults).await
 }
 
 pub async fn open_as(
-    settings: Settings,
+    settings: BrokerSettings,
     world: &World,
     dir: &Path,
     clock: &Clock,
     key: &[u8],
     faults: Faults,
-) -> Result<Arc<Broker>, StartError> {
+) -> Result<Arc<Broker>, BrokerOpenError> {
     let trust = vec![(
         TrustDomain::parse(DOMAIN).expect("domain"),
         world.trust_bundle(),
@@ -655,17 +655,17 @@ pub async fn open_as(
 }
 
 async fn start(
-    settings: Settings,
+    settings: BrokerSettings,
     world: &World,
     trust: Vec<(TrustDomain, String)>,
     dir: &Path,
     clock: &Clock,
     key: &[u8],
     faults: Faults,
-) -> Result<Arc<Broker>, StartError> {
+) -> Result<Arc<Broker>, BrokerOpenError> {
     let mut tries = 0;
     loop {
-        let start = Start {
+        let options = BrokerOptions {
             settings: settings.clone(),
             data_dir: dir.to_owned(),
             key: SigningKey::from_pkcs8(key).expect("key"),
@@ -674,9 +674,9 @@ async fn start(
             clock: clock.clone(),
             faults: faults.clone(),
         };
-        match Broker::start(start).await {
+        match Broker::open(options).await {
             // The writer of the broker before may still be letting go.
-            Err(StartError::Open(dipylon::journal::OpenError::Locked(_))) if tries < 200 => {
+            Err(BrokerOpenError::Open(dipylon::journal::OpenError::Locked(_))) if tries < 200 => {
                 tries += 1;
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
@@ -732,13 +732,13 @@ pub fn disable(account: &str) -> Action {
 }
 
 pub trait Expect {
-    fn token(self) -> TokenGiven;
+    fn token(self) -> IssuedReply;
     fn pending(self) -> PendingReply;
     fn denied(self) -> DeniedReply;
 }
 
 impl Expect for Result<TokenReply, Refusal> {
-    fn token(self) -> TokenGiven {
+    fn token(self) -> IssuedReply {
         match self {
             Ok(TokenReply::Token(given)) => *given,
             other => panic!("not a token: {other:?}"),

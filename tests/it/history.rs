@@ -111,7 +111,7 @@ async fn what_people_decided_is_counted_once() {
     b.hand.advance_millis(61_000);
     let lapsed = asker.pending(&b, &disable("cara")).await;
     b.hand.advance_millis(901_000);
-    let _written = b.broker.upkeep_once().await;
+    let _written = b.broker.maintenance_tick().await;
     let wrong = action(
         "account.disable",
         "Account",

@@ -1,6 +1,6 @@
 //! What a hostile reader of this code tried, and how it must end.
 
-use dipylon::broker::StartError;
+use dipylon::broker::BrokerOpenError;
 use dipylon::journal::Faults;
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::jose::{SigningKey, Usage};
@@ -132,7 +132,10 @@ async fn a_key_replaced_under_its_name_is_not_taken() {
             clock,
         )
         .await;
-    assert!(matches!(started.err(), Some(StartError::KeyChanged { .. })));
+    assert!(matches!(
+        started.err(),
+        Some(BrokerOpenError::KeyChanged { .. })
+    ));
 }
 
 #[tokio::test]

@@ -621,7 +621,7 @@ async fn history(ops: Vec<Op>) {
             }
             Op::Advance(ms) => {
                 b.hand.advance_millis(ms);
-                b.broker.upkeep_once().await.expect("upkeep");
+                b.broker.maintenance_tick().await.expect("upkeep");
             }
         }
         // The hundred statements of a person would be used up: each round begins with some that lapsed.

@@ -167,7 +167,7 @@ impl Realm {
             let opening = OpenTask {
                 purpose: "load".into(),
                 max_duration_s: 3_600,
-                request_id: None,
+                idempotency_key: None,
                 heartbeat_s: None,
             };
             let Ok(task) = agent.open_task(&opening).await else {
@@ -227,7 +227,7 @@ impl Realm {
             let opening = OpenTask {
                 purpose: "load".into(),
                 max_duration_s: 3_600,
-                request_id: None,
+                idempotency_key: None,
                 heartbeat_s: None,
             };
             let Ok(task) = agent.open_task(&opening).await else {

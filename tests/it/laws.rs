@@ -27,7 +27,7 @@ struct Walk {
     grants: BTreeMap<TokenId, TokenIssued>,
     dead: BTreeSet<TokenId>,
     uses: BTreeMap<TokenId, Vec<(ServiceId, UseId)>>,
-    request_ids: BTreeSet<(TaskId, RequestId)>,
+    idempotency_keys: BTreeSet<(TaskId, IdempotencyKey)>,
     open_asks: BTreeMap<(TaskId, Digest), AccessRequestId>,
     invitations: BTreeSet<InvitationId>,
     passkeys: BTreeMap<Thumbprint, (PersonId, PasskeyOnRecord)>,
@@ -405,7 +405,8 @@ impl Walk {
             "law 7: a mint after a missed heartbeat"
         );
         assert!(
-            self.request_ids.insert((f.task, f.request_id.clone())),
+            self.idempotency_keys
+                .insert((f.task, f.idempotency_key.clone())),
             "one request_id, two grants"
         );
         let (version, bundle) = self.policy.clone().expect("rules in force");

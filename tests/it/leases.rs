@@ -40,7 +40,7 @@ async fn a_missed_heartbeat_ends_the_task_and_its_tokens() {
         "final"
     );
 
-    b.broker.upkeep_once().await.expect("written");
+    b.broker.maintenance_tick().await.expect("written");
     let ended = b
         .broker
         .state()
@@ -76,7 +76,7 @@ async fn only_what_is_needed_is_entered() {
     assert_eq!(next, b.now().plus_secs(60));
     assert_eq!(entries(&b), before + 1);
     b.hand.advance_millis(59_000);
-    b.broker.upkeep_once().await.expect("nothing is due");
+    b.broker.maintenance_tick().await.expect("nothing is due");
     assert!(
         b.broker.state().task(&task).expect("known").ended.is_none(),
         "it was kept alive"

@@ -224,7 +224,7 @@ async fn hostile_names_make_no_figures() {
         let opening = OpenTask {
             purpose: "hostile".into(),
             max_duration_s: 60,
-            request_id: None,
+            idempotency_key: None,
             heartbeat_s: None,
         };
         stranger.open_task(&opening).await.expect_err("nobody");
@@ -369,7 +369,7 @@ async fn each_call_is_one_json_line() {
     let opening = OpenTask {
         purpose: "contain".into(),
         max_duration_s: 600,
-        request_id: Some("open-1".into()),
+        idempotency_key: Some("open-1".into()),
         heartbeat_s: None,
     };
     let task = agent.open_task(&opening).await.expect("opens");

@@ -90,9 +90,9 @@ impl Bare {
 
     async fn open(world: &World, dir: &Path, clock: &Clock, key: &[u8]) -> Arc<Broker> {
         for _ in 0..500 {
-            let start = Start {
-                settings: Settings {
-                    tell_callers: false,
+            let options = BrokerOptions {
+                settings: BrokerSettings {
+                    expose_auth_errors: false,
                     ..settings()
                 },
                 data_dir: dir.join("data"),
@@ -105,8 +105,8 @@ impl Bare {
                 clock: clock.clone(),
                 faults: Faults::default(),
             };
-            match Broker::start(start).await {
-                Err(StartError::Open(dipylon::journal::OpenError::Locked(_))) => {
+            match Broker::open(options).await {
+                Err(BrokerOpenError::Open(dipylon::journal::OpenError::Locked(_))) => {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
                 other => return other.expect("starts"),
@@ -180,8 +180,8 @@ impl Bare {
 fn closed<T: std::fmt::Debug>(result: Result<T, Refusal>) {
     let refusal = result.expect_err("closed");
     assert_eq!(refusal.reason, Reason::NotAuthenticated);
-    assert_eq!(refusal.told, Reason::NotAuthenticated.text());
-    assert!(!refusal.known);
+    assert_eq!(refusal.message, Reason::NotAuthenticated.text());
+    assert!(!refusal.authenticated);
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::harness::*;
-use dipylon::broker::{Refusal, TokenAsk, TokenReply};
+use dipylon::broker::{Refusal, RequestTokenInput, TokenReply};
 use dipylon_sdk::model::*;
 use tokio::task::JoinSet;
 
@@ -144,12 +144,12 @@ async fn copies_of_one_proof_and_proofs_under_one_nonce() {
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
     let method = "dipylon.v1.TaskService/RequestToken";
-    let ask = |n: usize| TokenAsk {
+    let ask = |n: usize| RequestTokenInput {
         task,
         action: read_case(),
         ttl: 60,
         reason: None,
-        request_id: RequestId::parse(&format!("r-{n}")).expect("id"),
+        idempotency_key: IdempotencyKey::parse(&format!("r-{n}")).expect("id"),
         wait_ms: 0,
         evidence: None,
     };

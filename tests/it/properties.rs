@@ -559,7 +559,7 @@ impl Run {
             }
             Op::Advance { ms } => b.hand.advance_millis(*ms),
             Op::Upkeep => {
-                let _answer = b.broker.upkeep_once().await;
+                let _answer = b.broker.maintenance_tick().await;
             }
             Op::Crash { step, after, cut } => {
                 *self.arm.lock().expect("arm") = Some((STEPS[*step], *after));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use dipylon::broker::{Broker, Settings};
+use dipylon::broker::{Broker, BrokerSettings};
 use dipylon::journal::Faults;
 use dipylon::rate_limit::RateLimitConfig;
 use dipylon::serve;
@@ -78,7 +78,7 @@ impl Served {
             .await
             .expect("listens");
         let url = format!("http://{}", listener.local_addr().expect("address"));
-        let settings = Settings {
+        let settings = BrokerSettings {
             external_url: url.clone(),
             console_url: url.replace("127.0.0.1", "localhost"),
             issuer: url.clone(),
@@ -152,7 +152,7 @@ impl Served {
         let order = OpenTask {
             purpose: purpose.into(),
             max_duration_s: 600,
-            request_id: None,
+            idempotency_key: None,
             heartbeat_s: None,
         };
         agent.open_task(&order).await.expect("opens")
@@ -173,12 +173,12 @@ impl Served {
     }
 }
 
-pub fn order(action: Action, request_id: &str) -> TokenOrder {
+pub fn order(action: Action, idempotency_key: &str) -> TokenOrder {
     TokenOrder {
         action,
         ttl_s: 300,
         reason: "phish confirmed".into(),
-        request_id: Some(request_id.into()),
+        idempotency_key: Some(idempotency_key.into()),
         wait_s: 0,
     }
 }

@@ -170,7 +170,7 @@ async fn gate_1_says_no_in_one_voice() {
         .await
         .expect_err("not registered");
     assert_eq!(
-        (refusal.reason, refusal.known),
+        (refusal.reason, refusal.authenticated),
         (Reason::NotAuthenticated, false)
     );
     let triage = b.agent("triage");
@@ -347,7 +347,7 @@ async fn one_no_ends_it_and_time_says_no() {
         .await
         .denied();
     assert_eq!(expired.why, DeniedReason::Expired);
-    b.broker.upkeep_once().await.expect("news");
+    b.broker.maintenance_tick().await.expect("news");
     assert_eq!(
         b.ask(&triage, task, &disable("cara"), 300, "r-2")
             .await

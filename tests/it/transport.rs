@@ -12,7 +12,7 @@ use std::time::Duration;
 use axum::Extension;
 use axum::routing::get;
 use bytes::Bytes;
-use dipylon::broker::Settings;
+use dipylon::broker::BrokerSettings;
 use dipylon::config::ConnectionLimits;
 use dipylon::journal::Faults;
 use dipylon::serve::listener::Counts;
@@ -145,7 +145,7 @@ impl Site {
         let address = listener.local_addr().expect("address");
         let scheme = if setup.tls { "https" } else { "http" };
         let url = format!("{scheme}://{address}");
-        let settings = Settings {
+        let settings = BrokerSettings {
             external_url: url.clone(),
             issuer: url.clone(),
             evidence_audience: url.clone(),
@@ -246,7 +246,7 @@ pub async fn open(world: &World, url: &str, endpoint: Endpoint) -> Result<Task, 
     let opening = OpenTask {
         purpose: "contain INC-8841".into(),
         max_duration_s: 3_600,
-        request_id: None,
+        idempotency_key: None,
         heartbeat_s: None,
     };
     Agent::new(endpoint, evidence, None)
@@ -718,7 +718,7 @@ async fn connections_grow_old_without_a_call_that_fails() {
         match task.request_token(&asked).await {
             Ok(Outcome::Token(_)) => served += 1,
             // What came to a connection that was closing was not sent, or named by GOAWAY as not begun, and is asked again
-            // under the same request_id. A call that was begun is never cut.
+            // under the same idempotency_key. A call that was begun is never cut.
             Err(Error::Unreachable { cause, .. })
                 if cause.starts_with("operation was canceled")
                     || cause.ends_with("not a result of an error") =>

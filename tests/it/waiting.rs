@@ -26,8 +26,11 @@ async fn in_time<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(BOUND, what).await.expect("in time")
 }
 
-async fn pending(task: &Task, request_id: &str) -> Pending {
-    match task.request_token(&order(disable("ann"), request_id)).await {
+async fn pending(task: &Task, idempotency_key: &str) -> Pending {
+    match task
+        .request_token(&order(disable("ann"), idempotency_key))
+        .await
+    {
         Ok(Outcome::Pending(pending)) => pending,
         other => panic!("not pending: {other:?}"),
     }
@@ -61,8 +64,10 @@ async fn a_watch_hears_every_end_and_nothing_after_it() {
     let maria = s.person("maria");
     let lee = s.person("lee");
 
-    let begin = async |agent_task: &Task, request_id: &str| {
-        let id = pending(agent_task, request_id).await.access_request_id();
+    let begin = async |agent_task: &Task, idempotency_key: &str| {
+        let id = pending(agent_task, idempotency_key)
+            .await
+            .access_request_id();
         let mut watch = agent_task.watch(id);
         assert_eq!(stands(&mut watch).await, Some(Status::Waiting));
         (id, watch)
@@ -198,7 +203,7 @@ async fn a_watch_goes_on_where_it_was_and_says_that_it_is_there() {
     let opening = OpenTask {
         purpose: "contain".into(),
         max_duration_s: 600,
-        request_id: None,
+        idempotency_key: None,
         heartbeat_s: None,
     };
     let task = agent.open_task(&opening).await.expect("opens");
@@ -293,7 +298,7 @@ async fn a_token_is_waited_for_over_a_kill_of_the_broker_and_a_start_of_the_agen
     let opening = OpenTask {
         purpose: "contain".into(),
         max_duration_s: 600,
-        request_id: None,
+        idempotency_key: None,
         heartbeat_s: None,
     };
     let agent = Agent::new(endpoint(), evidence.clone(), Some(key.clone()));

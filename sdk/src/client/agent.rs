@@ -7,7 +7,7 @@ use super::{Endpoint, Error, EvidenceSource, Identity, Order, methods, random_na
 use crate::jose::SigningKey;
 use crate::model::{
     AccessRequestId, Action, AgentId, DecisionId, Digest, Evidence, Malformed, Prose, Reason,
-    RequestId, Secret, TaskId, TaskOutcome, Timestamp, TokenId,
+    IdempotencyKey, Secret, TaskId, TaskOutcome, Timestamp, TokenId,
 };
 use crate::proto::convert;
 use crate::proto::v1::{self, request_token_response};
@@ -28,7 +28,7 @@ pub struct OpenTask {
     /// How long it may run, in seconds; the broker clamps it.
     pub max_duration_s: i64,
     /// Idempotency key; drawn when absent.
-    pub request_id: Option<String>,
+    pub idempotency_key: Option<String>,
     /// End the task when this many seconds pass without [`Task::keep_alive`]: 2 to 3,600. Absent: the deadline alone.
     pub heartbeat_s: Option<u32>,
 }
@@ -61,7 +61,7 @@ impl Agent {
             evidence: Some(convert::evidence_to_wire(&Evidence::JwtSvid(evidence))),
             purpose: Prose::parse("purpose", &order.purpose)?.as_str().to_owned(),
             max_duration: Some(convert::seconds_to_wire(order.max_duration_s)),
-            request_id: request_id(order.request_id.as_deref())?.to_string(),
+            request_id: idempotency_key(order.idempotency_key.as_deref())?.to_string(),
             heartbeat: order
                 .heartbeat_s
                 .map(|seconds| convert::seconds_to_wire(i64::from(seconds))),
@@ -139,7 +139,7 @@ pub struct TokenOrder {
     /// Why, in the agent's words; at most 2,000 bytes. Invisible to rules.
     pub reason: String,
     /// Idempotency key; drawn when absent.
-    pub request_id: Option<String>,
+    pub idempotency_key: Option<String>,
     /// How long the broker may wait for people before it answers pending, in seconds, at most 60.
     pub wait_s: u32,
 }
@@ -215,8 +215,8 @@ impl Task {
 
     /// Asks for a token, once. Evidence is shown again if the broker says that what it saw is too old.
     pub async fn request_token(&self, order: &TokenOrder) -> Result<Outcome, Error> {
-        let request_id = request_id(order.request_id.as_deref())?;
-        self.ask(order, &request_id, order.wait_s, self.show_always)
+        let idempotency_key = idempotency_key(order.idempotency_key.as_deref())?;
+        self.ask(order, &idempotency_key, order.wait_s, self.show_always)
             .await
     }
 
@@ -229,7 +229,7 @@ impl Task {
         order: &TokenOrder,
         until: Timestamp,
     ) -> Result<Outcome, Error> {
-        let request_id = request_id(order.request_id.as_deref())?;
+        let idempotency_key = idempotency_key(order.idempotency_key.as_deref())?;
         let clock = self.endpoint.clock().clone();
         let mut show = self.show_always;
         let mut watch: Option<Watch> = None;
@@ -241,7 +241,7 @@ impl Task {
                 true => 0,
                 false => u32::try_from(left_s).unwrap_or(WAIT_S_MAX).min(WAIT_S_MAX),
             };
-            let answer = self.ask(order, &request_id, wait_s, show).await;
+            let answer = self.ask(order, &idempotency_key, wait_s, show).await;
             let now = clock.now();
             let pause_ms = match &answer {
                 Ok(Outcome::Pending(pending)) => {
@@ -292,25 +292,25 @@ impl Task {
     async fn ask(
         &self,
         order: &TokenOrder,
-        request_id: &RequestId,
+        idempotency_key: &IdempotencyKey,
         wait_s: u32,
         show: bool,
     ) -> Result<Outcome, Error> {
         let wait_s = wait_s.min(WAIT_S_MAX);
-        let answer = match self.ask_once(order, request_id, wait_s, show).await {
+        let answer = match self.ask_once(order, idempotency_key, wait_s, show).await {
             Err(error) if error.reason() == Some(Reason::EvidenceStale) && !show => {
-                self.ask_once(order, request_id, wait_s, true).await?
+                self.ask_once(order, idempotency_key, wait_s, true).await?
             }
             answer => answer?,
         };
-        self.outcome(answer, &order.action, request_id)
+        self.outcome(answer, &order.action, idempotency_key)
             .map_err(Error::Answer)
     }
 
     async fn ask_once(
         &self,
         order: &TokenOrder,
-        request_id: &RequestId,
+        idempotency_key: &IdempotencyKey,
         wait_s: u32,
         show: bool,
     ) -> Result<v1::RequestTokenResponse, Error> {
@@ -333,7 +333,7 @@ impl Task {
             action: Some(convert::action_to_wire(&order.action)),
             ttl: Some(convert::seconds_to_wire(order.ttl_s)),
             reason: Prose::parse("reason", &order.reason)?.as_str().to_owned(),
-            request_id: request_id.to_string(),
+            request_id: idempotency_key.to_string(),
             wait: (wait_s > 0).then(|| convert::seconds_to_wire(i64::from(wait_s))),
             evidence: evidence
                 .map(|evidence| convert::evidence_to_wire(&Evidence::JwtSvid(evidence))),
@@ -347,7 +347,7 @@ impl Task {
         &self,
         answer: v1::RequestTokenResponse,
         action: &Action,
-        request_id: &RequestId,
+        idempotency_key: &IdempotencyKey,
     ) -> Result<Outcome, Malformed> {
         let decision = DecisionId::parse(&answer.decision_id)?;
         let moment = |what, wire: Option<prost_types::Timestamp>| {
@@ -377,7 +377,7 @@ impl Task {
             }
             request_token_response::Outcome::Pending(info) => Ok(Outcome::Pending(Pending {
                 decision,
-                request_id: request_id.clone(),
+                idempotency_key: idempotency_key.clone(),
                 access_request_id: AccessRequestId::parse(&info.access_request_id)?,
                 expires_at: moment("expires_at", info.expires_at)?,
                 poll_after_s: match &info.poll_after {
@@ -439,10 +439,10 @@ impl Task {
     }
 }
 
-fn request_id(given: Option<&str>) -> Result<RequestId, Error> {
+fn idempotency_key(given: Option<&str>) -> Result<IdempotencyKey, Error> {
     match given {
-        Some(text) => Ok(RequestId::parse(text)?),
-        None => Ok(RequestId::parse(&format!("r{}", random_name()?))?),
+        Some(text) => Ok(IdempotencyKey::parse(text)?),
+        None => Ok(IdempotencyKey::parse(&format!("r{}", random_name()?))?),
     }
 }
 
@@ -513,7 +513,7 @@ mod tests {
     async fn a_token_is_shown_with_a_proof_and_never_printed() {
         let task = task();
         let outcome = task
-            .outcome(issued(), &action(), &request_id(Some("r1")).expect("id"))
+            .outcome(issued(), &action(), &idempotency_key(Some("r1")).expect("id"))
             .expect("outcome");
         assert!(!format!("{task:?} {outcome:#?}").contains("s3cr3t"));
         let Outcome::Token(token) = outcome else {
@@ -555,7 +555,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_without_form_is_refused() {
         let task = task();
-        let id = request_id(None).expect("id");
+        let id = idempotency_key(None).expect("id");
         let bends: [&dyn Fn(&mut v1::RequestTokenResponse); 5] = [
             &|answer| answer.outcome = None,
             &|answer| answer.decision_id = "x".to_owned(),
@@ -585,8 +585,8 @@ mod tests {
 
     #[test]
     fn an_idempotency_key_is_drawn_or_checked() {
-        let (a, b) = (request_id(None).expect("id"), request_id(None).expect("id"));
+        let (a, b) = (idempotency_key(None).expect("id"), idempotency_key(None).expect("id"));
         assert_ne!(a, b);
-        assert!(matches!(request_id(Some("a b")), Err(Error::Malformed(_))));
+        assert!(matches!(idempotency_key(Some("a b")), Err(Error::Malformed(_))));
     }
 }

@@ -6,7 +6,7 @@ use super::{Endpoint, Error, random_name};
 use crate::jose::SigningKey;
 use crate::jose::dpop::{self, ProofClaims};
 use crate::model::{
-    AccessRequestId, Action, DecisionId, DeniedReason, MatchPhrase, RequestId, Secret, Thumbprint,
+    AccessRequestId, Action, DecisionId, DeniedReason, MatchPhrase, IdempotencyKey, Secret, Thumbprint,
     Timestamp, TokenId,
 };
 use crate::proto::v1;
@@ -148,7 +148,7 @@ impl fmt::Debug for Token {
 #[derive(Debug, Clone)]
 pub struct Pending {
     pub(super) decision: DecisionId,
-    pub(super) request_id: RequestId,
+    pub(super) idempotency_key: IdempotencyKey,
     pub(super) access_request_id: AccessRequestId,
     pub(super) expires_at: Timestamp,
     pub(super) poll_after_s: i64,
@@ -167,8 +167,8 @@ impl Pending {
     }
 
     /// What to ask again under.
-    pub fn request_id(&self) -> &RequestId {
-        &self.request_id
+    pub fn idempotency_key(&self) -> &IdempotencyKey {
+        &self.idempotency_key
     }
 
     /// When waiting ends: then it is denied.

@@ -358,7 +358,7 @@ fn open() -> OpenTask {
     OpenTask {
         purpose: "why".to_owned(),
         max_duration_s: 600,
-        request_id: None,
+        idempotency_key: None,
         heartbeat_s: None,
     }
 }
@@ -380,7 +380,7 @@ fn order(reason: &str) -> TokenOrder {
         action,
         ttl_s: 300,
         reason: reason.to_owned(),
-        request_id: None,
+        idempotency_key: None,
         wait_s: 0,
     }
 }

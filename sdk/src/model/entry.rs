@@ -357,7 +357,8 @@ pub struct TaskOpened {
     /// The key that must prove every later call.
     pub binding: Binding,
     /// The client's idempotency key.
-    pub request_id: RequestId,
+    #[serde(rename = "request_id")]
+    pub idempotency_key: IdempotencyKey,
     /// Seconds the agent asked for.
     pub asked_seconds: i64,
     /// When it was opened.
@@ -408,7 +409,8 @@ pub struct RequestDenied {
     /// In which task.
     pub task: TaskId,
     /// The client's idempotency key.
-    pub request_id: RequestId,
+    #[serde(rename = "request_id")]
+    pub idempotency_key: IdempotencyKey,
     /// A word of [`DeniedReason`] or [`Reason`].
     pub reason: String,
     /// What was asked.
@@ -436,7 +438,8 @@ pub struct AccessRequestOpened {
     /// Who answers for the agent.
     pub owner: PersonId,
     /// The request id that opened it; others may join.
-    pub request_id: RequestId,
+    #[serde(rename = "request_id")]
+    pub idempotency_key: IdempotencyKey,
     /// What is asked.
     pub action: ActionOnRecord,
     /// Blob: its sensitive part.
@@ -613,7 +616,8 @@ pub struct TokenIssued {
     /// The `sub` claim.
     pub subject: SpiffeId,
     /// The client's idempotency key, and what stands for a retry.
-    pub request_id: RequestId,
+    #[serde(rename = "request_id")]
+    pub idempotency_key: IdempotencyKey,
     /// Seconds the agent asked for.
     pub asked_ttl: i64,
     /// Blob: the agent's reason.

@@ -141,7 +141,7 @@ words! {
     /// What this broker cluster serves; part of every vote statement.
     Realm("realm", name);
     /// A client's idempotency key. It has no other meaning.
-    RequestId("request_id", name);
+    IdempotencyKey("request_id", name);
     /// A validator's idempotency key for one spending of a token.
     UseId("use_id", name);
     /// The resource server a token is for: one absolute URI or name, compared byte by byte.

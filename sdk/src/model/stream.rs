@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
-    AccessRequestId, AgentId, Digest, FreezeScope, KeyId, Malformed, PersonId, RequestId, TaskId,
+    AccessRequestId, AgentId, Digest, FreezeScope, KeyId, Malformed, PersonId, IdempotencyKey, TaskId,
     Thumbprint, TokenId, TrustDomain,
 };
 
@@ -21,9 +21,9 @@ pub enum Stream {
     Lease(TaskId),
     /// The idempotency of opening: one task for an agent, key and request id. Apart, because it is the largest and the
     /// versions of as many streams as there are grants are kept.
-    Open(Box<(AgentId, Thumbprint, RequestId)>),
+    Open(Box<(AgentId, Thumbprint, IdempotencyKey)>),
     /// The idempotency of asking: a task and request id open access requests for one action and get one grant.
-    Request(TaskId, RequestId),
+    Request(TaskId, IdempotencyKey),
     /// An access request: opened, each vote, consumed, closed.
     Access(AccessRequestId),
     /// All openings of access requests by an agent: they count each other, and join what is already open.
@@ -78,7 +78,7 @@ impl fmt::Debug for Stream {
 
 impl Stream {
     /// The stream of an opening.
-    pub fn open(agent: AgentId, key: Thumbprint, request: RequestId) -> Self {
+    pub fn open(agent: AgentId, key: Thumbprint, request: IdempotencyKey) -> Self {
         Self::Open(Box::new((agent, key, request)))
     }
 
@@ -99,12 +99,12 @@ impl Stream {
                 Self::open(
                     AgentId::parse(agent)?,
                     Thumbprint(Digest::parse(key)?),
-                    RequestId::parse(request)?,
+                    IdempotencyKey::parse(request)?,
                 )
             }
             "req" => {
                 let (task, request) = pair()?;
-                Self::Request(TaskId::parse(task)?, RequestId::parse(request)?)
+                Self::Request(TaskId::parse(task)?, IdempotencyKey::parse(request)?)
             }
             "access" => Self::Access(AccessRequestId::parse(rest)?),
             "asks" => Self::Asks(AgentId::parse(rest)?),

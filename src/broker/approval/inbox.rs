@@ -358,7 +358,7 @@ impl Broker {
         };
         let id = request.opened.access_request;
         self.judged
-            .enough(id, basis, || enough(&self.needs(request, rules, now)))
+            .enough(id, basis, || enough(&self.approval_progress(request, rules, now)))
     }
 
     /// For which profiles a yes of this person would count now.

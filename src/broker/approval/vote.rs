@@ -8,7 +8,7 @@ use crate::approve::votes::{self, Ineligible, WrongProof};
 use crate::broker::token::request::ProfileState;
 use crate::broker::{Broker, CallContext, Refusal, VoteProof};
 use crate::card::AccessRequestStatus;
-use crate::journal::{Append, AppendError, Blob, NewEvent};
+use crate::journal::{Append, Blob, NewEvent};
 use crate::model::*;
 use crate::policy::{ActivePolicy, Risk};
 use crate::state::{AccessRequest, AccessStatus, Asks};
@@ -188,7 +188,7 @@ impl Broker {
             profile: defined.reference(),
             verdict,
             not_after: now.plus_secs(i64::from(defined.good_for_s)).secs(),
-            nonce: URL_SAFE_NO_PAD.encode(self.draw()),
+            nonce: URL_SAFE_NO_PAD.encode(self.random_bytes()),
         };
         let text = statement
             .canonical()
@@ -280,9 +280,9 @@ impl Broker {
             VoteProof::Signature(signature) => signature,
             VoteProof::Passkey(assertion) => &assertion.signature,
         });
-        // The counter is looked at once: a vote that is tried again because another came first is still the same answer.
-        let mut counted = false;
-        for _ in 0..VOTE_ATTEMPTS {
+        let (voter, statement, proof) = (&voter, &statement, &proof);
+        let (evidence, signature) = (&evidence, &signature);
+        self.transaction(call.method, VOTE_ATTEMPTS, "others keep voting", |attempt| async move {
             let now = self.now();
             let rules = self.rules(call)?;
             // Before the question whether it waits: whatever ends it after this line refuses the append.
@@ -302,39 +302,40 @@ impl Broker {
             );
             let defined = match self.not_the_opener(&request, &voter.id).and(eligible) {
                 Ok(defined) => defined,
-                Err(why) => return Err(self.refuse_vote(call, &request, &voter.id, why).await),
+                Err(why) => return Err(self.refuse_vote(call, &request, &voter.id, why).await.into()),
             };
             let Some(person) = rules.bundle.person(&voter.id) else {
                 let why = Ineligible::NotApprover;
-                return Err(self.refuse_vote(call, &request, &voter.id, why).await);
+                return Err(self.refuse_vote(call, &request, &voter.id, why).await.into());
             };
             let seen = match votes::signed_by(
                 person,
                 &enrolled.value,
                 key,
                 defined.method,
-                &statement,
-                &proof,
+                statement,
+                proof,
                 &self.bounds.party,
             ) {
                 Ok(seen) => seen,
                 Err(WrongProof::NotByPasskey) => {
                     let why = Ineligible::NotByPasskey;
-                    return Err(self.refuse_vote(call, &request, &voter.id, why).await);
+                    return Err(self.refuse_vote(call, &request, &voter.id, why).await.into());
                 }
                 Err(WrongProof::Signature) => {
                     return Err(self.refuse(
                         call.method,
                         Reason::SignatureWrong,
                         "the signature is not of this statement by the key of this call",
-                    ));
+                    ).into());
                 }
                 Err(why @ (WrongProof::NotEnrolled | WrongProof::Passkey(_))) => {
-                    return Err(self.refuse(call.method, Reason::PasskeyWrong, why.to_string()));
+                    return Err(self.refuse(call.method, Reason::PasskeyWrong, why.to_string()).into());
                 }
             };
+            // The counter is looked at once: a vote that is tried again because another came first is still the same answer.
             if let Some(seen) = seen
-                && !std::mem::replace(&mut counted, true)
+                && attempt.is_first()
             {
                 self.counter_goes_up(call.method, &voter.id, key, seen.sign_count)
                     .await?;
@@ -377,18 +378,13 @@ impl Broker {
             }
             let before = self.view(request, &rules, now).standing;
             let suspended = append.drafts.len() > 1;
-            match self.journal.append(append).await {
-                Ok(_) => {
-                    let view = self.view_of(call, &id)?;
-                    let took = STATEMENT_LIFE_MS - until.since(now);
-                    self.count_vote(before, &view, took, now);
-                    return Ok(VoteDone { view, suspended });
-                }
-                Err(AppendError::Conflict(_) | AppendError::Late) => {}
-                Err(error) => return Err(self.refuse_append(call.method, &error)),
-            }
-        }
-        Err(self.refuse(call.method, Reason::Conflict, "others keep voting"))
+            attempt.append(append).await?;
+            let view = self.view_of(call, &id)?;
+            let took = STATEMENT_LIFE_MS - until.since(now);
+            self.count_vote(before, &view, took, now);
+            Ok(VoteDone { view, suspended })
+        })
+        .await
     }
 
     /// Whether somebody holds a statement of this access request, to sign it.
@@ -524,7 +520,7 @@ impl Broker {
             | AccessRequestStatus::Expired
             | AccessRequestStatus::Ended => return,
         };
-        // Once: what had been approved waited for its agent, not for people.
+        // ReplayCache: what had been approved waited for its agent, not for people.
         if before != AccessRequestStatus::Waiting {
             return;
         }
@@ -571,7 +567,7 @@ impl Broker {
     }
 
     pub(in crate::broker) fn rules(&self, call: &CallContext) -> Result<Arc<ActivePolicy>, Refusal> {
-        self.views.rules().ok_or_else(|| {
+        self.projections.rules().ok_or_else(|| {
             self.refuse(
                 call.method,
                 Reason::Undecided,
@@ -633,13 +629,13 @@ impl Broker {
     /// Whether people may still decide it.
     pub(in crate::broker) fn votable_now(&self, request: &AccessRequest, now: Timestamp) -> bool {
         let task = self.state.task(&request.opened.task);
-        request.waits(now) && task.is_some_and(|task| self.runs(&task, now))
+        request.waits(now) && task.is_some_and(|task| self.is_running(&task, now))
     }
 
     /// Whether enough people had said yes just before this moment: then nobody was waited for any more.
     pub(in crate::broker) fn decided_by(&self, request: &AccessRequest, moment: Timestamp) -> bool {
         let before = moment.plus_millis(-1);
-        self.views.rules().is_some_and(|rules| {
+        self.projections.rules().is_some_and(|rules| {
             let view = self.view(Arc::new(request.clone()), &rules, before);
             view.standing == AccessRequestStatus::Approved
         })
@@ -651,11 +647,11 @@ impl Broker {
         rules: &ActivePolicy,
         now: Timestamp,
     ) -> AccessView {
-        let needs = self.needs(&request, rules, now);
+        let needs = self.approval_progress(&request, rules, now);
         let running = self
             .state
             .task(&request.opened.task)
-            .is_some_and(|t| self.runs(&t, now));
+            .is_some_and(|t| self.is_running(&t, now));
         let standing = match request.status {
             AccessStatus::Denied => AccessRequestStatus::Denied,
             AccessStatus::Consumed(_) => AccessRequestStatus::Consumed,

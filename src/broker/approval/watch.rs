@@ -89,7 +89,7 @@ impl AccessWatch {
                 return None;
             }
             let now = broker.now();
-            let rules = broker.views.rules()?;
+            let rules = broker.projections.rules()?;
             let request = broker.state.access_request(&self.id)?;
             let expires_at = request.opened.expires_at;
             let view = broker.view(request, &rules, now);

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use crate::broker::auth::replay_cache::Once;
-use crate::broker::metrics::Known;
+use crate::broker::auth::replay_cache::ReplayCache;
+use crate::broker::metrics::CallerId;
 use crate::broker::{Broker, Refusal};
 use crate::model::*;
 use crate::policy::{ActivePolicy, RegisteredCaller, Role, ServiceKind};
 use crate::rate_limit::ConcurrencyPermit;
 use crate::state::Task;
-use crate::verify::{CallProof, Possession, VerifyError};
+use crate::verify::{DpopInput, Possession, VerifyError};
 
 /// The kinds of callers a method may admit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +88,7 @@ impl Broker {
         now: Timestamp,
         known: &dyn Fn(Thumbprint) -> Result<(), VerifyError>,
     ) -> Result<Possession, VerifyError> {
-        self.possession_once(call, action, evidence, now, &self.once, known)
+        self.possession_once(call, action, evidence, now, &self.replay_cache, known)
     }
 
     fn possession_once(
@@ -97,18 +97,18 @@ impl Broker {
         action: Option<Digest>,
         evidence: Option<Digest>,
         now: Timestamp,
-        once: &Once,
+        once: &ReplayCache,
         known: &dyn Fn(Thumbprint) -> Result<(), VerifyError>,
     ) -> Result<Possession, VerifyError> {
-        let proof = CallProof {
+        let proof = DpopInput {
             proof: call.proof.as_ref(),
             htu: &format!("{}/{}", self.settings.external_url, call.method),
             action,
             evidence,
             nonces: &self.nonces,
-            once: &|key, jti, until| {
+            insert_once: &|key, jti, until| {
                 known(key)?;
-                once.mark(key, jti, until, now)
+                once.insert_once(key, jti, until, now)
             },
         };
         Possession::check(&proof, now)
@@ -124,7 +124,7 @@ impl Broker {
     ) -> Result<Possession, Refusal> {
         self.admits_agents(call)?;
         let any = |_| Ok(());
-        self.possession_once(call, None, Some(evidence), now, &self.openings, &any)
+        self.possession_once(call, None, Some(evidence), now, &self.open_task_replay_cache, &any)
             .map_err(|e| self.refuse_gate_1(call.method, &e))
     }
 
@@ -141,14 +141,14 @@ impl Broker {
         let task = self.state.task(id);
         let known = |key| match &task {
             Some(task) if task.opened.binding.jkt() == key => Ok(()),
-            Some(_) | None => Err(VerifyError::NotOfTask),
+            Some(_) | None => Err(VerifyError::TaskKeyMismatch),
         };
         match (self.possession(call, action, evidence, now, &known), &task) {
             (Ok(possession), Some(task)) => {
-                self.within_its_rate(call, Known::Agent(task.opened.agent.clone()))?;
+                self.check_rate_limit(call, CallerId::Agent(task.opened.agent.clone()))?;
                 Ok((Arc::clone(task), possession))
             }
-            (Ok(_), None) | (Err(VerifyError::NotOfTask), _) => Err(self.refuse(
+            (Ok(_), None) | (Err(VerifyError::TaskKeyMismatch), _) => Err(self.refuse(
                 call.method,
                 Reason::NotFound,
                 format!("no task {id} bound to this key"),
@@ -176,7 +176,7 @@ impl Broker {
         caller: &PersonCaller,
     ) -> Result<Arc<ActivePolicy>, Refusal> {
         let rules = self
-            .views
+            .projections
             .rules()
             .ok_or_else(|| self.refuse_gate_1(call.method, &VerifyError::NoRules))?;
         let same = self.holds_key(&rules, &caller.id, caller.key);
@@ -196,7 +196,7 @@ impl Broker {
 
     /// Whether a person who called may still read what people decide: registered with the key they called with, in any role.
     pub(in crate::broker) fn still_reads(&self, caller: &PersonCaller) -> bool {
-        self.views.rules().is_some_and(|rules| {
+        self.projections.rules().is_some_and(|rules| {
             let person = rules.bundle.person(&caller.id);
             self.holds_key(&rules, &caller.id, caller.key)
                 && person.is_some_and(|p| !p.roles.is_empty())
@@ -275,7 +275,7 @@ impl Broker {
     fn caller(&self, call: &CallContext, now: Timestamp) -> Result<Caller, Refusal> {
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
         let rules = self
-            .views
+            .projections
             .rules()
             .ok_or_else(|| closed(&VerifyError::NoRules))?;
         let (registered, key, until) = match (&call.bearer, &call.proof, &call.session) {
@@ -299,7 +299,7 @@ impl Broker {
             }
             // Two credentials in one call could be read as two callers.
             (Some(_), Some(_), _) | (Some(_), _, Some(_)) | (_, Some(_), Some(_)) => {
-                return Err(closed(&VerifyError::ProofElsewhere("credential")));
+                return Err(closed(&VerifyError::ProofMismatch("credential")));
             }
             (None, _, None) => {
                 let known = |key| {
@@ -343,7 +343,7 @@ impl Broker {
                 if !admitted {
                     return not_permitted(&id);
                 }
-                self.within_its_rate(call, Known::Person(id.clone()))?;
+                self.check_rate_limit(call, CallerId::Person(id.clone()))?;
                 Ok(Caller::Person(PersonCaller { id, key }))
             }
             (Some(RegisteredCaller::Service(id)), _) => {
@@ -358,7 +358,7 @@ impl Broker {
                 if !call.allowed_roles.contains(&kind) {
                     return not_permitted(&id);
                 }
-                self.within_its_rate(call, Known::Service(id.clone()))?;
+                self.check_rate_limit(call, CallerId::Service(id.clone()))?;
                 Ok(Caller::Service(ServiceCaller {
                     id,
                     audiences: service.audiences.clone(),

@@ -56,10 +56,10 @@ impl OneTime {
     /// Whether this is the code, compared in constant time.
     fn check(&self, code: &Secret, now: Timestamp) -> Result<(), VerifyError> {
         self.with(|slot| {
-            let open = slot.as_mut().ok_or(VerifyError::Code("there is none"))?;
+            let open = slot.as_mut().ok_or(VerifyError::OneTimeCode("there is none"))?;
             if now >= open.until {
                 *slot = None;
-                return Err(VerifyError::Code("it is too old"));
+                return Err(VerifyError::OneTimeCode("it is too old"));
             }
             if hmac::verify(
                 &open.key,
@@ -71,7 +71,7 @@ impl OneTime {
                 return Ok(());
             }
             // Not counted: strangers could make it void, and at a hundred bits nobody guesses it in ten minutes.
-            Err(VerifyError::Code("it is another"))
+            Err(VerifyError::OneTimeCode("it is another"))
         })
     }
 
@@ -79,7 +79,7 @@ impl OneTime {
     fn holds(&self, now: Timestamp) -> Result<(), VerifyError> {
         self.with(|slot| match slot {
             Some(open) if now < open.until => Ok(()),
-            Some(_) | None => Err(VerifyError::Code("it was used, or became void meanwhile")),
+            Some(_) | None => Err(VerifyError::OneTimeCode("it was used, or became void meanwhile")),
         })
     }
 
@@ -92,14 +92,14 @@ impl Broker {
     /// A one-time code for the first operator, good for ten minutes and one policy bundle; `None` when a bundle is in
     /// force. A restart gives another as long as none is.
     pub fn bootstrap_code(&self) -> Option<Secret> {
-        if self.views.rules().is_some() {
+        if self.projections.rules().is_some() {
             return None;
         }
         let draw = || {
             let mut both = [0; 32];
             let (one, other) = both.split_at_mut(16);
-            one.copy_from_slice(&self.draw());
-            other.copy_from_slice(&self.draw());
+            one.copy_from_slice(&self.random_bytes());
+            other.copy_from_slice(&self.random_bytes());
             both
         };
         Some(self.one_time.open(draw(), draw(), self.now()))
@@ -113,10 +113,10 @@ impl Broker {
     ) -> Result<FirstOperator, Refusal> {
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
         if !call.allowed_roles.contains(&CallerRole::Operator) {
-            return Err(closed(&VerifyError::Code("it is for operators' methods")));
+            return Err(closed(&VerifyError::OneTimeCode("it is for operators' methods")));
         }
         if call.bearer.is_some() {
-            return Err(closed(&VerifyError::ProofElsewhere("credential")));
+            return Err(closed(&VerifyError::ProofMismatch("credential")));
         }
         let now = self.now();
         // Asked when the proof holds and before anything is remembered of it: each try costs its caller a new proof.
@@ -165,7 +165,7 @@ impl Broker {
             Ok(()) => self.one_time.close(),
             Err(AppendError::Conflict(_)) => {
                 self.one_time.close();
-                return Err(self.refuse_gate_1(method, &VerifyError::Code("a bundle is in force")));
+                return Err(self.refuse_gate_1(method, &VerifyError::OneTimeCode("a bundle is in force")));
             }
             Err(error) => return Err(self.refuse_append(method, &error)),
         }

@@ -11,9 +11,10 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use crate::approve::votes;
 use crate::broker::auth::one_time_code as code;
 use crate::broker::auth::session::{Purpose, challenge_in};
+use crate::broker::transaction::UNTIL_DONE;
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::jose::AuthenticatorKey;
-use crate::journal::{Append, AppendError};
+use crate::journal::Append;
 use crate::model::*;
 use crate::policy::Role;
 use crate::state::{Enrolled, Invitation, Versioned};
@@ -99,26 +100,27 @@ impl Broker {
         let operator = self.person(call)?;
         let mut random = [0; 32];
         for half in random.chunks_mut(16) {
-            half.copy_from_slice(&self.draw());
+            half.copy_from_slice(&self.random_bytes());
         }
         let shown = code::spell(&random);
-        loop {
+        let (person, operator, shown) = (&person, &operator, &shown);
+        self.transaction(call.method, UNTIL_DONE, "the person keeps changing while they are invited", |attempt| async move {
             let now = self.now();
-            let rules = self.still_operator(call, &operator)?;
-            if rules.bundle.person(&person).is_none() {
+            let rules = self.still_operator(call, operator)?;
+            if rules.bundle.person(person).is_none() {
                 let told = format!("no person {person} is registered");
-                return Err(self.refuse(call.method, Reason::NotFound, told));
+                return Err(self.refuse(call.method, Reason::NotFound, told).into());
             }
-            let enrolled = self.state.roster().of(&person);
+            let enrolled = self.state.roster().of(person);
             if enrolled.value.passkeys.len() >= PASSKEYS_MAX {
                 let told = format!("{person} has {PASSKEYS_MAX} passkeys; revoke one first");
-                return Err(self.refuse(call.method, Reason::Malformed, told));
+                return Err(self.refuse(call.method, Reason::Malformed, told).into());
             }
             let expires_at = now.plus_secs(INVITATION_LIFE_S);
             let fact = Event::ApproverInvited(ApproverInvited {
-                invitation: InvitationId::from_random(self.draw()),
+                invitation: InvitationId::from_random(self.random_bytes()),
                 person: person.clone(),
-                code: hash(&shown),
+                code: hash(shown),
                 expires_at,
                 by: operator.id.clone(),
             });
@@ -129,23 +131,19 @@ impl Broker {
                     vec![(Stream::Person(person.clone()), enrolled.version)],
                 )
             };
-            match self.journal.append(append).await {
-                Ok(_) => {
-                    let url = format!(
-                        "{}/console/enrol#{}",
-                        self.relying_party().origin,
-                        shown.expose_secret()
-                    );
-                    return Ok(Invited {
-                        url: Secret::new(url),
-                        code: shown,
-                        expires_at,
-                    });
-                }
-                Err(AppendError::Conflict(_)) => {}
-                Err(error) => return Err(self.refuse_append(call.method, &error)),
-            }
-        }
+            attempt.append(append).await?;
+            let url = format!(
+                "{}/console/enrol#{}",
+                self.relying_party().origin,
+                shown.expose_secret()
+            );
+            Ok(Invited {
+                url: Secret::new(url),
+                code: shown.clone(),
+                expires_at,
+            })
+        })
+        .await
     }
 
     /// What a browser needs to enrol a passkey, for whoever shows the code of an open invitation. Nothing is kept of it.
@@ -157,14 +155,14 @@ impl Broker {
         let now = self.now();
         let (person, enrolled, invitation) = self.open_invitation(method, shown, now)?;
         let name = self
-            .views
+            .projections
             .rules()
             .and_then(|rules| rules.bundle.person(&person).map(|p| p.name.clone()));
         let name = name.ok_or_else(|| self.unknown_invitation(method, "its person left"))?;
         Ok(EnrolmentBegun {
             challenge: self
                 .sessions
-                .challenge(Purpose::Enrol(invitation.id), self.draw(), now),
+                .challenge(Purpose::Enrol(invitation.id), self.random_bytes(), now),
             user: user_handle(&person),
             exclude: enrolled
                 .value
@@ -191,7 +189,7 @@ impl Broker {
         if let Err(e) = visible("label", label, LABEL_BYTES_MAX) {
             return Err(self.refuse(method, Reason::Malformed, e.to_string()));
         }
-        loop {
+        self.transaction(method, UNTIL_DONE, "the person keeps changing while the passkey is enrolled", |attempt| async move {
             let now = self.now();
             let wrong = |why: &dyn std::fmt::Display| {
                 self.refuse(method, Reason::PasskeyWrong, why.to_string())
@@ -208,16 +206,16 @@ impl Broker {
             let key = key.thumbprint();
             let id = URL_SAFE_NO_PAD.encode(&credential.id);
             let rules = self
-                .views
+                .projections
                 .rules()
                 .filter(|rules| rules.bundle.person(&person).is_some())
                 .ok_or_else(|| self.unknown_invitation(method, "its person left"))?;
             // One hand is one human: a key that speaks for anybody already is nobody else's, and a revoked one is nobody's.
             if roster.holder(&id).is_some() || roster.known(key) || rules.by_key(key).is_some() {
-                return Err(wrong(&"this key was enrolled before"));
+                return Err(wrong(&"this key was enrolled before").into());
             }
             if enrolled.value.passkeys.len() >= PASSKEYS_MAX {
-                return Err(wrong(&format!("{PASSKEYS_MAX} passkeys are enough")));
+                return Err(wrong(&format!("{PASSKEYS_MAX} passkeys are enough")).into());
             }
             let fact = Event::ApproverEnrolled(ApproverEnrolled {
                 person: person.clone(),
@@ -241,13 +239,10 @@ impl Broker {
                     vec![(Stream::Person(person.clone()), enrolled.version)],
                 )
             };
-            match self.journal.append(append).await {
-                Ok(_) => return Ok(person),
-                // Looked at again: whoever used the invitation meanwhile has closed it.
-                Err(AppendError::Conflict(_) | AppendError::Late) => {}
-                Err(error) => return Err(self.refuse_append(method, &error)),
-            }
-        }
+            attempt.append(append).await?;
+            Ok(person)
+        })
+        .await
     }
 
     /// Everyone with their keys: those registered, and those who left and have keys or revoked ones.
@@ -314,10 +309,11 @@ impl Broker {
         only: Option<Thumbprint>,
     ) -> Result<usize, Refusal> {
         let operator = self.person(call)?;
-        loop {
-            let rules = self.still_operator(call, &operator)?;
-            let enrolled = self.state.roster().of(&person);
-            let registered = rules.bundle.person(&person);
+        let (person, operator) = (&person, &operator);
+        self.transaction(call.method, UNTIL_DONE, "the person keeps changing while keys are revoked", |attempt| async move {
+            let rules = self.still_operator(call, operator)?;
+            let enrolled = self.state.roster().of(person);
+            let registered = rules.bundle.person(person);
             let mut keys: Vec<Thumbprint> = enrolled
                 .value
                 .passkeys
@@ -332,7 +328,7 @@ impl Broker {
                 .collect();
             if registered.is_none() && enrolled.version == 0 {
                 let told = format!("no person {person} is registered");
-                return Err(self.refuse(call.method, Reason::NotFound, told));
+                return Err(self.refuse(call.method, Reason::NotFound, told).into());
             }
             if let Some(only) = only {
                 if enrolled.value.revoked.contains(&only) {
@@ -341,7 +337,7 @@ impl Broker {
                 keys.retain(|key| *key == only);
                 if keys.is_empty() {
                     let told = format!("{person} has no key {only}");
-                    return Err(self.refuse(call.method, Reason::NotFound, told));
+                    return Err(self.refuse(call.method, Reason::NotFound, told).into());
                 }
             }
             if keys.is_empty() && enrolled.value.invitation.is_none() {
@@ -361,12 +357,10 @@ impl Broker {
                     vec![(Stream::Person(person.clone()), enrolled.version)],
                 )
             };
-            match self.journal.append(append).await {
-                Ok(_) => return Ok(count),
-                Err(AppendError::Conflict(_)) => {}
-                Err(error) => return Err(self.refuse_append(call.method, &error)),
-            }
-        }
+            attempt.append(append).await?;
+            Ok(count)
+        })
+        .await
     }
 
     fn open_invitation(
@@ -394,7 +388,7 @@ impl Broker {
 
     fn unknown_invitation(&self, method: &'static str, why: &str) -> Refusal {
         Refusal {
-            known: false,
+            authenticated: false,
             ..self.refuse(method, Reason::InvitationUnknown, why)
         }
     }

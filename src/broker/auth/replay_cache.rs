@@ -1,24 +1,25 @@
+//! Replay protection: used proofs and challenges, until they expire.
+
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use crate::model::{Thumbprint, Timestamp};
 use crate::verify::VerifyError;
 
-/// Proofs that were used: (key, jti), until their nonce expires. In memory only: a restart forgets nothing, because its
-/// nonces are new.
+/// Used proofs by (key, jti), until their nonce expires. In memory only: after a restart no earlier nonce is accepted.
 #[derive(Debug, Default)]
-pub(in crate::broker) struct Once {
+pub(in crate::broker) struct ReplayCache {
     seen: Mutex<HashMap<Thumbprint, HashMap<String, Timestamp>>>,
 }
 
-/// Live proofs of one key.
+/// Unexpired proofs of one key.
 const PER_KEY_MAX: usize = 131_072;
-/// Keys with live proofs.
+/// Keys with unexpired proofs.
 const KEYS_MAX: usize = 100_000;
 
-impl Once {
-    /// Marks a proof as used; refuses one that was.
-    pub(in crate::broker) fn mark(
+impl ReplayCache {
+    /// Marks a proof as used; refuses one that was used before.
+    pub(in crate::broker) fn insert_once(
         &self,
         key: Thumbprint,
         jti: &str,
@@ -42,8 +43,8 @@ impl Once {
         }
     }
 
-    /// Forgets proofs whose nonce has expired.
-    pub(in crate::broker) fn sweep(&self, now: Timestamp) {
+    /// Drops proofs whose nonce has expired.
+    pub(in crate::broker) fn prune(&self, now: Timestamp) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.retain(|_, of_key| {
             of_key.retain(|_, until| now < *until);

@@ -12,9 +12,10 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::hmac;
 
 use crate::broker::auth::enrolment::user_handle;
-use crate::broker::auth::replay_cache::Once;
+use crate::broker::auth::replay_cache::ReplayCache;
+use crate::broker::transaction::UNTIL_DONE;
 use crate::broker::{Broker, CallContext, Refusal};
-use crate::journal::{Append, AppendError};
+use crate::journal::Append;
 use crate::model::*;
 use crate::policy::{ActivePolicy, Role};
 use crate::verify::VerifyError;
@@ -65,7 +66,7 @@ pub(in crate::broker) struct SessionStore {
     open: Mutex<HashMap<Digest, Open>>,
     key: hmac::Key,
     /// Challenges that were used.
-    used: Once,
+    used: ReplayCache,
     /// The highest signature counter this broker saw of a passkey, above what the journal knows.
     counters: Mutex<HashMap<Thumbprint, u32>>,
 }
@@ -95,7 +96,7 @@ impl SessionStore {
         Self {
             open: Mutex::default(),
             key: hmac::Key::new(hmac::HMAC_SHA256, boot_key),
-            used: Once::default(),
+            used: ReplayCache::default(),
             counters: Mutex::default(),
         }
     }
@@ -167,7 +168,7 @@ impl SessionStore {
     /// Forgets sessions and challenges whose time is over.
     pub(in crate::broker) fn sweep(&self, now: Timestamp) {
         self.with(|open| open.retain(|_, v| now < v.until && now < v.idle_at));
-        self.used.sweep(now);
+        self.used.prune(now);
     }
 }
 
@@ -196,7 +197,7 @@ impl Broker {
     pub fn begin_sign_in(&self) -> SignInBegun {
         let challenge = self
             .sessions
-            .challenge(Purpose::SignIn, self.draw(), self.now());
+            .challenge(Purpose::SignIn, self.random_bytes(), self.now());
         SignInBegun { challenge }
     }
 
@@ -238,12 +239,12 @@ impl Broker {
         let key = record.key;
         self.sessions
             .used
-            .mark(key, &URL_SAFE_NO_PAD.encode(&challenge), until, now)
+            .insert_once(key, &URL_SAFE_NO_PAD.encode(&challenge), until, now)
             .map_err(|e| wrong(e.to_string()))?;
         self.counter_goes_up(method, &person, key, seen.sign_count)
             .await?;
         let rules = self
-            .views
+            .projections
             .rules()
             .ok_or_else(|| self.refuse_gate_1(method, &VerifyError::NoRules))?;
         if rules.bundle.person(&person).is_none() {
@@ -251,7 +252,7 @@ impl Broker {
         }
         let mut cookie = [0; 32];
         for half in cookie.chunks_mut(16) {
-            half.copy_from_slice(&self.draw());
+            half.copy_from_slice(&self.random_bytes());
         }
         let cookie = Secret::new(URL_SAFE_NO_PAD.encode(cookie));
         let until = now.plus_secs(LIFE_S);
@@ -357,7 +358,7 @@ impl Broker {
         key: Thumbprint,
         count: u32,
     ) -> Result<(), Refusal> {
-        loop {
+        self.transaction(method, UNTIL_DONE, "the person keeps changing while the passkey is revoked", |attempt| async move {
             let enrolled = self.state.roster().of(person);
             let known = enrolled.value.passkey(key).map_or(0, |p| p.sign_count);
             let up = {
@@ -378,15 +379,11 @@ impl Broker {
                 by: None,
             });
             let moves = vec![(Stream::Person(person.clone()), enrolled.version)];
-            match self.journal.append(Append::one(fact, moves)).await {
-                Ok(_) => {
-                    let told = "its signature counter went back: there may be a copy of it, so it counts no more";
-                    return Err(self.refuse(method, Reason::PasskeyWrong, told));
-                }
-                Err(AppendError::Conflict(_)) => {}
-                Err(error) => return Err(self.refuse_append(method, &error)),
-            }
-        }
+            attempt.append(Append::one(fact, moves)).await?;
+            let told = "its signature counter went back: there may be a copy of it, so it counts no more";
+            Err(self.refuse(method, Reason::PasskeyWrong, told).into())
+        })
+        .await
     }
 }
 

@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 
 use crate::approve::ActionFreeze;
 use crate::broker::governance::pending_revocation::{Doomed, Wish};
+use crate::broker::transaction::UNTIL_DONE;
 use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
 use crate::journal::{Append, AppendError, Blob, NewEvent};
 use crate::model::*;
@@ -43,37 +44,35 @@ impl Broker {
     ) -> Result<FreezeDone, Refusal> {
         let operator = self.person(call)?;
         self.known_scope(call, &scope)?;
-        loop {
-            let rules = self.still_operator(call, &operator)?;
-            let freeze = self.state.freeze(&scope);
+        let (operator, scope, reason) = (&operator, &scope, &reason);
+        self.transaction(call.method, UNTIL_DONE, "the freeze keeps changing", |attempt| async move {
+            let rules = self.still_operator(call, operator)?;
+            let freeze = self.state.freeze(scope);
             if let Some(frozen) = freeze.value.in_force {
                 return Ok(FreezeDone {
                     index: frozen.index,
                     ..FreezeDone::default()
                 });
             }
-            let hit = self.hit_by(&scope, &rules);
+            let hit = self.hit_by(scope, &rules);
             let blob = reason
                 .as_ref()
-                .map(|prose| Blob::new(prose.blob(self.draw())));
-            let append = self.freezing(&scope, operator.id.clone(), blob, &rules, freeze.version);
-            match self.journal.append(append).await {
-                Ok(entry) => {
-                    let last = self.state.freeze(&scope).value.last;
-                    self.pardon(&Doomed::Freeze(scope));
-                    return Ok(FreezeDone {
-                        index: last.unwrap_or(entry.index),
-                        ..hit
-                    });
-                }
-                Err(AppendError::Conflict(_)) => {}
-                Err(error) => {
-                    let wish = Wish::of(operator.id, EndCause::Frozen);
-                    let what = Doomed::Freeze(scope);
-                    return Err(self.doom(call.method, what, wish, &error));
-                }
-            }
-        }
+                .map(|prose| Blob::new(prose.blob(self.random_bytes())));
+            let append = self.freezing(scope, operator.id.clone(), blob, &rules, freeze.version);
+            let refuse = |error: &AppendError| {
+                let wish = Wish::of(operator.id.clone(), EndCause::Frozen);
+                let what = Doomed::Freeze(scope.clone());
+                self.doom(call.method, what, wish, error)
+            };
+            let entry = attempt.append_or(append, refuse).await?;
+            let last = self.state.freeze(scope).value.last;
+            self.pardon(&Doomed::Freeze(scope.clone()));
+            Ok(FreezeDone {
+                index: last.unwrap_or(entry.index),
+                ..hit
+            })
+        })
+        .await
     }
 
     /// Lifts a freeze; nothing that ended comes back. Answers the index of the entry that lifted it.
@@ -103,14 +102,15 @@ impl Broker {
         call: &CallContext,
         operator: &PersonCaller,
         lift: Lift,
-        now: impl Fn() -> (bool, u64),
+        now: impl Fn() -> (bool, u64) + Sync,
     ) -> Result<u64, Refusal> {
-        loop {
+        let (lift, now) = (&lift, &now);
+        self.transaction(call.method, UNTIL_DONE, "the order keeps changing while it is lifted", |attempt| async move {
             let rules = self.still_operator(call, operator)?;
             let (holds, version) = now();
             // One that waits to be written must be written first: lifting what is not there would leave it to come later.
             if self.is_doomed(&lift.what) {
-                return Err(self.refuse(call.method, Reason::JournalUnavailable, lift.waits));
+                return Err(self.refuse(call.method, Reason::JournalUnavailable, lift.waits).into());
             }
             if !holds {
                 return Ok(version.saturating_sub(1));
@@ -119,12 +119,9 @@ impl Broker {
                 read_set: vec![(Stream::Policy, rules.version)],
                 ..Append::one(lift.fact.clone(), vec![(lift.stream.clone(), version)])
             };
-            match self.journal.append(append).await {
-                Ok(entry) => return Ok(entry.index),
-                Err(AppendError::Conflict(_)) => {}
-                Err(error) => return Err(self.refuse_append(call.method, &error)),
-            }
-        }
+            Ok(attempt.append(append).await?.index)
+        })
+        .await
     }
 
     /// Every freeze in force.
@@ -237,7 +234,7 @@ impl Broker {
 
     /// A name that nothing has is a mistake, and a freeze that stops nothing would hide it.
     fn known_scope(&self, call: &CallContext, scope: &FreezeScope) -> Result<(), Refusal> {
-        let rules = self.views.rules();
+        let rules = self.projections.rules();
         let bundle = rules.as_ref().map(|rules| &rules.bundle);
         let known = self.state.freeze(scope).version > 0
             || match scope {
@@ -322,7 +319,7 @@ impl Broker {
 
     /// The owner of an agent by the policy bundle in force.
     pub(in crate::broker) fn owner_now(&self, agent: &AgentId) -> Option<PersonId> {
-        let rules = self.views.rules()?;
+        let rules = self.projections.rules()?;
         rules.bundle.agent(agent).map(|agent| agent.owner.clone())
     }
 

@@ -47,7 +47,7 @@ impl Broker {
     ) -> Refusal {
         self.lock(&self.doomed).insert(what, wish);
         Refusal {
-            told: HOLDS_HERE.to_owned(),
+            message: HOLDS_HERE.to_owned(),
             ..self.refuse_append(method, error)
         }
     }
@@ -73,7 +73,7 @@ impl Broker {
             return None;
         }
         let opened = &task.opened;
-        let whose = |id: &AgentId| self.views.rules().and_then(|r| r.bundle.agent(id));
+        let whose = |id: &AgentId| self.projections.rules().and_then(|r| r.bundle.agent(id));
         let owner_now = whose(&opened.agent).map(|agent| agent.owner.clone());
         let freezes = [Some(&opened.owner), owner_now.as_ref()]
             .into_iter()
@@ -179,7 +179,7 @@ impl Broker {
             .by
             .clone()
             .filter(|_| freeze.value.in_force.is_none())?;
-        let rules = self.views.rules()?;
+        let rules = self.projections.rules()?;
         Some(self.freezing(scope, by, None, &rules, freeze.version))
     }
 }

@@ -4,7 +4,8 @@ use std::sync::atomic::Ordering;
 
 use crate::broker::governance::freeze::Lift;
 use crate::broker::governance::pending_revocation::{Doomed, Wish};
-use crate::broker::maintenance::TOGETHER_MAX;
+use crate::broker::maintenance::TASKS_PER_ENTRY_MAX;
+use crate::broker::transaction::UNTIL_DONE;
 use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
 use tracing::Instrument as _;
 
@@ -141,7 +142,7 @@ impl Broker {
         by: Option<PersonId>,
     ) -> Result<(), AppendError> {
         let version = bundle.version();
-        self.views.shelve(bundle);
+        self.projections.stage(bundle);
         let fact = Event::PolicyApplied(PolicyApplied { version, by });
         let append = Append {
             blobs: vec![Blob::new(files.canonical())],
@@ -149,7 +150,7 @@ impl Broker {
         };
         let result = self.journal.append(append).await.map(|_| ());
         if result.is_err() {
-            self.views.unshelve(&version);
+            self.projections.unstage(&version);
         }
         result
     }
@@ -163,16 +164,17 @@ impl Broker {
     ) -> Result<(usize, u64), Refusal> {
         let operator = self.person(call)?;
         self.known_agent(call, &agent)?;
-        loop {
-            let rules = self.still_operator(call, &operator)?;
-            let standing = self.state.standing(&agent);
+        let (operator, agent, reason) = (&operator, &agent, &reason);
+        self.transaction(call.method, UNTIL_DONE, "the agent keeps changing while it is suspended", |attempt| async move {
+            let rules = self.still_operator(call, operator)?;
+            let standing = self.state.standing(agent);
             if standing.value.suspended {
                 return Ok((0, standing.version.saturating_sub(1)));
             }
-            let tasks = self.state.open_tasks_of(&agent).len();
+            let tasks = self.state.open_tasks_of(agent).len();
             let blob = reason
                 .as_ref()
-                .map(|prose| Blob::new(prose.blob(self.draw())));
+                .map(|prose| Blob::new(prose.blob(self.random_bytes())));
             let fact = Event::AgentSuspended(AgentSuspended {
                 agent: agent.clone(),
                 by: operator.id.clone(),
@@ -184,19 +186,16 @@ impl Broker {
                 blobs: blob.into_iter().collect(),
                 ..Append::one(fact, vec![(Stream::Agent(agent.clone()), standing.version)])
             };
-            match self.journal.append(append).await {
-                Ok(entry) => {
-                    self.pardon(&Doomed::Agent(agent));
-                    return Ok((tasks, entry.index));
-                }
-                Err(AppendError::Conflict(_)) => {}
-                Err(error) => {
-                    // Refused here from now on; written as soon as the journal takes entries again.
-                    let wish = Wish::of(operator.id, EndCause::Suspended);
-                    return Err(self.doom(call.method, Doomed::Agent(agent), wish, &error));
-                }
-            }
-        }
+            // Refused here from now on; written as soon as the journal takes entries again.
+            let refuse = |error: &AppendError| {
+                let wish = Wish::of(operator.id.clone(), EndCause::Suspended);
+                self.doom(call.method, Doomed::Agent(agent.clone()), wish, error)
+            };
+            let entry = attempt.append_or(append, refuse).await?;
+            self.pardon(&Doomed::Agent(agent.clone()));
+            Ok((tasks, entry.index))
+        })
+        .await
     }
 
     /// Lets an agent operate again; nothing that ended comes back.
@@ -226,7 +225,7 @@ impl Broker {
     ) -> Result<(), Refusal> {
         // An agent that was taken out of the bundle may still be suspended or resumed: its standing outlives bundles.
         let registered = self
-            .views
+            .projections
             .rules()
             .is_some_and(|rules| rules.bundle.agent(agent).is_some());
         if registered || self.state.standing(agent).version > 0 {
@@ -244,7 +243,7 @@ impl Broker {
     /// leaves the rest to the next start, an append that fails to the timer, and until then every reader asks for itself.
     pub(in crate::broker) async fn sweep(&self) -> Result<Swept, AppendError> {
         let mut swept = Swept::default();
-        let Some(rules) = self.views.rules() else {
+        let Some(rules) = self.projections.rules() else {
             return Ok(swept);
         };
         if self.swept.load(Ordering::SeqCst) == rules.version {
@@ -286,7 +285,7 @@ impl Broker {
         }
         let mut undisturbed = true;
         for (cause, tasks) in ending {
-            for chunk in tasks.chunks(TOGETHER_MAX) {
+            for chunk in tasks.chunks(TASKS_PER_ENTRY_MAX) {
                 let tasks = chunk.iter().map(|(id, _, _)| *id).collect();
                 let fact = Event::TaskEnded(TaskEnded {
                     tasks,
@@ -333,7 +332,7 @@ impl Broker {
         {
             let id = task.opened.task;
             let dead = |g: &Arc<Grant>| {
-                g.ended.is_none() && now.secs() < g.issued.exp && self.dead(g, now).is_some()
+                g.ended.is_none() && now.secs() < g.issued.exp && self.end_cause(g, now).is_some()
             };
             let dead: Vec<_> = self.state.grants_of(&id).into_iter().filter(dead).collect();
             for chunk in dead.chunks(SELECTOR_MAX) {

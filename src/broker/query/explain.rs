@@ -84,7 +84,7 @@ impl Broker {
 
     fn explain_refusal(&self, id: &CorrelationId) -> Option<Explained> {
         let refused = self
-            .lock(&self.log)
+            .lock(&self.recent_refusals)
             .iter()
             .rev()
             .find(|r| r.correlation == *id)
@@ -178,7 +178,7 @@ impl Broker {
     }
 
     fn explain_decision(&self, out: &mut Explained, decision: &Decision) {
-        let rules = self.views.rules();
+        let rules = self.projections.rules();
         let same = rules
             .as_ref()
             .is_some_and(|r| r.bundle.version() == decision.policy);
@@ -196,7 +196,7 @@ impl Broker {
             ),
         );
         if decision.rules.is_empty() {
-            out.line("policy", "no rule allows it: the default is no");
+            out.line("rules", "no rule allows it: the default is no");
         }
         for rule in decision.rules.iter() {
             let known = rules
@@ -254,7 +254,7 @@ impl Broker {
 
     fn explain_access_request(&self, id: &AccessRequestId, now: Timestamp) -> Option<Explained> {
         let request = self.state.access_request(id)?;
-        let rules = self.views.rules()?;
+        let rules = self.projections.rules()?;
         let mut out = self.explain_entry(self.state.decision_index(&request.opened.decision.id)?);
         let view = self.view(request.clone(), &rules, now);
         out.headline = format!(
@@ -350,7 +350,7 @@ impl Broker {
     }
 
     fn life(&self, grant: &Grant, now: Timestamp) -> String {
-        match self.dead(grant, now) {
+        match self.end_cause(grant, now) {
             Some(cause) => format!("ended: {}", cause.as_str()),
             None if grant.spent() => "spent".to_owned(),
             None => "live".to_owned(),

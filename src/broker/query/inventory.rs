@@ -75,7 +75,7 @@ impl Broker {
                 .agent
                 .as_ref()
                 .is_none_or(|id| task.opened.agent == *id)
-                && (filter.ended || self.runs(task, now))
+                && (filter.ended || self.is_running(task, now))
                 && after.as_ref().is_none_or(|last| place(task) > place(last))
         };
         let all = if filter.ended {
@@ -117,7 +117,7 @@ impl Broker {
     }
 
     fn live(&self, grants: &[Arc<Grant>], now: Timestamp) -> usize {
-        let alive = |g: &&Arc<Grant>| self.dead(g, now).is_none() && !g.spent();
+        let alive = |g: &&Arc<Grant>| self.end_cause(g, now).is_none() && !g.spent();
         grants.iter().filter(alive).count()
     }
 
@@ -133,7 +133,7 @@ impl Broker {
         let mut ids: std::collections::BTreeSet<AgentId> =
             self.state.agents_at_work().into_iter().collect();
         ids.extend(self.state.agents_with_a_standing());
-        if let Some(rules) = self.views.rules() {
+        if let Some(rules) = self.projections.rules() {
             ids.extend(rules.bundle.agents().map(|agent| agent.id.clone()));
         }
         let page = ids
@@ -155,7 +155,7 @@ impl Broker {
     }
 
     fn agent_view(&self, id: AgentId, now: Timestamp) -> AgentView {
-        let registered = self.views.rules().and_then(|rules| rules.bundle.agent(&id));
+        let registered = self.projections.rules().and_then(|rules| rules.bundle.agent(&id));
         let owner = registered
             .iter()
             .map(|agent| FreezeScope::Owner(agent.owner.clone()));
@@ -169,10 +169,10 @@ impl Broker {
             .open_tasks_of(&id)
             .iter()
             .filter_map(|task| self.state.task(task))
-            .filter(|task| self.runs(task, now))
+            .filter(|task| self.is_running(task, now))
             .collect();
         AgentView {
-            suspended: self.standing_of(&id).0,
+            suspended: self.agent_suspension(&id).0,
             frozen,
             tasks_running: running.len(),
             tokens_live: running
@@ -181,7 +181,7 @@ impl Broker {
                 .sum(),
             verified_at: running
                 .iter()
-                .filter_map(|task| self.remembered(&task.opened.task))
+                .filter_map(|task| self.cached_attestation(&task.opened.task))
                 .map(|attested| attested.facts().verified_at)
                 .max(),
             attested_at: self.state.figures().agent(&id).attested_at,

@@ -53,7 +53,7 @@ impl Broker {
         // Events older than any token that can still live end nothing. Not this broker's own cap: the one before it may have
         // given longer lives.
         // By the clock validators have too, not by the latest moment acted on; while it cannot be relied on, from the first.
-        let (steady, _) = self.clocks();
+        let (steady, _) = self.clock_status();
         let window = self
             .clock
             .now()
@@ -116,7 +116,7 @@ impl Broker {
     /// Whether a service of this id is still registered: a watch ends when the policy bundle drops its caller.
     pub fn still_registered(&self, id: &ServiceId) -> bool {
         let validator = |service: &RegisteredService| service.kind == ServiceKind::Validator;
-        self.views
+        self.projections
             .rules()
             .is_some_and(|rules| rules.bundle.service(id).is_some_and(validator))
     }

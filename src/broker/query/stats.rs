@@ -82,7 +82,7 @@ impl Broker {
     /// The rules in force with their figures, by id.
     pub fn list_rules(&self, call: &CallContext) -> Result<Vec<RuleRow>, Refusal> {
         self.reader(call, self.now())?;
-        let rules = self.views.rules();
+        let rules = self.projections.rules();
         let rules = rules.iter().flat_map(|in_force| in_force.bundle.rules());
         let row = |rule: &RuleInfo| rule_row(rule, self.state.figures().rule(&rule.id));
         Ok(rules.map(row).collect())
@@ -91,7 +91,7 @@ impl Broker {
     /// Approvers and how they decide, by id: those the policy bundle has, and those who once voted.
     pub fn approver_figures(&self, call: &CallContext) -> Result<Vec<ApproverRow>, Refusal> {
         self.reader(call, self.now())?;
-        let rules = self.views.rules();
+        let rules = self.projections.rules();
         let person = |id: &PersonId| rules.as_ref()?.bundle.person(id);
         let voted = self.state.figures().approvers();
         let mut ids: BTreeSet<PersonId> = voted.into_iter().map(|(id, _)| id).collect();
@@ -127,7 +127,7 @@ impl Broker {
             opened.evidence.verified_at,
             request.opened_at,
             habit.as_ref(),
-            self.views.registration(agent),
+            self.projections.registration(agent),
             now,
         );
         let unusual = at_opening.iter().chain(&at_showing).map(Oddity::sentence);

@@ -164,7 +164,7 @@ impl Broker {
 
     /// Whether a person may look into a task: operators into all, approvers into those that asked a group of theirs.
     fn may_look_into(&self, person: &PersonCaller, task: &TaskId) -> bool {
-        let Some(rules) = self.views.rules() else {
+        let Some(rules) = self.projections.rules() else {
             return false;
         };
         let Some(registered) = rules.bundle.person(&person.id) else {

@@ -1,3 +1,5 @@
+//! Ending a task, and cancelling an access request.
+
 use std::sync::Arc;
 
 use crate::broker::governance::pending_revocation::{Doomed, Wish};
@@ -6,75 +8,75 @@ use crate::journal::{Append, AppendError};
 use crate::model::*;
 use crate::state::{AccessRequest, AccessStatus, Grant, Task};
 
-/// A parsed end of a task.
+/// Input of `CompleteTask` and `EndTask`.
 #[derive(Debug, Clone)]
-pub struct TaskEndAsk {
-    /// Which.
+pub struct EndTaskInput {
+    /// The task.
     pub task: TaskId,
-    /// How the agent says it went.
+    /// The outcome as the agent reports it.
     pub outcome: Option<TaskOutcome>,
 }
 
-/// What an end ended.
+/// What the end of a task revoked.
 #[derive(Debug, Clone)]
 pub struct EndReport {
     /// The task.
     pub task: TaskId,
-    /// The first end's cause.
+    /// The cause of its first end.
     pub cause: EndCause,
-    /// When.
+    /// When it ended.
     pub at: Timestamp,
     /// Index of its entry.
     pub index: u64,
-    /// Tokens the task ever had, oldest first.
+    /// All tokens ever issued to the task, oldest first.
     pub tokens: Vec<TokenId>,
-    /// Tokens alive at the end.
+    /// Tokens active at the end.
     pub revoked: usize,
     /// Access requests waiting at the end.
     pub closed: usize,
 }
 
-/// How often an end is tried again when something else moved the task.
+/// Attempts to end a task or to cancel an access request.
 const END_ATTEMPTS: usize = 16;
 
 impl Broker {
-    /// The agent is done. Possession is enough: ending must work when evidence no longer does.
+    /// Ends a task for its agent. Possession is enough: ending must work when evidence no longer does.
     pub async fn complete_task(
         &self,
         call: &CallContext,
-        ask: TaskEndAsk,
+        input: EndTaskInput,
     ) -> Result<EndReport, Refusal> {
-        let (task, _held) = self.task_possession(call, &ask.task, None, None, self.now())?;
+        let (task, _held) = self.task_possession(call, &input.task, None, None, self.now())?;
         self.end_task(
             call.method,
             &task.opened.task,
             EndCause::Completed,
-            ask.outcome,
+            input.outcome,
             None,
             Vec::new(),
         )
         .await
     }
 
-    /// An operator ends a task.
+    /// Ends a task for an operator.
     pub async fn end_task_as_operator(
         &self,
         call: &CallContext,
-        ask: TaskEndAsk,
+        input: EndTaskInput,
     ) -> Result<EndReport, Refusal> {
         let operator = self.person(call)?;
-        if self.state.task(&ask.task).is_none() {
+        if self.state.task(&input.task).is_none() {
             return Err(self.refuse(
                 call.method,
                 Reason::NotFound,
-                format!("no task {}", ask.task),
+                format!("no task {}", input.task),
             ));
         }
         let rules = self.still_operator(call, &operator)?;
         let read_set = vec![(Stream::Policy, rules.version)];
         self.end_task(
             call.method,
-            &ask.task,
+            &input.task,
             EndCause::Operator,
             None,
             Some(operator.id),
@@ -83,7 +85,7 @@ impl Broker {
         .await
     }
 
-    /// The agent takes an access request back.
+    /// Cancels an access request for its agent. A crash before the append leaves it pending; after it, cancelled.
     pub async fn cancel_access_request(
         &self,
         call: &CallContext,
@@ -91,7 +93,8 @@ impl Broker {
         id: AccessRequestId,
     ) -> Result<(), Refusal> {
         let (task, _held) = self.task_possession(call, &task, None, None, self.now())?;
-        for _ in 0..END_ATTEMPTS {
+        let task = &task;
+        self.transaction(call.method, END_ATTEMPTS, "the access request keeps changing while it is cancelled", |attempt| async move {
             let now = self.now();
             let opened = self
                 .own_request(call, &task.opened.task, &id)?
@@ -99,42 +102,39 @@ impl Broker {
                 .clone();
             let read_set = self.request_premises(&opened);
             let request = self.own_request(call, &task.opened.task, &id)?;
-            if !request.waits(now) || !self.runs(&task, now) {
+            if !request.waits(now) || !self.is_running(task, now) {
                 return Err(self.refuse(
                     call.method,
                     Reason::AccessRequestClosed,
-                    "the access request no longer waits",
-                ));
+                    "the access request is no longer pending",
+                ).into());
             }
-            // Whoever asks, and takes it back when somebody is about to answer, has had an answer.
+            // An agent that cancels while an approver is about to vote is counted as having had an answer.
             let begun = self.vote_begun(&id, now);
-            let fact = Event::AccessRequestClosed(AccessRequestClosed {
+            let event = Event::AccessRequestClosed(AccessRequestClosed {
                 access_request: id,
                 cause: CloseCause::Cancelled,
                 begun,
             });
-            let mut moves = vec![(Stream::Access(id), request.version)];
+            let mut write_set = vec![(Stream::Access(id), request.version)];
             if begun {
                 let asks = self.state.asks(&opened.agent).version;
-                moves.push((Stream::Asks(opened.agent.clone()), asks));
+                write_set.push((Stream::Asks(opened.agent.clone()), asks));
             }
             let append = Append {
                 read_set,
-                ..Append::one(fact, moves)
+                ..Append::one(event, write_set)
             };
-            match self.journal.append(append).await {
-                Ok(_) => return Ok(()),
-                Err(AppendError::Conflict(_)) => {}
-                Err(error) => return Err(self.refuse_append(call.method, &error)),
-            }
-        }
-        Err(self.refuse(call.method, Reason::Conflict, "cancelling"))
+            attempt.append(append).await?;
+            Ok(())
+        })
+        .await
     }
 
     /// Ends a task by one entry; a task that has ended answers with its first end.
     ///
     /// A crash before the append leaves the task running and the caller without an answer. An append that fails leaves it
-    /// doomed: refused here from now on, and written as soon as the journal takes entries again.
+    /// pending revocation: enforced here from now on, and journalled as soon as the journal takes entries again.
     pub(in crate::broker) async fn end_task(
         &self,
         method: &'static str,
@@ -144,7 +144,8 @@ impl Broker {
         by: Option<PersonId>,
         read_set: Vec<(Stream, Version)>,
     ) -> Result<EndReport, Refusal> {
-        for _ in 0..END_ATTEMPTS {
+        let (outcome, by, read_set) = (&outcome, &by, &read_set);
+        self.transaction(method, END_ATTEMPTS, "the task keeps changing while it is ended", |attempt| async move {
             let now = self.now();
             let task = self
                 .state
@@ -155,12 +156,12 @@ impl Broker {
             if task.ended.is_some() {
                 return Ok(self.end_report(&task, now));
             }
-            // A deadline or heartbeat that has passed is the cause, whoever comes to say so.
+            // A deadline or heartbeat that has passed is the cause, before any caller's.
             let (cause, outcome, by) = match task.lapsed(now) {
-                None => (cause, outcome, by.clone()),
-                Some(lapsed) => (lapsed, None, None),
+                None => (cause, outcome.clone(), by.clone()),
+                Some(expired) => (expired, None, None),
             };
-            let fact = Event::TaskEnded(TaskEnded {
+            let event = Event::TaskEnded(TaskEnded {
                 tasks: vec![*id],
                 cause,
                 outcome,
@@ -168,46 +169,42 @@ impl Broker {
             });
             let append = Append {
                 read_set: read_set.iter().cloned().chain(task_reads).collect(),
-                ..Append::one(fact, vec![(Stream::Task(*id), task.version)])
+                ..Append::one(event, vec![(Stream::Task(*id), task.version)])
             };
-            match self.journal.append(append).await {
-                Ok(_) => {
-                    self.pardon(&Doomed::Task(*id));
-                    let task = self.state.task(id).unwrap_or(task);
-                    return Ok(self.end_report(&task, now));
-                }
-                Err(AppendError::Conflict(_)) => {}
-                Err(error) => {
-                    let wish = Wish { by, cause, outcome };
-                    return Err(self.doom(method, Doomed::Task(*id), wish, &error));
-                }
-            }
-        }
-        Err(self.refuse(method, Reason::Conflict, "ending the task"))
+            let refuse = |error: &AppendError| {
+                let wish = Wish { by, cause, outcome };
+                self.doom(method, Doomed::Task(*id), wish, error)
+            };
+            attempt.append_or(append, refuse).await?;
+            self.pardon(&Doomed::Task(*id));
+            let task = self.state.task(id).unwrap_or(task);
+            Ok(self.end_report(&task, now))
+        })
+        .await
     }
 
-    /// Read from the record, so that every asking gets the same report.
+    /// Computed from the record, so that a repeated call gets the same report.
     fn end_report(&self, task: &Arc<Task>, now: Timestamp) -> EndReport {
         let id = task.opened.task;
         let (cause, at, index) = task
             .ended
             .map_or((EndCause::Deadline, now, 0), |e| (e.cause, e.at, e.index));
         let grants = self.state.grants_of(&id);
-        let alive = |g: &&Arc<Grant>| {
+        let active = |g: &&Arc<Grant>| {
             g.ended.is_none_or(|e| e.index >= index)
                 && !self.state.action_frozen_since(g)
                 && at.secs() < g.issued.exp
                 && !g.spent()
         };
-        let waited =
+        let pending =
             |r: &&Arc<AccessRequest>| r.status == AccessStatus::Waiting && at < r.opened.expires_at;
         EndReport {
             task: id,
             cause,
             at,
             index,
-            revoked: grants.iter().filter(alive).count(),
-            closed: self.state.requests_of(&id).iter().filter(waited).count(),
+            revoked: grants.iter().filter(active).count(),
+            closed: self.state.requests_of(&id).iter().filter(pending).count(),
             tokens: grants.iter().map(|g| g.issued.jti).collect(),
         }
     }

@@ -1,29 +1,32 @@
+//! Heartbeats: extending the lease of a task.
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::broker::maintenance::TOGETHER_MAX;
+use crate::broker::maintenance::TASKS_PER_ENTRY_MAX;
+use crate::broker::transaction::TransactionError;
 use crate::broker::{ATTEMPTS, Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
 use crate::state::Task;
 
-/// How long signs of life are gathered before they are entered together.
-const GATHER: Duration = Duration::from_millis(20);
+/// How long heartbeats are gathered before one entry records them.
+const LEASE_BATCH_WINDOW: Duration = Duration::from_millis(20);
 
-/// A task whose lease wants extending, and where to say that it was looked at.
+/// A heartbeat that waits to be journalled, and the channel that reports the result.
 #[derive(Debug)]
-pub(in crate::broker) struct Waiting {
+pub(in crate::broker) struct PendingHeartbeat {
     task: TaskId,
     done: oneshot::Sender<Result<(), AppendError>>,
 }
 
 impl Broker {
-    /// A sign of life: extends the lease of a task opened with a heartbeat, by an entry only when less than half of it is
-    /// left. Answers when the task ends unless it is kept alive again.
+    /// Extends the lease of a task opened with a heartbeat, by an entry only when less than half of it is left. Answers
+    /// when the task ends without another heartbeat.
     ///
-    /// A crash before the entry leaves the lease as it was; after it, extended, whoever hears of it.
+    /// A crash before the entry leaves the lease as it was; after it, extended, though the agent got no answer.
     pub async fn keep_alive(
         self: &Arc<Self>,
         call: &CallContext,
@@ -31,49 +34,51 @@ impl Broker {
     ) -> Result<Timestamp, Refusal> {
         let (task, _held) = self.task_possession(call, &id, None, None, self.now())?;
         let Some(seconds) = task.opened.heartbeat_seconds else {
-            let told = "the task was opened without a heartbeat";
-            return Err(self.refuse(call.method, Reason::Malformed, told));
+            let message = "the task was opened without a heartbeat";
+            return Err(self.refuse(call.method, Reason::Malformed, message));
         };
-        for _ in 0..ATTEMPTS {
+        self.transaction(call.method, ATTEMPTS, "the lease keeps changing while it is extended", |_| async move {
             let now = self.now();
             let task = self
                 .state
                 .task(&id)
-                .filter(|task| self.runs(task, now))
-                .ok_or_else(|| self.refuse(call.method, Reason::TaskEnded, "the task is over"))?;
+                .filter(|task| self.is_running(task, now))
+                .ok_or_else(|| self.refuse(call.method, Reason::TaskEnded, "the task has ended"))?;
             let until = lease_of(&task);
-            let enough = until.since(now).saturating_mul(2) >= seconds.saturating_mul(1000);
-            if enough || until >= task.opened.deadline {
+            let is_fresh = until.since(now).saturating_mul(2) >= seconds.saturating_mul(1000);
+            if is_fresh || until >= task.opened.deadline {
                 return Ok(until);
             }
             let (done, answer) = oneshot::channel();
             let first = {
-                let mut waiting = self.lock(&self.leases);
-                waiting.push(Waiting { task: id, done });
-                waiting.len() == 1
+                let mut pending = self.lock(&self.pending_heartbeats);
+                pending.push(PendingHeartbeat { task: id, done });
+                pending.len() == 1
             };
             if first {
-                // A task of its own: the others must not wait on whether the first caller stays.
-                tokio::spawn(Arc::clone(self).extend_gathered());
+                // Spawned: the other heartbeats of the batch must not depend on the first caller's connection.
+                tokio::spawn(Arc::clone(self).extend_batch());
             }
             match answer.await {
-                // What happened is read from the record: extended, ended, or moved by somebody else.
-                Ok(Ok(()) | Err(AppendError::Conflict(_) | AppendError::Late)) => {}
-                Ok(Err(error)) => return Err(self.refuse_append(call.method, &error)),
-                Err(_gone) => return Err(self.refuse_append(call.method, &AppendError::Closed)),
+                // The next attempt reads the result from the record: extended, ended, or changed by another append.
+                Ok(Ok(()) | Err(AppendError::Conflict(_) | AppendError::Late)) => {
+                    Err(TransactionError::Retry)
+                }
+                Ok(Err(error)) => Err(self.refuse_append(call.method, &error).into()),
+                Err(_gone) => Err(self.refuse_append(call.method, &AppendError::Closed).into()),
             }
-        }
-        Err(self.refuse(call.method, Reason::Conflict, "extending the lease"))
+        })
+        .await
     }
 
-    async fn extend_gathered(self: Arc<Self>) {
-        tokio::time::sleep(GATHER).await;
-        let waiting = std::mem::take(&mut *self.lock(&self.leases));
-        let mut waiting = waiting.into_iter().peekable();
-        while waiting.peek().is_some() {
-            let chunk: Vec<Waiting> = waiting.by_ref().take(TOGETHER_MAX).collect();
+    async fn extend_batch(self: Arc<Self>) {
+        tokio::time::sleep(LEASE_BATCH_WINDOW).await;
+        let pending = std::mem::take(&mut *self.lock(&self.pending_heartbeats));
+        let mut pending = pending.into_iter().peekable();
+        while pending.peek().is_some() {
+            let chunk: Vec<PendingHeartbeat> = pending.by_ref().take(TASKS_PER_ENTRY_MAX).collect();
             let result = self.extend(&chunk).await;
-            // When one task's end spoils the entry for the others of its chunk, each goes alone.
+            // A task that moved meanwhile makes the whole entry conflict: then each lease is extended by its own.
             if matches!(result, Err(AppendError::Conflict(_) | AppendError::Late))
                 && chunk.len() > 1
             {
@@ -89,18 +94,18 @@ impl Broker {
         }
     }
 
-    async fn extend(&self, chunk: &[Waiting]) -> Result<(), AppendError> {
+    async fn extend(&self, chunk: &[PendingHeartbeat]) -> Result<(), AppendError> {
         let now = self.now();
         let mut leases = Vec::new();
-        let (mut moves, mut read_set) = (Vec::new(), Vec::new());
+        let (mut write_set, mut read_set) = (Vec::new(), Vec::new());
         let mut not_after: Option<Timestamp> = None;
-        for waiting in chunk {
-            let id = waiting.task;
+        for heartbeat in chunk {
+            let id = heartbeat.task;
             let Some(opened) = self.state.task(&id).map(|task| task.opened.clone()) else {
                 continue;
             };
             let task_reads = self.task_premises(&opened);
-            let Some(task) = self.state.task(&id).filter(|task| self.runs(task, now)) else {
+            let Some(task) = self.state.task(&id).filter(|task| self.is_running(task, now)) else {
                 continue;
             };
             let (Some(lease), Some(seconds)) = (task.lease, task.opened.heartbeat_seconds) else {
@@ -111,7 +116,7 @@ impl Broker {
                 continue;
             }
             leases.push((id, until));
-            moves.push((Stream::Lease(id), lease.version));
+            write_set.push((Stream::Lease(id), lease.version));
             read_set.push((Stream::Task(id), task.version));
             for read in task_reads {
                 if !read_set.contains(&read) {
@@ -127,13 +132,13 @@ impl Broker {
         let append = Append {
             read_set,
             not_after,
-            ..Append::one(Event::LeasesExtended(LeasesExtended { leases }), moves)
+            ..Append::one(Event::LeasesExtended(LeasesExtended { leases }), write_set)
         };
         self.journal.append(append).await.map(|_| ())
     }
 }
 
-/// When the task ends unless it is kept alive.
+/// When the task ends without another heartbeat.
 fn lease_of(task: &Task) -> Timestamp {
     let deadline = task.opened.deadline;
     task.lease.map_or(deadline, |l| l.until.min(deadline))

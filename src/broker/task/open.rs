@@ -1,49 +1,54 @@
+//! Opening a task.
+
 use std::sync::Arc;
 
-use crate::broker::metrics::Known;
+use crate::broker::metrics::CallerId;
 use crate::broker::{
     ATTEMPTS, Broker, CallContext, HEARTBEAT_MAX_S, HEARTBEAT_MIN_S, Refusal, TASKS_MAX,
 };
-use crate::journal::{Append, AppendError, Blob};
+use crate::journal::{Append, Blob};
 use crate::model::*;
 use crate::state::Task;
-use crate::verify::{self, Attested, Authenticated, Gate1Context, TaskStanding, VerifyError};
+use crate::verify::{
+    self, AgentRecords, Attested, Authenticated, Gate1Context, Restriction, TaskSnapshot,
+    VerifyError,
+};
 
-/// A parsed `OpenTask`.
+/// Input of `OpenTask`.
 #[derive(Debug)]
-pub struct OpenAsk {
-    /// What the workload is.
+pub struct OpenTaskInput {
+    /// Evidence of the workload's identity.
     pub evidence: Evidence,
-    /// Why, in its words.
+    /// The purpose, in the agent's words.
     pub purpose: Prose,
-    /// Seconds it asks for.
+    /// Longest duration, in seconds.
     pub max_duration: i64,
-    /// Its idempotency key.
-    pub request_id: RequestId,
-    /// Seconds it may go without a sign of life; `None` for as long as the deadline lets it.
+    /// The client's idempotency key.
+    pub idempotency_key: IdempotencyKey,
+    /// Seconds between heartbeats; `None` for a task without heartbeats.
     pub heartbeat: Option<i64>,
 }
 
-/// An open task.
+/// Answer of `OpenTask`.
 #[derive(Debug)]
-pub struct Opened {
-    /// As entered.
+pub struct OpenTaskReply {
+    /// The task, as journalled.
     pub task: Arc<TaskOpened>,
     /// When a missed heartbeat ends it.
     pub lease_until: Option<Timestamp>,
-    /// What gate 1 saw in this call.
+    /// The evidence gate 1 verified in this call.
     pub facts: EvidenceFacts,
 }
 
 impl Broker {
-    /// Gate 1, then one entry. A crash before the entry leaves nothing; after it, a task that the same `request_id` under
-    /// the same key finds again, and that ends by itself.
-    pub async fn open_task(&self, call: &CallContext, ask: OpenAsk) -> Result<Opened, Refusal> {
+    /// Opens a task: gate 1, then one entry. A crash before the entry leaves nothing; after it, a task that a retry with the
+    /// same idempotency key and the same DPoP key finds, and that ends by itself.
+    pub async fn open_task(&self, call: &CallContext, input: OpenTaskInput) -> Result<OpenTaskReply, Refusal> {
         let now = self.now();
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
-        let attested = self.attest(&ask.evidence, now).map_err(|e| closed(&e))?;
+        let attested = self.attest(&input.evidence, now).map_err(|e| closed(&e))?;
         let rules = self
-            .views
+            .projections
             .rules()
             .ok_or_else(|| closed(&VerifyError::NoRules))?;
         let agent = match rules
@@ -52,56 +57,59 @@ impl Broker {
             .as_slice()
         {
             [one] => one.id.clone(),
-            others => return Err(closed(&VerifyError::Agents(others.len()))),
+            others => return Err(closed(&VerifyError::AmbiguousAgent(others.len()))),
         };
-        self.within_its_rate(call, Known::Agent(agent))?;
-        // Any key will do here; one that the agent is not pinned to is refused where its standing is looked at.
+        self.check_rate_limit(call, CallerId::Agent(agent))?;
+        // Any key is accepted here; one the agent is not pinned to is refused by gate 1 below.
         let possession =
-            self.opening_possession(call, verify::evidence_hash(&ask.evidence), now)?;
-        if ask.max_duration <= 0 {
+            self.opening_possession(call, verify::evidence_hash(&input.evidence), now)?;
+        if input.max_duration <= 0 {
             return Err(self.refuse(
                 call.method,
                 Reason::InvalidTtl,
-                "max_duration must be above zero",
+                "`max_duration` must be above zero",
             ));
         }
-        if let Some(seconds) = ask.heartbeat
+        if let Some(seconds) = input.heartbeat
             && !(HEARTBEAT_MIN_S..=HEARTBEAT_MAX_S).contains(&seconds)
         {
-            let told = format!("heartbeat must be {HEARTBEAT_MIN_S} s to {HEARTBEAT_MAX_S} s");
-            return Err(self.refuse(call.method, Reason::InvalidTtl, told));
+            let message = format!(
+                "`heartbeat` must be {HEARTBEAT_MIN_S} s to {HEARTBEAT_MAX_S} s, got {seconds} s"
+            );
+            return Err(self.refuse(call.method, Reason::InvalidTtl, message));
         }
-        let authenticated = Authenticated::for_opening(Arc::new(attested), possession);
-        for _ in 0..ATTEMPTS {
+        let authenticated = Authenticated::for_open_task(Arc::new(attested), possession);
+        let (input, authenticated) = (&input, &authenticated);
+        self.transaction(call.method, ATTEMPTS, "the agent's records keep changing while the task is opened", |attempt| async move {
             let now = self.now();
-            let rules = self.views.rules();
+            let rules = self.projections.rules();
             let verified = authenticated
-                .verify(self.standing(&authenticated, rules.as_deref(), None), now)
+                .verify(self.gate_1_context(authenticated, rules.as_deref(), None), now)
                 .map_err(|e| closed(&e))?;
             let agent = verified.agent();
             if let Some(task) =
                 self.state
-                    .opened_under(&agent.id, authenticated.jkt(), &ask.request_id)
+                    .opened_under(&agent.id, authenticated.jkt(), &input.idempotency_key)
             {
-                return self.opened_before(call, &ask, &task, &authenticated);
+                return Ok(self.replay_open(call, input, &task, authenticated)?);
             }
             if self.state.open_tasks_of(&agent.id).len() >= TASKS_MAX {
-                let told = format!("{TASKS_MAX} tasks of this agent run; end some");
-                return Err(self.refuse(call.method, Reason::TooManyTasks, told));
+                let message = format!("the agent has {TASKS_MAX} running tasks, the most it may have; end some");
+                return Err(self.refuse(call.method, Reason::TooManyTasks, message).into());
             }
-            self.clock_sure(call.method)?;
-            let task = TaskId::from_random(self.draw());
-            let purpose = Blob::new(ask.purpose.blob(self.draw()));
-            let fact = TaskOpened {
+            self.require_reliable_clock(call.method)?;
+            let task = TaskId::from_random(self.random_bytes());
+            let purpose = Blob::new(input.purpose.blob(self.random_bytes()));
+            let event = TaskOpened {
                 task,
                 agent: agent.id.clone(),
                 owner: agent.owner.clone(),
                 binding: verified.binding(),
-                request_id: ask.request_id.clone(),
-                asked_seconds: ask.max_duration,
+                idempotency_key: input.idempotency_key.clone(),
+                asked_seconds: input.max_duration,
                 opened_at: now,
-                deadline: now.plus_secs(ask.max_duration.min(self.settings.task_cap)),
-                heartbeat_seconds: ask.heartbeat,
+                deadline: now.plus_secs(input.max_duration.min(self.settings.task_cap)),
+                heartbeat_seconds: input.heartbeat,
                 purpose: purpose.hash(),
                 evidence: verified.facts().clone(),
                 policy: rules
@@ -109,13 +117,13 @@ impl Broker {
                     .map(|r| r.bundle.version())
                     .ok_or_else(|| closed(&VerifyError::NoRules))?,
             };
-            let moves = vec![
+            let write_set = vec![
                 (Stream::Task(task), 0),
                 (
                     Stream::open(
                         agent.id.clone(),
                         authenticated.jkt(),
-                        ask.request_id.clone(),
+                        input.idempotency_key.clone(),
                     ),
                     0,
                 ),
@@ -124,69 +132,64 @@ impl Broker {
                 read_set: verified.read_set().to_vec(),
                 not_after: Some(verified.not_after()),
                 blobs: vec![purpose],
-                ..Append::one(Event::TaskOpened(fact.clone()), moves)
+                ..Append::one(Event::TaskOpened(event.clone()), write_set)
             };
-            match self.journal.append(append).await {
-                Ok(_) => {
-                    self.remember(task, &authenticated);
-                    return Ok(Opened {
-                        lease_until: fact.heartbeat_seconds.map(|s| now.plus_secs(s)),
-                        task: Arc::new(fact),
-                        facts: authenticated.facts().clone(),
-                    });
-                }
-                Err(AppendError::Conflict(_) | AppendError::Late) => {}
-                Err(error) => return Err(self.refuse_append(call.method, &error)),
-            }
-        }
-        Err(self.refuse(call.method, Reason::Conflict, "opening the task"))
+            attempt.append(append).await?;
+            self.cache_attestation(task, authenticated);
+            Ok(OpenTaskReply {
+                lease_until: event.heartbeat_seconds.map(|s| now.plus_secs(s)),
+                task: Arc::new(event),
+                facts: authenticated.facts().clone(),
+            })
+        })
+        .await
     }
 
-    /// A retry: the same task for the same words, whether it still runs or not.
-    fn opened_before(
+    /// Answers a retry: the same task for the same input, while it runs.
+    fn replay_open(
         &self,
         call: &CallContext,
-        ask: &OpenAsk,
+        input: &OpenTaskInput,
         task: &Task,
         authenticated: &Authenticated,
-    ) -> Result<Opened, Refusal> {
-        let same = task.opened.asked_seconds == ask.max_duration
-            && task.opened.heartbeat_seconds == ask.heartbeat
-            && task.purpose.as_ref() == Some(&ask.purpose);
+    ) -> Result<OpenTaskReply, Refusal> {
+        let same = task.opened.asked_seconds == input.max_duration
+            && task.opened.heartbeat_seconds == input.heartbeat
+            && task.purpose.as_ref() == Some(&input.purpose);
         if !same {
             return Err(self.refuse(
                 call.method,
                 Reason::RequestIdReused,
-                "this request_id opened a task with another purpose, duration or heartbeat",
+                "this idempotency key opened a task with another purpose, duration or heartbeat",
             ));
         }
-        if !self.runs(task, self.now()) {
+        if !self.is_running(task, self.now()) {
             return Err(self.refuse(
                 call.method,
                 Reason::TaskEnded,
-                "the task this request_id opened is over",
+                "the task this idempotency key opened has ended",
             ));
         }
-        self.remember(task.opened.task, authenticated);
-        Ok(Opened {
+        self.cache_attestation(task.opened.task, authenticated);
+        Ok(OpenTaskReply {
             lease_until: task.lease.map(|lease| lease.until),
             task: task.opened.clone(),
             facts: authenticated.facts().clone(),
         })
     }
 
-    /// Notes when the evidence of a task was verified here.
-    pub(in crate::broker) fn remember(&self, task: TaskId, authenticated: &Authenticated) {
-        self.seen.put_shared(task, authenticated.attested().clone());
+    /// Keeps the evidence of a task as it was verified in this call.
+    pub(in crate::broker) fn cache_attestation(&self, task: TaskId, authenticated: &Authenticated) {
+        self.attestations.put_shared(task, authenticated.attested().clone());
     }
 
-    /// When the evidence of a task was last verified here.
-    pub(in crate::broker) fn remembered(&self, task: &TaskId) -> Option<Arc<Attested>> {
-        self.seen.get(task)
+    /// The evidence of a task as it was last verified here.
+    pub(in crate::broker) fn cached_attestation(&self, task: &TaskId) -> Option<Arc<Attested>> {
+        self.attestations.get(task)
     }
 
-    /// What the journal and the rules say at this moment about whoever proved something.
-    pub(in crate::broker) fn standing<'a>(
+    /// Gathers what gate 1 needs of the journal and the rules at this moment.
+    pub(in crate::broker) fn gate_1_context<'a>(
         &'a self,
         authenticated: &Authenticated,
         rules: Option<&'a crate::policy::ActivePolicy>,
@@ -198,13 +201,17 @@ impl Broker {
             .trusted(&facts.subject.trust_domain())
             .filter(|keys| keys.value.kids.contains(&facts.kid))
             .map(|keys| keys.version);
+        let agent = rules.and_then(|rules| {
+            match rules.bundle.agents_matching(&facts.subject).as_slice() {
+                [one] => Some(self.agent_records(one)),
+                _ => None,
+            }
+        });
         Gate1Context {
             rules,
             trust,
-            agent: Box::new(|id| self.standing_of(id)),
-            freeze: Box::new(|scope| self.freeze_of(scope)),
-            person: Box::new(|person| self.state.roster().of(person).version),
-            task: task.map(|t| TaskStanding {
+            agent,
+            task: task.map(|t| TaskSnapshot {
                 id: t.opened.task,
                 agent: t.opened.agent.clone(),
                 opened_at: t.opened.opened_at,
@@ -213,6 +220,21 @@ impl Broker {
                 version: t.version,
             }),
             max_evidence_age_ms: self.settings.max_evidence_age.saturating_mul(1000),
+        }
+    }
+
+    /// What the journal says of an agent, each value read together with its version.
+    fn agent_records(&self, agent: &Agent) -> AgentRecords {
+        let restriction = |(in_force, version)| Restriction { in_force, version };
+        let freeze = |scope| restriction(self.freeze_of(&scope));
+        AgentRecords {
+            id: agent.id.clone(),
+            owner: agent.owner.clone(),
+            suspension: restriction(self.agent_suspension(&agent.id)),
+            freeze_all: freeze(FreezeScope::All),
+            freeze_agent: freeze(FreezeScope::Agent(agent.id.clone())),
+            freeze_owner: freeze(FreezeScope::Owner(agent.owner.clone())),
+            owner_version: self.state.roster().of(&agent.owner).version,
         }
     }
 }

@@ -1,7 +1,9 @@
+//! Denying a token: by a rule, by an approver, or because the action is unknown.
+
 use std::collections::BTreeSet;
 
 use crate::approve::Denied;
-use crate::broker::token::request::{DeniedReply, Round, TokenReply, Turn};
+use crate::broker::token::request::{DeniedReply, TokenAttempt, TokenReply};
 use crate::broker::{Broker, CallContext, REFUSALS_PER_MINUTE, Refusal};
 use crate::journal::{Append, Blob};
 use crate::model::*;
@@ -9,27 +11,27 @@ use crate::policy::ActionError;
 use crate::state::AccessStatus;
 
 impl Broker {
-    /// A person's no, or expiry, is the answer of this request id for good.
-    pub(in crate::broker) fn refused_before(
+    /// Answers a retry after an approver's denial or expiry: the outcome of the idempotency key never changes.
+    pub(in crate::broker) fn replay_denial(
         &self,
-        turn: &Turn<'_>,
+        attempt: &TokenAttempt<'_>,
         id: &AccessRequestId,
-    ) -> Result<Round, Refusal> {
-        let Turn {
+    ) -> Result<TokenReply, Refusal> {
+        let TokenAttempt {
             call,
-            ask,
+            input,
             authenticated,
             ..
-        } = *turn;
+        } = *attempt;
         let request = self.state.access_request(id);
         let request = request.ok_or_else(|| {
-            self.refuse(call.method, Reason::Undecided, "the access request is gone")
+            self.refuse(call.method, Reason::Undecided, "the access request is no longer on record")
         })?;
-        if request.action.as_ref().is_some_and(|a| **a != ask.action) {
+        if request.action.as_ref().is_some_and(|a| **a != input.action) {
             return Err(self.refuse(
                 call.method,
                 Reason::ApprovalOutOfScope,
-                "this request_id was decided for another action",
+                "this idempotency key was decided for another action",
             ));
         }
         let why = if request.status == AccessStatus::Denied {
@@ -37,52 +39,52 @@ impl Broker {
         } else {
             DeniedReason::Expired
         };
-        Ok(Round::Done(TokenReply::Denied(Box::new(DeniedReply {
+        Ok(TokenReply::Denied(Box::new(DeniedReply {
             why,
             decision: Some(request.opened.decision.id),
             rules: self.rules_shown(&request.opened.decision.rules),
             access_request: Some(*id),
             comment: request.comment(),
             facts: authenticated.facts().clone(),
-        }))))
+        })))
     }
 
-    /// A rule's no: an entry, unless it is the answer this request id got last.
+    /// Denies by a rule: one entry, unless the idempotency key got the same answer last.
     pub(in crate::broker) async fn deny(
         &self,
-        turn: &Turn<'_>,
+        attempt: &TokenAttempt<'_>,
         denied: Denied,
-    ) -> Result<Round, Refusal> {
-        let Turn {
-            ask,
+    ) -> Result<TokenReply, Refusal> {
+        let TokenAttempt {
+            input,
             rules,
             authenticated,
             ..
-        } = *turn;
+        } = *attempt;
         let shown = self.rules_shown(&denied.decision.rules);
         let sensitive = rules
             .bundle
-            .action(&ask.action.name)
+            .action(&input.action.name)
             .map(|a| a.sensitive())
             .unwrap_or_default();
         let id = denied.decision.id;
         self.count_decision("denied", &denied.decision.rules);
-        self.enter_denial(turn, denied.why.as_str(), Some(denied.decision), &sensitive)
+        self.record_denial(attempt, denied.why.as_str(), Some(denied.decision), &sensitive)
             .await?;
-        Ok(Round::Done(TokenReply::Denied(Box::new(DeniedReply {
+        Ok(TokenReply::Denied(Box::new(DeniedReply {
             why: denied.why,
             decision: Some(id),
             rules: shown,
             access_request: None,
             comment: None,
             facts: authenticated.facts().clone(),
-        }))))
+        })))
     }
 
-    /// A verified agent asked for what is not there: an entry too, with every parameter kept out of it.
+    /// Refuses an action that is not in the catalogue: one entry, with every parameter kept out of it.
     pub(in crate::broker) async fn refuse_action(
         &self,
-        turn: &Turn<'_>,
+        attempt: &TokenAttempt<'_>,
         problem: &ActionError,
     ) -> Refusal {
         let reason = match problem {
@@ -91,51 +93,51 @@ impl Broker {
             ActionError::InvalidParameters(_) => Reason::WrongParameters,
             ActionError::UnknownAudience => Reason::UnknownAudience,
         };
-        let all = turn.ask.action.parameters.keys().cloned().collect();
-        match self.enter_denial(turn, reason.as_str(), None, &all).await {
-            Ok(()) => self.refuse(turn.call.method, reason, problem.to_string()),
+        let all = attempt.input.action.parameters.keys().cloned().collect();
+        match self.record_denial(attempt, reason.as_str(), None, &all).await {
+            Ok(()) => self.refuse(attempt.call.method, reason, problem.to_string()),
             Err(refusal) => refusal,
         }
     }
 
-    async fn enter_denial(
+    async fn record_denial(
         &self,
-        turn: &Turn<'_>,
+        attempt: &TokenAttempt<'_>,
         reason: &str,
         decision: Option<Decision>,
         sensitive: &BTreeSet<String>,
     ) -> Result<(), Refusal> {
-        let Turn {
+        let TokenAttempt {
             call,
-            ask,
+            input,
             authenticated,
             rules,
             ..
-        } = *turn;
+        } = *attempt;
         let policy = rules.version.to_be_bytes();
         let answer = Digest::of_parts(&[
             reason.as_bytes(),
             &[0],
             &policy,
-            ask.action.digest().as_bytes(),
+            input.action.digest().as_bytes(),
         ]);
-        let key = (ask.task, ask.request_id.clone());
-        if self.denials.get(&key).is_some_and(|last| *last == answer) {
+        let key = (input.task, input.idempotency_key.clone());
+        if self.last_denials.get(&key).is_some_and(|last| *last == answer) {
             return Ok(());
         }
-        self.count_refusal(call, &ask.task)?;
-        let (action, secret) = ask.action.on_record(sensitive, &mut || self.draw());
-        // Of a malformed order nothing is kept apart: only commitments stay.
+        self.count_refusal(call, &input.task)?;
+        let (action, secret) = input.action.on_record(sensitive, &mut || self.random_bytes());
+        // Without a decision no parameter values are stored: only commitments stay.
         let secret = secret
             .filter(|_| decision.is_some())
             .map(|s| Blob::new(s.blob()));
         let id = decision
             .as_ref()
-            .map_or_else(|| DecisionId::from_random(self.draw()), |d| d.id);
-        let fact = RequestDenied {
+            .map_or_else(|| DecisionId::from_random(self.random_bytes()), |d| d.id);
+        let event = RequestDenied {
             id,
-            task: ask.task,
-            request_id: ask.request_id.clone(),
+            task: input.task,
+            idempotency_key: input.idempotency_key.clone(),
             reason: reason.to_owned(),
             action,
             secret: secret.as_ref().map(Blob::hash),
@@ -144,17 +146,17 @@ impl Broker {
         };
         let append = Append {
             blobs: secret.into_iter().collect(),
-            ..Append::one(Event::RequestDenied(fact), Vec::new())
+            ..Append::one(Event::RequestDenied(event), Vec::new())
         };
         self.journal
             .append(append)
             .await
             .map_err(|e| self.refuse_append(call.method, &e))?;
-        self.denials.put(key, answer);
+        self.last_denials.put(key, answer);
         Ok(())
     }
 
-    /// At most [`REFUSALS_PER_MINUTE`] refusal entries for a task: nobody fills the journal with noes.
+    /// At most [`REFUSALS_PER_MINUTE`] refusal entries for a task: denials cannot fill the journal.
     pub(in crate::broker) fn count_refusal(
         &self,
         call: &CallContext,
@@ -162,7 +164,7 @@ impl Broker {
     ) -> Result<(), Refusal> {
         let minute = self.now().secs().div_euclid(60);
         let full = {
-            let mut counts = self.lock(&self.refusals);
+            let mut counts = self.lock(&self.refusal_counts);
             counts.retain(|_, (m, _)| *m == minute);
             let count = counts.entry(*task).or_insert((minute, 0));
             count.1 = count.1.saturating_add(1);

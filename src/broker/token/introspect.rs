@@ -1,18 +1,20 @@
+//! Introspection of tokens, and the spending of their uses.
+
 use std::sync::Arc;
 
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::jose::access_token::{self, Expect};
-use crate::journal::{Append, AppendError};
+use crate::journal::Append;
 use crate::mint::claims_of;
 use crate::model::*;
 use crate::state::Grant;
 
-/// A token that is good now, for the validator that asks.
+/// An active token, for a validator of its audience.
 #[derive(Debug)]
 pub struct Introspected {
     /// The grant.
     pub grant: Arc<Grant>,
-    /// Uses that are left; `None` when its life is the only limit.
+    /// Uses that are left; `None` when only its lifetime limits it.
     pub uses_left: Option<u32>,
 }
 
@@ -27,11 +29,11 @@ pub struct Consumed {
     pub index: Option<u64>,
 }
 
-/// How often a use is tried again when another came first.
+/// Attempts to spend a use.
 const CONSUME_ATTEMPTS: usize = 128;
 
 impl Broker {
-    /// Whether a token is good now. `None` for every cause: a validator learns nothing of tokens that are not its own.
+    /// Whether a token is active. `None` for every cause: a validator learns nothing of tokens for other audiences.
     pub fn introspect(
         &self,
         call: &CallContext,
@@ -40,7 +42,7 @@ impl Broker {
         let now = self.now();
         let caller = self.service(call, now)?;
         Ok(self
-            .live_grant(token, &caller.audiences, now)
+            .active_grant(token, &caller.audiences, now)
             .filter(|grant| !grant.spent())
             .map(|grant| {
                 let uses_left = left(&grant, grant.uses.len());
@@ -48,7 +50,8 @@ impl Broker {
             }))
     }
 
-    /// Spends one use. A crash before the append leaves the use unspent; after it, the same `use_id` gets this answer again.
+    /// Spends one use. A crash before the append leaves the use unspent; after it, a retry with the same `use_id` gets the
+    /// same answer.
     pub async fn consume_token(
         &self,
         call: &CallContext,
@@ -60,24 +63,25 @@ impl Broker {
             self.refuse(
                 call.method,
                 Reason::TokenInactive,
-                "not live, or not for this validator's audiences",
+                "not active, or not for this validator's audiences",
             )
         };
-        for _ in 0..CONSUME_ATTEMPTS {
+        let caller = &caller;
+        self.transaction(call.method, CONSUME_ATTEMPTS, "other validators keep using the token", |attempt| async move {
             let now = self.now();
             let found = self
-                .live_grant(token, &caller.audiences, now)
+                .active_grant(token, &caller.audiences, now)
                 .ok_or_else(inactive)?;
             let jti = found.issued.jti;
-            // Versions first, then the question: whatever moves after this line refuses the append.
-            let rules = self.views.rules().ok_or_else(inactive)?;
+            // Versions first, then the check: a stream that moves after this line makes the append conflict.
+            let rules = self.projections.rules().ok_or_else(inactive)?;
             let policy = rules.version;
             if !rules
                 .bundle
                 .service(&caller.id)
                 .is_some_and(|s| s.audiences.contains(&found.issued.action.audience))
             {
-                return Err(inactive());
+                return Err(inactive().into());
             }
             let task = self.state.task(&found.issued.task);
             let until = Timestamp::from_secs(found.issued.exp);
@@ -94,7 +98,7 @@ impl Broker {
             let grant = self
                 .state
                 .grant(&jti)
-                .filter(|grant| self.dead(grant, now).is_none())
+                .filter(|grant| self.end_cause(grant, now).is_none())
                 .ok_or_else(inactive)?;
             if grant.issued.uses.is_none() {
                 return Ok(Consumed {
@@ -120,9 +124,9 @@ impl Broker {
                     call.method,
                     Reason::UseSpent,
                     "every use of the token is spent",
-                ));
+                ).into());
             }
-            let fact = Event::TokenConsumed(TokenConsumed {
+            let event = Event::TokenConsumed(TokenConsumed {
                 jti,
                 validator: caller.id.clone(),
                 use_id: use_id.clone(),
@@ -137,45 +141,40 @@ impl Broker {
             let append = Append {
                 read_set,
                 not_after: Some(until),
-                ..Append::one(fact, vec![(Stream::Token(jti), grant.version)])
+                ..Append::one(event, vec![(Stream::Token(jti), grant.version)])
             };
-            match self.journal.append(append).await {
-                Ok(entry) => {
-                    return Ok(Consumed {
-                        jti,
-                        uses_left: left(&grant, grant.uses.len() + 1),
-                        index: Some(entry.index),
-                    });
-                }
-                Err(AppendError::Conflict(_) | AppendError::Late) => {}
-                Err(error) => return Err(self.refuse_append(call.method, &error)),
-            }
-        }
-        Err(self.refuse(call.method, Reason::Conflict, "others keep using the token"))
+            let entry = attempt.append(append).await?;
+            Ok(Consumed {
+                jti,
+                uses_left: left(&grant, grant.uses.len() + 1),
+                index: Some(entry.index),
+            })
+        })
+        .await
     }
 
-    /// The live grant a token stands for, if the token is ours, for one of these audiences, and says just what the grant says.
-    fn live_grant(
+    /// The active grant of a token, if it was issued here, for one of these audiences, with exactly the grant's claims.
+    fn active_grant(
         &self,
         token: &Secret,
         audiences: &std::collections::BTreeSet<Audience>,
         now: Timestamp,
     ) -> Option<Arc<Grant>> {
-        let (jti, kid) = self.read(token, now)?;
+        let (jti, kid) = self.parse_own_token(token, now)?;
         let grant = self.state.grant(&jti)?;
         if !audiences.contains(&grant.issued.action.audience) || !grant.kids.contains(&kid) {
             return None;
         }
-        self.dead(&grant, now).is_none().then_some(grant)
+        self.end_cause(&grant, now).is_none().then_some(grant)
     }
 
-    /// The grant that a token of ours stands for and the key that signed it, if the token says just what the grant says. Says
-    /// nothing of whether it lives.
-    fn read(&self, token: &Secret, now: Timestamp) -> Option<(TokenId, KeyId)> {
-        let keys = self.views.own_keys()?;
+    /// The grant of a token issued here and the key that signed it, if its claims are exactly the grant's. Does not say
+    /// whether the grant is active.
+    fn parse_own_token(&self, token: &Secret, now: Timestamp) -> Option<(TokenId, KeyId)> {
+        let keys = self.projections.own_keys()?;
         let text = Digest::of(token.expose_secret().as_bytes());
-        if let Some(read) = self.readings.of(&keys, &text) {
-            return Some(read);
+        if let Some(cached) = self.verified_tokens.get(&keys, &text) {
+            return Some(cached);
         }
         let expect = Expect {
             iss: &self.settings.issuer,
@@ -188,19 +187,19 @@ impl Broker {
         if *claims != claims_of(&grant.issued, grant.epoch, &self.settings.issuer) {
             return None;
         }
-        let read = (claims.jti, checked.kid().clone());
-        self.readings.note(&keys, text, read.0, read.1.clone());
-        Some(read)
+        let verified = (claims.jti, checked.kid().clone());
+        self.verified_tokens.insert(&keys, text, verified.0, verified.1.clone());
+        Some(verified)
     }
 
-    /// The bench read this token back before it left: it need not be read again here.
-    pub(in crate::broker) fn was_read(&self, token: &Secret, issued: &TokenIssued) {
-        if let Some(keys) = self.views.own_keys()
+    /// Caches a token that the issuer verified before it left.
+    pub(in crate::broker) fn cache_verified_token(&self, token: &Secret, issued: &TokenIssued) {
+        if let Some(keys) = self.projections.own_keys()
             && keys.get(&issued.kid).is_some()
         {
             let text = Digest::of(token.expose_secret().as_bytes());
-            self.readings
-                .note(&keys, text, issued.jti, issued.kid.clone());
+            self.verified_tokens
+                .insert(&keys, text, issued.jti, issued.kid.clone());
         }
     }
 }

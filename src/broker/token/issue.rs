@@ -1,46 +1,50 @@
+//! Issuing a token, and signing it again for a retry.
+
 use std::sync::Arc;
 
 use crate::approve::{self, Approved};
-use crate::broker::token::request::{Round, TokenGiven, TokenReply, Turn};
-use crate::broker::{Broker, Refusal};
-use crate::journal::{Append, AppendError, Blob};
-use crate::mint::{MintError, Place};
+use crate::broker::token::request::{IssuedReply, TokenAttempt, TokenReply};
+use crate::broker::Broker;
+use crate::broker::transaction::{Transaction, TransactionError};
+use crate::journal::{Append, Blob};
+use crate::mint::{MintError, GrantContext};
 use crate::model::*;
 use crate::state::Grant;
 use crate::verify::Verified;
 
 impl Broker {
-    /// Mints. A crash before the append leaves nothing in the world; after it, a recorded grant that a retry by
-    /// `request_id` finds, and that dies with its task.
-    pub(in crate::broker) async fn grant(
+    /// Signs a token and journals its grant. A crash before the append leaves nothing; after it, a grant that a retry with
+    /// the same idempotency key finds, and that ends with its task.
+    pub(in crate::broker) async fn issue(
         &self,
-        turn: &Turn<'_>,
+        attempt: &TokenAttempt<'_>,
         approved: Approved,
         position: (u64, u64),
-    ) -> Result<Round, Refusal> {
-        let Turn { call, ask, .. } = *turn;
+        transaction: Transaction<'_>,
+    ) -> Result<TokenReply, TransactionError> {
+        let TokenAttempt { call, input, .. } = *attempt;
         let facts = approved.verified().facts().clone();
         let rules = self.rules_shown(&approved.decision().rules);
-        let reason = ask
+        let reason = input
             .reason
             .as_ref()
-            .map(|prose| Blob::new(prose.blob(self.draw())));
-        let place = Place {
-            jti: TokenId::from_random(self.draw()),
+            .map(|prose| Blob::new(prose.blob(self.random_bytes())));
+        let context = GrantContext {
+            jti: TokenId::from_random(self.random_bytes()),
             position,
-            request_id: ask.request_id.clone(),
+            idempotency_key: input.idempotency_key.clone(),
             reason: reason.as_ref().map(Blob::hash),
-            request_version: turn.request_version,
+            request_version: attempt.request_version,
             key_version: self.key_version(),
         };
         let minted = match self
             .token_issuer
-            .mint(approved, place, self.now(), &mut || self.draw())
+            .mint(approved, context, self.now(), &mut || self.random_bytes())
         {
             Ok(minted) => minted,
-            Err(MintError::Late) => return Ok(Round::Again),
+            Err(MintError::Expired) => return Err(TransactionError::Retry.into()),
             Err(error) => {
-                return Err(self.refuse(call.method, Reason::Undecided, error.to_string()));
+                return Err(self.refuse(call.method, Reason::Undecided, error.to_string()).into());
             }
         };
         let issued = Arc::new(minted.issued);
@@ -54,62 +58,58 @@ impl Broker {
                 .into_iter()
                 .chain(reason)
                 .collect(),
-            ..Append::one(Event::TokenIssued((*issued).clone()), minted.moves)
+            ..Append::one(Event::TokenIssued((*issued).clone()), minted.write_set)
         };
         // INVARIANT (durable before release): the token is dropped here unless its entry is in the journal.
-        match self.journal.append(append).await {
-            Ok(_) => {
-                self.count_decision("approved", &issued.decision.rules);
-                self.was_read(&minted.token, &issued);
-                Ok(Round::Done(TokenReply::Token(Box::new(TokenGiven {
-                    token: minted.token,
-                    issued,
-                    openings: minted.secret,
-                    reissued: false,
-                    rules,
-                    facts,
-                }))))
-            }
-            Err(AppendError::Conflict(_) | AppendError::Late) => Ok(Round::Again),
-            Err(error) => Err(self.refuse_append(call.method, &error)),
-        }
+        transaction.append(append).await?;
+        self.count_decision("approved", &issued.decision.rules);
+        self.cache_verified_token(&minted.token, &issued);
+        Ok(TokenReply::Token(Box::new(IssuedReply {
+            token: minted.token,
+            issued,
+            openings: minted.secret,
+            reissued: false,
+            rules,
+            facts,
+        })))
     }
 
-    /// A retry: the same words get the same grant, signed anew, while it lives and would still be given. A crash after
-    /// the append leaves an entry saying so, and no new token.
-    pub(in crate::broker) async fn grant_again(
+    /// Answers a retry: the same grant, signed anew, while it is active and the rules in force would still issue it. A crash
+    /// after the append leaves the entry, and no new token.
+    pub(in crate::broker) async fn reissue(
         &self,
-        turn: &Turn<'_>,
+        attempt: &TokenAttempt<'_>,
         verified: Verified,
         jti: &TokenId,
-    ) -> Result<Round, Refusal> {
-        let Turn {
-            call, ask, rules, ..
-        } = *turn;
-        self.clock_sure(call.method)?;
+        transaction: Transaction<'_>,
+    ) -> Result<TokenReply, TransactionError> {
+        let TokenAttempt {
+            call, input, rules, ..
+        } = *attempt;
+        self.require_reliable_clock(call.method)?;
         let Some(recorded) = self.state.recorded(jti) else {
-            return Err(self.refuse(call.method, Reason::TokenDead, "the grant is gone"));
+            return Err(self.refuse(call.method, Reason::TokenDead, "the grant is no longer on record").into());
         };
         let grant = Arc::clone(recorded.grant());
-        let same = grant.action.as_ref().is_some_and(|a| **a == ask.action)
-            && grant.issued.asked_ttl == ask.ttl
-            && grant.reason.as_ref().map(Prose::as_str) == ask.reason.as_ref().map(Prose::as_str);
+        let same = grant.action.as_ref().is_some_and(|a| **a == input.action)
+            && grant.issued.asked_ttl == input.ttl
+            && grant.reason.as_ref().map(Prose::as_str) == input.reason.as_ref().map(Prose::as_str);
         if !same {
             return Err(self.refuse(
                 call.method,
                 Reason::RequestIdReused,
-                "this request_id was granted with another action, target, parameters, ttl or reason",
-            ));
+                "this idempotency key was granted with another action, target, parameters, ttl or reason",
+            ).into());
         }
-        let dead = |why: String| Err(self.refuse(call.method, Reason::TokenDead, why));
-        if let Some(cause) = self.dead(&grant, verified.now()) {
-            return dead(format!(
-                "the token of this request_id ended: {}",
+        let inactive = |why: String| Err(self.refuse(call.method, Reason::TokenDead, why).into());
+        if let Some(cause) = self.end_cause(&grant, verified.now()) {
+            return inactive(format!(
+                "the token of this idempotency key has ended: {}",
                 cause.as_str()
             ));
         }
         if grant.spent() {
-            return dead("the token of this request_id is spent".to_owned());
+            return inactive("every use of the token of this idempotency key is spent".to_owned());
         }
         let facts = verified.facts().clone();
         let consumed = grant
@@ -120,10 +120,10 @@ impl Broker {
             verified,
             recorded,
             consumed.as_deref(),
-            self.action_freeze(&ask.action.name),
-            self.ground(rules),
+            self.action_freeze(&input.action.name),
+            self.decision_context(rules),
         ) else {
-            return dead("today's rules would not give it".to_owned());
+            return inactive("the rules in force would not issue it".to_owned());
         };
         let reissued = match self
             .token_issuer
@@ -131,32 +131,27 @@ impl Broker {
         {
             Ok(reissued) => reissued,
             Err(error) => {
-                return Err(self.refuse(call.method, Reason::Undecided, error.to_string()));
+                return Err(self.refuse(call.method, Reason::Undecided, error.to_string()).into());
             }
         };
         let append = Append {
             read_set: reissued.read_set,
             not_after: Some(reissued.not_after),
-            ..Append::one(Event::TokenReissued(reissued.fact), reissued.moves)
+            ..Append::one(Event::TokenReissued(reissued.event), reissued.write_set)
         };
-        match self.journal.append(append).await {
-            Ok(_) => {
-                self.count_decision("reissued", &grant.issued.decision.rules);
-                Ok(Round::Done(TokenReply::Token(Box::new(TokenGiven {
-                    token: reissued.token,
-                    issued: grant.issued.clone(),
-                    openings: self.opened_secret(&grant),
-                    reissued: true,
-                    rules: self.rules_shown(&grant.issued.decision.rules),
-                    facts,
-                }))))
-            }
-            Err(AppendError::Conflict(_) | AppendError::Late) => Ok(Round::Again),
-            Err(error) => Err(self.refuse_append(call.method, &error)),
-        }
+        transaction.append(append).await?;
+        self.count_decision("reissued", &grant.issued.decision.rules);
+        Ok(TokenReply::Token(Box::new(IssuedReply {
+            token: reissued.token,
+            issued: grant.issued.clone(),
+            openings: self.action_secret(&grant),
+            reissued: true,
+            rules: self.rules_shown(&grant.issued.decision.rules),
+            facts,
+        })))
     }
 
-    fn opened_secret(&self, grant: &Grant) -> Option<ActionSecret> {
+    fn action_secret(&self, grant: &Grant) -> Option<ActionSecret> {
         let text = grant
             .issued
             .secret
@@ -164,7 +159,7 @@ impl Broker {
         ActionSecret::from_blob(&text)
     }
 
-    /// Version of the signing key's stream; a missing one reads as never published, which no append accepts.
+    /// Version of the signing key's stream; for an unpublished key a version that no append accepts.
     fn key_version(&self) -> Version {
         self.state
             .key(self.token_issuer.kid())

@@ -1,3 +1,5 @@
+//! The list of active tokens.
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -5,41 +7,41 @@ use crate::broker::{Broker, CallContext, Refusal};
 use crate::model::*;
 use crate::state::Grant;
 
-/// A token that is good now.
+/// An active token, for lists.
 #[derive(Debug, Clone)]
 pub struct LiveToken {
-    /// Its id; what revokes it.
+    /// Its id, by which it is revoked.
     pub jti: TokenId,
-    /// Who has it.
+    /// The agent that holds it.
     pub agent: AgentId,
-    /// Who answers for the agent, as of the opening of its task.
+    /// The agent's owner, as of the opening of its task.
     pub owner: PersonId,
-    /// In which task.
+    /// Its task.
     pub task: TaskId,
-    /// For what.
+    /// The action it is for.
     pub action: ActionName,
-    /// On what.
+    /// The target of the action.
     pub target: Target,
-    /// Where.
+    /// The resource server it is for.
     pub audience: Audience,
-    /// When it was given.
+    /// When it was issued.
     pub issued_at: Timestamp,
-    /// When it dies by itself.
+    /// When it expires.
     pub expires_at: Timestamp,
-    /// Uses that are left; `None` when its life is the only limit.
+    /// Uses that are left; `None` when only its lifetime limits it.
     pub uses_left: Option<u32>,
-    /// The step-up profiles people approved it under; empty when rules alone did.
+    /// The step-up profiles it was approved under; empty when rules alone approved it.
     pub profiles: Vec<ProfileName>,
 }
 
-/// Most rows of a page.
+/// Rows of a page at most.
 pub const PAGE_MAX: usize = 100;
-/// Grants that are looked at before others are let on.
-const STRETCH: usize = 4_096;
+/// Grants scanned between two yields to other tasks.
+const SCAN_YIELD_EVERY: usize = 4_096;
 
 impl Broker {
-    /// Tokens that are good now, the next to expire first, after the one named. Walks every grant of every open task, and
-    /// lets others on in between; at most [`PAGE_MAX`] rows.
+    /// A page of active tokens, the next to expire first, after the token `after`; at most [`PAGE_MAX`] rows. Scans every
+    /// grant of every open task, and yields in between.
     pub async fn live_tokens(
         &self,
         call: &CallContext,
@@ -49,29 +51,29 @@ impl Broker {
         let now = self.now();
         self.reader(call, now)?;
         let max = max.min(PAGE_MAX);
-        let place = |grant: &Grant| (grant.issued.exp, grant.issued.jti);
+        let sort_key = |grant: &Grant| (grant.issued.exp, grant.issued.jti);
         let after = match after {
             None => None,
-            Some(jti) => Some(place(&*self.state.grant(&jti).ok_or_else(|| {
-                let told = "page_token: no such token";
-                self.refuse(call.method, Reason::NotFound, told)
+            Some(jti) => Some(sort_key(&*self.state.grant(&jti).ok_or_else(|| {
+                let message = "`page_token`: no such token";
+                self.refuse(call.method, Reason::NotFound, message)
             })?)),
         };
         let mut page: BTreeMap<(i64, TokenId), Arc<Grant>> = BTreeMap::new();
-        let mut looked = 0_usize;
+        let mut scanned = 0_usize;
         for task in self.state.open_tasks() {
             for grant in self.state.grants_of(&task.opened.task) {
-                let place = place(&grant);
-                let wanted = after.is_none_or(|after| place > after)
-                    && (page.len() < max || page.last_key_value().is_some_and(|(l, _)| place < *l));
-                if wanted && self.dead(&grant, now).is_none() && !grant.spent() {
-                    page.insert(place, grant);
+                let position = sort_key(&grant);
+                let wanted = after.is_none_or(|after| position > after)
+                    && (page.len() < max || page.last_key_value().is_some_and(|(last, _)| position < *last));
+                if wanted && self.end_cause(&grant, now).is_none() && !grant.spent() {
+                    page.insert(position, grant);
                     if page.len() > max {
                         page.pop_last();
                     }
                 }
-                looked = looked.saturating_add(1);
-                if looked.is_multiple_of(STRETCH) {
+                scanned = scanned.saturating_add(1);
+                if scanned.is_multiple_of(SCAN_YIELD_EVERY) {
                     tokio::task::yield_now().await;
                 }
             }

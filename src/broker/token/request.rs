@@ -1,127 +1,153 @@
+//! Requesting a token: both gates, the outcome of the idempotency key, and the wait for approvers.
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::approve::{self, ApproveError, Decision, Order};
-use crate::broker::{ATTEMPTS, Broker, CallContext, JOINED_MAX, Refusal};
+use crate::broker::transaction::{Transaction, TransactionError};
+use crate::broker::{ATTEMPTS, Broker, CallContext, ATTACHED_MAX, Refusal};
 use crate::model::*;
 use crate::policy::{ActivePolicy, VoteMethod};
-use crate::state::{AccessRequest, AccessStatus, Fixed, Task};
+use crate::state::{AccessRequest, AccessStatus, IdempotencyOutcome, Task};
 use crate::verify::{self, Authenticated, VerifyError};
 
-/// A parsed `RequestToken`.
+/// Input of `RequestToken`.
 #[derive(Debug)]
-pub struct TokenAsk {
-    /// In which task.
+pub struct RequestTokenInput {
+    /// The task.
     pub task: TaskId,
-    /// What for.
+    /// The action the token is for.
     pub action: Action,
-    /// Seconds of life asked for.
+    /// Requested lifetime, in seconds.
     pub ttl: i64,
-    /// Why, in the agent's words.
+    /// The reason, in the agent's words.
     pub reason: Option<Prose>,
     /// The client's idempotency key.
-    pub request_id: RequestId,
-    /// Milliseconds to wait for people.
+    pub idempotency_key: IdempotencyKey,
+    /// Milliseconds to wait for approvers.
     pub wait_ms: u64,
-    /// Evidence, shown again.
+    /// Fresh evidence, when the last is stale.
     pub evidence: Option<Evidence>,
 }
 
-/// Gate 2's answer, for the agent.
+/// Answer of gate 2, for the agent.
 #[derive(Debug)]
 pub enum TokenReply {
     /// A token.
-    Token(Box<TokenGiven>),
-    /// People are asked.
+    Token(Box<IssuedReply>),
+    /// An access request is pending.
     Pending(Box<PendingReply>),
-    /// No.
+    /// Denied.
     Denied(Box<DeniedReply>),
 }
 
-/// A token and how it came about.
+/// A token and the grant it was issued for.
 #[derive(Debug)]
-pub struct TokenGiven {
+pub struct IssuedReply {
     /// The JWT.
     pub token: Secret,
     /// The grant.
     pub issued: Arc<TokenIssued>,
-    /// Openings of its commitments.
+    /// Openings of the commitments in its action.
     pub openings: Option<ActionSecret>,
-    /// Signed anew for a retry.
+    /// Whether it was signed again for a retry.
     pub reissued: bool,
-    /// Rules with their texts.
+    /// Rules that permitted it, with their texts.
     pub rules: Vec<RuleShown>,
-    /// What gate 1 saw in this call.
+    /// The evidence gate 1 verified in this call.
     pub facts: EvidenceFacts,
 }
 
-/// What is waited for.
+/// A pending access request.
 #[derive(Debug)]
 pub struct PendingReply {
     /// The access request.
     pub access_request: AccessRequestId,
-    /// The answer that opened it.
+    /// The decision that opened it.
     pub decision: DecisionId,
-    /// Profiles, and how far they are.
+    /// The profiles it needs, and the votes each has.
     pub needs: Vec<ProfileState>,
-    /// When waiting ends.
+    /// When it expires.
     pub expires_at: Timestamp,
-    /// Rules that ask for it.
+    /// Rules that require approval.
     pub rules: Vec<RuleShown>,
-    /// The arithmetic so far.
+    /// How the lifetime was computed so far.
     pub ttl: TtlSum,
-    /// The evidence went stale while waiting.
+    /// The evidence went stale during the wait: the client must send new evidence.
     pub show_evidence: bool,
-    /// What gate 1 saw in this call.
+    /// The evidence gate 1 verified in this call.
     pub facts: EvidenceFacts,
-    /// What it was decided on: a waiting call wakes when any of it moves.
-    pub(in crate::broker) basis: Basis,
+    /// The versions it was computed from: a waiting call evaluates again when one of them changes.
+    pub(in crate::broker) versions: DecisionVersions,
 }
 
-/// Versions of the access request, the task, the agent and the rules.
-pub(in crate::broker) type Basis = [Version; 4];
+/// Versions a pending answer was computed from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::broker) struct DecisionVersions {
+    access_request: Version,
+    task: Version,
+    agent: Version,
+    policy: Version,
+}
 
-/// A no.
+impl DecisionVersions {
+    /// Takes the versions of what was read; zero for what is missing.
+    pub(in crate::broker) fn new(
+        access_request: Version,
+        task: Option<&Task>,
+        agent: Version,
+        rules: Option<&ActivePolicy>,
+    ) -> Self {
+        Self {
+            access_request,
+            task: task.map_or(0, |t| t.version),
+            agent,
+            policy: rules.map_or(0, |r| r.version),
+        }
+    }
+}
+
+/// A denial.
 #[derive(Debug)]
 pub struct DeniedReply {
-    /// Why.
+    /// The reason.
     pub why: DeniedReason,
-    /// The answer, when rules gave it now.
+    /// The decision; absent for an expiry without one.
     pub decision: Option<DecisionId>,
-    /// Rules that say so.
+    /// Rules that deny it.
     pub rules: Vec<RuleShown>,
-    /// The access request that people or time decided.
+    /// The access request that was denied or has expired.
     pub access_request: Option<AccessRequestId>,
-    /// What the person who said no tells the agent.
+    /// The comment of the approver who denied it.
     pub comment: Option<Comment>,
-    /// What gate 1 saw in this call.
+    /// The evidence gate 1 verified in this call.
     pub facts: EvidenceFacts,
 }
 
 pub use crate::card::RuleShown;
 
-/// A profile and how far it is.
+/// A step-up profile and the votes it has.
 #[derive(Debug, Clone)]
 pub struct ProfileState {
     /// Name and digest.
     pub profile: ProfileRef,
-    /// Whose yes counts.
+    /// The group whose members may approve.
     pub group: String,
-    /// How many people.
+    /// Approvals it needs.
     pub quorum: u32,
-    /// Who said yes so far and still counts.
+    /// The approvers whose votes count now.
     pub approvers: Vec<PersonId>,
-    /// How a yes is given; absent when the profile is defined no more.
+    /// How votes are signed; absent when the profile is no longer defined.
     pub method: Option<VoteMethod>,
 }
 
-/// Longest server-side wait, in milliseconds.
+/// Longest wait for approvers in one call, in milliseconds.
 const WAIT_MAX_MS: u64 = 60_000;
 
-/// One round of both gates for one call: who asks for what, under which rules, at which moment.
-pub(in crate::broker) struct Turn<'a> {
+/// One evaluation of both gates: the call and what it read, at one moment.
+pub(in crate::broker) struct TokenAttempt<'a> {
     pub(in crate::broker) call: &'a CallContext,
-    pub(in crate::broker) ask: &'a TokenAsk,
+    pub(in crate::broker) input: &'a RequestTokenInput,
     pub(in crate::broker) authenticated: &'a Authenticated,
     pub(in crate::broker) rules: &'a ActivePolicy,
     pub(in crate::broker) task: &'a Task,
@@ -130,58 +156,51 @@ pub(in crate::broker) struct Turn<'a> {
     pub(in crate::broker) now: Timestamp,
 }
 
-/// What one round of both gates came to.
-pub(in crate::broker) enum Round {
-    Done(TokenReply),
-    /// Something moved between decision and entry: nothing was done.
-    Again,
-}
-
 impl Broker {
-    /// Both gates; waits for people as long as asked, holding no pass while it waits.
+    /// Requests a token: passes both gates, and waits for approvers up to `wait_ms`, holding no gate pass during the wait.
     pub async fn request_token(
         &self,
         call: &CallContext,
-        ask: TokenAsk,
+        input: RequestTokenInput,
     ) -> Result<TokenReply, Refusal> {
         let now = self.now();
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
-        let evidence_hash = ask.evidence.as_ref().map(verify::evidence_hash);
+        let evidence_hash = input.evidence.as_ref().map(verify::evidence_hash);
         let (task, possession) = self.task_possession(
             call,
-            &ask.task,
-            Some(ask.action.digest()),
+            &input.task,
+            Some(input.action.digest()),
             evidence_hash,
             now,
         )?;
-        if !self.runs(&task, now) {
-            return Err(self.refuse(call.method, Reason::TaskEnded, "the task is over"));
+        if !self.is_running(&task, now) {
+            return Err(self.refuse(call.method, Reason::TaskEnded, "the task has ended"));
         }
-        let attested = match &ask.evidence {
+        let attested = match &input.evidence {
             Some(evidence) => Arc::new(self.attest(evidence, now).map_err(|e| closed(&e))?),
             None => self
-                .remembered(&ask.task)
+                .cached_attestation(&input.task)
                 .ok_or_else(|| closed(&VerifyError::Stale))?,
         };
         let authenticated =
             Authenticated::for_task(attested, possession, &task.opened).map_err(|e| closed(&e))?;
-        if ask.ttl <= 0 {
-            return Err(self.refuse(call.method, Reason::InvalidTtl, "ttl must be above zero"));
+        if input.ttl <= 0 {
+            return Err(self.refuse(call.method, Reason::InvalidTtl, "`ttl` must be above zero"));
         }
-        let waiting = (ask.wait_ms > 0).then(|| self.waits.try_acquire().ok());
+        let waiting = (input.wait_ms > 0).then(|| self.wait_permits.try_acquire().ok());
         let wait = match waiting {
-            Some(Some(_)) => Duration::from_millis(ask.wait_ms.min(WAIT_MAX_MS)),
+            Some(Some(_)) => Duration::from_millis(input.wait_ms.min(WAIT_MAX_MS)),
             Some(None) | None => Duration::ZERO,
         };
         let mut stopping = self.stopping.subscribe();
         let until = tokio::time::sleep(wait);
         tokio::pin!(until);
-        let mut shown: Option<PendingReply> = None;
+        let mut last: Option<PendingReply> = None;
         loop {
-            let reply = match self.both_gates(call, &authenticated, &ask).await {
+            let reply = match self.evaluate_with_retry(call, &authenticated, &input).await {
                 Ok(reply) => reply,
-                // Evidence that went stale during the wait is asked for, not refused: the wait was honest.
-                Err(refusal) if refusal.reason == Reason::EvidenceStale => match shown {
+                // Evidence that went stale during the wait is not the client's fault: ask for new evidence.
+                Err(refusal) if refusal.reason == Reason::EvidenceStale => match last {
                     Some(pending) => {
                         return Ok(TokenReply::Pending(Box::new(PendingReply {
                             show_evidence: true,
@@ -192,8 +211,8 @@ impl Broker {
                 },
                 Err(refusal) => return Err(refusal),
             };
-            if ask.evidence.is_some() {
-                self.remember(ask.task, &authenticated);
+            if input.evidence.is_some() {
+                self.cache_attestation(input.task, &authenticated);
             }
             let pending = match reply {
                 TokenReply::Pending(pending) if !wait.is_zero() => pending,
@@ -201,12 +220,12 @@ impl Broker {
             };
             let expired = tokio::time::sleep(pending.expires_at.after(self.now()));
             tokio::pin!(expired);
-            // Others are worked on while this call only waits.
+            // A call that only waits holds no concurrency permit.
             call.permit.release();
-            let mut bell = self.bells.listen(pending.access_request);
-            // From here on whatever concerns it rings; what came before shows in what it was decided on.
+            let mut subscription = self.bells.listen(pending.access_request);
+            // Later changes notify the subscription; earlier ones show in the versions.
             loop {
-                bell.heard();
+                subscription.heard();
                 if self.journal.tail().borrow().failed {
                     return Err(self.refuse(
                         call.method,
@@ -214,80 +233,77 @@ impl Broker {
                         "the journal has stopped",
                     ));
                 }
-                if self.basis(&ask.task, &pending.access_request) != pending.basis {
+                if self.decision_versions(&input.task, &pending.access_request) != pending.versions {
                     break;
                 }
                 tokio::select! {
                     () = &mut until => return Ok(TokenReply::Pending(pending)),
                     _ = stopping.wait_for(|stopping| *stopping) => return Ok(TokenReply::Pending(pending)),
                     () = &mut expired => break,
-                    () = bell.rings() => {}
+                    () = subscription.rings() => {}
                 }
             }
-            shown = Some(*pending);
+            last = Some(*pending);
             call.permit.reacquire().await;
         }
     }
 
-    fn basis(&self, task: &TaskId, access_request: &AccessRequestId) -> Basis {
+    fn decision_versions(&self, task: &TaskId, access_request: &AccessRequestId) -> DecisionVersions {
+        let request = self.state.access_request(access_request);
         let task = self.state.task(task);
-        [
-            self.state
-                .access_request(access_request)
-                .map_or(0, |r| r.version),
-            task.as_ref().map_or(0, |t| t.version),
-            task.map_or(0, |t| self.state.standing(&t.opened.agent).version),
-            self.views.rules().map_or(0, |r| r.version),
-        ]
+        let agent = task
+            .as_ref()
+            .map_or(0, |t| self.state.standing(&t.opened.agent).version);
+        DecisionVersions::new(
+            request.map_or(0, |r| r.version),
+            task.as_deref(),
+            agent,
+            self.projections.rules().as_deref(),
+        )
     }
 
-    async fn both_gates(
+    async fn evaluate_with_retry(
         &self,
         call: &CallContext,
         authenticated: &Authenticated,
-        ask: &TokenAsk,
+        input: &RequestTokenInput,
     ) -> Result<TokenReply, Refusal> {
-        for _ in 0..ATTEMPTS {
-            match self.round(call, authenticated, ask).await? {
-                Round::Done(reply) => return Ok(reply),
-                Round::Again => {}
-            }
-        }
-        Err(self.refuse(
-            call.method,
-            Reason::Conflict,
-            "what the decision rests on keeps moving",
-        ))
+        let conflict = "the state the decision was made from keeps changing";
+        self.transaction(call.method, ATTEMPTS, conflict, |attempt| async move {
+            self.evaluate_once(call, authenticated, input, attempt).await
+        })
+        .await
     }
 
-    /// One round: gate 1, what the request id already stands for, gate 2, entry.
-    async fn round(
+    /// One attempt: gate 1, the outcome the idempotency key already has, gate 2, append.
+    async fn evaluate_once(
         &self,
         call: &CallContext,
         authenticated: &Authenticated,
-        ask: &TokenAsk,
-    ) -> Result<Round, Refusal> {
+        input: &RequestTokenInput,
+        transaction: Transaction<'_>,
+    ) -> Result<TokenReply, TransactionError> {
         let now = self.now();
-        // Taken before anything is read: what is decided below has folded at least this much.
+        // Taken before anything is read: the decision below has seen at least the entries up to here.
         let position = self.state.position();
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
-        let task = self.state.task(&ask.task).filter(|t| self.runs(t, now));
+        let task = self.state.task(&input.task).filter(|t| self.is_running(t, now));
         let task =
-            task.ok_or_else(|| self.refuse(call.method, Reason::TaskEnded, "the task is over"))?;
+            task.ok_or_else(|| self.refuse(call.method, Reason::TaskEnded, "the task has ended"))?;
         let rules = self
-            .views
+            .projections
             .rules()
             .ok_or_else(|| closed(&VerifyError::NoRules))?;
         let agent_version = self.state.standing(&task.opened.agent).version;
-        let standing = self.standing(authenticated, Some(&rules), Some(&task));
+        let context = self.gate_1_context(authenticated, Some(&rules), Some(&task));
         let verified = authenticated
-            .verify(standing, now)
+            .verify(context, now)
             .map_err(|e| closed(&e))?;
-        let request_id = self.state.request_id(&ask.task, &ask.request_id);
-        let request_version = request_id.version;
-        let turn = Turn {
+        let outcome = self.state.idempotency_outcome(&input.task, &input.idempotency_key);
+        let request_version = outcome.version;
+        let attempt = TokenAttempt {
             call,
-            ask,
+            input,
             authenticated,
             rules: &rules,
             task: &task,
@@ -296,133 +312,137 @@ impl Broker {
             now,
         };
 
-        match request_id
+        match outcome
             .value
-            .or_else(|| self.stands_for(&ask.task, &ask.request_id, now))
+            .or_else(|| self.implied_outcome(&input.task, &input.idempotency_key, now))
         {
-            Some(Fixed::Granted(jti)) => return self.grant_again(&turn, verified, &jti).await,
-            Some(Fixed::Refused(id)) => return self.refused_before(&turn, &id),
+            Some(IdempotencyOutcome::Granted(jti)) => return self.reissue(&attempt, verified, &jti, transaction).await,
+            Some(IdempotencyOutcome::Refused(id)) => return Ok(self.replay_denial(&attempt, &id)?),
             None => {}
         }
-        self.clock_sure(call.method)?;
-        if let Err(problem) = rules.bundle.check_action(&ask.action) {
-            return Err(self.refuse_action(&turn, &problem).await);
+        self.require_reliable_clock(call.method)?;
+        if let Err(problem) = rules.bundle.check_action(&input.action) {
+            return Err(self.refuse_action(&attempt, &problem).await.into());
         }
-        // Before looking for one that waits: an opening that comes after this line refuses ours.
+        // Read before the search for a pending one: an opening after this line makes ours conflict.
         let asks = self.state.asks(&task.opened.agent);
-        let waiting = self.state.waiting_for(&ask.task, ask.action.digest(), now);
-        self.same_question(&turn)?;
+        let waiting = self.state.waiting_for(&input.task, input.action.digest(), now);
+        self.check_same_action(&attempt)?;
         let order = Order {
-            action: ask.action.clone(),
-            ttl: ask.ttl,
+            action: input.action.clone(),
+            ttl: input.ttl,
         };
-        let id = DecisionId::from_random(self.draw());
+        let id = DecisionId::from_random(self.random_bytes());
         match approve::decide(
             verified,
             &order,
             waiting.as_deref(),
-            self.action_freeze(&ask.action.name),
-            self.ground(&rules),
+            self.action_freeze(&input.action.name),
+            self.decision_context(&rules),
             id,
         ) {
-            Ok(Decision::Approved(approved)) => self.grant(&turn, *approved, position).await,
+            Ok(Decision::Approved(approved)) => {
+                self.issue(&attempt, *approved, position, transaction).await
+            }
             Ok(Decision::Pending(pending)) => match waiting {
                 Some(request) => {
-                    self.join(&turn, &request)?;
+                    self.attach(&attempt, &request)?;
                     self.count_decision("pending", &request.opened.decision.rules);
-                    Ok(Round::Done(self.pending_reply(
-                        &turn,
-                        &request,
-                        request.version,
-                    )))
+                    Ok(self.pending_reply(&attempt, &request, request.version))
                 }
-                None => self.open_access_request(&turn, *pending, &asks).await,
+                None => {
+                    self.open_access_request(&attempt, *pending, &asks, transaction)
+                        .await
+                }
             },
-            Ok(Decision::Denied(denied)) => self.deny(&turn, *denied).await,
-            Err(ApproveError::NoTime("evidence")) => Err(closed(&VerifyError::Stale)),
+            Ok(Decision::Denied(denied)) => Ok(self.deny(&attempt, *denied).await?),
+            Err(ApproveError::NoTime("evidence")) => Err(closed(&VerifyError::Stale).into()),
             Err(ApproveError::NoTime(_)) => Err(self.refuse(
                 call.method,
                 Reason::TaskEnded,
                 "less than a second of the task is left",
-            )),
-            Err(ApproveError::RulesChanged) => Ok(Round::Again),
+            )
+            .into()),
+            Err(ApproveError::RulesChanged) => Err(TransactionError::Retry),
             Err(error @ (ApproveError::OtherAction | ApproveError::NoTask)) => {
-                Err(self.refuse(call.method, Reason::Undecided, error.to_string()))
+                Err(self
+                    .refuse(call.method, Reason::Undecided, error.to_string())
+                    .into())
             }
         }
     }
 
-    /// What a request id stands for without an entry: by a time that has passed, or by what this broker remembers of
-    /// joining.
-    fn stands_for(&self, task: &TaskId, request_id: &RequestId, now: Timestamp) -> Option<Fixed> {
+    /// The outcome of an idempotency key without an entry of its own: its access request expired, or the one it is
+    /// attached to was decided.
+    fn implied_outcome(&self, task: &TaskId, idempotency_key: &IdempotencyKey, now: Timestamp) -> Option<IdempotencyOutcome> {
         let expired =
             |r: &AccessRequest| r.status == AccessStatus::Waiting && now >= r.opened.expires_at;
-        if let Some(id) = self.joined_to(task, request_id) {
-            let joined = self.state.access_request(&id)?;
+        if let Some(id) = self.attached_to(task, idempotency_key) {
+            let attached = self.state.access_request(&id)?;
             let closed = matches!(
-                joined.status,
+                attached.status,
                 AccessStatus::Denied | AccessStatus::Closed(CloseCause::Expired)
-            ) || expired(&joined);
-            return closed.then_some(Fixed::Refused(id));
+            ) || expired(&attached);
+            return closed.then_some(IdempotencyOutcome::Refused(id));
         }
         let own = self.state.requests_of(task);
         own.iter()
-            .find(|r| r.opened.request_id == *request_id && expired(r))
-            .map(|r| Fixed::Refused(r.opened.access_request))
+            .find(|r| r.opened.idempotency_key == *idempotency_key && expired(r))
+            .map(|r| IdempotencyOutcome::Refused(r.opened.access_request))
     }
 
-    fn joined_to(&self, task: &TaskId, request_id: &RequestId) -> Option<AccessRequestId> {
-        self.lock(&self.joined)
+    fn attached_to(&self, task: &TaskId, idempotency_key: &IdempotencyKey) -> Option<AccessRequestId> {
+        self.lock(&self.attached)
             .get(task)
-            .and_then(|ids| ids.get(request_id))
+            .and_then(|ids| ids.get(idempotency_key))
             .copied()
     }
 
-    /// Remembers that a request id waits with another's access request.
-    fn join(&self, turn: &Turn<'_>, request: &AccessRequest) -> Result<(), Refusal> {
-        if request.opened.request_id == turn.ask.request_id {
+    /// Attaches an idempotency key to an access request opened under another.
+    fn attach(&self, attempt: &TokenAttempt<'_>, request: &AccessRequest) -> Result<(), Refusal> {
+        if request.opened.idempotency_key == attempt.input.idempotency_key {
             return Ok(());
         }
         let full = {
-            let mut joined = self.lock(&self.joined);
-            let of_task = joined.entry(turn.ask.task).or_default();
-            let full = of_task.len() >= JOINED_MAX && !of_task.contains_key(&turn.ask.request_id);
+            let mut attached = self.lock(&self.attached);
+            let of_task = attached.entry(attempt.input.task).or_default();
+            let full = of_task.len() >= ATTACHED_MAX && !of_task.contains_key(&attempt.input.idempotency_key);
             if !full {
-                of_task.insert(turn.ask.request_id.clone(), request.opened.access_request);
+                of_task.insert(attempt.input.idempotency_key.clone(), request.opened.access_request);
             }
             full
         };
         if full {
             return Err(self.refuse(
-                turn.call.method,
+                attempt.call.method,
                 Reason::TooManyPending,
-                "too many request ids wait in this task",
+                "too many idempotency keys wait in this task",
             ));
         }
         Ok(())
     }
 
-    /// A request id that still waits for one action cannot ask for another: no yes to the one opens the gate for the other.
-    fn same_question(&self, turn: &Turn<'_>) -> Result<(), Refusal> {
-        let Turn { call, ask, now, .. } = *turn;
-        let joined = self.joined_to(&ask.task, &ask.request_id);
-        let other = |r: &Arc<AccessRequest>| {
-            (r.opened.request_id == ask.request_id || Some(r.opened.access_request) == joined)
+    /// An idempotency key that waits for one action cannot be used for another: no approval of the one covers the other.
+    fn check_same_action(&self, attempt: &TokenAttempt<'_>) -> Result<(), Refusal> {
+        let TokenAttempt { call, input, now, .. } = *attempt;
+        let attached = self.attached_to(&input.task, &input.idempotency_key);
+        let differs = |r: &Arc<AccessRequest>| {
+            (r.opened.idempotency_key == input.idempotency_key || Some(r.opened.access_request) == attached)
                 && r.waits(now)
-                && r.action.as_ref().is_some_and(|a| **a != ask.action)
+                && r.action.as_ref().is_some_and(|a| **a != input.action)
         };
-        if self.state.requests_of(&ask.task).iter().any(other) {
+        if self.state.requests_of(&input.task).iter().any(differs) {
             return Err(self.refuse(
                 call.method,
                 Reason::ApprovalOutOfScope,
-                "this request_id waits for people to decide another action",
+                "this idempotency key waits for the approval of another action",
             ));
         }
         Ok(())
     }
 
     pub(in crate::broker) fn rules_shown(&self, rules: &[RuleRef]) -> Vec<RuleShown> {
-        let in_force = self.views.rules();
+        let in_force = self.projections.rules();
         let why = |id: &str| {
             in_force
                 .as_ref()

@@ -1,33 +1,37 @@
+//! Revoking a token.
+
 use crate::broker::governance::pending_revocation::{Doomed, Wish};
+use crate::broker::transaction::UNTIL_DONE;
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
 
-/// How a token stands after it was revoked.
+/// A token after its revocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenRevoked {
-    /// False: it was dead already.
+    /// False: it had ended already.
     pub changed: bool,
-    /// Why it is dead.
+    /// Why it ended.
     pub cause: EndCause,
-    /// Index of the entry that ended it, where one did: validators that have read this far refuse it.
+    /// Index of the entry that ended it, where one did: a validator that has read the feed so far refuses it.
     pub index: Option<u64>,
 }
 
 impl Broker {
-    /// An operator ends one token; its task goes on. Of a dead one it says why it is dead. A crash before the entry leaves
-    /// the token alive and the operator without an answer.
+    /// Revokes one token for an operator; its task goes on. For a token that had ended it answers why. A crash before the
+    /// entry leaves the token active and the operator without an answer.
     pub async fn revoke_token(
         &self,
         call: &CallContext,
         jti: TokenId,
     ) -> Result<TokenRevoked, Refusal> {
         let operator = self.person(call)?;
-        loop {
-            let rules = self.still_operator(call, &operator)?;
+        let operator = &operator;
+        self.transaction(call.method, UNTIL_DONE, "the token keeps changing while it is revoked", |attempt| async move {
+            let rules = self.still_operator(call, operator)?;
             let Some(grant) = self.state.grant(&jti) else {
-                let told = format!("no token {jti} was ever issued here");
-                return Err(self.refuse(call.method, Reason::NotFound, told));
+                let message = format!("no token {jti} was issued here");
+                return Err(self.refuse(call.method, Reason::NotFound, message).into());
             };
             if let Some(cause) = self.state.dead(&grant, self.now()) {
                 let of_task = self.state.task(&grant.issued.task).and_then(|t| t.ended);
@@ -38,30 +42,27 @@ impl Broker {
                     index: ended.or_else(|| self.state.action_frozen_at(&grant)),
                 });
             }
-            let fact = Event::GrantsEnded(GrantsEnded {
+            let event = Event::GrantsEnded(GrantsEnded {
                 jtis: vec![jti],
                 cause: EndCause::Operator,
                 by: Some(operator.id.clone()),
             });
             let append = Append {
                 read_set: vec![(Stream::Policy, rules.version)],
-                ..Append::one(fact, vec![(Stream::Token(jti), grant.version)])
+                ..Append::one(event, vec![(Stream::Token(jti), grant.version)])
             };
-            match self.journal.append(append).await {
-                Ok(entry) => {
-                    self.pardon(&Doomed::Token(jti));
-                    return Ok(TokenRevoked {
-                        changed: true,
-                        cause: EndCause::Operator,
-                        index: Some(entry.index),
-                    });
-                }
-                Err(AppendError::Conflict(_)) => {}
-                Err(error) => {
-                    let wish = Wish::of(operator.id, EndCause::Operator);
-                    return Err(self.doom(call.method, Doomed::Token(jti), wish, &error));
-                }
-            }
-        }
+            let refuse = |error: &AppendError| {
+                let wish = Wish::of(operator.id.clone(), EndCause::Operator);
+                self.doom(call.method, Doomed::Token(jti), wish, error)
+            };
+            let entry = attempt.append_or(append, refuse).await?;
+            self.pardon(&Doomed::Token(jti));
+            Ok(TokenRevoked {
+                changed: true,
+                cause: EndCause::Operator,
+                index: Some(entry.index),
+            })
+        })
+        .await
     }
 }

@@ -1,57 +1,59 @@
+//! Step-up: opens an access request for approvers.
+
 use std::collections::BTreeSet;
 
 use crate::approve::{Pending, votes};
-use crate::broker::token::request::{PendingReply, ProfileState, Round, TokenReply, Turn};
+use crate::broker::token::request::{DecisionVersions, PendingReply, ProfileState, TokenAttempt, TokenReply};
+use crate::broker::transaction::{Transaction, TransactionError};
 use crate::broker::{Broker, Refusal};
-use crate::journal::{Append, AppendError, Blob};
+use crate::journal::{Append, Blob};
 use crate::model::*;
 use crate::policy::{ApprovalLimits, ActivePolicy};
 use crate::state::{AccessRequest, Asks, Versioned};
 
-/// Longest action that people are asked about, in bytes of its canonical form: what nobody could read, or no message could
-/// carry to them, nobody could refuse.
-const ASKED_BYTES_MAX: usize = 16 * 1024;
+/// Longest action of an access request, in bytes of its canonical form: approvers must be able to read it.
+const ACTION_BYTES_MAX: usize = 16 * 1024;
 
 impl Broker {
-    /// People are asked. A crash before the append leaves nothing; after it, an access request that the same action in the
-    /// same task finds again.
+    /// Opens an access request. A crash before the append leaves nothing; after it, an access request that the same action in
+    /// the same task finds.
     pub(in crate::broker) async fn open_access_request(
         &self,
-        turn: &Turn<'_>,
+        attempt: &TokenAttempt<'_>,
         pending: Pending,
         asks: &Versioned<Asks>,
-    ) -> Result<Round, Refusal> {
-        let Turn {
-            call,
-            ask,
+        transaction: Transaction<'_>,
+    ) -> Result<TokenReply, TransactionError> {
+        let TokenAttempt {
+            input,
             authenticated,
             rules,
             task,
             now,
             ..
-        } = *turn;
-        // The owner by today's registration, which `stand` just matched: never eligible to vote.
+        } = *attempt;
+        // The owner by the registration gate 1 just matched: never eligible to vote.
         let owner = rules
             .bundle
             .agent(&task.opened.agent)
             .map_or_else(|| task.opened.owner.clone(), |a| a.owner.clone());
         let owner_asks = self.state.owner_asks(&owner);
-        self.may_ask(turn, &asks.value, &owner_asks.value)?;
-        let id = AccessRequestId::from_random(self.draw());
-        let (action, secret) = ask
+        self.check_ask_limits(attempt, &asks.value, &owner_asks.value)?;
+        let id = AccessRequestId::from_random(self.random_bytes());
+        let (action, secret) = input
             .action
-            .on_record(&pending.sensitive, &mut || self.draw());
+            .on_record(&pending.sensitive, &mut || self.random_bytes());
         let secret = secret.map(|s| Blob::new(s.blob()));
-        let reason = ask
+        let reason = input
             .reason
             .as_ref()
-            .map(|prose| Blob::new(prose.blob(self.draw())));
-        let fact = AccessRequestOpened {
+            .map(|prose| Blob::new(prose.blob(self.random_bytes())));
+        let event = AccessRequestOpened {
             access_request: id,
-            task: ask.task,
+            task: input.task,
             agent: task.opened.agent.clone(),
             owner: owner.clone(),
-            request_id: ask.request_id.clone(),
+            idempotency_key: input.idempotency_key.clone(),
             action,
             secret: secret.as_ref().map(Blob::hash),
             reason: reason.as_ref().map(Blob::hash),
@@ -65,60 +67,52 @@ impl Broker {
             read_set: pending.read_set,
             not_after: Some(pending.not_after),
             blobs: secret.into_iter().chain(reason).collect(),
-            // INVARIANT (one open access request for an action): two openings of one agent cannot both have read `asks`,
-            // nor an opening the noes that a vote adds to meanwhile.
+            // INVARIANT (one open access request for an action): of two openings by one agent that read the same `asks`
+            // one conflicts, and so does an opening that missed a denial.
             ..Append::one(
-                Event::AccessRequestOpened(fact),
+                Event::AccessRequestOpened(event),
                 vec![
                     (Stream::Access(id), 0),
                     (Stream::Asks(task.opened.agent.clone()), asks.version),
                     (Stream::OwnerAsks(owner), owner_asks.version),
-                    // One request id cannot become a grant for one action and a question about another.
+                    // One idempotency key cannot become a grant for one action and an access request for another.
                     (
-                        Stream::Request(ask.task, ask.request_id.clone()),
-                        turn.request_version,
+                        Stream::Request(input.task, input.idempotency_key.clone()),
+                        attempt.request_version,
                     ),
                 ],
             )
         };
-        match self.journal.append(append).await {
-            Ok(entry) => match self.state.access_request(&id) {
-                // As of its opening: a vote that is there already wakes the wait at once.
-                Some(request) => {
-                    self.count_decision("pending", &request.opened.decision.rules);
-                    Ok(Round::Done(self.pending_reply(
-                        turn,
-                        &request,
-                        entry.index + 1,
-                    )))
-                }
-                None => Ok(Round::Again),
-            },
-            Err(AppendError::Conflict(_) | AppendError::Late) => Ok(Round::Again),
-            Err(error) => Err(self.refuse_append(call.method, &error)),
-        }
+        let entry = transaction.append(append).await?;
+        let request = self
+            .state
+            .access_request(&id)
+            .ok_or(TransactionError::Retry)?;
+        self.count_decision("pending", &request.opened.decision.rules);
+        // At the version of its opening: a vote that was cast since then ends the wait at once.
+        Ok(self.pending_reply(attempt, &request, entry.index + 1))
     }
 
-    /// Whether people may be asked once more: how much waits already, and how lately they said no.
-    fn may_ask(
+    /// Limits on opening access requests: size, how many are pending, how many a minute, and the back-off after denials.
+    fn check_ask_limits(
         &self,
-        turn: &Turn<'_>,
+        attempt: &TokenAttempt<'_>,
         asks: &Asks,
         of_owner: &BTreeSet<AccessRequestId>,
     ) -> Result<(), Refusal> {
-        let Turn {
+        let TokenAttempt {
             call,
-            ask,
+            input,
             rules,
             now,
             ..
-        } = *turn;
-        let size = json::canonical(&ask.action.to_json()).map_or(usize::MAX, |text| text.len());
-        if size > ASKED_BYTES_MAX {
-            let told = format!(
-                "the action has {size} bytes; people are asked about at most {ASKED_BYTES_MAX}"
+        } = *attempt;
+        let size = json::canonical(&input.action.to_json()).map_or(usize::MAX, |text| text.len());
+        if size > ACTION_BYTES_MAX {
+            let message = format!(
+                "the action has {size} bytes; approvers are shown at most {ACTION_BYTES_MAX}"
             );
-            return Err(self.refuse(call.method, Reason::WrongParameters, told));
+            return Err(self.refuse(call.method, Reason::WrongParameters, message));
         }
         let bounds = rules.bundle.approval_limits();
         let counts = [
@@ -128,31 +122,31 @@ impl Broker {
         for (whose, waiting, max) in counts {
             let waiting = self.state.count_waiting(waiting, now);
             if waiting >= usize::try_from(max).unwrap_or(usize::MAX) {
-                let told =
-                    format!("{waiting} access requests of this {whose} wait; at most {max} may");
-                return Err(self.refuse(call.method, Reason::TooManyPending, told));
+                let message =
+                    format!("{waiting} access requests of this {whose} are pending; at most {max} may be");
+                return Err(self.refuse(call.method, Reason::TooManyPending, message));
             }
         }
         let opens = asks.opens_since(now.plus_secs(-60));
         let most = usize::try_from(bounds.opens_per_minute).unwrap_or(usize::MAX);
         if most > 0 && opens >= most {
-            let told = format!(
-                "people were asked {opens} times for this agent in a minute; at most {} are",
+            let message = format!(
+                "the agent opened {opens} access requests in a minute; at most {} are allowed",
                 bounds.opens_per_minute
             );
-            return Err(self.refuse(call.method, Reason::BackOff, told));
+            return Err(self.refuse(call.method, Reason::BackOff, message));
         }
         let since = now.plus_secs(-ApprovalLimits::DENIAL_WINDOW_S);
-        let noes = asks.noes_since(since);
-        let pause = noes
+        let denials = asks.noes_since(since);
+        let pause = denials
             .checked_sub(1)
             .and_then(|n| bounds.back_off_s.get(n).or(bounds.back_off_s.last()));
         if let (Some(last), Some(pause)) = (asks.noes.last(), pause) {
             let until = last.plus_secs(i64::from(*pause));
             if now < until {
-                let told = format!(
-                    "people said no {} within the hour; ask again in {}",
-                    match noes {
+                let message = format!(
+                    "approvers denied the agent {} within the hour; ask again in {}",
+                    match denials {
                         1 => "once".to_owned(),
                         n => format!("{n} times"),
                     },
@@ -160,7 +154,7 @@ impl Broker {
                 );
                 return Err(Refusal {
                     retry_after: Some(until.after(now)),
-                    ..self.refuse(call.method, Reason::BackOff, told)
+                    ..self.refuse(call.method, Reason::BackOff, message)
                 });
             }
         }
@@ -169,30 +163,30 @@ impl Broker {
 
     pub(in crate::broker) fn pending_reply(
         &self,
-        turn: &Turn<'_>,
+        attempt: &TokenAttempt<'_>,
         request: &AccessRequest,
         version: Version,
     ) -> TokenReply {
         TokenReply::Pending(Box::new(PendingReply {
             access_request: request.opened.access_request,
             decision: request.opened.decision.id,
-            needs: self.needs(request, turn.rules, turn.now),
+            needs: self.approval_progress(request, attempt.rules, attempt.now),
             expires_at: request.opened.expires_at,
             rules: self.rules_shown(&request.opened.decision.rules),
             ttl: request.opened.decision.ttl.clone(),
             show_evidence: false,
-            facts: turn.authenticated.facts().clone(),
-            basis: [
+            facts: attempt.authenticated.facts().clone(),
+            versions: DecisionVersions::new(
                 version,
-                turn.task.version,
-                turn.agent_version,
-                turn.rules.version,
-            ],
+                Some(attempt.task),
+                attempt.agent_version,
+                Some(attempt.rules),
+            ),
         }))
     }
 
-    /// The profiles an access request needs, and how far each is by today's roster.
-    pub(in crate::broker) fn needs(
+    /// The profiles an access request needs, and the votes each has, by today's registrations.
+    pub(in crate::broker) fn approval_progress(
         &self,
         request: &AccessRequest,
         rules: &ActivePolicy,

@@ -1,60 +1,60 @@
+//! Cache of verified tokens.
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::jose::KeySet;
 use crate::model::{Digest, KeyId, TokenId};
 
-/// Tokens of ours that were read: exactly these bytes verified under one of these keys and say what their grant says. That
-/// never changes, so it is not worked out twice; whether the grant lives, and for whom, is asked each time.
-///
-/// Known by the SHA-256 of the whole token: another signature, header or claim is another name.
+/// Tokens issued here whose signature and claims were verified, by SHA-256 of the whole token and bound to one key set.
+/// Whether the grant is active, and for which audience, is never cached.
 #[derive(Debug, Default)]
-pub(in crate::broker) struct Readings(Mutex<Generations>);
+pub(in crate::broker) struct VerifiedTokenCache(Mutex<Generations>);
 
-/// Two generations, so that forgetting is dropping one of them.
+/// Two generations, so that eviction drops one of them.
 #[derive(Debug, Default)]
 struct Generations {
     keys: Option<Arc<KeySet>>,
-    young: HashMap<Digest, (TokenId, KeyId)>,
-    old: HashMap<Digest, (TokenId, KeyId)>,
+    recent: HashMap<Digest, (TokenId, KeyId)>,
+    previous: HashMap<Digest, (TokenId, KeyId)>,
 }
 
 /// Tokens of one generation; about 100 bytes each.
 const GENERATION_MAX: usize = 65_536;
 
-impl Readings {
-    /// The grant and signing key of a token that was read under these very keys; under others nothing was.
-    pub(in crate::broker) fn of(
+impl VerifiedTokenCache {
+    /// The grant and signing key of a token that was verified under this key set.
+    pub(in crate::broker) fn get(
         &self,
         keys: &Arc<KeySet>,
         text: &Digest,
     ) -> Option<(TokenId, KeyId)> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !kept.keys.as_ref().is_some_and(|of| Arc::ptr_eq(of, keys)) {
+        let cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !cached.keys.as_ref().is_some_and(|of| Arc::ptr_eq(of, keys)) {
             return None;
         }
-        kept.young.get(text).or_else(|| kept.old.get(text)).cloned()
+        cached.recent.get(text).or_else(|| cached.previous.get(text)).cloned()
     }
 
-    /// Notes that a token was read.
-    pub(in crate::broker) fn note(
+    /// Adds a token that was verified.
+    pub(in crate::broker) fn insert(
         &self,
         keys: &Arc<KeySet>,
         text: Digest,
         jti: TokenId,
         kid: KeyId,
     ) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !kept.keys.as_ref().is_some_and(|of| Arc::ptr_eq(of, keys)) {
-            *kept = Generations {
+        let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !cached.keys.as_ref().is_some_and(|of| Arc::ptr_eq(of, keys)) {
+            *cached = Generations {
                 keys: Some(keys.clone()),
                 ..Generations::default()
             };
         }
-        if kept.young.len() >= GENERATION_MAX {
-            kept.old = std::mem::take(&mut kept.young);
+        if cached.recent.len() >= GENERATION_MAX {
+            cached.previous = std::mem::take(&mut cached.recent);
         }
-        kept.young.insert(text, (jti, kid));
+        cached.recent.insert(text, (jti, kid));
     }
 }
 
@@ -70,29 +70,29 @@ mod tests {
     }
 
     #[test]
-    fn nothing_was_read_under_other_keys() {
-        let (readings, ours, others) = (Readings::default(), keys(), keys());
+    fn cache_is_bound_to_the_key_set() {
+        let (cache, ours, others) = (VerifiedTokenCache::default(), keys(), keys());
         let (text, jti) = (Digest::of(b"token"), TokenId::from_random([1; 16]));
         let kid = KeyId::parse("kid").expect("kid");
-        assert_eq!(readings.of(&ours, &text), None);
-        readings.note(&ours, text, jti, kid.clone());
-        assert_eq!(readings.of(&ours, &text), Some((jti, kid.clone())));
-        assert_eq!(readings.of(&ours, &Digest::of(b"tokem")), None);
-        assert_eq!(readings.of(&others, &text), None);
-        readings.note(&others, Digest::of(b"other"), jti, kid);
-        assert_eq!(readings.of(&ours, &text), None, "the old keys are gone");
-        assert_eq!(readings.of(&others, &text), None);
+        assert_eq!(cache.get(&ours, &text), None);
+        cache.insert(&ours, text, jti, kid.clone());
+        assert_eq!(cache.get(&ours, &text), Some((jti, kid.clone())));
+        assert_eq!(cache.get(&ours, &Digest::of(b"tokem")), None);
+        assert_eq!(cache.get(&others, &text), None);
+        cache.insert(&others, Digest::of(b"other"), jti, kid);
+        assert_eq!(cache.get(&ours, &text), None, "the old keys are gone");
+        assert_eq!(cache.get(&others, &text), None);
     }
 
     #[test]
-    fn memory_is_bounded() {
-        let (readings, keys) = (Readings::default(), keys());
+    fn cache_size_is_bounded() {
+        let (cache, keys) = (VerifiedTokenCache::default(), keys());
         let kid = KeyId::parse("kid").expect("kid");
         for n in 0..3 * GENERATION_MAX {
             let jti = TokenId::from_random([1; 16]);
-            readings.note(&keys, Digest::of(&n.to_be_bytes()), jti, kid.clone());
+            cache.insert(&keys, Digest::of(&n.to_be_bytes()), jti, kid.clone());
         }
-        let kept = readings.0.lock().expect("lock");
-        assert_eq!(kept.young.len() + kept.old.len(), 2 * GENERATION_MAX);
+        let cached = cache.0.lock().expect("lock");
+        assert_eq!(cached.recent.len() + cached.previous.len(), 2 * GENERATION_MAX);
     }
 }

@@ -657,7 +657,7 @@ fn ask(
     target: &str,
     params: &[&str],
     audience: &str,
-    request_id: &str,
+    idempotency_key: &str,
     wait_s: u32,
 ) -> workload::Order {
     workload::Order::Ask {
@@ -668,19 +668,19 @@ fn ask(
         audience: audience.to_owned(),
         reason: "phishing confirmed".to_owned(),
         wait_s,
-        request_id: request_id.to_owned(),
+        idempotency_key: idempotency_key.to_owned(),
     }
 }
 
 /// Asks to disable an account; the token is kept under the request's own id.
-fn disable(account: &str, request_id: &str, wait_s: u32) -> workload::Order {
+fn disable(account: &str, idempotency_key: &str, wait_s: u32) -> workload::Order {
     ask(
-        request_id,
+        idempotency_key,
         "account.disable",
         &format!("Account::{account}"),
         &["end_sessions=true"],
         IDP,
-        request_id,
+        idempotency_key,
         wait_s,
     )
 }
@@ -691,7 +691,7 @@ fn because(answer: &Answer) -> String {
         answer.message(),
         answer.text("reason"),
         answer.text("needs"),
-        answer.text("policy"),
+        answer.text("rules"),
         answer.text("ttl"),
     ];
     parts

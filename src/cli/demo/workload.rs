@@ -40,7 +40,7 @@ pub(super) enum Order {
         audience: String,
         reason: String,
         wait_s: u32,
-        request_id: String,
+        idempotency_key: String,
     },
     /// Uses a kept token.
     Use {
@@ -67,13 +67,13 @@ pub(in crate::cli) async fn run(args: AgentChild) -> Result<ExitCode, Failure> {
     let mut tokens: BTreeMap<String, Token> = BTreeMap::new();
     child::serve(json!({}), tokio::io::stdin(), async |order| match order {
         Order::Open { purpose } => {
-            let opened = agent.open_task(&OpenTask { purpose, max_duration_s: 600, request_id: None, heartbeat_s: None }).await?;
+            let opened = agent.open_task(&OpenTask { purpose, max_duration_s: 600, idempotency_key: None, heartbeat_s: None }).await?;
             let subject = opened.verification().map(|v| v.subject.clone());
             let answer = json!({ "outcome": "verified", "task": opened.id(), "agent": opened.agent_id(), "subject": subject });
             task = Some(opened);
             Ok(answer)
         }
-        Order::Ask { keep, action, target, params, audience, reason, wait_s, request_id } => {
+        Order::Ask { keep, action, target, params, audience, reason, wait_s, idempotency_key } => {
             let params = params.iter().map(|p| parse::param(p)).collect::<Result<_, _>>()?;
             let action = Action::new(
                 ActionName::parse(&action)?,
@@ -81,7 +81,7 @@ pub(in crate::cli) async fn run(args: AgentChild) -> Result<ExitCode, Failure> {
                 parse::target(&target)?,
                 parse::params(params)?,
             )?;
-            let order = TokenOrder { action, ttl_s: 300, reason, request_id: Some(request_id), wait_s: 0 };
+            let order = TokenOrder { action, ttl_s: 300, reason, idempotency_key: Some(idempotency_key), wait_s: 0 };
             let task = open(task.as_ref())?;
             let outcome = if wait_s == 0 {
                 task.request_token(&order).await?
@@ -150,7 +150,7 @@ fn told(outcome: &Outcome) -> Value {
         }),
         Outcome::Pending(pending) => json!({
             "outcome": "pending", "access_request": pending.access_request_id(), "rules": ids(pending.rules()),
-            "needs": shapes::profile_lines(pending.needs()), "request_id": pending.request_id(),
+            "needs": shapes::profile_lines(pending.needs()), "request_id": pending.idempotency_key(),
         }),
         Outcome::Denied(denied) => {
             json!({ "outcome": "denied", "reason": denied.reason(), "rules": ids(denied.rules()) })

@@ -22,7 +22,7 @@ use crate::model::{
 pub(super) struct Later {
     access_request: AccessRequestId,
     task: TaskId,
-    request_id: String,
+    idempotency_key: String,
     action: Kind,
     ttl_s: i64,
     reason: String,
@@ -46,7 +46,7 @@ impl Later {
         Self {
             access_request: pending.access_request_id(),
             task: task.id(),
-            request_id: pending.request_id().to_string(),
+            idempotency_key: pending.idempotency_key().to_string(),
             action: Kind {
                 action: action.name.to_string(),
                 audience: action.audience.to_string(),
@@ -100,7 +100,7 @@ impl Later {
             action: self.action.read()?,
             ttl_s: self.ttl_s,
             reason: self.reason.clone(),
-            request_id: Some(self.request_id.clone()),
+            idempotency_key: Some(self.idempotency_key.clone()),
             wait_s: 0,
         };
         Ok((task, order))

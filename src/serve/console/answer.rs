@@ -100,7 +100,7 @@ fn refused(console: &Console, call: &Call, refusal: &Refusal) -> Response {
         // Nobody in particular, or no more: the way in, and back here after it.
         return Redirect::to(&page::sign_in_for(&call.path)).into_response();
     }
-    let told = escape_invisible_capped(&refusal.told, TOLD_CHARS_MAX);
+    let told = escape_invisible_capped(&refusal.message, TOLD_CHARS_MAX);
     let correlation = Some(refusal.correlation.to_string());
     let retry = refusal.retry_after;
     problem(console, call.row, refusal.reason, told, correlation, retry)

@@ -4,7 +4,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::super::guard::bootstrap_code;
 use super::{GrpcService, counted, note, shapes};
-use crate::broker::{ApproverRow, FirstOperator, PersonCaller, RuleRow, TaskEndAsk, TaskFilter};
+use crate::broker::{ApproverRow, FirstOperator, PersonCaller, RuleRow, EndTaskInput, TaskFilter};
 use crate::model::*;
 use crate::policy;
 use crate::proto::convert::timestamp_to_wire;
@@ -264,7 +264,7 @@ impl GovernanceService for GrpcService {
             .broker
             .end_task_as_operator(
                 &call,
-                TaskEndAsk {
+                EndTaskInput {
                     task,
                     outcome: None,
                 },

@@ -3,7 +3,7 @@ use tonic::{Request, Response, Status};
 
 use super::super::deadline::grpc_timeout_ms;
 use super::{GrpcService, note, shapes};
-use crate::broker::{OpenAsk, TaskEndAsk, TokenAsk, TokenReply};
+use crate::broker::{OpenTaskInput, EndTaskInput, RequestTokenInput, TokenReply};
 use crate::model::*;
 use crate::proto::convert::{self, required};
 use crate::proto::v1;
@@ -19,7 +19,7 @@ impl TaskService for GrpcService {
             .open("dipylon.v1.TaskService/OpenTask", request)
             .await?;
         let ask = open_ask(&message).map_err(self.malformed(&call))?;
-        note("request", &ask.request_id);
+        note("request", &ask.idempotency_key);
         self.answer(self.broker.open_task(&call, ask).await.map(|opened| {
             note("task", &opened.task.task);
             v1::OpenTaskResponse {
@@ -42,7 +42,7 @@ impl TaskService for GrpcService {
             .await?;
         let mut ask = token_ask(&message).map_err(self.malformed(&call))?;
         note("task", &ask.task);
-        note("request", &ask.request_id);
+        note("request", &ask.idempotency_key);
         // A wait ends a second before the caller stops listening, so that its answer is heard.
         ask.wait_ms = ask
             .wait_ms
@@ -159,8 +159,8 @@ fn call_timeout_ms(metadata: &MetadataMap) -> Option<u64> {
     grpc_timeout_ms(text)
 }
 
-fn open_ask(message: &v1::OpenTaskRequest) -> Result<OpenAsk, Malformed> {
-    Ok(OpenAsk {
+fn open_ask(message: &v1::OpenTaskRequest) -> Result<OpenTaskInput, Malformed> {
+    Ok(OpenTaskInput {
         evidence: convert::evidence(required("evidence", message.evidence.as_ref())?)?,
         purpose: match message.purpose.trim() {
             "" => return Err(Malformed::new("purpose", "is required")),
@@ -170,7 +170,7 @@ fn open_ask(message: &v1::OpenTaskRequest) -> Result<OpenAsk, Malformed> {
             "max_duration",
             required("max_duration", message.max_duration.as_ref())?,
         )?,
-        request_id: RequestId::parse(&message.request_id)?,
+        idempotency_key: IdempotencyKey::parse(&message.request_id)?,
         heartbeat: message
             .heartbeat
             .as_ref()
@@ -179,14 +179,14 @@ fn open_ask(message: &v1::OpenTaskRequest) -> Result<OpenAsk, Malformed> {
     })
 }
 
-fn token_ask(message: &v1::RequestTokenRequest) -> Result<TokenAsk, Malformed> {
+fn token_ask(message: &v1::RequestTokenRequest) -> Result<RequestTokenInput, Malformed> {
     let wait = message
         .wait
         .as_ref()
         .map(|wait| convert::seconds("wait", wait))
         .transpose()?
         .unwrap_or(0);
-    Ok(TokenAsk {
+    Ok(RequestTokenInput {
         task: TaskId::parse(&message.task_id)?,
         action: convert::action(required("action", message.action.as_ref())?)?,
         ttl: convert::seconds("ttl", required("ttl", message.ttl.as_ref())?)?,
@@ -195,7 +195,7 @@ fn token_ask(message: &v1::RequestTokenRequest) -> Result<TokenAsk, Malformed> {
         } else {
             Some(Prose::parse("reason", &message.reason)?)
         },
-        request_id: RequestId::parse(&message.request_id)?,
+        idempotency_key: IdempotencyKey::parse(&message.request_id)?,
         wait_ms: u64::try_from(wait)
             .map_err(|_| Malformed::new("wait", "must not be negative"))?
             .saturating_mul(1000),
@@ -214,7 +214,7 @@ fn both(task: &str, access_request: &str) -> Result<(TaskId, AccessRequestId), M
     ))
 }
 
-fn end_ask(message: &v1::CompleteTaskRequest) -> Result<TaskEndAsk, Malformed> {
+fn end_ask(message: &v1::CompleteTaskRequest) -> Result<EndTaskInput, Malformed> {
     let outcome = match v1::TaskOutcome::try_from(message.outcome) {
         Ok(v1::TaskOutcome::Succeeded) => TaskOutcome::Succeeded,
         Ok(v1::TaskOutcome::Failed) => TaskOutcome::Failed,
@@ -226,7 +226,7 @@ fn end_ask(message: &v1::CompleteTaskRequest) -> Result<TaskEndAsk, Malformed> {
             ));
         }
     };
-    Ok(TaskEndAsk {
+    Ok(EndTaskInput {
         task: TaskId::parse(&message.task_id)?,
         outcome: Some(outcome),
     })

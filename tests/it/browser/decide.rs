@@ -17,15 +17,15 @@ pub fn isolate(host: &str) -> Action {
     action("host.isolate", "Host", host, IDP, &[])
 }
 
-pub async fn token(task: &Task, action: Action, request_id: &str) -> Token {
-    match task.request_token(&order(action, request_id)).await {
+pub async fn token(task: &Task, action: Action, idempotency_key: &str) -> Token {
+    match task.request_token(&order(action, idempotency_key)).await {
         Ok(Outcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),
     }
 }
 
-pub async fn denied(task: &Task, action: Action, request_id: &str) -> Denied {
-    match task.request_token(&order(action, request_id)).await {
+pub async fn denied(task: &Task, action: Action, idempotency_key: &str) -> Denied {
+    match task.request_token(&order(action, idempotency_key)).await {
         Ok(Outcome::Denied(denied)) => denied,
         other => panic!("not denied: {other:?}"),
     }

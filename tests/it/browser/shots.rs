@@ -191,7 +191,7 @@ async fn pictures_of_the_console() {
         assert!(shown.contains(words), "no {words:?} in {shown}");
     }
     hang("timeline.png", &maria.whole_page().await);
-    for (path, name) in [("policy", "rules.png"), ("approvers", "approvers.png")] {
+    for (path, name) in [("rules", "rules.png"), ("approvers", "approvers.png")] {
         site.open(&maria, &format!("/console/{path}")).await;
         maria.seen("main").await;
         hang(name, &maria.screenshot().await);

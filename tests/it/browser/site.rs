@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dipylon::broker::{Broker, CallContext, Settings, VoteAsk, VoteProof};
+use dipylon::broker::{Broker, BrokerSettings, CallContext, VoteAsk, VoteProof};
 use dipylon::journal::Faults;
 use dipylon::rate_limit::ConcurrencyPermit;
 use dipylon::serve::{self, guard};
@@ -57,7 +57,7 @@ impl Site {
         let address = listener.local_addr().expect("address");
         let wire = format!("http://{address}");
         let console = format!("http://localhost:{}", address.port());
-        let settings = Settings {
+        let settings = BrokerSettings {
             external_url: wire.clone(),
             issuer: wire.clone(),
             evidence_audience: wire.clone(),
@@ -120,7 +120,7 @@ impl Site {
         let order = OpenTask {
             purpose: purpose.into(),
             max_duration_s: 3_600,
-            request_id: None,
+            idempotency_key: None,
             heartbeat_s: None,
         };
         agent.open_task(&order).await.expect("opens")
@@ -132,8 +132,13 @@ impl Site {
     }
 
     /// Asks for what people decide.
-    pub async fn asks(&self, task: &Task, action: Action, request_id: &str) -> AccessRequestId {
-        self.pends(task, &order(action, request_id)).await
+    pub async fn asks(
+        &self,
+        task: &Task,
+        action: Action,
+        idempotency_key: &str,
+    ) -> AccessRequestId {
+        self.pends(task, &order(action, idempotency_key)).await
     }
 
     pub async fn pends(&self, task: &Task, order: &TokenOrder) -> AccessRequestId {

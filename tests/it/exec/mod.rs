@@ -479,7 +479,7 @@ async fn the_broker_has_its_own_codes() {
     let opening = OpenTask {
         purpose: "fill".into(),
         max_duration_s: 600,
-        request_id: None,
+        idempotency_key: None,
         heartbeat_s: None,
     };
     for n in 0..5 {

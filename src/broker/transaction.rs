@@ -1,0 +1,90 @@
+//! Optimistic transactions: read, decide, append, and decide anew when another append came first.
+
+use std::sync::Arc;
+
+use super::{Broker, Refusal};
+use crate::journal::{Append, AppendError};
+use crate::model::*;
+
+/// Attempts of a transaction that goes on until it comes through: each conflict means another append succeeded.
+pub(super) const UNTIL_DONE: usize = usize::MAX;
+
+/// One attempt of a transaction: made by [`Broker::transaction`], spent by its append.
+pub(super) struct Transaction<'a> {
+    broker: &'a Broker,
+    method: &'static str,
+    number: usize,
+}
+
+/// Why an attempt ended without an answer.
+pub(super) enum TransactionError {
+    /// A stream moved after it was read, or the decision came too late: nothing was appended, decide anew.
+    Retry,
+    /// The answer is a refusal.
+    Refused(Refusal),
+}
+
+impl From<Refusal> for TransactionError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl Broker {
+    /// Runs `decide` until it answers, at most `attempts` times; then refuses with [`Reason::Conflict`] and `conflict`.
+    ///
+    /// A conflict leaves nothing: the journal takes an append whole or not at all, and the next attempt reads everything
+    /// anew. A crash before the append leaves nothing either; a crash after it leaves the entry and a caller without an
+    /// answer, and the same call again finds what the entry made.
+    pub(super) async fn transaction<'a, T, Answer>(
+        &'a self,
+        method: &'static str,
+        attempts: usize,
+        conflict: &'static str,
+        mut decide: impl FnMut(Transaction<'a>) -> Answer,
+    ) -> Result<T, Refusal>
+    where
+        Answer: Future<Output = Result<T, TransactionError>>,
+    {
+        for number in 0..attempts {
+            let attempt = Transaction {
+                broker: self,
+                method,
+                number,
+            };
+            match decide(attempt).await {
+                Ok(answer) => return Ok(answer),
+                Err(TransactionError::Retry) => {}
+                Err(TransactionError::Refused(refusal)) => return Err(refusal),
+            }
+        }
+        Err(self.refuse(method, Reason::Conflict, conflict))
+    }
+}
+
+impl Transaction<'_> {
+    /// Whether no attempt was made before this one.
+    pub(super) const fn is_first(&self) -> bool {
+        self.number == 0
+    }
+
+    /// Appends what the attempt decided. An append that the journal cannot take refuses the call.
+    pub(super) async fn append(self, append: Append) -> Result<Arc<Entry>, TransactionError> {
+        let (broker, method) = (self.broker, self.method);
+        self.append_or(append, |error| broker.refuse_append(method, error))
+            .await
+    }
+
+    /// Appends what the attempt decided; `refuse` says what becomes of an append that the journal cannot take.
+    pub(super) async fn append_or(
+        self,
+        append: Append,
+        refuse: impl FnOnce(&AppendError) -> Refusal,
+    ) -> Result<Arc<Entry>, TransactionError> {
+        match self.broker.journal.append(append).await {
+            Ok(entry) => Ok(entry),
+            Err(AppendError::Conflict(_) | AppendError::Late) => Err(TransactionError::Retry),
+            Err(error) => Err(refuse(&error).into()),
+        }
+    }
+}
