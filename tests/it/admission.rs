@@ -15,15 +15,15 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use super::harness::{CASES, TestBroker, disable, read_case, refused, whole_inbox};
-use super::served::{Served, order};
+use crate::support::{CASES, TestBroker, disable, read_case, refused, first_inbox_page};
+use crate::support::served_broker::{ServedBroker, order};
 
 fn n(n: u32) -> NonZeroU32 {
     NonZeroU32::new(n).expect("not zero")
 }
 
 /// A channel whose connection comes from this address of the loopback net.
-fn from(s: &Served, last: u8) -> Channel {
+fn from(s: &ServedBroker, last: u8) -> Channel {
     tonic::transport::Endpoint::from_shared(s.url.clone())
         .expect("url")
         .local_address(Some(IpAddr::V4(Ipv4Addr::new(127, 0, 0, last))))
@@ -58,7 +58,7 @@ async fn one_source_floods_and_the_others_are_served() {
         source_per_second: n(1),
         ..Rates::default()
     };
-    let s = Served::start_at(slow).await;
+    let s = ServedBroker::start_at(slow).await;
     let flood = from(&s, 1);
     let mut shed = Vec::new();
     for _ in 0..10 {
@@ -114,7 +114,7 @@ async fn a_header_does_not_make_another_source() {
         source_per_second: n(1),
         ..Rates::default()
     };
-    let s = Served::start_at(slow).await;
+    let s = ServedBroker::start_at(slow).await;
     let mut codes = BTreeMap::new();
     for last in 0..10 {
         let answer = get_saying(
@@ -138,7 +138,7 @@ async fn what_is_reserved_is_served_while_the_rest_is_shed() {
         calls_at_once: n(1),
         ..Rates::default()
     };
-    let s = Served::start_at(few).await;
+    let s = ServedBroker::start_at(few).await;
     let task = s.task("triage").await;
     let Ok(Outcome::Token(token)) = task.request_token(&order(read_case(), "r-1")).await else {
         panic!("a token")
@@ -199,7 +199,7 @@ async fn who_waits_for_people_takes_no_place() {
         calls_at_once: n(1),
         ..Rates::default()
     };
-    let s = Served::start_at(few).await;
+    let s = ServedBroker::start_at(few).await;
     let mut tasks = Vec::new();
     for _ in 0..4 {
         tasks.push(s.task("triage").await);
@@ -237,7 +237,7 @@ async fn a_client_waits_as_told_and_succeeds() {
         caller_per_second: n(4),
         ..Rates::default()
     };
-    let s = Served::start_at(slow).await;
+    let s = ServedBroker::start_at(slow).await;
     let task = s.task("triage").await;
     for i in 0..12 {
         let outcome = task
@@ -300,13 +300,13 @@ async fn one_agent_at_its_rate_leaves_the_others_theirs() {
     let head = b.broker.journal().tail().borrow().head;
     b.open(&b.agent("reporter")).await;
     let call = b.person_call("dipylon.v1.ApprovalService/ListAccessRequests", "maria");
-    b.broker.inbox(&call, &whole_inbox()).expect("a person");
+    b.broker.inbox(&call, &first_inbox_page()).expect("a person");
     assert_eq!(
         b.broker.journal().tail().borrow().head.size,
         head.size + 1,
         "what was shed is no entry"
     );
-    b.hand.advance_millis(500);
+    b.manual_clock.advance_millis(500);
     b.ask(&triage, task, &read_case(), 60, "r-4")
         .await
         .expect("as told");

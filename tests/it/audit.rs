@@ -7,7 +7,7 @@ use dipylon::audit::{Audit, Checkpoint, Frontier, leaf_hash};
 use dipylon::journal::ReadOnly;
 use rusqlite::Connection;
 
-use super::harness::*;
+use crate::support::*;
 
 /// The walk `audit verify` does, as text: what it says of a journal.
 fn verdict(dir: &Path, against: Option<&str>) -> Result<String, String> {

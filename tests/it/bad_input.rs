@@ -9,8 +9,8 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
-use super::harness::*;
-use super::served::Served;
+use crate::support::*;
+use crate::support::served_broker::ServedBroker;
 
 /// Bytes as they are: what a hostile client can send.
 #[derive(Default, Clone, Copy)]
@@ -110,7 +110,7 @@ fn parameter(name: &str, kind: Option<v1::value::Kind>) -> v1::Parameter {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_that_are_not_of_their_form() {
     use v1::value::Kind;
-    let s = Served::start().await;
+    let s = ServedBroker::start().await;
     let channel = Channel::from_shared(s.url.clone())
         .expect("url")
         .connect()
@@ -427,7 +427,7 @@ async fn nobody_fills_the_journal_or_the_approvers_day() {
         );
     }
     assert_eq!(last, Reason::TooManyRefusals);
-    b.hand.advance_millis(60_000);
+    b.manual_clock.advance_millis(60_000);
     assert_eq!(
         refused(b.ask(&triage, task, &disable("nobody"), 60, "r").await),
         Reason::UnknownTarget
@@ -446,7 +446,7 @@ async fn a_task_ends_by_its_deadline_before_anyone_writes_it() {
         .expect("opens")
         .task
         .task;
-    b.hand.advance_millis(3_599_000);
+    b.manual_clock.advance_millis(3_599_000);
     let shown = b.svid(&triage);
     let given = b
         .ask_showing(&triage, task, &read_case(), 300, "r-1", Some(shown))
@@ -457,7 +457,7 @@ async fn a_task_ends_by_its_deadline_before_anyone_writes_it() {
         1,
         "the task's remaining life bounds the token's"
     );
-    b.hand.advance_millis(1_000);
+    b.manual_clock.advance_millis(1_000);
     assert_eq!(
         refused(b.ask(&triage, task, &read_case(), 300, "r-2").await),
         Reason::TaskEnded

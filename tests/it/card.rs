@@ -15,8 +15,8 @@ use serde_json::json;
 use tokio::process::Command;
 
 use super::golden::{golden, word};
-use super::harness::{DOMAIN, IDP, action};
-use super::served::Served;
+use crate::support::{DOMAIN, IDP, action};
+use crate::support::served_broker::ServedBroker;
 
 const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
@@ -54,7 +54,7 @@ fn ordinary() -> Card {
         reversible: "yes".to_owned(),
         undo: "Enable the account at the identity provider.".to_owned(),
         risk: Some(Risk::Medium),
-        action: Some(Arc::new(super::harness::disable("ann"))),
+        action: Some(Arc::new(crate::support::disable("ann"))),
         parameter_titles: [(
             "end_sessions".to_owned(),
             "Also end open sessions".to_owned(),
@@ -607,8 +607,8 @@ fn what_is_cut_off_raises_no_flag() {
 /// The agent's purpose, reason and parameters, and what a policy bundle may hold: from the doors to the terminal.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_text_goes_through_the_front_door_and_stays_in_its_place() {
-    let served = Served::start().await;
-    let mut files = served.world.policy_with("schema.cedarschema", |schema| {
+    let served = ServedBroker::start().await;
+    let mut files = served.env.policy_with("schema.cedarschema", |schema| {
         let note = "end_sessions: Bool,\n      @title(\"Your n\u{43e}te\")\n      note?: String,\n      owner?: String,";
         let schema = schema.replacen("end_sessions: Bool,", note, 1);
         schema.replacen("\"Disable an account\"", "\"Dis\u{430}ble an account\"", 1)
@@ -657,7 +657,7 @@ async fn hostile_text_goes_through_the_front_door_and_stays_in_its_place() {
 
     let home = tempfile::tempdir().expect("dir");
     let key = home.path().join("maria.pem");
-    std::fs::write(&key, served.world.pem_of("maria")).expect("key");
+    std::fs::write(&key, served.env.pem_of("maria")).expect("key");
     restrict(&key);
     let run = async |args: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_dipylon"));
@@ -737,7 +737,7 @@ async fn hostile_text_goes_through_the_front_door_and_stays_in_its_place() {
         rows_of(&shown),
         "what is voted on is what show shows"
     );
-    super::laws::check(&served.dir);
+    crate::support::invariants::check(&served.dir);
 }
 
 /// Keys of people are read only where nobody else may.

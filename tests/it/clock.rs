@@ -3,7 +3,7 @@
 use dipylon::clock::Clock;
 use dipylon::model::*;
 
-use crate::harness::{DOMAIN, Expect as _, START, TestBroker, disable, read_case, refused};
+use crate::support::{DOMAIN, Expect as _, START, TestBroker, disable, read_case, refused};
 
 #[tokio::test]
 async fn a_jump_stops_the_mint_but_never_an_end() {
@@ -20,7 +20,7 @@ async fn a_jump_stops_the_mint_but_never_an_end() {
             .task;
         b.broker.upkeep_once().await.expect("looks at the clocks");
 
-        b.hand.step_millis(jump);
+        b.manual_clock.step_millis(jump);
         if jump < 0 {
             // Introspection goes on, by the latest moment anybody has acted on.
             assert!(b.introspect("cases", &token.token), "{jump}");
@@ -46,16 +46,16 @@ async fn a_jump_stops_the_mint_but_never_an_end() {
             b.freeze("action/account.disable").await.expect("freezes");
             b.unfreeze("action/account.disable").await.expect("lifts");
             // Put right again: no need to wait.
-            b.hand.step_millis(-jump);
+            b.manual_clock.step_millis(-jump);
             b.ask(&agent, task, &read_case(), 60, "t-3").await.token();
         } else {
             let open = b.try_open(&agent, "x", "open-3").await;
             assert_eq!(refused(open), Reason::ClockUnsure, "{jump}");
             // Steady for a minute: that is the time now.
-            b.hand.advance_millis(59_000);
+            b.manual_clock.advance_millis(59_000);
             let open = b.try_open(&agent, "x", "open-3").await;
             assert_eq!(refused(open), Reason::ClockUnsure, "{jump}");
-            b.hand.advance_millis(1_000);
+            b.manual_clock.advance_millis(1_000);
             b.try_open(&agent, "x", "open-3").await.expect("opens");
         }
         b.check();
@@ -72,12 +72,12 @@ async fn a_wait_for_people_across_a_jump_mints_nothing() {
         .await
         .pending();
     b.yes("maria", pending.access_request, "one-security").await;
-    b.hand.step_millis(3_000);
+    b.manual_clock.step_millis(3_000);
     assert_eq!(
         refused(b.ask(&agent, task, &disable("ann"), 120, "p").await),
         Reason::ClockUnsure
     );
-    b.hand.step_millis(-2_500);
+    b.manual_clock.step_millis(-2_500);
     b.ask(&agent, task, &disable("ann"), 120, "p").await.token();
     b.check();
 }
@@ -86,19 +86,19 @@ async fn a_wait_for_people_across_a_jump_mints_nothing() {
 async fn a_start_behind_the_journal_mints_nothing_until_the_clock_has_come_up() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
-    b.hand.advance_millis(60_000);
+    b.manual_clock.advance_millis(60_000);
     b.try_open(&agent, "x", "open-1").await.expect("opens");
     let trust = vec![(
         TrustDomain::parse(DOMAIN).expect("domain"),
-        b.world.trust_bundle(),
+        b.env.trust_bundle(),
     )];
-    let (clock, hand) = Clock::by_hand(START.plus_secs(10));
+    let (clock, manual_clock) = Clock::by_hand(START.plus_secs(10));
     let mut b = b.restart_with(trust, clock.clone()).await.expect("starts");
     b.clock = clock;
-    b.hand = hand;
+    b.manual_clock = manual_clock;
     let open = b.try_open(&agent, "y", "open-2").await;
     assert_eq!(refused(open), Reason::ClockUnsure);
-    b.hand.advance_millis(46_000);
+    b.manual_clock.advance_millis(46_000);
     b.try_open(&agent, "y", "open-2").await.expect("opens");
     b.check();
 }
@@ -119,10 +119,10 @@ async fn a_new_validator_misses_no_end_because_the_clock_jumped() {
     };
     b.broker.upkeep_once().await.expect("looks at the clocks");
     assert!(tells(&b));
-    b.hand.step_millis(4_000_000);
+    b.manual_clock.step_millis(4_000_000);
     assert!(tells(&b), "while the clock is ahead");
-    b.hand.step_millis(-4_000_000);
+    b.manual_clock.step_millis(-4_000_000);
     assert!(tells(&b), "after it was put right");
-    b.hand.advance_millis(4_000_000);
+    b.manual_clock.advance_millis(4_000_000);
     assert!(!tells(&b), "no token of that time can live any more");
 }

@@ -21,9 +21,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::harness::{IDP, action, disable, rand_u64, read_case};
-use super::passkey::{Manners, SoftPasskey};
-use super::served::{Served, order};
+use crate::support::{IDP, action, disable, rand_u64, read_case};
+use crate::support::software_authenticator::{PasskeyBehaviour, SoftwareAuthenticator};
+use crate::support::served_broker::{ServedBroker, order};
 use super::transport::in_time;
 
 /// One answer.
@@ -74,7 +74,7 @@ struct Browser {
 }
 
 impl Browser {
-    fn new(s: &Served) -> Self {
+    fn new(s: &ServedBroker) -> Self {
         let host = s.url.trim_start_matches("http://").to_owned();
         let address = host.parse().expect("address");
         let host = host.replace("127.0.0.1", "localhost");
@@ -143,11 +143,11 @@ impl Browser {
 /// A person at a browser, with a passkey that is enrolled.
 struct Seated {
     browser: Browser,
-    passkey: SoftPasskey,
+    passkey: SoftwareAuthenticator,
 }
 
 /// A call of an operator's key, to invite.
-fn operator_call(s: &Served, method: &str) -> CallContext {
+fn operator_call(s: &ServedBroker, method: &str) -> CallContext {
     let (method, allowed_roles) = guard::row(method).expect("a method with a row");
     let jti = format!(
         "{:032x}",
@@ -167,7 +167,7 @@ fn operator_call(s: &Served, method: &str) -> CallContext {
     CallContext {
         method,
         allowed_roles,
-        proof: Some(dpop::create(&s.world.keys["olga"], &claims).expect("proof")),
+        proof: Some(dpop::create(&s.env.keys["olga"], &claims).expect("proof")),
         bearer: None,
         session: None,
         permit: ConcurrencyPermit::unlimited(guard::class(method)),
@@ -190,7 +190,7 @@ fn sent(assertion: &Assertion) -> Value {
     })
 }
 
-async fn invite(s: &Served, name: &str) -> String {
+async fn invite(s: &ServedBroker, name: &str) -> String {
     let call = operator_call(s, "dipylon.v1.ApprovalService/InviteApprover");
     let person = PersonId::parse(name).expect("id");
     let invited = s
@@ -202,7 +202,7 @@ async fn invite(s: &Served, name: &str) -> String {
 }
 
 impl Seated {
-    async fn enrol(s: &Served, name: &str) -> Self {
+    async fn enrol(s: &ServedBroker, name: &str) -> Self {
         let browser = Browser::new(s);
         let code = invite(s, name).await;
         let begun = browser
@@ -210,7 +210,7 @@ impl Seated {
             .await
             .ok()
             .json();
-        let (passkey, made) = SoftPasskey::create(
+        let (passkey, made) = SoftwareAuthenticator::create(
             begun["rp_id"].as_str().expect("rp id"),
             &browser.origin,
             &bytes(&begun["challenge"]),
@@ -242,7 +242,7 @@ impl Seated {
     }
 
     /// Enrolled and signed in.
-    async fn sign_in(s: &Served, name: &str) -> Self {
+    async fn sign_in(s: &ServedBroker, name: &str) -> Self {
         let mut seated = Self::enrol(s, name).await;
         let assertion = seated
             .passkey
@@ -350,13 +350,13 @@ fn dressed(answer: &Answer, what: &str) {
     assert_eq!(answer.header("access-control-allow-origin"), None, "{what}");
 }
 
-fn size(s: &Served) -> u64 {
+fn size(s: &ServedBroker) -> u64 {
     s.broker.journal().tail().borrow().head.size
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stranger_reaches_nothing_but_the_way_in() {
-    let s = Served::start().await;
+    let s = ServedBroker::start().await;
     let mut browser = Browser::new(&s);
     for cookie in [None, Some("dipylon-session=forged".to_owned())] {
         browser.cookie = cookie;
@@ -426,7 +426,7 @@ async fn a_stranger_reaches_nothing_but_the_way_in() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_changes_but_by_our_own_pages_and_no_get_changes_anything() {
-    let s = Served::start().await;
+    let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let id = pending(&task, disable("ann"), "r-1").await;
     let maria = Seated::sign_in(&s, "maria").await;
@@ -514,7 +514,7 @@ fn dressed_or_asset(answer: &Answer, row: &Row) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_role_opens_its_own_pages_alone() {
-    let s = Served::start().await;
+    let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let id = pending(&task, disable("ann"), "r-1").await;
     for (name, kind) in [
@@ -571,7 +571,7 @@ async fn a_role_opens_its_own_pages_alone() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn people_vote_with_their_passkey_and_the_agent_gets_what_they_signed() {
-    let s = Served::start().await;
+    let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let (maria, lee) = (
         Seated::sign_in(&s, "maria").await,
@@ -656,7 +656,7 @@ async fn people_vote_with_their_passkey_and_the_agent_gets_what_they_signed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fresh_sign_in_is_no_vote_and_no_answer_counts_twice() {
-    let s = Served::start().await;
+    let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let id = pending(&task, disable("ann"), "r-1").await;
     let (maria, lee) = (
@@ -689,8 +689,8 @@ async fn a_fresh_sign_in_is_no_vote_and_no_answer_counts_twice() {
         "PASSKEY_WRONG"
     );
     // Without user verification, from another origin, in a frame, by a colleague's passkey.
-    let manners = |change: fn(&mut Manners)| {
-        let mut manners = Manners::default();
+    let manners = |change: fn(&mut PasskeyBehaviour)| {
+        let mut manners = PasskeyBehaviour::default();
         change(&mut manners);
         manners
     };
@@ -751,7 +751,7 @@ async fn a_fresh_sign_in_is_no_vote_and_no_answer_counts_twice() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_visit_ends_when_its_person_says_so_and_opens_nothing_twice() {
-    let s = Served::start().await;
+    let s = ServedBroker::start().await;
     let mut maria = Seated::sign_in(&s, "maria").await;
     let origin = maria.browser.origin.clone();
     let assertion = maria.passkey.get(&maria.challenge().await, &origin);
@@ -820,7 +820,7 @@ async fn text_of_others_is_never_markup() {
     // A policy bundle takes no invisible characters; the agent's words may have any.
     let visible = HOSTILE.split(" \u{202E}").next().unwrap_or_default();
     let quoted = visible.replace('"', "\\\"");
-    let s = Served::start_with_policy(|policy| {
+    let s = ServedBroker::start_with_policy(|policy| {
         for (file, was, now) in [
             ("schema.cedarschema", "Disable an account", quoted.clone()),
             (
@@ -914,7 +914,7 @@ async fn text_of_others_is_never_markup() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_inbox_hears_of_what_moves() {
-    let s = Served::start().await;
+    let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let maria = Seated::sign_in(&s, "maria").await;
     let mut stream = TcpStream::connect(maria.browser.address)
@@ -951,7 +951,7 @@ async fn an_inbox_hears_of_what_moves() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_revokes_a_token_with_a_form() {
-    let s = Served::start().await;
+    let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let token = match task.request_token(&order(read_case(), "r-1")).await {
         Ok(Outcome::Token(token)) => token,
@@ -1003,7 +1003,7 @@ async fn an_operator_revokes_a_token_with_a_form() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn assets_are_kept_for_ever_under_the_hash_of_what_they_are() {
-    let s = Served::start().await;
+    let s = ServedBroker::start().await;
     let browser = Browser::new(&s);
     let page = browser.get("/console/sign-in").await.ok().body;
     let mut seen = 0;
@@ -1031,7 +1031,7 @@ async fn assets_are_kept_for_ever_under_the_hash_of_what_they_are() {
 /// A page per person is enough: who opens windows without end is told to wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_of_one_person_have_a_bound() {
-    let s = Served::start().await;
+    let s = ServedBroker::start().await;
     let maria = Arc::new(Seated::sign_in(&s, "maria").await);
     let cookie = maria.browser.cookie.clone().expect("signed in");
     let mut open = Vec::new();
@@ -1061,7 +1061,7 @@ async fn streams_of_one_person_have_a_bound() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_card_of_high_risk_is_read_before_a_yes_and_two_people_say_it() {
-    let s = Served::start_with_policy(|files| {
+    let s = ServedBroker::start_with_policy(|files| {
         let people = files.get_mut("people.toml").expect("people");
         *people = people.replace("dwell = \"off\"", "dwell = \"3s\"");
     })
@@ -1117,7 +1117,7 @@ async fn a_card_of_high_risk_is_read_before_a_yes_and_two_people_say_it() {
 /// Three hundred calls of the console that say what they want one byte at a time, of which the next never comes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_that_do_not_come_take_nobodys_place() {
-    let s = Served::start().await;
+    let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let browser = Browser::new(&s);
     let (path, live) = (
@@ -1174,7 +1174,7 @@ async fn bodies_that_do_not_come_take_nobodys_place() {
 /// Time to read a card runs from when it is asked for: nobody asks for it unseen.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_nobody_would_see_is_not_shown() {
-    let s = Served::start_with_policy(|files| {
+    let s = ServedBroker::start_with_policy(|files| {
         let people = files.get_mut("people.toml").expect("people");
         *people = people.replace("dwell = \"off\"", "dwell = \"60s\"");
     })
@@ -1229,7 +1229,7 @@ async fn what_nobody_would_see_is_not_shown() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_ends_with_its_visit() {
-    let s = Served::start().await;
+    let s = ServedBroker::start().await;
     let maria = Seated::sign_in(&s, "maria").await;
     let mut stream = TcpStream::connect(maria.browser.address)
         .await
@@ -1254,7 +1254,7 @@ async fn a_stream_ends_with_its_visit() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_vote_names_the_rules_its_card_was_read_under() {
-    let s = Served::start().await;
+    let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let id = pending(&task, disable("ann"), "r-1").await;
     let maria = Seated::sign_in(&s, "maria").await;
@@ -1276,7 +1276,7 @@ async fn a_vote_names_the_rules_its_card_was_read_under() {
     }
     let ask = json!({ "profile": "one-security", "verdict": "approve", "policy": policy });
     maria.begin(id, ask.clone()).await.ok();
-    let files = s.world.policy_with("schema.cedarschema", |text| {
+    let files = s.env.policy_with("schema.cedarschema", |text| {
         text.replace(
             "The account can no longer sign in.",
             "The account and its mailbox are gone.",

@@ -5,7 +5,7 @@ use dipylon::jose::{SigningKey, jws};
 use dipylon::model::*;
 use serde_json::{Value, json};
 
-use super::harness::*;
+use crate::support::*;
 
 async fn show(b: &TestBroker, token: Secret) -> Result<(), Refusal> {
     let agent = b.agent("triage");
@@ -34,12 +34,12 @@ async fn evidence_that_is_not_what_it_should_be() {
     let b = TestBroker::start().await;
     let now = b.now().secs();
     let good = json!({ "sub": ID, "aud": [URL], "iat": now, "exp": now + 300 });
-    show(&b, b.world.svid_with(good.clone()))
+    show(&b, b.env.svid_with(good.clone()))
         .await
         .expect("the good one is good");
     show(
         &b,
-        b.world
+        b.env
             .svid_with(json!({ "sub": ID, "aud": URL, "exp": now + 300 })),
     )
     .await
@@ -107,7 +107,7 @@ async fn evidence_that_is_not_what_it_should_be() {
     }
     let count = bad.len();
     for (why, claims) in bad {
-        let refusal = show(&b, b.world.svid_with(claims)).await.expect_err(why);
+        let refusal = show(&b, b.env.svid_with(claims)).await.expect_err(why);
         assert_eq!(
             (refusal.reason, refusal.known),
             (Reason::NotAuthenticated, false),
@@ -117,7 +117,7 @@ async fn evidence_that_is_not_what_it_should_be() {
     assert!(count > 35);
 
     // Headers.
-    let kid = KeyId::of(b.world.signer.thumbprint()).to_string();
+    let kid = KeyId::of(b.env.signer.thumbprint()).to_string();
     let stranger = SigningKey::generate().expect("key").0;
     let sign = |header: Value, key: &SigningKey| {
         Secret::new(jws::sign(&header, &good, key).expect("signed"))
@@ -132,21 +132,21 @@ async fn evidence_that_is_not_what_it_should_be() {
         ),
         (
             "an unknown kid",
-            sign(json!({ "alg": "ES256", "kid": "other" }), &b.world.signer),
+            sign(json!({ "alg": "ES256", "kid": "other" }), &b.env.signer),
         ),
-        ("no kid", sign(json!({ "alg": "ES256" }), &b.world.signer)),
+        ("no kid", sign(json!({ "alg": "ES256" }), &b.env.signer)),
         (
             "another type of token",
             sign(
                 json!({ "alg": "ES256", "kid": kid, "typ": "at+jwt" }),
-                &b.world.signer,
+                &b.env.signer,
             ),
         ),
         (
             "crit",
             sign(
                 json!({ "alg": "ES256", "kid": kid, "crit": ["exp"] }),
-                &b.world.signer,
+                &b.env.signer,
             ),
         ),
         (
@@ -160,14 +160,14 @@ async fn evidence_that_is_not_what_it_should_be() {
             "a url",
             sign(
                 json!({ "alg": "ES256", "kid": kid, "jku": "https://evil.example" }),
-                &b.world.signer,
+                &b.env.signer,
             ),
         ),
         (
             "an unknown header",
             sign(
                 json!({ "alg": "ES256", "kid": kid, "x": 1 }),
-                &b.world.signer,
+                &b.env.signer,
             ),
         ),
     ] {
@@ -178,7 +178,7 @@ async fn evidence_that_is_not_what_it_should_be() {
         );
     }
     // Bytes.
-    let token = b.world.svid_with(good.clone()).expose_secret().to_owned();
+    let token = b.env.svid_with(good.clone()).expose_secret().to_owned();
     let parts: Vec<&str> = token.split('.').collect();
     let none = "eyJhbGciOiJub25lIn0";
     for (why, text) in [
@@ -206,7 +206,7 @@ async fn evidence_that_is_not_what_it_should_be() {
         entries,
         "what does not pass gate 1 writes nothing"
     );
-    b.hand.advance_millis(61_000);
+    b.manual_clock.advance_millis(61_000);
     b.broker.upkeep_once().await.expect("counts");
     b.broker.upkeep_once().await.expect("counts");
     assert_eq!(
@@ -258,7 +258,7 @@ async fn proofs_that_are_not_for_this_call() {
     );
     // With a nonce that is old, or of another boot.
     let nonce = b.broker.nonce();
-    b.hand.advance_millis(60_000);
+    b.manual_clock.advance_millis(60_000);
     let call = b.call_with_nonce(
         method,
         &triage.key,
@@ -303,8 +303,8 @@ async fn a_trust_domain_key_that_goes_takes_along_what_it_verified() {
     let given = b.ask(&triage, task, &read_case(), 300, "r").await.token();
     assert!(b.introspect("cases", &given.token));
     // The trust domain replaces its key; the broker learns it at its next start, enters it, and sweeps.
-    let world = std::sync::Arc::get_mut(&mut b.world).expect("one handle");
-    world.signer = SigningKey::generate().expect("key").0;
+    let env = std::sync::Arc::get_mut(&mut b.env).expect("one handle");
+    env.signer = SigningKey::generate().expect("key").0;
     let b = b.restart(dipylon::journal::Faults::default()).await;
     assert!(!b.introspect("cases", &given.token));
     assert_eq!(

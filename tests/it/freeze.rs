@@ -6,7 +6,7 @@ use dipylon::broker::{AccessRequestStatus, TaskFilter};
 use dipylon::journal::Faults;
 use dipylon::model::*;
 
-use crate::harness::{Expect as _, TestBroker, World, disable, read_case, refused};
+use crate::support::{Expect as _, TestBroker, TestEnvironment, disable, read_case, refused};
 
 fn cause(b: &TestBroker, task: TaskId) -> Option<EndCause> {
     b.broker
@@ -191,7 +191,7 @@ async fn an_owner_is_frozen_with_every_agent_that_is_or_was_theirs() {
     let task = b.open(&triage).await;
     let token = b.ask(&triage, task, &read_case(), 300, "t").await.token();
     // Dana hands the agent over; what was opened in her name still answers to her.
-    let files = b.world.policy_with("agents.toml", |t| {
+    let files = b.env.policy_with("agents.toml", |t| {
         t.replacen("owner = \"dana\"", "owner = \"lee\"", 1)
     });
     b.apply(files).await.expect("applies");
@@ -255,7 +255,7 @@ async fn a_pinned_key_is_the_only_one_that_opens_tasks() {
     let task = b.open(&thief).await;
     let token = b.ask(&thief, task, &read_case(), 300, "t").await.token();
     let jkt = pinned.key.public().thumbprint().to_string();
-    let files = b.world.policy_with("agents.toml", |t| {
+    let files = b.env.policy_with("agents.toml", |t| {
         t.replacen(
             "groups = [\"soc\"]",
             &format!("groups = [\"soc\"]\njkt = \"{jkt}\""),
@@ -294,7 +294,7 @@ async fn a_pinned_key_is_the_only_one_that_opens_tasks() {
             .to_string(),
         jkt
     );
-    let bad = b.world.policy_with("agents.toml", |t| {
+    let bad = b.env.policy_with("agents.toml", |t| {
         t.replacen(
             "groups = [\"soc\"]",
             "groups = [\"soc\"]\njkt = \"short\"",
@@ -312,7 +312,7 @@ async fn a_freeze_that_cannot_be_written_holds_here_at_once_and_is_written_later
             full: Some(full.clone()),
             ..Faults::default()
         };
-        let b = TestBroker::start_with(World::new(), faults).await;
+        let b = TestBroker::start_with(TestEnvironment::new(), faults).await;
         let agent = b.agent("triage");
         let task = b.open(&agent).await;
         let token = b.ask(&agent, task, &read_case(), 300, "t").await.token();
@@ -348,7 +348,7 @@ async fn operators_see_tasks_and_agents_as_they_stand() {
     let agent = b.agent("triage");
     let mut tasks = Vec::new();
     for i in 0..5 {
-        b.hand.advance_millis(10);
+        b.manual_clock.advance_millis(10);
         let opened = b
             .try_open(&agent, &format!("purpose {i}"), &format!("r{i}"))
             .await;
@@ -431,7 +431,7 @@ async fn an_agent_handed_to_a_frozen_owner_is_frozen_with_them() {
     let token = b.ask(&triage, task, &read_case(), 300, "t").await.token();
     b.freeze("owner/maria").await.expect("freezes");
     assert!(b.introspect("cases", &token.token), "dana's agent goes on");
-    let files = b.world.policy_with("agents.toml", |t| {
+    let files = b.env.policy_with("agents.toml", |t| {
         t.replacen("owner = \"dana\"", "owner = \"maria\"", 1)
     });
     let applied = b.apply(files).await.expect("applies");
@@ -447,7 +447,7 @@ async fn whoever_owned_the_agent_when_its_task_was_opened_never_counts() {
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
     // Opened in dana's name, lee's by now: neither may say yes.
-    let files = b.world.policy_with("agents.toml", |t| {
+    let files = b.env.policy_with("agents.toml", |t| {
         t.replacen("owner = \"dana\"", "owner = \"lee\"", 1)
     });
     b.apply(files).await.expect("applies");
@@ -478,7 +478,7 @@ async fn what_waits_to_be_written_cannot_be_lifted_before_it_is() {
         full: Some(full.clone()),
         ..Faults::default()
     };
-    let b = TestBroker::start_with(World::new(), faults).await;
+    let b = TestBroker::start_with(TestEnvironment::new(), faults).await;
     let agent = b.agent("triage");
     let task = b.open(&agent).await;
     full.store(true, std::sync::atomic::Ordering::SeqCst);
@@ -519,7 +519,7 @@ async fn signs_of_life_and_ends_at_once_leave_nothing_behind() {
                 .await;
             tasks.push(opened.expect("opens").task.task);
         }
-        b.hand.advance_millis(31_000);
+        b.manual_clock.advance_millis(31_000);
         let calls: Vec<_> = tasks
             .iter()
             .map(|task| {
@@ -536,7 +536,7 @@ async fn signs_of_life_and_ends_at_once_leave_nothing_behind() {
         for call in calls {
             let _answer = call.await.expect("no panic");
         }
-        b.hand.advance_millis(600_000);
+        b.manual_clock.advance_millis(600_000);
         assert_eq!(
             b.broker.state().due_by(b.now(), 1_000),
             [],

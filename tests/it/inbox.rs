@@ -12,30 +12,30 @@ use dipylon::model::*;
 use dipylon::state::Stirred;
 use proptest::prelude::*;
 
-use super::harness::*;
+use crate::support::*;
 
 const LIST: &str = "dipylon.v1.ApprovalService/ListAccessRequests";
 const WATCH: &str = "dipylon.v1.ApprovalService/WatchAccessRequests";
 
 /// The world of the other stories with a second agent, of another owner, and one more line in [approvals].
-fn world(asks_per_minute: u32) -> World {
-    let mut world = World::new();
-    world.policy.get_mut("agents.toml").expect("agents").push_str(
+fn env(asks_per_minute: u32) -> TestEnvironment {
+    let mut env = TestEnvironment::new();
+    env.policy.get_mut("agents.toml").expect("agents").push_str(
         "\n[[agent]]\nid = \"hunter\"\nspiffe_id = \"spiffe://soc.example/agent/hunter\"\nowner = \"maria\"\nenvironment = \"prod\"\n\
          model = \"m\"\nautonomy = \"supervised\"\ngroups = [\"soc\"]\nactions = [\"case.read\", \"account.disable\", \"host.isolate\"]\n",
     );
-    let people = world.policy.get_mut("people.toml").expect("people");
+    let people = env.policy.get_mut("people.toml").expect("people");
     *people = people.replace(
         "asks_per_minute = 100000",
         &format!(
             "asks_per_minute = {asks_per_minute}\npending_per_agent = 100\npending_per_owner = 200"
         ),
     );
-    world
+    env
 }
 
 async fn broker(asks_per_minute: u32) -> TestBroker {
-    TestBroker::start_with(world(asks_per_minute), Faults::default()).await
+    TestBroker::start_with(env(asks_per_minute), Faults::default()).await
 }
 
 fn isolate() -> Action {
@@ -49,7 +49,7 @@ fn page(b: &TestBroker, who: &str, ask: &InboxAsk) -> InboxPage {
 }
 
 fn whole(b: &TestBroker, who: &str) -> InboxPage {
-    page(b, who, &whole_inbox())
+    page(b, who, &first_inbox_page())
 }
 
 fn ids(page: &InboxPage) -> Vec<AccessRequestId> {
@@ -91,9 +91,9 @@ async fn risk_comes_first_then_the_deadline_and_alike_ones_stand_together() {
     let (triage, hunter) = (b.agent("triage"), b.agent("hunter"));
     let (one, two) = (b.open(&triage).await, b.open(&hunter).await);
     let ann = pending(&b, &triage, one, &disable("ann"), "r-1").await;
-    b.hand.advance_millis(1_000);
+    b.manual_clock.advance_millis(1_000);
     let high = pending(&b, &triage, one, &isolate(), "r-2").await;
-    b.hand.advance_millis(1_000);
+    b.manual_clock.advance_millis(1_000);
     let cara = pending(&b, &hunter, two, &disable("cara"), "r-1").await;
     let again = pending(&b, &triage, one, &disable("ann"), "r-3").await;
     assert_eq!(again, ann, "one action in one task is asked once");
@@ -138,7 +138,7 @@ async fn risk_comes_first_then_the_deadline_and_alike_ones_stand_together() {
         "dana",
         &InboxAsk {
             mine: true,
-            ..whole_inbox()
+            ..first_inbox_page()
         },
     );
     assert_eq!((ids(&mine), mine.total, mine.yours), (vec![cara], 1, 1));
@@ -175,12 +175,12 @@ async fn what_was_approved_comes_back_when_a_yes_counts_no_more() {
     assert_eq!(waiting(), [].into(), "at the second look too");
 
     // The rules: whoever leaves the group takes the yes along, and brings it back.
-    let lee_left = b.world.policy_with("people.toml", |text| {
+    let lee_left = b.env.policy_with("people.toml", |text| {
         text.replacen(IN_THE_GROUP, &IN_THE_GROUP.replace("\"security\"", ""), 1)
     });
     b.apply(lee_left).await.expect("applied");
     assert_eq!(waiting(), [ann].into());
-    b.apply(b.world.policy.clone()).await.expect("applied");
+    b.apply(b.env.policy.clone()).await.expect("applied");
     assert_eq!(waiting(), [].into());
     // The keys.
     let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
@@ -189,9 +189,9 @@ async fn what_was_approved_comes_back_when_a_yes_counts_no_more() {
     revoked.expect("revoked");
     assert_eq!(waiting(), [ann].into());
     // The time.
-    b.hand.advance_millis(599_000);
+    b.manual_clock.advance_millis(599_000);
     assert_eq!(waiting(), [ann].into());
-    b.hand.advance_millis(1_000);
+    b.manual_clock.advance_millis(1_000);
     assert_eq!(waiting(), [ann, cara].into());
 }
 
@@ -201,14 +201,14 @@ const IN_THE_GROUP: &str =
 
 #[tokio::test]
 async fn what_nobody_has_rated_comes_first() {
-    let mut world = world(1_000);
-    let schema = world.policy.get_mut("schema.cedarschema").expect("schema");
+    let mut env = env(1_000);
+    let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
     *schema = schema.replace("@risk(\"medium\")\n", "");
-    let b = TestBroker::start_with(world, Faults::default()).await;
+    let b = TestBroker::start_with(env, Faults::default()).await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
     let unrated = pending(&b, &triage, task, &disable("ann"), "r-1").await;
-    b.hand.advance_millis(1_000);
+    b.manual_clock.advance_millis(1_000);
     let high = pending(&b, &triage, task, &isolate(), "r-2").await;
     assert_eq!(ids(&whole(&b, "lee")), [unrated, high]);
 }
@@ -228,7 +228,7 @@ async fn pages_cover_everything_once_whatever_comes_between_them() {
         for (account, request) in [("ann", "r-1"), ("cara", "r-2")] {
             opened.push(pending(&b, &triage, task, &disable(account), request).await);
             // Each with a deadline of its own: their order is the one they came in.
-            b.hand.advance_millis(500);
+            b.manual_clock.advance_millis(500);
         }
     }
     for size in [1, 3, 8, 100] {
@@ -300,7 +300,7 @@ async fn beyond_so_many_a_minute_they_wait_their_turn_and_are_never_allowed_by_i
             task,
             pending(&b, &triage, task, &disable("ann"), "r-1").await,
         ));
-        b.hand.advance_millis(100);
+        b.manual_clock.advance_millis(100);
     }
     let (task, high) = {
         let task = b
@@ -345,13 +345,13 @@ async fn beyond_so_many_a_minute_they_wait_their_turn_and_are_never_allowed_by_i
         .token();
     b.ask(&triage, task, &isolate(), 300, "r-1").await.pending();
 
-    b.hand.advance_millis(60_000);
+    b.manual_clock.advance_millis(60_000);
     let lee = whole(&b, "lee");
     assert_eq!(ids(&lee), [high, opened[1].1, opened[2].1]);
     assert_eq!(lee.queued, 1);
-    b.hand.advance_millis(59_999);
+    b.manual_clock.advance_millis(59_999);
     assert_eq!(whole(&b, "lee").queued, 1);
-    b.hand.advance_millis(1);
+    b.manual_clock.advance_millis(1);
     assert_eq!(whole(&b, "lee").queued, 0);
 }
 
@@ -413,7 +413,7 @@ async fn a_watch_hears_of_every_change_and_goes_on_after_a_restart() {
         ]
     );
     b.apply(
-        b.world
+        b.env
             .policy_with("rules/20-guardrails.cedar", |t| format!("{t}\n// v2\n")),
     )
     .await
@@ -445,7 +445,7 @@ async fn a_watch_hears_of_every_change_and_goes_on_after_a_restart() {
         (Some(InboxNews::Snapshot(_)), Some(InboxNews::Heartbeat(_)))
     ));
     // Whom the rules no longer know hears nothing more.
-    b.apply(b.world.policy_with("people.toml", |t| {
+    b.apply(b.env.policy_with("people.toml", |t| {
         t.replace("id = \"lee\"", "id = \"lou\"")
             .replace("of = \"lee\"", "of = \"lou\"")
     }))
@@ -609,24 +609,24 @@ async fn history(ops: Vec<Op>) {
             }
             Op::Rules(which) => {
                 let files = match which {
-                    0 => b.world.policy.clone(),
-                    1 => b.world.policy_with("people.toml", |t| {
+                    0 => b.env.policy.clone(),
+                    1 => b.env.policy_with("people.toml", |t| {
                         t.replacen(IN_THE_GROUP, &IN_THE_GROUP.replace("\"security\"", ""), 1)
                     }),
-                    _ => b.world.policy_with("people.toml", |t| {
+                    _ => b.env.policy_with("people.toml", |t| {
                         t.replacen("good_for = \"10m\"", "good_for = \"9m\"", 1)
                     }),
                 };
                 let _same = b.apply(files).await;
             }
             Op::Advance(ms) => {
-                b.hand.advance_millis(ms);
+                b.manual_clock.advance_millis(ms);
                 b.broker.upkeep_once().await.expect("upkeep");
             }
         }
         // The hundred statements of a person would be used up: each round begins with some that lapsed.
         if n % 8 == 7 {
-            b.hand.advance_millis(121_000);
+            b.manual_clock.advance_millis(121_000);
         }
         // Looked at all along: what a look finds out must not outlive what it rests on.
         for who in ["dana", "lee"] {

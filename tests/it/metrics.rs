@@ -11,13 +11,13 @@ use dipylon::serve::{OperatorListener, operate};
 use dipylon::telemetry::PAGE;
 
 use super::admission::get;
-use super::harness::{CASES, DOMAIN, action, disable, read_case};
-use super::kill::Realm;
-use super::served::{Served, order};
+use crate::support::{CASES, DOMAIN, action, disable, read_case};
+use super::crash_recovery::Realm;
+use crate::support::served_broker::{ServedBroker, order};
 use super::transport::in_time;
 
 /// An operators' door for a served broker; its place.
-async fn door(s: &Served) -> (String, tokio::task::JoinHandle<std::io::Result<()>>) {
+async fn door(s: &ServedBroker) -> (String, tokio::task::JoinHandle<std::io::Result<()>>) {
     let any = "127.0.0.1:0".parse().expect("address");
     let listener = OperatorListener::tcp(any).await.expect("listens");
     let place = listener.place();
@@ -70,7 +70,7 @@ fn documented() -> BTreeSet<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn figures_before_and_after_a_story() {
-    let s = Served::start().await;
+    let s = ServedBroker::start().await;
     let (place, door) = door(&s).await;
     assert_eq!(get(&place, "/livez").await.0, 200);
     assert_eq!(get(&place, "/readyz").await.0, 200);
@@ -199,7 +199,7 @@ async fn figures_before_and_after_a_story() {
 /// Whatever callers make up, the number of samples does not grow with it, and no word of theirs is among them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_names_make_no_figures() {
-    let s = Served::start().await;
+    let s = ServedBroker::start().await;
     let (place, door) = door(&s).await;
     let task = s.task("triage").await;
     let round = async |round: usize| {
@@ -214,7 +214,7 @@ async fn hostile_names_make_no_figures() {
             get(&s.url, &format!("/hostile/{round}/{i}")).await;
         }
         let id = format!("spiffe://{DOMAIN}/agent/hostile-{round}");
-        let evidence = s.world.svid_for(&s.url, &id, Clock::system().now(), 60);
+        let evidence = s.env.svid_for(&s.url, &id, Clock::system().now(), 60);
         let stranger = Agent::new(s.endpoint(), EvidenceSource::Fixed(evidence), None);
         let opening = OpenTask {
             purpose: "hostile".into(),
@@ -248,7 +248,7 @@ async fn operators_listen_on_this_machine_alone() {
     OperatorListener::tcp(everywhere)
         .await
         .expect_err("not loopback");
-    let s = Served::start().await;
+    let s = ServedBroker::start().await;
     let path = s.dir.join("operator.sock");
     // A socket that a dead broker left.
     drop(std::os::unix::net::UnixListener::bind(&path).expect("left"));
@@ -282,7 +282,7 @@ async fn operators_listen_on_this_machine_alone() {
 #[tokio::test]
 async fn operators_are_answered_by_this_hosts_names_alone() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let s = Served::start().await;
+    let s = ServedBroker::start().await;
     let (place, door) = door(&s).await;
     let address = place.trim_start_matches("http://");
     for (target, hosts, told) in [
@@ -314,7 +314,7 @@ async fn operators_are_answered_by_this_hosts_names_alone() {
 #[tokio::test]
 async fn operators_are_not_muted_by_those_who_say_nothing() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let s = Served::start().await;
+    let s = ServedBroker::start().await;
     let (place, door) = door(&s).await;
     let address = place.trim_start_matches("http://");
     let mut held = tokio::task::JoinSet::new();
@@ -358,7 +358,7 @@ async fn each_call_is_one_json_line() {
     let mut broker = realm.broker_telling(file.into(), "dipylon=info").await;
     let id = format!("spiffe://{DOMAIN}/agent/triage");
     let svid = realm
-        .world
+        .env
         .svid_for(&realm.url, &id, Clock::system().now(), 3_600);
     let agent = Agent::new(realm.endpoint(), EvidenceSource::Fixed(svid), None);
     let opening = OpenTask {

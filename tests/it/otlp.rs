@@ -7,8 +7,8 @@ use dipylon::client::{Agent, EvidenceSource, OpenTask};
 use dipylon::clock::Clock;
 use tonic::{Request, Response, Status};
 
-use super::harness::DOMAIN;
-use super::kill::Realm;
+use crate::support::DOMAIN;
+use super::crash_recovery::Realm;
 use super::metrics::{TRACE, traced};
 
 /// `ExportTraceServiceRequest`, read no further.
@@ -74,7 +74,7 @@ async fn spans_reach_a_collector() {
         .await;
     let id = format!("spiffe://{DOMAIN}/agent/triage");
     let svid = realm
-        .world
+        .env
         .svid_for(&realm.url, &id, Clock::system().now(), 3_600);
     let agent = Agent::new(realm.endpoint(), EvidenceSource::Fixed(svid.clone()), None);
     let opening = OpenTask {

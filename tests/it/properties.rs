@@ -1,5 +1,5 @@
 //! Laws 1-5 and 7-12 of DESIGN §9 over random histories: requests, votes, rule changes, time, ends, crashes, restarts.
-//! After each step the stored journal is walked by [`super::laws`], and whatever a client was told must be in it.
+//! After each step the stored journal is walked by [`crate::support::invariants`], and whatever a client was told must be in it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -10,9 +10,9 @@ use dipylon::journal::{Faults, Step};
 use dipylon::model::*;
 use proptest::prelude::*;
 
-use super::harness::*;
-use super::laws;
-use super::passkey::{Manners, SoftPasskey};
+use crate::support::*;
+use crate::support::invariants;
+use crate::support::software_authenticator::{PasskeyBehaviour, SoftwareAuthenticator};
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -184,7 +184,7 @@ struct Run {
     broker: Option<TestBroker>,
     agents: Vec<TestAgent>,
     /// Everyone's passkeys, oldest first, revoked ones too.
-    passkeys: [Vec<SoftPasskey>; 3],
+    passkeys: [Vec<SoftwareAuthenticator>; 3],
     ledger: Ledger,
     arm: Arm,
     faults: Faults,
@@ -215,7 +215,7 @@ impl Run {
             keep_wal: true,
             ..Faults::default()
         };
-        let broker = TestBroker::start_with(World::new(), faults.clone()).await;
+        let broker = TestBroker::start_with(TestEnvironment::new(), faults.clone()).await;
         let agents = AGENTS.iter().map(|id| broker.agent(id)).collect();
         let acked_wal = broker.wal_len();
         Self {
@@ -426,7 +426,7 @@ impl Run {
                     return;
                 };
                 self.acked_wal = b.wal_len();
-                if let Ok(key) = b.enrol_with(&code, &Manners::default()).await {
+                if let Ok(key) = b.enrol_with(&code, &PasskeyBehaviour::default()).await {
                     self.ledger.enrolled += 1;
                     self.passkeys[*voter].push(key);
                 }
@@ -554,10 +554,10 @@ impl Run {
                 }
             }
             Op::Rules { which } => {
-                let files = variant(&b.world, *which);
+                let files = variant(&b.env, *which);
                 let _answer = b.apply(files).await;
             }
-            Op::Advance { ms } => b.hand.advance_millis(*ms),
+            Op::Advance { ms } => b.manual_clock.advance_millis(*ms),
             Op::Upkeep => {
                 let _answer = b.broker.upkeep_once().await;
             }
@@ -587,7 +587,7 @@ impl Run {
 
     fn check(&mut self) {
         let b = self.b();
-        let found = laws::check_against(&b.dir, self.ledger.noted);
+        let found = invariants::check_against(&b.dir, self.ledger.noted);
         for (task, jti, token, audience) in &self.ledger.tokens {
             assert!(
                 found.tokens.contains(jti),
@@ -645,19 +645,19 @@ fn pick<T>(from: &[T], n: usize) -> Option<&T> {
 }
 
 /// Rules a security team might go back and forth between.
-fn variant(world: &World, which: usize) -> BTreeMap<String, String> {
+fn variant(env: &TestEnvironment, which: usize) -> BTreeMap<String, String> {
     match which {
-        0 => world.policy.clone(),
-        1 => world.policy_with("rules/20-guardrails.cedar", |t| {
+        0 => env.policy.clone(),
+        1 => env.policy_with("rules/20-guardrails.cedar", |t| {
             format!("{t}\n@id(\"no-disabling\") forbid (principal, action == Action::\"account.disable\", resource);\n")
         }),
-        2 => world.policy_with("rules/20-guardrails.cedar", |t| t.replace("10m", "1m")),
-        3 => world.policy_with("people.toml", |t| t.replacen("good_for = \"10m\"", "good_for = \"9m\"", 1)),
-        4 => world.policy_with("people.toml", |t| {
+        2 => env.policy_with("rules/20-guardrails.cedar", |t| t.replace("10m", "1m")),
+        3 => env.policy_with("people.toml", |t| t.replacen("good_for = \"10m\"", "good_for = \"9m\"", 1)),
+        4 => env.policy_with("people.toml", |t| {
             t.replacen("name = \"Maria Moreau\"\ngroups = [\"security\"]", "name = \"Maria Moreau\"\ngroups = []", 1)
         }),
-        5 => world.policy_with("people.toml", |t| t.replacen("method = \"key\"", "method = \"passkey\"", 1)),
-        _ => world.policy_with("agents.toml", |t| t.replacen("groups = [\"soc\"]", "groups = []", 1)),
+        5 => env.policy_with("people.toml", |t| t.replacen("method = \"key\"", "method = \"passkey\"", 1)),
+        _ => env.policy_with("agents.toml", |t| t.replacen("groups = [\"soc\"]", "groups = []", 1)),
     }
 }
 
@@ -682,7 +682,7 @@ proptest! {
             for op in &ops {
                 run.step(op).await;
             }
-            super::history::recount(&run.b().dir, run.b().broker.state());
+            super::stats_and_timeline::recount(&run.b().dir, run.b().broker.state());
         });
     }
 }

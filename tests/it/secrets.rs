@@ -7,9 +7,9 @@ use dipylon::client::{Agent, EvidenceSource, OpenTask, Outcome};
 use dipylon::clock::Clock;
 use dipylon::model::*;
 
-use super::harness::{CASES, DOMAIN, action};
-use super::kill::Realm;
-use super::served::order;
+use crate::support::{CASES, DOMAIN, action};
+use super::crash_recovery::Realm;
+use crate::support::served_broker::order;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_secret_is_told() {
@@ -31,7 +31,7 @@ async fn told(form: &str) {
     let mut broker = realm.broker_telling(file.into(), "trace").await;
     let id = format!("spiffe://{DOMAIN}/agent/triage");
     let svid = realm
-        .world
+        .env
         .svid_for(&realm.url, &id, Clock::system().now(), 3_600);
     let agent = Agent::new(realm.endpoint(), EvidenceSource::Fixed(svid.clone()), None);
     let opening = OpenTask {
@@ -62,7 +62,7 @@ async fn told(form: &str) {
             &realm.url,
             &realm.url,
             Audience::parse(CASES).expect("audience"),
-            dipylon::client::Identity::Key(std::sync::Arc::new(realm.world.key_of("cases"))),
+            dipylon::client::Identity::Key(std::sync::Arc::new(realm.env.key_of("cases"))),
         ))
         .await
         .expect("connects");

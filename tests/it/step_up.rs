@@ -9,8 +9,8 @@ use dipylon::rate_limit::ConcurrencyPermit;
 use dipylon::serve::guard;
 use dipylon::webauthn::Assertion;
 
-use super::harness::*;
-use super::passkey::{Manners, SoftPasskey};
+use crate::support::*;
+use crate::support::software_authenticator::{PasskeyBehaviour, SoftwareAuthenticator};
 
 const RP_ID: &str = "localhost";
 const ENROL: &str = "console/enrol";
@@ -30,25 +30,25 @@ impl TestBroker {
     pub async fn enrol_with(
         &self,
         code: &Secret,
-        manners: &Manners,
-    ) -> Result<SoftPasskey, Refusal> {
+        manners: &PasskeyBehaviour,
+    ) -> Result<SoftwareAuthenticator, Refusal> {
         let begun = self.broker.begin_enrolment(ENROL, code)?;
-        let kind = super::passkey::Kind::Es256;
+        let kind = crate::support::software_authenticator::Kind::Es256;
         let (key, made) =
-            SoftPasskey::create_as(kind, RP_ID, CONSOLE, &begun.challenge, &begun.user, manners);
+            SoftwareAuthenticator::create_as(kind, RP_ID, CONSOLE, &begun.challenge, &begun.user, manners);
         self.broker
             .finish_enrolment(ENROL, code, &made, "Phone")
             .await?;
         Ok(key)
     }
 
-    pub async fn enrol(&self, name: &str) -> SoftPasskey {
+    pub async fn enrol(&self, name: &str) -> SoftwareAuthenticator {
         let code = self.invite(name).await;
-        let enrolled = self.enrol_with(&code, &Manners::default()).await;
+        let enrolled = self.enrol_with(&code, &PasskeyBehaviour::default()).await;
         enrolled.expect("enrolled")
     }
 
-    pub async fn sign_in(&self, key: &SoftPasskey) -> Result<Session, Refusal> {
+    pub async fn sign_in(&self, key: &SoftwareAuthenticator) -> Result<Session, Refusal> {
         let begun = self.broker.begin_sign_in();
         let assertion = key.get(&begun.challenge, CONSOLE);
         self.broker
@@ -95,7 +95,7 @@ impl TestBroker {
     pub async fn vote_visiting(
         &self,
         session: &Session,
-        key: &SoftPasskey,
+        key: &SoftwareAuthenticator,
         id: AccessRequestId,
         ask: VoteAsk,
     ) -> Result<AccessView, Refusal> {
@@ -125,25 +125,25 @@ fn ask_for(verdict: Verdict) -> VoteAsk {
 }
 
 /// A world whose profiles take passkeys alone.
-pub fn passkeys_alone() -> World {
-    let mut world = World::new();
-    let people = world.policy.get_mut("people.toml").expect("people");
+pub fn passkeys_alone() -> TestEnvironment {
+    let mut env = TestEnvironment::new();
+    let people = env.policy.get_mut("people.toml").expect("people");
     *people = people.replace("method = \"key\"", "method = \"passkey\"");
-    world
+    env
 }
 
 /// A world with its `[approvals]` written anew.
-pub fn with_approvals(table: &str) -> World {
-    let mut world = World::new();
-    let people = world.policy.get_mut("people.toml").expect("people");
-    assert!(people.contains(LENIENT));
-    *people = people.replace(LENIENT, &format!("[approvals]\n{table}\n"));
-    world
+pub fn with_approvals(table: &str) -> TestEnvironment {
+    let mut env = TestEnvironment::new();
+    let people = env.policy.get_mut("people.toml").expect("people");
+    assert!(people.contains(NO_LIMITS));
+    *people = people.replace(NO_LIMITS, &format!("[approvals]\n{table}\n"));
+    env
 }
 
 /// A broker, an agent with a task, and its access request for disabling ann.
-pub async fn asked(world: World) -> (TestBroker, TestAgent, TaskId, AccessRequestId) {
-    let b = TestBroker::start_with(world, Faults::default()).await;
+pub async fn asked(env: TestEnvironment) -> (TestBroker, TestAgent, TaskId, AccessRequestId) {
+    let b = TestBroker::start_with(env, Faults::default()).await;
     let _held = b.enrol("lee").await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -168,7 +168,7 @@ async fn a_passkey_says_yes_to_one_statement_and_the_token_rests_on_it() {
     assert!(still.needs[0].approvers.is_empty());
     // Nor is what would do at a terminal.
     let begun = b.begin_visiting(&session, id, yes()).await.expect("begun");
-    let signature = b.world.keys["maria"]
+    let signature = b.env.keys["maria"]
         .sign(begun.challenge.as_bytes())
         .expect("signed");
     let by_key = VoteProof::Signature(signature.to_vec());
@@ -209,7 +209,7 @@ async fn a_passkey_says_yes_to_one_statement_and_the_token_rests_on_it() {
 
 #[tokio::test]
 async fn an_assertion_votes_once_for_its_statement_by_its_person() {
-    let (b, _, _, id) = asked(World::new()).await;
+    let (b, _, _, id) = asked(TestEnvironment::new()).await;
     let (marias, lees) = (b.enrol("maria").await, b.enrol("lee").await);
     let session = b.sign_in(&marias).await.expect("signed in");
     let challenge = |begun: &VoteBegun| begun.challenge.as_bytes().to_vec();
@@ -237,7 +237,7 @@ async fn an_assertion_votes_once_for_its_statement_by_its_person() {
     }
 
     // Each check on the server: user verification, presence, origin, frame, type, relying party, backup eligibility.
-    let bad: [fn(&mut Manners); 8] = [
+    let bad: [fn(&mut PasskeyBehaviour); 8] = [
         |m| m.verified = false,
         |m| m.present = false,
         |m| m.origin = Some("http://localhost:7701".to_owned()),
@@ -248,7 +248,7 @@ async fn an_assertion_votes_once_for_its_statement_by_its_person() {
         |m| (m.backup_eligible, m.backed_up) = (false, false),
     ];
     for (which, spoil) in bad.iter().enumerate() {
-        let mut manners = Manners::default();
+        let mut manners = PasskeyBehaviour::default();
         spoil(&mut manners);
         let begun = b.begin_visiting(&session, id, yes()).await.expect("begun");
         let made = VoteProof::Passkey(marias.get_as(&challenge(&begun), CONSOLE, &manners));
@@ -273,7 +273,7 @@ async fn an_assertion_votes_once_for_its_statement_by_its_person() {
     );
     // And after two minutes nothing waits any more.
     let late = b.begin_visiting(&session, id, no()).await.expect("begun");
-    b.hand.advance_millis(120_000);
+    b.manual_clock.advance_millis(120_000);
     let made = VoteProof::Passkey(marias.get(&challenge(&late), CONSOLE));
     assert_eq!(
         refused(b.cast_visiting(&session, id, &late, made).await),
@@ -289,7 +289,7 @@ async fn an_invitation_enrols_one_passkey_however_many_try() {
     let mut tries = tokio::task::JoinSet::new();
     for _ in 0..50 {
         let (b, code) = (b.clone(), code.clone());
-        tries.spawn(async move { b.enrol_with(&code, &Manners::default()).await });
+        tries.spawn(async move { b.enrol_with(&code, &PasskeyBehaviour::default()).await });
     }
     let mut enrolled = Vec::new();
     while let Some(tried) = tries.join_next().await {
@@ -310,14 +310,14 @@ async fn an_invitation_is_for_ten_minutes_and_a_later_one_replaces_it() {
     let first = b.invite("maria").await;
     let second = b.invite("maria").await;
     assert_eq!(refused(b.broker.begin_enrolment(ENROL, &first)), unknown);
-    b.hand.advance_millis(599_999);
+    b.manual_clock.advance_millis(599_999);
     let lower = Secret::new(second.expose_secret().to_lowercase().replace('-', " "));
     let begun = b
         .broker
         .begin_enrolment(ENROL, &lower)
         .expect("typed by hand");
-    let (_, made) = SoftPasskey::create(RP_ID, CONSOLE, &begun.challenge, &begun.user);
-    b.hand.advance_millis(1);
+    let (_, made) = SoftwareAuthenticator::create(RP_ID, CONSOLE, &begun.challenge, &begun.user);
+    b.manual_clock.advance_millis(1);
     assert_eq!(
         refused(
             b.broker
@@ -336,9 +336,9 @@ async fn an_invitation_is_for_ten_minutes_and_a_later_one_replaces_it() {
 
     // An enrolment has the same checks as a vote, and a challenge of its own invitation.
     let third = b.invite("maria").await;
-    let unverified = Manners {
+    let unverified = PasskeyBehaviour {
         verified: false,
-        ..Manners::default()
+        ..PasskeyBehaviour::default()
     };
     let spoiled = b.enrol_with(&third, &unverified).await;
     assert_eq!(
@@ -347,7 +347,7 @@ async fn an_invitation_is_for_ten_minutes_and_a_later_one_replaces_it() {
     );
     let other = b.invite("lee").await;
     let lees = b.broker.begin_enrolment(ENROL, &other).expect("begun");
-    let (_, made) = SoftPasskey::create(RP_ID, CONSOLE, &lees.challenge, &lees.user);
+    let (_, made) = SoftwareAuthenticator::create(RP_ID, CONSOLE, &lees.challenge, &lees.user);
     let crossed = b
         .broker
         .finish_enrolment(ENROL, &third, &made, "Phone")
@@ -359,7 +359,7 @@ async fn an_invitation_is_for_ten_minutes_and_a_later_one_replaces_it() {
         .await
         .expect("lee's");
     let key = b
-        .enrol_with(&third, &Manners::default())
+        .enrol_with(&third, &PasskeyBehaviour::default())
         .await
         .expect("still good");
     assert!(b.sign_in(&key).await.is_ok());
@@ -381,7 +381,7 @@ async fn an_invitation_is_for_ten_minutes_and_a_later_one_replaces_it() {
 
 #[tokio::test]
 async fn a_key_that_is_revoked_takes_its_unconsumed_votes_with_it_for_good() {
-    let (b, triage, task, id) = asked(World::new()).await;
+    let (b, triage, task, id) = asked(TestEnvironment::new()).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     let approved = b
@@ -421,7 +421,7 @@ async fn a_key_that_is_revoked_takes_its_unconsumed_votes_with_it_for_good() {
         Err(Reason::NotAuthenticated)
     );
     let files = b
-        .world
+        .env
         .policy_with("people.toml", |text| format!("{text}\n# again\n"));
     b.apply(files).await.expect("applied");
     assert_eq!(
@@ -438,13 +438,13 @@ async fn a_key_that_is_revoked_takes_its_unconsumed_votes_with_it_for_good() {
 
 #[tokio::test]
 async fn a_counter_that_goes_back_shows_a_copy_and_ends_the_passkey() {
-    let (b, _, _, id) = asked(World::new()).await;
+    let (b, _, _, id) = asked(TestEnvironment::new()).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     let begun = b.begin_visiting(&session, id, yes()).await.expect("begun");
-    let copy = Manners {
+    let copy = PasskeyBehaviour {
         sign_count: Some(1),
-        ..Manners::default()
+        ..PasskeyBehaviour::default()
     };
     let made = key.get_as(begun.challenge.as_bytes(), CONSOLE, &copy);
     assert_eq!(
@@ -460,9 +460,9 @@ async fn a_counter_that_goes_back_shows_a_copy_and_ends_the_passkey() {
         "its session is over too"
     );
     // One that never counts is as good as ever.
-    let silent = Manners {
+    let silent = PasskeyBehaviour {
         sign_count: Some(0),
-        ..Manners::default()
+        ..PasskeyBehaviour::default()
     };
     let code = b.invite("maria").await;
     let quiet = b.enrol_with(&code, &silent).await.expect("enrolled");
@@ -485,7 +485,7 @@ async fn a_counter_that_goes_back_shows_a_copy_and_ends_the_passkey() {
 
 #[tokio::test]
 async fn people_narrow_the_life_and_the_uses_and_tell_the_agent_why_not() {
-    let (b, triage, task, id) = asked(World::new()).await;
+    let (b, triage, task, id) = asked(TestEnvironment::new()).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     let narrowed = |max_ttl, max_uses| VoteAsk {
@@ -537,11 +537,11 @@ async fn people_narrow_the_life_and_the_uses_and_tell_the_agent_why_not() {
 
 #[tokio::test]
 async fn uses_that_were_not_limited_can_be_limited_by_a_yes() {
-    let mut world = World::new();
-    let schema = world.policy.get_mut("schema.cedarschema").expect("schema");
+    let mut env = TestEnvironment::new();
+    let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
     assert!(schema.contains("@single_use"));
     *schema = schema.replace("@single_use\n", "");
-    let (b, triage, task, id) = asked(world).await;
+    let (b, triage, task, id) = asked(env).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     let three = VoteAsk {
@@ -640,10 +640,10 @@ async fn no_mint_rests_on_a_vote_whose_key_was_revoked_before_it() {
 
 #[tokio::test]
 async fn under_other_rules_it_was_another_card() {
-    let mut world = with_approvals("dwell = \"3s\"");
-    let schema = world.policy.get_mut("schema.cedarschema").expect("schema");
+    let mut env = with_approvals("dwell = \"3s\"");
+    let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
     *schema = schema.replace("@risk(\"medium\")", "@risk(\"high\")");
-    let (b, _, _, id) = asked(world).await;
+    let (b, _, _, id) = asked(env).await;
     let card = |name: &str| {
         let call = b.person_call("dipylon.v1.ApprovalService/GetCard", name);
         b.broker.card(&call, &id).expect("a card")
@@ -651,13 +651,13 @@ async fn under_other_rules_it_was_another_card() {
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     let read = card("maria").policy;
-    b.hand.advance_millis(3_000);
+    b.manual_clock.advance_millis(3_000);
     let as_read = |policy| VoteAsk {
         policy: Some(policy),
         ..yes()
     };
     assert!(b.begin_visiting(&session, id, as_read(read)).await.is_ok());
-    let files = b.world.policy_with("schema.cedarschema", |text| {
+    let files = b.env.policy_with("schema.cedarschema", |text| {
         text.replace(
             "The account can no longer sign in.",
             "The account and its mailbox are gone.",
@@ -674,17 +674,17 @@ async fn under_other_rules_it_was_another_card() {
         Reason::TooSoon,
         "it has to be read anew"
     );
-    b.hand.advance_millis(3_000);
+    b.manual_clock.advance_millis(3_000);
     assert!(b.begin_visiting(&session, id, as_read(read)).await.is_ok());
     b.check();
 }
 
 #[tokio::test]
 async fn a_yes_that_no_longer_counts_is_no_obstacle_to_another() {
-    let mut world = World::new();
-    let people = world.policy.get_mut("people.toml").expect("people");
+    let mut env = TestEnvironment::new();
+    let people = env.policy.get_mut("people.toml").expect("people");
     *people = people.replace("good_for = \"10m\"", "good_for = \"1m\"");
-    let (b, triage, task, id) = asked(world).await;
+    let (b, triage, task, id) = asked(env).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     b.vote_visiting(&session, &key, id, yes())
@@ -695,7 +695,7 @@ async fn a_yes_that_no_longer_counts_is_no_obstacle_to_another() {
         Reason::NotEligible
     );
     // Its time is over.
-    b.hand.advance_millis(60_000);
+    b.manual_clock.advance_millis(60_000);
     b.ask(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .pending();

@@ -34,9 +34,9 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::harness::{CASES, DOMAIN, World, disable, open_as, read_case, settings};
-use super::laws;
-use super::served::order;
+use crate::support::{CASES, DOMAIN, TestEnvironment, disable, open_as, read_case, settings};
+use crate::support::invariants;
+use crate::support::served_broker::order;
 
 /// For whatever must come about sooner or later.
 const GENEROUS: Duration = Duration::from_secs(60);
@@ -115,7 +115,7 @@ pub struct Setup {
 
 /// A broker in this process behind doors as a test wants them.
 pub struct Site {
-    pub world: Arc<World>,
+    pub env: Arc<TestEnvironment>,
     pub url: String,
     pub address: SocketAddr,
     pub root: PathBuf,
@@ -151,11 +151,11 @@ impl Site {
             evidence_audience: url.clone(),
             ..settings()
         };
-        let world = Arc::new(World::new());
+        let env = Arc::new(TestEnvironment::new());
         let key = SigningKey::generate().expect("key").1.to_vec();
         let broker = open_as(
             settings,
-            &world,
+            &env,
             &root.join("data"),
             &Clock::system(),
             &key,
@@ -179,7 +179,7 @@ impl Site {
         });
         let server = tokio::spawn(async move { serving.await.expect("serves") });
         Self {
-            world,
+            env,
             url,
             address,
             root,
@@ -209,7 +209,7 @@ impl Site {
     }
 
     pub async fn task(&self, endpoint: Endpoint) -> Result<Task, Error> {
-        open(&self.world, &self.url, endpoint).await
+        open(&self.env, &self.url, endpoint).await
     }
 
     /// Stops the broker; what it leaves lies in the directory that comes back.
@@ -240,9 +240,9 @@ impl Site {
     }
 }
 
-pub async fn open(world: &World, url: &str, endpoint: Endpoint) -> Result<Task, Error> {
+pub async fn open(env: &TestEnvironment, url: &str, endpoint: Endpoint) -> Result<Task, Error> {
     let id = format!("spiffe://{DOMAIN}/agent/triage");
-    let evidence = EvidenceSource::Fixed(world.svid_for(url, &id, Clock::system().now(), 3_600));
+    let evidence = EvidenceSource::Fixed(env.svid_for(url, &id, Clock::system().now(), 3_600));
     let opening = OpenTask {
         purpose: "contain INC-8841".into(),
         max_duration_s: 3_600,
@@ -343,7 +343,7 @@ async fn tls_from_end_to_end() {
         &site.url,
         &site.url,
         Audience::parse(CASES).expect("audience"),
-        Identity::Key(Arc::new(site.world.key_of("cases"))),
+        Identity::Key(Arc::new(site.env.key_of("cases"))),
     );
     config.reach = site.reach();
     let cases = Validator::connect(config.clone()).await.expect("connects");
@@ -475,7 +475,7 @@ async fn the_unix_socket_is_a_door_like_the_other() {
         &site.url,
         &site.url,
         Audience::parse(CASES).expect("audience"),
-        Identity::Key(Arc::new(site.world.key_of("cases"))),
+        Identity::Key(Arc::new(site.env.key_of("cases"))),
     );
     config.reach = reach;
     Validator::connect(config).await.expect("connects");
@@ -702,7 +702,7 @@ async fn connections_grow_old_without_a_call_that_fails() {
         &url,
         &url,
         Audience::parse(CASES).expect("audience"),
-        Identity::Key(Arc::new(site.world.key_of("cases"))),
+        Identity::Key(Arc::new(site.env.key_of("cases"))),
     ))
     .await
     .expect("connects");
@@ -740,7 +740,7 @@ async fn connections_grow_old_without_a_call_that_fails() {
         cases.read_past(report.position),
     )
     .await;
-    let found = laws::check(&site.root.join("data"));
+    let found = invariants::check(&site.root.join("data"));
     assert_eq!(found.tokens.len(), served, "one grant for each request_id");
     site.stop().await;
 }
@@ -766,7 +766,7 @@ async fn a_caller_who_goes_away_leaves_a_grant_or_none() {
     }
     eprintln!("{gone} of 60 calls were given up");
     assert!(gone > 0);
-    assert_eq!(laws::check(&site.root.join("data")).tokens.len(), 61);
+    assert_eq!(invariants::check(&site.root.join("data")).tokens.len(), 61);
     site.stop().await;
 }
 

@@ -11,7 +11,7 @@ use dipylon::webauthn::{self, Assertion, Credential, Registration, RelyingParty,
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::passkey::{Kind, Manners, SoftPasskey, attestation_object, encoded};
+use crate::support::software_authenticator::{Kind, PasskeyBehaviour, SoftwareAuthenticator, attestation_object, encoded};
 use crate::vectors::vectors;
 
 /// Of a map of CBOR, in order.
@@ -181,15 +181,15 @@ const CHALLENGE: [u8; 32] = [7; 32];
 const OTHER: [u8; 32] = [8; 32];
 const USER: [u8; 16] = [9; 16];
 
-fn enrolled(kind: Kind) -> (SoftPasskey, Credential) {
+fn enrolled(kind: Kind) -> (SoftwareAuthenticator, Credential) {
     let rp = example();
-    let (passkey, made) = SoftPasskey::create_as(
+    let (passkey, made) = SoftwareAuthenticator::create_as(
         kind,
         &rp.id,
         &rp.origin,
         &CHALLENGE,
         &USER,
-        &Manners::default(),
+        &PasskeyBehaviour::default(),
     );
     let credential = webauthn::register(&rp, &CHALLENGE, &made).expect("registered");
     (passkey, credential)
@@ -228,20 +228,20 @@ fn a_passkey_is_registered_and_answers() {
 }
 
 /// Each lie, at registration and at assertion, and the check that finds it.
-fn lies() -> Vec<(&'static str, Manners, WebauthnError)> {
-    let good = Manners::default;
-    let origin = |origin: &str| Manners {
+fn lies() -> Vec<(&'static str, PasskeyBehaviour, WebauthnError)> {
+    let good = PasskeyBehaviour::default;
+    let origin = |origin: &str| PasskeyBehaviour {
         origin: Some(origin.to_owned()),
         ..good()
     };
-    let crossed = |value: Value| Manners {
+    let crossed = |value: Value| PasskeyBehaviour {
         cross_origin: Some(value),
         ..good()
     };
     vec![
         (
             "type",
-            Manners {
+            PasskeyBehaviour {
                 kind: Some("webauthn.other"),
                 ..good()
             },
@@ -249,7 +249,7 @@ fn lies() -> Vec<(&'static str, Manners, WebauthnError)> {
         ),
         (
             "payment",
-            Manners {
+            PasskeyBehaviour {
                 kind: Some("payment.get"),
                 ..good()
             },
@@ -295,7 +295,7 @@ fn lies() -> Vec<(&'static str, Manners, WebauthnError)> {
         ),
         (
             "top origin",
-            Manners {
+            PasskeyBehaviour {
                 top_origin: Some("https://example.org".to_owned()),
                 ..good()
             },
@@ -303,7 +303,7 @@ fn lies() -> Vec<(&'static str, Manners, WebauthnError)> {
         ),
         (
             "rp id",
-            Manners {
+            PasskeyBehaviour {
                 rp_id: Some("example.com".to_owned()),
                 ..good()
             },
@@ -311,7 +311,7 @@ fn lies() -> Vec<(&'static str, Manners, WebauthnError)> {
         ),
         (
             "rp id above",
-            Manners {
+            PasskeyBehaviour {
                 rp_id: Some("org".to_owned()),
                 ..good()
             },
@@ -319,7 +319,7 @@ fn lies() -> Vec<(&'static str, Manners, WebauthnError)> {
         ),
         (
             "nobody there",
-            Manners {
+            PasskeyBehaviour {
                 present: false,
                 ..good()
             },
@@ -327,7 +327,7 @@ fn lies() -> Vec<(&'static str, Manners, WebauthnError)> {
         ),
         (
             "not verified",
-            Manners {
+            PasskeyBehaviour {
                 verified: false,
                 ..good()
             },
@@ -335,7 +335,7 @@ fn lies() -> Vec<(&'static str, Manners, WebauthnError)> {
         ),
         (
             "backed up, not eligible",
-            Manners {
+            PasskeyBehaviour {
                 backup_eligible: false,
                 ..good()
             },
@@ -343,7 +343,7 @@ fn lies() -> Vec<(&'static str, Manners, WebauthnError)> {
         ),
         (
             "extensions no map",
-            Manners {
+            PasskeyBehaviour {
                 extensions: Some(Cbor::Integer(1.into())),
                 ..good()
             },
@@ -351,7 +351,7 @@ fn lies() -> Vec<(&'static str, Manners, WebauthnError)> {
         ),
         (
             "an extension twice",
-            Manners {
+            PasskeyBehaviour {
                 extensions: Some(Cbor::Map(vec![
                     ("a".into(), true.into()),
                     ("a".into(), false.into()),
@@ -370,7 +370,7 @@ fn each_lie_is_named() {
         let (passkey, credential) = enrolled(kind);
         for (name, manners, expected) in lies() {
             let (_, made) =
-                SoftPasskey::create_as(kind, &rp.id, &rp.origin, &CHALLENGE, &USER, &manners);
+                SoftwareAuthenticator::create_as(kind, &rp.id, &rp.origin, &CHALLENGE, &USER, &manners);
             assert_eq!(
                 webauthn::register(&rp, &CHALLENGE, &made),
                 Err(expected),
@@ -381,19 +381,19 @@ fn each_lie_is_named() {
         }
         let unasked = passkey.get(&OTHER, &rp.origin);
         assert_eq!(check(&credential, &unasked), Err(WebauthnError::Challenge));
-        let device_bound = Manners {
+        let device_bound = PasskeyBehaviour {
             backup_eligible: false,
             backed_up: false,
-            ..Manners::default()
+            ..PasskeyBehaviour::default()
         };
         let device_bound = passkey.get_as(&CHALLENGE, &rp.origin, &device_bound);
         assert_eq!(
             check(&credential, &device_bound),
             Err(WebauthnError::BackupEligibility)
         );
-        let again = Manners {
+        let again = PasskeyBehaviour {
             attested_again: true,
-            ..Manners::default()
+            ..PasskeyBehaviour::default()
         };
         let again = passkey.get_as(&CHALLENGE, &rp.origin, &again);
         assert_eq!(
@@ -408,10 +408,10 @@ fn each_lie_is_named() {
             check(&credential, &of_another),
             Err(WebauthnError::Signature)
         );
-        let extended = Manners {
+        let extended = PasskeyBehaviour {
             extensions: Some(cbor!({ "credProps" => true }).expect("map")),
             cross_origin: None,
-            ..Manners::default()
+            ..PasskeyBehaviour::default()
         };
         let extended = passkey.get_as(&CHALLENGE, &rp.origin, &extended);
         assert_eq!(check(&credential, &extended), Ok(()));
@@ -423,18 +423,18 @@ fn each_lie_is_named() {
 fn one_ceremony_is_not_the_other() {
     let rp = example();
     let (passkey, credential) = enrolled(Kind::Es256);
-    let created = Manners {
+    let created = PasskeyBehaviour {
         kind: Some("webauthn.create"),
-        ..Manners::default()
+        ..PasskeyBehaviour::default()
     };
     let assertion = passkey.get_as(&CHALLENGE, &rp.origin, &created);
     assert_eq!(check(&credential, &assertion), Err(WebauthnError::Type));
-    let got = Manners {
+    let got = PasskeyBehaviour {
         kind: Some("webauthn.get"),
-        ..Manners::default()
+        ..PasskeyBehaviour::default()
     };
     let (_, made) =
-        SoftPasskey::create_as(Kind::Es256, &rp.id, &rp.origin, &CHALLENGE, &USER, &got);
+        SoftwareAuthenticator::create_as(Kind::Es256, &rp.id, &rp.origin, &CHALLENGE, &USER, &got);
     assert_eq!(
         webauthn::register(&rp, &CHALLENGE, &made),
         Err(WebauthnError::Type)
@@ -533,7 +533,7 @@ fn client_data_say_one_thing() {
 #[test]
 fn a_registration_is_read_to_the_last_byte() {
     let rp = example();
-    let (passkey, made) = SoftPasskey::create(&rp.id, &rp.origin, &CHALLENGE, &USER);
+    let (passkey, made) = SoftwareAuthenticator::create(&rp.id, &rp.origin, &CHALLENGE, &USER);
     let object = made.attestation_object.clone();
     let register = |attestation_object: Vec<u8>| {
         let made = Registration {
@@ -800,7 +800,7 @@ proptest! {
     fn any_bytes_are_refused_quietly(object in prop::collection::vec(any::<u8>(), 0..300), data in prop::collection::vec(any::<u8>(), 0..120), said in prop::collection::vec(any::<u8>(), 0..200)) {
         let (passkey, credential) = enrolled(Kind::Es256);
         let rp = example();
-        let (_, made) = SoftPasskey::create(&rp.id, &rp.origin, &CHALLENGE, &USER);
+        let (_, made) = SoftwareAuthenticator::create(&rp.id, &rp.origin, &CHALLENGE, &USER);
         let object = Registration { attestation_object: object, ..made.clone() };
         prop_assert!(webauthn::register(&rp, &CHALLENGE, &object).is_err());
         let inside = Registration { attestation_object: attestation_object(&data), ..made };

@@ -4,11 +4,11 @@ use dipylon::model::*;
 use serde_json::{Value, json};
 
 use super::ceremony;
-use super::decide::{denied, voted};
+use super::approve::{denied, voted};
 use super::driver::{Browser, Look, absent};
-use super::pages::Elsewhere;
+use super::attacker_site::Elsewhere;
 use super::site::{Site, card_of, follow};
-use crate::harness::{World, action, disable};
+use crate::support::{TestEnvironment, action, disable};
 
 /// Markup that would run, and characters that would hide or turn what stands beside them.
 const EVIL: &str =
@@ -19,7 +19,7 @@ async fn words_of_others_stay_words() {
     if absent() {
         return;
     }
-    let mut world = World::new();
+    let mut env = TestEnvironment::new();
     let markup = "<img src=x onerror=pwned=1><script>pwned=1</script>";
     let unseen = "\\u202E\\u200B";
     for (file, plain, hostile) in [
@@ -57,19 +57,19 @@ async fn words_of_others_stay_words() {
             format!("Why {markup}"),
         ),
     ] {
-        let text = world.policy.get_mut(file).expect("a file");
+        let text = env.policy.get_mut(file).expect("a file");
         assert!(text.contains(plain), "{file}: {plain}");
         *text = text.replacen(plain, &hostile.replace('"', "\\\""), 1);
     }
     // Notes need a yes too, so that a free text of the agent's is a parameter on a card.
-    let schema = world.policy.get_mut("schema.cedarschema").expect("schema");
+    let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
     let (plain, graver) = (
         "action \"case.note\" in [\"write\"]",
         "action \"case.note\" in [\"destructive\"]",
     );
     assert!(schema.contains(plain));
     *schema = schema.replacen(plain, graver, 1);
-    let site = Site::with(world, dipylon::clock::Clock::system().now()).await;
+    let site = Site::with(env, dipylon::clock::Clock::system().now()).await;
     let maria = Browser::open(Look::DESK).await;
     follow(&maria, &site.invite("maria").await, "<b>key</b>").await;
     let said = maria.seen("#enrolled").await.text().await;
@@ -78,14 +78,14 @@ async fn words_of_others_stay_words() {
     site.sign_in(&maria).await;
 
     let task = site.task_for("triage", EVIL).await;
-    let mut order = crate::served::order(disable("ann"), "r-1");
+    let mut order = crate::support::served_broker::order(disable("ann"), "r-1");
     order.reason = EVIL.to_owned();
     let id = site.pends(&task, &order).await;
     let note = action(
         "case.note",
         "Case",
         "INC-8841",
-        crate::harness::CASES,
+        crate::support::CASES,
         &[("text", Param::Str(EVIL.into()))],
     );
     let noted = site.asks(&task, note, "r-2").await;
@@ -419,7 +419,7 @@ async fn a_copied_passkey_counts_no_more() {
 }
 
 fn isolate_web() -> Action {
-    super::decide::isolate("web-1")
+    super::approve::isolate("web-1")
 }
 
 fn without_statement(cast: &Value) -> Value {

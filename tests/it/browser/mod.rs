@@ -3,10 +3,10 @@
 //! Where no Chromium is installed these tests say so and do nothing; with `DIPYLON_REQUIRE=chromium` they fail.
 
 mod ceremony;
-mod decide;
+mod approve;
 mod driver;
 mod hostile;
-mod pages;
-mod proof;
-mod shots;
+mod attacker_site;
+mod driver_selftest;
+mod screenshots;
 mod site;

@@ -20,20 +20,20 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::driver::{Browser, Look};
-use crate::harness::{DOMAIN, World, open_as, rand_u64, settings};
-use crate::served::order;
+use crate::support::{DOMAIN, TestEnvironment, open_as, rand_u64, settings};
+use crate::support::served_broker::order;
 
 /// Between two ticks of the clock.
 const TICK: Duration = Duration::from_millis(10);
 
 pub struct Site {
-    pub world: Arc<World>,
+    pub env: Arc<TestEnvironment>,
     pub broker: Arc<Broker>,
     /// The console's origin.
     pub console: String,
     pub dir: PathBuf,
     clock: Clock,
-    hand: Hand,
+    manual_clock: Hand,
     wire: String,
     stop: Option<oneshot::Sender<()>>,
     server: Option<JoinHandle<()>>,
@@ -43,14 +43,14 @@ pub struct Site {
 
 impl Site {
     pub async fn start() -> Self {
-        Self::with(World::new(), Clock::system().now()).await
+        Self::with(TestEnvironment::new(), Clock::system().now()).await
     }
 
     /// With another policy bundle and another day.
-    pub async fn with(world: World, today: Timestamp) -> Self {
+    pub async fn with(env: TestEnvironment, today: Timestamp) -> Self {
         let temp = tempfile::tempdir().expect("dir");
         let dir = temp.path().join("data");
-        let world = Arc::new(world);
+        let env = Arc::new(env);
         let listener = serve::listen("127.0.0.1:0".parse().expect("address"))
             .await
             .expect("listens");
@@ -64,9 +64,9 @@ impl Site {
             console_url: console.clone(),
             ..settings()
         };
-        let (clock, hand) = Clock::by_hand(today);
+        let (clock, manual_clock) = Clock::by_hand(today);
         let key = SigningKey::generate().expect("key").1;
-        let broker = open_as(settings, &world, &dir, &clock, &key, Faults::default())
+        let broker = open_as(settings, &env, &dir, &clock, &key, Faults::default())
             .await
             .expect("starts");
         let (stop, stopped) = oneshot::channel::<()>();
@@ -74,14 +74,14 @@ impl Site {
             let _told = stopped.await;
         });
         let server = tokio::spawn(async move { serving.await.expect("serves") });
-        let ticking = tokio::spawn(tick(hand.clone()));
+        let ticking = tokio::spawn(tick(manual_clock.clone()));
         Self {
-            world,
+            env,
             broker,
             console,
             dir,
             clock,
-            hand,
+            manual_clock,
             wire,
             stop: Some(stop),
             server: Some(server),
@@ -92,7 +92,7 @@ impl Site {
 
     /// Lets time pass at once.
     pub fn pass(&self, seconds: u32) {
-        self.hand.advance_millis(seconds * 1_000);
+        self.manual_clock.advance_millis(seconds * 1_000);
     }
 
     pub fn now(&self) -> Timestamp {
@@ -104,7 +104,7 @@ impl Site {
         drop(self.stop.take());
         let server = self.server.take().expect("serving");
         server.await.expect("stopped");
-        crate::laws::check(&self.dir);
+        crate::support::invariants::check(&self.dir);
     }
 
     // ------------------------------------------------------------------ agents and resource servers
@@ -115,7 +115,7 @@ impl Site {
 
     pub async fn task_for(&self, agent: &str, purpose: &str) -> Task {
         let id = format!("spiffe://{DOMAIN}/agent/{agent}");
-        let evidence = self.world.svid_for(&self.wire, &id, self.now(), 36_000);
+        let evidence = self.env.svid_for(&self.wire, &id, self.now(), 36_000);
         let agent = Agent::new(self.endpoint(), EvidenceSource::Fixed(evidence), None);
         let order = OpenTask {
             purpose: purpose.into(),
@@ -145,7 +145,7 @@ impl Site {
 
     pub async fn validator(&self, name: &str, audience: &str) -> Validator {
         let audience = Audience::parse(audience).expect("audience");
-        let identity = Identity::Key(Arc::new(self.world.key_of(name)));
+        let identity = Identity::Key(Arc::new(self.env.key_of(name)));
         let config = ValidatorConfig {
             clock: self.clock.clone(),
             ..ValidatorConfig::new(&self.wire, &self.wire, audience, identity)
@@ -171,7 +171,7 @@ impl Site {
         CallContext {
             method,
             allowed_roles,
-            proof: Some(dpop::create(&self.world.keys[name], &claims).expect("proof")),
+            proof: Some(dpop::create(&self.env.keys[name], &claims).expect("proof")),
             bearer: None,
             session: None,
             permit: ConcurrencyPermit::unlimited(guard::class(method)),
@@ -193,7 +193,7 @@ impl Site {
             .begin_vote(&call, id, ask)
             .await
             .expect("begins");
-        let signature = self.world.keys[name].sign(begun.challenge.as_bytes());
+        let signature = self.env.keys[name].sign(begun.challenge.as_bytes());
         let proof = VoteProof::Signature(signature.expect("signed").to_vec());
         let call = self.call("dipylon.v1.ApprovalService/CastVote", name);
         let cast = self.broker.cast_vote(&call, id, &begun.statement, proof);
@@ -276,14 +276,14 @@ impl Drop for Site {
     }
 }
 
-async fn tick(hand: Hand) {
+async fn tick(manual_clock: Hand) {
     let machine = Clock::system();
     let mut told = machine.uptime();
     loop {
         tokio::time::sleep(TICK).await;
         let passed = machine.uptime().saturating_sub(told);
         let whole = u32::try_from(passed.as_millis()).expect("a short while");
-        hand.advance_millis(whole);
+        manual_clock.advance_millis(whole);
         told += Duration::from_millis(whole.into());
     }
 }

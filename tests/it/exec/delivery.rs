@@ -10,11 +10,11 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpListener;
 
-use super::stage::{READ, Running, SH, Stage, claim};
+use super::setup::{READ, Running, SH, ExecSetup, claim};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hostile_command_gets_no_further() {
-    let stage = Stage::set().await;
+    let stage = ExecSetup::set().await;
     let elsewhere = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let evil = elsewhere.local_addr().expect("address").to_string();
     let script = format!(
@@ -119,7 +119,7 @@ async fn a_hostile_command_gets_no_further() {
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_proxy_is_for_one_user() {
-    let stage = Stage::set().await;
+    let stage = ExecSetup::set().await;
     let other = "setpriv --reuid 65534 --regid 65534 --clear-groups";
     let could = std::process::Command::new("setpriv")
         .args(other.split(' ').skip(1))
@@ -153,7 +153,7 @@ async fn the_proxy_is_for_one_user() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_nonce_is_given_once_and_remembered() {
-    let stage = Stage::set_with(Some("resource-nonce-1")).await;
+    let stage = ExecSetup::set_with(Some("resource-nonce-1")).await;
     let script =
         "ask GET /cases/INC-8841; ask GET /upload '' \"$(head -c 5000 /dev/zero | tr '\\0' x)\"";
     let told = stage.script(&READ, script).await;
@@ -171,7 +171,7 @@ async fn a_nonce_is_given_once_and_remembered() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_flow_and_dead_tokens_say_so() {
-    let stage = Stage::set().await;
+    let stage = ExecSetup::set().await;
     // Larger than what is kept for a second try, and once without a known size.
     let script = r#"
         body=$(head -c 300000 /dev/zero | tr '\0' x); ask POST /upload '' "$body"
@@ -195,7 +195,7 @@ async fn bodies_flow_and_dead_tokens_say_so() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_signer_signs_for_one_audience() {
-    let stage = Stage::set().await;
+    let stage = ExecSetup::set().await;
     let options = [&READ[..], &["--deliver", "socket"]].concat();
     let mut program = stage.exec(
         &options,
@@ -298,7 +298,7 @@ async fn a_signer_signs_for_one_audience() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_is_handed_over_without_its_key() {
-    let stage = Stage::set().await;
+    let stage = ExecSetup::set().await;
     for (way, script) in [
         (
             "file",
@@ -362,7 +362,7 @@ async fn a_token_is_handed_over_without_its_key() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_ended_task_is_shown_to_nobody() {
-    let stage = Stage::set().await;
+    let stage = ExecSetup::set().await;
     let options = [&READ[..], &["--heartbeat", "2s"]].concat();
     let script = format!("{SH}\necho $DIPYLON_TASK; read -r go; ask GET /cases/INC-8841");
     let mut program = stage.exec(&options, &["bash", "-c", &script]);
@@ -440,7 +440,7 @@ async fn tls_audience(name: &str) -> (String, String) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_audience_over_tls_is_who_it_says() {
-    let stage = Stage::set().await;
+    let stage = ExecSetup::set().await;
     let (url, pem) = tls_audience("localhost").await;
     let (other, _) = tls_audience("other.example").await;
     let ca = stage.home.path().join("ca.pem");

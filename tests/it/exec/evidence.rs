@@ -11,8 +11,8 @@ use dipylon::proto::spiffe::spiffe_workload_api_server::{
 use dipylon::proto::spiffe::{Jwtsvid, JwtsvidRequest, JwtsvidResponse};
 use tokio::process::Command;
 
-use super::stage::{DISABLE, READ, SH, Stage, Told, claim};
-use crate::harness::DOMAIN;
+use super::setup::{DISABLE, READ, SH, ExecSetup, Told, claim};
+use crate::support::DOMAIN;
 
 /// Audiences, and a SPIFFE ID.
 type Asked = (Vec<String>, String);
@@ -20,7 +20,7 @@ type Asked = (Vec<String>, String);
 /// A SPIFFE agent as far as JWT-SVIDs go: it attests nothing and signs what the trust domain would.
 #[derive(Clone)]
 struct SpiffeAgent {
-    world: Arc<crate::harness::World>,
+    env: Arc<crate::support::TestEnvironment>,
     asked: Arc<Mutex<Vec<Asked>>>,
 }
 
@@ -48,7 +48,7 @@ impl SpiffeWorkloadApi for SpiffeAgent {
         let svid = |agent: &str| {
             let id = format!("spiffe://{DOMAIN}/agent/{agent}");
             let now = Clock::system().now();
-            let svid = self.world.svid_for(&asked.audience[0], &id, now, 300);
+            let svid = self.env.svid_for(&asked.audience[0], &id, now, 300);
             Jwtsvid {
                 spiffe_id: id,
                 svid: svid.expose_secret().to_owned(),
@@ -62,11 +62,11 @@ impl SpiffeWorkloadApi for SpiffeAgent {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn evidence_comes_from_the_spiffe_agent() {
-    let stage = Stage::set().await;
+    let stage = ExecSetup::set().await;
     let socket = stage.home.path().join("agent.sock");
     let listener = tokio::net::UnixListener::bind(&socket).expect("listens");
     let agent = SpiffeAgent {
-        world: stage.served.world.clone(),
+        env: stage.served.env.clone(),
         asked: Arc::default(),
     };
     let serving = tonic::transport::Server::builder()
@@ -163,7 +163,7 @@ async fn evidence_comes_from_the_spiffe_agent() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pinned_agent_brings_its_key() {
-    let stage = Stage::set().await;
+    let stage = ExecSetup::set().await;
     let (key, pkcs8) = SigningKey::generate().expect("key");
     let file = stage.home.path().join("agent.pem");
     let pem = SigningKey::to_pem(&pkcs8);
@@ -175,7 +175,7 @@ async fn a_pinned_agent_brings_its_key() {
     };
     mode(0o600);
     let jkt = key.public().thumbprint().to_string();
-    let files = stage.served.world.policy_with("agents.toml", |t| {
+    let files = stage.served.env.policy_with("agents.toml", |t| {
         let pinned = format!("groups = [\"soc\"]\njkt = \"{jkt}\"");
         t.replacen("groups = [\"soc\"]", &pinned, 1)
     });

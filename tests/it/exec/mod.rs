@@ -2,7 +2,7 @@
 
 mod delivery;
 mod evidence;
-pub mod stage;
+pub mod setup;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -16,14 +16,14 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::harness::{CASES, DOMAIN, IDP, disable};
-use crate::kill::Realm;
-use crate::served::order;
-use stage::{DISABLE, READ, Running, SH, Stage, Told, decide};
+use crate::support::{CASES, DOMAIN, IDP, disable};
+use crate::crash_recovery::Realm;
+use crate::support::served_broker::order;
+use setup::{DISABLE, READ, Running, SH, ExecSetup, Told, decide};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_command_does_its_one_thing_and_nothing_after() {
-    let stage = Stage::set().await;
+    let stage = ExecSetup::set().await;
     let script = r#"
         ask GET /cases/INC-8841
         ask GET '/cases/INC-8841?page=2' "X-Own: kept\r\nX-Other: x\r\nX-Request-Id: r-1\r\nReferer: http://$host$base/\r\n"
@@ -83,7 +83,7 @@ async fn a_command_does_its_one_thing_and_nothing_after() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stepped_up_action_waits_and_runs() {
-    let stage = Stage::set().await;
+    let stage = ExecSetup::set().await;
     let script = "ask POST /accounts/ann/disable '' '{}'; ask POST /accounts/ann/disable '' '{}'";
     let (told, id) = tokio::join!(
         stage.script(&DISABLE, script),
@@ -103,7 +103,7 @@ async fn a_stepped_up_action_waits_and_runs() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_no_runs_nothing() {
-    let stage = Stage::set().await;
+    let stage = ExecSetup::set().await;
     let mark = stage.home.path().join("mark");
     let touch = ["touch", mark.to_str().expect("text")];
     let run = async |options: &[&str]| {
@@ -146,7 +146,7 @@ async fn a_no_runs_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_does_not_wait_comes_back() {
-    let mut stage = Stage::set().await;
+    let mut stage = ExecSetup::set().await;
     let script = format!("{SH}\nask POST /accounts/ann/disable '' '{{}}'");
     let own = ["--no-wait", "--json", "--forward-header", "X-Own"];
     let options = [&DISABLE[..], &own[..]].concat();
@@ -169,7 +169,7 @@ async fn who_does_not_wait_comes_back() {
         )),
         "{resume}"
     );
-    let again = async |stage: &Stage| {
+    let again = async |stage: &ExecSetup| {
         // The very line that was said, in a shell, with nothing but the same home.
         let mut shell = stage.dipylon();
         let mut command = Command::new("bash");
@@ -228,7 +228,7 @@ async fn unheard() -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_is_asked_for_what_cannot_be_used() {
-    let stage = Stage::set().await;
+    let stage = ExecSetup::set().await;
     let nobody = unheard().await;
     let options = [&DISABLE[..], &["--wait", "20s", "--audience-url", &nobody]].concat();
     let told = stage.exec(&options, &["true"]).output().await;
@@ -257,7 +257,7 @@ fn walk(dir: &Path) -> Vec<PathBuf> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn signals_and_codes_are_the_commands_own() {
-    let stage = Stage::set().await;
+    let stage = ExecSetup::set().await;
     // Each signal, caught by the command.
     for (signal, name) in [
         (Signal::INT, "INT"),
@@ -326,7 +326,7 @@ async fn signals_and_codes_are_the_commands_own() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stopped_command_stops_and_goes_on_with_its_wrapper() {
-    let stage = Stage::set().await;
+    let stage = ExecSetup::set().await;
     let script = "trap 'echo continued; exit 4' CONT; echo ready; while :; do sleep 0.02; done";
     let mut running = Running::start(stage.exec(&READ, &["bash", "-c", script]));
     assert_eq!(running.line().await, "ready");
@@ -349,7 +349,7 @@ async fn a_stopped_command_stops_and_goes_on_with_its_wrapper() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_signal_while_people_decide_takes_it_back() {
-    let stage = Stage::set().await;
+    let stage = ExecSetup::set().await;
     let mut running = Running::start(stage.exec(&DISABLE, &["true"]));
     running.told("waiting").await;
     running.signal(Signal::INT);
@@ -384,7 +384,7 @@ async fn a_broker_that_comes_back_is_waited_for() {
     let mut broker = realm.broker_telling(Stdio::null(), "error").await;
     let id = format!("spiffe://{DOMAIN}/agent/triage");
     let evidence = realm
-        .world
+        .env
         .svid_for(&realm.url, &id, Clock::system().now(), 3_600);
     std::fs::write(temp.path().join("svid"), evidence.expose_secret()).expect("evidence");
     let audience = tokio::net::TcpListener::bind("127.0.0.1:0")
@@ -406,7 +406,7 @@ async fn a_broker_that_comes_back_is_waited_for() {
     running.told("waiting").await;
     broker.kill().await.expect("SIGKILL");
     let mut broker = realm.broker_telling(Stdio::null(), "error").await;
-    let maria = Person::new(realm.endpoint(), Arc::new(realm.world.key_of("maria")));
+    let maria = Person::new(realm.endpoint(), Arc::new(realm.env.key_of("maria")));
     decide(&maria, Verdict::Approve).await;
     running
         .end()
@@ -419,7 +419,7 @@ async fn a_broker_that_comes_back_is_waited_for() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_run_is_not_asked_for() {
-    let stage = Stage::set().await;
+    let stage = ExecSetup::set().await;
     let run =
         async |command: &str| Told::of(stage.exec(&READ, &[command]).output().await.expect("runs"));
     run("no-such-command")
@@ -453,7 +453,7 @@ async fn what_cannot_run_is_not_asked_for() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_broker_has_its_own_codes() {
-    let stage = Stage::set().await;
+    let stage = ExecSetup::set().await;
     let away = Told::of(
         stage
             .exec(&READ, &["true"])
@@ -522,7 +522,7 @@ async fn the_broker_has_its_own_codes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_wrapper_leaves_nothing_that_works() {
-    let stage = Stage::set().await;
+    let stage = ExecSetup::set().await;
     let options = [&READ[..], &["--heartbeat", "2s"]].concat();
     // Kept alive for longer than a heartbeat, and then not any more.
     let script =

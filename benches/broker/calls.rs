@@ -1,0 +1,236 @@
+//! Calls over gRPC: an empty one, mints beside the same steps without the wire, introspection beside an empty call and one
+//! signature check.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use dipylon::broker::{TokenAsk, TokenReply};
+use dipylon::jose::SigningKey;
+use dipylon::model::Secret;
+use dipylon::proto::v1;
+use dipylon::proto::v1::task_service_client::TaskServiceClient;
+use dipylon::proto::v1::token_service_client::TokenServiceClient;
+use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::Counts;
+use super::closed_loop::{Slice, Tally, closed, nanos, percentile, ratio};
+use super::report::{Report, ms};
+use super::setup::{Holder, INTROSPECT, REQUEST_TOKEN, BenchSetup, presented, wire, wire_ask};
+
+/// Callers at a time.
+const IN_FLIGHT: [usize; 3] = [1, 16, 64];
+/// Tasks that mints are spread over.
+const TASKS: usize = 64;
+
+pub fn run(stage: &BenchSetup, counts: &Counts, page: &mut Report) {
+    page.part("An empty call (health) over gRPC on the same server");
+    for in_flight in IN_FLIGHT {
+        let count = slice_of(counts, in_flight);
+        let mut empty_calls = Tally::default();
+        for _ in 0..counts.rounds {
+            empty_calls.add(empty(stage, count, in_flight));
+        }
+        page.line(&format!("{in_flight} in flight"), &empty_calls.shown());
+    }
+    mints(stage, counts, page);
+    introspections(stage, counts, page);
+}
+
+fn slice_of(counts: &Counts, in_flight: usize) -> usize {
+    match in_flight {
+        1 => counts.alone,
+        _ => counts.crowd,
+    }
+}
+
+fn mints(stage: &BenchSetup, counts: &Counts, page: &mut Report) {
+    page.part("A token: both gates, bound to a key, durable");
+    for in_flight in IN_FLIGHT {
+        let holders = stage.tasks("triage", TASKS);
+        let count = slice_of(counts, in_flight);
+        let (mut wired, mut bare) = (Tally::default(), Tally::default());
+        // Once for the caches and connections.
+        over_the_wire(stage, stage.asks(&holders, count.min(TASKS)), in_flight);
+        for _ in 0..counts.rounds {
+            bare.add(in_process(stage, &holders, count, in_flight));
+            wired.add(over_the_wire(stage, stage.asks(&holders, count), in_flight));
+        }
+        page.line(&format!("over gRPC, {in_flight} in flight"), &wired.shown());
+        page.line(
+            &format!("same steps in process, {in_flight}"),
+            &bare.shown(),
+        );
+        let goal = "at least 0.70";
+        if in_flight == 1 {
+            // One call waits for one fsync: only the median is free of the disk's bad moments.
+            let ratio = bare.percentile(50) as f64 / wired.percentile(50) as f64;
+            page.ratio("ratio of the medians", ratio, goal);
+        } else {
+            page.ratio("ratio of the rates", ratio(&wired, &bare), goal);
+        }
+    }
+}
+
+/// Mints through the doors.
+pub fn over_the_wire(stage: &BenchSetup, asks: Vec<(TokenAsk, Secret)>, in_flight: usize) -> Slice {
+    let requests: Vec<_> = asks
+        .iter()
+        .map(|(ask, proof)| wire(wire_ask(ask), proof))
+        .collect();
+    let clients = stage.clients.clone();
+    stage
+        .load
+        .block_on(closed(requests, in_flight, move |caller, request| {
+            mint(clients[caller % clients.len()].clone(), request)
+        }))
+}
+
+/// One call that must give a token.
+pub async fn mint(client: Channel, request: tonic::Request<v1::RequestTokenRequest>) {
+    let mut client = TaskServiceClient::new(client);
+    let answer = client.request_token(request).await.expect("answered");
+    let outcome = answer.into_inner().outcome;
+    let token = matches!(outcome, Some(v1::request_token_response::Outcome::Token(_)));
+    assert!(token, "a token");
+}
+
+/// Mints by asking the broker, on the broker's threads.
+pub fn in_process(stage: &BenchSetup, holders: &[Holder], count: usize, in_flight: usize) -> Slice {
+    let calls: Vec<_> = stage
+        .asks(holders, count)
+        .into_iter()
+        .map(|(ask, proof)| (presented(REQUEST_TOKEN, proof), ask))
+        .collect();
+    let broker = stage.broker();
+    stage
+        .broker
+        .block_on(closed(calls, in_flight, move |_, (call, ask)| {
+            let broker = broker.clone();
+            async move {
+                let reply = broker.request_token(&call, ask).await.expect("answered");
+                assert!(matches!(reply, TokenReply::Token(_)), "a token");
+            }
+        }))
+}
+
+fn empty(stage: &BenchSetup, count: usize, in_flight: usize) -> Slice {
+    let clients = stage.clients.clone();
+    stage
+        .load
+        .block_on(closed(vec![(); count], in_flight, move |caller, ()| {
+            let mut client = HealthClient::new(clients[caller % clients.len()].clone());
+            async move {
+                client
+                    .check(HealthCheckRequest::default())
+                    .await
+                    .expect("answered");
+            }
+        }))
+}
+
+fn introspections(stage: &BenchSetup, counts: &Counts, page: &mut Report) {
+    page.part("Introspection (key-bound validator) over gRPC");
+    let holders = stage.tasks("triage", TASKS);
+    let tokens = tokens(stage, &holders);
+    let key = stage.served.env.key_of("cases");
+    for in_flight in [1, 16] {
+        let count = slice_of(counts, in_flight);
+        let (mut asked, mut empty_calls) = (Tally::default(), Tally::default());
+        let mut verifying = Vec::new();
+        for _ in 0..counts.rounds {
+            empty_calls.add(empty(stage, count, in_flight));
+            asked.add(introspect(stage, &tokens, &key, count, in_flight));
+            verifying.extend(verifications(&key, counts.alone));
+        }
+        let verify = percentile(&verifying, 50);
+        page.line(&format!("over gRPC, {in_flight} in flight"), &asked.shown());
+        page.line(&format!("an empty call, {in_flight}"), &empty_calls.shown());
+        page.line("one ES256 verification", &format!("p50 {}", ms(verify)));
+        let goal = "at least 0.80";
+        if in_flight == 1 {
+            let ceiling = empty_calls.percentile(50) + verify;
+            let took = asked.percentile(50) as f64;
+            page.ratio(
+                "(empty + one verification) / p50",
+                ceiling as f64 / took,
+                goal,
+            );
+        } else {
+            let ceiling = empty_calls.broker_us() + verify as f64 / 1e3;
+            page.ratio(
+                "(empty + one verification) / cpu",
+                ceiling / asked.broker_us(),
+                goal,
+            );
+        }
+    }
+}
+
+fn introspect(
+    stage: &BenchSetup,
+    tokens: &[String],
+    key: &SigningKey,
+    count: usize,
+    in_flight: usize,
+) -> Slice {
+    let nonce = stage.served.broker.nonce();
+    let requests = tokens.iter().cycle().take(count).map(|token| {
+        let message = v1::IntrospectRequest {
+            token: token.clone(),
+        };
+        wire(message, &stage.proof(INTROSPECT, key, None, &nonce))
+    });
+    let requests: Vec<_> = requests.collect();
+    let clients = stage.clients.clone();
+    stage
+        .load
+        .block_on(closed(requests, in_flight, move |caller, request| {
+            let mut client = TokenServiceClient::new(clients[caller % clients.len()].clone());
+            async move {
+                let answer = client
+                    .introspect(request)
+                    .await
+                    .expect("answered")
+                    .into_inner();
+                assert!(answer.active, "live");
+            }
+        }))
+}
+
+/// One token of each task.
+pub fn tokens(stage: &BenchSetup, holders: &[Holder]) -> Vec<String> {
+    let broker = stage.broker();
+    let calls = stage.asks(holders, holders.len());
+    stage.broker.block_on(async move {
+        let mut tokens = Vec::new();
+        for (ask, proof) in calls {
+            match broker
+                .request_token(&presented(REQUEST_TOKEN, proof), ask)
+                .await
+            {
+                Ok(TokenReply::Token(given)) => tokens.push(given.token.expose_secret().to_owned()),
+                other => panic!("not a token: {other:?}"),
+            }
+        }
+        tokens
+    })
+}
+
+/// The bare check of one signature over a message as long as a token.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a bench measures time; nothing is decided by it"
+)]
+fn verifications(key: &SigningKey, count: usize) -> Vec<u64> {
+    let message = [b'a'; 900];
+    let signature = key.sign(&message).expect("signed");
+    let mut times = Vec::new();
+    for _ in 0..count {
+        let start = Instant::now();
+        assert!(black_box(key.public()).verify(black_box(&message), &signature));
+        times.push(nanos(start.elapsed()));
+    }
+    times
+}

@@ -1,0 +1,139 @@
+//! The validator's check in its own process, beside the two signatures it cannot do without.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use dipylon::clock::Clock;
+use dipylon::jose::{PublicKey, dpop};
+use dipylon::validator::{Presented, Require, Validator};
+
+use super::Counts;
+use super::calls::tokens;
+use super::closed_loop::nanos;
+use super::report::Report;
+use super::setup::{Holder, BenchSetup, fresh};
+use crate::support::{CASES, read_case};
+
+const URL: &str = "https://cases.soc.example/cases/INC-8841";
+const TASKS: usize = 16;
+
+pub fn run(stage: &BenchSetup, counts: &Counts, page: &mut Report) {
+    page.part("Offline validation, one thread");
+    let holders = stage.tasks("triage", TASKS);
+    let tokens = tokens(stage, &holders);
+    let validator = stage.load.block_on(stage.served.validator("cases", CASES));
+    let signer = PublicKey::from_jwk(&stage.served.broker.jwks()["keys"][0]).expect("key");
+    let (mut whole, mut bare) = (Duration::ZERO, Duration::ZERO);
+    let mut ratios = Vec::new();
+    let done = counts.rounds * counts.crowd;
+    for _ in 0..counts.rounds {
+        let shown = present(&holders, &tokens, counts.crowd);
+        let signatures = time(|| signatures(&holders, &signer, &shown));
+        let checks = stage.load.block_on(check(&validator, &shown));
+        ratios.push(checks.as_secs_f64() / signatures.as_secs_f64());
+        whole += checks;
+        bare += signatures;
+    }
+    ratios.sort_by(f64::total_cmp);
+    let shown = |time: Duration| {
+        let us = nanos(time) as f64 / 1e3 / done as f64;
+        format!("{:>7.0} checks/s   {us:.1} µs each", 1e6 / us)
+    };
+    page.line("token, proof, ends, action", &shown(whole));
+    page.line("the two signatures alone", &shown(bare));
+    page.ratio(
+        "check / signatures",
+        ratios[ratios.len() / 2],
+        "at most 1.30",
+    );
+}
+
+/// A token and a proof of its key for one request, by the place of its holder.
+struct Shown {
+    holder: usize,
+    token: String,
+    proof: String,
+}
+
+fn present(holders: &[Holder], tokens: &[String], count: usize) -> Vec<Shown> {
+    let places = (0..holders.len()).cycle().take(count);
+    places
+        .map(|place| {
+            let token = tokens[place].clone();
+            let claims = dpop::ProofClaims {
+                htm: "GET",
+                htu: URL,
+                iat: Clock::system().now(),
+                jti: &format!("proof-{:016x}", fresh()),
+                nonce: None,
+                ath: Some(dpop::ath(&token)),
+                adg: None,
+                evh: None,
+            };
+            let proof = dpop::create(&holders[place].key, &claims).expect("proof");
+            Shown {
+                holder: place,
+                token,
+                proof: proof.expose_secret().to_owned(),
+            }
+        })
+        .collect()
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a bench measures time; nothing is decided by it"
+)]
+async fn check(validator: &Validator, shown: &[Shown]) -> Duration {
+    let action = read_case();
+    let require = Require {
+        action: action.name,
+        target: action.target,
+        parameters: Some(action.parameters),
+    };
+    let openings = BTreeMap::new();
+    let start = Instant::now();
+    for one in shown {
+        let presented = Presented {
+            token: &one.token,
+            dpop: Some(&one.proof),
+            method: "GET",
+            url: URL,
+            openings: &openings,
+        };
+        validator
+            .check(&presented, &require)
+            .await
+            .expect("admitted");
+    }
+    start.elapsed()
+}
+
+/// What no check of a token and a proof can leave out.
+fn signatures(holders: &[Holder], signer: &PublicKey, shown: &[Shown]) {
+    for one in shown {
+        for (text, key) in [
+            (&one.token, signer),
+            (&one.proof, holders[one.holder].key.public()),
+        ] {
+            let (signed, signature) = text.rsplit_once('.').expect("three parts");
+            let mut bytes = [0; 64];
+            URL_SAFE_NO_PAD
+                .decode_slice(signature, &mut bytes)
+                .expect("a signature");
+            assert!(key.verify(signed.as_bytes(), &bytes), "verifies");
+        }
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a bench measures time; nothing is decided by it"
+)]
+fn time(work: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    work();
+    start.elapsed()
+}
