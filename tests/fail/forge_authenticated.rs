@@ -1,4 +1,4 @@
-// Evidence without possession proves nothing.
+// Only gate 1 constructs `Authenticated`: evidence without key possession does not authenticate.
 use std::sync::Arc;
 
 fn forge(attested: Arc<dipylon::verify::Attested>) -> dipylon::verify::Authenticated {

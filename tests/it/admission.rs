@@ -53,7 +53,7 @@ fn is_shed(status: &Status) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_source_floods_and_the_others_are_served() {
+async fn per_source_rate_isolates_sources() {
     let slow = Rates {
         source_per_second: n(1),
         ..Rates::default()
@@ -109,7 +109,7 @@ async fn one_source_floods_and_the_others_are_served() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_header_does_not_make_another_source() {
+async fn forwarded_headers_do_not_change_the_source() {
     let slow = Rates {
         source_per_second: n(1),
         ..Rates::default()
@@ -133,7 +133,7 @@ async fn a_header_does_not_make_another_source() {
 
 /// The general places are all taken and their queue is full; ending, validating and following the feed go on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_reserved_is_served_while_the_rest_is_shed() {
+async fn reserved_classes_are_served_under_overload() {
     let few = Rates {
         calls_at_once: n(1),
         ..Rates::default()
@@ -194,7 +194,7 @@ async fn what_is_reserved_is_served_while_the_rest_is_shed() {
 
 /// Many wait for people at once, and take nobody's place while they do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_waits_for_people_takes_no_place() {
+async fn waiting_calls_release_their_permit() {
     let few = Rates {
         calls_at_once: n(1),
         ..Rates::default()
@@ -232,7 +232,7 @@ async fn who_waits_for_people_takes_no_place() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_waits_as_told_and_succeeds() {
+async fn client_honours_retry_delay() {
     let slow = Rates {
         caller_per_second: n(4),
         ..Rates::default()
@@ -266,7 +266,7 @@ async fn a_client_waits_as_told_and_succeeds() {
 
 /// The broker asks by name: one agent's tasks share its rate, another agent and people have their own, and ends another.
 #[tokio::test]
-async fn one_agent_at_its_rate_leaves_the_others_theirs() {
+async fn per_agent_rate_isolates_agents() {
     let b = TestBroker::start_at(Rates {
         caller_per_second: n(2),
         ..Rates::default()
@@ -318,7 +318,7 @@ async fn one_agent_at_its_rate_leaves_the_others_theirs() {
 
 /// Nobody learns from a rate whether a key or a name is known: strangers come to gate 1.
 #[tokio::test]
-async fn strangers_use_up_nobodys_rate() {
+async fn anonymous_calls_do_not_consume_caller_rates() {
     let b = TestBroker::start_at(Rates {
         caller_per_second: n(1),
         ..Rates::default()

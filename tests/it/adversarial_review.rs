@@ -16,7 +16,7 @@ fn no_reading(b: &TestBroker) -> std::collections::BTreeMap<String, String> {
 }
 
 #[tokio::test]
-async fn rules_whose_operator_goes_away_are_swept_all_the_same() {
+async fn apply_survives_client_disconnect() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -51,7 +51,7 @@ async fn rules_whose_operator_goes_away_are_swept_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_yes_for_one_use_mints_one_use() {
+async fn approval_of_one_use_bounds_uses() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -77,7 +77,7 @@ async fn a_yes_for_one_use_mints_one_use() {
 }
 
 #[tokio::test]
-async fn an_operator_who_is_removed_while_sending_applies_nothing() {
+async fn operator_removed_during_upload_applies_nothing() {
     let b = TestBroker::start().await;
     let call = b.person_call("dipylon.v1.GovernanceService/ApplyPolicyBundle", "olga");
     // The stream is opened; olga sends nothing yet.
@@ -101,7 +101,7 @@ async fn an_operator_who_is_removed_while_sending_applies_nothing() {
 }
 
 #[tokio::test]
-async fn a_trust_domain_taken_out_of_the_configuration_is_trusted_no_longer() {
+async fn removed_trust_domain_is_distrusted() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -120,7 +120,7 @@ async fn a_trust_domain_taken_out_of_the_configuration_is_trusted_no_longer() {
 }
 
 #[tokio::test]
-async fn a_key_replaced_under_its_name_is_not_taken() {
+async fn trust_key_replaced_under_same_kid_is_rejected() {
     let b = TestBroker::start().await;
     let kid = KeyId::of(b.env.signer.thumbprint());
     let fresh = SigningKey::generate().expect("key").0;
@@ -136,7 +136,7 @@ async fn a_key_replaced_under_its_name_is_not_taken() {
 }
 
 #[tokio::test]
-async fn a_clock_that_steps_back_revives_nothing() {
+async fn clock_stepping_back_revives_no_token() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -160,7 +160,7 @@ async fn a_clock_that_steps_back_revives_nothing() {
 }
 
 #[tokio::test]
-async fn a_request_id_that_joined_one_question_asks_no_other() {
+async fn idempotency_key_is_bound_to_its_action() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -191,7 +191,7 @@ async fn a_request_id_that_joined_one_question_asks_no_other() {
 }
 
 #[tokio::test]
-async fn a_task_that_ends_meanwhile_saves_no_other_from_the_sweep() {
+async fn policy_sweep_survives_concurrent_task_ends() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let mut tasks = Vec::new();
@@ -233,7 +233,7 @@ async fn a_task_that_ends_meanwhile_saves_no_other_from_the_sweep() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn one_request_id_is_one_thing() {
+async fn idempotency_key_under_concurrent_requests() {
     let b = std::sync::Arc::new(TestBroker::start().await);
     let triage = b.agent("triage");
     let (ann, read) = (disable("ann"), read_case());
@@ -265,7 +265,7 @@ async fn one_request_id_is_one_thing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_heartbeat_names_no_event_that_was_not_sent() {
+async fn feed_heartbeats_name_only_sent_events() {
     let b = std::sync::Arc::new(TestBroker::start().await);
     let triage = b.agent("triage");
     let mut tasks = Vec::new();
@@ -306,7 +306,7 @@ async fn a_heartbeat_names_no_event_that_was_not_sent() {
 /// No space is left: everything is refused whole, what was acknowledged stays, an end that cannot be written holds here all the
 /// same, and with space again the broker goes on.
 #[tokio::test]
-async fn a_full_disk_closes_the_gates_and_loses_nothing() {
+async fn full_disk_fails_closed_and_recovers() {
     let no_space = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let full = Faults {
         pages_max: Some(150),

@@ -20,7 +20,7 @@ async fn cancel(b: &TestBroker, agent: &TestAgent, task: TaskId, id: AccessReque
 }
 
 #[tokio::test]
-async fn noes_make_an_agent_wait_and_too_many_take_it_out_of_service() {
+async fn denials_back_off_then_suspend() {
     let env = with_approvals(
         "dwell = \"off\"\nback_off = [\"1m\", \"5m\"]\nquarantine = 3\nquarantine_within = \"10m\"",
     );
@@ -93,7 +93,7 @@ async fn noes_make_an_agent_wait_and_too_many_take_it_out_of_service() {
 }
 
 #[tokio::test]
-async fn an_owners_agents_share_what_may_wait() {
+async fn pending_limit_is_shared_per_owner() {
     let env = with_approvals("dwell = \"off\"\npending_per_agent = 2\npending_per_owner = 3");
     let (b, triage, task, _) = asked(env).await;
     let isolate = action("host.isolate", "Host", "web-1", IDP, &[]);
@@ -131,7 +131,7 @@ async fn an_owners_agents_share_what_may_wait() {
 }
 
 #[tokio::test]
-async fn a_yes_to_high_risk_takes_a_look_at_the_card_first() {
+async fn high_risk_approval_requires_dwell_time() {
     let mut env = with_approvals("dwell = \"3s\"");
     let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
     *schema = schema.replace("@risk(\"medium\")", "@risk(\"high\")");
@@ -162,7 +162,7 @@ async fn a_yes_to_high_risk_takes_a_look_at_the_card_first() {
 }
 
 #[tokio::test]
-async fn asking_and_taking_back_has_a_price() {
+async fn opens_and_late_cancellations_trigger_backoff() {
     // Each opening counts, whatever becomes of it.
     let (b, triage, task, mut id) = asked(with_approvals(
         "opens_per_minute = 3\nback_off = [\"5m\"]\nquarantine = 0",
@@ -211,7 +211,7 @@ async fn asking_and_taking_back_has_a_price() {
 }
 
 #[tokio::test]
-async fn nobody_is_asked_about_what_nobody_could_read() {
+async fn oversized_actions_are_rejected() {
     let mut env = TestEnvironment::new();
     let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
     *schema = schema.replace(

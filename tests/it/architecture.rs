@@ -171,7 +171,7 @@ fn uses(code: &str, path: &str) -> bool {
 }
 
 #[test]
-fn every_room_keeps_to_its_floor() {
+fn module_layering() {
     let code = code();
     let known: BTreeSet<&str> = ROOMS.iter().map(|(room, _)| *room).collect();
     let found: BTreeSet<&str> = code.keys().map(String::as_str).collect();
@@ -217,7 +217,7 @@ fn every_room_keeps_to_its_floor() {
 
 /// In no build, with whatever feature: one TLS library, and no RSA of its own.
 #[test]
-fn what_must_not_be_brought_in() {
+fn banned_crates() {
     let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock");
     let lock = std::fs::read_to_string(lock).expect("lock file");
     assert!(lock.contains("name = \"ring\""));

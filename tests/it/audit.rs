@@ -47,7 +47,7 @@ async fn history() -> (TestBroker, Vec<Checkpoint>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_way_to_change_the_past_is_found() {
+async fn tampering_is_detected() {
     let (b, noted) = history().await;
     for root in &noted {
         let whole = verdict(&b.dir, Some(&root.to_string())).expect("whole");
@@ -124,7 +124,7 @@ async fn every_way_to_change_the_past_is_found() {
 
 /// Someone with the whole machine rewrites everything consistently: only a root noted elsewhere tells.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_whole_rewrite_is_found_against_a_root_noted_outside() {
+async fn rewrite_is_detected_with_external_checkpoint() {
     let (b, noted) = history().await;
     let journal = ReadOnly::open(&b.dir).expect("journal");
     let mut entries = Vec::new();

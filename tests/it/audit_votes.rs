@@ -195,7 +195,7 @@ async fn history() -> History {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_is_changed_of_a_vote_is_found() {
+async fn vote_tampering_is_detected() {
     let History {
         b,
         marias,
@@ -539,7 +539,7 @@ async fn whatever_is_changed_of_a_vote_is_found() {
 
 /// A key registered for the voter signs well, and yet not as the profile wants it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_is_no_passkey_where_the_profile_says_passkey() {
+async fn key_vote_fails_a_passkey_profile() {
     let b = TestBroker::start_with(super::step_up::passkeys_alone(), Faults::default()).await;
     let marias = b.enrol("maria").await;
     let triage = b.agent("triage");
@@ -573,7 +573,7 @@ async fn a_key_is_no_passkey_where_the_profile_says_passkey() {
 
 /// The whole machine was somebody's: entries, tree and head fit each other, and no root was noted outside.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn audit_verify_finds_a_forged_vote_in_a_journal_that_fits_together() {
+async fn audit_verify_detects_forged_vote_in_consistent_journal() {
     let History { b, by_key, .. } = history().await;
     Connection::open(b.dir.join("journal.db"))
         .and_then(|db| db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())))

@@ -381,7 +381,7 @@ fn reason(result: Result<(), Status>, method: &str, who: &str) -> (Code, String)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_comes_through_a_door_that_is_not_theirs() {
+async fn authorization_matrix() {
     let s = ServedBroker::start().await;
     let channel = Channel::from_shared(s.url.clone())
         .expect("url")
@@ -497,7 +497,7 @@ async fn nobody_comes_through_a_door_that_is_not_theirs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn other_paths_lead_nowhere() {
+async fn unknown_paths_are_404() {
     let s = ServedBroker::start().await;
     let address = s.url.trim_start_matches("http://").to_owned();
     let get = |path: &'static str| {
@@ -558,7 +558,7 @@ async fn other_paths_lead_nowhere() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn probes_are_answered_to_anyone() {
+async fn health_probes_are_anonymous() {
     use tonic_health::pb::HealthCheckRequest;
     use tonic_health::pb::health_check_response::ServingStatus;
     use tonic_health::pb::health_client::HealthClient;
@@ -580,7 +580,7 @@ async fn probes_are_answered_to_anyone() {
 
 /// The guard's rows are what the proto tells its readers, word for word: neither can be widened alone.
 #[test]
-fn every_row_is_what_the_proto_says() {
+fn guard_table_matches_proto_comments() {
     use prost::Message as _;
     let set =
         prost_types::FileDescriptorSet::decode(dipylon::proto::DESCRIPTOR).expect("descriptor");

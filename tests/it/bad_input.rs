@@ -108,7 +108,7 @@ fn parameter(name: &str, kind: Option<v1::value::Kind>) -> v1::Parameter {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn messages_that_are_not_of_their_form() {
+async fn malformed_messages_are_rejected() {
     use v1::value::Kind;
     let s = ServedBroker::start().await;
     let channel = Channel::from_shared(s.url.clone())
@@ -391,7 +391,7 @@ async fn messages_that_are_not_of_their_form() {
 }
 
 #[tokio::test]
-async fn nobody_fills_the_journal_or_the_approvers_day() {
+async fn pending_and_refusal_caps() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -436,7 +436,7 @@ async fn nobody_fills_the_journal_or_the_approvers_day() {
 }
 
 #[tokio::test]
-async fn a_task_ends_by_its_deadline_before_anyone_writes_it() {
+async fn task_deadline_is_enforced_before_it_is_journaled() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -490,7 +490,7 @@ async fn a_task_ends_by_its_deadline_before_anyone_writes_it() {
 }
 
 #[tokio::test]
-async fn positions_of_a_feed_that_never_was() {
+async fn invalid_feed_positions() {
     let b = TestBroker::start().await;
     let watch = |after| {
         b.broker.watch_revocations(

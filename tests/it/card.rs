@@ -289,7 +289,7 @@ fn rows(card: &Card) -> String {
 }
 
 #[test]
-fn three_cards_on_three_faces() {
+fn card_layouts_golden() {
     for (name, card) in [
         ("ordinary", ordinary()),
         ("everything", everything()),
@@ -396,7 +396,7 @@ fn in_its_place(shown: &str, columns: usize) {
 }
 
 #[test]
-fn nothing_of_others_looks_like_a_row() {
+fn untrusted_text_cannot_forge_rows() {
     for card in [ordinary(), everything(), hostile()] {
         for columns in [0, 80, 81, 100, 133, 10_000] {
             in_its_place(&card::text(&card, NOW, columns), columns.max(80));
@@ -426,7 +426,7 @@ fn nothing_of_others_looks_like_a_row() {
 }
 
 #[test]
-fn what_is_signed_is_on_the_card_and_the_agents_words_come_last() {
+fn signed_fields_precede_agent_text() {
     let card = everything();
     let shown = card::text(&card, NOW, 100_000);
     let asked = card.action.clone().expect("action");
@@ -510,7 +510,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
-    fn whatever_anyone_writes_stays_in_its_place(
+    fn untrusted_text_proptest(
         texts in proptest::collection::vec(wild(), 8),
         columns in 80_usize..200,
     ) {
@@ -547,7 +547,7 @@ proptest! {
 
     /// Warnings never scroll away what they warn of: whatever is written, they add so many lines and no more.
     #[test]
-    fn warnings_add_few_lines(texts in proptest::collection::vec(doubles(), 4), columns in 80_usize..200) {
+    fn warning_lines_are_bounded(texts in proptest::collection::vec(doubles(), 4), columns in 80_usize..200) {
         // As wide, and nothing to warn of.
         let plain = |text: &str| text.replace(|c: char| c != ' ', "x");
         let card = |change: &dyn Fn(&str) -> String| {
@@ -590,7 +590,7 @@ proptest! {
 
 /// Nobody is warned of what is not shown.
 #[test]
-fn what_is_cut_off_raises_no_flag() {
+fn truncated_text_is_not_flagged() {
     let said = format!("{}{}", "a".repeat(card::AGENT_WORDS_MAX), " p\u{430}ypal");
     let card = Card {
         reason: Prose::parse("reason", &said).ok(),
@@ -606,7 +606,7 @@ fn what_is_cut_off_raises_no_flag() {
 
 /// The agent's purpose, reason and parameters, and what a policy bundle may hold: from the doors to the terminal.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hostile_text_goes_through_the_front_door_and_stays_in_its_place() {
+async fn untrusted_text_end_to_end() {
     let served = ServedBroker::start().await;
     let mut files = served.env.policy_with("schema.cedarschema", |schema| {
         let note = "end_sessions: Bool,\n      @title(\"Your n\u{43e}te\")\n      note?: String,\n      owner?: String,";

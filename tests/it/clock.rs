@@ -6,7 +6,7 @@ use dipylon::model::*;
 use crate::support::{DOMAIN, Expect as _, START, TestBroker, disable, read_case, refused};
 
 #[tokio::test]
-async fn a_jump_stops_the_mint_but_never_an_end() {
+async fn clock_jump_blocks_mint_not_revocation() {
     for jump in [3_600_000_i64, -3_600_000] {
         let b = TestBroker::start().await;
         let agent = b.agent("triage");
@@ -63,7 +63,7 @@ async fn a_jump_stops_the_mint_but_never_an_end() {
 }
 
 #[tokio::test]
-async fn a_wait_for_people_across_a_jump_mints_nothing() {
+async fn clock_jump_blocks_mint_of_approved_request() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
     let task = b.open(&agent).await;
@@ -83,7 +83,7 @@ async fn a_wait_for_people_across_a_jump_mints_nothing() {
 }
 
 #[tokio::test]
-async fn a_start_behind_the_journal_mints_nothing_until_the_clock_has_come_up() {
+async fn start_with_clock_behind_journal_blocks_mint() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
     b.manual_clock.advance_millis(60_000);
@@ -104,7 +104,7 @@ async fn a_start_behind_the_journal_mints_nothing_until_the_clock_has_come_up() 
 }
 
 #[tokio::test]
-async fn a_new_validator_misses_no_end_because_the_clock_jumped() {
+async fn feed_keeps_revocations_across_clock_jump() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
     let task = b.open(&agent).await;

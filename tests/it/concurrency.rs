@@ -48,7 +48,7 @@ fn token_call(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn mints_on_one_approval() {
+async fn concurrent_mints_one_wins() {
     let b = Arc::new(TestBroker::start().await);
     let triage = b.agent("triage");
     let (task, id) = approved(&b, &triage).await;
@@ -76,7 +76,7 @@ async fn mints_on_one_approval() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn spends_of_one_token() {
+async fn concurrent_consumes_one_wins() {
     let b = Arc::new(TestBroker::start().await);
     let triage = b.agent("triage");
     let (task, _) = approved(&b, &triage).await;
@@ -139,7 +139,7 @@ async fn spends_of_one_token() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn copies_of_one_proof_and_proofs_under_one_nonce() {
+async fn concurrent_dpop_replay_and_shared_nonce() {
     let b = Arc::new(TestBroker::start().await);
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -197,7 +197,7 @@ async fn copies_of_one_proof_and_proofs_under_one_nonce() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn nothing_slips_past_an_acknowledged_end() {
+async fn no_mint_after_revocation() {
     for round in 0..6 {
         let b = Arc::new(TestBroker::start().await);
         let triage = b.agent("triage");
@@ -242,7 +242,7 @@ async fn nothing_slips_past_an_acknowledged_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn votes_and_one_no_give_one_outcome() {
+async fn concurrent_votes_one_outcome() {
     let b = Arc::new(TestBroker::start().await);
     let triage = b.agent("triage");
     let task = b.open(&triage).await;

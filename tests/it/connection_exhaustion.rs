@@ -152,7 +152,7 @@ async fn besieged(tls: bool, kinds: &[Hostile], each: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_never_comes_to_the_point_is_closed() {
+async fn idle_connections_are_closed() {
     besieged(
         false,
         &[
@@ -169,7 +169,7 @@ async fn whoever_never_comes_to_the_point_is_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn when_all_room_is_taken_the_next_waits_and_comes_in() {
+async fn full_server_queues_new_connections() {
     let site = Site::start(Setup {
         unix: true,
         limits: Connections {
@@ -296,7 +296,7 @@ async fn watch_revocations(site: &Site) -> tonic::Streaming<v1::WatchRevocations
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_proves_nothing_gives_way_to_the_next_and_whoever_did_stays() {
+async fn unauthenticated_connections_are_evicted_first() {
     let site = Site::start(Setup {
         limits: Connections {
             max: 8,
@@ -369,7 +369,7 @@ async fn whoever_proves_nothing_gives_way_to_the_next_and_whoever_did_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_source_holds_what_it_may() {
+async fn per_source_limit() {
     let site = Site::start(Setup {
         limits: Connections {
             max_per_source: 4,
@@ -404,7 +404,7 @@ async fn one_source_holds_what_it_may() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rapid_resets_end_the_connection_they_come_on() {
+async fn rapid_reset_closes_the_connection() {
     let site = Site::start(Setup::default()).await;
     let task = site.task(site.once()).await.expect("opens");
     let (mut sender, connection) = site.raw().await;
@@ -441,7 +441,7 @@ async fn rapid_resets_end_the_connection_they_come_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_that_nobody_takes_ends_its_connection() {
+async fn stalled_reader_is_disconnected() {
     let site = Site::start(Setup::default()).await;
     let task = site.task(site.once()).await.expect("opens");
     let stream = TcpStream::connect(site.address).await.expect("connects");

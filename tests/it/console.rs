@@ -355,7 +355,7 @@ fn size(s: &ServedBroker) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stranger_reaches_nothing_but_the_way_in() {
+async fn anonymous_console_access() {
     let s = ServedBroker::start().await;
     let mut browser = Browser::new(&s);
     for cookie in [None, Some("dipylon-session=forged".to_owned())] {
@@ -425,7 +425,7 @@ async fn a_stranger_reaches_nothing_but_the_way_in() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_changes_but_by_our_own_pages_and_no_get_changes_anything() {
+async fn csrf_posts_are_rejected_and_gets_are_safe() {
     let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let id = pending(&task, disable("ann"), "r-1").await;
@@ -513,7 +513,7 @@ fn dressed_or_asset(answer: &Answer, row: &Row) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_role_opens_its_own_pages_alone() {
+async fn console_pages_by_role() {
     let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let id = pending(&task, disable("ann"), "r-1").await;
@@ -570,7 +570,7 @@ async fn a_role_opens_its_own_pages_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn people_vote_with_their_passkey_and_the_agent_gets_what_they_signed() {
+async fn passkey_vote_end_to_end() {
     let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let (maria, lee) = (
@@ -655,7 +655,7 @@ async fn people_vote_with_their_passkey_and_the_agent_gets_what_they_signed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fresh_sign_in_is_no_vote_and_no_answer_counts_twice() {
+async fn sign_in_assertion_is_not_a_vote() {
     let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let id = pending(&task, disable("ann"), "r-1").await;
@@ -750,7 +750,7 @@ async fn a_fresh_sign_in_is_no_vote_and_no_answer_counts_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_visit_ends_when_its_person_says_so_and_opens_nothing_twice() {
+async fn sign_out_ends_the_session() {
     let s = ServedBroker::start().await;
     let mut maria = Seated::sign_in(&s, "maria").await;
     let origin = maria.browser.origin.clone();
@@ -816,7 +816,7 @@ async fn a_visit_ends_when_its_person_says_so_and_opens_nothing_twice() {
 const HOSTILE: &str = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}<b>bold</b> \u{202E}gnp.exe\u{200B}";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn text_of_others_is_never_markup() {
+async fn untrusted_text_is_html_escaped() {
     // A policy bundle takes no invisible characters; the agent's words may have any.
     let visible = HOSTILE.split(" \u{202E}").next().unwrap_or_default();
     let quoted = visible.replace('"', "\\\"");
@@ -913,7 +913,7 @@ async fn text_of_others_is_never_markup() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_inbox_hears_of_what_moves() {
+async fn inbox_event_stream() {
     let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let maria = Seated::sign_in(&s, "maria").await;
@@ -950,7 +950,7 @@ async fn an_inbox_hears_of_what_moves() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_operator_revokes_a_token_with_a_form() {
+async fn revoke_token_form() {
     let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let token = match task.request_token(&order(read_case(), "r-1")).await {
@@ -1002,7 +1002,7 @@ async fn an_operator_revokes_a_token_with_a_form() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn assets_are_kept_for_ever_under_the_hash_of_what_they_are() {
+async fn assets_are_immutable_by_hash() {
     let s = ServedBroker::start().await;
     let browser = Browser::new(&s);
     let page = browser.get("/console/sign-in").await.ok().body;
@@ -1030,7 +1030,7 @@ async fn assets_are_kept_for_ever_under_the_hash_of_what_they_are() {
 
 /// A page per person is enough: who opens windows without end is told to wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streams_of_one_person_have_a_bound() {
+async fn event_streams_per_person_are_bounded() {
     let s = ServedBroker::start().await;
     let maria = Arc::new(Seated::sign_in(&s, "maria").await);
     let cookie = maria.browser.cookie.clone().expect("signed in");
@@ -1060,7 +1060,7 @@ async fn streams_of_one_person_have_a_bound() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_card_of_high_risk_is_read_before_a_yes_and_two_people_say_it() {
+async fn high_risk_card_dwell_time_and_quorum() {
     let s = ServedBroker::start_with_policy(|files| {
         let people = files.get_mut("people.toml").expect("people");
         *people = people.replace("dwell = \"off\"", "dwell = \"3s\"");
@@ -1116,7 +1116,7 @@ async fn a_card_of_high_risk_is_read_before_a_yes_and_two_people_say_it() {
 
 /// Three hundred calls of the console that say what they want one byte at a time, of which the next never comes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bodies_that_do_not_come_take_nobodys_place() {
+async fn slow_bodies_hold_no_permit() {
     let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let browser = Browser::new(&s);
@@ -1173,7 +1173,7 @@ async fn bodies_that_do_not_come_take_nobodys_place() {
 
 /// Time to read a card runs from when it is asked for: nobody asks for it unseen.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_nobody_would_see_is_not_shown() {
+async fn non_navigation_get_is_rejected() {
     let s = ServedBroker::start_with_policy(|files| {
         let people = files.get_mut("people.toml").expect("people");
         *people = people.replace("dwell = \"off\"", "dwell = \"60s\"");
@@ -1228,7 +1228,7 @@ async fn what_nobody_would_see_is_not_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_ends_with_its_visit() {
+async fn event_stream_ends_with_its_session() {
     let s = ServedBroker::start().await;
     let maria = Seated::sign_in(&s, "maria").await;
     let mut stream = TcpStream::connect(maria.browser.address)
@@ -1253,7 +1253,7 @@ async fn a_stream_ends_with_its_visit() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_vote_names_the_rules_its_card_was_read_under() {
+async fn vote_names_the_policy_of_its_card() {
     let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let id = pending(&task, disable("ann"), "r-1").await;

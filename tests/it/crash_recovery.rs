@@ -342,7 +342,7 @@ impl Realm {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn twenty_kills_lose_nothing_and_revive_nothing() {
+async fn sigkill_under_load() {
     let temp = tempfile::tempdir().expect("dir");
     let realm = Arc::new(Realm::new(temp.path()));
     let mut noted = None;

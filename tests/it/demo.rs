@@ -3,7 +3,7 @@
 use std::process::Command;
 
 #[test]
-fn every_step_of_the_demo_is_as_it_must_be() {
+fn demo_steps_pass() {
     let home = tempfile::tempdir().expect("dir");
     let output = Command::new(env!("CARGO_BIN_EXE_dipylon"))
         .args(["demo", "--json"])

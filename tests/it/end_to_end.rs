@@ -55,7 +55,7 @@ fn pending(outcome: Result<Outcome, Error>) -> AccessRequestId {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_task_from_opening_to_the_validators_no() {
+async fn task_lifecycle_end_to_end() {
     let s = ServedBroker::start().await;
     let validator = s.validator("cases", CASES).await;
     let task = s.task("triage").await;
@@ -108,7 +108,7 @@ async fn a_task_from_opening_to_the_validators_no() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_person_says_yes_while_the_agent_waits() {
+async fn step_up_while_the_agent_waits() {
     let s = ServedBroker::start().await;
     let validator = s.validator("idp", IDP).await;
     let task = s.task("triage").await;
@@ -172,7 +172,7 @@ async fn a_person_says_yes_while_the_agent_waits() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn operators_end_things_and_ask_why() {
+async fn operator_actions_and_explain() {
     let s = ServedBroker::start().await;
     let validator = s.validator("cases", CASES).await;
     let task = s.task("triage").await;

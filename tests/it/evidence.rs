@@ -30,7 +30,7 @@ async fn show(b: &TestBroker, token: Secret) -> Result<(), Refusal> {
 const ID: &str = "spiffe://soc.example/agent/triage";
 
 #[tokio::test]
-async fn evidence_that_is_not_what_it_should_be() {
+async fn malformed_evidence_is_rejected() {
     let b = TestBroker::start().await;
     let now = b.now().secs();
     let good = json!({ "sub": ID, "aud": [URL], "iat": now, "exp": now + 300 });
@@ -218,7 +218,7 @@ async fn evidence_that_is_not_what_it_should_be() {
 }
 
 #[tokio::test]
-async fn proofs_that_are_not_for_this_call() {
+async fn dpop_proofs_for_other_calls_are_rejected() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -296,7 +296,7 @@ async fn proofs_that_are_not_for_this_call() {
 }
 
 #[tokio::test]
-async fn a_trust_domain_key_that_goes_takes_along_what_it_verified() {
+async fn trust_key_removal_ends_its_tasks() {
     let mut b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;

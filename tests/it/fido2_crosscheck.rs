@@ -202,7 +202,7 @@ fn credential_data(made: &Registration) -> Vec<u8> {
 }
 
 #[test]
-fn on_the_ceremonies_of_the_specification() {
+fn matches_fido2_on_spec_examples() {
     let (Some(mut peer), Some(ceremonies)) = (Peer::start(), ceremonies()) else {
         return;
     };
@@ -234,7 +234,7 @@ fn on_the_ceremonies_of_the_specification() {
 }
 
 #[test]
-fn on_what_it_makes_itself() {
+fn matches_fido2_on_its_own_output() {
     let Some(mut peer) = Peer::start() else {
         return;
     };
@@ -287,7 +287,7 @@ fn on_what_it_makes_itself() {
 }
 
 #[test]
-fn on_hundreds_of_good_and_spoiled_ones() {
+fn matches_fido2_on_generated_and_mutated_cases() {
     let Some(mut peer) = Peer::start() else {
         return;
     };

@@ -18,7 +18,7 @@ fn cause(b: &TestBroker, task: TaskId) -> Option<EndCause> {
 }
 
 #[tokio::test]
-async fn each_scope_ends_what_it_names_and_nothing_else() {
+async fn freeze_scopes() {
     for (scope, triage_hit, reporter_hit) in [
         ("all", true, true),
         ("agent/triage", true, false),
@@ -99,7 +99,7 @@ async fn each_scope_ends_what_it_names_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_frozen_action_ends_its_tokens_and_questions_while_the_tasks_go_on() {
+async fn frozen_action_ends_tokens_and_requests_not_tasks() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
     let task = b.open(&agent).await;
@@ -156,7 +156,7 @@ async fn a_frozen_action_ends_its_tokens_and_questions_while_the_tasks_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn no_mint_in_flight_slips_past_a_freeze() {
+async fn freeze_beats_mint_in_flight() {
     for scope in ["all", "agent/triage", "owner/dana", "action/case.read"] {
         let b = Arc::new(TestBroker::start().await);
         let agent = Arc::new(b.agent("triage"));
@@ -185,7 +185,7 @@ async fn no_mint_in_flight_slips_past_a_freeze() {
 }
 
 #[tokio::test]
-async fn an_owner_is_frozen_with_every_agent_that_is_or_was_theirs() {
+async fn frozen_owner_includes_former_agents() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -209,7 +209,7 @@ async fn an_owner_is_frozen_with_every_agent_that_is_or_was_theirs() {
 }
 
 #[tokio::test]
-async fn names_that_nothing_has_are_refused() {
+async fn unknown_scopes_are_rejected() {
     let b = TestBroker::start().await;
     let before = b.broker.state().position().1;
     for scope in ["agent/nobody", "owner/nobody", "action/no.such"] {
@@ -224,7 +224,7 @@ async fn names_that_nothing_has_are_refused() {
 }
 
 #[tokio::test]
-async fn one_token_is_revoked_and_its_task_goes_on() {
+async fn revoking_one_token_keeps_its_task() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
     let task = b.open(&agent).await;
@@ -249,7 +249,7 @@ async fn one_token_is_revoked_and_its_task_goes_on() {
 }
 
 #[tokio::test]
-async fn a_pinned_key_is_the_only_one_that_opens_tasks() {
+async fn pinned_agent_key_is_enforced() {
     let b = TestBroker::start().await;
     let (pinned, thief) = (b.agent("triage"), b.agent("triage"));
     let task = b.open(&thief).await;
@@ -305,7 +305,7 @@ async fn a_pinned_key_is_the_only_one_that_opens_tasks() {
 }
 
 #[tokio::test]
-async fn a_freeze_that_cannot_be_written_holds_here_at_once_and_is_written_later() {
+async fn freeze_is_enforced_before_it_is_durable() {
     for scope in ["all", "agent/triage", "owner/dana", "action/case.read"] {
         let full = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let faults = Faults {
@@ -343,7 +343,7 @@ async fn a_freeze_that_cannot_be_written_holds_here_at_once_and_is_written_later
 }
 
 #[tokio::test]
-async fn operators_see_tasks_and_agents_as_they_stand() {
+async fn operators_list_tasks_and_agents() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
     let mut tasks = Vec::new();
@@ -424,7 +424,7 @@ async fn operators_see_tasks_and_agents_as_they_stand() {
 }
 
 #[tokio::test]
-async fn an_agent_handed_to_a_frozen_owner_is_frozen_with_them() {
+async fn agent_transferred_to_frozen_owner_is_frozen() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -442,7 +442,7 @@ async fn an_agent_handed_to_a_frozen_owner_is_frozen_with_them() {
 }
 
 #[tokio::test]
-async fn whoever_owned_the_agent_when_its_task_was_opened_never_counts() {
+async fn owner_at_task_opening_cannot_vote() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -472,7 +472,7 @@ async fn whoever_owned_the_agent_when_its_task_was_opened_never_counts() {
 }
 
 #[tokio::test]
-async fn what_waits_to_be_written_cannot_be_lifted_before_it_is() {
+async fn pending_freeze_cannot_be_lifted() {
     let full = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let faults = Faults {
         full: Some(full.clone()),
@@ -508,7 +508,7 @@ async fn what_waits_to_be_written_cannot_be_lifted_before_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn signs_of_life_and_ends_at_once_leave_nothing_behind() {
+async fn concurrent_keep_alives_and_ends_leave_no_lease() {
     for round in 0..6 {
         let b = Arc::new(TestBroker::start().await);
         let agent = Arc::new(b.agent("triage"));

@@ -412,7 +412,7 @@ fn streams() -> Vec<Stream> {
 }
 
 #[test]
-fn every_kind_of_entry() {
+fn entries_golden() {
     let mut text = String::new();
     for (index, fact) in (0_u64..).zip(facts()) {
         let entry = Entry {
@@ -445,7 +445,7 @@ fn every_kind_of_entry() {
 }
 
 #[test]
-fn the_action_and_its_digest() {
+fn action_digest_golden() {
     let (record, secret) = on_record();
     let text = format!(
         "{}\n{}\n{}\n{}\n",
@@ -458,7 +458,7 @@ fn the_action_and_its_digest() {
 }
 
 #[test]
-fn the_vote_statement_and_its_digest() {
+fn vote_statement_golden() {
     let statement = VoteStatement {
         v: 1,
         realm: word("soc", Realm::parse),
@@ -486,7 +486,7 @@ fn the_vote_statement_and_its_digest() {
 }
 
 #[test]
-fn the_claims_of_a_token() {
+fn token_claims_golden() {
     let claims = claims_of(&issued(), 2, "https://broker.example");
     golden(
         "claims.json",
@@ -496,7 +496,7 @@ fn the_claims_of_a_token() {
 
 /// Names, numbers and types of every field: what clients out there are compiled against.
 #[test]
-fn the_wire() {
+fn wire_schema_golden() {
     use prost::Message as _;
     use prost_types::field_descriptor_proto::{Label, Type};
     let set =
@@ -564,7 +564,7 @@ fn the_wire() {
 }
 
 #[test]
-fn the_feed() {
+fn revocation_feed_golden() {
     let task = id(5, TaskId::from_random);
     let selectors = [
         Selector::Tasks(vec![task]),

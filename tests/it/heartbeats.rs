@@ -12,7 +12,7 @@ fn entries(b: &TestBroker) -> u64 {
 }
 
 #[tokio::test]
-async fn a_missed_heartbeat_ends_the_task_and_its_tokens() {
+async fn missed_heartbeat_ends_task_and_tokens() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
     let opened = b
@@ -53,7 +53,7 @@ async fn a_missed_heartbeat_ends_the_task_and_its_tokens() {
 }
 
 #[tokio::test]
-async fn only_what_is_needed_is_entered() {
+async fn lease_extensions_are_throttled() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
     let task = b
@@ -85,7 +85,7 @@ async fn only_what_is_needed_is_entered() {
 }
 
 #[tokio::test]
-async fn many_signs_of_life_are_one_entry() {
+async fn lease_extensions_are_batched() {
     let b = Arc::new(TestBroker::start().await);
     let agent = Arc::new(b.agent("triage"));
     let mut tasks = Vec::new();
@@ -129,7 +129,7 @@ async fn many_signs_of_life_are_one_entry() {
 }
 
 #[tokio::test]
-async fn a_lease_survives_a_restart_and_the_deadline_bounds_it() {
+async fn lease_survives_restart_and_is_capped_by_deadline() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
     let opened = b
@@ -153,7 +153,7 @@ async fn a_lease_survives_a_restart_and_the_deadline_bounds_it() {
 }
 
 #[tokio::test]
-async fn bad_heartbeats_are_refused() {
+async fn invalid_heartbeats_are_rejected() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
     for seconds in [i64::MIN, -1, 0, 1, 3_601, i64::MAX] {
@@ -177,7 +177,7 @@ async fn bad_heartbeats_are_refused() {
 }
 
 #[tokio::test]
-async fn a_step_up_in_a_task_that_falls_silent_is_never_granted() {
+async fn step_up_after_missed_heartbeat_is_not_granted() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
     let task = b

@@ -86,7 +86,7 @@ async fn pending(
 }
 
 #[tokio::test]
-async fn risk_comes_first_then_the_deadline_and_alike_ones_stand_together() {
+async fn ordered_by_risk_then_deadline_and_grouped() {
     let b = broker(1_000).await;
     let (triage, hunter) = (b.agent("triage"), b.agent("hunter"));
     let (one, two) = (b.open(&triage).await, b.open(&hunter).await);
@@ -156,7 +156,7 @@ async fn risk_comes_first_then_the_deadline_and_alike_ones_stand_together() {
 }
 
 #[tokio::test]
-async fn what_was_approved_comes_back_when_a_yes_counts_no_more() {
+async fn approved_request_returns_when_a_vote_lapses() {
     let b = broker(1_000).await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -200,7 +200,7 @@ const IN_THE_GROUP: &str =
     "groups = [\"security\"]\nroles = [\"approver\"]\n\n[[person]]\nid = \"olga\"";
 
 #[tokio::test]
-async fn what_nobody_has_rated_comes_first() {
+async fn unrated_risk_is_listed_first() {
     let mut env = env(1_000);
     let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
     *schema = schema.replace("@risk(\"medium\")\n", "");
@@ -214,7 +214,7 @@ async fn what_nobody_has_rated_comes_first() {
 }
 
 #[tokio::test]
-async fn pages_cover_everything_once_whatever_comes_between_them() {
+async fn pagination_is_stable_under_changes() {
     let b = broker(1_000).await;
     let triage = b.agent("triage");
     let mut opened = Vec::new();
@@ -285,7 +285,7 @@ async fn pages_cover_everything_once_whatever_comes_between_them() {
 }
 
 #[tokio::test]
-async fn beyond_so_many_a_minute_they_wait_their_turn_and_are_never_allowed_by_it() {
+async fn asks_per_minute_queues_the_rest() {
     let b = broker(2).await;
     let triage = b.agent("triage");
     let mut opened = Vec::new();
@@ -377,7 +377,7 @@ async fn changed(
 }
 
 #[tokio::test]
-async fn a_watch_hears_of_every_change_and_goes_on_after_a_restart() {
+async fn inbox_watch_resumes_after_restart() {
     let b = broker(1_000).await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -662,7 +662,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn an_inbox_is_exactly_what_could_still_be_voted_on(ops in prop::collection::vec(op(), 10..60)) {
+    fn inbox_equals_votable_requests(ops in prop::collection::vec(op(), 10..60)) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
         runtime.block_on(history(ops));
     }

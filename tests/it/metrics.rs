@@ -69,7 +69,7 @@ fn documented() -> BTreeSet<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn figures_before_and_after_a_story() {
+async fn metrics_end_to_end() {
     let s = ServedBroker::start().await;
     let (place, door) = door(&s).await;
     assert_eq!(get(&place, "/livez").await.0, 200);
@@ -198,7 +198,7 @@ async fn figures_before_and_after_a_story() {
 
 /// Whatever callers make up, the number of samples does not grow with it, and no word of theirs is among them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hostile_names_make_no_figures() {
+async fn metric_cardinality_is_bounded() {
     let s = ServedBroker::start().await;
     let (place, door) = door(&s).await;
     let task = s.task("triage").await;
@@ -243,7 +243,7 @@ async fn hostile_names_make_no_figures() {
 }
 
 #[tokio::test]
-async fn operators_listen_on_this_machine_alone() {
+async fn operator_listener_is_local_only() {
     let everywhere = "0.0.0.0:0".parse().expect("address");
     OperatorListener::tcp(everywhere)
         .await
@@ -280,7 +280,7 @@ async fn operators_listen_on_this_machine_alone() {
 }
 
 #[tokio::test]
-async fn operators_are_answered_by_this_hosts_names_alone() {
+async fn operator_listener_checks_host_header() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let s = ServedBroker::start().await;
     let (place, door) = door(&s).await;
@@ -312,7 +312,7 @@ async fn operators_are_answered_by_this_hosts_names_alone() {
 }
 
 #[tokio::test]
-async fn operators_are_not_muted_by_those_who_say_nothing() {
+async fn idle_connections_do_not_block_metrics() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let s = ServedBroker::start().await;
     let (place, door) = door(&s).await;
@@ -350,7 +350,7 @@ async fn operators_are_not_muted_by_those_who_say_nothing() {
 
 /// The real process, its log in JSON: each answered call is one object with what belongs to it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_call_is_one_json_line() {
+async fn json_log_has_one_line_per_call() {
     let temp = tempfile::tempdir().expect("dir");
     let realm = Realm::with(temp.path(), "log = \"json\"\n");
     let log = temp.path().join("broker.log");

@@ -17,7 +17,7 @@ use crate::support::{DOMAIN, START, URL, TestEnvironment, rand_u64, settings};
 use super::transport::Authority;
 
 #[test]
-fn the_page_of_reasons_is_the_table() {
+fn reasons_doc_matches_table() {
     let mut page = String::from(
         "Every reason the broker gives: the same word in gRPC (`ErrorInfo.reason`), the command line (`--json`) and the\n\
          client library; HTTP is the status that goes with it. This page is compared with the table by a test.\n\n\
@@ -185,7 +185,7 @@ fn closed<T: std::fmt::Debug>(result: Result<T, Refusal>) {
 }
 
 #[tokio::test]
-async fn the_first_operator_comes_in_by_a_code_once() {
+async fn bootstrap_code_admits_first_operator_once() {
     let b = Bare::start().await;
     assert!(b.broker.ready().is_err());
     closed(b.broker.person(&b.call(APPLY, "olga")).map(|_| ()));
@@ -224,7 +224,7 @@ async fn the_first_operator_comes_in_by_a_code_once() {
 }
 
 #[tokio::test]
-async fn a_code_dies_of_age_and_of_a_restart_and_of_nothing_a_stranger_does() {
+async fn bootstrap_code_expiry() {
     let b = Bare::start().await;
     let code = b.code();
     for n in 0..50 {
@@ -256,7 +256,7 @@ async fn a_code_dies_of_age_and_of_a_restart_and_of_nothing_a_stranger_does() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_fifty_uses_at_once_one_wins() {
+async fn concurrent_bootstrap_code_uses_one_wins() {
     let b = Arc::new(Bare::start().await);
     let code = b.code();
     // All have shown the code before any bundle is applied.
@@ -429,7 +429,7 @@ impl Site {
 }
 
 #[test]
-fn a_production_broker_is_taken_into_service_by_its_code() {
+fn bootstrap_code_end_to_end() {
     let site = Site::new();
     let running = site.serve();
     let first = running.code().expect("printed");
@@ -493,7 +493,7 @@ fn a_production_broker_is_taken_into_service_by_its_code() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_fifty_clients_with_the_code_one_is_let_in() {
+async fn concurrent_bootstrap_clients_one_wins() {
     let site = Site::new();
     let running = site.serve();
     let code = Secret::new(running.code().expect("printed"));
@@ -518,7 +518,7 @@ async fn of_fifty_clients_with_the_code_one_is_let_in() {
 // ---- The configuration ----
 
 #[test]
-fn a_configuration_is_checked_whole() {
+fn config_check_reports_every_problem() {
     let site = Site::new();
     let check = |text: &str| {
         site.write("dipylon.toml", text);
@@ -588,7 +588,7 @@ fn a_configuration_is_checked_whole() {
 }
 
 #[test]
-fn the_effective_configuration_is_shown_and_can_be_fed_back() {
+fn config_show_roundtrip() {
     let site = Site::new();
     let (code, shown, told) = site.run(&["config", "show", "dipylon.toml"]);
     assert_eq!(code, 0, "{told}");
@@ -635,7 +635,7 @@ fn the_effective_configuration_is_shown_and_can_be_fed_back() {
 // ---- The doctor ----
 
 #[test]
-fn the_doctor_looks_at_everything_with_and_without_a_broker() {
+fn doctor_checks_online_and_offline() {
     let site = Site::new();
     let doctor = || site.run(&["doctor", "--config", "dipylon.toml"]);
     let has = |out: &str, level: &str, told: &str| {
@@ -743,7 +743,7 @@ fn the_doctor_looks_at_everything_with_and_without_a_broker() {
 }
 
 #[test]
-fn the_doctor_counts_who_could_say_yes() {
+fn doctor_counts_eligible_approvers() {
     let site = Site::new();
     site.write(
         "dipylon.toml",
@@ -768,7 +768,7 @@ fn the_doctor_counts_who_could_say_yes() {
 }
 
 #[test]
-fn the_doctor_knows_a_broker_with_a_certificate_of_its_own() {
+fn doctor_checks_tls_certificate() {
     let site = Site::new();
     let authority = Authority::new();
     let put = |days: i64| {
@@ -849,7 +849,7 @@ fn example(path: &str) -> PathBuf {
 }
 
 #[test]
-fn the_production_example_is_understood() {
+fn production_example_is_valid() {
     let site = Site::new();
     let file = example("production/dipylon.toml");
     let (code, out, told) = site.run(&["config", "check", file.to_str().expect("text")]);
@@ -877,7 +877,7 @@ fn the_production_example_is_understood() {
 }
 
 #[test]
-fn the_supervisor_learns_when_the_broker_is_ready_and_when_it_stops() {
+fn sd_notify_ready_and_stopping() {
     use rustix::process::{Pid, Signal, kill_process};
     let site = Site::new();
     let path = site.path("notify.sock");

@@ -672,7 +672,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_history_breaks_a_law(ops in prop::collection::vec(op(), 20..60)) {
+    fn journal_invariants_hold(ops in prop::collection::vec(op(), 20..60)) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
         runtime.block_on(async {
             let mut run = Run::new().await;

@@ -182,7 +182,7 @@ impl Cases {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn from_the_readme_alone_a_broker_is_taken_into_service() {
+async fn readme_walkthrough() {
     let walk = Walk::new().await;
     let authority = Authority::new();
     let (certificate, key) = authority.certify();

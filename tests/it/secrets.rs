@@ -12,12 +12,12 @@ use super::crash_recovery::Realm;
 use crate::support::served_broker::order;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_secret_is_told() {
+async fn no_secrets_in_text_logs() {
     told("text").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_secret_is_told_to_machines() {
+async fn no_secrets_in_json_logs() {
     told("json").await;
 }
 

@@ -124,7 +124,7 @@ fn pid(child: &Child) -> Pid {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stop_under_load_loses_nothing() {
+async fn sigterm_under_load_loses_nothing() {
     let temp = tempfile::tempdir().expect("dir");
     let site = Arc::new(Site::new(temp.path(), ""));
     let mut broker = site.broker("").await;
@@ -218,7 +218,7 @@ async fn a_stop_under_load_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hangup_reads_the_certificate_again() {
+async fn sighup_reloads_certificate() {
     let temp = tempfile::tempdir().expect("dir");
     let site = Site::new(temp.path(), "");
     let mut broker = site.broker("").await;
@@ -248,7 +248,7 @@ async fn a_hangup_reads_the_certificate_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broker_without_files_to_spare_serves_again() {
+async fn recovers_from_fd_exhaustion() {
     let temp = tempfile::tempdir().expect("dir");
     let site = Site::new(
         temp.path(),
@@ -288,7 +288,7 @@ async fn a_broker_without_files_to_spare_serves_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_command_line_takes_either_way() {
+async fn cli_over_tls_and_unix_socket() {
     let temp = tempfile::tempdir().expect("dir");
     let site = Site::new(temp.path(), "");
     let mut broker = site.broker("").await;

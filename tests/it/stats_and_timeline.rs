@@ -93,7 +93,7 @@ impl Asker {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_people_decided_is_counted_once() {
+async fn decisions_are_counted_once() {
     let b = TestBroker::start().await;
     let mut asker = Asker::new(&b, "triage").await;
     asker.approved(&b, &disable("ann"), 7).await;
@@ -183,7 +183,7 @@ async fn what_people_decided_is_counted_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_always_says_yes_at_once_stands_out() {
+async fn rubber_stamp_is_flagged() {
     let b = TestBroker::start().await;
     let mut asker = Asker::new(&b, "triage").await;
     let approvers = |b: &TestBroker| {
@@ -214,7 +214,7 @@ async fn whoever_always_says_yes_at_once_stands_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_unusual_is_remembered_as_of_the_asking() {
+async fn anomalies_are_fixed_at_request_time() {
     let b = TestBroker::start().await;
     let mut asker = Asker::new(&b, "triage").await;
     let first = asker.pending(&b, &disable("ann")).await;
@@ -242,7 +242,7 @@ async fn what_was_unusual_is_remembered_as_of_the_asking() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_agent_makes_itself_familiar_by_asking_alone() {
+async fn undecided_requests_are_not_history() {
     let b = TestBroker::start().await;
     let mut asker = Asker::new(&b, "triage").await;
     let odd = |id| {
@@ -293,7 +293,7 @@ async fn no_agent_makes_itself_familiar_by_asking_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_card_says_what_came_before() {
+async fn card_shows_history() {
     let b = TestBroker::start().await;
     let mut asker = Asker::new(&b, "triage").await;
     let card = |b: &TestBroker, who: &str, id| {
@@ -349,7 +349,7 @@ async fn a_card_says_what_came_before() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_agent_shows_what_it_uses_of_its_ceiling() {
+async fn agent_ceiling_usage() {
     let b = TestBroker::start().await;
     let mut asker = Asker::new(&b, "triage").await;
     b.manual_clock.advance_millis(5_000);
@@ -393,7 +393,7 @@ async fn an_agent_shows_what_it_uses_of_its_ceiling() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn live_tokens_come_by_their_end() {
+async fn live_tokens_are_listed_by_expiry() {
     let b = TestBroker::start().await;
     let mut triage = Asker::new(&b, "triage").await;
     let reporter = Asker::new(&b, "reporter").await;
@@ -476,7 +476,7 @@ async fn full_life(b: &TestBroker) -> Asker {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_timeline_goes_from_verification_to_the_end() {
+async fn timeline_covers_the_whole_task() {
     let b = TestBroker::start().await;
     let asker = full_life(&b).await;
     let read = timeline(&b, "olga", asker.task).await.expect("may read");
@@ -533,7 +533,7 @@ async fn a_timeline_goes_from_verification_to_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_approver_sees_the_tasks_that_asked_them_and_no_others() {
+async fn timeline_is_visible_to_asked_approvers_only() {
     let b = TestBroker::start().await;
     let mut asker = Asker::new(&b, "triage").await;
     let nobody = TaskId::from_random([7; 16]);
@@ -570,7 +570,7 @@ async fn an_approver_sees_the_tasks_that_asked_them_and_no_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_journal_is_searched_by_whole_words() {
+async fn search_matches_whole_words() {
     let b = TestBroker::start().await;
     let asker = full_life(&b).await;
     let kinds = |found: &Found| found.moments.iter().map(|m| m.kind).collect::<Vec<_>>();
@@ -617,7 +617,7 @@ async fn the_journal_is_searched_by_whole_words() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_search_stops_and_says_where_to_go_on() {
+async fn search_is_bounded_and_resumable() {
     let b = TestBroker::start().await;
     let many = SCAN_MAX + 100;
     fill(b.broker.journal(), many).await;
@@ -656,7 +656,7 @@ async fn fill(journal: &Journal, many: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn neither_prose_nor_sensitive_parameters_come_out() {
+async fn search_leaks_no_text_or_secrets() {
     let b = TestBroker::start().await;
     let asker = full_life(&b).await;
     b.suspend("triage").await.expect("suspended");
@@ -681,7 +681,7 @@ async fn neither_prose_nor_sensitive_parameters_come_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn figures_come_through_the_front_door() {
+async fn stats_over_grpc() {
     let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let disable = crate::support::served_broker::order(disable("ann"), "r-1");

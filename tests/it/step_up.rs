@@ -155,7 +155,7 @@ pub async fn asked(env: TestEnvironment) -> (TestBroker, TestAgent, TaskId, Acce
 }
 
 #[tokio::test]
-async fn a_passkey_says_yes_to_one_statement_and_the_token_rests_on_it() {
+async fn passkey_vote_yields_a_token() {
     let (b, triage, task, id) = asked(passkeys_alone()).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
@@ -208,7 +208,7 @@ async fn a_passkey_says_yes_to_one_statement_and_the_token_rests_on_it() {
 }
 
 #[tokio::test]
-async fn an_assertion_votes_once_for_its_statement_by_its_person() {
+async fn assertion_is_bound_to_statement_and_voter() {
     let (b, _, _, id) = asked(TestEnvironment::new()).await;
     let (marias, lees) = (b.enrol("maria").await, b.enrol("lee").await);
     let session = b.sign_in(&marias).await.expect("signed in");
@@ -283,7 +283,7 @@ async fn an_assertion_votes_once_for_its_statement_by_its_person() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_invitation_enrols_one_passkey_however_many_try() {
+async fn invitation_is_single_use() {
     let b = Arc::new(TestBroker::start().await);
     let code = b.invite("maria").await;
     let mut tries = tokio::task::JoinSet::new();
@@ -304,7 +304,7 @@ async fn an_invitation_enrols_one_passkey_however_many_try() {
 }
 
 #[tokio::test]
-async fn an_invitation_is_for_ten_minutes_and_a_later_one_replaces_it() {
+async fn invitation_expires_and_is_replaced() {
     let b = TestBroker::start().await;
     let unknown = Reason::InvitationUnknown;
     let first = b.invite("maria").await;
@@ -380,7 +380,7 @@ async fn an_invitation_is_for_ten_minutes_and_a_later_one_replaces_it() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_revoked_takes_its_unconsumed_votes_with_it_for_good() {
+async fn revoked_passkey_voids_unconsumed_votes() {
     let (b, triage, task, id) = asked(TestEnvironment::new()).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
@@ -437,7 +437,7 @@ async fn a_key_that_is_revoked_takes_its_unconsumed_votes_with_it_for_good() {
 }
 
 #[tokio::test]
-async fn a_counter_that_goes_back_shows_a_copy_and_ends_the_passkey() {
+async fn signature_counter_regression_revokes() {
     let (b, _, _, id) = asked(TestEnvironment::new()).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
@@ -484,7 +484,7 @@ async fn a_counter_that_goes_back_shows_a_copy_and_ends_the_passkey() {
 }
 
 #[tokio::test]
-async fn people_narrow_the_life_and_the_uses_and_tell_the_agent_why_not() {
+async fn narrowing_and_denial_comment() {
     let (b, triage, task, id) = asked(TestEnvironment::new()).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
@@ -536,7 +536,7 @@ async fn people_narrow_the_life_and_the_uses_and_tell_the_agent_why_not() {
 }
 
 #[tokio::test]
-async fn uses_that_were_not_limited_can_be_limited_by_a_yes() {
+async fn approver_can_limit_uses() {
     let mut env = TestEnvironment::new();
     let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
     assert!(schema.contains("@single_use"));
@@ -563,7 +563,7 @@ async fn uses_that_were_not_limited_can_be_limited_by_a_yes() {
 }
 
 #[tokio::test]
-async fn nobody_is_asked_who_could_not_answer() {
+async fn unsatisfiable_step_up_is_denied() {
     let b = TestBroker::start_with(passkeys_alone(), Faults::default()).await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -587,7 +587,7 @@ async fn nobody_is_asked_who_could_not_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_mint_rests_on_a_vote_whose_key_was_revoked_before_it() {
+async fn no_mint_after_vote_key_revocation() {
     let b = Arc::new(TestBroker::start_with(passkeys_alone(), Faults::default()).await);
     let triage = b.agent("triage");
     let (mut minted, mut refused) = (0, 0);
@@ -639,7 +639,7 @@ async fn no_mint_rests_on_a_vote_whose_key_was_revoked_before_it() {
 }
 
 #[tokio::test]
-async fn under_other_rules_it_was_another_card() {
+async fn vote_requires_card_of_current_policy() {
     let mut env = with_approvals("dwell = \"3s\"");
     let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
     *schema = schema.replace("@risk(\"medium\")", "@risk(\"high\")");
@@ -680,7 +680,7 @@ async fn under_other_rules_it_was_another_card() {
 }
 
 #[tokio::test]
-async fn a_yes_that_no_longer_counts_is_no_obstacle_to_another() {
+async fn lapsed_vote_can_be_replaced() {
     let mut env = TestEnvironment::new();
     let people = env.policy.get_mut("people.toml").expect("people");
     *people = people.replace("good_for = \"10m\"", "good_for = \"1m\"");

@@ -5,7 +5,7 @@ use dipylon::journal::Faults;
 use dipylon::model::*;
 
 #[tokio::test]
-async fn a_case_is_read_at_once_and_the_token_dies_with_its_task() {
+async fn token_ends_with_its_task() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -37,7 +37,7 @@ async fn a_case_is_read_at_once_and_the_token_dies_with_its_task() {
 }
 
 #[tokio::test]
-async fn disabling_an_account_needs_another_persons_yes_and_is_spent_once() {
+async fn step_up_needs_another_person_and_is_single_use() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -120,7 +120,7 @@ async fn disabling_an_account_needs_another_persons_yes_and_is_spent_once() {
 }
 
 #[tokio::test]
-async fn a_retry_gets_its_own_token_again_and_nothing_else() {
+async fn retry_returns_the_same_token() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -162,7 +162,7 @@ async fn a_retry_gets_its_own_token_again_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn gate_1_says_no_in_one_voice() {
+async fn gate_1_errors_are_indistinguishable() {
     let b = TestBroker::start().await;
     let stranger = b.agent("stranger");
     let refusal = b
@@ -222,7 +222,7 @@ async fn gate_1_says_no_in_one_voice() {
 }
 
 #[tokio::test]
-async fn rules_that_tighten_between_yes_and_mint_refuse() {
+async fn policy_tightened_before_mint_denies() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -270,7 +270,7 @@ async fn rules_that_tighten_between_yes_and_mint_refuse() {
 }
 
 #[tokio::test]
-async fn a_suspended_agent_has_nothing_and_gets_nothing_back() {
+async fn suspension_ends_everything_for_good() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -301,7 +301,7 @@ async fn a_suspended_agent_has_nothing_and_gets_nothing_back() {
 }
 
 #[tokio::test]
-async fn one_no_ends_it_and_time_says_no() {
+async fn denial_and_expiry_close_requests() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -359,7 +359,7 @@ async fn one_no_ends_it_and_time_says_no() {
 }
 
 #[tokio::test]
-async fn isolating_a_production_host_takes_two_and_the_narrowest_wins() {
+async fn two_person_quorum_and_narrowest_ttl() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -412,7 +412,7 @@ async fn isolating_a_production_host_takes_two_and_the_narrowest_wins() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_named_and_entered() {
+async fn unknown_actions_are_journaled() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -504,7 +504,7 @@ async fn what_is_not_there_is_named_and_entered() {
 }
 
 #[tokio::test]
-async fn sensitive_words_stay_out_of_entries_and_tokens() {
+async fn sensitive_parameters_are_committed_not_stored() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -564,7 +564,7 @@ async fn sensitive_words_stay_out_of_entries_and_tokens() {
 }
 
 #[tokio::test]
-async fn a_yes_does_not_keep_for_ever() {
+async fn approvals_expire() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -598,7 +598,7 @@ async fn a_yes_does_not_keep_for_ever() {
 
 /// An approver who is out of the roster at the mint does not count, whatever they were at the vote.
 #[tokio::test]
-async fn eligibility_is_never_remembered() {
+async fn eligibility_is_rechecked_at_mint() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;

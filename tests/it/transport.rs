@@ -328,7 +328,7 @@ pub fn digest_of(pem: &str) -> Digest {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tls_from_end_to_end() {
+async fn tls_end_to_end() {
     let site = Site::start(Setup {
         tls: true,
         ..Setup::default()
@@ -415,7 +415,7 @@ async fn tls_from_end_to_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_certificate_is_taken_up_and_a_broken_one_is_not() {
+async fn certificate_rotation() {
     let site = Site::start(Setup {
         tls: true,
         ..Setup::default()
@@ -456,7 +456,7 @@ async fn a_new_certificate_is_taken_up_and_a_broken_one_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_unix_socket_is_a_door_like_the_other() {
+async fn unix_socket_listener() {
     let site = Site::start(Setup {
         tls: true,
         unix: true,
@@ -507,7 +507,7 @@ async fn the_unix_socket_is_a_door_like_the_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_beyond_the_streams_of_a_connection_queue() {
+async fn calls_beyond_max_concurrent_streams_queue() {
     let site = Site::start(Setup::default()).await;
     let task = Arc::new(site.task(site.once()).await.expect("opens"));
     let mut calls = tokio::task::JoinSet::new();
@@ -532,7 +532,7 @@ async fn calls_beyond_the_streams_of_a_connection_queue() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_too_large_gets_a_clean_error() {
+async fn oversized_requests_are_rejected() {
     let site = Site::start(Setup::default()).await;
     let task = site.task(site.once()).await.expect("opens");
     let large = "x".repeat(20_000);
@@ -573,7 +573,7 @@ async fn what_is_too_large_gets_a_clean_error() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_deadline_is_answered_as_one() {
+async fn deadline_exceeded() {
     let site = Site::start(Setup::default()).await;
     let (sender, _connection) = site.raw().await;
     // The message never arrives whole, and the caller has said how long it waits.
@@ -641,7 +641,7 @@ async fn watch_health(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn reflection_lists_what_can_be_called() {
+async fn reflection_lists_services() {
     use tonic_reflection::pb::v1::ServerReflectionRequest;
     use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
     use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
@@ -687,7 +687,7 @@ async fn reflection_lists_what_can_be_called() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_grow_old_without_a_call_that_fails() {
+async fn connection_max_age_fails_no_call() {
     let site = Site::start(Setup {
         limits: Connections {
             age: Duration::from_secs(1),
@@ -746,7 +746,7 @@ async fn connections_grow_old_without_a_call_that_fails() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_caller_who_goes_away_leaves_a_grant_or_none() {
+async fn client_disconnect_is_atomic() {
     let site = Site::start(Setup::default()).await;
     let task = site.task(site.once()).await.expect("opens");
     works(&task, 0).await;
@@ -771,7 +771,7 @@ async fn a_caller_who_goes_away_leaves_a_grant_or_none() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_waits_is_answered_at_the_stop() {
+async fn waiting_calls_are_answered_on_shutdown() {
     let site = Site::start(Setup::default()).await;
     let task = site.task(site.once()).await.expect("opens");
     let mut asked = order(disable("ann"), "waits");

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 #[test]
-fn programs_that_must_not_compile() {
+fn trybuild() {
     let cases = trybuild::TestCases::new();
     cases.compile_fail("tests/fail/*.rs");
 }
@@ -36,7 +36,7 @@ fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
 }
 
 #[test]
-fn no_wider_constructor_than_the_check() {
+fn gate_types_have_one_constructor() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
     sources(&root, &mut files);

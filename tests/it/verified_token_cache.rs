@@ -6,7 +6,7 @@ use dipylon::model::Secret;
 use crate::support::{Expect, TestBroker, read_case};
 
 #[tokio::test]
-async fn what_was_read_is_asked_about_each_time() {
+async fn cached_tokens_are_rechecked() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
     let task = b.open(&agent).await;
@@ -39,7 +39,7 @@ async fn what_was_read_is_asked_about_each_time() {
 }
 
 #[tokio::test]
-async fn what_was_read_expires() {
+async fn cached_tokens_expire() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
     let task = b.open(&agent).await;

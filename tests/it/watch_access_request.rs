@@ -53,7 +53,7 @@ async fn stands(watch: &mut Watch) -> Option<Status> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_watch_hears_every_end_and_nothing_after_it() {
+async fn watch_reports_every_final_status() {
     let mut env = TestEnvironment::new();
     let people = env.policy.get_mut("people.toml").expect("people");
     *people = people.replacen("wait = \"15m\"", "wait = \"4s\"", 1);
@@ -127,7 +127,7 @@ async fn a_watch_hears_every_end_and_nothing_after_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn anothers_is_watched_as_little_as_none() {
+async fn foreign_requests_are_not_found() {
     let s = ServedBroker::start().await;
     let (mine, theirs) = (s.task("triage").await, s.task("triage").await);
     let id = pending(&mine, "r-1").await.access_request_id();
@@ -190,7 +190,7 @@ async fn first_message(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_watch_goes_on_where_it_was_and_says_that_it_is_there() {
+async fn watch_resumes_and_sends_heartbeats() {
     use dipylon::proto::v1::watch_access_request_response::Message;
     let s = ServedBroker::start().await;
     let key = Arc::new(SigningKey::generate().expect("key").0);
@@ -225,7 +225,7 @@ async fn a_watch_goes_on_where_it_was_and_says_that_it_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_waits_is_asked_nothing_until_it_concerns_them() {
+async fn watchers_wake_only_for_their_request() {
     let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let waiting = {
@@ -277,7 +277,7 @@ async fn who_waits_is_asked_nothing_until_it_concerns_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_token_is_waited_for_over_a_kill_of_the_broker_and_a_start_of_the_agent() {
+async fn waiting_survives_broker_and_agent_restart() {
     let temp = tempfile::tempdir().expect("dir");
     let realm = super::crash_recovery::Realm::new(temp.path());
     let mut broker = realm.broker_telling(Stdio::inherit(), "error").await;

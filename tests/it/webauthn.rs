@@ -87,7 +87,7 @@ fn flags_made(registration: &Registration) -> u8 {
 }
 
 #[test]
-fn the_ceremonies_of_the_specification() {
+fn spec_examples() {
     let Some(ceremonies) = ceremonies() else {
         return;
     };
@@ -207,7 +207,7 @@ fn check(credential: &Credential, assertion: &Assertion) -> Result<(), WebauthnE
 }
 
 #[test]
-fn a_passkey_is_registered_and_answers() {
+fn registration_and_assertion() {
     for kind in [Kind::Es256, Kind::EdDsa] {
         let (passkey, credential) = enrolled(kind);
         assert_eq!(credential.id, passkey.credential());
@@ -364,7 +364,7 @@ fn lies() -> Vec<(&'static str, PasskeyBehaviour, WebauthnError)> {
 }
 
 #[test]
-fn each_lie_is_named() {
+fn webauthn_mutations() {
     let rp = example();
     for kind in [Kind::Es256, Kind::EdDsa] {
         let (passkey, credential) = enrolled(kind);
@@ -420,7 +420,7 @@ fn each_lie_is_named() {
 
 /// A registration is not an assertion, nor the reverse, whatever the rest says.
 #[test]
-fn one_ceremony_is_not_the_other() {
+fn registration_is_not_assertion() {
     let rp = example();
     let (passkey, credential) = enrolled(Kind::Es256);
     let created = PasskeyBehaviour {
@@ -443,7 +443,7 @@ fn one_ceremony_is_not_the_other() {
 
 /// A challenge too short to be one is answered by nothing, not even by its own answer.
 #[test]
-fn no_challenge_is_answered_by_nothing() {
+fn short_challenge_is_rejected() {
     let rp = example();
     let (passkey, credential) = enrolled(Kind::Es256);
     for challenge in [&[][..], &[1], &[1; 15]] {
@@ -457,7 +457,7 @@ fn no_challenge_is_answered_by_nothing() {
 
 /// Client data that a signature covers and yet two readers could read differently.
 #[test]
-fn client_data_say_one_thing() {
+fn client_data_is_strict() {
     let rp = example();
     let (passkey, credential) = enrolled(Kind::Es256);
     let data = passkey.get(&CHALLENGE, &rp.origin).authenticator_data;
@@ -531,7 +531,7 @@ fn client_data_say_one_thing() {
 
 /// Registrations whose bytes are not exactly what they must be.
 #[test]
-fn a_registration_is_read_to_the_last_byte() {
+fn registration_parsing_is_strict() {
     let rp = example();
     let (passkey, made) = SoftwareAuthenticator::create(&rp.id, &rp.origin, &CHALLENGE, &USER);
     let object = made.attestation_object.clone();
@@ -686,7 +686,7 @@ fn a_registration_is_read_to_the_last_byte() {
 
 /// The record's key decides, in its one form.
 #[test]
-fn the_record_must_be_a_key() {
+fn stored_key_is_validated() {
     let (passkey, credential) = enrolled(Kind::Es256);
     let assertion = passkey.get(&CHALLENGE, &example().origin);
     let (_, another) = enrolled(Kind::EdDsa);
@@ -742,7 +742,7 @@ proptest! {
 
     /// One changed byte anywhere in what is signed, in the signature or in the key on record, and there is no yes.
     #[test]
-    fn one_changed_byte_is_no_yes(part in 0..4_usize, at in any::<prop::sample::Index>(), flip in 1..=255_u8, ed in any::<bool>()) {
+    fn assertion_bit_flips_fail(part in 0..4_usize, at in any::<prop::sample::Index>(), flip in 1..=255_u8, ed in any::<bool>()) {
         let kind = if ed { Kind::EdDsa } else { Kind::Es256 };
         let (passkey, mut credential) = enrolled(kind);
         let mut assertion = passkey.get(&CHALLENGE, &example().origin);
@@ -764,7 +764,7 @@ proptest! {
 
     /// One bit of the flags or the counter, signed anew by the right key: only what the flags may say is taken.
     #[test]
-    fn signed_flags_are_believed_only_where_they_can_be(flags in any::<u8>(), count in any::<u32>()) {
+    fn signed_flag_combinations(flags in any::<u8>(), count in any::<u32>()) {
         let (passkey, credential) = enrolled(Kind::Es256);
         let good = passkey.get(&CHALLENGE, &example().origin);
         let mut data = good.authenticator_data.clone();
@@ -781,7 +781,7 @@ proptest! {
 
     /// Another challenge, origin or relying party than asked for, whatever it is.
     #[test]
-    fn only_what_was_asked(challenge in prop::collection::vec(any::<u8>(), 0..64), origin in "https?://[a-z.]{1,20}(:[0-9]{1,5})?", id in "[a-z.]{1,20}") {
+    fn challenge_origin_and_rp_id_are_bound(challenge in prop::collection::vec(any::<u8>(), 0..64), origin in "https?://[a-z.]{1,20}(:[0-9]{1,5})?", id in "[a-z.]{1,20}") {
         let (passkey, credential) = enrolled(Kind::Es256);
         let rp = example();
         let assertion = passkey.get(&CHALLENGE, &rp.origin);
@@ -797,7 +797,7 @@ proptest! {
 
     /// Bytes nobody meant are refused, and never more than that.
     #[test]
-    fn any_bytes_are_refused_quietly(object in prop::collection::vec(any::<u8>(), 0..300), data in prop::collection::vec(any::<u8>(), 0..120), said in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn random_bytes_never_panic(object in prop::collection::vec(any::<u8>(), 0..300), data in prop::collection::vec(any::<u8>(), 0..120), said in prop::collection::vec(any::<u8>(), 0..200)) {
         let (passkey, credential) = enrolled(Kind::Es256);
         let rp = example();
         let (_, made) = SoftwareAuthenticator::create(&rp.id, &rp.origin, &CHALLENGE, &USER);

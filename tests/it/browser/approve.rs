@@ -37,7 +37,7 @@ pub async fn voted(browser: &Browser) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_invitation_makes_one_passkey_and_the_passkey_a_visit() {
+async fn enrolment_and_sign_in() {
     if absent() {
         return;
     }
@@ -108,7 +108,7 @@ async fn an_invitation_makes_one_passkey_and_the_passkey_a_visit() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_inbox_shows_what_waits_and_moves_by_itself() {
+async fn inbox_updates_live() {
     if absent() {
         return;
     }
@@ -161,7 +161,7 @@ async fn the_inbox_shows_what_waits_and_moves_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_yes_at_the_console_is_a_token_that_works_once() {
+async fn approval_yields_single_use_token() {
     if absent() {
         return;
     }
@@ -261,7 +261,7 @@ async fn a_yes_at_the_console_is_a_token_that_works_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_no_reaches_the_agent_with_its_comment() {
+async fn denial_comment_reaches_the_agent() {
     if absent() {
         return;
     }
@@ -285,7 +285,7 @@ async fn a_no_reaches_the_agent_with_its_comment() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_others_decide_is_seen_on_a_card_that_is_open() {
+async fn open_card_updates_live() {
     if absent() {
         return;
     }
@@ -306,7 +306,7 @@ async fn what_others_decide_is_seen_on_a_card_that_is_open() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_narrowed_yes_is_a_shorter_token() {
+async fn narrowed_ttl_shortens_the_token() {
     if absent() {
         return;
     }
@@ -347,7 +347,7 @@ async fn a_narrowed_yes_is_a_shorter_token() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_of_two_are_two_people() {
+async fn two_person_quorum() {
     if absent() {
         return;
     }
@@ -396,7 +396,7 @@ async fn two_of_two_are_two_people() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_owner_reads_and_does_not_decide() {
+async fn owner_cannot_vote() {
     if absent() {
         return;
     }
@@ -422,7 +422,7 @@ async fn the_owner_reads_and_does_not_decide() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_late_yes_says_that_it_is_late() {
+async fn late_approval_is_rejected() {
     if absent() {
         return;
     }
@@ -471,7 +471,7 @@ async fn a_late_yes_says_that_it_is_late() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hands_that_never_leave_the_keys() {
+async fn keyboard_only_flow() {
     if absent() {
         return;
     }
@@ -539,7 +539,7 @@ async fn hands_that_never_leave_the_keys() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pages_read_without_scripts_and_on_a_telephone() {
+async fn pages_without_javascript_and_on_mobile() {
     if absent() {
         return;
     }

@@ -33,7 +33,7 @@ fn bytes(value: &Value) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn the_browser_makes_a_passkey_and_signs_with_it() {
+async fn virtual_authenticator_creates_and_signs() {
     if absent() {
         return;
     }
@@ -77,7 +77,7 @@ async fn the_browser_makes_a_passkey_and_signs_with_it() {
 }
 
 #[tokio::test]
-async fn the_browser_is_what_it_was_asked_to_be() {
+async fn viewport_scripts_and_colour_scheme() {
     if absent() {
         return;
     }
@@ -133,7 +133,7 @@ async fn the_browser_is_what_it_was_asked_to_be() {
 
 /// Whatever a test leaves running would run on: both processes go with the browser.
 #[tokio::test]
-async fn a_dropped_browser_leaves_no_process() {
+async fn dropped_browser_leaves_no_process() {
     if absent() {
         return;
     }

@@ -15,7 +15,7 @@ const EVIL: &str =
     "<img src=x onerror=pwned=1><script>pwned=1</script>\u{202e}\u{200b}\"'`{{7*7}}&lt;b&gt;";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn words_of_others_stay_words() {
+async fn xss_is_escaped() {
     if absent() {
         return;
     }
@@ -155,7 +155,7 @@ async fn unhurt(browser: &Browser, page: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pages_of_others_change_nothing() {
+async fn csrf_from_foreign_origin() {
     if absent() {
         return;
     }
@@ -230,7 +230,7 @@ async fn pages_of_others_change_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_page_frames_the_console() {
+async fn console_cannot_be_framed() {
     if absent() {
         return;
     }
@@ -266,7 +266,7 @@ async fn no_page_frames_the_console() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_signature_counts_once_and_for_its_statement() {
+async fn signature_replay_is_rejected() {
     if absent() {
         return;
     }
@@ -314,7 +314,7 @@ async fn a_signature_counts_once_and_for_its_statement() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_person_their_device_does_not_recognise_says_nothing() {
+async fn user_verification_is_required() {
     if absent() {
         return;
     }
@@ -355,7 +355,7 @@ async fn a_person_their_device_does_not_recognise_says_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_signature_made_on_another_page_counts_for_nothing() {
+async fn signature_from_foreign_origin_is_rejected() {
     if absent() {
         return;
     }
@@ -399,7 +399,7 @@ async fn a_signature_made_on_another_page_counts_for_nothing() {
 
 /// The counter of a passkey that was copied behind its owner's back goes up in two places.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_copied_passkey_counts_no_more() {
+async fn cloned_passkey_is_revoked() {
     if absent() {
         return;
     }

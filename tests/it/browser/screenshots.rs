@@ -93,7 +93,7 @@ async fn says(site: &Site, task: &Task, action: Action, reason: &str) -> AccessR
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pictures_of_the_console() {
+async fn console_screenshots() {
     if absent() {
         return;
     }
@@ -204,7 +204,7 @@ async fn pictures_of_the_console() {
 /// `ten-seconds-1.png` to `-3.png` are what they get, as a telephone shows them, and each again from head to foot. What is
 /// right stands in `ten-seconds-answers.md`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_cards_for_ten_seconds_each() {
+async fn screenshots_for_readability_test() {
     if absent() {
         return;
     }

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use super::setup::{READ, Running, SH, ExecSetup, claim};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hostile_command_gets_no_further() {
+async fn proxy_rejects_hostile_requests() {
     let stage = ExecSetup::set().await;
     let elsewhere = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let evil = elsewhere.local_addr().expect("address").to_string();
@@ -118,7 +118,7 @@ async fn a_hostile_command_gets_no_further() {
 /// The URL of the proxy is in the arguments of every `curl`, where all users read it.
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_proxy_is_for_one_user() {
+async fn proxy_rejects_other_users() {
     let stage = ExecSetup::set().await;
     let other = "setpriv --reuid 65534 --regid 65534 --clear-groups";
     let could = std::process::Command::new("setpriv")
@@ -152,7 +152,7 @@ async fn the_proxy_is_for_one_user() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_nonce_is_given_once_and_remembered() {
+async fn proxy_remembers_dpop_nonce() {
     let stage = ExecSetup::set_with(Some("resource-nonce-1")).await;
     let script =
         "ask GET /cases/INC-8841; ask GET /upload '' \"$(head -c 5000 /dev/zero | tr '\\0' x)\"";
@@ -170,7 +170,7 @@ async fn a_nonce_is_given_once_and_remembered() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bodies_flow_and_dead_tokens_say_so() {
+async fn proxy_streams_and_reports_revoked_token() {
     let stage = ExecSetup::set().await;
     // Larger than what is kept for a second try, and once without a known size.
     let script = r#"
@@ -194,7 +194,7 @@ async fn bodies_flow_and_dead_tokens_say_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_signer_signs_for_one_audience() {
+async fn signer_socket_is_bound_to_one_audience() {
     let stage = ExecSetup::set().await;
     let options = [&READ[..], &["--deliver", "socket"]].concat();
     let mut program = stage.exec(
@@ -297,7 +297,7 @@ async fn a_signer_signs_for_one_audience() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_token_is_handed_over_without_its_key() {
+async fn token_delivery_by_file_and_fd() {
     let stage = ExecSetup::set().await;
     for (way, script) in [
         (
@@ -361,7 +361,7 @@ async fn a_token_is_handed_over_without_its_key() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_ended_task_is_shown_to_nobody() {
+async fn proxy_stops_after_task_end() {
     let stage = ExecSetup::set().await;
     let options = [&READ[..], &["--heartbeat", "2s"]].concat();
     let script = format!("{SH}\necho $DIPYLON_TASK; read -r go; ask GET /cases/INC-8841");
@@ -439,7 +439,7 @@ async fn tls_audience(name: &str) -> (String, String) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_audience_over_tls_is_who_it_says() {
+async fn audience_tls_is_verified() {
     let stage = ExecSetup::set().await;
     let (url, pem) = tls_audience("localhost").await;
     let (other, _) = tls_audience("other.example").await;

@@ -61,7 +61,7 @@ impl SpiffeWorkloadApi for SpiffeAgent {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn evidence_comes_from_the_spiffe_agent() {
+async fn evidence_from_workload_api() {
     let stage = ExecSetup::set().await;
     let socket = stage.home.path().join("agent.sock");
     let listener = tokio::net::UnixListener::bind(&socket).expect("listens");
@@ -162,7 +162,7 @@ async fn evidence_comes_from_the_spiffe_agent() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pinned_agent_brings_its_key() {
+async fn pinned_agent_task_key() {
     let stage = ExecSetup::set().await;
     let (key, pkcs8) = SigningKey::generate().expect("key");
     let file = stage.home.path().join("agent.pem");

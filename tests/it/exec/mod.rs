@@ -22,7 +22,7 @@ use crate::support::served_broker::order;
 use setup::{DISABLE, READ, Running, SH, ExecSetup, Told, decide};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_command_does_its_one_thing_and_nothing_after() {
+async fn token_ends_with_the_command() {
     let stage = ExecSetup::set().await;
     let script = r#"
         ask GET /cases/INC-8841
@@ -82,7 +82,7 @@ async fn a_command_does_its_one_thing_and_nothing_after() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stepped_up_action_waits_and_runs() {
+async fn step_up_waits_then_runs() {
     let stage = ExecSetup::set().await;
     let script = "ask POST /accounts/ann/disable '' '{}'; ask POST /accounts/ann/disable '' '{}'";
     let (told, id) = tokio::join!(
@@ -102,7 +102,7 @@ async fn a_stepped_up_action_waits_and_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_no_runs_nothing() {
+async fn denied_runs_nothing() {
     let stage = ExecSetup::set().await;
     let mark = stage.home.path().join("mark");
     let touch = ["touch", mark.to_str().expect("text")];
@@ -145,7 +145,7 @@ async fn a_no_runs_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_does_not_wait_comes_back() {
+async fn no_wait_and_resume() {
     let mut stage = ExecSetup::set().await;
     let script = format!("{SH}\nask POST /accounts/ann/disable '' '{{}}'");
     let own = ["--no-wait", "--json", "--forward-header", "X-Own"];
@@ -227,7 +227,7 @@ async fn unheard() -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_is_asked_for_what_cannot_be_used() {
+async fn unreachable_audience_cancels_request() {
     let stage = ExecSetup::set().await;
     let nobody = unheard().await;
     let options = [&DISABLE[..], &["--wait", "20s", "--audience-url", &nobody]].concat();
@@ -256,7 +256,7 @@ fn walk(dir: &Path) -> Vec<PathBuf> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn signals_and_codes_are_the_commands_own() {
+async fn signals_and_exit_codes_pass_through() {
     let stage = ExecSetup::set().await;
     // Each signal, caught by the command.
     for (signal, name) in [
@@ -325,7 +325,7 @@ async fn signals_and_codes_are_the_commands_own() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stopped_command_stops_and_goes_on_with_its_wrapper() {
+async fn stop_and_continue_are_forwarded() {
     let stage = ExecSetup::set().await;
     let script = "trap 'echo continued; exit 4' CONT; echo ready; while :; do sleep 0.02; done";
     let mut running = Running::start(stage.exec(&READ, &["bash", "-c", script]));
@@ -348,7 +348,7 @@ async fn a_stopped_command_stops_and_goes_on_with_its_wrapper() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_signal_while_people_decide_takes_it_back() {
+async fn signal_while_waiting_cancels_request() {
     let stage = ExecSetup::set().await;
     let mut running = Running::start(stage.exec(&DISABLE, &["true"]));
     running.told("waiting").await;
@@ -378,7 +378,7 @@ async fn a_signal_while_people_decide_takes_it_back() {
 
 /// The real process, killed while the program waits for people.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broker_that_comes_back_is_waited_for() {
+async fn waits_out_a_broker_restart() {
     let temp = tempfile::tempdir().expect("dir");
     let realm = Realm::new(temp.path());
     let mut broker = realm.broker_telling(Stdio::null(), "error").await;
@@ -418,7 +418,7 @@ async fn a_broker_that_comes_back_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_cannot_run_is_not_asked_for() {
+async fn missing_command_fails_before_request() {
     let stage = ExecSetup::set().await;
     let run =
         async |command: &str| Told::of(stage.exec(&READ, &[command]).output().await.expect("runs"));
@@ -452,7 +452,7 @@ async fn what_cannot_run_is_not_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_broker_has_its_own_codes() {
+async fn exit_codes_of_broker_errors() {
     let stage = ExecSetup::set().await;
     let away = Told::of(
         stage
@@ -521,7 +521,7 @@ async fn the_broker_has_its_own_codes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_wrapper_leaves_nothing_that_works() {
+async fn killed_wrapper_ends_by_missed_heartbeat() {
     let stage = ExecSetup::set().await;
     let options = [&READ[..], &["--heartbeat", "2s"]].concat();
     // Kept alive for longer than a heartbeat, and then not any more.

@@ -1,4 +1,4 @@
-// A pass cannot be copied.
+// `Approved` cannot be cloned, nor can the other values that a gate returns.
 fn needs_clone<T: Clone>() {}
 
 fn main() {

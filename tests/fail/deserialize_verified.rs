@@ -1,4 +1,4 @@
-// A pass cannot be brought back from storage.
+// The values that a gate returns cannot be deserialized.
 fn needs_deserialize<T: serde::de::DeserializeOwned>() {}
 
 fn main() {
