@@ -17,7 +17,7 @@ mod benchmarks;
 #[path = "../tests/it/support/mod.rs"]
 mod support;
 
-use benchmarks::{Counts, Measured};
+use benchmarks::{Counts, ReplayMemory};
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -28,14 +28,14 @@ fn main() {
             println!("{}", benchmarks::scale::replay(dir.as_ref(), *what == "state"))
         }
         // cargo adds `--bench`.
-        ["--bench"] | [] => benchmarks::run(&Counts::full(), Measured::InAChild, &[]),
+        ["--bench"] | [] => benchmarks::run(&Counts::full(), ReplayMemory::ChildProcess, &[]),
         ["--quick", "--bench"] | ["--quick"] => {
-            benchmarks::run(&Counts::quick(), Measured::InAChild, &[])
+            benchmarks::run(&Counts::quick(), ReplayMemory::ChildProcess, &[])
         }
         ["--only", names, "--bench"] | ["--only", names] => {
             benchmarks::run(
                 &Counts::full(),
-                Measured::InAChild,
+                ReplayMemory::ChildProcess,
                 &names.split(',').collect::<Vec<_>>(),
             );
         }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::Counts;
 use super::closed_loop::{nanos, percentile};
 use super::report::{Report, ms};
-use super::setup::{Holder, REQUEST_TOKEN, BenchSetup, fresh, presented};
+use super::setup::{TaskHolder, REQUEST_TOKEN, BenchSetup, fresh, call_context};
 use crate::support::{IDP, TestEnvironment, action};
 use crate::support::served_broker::order;
 
@@ -24,40 +24,40 @@ const TASKS: usize = 5;
 /// Streams and waits of one connection: below what the broker takes.
 const PER_CONNECTION: usize = 50;
 
-pub fn run(counts: &Counts, page: &mut Report) {
-    page.part(&format!(
+pub fn run(counts: &Counts, report: &mut Report) {
+    report.part(&format!(
         "{} access requests that wait for people",
         counts.pending
     ));
-    let stage = BenchSetup::start_in(env(counts.pending));
-    let asked = ask(&stage, counts.pending);
-    assert_eq!(stage.served.broker.state().asked().len(), counts.pending);
-    stage.load.block_on(async {
+    let setup = BenchSetup::start_in(env(counts.pending));
+    let asked = ask(&setup, counts.pending);
+    assert_eq!(setup.served.broker.state().asked().len(), counts.pending);
+    setup.load.block_on(async {
         for (who, what) in [
-            ("lee", "inbox of who may decide all of it, a page"),
+            ("lee", "inbox of who may decide all of it, a report"),
             ("olga", "inbox of who may decide none of it"),
         ] {
-            let person = stage.served.person(who);
+            let person = setup.served.person(who);
             let took = read(&person, counts.inboxes, counts.pending).await;
-            page.line(what, &shown(&took, "p99 below 200 ms"));
+            report.line(what, &summary(&took, "p99 below 200 ms"));
         }
         let (watched, waited) = asked.split_at(counts.watches.min(asked.len() / 2));
         let waited = &waited[..counts.watches.min(waited.len())];
-        page.part(&format!(
+        report.part(&format!(
             "From the answer to CastVote to the agent's, {} of them waiting",
             watched.len()
         ));
-        let took = watches(&stage, watched, counts.votes).await;
-        page.line("WatchAccessRequest", &shown(&took, "p99 below 50 ms"));
-        let took = waits(&stage, waited, counts.votes).await;
-        page.line(
+        let took = watches(&setup, watched, counts.votes).await;
+        report.line("WatchAccessRequest", &summary(&took, "p99 below 50 ms"));
+        let took = waits(&setup, waited, counts.votes).await;
+        report.line(
             "RequestToken that waits: the token",
-            &shown(&took, "p99 below 50 ms"),
+            &summary(&took, "p99 below 50 ms"),
         );
     });
 }
 
-fn shown(took: &[u64], goal: &str) -> String {
+fn summary(took: &[u64], goal: &str) -> String {
     let [p50, p99] = [50, 99].map(|per_cent| ms(percentile(took, per_cent)));
     format!(
         "p50 {p50:>9}   p99 {p99:>9}   of {}   (goal: {goal})",
@@ -105,7 +105,7 @@ fn disable(n: usize) -> Action {
 }
 
 /// One access request, and who asked.
-struct Asked {
+struct PendingRequest {
     agent: String,
     task: TaskId,
     key: Arc<SigningKey>,
@@ -114,16 +114,16 @@ struct Asked {
     id: AccessRequestId,
 }
 
-fn ask(stage: &BenchSetup, count: usize) -> Vec<Asked> {
-    let holders: Vec<(String, Holder)> = (0..AGENTS)
+fn ask(setup: &BenchSetup, count: usize) -> Vec<PendingRequest> {
+    let holders: Vec<(String, TaskHolder)> = (0..AGENTS)
         .flat_map(|n| {
             let agent = format!("a-{n}");
-            let tasks = stage.tasks(&agent, TASKS);
+            let tasks = setup.tasks(&agent, TASKS);
             tasks.into_iter().map(move |holder| (agent.clone(), holder))
         })
         .collect();
-    let broker = stage.broker();
-    stage.broker.block_on(async {
+    let broker = setup.broker();
+    setup.broker.block_on(async {
         let mut asked = Vec::new();
         for n in 0..count {
             let (agent, holder) = &holders[n % holders.len()];
@@ -139,14 +139,14 @@ fn ask(stage: &BenchSetup, count: usize) -> Vec<Asked> {
                 evidence: None,
             };
             let adg = Some(action.digest());
-            let proof = stage.proof(REQUEST_TOKEN, &holder.key, adg, &broker.nonce());
+            let proof = setup.proof(REQUEST_TOKEN, &holder.key, adg, &broker.nonce());
             let reply = broker
-                .request_token(&presented(REQUEST_TOKEN, proof), ask)
+                .request_token(&call_context(REQUEST_TOKEN, proof), ask)
                 .await;
             let Ok(TokenReply::Pending(pending)) = reply else {
                 panic!("not pending: {reply:?}")
             };
-            asked.push(Asked {
+            asked.push(PendingRequest {
                 agent: agent.clone(),
                 task: holder.task,
                 key: holder.key.clone(),
@@ -168,10 +168,10 @@ async fn read(person: &Person, times: usize, pending: usize) -> Vec<u64> {
     let mut took = Vec::new();
     for _ in 0..times {
         let began = Instant::now();
-        let page = person.inbox(false, 50, "").await.expect("reads");
+        let report = person.inbox(false, 50, "").await.expect("reads");
         took.push(nanos(began.elapsed()));
         // What one person has before them at once has a bound of its own: the others wait their turn.
-        assert_eq!((page.total + page.queued) as usize, pending);
+        assert_eq!((report.total + report.queued) as usize, pending);
     }
     took
 }
@@ -181,11 +181,11 @@ async fn read(person: &Person, times: usize, pending: usize) -> Vec<u64> {
     clippy::disallowed_methods,
     reason = "a bench measures time; nothing is decided by it"
 )]
-async fn watches(stage: &BenchSetup, asked: &[Asked], votes: usize) -> Vec<u64> {
+async fn watches(setup: &BenchSetup, asked: &[PendingRequest], votes: usize) -> Vec<u64> {
     let (heard, mut hears) = mpsc::unbounded_channel();
     let (ready, mut readies) = mpsc::unbounded_channel();
     let mut tasks = tokio::task::JoinSet::new();
-    for (n, task) in attached(stage, asked).into_iter().enumerate() {
+    for (n, task) in attached(setup, asked).into_iter().enumerate() {
         let mut watch = task.watch(asked[n].id);
         let (heard, ready) = (heard.clone(), ready.clone());
         tasks.spawn(async move {
@@ -199,7 +199,7 @@ async fn watches(stage: &BenchSetup, asked: &[Asked], votes: usize) -> Vec<u64> 
     for _ in 0..asked.len() {
         readies.recv().await.expect("all watch");
     }
-    let took = vote_and_hear(stage, asked, votes, &mut hears).await;
+    let took = vote_and_hear(setup, asked, votes, &mut hears).await;
     tasks.shutdown().await;
     took
 }
@@ -209,10 +209,10 @@ async fn watches(stage: &BenchSetup, asked: &[Asked], votes: usize) -> Vec<u64> 
     clippy::disallowed_methods,
     reason = "a bench measures time; nothing is decided by it"
 )]
-async fn waits(stage: &BenchSetup, asked: &[Asked], votes: usize) -> Vec<u64> {
+async fn waits(setup: &BenchSetup, asked: &[PendingRequest], votes: usize) -> Vec<u64> {
     let (heard, mut hears) = mpsc::unbounded_channel();
     let mut tasks = tokio::task::JoinSet::new();
-    for (n, task) in attached(stage, asked).into_iter().enumerate() {
+    for (n, task) in attached(setup, asked).into_iter().enumerate() {
         let mut order = order(asked[n].action.clone(), &asked[n].request_id);
         // As it was asked first: an idempotency key stands for one question.
         order.reason = String::new();
@@ -233,7 +233,7 @@ async fn waits(stage: &BenchSetup, asked: &[Asked], votes: usize) -> Vec<u64> {
         500 + asked.len() as u64 * 4,
     ))
     .await;
-    let took = vote_and_hear(stage, asked, votes, &mut hears).await;
+    let took = vote_and_hear(setup, asked, votes, &mut hears).await;
     tasks.shutdown().await;
     took
 }
@@ -243,12 +243,12 @@ async fn waits(stage: &BenchSetup, asked: &[Asked], votes: usize) -> Vec<u64> {
     reason = "a bench measures time; nothing is decided by it"
 )]
 async fn vote_and_hear(
-    stage: &BenchSetup,
-    asked: &[Asked],
+    setup: &BenchSetup,
+    asked: &[PendingRequest],
     votes: usize,
     hears: &mut mpsc::UnboundedReceiver<(usize, Instant)>,
 ) -> Vec<u64> {
-    let lee = stage.served.person("lee");
+    let lee = setup.served.person("lee");
     let mut took = Vec::new();
     // From all over, not only those who began first.
     let step = (asked.len() / votes.max(1)).max(1);
@@ -273,15 +273,15 @@ async fn vote_and_hear(
 }
 
 /// The tasks, each on one of so many connections.
-fn attached(stage: &BenchSetup, asked: &[Asked]) -> Vec<Task> {
+fn attached(setup: &BenchSetup, asked: &[PendingRequest]) -> Vec<Task> {
     let endpoints: Vec<Endpoint> = (0..asked.len().div_ceil(PER_CONNECTION))
-        .map(|_| stage.served.endpoint())
+        .map(|_| setup.served.endpoint())
         .collect();
     asked
         .iter()
         .enumerate()
         .map(|(n, one)| {
-            let evidence = stage.served.evidence(&one.agent);
+            let evidence = setup.served.evidence(&one.agent);
             let endpoint = endpoints[n / PER_CONNECTION].clone();
             Task::attach(endpoint, evidence, one.task, one.key.clone())
         })

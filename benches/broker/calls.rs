@@ -17,25 +17,25 @@ use tonic_health::pb::health_client::HealthClient;
 use super::Counts;
 use super::closed_loop::{Slice, Tally, closed, nanos, percentile, ratio};
 use super::report::{Report, ms};
-use super::setup::{Holder, INTROSPECT, REQUEST_TOKEN, BenchSetup, presented, wire, wire_ask};
+use super::setup::{TaskHolder, INTROSPECT, REQUEST_TOKEN, BenchSetup, call_context, wire, wire_token_request};
 
 /// Callers at a time.
 const IN_FLIGHT: [usize; 3] = [1, 16, 64];
 /// Tasks that mints are spread over.
 const TASKS: usize = 64;
 
-pub fn run(stage: &BenchSetup, counts: &Counts, page: &mut Report) {
-    page.part("An empty call (health) over gRPC on the same server");
+pub fn run(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
+    report.part("An empty call (health) over gRPC on the same server");
     for in_flight in IN_FLIGHT {
         let count = slice_of(counts, in_flight);
         let mut empty_calls = Tally::default();
         for _ in 0..counts.rounds {
-            empty_calls.add(empty(stage, count, in_flight));
+            empty_calls.add(empty(setup, count, in_flight));
         }
-        page.line(&format!("{in_flight} in flight"), &empty_calls.shown());
+        report.line(&format!("{in_flight} in flight"), &empty_calls.summary());
     }
-    mints(stage, counts, page);
-    introspections(stage, counts, page);
+    mints(setup, counts, report);
+    introspections(setup, counts, report);
 }
 
 fn slice_of(counts: &Counts, in_flight: usize) -> usize {
@@ -45,42 +45,42 @@ fn slice_of(counts: &Counts, in_flight: usize) -> usize {
     }
 }
 
-fn mints(stage: &BenchSetup, counts: &Counts, page: &mut Report) {
-    page.part("A token: both gates, bound to a key, durable");
+fn mints(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
+    report.part("A token: both gates, bound to a key, durable");
     for in_flight in IN_FLIGHT {
-        let holders = stage.tasks("triage", TASKS);
+        let holders = setup.tasks("triage", TASKS);
         let count = slice_of(counts, in_flight);
         let (mut wired, mut bare) = (Tally::default(), Tally::default());
         // Once for the caches and connections.
-        over_the_wire(stage, stage.asks(&holders, count.min(TASKS)), in_flight);
+        over_the_wire(setup, setup.token_requests(&holders, count.min(TASKS)), in_flight);
         for _ in 0..counts.rounds {
-            bare.add(in_process(stage, &holders, count, in_flight));
-            wired.add(over_the_wire(stage, stage.asks(&holders, count), in_flight));
+            bare.add(in_process(setup, &holders, count, in_flight));
+            wired.add(over_the_wire(setup, setup.token_requests(&holders, count), in_flight));
         }
-        page.line(&format!("over gRPC, {in_flight} in flight"), &wired.shown());
-        page.line(
+        report.line(&format!("over gRPC, {in_flight} in flight"), &wired.summary());
+        report.line(
             &format!("same steps in process, {in_flight}"),
-            &bare.shown(),
+            &bare.summary(),
         );
         let goal = "at least 0.70";
         if in_flight == 1 {
             // One call waits for one fsync: only the median is free of the disk's bad moments.
             let ratio = bare.percentile(50) as f64 / wired.percentile(50) as f64;
-            page.ratio("ratio of the medians", ratio, goal);
+            report.ratio("ratio of the medians", ratio, goal);
         } else {
-            page.ratio("ratio of the rates", ratio(&wired, &bare), goal);
+            report.ratio("ratio of the rates", ratio(&wired, &bare), goal);
         }
     }
 }
 
 /// Mints through the doors.
-pub fn over_the_wire(stage: &BenchSetup, asks: Vec<(TokenAsk, Secret)>, in_flight: usize) -> Slice {
+pub fn over_the_wire(setup: &BenchSetup, asks: Vec<(TokenAsk, Secret)>, in_flight: usize) -> Slice {
     let requests: Vec<_> = asks
         .iter()
-        .map(|(ask, proof)| wire(wire_ask(ask), proof))
+        .map(|(ask, proof)| wire(wire_token_request(ask), proof))
         .collect();
-    let clients = stage.clients.clone();
-    stage
+    let clients = setup.clients.clone();
+    setup
         .load
         .block_on(closed(requests, in_flight, move |caller, request| {
             mint(clients[caller % clients.len()].clone(), request)
@@ -97,14 +97,14 @@ pub async fn mint(client: Channel, request: tonic::Request<v1::RequestTokenReque
 }
 
 /// Mints by asking the broker, on the broker's threads.
-pub fn in_process(stage: &BenchSetup, holders: &[Holder], count: usize, in_flight: usize) -> Slice {
-    let calls: Vec<_> = stage
-        .asks(holders, count)
+pub fn in_process(setup: &BenchSetup, holders: &[TaskHolder], count: usize, in_flight: usize) -> Slice {
+    let calls: Vec<_> = setup
+        .token_requests(holders, count)
         .into_iter()
-        .map(|(ask, proof)| (presented(REQUEST_TOKEN, proof), ask))
+        .map(|(ask, proof)| (call_context(REQUEST_TOKEN, proof), ask))
         .collect();
-    let broker = stage.broker();
-    stage
+    let broker = setup.broker();
+    setup
         .broker
         .block_on(closed(calls, in_flight, move |_, (call, ask)| {
             let broker = broker.clone();
@@ -115,9 +115,9 @@ pub fn in_process(stage: &BenchSetup, holders: &[Holder], count: usize, in_fligh
         }))
 }
 
-fn empty(stage: &BenchSetup, count: usize, in_flight: usize) -> Slice {
-    let clients = stage.clients.clone();
-    stage
+fn empty(setup: &BenchSetup, count: usize, in_flight: usize) -> Slice {
+    let clients = setup.clients.clone();
+    setup
         .load
         .block_on(closed(vec![(); count], in_flight, move |caller, ()| {
             let mut client = HealthClient::new(clients[caller % clients.len()].clone());
@@ -130,36 +130,36 @@ fn empty(stage: &BenchSetup, count: usize, in_flight: usize) -> Slice {
         }))
 }
 
-fn introspections(stage: &BenchSetup, counts: &Counts, page: &mut Report) {
-    page.part("Introspection (key-bound validator) over gRPC");
-    let holders = stage.tasks("triage", TASKS);
-    let tokens = tokens(stage, &holders);
-    let key = stage.served.env.key_of("cases");
+fn introspections(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
+    report.part("Introspection (key-bound validator) over gRPC");
+    let holders = setup.tasks("triage", TASKS);
+    let tokens = tokens(setup, &holders);
+    let key = setup.served.env.key_of("cases");
     for in_flight in [1, 16] {
         let count = slice_of(counts, in_flight);
         let (mut asked, mut empty_calls) = (Tally::default(), Tally::default());
         let mut verifying = Vec::new();
         for _ in 0..counts.rounds {
-            empty_calls.add(empty(stage, count, in_flight));
-            asked.add(introspect(stage, &tokens, &key, count, in_flight));
+            empty_calls.add(empty(setup, count, in_flight));
+            asked.add(introspect(setup, &tokens, &key, count, in_flight));
             verifying.extend(verifications(&key, counts.alone));
         }
         let verify = percentile(&verifying, 50);
-        page.line(&format!("over gRPC, {in_flight} in flight"), &asked.shown());
-        page.line(&format!("an empty call, {in_flight}"), &empty_calls.shown());
-        page.line("one ES256 verification", &format!("p50 {}", ms(verify)));
+        report.line(&format!("over gRPC, {in_flight} in flight"), &asked.summary());
+        report.line(&format!("an empty call, {in_flight}"), &empty_calls.summary());
+        report.line("one ES256 verification", &format!("p50 {}", ms(verify)));
         let goal = "at least 0.80";
         if in_flight == 1 {
             let ceiling = empty_calls.percentile(50) + verify;
             let took = asked.percentile(50) as f64;
-            page.ratio(
+            report.ratio(
                 "(empty + one verification) / p50",
                 ceiling as f64 / took,
                 goal,
             );
         } else {
             let ceiling = empty_calls.broker_us() + verify as f64 / 1e3;
-            page.ratio(
+            report.ratio(
                 "(empty + one verification) / cpu",
                 ceiling / asked.broker_us(),
                 goal,
@@ -169,22 +169,22 @@ fn introspections(stage: &BenchSetup, counts: &Counts, page: &mut Report) {
 }
 
 fn introspect(
-    stage: &BenchSetup,
+    setup: &BenchSetup,
     tokens: &[String],
     key: &SigningKey,
     count: usize,
     in_flight: usize,
 ) -> Slice {
-    let nonce = stage.served.broker.nonce();
+    let nonce = setup.served.broker.nonce();
     let requests = tokens.iter().cycle().take(count).map(|token| {
         let message = v1::IntrospectRequest {
             token: token.clone(),
         };
-        wire(message, &stage.proof(INTROSPECT, key, None, &nonce))
+        wire(message, &setup.proof(INTROSPECT, key, None, &nonce))
     });
     let requests: Vec<_> = requests.collect();
-    let clients = stage.clients.clone();
-    stage
+    let clients = setup.clients.clone();
+    setup
         .load
         .block_on(closed(requests, in_flight, move |caller, request| {
             let mut client = TokenServiceClient::new(clients[caller % clients.len()].clone());
@@ -200,14 +200,14 @@ fn introspect(
 }
 
 /// One token of each task.
-pub fn tokens(stage: &BenchSetup, holders: &[Holder]) -> Vec<String> {
-    let broker = stage.broker();
-    let calls = stage.asks(holders, holders.len());
-    stage.broker.block_on(async move {
+pub fn tokens(setup: &BenchSetup, holders: &[TaskHolder]) -> Vec<String> {
+    let broker = setup.broker();
+    let calls = setup.token_requests(holders, holders.len());
+    setup.broker.block_on(async move {
         let mut tokens = Vec::new();
         for (ask, proof) in calls {
             match broker
-                .request_token(&presented(REQUEST_TOKEN, proof), ask)
+                .request_token(&call_context(REQUEST_TOKEN, proof), ask)
                 .await
             {
                 Ok(TokenReply::Token(given)) => tokens.push(given.token.expose_secret().to_owned()),

@@ -98,7 +98,7 @@ impl Tally {
         self.cpu_ms.broker as f64 * 1e3 / self.nanos.len().max(1) as f64
     }
 
-    pub fn shown(&self) -> String {
+    pub fn summary(&self) -> String {
         format!(
             "{:>7.0} ops/s   p50 {:>9}   p99 {:>9}   cpu {:>4.0} µs",
             self.nanos.len() as f64 / self.wall.as_secs_f64(),

@@ -15,8 +15,8 @@ const WRITE_BYTES: usize = 2_048;
     clippy::disallowed_methods,
     reason = "a bench measures time; nothing is decided by it"
 )]
-pub fn probe(stage: &BenchSetup, counts: &Counts, page: &mut Report) {
-    let path = stage.served.dir.with_file_name("probe");
+pub fn probe(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
+    let path = setup.served.dir.with_file_name("probe");
     let mut file = std::fs::File::create(path).expect("file");
     let mut times = Vec::new();
     for _ in 0..counts.alone {
@@ -30,6 +30,6 @@ pub fn probe(stage: &BenchSetup, counts: &Counts, page: &mut Report) {
         ms(percentile(&times, 50)),
         ms(percentile(&times, 99))
     );
-    page.part("The disk");
-    page.line("append 2 KiB and fdatasync", &shown);
+    report.part("The disk");
+    report.line("append 2 KiB and fdatasync", &shown);
 }

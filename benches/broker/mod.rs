@@ -1,4 +1,4 @@
-//! The figures. In: how much to do. Out: a page on standard output. Load is closed: each caller makes its next call when it
+//! The figures. In: how much to do. Out: a report on standard output. Load is closed: each caller makes its next call when it
 //! has the answer to the last. Slices of the thing and of its ceiling alternate, so that what else the machine does falls
 //! on both; a ratio is the median over the pairs.
 
@@ -99,44 +99,44 @@ impl Counts {
 
 /// Where the memory of a replay is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Measured {
+pub enum ReplayMemory {
     /// In a process that holds nothing else.
     #[allow(dead_code, reason = "the bench's way")]
-    InAChild,
+    ChildProcess,
     /// In this process, whatever else it holds: the figure means nothing.
     #[allow(dead_code, reason = "the test's way")]
-    Here,
+    ThisProcess,
 }
 
 /// Takes the figures of these parts, or all when none is named, and prints them.
-pub fn run(counts: &Counts, measured: Measured, only: &[&str]) {
+pub fn run(counts: &Counts, measured: ReplayMemory, only: &[&str]) {
     let wanted = |part| only.is_empty() || only.contains(&part);
-    let mut page = Report::begin();
+    let mut report = Report::begin();
     if wanted("calls") || wanted("offline") || wanted("ends") {
-        let stage = setup::BenchSetup::start();
-        fsync_probe::probe(&stage, counts, &mut page);
+        let setup = setup::BenchSetup::start();
+        fsync_probe::probe(&setup, counts, &mut report);
         if wanted("calls") {
-            calls::run(&stage, counts, &mut page);
+            calls::run(&setup, counts, &mut report);
         }
         if wanted("offline") {
-            offline_validation::run(&stage, counts, &mut page);
+            offline_validation::run(&setup, counts, &mut report);
         }
         if wanted("ends") {
-            revocation_latency::run(&stage, counts, &mut page);
+            revocation_latency::run(&setup, counts, &mut report);
         }
     }
     if wanted("many") {
-        scale::run(counts, measured, &mut page);
+        scale::run(counts, measured, &mut report);
     }
     if wanted("people") {
-        approvals::run(counts, &mut page);
+        approvals::run(counts, &mut report);
     }
-    page.end();
+    report.end();
 }
 
 /// The bench cannot rot: all of it runs with the tests, too little for any figure. What it asserts on the way (tokens, live
 /// answers, one entry for an end) holds here as there.
 #[test]
 fn all_benchmarks_run() {
-    run(&Counts::tiny(), Measured::Here, &[]);
+    run(&Counts::tiny(), ReplayMemory::ThisProcess, &[]);
 }

@@ -13,25 +13,25 @@ use super::Counts;
 use super::calls::tokens;
 use super::closed_loop::nanos;
 use super::report::Report;
-use super::setup::{Holder, BenchSetup, fresh};
+use super::setup::{TaskHolder, BenchSetup, fresh};
 use crate::support::{CASES, read_case};
 
 const URL: &str = "https://cases.soc.example/cases/INC-8841";
 const TASKS: usize = 16;
 
-pub fn run(stage: &BenchSetup, counts: &Counts, page: &mut Report) {
-    page.part("Offline validation, one thread");
-    let holders = stage.tasks("triage", TASKS);
-    let tokens = tokens(stage, &holders);
-    let validator = stage.load.block_on(stage.served.validator("cases", CASES));
-    let signer = PublicKey::from_jwk(&stage.served.broker.jwks()["keys"][0]).expect("key");
+pub fn run(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
+    report.part("Offline validation, one thread");
+    let holders = setup.tasks("triage", TASKS);
+    let tokens = tokens(setup, &holders);
+    let validator = setup.load.block_on(setup.served.validator("cases", CASES));
+    let signer = PublicKey::from_jwk(&setup.served.broker.jwks()["keys"][0]).expect("key");
     let (mut whole, mut bare) = (Duration::ZERO, Duration::ZERO);
     let mut ratios = Vec::new();
     let done = counts.rounds * counts.crowd;
     for _ in 0..counts.rounds {
         let shown = present(&holders, &tokens, counts.crowd);
         let signatures = time(|| signatures(&holders, &signer, &shown));
-        let checks = stage.load.block_on(check(&validator, &shown));
+        let checks = setup.load.block_on(check(&validator, &shown));
         ratios.push(checks.as_secs_f64() / signatures.as_secs_f64());
         whole += checks;
         bare += signatures;
@@ -41,9 +41,9 @@ pub fn run(stage: &BenchSetup, counts: &Counts, page: &mut Report) {
         let us = nanos(time) as f64 / 1e3 / done as f64;
         format!("{:>7.0} checks/s   {us:.1} µs each", 1e6 / us)
     };
-    page.line("token, proof, ends, action", &shown(whole));
-    page.line("the two signatures alone", &shown(bare));
-    page.ratio(
+    report.line("token, proof, ends, action", &shown(whole));
+    report.line("the two signatures alone", &shown(bare));
+    report.ratio(
         "check / signatures",
         ratios[ratios.len() / 2],
         "at most 1.30",
@@ -51,13 +51,13 @@ pub fn run(stage: &BenchSetup, counts: &Counts, page: &mut Report) {
 }
 
 /// A token and a proof of its key for one request, by the place of its holder.
-struct Shown {
+struct PresentedToken {
     holder: usize,
     token: String,
     proof: String,
 }
 
-fn present(holders: &[Holder], tokens: &[String], count: usize) -> Vec<Shown> {
+fn present(holders: &[TaskHolder], tokens: &[String], count: usize) -> Vec<PresentedToken> {
     let places = (0..holders.len()).cycle().take(count);
     places
         .map(|place| {
@@ -73,7 +73,7 @@ fn present(holders: &[Holder], tokens: &[String], count: usize) -> Vec<Shown> {
                 evh: None,
             };
             let proof = dpop::create(&holders[place].key, &claims).expect("proof");
-            Shown {
+            PresentedToken {
                 holder: place,
                 token,
                 proof: proof.expose_secret().to_owned(),
@@ -86,7 +86,7 @@ fn present(holders: &[Holder], tokens: &[String], count: usize) -> Vec<Shown> {
     clippy::disallowed_methods,
     reason = "a bench measures time; nothing is decided by it"
 )]
-async fn check(validator: &Validator, shown: &[Shown]) -> Duration {
+async fn check(validator: &Validator, shown: &[PresentedToken]) -> Duration {
     let action = read_case();
     let require = Require {
         action: action.name,
@@ -112,7 +112,7 @@ async fn check(validator: &Validator, shown: &[Shown]) -> Duration {
 }
 
 /// What no check of a token and a proof can leave out.
-fn signatures(holders: &[Holder], signer: &PublicKey, shown: &[Shown]) {
+fn signatures(holders: &[TaskHolder], signer: &PublicKey, shown: &[PresentedToken]) {
     for one in shown {
         for (text, key) in [
             (&one.token, signer),

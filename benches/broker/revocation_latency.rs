@@ -18,21 +18,21 @@ const URL: &str = "https://cases.soc.example/cases/INC-8841";
 /// Checks after an end before a validator counts as deaf.
 const CHECKS_MAX: usize = 1_000_000;
 
-pub fn run(stage: &BenchSetup, counts: &Counts, page: &mut Report) {
-    page.part("From an acknowledged end to the validator's no");
-    stage.load.block_on(async {
-        let validator = stage.served.validator("cases", CASES).await;
-        let operator = stage.served.person("olga");
+pub fn run(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
+    report.part("From an acknowledged end to the validator's no");
+    setup.load.block_on(async {
+        let validator = setup.served.validator("cases", CASES).await;
+        let operator = setup.served.person("olga");
         let (mut completed, mut suspended, mut frozen) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..counts.ends {
-            let (task, token) = begin(stage, &validator, "triage").await;
+            let (task, token) = begin(setup, &validator, "triage").await;
             task.complete(TaskOutcome::Succeeded)
                 .await
                 .expect("completes");
             completed.push(until_refused(&validator, &token).await);
         }
         for _ in 0..counts.ends.div_ceil(4) {
-            let (_task, token) = begin(stage, &validator, "reporter").await;
+            let (_task, token) = begin(setup, &validator, "reporter").await;
             let agent = AgentId::parse("reporter").expect("id");
             operator
                 .suspend(&agent, "a drill")
@@ -43,7 +43,7 @@ pub fn run(stage: &BenchSetup, counts: &Counts, page: &mut Report) {
         }
         let scope = FreezeScope::Action(read_case().name);
         for _ in 0..counts.ends.div_ceil(4) {
-            let (_task, token) = begin(stage, &validator, "reporter").await;
+            let (_task, token) = begin(setup, &validator, "reporter").await;
             operator.freeze(&scope, "a drill").await.expect("frozen");
             frozen.push(until_refused(&validator, &token).await);
             operator.unfreeze(&scope).await.expect("lifted");
@@ -59,13 +59,13 @@ pub fn run(stage: &BenchSetup, counts: &Counts, page: &mut Report) {
                 ms(percentile(&times, 99)),
                 times.len()
             );
-            page.line(what, &shown);
+            report.line(what, &shown);
         }
     });
 }
 
-async fn begin(stage: &BenchSetup, validator: &Validator, agent: &str) -> (Task, Token) {
-    let task = stage.served.task(agent).await;
+async fn begin(setup: &BenchSetup, validator: &Validator, agent: &str) -> (Task, Token) {
+    let task = setup.served.task(agent).await;
     let order = order(read_case(), &format!("r-{}", fresh()));
     let token = match task.request_token(&order).await {
         Ok(Outcome::Token(token)) => token,

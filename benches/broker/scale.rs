@@ -16,8 +16,8 @@ use dipylon::state::State;
 use super::calls::{in_process, mint};
 use super::closed_loop::{closed, nanos, percentile};
 use super::report::{Report, ms};
-use super::setup::{BenchSetup, wire, wire_ask};
-use super::{Counts, Measured};
+use super::setup::{BenchSetup, wire, wire_token_request};
+use super::{Counts, ReplayMemory};
 use crate::support::settings;
 
 /// Callers that mint while an agent is ended.
@@ -26,18 +26,18 @@ const IN_FLIGHT: usize = 8;
 const CHUNK: usize = 4_000;
 const TASKS: usize = 64;
 
-pub fn run(counts: &Counts, measured: Measured, page: &mut Report) {
-    page.part(&format!("{} live grants of one agent", counts.grants));
-    let stage = BenchSetup::start();
-    let holders = stage.tasks("reporter", counts.tasks);
-    let without = copy(&stage, "none");
+pub fn run(counts: &Counts, measured: ReplayMemory, report: &mut Report) {
+    report.part(&format!("{} live grants of one agent", counts.grants));
+    let setup = BenchSetup::start();
+    let holders = setup.tasks("reporter", counts.tasks);
+    let without = copy(&setup, "none");
     let mut left = counts.grants;
     while left > 0 {
         let count = left.min(CHUNK);
-        in_process(&stage, &holders, count, 64);
+        in_process(&setup, &holders, count, 64);
         left -= count;
     }
-    let copy = copy(&stage, "many");
+    let copy = copy(&setup, "many");
     let mut bytes = 0;
     ReadOnly::open(&copy)
         .expect("opens")
@@ -49,32 +49,32 @@ pub fn run(counts: &Counts, measured: Measured, page: &mut Report) {
     let each = |total: u64| total / counts.grants as u64;
     // What a start takes with no grant at all is not theirs.
     let (none, versions, state) = match measured {
-        Measured::InAChild => (
+        ReplayMemory::ChildProcess => (
             child(&without, "state"),
             child(&copy, "versions"),
             child(&copy, "state"),
         ),
         // One is enough: its writer lets go of the directory when it likes.
-        Measured::Here => ([0, 0], [0, 0], read(&replay(&copy, true))),
+        ReplayMemory::ThisProcess => ([0, 0], [0, 0], read(&replay(&copy, true))),
     };
-    page.line(
+    report.line(
         "memory of one, state and versions",
         &format!(
             "{} bytes   (goal: at most 600)",
             each(state[0].saturating_sub(none[0]))
         ),
     );
-    page.line(
+    report.line(
         "  of which the writer's stream versions",
         &format!("{} bytes", each(versions[0].saturating_sub(none[0]))),
     );
-    page.line(
+    report.line(
         "canonical bytes of one in the journal",
         &format!("{}", each(bytes as u64)),
     );
     let file = std::fs::metadata(copy.join("journal.db")).map_or(0, |m| m.len());
-    page.line("bytes of the database for one", &format!("{}", each(file)));
-    page.line(
+    report.line("bytes of the database for one", &format!("{}", each(file)));
+    report.line(
         "start: every entry verified and folded",
         &format!(
             "{:.1} s, {} µs each",
@@ -82,7 +82,7 @@ pub fn run(counts: &Counts, measured: Measured, page: &mut Report) {
             state[1] * 1_000 / counts.grants as u64
         ),
     );
-    end_them_all(&stage, counts, page);
+    end_them_all(&setup, counts, report);
 }
 
 /// Opens the journal and says `bytes milliseconds`: what the replay took of resident memory and time.
@@ -118,14 +118,14 @@ pub fn replay(dir: &Path, with_state: bool) -> String {
 }
 
 /// A copy of the journal as of now, when nothing is being written.
-fn copy(stage: &BenchSetup, name: &str) -> PathBuf {
-    let copy = stage.served.dir.with_file_name(name);
+fn copy(setup: &BenchSetup, name: &str) -> PathBuf {
+    let copy = setup.served.dir.with_file_name(name);
     std::fs::create_dir_all(&copy).expect("dir");
     // After this the checkpointer has moved all there was to move. The WAL is copied first: what may still move from it into the
     // database then stands in the copy twice, never not at all.
     std::thread::sleep(Duration::from_secs(1));
     for file in ["journal.db-wal", "journal.db"] {
-        std::fs::copy(stage.served.dir.join(file), copy.join(file)).expect("copied");
+        std::fs::copy(setup.served.dir.join(file), copy.join(file)).expect("copied");
     }
     copy
 }
@@ -164,21 +164,21 @@ fn resident_bytes() -> u64 {
     clippy::disallowed_methods,
     reason = "a bench measures time; nothing is decided by it"
 )]
-fn end_them_all(stage: &BenchSetup, counts: &Counts, page: &mut Report) {
-    let holders = stage.tasks("triage", TASKS);
-    let requests: Vec<_> = stage
-        .asks(&holders, counts.meanwhile)
+fn end_them_all(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
+    let holders = setup.tasks("triage", TASKS);
+    let requests: Vec<_> = setup
+        .token_requests(&holders, counts.meanwhile)
         .iter()
-        .map(|(ask, proof)| wire(wire_ask(ask), proof))
+        .map(|(ask, proof)| wire(wire_token_request(ask), proof))
         .collect();
-    let (clients, done) = (stage.clients.clone(), Arc::new(AtomicUsize::new(0)));
+    let (clients, done) = (setup.clients.clone(), Arc::new(AtomicUsize::new(0)));
     let (half, counted) = (counts.meanwhile / 2, done.clone());
     let operator = {
-        let _within = stage.load.enter();
-        stage.served.person("olga")
+        let _within = setup.load.enter();
+        setup.served.person("olga")
     };
     let agent = AgentId::parse("reporter").expect("id");
-    let (slice, (asked, acknowledged, index)) = stage.load.block_on(async {
+    let (slice, (asked, acknowledged, index)) = setup.load.block_on(async {
         let ending = tokio::spawn(async move {
             while done.load(Ordering::Relaxed) < half {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -215,13 +215,13 @@ fn end_them_all(stage: &BenchSetup, counts: &Counts, page: &mut Report) {
         }
     }
     let took = nanos(acknowledged.saturating_duration_since(asked));
-    page.line("ending them: one entry, acknowledged after", &ms(took));
-    assert_one_entry(stage, index);
+    report.line("ending them: one entry, acknowledged after", &ms(took));
+    assert_one_entry(setup, index);
     // A window holds about a hundred calls, so its p99 is nearly its worst: compared with windows as long as it.
     let mut windows: Vec<u64> = before.values().map(|calls| percentile(calls, 99)).collect();
     windows.sort_unstable();
     let (calm, busy) = (percentile(&windows, 50), percentile(&meanwhile, 99));
-    page.line(
+    report.line(
         "mint p99 in a window before",
         &format!(
             "median {}, worst {}   of {} windows",
@@ -230,11 +230,11 @@ fn end_them_all(stage: &BenchSetup, counts: &Counts, page: &mut Report) {
             windows.len()
         ),
     );
-    page.line(
+    report.line(
         "mint p99 in the window of the end",
         &format!("{}   of {} mints", ms(busy), meanwhile.len()),
     );
-    page.ratio(
+    report.ratio(
         "meanwhile / before",
         busy as f64 / calm.max(1) as f64,
         "below 2",
@@ -242,9 +242,9 @@ fn end_them_all(stage: &BenchSetup, counts: &Counts, page: &mut Report) {
 }
 
 /// That the end is one entry, and that no other entry ended anything.
-fn assert_one_entry(stage: &BenchSetup, index: u64) {
+fn assert_one_entry(setup: &BenchSetup, index: u64) {
     let mut ends = Vec::new();
-    ReadOnly::open(&stage.served.dir)
+    ReadOnly::open(&setup.served.dir)
         .expect("opens")
         .all(|stored| {
             match Entry::parse(&stored.text).expect("an entry").fact {

@@ -27,7 +27,7 @@ pub struct BenchSetup {
 }
 
 /// Who holds the key of an open task.
-pub struct Holder {
+pub struct TaskHolder {
     pub task: TaskId,
     pub key: Arc<SigningKey>,
 }
@@ -81,7 +81,7 @@ impl BenchSetup {
     }
 
     /// Open tasks of an agent, each with a key of its own.
-    pub fn tasks(&self, agent: &str, count: usize) -> Vec<Holder> {
+    pub fn tasks(&self, agent: &str, count: usize) -> Vec<TaskHolder> {
         self.load.block_on(async {
             let mut holders = Vec::new();
             for n in 0..count {
@@ -98,17 +98,17 @@ impl BenchSetup {
                     heartbeat_s: None,
                 };
                 let task = opener.open_task(&order).await.expect("opens").id();
-                holders.push(Holder { task, key });
+                holders.push(TaskHolder { task, key });
             }
             holders
         })
     }
 
     /// Calls for tokens, spread over the tasks, each with its proof.
-    pub fn asks(&self, holders: &[Holder], count: usize) -> Vec<(TokenAsk, Secret)> {
+    pub fn token_requests(&self, holders: &[TaskHolder], count: usize) -> Vec<(TokenAsk, Secret)> {
         let (action, nonce) = (read_case(), self.served.broker.nonce());
         let adg = Some(action.digest());
-        let ask = |holder: &Holder| {
+        let ask = |holder: &TaskHolder| {
             let ask = TokenAsk {
                 task: holder.task,
                 action: action.clone(),
@@ -146,7 +146,7 @@ impl BenchSetup {
 }
 
 /// The call as the doors hand it to the broker.
-pub fn presented(method: &str, proof: Secret) -> CallContext {
+pub fn call_context(method: &str, proof: Secret) -> CallContext {
     let (method, allowed_roles) = guard::row(method).expect("a method with a row");
     CallContext {
         method,
@@ -168,7 +168,7 @@ pub fn wire<T>(message: T, proof: &Secret) -> tonic::Request<T> {
     request
 }
 
-pub fn wire_ask(ask: &TokenAsk) -> v1::RequestTokenRequest {
+pub fn wire_token_request(ask: &TokenAsk) -> v1::RequestTokenRequest {
     v1::RequestTokenRequest {
         task_id: ask.task.to_string(),
         action: Some(convert::action_to_wire(&ask.action)),

@@ -273,20 +273,20 @@ async fn per_agent_rate_isolates_agents() {
     })
     .await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     for i in 0..3 {
-        b.ask(&triage, task, &read_case(), 60, &format!("r-{i}"))
+        b.request_token(&triage, task, &read_case(), 60, &format!("r-{i}"))
             .await
             .expect("within its rate");
     }
     let told = b
-        .ask(&triage, task, &read_case(), 60, "r-4")
+        .request_token(&triage, task, &read_case(), 60, "r-4")
         .await
         .expect_err("beyond its rate");
     assert_eq!(told.reason, Reason::RateLimited);
     assert_eq!(told.retry_after, Some(Duration::from_millis(500)));
     let second = b.agent("triage");
-    let another_key = b.try_open(&second, "more", "open-2").await;
+    let another_key = b.try_open_task(&second, "more", "open-2").await;
     assert_eq!(
         refused(another_key),
         Reason::RateLimited,
@@ -294,11 +294,11 @@ async fn per_agent_rate_isolates_agents() {
     );
     // The clock stands still: asking again opens nothing.
     for _ in 0..50 {
-        let again = b.ask(&triage, task, &read_case(), 60, "r-4").await;
+        let again = b.request_token(&triage, task, &read_case(), 60, "r-4").await;
         assert_eq!(refused(again), Reason::RateLimited);
     }
     let head = b.broker.journal().tail().borrow().head;
-    b.open(&b.agent("reporter")).await;
+    b.open_task(&b.agent("reporter")).await;
     let call = b.person_call("dipylon.v1.ApprovalService/ListAccessRequests", "maria");
     b.broker.inbox(&call, &first_inbox_page()).expect("a person");
     assert_eq!(
@@ -307,13 +307,13 @@ async fn per_agent_rate_isolates_agents() {
         "what was shed is no entry"
     );
     b.manual_clock.advance_millis(500);
-    b.ask(&triage, task, &read_case(), 60, "r-4")
+    b.request_token(&triage, task, &read_case(), 60, "r-4")
         .await
         .expect("as told");
-    b.complete(&triage, task)
+    b.complete_task(&triage, task)
         .await
         .expect("an end has its own rate");
-    b.check();
+    b.check_invariants();
 }
 
 /// Nobody learns from a rate whether a key or a name is known: strangers come to gate 1.
@@ -325,15 +325,15 @@ async fn anonymous_calls_do_not_consume_caller_rates() {
     })
     .await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let stranger = b.agent("triage");
     for i in 0..20 {
         let asked = b
-            .ask(&stranger, task, &read_case(), 60, &format!("s-{i}"))
+            .request_token(&stranger, task, &read_case(), 60, &format!("s-{i}"))
             .await;
         assert_eq!(refused(asked), Reason::NotFound);
     }
-    b.ask(&triage, task, &read_case(), 60, "r-1")
+    b.request_token(&triage, task, &read_case(), 60, "r-1")
         .await
         .expect("the task's own rate is whole");
 }

@@ -19,12 +19,12 @@ fn no_reading(b: &TestBroker) -> std::collections::BTreeMap<String, String> {
 async fn apply_survives_client_disconnect() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
-    let read = b.ask(&triage, task, &read_case(), 300, "r-0").await.token();
+    let task = b.open_task(&triage).await;
+    let read = b.request_token(&triage, task, &read_case(), 300, "r-0").await.token();
     {
         let mut tail = b.broker.journal().tail();
         tail.borrow_and_update();
-        let apply = b.apply(no_reading(&b));
+        let apply = b.apply_policy(no_reading(&b));
         tokio::pin!(apply);
         tokio::select! {
             biased;
@@ -36,7 +36,7 @@ async fn apply_survives_client_disconnect() {
         !b.introspect("cases", &read.token),
         "the new rules are in force"
     );
-    b.apply(b.env.policy.clone())
+    b.apply_policy(b.env.policy.clone())
         .await
         .expect("applied, after the sweep of the one before");
     assert!(
@@ -47,33 +47,33 @@ async fn apply_survives_client_disconnect() {
         !b.introspect("cases", &read.token),
         "and what ended stays ended"
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
 async fn approval_of_one_use_bounds_uses() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let id = b
-        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .pending()
         .access_request;
-    b.yes("maria", id, "one-security").await;
+    b.approve("maria", id, "one-security").await;
     let wide = b.env.policy_with("schema.cedarschema", |t| {
         t.replace(
             "@single_use\naction \"account.disable\"",
             "action \"account.disable\"",
         )
     });
-    assert!(b.apply(wide).await.expect("applied").changed);
+    assert!(b.apply_policy(wide).await.expect("applied").changed);
     let given = b
-        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .token();
     assert_eq!(given.issued.uses, Some(1), "maria signed one use");
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
@@ -90,7 +90,7 @@ async fn operator_removed_during_upload_applies_nothing() {
             "name = \"Lee Lindqvist\"\ngroups = [\"security\"]\nroles = [\"approver\", \"operator\"]",
         )
         .replace("name = \"Olga Okafor\"\nroles = [\"operator\"]", "name = \"Olga Okafor\"\nroles = []");
-    b.apply(gone).await.expect("olga is out");
+    b.apply_policy(gone).await.expect("olga is out");
     assert_eq!(refused(b.suspend("triage").await), Reason::NotPermitted);
     b.manual_clock.advance_millis(3_600_000);
     let late = b
@@ -104,19 +104,19 @@ async fn operator_removed_during_upload_applies_nothing() {
 async fn removed_trust_domain_is_distrusted() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
-    let read = b.ask(&triage, task, &read_case(), 300, "r-0").await.token();
+    let task = b.open_task(&triage).await;
+    let read = b.request_token(&triage, task, &read_case(), 300, "r-0").await.token();
     let clock = b.clock.clone();
     let b = b.restart_with(vec![], clock).await.expect("starts");
     assert_eq!(
-        refused(b.try_open(&triage, "x", "open-2").await),
+        refused(b.try_open_task(&triage, "x", "open-2").await),
         Reason::NotAuthenticated
     );
     assert!(
         !b.introspect("cases", &read.token),
         "what rested on it is over"
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
@@ -139,12 +139,12 @@ async fn trust_key_replaced_under_same_kid_is_rejected() {
 async fn clock_stepping_back_revives_no_token() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
-    let read = b.ask(&triage, task, &read_case(), 60, "r-0").await.token();
+    let task = b.open_task(&triage).await;
+    let read = b.request_token(&triage, task, &read_case(), 60, "r-0").await.token();
     b.manual_clock.advance_millis(61_000);
     assert!(!b.introspect("cases", &read.token), "expired");
     // Entries later than the moment to come.
-    b.try_open(&triage, "x", "open-2").await.expect("opens");
+    b.try_open_task(&triage, "x", "open-2").await.expect("opens");
     let trust = vec![(
         TrustDomain::parse(DOMAIN).expect("domain"),
         b.env.trust_bundle(),
@@ -163,29 +163,29 @@ async fn clock_stepping_back_revives_no_token() {
 async fn idempotency_key_is_bound_to_its_action() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
-    b.ask(&triage, task, &disable("ann"), 300, "r-1")
+    let task = b.open_task(&triage).await;
+    b.request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .pending();
-    b.ask(&triage, task, &disable("ann"), 300, "r-2")
+    b.request_token(&triage, task, &disable("ann"), 300, "r-2")
         .await
         .pending();
     assert_eq!(
-        refused(b.ask(&triage, task, &read_case(), 300, "r-2").await),
+        refused(b.request_token(&triage, task, &read_case(), 300, "r-2").await),
         Reason::ApprovalOutOfScope
     );
     // Approved for one account, asked for another: nothing is minted, and the first keeps its yes.
     let id = b
-        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .pending()
         .access_request;
-    b.yes("maria", id, "one-security").await;
+    b.approve("maria", id, "one-security").await;
     assert_eq!(
-        refused(b.ask(&triage, task, &disable("cara"), 300, "r-1").await),
+        refused(b.request_token(&triage, task, &disable("cara"), 300, "r-1").await),
         Reason::ApprovalOutOfScope
     );
-    b.ask(&triage, task, &disable("ann"), 300, "r-1")
+    b.request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .token();
 }
@@ -197,7 +197,7 @@ async fn policy_sweep_survives_concurrent_task_ends() {
     let mut tasks = Vec::new();
     for n in 0..300 {
         tasks.push(
-            b.try_open(&triage, "x", &format!("open-{n}"))
+            b.try_open_task(&triage, "x", &format!("open-{n}"))
                 .await
                 .expect("opens")
                 .task
@@ -213,9 +213,9 @@ async fn policy_sweep_survives_concurrent_task_ends() {
     });
     let mut tail = b.broker.journal().tail();
     tail.borrow_and_update();
-    let (applied, ended) = tokio::join!(b.apply(shut), async {
+    let (applied, ended) = tokio::join!(b.apply_policy(shut), async {
         tail.changed().await.expect("changes");
-        b.complete(&triage, last).await
+        b.complete_task(&triage, last).await
     });
     applied.expect("applied");
     ended.expect("ended");
@@ -224,12 +224,12 @@ async fn policy_sweep_survives_concurrent_task_ends() {
         0,
         "nothing is left when the reply is here"
     );
-    b.apply(b.env.policy.clone()).await.expect("back");
+    b.apply_policy(b.env.policy.clone()).await.expect("back");
     assert_eq!(
-        refused(b.ask(&triage, tasks[260], &read_case(), 60, "r").await),
+        refused(b.request_token(&triage, tasks[260], &read_case(), 60, "r").await),
         Reason::TaskEnded
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -239,7 +239,7 @@ async fn idempotency_key_under_concurrent_requests() {
     let (ann, read) = (disable("ann"), read_case());
     for n in 0..60 {
         let task = b
-            .try_open(&triage, "x", &format!("open-{n}"))
+            .try_open_task(&triage, "x", &format!("open-{n}"))
             .await
             .expect("opens")
             .task
@@ -249,7 +249,7 @@ async fn idempotency_key_under_concurrent_requests() {
             let (b, triage, gate) = (b.clone(), triage.clone(), gate.clone());
             tokio::spawn(async move {
                 gate.wait().await;
-                b.ask(&triage, task, &action, 300, "r").await
+                b.request_token(&triage, task, &action, 300, "r").await
             })
         };
         let (one, two) = (job(ann.clone()), job(read.clone()));
@@ -259,9 +259,9 @@ async fn idempotency_key_under_concurrent_requests() {
             !matches!((&one, &two), (Ok(Pending(_)), Ok(Token(_)))),
             "round {n}: a grant and another question"
         );
-        b.complete(&triage, task).await.expect("ends");
+        b.complete_task(&triage, task).await.expect("ends");
     }
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -271,7 +271,7 @@ async fn feed_heartbeats_name_only_sent_events() {
     let mut tasks = Vec::new();
     for n in 0..200 {
         tasks.push(
-            b.try_open(&triage, "x", &format!("open-{n}"))
+            b.try_open_task(&triage, "x", &format!("open-{n}"))
                 .await
                 .expect("opens")
                 .task
@@ -293,7 +293,7 @@ async fn feed_heartbeats_name_only_sent_events() {
         gaps
     });
     for task in tasks {
-        b.complete(&triage, task).await.expect("ends");
+        b.complete_task(&triage, task).await.expect("ends");
     }
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     assert_eq!(
@@ -318,11 +318,11 @@ async fn full_disk_fails_closed_and_recovers() {
     let mut tasks = Vec::new();
     for n in 0..40 {
         let opened = b
-            .try_open(&triage, "x", &format!("open-{n}"))
+            .try_open_task(&triage, "x", &format!("open-{n}"))
             .await
             .expect("opens");
         let task = opened.task.task;
-        let token = b.ask(&triage, task, &read_case(), 600, "r").await.token();
+        let token = b.request_token(&triage, task, &read_case(), 600, "r").await.token();
         tasks.push((task, token));
     }
     let (first, _) = tasks[0];
@@ -331,7 +331,7 @@ async fn full_disk_fails_closed_and_recovers() {
         n += 1;
         assert!(n < 1_000, "the disk never fills");
         if let Err(refusal) = b
-            .ask(&triage, first, &read_case(), 600, &format!("more-{n}"))
+            .request_token(&triage, first, &read_case(), 600, &format!("more-{n}"))
             .await
         {
             break refusal;
@@ -346,7 +346,7 @@ async fn full_disk_fails_closed_and_recovers() {
     let mut doomed = None;
     for (task, token) in &tasks {
         assert!(b.introspect("cases", &token.token));
-        let ended = b.complete(&triage, *task).await;
+        let ended = b.complete_task(&triage, *task).await;
         assert!(
             !b.introspect("cases", &token.token),
             "written or not, it is over here"
@@ -360,21 +360,21 @@ async fn full_disk_fails_closed_and_recovers() {
     let (task, token) = doomed.expect("an end was refused");
     // From here on not even the smallest fits.
     no_space.store(true, std::sync::atomic::Ordering::SeqCst);
-    let late = b.ask(&triage, task, &read_case(), 600, "late").await;
+    let late = b.request_token(&triage, task, &read_case(), 600, "late").await;
     assert_eq!(refused(late), Reason::TaskEnded);
     assert_eq!(
         refused(b.suspend("reporter").await),
         Reason::JournalUnavailable
     );
     let reporter = b.agent("reporter");
-    let opened = b.try_open(&reporter, "x", "open-9").await;
+    let opened = b.try_open_task(&reporter, "x", "open-9").await;
     assert_eq!(
         refused(opened),
         Reason::NotAuthenticated,
         "suspended here all the same"
     );
     let before = b.broker.state().picture();
-    b.check();
+    b.check_invariants();
     // Space again.
     let b = b.restart(Faults::default()).await;
     assert_eq!(
@@ -382,7 +382,7 @@ async fn full_disk_fails_closed_and_recovers() {
         before,
         "what was acknowledged is there, and nothing else"
     );
-    b.complete(&triage, task).await.expect("ends now");
+    b.complete_task(&triage, task).await.expect("ends now");
     assert!(!b.introspect("cases", &token.token));
-    b.check();
+    b.check_invariants();
 }

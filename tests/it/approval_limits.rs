@@ -26,7 +26,7 @@ async fn denials_back_off_then_suspend() {
     );
     let (b, triage, task, mut id) = asked(env).await;
     let again =
-        async |name: &str, request: &str| b.ask(&triage, task, &disable(name), 300, request).await;
+        async |name: &str, request: &str| b.request_token(&triage, task, &disable(name), 300, request).await;
     for (n, wait_ms) in [(2, 60_000_u32), (3, 300_000)] {
         b.vote("maria", id, "one-security", Verdict::Deny)
             .await
@@ -39,14 +39,14 @@ async fn denials_back_off_then_suspend() {
             u128::from(wait_ms)
         );
         // What needs nobody goes on.
-        b.ask(&triage, task, &read_case(), 300, &format!("read-{n}"))
+        b.request_token(&triage, task, &read_case(), 300, &format!("read-{n}"))
             .await
             .token();
         b.manual_clock.advance_millis(wait_ms - 1);
         assert_eq!(refused(again("cara", &request).await), Reason::BackOff);
         b.manual_clock.advance_millis(1);
         let reply = b
-            .ask_showing(
+            .request_token_with_evidence(
                 &triage,
                 task,
                 &disable("cara"),
@@ -58,7 +58,7 @@ async fn denials_back_off_then_suspend() {
         id = reply.pending().access_request;
     }
     let live = b
-        .ask(&triage, task, &read_case(), 300, "read-4")
+        .request_token(&triage, task, &read_case(), 300, "read-4")
         .await
         .token();
     assert!(b.introspect("cases", &live.token));
@@ -73,7 +73,7 @@ async fn denials_back_off_then_suspend() {
             .value
             .suspended
     );
-    assert!(b.try_open(&triage, "go on", "open-2").await.is_err());
+    assert!(b.try_open_task(&triage, "go on", "open-2").await.is_err());
     // An operator lets it operate again, and it begins with a clean slate.
     let call = b.person_call("dipylon.v1.GovernanceService/ResumeAgent", "olga");
     b.broker
@@ -81,15 +81,15 @@ async fn denials_back_off_then_suspend() {
         .await
         .expect("resumed");
     let task = b
-        .try_open(&triage, "go on", "open-3")
+        .try_open_task(&triage, "go on", "open-3")
         .await
         .expect("opens")
         .task
         .task;
-    b.ask(&triage, task, &disable("cara"), 300, "r-9")
+    b.request_token(&triage, task, &disable("cara"), 300, "r-9")
         .await
         .pending();
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
@@ -97,11 +97,11 @@ async fn pending_limit_is_shared_per_owner() {
     let env = with_approvals("dwell = \"off\"\npending_per_agent = 2\npending_per_owner = 3");
     let (b, triage, task, _) = asked(env).await;
     let isolate = action("host.isolate", "Host", "web-1", IDP, &[]);
-    b.ask(&triage, task, &disable("cara"), 300, "r-2")
+    b.request_token(&triage, task, &disable("cara"), 300, "r-2")
         .await
         .pending();
     assert_eq!(
-        refused(b.ask(&triage, task, &isolate, 300, "r-3").await),
+        refused(b.request_token(&triage, task, &isolate, 300, "r-3").await),
         Reason::TooManyPending,
         "two of one agent"
     );
@@ -114,20 +114,20 @@ async fn pending_limit_is_shared_per_owner() {
             .replace("triage", "second");
         format!("{text}\n[[agent]]{second}")
     });
-    b.apply(files).await.expect("applied");
+    b.apply_policy(files).await.expect("applied");
     let second = b.agent("second");
-    let other = b.open(&second).await;
-    b.ask(&second, other, &disable("cara"), 300, "s-1")
+    let other = b.open_task(&second).await;
+    b.request_token(&second, other, &disable("cara"), 300, "s-1")
         .await
         .pending();
     assert_eq!(
-        refused(b.ask(&second, other, &isolate, 300, "s-2").await),
+        refused(b.request_token(&second, other, &isolate, 300, "s-2").await),
         Reason::TooManyPending,
         "three of one owner"
     );
-    b.complete(&triage, task).await.expect("done");
-    b.ask(&second, other, &isolate, 300, "s-2").await.pending();
-    b.check();
+    b.complete_task(&triage, task).await.expect("done");
+    b.request_token(&second, other, &isolate, 300, "s-2").await.pending();
+    b.check_invariants();
 }
 
 #[tokio::test]
@@ -140,7 +140,7 @@ async fn high_risk_approval_requires_dwell_time() {
         let call = b.person_call("dipylon.v1.ApprovalService/GetCard", name);
         b.broker.card(&call, &id)
     };
-    let begin = async || b.begin("maria", id, "one-security", Verdict::Approve).await;
+    let begin = async || b.begin_vote("maria", id, "one-security", Verdict::Approve).await;
     let refusal = begin().await.expect_err("nothing was read");
     assert_eq!(refusal.reason, Reason::TooSoon);
     look("maria").expect("a card");
@@ -158,7 +158,7 @@ async fn high_risk_approval_requires_dwell_time() {
     b.vote("lee", id, "one-security", Verdict::Deny)
         .await
         .expect("a no");
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
@@ -171,30 +171,30 @@ async fn opens_and_late_cancellations_trigger_backoff() {
     for n in 2..=3 {
         cancel(&b, &triage, task, id).await;
         id = b
-            .ask(&triage, task, &disable("ann"), 300, &format!("r-{n}"))
+            .request_token(&triage, task, &disable("ann"), 300, &format!("r-{n}"))
             .await
             .pending()
             .access_request;
     }
     cancel(&b, &triage, task, id).await;
     assert_eq!(
-        refused(b.ask(&triage, task, &disable("ann"), 300, "r-4").await),
+        refused(b.request_token(&triage, task, &disable("ann"), 300, "r-4").await),
         Reason::BackOff
     );
     b.manual_clock.advance_millis(60_000);
     id = b
-        .ask(&triage, task, &disable("ann"), 300, "r-4")
+        .request_token(&triage, task, &disable("ann"), 300, "r-4")
         .await
         .pending()
         .access_request;
     // Taken back while somebody is about to answer, it weighs like a no.
-    b.begin("maria", id, "one-security", Verdict::Deny)
+    b.begin_vote("maria", id, "one-security", Verdict::Deny)
         .await
         .expect("begun");
     cancel(&b, &triage, task, id).await;
     b.manual_clock.advance_millis(60_000);
     let refusal = b
-        .ask(&triage, task, &disable("ann"), 300, "r-5")
+        .request_token(&triage, task, &disable("ann"), 300, "r-5")
         .await
         .expect_err("too soon");
     assert_eq!(
@@ -204,10 +204,10 @@ async fn opens_and_late_cancellations_trigger_backoff() {
     let b = b.restart(Faults::default()).await;
     let shown = Some(b.svid(&triage));
     let again = b
-        .ask_showing(&triage, task, &disable("ann"), 300, "r-5", shown)
+        .request_token_with_evidence(&triage, task, &disable("ann"), 300, "r-5", shown)
         .await;
     assert_eq!(refused(again), Reason::BackOff, "a restart forgets nothing");
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
@@ -233,12 +233,12 @@ async fn oversized_actions_are_rejected() {
         ];
         action("account.disable", "Account", "cara", IDP, &parameters)
     };
-    b.ask(&triage, task, &with_notes(3), 300, "r-2")
+    b.request_token(&triage, task, &with_notes(3), 300, "r-2")
         .await
         .pending();
     assert_eq!(
-        refused(b.ask(&triage, task, &with_notes(17), 300, "r-3").await),
+        refused(b.request_token(&triage, task, &with_notes(17), 300, "r-3").await),
         Reason::WrongParameters
     );
-    b.check();
+    b.check_invariants();
 }

@@ -30,19 +30,19 @@ async fn history() -> (TestBroker, Vec<Checkpoint>) {
     let b = TestBroker::start().await;
     let mut noted = vec![b.broker.journal().tail().borrow().head];
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
-    b.ask(&triage, task, &read_case(), 300, "r-1").await.token();
+    let task = b.open_task(&triage).await;
+    b.request_token(&triage, task, &read_case(), 300, "r-1").await.token();
     let id = b
-        .ask(&triage, task, &disable("ann"), 300, "r-2")
+        .request_token(&triage, task, &disable("ann"), 300, "r-2")
         .await
         .pending()
         .access_request;
-    b.yes("maria", id, "one-security").await;
+    b.approve("maria", id, "one-security").await;
     noted.push(b.broker.journal().tail().borrow().head);
-    b.ask(&triage, task, &disable("ann"), 300, "r-2")
+    b.request_token(&triage, task, &disable("ann"), 300, "r-2")
         .await
         .token();
-    b.complete(&triage, task).await.expect("ends");
+    b.complete_task(&triage, task).await.expect("ends");
     (b, noted)
 }
 

@@ -20,13 +20,13 @@ use crate::support::software_authenticator::{PasskeyBehaviour, SoftwareAuthentic
 
 /// Everything on record, in hand to be changed.
 #[derive(Clone)]
-struct Record {
+struct JournalCopy {
     entries: Vec<Entry>,
     blobs: HashMap<Digest, Arc<str>>,
 }
 
-impl Record {
-    fn of(b: &TestBroker) -> Self {
+impl JournalCopy {
+    fn read(b: &TestBroker) -> Self {
         let journal = ReadOnly::open(&b.dir).expect("journal");
         let (mut entries, mut blobs) = (Vec::new(), HashMap::new());
         let all = journal.all(|stored| {
@@ -66,28 +66,28 @@ impl Record {
         }
     }
 
-    fn put(&mut self, text: &str) -> Digest {
+    fn put_blob(&mut self, text: &str) -> Digest {
         let name = Digest::of(text.as_bytes());
         self.blobs.insert(name, text.into());
         name
     }
 
     /// Writes the statement of a vote anew, and its name into the entry.
-    fn restate(&mut self, at: usize, change: impl FnOnce(&mut VoteStatement)) {
+    fn rewrite_statement(&mut self, at: usize, change: impl FnOnce(&mut VoteStatement)) {
         let name = self.vote(at).statement;
         let mut statement = VoteStatement::parse(&self.blobs[&name]).expect("statement");
         change(&mut statement);
         let text = statement.canonical().expect("canonical");
-        self.vote(at).statement = self.put(&text);
+        self.vote(at).statement = self.put_blob(&text);
     }
 
     /// The same with the evidence of a vote by passkey.
-    fn reword(&mut self, at: usize, change: impl FnOnce(&mut Value)) {
+    fn rewrite_assertion(&mut self, at: usize, change: impl FnOnce(&mut Value)) {
         let name = self.vote(at).assertion.expect("by passkey");
         let mut evidence: Value = serde_json::from_str(&self.blobs[&name]).expect("JSON");
         change(&mut evidence);
         let text = dipylon::model::json::canonical(&evidence).expect("canonical");
-        self.vote(at).assertion = Some(self.put(&text));
+        self.vote(at).assertion = Some(self.put_blob(&text));
     }
 }
 
@@ -96,13 +96,13 @@ type Change<T> = fn(&mut T);
 
 /// A changed record, and the entry that must be named.
 struct Forgery<'a> {
-    whole: &'a Record,
+    whole: &'a JournalCopy,
     at: usize,
 }
 
 impl Forgery<'_> {
     /// What the audit says of the vote after the change.
-    fn found(&self, change: impl FnOnce(&mut Record, usize)) -> WrongVote {
+    fn rejected(&self, change: impl FnOnce(&mut JournalCopy, usize)) -> WrongVote {
         let mut record = self.whole.clone();
         change(&mut record, self.at);
         match record.votes() {
@@ -112,7 +112,7 @@ impl Forgery<'_> {
     }
 
     /// The same, and it names the vote's own entry.
-    fn found_here(&self, change: impl FnOnce(&mut Record, usize)) -> WrongVote {
+    fn rejected_at_vote(&self, change: impl FnOnce(&mut JournalCopy, usize)) -> WrongVote {
         let mut record = self.whole.clone();
         change(&mut record, self.at);
         match record.votes() {
@@ -125,7 +125,7 @@ impl Forgery<'_> {
     }
 }
 
-struct History {
+struct VotedHistory {
     b: TestBroker,
     marias: SoftwareAuthenticator,
     by_passkey: usize,
@@ -134,7 +134,7 @@ struct History {
 }
 
 /// A note voted for by passkey (its text is sensitive), an account by key, and a no.
-async fn history() -> History {
+async fn history() -> VotedHistory {
     let mut env = TestEnvironment::new();
     env
         .policy
@@ -146,7 +146,7 @@ async fn history() -> History {
     let b = TestBroker::start_with(env, Faults::default()).await;
     let marias = b.enrol("maria").await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let note = action(
         "case.note",
         "Case",
@@ -156,7 +156,7 @@ async fn history() -> History {
     );
     let asked = |action: Action, request: &'static str| {
         let (b, triage) = (&b, &triage);
-        async move { b.ask(triage, task, &action, 300, request).await }
+        async move { b.request_token(triage, task, &action, 300, request).await }
     };
     let id = asked(note.clone(), "r-1").await.pending().access_request;
     let session = b.sign_in(&marias).await.expect("signed in");
@@ -165,19 +165,19 @@ async fn history() -> History {
             max_ttl: Some(120),
             max_uses: Some(3),
         },
-        ..super::step_up::yes()
+        ..super::step_up::approve()
     };
-    let cast = b.vote_visiting(&session, &marias, id, ask).await;
+    let cast = b.vote_in_session(&session, &marias, id, ask).await;
     cast.expect("counts");
     asked(note, "r-1").await.token();
     let id = asked(disable("ann"), "r-2").await.pending().access_request;
-    b.yes("lee", id, "one-security").await;
+    b.approve("lee", id, "one-security").await;
     asked(disable("ann"), "r-2").await.token();
     let id = asked(disable("cara"), "r-3").await.pending().access_request;
     let cast = b.vote("lee", id, "one-security", Verdict::Deny).await;
     cast.expect("counts");
-    b.complete(&triage, task).await.expect("ends");
-    let record = Record::of(&b);
+    b.complete_task(&triage, task).await.expect("ends");
+    let record = JournalCopy::read(&b);
     let by_passkey = record.find(|f| matches!(f, Event::VoteCast(v) if v.assertion.is_some()));
     let by_key = |verdict| {
         record.find(
@@ -185,7 +185,7 @@ async fn history() -> History {
         )
     };
     let (by_key, no) = (by_key(Verdict::Approve), by_key(Verdict::Deny));
-    History {
+    VotedHistory {
         b,
         marias,
         by_passkey,
@@ -196,14 +196,14 @@ async fn history() -> History {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn vote_tampering_is_detected() {
-    let History {
+    let VotedHistory {
         b,
         marias,
         by_passkey,
         by_key,
         no,
     } = history().await;
-    let whole = Record::of(&b);
+    let whole = JournalCopy::read(&b);
     let checked = whole.votes().expect("all prove what they say");
     assert_eq!((checked.by_key, checked.by_passkey), (2, 1));
     assert_eq!(
@@ -231,30 +231,30 @@ async fn vote_tampering_is_detected() {
             }),
         ];
         for (what, change) in entries {
-            let found = forgery.found_here(|r, at| change(r.vote(at)));
+            let found = forgery.rejected_at_vote(|r, at| change(r.vote(at)));
             assert!(
                 matches!(found, WrongVote::Differs(which) if which == what),
                 "{what}: {found}"
             );
         }
         assert!(matches!(
-            forgery.found_here(|r, at| r.vote(at).profile.digest = Digest::of(b"x")),
+            forgery.rejected_at_vote(|r, at| r.vote(at).profile.digest = Digest::of(b"x")),
             WrongVote::Profile
         ));
         assert!(matches!(
-            forgery.found_here(|r, at| r.vote(at).voter = PersonId::parse("dana").expect("id")),
+            forgery.rejected_at_vote(|r, at| r.vote(at).voter = PersonId::parse("dana").expect("id")),
             WrongVote::Key
         ));
         assert!(matches!(
-            forgery.found_here(|r, at| r.vote(at).voter = PersonId::parse("nobody").expect("id")),
+            forgery.rejected_at_vote(|r, at| r.vote(at).voter = PersonId::parse("nobody").expect("id")),
             WrongVote::Stranger
         ));
         assert!(matches!(
-            forgery.found_here(|r, at| r.vote(at).key = Thumbprint(Digest::of(b"x"))),
+            forgery.rejected_at_vote(|r, at| r.vote(at).key = Thumbprint(Digest::of(b"x"))),
             WrongVote::Key
         ));
         assert!(matches!(
-            forgery.found_here(|r, at| r.vote(at).signature = "!".to_owned()),
+            forgery.rejected_at_vote(|r, at| r.vote(at).signature = "!".to_owned()),
             WrongVote::Signature
         ));
         // The statement and the entry together: nobody signed that.
@@ -264,14 +264,14 @@ async fn vote_tampering_is_detected() {
             |s| s.comment = Some(Comment::parse("go ahead").expect("comment")),
         ];
         for change in statements {
-            let found = forgery.found_here(|r, at| r.restate(at, change));
+            let found = forgery.rejected_at_vote(|r, at| r.rewrite_statement(at, change));
             assert!(
                 matches!(found, WrongVote::Signature | WrongVote::Passkey(_)),
                 "{found}"
             );
         }
-        let shorter = forgery.found_here(|r, at| {
-            r.restate(at, |s| s.max_ttl -= 1);
+        let shorter = forgery.rejected_at_vote(|r, at| {
+            r.rewrite_statement(at, |s| s.max_ttl -= 1);
             r.vote(at).max_ttl -= 1;
         });
         assert!(
@@ -287,31 +287,31 @@ async fn vote_tampering_is_detected() {
             ("action", |s| s.action["target"]["id"] = json!("INC-1")),
         ];
         for (what, change) in asked {
-            let found = forgery.found_here(|r, at| r.restate(at, change));
+            let found = forgery.rejected_at_vote(|r, at| r.rewrite_statement(at, change));
             assert!(
                 matches!(found, WrongVote::AskedElse(which) if which == what),
                 "{what}: {found}"
             );
         }
-        let longer = forgery.found_here(|r, at| {
-            r.restate(at, |s| s.max_ttl = 10_000);
+        let longer = forgery.rejected_at_vote(|r, at| {
+            r.rewrite_statement(at, |s| s.max_ttl = 10_000);
             r.vote(at).max_ttl = 10_000;
         });
         assert!(matches!(longer, WrongVote::AskedElse("longest life")));
         assert!(matches!(
-            forgery.found_here(
-                |r, at| r.restate(at, |s| s.realm = Realm::parse("other").expect("realm"))
+            forgery.rejected_at_vote(
+                |r, at| r.rewrite_statement(at, |s| s.realm = Realm::parse("other").expect("realm"))
             ),
             WrongVote::Differs("realm")
         ));
         assert!(matches!(
-            forgery.found_here(|r, at| r.restate(at, |s| s.profile.digest = Digest::of(b"x"))),
+            forgery.rejected_at_vote(|r, at| r.rewrite_statement(at, |s| s.profile.digest = Digest::of(b"x"))),
             WrongVote::Differs("profile")
         ));
         // A statement that is none.
         assert!(matches!(
-            forgery.found_here(|r, at| {
-                let none = r.put("{}");
+            forgery.rejected_at_vote(|r, at| {
+                let none = r.put_blob("{}");
                 r.vote(at).statement = none;
             }),
             WrongVote::Statement
@@ -334,19 +334,19 @@ async fn vote_tampering_is_detected() {
             if n == 3 && at != by_passkey {
                 continue;
             }
-            let found = forgery.found_here(|r, _| match &mut r.entries[opened].fact {
+            let found = forgery.rejected_at_vote(|r, _| match &mut r.entries[opened].fact {
                 Event::AccessRequestOpened(f) => change(f),
                 _ => unreachable!(),
             });
             assert!(matches!(found, WrongVote::AskedElse(_)), "{n}: {found}");
         }
         assert!(matches!(
-            forgery.found(|r, _| drop(r.entries.remove(opened))),
+            forgery.rejected(|r, _| drop(r.entries.remove(opened))),
             WrongVote::NotAsked
         ));
         // The same vote again, after what it decided was over.
         assert!(matches!(
-            forgery.found(|r, at| {
+            forgery.rejected(|r, at| {
                 let again = r.entries[at].clone();
                 r.entries.push(again);
             }),
@@ -354,29 +354,29 @@ async fn vote_tampering_is_detected() {
         ));
         // The rules of the day, changed: another voter's key, and nobody's.
         let policy = whole.find(|f| matches!(f, Event::PolicyApplied(_)));
-        let bundle = |r: &mut Record, change: &dyn Fn(&str) -> String| {
+        let bundle = |r: &mut JournalCopy, change: &dyn Fn(&str) -> String| {
             let mut files = b.env.policy.clone();
             let people = files.get_mut("people.toml").expect("people");
             let changed = change(people);
             assert_ne!(*people, changed);
             *people = changed;
             let files = BundleFiles::new(files).expect("files");
-            let version = r.put(files.canonical());
+            let version = r.put_blob(files.canonical());
             match &mut r.entries[policy].fact {
                 Event::PolicyApplied(f) => f.version = version,
                 _ => unreachable!(),
             }
         };
         assert!(matches!(
-            forgery.found(|r, _| bundle(r, &|text| text.replace("quorum = 1", "quorum = 2"))),
+            forgery.rejected(|r, _| bundle(r, &|text| text.replace("quorum = 1", "quorum = 2"))),
             WrongVote::Profile
         ));
         assert!(matches!(
-            forgery.found(|r, _| bundle(r, &|text| format!("{text}\nbroken"))),
+            forgery.rejected(|r, _| bundle(r, &|text| format!("{text}\nbroken"))),
             WrongVote::Stranger
         ));
         // A key that was revoked before.
-        let revoked = forgery.found_here(|r, at| {
+        let revoked = forgery.rejected_at_vote(|r, at| {
             let mut before = r.entries[at].clone();
             let cast = r.vote(at).clone();
             before.fact = Event::ApproverKeysRevoked(ApproverKeysRevoked {
@@ -389,7 +389,7 @@ async fn vote_tampering_is_detected() {
         });
         assert!(matches!(revoked, WrongVote::Key), "{revoked}");
         // Content under another's name, and content that is gone.
-        let statement = |r: &mut Record| r.vote(at).statement;
+        let statement = |r: &mut JournalCopy| r.vote(at).statement;
         let mut record = whole.clone();
         let name = statement(&mut record);
         record.blobs.insert(name, "{}".into());
@@ -403,7 +403,7 @@ async fn vote_tampering_is_detected() {
     // A vote by key.
     for at in [by_key, no] {
         let forgery = Forgery { whole: &whole, at };
-        let bent = forgery.found_here(|r, at| {
+        let bent = forgery.rejected_at_vote(|r, at| {
             let mut signature = URL_SAFE_NO_PAD
                 .decode(&r.vote(at).signature)
                 .expect("base64url");
@@ -412,11 +412,11 @@ async fn vote_tampering_is_detected() {
         });
         assert!(matches!(bent, WrongVote::Signature), "{bent}");
         assert!(matches!(
-            forgery.found_here(|r, at| r.vote(at).sign_count = Some(1)),
+            forgery.rejected_at_vote(|r, at| r.vote(at).sign_count = Some(1)),
             WrongVote::NoEvidence
         ));
         assert!(matches!(
-            forgery.found_here(|r, at| {
+            forgery.rejected_at_vote(|r, at| {
                 let elsewhere = r.vote(by_passkey).assertion;
                 r.vote(at).assertion = elsewhere;
             }),
@@ -430,21 +430,21 @@ async fn vote_tampering_is_detected() {
         at: by_passkey,
     };
     assert!(matches!(
-        forgery.found_here(|r, at| r.vote(at).sign_count = Some(99)),
+        forgery.rejected_at_vote(|r, at| r.vote(at).sign_count = Some(99)),
         WrongVote::Differs("signature counter")
     ));
     assert!(matches!(
-        forgery.found_here(|r, at| r.vote(at).sign_count = None),
+        forgery.rejected_at_vote(|r, at| r.vote(at).sign_count = None),
         WrongVote::Differs("signature counter")
     ));
     assert!(matches!(
-        forgery.found_here(|r, at| r.vote(at).assertion = None),
+        forgery.rejected_at_vote(|r, at| r.vote(at).assertion = None),
         WrongVote::NoEvidence | WrongVote::Key
     ));
     for member in ["authenticator_data", "client_data_json", "credential"] {
         for place in [0, 20] {
-            let found = forgery.found_here(|r, at| {
-                r.reword(at, |evidence| {
+            let found = forgery.rejected_at_vote(|r, at| {
+                r.rewrite_assertion(at, |evidence| {
                     let mut bytes = URL_SAFE_NO_PAD
                         .decode(evidence[member].as_str().expect("text"))
                         .expect("base64url");
@@ -460,14 +460,14 @@ async fn vote_tampering_is_detected() {
         }
     }
     assert!(matches!(
-        forgery.found_here(|r, at| r.reword(at, |evidence| evidence["more"] = json!(1))),
+        forgery.rejected_at_vote(|r, at| r.rewrite_assertion(at, |evidence| evidence["more"] = json!(1))),
         WrongVote::Evidence(_)
     ));
     // The right key, another challenge; the right challenge, another key; a user who was not verified.
     let resigned = |assertion: dipylon::webauthn::Assertion| {
-        forgery.found_here(|r, at| {
+        forgery.rejected_at_vote(|r, at| {
             let evidence = assertion.evidence().expect("evidence");
-            let name = r.put(&evidence);
+            let name = r.put_blob(&evidence);
             let vote = r.vote(at);
             vote.assertion = Some(name);
             vote.signature = URL_SAFE_NO_PAD.encode(&assertion.signature);
@@ -503,18 +503,18 @@ async fn vote_tampering_is_detected() {
     // The enrolment, taken out, made after the vote, or made for another.
     let enrolled = whole.find(|f| matches!(f, Event::ApproverEnrolled(_)));
     assert!(matches!(
-        forgery.found(|r, _| drop(r.entries.remove(enrolled))),
+        forgery.rejected(|r, _| drop(r.entries.remove(enrolled))),
         WrongVote::Key
     ));
     assert!(matches!(
-        forgery.found(|r, _| {
+        forgery.rejected(|r, _| {
             let entry = r.entries.remove(enrolled);
             r.entries.push(entry);
         }),
         WrongVote::Key
     ));
     let enrolment = |change: &dyn Fn(&mut ApproverEnrolled)| {
-        forgery.found_here(|r, _| match &mut r.entries[enrolled].fact {
+        forgery.rejected_at_vote(|r, _| match &mut r.entries[enrolled].fact {
             Event::ApproverEnrolled(f) => change(f),
             _ => unreachable!(),
         })
@@ -534,7 +534,7 @@ async fn vote_tampering_is_detected() {
     ));
     // Nothing of it was changed by any of this.
     assert_eq!(whole.votes().expect("whole"), checked);
-    b.check();
+    b.check_invariants();
 }
 
 /// A key registered for the voter signs well, and yet not as the profile wants it.
@@ -543,22 +543,22 @@ async fn key_vote_fails_a_passkey_profile() {
     let b = TestBroker::start_with(super::step_up::passkeys_alone(), Faults::default()).await;
     let marias = b.enrol("maria").await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
-    let asked = b.ask(&triage, task, &disable("ann"), 300, "r-1").await;
+    let task = b.open_task(&triage).await;
+    let asked = b.request_token(&triage, task, &disable("ann"), 300, "r-1").await;
     let id = asked.pending().access_request;
     let session = b.sign_in(&marias).await.expect("signed in");
     let cast = b
-        .vote_visiting(&session, &marias, id, super::step_up::yes())
+        .vote_in_session(&session, &marias, id, super::step_up::approve())
         .await;
     cast.expect("counts");
-    let whole = Record::of(&b);
+    let whole = JournalCopy::read(&b);
     assert_eq!(whole.votes().expect("proved").by_passkey, 1);
     let forgery = Forgery {
         at: whole.find(|f| matches!(f, Event::VoteCast(_))),
         whole: &whole,
     };
     let key = &b.env.keys["maria"];
-    let found = forgery.found_here(|r, at| {
+    let found = forgery.rejected_at_vote(|r, at| {
         let name = r.vote(at).statement;
         let statement = VoteStatement::parse(&r.blobs[&name]);
         let digest = statement.expect("statement").digest().expect("digest");
@@ -574,18 +574,18 @@ async fn key_vote_fails_a_passkey_profile() {
 /// The whole machine was somebody's: entries, tree and head fit each other, and no root was noted outside.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn audit_verify_detects_forged_vote_in_consistent_journal() {
-    let History { b, by_key, .. } = history().await;
+    let VotedHistory { b, by_key, .. } = history().await;
     Connection::open(b.dir.join("journal.db"))
         .and_then(|db| db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())))
         .expect("checkpoint");
     let temp = tempfile::tempdir().expect("dir");
-    let verify = |change: &dyn Fn(&mut Record)| {
+    let verify = |change: &dyn Fn(&mut JournalCopy)| {
         let dir = temp
             .path()
             .join(URL_SAFE_NO_PAD.encode(rand_u64().to_be_bytes()));
         std::fs::create_dir(&dir).expect("dir");
         std::fs::copy(b.dir.join("journal.db"), dir.join("journal.db")).expect("copy");
-        let mut record = Record::of(&b);
+        let mut record = JournalCopy::read(&b);
         change(&mut record);
         let db = Connection::open(dir.join("journal.db")).expect("opens");
         let mut tree = Frontier::default();

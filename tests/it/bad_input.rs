@@ -394,7 +394,7 @@ async fn malformed_messages_are_rejected() {
 async fn pending_and_refusal_caps() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     // Five may wait.
     let note = |n: i64| {
         action(
@@ -406,42 +406,42 @@ async fn pending_and_refusal_caps() {
         )
     };
     for n in 0..4 {
-        b.ask(&triage, task, &note(n), 300, &format!("p-{n}"))
+        b.request_token(&triage, task, &note(n), 300, &format!("p-{n}"))
             .await
             .pending();
     }
     let host = action("host.isolate", "Host", "web-1", IDP, &[]);
-    b.ask(&triage, task, &host, 300, "p-4").await.pending();
+    b.request_token(&triage, task, &host, 300, "p-4").await.pending();
     let other = action("host.isolate", "Host", "web-1", CASES, &[]);
     assert_eq!(
-        refused(b.ask(&triage, task, &other, 300, "p-5").await),
+        refused(b.request_token(&triage, task, &other, 300, "p-5").await),
         Reason::TooManyPending
     );
-    b.ask(&triage, task, &note(0), 300, "p-6").await.pending();
+    b.request_token(&triage, task, &note(0), 300, "p-6").await.pending();
     // Sixty refusals a minute.
     let mut last = Reason::UnknownTarget;
     for n in 0..61 {
         last = refused(
-            b.ask(&triage, task, &disable(&format!("nobody-{n}")), 60, "r")
+            b.request_token(&triage, task, &disable(&format!("nobody-{n}")), 60, "r")
                 .await,
         );
     }
     assert_eq!(last, Reason::TooManyRefusals);
     b.manual_clock.advance_millis(60_000);
     assert_eq!(
-        refused(b.ask(&triage, task, &disable("nobody"), 60, "r").await),
+        refused(b.request_token(&triage, task, &disable("nobody"), 60, "r").await),
         Reason::UnknownTarget
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
 async fn task_deadline_is_enforced_before_it_is_journaled() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let other = b
-        .try_open(&triage, "other", "open-2")
+        .try_open_task(&triage, "other", "open-2")
         .await
         .expect("opens")
         .task
@@ -449,7 +449,7 @@ async fn task_deadline_is_enforced_before_it_is_journaled() {
     b.manual_clock.advance_millis(3_599_000);
     let shown = b.svid(&triage);
     let given = b
-        .ask_showing(&triage, task, &read_case(), 300, "r-1", Some(shown))
+        .request_token_with_evidence(&triage, task, &read_case(), 300, "r-1", Some(shown))
         .await
         .token();
     assert_eq!(
@@ -459,14 +459,14 @@ async fn task_deadline_is_enforced_before_it_is_journaled() {
     );
     b.manual_clock.advance_millis(1_000);
     assert_eq!(
-        refused(b.ask(&triage, task, &read_case(), 300, "r-2").await),
+        refused(b.request_token(&triage, task, &read_case(), 300, "r-2").await),
         Reason::TaskEnded
     );
     assert!(
         b.broker.state().task(&task).expect("there").ended.is_none(),
         "decided by reading, not by an entry"
     );
-    let late = b.complete(&triage, other).await.expect("answers");
+    let late = b.complete_task(&triage, other).await.expect("answers");
     assert_eq!(
         late.cause,
         EndCause::Deadline,
@@ -482,11 +482,11 @@ async fn task_deadline_is_enforced_before_it_is_journaled() {
         .expect("written");
     assert_eq!(ended.cause, EndCause::Deadline);
     assert_eq!(
-        b.complete(&triage, task).await.expect("idempotent").cause,
+        b.complete_task(&triage, task).await.expect("idempotent").cause,
         EndCause::Deadline,
         "the first end stays"
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]

@@ -3,17 +3,17 @@
 use dipylon::clock::Clock;
 use dipylon::model::*;
 
-use crate::support::{DOMAIN, Expect as _, START, TestBroker, disable, read_case, refused};
+use crate::support::{DOMAIN, ExpectReply as _, START, TestBroker, disable, read_case, refused};
 
 #[tokio::test]
 async fn clock_jump_blocks_mint_not_revocation() {
     for jump in [3_600_000_i64, -3_600_000] {
         let b = TestBroker::start().await;
         let agent = b.agent("triage");
-        let task = b.open(&agent).await;
-        let token = b.ask(&agent, task, &read_case(), 200, "t").await.token();
+        let task = b.open_task(&agent).await;
+        let token = b.request_token(&agent, task, &read_case(), 200, "t").await.token();
         let other = b
-            .try_open(&agent, "other", "open-2")
+            .try_open_task(&agent, "other", "open-2")
             .await
             .expect("opens")
             .task
@@ -24,9 +24,9 @@ async fn clock_jump_blocks_mint_not_revocation() {
         if jump < 0 {
             // Introspection goes on, by the latest moment anybody has acted on.
             assert!(b.introspect("cases", &token.token), "{jump}");
-            let ask = b.ask(&agent, task, &read_case(), 60, "t-2").await;
+            let ask = b.request_token(&agent, task, &read_case(), 60, "t-2").await;
             assert_eq!(refused(ask), Reason::ClockUnsure, "{jump}");
-            let again = b.ask(&agent, task, &read_case(), 200, "t").await;
+            let again = b.request_token(&agent, task, &read_case(), 200, "t").await;
             assert_eq!(
                 refused(again),
                 Reason::ClockUnsure,
@@ -42,23 +42,23 @@ async fn clock_jump_blocks_mint_not_revocation() {
             // Ends, revocation and the brake do not wait for a clock.
             b.revoke(token.issued.jti).await.expect("revokes");
             assert!(!b.introspect("cases", &token.token));
-            b.complete(&agent, other).await.expect("ends");
+            b.complete_task(&agent, other).await.expect("ends");
             b.freeze("action/account.disable").await.expect("freezes");
             b.unfreeze("action/account.disable").await.expect("lifts");
             // Put right again: no need to wait.
             b.manual_clock.step_millis(-jump);
-            b.ask(&agent, task, &read_case(), 60, "t-3").await.token();
+            b.request_token(&agent, task, &read_case(), 60, "t-3").await.token();
         } else {
-            let open = b.try_open(&agent, "x", "open-3").await;
+            let open = b.try_open_task(&agent, "x", "open-3").await;
             assert_eq!(refused(open), Reason::ClockUnsure, "{jump}");
             // Steady for a minute: that is the time now.
             b.manual_clock.advance_millis(59_000);
-            let open = b.try_open(&agent, "x", "open-3").await;
+            let open = b.try_open_task(&agent, "x", "open-3").await;
             assert_eq!(refused(open), Reason::ClockUnsure, "{jump}");
             b.manual_clock.advance_millis(1_000);
-            b.try_open(&agent, "x", "open-3").await.expect("opens");
+            b.try_open_task(&agent, "x", "open-3").await.expect("opens");
         }
-        b.check();
+        b.check_invariants();
     }
 }
 
@@ -66,20 +66,20 @@ async fn clock_jump_blocks_mint_not_revocation() {
 async fn clock_jump_blocks_mint_of_approved_request() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
-    let task = b.open(&agent).await;
+    let task = b.open_task(&agent).await;
     let pending = b
-        .ask(&agent, task, &disable("ann"), 120, "p")
+        .request_token(&agent, task, &disable("ann"), 120, "p")
         .await
         .pending();
-    b.yes("maria", pending.access_request, "one-security").await;
+    b.approve("maria", pending.access_request, "one-security").await;
     b.manual_clock.step_millis(3_000);
     assert_eq!(
-        refused(b.ask(&agent, task, &disable("ann"), 120, "p").await),
+        refused(b.request_token(&agent, task, &disable("ann"), 120, "p").await),
         Reason::ClockUnsure
     );
     b.manual_clock.step_millis(-2_500);
-    b.ask(&agent, task, &disable("ann"), 120, "p").await.token();
-    b.check();
+    b.request_token(&agent, task, &disable("ann"), 120, "p").await.token();
+    b.check_invariants();
 }
 
 #[tokio::test]
@@ -87,7 +87,7 @@ async fn start_with_clock_behind_journal_blocks_mint() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
     b.manual_clock.advance_millis(60_000);
-    b.try_open(&agent, "x", "open-1").await.expect("opens");
+    b.try_open_task(&agent, "x", "open-1").await.expect("opens");
     let trust = vec![(
         TrustDomain::parse(DOMAIN).expect("domain"),
         b.env.trust_bundle(),
@@ -96,20 +96,20 @@ async fn start_with_clock_behind_journal_blocks_mint() {
     let mut b = b.restart_with(trust, clock.clone()).await.expect("starts");
     b.clock = clock;
     b.manual_clock = manual_clock;
-    let open = b.try_open(&agent, "y", "open-2").await;
+    let open = b.try_open_task(&agent, "y", "open-2").await;
     assert_eq!(refused(open), Reason::ClockUnsure);
     b.manual_clock.advance_millis(46_000);
-    b.try_open(&agent, "y", "open-2").await.expect("opens");
-    b.check();
+    b.try_open_task(&agent, "y", "open-2").await.expect("opens");
+    b.check_invariants();
 }
 
 #[tokio::test]
 async fn feed_keeps_revocations_across_clock_jump() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
-    let task = b.open(&agent).await;
-    b.ask(&agent, task, &read_case(), 300, "t").await.token();
-    b.complete(&agent, task).await.expect("ends");
+    let task = b.open_task(&agent).await;
+    b.request_token(&agent, task, &read_case(), 300, "t").await.token();
+    b.complete_task(&agent, task).await.expect("ends");
     let ended = b.broker.state().feed_last().expect("an event");
     let tells = |b: &TestBroker| {
         let call = b.person_call("dipylon.v1.TokenService/WatchRevocations", "cases");

@@ -27,13 +27,13 @@ async fn at_once<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
 }
 
 async fn approved(b: &TestBroker, agent: &TestAgent) -> (TaskId, AccessRequestId) {
-    let task = b.open(agent).await;
+    let task = b.open_task(agent).await;
     let id = b
-        .ask(agent, task, &disable("ann"), 300, "first")
+        .request_token(agent, task, &disable("ann"), 300, "first")
         .await
         .pending()
         .access_request;
-    b.yes("maria", id, "one-security").await;
+    b.approve("maria", id, "one-security").await;
     (task, id)
 }
 
@@ -44,7 +44,7 @@ fn token_call(
     request: String,
 ) -> impl Future<Output = Result<TokenReply, Refusal>> + use<> {
     let (b, agent) = (b.clone(), agent.clone());
-    async move { b.ask(&agent, task, &disable("ann"), 300, &request).await }
+    async move { b.request_token(&agent, task, &disable("ann"), 300, &request).await }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -72,7 +72,7 @@ async fn concurrent_mints_one_wins() {
     assert_eq!((grants.len(), grants[0].issued.consumed), (1, Some(id)));
     // Those who came too late wait together for another yes.
     assert!(b.broker.state().waiting(b.now()).len() <= 1);
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -81,7 +81,7 @@ async fn concurrent_consumes_one_wins() {
     let triage = b.agent("triage");
     let (task, _) = approved(&b, &triage).await;
     let token = b
-        .ask(&triage, task, &disable("ann"), 300, "r")
+        .request_token(&triage, task, &disable("ann"), 300, "r")
         .await
         .token()
         .token;
@@ -105,21 +105,21 @@ async fn concurrent_consumes_one_wins() {
 
     let (task, _) = {
         let task = b
-            .try_open(&triage, "second", "open-2")
+            .try_open_task(&triage, "second", "open-2")
             .await
             .expect("opens")
             .task
             .task;
         let id = b
-            .ask(&triage, task, &disable("ann"), 300, "first")
+            .request_token(&triage, task, &disable("ann"), 300, "first")
             .await
             .pending()
             .access_request;
-        b.yes("lee", id, "one-security").await;
+        b.approve("lee", id, "one-security").await;
         (task, id)
     };
     let token = b
-        .ask(&triage, task, &disable("ann"), 300, "first")
+        .request_token(&triage, task, &disable("ann"), 300, "first")
         .await
         .token()
         .token;
@@ -135,14 +135,14 @@ async fn concurrent_consumes_one_wins() {
         .collect();
     assert_eq!(answers.len(), 1, "one use_id, one answer: {answers:?}");
     assert_eq!(b.broker.state().position().1, before + 1, "and one entry");
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_dpop_replay_and_shared_nonce() {
     let b = Arc::new(TestBroker::start().await);
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let method = "dipylon.v1.TaskService/RequestToken";
     let ask = |n: usize| TokenAsk {
         task,
@@ -193,7 +193,7 @@ async fn concurrent_dpop_replay_and_shared_nonce() {
             .all(|r| matches!(r, Ok(TokenReply::Token(_)))),
         "a nonce serves many proofs"
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -201,12 +201,12 @@ async fn no_mint_after_revocation() {
     for round in 0..6 {
         let b = Arc::new(TestBroker::start().await);
         let triage = b.agent("triage");
-        let task = b.open(&triage).await;
+        let task = b.open_task(&triage).await;
         let mints = (0..40).map(|n| {
             let (b, triage) = (b.clone(), triage.clone());
             tokio::spawn(async move {
                 let reply = b
-                    .ask(&triage, task, &read_case(), 60, &format!("r-{n}"))
+                    .request_token(&triage, task, &read_case(), 60, &format!("r-{n}"))
                     .await;
                 // The index folded when the answer was here: an end acknowledged before the question must refuse it.
                 (reply, b.broker.state().position().1)
@@ -214,17 +214,17 @@ async fn no_mint_after_revocation() {
         });
         let mints: Vec<_> = mints.collect();
         let ended = match round % 3 {
-            0 => b.complete(&triage, task).await.map(|report| report.index),
+            0 => b.complete_task(&triage, task).await.map(|report| report.index),
             1 => b.suspend("triage").await.map(|(_, index)| index),
             _ => {
                 let shut = b.env.policy_with("rules/20-guardrails.cedar", |t| {
                     format!("{t}\n@id(\"no-reading\") forbid (principal, action == Action::\"case.read\", resource);\n")
                 });
-                b.apply(shut).await.map(|_| b.broker.state().position().1)
+                b.apply_policy(shut).await.map(|_| b.broker.state().position().1)
             }
         };
         ended.expect("acknowledged");
-        let late = b.ask(&triage, task, &read_case(), 60, "late").await;
+        let late = b.request_token(&triage, task, &read_case(), 60, "late").await;
         assert!(
             !matches!(late, Ok(TokenReply::Token(_))),
             "minted after the end was acknowledged"
@@ -237,7 +237,7 @@ async fn no_mint_after_revocation() {
                 );
             }
         }
-        b.check();
+        b.check_invariants();
     }
 }
 
@@ -245,9 +245,9 @@ async fn no_mint_after_revocation() {
 async fn concurrent_votes_one_outcome() {
     let b = Arc::new(TestBroker::start().await);
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let id = b
-        .ask(&triage, task, &disable("ann"), 300, "r")
+        .request_token(&triage, task, &disable("ann"), 300, "r")
         .await
         .pending()
         .access_request;
@@ -280,11 +280,11 @@ async fn concurrent_votes_one_outcome() {
         1
     );
     assert_eq!(
-        b.ask(&triage, task, &disable("ann"), 300, "r")
+        b.request_token(&triage, task, &disable("ann"), 300, "r")
             .await
             .denied()
             .why,
         DeniedReason::DeniedByPerson
     );
-    b.check();
+    b.check_invariants();
 }

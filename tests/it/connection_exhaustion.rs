@@ -18,11 +18,11 @@ use tokio::net::{TcpSocket, TcpStream};
 use tonic::transport::Channel;
 
 use crate::support::rand_u64;
-use super::transport::{PEER, Setup, Site, http1, in_time, until, works};
+use super::transport::{PEER, TransportSetup, TestServer, http1, in_time, until, works};
 
 /// What a hostile end does and does not do.
 #[derive(Debug, Clone, Copy)]
-enum Hostile {
+enum AttackKind {
     Silent,
     HalfHello,
     SlowHeaders,
@@ -31,7 +31,7 @@ enum Hostile {
     SlowBody,
 }
 
-impl Hostile {
+impl AttackKind {
     /// What is sent before the silence.
     fn bytes(self) -> Vec<u8> {
         const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -51,7 +51,7 @@ impl Hostile {
 }
 
 /// Holds a connection and trickles a byte now and then where that keeps a naive server waiting; resolves when it is closed.
-async fn hold(mut stream: TcpStream, hostile: Hostile) {
+async fn hold(mut stream: TcpStream, hostile: AttackKind) {
     let _broken = stream.write_all(&hostile.bytes()).await;
     let mut buffer = [0; 1024];
     loop {
@@ -59,7 +59,7 @@ async fn hold(mut stream: TcpStream, hostile: Hostile) {
         match read {
             Ok(Ok(0) | Err(_)) => return,
             Ok(Ok(_)) => {}
-            Err(_) if matches!(hostile, Hostile::SlowHeaders | Hostile::SlowBody) => {
+            Err(_) if matches!(hostile, AttackKind::SlowHeaders | AttackKind::SlowBody) => {
                 if stream.write_all(b"a").await.is_err() {
                     return;
                 }
@@ -88,12 +88,12 @@ fn room_for_files(needed: u64) -> bool {
 }
 
 /// Thousands who never come to the point, and one honest client who is served throughout.
-async fn besieged(tls: bool, kinds: &[Hostile], each: usize) {
+async fn besieged(tls: bool, kinds: &[AttackKind], each: usize) {
     let many = each * kinds.len();
     if !room_for_files(u64::try_from(2 * many + 500).expect("small")) {
         return;
     }
-    let site = Site::start(Setup {
+    let site = TestServer::start(TransportSetup {
         tls,
         limits: Connections {
             max: 2 * many,
@@ -101,7 +101,7 @@ async fn besieged(tls: bool, kinds: &[Hostile], each: usize) {
             idle: Duration::from_secs(2),
             ..Connections::default()
         },
-        ..Setup::default()
+        ..TransportSetup::default()
     })
     .await;
     let task = site.task(site.once()).await.expect("opens");
@@ -156,21 +156,21 @@ async fn idle_connections_are_closed() {
     besieged(
         false,
         &[
-            Hostile::Silent,
-            Hostile::SlowHeaders,
-            Hostile::Preface,
-            Hostile::HalfHeaders,
-            Hostile::SlowBody,
+            AttackKind::Silent,
+            AttackKind::SlowHeaders,
+            AttackKind::Preface,
+            AttackKind::HalfHeaders,
+            AttackKind::SlowBody,
         ],
         200,
     )
     .await;
-    besieged(true, &[Hostile::Silent, Hostile::HalfHello], 500).await;
+    besieged(true, &[AttackKind::Silent, AttackKind::HalfHello], 500).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn full_server_queues_new_connections() {
-    let site = Site::start(Setup {
+    let site = TestServer::start(TransportSetup {
         unix: true,
         limits: Connections {
             max: 8,
@@ -180,7 +180,7 @@ async fn full_server_queues_new_connections() {
             idle: Duration::from_secs(3_000),
             ..Connections::default()
         },
-        ..Setup::default()
+        ..TransportSetup::default()
     })
     .await;
     let mut idle = Vec::new();
@@ -204,7 +204,7 @@ async fn full_server_queues_new_connections() {
             let address = site.address;
             tokio::spawn(async move {
                 if let Ok(stream) = TcpStream::connect(address).await {
-                    hold(stream, Hostile::Silent).await;
+                    hold(stream, AttackKind::Silent).await;
                 }
             })
         })
@@ -264,7 +264,7 @@ async fn probe_for_ever(mut stream: TcpStream) {
 }
 
 /// A validator's stream on a connection of its own, which is never made again.
-async fn watch_revocations(site: &Site) -> tonic::Streaming<v1::WatchRevocationsResponse> {
+async fn watch_revocations(site: &TestServer) -> tonic::Streaming<v1::WatchRevocationsResponse> {
     let channel = Channel::from_shared(site.url.clone()).expect("url");
     let mut tokens = TokenServiceClient::new(channel.connect().await.expect("connects"));
     let key = site.env.key_of("cases");
@@ -297,7 +297,7 @@ async fn watch_revocations(site: &Site) -> tonic::Streaming<v1::WatchRevocations
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unauthenticated_connections_are_evicted_first() {
-    let site = Site::start(Setup {
+    let site = TestServer::start(TransportSetup {
         limits: Connections {
             max: 8,
             max_per_source: 2,
@@ -305,7 +305,7 @@ async fn unauthenticated_connections_are_evicted_first() {
             age: Duration::from_secs(20_000),
             ..Connections::default()
         },
-        ..Setup::default()
+        ..TransportSetup::default()
     })
     .await;
     let mut stream = watch_revocations(&site).await;
@@ -370,13 +370,13 @@ async fn unauthenticated_connections_are_evicted_first() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn per_source_limit() {
-    let site = Site::start(Setup {
+    let site = TestServer::start(TransportSetup {
         limits: Connections {
             max_per_source: 4,
             first_request: Duration::from_secs(60),
             ..Connections::default()
         },
-        ..Setup::default()
+        ..TransportSetup::default()
     })
     .await;
     let mut held = Vec::new();
@@ -405,7 +405,7 @@ async fn per_source_limit() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rapid_reset_closes_the_connection() {
-    let site = Site::start(Setup::default()).await;
+    let site = TestServer::start(TransportSetup::default()).await;
     let task = site.task(site.once()).await.expect("opens");
     let (mut sender, connection) = site.raw().await;
     let mut reset = 0;
@@ -442,7 +442,7 @@ async fn rapid_reset_closes_the_connection() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stalled_reader_is_disconnected() {
-    let site = Site::start(Setup::default()).await;
+    let site = TestServer::start(TransportSetup::default()).await;
     let task = site.task(site.once()).await.expect("opens");
     let stream = TcpStream::connect(site.address).await.expect("connects");
     // A client that gives the broker no room to send.

@@ -27,13 +27,13 @@ use crate::support::served_broker::{ServedBroker, order};
 use super::transport::in_time;
 
 /// One answer.
-struct Answer {
+struct HttpResponse {
     status: u16,
     headers: Vec<(String, String)>,
     body: String,
 }
 
-impl Answer {
+impl HttpResponse {
     fn header(&self, name: &str) -> Option<&str> {
         let mut all = self.headers.iter().filter(|(key, _)| key == name);
         let first = all.next().map(|(_, value)| value.as_str());
@@ -66,14 +66,14 @@ impl Answer {
 }
 
 /// A browser: one origin, and one cookie or none.
-struct Browser {
+struct HttpBrowser {
     address: SocketAddr,
     origin: String,
     host: String,
     cookie: Option<String>,
 }
 
-impl Browser {
+impl HttpBrowser {
     fn new(s: &ServedBroker) -> Self {
         let host = s.url.trim_start_matches("http://").to_owned();
         let address = host.parse().expect("address");
@@ -86,7 +86,7 @@ impl Browser {
         }
     }
 
-    async fn send(&self, method: &str, path: &str, extra: &[(&str, &str)], body: &str) -> Answer {
+    async fn send(&self, method: &str, path: &str, extra: &[(&str, &str)], body: &str) -> HttpResponse {
         let mut request = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\n");
         if !extra.iter().any(|(name, _)| *name == "host") {
             request.push_str(&format!("host: {}\r\n", self.host));
@@ -108,7 +108,7 @@ impl Browser {
         let (head, body) = text.split_once("\r\n\r\n").expect("a head");
         let mut lines = head.lines();
         let status = lines.next().expect("a status line");
-        Answer {
+        HttpResponse {
             status: status[9..12].parse().expect("a status"),
             headers: lines
                 .map(|line| line.split_once(": ").expect("a header"))
@@ -118,11 +118,11 @@ impl Browser {
         }
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    async fn get(&self, path: &str) -> HttpResponse {
         self.send("GET", path, &[], "").await
     }
 
-    async fn post(&self, path: &str, body: &Value) -> Answer {
+    async fn post(&self, path: &str, body: &Value) -> HttpResponse {
         let headers = [
             ("origin", self.origin.as_str()),
             ("sec-fetch-site", "same-origin"),
@@ -131,7 +131,7 @@ impl Browser {
         self.send("POST", path, &headers, &body.to_string()).await
     }
 
-    async fn submit(&self, path: &str) -> Answer {
+    async fn submit(&self, path: &str) -> HttpResponse {
         let headers = [
             ("origin", self.origin.as_str()),
             ("content-type", "application/x-www-form-urlencoded"),
@@ -141,8 +141,8 @@ impl Browser {
 }
 
 /// A person at a browser, with a passkey that is enrolled.
-struct Seated {
-    browser: Browser,
+struct ConsoleUser {
+    browser: HttpBrowser,
     passkey: SoftwareAuthenticator,
 }
 
@@ -201,9 +201,9 @@ async fn invite(s: &ServedBroker, name: &str) -> String {
     invited.code.expose_secret().to_owned()
 }
 
-impl Seated {
+impl ConsoleUser {
     async fn enrol(s: &ServedBroker, name: &str) -> Self {
-        let browser = Browser::new(s);
+        let browser = HttpBrowser::new(s);
         let code = invite(s, name).await;
         let begun = browser
             .post("/console/enrol/begin", &json!({ "code": code }))
@@ -265,7 +265,7 @@ impl Seated {
     }
 
     /// Begins a vote on the card as it reads now, unless the test says on which.
-    async fn begin(&self, id: AccessRequestId, mut ask: Value) -> Answer {
+    async fn begin(&self, id: AccessRequestId, mut ask: Value) -> HttpResponse {
         if ask.get("policy").is_none() {
             ask["policy"] = self.policy(id).await.into();
         }
@@ -284,7 +284,7 @@ impl Seated {
         policy.to_owned()
     }
 
-    async fn cast(&self, id: AccessRequestId, begun: &Value, assertion: &Assertion) -> Answer {
+    async fn cast(&self, id: AccessRequestId, begun: &Value, assertion: &Assertion) -> HttpResponse {
         let mut body = sent(assertion);
         body["statement"] = begun["statement"].clone();
         self.browser
@@ -292,7 +292,7 @@ impl Seated {
             .await
     }
 
-    async fn vote(&self, id: AccessRequestId, ask: Value) -> Answer {
+    async fn vote(&self, id: AccessRequestId, ask: Value) -> HttpResponse {
         let begun = self.begin(id, ask).await.ok().json();
         let assertion = self
             .passkey
@@ -343,7 +343,7 @@ const HEADERS: &[(&str, &str)] = &[
     ),
 ];
 
-fn dressed(answer: &Answer, what: &str) {
+fn dressed(answer: &HttpResponse, what: &str) {
     for (name, value) in HEADERS {
         assert_eq!(answer.header(name), Some(*value), "{what}: {name}");
     }
@@ -357,7 +357,7 @@ fn size(s: &ServedBroker) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn anonymous_console_access() {
     let s = ServedBroker::start().await;
-    let mut browser = Browser::new(&s);
+    let mut browser = HttpBrowser::new(&s);
     for cookie in [None, Some("dipylon-session=forged".to_owned())] {
         browser.cookie = cookie;
         let before = size(&s);
@@ -429,8 +429,8 @@ async fn csrf_posts_are_rejected_and_gets_are_safe() {
     let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let id = pending(&task, disable("ann"), "r-1").await;
-    let maria = Seated::sign_in(&s, "maria").await;
-    let olga = Seated::sign_in(&s, "olga").await;
+    let maria = ConsoleUser::sign_in(&s, "maria").await;
+    let olga = ConsoleUser::sign_in(&s, "olga").await;
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
     let begun = maria.begin(id, ask.clone()).await.ok().json();
     let before = size(&s);
@@ -506,7 +506,7 @@ async fn csrf_posts_are_rejected_and_gets_are_safe() {
     assert_eq!(size(&s), before + 1);
 }
 
-fn dressed_or_asset(answer: &Answer, row: &Row) {
+fn dressed_or_asset(answer: &HttpResponse, row: &Row) {
     if row.shape != Shape::Asset {
         dressed(answer, row.name);
     }
@@ -521,7 +521,7 @@ async fn console_pages_by_role() {
         ("maria", CallerRole::Approver),
         ("olga", CallerRole::Operator),
     ] {
-        let seated = Seated::sign_in(&s, name).await;
+        let seated = ConsoleUser::sign_in(&s, name).await;
         let inbox = seated.browser.get("/console").await.ok();
         for (row, path) in paths() {
             let Who::Visitors(kinds) = row.who else {
@@ -574,10 +574,10 @@ async fn passkey_vote_end_to_end() {
     let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let (maria, lee) = (
-        Seated::sign_in(&s, "maria").await,
-        Seated::sign_in(&s, "lee").await,
+        ConsoleUser::sign_in(&s, "maria").await,
+        ConsoleUser::sign_in(&s, "lee").await,
     );
-    let dana = Seated::sign_in(&s, "dana").await;
+    let dana = ConsoleUser::sign_in(&s, "dana").await;
 
     let id = pending(&task, disable("ann"), "r-1").await;
     let inbox = maria.browser.get("/console").await.ok();
@@ -660,8 +660,8 @@ async fn sign_in_assertion_is_not_a_vote() {
     let task = s.task("triage").await;
     let id = pending(&task, disable("ann"), "r-1").await;
     let (maria, lee) = (
-        Seated::sign_in(&s, "maria").await,
-        Seated::sign_in(&s, "lee").await,
+        ConsoleUser::sign_in(&s, "maria").await,
+        ConsoleUser::sign_in(&s, "lee").await,
     );
     let origin = &maria.browser.origin;
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
@@ -689,26 +689,26 @@ async fn sign_in_assertion_is_not_a_vote() {
         "PASSKEY_WRONG"
     );
     // Without user verification, from another origin, in a frame, by a colleague's passkey.
-    let manners = |change: fn(&mut PasskeyBehaviour)| {
-        let mut manners = PasskeyBehaviour::default();
-        change(&mut manners);
-        manners
+    let behaviour = |change: fn(&mut PasskeyBehaviour)| {
+        let mut behaviour = PasskeyBehaviour::default();
+        change(&mut behaviour);
+        behaviour
     };
     for (what, bad) in [
-        ("no verification", manners(|m| m.verified = false)),
-        ("no presence", manners(|m| m.present = false)),
+        ("no verification", behaviour(|m| m.verified = false)),
+        ("no presence", behaviour(|m| m.present = false)),
         (
             "another origin",
-            manners(|m| m.origin = Some("http://localhost:1".to_owned())),
+            behaviour(|m| m.origin = Some("http://localhost:1".to_owned())),
         ),
         (
             "another type",
-            manners(|m| m.kind = Some("webauthn.create")),
+            behaviour(|m| m.kind = Some("webauthn.create")),
         ),
-        ("a frame", manners(|m| m.cross_origin = Some(json!(true)))),
+        ("a frame", behaviour(|m| m.cross_origin = Some(json!(true)))),
         (
             "another party",
-            manners(|m| m.rp_id = Some("evil.example".to_owned())),
+            behaviour(|m| m.rp_id = Some("evil.example".to_owned())),
         ),
     ] {
         let begun = begin().await;
@@ -752,10 +752,10 @@ async fn sign_in_assertion_is_not_a_vote() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sign_out_ends_the_session() {
     let s = ServedBroker::start().await;
-    let mut maria = Seated::sign_in(&s, "maria").await;
+    let mut maria = ConsoleUser::sign_in(&s, "maria").await;
     let origin = maria.browser.origin.clone();
     let assertion = maria.passkey.get(&maria.challenge().await, &origin);
-    let mut other = Browser::new(&s);
+    let mut other = HttpBrowser::new(&s);
     assert_eq!(
         other
             .post("/console/sign-in/finish", &sent(&assertion))
@@ -790,7 +790,7 @@ async fn sign_out_ends_the_session() {
     );
 
     // Two cookies of that name could be two people: neither is believed.
-    let lee = Seated::sign_in(&s, "lee").await;
+    let lee = ConsoleUser::sign_in(&s, "lee").await;
     let one = lee.browser.cookie.clone().expect("signed in");
     maria.browser.cookie = Some(format!("{one}; dipylon-session=x"));
     assert_eq!(maria.browser.get("/console").await.status, 303);
@@ -856,8 +856,8 @@ async fn untrusted_text_is_html_escaped() {
         other => panic!("not pending: {other:?}"),
     };
     let (maria, olga) = (
-        Seated::sign_in(&s, "maria").await,
-        Seated::sign_in(&s, "olga").await,
+        ConsoleUser::sign_in(&s, "maria").await,
+        ConsoleUser::sign_in(&s, "olga").await,
     );
     let tags = |page: &str| -> BTreeSet<String> {
         let starts = page.match_indices('<').map(|(at, _)| &page[at + 1..]);
@@ -916,7 +916,7 @@ async fn untrusted_text_is_html_escaped() {
 async fn inbox_event_stream() {
     let s = ServedBroker::start().await;
     let task = s.task("triage").await;
-    let maria = Seated::sign_in(&s, "maria").await;
+    let maria = ConsoleUser::sign_in(&s, "maria").await;
     let mut stream = TcpStream::connect(maria.browser.address)
         .await
         .expect("connects");
@@ -957,7 +957,7 @@ async fn revoke_token_form() {
         Ok(Outcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),
     };
-    let olga = Seated::sign_in(&s, "olga").await;
+    let olga = ConsoleUser::sign_in(&s, "olga").await;
     let page = olga.browser.get("/console/tokens").await.ok();
     assert!(
         page.body.contains(&format!("data-jti=\"{}\"", token.jti())),
@@ -1004,7 +1004,7 @@ async fn revoke_token_form() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn assets_are_immutable_by_hash() {
     let s = ServedBroker::start().await;
-    let browser = Browser::new(&s);
+    let browser = HttpBrowser::new(&s);
     let page = browser.get("/console/sign-in").await.ok().body;
     let mut seen = 0;
     for part in page
@@ -1032,7 +1032,7 @@ async fn assets_are_immutable_by_hash() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn event_streams_per_person_are_bounded() {
     let s = ServedBroker::start().await;
-    let maria = Arc::new(Seated::sign_in(&s, "maria").await);
+    let maria = Arc::new(ConsoleUser::sign_in(&s, "maria").await);
     let cookie = maria.browser.cookie.clone().expect("signed in");
     let mut open = Vec::new();
     let mut refused = 0;
@@ -1069,8 +1069,8 @@ async fn high_risk_card_dwell_time_and_quorum() {
     let task = s.task("triage").await;
     let isolate = action("host.isolate", "Host", "web-1", IDP, &[]);
     let id = pending(&task, isolate.clone(), "r-1").await;
-    let maria = Seated::sign_in(&s, "maria").await;
-    let lee = Seated::sign_in(&s, "lee").await;
+    let maria = ConsoleUser::sign_in(&s, "maria").await;
+    let lee = ConsoleUser::sign_in(&s, "lee").await;
     let policy = lee.policy(id).await;
     let ask = json!({ "profile": "two-security", "verdict": "approve", "policy": policy });
     let dwell = |page: &str| -> u64 {
@@ -1119,7 +1119,7 @@ async fn high_risk_card_dwell_time_and_quorum() {
 async fn slow_bodies_hold_no_permit() {
     let s = ServedBroker::start().await;
     let task = s.task("triage").await;
-    let browser = Browser::new(&s);
+    let browser = HttpBrowser::new(&s);
     let (path, live) = (
         format!("{}/console/sign-in/begin", browser.origin),
         format!("{}/livez", browser.origin),
@@ -1182,7 +1182,7 @@ async fn non_navigation_get_is_rejected() {
     let task = s.task("triage").await;
     let isolate = action("host.isolate", "Host", "web-1", IDP, &[]);
     let id = pending(&task, isolate, "r-1").await;
-    let maria = Seated::sign_in(&s, "maria").await;
+    let maria = ConsoleUser::sign_in(&s, "maria").await;
     let card = format!("/console/requests/{id}");
     for (row, path) in paths().chain([(&TABLE[0], "/console/nothing".to_owned())]) {
         let answer = maria.browser.send("HEAD", &path, &[], "").await;
@@ -1230,7 +1230,7 @@ async fn non_navigation_get_is_rejected() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn event_stream_ends_with_its_session() {
     let s = ServedBroker::start().await;
-    let maria = Seated::sign_in(&s, "maria").await;
+    let maria = ConsoleUser::sign_in(&s, "maria").await;
     let mut stream = TcpStream::connect(maria.browser.address)
         .await
         .expect("connects");
@@ -1257,7 +1257,7 @@ async fn vote_names_the_policy_of_its_card() {
     let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let id = pending(&task, disable("ann"), "r-1").await;
-    let maria = Seated::sign_in(&s, "maria").await;
+    let maria = ConsoleUser::sign_in(&s, "maria").await;
     let policy = maria.policy(id).await;
     let page = maria.browser.get(&format!("/console/requests/{id}")).await;
     assert!(page.body.contains(&format!("data-policy=\"{policy}\"")));

@@ -33,7 +33,7 @@ struct Ledger {
     rules: usize,
 }
 
-pub struct Realm {
+pub struct BrokerDeployment {
     pub env: TestEnvironment,
     root: PathBuf,
     pub url: String,
@@ -43,7 +43,7 @@ pub struct Realm {
     next: AtomicU64,
 }
 
-impl Realm {
+impl BrokerDeployment {
     pub fn new(root: &Path) -> Self {
         Self::with(root, "")
     }
@@ -82,11 +82,11 @@ impl Realm {
     }
 
     async fn broker(&self) -> Child {
-        self.broker_telling(Stdio::inherit(), "error").await
+        self.broker_with_log(Stdio::inherit(), "error").await
     }
 
     /// The real process, its log at a level into a place.
-    pub async fn broker_telling(&self, log: Stdio, level: &str) -> Child {
+    pub async fn broker_with_log(&self, log: Stdio, level: &str) -> Child {
         let ready = self.root.join("ready.json");
         let _none = std::fs::remove_file(&ready);
         let mut child = Command::new(env!("CARGO_BIN_EXE_dipylon"))
@@ -344,7 +344,7 @@ impl Realm {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigkill_under_load() {
     let temp = tempfile::tempdir().expect("dir");
-    let realm = Arc::new(Realm::new(temp.path()));
+    let realm = Arc::new(BrokerDeployment::new(temp.path()));
     let mut noted = None;
     for _ in 0..ROUNDS {
         let mut broker = realm.broker().await;

@@ -214,14 +214,14 @@ async fn malformed_evidence_is_rejected() {
         entries + 1,
         "but the count of it"
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
 async fn dpop_proofs_for_other_calls_are_rejected() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let method = "dipylon.v1.TaskService/RequestToken";
     let ask = |action: Action| dipylon::broker::TokenAsk {
         task,
@@ -285,22 +285,22 @@ async fn dpop_proofs_for_other_calls_are_rejected() {
     );
     // After a restart this broker has verified nothing yet: evidence is asked for, and then it goes on.
     assert_eq!(
-        refused(b.ask(&triage, task, &read_case(), 60, "r").await),
+        refused(b.request_token(&triage, task, &read_case(), 60, "r").await),
         Reason::EvidenceStale
     );
     let shown = b.svid(&triage);
-    b.ask_showing(&triage, task, &read_case(), 60, "r", Some(shown))
+    b.request_token_with_evidence(&triage, task, &read_case(), 60, "r", Some(shown))
         .await
         .token();
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
 async fn trust_key_removal_ends_its_tasks() {
     let mut b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
-    let given = b.ask(&triage, task, &read_case(), 300, "r").await.token();
+    let task = b.open_task(&triage).await;
+    let given = b.request_token(&triage, task, &read_case(), 300, "r").await.token();
     assert!(b.introspect("cases", &given.token));
     // The trust domain replaces its key; the broker learns it at its next start, enters it, and sweeps.
     let env = std::sync::Arc::get_mut(&mut b.env).expect("one handle");
@@ -317,8 +317,8 @@ async fn trust_key_removal_ends_its_tasks() {
             .cause,
         EndCause::Trust
     );
-    b.try_open(&triage, "again", "open-2")
+    b.try_open_task(&triage, "again", "open-2")
         .await
         .expect("evidence by the new key is good");
-    b.check();
+    b.check_invariants();
 }

@@ -11,16 +11,16 @@ use ciborium::value::Value as Cbor;
 use dipylon::webauthn::{self, Assertion, Registration, RelyingParty, WebauthnError};
 use serde_json::{Value, json};
 
-use crate::support::software_authenticator::{Kind, PasskeyBehaviour, SoftwareAuthenticator, attestation_object, encoded};
+use crate::support::software_authenticator::{KeyKind, PasskeyBehaviour, SoftwareAuthenticator, attestation_object, encoded};
 use crate::webauthn::{ceremonies, example};
 
 /// The other library as a process of its own.
-struct Peer {
+struct Fido2Process {
     child: Child,
     answers: BufReader<ChildStdout>,
 }
 
-impl Peer {
+impl Fido2Process {
     /// Starts it; `None`, loudly, where it is not installed and nobody requires it.
     fn start() -> Option<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -70,7 +70,7 @@ impl Peer {
     }
 }
 
-impl Drop for Peer {
+impl Drop for Fido2Process {
     fn drop(&mut self) {
         drop(self.child.stdin.take());
         let _status = self.child.wait();
@@ -104,7 +104,7 @@ enum Case {
 }
 
 /// Why we may say no where the other library says yes. Every other difference is a fault of one of the two.
-fn on_purpose(no: WebauthnError) -> Option<&'static str> {
+fn known_difference(no: WebauthnError) -> Option<&'static str> {
     match no {
         WebauthnError::CrossOrigin => Some("frames: it does not look"),
         WebauthnError::BackupState | WebauthnError::BackupEligibility => {
@@ -143,7 +143,7 @@ struct Tally {
 }
 
 impl Tally {
-    fn judge(&mut self, peer: &mut Peer, rp: &RelyingParty, name: &str, case: &Case) {
+    fn judge(&mut self, peer: &mut Fido2Process, rp: &RelyingParty, name: &str, case: &Case) {
         let (ours, asked) = match case {
             Case::Made { challenge, made } => (
                 webauthn::register(rp, challenge, made).map(|_| ()),
@@ -181,7 +181,7 @@ impl Tally {
             (Ok(()), true) => self.yes += 1,
             (Err(_), false) => self.no += 1,
             (Err(no), true) => {
-                let reason = on_purpose(no)
+                let reason = known_difference(no)
                     .unwrap_or_else(|| panic!("{name}: we say {no}, they say yes: {asked}"));
                 *self.stricter.entry(reason).or_default() += 1;
             }
@@ -203,7 +203,7 @@ fn credential_data(made: &Registration) -> Vec<u8> {
 
 #[test]
 fn matches_fido2_on_spec_examples() {
-    let (Some(mut peer), Some(ceremonies)) = (Peer::start(), ceremonies()) else {
+    let (Some(mut peer), Some(ceremonies)) = (Fido2Process::start(), ceremonies()) else {
         return;
     };
     let rp = example();
@@ -235,7 +235,7 @@ fn matches_fido2_on_spec_examples() {
 
 #[test]
 fn matches_fido2_on_its_own_output() {
-    let Some(mut peer) = Peer::start() else {
+    let Some(mut peer) = Fido2Process::start() else {
         return;
     };
     let rp = RelyingParty {
@@ -288,19 +288,19 @@ fn matches_fido2_on_its_own_output() {
 
 #[test]
 fn matches_fido2_on_generated_and_mutated_cases() {
-    let Some(mut peer) = Peer::start() else {
+    let Some(mut peer) = Fido2Process::start() else {
         return;
     };
     let rp = example();
-    let mut dice = Dice(0x0123_4567_89ab_cdef);
+    let mut rng = SeededRng(0x0123_4567_89ab_cdef);
     let mut tally = Tally::default();
     for round in 0..ROUNDS {
-        let kind = if dice.below(3) == 0 {
-            Kind::EdDsa
+        let kind = if rng.below(3) == 0 {
+            KeyKind::EdDsa
         } else {
-            Kind::Es256
+            KeyKind::Es256
         };
-        let challenge = dice.bytes(16 + round % 48);
+        let challenge = rng.bytes(16 + round % 48);
         let (passkey, made) = SoftwareAuthenticator::create_as(
             kind,
             &rp.id,
@@ -310,10 +310,10 @@ fn matches_fido2_on_generated_and_mutated_cases() {
             &PasskeyBehaviour::default(),
         );
         let credential = webauthn::register(&rp, &challenge, &made).expect("good");
-        let manners = some_manners(&mut dice);
+        let behaviour = random_behaviour(&mut rng);
         let (_, mannered) =
-            SoftwareAuthenticator::create_as(kind, &rp.id, &rp.origin, &challenge, &[1; 16], &manners);
-        let name = format!("round {round}: {manners:?}");
+            SoftwareAuthenticator::create_as(kind, &rp.id, &rp.origin, &challenge, &[1; 16], &behaviour);
+        let name = format!("round {round}: {behaviour:?}");
         let case = |made| Case::Made {
             challenge: challenge.clone(),
             made,
@@ -323,11 +323,11 @@ fn matches_fido2_on_generated_and_mutated_cases() {
             &mut peer,
             &rp,
             &format!("round {round}, spoiled"),
-            &case(spoiled_registration(&mut dice, &mannered)),
+            &case(spoiled_registration(&mut rng, &mannered)),
         );
 
-        let asked = if dice.below(16) == 0 {
-            dice.bytes(32)
+        let asked = if rng.below(16) == 0 {
+            rng.bytes(32)
         } else {
             challenge.clone()
         };
@@ -337,21 +337,21 @@ fn matches_fido2_on_generated_and_mutated_cases() {
             challenge: challenge.clone(),
             assertion,
         };
-        let assertion = passkey.get_as(&asked, &rp.origin, &manners);
+        let assertion = passkey.get_as(&asked, &rp.origin, &behaviour);
         tally.judge(&mut peer, &rp, &name, &case(assertion.clone()));
         // A byte changed under the old signature, and bytes changed before the right key signs.
         let mut torn = assertion.clone();
-        match dice.below(3) {
-            0 => dice.spoil(&mut torn.client_data_json),
-            1 => dice.spoil(&mut torn.authenticator_data),
-            _ => dice.spoil(&mut torn.signature),
+        match rng.below(3) {
+            0 => rng.spoil(&mut torn.client_data_json),
+            1 => rng.spoil(&mut torn.authenticator_data),
+            _ => rng.spoil(&mut torn.signature),
         }
         tally.judge(&mut peer, &rp, &format!("round {round}, torn"), &case(torn));
         let (mut data, mut said) = (assertion.authenticator_data, assertion.client_data_json);
-        if dice.below(2) == 0 {
-            dice.spoil(&mut data);
+        if rng.below(2) == 0 {
+            rng.spoil(&mut data);
         } else {
-            dice.spoil(&mut said);
+            rng.spoil(&mut said);
         }
         let signed = passkey.sign(data, said);
         tally.judge(
@@ -371,33 +371,33 @@ fn matches_fido2_on_generated_and_mutated_cases() {
     );
 }
 
-/// Good manners half of the time, and one bad habit otherwise.
-fn some_manners(dice: &mut Dice) -> PasskeyBehaviour {
-    let mut manners = PasskeyBehaviour::default();
-    match dice.below(24) {
-        0 => manners.verified = false,
-        1 => manners.present = false,
-        2 => manners.backup_eligible = false,
-        3 => (manners.backup_eligible, manners.backed_up) = (false, false),
-        4 => manners.backed_up = false,
-        5 => manners.kind = Some("webauthn.create"),
-        6 => manners.kind = Some("webauthn.get"),
-        7 => manners.origin = Some("https://evil-example.org".to_owned()),
-        8 => manners.origin = Some("https://a.example.org".to_owned()),
-        9 => manners.cross_origin = Some(json!(true)),
-        10 => manners.top_origin = Some("https://example.com".to_owned()),
-        11 => manners.rp_id = Some("example.com".to_owned()),
-        12 => manners.extensions = Some(Cbor::Map(vec![("credProps".into(), true.into())])),
-        13 => manners.extensions = Some(Cbor::Array(Vec::new())),
-        14 => manners.cross_origin = None,
-        15 => manners.attested_again = true,
+/// Good behaviour half of the time, and one bad habit otherwise.
+fn random_behaviour(rng: &mut SeededRng) -> PasskeyBehaviour {
+    let mut behaviour = PasskeyBehaviour::default();
+    match rng.below(24) {
+        0 => behaviour.verified = false,
+        1 => behaviour.present = false,
+        2 => behaviour.backup_eligible = false,
+        3 => (behaviour.backup_eligible, behaviour.backed_up) = (false, false),
+        4 => behaviour.backed_up = false,
+        5 => behaviour.kind = Some("webauthn.create"),
+        6 => behaviour.kind = Some("webauthn.get"),
+        7 => behaviour.origin = Some("https://evil-example.org".to_owned()),
+        8 => behaviour.origin = Some("https://a.example.org".to_owned()),
+        9 => behaviour.cross_origin = Some(json!(true)),
+        10 => behaviour.top_origin = Some("https://example.com".to_owned()),
+        11 => behaviour.rp_id = Some("example.com".to_owned()),
+        12 => behaviour.extensions = Some(Cbor::Map(vec![("credProps".into(), true.into())])),
+        13 => behaviour.extensions = Some(Cbor::Array(Vec::new())),
+        14 => behaviour.cross_origin = None,
+        15 => behaviour.attested_again = true,
         _ => {}
     }
-    manners
+    behaviour
 }
 
 /// A registration with something in it changed: nothing signs it, so both must read it alike.
-fn spoiled_registration(dice: &mut Dice, made: &Registration) -> Registration {
+fn spoiled_registration(rng: &mut SeededRng, made: &Registration) -> Registration {
     let mut spoiled = made.clone();
     let Cbor::Map(mut members) = ciborium::from_reader(&made.attestation_object[..]).expect("CBOR")
     else {
@@ -409,35 +409,35 @@ fn spoiled_registration(dice: &mut Dice, made: &Registration) -> Registration {
         .and_then(|(_, data)| data.as_bytes())
         .expect("authData")
         .clone();
-    match dice.below(7) {
-        0 => dice.spoil(&mut spoiled.client_data_json),
+    match rng.below(7) {
+        0 => rng.spoil(&mut spoiled.client_data_json),
         1 => {
-            let end = dice.below(data.len());
+            let end = rng.below(data.len());
             spoiled.attestation_object = attestation_object(&data[..end]);
         }
         2 => {
-            let longer = [&data[..], &dice.bytes(1)].concat();
+            let longer = [&data[..], &rng.bytes(1)].concat();
             spoiled.attestation_object = attestation_object(&longer);
         }
         3 => {
             let mut data = data;
-            data[32] ^= 1 << dice.below(8);
+            data[32] ^= 1 << rng.below(8);
             spoiled.attestation_object = attestation_object(&data);
         }
         4 => {
-            members.remove(dice.below(3));
+            members.remove(rng.below(3));
             spoiled.attestation_object = encoded(&Cbor::Map(members));
         }
         5 => spoiled.attestation_object.push(0),
-        _ => dice.spoil(&mut spoiled.attestation_object[..40]),
+        _ => rng.spoil(&mut spoiled.attestation_object[..40]),
     }
     spoiled
 }
 
 /// A seeded generator (xorshift64*): a round that fails is the same round next time, but for its keys.
-struct Dice(u64);
+struct SeededRng(u64);
 
-impl Dice {
+impl SeededRng {
     fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;

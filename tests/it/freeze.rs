@@ -6,7 +6,7 @@ use dipylon::broker::{AccessRequestStatus, TaskFilter};
 use dipylon::journal::Faults;
 use dipylon::model::*;
 
-use crate::support::{Expect as _, TestBroker, TestEnvironment, disable, read_case, refused};
+use crate::support::{ExpectReply as _, TestBroker, TestEnvironment, disable, read_case, refused};
 
 fn cause(b: &TestBroker, task: TaskId) -> Option<EndCause> {
     b.broker
@@ -28,14 +28,14 @@ async fn freeze_scopes() {
     ] {
         let b = TestBroker::start().await;
         let (triage, reporter) = (b.agent("triage"), b.agent("reporter"));
-        let (task, other) = (b.open(&triage).await, b.open(&reporter).await);
-        let token = b.ask(&triage, task, &read_case(), 300, "t").await.token();
+        let (task, other) = (b.open_task(&triage).await, b.open_task(&reporter).await);
+        let token = b.request_token(&triage, task, &read_case(), 300, "t").await.token();
         let others = b
-            .ask(&reporter, other, &read_case(), 300, "t")
+            .request_token(&reporter, other, &read_case(), 300, "t")
             .await
             .token();
         let pending = b
-            .ask(&triage, task, &disable("ann"), 120, "p")
+            .request_token(&triage, task, &disable("ann"), 120, "p")
             .await
             .pending();
 
@@ -63,14 +63,14 @@ async fn freeze_scopes() {
                 Verdict::Approve,
             );
             assert_eq!(refused(vote.await), Reason::AccessRequestClosed, "{scope}");
-            let again = b.try_open(&triage, "again", "open-2").await;
+            let again = b.try_open_task(&triage, "again", "open-2").await;
             assert_eq!(
                 refused(again),
                 Reason::NotAuthenticated,
                 "{scope}: gate 1 is closed"
             );
         } else {
-            b.try_open(&triage, "again", "open-2")
+            b.try_open_task(&triage, "again", "open-2")
                 .await
                 .expect("the others go on");
         }
@@ -91,10 +91,10 @@ async fn freeze_scopes() {
             !triage_hit,
             "{scope}: nothing comes back"
         );
-        b.try_open(&b.agent("triage"), "new", "open-3")
+        b.try_open_task(&b.agent("triage"), "new", "open-3")
             .await
             .expect("opens");
-        b.check();
+        b.check_invariants();
     }
 }
 
@@ -102,22 +102,22 @@ async fn freeze_scopes() {
 async fn frozen_action_ends_tokens_and_requests_not_tasks() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
-    let task = b.open(&agent).await;
-    let reading = b.ask(&agent, task, &read_case(), 300, "r").await.token();
+    let task = b.open_task(&agent).await;
+    let reading = b.request_token(&agent, task, &read_case(), 300, "r").await.token();
     let ask = b
-        .ask(&agent, task, &disable("ann"), 120, "ann")
+        .request_token(&agent, task, &disable("ann"), 120, "ann")
         .await
         .pending();
-    b.yes("maria", ask.access_request, "one-security").await;
+    b.approve("maria", ask.access_request, "one-security").await;
     let disabling = b
-        .ask(&agent, task, &disable("ann"), 120, "ann")
+        .request_token(&agent, task, &disable("ann"), 120, "ann")
         .await
         .token();
     let waiting = b
-        .ask(&agent, task, &disable("cara"), 120, "cara")
+        .request_token(&agent, task, &disable("cara"), 120, "cara")
         .await
         .pending();
-    b.yes("maria", waiting.access_request, "one-security").await;
+    b.approve("maria", waiting.access_request, "one-security").await;
 
     let done = b.freeze("action/account.disable").await.expect("freezes");
     assert_eq!((done.tasks, done.tokens, done.access_requests), (0, 1, 1));
@@ -132,7 +132,7 @@ async fn frozen_action_ends_tokens_and_requests_not_tasks() {
     );
     // The yes that was there is void: the request it was for is over.
     let denied = b
-        .ask(&agent, task, &disable("cara"), 120, "cara")
+        .request_token(&agent, task, &disable("cara"), 120, "cara")
         .await
         .denied();
     assert_eq!(denied.why, DeniedReason::Frozen);
@@ -143,16 +143,16 @@ async fn frozen_action_ends_tokens_and_requests_not_tasks() {
         .expect("a card");
     assert_eq!(card.standing, AccessRequestStatus::Ended);
     assert_eq!(
-        refused(b.ask(&agent, task, &disable("ann"), 120, "ann").await),
+        refused(b.request_token(&agent, task, &disable("ann"), 120, "ann").await),
         Reason::TokenDead
     );
 
     b.unfreeze("action/account.disable").await.expect("lifts");
     assert!(!b.introspect("idp", &disabling.token), "nothing comes back");
-    b.ask(&agent, task, &disable("cara"), 120, "cara-2")
+    b.request_token(&agent, task, &disable("cara"), 120, "cara-2")
         .await
         .pending();
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -160,12 +160,12 @@ async fn freeze_beats_mint_in_flight() {
     for scope in ["all", "agent/triage", "owner/dana", "action/case.read"] {
         let b = Arc::new(TestBroker::start().await);
         let agent = Arc::new(b.agent("triage"));
-        let task = b.open(&agent).await;
+        let task = b.open_task(&agent).await;
         let minting: Vec<_> = (0..60)
             .map(|i| {
                 let (b, agent) = (b.clone(), agent.clone());
                 tokio::spawn(async move {
-                    b.ask(&agent, task, &read_case(), 300, &format!("r-{i}"))
+                    b.request_token(&agent, task, &read_case(), 300, &format!("r-{i}"))
                         .await
                 })
             })
@@ -180,7 +180,7 @@ async fn freeze_beats_mint_in_flight() {
             }
         }
         // The journal alone shows that no grant stands behind the freeze.
-        b.check();
+        b.check_invariants();
     }
 }
 
@@ -188,24 +188,24 @@ async fn freeze_beats_mint_in_flight() {
 async fn frozen_owner_includes_former_agents() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
-    let token = b.ask(&triage, task, &read_case(), 300, "t").await.token();
+    let task = b.open_task(&triage).await;
+    let token = b.request_token(&triage, task, &read_case(), 300, "t").await.token();
     // Dana hands the agent over; what was opened in her name still answers to her.
     let files = b.env.policy_with("agents.toml", |t| {
         t.replacen("owner = \"dana\"", "owner = \"lee\"", 1)
     });
-    b.apply(files).await.expect("applies");
+    b.apply_policy(files).await.expect("applies");
     assert!(b.introspect("cases", &token.token), "still allowed");
     b.freeze("owner/dana").await.expect("freezes");
     assert!(!b.introspect("cases", &token.token));
     // The agent is Lee's by now, and Lee is not frozen.
-    b.try_open(&triage, "again", "open-2").await.expect("opens");
+    b.try_open_task(&triage, "again", "open-2").await.expect("opens");
     b.freeze("owner/lee").await.expect("freezes");
     assert_eq!(
-        refused(b.try_open(&triage, "x", "open-3").await),
+        refused(b.try_open_task(&triage, "x", "open-3").await),
         Reason::NotAuthenticated
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
@@ -227,33 +227,33 @@ async fn unknown_scopes_are_rejected() {
 async fn revoking_one_token_keeps_its_task() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
-    let task = b.open(&agent).await;
-    let one = b.ask(&agent, task, &read_case(), 300, "one").await.token();
-    let two = b.ask(&agent, task, &read_case(), 300, "two").await.token();
+    let task = b.open_task(&agent).await;
+    let one = b.request_token(&agent, task, &read_case(), 300, "one").await.token();
+    let two = b.request_token(&agent, task, &read_case(), 300, "two").await.token();
     let done = b.revoke(one.issued.jti).await.expect("revokes");
     assert!(done.changed && done.index.is_some());
     assert!(!b.introspect("cases", &one.token));
     assert!(b.introspect("cases", &two.token));
     assert_eq!(
-        refused(b.ask(&agent, task, &read_case(), 300, "one").await),
+        refused(b.request_token(&agent, task, &read_case(), 300, "one").await),
         Reason::TokenDead
     );
     let again = b.revoke(one.issued.jti).await.expect("idempotent");
     assert_eq!((again.changed, again.index), (false, done.index));
-    b.complete(&agent, task).await.expect("ends");
+    b.complete_task(&agent, task).await.expect("ends");
     let over = b.revoke(two.issued.jti).await.expect("says why");
     assert_eq!((over.changed, over.cause), (false, EndCause::Completed));
     let stranger = TokenId::from_random([7; 16]);
     assert_eq!(refused(b.revoke(stranger).await), Reason::NotFound);
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
 async fn pinned_agent_key_is_enforced() {
     let b = TestBroker::start().await;
     let (pinned, thief) = (b.agent("triage"), b.agent("triage"));
-    let task = b.open(&thief).await;
-    let token = b.ask(&thief, task, &read_case(), 300, "t").await.token();
+    let task = b.open_task(&thief).await;
+    let token = b.request_token(&thief, task, &read_case(), 300, "t").await.token();
     let jkt = pinned.key.public().thumbprint().to_string();
     let files = b.env.policy_with("agents.toml", |t| {
         t.replacen(
@@ -262,7 +262,7 @@ async fn pinned_agent_key_is_enforced() {
             1,
         )
     });
-    let applied = b.apply(files).await.expect("applies");
+    let applied = b.apply_policy(files).await.expect("applies");
     assert_eq!(
         applied.swept.tasks, 1,
         "what another key had opened is over"
@@ -270,17 +270,17 @@ async fn pinned_agent_key_is_enforced() {
     assert!(!b.introspect("cases", &token.token));
     // The very same evidence, another key: gate 1.
     assert_eq!(
-        refused(b.try_open(&thief, "x", "open-2").await),
+        refused(b.try_open_task(&thief, "x", "open-2").await),
         Reason::NotAuthenticated
     );
     let task = b
-        .try_open(&pinned, "x", "open-2")
+        .try_open_task(&pinned, "x", "open-2")
         .await
         .expect("opens")
         .task
         .task;
-    b.ask(&pinned, task, &read_case(), 300, "t").await.token();
-    b.check();
+    b.request_token(&pinned, task, &read_case(), 300, "t").await.token();
+    b.check_invariants();
     let call = b.person_call("dipylon.v1.GovernanceService/GetAgent", "olga");
     let view = b
         .broker
@@ -301,7 +301,7 @@ async fn pinned_agent_key_is_enforced() {
             1,
         )
     });
-    assert_eq!(refused(b.apply(bad).await), Reason::InvalidPolicyBundle);
+    assert_eq!(refused(b.apply_policy(bad).await), Reason::InvalidPolicyBundle);
 }
 
 #[tokio::test]
@@ -314,8 +314,8 @@ async fn freeze_is_enforced_before_it_is_durable() {
         };
         let b = TestBroker::start_with(TestEnvironment::new(), faults).await;
         let agent = b.agent("triage");
-        let task = b.open(&agent).await;
-        let token = b.ask(&agent, task, &read_case(), 300, "t").await.token();
+        let task = b.open_task(&agent).await;
+        let token = b.request_token(&agent, task, &read_case(), 300, "t").await.token();
         full.store(true, std::sync::atomic::Ordering::SeqCst);
         let refusal = b.freeze(scope).await.expect_err(scope);
         assert_eq!(refusal.reason, Reason::JournalUnavailable, "{scope}");
@@ -325,7 +325,7 @@ async fn freeze_is_enforced_before_it_is_durable() {
             "{scope}: refused here at once"
         );
         full.store(false, std::sync::atomic::Ordering::SeqCst);
-        let ask = b.ask(&agent, task, &read_case(), 300, "t-2").await;
+        let ask = b.request_token(&agent, task, &read_case(), 300, "t-2").await;
         assert!(
             !matches!(ask, Ok(dipylon::broker::TokenReply::Token(_))),
             "{scope}: {ask:?}"
@@ -338,7 +338,7 @@ async fn freeze_is_enforced_before_it_is_durable() {
         b.broker.upkeep_once().await.expect("written by now");
         assert_eq!(b.broker.unwritten_ends(), 0, "{scope}");
         assert_eq!(b.broker.state().freezes().len(), 1, "{scope}");
-        b.check();
+        b.check_invariants();
     }
 }
 
@@ -350,17 +350,17 @@ async fn operators_list_tasks_and_agents() {
     for i in 0..5 {
         b.manual_clock.advance_millis(10);
         let opened = b
-            .try_open(&agent, &format!("purpose {i}"), &format!("r{i}"))
+            .try_open_task(&agent, &format!("purpose {i}"), &format!("r{i}"))
             .await;
         tasks.push(opened.expect("opens").task.task);
     }
-    b.ask(&agent, tasks[4], &read_case(), 300, "t")
+    b.request_token(&agent, tasks[4], &read_case(), 300, "t")
         .await
         .token();
-    b.ask(&agent, tasks[4], &disable("ann"), 120, "p")
+    b.request_token(&agent, tasks[4], &disable("ann"), 120, "p")
         .await
         .pending();
-    b.complete(&agent, tasks[2]).await.expect("ends");
+    b.complete_task(&agent, tasks[2]).await.expect("ends");
     let call =
         |method: &str| b.person_call(&format!("dipylon.v1.GovernanceService/{method}"), "olga");
     let list = |filter: TaskFilter| {
@@ -427,32 +427,32 @@ async fn operators_list_tasks_and_agents() {
 async fn agent_transferred_to_frozen_owner_is_frozen() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
-    let token = b.ask(&triage, task, &read_case(), 300, "t").await.token();
+    let task = b.open_task(&triage).await;
+    let token = b.request_token(&triage, task, &read_case(), 300, "t").await.token();
     b.freeze("owner/maria").await.expect("freezes");
     assert!(b.introspect("cases", &token.token), "dana's agent goes on");
     let files = b.env.policy_with("agents.toml", |t| {
         t.replacen("owner = \"dana\"", "owner = \"maria\"", 1)
     });
-    let applied = b.apply(files).await.expect("applies");
+    let applied = b.apply_policy(files).await.expect("applies");
     assert_eq!(applied.swept.tasks, 1);
     assert!(!b.introspect("cases", &token.token));
     assert_eq!(cause(&b, task), Some(EndCause::Frozen));
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
 async fn owner_at_task_opening_cannot_vote() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     // Opened in dana's name, lee's by now: neither may say yes.
     let files = b.env.policy_with("agents.toml", |t| {
         t.replacen("owner = \"dana\"", "owner = \"lee\"", 1)
     });
-    b.apply(files).await.expect("applies");
+    b.apply_policy(files).await.expect("applies");
     let pending = b
-        .ask(&triage, task, &disable("ann"), 120, "p")
+        .request_token(&triage, task, &disable("ann"), 120, "p")
         .await
         .pending();
     for owner in ["dana", "lee"] {
@@ -464,11 +464,11 @@ async fn owner_at_task_opening_cannot_vote() {
         );
         assert_eq!(refused(vote.await), Reason::NotEligible, "{owner}");
     }
-    b.yes("maria", pending.access_request, "one-security").await;
-    b.ask(&triage, task, &disable("ann"), 120, "p")
+    b.approve("maria", pending.access_request, "one-security").await;
+    b.request_token(&triage, task, &disable("ann"), 120, "p")
         .await
         .token();
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
@@ -480,7 +480,7 @@ async fn pending_freeze_cannot_be_lifted() {
     };
     let b = TestBroker::start_with(TestEnvironment::new(), faults).await;
     let agent = b.agent("triage");
-    let task = b.open(&agent).await;
+    let task = b.open_task(&agent).await;
     full.store(true, std::sync::atomic::Ordering::SeqCst);
     assert_eq!(
         refused(b.suspend("triage").await),
@@ -504,7 +504,7 @@ async fn pending_freeze_cannot_be_lifted() {
             .suspended
     );
     assert_eq!(cause(&b, task), Some(EndCause::Suspended));
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -515,7 +515,7 @@ async fn concurrent_keep_alives_and_ends_leave_no_lease() {
         let mut tasks = Vec::new();
         for i in 0..40 {
             let opened = b
-                .open_with(&agent, "work", &format!("r{i}"), Some(60))
+                .open_task_with(&agent, "work", &format!("r{i}"), Some(60))
                 .await;
             tasks.push(opened.expect("opens").task.task);
         }
@@ -542,6 +542,6 @@ async fn concurrent_keep_alives_and_ends_leave_no_lease() {
             [],
             "nothing is due of what is over"
         );
-        b.check();
+        b.check_invariants();
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dipylon::model::*;
 
-use crate::support::{Expect as _, IDP, TestBroker, disable, read_case, refused};
+use crate::support::{ExpectReply as _, IDP, TestBroker, disable, read_case, refused};
 use crate::support::invariants;
 
 fn entries(b: &TestBroker) -> u64 {
@@ -16,13 +16,13 @@ async fn missed_heartbeat_ends_task_and_tokens() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
     let opened = b
-        .open_with(&agent, "work", "r", Some(30))
+        .open_task_with(&agent, "work", "r", Some(30))
         .await
         .expect("opens");
     let task = opened.task.task;
     let first = opened.lease_until.expect("a lease");
     assert_eq!(first, b.now().plus_secs(30));
-    let token = b.ask(&agent, task, &read_case(), 300, "t").await.token();
+    let token = b.request_token(&agent, task, &read_case(), 300, "t").await.token();
 
     b.manual_clock.advance_millis(29_000);
     assert!(b.introspect("cases", &token.token), "it lives");
@@ -32,7 +32,7 @@ async fn missed_heartbeat_ends_task_and_tokens() {
         !b.introspect("cases", &token.token),
         "a missed heartbeat ends it"
     );
-    let ask = b.ask(&agent, task, &read_case(), 300, "t2").await;
+    let ask = b.request_token(&agent, task, &read_case(), 300, "t2").await;
     assert_eq!(refused(ask), Reason::TaskEnded);
     assert_eq!(
         refused(b.keep_alive(&agent, task).await),
@@ -49,7 +49,7 @@ async fn missed_heartbeat_ends_task_and_tokens() {
         .ended
         .expect("ended");
     assert_eq!(ended.cause, EndCause::Lease);
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
@@ -57,7 +57,7 @@ async fn lease_extensions_are_throttled() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
     let task = b
-        .open_with(&agent, "work", "r", Some(60))
+        .open_task_with(&agent, "work", "r", Some(60))
         .await
         .expect("opens")
         .task
@@ -81,7 +81,7 @@ async fn lease_extensions_are_throttled() {
         b.broker.state().task(&task).expect("known").ended.is_none(),
         "it was kept alive"
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
@@ -91,13 +91,13 @@ async fn lease_extensions_are_batched() {
     let mut tasks = Vec::new();
     for i in 0..20 {
         let opened = b
-            .open_with(&agent, "work", &format!("r{i}"), Some(60))
+            .open_task_with(&agent, "work", &format!("r{i}"), Some(60))
             .await;
         tasks.push(opened.expect("opens").task.task);
     }
     b.manual_clock.advance_millis(31_000);
     // One of them ends meanwhile: the others live all the same.
-    b.complete(&agent, tasks[7]).await.expect("ends");
+    b.complete_task(&agent, tasks[7]).await.expect("ends");
     let before = entries(&b);
     let calls: Vec<_> = tasks
         .iter()
@@ -125,7 +125,7 @@ async fn lease_extensions_are_batched() {
         "{} entries",
         entries(&b) - before
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
@@ -133,7 +133,7 @@ async fn lease_survives_restart_and_is_capped_by_deadline() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
     let opened = b
-        .open_with(&agent, "work", "r", Some(3_000))
+        .open_task_with(&agent, "work", "r", Some(3_000))
         .await
         .expect("opens");
     let task = opened.task.task;
@@ -149,7 +149,7 @@ async fn lease_survives_restart_and_is_capped_by_deadline() {
         .lease
         .expect("a lease");
     assert_eq!(lease.until, until);
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
@@ -157,10 +157,10 @@ async fn invalid_heartbeats_are_rejected() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
     for seconds in [i64::MIN, -1, 0, 1, 3_601, i64::MAX] {
-        let opened = b.open_with(&agent, "work", "r", Some(seconds)).await;
+        let opened = b.open_task_with(&agent, "work", "r", Some(seconds)).await;
         assert_eq!(refused(opened), Reason::InvalidTtl, "{seconds}");
     }
-    let task = b.open(&agent).await;
+    let task = b.open_task(&agent).await;
     assert_eq!(
         refused(b.keep_alive(&agent, task).await),
         Reason::Malformed,
@@ -171,7 +171,7 @@ async fn invalid_heartbeats_are_rejected() {
     assert_eq!(refused(b.keep_alive(&other, task).await), Reason::NotFound);
     // The same request id with another heartbeat is another order.
     let again = b
-        .open_with(&agent, "contain INC-8841", "open-1", Some(30))
+        .open_task_with(&agent, "contain INC-8841", "open-1", Some(30))
         .await;
     assert_eq!(refused(again), Reason::RequestIdReused);
 }
@@ -181,21 +181,21 @@ async fn step_up_after_missed_heartbeat_is_not_granted() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
     let task = b
-        .open_with(&agent, "work", "r", Some(10))
+        .open_task_with(&agent, "work", "r", Some(10))
         .await
         .expect("opens")
         .task
         .task;
     let pending = b
-        .ask(&agent, task, &disable("ann"), 120, "t")
+        .request_token(&agent, task, &disable("ann"), 120, "t")
         .await
         .pending();
-    b.yes("maria", pending.access_request, "one-security").await;
+    b.approve("maria", pending.access_request, "one-security").await;
     b.manual_clock.advance_millis(10_000);
-    let ask = b.ask(&agent, task, &disable("ann"), 120, "t").await;
+    let ask = b.request_token(&agent, task, &disable("ann"), 120, "t").await;
     assert_eq!(refused(ask), Reason::TaskEnded);
     assert_eq!(IDP, disable("ann").audience.as_str());
-    b.check();
+    b.check_invariants();
     let found = invariants::check(&b.dir);
     assert!(found.tokens.is_empty());
 }

@@ -81,7 +81,7 @@ async fn pending(
     action: &Action,
     request: &str,
 ) -> AccessRequestId {
-    let asked = b.ask(agent, task, action, 300, request).await;
+    let asked = b.request_token(agent, task, action, 300, request).await;
     asked.pending().access_request
 }
 
@@ -89,7 +89,7 @@ async fn pending(
 async fn ordered_by_risk_then_deadline_and_grouped() {
     let b = broker(1_000).await;
     let (triage, hunter) = (b.agent("triage"), b.agent("hunter"));
-    let (one, two) = (b.open(&triage).await, b.open(&hunter).await);
+    let (one, two) = (b.open_task(&triage).await, b.open_task(&hunter).await);
     let ann = pending(&b, &triage, one, &disable("ann"), "r-1").await;
     b.manual_clock.advance_millis(1_000);
     let high = pending(&b, &triage, one, &isolate(), "r-2").await;
@@ -118,7 +118,7 @@ async fn ordered_by_risk_then_deadline_and_grouped() {
         )]
     );
     // Its own vote each: a yes to one leaves the other.
-    b.yes("lee", ann, "one-security").await;
+    b.approve("lee", ann, "one-security").await;
     assert_eq!(
         ids(&whole(&b, "lee")),
         [high, cara],
@@ -146,7 +146,7 @@ async fn ordered_by_risk_then_deadline_and_grouped() {
     assert!(olga.rows.iter().all(|row| row.vote.is_err()));
     assert_eq!((olga.rows.len(), olga.yours), (2, 0));
     // Half of a quorum: whoever gave it has done their part.
-    b.yes("lee", high, "two-security").await;
+    b.approve("lee", high, "two-security").await;
     let lee = whole(&b, "lee");
     assert_eq!(
         lee.rows[0].vote.as_ref().map_err(ToString::to_string),
@@ -159,7 +159,7 @@ async fn ordered_by_risk_then_deadline_and_grouped() {
 async fn approved_request_returns_when_a_vote_lapses() {
     let b = broker(1_000).await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let ann = pending(&b, &triage, task, &disable("ann"), "r-1").await;
     let cara = pending(&b, &triage, task, &disable("cara"), "r-2").await;
     let waiting = || {
@@ -169,8 +169,8 @@ async fn approved_request_returns_when_a_vote_lapses() {
         one
     };
     assert_eq!(waiting(), [ann, cara].into());
-    b.yes("lee", ann, "one-security").await;
-    b.yes("maria", cara, "one-security").await;
+    b.approve("lee", ann, "one-security").await;
+    b.approve("maria", cara, "one-security").await;
     assert_eq!(waiting(), [].into());
     assert_eq!(waiting(), [].into(), "at the second look too");
 
@@ -178,9 +178,9 @@ async fn approved_request_returns_when_a_vote_lapses() {
     let lee_left = b.env.policy_with("people.toml", |text| {
         text.replacen(IN_THE_GROUP, &IN_THE_GROUP.replace("\"security\"", ""), 1)
     });
-    b.apply(lee_left).await.expect("applied");
+    b.apply_policy(lee_left).await.expect("applied");
     assert_eq!(waiting(), [ann].into());
-    b.apply(b.env.policy.clone()).await.expect("applied");
+    b.apply_policy(b.env.policy.clone()).await.expect("applied");
     assert_eq!(waiting(), [].into());
     // The keys.
     let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
@@ -206,7 +206,7 @@ async fn unrated_risk_is_listed_first() {
     *schema = schema.replace("@risk(\"medium\")\n", "");
     let b = TestBroker::start_with(env, Faults::default()).await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let unrated = pending(&b, &triage, task, &disable("ann"), "r-1").await;
     b.manual_clock.advance_millis(1_000);
     let high = pending(&b, &triage, task, &isolate(), "r-2").await;
@@ -220,7 +220,7 @@ async fn pagination_is_stable_under_changes() {
     let mut opened = Vec::new();
     for n in 0..4 {
         let task = b
-            .try_open(&triage, "x", &format!("open-{n}"))
+            .try_open_task(&triage, "x", &format!("open-{n}"))
             .await
             .expect("opens")
             .task
@@ -247,7 +247,7 @@ async fn pagination_is_stable_under_changes() {
         },
     );
     let task = b
-        .try_open(&triage, "x", "open-9")
+        .try_open_task(&triage, "x", "open-9")
         .await
         .expect("opens")
         .task
@@ -291,7 +291,7 @@ async fn asks_per_minute_queues_the_rest() {
     let mut opened = Vec::new();
     for n in 0..5 {
         let task = b
-            .try_open(&triage, "x", &format!("open-{n}"))
+            .try_open_task(&triage, "x", &format!("open-{n}"))
             .await
             .expect("opens")
             .task
@@ -304,7 +304,7 @@ async fn asks_per_minute_queues_the_rest() {
     }
     let (task, high) = {
         let task = b
-            .try_open(&triage, "x", "open-9")
+            .try_open_task(&triage, "x", "open-9")
             .await
             .expect("opens")
             .task
@@ -327,7 +327,7 @@ async fn asks_per_minute_queues_the_rest() {
     assert_eq!(whole(&b, "maria").queued, 4);
     assert_eq!((whole(&b, "olga").total, whole(&b, "olga").queued), (6, 0));
     // A decision makes no room within the minute.
-    b.yes("lee", opened[0].1, "one-security").await;
+    b.approve("lee", opened[0].1, "one-security").await;
     assert_eq!(
         (ids(&whole(&b, "lee")), whole(&b, "lee").queued),
         (vec![high], 4)
@@ -335,15 +335,15 @@ async fn asks_per_minute_queues_the_rest() {
     // What waits its turn is pending still, and reached by its id.
     let queued = opened[4];
     let still = b
-        .ask(&triage, queued.0, &disable("ann"), 300, "r-1")
+        .request_token(&triage, queued.0, &disable("ann"), 300, "r-1")
         .await
         .pending();
     assert_eq!(still.access_request, queued.1);
-    b.yes("lee", queued.1, "one-security").await;
-    b.ask(&triage, queued.0, &disable("ann"), 300, "r-1")
+    b.approve("lee", queued.1, "one-security").await;
+    b.request_token(&triage, queued.0, &disable("ann"), 300, "r-1")
         .await
         .token();
-    b.ask(&triage, task, &isolate(), 300, "r-1").await.pending();
+    b.request_token(&triage, task, &isolate(), 300, "r-1").await.pending();
 
     b.manual_clock.advance_millis(60_000);
     let lee = whole(&b, "lee");
@@ -380,19 +380,19 @@ async fn changed(
 async fn inbox_watch_resumes_after_restart() {
     let b = broker(1_000).await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let mut heard = watch(&b, None);
     let Some(InboxNews::Snapshot(start)) = heard.next(&b.broker).await else {
         panic!("a snapshot comes first")
     };
     let ann = pending(&b, &triage, task, &disable("ann"), "r-1").await;
     let high = pending(&b, &triage, task, &isolate(), "r-2").await;
-    b.yes("lee", high, "two-security").await;
+    b.approve("lee", high, "two-security").await;
     b.vote("maria", ann, "one-security", Verdict::Deny)
         .await
         .expect("counts");
     let cara = pending(&b, &triage, task, &disable("cara"), "r-3").await;
-    b.complete(&triage, task).await.expect("ends");
+    b.complete_task(&triage, task).await.expect("ends");
     let mut told = Vec::new();
     for _ in 0..6 {
         told.push(changed(&b, &mut heard).await);
@@ -412,7 +412,7 @@ async fn inbox_watch_resumes_after_restart() {
             (Stirred::Closed, vec![high, cara]),
         ]
     );
-    b.apply(
+    b.apply_policy(
         b.env
             .policy_with("rules/20-guardrails.cedar", |t| format!("{t}\n// v2\n")),
     )
@@ -445,7 +445,7 @@ async fn inbox_watch_resumes_after_restart() {
         (Some(InboxNews::Snapshot(_)), Some(InboxNews::Heartbeat(_)))
     ));
     // Whom the rules no longer know hears nothing more.
-    b.apply(b.env.policy_with("people.toml", |t| {
+    b.apply_policy(b.env.policy_with("people.toml", |t| {
         t.replace("id = \"lee\"", "id = \"lou\"")
             .replace("of = \"lee\"", "of = \"lou\"")
     }))
@@ -496,7 +496,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-struct Asked {
+struct OpenedRequest {
     agent: TestAgent,
     task: TaskId,
     action: Action,
@@ -509,12 +509,12 @@ async fn history(ops: Vec<Op>) {
     let agents = [b.agent("triage"), b.agent("hunter")];
     let actions = [disable("ann"), disable("cara"), isolate()];
     let mut tasks: Vec<(TestAgent, TaskId)> = Vec::new();
-    let mut asked: Vec<Asked> = Vec::new();
+    let mut asked: Vec<OpenedRequest> = Vec::new();
     for (n, op) in ops.into_iter().enumerate() {
         match op {
             Op::Open(agent) => {
                 let agent = &agents[agent];
-                if let Ok(opened) = b.try_open(agent, "x", &format!("open-{n}")).await {
+                if let Ok(opened) = b.try_open_task(agent, "x", &format!("open-{n}")).await {
                     tasks.push((agent.clone(), opened.task.task));
                 }
             }
@@ -525,10 +525,10 @@ async fn history(ops: Vec<Op>) {
                 let (action, request) = (actions[action].clone(), format!("r-{n}"));
                 let evidence = b.svid(&agent);
                 let reply = b
-                    .ask_showing(&agent, task, &action, 300, &request, Some(evidence))
+                    .request_token_with_evidence(&agent, task, &action, 300, &request, Some(evidence))
                     .await;
                 if let Ok(TokenReply::Pending(p)) = reply {
-                    asked.push(Asked {
+                    asked.push(OpenedRequest {
                         agent,
                         task,
                         action,
@@ -566,12 +566,12 @@ async fn history(ops: Vec<Op>) {
                 let (agent, task, action) = (a.agent.clone(), a.task, a.action.clone());
                 let (request, evidence) = (a.request.clone(), b.svid(&agent));
                 let reply = b
-                    .ask_showing(&agent, task, &action, 300, &request, Some(evidence))
+                    .request_token_with_evidence(&agent, task, &action, 300, &request, Some(evidence))
                     .await;
                 // One that the rules ended is asked anew.
                 if let Ok(TokenReply::Pending(p)) = reply {
                     let id = p.access_request;
-                    asked.push(Asked {
+                    asked.push(OpenedRequest {
                         agent,
                         task,
                         action,
@@ -596,7 +596,7 @@ async fn history(ops: Vec<Op>) {
                 let Some((agent, task)) = tasks.get(task).cloned() else {
                     continue;
                 };
-                b.complete(&agent, task).await.expect("ends");
+                b.complete_task(&agent, task).await.expect("ends");
             }
             Op::Freeze(which) => {
                 let scope = ["action/account.disable", "agent/hunter"][which];
@@ -617,7 +617,7 @@ async fn history(ops: Vec<Op>) {
                         t.replacen("good_for = \"10m\"", "good_for = \"9m\"", 1)
                     }),
                 };
-                let _same = b.apply(files).await;
+                let _same = b.apply_policy(files).await;
             }
             Op::Advance(ms) => {
                 b.manual_clock.advance_millis(ms);
@@ -649,7 +649,7 @@ async fn history(ops: Vec<Op>) {
             } else {
                 "one-security"
             };
-            if waits && b.begin(who, a.id, profile, Verdict::Approve).await.is_ok() {
+            if waits && b.begin_vote(who, a.id, profile, Verdict::Approve).await.is_ok() {
                 could.insert(a.id);
             }
         }

@@ -12,12 +12,12 @@ use dipylon::telemetry::PAGE;
 
 use super::admission::get;
 use crate::support::{CASES, DOMAIN, action, disable, read_case};
-use super::crash_recovery::Realm;
+use super::crash_recovery::BrokerDeployment;
 use crate::support::served_broker::{ServedBroker, order};
 use super::transport::in_time;
 
 /// An operators' door for a served broker; its place.
-async fn door(s: &ServedBroker) -> (String, tokio::task::JoinHandle<std::io::Result<()>>) {
+async fn operator_listener(s: &ServedBroker) -> (String, tokio::task::JoinHandle<std::io::Result<()>>) {
     let any = "127.0.0.1:0".parse().expect("address");
     let listener = OperatorListener::tcp(any).await.expect("listens");
     let place = listener.place();
@@ -71,7 +71,7 @@ fn documented() -> BTreeSet<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metrics_end_to_end() {
     let s = ServedBroker::start().await;
-    let (place, door) = door(&s).await;
+    let (place, door) = operator_listener(&s).await;
     assert_eq!(get(&place, "/livez").await.0, 200);
     assert_eq!(get(&place, "/readyz").await.0, 200);
     assert_eq!(get(&s.url, "/metrics").await.0, 404, "not for everyone");
@@ -200,7 +200,7 @@ async fn metrics_end_to_end() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metric_cardinality_is_bounded() {
     let s = ServedBroker::start().await;
-    let (place, door) = door(&s).await;
+    let (place, door) = operator_listener(&s).await;
     let task = s.task("triage").await;
     let round = async |round: usize| {
         for i in 0..5 {
@@ -283,7 +283,7 @@ async fn operator_listener_is_local_only() {
 async fn operator_listener_checks_host_header() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let s = ServedBroker::start().await;
-    let (place, door) = door(&s).await;
+    let (place, door) = operator_listener(&s).await;
     let address = place.trim_start_matches("http://");
     for (target, hosts, told) in [
         ("/livez", "Host: localhost", 200),
@@ -315,7 +315,7 @@ async fn operator_listener_checks_host_header() {
 async fn idle_connections_do_not_block_metrics() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let s = ServedBroker::start().await;
-    let (place, door) = door(&s).await;
+    let (place, door) = operator_listener(&s).await;
     let address = place.trim_start_matches("http://");
     let mut held = tokio::task::JoinSet::new();
     for n in 0..40 {
@@ -352,10 +352,10 @@ async fn idle_connections_do_not_block_metrics() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn json_log_has_one_line_per_call() {
     let temp = tempfile::tempdir().expect("dir");
-    let realm = Realm::with(temp.path(), "log = \"json\"\n");
+    let realm = BrokerDeployment::with(temp.path(), "log = \"json\"\n");
     let log = temp.path().join("broker.log");
     let file = std::fs::File::create(&log).expect("file");
-    let mut broker = realm.broker_telling(file.into(), "dipylon=info").await;
+    let mut broker = realm.broker_with_log(file.into(), "dipylon=info").await;
     let id = format!("spiffe://{DOMAIN}/agent/triage");
     let svid = realm
         .env

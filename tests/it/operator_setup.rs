@@ -63,7 +63,7 @@ fn reasons_doc_matches_table() {
 const APPLY: &str = "dipylon.v1.GovernanceService/ApplyPolicyBundle";
 
 /// A broker in this process whose journal has no policy bundle, with a clock moved by hand.
-struct Bare {
+struct BrokerWithoutPolicy {
     env: TestEnvironment,
     broker: Arc<Broker>,
     manual_clock: Hand,
@@ -72,7 +72,7 @@ struct Bare {
     dir: tempfile::TempDir,
 }
 
-impl Bare {
+impl BrokerWithoutPolicy {
     async fn start() -> Self {
         let (clock, manual_clock) = Clock::by_hand(START);
         let key = SigningKey::generate().expect("key").1.to_vec();
@@ -163,7 +163,7 @@ impl Bare {
         }
     }
 
-    fn show(&self, name: &str, code: &Secret) -> Result<FirstOperator, Refusal> {
+    fn show_code(&self, name: &str, code: &Secret) -> Result<FirstOperator, Refusal> {
         self.broker.first_operator(&self.call(APPLY, name), code)
     }
 
@@ -177,7 +177,7 @@ impl Bare {
 }
 
 /// A refusal as gate 1 gives it to anybody: no cause, no nonce.
-fn closed<T: std::fmt::Debug>(result: Result<T, Refusal>) {
+fn assert_not_authenticated<T: std::fmt::Debug>(result: Result<T, Refusal>) {
     let refusal = result.expect_err("closed");
     assert_eq!(refusal.reason, Reason::NotAuthenticated);
     assert_eq!(refusal.told, Reason::NotAuthenticated.text());
@@ -186,9 +186,9 @@ fn closed<T: std::fmt::Debug>(result: Result<T, Refusal>) {
 
 #[tokio::test]
 async fn bootstrap_code_admits_first_operator_once() {
-    let b = Bare::start().await;
+    let b = BrokerWithoutPolicy::start().await;
     assert!(b.broker.ready().is_err());
-    closed(b.broker.person(&b.call(APPLY, "olga")).map(|_| ()));
+    assert_not_authenticated(b.broker.person(&b.call(APPLY, "olga")).map(|_| ()));
     let code = b.code();
     let entries = || b.broker.journal().tail().borrow().head.to_string();
     let before = entries();
@@ -199,21 +199,21 @@ async fn bootstrap_code_admits_first_operator_once() {
         assert_eq!(refusal.reason, Reason::InvalidPolicyBundle, "{name}");
     }
     // It opens one method, and not beside another credential.
-    closed(
+    assert_not_authenticated(
         b.broker
             .first_operator(&b.call("dipylon.v1.TaskService/OpenTask", "olga"), &code),
     );
     let mut two = b.call(APPLY, "olga");
     two.bearer = Some(Secret::new("a.b.c".into()));
-    closed(b.broker.first_operator(&two, &code));
+    assert_not_authenticated(b.broker.first_operator(&two, &code));
     let mut none = b.call(APPLY, "olga");
     none.proof = None;
-    closed(b.broker.first_operator(&none, &code));
+    assert_not_authenticated(b.broker.first_operator(&none, &code));
     assert_eq!(entries(), before, "nothing was written");
 
     let applied = b.apply("olga", &code).await.expect("applies");
     assert!(applied.changed && b.broker.ready().is_ok());
-    closed(b.show("olga", &code));
+    assert_not_authenticated(b.show_code("olga", &code));
     assert!(b.broker.bootstrap_code().is_none());
     b.broker
         .person(&b.call(APPLY, "olga"))
@@ -225,29 +225,29 @@ async fn bootstrap_code_admits_first_operator_once() {
 
 #[tokio::test]
 async fn bootstrap_code_expiry() {
-    let b = Bare::start().await;
+    let b = BrokerWithoutPolicy::start().await;
     let code = b.code();
     for n in 0..50 {
-        closed(b.show("olga", &Secret::new(format!("WRONG-{n}"))));
+        assert_not_authenticated(b.show_code("olga", &Secret::new(format!("WRONG-{n}"))));
     }
-    b.show("olga", &code)
+    b.show_code("olga", &code)
         .expect("wrong ones make it no less right");
 
     let b = b.restart().await;
-    closed(b.show("olga", &code));
+    assert_not_authenticated(b.show_code("olga", &code));
     let code = b.code();
     b.manual_clock.advance_millis(599_000);
-    b.show("olga", &code).expect("not yet too old");
+    b.show_code("olga", &code).expect("not yet too old");
     b.manual_clock.advance_millis(1_000);
-    closed(b.show("olga", &code));
+    assert_not_authenticated(b.show_code("olga", &code));
 
     // One that was good when the bundle began to come, and is not when it is there.
     let b = b.restart().await;
     let code = b.code();
-    let first = b.show("olga", &code).expect("good");
+    let first = b.show_code("olga", &code).expect("good");
     b.manual_clock.advance_millis(600_000);
     let (call, files) = (b.call(APPLY, "olga"), b.env.policy.clone());
-    closed(
+    assert_not_authenticated(
         b.broker
             .apply_first_policy_bundle(&call, first, files)
             .await,
@@ -257,7 +257,7 @@ async fn bootstrap_code_expiry() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_bootstrap_code_uses_one_wins() {
-    let b = Arc::new(Bare::start().await);
+    let b = Arc::new(BrokerWithoutPolicy::start().await);
     let code = b.code();
     // All have shown the code before any bundle is applied.
     let uses: Vec<_> = (0..50)
@@ -286,7 +286,7 @@ async fn concurrent_bootstrap_code_uses_one_wins() {
                 assert!(applied.changed);
                 won += 1;
             }
-            refused => closed(refused),
+            refused => assert_not_authenticated(refused),
         }
     }
     assert_eq!(won, 1);
@@ -295,7 +295,7 @@ async fn concurrent_bootstrap_code_uses_one_wins() {
 // ---- The real program ----
 
 /// A directory with all that a broker in earnest needs, and the program itself.
-struct Site {
+struct Deployment {
     root: tempfile::TempDir,
     env: TestEnvironment,
     url: String,
@@ -303,19 +303,19 @@ struct Site {
 }
 
 /// A started broker; ended with the test.
-struct Running {
+struct RunningBroker {
     child: std::process::Child,
     told: PathBuf,
 }
 
-impl Drop for Running {
+impl Drop for RunningBroker {
     fn drop(&mut self) {
         let _gone = self.child.kill();
         let _gone = self.child.wait();
     }
 }
 
-impl Running {
+impl RunningBroker {
     fn told(&self) -> String {
         std::fs::read_to_string(&self.told).unwrap_or_default()
     }
@@ -327,7 +327,7 @@ impl Running {
     }
 }
 
-impl Site {
+impl Deployment {
     fn new() -> Self {
         let root = tempfile::tempdir().expect("dir");
         let env = TestEnvironment::new();
@@ -393,7 +393,7 @@ impl Site {
         )
     }
 
-    fn serve(&self) -> Running {
+    fn serve(&self) -> RunningBroker {
         let (ready, told) = (self.path("ready.json"), self.path("told.txt"));
         let _none = std::fs::remove_file(&ready);
         let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_dipylon"))
@@ -414,7 +414,7 @@ impl Site {
             .expect("starts");
         for _ in 0..1_500 {
             if ready.exists() {
-                return Running { child, told };
+                return RunningBroker { child, told };
             }
             let ended = child.try_wait().expect("asked");
             assert!(
@@ -430,7 +430,7 @@ impl Site {
 
 #[test]
 fn bootstrap_code_end_to_end() {
-    let site = Site::new();
+    let site = Deployment::new();
     let running = site.serve();
     let first = running.code().expect("printed");
     let apply = |code: &str, key: &str| {
@@ -494,7 +494,7 @@ fn bootstrap_code_end_to_end() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_bootstrap_clients_one_wins() {
-    let site = Site::new();
+    let site = Deployment::new();
     let running = site.serve();
     let code = Secret::new(running.code().expect("printed"));
     let clients: Vec<_> = (0..50)
@@ -519,7 +519,7 @@ async fn concurrent_bootstrap_clients_one_wins() {
 
 #[test]
 fn config_check_reports_every_problem() {
-    let site = Site::new();
+    let site = Deployment::new();
     let check = |text: &str| {
         site.write("dipylon.toml", text);
         site.run(&["config", "check", "dipylon.toml"])
@@ -589,7 +589,7 @@ fn config_check_reports_every_problem() {
 
 #[test]
 fn config_show_roundtrip() {
-    let site = Site::new();
+    let site = Deployment::new();
     let (code, shown, told) = site.run(&["config", "show", "dipylon.toml"]);
     assert_eq!(code, 0, "{told}");
     let line = |start: &str| {
@@ -636,7 +636,7 @@ fn config_show_roundtrip() {
 
 #[test]
 fn doctor_checks_online_and_offline() {
-    let site = Site::new();
+    let site = Deployment::new();
     let doctor = || site.run(&["doctor", "--config", "dipylon.toml"]);
     let has = |out: &str, level: &str, told: &str| {
         let found = out
@@ -651,7 +651,7 @@ fn doctor_checks_online_and_offline() {
     has(&out, "[warn]", "no policy bundle: everything is denied");
     has(&out, "[ok]", "is free: no broker runs");
 
-    // Running, and not yet in service.
+    // RunningBroker, and not yet in service.
     let running = site.serve();
     let (code, out, _) = doctor();
     assert_eq!(code, 1, "{out}");
@@ -744,7 +744,7 @@ fn doctor_checks_online_and_offline() {
 
 #[test]
 fn doctor_counts_eligible_approvers() {
-    let site = Site::new();
+    let site = Deployment::new();
     site.write(
         "dipylon.toml",
         &format!("policy = \"policy\"\n{}", site.config()),
@@ -769,7 +769,7 @@ fn doctor_counts_eligible_approvers() {
 
 #[test]
 fn doctor_checks_tls_certificate() {
-    let site = Site::new();
+    let site = Deployment::new();
     let authority = Authority::new();
     let put = |days: i64| {
         let now = Clock::system().now().secs();
@@ -850,7 +850,7 @@ fn example(path: &str) -> PathBuf {
 
 #[test]
 fn production_example_is_valid() {
-    let site = Site::new();
+    let site = Deployment::new();
     let file = example("production/dipylon.toml");
     let (code, out, told) = site.run(&["config", "check", file.to_str().expect("text")]);
     assert_eq!(code, 0, "{out}{told}");
@@ -879,7 +879,7 @@ fn production_example_is_valid() {
 #[test]
 fn sd_notify_ready_and_stopping() {
     use rustix::process::{Pid, Signal, kill_process};
-    let site = Site::new();
+    let site = Deployment::new();
     let path = site.path("notify.sock");
     let socket = std::os::unix::net::UnixDatagram::bind(&path).expect("bound");
     socket

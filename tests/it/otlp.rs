@@ -8,7 +8,7 @@ use dipylon::clock::Clock;
 use tonic::{Request, Response, Status};
 
 use crate::support::DOMAIN;
-use super::crash_recovery::Realm;
+use super::crash_recovery::BrokerDeployment;
 use super::metrics::{TRACE, traced};
 
 /// `ExportTraceServiceRequest`, read no further.
@@ -67,10 +67,10 @@ async fn spans_reach_a_collector() {
 
     let temp = tempfile::tempdir().expect("dir");
     let more = format!("otlp_endpoint = \"http://{address}\"\n");
-    let realm = Realm::with(temp.path(), &more);
+    let realm = BrokerDeployment::with(temp.path(), &more);
     // Whatever the log says: what is exported does not follow it.
     let mut broker = realm
-        .broker_telling(std::process::Stdio::inherit(), "error")
+        .broker_with_log(std::process::Stdio::inherit(), "error")
         .await;
     let id = format!("spiffe://{DOMAIN}/agent/triage");
     let svid = realm

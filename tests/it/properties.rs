@@ -178,23 +178,23 @@ struct Ledger {
     noted: Option<Checkpoint>,
 }
 
-type Arm = Arc<Mutex<Option<(Step, u8)>>>;
+type ArmedFault = Arc<Mutex<Option<(Step, u8)>>>;
 
-struct Run {
+struct Simulation {
     broker: Option<TestBroker>,
     agents: Vec<TestAgent>,
     /// Everyone's passkeys, oldest first, revoked ones too.
     passkeys: [Vec<SoftwareAuthenticator>; 3],
     ledger: Ledger,
-    arm: Arm,
+    arm: ArmedFault,
     faults: Faults,
     acked_wal: u64,
     cut: u8,
 }
 
-impl Run {
+impl Simulation {
     async fn new() -> Self {
-        let arm: Arm = Arc::default();
+        let arm: ArmedFault = Arc::default();
         let armed = arm.clone();
         let stop_at = move |step: Step| {
             let mut armed = armed.lock().expect("arm");
@@ -297,7 +297,7 @@ impl Run {
         match op {
             Op::Open { agent, request } => {
                 let opened = b
-                    .open_with(
+                    .open_task_with(
                         &self.agents[*agent],
                         "purpose",
                         &format!("open-{request}"),
@@ -325,7 +325,7 @@ impl Run {
                 let action = &actions()[*action];
                 let evidence = show.then(|| b.svid(agent));
                 match b
-                    .ask_showing(
+                    .request_token_with_evidence(
                         agent,
                         *task,
                         action,
@@ -374,12 +374,12 @@ impl Run {
                 };
                 for profile in ["one-security", "two-security"] {
                     let Ok(begun) = b
-                        .begin_narrowed(VOTERS[*voter], *id, profile, verdict, *max_ttl)
+                        .begin_narrowed_vote(VOTERS[*voter], *id, profile, verdict, *max_ttl)
                         .await
                     else {
                         continue;
                     };
-                    if b.cast(VOTERS[*voter], *id, &begun.statement).await.is_ok() {
+                    if b.cast_vote(VOTERS[*voter], *id, &begun.statement).await.is_ok() {
                         self.ledger.votes += 1;
                         // Acknowledged in the middle of a step: a crash later in it must leave this alone.
                         self.acked_wal = b.wal_len();
@@ -415,7 +415,7 @@ impl Run {
                         comment: None,
                         policy: None,
                     };
-                    if b.vote_visiting(&session, key, *id, ask).await.is_ok() {
+                    if b.vote_in_session(&session, key, *id, ask).await.is_ok() {
                         self.ledger.votes += 1;
                         self.acked_wal = b.wal_len();
                     }
@@ -475,7 +475,7 @@ impl Run {
                 let Some((agent, task)) = pick(&self.ledger.tasks, *task) else {
                     return;
                 };
-                if b.complete(&self.agents[*agent], *task).await.is_ok() {
+                if b.complete_task(&self.agents[*agent], *task).await.is_ok() {
                     self.ledger.ended.insert(*task);
                 }
             }
@@ -555,7 +555,7 @@ impl Run {
             }
             Op::Rules { which } => {
                 let files = variant(&b.env, *which);
-                let _answer = b.apply(files).await;
+                let _answer = b.apply_policy(files).await;
             }
             Op::Advance { ms } => b.manual_clock.advance_millis(*ms),
             Op::Upkeep => {
@@ -675,7 +675,7 @@ proptest! {
     fn journal_invariants_hold(ops in prop::collection::vec(op(), 20..60)) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
         runtime.block_on(async {
-            let mut run = Run::new().await;
+            let mut run = Simulation::new().await;
             for agent in 0..2 {
                 run.step(&Op::Open { agent, request: 9 }).await;
             }

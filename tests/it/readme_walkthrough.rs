@@ -19,17 +19,17 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 
-use super::exec::setup::{SH, Told};
+use super::exec::setup::{SH, CommandOutput};
 use crate::support::{CASES, read_case, soc};
 use super::transport::Authority;
 
-struct Walk {
+struct Walkthrough {
     root: tempfile::TempDir,
     url: String,
     operator: String,
 }
 
-impl Walk {
+impl Walkthrough {
     async fn new() -> Self {
         let mut ports = Vec::new();
         let mut held = Vec::new();
@@ -73,20 +73,20 @@ impl Walk {
         command
     }
 
-    async fn run(&self, line: &str) -> Told {
+    async fn run(&self, line: &str) -> CommandOutput {
         let args: Vec<&str> = line.split_whitespace().collect();
-        Told::of(self.dipylon(&args).output().await.expect("runs"))
+        CommandOutput::new(self.dipylon(&args).output().await.expect("runs"))
     }
 
     async fn done(&self, line: &str) -> String {
-        let told = self.run(line).await;
-        assert_eq!(told.code, 0, "{line}: {} {}", told.out, told.err);
-        told.out
+        let output = self.run(line).await;
+        assert_eq!(output.code, 0, "{line}: {} {}", output.out, output.err);
+        output.out
     }
 
     /// Starts the broker and waits until it says that it is ready.
     async fn serve(&self) -> (Child, PathBuf) {
-        let told = self.path("told.txt");
+        let output = self.path("output.txt");
         let child = self
             .dipylon(&[
                 "serve",
@@ -96,16 +96,16 @@ impl Walk {
                 "ready.json",
             ])
             .stdout(Stdio::null())
-            .stderr(std::fs::File::create(&told).expect("file"))
+            .stderr(std::fs::File::create(&output).expect("file"))
             .spawn()
             .expect("starts");
         for _ in 0..1_500 {
             if self.path("ready.json").exists() {
-                return (child, told);
+                return (child, output);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        panic!("{}", std::fs::read_to_string(told).unwrap_or_default());
+        panic!("{}", std::fs::read_to_string(output).unwrap_or_default());
     }
 
     async fn metrics(&self) -> String {
@@ -119,13 +119,13 @@ impl Walk {
 }
 
 /// The case system: it takes nobody's word.
-struct Cases {
+struct CaseSystem {
     url: String,
     validator: Validator,
 }
 
-impl Cases {
-    async fn start(walk: &Walk) -> Arc<Self> {
+impl CaseSystem {
+    async fn start(walk: &Walkthrough) -> Arc<Self> {
         let pem = std::fs::read_to_string(walk.path("cases.pem")).expect("key");
         let key = Arc::new(SigningKey::from_pem(&pem).expect("key"));
         let reach = Reach {
@@ -183,7 +183,7 @@ impl Cases {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readme_walkthrough() {
-    let walk = Walk::new().await;
+    let walk = Walkthrough::new().await;
     let authority = Authority::new();
     let (certificate, key) = authority.certify();
     walk.write("ca.pem", &authority.pem);
@@ -226,19 +226,19 @@ async fn readme_walkthrough() {
     walk.done("config check dipylon.toml").await;
 
     // The broker starts with nothing and denies everything; its first operator comes in by the code it prints.
-    let (mut broker, told) = walk.serve().await;
-    let printed = std::fs::read_to_string(told).expect("told");
+    let (mut broker, output) = walk.serve().await;
+    let printed = std::fs::read_to_string(output).expect("output");
     let code = printed.split("one-time code ").nth(1).expect("printed");
     let code = code.split_whitespace().next().expect("a code");
     let first = format!("policy apply policy --key olga.pem --code {code}");
     walk.run("policy apply policy --key olga.pem")
         .await
-        .exit(20);
+        .exit_code(20);
     assert!(walk.done(&first).await.contains("in force"));
-    walk.run(&first).await.exit(20);
+    walk.run(&first).await.exit_code(20);
 
     // An agent does one thing, and its token is dead when the command ends.
-    let cases = Cases::start(&walk).await;
+    let cases = CaseSystem::start(&walk).await;
     let svid = format!(
         "dev evidence --domain-key spiffe/trust-domain.pem --audience {} --spiffe-id spiffe://soc.example/agent/triage --out svid",
         walk.url
@@ -252,15 +252,15 @@ async fn readme_walkthrough() {
             .args(["--audience-url", &cases.url, "--", "bash", "-c", &script]);
         command
     };
-    let run = async |mut command: Command| Told::of(command.output().await.expect("runs"));
-    let told = run(exec("case.read", "Case::INC-8841")).await;
-    told.exit(0)
-        .printed("200 OK")
-        .printed("the case")
-        .said("verified")
-        .said("done");
+    let run = async |mut command: Command| CommandOutput::new(command.output().await.expect("runs"));
+    let output = run(exec("case.read", "Case::INC-8841")).await;
+    output.exit_code(0)
+        .stdout_contains("200 OK")
+        .stdout_contains("the case")
+        .stderr_contains("verified")
+        .stderr_contains("done");
     // What no rule allows is denied, and says so by its code.
-    run(exec("case.close", "Case::INC-8841")).await.exit(2);
+    run(exec("case.close", "Case::INC-8841")).await.exit_code(2);
 
     let listed = walk.done("task list --ended --key olga.pem").await;
     assert!(
@@ -278,7 +278,7 @@ async fn readme_walkthrough() {
         .done("freeze agent/triage --reason INC-9 --key olga.pem")
         .await;
     assert!(frozen.contains("is frozen by entry"), "{frozen}");
-    run(exec("case.read", "Case::INC-8841")).await.exit(20);
+    run(exec("case.read", "Case::INC-8841")).await.exit_code(20);
     assert!(
         walk.done("agent list --key olga.pem")
             .await
@@ -286,7 +286,7 @@ async fn readme_walkthrough() {
     );
     assert!(walk.done("freeze --key olga.pem").await.contains("INC-9"));
     walk.done("unfreeze agent/triage --key olga.pem").await;
-    run(exec("case.read", "Case::INC-8841")).await.exit(0);
+    run(exec("case.read", "Case::INC-8841")).await.exit_code(0);
 
     // What happened can be read.
     let metrics = walk.metrics().await;
@@ -304,10 +304,10 @@ async fn readme_walkthrough() {
         doctor.out
     );
 
-    // It stops when told, and what it wrote can be verified without it.
+    // It stops when output, and what it wrote can be verified without it.
     let pid =
         rustix::process::Pid::from_raw(i32::try_from(broker.id().expect("runs")).expect("pid"));
-    rustix::process::kill_process(pid.expect("pid"), rustix::process::Signal::TERM).expect("told");
+    rustix::process::kill_process(pid.expect("pid"), rustix::process::Signal::TERM).expect("output");
     let ended = tokio::time::timeout(Duration::from_secs(60), broker.wait()).await;
     assert!(ended.expect("in time").expect("ends").success());
     assert!(

@@ -8,27 +8,27 @@ use dipylon::clock::Clock;
 use dipylon::model::*;
 
 use crate::support::{CASES, DOMAIN, action};
-use super::crash_recovery::Realm;
+use super::crash_recovery::BrokerDeployment;
 use crate::support::served_broker::order;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_secrets_in_text_logs() {
-    told("text").await;
+    assert_no_secret_is_logged("text").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_secrets_in_json_logs() {
-    told("json").await;
+    assert_no_secret_is_logged("json").await;
 }
 
-async fn told(form: &str) {
+async fn assert_no_secret_is_logged(form: &str) {
     let temp = tempfile::tempdir().expect("dir");
     let operators = temp.path().join("operators.sock");
     let more = format!("log = \"{form}\"\noperator_listen = \"unix:operators.sock\"\n");
-    let realm = Realm::with(temp.path(), &more);
+    let realm = BrokerDeployment::with(temp.path(), &more);
     let log = temp.path().join("broker.log");
     let file = std::fs::File::create(&log).expect("file");
-    let mut broker = realm.broker_telling(file.into(), "trace").await;
+    let mut broker = realm.broker_with_log(file.into(), "trace").await;
     let id = format!("spiffe://{DOMAIN}/agent/triage");
     let svid = realm
         .env

@@ -20,7 +20,7 @@ use crate::support::served_broker::order;
 use super::transport::{Authority, digest_of, in_time, open, put, shown, until};
 
 /// A directory from which a real broker is run, over TLS and a Unix socket.
-struct Site {
+struct TlsDeployment {
     root: PathBuf,
     env: TestEnvironment,
     authority: Authority,
@@ -28,7 +28,7 @@ struct Site {
     address: std::net::SocketAddr,
 }
 
-impl Site {
+impl TlsDeployment {
     /// `more` stands at the end of the configuration.
     fn new(root: &Path, more: &str) -> Self {
         let env = TestEnvironment::new();
@@ -126,7 +126,7 @@ fn pid(child: &Child) -> Pid {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_under_load_loses_nothing() {
     let temp = tempfile::tempdir().expect("dir");
-    let site = Arc::new(Site::new(temp.path(), ""));
+    let site = Arc::new(TlsDeployment::new(temp.path(), ""));
     let mut broker = site.broker("").await;
     let told = Arc::new(Mutex::new(BTreeSet::new()));
     let next = Arc::new(AtomicU64::new(0));
@@ -220,7 +220,7 @@ async fn sigterm_under_load_loses_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sighup_reloads_certificate() {
     let temp = tempfile::tempdir().expect("dir");
-    let site = Site::new(temp.path(), "");
+    let site = TlsDeployment::new(temp.path(), "");
     let mut broker = site.broker("").await;
     let task = open(&site.env, &site.url, site.endpoint())
         .await
@@ -250,7 +250,7 @@ async fn sighup_reloads_certificate() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn recovers_from_fd_exhaustion() {
     let temp = tempfile::tempdir().expect("dir");
-    let site = Site::new(
+    let site = TlsDeployment::new(
         temp.path(),
         "[connections]\nmax = 1000\nmax_per_source = 1000\nfirst_request = \"2s\"\n",
     );
@@ -290,7 +290,7 @@ async fn recovers_from_fd_exhaustion() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cli_over_tls_and_unix_socket() {
     let temp = tempfile::tempdir().expect("dir");
-    let site = Site::new(temp.path(), "");
+    let site = TlsDeployment::new(temp.path(), "");
     let mut broker = site.broker("").await;
     let now = dipylon::clock::Clock::system().now();
     let id = format!("spiffe://{DOMAIN}/agent/triage");

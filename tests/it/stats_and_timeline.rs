@@ -51,16 +51,16 @@ fn person_id(text: &str) -> PersonId {
     PersonId::parse(text).expect("id")
 }
 
-struct Asker {
+struct AgentInTask {
     agent: TestAgent,
     task: TaskId,
     asked: usize,
 }
 
-impl Asker {
+impl AgentInTask {
     async fn new(b: &TestBroker, id: &str) -> Self {
         let agent = b.agent(id);
-        let task = b.open(&agent).await;
+        let task = b.open_task(&agent).await;
         Self {
             agent,
             task,
@@ -72,14 +72,14 @@ impl Asker {
         self.asked += 1;
         let request = format!("h-{}", self.asked);
         let evidence = Some(b.svid(&self.agent));
-        let asked = b.ask_showing(&self.agent, self.task, action, 60, &request, evidence);
+        let asked = b.request_token_with_evidence(&self.agent, self.task, action, 60, &request, evidence);
         asked.await.pending().access_request
     }
 
     async fn token(&self, b: &TestBroker, action: &Action) -> TokenId {
         let request = format!("h-{}", self.asked);
         let evidence = Some(b.svid(&self.agent));
-        let asked = b.ask_showing(&self.agent, self.task, action, 60, &request, evidence);
+        let asked = b.request_token_with_evidence(&self.agent, self.task, action, 60, &request, evidence);
         asked.await.token().issued.jti
     }
 
@@ -87,7 +87,7 @@ impl Asker {
     async fn approved(&mut self, b: &TestBroker, action: &Action, seconds: u32) -> TokenId {
         let id = self.pending(b, action).await;
         b.manual_clock.advance_millis(seconds * 1_000);
-        b.yes("maria", id, "one-security").await;
+        b.approve("maria", id, "one-security").await;
         self.token(b, action).await
     }
 }
@@ -95,12 +95,12 @@ impl Asker {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn decisions_are_counted_once() {
     let b = TestBroker::start().await;
-    let mut asker = Asker::new(&b, "triage").await;
-    asker.approved(&b, &disable("ann"), 7).await;
-    let id = asker.pending(&b, &disable("ann")).await;
+    let mut agent_in_task = AgentInTask::new(&b, "triage").await;
+    agent_in_task.approved(&b, &disable("ann"), 7).await;
+    let id = agent_in_task.pending(&b, &disable("ann")).await;
     // Asked again and again it stays one ask.
     for _ in 0..3 {
-        let again = asker.pending(&b, &disable("ann")).await;
+        let again = agent_in_task.pending(&b, &disable("ann")).await;
         assert_eq!(again, id);
     }
     b.manual_clock.advance_millis(21_000);
@@ -109,7 +109,7 @@ async fn decisions_are_counted_once() {
         .expect("counts");
     // Until then the agent may not ask people again.
     b.manual_clock.advance_millis(61_000);
-    let lapsed = asker.pending(&b, &disable("cara")).await;
+    let lapsed = agent_in_task.pending(&b, &disable("cara")).await;
     b.manual_clock.advance_millis(901_000);
     let _written = b.broker.upkeep_once().await;
     let wrong = action(
@@ -119,9 +119,9 @@ async fn decisions_are_counted_once() {
         CASES,
         &[("end_sessions", Param::Bool(true))],
     );
-    asker.asked += 1;
-    let evidence = Some(b.svid(&asker.agent));
-    let denied = b.ask_showing(&asker.agent, asker.task, &wrong, 60, "wrong", evidence);
+    agent_in_task.asked += 1;
+    let evidence = Some(b.svid(&agent_in_task.agent));
+    let denied = b.request_token_with_evidence(&agent_in_task.agent, agent_in_task.task, &wrong, 60, "wrong", evidence);
     denied.await.denied();
 
     let figures = b.broker.state().figures();
@@ -174,7 +174,7 @@ async fn decisions_are_counted_once() {
     assert_eq!((no.hits, no.asked), (1, 0));
 
     // A vote on what no longer waits counts nowhere.
-    let late = b.begin("maria", lapsed, "one-security", Verdict::Approve);
+    let late = b.begin_vote("maria", lapsed, "one-security", Verdict::Approve);
     late.await.expect_err("too late");
     let before = b.broker.state().picture();
     let b = b.restart(Faults::default()).await;
@@ -185,7 +185,7 @@ async fn decisions_are_counted_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rubber_stamp_is_flagged() {
     let b = TestBroker::start().await;
-    let mut asker = Asker::new(&b, "triage").await;
+    let mut agent_in_task = AgentInTask::new(&b, "triage").await;
     let approvers = |b: &TestBroker| {
         let call = b.person_call(&format!("{GOVERNANCE}/ListApproverFigures"), "audit");
         let all = b.broker.approver_figures(&call).expect("may read");
@@ -197,7 +197,7 @@ async fn rubber_stamp_is_flagged() {
         let stamped = rows(&b, "olga")["destructive-needs-a-yes"].rubber_stamp;
         assert!(!stamped && !approvers(&b)["maria"].rubber_stamp, "{n}");
         // Evidence and proofs go on; one vote in a while, each within two seconds.
-        asker.approved(&b, &disable("ann"), 2).await;
+        agent_in_task.approved(&b, &disable("ann"), 2).await;
         b.manual_clock.advance_millis(60_000);
     }
     assert!(rows(&b, "olga")["destructive-needs-a-yes"].rubber_stamp);
@@ -216,24 +216,24 @@ async fn rubber_stamp_is_flagged() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn anomalies_are_fixed_at_request_time() {
     let b = TestBroker::start().await;
-    let mut asker = Asker::new(&b, "triage").await;
-    let first = asker.pending(&b, &disable("ann")).await;
+    let mut agent_in_task = AgentInTask::new(&b, "triage").await;
+    let first = agent_in_task.pending(&b, &disable("ann")).await;
     let odd = |id| {
         let odd = b.broker.state().figures().oddities(&id);
         odd.expect("remembered").to_vec()
     };
     assert_eq!(odd(first), [Oddity::NoHistory]);
-    b.yes("maria", first, "one-security").await;
-    asker.token(&b, &disable("ann")).await;
+    b.approve("maria", first, "one-security").await;
+    agent_in_task.token(&b, &disable("ann")).await;
     for _ in 0..4 {
-        asker.approved(&b, &disable("ann"), 1).await;
+        agent_in_task.approved(&b, &disable("ann"), 1).await;
     }
-    let usual = asker.pending(&b, &disable("ann")).await;
+    let usual = agent_in_task.pending(&b, &disable("ann")).await;
     assert_eq!(odd(usual), []);
-    let target = asker.pending(&b, &disable("cara")).await;
+    let target = agent_in_task.pending(&b, &disable("cara")).await;
     assert_eq!(odd(target), [Oddity::FirstOnTarget]);
     let isolate = action("host.isolate", "Host", "web-1", IDP, &[]);
-    let other = asker.pending(&b, &isolate).await;
+    let other = agent_in_task.pending(&b, &isolate).await;
     assert_eq!(odd(other), [Oddity::FirstTime]);
     assert_eq!(odd(first), [Oddity::NoHistory], "later asks change nothing");
     let b = b.restart(Faults::default()).await;
@@ -244,18 +244,18 @@ async fn anomalies_are_fixed_at_request_time() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn undecided_requests_are_not_history() {
     let b = TestBroker::start().await;
-    let mut asker = Asker::new(&b, "triage").await;
+    let mut agent_in_task = AgentInTask::new(&b, "triage").await;
     let odd = |id| {
         let odd = b.broker.state().figures().oddities(&id);
         odd.expect("remembered").to_vec()
     };
     // Taken back, again and again, and what rules deny: asked and answered, never decided.
     for n in 0..8 {
-        let id = asker.pending(&b, &disable("ann")).await;
+        let id = agent_in_task.pending(&b, &disable("ann")).await;
         assert_eq!(odd(id), [Oddity::NoHistory], "{n}");
         let method = "dipylon.v1.TaskService/CancelAccessRequest";
-        let call = b.call(method, &asker.agent.key, None, None);
-        let cancelled = b.broker.cancel_access_request(&call, asker.task, id).await;
+        let call = b.call(method, &agent_in_task.agent.key, None, None);
+        let cancelled = b.broker.cancel_access_request(&call, agent_in_task.task, id).await;
         cancelled.expect("cancelled");
         let wrong = action(
             "account.disable",
@@ -264,8 +264,8 @@ async fn undecided_requests_are_not_history() {
             CASES,
             &[("end_sessions", Param::Bool(true))],
         );
-        let (evidence, request) = (Some(b.svid(&asker.agent)), format!("wrong-{n}"));
-        let denied = b.ask_showing(&asker.agent, asker.task, &wrong, 60, &request, evidence);
+        let (evidence, request) = (Some(b.svid(&agent_in_task.agent)), format!("wrong-{n}"));
+        let denied = b.request_token_with_evidence(&agent_in_task.agent, agent_in_task.task, &wrong, 60, &request, evidence);
         denied.await.denied();
         // Evidence and proofs go on, and taking back costs a wait.
         b.manual_clock.advance_millis(61_000);
@@ -276,7 +276,7 @@ async fn undecided_requests_are_not_history() {
     assert_eq!((habit.asked, habit.refused, habit.decided()), (16, 8, 0));
     assert_eq!(habit.on_day_of(b.now()), 16, "asks of a day are counted");
     assert_eq!((habit.hours, habit.targets), ([0; 24], Targets::default()));
-    let id = asker.pending(&b, &disable("ann")).await;
+    let id = agent_in_task.pending(&b, &disable("ann")).await;
     let call = b.person_call("dipylon.v1.ApprovalService/GetCard", "maria");
     let card = b.broker.card(&call, &id).expect("may see");
     assert_eq!(card.unusual, ["no history yet"]);
@@ -287,7 +287,7 @@ async fn undecided_requests_are_not_history() {
         .await
         .expect("counts");
     b.manual_clock.advance_millis(61_000);
-    let id = asker.pending(&b, &disable("ann")).await;
+    let id = agent_in_task.pending(&b, &disable("ann")).await;
     assert_eq!(odd(id), [Oddity::LittleHistory { decided: 1 }]);
     recount(&b.dir, b.broker.state());
 }
@@ -295,33 +295,33 @@ async fn undecided_requests_are_not_history() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn card_shows_history() {
     let b = TestBroker::start().await;
-    let mut asker = Asker::new(&b, "triage").await;
+    let mut agent_in_task = AgentInTask::new(&b, "triage").await;
     let card = |b: &TestBroker, who: &str, id| {
         let call = b.person_call("dipylon.v1.ApprovalService/GetCard", who);
         b.broker.card(&call, &id).expect("may see")
     };
-    let id = asker.pending(&b, &disable("ann")).await;
+    let id = agent_in_task.pending(&b, &disable("ann")).await;
     let first = card(&b, "maria", id);
     assert_eq!(first.unusual, ["no history yet"]);
     let history = first.history.expect("kept");
     assert!(history.first);
     assert_eq!((history.approved, history.denied, history.today), (0, 0, 1));
-    b.yes("maria", id, "one-security").await;
-    asker.token(&b, &disable("ann")).await;
+    b.approve("maria", id, "one-security").await;
+    agent_in_task.token(&b, &disable("ann")).await;
     for _ in 0..4 {
-        asker.approved(&b, &disable("ann"), 1).await;
+        agent_in_task.approved(&b, &disable("ann"), 1).await;
     }
-    let id = asker.pending(&b, &disable("ann")).await;
+    let id = agent_in_task.pending(&b, &disable("ann")).await;
     assert_eq!(card(&b, "maria", id).unusual, [""; 0]);
     b.vote("lee", id, "one-security", Verdict::Deny)
         .await
         .expect("counts");
     b.manual_clock.advance_millis(180_000);
     let another = |text: &str| text.replacen("example-large-2", "example-large-3", 1);
-    b.apply(b.env.policy_with("agents.toml", another))
+    b.apply_policy(b.env.policy_with("agents.toml", another))
         .await
         .expect("in force");
-    let id = asker.pending(&b, &disable("cara")).await;
+    let id = agent_in_task.pending(&b, &disable("cara")).await;
     b.manual_clock.advance_millis(60_000);
     let seen = card(&b, "maria", id);
     assert_eq!(
@@ -351,11 +351,11 @@ async fn card_shows_history() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn agent_ceiling_usage() {
     let b = TestBroker::start().await;
-    let mut asker = Asker::new(&b, "triage").await;
+    let mut agent_in_task = AgentInTask::new(&b, "triage").await;
     b.manual_clock.advance_millis(5_000);
-    asker.asked = 1;
-    asker.token(&b, &read_case()).await;
-    asker.approved(&b, &disable("ann"), 1).await;
+    agent_in_task.asked = 1;
+    agent_in_task.token(&b, &read_case()).await;
+    agent_in_task.approved(&b, &disable("ann"), 1).await;
     let show = |id: &str| {
         let call = b.person_call(&format!("{GOVERNANCE}/GetAgent"), "audit");
         b.broker.get_agent(&call, &agent_id(id)).expect("may read")
@@ -381,7 +381,7 @@ async fn agent_ceiling_usage() {
     assert_eq!(reporter.activity.len(), 1);
     // What it used before its ceiling was lowered stays in sight.
     let lower = |text: &str| text.replacen("\"account.disable\", ", "", 1);
-    b.apply(b.env.policy_with("agents.toml", lower))
+    b.apply_policy(b.env.policy_with("agents.toml", lower))
         .await
         .expect("in force");
     let triage = show("triage").activity;
@@ -395,15 +395,15 @@ async fn agent_ceiling_usage() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn live_tokens_are_listed_by_expiry() {
     let b = TestBroker::start().await;
-    let mut triage = Asker::new(&b, "triage").await;
-    let reporter = Asker::new(&b, "reporter").await;
+    let mut triage = AgentInTask::new(&b, "triage").await;
+    let reporter = AgentInTask::new(&b, "reporter").await;
     let disabling = triage.approved(&b, &disable("ann"), 0).await;
     let mut jtis = vec![disabling];
     for (n, ttl) in [300, 120, 500].into_iter().enumerate() {
         let evidence = Some(b.svid(&reporter.agent));
         let request = format!("r-{n}");
         let case = read_case();
-        let asked = b.ask_showing(
+        let asked = b.request_token_with_evidence(
             &reporter.agent,
             reporter.task,
             &case,
@@ -446,16 +446,16 @@ async fn live_tokens_are_listed_by_expiry() {
 }
 
 /// One task with everything in it: asked, denied, approved, used, revoked, expired, ended.
-async fn full_life(b: &TestBroker) -> Asker {
-    let mut asker = Asker::new(b, "triage").await;
-    let id = asker.pending(b, &disable("ann")).await;
+async fn full_life(b: &TestBroker) -> AgentInTask {
+    let mut agent_in_task = AgentInTask::new(b, "triage").await;
+    let id = agent_in_task.pending(b, &disable("ann")).await;
     b.vote("dana", id, "one-security", Verdict::Approve)
         .await
         .expect_err("the owner never counts");
     b.manual_clock.advance_millis(4_000);
-    b.yes("maria", id, "one-security").await;
-    let (evidence, ann) = (Some(b.svid(&asker.agent)), disable("ann"));
-    let asked = b.ask_showing(&asker.agent, asker.task, &ann, 60, "h-1", evidence);
+    b.approve("maria", id, "one-security").await;
+    let (evidence, ann) = (Some(b.svid(&agent_in_task.agent)), disable("ann"));
+    let asked = b.request_token_with_evidence(&agent_in_task.agent, agent_in_task.task, &ann, 60, "h-1", evidence);
     let token = asked.await.token();
     b.consume("idp", &token.token, "use-1").await.expect("used");
     let note = action(
@@ -465,21 +465,21 @@ async fn full_life(b: &TestBroker) -> Asker {
         CASES,
         &[("text", Param::Str("CANARY words".to_owned()))],
     );
-    asker.asked += 1;
-    let noted = asker.token(b, &note).await;
+    agent_in_task.asked += 1;
+    let noted = agent_in_task.token(b, &note).await;
     b.revoke(noted).await.expect("revoked");
-    asker.asked += 1;
-    asker.token(b, &read_case()).await;
+    agent_in_task.asked += 1;
+    agent_in_task.token(b, &read_case()).await;
     b.manual_clock.advance_millis(90_000);
-    b.complete(&asker.agent, asker.task).await.expect("ends");
-    asker
+    b.complete_task(&agent_in_task.agent, agent_in_task.task).await.expect("ends");
+    agent_in_task
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn timeline_covers_the_whole_task() {
     let b = TestBroker::start().await;
-    let asker = full_life(&b).await;
-    let read = timeline(&b, "olga", asker.task).await.expect("may read");
+    let agent_in_task = full_life(&b).await;
+    let read = timeline(&b, "olga", agent_in_task.task).await.expect("may read");
     let told: Vec<_> = read
         .moments
         .iter()
@@ -522,10 +522,10 @@ async fn timeline_covers_the_whole_task() {
     }
     // After a restart it reads the same.
     let b = b.restart(Faults::default()).await;
-    let again = timeline(&b, "audit", asker.task).await.expect("may read");
+    let again = timeline(&b, "audit", agent_in_task.task).await.expect("may read");
     assert_eq!(again.moments, read.moments);
     // A freeze ends it with an entry of its own.
-    let frozen = Asker::new(&b, "reporter").await;
+    let frozen = AgentInTask::new(&b, "reporter").await;
     b.freeze("owner/maria").await.expect("frozen");
     let read = timeline(&b, "olga", frozen.task).await.expect("may read");
     assert_eq!(read.moments.last().map(|m| m.what), Some("frozen"));
@@ -535,22 +535,22 @@ async fn timeline_covers_the_whole_task() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn timeline_is_visible_to_asked_approvers_only() {
     let b = TestBroker::start().await;
-    let mut asker = Asker::new(&b, "triage").await;
+    let mut agent_in_task = AgentInTask::new(&b, "triage").await;
     let nobody = TaskId::from_random([7; 16]);
     assert_eq!(
         timeline(&b, "maria", nobody).await.err(),
         Some(Reason::NotFound)
     );
     assert_eq!(
-        timeline(&b, "maria", asker.task).await.err(),
+        timeline(&b, "maria", agent_in_task.task).await.err(),
         Some(Reason::NotFound),
         "it asked nobody yet"
     );
-    timeline(&b, "olga", asker.task)
+    timeline(&b, "olga", agent_in_task.task)
         .await
         .expect("operators see all");
-    asker.pending(&b, &disable("ann")).await;
-    timeline(&b, "maria", asker.task).await.expect("asked");
+    agent_in_task.pending(&b, &disable("ann")).await;
+    timeline(&b, "maria", agent_in_task.task).await.expect("asked");
     let elsewhere = |text: &str| {
         text.replacen(
             "name = \"Maria Moreau\"\ngroups = [\"security\"]",
@@ -558,21 +558,21 @@ async fn timeline_is_visible_to_asked_approvers_only() {
             1,
         )
     };
-    b.apply(b.env.policy_with("people.toml", elsewhere))
+    b.apply_policy(b.env.policy_with("people.toml", elsewhere))
         .await
         .expect("in force");
     assert_eq!(
-        timeline(&b, "maria", asker.task).await.err(),
+        timeline(&b, "maria", agent_in_task.task).await.err(),
         Some(Reason::NotFound),
         "it asked others"
     );
-    timeline(&b, "lee", asker.task).await.expect("asked");
+    timeline(&b, "lee", agent_in_task.task).await.expect("asked");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn search_matches_whole_words() {
     let b = TestBroker::start().await;
-    let asker = full_life(&b).await;
+    let agent_in_task = full_life(&b).await;
     let kinds = |found: &Found| found.moments.iter().map(|m| m.kind).collect::<Vec<_>>();
     assert_eq!(kinds(&search(&b, "maria", None).await), ["VoteCast"]);
     assert_eq!(kinds(&search(&b, "votecast", None).await), ["VoteCast"]);
@@ -584,7 +584,7 @@ async fn search_matches_whole_words() {
         kinds(&search(&b, "account.disable", None).await),
         ["TokenIssued", "AccessRequestOpened"]
     );
-    let of_task = search(&b, &asker.task.to_string(), None).await;
+    let of_task = search(&b, &agent_in_task.task.to_string(), None).await;
     assert_eq!(of_task.moments.first().map(|m| m.kind), Some("TaskEnded"));
     assert_eq!(of_task.moments.last().map(|m| m.kind), Some("TaskOpened"));
     assert_eq!(of_task.next, None);
@@ -658,10 +658,10 @@ async fn fill(journal: &Journal, many: u64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn search_leaks_no_text_or_secrets() {
     let b = TestBroker::start().await;
-    let asker = full_life(&b).await;
+    let agent_in_task = full_life(&b).await;
     b.suspend("triage").await.expect("suspended");
     b.freeze("all").await.expect("frozen");
-    let mut told: Vec<Moment> = timeline(&b, "olga", asker.task).await.expect("may").moments;
+    let mut told: Vec<Moment> = timeline(&b, "olga", agent_in_task.task).await.expect("may").moments;
     told.extend(search(&b, "", None).await.moments);
     let told = format!("{told:?}");
     for shown in ["case.note on Case::INC-8841", "frozen", "agent suspended"] {
@@ -738,7 +738,7 @@ async fn stats_over_grpc() {
 /// Counts the stored entries anew, in the plainest way, and compares.
 pub fn recount(dir: &std::path::Path, state: &State) {
     #[derive(Default)]
-    struct Plain {
+    struct RecountedHabit {
         asked: u64,
         granted: u64,
         refused: u64,
@@ -748,7 +748,7 @@ pub fn recount(dir: &std::path::Path, state: &State) {
         hours: [u32; 24],
         targets: BTreeSet<Target>,
     }
-    impl Plain {
+    impl RecountedHabit {
         /// What a decision made of an ask of this moment.
         fn learn(&mut self, asked_at: Timestamp, target: &Target) {
             let text = asked_at.to_string();
@@ -757,7 +757,7 @@ pub fn recount(dir: &std::path::Path, state: &State) {
             self.targets.insert(target.clone());
         }
     }
-    let mut habits: BTreeMap<(AgentId, ActionName), Plain> = BTreeMap::new();
+    let mut habits: BTreeMap<(AgentId, ActionName), RecountedHabit> = BTreeMap::new();
     let mut hits: BTreeMap<String, u64> = BTreeMap::new();
     let mut votes: BTreeMap<PersonId, (u64, u64)> = BTreeMap::new();
     let mut agents: BTreeMap<TaskId, AgentId> = BTreeMap::new();

@@ -30,12 +30,12 @@ impl TestBroker {
     pub async fn enrol_with(
         &self,
         code: &Secret,
-        manners: &PasskeyBehaviour,
+        behaviour: &PasskeyBehaviour,
     ) -> Result<SoftwareAuthenticator, Refusal> {
         let begun = self.broker.begin_enrolment(ENROL, code)?;
-        let kind = crate::support::software_authenticator::Kind::Es256;
+        let kind = crate::support::software_authenticator::KeyKind::Es256;
         let (key, made) =
-            SoftwareAuthenticator::create_as(kind, RP_ID, CONSOLE, &begun.challenge, &begun.user, manners);
+            SoftwareAuthenticator::create_as(kind, RP_ID, CONSOLE, &begun.challenge, &begun.user, behaviour);
         self.broker
             .finish_enrolment(ENROL, code, &made, "Phone")
             .await?;
@@ -57,7 +57,7 @@ impl TestBroker {
     }
 
     /// A call as the console makes it: with the cookie, and nothing signed.
-    pub fn visiting(&self, method: &str, session: &Session) -> CallContext {
+    pub fn session_call(&self, method: &str, session: &Session) -> CallContext {
         let (method, allowed_roles) = guard::row(method).expect("a row");
         CallContext {
             method,
@@ -69,52 +69,52 @@ impl TestBroker {
         }
     }
 
-    pub async fn begin_visiting(
+    pub async fn begin_vote_in_session(
         &self,
         session: &Session,
         id: AccessRequestId,
         ask: VoteAsk,
     ) -> Result<VoteBegun, Refusal> {
-        let call = self.visiting("dipylon.v1.ApprovalService/BeginVote", session);
+        let call = self.session_call("dipylon.v1.ApprovalService/BeginVote", session);
         self.broker.begin_vote(&call, id, ask).await
     }
 
-    pub async fn cast_visiting(
+    pub async fn cast_vote_in_session(
         &self,
         session: &Session,
         id: AccessRequestId,
         begun: &VoteBegun,
         proof: VoteProof,
     ) -> Result<AccessView, Refusal> {
-        let call = self.visiting("dipylon.v1.ApprovalService/CastVote", session);
+        let call = self.session_call("dipylon.v1.ApprovalService/CastVote", session);
         let cast = self.broker.cast_vote(&call, id, &begun.statement, proof);
         cast.await.map(|done| done.view)
     }
 
     /// A whole vote at the console.
-    pub async fn vote_visiting(
+    pub async fn vote_in_session(
         &self,
         session: &Session,
         key: &SoftwareAuthenticator,
         id: AccessRequestId,
         ask: VoteAsk,
     ) -> Result<AccessView, Refusal> {
-        let begun = self.begin_visiting(session, id, ask).await?;
+        let begun = self.begin_vote_in_session(session, id, ask).await?;
         let assertion = key.get(begun.challenge.as_bytes(), CONSOLE);
-        self.cast_visiting(session, id, &begun, VoteProof::Passkey(assertion))
+        self.cast_vote_in_session(session, id, &begun, VoteProof::Passkey(assertion))
             .await
     }
 }
 
-pub fn yes() -> VoteAsk {
-    ask_for(Verdict::Approve)
+pub fn approve() -> VoteAsk {
+    vote_request(Verdict::Approve)
 }
 
-fn no() -> VoteAsk {
-    ask_for(Verdict::Deny)
+fn deny() -> VoteAsk {
+    vote_request(Verdict::Deny)
 }
 
-fn ask_for(verdict: Verdict) -> VoteAsk {
+fn vote_request(verdict: Verdict) -> VoteAsk {
     VoteAsk {
         profile: ProfileName::parse("one-security").expect("profile"),
         verdict,
@@ -146,9 +146,9 @@ pub async fn asked(env: TestEnvironment) -> (TestBroker, TestAgent, TaskId, Acce
     let b = TestBroker::start_with(env, Faults::default()).await;
     let _held = b.enrol("lee").await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let pending = b
-        .ask(&triage, task, &disable("ann"), 900, "r-1")
+        .request_token(&triage, task, &disable("ann"), 900, "r-1")
         .await
         .pending();
     (b, triage, task, pending.access_request)
@@ -162,18 +162,18 @@ async fn passkey_vote_yields_a_token() {
     assert_eq!(session.person.as_str(), "maria");
     // A fresh session is no vote.
     let still = b
-        .ask(&triage, task, &disable("ann"), 900, "r-1")
+        .request_token(&triage, task, &disable("ann"), 900, "r-1")
         .await
         .pending();
     assert!(still.needs[0].approvers.is_empty());
     // Nor is what would do at a terminal.
-    let begun = b.begin_visiting(&session, id, yes()).await.expect("begun");
+    let begun = b.begin_vote_in_session(&session, id, approve()).await.expect("begun");
     let signature = b.env.keys["maria"]
         .sign(begun.challenge.as_bytes())
         .expect("signed");
     let by_key = VoteProof::Signature(signature.to_vec());
     assert_eq!(
-        refused(b.cast_visiting(&session, id, &begun, by_key).await),
+        refused(b.cast_vote_in_session(&session, id, &begun, by_key).await),
         Reason::NotEligible
     );
     assert_eq!(
@@ -181,18 +181,18 @@ async fn passkey_vote_yields_a_token() {
         Reason::NotEligible
     );
     let view = b
-        .vote_visiting(&session, &key, id, yes())
+        .vote_in_session(&session, &key, id, approve())
         .await
         .expect("counts");
     assert_eq!(view.standing, AccessRequestStatus::Approved);
     let b = b.restart(Faults::default()).await;
     assert_eq!(
-        refused(b.begin_visiting(&session, id, yes()).await),
+        refused(b.begin_vote_in_session(&session, id, approve()).await),
         Reason::NotAuthenticated,
         "a restart ends every session"
     );
     let given = b
-        .ask_showing(
+        .request_token_with_evidence(
             &triage,
             task,
             &disable("ann"),
@@ -204,7 +204,7 @@ async fn passkey_vote_yields_a_token() {
         .token();
     assert_eq!(given.issued.consumed, Some(id));
     assert!(b.introspect("idp", &given.token));
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
@@ -216,22 +216,22 @@ async fn assertion_is_bound_to_statement_and_voter() {
     let wrong = Reason::PasskeyWrong;
 
     // Another's passkey, however good.
-    let begun = b.begin_visiting(&session, id, yes()).await.expect("begun");
+    let begun = b.begin_vote_in_session(&session, id, approve()).await.expect("begun");
     let others = VoteProof::Passkey(lees.get(&challenge(&begun), CONSOLE));
     assert_eq!(
-        refused(b.cast_visiting(&session, id, &begun, others).await),
+        refused(b.cast_vote_in_session(&session, id, &begun, others).await),
         wrong
     );
 
     // One made to sign in, and one for another statement of the same vote.
     for challenge in [
         b.broker.begin_sign_in().challenge,
-        challenge(&b.begin_visiting(&session, id, no()).await.expect("begun")),
+        challenge(&b.begin_vote_in_session(&session, id, deny()).await.expect("begun")),
     ] {
-        let begun = b.begin_visiting(&session, id, yes()).await.expect("begun");
+        let begun = b.begin_vote_in_session(&session, id, approve()).await.expect("begun");
         let other = VoteProof::Passkey(marias.get(&challenge, CONSOLE));
         assert_eq!(
-            refused(b.cast_visiting(&session, id, &begun, other).await),
+            refused(b.cast_vote_in_session(&session, id, &begun, other).await),
             wrong
         );
     }
@@ -248,38 +248,38 @@ async fn assertion_is_bound_to_statement_and_voter() {
         |m| (m.backup_eligible, m.backed_up) = (false, false),
     ];
     for (which, spoil) in bad.iter().enumerate() {
-        let mut manners = PasskeyBehaviour::default();
-        spoil(&mut manners);
-        let begun = b.begin_visiting(&session, id, yes()).await.expect("begun");
-        let made = VoteProof::Passkey(marias.get_as(&challenge(&begun), CONSOLE, &manners));
-        let cast = b.cast_visiting(&session, id, &begun, made).await;
+        let mut behaviour = PasskeyBehaviour::default();
+        spoil(&mut behaviour);
+        let begun = b.begin_vote_in_session(&session, id, approve()).await.expect("begun");
+        let made = VoteProof::Passkey(marias.get_as(&challenge(&begun), CONSOLE, &behaviour));
+        let cast = b.cast_vote_in_session(&session, id, &begun, made).await;
         assert_eq!(refused(cast), wrong, "{which}");
     }
 
     // The good one counts once: a replay finds no statement that waits.
-    let begun = b.begin_visiting(&session, id, yes()).await.expect("begun");
+    let begun = b.begin_vote_in_session(&session, id, approve()).await.expect("begun");
     let made = marias.get(&challenge(&begun), CONSOLE);
     let again = VoteProof::Passkey(made.clone());
     let cast = b
-        .cast_visiting(&session, id, &begun, VoteProof::Passkey(made))
+        .cast_vote_in_session(&session, id, &begun, VoteProof::Passkey(made))
         .await;
     assert_eq!(
         cast.expect("counts").standing,
         AccessRequestStatus::Approved
     );
     assert_eq!(
-        refused(b.cast_visiting(&session, id, &begun, again).await),
+        refused(b.cast_vote_in_session(&session, id, &begun, again).await),
         Reason::StatementUnknown
     );
     // And after two minutes nothing waits any more.
-    let late = b.begin_visiting(&session, id, no()).await.expect("begun");
+    let late = b.begin_vote_in_session(&session, id, deny()).await.expect("begun");
     b.manual_clock.advance_millis(120_000);
     let made = VoteProof::Passkey(marias.get(&challenge(&late), CONSOLE));
     assert_eq!(
-        refused(b.cast_visiting(&session, id, &late, made).await),
+        refused(b.cast_vote_in_session(&session, id, &late, made).await),
         Reason::StatementUnknown
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -300,7 +300,7 @@ async fn invitation_is_single_use() {
     }
     assert_eq!(enrolled.len(), 1);
     assert!(b.sign_in(&enrolled[0]).await.is_ok());
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
@@ -376,7 +376,7 @@ async fn invitation_expires_and_is_replaced() {
         refused(b.broker.invite_approver(&call, nobody).await),
         Reason::NotFound
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
@@ -385,7 +385,7 @@ async fn revoked_passkey_voids_unconsumed_votes() {
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     let approved = b
-        .vote_visiting(&session, &key, id, yes())
+        .vote_in_session(&session, &key, id, approve())
         .await
         .expect("counts");
     assert_eq!(approved.standing, AccessRequestStatus::Approved);
@@ -404,7 +404,7 @@ async fn revoked_passkey_voids_unconsumed_votes() {
     );
     assert_eq!(revoke("maria").await, 0);
     let pending = b
-        .ask(&triage, task, &disable("ann"), 900, "r-1")
+        .request_token(&triage, task, &disable("ann"), 900, "r-1")
         .await
         .pending();
     assert_eq!(
@@ -413,7 +413,7 @@ async fn revoked_passkey_voids_unconsumed_votes() {
     );
     // Neither the session, nor the passkey, nor the key of people.toml speaks for her, and applying a bundle changes nothing.
     assert_eq!(
-        refused(b.begin_visiting(&session, id, yes()).await),
+        refused(b.begin_vote_in_session(&session, id, approve()).await),
         Reason::NotAuthenticated
     );
     assert_eq!(
@@ -423,17 +423,17 @@ async fn revoked_passkey_voids_unconsumed_votes() {
     let files = b
         .env
         .policy_with("people.toml", |text| format!("{text}\n# again\n"));
-    b.apply(files).await.expect("applied");
+    b.apply_policy(files).await.expect("applied");
     assert_eq!(
-        refused(b.begin("maria", id, "one-security", Verdict::Approve).await),
+        refused(b.begin_vote("maria", id, "one-security", Verdict::Approve).await),
         Reason::NotAuthenticated
     );
     // Another passkey of hers does.
     let another = b.enrol("maria").await;
     let session = b.sign_in(&another).await.expect("signed in");
-    assert!(b.begin_visiting(&session, id, yes()).await.is_ok());
+    assert!(b.begin_vote_in_session(&session, id, approve()).await.is_ok());
     assert_eq!(revoke("lee").await, 2);
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
@@ -441,7 +441,7 @@ async fn signature_counter_regression_revokes() {
     let (b, _, _, id) = asked(TestEnvironment::new()).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
-    let begun = b.begin_visiting(&session, id, yes()).await.expect("begun");
+    let begun = b.begin_vote_in_session(&session, id, approve()).await.expect("begun");
     let copy = PasskeyBehaviour {
         sign_count: Some(1),
         ..PasskeyBehaviour::default()
@@ -449,13 +449,13 @@ async fn signature_counter_regression_revokes() {
     let made = key.get_as(begun.challenge.as_bytes(), CONSOLE, &copy);
     assert_eq!(
         refused(
-            b.cast_visiting(&session, id, &begun, VoteProof::Passkey(made))
+            b.cast_vote_in_session(&session, id, &begun, VoteProof::Passkey(made))
                 .await
         ),
         Reason::PasskeyWrong
     );
     assert_eq!(
-        refused(b.begin_visiting(&session, id, yes()).await),
+        refused(b.begin_vote_in_session(&session, id, approve()).await),
         Reason::NotAuthenticated,
         "its session is over too"
     );
@@ -480,7 +480,7 @@ async fn signature_counter_regression_revokes() {
             "a challenge is answered once"
         );
     }
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
@@ -490,7 +490,7 @@ async fn narrowing_and_denial_comment() {
     let session = b.sign_in(&key).await.expect("signed in");
     let narrowed = |max_ttl, max_uses| VoteAsk {
         narrowing: Narrowing { max_ttl, max_uses },
-        ..yes()
+        ..approve()
     };
     for wider in [
         narrowed(Some(901), None),
@@ -498,33 +498,33 @@ async fn narrowing_and_denial_comment() {
         narrowed(None, Some(2)),
         narrowed(None, Some(0)),
     ] {
-        assert!(b.begin_visiting(&session, id, wider).await.is_err());
+        assert!(b.begin_vote_in_session(&session, id, wider).await.is_err());
     }
-    b.vote_visiting(&session, &key, id, narrowed(Some(120), Some(1)))
+    b.vote_in_session(&session, &key, id, narrowed(Some(120), Some(1)))
         .await
         .expect("counts");
     let given = b
-        .ask(&triage, task, &disable("ann"), 900, "r-1")
+        .request_token(&triage, task, &disable("ann"), 900, "r-1")
         .await
         .token();
     assert_eq!(given.issued.exp - given.issued.iat, 120);
     assert_eq!(given.issued.uses, Some(1));
 
     let id = b
-        .ask(&triage, task, &disable("cara"), 900, "r-2")
+        .request_token(&triage, task, &disable("cara"), 900, "r-2")
         .await
         .pending()
         .access_request;
     let comment = Comment::parse("use rotate, not disable").expect("plain");
     let told = VoteAsk {
         comment: Some(comment.clone()),
-        ..no()
+        ..deny()
     };
-    b.vote_visiting(&session, &key, id, told)
+    b.vote_in_session(&session, &key, id, told)
         .await
         .expect("counts");
     let denied = b
-        .ask(&triage, task, &disable("cara"), 900, "r-2")
+        .request_token(&triage, task, &disable("cara"), 900, "r-2")
         .await
         .denied();
     assert_eq!(denied.why, DeniedReason::DeniedByPerson);
@@ -532,7 +532,7 @@ async fn narrowing_and_denial_comment() {
     for wrong in ["", "two\nlines", "zero\u{200B}width", &"x".repeat(201)] {
         assert!(Comment::parse(wrong).is_err(), "{wrong:?}");
     }
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
@@ -549,41 +549,41 @@ async fn approver_can_limit_uses() {
             max_ttl: None,
             max_uses: Some(3),
         },
-        ..yes()
+        ..approve()
     };
-    b.vote_visiting(&session, &key, id, three)
+    b.vote_in_session(&session, &key, id, three)
         .await
         .expect("counts");
     let given = b
-        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .token();
     assert_eq!(given.issued.uses, Some(3));
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
 async fn unsatisfiable_step_up_is_denied() {
     let b = TestBroker::start_with(passkeys_alone(), Faults::default()).await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let denied = b
-        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .denied();
     assert_eq!(denied.why, DeniedReason::NoEligibleApprover);
     // The owner's passkey is no help; another's is, for the same request id.
     b.enrol("dana").await;
     let denied = b
-        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .denied();
     assert_eq!(denied.why, DeniedReason::NoEligibleApprover);
     b.enrol("maria").await;
-    b.ask(&triage, task, &disable("ann"), 300, "r-1")
+    b.request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .pending();
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -595,22 +595,22 @@ async fn no_mint_after_vote_key_revocation() {
         let key = b.enrol("maria").await;
         let session = b.sign_in(&key).await.expect("signed in");
         let task = b
-            .try_open(&triage, "contain", &format!("open-{round}"))
+            .try_open_task(&triage, "contain", &format!("open-{round}"))
             .await
             .expect("opens")
             .task
             .task;
         let id = b
-            .ask(&triage, task, &disable("ann"), 300, "r-1")
+            .request_token(&triage, task, &disable("ann"), 300, "r-1")
             .await
             .pending()
             .access_request;
-        b.vote_visiting(&session, &key, id, yes())
+        b.vote_in_session(&session, &key, id, approve())
             .await
             .expect("counts");
         let minting = {
             let (b, agent) = (b.clone(), triage.clone());
-            tokio::spawn(async move { b.ask(&agent, task, &disable("ann"), 300, "r-1").await })
+            tokio::spawn(async move { b.request_token(&agent, task, &disable("ann"), 300, "r-1").await })
         };
         let revoking = {
             let b = b.clone();
@@ -631,11 +631,11 @@ async fn no_mint_after_vote_key_revocation() {
             }
             other => panic!("neither: {other:?}"),
         }
-        b.complete(&triage, task).await.expect("completes");
+        b.complete_task(&triage, task).await.expect("completes");
     }
     // The laws, walked over the journal, hold whichever came first; that both happened is luck, and not asserted.
     println!("{minted} minted before, {refused} refused after the revocation");
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
@@ -654,29 +654,29 @@ async fn vote_requires_card_of_current_policy() {
     b.manual_clock.advance_millis(3_000);
     let as_read = |policy| VoteAsk {
         policy: Some(policy),
-        ..yes()
+        ..approve()
     };
-    assert!(b.begin_visiting(&session, id, as_read(read)).await.is_ok());
+    assert!(b.begin_vote_in_session(&session, id, as_read(read)).await.is_ok());
     let files = b.env.policy_with("schema.cedarschema", |text| {
         text.replace(
             "The account can no longer sign in.",
             "The account and its mailbox are gone.",
         )
     });
-    b.apply(files).await.expect("applied");
+    b.apply_policy(files).await.expect("applied");
     assert_eq!(
-        refused(b.begin_visiting(&session, id, as_read(read)).await),
+        refused(b.begin_vote_in_session(&session, id, as_read(read)).await),
         Reason::CardChanged
     );
     let read = card("maria").policy;
     assert_eq!(
-        refused(b.begin_visiting(&session, id, as_read(read)).await),
+        refused(b.begin_vote_in_session(&session, id, as_read(read)).await),
         Reason::TooSoon,
         "it has to be read anew"
     );
     b.manual_clock.advance_millis(3_000);
-    assert!(b.begin_visiting(&session, id, as_read(read)).await.is_ok());
-    b.check();
+    assert!(b.begin_vote_in_session(&session, id, as_read(read)).await.is_ok());
+    b.check_invariants();
 }
 
 #[tokio::test]
@@ -687,19 +687,19 @@ async fn lapsed_vote_can_be_replaced() {
     let (b, triage, task, id) = asked(env).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
-    b.vote_visiting(&session, &key, id, yes())
+    b.vote_in_session(&session, &key, id, approve())
         .await
         .expect("counts");
     assert_eq!(
-        refused(b.begin_visiting(&session, id, yes()).await),
+        refused(b.begin_vote_in_session(&session, id, approve()).await),
         Reason::NotEligible
     );
     // Its time is over.
     b.manual_clock.advance_millis(60_000);
-    b.ask(&triage, task, &disable("ann"), 300, "r-1")
+    b.request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .pending();
-    b.vote_visiting(&session, &key, id, yes())
+    b.vote_in_session(&session, &key, id, approve())
         .await
         .expect("counts again");
     // Its key is revoked: another of hers says yes.
@@ -711,11 +711,11 @@ async fn lapsed_vote_can_be_replaced() {
         .expect("revoked");
     let another = b.enrol("maria").await;
     let session = b.sign_in(&another).await.expect("signed in");
-    b.vote_visiting(&session, &another, id, yes())
+    b.vote_in_session(&session, &another, id, approve())
         .await
         .expect("counts");
-    b.ask(&triage, task, &disable("ann"), 300, "r-1")
+    b.request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .token();
-    b.check();
+    b.check_invariants();
 }

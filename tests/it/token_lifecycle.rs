@@ -8,41 +8,41 @@ use dipylon::model::*;
 async fn token_ends_with_its_task() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
-    let given = b.ask(&triage, task, &read_case(), 300, "r-1").await.token();
+    let task = b.open_task(&triage).await;
+    let given = b.request_token(&triage, task, &read_case(), 300, "r-1").await.token();
     assert_eq!(given.issued.exp - given.issued.iat, 300);
     assert!(b.introspect("cases", &given.token));
     assert!(
         !b.introspect("idp", &given.token),
         "another validator's token is nothing"
     );
-    let report = b.complete(&triage, task).await.expect("completes");
+    let report = b.complete_task(&triage, task).await.expect("completes");
     assert_eq!(
         (report.cause, report.revoked, report.tokens),
         (EndCause::Completed, 1, vec![given.issued.jti])
     );
     assert!(!b.introspect("cases", &given.token));
     assert_eq!(
-        refused(b.ask(&triage, task, &read_case(), 300, "r-2").await),
+        refused(b.request_token(&triage, task, &read_case(), 300, "r-2").await),
         Reason::TaskEnded
     );
-    let again = b.complete(&triage, task).await.expect("idempotent");
+    let again = b.complete_task(&triage, task).await.expect("idempotent");
     assert_eq!(again.index, report.index);
     let b = b.restart(Faults::default()).await;
     assert!(
         !b.introspect("cases", &given.token),
         "a restart revives nothing"
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
 async fn step_up_needs_another_person_and_is_single_use() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let pending = b
-        .ask(&triage, task, &disable("ann"), 900, "r-1")
+        .request_token(&triage, task, &disable("ann"), 900, "r-1")
         .await
         .pending();
     let id = pending.access_request;
@@ -59,10 +59,10 @@ async fn step_up_needs_another_person_and_is_single_use() {
         refused(b.vote("olga", id, "one-security", Verdict::Approve).await),
         Reason::NotPermitted
     );
-    b.ask(&triage, task, &disable("ann"), 900, "r-1")
+    b.request_token(&triage, task, &disable("ann"), 900, "r-1")
         .await
         .pending();
-    b.yes("maria", id, "one-security").await;
+    b.approve("maria", id, "one-security").await;
     assert_eq!(
         refused(b.vote("maria", id, "one-security", Verdict::Approve).await),
         Reason::NotEligible
@@ -70,13 +70,13 @@ async fn step_up_needs_another_person_and_is_single_use() {
 
     // Approved for ann, asked for bob: a new access request, nothing minted.
     let other = b
-        .ask(&triage, task, &disable("cara"), 900, "r-2")
+        .request_token(&triage, task, &disable("cara"), 900, "r-2")
         .await
         .pending();
     assert_ne!(other.access_request, id);
 
     let given = b
-        .ask(&triage, task, &disable("ann"), 900, "r-1")
+        .request_token(&triage, task, &disable("ann"), 900, "r-1")
         .await
         .token();
     assert_eq!(
@@ -112,35 +112,35 @@ async fn step_up_needs_another_person_and_is_single_use() {
 
     // The approval is spent: the same action asks people again.
     let third = b
-        .ask(&triage, task, &disable("ann"), 900, "r-3")
+        .request_token(&triage, task, &disable("ann"), 900, "r-3")
         .await
         .pending();
     assert_ne!(third.access_request, id);
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
 async fn retry_returns_the_same_token() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
-    let first = b.ask(&triage, task, &read_case(), 300, "r-1").await.token();
+    let task = b.open_task(&triage).await;
+    let first = b.request_token(&triage, task, &read_case(), 300, "r-1").await.token();
     b.manual_clock.advance_millis(20_000);
-    let again = b.ask(&triage, task, &read_case(), 300, "r-1").await.token();
+    let again = b.request_token(&triage, task, &read_case(), 300, "r-1").await.token();
     assert!(again.reissued);
     assert_eq!(again.issued, first.issued, "the same jti, the same claims");
     assert_eq!(
-        refused(b.ask(&triage, task, &read_case(), 299, "r-1").await),
+        refused(b.request_token(&triage, task, &read_case(), 299, "r-1").await),
         Reason::RequestIdReused
     );
     assert_eq!(
-        refused(b.ask(&triage, task, &disable("ann"), 300, "r-1").await),
+        refused(b.request_token(&triage, task, &disable("ann"), 300, "r-1").await),
         Reason::RequestIdReused
     );
     b.manual_clock.advance_millis(281_000);
     let refreshed = b.svid(&triage);
     let dead = b
-        .ask_showing(&triage, task, &read_case(), 300, "r-1", Some(refreshed))
+        .request_token_with_evidence(&triage, task, &read_case(), 300, "r-1", Some(refreshed))
         .await;
     assert_eq!(
         refused(dead),
@@ -150,15 +150,15 @@ async fn retry_returns_the_same_token() {
 
     // Opening is idempotent too, for the same words under the same key.
     let same = b
-        .try_open(&triage, "contain INC-8841", "open-1")
+        .try_open_task(&triage, "contain INC-8841", "open-1")
         .await
         .expect("the same task");
     assert_eq!(same.task.task, task);
     assert_eq!(
-        refused(b.try_open(&triage, "something else", "open-1").await),
+        refused(b.try_open_task(&triage, "something else", "open-1").await),
         Reason::RequestIdReused
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
@@ -166,7 +166,7 @@ async fn gate_1_errors_are_indistinguishable() {
     let b = TestBroker::start().await;
     let stranger = b.agent("stranger");
     let refusal = b
-        .try_open(&stranger, "x", "open-1")
+        .try_open_task(&stranger, "x", "open-1")
         .await
         .expect_err("not registered");
     assert_eq!(
@@ -174,18 +174,18 @@ async fn gate_1_errors_are_indistinguishable() {
         (Reason::NotAuthenticated, false)
     );
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     // Another key, a real task: no oracle.
     let thief = TestAgent {
         key: b.agent("triage").key,
         ..triage.clone()
     };
     let theirs = b
-        .ask(&thief, task, &read_case(), 60, "r-1")
+        .request_token(&thief, task, &read_case(), 60, "r-1")
         .await
         .expect_err("not theirs");
     let none = b
-        .ask(
+        .request_token(
             &thief,
             TaskId::from_random([7; 16]),
             &read_case(),
@@ -201,49 +201,49 @@ async fn gate_1_errors_are_indistinguishable() {
     // Stale evidence is asked for; after showing it, it goes on.
     b.manual_clock.advance_millis(301_000);
     assert_eq!(
-        refused(b.ask(&triage, task, &read_case(), 60, "r-1").await),
+        refused(b.request_token(&triage, task, &read_case(), 60, "r-1").await),
         Reason::EvidenceStale
     );
     let shown = b.svid(&triage);
-    b.ask_showing(&triage, task, &read_case(), 60, "r-1", Some(shown))
+    b.request_token_with_evidence(&triage, task, &read_case(), 60, "r-1", Some(shown))
         .await
         .token();
-    b.ask(&triage, task, &read_case(), 60, "r-2").await.token();
+    b.request_token(&triage, task, &read_case(), 60, "r-2").await.token();
     // Someone else's evidence does not serve this task.
     let other = b.svid(&b.agent("reporter"));
     assert_eq!(
         refused(
-            b.ask_showing(&triage, task, &read_case(), 60, "r-3", Some(other))
+            b.request_token_with_evidence(&triage, task, &read_case(), 60, "r-3", Some(other))
                 .await
         ),
         Reason::NotAuthenticated
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
 async fn policy_tightened_before_mint_denies() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
-    let read = b.ask(&triage, task, &read_case(), 300, "r-0").await.token();
+    let task = b.open_task(&triage).await;
+    let read = b.request_token(&triage, task, &read_case(), 300, "r-0").await.token();
     let id = b
-        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .pending()
         .access_request;
-    b.yes("maria", id, "one-security").await;
+    b.approve("maria", id, "one-security").await;
     let tight = b.env.policy_with("rules/20-guardrails.cedar", |text| {
         format!("{text}\n@id(\"no-disabling\") forbid (principal, action == Action::\"account.disable\", resource);\n")
     });
-    let applied = b.apply(tight).await.expect("applied");
+    let applied = b.apply_policy(tight).await.expect("applied");
     assert!(applied.changed);
     assert_eq!(
         applied.swept.requests, 1,
         "the access request ends: nobody is asked for what is forbidden"
     );
     assert_eq!(
-        b.ask(&triage, task, &disable("ann"), 300, "r-1")
+        b.request_token(&triage, task, &disable("ann"), 300, "r-1")
             .await
             .denied()
             .why,
@@ -256,33 +256,33 @@ async fn policy_tightened_before_mint_denies() {
     let shut = b.env.policy_with("rules/20-guardrails.cedar", |text| {
         format!("{text}\n@id(\"no-reading\") forbid (principal, action == Action::\"case.read\", resource);\n")
     });
-    assert_eq!(b.apply(shut).await.expect("applied").swept.grants, 1);
+    assert_eq!(b.apply_policy(shut).await.expect("applied").swept.grants, 1);
     assert!(
         !b.introspect("cases", &read.token),
         "what is not allowed any more is dead"
     );
-    b.apply(b.env.policy.clone()).await.expect("applied");
+    b.apply_policy(b.env.policy.clone()).await.expect("applied");
     assert!(
         !b.introspect("cases", &read.token),
         "and stays dead when the rules come back"
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
 async fn suspension_ends_everything_for_good() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
-    let given = b.ask(&triage, task, &read_case(), 300, "r-1").await.token();
+    let task = b.open_task(&triage).await;
+    let given = b.request_token(&triage, task, &read_case(), 300, "r-1").await.token();
     assert_eq!(b.suspend("triage").await.expect("suspends").0, 1);
     assert!(!b.introspect("cases", &given.token));
     assert_eq!(
-        refused(b.ask(&triage, task, &read_case(), 300, "r-2").await),
+        refused(b.request_token(&triage, task, &read_case(), 300, "r-2").await),
         Reason::TaskEnded
     );
     assert_eq!(
-        refused(b.try_open(&triage, "again", "open-2").await),
+        refused(b.try_open_task(&triage, "again", "open-2").await),
         Reason::NotAuthenticated
     );
     b.resume("triage").await.expect("resumes");
@@ -291,31 +291,31 @@ async fn suspension_ends_everything_for_good() {
         "nothing that ended comes back"
     );
     assert_eq!(
-        refused(b.ask(&triage, task, &read_case(), 300, "r-2").await),
+        refused(b.request_token(&triage, task, &read_case(), 300, "r-2").await),
         Reason::TaskEnded
     );
-    b.try_open(&triage, "again", "open-2")
+    b.try_open_task(&triage, "again", "open-2")
         .await
         .expect("it may open anew");
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
 async fn denial_and_expiry_close_requests() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let id = b
-        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .pending()
         .access_request;
-    b.yes("maria", id, "one-security").await;
+    b.approve("maria", id, "one-security").await;
     b.vote("lee", id, "one-security", Verdict::Deny)
         .await
         .expect("no");
     let denied = b
-        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .denied();
     assert_eq!(
@@ -328,41 +328,41 @@ async fn denial_and_expiry_close_requests() {
     );
 
     let late = b
-        .ask(&triage, task, &disable("cara"), 300, "r-2")
+        .request_token(&triage, task, &disable("cara"), 300, "r-2")
         .await
         .pending()
         .access_request;
     let begun = b
-        .begin("maria", late, "one-security", Verdict::Approve)
+        .begin_vote("maria", late, "one-security", Verdict::Approve)
         .await
         .expect("begun");
     b.manual_clock.advance_millis(15 * 60 * 1000);
     assert_eq!(
-        refused(b.cast("maria", late, &begun.statement).await),
+        refused(b.cast_vote("maria", late, &begun.statement).await),
         Reason::StatementUnknown
     );
     let shown = b.svid(&triage);
     let expired = b
-        .ask_showing(&triage, task, &disable("cara"), 300, "r-2", Some(shown))
+        .request_token_with_evidence(&triage, task, &disable("cara"), 300, "r-2", Some(shown))
         .await
         .denied();
     assert_eq!(expired.why, DeniedReason::Expired);
     b.broker.upkeep_once().await.expect("news");
     assert_eq!(
-        b.ask(&triage, task, &disable("cara"), 300, "r-2")
+        b.request_token(&triage, task, &disable("cara"), 300, "r-2")
             .await
             .denied()
             .why,
         DeniedReason::Expired
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
 async fn two_person_quorum_and_narrowest_ttl() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let host = {
         let entities: serde_json::Value =
             serde_json::from_str(&b.env.policy["entities.json"]).expect("json");
@@ -375,7 +375,7 @@ async fn two_person_quorum_and_narrowest_ttl() {
         host["uid"]["id"].as_str().expect("id").to_owned()
     };
     let isolate = action("host.isolate", "Host", &host, IDP, &[]);
-    let pending = b.ask(&triage, task, &isolate, 600, "r-1").await.pending();
+    let pending = b.request_token(&triage, task, &isolate, 600, "r-1").await.pending();
     assert_eq!(
         pending
             .needs
@@ -385,37 +385,37 @@ async fn two_person_quorum_and_narrowest_ttl() {
         ["two-security"]
     );
     let id = pending.access_request;
-    b.yes("maria", id, "two-security").await;
-    b.ask(&triage, task, &isolate, 600, "r-1").await.pending();
+    b.approve("maria", id, "two-security").await;
+    b.request_token(&triage, task, &isolate, 600, "r-1").await.pending();
     let begun = b
-        .begin_narrowed("lee", id, "two-security", Verdict::Approve, Some(120))
+        .begin_narrowed_vote("lee", id, "two-security", Verdict::Approve, Some(120))
         .await
         .expect("begun");
     assert_eq!(
         refused(
-            b.begin_narrowed("lee", id, "two-security", Verdict::Approve, Some(601))
+            b.begin_narrowed_vote("lee", id, "two-security", Verdict::Approve, Some(601))
                 .await
         ),
         Reason::InvalidTtl
     );
     assert_eq!(
         refused(
-            b.begin_narrowed("lee", id, "two-security", Verdict::Approve, Some(0))
+            b.begin_narrowed_vote("lee", id, "two-security", Verdict::Approve, Some(0))
                 .await
         ),
         Reason::InvalidTtl
     );
-    b.cast("lee", id, &begun.statement).await.expect("second");
-    let given = b.ask(&triage, task, &isolate, 600, "r-1").await.token();
+    b.cast_vote("lee", id, &begun.statement).await.expect("second");
+    let given = b.request_token(&triage, task, &isolate, 600, "r-1").await.token();
     assert_eq!(given.issued.exp - given.issued.iat, 120);
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
 async fn unknown_actions_are_journaled() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let before = b.broker.state().position().1;
     for (action, reason) in [
         (
@@ -459,7 +459,7 @@ async fn unknown_actions_are_journaled() {
         ),
     ] {
         assert_eq!(
-            refused(b.ask(&triage, task, &action, 300, "r-1").await),
+            refused(b.request_token(&triage, task, &action, 300, "r-1").await),
             reason,
             "{action:?}"
         );
@@ -470,25 +470,25 @@ async fn unknown_actions_are_journaled() {
         "every refusal after gate 1 is an entry"
     );
     assert_eq!(
-        refused(b.ask(&triage, task, &read_case(), 0, "r-1").await),
+        refused(b.request_token(&triage, task, &read_case(), 0, "r-1").await),
         Reason::InvalidTtl
     );
     assert_eq!(
-        refused(b.ask(&triage, task, &read_case(), -5, "r-1").await),
+        refused(b.request_token(&triage, task, &read_case(), -5, "r-1").await),
         Reason::InvalidTtl
     );
     // Outside the ceiling, a plain forbid.
     let reporter = b.agent("reporter");
-    let theirs = b.open(&reporter).await;
+    let theirs = b.open_task(&reporter).await;
     assert_eq!(
-        b.ask(&reporter, theirs, &disable("ann"), 60, "r-1")
+        b.request_token(&reporter, theirs, &disable("ann"), 60, "r-1")
             .await
             .denied()
             .why,
         DeniedReason::OutsideCeiling
     );
     assert_eq!(
-        b.ask(&triage, task, &disable("break-glass"), 60, "r-9")
+        b.request_token(&triage, task, &disable("break-glass"), 60, "r-9")
             .await
             .denied()
             .why,
@@ -496,18 +496,18 @@ async fn unknown_actions_are_journaled() {
     );
     // An unchanged answer writes nothing.
     let at = b.broker.state().position().1;
-    b.ask(&triage, task, &disable("break-glass"), 60, "r-9")
+    b.request_token(&triage, task, &disable("break-glass"), 60, "r-9")
         .await
         .denied();
     assert_eq!(b.broker.state().position().1, at);
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
 async fn sensitive_parameters_are_committed_not_stored() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let canary = "CANARY-the-password-is-xyzzy";
     let note = action(
         "case.note",
@@ -516,7 +516,7 @@ async fn sensitive_parameters_are_committed_not_stored() {
         CASES,
         &[("text", Param::Str(canary.to_owned()))],
     );
-    let given = b.ask(&triage, task, &note, 300, "r-1").await.token();
+    let given = b.request_token(&triage, task, &note, 300, "r-1").await.token();
     let payload = given
         .token
         .expose_secret()
@@ -554,30 +554,30 @@ async fn sensitive_parameters_are_committed_not_stored() {
     assert!(entries > 4);
     // A retry opens the same commitments.
     assert_eq!(
-        b.ask(&triage, task, &note, 300, "r-1")
+        b.request_token(&triage, task, &note, 300, "r-1")
             .await
             .token()
             .openings,
         given.openings
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
 async fn approvals_expire() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let id = b
-        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .pending()
         .access_request;
-    b.yes("maria", id, "one-security").await;
+    b.approve("maria", id, "one-security").await;
     b.manual_clock.advance_millis(10 * 60 * 1000);
     let shown = b.svid(&triage);
     let still = b
-        .ask_showing(&triage, task, &disable("ann"), 300, "r-1", Some(shown))
+        .request_token_with_evidence(&triage, task, &disable("ann"), 300, "r-1", Some(shown))
         .await
         .pending();
     assert_eq!(still.access_request, id, "it still waits");
@@ -587,13 +587,13 @@ async fn approvals_expire() {
         "but nobody's yes is good any more"
     );
     // Another person's is, and bounds the token by its own life.
-    b.yes("lee", id, "one-security").await;
+    b.approve("lee", id, "one-security").await;
     let given = b
-        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .token();
     assert_eq!(given.issued.exp - given.issued.iat, 300);
-    b.check();
+    b.check_invariants();
 }
 
 /// An approver who is out of the roster at the mint does not count, whatever they were at the vote.
@@ -601,13 +601,13 @@ async fn approvals_expire() {
 async fn eligibility_is_rechecked_at_mint() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let id = b
-        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .pending()
         .access_request;
-    b.yes("maria", id, "one-security").await;
+    b.approve("maria", id, "one-security").await;
     let without = b.env.policy_with("people.toml", |t| {
         t.replacen(
             "name = \"Maria Moreau\"\ngroups = [\"security\"]",
@@ -615,9 +615,9 @@ async fn eligibility_is_rechecked_at_mint() {
             1,
         )
     });
-    assert!(b.apply(without).await.expect("applied").changed);
+    assert!(b.apply_policy(without).await.expect("applied").changed);
     let still = b
-        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .pending();
     assert_eq!(
@@ -628,11 +628,11 @@ async fn eligibility_is_rechecked_at_mint() {
     let redefined = b.env.policy_with("people.toml", |t| {
         t.replacen("good_for = \"10m\"", "good_for = \"9m\"", 1)
     });
-    assert_eq!(b.apply(redefined).await.expect("applied").swept.requests, 1);
+    assert_eq!(b.apply_policy(redefined).await.expect("applied").swept.requests, 1);
     let anew = b
-        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .pending();
     assert_ne!(anew.access_request, id);
-    b.check();
+    b.check_invariants();
 }

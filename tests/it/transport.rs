@@ -107,14 +107,14 @@ pub fn put(path: &Path, text: &str, mode: u32) {
 }
 
 #[derive(Default)]
-pub struct Setup {
+pub struct TransportSetup {
     pub tls: bool,
     pub unix: bool,
     pub limits: Connections,
 }
 
 /// A broker in this process behind doors as a test wants them.
-pub struct Site {
+pub struct TestServer {
     pub env: Arc<TestEnvironment>,
     pub url: String,
     pub address: SocketAddr,
@@ -127,8 +127,8 @@ pub struct Site {
     temp: tempfile::TempDir,
 }
 
-impl Site {
-    pub async fn start(setup: Setup) -> Self {
+impl TestServer {
+    pub async fn start(setup: TransportSetup) -> Self {
         let temp = tempfile::tempdir().expect("dir");
         let root = temp.path().to_owned();
         let authority = Authority::new();
@@ -329,9 +329,9 @@ pub fn digest_of(pem: &str) -> Digest {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tls_end_to_end() {
-    let site = Site::start(Setup {
+    let site = TestServer::start(TransportSetup {
         tls: true,
-        ..Setup::default()
+        ..TransportSetup::default()
     })
     .await;
     let task = site.task(site.once()).await.expect("opens");
@@ -416,9 +416,9 @@ async fn tls_end_to_end() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificate_rotation() {
-    let site = Site::start(Setup {
+    let site = TestServer::start(TransportSetup {
         tls: true,
-        ..Setup::default()
+        ..TransportSetup::default()
     })
     .await;
     let ca = site.authority.pem.clone();
@@ -457,10 +457,10 @@ async fn certificate_rotation() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unix_socket_listener() {
-    let site = Site::start(Setup {
+    let site = TestServer::start(TransportSetup {
         tls: true,
         unix: true,
-        ..Setup::default()
+        ..TransportSetup::default()
     })
     .await;
     let path = site.root.join("dipylon.sock");
@@ -508,7 +508,7 @@ async fn unix_socket_listener() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_beyond_max_concurrent_streams_queue() {
-    let site = Site::start(Setup::default()).await;
+    let site = TestServer::start(TransportSetup::default()).await;
     let task = Arc::new(site.task(site.once()).await.expect("opens"));
     let mut calls = tokio::task::JoinSet::new();
     for n in 0..200 {
@@ -533,7 +533,7 @@ async fn calls_beyond_max_concurrent_streams_queue() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn oversized_requests_are_rejected() {
-    let site = Site::start(Setup::default()).await;
+    let site = TestServer::start(TransportSetup::default()).await;
     let task = site.task(site.once()).await.expect("opens");
     let large = "x".repeat(20_000);
     let (mut sender, _connection) = site.raw().await;
@@ -574,7 +574,7 @@ async fn oversized_requests_are_rejected() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deadline_exceeded() {
-    let site = Site::start(Setup::default()).await;
+    let site = TestServer::start(TransportSetup::default()).await;
     let (sender, _connection) = site.raw().await;
     // The message never arrives whole, and the caller has said how long it waits.
     for method in [
@@ -646,7 +646,7 @@ async fn reflection_lists_services() {
     use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
     use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
     use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
-    let site = Site::start(Setup::default()).await;
+    let site = TestServer::start(TransportSetup::default()).await;
     let channel = tonic::transport::Endpoint::from_shared(site.url.clone())
         .expect("url")
         .connect()
@@ -688,12 +688,12 @@ async fn reflection_lists_services() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connection_max_age_fails_no_call() {
-    let site = Site::start(Setup {
+    let site = TestServer::start(TransportSetup {
         limits: Connections {
             age: Duration::from_secs(1),
             ..Connections::default()
         },
-        ..Setup::default()
+        ..TransportSetup::default()
     })
     .await;
     let url = site.url.clone();
@@ -747,7 +747,7 @@ async fn connection_max_age_fails_no_call() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn client_disconnect_is_atomic() {
-    let site = Site::start(Setup::default()).await;
+    let site = TestServer::start(TransportSetup::default()).await;
     let task = site.task(site.once()).await.expect("opens");
     works(&task, 0).await;
     let mut gone = 0;
@@ -772,7 +772,7 @@ async fn client_disconnect_is_atomic() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn waiting_calls_are_answered_on_shutdown() {
-    let site = Site::start(Setup::default()).await;
+    let site = TestServer::start(TransportSetup::default()).await;
     let task = site.task(site.once()).await.expect("opens");
     let mut asked = order(disable("ann"), "waits");
     asked.wait_s = 60;

@@ -3,15 +3,15 @@
 use dipylon::journal::Faults;
 use dipylon::model::Secret;
 
-use crate::support::{Expect, TestBroker, read_case};
+use crate::support::{ExpectReply, TestBroker, read_case};
 
 #[tokio::test]
 async fn cached_tokens_are_rechecked() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
-    let task = b.open(&agent).await;
+    let task = b.open_task(&agent).await;
     let token = b
-        .ask(&agent, task, &read_case(), 300, "r-1")
+        .request_token(&agent, task, &read_case(), 300, "r-1")
         .await
         .token()
         .token;
@@ -33,18 +33,18 @@ async fn cached_tokens_are_rechecked() {
     assert!(!b.introspect("cases", &bent), "not before the good one");
     assert!(b.introspect("cases", &token) && b.introspect("cases", &token));
     assert!(!b.introspect("cases", &bent), "nor after it");
-    b.complete(&agent, task).await.expect("completes");
+    b.complete_task(&agent, task).await.expect("completes");
     assert!(!b.introspect("cases", &token), "read, and dead");
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
 async fn cached_tokens_expire() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
-    let task = b.open(&agent).await;
+    let task = b.open_task(&agent).await;
     let token = b
-        .ask(&agent, task, &read_case(), 300, "r-1")
+        .request_token(&agent, task, &read_case(), 300, "r-1")
         .await
         .token()
         .token;

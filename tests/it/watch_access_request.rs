@@ -279,8 +279,8 @@ async fn watchers_wake_only_for_their_request() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn waiting_survives_broker_and_agent_restart() {
     let temp = tempfile::tempdir().expect("dir");
-    let realm = super::crash_recovery::Realm::new(temp.path());
-    let mut broker = realm.broker_telling(Stdio::inherit(), "error").await;
+    let realm = super::crash_recovery::BrokerDeployment::new(temp.path());
+    let mut broker = realm.broker_with_log(Stdio::inherit(), "error").await;
     let id = format!("spiffe://{DOMAIN}/agent/triage");
     let evidence = EvidenceSource::Fixed(realm.env.svid_for(
         &realm.url,
@@ -310,7 +310,7 @@ async fn waiting_survives_broker_and_agent_restart() {
         })
     };
     broker.kill().await.expect("SIGKILL");
-    let _next = realm.broker_telling(Stdio::inherit(), "error").await;
+    let _next = realm.broker_with_log(Stdio::inherit(), "error").await;
 
     // The agent started again: with its key and the same action it finds the same access request.
     let again = Task::attach(endpoint(), evidence, task.id(), key);

@@ -11,7 +11,7 @@ use dipylon::webauthn::{self, Assertion, Credential, Registration, RelyingParty,
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::support::software_authenticator::{Kind, PasskeyBehaviour, SoftwareAuthenticator, attestation_object, encoded};
+use crate::support::software_authenticator::{KeyKind, PasskeyBehaviour, SoftwareAuthenticator, attestation_object, encoded};
 use crate::vectors::vectors;
 
 /// Of a map of CBOR, in order.
@@ -181,7 +181,7 @@ const CHALLENGE: [u8; 32] = [7; 32];
 const OTHER: [u8; 32] = [8; 32];
 const USER: [u8; 16] = [9; 16];
 
-fn enrolled(kind: Kind) -> (SoftwareAuthenticator, Credential) {
+fn enrolled(kind: KeyKind) -> (SoftwareAuthenticator, Credential) {
     let rp = example();
     let (passkey, made) = SoftwareAuthenticator::create_as(
         kind,
@@ -208,7 +208,7 @@ fn check(credential: &Credential, assertion: &Assertion) -> Result<(), WebauthnE
 
 #[test]
 fn registration_and_assertion() {
-    for kind in [Kind::Es256, Kind::EdDsa] {
+    for kind in [KeyKind::Es256, KeyKind::EdDsa] {
         let (passkey, credential) = enrolled(kind);
         assert_eq!(credential.id, passkey.credential());
         assert_eq!(credential.sign_count, 1);
@@ -228,7 +228,7 @@ fn registration_and_assertion() {
 }
 
 /// Each lie, at registration and at assertion, and the check that finds it.
-fn lies() -> Vec<(&'static str, PasskeyBehaviour, WebauthnError)> {
+fn mutations() -> Vec<(&'static str, PasskeyBehaviour, WebauthnError)> {
     let good = PasskeyBehaviour::default;
     let origin = |origin: &str| PasskeyBehaviour {
         origin: Some(origin.to_owned()),
@@ -366,17 +366,17 @@ fn lies() -> Vec<(&'static str, PasskeyBehaviour, WebauthnError)> {
 #[test]
 fn webauthn_mutations() {
     let rp = example();
-    for kind in [Kind::Es256, Kind::EdDsa] {
+    for kind in [KeyKind::Es256, KeyKind::EdDsa] {
         let (passkey, credential) = enrolled(kind);
-        for (name, manners, expected) in lies() {
+        for (name, behaviour, expected) in mutations() {
             let (_, made) =
-                SoftwareAuthenticator::create_as(kind, &rp.id, &rp.origin, &CHALLENGE, &USER, &manners);
+                SoftwareAuthenticator::create_as(kind, &rp.id, &rp.origin, &CHALLENGE, &USER, &behaviour);
             assert_eq!(
                 webauthn::register(&rp, &CHALLENGE, &made),
                 Err(expected),
                 "registered: {name}"
             );
-            let assertion = passkey.get_as(&CHALLENGE, &rp.origin, &manners);
+            let assertion = passkey.get_as(&CHALLENGE, &rp.origin, &behaviour);
             assert_eq!(check(&credential, &assertion), Err(expected), "{name}");
         }
         let unasked = passkey.get(&OTHER, &rp.origin);
@@ -422,7 +422,7 @@ fn webauthn_mutations() {
 #[test]
 fn registration_is_not_assertion() {
     let rp = example();
-    let (passkey, credential) = enrolled(Kind::Es256);
+    let (passkey, credential) = enrolled(KeyKind::Es256);
     let created = PasskeyBehaviour {
         kind: Some("webauthn.create"),
         ..PasskeyBehaviour::default()
@@ -434,7 +434,7 @@ fn registration_is_not_assertion() {
         ..PasskeyBehaviour::default()
     };
     let (_, made) =
-        SoftwareAuthenticator::create_as(Kind::Es256, &rp.id, &rp.origin, &CHALLENGE, &USER, &got);
+        SoftwareAuthenticator::create_as(KeyKind::Es256, &rp.id, &rp.origin, &CHALLENGE, &USER, &got);
     assert_eq!(
         webauthn::register(&rp, &CHALLENGE, &made),
         Err(WebauthnError::Type)
@@ -445,7 +445,7 @@ fn registration_is_not_assertion() {
 #[test]
 fn short_challenge_is_rejected() {
     let rp = example();
-    let (passkey, credential) = enrolled(Kind::Es256);
+    let (passkey, credential) = enrolled(KeyKind::Es256);
     for challenge in [&[][..], &[1], &[1; 15]] {
         let assertion = passkey.get(challenge, &rp.origin);
         assert_eq!(
@@ -459,7 +459,7 @@ fn short_challenge_is_rejected() {
 #[test]
 fn client_data_is_strict() {
     let rp = example();
-    let (passkey, credential) = enrolled(Kind::Es256);
+    let (passkey, credential) = enrolled(KeyKind::Es256);
     let data = passkey.get(&CHALLENGE, &rp.origin).authenticator_data;
     let challenge = URL_SAFE_NO_PAD.encode(CHALLENGE);
     let good = format!(
@@ -687,9 +687,9 @@ fn registration_parsing_is_strict() {
 /// The record's key decides, in its one form.
 #[test]
 fn stored_key_is_validated() {
-    let (passkey, credential) = enrolled(Kind::Es256);
+    let (passkey, credential) = enrolled(KeyKind::Es256);
     let assertion = passkey.get(&CHALLENGE, &example().origin);
-    let (_, another) = enrolled(Kind::EdDsa);
+    let (_, another) = enrolled(KeyKind::EdDsa);
     let mut more = credential.jwk.clone();
     more["alg"] = json!("ES256");
     for (jwk, expected) in [
@@ -743,7 +743,7 @@ proptest! {
     /// One changed byte anywhere in what is signed, in the signature or in the key on record, and there is no yes.
     #[test]
     fn assertion_bit_flips_fail(part in 0..4_usize, at in any::<prop::sample::Index>(), flip in 1..=255_u8, ed in any::<bool>()) {
-        let kind = if ed { Kind::EdDsa } else { Kind::Es256 };
+        let kind = if ed { KeyKind::EdDsa } else { KeyKind::Es256 };
         let (passkey, mut credential) = enrolled(kind);
         let mut assertion = passkey.get(&CHALLENGE, &example().origin);
         prop_assert_eq!(check(&credential, &assertion), Ok(()));
@@ -765,7 +765,7 @@ proptest! {
     /// One bit of the flags or the counter, signed anew by the right key: only what the flags may say is taken.
     #[test]
     fn signed_flag_combinations(flags in any::<u8>(), count in any::<u32>()) {
-        let (passkey, credential) = enrolled(Kind::Es256);
+        let (passkey, credential) = enrolled(KeyKind::Es256);
         let good = passkey.get(&CHALLENGE, &example().origin);
         let mut data = good.authenticator_data.clone();
         data[32] = flags;
@@ -782,7 +782,7 @@ proptest! {
     /// Another challenge, origin or relying party than asked for, whatever it is.
     #[test]
     fn challenge_origin_and_rp_id_are_bound(challenge in prop::collection::vec(any::<u8>(), 0..64), origin in "https?://[a-z.]{1,20}(:[0-9]{1,5})?", id in "[a-z.]{1,20}") {
-        let (passkey, credential) = enrolled(Kind::Es256);
+        let (passkey, credential) = enrolled(KeyKind::Es256);
         let rp = example();
         let assertion = passkey.get(&CHALLENGE, &rp.origin);
         let under = |rp: &RelyingParty, challenge: &[u8]| {
@@ -798,7 +798,7 @@ proptest! {
     /// Bytes nobody meant are refused, and never more than that.
     #[test]
     fn random_bytes_never_panic(object in prop::collection::vec(any::<u8>(), 0..300), data in prop::collection::vec(any::<u8>(), 0..120), said in prop::collection::vec(any::<u8>(), 0..200)) {
-        let (passkey, credential) = enrolled(Kind::Es256);
+        let (passkey, credential) = enrolled(KeyKind::Es256);
         let rp = example();
         let (_, made) = SoftwareAuthenticator::create(&rp.id, &rp.origin, &CHALLENGE, &USER);
         let object = Registration { attestation_object: object, ..made.clone() };

@@ -7,8 +7,8 @@ use dipylon::model::*;
 use serde_json::json;
 
 use super::ceremony;
-use super::driver::{Browser, Look, absent, keys};
-use super::site::{Site, card_of, follow};
+use super::driver::{Browser, Viewport, absent, keys};
+use super::site::{ConsoleServer, card_of, follow};
 use crate::end_to_end::present;
 use crate::support::{IDP, TestEnvironment, action, disable};
 use crate::support::served_broker::order;
@@ -41,8 +41,8 @@ async fn enrolment_and_sign_in() {
     if absent() {
         return;
     }
-    let site = Site::start().await;
-    let [maria, thief] = Browser::several([Look::DESK; 2]).await;
+    let site = ConsoleServer::start().await;
+    let [maria, thief] = Browser::several([Viewport::DESK; 2]).await;
     let invitation = site.invite("maria").await;
     let code = follow(&maria, &invitation, "desk key").await;
     assert!(
@@ -118,7 +118,7 @@ async fn inbox_updates_live() {
          environment = \"prod\"\nmodel = \"example-large-2\"\nautonomy = \"supervised\"\ngroups = [\"soc\"]\n\
          actions = [\"account.disable\", \"host.isolate\"]\n",
     );
-    let site = Site::with(env, dipylon::clock::Clock::system().now()).await;
+    let site = ConsoleServer::with(env, dipylon::clock::Clock::system().now()).await;
     let maria = site.desk_of("maria").await;
     maria.seen("#empty").await;
     maria.script("window.same = true", json!([])).await;
@@ -165,7 +165,7 @@ async fn approval_yields_single_use_token() {
     if absent() {
         return;
     }
-    let site = Arc::new(Site::start().await);
+    let site = Arc::new(ConsoleServer::start().await);
     let validator = site.validator("idp", IDP).await;
     let maria = site.desk_of("maria").await;
     let task = site.task("triage").await;
@@ -265,7 +265,7 @@ async fn denial_comment_reaches_the_agent() {
     if absent() {
         return;
     }
-    let site = Site::start().await;
+    let site = ConsoleServer::start().await;
     let maria = site.desk_of("maria").await;
     let task = site.task("triage").await;
     let id = site.asks(&task, disable("ann"), "r-1").await;
@@ -289,7 +289,7 @@ async fn open_card_updates_live() {
     if absent() {
         return;
     }
-    let site = Site::start().await;
+    let site = ConsoleServer::start().await;
     let (maria, lee) = (site.desk_of("maria").await, site.desk_of("lee").await);
     let task = site.task("triage").await;
     let id = site.asks(&task, disable("ann"), "r-1").await;
@@ -310,7 +310,7 @@ async fn narrowed_ttl_shortens_the_token() {
     if absent() {
         return;
     }
-    let site = Site::start().await;
+    let site = ConsoleServer::start().await;
     let maria = site.desk_of("maria").await;
     let task = site.task("triage").await;
     let id = site.asks(&task, disable("ann"), "r-1").await;
@@ -351,8 +351,8 @@ async fn two_person_quorum() {
     if absent() {
         return;
     }
-    let site = Site::start().await;
-    let [maria, lee] = Browser::several([Look::DESK; 2]).await;
+    let site = ConsoleServer::start().await;
+    let [maria, lee] = Browser::several([Viewport::DESK; 2]).await;
     site.permit(&maria, "maria").await;
     site.permit(&lee, "lee").await;
     let task = site.task("triage").await;
@@ -400,7 +400,7 @@ async fn owner_cannot_vote() {
     if absent() {
         return;
     }
-    let site = Site::start().await;
+    let site = ConsoleServer::start().await;
     let dana = site.desk_of("dana").await;
     let task = site.task("triage").await;
     let id = site.asks(&task, disable("ann"), "r-1").await;
@@ -426,7 +426,7 @@ async fn late_approval_is_rejected() {
     if absent() {
         return;
     }
-    let site = Site::start().await;
+    let site = ConsoleServer::start().await;
     let maria = site.desk_of("maria").await;
     let task = site.task("triage").await;
     let id = site.asks(&task, disable("ann"), "r-1").await;
@@ -475,7 +475,7 @@ async fn keyboard_only_flow() {
     if absent() {
         return;
     }
-    let site = Site::start().await;
+    let site = ConsoleServer::start().await;
     let maria = site.desk_of("maria").await;
     let task = site.task("triage").await;
     let first = site.asks(&task, disable("ann"), "r-1").await;
@@ -543,12 +543,12 @@ async fn pages_without_javascript_and_on_mobile() {
     if absent() {
         return;
     }
-    let site = Site::start().await;
+    let site = ConsoleServer::start().await;
     let [phone, still] = Browser::several([
-        Look::PHONE,
-        Look {
+        Viewport::PHONE,
+        Viewport {
             scripts: false,
-            ..Look::DESK
+            ..Viewport::DESK
         },
     ])
     .await;

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 /// A place on loopback that serves fixed pages, and notes who asked with which cookies.
-pub struct Elsewhere {
+pub struct AttackerSite {
     pub address: SocketAddr,
     pages: Arc<Pages>,
     server: JoinHandle<()>,
@@ -24,7 +24,7 @@ struct Pages {
     cookies: Mutex<Vec<String>>,
 }
 
-impl Elsewhere {
+impl AttackerSite {
     pub async fn serve() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("address");
@@ -62,7 +62,7 @@ impl Elsewhere {
     }
 }
 
-impl Drop for Elsewhere {
+impl Drop for AttackerSite {
     fn drop(&mut self) {
         self.server.abort();
     }

@@ -32,7 +32,7 @@ const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
 /// How a browser looks at the world.
 #[derive(Debug, Clone, Copy)]
-pub struct Look {
+pub struct Viewport {
     pub width: u32,
     pub height: u32,
     /// Dots of a picture for each of the page's pixels.
@@ -41,7 +41,7 @@ pub struct Look {
     pub scripts: bool,
 }
 
-impl Look {
+impl Viewport {
     pub const DESK: Self = Self {
         width: 1_280,
         height: 900,
@@ -58,7 +58,7 @@ impl Look {
 
 /// One browser, one window, one authenticator.
 pub struct Browser {
-    look: Look,
+    look: Viewport,
     port: u16,
     /// WebDriver's name for the connection between the two.
     id: String,
@@ -143,13 +143,13 @@ pub fn absent() -> bool {
 }
 
 impl Browser {
-    pub async fn open(look: Look) -> Self {
+    pub async fn open(look: Viewport) -> Self {
         let [browser] = Self::several([look]).await;
         browser
     }
 
     /// Several at once: a test that waits for its second browser while it holds its first could wait for ever.
-    pub async fn several<const N: usize>(looks: [Look; N]) -> [Self; N] {
+    pub async fn several<const N: usize>(looks: [Viewport; N]) -> [Self; N] {
         static PLACES: std::sync::LazyLock<Arc<Semaphore>> =
             std::sync::LazyLock::new(|| Arc::new(Semaphore::new(BROWSERS_MAX)));
         let places = u32::try_from(N).expect("few");
@@ -162,7 +162,7 @@ impl Browser {
         browsers.try_into().unwrap_or_else(|_| unreachable!())
     }
 
-    async fn start(look: Look, place: Arc<OwnedSemaphorePermit>) -> Self {
+    async fn start(look: Viewport, place: Arc<OwnedSemaphorePermit>) -> Self {
         let profile = tempfile::tempdir().expect("dir");
         let mut driver = Command::new("/usr/bin/chromedriver")
             .args(["--port=0", "--allowed-ips=127.0.0.1"])
@@ -428,7 +428,7 @@ impl Browser {
         let height = "return document.documentElement.scrollHeight";
         let height = self.script(height, json!([])).await;
         let height = u32::try_from(height.as_u64().expect("a height")).expect("small");
-        self.measure(Look {
+        self.measure(Viewport {
             height: height.max(self.look.height),
             ..self.look
         })
@@ -438,7 +438,7 @@ impl Browser {
         png
     }
 
-    async fn measure(&self, look: Look) {
+    async fn measure(&self, look: Viewport) {
         let metrics = json!({
             "width": look.width, "height": look.height, "deviceScaleFactor": look.scale, "mobile": look.width < 600,
         });

@@ -5,8 +5,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use dipylon::model::Digest;
 use serde_json::{Value, json};
 
-use super::driver::{Browser, Look, absent, keys};
-use super::attacker_site::Elsewhere;
+use super::driver::{Browser, Viewport, absent, keys};
+use super::attacker_site::AttackerSite;
 
 /// Makes a passkey for `localhost` and signs in with it; binary values leave as base64url.
 const MAKE: &str = "
@@ -37,17 +37,17 @@ async fn virtual_authenticator_creates_and_signs() {
     if absent() {
         return;
     }
-    let elsewhere = Elsewhere::serve().await;
-    elsewhere.put("/", "<button id=b>press</button><input id=i>");
-    let browser = Browser::open(Look::DESK).await;
-    browser.goto(&elsewhere.neighbour("/")).await;
+    let attacker = AttackerSite::serve().await;
+    attacker.put("/", "<button id=b>press</button><input id=i>");
+    let browser = Browser::open(Viewport::DESK).await;
+    browser.goto(&attacker.neighbour("/")).await;
 
     let made = browser.run(MAKE, json!([])).await;
     let client: Value = serde_json::from_slice(&bytes(&made["client"])).expect("JSON");
     assert_eq!(client["type"], "webauthn.create");
     assert_eq!(
         client["origin"],
-        elsewhere.neighbour("").trim_end_matches('/')
+        attacker.neighbour("").trim_end_matches('/')
     );
     let kept = browser.passkeys().await;
     assert_eq!(kept.len(), 1);
@@ -81,25 +81,25 @@ async fn viewport_scripts_and_colour_scheme() {
     if absent() {
         return;
     }
-    let elsewhere = Elsewhere::serve().await;
-    elsewhere.put(
+    let attacker = AttackerSite::serve().await;
+    attacker.put(
         "/",
         "<meta name=viewport content='width=device-width'><p id=p>before</p><button id=b>press</button><input id=i><div style='height:3000px'></div>
          <script>b.onclick = () => setTimeout(() => p.textContent = 'pressed ' + i.value, 50)</script>",
     );
     let looks = [
-        Look {
+        Viewport {
             dark: true,
-            ..Look::PHONE
+            ..Viewport::PHONE
         },
-        Look {
+        Viewport {
             scripts: false,
-            ..Look::DESK
+            ..Viewport::DESK
         },
     ];
     let [phone, still] = Browser::several(looks).await;
     for browser in [&phone, &still] {
-        browser.goto(&elsewhere.stranger("/")).await;
+        browser.goto(&attacker.stranger("/")).await;
         browser.wait("#i").await.type_in("twice").await;
         browser.wait("#b").await.click().await;
     }
@@ -137,7 +137,7 @@ async fn dropped_browser_leaves_no_process() {
     if absent() {
         return;
     }
-    let browser = Browser::open(Look::DESK).await;
+    let browser = Browser::open(Viewport::DESK).await;
     let profile = browser.profile();
     assert!(!super::driver::processes_of(&profile).is_empty());
     drop(browser);

@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 
 use super::ceremony;
 use super::approve::{denied, voted};
-use super::driver::{Browser, Look, absent};
-use super::attacker_site::Elsewhere;
-use super::site::{Site, card_of, follow};
+use super::driver::{Browser, Viewport, absent};
+use super::attacker_site::AttackerSite;
+use super::site::{ConsoleServer, card_of, follow};
 use crate::support::{TestEnvironment, action, disable};
 
 /// Markup that would run, and characters that would hide or turn what stands beside them.
@@ -69,8 +69,8 @@ async fn xss_is_escaped() {
     );
     assert!(schema.contains(plain));
     *schema = schema.replacen(plain, graver, 1);
-    let site = Site::with(env, dipylon::clock::Clock::system().now()).await;
-    let maria = Browser::open(Look::DESK).await;
+    let site = ConsoleServer::with(env, dipylon::clock::Clock::system().now()).await;
+    let maria = Browser::open(Viewport::DESK).await;
     follow(&maria, &site.invite("maria").await, "<b>key</b>").await;
     let said = maria.seen("#enrolled").await.text().await;
     assert!(said.contains("<img"), "{said}");
@@ -159,8 +159,8 @@ async fn csrf_from_foreign_origin() {
     if absent() {
         return;
     }
-    let site = Site::start().await;
-    let elsewhere = Elsewhere::serve().await;
+    let site = ConsoleServer::start().await;
+    let attacker = AttackerSite::serve().await;
     let maria = site.desk_of("maria").await;
     let task = site.task("triage").await;
     let id = site.asks(&task, disable("ann"), "r-1").await;
@@ -175,7 +175,7 @@ async fn csrf_from_foreign_origin() {
     for (n, path) in posts.iter().enumerate() {
         // The type that a form may send anywhere, made to look like JSON.
         let ask = "{\"profile\":\"one-security\",\"verdict\":\"deny\",\"comment\":\"";
-        elsewhere.put(
+        attacker.put(
             &format!("/{n}"),
             &format!(
                 "<form method=post enctype=text/plain action='{console}{path}'><input name='{ask}' value='\"}}'></form>
@@ -185,8 +185,8 @@ async fn csrf_from_foreign_origin() {
         // Another site altogether, whose posts come without the cookie; and a neighbour on the same host, whose posts bring
         // it along: ports make no site (RFC 6265bis §5.2).
         for from in [
-            elsewhere.stranger(&format!("/{n}")),
-            elsewhere.neighbour(&format!("/{n}")),
+            attacker.stranger(&format!("/{n}")),
+            attacker.neighbour(&format!("/{n}")),
         ] {
             maria.goto(&from).await;
             maria
@@ -197,8 +197,8 @@ async fn csrf_from_foreign_origin() {
         }
     }
     // The same by script: the answer stays unread, and nothing came of it.
-    for from in [elsewhere.stranger("/0"), elsewhere.neighbour("/0")] {
-        elsewhere.put("/0", "a page");
+    for from in [attacker.stranger("/0"), attacker.neighbour("/0")] {
+        attacker.put("/0", "a page");
         maria.goto(&from).await;
         let tries = "const all = [];
              for (const order of [
@@ -223,7 +223,7 @@ async fn csrf_from_foreign_origin() {
     let name = "dipylon-session";
     let kept = maria.cookies().await;
     assert!(kept.iter().any(|cookie| cookie["name"] == name));
-    let strayed = elsewhere.cookies();
+    let strayed = attacker.cookies();
     let from_neighbour = strayed.iter().all(|cookie| cookie.starts_with(name));
     assert!(from_neighbour, "{strayed:?}");
     site.close().await;
@@ -234,8 +234,8 @@ async fn console_cannot_be_framed() {
     if absent() {
         return;
     }
-    let site = Site::start().await;
-    let elsewhere = Elsewhere::serve().await;
+    let site = ConsoleServer::start().await;
+    let attacker = AttackerSite::serve().await;
     let maria = site.desk_of("maria").await;
     let task = site.task("triage").await;
     let id = site.asks(&task, disable("ann"), "r-1").await;
@@ -245,12 +245,12 @@ async fn console_cannot_be_framed() {
             site.console
         )
     };
-    elsewhere.put("/card", &framed(&card_of(id)));
-    elsewhere.put("/sign-in", &framed("/console/sign-in"));
+    attacker.put("/card", &framed(&card_of(id)));
+    attacker.put("/sign-in", &framed("/console/sign-in"));
     // A page of the same broker that frames may show, to see that this would be seen.
-    elsewhere.put("/alive", &framed("/livez"));
+    attacker.put("/alive", &framed("/livez"));
     for (page, inside) in [("/alive", true), ("/card", false), ("/sign-in", false)] {
-        maria.goto(&elsewhere.neighbour(page)).await;
+        maria.goto(&attacker.neighbour(page)).await;
         maria.holds("window.came").await;
         maria.enter_frame("#f").await;
         let found = maria
@@ -270,7 +270,7 @@ async fn signature_replay_is_rejected() {
     if absent() {
         return;
     }
-    let site = Site::start().await;
+    let site = ConsoleServer::start().await;
     let maria = site.desk_of("maria").await;
     let task = site.task("triage").await;
     let id = site.asks(&task, isolate_web(), "r-1").await;
@@ -318,7 +318,7 @@ async fn user_verification_is_required() {
     if absent() {
         return;
     }
-    let site = Site::start().await;
+    let site = ConsoleServer::start().await;
     let maria = site.desk_of("maria").await;
     let task = site.task("triage").await;
     let id = site.asks(&task, disable("ann"), "r-1").await;
@@ -359,9 +359,9 @@ async fn signature_from_foreign_origin_is_rejected() {
     if absent() {
         return;
     }
-    let site = Site::start().await;
-    let elsewhere = Elsewhere::serve().await;
-    elsewhere.put("/", "a page that looks like the console");
+    let site = ConsoleServer::start().await;
+    let attacker = AttackerSite::serve().await;
+    attacker.put("/", "a page that looks like the console");
     let maria = site.desk_of("maria").await;
     let task = site.task("triage").await;
     let id = site.asks(&task, disable("ann"), "r-1").await;
@@ -371,11 +371,11 @@ async fn signature_from_foreign_origin_is_rejected() {
     let challenge = &begun["body"]["challenge"];
 
     // A neighbour's page may use the passkey, since passkeys know no ports; what it signs names its own origin.
-    maria.goto(&elsewhere.neighbour("/")).await;
+    maria.goto(&attacker.neighbour("/")).await;
     let signed = ceremony::sign(&maria, challenge, "required").await;
     assert!(signed["signature"].is_string(), "{signed}");
     // A stranger's page may not use it at all.
-    maria.goto(&elsewhere.stranger("/")).await;
+    maria.goto(&attacker.stranger("/")).await;
     let refused = ceremony::sign(&maria, challenge, "required").await;
     assert_eq!(refused["error"], "SecurityError");
 
@@ -403,8 +403,8 @@ async fn cloned_passkey_is_revoked() {
     if absent() {
         return;
     }
-    let site = Site::start().await;
-    let [maria, thief] = Browser::several([Look::DESK; 2]).await;
+    let site = ConsoleServer::start().await;
+    let [maria, thief] = Browser::several([Viewport::DESK; 2]).await;
     site.enrol(&maria, "maria").await;
     thief.copy_in(&maria.passkeys().await[0]).await;
     site.sign_in(&maria).await;

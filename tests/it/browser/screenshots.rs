@@ -9,8 +9,8 @@ use dipylon::client::Task;
 use dipylon::model::*;
 
 use super::approve::{isolate, token};
-use super::driver::{Browser, Look, absent};
-use super::site::Site;
+use super::driver::{Browser, Viewport, absent};
+use super::site::ConsoleServer;
 use crate::end_to_end::present;
 use crate::support::{CASES, IDP, TestEnvironment, action, disable};
 use crate::support::served_broker::order;
@@ -57,7 +57,7 @@ fn env() -> TestEnvironment {
 }
 
 /// Four days on which triage disabled an account and Maria agreed, once not.
-async fn a_week_of_it(site: &Site) {
+async fn a_week_of_it(site: &ConsoleServer) {
     for (day, account) in ["ann", "cara", "ann", "cara"].iter().enumerate() {
         let task = site
             .task_for("triage", "contain an account that sends phishing")
@@ -86,7 +86,7 @@ async fn a_week_of_it(site: &Site) {
     }
 }
 
-async fn says(site: &Site, task: &Task, action: Action, reason: &str) -> AccessRequestId {
+async fn says(site: &ConsoleServer, task: &Task, action: Action, reason: &str) -> AccessRequestId {
     let mut order = order(action, &format!("r{}", crate::support::rand_u64()));
     order.reason = reason.to_owned();
     site.pends(task, &order).await
@@ -97,17 +97,17 @@ async fn console_screenshots() {
     if absent() {
         return;
     }
-    let site = Site::with(env(), FRIDAY).await;
+    let site = ConsoleServer::with(env(), FRIDAY).await;
     a_week_of_it(&site).await;
     site.pass(5 * 3_600 + 180);
-    let desk = Look {
+    let desk = Viewport {
         width: 1_120,
         height: 780,
-        ..Look::DESK
+        ..Viewport::DESK
     };
-    let night = Look {
+    let night = Viewport {
         dark: true,
-        ..Look::PHONE
+        ..Viewport::PHONE
     };
     let [maria, phone] = Browser::several([desk, night]).await;
     site.permit(&maria, "maria").await;
@@ -208,12 +208,12 @@ async fn screenshots_for_readability_test() {
     if absent() {
         return;
     }
-    let site = Site::with(env(), FRIDAY).await;
+    let site = ConsoleServer::with(env(), FRIDAY).await;
     a_week_of_it(&site).await;
     site.pass(5 * 3_600 + 180);
-    let phone = Browser::open(Look {
+    let phone = Browser::open(Viewport {
         scale: 2,
-        ..Look::PHONE
+        ..Viewport::PHONE
     })
     .await;
     site.permit(&phone, "maria").await;

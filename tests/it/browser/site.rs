@@ -19,14 +19,14 @@ use dipylon::validator::{Validator, ValidatorConfig};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::driver::{Browser, Look};
+use super::driver::{Browser, Viewport};
 use crate::support::{DOMAIN, TestEnvironment, open_as, rand_u64, settings};
 use crate::support::served_broker::order;
 
 /// Between two ticks of the clock.
 const TICK: Duration = Duration::from_millis(10);
 
-pub struct Site {
+pub struct ConsoleServer {
     pub env: Arc<TestEnvironment>,
     pub broker: Arc<Broker>,
     /// The console's origin.
@@ -41,7 +41,7 @@ pub struct Site {
     _temp: tempfile::TempDir,
 }
 
-impl Site {
+impl ConsoleServer {
     pub async fn start() -> Self {
         Self::with(TestEnvironment::new(), Clock::system().now()).await
     }
@@ -237,7 +237,7 @@ impl Site {
 
     /// A browser in which somebody enrolled and signed in.
     pub async fn desk_of(&self, person: &str) -> Browser {
-        let browser = Browser::open(Look::DESK).await;
+        let browser = Browser::open(Viewport::DESK).await;
         self.permit(&browser, person).await;
         browser
     }
@@ -270,7 +270,7 @@ pub fn card_of(id: AccessRequestId) -> String {
     format!("/console/requests/{id}")
 }
 
-impl Drop for Site {
+impl Drop for ConsoleServer {
     fn drop(&mut self) {
         self.ticking.abort();
     }

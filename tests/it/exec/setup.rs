@@ -35,7 +35,7 @@ ask() { raw "$1 $base$2 HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Leng
 
 /// What the resource server saw.
 #[derive(Debug, Clone)]
-pub struct Arrived {
+pub struct ReceivedRequest {
     pub method: String,
     pub path: String,
     pub headers: HeaderMap,
@@ -43,16 +43,16 @@ pub struct Arrived {
 }
 
 /// A resource server on loopback. It takes nobody's word.
-pub struct Resource {
+pub struct ResourceServer {
     pub url: String,
     pub cases: Validator,
     pub idp: Validator,
-    seen: Mutex<Vec<Arrived>>,
+    seen: Mutex<Vec<ReceivedRequest>>,
     /// Asks for this nonce, if there is one.
     nonce: Option<&'static str>,
 }
 
-impl Resource {
+impl ResourceServer {
     pub async fn start(served: &ServedBroker, nonce: Option<&'static str>) -> Arc<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let resource = Arc::new(Self {
@@ -72,7 +72,7 @@ impl Resource {
     async fn serve(State(at): State<Arc<Self>>, request: Request<Body>) -> Response {
         let (head, body) = request.into_parts();
         let body: Bytes = axum::body::to_bytes(body, 1 << 20).await.expect("a body");
-        at.seen.lock().expect("seen").push(Arrived {
+        at.seen.lock().expect("seen").push(ReceivedRequest {
             method: head.method.to_string(),
             path: head.uri.to_string(),
             headers: head.headers.clone(),
@@ -142,7 +142,7 @@ impl Resource {
         }
     }
 
-    pub fn seen(&self) -> Vec<Arrived> {
+    pub fn seen(&self) -> Vec<ReceivedRequest> {
         self.seen.lock().expect("seen").clone()
     }
 
@@ -166,7 +166,7 @@ pub fn claim(jwt: &str, name: &str) -> Value {
 
 pub struct ExecSetup {
     pub served: ServedBroker,
-    pub resource: Arc<Resource>,
+    pub resource: Arc<ResourceServer>,
     pub home: tempfile::TempDir,
 }
 
@@ -190,20 +190,20 @@ pub const DISABLE: [&str; 8] = [
 ];
 
 impl ExecSetup {
-    pub async fn set() -> Self {
-        Self::set_with(None).await
+    pub async fn start() -> Self {
+        Self::start_with_nonce(None).await
     }
 
-    pub async fn set_with(nonce: Option<&'static str>) -> Self {
+    pub async fn start_with_nonce(nonce: Option<&'static str>) -> Self {
         let served = ServedBroker::start().await;
-        let resource = Resource::start(&served, nonce).await;
-        let stage = Self {
+        let resource = ResourceServer::start(&served, nonce).await;
+        let setup = Self {
             served,
             resource,
             home: tempfile::tempdir().expect("dir"),
         };
-        std::fs::write(stage.svid(), stage.evidence("triage").expose_secret()).expect("evidence");
-        stage
+        std::fs::write(setup.svid(), setup.evidence("triage").expose_secret()).expect("evidence");
+        setup
     }
 
     pub fn evidence(&self, agent: &str) -> Secret {
@@ -255,9 +255,9 @@ impl ExecSetup {
     }
 
     /// Runs a bash script as the command.
-    pub async fn script(&self, options: &[&str], script: &str) -> Told {
+    pub async fn script(&self, options: &[&str], script: &str) -> CommandOutput {
         let script = format!("{SH}\n{script}");
-        Told::of(
+        CommandOutput::new(
             self.exec(options, &["bash", "-c", &script])
                 .output()
                 .await
@@ -269,7 +269,7 @@ impl ExecSetup {
         decide(&self.served.person("maria"), verdict).await
     }
 
-    /// Whether the audience would be told that the token is good.
+    /// Whether the audience would be output that the token is good.
     pub async fn good(&self, audience: &Validator, token: &str) -> bool {
         audience.introspect(token).await.expect("may ask").active
     }
@@ -315,59 +315,59 @@ pub async fn decide(maria: &Person, verdict: Verdict) -> AccessRequestId {
 }
 
 /// What a finished program said.
-pub struct Told {
+pub struct CommandOutput {
     pub code: i32,
     pub out: String,
     pub err: String,
 }
 
-impl Told {
-    pub fn of(output: Output) -> Self {
-        let told = Self {
+impl CommandOutput {
+    pub fn new(output: Output) -> Self {
+        let output = Self {
             code: output.status.code().unwrap_or(-1),
             out: String::from_utf8_lossy(&output.stdout).into_owned(),
             err: String::from_utf8_lossy(&output.stderr).into_owned(),
         };
-        assert!(!told.err.contains("eyJ"), "a token or proof: {}", told.err);
-        told
+        assert!(!output.err.contains("eyJ"), "a token or proof: {}", output.err);
+        output
     }
 
-    pub fn said(&self, what: &str) -> &Self {
+    pub fn stderr_contains(&self, what: &str) -> &Self {
         assert!(self.err.contains(what), "{what}: {}", self.err);
         self
     }
 
-    pub fn exit(&self, code: i32) -> &Self {
+    pub fn exit_code(&self, code: i32) -> &Self {
         assert_eq!(self.code, code, "{} {}", self.out, self.err);
         self
     }
 
-    pub fn printed(&self, what: &str) -> &Self {
+    pub fn stdout_contains(&self, what: &str) -> &Self {
         assert!(self.out.contains(what), "{what}: {} {}", self.out, self.err);
         self
     }
 }
 
 /// A running program whose command says when it is ready.
-pub struct Running {
+pub struct RunningCommand {
     pub child: Child,
     pub out: tokio::io::Lines<BufReader<tokio::process::ChildStdout>>,
 }
 
-impl Running {
+impl RunningCommand {
     pub fn start(mut command: Command) -> Self {
         let mut child = command.spawn().expect("runs");
         let out = BufReader::new(child.stdout.take().expect("stdout")).lines();
         Self { child, out }
     }
 
-    pub async fn line(&mut self) -> String {
+    pub async fn stdout_line(&mut self) -> String {
         let next = tokio::time::timeout(Duration::from_secs(60), self.out.next_line());
         next.await.expect("in time").expect("text").expect("a line")
     }
 
     /// The next line on stderr that holds these words.
-    pub async fn told(&mut self, what: &str) -> String {
+    pub async fn stderr_line(&mut self, what: &str) -> String {
         let mut err = BufReader::new(self.child.stderr.as_mut().expect("stderr"));
         let reading = async {
             loop {
@@ -385,18 +385,18 @@ impl Running {
 
     pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id().expect("runs")).expect("a pid");
-        kill_process(Pid::from_raw(pid).expect("a pid"), signal).expect("told");
+        kill_process(Pid::from_raw(pid).expect("a pid"), signal).expect("output");
     }
 
-    pub async fn end(mut self) -> Told {
+    pub async fn end(mut self) -> CommandOutput {
         let mut rest = String::new();
         while let Ok(Some(line)) = self.out.next_line().await {
             rest.push_str(&line);
             rest.push('\n');
         }
         let ended = tokio::time::timeout(Duration::from_secs(60), self.child.wait_with_output());
-        let mut told = Told::of(ended.await.expect("in time").expect("ends"));
-        told.out = rest;
-        told
+        let mut output = CommandOutput::new(ended.await.expect("in time").expect("ends"));
+        output.out = rest;
+        output
     }
 }

@@ -13,7 +13,7 @@ use dipylon::policy::{Answer, BundleFiles, Method, PolicyBundle, Question};
 use dipylon::webauthn::{self, Assertion, RelyingParty};
 
 #[derive(Default)]
-struct Walk {
+struct InvariantChecker {
     policy: Option<(Digest, std::rc::Rc<PolicyBundle>)>,
     tasks: BTreeMap<TaskId, TaskOpened>,
     ended: BTreeSet<TaskId>,
@@ -35,7 +35,7 @@ struct Walk {
 }
 
 /// What a walk found, for comparison with what clients were told.
-pub struct Found {
+pub struct JournalFindings {
     pub head: Checkpoint,
     pub tokens: BTreeSet<TokenId>,
     pub tasks: BTreeSet<TaskId>,
@@ -48,7 +48,7 @@ pub struct Found {
 }
 
 /// Walks the whole journal and asserts every law that entries can show.
-pub fn check(dir: &Path) -> Found {
+pub fn check(dir: &Path) -> JournalFindings {
     check_against(dir, None)
 }
 
@@ -56,7 +56,7 @@ thread_local! {
     static BUNDLES: std::cell::RefCell<BTreeMap<Digest, std::rc::Rc<PolicyBundle>>> = const { std::cell::RefCell::new(BTreeMap::new()) };
 }
 
-pub fn check_against(dir: &Path, noted: Option<Checkpoint>) -> Found {
+pub fn check_against(dir: &Path, noted: Option<Checkpoint>) -> JournalFindings {
     let journal = ReadOnly::open(dir).expect("journal");
     let mut stored = Vec::new();
     let head = journal.all(|s| {
@@ -65,7 +65,7 @@ pub fn check_against(dir: &Path, noted: Option<Checkpoint>) -> Found {
     });
     let (head, epoch) = head.expect("readable");
     let mut audit = Audit::against(noted);
-    let (mut walk, mut votes) = (Walk::default(), Votes::default());
+    let (mut walk, mut votes) = (InvariantChecker::default(), Votes::default());
     let mut policies = 0;
     for s in stored {
         // Laws 7 and 10: bytes, order, time, and that everything rested on what was so.
@@ -88,7 +88,7 @@ pub fn check_against(dir: &Path, noted: Option<Checkpoint>) -> Found {
     audit
         .finish(head, epoch)
         .expect("the head belongs to the entries");
-    Found {
+    JournalFindings {
         head,
         tokens: walk.grants.keys().copied().collect(),
         tasks: walk.tasks.keys().copied().collect(),
@@ -101,7 +101,7 @@ pub fn check_against(dir: &Path, noted: Option<Checkpoint>) -> Found {
     }
 }
 
-impl Walk {
+impl InvariantChecker {
     fn entry(&mut self, entry: &Entry, journal: &ReadOnly) {
         match &entry.fact {
             Event::PolicyApplied(f) => {

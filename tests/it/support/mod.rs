@@ -379,24 +379,24 @@ impl TestBroker {
         self.call(method, &self.env.keys[name], None, None)
     }
 
-    pub async fn open(&self, agent: &TestAgent) -> TaskId {
-        self.try_open(agent, "contain INC-8841", "open-1")
+    pub async fn open_task(&self, agent: &TestAgent) -> TaskId {
+        self.try_open_task(agent, "contain INC-8841", "open-1")
             .await
             .expect("opens")
             .task
             .task
     }
 
-    pub async fn try_open(
+    pub async fn try_open_task(
         &self,
         agent: &TestAgent,
         purpose: &str,
         request_id: &str,
     ) -> Result<Opened, Refusal> {
-        self.open_with(agent, purpose, request_id, None).await
+        self.open_task_with(agent, purpose, request_id, None).await
     }
 
-    pub async fn open_with(
+    pub async fn open_task_with(
         &self,
         agent: &TestAgent,
         purpose: &str,
@@ -426,7 +426,7 @@ impl TestBroker {
         self.broker.keep_alive(&call, task).await
     }
 
-    pub async fn ask(
+    pub async fn request_token(
         &self,
         agent: &TestAgent,
         task: TaskId,
@@ -434,11 +434,11 @@ impl TestBroker {
         ttl: i64,
         request_id: &str,
     ) -> Result<TokenReply, Refusal> {
-        self.ask_showing(agent, task, action, ttl, request_id, None)
+        self.request_token_with_evidence(agent, task, action, ttl, request_id, None)
             .await
     }
 
-    pub async fn ask_showing(
+    pub async fn request_token_with_evidence(
         &self,
         agent: &TestAgent,
         task: TaskId,
@@ -476,17 +476,17 @@ impl TestBroker {
         reply
     }
 
-    pub async fn begin(
+    pub async fn begin_vote(
         &self,
         name: &str,
         id: AccessRequestId,
         profile: &str,
         verdict: Verdict,
     ) -> Result<VoteBegun, Refusal> {
-        self.begin_narrowed(name, id, profile, verdict, None).await
+        self.begin_narrowed_vote(name, id, profile, verdict, None).await
     }
 
-    pub async fn begin_narrowed(
+    pub async fn begin_narrowed_vote(
         &self,
         name: &str,
         id: AccessRequestId,
@@ -514,7 +514,7 @@ impl TestBroker {
             .await
     }
 
-    pub async fn cast(
+    pub async fn cast_vote(
         &self,
         name: &str,
         id: AccessRequestId,
@@ -540,12 +540,12 @@ impl TestBroker {
         profile: &str,
         verdict: Verdict,
     ) -> Result<AccessView, Refusal> {
-        let begun = self.begin(name, id, profile, verdict).await?;
-        self.cast(name, id, &begun.statement).await
+        let begun = self.begin_vote(name, id, profile, verdict).await?;
+        self.cast_vote(name, id, &begun.statement).await
     }
 
     /// A yes that counts.
-    pub async fn yes(&self, name: &str, id: AccessRequestId, profile: &str) {
+    pub async fn approve(&self, name: &str, id: AccessRequestId, profile: &str) {
         let vote = self.vote(name, id, profile, Verdict::Approve);
         vote.await.expect("the vote counts");
     }
@@ -570,7 +570,7 @@ impl TestBroker {
             .is_some()
     }
 
-    pub async fn complete(&self, agent: &TestAgent, task: TaskId) -> Result<EndReport, Refusal> {
+    pub async fn complete_task(&self, agent: &TestAgent, task: TaskId) -> Result<EndReport, Refusal> {
         let call = self.call(
             "dipylon.v1.TaskService/CompleteTask",
             &agent.key,
@@ -588,7 +588,7 @@ impl TestBroker {
             .await
     }
 
-    pub async fn apply(&self, files: BTreeMap<String, String>) -> Result<Applied, Refusal> {
+    pub async fn apply_policy(&self, files: BTreeMap<String, String>) -> Result<Applied, Refusal> {
         let call = self.person_call("dipylon.v1.GovernanceService/ApplyPolicyBundle", "olga");
         let operator = self.broker.person(&call)?;
         self.broker
@@ -629,7 +629,7 @@ impl TestBroker {
     }
 
     /// Every law that the journal alone can show.
-    pub fn check(&self) {
+    pub fn check_invariants(&self) {
         invariants::check(&self.dir);
     }
 }
@@ -736,13 +736,13 @@ pub fn disable(account: &str) -> Action {
     )
 }
 
-pub trait Expect {
+pub trait ExpectReply {
     fn token(self) -> TokenGiven;
     fn pending(self) -> PendingReply;
     fn denied(self) -> DeniedReply;
 }
 
-impl Expect for Result<TokenReply, Refusal> {
+impl ExpectReply for Result<TokenReply, Refusal> {
     fn token(self) -> TokenGiven {
         match self {
             Ok(TokenReply::Token(given)) => *given,

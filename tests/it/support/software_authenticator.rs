@@ -14,12 +14,12 @@ use serde_json::{Value, json};
 
 /// Which key it holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum KeyKind {
     Es256,
     EdDsa,
 }
 
-enum Pair {
+enum KeyPair {
     Es256(EcdsaKeyPair),
     EdDsa(Ed25519KeyPair),
 }
@@ -77,7 +77,7 @@ pub struct SoftwareAuthenticator {
     rp_id: String,
     user: Vec<u8>,
     credential: Vec<u8>,
-    pair: Pair,
+    pair: KeyPair,
     count: AtomicU32,
 }
 
@@ -90,7 +90,7 @@ impl SoftwareAuthenticator {
         user: &[u8],
     ) -> (Self, Registration) {
         Self::create_as(
-            Kind::Es256,
+            KeyKind::Es256,
             rp_id,
             origin,
             challenge,
@@ -99,25 +99,25 @@ impl SoftwareAuthenticator {
         )
     }
 
-    /// The same with another key or bad manners.
+    /// The same with another key or bad behaviour.
     pub fn create_as(
-        kind: Kind,
+        kind: KeyKind,
         rp_id: &str,
         origin: &str,
         challenge: &[u8],
         user: &[u8],
-        manners: &PasskeyBehaviour,
+        behaviour: &PasskeyBehaviour,
     ) -> (Self, Registration) {
         let random = SystemRandom::new();
         let pair = match kind {
-            Kind::Es256 => {
+            KeyKind::Es256 => {
                 let alg = &ECDSA_P256_SHA256_ASN1_SIGNING;
                 let pkcs8 = EcdsaKeyPair::generate_pkcs8(alg, &random).expect("key");
-                Pair::Es256(EcdsaKeyPair::from_pkcs8(alg, pkcs8.as_ref(), &random).expect("key"))
+                KeyPair::Es256(EcdsaKeyPair::from_pkcs8(alg, pkcs8.as_ref(), &random).expect("key"))
             }
-            Kind::EdDsa => {
+            KeyKind::EdDsa => {
                 let pkcs8 = Ed25519KeyPair::generate_pkcs8(&random).expect("key");
-                Pair::EdDsa(Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).expect("key"))
+                KeyPair::EdDsa(Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).expect("key"))
             }
         };
         let mut credential = vec![0; 32];
@@ -130,8 +130,8 @@ impl SoftwareAuthenticator {
             count: AtomicU32::new(0),
         };
         let made = Registration {
-            client_data_json: client_data("webauthn.create", origin, challenge, manners),
-            attestation_object: attestation_object(&passkey.data(manners, true)),
+            client_data_json: client_data("webauthn.create", origin, challenge, behaviour),
+            attestation_object: attestation_object(&passkey.data(behaviour, true)),
         };
         (passkey, made)
     }
@@ -141,10 +141,10 @@ impl SoftwareAuthenticator {
         self.get_as(challenge, origin, &PasskeyBehaviour::default())
     }
 
-    /// The same with bad manners. (For a replay, keep an assertion and send it again.)
-    pub fn get_as(&self, challenge: &[u8], origin: &str, manners: &PasskeyBehaviour) -> Assertion {
-        let client_data_json = client_data("webauthn.get", origin, challenge, manners);
-        let authenticator_data = self.data(manners, manners.attested_again);
+    /// The same with bad behaviour. (For a replay, keep an assertion and send it again.)
+    pub fn get_as(&self, challenge: &[u8], origin: &str, behaviour: &PasskeyBehaviour) -> Assertion {
+        let client_data_json = client_data("webauthn.get", origin, challenge, behaviour);
+        let authenticator_data = self.data(behaviour, behaviour.attested_again);
         self.sign(authenticator_data, client_data_json)
     }
 
@@ -153,12 +153,12 @@ impl SoftwareAuthenticator {
         let client = Digest::of(&client_data_json);
         let message = [&authenticator_data[..], client.as_bytes()].concat();
         let signature = match &self.pair {
-            Pair::Es256(pair) => pair
+            KeyPair::Es256(pair) => pair
                 .sign(&SystemRandom::new(), &message)
                 .expect("signature")
                 .as_ref()
                 .to_vec(),
-            Pair::EdDsa(pair) => pair.sign(&message).as_ref().to_vec(),
+            KeyPair::EdDsa(pair) => pair.sign(&message).as_ref().to_vec(),
         };
         Assertion {
             credential: self.credential.clone(),
@@ -177,7 +177,7 @@ impl SoftwareAuthenticator {
     /// The key as COSE_Key, its labels in the order of CTAP2's canonical form.
     pub fn cose_key(&self) -> Cbor {
         match &self.pair {
-            Pair::Es256(pair) => {
+            KeyPair::Es256(pair) => {
                 let point = pair.public_key().as_ref();
                 cbor!({
                     1 => 2,
@@ -187,7 +187,7 @@ impl SoftwareAuthenticator {
                     -3 => Cbor::Bytes(point[33..].to_vec()),
                 })
             }
-            Pair::EdDsa(pair) => cbor!({
+            KeyPair::EdDsa(pair) => cbor!({
                 1 => 1,
                 3 => -8,
                 -1 => 6,
@@ -197,18 +197,18 @@ impl SoftwareAuthenticator {
         .expect("a map")
     }
 
-    fn data(&self, manners: &PasskeyBehaviour, attested: bool) -> Vec<u8> {
+    fn data(&self, behaviour: &PasskeyBehaviour, attested: bool) -> Vec<u8> {
         let next = self.count.fetch_add(1, Ordering::Relaxed) + 1;
-        let flags = u8::from(manners.present)
-            | u8::from(manners.verified) << 2
-            | u8::from(manners.backup_eligible) << 3
-            | u8::from(manners.backed_up) << 4
+        let flags = u8::from(behaviour.present)
+            | u8::from(behaviour.verified) << 2
+            | u8::from(behaviour.backup_eligible) << 3
+            | u8::from(behaviour.backed_up) << 4
             | u8::from(attested) << 6
-            | u8::from(manners.extensions.is_some()) << 7;
-        let rp_id = manners.rp_id.as_ref().unwrap_or(&self.rp_id);
+            | u8::from(behaviour.extensions.is_some()) << 7;
+        let rp_id = behaviour.rp_id.as_ref().unwrap_or(&self.rp_id);
         let mut data = Digest::of(rp_id.as_bytes()).as_bytes().to_vec();
         data.push(flags);
-        data.extend(manners.sign_count.unwrap_or(next).to_be_bytes());
+        data.extend(behaviour.sign_count.unwrap_or(next).to_be_bytes());
         if attested {
             data.extend([0; 16]);
             let length = u16::try_from(self.credential.len()).expect("short");
@@ -216,7 +216,7 @@ impl SoftwareAuthenticator {
             data.extend(&self.credential);
             data.extend(encoded(&self.cose_key()));
         }
-        if let Some(extensions) = &manners.extensions {
+        if let Some(extensions) = &behaviour.extensions {
             data.extend(encoded(extensions));
         }
         data
@@ -240,16 +240,16 @@ pub fn encoded(value: &Cbor) -> Vec<u8> {
     out
 }
 
-fn client_data(kind: &str, origin: &str, challenge: &[u8], manners: &PasskeyBehaviour) -> Vec<u8> {
+fn client_data(kind: &str, origin: &str, challenge: &[u8], behaviour: &PasskeyBehaviour) -> Vec<u8> {
     let mut said = json!({
-        "type": manners.kind.unwrap_or(kind),
+        "type": behaviour.kind.unwrap_or(kind),
         "challenge": URL_SAFE_NO_PAD.encode(challenge),
-        "origin": manners.origin.as_deref().unwrap_or(origin),
+        "origin": behaviour.origin.as_deref().unwrap_or(origin),
     });
-    if let Some(crossed) = &manners.cross_origin {
+    if let Some(crossed) = &behaviour.cross_origin {
         said["crossOrigin"] = crossed.clone();
     }
-    if let Some(top) = &manners.top_origin {
+    if let Some(top) = &behaviour.top_origin {
         said["topOrigin"] = json!(top);
     }
     said.to_string().into_bytes()
