@@ -1,6 +1,6 @@
-//! `cargo bench`: what this broker costs, each figure beside its ceiling, both measured in the same run.
+//! Benchmarks (`cargo bench`): each measurement beside its ceiling, both taken in the same run.
 //!
-//! `cargo bench -- --quick` is the same at small counts. Everything listens on loopback and lies in a temporary directory
+//! `cargo bench -- --quick` is the same at small counts. Everything listens on loopback and writes to a temporary directory
 //! (`TMPDIR`: put it on the disk whose fsync counts).
 
 #![allow(
@@ -8,7 +8,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "a figure that cannot be taken is none"
+    reason = "a benchmark that cannot run fails"
 )]
 
 #[path = "broker/mod.rs"]
@@ -23,7 +23,7 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args.as_slice() {
-        // A child of the run below: what a replay takes, in a process that holds nothing else.
+        // A child of the run below: measures a replay in a process that holds nothing else.
         ["--replay", dir, what] => {
             println!("{}", benchmarks::scale::replay(dir.as_ref(), *what == "state"))
         }
@@ -41,7 +41,7 @@ fn main() {
         }
         other => {
             eprintln!(
-                "cargo bench [-- --quick | -- --only calls,offline,ends,many,people]; not {other:?}"
+                "cargo bench [-- --quick | -- --only calls,offline,revocations,scale,approvals]; not {other:?}"
             );
             std::process::exit(2);
         }

@@ -1,4 +1,4 @@
-//! What waits for people: how long an inbox takes to read when much waits, and how long after a vote its agent knows.
+//! Approval latency: reading an inbox with many pending requests, and the time from a vote to the waiting agent.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,12 +21,12 @@ use crate::support::served_broker::order;
 const AGENTS: usize = 20;
 /// Tasks of each.
 const TASKS: usize = 5;
-/// Streams and waits of one connection: below what the broker takes.
+/// Streams and waiting calls per connection: below the broker's limit.
 const PER_CONNECTION: usize = 50;
 
 pub fn run(counts: &Counts, report: &mut Report) {
     report.part(&format!(
-        "{} access requests that wait for people",
+        "{} pending access requests",
         counts.pending
     ));
     let setup = BenchSetup::start_in(env(counts.pending));
@@ -34,8 +34,8 @@ pub fn run(counts: &Counts, report: &mut Report) {
     assert_eq!(setup.served.broker.state().asked().len(), counts.pending);
     setup.load.block_on(async {
         for (who, what) in [
-            ("lee", "inbox of who may decide all of it, a report"),
-            ("olga", "inbox of who may decide none of it"),
+            ("lee", "inbox of an approver of all of it, one page"),
+            ("olga", "inbox of an approver of none of it"),
         ] {
             let person = setup.served.person(who);
             let took = read(&person, counts.inboxes, counts.pending).await;
@@ -44,14 +44,14 @@ pub fn run(counts: &Counts, report: &mut Report) {
         let (watched, waited) = asked.split_at(counts.watches.min(asked.len() / 2));
         let waited = &waited[..counts.watches.min(waited.len())];
         report.part(&format!(
-            "From the answer to CastVote to the agent's, {} of them waiting",
+            "From the CastVote reply to the agent's reply, {} agents waiting",
             watched.len()
         ));
         let took = watches(&setup, watched, counts.votes).await;
         report.line("WatchAccessRequest", &summary(&took, "p99 below 50 ms"));
         let took = waits(&setup, waited, counts.votes).await;
         report.line(
-            "RequestToken that waits: the token",
+            "RequestToken that waits for approval",
             &summary(&took, "p99 below 50 ms"),
         );
     });
@@ -65,7 +65,7 @@ fn summary(took: &[u64], goal: &str) -> String {
     )
 }
 
-/// As many accounts as it takes, agents to ask about them, and bounds that nothing here comes near.
+/// Enough accounts, agents that request actions on them, and limits that the benchmark never reaches.
 fn env(pending: usize) -> TestEnvironment {
     let mut env = TestEnvironment::new();
     let people = env.policy.get_mut("people.toml").expect("people");
@@ -104,7 +104,7 @@ fn disable(n: usize) -> Action {
     )
 }
 
-/// One access request, and who asked.
+/// One access request and the task that opened it.
 struct PendingRequest {
     agent: String,
     task: TaskId,
@@ -170,13 +170,13 @@ async fn read(person: &Person, times: usize, pending: usize) -> Vec<u64> {
         let began = Instant::now();
         let report = person.inbox(false, 50, "").await.expect("reads");
         took.push(nanos(began.elapsed()));
-        // What one person has before them at once has a bound of its own: the others wait their turn.
+        // The number shown to one approver at once is bounded: the others are queued.
         assert_eq!((report.total + report.queued) as usize, pending);
     }
     took
 }
 
-/// Every agent watches; the times are from a vote's answer to what its watcher hears of it.
+/// Every agent watches; the times are from the vote's reply to the watcher's update.
 #[expect(
     clippy::disallowed_methods,
     reason = "a bench measures time; nothing is decided by it"
@@ -204,7 +204,7 @@ async fn watches(setup: &BenchSetup, asked: &[PendingRequest], votes: usize) -> 
     took
 }
 
-/// Every agent waits in RequestToken; the times are from a vote's answer to its token.
+/// Every agent waits in RequestToken; the times are from the vote's reply to the token.
 #[expect(
     clippy::disallowed_methods,
     reason = "a bench measures time; nothing is decided by it"
@@ -214,7 +214,7 @@ async fn waits(setup: &BenchSetup, asked: &[PendingRequest], votes: usize) -> Ve
     let mut tasks = tokio::task::JoinSet::new();
     for (n, task) in attached(setup, asked).into_iter().enumerate() {
         let mut order = order(asked[n].action.clone(), &asked[n].request_id);
-        // As it was asked first: an idempotency key stands for one question.
+        // As in the first call: an idempotency key is bound to one request.
         order.reason = String::new();
         order.wait_s = 60;
         let heard = heard.clone();
@@ -228,7 +228,7 @@ async fn waits(setup: &BenchSetup, asked: &[PendingRequest], votes: usize) -> Ve
             }
         });
     }
-    // Nobody can be asked whether it waits by now: the time it takes to begin is bounded generously.
+    // There is no way to see that a call waits: it gets generous time to begin.
     tokio::time::sleep(std::time::Duration::from_millis(
         500 + asked.len() as u64 * 4,
     ))
@@ -250,7 +250,7 @@ async fn vote_and_hear(
 ) -> Vec<u64> {
     let lee = setup.served.person("lee");
     let mut took = Vec::new();
-    // From all over, not only those who began first.
+    // Spread over all, not only the first.
     let step = (asked.len() / votes.max(1)).max(1);
     for n in (0..asked.len()).step_by(step).take(votes) {
         let card = lee.card(asked[n].id).await.expect("card");
@@ -266,13 +266,13 @@ async fn vote_and_hear(
         lee.vote(&seen).await.expect("the vote counts");
         let answered = Instant::now();
         let (heard, at) = hears.recv().await.expect("heard");
-        assert_eq!(heard, n, "the one it concerns, and nobody else");
+        assert_eq!(heard, n, "only the watcher of this request is woken");
         took.push(nanos(at.saturating_duration_since(answered)));
     }
     took
 }
 
-/// The tasks, each on one of so many connections.
+/// The tasks, spread over connections of [`PER_CONNECTION`] each.
 fn attached(setup: &BenchSetup, asked: &[PendingRequest]) -> Vec<Task> {
     let endpoints: Vec<Endpoint> = (0..asked.len().div_ceil(PER_CONNECTION))
         .map(|_| setup.served.endpoint())

@@ -1,4 +1,4 @@
-//! Calls over gRPC: an empty one, mints beside the same steps without the wire, introspection beside an empty call and one
+//! gRPC calls: an empty one; mints beside the same steps in process; introspection beside an empty call and one
 //! signature check.
 
 use std::hint::black_box;
@@ -51,7 +51,7 @@ fn mints(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
         let holders = setup.tasks("triage", TASKS);
         let count = slice_of(counts, in_flight);
         let (mut wired, mut bare) = (Tally::default(), Tally::default());
-        // Once for the caches and connections.
+        // Warm-up of caches and connections.
         over_the_wire(setup, setup.token_requests(&holders, count.min(TASKS)), in_flight);
         for _ in 0..counts.rounds {
             bare.add(in_process(setup, &holders, count, in_flight));
@@ -64,7 +64,7 @@ fn mints(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
         );
         let goal = "at least 0.70";
         if in_flight == 1 {
-            // One call waits for one fsync: only the median is free of the disk's bad moments.
+            // One call waits for one fsync: only the median is free of disk outliers.
             let ratio = bare.percentile(50) as f64 / wired.percentile(50) as f64;
             report.ratio("ratio of the medians", ratio, goal);
         } else {
@@ -73,7 +73,7 @@ fn mints(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
     }
 }
 
-/// Mints through the doors.
+/// Mints over gRPC.
 pub fn over_the_wire(setup: &BenchSetup, asks: Vec<(TokenAsk, Secret)>, in_flight: usize) -> Slice {
     let requests: Vec<_> = asks
         .iter()
@@ -87,7 +87,7 @@ pub fn over_the_wire(setup: &BenchSetup, asks: Vec<(TokenAsk, Secret)>, in_fligh
         }))
 }
 
-/// One call that must give a token.
+/// One RequestToken call that must return a token.
 pub async fn mint(client: Channel, request: tonic::Request<v1::RequestTokenRequest>) {
     let mut client = TaskServiceClient::new(client);
     let answer = client.request_token(request).await.expect("answered");
@@ -96,7 +96,7 @@ pub async fn mint(client: Channel, request: tonic::Request<v1::RequestTokenReque
     assert!(token, "a token");
 }
 
-/// Mints by asking the broker, on the broker's threads.
+/// Mints by calling the broker in process, on the broker's threads.
 pub fn in_process(setup: &BenchSetup, holders: &[TaskHolder], count: usize, in_flight: usize) -> Slice {
     let calls: Vec<_> = setup
         .token_requests(holders, count)
@@ -218,7 +218,7 @@ pub fn tokens(setup: &BenchSetup, holders: &[TaskHolder]) -> Vec<String> {
     })
 }
 
-/// The bare check of one signature over a message as long as a token.
+/// Verifications of one signature over a message of a token's size.
 #[expect(
     clippy::disallowed_methods,
     reason = "a bench measures time; nothing is decided by it"

@@ -1,4 +1,4 @@
-//! The closed loop, and what is counted of it.
+//! Closed-loop load generator: latencies, throughput and processor time.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::report::ms;
 
-/// One slice: every call's time, the whole's, and the processor's.
+/// One slice of load: each call's time, the wall time and the processor time.
 pub struct Slice {
     /// (start after the slice's start, duration), in nanoseconds.
     pub calls: Vec<(u64, u64)>,
@@ -15,14 +15,14 @@ pub struct Slice {
     cpu_ms: Cpu,
 }
 
-/// Milliseconds of processor time, by who used them.
+/// Milliseconds of processor time of the broker's threads and of the load generator's.
 #[derive(Debug, Clone, Copy, Default)]
 struct Cpu {
     broker: u64,
     load: u64,
 }
 
-/// Makes the calls with `in_flight` of them at a time, and answers when all are done.
+/// Makes the calls with `in_flight` of them at a time; returns when all are done.
 #[expect(
     clippy::disallowed_methods,
     reason = "a bench measures time; nothing is decided by it"
@@ -70,7 +70,7 @@ where
     }
 }
 
-/// The slices of one figure.
+/// The slices of one measurement.
 #[derive(Default)]
 pub struct Tally {
     nanos: Vec<u64>,
@@ -109,7 +109,7 @@ impl Tally {
     }
 }
 
-/// The median, over pairs of slices, of how many calls of the first were made for one of the second.
+/// The median over pairs of slices of throughput relative to the ceiling's.
 pub fn ratio(thing: &Tally, ceiling: &Tally) -> f64 {
     let mut pairs: Vec<f64> = thing
         .rates
@@ -121,7 +121,7 @@ pub fn ratio(thing: &Tally, ceiling: &Tally) -> f64 {
     pairs.get(pairs.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// The value that so many per cent do not exceed.
+/// Nearest-rank percentile.
 pub fn percentile(values: &[u64], per_cent: usize) -> u64 {
     let mut sorted = values.to_vec();
     sorted.sort_unstable();

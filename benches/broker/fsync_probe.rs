@@ -1,4 +1,4 @@
-//! What the disk takes for one durable write, with nothing of ours.
+//! Disk baseline: the time of one durable append, without the broker.
 
 use std::io::Write as _;
 use std::time::Instant;

@@ -1,6 +1,6 @@
-//! The figures. In: how much to do. Out: a report on standard output. Load is closed: each caller makes its next call when it
-//! has the answer to the last. Slices of the thing and of its ceiling alternate, so that what else the machine does falls
-//! on both; a ratio is the median over the pairs.
+//! Benchmarks of the broker. In: counts. Out: a report on standard output. The load is a closed loop: each caller makes its
+//! next call after the reply to the last. Slices of the subject and of its ceiling alternate, so that other load on the machine
+//! affects both; a ratio is the median over the pairs.
 
 mod calls;
 mod fsync_probe;
@@ -14,7 +14,7 @@ mod setup;
 
 use report::Report;
 
-/// How much is done. Every count is a bound: nothing runs until a clock says so.
+/// Amount of work. Every part ends after a count of operations, never by a clock.
 #[derive(Debug, Clone)]
 pub struct Counts {
     /// Pairs of slices.
@@ -23,21 +23,21 @@ pub struct Counts {
     pub alone: usize,
     /// Calls of one slice with several in flight.
     pub crowd: usize,
-    /// Ends that are timed.
+    /// Revocations that are timed.
     pub ends: usize,
     /// Live grants.
     pub grants: usize,
-    /// Tasks they are spread over, at most 1,000.
+    /// Tasks that hold the grants, at most 1,000.
     pub tasks: usize,
-    /// Mints while an agent is ended.
+    /// Mints while another agent is suspended.
     pub meanwhile: usize,
-    /// Access requests that wait.
+    /// Pending access requests.
     pub pending: usize,
-    /// Times that an inbox is read.
+    /// Reads of an inbox.
     pub inboxes: usize,
-    /// Agents that watch, and again that wait, at most half of those.
+    /// Agents that watch, and as many that wait; together at most `pending`.
     pub watches: usize,
-    /// Votes on what they wait for.
+    /// Votes on the requests they wait for.
     pub votes: usize,
 }
 
@@ -60,7 +60,7 @@ impl Counts {
         }
     }
 
-    /// Seconds: whether it runs, not what the figures are.
+    /// Seconds: a smoke run; the numbers mean little.
     #[allow(dead_code, reason = "for the bench")]
     pub const fn quick() -> Self {
         Self {
@@ -78,7 +78,7 @@ impl Counts {
         }
     }
 
-    /// As few as there can be.
+    /// The smallest counts that run.
     #[allow(dead_code, reason = "for the test that runs all of this")]
     pub const fn tiny() -> Self {
         Self {
@@ -97,22 +97,22 @@ impl Counts {
     }
 }
 
-/// Where the memory of a replay is measured.
+/// The process in which a replay's memory is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplayMemory {
-    /// In a process that holds nothing else.
-    #[allow(dead_code, reason = "the bench's way")]
+    /// A process that holds nothing else.
+    #[allow(dead_code, reason = "used by the bench")]
     ChildProcess,
-    /// In this process, whatever else it holds: the figure means nothing.
-    #[allow(dead_code, reason = "the test's way")]
+    /// This process: the number is meaningless, the code runs.
+    #[allow(dead_code, reason = "used by the test")]
     ThisProcess,
 }
 
-/// Takes the figures of these parts, or all when none is named, and prints them.
+/// Runs the named benchmarks, or all when none is named, and prints the report.
 pub fn run(counts: &Counts, measured: ReplayMemory, only: &[&str]) {
     let wanted = |part| only.is_empty() || only.contains(&part);
     let mut report = Report::begin();
-    if wanted("calls") || wanted("offline") || wanted("ends") {
+    if wanted("calls") || wanted("offline") || wanted("revocations") {
         let setup = setup::BenchSetup::start();
         fsync_probe::probe(&setup, counts, &mut report);
         if wanted("calls") {
@@ -121,21 +121,21 @@ pub fn run(counts: &Counts, measured: ReplayMemory, only: &[&str]) {
         if wanted("offline") {
             offline_validation::run(&setup, counts, &mut report);
         }
-        if wanted("ends") {
+        if wanted("revocations") {
             revocation_latency::run(&setup, counts, &mut report);
         }
     }
-    if wanted("many") {
+    if wanted("scale") {
         scale::run(counts, measured, &mut report);
     }
-    if wanted("people") {
+    if wanted("approvals") {
         approvals::run(counts, &mut report);
     }
     report.end();
 }
 
-/// The bench cannot rot: all of it runs with the tests, too little for any figure. What it asserts on the way (tokens, live
-/// answers, one entry for an end) holds here as there.
+/// Runs every benchmark with the tests at tiny counts, so that none can rot. The assertions on the way (tokens, active
+/// introspections, one entry per revocation) hold here too.
 #[test]
 fn all_benchmarks_run() {
     run(&Counts::tiny(), ReplayMemory::ThisProcess, &[]);

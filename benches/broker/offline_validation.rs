@@ -1,4 +1,4 @@
-//! The validator's check in its own process, beside the two signatures it cannot do without.
+//! Offline validation: the validator's check of token and proof, beside the two signature verifications it needs.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -41,7 +41,7 @@ pub fn run(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
         let us = nanos(time) as f64 / 1e3 / done as f64;
         format!("{:>7.0} checks/s   {us:.1} µs each", 1e6 / us)
     };
-    report.line("token, proof, ends, action", &shown(whole));
+    report.line("token, proof, revocations, action", &shown(whole));
     report.line("the two signatures alone", &shown(bare));
     report.ratio(
         "check / signatures",
@@ -50,7 +50,7 @@ pub fn run(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
     );
 }
 
-/// A token and a proof of its key for one request, by the place of its holder.
+/// A token and a DPoP proof for one request, with the index of its task.
 struct PresentedToken {
     holder: usize,
     token: String,
@@ -111,7 +111,7 @@ async fn check(validator: &Validator, shown: &[PresentedToken]) -> Duration {
     start.elapsed()
 }
 
-/// What no check of a token and a proof can leave out.
+/// The signature verifications that no check of a token and a proof can omit.
 fn signatures(holders: &[TaskHolder], signer: &PublicKey, shown: &[PresentedToken]) {
     for one in shown {
         for (text, key) in [

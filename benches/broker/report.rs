@@ -1,4 +1,4 @@
-//! How figures are printed: one line each, with its ceiling, their ratio and what the design asks for.
+//! Benchmark report: one line per measurement, with its ceiling, their ratio and the design goal.
 
 use std::time::Instant;
 
@@ -30,7 +30,7 @@ impl Report {
         println!("  {what:<44} {measured}");
     }
 
-    /// A ratio beside what the design asks for.
+    /// A ratio beside the design goal.
     pub fn ratio(&mut self, what: &str, ratio: f64, goal: &str) {
         println!("  {what:<44} {ratio:.2}   (goal: {goal})");
     }
@@ -50,7 +50,7 @@ fn machine() -> String {
         .unwrap_or_else(|| std::env::consts::ARCH.to_owned());
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let build = if cfg!(debug_assertions) {
-        "debug build: no figures"
+        "debug build: numbers are meaningless"
     } else {
         "release build"
     };
@@ -62,7 +62,7 @@ fn load_average() -> String {
     text.split(' ').take(3).collect::<Vec<_>>().join(" ")
 }
 
-/// Milliseconds with as many digits as are worth reading.
+/// Milliseconds, three decimals below ten.
 pub fn ms(nanos: u64) -> String {
     let ms = nanos as f64 / 1e6;
     if ms < 10.0 {

@@ -1,4 +1,4 @@
-//! How long after an acknowledged end a resource server on this host still takes a token.
+//! Revocation latency: the time from an acknowledged revocation until a validator on this host rejects the token.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -15,11 +15,11 @@ use crate::support::{CASES, read_case};
 use crate::support::served_broker::order;
 
 const URL: &str = "https://cases.soc.example/cases/INC-8841";
-/// Checks after an end before a validator counts as deaf.
+/// Checks after a revocation before the benchmark gives up.
 const CHECKS_MAX: usize = 1_000_000;
 
 pub fn run(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
-    report.part("From an acknowledged end to the validator's no");
+    report.part("From an acknowledged revocation to the validator's rejection");
     setup.load.block_on(async {
         let validator = setup.served.validator("cases", CASES).await;
         let operator = setup.served.person("olga");
@@ -73,7 +73,7 @@ async fn begin(setup: &BenchSetup, validator: &Validator, agent: &str) -> (Task,
     };
     assert!(
         check(validator, &token).await.is_ok(),
-        "good before its end"
+        "valid before the revocation"
     );
     (task, token)
 }
@@ -88,10 +88,10 @@ async fn until_refused(validator: &Validator, token: &Token) -> u64 {
         match check(validator, token).await {
             Err(Rejected::Revoked) => return nanos(acknowledged.elapsed()),
             Ok(()) => tokio::task::yield_now().await,
-            Err(other) => panic!("refused for another cause: {other}"),
+            Err(other) => panic!("rejected for another reason: {other}"),
         }
     }
-    panic!("never refused");
+    panic!("never rejected");
 }
 
 async fn check(validator: &Validator, token: &Token) -> Result<(), Rejected> {

@@ -1,5 +1,5 @@
-//! Many live grants: what one takes in memory and in the journal, how long a start from them takes, and what ending them all
-//! does to others.
+//! Scale: memory and journal bytes of one live grant, start time with many, and the effect of ending them all on other
+//! callers.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use super::setup::{BenchSetup, wire, wire_token_request};
 use super::{Counts, ReplayMemory};
 use crate::support::settings;
 
-/// Callers that mint while an agent is ended.
+/// Callers that mint while an agent is suspended.
 const IN_FLIGHT: usize = 8;
 /// Mints between two rounds of preparing.
 const CHUNK: usize = 4_000;
@@ -47,18 +47,18 @@ pub fn run(counts: &Counts, measured: ReplayMemory, report: &mut Report) {
         })
         .expect("reads");
     let each = |total: u64| total / counts.grants as u64;
-    // What a start takes with no grant at all is not theirs.
+    // Memory of a start without any grant is subtracted.
     let (none, versions, state) = match measured {
         ReplayMemory::ChildProcess => (
             child(&without, "state"),
             child(&copy, "versions"),
             child(&copy, "state"),
         ),
-        // One is enough: its writer lets go of the directory when it likes.
+        // Once is enough: its writer releases the directory at an unknown time.
         ReplayMemory::ThisProcess => ([0, 0], [0, 0], read(&replay(&copy, true))),
     };
     report.line(
-        "memory of one, state and versions",
+        "memory of one grant, state and versions",
         &format!(
             "{} bytes   (goal: at most 600)",
             each(state[0].saturating_sub(none[0]))
@@ -69,11 +69,11 @@ pub fn run(counts: &Counts, measured: ReplayMemory, report: &mut Report) {
         &format!("{} bytes", each(versions[0].saturating_sub(none[0]))),
     );
     report.line(
-        "canonical bytes of one in the journal",
+        "canonical bytes of one grant in the journal",
         &format!("{}", each(bytes as u64)),
     );
     let file = std::fs::metadata(copy.join("journal.db")).map_or(0, |m| m.len());
-    report.line("bytes of the database for one", &format!("{}", each(file)));
+    report.line("database bytes for one grant", &format!("{}", each(file)));
     report.line(
         "start: every entry verified and folded",
         &format!(
@@ -85,7 +85,7 @@ pub fn run(counts: &Counts, measured: ReplayMemory, report: &mut Report) {
     end_them_all(&setup, counts, report);
 }
 
-/// Opens the journal and says `bytes milliseconds`: what the replay took of resident memory and time.
+/// Opens the journal and returns `bytes milliseconds`: resident memory and time of the replay.
 #[expect(
     clippy::disallowed_methods,
     reason = "a bench measures time; nothing is decided by it"
@@ -117,12 +117,12 @@ pub fn replay(dir: &Path, with_state: bool) -> String {
     format!("{} {}", after.saturating_sub(before), took.as_millis())
 }
 
-/// A copy of the journal as of now, when nothing is being written.
+/// A copy of the journal while nothing is being written.
 fn copy(setup: &BenchSetup, name: &str) -> PathBuf {
     let copy = setup.served.dir.with_file_name(name);
     std::fs::create_dir_all(&copy).expect("dir");
-    // After this the checkpointer has moved all there was to move. The WAL is copied first: what may still move from it into the
-    // database then stands in the copy twice, never not at all.
+    // After this the checkpointer has moved all there was to move. The WAL is copied first: pages that still move from it into the
+    // database are then in the copy twice, never missing.
     std::thread::sleep(Duration::from_secs(1));
     for file in ["journal.db-wal", "journal.db"] {
         std::fs::copy(setup.served.dir.join(file), copy.join(file)).expect("copied");
@@ -215,9 +215,9 @@ fn end_them_all(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
         }
     }
     let took = nanos(acknowledged.saturating_duration_since(asked));
-    report.line("ending them: one entry, acknowledged after", &ms(took));
+    report.line("suspending the agent: one entry, acknowledged after", &ms(took));
     assert_one_entry(setup, index);
-    // A window holds about a hundred calls, so its p99 is nearly its worst: compared with windows as long as it.
+    // A window holds about a hundred calls, so its p99 is nearly its worst: compared with windows of the same length.
     let mut windows: Vec<u64> = before.values().map(|calls| percentile(calls, 99)).collect();
     windows.sort_unstable();
     let (calm, busy) = (percentile(&windows, 50), percentile(&meanwhile, 99));
@@ -231,17 +231,17 @@ fn end_them_all(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
         ),
     );
     report.line(
-        "mint p99 in the window of the end",
+        "mint p99 in the window of the suspension",
         &format!("{}   of {} mints", ms(busy), meanwhile.len()),
     );
     report.ratio(
-        "meanwhile / before",
+        "during / before",
         busy as f64 / calm.max(1) as f64,
         "below 2",
     );
 }
 
-/// That the end is one entry, and that no other entry ended anything.
+/// Asserts that the suspension is one entry and that no other entry ended a grant.
 fn assert_one_entry(setup: &BenchSetup, index: u64) {
     let mut ends = Vec::new();
     ReadOnly::open(&setup.served.dir)
@@ -259,5 +259,5 @@ fn assert_one_entry(setup: &BenchSetup, index: u64) {
     assert_eq!(ends, [index], "one entry ended them all");
 }
 
-/// Least time that counts as meanwhile.
+/// Shortest window compared.
 const WINDOW_NS: u64 = 100_000_000;

@@ -1,4 +1,4 @@
-//! A broker behind its real doors, its callers, and what they show, made before anything is timed.
+//! Benchmark setup: a broker on real sockets, its clients, and their evidence and proofs, made before timing starts.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +18,7 @@ use tonic::transport::Channel;
 use crate::support::{TestEnvironment, read_case};
 use crate::support::served_broker::ServedBroker;
 
-/// The broker's threads and those of its callers are apart, so that each one's processor time can be told.
+/// The broker and the load generator run on separate thread pools, so that their processor time can be told apart.
 pub struct BenchSetup {
     pub load: Runtime,
     pub broker: Runtime,
@@ -26,13 +26,13 @@ pub struct BenchSetup {
     pub clients: Vec<Channel>,
 }
 
-/// Who holds the key of an open task.
+/// An open task and its key.
 pub struct TaskHolder {
     pub task: TaskId,
     pub key: Arc<SigningKey>,
 }
 
-/// Connections that many callers share.
+/// Connections shared by all callers.
 const CONNECTIONS: usize = 4;
 
 pub const REQUEST_TOKEN: &str = "dipylon.v1.TaskService/RequestToken";
@@ -80,7 +80,7 @@ impl BenchSetup {
         self.served.broker.clone()
     }
 
-    /// Open tasks of an agent, each with a key of its own.
+    /// Opens tasks of an agent, each with its own key.
     pub fn tasks(&self, agent: &str, count: usize) -> Vec<TaskHolder> {
         self.load.block_on(async {
             let mut holders = Vec::new();
@@ -104,7 +104,7 @@ impl BenchSetup {
         })
     }
 
-    /// Calls for tokens, spread over the tasks, each with its proof.
+    /// Token requests spread over the tasks, each with its proof.
     pub fn token_requests(&self, holders: &[TaskHolder], count: usize) -> Vec<(TokenAsk, Secret)> {
         let (action, nonce) = (read_case(), self.served.broker.nonce());
         let adg = Some(action.digest());
@@ -145,7 +145,7 @@ impl BenchSetup {
     }
 }
 
-/// The call as the doors hand it to the broker.
+/// The call as the gRPC layer hands it to the broker.
 pub fn call_context(method: &str, proof: Secret) -> CallContext {
     let (method, allowed_roles) = guard::row(method).expect("a method with a row");
     CallContext {
@@ -158,11 +158,11 @@ pub fn call_context(method: &str, proof: Secret) -> CallContext {
     }
 }
 
-/// The call as it goes to the doors.
+/// The call as a gRPC client sends it.
 pub fn wire<T>(message: T, proof: &Secret) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     let mut proof: MetadataValue<_> = proof.expose_secret().parse().expect("ascii");
-    // As the client library does: it stays out of the compression tables.
+    // As the client library does: kept out of HPACK's tables.
     proof.set_sensitive(true);
     request.metadata_mut().insert("dpop", proof);
     request
@@ -184,13 +184,13 @@ pub fn wire_token_request(ask: &TokenAsk) -> v1::RequestTokenRequest {
     }
 }
 
-/// A number that no call of this process had before.
+/// A number unique in this process.
 pub fn fresh() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Rates that nothing here comes near: what is measured is the work, not its refusal.
+/// Rate limits that are never reached: the benchmark measures work, not refusals.
 fn unbounded() -> Rates {
     let most = std::num::NonZeroU32::new(RATE_MAX).expect("a number");
     Rates {

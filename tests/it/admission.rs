@@ -1,4 +1,4 @@
-//! More callers than can be served: one source, one caller or one kind of call never takes what belongs to the others.
+//! Admission control: rate limits and concurrency limits keep one source, one caller or one class from starving the others.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -22,7 +22,7 @@ fn n(n: u32) -> NonZeroU32 {
     NonZeroU32::new(n).expect("not zero")
 }
 
-/// A channel whose connection comes from this address of the loopback net.
+/// A channel whose connection comes from this loopback address.
 fn from(s: &ServedBroker, last: u8) -> Channel {
     tonic::transport::Endpoint::from_shared(s.url.clone())
         .expect("url")
@@ -30,7 +30,7 @@ fn from(s: &ServedBroker, last: u8) -> Channel {
         .connect_lazy()
 }
 
-/// One call of a method by a stranger: it costs no cryptography and comes to gate 1 unless it is shed before.
+/// One unauthenticated call: it costs no cryptography and reaches gate 1 unless it is shed before.
 async fn stranger(channel: &Channel, method: &'static str) -> Status {
     let mut grpc = tonic::client::Grpc::new(channel.clone());
     grpc.ready().await.expect("ready");
@@ -74,8 +74,8 @@ async fn per_source_rate_isolates_sources() {
     );
     for status in &shed {
         assert_eq!(status.code(), Code::ResourceExhausted);
-        let wait = status.get_details_retry_info().expect("says when");
-        let wait = wait.retry_delay.expect("says when");
+        let wait = status.get_details_retry_info().expect("a retry delay");
+        let wait = wait.retry_delay.expect("a retry delay");
         assert!(
             wait > Duration::ZERO && wait <= Duration::from_secs(1),
             "{wait:?}"
@@ -86,7 +86,7 @@ async fn per_source_rate_isolates_sources() {
         !is_shed(&stranger(&other, GENERAL).await),
         "another source has its own rate"
     );
-    // What is reserved has another rate, at the same source: the answer is gate 1's.
+    // The reserved class has its own rate at the same source: gate 1 answers.
     let introspect = "/dipylon.v1.TokenService/Introspect";
     let introspected = stranger(&flood, introspect).await;
     assert!(!is_shed(&introspected), "{introspected}");
@@ -104,7 +104,7 @@ async fn per_source_rate_isolates_sources() {
     assert_eq!(
         s.broker.journal().tail().borrow().head,
         before,
-        "what is shed is no entry"
+        "a shed call writes no entry"
     );
 }
 
@@ -117,7 +117,7 @@ async fn forwarded_headers_do_not_change_the_source() {
     let s = ServedBroker::start_at(slow).await;
     let mut codes = BTreeMap::new();
     for last in 0..10 {
-        let answer = get_saying(
+        let answer = get_with_header(
             &s.url,
             "/nowhere",
             &format!("X-Forwarded-For: 192.0.2.{last}"),
@@ -131,7 +131,7 @@ async fn forwarded_headers_do_not_change_the_source() {
     assert!(codes.get(&429).copied().unwrap_or(0) >= 5, "{codes:?}");
 }
 
-/// The general places are all taken and their queue is full; ending, validating and following the feed go on.
+/// The general permits are taken and their queue is full; ending, validating and following the feed still work.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reserved_classes_are_served_under_overload() {
     let few = Rates {
@@ -169,14 +169,14 @@ async fn reserved_classes_are_served_under_overload() {
     let report = task
         .complete(TaskOutcome::Succeeded)
         .await
-        .expect("an end is never shed");
+        .expect("revocation is never shed");
     assert_eq!(report.tokens_revoked, 1);
     let dead = validator.introspect(token.jwt().expose_secret()).await;
     assert!(!dead.expect("asked").active);
     s.person("olga")
         .suspend(&AgentId::parse("triage").expect("id"), "flood")
         .await
-        .expect("an operator ends it");
+        .expect("an operator suspends it");
     wait_for(|| shed.load(Ordering::SeqCst) > before).await;
     let text = s.broker.read_metrics();
     assert!(text.contains("class=\"general\",by=\"places\"} "), "{text}");
@@ -192,7 +192,7 @@ async fn reserved_classes_are_served_under_overload() {
     }
 }
 
-/// Many wait for people at once, and take nobody's place while they do.
+/// Calls that wait for an approval give their permit back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn waiting_calls_release_their_permit() {
     let few = Rates {
@@ -213,13 +213,13 @@ async fn waiting_calls_release_their_permit() {
     let maria = s.person("maria");
     let mut listed = Vec::new();
     for _ in 0..500 {
-        listed = maria.list().await.expect("there is a place");
+        listed = maria.list().await.expect("a permit is free");
         if listed.len() == 4 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert_eq!(listed.len(), 4, "all wait at once");
+    assert_eq!(listed.len(), 4, "all are pending at once");
     assert!(waiting.iter().all(|w| !w.is_finished()));
     s.person("olga")
         .suspend(&AgentId::parse("triage").expect("id"), "enough")
@@ -227,7 +227,7 @@ async fn waiting_calls_release_their_permit() {
         .expect("suspended");
     for one in waiting {
         let answer = one.await.expect("ran");
-        assert!(answer.is_err(), "woken, and gate 1 is closed: {answer:?}");
+        assert!(answer.is_err(), "woken, and rejected by gate 1: {answer:?}");
     }
 }
 
@@ -248,11 +248,11 @@ async fn client_honours_retry_delay() {
     let text = s.broker.read_metrics();
     let told = "dipylon_rate_limited_total{class=\"general\",by=\"caller\"} ";
     let told = text.lines().find_map(|line| line.strip_prefix(told));
-    let told: u32 = told.expect("it was told to wait").parse().expect("a count");
-    // A bucket holds eight of the fourteen (the first, which has no nonce yet, counts too), and nobody comes back before
-    // the time it was told.
+    let told: u32 = told.expect("it was rate limited").parse().expect("a count");
+    // A bucket holds eight of the fourteen (the first, without a nonce yet, counts too), and no client retries before the
+    // retry delay.
     assert!((1..=6).contains(&told), "{told}");
-    // A wait beyond the budget is not begun.
+    // A wait beyond the client's deadline is not begun.
     let impatient = Agent::new(s.endpoint().with_retry_ms(0), s.evidence("triage"), None);
     let mut told = None;
     for _ in 0..20 {
@@ -264,7 +264,7 @@ async fn client_honours_retry_delay() {
     assert_eq!(told, Some(Reason::RateLimited));
 }
 
-/// The broker asks by name: one agent's tasks share its rate, another agent and people have their own, and ends another.
+/// Rates are per caller: an agent's tasks share one; other agents, people and revocations have their own.
 #[tokio::test]
 async fn per_agent_rate_isolates_agents() {
     let b = TestBroker::start_at(Rates {
@@ -292,7 +292,7 @@ async fn per_agent_rate_isolates_agents() {
         Reason::RateLimited,
         "by agent, not by key"
     );
-    // The clock stands still: asking again opens nothing.
+    // The clock stands still: trying again does not help.
     for _ in 0..50 {
         let again = b.request_token(&triage, task, &read_case(), 60, "r-4").await;
         assert_eq!(refused(again), Reason::RateLimited);
@@ -309,14 +309,14 @@ async fn per_agent_rate_isolates_agents() {
     b.manual_clock.advance_millis(500);
     b.request_token(&triage, task, &read_case(), 60, "r-4")
         .await
-        .expect("as told");
+        .expect("after the retry delay");
     b.complete_task(&triage, task)
         .await
-        .expect("an end has its own rate");
+        .expect("revocation has its own rate");
     b.check_invariants();
 }
 
-/// Nobody learns from a rate whether a key or a name is known: strangers come to gate 1.
+/// Unauthenticated calls consume no caller's rate, so a rate reveals no known key or name.
 #[tokio::test]
 async fn anonymous_calls_do_not_consume_caller_rates() {
     let b = TestBroker::start_at(Rates {
@@ -335,7 +335,7 @@ async fn anonymous_calls_do_not_consume_caller_rates() {
     }
     b.request_token(&triage, task, &read_case(), 60, "r-1")
         .await
-        .expect("the task's own rate is whole");
+        .expect("the task's own rate is untouched");
 }
 
 fn opening() -> OpenTask {
@@ -358,15 +358,15 @@ async fn wait_for(what: impl Fn() -> bool) {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("it did not come about");
+    panic!("the condition never held");
 }
 
-/// Status and head of a plain HTTP answer.
+/// Status and text of a plain HTTP response.
 pub async fn get(url: &str, path: &str) -> (u16, String) {
-    get_saying(url, path, "Accept: */*").await
+    get_with_header(url, path, "Accept: */*").await
 }
 
-async fn get_saying(url: &str, path: &str, header: &str) -> (u16, String) {
+async fn get_with_header(url: &str, path: &str, header: &str) -> (u16, String) {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let address = url.trim_start_matches("http://");
     let mut stream = tokio::net::TcpStream::connect(address)

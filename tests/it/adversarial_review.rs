@@ -1,4 +1,4 @@
-//! What a hostile reader of this code tried, and how it must end.
+//! Adversarial review: attacks found by reading the code, each with the outcome that must hold.
 
 use dipylon::broker::StartError;
 use dipylon::clock::Clock;
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::support::*;
 
-fn no_reading(b: &TestBroker) -> std::collections::BTreeMap<String, String> {
+fn policy_forbidding_reads(b: &TestBroker) -> std::collections::BTreeMap<String, String> {
     b.env.policy_with("rules/20-guardrails.cedar", |text| {
         format!("{text}\n@id(\"no-reading\") forbid (principal, action == Action::\"case.read\", resource);\n")
     })
@@ -24,7 +24,7 @@ async fn apply_survives_client_disconnect() {
     {
         let mut tail = b.broker.journal().tail();
         tail.borrow_and_update();
-        let apply = b.apply_policy(no_reading(&b));
+        let apply = b.apply_policy(policy_forbidding_reads(&b));
         tokio::pin!(apply);
         tokio::select! {
             biased;
@@ -34,18 +34,18 @@ async fn apply_survives_client_disconnect() {
     }
     assert!(
         !b.introspect("cases", &read.token),
-        "the new rules are in force"
+        "the new policy is in force"
     );
     b.apply_policy(b.env.policy.clone())
         .await
-        .expect("applied, after the sweep of the one before");
+        .expect("applied, after the previous sweep");
     assert!(
         b.broker.state().feed_last().is_some(),
-        "validators were told"
+        "validators were notified"
     );
     assert!(
         !b.introspect("cases", &read.token),
-        "and what ended stays ended"
+        "and the task stays ended"
     );
     b.check_invariants();
 }
@@ -72,7 +72,7 @@ async fn approval_of_one_use_bounds_uses() {
         .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .token();
-    assert_eq!(given.issued.uses, Some(1), "maria signed one use");
+    assert_eq!(given.issued.uses, Some(1), "maria approved one use");
     b.check_invariants();
 }
 
@@ -80,7 +80,7 @@ async fn approval_of_one_use_bounds_uses() {
 async fn operator_removed_during_upload_applies_nothing() {
     let b = TestBroker::start().await;
     let call = b.person_call("dipylon.v1.GovernanceService/ApplyPolicyBundle", "olga");
-    // The stream is opened; olga sends nothing yet.
+    // The upload stream is open; olga has sent nothing yet.
     let olga = b.broker.person(&call).expect("an operator");
     let mut gone = b.env.policy.clone();
     let people = gone.get_mut("people.toml").expect("people");
@@ -90,7 +90,7 @@ async fn operator_removed_during_upload_applies_nothing() {
             "name = \"Lee Lindqvist\"\ngroups = [\"security\"]\nroles = [\"approver\", \"operator\"]",
         )
         .replace("name = \"Olga Okafor\"\nroles = [\"operator\"]", "name = \"Olga Okafor\"\nroles = []");
-    b.apply_policy(gone).await.expect("olga is out");
+    b.apply_policy(gone).await.expect("olga is removed");
     assert_eq!(refused(b.suspend("triage").await), Reason::NotPermitted);
     b.manual_clock.advance_millis(3_600_000);
     let late = b
@@ -114,7 +114,7 @@ async fn removed_trust_domain_is_distrusted() {
     );
     assert!(
         !b.introspect("cases", &read.token),
-        "what rested on it is over"
+        "grants that depend on it have ended"
     );
     b.check_invariants();
 }
@@ -143,7 +143,7 @@ async fn clock_stepping_back_revives_no_token() {
     let read = b.request_token(&triage, task, &read_case(), 60, "r-0").await.token();
     b.manual_clock.advance_millis(61_000);
     assert!(!b.introspect("cases", &read.token), "expired");
-    // Entries later than the moment to come.
+    // Entries later than the time that follows.
     b.try_open_task(&triage, "x", "open-2").await.expect("opens");
     let trust = vec![(
         TrustDomain::parse(DOMAIN).expect("domain"),
@@ -155,7 +155,7 @@ async fn clock_stepping_back_revives_no_token() {
         .expect("starts");
     assert!(
         !b.introspect("cases", &read.token),
-        "active again, though the journal's last entry is after its exp"
+        "active again, though the journal's last entry is after its `exp`"
     );
 }
 
@@ -174,7 +174,7 @@ async fn idempotency_key_is_bound_to_its_action() {
         refused(b.request_token(&triage, task, &read_case(), 300, "r-2").await),
         Reason::ApprovalOutOfScope
     );
-    // Approved for one account, asked for another: nothing is minted, and the first keeps its yes.
+    // Approved for one account, requested for another: nothing is minted, and the first keeps its approval.
     let id = b
         .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
@@ -222,7 +222,7 @@ async fn policy_sweep_survives_concurrent_task_ends() {
     assert_eq!(
         b.broker.state().open_tasks().len(),
         0,
-        "nothing is left when the reply is here"
+        "all are ended when the reply arrives"
     );
     b.apply_policy(b.env.policy.clone()).await.expect("back");
     assert_eq!(
@@ -257,7 +257,7 @@ async fn idempotency_key_under_concurrent_requests() {
         use dipylon::broker::TokenReply::{Pending, Token};
         assert!(
             !matches!((&one, &two), (Ok(Pending(_)), Ok(Token(_)))),
-            "round {n}: a grant and another question"
+            "round {n}: a grant and another request"
         );
         b.complete_task(&triage, task).await.expect("ends");
     }
@@ -299,12 +299,12 @@ async fn feed_heartbeats_name_only_sent_events() {
     assert_eq!(
         reader.join().expect("reader"),
         0,
-        "heartbeats that every validator takes for a gap"
+        "heartbeats that every validator would take for a gap"
     );
 }
 
-/// No space is left: everything is refused whole, what was acknowledged stays, an end that cannot be written holds here all the
-/// same, and with space again the broker goes on.
+/// A full disk: every write is refused whole, acknowledged work stays, a revocation that cannot be journaled is enforced in
+/// memory, and with space again the broker goes on.
 #[tokio::test]
 async fn full_disk_fails_closed_and_recovers() {
     let no_space = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
@@ -342,23 +342,23 @@ async fn full_disk_fails_closed_and_recovers() {
         !b.broker.journal().tail().borrow().failed,
         "the process stays up"
     );
-    // Ends are small: some still fit. The first that does not is answered so, and holds here at once.
-    let mut doomed = None;
+    // Revocations are small: some still fit. The first that does not is refused, and enforced in memory at once.
+    let mut unwritten = None;
     for (task, token) in &tasks {
         assert!(b.introspect("cases", &token.token));
         let ended = b.complete_task(&triage, *task).await;
         assert!(
             !b.introspect("cases", &token.token),
-            "written or not, it is over here"
+            "journaled or not, it is enforced here"
         );
         if let Err(refusal) = ended {
             assert_eq!(refusal.reason, Reason::JournalUnavailable);
-            doomed = Some((*task, token));
+            unwritten = Some((*task, token));
             break;
         }
     }
-    let (task, token) = doomed.expect("an end was refused");
-    // From here on not even the smallest fits.
+    let (task, token) = unwritten.expect("a revocation was refused");
+    // From here on not even the smallest entry fits.
     no_space.store(true, std::sync::atomic::Ordering::SeqCst);
     let late = b.request_token(&triage, task, &read_case(), 600, "late").await;
     assert_eq!(refused(late), Reason::TaskEnded);
@@ -371,16 +371,16 @@ async fn full_disk_fails_closed_and_recovers() {
     assert_eq!(
         refused(opened),
         Reason::NotAuthenticated,
-        "suspended here all the same"
+        "the suspension is enforced in memory"
     );
     let before = b.broker.state().picture();
     b.check_invariants();
-    // Space again.
+    // Free space again.
     let b = b.restart(Faults::default()).await;
     assert_eq!(
         b.broker.state().picture(),
         before,
-        "what was acknowledged is there, and nothing else"
+        "the acknowledged entries are there, and nothing else"
     );
     b.complete_task(&triage, task).await.expect("ends now");
     assert!(!b.introspect("cases", &token.token));

@@ -1,4 +1,4 @@
-//! How often people are asked has a bound, and what wears them out has a price.
+//! `[approvals]` limits: pending requests, back-off and quarantine after denials, dwell time, request size.
 
 use dipylon::journal::Faults;
 use dipylon::model::*;
@@ -30,7 +30,7 @@ async fn denials_back_off_then_suspend() {
     for (n, wait_ms) in [(2, 60_000_u32), (3, 300_000)] {
         b.vote("maria", id, "one-security", Verdict::Deny)
             .await
-            .expect("a no");
+            .expect("a denial");
         let request = format!("r-{n}");
         let refusal = again("cara", &request).await.expect_err("too soon");
         assert_eq!(refusal.reason, Reason::BackOff);
@@ -38,7 +38,7 @@ async fn denials_back_off_then_suspend() {
             refusal.retry_after.expect("when").as_millis(),
             u128::from(wait_ms)
         );
-        // What needs nobody goes on.
+        // Actions without step-up are unaffected.
         b.request_token(&triage, task, &read_case(), 300, &format!("read-{n}"))
             .await
             .token();
@@ -64,8 +64,8 @@ async fn denials_back_off_then_suspend() {
     assert!(b.introspect("cases", &live.token));
     b.vote("lee", id, "one-security", Verdict::Deny)
         .await
-        .expect("the third no");
-    assert!(!b.introspect("cases", &live.token), "what it had has ended");
+        .expect("the third denial");
+    assert!(!b.introspect("cases", &live.token), "its tokens have ended");
     assert!(
         b.broker
             .state()
@@ -74,7 +74,7 @@ async fn denials_back_off_then_suspend() {
             .suspended
     );
     assert!(b.try_open_task(&triage, "go on", "open-2").await.is_err());
-    // An operator lets it operate again, and it begins with a clean slate.
+    // An operator resumes it, and its denials no longer count.
     let call = b.person_call("dipylon.v1.GovernanceService/ResumeAgent", "olga");
     b.broker
         .resume_agent(&call, AgentId::parse("triage").expect("id"))
@@ -103,9 +103,9 @@ async fn pending_limit_is_shared_per_owner() {
     assert_eq!(
         refused(b.request_token(&triage, task, &isolate, 300, "r-3").await),
         Reason::TooManyPending,
-        "two of one agent"
+        "two pending per agent"
     );
-    // Another agent of the same owner has one left.
+    // Another agent of the same owner may open one more.
     let files = b.env.policy_with("agents.toml", |text| {
         let second = text
             .split("[[agent]]")
@@ -123,7 +123,7 @@ async fn pending_limit_is_shared_per_owner() {
     assert_eq!(
         refused(b.request_token(&second, other, &isolate, 300, "s-2").await),
         Reason::TooManyPending,
-        "three of one owner"
+        "three pending per owner"
     );
     b.complete_task(&triage, task).await.expect("done");
     b.request_token(&second, other, &isolate, 300, "s-2").await.pending();
@@ -141,12 +141,12 @@ async fn high_risk_approval_requires_dwell_time() {
         b.broker.card(&call, &id)
     };
     let begin = async || b.begin_vote("maria", id, "one-security", Verdict::Approve).await;
-    let refusal = begin().await.expect_err("nothing was read");
+    let refusal = begin().await.expect_err("the card was not read");
     assert_eq!(refusal.reason, Reason::TooSoon);
     look("maria").expect("a card");
     look("lee").expect("a card");
     b.manual_clock.advance_millis(2_999);
-    look("maria").expect("looking again does not begin anew");
+    look("maria").expect("reading again does not restart the dwell time");
     let refusal = begin().await.expect_err("too soon");
     assert_eq!(
         (refusal.reason, refusal.retry_after),
@@ -154,16 +154,16 @@ async fn high_risk_approval_requires_dwell_time() {
     );
     b.manual_clock.advance_millis(1);
     assert!(begin().await.is_ok());
-    // A no needs no look.
+    // A denial needs no dwell time.
     b.vote("lee", id, "one-security", Verdict::Deny)
         .await
-        .expect("a no");
+        .expect("a denial");
     b.check_invariants();
 }
 
 #[tokio::test]
 async fn opens_and_late_cancellations_trigger_backoff() {
-    // Each opening counts, whatever becomes of it.
+    // Each opened request counts, whatever its outcome.
     let (b, triage, task, mut id) = asked(with_approvals(
         "opens_per_minute = 3\nback_off = [\"5m\"]\nquarantine = 0",
     ))
@@ -187,7 +187,7 @@ async fn opens_and_late_cancellations_trigger_backoff() {
         .await
         .pending()
         .access_request;
-    // Taken back while somebody is about to answer, it weighs like a no.
+    // Cancelled while an approver has begun to vote, it counts like a denial.
     b.begin_vote("maria", id, "one-security", Verdict::Deny)
         .await
         .expect("begun");
@@ -206,7 +206,7 @@ async fn opens_and_late_cancellations_trigger_backoff() {
     let again = b
         .request_token_with_evidence(&triage, task, &disable("ann"), 300, "r-5", shown)
         .await;
-    assert_eq!(refused(again), Reason::BackOff, "a restart forgets nothing");
+    assert_eq!(refused(again), Reason::BackOff, "back-off survives a restart");
     b.check_invariants();
 }
 

@@ -1,10 +1,11 @@
-//! Who may use whom: the floors of `src/lib.rs`, held to by reading the sources.
+//! Architecture rules, checked by reading the sources: module layering, the home of each dependency, pure modules, banned
+//! crates.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// Each room and the rooms it may use.
-const ROOMS: &[(&str, &[&str])] = &[
+/// Each module and the modules it may use.
+const MODULES: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("card", &["model"]),
     ("proto", &["model", "card"]),
@@ -86,8 +87,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("lib", &[]),
 ];
 
-/// Each dependency that has a home, and its homes.
-const HOMES: &[(&str, &[&str])] = &[
+/// Each restricted dependency and the modules that may use it.
+const DEPENDENCY_HOMES: &[(&str, &[&str])] = &[
     ("cedar_policy", &["policy"]),
     ("cedar_policy_core", &["policy"]),
     ("rusqlite", &["journal"]),
@@ -111,8 +112,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("unicode_security", &["card"]),
 ];
 
-/// Rooms where value goes in and value comes out.
-const PURE: &[&str] = &[
+/// Pure modules: values in, values out, no I/O and no clock.
+const PURE_MODULES: &[&str] = &[
     "model", "card", "jose", "policy", "webauthn", "verify", "approve", "mint", "state", "audit",
 ];
 
@@ -127,16 +128,16 @@ fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
     }
 }
 
-/// Every source line of each room, without comments and tests.
+/// The source lines of each module, without comments and tests.
 fn code() -> BTreeMap<String, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
     sources(&root, &mut files);
-    let mut rooms: BTreeMap<String, String> = BTreeMap::new();
+    let mut modules: BTreeMap<String, String> = BTreeMap::new();
     for path in files {
         let relative = path.strip_prefix(&root).expect("inside").to_owned();
         let first = relative.components().next().expect("a name");
-        let room = first
+        let module = first
             .as_os_str()
             .to_string_lossy()
             .trim_end_matches(".rs")
@@ -154,13 +155,13 @@ fn code() -> BTreeMap<String, String> {
             .split("#[cfg(test)]\nmod tests {")
             .next()
             .unwrap_or_default();
-        let code = rooms.entry(room).or_default();
+        let code = modules.entry(module).or_default();
         for line in text.lines() {
             code.push_str(line.split("//").next().unwrap_or_default());
             code.push('\n');
         }
     }
-    rooms
+    modules
 }
 
 fn uses(code: &str, path: &str) -> bool {
@@ -173,32 +174,32 @@ fn uses(code: &str, path: &str) -> bool {
 #[test]
 fn module_layering() {
     let code = code();
-    let known: BTreeSet<&str> = ROOMS.iter().map(|(room, _)| *room).collect();
+    let known: BTreeSet<&str> = MODULES.iter().map(|(module, _)| *module).collect();
     let found: BTreeSet<&str> = code.keys().map(String::as_str).collect();
     assert_eq!(
         found, known,
-        "a room was added or taken away: say in this table who may use whom"
+        "a module was added or removed: update this table"
     );
-    for (room, may) in ROOMS {
-        for (other, _) in ROOMS {
-            let used = uses(&code[*room], &format!("crate::{other}::"));
+    for (module, may) in MODULES {
+        for (other, _) in MODULES {
+            let used = uses(&code[*module], &format!("crate::{other}::"));
             assert!(
-                !used || other == room || may.contains(other),
-                "{room} uses {other}"
+                !used || other == module || may.contains(other),
+                "{module} uses {other}"
             );
         }
     }
-    for (dependency, homes) in HOMES {
-        for (room, text) in &code {
+    for (dependency, homes) in DEPENDENCY_HOMES {
+        for (module, text) in &code {
             let used = uses(text, &format!("{dependency}::"));
             assert!(
-                !used || homes.contains(&room.as_str()),
-                "{room} uses {dependency}"
+                !used || homes.contains(&module.as_str()),
+                "{module} uses {dependency}"
             );
         }
     }
-    for room in PURE {
-        for env in [
+    for module in PURE_MODULES {
+        for io in [
             "std::fs",
             "std::net",
             "std::process",
@@ -208,14 +209,14 @@ fn module_layering() {
             "Instant::now",
         ] {
             assert!(
-                !code[*room].contains(env),
-                "{room} touches the world: {env}"
+                !code[*module].contains(io),
+                "{module} does I/O or reads a clock: {io}"
             );
         }
     }
 }
 
-/// In no build, with whatever feature: one TLS library, and no RSA of its own.
+/// Banned crates, in every build and feature set: one TLS library, no second cryptography, no RSA.
 #[test]
 fn banned_crates() {
     let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock");

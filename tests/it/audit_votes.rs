@@ -1,5 +1,5 @@
-//! Votes prove themselves, long after and without the broker: whatever is changed in what is on record of one, however
-//! consistently the rest is rewritten, is found and named by its entry.
+//! Offline vote verification: any change of a stored vote, even with the rest of the journal rewritten consistently, is
+//! detected and attributed to its entry.
 
 use std::collections::HashMap;
 use std::process::Command;
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use crate::support::*;
 use crate::support::software_authenticator::{PasskeyBehaviour, SoftwareAuthenticator};
 
-/// Everything on record, in hand to be changed.
+/// Entries and blobs of a journal, to be changed.
 #[derive(Clone)]
 struct JournalCopy {
     entries: Vec<Entry>,
@@ -51,7 +51,7 @@ impl JournalCopy {
         Ok(votes.checked().clone())
     }
 
-    /// Where the only fact of this kind stands for which the test holds.
+    /// The index of the only event that matches.
     fn find(&self, is: impl Fn(&Event) -> bool) -> usize {
         let mut found = self.entries.iter().enumerate().filter(|(_, e)| is(&e.fact));
         let (at, _) = found.next().expect("there");
@@ -72,7 +72,7 @@ impl JournalCopy {
         name
     }
 
-    /// Writes the statement of a vote anew, and its name into the entry.
+    /// Replaces the statement of a vote, and its digest in the entry.
     fn rewrite_statement(&mut self, at: usize, change: impl FnOnce(&mut VoteStatement)) {
         let name = self.vote(at).statement;
         let mut statement = VoteStatement::parse(&self.blobs[&name]).expect("statement");
@@ -81,7 +81,7 @@ impl JournalCopy {
         self.vote(at).statement = self.put_blob(&text);
     }
 
-    /// The same with the evidence of a vote by passkey.
+    /// Replaces the assertion of a passkey vote, and its digest in the entry.
     fn rewrite_assertion(&mut self, at: usize, change: impl FnOnce(&mut Value)) {
         let name = self.vote(at).assertion.expect("by passkey");
         let mut evidence: Value = serde_json::from_str(&self.blobs[&name]).expect("JSON");
@@ -91,27 +91,27 @@ impl JournalCopy {
     }
 }
 
-/// What a forger does to one.
+/// A forger's change.
 type Change<T> = fn(&mut T);
 
-/// A changed record, and the entry that must be named.
+/// A journal to be changed, and the entry of the vote that must be named.
 struct Forgery<'a> {
     whole: &'a JournalCopy,
     at: usize,
 }
 
 impl Forgery<'_> {
-    /// What the audit says of the vote after the change.
+    /// The audit's finding after the change.
     fn rejected(&self, change: impl FnOnce(&mut JournalCopy, usize)) -> WrongVote {
         let mut record = self.whole.clone();
         change(&mut record, self.at);
         match record.votes() {
             Err(AuditError::Vote { why, .. }) => why,
-            other => panic!("not found, or not as a vote: {other:?}"),
+            other => panic!("not detected, or not as a wrong vote: {other:?}"),
         }
     }
 
-    /// The same, and it names the vote's own entry.
+    /// The same, attributed to the vote's own entry.
     fn rejected_at_vote(&self, change: impl FnOnce(&mut JournalCopy, usize)) -> WrongVote {
         let mut record = self.whole.clone();
         change(&mut record, self.at);
@@ -120,7 +120,7 @@ impl Forgery<'_> {
                 assert_eq!(index, record.entries[self.at].index);
                 why
             }
-            other => panic!("not found, or not as a vote: {other:?}"),
+            other => panic!("not detected, or not as a wrong vote: {other:?}"),
         }
     }
 }
@@ -133,7 +133,7 @@ struct VotedHistory {
     no: usize,
 }
 
-/// A note voted for by passkey (its text is sensitive), an account by key, and a no.
+/// A note approved by passkey (its text is sensitive), an account approved by key, and a denial.
 async fn history() -> VotedHistory {
     let mut env = TestEnvironment::new();
     env
@@ -152,7 +152,7 @@ async fn history() -> VotedHistory {
         "Case",
         "INC-8841",
         CASES,
-        &[("text", Param::Str("seen by nobody else".to_owned()))],
+        &[("text", Param::Str("sensitive text".to_owned()))],
     );
     let asked = |action: Action, request: &'static str| {
         let (b, triage) = (&b, &triage);
@@ -204,16 +204,16 @@ async fn vote_tampering_is_detected() {
         no,
     } = history().await;
     let whole = JournalCopy::read(&b);
-    let checked = whole.votes().expect("all prove what they say");
+    let checked = whole.votes().expect("all votes verify");
     assert_eq!((checked.by_key, checked.by_passkey), (2, 1));
     assert_eq!(
         checked.origins.iter().collect::<Vec<_>>(),
         [CONSOLE],
-        "the origin is in the evidence"
+        "the origin is in the assertion"
     );
     for at in [by_passkey, by_key, no] {
         let forgery = Forgery { whole: &whole, at };
-        // The entry alone.
+        // Only the entry changed.
         let entries: [(&str, Change<VoteCast>); 5] = [
             ("verdict", |f| {
                 f.verdict = match f.verdict {
@@ -257,7 +257,7 @@ async fn vote_tampering_is_detected() {
             forgery.rejected_at_vote(|r, at| r.vote(at).signature = "!".to_owned()),
             WrongVote::Signature
         ));
-        // The statement and the entry together: nobody signed that.
+        // Statement and entry changed together: the signature does not cover that.
         let statements: [Change<VoteStatement>; 3] = [
             |s| s.nonce = URL_SAFE_NO_PAD.encode([1; 16]),
             |s| s.policy = Digest::of(b"x"),
@@ -278,7 +278,7 @@ async fn vote_tampering_is_detected() {
             matches!(shorter, WrongVote::Signature | WrongVote::Passkey(_)),
             "{shorter}"
         );
-        // A statement of something that was not asked.
+        // A statement about something that was not requested.
         let asked: [(&str, Change<VoteStatement>); 5] = [
             ("agent", |s| s.agent = AgentId::parse("ci").expect("id")),
             ("owner", |s| s.owner = PersonId::parse("lee").expect("id")),
@@ -308,7 +308,7 @@ async fn vote_tampering_is_detected() {
             forgery.rejected_at_vote(|r, at| r.rewrite_statement(at, |s| s.profile.digest = Digest::of(b"x"))),
             WrongVote::Differs("profile")
         ));
-        // A statement that is none.
+        // A statement that does not parse.
         assert!(matches!(
             forgery.rejected_at_vote(|r, at| {
                 let none = r.put_blob("{}");
@@ -316,7 +316,7 @@ async fn vote_tampering_is_detected() {
             }),
             WrongVote::Statement
         ));
-        // What was asked, changed after the vote: the vote no longer fits it.
+        // The access request changed after the vote: the vote no longer matches it.
         let request = match &whole.entries[at].fact {
             Event::VoteCast(f) => f.access_request,
             _ => unreachable!(),
@@ -330,7 +330,7 @@ async fn vote_tampering_is_detected() {
             |f| f.uses = Some(1),
         ];
         for (n, change) in asked.into_iter().enumerate() {
-            // One use is what account.disable had all along.
+            // account.disable has one use by default.
             if n == 3 && at != by_passkey {
                 continue;
             }
@@ -344,7 +344,7 @@ async fn vote_tampering_is_detected() {
             forgery.rejected(|r, _| drop(r.entries.remove(opened))),
             WrongVote::NotAsked
         ));
-        // The same vote again, after what it decided was over.
+        // The same vote again, after the request was decided.
         assert!(matches!(
             forgery.rejected(|r, at| {
                 let again = r.entries[at].clone();
@@ -352,7 +352,7 @@ async fn vote_tampering_is_detected() {
             }),
             WrongVote::NotAsked
         ));
-        // The rules of the day, changed: another voter's key, and nobody's.
+        // The policy in force changed: another voter's key, and no key.
         let policy = whole.find(|f| matches!(f, Event::PolicyApplied(_)));
         let bundle = |r: &mut JournalCopy, change: &dyn Fn(&str) -> String| {
             let mut files = b.env.policy.clone();
@@ -375,7 +375,7 @@ async fn vote_tampering_is_detected() {
             forgery.rejected(|r, _| bundle(r, &|text| format!("{text}\nbroken"))),
             WrongVote::Stranger
         ));
-        // A key that was revoked before.
+        // A key revoked before the vote.
         let revoked = forgery.rejected_at_vote(|r, at| {
             let mut before = r.entries[at].clone();
             let cast = r.vote(at).clone();
@@ -388,7 +388,7 @@ async fn vote_tampering_is_detected() {
             r.entries.insert(at, before);
         });
         assert!(matches!(revoked, WrongVote::Key), "{revoked}");
-        // Content under another's name, and content that is gone.
+        // A blob under another digest, and a missing blob.
         let statement = |r: &mut JournalCopy| r.vote(at).statement;
         let mut record = whole.clone();
         let name = statement(&mut record);
@@ -400,7 +400,7 @@ async fn vote_tampering_is_detected() {
         );
     }
 
-    // A vote by key.
+    // A key vote.
     for at in [by_key, no] {
         let forgery = Forgery { whole: &whole, at };
         let bent = forgery.rejected_at_vote(|r, at| {
@@ -424,7 +424,7 @@ async fn vote_tampering_is_detected() {
         ));
     }
 
-    // A vote by passkey.
+    // A passkey vote.
     let forgery = Forgery {
         whole: &whole,
         at: by_passkey,
@@ -463,7 +463,7 @@ async fn vote_tampering_is_detected() {
         forgery.rejected_at_vote(|r, at| r.rewrite_assertion(at, |evidence| evidence["more"] = json!(1))),
         WrongVote::Evidence(_)
     ));
-    // The right key, another challenge; the right challenge, another key; a user who was not verified.
+    // The right key and another challenge; the right challenge and another key; no user verification.
     let resigned = |assertion: dipylon::webauthn::Assertion| {
         forgery.rejected_at_vote(|r, at| {
             let evidence = assertion.evidence().expect("evidence");
@@ -500,7 +500,7 @@ async fn vote_tampering_is_detected() {
             "{found}"
         );
     }
-    // The enrolment, taken out, made after the vote, or made for another.
+    // The enrolment removed, moved after the vote, or made for another person.
     let enrolled = whole.find(|f| matches!(f, Event::ApproverEnrolled(_)));
     assert!(matches!(
         forgery.rejected(|r, _| drop(r.entries.remove(enrolled))),
@@ -532,12 +532,12 @@ async fn vote_tampering_is_detected() {
         enrolment(&|f| f.passkey.jwk = another.clone()),
         WrongVote::Passkey(_)
     ));
-    // Nothing of it was changed by any of this.
+    // The original is unchanged.
     assert_eq!(whole.votes().expect("whole"), checked);
     b.check_invariants();
 }
 
-/// A key registered for the voter signs well, and yet not as the profile wants it.
+/// A key vote with a valid signature, under a profile that requires a passkey.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn key_vote_fails_a_passkey_profile() {
     let b = TestBroker::start_with(super::step_up::passkeys_alone(), Faults::default()).await;
@@ -571,7 +571,7 @@ async fn key_vote_fails_a_passkey_profile() {
     assert!(matches!(found, WrongVote::NotByPasskey), "{found}");
 }
 
-/// The whole machine was somebody's: entries, tree and head fit each other, and no root was noted outside.
+/// An attacker rewrote entries, tree and head consistently, and there is no external checkpoint.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn audit_verify_detects_forged_vote_in_consistent_journal() {
     let VotedHistory { b, by_key, .. } = history().await;

@@ -1,4 +1,5 @@
-//! Every method of every service, and everyone who may not call it. A method without a case here fails the walk.
+//! Authorization matrix: every method of every service against every caller that may not call it. A method without a case
+//! here fails the test.
 
 use std::str::FromStr as _;
 
@@ -367,14 +368,14 @@ impl Caller<'_> {
 }
 
 fn reason(result: Result<(), Status>, method: &str, who: &str) -> (Code, String) {
-    let status = result.expect_err(&format!("{method} let in {who}"));
+    let status = result.expect_err(&format!("{method} admitted {who}"));
     let info = status
         .get_details_error_info()
         .unwrap_or_else(|| panic!("{method} for {who}: no ErrorInfo: {status:?}"));
     assert_eq!(info.domain, "dipylon");
     assert!(
         Reason::parse(&info.reason).is_some(),
-        "{} is not of the closed set",
+        "{} is not a known reason",
         info.reason
     );
     (status.code(), info.reason)
@@ -442,7 +443,7 @@ async fn authorization_matrix() {
         };
         let closed = (Code::Unauthenticated, "NOT_AUTHENTICATED".to_owned());
         if agents && !method.ends_with("OpenTask") {
-            // A key that is held, a task that is another's: as if it were not there.
+            // A valid proof for another agent's task: answered like an unknown task.
             let nothing = (Code::NotFound, "NOT_FOUND".to_owned());
             assert_eq!(
                 reason(unknown.call(method).await, method, "another's key"),
@@ -492,7 +493,7 @@ async fn authorization_matrix() {
     assert_eq!(
         s.broker.state().position().1,
         entries,
-        "nobody who was refused left an entry"
+        "refused calls write no entry"
     );
 }
 
@@ -523,7 +524,7 @@ async fn unknown_paths_are_404() {
         jwks.contains("\"keys\"") && !jwks.contains("\"d\""),
         "{jwks}"
     );
-    // A path of ours without a row reaches no handler, whatever it is spelled like.
+    // A path without a row in the guard table reaches no handler, in any spelling.
     for path in [
         "/dipylon.v1.TaskService/Mint",
         "/dipylon.v1.Admin/Do",
@@ -578,7 +579,7 @@ async fn health_probes_are_anonymous() {
     assert_eq!(answer.status(), ServingStatus::Serving);
 }
 
-/// The guard's rows are what the proto tells its readers, word for word: neither can be widened alone.
+/// The guard table equals the `Callers:` comments of the proto files: neither can be widened alone.
 #[test]
 fn guard_table_matches_proto_comments() {
     use prost::Message as _;
@@ -599,7 +600,7 @@ fn guard_table_matches_proto_comments() {
                     .find(|l| l.path == [6, s, 2, m])
                     .expect("a comment");
                 let text = here.leading_comments().replace('\n', " ");
-                let said = text.split("Callers:").nth(1).expect("says who may call it");
+                let said = text.split("Callers:").nth(1).expect("a `Callers:` line");
                 let said = said.split(['.', ';']).next().unwrap_or_default();
                 let name = format!("{}.{}/{}", file.package(), service.name(), method.name());
                 let (_, admits) = guard::row(&name).expect("a row");

@@ -1,4 +1,4 @@
-//! Malformed, oversized, mistyped, invisible: a precise code and reason for what the caller may know, and nothing half done.
+//! Input validation: malformed, oversized, mistyped and invisible input gets a precise code and reason, and has no effect.
 
 use std::str::FromStr as _;
 
@@ -12,7 +12,7 @@ use tonic_types::StatusExt as _;
 use crate::support::*;
 use crate::support::served_broker::ServedBroker;
 
-/// Bytes as they are: what a hostile client can send.
+/// A codec that sends raw bytes.
 #[derive(Default, Clone, Copy)]
 struct Raw;
 
@@ -337,7 +337,7 @@ async fn malformed_messages_are_rejected() {
         ),
         ("parameters too deep", "RequestToken", deep, ""),
         (
-            "an outcome nobody knows",
+            "an unknown outcome",
             "CompleteTask",
             v1::CompleteTaskRequest {
                 task_id: TaskId::from_random([1; 16]).to_string(),
@@ -374,7 +374,7 @@ async fn malformed_messages_are_rejected() {
         );
         assert!(
             status.metadata().get("dpop-nonce").is_none(),
-            "{why}: nobody is known yet"
+            "{why}: the caller is not authenticated yet"
         );
     }
     let large = send(
@@ -387,7 +387,7 @@ async fn malformed_messages_are_rejected() {
         matches!(large.code(), Code::OutOfRange | Code::ResourceExhausted),
         "{large:?}"
     );
-    assert_eq!(s.broker.state().position().1, entries, "nothing half done");
+    assert_eq!(s.broker.state().position().1, entries, "no partial effect");
 }
 
 #[tokio::test]
@@ -395,7 +395,7 @@ async fn pending_and_refusal_caps() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
-    // Five may wait.
+    // Five may be pending.
     let note = |n: i64| {
         action(
             "account.disable",
@@ -418,18 +418,18 @@ async fn pending_and_refusal_caps() {
         Reason::TooManyPending
     );
     b.request_token(&triage, task, &note(0), 300, "p-6").await.pending();
-    // Sixty refusals a minute.
+    // Sixty refusals a minute are journaled.
     let mut last = Reason::UnknownTarget;
     for n in 0..61 {
         last = refused(
-            b.request_token(&triage, task, &disable(&format!("nobody-{n}")), 60, "r")
+            b.request_token(&triage, task, &disable(&format!("unknown-{n}")), 60, "r")
                 .await,
         );
     }
     assert_eq!(last, Reason::TooManyRefusals);
     b.manual_clock.advance_millis(60_000);
     assert_eq!(
-        refused(b.request_token(&triage, task, &disable("nobody"), 60, "r").await),
+        refused(b.request_token(&triage, task, &disable("unknown"), 60, "r").await),
         Reason::UnknownTarget
     );
     b.check_invariants();
@@ -464,13 +464,13 @@ async fn task_deadline_is_enforced_before_it_is_journaled() {
     );
     assert!(
         b.broker.state().task(&task).expect("there").ended.is_none(),
-        "decided by reading, not by an entry"
+        "derived from the deadline, not from an entry"
     );
     let late = b.complete_task(&triage, other).await.expect("answers");
     assert_eq!(
         late.cause,
         EndCause::Deadline,
-        "time ended it, whoever comes to say so"
+        "the deadline ended it, whichever call reports it"
     );
     b.broker.upkeep_once().await.expect("news");
     let ended = b
@@ -484,7 +484,7 @@ async fn task_deadline_is_enforced_before_it_is_journaled() {
     assert_eq!(
         b.complete_task(&triage, task).await.expect("idempotent").cause,
         EndCause::Deadline,
-        "the first end stays"
+        "the first end cause stays"
     );
     b.check_invariants();
 }

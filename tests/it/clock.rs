@@ -1,4 +1,4 @@
-//! Clocks that jump: nothing is minted by a time nobody can rely on, and nothing that ended comes back.
+//! Clock jumps: no mint while the time is unreliable, and no token that ended becomes active again.
 
 use dipylon::clock::Clock;
 use dipylon::model::*;
@@ -18,11 +18,11 @@ async fn clock_jump_blocks_mint_not_revocation() {
             .expect("opens")
             .task
             .task;
-        b.broker.upkeep_once().await.expect("looks at the clocks");
+        b.broker.upkeep_once().await.expect("upkeep");
 
         b.manual_clock.step_millis(jump);
         if jump < 0 {
-            // Introspection goes on, by the latest moment anybody has acted on.
+            // Introspection still works, by the latest time observed.
             assert!(b.introspect("cases", &token.token), "{jump}");
             let ask = b.request_token(&agent, task, &read_case(), 60, "t-2").await;
             assert_eq!(refused(ask), Reason::ClockUnsure, "{jump}");
@@ -30,28 +30,28 @@ async fn clock_jump_blocks_mint_not_revocation() {
             assert_eq!(
                 refused(again),
                 Reason::ClockUnsure,
-                "{jump}: nor signed anew"
+                "{jump}: no reissue either"
             );
         } else {
             assert!(
                 !b.introspect("cases", &token.token),
-                "{jump}: the later of two moments counts"
+                "{jump}: the later of two times counts"
             );
         }
         if jump < 0 {
-            // Ends, revocation and the brake do not wait for a clock.
+            // Task ends, revocation and freezes do not depend on the clock.
             b.revoke(token.issued.jti).await.expect("revokes");
             assert!(!b.introspect("cases", &token.token));
             b.complete_task(&agent, other).await.expect("ends");
             b.freeze("action/account.disable").await.expect("freezes");
             b.unfreeze("action/account.disable").await.expect("lifts");
-            // Put right again: no need to wait.
+            // A reverted jump recovers at once.
             b.manual_clock.step_millis(-jump);
             b.request_token(&agent, task, &read_case(), 60, "t-3").await.token();
         } else {
             let open = b.try_open_task(&agent, "x", "open-3").await;
             assert_eq!(refused(open), Reason::ClockUnsure, "{jump}");
-            // Steady for a minute: that is the time now.
+            // Steady for a minute: the new time is accepted.
             b.manual_clock.advance_millis(59_000);
             let open = b.try_open_task(&agent, "x", "open-3").await;
             assert_eq!(refused(open), Reason::ClockUnsure, "{jump}");
@@ -117,12 +117,12 @@ async fn feed_keeps_revocations_across_clock_jump() {
         let (events, ..) = b.broker.feed_after(start.after);
         events.iter().any(|event| event.index == ended)
     };
-    b.broker.upkeep_once().await.expect("looks at the clocks");
+    b.broker.upkeep_once().await.expect("upkeep");
     assert!(tells(&b));
     b.manual_clock.step_millis(4_000_000);
     assert!(tells(&b), "while the clock is ahead");
     b.manual_clock.step_millis(-4_000_000);
     assert!(tells(&b), "after it was put right");
     b.manual_clock.advance_millis(4_000_000);
-    assert!(!tells(&b), "no token of that time can live any more");
+    assert!(!tells(&b), "every token of that time has expired");
 }

@@ -1,4 +1,4 @@
-//! A hundred at once: what may happen once happens once.
+//! Concurrency: a hundred calls at once, and single-use operations succeed exactly once.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 const MANY: usize = 100;
 
-/// Runs the futures at the same moment on several threads.
+/// Runs the futures concurrently on several threads.
 async fn at_once<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
     jobs: Vec<F>,
 ) -> Vec<T> {
@@ -70,7 +70,7 @@ async fn concurrent_mints_one_wins() {
     }));
     let grants = b.broker.state().grants_of(&task);
     assert_eq!((grants.len(), grants[0].issued.consumed), (1, Some(id)));
-    // Those who came too late wait together for another yes.
+    // The other calls join one new access request.
     assert!(b.broker.state().waiting(b.now()).len() <= 1);
     b.check_invariants();
 }
@@ -134,7 +134,7 @@ async fn concurrent_consumes_one_wins() {
         .map(|r| format!("{:?}", r.expect("the same answer")))
         .collect();
     assert_eq!(answers.len(), 1, "one use_id, one answer: {answers:?}");
-    assert_eq!(b.broker.state().position().1, before + 1, "and one entry");
+    assert_eq!(b.broker.state().position().1, before + 1, "one entry");
     b.check_invariants();
 }
 
@@ -208,7 +208,7 @@ async fn no_mint_after_revocation() {
                 let reply = b
                     .request_token(&triage, task, &read_case(), 60, &format!("r-{n}"))
                     .await;
-                // The index folded when the answer was here: an end acknowledged before the question must refuse it.
+                // The index at the reply: a revocation acknowledged before the request must refuse it.
                 (reply, b.broker.state().position().1)
             })
         });
@@ -227,13 +227,13 @@ async fn no_mint_after_revocation() {
         let late = b.request_token(&triage, task, &read_case(), 60, "late").await;
         assert!(
             !matches!(late, Ok(TokenReply::Token(_))),
-            "minted after the end was acknowledged"
+            "minted after the revocation was acknowledged"
         );
         for mint in mints {
             if let (Ok(TokenReply::Token(given)), _) = mint.await.expect("joined") {
                 assert!(
                     !b.introspect("cases", &given.token),
-                    "a token from before the end is dead"
+                    "a token from before the revocation is inactive"
                 );
             }
         }

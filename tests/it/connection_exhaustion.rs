@@ -1,5 +1,5 @@
-//! Whoever means ill at the doors: thousands who never come to the point, a full house, one source too many, resets,
-//! answers that nobody takes. Each story has an honest client who is served meanwhile.
+//! Connection exhaustion: slow and idle connections, a full server, per-source caps, rapid resets, stalled readers. An
+//! honest client is served throughout each attack.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use tonic::transport::Channel;
 use crate::support::rand_u64;
 use super::transport::{PEER, TransportSetup, TestServer, http1, in_time, until, works};
 
-/// What a hostile end does and does not do.
+/// How an attacker stalls a connection.
 #[derive(Debug, Clone, Copy)]
 enum AttackKind {
     Silent,
@@ -32,7 +32,7 @@ enum AttackKind {
 }
 
 impl AttackKind {
-    /// What is sent before the silence.
+    /// The bytes sent before the connection stalls.
     fn bytes(self) -> Vec<u8> {
         const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
         match self {
@@ -50,7 +50,7 @@ impl AttackKind {
     }
 }
 
-/// Holds a connection and trickles a byte now and then where that keeps a naive server waiting; resolves when it is closed.
+/// Holds a connection, trickling bytes where that would keep a naive server waiting; resolves when it is closed.
 async fn hold(mut stream: TcpStream, hostile: AttackKind) {
     let _broken = stream.write_all(&hostile.bytes()).await;
     let mut buffer = [0; 1024];
@@ -69,8 +69,8 @@ async fn hold(mut stream: TcpStream, hostile: AttackKind) {
     }
 }
 
-/// As many files as this test opens in one process; false, loudly, if the system gives fewer.
-fn room_for_files(needed: u64) -> bool {
+/// Raises the file limit to what the test needs; prints and returns false if the system gives fewer.
+fn raise_file_limit(needed: u64) -> bool {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|current| current >= needed) {
@@ -87,10 +87,10 @@ fn room_for_files(needed: u64) -> bool {
     raised
 }
 
-/// Thousands who never come to the point, and one honest client who is served throughout.
-async fn besieged(tls: bool, kinds: &[AttackKind], each: usize) {
+/// Thousands of stalled connections, and one honest client that is served throughout.
+async fn flood(tls: bool, kinds: &[AttackKind], each: usize) {
     let many = each * kinds.len();
-    if !room_for_files(u64::try_from(2 * many + 500).expect("small")) {
+    if !raise_file_limit(u64::try_from(2 * many + 500).expect("small")) {
         return;
     }
     let site = TestServer::start(TransportSetup {
@@ -110,9 +110,9 @@ async fn besieged(tls: bool, kinds: &[AttackKind], each: usize) {
         let kind = kinds[n % kinds.len()];
         let stream = TcpStream::connect(site.address).await.expect("connects");
         held.spawn(hold(stream, kind));
-        // A kernel whose backlog overflows lets a client believe that it is connected: no broker ever sees that one.
+        // With an overflowing backlog the kernel lets a client believe that it is connected: the broker never sees it.
         if n % 100 == 99 {
-            until("a hundred more are in", || {
+            until("a hundred more are connected", || {
                 site.counts.accepted.load(Ordering::Relaxed) > u64::try_from(n).expect("small")
             })
             .await;
@@ -125,7 +125,7 @@ async fn besieged(tls: bool, kinds: &[AttackKind], each: usize) {
         }
     };
     tokio::pin!(ends);
-    let siege = async {
+    let flooding = async {
         loop {
             tokio::select! {
                 () = &mut ends => return,
@@ -136,15 +136,15 @@ async fn besieged(tls: bool, kinds: &[AttackKind], each: usize) {
             }
         }
     };
-    in_time("every hostile connection is closed", siege).await;
-    // Somebody who comes now finds room, too.
+    in_time("every hostile connection is closed", flooding).await;
+    // A new client is served, too.
     let later = site.task(site.once()).await.expect("opens");
     works(&later, 1).await;
     let accepted = site.counts.accepted.load(Ordering::Relaxed);
     eprintln!("{many} hostile connections closed, {honest} honest calls served meanwhile");
     assert!(honest > 5 && accepted >= u64::try_from(many).expect("small"));
     drop((task, later));
-    until("nothing is left open", || {
+    until("no connection is open", || {
         site.counts.open.load(Ordering::Relaxed) == 0
     })
     .await;
@@ -153,7 +153,7 @@ async fn besieged(tls: bool, kinds: &[AttackKind], each: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn idle_connections_are_closed() {
-    besieged(
+    flood(
         false,
         &[
             AttackKind::Silent,
@@ -165,7 +165,7 @@ async fn idle_connections_are_closed() {
         200,
     )
     .await;
-    besieged(true, &[AttackKind::Silent, AttackKind::HalfHello], 500).await;
+    flood(true, &[AttackKind::Silent, AttackKind::HalfHello], 500).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -176,7 +176,7 @@ async fn full_server_queues_new_connections() {
             max: 8,
             max_per_source: 8,
             first_request: Duration::from_secs(1),
-            // Those that did ask something, and then nothing more, give way as well.
+            // Connections that made one request and went idle are evicted as well.
             idle: Duration::from_secs(3_000),
             ..Connections::default()
         },
@@ -209,7 +209,7 @@ async fn full_server_queues_new_connections() {
             })
         })
         .collect();
-    // The host's own door has room of its own.
+    // The operator listener has its own limit.
     let socket = Reach {
         ca: None,
         socket: Some(site.root.join("dipylon.sock")),
@@ -217,7 +217,7 @@ async fn full_server_queues_new_connections() {
     let local = Endpoint::reach(&site.url, &socket).expect("endpoint");
     site.task(local.with_retry_ms(0)).await.expect("opens");
     let patient = site.endpoint().with_retry_ms(60_000);
-    let task = in_time("the next comes in", site.task(patient))
+    let task = in_time("the next client is served", site.task(patient))
         .await
         .expect("opens");
     works(&task, 1).await;
@@ -228,14 +228,14 @@ async fn full_server_queues_new_connections() {
     site.stop().await;
 }
 
-/// A connection from one of this host's many addresses.
+/// A connection from a given loopback address.
 async fn from_source(source: u8, to: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::from(([127, 0, 0, source], 0)))?;
     socket.connect(to).await
 }
 
-/// Keeps a stream open that anybody may open, for as long as it is let.
+/// Keeps an unauthenticated stream open as long as the broker allows.
 async fn watch_for_ever(stream: TcpStream, request: http::request::Builder) -> Option<()> {
     let (mut sender, connection) = h2::client::handshake(stream).await.ok()?;
     let connection = tokio::spawn(connection);
@@ -244,13 +244,13 @@ async fn watch_for_ever(stream: TcpStream, request: http::request::Builder) -> O
     body.send_data(Bytes::from_static(b"\0\0\0\0\0"), true)
         .ok()?;
     let answer = answer.await.ok()?;
-    // Never read to its end, as a client does that will not go.
+    // Never read to its end, like a client that does not close.
     let _broken = connection.await;
     drop(answer);
     Some(())
 }
 
-/// Asks again and again what anybody may ask, for as long as it is answered.
+/// Sends unauthenticated requests for as long as they are answered.
 async fn probe_for_ever(mut stream: TcpStream) {
     let mut answer = [0; 1024];
     while stream
@@ -263,7 +263,7 @@ async fn probe_for_ever(mut stream: TcpStream) {
     }
 }
 
-/// A validator's stream on a connection of its own, which is never made again.
+/// A validator's stream on its own connection, without reconnects.
 async fn watch_revocations(site: &TestServer) -> tonic::Streaming<v1::WatchRevocationsResponse> {
     let channel = Channel::from_shared(site.url.clone()).expect("url");
     let mut tokens = TokenServiceClient::new(channel.connect().await.expect("connects"));
@@ -318,7 +318,7 @@ async fn unauthenticated_connections_are_evicted_first() {
             }
         }
     });
-    // Twice as many as there are places, and each comes again as soon as it is closed.
+    // Twice as many as the limit, each reconnecting as soon as it is closed.
     let mut hostile = tokio::task::JoinSet::new();
     for n in 0..16_u8 {
         let address = site.address;
@@ -339,26 +339,26 @@ async fn unauthenticated_connections_are_evicted_first() {
             }
         });
     }
-    until("all room is taken", || {
+    until("the server is full", || {
         site.counts.open.load(Ordering::Relaxed) == 8
     })
     .await;
     let patient = site.endpoint().with_retry_ms(60_000);
-    let task = in_time("an honest client comes in", site.task(patient))
+    let task = in_time("an honest client is served", site.task(patient))
         .await
         .expect("opens");
     works(&task, 1).await;
-    until("many have given way", || {
+    until("many were evicted", || {
         site.counts.unproved.load(Ordering::Relaxed) > 16
     })
     .await;
-    // Who has proved something stays with what is open, and goes when nothing is.
-    until("the honest one is idle and gives way", || {
+    // An authenticated connection stays while a call is open, and may be evicted when idle.
+    until("the idle honest connection is evicted", || {
         site.counts.idle.load(Ordering::Relaxed) > 0
     })
     .await;
     let so_far = heard.load(Ordering::Relaxed);
-    until("the stream goes on", || {
+    until("the stream continues", || {
         heard.load(Ordering::Relaxed) > so_far
     })
     .await;
@@ -383,7 +383,7 @@ async fn per_source_limit() {
     for _ in 0..4 {
         held.push(TcpStream::connect(site.address).await.expect("connects"));
     }
-    until("four are in", || {
+    until("four are connected", || {
         site.counts.open.load(Ordering::Relaxed) == 4
     })
     .await;
@@ -393,7 +393,7 @@ async fn per_source_limit() {
     assert!(matches!(read, Ok(0) | Err(_)));
     assert_eq!(site.counts.over_source.load(Ordering::Relaxed), 1);
     drop(held.pop());
-    until("its place is free", || {
+    until("its slot is free", || {
         site.counts.open.load(Ordering::Relaxed) == 3
     })
     .await;
@@ -409,7 +409,7 @@ async fn rapid_reset_closes_the_connection() {
     let task = site.task(site.once()).await.expect("opens");
     let (mut sender, connection) = site.raw().await;
     let mut reset = 0;
-    // Far fewer than the bound on how many can come about, far more than may pass.
+    // Far fewer than could be sent, far more than may pass.
     while reset < 20_000 {
         sender = match sender.ready().await {
             Ok(sender) => sender,
@@ -429,7 +429,7 @@ async fn rapid_reset_closes_the_connection() {
         .await
         .expect("joined");
     let error = ended.expect_err("by the broker");
-    // What comes on after the end may reset the socket before the broker's last word is read.
+    // Later frames may reset the socket before the broker's GOAWAY is read.
     assert!(
         error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM) || error.is_io(),
         "{error}"
@@ -445,7 +445,7 @@ async fn stalled_reader_is_disconnected() {
     let site = TestServer::start(TransportSetup::default()).await;
     let task = site.task(site.once()).await.expect("opens");
     let stream = TcpStream::connect(site.address).await.expect("connects");
-    // A client that gives the broker no room to send.
+    // A client with a zero flow-control window.
     let (mut sender, connection) = h2::client::Builder::new()
         .initial_window_size(0)
         .handshake::<_, Bytes>(stream)
@@ -458,7 +458,7 @@ async fn stalled_reader_is_disconnected() {
     let (answer, _) = sender.send_request(request, true).expect("sent");
     let answer = in_time("a head", answer).await.expect("answered");
     assert_eq!(answer.status(), 200);
-    // With what kind of error it ends is the system's to say.
+    // The kind of error depends on the system.
     let _broken = in_time("the connection ends", connection)
         .await
         .expect("joined");

@@ -1,5 +1,5 @@
-//! The console over HTTP: who gets in, what changes nothing, what is never markup, and how people vote in it. A browser of
-//! our own, which says whatever a test wants it to; the passkeys are software, and do as real ones do.
+//! Console over HTTP: access by role, CSRF, output escaping, sessions and voting. A minimal HTTP client sends whatever a test
+//! wants; passkeys are software.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -26,7 +26,7 @@ use crate::support::software_authenticator::{PasskeyBehaviour, SoftwareAuthentic
 use crate::support::served_broker::{ServedBroker, order};
 use super::transport::in_time;
 
-/// One answer.
+/// One HTTP response.
 struct HttpResponse {
     status: u16,
     headers: Vec<(String, String)>,
@@ -37,7 +37,7 @@ impl HttpResponse {
     fn header(&self, name: &str) -> Option<&str> {
         let mut all = self.headers.iter().filter(|(key, _)| key == name);
         let first = all.next().map(|(_, value)| value.as_str());
-        assert!(all.next().is_none(), "{name} stands twice");
+        assert!(all.next().is_none(), "{name} is repeated");
         first
     }
 
@@ -59,13 +59,13 @@ impl HttpResponse {
         self
     }
 
-    /// Whether the page has an element of this id.
+    /// Whether the page has an element with this id.
     fn has(&self, id: &str) -> bool {
         self.body.contains(&format!(" id=\"{id}\""))
     }
 }
 
-/// A browser: one origin, and one cookie or none.
+/// A minimal browser: one origin, and at most one cookie.
 struct HttpBrowser {
     address: SocketAddr,
     origin: String,
@@ -140,13 +140,13 @@ impl HttpBrowser {
     }
 }
 
-/// A person at a browser, with a passkey that is enrolled.
+/// A person with an enrolled passkey at a browser.
 struct ConsoleUser {
     browser: HttpBrowser,
     passkey: SoftwareAuthenticator,
 }
 
-/// A call of an operator's key, to invite.
+/// A call signed by the operator's key.
 fn operator_call(s: &ServedBroker, method: &str) -> CallContext {
     let (method, allowed_roles) = guard::row(method).expect("a method with a row");
     let jti = format!(
@@ -264,7 +264,7 @@ impl ConsoleUser {
         seated
     }
 
-    /// Begins a vote on the card as it reads now, unless the test says on which.
+    /// Begins a vote on the current card, unless the request names a policy.
     async fn begin(&self, id: AccessRequestId, mut ask: Value) -> HttpResponse {
         if ask.get("policy").is_none() {
             ask["policy"] = self.policy(id).await.into();
@@ -274,7 +274,7 @@ impl ConsoleUser {
             .await
     }
 
-    /// The policy bundle that a card says it is of.
+    /// The policy digest that a card names.
     async fn policy(&self, id: AccessRequestId) -> String {
         let path = format!("/console/requests/{id}");
         let page = self.browser.get(&path).await.ok().body;
@@ -308,7 +308,7 @@ async fn pending(task: &Task, action: Action, request_id: &str) -> AccessRequest
     }
 }
 
-/// Every route with something in the place of its braces.
+/// Every route with its placeholders filled.
 fn paths() -> impl Iterator<Item = (&'static Row, String)> {
     TABLE.iter().map(|row| {
         let path = row
@@ -343,7 +343,7 @@ const HEADERS: &[(&str, &str)] = &[
     ),
 ];
 
-fn dressed(answer: &HttpResponse, what: &str) {
+fn assert_security_headers(answer: &HttpResponse, what: &str) {
     for (name, value) in HEADERS {
         assert_eq!(answer.header(name), Some(*value), "{what}: {name}");
     }
@@ -364,7 +364,7 @@ async fn anonymous_console_access() {
         for (row, path) in paths() {
             let headers = [("origin", browser.origin.as_str())];
             let answer = browser.send(method(row), &path, &headers, "").await;
-            dressed(&answer, row.name);
+            assert_security_headers(&answer, row.name);
             if row.who == Who::Anybody {
                 assert!(
                     ![401, 403].contains(&answer.status),
@@ -377,7 +377,7 @@ async fn anonymous_console_access() {
             match row.shape {
                 Shape::Page => {
                     assert_eq!(answer.status, 303, "{}", row.name);
-                    let to = answer.header("location").expect("a way in");
+                    let to = answer.header("location").expect("a location");
                     assert!(to.starts_with("/console/sign-in"), "{}: {to}", row.name);
                     assert_eq!(answer.body, "");
                 }
@@ -386,10 +386,10 @@ async fn anonymous_console_access() {
                     assert_eq!(answer.reason(), "NOT_AUTHENTICATED");
                 }
                 Shape::Form | Shape::Json => assert_eq!(answer.status, 401, "{}", row.name),
-                Shape::Asset => unreachable!("assets are for anybody"),
+                Shape::Asset => unreachable!("assets are public"),
             }
         }
-        assert_eq!(size(&s), before, "a stranger wrote nothing");
+        assert_eq!(size(&s), before, "an anonymous request wrote nothing");
         for (path, ask) in [
             (
                 "vote/begin",
@@ -420,7 +420,7 @@ async fn anonymous_console_access() {
     ] {
         let answer = browser.get(path).await;
         assert_eq!(answer.status, 404, "{path}");
-        dressed(&answer, path);
+        assert_security_headers(&answer, path);
     }
 }
 
@@ -460,15 +460,15 @@ async fn csrf_posts_are_rejected_and_gets_are_safe() {
                         .send("POST", &path, &headers, &ask.to_string())
                         .await;
                     assert_eq!(answer.status, 403, "{} {headers:?}", row.name);
-                    dressed(&answer, row.name);
+                    assert_security_headers(&answer, row.name);
                 }
                 let answer = browser.get(&path).await;
                 assert_eq!(answer.status, 405, "{}", row.name);
-                dressed(&answer, row.name);
+                assert_security_headers(&answer, row.name);
             } else if row.shape != Shape::Stream {
                 let answer = browser.get(&path).await;
                 assert!(answer.status < 500, "{}: {}", row.name, answer.body);
-                dressed_or_asset(&answer, row);
+                assert_security_headers_or_asset(&answer, row);
                 let headers = [("origin", browser.origin.as_str())];
                 let answer = browser.send("POST", &path, &headers, "").await;
                 assert_eq!(answer.status, 405, "{}", row.name);
@@ -479,10 +479,10 @@ async fn csrf_posts_are_rejected_and_gets_are_safe() {
             ];
             let answer = browser.send(method(row), &path, &elsewhere, "").await;
             assert_eq!(answer.status, 421, "{}", row.name);
-            dressed(&answer, row.name);
+            assert_security_headers(&answer, row.name);
         }
     }
-    // A form of another site can send this body without asking, but not as JSON.
+    // A cross-site form can send this body without a preflight, but not as JSON.
     let browser = &maria.browser;
     let headers = [
         ("origin", browser.origin.as_str()),
@@ -496,8 +496,8 @@ async fn csrf_posts_are_rejected_and_gets_are_safe() {
         (answer.status, answer.reason().as_str()),
         (400, "MALFORMED")
     );
-    assert_eq!(size(&s), before, "nothing was entered");
-    // The session is still there, and so is the statement: nothing of the above ended either.
+    assert_eq!(size(&s), before, "no entry was written");
+    // Neither the session nor the statement was ended by any of the above.
     let assertion = maria
         .passkey
         .get(&bytes(&begun["challenge"]), &maria.browser.origin);
@@ -506,9 +506,9 @@ async fn csrf_posts_are_rejected_and_gets_are_safe() {
     assert_eq!(size(&s), before + 1);
 }
 
-fn dressed_or_asset(answer: &HttpResponse, row: &Row) {
+fn assert_security_headers_or_asset(answer: &HttpResponse, row: &Row) {
     if row.shape != Shape::Asset {
-        dressed(answer, row.name);
+        assert_security_headers(answer, row.name);
     }
 }
 
@@ -560,7 +560,7 @@ async fn console_pages_by_role() {
             } else {
                 assert_eq!(answer.status, 403, "{name} {}", row.name);
             }
-            // What one may not open one is not led to.
+            // The navigation links only to pages that the role may open.
             if row.shape == Shape::Page && !row.path.contains('{') && row.path != "/console" {
                 let led = inbox.body.contains(&format!("href=\"{}\"", row.path));
                 assert_eq!(led, kinds.contains(&kind), "{name} {}", row.name);
@@ -597,7 +597,7 @@ async fn passkey_vote_end_to_end() {
     );
     assert!(
         deny.expect("deny") < approve.expect("approve"),
-        "no before yes"
+        "deny before approve"
     );
     assert!(!card.body.contains("autofocus"));
     let owners = dana
@@ -651,7 +651,7 @@ async fn passkey_vote_end_to_end() {
     let seen = s.broker.state().access_request(&id).expect("known");
     let statement = seen.votes[0].statement.as_deref().expect("kept");
     let statement = VoteStatement::parse(statement).expect("statement");
-    assert_eq!(statement.comment.expect("told").as_str(), "not Cara");
+    assert_eq!(statement.comment.expect("a comment").as_str(), "not Cara");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -667,7 +667,7 @@ async fn sign_in_assertion_is_not_a_vote() {
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
     let begin = async || maria.begin(id, ask.clone()).await.ok().json();
 
-    // A good answer to another question.
+    // A valid assertion of another ceremony.
     let begun = begin().await;
     let signed_in = maria.passkey.get(&maria.challenge().await, origin);
     let cast = maria.cast(id, &begun, &signed_in).await;
@@ -675,20 +675,20 @@ async fn sign_in_assertion_is_not_a_vote() {
         (cast.status, cast.reason().as_str()),
         (403, "PASSKEY_WRONG")
     );
-    // The statement is spent with it.
+    // The statement is consumed by the attempt.
     let good = maria.passkey.get(&bytes(&begun["challenge"]), origin);
     let cast = maria.cast(id, &begun, &good).await;
     assert_eq!(
         (cast.status, cast.reason().as_str()),
         (409, "STATEMENT_UNKNOWN")
     );
-    // An answer to the statement before.
+    // An assertion over the previous statement.
     let begun = begin().await;
     assert_eq!(
         maria.cast(id, &begun, &good).await.reason(),
         "PASSKEY_WRONG"
     );
-    // Without user verification, from another origin, in a frame, by a colleague's passkey.
+    // Without user verification, from another origin, in a frame, with a colleague's passkey.
     let behaviour = |change: fn(&mut PasskeyBehaviour)| {
         let mut behaviour = PasskeyBehaviour::default();
         change(&mut behaviour);
@@ -707,7 +707,7 @@ async fn sign_in_assertion_is_not_a_vote() {
         ),
         ("a frame", behaviour(|m| m.cross_origin = Some(json!(true)))),
         (
-            "another party",
+            "another relying party",
             behaviour(|m| m.rp_id = Some("evil.example".to_owned())),
         ),
     ] {
@@ -728,12 +728,12 @@ async fn sign_in_assertion_is_not_a_vote() {
         maria.cast(id, &begun, &lees).await.reason(),
         "PASSKEY_WRONG"
     );
-    // A statement is its voter's alone.
+    // A statement is bound to its voter.
     assert_eq!(
         lee.cast(id, &begin().await, &lees).await.reason(),
         "STATEMENT_UNKNOWN"
     );
-    // A click alone: no answer of a passkey at all.
+    // A click without any assertion.
     let begun = begin().await;
     let path = format!("/console/requests/{id}/vote/cast");
     let cast = maria
@@ -789,14 +789,14 @@ async fn sign_out_ends_the_session() {
         401
     );
 
-    // Two cookies of that name could be two people: neither is believed.
+    // Two session cookies are ambiguous: neither is accepted.
     let lee = ConsoleUser::sign_in(&s, "lee").await;
     let one = lee.browser.cookie.clone().expect("signed in");
     maria.browser.cookie = Some(format!("{one}; dipylon-session=x"));
     assert_eq!(maria.browser.get("/console").await.status, 303);
     lee.browser.get("/console").await.ok();
 
-    // A page to come back to is a page of ours, or none.
+    // No open redirect: the return path is a console path or the default.
     other.cookie = None;
     for (asked, led) in [
         ("/console/rules", "/console/rules"),
@@ -817,7 +817,7 @@ const HOSTILE: &str = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn untrusted_text_is_html_escaped() {
-    // A policy bundle takes no invisible characters; the agent's words may have any.
+    // A policy bundle rejects invisible characters; the agent's text may contain any.
     let visible = HOSTILE.split(" \u{202E}").next().unwrap_or_default();
     let quoted = visible.replace('"', "\\\"");
     let s = ServedBroker::start_with_policy(|policy| {
@@ -895,7 +895,7 @@ async fn untrusted_text_is_html_escaped() {
         ] {
             assert!(!page.contains(markup), "{path}: {markup}\n{page}");
         }
-        // One script, by name, with nothing in it; no style and no handler in the page.
+        // One external script; no inline script, style or handler.
         assert_eq!(
             page.matches("<script").count(),
             usize::from(!path.contains("fragment")),
@@ -944,7 +944,7 @@ async fn inbox_event_stream() {
     );
     let id = pending(&task, disable("ann"), "r-1").await;
     let news = heard(&mut stream, "event: changed").await;
-    assert!(!news.contains(&id.to_string()), "only that something moved");
+    assert!(!news.contains(&id.to_string()), "only a change notice");
     let rows = maria.browser.get("/console/fragment/inbox").await.ok();
     assert!(rows.body.contains(&format!("data-request=\"{id}\"")));
 }
@@ -1028,7 +1028,7 @@ async fn assets_are_immutable_by_hash() {
     assert_eq!(seen, 3);
 }
 
-/// A page per person is enough: who opens windows without end is told to wait.
+/// Event streams per person are bounded; more are refused with a retry delay.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn event_streams_per_person_are_bounded() {
     let s = ServedBroker::start().await;
@@ -1091,7 +1091,7 @@ async fn high_risk_card_dwell_time_and_quorum() {
     }
     let mut status = String::new();
     for seated in [&maria, &lee] {
-        let cast = in_time("a yes that was read", async {
+        let cast = in_time("an approval after the dwell time", async {
             loop {
                 let begun = seated.begin(id, ask.clone()).await;
                 if begun.status == 200 {
@@ -1101,7 +1101,7 @@ async fn high_risk_card_dwell_time_and_quorum() {
                     return seated.cast(id, &begun, &answer).await.ok();
                 }
                 assert_eq!(begun.reason(), "TOO_SOON");
-                assert!(begun.header("retry-after").is_some(), "when to come again");
+                assert!(begun.header("retry-after").is_some(), "a retry delay");
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             }
         })
@@ -1114,7 +1114,7 @@ async fn high_risk_card_dwell_time_and_quorum() {
     assert!(page.body.contains("data-status=\"approved\"") && !page.has("approve"));
 }
 
-/// Three hundred calls of the console that say what they want one byte at a time, of which the next never comes.
+/// Three hundred console requests whose bodies never complete.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_bodies_hold_no_permit() {
     let s = ServedBroker::start().await;
@@ -1130,7 +1130,7 @@ async fn slow_bodies_hold_no_permit() {
         let (mut sender, connection) = h2::client::handshake(stream).await.expect("h2");
         tokio::spawn(connection);
         for _ in 0..50 {
-            sender = in_time("room", sender.ready()).await.expect("ready");
+            sender = in_time("flow-control capacity", sender.ready()).await.expect("ready");
             let request = http::Request::post(&path)
                 .header("origin", &browser.origin)
                 .header("content-type", "application/json");
@@ -1140,8 +1140,8 @@ async fn slow_bodies_hold_no_permit() {
             body.send_data(first, false).expect("sent");
             held.push((answer, body));
         }
-        // What came on this connection before has been read.
-        sender = in_time("room", sender.ready()).await.expect("ready");
+        // Earlier requests on this connection have been read.
+        sender = in_time("flow-control capacity", sender.ready()).await.expect("ready");
         let probe = http::Request::get(&live).body(()).expect("a request");
         let (answer, _) = sender.send_request(probe, true).expect("sent");
         assert_eq!(
@@ -1158,8 +1158,8 @@ async fn slow_bodies_hold_no_permit() {
     }
     let none = "dipylon_rate_limited_total{class=\"general\",by=\"places\"} 0\n";
     let figures = s.broker.read_metrics();
-    assert!(figures.contains(none), "somebody was shed: {figures}");
-    // One that comes whole is answered, and one too long is not read.
+    assert!(figures.contains(none), "a call was shed: {figures}");
+    // A complete body is answered, and an oversized one is rejected.
     browser
         .post("/console/sign-in/begin", &json!({}))
         .await
@@ -1171,7 +1171,7 @@ async fn slow_bodies_hold_no_permit() {
     );
 }
 
-/// Time to read a card runs from when it is asked for: nobody asks for it unseen.
+/// Dwell time starts when a card is fetched, so prefetches and embedded fetches are rejected.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn non_navigation_get_is_rejected() {
     let s = ServedBroker::start_with_policy(|files| {
@@ -1206,7 +1206,7 @@ async fn non_navigation_get_is_rejected() {
             let answer = maria.browser.send("GET", path, headers, "").await;
             assert_eq!(answer.status, 403, "{path} {headers:?}");
             assert!(!answer.body.contains("web-1"), "{path} {headers:?}");
-            dressed(&answer, path);
+            assert_security_headers(&answer, path);
         }
     }
     let window = [
@@ -1291,7 +1291,7 @@ async fn vote_names_the_policy_of_its_card() {
         (stale.status, stale.reason().as_str()),
         (409, "CARD_CHANGED")
     );
-    // Read again, it is another card, and may be voted on.
+    // The card fetched again names the new policy, and may be voted on.
     assert_ne!(maria.policy(id).await, policy);
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
     maria.vote(id, ask).await.ok();

@@ -1,5 +1,5 @@
-//! The real process, killed under load, twenty times over: whatever a client was told is there, and nothing that ended comes
-//! back. Each kill comes after a random amount of work; no verdict depends on the moment.
+//! Crash recovery: the real process is killed under load, twenty times; acknowledged work is never lost, and nothing that
+//! ended becomes active again. Each kill follows a random amount of work; no assertion depends on timing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use crate::support::served_broker::order;
 
 const ROUNDS: usize = 20;
 
-/// What clients were told by a broker that is dead by now.
+/// Work that killed brokers had acknowledged.
 #[derive(Default)]
 struct Ledger {
     tokens: BTreeMap<TokenId, (TaskId, String)>,
@@ -48,7 +48,7 @@ impl BrokerDeployment {
         Self::with(root, "")
     }
 
-    /// With more lines at the head of its configuration.
+    /// With more lines at the start of its configuration.
     pub fn with(root: &Path, more: &str) -> Self {
         let env = TestEnvironment::new();
         let port = std::net::TcpListener::bind("127.0.0.1:0")
@@ -85,7 +85,7 @@ impl BrokerDeployment {
         self.broker_with_log(Stdio::inherit(), "error").await
     }
 
-    /// The real process, its log at a level into a place.
+    /// The real process, with its log level and destination.
     pub async fn broker_with_log(&self, log: Stdio, level: &str) -> Child {
         let ready = self.root.join("ready.json");
         let _none = std::fs::remove_file(&ready);
@@ -119,9 +119,8 @@ impl BrokerDeployment {
             .with_retry_ms(0)
     }
 
-    /// Until clients have been told of this many more tokens, one more use and one more rule change, whatever that takes
-    /// on this machine. A round in which nothing comes about goes on to the kill all the same; the end of the test says
-    /// if nothing ever did.
+    /// Waits until this many more tokens, one more use and one more policy change are acknowledged. A round that times
+    /// out goes on to the kill; the test fails at its end if there was no work at all.
     async fn some_work(&self, tokens: u64) {
         let told = || {
             let ledger = self.ledger.lock().expect("ledger");
@@ -160,7 +159,7 @@ impl BrokerDeployment {
         .ok()
     }
 
-    /// An agent that reads cases and ends its tasks.
+    /// An agent that reads cases and completes its tasks.
     async fn reads(self: Arc<Self>) {
         let agent = Agent::new(self.endpoint(), self.evidence(), None);
         while self.go_on() {
@@ -195,14 +194,14 @@ impl BrokerDeployment {
         }
     }
 
-    /// An agent that needs a yes, a person who gives it, a resource server that spends it.
+    /// An agent that needs an approval, an approver, and a resource server that consumes the token.
     async fn step_ups(self: Arc<Self>) {
         let agent = Agent::new(self.endpoint(), self.evidence(), None);
         let maria = Person::new(self.endpoint(), Arc::new(self.env.key_of("maria")));
         let idp = self.validator("idp", IDP).await;
         let realm = dipylon::model::Realm::parse("test").expect("realm");
         let profile = ProfileName::parse("one-security").expect("profile");
-        // What the last life left waiting would use up how many may wait.
+        // Requests left pending by the previous process would fill the pending limit.
         for left in maria.list().await.unwrap_or_default() {
             let Ok(id) = AccessRequestId::parse(&left.access_request_id) else {
                 continue;
@@ -287,7 +286,7 @@ impl BrokerDeployment {
         }
     }
 
-    /// An operator who keeps changing the rules, harmlessly.
+    /// An operator who keeps applying equivalent policies.
     async fn rules(self: Arc<Self>) {
         let olga = Person::new(self.endpoint(), Arc::new(self.env.key_of("olga")));
         while self.go_on() {
@@ -309,21 +308,21 @@ impl BrokerDeployment {
         )
     }
 
-    /// Everything acknowledged is in the journal.
+    /// Asserts that all acknowledged work is in the journal.
     fn check(&self, noted: Option<Checkpoint>) -> Checkpoint {
         let found = invariants::check_against(&self.root.join("data"), noted);
         let ledger = self.ledger.lock().expect("ledger");
         assert!(
             ledger.tokens.keys().all(|jti| found.tokens.contains(jti)),
-            "a token is out whose grant is gone"
+            "an issued token has no grant"
         );
         assert!(
             ledger.tasks.iter().all(|task| found.tasks.contains(task)),
-            "an acknowledged task is gone"
+            "an acknowledged task is missing"
         );
         assert!(
             ledger.ended.iter().all(|task| found.ended.contains(task)),
-            "an acknowledged end is gone"
+            "an acknowledged task end is missing"
         );
         let spent = |(jti, use_id): &(TokenId, String)| {
             found
@@ -331,11 +330,11 @@ impl BrokerDeployment {
                 .get(jti)
                 .is_some_and(|uses| uses.iter().any(|(_, u)| u.as_str() == use_id))
         };
-        assert!(ledger.uses.iter().all(spent), "an acknowledged use is gone");
-        assert!(found.votes >= ledger.votes, "an acknowledged vote is gone");
+        assert!(ledger.uses.iter().all(spent), "an acknowledged use is missing");
+        assert!(found.votes >= ledger.votes, "an acknowledged vote is missing");
         assert!(
             found.policies > ledger.rules,
-            "an acknowledged rule change is gone"
+            "an acknowledged policy change is missing"
         );
         found.head
     }
@@ -363,7 +362,7 @@ async fn sigkill_under_load() {
         }
         noted = Some(realm.check(noted));
     }
-    // One more life: nothing that ended is good again, and what was not ended still is.
+    // One more start: nothing that ended is active again, and the rest still is.
     let mut broker = realm.broker().await;
     let cases = realm.validator("cases", CASES).await.expect("connects");
     let tokens: Vec<_> = realm
@@ -380,7 +379,7 @@ async fn sigkill_under_load() {
         let active = cases.introspect(&jwt).await.expect("may ask").active;
         assert!(
             !(active && ended.contains(&task)),
-            "a token of an ended task came back to life"
+            "a token of an ended task is active again"
         );
         if active { live += 1 } else { dead += 1 }
     }
@@ -395,6 +394,6 @@ async fn sigkill_under_load() {
         ledger.uses.len(),
         ledger.rules
     );
-    // A run in which nothing happened would show nothing.
+    // A run without work would prove nothing.
     assert!(dead > 20 && ledger.votes > 0 && !ledger.uses.is_empty() && ledger.rules > 0);
 }

@@ -1,4 +1,4 @@
-//! The README's first command, as a newcomer runs it.
+//! `dipylon demo`, the README's first command.
 
 use std::process::Command;
 

@@ -1,4 +1,4 @@
-//! The story through real sockets: agents, approvers, operators and resource servers use the libraries and nothing else.
+//! End-to-end tests through real sockets: agents, approvers, operators and resource servers use only the client libraries.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -82,7 +82,7 @@ async fn task_lifecycle_end_to_end() {
     );
     let learnt =
         tokio::time::timeout(Duration::from_secs(5), validator.read_past(report.position)).await;
-    learnt.expect("a subscribed validator learns of the end");
+    learnt.expect("a subscribed validator learns of the revocation");
     assert!(matches!(
         present(&validator, &read, &read_case()).await,
         Err(Rejected::Revoked)
@@ -102,7 +102,7 @@ async fn task_lifecycle_end_to_end() {
             present(&validator, &read, &read_case()).await,
             Err(Rejected::Revoked)
         ),
-        "nor after a restart"
+        "still after a restart"
     );
     crate::support::invariants::check(&s.dir);
 }
@@ -151,7 +151,7 @@ async fn step_up_while_the_agent_waits() {
     assert_eq!(spent.uses_left(), Some(0));
     let again = present(&validator, &given, &disable("ann"))
         .await
-        .expect("offline it still looks good");
+        .expect("valid offline");
     assert!(
         matches!(
             validator.spend(again, "use-2").await,
@@ -188,7 +188,7 @@ async fn operator_actions_and_explain() {
             present(&validator, &read, &read_case()).await,
             Err(Rejected::Revoked)
         ),
-        "the broad selector holds"
+        "the agent-wide revocation holds"
     );
     let refused = task
         .request_token(&order(read_case(), "r-2"))
@@ -218,7 +218,7 @@ async fn operator_actions_and_explain() {
     let read = token(fresh.request_token(&order(read_case(), "r-1")).await);
     present(&validator, &read, &read_case())
         .await
-        .expect("a token from after the event is good: position, not time");
+        .expect("a token issued after the event is valid: position, not time");
     let ended = olga.end_task(fresh.id()).await.expect("ends");
     assert_eq!(ended.cause, "operator");
 
@@ -230,7 +230,7 @@ async fn operator_actions_and_explain() {
     let bad = olga
         .apply_policy_bundle(&files)
         .await
-        .expect_err("refused whole");
+        .expect_err("the whole bundle is refused");
     assert_eq!(bad.reason(), Some(Reason::InvalidPolicyBundle));
     assert!(
         bad.to_string().contains("stepup") && bad.to_string().contains("30-typo"),
@@ -244,7 +244,7 @@ async fn operator_actions_and_explain() {
     assert_eq!(
         olga.apply_policy_bundle(&keyless)
             .await
-            .expect_err("nobody could change it again")
+            .expect_err("a bundle without operators is refused")
             .reason(),
         Some(Reason::InvalidPolicyBundle)
     );

@@ -1,4 +1,4 @@
-//! Gate 1 against evidence that is not what it should be (T01-T08, T10): one voice for every cause, and no entry.
+//! Gate 1 evidence checks (T01-T08, T10): one indistinguishable error for every cause, and no journal entry.
 
 use dipylon::broker::{OpenAsk, Refusal};
 use dipylon::jose::{SigningKey, jws};
@@ -36,7 +36,7 @@ async fn malformed_evidence_is_rejected() {
     let good = json!({ "sub": ID, "aud": [URL], "iat": now, "exp": now + 300 });
     show(&b, b.env.svid_with(good.clone()))
         .await
-        .expect("the good one is good");
+        .expect("the valid SVID is accepted");
     show(
         &b,
         b.env
@@ -55,7 +55,7 @@ async fn malformed_evidence_is_rejected() {
     for (why, aud) in [
         ("another audience", json!(["https://other"])),
         ("two audiences", json!([URL, "https://other"])),
-        ("ours twice", json!([URL, URL])),
+        ("the same audience twice", json!([URL, URL])),
         ("no audience", json!([])),
         ("a prefix", json!(format!("{URL}/"))),
         ("a number", json!(7)),
@@ -124,7 +124,7 @@ async fn malformed_evidence_is_rejected() {
     };
     for (why, token) in [
         (
-            "another key under our kid",
+            "another key under the known kid",
             sign(
                 json!({ "alg": "ES256", "kid": kid, "typ": "JWT" }),
                 &stranger,
@@ -204,7 +204,7 @@ async fn malformed_evidence_is_rejected() {
     assert_eq!(
         b.broker.state().position().1,
         entries,
-        "what does not pass gate 1 writes nothing"
+        "a call that fails gate 1 writes nothing"
     );
     b.manual_clock.advance_millis(61_000);
     b.broker.upkeep_once().await.expect("counts");
@@ -212,7 +212,7 @@ async fn malformed_evidence_is_rejected() {
     assert_eq!(
         b.broker.state().position().1,
         entries + 1,
-        "but the count of it"
+        "only the counter"
     );
     b.check_invariants();
 }
@@ -232,13 +232,13 @@ async fn dpop_proofs_for_other_calls_are_rejected() {
         wait_ms: 0,
         evidence: None,
     };
-    // Signed for one action, sent with another.
+    // A proof for one action, sent with another.
     let call = b.call(method, &triage.key, Some(read_case().digest()), None);
     assert_eq!(
         refused(b.broker.request_token(&call, ask(disable("ann"))).await),
         Reason::NotAuthenticated
     );
-    // Without the action's digest at all.
+    // Without the action's digest.
     let call = b.call(method, &triage.key, None, None);
     assert_eq!(
         refused(b.broker.request_token(&call, ask(read_case())).await),
@@ -256,7 +256,7 @@ async fn dpop_proofs_for_other_calls_are_rejected() {
         refused(b.broker.request_token(&call, ask(read_case())).await),
         Reason::NotAuthenticated
     );
-    // With a nonce that is old, or of another boot.
+    // With an old nonce, or one of another process.
     let nonce = b.broker.nonce();
     b.manual_clock.advance_millis(60_000);
     let call = b.call_with_nonce(
@@ -283,7 +283,7 @@ async fn dpop_proofs_for_other_calls_are_rejected() {
         refused(b.broker.request_token(&call, ask(read_case())).await),
         Reason::UseDpopNonce
     );
-    // After a restart this broker has verified nothing yet: evidence is asked for, and then it goes on.
+    // After a restart no evidence is verified yet: the broker asks for it, and then continues.
     assert_eq!(
         refused(b.request_token(&triage, task, &read_case(), 60, "r").await),
         Reason::EvidenceStale
@@ -302,7 +302,7 @@ async fn trust_key_removal_ends_its_tasks() {
     let task = b.open_task(&triage).await;
     let given = b.request_token(&triage, task, &read_case(), 300, "r").await.token();
     assert!(b.introspect("cases", &given.token));
-    // The trust domain replaces its key; the broker learns it at its next start, enters it, and sweeps.
+    // The trust domain replaces its key; the broker journals that at its next start and sweeps.
     let env = std::sync::Arc::get_mut(&mut b.env).expect("one handle");
     env.signer = SigningKey::generate().expect("key").0;
     let b = b.restart(dipylon::journal::Faults::default()).await;

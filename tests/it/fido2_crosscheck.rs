@@ -1,5 +1,5 @@
-//! A second opinion on passkeys: another library, in another language, must say yes and no to the same registrations and
-//! assertions; where it says yes and we say no, the reason is one of those listed here.
+//! Cross-check of WebAuthn against python-fido2: both must accept and reject the same registrations and assertions; where
+//! only we reject, the reason is listed here.
 
 use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -14,14 +14,14 @@ use serde_json::{Value, json};
 use crate::support::software_authenticator::{KeyKind, PasskeyBehaviour, SoftwareAuthenticator, attestation_object, encoded};
 use crate::webauthn::{ceremonies, example};
 
-/// The other library as a process of its own.
+/// python-fido2 in a process of its own.
 struct Fido2Process {
     child: Child,
     answers: BufReader<ChildStdout>,
 }
 
 impl Fido2Process {
-    /// Starts it; `None`, loudly, where it is not installed and nobody requires it.
+    /// Starts it; prints and returns `None` where it is not installed and not required.
     fn start() -> Option<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let installed = root.join("target/venv/bin/python");
@@ -39,10 +39,10 @@ impl Fido2Process {
             let required = std::env::var("DIPYLON_REQUIRE").unwrap_or_default();
             assert!(
                 !required.split(',').any(|what| what == "python"),
-                "{} has no fido2, and it is required here",
+                "{} has no fido2, which is required here",
                 python.display()
             );
-            // Not through the macros, whose output a passing test keeps to itself.
+            // Not by `eprintln!`, which a passing test captures.
             writeln!(
                 std::io::stderr(),
                 "SKIPPED: passkeys are not compared with a second library: {} has no fido2",
@@ -87,7 +87,7 @@ fn bytes(value: &Value) -> Vec<u8> {
         .expect("base64url")
 }
 
-/// A registration or an assertion, to be judged by both.
+/// A registration or an assertion for both to check.
 #[expect(clippy::large_enum_variant, reason = "there is one of them at a time")]
 enum Case {
     Made {
@@ -103,24 +103,24 @@ enum Case {
     },
 }
 
-/// Why we may say no where the other library says yes. Every other difference is a fault of one of the two.
+/// Why we reject what python-fido2 accepts. Every other difference is a bug in one of the two.
 fn known_difference(no: WebauthnError) -> Option<&'static str> {
     match no {
-        WebauthnError::CrossOrigin => Some("frames: it does not look"),
+        WebauthnError::CrossOrigin => Some("frames: it does not check"),
         WebauthnError::BackupState | WebauthnError::BackupEligibility => {
-            Some("backup flags: it does not look")
+            Some("backup flags: it does not check")
         }
-        WebauthnError::Algorithm => Some("algorithms: it has more"),
-        WebauthnError::Key(_) => Some("keys: it looks when they are first used"),
-        WebauthnError::ClientData(_) => Some("client data: it takes the last of two members"),
-        WebauthnError::AttestationObject(_) => Some("attestation objects: it takes more members"),
+        WebauthnError::Algorithm => Some("algorithms: it supports more"),
+        WebauthnError::Key(_) => Some("keys: it checks them at first use"),
+        WebauthnError::ClientData(_) => Some("client data: it accepts duplicate members"),
+        WebauthnError::AttestationObject(_) => Some("attestation objects: it accepts more members"),
         WebauthnError::AuthenticatorData("an assertion with a credential") => {
-            Some("credential data in an assertion: it does not mind")
+            Some("credential data in an assertion: it accepts it")
         }
         WebauthnError::AuthenticatorData("extensions are not a map from texts, each once") => {
-            Some("extensions: it takes whatever is CBOR")
+            Some("extensions: it accepts any CBOR")
         }
-        WebauthnError::Length("credential ID") => Some("credential IDs: it takes all lengths"),
+        WebauthnError::Length("credential ID") => Some("credential IDs: it accepts all lengths"),
         WebauthnError::Length(_)
         | WebauthnError::Type
         | WebauthnError::Challenge
@@ -134,7 +134,7 @@ fn known_difference(no: WebauthnError) -> Option<&'static str> {
     }
 }
 
-/// How two opinions came out.
+/// Outcomes of the comparison.
 #[derive(Default)]
 struct Tally {
     yes: usize,
@@ -177,15 +177,15 @@ impl Tally {
             ),
         };
         let theirs = peer.ask(&asked);
-        match (ours, theirs["yes"].as_bool().expect("an opinion")) {
+        match (ours, theirs["yes"].as_bool().expect("a verdict")) {
             (Ok(()), true) => self.yes += 1,
             (Err(_), false) => self.no += 1,
             (Err(no), true) => {
                 let reason = known_difference(no)
-                    .unwrap_or_else(|| panic!("{name}: we say {no}, they say yes: {asked}"));
+                    .unwrap_or_else(|| panic!("{name}: we reject ({no}), they accept: {asked}"));
                 *self.stricter.entry(reason).or_default() += 1;
             }
-            (Ok(()), false) => panic!("{name}: we say yes, they say {theirs}: {asked}"),
+            (Ok(()), false) => panic!("{name}: we accept, they reject ({theirs}): {asked}"),
         }
     }
 }
@@ -226,7 +226,7 @@ fn matches_fido2_on_spec_examples() {
         tally.judge(&mut peer, &rp, &c.name, &signed);
     }
     eprintln!(
-        "fido2 on the ceremonies: {} yes, {} no, we alone say no: {:?}",
+        "fido2 on the ceremonies: {} accepted, {} rejected, rejected by us only: {:?}",
         tally.yes, tally.no, tally.stricter
     );
     let stricter: usize = tally.stricter.values().sum();
@@ -339,7 +339,7 @@ fn matches_fido2_on_generated_and_mutated_cases() {
         };
         let assertion = passkey.get_as(&asked, &rp.origin, &behaviour);
         tally.judge(&mut peer, &rp, &name, &case(assertion.clone()));
-        // A byte changed under the old signature, and bytes changed before the right key signs.
+        // A byte changed under the old signature, and bytes changed before signing with the right key.
         let mut torn = assertion.clone();
         match rng.below(3) {
             0 => rng.spoil(&mut torn.client_data_json),
@@ -362,16 +362,16 @@ fn matches_fido2_on_generated_and_mutated_cases() {
         );
     }
     eprintln!(
-        "fido2 on generated ones: {} yes, {} no, we alone say no: {:?}",
+        "fido2 on generated cases: {} accepted, {} rejected, rejected by us only: {:?}",
         tally.yes, tally.no, tally.stricter
     );
     assert!(
         tally.yes >= ROUNDS / 2 && tally.no >= ROUNDS,
-        "both opinions were asked for"
+        "both outcomes occurred"
     );
 }
 
-/// Good behaviour half of the time, and one bad habit otherwise.
+/// Default behaviour half of the time, one deviation otherwise.
 fn random_behaviour(rng: &mut SeededRng) -> PasskeyBehaviour {
     let mut behaviour = PasskeyBehaviour::default();
     match rng.below(24) {
@@ -396,7 +396,7 @@ fn random_behaviour(rng: &mut SeededRng) -> PasskeyBehaviour {
     behaviour
 }
 
-/// A registration with something in it changed: nothing signs it, so both must read it alike.
+/// A mutated registration: it is not signed, so both libraries must parse it alike.
 fn spoiled_registration(rng: &mut SeededRng, made: &Registration) -> Registration {
     let mut spoiled = made.clone();
     let Cbor::Map(mut members) = ciborium::from_reader(&made.attestation_object[..]).expect("CBOR")
@@ -434,7 +434,7 @@ fn spoiled_registration(rng: &mut SeededRng, made: &Registration) -> Registratio
     spoiled
 }
 
-/// A seeded generator (xorshift64*): a round that fails is the same round next time, but for its keys.
+/// A seeded generator (xorshift64*): a failing round repeats, except for its keys.
 struct SeededRng(u64);
 
 impl SeededRng {
@@ -459,5 +459,5 @@ impl SeededRng {
     }
 }
 
-/// Rounds of five questions each.
+/// Rounds of five cases each.
 const ROUNDS: usize = 160;

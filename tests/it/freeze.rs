@@ -1,4 +1,5 @@
-//! The brake: what is frozen gets nothing, what it had is dead at once and for good, and a mint in flight does not slip by.
+//! Freezes, suspension and revocation: a frozen scope gets no token, its tokens end at once and for good, and no mint in
+//! flight outlives a freeze.
 
 use std::sync::Arc;
 
@@ -72,10 +73,10 @@ async fn freeze_scopes() {
         } else {
             b.try_open_task(&triage, "again", "open-2")
                 .await
-                .expect("the others go on");
+                .expect("other scopes are unaffected");
         }
 
-        // Again is nothing new; lifting it lets new work begin, and brings nothing back.
+        // Freezing again changes nothing; lifting it admits new work, and revives nothing.
         let again = b.freeze(scope).await.expect("idempotent");
         assert_eq!((again.changed, again.index), (false, done.index));
         let b = b.restart(Faults::default()).await;
@@ -89,7 +90,7 @@ async fn freeze_scopes() {
         assert_eq!(
             b.introspect("cases", &token.token),
             !triage_hit,
-            "{scope}: nothing comes back"
+            "{scope}: nothing is revived"
         );
         b.try_open_task(&b.agent("triage"), "new", "open-3")
             .await
@@ -121,16 +122,16 @@ async fn frozen_action_ends_tokens_and_requests_not_tasks() {
 
     let done = b.freeze("action/account.disable").await.expect("freezes");
     assert_eq!((done.tasks, done.tokens, done.access_requests), (0, 1, 1));
-    assert!(!b.introspect("idp", &disabling.token), "its token is dead");
+    assert!(!b.introspect("idp", &disabling.token), "its token has ended");
     assert!(
         b.introspect("cases", &reading.token),
-        "another action's lives"
+        "another action's token is active"
     );
     assert_eq!(
         refused(b.consume("idp", &disabling.token, "u").await),
         Reason::TokenInactive
     );
-    // The yes that was there is void: the request it was for is over.
+    // The approval is void: its request was closed.
     let denied = b
         .request_token(&agent, task, &disable("cara"), 120, "cara")
         .await
@@ -148,7 +149,7 @@ async fn frozen_action_ends_tokens_and_requests_not_tasks() {
     );
 
     b.unfreeze("action/account.disable").await.expect("lifts");
-    assert!(!b.introspect("idp", &disabling.token), "nothing comes back");
+    assert!(!b.introspect("idp", &disabling.token), "nothing is revived");
     b.request_token(&agent, task, &disable("cara"), 120, "cara-2")
         .await
         .pending();
@@ -175,11 +176,11 @@ async fn freeze_beats_mint_in_flight() {
             if let Ok(dipylon::broker::TokenReply::Token(given)) = mint.await.expect("no panic") {
                 assert!(
                     !b.introspect("cases", &given.token),
-                    "{scope}: it outlived the freeze"
+                    "{scope}: the token outlived the freeze"
                 );
             }
         }
-        // The journal alone shows that no grant stands behind the freeze.
+        // The invariants show that no grant follows the freeze in the journal.
         b.check_invariants();
     }
 }
@@ -190,7 +191,7 @@ async fn frozen_owner_includes_former_agents() {
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
     let token = b.request_token(&triage, task, &read_case(), 300, "t").await.token();
-    // Dana hands the agent over; what was opened in her name still answers to her.
+    // The agent is transferred; tasks opened under dana still belong to her.
     let files = b.env.policy_with("agents.toml", |t| {
         t.replacen("owner = \"dana\"", "owner = \"lee\"", 1)
     });
@@ -198,7 +199,7 @@ async fn frozen_owner_includes_former_agents() {
     assert!(b.introspect("cases", &token.token), "still allowed");
     b.freeze("owner/dana").await.expect("freezes");
     assert!(!b.introspect("cases", &token.token));
-    // The agent is Lee's by now, and Lee is not frozen.
+    // The agent is lee's now, and lee is not frozen.
     b.try_open_task(&triage, "again", "open-2").await.expect("opens");
     b.freeze("owner/lee").await.expect("freezes");
     assert_eq!(
@@ -212,7 +213,7 @@ async fn frozen_owner_includes_former_agents() {
 async fn unknown_scopes_are_rejected() {
     let b = TestBroker::start().await;
     let before = b.broker.state().position().1;
-    for scope in ["agent/nobody", "owner/nobody", "action/no.such"] {
+    for scope in ["agent/unknown", "owner/unknown", "action/no.such"] {
         assert_eq!(refused(b.freeze(scope).await), Reason::NotFound, "{scope}");
         assert_eq!(
             refused(b.unfreeze(scope).await),
@@ -220,7 +221,7 @@ async fn unknown_scopes_are_rejected() {
             "{scope}"
         );
     }
-    assert_eq!(b.broker.state().position().1, before, "nothing was entered");
+    assert_eq!(b.broker.state().position().1, before, "no entry was written");
 }
 
 #[tokio::test]
@@ -241,7 +242,7 @@ async fn revoking_one_token_keeps_its_task() {
     let again = b.revoke(one.issued.jti).await.expect("idempotent");
     assert_eq!((again.changed, again.index), (false, done.index));
     b.complete_task(&agent, task).await.expect("ends");
-    let over = b.revoke(two.issued.jti).await.expect("says why");
+    let over = b.revoke(two.issued.jti).await.expect("reports the end");
     assert_eq!((over.changed, over.cause), (false, EndCause::Completed));
     let stranger = TokenId::from_random([7; 16]);
     assert_eq!(refused(b.revoke(stranger).await), Reason::NotFound);
@@ -265,10 +266,10 @@ async fn pinned_agent_key_is_enforced() {
     let applied = b.apply_policy(files).await.expect("applies");
     assert_eq!(
         applied.swept.tasks, 1,
-        "what another key had opened is over"
+        "the task of another key has ended"
     );
     assert!(!b.introspect("cases", &token.token));
-    // The very same evidence, another key: gate 1.
+    // The same evidence with another key fails gate 1.
     assert_eq!(
         refused(b.try_open_task(&thief, "x", "open-2").await),
         Reason::NotAuthenticated
@@ -335,7 +336,7 @@ async fn freeze_is_enforced_before_it_is_durable() {
             Reason::JournalUnavailable,
             "{scope}"
         );
-        b.broker.upkeep_once().await.expect("written by now");
+        b.broker.upkeep_once().await.expect("upkeep");
         assert_eq!(b.broker.unwritten_ends(), 0, "{scope}");
         assert_eq!(b.broker.state().freezes().len(), 1, "{scope}");
         b.check_invariants();
@@ -376,7 +377,7 @@ async fn operators_list_tasks_and_agents() {
     assert_eq!(
         ids(all.clone()),
         [tasks[4], tasks[3], tasks[1], tasks[0]],
-        "the newest first"
+        "newest first"
     );
     let row = &list(all.clone())[0];
     assert_eq!(
@@ -417,7 +418,7 @@ async fn operators_list_tasks_and_agents() {
         .list_agents(&call("ListAgents"), Some(&after), 100)
         .expect("lists");
     assert_eq!(page.len(), 1);
-    // An approver who is no operator sees none of it.
+    // An approver without the operator role is refused.
     let call = b.person_call("dipylon.v1.GovernanceService/ListTasks", "maria");
     let refusal = b.broker.list_tasks(&call, &TaskFilter::default());
     assert_eq!(refused(refusal), Reason::NotPermitted);
@@ -430,7 +431,7 @@ async fn agent_transferred_to_frozen_owner_is_frozen() {
     let task = b.open_task(&triage).await;
     let token = b.request_token(&triage, task, &read_case(), 300, "t").await.token();
     b.freeze("owner/maria").await.expect("freezes");
-    assert!(b.introspect("cases", &token.token), "dana's agent goes on");
+    assert!(b.introspect("cases", &token.token), "dana's agent is unaffected");
     let files = b.env.policy_with("agents.toml", |t| {
         t.replacen("owner = \"dana\"", "owner = \"maria\"", 1)
     });
@@ -446,7 +447,7 @@ async fn owner_at_task_opening_cannot_vote() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
-    // Opened in dana's name, lee's by now: neither may say yes.
+    // Opened under dana, now lee's: neither may approve.
     let files = b.env.policy_with("agents.toml", |t| {
         t.replacen("owner = \"dana\"", "owner = \"lee\"", 1)
     });
@@ -491,11 +492,11 @@ async fn pending_freeze_cannot_be_lifted() {
         refused(b.resume("triage").await),
         Reason::JournalUnavailable
     );
-    // Ordered again it is written at once, and then lifted for good.
+    // Frozen again, it is journaled at once, and can then be lifted.
     b.suspend("triage").await.expect("suspends");
     assert_eq!(b.broker.unwritten_ends(), 0);
     b.resume("triage").await.expect("resumes");
-    b.broker.upkeep_once().await.expect("nothing is left");
+    b.broker.upkeep_once().await.expect("upkeep");
     assert!(
         !b.broker
             .state()
@@ -527,7 +528,7 @@ async fn concurrent_keep_alives_and_ends_leave_no_lease() {
                 tokio::spawn(async move { b.keep_alive(&agent, task).await })
             })
             .collect();
-        // Signs of life are gathered for 20 ms: the end comes before, among and after them.
+        // Keep-alives are batched for 20 ms: the ends come before, among and after them.
         tokio::time::sleep(std::time::Duration::from_millis(4 * round)).await;
         match round % 2 {
             0 => drop(b.suspend("triage").await.expect("suspends")),
@@ -540,7 +541,7 @@ async fn concurrent_keep_alives_and_ends_leave_no_lease() {
         assert_eq!(
             b.broker.state().due_by(b.now(), 1_000),
             [],
-            "nothing is due of what is over"
+            "an ended task has no lease"
         );
         b.check_invariants();
     }

@@ -1,4 +1,4 @@
-//! The shapes that freeze with the first entry, byte by byte. `DIPYLON_BLESS=1` writes them anew: then say why in the commit.
+//! Golden files: the stored and wire formats, byte by byte. `DIPYLON_BLESS=1` rewrites them: say why in the commit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -17,7 +17,7 @@ pub(super) fn golden(name: &str, found: &str) {
         std::fs::write(&path, found).expect("written");
     }
     let frozen = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(found, frozen, "{name} is frozen: FORMS");
+    assert_eq!(found, frozen, "{name} differs from its golden file; if the change is intended, run with DIPYLON_BLESS=1");
 }
 
 fn id<T>(n: u8, make: fn([u8; 16]) -> T) -> T {
@@ -148,7 +148,7 @@ fn issued() -> TokenIssued {
     }
 }
 
-/// One of every kind; a new kind does not compile until it stands here.
+/// One event of every kind; a new kind does not compile until it is listed here.
 fn facts() -> Vec<Event> {
     let (task, agent, person) = (
         id(5, TaskId::from_random),
@@ -436,7 +436,7 @@ fn entries_golden() {
         );
         assert!(
             Entry::parse(&format!(" {line}")).is_err(),
-            "another spelling"
+            "a non-canonical form"
         );
         text.push_str(&line);
         text.push('\n');
@@ -494,7 +494,7 @@ fn token_claims_golden() {
     );
 }
 
-/// Names, numbers and types of every field: what clients out there are compiled against.
+/// Names, numbers and types of every field: the schema that clients are compiled against.
 #[test]
 fn wire_schema_golden() {
     use prost::Message as _;

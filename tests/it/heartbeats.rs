@@ -1,4 +1,4 @@
-//! Heartbeats: a task whose agent falls silent ends by itself, and nothing is entered for signs of life that nobody needed.
+//! Heartbeats (KeepAlive): a task with a missed heartbeat ends, and lease extensions are throttled and batched.
 
 use std::sync::Arc;
 
@@ -25,9 +25,9 @@ async fn missed_heartbeat_ends_task_and_tokens() {
     let token = b.request_token(&agent, task, &read_case(), 300, "t").await.token();
 
     b.manual_clock.advance_millis(29_000);
-    assert!(b.introspect("cases", &token.token), "it lives");
+    assert!(b.introspect("cases", &token.token), "active");
     b.manual_clock.advance_millis(1_000);
-    // By function, before any timer has written anything.
+    // Derived from the lease, before any timer writes an entry.
     assert!(
         !b.introspect("cases", &token.token),
         "a missed heartbeat ends it"
@@ -68,15 +68,15 @@ async fn lease_extensions_are_throttled() {
     assert_eq!(
         b.keep_alive(&agent, task).await.expect("alive"),
         first,
-        "half is left"
+        "half of the lease is left"
     );
-    assert_eq!(entries(&b), before, "nothing was entered");
+    assert_eq!(entries(&b), before, "no entry was written");
     b.manual_clock.advance_millis(1_000);
     let next = b.keep_alive(&agent, task).await.expect("alive");
     assert_eq!(next, b.now().plus_secs(60));
     assert_eq!(entries(&b), before + 1);
     b.manual_clock.advance_millis(59_000);
-    b.broker.upkeep_once().await.expect("nothing is due");
+    b.broker.upkeep_once().await.expect("upkeep");
     assert!(
         b.broker.state().task(&task).expect("known").ended.is_none(),
         "it was kept alive"
@@ -96,7 +96,7 @@ async fn lease_extensions_are_batched() {
         tasks.push(opened.expect("opens").task.task);
     }
     b.manual_clock.advance_millis(31_000);
-    // One of them ends meanwhile: the others live all the same.
+    // One of them ends meanwhile: the others are unaffected.
     b.complete_task(&agent, tasks[7]).await.expect("ends");
     let before = entries(&b);
     let calls: Vec<_> = tasks
@@ -119,7 +119,7 @@ async fn lease_extensions_are_batched() {
         }
     }
     assert_eq!(alive, 19);
-    // The calls may come in a few gatherings, never in one each.
+    // The calls may form a few batches, never one each.
     assert!(
         entries(&b) - before < 10,
         "{} entries",
@@ -166,10 +166,10 @@ async fn invalid_heartbeats_are_rejected() {
         Reason::Malformed,
         "it has no lease"
     );
-    // Another's task and none get the same answer.
+    // Another agent's task is answered like an unknown task.
     let other = b.agent("triage");
     assert_eq!(refused(b.keep_alive(&other, task).await), Reason::NotFound);
-    // The same request id with another heartbeat is another order.
+    // The same idempotency key with another heartbeat is another request.
     let again = b
         .open_task_with(&agent, "contain INC-8841", "open-1", Some(30))
         .await;

@@ -1,4 +1,4 @@
-//! What one person's inbox shows: in which order, how much of it, whose turn it is; and exactly what could still be decided.
+//! Inbox: order, paging, the asks-per-minute queue, the watch; and that it shows exactly the requests open to votes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::support::*;
 const LIST: &str = "dipylon.v1.ApprovalService/ListAccessRequests";
 const WATCH: &str = "dipylon.v1.ApprovalService/WatchAccessRequests";
 
-/// The world of the other stories with a second agent, of another owner, and one more line in [approvals].
+/// The default environment with a second agent of another owner, and its own `[approvals]` limits.
 fn env(asks_per_minute: u32) -> TestEnvironment {
     let mut env = TestEnvironment::new();
     env.policy.get_mut("agents.toml").expect("agents").push_str(
@@ -57,7 +57,7 @@ fn ids(page: &InboxPage) -> Vec<AccessRequestId> {
     page.rows.iter().map(id).collect()
 }
 
-/// Every row of every page of so many rows, and what the first page said there would be.
+/// The rows of all pages, and the total of the first page.
 fn all_pages(b: &TestBroker, who: &str, mine: bool, size: usize) -> (Vec<AccessRequestId>, usize) {
     let mut all = Vec::new();
     let mut after = None;
@@ -96,7 +96,7 @@ async fn ordered_by_risk_then_deadline_and_grouped() {
     b.manual_clock.advance_millis(1_000);
     let cara = pending(&b, &hunter, two, &disable("cara"), "r-1").await;
     let again = pending(&b, &triage, one, &disable("ann"), "r-3").await;
-    assert_eq!(again, ann, "one action in one task is asked once");
+    assert_eq!(again, ann, "one action in one task is one access request");
 
     let lee = whole(&b, "lee");
     assert_eq!(ids(&lee), [high, ann, cara]);
@@ -117,15 +117,15 @@ async fn ordered_by_risk_then_deadline_and_grouped() {
             2
         )]
     );
-    // Its own vote each: a yes to one leaves the other.
+    // Each has its own vote: approving one leaves the other.
     b.approve("lee", ann, "one-security").await;
     assert_eq!(
         ids(&whole(&b, "lee")),
         [high, cara],
-        "decided: it waits no more"
+        "decided: no longer pending"
     );
 
-    // Whose they are decides nothing here: the owner sees them, and why they are not theirs to decide.
+    // The owner sees them, with the reason why they may not vote.
     let dana = whole(&b, "dana");
     let why: Vec<_> = dana
         .rows
@@ -145,7 +145,7 @@ async fn ordered_by_risk_then_deadline_and_grouped() {
     let olga = whole(&b, "olga");
     assert!(olga.rows.iter().all(|row| row.vote.is_err()));
     assert_eq!((olga.rows.len(), olga.yours), (2, 0));
-    // Half of a quorum: whoever gave it has done their part.
+    // Half of a quorum: the first approver has voted.
     b.approve("lee", high, "two-security").await;
     let lee = whole(&b, "lee");
     assert_eq!(
@@ -165,16 +165,16 @@ async fn approved_request_returns_when_a_vote_lapses() {
     let waiting = || {
         let looks = ["maria", "olga"].map(|who| ids(&whole(&b, who)));
         let [one, other] = looks.map(BTreeSet::from_iter);
-        assert_eq!(one, other, "whoever looks");
+        assert_eq!(one, other, "the same for every reader");
         one
     };
     assert_eq!(waiting(), [ann, cara].into());
     b.approve("lee", ann, "one-security").await;
     b.approve("maria", cara, "one-security").await;
     assert_eq!(waiting(), [].into());
-    assert_eq!(waiting(), [].into(), "at the second look too");
+    assert_eq!(waiting(), [].into(), "on the second read too");
 
-    // The rules: whoever leaves the group takes the yes along, and brings it back.
+    // Policy: an approver's vote lapses when they leave the group, and counts again when they return.
     let lee_left = b.env.policy_with("people.toml", |text| {
         text.replacen(IN_THE_GROUP, &IN_THE_GROUP.replace("\"security\"", ""), 1)
     });
@@ -182,13 +182,13 @@ async fn approved_request_returns_when_a_vote_lapses() {
     assert_eq!(waiting(), [ann].into());
     b.apply_policy(b.env.policy.clone()).await.expect("applied");
     assert_eq!(waiting(), [].into());
-    // The keys.
+    // Key revocation.
     let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
     let lee = PersonId::parse("lee").expect("id");
     let revoked = b.broker.revoke_approver_keys(&call, lee, None).await;
     revoked.expect("revoked");
     assert_eq!(waiting(), [ann].into());
-    // The time.
+    // Expiry of the vote.
     b.manual_clock.advance_millis(599_000);
     assert_eq!(waiting(), [ann].into());
     b.manual_clock.advance_millis(1_000);
@@ -227,7 +227,7 @@ async fn pagination_is_stable_under_changes() {
             .task;
         for (account, request) in [("ann", "r-1"), ("cara", "r-2")] {
             opened.push(pending(&b, &triage, task, &disable(account), request).await);
-            // Each with a deadline of its own: their order is the one they came in.
+            // Each with its own deadline: listed in the order of arrival.
             b.manual_clock.advance_millis(500);
         }
     }
@@ -236,7 +236,7 @@ async fn pagination_is_stable_under_changes() {
         assert_eq!((all.len(), total), (8, 8), "{size}");
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 8, "{size}");
     }
-    // The row a page ended with is gone and one came that stands before it: the next page goes on all the same.
+    // The last row of the page is gone and another was inserted before it: the next page continues correctly.
     let first = page(
         &b,
         "lee",
@@ -321,18 +321,18 @@ async fn asks_per_minute_queues_the_rest() {
     assert_eq!(
         ids(&whole(&b, "lee")),
         ids(&lee),
-        "looking again brings nothing new"
+        "reading again shows no more"
     );
-    // Somebody else's turns are their own, and who decides nothing is spared nothing.
+    // The queue is per approver; a reader who cannot vote sees all.
     assert_eq!(whole(&b, "maria").queued, 4);
     assert_eq!((whole(&b, "olga").total, whole(&b, "olga").queued), (6, 0));
-    // A decision makes no room within the minute.
+    // A decision frees no slot within the minute.
     b.approve("lee", opened[0].1, "one-security").await;
     assert_eq!(
         (ids(&whole(&b, "lee")), whole(&b, "lee").queued),
         (vec![high], 4)
     );
-    // What waits its turn is pending still, and reached by its id.
+    // A queued request is still pending, and reachable by its id.
     let queued = opened[4];
     let still = b
         .request_token(&triage, queued.0, &disable("ann"), 300, "r-1")
@@ -420,7 +420,7 @@ async fn inbox_watch_resumes_after_restart() {
     .expect("applies");
     assert_eq!(changed(&b, &mut heard).await.0, Stirred::Rules);
 
-    // Another broker on the same journal tells the rest to whoever comes back with a position, and the whole to others.
+    // After a restart a watcher with a position gets the rest, and others get a snapshot.
     let b = b.restart(Faults::default()).await;
     let mut again = watch(&b, Some(told[3].2));
     assert_eq!(changed(&b, &mut again).await, told[4]);
@@ -444,7 +444,7 @@ async fn inbox_watch_resumes_after_restart() {
         (first, second),
         (Some(InboxNews::Snapshot(_)), Some(InboxNews::Heartbeat(_)))
     ));
-    // Whom the rules no longer know hears nothing more.
+    // A person removed by policy gets no more changes.
     b.apply_policy(b.env.policy_with("people.toml", |t| {
         t.replace("id = \"lee\"", "id = \"lou\"")
             .replace("of = \"lee\"", "of = \"lou\"")
@@ -568,7 +568,7 @@ async fn history(ops: Vec<Op>) {
                 let reply = b
                     .request_token_with_evidence(&agent, task, &action, 300, &request, Some(evidence))
                     .await;
-                // One that the rules ended is asked anew.
+                // A request closed by a policy change is opened anew.
                 if let Ok(TokenReply::Pending(p)) = reply {
                     let id = p.access_request;
                     asked.push(OpenedRequest {
@@ -624,11 +624,11 @@ async fn history(ops: Vec<Op>) {
                 b.broker.upkeep_once().await.expect("upkeep");
             }
         }
-        // The hundred statements of a person would be used up: each round begins with some that lapsed.
+        // A person may hold a hundred statements: each round begins after the old ones lapsed.
         if n % 8 == 7 {
             b.manual_clock.advance_millis(121_000);
         }
-        // Looked at all along: what a look finds out must not outlive what it rests on.
+        // Read throughout: cached results must not outlive the versions they depend on.
         for who in ["dana", "lee"] {
             whole(&b, who);
         }

@@ -1,4 +1,4 @@
-//! What operators see: figures and lines of a real broker, read through its own door before and after a story.
+//! Metrics, the operator listener and call logs of a real broker.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use super::crash_recovery::BrokerDeployment;
 use crate::support::served_broker::{ServedBroker, order};
 use super::transport::in_time;
 
-/// An operators' door for a served broker; its place.
+/// An operator listener for a served broker, and its URL.
 async fn operator_listener(s: &ServedBroker) -> (String, tokio::task::JoinHandle<std::io::Result<()>>) {
     let any = "127.0.0.1:0".parse().expect("address");
     let listener = OperatorListener::tcp(any).await.expect("listens");
@@ -24,7 +24,7 @@ async fn operator_listener(s: &ServedBroker) -> (String, tokio::task::JoinHandle
     (place, tokio::spawn(operate(s.broker.clone(), listener)))
 }
 
-/// Every sample: name with labels → value.
+/// All samples: name with labels → value.
 fn samples(text: &str) -> BTreeMap<String, f64> {
     let samples = text.lines().filter(|line| !line.starts_with('#'));
     samples
@@ -41,7 +41,7 @@ async fn scrape(place: &str) -> BTreeMap<String, f64> {
     let (head, body) = answer.split_once("\r\n\r\n").expect("a body");
     assert!(head.contains("application/openmetrics-text"), "{head}");
     let body = unchunked(head, body);
-    assert!(body.ends_with("# EOF\n"), "whole: {body}");
+    assert!(body.ends_with("# EOF\n"), "complete: {body}");
     samples(&body)
 }
 
@@ -74,7 +74,7 @@ async fn metrics_end_to_end() {
     let (place, door) = operator_listener(&s).await;
     assert_eq!(get(&place, "/livez").await.0, 200);
     assert_eq!(get(&place, "/readyz").await.0, 200);
-    assert_eq!(get(&s.url, "/metrics").await.0, 404, "not for everyone");
+    assert_eq!(get(&s.url, "/metrics").await.0, 404, "not on the public listener");
     let before = scrape(&place).await;
     assert_eq!(before["dipylon_tasks_open"], 0.0);
     assert_eq!(before["dipylon_tokens_live"], 0.0);
@@ -126,7 +126,7 @@ async fn metrics_end_to_end() {
     task.complete(TaskOutcome::Succeeded)
         .await
         .expect("completes");
-    // The feed has said so once the validator's broker has handed it over.
+    // The counter moves once the feed has delivered the event.
     let mut after = scrape(&place).await;
     for _ in 0..500 {
         if after["dipylon_feed_delay_seconds_count"] >= 1.0 {
@@ -143,7 +143,7 @@ async fn metrics_end_to_end() {
     assert_eq!(after["dipylon_feed_delay_seconds_count"], 1.0);
     assert_eq!(
         after["dipylon_attestation_total{kind=\"jwt-svid\",result=\"good\"}"], 2.0,
-        "once without a nonce, once with"
+        "one call without a nonce, one with"
     );
     let decisions = |outcome: &str| -> f64 {
         let start = format!("dipylon_decisions_total{{outcome=\"{outcome}\",");
@@ -191,12 +191,12 @@ async fn metrics_end_to_end() {
             .iter()
             .find_map(|suffix| base.strip_suffix(suffix))
             .unwrap_or(base);
-        assert!(known.contains(base), "{name} is not on the page");
+        assert!(known.contains(base), "{name} is not documented");
     }
     door.abort();
 }
 
-/// Whatever callers make up, the number of samples does not grow with it, and no word of theirs is among them.
+/// Names chosen by callers neither add samples nor appear in labels.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metric_cardinality_is_bounded() {
     let s = ServedBroker::start().await;
@@ -250,13 +250,13 @@ async fn operator_listener_is_local_only() {
         .expect_err("not loopback");
     let s = ServedBroker::start().await;
     let path = s.dir.join("operator.sock");
-    // A socket that a dead broker left.
+    // A stale socket of a broker that was killed.
     drop(std::os::unix::net::UnixListener::bind(&path).expect("left"));
     let listener = OperatorListener::unix(&path).expect("listens");
     OperatorListener::unix(&path).expect_err("one at a time");
     use std::os::unix::fs::MetadataExt as _;
     let mode = std::fs::metadata(&path).expect("socket").mode();
-    assert_eq!(mode & 0o777, 0o600, "for its user alone");
+    assert_eq!(mode & 0o777, 0o600, "owner only");
     let door = tokio::spawn(operate(s.broker.clone(), listener));
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::UnixStream::connect(&path)
@@ -269,8 +269,8 @@ async fn operator_listener_is_local_only() {
     assert!(answer.contains("dipylon_tasks_open 0\n"), "{answer}");
     door.abort();
     let _aborted = door.await;
-    assert!(!path.exists(), "and takes its socket away");
-    // What lies there by then and is not its own, it leaves.
+    assert!(!path.exists(), "and unlinks its socket");
+    // A socket that is not its own is left.
     let listener = OperatorListener::unix(&path).expect("listens");
     std::fs::remove_file(&path).expect("removed");
     let _another = std::os::unix::net::UnixListener::bind(&path).expect("bound");
@@ -299,7 +299,7 @@ async fn operator_listener_checks_host_header() {
         let ask = format!("GET {target} HTTP/1.1\r\n{hosts}\r\nConnection: close\r\n\r\n");
         stream.write_all(ask.as_bytes()).await.expect("sent");
         let mut answer = String::new();
-        // To its end: one answer for each connection.
+        // Read to its end: one response per connection.
         in_time("an end", stream.read_to_string(&mut answer))
             .await
             .expect("read");
@@ -332,7 +332,7 @@ async fn idle_connections_do_not_block_metrics() {
                 let wait = std::time::Duration::from_millis(500);
                 match tokio::time::timeout(wait, stream.read(&mut byte)).await {
                     Ok(_closed) => return,
-                    // Some never come to an end, some never say more.
+                    // Some never finish their request, some send nothing more.
                     Err(_) if n % 2 == 0 && stream.write_all(b"a").await.is_err() => return,
                     Err(_) => {}
                 }
@@ -348,7 +348,7 @@ async fn idle_connections_do_not_block_metrics() {
     door.abort();
 }
 
-/// The real process, its log in JSON: each answered call is one object with what belongs to it.
+/// The real process with a JSON log: each answered call is one object with its fields.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn json_log_has_one_line_per_call() {
     let temp = tempfile::tempdir().expect("dir");
@@ -376,7 +376,7 @@ async fn json_log_has_one_line_per_call() {
         .request_token(&order(unknown, "r-2"))
         .await
         .expect_err("no such target");
-    // A caller that goes away while it waits for people.
+    // A caller that disconnects while it waits for an approval.
     let mut ask = order(disable("ann"), "r-3");
     ask.wait_s = 30;
     let gone = tokio::time::timeout(Duration::from_millis(500), task.request_token(&ask)).await;
@@ -421,7 +421,7 @@ async fn json_log_has_one_line_per_call() {
     assert_eq!(
         refused["span"]["correlation"].as_str(),
         told.correlation(),
-        "found by what the caller was told"
+        "the decision ID in the reply and in the log"
     );
     let cancelled = line("the caller went away", "r-3");
     assert_eq!(cancelled["code"], "CANCELLED");

@@ -1,4 +1,4 @@
-//! What operators meet: reasons, configuration, the first of them, and what to do when something is wrong.
+//! Operator setup: the reasons page, the bootstrap code, configuration, `doctor`, packaging.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -55,14 +55,14 @@ fn reasons_doc_matches_table() {
         std::fs::write(&path, &page).expect("written");
     }
     let written = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(page, written, "REASONS.md: DIPYLON_BLESS=1 writes it anew");
+    assert_eq!(page, written, "REASONS.md is stale: run with DIPYLON_BLESS=1");
 }
 
 // ---- The first operator ----
 
 const APPLY: &str = "dipylon.v1.GovernanceService/ApplyPolicyBundle";
 
-/// A broker in this process whose journal has no policy bundle, with a clock moved by hand.
+/// A broker in this process whose journal has no policy bundle, with a manual clock.
 struct BrokerWithoutPolicy {
     env: TestEnvironment,
     broker: Arc<Broker>,
@@ -176,7 +176,7 @@ impl BrokerWithoutPolicy {
     }
 }
 
-/// A refusal as gate 1 gives it to anybody: no cause, no nonce.
+/// Asserts gate 1's uniform refusal: no cause, no nonce.
 fn assert_not_authenticated<T: std::fmt::Debug>(result: Result<T, Refusal>) {
     let refusal = result.expect_err("closed");
     assert_eq!(refusal.reason, Reason::NotAuthenticated);
@@ -193,12 +193,12 @@ async fn bootstrap_code_admits_first_operator_once() {
     let entries = || b.broker.journal().tail().borrow().head.to_string();
     let before = entries();
 
-    // The code is for whoever the bundle lists: an approver and a stranger are told so, and it stays good.
+    // The code admits only operators of the bundle: others are refused, and it stays valid.
     for name in ["maria", "idp"] {
         let refusal = b.apply(name, &code).await.expect_err(name);
         assert_eq!(refusal.reason, Reason::InvalidPolicyBundle, "{name}");
     }
-    // It opens one method, and not beside another credential.
+    // It is valid for one method, and not beside another credential.
     assert_not_authenticated(
         b.broker
             .first_operator(&b.call("dipylon.v1.TaskService/OpenTask", "olga"), &code),
@@ -209,7 +209,7 @@ async fn bootstrap_code_admits_first_operator_once() {
     let mut none = b.call(APPLY, "olga");
     none.proof = None;
     assert_not_authenticated(b.broker.first_operator(&none, &code));
-    assert_eq!(entries(), before, "nothing was written");
+    assert_eq!(entries(), before, "no entry was written");
 
     let applied = b.apply("olga", &code).await.expect("applies");
     assert!(applied.changed && b.broker.ready().is_ok());
@@ -219,7 +219,7 @@ async fn bootstrap_code_admits_first_operator_once() {
         .person(&b.call(APPLY, "olga"))
         .expect("an operator now");
     let b = b.restart().await;
-    assert!(b.broker.bootstrap_code().is_none(), "nor after a restart");
+    assert!(b.broker.bootstrap_code().is_none(), "not after a restart either");
     crate::support::invariants::check(&b.dir.path().join("data"));
 }
 
@@ -231,20 +231,20 @@ async fn bootstrap_code_expiry() {
         assert_not_authenticated(b.show_code("olga", &Secret::new(format!("WRONG-{n}"))));
     }
     b.show_code("olga", &code)
-        .expect("wrong ones make it no less right");
+        .expect("wrong codes do not invalidate it");
 
     let b = b.restart().await;
     assert_not_authenticated(b.show_code("olga", &code));
     let code = b.code();
     b.manual_clock.advance_millis(599_000);
-    b.show_code("olga", &code).expect("not yet too old");
+    b.show_code("olga", &code).expect("not yet expired");
     b.manual_clock.advance_millis(1_000);
     assert_not_authenticated(b.show_code("olga", &code));
 
-    // One that was good when the bundle began to come, and is not when it is there.
+    // A code that was valid when the upload began, and expired before it was complete.
     let b = b.restart().await;
     let code = b.code();
-    let first = b.show_code("olga", &code).expect("good");
+    let first = b.show_code("olga", &code).expect("valid");
     b.manual_clock.advance_millis(600_000);
     let (call, files) = (b.call(APPLY, "olga"), b.env.policy.clone());
     assert_not_authenticated(
@@ -259,7 +259,7 @@ async fn bootstrap_code_expiry() {
 async fn concurrent_bootstrap_code_uses_one_wins() {
     let b = Arc::new(BrokerWithoutPolicy::start().await);
     let code = b.code();
-    // All have shown the code before any bundle is applied.
+    // All present the code before any bundle is applied.
     let uses: Vec<_> = (0..50)
         .map(|_| {
             let call = b.call(APPLY, "olga");
@@ -294,7 +294,7 @@ async fn concurrent_bootstrap_code_uses_one_wins() {
 
 // ---- The real program ----
 
-/// A directory with all that a broker in earnest needs, and the program itself.
+/// A directory with everything a production broker needs.
 struct Deployment {
     root: tempfile::TempDir,
     env: TestEnvironment,
@@ -302,7 +302,7 @@ struct Deployment {
     port: u16,
 }
 
-/// A started broker; ended with the test.
+/// A started broker, killed on drop.
 struct RunningBroker {
     child: std::process::Child,
     told: PathBuf,
@@ -375,7 +375,7 @@ impl Deployment {
         std::fs::set_permissions(self.path(name), mode).expect("chmod");
     }
 
-    /// Runs a verb in the directory: exit code, stdout, stderr.
+    /// Runs a command in the directory: exit code, stdout, stderr.
     fn run(&self, args: &[&str]) -> (i32, String, String) {
         let out = std::process::Command::new(env!("CARGO_BIN_EXE_dipylon"))
             .args(args)
@@ -438,7 +438,7 @@ fn bootstrap_code_end_to_end() {
             "policy", "apply", "policy", "--url", &site.url, "--key", key, "--code", code,
         ])
     };
-    // Without a code nobody is known, whatever their key.
+    // Without a code every key is unknown.
     let (code, _, told) = site.run(&[
         "policy", "apply", "policy", "--url", &site.url, "--key", "olga.pem",
     ]);
@@ -459,7 +459,7 @@ fn bootstrap_code_end_to_end() {
     assert_eq!(
         apply(&first, "olga.pem").0,
         20,
-        "the earlier one died with its process"
+        "the earlier code ended with its process"
     );
     site.write("code.txt", &format!("{}\n", second.to_lowercase()));
     let args = [
@@ -479,8 +479,8 @@ fn bootstrap_code_end_to_end() {
     let (code, _, told) = site.run(&[
         "policy", "apply", "policy", "--url", &site.url, "--key", "olga.pem",
     ]);
-    assert_eq!(code, 0, "an operator like any other now: {told}");
-    // Printed, and nowhere else: not in a log record at any level, not in a file of the broker's.
+    assert_eq!(code, 0, "an ordinary operator now: {told}");
+    // The code is printed only: it is in no log record at any level, and in no file of the broker.
     assert_eq!(running.told().matches(&second).count(), 1);
     for file in std::fs::read_dir(site.path("data")).expect("dir") {
         let bytes = std::fs::read(file.expect("file").path()).expect("read");
@@ -555,7 +555,7 @@ fn config_check_reports_every_problem() {
         "{told}"
     );
 
-    // Everything it names is looked at, and all of it is told at once.
+    // Every file it names is checked, and all problems are reported at once.
     site.write("keys/token-signing.pem", &site.env.pem_of("olga"));
     site.mode("keys", 0o750);
     site.mode("keys/token-signing.pem", 0o640);
@@ -658,7 +658,7 @@ fn doctor_checks_online_and_offline() {
     has(&out, "[fail]", "not ready: no policy bundle is in force");
     has(&out, "[ok]", "is held by the broker of this journal");
 
-    // In service.
+    // With a policy in force.
     let code = running.code().expect("printed");
     let apply = [
         "policy", "apply", "policy", "--url", &site.url, "--key", "olga.pem", "--code", &code,
@@ -688,7 +688,7 @@ fn doctor_checks_online_and_offline() {
     assert_eq!(code, 1, "{out}");
     has(&out, "[fail]", "NOT_AUTHENTICATED");
 
-    // Stopped, and the offline parts go on; then each bad state in turn.
+    // Stopped: the offline checks still work; then each bad state in turn.
     drop(running);
     let (code, out, _) = doctor();
     assert_eq!(code, 0, "{out}");
@@ -707,7 +707,7 @@ fn doctor_checks_online_and_offline() {
         }
     });
     let (code, out, _) = doctor();
-    answering.join().expect("asked twice");
+    answering.join().expect("two requests");
     assert_eq!(code, 1, "{out}");
     has(&out, "[fail]", "is held by something else");
     has(&out, "[fail]", "clocks: ");
@@ -749,7 +749,7 @@ fn doctor_counts_eligible_approvers() {
         "dipylon.toml",
         &format!("policy = \"policy\"\n{}", site.config()),
     );
-    // Only the owner is left to approve; and a profile that nothing asks for.
+    // Only the owner is left to approve; and a profile that no rule uses.
     let people = site.env.policy["people.toml"].clone();
     let mut kept = String::new();
     for block in people.split("\n[[") {
@@ -821,7 +821,7 @@ fn doctor_checks_tls_certificate() {
     let certificate = put(90);
     let _running = site.serve();
     let held = "is held by the broker of this journal";
-    // By its authority; by the certificates that lead to it; and by neither.
+    // Trusted by `--ca`; by the certificate chain; and by neither.
     let (_, out, _) = site.run(&["doctor", "--config", "dipylon.toml", "--ca", "ca.pem"]);
     assert!(
         out.contains(held) && out.contains("TLS of its own"),
@@ -857,7 +857,7 @@ fn production_example_is_valid() {
     assert!(out.contains("soc.example: 1 JWT-SVID keys"), "{out}");
     let (code, shown, told) = site.run(&["config", "show", file.to_str().expect("text")]);
     assert_eq!(code, 0, "{told}");
-    // The unit and the image keep these two directories, apart from each other.
+    // The unit and the image provide these two directories.
     let unit = std::fs::read_to_string(example("systemd/dipylon.service")).expect("unit");
     let image = std::fs::read_to_string(example("container/Containerfile")).expect("image");
     assert!(unit.contains("StateDirectory=dipylon/data dipylon/keys\nStateDirectoryMode=0700"));
@@ -865,7 +865,7 @@ fn production_example_is_valid() {
         assert!(shown.contains(&format!("\"{dir}\"")), "{shown}");
         assert!(image.contains(&format!("\"{dir}\"")), "{dir}");
     }
-    // Every argument they start the program with is one that it takes.
+    // The program accepts every argument they start it with.
     for line in unit.lines().filter_map(|line| line.strip_prefix("Exec")) {
         let Some((_, args)) = line.split_once("/usr/local/bin/dipylon ") else {
             continue;

@@ -1,4 +1,4 @@
-//! Spans of calls, as an OTLP collector receives them from the real process.
+//! OTLP export: spans of calls, as a collector receives them from the real process.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::support::DOMAIN;
 use super::crash_recovery::BrokerDeployment;
 use super::metrics::{TRACE, traced};
 
-/// `ExportTraceServiceRequest`, read no further.
+/// `ExportTraceServiceRequest`, undecoded.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Export {
     #[prost(bytes = "vec", repeated, tag = "1")]
@@ -68,7 +68,7 @@ async fn spans_reach_a_collector() {
     let temp = tempfile::tempdir().expect("dir");
     let more = format!("otlp_endpoint = \"http://{address}\"\n");
     let realm = BrokerDeployment::with(temp.path(), &more);
-    // Whatever the log says: what is exported does not follow it.
+    // The export does not depend on the log level.
     let mut broker = realm
         .broker_with_log(std::process::Stdio::inherit(), "error")
         .await;

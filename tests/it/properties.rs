@@ -1,5 +1,5 @@
-//! Laws 1-5 and 7-12 of DESIGN §9 over random histories: requests, votes, rule changes, time, ends, crashes, restarts.
-//! After each step the stored journal is walked by [`crate::support::invariants`], and whatever a client was told must be in it.
+//! Property tests: laws 1-5 and 7-12 over random histories of requests, votes, policy changes, time, ends, crashes and
+//! restarts. After each step [`crate::support::invariants`] checks the journal, which must hold all acknowledged work.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -33,7 +33,7 @@ enum Op {
         approve: bool,
         max_ttl: Option<i64>,
     },
-    /// By the newest passkey of a person, at the console.
+    /// With the newest passkey of a person, at the console.
     PasskeyVote {
         request: usize,
         voter: usize,
@@ -43,12 +43,12 @@ enum Op {
     Enrol {
         voter: usize,
     },
-    /// All keys of a person, or the newest passkey.
+    /// Revokes all keys of a person, or the newest passkey.
     RevokeKeys {
         voter: usize,
         all: bool,
     },
-    /// Asks, gathers every vote that would count, asks again: the usual way through gate 2.
+    /// Requests, casts every vote that would count, requests again: the usual way through gate 2.
     StepUp {
         task: usize,
         action: usize,
@@ -161,13 +161,13 @@ fn actions() -> Vec<Action> {
     ]
 }
 
-/// What clients were told: none of it may ever be missing, and nothing that ended may come back.
+/// Acknowledged work: none of it may ever be missing, and nothing that ended may become active again.
 #[derive(Default)]
 struct Ledger {
     tasks: Vec<(usize, TaskId)>,
     tokens: Vec<(TaskId, TokenId, Secret, Audience)>,
     ended: BTreeSet<TaskId>,
-    /// Tokens that ended apart from their tasks.
+    /// Tokens that ended before their tasks.
     dead: BTreeSet<TokenId>,
     requests: Vec<AccessRequestId>,
     votes: usize,
@@ -183,7 +183,7 @@ type ArmedFault = Arc<Mutex<Option<(Step, u8)>>>;
 struct Simulation {
     broker: Option<TestBroker>,
     agents: Vec<TestAgent>,
-    /// Everyone's passkeys, oldest first, revoked ones too.
+    /// The passkeys of each voter, oldest first, revoked ones included.
     passkeys: [Vec<SoftwareAuthenticator>; 3],
     ledger: Ledger,
     arm: ArmedFault,
@@ -282,7 +282,7 @@ impl Simulation {
         self.check();
     }
 
-    /// The writer stopped: what it had acknowledged lies before `acked_wal`; of the rest any prefix may be on the disk.
+    /// Crashes the writer: acknowledged entries end before `acked_wal`; of the rest any prefix may be on the disk.
     async fn crash(&mut self) {
         let broker = self.broker.take().expect("a broker runs");
         let written = broker.wal_len();
@@ -343,7 +343,7 @@ impl Simulation {
                         let jti = given.issued.jti;
                         assert!(
                             !self.ledger.dead.contains(&jti),
-                            "law 7: a dead token again"
+                            "law 7: an ended token returned again"
                         );
                         assert_eq!(given.issued.action.audience, action.audience);
                         assert_eq!(given.issued.action.target, action.target);
@@ -381,7 +381,7 @@ impl Simulation {
                     };
                     if b.cast_vote(VOTERS[*voter], *id, &begun.statement).await.is_ok() {
                         self.ledger.votes += 1;
-                        // Acknowledged in the middle of a step: a crash later in it must leave this alone.
+                        // Acknowledged in the middle of a step: a later crash in the same step must keep it.
                         self.acked_wal = b.wal_len();
                     }
                 }
@@ -445,7 +445,7 @@ impl Simulation {
                     self.ledger.revoked.extend(only);
                 }
             }
-            Op::StepUp { .. } => unreachable!("taken apart in step"),
+            Op::StepUp { .. } => unreachable!("expanded in `step`"),
             Op::Consume { token, use_id } => {
                 let Some((task, jti, token, audience)) = pick(&self.ledger.tokens, *token) else {
                     return;
@@ -591,7 +591,7 @@ impl Simulation {
         for (task, jti, token, audience) in &self.ledger.tokens {
             assert!(
                 found.tokens.contains(jti),
-                "laws 2 and 8: a token is out whose grant is not in the journal"
+                "laws 2 and 8: an issued token has no grant in the journal"
             );
             let validator = if audience.as_str() == IDP {
                 "idp"
@@ -601,37 +601,37 @@ impl Simulation {
             if self.ledger.ended.contains(task) || self.ledger.dead.contains(jti) {
                 assert!(
                     !b.introspect(validator, token),
-                    "law 7: what was ended is active"
+                    "law 7: an ended token is active"
                 );
             }
         }
         for (_, task) in &self.ledger.tasks {
             assert!(
                 found.tasks.contains(task),
-                "law 8: an acknowledged task is gone"
+                "law 8: an acknowledged task is missing"
             );
         }
         for task in &self.ledger.ended {
             assert!(
                 found.ended.contains(task),
-                "law 8: an acknowledged end is gone"
+                "law 8: an acknowledged end is missing"
             );
         }
         for (jti, use_id) in &self.ledger.uses {
             assert!(
                 found.uses[jti].iter().any(|(_, u)| u == use_id),
-                "law 8: an acknowledged use is gone"
+                "law 8: an acknowledged use is missing"
             );
         }
         assert!(
             found.votes >= self.ledger.votes,
-            "law 8: an acknowledged vote is gone"
+            "law 8: an acknowledged vote is missing"
         );
         assert!(
             found.enrolled >= self.ledger.enrolled && self.ledger.revoked.is_subset(&found.revoked),
-            "law 8: an acknowledged enrolment or revocation is gone"
+            "law 8: an acknowledged enrolment or revocation is missing"
         );
-        assert_eq!(b.broker.state().illegal(), 0, "a transition no table has");
+        assert_eq!(b.broker.state().illegal(), 0, "an illegal state transition");
         self.ledger.noted = Some(found.head);
     }
 }
@@ -644,7 +644,7 @@ fn pick<T>(from: &[T], n: usize) -> Option<&T> {
     }
 }
 
-/// Rules a security team might go back and forth between.
+/// Policy variants that are applied in turn.
 fn variant(env: &TestEnvironment, which: usize) -> BTreeMap<String, String> {
     match which {
         0 => env.policy.clone(),

@@ -1,5 +1,5 @@
-//! A newcomer's walk, with nothing but the program and the README: a broker in earnest with TLS, its first operator, an agent
-//! and a validator, one approved thing done by `exec`, the brake, and the figures. The names of files are the README's.
+//! The README's walkthrough: a production broker with TLS, its first operator, an agent, a validator, one action by `exec`,
+//! a freeze, and the metrics. File names are the README's.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -84,7 +84,7 @@ impl Walkthrough {
         output.out
     }
 
-    /// Starts the broker and waits until it says that it is ready.
+    /// Starts the broker and waits until it is ready.
     async fn serve(&self) -> (Child, PathBuf) {
         let output = self.path("output.txt");
         let child = self
@@ -118,7 +118,7 @@ impl Walkthrough {
     }
 }
 
-/// The case system: it takes nobody's word.
+/// A resource server that validates every request.
 struct CaseSystem {
     url: String,
     validator: Validator,
@@ -190,7 +190,7 @@ async fn readme_walkthrough() {
     walk.write("tls.crt", &certificate);
     super::transport::put(&walk.path("tls.key"), &key, 0o600);
 
-    // Keys for the operator and the case system; their public halves go into people.toml.
+    // Keys for the operator and the case system; their public keys go into people.toml.
     let mut policy = soc();
     for who in ["olga", "cases", "maria", "lee"] {
         let printed = walk
@@ -205,13 +205,13 @@ async fn readme_walkthrough() {
         walk.write(&format!("policy/{path}"), text);
     }
     let checked = walk.done("policy check policy").await;
-    // Maria owns reporter, so only Lee could say yes for it; the others suffice for triage.
+    // Maria owns reporter, so only Lee can approve for it; triage has enough approvers.
     assert!(
         checked.contains("reporter (1)") && !checked.contains("triage ("),
         "{checked}"
     );
 
-    // A trust domain: SPIRE's in earnest, one of our own to try it.
+    // A local trust domain, in place of SPIRE.
     walk.done("dev trust-domain --out spiffe").await;
     let port = walk.url.rsplit(':').next().expect("a port");
     walk.write(
@@ -225,7 +225,7 @@ async fn readme_walkthrough() {
     );
     walk.done("config check dipylon.toml").await;
 
-    // The broker starts with nothing and denies everything; its first operator comes in by the code it prints.
+    // The broker starts without policy and denies everything; the printed code admits its first operator.
     let (mut broker, output) = walk.serve().await;
     let printed = std::fs::read_to_string(output).expect("output");
     let code = printed.split("one-time code ").nth(1).expect("printed");
@@ -237,7 +237,7 @@ async fn readme_walkthrough() {
     assert!(walk.done(&first).await.contains("in force"));
     walk.run(&first).await.exit_code(20);
 
-    // An agent does one thing, and its token is dead when the command ends.
+    // An agent does one action, and its token ends with the command.
     let cases = CaseSystem::start(&walk).await;
     let svid = format!(
         "dev evidence --domain-key spiffe/trust-domain.pem --audience {} --spiffe-id spiffe://soc.example/agent/triage --out svid",
@@ -259,7 +259,7 @@ async fn readme_walkthrough() {
         .stdout_contains("the case")
         .stderr_contains("verified")
         .stderr_contains("done");
-    // What no rule allows is denied, and says so by its code.
+    // An action that no rule allows is denied, with its exit code.
     run(exec("case.close", "Case::INC-8841")).await.exit_code(2);
 
     let listed = walk.done("task list --ended --key olga.pem").await;
@@ -268,7 +268,7 @@ async fn readme_walkthrough() {
         "{listed}"
     );
 
-    // The brake: the agent gets nothing more, and everyone can see why.
+    // A freeze: the agent gets no more tokens, and the reason is visible.
     assert!(
         walk.done("agent show triage --key olga.pem")
             .await
@@ -288,7 +288,7 @@ async fn readme_walkthrough() {
     walk.done("unfreeze agent/triage --key olga.pem").await;
     run(exec("case.read", "Case::INC-8841")).await.exit_code(0);
 
-    // What happened can be read.
+    // Metrics and doctor.
     let metrics = walk.metrics().await;
     for line in [
         "dipylon_decisions_total{outcome=\"approved\"",
@@ -304,7 +304,7 @@ async fn readme_walkthrough() {
         doctor.out
     );
 
-    // It stops when output, and what it wrote can be verified without it.
+    // It stops on SIGTERM, and its journal can be verified offline.
     let pid =
         rustix::process::Pid::from_raw(i32::try_from(broker.id().expect("runs")).expect("pid"));
     rustix::process::kill_process(pid.expect("pid"), rustix::process::Signal::TERM).expect("output");

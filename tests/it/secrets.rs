@@ -1,5 +1,5 @@
-//! Law 11: no secret is in a log, an error, a figure or an entry. The real process, logging everything it can in either
-//! form, while secrets of every kind pass through it.
+//! Law 11: no secret is in a log, an error, a metric or an entry. The real process logs at its highest level in both
+//! formats, while secrets of every kind pass through it.
 
 use std::collections::BTreeMap;
 
@@ -73,7 +73,7 @@ async fn assert_no_secret_is_logged(form: &str) {
             .expect("may ask")
             .active
     );
-    // Refused calls carry secrets too: evidence that does not hold, a parameter that is not known.
+    // Refused calls carry secrets too: invalid evidence, an unknown parameter.
     let bent = Secret::new(format!("{}x", svid.expose_secret()));
     let liar = Agent::new(realm.endpoint(), EvidenceSource::Fixed(bent), None);
     let refused = liar
@@ -101,7 +101,7 @@ async fn assert_no_secret_is_logged(form: &str) {
     broker.kill().await.expect("stopped");
 
     let log = std::fs::read_to_string(&log).expect("log");
-    assert!(log.contains("refused"), "the log tells something: {log}");
+    assert!(log.contains("refused"), "the log is not empty: {log}");
     if form == "json" {
         for line in log.lines() {
             serde_json::from_str::<serde_json::Value>(line).expect("one object a line");

@@ -1,5 +1,5 @@
-//! The real process told to stop, to read its certificate again, and starved of files: what was answered stands, and who
-//! asks again is answered.
+//! Shutdown (SIGTERM), reload (SIGHUP) and file-descriptor exhaustion of the real process: acknowledged work is kept, and
+//! retries succeed.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::support::invariants;
 use crate::support::served_broker::order;
 use super::transport::{Authority, digest_of, in_time, open, put, shown, until};
 
-/// A directory from which a real broker is run, over TLS and a Unix socket.
+/// A directory from which a broker is run, over TLS and a Unix socket.
 struct TlsDeployment {
     root: PathBuf,
     env: TestEnvironment,
@@ -29,7 +29,7 @@ struct TlsDeployment {
 }
 
 impl TlsDeployment {
-    /// `more` stands at the end of the configuration.
+    /// `more` is appended to the configuration.
     fn new(root: &Path, more: &str) -> Self {
         let env = TestEnvironment::new();
         let address = std::net::TcpListener::bind("127.0.0.1:0")
@@ -70,7 +70,7 @@ impl TlsDeployment {
         digest_of(&certificate)
     }
 
-    /// The real process, as a shell starts it after these words.
+    /// The real process, started by a shell after the command `before`.
     async fn broker(&self, before: &str) -> Child {
         let ready = self.root.join("ready.json");
         let _none = std::fs::remove_file(&ready);
@@ -139,7 +139,7 @@ async fn sigterm_under_load_loses_nothing() {
         };
         let task = open(&site.env, &site.url, endpoint).await.expect("opens");
         let (told, next) = (told.clone(), next.clone());
-        // Each goes on until it is told of an end.
+        // Each continues until the broker stops.
         load.spawn(async move {
             loop {
                 let name = format!("r-{}", next.fetch_add(1, Ordering::SeqCst));
@@ -160,7 +160,7 @@ async fn sigterm_under_load_loses_nothing() {
     asked.wait_s = 60;
     let waiting = tokio::spawn(async move { waiter.request_token(&asked).await });
     let journal = dipylon::journal::ReadOnly::open(&site.root.join("data")).expect("journal");
-    until("people are asked, and tokens are out", || {
+    until("a request is pending, and tokens are issued", || {
         let mut asked = false;
         let read = journal.all(|entry| {
             asked |= entry.text.contains("\"kind\":\"AccessRequestOpened\"");
@@ -173,14 +173,14 @@ async fn sigterm_under_load_loses_nothing() {
     drop(journal);
     assert!(site.root.join("dipylon.sock").exists());
     kill_process(pid(&broker), Signal::TERM).expect("SIGTERM");
-    // Who waits for people is told that they were asked.
+    // A waiting call is answered with pending.
     let answer = in_time("the waiting call is answered", waiting)
         .await
         .expect("joined");
     assert!(matches!(answer, Ok(Outcome::Pending(_))), "{answer:?}");
     while let Some(error) = in_time("the load ends", load.join_next()).await {
         let error = error.expect("joined");
-        // No call in flight is cut: the next one finds nobody, is not sent, or has come to a door that was just closing.
+        // No call in flight is cut: the next one finds no listener, is not sent, or meets a closing connection.
         let clean = match &error {
             Error::Unreachable { cause, .. } => {
                 let cause = cause.to_lowercase();
@@ -204,16 +204,16 @@ async fn sigterm_under_load_loses_nothing() {
     let found = invariants::check(&site.root.join("data"));
     let told = told.lock().expect("told");
     eprintln!(
-        "{} tokens told, {} in the journal",
+        "{} tokens received, {} in the journal",
         told.len(),
         found.tokens.len()
     );
     assert!(told.iter().all(|jti| found.tokens.contains(jti)));
-    // And the other way round: nothing was entered whose caller was not answered.
+    // Conversely, every entry's caller was answered.
     assert_eq!(
         told.len(),
         found.tokens.len(),
-        "an acknowledgement was lost"
+        "a reply was lost"
     );
 }
 
@@ -235,7 +235,7 @@ async fn sighup_reloads_certificate() {
     in_time("the new certificate is shown", shows).await;
     put(&site.root.join("tls.key"), "garbage", 0o600);
     kill_process(pid(&broker), Signal::HUP).expect("SIGHUP");
-    // The connection that stood goes on, new ones are met with what was good.
+    // The open connection continues, new ones get the last valid certificate.
     task.request_token(&order(read_case(), "r-1"))
         .await
         .expect("served");
@@ -265,20 +265,20 @@ async fn recovers_from_fd_exhaustion() {
                 continue;
             };
             if n % 2 == 0 {
-                // Half a ClientHello, and gone.
+                // Half a ClientHello, then nothing.
                 use tokio::io::AsyncWriteExt as _;
                 let _broken = stream.write_all(b"\x16\x03\x01\x01\x00\x01").await;
             } else {
                 held.push(stream);
             }
         }
-        // Who is in is served, entries are written.
+        // Open connections are served, entries are written.
         task.request_token(&order(read_case(), &format!("in-{round}")))
             .await
             .expect("served");
-        // Who comes now comes in as soon as the silent are gone.
+        // A new client is served as soon as the idle connections are closed.
         let patient = site.endpoint().with_retry_ms(60_000);
-        in_time("the next comes in", open(&site.env, &site.url, patient))
+        in_time("the next client is served", open(&site.env, &site.url, patient))
             .await
             .expect("opens");
     }

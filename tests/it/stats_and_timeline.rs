@@ -1,4 +1,4 @@
-//! What was asked and decided before, as people see it: figures, what is unusual, live tokens, timelines, the search.
+//! Statistics, anomalies, live tokens, timelines and journal search.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -83,7 +83,7 @@ impl AgentInTask {
         asked.await.token().issued.jti
     }
 
-    /// Asked, approved by maria after `seconds`, and minted.
+    /// Requested, approved by maria after `seconds`, and minted.
     async fn approved(&mut self, b: &TestBroker, action: &Action, seconds: u32) -> TokenId {
         let id = self.pending(b, action).await;
         b.manual_clock.advance_millis(seconds * 1_000);
@@ -98,7 +98,7 @@ async fn decisions_are_counted_once() {
     let mut agent_in_task = AgentInTask::new(&b, "triage").await;
     agent_in_task.approved(&b, &disable("ann"), 7).await;
     let id = agent_in_task.pending(&b, &disable("ann")).await;
-    // Asked again and again it stays one ask.
+    // Repeated requests count once.
     for _ in 0..3 {
         let again = agent_in_task.pending(&b, &disable("ann")).await;
         assert_eq!(again, id);
@@ -107,7 +107,7 @@ async fn decisions_are_counted_once() {
     b.vote("lee", id, "one-security", Verdict::Deny)
         .await
         .expect("counts");
-    // Until then the agent may not ask people again.
+    // Until then the agent is in back-off.
     b.manual_clock.advance_millis(61_000);
     let lapsed = agent_in_task.pending(&b, &disable("cara")).await;
     b.manual_clock.advance_millis(901_000);
@@ -140,7 +140,7 @@ async fn decisions_are_counted_once() {
     let decided = |after_s: i64, who: &str| Some((START.plus_secs(after_s), person_id(who)));
     assert_eq!(habit.last_approved, decided(7, "maria"));
     assert_eq!(habit.last_denied, decided(28, "lee"));
-    assert_eq!(habit.hours[8], 2, "given and denied");
+    assert_eq!(habit.hours[8], 2, "issued and denied");
     assert_eq!(figures.agent(&triage).asked, 4);
     assert_eq!(figures.habit(&triage, &name("case.read")), None);
     let opinion = |who: &str| {
@@ -168,12 +168,12 @@ async fn decisions_are_counted_once() {
     assert_eq!(
         (permit.kind, permit.hits, permit.asked, permit.median_s),
         ("permit", 4, 0, None),
-        "a permit asks nobody"
+        "a permit needs no approval"
     );
     let no = &rows["accounts-belong-to-the-identity-provider"];
     assert_eq!((no.hits, no.asked), (1, 0));
 
-    // A vote on what no longer waits counts nowhere.
+    // A vote on a closed request is not counted.
     let late = b.begin_vote("maria", lapsed, "one-security", Verdict::Approve);
     late.await.expect_err("too late");
     let before = b.broker.state().picture();
@@ -196,7 +196,7 @@ async fn rubber_stamp_is_flagged() {
     for n in 0..20 {
         let stamped = rows(&b, "olga")["destructive-needs-a-yes"].rubber_stamp;
         assert!(!stamped && !approvers(&b)["maria"].rubber_stamp, "{n}");
-        // Evidence and proofs go on; one vote in a while, each within two seconds.
+        // Time passes between votes; each vote comes within two seconds.
         agent_in_task.approved(&b, &disable("ann"), 2).await;
         b.manual_clock.advance_millis(60_000);
     }
@@ -235,7 +235,7 @@ async fn anomalies_are_fixed_at_request_time() {
     let isolate = action("host.isolate", "Host", "web-1", IDP, &[]);
     let other = agent_in_task.pending(&b, &isolate).await;
     assert_eq!(odd(other), [Oddity::FirstTime]);
-    assert_eq!(odd(first), [Oddity::NoHistory], "later asks change nothing");
+    assert_eq!(odd(first), [Oddity::NoHistory], "later requests change nothing");
     let b = b.restart(Faults::default()).await;
     let kept = b.broker.state().figures().oddities(&target);
     assert_eq!(kept.as_deref(), Some(&[Oddity::FirstOnTarget][..]));
@@ -249,7 +249,7 @@ async fn undecided_requests_are_not_history() {
         let odd = b.broker.state().figures().oddities(&id);
         odd.expect("remembered").to_vec()
     };
-    // Taken back, again and again, and what rules deny: asked and answered, never decided.
+    // Cancelled requests and requests denied by rules: never decided by a person.
     for n in 0..8 {
         let id = agent_in_task.pending(&b, &disable("ann")).await;
         assert_eq!(odd(id), [Oddity::NoHistory], "{n}");
@@ -267,14 +267,14 @@ async fn undecided_requests_are_not_history() {
         let (evidence, request) = (Some(b.svid(&agent_in_task.agent)), format!("wrong-{n}"));
         let denied = b.request_token_with_evidence(&agent_in_task.agent, agent_in_task.task, &wrong, 60, &request, evidence);
         denied.await.denied();
-        // Evidence and proofs go on, and taking back costs a wait.
+        // Time passes: cancelling leads to back-off.
         b.manual_clock.advance_millis(61_000);
     }
     let (triage, disabling) = (agent_id("triage"), name("account.disable"));
     let figures = b.broker.state().figures();
     let habit = figures.habit(&triage, &disabling).expect("a habit");
     assert_eq!((habit.asked, habit.refused, habit.decided()), (16, 8, 0));
-    assert_eq!(habit.on_day_of(b.now()), 16, "asks of a day are counted");
+    assert_eq!(habit.on_day_of(b.now()), 16, "requests of a day are counted");
     assert_eq!((habit.hours, habit.targets), ([0; 24], Targets::default()));
     let id = agent_in_task.pending(&b, &disable("ann")).await;
     let call = b.person_call("dipylon.v1.ApprovalService/GetCard", "maria");
@@ -282,7 +282,7 @@ async fn undecided_requests_are_not_history() {
     assert_eq!(card.unusual, ["no history yet"]);
     let history = card.history.expect("kept");
     assert!(history.first && history.today == 17, "{history:?}");
-    // A no of a person is a decision.
+    // A denial by a person is a decision.
     b.vote("lee", id, "one-security", Verdict::Deny)
         .await
         .expect("counts");
@@ -379,7 +379,7 @@ async fn agent_ceiling_usage() {
     let reporter = show("reporter");
     assert_eq!(reporter.attested_at, None);
     assert_eq!(reporter.activity.len(), 1);
-    // What it used before its ceiling was lowered stays in sight.
+    // Actions used before the ceiling was lowered stay listed.
     let lower = |text: &str| text.replacen("\"account.disable\", ", "", 1);
     b.apply_policy(b.env.policy_with("agents.toml", lower))
         .await
@@ -435,7 +435,7 @@ async fn live_tokens_are_listed_by_expiry() {
         ("triage", "dana", "ann")
     );
     assert_eq!(page[1].uses_left, None);
-    // Revoked, spent or expired: gone at once.
+    // Revoked, used up or expired tokens are not listed.
     b.revoke(jtis[3]).await.expect("revoked");
     assert_eq!(live(&b, None, 100).await.len(), 3);
     b.manual_clock.advance_millis(121_000);
@@ -445,13 +445,13 @@ async fn live_tokens_are_listed_by_expiry() {
     assert!(live(&b, None, 100).await.is_empty());
 }
 
-/// One task with everything in it: asked, denied, approved, used, revoked, expired, ended.
+/// One task with every event: requested, denied, approved, used, revoked, expired, ended.
 async fn full_life(b: &TestBroker) -> AgentInTask {
     let mut agent_in_task = AgentInTask::new(b, "triage").await;
     let id = agent_in_task.pending(b, &disable("ann")).await;
     b.vote("dana", id, "one-security", Verdict::Approve)
         .await
-        .expect_err("the owner never counts");
+        .expect_err("the owner cannot vote");
     b.manual_clock.advance_millis(4_000);
     b.approve("maria", id, "one-security").await;
     let (evidence, ann) = (Some(b.svid(&agent_in_task.agent)), disable("ann"));
@@ -524,7 +524,7 @@ async fn timeline_covers_the_whole_task() {
     let b = b.restart(Faults::default()).await;
     let again = timeline(&b, "audit", agent_in_task.task).await.expect("may read");
     assert_eq!(again.moments, read.moments);
-    // A freeze ends it with an entry of its own.
+    // A freeze ends it with its own entry.
     let frozen = AgentInTask::new(&b, "reporter").await;
     b.freeze("owner/maria").await.expect("frozen");
     let read = timeline(&b, "olga", frozen.task).await.expect("may read");
@@ -544,7 +544,7 @@ async fn timeline_is_visible_to_asked_approvers_only() {
     assert_eq!(
         timeline(&b, "maria", agent_in_task.task).await.err(),
         Some(Reason::NotFound),
-        "it asked nobody yet"
+        "no approver was asked yet"
     );
     timeline(&b, "olga", agent_in_task.task)
         .await
@@ -564,7 +564,7 @@ async fn timeline_is_visible_to_asked_approvers_only() {
     assert_eq!(
         timeline(&b, "maria", agent_in_task.task).await.err(),
         Some(Reason::NotFound),
-        "it asked others"
+        "other approvers were asked"
     );
     timeline(&b, "lee", agent_in_task.task).await.expect("asked");
 }
@@ -606,7 +606,7 @@ async fn search_matches_whole_words() {
     let indexes: Vec<u64> = all.moments.iter().filter_map(|m| m.index).collect();
     let last = b.broker.state().position().1;
     assert_eq!(indexes, (0..=last).rev().collect::<Vec<_>>());
-    // The next page goes on below.
+    // The next page continues below.
     let below = search(&b, "TokenIssued", indexes.get(3).copied()).await;
     let whole = search(&b, "TokenIssued", None).await;
     let expected = whole.moments.iter().filter(|m| m.index < Some(indexes[3]));
@@ -729,13 +729,13 @@ async fn stats_over_grpc() {
     let approvers = olga.approver_figures().await.expect("may read");
     assert_eq!(approvers.len(), 3);
     let found = audit.search("triage", None).await.expect("may search");
-    assert_eq!(found.moments.len(), 3, "opened, asked, given: {found:?}");
+    assert_eq!(found.moments.len(), 3, "opened, requested, issued: {found:?}");
     let agent = olga.agent(&agent_id("triage")).await.expect("may read");
     assert_eq!(agent.activity.len(), 4);
     assert!(agent.attested_at.is_some());
 }
 
-/// Counts the stored entries anew, in the plainest way, and compares.
+/// Recomputes the statistics from the stored entries in a naive way, and compares.
 pub fn recount(dir: &std::path::Path, state: &State) {
     #[derive(Default)]
     struct RecountedHabit {
@@ -749,7 +749,7 @@ pub fn recount(dir: &std::path::Path, state: &State) {
         targets: BTreeSet<Target>,
     }
     impl RecountedHabit {
-        /// What a decision made of an ask of this moment.
+        /// Counts a decided request opened at this time.
         fn learn(&mut self, asked_at: Timestamp, target: &Target) {
             let text = asked_at.to_string();
             let hour: usize = text[11..13].parse().expect("RFC 3339");

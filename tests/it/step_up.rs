@@ -1,4 +1,4 @@
-//! People say yes with passkeys: enrolled by invitation, one assertion for one statement, void when the key is.
+//! Step-up with passkeys: enrolment by invitation, one assertion per statement, votes void when the key is revoked.
 
 use std::sync::Arc;
 
@@ -56,7 +56,7 @@ impl TestBroker {
             .await
     }
 
-    /// A call as the console makes it: with the cookie, and nothing signed.
+    /// A call as the console makes it: with the session cookie, without a proof.
     pub fn session_call(&self, method: &str, session: &Session) -> CallContext {
         let (method, allowed_roles) = guard::row(method).expect("a row");
         CallContext {
@@ -91,7 +91,7 @@ impl TestBroker {
         cast.await.map(|done| done.view)
     }
 
-    /// A whole vote at the console.
+    /// A complete vote at the console.
     pub async fn vote_in_session(
         &self,
         session: &Session,
@@ -124,7 +124,7 @@ fn vote_request(verdict: Verdict) -> VoteAsk {
     }
 }
 
-/// A world whose profiles take passkeys alone.
+/// An environment whose profiles accept only passkeys.
 pub fn passkeys_alone() -> TestEnvironment {
     let mut env = TestEnvironment::new();
     let people = env.policy.get_mut("people.toml").expect("people");
@@ -132,7 +132,7 @@ pub fn passkeys_alone() -> TestEnvironment {
     env
 }
 
-/// A world with its `[approvals]` written anew.
+/// An environment with its own `[approvals]` table.
 pub fn with_approvals(table: &str) -> TestEnvironment {
     let mut env = TestEnvironment::new();
     let people = env.policy.get_mut("people.toml").expect("people");
@@ -141,7 +141,7 @@ pub fn with_approvals(table: &str) -> TestEnvironment {
     env
 }
 
-/// A broker, an agent with a task, and its access request for disabling ann.
+/// A broker, an agent with a task, and its pending access request to disable ann.
 pub async fn asked(env: TestEnvironment) -> (TestBroker, TestAgent, TaskId, AccessRequestId) {
     let b = TestBroker::start_with(env, Faults::default()).await;
     let _held = b.enrol("lee").await;
@@ -160,13 +160,13 @@ async fn passkey_vote_yields_a_token() {
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     assert_eq!(session.person.as_str(), "maria");
-    // A fresh session is no vote.
+    // A fresh session is not a vote.
     let still = b
         .request_token(&triage, task, &disable("ann"), 900, "r-1")
         .await
         .pending();
     assert!(still.needs[0].approvers.is_empty());
-    // Nor is what would do at a terminal.
+    // Nor is a key signature.
     let begun = b.begin_vote_in_session(&session, id, approve()).await.expect("begun");
     let signature = b.env.keys["maria"]
         .sign(begun.challenge.as_bytes())
@@ -215,7 +215,7 @@ async fn assertion_is_bound_to_statement_and_voter() {
     let challenge = |begun: &VoteBegun| begun.challenge.as_bytes().to_vec();
     let wrong = Reason::PasskeyWrong;
 
-    // Another's passkey, however good.
+    // Another person's valid passkey.
     let begun = b.begin_vote_in_session(&session, id, approve()).await.expect("begun");
     let others = VoteProof::Passkey(lees.get(&challenge(&begun), CONSOLE));
     assert_eq!(
@@ -223,7 +223,7 @@ async fn assertion_is_bound_to_statement_and_voter() {
         wrong
     );
 
-    // One made to sign in, and one for another statement of the same vote.
+    // A sign-in assertion, and one for another statement of the same vote.
     for challenge in [
         b.broker.begin_sign_in().challenge,
         challenge(&b.begin_vote_in_session(&session, id, deny()).await.expect("begun")),
@@ -256,7 +256,7 @@ async fn assertion_is_bound_to_statement_and_voter() {
         assert_eq!(refused(cast), wrong, "{which}");
     }
 
-    // The good one counts once: a replay finds no statement that waits.
+    // The valid assertion counts once: a replay finds no pending statement.
     let begun = b.begin_vote_in_session(&session, id, approve()).await.expect("begun");
     let made = marias.get(&challenge(&begun), CONSOLE);
     let again = VoteProof::Passkey(made.clone());
@@ -271,7 +271,7 @@ async fn assertion_is_bound_to_statement_and_voter() {
         refused(b.cast_vote_in_session(&session, id, &begun, again).await),
         Reason::StatementUnknown
     );
-    // And after two minutes nothing waits any more.
+    // After two minutes the statement has expired.
     let late = b.begin_vote_in_session(&session, id, deny()).await.expect("begun");
     b.manual_clock.advance_millis(120_000);
     let made = VoteProof::Passkey(marias.get(&challenge(&late), CONSOLE));
@@ -315,7 +315,7 @@ async fn invitation_expires_and_is_replaced() {
     let begun = b
         .broker
         .begin_enrolment(ENROL, &lower)
-        .expect("typed by hand");
+        .expect("typed in lower case with spaces");
     let (_, made) = SoftwareAuthenticator::create(RP_ID, CONSOLE, &begun.challenge, &begun.user);
     b.manual_clock.advance_millis(1);
     assert_eq!(
@@ -334,7 +334,7 @@ async fn invitation_expires_and_is_replaced() {
         unknown
     );
 
-    // An enrolment has the same checks as a vote, and a challenge of its own invitation.
+    // Enrolment has the same checks as a vote, and the invitation's own challenge.
     let third = b.invite("maria").await;
     let unverified = PasskeyBehaviour {
         verified: false,
@@ -353,7 +353,7 @@ async fn invitation_expires_and_is_replaced() {
         .finish_enrolment(ENROL, &third, &made, "Phone")
         .await;
     assert_eq!(refused(crossed), Reason::PasskeyWrong);
-    // The same authenticator's answer enrols nobody else.
+    // The same registration cannot enrol another person.
     b.broker
         .finish_enrolment(ENROL, &other, &made, "Phone")
         .await
@@ -361,9 +361,9 @@ async fn invitation_expires_and_is_replaced() {
     let key = b
         .enrol_with(&third, &PasskeyBehaviour::default())
         .await
-        .expect("still good");
+        .expect("still valid");
     assert!(b.sign_in(&key).await.is_ok());
-    // Nobody without a role invites, and nobody who is not registered is invited.
+    // Only operators may invite, and only registered people can be invited.
     let call = b.person_call("dipylon.v1.ApprovalService/InviteApprover", "maria");
     let maria = PersonId::parse("maria").expect("id");
     assert_eq!(
@@ -411,7 +411,7 @@ async fn revoked_passkey_voids_unconsumed_votes() {
         (pending.access_request, pending.needs[0].approvers.len()),
         (id, 0)
     );
-    // Neither the session, nor the passkey, nor the key of people.toml speaks for her, and applying a bundle changes nothing.
+    // Session, passkey and the key of people.toml are all invalid, and applying a bundle does not change that.
     assert_eq!(
         refused(b.begin_vote_in_session(&session, id, approve()).await),
         Reason::NotAuthenticated
@@ -428,7 +428,7 @@ async fn revoked_passkey_voids_unconsumed_votes() {
         refused(b.begin_vote("maria", id, "one-security", Verdict::Approve).await),
         Reason::NotAuthenticated
     );
-    // Another passkey of hers does.
+    // A new passkey of hers is valid.
     let another = b.enrol("maria").await;
     let session = b.sign_in(&another).await.expect("signed in");
     assert!(b.begin_vote_in_session(&session, id, approve()).await.is_ok());
@@ -459,7 +459,7 @@ async fn signature_counter_regression_revokes() {
         Reason::NotAuthenticated,
         "its session is over too"
     );
-    // One that never counts is as good as ever.
+    // An authenticator without a counter stays valid.
     let silent = PasskeyBehaviour {
         sign_count: Some(0),
         ..PasskeyBehaviour::default()
@@ -572,7 +572,7 @@ async fn unsatisfiable_step_up_is_denied() {
         .await
         .denied();
     assert_eq!(denied.why, DeniedReason::NoEligibleApprover);
-    // The owner's passkey is no help; another's is, for the same request id.
+    // The owner's passkey does not count; another person's does, for the same idempotency key.
     b.enrol("dana").await;
     let denied = b
         .request_token(&triage, task, &disable("ann"), 300, "r-1")
@@ -633,7 +633,7 @@ async fn no_mint_after_vote_key_revocation() {
         }
         b.complete_task(&triage, task).await.expect("completes");
     }
-    // The laws, walked over the journal, hold whichever came first; that both happened is luck, and not asserted.
+    // The invariants hold whichever came first; that both orders occur is not asserted.
     println!("{minted} minted before, {refused} refused after the revocation");
     b.check_invariants();
 }
@@ -672,7 +672,7 @@ async fn vote_requires_card_of_current_policy() {
     assert_eq!(
         refused(b.begin_vote_in_session(&session, id, as_read(read)).await),
         Reason::TooSoon,
-        "it has to be read anew"
+        "the card must be read again"
     );
     b.manual_clock.advance_millis(3_000);
     assert!(b.begin_vote_in_session(&session, id, as_read(read)).await.is_ok());
@@ -694,7 +694,7 @@ async fn lapsed_vote_can_be_replaced() {
         refused(b.begin_vote_in_session(&session, id, approve()).await),
         Reason::NotEligible
     );
-    // Its time is over.
+    // The vote has expired.
     b.manual_clock.advance_millis(60_000);
     b.request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
@@ -702,7 +702,7 @@ async fn lapsed_vote_can_be_replaced() {
     b.vote_in_session(&session, &key, id, approve())
         .await
         .expect("counts again");
-    // Its key is revoked: another of hers says yes.
+    // Its key is revoked: she votes with another.
     let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
     let maria = PersonId::parse("maria").expect("id");
     b.broker

@@ -1,4 +1,4 @@
-//! The main job at the broker: both gates, one token, its use and its end.
+//! Token lifecycle in the broker: both gates, mint, use, revocation, expiry.
 
 use crate::support::*;
 use dipylon::journal::Faults;
@@ -14,7 +14,7 @@ async fn token_ends_with_its_task() {
     assert!(b.introspect("cases", &given.token));
     assert!(
         !b.introspect("idp", &given.token),
-        "another validator's token is nothing"
+        "inactive for another validator"
     );
     let report = b.complete_task(&triage, task).await.expect("completes");
     assert_eq!(
@@ -31,7 +31,7 @@ async fn token_ends_with_its_task() {
     let b = b.restart(Faults::default()).await;
     assert!(
         !b.introspect("cases", &given.token),
-        "a restart revives nothing"
+        "inactive after a restart"
     );
     b.check_invariants();
 }
@@ -68,7 +68,7 @@ async fn step_up_needs_another_person_and_is_single_use() {
         Reason::NotEligible
     );
 
-    // Approved for ann, asked for bob: a new access request, nothing minted.
+    // Approved for ann, requested for cara: a new access request, nothing minted.
     let other = b
         .request_token(&triage, task, &disable("cara"), 900, "r-2")
         .await
@@ -82,7 +82,7 @@ async fn step_up_needs_another_person_and_is_single_use() {
     assert_eq!(
         given.issued.exp - given.issued.iat,
         600,
-        "destructive tokens are short"
+        "destructive tokens have a short ttl"
     );
     assert_eq!(given.issued.uses, Some(1));
     assert_eq!(given.issued.consumed, Some(id));
@@ -94,7 +94,7 @@ async fn step_up_needs_another_person_and_is_single_use() {
     assert_eq!(
         b.consume("idp", &given.token, "use-1")
             .await
-            .expect("the same answer"),
+            .expect("the same reply"),
         first
     );
     assert_eq!(
@@ -107,10 +107,10 @@ async fn step_up_needs_another_person_and_is_single_use() {
     );
     assert!(
         !b.introspect("idp", &given.token),
-        "a spent token is not active"
+        "a used-up token is inactive"
     );
 
-    // The approval is spent: the same action asks people again.
+    // The approval is consumed: the same action needs a new one.
     let third = b
         .request_token(&triage, task, &disable("ann"), 900, "r-3")
         .await
@@ -145,10 +145,10 @@ async fn retry_returns_the_same_token() {
     assert_eq!(
         refused(dead),
         Reason::TokenDead,
-        "an expired grant is not given again"
+        "an expired grant is not reissued"
     );
 
-    // Opening is idempotent too, for the same words under the same key.
+    // OpenTask is idempotent too, for the same purpose under the same key.
     let same = b
         .try_open_task(&triage, "contain INC-8841", "open-1")
         .await
@@ -175,7 +175,7 @@ async fn gate_1_errors_are_indistinguishable() {
     );
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
-    // Another key, a real task: no oracle.
+    // Another key for an existing task: indistinguishable from an unknown task.
     let thief = TestAgent {
         key: b.agent("triage").key,
         ..triage.clone()
@@ -183,7 +183,7 @@ async fn gate_1_errors_are_indistinguishable() {
     let theirs = b
         .request_token(&thief, task, &read_case(), 60, "r-1")
         .await
-        .expect_err("not theirs");
+        .expect_err("not its task");
     let none = b
         .request_token(
             &thief,
@@ -198,7 +198,7 @@ async fn gate_1_errors_are_indistinguishable() {
         (theirs.reason, none.reason),
         (Reason::NotFound, Reason::NotFound)
     );
-    // Stale evidence is asked for; after showing it, it goes on.
+    // With stale evidence the broker asks for fresh evidence, then continues.
     b.manual_clock.advance_millis(301_000);
     assert_eq!(
         refused(b.request_token(&triage, task, &read_case(), 60, "r-1").await),
@@ -209,7 +209,7 @@ async fn gate_1_errors_are_indistinguishable() {
         .await
         .token();
     b.request_token(&triage, task, &read_case(), 60, "r-2").await.token();
-    // Someone else's evidence does not serve this task.
+    // Another agent's evidence is not accepted for this task.
     let other = b.svid(&b.agent("reporter"));
     assert_eq!(
         refused(
@@ -240,7 +240,7 @@ async fn policy_tightened_before_mint_denies() {
     assert!(applied.changed);
     assert_eq!(
         applied.swept.requests, 1,
-        "the access request ends: nobody is asked for what is forbidden"
+        "the access request is closed: the action is forbidden"
     );
     assert_eq!(
         b.request_token(&triage, task, &disable("ann"), 300, "r-1")
@@ -251,7 +251,7 @@ async fn policy_tightened_before_mint_denies() {
     );
     assert!(
         b.introspect("cases", &read.token),
-        "what is still allowed lives on"
+        "a token that is still allowed stays active"
     );
     let shut = b.env.policy_with("rules/20-guardrails.cedar", |text| {
         format!("{text}\n@id(\"no-reading\") forbid (principal, action == Action::\"case.read\", resource);\n")
@@ -259,12 +259,12 @@ async fn policy_tightened_before_mint_denies() {
     assert_eq!(b.apply_policy(shut).await.expect("applied").swept.grants, 1);
     assert!(
         !b.introspect("cases", &read.token),
-        "what is not allowed any more is dead"
+        "a token that is no longer allowed has ended"
     );
     b.apply_policy(b.env.policy.clone()).await.expect("applied");
     assert!(
         !b.introspect("cases", &read.token),
-        "and stays dead when the rules come back"
+        "and stays ended when the rules are restored"
     );
     b.check_invariants();
 }
@@ -288,7 +288,7 @@ async fn suspension_ends_everything_for_good() {
     b.resume("triage").await.expect("resumes");
     assert!(
         !b.introspect("cases", &given.token),
-        "nothing that ended comes back"
+        "nothing is revived"
     );
     assert_eq!(
         refused(b.request_token(&triage, task, &read_case(), 300, "r-2").await),
@@ -296,7 +296,7 @@ async fn suspension_ends_everything_for_good() {
     );
     b.try_open_task(&triage, "again", "open-2")
         .await
-        .expect("it may open anew");
+        .expect("it may open a new task");
     b.check_invariants();
 }
 
@@ -467,7 +467,7 @@ async fn unknown_actions_are_journaled() {
     assert_eq!(
         b.broker.state().position().1,
         before + 6,
-        "every refusal after gate 1 is an entry"
+        "every refusal after gate 1 is journaled"
     );
     assert_eq!(
         refused(b.request_token(&triage, task, &read_case(), 0, "r-1").await),
@@ -477,7 +477,7 @@ async fn unknown_actions_are_journaled() {
         refused(b.request_token(&triage, task, &read_case(), -5, "r-1").await),
         Reason::InvalidTtl
     );
-    // Outside the ceiling, a plain forbid.
+    // Outside the ceiling; then an explicit forbid.
     let reporter = b.agent("reporter");
     let theirs = b.open_task(&reporter).await;
     assert_eq!(
@@ -494,7 +494,7 @@ async fn unknown_actions_are_journaled() {
             .why,
         DeniedReason::ForbiddenByRule
     );
-    // An unchanged answer writes nothing.
+    // A repeated denial writes no entry.
     let at = b.broker.state().position().1;
     b.request_token(&triage, task, &disable("break-glass"), 60, "r-9")
         .await
@@ -552,7 +552,7 @@ async fn sensitive_parameters_are_committed_not_stored() {
         })
         .expect("readable");
     assert!(entries > 4);
-    // A retry opens the same commitments.
+    // A retry returns the same commitment openings.
     assert_eq!(
         b.request_token(&triage, task, &note, 300, "r-1")
             .await
@@ -580,13 +580,13 @@ async fn approvals_expire() {
         .request_token_with_evidence(&triage, task, &disable("ann"), 300, "r-1", Some(shown))
         .await
         .pending();
-    assert_eq!(still.access_request, id, "it still waits");
+    assert_eq!(still.access_request, id, "still pending");
     assert_eq!(
         still.needs[0].approvers,
         [],
-        "but nobody's yes is good any more"
+        "but no vote counts any more"
     );
-    // Another person's is, and bounds the token by its own life.
+    // Another person's vote counts, and its lifetime bounds the token's.
     b.approve("lee", id, "one-security").await;
     let given = b
         .request_token(&triage, task, &disable("ann"), 300, "r-1")
@@ -596,7 +596,7 @@ async fn approvals_expire() {
     b.check_invariants();
 }
 
-/// An approver who is out of the roster at the mint does not count, whatever they were at the vote.
+/// An approver who has lost the role by the time of mint does not count.
 #[tokio::test]
 async fn eligibility_is_rechecked_at_mint() {
     let b = TestBroker::start().await;
@@ -624,7 +624,7 @@ async fn eligibility_is_rechecked_at_mint() {
         (still.access_request, still.needs[0].approvers.len()),
         (id, 0)
     );
-    // A profile that is defined anew makes the former question void.
+    // A changed profile voids the access request.
     let redefined = b.env.policy_with("people.toml", |t| {
         t.replacen("good_for = \"10m\"", "good_for = \"9m\"", 1)
     });

@@ -1,5 +1,5 @@
-//! The doors themselves: TLS, the Unix socket, and what connections may not do. Every test talks through real sockets,
-//! to a broker in this process or to the real one. Waits are for events, up to a generous bound; no verdict rests on speed.
+//! Transport: TLS, the Unix socket, HTTP/2 limits, deadlines, connection age. Every test uses real sockets, to a broker in
+//! this process or to the real one. Waits are for events, up to a generous bound; no assertion depends on speed.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -38,10 +38,10 @@ use crate::support::{CASES, DOMAIN, TestEnvironment, disable, open_as, read_case
 use crate::support::invariants;
 use crate::support::served_broker::order;
 
-/// For whatever must come about sooner or later.
+/// Limit for conditions that must hold eventually.
 const GENEROUS: Duration = Duration::from_secs(60);
 
-/// Waits until something holds; the test fails if it never does.
+/// Waits until a condition holds; the test fails if it never does.
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     for _ in 0..GENEROUS.as_millis() / 10 {
         if holds() {
@@ -49,17 +49,17 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("never: {what}");
+    panic!("timed out: {what}");
 }
 
 pub async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(GENEROUS, future).await {
         Ok(value) => value,
-        Err(_) => panic!("never: {what}"),
+        Err(_) => panic!("timed out: {what}"),
     }
 }
 
-/// An authority that certifies brokers.
+/// A certificate authority.
 pub struct Authority {
     issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
     pub pem: String,
@@ -99,7 +99,7 @@ impl Authority {
 }
 
 pub fn put(path: &Path, text: &str, mode: u32) {
-    // As whoever renews certificates with care does it: no reader sees half a file.
+    // Written by rename, as in a careful renewal: no reader sees half a file.
     let making = path.with_extension("new");
     std::fs::write(&making, text).expect("written");
     std::fs::set_permissions(&making, std::fs::Permissions::from_mode(mode)).expect("mode");
@@ -113,7 +113,7 @@ pub struct TransportSetup {
     pub limits: Connections,
 }
 
-/// A broker in this process behind doors as a test wants them.
+/// A broker in this process with configurable transport.
 pub struct TestServer {
     pub env: Arc<TestEnvironment>,
     pub url: String,
@@ -203,7 +203,7 @@ impl TestServer {
         Endpoint::reach(&self.url, &self.reach()).expect("endpoint")
     }
 
-    /// One that never calls twice: what fails here, fails.
+    /// An endpoint without retries.
     pub fn once(&self) -> Endpoint {
         self.endpoint().with_retry_ms(0)
     }
@@ -212,7 +212,7 @@ impl TestServer {
         open(&self.env, &self.url, endpoint).await
     }
 
-    /// Stops the broker; what it leaves lies in the directory that comes back.
+    /// Stops the broker and returns its directory.
     pub async fn stop(mut self) -> tempfile::TempDir {
         drop(self.stop.take());
         in_time("the broker stops", self.server)
@@ -261,7 +261,7 @@ fn token(outcome: Result<Outcome, Error>) -> TokenId {
     }
 }
 
-/// A whole call: both gates and an entry.
+/// A complete call: both gates and an entry.
 pub async fn works(task: &Task, n: u64) {
     token(
         task.request_token(&order(read_case(), &format!("honest-{n}")))
@@ -283,7 +283,7 @@ pub async fn http1(
 
 pub const PEER: &str = "GET /peer HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
 
-/// A client of our own making, to see what the broker's TLS does.
+/// A rustls client, to observe the broker's TLS.
 fn tls_client(
     ca: &str,
     versions: &[&'static rustls::SupportedProtocolVersion],
@@ -314,7 +314,7 @@ async fn shake(
         .await
 }
 
-/// The certificate that a new connection is shown.
+/// The certificate presented to a new connection.
 pub async fn shown(address: SocketAddr, ca: &str) -> Option<Digest> {
     let stream = shake(address, &tls_client(ca, &[&rustls::version::TLS13]))
         .await
@@ -355,13 +355,13 @@ async fn tls_end_to_end() {
             .active
     );
 
-    // Another authority's word is no word, whether a file names it or the operating system.
+    // Another authority is not trusted, whether it comes from a file or the system.
     put(&site.root.join("other.pem"), &Authority::new().pem, 0o644);
     for ca in [Some(site.root.join("other.pem")), None] {
         let reach = Reach { ca, socket: None };
         let stranger = match Endpoint::reach(&site.url, &reach) {
             Ok(endpoint) => endpoint.with_retry_ms(0),
-            // A system without authorities trusts nobody.
+            // A system without authorities trusts no certificate.
             Err(error) => {
                 assert!(
                     matches!(error, Error::Trust(_)) && reach.ca.is_none(),
@@ -379,7 +379,7 @@ async fn tls_end_to_end() {
         config.reach = reach;
         assert!(Validator::connect(config.clone()).await.is_err());
     }
-    // Plain words to the TLS port get no answer that could be taken for one, and harm nobody.
+    // Plain HTTP to the TLS port gets no HTTP response, and does no harm.
     let plain = site.url.replace("https://", "http://");
     let endpoint = Endpoint::connect(&plain)
         .expect("endpoint")
@@ -400,7 +400,7 @@ async fn tls_end_to_end() {
     .await;
     works(&task, 1).await;
 
-    // No resumption, whatever the client keeps: each connection is a whole handshake.
+    // No session resumption: each connection is a full handshake.
     let config = tls_client(&site.authority.pem, &[&rustls::version::TLS13]);
     for _ in 0..3 {
         let mut stream = shake(site.address, &config).await.expect("shaken");
@@ -438,11 +438,11 @@ async fn certificate_rotation() {
         shown(site.address, &ca).await,
         Some(digest_of(&certificate))
     );
-    // Connections that stood go on.
+    // Open connections continue.
     works(&task, 1).await;
 
     put(&site.root.join("tls.crt"), "garbage", 0o644);
-    until("the broken one is seen", || {
+    until("the broken certificate is reported", || {
         tls.status().last_error.is_some()
     })
     .await;
@@ -451,7 +451,7 @@ async fn certificate_rotation() {
         Some(digest_of(&certificate))
     );
     put(&site.root.join("tls.crt"), &certificate, 0o644);
-    until("all is well again", || tls.status().last_error.is_none()).await;
+    until("the error is cleared", || tls.status().last_error.is_none()).await;
     site.stop().await;
 }
 
@@ -490,7 +490,7 @@ async fn unix_socket_listener() {
     };
     let answer = http1(&mut stream, PEER).await;
     assert!(answer.ends_with(&format!("{peer:?}")), "{answer}");
-    // The same callers, the same refusals: nobody is anybody by the door they come through.
+    // The same callers, the same refusals: the socket gives no identity.
     let mut stream = tokio::net::UnixStream::connect(&path)
         .await
         .expect("connects");
@@ -519,7 +519,7 @@ async fn calls_beyond_max_concurrent_streams_queue() {
         call.expect("answered");
     }
     assert_eq!(site.counts.accepted.load(Ordering::Relaxed), 1);
-    // The bound itself, as the broker tells it.
+    // The limit in the broker's SETTINGS.
     let (sender, _connection) = site.raw().await;
     let mut sender = sender.ready().await.expect("ready");
     let request = http::Request::get(format!("{}/livez", site.url))
@@ -555,7 +555,7 @@ async fn oversized_requests_are_rejected() {
     .await;
     assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
 
-    // A message of more than 64 KiB: told by its length alone, before it arrives.
+    // A message of more than 64 KiB: refused by its length prefix, before it arrives.
     let (mut sender, _connection) = site.raw().await;
     let request = site
         .grpc("dipylon.v1.TaskService/OpenTask")
@@ -566,7 +566,7 @@ async fn oversized_requests_are_rejected() {
     let head = [&[0][..], &length.to_be_bytes()].concat();
     body.send_data(head.into(), false).expect("sent");
     let answer = in_time("an answer", answer).await.expect("answered");
-    // OUT_OF_RANGE, as tonic says it.
+    // OUT_OF_RANGE, tonic's code.
     assert_eq!(answer.headers()["grpc-status"], "11");
     works(&task, 1).await;
     site.stop().await;
@@ -576,7 +576,7 @@ async fn oversized_requests_are_rejected() {
 async fn deadline_exceeded() {
     let site = TestServer::start(TransportSetup::default()).await;
     let (sender, _connection) = site.raw().await;
-    // The message never arrives whole, and the caller has said how long it waits.
+    // The message never arrives in full, and the caller set a timeout.
     for method in [
         "dipylon.v1.TaskService/OpenTask",
         "dipylon.v1.TokenService/Introspect",
@@ -595,7 +595,7 @@ async fn deadline_exceeded() {
         let message = answer.headers()["grpc-message"].to_str().expect("text");
         assert!(message.starts_with("the%20call"), "{message}");
     }
-    // Without a word of the caller's the broker's own bound holds.
+    // Without the caller's timeout the broker's own limit holds.
     let mut sender = sender.ready().await.expect("ready");
     let request = site
         .grpc("dipylon.v1.TaskService/OpenTask")
@@ -697,7 +697,7 @@ async fn connection_max_age_fails_no_call() {
     })
     .await;
     let url = site.url.clone();
-    // A validator's stream goes over from one connection to the next.
+    // A validator's stream moves from one connection to the next.
     let cases = Validator::connect(ValidatorConfig::new(
         &url,
         &url,
@@ -717,8 +717,8 @@ async fn connection_max_age_fails_no_call() {
         let asked = order(read_case(), &format!("r-{served}"));
         match task.request_token(&asked).await {
             Ok(Outcome::Token(_)) => served += 1,
-            // What came to a connection that was closing was not sent, or named by GOAWAY as not begun, and is asked again
-            // under the same request_id. A call that was begun is never cut.
+            // A call on a closing connection was not sent, or was refused by GOAWAY, and is retried under the same
+            // idempotency key. A call in progress is never cut.
             Err(Error::Unreachable { cause, .. })
                 if cause.starts_with("operation was canceled")
                     || cause.ends_with("not a result of an error") =>
@@ -729,14 +729,14 @@ async fn connection_max_age_fails_no_call() {
         }
     }
     eprintln!("{served} calls served, {unsent} not sent, while 6 connections aged");
-    // A stream is told, so that it does not keep its connection for ever.
+    // A stream is ended, so that it does not keep its connection open for ever.
     assert_eq!(
         in_time("the stream ends", stream).await.expect("joined"),
         "14"
     );
     let report = task.complete(TaskOutcome::Succeeded).await.expect("ended");
     in_time(
-        "the validator hears of it",
+        "the validator learns of the revocation",
         cases.read_past(report.position),
     )
     .await;
@@ -753,7 +753,7 @@ async fn client_disconnect_is_atomic() {
     let mut gone = 0;
     for n in 1..=60 {
         let asked = order(read_case(), &format!("gone-{n}"));
-        // From before the call leaves to after its answer.
+        // From before the call is sent to after its reply.
         let patience = Duration::from_micros(n * 150);
         if tokio::time::timeout(patience, task.request_token(&asked))
             .await
@@ -764,7 +764,7 @@ async fn client_disconnect_is_atomic() {
         let first = token(task.request_token(&asked).await);
         assert_eq!(first, token(task.request_token(&asked).await), "one grant");
     }
-    eprintln!("{gone} of 60 calls were given up");
+    eprintln!("{gone} of 60 calls were cancelled");
     assert!(gone > 0);
     assert_eq!(invariants::check(&site.root.join("data")).tokens.len(), 61);
     site.stop().await;
@@ -781,8 +781,8 @@ async fn waiting_calls_are_answered_on_shutdown() {
         tokio::spawn(async move { task.request_token(&asked).await })
     };
     let journal = dipylon::journal::ReadOnly::open(&site.root.join("data")).expect("journal");
-    // Until people are asked, nobody waits.
-    until("people are asked", || {
+    // The call waits once its request is pending.
+    until("the request is pending", || {
         let mut asked = false;
         let read = journal.all(|entry| {
             asked |= entry.text.contains("\"kind\":\"AccessRequestOpened\"");

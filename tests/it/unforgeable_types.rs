@@ -1,4 +1,4 @@
-//! Gate passes cannot be forged, copied, stored or used twice.
+//! Unforgeable types: values returned by the gates cannot be constructed elsewhere, cloned, deserialized or used twice.
 
 use std::path::{Path, PathBuf};
 
@@ -8,8 +8,8 @@ fn trybuild() {
     cases.compile_fail("tests/fail/*.rs");
 }
 
-/// Each pass, the one file that may build it, and the functions there that answer with one.
-const PASSES: &[(&str, &str, &[&str])] = &[
+/// Each gate type, the one file that may construct it, and the functions there that return it.
+const GATE_TYPES: &[(&str, &str, &[&str])] = &[
     ("Attested", "verify/mod.rs", &["attest"]),
     ("Possession", "verify/possession.rs", &["check"]),
     (
@@ -41,16 +41,16 @@ fn gate_types_have_one_constructor() {
     let mut files = Vec::new();
     sources(&root, &mut files);
     assert!(files.len() > 50);
-    for (pass, home, makers) in PASSES {
+    for (gate_type, home, makers) in GATE_TYPES {
         let text = std::fs::read_to_string(root.join(home)).expect("home");
         let at = text
-            .find(&format!("pub struct {pass} {{"))
-            .unwrap_or_else(|| panic!("{pass} is declared in {home}"));
+            .find(&format!("pub struct {gate_type} {{"))
+            .unwrap_or_else(|| panic!("{gate_type} is declared in {home}"));
         let body = &text[at..at + text[at..].find("\n}").expect("end")];
         for line in body.lines().skip(1) {
             assert!(
                 !line.trim_start().starts_with("pub"),
-                "{pass} has a field others can write: {line}"
+                "{gate_type} has a public field: {line}"
             );
         }
         let before = &text[..at];
@@ -60,10 +60,10 @@ fn gate_types_have_one_constructor() {
             .take_while(|l| l.starts_with("#[") || l.starts_with("///"))
             .collect();
         for forbidden in ["Clone", "Copy", "Serialize", "Deserialize", "Default"] {
-            let allowed = *pass == "Committed" && forbidden == "Clone";
+            let allowed = *gate_type == "Committed" && forbidden == "Clone";
             assert!(
                 allowed || !derives.contains(forbidden),
-                "{pass} is {forbidden}"
+                "{gate_type} is {forbidden}"
             );
         }
         for path in &files {
@@ -74,12 +74,12 @@ fn gate_types_have_one_constructor() {
                 .expect("inside")
                 .to_string_lossy()
                 .into_owned();
-            // The writer is the journal's own inner room: it alone makes `Committed`.
+            // `Committed` is constructed by the journal's writer.
             let here =
-                relative == *home || (*pass == "Committed" && relative == "journal/writer.rs");
+                relative == *home || (*gate_type == "Committed" && relative == "journal/writer.rs");
             let built = text.lines().filter(|l| {
                 let code = l.split("//").next().unwrap_or_default();
-                code.match_indices(&format!("{pass} {{")).any(|(i, _)| {
+                code.match_indices(&format!("{gate_type} {{")).any(|(i, _)| {
                     let head = code[..i].trim_end();
                     let part_of_longer =
                         code[..i].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':');
@@ -91,7 +91,7 @@ fn gate_types_have_one_constructor() {
                         && !head.ends_with('&')
                 })
             });
-            assert!(here || built.count() == 0, "{relative} builds a {pass}");
+            assert!(here || built.count() == 0, "{relative} constructs a {gate_type}");
         }
         for line in text
             .lines()
@@ -103,13 +103,13 @@ fn gate_types_have_one_constructor() {
                 .nth(1)
                 .and_then(|r| r.split(['(', '<']).next())
                 .unwrap_or_default();
-            if answer.contains(*pass)
-                && !answer.contains(&format!("&{pass}"))
-                && !answer.contains(&format!("Arc<{pass}>"))
+            if answer.contains(*gate_type)
+                && !answer.contains(&format!("&{gate_type}"))
+                && !answer.contains(&format!("Arc<{gate_type}>"))
             {
                 assert!(
                     makers.contains(&name),
-                    "{home}: fn {name} answers with a {pass}"
+                    "{home}: fn {name} returns a {gate_type}"
                 );
             }
         }

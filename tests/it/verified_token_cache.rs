@@ -1,4 +1,4 @@
-//! A token of ours is verified once; whether it is good is asked each time.
+//! Verified-token cache: a token's signature is verified once; whether it is active is checked each time.
 
 use dipylon::journal::Faults;
 use dipylon::model::Secret;
@@ -16,8 +16,8 @@ async fn cached_tokens_are_rechecked() {
         .token()
         .token;
     assert!(b.introspect("cases", &token) && b.introspect("cases", &token));
-    assert!(!b.introspect("idp", &token), "another's audience");
-    // Other bytes are another token, even where header and claims are the same.
+    assert!(!b.introspect("idp", &token), "another validator's audience");
+    // Another signature is another token, even with the same header and claims.
     let at = token.expose_secret().len() - 10;
     let other = if token.expose_secret()[at..].starts_with('A') {
         "B"
@@ -28,13 +28,13 @@ async fn cached_tokens_are_rechecked() {
     bent.replace_range(at..=at, other);
     let bent = Secret::new(bent);
     assert!(!b.introspect("cases", &bent) && !b.introspect("cases", &bent));
-    // A new process has read nothing.
+    // A new process has an empty cache.
     let b = b.restart(Faults::default()).await;
-    assert!(!b.introspect("cases", &bent), "not before the good one");
+    assert!(!b.introspect("cases", &bent), "not before the valid token");
     assert!(b.introspect("cases", &token) && b.introspect("cases", &token));
-    assert!(!b.introspect("cases", &bent), "nor after it");
+    assert!(!b.introspect("cases", &bent), "not after it either");
     b.complete_task(&agent, task).await.expect("completes");
-    assert!(!b.introspect("cases", &token), "read, and dead");
+    assert!(!b.introspect("cases", &token), "cached, and ended");
     b.check_invariants();
 }
 

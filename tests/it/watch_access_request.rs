@@ -1,5 +1,5 @@
-//! Waiting for people, through real sockets: a watch hears how its access request stands until its end, over restarts of both
-//! sides, and wakes for nothing else.
+//! WatchAccessRequest through real sockets: a watch reports each status of its access request to the last, across restarts of
+//! both sides, and wakes only for its request.
 
 use std::process::Stdio;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use dipylon::proto::v1::task_service_client::TaskServiceClient;
 use crate::support::{DOMAIN, TestEnvironment, disable, rand_u64};
 use crate::support::served_broker::{ServedBroker, order};
 
-/// Whatever comes, comes by then, on any machine.
+/// Limit for events that must arrive eventually.
 const BOUND: Duration = Duration::from_secs(60);
 
 async fn in_time<T>(what: impl Future<Output = T>) -> T {
@@ -75,9 +75,9 @@ async fn watch_reports_every_final_status() {
     assert_eq!(
         stands(&mut watch).await,
         Some(Status::Approved),
-        "one more yes is a change"
+        "one more approval is a change"
     );
-    // The watch minted nothing: asking does.
+    // The watch mints nothing: RequestToken does.
     let given = task.request_token(&order(disable("ann"), "r-yes")).await;
     assert!(matches!(given, Ok(Outcome::Token(_))), "{given:?}");
     assert_eq!(stands(&mut watch).await, Some(Status::Consumed));
@@ -91,7 +91,7 @@ async fn watch_reports_every_final_status() {
     assert_eq!(
         stands(&mut late).await,
         Some(Status::Denied),
-        "who comes late hears the end"
+        "a late watcher gets the final status"
     );
     assert_eq!(stands(&mut late).await, None);
 
@@ -103,7 +103,7 @@ async fn watch_reports_every_final_status() {
     assert_eq!(
         stands(&mut watch).await,
         Some(Status::Expired),
-        "by time alone"
+        "expired without an entry"
     );
     assert_eq!(stands(&mut watch).await, None);
 
@@ -141,7 +141,7 @@ async fn foreign_requests_are_not_found() {
         (Some(Reason::NotFound), Some("NOT_FOUND"))
     );
     assert_eq!(refused(&theirs, nothing).await, refused(&theirs, id).await);
-    // A stranger's key for a task that is there.
+    // An unknown key for an existing task.
     let stranger = Arc::new(SigningKey::generate().expect("key").0);
     let stolen = Task::attach(s.endpoint(), s.evidence("triage"), mine.id(), stranger);
     assert_eq!(refused(&stolen, id).await, refused(&theirs, id).await);
@@ -149,7 +149,7 @@ async fn foreign_requests_are_not_found() {
     assert_eq!(stands(&mut own).await, Some(Status::Waiting));
 }
 
-/// The first message of a watch that goes on from a mark, as the wire has it.
+/// The first wire message of a watch that resumes from a mark.
 async fn first_message(
     s: &ServedBroker,
     key: &SigningKey,
@@ -208,13 +208,13 @@ async fn watch_resumes_and_sends_heartbeats() {
         panic!("{first:?}")
     };
     assert!(!stands.last);
-    // What was told is not told again: a sign of life comes instead.
+    // A known status is not repeated: a heartbeat comes instead.
     let next = in_time(first_message(&s, &key, task.id(), id, stands.mark)).await;
     let Some(Message::Heartbeat(heartbeat)) = next else {
         panic!("{next:?}")
     };
     assert_eq!(heartbeat.mark, stands.mark);
-    // An older mark is: whatever came in between is in how it stands now.
+    // An older mark gets the current status, which covers all changes since.
     vote(&s.person("maria"), id, Verdict::Approve).await;
     let now = in_time(first_message(&s, &key, task.id(), id, stands.mark)).await;
     let Some(Message::Stands(now)) = now else {
@@ -258,7 +258,7 @@ async fn watchers_wake_only_for_their_request() {
             .sum::<u64>()
     };
     let before = answers();
-    // A hundred entries about others, two of them opened by the same agent.
+    // A hundred entries about other requests, two of them of the same agent.
     let other = s.task("triage").await;
     let second = pending(&other, "r-2").await.access_request_id();
     for n in 0..100 {
@@ -269,7 +269,7 @@ async fn watchers_wake_only_for_their_request() {
             .expect("answers");
     }
     vote(&s.person("maria"), second, Verdict::Deny).await;
-    assert_eq!(answers(), before + 1, "the second one's own");
+    assert_eq!(answers(), before + 1, "only its own");
     assert!(!waiting.is_finished());
     vote(&s.person("maria"), id, Verdict::Approve).await;
     let given = in_time(waiting).await.expect("joins");
@@ -312,7 +312,7 @@ async fn waiting_survives_broker_and_agent_restart() {
     broker.kill().await.expect("SIGKILL");
     let _next = realm.broker_with_log(Stdio::inherit(), "error").await;
 
-    // The agent started again: with its key and the same action it finds the same access request.
+    // The agent restarts: with its key and the same action it finds the same access request.
     let again = Task::attach(endpoint(), evidence, task.id(), key);
     let mut ask = order(disable("ann"), "r-after");
     ask.wait_s = 0;
@@ -325,7 +325,7 @@ async fn waiting_survives_broker_and_agent_restart() {
     vote(&maria, found, Verdict::Approve).await;
     let given = in_time(waiting).await.expect("joins");
     assert!(matches!(given, Ok(Outcome::Token(_))), "{given:?}");
-    // The watch that was begun before the kill hears it, too: approved may have passed by.
+    // The watch begun before the kill gets it too: it may have missed `approved`.
     let mut last = None;
     while let Some(status) = stands(&mut watch).await {
         last = Some(status);

@@ -1,5 +1,5 @@
-//! Passkeys against the room that checks them: the specification's own ceremonies, every single changed byte, and every
-//! lie an authenticator, a browser or a thief of either could tell.
+//! WebAuthn verification: the specification's test vectors, every single changed byte, and every false claim of an
+//! authenticator or browser.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::support::software_authenticator::{KeyKind, PasskeyBehaviour, SoftwareAuthenticator, attestation_object, encoded};
 use crate::vectors::vectors;
 
-/// Of a map of CBOR, in order.
+/// Members of a CBOR map, in order.
 type Members = Vec<(Cbor, Cbor)>;
 
 /// One ceremony of the specification's section "Test Vectors".
@@ -34,13 +34,13 @@ pub fn example() -> RelyingParty {
     }
 }
 
-/// The specification's ceremonies, or a loud skip.
+/// The specification's ceremonies; prints that the test is skipped where they are missing.
 pub fn ceremonies() -> Option<Vec<Ceremony>> {
     let file = vectors("webauthn")?.join("webauthn_l3_test_vectors.json");
     let all: Value = serde_json::from_slice(&std::fs::read(file).expect("read")).expect("JSON");
     let all = all.as_array().expect("an array").iter();
     let ceremonies = all
-        // The first is the root of the attestations, which are not judged here.
+        // The first is the attestation root; attestations are not verified here.
         .filter(|c| c["registration"]["clientDataJSON"].is_string())
         .map(|c| {
             let (made, got) = (&c["registration"], &c["authentication"]);
@@ -94,7 +94,7 @@ fn spec_examples() {
     let rp = example();
     let (mut made, mut asserted, mut signed, mut refused) = (0, 0, 0, Vec::new());
     for c in &ceremonies {
-        // Each is taken, or refused for its own reason: frames and unverified users have no say here, other algorithms no key.
+        // Each is accepted, or rejected for a known reason: frames, missing user verification, unsupported algorithms.
         let framed = c.name.contains("crossOrigin") || c.name.contains("topOrigin");
         let foreign = ["ES384", "ES512", "Ed448"]
             .iter()
@@ -115,14 +115,14 @@ fn spec_examples() {
         assert_eq!(registered, wanted, "{}", c.name);
         refused.extend(registered.err().map(|e| format!("{}: {e}", c.name)));
 
-        // Whoever was not verified when registering may have been when signing: the key alone is needed for that.
+        // A user not verified at registration may be verified at assertion: only the key is needed for that.
         let credential = registered_verified(&rp, c);
         if foreign {
             assert_eq!(credential, Err(WebauthnError::Algorithm), "{}", c.name);
             continue;
         }
         let credential = credential.unwrap_or_else(|e| panic!("{}: {e}", c.name));
-        // Every signature of an algorithm we have, of a verified user or not.
+        // Every signature of a supported algorithm, with or without user verification.
         let key = AuthenticatorKey::from_jwk(&credential.jwk).expect("key");
         let client = Digest::of(&c.assertion.client_data_json);
         let message = [&c.assertion.authenticator_data[..], client.as_bytes()].concat();
@@ -144,18 +144,18 @@ fn spec_examples() {
         }
     }
     eprintln!(
-        "webauthn: {} ceremonies, {signed} signatures verified; taken whole: {made} registrations, {asserted} assertions; refused:\n  {}",
+        "webauthn: {} ceremonies, {signed} signatures verified; accepted: {made} registrations, {asserted} assertions; rejected:\n  {}",
         ceremonies.len(),
         refused.join("\n  ")
     );
     assert_eq!(
         (ceremonies.len(), signed, made, asserted),
         (15, 12, 5, 3),
-        "the rest is framed, unverified or of another algorithm"
+        "the rest is cross-origin, without user verification or of another algorithm"
     );
 }
 
-/// The credential of a ceremony, as if its registration had been by a verified user on a page of its own: flags and client
+/// The credential of a ceremony, as if its registration had user verification and no frame: flags and client
 /// data are not signed without an attestation.
 pub fn registered_verified(rp: &RelyingParty, c: &Ceremony) -> Result<Credential, WebauthnError> {
     let mut object: Cbor =
@@ -227,7 +227,7 @@ fn registration_and_assertion() {
     }
 }
 
-/// Each lie, at registration and at assertion, and the check that finds it.
+/// Each deviation, at registration and at assertion, and the check that detects it.
 fn mutations() -> Vec<(&'static str, PasskeyBehaviour, WebauthnError)> {
     let good = PasskeyBehaviour::default;
     let origin = |origin: &str| PasskeyBehaviour {
@@ -318,7 +318,7 @@ fn mutations() -> Vec<(&'static str, PasskeyBehaviour, WebauthnError)> {
             WebauthnError::RelyingParty,
         ),
         (
-            "nobody there",
+            "user not present",
             PasskeyBehaviour {
                 present: false,
                 ..good()
@@ -418,7 +418,7 @@ fn webauthn_mutations() {
     }
 }
 
-/// A registration is not an assertion, nor the reverse, whatever the rest says.
+/// A registration is not an assertion, nor the reverse.
 #[test]
 fn registration_is_not_assertion() {
     let rp = example();
@@ -441,7 +441,7 @@ fn registration_is_not_assertion() {
     );
 }
 
-/// A challenge too short to be one is answered by nothing, not even by its own answer.
+/// A challenge that is too short is rejected, even with a matching answer.
 #[test]
 fn short_challenge_is_rejected() {
     let rp = example();
@@ -455,7 +455,7 @@ fn short_challenge_is_rejected() {
     }
 }
 
-/// Client data that a signature covers and yet two readers could read differently.
+/// Signed client data that two parsers could read differently.
 #[test]
 fn client_data_is_strict() {
     let rp = example();
@@ -529,7 +529,7 @@ fn client_data_is_strict() {
     }
 }
 
-/// Registrations whose bytes are not exactly what they must be.
+/// Registrations with malformed bytes.
 #[test]
 fn registration_parsing_is_strict() {
     let rp = example();
@@ -544,7 +544,7 @@ fn registration_parsing_is_strict() {
     };
     assert!(register(object.clone()).is_ok());
 
-    // Around the data.
+    // The attestation object.
     assert_eq!(
         register([&object[..], &[0]].concat()),
         Err(WebauthnError::AttestationObject("bytes after the end"))
@@ -587,7 +587,7 @@ fn registration_parsing_is_strict() {
     }
     assert!(with(&|m| m[1].1 = Cbor::Map(vec![("x".into(), deep.clone())])).is_err());
 
-    // Inside the data.
+    // The authenticator data.
     let data = members[2].1.as_bytes().expect("bytes").clone();
     let inside = |data: &[u8]| register(attestation_object(data));
     assert!(inside(&data).is_ok());
@@ -610,7 +610,7 @@ fn registration_parsing_is_strict() {
     promised[32] |= 0x80;
     assert!(
         inside(&promised).is_err(),
-        "extensions promised, none there"
+        "the extensions flag without extensions"
     );
 
     // The credential and its key.
@@ -679,12 +679,12 @@ fn registration_parsing_is_strict() {
     ] {
         assert_eq!(refused, Err(WebauthnError::Algorithm), "{what}");
     }
-    // EdDSA over a key that says it is of P-256, and the reverse, take nothing from each other.
+    // EdDSA with a P-256 key, and the reverse.
     assert!(keyed(&|k| k[1].1 = (-8).into()).is_err());
     assert!(keyed(&|k| k[1].1 = (-257).into()).is_err());
 }
 
-/// The record's key decides, in its one form.
+/// The stored key must be a canonical public key.
 #[test]
 fn stored_key_is_validated() {
     let (passkey, credential) = enrolled(KeyKind::Es256);
@@ -740,7 +740,7 @@ fn stored_key_is_validated() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
-    /// One changed byte anywhere in what is signed, in the signature or in the key on record, and there is no yes.
+    /// One changed byte in the signed data, the signature or the stored key fails verification.
     #[test]
     fn assertion_bit_flips_fail(part in 0..4_usize, at in any::<prop::sample::Index>(), flip in 1..=255_u8, ed in any::<bool>()) {
         let kind = if ed { KeyKind::EdDsa } else { KeyKind::Es256 };
@@ -762,7 +762,7 @@ proptest! {
         prop_assert!(check(&credential, &assertion).is_err());
     }
 
-    /// One bit of the flags or the counter, signed anew by the right key: only what the flags may say is taken.
+    /// Any flags and counter, signed with the right key: only permitted combinations are accepted.
     #[test]
     fn signed_flag_combinations(flags in any::<u8>(), count in any::<u32>()) {
         let (passkey, credential) = enrolled(KeyKind::Es256);
@@ -779,7 +779,7 @@ proptest! {
         }
     }
 
-    /// Another challenge, origin or relying party than asked for, whatever it is.
+    /// Any other challenge, origin or relying party is rejected.
     #[test]
     fn challenge_origin_and_rp_id_are_bound(challenge in prop::collection::vec(any::<u8>(), 0..64), origin in "https?://[a-z.]{1,20}(:[0-9]{1,5})?", id in "[a-z.]{1,20}") {
         let (passkey, credential) = enrolled(KeyKind::Es256);
@@ -795,7 +795,7 @@ proptest! {
         prop_assert_eq!(under(&other, &CHALLENGE) == Ok(()), id == rp.id);
     }
 
-    /// Bytes nobody meant are refused, and never more than that.
+    /// Random bytes are rejected without a panic.
     #[test]
     fn random_bytes_never_panic(object in prop::collection::vec(any::<u8>(), 0..300), data in prop::collection::vec(any::<u8>(), 0..120), said in prop::collection::vec(any::<u8>(), 0..200)) {
         let (passkey, credential) = enrolled(KeyKind::Es256);

@@ -1,4 +1,4 @@
-//! People decide at the console: enrolment, signing in, the inbox, yes, no, less, two of two.
+//! Approving at the console: enrolment, sign-in, inbox, approval, denial, narrowing, two-person quorum.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ pub async fn denied(task: &Task, action: Action, request_id: &str) -> Denied {
     }
 }
 
-/// Waits until the card says that the person's own vote was taken.
+/// Waits until the card says that the person's own vote was counted.
 pub async fn voted(browser: &Browser) -> String {
     browser.seen("#outcome").await.text().await
 }
@@ -47,7 +47,7 @@ async fn enrolment_and_sign_in() {
     let code = follow(&maria, &invitation, "desk key").await;
     assert!(
         !maria.url().await.contains('#'),
-        "the code left the address"
+        "the code is removed from the address"
     );
     let enrolled = maria.seen("#enrolled").await.text().await;
     assert!(enrolled.contains("Maria Moreau"), "{enrolled}");
@@ -81,11 +81,11 @@ async fn enrolment_and_sign_in() {
             &json!("/")
         )
     );
-    assert!(cookie["expiry"].is_null(), "it goes with the browser");
+    assert!(cookie["expiry"].is_null(), "a session cookie");
     let seen = maria.script("return document.cookie", json!([])).await;
-    assert_eq!(seen, "", "no script sees it");
+    assert_eq!(seen, "", "HttpOnly");
 
-    // What the browser had is worth nothing once the person has left.
+    // The cookie is invalid after sign-out.
     maria.wait("#sign-out button").await.click().await;
     maria.wait("#sign-in").await;
     let value = cookie["value"].as_str().expect("text");
@@ -94,7 +94,7 @@ async fn enrolment_and_sign_in() {
     maria.wait("#sign-in").await;
     assert!(maria.url().await.contains("/console/sign-in"));
 
-    // A key that counts no more signs nobody in, and ends the session that it opened.
+    // A revoked key cannot sign in, and its session is over.
     site.sign_in(&maria).await;
     let call = site.call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
     let person = PersonId::parse("maria").expect("person");
@@ -134,10 +134,10 @@ async fn inbox_updates_live() {
     assert_eq!(
         maria.script("return window.same", json!([])).await,
         true,
-        "it was never loaded again"
+        "the page was not reloaded"
     );
 
-    // Risk first, then the deadline; alike ones of two agents stand together, each with a vote of its own.
+    // Ordered by risk, then deadline; equal requests of two agents are grouped, each with its own vote.
     let rows = "return [...document.querySelectorAll('li[data-request]')].map((r) => [r.dataset.request, r.dataset.risk])";
     let shown = maria.script(rows, json!([])).await;
     assert_eq!(
@@ -148,7 +148,7 @@ async fn inbox_updates_live() {
     assert_eq!(maria.script(groups, json!([])).await, json!([1, 2]));
     let waiting = maria.wait("#waiting").await.text().await;
     assert!(waiting.contains('3'), "{waiting}");
-    // The same action asked again in the same task is the same request.
+    // The same action requested again in the same task is the same access request.
     assert_eq!(site.asks(&triage, disable("ann"), "r-9").await, first);
 
     triage.cancel(first).await.expect("cancels");
@@ -215,7 +215,7 @@ async fn approval_yields_single_use_token() {
     let spent = validator.spend(admitted, "u-1").await.expect("spent");
     assert_eq!(spent.uses_left(), Some(0));
     let another = present(&validator, &token, &disable("cara")).await;
-    another.expect_err("for ann alone");
+    another.expect_err("valid for ann only");
 
     maria.reload().await;
     let card = maria.wait("#card").await;
@@ -225,10 +225,10 @@ async fn approval_yields_single_use_token() {
     );
     assert!(
         maria.find("#approve").await.is_none(),
-        "nothing left to decide"
+        "no longer pending"
     );
 
-    // What happened, from verification to revocation.
+    // The timeline, from verification to revocation.
     let report = task.complete(TaskOutcome::Succeeded).await;
     report.expect("completes");
     site.open(&maria, &format!("/console/tasks/{}", task.id()))
@@ -257,7 +257,7 @@ async fn approval_yields_single_use_token() {
         "{kinds}"
     );
     drop(validator);
-    Arc::into_inner(site).expect("ours alone").close().await;
+    Arc::into_inner(site).expect("the only handle").close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -318,23 +318,23 @@ async fn narrowed_ttl_shortens_the_token() {
     maria.press("n").await;
     assert_eq!(maria.focus().await, "narrow-ttl");
     let ttl = maria.seen("#narrow-ttl").await;
-    // More than was asked is refused, not cut.
+    // A longer `ttl` than requested is refused, not clamped.
     ttl.type_in("99999").await;
     maria.seen("#approve").await.click().await;
     maria.seen("#problem").await;
     assert_eq!(site.standing(id), "waiting");
     ttl.clear().await;
-    // What stands in the fields is what is signed, and the page says it beside the buttons.
+    // The values of the fields are signed, and shown beside the buttons.
     let signs = async || maria.seen("#signs b").await.text().await;
     let asked = signs().await;
     ttl.type_in("7").await;
     assert!(signs().await.starts_with("7 s, "), "{}", signs().await);
     maria.press(keys::ESCAPE).await;
-    assert_eq!(signs().await, asked, "nothing is left of it");
+    assert_eq!(signs().await, asked, "reset");
     assert_eq!(ttl.property("value").await, "");
     maria.press("n").await;
     ttl.type_in("45").await;
-    // Closed, it still holds.
+    // Collapsing the form keeps the values.
     maria.seen("#narrow summary").await.click().await;
     maria.holds("!document.querySelector('#narrow').open").await;
     assert!(signs().await.starts_with("45 s, "), "{}", signs().await);
@@ -363,7 +363,7 @@ async fn two_person_quorum() {
     assert!(said.contains("others"), "{said}");
     assert_eq!(site.standing(id), "waiting");
 
-    // The same person again, with whatever key, is the same person.
+    // A second vote by the same person does not count, with any key.
     maria.wait("#sign-out button").await.click().await;
     maria.wait("#sign-in").await;
     maria.forget_passkeys().await;
@@ -386,7 +386,7 @@ async fn two_person_quorum() {
     let needs = lee.wait("#card").await.text().await;
     assert!(
         needs.contains("Maria Moreau"),
-        "who said yes before: {needs}"
+        "earlier approvers: {needs}"
     );
     lee.seen("#approve").await.click().await;
     voted(&lee).await;
@@ -432,7 +432,7 @@ async fn late_approval_is_rejected() {
     let id = site.asks(&task, disable("ann"), "r-1").await;
     let later = site.asks(&task, disable("cara"), "r-2").await;
     site.open_card(&maria, id).await;
-    // The second she opens in time and signs in time, but what she signed comes late.
+    // The second card is opened and signed in time, but the vote arrives late.
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
     site.pass(14 * 60);
     let begun = ceremony::post(
@@ -443,7 +443,7 @@ async fn late_approval_is_rejected() {
     .await;
     let signed = ceremony::sign(&maria, &begun["body"]["challenge"], "required").await;
     site.pass(65);
-    // The open card says by itself that nothing is left to decide; whoever asks all the same is told so.
+    // The open card updates to expired; a vote sent anyway is rejected.
     let told = maria.seen("#outcome-text").await.text().await;
     assert!(told.contains("expired"), "{told}");
     let begun_late = ceremony::post(&maria, &format!("{}/vote/begin", card_of(id)), ask).await;
@@ -482,7 +482,7 @@ async fn keyboard_only_flow() {
     let second = site.asks(&task, disable("cara"), "r-2").await;
     site.open(&maria, "/console").await;
     maria.seen(&format!("li[data-request='{second}']")).await;
-    // Two of one moment stand in either order.
+    // Two requests of the same millisecond may appear in either order.
     let rows =
         "return [...document.querySelectorAll('li[data-request]')].map((r) => r.dataset.request)";
     let shown = maria.script(rows, json!([])).await;
@@ -504,14 +504,14 @@ async fn keyboard_only_flow() {
     maria.wait("#card").await;
     assert!(maria.url().await.ends_with(&card_of(first)));
 
-    // Nothing that a hurried Enter could press is a yes.
+    // No vote button has the focus, so a hurried Enter does not vote.
     assert!(!["approve", "deny"].contains(&maria.focus().await.as_str()));
     maria.press(keys::ENTER).await;
     maria.press("d").await;
     assert_eq!(maria.focus().await, "deny");
     maria.press("n").await;
     assert_eq!(maria.focus().await, "narrow-ttl");
-    // Enter in a field is no yes either, nor do letters typed there move anything.
+    // Enter in a field does not vote, and letters typed there are no shortcuts.
     maria.press("5a").await;
     assert_eq!(maria.focus().await, "narrow-ttl");
     maria.press(keys::ENTER).await;
@@ -527,7 +527,7 @@ async fn keyboard_only_flow() {
     assert_eq!(
         site.standing(first),
         "waiting",
-        "reaching it is not pressing it"
+        "focus does not press it"
     );
     maria.press(keys::ENTER).await;
     voted(&maria).await;
@@ -555,7 +555,7 @@ async fn pages_without_javascript_and_on_mobile() {
     site.permit(&phone, "maria").await;
     let task = site.task("triage").await;
     let id = site.asks(&task, disable("ann"), "r-1").await;
-    // A browser without scripts cannot use a passkey; it gets the session of one that can.
+    // A browser without JavaScript cannot use a passkey; it gets another browser's session.
     let cookie = phone.cookies().await[0]["value"].clone();
     site.open(&still, "/console/sign-in").await;
     still
@@ -586,7 +586,7 @@ async fn pages_without_javascript_and_on_mobile() {
     for words in ["Disable an account", "ann", "phish confirmed"] {
         assert!(card.contains(words), "no {words:?} in {card}");
     }
-    // What decides is on the first screen, and large enough for a thumb.
+    // The decision buttons are on the first screen and large enough to touch.
     site.open(&phone, &card_of(id)).await;
     let boxes = "return ['h1', '#phrase', '#deny', '#approve'].map((s) => { const b = document.querySelector(s).getBoundingClientRect();
                  return b.top >= 0 && b.bottom <= innerHeight && b.left >= 0 && b.right <= innerWidth; })";

@@ -1,4 +1,4 @@
-//! Pages of somebody else: served from an origin of their own, to see what the console lets them do.
+//! Attacker's site: pages on a foreign origin that try to use the console.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-/// A place on loopback that serves fixed pages, and notes who asked with which cookies.
+/// A loopback server of fixed pages that records the cookies it receives.
 pub struct AttackerSite {
     pub address: SocketAddr,
     pages: Arc<Pages>,
@@ -46,17 +46,17 @@ impl AttackerSite {
         pages.insert(path.to_owned(), html);
     }
 
-    /// As the name that passkeys and cookies know the console by, on another port.
+    /// The console's host name on another port: same site, other origin.
     pub fn neighbour(&self, path: &str) -> String {
         format!("http://localhost:{}{path}", self.address.port())
     }
 
-    /// As another site altogether.
+    /// Another site.
     pub fn stranger(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.address.port())
     }
 
-    /// Every `Cookie` header that came here.
+    /// Every `Cookie` header received.
     pub fn cookies(&self) -> Vec<String> {
         self.pages.cookies.lock().expect("unpoisoned").clone()
     }

@@ -1,4 +1,4 @@
-//! That the driver itself can be believed: it makes and uses a passkey on a page that has nothing to do with the console.
+//! Self-test of the WebDriver client on pages that have nothing to do with the console.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::driver::{Browser, Viewport, absent, keys};
 use super::attacker_site::AttackerSite;
 
-/// Makes a passkey for `localhost` and signs in with it; binary values leave as base64url.
+/// Creates a passkey for `localhost` and signs in with it; binary values are base64url.
 const MAKE: &str = "
     const b64 = (b) => btoa(String.fromCharCode(...new Uint8Array(b))).replaceAll('+', '-').replaceAll('/', '_').replaceAll('=', '');
     const made = await navigator.credentials.create({ publicKey: {
@@ -59,8 +59,8 @@ async fn virtual_authenticator_creates_and_signs() {
     assert_eq!(data[..32], *Digest::of(b"localhost").as_bytes());
     assert_eq!(data[32] & 0b101, 0b101, "user present and verified");
 
-    // An authenticator that does not recognise its user: the browser refuses what must be verified, and the flag is
-    // missing from what need not be.
+    // An authenticator that does not verify its user: the browser refuses where verification is required; elsewhere the flag
+    // is missing.
     browser.recognises(false).await;
     let refused = browser.run(USE, json!(["required"])).await;
     assert_eq!(refused["error"], "NotAllowedError");
@@ -131,7 +131,7 @@ async fn viewport_scripts_and_colour_scheme() {
     assert_eq!(still.wait("#p").await.text().await, "before");
 }
 
-/// Whatever a test leaves running would run on: both processes go with the browser.
+/// Dropping the browser ends both processes.
 #[tokio::test]
 async fn dropped_browser_leaves_no_process() {
     if absent() {

@@ -1,4 +1,4 @@
-//! What others try at the console: their words, their pages, their signatures.
+//! Attacks on the console: XSS, CSRF, framing, signature replay, cloned passkeys.
 
 use dipylon::model::*;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use super::attacker_site::AttackerSite;
 use super::site::{ConsoleServer, card_of, follow};
 use crate::support::{TestEnvironment, action, disable};
 
-/// Markup that would run, and characters that would hide or turn what stands beside them.
+/// Executable markup, and characters that hide or reorder the text beside them.
 const EVIL: &str =
     "<img src=x onerror=pwned=1><script>pwned=1</script>\u{202e}\u{200b}\"'`{{7*7}}&lt;b&gt;";
 
@@ -61,7 +61,7 @@ async fn xss_is_escaped() {
         assert!(text.contains(plain), "{file}: {plain}");
         *text = text.replacen(plain, &hostile.replace('"', "\\\""), 1);
     }
-    // Notes need a yes too, so that a free text of the agent's is a parameter on a card.
+    // Notes need approval too, so that free text of the agent is a parameter on a card.
     let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
     let (plain, graver) = (
         "action \"case.note\" in [\"write\"]",
@@ -111,7 +111,7 @@ async fn xss_is_escaped() {
         maria.wait("main").await;
         unhurt(&maria, path).await;
     }
-    // Shown, all of it, as what it is.
+    // All of it is shown as text.
     site.open_card(&maria, id).await;
     let card = maria.wait("#card").await.text().await;
     for words in [
@@ -124,7 +124,7 @@ async fn xss_is_escaped() {
         assert!(card.contains(words), "no {words:?} in {card}");
     }
 
-    // What a person tells the agent goes the other way: plain, or not at all.
+    // An approver's comment reaches the agent as plain text, or is refused.
     maria
         .wait("#comment")
         .await
@@ -141,7 +141,7 @@ async fn xss_is_escaped() {
     site.close().await;
 }
 
-/// No script of others ran, no element of theirs is there, nothing invisible is left.
+/// Asserts that no injected script ran, no injected element exists, and no invisible character is left.
 async fn unhurt(browser: &Browser, page: &str) {
     let look = "return {
         ran: typeof window.pwned, images: document.querySelectorAll('img, iframe, object, embed').length,
@@ -173,7 +173,7 @@ async fn csrf_from_foreign_origin() {
         "/console/enrol/begin".to_owned(),
     ];
     for (n, path) in posts.iter().enumerate() {
-        // The type that a form may send anywhere, made to look like JSON.
+        // `text/plain`, which a form may send cross-origin, shaped like JSON.
         let ask = "{\"profile\":\"one-security\",\"verdict\":\"deny\",\"comment\":\"";
         attacker.put(
             &format!("/{n}"),
@@ -182,8 +182,8 @@ async fn csrf_from_foreign_origin() {
                  <script>document.forms[0].submit()</script>"
             ),
         );
-        // Another site altogether, whose posts come without the cookie; and a neighbour on the same host, whose posts bring
-        // it along: ports make no site (RFC 6265bis §5.2).
+        // Another site, whose posts come without the cookie; and another port of the same host, whose posts carry the cookie:
+        // a site has no port (RFC 6265bis §5.2).
         for from in [
             attacker.stranger(&format!("/{n}")),
             attacker.neighbour(&format!("/{n}")),
@@ -196,7 +196,7 @@ async fn csrf_from_foreign_origin() {
             assert_eq!(maria.holds(status).await, 403, "{from} to {path}");
         }
     }
-    // The same by script: the answer stays unread, and nothing came of it.
+    // The same by script: the response is opaque, and the request has no effect.
     for from in [attacker.stranger("/0"), attacker.neighbour("/0")] {
         attacker.put("/0", "a page");
         maria.goto(&from).await;
@@ -216,7 +216,7 @@ async fn csrf_from_foreign_origin() {
             .any(|how| how == "read");
         assert!(!read, "{from}: {tried}");
     }
-    // She is still signed in, and the request waits as before.
+    // She is still signed in, and the request is still pending.
     site.open(&maria, "/console").await;
     maria.seen(&format!("li[data-request='{id}']")).await;
     assert_eq!(site.standing(id), "waiting");
@@ -247,7 +247,7 @@ async fn console_cannot_be_framed() {
     };
     attacker.put("/card", &framed(&card_of(id)));
     attacker.put("/sign-in", &framed("/console/sign-in"));
-    // A page of the same broker that frames may show, to see that this would be seen.
+    // Control: a page of the same broker that may be framed.
     attacker.put("/alive", &framed("/livez"));
     for (page, inside) in [("/alive", true), ("/card", false), ("/sign-in", false)] {
         maria.goto(&attacker.neighbour(page)).await;
@@ -286,7 +286,7 @@ async fn signature_replay_is_rejected() {
         &again,
         &["STATEMENT_UNKNOWN", "NOT_ELIGIBLE", "PASSKEY_WRONG"],
     );
-    // Her true signature, under a statement it was not made for: another request, and a yes where she began a no.
+    // Her valid signature under another statement: another request, and an approval where she began a denial.
     for verdict in ["approve", "deny"] {
         let ask = json!({ "profile": "one-security", "verdict": verdict });
         let begun = ceremony::post(&maria, &format!("{}/vote/begin", card_of(other)), ask).await;
@@ -301,7 +301,7 @@ async fn signature_replay_is_rejected() {
         &strayed,
         &["STATEMENT_UNKNOWN", "PASSKEY_WRONG", "MALFORMED"],
     );
-    // Signing in is no vote: what she signed to enter counts for nothing.
+    // A sign-in assertion is not a vote.
     let begun = ceremony::post(&maria, "/console/sign-in/begin", json!({})).await;
     let entering = ceremony::sign(&maria, &begun["body"]["challenge"], "required").await;
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
@@ -323,12 +323,12 @@ async fn user_verification_is_required() {
     let task = site.task("triage").await;
     let id = site.asks(&task, disable("ann"), "r-1").await;
     maria.recognises(false).await;
-    // The browser will not sign what must be verified.
+    // The browser does not sign where user verification is required.
     site.open_card(&maria, id).await;
     maria.seen("#approve").await.click().await;
     maria.seen("#problem").await;
     assert!(maria.hides("#outcome").await);
-    // A page that asks for less gets a signature, and the broker does not take it.
+    // With `discouraged` the browser signs, and the broker rejects the signature.
     let begin = format!("{}/vote/begin", card_of(id));
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
     let begun = ceremony::post(&maria, &begin, ask.clone()).await;
@@ -337,14 +337,14 @@ async fn user_verification_is_required() {
     let cast = format!("{}/vote/cast", card_of(id));
     let answer = ceremony::post(&maria, &cast, ceremony::cast(&begun, &signed)).await;
     refused_as(&answer, &["PASSKEY_WRONG"]);
-    // Nor for signing in.
+    // Sign-in rejects it too.
     let begun = ceremony::post(&maria, "/console/sign-in/begin", json!({})).await;
     let signed = ceremony::sign(&maria, &begun["body"]["challenge"], "discouraged").await;
     let answer = ceremony::post(&maria, "/console/sign-in/finish", signed).await;
     refused_as(&answer, &["NOT_AUTHENTICATED", "PASSKEY_WRONG"]);
     assert_eq!(site.standing(id), "waiting");
 
-    // The same steps with a device that does: it was this that was missing.
+    // Control: the same steps with user verification succeed.
     maria.recognises(true).await;
     let begun = ceremony::post(&maria, &begin, ask).await;
     let signed = ceremony::sign(&maria, &begun["body"]["challenge"], "preferred").await;
@@ -370,11 +370,11 @@ async fn signature_from_foreign_origin_is_rejected() {
     let begun = ceremony::post(&maria, &format!("{}/vote/begin", card_of(id)), ask).await;
     let challenge = &begun["body"]["challenge"];
 
-    // A neighbour's page may use the passkey, since passkeys know no ports; what it signs names its own origin.
+    // A page on another port may use the passkey, since RP IDs have no port; the client data names its origin.
     maria.goto(&attacker.neighbour("/")).await;
     let signed = ceremony::sign(&maria, challenge, "required").await;
     assert!(signed["signature"].is_string(), "{signed}");
-    // A stranger's page may not use it at all.
+    // A page of another site may not use the passkey.
     maria.goto(&attacker.stranger("/")).await;
     let refused = ceremony::sign(&maria, challenge, "required").await;
     assert_eq!(refused["error"], "SecurityError");
@@ -385,7 +385,7 @@ async fn signature_from_foreign_origin_is_rejected() {
     refused_as(&answer, &["PASSKEY_WRONG"]);
     assert_eq!(site.standing(id), "waiting");
 
-    // The console by another name is not the console.
+    // The console does not answer under other host names.
     let port = site.console.rsplit(':').next().expect("a port");
     for other in [
         format!("http://127.0.0.1:{port}"),
@@ -397,7 +397,7 @@ async fn signature_from_foreign_origin_is_rejected() {
     site.close().await;
 }
 
-/// The counter of a passkey that was copied behind its owner's back goes up in two places.
+/// The signature counter of a cloned passkey advances in two places.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cloned_passkey_is_revoked() {
     if absent() {
@@ -411,7 +411,7 @@ async fn cloned_passkey_is_revoked() {
     site.open(&thief, "/console/sign-in").await;
     thief.seen("#sign-in").await.click().await;
     thief.seen("#problem").await;
-    // Nobody knows which of the two is hers: neither counts, and the session is over.
+    // The broker cannot tell which one is hers: the passkey is revoked, and the session is over.
     assert_eq!(site.passkeys("maria"), 0);
     site.open(&maria, "/console").await;
     maria.wait("#sign-in").await;

@@ -1,7 +1,7 @@
-//! Pictures of the real pages: for the README's readers, and for somebody who has never seen a card and has ten seconds.
+//! Screenshots of the console: for the README, and cards for a ten-second readability test.
 //!
-//! They lie in cargo's scratch directory, or with `DIPYLON_SCREENSHOTS=1` in `examples/console`. What they show is the same
-//! each time but for ids, which are random.
+//! They are written to cargo's scratch directory, or with `DIPYLON_SCREENSHOTS=1` to `examples/console`. They are the same
+//! each time except for random ids.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ use crate::end_to_end::present;
 use crate::support::{CASES, IDP, TestEnvironment, action, disable};
 use crate::support::served_broker::order;
 
-/// Most bytes of a picture in the tree.
+/// Limit for a screenshot in the repository.
 const PICTURE_BYTES_MAX: usize = 150_000;
 /// 2026-11-20 09:00 UTC, a Friday.
 const FRIDAY: Timestamp = Timestamp::from_secs(1_795_165_200);
@@ -39,13 +39,13 @@ fn gallery() -> PathBuf {
 fn hang(name: &str, png: &[u8]) {
     assert!(
         png.starts_with(b"\x89PNG") && png.len() > 5_000,
-        "{name} shows nothing"
+        "{name} is blank"
     );
     assert!(png.len() < PICTURE_BYTES_MAX, "{name}: {} bytes", png.len());
     std::fs::write(gallery().join(name), png).expect("written");
 }
 
-/// A bundle whose agents are two, so that alike requests stand together.
+/// A policy with two agents, so that equal requests are grouped.
 fn env() -> TestEnvironment {
     let mut env = TestEnvironment::new();
     env.policy.get_mut("agents.toml").expect("agents").push_str(
@@ -56,7 +56,7 @@ fn env() -> TestEnvironment {
     env
 }
 
-/// Four days on which triage disabled an account and Maria agreed, once not.
+/// Four days of approved requests of triage, with one denial.
 async fn a_week_of_it(site: &ConsoleServer) {
     for (day, account) in ["ann", "cara", "ann", "cara"].iter().enumerate() {
         let task = site
@@ -163,7 +163,7 @@ async fn console_screenshots() {
         hang(name, &browser.screenshot().await);
     }
 
-    // A task from verification to revocation.
+    // The timeline of a task from verification to revocation.
     maria.seen("#approve").await.click().await;
     maria.seen("#outcome").await;
     let given = token(&triage, disable("ann"), "r-after").await;
@@ -200,9 +200,9 @@ async fn console_screenshots() {
     site.close().await;
 }
 
-/// Three cards for somebody who has never seen one, always in cargo's scratch directory (`target/tmp/console`):
-/// `ten-seconds-1.png` to `-3.png` are what they get, as a telephone shows them, and each again from head to foot. What is
-/// right stands in `ten-seconds-answers.md`.
+/// Three cards for a reader who has never seen one, always in cargo's scratch directory (`target/tmp/console`):
+/// `ten-seconds-1.png` to `-3.png` as a phone shows them, and each as a whole page. The expected
+/// answers are in `ten-seconds-answers.md`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn screenshots_for_readability_test() {
     if absent() {

@@ -1,5 +1,5 @@
-//! A broker behind its real doors on a loopback port, with its console at `http://localhost:PORT`: passkeys belong to names.
-//! Its clock goes as the machine's does, and can be moved forward.
+//! A broker with its console at `http://localhost:PORT` (a passkey's RP ID is a host name, not an address).
+//! Its clock follows the machine's, and can be advanced.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use super::driver::{Browser, Viewport};
 use crate::support::{DOMAIN, TestEnvironment, open_as, rand_u64, settings};
 use crate::support::served_broker::order;
 
-/// Between two ticks of the clock.
+/// Interval at which the manual clock follows the machine's.
 const TICK: Duration = Duration::from_millis(10);
 
 pub struct ConsoleServer {
@@ -90,7 +90,7 @@ impl ConsoleServer {
         }
     }
 
-    /// Lets time pass at once.
+    /// Advances the clock.
     pub fn pass(&self, seconds: u32) {
         self.manual_clock.advance_millis(seconds * 1_000);
     }
@@ -99,7 +99,7 @@ impl ConsoleServer {
         self.clock.now()
     }
 
-    /// Stops the broker, and reads its journal against every law.
+    /// Stops the broker and checks its journal against every invariant.
     pub async fn close(mut self) {
         drop(self.stop.take());
         let server = self.server.take().expect("serving");
@@ -131,7 +131,7 @@ impl ConsoleServer {
         endpoint.with_clock(self.clock.clone())
     }
 
-    /// Asks for what people decide.
+    /// Requests a token that needs approval.
     pub async fn asks(&self, task: &Task, action: Action, request_id: &str) -> AccessRequestId {
         self.pends(task, &order(action, request_id)).await
     }
@@ -155,7 +155,7 @@ impl ConsoleServer {
 
     // ------------------------------------------------------------------ people
 
-    /// A call by a key of people.toml.
+    /// A call signed by a key of people.toml.
     pub fn call(&self, method: &str, name: &str) -> CallContext {
         let (method, allowed_roles) = guard::row(method).expect("a method with a row");
         let claims = dpop::ProofClaims {
@@ -178,7 +178,7 @@ impl ConsoleServer {
         }
     }
 
-    /// A vote by a key of people.toml.
+    /// A vote signed by a key of people.toml.
     pub async fn vote(&self, name: &str, id: AccessRequestId, profile: &str, verdict: Verdict) {
         let ask = VoteAsk {
             profile: ProfileName::parse(profile).expect("profile"),
@@ -200,7 +200,7 @@ impl ConsoleServer {
         cast.await.expect("counts");
     }
 
-    /// The address of an invitation, as the operator passes it on.
+    /// The URL of an invitation.
     pub async fn invite(&self, person: &str) -> String {
         let call = self.call("dipylon.v1.ApprovalService/InviteApprover", "olga");
         let person = PersonId::parse(person).expect("person");
@@ -208,7 +208,7 @@ impl ConsoleServer {
         invited.expect("invites").url.expose_secret().to_owned()
     }
 
-    /// How many passkeys a person has.
+    /// The number of a person's passkeys.
     pub fn passkeys(&self, person: &str) -> usize {
         let call = self.call("dipylon.v1.ApprovalService/ListApprovers", "olga");
         let all = self.broker.list_approvers(&call).expect("lists");
@@ -216,14 +216,14 @@ impl ConsoleServer {
         one.expect("registered").passkeys.len()
     }
 
-    /// Where an access request stands, as the broker tells an approver with a key.
+    /// The status of an access request.
     pub fn standing(&self, id: AccessRequestId) -> &'static str {
         let call = self.call("dipylon.v1.ApprovalService/GetCard", "maria");
         let card = self.broker.card(&call, &id).expect("a card");
         card.standing.as_str()
     }
 
-    /// Makes a passkey in a browser, on the page that an invitation leads to.
+    /// Enrols a passkey in a browser through an invitation.
     pub async fn enrol(&self, browser: &Browser, person: &str) {
         follow(browser, &self.invite(person).await, "desk key").await;
         browser.seen("#enrolled").await;
@@ -235,7 +235,7 @@ impl ConsoleServer {
         browser.wait("#inbox").await;
     }
 
-    /// A browser in which somebody enrolled and signed in.
+    /// A browser in which a person is enrolled and signed in.
     pub async fn desk_of(&self, person: &str) -> Browser {
         let browser = Browser::open(Viewport::DESK).await;
         self.permit(&browser, person).await;
@@ -257,7 +257,7 @@ impl ConsoleServer {
     }
 }
 
-/// Opens an invitation, names the passkey and makes it. What came of it is for the caller to see. Gives the code.
+/// Opens an invitation and creates a passkey with this label; the caller checks the outcome. Returns the code.
 pub async fn follow(browser: &Browser, invitation: &str, label: &str) -> String {
     browser.goto(invitation).await;
     let code = browser.holds("document.querySelector('#code').value").await;

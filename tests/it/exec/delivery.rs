@@ -1,4 +1,4 @@
-//! What a command gets, and what a hostile one does not.
+//! Token delivery of `dipylon exec`: proxy, signer socket, file and descriptor, and what a hostile command cannot do.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -75,11 +75,11 @@ async fn proxy_rejects_hostile_requests() {
         answer("redirect").contains("location: http://127.0.0.1:9/away"),
         "passed through"
     );
-    // Nobody called there.
+    // No connection arrived there.
     let nobody = tokio::time::timeout(Duration::from_millis(50), elsewhere.accept()).await;
-    assert!(nobody.is_err(), "the proxy went elsewhere");
+    assert!(nobody.is_err(), "the proxy connected to another host");
     let seen = setup.resource.seen();
-    // Paths that are refused never arrive.
+    // Rejected paths are not forwarded.
     let arrived: Vec<&str> = seen.iter().map(|r| r.path.as_str()).collect();
     let slashes = format!("//{evil}/cases/INC-8841");
     let expected = [
@@ -112,10 +112,10 @@ async fn proxy_rejects_hostile_requests() {
     ] {
         assert!(smuggled.get(gone).is_none(), "{gone}");
     }
-    assert!(!output.out.contains("eyJ"), "no answer shows a token");
+    assert!(!output.out.contains("eyJ"), "no response contains a token");
 }
 
-/// The URL of the proxy is in the arguments of every `curl`, where all users read it.
+/// The proxy's URL is in the arguments of every `curl`, readable by all users.
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn proxy_rejects_other_users() {
@@ -147,7 +147,7 @@ async fn proxy_rejects_other_users() {
         assert!(others.contains("65534"), "{others}");
         assert!(!others.contains("HTTP/"), "{others}");
     } else {
-        eprintln!("SKIPPED: only root can be another user; that one is refused was not seen");
+        eprintln!("SKIPPED: only root can switch users; the refusal of another user was not tested");
     }
 }
 
@@ -163,7 +163,7 @@ async fn proxy_remembers_dpop_nonce() {
         .iter()
         .map(|r| claim(r.headers["dpop"].to_str().expect("text"), "nonce"))
         .collect();
-    // The first answer also gave a newer nonce, which this server does not take: asked once more, and given again.
+    // The first response also gave a newer nonce, which this server rejects: it challenges once more.
     let (first, second) = (Value::from("resource-nonce-1"), Value::from("next-nonce"));
     assert_eq!(nonces, [Value::Null, first.clone(), second, first]);
     output.stdout_contains("took 5000 bytes");
@@ -172,7 +172,7 @@ async fn proxy_remembers_dpop_nonce() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn proxy_streams_and_reports_revoked_token() {
     let setup = ExecSetup::start().await;
-    // Larger than what is kept for a second try, and once without a known size.
+    // Larger than the retry buffer, and once without a known size.
     let script = r#"
         body=$(head -c 300000 /dev/zero | tr '\0' x); ask POST /upload '' "$body"
         raw "POST $base/upload HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n3\r\nefg\r\n0\r\n\r\n""#;
@@ -190,7 +190,7 @@ async fn proxy_streams_and_reports_revoked_token() {
         .stdout_contains("HTTP/1.1 401 Unauthorized")
         .stdout_contains("application/problem+json")
         .stdout_contains("\"reason\":\"TOKEN_EXPIRED\"");
-    assert_eq!(setup.resource.seen().len(), 2, "a dead token is not shown");
+    assert_eq!(setup.resource.seen().len(), 2, "a revoked token is not sent");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -292,7 +292,7 @@ async fn signer_socket_is_bound_to_one_audience() {
     running.end().await.stderr_contains("1 token revoked");
     assert!(
         !socket.exists() && !socket.parent().expect("a directory").exists(),
-        "gone with its task"
+        "removed with its task"
     );
 }
 
@@ -335,7 +335,7 @@ async fn token_delivery_by_file_and_fd() {
                 "token_type",
                 "uses"
             ],
-            "and no key"
+            "no key"
         );
         assert!(!setup.good(&setup.resource.cases, token).await);
         if way == "file" {
@@ -345,7 +345,7 @@ async fn token_delivery_by_file_and_fd() {
                 .lines()
                 .find(|l| l.ends_with("token.json"))
                 .expect("its path");
-            assert!(!Path::new(file).exists(), "gone with its task");
+            assert!(!Path::new(file).exists(), "removed with its task");
         }
     }
     let options = [&READ[..], &["--deliver", "env"]].concat();
@@ -356,7 +356,7 @@ async fn token_delivery_by_file_and_fd() {
     assert_eq!(
         setup.entries("\"TaskOpened\""),
         2,
-        "refused before anybody was asked"
+        "refused before any request"
     );
 }
 
@@ -387,11 +387,11 @@ async fn proxy_stops_after_task_end() {
         .stderr_contains("(had ended: operator)");
     assert!(
         setup.resource.seen().is_empty(),
-        "a dead token is not shown"
+        "a revoked token is not sent"
     );
 }
 
-/// An audience over TLS that says whom it was shown a token by.
+/// A TLS audience that reports the host and proof of each request.
 async fn tls_audience(name: &str) -> (String, String) {
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
     let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).expect("a certificate");
@@ -458,7 +458,7 @@ async fn audience_tls_is_verified() {
             "host={} htu=\"{base}/users/ann\" shown=true",
             &base[8..base.len() - 3]
         ));
-    // By authorities that did not sign it, or under another name: never shown.
+    // Signed by another authority, or under another name: no token is sent.
     run(&["--audience-url", &url])
         .await
         .stdout_contains("HTTP/1.1 502 Bad Gateway")

@@ -1,4 +1,4 @@
-//! Evidence from the SPIFFE agent of the machine.
+//! Evidence of `dipylon exec` from the SPIFFE Workload API, and pinned task keys.
 
 use std::sync::{Arc, Mutex};
 
@@ -14,10 +14,10 @@ use tokio::process::Command;
 use super::setup::{DISABLE, READ, SH, ExecSetup, CommandOutput, claim};
 use crate::support::DOMAIN;
 
-/// Audiences, and a SPIFFE ID.
+/// Audiences and a SPIFFE ID.
 type JwtSvidRequest = (Vec<String>, String);
 
-/// A SPIFFE agent as far as JWT-SVIDs go: it attests nothing and signs what the trust domain would.
+/// A fake SPIFFE agent: it issues JWT-SVIDs without attestation.
 #[derive(Clone)]
 struct SpiffeAgent {
     env: Arc<crate::support::TestEnvironment>,
@@ -30,7 +30,7 @@ impl SpiffeWorkloadApi for SpiffeAgent {
         &self,
         request: tonic::Request<JwtsvidRequest>,
     ) -> Result<tonic::Response<JwtsvidResponse>, tonic::Status> {
-        // SPIFFE Workload Endpoint §6.1: no call without it.
+        // SPIFFE Workload Endpoint §6.1: required in every call.
         if request
             .metadata()
             .get("workload.spiffe.io")
@@ -84,14 +84,14 @@ async fn evidence_from_workload_api() {
         program
     };
     let run = async |mut program: Command| CommandOutput::new(program.output().await.expect("runs"));
-    // By the variable that every SPIFFE workload has, and by its name.
+    // By SPIFFE_ENDPOINT_SOCKET, and by option.
     let mut program = with(&[]);
     program.env("SPIFFE_ENDPOINT_SOCKET", &address);
     run(program)
         .await
         .exit_code(0)
         .stderr_contains("spiffe://soc.example/agent/triage by jwt-svid");
-    // The command is not output where evidence comes from.
+    // The command does not inherit the socket.
     let mut program = setup.dipylon();
     program
         .env("SPIFFE_ENDPOINT_SOCKET", &address)
@@ -116,7 +116,7 @@ async fn evidence_from_workload_api() {
     let ours = vec![setup.served.url.clone()];
     assert_eq!(asked[0], (ours.clone(), String::new()));
     assert_eq!(asked[3], (ours, reporter.to_owned()));
-    // Evidence for another audience opens nothing.
+    // Evidence for another audience is rejected.
     run(with(&[
         "--workload-api",
         &address,
@@ -125,7 +125,7 @@ async fn evidence_from_workload_api() {
     ]))
     .await
     .exit_code(20);
-    // The other verbs that need evidence profit too, and remember where it came from.
+    // The other verbs that need evidence use it too, and remember the source.
     let task = async |args: &[&str]| {
         let mut program = setup.dipylon();
         program.args(args);
@@ -145,7 +145,7 @@ async fn evidence_from_workload_api() {
     assert_eq!(
         agent.asked.lock().expect("asked").len(),
         before + 1,
-        "shown when named"
+        "sent when named"
     );
     task(&["task", "complete"]).await.exit_code(0);
     serving.abort();
@@ -154,7 +154,7 @@ async fn evidence_from_workload_api() {
         .await
         .exit_code(1)
         .stderr_contains("Workload API at unix:///");
-    // Nothing named, nothing set: said what to name.
+    // No source: the error says which options there are.
     run(with(&[]))
         .await
         .exit_code(2)
@@ -183,7 +183,7 @@ async fn pinned_agent_task_key() {
     olga.apply_policy_bundle(&files).await.expect("applies");
     let path = file.to_str().expect("text");
     let with = [&READ[..], &["--task-key", path]].concat();
-    // Any other key: gate 1.
+    // Any other key fails gate 1.
     setup.script(&READ, "true").await.exit_code(20);
     let script = "ask GET /cases/INC-8841; env; ls -l /proc/$$/fd";
     let output = setup.script(&with, script).await;
@@ -194,7 +194,7 @@ async fn pinned_agent_task_key() {
     for never in [path, secret] {
         assert!(!output.out.contains(never) && !output.err.contains(never));
     }
-    // From a pipe, which nobody can read again.
+    // From a pipe, which can be read only once.
     let pipe = format!("exec \"$0\" \"${{@:2}}\" --task-key <(cat '{path}') -- bash -c \"$1\"");
     let exec = setup.exec(&READ, &[]);
     let mut shell = setup.dipylon_in("bash");
@@ -205,7 +205,7 @@ async fn pinned_agent_task_key() {
         .args(exec.as_std().get_args().filter(|word| *word != "--"));
     let run = async |mut program: Command| CommandOutput::new(program.output().await.expect("runs"));
     run(shell).await.exit_code(0).stdout_contains("HTTP/1.1 200 OK");
-    // Kept by its place, and still there afterwards.
+    // From a file, which is left in place.
     let later = [&DISABLE[..], &["--no-wait", "--task-key", path]].concat();
     let output = setup.script(&later, "true").await;
     output.exit_code(11);
@@ -227,7 +227,7 @@ async fn pinned_agent_task_key() {
         std::fs::read_to_string(&file).expect("still there"),
         pem.as_str()
     );
-    // As every other key: its owner's alone.
+    // As for every private key, the file must be private.
     mode(0o640);
     setup.script(&with, "true").await.exit_code(1).stderr_contains("mode 640");
 }

@@ -1,4 +1,4 @@
-//! `dipylon exec`, as its users run it: how commands begin, wait, run and end.
+//! `dipylon exec`: starting, waiting for approval, running, signals and exit codes.
 
 mod delivery;
 mod evidence;
@@ -62,7 +62,7 @@ async fn token_ends_with_the_command() {
         .lines()
         .filter(|l| l.starts_with("DIPYLON_KEY="))
         .collect();
-    assert_eq!(own.len(), 1, "only where the caller's own is: {own:?}");
+    assert_eq!(own.len(), 1, "only in its own variables: {own:?}");
     let seen = setup.resource.seen();
     assert_eq!(seen[1].path, "/cases/INC-8841?page=2");
     assert_eq!(seen[1].headers["x-own"], "kept");
@@ -72,11 +72,11 @@ async fn token_ends_with_the_command() {
     }
     assert_ne!(
         seen[0].headers["dpop"], seen[1].headers["dpop"],
-        "a proof for each request"
+        "a new proof for each request"
     );
     assert!(
         !setup.good(&setup.resource.cases, &token).await,
-        "dead with its task"
+        "revoked with its task"
     );
     assert_eq!(setup.entries("\"outcome\":\"failed\""), 1);
 }
@@ -141,7 +141,7 @@ async fn denied_runs_nothing() {
     ];
     run(&unknown).await.exit_code(2).stderr_contains("UNKNOWN_TARGET");
     assert!(!mark.exists(), "nothing ran");
-    assert_eq!(setup.entries("\"TaskEnded\""), 4, "no task is left");
+    assert_eq!(setup.entries("\"TaskEnded\""), 4, "every task has ended");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -170,7 +170,7 @@ async fn no_wait_and_resume() {
         "{resume}"
     );
     let again = async |setup: &ExecSetup| {
-        // The very line that was said, in a shell, with nothing but the same home.
+        // The printed resume command, run in a shell with the same home.
         let mut shell = setup.dipylon();
         let mut command = Command::new("bash");
         for (name, value) in shell.as_std_mut().get_envs() {
@@ -195,13 +195,13 @@ async fn no_wait_and_resume() {
         setup.resource.url
     ));
     assert_eq!(setup.decide(Verdict::Approve).await.to_string(), id);
-    // A yes is not spent on an audience that is not there.
-    let nobody = unheard().await;
-    let nowhere = ["exec", "--request", &id, "--audience-url", &nobody];
+    // An approval is not consumed when the audience is unreachable.
+    let unreachable = unreachable_url().await;
+    let nowhere = ["exec", "--request", &id, "--audience-url", &unreachable];
     let away = setup.dipylon().args(nowhere).args(["--", "true"]).output();
     CommandOutput::new(away.await.expect("runs"))
         .exit_code(14)
-        .stderr_contains(&format!("the audience cannot be reached at {nobody}"))
+        .stderr_contains(&format!("the audience cannot be reached at {unreachable}"))
         .stderr_contains("no approval was used");
     assert_eq!(setup.entries("\"TokenIssued\""), 0);
     let resource = setup.resource.clone();
@@ -215,11 +215,11 @@ async fn no_wait_and_resume() {
     assert!(!setup.good(&resource.idp, &resource.token()).await);
     again(&setup).await.exit_code(2).stderr_contains("does not wait here");
     let left: Vec<_> = walk(&setup.home.path().join("state"));
-    assert!(left.is_empty(), "keys and requests are forgotten: {left:?}");
+    assert!(left.is_empty(), "keys and requests are deleted: {left:?}");
 }
 
-/// A place on loopback where nobody listens.
-async fn unheard() -> String {
+/// A loopback URL without a listener.
+async fn unreachable_url() -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
         .await
         .expect("a port");
@@ -229,13 +229,13 @@ async fn unheard() -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unreachable_audience_cancels_request() {
     let setup = ExecSetup::start().await;
-    let nobody = unheard().await;
-    let options = [&DISABLE[..], &["--wait", "20s", "--audience-url", &nobody]].concat();
+    let unreachable = unreachable_url().await;
+    let options = [&DISABLE[..], &["--wait", "20s", "--audience-url", &unreachable]].concat();
     let output = setup.exec(&options, &["true"]).output().await;
     CommandOutput::new(output.expect("runs"))
         .exit_code(14)
         .stderr_contains(&format!(
-            "the audience cannot be reached at {nobody}; areq_"
+            "the audience cannot be reached at {unreachable}; areq_"
         ))
         .stderr_contains("is taken back")
         .stderr_contains("dipylon: done      exit 14, 0 tokens revoked");
@@ -258,7 +258,7 @@ fn walk(dir: &Path) -> Vec<PathBuf> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn signals_and_exit_codes_pass_through() {
     let setup = ExecSetup::start().await;
-    // Each signal, caught by the command.
+    // Signals that the command catches.
     for (signal, name) in [
         (Signal::INT, "INT"),
         (Signal::TERM, "TERM"),
@@ -280,7 +280,7 @@ async fn signals_and_exit_codes_pass_through() {
             .stdout_contains("caught")
             .stderr_contains("done      exit 9, 1 token revoked");
     }
-    // Not caught: ended by it, which a shell says as 128 + n.
+    // An uncaught signal: exit code 128 + n, as in a shell.
     let mut running =
         RunningCommand::start(setup.exec(&READ, &["bash", "-c", "echo ready; exec sleep 60"]));
     assert_eq!(running.stdout_line().await, "ready");
@@ -295,13 +295,13 @@ async fn signals_and_exit_codes_pass_through() {
         .await
         .exit_code(137)
         .stderr_contains("done      exit 137");
-    // The whole group of the command is output.
+    // The command's whole process group gets the signal.
     let script = "bash -c 'trap \"echo inner; exit\" TERM; echo ready; while :; do sleep 0.02; done' & trap '' TERM; wait; wait";
     let mut running = RunningCommand::start(setup.exec(&READ, &["bash", "-c", script]));
     assert_eq!(running.stdout_line().await, "ready");
     running.signal(Signal::TERM);
     running.end().await.stdout_contains("inner").exit_code(0);
-    // What the caller ignores, the command ignores.
+    // Signals ignored by the caller are ignored by the command.
     let exec = setup.exec(&READ, &["bash", "-c", "echo ready; sleep 1; echo survived"]);
     let mut nohup = Command::new("bash");
     nohup
@@ -371,12 +371,12 @@ async fn signal_while_waiting_cancels_request() {
     assert_eq!(
         setup.entries("\"AccessRequestClosed\""),
         1,
-        "cancelled, not only ended"
+        "the access request is cancelled"
     );
     assert_eq!(setup.entries("\"TaskEnded\""), 1);
 }
 
-/// The real process, killed while the program waits for people.
+/// The broker process is killed while the program waits for an approval.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn waits_out_a_broker_restart() {
     let temp = tempfile::tempdir().expect("dir");
@@ -432,8 +432,8 @@ async fn missing_command_fails_before_request() {
         .await
         .exit_code(126)
         .stderr_contains("it cannot be run");
-    assert_eq!(setup.entries("\"TaskOpened\""), 0, "nobody was asked");
-    // Seen only when it is tried: the task is over all the same.
+    assert_eq!(setup.entries("\"TaskOpened\""), 0, "no request was made");
+    // Detected only at execution: the task still ends.
     let script = setup.home.path().join("script");
     std::fs::write(&script, "#!/no/such/interpreter\n").expect("file");
     std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))
@@ -470,7 +470,7 @@ async fn exit_codes_of_broker_errors() {
         .exit_code(20)
         .stderr_contains("NOT_AUTHENTICATED");
     std::fs::write(setup.svid(), setup.evidence("triage").expose_secret()).expect("evidence");
-    // Five wait already: no more are taken in.
+    // Five are pending: no more are accepted.
     let agent = Agent::new(
         setup.served.endpoint(),
         setup.served.evidence("triage"),
@@ -498,7 +498,7 @@ async fn exit_codes_of_broker_errors() {
         .script(&["--action", "case.read"], "true")
         .await
         .exit_code(2);
-    // An audience that is no place needs one.
+    // An audience that is no URL needs `--audience-url`.
     let mut program = setup.dipylon();
     program.args([
         "exec",
@@ -524,7 +524,7 @@ async fn exit_codes_of_broker_errors() {
 async fn killed_wrapper_ends_by_missed_heartbeat() {
     let setup = ExecSetup::start().await;
     let options = [&READ[..], &["--heartbeat", "2s"]].concat();
-    // Kept alive for longer than a heartbeat, and then not any more.
+    // Kept alive for longer than a heartbeat, then not any more.
     let script =
         format!("{SH}\nsleep 4; ask GET /cases/INC-8841; echo $$; exec sleep 120 >/dev/null 2>&1");
     let mut running = RunningCommand::start(setup.exec(&options, &["bash", "-c", &script]));
@@ -533,7 +533,7 @@ async fn killed_wrapper_ends_by_missed_heartbeat() {
     let token = setup.resource.token();
     assert!(
         setup.good(&setup.resource.cases, &token).await,
-        "it still works"
+        "the token is still valid"
     );
     running.signal(Signal::KILL);
     let mut ended = 0;
@@ -544,8 +544,8 @@ async fn killed_wrapper_ends_by_missed_heartbeat() {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    // The command of a killed wrapper lives on; its token does not.
-    kill_process(Pid::from_raw(command).expect("a pid"), Signal::KILL).expect("it lived on");
+    // The command of a killed wrapper keeps running; its token has ended.
+    kill_process(Pid::from_raw(command).expect("a pid"), Signal::KILL).expect("it kept running");
     assert_eq!(ended, 1);
     assert!(!setup.good(&setup.resource.cases, &token).await);
 }

@@ -1,4 +1,4 @@
-//! Where `exec` is played: the real program, a broker behind its doors, and a resource server that takes nobody's word.
+//! Setup of the `exec` tests: the real program, a served broker, and a resource server that validates every request.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -26,14 +26,14 @@ use tokio::process::{Child, Command};
 use crate::support::{CASES, DOMAIN, IDP, disable, read_case};
 use crate::support::served_broker::ServedBroker;
 
-/// Functions for the commands: `ask METHOD PATH [HEADERS] [BODY]` through the proxy, `raw TEXT` word for word.
+/// Shell functions for the commands: `ask METHOD PATH [HEADERS] [BODY]` through the proxy, `raw TEXT` verbatim.
 pub const SH: &str = r#"
 url=${DIPYLON_PROXY_URL#http://}; host=${url%%/*}; base=/${url#*/}
 raw() { exec 3<>"/dev/tcp/${host%:*}/${host#*:}"; printf '%b' "$1" >&3; cat <&3; exec 3>&-; echo; }
 ask() { raw "$1 $base$2 HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: ${#4}\r\n$3\r\n$4"; }
 "#;
 
-/// What the resource server saw.
+/// A request as the resource server received it.
 #[derive(Debug, Clone)]
 pub struct ReceivedRequest {
     pub method: String,
@@ -42,13 +42,13 @@ pub struct ReceivedRequest {
     pub body_bytes: usize,
 }
 
-/// A resource server on loopback. It takes nobody's word.
+/// A resource server on loopback that validates every request.
 pub struct ResourceServer {
     pub url: String,
     pub cases: Validator,
     pub idp: Validator,
     seen: Mutex<Vec<ReceivedRequest>>,
-    /// Asks for this nonce, if there is one.
+    /// The DPoP nonce it demands, if any.
     nonce: Option<&'static str>,
 }
 
@@ -97,7 +97,7 @@ impl ResourceServer {
             let headers = [("www-authenticate", asks), ("dpop-nonce", nonce)];
             return (StatusCode::UNAUTHORIZED, headers).into_response();
         }
-        // The validator's own proofs carry no nonce that it did not give: this server's are checked above.
+        // The validator checks only its own nonces: this server's nonce is checked above.
         let authorization = one("authorization").unwrap_or_default();
         let Some(token) = authorization.strip_prefix("DPoP ") else {
             return StatusCode::UNAUTHORIZED.into_response();
@@ -146,7 +146,7 @@ impl ResourceServer {
         self.seen.lock().expect("seen").clone()
     }
 
-    /// The one token that was shown here.
+    /// The token last received.
     pub fn token(&self) -> String {
         let seen = self.seen();
         let shown = seen.last().expect("a request").headers["authorization"].clone();
@@ -218,12 +218,12 @@ impl ExecSetup {
         self.home.path().join("svid")
     }
 
-    /// The program with nothing of this machine's own set-up.
+    /// The program with a clean environment.
     pub fn dipylon(&self) -> Command {
         self.dipylon_in(env!("CARGO_BIN_EXE_dipylon"))
     }
 
-    /// Another program in the same surroundings.
+    /// Another program in the same environment.
     pub fn dipylon_in(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command
@@ -269,12 +269,12 @@ impl ExecSetup {
         decide(&self.served.person("maria"), verdict).await
     }
 
-    /// Whether the audience would be output that the token is good.
+    /// Whether introspection says that the token is active.
     pub async fn good(&self, audience: &Validator, token: &str) -> bool {
         audience.introspect(token).await.expect("may ask").active
     }
 
-    /// Entries of a kind in the journal.
+    /// The number of journal entries that contain this text.
     pub fn entries(&self, kind: &str) -> usize {
         let mut count = 0;
         dipylon::journal::ReadOnly::open(&self.served.dir)
@@ -289,7 +289,7 @@ impl ExecSetup {
     }
 }
 
-/// Decides what waits, as soon as it does.
+/// Votes on the first access request that is pending.
 pub async fn decide(maria: &Person, verdict: Verdict) -> AccessRequestId {
     for _ in 0..1_500 {
         if let Some(request) = maria.list().await.unwrap_or_default().into_iter().next() {
@@ -311,10 +311,10 @@ pub async fn decide(maria: &Person, verdict: Verdict) -> AccessRequestId {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    panic!("nothing waits");
+    panic!("no access request is pending");
 }
 
-/// What a finished program said.
+/// Output and exit code of a finished program.
 pub struct CommandOutput {
     pub code: i32,
     pub out: String,
@@ -348,7 +348,7 @@ impl CommandOutput {
     }
 }
 
-/// A running program whose command says when it is ready.
+/// A running program whose command prints when it is ready.
 pub struct RunningCommand {
     pub child: Child,
     pub out: tokio::io::Lines<BufReader<tokio::process::ChildStdout>>,
@@ -366,7 +366,7 @@ impl RunningCommand {
         next.await.expect("in time").expect("text").expect("a line")
     }
 
-    /// The next line on stderr that holds these words.
+    /// The next line on stderr that contains this text.
     pub async fn stderr_line(&mut self, what: &str) -> String {
         let mut err = BufReader::new(self.child.stderr.as_mut().expect("stderr"));
         let reading = async {
@@ -385,7 +385,7 @@ impl RunningCommand {
 
     pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id().expect("runs")).expect("a pid");
-        kill_process(Pid::from_raw(pid).expect("a pid"), signal).expect("output");
+        kill_process(Pid::from_raw(pid).expect("a pid"), signal).expect("signalled");
     }
 
     pub async fn end(mut self) -> CommandOutput {

@@ -1,4 +1,4 @@
-//! DESIGN §9, re-proved from a stored journal alone: this file trusts nothing but the entries, the blobs and SHA-256.
+//! Journal invariants (the laws), re-checked from a stored journal alone: trusts only the entries, the blobs and SHA-256.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -34,7 +34,7 @@ struct InvariantChecker {
     revoked: BTreeSet<Thumbprint>,
 }
 
-/// What a walk found, for comparison with what clients were told.
+/// Findings of a check, for comparison with acknowledged work.
 pub struct JournalFindings {
     pub head: Checkpoint,
     pub tokens: BTreeSet<TokenId>,
@@ -47,7 +47,7 @@ pub struct JournalFindings {
     pub policies: usize,
 }
 
-/// Walks the whole journal and asserts every law that entries can show.
+/// Reads the whole journal and asserts every law that entries can show.
 pub fn check(dir: &Path) -> JournalFindings {
     check_against(dir, None)
 }
@@ -68,26 +68,26 @@ pub fn check_against(dir: &Path, noted: Option<Checkpoint>) -> JournalFindings {
     let (mut walk, mut votes) = (InvariantChecker::default(), Votes::default());
     let mut policies = 0;
     for s in stored {
-        // Laws 7 and 10: bytes, order, time, and that everything rested on what was so.
+        // Laws 7 and 10: bytes, order, time, and the read sets.
         let entry = audit.entry(&s.text, s.leaf).expect("entry");
         policies += usize::from(matches!(entry.fact, Event::PolicyApplied(_)));
         walk.entry(&entry, &journal);
         votes
             .entry(&entry, |name| journal.blob(name))
-            .expect("a vote proves what it says");
+            .expect("a vote verifies");
     }
     journal
         .blobs(|name, content| {
             audit
                 .blob(name, content)
-                .expect("a blob is what its name says");
+                .expect("a blob matches its digest");
             Ok(())
         })
         .expect("readable");
-    audit.blobs_end().expect("every blob is there");
+    audit.blobs_end().expect("no blob is missing");
     audit
         .finish(head, epoch)
-        .expect("the head belongs to the entries");
+        .expect("the head matches the entries");
     JournalFindings {
         head,
         tokens: walk.grants.keys().copied().collect(),
@@ -143,7 +143,7 @@ impl InvariantChecker {
                 let before = self
                     .passkeys
                     .insert(key, (f.person.clone(), f.passkey.clone()));
-                assert!(before.is_none(), "one key is two people's");
+                assert!(before.is_none(), "one key belongs to two people");
             }
             Event::ApproverKeysRevoked(f) => self.revoked.extend(f.keys.iter().copied()),
             Event::AgentResumed(f) => {
@@ -167,7 +167,7 @@ impl InvariantChecker {
                             .values()
                             .filter(running)
                             .any(|t| t.owner == *owner),
-                        "law 7: a task of a frozen owner went on"
+                        "law 7: a task of a frozen owner continued"
                     );
                 }
                 if let FreezeScope::Action(name) = &f.scope {
@@ -222,8 +222,8 @@ impl InvariantChecker {
                 }
             }
             Event::AccessRequestOpened(f) => {
-                assert!(!self.ended.contains(&f.task), "an ended task asked people");
-                // One that expired no longer waits, whether or not the news of it has been written.
+                assert!(!self.ended.contains(&f.task), "an ended task opened an access request");
+                // An expired request is no longer pending, whether or not its expiry was journaled.
                 let waits = |id: &AccessRequestId| entry.at < self.requests[id].expires_at;
                 let other = self
                     .open_asks
@@ -244,7 +244,7 @@ impl InvariantChecker {
                 let grant = &self.grants[&f.jti];
                 assert!(
                     !self.ended.contains(&grant.task) && !self.dead.contains(&f.jti),
-                    "a dead token was reissued"
+                    "an ended token was reissued"
                 );
                 assert!(entry.at.secs() < grant.exp, "an expired token was reissued");
             }
@@ -252,15 +252,15 @@ impl InvariantChecker {
                 let grant = &self.grants[&f.jti];
                 assert!(
                     !self.ended.contains(&grant.task) && !self.dead.contains(&f.jti),
-                    "a dead token was spent"
+                    "an ended token was used"
                 );
                 let uses = self.uses.entry(f.jti).or_default();
                 uses.push((f.validator.clone(), f.use_id.clone()));
                 let distinct: BTreeSet<_> = uses.iter().cloned().collect();
-                assert_eq!(distinct.len(), uses.len(), "one use_id spent twice");
+                assert_eq!(distinct.len(), uses.len(), "one use_id used twice");
                 assert!(
                     uses.len() <= usize::try_from(grant.uses.expect("limited")).expect("small"),
-                    "spent more than its uses"
+                    "used more often than allowed"
                 );
             }
             Event::GrantsEnded(f) => self.dead.extend(f.jtis.iter().copied()),
@@ -285,7 +285,7 @@ impl InvariantChecker {
         }
     }
 
-    /// When a missed heartbeat ends a task.
+    /// The time at which a missed heartbeat ends a task.
     fn lease_of(&self, task: &TaskId) -> Option<Timestamp> {
         let opened = &self.tasks[task];
         let first = opened.opened_at.plus_secs(opened.heartbeat_seconds?);
@@ -309,11 +309,11 @@ impl InvariantChecker {
         let request = &self.requests[&f.access_request];
         assert!(
             !self.ended.contains(&request.task) && !self.closed.contains(&f.access_request),
-            "a vote on what no longer waits"
+            "a vote on a closed request"
         );
         assert!(
             !self.consumed.contains(&f.access_request),
-            "a vote on what was consumed"
+            "a vote on a consumed request"
         );
         assert!(entry.at < request.expires_at, "a late vote");
         let bundle = self.bundle();
@@ -349,7 +349,7 @@ impl InvariantChecker {
                     .expect("evidence");
                 let assertion = Assertion::from_evidence(&evidence, signature).expect("evidence");
                 let (holder, passkey) = &self.passkeys[&f.key];
-                assert_eq!(*holder, f.voter, "law 4: another's passkey");
+                assert_eq!(*holder, f.voter, "law 4: another person's passkey");
                 let said: serde_json::Value =
                     serde_json::from_slice(&assertion.client_data_json).expect("client data");
                 let origin = said["origin"].as_str().expect("origin").to_owned();
@@ -365,7 +365,7 @@ impl InvariantChecker {
         assert!(signed, "the signature does not verify");
         assert!(
             profile.method == Method::Key || f.assertion.is_some(),
-            "law 4: a profile that says passkey took something else"
+            "law 4: a passkey profile accepted another method"
         );
         assert_eq!((statement.uses, statement.max_ttl), (f.uses, f.max_ttl));
         assert_eq!(statement.access_request_id, f.access_request);
@@ -376,11 +376,11 @@ impl InvariantChecker {
                 && v.profile == f.profile
                 && entry.at < v.not_after
                 && !self.revoked.contains(&v.key)),
-            "one person voted the same twice"
+            "one person voted twice"
         );
         assert!(
             votes.iter().all(|v| v.verdict == Verdict::Approve),
-            "a vote after a no"
+            "a vote after a denial"
         );
         votes.push(f.clone());
         if f.verdict == Verdict::Deny {
@@ -388,7 +388,7 @@ impl InvariantChecker {
         }
     }
 
-    /// Laws 1, 3, 4, 5 and 7, at the mint.
+    /// Laws 1, 3, 4, 5 and 7, at mint.
     fn issued(&mut self, f: &TokenIssued, entry: &Entry, journal: &ReadOnly) {
         let task = self.tasks[&f.task].clone();
         assert!(
@@ -411,7 +411,7 @@ impl InvariantChecker {
         let (version, bundle) = self.policy.clone().expect("rules in force");
         assert_eq!(
             version, f.decision.policy,
-            "law 1: another bundle than the one in force decided"
+            "law 1: decided by a bundle that is not in force"
         );
         let agent = bundle.agent(&f.agent).expect("registered");
         for scope in [
@@ -449,16 +449,16 @@ impl InvariantChecker {
             assert_eq!(
                 request.action.digest == f.action.digest,
                 f.secret.is_none(),
-                "law 4: another action than the one asked"
+                "law 4: another action than the requested one"
             );
             assert!(
                 entry.at < request.expires_at && !self.closed.contains(&id),
-                "law 4: consumed what no longer waits"
+                "law 4: consumed a closed request"
             );
             let votes = self.votes.get(&id).cloned().unwrap_or_default();
             assert!(
                 votes.iter().all(|v| v.verdict == Verdict::Approve),
-                "law 4: minted over a no"
+                "law 4: minted despite a denial"
             );
             let mut by_profile: BTreeMap<ProfileName, BTreeSet<PersonId>> = BTreeMap::new();
             for vote in &votes {
@@ -497,11 +497,11 @@ impl InvariantChecker {
                     );
                     assert!(
                         f.uses.unwrap_or(u32::MAX) <= vote.uses.unwrap_or(u32::MAX),
-                        "law 5: more uses than a voter agreed to"
+                        "law 5: more uses than a voter approved"
                     );
                     assert!(
                         f.exp <= vote.not_after.secs(),
-                        "law 5: beyond the approval's life"
+                        "law 5: beyond the approval's lifetime"
                     );
                 }
             }
@@ -519,7 +519,7 @@ impl InvariantChecker {
         let input = &f.decision.input;
         assert!(
             input.approvals.iter().all(|p| approved.contains(p)),
-            "law 4: the rules were told of approvals that do not count"
+            "law 4: the policy input has approvals that do not count"
         );
         let question = Question {
             agent: &agent,
@@ -535,7 +535,7 @@ impl InvariantChecker {
         };
         assert!(
             matches!(bundle.ask(&question), Answer::Allowed { ttl_ms, .. } if ttl_ms >= (f.exp - f.iat) * 1000),
-            "law 1: the rules do not allow it"
+            "law 1: the policy does not allow it"
         );
 
         let ttl = f.exp - f.iat;
@@ -550,7 +550,7 @@ impl InvariantChecker {
         );
         assert!(
             f.decision.ttl.bounds.iter().all(|b| b.seconds >= ttl),
-            "law 5: beyond its own sum"
+            "law 5: beyond its own bounds"
         );
         let rests: BTreeSet<String> = entry.read_set.iter().map(|(s, _)| s.to_string()).collect();
         for stream in [
@@ -567,10 +567,10 @@ impl InvariantChecker {
         ] {
             assert!(
                 rests.contains(&stream),
-                "law 7: the mint does not rest on {stream}"
+                "law 7: the mint's read set lacks {stream}"
             );
         }
-        assert!(f.pos < entry.index, "decided before it was entered");
+        assert!(f.pos < entry.index, "decided at a later position than its entry");
         self.grants.insert(f.jti, f.clone());
     }
 }

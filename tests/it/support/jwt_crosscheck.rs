@@ -1,4 +1,4 @@
-//! An independent reader: every token we mint must decode with `jsonwebtoken`, over a small provider of its cryptography.
+//! JWT cross-check: every minted token must decode with `jsonwebtoken`, over a minimal crypto provider.
 
 use std::sync::Once;
 
@@ -51,7 +51,7 @@ pub fn decodes(token: &Secret, jwks: &Value, issuer: &str, audience: &str) -> Re
     validation.set_audience(&[audience]);
     validation.set_issuer(&[issuer]);
     validation.set_required_spec_claims(&["exp", "aud", "iss", "sub"]);
-    // Tokens here live on a clock moved by hand.
+    // The tokens' times come from a manual clock.
     validation.validate_exp = false;
     decode::<Value>(
         token.expose_secret(),

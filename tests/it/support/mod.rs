@@ -29,7 +29,7 @@ pub const DOMAIN: &str = "soc.example";
 pub const IDP: &str = "https://idp.soc.example";
 pub const CASES: &str = "https://cases.soc.example";
 
-/// Everything outside the broker: who signs evidence, who holds which key, what the security team wrote.
+/// Everything outside the broker: the trust domain's signer, the people's keys, the policy files.
 pub struct TestEnvironment {
     pub signer: SigningKey,
     pub keys: BTreeMap<String, SigningKey>,
@@ -42,8 +42,8 @@ impl TestEnvironment {
         let mut policy = soc();
         let mut keys = BTreeMap::new();
         let mut pkcs8 = BTreeMap::new();
-        // Stories of votes are told one after another at a clock that stands still: what slows people down has stories of
-        // its own.
+        // Most tests vote repeatedly without advancing the clock, so the approval limits are off here; they have their
+        // own tests.
         let people = policy.get_mut("people.toml").expect("people");
         let own = people.find("[approvals]").expect("the example has one");
         people.truncate(own);
@@ -66,12 +66,12 @@ impl TestEnvironment {
         }
     }
 
-    /// A second handle on somebody's key, for code that wants to own one.
+    /// A second handle on a person's key, for code that owns its key.
     pub fn key_of(&self, name: &str) -> SigningKey {
         SigningKey::from_pkcs8(&self.pkcs8[name]).expect("key")
     }
 
-    /// Somebody's private key as its file holds it.
+    /// A person's private key as a PEM file.
     pub fn pem_of(&self, name: &str) -> String {
         SigningKey::to_pem(&self.pkcs8[name]).to_string()
     }
@@ -90,7 +90,7 @@ impl TestEnvironment {
         self.svid_with(json!({ "sub": spiffe_id, "aud": [audience], "iat": now.secs(), "exp": now.secs() + life_s }))
     }
 
-    /// Signs any claims: fractions and other things an honest signer would not write included.
+    /// Signs any claims, also those that no real signer would write.
     pub fn svid_with(&self, claims: serde_json::Value) -> Secret {
         let kid = KeyId::of(self.signer.thumbprint());
         let part = |v: &serde_json::Value| URL_SAFE_NO_PAD.encode(v.to_string());
@@ -116,10 +116,10 @@ impl TestEnvironment {
     }
 }
 
-/// Nothing that slows people or agents down.
+/// Approval limits switched off.
 pub const NO_LIMITS: &str = "[approvals]\nasks_per_minute = 100000\nopens_per_minute = 0\ndwell = \"off\"\nback_off = []\nquarantine = 0\n";
 
-/// The policy bundle that lies in `examples/soc`.
+/// The policy bundle of `examples/soc`.
 pub fn soc() -> BTreeMap<String, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/soc");
     let paths = [
@@ -151,7 +151,7 @@ pub struct TestBroker {
     _temp: Arc<tempfile::TempDir>,
 }
 
-/// The first page of an inbox, for whoever is content with that.
+/// A request for the first page of an inbox.
 pub const fn first_inbox_page() -> InboxAsk {
     InboxAsk {
         mine: false,
@@ -214,7 +214,7 @@ impl TestBroker {
         }
     }
 
-    /// Lets go of the broker and opens its directory again, as a restart would.
+    /// Drops the broker and opens its directory again, like a restart.
     pub async fn restart(self, faults: Faults) -> Self {
         let Self {
             env,
@@ -277,7 +277,7 @@ impl TestBroker {
         })
     }
 
-    /// Opens a copy of the directory whose WAL was cut to `wal_len` bytes: what a crash may have left.
+    /// Opens a copy of the directory with its WAL cut to `wal_len` bytes: what a crash may leave.
     pub async fn crash(self, wal_len: u64, faults: Faults) -> Self {
         let Self {
             env,
@@ -468,10 +468,10 @@ impl TestBroker {
             let audience = action.audience.as_str();
             let claims =
                 jwt_crosscheck::decodes(&given.token, &self.broker.jwks(), URL, audience)
-                    .expect("another library reads it");
+                    .expect("decodes with another library");
             assert_eq!(claims["jti"], given.issued.jti.to_string());
             jwt_crosscheck::decodes(&given.token, &self.broker.jwks(), URL, "https://other")
-                .expect_err("for its audience alone");
+                .expect_err("valid for its audience only");
         }
         reply
     }
@@ -544,7 +544,7 @@ impl TestBroker {
         self.cast_vote(name, id, &begun.statement).await
     }
 
-    /// A yes that counts.
+    /// Votes to approve, and expects the vote to count.
     pub async fn approve(&self, name: &str, id: AccessRequestId, profile: &str) {
         let vote = self.vote(name, id, profile, Verdict::Approve);
         vote.await.expect("the vote counts");
@@ -628,7 +628,7 @@ impl TestBroker {
         self.broker.revoke_token(&call, jti).await
     }
 
-    /// Every law that the journal alone can show.
+    /// Checks every invariant that the journal alone can show.
     pub fn check_invariants(&self) {
         invariants::check(&self.dir);
     }
@@ -680,7 +680,7 @@ async fn start(
             faults: faults.clone(),
         };
         match Broker::start(start).await {
-            // The writer of the broker before may still be letting go.
+            // The previous broker's writer may still hold the lock.
             Err(StartError::Open(dipylon::journal::OpenError::Locked(_))) if tries < 200 => {
                 tries += 1;
                 tokio::time::sleep(Duration::from_millis(10)).await;

@@ -1,4 +1,4 @@
-//! A broker behind its real doors, on a loopback socket, with the machine's clock.
+//! A broker served on a loopback socket, with the system clock.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

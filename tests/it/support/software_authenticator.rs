@@ -1,4 +1,4 @@
-//! A passkey in software: a browser and an authenticator in one, which do as real ones do unless told to misbehave.
+//! Software authenticator: a passkey with its browser, conforming unless a test sets other behaviour.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -12,7 +12,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _};
 use serde_json::{Value, json};
 
-/// Which key it holds.
+/// The algorithm of its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyKind {
     Es256,
@@ -24,7 +24,7 @@ enum KeyPair {
     EdDsa(Ed25519KeyPair),
 }
 
-/// How it answers. [`PasskeyBehaviour::default`] is good.
+/// Behaviour of authenticator and browser. [`PasskeyBehaviour::default`] conforms.
 #[derive(Debug, Clone)]
 pub struct PasskeyBehaviour {
     /// UP.
@@ -35,21 +35,21 @@ pub struct PasskeyBehaviour {
     pub backup_eligible: bool,
     /// BS.
     pub backed_up: bool,
-    /// `type`, where another than the ceremony's.
+    /// `type`, if not the ceremony's.
     pub kind: Option<&'static str>,
-    /// `origin`, where another than the page's.
+    /// `origin`, if not the page's.
     pub origin: Option<String>,
-    /// `crossOrigin`; absent where none.
+    /// `crossOrigin`, if present.
     pub cross_origin: Option<Value>,
     /// `topOrigin`.
     pub top_origin: Option<String>,
-    /// RP ID, where another than its own.
+    /// RP ID, if not its own.
     pub rp_id: Option<String>,
-    /// The signature counter, where it does not count on by one.
+    /// The signature counter, if not incremented by one.
     pub sign_count: Option<u32>,
     /// Extension data, as a map.
     pub extensions: Option<Cbor>,
-    /// Whether an assertion shows the credential's data again, as none may.
+    /// Whether an assertion repeats the attested credential data, which is not allowed.
     pub attested_again: bool,
 }
 
@@ -82,7 +82,7 @@ pub struct SoftwareAuthenticator {
 }
 
 impl SoftwareAuthenticator {
-    /// What `navigator.credentials.create()` makes on a page of this origin: the passkey, and what is sent to enrol it.
+    /// `navigator.credentials.create()` on a page of this origin: the passkey and its registration.
     pub fn create(
         rp_id: &str,
         origin: &str,
@@ -99,7 +99,7 @@ impl SoftwareAuthenticator {
         )
     }
 
-    /// The same with another key or bad behaviour.
+    /// The same with another algorithm or behaviour.
     pub fn create_as(
         kind: KeyKind,
         rp_id: &str,
@@ -136,19 +136,19 @@ impl SoftwareAuthenticator {
         (passkey, made)
     }
 
-    /// What `navigator.credentials.get()` gives on a page of this origin.
+    /// `navigator.credentials.get()` on a page of this origin.
     pub fn get(&self, challenge: &[u8], origin: &str) -> Assertion {
         self.get_as(challenge, origin, &PasskeyBehaviour::default())
     }
 
-    /// The same with bad behaviour. (For a replay, keep an assertion and send it again.)
+    /// The same with other behaviour. (For a replay, send an assertion again.)
     pub fn get_as(&self, challenge: &[u8], origin: &str, behaviour: &PasskeyBehaviour) -> Assertion {
         let client_data_json = client_data("webauthn.get", origin, challenge, behaviour);
         let authenticator_data = self.data(behaviour, behaviour.attested_again);
         self.sign(authenticator_data, client_data_json)
     }
 
-    /// Signs whatever it is given: for tests that need a good signature over something no authenticator would write.
+    /// Signs any data: a valid signature over content that no authenticator would write.
     pub fn sign(&self, authenticator_data: Vec<u8>, client_data_json: Vec<u8>) -> Assertion {
         let client = Digest::of(&client_data_json);
         let message = [&authenticator_data[..], client.as_bytes()].concat();
@@ -174,7 +174,7 @@ impl SoftwareAuthenticator {
         &self.credential
     }
 
-    /// The key as COSE_Key, its labels in the order of CTAP2's canonical form.
+    /// The public key as COSE_Key, labels in CTAP2 canonical order.
     pub fn cose_key(&self) -> Cbor {
         match &self.pair {
             KeyPair::Es256(pair) => {
