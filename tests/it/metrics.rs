@@ -71,7 +71,7 @@ fn documented() -> BTreeSet<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metrics_end_to_end() {
     let s = ServedBroker::start().await;
-    let (place, door) = operator_listener(&s).await;
+    let (place, operator) = operator_listener(&s).await;
     assert_eq!(get(&place, "/livez").await.0, 200);
     assert_eq!(get(&place, "/readyz").await.0, 200);
     assert_eq!(get(&s.url, "/metrics").await.0, 404, "not on the public listener");
@@ -193,14 +193,14 @@ async fn metrics_end_to_end() {
             .unwrap_or(base);
         assert!(known.contains(base), "{name} is not documented");
     }
-    door.abort();
+    operator.abort();
 }
 
 /// Names chosen by callers neither add samples nor appear in labels.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metric_cardinality_is_bounded() {
     let s = ServedBroker::start().await;
-    let (place, door) = operator_listener(&s).await;
+    let (place, operator) = operator_listener(&s).await;
     let task = s.task("triage").await;
     let round = async |round: usize| {
         for i in 0..5 {
@@ -239,7 +239,7 @@ async fn metric_cardinality_is_bounded() {
     }
     let causes = "dipylon_gate_1_refusals_total{cause=\"agents\"}";
     assert_eq!(often[causes] - once[causes], 4.0, "{often:?}");
-    door.abort();
+    operator.abort();
 }
 
 #[tokio::test]
@@ -257,7 +257,7 @@ async fn operator_listener_is_local_only() {
     use std::os::unix::fs::MetadataExt as _;
     let mode = std::fs::metadata(&path).expect("socket").mode();
     assert_eq!(mode & 0o777, 0o600, "owner only");
-    let door = tokio::spawn(operate(s.broker.clone(), listener));
+    let operator = tokio::spawn(operate(s.broker.clone(), listener));
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::UnixStream::connect(&path)
         .await
@@ -267,8 +267,8 @@ async fn operator_listener_is_local_only() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.expect("read");
     assert!(answer.contains("dipylon_tasks_open 0\n"), "{answer}");
-    door.abort();
-    let _aborted = door.await;
+    operator.abort();
+    let _aborted = operator.await;
     assert!(!path.exists(), "and unlinks its socket");
     // A socket that is not its own is left.
     let listener = OperatorListener::unix(&path).expect("listens");
@@ -283,7 +283,7 @@ async fn operator_listener_is_local_only() {
 async fn operator_listener_checks_host_header() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let s = ServedBroker::start().await;
-    let (place, door) = operator_listener(&s).await;
+    let (place, operator) = operator_listener(&s).await;
     let address = place.trim_start_matches("http://");
     for (target, hosts, told) in [
         ("/livez", "Host: localhost", 200),
@@ -308,14 +308,14 @@ async fn operator_listener_checks_host_header() {
         assert!(answer.contains("connection: close"), "{answer}");
         assert!(!answer.contains("dipylon_"), "{answer}");
     }
-    door.abort();
+    operator.abort();
 }
 
 #[tokio::test]
 async fn idle_connections_do_not_block_metrics() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let s = ServedBroker::start().await;
-    let (place, door) = operator_listener(&s).await;
+    let (place, operator) = operator_listener(&s).await;
     let address = place.trim_start_matches("http://");
     let mut held = tokio::task::JoinSet::new();
     for n in 0..40 {
@@ -345,7 +345,7 @@ async fn idle_connections_do_not_block_metrics() {
         while held.join_next().await.is_some() {}
     })
     .await;
-    door.abort();
+    operator.abort();
 }
 
 /// The real process with a JSON log: each answered call is one object with its fields.

@@ -305,7 +305,7 @@ struct Deployment {
 /// A started broker, killed on drop.
 struct RunningBroker {
     child: std::process::Child,
-    told: PathBuf,
+    stderr: PathBuf,
 }
 
 impl Drop for RunningBroker {
@@ -316,13 +316,13 @@ impl Drop for RunningBroker {
 }
 
 impl RunningBroker {
-    fn told(&self) -> String {
-        std::fs::read_to_string(&self.told).unwrap_or_default()
+    fn stderr(&self) -> String {
+        std::fs::read_to_string(&self.stderr).unwrap_or_default()
     }
 
     fn code(&self) -> Option<String> {
-        let told = self.told();
-        let after = told.split("one-time code ").nth(1)?;
+        let stderr = self.stderr();
+        let after = stderr.split("one-time code ").nth(1)?;
         Some(after.split_whitespace().next()?.to_owned())
     }
 }
@@ -394,7 +394,7 @@ impl Deployment {
     }
 
     fn serve(&self) -> RunningBroker {
-        let (ready, told) = (self.path("ready.json"), self.path("told.txt"));
+        let (ready, stderr) = (self.path("ready.json"), self.path("stderr.txt"));
         let _none = std::fs::remove_file(&ready);
         let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_dipylon"))
             .args([
@@ -409,18 +409,18 @@ impl Deployment {
             .env("DIPYLON_LOG", "debug")
             .stdin(std::process::Stdio::null())
             .stdout(std::process::Stdio::null())
-            .stderr(std::fs::File::create(&told).expect("file"))
+            .stderr(std::fs::File::create(&stderr).expect("file"))
             .spawn()
             .expect("starts");
         for _ in 0..1_500 {
             if ready.exists() {
-                return RunningBroker { child, told };
+                return RunningBroker { child, stderr };
             }
             let ended = child.try_wait().expect("asked");
             assert!(
                 ended.is_none(),
                 "{}",
-                std::fs::read_to_string(&told).unwrap_or_default()
+                std::fs::read_to_string(&stderr).unwrap_or_default()
             );
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -439,16 +439,16 @@ fn bootstrap_code_end_to_end() {
         ])
     };
     // Without a code every key is unknown.
-    let (code, _, told) = site.run(&[
+    let (code, _, stderr) = site.run(&[
         "policy", "apply", "policy", "--url", &site.url, "--key", "olga.pem",
     ]);
-    assert_eq!(code, 20, "{told}");
+    assert_eq!(code, 20, "{stderr}");
     for n in 0..5 {
-        let (code, _, told) = apply(&format!("AAAAA-{n}"), "olga.pem");
+        let (code, _, stderr) = apply(&format!("AAAAA-{n}"), "olga.pem");
         assert_eq!(
-            (code, told.contains("gate 1 did not open")),
+            (code, stderr.contains("gate 1 did not open")),
             (20, true),
-            "{told}"
+            "{stderr}"
         );
     }
     drop(running);
@@ -473,15 +473,15 @@ fn bootstrap_code_end_to_end() {
         "--code-file",
         "code.txt",
     ];
-    let (code, out, told) = site.run(&args);
-    assert_eq!((code, out.contains("in force")), (0, true), "{out}{told}");
+    let (code, out, stderr) = site.run(&args);
+    assert_eq!((code, out.contains("in force")), (0, true), "{out}{stderr}");
     assert_eq!(apply(&second, "olga.pem").0, 20, "once");
-    let (code, _, told) = site.run(&[
+    let (code, _, stderr) = site.run(&[
         "policy", "apply", "policy", "--url", &site.url, "--key", "olga.pem",
     ]);
-    assert_eq!(code, 0, "an ordinary operator now: {told}");
+    assert_eq!(code, 0, "an ordinary operator now: {stderr}");
     // The code is printed only: it is in no log record at any level, and in no file of the broker.
-    assert_eq!(running.told().matches(&second).count(), 1);
+    assert_eq!(running.stderr().matches(&second).count(), 1);
     for file in std::fs::read_dir(site.path("data")).expect("dir") {
         let bytes = std::fs::read(file.expect("file").path()).expect("read");
         let second = second.as_bytes();
@@ -534,12 +534,12 @@ fn config_check_reports_every_problem() {
 
     let (code, out, _) = check(&good.replace("realm", "reallm").replace("key_dir", "keydir"));
     assert_eq!(code, 1, "{out}");
-    for told in [
+    for expected in [
         "unknown key `reallm` at line 2",
         "did you mean `realm`?",
         "unknown key `keydir` at line 6",
     ] {
-        assert!(out.contains(told), "{told}: {out}");
+        assert!(out.contains(expected), "{expected}: {out}");
     }
     let (code, out, _) = check(&format!("signing_key_password = \"hunter2\"\n{good}"));
     assert_eq!(
@@ -548,11 +548,11 @@ fn config_check_reports_every_problem() {
         "{out}"
     );
     assert!(!out.contains("hunter2"), "{out}");
-    let (_, _, told) = site.run(&["serve", "--config", "dipylon.toml"]);
+    let (_, _, stderr) = site.run(&["serve", "--config", "dipylon.toml"]);
     assert!(
-        told.contains("`signing_key_password` holds a secret at line 1")
-            && !told.contains("hunter2"),
-        "{told}"
+        stderr.contains("`signing_key_password` holds a secret at line 1")
+            && !stderr.contains("hunter2"),
+        "{stderr}"
     );
 
     // Every file it names is checked, and all problems are reported at once.
@@ -563,7 +563,7 @@ fn config_check_reports_every_problem() {
     site.write("policy/people.toml", "[[person]]\n");
     let (code, out, _) = check(&good);
     assert_eq!(code, 1);
-    for told in [
+    for expected in [
         "keys: mode 750",
         "token-signing.pem: mode 640",
         "trust.json",
@@ -571,8 +571,8 @@ fn config_check_reports_every_problem() {
     ] {
         assert!(
             out.lines()
-                .any(|line| line.contains(told) && line.contains("[fail]")),
-            "{told}: {out}"
+                .any(|line| line.contains(expected) && line.contains("[fail]")),
+            "{expected}: {out}"
         );
     }
     site.write("dipylon.toml", &good);
@@ -590,8 +590,8 @@ fn config_check_reports_every_problem() {
 #[test]
 fn config_show_roundtrip() {
     let site = Deployment::new();
-    let (code, shown, told) = site.run(&["config", "show", "dipylon.toml"]);
-    assert_eq!(code, 0, "{told}");
+    let (code, shown, stderr) = site.run(&["config", "show", "dipylon.toml"]);
+    assert_eq!(code, 0, "{stderr}");
     let line = |start: &str| {
         shown
             .lines()
@@ -604,8 +604,8 @@ fn config_show_roundtrip() {
     assert!(line("issuer = ").contains(&site.url));
     assert!(line("data_dir = ").contains(site.root.path().to_str().expect("text")));
     site.write("elsewhere/again.toml", &shown);
-    let (code, again, told) = site.run(&["config", "show", "elsewhere/again.toml"]);
-    assert_eq!(code, 0, "{told}");
+    let (code, again, stderr) = site.run(&["config", "show", "elsewhere/again.toml"]);
+    assert_eq!(code, 0, "{stderr}");
     let values = |text: &str| -> Vec<String> {
         text.lines()
             .map(|line| {
@@ -638,15 +638,15 @@ fn config_show_roundtrip() {
 fn doctor_checks_online_and_offline() {
     let site = Deployment::new();
     let doctor = || site.run(&["doctor", "--config", "dipylon.toml"]);
-    let has = |out: &str, level: &str, told: &str| {
+    let has = |out: &str, level: &str, expected: &str| {
         let found = out
             .lines()
-            .any(|line| line.trim_start().starts_with(level) && line.contains(told));
-        assert!(found, "{level} {told}\n{out}");
+            .any(|line| line.trim_start().starts_with(level) && line.contains(expected));
+        assert!(found, "{level} {expected}\n{out}");
     };
     // Before the first start.
-    let (code, out, told) = doctor();
-    assert_eq!(code, 0, "{out}{told}");
+    let (code, out, stderr) = doctor();
+    assert_eq!(code, 0, "{out}{stderr}");
     has(&out, "[ok]", "none yet: the first start makes it");
     has(&out, "[warn]", "no policy bundle: everything is denied");
     has(&out, "[ok]", "is free: no broker runs");
@@ -666,7 +666,7 @@ fn doctor_checks_online_and_offline() {
     assert_eq!(site.run(&apply).0, 0);
     let (code, out, _) = doctor();
     assert_eq!(code, 0, "{out}");
-    for told in [
+    for expected in [
         "answers and is ready",
         "clocks agree",
         "whole: ",
@@ -674,7 +674,7 @@ fn doctor_checks_online_and_offline() {
         "0 days old",
         "is where it listens",
     ] {
-        assert!(out.contains(told), "{told}: {out}");
+        assert!(out.contains(expected), "{expected}: {out}");
     }
     let (code, out, _) = site.run(&["doctor", "--url", &site.url, "--key", "maria.pem"]);
     assert_eq!(code, 0, "{out}");
@@ -852,11 +852,11 @@ fn example(path: &str) -> PathBuf {
 fn production_example_is_valid() {
     let site = Deployment::new();
     let file = example("production/dipylon.toml");
-    let (code, out, told) = site.run(&["config", "check", file.to_str().expect("text")]);
-    assert_eq!(code, 0, "{out}{told}");
+    let (code, out, stderr) = site.run(&["config", "check", file.to_str().expect("text")]);
+    assert_eq!(code, 0, "{out}{stderr}");
     assert!(out.contains("soc.example: 1 JWT-SVID keys"), "{out}");
-    let (code, shown, told) = site.run(&["config", "show", file.to_str().expect("text")]);
-    assert_eq!(code, 0, "{told}");
+    let (code, shown, stderr) = site.run(&["config", "show", file.to_str().expect("text")]);
+    assert_eq!(code, 0, "{stderr}");
     // The unit and the image provide these two directories.
     let unit = std::fs::read_to_string(example("systemd/dipylon.service")).expect("unit");
     let image = std::fs::read_to_string(example("container/Containerfile")).expect("image");
@@ -871,8 +871,8 @@ fn production_example_is_valid() {
             continue;
         };
         let args: Vec<&str> = args.split_whitespace().collect();
-        let (code, _, told) = site.run(&[&args[..], &["--help"]].concat());
-        assert_eq!(code, 0, "{args:?}: {told}");
+        let (code, _, stderr) = site.run(&[&args[..], &["--help"]].concat());
+        assert_eq!(code, 0, "{args:?}: {stderr}");
     }
 }
 

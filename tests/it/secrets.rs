@@ -96,8 +96,8 @@ async fn assert_no_secret_is_logged(form: &str) {
     task.complete(TaskOutcome::Succeeded)
         .await
         .expect("completes");
-    let figures = figures(&operators).await;
-    assert!(figures.contains("dipylon_calls_total"), "{figures}");
+    let metrics = metrics(&operators).await;
+    assert!(metrics.contains("dipylon_calls_total"), "{metrics}");
     broker.kill().await.expect("stopped");
 
     let log = std::fs::read_to_string(&log).expect("log");
@@ -137,7 +137,7 @@ async fn assert_no_secret_is_logged(form: &str) {
     ];
     for (place, text) in [
         ("log", &log),
-        ("figures", &figures),
+        ("metrics", &metrics),
         ("entries", &entries),
         ("error", &refused),
         ("error", &wrong),
@@ -151,7 +151,7 @@ async fn assert_no_secret_is_logged(form: &str) {
     }
 }
 
-async fn figures(socket: &std::path::Path) -> String {
+async fn metrics(socket: &std::path::Path) -> String {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::UnixStream::connect(socket)
         .await

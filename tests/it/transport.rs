@@ -167,14 +167,14 @@ impl TestServer {
             .unix
             .then(|| GuardedUnixListener::bind(&root.join("dipylon.sock")).expect("bound"));
         let peer = async |Extension(peer): Extension<Peer>| format!("{peer:?}");
-        let mut doors = ServerConfig::from(listener);
-        doors.tls = tls.clone();
-        doors.unix = unix;
-        doors.limits = setup.limits;
-        doors.extra = axum::Router::new().route("/peer", get(peer));
-        let counts = doors.counts.clone();
+        let mut config = ServerConfig::from(listener);
+        config.tls = tls.clone();
+        config.unix = unix;
+        config.limits = setup.limits;
+        config.extra = axum::Router::new().route("/peer", get(peer));
+        let counts = config.counts.clone();
         let (stop, stopped) = oneshot::channel::<()>();
-        let serving = serve::serve(broker, doors, async move {
+        let serving = serve::serve(broker, config, async move {
             let _told = stopped.await;
         });
         let server = tokio::spawn(async move { serving.await.expect("serves") });
