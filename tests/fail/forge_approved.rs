@@ -1,4 +1,4 @@
-// Nobody outside gate 2 can say that it opened.
+// Only gate 2 constructs `Approved`.
 fn forge() -> dipylon::approve::Approved {
     dipylon::approve::Approved { ttl: 1 }
 }

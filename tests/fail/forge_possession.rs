@@ -1,4 +1,4 @@
-// Nobody can say that a key was held without its proof.
+// Only the proof check constructs `Possession`.
 fn forge() -> dipylon::verify::Possession {
     dipylon::verify::Possession { action_digest: None }
 }

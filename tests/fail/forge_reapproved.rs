@@ -1,4 +1,4 @@
-// A reissue needs gate 2's own word.
+// Only gate 2 constructs `Reapproved`.
 use dipylon::state::Recorded;
 use dipylon::verify::Verified;
 

@@ -1,4 +1,4 @@
-// Nobody outside gate 1 can say that it opened.
+// Only gate 1 constructs `Verified`.
 fn forge() -> dipylon::verify::Verified {
     dipylon::verify::Verified { evidence_age_ms: 0 }
 }

@@ -1,10 +1,11 @@
-// One approval, one mint: the second use of a pass does not compile.
-use dipylon::mint::{Bench, GrantContext};
+// One approval, one mint: using `Approved` a second time does not compile.
+use dipylon::approve::Approved;
+use dipylon::mint::{GrantContext, TokenIssuer};
 use dipylon_sdk::model::Timestamp;
 
-fn twice(bench: &Bench, order: dipylon::approve::Approved, first: GrantContext, second: GrantContext, now: Timestamp) {
-    let _one = bench.mint(order, first, now, &mut || [0; 16]);
-    let _two = bench.mint(order, second, now, &mut || [0; 16]);
+fn twice(issuer: &TokenIssuer, approved: Approved, first: GrantContext, second: GrantContext, now: Timestamp) {
+    let _one = issuer.mint(approved, first, now, &mut || [0; 16]);
+    let _two = issuer.mint(approved, second, now, &mut || [0; 16]);
 }
 
 fn main() {}

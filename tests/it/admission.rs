@@ -1,4 +1,4 @@
-//! More callers than can be served: one source, one caller or one kind of call never takes what belongs to the others.
+//! Admission control: rate limits and concurrency limits keep one source, one caller or one class from starving the others.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -15,22 +15,22 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use super::harness::{CASES, TestBroker, disable, read_case, refused, whole_inbox};
-use super::served::{Served, order};
+use crate::support::served_broker::{ServedBroker, order};
+use crate::support::{CASES, TestBroker, disable, first_inbox_page, read_case, refused};
 
 fn n(n: u32) -> NonZeroU32 {
     NonZeroU32::new(n).expect("not zero")
 }
 
-/// A channel whose connection comes from this address of the loopback net.
-fn from(s: &Served, last: u8) -> Channel {
+/// A channel whose connection comes from this loopback address.
+fn from(s: &ServedBroker, last: u8) -> Channel {
     tonic::transport::Endpoint::from_shared(s.url.clone())
         .expect("url")
         .local_address(Some(IpAddr::V4(Ipv4Addr::new(127, 0, 0, last))))
         .connect_lazy()
 }
 
-/// One call of a method by a stranger: it costs no cryptography and comes to gate 1 unless it is shed before.
+/// One unauthenticated call: it costs no cryptography and reaches gate 1 unless it is shed before.
 async fn stranger(channel: &Channel, method: &'static str) -> Status {
     let mut grpc = tonic::client::Grpc::new(channel.clone());
     grpc.ready().await.expect("ready");
@@ -53,12 +53,12 @@ fn is_shed(status: &Status) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_source_floods_and_the_others_are_served() {
+async fn per_source_rate_isolates_sources() {
     let slow = RateLimitConfig {
         source_per_second: n(1),
         ..RateLimitConfig::default()
     };
-    let s = Served::start_at(slow).await;
+    let s = ServedBroker::start_at(slow).await;
     let flood = from(&s, 1);
     let mut shed = Vec::new();
     for _ in 0..10 {
@@ -74,8 +74,8 @@ async fn one_source_floods_and_the_others_are_served() {
     );
     for status in &shed {
         assert_eq!(status.code(), Code::ResourceExhausted);
-        let wait = status.get_details_retry_info().expect("says when");
-        let wait = wait.retry_delay.expect("says when");
+        let wait = status.get_details_retry_info().expect("a retry delay");
+        let wait = wait.retry_delay.expect("a retry delay");
         assert!(
             wait > Duration::ZERO && wait <= Duration::from_secs(1),
             "{wait:?}"
@@ -86,7 +86,7 @@ async fn one_source_floods_and_the_others_are_served() {
         !is_shed(&stranger(&other, GENERAL).await),
         "another source has its own rate"
     );
-    // What is reserved has another rate, at the same source: the answer is gate 1's.
+    // The reserved class has its own rate at the same source: gate 1 answers.
     let introspect = "/dipylon.v1.TokenService/Introspect";
     let introspected = stranger(&flood, introspect).await;
     assert!(!is_shed(&introspected), "{introspected}");
@@ -104,20 +104,20 @@ async fn one_source_floods_and_the_others_are_served() {
     assert_eq!(
         s.broker.journal().tail().borrow().head,
         before,
-        "what is shed is no entry"
+        "a shed call writes no entry"
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_header_does_not_make_another_source() {
+async fn forwarded_headers_do_not_change_the_source() {
     let slow = RateLimitConfig {
         source_per_second: n(1),
         ..RateLimitConfig::default()
     };
-    let s = Served::start_at(slow).await;
+    let s = ServedBroker::start_at(slow).await;
     let mut codes = BTreeMap::new();
     for last in 0..10 {
-        let answer = get_saying(
+        let answer = get_with_header(
             &s.url,
             "/nowhere",
             &format!("X-Forwarded-For: 192.0.2.{last}"),
@@ -131,14 +131,14 @@ async fn a_header_does_not_make_another_source() {
     assert!(codes.get(&429).copied().unwrap_or(0) >= 5, "{codes:?}");
 }
 
-/// The general places are all taken and their queue is full; ending, validating and following the feed go on.
+/// The general permits are taken and their queue is full; ending, validating and following the feed still work.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_reserved_is_served_while_the_rest_is_shed() {
+async fn reserved_classes_are_served_under_overload() {
     let few = RateLimitConfig {
         max_concurrent_calls: n(1),
         ..RateLimitConfig::default()
     };
-    let s = Served::start_at(few).await;
+    let s = ServedBroker::start_at(few).await;
     let task = s.task("triage").await;
     let Ok(Outcome::Token(token)) = task.request_token(&order(read_case(), "r-1")).await else {
         panic!("a token")
@@ -169,14 +169,14 @@ async fn what_is_reserved_is_served_while_the_rest_is_shed() {
     let report = task
         .complete(TaskOutcome::Succeeded)
         .await
-        .expect("an end is never shed");
+        .expect("revocation is never shed");
     assert_eq!(report.tokens_revoked, 1);
     let dead = validator.introspect(token.jwt().expose_secret()).await;
     assert!(!dead.expect("asked").active);
     s.person("olga")
         .suspend(&AgentId::parse("triage").expect("id"), "flood")
         .await
-        .expect("an operator ends it");
+        .expect("an operator suspends it");
     wait_for(|| shed.load(Ordering::SeqCst) > before).await;
     let text = s.broker.read_metrics();
     assert!(text.contains("class=\"general\",by=\"places\"} "), "{text}");
@@ -192,14 +192,14 @@ async fn what_is_reserved_is_served_while_the_rest_is_shed() {
     }
 }
 
-/// Many wait for people at once, and take nobody's place while they do.
+/// Calls that wait for an approval give their permit back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_waits_for_people_takes_no_place() {
+async fn waiting_calls_release_their_permit() {
     let few = RateLimitConfig {
         max_concurrent_calls: n(1),
         ..RateLimitConfig::default()
     };
-    let s = Served::start_at(few).await;
+    let s = ServedBroker::start_at(few).await;
     let mut tasks = Vec::new();
     for _ in 0..4 {
         tasks.push(s.task("triage").await);
@@ -213,13 +213,13 @@ async fn who_waits_for_people_takes_no_place() {
     let maria = s.person("maria");
     let mut listed = Vec::new();
     for _ in 0..500 {
-        listed = maria.list().await.expect("there is a place");
+        listed = maria.list().await.expect("a permit is free");
         if listed.len() == 4 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert_eq!(listed.len(), 4, "all wait at once");
+    assert_eq!(listed.len(), 4, "all are pending at once");
     assert!(waiting.iter().all(|w| !w.is_finished()));
     s.person("olga")
         .suspend(&AgentId::parse("triage").expect("id"), "enough")
@@ -227,17 +227,17 @@ async fn who_waits_for_people_takes_no_place() {
         .expect("suspended");
     for one in waiting {
         let answer = one.await.expect("ran");
-        assert!(answer.is_err(), "woken, and gate 1 is closed: {answer:?}");
+        assert!(answer.is_err(), "woken, and rejected by gate 1: {answer:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_waits_as_told_and_succeeds() {
+async fn client_honours_retry_delay() {
     let slow = RateLimitConfig {
         caller_per_second: n(4),
         ..RateLimitConfig::default()
     };
-    let s = Served::start_at(slow).await;
+    let s = ServedBroker::start_at(slow).await;
     let task = s.task("triage").await;
     for i in 0..12 {
         let outcome = task
@@ -248,11 +248,11 @@ async fn a_client_waits_as_told_and_succeeds() {
     let text = s.broker.read_metrics();
     let told = "dipylon_rate_limited_total{class=\"general\",by=\"caller\"} ";
     let told = text.lines().find_map(|line| line.strip_prefix(told));
-    let told: u32 = told.expect("it was told to wait").parse().expect("a count");
-    // A bucket holds eight of the fourteen (the first, which has no nonce yet, counts too), and nobody comes back before
-    // the time it was told.
+    let told: u32 = told.expect("it was rate limited").parse().expect("a count");
+    // A bucket holds eight of the fourteen (the first, without a nonce yet, counts too), and no client retries before the
+    // retry delay.
     assert!((1..=6).contains(&told), "{told}");
-    // A wait beyond the budget is not begun.
+    // A wait beyond the client's deadline is not begun.
     let impatient = Agent::new(s.endpoint().with_retry_ms(0), s.evidence("triage"), None);
     let mut told = None;
     for _ in 0..20 {
@@ -264,78 +264,82 @@ async fn a_client_waits_as_told_and_succeeds() {
     assert_eq!(told, Some(Reason::RateLimited));
 }
 
-/// The broker asks by name: one agent's tasks share its rate, another agent and people have their own, and ends another.
+/// Rates are per caller: an agent's tasks share one; other agents, people and revocations have their own.
 #[tokio::test]
-async fn one_agent_at_its_rate_leaves_the_others_theirs() {
+async fn per_agent_rate_isolates_agents() {
     let b = TestBroker::start_at(RateLimitConfig {
         caller_per_second: n(2),
         ..RateLimitConfig::default()
     })
     .await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     for i in 0..3 {
-        b.ask(&triage, task, &read_case(), 60, &format!("r-{i}"))
+        b.request_token(&triage, task, &read_case(), 60, &format!("r-{i}"))
             .await
             .expect("within its rate");
     }
     let told = b
-        .ask(&triage, task, &read_case(), 60, "r-4")
+        .request_token(&triage, task, &read_case(), 60, "r-4")
         .await
         .expect_err("beyond its rate");
     assert_eq!(told.reason, Reason::RateLimited);
     assert_eq!(told.retry_after, Some(Duration::from_millis(500)));
     let second = b.agent("triage");
-    let another_key = b.try_open(&second, "more", "open-2").await;
+    let another_key = b.try_open_task(&second, "more", "open-2").await;
     assert_eq!(
         refused(another_key),
         Reason::RateLimited,
         "by agent, not by key"
     );
-    // The clock stands still: asking again opens nothing.
+    // The clock stands still: trying again does not help.
     for _ in 0..50 {
-        let again = b.ask(&triage, task, &read_case(), 60, "r-4").await;
+        let again = b
+            .request_token(&triage, task, &read_case(), 60, "r-4")
+            .await;
         assert_eq!(refused(again), Reason::RateLimited);
     }
     let head = b.broker.journal().tail().borrow().head;
-    b.open(&b.agent("reporter")).await;
+    b.open_task(&b.agent("reporter")).await;
     let call = b.person_call("dipylon.v1.ApprovalService/ListAccessRequests", "maria");
-    b.broker.inbox(&call, &whole_inbox()).expect("a person");
+    b.broker
+        .inbox(&call, &first_inbox_page())
+        .expect("a person");
     assert_eq!(
         b.broker.journal().tail().borrow().head.size,
         head.size + 1,
         "what was shed is no entry"
     );
-    b.hand.advance_millis(500);
-    b.ask(&triage, task, &read_case(), 60, "r-4")
+    b.manual_clock.advance_millis(500);
+    b.request_token(&triage, task, &read_case(), 60, "r-4")
         .await
-        .expect("as told");
-    b.complete(&triage, task)
+        .expect("after the retry delay");
+    b.complete_task(&triage, task)
         .await
-        .expect("an end has its own rate");
-    b.check();
+        .expect("revocation has its own rate");
+    b.check_invariants();
 }
 
-/// Nobody learns from a rate whether a key or a name is known: strangers come to gate 1.
+/// Unauthenticated calls consume no caller's rate, so a rate reveals no known key or name.
 #[tokio::test]
-async fn strangers_use_up_nobodys_rate() {
+async fn anonymous_calls_do_not_consume_caller_rates() {
     let b = TestBroker::start_at(RateLimitConfig {
         caller_per_second: n(1),
         ..RateLimitConfig::default()
     })
     .await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let stranger = b.agent("triage");
     for i in 0..20 {
         let asked = b
-            .ask(&stranger, task, &read_case(), 60, &format!("s-{i}"))
+            .request_token(&stranger, task, &read_case(), 60, &format!("s-{i}"))
             .await;
         assert_eq!(refused(asked), Reason::NotFound);
     }
-    b.ask(&triage, task, &read_case(), 60, "r-1")
+    b.request_token(&triage, task, &read_case(), 60, "r-1")
         .await
-        .expect("the task's own rate is whole");
+        .expect("the task's own rate is untouched");
 }
 
 fn opening() -> OpenTask {
@@ -358,15 +362,15 @@ async fn wait_for(what: impl Fn() -> bool) {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("it did not come about");
+    panic!("the condition never held");
 }
 
-/// Status and head of a plain HTTP answer.
+/// Status and text of a plain HTTP response.
 pub async fn get(url: &str, path: &str) -> (u16, String) {
-    get_saying(url, path, "Accept: */*").await
+    get_with_header(url, path, "Accept: */*").await
 }
 
-async fn get_saying(url: &str, path: &str, header: &str) -> (u16, String) {
+async fn get_with_header(url: &str, path: &str, header: &str) -> (u16, String) {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let address = url.trim_start_matches("http://");
     let mut stream = tokio::net::TcpStream::connect(address)

@@ -1,4 +1,4 @@
-//! Law 10: any change of an old entry is found by the tree, and a whole rewrite against any root noted outside.
+//! Audit (law 10): the tree detects any change of an old entry; an external checkpoint detects a consistent rewrite.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,9 +7,9 @@ use dipylon::audit::{Audit, Checkpoint, Frontier, leaf_hash};
 use dipylon::journal::ReadOnly;
 use rusqlite::Connection;
 
-use super::harness::*;
+use crate::support::*;
 
-/// The walk `audit verify` does, as text: what it says of a journal.
+/// The output of `audit verify` on a journal.
 fn verdict(dir: &Path, against: Option<&str>) -> Result<String, String> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dipylon"));
     command.args(["audit", "verify", "--data-dir"]).arg(dir);
@@ -25,29 +25,31 @@ fn verdict(dir: &Path, against: Option<&str>) -> Result<String, String> {
     }
 }
 
-/// A journal with some history, closed; and two roots noted on the way.
+/// A closed journal with some history, and two checkpoints taken on the way.
 async fn history() -> (TestBroker, Vec<Checkpoint>) {
     let b = TestBroker::start().await;
     let mut noted = vec![b.broker.journal().tail().borrow().head];
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
-    b.ask(&triage, task, &read_case(), 300, "r-1").await.token();
+    let task = b.open_task(&triage).await;
+    b.request_token(&triage, task, &read_case(), 300, "r-1")
+        .await
+        .token();
     let id = b
-        .ask(&triage, task, &disable("ann"), 300, "r-2")
+        .request_token(&triage, task, &disable("ann"), 300, "r-2")
         .await
         .pending()
         .access_request;
-    b.yes("maria", id, "one-security").await;
+    b.approve("maria", id, "one-security").await;
     noted.push(b.broker.journal().tail().borrow().head);
-    b.ask(&triage, task, &disable("ann"), 300, "r-2")
+    b.request_token(&triage, task, &disable("ann"), 300, "r-2")
         .await
         .token();
-    b.complete(&triage, task).await.expect("ends");
+    b.complete_task(&triage, task).await.expect("ends");
     (b, noted)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_way_to_change_the_past_is_found() {
+async fn tampering_is_detected() {
     let (b, noted) = history().await;
     for root in &noted {
         let whole = verdict(&b.dir, Some(&root.to_string())).expect("whole");
@@ -55,7 +57,7 @@ async fn every_way_to_change_the_past_is_found() {
     }
     let size = b.broker.state().position().1 + 1;
     let source = b.dir.clone();
-    // Everything out of the WAL, so that a copy of one file is the journal.
+    // The WAL is emptied, so that a copy of one file is the journal.
     Connection::open(source.join("journal.db"))
         .and_then(|db| db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())))
         .expect("checkpoint");
@@ -94,19 +96,19 @@ async fn every_way_to_change_the_past_is_found() {
         );
     }
     tampered(
-        "the last entry gone",
+        "the last entry deleted",
         &format!("DELETE FROM entries WHERE idx = {}", size - 1),
     );
     tampered(
-        "one gone from the middle",
+        "an entry deleted from the middle",
         "DELETE FROM entries WHERE idx = 3",
     );
     tampered(
-        "two swapped",
+        "two entries swapped",
         "UPDATE entries SET idx = 999 WHERE idx = 4; UPDATE entries SET idx = 4 WHERE idx = 5; UPDATE entries SET idx = 5 WHERE idx = 999;",
     );
     tampered(
-        "one added",
+        "an entry added",
         "INSERT INTO entries SELECT idx + 1, leaf, entry FROM entries ORDER BY idx DESC LIMIT 1",
     );
     tampered("a shorter head", "UPDATE head SET size = size - 1");
@@ -117,14 +119,14 @@ async fn every_way_to_change_the_past_is_found() {
         "UPDATE blobs SET content = content || ' '",
     );
     tampered(
-        "a blob gone",
+        "a blob deleted",
         "DELETE FROM blobs WHERE sha256 = (SELECT sha256 FROM blobs LIMIT 1)",
     );
 }
 
-/// Someone with the whole machine rewrites everything consistently: only a root noted elsewhere tells.
+/// An attacker with full access rewrites everything consistently: only an external checkpoint detects it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_whole_rewrite_is_found_against_a_root_noted_outside() {
+async fn rewrite_is_detected_with_external_checkpoint() {
     let (b, noted) = history().await;
     let journal = ReadOnly::open(&b.dir).expect("journal");
     let mut entries = Vec::new();
@@ -134,7 +136,7 @@ async fn a_whole_rewrite_is_found_against_a_root_noted_outside() {
             Ok(())
         })
         .expect("readable");
-    // A vote that never was, spelled as the journal spells.
+    // A vote that was never cast, in canonical form.
     let forged: Vec<String> = entries
         .iter()
         .map(|text| text.replace("\"voter\":\"maria\"", "\"voter\":\"lee\""))
@@ -155,30 +157,31 @@ async fn a_whole_rewrite_is_found_against_a_root_noted_outside() {
         };
         audit.finish(head, 0).map_err(|e| e.to_string())
     };
-    walk(&forged, None).expect("consistent in itself");
-    walk(&forged, Some(noted[0])).expect("the part before the forgery is the same");
+    walk(&forged, None).expect("consistent");
+    walk(&forged, Some(noted[0])).expect("the part before the forgery is unchanged");
     assert!(
         walk(&forged, Some(noted[1]))
-            .expect_err("noted after it")
+            .expect_err("the checkpoint after it does not match")
             .contains("rewritten")
     );
     assert!(
         walk(&entries[..4], Some(noted[1]))
-            .expect_err("cut off")
+            .expect_err("truncated")
             .contains("only 4 entries")
     );
-    walk(&entries, Some(noted[1])).expect("the true one");
-    // Law 7 from the entries alone: what rests on a version that never was is found.
+    walk(&entries, Some(noted[1])).expect("the original matches");
+    // Law 7 from the entries alone: a read set with a version that never existed is detected.
     let issued = entries
         .iter()
         .position(|e| e.contains("\"kind\":\"TokenIssued\""))
         .expect("a mint");
-    let mut lying = entries.clone();
-    lying[issued] = lying[issued].replace("[\"agent:triage\",0]", "[\"agent:triage\",1]");
-    assert_ne!(lying, entries);
+    let mut forged_read_set = entries.clone();
+    forged_read_set[issued] =
+        forged_read_set[issued].replace("[\"agent:triage\",0]", "[\"agent:triage\",1]");
+    assert_ne!(forged_read_set, entries);
     assert!(
-        walk(&lying, None)
-            .expect_err("a false premise")
+        walk(&forged_read_set, None)
+            .expect_err("a false read set")
             .contains("agent:triage")
     );
 }

@@ -1,4 +1,4 @@
-//! Malformed, oversized, mistyped, invisible: a precise code and reason for what the caller may know, and nothing half done.
+//! Input validation: malformed, oversized, mistyped and invisible input gets a precise code and reason, and has no effect.
 
 use std::str::FromStr as _;
 
@@ -9,10 +9,10 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
-use super::harness::*;
-use super::served::Served;
+use crate::support::served_broker::ServedBroker;
+use crate::support::*;
 
-/// Bytes as they are: what a hostile client can send.
+/// A codec that sends raw bytes.
 #[derive(Default, Clone, Copy)]
 struct Raw;
 
@@ -108,9 +108,9 @@ fn parameter(name: &str, kind: Option<v1::value::Kind>) -> v1::Parameter {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn messages_that_are_not_of_their_form() {
+async fn malformed_messages_are_rejected() {
     use v1::value::Kind;
-    let s = Served::start().await;
+    let s = ServedBroker::start().await;
     let channel = Channel::from_shared(s.url.clone())
         .expect("url")
         .connect()
@@ -337,7 +337,7 @@ async fn messages_that_are_not_of_their_form() {
         ),
         ("parameters too deep", "RequestToken", deep, ""),
         (
-            "an outcome nobody knows",
+            "an unknown outcome",
             "CompleteTask",
             v1::CompleteTaskRequest {
                 task_id: TaskId::from_random([1; 16]).to_string(),
@@ -374,7 +374,7 @@ async fn messages_that_are_not_of_their_form() {
         );
         assert!(
             status.metadata().get("dpop-nonce").is_none(),
-            "{why}: nobody is known yet"
+            "{why}: the caller is not authenticated yet"
         );
     }
     let large = send(
@@ -387,15 +387,15 @@ async fn messages_that_are_not_of_their_form() {
         matches!(large.code(), Code::OutOfRange | Code::ResourceExhausted),
         "{large:?}"
     );
-    assert_eq!(s.broker.state().position().1, entries, "nothing half done");
+    assert_eq!(s.broker.state().position().1, entries, "no partial effect");
 }
 
 #[tokio::test]
-async fn nobody_fills_the_journal_or_the_approvers_day() {
+async fn pending_and_refusal_caps() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
-    // Five may wait.
+    let task = b.open_task(&triage).await;
+    // Five may be pending.
     let note = |n: i64| {
         action(
             "account.disable",
@@ -406,50 +406,57 @@ async fn nobody_fills_the_journal_or_the_approvers_day() {
         )
     };
     for n in 0..4 {
-        b.ask(&triage, task, &note(n), 300, &format!("p-{n}"))
+        b.request_token(&triage, task, &note(n), 300, &format!("p-{n}"))
             .await
             .pending();
     }
     let host = action("host.isolate", "Host", "web-1", IDP, &[]);
-    b.ask(&triage, task, &host, 300, "p-4").await.pending();
+    b.request_token(&triage, task, &host, 300, "p-4")
+        .await
+        .pending();
     let other = action("host.isolate", "Host", "web-1", CASES, &[]);
     assert_eq!(
-        refused(b.ask(&triage, task, &other, 300, "p-5").await),
+        refused(b.request_token(&triage, task, &other, 300, "p-5").await),
         Reason::TooManyPending
     );
-    b.ask(&triage, task, &note(0), 300, "p-6").await.pending();
-    // Sixty refusals a minute.
+    b.request_token(&triage, task, &note(0), 300, "p-6")
+        .await
+        .pending();
+    // Sixty refusals a minute are journaled.
     let mut last = Reason::UnknownTarget;
     for n in 0..61 {
         last = refused(
-            b.ask(&triage, task, &disable(&format!("nobody-{n}")), 60, "r")
+            b.request_token(&triage, task, &disable(&format!("unknown-{n}")), 60, "r")
                 .await,
         );
     }
     assert_eq!(last, Reason::TooManyRefusals);
-    b.hand.advance_millis(60_000);
+    b.manual_clock.advance_millis(60_000);
     assert_eq!(
-        refused(b.ask(&triage, task, &disable("nobody"), 60, "r").await),
+        refused(
+            b.request_token(&triage, task, &disable("unknown"), 60, "r")
+                .await
+        ),
         Reason::UnknownTarget
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
-async fn a_task_ends_by_its_deadline_before_anyone_writes_it() {
+async fn task_deadline_is_enforced_before_it_is_journaled() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let other = b
-        .try_open(&triage, "other", "open-2")
+        .try_open_task(&triage, "other", "open-2")
         .await
         .expect("opens")
         .task
         .task;
-    b.hand.advance_millis(3_599_000);
+    b.manual_clock.advance_millis(3_599_000);
     let shown = b.svid(&triage);
     let given = b
-        .ask_showing(&triage, task, &read_case(), 300, "r-1", Some(shown))
+        .request_token_with_evidence(&triage, task, &read_case(), 300, "r-1", Some(shown))
         .await
         .token();
     assert_eq!(
@@ -457,20 +464,23 @@ async fn a_task_ends_by_its_deadline_before_anyone_writes_it() {
         1,
         "the task's remaining life bounds the token's"
     );
-    b.hand.advance_millis(1_000);
+    b.manual_clock.advance_millis(1_000);
     assert_eq!(
-        refused(b.ask(&triage, task, &read_case(), 300, "r-2").await),
+        refused(
+            b.request_token(&triage, task, &read_case(), 300, "r-2")
+                .await
+        ),
         Reason::TaskEnded
     );
     assert!(
         b.broker.state().task(&task).expect("there").ended.is_none(),
-        "decided by reading, not by an entry"
+        "derived from the deadline, not from an entry"
     );
-    let late = b.complete(&triage, other).await.expect("answers");
+    let late = b.complete_task(&triage, other).await.expect("answers");
     assert_eq!(
         late.cause,
         EndCause::Deadline,
-        "time ended it, whoever comes to say so"
+        "the deadline ended it, whichever call reports it"
     );
     b.broker.maintenance_tick().await.expect("news");
     let ended = b
@@ -482,15 +492,18 @@ async fn a_task_ends_by_its_deadline_before_anyone_writes_it() {
         .expect("written");
     assert_eq!(ended.cause, EndCause::Deadline);
     assert_eq!(
-        b.complete(&triage, task).await.expect("idempotent").cause,
+        b.complete_task(&triage, task)
+            .await
+            .expect("idempotent")
+            .cause,
         EndCause::Deadline,
-        "the first end stays"
+        "the first end cause stays"
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
-async fn positions_of_a_feed_that_never_was() {
+async fn invalid_feed_positions() {
     let b = TestBroker::start().await;
     let watch = |after| {
         b.broker.watch_revocations(

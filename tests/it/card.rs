@@ -1,4 +1,4 @@
-//! The card: the same rows on every face, and nothing of what others wrote out of its place.
+//! Approval card: the same rows on every surface, and untrusted text confined to its row.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,12 +15,12 @@ use serde_json::json;
 use tokio::process::Command;
 
 use super::golden::{golden, word};
-use super::harness::{DOMAIN, IDP, action};
-use super::served::Served;
+use crate::support::served_broker::ServedBroker;
+use crate::support::{DOMAIN, IDP, action};
 
 const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
-/// Everything a text can do to a reader: turn around, vanish, break lines, talk to the terminal, climb, look like another.
+/// Every trick of untrusted text: bidi, invisible characters, line breaks, terminal escapes, combining marks, confusables.
 const WILD: &str = "x\u{202E}\u{2066}\u{200B}\u{FE0F}\u{E0041}\u{E000}\n  owner       Nobody (nobody)\r\n\u{1B}[2J\u{9B}31m\u{2028}  \
      needs  0 of 0\u{0}\u{335}\u{335}\u{335}\u{335} p\u{430}yp\u{430}l \u{FF41}dmin <b onclick=x>*_`@all ";
 
@@ -54,7 +54,7 @@ fn ordinary() -> Card {
         reversible: "yes".to_owned(),
         undo: "Enable the account at the identity provider.".to_owned(),
         risk: Some(Risk::Medium),
-        action: Some(Arc::new(super::harness::disable("ann"))),
+        action: Some(Arc::new(crate::support::disable("ann"))),
         parameter_titles: [(
             "end_sessions".to_owned(),
             "Also end open sessions".to_owned(),
@@ -123,7 +123,7 @@ fn text(text: &str) -> Param {
     Param::Str(text.to_owned())
 }
 
-/// Everything that a card can have.
+/// A card with every row.
 fn everything() -> Card {
     let hosts = Param::set(vec![text("web-2"), text("web-1")]).expect("set");
     let people = Param::set(vec![
@@ -189,7 +189,7 @@ fn everything() -> Card {
     }
 }
 
-/// Little is known, and every text that anyone may choose is wild.
+/// A card with few known facts, whose untrusted texts are all hostile.
 fn hostile() -> Card {
     let wild = || WILD.to_owned();
     let asked = Action::new(
@@ -247,7 +247,7 @@ fn hostile() -> Card {
     }
 }
 
-/// The rows as the console's template has them, a line for each text.
+/// The rows as the console's template gets them, one line per text.
 fn rows(card: &Card) -> String {
     let shown = card.show(NOW);
     let head = &shown.headline;
@@ -289,7 +289,7 @@ fn rows(card: &Card) -> String {
 }
 
 #[test]
-fn three_cards_on_three_faces() {
+fn card_layouts_golden() {
     for (name, card) in [
         ("ordinary", ordinary()),
         ("everything", everything()),
@@ -304,7 +304,7 @@ fn three_cards_on_three_faces() {
     }
 }
 
-/// Labels that a card of a terminal may have: ours, and names after `with` and `target`.
+/// Labels that a terminal card may have; names follow `with` and `target`.
 const LABELS: &[&str] = &[
     "agent",
     "owner",
@@ -339,8 +339,8 @@ const LABELS: &[&str] = &[
     "reason",
 ];
 
-/// What must hold of a terminal's card, whatever anyone wrote.
-fn in_its_place(shown: &str, columns: usize) {
+/// Asserts that a terminal card has only its own rows, whatever the untrusted text.
+fn assert_layout_is_intact(shown: &str, columns: usize) {
     for c in shown.chars() {
         assert!(
             c == '\n' || !is_coded(c),
@@ -349,7 +349,7 @@ fn in_its_place(shown: &str, columns: usize) {
         );
     }
     let mut seen = Vec::new();
-    // The headline stands between the first two blank lines.
+    // The headline is between the first two blank lines.
     let mut blank = 0;
     for (n, line) in shown.lines().enumerate() {
         let wide = |c: char| if u32::from(c) < 0x1100 { 1 } else { 2 };
@@ -362,7 +362,7 @@ fn in_its_place(shown: &str, columns: usize) {
             "at the edge: {line:?}"
         );
         blank += usize::from(line.is_empty());
-        // Behind the two blanks of the margin, labels alone begin.
+        // After the margin of two blanks, only labels begin.
         let Some(label) = line
             .strip_prefix("  ")
             .filter(|rest| !rest.starts_with(' '))
@@ -380,7 +380,7 @@ fn in_its_place(shown: &str, columns: usize) {
             || label.starts_with("match phrase ");
         assert!(
             known || ours || blank < 2,
-            "not a row of ours: {line:?}\n{shown}"
+            "not a row of the card: {line:?}\n{shown}"
         );
     }
     let once: BTreeSet<&String> = seen.iter().collect();
@@ -396,10 +396,10 @@ fn in_its_place(shown: &str, columns: usize) {
 }
 
 #[test]
-fn nothing_of_others_looks_like_a_row() {
+fn untrusted_text_cannot_forge_rows() {
     for card in [ordinary(), everything(), hostile()] {
         for columns in [0, 80, 81, 100, 133, 10_000] {
-            in_its_place(&card::text(&card, NOW, columns), columns.max(80));
+            assert_layout_is_intact(&card::text(&card, NOW, columns), columns.max(80));
         }
     }
     let chat = card::chat(&hostile(), NOW);
@@ -426,7 +426,7 @@ fn nothing_of_others_looks_like_a_row() {
 }
 
 #[test]
-fn what_is_signed_is_on_the_card_and_the_agents_words_come_last() {
+fn signed_fields_precede_agent_text() {
     let card = everything();
     let shown = card::text(&card, NOW, 100_000);
     let asked = card.action.clone().expect("action");
@@ -463,7 +463,7 @@ fn what_is_signed_is_on_the_card_and_the_agents_words_come_last() {
     );
     assert!(
         !shown[..words].contains("because because"),
-        "the agent's words alone"
+        "only in the agent's words"
     );
     assert!(shown.find("ISOLATE A HOST").expect("verb") < shown.find("agent ").expect("agent"));
     let unknown = card::text(&hostile(), NOW, 80);
@@ -487,7 +487,7 @@ fn what_is_signed_is_on_the_card_and_the_agents_words_come_last() {
     );
 }
 
-/// Any text, with more than its share of what is hard.
+/// Any text, biased towards hostile characters.
 fn wild() -> impl Strategy<Value = String> {
     let hard: Vec<char> = WILD.chars().collect();
     let one = prop_oneof![
@@ -510,7 +510,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
-    fn whatever_anyone_writes_stays_in_its_place(
+    fn untrusted_text_proptest(
         texts in proptest::collection::vec(wild(), 8),
         columns in 80_usize..200,
     ) {
@@ -525,14 +525,14 @@ proptest! {
             reason: Prose::parse("reason", &text(7)).ok(),
             ..hostile()
         };
-        in_its_place(&card::text(&card, NOW, columns), columns);
+        assert_layout_is_intact(&card::text(&card, NOW, columns), columns);
         for line in card::chat(&card, NOW).lines() {
             prop_assert!(!line.contains(is_coded), "{line:?}");
         }
     }
 }
 
-/// Words that look Latin and are not, many of them different.
+/// Many different words of characters confusable with Latin.
 fn doubles() -> impl Strategy<Value = String> {
     let letters = vec![
         '\u{430}', '\u{435}', '\u{43e}', '\u{440}', '\u{441}', '\u{445}',
@@ -545,10 +545,10 @@ fn doubles() -> impl Strategy<Value = String> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Warnings never scroll away what they warn of: whatever is written, they add so many lines and no more.
+    /// Warnings add a bounded number of lines, so that they never scroll the warned text away.
     #[test]
-    fn warnings_add_few_lines(texts in proptest::collection::vec(doubles(), 4), columns in 80_usize..200) {
-        // As wide, and nothing to warn of.
+    fn warning_lines_are_bounded(texts in proptest::collection::vec(doubles(), 4), columns in 80_usize..200) {
+        // Control: as wide, without anything to warn of.
         let plain = |text: &str| text.replace(|c: char| c != ' ', "x");
         let card = |change: &dyn Fn(&str) -> String| {
             let items: Vec<Param> = texts[3]
@@ -557,7 +557,7 @@ proptest! {
                 .into_iter()
                 .take(100)
                 .enumerate()
-                // Numbered, so that sets have as many members whatever the letters.
+                // Numbered, so that sets have the same number of members.
                 .map(|(n, word)| text(&format!("{n:03} {}", change(word))))
                 .collect();
             let parameters = [
@@ -578,7 +578,7 @@ proptest! {
         let lines = |card: &Card| card::text(card, NOW, columns).lines().count();
         let wild = card(&|text| text.to_owned());
         let (shown, calm) = (lines(&wild), lines(&card(&plain)));
-        // Four rows; seven flags at most of the set, one of each other; each at most ten lines.
+        // Four rows; at most seven flags of the set and one of each other; each at most ten lines.
         prop_assert!(shown <= calm + 10 * 10, "{shown} lines and not {calm}");
         for section in wild.show(NOW).sections {
             for row in section.rows {
@@ -588,9 +588,9 @@ proptest! {
     }
 }
 
-/// Nobody is warned of what is not shown.
+/// Truncated text raises no flag.
 #[test]
-fn what_is_cut_off_raises_no_flag() {
+fn truncated_text_is_not_flagged() {
     let said = format!("{}{}", "a".repeat(card::AGENT_WORDS_MAX), " p\u{430}ypal");
     let card = Card {
         reason: Prose::parse("reason", &said).ok(),
@@ -604,11 +604,11 @@ fn what_is_cut_off_raises_no_flag() {
     assert!(!shown.contains("MIXED SCRIPTS"), "{shown}");
 }
 
-/// The agent's purpose, reason and parameters, and what a policy bundle may hold: from the doors to the terminal.
+/// Hostile purpose, reason, parameters and policy texts, from gRPC to the terminal.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hostile_text_goes_through_the_front_door_and_stays_in_its_place() {
-    let served = Served::start().await;
-    let mut files = served.world.policy_with("schema.cedarschema", |schema| {
+async fn untrusted_text_end_to_end() {
+    let served = ServedBroker::start().await;
+    let mut files = served.env.policy_with("schema.cedarschema", |schema| {
         let note = "end_sessions: Bool,\n      @title(\"Your n\u{43e}te\")\n      note?: String,\n      owner?: String,";
         let schema = schema.replacen("end_sessions: Bool,", note, 1);
         schema.replacen("\"Disable an account\"", "\"Dis\u{430}ble an account\"", 1)
@@ -657,7 +657,7 @@ async fn hostile_text_goes_through_the_front_door_and_stays_in_its_place() {
 
     let home = tempfile::tempdir().expect("dir");
     let key = home.path().join("maria.pem");
-    std::fs::write(&key, served.world.pem_of("maria")).expect("key");
+    std::fs::write(&key, served.env.pem_of("maria")).expect("key");
     restrict(&key);
     let run = async |args: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_dipylon"));
@@ -677,7 +677,7 @@ async fn hostile_text_goes_through_the_front_door_and_stays_in_its_place() {
     };
 
     let shown = run(&["show", &id]).await;
-    in_its_place(&shown, 80);
+    assert_layout_is_intact(&shown, 80);
     for part in [
         phrase.as_str(),
         "with note",
@@ -719,14 +719,14 @@ async fn hostile_text_goes_through_the_front_door_and_stays_in_its_place() {
 
     let approved = run(&["approve", &id, "--yes", "--ttl", "60s", "--uses", "1"]).await;
     let (card, told) = approved.split_at(approved.find("your yes counts").expect("voted"));
-    in_its_place(card.trim_end_matches('\n'), 80);
+    assert_layout_is_intact(card.trim_end_matches('\n'), 80);
     assert!(told.contains("is approved"), "{told}");
     let rows_of = |card: &str| -> Vec<String> {
         let lines = card
             .lines()
             .map(str::trim_end)
             .filter(|line| !line.is_empty());
-        // Times go on.
+        // Relative times change.
         lines
             .filter(|line| !line.contains("left") && !line.contains(" ago"))
             .map(str::to_owned)
@@ -735,12 +735,12 @@ async fn hostile_text_goes_through_the_front_door_and_stays_in_its_place() {
     assert_eq!(
         rows_of(card),
         rows_of(&shown),
-        "what is voted on is what show shows"
+        "`approve` shows the same card as `show`"
     );
-    super::laws::check(&served.dir);
+    crate::support::invariants::check(&served.dir);
 }
 
-/// Keys of people are read only where nobody else may.
+/// Private key files must be readable by their owner only.
 fn restrict(key: &std::path::Path) {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::set_permissions(key, std::fs::Permissions::from_mode(0o600)).expect("mode");

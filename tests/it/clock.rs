@@ -1,19 +1,22 @@
-//! Clocks that jump: nothing is minted by a time nobody can rely on, and nothing that ended comes back.
+//! Clock jumps: no mint while the time is unreliable, and no token that ended becomes active again.
 
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::model::*;
 
-use crate::harness::{DOMAIN, Expect as _, START, TestBroker, disable, read_case, refused};
+use crate::support::{DOMAIN, ExpectReply as _, START, TestBroker, disable, read_case, refused};
 
 #[tokio::test]
-async fn a_jump_stops_the_mint_but_never_an_end() {
+async fn clock_jump_blocks_mint_not_revocation() {
     for jump in [3_600_000_i64, -3_600_000] {
         let b = TestBroker::start().await;
         let agent = b.agent("triage");
-        let task = b.open(&agent).await;
-        let token = b.ask(&agent, task, &read_case(), 200, "t").await.token();
+        let task = b.open_task(&agent).await;
+        let token = b
+            .request_token(&agent, task, &read_case(), 200, "t")
+            .await
+            .token();
         let other = b
-            .try_open(&agent, "other", "open-2")
+            .try_open_task(&agent, "other", "open-2")
             .await
             .expect("opens")
             .task
@@ -21,98 +24,108 @@ async fn a_jump_stops_the_mint_but_never_an_end() {
         b.broker
             .maintenance_tick()
             .await
-            .expect("looks at the clocks");
+            .expect("upkeep");
 
-        b.hand.step_millis(jump);
+        b.manual_clock.step_millis(jump);
         if jump < 0 {
-            // Introspection goes on, by the latest moment anybody has acted on.
+            // Introspection still works, by the latest time observed.
             assert!(b.introspect("cases", &token.token), "{jump}");
-            let ask = b.ask(&agent, task, &read_case(), 60, "t-2").await;
+            let ask = b.request_token(&agent, task, &read_case(), 60, "t-2").await;
             assert_eq!(refused(ask), Reason::ClockUnsure, "{jump}");
-            let again = b.ask(&agent, task, &read_case(), 200, "t").await;
+            let again = b.request_token(&agent, task, &read_case(), 200, "t").await;
             assert_eq!(
                 refused(again),
                 Reason::ClockUnsure,
-                "{jump}: nor signed anew"
+                "{jump}: no reissue either"
             );
         } else {
             assert!(
                 !b.introspect("cases", &token.token),
-                "{jump}: the later of two moments counts"
+                "{jump}: the later of two times counts"
             );
         }
         if jump < 0 {
-            // Ends, revocation and the brake do not wait for a clock.
+            // Task ends, revocation and freezes do not depend on the clock.
             b.revoke(token.issued.jti).await.expect("revokes");
             assert!(!b.introspect("cases", &token.token));
-            b.complete(&agent, other).await.expect("ends");
+            b.complete_task(&agent, other).await.expect("ends");
             b.freeze("action/account.disable").await.expect("freezes");
             b.unfreeze("action/account.disable").await.expect("lifts");
-            // Put right again: no need to wait.
-            b.hand.step_millis(-jump);
-            b.ask(&agent, task, &read_case(), 60, "t-3").await.token();
+            // A reverted jump recovers at once.
+            b.manual_clock.step_millis(-jump);
+            b.request_token(&agent, task, &read_case(), 60, "t-3")
+                .await
+                .token();
         } else {
-            let open = b.try_open(&agent, "x", "open-3").await;
+            let open = b.try_open_task(&agent, "x", "open-3").await;
             assert_eq!(refused(open), Reason::ClockUnsure, "{jump}");
-            // Steady for a minute: that is the time now.
-            b.hand.advance_millis(59_000);
-            let open = b.try_open(&agent, "x", "open-3").await;
+            // Steady for a minute: the new time is accepted.
+            b.manual_clock.advance_millis(59_000);
+            let open = b.try_open_task(&agent, "x", "open-3").await;
             assert_eq!(refused(open), Reason::ClockUnsure, "{jump}");
-            b.hand.advance_millis(1_000);
-            b.try_open(&agent, "x", "open-3").await.expect("opens");
+            b.manual_clock.advance_millis(1_000);
+            b.try_open_task(&agent, "x", "open-3").await.expect("opens");
         }
-        b.check();
+        b.check_invariants();
     }
 }
 
 #[tokio::test]
-async fn a_wait_for_people_across_a_jump_mints_nothing() {
+async fn clock_jump_blocks_mint_of_approved_request() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
-    let task = b.open(&agent).await;
+    let task = b.open_task(&agent).await;
     let pending = b
-        .ask(&agent, task, &disable("ann"), 120, "p")
+        .request_token(&agent, task, &disable("ann"), 120, "p")
         .await
         .pending();
-    b.yes("maria", pending.access_request, "one-security").await;
-    b.hand.step_millis(3_000);
+    b.approve("maria", pending.access_request, "one-security")
+        .await;
+    b.manual_clock.step_millis(3_000);
     assert_eq!(
-        refused(b.ask(&agent, task, &disable("ann"), 120, "p").await),
+        refused(
+            b.request_token(&agent, task, &disable("ann"), 120, "p")
+                .await
+        ),
         Reason::ClockUnsure
     );
-    b.hand.step_millis(-2_500);
-    b.ask(&agent, task, &disable("ann"), 120, "p").await.token();
-    b.check();
+    b.manual_clock.step_millis(-2_500);
+    b.request_token(&agent, task, &disable("ann"), 120, "p")
+        .await
+        .token();
+    b.check_invariants();
 }
 
 #[tokio::test]
-async fn a_start_behind_the_journal_mints_nothing_until_the_clock_has_come_up() {
+async fn start_with_clock_behind_journal_blocks_mint() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
-    b.hand.advance_millis(60_000);
-    b.try_open(&agent, "x", "open-1").await.expect("opens");
+    b.manual_clock.advance_millis(60_000);
+    b.try_open_task(&agent, "x", "open-1").await.expect("opens");
     let trust = vec![(
         TrustDomain::parse(DOMAIN).expect("domain"),
-        b.world.trust_bundle(),
+        b.env.trust_bundle(),
     )];
-    let (clock, hand) = Clock::by_hand(START.plus_secs(10));
+    let (clock, manual_clock) = Clock::by_hand(START.plus_secs(10));
     let mut b = b.restart_with(trust, clock.clone()).await.expect("starts");
     b.clock = clock;
-    b.hand = hand;
-    let open = b.try_open(&agent, "y", "open-2").await;
+    b.manual_clock = manual_clock;
+    let open = b.try_open_task(&agent, "y", "open-2").await;
     assert_eq!(refused(open), Reason::ClockUnsure);
-    b.hand.advance_millis(46_000);
-    b.try_open(&agent, "y", "open-2").await.expect("opens");
-    b.check();
+    b.manual_clock.advance_millis(46_000);
+    b.try_open_task(&agent, "y", "open-2").await.expect("opens");
+    b.check_invariants();
 }
 
 #[tokio::test]
-async fn a_new_validator_misses_no_end_because_the_clock_jumped() {
+async fn feed_keeps_revocations_across_clock_jump() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
-    let task = b.open(&agent).await;
-    b.ask(&agent, task, &read_case(), 300, "t").await.token();
-    b.complete(&agent, task).await.expect("ends");
+    let task = b.open_task(&agent).await;
+    b.request_token(&agent, task, &read_case(), 300, "t")
+        .await
+        .token();
+    b.complete_task(&agent, task).await.expect("ends");
     let ended = b.broker.state().feed_last().expect("an event");
     let tells = |b: &TestBroker| {
         let call = b.person_call("dipylon.v1.TokenService/WatchRevocations", "cases");
@@ -123,12 +136,12 @@ async fn a_new_validator_misses_no_end_because_the_clock_jumped() {
     b.broker
         .maintenance_tick()
         .await
-        .expect("looks at the clocks");
+        .expect("upkeep");
     assert!(tells(&b));
-    b.hand.step_millis(4_000_000);
+    b.manual_clock.step_millis(4_000_000);
     assert!(tells(&b), "while the clock is ahead");
-    b.hand.step_millis(-4_000_000);
+    b.manual_clock.step_millis(-4_000_000);
     assert!(tells(&b), "after it was put right");
-    b.hand.advance_millis(4_000_000);
-    assert!(!tells(&b), "no token of that time can live any more");
+    b.manual_clock.advance_millis(4_000_000);
+    assert!(!tells(&b), "every token of that time has expired");
 }

@@ -1,5 +1,5 @@
-//! The console over HTTP: who gets in, what changes nothing, what is never markup, and how people vote in it. A browser of
-//! our own, which says whatever a test wants it to; the passkeys are software, and do as real ones do.
+//! Console over HTTP: access by role, CSRF, output escaping, sessions and voting. A minimal HTTP client sends whatever a test
+//! wants; passkeys are software.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -21,23 +21,23 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::harness::{IDP, action, disable, rand_u64, read_case};
-use super::passkey::{Manners, SoftPasskey};
-use super::served::{Served, order};
 use super::transport::in_time;
+use crate::support::served_broker::{ServedBroker, order};
+use crate::support::software_authenticator::{PasskeyBehaviour, SoftwareAuthenticator};
+use crate::support::{IDP, action, disable, rand_u64, read_case};
 
-/// One answer.
-struct Answer {
+/// One HTTP response.
+struct HttpResponse {
     status: u16,
     headers: Vec<(String, String)>,
     body: String,
 }
 
-impl Answer {
+impl HttpResponse {
     fn header(&self, name: &str) -> Option<&str> {
         let mut all = self.headers.iter().filter(|(key, _)| key == name);
         let first = all.next().map(|(_, value)| value.as_str());
-        assert!(all.next().is_none(), "{name} stands twice");
+        assert!(all.next().is_none(), "{name} is repeated");
         first
     }
 
@@ -59,22 +59,22 @@ impl Answer {
         self
     }
 
-    /// Whether the page has an element of this id.
+    /// Whether the page has an element with this id.
     fn has(&self, id: &str) -> bool {
         self.body.contains(&format!(" id=\"{id}\""))
     }
 }
 
-/// A browser: one origin, and one cookie or none.
-struct Browser {
+/// A minimal browser: one origin, and at most one cookie.
+struct HttpBrowser {
     address: SocketAddr,
     origin: String,
     host: String,
     cookie: Option<String>,
 }
 
-impl Browser {
-    fn new(s: &Served) -> Self {
+impl HttpBrowser {
+    fn new(s: &ServedBroker) -> Self {
         let host = s.url.trim_start_matches("http://").to_owned();
         let address = host.parse().expect("address");
         let host = host.replace("127.0.0.1", "localhost");
@@ -86,7 +86,13 @@ impl Browser {
         }
     }
 
-    async fn send(&self, method: &str, path: &str, extra: &[(&str, &str)], body: &str) -> Answer {
+    async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        extra: &[(&str, &str)],
+        body: &str,
+    ) -> HttpResponse {
         let mut request = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\n");
         if !extra.iter().any(|(name, _)| *name == "host") {
             request.push_str(&format!("host: {}\r\n", self.host));
@@ -108,7 +114,7 @@ impl Browser {
         let (head, body) = text.split_once("\r\n\r\n").expect("a head");
         let mut lines = head.lines();
         let status = lines.next().expect("a status line");
-        Answer {
+        HttpResponse {
             status: status[9..12].parse().expect("a status"),
             headers: lines
                 .map(|line| line.split_once(": ").expect("a header"))
@@ -118,11 +124,11 @@ impl Browser {
         }
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    async fn get(&self, path: &str) -> HttpResponse {
         self.send("GET", path, &[], "").await
     }
 
-    async fn post(&self, path: &str, body: &Value) -> Answer {
+    async fn post(&self, path: &str, body: &Value) -> HttpResponse {
         let headers = [
             ("origin", self.origin.as_str()),
             ("sec-fetch-site", "same-origin"),
@@ -131,7 +137,7 @@ impl Browser {
         self.send("POST", path, &headers, &body.to_string()).await
     }
 
-    async fn submit(&self, path: &str) -> Answer {
+    async fn submit(&self, path: &str) -> HttpResponse {
         let headers = [
             ("origin", self.origin.as_str()),
             ("content-type", "application/x-www-form-urlencoded"),
@@ -140,14 +146,14 @@ impl Browser {
     }
 }
 
-/// A person at a browser, with a passkey that is enrolled.
-struct Seated {
-    browser: Browser,
-    passkey: SoftPasskey,
+/// A person with an enrolled passkey at a browser.
+struct ConsoleUser {
+    browser: HttpBrowser,
+    passkey: SoftwareAuthenticator,
 }
 
-/// A call of an operator's key, to invite.
-fn operator_call(s: &Served, method: &str) -> CallContext {
+/// A call signed by the operator's key.
+fn operator_call(s: &ServedBroker, method: &str) -> CallContext {
     let (method, allowed_roles) = guard::row(method).expect("a method with a row");
     let jti = format!(
         "{:032x}",
@@ -167,7 +173,7 @@ fn operator_call(s: &Served, method: &str) -> CallContext {
     CallContext {
         method,
         allowed_roles,
-        proof: Some(dpop::create(&s.world.keys["olga"], &claims).expect("proof")),
+        proof: Some(dpop::create(&s.env.keys["olga"], &claims).expect("proof")),
         bearer: None,
         session: None,
         permit: ConcurrencyPermit::unlimited(guard::class(method)),
@@ -190,7 +196,7 @@ fn sent(assertion: &Assertion) -> Value {
     })
 }
 
-async fn invite(s: &Served, name: &str) -> String {
+async fn invite(s: &ServedBroker, name: &str) -> String {
     let call = operator_call(s, "dipylon.v1.ApprovalService/InviteApprover");
     let person = PersonId::parse(name).expect("id");
     let invited = s
@@ -201,16 +207,16 @@ async fn invite(s: &Served, name: &str) -> String {
     invited.code.expose_secret().to_owned()
 }
 
-impl Seated {
-    async fn enrol(s: &Served, name: &str) -> Self {
-        let browser = Browser::new(s);
+impl ConsoleUser {
+    async fn enrol(s: &ServedBroker, name: &str) -> Self {
+        let browser = HttpBrowser::new(s);
         let code = invite(s, name).await;
         let begun = browser
             .post("/console/enrol/begin", &json!({ "code": code }))
             .await
             .ok()
             .json();
-        let (passkey, made) = SoftPasskey::create(
+        let (passkey, made) = SoftwareAuthenticator::create(
             begun["rp_id"].as_str().expect("rp id"),
             &browser.origin,
             &bytes(&begun["challenge"]),
@@ -242,7 +248,7 @@ impl Seated {
     }
 
     /// Enrolled and signed in.
-    async fn sign_in(s: &Served, name: &str) -> Self {
+    async fn sign_in(s: &ServedBroker, name: &str) -> Self {
         let mut seated = Self::enrol(s, name).await;
         let assertion = seated
             .passkey
@@ -264,8 +270,8 @@ impl Seated {
         seated
     }
 
-    /// Begins a vote on the card as it reads now, unless the test says on which.
-    async fn begin(&self, id: AccessRequestId, mut ask: Value) -> Answer {
+    /// Begins a vote on the current card, unless the request names a policy.
+    async fn begin(&self, id: AccessRequestId, mut ask: Value) -> HttpResponse {
         if ask.get("policy").is_none() {
             ask["policy"] = self.policy(id).await.into();
         }
@@ -274,7 +280,7 @@ impl Seated {
             .await
     }
 
-    /// The policy bundle that a card says it is of.
+    /// The policy digest that a card names.
     async fn policy(&self, id: AccessRequestId) -> String {
         let path = format!("/console/requests/{id}");
         let page = self.browser.get(&path).await.ok().body;
@@ -284,7 +290,12 @@ impl Seated {
         policy.to_owned()
     }
 
-    async fn cast(&self, id: AccessRequestId, begun: &Value, assertion: &Assertion) -> Answer {
+    async fn cast(
+        &self,
+        id: AccessRequestId,
+        begun: &Value,
+        assertion: &Assertion,
+    ) -> HttpResponse {
         let mut body = sent(assertion);
         body["statement"] = begun["statement"].clone();
         self.browser
@@ -292,7 +303,7 @@ impl Seated {
             .await
     }
 
-    async fn vote(&self, id: AccessRequestId, ask: Value) -> Answer {
+    async fn vote(&self, id: AccessRequestId, ask: Value) -> HttpResponse {
         let begun = self.begin(id, ask).await.ok().json();
         let assertion = self
             .passkey
@@ -308,7 +319,7 @@ async fn pending(task: &Task, action: Action, idempotency_key: &str) -> AccessRe
     }
 }
 
-/// Every route with something in the place of its braces.
+/// Every route with its placeholders filled.
 fn paths() -> impl Iterator<Item = (&'static Row, String)> {
     TABLE.iter().map(|row| {
         let path = row
@@ -343,28 +354,28 @@ const HEADERS: &[(&str, &str)] = &[
     ),
 ];
 
-fn dressed(answer: &Answer, what: &str) {
+fn assert_security_headers(answer: &HttpResponse, what: &str) {
     for (name, value) in HEADERS {
         assert_eq!(answer.header(name), Some(*value), "{what}: {name}");
     }
     assert_eq!(answer.header("access-control-allow-origin"), None, "{what}");
 }
 
-fn size(s: &Served) -> u64 {
+fn size(s: &ServedBroker) -> u64 {
     s.broker.journal().tail().borrow().head.size
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stranger_reaches_nothing_but_the_way_in() {
-    let s = Served::start().await;
-    let mut browser = Browser::new(&s);
+async fn anonymous_console_access() {
+    let s = ServedBroker::start().await;
+    let mut browser = HttpBrowser::new(&s);
     for cookie in [None, Some("dipylon-session=forged".to_owned())] {
         browser.cookie = cookie;
         let before = size(&s);
         for (row, path) in paths() {
             let headers = [("origin", browser.origin.as_str())];
             let answer = browser.send(method(row), &path, &headers, "").await;
-            dressed(&answer, row.name);
+            assert_security_headers(&answer, row.name);
             if row.who == Who::Anybody {
                 assert!(
                     ![401, 403].contains(&answer.status),
@@ -377,7 +388,7 @@ async fn a_stranger_reaches_nothing_but_the_way_in() {
             match row.shape {
                 Shape::Page => {
                     assert_eq!(answer.status, 303, "{}", row.name);
-                    let to = answer.header("location").expect("a way in");
+                    let to = answer.header("location").expect("a location");
                     assert!(to.starts_with("/console/sign-in"), "{}: {to}", row.name);
                     assert_eq!(answer.body, "");
                 }
@@ -386,10 +397,10 @@ async fn a_stranger_reaches_nothing_but_the_way_in() {
                     assert_eq!(answer.reason(), "NOT_AUTHENTICATED");
                 }
                 Shape::Form | Shape::Json => assert_eq!(answer.status, 401, "{}", row.name),
-                Shape::Asset => unreachable!("assets are for anybody"),
+                Shape::Asset => unreachable!("assets are public"),
             }
         }
-        assert_eq!(size(&s), before, "a stranger wrote nothing");
+        assert_eq!(size(&s), before, "an anonymous request wrote nothing");
         for (path, ask) in [
             (
                 "vote/begin",
@@ -420,17 +431,17 @@ async fn a_stranger_reaches_nothing_but_the_way_in() {
     ] {
         let answer = browser.get(path).await;
         assert_eq!(answer.status, 404, "{path}");
-        dressed(&answer, path);
+        assert_security_headers(&answer, path);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_changes_but_by_our_own_pages_and_no_get_changes_anything() {
-    let s = Served::start().await;
+async fn csrf_posts_are_rejected_and_gets_are_safe() {
+    let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let id = pending(&task, disable("ann"), "r-1").await;
-    let maria = Seated::sign_in(&s, "maria").await;
-    let olga = Seated::sign_in(&s, "olga").await;
+    let maria = ConsoleUser::sign_in(&s, "maria").await;
+    let olga = ConsoleUser::sign_in(&s, "olga").await;
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
     let begun = maria.begin(id, ask.clone()).await.ok().json();
     let before = size(&s);
@@ -460,15 +471,15 @@ async fn nothing_changes_but_by_our_own_pages_and_no_get_changes_anything() {
                         .send("POST", &path, &headers, &ask.to_string())
                         .await;
                     assert_eq!(answer.status, 403, "{} {headers:?}", row.name);
-                    dressed(&answer, row.name);
+                    assert_security_headers(&answer, row.name);
                 }
                 let answer = browser.get(&path).await;
                 assert_eq!(answer.status, 405, "{}", row.name);
-                dressed(&answer, row.name);
+                assert_security_headers(&answer, row.name);
             } else if row.shape != Shape::Stream {
                 let answer = browser.get(&path).await;
                 assert!(answer.status < 500, "{}: {}", row.name, answer.body);
-                dressed_or_asset(&answer, row);
+                assert_security_headers_or_asset(&answer, row);
                 let headers = [("origin", browser.origin.as_str())];
                 let answer = browser.send("POST", &path, &headers, "").await;
                 assert_eq!(answer.status, 405, "{}", row.name);
@@ -479,10 +490,10 @@ async fn nothing_changes_but_by_our_own_pages_and_no_get_changes_anything() {
             ];
             let answer = browser.send(method(row), &path, &elsewhere, "").await;
             assert_eq!(answer.status, 421, "{}", row.name);
-            dressed(&answer, row.name);
+            assert_security_headers(&answer, row.name);
         }
     }
-    // A form of another site can send this body without asking, but not as JSON.
+    // A cross-site form can send this body without a preflight, but not as JSON.
     let browser = &maria.browser;
     let headers = [
         ("origin", browser.origin.as_str()),
@@ -496,8 +507,8 @@ async fn nothing_changes_but_by_our_own_pages_and_no_get_changes_anything() {
         (answer.status, answer.reason().as_str()),
         (400, "MALFORMED")
     );
-    assert_eq!(size(&s), before, "nothing was entered");
-    // The session is still there, and so is the statement: nothing of the above ended either.
+    assert_eq!(size(&s), before, "no entry was written");
+    // Neither the session nor the statement was ended by any of the above.
     let assertion = maria
         .passkey
         .get(&bytes(&begun["challenge"]), &maria.browser.origin);
@@ -506,22 +517,22 @@ async fn nothing_changes_but_by_our_own_pages_and_no_get_changes_anything() {
     assert_eq!(size(&s), before + 1);
 }
 
-fn dressed_or_asset(answer: &Answer, row: &Row) {
+fn assert_security_headers_or_asset(answer: &HttpResponse, row: &Row) {
     if row.shape != Shape::Asset {
-        dressed(answer, row.name);
+        assert_security_headers(answer, row.name);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_role_opens_its_own_pages_alone() {
-    let s = Served::start().await;
+async fn console_pages_by_role() {
+    let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let id = pending(&task, disable("ann"), "r-1").await;
     for (name, kind) in [
         ("maria", CallerRole::Approver),
         ("olga", CallerRole::Operator),
     ] {
-        let seated = Seated::sign_in(&s, name).await;
+        let seated = ConsoleUser::sign_in(&s, name).await;
         let inbox = seated.browser.get("/console").await.ok();
         for (row, path) in paths() {
             let Who::Visitors(kinds) = row.who else {
@@ -560,7 +571,7 @@ async fn a_role_opens_its_own_pages_alone() {
             } else {
                 assert_eq!(answer.status, 403, "{name} {}", row.name);
             }
-            // What one may not open one is not led to.
+            // The navigation links only to pages that the role may open.
             if row.shape == Shape::Page && !row.path.contains('{') && row.path != "/console" {
                 let led = inbox.body.contains(&format!("href=\"{}\"", row.path));
                 assert_eq!(led, kinds.contains(&kind), "{name} {}", row.name);
@@ -570,14 +581,14 @@ async fn a_role_opens_its_own_pages_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn people_vote_with_their_passkey_and_the_agent_gets_what_they_signed() {
-    let s = Served::start().await;
+async fn passkey_vote_end_to_end() {
+    let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let (maria, lee) = (
-        Seated::sign_in(&s, "maria").await,
-        Seated::sign_in(&s, "lee").await,
+        ConsoleUser::sign_in(&s, "maria").await,
+        ConsoleUser::sign_in(&s, "lee").await,
     );
-    let dana = Seated::sign_in(&s, "dana").await;
+    let dana = ConsoleUser::sign_in(&s, "dana").await;
 
     let id = pending(&task, disable("ann"), "r-1").await;
     let inbox = maria.browser.get("/console").await.ok();
@@ -597,7 +608,7 @@ async fn people_vote_with_their_passkey_and_the_agent_gets_what_they_signed() {
     );
     assert!(
         deny.expect("deny") < approve.expect("approve"),
-        "no before yes"
+        "deny before approve"
     );
     assert!(!card.body.contains("autofocus"));
     let owners = dana
@@ -651,23 +662,23 @@ async fn people_vote_with_their_passkey_and_the_agent_gets_what_they_signed() {
     let seen = s.broker.state().access_request(&id).expect("known");
     let statement = seen.votes[0].statement.as_deref().expect("kept");
     let statement = VoteStatement::parse(statement).expect("statement");
-    assert_eq!(statement.comment.expect("told").as_str(), "not Cara");
+    assert_eq!(statement.comment.expect("a comment").as_str(), "not Cara");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fresh_sign_in_is_no_vote_and_no_answer_counts_twice() {
-    let s = Served::start().await;
+async fn sign_in_assertion_is_not_a_vote() {
+    let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let id = pending(&task, disable("ann"), "r-1").await;
     let (maria, lee) = (
-        Seated::sign_in(&s, "maria").await,
-        Seated::sign_in(&s, "lee").await,
+        ConsoleUser::sign_in(&s, "maria").await,
+        ConsoleUser::sign_in(&s, "lee").await,
     );
     let origin = &maria.browser.origin;
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
     let begin = async || maria.begin(id, ask.clone()).await.ok().json();
 
-    // A good answer to another question.
+    // A valid assertion of another ceremony.
     let begun = begin().await;
     let signed_in = maria.passkey.get(&maria.challenge().await, origin);
     let cast = maria.cast(id, &begun, &signed_in).await;
@@ -675,40 +686,40 @@ async fn a_fresh_sign_in_is_no_vote_and_no_answer_counts_twice() {
         (cast.status, cast.reason().as_str()),
         (403, "PASSKEY_WRONG")
     );
-    // The statement is spent with it.
+    // The statement is consumed by the attempt.
     let good = maria.passkey.get(&bytes(&begun["challenge"]), origin);
     let cast = maria.cast(id, &begun, &good).await;
     assert_eq!(
         (cast.status, cast.reason().as_str()),
         (409, "STATEMENT_UNKNOWN")
     );
-    // An answer to the statement before.
+    // An assertion over the previous statement.
     let begun = begin().await;
     assert_eq!(
         maria.cast(id, &begun, &good).await.reason(),
         "PASSKEY_WRONG"
     );
-    // Without user verification, from another origin, in a frame, by a colleague's passkey.
-    let manners = |change: fn(&mut Manners)| {
-        let mut manners = Manners::default();
-        change(&mut manners);
-        manners
+    // Without user verification, from another origin, in a frame, with a colleague's passkey.
+    let behaviour = |change: fn(&mut PasskeyBehaviour)| {
+        let mut behaviour = PasskeyBehaviour::default();
+        change(&mut behaviour);
+        behaviour
     };
     for (what, bad) in [
-        ("no verification", manners(|m| m.verified = false)),
-        ("no presence", manners(|m| m.present = false)),
+        ("no verification", behaviour(|m| m.verified = false)),
+        ("no presence", behaviour(|m| m.present = false)),
         (
             "another origin",
-            manners(|m| m.origin = Some("http://localhost:1".to_owned())),
+            behaviour(|m| m.origin = Some("http://localhost:1".to_owned())),
         ),
         (
             "another type",
-            manners(|m| m.kind = Some("webauthn.create")),
+            behaviour(|m| m.kind = Some("webauthn.create")),
         ),
-        ("a frame", manners(|m| m.cross_origin = Some(json!(true)))),
+        ("a frame", behaviour(|m| m.cross_origin = Some(json!(true)))),
         (
-            "another party",
-            manners(|m| m.rp_id = Some("evil.example".to_owned())),
+            "another relying party",
+            behaviour(|m| m.rp_id = Some("evil.example".to_owned())),
         ),
     ] {
         let begun = begin().await;
@@ -728,12 +739,12 @@ async fn a_fresh_sign_in_is_no_vote_and_no_answer_counts_twice() {
         maria.cast(id, &begun, &lees).await.reason(),
         "PASSKEY_WRONG"
     );
-    // A statement is its voter's alone.
+    // A statement is bound to its voter.
     assert_eq!(
         lee.cast(id, &begin().await, &lees).await.reason(),
         "STATEMENT_UNKNOWN"
     );
-    // A click alone: no answer of a passkey at all.
+    // A click without any assertion.
     let begun = begin().await;
     let path = format!("/console/requests/{id}/vote/cast");
     let cast = maria
@@ -750,12 +761,12 @@ async fn a_fresh_sign_in_is_no_vote_and_no_answer_counts_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_visit_ends_when_its_person_says_so_and_opens_nothing_twice() {
-    let s = Served::start().await;
-    let mut maria = Seated::sign_in(&s, "maria").await;
+async fn sign_out_ends_the_session() {
+    let s = ServedBroker::start().await;
+    let mut maria = ConsoleUser::sign_in(&s, "maria").await;
     let origin = maria.browser.origin.clone();
     let assertion = maria.passkey.get(&maria.challenge().await, &origin);
-    let mut other = Browser::new(&s);
+    let mut other = HttpBrowser::new(&s);
     assert_eq!(
         other
             .post("/console/sign-in/finish", &sent(&assertion))
@@ -789,14 +800,14 @@ async fn a_visit_ends_when_its_person_says_so_and_opens_nothing_twice() {
         401
     );
 
-    // Two cookies of that name could be two people: neither is believed.
-    let lee = Seated::sign_in(&s, "lee").await;
+    // Two session cookies are ambiguous: neither is accepted.
+    let lee = ConsoleUser::sign_in(&s, "lee").await;
     let one = lee.browser.cookie.clone().expect("signed in");
     maria.browser.cookie = Some(format!("{one}; dipylon-session=x"));
     assert_eq!(maria.browser.get("/console").await.status, 303);
     lee.browser.get("/console").await.ok();
 
-    // A page to come back to is a page of ours, or none.
+    // No open redirect: the return path is a console path or the default.
     other.cookie = None;
     for (asked, led) in [
         ("/console/rules", "/console/rules"),
@@ -816,11 +827,11 @@ async fn a_visit_ends_when_its_person_says_so_and_opens_nothing_twice() {
 const HOSTILE: &str = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}<b>bold</b> \u{202E}gnp.exe\u{200B}";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn text_of_others_is_never_markup() {
-    // A policy bundle takes no invisible characters; the agent's words may have any.
+async fn untrusted_text_is_html_escaped() {
+    // A policy bundle rejects invisible characters; the agent's text may contain any.
     let visible = HOSTILE.split(" \u{202E}").next().unwrap_or_default();
     let quoted = visible.replace('"', "\\\"");
-    let s = Served::start_with_policy(|policy| {
+    let s = ServedBroker::start_with_policy(|policy| {
         for (file, was, now) in [
             ("schema.cedarschema", "Disable an account", quoted.clone()),
             (
@@ -856,8 +867,8 @@ async fn text_of_others_is_never_markup() {
         other => panic!("not pending: {other:?}"),
     };
     let (maria, olga) = (
-        Seated::sign_in(&s, "maria").await,
-        Seated::sign_in(&s, "olga").await,
+        ConsoleUser::sign_in(&s, "maria").await,
+        ConsoleUser::sign_in(&s, "olga").await,
     );
     let tags = |page: &str| -> BTreeSet<String> {
         let starts = page.match_indices('<').map(|(at, _)| &page[at + 1..]);
@@ -895,7 +906,7 @@ async fn text_of_others_is_never_markup() {
         ] {
             assert!(!page.contains(markup), "{path}: {markup}\n{page}");
         }
-        // One script, by name, with nothing in it; no style and no handler in the page.
+        // One external script; no inline script, style or handler.
         assert_eq!(
             page.matches("<script").count(),
             usize::from(!path.contains("fragment")),
@@ -913,10 +924,10 @@ async fn text_of_others_is_never_markup() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_inbox_hears_of_what_moves() {
-    let s = Served::start().await;
+async fn inbox_event_stream() {
+    let s = ServedBroker::start().await;
     let task = s.task("triage").await;
-    let maria = Seated::sign_in(&s, "maria").await;
+    let maria = ConsoleUser::sign_in(&s, "maria").await;
     let mut stream = TcpStream::connect(maria.browser.address)
         .await
         .expect("connects");
@@ -944,20 +955,20 @@ async fn an_inbox_hears_of_what_moves() {
     );
     let id = pending(&task, disable("ann"), "r-1").await;
     let news = heard(&mut stream, "event: changed").await;
-    assert!(!news.contains(&id.to_string()), "only that something moved");
+    assert!(!news.contains(&id.to_string()), "only a change notice");
     let rows = maria.browser.get("/console/fragment/inbox").await.ok();
     assert!(rows.body.contains(&format!("data-request=\"{id}\"")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_operator_revokes_a_token_with_a_form() {
-    let s = Served::start().await;
+async fn revoke_token_form() {
+    let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let token = match task.request_token(&order(read_case(), "r-1")).await {
         Ok(Outcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),
     };
-    let olga = Seated::sign_in(&s, "olga").await;
+    let olga = ConsoleUser::sign_in(&s, "olga").await;
     let page = olga.browser.get("/console/tokens").await.ok();
     assert!(
         page.body.contains(&format!("data-jti=\"{}\"", token.jti())),
@@ -1002,9 +1013,9 @@ async fn an_operator_revokes_a_token_with_a_form() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn assets_are_kept_for_ever_under_the_hash_of_what_they_are() {
-    let s = Served::start().await;
-    let browser = Browser::new(&s);
+async fn assets_are_immutable_by_hash() {
+    let s = ServedBroker::start().await;
+    let browser = HttpBrowser::new(&s);
     let page = browser.get("/console/sign-in").await.ok().body;
     let mut seen = 0;
     for part in page
@@ -1028,11 +1039,11 @@ async fn assets_are_kept_for_ever_under_the_hash_of_what_they_are() {
     assert_eq!(seen, 3);
 }
 
-/// A page per person is enough: who opens windows without end is told to wait.
+/// Event streams per person are bounded; more are refused with a retry delay.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streams_of_one_person_have_a_bound() {
-    let s = Served::start().await;
-    let maria = Arc::new(Seated::sign_in(&s, "maria").await);
+async fn event_streams_per_person_are_bounded() {
+    let s = ServedBroker::start().await;
+    let maria = Arc::new(ConsoleUser::sign_in(&s, "maria").await);
     let cookie = maria.browser.cookie.clone().expect("signed in");
     let mut open = Vec::new();
     let mut refused = 0;
@@ -1060,8 +1071,8 @@ async fn streams_of_one_person_have_a_bound() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_card_of_high_risk_is_read_before_a_yes_and_two_people_say_it() {
-    let s = Served::start_with_policy(|files| {
+async fn high_risk_card_dwell_time_and_quorum() {
+    let s = ServedBroker::start_with_policy(|files| {
         let people = files.get_mut("people.toml").expect("people");
         *people = people.replace("dwell = \"off\"", "dwell = \"3s\"");
     })
@@ -1069,8 +1080,8 @@ async fn a_card_of_high_risk_is_read_before_a_yes_and_two_people_say_it() {
     let task = s.task("triage").await;
     let isolate = action("host.isolate", "Host", "web-1", IDP, &[]);
     let id = pending(&task, isolate.clone(), "r-1").await;
-    let maria = Seated::sign_in(&s, "maria").await;
-    let lee = Seated::sign_in(&s, "lee").await;
+    let maria = ConsoleUser::sign_in(&s, "maria").await;
+    let lee = ConsoleUser::sign_in(&s, "lee").await;
     let policy = lee.policy(id).await;
     let ask = json!({ "profile": "two-security", "verdict": "approve", "policy": policy });
     let dwell = |page: &str| -> u64 {
@@ -1091,7 +1102,7 @@ async fn a_card_of_high_risk_is_read_before_a_yes_and_two_people_say_it() {
     }
     let mut status = String::new();
     for seated in [&maria, &lee] {
-        let cast = in_time("a yes that was read", async {
+        let cast = in_time("an approval after the dwell time", async {
             loop {
                 let begun = seated.begin(id, ask.clone()).await;
                 if begun.status == 200 {
@@ -1101,7 +1112,7 @@ async fn a_card_of_high_risk_is_read_before_a_yes_and_two_people_say_it() {
                     return seated.cast(id, &begun, &answer).await.ok();
                 }
                 assert_eq!(begun.reason(), "TOO_SOON");
-                assert!(begun.header("retry-after").is_some(), "when to come again");
+                assert!(begun.header("retry-after").is_some(), "a retry delay");
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             }
         })
@@ -1114,12 +1125,12 @@ async fn a_card_of_high_risk_is_read_before_a_yes_and_two_people_say_it() {
     assert!(page.body.contains("data-status=\"approved\"") && !page.has("approve"));
 }
 
-/// Three hundred calls of the console that say what they want one byte at a time, of which the next never comes.
+/// Three hundred console requests whose bodies never complete.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bodies_that_do_not_come_take_nobodys_place() {
-    let s = Served::start().await;
+async fn slow_bodies_hold_no_permit() {
+    let s = ServedBroker::start().await;
     let task = s.task("triage").await;
-    let browser = Browser::new(&s);
+    let browser = HttpBrowser::new(&s);
     let (path, live) = (
         format!("{}/console/sign-in/begin", browser.origin),
         format!("{}/livez", browser.origin),
@@ -1130,7 +1141,9 @@ async fn bodies_that_do_not_come_take_nobodys_place() {
         let (mut sender, connection) = h2::client::handshake(stream).await.expect("h2");
         tokio::spawn(connection);
         for _ in 0..50 {
-            sender = in_time("room", sender.ready()).await.expect("ready");
+            sender = in_time("flow-control capacity", sender.ready())
+                .await
+                .expect("ready");
             let request = http::Request::post(&path)
                 .header("origin", &browser.origin)
                 .header("content-type", "application/json");
@@ -1140,8 +1153,10 @@ async fn bodies_that_do_not_come_take_nobodys_place() {
             body.send_data(first, false).expect("sent");
             held.push((answer, body));
         }
-        // What came on this connection before has been read.
-        sender = in_time("room", sender.ready()).await.expect("ready");
+        // Earlier requests on this connection have been read.
+        sender = in_time("flow-control capacity", sender.ready())
+            .await
+            .expect("ready");
         let probe = http::Request::get(&live).body(()).expect("a request");
         let (answer, _) = sender.send_request(probe, true).expect("sent");
         assert_eq!(
@@ -1158,8 +1173,8 @@ async fn bodies_that_do_not_come_take_nobodys_place() {
     }
     let none = "dipylon_rate_limited_total{class=\"general\",by=\"places\"} 0\n";
     let figures = s.broker.read_metrics();
-    assert!(figures.contains(none), "somebody was shed: {figures}");
-    // One that comes whole is answered, and one too long is not read.
+    assert!(figures.contains(none), "a call was shed: {figures}");
+    // A complete body is answered, and an oversized one is rejected.
     browser
         .post("/console/sign-in/begin", &json!({}))
         .await
@@ -1171,10 +1186,10 @@ async fn bodies_that_do_not_come_take_nobodys_place() {
     );
 }
 
-/// Time to read a card runs from when it is asked for: nobody asks for it unseen.
+/// Dwell time starts when a card is fetched, so prefetches and embedded fetches are rejected.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_nobody_would_see_is_not_shown() {
-    let s = Served::start_with_policy(|files| {
+async fn non_navigation_get_is_rejected() {
+    let s = ServedBroker::start_with_policy(|files| {
         let people = files.get_mut("people.toml").expect("people");
         *people = people.replace("dwell = \"off\"", "dwell = \"60s\"");
     })
@@ -1182,7 +1197,7 @@ async fn what_nobody_would_see_is_not_shown() {
     let task = s.task("triage").await;
     let isolate = action("host.isolate", "Host", "web-1", IDP, &[]);
     let id = pending(&task, isolate, "r-1").await;
-    let maria = Seated::sign_in(&s, "maria").await;
+    let maria = ConsoleUser::sign_in(&s, "maria").await;
     let card = format!("/console/requests/{id}");
     for (row, path) in paths().chain([(&TABLE[0], "/console/nothing".to_owned())]) {
         let answer = maria.browser.send("HEAD", &path, &[], "").await;
@@ -1206,7 +1221,7 @@ async fn what_nobody_would_see_is_not_shown() {
             let answer = maria.browser.send("GET", path, headers, "").await;
             assert_eq!(answer.status, 403, "{path} {headers:?}");
             assert!(!answer.body.contains("web-1"), "{path} {headers:?}");
-            dressed(&answer, path);
+            assert_security_headers(&answer, path);
         }
     }
     let window = [
@@ -1228,9 +1243,9 @@ async fn what_nobody_would_see_is_not_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_ends_with_its_visit() {
-    let s = Served::start().await;
-    let maria = Seated::sign_in(&s, "maria").await;
+async fn event_stream_ends_with_its_session() {
+    let s = ServedBroker::start().await;
+    let maria = ConsoleUser::sign_in(&s, "maria").await;
     let mut stream = TcpStream::connect(maria.browser.address)
         .await
         .expect("connects");
@@ -1253,11 +1268,11 @@ async fn a_stream_ends_with_its_visit() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_vote_names_the_rules_its_card_was_read_under() {
-    let s = Served::start().await;
+async fn vote_names_the_policy_of_its_card() {
+    let s = ServedBroker::start().await;
     let task = s.task("triage").await;
     let id = pending(&task, disable("ann"), "r-1").await;
-    let maria = Seated::sign_in(&s, "maria").await;
+    let maria = ConsoleUser::sign_in(&s, "maria").await;
     let policy = maria.policy(id).await;
     let page = maria.browser.get(&format!("/console/requests/{id}")).await;
     assert!(page.body.contains(&format!("data-policy=\"{policy}\"")));
@@ -1276,7 +1291,7 @@ async fn a_vote_names_the_rules_its_card_was_read_under() {
     }
     let ask = json!({ "profile": "one-security", "verdict": "approve", "policy": policy });
     maria.begin(id, ask.clone()).await.ok();
-    let files = s.world.policy_with("schema.cedarschema", |text| {
+    let files = s.env.policy_with("schema.cedarschema", |text| {
         text.replace(
             "The account can no longer sign in.",
             "The account and its mailbox are gone.",
@@ -1291,7 +1306,7 @@ async fn a_vote_names_the_rules_its_card_was_read_under() {
         (stale.status, stale.reason().as_str()),
         (409, "CARD_CHANGED")
     );
-    // Read again, it is another card, and may be voted on.
+    // The card fetched again names the new policy, and may be voted on.
     assert_ne!(maria.policy(id).await, policy);
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
     maria.vote(id, ask).await.ok();

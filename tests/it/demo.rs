@@ -1,9 +1,9 @@
-//! The README's first command, as a newcomer runs it.
+//! `dipylon demo`, the README's first command.
 
 use std::process::Command;
 
 #[test]
-fn every_step_of_the_demo_is_as_it_must_be() {
+fn demo_steps_pass() {
     let home = tempfile::tempdir().expect("dir");
     let output = Command::new(env!("CARGO_BIN_EXE_dipylon"))
         .args(["demo", "--json"])

@@ -1,11 +1,11 @@
-//! Gate 1 against evidence that is not what it should be (T01-T08, T10): one voice for every cause, and no entry.
+//! Gate 1 evidence checks (T01-T08, T10): one indistinguishable error for every cause, and no journal entry.
 
 use dipylon::broker::{OpenTaskInput, Refusal};
 use dipylon_sdk::jose::{SigningKey, jws};
 use dipylon_sdk::model::*;
 use serde_json::{Value, json};
 
-use super::harness::*;
+use crate::support::*;
 
 async fn show(b: &TestBroker, token: Secret) -> Result<(), Refusal> {
     let agent = b.agent("triage");
@@ -30,16 +30,16 @@ async fn show(b: &TestBroker, token: Secret) -> Result<(), Refusal> {
 const ID: &str = "spiffe://soc.example/agent/triage";
 
 #[tokio::test]
-async fn evidence_that_is_not_what_it_should_be() {
+async fn malformed_evidence_is_rejected() {
     let b = TestBroker::start().await;
     let now = b.now().secs();
     let good = json!({ "sub": ID, "aud": [URL], "iat": now, "exp": now + 300 });
-    show(&b, b.world.svid_with(good.clone()))
+    show(&b, b.env.svid_with(good.clone()))
         .await
-        .expect("the good one is good");
+        .expect("the valid SVID is accepted");
     show(
         &b,
-        b.world
+        b.env
             .svid_with(json!({ "sub": ID, "aud": URL, "exp": now + 300 })),
     )
     .await
@@ -55,7 +55,7 @@ async fn evidence_that_is_not_what_it_should_be() {
     for (why, aud) in [
         ("another audience", json!(["https://other"])),
         ("two audiences", json!([URL, "https://other"])),
-        ("ours twice", json!([URL, URL])),
+        ("the same audience twice", json!([URL, URL])),
         ("no audience", json!([])),
         ("a prefix", json!(format!("{URL}/"))),
         ("a number", json!(7)),
@@ -107,7 +107,7 @@ async fn evidence_that_is_not_what_it_should_be() {
     }
     let count = bad.len();
     for (why, claims) in bad {
-        let refusal = show(&b, b.world.svid_with(claims)).await.expect_err(why);
+        let refusal = show(&b, b.env.svid_with(claims)).await.expect_err(why);
         assert_eq!(
             (refusal.reason, refusal.authenticated),
             (Reason::NotAuthenticated, false),
@@ -117,14 +117,14 @@ async fn evidence_that_is_not_what_it_should_be() {
     assert!(count > 35);
 
     // Headers.
-    let kid = KeyId::of(b.world.signer.thumbprint()).to_string();
+    let kid = KeyId::of(b.env.signer.thumbprint()).to_string();
     let stranger = SigningKey::generate().expect("key").0;
     let sign = |header: Value, key: &SigningKey| {
         Secret::new(jws::sign(&header, &good, key).expect("signed"))
     };
     for (why, token) in [
         (
-            "another key under our kid",
+            "another key under the known kid",
             sign(
                 json!({ "alg": "ES256", "kid": kid, "typ": "JWT" }),
                 &stranger,
@@ -132,21 +132,21 @@ async fn evidence_that_is_not_what_it_should_be() {
         ),
         (
             "an unknown kid",
-            sign(json!({ "alg": "ES256", "kid": "other" }), &b.world.signer),
+            sign(json!({ "alg": "ES256", "kid": "other" }), &b.env.signer),
         ),
-        ("no kid", sign(json!({ "alg": "ES256" }), &b.world.signer)),
+        ("no kid", sign(json!({ "alg": "ES256" }), &b.env.signer)),
         (
             "another type of token",
             sign(
                 json!({ "alg": "ES256", "kid": kid, "typ": "at+jwt" }),
-                &b.world.signer,
+                &b.env.signer,
             ),
         ),
         (
             "crit",
             sign(
                 json!({ "alg": "ES256", "kid": kid, "crit": ["exp"] }),
-                &b.world.signer,
+                &b.env.signer,
             ),
         ),
         (
@@ -160,15 +160,12 @@ async fn evidence_that_is_not_what_it_should_be() {
             "a url",
             sign(
                 json!({ "alg": "ES256", "kid": kid, "jku": "https://evil.example" }),
-                &b.world.signer,
+                &b.env.signer,
             ),
         ),
         (
             "an unknown header",
-            sign(
-                json!({ "alg": "ES256", "kid": kid, "x": 1 }),
-                &b.world.signer,
-            ),
+            sign(json!({ "alg": "ES256", "kid": kid, "x": 1 }), &b.env.signer),
         ),
     ] {
         assert_eq!(
@@ -178,7 +175,7 @@ async fn evidence_that_is_not_what_it_should_be() {
         );
     }
     // Bytes.
-    let token = b.world.svid_with(good.clone()).expose_secret().to_owned();
+    let token = b.env.svid_with(good.clone()).expose_secret().to_owned();
     let parts: Vec<&str> = token.split('.').collect();
     let none = "eyJhbGciOiJub25lIn0";
     for (why, text) in [
@@ -204,24 +201,24 @@ async fn evidence_that_is_not_what_it_should_be() {
     assert_eq!(
         b.broker.state().position().1,
         entries,
-        "what does not pass gate 1 writes nothing"
+        "a call that fails gate 1 writes nothing"
     );
-    b.hand.advance_millis(61_000);
+    b.manual_clock.advance_millis(61_000);
     b.broker.maintenance_tick().await.expect("counts");
     b.broker.maintenance_tick().await.expect("counts");
     assert_eq!(
         b.broker.state().position().1,
         entries + 1,
-        "but the count of it"
+        "only the counter"
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
-async fn proofs_that_are_not_for_this_call() {
+async fn dpop_proofs_for_other_calls_are_rejected() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let method = "dipylon.v1.TaskService/RequestToken";
     let ask = |action: Action| dipylon::broker::RequestTokenInput {
         task,
@@ -232,13 +229,13 @@ async fn proofs_that_are_not_for_this_call() {
         wait_ms: 0,
         evidence: None,
     };
-    // Signed for one action, sent with another.
+    // A proof for one action, sent with another.
     let call = b.call(method, &triage.key, Some(read_case().digest()), None);
     assert_eq!(
         refused(b.broker.request_token(&call, ask(disable("ann"))).await),
         Reason::NotAuthenticated
     );
-    // Without the action's digest at all.
+    // Without the action's digest.
     let call = b.call(method, &triage.key, None, None);
     assert_eq!(
         refused(b.broker.request_token(&call, ask(read_case())).await),
@@ -256,9 +253,9 @@ async fn proofs_that_are_not_for_this_call() {
         refused(b.broker.request_token(&call, ask(read_case())).await),
         Reason::NotAuthenticated
     );
-    // With a nonce that is old, or of another boot.
+    // With an old nonce, or one of another process.
     let nonce = b.broker.nonce();
-    b.hand.advance_millis(60_000);
+    b.manual_clock.advance_millis(60_000);
     let call = b.call_with_nonce(
         method,
         &triage.key,
@@ -283,28 +280,31 @@ async fn proofs_that_are_not_for_this_call() {
         refused(b.broker.request_token(&call, ask(read_case())).await),
         Reason::UseDpopNonce
     );
-    // After a restart this broker has verified nothing yet: evidence is asked for, and then it goes on.
+    // After a restart no evidence is verified yet: the broker asks for it, and then continues.
     assert_eq!(
-        refused(b.ask(&triage, task, &read_case(), 60, "r").await),
+        refused(b.request_token(&triage, task, &read_case(), 60, "r").await),
         Reason::EvidenceStale
     );
     let shown = b.svid(&triage);
-    b.ask_showing(&triage, task, &read_case(), 60, "r", Some(shown))
+    b.request_token_with_evidence(&triage, task, &read_case(), 60, "r", Some(shown))
         .await
         .token();
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
-async fn a_trust_domain_key_that_goes_takes_along_what_it_verified() {
+async fn trust_key_removal_ends_its_tasks() {
     let mut b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
-    let given = b.ask(&triage, task, &read_case(), 300, "r").await.token();
+    let task = b.open_task(&triage).await;
+    let given = b
+        .request_token(&triage, task, &read_case(), 300, "r")
+        .await
+        .token();
     assert!(b.introspect("cases", &given.token));
-    // The trust domain replaces its key; the broker learns it at its next start, enters it, and sweeps.
-    let world = std::sync::Arc::get_mut(&mut b.world).expect("one handle");
-    world.signer = SigningKey::generate().expect("key").0;
+    // The trust domain replaces its key; the broker journals that at its next start and sweeps.
+    let env = std::sync::Arc::get_mut(&mut b.env).expect("one handle");
+    env.signer = SigningKey::generate().expect("key").0;
     let b = b.restart(dipylon::journal::Faults::default()).await;
     assert!(!b.introspect("cases", &given.token));
     assert_eq!(
@@ -317,8 +317,8 @@ async fn a_trust_domain_key_that_goes_takes_along_what_it_verified() {
             .cause,
         EndCause::Trust
     );
-    b.try_open(&triage, "again", "open-2")
+    b.try_open_task(&triage, "again", "open-2")
         .await
         .expect("evidence by the new key is good");
-    b.check();
+    b.check_invariants();
 }

@@ -1,4 +1,5 @@
-//! The brake: what is frozen gets nothing, what it had is dead at once and for good, and a mint in flight does not slip by.
+//! Freezes, suspension and revocation: a frozen scope gets no token, its tokens end at once and for good, and no mint in
+//! flight outlives a freeze.
 
 use std::sync::Arc;
 
@@ -6,7 +7,7 @@ use dipylon::broker::{AccessRequestStatus, TaskFilter};
 use dipylon::journal::Faults;
 use dipylon_sdk::model::*;
 
-use crate::harness::{Expect as _, TestBroker, World, disable, read_case, refused};
+use crate::support::{ExpectReply as _, TestBroker, TestEnvironment, disable, read_case, refused};
 
 fn cause(b: &TestBroker, task: TaskId) -> Option<EndCause> {
     b.broker
@@ -18,7 +19,7 @@ fn cause(b: &TestBroker, task: TaskId) -> Option<EndCause> {
 }
 
 #[tokio::test]
-async fn each_scope_ends_what_it_names_and_nothing_else() {
+async fn freeze_scopes() {
     for (scope, triage_hit, reporter_hit) in [
         ("all", true, true),
         ("agent/triage", true, false),
@@ -28,14 +29,17 @@ async fn each_scope_ends_what_it_names_and_nothing_else() {
     ] {
         let b = TestBroker::start().await;
         let (triage, reporter) = (b.agent("triage"), b.agent("reporter"));
-        let (task, other) = (b.open(&triage).await, b.open(&reporter).await);
-        let token = b.ask(&triage, task, &read_case(), 300, "t").await.token();
+        let (task, other) = (b.open_task(&triage).await, b.open_task(&reporter).await);
+        let token = b
+            .request_token(&triage, task, &read_case(), 300, "t")
+            .await
+            .token();
         let others = b
-            .ask(&reporter, other, &read_case(), 300, "t")
+            .request_token(&reporter, other, &read_case(), 300, "t")
             .await
             .token();
         let pending = b
-            .ask(&triage, task, &disable("ann"), 120, "p")
+            .request_token(&triage, task, &disable("ann"), 120, "p")
             .await
             .pending();
 
@@ -63,19 +67,19 @@ async fn each_scope_ends_what_it_names_and_nothing_else() {
                 Verdict::Approve,
             );
             assert_eq!(refused(vote.await), Reason::AccessRequestClosed, "{scope}");
-            let again = b.try_open(&triage, "again", "open-2").await;
+            let again = b.try_open_task(&triage, "again", "open-2").await;
             assert_eq!(
                 refused(again),
                 Reason::NotAuthenticated,
                 "{scope}: gate 1 is closed"
             );
         } else {
-            b.try_open(&triage, "again", "open-2")
+            b.try_open_task(&triage, "again", "open-2")
                 .await
-                .expect("the others go on");
+                .expect("other scopes are unaffected");
         }
 
-        // Again is nothing new; lifting it lets new work begin, and brings nothing back.
+        // Freezing again changes nothing; lifting it admits new work, and revives nothing.
         let again = b.freeze(scope).await.expect("idempotent");
         assert_eq!((again.changed, again.index), (false, done.index));
         let b = b.restart(Faults::default()).await;
@@ -89,50 +93,57 @@ async fn each_scope_ends_what_it_names_and_nothing_else() {
         assert_eq!(
             b.introspect("cases", &token.token),
             !triage_hit,
-            "{scope}: nothing comes back"
+            "{scope}: nothing is revived"
         );
-        b.try_open(&b.agent("triage"), "new", "open-3")
+        b.try_open_task(&b.agent("triage"), "new", "open-3")
             .await
             .expect("opens");
-        b.check();
+        b.check_invariants();
     }
 }
 
 #[tokio::test]
-async fn a_frozen_action_ends_its_tokens_and_questions_while_the_tasks_go_on() {
+async fn frozen_action_ends_tokens_and_requests_not_tasks() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
-    let task = b.open(&agent).await;
-    let reading = b.ask(&agent, task, &read_case(), 300, "r").await.token();
+    let task = b.open_task(&agent).await;
+    let reading = b
+        .request_token(&agent, task, &read_case(), 300, "r")
+        .await
+        .token();
     let ask = b
-        .ask(&agent, task, &disable("ann"), 120, "ann")
+        .request_token(&agent, task, &disable("ann"), 120, "ann")
         .await
         .pending();
-    b.yes("maria", ask.access_request, "one-security").await;
+    b.approve("maria", ask.access_request, "one-security").await;
     let disabling = b
-        .ask(&agent, task, &disable("ann"), 120, "ann")
+        .request_token(&agent, task, &disable("ann"), 120, "ann")
         .await
         .token();
     let waiting = b
-        .ask(&agent, task, &disable("cara"), 120, "cara")
+        .request_token(&agent, task, &disable("cara"), 120, "cara")
         .await
         .pending();
-    b.yes("maria", waiting.access_request, "one-security").await;
+    b.approve("maria", waiting.access_request, "one-security")
+        .await;
 
     let done = b.freeze("action/account.disable").await.expect("freezes");
     assert_eq!((done.tasks, done.tokens, done.access_requests), (0, 1, 1));
-    assert!(!b.introspect("idp", &disabling.token), "its token is dead");
+    assert!(
+        !b.introspect("idp", &disabling.token),
+        "its token has ended"
+    );
     assert!(
         b.introspect("cases", &reading.token),
-        "another action's lives"
+        "another action's token is active"
     );
     assert_eq!(
         refused(b.consume("idp", &disabling.token, "u").await),
         Reason::TokenInactive
     );
-    // The yes that was there is void: the request it was for is over.
+    // The approval is void: its request was closed.
     let denied = b
-        .ask(&agent, task, &disable("cara"), 120, "cara")
+        .request_token(&agent, task, &disable("cara"), 120, "cara")
         .await
         .denied();
     assert_eq!(denied.why, DeniedReason::Frozen);
@@ -143,29 +154,32 @@ async fn a_frozen_action_ends_its_tokens_and_questions_while_the_tasks_go_on() {
         .expect("a card");
     assert_eq!(card.standing, AccessRequestStatus::Ended);
     assert_eq!(
-        refused(b.ask(&agent, task, &disable("ann"), 120, "ann").await),
+        refused(
+            b.request_token(&agent, task, &disable("ann"), 120, "ann")
+                .await
+        ),
         Reason::TokenDead
     );
 
     b.unfreeze("action/account.disable").await.expect("lifts");
-    assert!(!b.introspect("idp", &disabling.token), "nothing comes back");
-    b.ask(&agent, task, &disable("cara"), 120, "cara-2")
+    assert!(!b.introspect("idp", &disabling.token), "nothing is revived");
+    b.request_token(&agent, task, &disable("cara"), 120, "cara-2")
         .await
         .pending();
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn no_mint_in_flight_slips_past_a_freeze() {
+async fn freeze_beats_mint_in_flight() {
     for scope in ["all", "agent/triage", "owner/dana", "action/case.read"] {
         let b = Arc::new(TestBroker::start().await);
         let agent = Arc::new(b.agent("triage"));
-        let task = b.open(&agent).await;
+        let task = b.open_task(&agent).await;
         let minting: Vec<_> = (0..60)
             .map(|i| {
                 let (b, agent) = (b.clone(), agent.clone());
                 tokio::spawn(async move {
-                    b.ask(&agent, task, &read_case(), 300, &format!("r-{i}"))
+                    b.request_token(&agent, task, &read_case(), 300, &format!("r-{i}"))
                         .await
                 })
             })
@@ -175,44 +189,49 @@ async fn no_mint_in_flight_slips_past_a_freeze() {
             if let Ok(dipylon::broker::TokenReply::Token(given)) = mint.await.expect("no panic") {
                 assert!(
                     !b.introspect("cases", &given.token),
-                    "{scope}: it outlived the freeze"
+                    "{scope}: the token outlived the freeze"
                 );
             }
         }
-        // The journal alone shows that no grant stands behind the freeze.
-        b.check();
+        // The invariants show that no grant follows the freeze in the journal.
+        b.check_invariants();
     }
 }
 
 #[tokio::test]
-async fn an_owner_is_frozen_with_every_agent_that_is_or_was_theirs() {
+async fn frozen_owner_includes_former_agents() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
-    let token = b.ask(&triage, task, &read_case(), 300, "t").await.token();
-    // Dana hands the agent over; what was opened in her name still answers to her.
-    let files = b.world.policy_with("agents.toml", |t| {
+    let task = b.open_task(&triage).await;
+    let token = b
+        .request_token(&triage, task, &read_case(), 300, "t")
+        .await
+        .token();
+    // The agent is transferred; tasks opened under dana still belong to her.
+    let files = b.env.policy_with("agents.toml", |t| {
         t.replacen("owner = \"dana\"", "owner = \"lee\"", 1)
     });
-    b.apply(files).await.expect("applies");
+    b.apply_policy(files).await.expect("applies");
     assert!(b.introspect("cases", &token.token), "still allowed");
     b.freeze("owner/dana").await.expect("freezes");
     assert!(!b.introspect("cases", &token.token));
-    // The agent is Lee's by now, and Lee is not frozen.
-    b.try_open(&triage, "again", "open-2").await.expect("opens");
+    // The agent is lee's now, and lee is not frozen.
+    b.try_open_task(&triage, "again", "open-2")
+        .await
+        .expect("opens");
     b.freeze("owner/lee").await.expect("freezes");
     assert_eq!(
-        refused(b.try_open(&triage, "x", "open-3").await),
+        refused(b.try_open_task(&triage, "x", "open-3").await),
         Reason::NotAuthenticated
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
-async fn names_that_nothing_has_are_refused() {
+async fn unknown_scopes_are_rejected() {
     let b = TestBroker::start().await;
     let before = b.broker.state().position().1;
-    for scope in ["agent/nobody", "owner/nobody", "action/no.such"] {
+    for scope in ["agent/unknown", "owner/unknown", "action/no.such"] {
         assert_eq!(refused(b.freeze(scope).await), Reason::NotFound, "{scope}");
         assert_eq!(
             refused(b.unfreeze(scope).await),
@@ -220,67 +239,82 @@ async fn names_that_nothing_has_are_refused() {
             "{scope}"
         );
     }
-    assert_eq!(b.broker.state().position().1, before, "nothing was entered");
+    assert_eq!(
+        b.broker.state().position().1,
+        before,
+        "no entry was written"
+    );
 }
 
 #[tokio::test]
-async fn one_token_is_revoked_and_its_task_goes_on() {
+async fn revoking_one_token_keeps_its_task() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
-    let task = b.open(&agent).await;
-    let one = b.ask(&agent, task, &read_case(), 300, "one").await.token();
-    let two = b.ask(&agent, task, &read_case(), 300, "two").await.token();
+    let task = b.open_task(&agent).await;
+    let one = b
+        .request_token(&agent, task, &read_case(), 300, "one")
+        .await
+        .token();
+    let two = b
+        .request_token(&agent, task, &read_case(), 300, "two")
+        .await
+        .token();
     let done = b.revoke(one.issued.jti).await.expect("revokes");
     assert!(done.changed && done.index.is_some());
     assert!(!b.introspect("cases", &one.token));
     assert!(b.introspect("cases", &two.token));
     assert_eq!(
-        refused(b.ask(&agent, task, &read_case(), 300, "one").await),
+        refused(
+            b.request_token(&agent, task, &read_case(), 300, "one")
+                .await
+        ),
         Reason::TokenDead
     );
     let again = b.revoke(one.issued.jti).await.expect("idempotent");
     assert_eq!((again.changed, again.index), (false, done.index));
-    b.complete(&agent, task).await.expect("ends");
-    let over = b.revoke(two.issued.jti).await.expect("says why");
+    b.complete_task(&agent, task).await.expect("ends");
+    let over = b.revoke(two.issued.jti).await.expect("reports the end");
     assert_eq!((over.changed, over.cause), (false, EndCause::Completed));
     let stranger = TokenId::from_random([7; 16]);
     assert_eq!(refused(b.revoke(stranger).await), Reason::NotFound);
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
-async fn a_pinned_key_is_the_only_one_that_opens_tasks() {
+async fn pinned_agent_key_is_enforced() {
     let b = TestBroker::start().await;
     let (pinned, thief) = (b.agent("triage"), b.agent("triage"));
-    let task = b.open(&thief).await;
-    let token = b.ask(&thief, task, &read_case(), 300, "t").await.token();
+    let task = b.open_task(&thief).await;
+    let token = b
+        .request_token(&thief, task, &read_case(), 300, "t")
+        .await
+        .token();
     let jkt = pinned.key.public().thumbprint().to_string();
-    let files = b.world.policy_with("agents.toml", |t| {
+    let files = b.env.policy_with("agents.toml", |t| {
         t.replacen(
             "groups = [\"soc\"]",
             &format!("groups = [\"soc\"]\njkt = \"{jkt}\""),
             1,
         )
     });
-    let applied = b.apply(files).await.expect("applies");
-    assert_eq!(
-        applied.swept.tasks, 1,
-        "what another key had opened is over"
-    );
+    let applied = b.apply_policy(files).await.expect("applies");
+    assert_eq!(applied.swept.tasks, 1, "the task of another key has ended");
     assert!(!b.introspect("cases", &token.token));
-    // The very same evidence, another key: gate 1.
+    // The same evidence with another key fails gate 1.
     assert_eq!(
-        refused(b.try_open(&thief, "x", "open-2").await),
+        refused(b.try_open_task(&thief, "x", "open-2").await),
         Reason::NotAuthenticated
     );
     let task = b
-        .try_open(&pinned, "x", "open-2")
+        .try_open_task(&pinned, "x", "open-2")
         .await
         .expect("opens")
         .task
         .task;
-    b.ask(&pinned, task, &read_case(), 300, "t").await.token();
-    b.check();
+    b.request_token(&pinned, task, &read_case(), 300, "t")
+        .await
+        .token();
+    b.check_invariants();
     let call = b.person_call("dipylon.v1.GovernanceService/GetAgent", "olga");
     let view = b
         .broker
@@ -294,28 +328,34 @@ async fn a_pinned_key_is_the_only_one_that_opens_tasks() {
             .to_string(),
         jkt
     );
-    let bad = b.world.policy_with("agents.toml", |t| {
+    let bad = b.env.policy_with("agents.toml", |t| {
         t.replacen(
             "groups = [\"soc\"]",
             "groups = [\"soc\"]\njkt = \"short\"",
             1,
         )
     });
-    assert_eq!(refused(b.apply(bad).await), Reason::InvalidPolicyBundle);
+    assert_eq!(
+        refused(b.apply_policy(bad).await),
+        Reason::InvalidPolicyBundle
+    );
 }
 
 #[tokio::test]
-async fn a_freeze_that_cannot_be_written_holds_here_at_once_and_is_written_later() {
+async fn freeze_is_enforced_before_it_is_durable() {
     for scope in ["all", "agent/triage", "owner/dana", "action/case.read"] {
         let full = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let faults = Faults {
             full: Some(full.clone()),
             ..Faults::default()
         };
-        let b = TestBroker::start_with(World::new(), faults).await;
+        let b = TestBroker::start_with(TestEnvironment::new(), faults).await;
         let agent = b.agent("triage");
-        let task = b.open(&agent).await;
-        let token = b.ask(&agent, task, &read_case(), 300, "t").await.token();
+        let task = b.open_task(&agent).await;
+        let token = b
+            .request_token(&agent, task, &read_case(), 300, "t")
+            .await
+            .token();
         full.store(true, std::sync::atomic::Ordering::SeqCst);
         let refusal = b.freeze(scope).await.expect_err(scope);
         assert_eq!(refusal.reason, Reason::JournalUnavailable, "{scope}");
@@ -325,7 +365,9 @@ async fn a_freeze_that_cannot_be_written_holds_here_at_once_and_is_written_later
             "{scope}: refused here at once"
         );
         full.store(false, std::sync::atomic::Ordering::SeqCst);
-        let ask = b.ask(&agent, task, &read_case(), 300, "t-2").await;
+        let ask = b
+            .request_token(&agent, task, &read_case(), 300, "t-2")
+            .await;
         assert!(
             !matches!(ask, Ok(dipylon::broker::TokenReply::Token(_))),
             "{scope}: {ask:?}"
@@ -335,32 +377,32 @@ async fn a_freeze_that_cannot_be_written_holds_here_at_once_and_is_written_later
             Reason::JournalUnavailable,
             "{scope}"
         );
-        b.broker.maintenance_tick().await.expect("written by now");
+        b.broker.maintenance_tick().await.expect("upkeep");
         assert_eq!(b.broker.unwritten_ends(), 0, "{scope}");
         assert_eq!(b.broker.state().freezes().len(), 1, "{scope}");
-        b.check();
+        b.check_invariants();
     }
 }
 
 #[tokio::test]
-async fn operators_see_tasks_and_agents_as_they_stand() {
+async fn operators_list_tasks_and_agents() {
     let b = TestBroker::start().await;
     let agent = b.agent("triage");
     let mut tasks = Vec::new();
     for i in 0..5 {
-        b.hand.advance_millis(10);
+        b.manual_clock.advance_millis(10);
         let opened = b
-            .try_open(&agent, &format!("purpose {i}"), &format!("r{i}"))
+            .try_open_task(&agent, &format!("purpose {i}"), &format!("r{i}"))
             .await;
         tasks.push(opened.expect("opens").task.task);
     }
-    b.ask(&agent, tasks[4], &read_case(), 300, "t")
+    b.request_token(&agent, tasks[4], &read_case(), 300, "t")
         .await
         .token();
-    b.ask(&agent, tasks[4], &disable("ann"), 120, "p")
+    b.request_token(&agent, tasks[4], &disable("ann"), 120, "p")
         .await
         .pending();
-    b.complete(&agent, tasks[2]).await.expect("ends");
+    b.complete_task(&agent, tasks[2]).await.expect("ends");
     let call =
         |method: &str| b.person_call(&format!("dipylon.v1.GovernanceService/{method}"), "olga");
     let list = |filter: TaskFilter| {
@@ -376,7 +418,7 @@ async fn operators_see_tasks_and_agents_as_they_stand() {
     assert_eq!(
         ids(all.clone()),
         [tasks[4], tasks[3], tasks[1], tasks[0]],
-        "the newest first"
+        "newest first"
     );
     let row = &list(all.clone())[0];
     assert_eq!(
@@ -417,42 +459,48 @@ async fn operators_see_tasks_and_agents_as_they_stand() {
         .list_agents(&call("ListAgents"), Some(&after), 100)
         .expect("lists");
     assert_eq!(page.len(), 1);
-    // An approver who is no operator sees none of it.
+    // An approver without the operator role is refused.
     let call = b.person_call("dipylon.v1.GovernanceService/ListTasks", "maria");
     let refusal = b.broker.list_tasks(&call, &TaskFilter::default());
     assert_eq!(refused(refusal), Reason::NotPermitted);
 }
 
 #[tokio::test]
-async fn an_agent_handed_to_a_frozen_owner_is_frozen_with_them() {
+async fn agent_transferred_to_frozen_owner_is_frozen() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
-    let token = b.ask(&triage, task, &read_case(), 300, "t").await.token();
+    let task = b.open_task(&triage).await;
+    let token = b
+        .request_token(&triage, task, &read_case(), 300, "t")
+        .await
+        .token();
     b.freeze("owner/maria").await.expect("freezes");
-    assert!(b.introspect("cases", &token.token), "dana's agent goes on");
-    let files = b.world.policy_with("agents.toml", |t| {
+    assert!(
+        b.introspect("cases", &token.token),
+        "dana's agent is unaffected"
+    );
+    let files = b.env.policy_with("agents.toml", |t| {
         t.replacen("owner = \"dana\"", "owner = \"maria\"", 1)
     });
-    let applied = b.apply(files).await.expect("applies");
+    let applied = b.apply_policy(files).await.expect("applies");
     assert_eq!(applied.swept.tasks, 1);
     assert!(!b.introspect("cases", &token.token));
     assert_eq!(cause(&b, task), Some(EndCause::Frozen));
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
-async fn whoever_owned_the_agent_when_its_task_was_opened_never_counts() {
+async fn owner_at_task_opening_cannot_vote() {
     let b = TestBroker::start().await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
-    // Opened in dana's name, lee's by now: neither may say yes.
-    let files = b.world.policy_with("agents.toml", |t| {
+    let task = b.open_task(&triage).await;
+    // Opened under dana, now lee's: neither may approve.
+    let files = b.env.policy_with("agents.toml", |t| {
         t.replacen("owner = \"dana\"", "owner = \"lee\"", 1)
     });
-    b.apply(files).await.expect("applies");
+    b.apply_policy(files).await.expect("applies");
     let pending = b
-        .ask(&triage, task, &disable("ann"), 120, "p")
+        .request_token(&triage, task, &disable("ann"), 120, "p")
         .await
         .pending();
     for owner in ["dana", "lee"] {
@@ -464,23 +512,24 @@ async fn whoever_owned_the_agent_when_its_task_was_opened_never_counts() {
         );
         assert_eq!(refused(vote.await), Reason::NotEligible, "{owner}");
     }
-    b.yes("maria", pending.access_request, "one-security").await;
-    b.ask(&triage, task, &disable("ann"), 120, "p")
+    b.approve("maria", pending.access_request, "one-security")
+        .await;
+    b.request_token(&triage, task, &disable("ann"), 120, "p")
         .await
         .token();
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
-async fn what_waits_to_be_written_cannot_be_lifted_before_it_is() {
+async fn pending_freeze_cannot_be_lifted() {
     let full = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let faults = Faults {
         full: Some(full.clone()),
         ..Faults::default()
     };
-    let b = TestBroker::start_with(World::new(), faults).await;
+    let b = TestBroker::start_with(TestEnvironment::new(), faults).await;
     let agent = b.agent("triage");
-    let task = b.open(&agent).await;
+    let task = b.open_task(&agent).await;
     full.store(true, std::sync::atomic::Ordering::SeqCst);
     assert_eq!(
         refused(b.suspend("triage").await),
@@ -491,11 +540,11 @@ async fn what_waits_to_be_written_cannot_be_lifted_before_it_is() {
         refused(b.resume("triage").await),
         Reason::JournalUnavailable
     );
-    // Ordered again it is written at once, and then lifted for good.
+    // Frozen again, it is journaled at once, and can then be lifted.
     b.suspend("triage").await.expect("suspends");
     assert_eq!(b.broker.unwritten_ends(), 0);
     b.resume("triage").await.expect("resumes");
-    b.broker.maintenance_tick().await.expect("nothing is left");
+    b.broker.maintenance_tick().await.expect("upkeep");
     assert!(
         !b.broker
             .state()
@@ -504,22 +553,22 @@ async fn what_waits_to_be_written_cannot_be_lifted_before_it_is() {
             .suspended
     );
     assert_eq!(cause(&b, task), Some(EndCause::Suspended));
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn signs_of_life_and_ends_at_once_leave_nothing_behind() {
+async fn concurrent_keep_alives_and_ends_leave_no_lease() {
     for round in 0..6 {
         let b = Arc::new(TestBroker::start().await);
         let agent = Arc::new(b.agent("triage"));
         let mut tasks = Vec::new();
         for i in 0..40 {
             let opened = b
-                .open_with(&agent, "work", &format!("r{i}"), Some(60))
+                .open_task_with(&agent, "work", &format!("r{i}"), Some(60))
                 .await;
             tasks.push(opened.expect("opens").task.task);
         }
-        b.hand.advance_millis(31_000);
+        b.manual_clock.advance_millis(31_000);
         let calls: Vec<_> = tasks
             .iter()
             .map(|task| {
@@ -527,7 +576,7 @@ async fn signs_of_life_and_ends_at_once_leave_nothing_behind() {
                 tokio::spawn(async move { b.keep_alive(&agent, task).await })
             })
             .collect();
-        // Signs of life are gathered for 20 ms: the end comes before, among and after them.
+        // Keep-alives are batched for 20 ms: the ends come before, among and after them.
         tokio::time::sleep(std::time::Duration::from_millis(4 * round)).await;
         match round % 2 {
             0 => drop(b.suspend("triage").await.expect("suspends")),
@@ -536,12 +585,12 @@ async fn signs_of_life_and_ends_at_once_leave_nothing_behind() {
         for call in calls {
             let _answer = call.await.expect("no panic");
         }
-        b.hand.advance_millis(600_000);
+        b.manual_clock.advance_millis(600_000);
         assert_eq!(
             b.broker.state().due_by(b.now(), 1_000),
             [],
-            "nothing is due of what is over"
+            "an ended task has no lease"
         );
-        b.check();
+        b.check_invariants();
     }
 }

@@ -1,4 +1,4 @@
-//! The shapes that freeze with the first entry, byte by byte. `DIPYLON_BLESS=1` writes them anew: then say why in the commit.
+//! Golden files: the stored and wire formats, byte by byte. `DIPYLON_BLESS=1` rewrites them: say why in the commit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -17,7 +17,10 @@ pub(super) fn golden(name: &str, found: &str) {
         std::fs::write(&path, found).expect("written");
     }
     let frozen = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(found, frozen, "{name} is frozen: FORMS");
+    assert_eq!(
+        found, frozen,
+        "{name} differs from its golden file; if the change is intended, run with DIPYLON_BLESS=1"
+    );
 }
 
 fn id<T>(n: u8, make: fn([u8; 16]) -> T) -> T {
@@ -148,7 +151,7 @@ fn issued() -> TokenIssued {
     }
 }
 
-/// One of every kind; a new kind does not compile until it stands here.
+/// One event of every kind; a new kind does not compile until it is listed here.
 fn facts() -> Vec<Event> {
     let (task, agent, person) = (
         id(5, TaskId::from_random),
@@ -412,7 +415,7 @@ fn streams() -> Vec<Stream> {
 }
 
 #[test]
-fn every_kind_of_entry() {
+fn entries_golden() {
     let mut text = String::new();
     for (index, fact) in (0_u64..).zip(facts()) {
         let entry = Entry {
@@ -436,7 +439,7 @@ fn every_kind_of_entry() {
         );
         assert!(
             Entry::parse(&format!(" {line}")).is_err(),
-            "another spelling"
+            "a non-canonical form"
         );
         text.push_str(&line);
         text.push('\n');
@@ -445,7 +448,7 @@ fn every_kind_of_entry() {
 }
 
 #[test]
-fn the_action_and_its_digest() {
+fn action_digest_golden() {
     let (record, secret) = on_record();
     let text = format!(
         "{}\n{}\n{}\n{}\n",
@@ -458,7 +461,7 @@ fn the_action_and_its_digest() {
 }
 
 #[test]
-fn the_vote_statement_and_its_digest() {
+fn vote_statement_golden() {
     let statement = VoteStatement {
         v: 1,
         realm: word("soc", Realm::parse),
@@ -486,7 +489,7 @@ fn the_vote_statement_and_its_digest() {
 }
 
 #[test]
-fn the_claims_of_a_token() {
+fn token_claims_golden() {
     let claims = claims_of(&issued(), 2, "https://broker.example");
     golden(
         "claims.json",
@@ -494,9 +497,9 @@ fn the_claims_of_a_token() {
     );
 }
 
-/// Names, numbers and types of every field: what clients out there are compiled against.
+/// Names, numbers and types of every field: the schema that clients are compiled against.
 #[test]
-fn the_wire() {
+fn wire_schema_golden() {
     use prost::Message as _;
     use prost_types::field_descriptor_proto::{Label, Type};
     let set =
@@ -564,7 +567,7 @@ fn the_wire() {
 }
 
 #[test]
-fn the_feed() {
+fn revocation_feed_golden() {
     let task = id(5, TaskId::from_random);
     let selectors = [
         Selector::Tasks(vec![task]),

@@ -1,4 +1,4 @@
-//! What one person's inbox shows: in which order, how much of it, whose turn it is; and exactly what could still be decided.
+//! Inbox: order, paging, the asks-per-minute queue, the watch; and that it shows exactly the requests open to votes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,30 +12,30 @@ use dipylon::state::Stirred;
 use dipylon_sdk::model::*;
 use proptest::prelude::*;
 
-use super::harness::*;
+use crate::support::*;
 
 const LIST: &str = "dipylon.v1.ApprovalService/ListAccessRequests";
 const WATCH: &str = "dipylon.v1.ApprovalService/WatchAccessRequests";
 
-/// The world of the other stories with a second agent, of another owner, and one more line in [approvals].
-fn world(asks_per_minute: u32) -> World {
-    let mut world = World::new();
-    world.policy.get_mut("agents.toml").expect("agents").push_str(
+/// The default environment with a second agent of another owner, and its own `[approvals]` limits.
+fn env(asks_per_minute: u32) -> TestEnvironment {
+    let mut env = TestEnvironment::new();
+    env.policy.get_mut("agents.toml").expect("agents").push_str(
         "\n[[agent]]\nid = \"hunter\"\nspiffe_id = \"spiffe://soc.example/agent/hunter\"\nowner = \"maria\"\nenvironment = \"prod\"\n\
          model = \"m\"\nautonomy = \"supervised\"\ngroups = [\"soc\"]\nactions = [\"case.read\", \"account.disable\", \"host.isolate\"]\n",
     );
-    let people = world.policy.get_mut("people.toml").expect("people");
+    let people = env.policy.get_mut("people.toml").expect("people");
     *people = people.replace(
         "asks_per_minute = 100000",
         &format!(
             "asks_per_minute = {asks_per_minute}\npending_per_agent = 100\npending_per_owner = 200"
         ),
     );
-    world
+    env
 }
 
 async fn broker(asks_per_minute: u32) -> TestBroker {
-    TestBroker::start_with(world(asks_per_minute), Faults::default()).await
+    TestBroker::start_with(env(asks_per_minute), Faults::default()).await
 }
 
 fn isolate() -> Action {
@@ -49,7 +49,7 @@ fn page(b: &TestBroker, who: &str, ask: &InboxAsk) -> InboxPage {
 }
 
 fn whole(b: &TestBroker, who: &str) -> InboxPage {
-    page(b, who, &whole_inbox())
+    page(b, who, &first_inbox_page())
 }
 
 fn ids(page: &InboxPage) -> Vec<AccessRequestId> {
@@ -57,7 +57,7 @@ fn ids(page: &InboxPage) -> Vec<AccessRequestId> {
     page.rows.iter().map(id).collect()
 }
 
-/// Every row of every page of so many rows, and what the first page said there would be.
+/// The rows of all pages, and the total of the first page.
 fn all_pages(b: &TestBroker, who: &str, mine: bool, size: usize) -> (Vec<AccessRequestId>, usize) {
     let mut all = Vec::new();
     let mut after = None;
@@ -81,22 +81,22 @@ async fn pending(
     action: &Action,
     request: &str,
 ) -> AccessRequestId {
-    let asked = b.ask(agent, task, action, 300, request).await;
+    let asked = b.request_token(agent, task, action, 300, request).await;
     asked.pending().access_request
 }
 
 #[tokio::test]
-async fn risk_comes_first_then_the_deadline_and_alike_ones_stand_together() {
+async fn ordered_by_risk_then_deadline_and_grouped() {
     let b = broker(1_000).await;
     let (triage, hunter) = (b.agent("triage"), b.agent("hunter"));
-    let (one, two) = (b.open(&triage).await, b.open(&hunter).await);
+    let (one, two) = (b.open_task(&triage).await, b.open_task(&hunter).await);
     let ann = pending(&b, &triage, one, &disable("ann"), "r-1").await;
-    b.hand.advance_millis(1_000);
+    b.manual_clock.advance_millis(1_000);
     let high = pending(&b, &triage, one, &isolate(), "r-2").await;
-    b.hand.advance_millis(1_000);
+    b.manual_clock.advance_millis(1_000);
     let cara = pending(&b, &hunter, two, &disable("cara"), "r-1").await;
     let again = pending(&b, &triage, one, &disable("ann"), "r-3").await;
-    assert_eq!(again, ann, "one action in one task is asked once");
+    assert_eq!(again, ann, "one action in one task is one access request");
 
     let lee = whole(&b, "lee");
     assert_eq!(ids(&lee), [high, ann, cara]);
@@ -117,15 +117,15 @@ async fn risk_comes_first_then_the_deadline_and_alike_ones_stand_together() {
             2
         )]
     );
-    // Its own vote each: a yes to one leaves the other.
-    b.yes("lee", ann, "one-security").await;
+    // Each has its own vote: approving one leaves the other.
+    b.approve("lee", ann, "one-security").await;
     assert_eq!(
         ids(&whole(&b, "lee")),
         [high, cara],
-        "decided: it waits no more"
+        "decided: no longer pending"
     );
 
-    // Whose they are decides nothing here: the owner sees them, and why they are not theirs to decide.
+    // The owner sees them, with the reason why they may not vote.
     let dana = whole(&b, "dana");
     let why: Vec<_> = dana
         .rows
@@ -138,15 +138,15 @@ async fn risk_comes_first_then_the_deadline_and_alike_ones_stand_together() {
         "dana",
         &InboxAsk {
             mine: true,
-            ..whole_inbox()
+            ..first_inbox_page()
         },
     );
     assert_eq!((ids(&mine), mine.total, mine.yours), (vec![cara], 1, 1));
     let olga = whole(&b, "olga");
     assert!(olga.rows.iter().all(|row| row.vote.is_err()));
     assert_eq!((olga.rows.len(), olga.yours), (2, 0));
-    // Half of a quorum: whoever gave it has done their part.
-    b.yes("lee", high, "two-security").await;
+    // Half of a quorum: the first approver has voted.
+    b.approve("lee", high, "two-security").await;
     let lee = whole(&b, "lee");
     assert_eq!(
         lee.rows[0].vote.as_ref().map_err(ToString::to_string),
@@ -156,42 +156,42 @@ async fn risk_comes_first_then_the_deadline_and_alike_ones_stand_together() {
 }
 
 #[tokio::test]
-async fn what_was_approved_comes_back_when_a_yes_counts_no_more() {
+async fn approved_request_returns_when_a_vote_lapses() {
     let b = broker(1_000).await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let ann = pending(&b, &triage, task, &disable("ann"), "r-1").await;
     let cara = pending(&b, &triage, task, &disable("cara"), "r-2").await;
     let waiting = || {
         let looks = ["maria", "olga"].map(|who| ids(&whole(&b, who)));
         let [one, other] = looks.map(BTreeSet::from_iter);
-        assert_eq!(one, other, "whoever looks");
+        assert_eq!(one, other, "the same for every reader");
         one
     };
     assert_eq!(waiting(), [ann, cara].into());
-    b.yes("lee", ann, "one-security").await;
-    b.yes("maria", cara, "one-security").await;
+    b.approve("lee", ann, "one-security").await;
+    b.approve("maria", cara, "one-security").await;
     assert_eq!(waiting(), [].into());
-    assert_eq!(waiting(), [].into(), "at the second look too");
+    assert_eq!(waiting(), [].into(), "on the second read too");
 
-    // The rules: whoever leaves the group takes the yes along, and brings it back.
-    let lee_left = b.world.policy_with("people.toml", |text| {
+    // Policy: an approver's vote lapses when they leave the group, and counts again when they return.
+    let lee_left = b.env.policy_with("people.toml", |text| {
         text.replacen(IN_THE_GROUP, &IN_THE_GROUP.replace("\"security\"", ""), 1)
     });
-    b.apply(lee_left).await.expect("applied");
+    b.apply_policy(lee_left).await.expect("applied");
     assert_eq!(waiting(), [ann].into());
-    b.apply(b.world.policy.clone()).await.expect("applied");
+    b.apply_policy(b.env.policy.clone()).await.expect("applied");
     assert_eq!(waiting(), [].into());
-    // The keys.
+    // Key revocation.
     let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
     let lee = PersonId::parse("lee").expect("id");
     let revoked = b.broker.revoke_approver_keys(&call, lee, None).await;
     revoked.expect("revoked");
     assert_eq!(waiting(), [ann].into());
-    // The time.
-    b.hand.advance_millis(599_000);
+    // Expiry of the vote.
+    b.manual_clock.advance_millis(599_000);
     assert_eq!(waiting(), [ann].into());
-    b.hand.advance_millis(1_000);
+    b.manual_clock.advance_millis(1_000);
     assert_eq!(waiting(), [ann, cara].into());
 }
 
@@ -200,35 +200,35 @@ const IN_THE_GROUP: &str =
     "groups = [\"security\"]\nroles = [\"approver\"]\n\n[[person]]\nid = \"olga\"";
 
 #[tokio::test]
-async fn what_nobody_has_rated_comes_first() {
-    let mut world = world(1_000);
-    let schema = world.policy.get_mut("schema.cedarschema").expect("schema");
+async fn unrated_risk_is_listed_first() {
+    let mut env = env(1_000);
+    let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
     *schema = schema.replace("@risk(\"medium\")\n", "");
-    let b = TestBroker::start_with(world, Faults::default()).await;
+    let b = TestBroker::start_with(env, Faults::default()).await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let unrated = pending(&b, &triage, task, &disable("ann"), "r-1").await;
-    b.hand.advance_millis(1_000);
+    b.manual_clock.advance_millis(1_000);
     let high = pending(&b, &triage, task, &isolate(), "r-2").await;
     assert_eq!(ids(&whole(&b, "lee")), [unrated, high]);
 }
 
 #[tokio::test]
-async fn pages_cover_everything_once_whatever_comes_between_them() {
+async fn pagination_is_stable_under_changes() {
     let b = broker(1_000).await;
     let triage = b.agent("triage");
     let mut opened = Vec::new();
     for n in 0..4 {
         let task = b
-            .try_open(&triage, "x", &format!("open-{n}"))
+            .try_open_task(&triage, "x", &format!("open-{n}"))
             .await
             .expect("opens")
             .task
             .task;
         for (account, request) in [("ann", "r-1"), ("cara", "r-2")] {
             opened.push(pending(&b, &triage, task, &disable(account), request).await);
-            // Each with a deadline of its own: their order is the one they came in.
-            b.hand.advance_millis(500);
+            // Each with its own deadline: listed in the order of arrival.
+            b.manual_clock.advance_millis(500);
         }
     }
     for size in [1, 3, 8, 100] {
@@ -236,7 +236,7 @@ async fn pages_cover_everything_once_whatever_comes_between_them() {
         assert_eq!((all.len(), total), (8, 8), "{size}");
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 8, "{size}");
     }
-    // The row a page ended with is gone and one came that stands before it: the next page goes on all the same.
+    // The last row of the page is gone and another was inserted before it: the next page continues correctly.
     let first = page(
         &b,
         "lee",
@@ -247,7 +247,7 @@ async fn pages_cover_everything_once_whatever_comes_between_them() {
         },
     );
     let task = b
-        .try_open(&triage, "x", "open-9")
+        .try_open_task(&triage, "x", "open-9")
         .await
         .expect("opens")
         .task
@@ -285,13 +285,13 @@ async fn pages_cover_everything_once_whatever_comes_between_them() {
 }
 
 #[tokio::test]
-async fn beyond_so_many_a_minute_they_wait_their_turn_and_are_never_allowed_by_it() {
+async fn asks_per_minute_queues_the_rest() {
     let b = broker(2).await;
     let triage = b.agent("triage");
     let mut opened = Vec::new();
     for n in 0..5 {
         let task = b
-            .try_open(&triage, "x", &format!("open-{n}"))
+            .try_open_task(&triage, "x", &format!("open-{n}"))
             .await
             .expect("opens")
             .task
@@ -300,11 +300,11 @@ async fn beyond_so_many_a_minute_they_wait_their_turn_and_are_never_allowed_by_i
             task,
             pending(&b, &triage, task, &disable("ann"), "r-1").await,
         ));
-        b.hand.advance_millis(100);
+        b.manual_clock.advance_millis(100);
     }
     let (task, high) = {
         let task = b
-            .try_open(&triage, "x", "open-9")
+            .try_open_task(&triage, "x", "open-9")
             .await
             .expect("opens")
             .task
@@ -321,37 +321,39 @@ async fn beyond_so_many_a_minute_they_wait_their_turn_and_are_never_allowed_by_i
     assert_eq!(
         ids(&whole(&b, "lee")),
         ids(&lee),
-        "looking again brings nothing new"
+        "reading again shows no more"
     );
-    // Somebody else's turns are their own, and who decides nothing is spared nothing.
+    // The queue is per approver; a reader who cannot vote sees all.
     assert_eq!(whole(&b, "maria").queued, 4);
     assert_eq!((whole(&b, "olga").total, whole(&b, "olga").queued), (6, 0));
-    // A decision makes no room within the minute.
-    b.yes("lee", opened[0].1, "one-security").await;
+    // A decision frees no slot within the minute.
+    b.approve("lee", opened[0].1, "one-security").await;
     assert_eq!(
         (ids(&whole(&b, "lee")), whole(&b, "lee").queued),
         (vec![high], 4)
     );
-    // What waits its turn is pending still, and reached by its id.
+    // A queued request is still pending, and reachable by its id.
     let queued = opened[4];
     let still = b
-        .ask(&triage, queued.0, &disable("ann"), 300, "r-1")
+        .request_token(&triage, queued.0, &disable("ann"), 300, "r-1")
         .await
         .pending();
     assert_eq!(still.access_request, queued.1);
-    b.yes("lee", queued.1, "one-security").await;
-    b.ask(&triage, queued.0, &disable("ann"), 300, "r-1")
+    b.approve("lee", queued.1, "one-security").await;
+    b.request_token(&triage, queued.0, &disable("ann"), 300, "r-1")
         .await
         .token();
-    b.ask(&triage, task, &isolate(), 300, "r-1").await.pending();
+    b.request_token(&triage, task, &isolate(), 300, "r-1")
+        .await
+        .pending();
 
-    b.hand.advance_millis(60_000);
+    b.manual_clock.advance_millis(60_000);
     let lee = whole(&b, "lee");
     assert_eq!(ids(&lee), [high, opened[1].1, opened[2].1]);
     assert_eq!(lee.queued, 1);
-    b.hand.advance_millis(59_999);
+    b.manual_clock.advance_millis(59_999);
     assert_eq!(whole(&b, "lee").queued, 1);
-    b.hand.advance_millis(1);
+    b.manual_clock.advance_millis(1);
     assert_eq!(whole(&b, "lee").queued, 0);
 }
 
@@ -377,22 +379,22 @@ async fn changed(
 }
 
 #[tokio::test]
-async fn a_watch_hears_of_every_change_and_goes_on_after_a_restart() {
+async fn inbox_watch_resumes_after_restart() {
     let b = broker(1_000).await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let mut heard = watch(&b, None);
     let Some(InboxNews::Snapshot(start)) = heard.next(&b.broker).await else {
         panic!("a snapshot comes first")
     };
     let ann = pending(&b, &triage, task, &disable("ann"), "r-1").await;
     let high = pending(&b, &triage, task, &isolate(), "r-2").await;
-    b.yes("lee", high, "two-security").await;
+    b.approve("lee", high, "two-security").await;
     b.vote("maria", ann, "one-security", Verdict::Deny)
         .await
         .expect("counts");
     let cara = pending(&b, &triage, task, &disable("cara"), "r-3").await;
-    b.complete(&triage, task).await.expect("ends");
+    b.complete_task(&triage, task).await.expect("ends");
     let mut told = Vec::new();
     for _ in 0..6 {
         told.push(changed(&b, &mut heard).await);
@@ -412,15 +414,15 @@ async fn a_watch_hears_of_every_change_and_goes_on_after_a_restart() {
             (Stirred::Closed, vec![high, cara]),
         ]
     );
-    b.apply(
-        b.world
+    b.apply_policy(
+        b.env
             .policy_with("rules/20-guardrails.cedar", |t| format!("{t}\n// v2\n")),
     )
     .await
     .expect("applies");
     assert_eq!(changed(&b, &mut heard).await.0, Stirred::Rules);
 
-    // Another broker on the same journal tells the rest to whoever comes back with a position, and the whole to others.
+    // After a restart a watcher with a position gets the rest, and others get a snapshot.
     let b = b.restart(Faults::default()).await;
     let mut again = watch(&b, Some(told[3].2));
     assert_eq!(changed(&b, &mut again).await, told[4]);
@@ -444,8 +446,8 @@ async fn a_watch_hears_of_every_change_and_goes_on_after_a_restart() {
         (first, second),
         (Some(InboxNews::Snapshot(_)), Some(InboxNews::Heartbeat(_)))
     ));
-    // Whom the rules no longer know hears nothing more.
-    b.apply(b.world.policy_with("people.toml", |t| {
+    // A person removed by policy gets no more changes.
+    b.apply_policy(b.env.policy_with("people.toml", |t| {
         t.replace("id = \"lee\"", "id = \"lou\"")
             .replace("of = \"lee\"", "of = \"lou\"")
     }))
@@ -496,7 +498,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-struct Asked {
+struct OpenedRequest {
     agent: TestAgent,
     task: TaskId,
     action: Action,
@@ -509,12 +511,12 @@ async fn history(ops: Vec<Op>) {
     let agents = [b.agent("triage"), b.agent("hunter")];
     let actions = [disable("ann"), disable("cara"), isolate()];
     let mut tasks: Vec<(TestAgent, TaskId)> = Vec::new();
-    let mut asked: Vec<Asked> = Vec::new();
+    let mut asked: Vec<OpenedRequest> = Vec::new();
     for (n, op) in ops.into_iter().enumerate() {
         match op {
             Op::Open(agent) => {
                 let agent = &agents[agent];
-                if let Ok(opened) = b.try_open(agent, "x", &format!("open-{n}")).await {
+                if let Ok(opened) = b.try_open_task(agent, "x", &format!("open-{n}")).await {
                     tasks.push((agent.clone(), opened.task.task));
                 }
             }
@@ -525,10 +527,17 @@ async fn history(ops: Vec<Op>) {
                 let (action, request) = (actions[action].clone(), format!("r-{n}"));
                 let evidence = b.svid(&agent);
                 let reply = b
-                    .ask_showing(&agent, task, &action, 300, &request, Some(evidence))
+                    .request_token_with_evidence(
+                        &agent,
+                        task,
+                        &action,
+                        300,
+                        &request,
+                        Some(evidence),
+                    )
                     .await;
                 if let Ok(TokenReply::Pending(p)) = reply {
-                    asked.push(Asked {
+                    asked.push(OpenedRequest {
                         agent,
                         task,
                         action,
@@ -566,12 +575,19 @@ async fn history(ops: Vec<Op>) {
                 let (agent, task, action) = (a.agent.clone(), a.task, a.action.clone());
                 let (request, evidence) = (a.request.clone(), b.svid(&agent));
                 let reply = b
-                    .ask_showing(&agent, task, &action, 300, &request, Some(evidence))
+                    .request_token_with_evidence(
+                        &agent,
+                        task,
+                        &action,
+                        300,
+                        &request,
+                        Some(evidence),
+                    )
                     .await;
-                // One that the rules ended is asked anew.
+                // A request closed by a policy change is opened anew.
                 if let Ok(TokenReply::Pending(p)) = reply {
                     let id = p.access_request;
-                    asked.push(Asked {
+                    asked.push(OpenedRequest {
                         agent,
                         task,
                         action,
@@ -596,7 +612,7 @@ async fn history(ops: Vec<Op>) {
                 let Some((agent, task)) = tasks.get(task).cloned() else {
                     continue;
                 };
-                b.complete(&agent, task).await.expect("ends");
+                b.complete_task(&agent, task).await.expect("ends");
             }
             Op::Freeze(which) => {
                 let scope = ["action/account.disable", "agent/hunter"][which];
@@ -609,26 +625,26 @@ async fn history(ops: Vec<Op>) {
             }
             Op::Rules(which) => {
                 let files = match which {
-                    0 => b.world.policy.clone(),
-                    1 => b.world.policy_with("people.toml", |t| {
+                    0 => b.env.policy.clone(),
+                    1 => b.env.policy_with("people.toml", |t| {
                         t.replacen(IN_THE_GROUP, &IN_THE_GROUP.replace("\"security\"", ""), 1)
                     }),
-                    _ => b.world.policy_with("people.toml", |t| {
+                    _ => b.env.policy_with("people.toml", |t| {
                         t.replacen("good_for = \"10m\"", "good_for = \"9m\"", 1)
                     }),
                 };
-                let _same = b.apply(files).await;
+                let _same = b.apply_policy(files).await;
             }
             Op::Advance(ms) => {
-                b.hand.advance_millis(ms);
+                b.manual_clock.advance_millis(ms);
                 b.broker.maintenance_tick().await.expect("upkeep");
             }
         }
-        // The hundred statements of a person would be used up: each round begins with some that lapsed.
+        // A person may hold a hundred statements: each round begins after the old ones lapsed.
         if n % 8 == 7 {
-            b.hand.advance_millis(121_000);
+            b.manual_clock.advance_millis(121_000);
         }
-        // Looked at all along: what a look finds out must not outlive what it rests on.
+        // Read throughout: cached results must not outlive the versions they depend on.
         for who in ["dana", "lee"] {
             whole(&b, who);
         }
@@ -649,7 +665,11 @@ async fn history(ops: Vec<Op>) {
             } else {
                 "one-security"
             };
-            if waits && b.begin(who, a.id, profile, Verdict::Approve).await.is_ok() {
+            if waits
+                && b.begin_vote(who, a.id, profile, Verdict::Approve)
+                    .await
+                    .is_ok()
+            {
                 could.insert(a.id);
             }
         }
@@ -662,7 +682,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn an_inbox_is_exactly_what_could_still_be_voted_on(ops in prop::collection::vec(op(), 10..60)) {
+    fn inbox_equals_votable_requests(ops in prop::collection::vec(op(), 10..60)) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
         runtime.block_on(history(ops));
     }

@@ -1,4 +1,4 @@
-//! Dipylon's stories, told through its doors. One binary; one file for each story.
+//! Integration tests of the broker through its public interfaces: one binary, one file for each feature.
 
 #![allow(
     clippy::unwrap_used,
@@ -9,51 +9,47 @@
 )]
 
 mod admission;
+mod adversarial_review;
+mod approval_limits;
+mod architecture;
 mod audit;
+mod audit_votes;
+mod authorization_matrix;
 mod bad_input;
+#[path = "../../benches/broker/mod.rs"]
+mod benchmarks;
 mod browser;
 mod card;
 mod clock;
+mod concurrency;
+mod connection_exhaustion;
 mod console;
-mod crosscheck;
+mod crash_recovery;
 mod demo;
-mod doors;
-mod drain;
+mod end_to_end;
 mod evidence;
 mod exec;
-mod fatigue;
-#[path = "../../benches/figures/mod.rs"]
-mod figures;
+mod fido2_crosscheck;
 mod freeze;
-mod front_door;
-mod gates;
 mod golden;
-mod harness;
-mod history;
-mod hostile;
-mod house;
+mod heartbeats;
 mod inbox;
-mod kill;
-mod laws;
-mod leases;
 mod metrics;
-mod operators;
+mod operator_setup;
 #[cfg(feature = "otlp")]
 mod otlp;
-mod parallel;
-mod passkey;
 mod properties;
-mod proved;
-mod readings;
+mod readme_walkthrough;
 mod sdk_dependencies;
-mod second_opinion;
 mod secrets;
-mod served;
-mod siege;
-mod spine;
+mod shutdown_and_reload;
+mod stats_and_timeline;
 mod step_up;
+mod support;
+mod token_lifecycle;
 mod transport;
+mod unforgeable_types;
 mod vectors;
-mod waiting;
-mod walk;
+mod verified_token_cache;
+mod watch_access_request;
 mod webauthn;

@@ -1,4 +1,4 @@
-//! What operators see: figures and lines of a real broker, read through its own door before and after a story.
+//! Metrics, the operator listener and call logs of a real broker.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,20 +11,22 @@ use dipylon_sdk::clock::Clock;
 use dipylon_sdk::model::*;
 
 use super::admission::get;
-use super::harness::{CASES, DOMAIN, action, disable, read_case};
-use super::kill::Realm;
-use super::served::{Served, order};
+use super::crash_recovery::BrokerDeployment;
 use super::transport::in_time;
+use crate::support::served_broker::{ServedBroker, order};
+use crate::support::{CASES, DOMAIN, action, disable, read_case};
 
-/// An operators' door for a served broker; its place.
-async fn door(s: &Served) -> (String, tokio::task::JoinHandle<std::io::Result<()>>) {
+/// An operator listener for a served broker, and its URL.
+async fn operator_listener(
+    s: &ServedBroker,
+) -> (String, tokio::task::JoinHandle<std::io::Result<()>>) {
     let any = "127.0.0.1:0".parse().expect("address");
     let listener = OperatorListener::tcp(any).await.expect("listens");
     let place = listener.place();
     (place, tokio::spawn(operate(s.broker.clone(), listener)))
 }
 
-/// Every sample: name with labels → value.
+/// All samples: name with labels → value.
 fn samples(text: &str) -> BTreeMap<String, f64> {
     let samples = text.lines().filter(|line| !line.starts_with('#'));
     samples
@@ -41,7 +43,7 @@ async fn scrape(place: &str) -> BTreeMap<String, f64> {
     let (head, body) = answer.split_once("\r\n\r\n").expect("a body");
     assert!(head.contains("application/openmetrics-text"), "{head}");
     let body = unchunked(head, body);
-    assert!(body.ends_with("# EOF\n"), "whole: {body}");
+    assert!(body.ends_with("# EOF\n"), "complete: {body}");
     samples(&body)
 }
 
@@ -69,12 +71,16 @@ fn documented() -> BTreeSet<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn figures_before_and_after_a_story() {
-    let s = Served::start().await;
-    let (place, door) = door(&s).await;
+async fn metrics_end_to_end() {
+    let s = ServedBroker::start().await;
+    let (place, operator) = operator_listener(&s).await;
     assert_eq!(get(&place, "/livez").await.0, 200);
     assert_eq!(get(&place, "/readyz").await.0, 200);
-    assert_eq!(get(&s.url, "/metrics").await.0, 404, "not for everyone");
+    assert_eq!(
+        get(&s.url, "/metrics").await.0,
+        404,
+        "not on the public listener"
+    );
     let before = scrape(&place).await;
     assert_eq!(before["dipylon_tasks_open"], 0.0);
     assert_eq!(before["dipylon_tokens_live"], 0.0);
@@ -126,7 +132,7 @@ async fn figures_before_and_after_a_story() {
     task.complete(TaskOutcome::Succeeded)
         .await
         .expect("completes");
-    // The feed has said so once the validator's broker has handed it over.
+    // The counter moves once the feed has delivered the event.
     let mut after = scrape(&place).await;
     for _ in 0..500 {
         if after["dipylon_revocation_delivery_delay_seconds_count"] >= 1.0 {
@@ -146,7 +152,7 @@ async fn figures_before_and_after_a_story() {
     );
     assert_eq!(
         after["dipylon_evidence_checks_total{kind=\"jwt-svid\",result=\"valid\"}"], 2.0,
-        "once without a nonce, once with"
+        "one call without a nonce, one with"
     );
     let decisions = |outcome: &str| -> f64 {
         let start = format!("dipylon_decisions_total{{outcome=\"{outcome}\",");
@@ -196,16 +202,16 @@ async fn figures_before_and_after_a_story() {
             .iter()
             .find_map(|suffix| base.strip_suffix(suffix))
             .unwrap_or(base);
-        assert!(known.contains(base), "{name} is not on the page");
+        assert!(known.contains(base), "{name} is not documented");
     }
-    door.abort();
+    operator.abort();
 }
 
-/// Whatever callers make up, the number of samples does not grow with it, and no word of theirs is among them.
+/// Names chosen by callers neither add samples nor appear in labels.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hostile_names_make_no_figures() {
-    let s = Served::start().await;
-    let (place, door) = door(&s).await;
+async fn metric_cardinality_is_bounded() {
+    let s = ServedBroker::start().await;
+    let (place, operator) = operator_listener(&s).await;
     let task = s.task("triage").await;
     let round = async |round: usize| {
         for i in 0..5 {
@@ -219,7 +225,7 @@ async fn hostile_names_make_no_figures() {
             get(&s.url, &format!("/hostile/{round}/{i}")).await;
         }
         let id = format!("spiffe://{DOMAIN}/agent/hostile-{round}");
-        let evidence = s.world.svid_for(&s.url, &id, Clock::system().now(), 60);
+        let evidence = s.env.svid_for(&s.url, &id, Clock::system().now(), 60);
         let stranger = Agent::new(s.endpoint(), EvidenceSource::Fixed(evidence), None);
         let opening = OpenTask {
             purpose: "hostile".into(),
@@ -244,25 +250,25 @@ async fn hostile_names_make_no_figures() {
     }
     let causes = "dipylon_authentication_failures_total{cause=\"agents\"}";
     assert_eq!(often[causes] - once[causes], 4.0, "{often:?}");
-    door.abort();
+    operator.abort();
 }
 
 #[tokio::test]
-async fn operators_listen_on_this_machine_alone() {
+async fn operator_listener_is_local_only() {
     let everywhere = "0.0.0.0:0".parse().expect("address");
     OperatorListener::tcp(everywhere)
         .await
         .expect_err("not loopback");
-    let s = Served::start().await;
+    let s = ServedBroker::start().await;
     let path = s.dir.join("operator.sock");
-    // A socket that a dead broker left.
+    // A stale socket of a broker that was killed.
     drop(std::os::unix::net::UnixListener::bind(&path).expect("left"));
     let listener = OperatorListener::unix(&path).expect("listens");
     OperatorListener::unix(&path).expect_err("one at a time");
     use std::os::unix::fs::MetadataExt as _;
     let mode = std::fs::metadata(&path).expect("socket").mode();
-    assert_eq!(mode & 0o777, 0o600, "for its user alone");
-    let door = tokio::spawn(operate(s.broker.clone(), listener));
+    assert_eq!(mode & 0o777, 0o600, "owner only");
+    let operator = tokio::spawn(operate(s.broker.clone(), listener));
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::UnixStream::connect(&path)
         .await
@@ -272,10 +278,10 @@ async fn operators_listen_on_this_machine_alone() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.expect("read");
     assert!(answer.contains("dipylon_tasks_open 0\n"), "{answer}");
-    door.abort();
-    let _aborted = door.await;
-    assert!(!path.exists(), "and takes its socket away");
-    // What lies there by then and is not its own, it leaves.
+    operator.abort();
+    let _aborted = operator.await;
+    assert!(!path.exists(), "and unlinks its socket");
+    // A socket that is not its own is left.
     let listener = OperatorListener::unix(&path).expect("listens");
     std::fs::remove_file(&path).expect("removed");
     let _another = std::os::unix::net::UnixListener::bind(&path).expect("bound");
@@ -285,10 +291,10 @@ async fn operators_listen_on_this_machine_alone() {
 }
 
 #[tokio::test]
-async fn operators_are_answered_by_this_hosts_names_alone() {
+async fn operator_listener_checks_host_header() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let s = Served::start().await;
-    let (place, door) = door(&s).await;
+    let s = ServedBroker::start().await;
+    let (place, operator) = operator_listener(&s).await;
     let address = place.trim_start_matches("http://");
     for (target, hosts, told) in [
         ("/livez", "Host: localhost", 200),
@@ -304,7 +310,7 @@ async fn operators_are_answered_by_this_hosts_names_alone() {
         let ask = format!("GET {target} HTTP/1.1\r\n{hosts}\r\nConnection: close\r\n\r\n");
         stream.write_all(ask.as_bytes()).await.expect("sent");
         let mut answer = String::new();
-        // To its end: one answer for each connection.
+        // Read to its end: one response per connection.
         in_time("an end", stream.read_to_string(&mut answer))
             .await
             .expect("read");
@@ -313,14 +319,14 @@ async fn operators_are_answered_by_this_hosts_names_alone() {
         assert!(answer.contains("connection: close"), "{answer}");
         assert!(!answer.contains("dipylon_"), "{answer}");
     }
-    door.abort();
+    operator.abort();
 }
 
 #[tokio::test]
-async fn operators_are_not_muted_by_those_who_say_nothing() {
+async fn idle_connections_do_not_block_metrics() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let s = Served::start().await;
-    let (place, door) = door(&s).await;
+    let s = ServedBroker::start().await;
+    let (place, operator) = operator_listener(&s).await;
     let address = place.trim_start_matches("http://");
     let mut held = tokio::task::JoinSet::new();
     for n in 0..40 {
@@ -337,7 +343,7 @@ async fn operators_are_not_muted_by_those_who_say_nothing() {
                 let wait = std::time::Duration::from_millis(500);
                 match tokio::time::timeout(wait, stream.read(&mut byte)).await {
                     Ok(_closed) => return,
-                    // Some never come to an end, some never say more.
+                    // Some never finish their request, some send nothing more.
                     Err(_) if n % 2 == 0 && stream.write_all(b"a").await.is_err() => return,
                     Err(_) => {}
                 }
@@ -350,20 +356,20 @@ async fn operators_are_not_muted_by_those_who_say_nothing() {
         while held.join_next().await.is_some() {}
     })
     .await;
-    door.abort();
+    operator.abort();
 }
 
-/// The real process, its log in JSON: each answered call is one object with what belongs to it.
+/// The real process with a JSON log: each answered call is one object with its fields.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_call_is_one_json_line() {
+async fn json_log_has_one_line_per_call() {
     let temp = tempfile::tempdir().expect("dir");
-    let realm = Realm::with(temp.path(), "log = \"json\"\n");
+    let realm = BrokerDeployment::with(temp.path(), "log = \"json\"\n");
     let log = temp.path().join("broker.log");
     let file = std::fs::File::create(&log).expect("file");
-    let mut broker = realm.broker_telling(file.into(), "dipylon=info").await;
+    let mut broker = realm.broker_with_log(file.into(), "dipylon=info").await;
     let id = format!("spiffe://{DOMAIN}/agent/triage");
     let svid = realm
-        .world
+        .env
         .svid_for(&realm.url, &id, Clock::system().now(), 3_600);
     let agent = Agent::new(realm.endpoint(), EvidenceSource::Fixed(svid), None);
     let opening = OpenTask {
@@ -381,7 +387,7 @@ async fn each_call_is_one_json_line() {
         .request_token(&order(unknown, "r-2"))
         .await
         .expect_err("no such target");
-    // A caller that goes away while it waits for people.
+    // A caller that disconnects while it waits for an approval.
     let mut ask = order(disable("ann"), "r-3");
     ask.wait_s = 30;
     let gone = tokio::time::timeout(Duration::from_millis(500), task.request_token(&ask)).await;
@@ -426,7 +432,7 @@ async fn each_call_is_one_json_line() {
     assert_eq!(
         refused["span"]["correlation"].as_str(),
         told.correlation(),
-        "found by what the caller was told"
+        "the decision ID in the reply and in the log"
     );
     let cancelled = line("the caller went away", "r-3");
     assert_eq!(cancelled["code"], "CANCELLED");

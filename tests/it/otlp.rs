@@ -1,4 +1,4 @@
-//! Spans of calls, as an OTLP collector receives them from the real process.
+//! OTLP export: spans of calls, as a collector receives them from the real process.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -7,11 +7,11 @@ use dipylon_sdk::client::{Agent, EvidenceSource, OpenTask};
 use dipylon_sdk::clock::Clock;
 use tonic::{Request, Response, Status};
 
-use super::harness::DOMAIN;
-use super::kill::Realm;
+use super::crash_recovery::BrokerDeployment;
 use super::metrics::{TRACE, traced};
+use crate::support::DOMAIN;
 
-/// `ExportTraceServiceRequest`, read no further.
+/// `ExportTraceServiceRequest`, undecoded.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Export {
     #[prost(bytes = "vec", repeated, tag = "1")]
@@ -67,14 +67,14 @@ async fn spans_reach_a_collector() {
 
     let temp = tempfile::tempdir().expect("dir");
     let more = format!("otlp_endpoint = \"http://{address}\"\n");
-    let realm = Realm::with(temp.path(), &more);
-    // Whatever the log says: what is exported does not follow it.
+    let realm = BrokerDeployment::with(temp.path(), &more);
+    // The export does not depend on the log level.
     let mut broker = realm
-        .broker_telling(std::process::Stdio::inherit(), "error")
+        .broker_with_log(std::process::Stdio::inherit(), "error")
         .await;
     let id = format!("spiffe://{DOMAIN}/agent/triage");
     let svid = realm
-        .world
+        .env
         .svid_for(&realm.url, &id, Clock::system().now(), 3_600);
     let agent = Agent::new(realm.endpoint(), EvidenceSource::Fixed(svid.clone()), None);
     let opening = OpenTask {

@@ -1,5 +1,5 @@
-//! Laws 1-5 and 7-12 of DESIGN §9 over random histories: requests, votes, rule changes, time, ends, crashes, restarts.
-//! After each step the stored journal is walked by [`super::laws`], and whatever a client was told must be in it.
+//! Property tests: laws 1-5 and 7-12 over random histories of requests, votes, policy changes, time, ends, crashes and
+//! restarts. After each step [`crate::support::invariants`] checks the journal, which must hold all acknowledged work.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -10,9 +10,9 @@ use dipylon::journal::{Faults, Step};
 use dipylon_sdk::model::*;
 use proptest::prelude::*;
 
-use super::harness::*;
-use super::laws;
-use super::passkey::{Manners, SoftPasskey};
+use crate::support::invariants;
+use crate::support::software_authenticator::{PasskeyBehaviour, SoftwareAuthenticator};
+use crate::support::*;
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -33,7 +33,7 @@ enum Op {
         approve: bool,
         max_ttl: Option<i64>,
     },
-    /// By the newest passkey of a person, at the console.
+    /// With the newest passkey of a person, at the console.
     PasskeyVote {
         request: usize,
         voter: usize,
@@ -43,12 +43,12 @@ enum Op {
     Enrol {
         voter: usize,
     },
-    /// All keys of a person, or the newest passkey.
+    /// Revokes all keys of a person, or the newest passkey.
     RevokeKeys {
         voter: usize,
         all: bool,
     },
-    /// Asks, gathers every vote that would count, asks again: the usual way through gate 2.
+    /// Requests, casts every vote that would count, requests again: the usual way through gate 2.
     StepUp {
         task: usize,
         action: usize,
@@ -161,13 +161,13 @@ fn actions() -> Vec<Action> {
     ]
 }
 
-/// What clients were told: none of it may ever be missing, and nothing that ended may come back.
+/// Acknowledged work: none of it may ever be missing, and nothing that ended may become active again.
 #[derive(Default)]
 struct Ledger {
     tasks: Vec<(usize, TaskId)>,
     tokens: Vec<(TaskId, TokenId, Secret, Audience)>,
     ended: BTreeSet<TaskId>,
-    /// Tokens that ended apart from their tasks.
+    /// Tokens that ended before their tasks.
     dead: BTreeSet<TokenId>,
     requests: Vec<AccessRequestId>,
     votes: usize,
@@ -178,23 +178,23 @@ struct Ledger {
     noted: Option<Checkpoint>,
 }
 
-type Arm = Arc<Mutex<Option<(Step, u8)>>>;
+type ArmedFault = Arc<Mutex<Option<(Step, u8)>>>;
 
-struct Run {
+struct Simulation {
     broker: Option<TestBroker>,
     agents: Vec<TestAgent>,
-    /// Everyone's passkeys, oldest first, revoked ones too.
-    passkeys: [Vec<SoftPasskey>; 3],
+    /// The passkeys of each voter, oldest first, revoked ones included.
+    passkeys: [Vec<SoftwareAuthenticator>; 3],
     ledger: Ledger,
-    arm: Arm,
+    arm: ArmedFault,
     faults: Faults,
     acked_wal: u64,
     cut: u8,
 }
 
-impl Run {
+impl Simulation {
     async fn new() -> Self {
-        let arm: Arm = Arc::default();
+        let arm: ArmedFault = Arc::default();
         let armed = arm.clone();
         let stop_at = move |step: Step| {
             let mut armed = armed.lock().expect("arm");
@@ -215,7 +215,7 @@ impl Run {
             keep_wal: true,
             ..Faults::default()
         };
-        let broker = TestBroker::start_with(World::new(), faults.clone()).await;
+        let broker = TestBroker::start_with(TestEnvironment::new(), faults.clone()).await;
         let agents = AGENTS.iter().map(|id| broker.agent(id)).collect();
         let acked_wal = broker.wal_len();
         Self {
@@ -282,7 +282,7 @@ impl Run {
         self.check();
     }
 
-    /// The writer stopped: what it had acknowledged lies before `acked_wal`; of the rest any prefix may be on the disk.
+    /// Crashes the writer: acknowledged entries end before `acked_wal`; of the rest any prefix may be on the disk.
     async fn crash(&mut self) {
         let broker = self.broker.take().expect("a broker runs");
         let written = broker.wal_len();
@@ -297,7 +297,7 @@ impl Run {
         match op {
             Op::Open { agent, request } => {
                 let opened = b
-                    .open_with(
+                    .open_task_with(
                         &self.agents[*agent],
                         "purpose",
                         &format!("open-{request}"),
@@ -325,7 +325,7 @@ impl Run {
                 let action = &actions()[*action];
                 let evidence = show.then(|| b.svid(agent));
                 match b
-                    .ask_showing(
+                    .request_token_with_evidence(
                         agent,
                         *task,
                         action,
@@ -343,7 +343,7 @@ impl Run {
                         let jti = given.issued.jti;
                         assert!(
                             !self.ledger.dead.contains(&jti),
-                            "law 7: a dead token again"
+                            "law 7: an ended token returned again"
                         );
                         assert_eq!(given.issued.action.audience, action.audience);
                         assert_eq!(given.issued.action.target, action.target);
@@ -374,14 +374,17 @@ impl Run {
                 };
                 for profile in ["one-security", "two-security"] {
                     let Ok(begun) = b
-                        .begin_narrowed(VOTERS[*voter], *id, profile, verdict, *max_ttl)
+                        .begin_narrowed_vote(VOTERS[*voter], *id, profile, verdict, *max_ttl)
                         .await
                     else {
                         continue;
                     };
-                    if b.cast(VOTERS[*voter], *id, &begun.statement).await.is_ok() {
+                    if b.cast_vote(VOTERS[*voter], *id, &begun.statement)
+                        .await
+                        .is_ok()
+                    {
                         self.ledger.votes += 1;
-                        // Acknowledged in the middle of a step: a crash later in it must leave this alone.
+                        // Acknowledged in the middle of a step: a later crash in the same step must keep it.
                         self.acked_wal = b.wal_len();
                     }
                 }
@@ -415,7 +418,7 @@ impl Run {
                         comment: None,
                         policy: None,
                     };
-                    if b.vote_visiting(&session, key, *id, ask).await.is_ok() {
+                    if b.vote_in_session(&session, key, *id, ask).await.is_ok() {
                         self.ledger.votes += 1;
                         self.acked_wal = b.wal_len();
                     }
@@ -426,7 +429,7 @@ impl Run {
                     return;
                 };
                 self.acked_wal = b.wal_len();
-                if let Ok(key) = b.enrol_with(&code, &Manners::default()).await {
+                if let Ok(key) = b.enrol_with(&code, &PasskeyBehaviour::default()).await {
                     self.ledger.enrolled += 1;
                     self.passkeys[*voter].push(key);
                 }
@@ -445,7 +448,7 @@ impl Run {
                     self.ledger.revoked.extend(only);
                 }
             }
-            Op::StepUp { .. } => unreachable!("taken apart in step"),
+            Op::StepUp { .. } => unreachable!("expanded in `step`"),
             Op::Consume { token, use_id } => {
                 let Some((task, jti, token, audience)) = pick(&self.ledger.tokens, *token) else {
                     return;
@@ -475,7 +478,7 @@ impl Run {
                 let Some((agent, task)) = pick(&self.ledger.tasks, *task) else {
                     return;
                 };
-                if b.complete(&self.agents[*agent], *task).await.is_ok() {
+                if b.complete_task(&self.agents[*agent], *task).await.is_ok() {
                     self.ledger.ended.insert(*task);
                 }
             }
@@ -554,10 +557,10 @@ impl Run {
                 }
             }
             Op::Rules { which } => {
-                let files = variant(&b.world, *which);
-                let _answer = b.apply(files).await;
+                let files = variant(&b.env, *which);
+                let _answer = b.apply_policy(files).await;
             }
-            Op::Advance { ms } => b.hand.advance_millis(*ms),
+            Op::Advance { ms } => b.manual_clock.advance_millis(*ms),
             Op::Upkeep => {
                 let _answer = b.broker.maintenance_tick().await;
             }
@@ -587,11 +590,11 @@ impl Run {
 
     fn check(&mut self) {
         let b = self.b();
-        let found = laws::check_against(&b.dir, self.ledger.noted);
+        let found = invariants::check_against(&b.dir, self.ledger.noted);
         for (task, jti, token, audience) in &self.ledger.tokens {
             assert!(
                 found.tokens.contains(jti),
-                "laws 2 and 8: a token is out whose grant is not in the journal"
+                "laws 2 and 8: an issued token has no grant in the journal"
             );
             let validator = if audience.as_str() == IDP {
                 "idp"
@@ -601,37 +604,37 @@ impl Run {
             if self.ledger.ended.contains(task) || self.ledger.dead.contains(jti) {
                 assert!(
                     !b.introspect(validator, token),
-                    "law 7: what was ended is active"
+                    "law 7: an ended token is active"
                 );
             }
         }
         for (_, task) in &self.ledger.tasks {
             assert!(
                 found.tasks.contains(task),
-                "law 8: an acknowledged task is gone"
+                "law 8: an acknowledged task is missing"
             );
         }
         for task in &self.ledger.ended {
             assert!(
                 found.ended.contains(task),
-                "law 8: an acknowledged end is gone"
+                "law 8: an acknowledged end is missing"
             );
         }
         for (jti, use_id) in &self.ledger.uses {
             assert!(
                 found.uses[jti].iter().any(|(_, u)| u == use_id),
-                "law 8: an acknowledged use is gone"
+                "law 8: an acknowledged use is missing"
             );
         }
         assert!(
             found.votes >= self.ledger.votes,
-            "law 8: an acknowledged vote is gone"
+            "law 8: an acknowledged vote is missing"
         );
         assert!(
             found.enrolled >= self.ledger.enrolled && self.ledger.revoked.is_subset(&found.revoked),
-            "law 8: an acknowledged enrolment or revocation is gone"
+            "law 8: an acknowledged enrolment or revocation is missing"
         );
-        assert_eq!(b.broker.state().illegal(), 0, "a transition no table has");
+        assert_eq!(b.broker.state().illegal(), 0, "an illegal state transition");
         self.ledger.noted = Some(found.head);
     }
 }
@@ -644,20 +647,20 @@ fn pick<T>(from: &[T], n: usize) -> Option<&T> {
     }
 }
 
-/// Rules a security team might go back and forth between.
-fn variant(world: &World, which: usize) -> BTreeMap<String, String> {
+/// Policy variants that are applied in turn.
+fn variant(env: &TestEnvironment, which: usize) -> BTreeMap<String, String> {
     match which {
-        0 => world.policy.clone(),
-        1 => world.policy_with("rules/20-guardrails.cedar", |t| {
+        0 => env.policy.clone(),
+        1 => env.policy_with("rules/20-guardrails.cedar", |t| {
             format!("{t}\n@id(\"no-disabling\") forbid (principal, action == Action::\"account.disable\", resource);\n")
         }),
-        2 => world.policy_with("rules/20-guardrails.cedar", |t| t.replace("10m", "1m")),
-        3 => world.policy_with("people.toml", |t| t.replacen("good_for = \"10m\"", "good_for = \"9m\"", 1)),
-        4 => world.policy_with("people.toml", |t| {
+        2 => env.policy_with("rules/20-guardrails.cedar", |t| t.replace("10m", "1m")),
+        3 => env.policy_with("people.toml", |t| t.replacen("good_for = \"10m\"", "good_for = \"9m\"", 1)),
+        4 => env.policy_with("people.toml", |t| {
             t.replacen("name = \"Maria Moreau\"\ngroups = [\"security\"]", "name = \"Maria Moreau\"\ngroups = []", 1)
         }),
-        5 => world.policy_with("people.toml", |t| t.replacen("method = \"key\"", "method = \"passkey\"", 1)),
-        _ => world.policy_with("agents.toml", |t| t.replacen("groups = [\"soc\"]", "groups = []", 1)),
+        5 => env.policy_with("people.toml", |t| t.replacen("method = \"key\"", "method = \"passkey\"", 1)),
+        _ => env.policy_with("agents.toml", |t| t.replacen("groups = [\"soc\"]", "groups = []", 1)),
     }
 }
 
@@ -672,17 +675,17 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_history_breaks_a_law(ops in prop::collection::vec(op(), 20..60)) {
+    fn journal_invariants_hold(ops in prop::collection::vec(op(), 20..60)) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
         runtime.block_on(async {
-            let mut run = Run::new().await;
+            let mut run = Simulation::new().await;
             for agent in 0..2 {
                 run.step(&Op::Open { agent, request: 9 }).await;
             }
             for op in &ops {
                 run.step(op).await;
             }
-            super::history::recount(&run.b().dir, run.b().broker.state());
+            super::stats_and_timeline::recount(&run.b().dir, run.b().broker.state());
         });
     }
 }

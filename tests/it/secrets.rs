@@ -1,5 +1,5 @@
-//! Law 11: no secret is in a log, an error, a figure or an entry. The real process, logging everything it can in either
-//! form, while secrets of every kind pass through it.
+//! Law 11: no secret is in a log, an error, a metric or an entry. The real process logs at its highest level in both
+//! formats, while secrets of every kind pass through it.
 
 use std::collections::BTreeMap;
 
@@ -7,31 +7,31 @@ use dipylon_sdk::client::{Agent, EvidenceSource, OpenTask, Outcome};
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::model::*;
 
-use super::harness::{CASES, DOMAIN, action};
-use super::kill::Realm;
-use super::served::order;
+use super::crash_recovery::BrokerDeployment;
+use crate::support::served_broker::order;
+use crate::support::{CASES, DOMAIN, action};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_secret_is_told() {
-    told("text").await;
+async fn no_secrets_in_text_logs() {
+    assert_no_secret_is_logged("text").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_secret_is_told_to_machines() {
-    told("json").await;
+async fn no_secrets_in_json_logs() {
+    assert_no_secret_is_logged("json").await;
 }
 
-async fn told(form: &str) {
+async fn assert_no_secret_is_logged(form: &str) {
     let temp = tempfile::tempdir().expect("dir");
     let operators = temp.path().join("operators.sock");
     let more = format!("log = \"{form}\"\nadmin_listen = \"unix:operators.sock\"\n");
-    let realm = Realm::with(temp.path(), &more);
+    let realm = BrokerDeployment::with(temp.path(), &more);
     let log = temp.path().join("broker.log");
     let file = std::fs::File::create(&log).expect("file");
-    let mut broker = realm.broker_telling(file.into(), "trace").await;
+    let mut broker = realm.broker_with_log(file.into(), "trace").await;
     let id = format!("spiffe://{DOMAIN}/agent/triage");
     let svid = realm
-        .world
+        .env
         .svid_for(&realm.url, &id, Clock::system().now(), 3_600);
     let agent = Agent::new(realm.endpoint(), EvidenceSource::Fixed(svid.clone()), None);
     let opening = OpenTask {
@@ -62,7 +62,7 @@ async fn told(form: &str) {
             &realm.url,
             &realm.url,
             Audience::parse(CASES).expect("audience"),
-            dipylon_sdk::client::Identity::Key(std::sync::Arc::new(realm.world.key_of("cases"))),
+            dipylon_sdk::client::Identity::Key(std::sync::Arc::new(realm.env.key_of("cases"))),
         ))
         .await
         .expect("connects");
@@ -73,7 +73,7 @@ async fn told(form: &str) {
             .expect("may ask")
             .active
     );
-    // Refused calls carry secrets too: evidence that does not hold, a parameter that is not known.
+    // Refused calls carry secrets too: invalid evidence, an unknown parameter.
     let bent = Secret::new(format!("{}x", svid.expose_secret()));
     let liar = Agent::new(realm.endpoint(), EvidenceSource::Fixed(bent), None);
     let refused = liar
@@ -96,12 +96,12 @@ async fn told(form: &str) {
     task.complete(TaskOutcome::Succeeded)
         .await
         .expect("completes");
-    let figures = figures(&operators).await;
-    assert!(figures.contains("dipylon_rpc_requests_total"), "{figures}");
+    let metrics = metrics(&operators).await;
+    assert!(metrics.contains("dipylon_rpc_requests_total"), "{metrics}");
     broker.kill().await.expect("stopped");
 
     let log = std::fs::read_to_string(&log).expect("log");
-    assert!(log.contains("refused"), "the log tells something: {log}");
+    assert!(log.contains("refused"), "the log is not empty: {log}");
     if form == "json" {
         for line in log.lines() {
             serde_json::from_str::<serde_json::Value>(line).expect("one object a line");
@@ -137,7 +137,7 @@ async fn told(form: &str) {
     ];
     for (place, text) in [
         ("log", &log),
-        ("figures", &figures),
+        ("metrics", &metrics),
         ("entries", &entries),
         ("error", &refused),
         ("error", &wrong),
@@ -151,7 +151,7 @@ async fn told(form: &str) {
     }
 }
 
-async fn figures(socket: &std::path::Path) -> String {
+async fn metrics(socket: &std::path::Path) -> String {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::UnixStream::connect(socket)
         .await

@@ -1,4 +1,4 @@
-//! People say yes with passkeys: enrolled by invitation, one assertion for one statement, void when the key is.
+//! Step-up with passkeys: enrolment by invitation, one assertion per statement, votes void when the key is revoked.
 
 use std::sync::Arc;
 
@@ -9,8 +9,8 @@ use dipylon::serve::guard;
 use dipylon::webauthn::Assertion;
 use dipylon_sdk::model::*;
 
-use super::harness::*;
-use super::passkey::{Manners, SoftPasskey};
+use crate::support::software_authenticator::{PasskeyBehaviour, SoftwareAuthenticator};
+use crate::support::*;
 
 const RP_ID: &str = "localhost";
 const ENROL: &str = "console/enrol";
@@ -30,25 +30,31 @@ impl TestBroker {
     pub async fn enrol_with(
         &self,
         code: &Secret,
-        manners: &Manners,
-    ) -> Result<SoftPasskey, Refusal> {
+        behaviour: &PasskeyBehaviour,
+    ) -> Result<SoftwareAuthenticator, Refusal> {
         let begun = self.broker.begin_enrolment(ENROL, code)?;
-        let kind = super::passkey::Kind::Es256;
-        let (key, made) =
-            SoftPasskey::create_as(kind, RP_ID, CONSOLE, &begun.challenge, &begun.user, manners);
+        let kind = crate::support::software_authenticator::KeyKind::Es256;
+        let (key, made) = SoftwareAuthenticator::create_as(
+            kind,
+            RP_ID,
+            CONSOLE,
+            &begun.challenge,
+            &begun.user,
+            behaviour,
+        );
         self.broker
             .finish_enrolment(ENROL, code, &made, "Phone")
             .await?;
         Ok(key)
     }
 
-    pub async fn enrol(&self, name: &str) -> SoftPasskey {
+    pub async fn enrol(&self, name: &str) -> SoftwareAuthenticator {
         let code = self.invite(name).await;
-        let enrolled = self.enrol_with(&code, &Manners::default()).await;
+        let enrolled = self.enrol_with(&code, &PasskeyBehaviour::default()).await;
         enrolled.expect("enrolled")
     }
 
-    pub async fn sign_in(&self, key: &SoftPasskey) -> Result<Session, Refusal> {
+    pub async fn sign_in(&self, key: &SoftwareAuthenticator) -> Result<Session, Refusal> {
         let begun = self.broker.begin_sign_in();
         let assertion = key.get(&begun.challenge, CONSOLE);
         self.broker
@@ -56,8 +62,8 @@ impl TestBroker {
             .await
     }
 
-    /// A call as the console makes it: with the cookie, and nothing signed.
-    pub fn visiting(&self, method: &str, session: &Session) -> CallContext {
+    /// A call as the console makes it: with the session cookie, without a proof.
+    pub fn session_call(&self, method: &str, session: &Session) -> CallContext {
         let (method, allowed_roles) = guard::row(method).expect("a row");
         CallContext {
             method,
@@ -69,52 +75,52 @@ impl TestBroker {
         }
     }
 
-    pub async fn begin_visiting(
+    pub async fn begin_vote_in_session(
         &self,
         session: &Session,
         id: AccessRequestId,
         ask: VoteAsk,
     ) -> Result<VoteBegun, Refusal> {
-        let call = self.visiting("dipylon.v1.ApprovalService/BeginVote", session);
+        let call = self.session_call("dipylon.v1.ApprovalService/BeginVote", session);
         self.broker.begin_vote(&call, id, ask).await
     }
 
-    pub async fn cast_visiting(
+    pub async fn cast_vote_in_session(
         &self,
         session: &Session,
         id: AccessRequestId,
         begun: &VoteBegun,
         proof: VoteProof,
     ) -> Result<AccessView, Refusal> {
-        let call = self.visiting("dipylon.v1.ApprovalService/CastVote", session);
+        let call = self.session_call("dipylon.v1.ApprovalService/CastVote", session);
         let cast = self.broker.cast_vote(&call, id, &begun.statement, proof);
         cast.await.map(|done| done.view)
     }
 
-    /// A whole vote at the console.
-    pub async fn vote_visiting(
+    /// A complete vote at the console.
+    pub async fn vote_in_session(
         &self,
         session: &Session,
-        key: &SoftPasskey,
+        key: &SoftwareAuthenticator,
         id: AccessRequestId,
         ask: VoteAsk,
     ) -> Result<AccessView, Refusal> {
-        let begun = self.begin_visiting(session, id, ask).await?;
+        let begun = self.begin_vote_in_session(session, id, ask).await?;
         let assertion = key.get(begun.challenge.as_bytes(), CONSOLE);
-        self.cast_visiting(session, id, &begun, VoteProof::Passkey(assertion))
+        self.cast_vote_in_session(session, id, &begun, VoteProof::Passkey(assertion))
             .await
     }
 }
 
-pub fn yes() -> VoteAsk {
-    ask_for(Verdict::Approve)
+pub fn approve() -> VoteAsk {
+    vote_request(Verdict::Approve)
 }
 
-fn no() -> VoteAsk {
-    ask_for(Verdict::Deny)
+fn deny() -> VoteAsk {
+    vote_request(Verdict::Deny)
 }
 
-fn ask_for(verdict: Verdict) -> VoteAsk {
+fn vote_request(verdict: Verdict) -> VoteAsk {
     VoteAsk {
         profile: ProfileName::parse("one-security").expect("profile"),
         verdict,
@@ -124,56 +130,59 @@ fn ask_for(verdict: Verdict) -> VoteAsk {
     }
 }
 
-/// A world whose profiles take passkeys alone.
-pub fn passkeys_alone() -> World {
-    let mut world = World::new();
-    let people = world.policy.get_mut("people.toml").expect("people");
+/// An environment whose profiles accept only passkeys.
+pub fn passkeys_alone() -> TestEnvironment {
+    let mut env = TestEnvironment::new();
+    let people = env.policy.get_mut("people.toml").expect("people");
     *people = people.replace("method = \"key\"", "method = \"passkey\"");
-    world
+    env
 }
 
-/// A world with its `[approvals]` written anew.
-pub fn with_approvals(table: &str) -> World {
-    let mut world = World::new();
-    let people = world.policy.get_mut("people.toml").expect("people");
-    assert!(people.contains(LENIENT));
-    *people = people.replace(LENIENT, &format!("[approvals]\n{table}\n"));
-    world
+/// An environment with its own `[approvals]` table.
+pub fn with_approvals(table: &str) -> TestEnvironment {
+    let mut env = TestEnvironment::new();
+    let people = env.policy.get_mut("people.toml").expect("people");
+    assert!(people.contains(NO_LIMITS));
+    *people = people.replace(NO_LIMITS, &format!("[approvals]\n{table}\n"));
+    env
 }
 
-/// A broker, an agent with a task, and its access request for disabling ann.
-pub async fn asked(world: World) -> (TestBroker, TestAgent, TaskId, AccessRequestId) {
-    let b = TestBroker::start_with(world, Faults::default()).await;
+/// A broker, an agent with a task, and its pending access request to disable ann.
+pub async fn asked(env: TestEnvironment) -> (TestBroker, TestAgent, TaskId, AccessRequestId) {
+    let b = TestBroker::start_with(env, Faults::default()).await;
     let _held = b.enrol("lee").await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let pending = b
-        .ask(&triage, task, &disable("ann"), 900, "r-1")
+        .request_token(&triage, task, &disable("ann"), 900, "r-1")
         .await
         .pending();
     (b, triage, task, pending.access_request)
 }
 
 #[tokio::test]
-async fn a_passkey_says_yes_to_one_statement_and_the_token_rests_on_it() {
+async fn passkey_vote_yields_a_token() {
     let (b, triage, task, id) = asked(passkeys_alone()).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     assert_eq!(session.person.as_str(), "maria");
-    // A fresh session is no vote.
+    // A fresh session is not a vote.
     let still = b
-        .ask(&triage, task, &disable("ann"), 900, "r-1")
+        .request_token(&triage, task, &disable("ann"), 900, "r-1")
         .await
         .pending();
     assert!(still.needs[0].approvers.is_empty());
-    // Nor is what would do at a terminal.
-    let begun = b.begin_visiting(&session, id, yes()).await.expect("begun");
-    let signature = b.world.keys["maria"]
+    // Nor is a key signature.
+    let begun = b
+        .begin_vote_in_session(&session, id, approve())
+        .await
+        .expect("begun");
+    let signature = b.env.keys["maria"]
         .sign(begun.challenge.as_bytes())
         .expect("signed");
     let by_key = VoteProof::Signature(signature.to_vec());
     assert_eq!(
-        refused(b.cast_visiting(&session, id, &begun, by_key).await),
+        refused(b.cast_vote_in_session(&session, id, &begun, by_key).await),
         Reason::NotEligible
     );
     assert_eq!(
@@ -181,18 +190,18 @@ async fn a_passkey_says_yes_to_one_statement_and_the_token_rests_on_it() {
         Reason::NotEligible
     );
     let view = b
-        .vote_visiting(&session, &key, id, yes())
+        .vote_in_session(&session, &key, id, approve())
         .await
         .expect("counts");
     assert_eq!(view.standing, AccessRequestStatus::Approved);
     let b = b.restart(Faults::default()).await;
     assert_eq!(
-        refused(b.begin_visiting(&session, id, yes()).await),
+        refused(b.begin_vote_in_session(&session, id, approve()).await),
         Reason::NotAuthenticated,
         "a restart ends every session"
     );
     let given = b
-        .ask_showing(
+        .request_token_with_evidence(
             &triage,
             task,
             &disable("ann"),
@@ -204,40 +213,50 @@ async fn a_passkey_says_yes_to_one_statement_and_the_token_rests_on_it() {
         .token();
     assert_eq!(given.issued.consumed, Some(id));
     assert!(b.introspect("idp", &given.token));
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
-async fn an_assertion_votes_once_for_its_statement_by_its_person() {
-    let (b, _, _, id) = asked(World::new()).await;
+async fn assertion_is_bound_to_statement_and_voter() {
+    let (b, _, _, id) = asked(TestEnvironment::new()).await;
     let (marias, lees) = (b.enrol("maria").await, b.enrol("lee").await);
     let session = b.sign_in(&marias).await.expect("signed in");
     let challenge = |begun: &VoteBegun| begun.challenge.as_bytes().to_vec();
     let wrong = Reason::PasskeyWrong;
 
-    // Another's passkey, however good.
-    let begun = b.begin_visiting(&session, id, yes()).await.expect("begun");
+    // Another person's valid passkey.
+    let begun = b
+        .begin_vote_in_session(&session, id, approve())
+        .await
+        .expect("begun");
     let others = VoteProof::Passkey(lees.get(&challenge(&begun), CONSOLE));
     assert_eq!(
-        refused(b.cast_visiting(&session, id, &begun, others).await),
+        refused(b.cast_vote_in_session(&session, id, &begun, others).await),
         wrong
     );
 
-    // One made to sign in, and one for another statement of the same vote.
+    // A sign-in assertion, and one for another statement of the same vote.
     for challenge in [
         b.broker.begin_sign_in().challenge,
-        challenge(&b.begin_visiting(&session, id, no()).await.expect("begun")),
+        challenge(
+            &b.begin_vote_in_session(&session, id, deny())
+                .await
+                .expect("begun"),
+        ),
     ] {
-        let begun = b.begin_visiting(&session, id, yes()).await.expect("begun");
+        let begun = b
+            .begin_vote_in_session(&session, id, approve())
+            .await
+            .expect("begun");
         let other = VoteProof::Passkey(marias.get(&challenge, CONSOLE));
         assert_eq!(
-            refused(b.cast_visiting(&session, id, &begun, other).await),
+            refused(b.cast_vote_in_session(&session, id, &begun, other).await),
             wrong
         );
     }
 
     // Each check on the server: user verification, presence, origin, frame, type, relying party, backup eligibility.
-    let bad: [fn(&mut Manners); 8] = [
+    let bad: [fn(&mut PasskeyBehaviour); 8] = [
         |m| m.verified = false,
         |m| m.present = false,
         |m| m.origin = Some("http://localhost:7701".to_owned()),
@@ -248,48 +267,57 @@ async fn an_assertion_votes_once_for_its_statement_by_its_person() {
         |m| (m.backup_eligible, m.backed_up) = (false, false),
     ];
     for (which, spoil) in bad.iter().enumerate() {
-        let mut manners = Manners::default();
-        spoil(&mut manners);
-        let begun = b.begin_visiting(&session, id, yes()).await.expect("begun");
-        let made = VoteProof::Passkey(marias.get_as(&challenge(&begun), CONSOLE, &manners));
-        let cast = b.cast_visiting(&session, id, &begun, made).await;
+        let mut behaviour = PasskeyBehaviour::default();
+        spoil(&mut behaviour);
+        let begun = b
+            .begin_vote_in_session(&session, id, approve())
+            .await
+            .expect("begun");
+        let made = VoteProof::Passkey(marias.get_as(&challenge(&begun), CONSOLE, &behaviour));
+        let cast = b.cast_vote_in_session(&session, id, &begun, made).await;
         assert_eq!(refused(cast), wrong, "{which}");
     }
 
-    // The good one counts once: a replay finds no statement that waits.
-    let begun = b.begin_visiting(&session, id, yes()).await.expect("begun");
+    // The valid assertion counts once: a replay finds no pending statement.
+    let begun = b
+        .begin_vote_in_session(&session, id, approve())
+        .await
+        .expect("begun");
     let made = marias.get(&challenge(&begun), CONSOLE);
     let again = VoteProof::Passkey(made.clone());
     let cast = b
-        .cast_visiting(&session, id, &begun, VoteProof::Passkey(made))
+        .cast_vote_in_session(&session, id, &begun, VoteProof::Passkey(made))
         .await;
     assert_eq!(
         cast.expect("counts").standing,
         AccessRequestStatus::Approved
     );
     assert_eq!(
-        refused(b.cast_visiting(&session, id, &begun, again).await),
+        refused(b.cast_vote_in_session(&session, id, &begun, again).await),
         Reason::StatementUnknown
     );
-    // And after two minutes nothing waits any more.
-    let late = b.begin_visiting(&session, id, no()).await.expect("begun");
-    b.hand.advance_millis(120_000);
+    // After two minutes the statement has expired.
+    let late = b
+        .begin_vote_in_session(&session, id, deny())
+        .await
+        .expect("begun");
+    b.manual_clock.advance_millis(120_000);
     let made = VoteProof::Passkey(marias.get(&challenge(&late), CONSOLE));
     assert_eq!(
-        refused(b.cast_visiting(&session, id, &late, made).await),
+        refused(b.cast_vote_in_session(&session, id, &late, made).await),
         Reason::StatementUnknown
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_invitation_enrols_one_passkey_however_many_try() {
+async fn invitation_is_single_use() {
     let b = Arc::new(TestBroker::start().await);
     let code = b.invite("maria").await;
     let mut tries = tokio::task::JoinSet::new();
     for _ in 0..50 {
         let (b, code) = (b.clone(), code.clone());
-        tries.spawn(async move { b.enrol_with(&code, &Manners::default()).await });
+        tries.spawn(async move { b.enrol_with(&code, &PasskeyBehaviour::default()).await });
     }
     let mut enrolled = Vec::new();
     while let Some(tried) = tries.join_next().await {
@@ -300,24 +328,24 @@ async fn an_invitation_enrols_one_passkey_however_many_try() {
     }
     assert_eq!(enrolled.len(), 1);
     assert!(b.sign_in(&enrolled[0]).await.is_ok());
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
-async fn an_invitation_is_for_ten_minutes_and_a_later_one_replaces_it() {
+async fn invitation_expires_and_is_replaced() {
     let b = TestBroker::start().await;
     let unknown = Reason::InvitationUnknown;
     let first = b.invite("maria").await;
     let second = b.invite("maria").await;
     assert_eq!(refused(b.broker.begin_enrolment(ENROL, &first)), unknown);
-    b.hand.advance_millis(599_999);
+    b.manual_clock.advance_millis(599_999);
     let lower = Secret::new(second.expose_secret().to_lowercase().replace('-', " "));
     let begun = b
         .broker
         .begin_enrolment(ENROL, &lower)
-        .expect("typed by hand");
-    let (_, made) = SoftPasskey::create(RP_ID, CONSOLE, &begun.challenge, &begun.user);
-    b.hand.advance_millis(1);
+        .expect("typed in lower case with spaces");
+    let (_, made) = SoftwareAuthenticator::create(RP_ID, CONSOLE, &begun.challenge, &begun.user);
+    b.manual_clock.advance_millis(1);
     assert_eq!(
         refused(
             b.broker
@@ -334,11 +362,11 @@ async fn an_invitation_is_for_ten_minutes_and_a_later_one_replaces_it() {
         unknown
     );
 
-    // An enrolment has the same checks as a vote, and a challenge of its own invitation.
+    // Enrolment has the same checks as a vote, and the invitation's own challenge.
     let third = b.invite("maria").await;
-    let unverified = Manners {
+    let unverified = PasskeyBehaviour {
         verified: false,
-        ..Manners::default()
+        ..PasskeyBehaviour::default()
     };
     let spoiled = b.enrol_with(&third, &unverified).await;
     assert_eq!(
@@ -347,23 +375,23 @@ async fn an_invitation_is_for_ten_minutes_and_a_later_one_replaces_it() {
     );
     let other = b.invite("lee").await;
     let lees = b.broker.begin_enrolment(ENROL, &other).expect("begun");
-    let (_, made) = SoftPasskey::create(RP_ID, CONSOLE, &lees.challenge, &lees.user);
+    let (_, made) = SoftwareAuthenticator::create(RP_ID, CONSOLE, &lees.challenge, &lees.user);
     let crossed = b
         .broker
         .finish_enrolment(ENROL, &third, &made, "Phone")
         .await;
     assert_eq!(refused(crossed), Reason::PasskeyWrong);
-    // The same authenticator's answer enrols nobody else.
+    // The same registration cannot enrol another person.
     b.broker
         .finish_enrolment(ENROL, &other, &made, "Phone")
         .await
         .expect("lee's");
     let key = b
-        .enrol_with(&third, &Manners::default())
+        .enrol_with(&third, &PasskeyBehaviour::default())
         .await
-        .expect("still good");
+        .expect("still valid");
     assert!(b.sign_in(&key).await.is_ok());
-    // Nobody without a role invites, and nobody who is not registered is invited.
+    // Only operators may invite, and only registered people can be invited.
     let call = b.person_call("dipylon.v1.ApprovalService/InviteApprover", "maria");
     let maria = PersonId::parse("maria").expect("id");
     assert_eq!(
@@ -376,16 +404,16 @@ async fn an_invitation_is_for_ten_minutes_and_a_later_one_replaces_it() {
         refused(b.broker.invite_approver(&call, nobody).await),
         Reason::NotFound
     );
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
-async fn a_key_that_is_revoked_takes_its_unconsumed_votes_with_it_for_good() {
-    let (b, triage, task, id) = asked(World::new()).await;
+async fn revoked_passkey_voids_unconsumed_votes() {
+    let (b, triage, task, id) = asked(TestEnvironment::new()).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     let approved = b
-        .vote_visiting(&session, &key, id, yes())
+        .vote_in_session(&session, &key, id, approve())
         .await
         .expect("counts");
     assert_eq!(approved.standing, AccessRequestStatus::Approved);
@@ -404,16 +432,16 @@ async fn a_key_that_is_revoked_takes_its_unconsumed_votes_with_it_for_good() {
     );
     assert_eq!(revoke("maria").await, 0);
     let pending = b
-        .ask(&triage, task, &disable("ann"), 900, "r-1")
+        .request_token(&triage, task, &disable("ann"), 900, "r-1")
         .await
         .pending();
     assert_eq!(
         (pending.access_request, pending.needs[0].approvers.len()),
         (id, 0)
     );
-    // Neither the session, nor the passkey, nor the key of people.toml speaks for her, and applying a bundle changes nothing.
+    // Session, passkey and the key of people.toml are all invalid, and applying a bundle does not change that.
     assert_eq!(
-        refused(b.begin_visiting(&session, id, yes()).await),
+        refused(b.begin_vote_in_session(&session, id, approve()).await),
         Reason::NotAuthenticated
     );
     assert_eq!(
@@ -421,48 +449,58 @@ async fn a_key_that_is_revoked_takes_its_unconsumed_votes_with_it_for_good() {
         Err(Reason::NotAuthenticated)
     );
     let files = b
-        .world
+        .env
         .policy_with("people.toml", |text| format!("{text}\n# again\n"));
-    b.apply(files).await.expect("applied");
+    b.apply_policy(files).await.expect("applied");
     assert_eq!(
-        refused(b.begin("maria", id, "one-security", Verdict::Approve).await),
+        refused(
+            b.begin_vote("maria", id, "one-security", Verdict::Approve)
+                .await
+        ),
         Reason::NotAuthenticated
     );
-    // Another passkey of hers does.
+    // A new passkey of hers is valid.
     let another = b.enrol("maria").await;
     let session = b.sign_in(&another).await.expect("signed in");
-    assert!(b.begin_visiting(&session, id, yes()).await.is_ok());
+    assert!(
+        b.begin_vote_in_session(&session, id, approve())
+            .await
+            .is_ok()
+    );
     assert_eq!(revoke("lee").await, 2);
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
-async fn a_counter_that_goes_back_shows_a_copy_and_ends_the_passkey() {
-    let (b, _, _, id) = asked(World::new()).await;
+async fn signature_counter_regression_revokes() {
+    let (b, _, _, id) = asked(TestEnvironment::new()).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
-    let begun = b.begin_visiting(&session, id, yes()).await.expect("begun");
-    let copy = Manners {
+    let begun = b
+        .begin_vote_in_session(&session, id, approve())
+        .await
+        .expect("begun");
+    let copy = PasskeyBehaviour {
         sign_count: Some(1),
-        ..Manners::default()
+        ..PasskeyBehaviour::default()
     };
     let made = key.get_as(begun.challenge.as_bytes(), CONSOLE, &copy);
     assert_eq!(
         refused(
-            b.cast_visiting(&session, id, &begun, VoteProof::Passkey(made))
+            b.cast_vote_in_session(&session, id, &begun, VoteProof::Passkey(made))
                 .await
         ),
         Reason::PasskeyWrong
     );
     assert_eq!(
-        refused(b.begin_visiting(&session, id, yes()).await),
+        refused(b.begin_vote_in_session(&session, id, approve()).await),
         Reason::NotAuthenticated,
         "its session is over too"
     );
-    // One that never counts is as good as ever.
-    let silent = Manners {
+    // An authenticator without a counter stays valid.
+    let silent = PasskeyBehaviour {
         sign_count: Some(0),
-        ..Manners::default()
+        ..PasskeyBehaviour::default()
     };
     let code = b.invite("maria").await;
     let quiet = b.enrol_with(&code, &silent).await.expect("enrolled");
@@ -480,17 +518,17 @@ async fn a_counter_that_goes_back_shows_a_copy_and_ends_the_passkey() {
             "a challenge is answered once"
         );
     }
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
-async fn people_narrow_the_life_and_the_uses_and_tell_the_agent_why_not() {
-    let (b, triage, task, id) = asked(World::new()).await;
+async fn narrowing_and_denial_comment() {
+    let (b, triage, task, id) = asked(TestEnvironment::new()).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     let narrowed = |max_ttl, max_uses| VoteAsk {
         narrowing: Narrowing { max_ttl, max_uses },
-        ..yes()
+        ..approve()
     };
     for wider in [
         narrowed(Some(901), None),
@@ -498,33 +536,33 @@ async fn people_narrow_the_life_and_the_uses_and_tell_the_agent_why_not() {
         narrowed(None, Some(2)),
         narrowed(None, Some(0)),
     ] {
-        assert!(b.begin_visiting(&session, id, wider).await.is_err());
+        assert!(b.begin_vote_in_session(&session, id, wider).await.is_err());
     }
-    b.vote_visiting(&session, &key, id, narrowed(Some(120), Some(1)))
+    b.vote_in_session(&session, &key, id, narrowed(Some(120), Some(1)))
         .await
         .expect("counts");
     let given = b
-        .ask(&triage, task, &disable("ann"), 900, "r-1")
+        .request_token(&triage, task, &disable("ann"), 900, "r-1")
         .await
         .token();
     assert_eq!(given.issued.exp - given.issued.iat, 120);
     assert_eq!(given.issued.uses, Some(1));
 
     let id = b
-        .ask(&triage, task, &disable("cara"), 900, "r-2")
+        .request_token(&triage, task, &disable("cara"), 900, "r-2")
         .await
         .pending()
         .access_request;
     let comment = Comment::parse("use rotate, not disable").expect("plain");
     let told = VoteAsk {
         comment: Some(comment.clone()),
-        ..no()
+        ..deny()
     };
-    b.vote_visiting(&session, &key, id, told)
+    b.vote_in_session(&session, &key, id, told)
         .await
         .expect("counts");
     let denied = b
-        .ask(&triage, task, &disable("cara"), 900, "r-2")
+        .request_token(&triage, task, &disable("cara"), 900, "r-2")
         .await
         .denied();
     assert_eq!(denied.why, DeniedReason::DeniedByPerson);
@@ -532,16 +570,16 @@ async fn people_narrow_the_life_and_the_uses_and_tell_the_agent_why_not() {
     for wrong in ["", "two\nlines", "zero\u{200B}width", &"x".repeat(201)] {
         assert!(Comment::parse(wrong).is_err(), "{wrong:?}");
     }
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
-async fn uses_that_were_not_limited_can_be_limited_by_a_yes() {
-    let mut world = World::new();
-    let schema = world.policy.get_mut("schema.cedarschema").expect("schema");
+async fn approver_can_limit_uses() {
+    let mut env = TestEnvironment::new();
+    let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
     assert!(schema.contains("@single_use"));
     *schema = schema.replace("@single_use\n", "");
-    let (b, triage, task, id) = asked(world).await;
+    let (b, triage, task, id) = asked(env).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     let three = VoteAsk {
@@ -549,45 +587,45 @@ async fn uses_that_were_not_limited_can_be_limited_by_a_yes() {
             max_ttl: None,
             max_uses: Some(3),
         },
-        ..yes()
+        ..approve()
     };
-    b.vote_visiting(&session, &key, id, three)
+    b.vote_in_session(&session, &key, id, three)
         .await
         .expect("counts");
     let given = b
-        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .token();
     assert_eq!(given.issued.uses, Some(3));
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
-async fn nobody_is_asked_who_could_not_answer() {
+async fn unsatisfiable_step_up_is_denied() {
     let b = TestBroker::start_with(passkeys_alone(), Faults::default()).await;
     let triage = b.agent("triage");
-    let task = b.open(&triage).await;
+    let task = b.open_task(&triage).await;
     let denied = b
-        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .denied();
     assert_eq!(denied.why, DeniedReason::NoEligibleApprover);
-    // The owner's passkey is no help; another's is, for the same request id.
+    // The owner's passkey does not count; another person's does, for the same idempotency key.
     b.enrol("dana").await;
     let denied = b
-        .ask(&triage, task, &disable("ann"), 300, "r-1")
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .denied();
     assert_eq!(denied.why, DeniedReason::NoEligibleApprover);
     b.enrol("maria").await;
-    b.ask(&triage, task, &disable("ann"), 300, "r-1")
+    b.request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .pending();
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_mint_rests_on_a_vote_whose_key_was_revoked_before_it() {
+async fn no_mint_after_vote_key_revocation() {
     let b = Arc::new(TestBroker::start_with(passkeys_alone(), Faults::default()).await);
     let triage = b.agent("triage");
     let (mut minted, mut refused) = (0, 0);
@@ -595,22 +633,25 @@ async fn no_mint_rests_on_a_vote_whose_key_was_revoked_before_it() {
         let key = b.enrol("maria").await;
         let session = b.sign_in(&key).await.expect("signed in");
         let task = b
-            .try_open(&triage, "contain", &format!("open-{round}"))
+            .try_open_task(&triage, "contain", &format!("open-{round}"))
             .await
             .expect("opens")
             .task
             .task;
         let id = b
-            .ask(&triage, task, &disable("ann"), 300, "r-1")
+            .request_token(&triage, task, &disable("ann"), 300, "r-1")
             .await
             .pending()
             .access_request;
-        b.vote_visiting(&session, &key, id, yes())
+        b.vote_in_session(&session, &key, id, approve())
             .await
             .expect("counts");
         let minting = {
             let (b, agent) = (b.clone(), triage.clone());
-            tokio::spawn(async move { b.ask(&agent, task, &disable("ann"), 300, "r-1").await })
+            tokio::spawn(async move {
+                b.request_token(&agent, task, &disable("ann"), 300, "r-1")
+                    .await
+            })
         };
         let revoking = {
             let b = b.clone();
@@ -631,19 +672,19 @@ async fn no_mint_rests_on_a_vote_whose_key_was_revoked_before_it() {
             }
             other => panic!("neither: {other:?}"),
         }
-        b.complete(&triage, task).await.expect("completes");
+        b.complete_task(&triage, task).await.expect("completes");
     }
-    // The laws, walked over the journal, hold whichever came first; that both happened is luck, and not asserted.
+    // The invariants hold whichever came first; that both orders occur is not asserted.
     println!("{minted} minted before, {refused} refused after the revocation");
-    b.check();
+    b.check_invariants();
 }
 
 #[tokio::test]
-async fn under_other_rules_it_was_another_card() {
-    let mut world = with_approvals("dwell = \"3s\"");
-    let schema = world.policy.get_mut("schema.cedarschema").expect("schema");
+async fn vote_requires_card_of_current_policy() {
+    let mut env = with_approvals("dwell = \"3s\"");
+    let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
     *schema = schema.replace("@risk(\"medium\")", "@risk(\"high\")");
-    let (b, _, _, id) = asked(world).await;
+    let (b, _, _, id) = asked(env).await;
     let card = |name: &str| {
         let call = b.person_call("dipylon.v1.ApprovalService/GetCard", name);
         b.broker.card(&call, &id).expect("a card")
@@ -651,58 +692,66 @@ async fn under_other_rules_it_was_another_card() {
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
     let read = card("maria").policy;
-    b.hand.advance_millis(3_000);
+    b.manual_clock.advance_millis(3_000);
     let as_read = |policy| VoteAsk {
         policy: Some(policy),
-        ..yes()
+        ..approve()
     };
-    assert!(b.begin_visiting(&session, id, as_read(read)).await.is_ok());
-    let files = b.world.policy_with("schema.cedarschema", |text| {
+    assert!(
+        b.begin_vote_in_session(&session, id, as_read(read))
+            .await
+            .is_ok()
+    );
+    let files = b.env.policy_with("schema.cedarschema", |text| {
         text.replace(
             "The account can no longer sign in.",
             "The account and its mailbox are gone.",
         )
     });
-    b.apply(files).await.expect("applied");
+    b.apply_policy(files).await.expect("applied");
     assert_eq!(
-        refused(b.begin_visiting(&session, id, as_read(read)).await),
+        refused(b.begin_vote_in_session(&session, id, as_read(read)).await),
         Reason::CardChanged
     );
     let read = card("maria").policy;
     assert_eq!(
-        refused(b.begin_visiting(&session, id, as_read(read)).await),
+        refused(b.begin_vote_in_session(&session, id, as_read(read)).await),
         Reason::TooSoon,
-        "it has to be read anew"
+        "the card must be read again"
     );
-    b.hand.advance_millis(3_000);
-    assert!(b.begin_visiting(&session, id, as_read(read)).await.is_ok());
-    b.check();
+    b.manual_clock.advance_millis(3_000);
+    assert!(
+        b.begin_vote_in_session(&session, id, as_read(read))
+            .await
+            .is_ok()
+    );
+    b.check_invariants();
 }
 
 #[tokio::test]
-async fn a_yes_that_no_longer_counts_is_no_obstacle_to_another() {
-    let mut world = World::new();
-    let people = world.policy.get_mut("people.toml").expect("people");
+async fn lapsed_vote_can_be_replaced() {
+    let mut env = TestEnvironment::new();
+    let people = env.policy.get_mut("people.toml").expect("people");
     *people = people.replace("good_for = \"10m\"", "good_for = \"1m\"");
-    let (b, triage, task, id) = asked(world).await;
+    let (b, triage, task, id) = asked(env).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
-    b.vote_visiting(&session, &key, id, yes())
+    b.vote_in_session(&session, &key, id, approve())
         .await
         .expect("counts");
     assert_eq!(
-        refused(b.begin_visiting(&session, id, yes()).await),
+        refused(b.begin_vote_in_session(&session, id, approve()).await),
         Reason::NotEligible
     );
-    // Its time is over.
-    b.hand.advance_millis(60_000);
-    b.ask(&triage, task, &disable("ann"), 300, "r-1")
+    // The vote has expired.
+    b.manual_clock.advance_millis(60_000);
+    b.request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .pending();
-    b.vote_visiting(&session, &key, id, yes())
+    b.vote_in_session(&session, &key, id, approve())
         .await
         .expect("counts again");
-    // Its key is revoked: another of hers says yes.
+    // Its key is revoked: she votes with another.
     let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
     let maria = PersonId::parse("maria").expect("id");
     b.broker
@@ -711,11 +760,11 @@ async fn a_yes_that_no_longer_counts_is_no_obstacle_to_another() {
         .expect("revoked");
     let another = b.enrol("maria").await;
     let session = b.sign_in(&another).await.expect("signed in");
-    b.vote_visiting(&session, &another, id, yes())
+    b.vote_in_session(&session, &another, id, approve())
         .await
         .expect("counts");
-    b.ask(&triage, task, &disable("ann"), 300, "r-1")
+    b.request_token(&triage, task, &disable("ann"), 300, "r-1")
         .await
         .token();
-    b.check();
+    b.check_invariants();
 }

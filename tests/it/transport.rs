@@ -1,5 +1,5 @@
-//! The doors themselves: TLS, the Unix socket, and what connections may not do. Every test talks through real sockets,
-//! to a broker in this process or to the real one. Waits are for events, up to a generous bound; no verdict rests on speed.
+//! Transport: TLS, the Unix socket, HTTP/2 limits, deadlines, connection age. Every test uses real sockets, to a broker in
+//! this process or to the real one. Waits are for events, up to a generous bound; no assertion depends on speed.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -34,14 +34,14 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::harness::{CASES, DOMAIN, World, disable, open_as, read_case, settings};
-use super::laws;
-use super::served::order;
+use crate::support::invariants;
+use crate::support::served_broker::order;
+use crate::support::{CASES, DOMAIN, TestEnvironment, disable, open_as, read_case, settings};
 
-/// For whatever must come about sooner or later.
+/// Limit for conditions that must hold eventually.
 const GENEROUS: Duration = Duration::from_secs(60);
 
-/// Waits until something holds; the test fails if it never does.
+/// Waits until a condition holds; the test fails if it never does.
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     for _ in 0..GENEROUS.as_millis() / 10 {
         if holds() {
@@ -49,17 +49,17 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("never: {what}");
+    panic!("timed out: {what}");
 }
 
 pub async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(GENEROUS, future).await {
         Ok(value) => value,
-        Err(_) => panic!("never: {what}"),
+        Err(_) => panic!("timed out: {what}"),
     }
 }
 
-/// An authority that certifies brokers.
+/// A certificate authority.
 pub struct Authority {
     issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
     pub pem: String,
@@ -99,7 +99,7 @@ impl Authority {
 }
 
 pub fn put(path: &Path, text: &str, mode: u32) {
-    // As whoever renews certificates with care does it: no reader sees half a file.
+    // Written by rename, as in a careful renewal: no reader sees half a file.
     let making = path.with_extension("new");
     std::fs::write(&making, text).expect("written");
     std::fs::set_permissions(&making, std::fs::Permissions::from_mode(mode)).expect("mode");
@@ -107,15 +107,15 @@ pub fn put(path: &Path, text: &str, mode: u32) {
 }
 
 #[derive(Default)]
-pub struct Setup {
+pub struct TransportSetup {
     pub tls: bool,
     pub unix: bool,
     pub limits: ConnectionLimits,
 }
 
-/// A broker in this process behind doors as a test wants them.
-pub struct Site {
-    pub world: Arc<World>,
+/// A broker in this process with configurable transport.
+pub struct TestServer {
+    pub env: Arc<TestEnvironment>,
     pub url: String,
     pub address: SocketAddr,
     pub root: PathBuf,
@@ -127,8 +127,8 @@ pub struct Site {
     temp: tempfile::TempDir,
 }
 
-impl Site {
-    pub async fn start(setup: Setup) -> Self {
+impl TestServer {
+    pub async fn start(setup: TransportSetup) -> Self {
         let temp = tempfile::tempdir().expect("dir");
         let root = temp.path().to_owned();
         let authority = Authority::new();
@@ -151,11 +151,11 @@ impl Site {
             evidence_audience: url.clone(),
             ..settings()
         };
-        let world = Arc::new(World::new());
+        let env = Arc::new(TestEnvironment::new());
         let key = SigningKey::generate().expect("key").1.to_vec();
         let broker = open_as(
             settings,
-            &world,
+            &env,
             &root.join("data"),
             &Clock::system(),
             &key,
@@ -167,19 +167,19 @@ impl Site {
             .unix
             .then(|| GuardedUnixListener::bind(&root.join("dipylon.sock")).expect("bound"));
         let peer = async |Extension(peer): Extension<Peer>| format!("{peer:?}");
-        let mut doors = ServerConfig::from(listener);
-        doors.tls = tls.clone();
-        doors.unix = unix;
-        doors.limits = setup.limits;
-        doors.extra = axum::Router::new().route("/peer", get(peer));
-        let counts = doors.counts.clone();
+        let mut config = ServerConfig::from(listener);
+        config.tls = tls.clone();
+        config.unix = unix;
+        config.limits = setup.limits;
+        config.extra = axum::Router::new().route("/peer", get(peer));
+        let counts = config.counts.clone();
         let (stop, stopped) = oneshot::channel::<()>();
-        let serving = serve::serve(broker, doors, async move {
+        let serving = serve::serve(broker, config, async move {
             let _told = stopped.await;
         });
         let server = tokio::spawn(async move { serving.await.expect("serves") });
         Self {
-            world,
+            env,
             url,
             address,
             root,
@@ -203,16 +203,16 @@ impl Site {
         Endpoint::reach(&self.url, &self.reach()).expect("endpoint")
     }
 
-    /// One that never calls twice: what fails here, fails.
+    /// An endpoint without retries.
     pub fn once(&self) -> Endpoint {
         self.endpoint().with_retry_ms(0)
     }
 
     pub async fn task(&self, endpoint: Endpoint) -> Result<Task, Error> {
-        open(&self.world, &self.url, endpoint).await
+        open(&self.env, &self.url, endpoint).await
     }
 
-    /// Stops the broker; what it leaves lies in the directory that comes back.
+    /// Stops the broker and returns its directory.
     pub async fn stop(mut self) -> tempfile::TempDir {
         drop(self.stop.take());
         in_time("the broker stops", self.server)
@@ -240,9 +240,9 @@ impl Site {
     }
 }
 
-pub async fn open(world: &World, url: &str, endpoint: Endpoint) -> Result<Task, Error> {
+pub async fn open(env: &TestEnvironment, url: &str, endpoint: Endpoint) -> Result<Task, Error> {
     let id = format!("spiffe://{DOMAIN}/agent/triage");
-    let evidence = EvidenceSource::Fixed(world.svid_for(url, &id, Clock::system().now(), 3_600));
+    let evidence = EvidenceSource::Fixed(env.svid_for(url, &id, Clock::system().now(), 3_600));
     let opening = OpenTask {
         purpose: "contain INC-8841".into(),
         max_duration_s: 3_600,
@@ -261,7 +261,7 @@ fn token(outcome: Result<Outcome, Error>) -> TokenId {
     }
 }
 
-/// A whole call: both gates and an entry.
+/// A complete call: both gates and an entry.
 pub async fn works(task: &Task, n: u64) {
     token(
         task.request_token(&order(read_case(), &format!("honest-{n}")))
@@ -283,7 +283,7 @@ pub async fn http1(
 
 pub const PEER: &str = "GET /peer HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
 
-/// A client of our own making, to see what the broker's TLS does.
+/// A rustls client, to observe the broker's TLS.
 fn tls_client(
     ca: &str,
     versions: &[&'static rustls::SupportedProtocolVersion],
@@ -314,7 +314,7 @@ async fn shake(
         .await
 }
 
-/// The certificate that a new connection is shown.
+/// The certificate presented to a new connection.
 pub async fn shown(address: SocketAddr, ca: &str) -> Option<Digest> {
     let stream = shake(address, &tls_client(ca, &[&rustls::version::TLS13]))
         .await
@@ -328,10 +328,10 @@ pub fn digest_of(pem: &str) -> Digest {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tls_from_end_to_end() {
-    let site = Site::start(Setup {
+async fn tls_end_to_end() {
+    let site = TestServer::start(TransportSetup {
         tls: true,
-        ..Setup::default()
+        ..TransportSetup::default()
     })
     .await;
     let task = site.task(site.once()).await.expect("opens");
@@ -343,7 +343,7 @@ async fn tls_from_end_to_end() {
         &site.url,
         &site.url,
         Audience::parse(CASES).expect("audience"),
-        Identity::Key(Arc::new(site.world.key_of("cases"))),
+        Identity::Key(Arc::new(site.env.key_of("cases"))),
     );
     config.reach = site.reach();
     let cases = Validator::connect(config.clone()).await.expect("connects");
@@ -355,13 +355,13 @@ async fn tls_from_end_to_end() {
             .active
     );
 
-    // Another authority's word is no word, whether a file names it or the operating system.
+    // Another authority is not trusted, whether it comes from a file or the system.
     put(&site.root.join("other.pem"), &Authority::new().pem, 0o644);
     for ca in [Some(site.root.join("other.pem")), None] {
         let reach = Reach { ca, socket: None };
         let stranger = match Endpoint::reach(&site.url, &reach) {
             Ok(endpoint) => endpoint.with_retry_ms(0),
-            // A system without authorities trusts nobody.
+            // A system without authorities trusts no certificate.
             Err(error) => {
                 assert!(
                     matches!(error, Error::Trust(_)) && reach.ca.is_none(),
@@ -379,7 +379,7 @@ async fn tls_from_end_to_end() {
         config.reach = reach;
         assert!(Validator::connect(config.clone()).await.is_err());
     }
-    // Plain words to the TLS port get no answer that could be taken for one, and harm nobody.
+    // Plain HTTP to the TLS port gets no HTTP response, and does no harm.
     let plain = site.url.replace("https://", "http://");
     let endpoint = Endpoint::connect(&plain)
         .expect("endpoint")
@@ -400,7 +400,7 @@ async fn tls_from_end_to_end() {
     .await;
     works(&task, 1).await;
 
-    // No resumption, whatever the client keeps: each connection is a whole handshake.
+    // No session resumption: each connection is a full handshake.
     let config = tls_client(&site.authority.pem, &[&rustls::version::TLS13]);
     for _ in 0..3 {
         let mut stream = shake(site.address, &config).await.expect("shaken");
@@ -415,10 +415,10 @@ async fn tls_from_end_to_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_certificate_is_taken_up_and_a_broken_one_is_not() {
-    let site = Site::start(Setup {
+async fn certificate_rotation() {
+    let site = TestServer::start(TransportSetup {
         tls: true,
-        ..Setup::default()
+        ..TransportSetup::default()
     })
     .await;
     let ca = site.authority.pem.clone();
@@ -438,11 +438,11 @@ async fn a_new_certificate_is_taken_up_and_a_broken_one_is_not() {
         shown(site.address, &ca).await,
         Some(digest_of(&certificate))
     );
-    // Connections that stood go on.
+    // Open connections continue.
     works(&task, 1).await;
 
     put(&site.root.join("tls.crt"), "garbage", 0o644);
-    until("the broken one is seen", || {
+    until("the broken certificate is reported", || {
         tls.status().last_error.is_some()
     })
     .await;
@@ -451,16 +451,16 @@ async fn a_new_certificate_is_taken_up_and_a_broken_one_is_not() {
         Some(digest_of(&certificate))
     );
     put(&site.root.join("tls.crt"), &certificate, 0o644);
-    until("all is well again", || tls.status().last_error.is_none()).await;
+    until("the error is cleared", || tls.status().last_error.is_none()).await;
     site.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_unix_socket_is_a_door_like_the_other() {
-    let site = Site::start(Setup {
+async fn unix_socket_listener() {
+    let site = TestServer::start(TransportSetup {
         tls: true,
         unix: true,
-        ..Setup::default()
+        ..TransportSetup::default()
     })
     .await;
     let path = site.root.join("dipylon.sock");
@@ -475,7 +475,7 @@ async fn the_unix_socket_is_a_door_like_the_other() {
         &site.url,
         &site.url,
         Audience::parse(CASES).expect("audience"),
-        Identity::Key(Arc::new(site.world.key_of("cases"))),
+        Identity::Key(Arc::new(site.env.key_of("cases"))),
     );
     config.reach = reach;
     Validator::connect(config).await.expect("connects");
@@ -490,7 +490,7 @@ async fn the_unix_socket_is_a_door_like_the_other() {
     };
     let answer = http1(&mut stream, PEER).await;
     assert!(answer.ends_with(&format!("{peer:?}")), "{answer}");
-    // The same callers, the same refusals: nobody is anybody by the door they come through.
+    // The same callers, the same refusals: the socket gives no identity.
     let mut stream = tokio::net::UnixStream::connect(&path)
         .await
         .expect("connects");
@@ -507,8 +507,8 @@ async fn the_unix_socket_is_a_door_like_the_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_beyond_the_streams_of_a_connection_queue() {
-    let site = Site::start(Setup::default()).await;
+async fn calls_beyond_max_concurrent_streams_queue() {
+    let site = TestServer::start(TransportSetup::default()).await;
     let task = Arc::new(site.task(site.once()).await.expect("opens"));
     let mut calls = tokio::task::JoinSet::new();
     for n in 0..200 {
@@ -519,7 +519,7 @@ async fn calls_beyond_the_streams_of_a_connection_queue() {
         call.expect("answered");
     }
     assert_eq!(site.counts.accepted.load(Ordering::Relaxed), 1);
-    // The bound itself, as the broker tells it.
+    // The limit in the broker's SETTINGS.
     let (sender, _connection) = site.raw().await;
     let mut sender = sender.ready().await.expect("ready");
     let request = http::Request::get(format!("{}/livez", site.url))
@@ -532,8 +532,8 @@ async fn calls_beyond_the_streams_of_a_connection_queue() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_too_large_gets_a_clean_error() {
-    let site = Site::start(Setup::default()).await;
+async fn oversized_requests_are_rejected() {
+    let site = TestServer::start(TransportSetup::default()).await;
     let task = site.task(site.once()).await.expect("opens");
     let large = "x".repeat(20_000);
     let (mut sender, _connection) = site.raw().await;
@@ -555,7 +555,7 @@ async fn what_is_too_large_gets_a_clean_error() {
     .await;
     assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
 
-    // A message of more than 64 KiB: told by its length alone, before it arrives.
+    // A message of more than 64 KiB: refused by its length prefix, before it arrives.
     let (mut sender, _connection) = site.raw().await;
     let request = site
         .grpc("dipylon.v1.TaskService/OpenTask")
@@ -566,17 +566,17 @@ async fn what_is_too_large_gets_a_clean_error() {
     let head = [&[0][..], &length.to_be_bytes()].concat();
     body.send_data(head.into(), false).expect("sent");
     let answer = in_time("an answer", answer).await.expect("answered");
-    // OUT_OF_RANGE, as tonic says it.
+    // OUT_OF_RANGE, tonic's code.
     assert_eq!(answer.headers()["grpc-status"], "11");
     works(&task, 1).await;
     site.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_deadline_is_answered_as_one() {
-    let site = Site::start(Setup::default()).await;
+async fn deadline_exceeded() {
+    let site = TestServer::start(TransportSetup::default()).await;
     let (sender, _connection) = site.raw().await;
-    // The message never arrives whole, and the caller has said how long it waits.
+    // The message never arrives in full, and the caller set a timeout.
     for method in [
         "dipylon.v1.TaskService/OpenTask",
         "dipylon.v1.TokenService/Introspect",
@@ -595,7 +595,7 @@ async fn a_deadline_is_answered_as_one() {
         let message = answer.headers()["grpc-message"].to_str().expect("text");
         assert!(message.starts_with("the%20call"), "{message}");
     }
-    // Without a word of the caller's the broker's own bound holds.
+    // Without the caller's timeout the broker's own limit holds.
     let mut sender = sender.ready().await.expect("ready");
     let request = site
         .grpc("dipylon.v1.TaskService/OpenTask")
@@ -641,12 +641,12 @@ async fn watch_health(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn reflection_lists_what_can_be_called() {
+async fn reflection_lists_services() {
     use tonic_reflection::pb::v1::ServerReflectionRequest;
     use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
     use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
     use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
-    let site = Site::start(Setup::default()).await;
+    let site = TestServer::start(TransportSetup::default()).await;
     let channel = tonic::transport::Endpoint::from_shared(site.url.clone())
         .expect("url")
         .connect()
@@ -687,22 +687,22 @@ async fn reflection_lists_what_can_be_called() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_grow_old_without_a_call_that_fails() {
-    let site = Site::start(Setup {
+async fn connection_max_age_fails_no_call() {
+    let site = TestServer::start(TransportSetup {
         limits: ConnectionLimits {
             max_age: Duration::from_secs(1),
             ..ConnectionLimits::default()
         },
-        ..Setup::default()
+        ..TransportSetup::default()
     })
     .await;
     let url = site.url.clone();
-    // A validator's stream goes over from one connection to the next.
+    // A validator's stream moves from one connection to the next.
     let cases = Validator::connect(ValidatorConfig::new(
         &url,
         &url,
         Audience::parse(CASES).expect("audience"),
-        Identity::Key(Arc::new(site.world.key_of("cases"))),
+        Identity::Key(Arc::new(site.env.key_of("cases"))),
     ))
     .await
     .expect("connects");
@@ -717,8 +717,8 @@ async fn connections_grow_old_without_a_call_that_fails() {
         let asked = order(read_case(), &format!("r-{served}"));
         match task.request_token(&asked).await {
             Ok(Outcome::Token(_)) => served += 1,
-            // What came to a connection that was closing was not sent, or named by GOAWAY as not begun, and is asked again
-            // under the same idempotency_key. A call that was begun is never cut.
+            // A call on a closing connection was not sent, or was refused by GOAWAY, and is retried under the same
+            // idempotency key. A call in progress is never cut.
             Err(Error::Unreachable { cause, .. })
                 if cause.starts_with("operation was canceled")
                     || cause.ends_with("not a result of an error") =>
@@ -729,31 +729,31 @@ async fn connections_grow_old_without_a_call_that_fails() {
         }
     }
     eprintln!("{served} calls served, {unsent} not sent, while 6 connections aged");
-    // A stream is told, so that it does not keep its connection for ever.
+    // A stream is ended, so that it does not keep its connection open for ever.
     assert_eq!(
         in_time("the stream ends", stream).await.expect("joined"),
         "14"
     );
     let report = task.complete(TaskOutcome::Succeeded).await.expect("ended");
     in_time(
-        "the validator hears of it",
+        "the validator learns of the revocation",
         cases.read_past(report.position),
     )
     .await;
-    let found = laws::check(&site.root.join("data"));
+    let found = invariants::check(&site.root.join("data"));
     assert_eq!(found.tokens.len(), served, "one grant for each request_id");
     site.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_caller_who_goes_away_leaves_a_grant_or_none() {
-    let site = Site::start(Setup::default()).await;
+async fn client_disconnect_is_atomic() {
+    let site = TestServer::start(TransportSetup::default()).await;
     let task = site.task(site.once()).await.expect("opens");
     works(&task, 0).await;
     let mut gone = 0;
     for n in 1..=60 {
         let asked = order(read_case(), &format!("gone-{n}"));
-        // From before the call leaves to after its answer.
+        // From before the call is sent to after its reply.
         let patience = Duration::from_micros(n * 150);
         if tokio::time::timeout(patience, task.request_token(&asked))
             .await
@@ -764,15 +764,15 @@ async fn a_caller_who_goes_away_leaves_a_grant_or_none() {
         let first = token(task.request_token(&asked).await);
         assert_eq!(first, token(task.request_token(&asked).await), "one grant");
     }
-    eprintln!("{gone} of 60 calls were given up");
+    eprintln!("{gone} of 60 calls were cancelled");
     assert!(gone > 0);
-    assert_eq!(laws::check(&site.root.join("data")).tokens.len(), 61);
+    assert_eq!(invariants::check(&site.root.join("data")).tokens.len(), 61);
     site.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_waits_is_answered_at_the_stop() {
-    let site = Site::start(Setup::default()).await;
+async fn waiting_calls_are_answered_on_shutdown() {
+    let site = TestServer::start(TransportSetup::default()).await;
     let task = site.task(site.once()).await.expect("opens");
     let mut asked = order(disable("ann"), "waits");
     asked.wait_s = 60;
@@ -781,8 +781,8 @@ async fn who_waits_is_answered_at_the_stop() {
         tokio::spawn(async move { task.request_token(&asked).await })
     };
     let journal = dipylon::journal::ReadOnly::open(&site.root.join("data")).expect("journal");
-    // Until people are asked, nobody waits.
-    until("people are asked", || {
+    // The call waits once its request is pending.
+    until("the request is pending", || {
         let mut asked = false;
         let read = journal.all(|entry| {
             asked |= entry.text.contains("\"kind\":\"AccessRequestOpened\"");

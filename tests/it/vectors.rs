@@ -1,5 +1,4 @@
-//! Public test vectors for what the journal rests on: RFC 8785 and the Merkle tree of RFC 6962. (Those of JOSE stand in its
-//! own room.)
+//! Public test vectors for the journal: RFC 8785 (JCS) and the Merkle tree of RFC 6962. (Those of JOSE are in `src/jose`.)
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -10,7 +9,7 @@ use dipylon::audit::{Inclusion, verify_inclusion};
 use dipylon_sdk::model::{Digest, json};
 use serde_json::Value;
 
-/// The folder of public vectors, or a loud skip.
+/// The directory of public vectors; prints that the test is skipped where it is missing.
 pub fn vectors(what: &str) -> Option<PathBuf> {
     let root = std::env::var_os("DIPYLON_VECTORS").map_or_else(
         || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/vectors")),
@@ -20,7 +19,7 @@ pub fn vectors(what: &str) -> Option<PathBuf> {
     if path.is_dir() {
         return Some(path);
     }
-    // Not through the macros, whose output a passing test keeps to itself.
+    // Not by `eprintln!`, which a passing test captures.
     writeln!(
         std::io::stderr(),
         "SKIPPED: {what}: no vectors at {}",
@@ -44,11 +43,11 @@ fn jcs() {
                 assert_eq!(text, output.trim_end_matches('\n'), "{name:?}");
                 same += 1;
             }
-            // Fractions have no place in what we hash.
+            // Hashed JSON has no fractions.
             Err(_) => {
                 assert!(
                     output.contains(['.', 'e']),
-                    "{name:?} has nothing to refuse"
+                    "{name:?} has no fraction to refuse"
                 );
                 refused += 1;
             }
@@ -93,7 +92,7 @@ fn merkle_inclusion() {
                 (Some(leaf), Some(root), Some(path), Some(index), Some(size)) => {
                     verify_inclusion(leaf, &Inclusion { index, size, path }, root)
                 }
-                // A hash of another length, or a number below zero, is no proof.
+                // A hash of another length or a negative number is no proof.
                 _ => false,
             };
             assert_eq!(holds, wanted, "{}", path.display());

@@ -1,10 +1,10 @@
-//! Passkeys as a page's script uses them, for what the console's own script would never do.
+//! WebAuthn ceremonies run by injected scripts, for requests that the console's own script never makes.
 
 use serde_json::{Value, json};
 
 use super::driver::Browser;
 
-/// What every script here needs: base64url both ways, and a POST as the console's pages make it.
+/// Shared script functions: base64url both ways, and a POST as the console's pages make it.
 const COMMON: &str = "
     const text = (b) => btoa(String.fromCharCode(...new Uint8Array(b))).replaceAll('+', '-').replaceAll('/', '_').replaceAll('=', '');
     const bytes = (t) => Uint8Array.from(atob(t.replaceAll('-', '+').replaceAll('_', '/')), (c) => c.charCodeAt(0));
@@ -28,26 +28,26 @@ const COMMON: &str = "
     };
 ";
 
-/// Posts JSON from the page that the browser shows, with its cookies: `{status, body}`.
+/// Posts JSON from the current page, with its cookies: `{status, body}`.
 pub async fn post(browser: &Browser, path: &str, body: Value) -> Value {
     let script = format!("{COMMON} return await post(args[0], args[1]);");
     browser.run(&script, json!([path, body])).await
 }
 
-/// Signs a challenge on the page that the browser shows.
+/// Signs a challenge on the current page.
 pub async fn sign(browser: &Browser, challenge: &Value, verification: &str) -> Value {
     let script = format!("{COMMON} return await assertion(args[0], 'localhost', args[1]);");
     browser.run(&script, json!([challenge, verification])).await
 }
 
-/// A statement with its signature, ready to be cast.
+/// A statement with its signature, as `CastVote` takes it.
 pub fn cast(begun: &Value, signed: &Value) -> Value {
     let mut cast = signed.clone();
     cast["statement"] = begun["body"]["statement"].clone();
     cast
 }
 
-/// Keeps what the page sends to the broker from now on, for [`sent`].
+/// Records the page's requests from now on, for [`sent`].
 pub async fn listen(browser: &Browser) {
     let script = "
         const plain = window.fetch;
@@ -56,7 +56,7 @@ pub async fn listen(browser: &Browser) {
     browser.script(script, json!([])).await;
 }
 
-/// The last body that went to a path with this end.
+/// The last body sent to a path with this suffix.
 pub async fn sent(browser: &Browser, end: &str) -> Value {
     let script = "return window.sent.filter(([path]) => path.endsWith(arguments[0])).pop()[1]";
     let body = browser.script(script, json!([end])).await;

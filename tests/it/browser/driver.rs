@@ -1,6 +1,6 @@
-//! A real Chromium, driven through chromedriver: W3C WebDriver over HTTP on loopback, and its WebAuthn extension.
+//! WebDriver client: a real Chromium through chromedriver on loopback, with the WebAuthn extension.
 //!
-//! Each browser has a chromedriver, a profile and an authenticator of its own. Dropping it stops both processes by pid,
+//! Each browser has its own chromedriver, profile and authenticator. Dropping it stops both processes by pid,
 //! whether the test passed or not.
 
 use std::fmt::Debug;
@@ -19,29 +19,29 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// For whatever must come about sooner or later.
+/// Limit for conditions that must hold eventually.
 const GENEROUS: Duration = Duration::from_secs(30);
-/// How long a browser may take to close by itself.
+/// Limit for a browser to close by itself.
 const CLOSING: Duration = Duration::from_secs(5);
-/// Between two looks at a page.
+/// Polling interval.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// Browsers open at one time, over all tests: one takes some 300 MB. A test that opens several asks for them at once.
+/// Browsers open at one time, over all tests: one takes some 300 MB. A test that needs several opens them in one call.
 const BROWSERS_MAX: usize = 4;
-/// What a page element is called in WebDriver's JSON (WebDriver §12).
+/// The key of a web element reference (WebDriver §12).
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
-/// How a browser looks at the world.
+/// Viewport and media settings of a browser.
 #[derive(Debug, Clone, Copy)]
-pub struct Look {
+pub struct Viewport {
     pub width: u32,
     pub height: u32,
-    /// Dots of a picture for each of the page's pixels.
+    /// Device pixels per CSS pixel.
     pub scale: u32,
     pub dark: bool,
     pub scripts: bool,
 }
 
-impl Look {
+impl Viewport {
     pub const DESK: Self = Self {
         width: 1_280,
         height: 900,
@@ -58,32 +58,32 @@ impl Look {
 
 /// One browser, one window, one authenticator.
 pub struct Browser {
-    look: Look,
+    look: Viewport,
     port: u16,
-    /// WebDriver's name for the connection between the two.
+    /// The WebDriver session ID.
     id: String,
     authenticator: String,
     processes: Processes,
     _place: Arc<OwnedSemaphorePermit>,
 }
 
-/// What must not outlive the test.
+/// Processes that must not outlive the test.
 struct Processes {
     driver: Child,
     profile: tempfile::TempDir,
-    /// Where the driver is asked to close its browser, once there is one.
+    /// The driver's port and session, once there is one.
     closing: Option<(u16, String)>,
 }
 
 impl Drop for Processes {
     fn drop(&mut self) {
         if let Some((port, id)) = &self.closing {
-            // Asked to, chromedriver ends and reaps what it started. If it does not, what follows ends it.
+            // On request chromedriver ends and reaps its browser; if it does not, the kill below does.
             let _closed = close(*port, id);
         }
         let _gone = self.driver.kill();
         let _reaped = self.driver.wait();
-        // The browser is chromedriver's child, not ours: whoever names our profile on its command line is ours to end.
+        // The browser is chromedriver's child: it is recognised by our profile on its command line.
         for pid in processes_of(self.profile.path()) {
             let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
@@ -100,7 +100,7 @@ fn close(port: u16, id: &str) -> std::io::Result<()> {
     stream.read(&mut [0; 512]).map(drop)
 }
 
-/// The processes whose command line names a browser's directory.
+/// The processes whose command line names this profile directory.
 pub fn processes_of(profile: &Path) -> Vec<rustix::process::Pid> {
     let ours = profile.to_string_lossy().into_owned();
     let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -117,7 +117,7 @@ fn installed(name: &str) -> bool {
     Path::new("/usr/bin").join(name).exists()
 }
 
-/// True, and said in the log, where no browser is installed: then a test that needs one cannot run. With
+/// Whether no browser is installed, so that the test is skipped (and prints so). With
 /// `DIPYLON_REQUIRE=chromium` it fails instead.
 pub fn absent() -> bool {
     let missing: Vec<&str> = ["chromium", "chromedriver"]
@@ -130,9 +130,9 @@ pub fn absent() -> bool {
     let required = std::env::var("DIPYLON_REQUIRE").unwrap_or_default();
     assert!(
         !required.split(',').any(|r| r == "chromium"),
-        "required, and not there: {missing:?}"
+        "required but not installed: {missing:?}"
     );
-    // The harness names a test's thread after it; and it keeps what println! says to itself unless the test fails.
+    // The test harness names the thread after the test, and captures `println!` unless the test fails.
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test");
     let _told = writeln!(
@@ -143,13 +143,13 @@ pub fn absent() -> bool {
 }
 
 impl Browser {
-    pub async fn open(look: Look) -> Self {
+    pub async fn open(look: Viewport) -> Self {
         let [browser] = Self::several([look]).await;
         browser
     }
 
-    /// Several at once: a test that waits for its second browser while it holds its first could wait for ever.
-    pub async fn several<const N: usize>(looks: [Look; N]) -> [Self; N] {
+    /// Opens several at once: waiting for a second browser while holding the first could deadlock.
+    pub async fn several<const N: usize>(looks: [Viewport; N]) -> [Self; N] {
         static PLACES: std::sync::LazyLock<Arc<Semaphore>> =
             std::sync::LazyLock::new(|| Arc::new(Semaphore::new(BROWSERS_MAX)));
         let places = u32::try_from(N).expect("few");
@@ -162,7 +162,7 @@ impl Browser {
         browsers.try_into().unwrap_or_else(|_| unreachable!())
     }
 
-    async fn start(look: Look, place: Arc<OwnedSemaphorePermit>) -> Self {
+    async fn start(look: Viewport, place: Arc<OwnedSemaphorePermit>) -> Self {
         let profile = tempfile::tempdir().expect("dir");
         let mut driver = Command::new("/usr/bin/chromedriver")
             .args(["--port=0", "--allowed-ips=127.0.0.1"])
@@ -187,11 +187,11 @@ impl Browser {
                 port.trim_end_matches('.').parse::<u16>().ok()
             });
             let _gone = tell.send(port);
-            // Read on, or the driver would block on a full pipe.
+            // Keep reading, or the driver would block on a full pipe.
             lines.for_each(drop);
         });
         let port = tokio::time::timeout(GENEROUS, told).await;
-        let port = port.expect("in time").expect("told").expect("a port");
+        let port = port.expect("in time").expect("read").expect("a port");
 
         let mut arguments = vec![
             "--headless=new".to_owned(),
@@ -211,7 +211,7 @@ impl Browser {
             ),
         ];
         if rustix::process::geteuid().is_root() {
-            // Chromium's sandbox refuses to be set up by root.
+            // Chromium's sandbox does not run as root.
             arguments.push("--no-sandbox".to_owned());
         }
         let mut browser = Self {
@@ -254,7 +254,7 @@ impl Browser {
         browser
     }
 
-    /// Where it and its driver keep what they write.
+    /// The profile directory of the browser and its driver.
     pub fn profile(&self) -> std::path::PathBuf {
         self.processes.profile.path().to_owned()
     }
@@ -269,7 +269,7 @@ impl Browser {
         text(&self.get("/url").await)
     }
 
-    /// Shows the page again, as its button would.
+    /// Reloads the page.
     pub async fn reload(&self) {
         self.post("/refresh", json!({})).await;
     }
@@ -296,7 +296,7 @@ impl Browser {
         self.until(css, async || self.find(css).await).await
     }
 
-    /// Waits for an element that people can see.
+    /// Waits for a visible element.
     pub async fn seen(&self, css: &str) -> Element<'_> {
         self.until(css, async || {
             let element = self.find(css).await?;
@@ -305,7 +305,7 @@ impl Browser {
         .await
     }
 
-    /// Clicks on what matches as soon as it is there: on a page that moves, what was found may be gone by then.
+    /// Clicks on a matching element, retrying: on a page that updates, a found element may be stale.
     pub async fn click_on(&self, css: &str) {
         self.until(css, async || {
             let path = format!("/element/{}/click", self.find(css).await?.id);
@@ -322,7 +322,7 @@ impl Browser {
         .await;
     }
 
-    /// Whether people see no such element.
+    /// Whether no such element is visible.
     pub async fn hides(&self, css: &str) -> bool {
         match self.find(css).await {
             Some(element) => !element.displayed().await,
@@ -330,7 +330,7 @@ impl Browser {
         }
     }
 
-    /// Waits until a script says something: not false, not nothing, no empty text.
+    /// Waits until a script returns a truthy value.
     pub async fn holds(&self, script: &str) -> Value {
         self.until(script, async || {
             let value = self.script(&format!("return ({script})"), json!([])).await;
@@ -350,23 +350,27 @@ impl Browser {
         };
         match tokio::time::timeout(GENEROUS, searching).await {
             Ok(found) => found,
-            Err(_) => panic!("never: {what}\n{}\n{}", self.url().await, self.text().await),
+            Err(_) => panic!(
+                "timed out: {what}\n{}\n{}",
+                self.url().await,
+                self.text().await
+            ),
         }
     }
 
-    /// All that the page says, hidden parts included.
+    /// The text of the page, hidden parts included.
     pub async fn text(&self) -> String {
         let all = self.script("return document.documentElement.textContent", json!([]));
         text(&all.await)
     }
 
-    /// Runs a script in the page, beside its own: a content security policy does not bind it.
+    /// Runs a script in the page; the page's content security policy does not apply to it.
     pub async fn script(&self, script: &str, args: Value) -> Value {
         self.post("/execute/sync", json!({ "script": script, "args": args }))
             .await
     }
 
-    /// Runs an async function in the page and gives what it resolves to; a rejection is `{"error": its name}`.
+    /// Runs an async function in the page and returns its result; a rejection is `{"error": its name}`.
     pub async fn run(&self, body: &str, args: Value) -> Value {
         let script = format!(
             "const done = arguments[arguments.length - 1];
@@ -377,7 +381,7 @@ impl Browser {
             .await
     }
 
-    /// Presses keys, whatever has the focus.
+    /// Presses keys on the focused element.
     pub async fn press(&self, keys: &str) {
         let actions: Vec<Value> = keys
             .chars()
@@ -387,7 +391,7 @@ impl Browser {
         self.post("/actions", all).await;
     }
 
-    /// The `id` attribute of what has the focus, or its tag name.
+    /// The `id` attribute of the focused element, or its tag name.
     pub async fn focus(&self) -> String {
         let script = "return document.activeElement.id || document.activeElement.tagName";
         text(&self.script(script, json!([])).await)
@@ -406,7 +410,7 @@ impl Browser {
         self.post("/cookie", json!({ "cookie": cookie })).await;
     }
 
-    /// Looks at what is inside a frame from now on.
+    /// Switches to a frame.
     pub async fn enter_frame(&self, css: &str) {
         let frame = self.wait(css).await;
         self.post("/frame", json!({ "id": { ELEMENT: frame.id } }))
@@ -417,18 +421,18 @@ impl Browser {
         self.post("/frame", json!({ "id": null })).await;
     }
 
-    /// The window as a PNG.
+    /// A PNG of the window.
     pub async fn screenshot(&self) -> Vec<u8> {
         let png = text(&self.get("/screenshot").await);
         STANDARD.decode(png).expect("base64")
     }
 
-    /// The page from its head to its foot as a PNG, in a window that is as high.
+    /// A PNG of the whole page, in a window of its height.
     pub async fn whole_page(&self) -> Vec<u8> {
         let height = "return document.documentElement.scrollHeight";
         let height = self.script(height, json!([])).await;
         let height = u32::try_from(height.as_u64().expect("a height")).expect("small");
-        self.measure(Look {
+        self.measure(Viewport {
             height: height.max(self.look.height),
             ..self.look
         })
@@ -438,7 +442,7 @@ impl Browser {
         png
     }
 
-    async fn measure(&self, look: Look) {
+    async fn measure(&self, look: Viewport) {
         let metrics = json!({
             "width": look.width, "height": look.height, "deviceScaleFactor": look.scale, "mobile": look.width < 600,
         });
@@ -456,25 +460,25 @@ impl Browser {
         text(&self.post("/webauthn/authenticator", kind).await)
     }
 
-    /// Whether the authenticator recognises its user from now on.
+    /// Sets whether the authenticator verifies its user.
     pub async fn recognises(&self, user: bool) {
         let path = format!("/webauthn/authenticator/{}/uv", self.authenticator);
         self.post(&path, json!({ "isUserVerified": user })).await;
     }
 
-    /// Its passkeys, private keys included.
+    /// The authenticator's passkeys, private keys included.
     pub async fn passkeys(&self) -> Vec<Value> {
         let path = format!("/webauthn/authenticator/{}/credentials", self.authenticator);
         self.get(&path).await.as_array().expect("a list").clone()
     }
 
-    /// Puts a passkey of another authenticator into this one.
+    /// Copies a passkey of another authenticator into this one.
     pub async fn copy_in(&self, passkey: &Value) {
         let path = format!("/webauthn/authenticator/{}/credential", self.authenticator);
         self.post(&path, passkey.clone()).await;
     }
 
-    /// Takes all passkeys out of it.
+    /// Deletes all passkeys.
     pub async fn forget_passkeys(&self) {
         let path = format!("/webauthn/authenticator/{}/credentials", self.authenticator);
         self.ours("DELETE", &path, None).await;
@@ -482,7 +486,7 @@ impl Browser {
 
     // ------------------------------------------------------------------ the wire
 
-    /// A command of Chromium's own protocol.
+    /// A Chrome DevTools Protocol command.
     pub async fn cdp(&self, command: &str, parameters: Value) -> Value {
         let order = json!({ "cmd": command, "params": parameters });
         self.post("/goog/cdp/execute", order).await
@@ -502,7 +506,7 @@ impl Browser {
         answer.unwrap_or_else(|e| panic!("{method} {path}: {e}"))
     }
 
-    /// A command that may fail, as one on an element that the page has just replaced.
+    /// A command that may fail, for example on a stale element.
     async fn attempt(
         &self,
         method: &str,
@@ -550,7 +554,7 @@ impl Browser {
     }
 }
 
-/// Something on the page. A page that changes leaves it behind.
+/// A web element; stale after the page replaces it.
 pub struct Element<'a> {
     browser: &'a Browser,
     id: String,
@@ -566,7 +570,7 @@ impl Element<'_> {
         self.order("POST", "/click", Some(json!({}))).await;
     }
 
-    /// Types, after what is there.
+    /// Types after the present text.
     pub async fn type_in(&self, text: &str) {
         self.order("POST", "/value", Some(json!({ "text": text })))
             .await;
@@ -576,7 +580,7 @@ impl Element<'_> {
         self.order("POST", "/clear", Some(json!({}))).await;
     }
 
-    /// What people see of its text.
+    /// The visible text.
     pub async fn text(&self) -> String {
         text(&self.order("GET", "/text", None).await)
     }
@@ -597,7 +601,7 @@ impl Element<'_> {
     }
 }
 
-/// Keys without a character of their own (WebDriver §17.4.2).
+/// Non-printing keys (WebDriver §17.4.2).
 pub mod keys {
     pub const TAB: &str = "\u{e004}";
     pub const ENTER: &str = "\u{e007}";

@@ -1,25 +1,25 @@
-//! What others try at the console: their words, their pages, their signatures.
+//! Attacks on the console: XSS, CSRF, framing, signature replay, cloned passkeys.
 
 use dipylon_sdk::model::*;
 use serde_json::{Value, json};
 
+use super::approve::{denied, voted};
+use super::attacker_site::AttackerSite;
 use super::ceremony;
-use super::decide::{denied, voted};
-use super::driver::{Browser, Look, absent};
-use super::pages::Elsewhere;
-use super::site::{Site, card_of, follow};
-use crate::harness::{World, action, disable};
+use super::driver::{Browser, Viewport, absent};
+use super::site::{ConsoleServer, card_of, follow};
+use crate::support::{TestEnvironment, action, disable};
 
-/// Markup that would run, and characters that would hide or turn what stands beside them.
+/// Executable markup, and characters that hide or reorder the text beside them.
 const EVIL: &str =
     "<img src=x onerror=pwned=1><script>pwned=1</script>\u{202e}\u{200b}\"'`{{7*7}}&lt;b&gt;";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn words_of_others_stay_words() {
+async fn xss_is_escaped() {
     if absent() {
         return;
     }
-    let mut world = World::new();
+    let mut env = TestEnvironment::new();
     let markup = "<img src=x onerror=pwned=1><script>pwned=1</script>";
     let unseen = "\\u202E\\u200B";
     for (file, plain, hostile) in [
@@ -57,20 +57,20 @@ async fn words_of_others_stay_words() {
             format!("Why {markup}"),
         ),
     ] {
-        let text = world.policy.get_mut(file).expect("a file");
+        let text = env.policy.get_mut(file).expect("a file");
         assert!(text.contains(plain), "{file}: {plain}");
         *text = text.replacen(plain, &hostile.replace('"', "\\\""), 1);
     }
-    // Notes need a yes too, so that a free text of the agent's is a parameter on a card.
-    let schema = world.policy.get_mut("schema.cedarschema").expect("schema");
+    // Notes need approval too, so that free text of the agent is a parameter on a card.
+    let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
     let (plain, graver) = (
         "action \"case.note\" in [\"write\"]",
         "action \"case.note\" in [\"destructive\"]",
     );
     assert!(schema.contains(plain));
     *schema = schema.replacen(plain, graver, 1);
-    let site = Site::with(world, dipylon_sdk::clock::Clock::system().now()).await;
-    let maria = Browser::open(Look::DESK).await;
+    let site = ConsoleServer::with(env, dipylon_sdk::clock::Clock::system().now()).await;
+    let maria = Browser::open(Viewport::DESK).await;
     follow(&maria, &site.invite("maria").await, "<b>key</b>").await;
     let said = maria.seen("#enrolled").await.text().await;
     assert!(said.contains("<img"), "{said}");
@@ -78,14 +78,14 @@ async fn words_of_others_stay_words() {
     site.sign_in(&maria).await;
 
     let task = site.task_for("triage", EVIL).await;
-    let mut order = crate::served::order(disable("ann"), "r-1");
+    let mut order = crate::support::served_broker::order(disable("ann"), "r-1");
     order.reason = EVIL.to_owned();
     let id = site.pends(&task, &order).await;
     let note = action(
         "case.note",
         "Case",
         "INC-8841",
-        crate::harness::CASES,
+        crate::support::CASES,
         &[("text", Param::Str(EVIL.into()))],
     );
     let noted = site.asks(&task, note, "r-2").await;
@@ -111,7 +111,7 @@ async fn words_of_others_stay_words() {
         maria.wait("main").await;
         unhurt(&maria, path).await;
     }
-    // Shown, all of it, as what it is.
+    // All of it is shown as text.
     site.open_card(&maria, id).await;
     let card = maria.wait("#card").await.text().await;
     for words in [
@@ -124,7 +124,7 @@ async fn words_of_others_stay_words() {
         assert!(card.contains(words), "no {words:?} in {card}");
     }
 
-    // What a person tells the agent goes the other way: plain, or not at all.
+    // An approver's comment reaches the agent as plain text, or is refused.
     maria
         .wait("#comment")
         .await
@@ -141,7 +141,7 @@ async fn words_of_others_stay_words() {
     site.close().await;
 }
 
-/// No script of others ran, no element of theirs is there, nothing invisible is left.
+/// Asserts that no injected script ran, no injected element exists, and no invisible character is left.
 async fn unhurt(browser: &Browser, page: &str) {
     let look = "return {
         ran: typeof window.pwned, images: document.querySelectorAll('img, iframe, object, embed').length,
@@ -155,12 +155,12 @@ async fn unhurt(browser: &Browser, page: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pages_of_others_change_nothing() {
+async fn csrf_from_foreign_origin() {
     if absent() {
         return;
     }
-    let site = Site::start().await;
-    let elsewhere = Elsewhere::serve().await;
+    let site = ConsoleServer::start().await;
+    let attacker = AttackerSite::serve().await;
     let maria = site.desk_of("maria").await;
     let task = site.task("triage").await;
     let id = site.asks(&task, disable("ann"), "r-1").await;
@@ -173,20 +173,20 @@ async fn pages_of_others_change_nothing() {
         "/console/enrol/begin".to_owned(),
     ];
     for (n, path) in posts.iter().enumerate() {
-        // The type that a form may send anywhere, made to look like JSON.
+        // `text/plain`, which a form may send cross-origin, shaped like JSON.
         let ask = "{\"profile\":\"one-security\",\"verdict\":\"deny\",\"comment\":\"";
-        elsewhere.put(
+        attacker.put(
             &format!("/{n}"),
             &format!(
                 "<form method=post enctype=text/plain action='{console}{path}'><input name='{ask}' value='\"}}'></form>
                  <script>document.forms[0].submit()</script>"
             ),
         );
-        // Another site altogether, whose posts come without the cookie; and a neighbour on the same host, whose posts bring
-        // it along: ports make no site (RFC 6265bis §5.2).
+        // Another site, whose posts come without the cookie; and another port of the same host, whose posts carry the cookie:
+        // a site has no port (RFC 6265bis §5.2).
         for from in [
-            elsewhere.stranger(&format!("/{n}")),
-            elsewhere.neighbour(&format!("/{n}")),
+            attacker.stranger(&format!("/{n}")),
+            attacker.neighbour(&format!("/{n}")),
         ] {
             maria.goto(&from).await;
             maria
@@ -196,9 +196,9 @@ async fn pages_of_others_change_nothing() {
             assert_eq!(maria.holds(status).await, 403, "{from} to {path}");
         }
     }
-    // The same by script: the answer stays unread, and nothing came of it.
-    for from in [elsewhere.stranger("/0"), elsewhere.neighbour("/0")] {
-        elsewhere.put("/0", "a page");
+    // The same by script: the response is opaque, and the request has no effect.
+    for from in [attacker.stranger("/0"), attacker.neighbour("/0")] {
+        attacker.put("/0", "a page");
         maria.goto(&from).await;
         let tries = "const all = [];
              for (const order of [
@@ -216,26 +216,26 @@ async fn pages_of_others_change_nothing() {
             .any(|how| how == "read");
         assert!(!read, "{from}: {tried}");
     }
-    // She is still signed in, and the request waits as before.
+    // She is still signed in, and the request is still pending.
     site.open(&maria, "/console").await;
     maria.seen(&format!("li[data-request='{id}']")).await;
     assert_eq!(site.standing(id), "waiting");
     let name = "dipylon-session";
     let kept = maria.cookies().await;
     assert!(kept.iter().any(|cookie| cookie["name"] == name));
-    let strayed = elsewhere.cookies();
+    let strayed = attacker.cookies();
     let from_neighbour = strayed.iter().all(|cookie| cookie.starts_with(name));
     assert!(from_neighbour, "{strayed:?}");
     site.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_page_frames_the_console() {
+async fn console_cannot_be_framed() {
     if absent() {
         return;
     }
-    let site = Site::start().await;
-    let elsewhere = Elsewhere::serve().await;
+    let site = ConsoleServer::start().await;
+    let attacker = AttackerSite::serve().await;
     let maria = site.desk_of("maria").await;
     let task = site.task("triage").await;
     let id = site.asks(&task, disable("ann"), "r-1").await;
@@ -245,12 +245,12 @@ async fn no_page_frames_the_console() {
             site.console
         )
     };
-    elsewhere.put("/card", &framed(&card_of(id)));
-    elsewhere.put("/sign-in", &framed("/console/sign-in"));
-    // A page of the same broker that frames may show, to see that this would be seen.
-    elsewhere.put("/alive", &framed("/livez"));
+    attacker.put("/card", &framed(&card_of(id)));
+    attacker.put("/sign-in", &framed("/console/sign-in"));
+    // Control: a page of the same broker that may be framed.
+    attacker.put("/alive", &framed("/livez"));
     for (page, inside) in [("/alive", true), ("/card", false), ("/sign-in", false)] {
-        maria.goto(&elsewhere.neighbour(page)).await;
+        maria.goto(&attacker.neighbour(page)).await;
         maria.holds("window.came").await;
         maria.enter_frame("#f").await;
         let found = maria
@@ -266,11 +266,11 @@ async fn no_page_frames_the_console() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_signature_counts_once_and_for_its_statement() {
+async fn signature_replay_is_rejected() {
     if absent() {
         return;
     }
-    let site = Site::start().await;
+    let site = ConsoleServer::start().await;
     let maria = site.desk_of("maria").await;
     let task = site.task("triage").await;
     let id = site.asks(&task, isolate_web(), "r-1").await;
@@ -286,7 +286,7 @@ async fn a_signature_counts_once_and_for_its_statement() {
         &again,
         &["STATEMENT_UNKNOWN", "NOT_ELIGIBLE", "PASSKEY_WRONG"],
     );
-    // Her true signature, under a statement it was not made for: another request, and a yes where she began a no.
+    // Her valid signature under another statement: another request, and an approval where she began a denial.
     for verdict in ["approve", "deny"] {
         let ask = json!({ "profile": "one-security", "verdict": verdict });
         let begun = ceremony::post(&maria, &format!("{}/vote/begin", card_of(other)), ask).await;
@@ -301,7 +301,7 @@ async fn a_signature_counts_once_and_for_its_statement() {
         &strayed,
         &["STATEMENT_UNKNOWN", "PASSKEY_WRONG", "MALFORMED"],
     );
-    // Signing in is no vote: what she signed to enter counts for nothing.
+    // A sign-in assertion is not a vote.
     let begun = ceremony::post(&maria, "/console/sign-in/begin", json!({})).await;
     let entering = ceremony::sign(&maria, &begun["body"]["challenge"], "required").await;
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
@@ -314,21 +314,21 @@ async fn a_signature_counts_once_and_for_its_statement() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_person_their_device_does_not_recognise_says_nothing() {
+async fn user_verification_is_required() {
     if absent() {
         return;
     }
-    let site = Site::start().await;
+    let site = ConsoleServer::start().await;
     let maria = site.desk_of("maria").await;
     let task = site.task("triage").await;
     let id = site.asks(&task, disable("ann"), "r-1").await;
     maria.recognises(false).await;
-    // The browser will not sign what must be verified.
+    // The browser does not sign where user verification is required.
     site.open_card(&maria, id).await;
     maria.seen("#approve").await.click().await;
     maria.seen("#problem").await;
     assert!(maria.hides("#outcome").await);
-    // A page that asks for less gets a signature, and the broker does not take it.
+    // With `discouraged` the browser signs, and the broker rejects the signature.
     let begin = format!("{}/vote/begin", card_of(id));
     let ask = json!({ "profile": "one-security", "verdict": "approve" });
     let begun = ceremony::post(&maria, &begin, ask.clone()).await;
@@ -337,14 +337,14 @@ async fn a_person_their_device_does_not_recognise_says_nothing() {
     let cast = format!("{}/vote/cast", card_of(id));
     let answer = ceremony::post(&maria, &cast, ceremony::cast(&begun, &signed)).await;
     refused_as(&answer, &["PASSKEY_WRONG"]);
-    // Nor for signing in.
+    // Sign-in rejects it too.
     let begun = ceremony::post(&maria, "/console/sign-in/begin", json!({})).await;
     let signed = ceremony::sign(&maria, &begun["body"]["challenge"], "discouraged").await;
     let answer = ceremony::post(&maria, "/console/sign-in/finish", signed).await;
     refused_as(&answer, &["NOT_AUTHENTICATED", "PASSKEY_WRONG"]);
     assert_eq!(site.standing(id), "waiting");
 
-    // The same steps with a device that does: it was this that was missing.
+    // Control: the same steps with user verification succeed.
     maria.recognises(true).await;
     let begun = ceremony::post(&maria, &begin, ask).await;
     let signed = ceremony::sign(&maria, &begun["body"]["challenge"], "preferred").await;
@@ -355,13 +355,13 @@ async fn a_person_their_device_does_not_recognise_says_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_signature_made_on_another_page_counts_for_nothing() {
+async fn signature_from_foreign_origin_is_rejected() {
     if absent() {
         return;
     }
-    let site = Site::start().await;
-    let elsewhere = Elsewhere::serve().await;
-    elsewhere.put("/", "a page that looks like the console");
+    let site = ConsoleServer::start().await;
+    let attacker = AttackerSite::serve().await;
+    attacker.put("/", "a page that looks like the console");
     let maria = site.desk_of("maria").await;
     let task = site.task("triage").await;
     let id = site.asks(&task, disable("ann"), "r-1").await;
@@ -370,12 +370,12 @@ async fn a_signature_made_on_another_page_counts_for_nothing() {
     let begun = ceremony::post(&maria, &format!("{}/vote/begin", card_of(id)), ask).await;
     let challenge = &begun["body"]["challenge"];
 
-    // A neighbour's page may use the passkey, since passkeys know no ports; what it signs names its own origin.
-    maria.goto(&elsewhere.neighbour("/")).await;
+    // A page on another port may use the passkey, since RP IDs have no port; the client data names its origin.
+    maria.goto(&attacker.neighbour("/")).await;
     let signed = ceremony::sign(&maria, challenge, "required").await;
     assert!(signed["signature"].is_string(), "{signed}");
-    // A stranger's page may not use it at all.
-    maria.goto(&elsewhere.stranger("/")).await;
+    // A page of another site may not use the passkey.
+    maria.goto(&attacker.stranger("/")).await;
     let refused = ceremony::sign(&maria, challenge, "required").await;
     assert_eq!(refused["error"], "SecurityError");
 
@@ -385,7 +385,7 @@ async fn a_signature_made_on_another_page_counts_for_nothing() {
     refused_as(&answer, &["PASSKEY_WRONG"]);
     assert_eq!(site.standing(id), "waiting");
 
-    // The console by another name is not the console.
+    // The console does not answer under other host names.
     let port = site.console.rsplit(':').next().expect("a port");
     for other in [
         format!("http://127.0.0.1:{port}"),
@@ -397,21 +397,21 @@ async fn a_signature_made_on_another_page_counts_for_nothing() {
     site.close().await;
 }
 
-/// The counter of a passkey that was copied behind its owner's back goes up in two places.
+/// The signature counter of a cloned passkey advances in two places.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_copied_passkey_counts_no_more() {
+async fn cloned_passkey_is_revoked() {
     if absent() {
         return;
     }
-    let site = Site::start().await;
-    let [maria, thief] = Browser::several([Look::DESK; 2]).await;
+    let site = ConsoleServer::start().await;
+    let [maria, thief] = Browser::several([Viewport::DESK; 2]).await;
     site.enrol(&maria, "maria").await;
     thief.copy_in(&maria.passkeys().await[0]).await;
     site.sign_in(&maria).await;
     site.open(&thief, "/console/sign-in").await;
     thief.seen("#sign-in").await.click().await;
     thief.seen("#problem").await;
-    // Nobody knows which of the two is hers: neither counts, and the session is over.
+    // The broker cannot tell which one is hers: the passkey is revoked, and the session is over.
     assert_eq!(site.passkeys("maria"), 0);
     site.open(&maria, "/console").await;
     maria.wait("#sign-in").await;
@@ -419,7 +419,7 @@ async fn a_copied_passkey_counts_no_more() {
 }
 
 fn isolate_web() -> Action {
-    super::decide::isolate("web-1")
+    super::approve::isolate("web-1")
 }
 
 fn without_statement(cast: &Value) -> Value {

@@ -1,12 +1,12 @@
-//! The console as people use it: a real Chromium with an authenticator, against a broker on loopback.
+//! Browser tests of the console: a real Chromium with a virtual authenticator, against a broker on loopback.
 //!
-//! Where no Chromium is installed these tests say so and do nothing; with `DIPYLON_REQUIRE=chromium` they fail.
+//! Where no Chromium is installed these tests print that they are skipped; with `DIPYLON_REQUIRE=chromium` they fail.
 
+mod approve;
+mod attacker_site;
 mod ceremony;
-mod decide;
 mod driver;
+mod driver_selftest;
 mod hostile;
-mod pages;
-mod proof;
-mod shots;
+mod screenshots;
 mod site;

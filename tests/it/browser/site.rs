@@ -1,5 +1,5 @@
-//! A broker behind its real doors on a loopback port, with its console at `http://localhost:PORT`: passkeys belong to names.
-//! Its clock goes as the machine's does, and can be moved forward.
+//! A broker with its console at `http://localhost:PORT` (a passkey's RP ID is a host name, not an address).
+//! Its clock follows the machine's, and can be advanced.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,21 +19,21 @@ use dipylon_sdk::validator::{Validator, ValidatorConfig};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::driver::{Browser, Look};
-use crate::harness::{DOMAIN, World, open_as, rand_u64, settings};
-use crate::served::order;
+use super::driver::{Browser, Viewport};
+use crate::support::served_broker::order;
+use crate::support::{DOMAIN, TestEnvironment, open_as, rand_u64, settings};
 
-/// Between two ticks of the clock.
+/// Interval at which the manual clock follows the machine's.
 const TICK: Duration = Duration::from_millis(10);
 
-pub struct Site {
-    pub world: Arc<World>,
+pub struct ConsoleServer {
+    pub env: Arc<TestEnvironment>,
     pub broker: Arc<Broker>,
     /// The console's origin.
     pub console: String,
     pub dir: PathBuf,
     clock: Clock,
-    hand: Hand,
+    manual_clock: Hand,
     wire: String,
     stop: Option<oneshot::Sender<()>>,
     server: Option<JoinHandle<()>>,
@@ -41,16 +41,16 @@ pub struct Site {
     _temp: tempfile::TempDir,
 }
 
-impl Site {
+impl ConsoleServer {
     pub async fn start() -> Self {
-        Self::with(World::new(), Clock::system().now()).await
+        Self::with(TestEnvironment::new(), Clock::system().now()).await
     }
 
     /// With another policy bundle and another day.
-    pub async fn with(world: World, today: Timestamp) -> Self {
+    pub async fn with(env: TestEnvironment, today: Timestamp) -> Self {
         let temp = tempfile::tempdir().expect("dir");
         let dir = temp.path().join("data");
-        let world = Arc::new(world);
+        let env = Arc::new(env);
         let listener = serve::listen("127.0.0.1:0".parse().expect("address"))
             .await
             .expect("listens");
@@ -64,9 +64,9 @@ impl Site {
             console_url: console.clone(),
             ..settings()
         };
-        let (clock, hand) = Clock::by_hand(today);
+        let (clock, manual_clock) = Clock::by_hand(today);
         let key = SigningKey::generate().expect("key").1;
-        let broker = open_as(settings, &world, &dir, &clock, &key, Faults::default())
+        let broker = open_as(settings, &env, &dir, &clock, &key, Faults::default())
             .await
             .expect("starts");
         let (stop, stopped) = oneshot::channel::<()>();
@@ -74,14 +74,14 @@ impl Site {
             let _told = stopped.await;
         });
         let server = tokio::spawn(async move { serving.await.expect("serves") });
-        let ticking = tokio::spawn(tick(hand.clone()));
+        let ticking = tokio::spawn(tick(manual_clock.clone()));
         Self {
-            world,
+            env,
             broker,
             console,
             dir,
             clock,
-            hand,
+            manual_clock,
             wire,
             stop: Some(stop),
             server: Some(server),
@@ -90,21 +90,21 @@ impl Site {
         }
     }
 
-    /// Lets time pass at once.
+    /// Advances the clock.
     pub fn pass(&self, seconds: u32) {
-        self.hand.advance_millis(seconds * 1_000);
+        self.manual_clock.advance_millis(seconds * 1_000);
     }
 
     pub fn now(&self) -> Timestamp {
         self.clock.now()
     }
 
-    /// Stops the broker, and reads its journal against every law.
+    /// Stops the broker and checks its journal against every invariant.
     pub async fn close(mut self) {
         drop(self.stop.take());
         let server = self.server.take().expect("serving");
         server.await.expect("stopped");
-        crate::laws::check(&self.dir);
+        crate::support::invariants::check(&self.dir);
     }
 
     // ------------------------------------------------------------------ agents and resource servers
@@ -115,7 +115,7 @@ impl Site {
 
     pub async fn task_for(&self, agent: &str, purpose: &str) -> Task {
         let id = format!("spiffe://{DOMAIN}/agent/{agent}");
-        let evidence = self.world.svid_for(&self.wire, &id, self.now(), 36_000);
+        let evidence = self.env.svid_for(&self.wire, &id, self.now(), 36_000);
         let agent = Agent::new(self.endpoint(), EvidenceSource::Fixed(evidence), None);
         let order = OpenTask {
             purpose: purpose.into(),
@@ -131,7 +131,7 @@ impl Site {
         endpoint.with_clock(self.clock.clone())
     }
 
-    /// Asks for what people decide.
+    /// Requests a token that needs approval.
     pub async fn asks(
         &self,
         task: &Task,
@@ -150,7 +150,7 @@ impl Site {
 
     pub async fn validator(&self, name: &str, audience: &str) -> Validator {
         let audience = Audience::parse(audience).expect("audience");
-        let identity = Identity::Key(Arc::new(self.world.key_of(name)));
+        let identity = Identity::Key(Arc::new(self.env.key_of(name)));
         let config = ValidatorConfig {
             clock: self.clock.clone(),
             ..ValidatorConfig::new(&self.wire, &self.wire, audience, identity)
@@ -160,7 +160,7 @@ impl Site {
 
     // ------------------------------------------------------------------ people
 
-    /// A call by a key of people.toml.
+    /// A call signed by a key of people.toml.
     pub fn call(&self, method: &str, name: &str) -> CallContext {
         let (method, allowed_roles) = guard::row(method).expect("a method with a row");
         let claims = dpop::ProofClaims {
@@ -176,14 +176,14 @@ impl Site {
         CallContext {
             method,
             allowed_roles,
-            proof: Some(dpop::create(&self.world.keys[name], &claims).expect("proof")),
+            proof: Some(dpop::create(&self.env.keys[name], &claims).expect("proof")),
             bearer: None,
             session: None,
             permit: ConcurrencyPermit::unlimited(guard::class(method)),
         }
     }
 
-    /// A vote by a key of people.toml.
+    /// A vote signed by a key of people.toml.
     pub async fn vote(&self, name: &str, id: AccessRequestId, profile: &str, verdict: Verdict) {
         let ask = VoteAsk {
             profile: ProfileName::parse(profile).expect("profile"),
@@ -198,14 +198,14 @@ impl Site {
             .begin_vote(&call, id, ask)
             .await
             .expect("begins");
-        let signature = self.world.keys[name].sign(begun.challenge.as_bytes());
+        let signature = self.env.keys[name].sign(begun.challenge.as_bytes());
         let proof = VoteProof::Signature(signature.expect("signed").to_vec());
         let call = self.call("dipylon.v1.ApprovalService/CastVote", name);
         let cast = self.broker.cast_vote(&call, id, &begun.statement, proof);
         cast.await.expect("counts");
     }
 
-    /// The address of an invitation, as the operator passes it on.
+    /// The URL of an invitation.
     pub async fn invite(&self, person: &str) -> String {
         let call = self.call("dipylon.v1.ApprovalService/InviteApprover", "olga");
         let person = PersonId::parse(person).expect("person");
@@ -213,7 +213,7 @@ impl Site {
         invited.expect("invites").url.expose_secret().to_owned()
     }
 
-    /// How many passkeys a person has.
+    /// The number of a person's passkeys.
     pub fn passkeys(&self, person: &str) -> usize {
         let call = self.call("dipylon.v1.ApprovalService/ListApprovers", "olga");
         let all = self.broker.list_approvers(&call).expect("lists");
@@ -221,14 +221,14 @@ impl Site {
         one.expect("registered").passkeys.len()
     }
 
-    /// Where an access request stands, as the broker tells an approver with a key.
+    /// The status of an access request.
     pub fn standing(&self, id: AccessRequestId) -> &'static str {
         let call = self.call("dipylon.v1.ApprovalService/GetCard", "maria");
         let card = self.broker.card(&call, &id).expect("a card");
         card.standing.as_str()
     }
 
-    /// Makes a passkey in a browser, on the page that an invitation leads to.
+    /// Enrols a passkey in a browser through an invitation.
     pub async fn enrol(&self, browser: &Browser, person: &str) {
         follow(browser, &self.invite(person).await, "desk key").await;
         browser.seen("#enrolled").await;
@@ -240,9 +240,9 @@ impl Site {
         browser.wait("#inbox").await;
     }
 
-    /// A browser in which somebody enrolled and signed in.
+    /// A browser in which a person is enrolled and signed in.
     pub async fn desk_of(&self, person: &str) -> Browser {
-        let browser = Browser::open(Look::DESK).await;
+        let browser = Browser::open(Viewport::DESK).await;
         self.permit(&browser, person).await;
         browser
     }
@@ -262,7 +262,7 @@ impl Site {
     }
 }
 
-/// Opens an invitation, names the passkey and makes it. What came of it is for the caller to see. Gives the code.
+/// Opens an invitation and creates a passkey with this label; the caller checks the outcome. Returns the code.
 pub async fn follow(browser: &Browser, invitation: &str, label: &str) -> String {
     browser.goto(invitation).await;
     let code = browser.holds("document.querySelector('#code').value").await;
@@ -275,20 +275,20 @@ pub fn card_of(id: AccessRequestId) -> String {
     format!("/console/requests/{id}")
 }
 
-impl Drop for Site {
+impl Drop for ConsoleServer {
     fn drop(&mut self) {
         self.ticking.abort();
     }
 }
 
-async fn tick(hand: Hand) {
+async fn tick(manual_clock: Hand) {
     let machine = Clock::system();
     let mut told = machine.uptime();
     loop {
         tokio::time::sleep(TICK).await;
         let passed = machine.uptime().saturating_sub(told);
         let whole = u32::try_from(passed.as_millis()).expect("a short while");
-        hand.advance_millis(whole);
+        manual_clock.advance_millis(whole);
         told += Duration::from_millis(whole.into());
     }
 }

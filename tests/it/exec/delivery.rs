@@ -1,4 +1,4 @@
-//! What a command gets, and what a hostile one does not.
+//! Token delivery of `dipylon exec`: proxy, signer socket, file and descriptor, and what a hostile command cannot do.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -10,11 +10,11 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpListener;
 
-use super::stage::{READ, Running, SH, Stage, claim};
+use super::setup::{ExecSetup, READ, RunningCommand, SH, claim};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hostile_command_gets_no_further() {
-    let stage = Stage::set().await;
+async fn proxy_rejects_hostile_requests() {
+    let setup = ExecSetup::start().await;
     let elsewhere = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let evil = elsewhere.local_addr().expect("address").to_string();
     let script = format!(
@@ -39,11 +39,11 @@ async fn a_hostile_command_gets_no_further() {
         say smuggle; raw "GET $base/cases/INC-8841 HTTP/1.1\r\nHost: {evil}\r\nConnection: close, x-hop\r\nx-hop: 1\r\nAuthorization: Bearer own\r\nDPoP: own\r\nCookie: own=1\r\nX-Forwarded-For: 10.0.0.1\r\nX_Forwarded_Host: {evil}\r\nX-HTTP-Method-Override: DELETE\r\n\r\n"
         "#
     );
-    let told = stage.script(&READ, &script).await;
-    told.exit(0);
+    let output = setup.script(&READ, &script).await;
+    output.exit_code(0);
     let answer = |name: &str| {
-        let at = told.out.find(&format!("== {name}\n")).expect(name);
-        let rest = &told.out[at + name.len() + 4..];
+        let at = output.out.find(&format!("== {name}\n")).expect(name);
+        let rest = &output.out[at + name.len() + 4..];
         rest.split("== ").next().expect("an answer").to_owned()
     };
     for (name, status) in [
@@ -75,11 +75,11 @@ async fn a_hostile_command_gets_no_further() {
         answer("redirect").contains("location: http://127.0.0.1:9/away"),
         "passed through"
     );
-    // Nobody called there.
+    // No connection arrived there.
     let nobody = tokio::time::timeout(Duration::from_millis(50), elsewhere.accept()).await;
-    assert!(nobody.is_err(), "the proxy went elsewhere");
-    let seen = stage.resource.seen();
-    // Paths that are refused never arrive.
+    assert!(nobody.is_err(), "the proxy connected to another host");
+    let seen = setup.resource.seen();
+    // Rejected paths are not forwarded.
     let arrived: Vec<&str> = seen.iter().map(|r| r.path.as_str()).collect();
     let slashes = format!("//{evil}/cases/INC-8841");
     let expected = [
@@ -92,7 +92,7 @@ async fn a_hostile_command_gets_no_further() {
     let smuggled = &seen.last().expect("a request").headers;
     assert_eq!(
         smuggled["host"],
-        stage.resource.url.trim_start_matches("http://")
+        setup.resource.url.trim_start_matches("http://")
     );
     assert_eq!(smuggled.get_all("authorization").iter().count(), 1);
     assert!(
@@ -112,14 +112,14 @@ async fn a_hostile_command_gets_no_further() {
     ] {
         assert!(smuggled.get(gone).is_none(), "{gone}");
     }
-    assert!(!told.out.contains("eyJ"), "no answer shows a token");
+    assert!(!output.out.contains("eyJ"), "no response contains a token");
 }
 
-/// The URL of the proxy is in the arguments of every `curl`, where all users read it.
+/// The proxy's URL is in the arguments of every `curl`, readable by all users.
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_proxy_is_for_one_user() {
-    let stage = Stage::set().await;
+async fn proxy_rejects_other_users() {
+    let setup = ExecSetup::start().await;
     let other = "setpriv --reuid 65534 --regid 65534 --clear-groups";
     let could = std::process::Command::new("setpriv")
         .args(other.split(' ').skip(1))
@@ -135,69 +135,79 @@ async fn the_proxy_is_for_one_user() {
         echo "== own"
         ask GET /cases/INC-8841"#
     );
-    let told = stage.script(&READ, &script).await;
-    told.exit(0);
-    let (own, rest) = told.out.split_once("== other").expect("other");
+    let output = setup.script(&READ, &script).await;
+    output.exit_code(0);
+    let (own, rest) = output.out.split_once("== other").expect("other");
     let (others, again) = rest.split_once("== own").expect("own");
     for answer in [own, again] {
         assert!(answer.contains("HTTP/1.1 200 OK"), "{answer}");
     }
-    assert_eq!(stage.resource.seen().len(), 2, "{others}");
+    assert_eq!(setup.resource.seen().len(), 2, "{others}");
     if could {
         assert!(others.contains("65534"), "{others}");
         assert!(!others.contains("HTTP/"), "{others}");
     } else {
-        eprintln!("SKIPPED: only root can be another user; that one is refused was not seen");
+        eprintln!(
+            "SKIPPED: only root can switch users; the refusal of another user was not tested"
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_nonce_is_given_once_and_remembered() {
-    let stage = Stage::set_with(Some("resource-nonce-1")).await;
+async fn proxy_remembers_dpop_nonce() {
+    let setup = ExecSetup::start_with_nonce(Some("resource-nonce-1")).await;
     let script =
         "ask GET /cases/INC-8841; ask GET /upload '' \"$(head -c 5000 /dev/zero | tr '\\0' x)\"";
-    let told = stage.script(&READ, script).await;
-    told.exit(0).printed("done by the resource server");
-    let seen = stage.resource.seen();
+    let output = setup.script(&READ, script).await;
+    output
+        .exit_code(0)
+        .stdout_contains("done by the resource server");
+    let seen = setup.resource.seen();
     let nonces: Vec<Value> = seen
         .iter()
         .map(|r| claim(r.headers["dpop"].to_str().expect("text"), "nonce"))
         .collect();
-    // The first answer also gave a newer nonce, which this server does not take: asked once more, and given again.
+    // The first response also gave a newer nonce, which this server rejects: it challenges once more.
     let (first, second) = (Value::from("resource-nonce-1"), Value::from("next-nonce"));
     assert_eq!(nonces, [Value::Null, first.clone(), second, first]);
-    told.printed("took 5000 bytes");
+    output.stdout_contains("took 5000 bytes");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bodies_flow_and_dead_tokens_say_so() {
-    let stage = Stage::set().await;
-    // Larger than what is kept for a second try, and once without a known size.
+async fn proxy_streams_and_reports_revoked_token() {
+    let setup = ExecSetup::start().await;
+    // Larger than the retry buffer, and once without a known size.
     let script = r#"
         body=$(head -c 300000 /dev/zero | tr '\0' x); ask POST /upload '' "$body"
         raw "POST $base/upload HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n3\r\nefg\r\n0\r\n\r\n""#;
-    let told = stage.script(&READ, script).await;
-    told.exit(0)
-        .printed("took 300000 bytes")
-        .printed("took 7 bytes");
-    assert_eq!(stage.resource.seen()[0].body_bytes, 300_000);
-    assert_eq!(stage.resource.seen()[0].method, "POST");
+    let output = setup.script(&READ, script).await;
+    output
+        .exit_code(0)
+        .stdout_contains("took 300000 bytes")
+        .stdout_contains("took 7 bytes");
+    assert_eq!(setup.resource.seen()[0].body_bytes, 300_000);
+    assert_eq!(setup.resource.seen()[0].method, "POST");
     let options = [&READ[..], &["--ttl", "1s"]].concat();
-    let told = stage
+    let output = setup
         .script(&options, "sleep 1.5; ask GET /cases/INC-8841")
         .await;
-    told.exit(0)
-        .printed("HTTP/1.1 401 Unauthorized")
-        .printed("application/problem+json")
-        .printed("\"reason\":\"TOKEN_EXPIRED\"");
-    assert_eq!(stage.resource.seen().len(), 2, "a dead token is not shown");
+    output
+        .exit_code(0)
+        .stdout_contains("HTTP/1.1 401 Unauthorized")
+        .stdout_contains("application/problem+json")
+        .stdout_contains("\"reason\":\"TOKEN_EXPIRED\"");
+    assert_eq!(
+        setup.resource.seen().len(),
+        2,
+        "a revoked token is not sent"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_signer_signs_for_one_audience() {
-    let stage = Stage::set().await;
+async fn signer_socket_is_bound_to_one_audience() {
+    let setup = ExecSetup::start().await;
     let options = [&READ[..], &["--deliver", "socket"]].concat();
-    let mut program = stage.exec(
+    let mut program = setup.exec(
         &options,
         &[
             "bash",
@@ -206,9 +216,9 @@ async fn a_signer_signs_for_one_audience() {
         ],
     );
     program.stdin(Stdio::piped());
-    let mut running = Running::start(program);
-    let socket = PathBuf::from(running.line().await);
-    while !running.line().await.is_empty() {}
+    let mut running = RunningCommand::start(program);
+    let socket = PathBuf::from(running.stdout_line().await);
+    while !running.stdout_line().await.is_empty() {}
     let mode = |path: &Path| {
         use std::os::unix::fs::PermissionsExt as _;
         std::fs::metadata(path).expect("there").permissions().mode() & 0o777
@@ -230,12 +240,12 @@ async fn a_signer_signs_for_one_audience() {
         let answer = lines.next_line().await.expect("text").expect("an answer");
         serde_json::from_str(&answer).expect("JSON")
     };
-    let url = format!("{}/cases/INC-8841", stage.resource.url);
+    let url = format!("{}/cases/INC-8841", setup.resource.url);
     for (bad, reason) in [
         (
             format!(
                 "{{\"htm\":\"GET\",\"htu\":\"{}x/cases\"}}",
-                stage.resource.url
+                setup.resource.url
             ),
             "OTHER_AUDIENCE",
         ),
@@ -273,14 +283,14 @@ async fn a_signer_signs_for_one_audience() {
     );
     let signed = ask(&format!(
         "{{\"htm\":\"GET\",\"htu\":\"{}/cases/INC-8841\"}}",
-        stage.resource.url
+        setup.resource.url
     ))
     .await;
     let request = format!(
         "GET /cases/INC-8841 HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: {authorization}\r\nDPoP: {}\r\n\r\n",
         signed["dpop"].as_str().expect("a proof")
     );
-    let host = stage.resource.url.trim_start_matches("http://");
+    let host = setup.resource.url.trim_start_matches("http://");
     let mut plain = tokio::net::TcpStream::connect(host)
         .await
         .expect("connects");
@@ -289,16 +299,16 @@ async fn a_signer_signs_for_one_audience() {
     plain.read_to_string(&mut answer).await.expect("an answer");
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
     running.child.stdin.take();
-    running.end().await.said("1 token revoked");
+    running.end().await.stderr_contains("1 token revoked");
     assert!(
         !socket.exists() && !socket.parent().expect("a directory").exists(),
-        "gone with its task"
+        "removed with its task"
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_token_is_handed_over_without_its_key() {
-    let stage = Stage::set().await;
+async fn token_delivery_by_file_and_fd() {
+    let setup = ExecSetup::start().await;
     for (way, script) in [
         (
             "file",
@@ -307,13 +317,13 @@ async fn a_token_is_handed_over_without_its_key() {
         ("fd", "cat <&$DIPYLON_TOKEN_FD"),
     ] {
         let options = [&READ[..], &["--deliver", way]].concat();
-        let told = stage.script(&options, script).await;
-        told.exit(0);
-        let document: Value = serde_json::from_str(&told.out).expect("JSON");
+        let output = setup.script(&options, script).await;
+        output.exit_code(0);
+        let document: Value = serde_json::from_str(&output.out).expect("JSON");
         let token = document["token"].as_str().expect("a token");
         assert_eq!(document["jkt"], claim(token, "cnf")["jkt"]);
         assert_eq!(document["token_type"], "DPoP");
-        assert_eq!(document["audience_url"], stage.resource.url);
+        assert_eq!(document["audience_url"], setup.resource.url);
         let mut members: Vec<&str> = document
             .as_object()
             .expect("an object")
@@ -335,63 +345,64 @@ async fn a_token_is_handed_over_without_its_key() {
                 "token_type",
                 "uses"
             ],
-            "and no key"
+            "no key"
         );
-        assert!(!stage.good(&stage.resource.cases, token).await);
+        assert!(!setup.good(&setup.resource.cases, token).await);
         if way == "file" {
-            told.said("600\n");
-            let file = told
+            output.stderr_contains("600\n");
+            let file = output
                 .err
                 .lines()
                 .find(|l| l.ends_with("token.json"))
                 .expect("its path");
-            assert!(!Path::new(file).exists(), "gone with its task");
+            assert!(!Path::new(file).exists(), "removed with its task");
         }
     }
     let options = [&READ[..], &["--deliver", "env"]].concat();
-    let told = stage.script(&options, "true").await;
-    told.exit(2)
-        .said("--deliver env is for bearer tokens, and this broker issues none")
-        .said("use --deliver proxy");
+    let output = setup.script(&options, "true").await;
+    output
+        .exit_code(2)
+        .stderr_contains("--deliver env is for bearer tokens, and this broker issues none")
+        .stderr_contains("use --deliver proxy");
     assert_eq!(
-        stage.entries("\"TaskOpened\""),
+        setup.entries("\"TaskOpened\""),
         2,
-        "refused before anybody was asked"
+        "refused before any request"
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_ended_task_is_shown_to_nobody() {
-    let stage = Stage::set().await;
+async fn proxy_stops_after_task_end() {
+    let setup = ExecSetup::start().await;
     let options = [&READ[..], &["--heartbeat", "2s"]].concat();
     let script = format!("{SH}\necho $DIPYLON_TASK; read -r go; ask GET /cases/INC-8841");
-    let mut program = stage.exec(&options, &["bash", "-c", &script]);
+    let mut program = setup.exec(&options, &["bash", "-c", &script]);
     program.stdin(Stdio::piped());
-    let mut running = Running::start(program);
-    let task = TaskId::parse(&running.line().await).expect("a task");
-    stage
+    let mut running = RunningCommand::start(program);
+    let task = TaskId::parse(&running.stdout_line().await).expect("a task");
+    setup
         .served
         .person("olga")
         .end_task(task)
         .await
         .expect("ends");
-    running.told("dipylon: ended     TASK_ENDED").await;
+    running.stderr_line("dipylon: ended     TASK_ENDED").await;
     let mut go = running.child.stdin.take().expect("stdin");
-    go.write_all(b"\n").await.expect("told");
+    go.write_all(b"\n").await.expect("output");
     running
         .end()
         .await
-        .exit(0)
-        .printed("HTTP/1.1 401 Unauthorized")
-        .printed("\"reason\":\"TASK_ENDED\"")
-        .said("(had ended: operator)");
+        .exit_code(0)
+        .stdout_contains("HTTP/1.1 401 Unauthorized")
+        .stdout_contains("\"reason\":\"TASK_ENDED\"")
+        .stderr_contains("(had ended: operator)");
     assert!(
-        stage.resource.seen().is_empty(),
-        "a dead token is not shown"
+        setup.resource.seen().is_empty(),
+        "a revoked token is not sent"
     );
 }
 
-/// An audience over TLS that says whom it was shown a token by.
+/// A TLS audience that reports the host and proof of each request.
 async fn tls_audience(name: &str) -> (String, String) {
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
     let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).expect("a certificate");
@@ -439,45 +450,45 @@ async fn tls_audience(name: &str) -> (String, String) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_audience_over_tls_is_who_it_says() {
-    let stage = Stage::set().await;
+async fn audience_tls_is_verified() {
+    let setup = ExecSetup::start().await;
     let (url, pem) = tls_audience("localhost").await;
     let (other, _) = tls_audience("other.example").await;
-    let ca = stage.home.path().join("ca.pem");
+    let ca = setup.home.path().join("ca.pem");
     std::fs::write(&ca, pem).expect("file");
     let ca = ca.to_str().expect("text");
     let run = async |options: &[&str]| {
         let options = [&READ[..], options].concat();
-        stage.script(&options, "ask GET /users/ann?x=1").await
+        setup.script(&options, "ask GET /users/ann?x=1").await
     };
     let base = url.trim_end_matches('/');
     run(&["--audience-url", &url, "--audience-ca", ca])
         .await
-        .exit(0)
-        .printed(&format!(
+        .exit_code(0)
+        .stdout_contains(&format!(
             "host={} htu=\"{base}/users/ann\" shown=true",
             &base[8..base.len() - 3]
         ));
-    // By authorities that did not sign it, or under another name: never shown.
+    // Signed by another authority, or under another name: no token is sent.
     run(&["--audience-url", &url])
         .await
-        .printed("HTTP/1.1 502 Bad Gateway")
-        .printed("certificate does not hold");
+        .stdout_contains("HTTP/1.1 502 Bad Gateway")
+        .stdout_contains("certificate does not hold");
     run(&["--audience-url", &other, "--audience-ca", ca])
         .await
-        .printed("HTTP/1.1 502 Bad Gateway")
-        .printed("certificate does not hold");
+        .stdout_contains("HTTP/1.1 502 Bad Gateway")
+        .stdout_contains("certificate does not hold");
     run(&["--audience-url", "http://audience.example"])
         .await
-        .exit(2)
-        .said("over http everyone on the way reads");
+        .exit_code(2)
+        .stderr_contains("over http everyone on the way reads");
     run(&[
         "--audience-url",
         "http://audience.invalid",
         "--insecure-audience",
     ])
     .await
-    .exit(0)
-    .said("dipylon: warning   http://audience.invalid is spoken to over plain http")
-    .printed("HTTP/1.1 502 Bad Gateway");
+    .exit_code(0)
+    .stderr_contains("dipylon: warning   http://audience.invalid is spoken to over plain http")
+    .stdout_contains("HTTP/1.1 502 Bad Gateway");
 }

@@ -1,4 +1,4 @@
-//! Evidence from the SPIFFE agent of the machine.
+//! Evidence of `dipylon exec` from the SPIFFE Workload API, and pinned task keys.
 
 use std::sync::{Arc, Mutex};
 
@@ -11,17 +11,17 @@ use dipylon_sdk::proto::servers::spiffe::spiffe_workload_api_server::{
 use dipylon_sdk::proto::spiffe::{Jwtsvid, JwtsvidRequest, JwtsvidResponse};
 use tokio::process::Command;
 
-use super::stage::{DISABLE, READ, SH, Stage, Told, claim};
-use crate::harness::DOMAIN;
+use super::setup::{CommandOutput, DISABLE, ExecSetup, READ, SH, claim};
+use crate::support::DOMAIN;
 
-/// Audiences, and a SPIFFE ID.
-type Asked = (Vec<String>, String);
+/// Audiences and a SPIFFE ID.
+type JwtSvidRequest = (Vec<String>, String);
 
-/// A SPIFFE agent as far as JWT-SVIDs go: it attests nothing and signs what the trust domain would.
+/// A fake SPIFFE agent: it issues JWT-SVIDs without attestation.
 #[derive(Clone)]
 struct SpiffeAgent {
-    world: Arc<crate::harness::World>,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    env: Arc<crate::support::TestEnvironment>,
+    asked: Arc<Mutex<Vec<JwtSvidRequest>>>,
 }
 
 #[tonic::async_trait]
@@ -30,7 +30,7 @@ impl SpiffeWorkloadApi for SpiffeAgent {
         &self,
         request: tonic::Request<JwtsvidRequest>,
     ) -> Result<tonic::Response<JwtsvidResponse>, tonic::Status> {
-        // SPIFFE Workload Endpoint §6.1: no call without it.
+        // SPIFFE Workload Endpoint §6.1: required in every call.
         if request
             .metadata()
             .get("workload.spiffe.io")
@@ -48,7 +48,7 @@ impl SpiffeWorkloadApi for SpiffeAgent {
         let svid = |agent: &str| {
             let id = format!("spiffe://{DOMAIN}/agent/{agent}");
             let now = Clock::system().now();
-            let svid = self.world.svid_for(&asked.audience[0], &id, now, 300);
+            let svid = self.env.svid_for(&asked.audience[0], &id, now, 300);
             Jwtsvid {
                 spiffe_id: id,
                 svid: svid.expose_secret().to_owned(),
@@ -61,12 +61,12 @@ impl SpiffeWorkloadApi for SpiffeAgent {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn evidence_comes_from_the_spiffe_agent() {
-    let stage = Stage::set().await;
-    let socket = stage.home.path().join("agent.sock");
+async fn evidence_from_workload_api() {
+    let setup = ExecSetup::start().await;
+    let socket = setup.home.path().join("agent.sock");
     let listener = tokio::net::UnixListener::bind(&socket).expect("listens");
     let agent = SpiffeAgent {
-        world: stage.served.world.clone(),
+        env: setup.served.env.clone(),
         asked: Arc::default(),
     };
     let serving = tonic::transport::Server::builder()
@@ -75,48 +75,49 @@ async fn evidence_comes_from_the_spiffe_agent() {
     let serving = tokio::spawn(serving);
     let address = format!("unix://{}", socket.display());
     let with = |options: &[&str]| {
-        let mut program = stage.dipylon();
+        let mut program = setup.dipylon();
         program
-            .args(["exec", "--audience-url", &stage.resource.url])
+            .args(["exec", "--audience-url", &setup.resource.url])
             .args(READ)
             .args(options)
             .args(["--", "true"]);
         program
     };
-    let run = async |mut program: Command| Told::of(program.output().await.expect("runs"));
-    // By the variable that every SPIFFE workload has, and by its name.
+    let run =
+        async |mut program: Command| CommandOutput::new(program.output().await.expect("runs"));
+    // By SPIFFE_ENDPOINT_SOCKET, and by option.
     let mut program = with(&[]);
     program.env("SPIFFE_ENDPOINT_SOCKET", &address);
     run(program)
         .await
-        .exit(0)
-        .said("spiffe://soc.example/agent/triage by jwt-svid");
-    // The command is not told where evidence comes from.
-    let mut program = stage.dipylon();
+        .exit_code(0)
+        .stderr_contains("spiffe://soc.example/agent/triage by jwt-svid");
+    // The command does not inherit the socket.
+    let mut program = setup.dipylon();
     program
         .env("SPIFFE_ENDPOINT_SOCKET", &address)
-        .args(["exec", "--audience-url", &stage.resource.url])
+        .args(["exec", "--audience-url", &setup.resource.url])
         .args(READ)
         .args(["--", "env"]);
-    let told = run(program).await;
-    told.exit(0).printed("DIPYLON_TASK=");
-    assert!(!told.out.contains("SPIFFE"), "{}", told.out);
-    run(with(&["--workload-api", &address])).await.exit(0);
+    let output = run(program).await;
+    output.exit_code(0).stdout_contains("DIPYLON_TASK=");
+    assert!(!output.out.contains("SPIFFE"), "{}", output.out);
+    run(with(&["--workload-api", &address])).await.exit_code(0);
     let reporter = "spiffe://soc.example/agent/reporter";
     run(with(&["--workload-api", &address, "--spiffe-id", reporter]))
         .await
-        .exit(0)
-        .said(reporter);
+        .exit_code(0)
+        .stderr_contains(reporter);
     let none = "spiffe://soc.example/agent/none";
     run(with(&["--workload-api", &address, "--spiffe-id", none]))
         .await
-        .exit(1)
-        .said("it has no JWT-SVID for this workload");
+        .exit_code(1)
+        .stderr_contains("it has no JWT-SVID for this workload");
     let asked = agent.asked.lock().expect("asked").clone();
-    let ours = vec![stage.served.url.clone()];
+    let ours = vec![setup.served.url.clone()];
     assert_eq!(asked[0], (ours.clone(), String::new()));
     assert_eq!(asked[3], (ours, reporter.to_owned()));
-    // Evidence for another audience opens nothing.
+    // Evidence for another audience is rejected.
     run(with(&[
         "--workload-api",
         &address,
@@ -124,48 +125,48 @@ async fn evidence_comes_from_the_spiffe_agent() {
         "https://other",
     ]))
     .await
-    .exit(20);
-    // The other verbs that need evidence profit too, and remember where it came from.
+    .exit_code(20);
+    // The other verbs that need evidence use it too, and remember the source.
     let task = async |args: &[&str]| {
-        let mut program = stage.dipylon();
+        let mut program = setup.dipylon();
         program.args(args);
         run(program).await
     };
     task(&["task", "open", "--purpose", "x", "--workload-api", &address])
         .await
-        .exit(0);
+        .exit_code(0);
     let before = agent.asked.lock().expect("asked").len();
     task(&[&["token", "request"][..], &READ].concat())
         .await
-        .exit(0)
-        .printed("tok_");
+        .exit_code(0)
+        .stdout_contains("tok_");
     task(&[&["token", "request", "--workload-api", &address][..], &READ].concat())
         .await
-        .exit(0);
+        .exit_code(0);
     assert_eq!(
         agent.asked.lock().expect("asked").len(),
         before + 1,
-        "shown when named"
+        "sent when named"
     );
-    task(&["task", "complete"]).await.exit(0);
+    task(&["task", "complete"]).await.exit_code(0);
     serving.abort();
     let _gone = serving.await;
     run(with(&["--workload-api", &address]))
         .await
-        .exit(1)
-        .said("Workload API at unix:///");
-    // Nothing named, nothing set: said what to name.
+        .exit_code(1)
+        .stderr_contains("Workload API at unix:///");
+    // No source: the error says which options there are.
     run(with(&[]))
         .await
-        .exit(2)
-        .said("gate 1 asks what you are");
+        .exit_code(2)
+        .stderr_contains("gate 1 asks what you are");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pinned_agent_brings_its_key() {
-    let stage = Stage::set().await;
+async fn pinned_agent_task_key() {
+    let setup = ExecSetup::start().await;
     let (key, pkcs8) = SigningKey::generate().expect("key");
-    let file = stage.home.path().join("agent.pem");
+    let file = setup.home.path().join("agent.pem");
     let pem = SigningKey::to_pem(&pkcs8);
     std::fs::write(&file, pem.as_str()).expect("key file");
     let mode = |mode| {
@@ -175,59 +176,67 @@ async fn a_pinned_agent_brings_its_key() {
     };
     mode(0o600);
     let jkt = key.public().thumbprint().to_string();
-    let files = stage.served.world.policy_with("agents.toml", |t| {
+    let files = setup.served.env.policy_with("agents.toml", |t| {
         let pinned = format!("groups = [\"soc\"]\njkt = \"{jkt}\"");
         t.replacen("groups = [\"soc\"]", &pinned, 1)
     });
-    let olga = stage.served.person("olga");
+    let olga = setup.served.person("olga");
     olga.apply_policy_bundle(&files).await.expect("applies");
     let path = file.to_str().expect("text");
     let with = [&READ[..], &["--task-key", path]].concat();
-    // Any other key: gate 1.
-    stage.script(&READ, "true").await.exit(20);
+    // Any other key fails gate 1.
+    setup.script(&READ, "true").await.exit_code(20);
     let script = "ask GET /cases/INC-8841; env; ls -l /proc/$$/fd";
-    let told = stage.script(&with, script).await;
-    told.exit(0).printed("HTTP/1.1 200 OK");
-    let token = stage.resource.token();
+    let output = setup.script(&with, script).await;
+    output.exit_code(0).stdout_contains("HTTP/1.1 200 OK");
+    let token = setup.resource.token();
     assert_eq!(claim(&token, "cnf")["jkt"], jkt.as_str());
     let secret = pem.lines().nth(1).expect("a line");
     for never in [path, secret] {
-        assert!(!told.out.contains(never) && !told.err.contains(never));
+        assert!(!output.out.contains(never) && !output.err.contains(never));
     }
-    // From a pipe, which nobody can read again.
+    // From a pipe, which can be read only once.
     let pipe = format!("exec \"$0\" \"${{@:2}}\" --task-key <(cat '{path}') -- bash -c \"$1\"");
-    let exec = stage.exec(&READ, &[]);
-    let mut shell = stage.dipylon_in("bash");
+    let exec = setup.exec(&READ, &[]);
+    let mut shell = setup.dipylon_in("bash");
     shell
         .args(["-c", &pipe])
         .arg(exec.as_std().get_program())
         .arg(format!("{SH} ask GET /cases/INC-8841"))
         .args(exec.as_std().get_args().filter(|word| *word != "--"));
-    let run = async |mut program: Command| Told::of(program.output().await.expect("runs"));
-    run(shell).await.exit(0).printed("HTTP/1.1 200 OK");
-    // Kept by its place, and still there afterwards.
+    let run =
+        async |mut program: Command| CommandOutput::new(program.output().await.expect("runs"));
+    run(shell)
+        .await
+        .exit_code(0)
+        .stdout_contains("HTTP/1.1 200 OK");
+    // From a file, which is left in place.
     let later = [&DISABLE[..], &["--no-wait", "--task-key", path]].concat();
-    let told = stage.script(&later, "true").await;
-    told.exit(11);
-    let id = told.err.split("--request ").nth(1).expect("an id");
+    let output = setup.script(&later, "true").await;
+    output.exit_code(11);
+    let id = output.err.split("--request ").nth(1).expect("an id");
     let id = id.split(' ').next().expect("an id").to_owned();
-    assert_eq!(stage.decide(Verdict::Approve).await.to_string(), id);
-    let mut again = stage.dipylon();
+    assert_eq!(setup.decide(Verdict::Approve).await.to_string(), id);
+    let mut again = setup.dipylon();
     again.args([
         "exec",
         "--request",
         &id,
         "--audience-url",
-        &stage.resource.url,
+        &setup.resource.url,
         "--",
         "true",
     ]);
-    run(again).await.exit(0);
+    run(again).await.exit_code(0);
     assert_eq!(
         std::fs::read_to_string(&file).expect("still there"),
         pem.as_str()
     );
-    // As every other key: its owner's alone.
+    // As for every private key, the file must be private.
     mode(0o640);
-    stage.script(&with, "true").await.exit(1).said("mode 640");
+    setup
+        .script(&with, "true")
+        .await
+        .exit_code(1)
+        .stderr_contains("mode 640");
 }

@@ -1,8 +1,8 @@
-//! `dipylon exec`, as its users run it: how commands begin, wait, run and end.
+//! `dipylon exec`: starting, waiting for approval, running, signals and exit codes.
 
 mod delivery;
 mod evidence;
-pub mod stage;
+pub mod setup;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -16,29 +16,29 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::harness::{CASES, DOMAIN, IDP, disable};
-use crate::kill::Realm;
-use crate::served::order;
-use stage::{DISABLE, READ, Running, SH, Stage, Told, decide};
+use crate::crash_recovery::BrokerDeployment;
+use crate::support::served_broker::order;
+use crate::support::{CASES, DOMAIN, IDP, disable};
+use setup::{CommandOutput, DISABLE, ExecSetup, READ, RunningCommand, SH, decide};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_command_does_its_one_thing_and_nothing_after() {
-    let stage = Stage::set().await;
+async fn token_ends_with_the_command() {
+    let setup = ExecSetup::start().await;
     let script = r#"
         ask GET /cases/INC-8841
         ask GET '/cases/INC-8841?page=2' "X-Own: kept\r\nX-Other: x\r\nX-Request-Id: r-1\r\nReferer: http://$host$base/\r\n"
         env; tr '\0' '\n' < /proc/$$/environ; tr '\0' '\n' < /proc/$PPID/environ
         exit 3"#;
     let options = [&READ[..], &["--forward-header", "X-Own"]].concat();
-    let told = stage.script(&options, script).await;
-    told.exit(3)
-        .printed("HTTP/1.1 200 OK")
-        .printed("done by the resource server")
-        .printed("DIPYLON_TASK=task_")
-        .said("dipylon: verified  spiffe://soc.example/agent/triage by jwt-svid, task_")
-        .said("dipylon: allowed   case.read on Case::INC-8841 by rule \"soc-acts-at-home\", ttl 5m  -> running bash")
-        .said("dipylon: done      exit 3, 1 token revoked, task_");
-    let token = stage.resource.token();
+    let output = setup.script(&options, script).await;
+    output.exit_code(3)
+        .stdout_contains("HTTP/1.1 200 OK")
+        .stdout_contains("done by the resource server")
+        .stdout_contains("DIPYLON_TASK=task_")
+        .stderr_contains("dipylon: verified  spiffe://soc.example/agent/triage by jwt-svid, task_")
+        .stderr_contains("dipylon: allowed   case.read on Case::INC-8841 by rule \"soc-acts-at-home\", ttl 5m  -> running bash")
+        .stderr_contains("dipylon: done      exit 3, 1 token revoked, task_");
+    let token = setup.resource.token();
     for part in [
         token.as_str(),
         "eyJ",
@@ -48,12 +48,12 @@ async fn a_command_does_its_one_thing_and_nothing_after() {
         "dpop",
     ] {
         assert!(
-            !told.out.to_lowercase().contains(&part.to_lowercase()),
+            !output.out.to_lowercase().contains(&part.to_lowercase()),
             "{part}: {}",
-            told.out
+            output.out
         );
     }
-    let environment = told
+    let environment = output
         .out
         .split("done by the resource server")
         .last()
@@ -62,8 +62,8 @@ async fn a_command_does_its_one_thing_and_nothing_after() {
         .lines()
         .filter(|l| l.starts_with("DIPYLON_KEY="))
         .collect();
-    assert_eq!(own.len(), 1, "only where the caller's own is: {own:?}");
-    let seen = stage.resource.seen();
+    assert_eq!(own.len(), 1, "only in its own variables: {own:?}");
+    let seen = setup.resource.seen();
     assert_eq!(seen[1].path, "/cases/INC-8841?page=2");
     assert_eq!(seen[1].headers["x-own"], "kept");
     assert_eq!(seen[1].headers["x-request-id"], "r-1");
@@ -72,42 +72,42 @@ async fn a_command_does_its_one_thing_and_nothing_after() {
     }
     assert_ne!(
         seen[0].headers["dpop"], seen[1].headers["dpop"],
-        "a proof for each request"
+        "a new proof for each request"
     );
     assert!(
-        !stage.good(&stage.resource.cases, &token).await,
-        "dead with its task"
+        !setup.good(&setup.resource.cases, &token).await,
+        "revoked with its task"
     );
-    assert_eq!(stage.entries("\"outcome\":\"failed\""), 1);
+    assert_eq!(setup.entries("\"outcome\":\"failed\""), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stepped_up_action_waits_and_runs() {
-    let stage = Stage::set().await;
+async fn step_up_waits_then_runs() {
+    let setup = ExecSetup::start().await;
     let script = "ask POST /accounts/ann/disable '' '{}'; ask POST /accounts/ann/disable '' '{}'";
-    let (told, id) = tokio::join!(
-        stage.script(&DISABLE, script),
-        stage.decide(Verdict::Approve)
+    let (output, id) = tokio::join!(
+        setup.script(&DISABLE, script),
+        setup.decide(Verdict::Approve)
     );
     let phrase = MatchPhrase::of(&id);
-    told.exit(0)
-        .printed("HTTP/1.1 200 OK")
-        .printed("HTTP/1.1 401 Unauthorized")
-        .printed("uses are spent")
-        .said(&format!("dipylon: step-up   needs 1 of group security because of rule \"destructive-needs-a-yes\" and rule \"soc-acts-at-home\"  {phrase}  {id}"))
-        .said("dipylon: waiting   until 2")
-        .said("dipylon: approved  account.disable on Account::ann by rule")
-        .said("uses 1  -> running bash")
-        .said("dipylon: done      exit 0, ");
+    output.exit_code(0)
+        .stdout_contains("HTTP/1.1 200 OK")
+        .stdout_contains("HTTP/1.1 401 Unauthorized")
+        .stdout_contains("uses are spent")
+        .stderr_contains(&format!("dipylon: step-up   needs 1 of group security because of rule \"destructive-needs-a-yes\" and rule \"soc-acts-at-home\"  {phrase}  {id}"))
+        .stderr_contains("dipylon: waiting   until 2")
+        .stderr_contains("dipylon: approved  account.disable on Account::ann by rule")
+        .stderr_contains("uses 1  -> running bash")
+        .stderr_contains("dipylon: done      exit 0, ");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_no_runs_nothing() {
-    let stage = Stage::set().await;
-    let mark = stage.home.path().join("mark");
+async fn denied_runs_nothing() {
+    let setup = ExecSetup::start().await;
+    let mark = setup.home.path().join("mark");
     let touch = ["touch", mark.to_str().expect("text")];
     let run = async |options: &[&str]| {
-        Told::of(stage.exec(options, &touch).output().await.expect("runs"))
+        CommandOutput::new(setup.exec(options, &touch).output().await.expect("runs"))
     };
     let protected = [
         "--action",
@@ -121,16 +121,18 @@ async fn a_no_runs_nothing() {
     ];
     run(&protected)
         .await
-        .exit(10)
-        .said("dipylon: denied    FORBIDDEN_BY_RULE by rule \"protected-accounts-stay\"")
-        .said("dipylon explain dec_")
-        .said("dipylon: done      exit 10, 0 tokens revoked");
-    let (told, _) = tokio::join!(run(&DISABLE), stage.decide(Verdict::Deny));
-    told.exit(10).said("denied    DENIED_BY_PERSON");
+        .exit_code(10)
+        .stderr_contains("dipylon: denied    FORBIDDEN_BY_RULE by rule \"protected-accounts-stay\"")
+        .stderr_contains("dipylon explain dec_")
+        .stderr_contains("dipylon: done      exit 10, 0 tokens revoked");
+    let (output, _) = tokio::join!(run(&DISABLE), setup.decide(Verdict::Deny));
+    output
+        .exit_code(10)
+        .stderr_contains("denied    DENIED_BY_PERSON");
     run(&[&DISABLE[..], &["--wait", "1s"]].concat())
         .await
-        .exit(12)
-        .said("dipylon: expired   nobody decided areq_");
+        .exit_code(12)
+        .stderr_contains("dipylon: expired   nobody decided areq_");
     let unknown = [
         "--action",
         "case.read",
@@ -139,22 +141,25 @@ async fn a_no_runs_nothing() {
         "--audience",
         CASES,
     ];
-    run(&unknown).await.exit(2).said("UNKNOWN_TARGET");
+    run(&unknown)
+        .await
+        .exit_code(2)
+        .stderr_contains("UNKNOWN_TARGET");
     assert!(!mark.exists(), "nothing ran");
-    assert_eq!(stage.entries("\"TaskEnded\""), 4, "no task is left");
+    assert_eq!(setup.entries("\"TaskEnded\""), 4, "every task has ended");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_does_not_wait_comes_back() {
-    let mut stage = Stage::set().await;
+async fn no_wait_and_resume() {
+    let mut setup = ExecSetup::start().await;
     let script = format!("{SH}\nask POST /accounts/ann/disable '' '{{}}'");
     let own = ["--no-wait", "--json", "--forward-header", "X-Own"];
     let options = [&DISABLE[..], &own[..]].concat();
     let command = ["bash", "-c", &script];
-    let told = Told::of(stage.exec(&options, &command).output().await.expect("runs"));
-    told.exit(11);
-    assert_eq!(told.out, "", "stdout is the command's");
-    let events: Vec<Value> = told
+    let output = CommandOutput::new(setup.exec(&options, &command).output().await.expect("runs"));
+    output.exit_code(11);
+    assert_eq!(output.out, "", "stdout is the command's");
+    let events: Vec<Value> = output
         .err
         .lines()
         .map(|l| serde_json::from_str(l).expect("JSON"))
@@ -169,9 +174,9 @@ async fn who_does_not_wait_comes_back() {
         )),
         "{resume}"
     );
-    let again = async |stage: &Stage| {
-        // The very line that was said, in a shell, with nothing but the same home.
-        let mut shell = stage.dipylon();
+    let again = async |setup: &ExecSetup| {
+        // The printed resume command, run in a shell with the same home.
+        let mut shell = setup.dipylon();
         let mut command = Command::new("bash");
         for (name, value) in shell.as_std_mut().get_envs() {
             match value {
@@ -180,46 +185,49 @@ async fn who_does_not_wait_comes_back() {
             };
         }
         command.env_remove("DIPYLON_URL").args(["-c", &resume]);
-        Told::of(command.output().await.expect("runs"))
+        CommandOutput::new(command.output().await.expect("runs"))
     };
-    let waits = Told::of(
-        stage
+    let waits = CommandOutput::new(
+        setup
             .dipylon()
             .args(["exec", "--request", &id, "--no-wait", "--", "true"])
             .output()
             .await
             .expect("runs"),
     );
-    waits.exit(11).said(&format!(
+    waits.exit_code(11).stderr_contains(&format!(
         "exec --request {id} --audience-url {} --forward-header x-own -- true",
-        stage.resource.url
+        setup.resource.url
     ));
-    assert_eq!(stage.decide(Verdict::Approve).await.to_string(), id);
-    // A yes is not spent on an audience that is not there.
-    let nobody = unheard().await;
-    let nowhere = ["exec", "--request", &id, "--audience-url", &nobody];
-    let away = stage.dipylon().args(nowhere).args(["--", "true"]).output();
-    Told::of(away.await.expect("runs"))
-        .exit(14)
-        .said(&format!("the audience cannot be reached at {nobody}"))
-        .said("no approval was used");
-    assert_eq!(stage.entries("\"TokenIssued\""), 0);
-    let resource = stage.resource.clone();
-    stage.served = stage.served.restart().await;
-    again(&stage)
+    assert_eq!(setup.decide(Verdict::Approve).await.to_string(), id);
+    // An approval is not consumed when the audience is unreachable.
+    let unreachable = unreachable_url().await;
+    let nowhere = ["exec", "--request", &id, "--audience-url", &unreachable];
+    let away = setup.dipylon().args(nowhere).args(["--", "true"]).output();
+    CommandOutput::new(away.await.expect("runs"))
+        .exit_code(14)
+        .stderr_contains(&format!("the audience cannot be reached at {unreachable}"))
+        .stderr_contains("no approval was used");
+    assert_eq!(setup.entries("\"TokenIssued\""), 0);
+    let resource = setup.resource.clone();
+    setup.served = setup.served.restart().await;
+    again(&setup)
         .await
-        .exit(0)
-        .printed("HTTP/1.1 200 OK")
-        .said("dipylon: approved  account.disable")
-        .said("dipylon: done      exit 0, ");
-    assert!(!stage.good(&resource.idp, &resource.token()).await);
-    again(&stage).await.exit(2).said("does not wait here");
-    let left: Vec<_> = walk(&stage.home.path().join("state"));
-    assert!(left.is_empty(), "keys and requests are forgotten: {left:?}");
+        .exit_code(0)
+        .stdout_contains("HTTP/1.1 200 OK")
+        .stderr_contains("dipylon: approved  account.disable")
+        .stderr_contains("dipylon: done      exit 0, ");
+    assert!(!setup.good(&resource.idp, &resource.token()).await);
+    again(&setup)
+        .await
+        .exit_code(2)
+        .stderr_contains("does not wait here");
+    let left: Vec<_> = walk(&setup.home.path().join("state"));
+    assert!(left.is_empty(), "keys and requests are deleted: {left:?}");
 }
 
-/// A place on loopback where nobody listens.
-async fn unheard() -> String {
+/// A loopback URL without a listener.
+async fn unreachable_url() -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
         .await
         .expect("a port");
@@ -227,19 +235,23 @@ async fn unheard() -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_is_asked_for_what_cannot_be_used() {
-    let stage = Stage::set().await;
-    let nobody = unheard().await;
-    let options = [&DISABLE[..], &["--wait", "20s", "--audience-url", &nobody]].concat();
-    let told = stage.exec(&options, &["true"]).output().await;
-    Told::of(told.expect("runs"))
-        .exit(14)
-        .said(&format!(
-            "the audience cannot be reached at {nobody}; areq_"
+async fn unreachable_audience_cancels_request() {
+    let setup = ExecSetup::start().await;
+    let unreachable = unreachable_url().await;
+    let options = [
+        &DISABLE[..],
+        &["--wait", "20s", "--audience-url", &unreachable],
+    ]
+    .concat();
+    let output = setup.exec(&options, &["true"]).output().await;
+    CommandOutput::new(output.expect("runs"))
+        .exit_code(14)
+        .stderr_contains(&format!(
+            "the audience cannot be reached at {unreachable}; areq_"
         ))
-        .said("is taken back")
-        .said("dipylon: done      exit 14, 0 tokens revoked");
-    assert_eq!(stage.entries("\"AccessRequestClosed\""), 1);
+        .stderr_contains("is taken back")
+        .stderr_contains("dipylon: done      exit 14, 0 tokens revoked");
+    assert_eq!(setup.entries("\"AccessRequestClosed\""), 1);
 }
 
 fn walk(dir: &Path) -> Vec<PathBuf> {
@@ -256,9 +268,9 @@ fn walk(dir: &Path) -> Vec<PathBuf> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn signals_and_codes_are_the_commands_own() {
-    let stage = Stage::set().await;
-    // Each signal, caught by the command.
+async fn signals_and_exit_codes_pass_through() {
+    let setup = ExecSetup::start().await;
+    // Signals that the command catches.
     for (signal, name) in [
         (Signal::INT, "INT"),
         (Signal::TERM, "TERM"),
@@ -270,39 +282,39 @@ async fn signals_and_codes_are_the_commands_own() {
     ] {
         let script =
             format!("trap 'echo caught; exit 9' {name}; echo ready; while :; do sleep 0.02; done");
-        let mut running = Running::start(stage.exec(&READ, &["bash", "-c", &script]));
-        assert_eq!(running.line().await, "ready");
+        let mut running = RunningCommand::start(setup.exec(&READ, &["bash", "-c", &script]));
+        assert_eq!(running.stdout_line().await, "ready");
         running.signal(signal);
         running
             .end()
             .await
-            .exit(9)
-            .printed("caught")
-            .said("done      exit 9, 1 token revoked");
+            .exit_code(9)
+            .stdout_contains("caught")
+            .stderr_contains("done      exit 9, 1 token revoked");
     }
-    // Not caught: ended by it, which a shell says as 128 + n.
+    // An uncaught signal: exit code 128 + n, as in a shell.
     let mut running =
-        Running::start(stage.exec(&READ, &["bash", "-c", "echo ready; exec sleep 60"]));
-    assert_eq!(running.line().await, "ready");
+        RunningCommand::start(setup.exec(&READ, &["bash", "-c", "echo ready; exec sleep 60"]));
+    assert_eq!(running.stdout_line().await, "ready");
     running.signal(Signal::TERM);
     running
         .end()
         .await
-        .exit(143)
-        .said("done      exit 143, 1 token revoked");
-    stage
+        .exit_code(143)
+        .stderr_contains("done      exit 143, 1 token revoked");
+    setup
         .script(&READ, "kill -KILL $$")
         .await
-        .exit(137)
-        .said("done      exit 137");
-    // The whole group of the command is told.
+        .exit_code(137)
+        .stderr_contains("done      exit 137");
+    // The command's whole process group gets the signal.
     let script = "bash -c 'trap \"echo inner; exit\" TERM; echo ready; while :; do sleep 0.02; done' & trap '' TERM; wait; wait";
-    let mut running = Running::start(stage.exec(&READ, &["bash", "-c", script]));
-    assert_eq!(running.line().await, "ready");
+    let mut running = RunningCommand::start(setup.exec(&READ, &["bash", "-c", script]));
+    assert_eq!(running.stdout_line().await, "ready");
     running.signal(Signal::TERM);
-    running.end().await.printed("inner").exit(0);
-    // What the caller ignores, the command ignores.
-    let exec = stage.exec(&READ, &["bash", "-c", "echo ready; sleep 1; echo survived"]);
+    running.end().await.stdout_contains("inner").exit_code(0);
+    // Signals ignored by the caller are ignored by the command.
+    let exec = setup.exec(&READ, &["bash", "-c", "echo ready; sleep 1; echo survived"]);
     let mut nohup = Command::new("bash");
     nohup
         .args(["-c", "trap '' HUP; exec \"$0\" \"$@\""])
@@ -318,18 +330,18 @@ async fn signals_and_codes_are_the_commands_own() {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let mut running = Running::start(nohup);
-    assert_eq!(running.line().await, "ready");
+    let mut running = RunningCommand::start(nohup);
+    assert_eq!(running.stdout_line().await, "ready");
     running.signal(Signal::HUP);
-    running.end().await.printed("survived").exit(0);
+    running.end().await.stdout_contains("survived").exit_code(0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stopped_command_stops_and_goes_on_with_its_wrapper() {
-    let stage = Stage::set().await;
+async fn stop_and_continue_are_forwarded() {
+    let setup = ExecSetup::start().await;
     let script = "trap 'echo continued; exit 4' CONT; echo ready; while :; do sleep 0.02; done";
-    let mut running = Running::start(stage.exec(&READ, &["bash", "-c", script]));
-    assert_eq!(running.line().await, "ready");
+    let mut running = RunningCommand::start(setup.exec(&READ, &["bash", "-c", script]));
+    assert_eq!(running.stdout_line().await, "ready");
     running.signal(Signal::TSTP);
     let pid = running.child.id().expect("runs");
     let state = || {
@@ -344,23 +356,27 @@ async fn a_stopped_command_stops_and_goes_on_with_its_wrapper() {
     }
     assert_eq!(state(), Some('T'), "the wrapper stops too");
     running.signal(Signal::CONT);
-    running.end().await.exit(4).printed("continued");
+    running
+        .end()
+        .await
+        .exit_code(4)
+        .stdout_contains("continued");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_signal_while_people_decide_takes_it_back() {
-    let stage = Stage::set().await;
-    let mut running = Running::start(stage.exec(&DISABLE, &["true"]));
-    running.told("waiting").await;
+async fn signal_while_waiting_cancels_request() {
+    let setup = ExecSetup::start().await;
+    let mut running = RunningCommand::start(setup.exec(&DISABLE, &["true"]));
+    running.stderr_line("waiting").await;
     running.signal(Signal::INT);
     running
         .end()
         .await
-        .exit(130)
-        .said("is taken back")
-        .said("done      exit 130, 0 tokens revoked");
+        .exit_code(130)
+        .stderr_contains("is taken back")
+        .stderr_contains("done      exit 130, 0 tokens revoked");
     assert!(
-        stage
+        setup
             .served
             .person("maria")
             .list()
@@ -369,22 +385,22 @@ async fn a_signal_while_people_decide_takes_it_back() {
             .is_empty()
     );
     assert_eq!(
-        stage.entries("\"AccessRequestClosed\""),
+        setup.entries("\"AccessRequestClosed\""),
         1,
-        "cancelled, not only ended"
+        "the access request is cancelled"
     );
-    assert_eq!(stage.entries("\"TaskEnded\""), 1);
+    assert_eq!(setup.entries("\"TaskEnded\""), 1);
 }
 
-/// The real process, killed while the program waits for people.
+/// The broker process is killed while the program waits for an approval.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broker_that_comes_back_is_waited_for() {
+async fn waits_out_a_broker_restart() {
     let temp = tempfile::tempdir().expect("dir");
-    let realm = Realm::new(temp.path());
-    let mut broker = realm.broker_telling(Stdio::null(), "error").await;
+    let realm = BrokerDeployment::new(temp.path());
+    let mut broker = realm.broker_with_log(Stdio::null(), "error").await;
     let id = format!("spiffe://{DOMAIN}/agent/triage");
     let evidence = realm
-        .world
+        .env
         .svid_for(&realm.url, &id, Clock::system().now(), 3_600);
     std::fs::write(temp.path().join("svid"), evidence.expose_secret()).expect("evidence");
     let audience = tokio::net::TcpListener::bind("127.0.0.1:0")
@@ -402,78 +418,79 @@ async fn a_broker_that_comes_back_is_waited_for() {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    let mut running = Running::start(program);
-    running.told("waiting").await;
+    let mut running = RunningCommand::start(program);
+    running.stderr_line("waiting").await;
     broker.kill().await.expect("SIGKILL");
-    let mut broker = realm.broker_telling(Stdio::null(), "error").await;
-    let maria = Person::new(realm.endpoint(), Arc::new(realm.world.key_of("maria")));
+    let mut broker = realm.broker_with_log(Stdio::null(), "error").await;
+    let maria = Person::new(realm.endpoint(), Arc::new(realm.env.key_of("maria")));
     decide(&maria, Verdict::Approve).await;
     running
         .end()
         .await
-        .exit(0)
-        .said("approved")
-        .said("done      exit 0");
+        .exit_code(0)
+        .stderr_contains("approved")
+        .stderr_contains("done      exit 0");
     broker.kill().await.expect("SIGKILL");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_cannot_run_is_not_asked_for() {
-    let stage = Stage::set().await;
-    let run =
-        async |command: &str| Told::of(stage.exec(&READ, &[command]).output().await.expect("runs"));
+async fn missing_command_fails_before_request() {
+    let setup = ExecSetup::start().await;
+    let run = async |command: &str| {
+        CommandOutput::new(setup.exec(&READ, &[command]).output().await.expect("runs"))
+    };
     run("no-such-command")
         .await
-        .exit(127)
-        .said("no-such-command: command not found");
-    let file = stage.home.path().join("plain");
+        .exit_code(127)
+        .stderr_contains("no-such-command: command not found");
+    let file = setup.home.path().join("plain");
     std::fs::write(&file, "x").expect("file");
     run(file.to_str().expect("text"))
         .await
-        .exit(126)
-        .said("it cannot be run");
-    assert_eq!(stage.entries("\"TaskOpened\""), 0, "nobody was asked");
-    // Seen only when it is tried: the task is over all the same.
-    let script = stage.home.path().join("script");
+        .exit_code(126)
+        .stderr_contains("it cannot be run");
+    assert_eq!(setup.entries("\"TaskOpened\""), 0, "no request was made");
+    // Detected only at execution: the task still ends.
+    let script = setup.home.path().join("script");
     std::fs::write(&script, "#!/no/such/interpreter\n").expect("file");
     std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))
         .expect("mode");
     run(script.to_str().expect("text"))
         .await
-        .exit(127)
-        .said("done      exit 127, 1 token revoked");
+        .exit_code(127)
+        .stderr_contains("done      exit 127, 1 token revoked");
     assert_eq!(
         (
-            stage.entries("\"TaskOpened\""),
-            stage.entries("\"TaskEnded\"")
+            setup.entries("\"TaskOpened\""),
+            setup.entries("\"TaskEnded\"")
         ),
         (1, 1)
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_broker_has_its_own_codes() {
-    let stage = Stage::set().await;
-    let away = Told::of(
-        stage
+async fn exit_codes_of_broker_errors() {
+    let setup = ExecSetup::start().await;
+    let away = CommandOutput::new(
+        setup
             .exec(&READ, &["true"])
             .env("DIPYLON_URL", "http://127.0.0.1:1")
             .output()
             .await
             .expect("runs"),
     );
-    away.exit(14).said("cannot be reached");
-    std::fs::write(stage.svid(), "not-evidence").expect("evidence");
-    stage
+    away.exit_code(14).stderr_contains("cannot be reached");
+    std::fs::write(setup.svid(), "not-evidence").expect("evidence");
+    setup
         .script(&READ, "true")
         .await
-        .exit(20)
-        .said("NOT_AUTHENTICATED");
-    std::fs::write(stage.svid(), stage.evidence("triage").expose_secret()).expect("evidence");
-    // Five wait already: no more are taken in.
+        .exit_code(20)
+        .stderr_contains("NOT_AUTHENTICATED");
+    std::fs::write(setup.svid(), setup.evidence("triage").expose_secret()).expect("evidence");
+    // Five are pending: no more are accepted.
     let agent = Agent::new(
-        stage.served.endpoint(),
-        stage.served.evidence("triage"),
+        setup.served.endpoint(),
+        setup.served.evidence("triage"),
         None,
     );
     let opening = OpenTask {
@@ -489,17 +506,17 @@ async fn the_broker_has_its_own_codes() {
             .await;
         assert!(matches!(outcome, Ok(Outcome::Pending(_))), "{outcome:?}");
     }
-    stage
+    setup
         .script(&DISABLE, "true")
         .await
-        .exit(16)
-        .said("TOO_MANY_PENDING");
-    stage
+        .exit_code(16)
+        .stderr_contains("TOO_MANY_PENDING");
+    setup
         .script(&["--action", "case.read"], "true")
         .await
-        .exit(2);
-    // An audience that is no place needs one.
-    let mut program = stage.dipylon();
+        .exit_code(2);
+    // An audience that is no URL needs `--audience-url`.
+    let mut program = setup.dipylon();
     program.args([
         "exec",
         "--agent",
@@ -517,35 +534,35 @@ async fn the_broker_has_its_own_codes() {
         "--",
         "true",
     ]);
-    Told::of(program.output().await.expect("runs")).exit(2);
+    CommandOutput::new(program.output().await.expect("runs")).exit_code(2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_wrapper_leaves_nothing_that_works() {
-    let stage = Stage::set().await;
+async fn killed_wrapper_ends_by_missed_heartbeat() {
+    let setup = ExecSetup::start().await;
     let options = [&READ[..], &["--heartbeat", "2s"]].concat();
-    // Kept alive for longer than a heartbeat, and then not any more.
+    // Kept alive for longer than a heartbeat, then not any more.
     let script =
         format!("{SH}\nsleep 4; ask GET /cases/INC-8841; echo $$; exec sleep 120 >/dev/null 2>&1");
-    let mut running = Running::start(stage.exec(&options, &["bash", "-c", &script]));
-    while running.line().await != "done by the resource server" {}
-    let command: i32 = running.line().await.parse().expect("a pid");
-    let token = stage.resource.token();
+    let mut running = RunningCommand::start(setup.exec(&options, &["bash", "-c", &script]));
+    while running.stdout_line().await != "done by the resource server" {}
+    let command: i32 = running.stdout_line().await.parse().expect("a pid");
+    let token = setup.resource.token();
     assert!(
-        stage.good(&stage.resource.cases, &token).await,
-        "it still works"
+        setup.good(&setup.resource.cases, &token).await,
+        "the token is still valid"
     );
     running.signal(Signal::KILL);
     let mut ended = 0;
     for _ in 0..3_000 {
-        ended = stage.entries("\"cause\":\"lease\"");
+        ended = setup.entries("\"cause\":\"lease\"");
         if ended > 0 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    // The command of a killed wrapper lives on; its token does not.
-    kill_process(Pid::from_raw(command).expect("a pid"), Signal::KILL).expect("it lived on");
+    // The command of a killed wrapper keeps running; its token has ended.
+    kill_process(Pid::from_raw(command).expect("a pid"), Signal::KILL).expect("it kept running");
     assert_eq!(ended, 1);
-    assert!(!stage.good(&stage.resource.cases, &token).await);
+    assert!(!setup.good(&setup.resource.cases, &token).await);
 }

@@ -1,0 +1,286 @@
+//! Approval latency: reading an inbox with many pending requests, and the time from a vote to the waiting agent.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use dipylon::broker::{RequestTokenInput, TokenReply};
+use dipylon_sdk::client::ballot::Seen;
+use dipylon_sdk::client::{Endpoint, Outcome, Person, Task};
+use dipylon_sdk::jose::SigningKey;
+use dipylon_sdk::model::*;
+use tokio::sync::mpsc;
+
+use super::Counts;
+use super::closed_loop::{nanos, percentile};
+use super::report::{Report, ms};
+use super::setup::{BenchSetup, REQUEST_TOKEN, TaskHolder, call_context, fresh};
+use crate::support::served_broker::order;
+use crate::support::{IDP, TestEnvironment, action};
+
+/// Agents that the access requests are spread over, half of them of each of two owners.
+const AGENTS: usize = 20;
+/// Tasks of each.
+const TASKS: usize = 5;
+/// Streams and waiting calls per connection: below the broker's limit.
+const PER_CONNECTION: usize = 50;
+
+pub fn run(counts: &Counts, report: &mut Report) {
+    report.part(&format!("{} pending access requests", counts.pending));
+    let setup = BenchSetup::start_in(env(counts.pending));
+    let asked = ask(&setup, counts.pending);
+    assert_eq!(setup.served.broker.state().asked().len(), counts.pending);
+    setup.load.block_on(async {
+        for (who, what) in [
+            ("lee", "inbox of an approver of all of it, one page"),
+            ("olga", "inbox of an approver of none of it"),
+        ] {
+            let person = setup.served.person(who);
+            let took = read(&person, counts.inboxes, counts.pending).await;
+            report.line(what, &summary(&took, "p99 below 200 ms"));
+        }
+        let (watched, waited) = asked.split_at(counts.watches.min(asked.len() / 2));
+        let waited = &waited[..counts.watches.min(waited.len())];
+        report.part(&format!(
+            "From the CastVote reply to the agent's reply, {} agents waiting",
+            watched.len()
+        ));
+        let took = watches(&setup, watched, counts.votes).await;
+        report.line("WatchAccessRequest", &summary(&took, "p99 below 50 ms"));
+        let took = waits(&setup, waited, counts.votes).await;
+        report.line(
+            "RequestToken that waits for approval",
+            &summary(&took, "p99 below 50 ms"),
+        );
+    });
+}
+
+fn summary(took: &[u64], goal: &str) -> String {
+    let [p50, p99] = [50, 99].map(|per_cent| ms(percentile(took, per_cent)));
+    format!(
+        "p50 {p50:>9}   p99 {p99:>9}   of {}   (goal: {goal})",
+        took.len()
+    )
+}
+
+/// Enough accounts, agents that request actions on them, and limits that the benchmark never reaches.
+fn env(pending: usize) -> TestEnvironment {
+    let mut env = TestEnvironment::new();
+    let people = env.policy.get_mut("people.toml").expect("people");
+    *people = people.replace("wait = \"15m\"", "wait = \"1h\"").replace(
+        "asks_per_minute = 100000",
+        "asks_per_minute = 100000\npending_per_agent = 10000\npending_per_owner = 100000",
+    );
+    let agents = env.policy.get_mut("agents.toml").expect("agents");
+    for n in 0..AGENTS {
+        let owner = ["dana", "maria"][n % 2];
+        agents.push_str(&format!(
+            "\n[[agent]]\nid = \"a-{n}\"\nspiffe_id = \"spiffe://soc.example/agent/a-{n}\"\nowner = \"{owner}\"\nenvironment = \"prod\"\n\
+             model = \"m\"\nautonomy = \"supervised\"\ngroups = [\"soc\"]\nactions = [\"account.disable\"]\n"
+        ));
+    }
+    let entities = env.policy.get_mut("entities.json").expect("entities");
+    let accounts: String = (0..pending.div_ceil(AGENTS * TASKS))
+        .map(|n| format!(
+            ", {{ \"uid\": {{ \"type\": \"Account\", \"id\": \"u-{n}\" }}, \"parents\": [], \"attrs\": {{ \"name\": \"U {n}\", \
+             \"environment\": {{ \"type\": \"Environment\", \"id\": \"prod\" }}, \"protected\": false }} }}"
+        ))
+        .collect();
+    let end = entities.rfind(']').expect("a list");
+    entities.insert_str(end, &accounts);
+    env
+}
+
+fn disable(n: usize) -> Action {
+    let sessions = [("end_sessions", Param::Bool(true))];
+    action(
+        "account.disable",
+        "Account",
+        &format!("u-{n}"),
+        IDP,
+        &sessions,
+    )
+}
+
+/// One access request and the task that opened it.
+struct PendingRequest {
+    agent: String,
+    task: TaskId,
+    key: Arc<SigningKey>,
+    action: Action,
+    idempotency_key: String,
+    id: AccessRequestId,
+}
+
+fn ask(setup: &BenchSetup, count: usize) -> Vec<PendingRequest> {
+    let holders: Vec<(String, TaskHolder)> = (0..AGENTS)
+        .flat_map(|n| {
+            let agent = format!("a-{n}");
+            let tasks = setup.tasks(&agent, TASKS);
+            tasks.into_iter().map(move |holder| (agent.clone(), holder))
+        })
+        .collect();
+    let broker = setup.broker();
+    setup.broker.block_on(async {
+        let mut asked = Vec::new();
+        for n in 0..count {
+            let (agent, holder) = &holders[n % holders.len()];
+            let action = disable(n / holders.len());
+            let idempotency_key = format!("r-{}", fresh());
+            let ask = RequestTokenInput {
+                task: holder.task,
+                action: action.clone(),
+                ttl: 300,
+                reason: None,
+                idempotency_key: IdempotencyKey::parse(&idempotency_key).expect("id"),
+                wait_ms: 0,
+                evidence: None,
+            };
+            let adg = Some(action.digest());
+            let proof = setup.proof(REQUEST_TOKEN, &holder.key, adg, &broker.nonce());
+            let reply = broker
+                .request_token(&call_context(REQUEST_TOKEN, proof), ask)
+                .await;
+            let Ok(TokenReply::Pending(pending)) = reply else {
+                panic!("not pending: {reply:?}")
+            };
+            asked.push(PendingRequest {
+                agent: agent.clone(),
+                task: holder.task,
+                key: holder.key.clone(),
+                action,
+                idempotency_key,
+                id: pending.access_request,
+            });
+        }
+        asked
+    })
+}
+
+/// First pages of an inbox, one after another.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a bench measures time; nothing is decided by it"
+)]
+async fn read(person: &Person, times: usize, pending: usize) -> Vec<u64> {
+    let mut took = Vec::new();
+    for _ in 0..times {
+        let began = Instant::now();
+        let report = person.inbox(false, 50, "").await.expect("reads");
+        took.push(nanos(began.elapsed()));
+        // The number shown to one approver at once is bounded: the others are queued.
+        assert_eq!((report.total + report.queued) as usize, pending);
+    }
+    took
+}
+
+/// Every agent watches; the times are from the vote's reply to the watcher's update.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a bench measures time; nothing is decided by it"
+)]
+async fn watches(setup: &BenchSetup, asked: &[PendingRequest], votes: usize) -> Vec<u64> {
+    let (heard, mut hears) = mpsc::unbounded_channel();
+    let (ready, mut readies) = mpsc::unbounded_channel();
+    let mut tasks = tokio::task::JoinSet::new();
+    for (n, task) in attached(setup, asked).into_iter().enumerate() {
+        let mut watch = task.watch(asked[n].id);
+        let (heard, ready) = (heard.clone(), ready.clone());
+        tasks.spawn(async move {
+            watch.next().await.expect("watches");
+            ready.send(()).expect("told");
+            if let Ok(Some(_)) = watch.next().await {
+                heard.send((n, Instant::now())).expect("told");
+            }
+        });
+    }
+    for _ in 0..asked.len() {
+        readies.recv().await.expect("all watch");
+    }
+    let took = vote_and_hear(setup, asked, votes, &mut hears).await;
+    tasks.shutdown().await;
+    took
+}
+
+/// Every agent waits in RequestToken; the times are from the vote's reply to the token.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a bench measures time; nothing is decided by it"
+)]
+async fn waits(setup: &BenchSetup, asked: &[PendingRequest], votes: usize) -> Vec<u64> {
+    let (heard, mut hears) = mpsc::unbounded_channel();
+    let mut tasks = tokio::task::JoinSet::new();
+    for (n, task) in attached(setup, asked).into_iter().enumerate() {
+        let mut order = order(asked[n].action.clone(), &asked[n].idempotency_key);
+        // As in the first call: an idempotency key is bound to one request.
+        order.reason = String::new();
+        order.wait_s = 60;
+        let heard = heard.clone();
+        tasks.spawn(async move {
+            loop {
+                match task.request_token(&order).await {
+                    Ok(Outcome::Token(_)) => break heard.send((n, Instant::now())).expect("told"),
+                    Ok(Outcome::Pending(_)) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        });
+    }
+    // There is no way to see that a call waits: it gets generous time to begin.
+    tokio::time::sleep(std::time::Duration::from_millis(
+        500 + asked.len() as u64 * 4,
+    ))
+    .await;
+    let took = vote_and_hear(setup, asked, votes, &mut hears).await;
+    tasks.shutdown().await;
+    took
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a bench measures time; nothing is decided by it"
+)]
+async fn vote_and_hear(
+    setup: &BenchSetup,
+    asked: &[PendingRequest],
+    votes: usize,
+    hears: &mut mpsc::UnboundedReceiver<(usize, Instant)>,
+) -> Vec<u64> {
+    let lee = setup.served.person("lee");
+    let mut took = Vec::new();
+    // Spread over all, not only the first.
+    let step = (asked.len() / votes.max(1)).max(1);
+    for n in (0..asked.len()).step_by(step).take(votes) {
+        let card = lee.card(asked[n].id).await.expect("card");
+        let profile = ProfileName::parse("one-security").expect("profile");
+        let seen = Seen {
+            card: &card,
+            realm: &Realm::parse("test").expect("realm"),
+            profile: &profile,
+            verdict: Verdict::Approve,
+            narrowing: Narrowing::default(),
+            comment: None,
+        };
+        lee.vote(&seen).await.expect("the vote counts");
+        let answered = Instant::now();
+        let (heard, at) = hears.recv().await.expect("heard");
+        assert_eq!(heard, n, "only the watcher of this request is woken");
+        took.push(nanos(at.saturating_duration_since(answered)));
+    }
+    took
+}
+
+/// The tasks, spread over connections of [`PER_CONNECTION`] each.
+fn attached(setup: &BenchSetup, asked: &[PendingRequest]) -> Vec<Task> {
+    let endpoints: Vec<Endpoint> = (0..asked.len().div_ceil(PER_CONNECTION))
+        .map(|_| setup.served.endpoint())
+        .collect();
+    asked
+        .iter()
+        .enumerate()
+        .map(|(n, one)| {
+            let evidence = setup.served.evidence(&one.agent);
+            let endpoint = endpoints[n / PER_CONNECTION].clone();
+            Task::attach(endpoint, evidence, one.task, one.key.clone())
+        })
+        .collect()
+}

@@ -1,9 +1,0 @@
-// A pass cannot be copied.
-fn needs_clone<T: Clone>() {}
-
-fn main() {
-    needs_clone::<dipylon::approve::Approved>();
-    needs_clone::<dipylon::approve::Reapproved>();
-    needs_clone::<dipylon::verify::Verified>();
-    needs_clone::<dipylon::state::Recorded>();
-}

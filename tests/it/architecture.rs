@@ -1,0 +1,242 @@
+//! Architecture rules, checked by reading the sources: module layering, the home of each dependency, pure modules, banned
+//! crates.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// Each module and the modules it may use.
+const MODULES: &[(&str, &[&str])] = &[
+    ("model", &[]),
+    ("card", &["model"]),
+    ("proto", &["model", "card"]),
+    ("jose", &["model"]),
+    ("policy", &["model", "jose"]),
+    ("webauthn", &["model", "jose"]),
+    ("rate_limit", &[]),
+    ("telemetry", &["model"]),
+    ("audit", &["model", "jose", "policy", "webauthn"]),
+    ("state", &["model", "journal"]),
+    ("verify", &["model", "jose", "policy"]),
+    (
+        "approve",
+        &["model", "jose", "policy", "webauthn", "state", "verify"],
+    ),
+    ("mint", &["model", "jose", "approve"]),
+    ("clock", &["model"]),
+    ("keys", &["jose"]),
+    ("journal", &["model", "audit", "clock"]),
+    (
+        "config",
+        &["model", "jose", "rate_limit", "telemetry", "broker"],
+    ),
+    (
+        "broker",
+        &[
+            "model",
+            "jose",
+            "policy",
+            "webauthn",
+            "state",
+            "verify",
+            "approve",
+            "card",
+            "mint",
+            "clock",
+            "journal",
+            "rate_limit",
+            "telemetry",
+        ],
+    ),
+    (
+        "serve",
+        &[
+            "model",
+            "card",
+            "proto",
+            "policy",
+            "state",
+            "config",
+            "rate_limit",
+            "telemetry",
+            "broker",
+        ],
+    ),
+    ("client", &["model", "card", "jose", "proto", "clock"]),
+    ("validator", &["model", "jose", "proto", "clock", "client"]),
+    (
+        "cli",
+        &[
+            "model",
+            "card",
+            "jose",
+            "policy",
+            "audit",
+            "proto",
+            "clock",
+            "keys",
+            "config",
+            "journal",
+            "telemetry",
+            "broker",
+            "serve",
+            "client",
+            "validator",
+        ],
+    ),
+    ("main", &[]),
+    ("lib", &[]),
+];
+
+/// Each restricted dependency and the modules that may use it.
+const DEPENDENCY_HOMES: &[(&str, &[&str])] = &[
+    ("cedar_policy", &["policy"]),
+    ("cedar_policy_core", &["policy"]),
+    ("rusqlite", &["journal"]),
+    ("dashmap", &["state"]),
+    ("jsonwebtoken", &["jose"]),
+    ("coset", &["webauthn"]),
+    ("ciborium", &["webauthn"]),
+    ("ring", &["jose", "model", "broker", "client"]),
+    ("tonic", &["proto", "serve", "client"]),
+    ("askama", &["serve"]),
+    ("axum", &["serve", "cli"]),
+    ("clap", &["cli", "main"]),
+    ("rustls", &["serve", "client"]),
+    ("tokio_rustls", &["serve", "client"]),
+    ("prometheus_client", &["telemetry"]),
+    ("tracing_subscriber", &["telemetry"]),
+    ("opentelemetry", &["telemetry"]),
+    ("tracing_opentelemetry", &["telemetry"]),
+    ("unicode_normalization", &["card"]),
+    ("unicode_script", &["card"]),
+    ("unicode_security", &["card"]),
+];
+
+/// Pure modules: values in, values out, no I/O and no clock.
+const PURE_MODULES: &[&str] = &[
+    "model", "card", "jose", "policy", "webauthn", "verify", "approve", "mint", "state", "audit",
+];
+
+fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
+    for file in std::fs::read_dir(dir).expect("dir") {
+        let path = file.expect("file").path();
+        if path.is_dir() {
+            sources(&path, out);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            out.push(path);
+        }
+    }
+}
+
+/// The source lines of each module, without comments and tests.
+fn code() -> BTreeMap<String, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let roots = [root.join("src"), root.join("sdk/src")];
+    let mut files = Vec::new();
+    for root in &roots {
+        sources(root, &mut files);
+    }
+    let mut modules: BTreeMap<String, String> = BTreeMap::new();
+    for path in files {
+        let relative = roots
+            .iter()
+            .find_map(|root| path.strip_prefix(root).ok())
+            .expect("inside")
+            .to_owned();
+        let first = relative.components().next().expect("a name");
+        let module = first
+            .as_os_str()
+            .to_string_lossy()
+            .trim_end_matches(".rs")
+            .to_owned();
+        let name = relative
+            .file_stem()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned();
+        if ["tests", "strict_tests", "vectors", "attacks"].contains(&name.as_str()) {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).expect("source");
+        let text = text
+            .split("#[cfg(test)]\nmod tests {")
+            .next()
+            .unwrap_or_default();
+        let code = modules.entry(module).or_default();
+        for line in text.lines() {
+            code.push_str(line.split("//").next().unwrap_or_default());
+            code.push('\n');
+        }
+    }
+    modules
+}
+
+fn uses(code: &str, path: &str) -> bool {
+    code.match_indices(path).any(|(i, _)| {
+        let before = code[..i].chars().next_back();
+        !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':')
+    })
+}
+
+#[test]
+fn module_layering() {
+    let code = code();
+    let known: BTreeSet<&str> = MODULES.iter().map(|(module, _)| *module).collect();
+    let found: BTreeSet<&str> = code.keys().map(String::as_str).collect();
+    assert_eq!(
+        found, known,
+        "a module was added or removed: update this table"
+    );
+    for (module, may) in MODULES {
+        for (other, _) in MODULES {
+            let used = uses(&code[*module], &format!("crate::{other}::"));
+            assert!(
+                !used || other == module || may.contains(other),
+                "{module} uses {other}"
+            );
+        }
+    }
+    for (dependency, homes) in DEPENDENCY_HOMES {
+        for (module, text) in &code {
+            let used = uses(text, &format!("{dependency}::"));
+            assert!(
+                !used || homes.contains(&module.as_str()),
+                "{module} uses {dependency}"
+            );
+        }
+    }
+    for module in PURE_MODULES {
+        for io in [
+            "std::fs",
+            "std::net",
+            "std::process",
+            "std::env",
+            "tokio::",
+            "SystemTime",
+            "Instant::now",
+        ] {
+            assert!(
+                !code[*module].contains(io),
+                "{module} does I/O or reads a clock: {io}"
+            );
+        }
+    }
+}
+
+/// Banned crates, in every build and feature set: one TLS library, no second cryptography, no RSA.
+#[test]
+fn banned_crates() {
+    let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock");
+    let lock = std::fs::read_to_string(lock).expect("lock file");
+    assert!(lock.contains("name = \"ring\""));
+    for banned in [
+        "aws-lc-rs",
+        "aws-lc-sys",
+        "openssl",
+        "openssl-sys",
+        "reqwest",
+        "rsa",
+    ] {
+        assert!(!lock.contains(&format!("name = \"{banned}\"")), "{banned}");
+    }
+}

@@ -1,0 +1,645 @@
+//! Offline vote verification: any change of a stored vote, even with the rest of the journal rewritten consistently, is
+//! detected and attributed to its entry.
+
+use std::collections::HashMap;
+use std::process::Command;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use dipylon::audit::{AuditError, Frontier, Votes, VotesChecked, WrongVote, leaf_hash};
+use dipylon::broker::VoteAsk;
+use dipylon::journal::{Faults, ReadOnly};
+use dipylon::policy::BundleFiles;
+use dipylon_sdk::model::*;
+use rusqlite::Connection;
+use serde_json::{Value, json};
+
+use crate::support::software_authenticator::{PasskeyBehaviour, SoftwareAuthenticator};
+use crate::support::*;
+
+/// Entries and blobs of a journal, to be changed.
+#[derive(Clone)]
+struct JournalCopy {
+    entries: Vec<Entry>,
+    blobs: HashMap<Digest, Arc<str>>,
+}
+
+impl JournalCopy {
+    fn read(b: &TestBroker) -> Self {
+        let journal = ReadOnly::open(&b.dir).expect("journal");
+        let (mut entries, mut blobs) = (Vec::new(), HashMap::new());
+        let all = journal.all(|stored| {
+            entries.push(Entry::parse(&stored.text).expect("entry"));
+            Ok(())
+        });
+        all.expect("readable");
+        let read = journal.blobs(|name, content| {
+            blobs.insert(name, content.into());
+            Ok(())
+        });
+        read.expect("readable");
+        Self { entries, blobs }
+    }
+
+    fn votes(&self) -> Result<VotesChecked, AuditError> {
+        let mut votes = Votes::default();
+        for entry in &self.entries {
+            let blob = |name: &Digest| Ok::<_, AuditError>(self.blobs.get(name).cloned());
+            votes.entry(entry, blob)?;
+        }
+        Ok(votes.checked().clone())
+    }
+
+    /// The index of the only event that matches.
+    fn find(&self, is: impl Fn(&Event) -> bool) -> usize {
+        let mut found = self.entries.iter().enumerate().filter(|(_, e)| is(&e.fact));
+        let (at, _) = found.next().expect("there");
+        assert!(found.next().is_none(), "once");
+        at
+    }
+
+    fn vote(&mut self, at: usize) -> &mut VoteCast {
+        match &mut self.entries[at].fact {
+            Event::VoteCast(f) => f,
+            other => panic!("no vote: {other:?}"),
+        }
+    }
+
+    fn put_blob(&mut self, text: &str) -> Digest {
+        let name = Digest::of(text.as_bytes());
+        self.blobs.insert(name, text.into());
+        name
+    }
+
+    /// Replaces the statement of a vote, and its digest in the entry.
+    fn rewrite_statement(&mut self, at: usize, change: impl FnOnce(&mut VoteStatement)) {
+        let name = self.vote(at).statement;
+        let mut statement = VoteStatement::parse(&self.blobs[&name]).expect("statement");
+        change(&mut statement);
+        let text = statement.canonical().expect("canonical");
+        self.vote(at).statement = self.put_blob(&text);
+    }
+
+    /// Replaces the assertion of a passkey vote, and its digest in the entry.
+    fn rewrite_assertion(&mut self, at: usize, change: impl FnOnce(&mut Value)) {
+        let name = self.vote(at).assertion.expect("by passkey");
+        let mut evidence: Value = serde_json::from_str(&self.blobs[&name]).expect("JSON");
+        change(&mut evidence);
+        let text = dipylon_sdk::model::json::canonical(&evidence).expect("canonical");
+        self.vote(at).assertion = Some(self.put_blob(&text));
+    }
+}
+
+/// A forger's change.
+type Change<T> = fn(&mut T);
+
+/// A journal to be changed, and the entry of the vote that must be named.
+struct Forgery<'a> {
+    whole: &'a JournalCopy,
+    at: usize,
+}
+
+impl Forgery<'_> {
+    /// The audit's finding after the change.
+    fn rejected(&self, change: impl FnOnce(&mut JournalCopy, usize)) -> WrongVote {
+        let mut record = self.whole.clone();
+        change(&mut record, self.at);
+        match record.votes() {
+            Err(AuditError::Vote { why, .. }) => why,
+            other => panic!("not detected, or not as a wrong vote: {other:?}"),
+        }
+    }
+
+    /// The same, attributed to the vote's own entry.
+    fn rejected_at_vote(&self, change: impl FnOnce(&mut JournalCopy, usize)) -> WrongVote {
+        let mut record = self.whole.clone();
+        change(&mut record, self.at);
+        match record.votes() {
+            Err(AuditError::Vote { index, why }) => {
+                assert_eq!(index, record.entries[self.at].index);
+                why
+            }
+            other => panic!("not detected, or not as a wrong vote: {other:?}"),
+        }
+    }
+}
+
+struct VotedHistory {
+    b: TestBroker,
+    marias: SoftwareAuthenticator,
+    by_passkey: usize,
+    by_key: usize,
+    no: usize,
+}
+
+/// A note approved by passkey (its text is sensitive), an account approved by key, and a denial.
+async fn history() -> VotedHistory {
+    let mut env = TestEnvironment::new();
+    env
+        .policy
+        .get_mut("rules/20-guardrails.cedar")
+        .expect("policy")
+        .push_str(
+            "\n@id(\"notes-need-a-yes\")\n@why(\"For this story.\")\n@step_up(\"one-security\")\nforbid (principal, action == Action::\"case.note\", resource)\nunless { context.approvals.contains(StepUp::\"one-security\") };\n",
+        );
+    let b = TestBroker::start_with(env, Faults::default()).await;
+    let marias = b.enrol("maria").await;
+    let triage = b.agent("triage");
+    let task = b.open_task(&triage).await;
+    let note = action(
+        "case.note",
+        "Case",
+        "INC-8841",
+        CASES,
+        &[("text", Param::Str("sensitive text".to_owned()))],
+    );
+    let asked = |action: Action, request: &'static str| {
+        let (b, triage) = (&b, &triage);
+        async move { b.request_token(triage, task, &action, 300, request).await }
+    };
+    let id = asked(note.clone(), "r-1").await.pending().access_request;
+    let session = b.sign_in(&marias).await.expect("signed in");
+    let ask = VoteAsk {
+        narrowing: Narrowing {
+            max_ttl: Some(120),
+            max_uses: Some(3),
+        },
+        ..super::step_up::approve()
+    };
+    let cast = b.vote_in_session(&session, &marias, id, ask).await;
+    cast.expect("counts");
+    asked(note, "r-1").await.token();
+    let id = asked(disable("ann"), "r-2").await.pending().access_request;
+    b.approve("lee", id, "one-security").await;
+    asked(disable("ann"), "r-2").await.token();
+    let id = asked(disable("cara"), "r-3").await.pending().access_request;
+    let cast = b.vote("lee", id, "one-security", Verdict::Deny).await;
+    cast.expect("counts");
+    b.complete_task(&triage, task).await.expect("ends");
+    let record = JournalCopy::read(&b);
+    let by_passkey = record.find(|f| matches!(f, Event::VoteCast(v) if v.assertion.is_some()));
+    let by_key = |verdict| {
+        record.find(
+            |f| matches!(f, Event::VoteCast(v) if v.assertion.is_none() && v.verdict == verdict),
+        )
+    };
+    let (by_key, no) = (by_key(Verdict::Approve), by_key(Verdict::Deny));
+    VotedHistory {
+        b,
+        marias,
+        by_passkey,
+        by_key,
+        no,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vote_tampering_is_detected() {
+    let VotedHistory {
+        b,
+        marias,
+        by_passkey,
+        by_key,
+        no,
+    } = history().await;
+    let whole = JournalCopy::read(&b);
+    let checked = whole.votes().expect("all votes verify");
+    assert_eq!((checked.by_key, checked.by_passkey), (2, 1));
+    assert_eq!(
+        checked.origins.iter().collect::<Vec<_>>(),
+        [CONSOLE],
+        "the origin is in the assertion"
+    );
+    for at in [by_passkey, by_key, no] {
+        let forgery = Forgery { whole: &whole, at };
+        // Only the entry changed.
+        let entries: [(&str, Change<VoteCast>); 5] = [
+            ("verdict", |f| {
+                f.verdict = match f.verdict {
+                    Verdict::Approve => Verdict::Deny,
+                    Verdict::Deny => Verdict::Approve,
+                }
+            }),
+            ("longest life", |f| f.max_ttl += 1),
+            ("number of uses", |f| f.uses = Some(9)),
+            ("end of its life", |f| {
+                f.not_after = f.not_after.plus_secs(1)
+            }),
+            ("access request", |f| {
+                f.access_request = AccessRequestId::from_random([9; 16])
+            }),
+        ];
+        for (what, change) in entries {
+            let found = forgery.rejected_at_vote(|r, at| change(r.vote(at)));
+            assert!(
+                matches!(found, WrongVote::Differs(which) if which == what),
+                "{what}: {found}"
+            );
+        }
+        assert!(matches!(
+            forgery.rejected_at_vote(|r, at| r.vote(at).profile.digest = Digest::of(b"x")),
+            WrongVote::Profile
+        ));
+        assert!(matches!(
+            forgery
+                .rejected_at_vote(|r, at| r.vote(at).voter = PersonId::parse("dana").expect("id")),
+            WrongVote::Key
+        ));
+        assert!(
+            matches!(
+                forgery.rejected_at_vote(
+                    |r, at| r.vote(at).voter = PersonId::parse("nobody").expect("id")
+                ),
+                WrongVote::Stranger
+            )
+        );
+        assert!(matches!(
+            forgery.rejected_at_vote(|r, at| r.vote(at).key = Thumbprint(Digest::of(b"x"))),
+            WrongVote::Key
+        ));
+        assert!(matches!(
+            forgery.rejected_at_vote(|r, at| r.vote(at).signature = "!".to_owned()),
+            WrongVote::Signature
+        ));
+        // Statement and entry changed together: the signature does not cover that.
+        let statements: [Change<VoteStatement>; 3] = [
+            |s| s.nonce = URL_SAFE_NO_PAD.encode([1; 16]),
+            |s| s.policy = Digest::of(b"x"),
+            |s| s.comment = Some(Comment::parse("go ahead").expect("comment")),
+        ];
+        for change in statements {
+            let found = forgery.rejected_at_vote(|r, at| r.rewrite_statement(at, change));
+            assert!(
+                matches!(found, WrongVote::Signature | WrongVote::Passkey(_)),
+                "{found}"
+            );
+        }
+        let shorter = forgery.rejected_at_vote(|r, at| {
+            r.rewrite_statement(at, |s| s.max_ttl -= 1);
+            r.vote(at).max_ttl -= 1;
+        });
+        assert!(
+            matches!(shorter, WrongVote::Signature | WrongVote::Passkey(_)),
+            "{shorter}"
+        );
+        // A statement about something that was not requested.
+        let asked: [(&str, Change<VoteStatement>); 5] = [
+            ("agent", |s| s.agent = AgentId::parse("ci").expect("id")),
+            ("owner", |s| s.owner = PersonId::parse("lee").expect("id")),
+            ("task", |s| s.task = TaskId::from_random([9; 16])),
+            ("task key", |s| s.task_key = Thumbprint(Digest::of(b"x"))),
+            ("action", |s| s.action["target"]["id"] = json!("INC-1")),
+        ];
+        for (what, change) in asked {
+            let found = forgery.rejected_at_vote(|r, at| r.rewrite_statement(at, change));
+            assert!(
+                matches!(found, WrongVote::AskedElse(which) if which == what),
+                "{what}: {found}"
+            );
+        }
+        let longer = forgery.rejected_at_vote(|r, at| {
+            r.rewrite_statement(at, |s| s.max_ttl = 10_000);
+            r.vote(at).max_ttl = 10_000;
+        });
+        assert!(matches!(longer, WrongVote::AskedElse("longest life")));
+        assert!(matches!(
+            forgery.rejected_at_vote(|r, at| r
+                .rewrite_statement(at, |s| s.realm = Realm::parse("other").expect("realm"))),
+            WrongVote::Differs("realm")
+        ));
+        assert!(matches!(
+            forgery.rejected_at_vote(
+                |r, at| r.rewrite_statement(at, |s| s.profile.digest = Digest::of(b"x"))
+            ),
+            WrongVote::Differs("profile")
+        ));
+        // A statement that does not parse.
+        assert!(matches!(
+            forgery.rejected_at_vote(|r, at| {
+                let none = r.put_blob("{}");
+                r.vote(at).statement = none;
+            }),
+            WrongVote::Statement
+        ));
+        // The access request changed after the vote: the vote no longer matches it.
+        let request = match &whole.entries[at].fact {
+            Event::VoteCast(f) => f.access_request,
+            _ => unreachable!(),
+        };
+        let opened = whole
+            .find(|f| matches!(f, Event::AccessRequestOpened(o) if o.access_request == request));
+        let asked: [fn(&mut AccessRequestOpened); 4] = [
+            |f| f.agent = AgentId::parse("ci").expect("id"),
+            |f| f.action.target.id = "INC-1".to_owned(),
+            |f| f.max_ttl = 1,
+            |f| f.uses = Some(1),
+        ];
+        for (n, change) in asked.into_iter().enumerate() {
+            // account.disable has one use by default.
+            if n == 3 && at != by_passkey {
+                continue;
+            }
+            let found = forgery.rejected_at_vote(|r, _| match &mut r.entries[opened].fact {
+                Event::AccessRequestOpened(f) => change(f),
+                _ => unreachable!(),
+            });
+            assert!(matches!(found, WrongVote::AskedElse(_)), "{n}: {found}");
+        }
+        assert!(matches!(
+            forgery.rejected(|r, _| drop(r.entries.remove(opened))),
+            WrongVote::NotAsked
+        ));
+        // The same vote again, after the request was decided.
+        assert!(matches!(
+            forgery.rejected(|r, at| {
+                let again = r.entries[at].clone();
+                r.entries.push(again);
+            }),
+            WrongVote::NotAsked
+        ));
+        // The policy in force changed: another voter's key, and no key.
+        let policy = whole.find(|f| matches!(f, Event::PolicyApplied(_)));
+        let bundle = |r: &mut JournalCopy, change: &dyn Fn(&str) -> String| {
+            let mut files = b.env.policy.clone();
+            let people = files.get_mut("people.toml").expect("people");
+            let changed = change(people);
+            assert_ne!(*people, changed);
+            *people = changed;
+            let files = BundleFiles::new(files).expect("files");
+            let version = r.put_blob(files.canonical());
+            match &mut r.entries[policy].fact {
+                Event::PolicyApplied(f) => f.version = version,
+                _ => unreachable!(),
+            }
+        };
+        assert!(matches!(
+            forgery.rejected(|r, _| bundle(r, &|text| text.replace("quorum = 1", "quorum = 2"))),
+            WrongVote::Profile
+        ));
+        assert!(matches!(
+            forgery.rejected(|r, _| bundle(r, &|text| format!("{text}\nbroken"))),
+            WrongVote::Stranger
+        ));
+        // A key revoked before the vote.
+        let revoked = forgery.rejected_at_vote(|r, at| {
+            let mut before = r.entries[at].clone();
+            let cast = r.vote(at).clone();
+            before.fact = Event::ApproverKeysRevoked(ApproverKeysRevoked {
+                person: cast.voter,
+                keys: vec![cast.key],
+                cause: RevokeCause::Counter,
+                by: None,
+            });
+            r.entries.insert(at, before);
+        });
+        assert!(matches!(revoked, WrongVote::Key), "{revoked}");
+        // A blob under another digest, and a missing blob.
+        let statement = |r: &mut JournalCopy| r.vote(at).statement;
+        let mut record = whole.clone();
+        let name = statement(&mut record);
+        record.blobs.insert(name, "{}".into());
+        assert!(matches!(record.votes(), Err(AuditError::BlobChanged(n)) if n == name));
+        record.blobs.remove(&name);
+        assert!(
+            matches!(record.votes(), Err(AuditError::BlobMissing { first, .. }) if first == name)
+        );
+    }
+
+    // A key vote.
+    for at in [by_key, no] {
+        let forgery = Forgery { whole: &whole, at };
+        let bent = forgery.rejected_at_vote(|r, at| {
+            let mut signature = URL_SAFE_NO_PAD
+                .decode(&r.vote(at).signature)
+                .expect("base64url");
+            signature[7] ^= 1;
+            r.vote(at).signature = URL_SAFE_NO_PAD.encode(signature);
+        });
+        assert!(matches!(bent, WrongVote::Signature), "{bent}");
+        assert!(matches!(
+            forgery.rejected_at_vote(|r, at| r.vote(at).sign_count = Some(1)),
+            WrongVote::NoEvidence
+        ));
+        assert!(matches!(
+            forgery.rejected_at_vote(|r, at| {
+                let elsewhere = r.vote(by_passkey).assertion;
+                r.vote(at).assertion = elsewhere;
+            }),
+            WrongVote::Key
+        ));
+    }
+
+    // A passkey vote.
+    let forgery = Forgery {
+        whole: &whole,
+        at: by_passkey,
+    };
+    assert!(matches!(
+        forgery.rejected_at_vote(|r, at| r.vote(at).sign_count = Some(99)),
+        WrongVote::Differs("signature counter")
+    ));
+    assert!(matches!(
+        forgery.rejected_at_vote(|r, at| r.vote(at).sign_count = None),
+        WrongVote::Differs("signature counter")
+    ));
+    assert!(matches!(
+        forgery.rejected_at_vote(|r, at| r.vote(at).assertion = None),
+        WrongVote::NoEvidence | WrongVote::Key
+    ));
+    for member in ["authenticator_data", "client_data_json", "credential"] {
+        for place in [0, 20] {
+            let found = forgery.rejected_at_vote(|r, at| {
+                r.rewrite_assertion(at, |evidence| {
+                    let mut bytes = URL_SAFE_NO_PAD
+                        .decode(evidence[member].as_str().expect("text"))
+                        .expect("base64url");
+                    bytes[place] ^= 1;
+                    evidence[member] = json!(URL_SAFE_NO_PAD.encode(bytes));
+                })
+            });
+            let fits = match member {
+                "credential" => matches!(found, WrongVote::Key),
+                _ => matches!(found, WrongVote::Passkey(_)),
+            };
+            assert!(fits, "{member} {place}: {found}");
+        }
+    }
+    assert!(matches!(
+        forgery.rejected_at_vote(
+            |r, at| r.rewrite_assertion(at, |evidence| evidence["more"] = json!(1))
+        ),
+        WrongVote::Evidence(_)
+    ));
+    // The right key and another challenge; the right challenge and another key; no user verification.
+    let resigned = |assertion: dipylon::webauthn::Assertion| {
+        forgery.rejected_at_vote(|r, at| {
+            let evidence = assertion.evidence().expect("evidence");
+            let name = r.put_blob(&evidence);
+            let vote = r.vote(at);
+            vote.assertion = Some(name);
+            vote.signature = URL_SAFE_NO_PAD.encode(&assertion.signature);
+        })
+    };
+    let digest = {
+        let mut record = whole.clone();
+        let name = record.vote(by_passkey).statement;
+        let statement = VoteStatement::parse(&record.blobs[&name]).expect("statement");
+        statement.digest().expect("digest")
+    };
+    let (other, _) = SoftwareAuthenticator::create("localhost", CONSOLE, &[1; 32], &[1; 16]);
+    let unverified = PasskeyBehaviour {
+        verified: false,
+        ..PasskeyBehaviour::default()
+    };
+    for (assertion, key) in [
+        (marias.get(&[1; 32], CONSOLE), false),
+        (
+            marias.get_as(digest.as_bytes(), CONSOLE, &unverified),
+            false,
+        ),
+        (other.get(digest.as_bytes(), CONSOLE), true),
+        (marias.get(digest.as_bytes(), "https://evil.example"), false),
+    ] {
+        let found = resigned(assertion);
+        assert!(
+            matches!(&found, WrongVote::Key if key)
+                || matches!(&found, WrongVote::Passkey(_) if !key),
+            "{found}"
+        );
+    }
+    // The enrolment removed, moved after the vote, or made for another person.
+    let enrolled = whole.find(|f| matches!(f, Event::ApproverEnrolled(_)));
+    assert!(matches!(
+        forgery.rejected(|r, _| drop(r.entries.remove(enrolled))),
+        WrongVote::Key
+    ));
+    assert!(matches!(
+        forgery.rejected(|r, _| {
+            let entry = r.entries.remove(enrolled);
+            r.entries.push(entry);
+        }),
+        WrongVote::Key
+    ));
+    let enrolment = |change: &dyn Fn(&mut ApproverEnrolled)| {
+        forgery.rejected_at_vote(|r, _| match &mut r.entries[enrolled].fact {
+            Event::ApproverEnrolled(f) => change(f),
+            _ => unreachable!(),
+        })
+    };
+    assert!(matches!(
+        enrolment(&|f| f.person = PersonId::parse("lee").expect("id")),
+        WrongVote::Key
+    ));
+    assert!(matches!(
+        enrolment(&|f| f.passkey.backup_eligible = false),
+        WrongVote::Passkey(_)
+    ));
+    let another = b.env.keys["lee"].public().to_jwk();
+    assert!(matches!(
+        enrolment(&|f| f.passkey.jwk = another.clone()),
+        WrongVote::Passkey(_)
+    ));
+    // The original is unchanged.
+    assert_eq!(whole.votes().expect("whole"), checked);
+    b.check_invariants();
+}
+
+/// A key vote with a valid signature, under a profile that requires a passkey.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn key_vote_fails_a_passkey_profile() {
+    let b = TestBroker::start_with(super::step_up::passkeys_alone(), Faults::default()).await;
+    let marias = b.enrol("maria").await;
+    let triage = b.agent("triage");
+    let task = b.open_task(&triage).await;
+    let asked = b
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
+        .await;
+    let id = asked.pending().access_request;
+    let session = b.sign_in(&marias).await.expect("signed in");
+    let cast = b
+        .vote_in_session(&session, &marias, id, super::step_up::approve())
+        .await;
+    cast.expect("counts");
+    let whole = JournalCopy::read(&b);
+    assert_eq!(whole.votes().expect("proved").by_passkey, 1);
+    let forgery = Forgery {
+        at: whole.find(|f| matches!(f, Event::VoteCast(_))),
+        whole: &whole,
+    };
+    let key = &b.env.keys["maria"];
+    let found = forgery.rejected_at_vote(|r, at| {
+        let name = r.vote(at).statement;
+        let statement = VoteStatement::parse(&r.blobs[&name]);
+        let digest = statement.expect("statement").digest().expect("digest");
+        let vote = r.vote(at);
+        (vote.assertion, vote.sign_count) = (None, None);
+        vote.key = key.thumbprint();
+        let signature = key.sign(digest.as_bytes()).expect("signed");
+        vote.signature = URL_SAFE_NO_PAD.encode(signature);
+    });
+    assert!(matches!(found, WrongVote::NotByPasskey), "{found}");
+}
+
+/// An attacker rewrote entries, tree and head consistently, and there is no external checkpoint.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn audit_verify_detects_forged_vote_in_consistent_journal() {
+    let VotedHistory { b, by_key, .. } = history().await;
+    Connection::open(b.dir.join("journal.db"))
+        .and_then(|db| db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())))
+        .expect("checkpoint");
+    let temp = tempfile::tempdir().expect("dir");
+    let verify = |change: &dyn Fn(&mut JournalCopy)| {
+        let dir = temp
+            .path()
+            .join(URL_SAFE_NO_PAD.encode(rand_u64().to_be_bytes()));
+        std::fs::create_dir(&dir).expect("dir");
+        std::fs::copy(b.dir.join("journal.db"), dir.join("journal.db")).expect("copy");
+        let mut record = JournalCopy::read(&b);
+        change(&mut record);
+        let db = Connection::open(dir.join("journal.db")).expect("opens");
+        let mut tree = Frontier::default();
+        for entry in &record.entries {
+            let text = entry.canonical().expect("canonical");
+            let leaf = leaf_hash(text.as_bytes());
+            tree.push(leaf);
+            db.execute(
+                "UPDATE entries SET leaf = ?2, entry = ?3 WHERE idx = ?1",
+                (
+                    i64::try_from(entry.index).expect("small"),
+                    &leaf.as_bytes()[..],
+                    &text,
+                ),
+            )
+            .expect("forged");
+        }
+        let frontier: Vec<u8> = tree.peaks().iter().flat_map(|p| *p.as_bytes()).collect();
+        db.execute(
+            "UPDATE head SET root = ?1, frontier = ?2",
+            (&tree.root().as_bytes()[..], &frontier),
+        )
+        .expect("forged");
+        drop(db);
+        let output = Command::new(env!("CARGO_BIN_EXE_dipylon"))
+            .args(["audit", "verify", "--json", "--data-dir"])
+            .arg(&dir)
+            .output()
+            .expect("runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        match output.status.success() {
+            true => Ok(text(&output.stdout)),
+            false => Err(text(&output.stderr) + &text(&output.stdout)),
+        }
+    };
+    let whole: Value = serde_json::from_str(&verify(&|_| {}).expect("whole")).expect("JSON");
+    assert_eq!(
+        whole["votes"],
+        json!({ "by_key": 2, "by_passkey": 1, "origins": [CONSOLE] })
+    );
+    let told = verify(&|r| r.vote(by_key).voter = PersonId::parse("maria").expect("id"))
+        .expect_err("forged");
+    assert!(
+        told.contains("NOT WHOLE") && told.contains(&format!("entry {by_key} proves nothing")),
+        "{told}"
+    );
+}

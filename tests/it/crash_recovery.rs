@@ -1,0 +1,405 @@
+//! Crash recovery: the real process is killed under load, twenty times; acknowledged work is never lost, and nothing that
+//! ended becomes active again. Each kill follows a random amount of work; no assertion depends on timing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use dipylon::audit::Checkpoint;
+use dipylon_sdk::client::ballot::Seen;
+use dipylon_sdk::client::{Agent, Endpoint, EvidenceSource, Identity, OpenTask, Outcome, Person};
+use dipylon_sdk::clock::Clock;
+use dipylon_sdk::model::*;
+use dipylon_sdk::validator::{Validator, ValidatorConfig};
+use tokio::process::{Child, Command};
+
+use crate::support::invariants;
+use crate::support::served_broker::order;
+use crate::support::{CASES, DOMAIN, IDP, TestEnvironment, disable, rand_u64, read_case};
+
+const ROUNDS: usize = 20;
+
+/// Work that killed brokers had acknowledged.
+#[derive(Default)]
+struct Ledger {
+    tokens: BTreeMap<TokenId, (TaskId, String)>,
+    uses: BTreeSet<(TokenId, String)>,
+    ended: BTreeSet<TaskId>,
+    tasks: BTreeSet<TaskId>,
+    votes: usize,
+    rules: usize,
+}
+
+pub struct BrokerDeployment {
+    pub env: TestEnvironment,
+    root: PathBuf,
+    pub url: String,
+    config: PathBuf,
+    ledger: Mutex<Ledger>,
+    stopping: AtomicBool,
+    next: AtomicU64,
+}
+
+impl BrokerDeployment {
+    pub fn new(root: &Path) -> Self {
+        Self::with(root, "")
+    }
+
+    /// With more lines at the start of its configuration.
+    pub fn with(root: &Path, more: &str) -> Self {
+        let env = TestEnvironment::new();
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .expect("a port")
+            .local_addr()
+            .expect("address")
+            .port();
+        let url = format!("http://127.0.0.1:{port}");
+        let policy = root.join("policy");
+        for (path, text) in &env.policy {
+            let file = policy.join(path);
+            std::fs::create_dir_all(file.parent().expect("parent")).expect("dir");
+            std::fs::write(file, text).expect("file");
+        }
+        std::fs::write(root.join("trust.json"), env.trust_bundle()).expect("file");
+        let config = root.join("dipylon.toml");
+        let text = format!(
+            "{more}realm = \"test\"\nlisten = \"127.0.0.1:{port}\"\nexternal_url = \"{url}\"\ndata_dir = \"data\"\nkey_dir = \"keys\"\n\
+             policy = \"policy\"\n[[trust_domain]]\nname = \"{DOMAIN}\"\nbundle = \"trust.json\"\n"
+        );
+        std::fs::write(&config, text).expect("file");
+        Self {
+            env,
+            root: root.to_owned(),
+            url,
+            config,
+            ledger: Mutex::default(),
+            stopping: AtomicBool::new(false),
+            next: AtomicU64::new(0),
+        }
+    }
+
+    async fn broker(&self) -> Child {
+        self.broker_with_log(Stdio::inherit(), "error").await
+    }
+
+    /// The real process, with its log level and destination.
+    pub async fn broker_with_log(&self, log: Stdio, level: &str) -> Child {
+        let ready = self.root.join("ready.json");
+        let _none = std::fs::remove_file(&ready);
+        let mut child = Command::new(env!("CARGO_BIN_EXE_dipylon"))
+            .args(["serve", "--config"])
+            .arg(&self.config)
+            .arg("--ready-file")
+            .arg(&ready)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .env("DIPYLON_LOG", level)
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the broker starts");
+        for _ in 0..1_500 {
+            if ready.exists() {
+                return child;
+            }
+            if let Ok(Some(status)) = child.try_wait() {
+                panic!("the broker did not start: {status}");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("the broker is not ready");
+    }
+
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint::connect(&self.url)
+            .expect("endpoint")
+            .with_retry_ms(0)
+    }
+
+    /// Waits until this many more tokens, one more use and one more policy change are acknowledged. A round that times
+    /// out goes on to the kill; the test fails at its end if there was no work at all.
+    async fn some_work(&self, tokens: u64) {
+        let told = || {
+            let ledger = self.ledger.lock().expect("ledger");
+            (ledger.tokens.len(), ledger.uses.len(), ledger.rules)
+        };
+        let (before, spent, changed) = told();
+        let enough = before + usize::try_from(tokens).expect("small");
+        for _ in 0..500 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let (now, uses, rules) = told();
+            if now >= enough && uses > spent && rules > changed {
+                return;
+            }
+        }
+    }
+
+    fn go_on(&self) -> bool {
+        !self.stopping.load(Ordering::SeqCst)
+    }
+
+    fn name(&self, what: &str) -> String {
+        format!("{what}-{}", self.next.fetch_add(1, Ordering::SeqCst))
+    }
+
+    fn note(&self, write: impl FnOnce(&mut Ledger)) {
+        write(&mut self.ledger.lock().expect("ledger"));
+    }
+
+    async fn validator(&self, name: &str, audience: &str) -> Option<Validator> {
+        let audience = Audience::parse(audience).expect("audience");
+        let identity = Identity::Key(Arc::new(self.env.key_of(name)));
+        Validator::connect(ValidatorConfig::new(
+            &self.url, &self.url, audience, identity,
+        ))
+        .await
+        .ok()
+    }
+
+    /// An agent that reads cases and completes its tasks.
+    async fn reads(self: Arc<Self>) {
+        let agent = Agent::new(self.endpoint(), self.evidence(), None);
+        while self.go_on() {
+            let opening = OpenTask {
+                purpose: "load".into(),
+                max_duration_s: 3_600,
+                idempotency_key: None,
+                heartbeat_s: None,
+            };
+            let Ok(task) = agent.open_task(&opening).await else {
+                continue;
+            };
+            self.note(|l| {
+                l.tasks.insert(task.id());
+            });
+            for _ in 0..3 {
+                if let Ok(Outcome::Token(token)) = task
+                    .request_token(&order(read_case(), &self.name("r")))
+                    .await
+                {
+                    let jwt = token.jwt().expose_secret().to_owned();
+                    self.note(|l| {
+                        l.tokens.insert(token.jti(), (task.id(), jwt));
+                    });
+                }
+            }
+            if task.complete(TaskOutcome::Succeeded).await.is_ok() {
+                self.note(|l| {
+                    l.ended.insert(task.id());
+                });
+            }
+        }
+    }
+
+    /// An agent that needs an approval, an approver, and a resource server that consumes the token.
+    async fn step_ups(self: Arc<Self>) {
+        let agent = Agent::new(self.endpoint(), self.evidence(), None);
+        let maria = Person::new(self.endpoint(), Arc::new(self.env.key_of("maria")));
+        let idp = self.validator("idp", IDP).await;
+        let realm = dipylon_sdk::model::Realm::parse("test").expect("realm");
+        let profile = ProfileName::parse("one-security").expect("profile");
+        // Requests left pending by the previous process would fill the pending limit.
+        for left in maria.list().await.unwrap_or_default() {
+            let Ok(id) = AccessRequestId::parse(&left.access_request_id) else {
+                continue;
+            };
+            let Ok(card) = maria.card(id).await else {
+                continue;
+            };
+            let narrowing = Narrowing::default();
+            let seen = Seen {
+                card: &card,
+                realm: &realm,
+                profile: &profile,
+                verdict: Verdict::Deny,
+                narrowing,
+                comment: None,
+            };
+            if maria.vote(&seen).await.is_ok() {
+                self.note(|l| l.votes += 1);
+            }
+        }
+        while self.go_on() {
+            let opening = OpenTask {
+                purpose: "load".into(),
+                max_duration_s: 3_600,
+                idempotency_key: None,
+                heartbeat_s: None,
+            };
+            let Ok(task) = agent.open_task(&opening).await else {
+                continue;
+            };
+            let ask = order(disable("ann"), &self.name("r"));
+            let Ok(Outcome::Pending(pending)) = task.request_token(&ask).await else {
+                continue;
+            };
+            let Ok(card) = maria.card(pending.access_request_id()).await else {
+                continue;
+            };
+            let narrowing = Narrowing::default();
+            let seen = Seen {
+                card: &card,
+                realm: &realm,
+                profile: &profile,
+                verdict: Verdict::Approve,
+                narrowing,
+                comment: None,
+            };
+            if maria.vote(&seen).await.is_ok() {
+                self.note(|l| l.votes += 1);
+            }
+            let Ok(Outcome::Token(token)) = task.request_token(&ask).await else {
+                continue;
+            };
+            let jwt = token.jwt().expose_secret().to_owned();
+            self.note(|l| {
+                l.tokens.insert(token.jti(), (task.id(), jwt));
+            });
+            let Some(idp) = &idp else { continue };
+            let headers = token
+                .headers("POST", "https://idp.soc.example/x")
+                .expect("headers");
+            let presented = dipylon_sdk::validator::Presented {
+                token: token.jwt().expose_secret(),
+                dpop: Some(headers.dpop.expose_secret()),
+                method: "POST",
+                url: "https://idp.soc.example/x",
+                openings: token.openings(),
+            };
+            let action = disable("ann");
+            let require = dipylon_sdk::validator::Require {
+                action: action.name,
+                target: action.target,
+                parameters: Some(action.parameters),
+            };
+            let use_id = self.name("use");
+            if let Ok(admitted) = idp.check(&presented, &require).await
+                && idp.spend(admitted, &use_id).await.is_ok()
+            {
+                self.note(|l| {
+                    l.uses.insert((token.jti(), use_id));
+                });
+            }
+        }
+    }
+
+    /// An operator who keeps applying equivalent policies.
+    async fn rules(self: Arc<Self>) {
+        let olga = Person::new(self.endpoint(), Arc::new(self.env.key_of("olga")));
+        while self.go_on() {
+            let files = self.env.policy_with("rules/20-guardrails.cedar", |t| {
+                format!("{t}\n// {}\n", self.name("version"))
+            });
+            if olga.apply_policy_bundle(&files).await.is_ok() {
+                self.note(|l| l.rules += 1);
+            }
+            tokio::time::sleep(Duration::from_millis(150)).await;
+        }
+    }
+
+    fn evidence(&self) -> EvidenceSource {
+        let id = format!("spiffe://{DOMAIN}/agent/triage");
+        EvidenceSource::Fixed(
+            self.env
+                .svid_for(&self.url, &id, Clock::system().now(), 3_600),
+        )
+    }
+
+    /// Asserts that all acknowledged work is in the journal.
+    fn check(&self, noted: Option<Checkpoint>) -> Checkpoint {
+        let found = invariants::check_against(&self.root.join("data"), noted);
+        let ledger = self.ledger.lock().expect("ledger");
+        assert!(
+            ledger.tokens.keys().all(|jti| found.tokens.contains(jti)),
+            "an issued token has no grant"
+        );
+        assert!(
+            ledger.tasks.iter().all(|task| found.tasks.contains(task)),
+            "an acknowledged task is missing"
+        );
+        assert!(
+            ledger.ended.iter().all(|task| found.ended.contains(task)),
+            "an acknowledged task end is missing"
+        );
+        let spent = |(jti, use_id): &(TokenId, String)| {
+            found
+                .uses
+                .get(jti)
+                .is_some_and(|uses| uses.iter().any(|(_, u)| u.as_str() == use_id))
+        };
+        assert!(
+            ledger.uses.iter().all(spent),
+            "an acknowledged use is missing"
+        );
+        assert!(
+            found.votes >= ledger.votes,
+            "an acknowledged vote is missing"
+        );
+        assert!(
+            found.policies > ledger.rules,
+            "an acknowledged policy change is missing"
+        );
+        found.head
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigkill_under_load() {
+    let temp = tempfile::tempdir().expect("dir");
+    let realm = Arc::new(BrokerDeployment::new(temp.path()));
+    let mut noted = None;
+    for _ in 0..ROUNDS {
+        let mut broker = realm.broker().await;
+        realm.stopping.store(false, Ordering::SeqCst);
+        let load = [
+            tokio::spawn(realm.clone().reads()),
+            tokio::spawn(realm.clone().reads()),
+            tokio::spawn(realm.clone().step_ups()),
+            tokio::spawn(realm.clone().rules()),
+        ];
+        realm.some_work(rand_u64() % 12).await;
+        broker.kill().await.expect("SIGKILL");
+        realm.stopping.store(true, Ordering::SeqCst);
+        for job in load {
+            job.await.expect("joined");
+        }
+        noted = Some(realm.check(noted));
+    }
+    // One more start: nothing that ended is active again, and the rest still is.
+    let mut broker = realm.broker().await;
+    let cases = realm.validator("cases", CASES).await.expect("connects");
+    let tokens: Vec<_> = realm
+        .ledger
+        .lock()
+        .expect("ledger")
+        .tokens
+        .values()
+        .cloned()
+        .collect();
+    let ended = realm.ledger.lock().expect("ledger").ended.clone();
+    let (mut dead, mut live) = (0, 0);
+    for (task, jwt) in tokens {
+        let active = cases.introspect(&jwt).await.expect("may ask").active;
+        assert!(
+            !(active && ended.contains(&task)),
+            "a token of an ended task is active again"
+        );
+        if active { live += 1 } else { dead += 1 }
+    }
+    broker.kill().await.expect("SIGKILL");
+    let ledger = realm.ledger.lock().expect("ledger");
+    eprintln!(
+        "{} tokens ({live} live, {dead} dead), {} tasks, {} ends, {} votes, {} uses, {} rule changes over {ROUNDS} kills",
+        ledger.tokens.len(),
+        ledger.tasks.len(),
+        ledger.ended.len(),
+        ledger.votes,
+        ledger.uses.len(),
+        ledger.rules
+    );
+    // A run without work would prove nothing.
+    assert!(dead > 20 && ledger.votes > 0 && !ledger.uses.is_empty() && ledger.rules > 0);
+}

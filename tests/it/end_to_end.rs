@@ -1,0 +1,260 @@
+//! End-to-end tests through real sockets: agents, approvers, operators and resource servers use only the client libraries.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use dipylon_sdk::client::ballot::Seen;
+use dipylon_sdk::client::{Error, Outcome, Token};
+use dipylon_sdk::model::*;
+use dipylon_sdk::validator::{Presented, Rejected, Require, Validator};
+
+use crate::support::served_broker::{ServedBroker, order};
+use crate::support::{CASES, IDP, disable, read_case};
+
+const URL: &str = "https://cases.soc.example/cases/INC-8841";
+
+pub async fn present(
+    validator: &Validator,
+    token: &Token,
+    action: &Action,
+) -> Result<dipylon_sdk::validator::Admitted, Rejected> {
+    let headers = token.headers("GET", URL).expect("headers");
+    let jwt = headers
+        .authorization
+        .expose_secret()
+        .strip_prefix("DPoP ")
+        .expect("scheme")
+        .to_owned();
+    let require = Require {
+        action: action.name.clone(),
+        target: action.target.clone(),
+        parameters: Some(action.parameters.clone()),
+    };
+    let presented = Presented {
+        token: &jwt,
+        dpop: Some(headers.dpop.expose_secret()),
+        method: "GET",
+        url: URL,
+        openings: &BTreeMap::new(),
+    };
+    validator.check(&presented, &require).await
+}
+
+fn token(outcome: Result<Outcome, Error>) -> Token {
+    match outcome {
+        Ok(Outcome::Token(token)) => token,
+        other => panic!("not a token: {other:?}"),
+    }
+}
+
+fn pending(outcome: Result<Outcome, Error>) -> AccessRequestId {
+    match outcome {
+        Ok(Outcome::Pending(pending)) => pending.access_request_id(),
+        other => panic!("not pending: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn task_lifecycle_end_to_end() {
+    let s = ServedBroker::start().await;
+    let validator = s.validator("cases", CASES).await;
+    let task = s.task("triage").await;
+    let read = token(task.request_token(&order(read_case(), "r-1")).await);
+    present(&validator, &read, &read_case())
+        .await
+        .expect("admitted");
+    let another = crate::support::action("case.read", "Case", "INC-8850", CASES, &[]);
+    assert!(
+        matches!(
+            present(&validator, &read, &another).await,
+            Err(Rejected::WrongTarget)
+        ),
+        "another target"
+    );
+
+    let report = task
+        .complete(TaskOutcome::Succeeded)
+        .await
+        .expect("completes");
+    assert_eq!(
+        (report.cause.as_str(), report.tokens_revoked),
+        ("completed", 1)
+    );
+    let learnt =
+        tokio::time::timeout(Duration::from_secs(5), validator.read_past(report.position)).await;
+    learnt.expect("a subscribed validator learns of the revocation");
+    assert!(matches!(
+        present(&validator, &read, &read_case()).await,
+        Err(Rejected::Revoked)
+    ));
+    assert!(
+        !validator
+            .introspect(read.jwt().expose_secret())
+            .await
+            .expect("may ask")
+            .active
+    );
+
+    let s = s.restart().await;
+    let validator = s.validator("cases", CASES).await;
+    assert!(
+        matches!(
+            present(&validator, &read, &read_case()).await,
+            Err(Rejected::Revoked)
+        ),
+        "still after a restart"
+    );
+    crate::support::invariants::check(&s.dir);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn step_up_while_the_agent_waits() {
+    let s = ServedBroker::start().await;
+    let validator = s.validator("idp", IDP).await;
+    let task = s.task("triage").await;
+    let id = pending(task.request_token(&order(disable("ann"), "r-1")).await);
+    let waiting = {
+        let mut order = order(disable("ann"), "r-1");
+        order.wait_s = 30;
+        async move {
+            task.request_token(&order)
+                .await
+                .map(|outcome| (outcome, task))
+        }
+    };
+    let waiting = tokio::spawn(waiting);
+    let maria = s.person("maria");
+    assert_eq!(maria.list().await.expect("lists").len(), 1);
+    let card = maria.card(id).await.expect("card");
+    assert_eq!(card.title, "Disable an account");
+    let realm = Realm::parse("test").expect("realm");
+    let profile = ProfileName::parse("one-security").expect("profile");
+    let seen = Seen {
+        card: &card,
+        realm: &realm,
+        profile: &profile,
+        verdict: Verdict::Approve,
+        narrowing: Narrowing {
+            max_ttl: Some(120),
+            max_uses: None,
+        },
+        comment: None,
+    };
+    maria.vote(&seen).await.expect("votes");
+    let (outcome, task) = waiting.await.expect("joined").expect("decided");
+    let given = token(Ok(outcome));
+    assert_eq!(given.uses(), Some(1));
+    let admitted = present(&validator, &given, &disable("ann"))
+        .await
+        .expect("admitted");
+    let spent = validator.spend(admitted, "use-1").await.expect("spends");
+    assert_eq!(spent.uses_left(), Some(0));
+    let again = present(&validator, &given, &disable("ann"))
+        .await
+        .expect("valid offline");
+    assert!(
+        matches!(
+            validator.spend(again, "use-2").await,
+            Err(Rejected::UseSpent)
+        ),
+        "a second use"
+    );
+    let replayed = s.validator("cases", CASES).await;
+    assert!(
+        matches!(
+            present(&replayed, &given, &disable("ann")).await,
+            Err(Rejected::Token(_))
+        ),
+        "for another audience"
+    );
+    drop(task);
+    crate::support::invariants::check(&s.dir);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operator_actions_and_explain() {
+    let s = ServedBroker::start().await;
+    let validator = s.validator("cases", CASES).await;
+    let task = s.task("triage").await;
+    let read = token(task.request_token(&order(read_case(), "r-1")).await);
+    let olga = s.person("olga");
+    let suspended = olga
+        .suspend(&AgentId::parse("triage").expect("id"), "odd requests")
+        .await
+        .expect("suspends");
+    validator.read_past(suspended.position).await;
+    assert!(
+        matches!(
+            present(&validator, &read, &read_case()).await,
+            Err(Rejected::Revoked)
+        ),
+        "the agent-wide revocation holds"
+    );
+    let refused = task
+        .request_token(&order(read_case(), "r-2"))
+        .await
+        .expect_err("ended");
+    assert_eq!(refused.reason(), Some(Reason::TaskEnded));
+    let why = olga
+        .explain(refused.correlation().expect("a correlation id"))
+        .await
+        .expect("explains");
+    assert!(why.headline.contains("TASK_ENDED"), "{why:?}");
+    let why = olga
+        .explain(&read.decision_id().to_string())
+        .await
+        .expect("explains");
+    assert!(
+        why.lines
+            .iter()
+            .any(|l| l.label == "rule" && l.text.contains("soc-acts-at-home")),
+        "{why:?}"
+    );
+    assert_eq!(why.entries.len(), 1);
+    olga.resume(&AgentId::parse("triage").expect("id"))
+        .await
+        .expect("resumes");
+    let fresh = s.task("triage").await;
+    let read = token(fresh.request_token(&order(read_case(), "r-1")).await);
+    present(&validator, &read, &read_case())
+        .await
+        .expect("a token issued after the event is valid: position, not time");
+    let ended = olga.end_task(fresh.id()).await.expect("ends");
+    assert_eq!(ended.cause, "operator");
+
+    let mut files = s.env.policy.clone();
+    files.insert(
+        "rules/30-typo.cedar".into(),
+        "@id(\"x\") @stepup(\"one-security\") forbid (principal, action, resource);".into(),
+    );
+    let bad = olga
+        .apply_policy_bundle(&files)
+        .await
+        .expect_err("the whole bundle is refused");
+    assert_eq!(bad.reason(), Some(Reason::InvalidPolicyBundle));
+    assert!(
+        bad.to_string().contains("stepup") && bad.to_string().contains("30-typo"),
+        "{bad}"
+    );
+    let mut keyless = s.env.policy.clone();
+    keyless.insert(
+        "people.toml".into(),
+        crate::support::soc()["people.toml"].clone(),
+    );
+    assert_eq!(
+        olga.apply_policy_bundle(&keyless)
+            .await
+            .expect_err("a bundle without operators is refused")
+            .reason(),
+        Some(Reason::InvalidPolicyBundle)
+    );
+    let maria = s.person("maria");
+    assert_eq!(
+        maria
+            .apply_policy_bundle(&s.env.policy)
+            .await
+            .expect_err("no operator")
+            .reason(),
+        Some(Reason::NotPermitted)
+    );
+}

@@ -1,0 +1,329 @@
+//! Shutdown (SIGTERM), reload (SIGHUP) and file-descriptor exhaustion of the real process: acknowledged work is kept, and
+//! retries succeed.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use dipylon_sdk::client::{Endpoint, Error, Outcome, Reach};
+use dipylon_sdk::model::*;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+
+use super::transport::{Authority, digest_of, in_time, open, put, shown, until};
+use crate::support::invariants;
+use crate::support::served_broker::order;
+use crate::support::{DOMAIN, TestEnvironment, disable, read_case};
+
+/// A directory from which a broker is run, over TLS and a Unix socket.
+struct TlsDeployment {
+    root: PathBuf,
+    env: TestEnvironment,
+    authority: Authority,
+    url: String,
+    address: std::net::SocketAddr,
+}
+
+impl TlsDeployment {
+    /// `more` is appended to the configuration.
+    fn new(root: &Path, more: &str) -> Self {
+        let env = TestEnvironment::new();
+        let address = std::net::TcpListener::bind("127.0.0.1:0")
+            .expect("a port")
+            .local_addr()
+            .expect("address");
+        let url = format!("https://{address}");
+        for (path, text) in &env.policy {
+            let file = root.join("policy").join(path);
+            std::fs::create_dir_all(file.parent().expect("parent")).expect("dir");
+            std::fs::write(file, text).expect("file");
+        }
+        let authority = Authority::new();
+        put(&root.join("trust.json"), &env.trust_bundle(), 0o644);
+        put(&root.join("ca.pem"), &authority.pem, 0o644);
+        let text = format!(
+            "realm = \"test\"\nlisten = \"{address}\"\nexternal_url = \"{url}\"\ndata_dir = \"data\"\nkey_dir = \"keys\"\n\
+             policy = \"policy\"\nunix_socket = \"dipylon.sock\"\n[tls]\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\n\
+             [[trust_domain]]\nname = \"{DOMAIN}\"\nbundle = \"trust.json\"\n{more}"
+        );
+        put(&root.join("dipylon.toml"), &text, 0o644);
+        let site = Self {
+            root: root.to_owned(),
+            env,
+            authority,
+            url,
+            address,
+        };
+        site.renew();
+        site
+    }
+
+    /// A new certificate; its fingerprint.
+    fn renew(&self) -> Digest {
+        let (certificate, key) = self.authority.certify();
+        put(&self.root.join("tls.key"), &key, 0o600);
+        put(&self.root.join("tls.crt"), &certificate, 0o644);
+        digest_of(&certificate)
+    }
+
+    /// The real process, started by a shell after the command `before`.
+    async fn broker(&self, before: &str) -> Child {
+        let ready = self.root.join("ready.json");
+        let _none = std::fs::remove_file(&ready);
+        let mut child = Command::new("sh")
+            .arg("-c")
+            .arg(format!(
+                "{before} exec \"$0\" serve --config dipylon.toml --ready-file ready.json"
+            ))
+            .arg(env!("CARGO_BIN_EXE_dipylon"))
+            .current_dir(&self.root)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .env("DIPYLON_LOG", "error")
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the broker starts");
+        until("the broker is ready", || {
+            if let Ok(Some(status)) = child.try_wait() {
+                panic!("the broker did not start: {status}");
+            }
+            ready.exists()
+        })
+        .await;
+        child
+    }
+
+    fn endpoint(&self) -> Endpoint {
+        let reach = Reach {
+            ca: Some(self.root.join("ca.pem")),
+            socket: None,
+        };
+        Endpoint::reach(&self.url, &reach)
+            .expect("endpoint")
+            .with_retry_ms(0)
+    }
+
+    fn through_the_socket(&self) -> Endpoint {
+        let reach = Reach {
+            ca: None,
+            socket: Some(self.root.join("dipylon.sock")),
+        };
+        Endpoint::reach(&self.url, &reach)
+            .expect("endpoint")
+            .with_retry_ms(0)
+    }
+}
+
+fn pid(child: &Child) -> Pid {
+    let id = child.id().expect("it runs");
+    Pid::from_raw(i32::try_from(id).expect("a pid")).expect("a pid")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_under_load_loses_nothing() {
+    let temp = tempfile::tempdir().expect("dir");
+    let site = Arc::new(TlsDeployment::new(temp.path(), ""));
+    let mut broker = site.broker("").await;
+    let told = Arc::new(Mutex::new(BTreeSet::new()));
+    let next = Arc::new(AtomicU64::new(0));
+    let mut load = tokio::task::JoinSet::new();
+    for n in 0..8 {
+        let endpoint = if n % 2 == 0 {
+            site.endpoint()
+        } else {
+            site.through_the_socket()
+        };
+        let task = open(&site.env, &site.url, endpoint).await.expect("opens");
+        let (told, next) = (told.clone(), next.clone());
+        // Each continues until the broker stops.
+        load.spawn(async move {
+            loop {
+                let name = format!("r-{}", next.fetch_add(1, Ordering::SeqCst));
+                match task.request_token(&order(read_case(), &name)).await {
+                    Ok(Outcome::Token(token)) => {
+                        told.lock().expect("told").insert(token.jti());
+                    }
+                    Ok(other) => panic!("{other:?}"),
+                    Err(error) => return error,
+                }
+            }
+        });
+    }
+    let waiter = open(&site.env, &site.url, site.endpoint())
+        .await
+        .expect("opens");
+    let mut asked = order(disable("ann"), "waits");
+    asked.wait_s = 60;
+    let waiting = tokio::spawn(async move { waiter.request_token(&asked).await });
+    let journal = dipylon::journal::ReadOnly::open(&site.root.join("data")).expect("journal");
+    until("a request is pending, and tokens are issued", || {
+        let mut asked = false;
+        let read = journal.all(|entry| {
+            asked |= entry.text.contains("\"kind\":\"AccessRequestOpened\"");
+            Ok(())
+        });
+        read.expect("readable");
+        asked && told.lock().expect("told").len() > 100
+    })
+    .await;
+    drop(journal);
+    assert!(site.root.join("dipylon.sock").exists());
+    kill_process(pid(&broker), Signal::TERM).expect("SIGTERM");
+    // A waiting call is answered with pending.
+    let answer = in_time("the waiting call is answered", waiting)
+        .await
+        .expect("joined");
+    assert!(matches!(answer, Ok(Outcome::Pending(_))), "{answer:?}");
+    while let Some(error) = in_time("the load ends", load.join_next()).await {
+        let error = error.expect("joined");
+        // No call in flight is cut: the next one finds no listener, is not sent, or meets a closing connection.
+        let clean = match &error {
+            Error::Unreachable { cause, .. } => {
+                let cause = cause.to_lowercase();
+                [
+                    "refused",
+                    "no such file",
+                    "operation was canceled",
+                    "not a result of an error",
+                    "reset",
+                ]
+                .iter()
+                .any(|word| cause.contains(word))
+            }
+            other => other.code() == Some("UNAVAILABLE"),
+        };
+        assert!(clean, "{error}");
+    }
+    let status = in_time("it exits", broker.wait()).await.expect("waited");
+    assert!(status.success(), "{status}");
+    assert!(!site.root.join("dipylon.sock").exists());
+    let found = invariants::check(&site.root.join("data"));
+    let told = told.lock().expect("told");
+    eprintln!(
+        "{} tokens received, {} in the journal",
+        told.len(),
+        found.tokens.len()
+    );
+    assert!(told.iter().all(|jti| found.tokens.contains(jti)));
+    // Conversely, every entry's caller was answered.
+    assert_eq!(told.len(), found.tokens.len(), "a reply was lost");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sighup_reloads_certificate() {
+    let temp = tempfile::tempdir().expect("dir");
+    let site = TlsDeployment::new(temp.path(), "");
+    let mut broker = site.broker("").await;
+    let task = open(&site.env, &site.url, site.endpoint())
+        .await
+        .expect("opens");
+    let renewed = site.renew();
+    kill_process(pid(&broker), Signal::HUP).expect("SIGHUP");
+    let shows = async {
+        while shown(site.address, &site.authority.pem).await != Some(renewed) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    in_time("the new certificate is shown", shows).await;
+    put(&site.root.join("tls.key"), "garbage", 0o600);
+    kill_process(pid(&broker), Signal::HUP).expect("SIGHUP");
+    // The open connection continues, new ones get the last valid certificate.
+    task.request_token(&order(read_case(), "r-1"))
+        .await
+        .expect("served");
+    assert_eq!(
+        shown(site.address, &site.authority.pem).await,
+        Some(renewed)
+    );
+    assert!(broker.try_wait().expect("asked").is_none());
+    broker.kill().await.expect("killed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn recovers_from_fd_exhaustion() {
+    let temp = tempfile::tempdir().expect("dir");
+    let site = TlsDeployment::new(
+        temp.path(),
+        "[connections]\nmax = 1000\nmax_per_source = 1000\nfirst_request_timeout = \"2s\"\n",
+    );
+    let mut broker = site.broker("ulimit -n 64;").await;
+    let task = open(&site.env, &site.url, site.endpoint())
+        .await
+        .expect("opens");
+    for round in 0..3 {
+        let mut held = Vec::new();
+        for n in 0..200 {
+            let Ok(mut stream) = TcpStream::connect(site.address).await else {
+                continue;
+            };
+            if n % 2 == 0 {
+                // Half a ClientHello, then nothing.
+                use tokio::io::AsyncWriteExt as _;
+                let _broken = stream.write_all(b"\x16\x03\x01\x01\x00\x01").await;
+            } else {
+                held.push(stream);
+            }
+        }
+        // Open connections are served, entries are written.
+        task.request_token(&order(read_case(), &format!("in-{round}")))
+            .await
+            .expect("served");
+        // A new client is served as soon as the idle connections are closed.
+        let patient = site.endpoint().with_retry_ms(60_000);
+        in_time(
+            "the next client is served",
+            open(&site.env, &site.url, patient),
+        )
+        .await
+        .expect("opens");
+    }
+    assert!(broker.try_wait().expect("asked").is_none());
+    broker.kill().await.expect("killed");
+    invariants::check(&site.root.join("data"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cli_over_tls_and_unix_socket() {
+    let temp = tempfile::tempdir().expect("dir");
+    let site = TlsDeployment::new(temp.path(), "");
+    let mut broker = site.broker("").await;
+    let now = dipylon_sdk::clock::Clock::system().now();
+    let id = format!("spiffe://{DOMAIN}/agent/triage");
+    let evidence = site.env.svid_for(&site.url, &id, now, 3_600);
+    put(&site.root.join("svid"), evidence.expose_secret(), 0o600);
+    let dipylon = async |ways: &[(&str, &str)]| {
+        let done = Command::new(env!("CARGO_BIN_EXE_dipylon"))
+            .args(["task", "open", "--purpose", "x", "--evidence", "svid"])
+            .args(["--json", "--url", &site.url])
+            .current_dir(&site.root)
+            .env("HOME", &site.root)
+            .env_remove("DIPYLON_CA")
+            .env_remove("DIPYLON_SOCKET")
+            .envs(ways.iter().copied())
+            .output()
+            .await
+            .expect("runs");
+        let told = String::from_utf8_lossy(&done.stdout).into_owned()
+            + &String::from_utf8_lossy(&done.stderr);
+        (done.status.code(), told)
+    };
+    for ways in [
+        [("DIPYLON_CA", "ca.pem")],
+        [("DIPYLON_SOCKET", "dipylon.sock")],
+    ] {
+        let (code, told) = dipylon(&ways).await;
+        assert_eq!(code, Some(0), "{told}");
+        assert!(told.contains("task_"), "{told}");
+    }
+    let (code, told) = dipylon(&[("DIPYLON_CA", "trust.json")]).await;
+    assert_eq!(code, Some(2), "{told}");
+    assert!(told.contains("trust.json"), "{told}");
+    let (code, told) = dipylon(&[]).await;
+    assert!(code == Some(14) || code == Some(2), "{told}");
+    assert!(told.contains("certificate"), "{told}");
+    broker.kill().await.expect("killed");
+}

@@ -1,0 +1,583 @@
+//! Journal invariants (the laws), re-checked from a stored journal alone: trusts only the entries, the blobs and SHA-256.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use dipylon::audit::{Audit, Checkpoint, Votes};
+use dipylon::journal::ReadOnly;
+use dipylon::policy::{AuthzDecision, AuthzRequest, BundleFiles, PolicyBundle, VoteMethod};
+use dipylon::webauthn::{self, Assertion, RelyingParty};
+use dipylon_sdk::jose::PublicKey;
+use dipylon_sdk::model::*;
+
+#[derive(Default)]
+struct InvariantChecker {
+    policy: Option<(Digest, std::rc::Rc<PolicyBundle>)>,
+    tasks: BTreeMap<TaskId, TaskOpened>,
+    ended: BTreeSet<TaskId>,
+    leases: BTreeMap<TaskId, Timestamp>,
+    suspended: BTreeSet<AgentId>,
+    frozen: BTreeSet<FreezeScope>,
+    requests: BTreeMap<AccessRequestId, AccessRequestOpened>,
+    votes: BTreeMap<AccessRequestId, Vec<VoteCast>>,
+    consumed: BTreeSet<AccessRequestId>,
+    closed: BTreeSet<AccessRequestId>,
+    grants: BTreeMap<TokenId, TokenIssued>,
+    dead: BTreeSet<TokenId>,
+    uses: BTreeMap<TokenId, Vec<(ServiceId, UseId)>>,
+    idempotency_keys: BTreeSet<(TaskId, IdempotencyKey)>,
+    open_asks: BTreeMap<(TaskId, Digest), AccessRequestId>,
+    invitations: BTreeSet<InvitationId>,
+    passkeys: BTreeMap<Thumbprint, (PersonId, PasskeyOnRecord)>,
+    revoked: BTreeSet<Thumbprint>,
+}
+
+/// Findings of a check, for comparison with acknowledged work.
+pub struct JournalFindings {
+    pub head: Checkpoint,
+    pub tokens: BTreeSet<TokenId>,
+    pub tasks: BTreeSet<TaskId>,
+    pub ended: BTreeSet<TaskId>,
+    pub votes: usize,
+    pub enrolled: usize,
+    pub revoked: BTreeSet<Thumbprint>,
+    pub uses: BTreeMap<TokenId, Vec<(ServiceId, UseId)>>,
+    pub policies: usize,
+}
+
+/// Reads the whole journal and asserts every law that entries can show.
+pub fn check(dir: &Path) -> JournalFindings {
+    check_against(dir, None)
+}
+
+thread_local! {
+    static BUNDLES: std::cell::RefCell<BTreeMap<Digest, std::rc::Rc<PolicyBundle>>> = const { std::cell::RefCell::new(BTreeMap::new()) };
+}
+
+pub fn check_against(dir: &Path, noted: Option<Checkpoint>) -> JournalFindings {
+    let journal = ReadOnly::open(dir).expect("journal");
+    let mut stored = Vec::new();
+    let head = journal.all(|s| {
+        stored.push(s);
+        Ok(())
+    });
+    let (head, epoch) = head.expect("readable");
+    let mut audit = Audit::against(noted);
+    let (mut walk, mut votes) = (InvariantChecker::default(), Votes::default());
+    let mut policies = 0;
+    for s in stored {
+        // Laws 7 and 10: bytes, order, time, and the read sets.
+        let entry = audit.entry(&s.text, s.leaf).expect("entry");
+        policies += usize::from(matches!(entry.fact, Event::PolicyApplied(_)));
+        walk.entry(&entry, &journal);
+        votes
+            .entry(&entry, |name| journal.blob(name))
+            .expect("a vote verifies");
+    }
+    journal
+        .blobs(|name, content| {
+            audit
+                .blob(name, content)
+                .expect("a blob matches its digest");
+            Ok(())
+        })
+        .expect("readable");
+    audit.blobs_end().expect("no blob is missing");
+    audit
+        .finish(head, epoch)
+        .expect("the head matches the entries");
+    JournalFindings {
+        head,
+        tokens: walk.grants.keys().copied().collect(),
+        tasks: walk.tasks.keys().copied().collect(),
+        ended: walk.ended,
+        votes: walk.votes.values().map(Vec::len).sum(),
+        enrolled: walk.passkeys.len(),
+        revoked: walk.revoked,
+        uses: walk.uses,
+        policies,
+    }
+}
+
+impl InvariantChecker {
+    fn entry(&mut self, entry: &Entry, journal: &ReadOnly) {
+        match &entry.fact {
+            Event::PolicyApplied(f) => {
+                let text = journal
+                    .blob(&f.version)
+                    .expect("readable")
+                    .expect("the bundle is there");
+                let bundle = BUNDLES.with_borrow_mut(|known| {
+                    let load = || {
+                        PolicyBundle::load(&BundleFiles::parse(&text).expect("files"))
+                            .expect("loads")
+                            .into()
+                    };
+                    std::rc::Rc::clone(known.entry(f.version).or_insert_with(load))
+                });
+                self.policy = Some((f.version, bundle));
+            }
+            Event::AgentSuspended(f) => {
+                self.suspended.insert(f.agent.clone());
+                let of_agent: Vec<_> = self
+                    .tasks
+                    .values()
+                    .filter(|t| t.agent == f.agent)
+                    .map(|t| t.task)
+                    .collect();
+                self.ended.extend(of_agent);
+            }
+            Event::ApproverInvited(_) => {}
+            Event::ApproverEnrolled(f) => {
+                assert!(
+                    self.invitations.insert(f.invitation),
+                    "an invitation was used twice"
+                );
+                let key = f.passkey.key;
+                assert!(
+                    !self.revoked.contains(&key),
+                    "a revoked key was enrolled again"
+                );
+                let before = self
+                    .passkeys
+                    .insert(key, (f.person.clone(), f.passkey.clone()));
+                assert!(before.is_none(), "one key belongs to two people");
+            }
+            Event::ApproverKeysRevoked(f) => self.revoked.extend(f.keys.iter().copied()),
+            Event::AgentResumed(f) => {
+                self.suspended.remove(&f.agent);
+            }
+            Event::Frozen(f) => {
+                self.frozen.insert(f.scope.clone());
+                let hit = |t: &&TaskOpened| match &f.scope {
+                    FreezeScope::All => true,
+                    FreezeScope::Agent(agent) => t.agent == *agent,
+                    FreezeScope::Owner(_) => f.agents.contains(&t.agent),
+                    FreezeScope::Action(_) => false,
+                };
+                let tasks: Vec<_> = self.tasks.values().filter(hit).map(|t| t.task).collect();
+                self.ended.extend(tasks);
+                if let FreezeScope::Owner(owner) = &f.scope {
+                    let running = |t: &&TaskOpened| !self.ended.contains(&t.task);
+                    assert!(
+                        !self
+                            .tasks
+                            .values()
+                            .filter(running)
+                            .any(|t| t.owner == *owner),
+                        "law 7: a task of a frozen owner continued"
+                    );
+                }
+                if let FreezeScope::Action(name) = &f.scope {
+                    let of_action = |g: &&TokenIssued| g.action.action == *name;
+                    let grants: Vec<_> = self
+                        .grants
+                        .values()
+                        .filter(of_action)
+                        .map(|g| g.jti)
+                        .collect();
+                    self.dead.extend(grants);
+                    let asked = |r: &&AccessRequestOpened| r.action.action == *name;
+                    let asked: Vec<_> = self
+                        .requests
+                        .values()
+                        .filter(asked)
+                        .map(|r| r.access_request)
+                        .collect();
+                    for id in asked {
+                        if self.consumed.contains(&id) {
+                            continue;
+                        }
+                        self.closed.insert(id);
+                        self.no_longer_asks(&id);
+                    }
+                }
+            }
+            Event::Unfrozen(f) => {
+                self.frozen.remove(&f.scope);
+            }
+            Event::TaskOpened(f) => {
+                let owner = &self.bundle().agent(&f.agent).expect("registered").owner;
+                for scope in [
+                    FreezeScope::All,
+                    FreezeScope::Agent(f.agent.clone()),
+                    FreezeScope::Owner(owner.clone()),
+                ] {
+                    assert!(
+                        !self.frozen.contains(&scope),
+                        "law 7: a task was opened under {scope}"
+                    );
+                }
+                assert!(
+                    !self.suspended.contains(&f.agent),
+                    "a suspended agent opened a task"
+                );
+                self.tasks.insert(f.task, f.clone());
+            }
+            Event::TaskEnded(f) => {
+                for task in &f.tasks {
+                    assert!(self.ended.insert(*task), "a task ended twice");
+                }
+            }
+            Event::AccessRequestOpened(f) => {
+                assert!(
+                    !self.ended.contains(&f.task),
+                    "an ended task opened an access request"
+                );
+                // An expired request is no longer pending, whether or not its expiry was journaled.
+                let waits = |id: &AccessRequestId| entry.at < self.requests[id].expires_at;
+                let other = self
+                    .open_asks
+                    .insert((f.task, f.action.digest), f.access_request);
+                assert!(
+                    !other.is_some_and(|id| waits(&id)),
+                    "two open access requests for one action"
+                );
+                self.requests.insert(f.access_request, f.clone());
+            }
+            Event::VoteCast(f) => self.vote(f, entry, journal),
+            Event::AccessRequestClosed(f) => {
+                self.closed.insert(f.access_request);
+                self.no_longer_asks(&f.access_request);
+            }
+            Event::TokenIssued(f) => self.issued(f, entry, journal),
+            Event::TokenReissued(f) => {
+                let grant = &self.grants[&f.jti];
+                assert!(
+                    !self.ended.contains(&grant.task) && !self.dead.contains(&f.jti),
+                    "an ended token was reissued"
+                );
+                assert!(entry.at.secs() < grant.exp, "an expired token was reissued");
+            }
+            Event::TokenConsumed(f) => {
+                let grant = &self.grants[&f.jti];
+                assert!(
+                    !self.ended.contains(&grant.task) && !self.dead.contains(&f.jti),
+                    "an ended token was used"
+                );
+                let uses = self.uses.entry(f.jti).or_default();
+                uses.push((f.validator.clone(), f.use_id.clone()));
+                let distinct: BTreeSet<_> = uses.iter().cloned().collect();
+                assert_eq!(distinct.len(), uses.len(), "one use_id used twice");
+                assert!(
+                    uses.len() <= usize::try_from(grant.uses.expect("limited")).expect("small"),
+                    "used more often than allowed"
+                );
+            }
+            Event::GrantsEnded(f) => self.dead.extend(f.jtis.iter().copied()),
+            Event::EpochStarted(_)
+            | Event::TrustBundleChanged(_)
+            | Event::KeyPublished(_)
+            | Event::RequestDenied(_)
+            | Event::VoteRefused(_)
+            | Event::RefusalsCounted(_) => {}
+            Event::LeasesExtended(f) => {
+                for (task, until) in &f.leases {
+                    let lease = self.lease_of(task).expect("a lease");
+                    assert!(!self.ended.contains(task), "an ended task was kept alive");
+                    assert!(entry.at < lease, "a lease was extended after it had ended");
+                    assert!(
+                        *until <= self.tasks[task].deadline,
+                        "a lease beyond the deadline"
+                    );
+                    self.leases.insert(*task, *until);
+                }
+            }
+        }
+    }
+
+    /// The time at which a missed heartbeat ends a task.
+    fn lease_of(&self, task: &TaskId) -> Option<Timestamp> {
+        let opened = &self.tasks[task];
+        let first = opened.opened_at.plus_secs(opened.heartbeat_seconds?);
+        Some(self.leases.get(task).copied().unwrap_or(first))
+    }
+
+    fn no_longer_asks(&mut self, id: &AccessRequestId) {
+        let request = &self.requests[id];
+        let key = (request.task, request.action.digest);
+        if self.open_asks.get(&key) == Some(id) {
+            self.open_asks.remove(&key);
+        }
+    }
+
+    fn bundle(&self) -> std::rc::Rc<PolicyBundle> {
+        std::rc::Rc::clone(&self.policy.as_ref().expect("rules in force").1)
+    }
+
+    /// Law 4, at the vote: an eligible person, a valid signature over exactly this statement.
+    fn vote(&mut self, f: &VoteCast, entry: &Entry, journal: &ReadOnly) {
+        let request = &self.requests[&f.access_request];
+        assert!(
+            !self.ended.contains(&request.task) && !self.closed.contains(&f.access_request),
+            "a vote on a closed request"
+        );
+        assert!(
+            !self.consumed.contains(&f.access_request),
+            "a vote on a consumed request"
+        );
+        assert!(entry.at < request.expires_at, "a late vote");
+        let bundle = self.bundle();
+        let person = bundle.person(&f.voter).expect("registered");
+        let profile = bundle.profile(&f.profile.name).expect("profile");
+        assert!(person.groups.contains(&profile.group), "not in the group");
+        assert_ne!(f.voter, request.owner, "the owner voted");
+        assert_ne!(
+            f.voter,
+            bundle.agent(&request.agent).expect("agent").owner,
+            "the owner voted"
+        );
+        let text = journal
+            .blob(&f.statement)
+            .expect("readable")
+            .expect("statement");
+        let statement = VoteStatement::parse(&text).expect("canonical");
+        let signature = URL_SAFE_NO_PAD.decode(&f.signature).expect("base64");
+        let digest = statement.digest().expect("digest");
+        assert!(
+            !self.revoked.contains(&f.key),
+            "law 4: a vote by a revoked key"
+        );
+        let signed = match f.assertion {
+            None => person.keys.iter().any(|k| {
+                let key = PublicKey::from_jwk(&k.jwk).expect("key");
+                key.thumbprint() == f.key && key.verify(digest.as_bytes(), &signature)
+            }),
+            Some(evidence) => {
+                let evidence = journal
+                    .blob(&evidence)
+                    .expect("readable")
+                    .expect("evidence");
+                let assertion = Assertion::from_evidence(&evidence, signature).expect("evidence");
+                let (holder, passkey) = &self.passkeys[&f.key];
+                assert_eq!(*holder, f.voter, "law 4: another person's passkey");
+                let said: serde_json::Value =
+                    serde_json::from_slice(&assertion.client_data_json).expect("client data");
+                let origin = said["origin"].as_str().expect("origin").to_owned();
+                let id = origin.split("://").nth(1).and_then(|h| h.split(':').next());
+                let party = RelyingParty {
+                    id: id.expect("host").to_owned(),
+                    origin: origin.clone(),
+                };
+                let be = passkey.backup_eligible;
+                webauthn::check(&party, digest.as_bytes(), &passkey.jwk, be, &assertion).is_ok()
+            }
+        };
+        assert!(signed, "the signature does not verify");
+        assert!(
+            profile.method == VoteMethod::Key || f.assertion.is_some(),
+            "law 4: a passkey profile accepted another method"
+        );
+        assert_eq!((statement.uses, statement.max_ttl), (f.uses, f.max_ttl));
+        assert_eq!(statement.access_request_id, f.access_request);
+        let votes = self.votes.entry(f.access_request).or_default();
+        assert!(
+            !votes.iter().any(|v| v.voter == f.voter
+                && v.verdict == f.verdict
+                && v.profile == f.profile
+                && entry.at < v.not_after
+                && !self.revoked.contains(&v.key)),
+            "one person voted twice"
+        );
+        assert!(
+            votes.iter().all(|v| v.verdict == Verdict::Approve),
+            "a vote after a denial"
+        );
+        votes.push(f.clone());
+        if f.verdict == Verdict::Deny {
+            self.no_longer_asks(&f.access_request);
+        }
+    }
+
+    /// Laws 1, 3, 4, 5 and 7, at mint.
+    fn issued(&mut self, f: &TokenIssued, entry: &Entry, journal: &ReadOnly) {
+        let task = self.tasks[&f.task].clone();
+        assert!(
+            !self.ended.contains(&f.task),
+            "law 7: a mint in an ended task"
+        );
+        assert!(
+            !self.suspended.contains(&f.agent),
+            "law 7: a mint for a suspended agent"
+        );
+        assert!(entry.at < task.deadline, "law 7: a mint after the deadline");
+        assert!(
+            self.lease_of(&f.task).is_none_or(|until| entry.at < until),
+            "law 7: a mint after a missed heartbeat"
+        );
+        assert!(
+            self.idempotency_keys
+                .insert((f.task, f.idempotency_key.clone())),
+            "one request_id, two grants"
+        );
+        let (version, bundle) = self.policy.clone().expect("rules in force");
+        assert_eq!(
+            version, f.decision.policy,
+            "law 1: decided by a bundle that is not in force"
+        );
+        let agent = bundle.agent(&f.agent).expect("registered");
+        for scope in [
+            FreezeScope::All,
+            FreezeScope::Agent(f.agent.clone()),
+            FreezeScope::Owner(agent.owner.clone()),
+            FreezeScope::Action(f.action.action.clone()),
+        ] {
+            assert!(
+                !self.frozen.contains(&scope),
+                "law 7: a mint under the freeze of {scope}"
+            );
+        }
+        let secret = f.secret.map(|hash| {
+            let text = journal.blob(&hash).expect("readable").expect("blob");
+            ActionSecret::from_blob(&text).expect("secret")
+        });
+        let action = f
+            .action
+            .reopen(secret.as_ref())
+            .expect("the action is whole");
+        assert_eq!(agent.spiffe_id, f.subject);
+        assert!(
+            agent.jkt.is_none_or(|pinned| pinned == f.cnf.jkt()),
+            "a mint for another key than the pinned one"
+        );
+
+        let mut approved = BTreeSet::new();
+        if let Some(id) = f.consumed {
+            assert!(
+                self.consumed.insert(id),
+                "law 3: an approval consumed twice"
+            );
+            let request = &self.requests[&id];
+            assert_eq!(
+                request.action.digest == f.action.digest,
+                f.secret.is_none(),
+                "law 4: another action than the requested one"
+            );
+            assert!(
+                entry.at < request.expires_at && !self.closed.contains(&id),
+                "law 4: consumed a closed request"
+            );
+            let votes = self.votes.get(&id).cloned().unwrap_or_default();
+            assert!(
+                votes.iter().all(|v| v.verdict == Verdict::Approve),
+                "law 4: minted despite a denial"
+            );
+            let mut by_profile: BTreeMap<ProfileName, BTreeSet<PersonId>> = BTreeMap::new();
+            for vote in &votes {
+                let profile = bundle.profile(&vote.profile.name);
+                let person = bundle.person(&vote.voter);
+                let counts = entry.at < vote.not_after
+                    && !self.revoked.contains(&vote.key)
+                    && profile.is_some_and(|p| p.digest() == vote.profile.digest)
+                    && vote.voter != agent.owner
+                    && person.is_some_and(|p| {
+                        p.roles.contains(&dipylon::policy::Role::Approver)
+                            && profile.is_some_and(|q| p.groups.contains(&q.group))
+                    });
+                if counts {
+                    by_profile
+                        .entry(vote.profile.name.clone())
+                        .or_default()
+                        .insert(vote.voter.clone());
+                }
+            }
+            for (name, people) in by_profile {
+                let quorum = bundle.profile(&name).expect("profile").quorum;
+                if people.len() >= usize::try_from(quorum).expect("small") {
+                    approved.insert(name);
+                }
+            }
+            for vote in votes.iter().filter(|v| {
+                f.approval
+                    .as_ref()
+                    .is_some_and(|a| a.profiles.contains(&v.profile.name))
+            }) {
+                if entry.at < vote.not_after {
+                    assert!(
+                        f.exp - f.iat <= vote.max_ttl,
+                        "law 5: beyond a voter's narrowing"
+                    );
+                    assert!(
+                        f.uses.unwrap_or(u32::MAX) <= vote.uses.unwrap_or(u32::MAX),
+                        "law 5: more uses than a voter approved"
+                    );
+                    assert!(
+                        f.exp <= vote.not_after.secs(),
+                        "law 5: beyond the approval's lifetime"
+                    );
+                }
+            }
+            self.no_longer_asks(&id);
+        }
+        let claimed: BTreeSet<_> = f
+            .approval
+            .iter()
+            .flat_map(|a| a.profiles.iter().cloned())
+            .collect();
+        assert!(
+            claimed.is_subset(&approved),
+            "law 4: {claimed:?} claimed, {approved:?} counted"
+        );
+        let input = &f.decision.input;
+        assert!(
+            input.approvals.iter().all(|p| approved.contains(p)),
+            "law 4: the policy input has approvals that do not count"
+        );
+        let question = AuthzRequest {
+            agent: &agent,
+            action: &action,
+            ttl_ms: input.ttl_ms,
+            approvals: &approved,
+            evidence_kind: input.evidence_kind,
+            evidence_age_ms: input.evidence_age_ms,
+            binding: &input.binding,
+            task_age_ms: input.task_age_ms,
+            task_depth: 0,
+            now: input.now,
+        };
+        assert!(
+            matches!(bundle.authorize(&question), AuthzDecision::Allowed { ttl_ms, .. } if ttl_ms >= (f.exp - f.iat) * 1000),
+            "law 1: the policy does not allow it"
+        );
+
+        let ttl = f.exp - f.iat;
+        assert!(
+            ttl > 0 && ttl <= f.asked_ttl && ttl <= 900,
+            "law 5: ttl {ttl}"
+        );
+        assert!(f.exp <= task.deadline.secs(), "law 5: beyond the task");
+        assert!(
+            f.exp <= f.evidence.expires_at.secs(),
+            "law 5: beyond the evidence"
+        );
+        assert!(
+            f.decision.ttl.bounds.iter().all(|b| b.seconds >= ttl),
+            "law 5: beyond its own bounds"
+        );
+        let rests: BTreeSet<String> = entry.read_set.iter().map(|(s, _)| s.to_string()).collect();
+        for stream in [
+            format!("agent:{}", f.agent),
+            "policy".to_owned(),
+            format!("task:{}", f.task),
+            format!("trust:{}", f.subject.trust_domain()),
+            format!("key:{}", f.kid),
+            format!("person:{}", agent.owner),
+            "freeze:all".to_owned(),
+            format!("freeze:agent/{}", f.agent),
+            format!("freeze:owner/{}", agent.owner),
+            format!("freeze:action/{}", f.action.action),
+        ] {
+            assert!(
+                rests.contains(&stream),
+                "law 7: the mint's read set lacks {stream}"
+            );
+        }
+        assert!(
+            f.pos < entry.index,
+            "decided at a later position than its entry"
+        );
+        self.grants.insert(f.jti, f.clone());
+    }
+}

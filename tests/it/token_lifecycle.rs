@@ -1,0 +1,689 @@
+//! Token lifecycle in the broker: both gates, mint, use, revocation, expiry.
+
+use crate::support::*;
+use dipylon::journal::Faults;
+use dipylon_sdk::model::*;
+
+#[tokio::test]
+async fn token_ends_with_its_task() {
+    let b = TestBroker::start().await;
+    let triage = b.agent("triage");
+    let task = b.open_task(&triage).await;
+    let given = b
+        .request_token(&triage, task, &read_case(), 300, "r-1")
+        .await
+        .token();
+    assert_eq!(given.issued.exp - given.issued.iat, 300);
+    assert!(b.introspect("cases", &given.token));
+    assert!(
+        !b.introspect("idp", &given.token),
+        "inactive for another validator"
+    );
+    let report = b.complete_task(&triage, task).await.expect("completes");
+    assert_eq!(
+        (report.cause, report.revoked, report.tokens),
+        (EndCause::Completed, 1, vec![given.issued.jti])
+    );
+    assert!(!b.introspect("cases", &given.token));
+    assert_eq!(
+        refused(
+            b.request_token(&triage, task, &read_case(), 300, "r-2")
+                .await
+        ),
+        Reason::TaskEnded
+    );
+    let again = b.complete_task(&triage, task).await.expect("idempotent");
+    assert_eq!(again.index, report.index);
+    let b = b.restart(Faults::default()).await;
+    assert!(
+        !b.introspect("cases", &given.token),
+        "inactive after a restart"
+    );
+    b.check_invariants();
+}
+
+#[tokio::test]
+async fn step_up_needs_another_person_and_is_single_use() {
+    let b = TestBroker::start().await;
+    let triage = b.agent("triage");
+    let task = b.open_task(&triage).await;
+    let pending = b
+        .request_token(&triage, task, &disable("ann"), 900, "r-1")
+        .await
+        .pending();
+    let id = pending.access_request;
+    assert_eq!(pending.needs.len(), 1);
+    assert_eq!(
+        refused(b.vote("dana", id, "one-security", Verdict::Approve).await),
+        Reason::NotEligible
+    );
+    assert_eq!(
+        refused(b.vote("dana", id, "one-security", Verdict::Deny).await),
+        Reason::NotEligible
+    );
+    assert_eq!(
+        refused(b.vote("olga", id, "one-security", Verdict::Approve).await),
+        Reason::NotPermitted
+    );
+    b.request_token(&triage, task, &disable("ann"), 900, "r-1")
+        .await
+        .pending();
+    b.approve("maria", id, "one-security").await;
+    assert_eq!(
+        refused(b.vote("maria", id, "one-security", Verdict::Approve).await),
+        Reason::NotEligible
+    );
+
+    // Approved for ann, requested for cara: a new access request, nothing minted.
+    let other = b
+        .request_token(&triage, task, &disable("cara"), 900, "r-2")
+        .await
+        .pending();
+    assert_ne!(other.access_request, id);
+
+    let given = b
+        .request_token(&triage, task, &disable("ann"), 900, "r-1")
+        .await
+        .token();
+    assert_eq!(
+        given.issued.exp - given.issued.iat,
+        600,
+        "destructive tokens have a short ttl"
+    );
+    assert_eq!(given.issued.uses, Some(1));
+    assert_eq!(given.issued.consumed, Some(id));
+    let first = b
+        .consume("idp", &given.token, "use-1")
+        .await
+        .expect("spends");
+    assert_eq!(first.uses_left, Some(0));
+    assert_eq!(
+        b.consume("idp", &given.token, "use-1")
+            .await
+            .expect("the same reply"),
+        first
+    );
+    assert_eq!(
+        refused(b.consume("idp", &given.token, "use-2").await),
+        Reason::UseSpent
+    );
+    assert_eq!(
+        refused(b.consume("cases", &given.token, "use-1").await),
+        Reason::TokenInactive
+    );
+    assert!(
+        !b.introspect("idp", &given.token),
+        "a used-up token is inactive"
+    );
+
+    // The approval is consumed: the same action needs a new one.
+    let third = b
+        .request_token(&triage, task, &disable("ann"), 900, "r-3")
+        .await
+        .pending();
+    assert_ne!(third.access_request, id);
+    b.check_invariants();
+}
+
+#[tokio::test]
+async fn retry_returns_the_same_token() {
+    let b = TestBroker::start().await;
+    let triage = b.agent("triage");
+    let task = b.open_task(&triage).await;
+    let first = b
+        .request_token(&triage, task, &read_case(), 300, "r-1")
+        .await
+        .token();
+    b.manual_clock.advance_millis(20_000);
+    let again = b
+        .request_token(&triage, task, &read_case(), 300, "r-1")
+        .await
+        .token();
+    assert!(again.reissued);
+    assert_eq!(again.issued, first.issued, "the same jti, the same claims");
+    assert_eq!(
+        refused(
+            b.request_token(&triage, task, &read_case(), 299, "r-1")
+                .await
+        ),
+        Reason::RequestIdReused
+    );
+    assert_eq!(
+        refused(
+            b.request_token(&triage, task, &disable("ann"), 300, "r-1")
+                .await
+        ),
+        Reason::RequestIdReused
+    );
+    b.manual_clock.advance_millis(281_000);
+    let refreshed = b.svid(&triage);
+    let dead = b
+        .request_token_with_evidence(&triage, task, &read_case(), 300, "r-1", Some(refreshed))
+        .await;
+    assert_eq!(
+        refused(dead),
+        Reason::TokenDead,
+        "an expired grant is not reissued"
+    );
+
+    // OpenTask is idempotent too, for the same purpose under the same key.
+    let same = b
+        .try_open_task(&triage, "contain INC-8841", "open-1")
+        .await
+        .expect("the same task");
+    assert_eq!(same.task.task, task);
+    assert_eq!(
+        refused(b.try_open_task(&triage, "something else", "open-1").await),
+        Reason::RequestIdReused
+    );
+    b.check_invariants();
+}
+
+#[tokio::test]
+async fn gate_1_errors_are_indistinguishable() {
+    let b = TestBroker::start().await;
+    let stranger = b.agent("stranger");
+    let refusal = b
+        .try_open_task(&stranger, "x", "open-1")
+        .await
+        .expect_err("not registered");
+    assert_eq!(
+        (refusal.reason, refusal.authenticated),
+        (Reason::NotAuthenticated, false)
+    );
+    let triage = b.agent("triage");
+    let task = b.open_task(&triage).await;
+    // Another key for an existing task: indistinguishable from an unknown task.
+    let thief = TestAgent {
+        key: b.agent("triage").key,
+        ..triage.clone()
+    };
+    let theirs = b
+        .request_token(&thief, task, &read_case(), 60, "r-1")
+        .await
+        .expect_err("not its task");
+    let none = b
+        .request_token(
+            &thief,
+            TaskId::from_random([7; 16]),
+            &read_case(),
+            60,
+            "r-1",
+        )
+        .await
+        .expect_err("none");
+    assert_eq!(
+        (theirs.reason, none.reason),
+        (Reason::NotFound, Reason::NotFound)
+    );
+    // With stale evidence the broker asks for fresh evidence, then continues.
+    b.manual_clock.advance_millis(301_000);
+    assert_eq!(
+        refused(
+            b.request_token(&triage, task, &read_case(), 60, "r-1")
+                .await
+        ),
+        Reason::EvidenceStale
+    );
+    let shown = b.svid(&triage);
+    b.request_token_with_evidence(&triage, task, &read_case(), 60, "r-1", Some(shown))
+        .await
+        .token();
+    b.request_token(&triage, task, &read_case(), 60, "r-2")
+        .await
+        .token();
+    // Another agent's evidence is not accepted for this task.
+    let other = b.svid(&b.agent("reporter"));
+    assert_eq!(
+        refused(
+            b.request_token_with_evidence(&triage, task, &read_case(), 60, "r-3", Some(other))
+                .await
+        ),
+        Reason::NotAuthenticated
+    );
+    b.check_invariants();
+}
+
+#[tokio::test]
+async fn policy_tightened_before_mint_denies() {
+    let b = TestBroker::start().await;
+    let triage = b.agent("triage");
+    let task = b.open_task(&triage).await;
+    let read = b
+        .request_token(&triage, task, &read_case(), 300, "r-0")
+        .await
+        .token();
+    let id = b
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
+        .await
+        .pending()
+        .access_request;
+    b.approve("maria", id, "one-security").await;
+    let tight = b.env.policy_with("rules/20-guardrails.cedar", |text| {
+        format!("{text}\n@id(\"no-disabling\") forbid (principal, action == Action::\"account.disable\", resource);\n")
+    });
+    let applied = b.apply_policy(tight).await.expect("applied");
+    assert!(applied.changed);
+    assert_eq!(
+        applied.swept.requests, 1,
+        "the access request is closed: the action is forbidden"
+    );
+    assert_eq!(
+        b.request_token(&triage, task, &disable("ann"), 300, "r-1")
+            .await
+            .denied()
+            .why,
+        DeniedReason::ForbiddenByRule
+    );
+    assert!(
+        b.introspect("cases", &read.token),
+        "a token that is still allowed stays active"
+    );
+    let shut = b.env.policy_with("rules/20-guardrails.cedar", |text| {
+        format!("{text}\n@id(\"no-reading\") forbid (principal, action == Action::\"case.read\", resource);\n")
+    });
+    assert_eq!(b.apply_policy(shut).await.expect("applied").swept.grants, 1);
+    assert!(
+        !b.introspect("cases", &read.token),
+        "a token that is no longer allowed has ended"
+    );
+    b.apply_policy(b.env.policy.clone()).await.expect("applied");
+    assert!(
+        !b.introspect("cases", &read.token),
+        "and stays ended when the rules are restored"
+    );
+    b.check_invariants();
+}
+
+#[tokio::test]
+async fn suspension_ends_everything_for_good() {
+    let b = TestBroker::start().await;
+    let triage = b.agent("triage");
+    let task = b.open_task(&triage).await;
+    let given = b
+        .request_token(&triage, task, &read_case(), 300, "r-1")
+        .await
+        .token();
+    assert_eq!(b.suspend("triage").await.expect("suspends").0, 1);
+    assert!(!b.introspect("cases", &given.token));
+    assert_eq!(
+        refused(
+            b.request_token(&triage, task, &read_case(), 300, "r-2")
+                .await
+        ),
+        Reason::TaskEnded
+    );
+    assert_eq!(
+        refused(b.try_open_task(&triage, "again", "open-2").await),
+        Reason::NotAuthenticated
+    );
+    b.resume("triage").await.expect("resumes");
+    assert!(!b.introspect("cases", &given.token), "nothing is revived");
+    assert_eq!(
+        refused(
+            b.request_token(&triage, task, &read_case(), 300, "r-2")
+                .await
+        ),
+        Reason::TaskEnded
+    );
+    b.try_open_task(&triage, "again", "open-2")
+        .await
+        .expect("it may open a new task");
+    b.check_invariants();
+}
+
+#[tokio::test]
+async fn denial_and_expiry_close_requests() {
+    let b = TestBroker::start().await;
+    let triage = b.agent("triage");
+    let task = b.open_task(&triage).await;
+    let id = b
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
+        .await
+        .pending()
+        .access_request;
+    b.approve("maria", id, "one-security").await;
+    b.vote("lee", id, "one-security", Verdict::Deny)
+        .await
+        .expect("no");
+    let denied = b
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
+        .await
+        .denied();
+    assert_eq!(
+        (denied.why, denied.access_request),
+        (DeniedReason::DeniedByPerson, Some(id))
+    );
+    assert_eq!(
+        refused(b.vote("maria", id, "one-security", Verdict::Approve).await),
+        Reason::AccessRequestClosed
+    );
+
+    let late = b
+        .request_token(&triage, task, &disable("cara"), 300, "r-2")
+        .await
+        .pending()
+        .access_request;
+    let begun = b
+        .begin_vote("maria", late, "one-security", Verdict::Approve)
+        .await
+        .expect("begun");
+    b.manual_clock.advance_millis(15 * 60 * 1000);
+    assert_eq!(
+        refused(b.cast_vote("maria", late, &begun.statement).await),
+        Reason::StatementUnknown
+    );
+    let shown = b.svid(&triage);
+    let expired = b
+        .request_token_with_evidence(&triage, task, &disable("cara"), 300, "r-2", Some(shown))
+        .await
+        .denied();
+    assert_eq!(expired.why, DeniedReason::Expired);
+    b.broker.maintenance_tick().await.expect("news");
+    assert_eq!(
+        b.request_token(&triage, task, &disable("cara"), 300, "r-2")
+            .await
+            .denied()
+            .why,
+        DeniedReason::Expired
+    );
+    b.check_invariants();
+}
+
+#[tokio::test]
+async fn two_person_quorum_and_narrowest_ttl() {
+    let b = TestBroker::start().await;
+    let triage = b.agent("triage");
+    let task = b.open_task(&triage).await;
+    let host = {
+        let entities: serde_json::Value =
+            serde_json::from_str(&b.env.policy["entities.json"]).expect("json");
+        let host = entities
+            .as_array()
+            .expect("array")
+            .iter()
+            .find(|e| e["uid"]["type"] == "Host")
+            .expect("a host");
+        host["uid"]["id"].as_str().expect("id").to_owned()
+    };
+    let isolate = action("host.isolate", "Host", &host, IDP, &[]);
+    let pending = b
+        .request_token(&triage, task, &isolate, 600, "r-1")
+        .await
+        .pending();
+    assert_eq!(
+        pending
+            .needs
+            .iter()
+            .map(|n| n.profile.name.as_str())
+            .collect::<Vec<_>>(),
+        ["two-security"]
+    );
+    let id = pending.access_request;
+    b.approve("maria", id, "two-security").await;
+    b.request_token(&triage, task, &isolate, 600, "r-1")
+        .await
+        .pending();
+    let begun = b
+        .begin_narrowed_vote("lee", id, "two-security", Verdict::Approve, Some(120))
+        .await
+        .expect("begun");
+    assert_eq!(
+        refused(
+            b.begin_narrowed_vote("lee", id, "two-security", Verdict::Approve, Some(601))
+                .await
+        ),
+        Reason::InvalidTtl
+    );
+    assert_eq!(
+        refused(
+            b.begin_narrowed_vote("lee", id, "two-security", Verdict::Approve, Some(0))
+                .await
+        ),
+        Reason::InvalidTtl
+    );
+    b.cast_vote("lee", id, &begun.statement)
+        .await
+        .expect("second");
+    let given = b
+        .request_token(&triage, task, &isolate, 600, "r-1")
+        .await
+        .token();
+    assert_eq!(given.issued.exp - given.issued.iat, 120);
+    b.check_invariants();
+}
+
+#[tokio::test]
+async fn unknown_actions_are_journaled() {
+    let b = TestBroker::start().await;
+    let triage = b.agent("triage");
+    let task = b.open_task(&triage).await;
+    let before = b.broker.state().position().1;
+    for (action, reason) in [
+        (
+            action("account.delete", "Account", "ann", IDP, &[]),
+            Reason::UnknownAction,
+        ),
+        (disable("nobody"), Reason::UnknownTarget),
+        (
+            action(
+                "account.disable",
+                "Case",
+                "INC-8841",
+                IDP,
+                &[("end_sessions", Param::Bool(true))],
+            ),
+            Reason::UnknownTarget,
+        ),
+        (
+            action(
+                "account.disable",
+                "Account",
+                "ann",
+                "https://evil.example",
+                &[("end_sessions", Param::Bool(true))],
+            ),
+            Reason::UnknownAudience,
+        ),
+        (
+            action("account.disable", "Account", "ann", IDP, &[]),
+            Reason::WrongParameters,
+        ),
+        (
+            action(
+                "account.disable",
+                "Account",
+                "ann",
+                IDP,
+                &[("end_sessions", Param::Int(1))],
+            ),
+            Reason::WrongParameters,
+        ),
+    ] {
+        assert_eq!(
+            refused(b.request_token(&triage, task, &action, 300, "r-1").await),
+            reason,
+            "{action:?}"
+        );
+    }
+    assert_eq!(
+        b.broker.state().position().1,
+        before + 6,
+        "every refusal after gate 1 is journaled"
+    );
+    assert_eq!(
+        refused(b.request_token(&triage, task, &read_case(), 0, "r-1").await),
+        Reason::InvalidTtl
+    );
+    assert_eq!(
+        refused(
+            b.request_token(&triage, task, &read_case(), -5, "r-1")
+                .await
+        ),
+        Reason::InvalidTtl
+    );
+    // Outside the ceiling; then an explicit forbid.
+    let reporter = b.agent("reporter");
+    let theirs = b.open_task(&reporter).await;
+    assert_eq!(
+        b.request_token(&reporter, theirs, &disable("ann"), 60, "r-1")
+            .await
+            .denied()
+            .why,
+        DeniedReason::OutsideCeiling
+    );
+    assert_eq!(
+        b.request_token(&triage, task, &disable("break-glass"), 60, "r-9")
+            .await
+            .denied()
+            .why,
+        DeniedReason::ForbiddenByRule
+    );
+    // A repeated denial writes no entry.
+    let at = b.broker.state().position().1;
+    b.request_token(&triage, task, &disable("break-glass"), 60, "r-9")
+        .await
+        .denied();
+    assert_eq!(b.broker.state().position().1, at);
+    b.check_invariants();
+}
+
+#[tokio::test]
+async fn sensitive_parameters_are_committed_not_stored() {
+    let b = TestBroker::start().await;
+    let triage = b.agent("triage");
+    let task = b.open_task(&triage).await;
+    let canary = "CANARY-the-password-is-xyzzy";
+    let note = action(
+        "case.note",
+        "Case",
+        "INC-8841",
+        CASES,
+        &[("text", Param::Str(canary.to_owned()))],
+    );
+    let given = b
+        .request_token(&triage, task, &note, 300, "r-1")
+        .await
+        .token();
+    let payload = given
+        .token
+        .expose_secret()
+        .split('.')
+        .nth(1)
+        .expect("payload")
+        .to_owned();
+    use base64::Engine as _;
+    let payload = String::from_utf8(
+        base64::engine::general_purpose::URL_SAFE_NO_PAD
+            .decode(payload)
+            .expect("base64"),
+    )
+    .expect("text");
+    assert!(
+        !payload.contains("CANARY") && payload.contains("$commitment"),
+        "{payload}"
+    );
+    let opening = &given.openings.as_ref().expect("openings").parameters["text"];
+    assert!(payload.contains(&opening.commitment().to_string()));
+    let journal = dipylon::journal::ReadOnly::open(&b.dir).expect("journal");
+    let mut entries = 0;
+    journal
+        .all(|stored| {
+            entries += 1;
+            assert!(
+                !stored.text.contains("CANARY") && !stored.text.contains("phish confirmed"),
+                "{}",
+                stored.text
+            );
+            assert!(!stored.text.contains(given.token.expose_secret()));
+            Ok(())
+        })
+        .expect("readable");
+    assert!(entries > 4);
+    // A retry returns the same commitment openings.
+    assert_eq!(
+        b.request_token(&triage, task, &note, 300, "r-1")
+            .await
+            .token()
+            .openings,
+        given.openings
+    );
+    b.check_invariants();
+}
+
+#[tokio::test]
+async fn approvals_expire() {
+    let b = TestBroker::start().await;
+    let triage = b.agent("triage");
+    let task = b.open_task(&triage).await;
+    let id = b
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
+        .await
+        .pending()
+        .access_request;
+    b.approve("maria", id, "one-security").await;
+    b.manual_clock.advance_millis(10 * 60 * 1000);
+    let shown = b.svid(&triage);
+    let still = b
+        .request_token_with_evidence(&triage, task, &disable("ann"), 300, "r-1", Some(shown))
+        .await
+        .pending();
+    assert_eq!(still.access_request, id, "still pending");
+    assert_eq!(still.needs[0].approvers, [], "but no vote counts any more");
+    // Another person's vote counts, and its lifetime bounds the token's.
+    b.approve("lee", id, "one-security").await;
+    let given = b
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
+        .await
+        .token();
+    assert_eq!(given.issued.exp - given.issued.iat, 300);
+    b.check_invariants();
+}
+
+/// An approver who has lost the role by the time of mint does not count.
+#[tokio::test]
+async fn eligibility_is_rechecked_at_mint() {
+    let b = TestBroker::start().await;
+    let triage = b.agent("triage");
+    let task = b.open_task(&triage).await;
+    let id = b
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
+        .await
+        .pending()
+        .access_request;
+    b.approve("maria", id, "one-security").await;
+    let without = b.env.policy_with("people.toml", |t| {
+        t.replacen(
+            "name = \"Maria Moreau\"\ngroups = [\"security\"]",
+            "name = \"Maria Moreau\"\ngroups = []",
+            1,
+        )
+    });
+    assert!(b.apply_policy(without).await.expect("applied").changed);
+    let still = b
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
+        .await
+        .pending();
+    assert_eq!(
+        (still.access_request, still.needs[0].approvers.len()),
+        (id, 0)
+    );
+    // A changed profile voids the access request.
+    let redefined = b.env.policy_with("people.toml", |t| {
+        t.replacen("good_for = \"10m\"", "good_for = \"9m\"", 1)
+    });
+    assert_eq!(
+        b.apply_policy(redefined)
+            .await
+            .expect("applied")
+            .swept
+            .requests,
+        1
+    );
+    let anew = b
+        .request_token(&triage, task, &disable("ann"), 300, "r-1")
+        .await
+        .pending();
+    assert_ne!(anew.access_request, id);
+    b.check_invariants();
+}

@@ -1,0 +1,55 @@
+//! Verified-token cache: a token's signature is verified once; whether it is active is checked each time.
+
+use dipylon::journal::Faults;
+use dipylon_sdk::model::Secret;
+
+use crate::support::{ExpectReply, TestBroker, read_case};
+
+#[tokio::test]
+async fn cached_tokens_are_rechecked() {
+    let b = TestBroker::start().await;
+    let agent = b.agent("triage");
+    let task = b.open_task(&agent).await;
+    let token = b
+        .request_token(&agent, task, &read_case(), 300, "r-1")
+        .await
+        .token()
+        .token;
+    assert!(b.introspect("cases", &token) && b.introspect("cases", &token));
+    assert!(!b.introspect("idp", &token), "another validator's audience");
+    // Another signature is another token, even with the same header and claims.
+    let at = token.expose_secret().len() - 10;
+    let other = if token.expose_secret()[at..].starts_with('A') {
+        "B"
+    } else {
+        "A"
+    };
+    let mut bent = token.expose_secret().to_owned();
+    bent.replace_range(at..=at, other);
+    let bent = Secret::new(bent);
+    assert!(!b.introspect("cases", &bent) && !b.introspect("cases", &bent));
+    // A new process has an empty cache.
+    let b = b.restart(Faults::default()).await;
+    assert!(!b.introspect("cases", &bent), "not before the valid token");
+    assert!(b.introspect("cases", &token) && b.introspect("cases", &token));
+    assert!(!b.introspect("cases", &bent), "not after it either");
+    b.complete_task(&agent, task).await.expect("completes");
+    assert!(!b.introspect("cases", &token), "cached, and ended");
+    b.check_invariants();
+}
+
+#[tokio::test]
+async fn cached_tokens_expire() {
+    let b = TestBroker::start().await;
+    let agent = b.agent("triage");
+    let task = b.open_task(&agent).await;
+    let token = b
+        .request_token(&agent, task, &read_case(), 300, "r-1")
+        .await
+        .token()
+        .token;
+    b.manual_clock.advance_millis(299_000);
+    assert!(b.introspect("cases", &token));
+    b.manual_clock.advance_millis(1_000);
+    assert!(!b.introspect("cases", &token));
+}

@@ -1,0 +1,339 @@
+//! WatchAccessRequest through real sockets: a watch reports each status of its access request to the last, across restarts of
+//! both sides, and wakes only for its request.
+
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dipylon_sdk::client::ballot::Seen;
+use dipylon_sdk::client::{
+    Agent, Endpoint, EvidenceSource, OpenTask, Outcome, Pending, Person, Task, Watch,
+};
+use dipylon_sdk::clock::Clock;
+use dipylon_sdk::jose::{SigningKey, dpop};
+use dipylon_sdk::model::*;
+use dipylon_sdk::proto::v1;
+use dipylon_sdk::proto::v1::AccessRequestStatus as Status;
+use dipylon_sdk::proto::v1::task_service_client::TaskServiceClient;
+
+use crate::support::served_broker::{ServedBroker, order};
+use crate::support::{DOMAIN, TestEnvironment, disable, rand_u64};
+
+/// Limit for events that must arrive eventually.
+const BOUND: Duration = Duration::from_secs(60);
+
+async fn in_time<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(BOUND, what).await.expect("in time")
+}
+
+async fn pending(task: &Task, idempotency_key: &str) -> Pending {
+    match task
+        .request_token(&order(disable("ann"), idempotency_key))
+        .await
+    {
+        Ok(Outcome::Pending(pending)) => pending,
+        other => panic!("not pending: {other:?}"),
+    }
+}
+
+async fn vote(person: &Person, id: AccessRequestId, verdict: Verdict) {
+    let card = person.card(id).await.expect("card");
+    let profile = ProfileName::parse("one-security").expect("profile");
+    let seen = Seen {
+        card: &card,
+        realm: &Realm::parse("test").expect("realm"),
+        profile: &profile,
+        verdict,
+        narrowing: Narrowing::default(),
+        comment: None,
+    };
+    person.vote(&seen).await.expect("the vote counts");
+}
+
+async fn stands(watch: &mut Watch) -> Option<Status> {
+    let next = in_time(watch.next()).await.expect("watches");
+    next.map(|request| request.status())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watch_reports_every_final_status() {
+    let mut env = TestEnvironment::new();
+    let people = env.policy.get_mut("people.toml").expect("people");
+    *people = people.replacen("wait = \"15m\"", "wait = \"4s\"", 1);
+    let s = ServedBroker::start_in(env).await;
+    let maria = s.person("maria");
+    let lee = s.person("lee");
+
+    let begin = async |agent_task: &Task, idempotency_key: &str| {
+        let id = pending(agent_task, idempotency_key)
+            .await
+            .access_request_id();
+        let mut watch = agent_task.watch(id);
+        assert_eq!(stands(&mut watch).await, Some(Status::Waiting));
+        (id, watch)
+    };
+    let task = s.task("triage").await;
+    let (id, mut watch) = begin(&task, "r-yes").await;
+    vote(&maria, id, Verdict::Approve).await;
+    assert_eq!(stands(&mut watch).await, Some(Status::Approved));
+    vote(&lee, id, Verdict::Approve).await;
+    assert_eq!(
+        stands(&mut watch).await,
+        Some(Status::Approved),
+        "one more approval is a change"
+    );
+    // The watch mints nothing: RequestToken does.
+    let given = task.request_token(&order(disable("ann"), "r-yes")).await;
+    assert!(matches!(given, Ok(Outcome::Token(_))), "{given:?}");
+    assert_eq!(stands(&mut watch).await, Some(Status::Consumed));
+    assert_eq!(stands(&mut watch).await, None);
+
+    let (id, mut watch) = begin(&task, "r-no").await;
+    vote(&maria, id, Verdict::Deny).await;
+    assert_eq!(stands(&mut watch).await, Some(Status::Denied));
+    assert_eq!(stands(&mut watch).await, None);
+    let mut late = task.watch(id);
+    assert_eq!(
+        stands(&mut late).await,
+        Some(Status::Denied),
+        "a late watcher gets the final status"
+    );
+    assert_eq!(stands(&mut late).await, None);
+
+    let (id, mut watch) = begin(&task, "r-back").await;
+    task.cancel(id).await.expect("cancels");
+    assert_eq!(stands(&mut watch).await, Some(Status::Cancelled));
+
+    let (_, mut watch) = begin(&task, "r-late").await;
+    assert_eq!(
+        stands(&mut watch).await,
+        Some(Status::Expired),
+        "expired without an entry"
+    );
+    assert_eq!(stands(&mut watch).await, None);
+
+    let other = s.task("triage").await;
+    let (_, mut watch) = begin(&other, "r-frozen").await;
+    let olga = s.person("olga");
+    let scope = FreezeScope::parse("action/account.disable").expect("scope");
+    olga.freeze(&scope, "").await.expect("freezes");
+    assert_eq!(stands(&mut watch).await, Some(Status::Ended));
+    olga.unfreeze(&scope).await.expect("lifts");
+
+    let (_, mut watch) = begin(&other, "r-over").await;
+    other.complete(TaskOutcome::Abandoned).await.expect("ends");
+    assert_eq!(stands(&mut watch).await, Some(Status::Ended));
+    assert_eq!(stands(&mut watch).await, None);
+    let metrics = s.broker.read_metrics();
+    assert!(
+        metrics.contains("dipylon_open_streams{kind=\"access_request\"} 0\n"),
+        "{metrics}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn foreign_requests_are_not_found() {
+    let s = ServedBroker::start().await;
+    let (mine, theirs) = (s.task("triage").await, s.task("triage").await);
+    let id = pending(&mine, "r-1").await.access_request_id();
+    let nothing = AccessRequestId::from_random([9; 16]);
+    let refused = async |task: &Task, id| {
+        let error = in_time(task.watch(id).next()).await.expect_err("refused");
+        (error.reason(), error.code())
+    };
+    assert_eq!(
+        refused(&theirs, id).await,
+        (Some(Reason::NotFound), Some("NOT_FOUND"))
+    );
+    assert_eq!(refused(&theirs, nothing).await, refused(&theirs, id).await);
+    // An unknown key for an existing task.
+    let stranger = Arc::new(SigningKey::generate().expect("key").0);
+    let stolen = Task::attach(s.endpoint(), s.evidence("triage"), mine.id(), stranger);
+    assert_eq!(refused(&stolen, id).await, refused(&theirs, id).await);
+    let mut own = mine.watch(id);
+    assert_eq!(stands(&mut own).await, Some(Status::Waiting));
+}
+
+/// The first wire message of a watch that resumes from a mark.
+async fn first_message(
+    s: &ServedBroker,
+    key: &SigningKey,
+    task: TaskId,
+    id: AccessRequestId,
+    seen: Option<v1::AccessRequestMark>,
+) -> Option<v1::watch_access_request_response::Message> {
+    let method = "dipylon.v1.TaskService/WatchAccessRequest";
+    let claims = dpop::ProofClaims {
+        htm: "POST",
+        htu: &format!("{}/{method}", s.url),
+        iat: Clock::system().now(),
+        jti: &format!("{:x}{:x}", rand_u64(), rand_u64()),
+        nonce: Some(&s.broker.nonce()),
+        ath: None,
+        adg: None,
+        evh: None,
+    };
+    let mut request = tonic::Request::new(v1::WatchAccessRequestRequest {
+        task_id: task.to_string(),
+        access_request_id: id.to_string(),
+        seen,
+    });
+    let proof = dpop::create(key, &claims).expect("proof");
+    request
+        .metadata_mut()
+        .insert("dpop", proof.expose_secret().parse().expect("ascii"));
+    let mut tasks = TaskServiceClient::connect(s.url.clone())
+        .await
+        .expect("connects");
+    let answer = tasks.watch_access_request(request).await.expect("watches");
+    let mut stream = answer.into_inner();
+    stream
+        .message()
+        .await
+        .expect("a message")
+        .and_then(|m| m.message)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watch_resumes_and_sends_heartbeats() {
+    use dipylon_sdk::proto::v1::watch_access_request_response::Message;
+    let s = ServedBroker::start().await;
+    let key = Arc::new(SigningKey::generate().expect("key").0);
+    let agent = Agent::new(s.endpoint(), s.evidence("triage"), Some(key.clone()));
+    let opening = OpenTask {
+        purpose: "contain".into(),
+        max_duration_s: 600,
+        idempotency_key: None,
+        heartbeat_s: None,
+    };
+    let task = agent.open_task(&opening).await.expect("opens");
+    let id = pending(&task, "r-1").await.access_request_id();
+    let first = in_time(first_message(&s, &key, task.id(), id, None)).await;
+    let Some(Message::Stands(stands)) = first else {
+        panic!("{first:?}")
+    };
+    assert!(!stands.last);
+    // A known status is not repeated: a heartbeat comes instead.
+    let next = in_time(first_message(&s, &key, task.id(), id, stands.mark)).await;
+    let Some(Message::Heartbeat(heartbeat)) = next else {
+        panic!("{next:?}")
+    };
+    assert_eq!(heartbeat.mark, stands.mark);
+    // An older mark gets the current status, which covers all changes since.
+    vote(&s.person("maria"), id, Verdict::Approve).await;
+    let now = in_time(first_message(&s, &key, task.id(), id, stands.mark)).await;
+    let Some(Message::Stands(now)) = now else {
+        panic!("{now:?}")
+    };
+    assert_eq!(now.access_request.expect("one").status(), Status::Approved);
+    assert!(now.mark.expect("one").version > stands.mark.expect("one").version);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watchers_wake_only_for_their_request() {
+    let s = ServedBroker::start().await;
+    let task = s.task("triage").await;
+    let waiting = {
+        let (task, mut ask) = (task.clone(), order(disable("ann"), "r-1"));
+        ask.wait_s = 60;
+        tokio::spawn(async move { task.request_token(&ask).await })
+    };
+    let id = in_time(async {
+        loop {
+            if let Some(id) = s.broker.state().asked().first() {
+                return *id;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    let answers = || {
+        let text = s.broker.read_metrics();
+        let pending = text
+            .lines()
+            .filter(|l| l.starts_with("dipylon_decisions_total{outcome=\"pending\""));
+        pending
+            .map(|l| {
+                l.rsplit(' ')
+                    .next()
+                    .expect("a number")
+                    .parse::<u64>()
+                    .expect("a number")
+            })
+            .sum::<u64>()
+    };
+    let before = answers();
+    // A hundred entries about other requests, two of them of the same agent.
+    let other = s.task("triage").await;
+    let second = pending(&other, "r-2").await.access_request_id();
+    for n in 0..100 {
+        let read = crate::support::read_case();
+        other
+            .request_token(&order(read, &format!("r-read-{n}")))
+            .await
+            .expect("answers");
+    }
+    vote(&s.person("maria"), second, Verdict::Deny).await;
+    assert_eq!(answers(), before + 1, "only its own");
+    assert!(!waiting.is_finished());
+    vote(&s.person("maria"), id, Verdict::Approve).await;
+    let given = in_time(waiting).await.expect("joins");
+    assert!(matches!(given, Ok(Outcome::Token(_))), "{given:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiting_survives_broker_and_agent_restart() {
+    let temp = tempfile::tempdir().expect("dir");
+    let realm = super::crash_recovery::BrokerDeployment::new(temp.path());
+    let mut broker = realm.broker_with_log(Stdio::inherit(), "error").await;
+    let id = format!("spiffe://{DOMAIN}/agent/triage");
+    let evidence = EvidenceSource::Fixed(realm.env.svid_for(
+        &realm.url,
+        &id,
+        Clock::system().now(),
+        3_600,
+    ));
+    let endpoint = || Endpoint::connect(&realm.url).expect("endpoint");
+    let key = Arc::new(SigningKey::generate().expect("key").0);
+    let opening = OpenTask {
+        purpose: "contain".into(),
+        max_duration_s: 600,
+        idempotency_key: None,
+        heartbeat_s: None,
+    };
+    let agent = Agent::new(endpoint(), evidence.clone(), Some(key.clone()));
+    let task = agent.open_task(&opening).await.expect("opens");
+    let asked = pending(&task, "r-1").await;
+    let until = Clock::system().now().plus_secs(120);
+    let mut watch = task.watch(asked.access_request_id());
+    assert_eq!(stands(&mut watch).await, Some(Status::Waiting));
+    let waiting = {
+        let task = task.clone();
+        tokio::spawn(async move {
+            task.wait_for_token(&order(disable("ann"), "r-1"), until)
+                .await
+        })
+    };
+    broker.kill().await.expect("SIGKILL");
+    let _next = realm.broker_with_log(Stdio::inherit(), "error").await;
+
+    // The agent restarts: with its key and the same action it finds the same access request.
+    let again = Task::attach(endpoint(), evidence, task.id(), key);
+    let mut ask = order(disable("ann"), "r-after");
+    ask.wait_s = 0;
+    let found = match again.request_token(&ask).await {
+        Ok(Outcome::Pending(pending)) => pending.access_request_id(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(found, asked.access_request_id());
+    let maria = Person::new(endpoint(), Arc::new(realm.env.key_of("maria")));
+    vote(&maria, found, Verdict::Approve).await;
+    let given = in_time(waiting).await.expect("joins");
+    assert!(matches!(given, Ok(Outcome::Token(_))), "{given:?}");
+    // The watch begun before the kill gets it too: it may have missed `approved`.
+    let mut last = None;
+    while let Some(status) = stands(&mut watch).await {
+        last = Some(status);
+    }
+    assert_eq!(last, Some(Status::Consumed));
+}
