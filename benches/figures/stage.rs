@@ -10,7 +10,7 @@ use dipylon::jose::{SigningKey, dpop};
 use dipylon::model::*;
 use dipylon::proto::{convert, v1};
 use dipylon::rate_limit::{ConcurrencyPermit, RATE_MAX, Rates};
-use dipylon::serve::guard;
+use dipylon::serve::authorization;
 use tokio::runtime::{Builder, Runtime};
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
@@ -147,14 +147,14 @@ impl Stage {
 
 /// The call as the doors hand it to the broker.
 pub fn presented(method: &str, proof: Secret) -> CallContext {
-    let (method, allowed_roles) = guard::row(method).expect("a method with a row");
+    let policy = authorization::method_policy(method).expect("a method with a row");
     CallContext {
-        method,
-        allowed_roles,
+        method: policy.name,
+        allowed_roles: policy.allowed_roles,
         proof: Some(proof),
         bearer: None,
         session: None,
-        permit: ConcurrencyPermit::unlimited(guard::class(method)),
+        permit: ConcurrencyPermit::unlimited(policy.rate_class),
     }
 }
 

@@ -14,8 +14,8 @@ use dipylon::clock::Clock;
 use dipylon::jose::dpop;
 use dipylon::model::*;
 use dipylon::rate_limit::ConcurrencyPermit;
-use dipylon::serve::console::rows::{Row, Shape, TABLE, Who};
-use dipylon::serve::guard;
+use dipylon::serve::routes::{Access, ROUTES, Route, RouteKind};
+use dipylon::serve::authorization;
 use dipylon::webauthn::Assertion;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -148,7 +148,7 @@ struct Seated {
 
 /// A call of an operator's key, to invite.
 fn operator_call(s: &Served, method: &str) -> CallContext {
-    let (method, allowed_roles) = guard::row(method).expect("a method with a row");
+    let policy = authorization::method_policy(method).expect("a method with a row");
     let jti = format!(
         "{:032x}",
         u128::from(rand_u64()) << 64 | u128::from(rand_u64())
@@ -165,12 +165,12 @@ fn operator_call(s: &Served, method: &str) -> CallContext {
         evh: None,
     };
     CallContext {
-        method,
-        allowed_roles,
+        method: policy.name,
+        allowed_roles: policy.allowed_roles,
         proof: Some(dpop::create(&s.world.keys["olga"], &claims).expect("proof")),
         bearer: None,
         session: None,
-        permit: ConcurrencyPermit::unlimited(guard::class(method)),
+        permit: ConcurrencyPermit::unlimited(policy.rate_class),
     }
 }
 
@@ -309,8 +309,8 @@ async fn pending(task: &Task, action: Action, request_id: &str) -> AccessRequest
 }
 
 /// Every route with something in the place of its braces.
-fn paths() -> impl Iterator<Item = (&'static Row, String)> {
-    TABLE.iter().map(|row| {
+fn paths() -> impl Iterator<Item = (&'static Route, String)> {
+    ROUTES.iter().map(|row| {
         let path = row
             .path
             .replace("{id}", "areq_AAAAAAAAAAAAAAAAAAAAAA")
@@ -321,8 +321,8 @@ fn paths() -> impl Iterator<Item = (&'static Row, String)> {
     })
 }
 
-fn method(row: &Row) -> &'static str {
-    if row.changes() { "POST" } else { "GET" }
+fn method(row: &Route) -> &'static str {
+    if row.is_mutation() { "POST" } else { "GET" }
 }
 
 const HEADERS: &[(&str, &str)] = &[
@@ -365,7 +365,7 @@ async fn a_stranger_reaches_nothing_but_the_way_in() {
             let headers = [("origin", browser.origin.as_str())];
             let answer = browser.send(method(row), &path, &headers, "").await;
             dressed(&answer, row.name);
-            if row.who == Who::Anybody {
+            if row.access == Access::Anonymous {
                 assert!(
                     ![401, 403].contains(&answer.status),
                     "{}: {}",
@@ -374,19 +374,19 @@ async fn a_stranger_reaches_nothing_but_the_way_in() {
                 );
                 continue;
             }
-            match row.shape {
-                Shape::Page => {
+            match row.kind {
+                RouteKind::Page => {
                     assert_eq!(answer.status, 303, "{}", row.name);
                     let to = answer.header("location").expect("a way in");
                     assert!(to.starts_with("/console/sign-in"), "{}: {to}", row.name);
                     assert_eq!(answer.body, "");
                 }
-                Shape::Fragment | Shape::Stream => {
+                RouteKind::Fragment | RouteKind::Stream => {
                     assert_eq!(answer.status, 401, "{}", row.name);
                     assert_eq!(answer.reason(), "NOT_AUTHENTICATED");
                 }
-                Shape::Form | Shape::Json => assert_eq!(answer.status, 401, "{}", row.name),
-                Shape::Asset => unreachable!("assets are for anybody"),
+                RouteKind::Form | RouteKind::Json => assert_eq!(answer.status, 401, "{}", row.name),
+                RouteKind::Asset => unreachable!("assets are for anybody"),
             }
         }
         assert_eq!(size(&s), before, "a stranger wrote nothing");
@@ -452,7 +452,7 @@ async fn nothing_changes_but_by_our_own_pages_and_no_get_changes_anything() {
         ];
         for (row, path) in paths() {
             let path = path.replace("areq_AAAAAAAAAAAAAAAAAAAAAA", &id.to_string());
-            if row.changes() {
+            if row.is_mutation() {
                 for headers in &cross {
                     let mut headers = headers.clone();
                     headers.push(("content-type", "application/json"));
@@ -465,7 +465,7 @@ async fn nothing_changes_but_by_our_own_pages_and_no_get_changes_anything() {
                 let answer = browser.get(&path).await;
                 assert_eq!(answer.status, 405, "{}", row.name);
                 dressed(&answer, row.name);
-            } else if row.shape != Shape::Stream {
+            } else if row.kind != RouteKind::Stream {
                 let answer = browser.get(&path).await;
                 assert!(answer.status < 500, "{}: {}", row.name, answer.body);
                 dressed_or_asset(&answer, row);
@@ -506,8 +506,8 @@ async fn nothing_changes_but_by_our_own_pages_and_no_get_changes_anything() {
     assert_eq!(size(&s), before + 1);
 }
 
-fn dressed_or_asset(answer: &Answer, row: &Row) {
-    if row.shape != Shape::Asset {
+fn dressed_or_asset(answer: &Answer, row: &Route) {
+    if row.kind != RouteKind::Asset {
         dressed(answer, row.name);
     }
 }
@@ -524,10 +524,10 @@ async fn a_role_opens_its_own_pages_alone() {
         let seated = Seated::sign_in(&s, name).await;
         let inbox = seated.browser.get("/console").await.ok();
         for (row, path) in paths() {
-            let Who::Visitors(kinds) = row.who else {
+            let Access::Roles(kinds) = row.access else {
                 continue;
             };
-            if row.shape == Shape::Stream {
+            if row.kind == RouteKind::Stream {
                 continue;
             }
             let path = match row.name {
@@ -544,24 +544,24 @@ async fn a_role_opens_its_own_pages_alone() {
                     "user": null,
                 }),
             };
-            let answer = match row.shape {
-                Shape::Form => seated.browser.submit(&path).await,
-                Shape::Json => seated.browser.post(&path, &body).await,
-                Shape::Page | Shape::Fragment | Shape::Stream | Shape::Asset => {
+            let answer = match row.kind {
+                RouteKind::Form => seated.browser.submit(&path).await,
+                RouteKind::Json => seated.browser.post(&path, &body).await,
+                RouteKind::Page | RouteKind::Fragment | RouteKind::Stream | RouteKind::Asset => {
                     seated.browser.get(&path).await
                 }
             };
             if kinds.contains(&kind) {
                 assert_ne!(answer.status, 403, "{name} {}: {}", row.name, answer.body);
                 assert_ne!(answer.status, 401, "{name} {}", row.name);
-                if row.shape == Shape::Page {
+                if row.kind == RouteKind::Page {
                     assert_eq!(answer.status, 200, "{name} {}: {}", row.name, answer.body);
                 }
             } else {
                 assert_eq!(answer.status, 403, "{name} {}", row.name);
             }
             // What one may not open one is not led to.
-            if row.shape == Shape::Page && !row.path.contains('{') && row.path != "/console" {
+            if row.kind == RouteKind::Page && !row.path.contains('{') && row.path != "/console" {
                 let led = inbox.body.contains(&format!("href=\"{}\"", row.path));
                 assert_eq!(led, kinds.contains(&kind), "{name} {}", row.name);
             }
@@ -1184,7 +1184,7 @@ async fn what_nobody_would_see_is_not_shown() {
     let id = pending(&task, isolate, "r-1").await;
     let maria = Seated::sign_in(&s, "maria").await;
     let card = format!("/console/requests/{id}");
-    for (row, path) in paths().chain([(&TABLE[0], "/console/nothing".to_owned())]) {
+    for (row, path) in paths().chain([(&ROUTES[0], "/console/nothing".to_owned())]) {
         let answer = maria.browser.send("HEAD", &path, &[], "").await;
         assert_eq!(answer.status, 405, "{}", row.name);
     }

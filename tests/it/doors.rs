@@ -11,7 +11,7 @@ use dipylon::proto::v1::approval_service_client::ApprovalServiceClient;
 use dipylon::proto::v1::governance_service_client::GovernanceServiceClient;
 use dipylon::proto::v1::task_service_client::TaskServiceClient;
 use dipylon::proto::v1::token_service_client::TokenServiceClient;
-use dipylon::serve::guard;
+use dipylon::serve::authorization;
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
@@ -412,7 +412,7 @@ async fn nobody_comes_through_a_door_that_is_not_theirs() {
     let stranger = SigningKey::generate().expect("key").0;
     let entries = s.broker.state().position().1;
     for method in dipylon::proto::methods() {
-        let (_, admits) = guard::row(method).expect("a row");
+        let admits = authorization::method_policy(method).expect("a row").allowed_roles;
         let agents = admits.contains(&CallerRole::Agent);
 
         let nobody = caller().call(method).await;
@@ -602,7 +602,7 @@ fn every_row_is_what_the_proto_says() {
                 let said = text.split("Callers:").nth(1).expect("says who may call it");
                 let said = said.split(['.', ';']).next().unwrap_or_default();
                 let name = format!("{}.{}/{}", file.package(), service.name(), method.name());
-                let (_, admits) = guard::row(&name).expect("a row");
+                let admits = authorization::method_policy(&name).expect("a row").allowed_roles;
                 for (word, kind) in [
                     ("agents", CallerRole::Agent),
                     ("approvers", CallerRole::Approver),

@@ -251,7 +251,7 @@ async fn proofs_that_are_not_for_this_call() {
         Some(read_case().digest()),
         None,
     );
-    call.method = dipylon::serve::guard::row(method).expect("row").0;
+    call.method = dipylon::serve::authorization::method_policy(method).expect("row").name;
     assert_eq!(
         refused(b.broker.request_token(&call, ask(read_case())).await),
         Reason::NotAuthenticated

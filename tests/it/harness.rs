@@ -15,7 +15,7 @@ use dipylon::journal::Faults;
 use dipylon::model::*;
 use dipylon::policy::BundleFiles;
 use dipylon::rate_limit::{ConcurrencyPermit, Rates};
-use dipylon::serve::guard;
+use dipylon::serve::authorization;
 use serde_json::json;
 
 pub const URL: &str = "http://127.0.0.1:7700";
@@ -345,7 +345,7 @@ impl TestBroker {
         evh: Option<Digest>,
         nonce: &str,
     ) -> CallContext {
-        let (method, allowed_roles) = guard::row(method).expect("a method with a row");
+        let policy = authorization::method_policy(method).expect("a method with a row");
         let jti = format!(
             "{:032x}",
             u128::from(rand_u64()) << 64 | u128::from(rand_u64())
@@ -361,12 +361,12 @@ impl TestBroker {
             evh,
         };
         CallContext {
-            method,
-            allowed_roles,
+            method: policy.name,
+            allowed_roles: policy.allowed_roles,
             proof: Some(dpop::create(key, &claims).expect("proof")),
             bearer: None,
             session: None,
-            permit: ConcurrencyPermit::unlimited(guard::class(method)),
+            permit: ConcurrencyPermit::unlimited(policy.rate_class),
         }
     }
 

@@ -11,7 +11,7 @@ use dipylon::jose::{SigningKey, dpop};
 use dipylon::journal::Faults;
 use dipylon::model::*;
 use dipylon::rate_limit::ConcurrencyPermit;
-use dipylon::serve::guard;
+use dipylon::serve::authorization;
 
 use super::harness::{DOMAIN, START, URL, World, rand_u64, settings};
 use super::transport::Authority;
@@ -141,7 +141,7 @@ impl Bare {
     }
 
     fn call(&self, method: &str, name: &str) -> CallContext {
-        let (method, allowed_roles) = guard::row(method).expect("a method with a row");
+        let policy = authorization::method_policy(method).expect("a method with a row");
         let claims = dpop::ProofClaims {
             htm: "POST",
             htu: &format!("{URL}/{method}"),
@@ -154,12 +154,12 @@ impl Bare {
         };
         let proof = Some(dpop::create(&self.world.keys[name], &claims).expect("proof"));
         CallContext {
-            method,
-            allowed_roles,
+            method: policy.name,
+            allowed_roles: policy.allowed_roles,
             proof,
             bearer: None,
             session: None,
-            permit: ConcurrencyPermit::unlimited(guard::class(method)),
+            permit: ConcurrencyPermit::unlimited(policy.rate_class),
         }
     }
 
@@ -805,7 +805,7 @@ fn the_doctor_knows_a_broker_with_a_certificate_of_its_own() {
     site.mode("tls.key", 0o640);
     let (code, out, _) = check();
     assert_eq!(
-        (code, out.contains("lets others read the key")),
+        (code, out.contains("lets other users read the key")),
         (1, true),
         "{out}"
     );

@@ -224,7 +224,7 @@ async fn when_all_room_is_taken_the_next_waits_and_comes_in() {
     for hostile in hostile {
         in_time("it is closed", hostile).await.expect("held");
     }
-    assert!(site.counts.unproved.load(Ordering::Relaxed) > 0);
+    assert!(site.counts.unauthenticated.load(Ordering::Relaxed) > 0);
     site.stop().await;
 }
 
@@ -349,7 +349,7 @@ async fn whoever_proves_nothing_gives_way_to_the_next_and_whoever_did_stays() {
         .expect("opens");
     works(&task, 1).await;
     until("many have given way", || {
-        site.counts.unproved.load(Ordering::Relaxed) > 16
+        site.counts.unauthenticated.load(Ordering::Relaxed) > 16
     })
     .await;
     // Who has proved something stays with what is open, and goes when nothing is.
@@ -391,7 +391,7 @@ async fn one_source_holds_what_it_may() {
     let mut byte = [0];
     let read = in_time("the fifth is closed", fifth.read(&mut byte)).await;
     assert!(matches!(read, Ok(0) | Err(_)));
-    assert_eq!(site.counts.over_source.load(Ordering::Relaxed), 1);
+    assert_eq!(site.counts.per_source_limit.load(Ordering::Relaxed), 1);
     drop(held.pop());
     until("its place is free", || {
         site.counts.open.load(Ordering::Relaxed) == 3
@@ -462,7 +462,7 @@ async fn an_answer_that_nobody_takes_ends_its_connection() {
     let _broken = in_time("the connection ends", connection)
         .await
         .expect("joined");
-    assert_eq!(site.counts.stuck.load(Ordering::Relaxed), 1);
+    assert_eq!(site.counts.write_stalled.load(Ordering::Relaxed), 1);
     works(&task, 1).await;
     site.stop().await;
 }

@@ -6,7 +6,7 @@ use dipylon::broker::*;
 use dipylon::journal::Faults;
 use dipylon::model::*;
 use dipylon::rate_limit::ConcurrencyPermit;
-use dipylon::serve::guard;
+use dipylon::serve::authorization;
 use dipylon::webauthn::Assertion;
 
 use super::harness::*;
@@ -58,14 +58,14 @@ impl TestBroker {
 
     /// A call as the console makes it: with the cookie, and nothing signed.
     pub fn visiting(&self, method: &str, session: &Session) -> CallContext {
-        let (method, allowed_roles) = guard::row(method).expect("a row");
+        let policy = authorization::method_policy(method).expect("a row");
         CallContext {
-            method,
-            allowed_roles,
+            method: policy.name,
+            allowed_roles: policy.allowed_roles,
             proof: None,
             bearer: None,
             session: Some(session.cookie.clone()),
-            permit: ConcurrencyPermit::unlimited(guard::class(method)),
+            permit: ConcurrencyPermit::unlimited(policy.rate_class),
         }
     }
 

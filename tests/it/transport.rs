@@ -21,7 +21,7 @@ use dipylon::config::Connections;
 use dipylon::jose::SigningKey;
 use dipylon::journal::Faults;
 use dipylon::model::*;
-use dipylon::serve::listener::Counts;
+use dipylon::serve::connection_limits::ConnectionStats;
 use dipylon::serve::peer::{Peer, Source};
 use dipylon::serve::tls::Tls;
 use dipylon::serve::unix::GuardedUnixListener;
@@ -121,7 +121,7 @@ pub struct Site {
     pub root: PathBuf,
     authority: Authority,
     tls: Option<Arc<Tls>>,
-    pub counts: Arc<Counts>,
+    pub counts: Arc<ConnectionStats>,
     stop: Option<oneshot::Sender<()>>,
     server: JoinHandle<()>,
     temp: tempfile::TempDir,
@@ -172,7 +172,7 @@ impl Site {
         doors.unix = unix;
         doors.limits = setup.limits;
         doors.extra = axum::Router::new().route("/peer", get(peer));
-        let counts = doors.counts.clone();
+        let counts = doors.stats.clone();
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = serve::serve(broker, doors, async move {
             let _told = stopped.await;
@@ -713,7 +713,7 @@ async fn connections_grow_old_without_a_call_that_fails() {
     ));
     let task = site.task(site.once()).await.expect("opens");
     let (mut served, mut unsent) = (0, 0);
-    while site.counts.aged.load(Ordering::Relaxed) < 6 {
+    while site.counts.max_age.load(Ordering::Relaxed) < 6 {
         let asked = order(read_case(), &format!("r-{served}"));
         match task.request_token(&asked).await {
             Ok(Outcome::Token(_)) => served += 1,

@@ -203,7 +203,7 @@ async fn a_yes_at_the_console_is_a_token_that_works_once() {
     assert!(maria.find("#not-eligible").await.is_none());
     maria.seen("#approve").await.click().await;
     let said = voted(&maria).await;
-    assert!(said.contains("yes"), "{said}");
+    assert!(said.contains("approved"), "{said}");
 
     let token = match waiting.await.expect("joined") {
         Ok(Outcome::Token(token)) => token,
@@ -360,7 +360,7 @@ async fn two_of_two_are_two_people() {
     site.open_card(&maria, id).await;
     maria.seen("#approve").await.click().await;
     let said = voted(&maria).await;
-    assert!(said.contains("others"), "{said}");
+    assert!(said.contains("other approvers"), "{said}");
     assert_eq!(site.standing(id), "waiting");
 
     // The same person again, with whatever key, is the same person.
@@ -406,7 +406,7 @@ async fn the_owner_reads_and_does_not_decide() {
     let id = site.asks(&task, disable("ann"), "r-1").await;
     site.open_card(&dana, id).await;
     let why = dana.seen("#not-eligible").await.text().await;
-    assert!(why.contains("answer for this agent"), "{why}");
+    assert!(why.contains("own this agent"), "{why}");
     assert!(dana.find("#approve, #deny").await.is_none());
     for verdict in ["approve", "deny"] {
         let ask = json!({ "profile": "one-security", "verdict": verdict });

@@ -14,7 +14,7 @@ use dipylon::jose::{SigningKey, dpop};
 use dipylon::journal::Faults;
 use dipylon::model::*;
 use dipylon::rate_limit::ConcurrencyPermit;
-use dipylon::serve::{self, guard};
+use dipylon::serve::{self, authorization};
 use dipylon::validator::{Validator, ValidatorConfig};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -157,7 +157,7 @@ impl Site {
 
     /// A call by a key of people.toml.
     pub fn call(&self, method: &str, name: &str) -> CallContext {
-        let (method, allowed_roles) = guard::row(method).expect("a method with a row");
+        let policy = authorization::method_policy(method).expect("a method with a row");
         let claims = dpop::ProofClaims {
             htm: "POST",
             htu: &format!("{}/{method}", self.wire),
@@ -169,12 +169,12 @@ impl Site {
             evh: None,
         };
         CallContext {
-            method,
-            allowed_roles,
+            method: policy.name,
+            allowed_roles: policy.allowed_roles,
             proof: Some(dpop::create(&self.world.keys[name], &claims).expect("proof")),
             bearer: None,
             session: None,
-            permit: ConcurrencyPermit::unlimited(guard::class(method)),
+            permit: ConcurrencyPermit::unlimited(policy.rate_class),
         }
     }
 
