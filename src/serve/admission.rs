@@ -13,7 +13,7 @@ use axum::response::{IntoResponse as _, Response};
 use tonic::Status;
 
 use super::authorization::{self, MethodPolicy};
-use super::peer::{Peer, Source};
+use super::peer::{Peer, PeerSource};
 use super::request_log::route_label;
 use super::routes;
 use super::status::rate_limited;
@@ -26,7 +26,7 @@ use crate::telemetry::Counted;
 /// The counters in front of one broker.
 pub(super) struct AdmissionControl {
     broker: Arc<Broker>,
-    sources: Limits<Source>,
+    sources: Limits<PeerSource>,
     concurrency: Places,
     /// Open streams of each service, each agent, each person.
     service_streams: Arc<Tally<ServiceId>>,

@@ -9,11 +9,11 @@ use crate::model::Secret;
 use crate::proto::BOOTSTRAP_CODE;
 use crate::rate_limit::Class::{self, General, Reserved};
 use crate::rate_limit::ConcurrencyPermit;
-use Streaming::{Client, Server, Unary};
+use StreamingSide::{Client, Server, Unary};
 
 /// Which side of a method sends many messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Streaming {
+pub enum StreamingSide {
     /// Neither.
     Unary,
     /// The broker: the response goes on.
@@ -32,7 +32,7 @@ pub struct MethodPolicy {
     /// The class of its rate limits: methods that end or validate are reserved.
     pub rate_class: Class,
     /// Which side streams.
-    pub streaming: Streaming,
+    pub streaming: StreamingSide,
 }
 
 macro_rules! methods {

@@ -9,7 +9,7 @@ use axum::Router;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::peer::Source;
+use super::peer::PeerSource;
 use super::tls::Tls;
 use crate::config::Connections;
 use crate::telemetry::{Counted, Metrics};
@@ -86,15 +86,15 @@ impl ListenerState {
 
 /// Open connections of each source.
 pub(super) struct ConnectionsPerSource {
-    open: Arc<Mutex<HashMap<Source, usize>>>,
+    open: Arc<Mutex<HashMap<PeerSource, usize>>>,
     /// The user id of this broker.
     own: u32,
 }
 
 /// One connection among those of its source; counted until dropped.
 pub(super) struct SourcePermit {
-    key: Source,
-    sources: Arc<Mutex<HashMap<Source, usize>>>,
+    key: PeerSource,
+    sources: Arc<Mutex<HashMap<PeerSource, usize>>>,
 }
 
 impl ConnectionsPerSource {
@@ -105,13 +105,13 @@ impl ConnectionsPerSource {
         }
     }
 
-    pub(super) fn try_acquire(&self, source: Source, limits: &Connections) -> Option<SourcePermit> {
+    pub(super) fn try_acquire(&self, source: PeerSource, limits: &Connections) -> Option<SourcePermit> {
         let key = source.rate_limit_key();
         let max = match key {
-            Source::Ip(_) => limits.max_per_source,
+            PeerSource::Ip(_) => limits.max_per_source,
             // The socket's mode says who may connect at all. No limit for users who could stop the broker anyway.
-            Source::Unix { uid } if uid == ROOT || uid == self.own => usize::MAX,
-            Source::Unix { .. } => limits.max_per_source,
+            PeerSource::Unix { uid } if uid == ROOT || uid == self.own => usize::MAX,
+            PeerSource::Unix { .. } => limits.max_per_source,
         };
         let mut sources = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let open = sources.entry(key).or_default();
@@ -182,7 +182,7 @@ mod tests {
             ..Connections::default()
         };
         let sources = ConnectionsPerSource::new(7);
-        let from = |text: &str| Source::Ip(text.parse().expect("address"));
+        let from = |text: &str| PeerSource::Ip(text.parse().expect("address"));
         let one = sources.try_acquire(from("2001:db8::1"), &limits);
         let two = sources.try_acquire(from("2001:db8::2"), &limits);
         assert!(one.is_some() && two.is_some());
@@ -195,12 +195,12 @@ mod tests {
         // Of this host's users, root and the broker's own have no limit.
         let opened = |uid| {
             let many: Vec<_> = (0..500)
-                .map_while(|_| sources.try_acquire(Source::Unix { uid }, &limits))
+                .map_while(|_| sources.try_acquire(PeerSource::Unix { uid }, &limits))
                 .collect();
             many.len()
         };
         assert_eq!([opened(0), opened(7), opened(8)], [500, 500, 2]);
-        let again = [8, 8, 9].map(|uid| sources.try_acquire(Source::Unix { uid }, &limits));
+        let again = [8, 8, 9].map(|uid| sources.try_acquire(PeerSource::Unix { uid }, &limits));
         assert!(
             again.iter().all(Option::is_some),
             "returned, and counted for each user alone"

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use super::connection::{self, FirstRequestDeadline};
 use super::connection_limits::{ConnectionGuard, ConnectionStats, ListenerState, Socket};
-use super::peer::{Peer, Source};
+use super::peer::{Peer, PeerSource};
 use super::tls::Tls;
 use super::unix::GuardedUnixListener;
 
@@ -88,7 +88,7 @@ impl Listener {
                 // With Nagle's algorithm a small response would wait for the acknowledgement of the one before.
                 let _slower = stream.set_nodelay(true);
                 let peer = Peer {
-                    source: Source::Ip(address.ip()),
+                    source: PeerSource::Ip(address.ip()),
                     tls: tls.is_some(),
                 };
                 Ok((Socket::Tcp(stream, tls.clone()), peer))
@@ -96,7 +96,7 @@ impl Listener {
             Self::Unix(listener) => {
                 let (stream, uid) = listener.accept().await?;
                 let peer = Peer {
-                    source: Source::Unix { uid },
+                    source: PeerSource::Unix { uid },
                     tls: false,
                 };
                 Ok((Socket::Unix(stream), peer))

@@ -6,14 +6,14 @@ use std::net::{IpAddr, Ipv6Addr};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
     /// The client's address or user.
-    pub source: Source,
+    pub source: PeerSource,
     /// Whether the connection is encrypted by this broker.
     pub tls: bool,
 }
 
 /// The source of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Source {
+pub enum PeerSource {
     /// The network.
     Ip(IpAddr),
     /// A process of this host, through the Unix socket.
@@ -23,7 +23,7 @@ pub enum Source {
     },
 }
 
-impl Source {
+impl PeerSource {
     /// The key of limits per source. One client can hold a whole IPv6 /64, so a /64 counts as one; an IPv4 address in IPv6
     /// form counts as the IPv4 address.
     pub fn rate_limit_key(self) -> Self {
@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn ipv6_64_is_one_source() {
-        let key = |text: &str| Source::Ip(text.parse().expect("address")).rate_limit_key();
+        let key = |text: &str| PeerSource::Ip(text.parse().expect("address")).rate_limit_key();
         assert_eq!(key("2001:db8:0:1::1"), key("2001:db8:0:1:ffff::2"));
         assert_ne!(key("2001:db8:0:1::1"), key("2001:db8:0:2::1"));
         assert_eq!(key("::ffff:192.0.2.1"), key("192.0.2.1"));

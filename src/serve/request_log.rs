@@ -62,7 +62,7 @@ pub(super) async fn log_request(
         broker,
     };
     let response = next.run(request).instrument(span).await;
-    log.outcome = Some(Outcome::from_response(&response));
+    log.outcome = Some(ResponseOutcome::from_response(&response));
     response
 }
 
@@ -89,18 +89,18 @@ struct RequestLog {
     method: &'static str,
     began: Duration,
     /// None: the client disconnected first.
-    outcome: Option<Outcome>,
+    outcome: Option<ResponseOutcome>,
     span: Span,
     _in_flight: Counted,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Outcome {
+struct ResponseOutcome {
     code: &'static str,
     reason: Option<Reason>,
 }
 
-impl Outcome {
+impl ResponseOutcome {
     fn from_response(response: &Response<Body>) -> Self {
         if let Some(status) = response.extensions().get::<Status>() {
             let info = status.get_details_error_info();
@@ -128,7 +128,7 @@ impl Outcome {
 impl Drop for RequestLog {
     fn drop(&mut self) {
         let took = self.broker.uptime().saturating_sub(self.began);
-        let Outcome { code, reason } = self.outcome.unwrap_or(Outcome {
+        let ResponseOutcome { code, reason } = self.outcome.unwrap_or(ResponseOutcome {
             code: code_name(Code::Cancelled),
             reason: None,
         });
@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn outcome_is_read_from_the_response() {
         let shed = super::super::status::rate_limited(Duration::from_secs(1));
-        let outcome = Outcome::from_response(&shed.into_http());
+        let outcome = ResponseOutcome::from_response(&shed.into_http());
         assert_eq!(
             (outcome.code, outcome.reason),
             ("RESOURCE_EXHAUSTED", Some(Reason::RateLimited))
@@ -189,7 +189,7 @@ mod tests {
         let plain = |status: u16| {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = StatusCode::from_u16(status).expect("a status");
-            Outcome::from_response(&response).code
+            ResponseOutcome::from_response(&response).code
         };
         assert_eq!(
             (plain(200), plain(404), plain(503)),
@@ -198,6 +198,6 @@ mod tests {
         let mut ok = Response::new(Body::empty());
         let grpc = "application/grpc".parse().expect("a value");
         ok.headers_mut().insert(header::CONTENT_TYPE, grpc);
-        assert_eq!(Outcome::from_response(&ok).code, "OK");
+        assert_eq!(ResponseOutcome::from_response(&ok).code, "OK");
     }
 }

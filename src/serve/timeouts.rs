@@ -18,19 +18,19 @@ use tokio::sync::watch;
 use tokio::time::Sleep;
 use tonic::Status;
 
-use super::authorization::{MethodPolicy, Streaming, method_policy};
+use super::authorization::{MethodPolicy, StreamingSide, method_policy};
 use super::routes;
 
 /// Signals that the connection of a request is closing: an extension of the request.
 #[derive(Clone)]
 pub(super) struct ConnectionClosing(pub(super) watch::Receiver<bool>);
 
-/// The one stream that is not of our services.
+/// gRPC health watch: the one stream outside the services of the broker.
 const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
 
 /// Whether a path answers with a stream.
 pub(super) fn is_stream(path: &str) -> bool {
-    policy(path).is_some_and(|method| method.streaming == Streaming::Server)
+    policy(path).is_some_and(|method| method.streaming == StreamingSide::Server)
         || path == HEALTH_WATCH
         || routes::is_stream(path)
 }
@@ -38,7 +38,7 @@ pub(super) fn is_stream(path: &str) -> bool {
 /// Whether a path takes many messages, and so more time for them. Reflection takes many too, but needs no caller's
 /// credentials, and its clients are done in a moment.
 fn is_upload(path: &str) -> bool {
-    policy(path).is_some_and(|method| method.streaming == Streaming::Client)
+    policy(path).is_some_and(|method| method.streaming == StreamingSide::Client)
 }
 
 fn policy(path: &str) -> Option<&'static MethodPolicy> {

@@ -22,7 +22,7 @@ use dipylon::jose::SigningKey;
 use dipylon::journal::Faults;
 use dipylon::model::*;
 use dipylon::serve::connection_limits::ConnectionStats;
-use dipylon::serve::peer::{Peer, Source};
+use dipylon::serve::peer::{Peer, PeerSource};
 use dipylon::serve::tls::Tls;
 use dipylon::serve::unix::GuardedUnixListener;
 use dipylon::serve::{self, ServerConfig};
@@ -485,7 +485,7 @@ async fn the_unix_socket_is_a_door_like_the_other() {
         .expect("connects");
     let uid = rustix::process::geteuid().as_raw();
     let peer = Peer {
-        source: Source::Unix { uid },
+        source: PeerSource::Unix { uid },
         tls: false,
     };
     let answer = http1(&mut stream, PEER).await;
@@ -608,7 +608,7 @@ async fn a_deadline_is_answered_as_one() {
     assert_eq!(answer.headers()["grpc-status"], "4");
     assert_eq!(
         answer.headers()["grpc-message"],
-        "the%20message%20did%20not%20arrive%20in%20time"
+        "the%20message%20did%20not%20arrive%20in%20time;%20send%20it%20again"
     );
     // A stream ends at the caller's deadline, too.
     let request = site
