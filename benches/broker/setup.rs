@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use dipylon::broker::{Broker, CallContext, RequestTokenInput};
 use dipylon::rate_limit::{ConcurrencyPermit, RATE_MAX, RateLimitConfig};
-use dipylon::serve::guard;
+use dipylon::serve::authorization;
 use dipylon_sdk::client::{Agent, OpenTask};
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::jose::{SigningKey, dpop};
@@ -147,14 +147,14 @@ impl BenchSetup {
 
 /// The call as the gRPC layer hands it to the broker.
 pub fn call_context(method: &str, proof: Secret) -> CallContext {
-    let (method, allowed_roles) = guard::row(method).expect("a method with a row");
+    let policy = authorization::method_policy(method).expect("a method with a row");
     CallContext {
-        method,
-        allowed_roles,
+        method: policy.name,
+        allowed_roles: policy.allowed_roles,
         proof: Some(proof),
         bearer: None,
         session: None,
-        permit: ConcurrencyPermit::unlimited(guard::class(method)),
+        permit: ConcurrencyPermit::unlimited(policy.rate_class),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::model::Secret;
 use crate::policy::BundleFiles;
 use crate::serve::tls::Tls;
 use crate::serve::unix::GuardedUnixListener;
-use crate::serve::{OperatorListener, ServeError, ServerConfig};
+use crate::serve::{AdminListener, ServeError, ServerConfig};
 use crate::telemetry::logs;
 use crate::{keys, serve};
 
@@ -80,7 +80,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
         .await
         .map_err(|e| Failure::failed(e.to_string()))?;
     let operator = operator(config.admin_listen.as_ref()).await?;
-    let operator_place = operator.as_ref().map(OperatorListener::place);
+    let operator_place = operator.as_ref().map(AdminListener::display_address);
     let seed = config
         .policy
         .as_deref()
@@ -155,7 +155,7 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
             text
         },
     );
-    let operating = operator.map(|listener| tokio::spawn(serve::operate(broker.clone(), listener)));
+    let operating = operator.map(|listener| tokio::spawn(serve::serve_admin(broker.clone(), listener)));
     let stop = stop(verb.stop_with_stdin)?;
     tracing::info!(url, pid = std::process::id(), checkpoint, "started");
     let stop = async move {
@@ -241,11 +241,11 @@ fn make_room(max: usize, unix: bool) {
 /// Files the broker itself has open: the journal, its own sockets, files being read.
 const OWN_FILES: u64 = 64;
 
-async fn operator(address: Option<&AdminAddress>) -> Result<Option<OperatorListener>, Failure> {
+async fn operator(address: Option<&AdminAddress>) -> Result<Option<AdminListener>, Failure> {
     let listening = match address {
         None => return Ok(None),
-        Some(AdminAddress::Tcp(address)) => OperatorListener::tcp(*address).await,
-        Some(AdminAddress::Unix(path)) => OperatorListener::unix(path),
+        Some(AdminAddress::Tcp(address)) => AdminListener::tcp(*address).await,
+        Some(AdminAddress::Unix(path)) => AdminListener::unix(path),
     };
     listening.map(Some).map_err(failed("admin_listen"))
 }

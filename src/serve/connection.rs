@@ -1,8 +1,9 @@
-//! One connection, from its handshake to its end.
+//! ConnectionLimits: one connection from its TLS handshake to its end.
 //!
-//! In: a socket. Out: requests for the router. Closed when: no request comes soon; an answer is not taken; nothing is asked
-//! for a while; its age is reached; the broker stops; others wait for room and nobody has proved anything on it. The last
-//! four gracefully (GOAWAY), so that no call that was taken is lost: a client that retries by its contract sees no failure.
+//! In: a socket. Out: requests for the router. Closed when: no first request comes in time; the client does not read a
+//! response; the connection is idle; its maximum age is reached; the broker stops; under connection pressure (the listener is
+//! full) if no call on it was ever authenticated. The last four close gracefully (GOAWAY), so that no call in flight is
+//! lost: a client that retries by its contract sees no failure.
 
 use std::convert::Infallible;
 use std::io;
@@ -23,25 +24,26 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, Sleep};
 use tower::Service as _;
 
-use super::console;
-use super::deadline::{self, Closing};
-use super::listener::{Counts, Shared, Socket};
+use super::connection_limits::{ConnectionStats, ListenerState, Socket};
+use super::limits::MESSAGE_BYTES_MAX;
 use super::peer::Peer;
+use super::routes;
+use super::timeouts::{self, ConnectionClosing};
 use crate::config::ConnectionLimits;
 use crate::proto::PACKAGE;
 
-/// The time a connection has from the moment it was accepted to its first request, TLS handshake included.
-pub(super) struct Opening {
+/// The deadline of a connection's first request, TLS handshake included.
+pub(super) struct FirstRequestDeadline {
     accepted: Instant,
-    over: Pin<Box<Sleep>>,
+    expired: Pin<Box<Sleep>>,
 }
 
-impl Opening {
+impl FirstRequestDeadline {
     pub(super) fn new(limits: &ConnectionLimits) -> Self {
         let accepted = Instant::now();
         Self {
             accepted,
-            over: Box::pin(tokio::time::sleep_until(accepted + limits.first_request_timeout)),
+            expired: Box::pin(tokio::time::sleep_until(accepted + limits.first_request_timeout)),
         }
     }
 }
@@ -50,31 +52,31 @@ impl Opening {
 pub(super) async fn serve(
     socket: Socket,
     peer: Peer,
-    shared: &Shared,
-    mut opening: Opening,
+    state: &ListenerState,
+    mut deadline: FirstRequestDeadline,
     mut stopped: watch::Receiver<bool>,
 ) {
     match socket {
-        Socket::Tcp(stream, None) => drive(stream, peer, shared, opening, stopped).await,
-        Socket::Unix(stream) => drive(stream, peer, shared, opening, stopped).await,
+        Socket::Tcp(stream, None) => serve_http(stream, peer, state, deadline, stopped).await,
+        Socket::Unix(stream) => serve_http(stream, peer, state, deadline, stopped).await,
         Socket::Tcp(stream, Some(tls)) => {
-            let shaken = tokio::select! {
-                shaken = tls.accept(stream) => shaken,
-                () = &mut opening.over => {
-                    Counts::one(&shared.counts.silent);
+            let handshake = tokio::select! {
+                handshake = tls.accept(stream) => handshake,
+                () = &mut deadline.expired => {
+                    ConnectionStats::increment(&state.stats.no_request);
                     return;
                 }
-                () = pressed(shared, opening.accepted) => {
-                    Counts::one(&shared.counts.unproved);
+                () = under_pressure(state, deadline.accepted) => {
+                    ConnectionStats::increment(&state.stats.unauthenticated);
                     return;
                 }
                 _ = stopped.wait_for(|stopped| *stopped) => return,
             };
-            match shaken {
-                Ok(stream) => drive(stream, peer, shared, opening, stopped).await,
+            match handshake {
+                Ok(stream) => serve_http(stream, peer, state, deadline, stopped).await,
                 Err(error) => {
-                    Counts::one(&shared.counts.handshakes_failed);
-                    tracing::debug!(%error, source = ?peer.source, "no TLS handshake");
+                    ConnectionStats::increment(&state.stats.handshakes_failed);
+                    tracing::debug!(%error, source = ?peer.source, "TLS handshake failed");
                 }
             }
         }
@@ -83,16 +85,16 @@ pub(super) async fn serve(
 
 /// How a connection is to end.
 enum Close {
-    Cut,
-    /// After what is open has finished, for which there is this long.
-    Gently(Duration),
+    Now,
+    /// Once open calls have finished, within this time.
+    Gracefully(Duration),
 }
 
-async fn drive<I>(
+async fn serve_http<I>(
     socket: I,
     peer: Peer,
-    shared: &Shared,
-    opening: Opening,
+    state: &ListenerState,
+    deadline: FirstRequestDeadline,
     stopped: watch::Receiver<bool>,
 ) where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -100,54 +102,54 @@ async fn drive<I>(
     let activity = Arc::new(Activity::default());
     let (closing, closed) = watch::channel(false);
     let service = {
-        let (router, activity) = (shared.router.clone(), activity.clone());
+        let (router, activity) = (state.router.clone(), activity.clone());
         hyper::service::service_fn(move |mut request: Request<Incoming>| {
             let call = Activity::begin(&activity);
             let mut router = router.clone();
             request.extensions_mut().insert(peer);
-            request.extensions_mut().insert(Closing(closed.clone()));
-            let stream = deadline::is_stream(request.uri().path());
-            let ours = is_ours(request.uri().path())
-                || console::rows::knows_its_caller(request.uri().path());
+            request.extensions_mut().insert(ConnectionClosing(closed.clone()));
+            let stream = timeouts::is_stream(request.uri().path());
+            let authenticates = is_method_path(request.uri().path())
+                || routes::requires_session(request.uri().path());
             async move {
                 let response = router.call(request.map(Body::new)).await?;
-                if ours && is_proof(&response) {
-                    call.0.proved.store(true, Ordering::Relaxed);
+                if authenticates && is_ok(&response) {
+                    call.0.authenticated.store(true, Ordering::Relaxed);
                 }
-                let answering = (!stream).then(|| Activity::answer(&call.0));
-                Ok::<_, Infallible>(response.map(|body| Answer {
+                let sending = (!stream).then(|| Activity::begin_response(&call.0));
+                Ok::<_, Infallible>(response.map(|body| TrackedBody {
                     body,
                     _call: call,
-                    _answering: answering,
+                    _sending: sending,
                 }))
             }
         })
     };
-    let (io, given_back) = Lent::new(socket);
+    let (io, reclaimed) = ReclaimableIo::new(socket);
     {
-        let builder = builder(&shared.limits);
+        let builder = builder(&state.limits);
         let connection = builder.serve_connection(TokioIo::new(io), service);
         tokio::pin!(connection);
         let close = tokio::select! {
             ended = &mut connection => {
                 if let Err(error) = ended {
-                    tracing::debug!(%error, source = ?peer.source, "a connection broke");
+                    tracing::debug!(%error, source = ?peer.source, "connection error");
                     return;
                 }
                 None
             }
-            close = due(&activity, shared, opening, stopped) => Some(close),
+            close = close_reason(&activity, state, deadline, stopped) => Some(close),
         };
         match close {
-            Some(Close::Cut) => return,
-            Some(Close::Gently(grace)) => {
+            Some(Close::Now) => return,
+            Some(Close::Gracefully(grace)) => {
                 connection.as_mut().graceful_shutdown();
-                // Streams end here; calls finish by themselves.
+                // Streams end by this signal; other calls finish by themselves.
                 closing.send_replace(true);
                 tokio::select! {
                     _ended = &mut connection => {}
-                    () = stuck(&activity) => {
-                        Counts::one(&shared.counts.stuck);
+                    () = write_stalled(&activity) => {
+                        ConnectionStats::increment(&state.stats.write_stalled);
                         return;
                     }
                     () = tokio::time::sleep(grace) => return,
@@ -156,15 +158,15 @@ async fn drive<I>(
             None => {}
         }
     }
-    if let Ok(io) = given_back.await {
+    if let Ok(io) = reclaimed.await {
         linger(io).await;
     }
 }
 
-/// Reads on until the other end closes too. A socket that is closed with something unread in it is reset, and a reset takes
-/// with it what the other end has not read yet: the last answers.
+/// Reads on until the client closes too. Closing a socket with unread input resets it, and a reset discards what the client
+/// has not read yet: the last responses.
 async fn linger<I: AsyncRead + AsyncWrite + Unpin>(mut io: I) {
-    let to_the_end = async {
+    let drained = async {
         let _closed_or_broken = io.shutdown().await;
         let mut unread = [0; 4 * 1024];
         let mut left = LINGER_BYTES_MAX;
@@ -175,23 +177,23 @@ async fn linger<I: AsyncRead + AsyncWrite + Unpin>(mut io: I) {
             }
         }
     };
-    let _in_time = tokio::time::timeout(LINGER, to_the_end).await;
+    let _in_time = tokio::time::timeout(LINGER, drained).await;
 }
 
-/// A socket that comes back when whoever serves it lets go.
-struct Lent<I> {
+/// A socket that returns to its owner when the HTTP connection drops it.
+struct ReclaimableIo<I> {
     io: Option<I>,
     owner: Option<oneshot::Sender<I>>,
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin> Lent<I> {
+impl<I: AsyncRead + AsyncWrite + Unpin> ReclaimableIo<I> {
     fn new(io: I) -> (Self, oneshot::Receiver<I>) {
-        let (owner, given_back) = oneshot::channel();
-        let lent = Self {
+        let (owner, reclaimed) = oneshot::channel();
+        let io = Self {
             io: Some(io),
             owner: Some(owner),
         };
-        (lent, given_back)
+        (io, reclaimed)
     }
 
     fn with<T>(
@@ -200,22 +202,22 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Lent<I> {
     ) -> Poll<io::Result<T>> {
         match &mut self.get_mut().io {
             Some(io) => act(Pin::new(io)),
-            // Only a drop takes it away.
+            // Only `drop` takes it.
             None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 }
 
-impl<I> Drop for Lent<I> {
+impl<I> Drop for ReclaimableIo<I> {
     fn drop(&mut self) {
         if let (Some(io), Some(owner)) = (self.io.take(), self.owner.take()) {
-            // Who does not want it back has it closed.
-            let _unwanted = owner.send(io);
+            // An owner that is gone does not reclaim it: it is closed.
+            let _unclaimed = owner.send(io);
         }
     }
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for Lent<I> {
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for ReclaimableIo<I> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -225,7 +227,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for Lent<I> {
     }
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lent<I> {
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ReclaimableIo<I> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -260,7 +262,7 @@ fn builder(limits: &ConnectionLimits) -> Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        // Runs between requests too. The first header is bounded by `silent`, and a later one by `idle` as well.
+        // Runs between requests too. `no_request` limits the first header, `idle` the later ones.
         .header_read_timeout(limits.first_request_timeout.max(limits.idle_timeout))
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEADER_BYTES_MAX);
@@ -271,7 +273,7 @@ fn builder(limits: &ConnectionLimits) -> Builder<TokioExecutor> {
         .max_header_list_size(u32::try_from(HEADER_BYTES_MAX).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(RESETS_PENDING_MAX)
         .max_local_error_reset_streams(RESETS_OURS_MAX)
-        .max_send_buf_size(super::MESSAGE_BYTES_MAX)
+        .max_send_buf_size(MESSAGE_BYTES_MAX)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .keep_alive_interval(KEEP_ALIVE_INTERVAL)
@@ -280,206 +282,205 @@ fn builder(limits: &ConnectionLimits) -> Builder<TokioExecutor> {
 }
 
 /// Resolves when the connection must end.
-async fn due(
+async fn close_reason(
     activity: &Arc<Activity>,
-    shared: &Shared,
-    opening: Opening,
+    state: &ListenerState,
+    deadline: FirstRequestDeadline,
     mut stopped: watch::Receiver<bool>,
 ) -> Close {
-    let limits = &shared.limits;
-    let accepted = opening.accepted;
-    let close = tokio::select! {
-        () = silent(activity, opening) => (Close::Cut, &shared.counts.silent),
-        () = stuck(activity) => (Close::Cut, &shared.counts.stuck),
-        () = idle(activity, shared) => (Close::Gently(IDLE_GRACE), &shared.counts.idle),
-        () = unproved(activity, shared, accepted) => (Close::Gently(UNPROVED_GRACE), &shared.counts.unproved),
-        () = tokio::time::sleep(jittered(limits.max_age)) => (Close::Gently(AGE_GRACE), &shared.counts.aged),
-        // How long that may take is for the stop to say.
-        _ = stopped.wait_for(|stopped| *stopped) => return Close::Gently(AGE_GRACE),
+    let (limits, stats) = (&state.limits, &state.stats);
+    let accepted = deadline.accepted;
+    let (close, counter) = tokio::select! {
+        () = no_request(activity, deadline) => (Close::Now, &stats.no_request),
+        () = write_stalled(activity) => (Close::Now, &stats.write_stalled),
+        () = idle(activity, state) => (Close::Gracefully(IDLE_GRACE), &stats.idle),
+        () = unauthenticated(activity, state, accepted) => (Close::Gracefully(UNAUTHENTICATED_GRACE), &stats.unauthenticated),
+        () = tokio::time::sleep(jittered(limits.max_age)) => (Close::Gracefully(AGE_GRACE), &stats.max_age),
+        // The drain timeout of the stop limits this one.
+        _ = stopped.wait_for(|stopped| *stopped) => return Close::Gracefully(AGE_GRACE),
     };
-    Counts::one(close.1);
-    close.0
+    ConnectionStats::increment(counter);
+    close
 }
 
-/// Resolves if no request comes before the opening is over.
-async fn silent(activity: &Activity, opening: Opening) {
-    let mut open = activity.open.subscribe();
-    let asked = async {
-        let _asked_or_gone = open.wait_for(|open| open.begun > 0).await.is_ok();
+/// Resolves if no request comes before the deadline.
+async fn no_request(activity: &Activity, deadline: FirstRequestDeadline) {
+    let mut requests = activity.requests.subscribe();
+    let requested = async {
+        let _requested_or_gone = requests.wait_for(|requests| requests.begun > 0).await.is_ok();
     };
     tokio::select! {
-        () = asked => {}
-        () = opening.over => return,
+        () = requested => {}
+        () = deadline.expired => return,
     }
     std::future::pending().await
 }
 
-/// Resolves when nothing has been open for long enough; much sooner while others wait for room.
-async fn idle(activity: &Activity, shared: &Shared) {
-    let mut open = activity.open.subscribe();
+/// Resolves when no request has been open for long enough; much sooner while the listener is full.
+async fn idle(activity: &Activity, state: &ListenerState) {
+    let mut requests = activity.requests.subscribe();
     loop {
-        let Ok(begun) = open
-            .wait_for(|open| open.now == 0 && open.begun > 0)
+        let Ok(begun) = requests
+            .wait_for(|requests| requests.open == 0 && requests.begun > 0)
             .await
-            .map(|open| open.begun)
+            .map(|requests| requests.begun)
         else {
             return;
         };
-        let mut left = shared.limits.idle_timeout;
+        let mut left = state.limits.idle_timeout;
         loop {
-            let step = left.min(PRESSED_IDLE);
-            let asked = async {
-                let _asked_or_gone = open.wait_for(|open| open.begun != begun).await.is_ok();
+            let step = left.min(IDLE_UNDER_PRESSURE);
+            let requested = async {
+                let _requested_or_gone = requests.wait_for(|requests| requests.begun != begun).await.is_ok();
             };
             tokio::select! {
-                () = asked => break,
+                () = requested => break,
                 () = tokio::time::sleep(step) => {}
             }
             left = left.saturating_sub(step);
-            if left.is_zero() || shared.is_full() {
+            if left.is_zero() || state.is_full() {
                 return;
             }
         }
     }
 }
 
-/// Resolves when others wait for room and nobody has proved anything here, whatever is open: places that cost nothing to hold
-/// are not held against those who may ask.
-async fn unproved(activity: &Activity, shared: &Shared, accepted: Instant) {
-    pressed(shared, accepted).await;
-    if activity.proved.load(Ordering::Relaxed) {
+/// Resolves under connection pressure if no call on this connection was ever authenticated, even with requests open: a
+/// connection that costs nothing to hold does not keep authenticated clients out.
+async fn unauthenticated(activity: &Activity, state: &ListenerState, accepted: Instant) {
+    under_pressure(state, accepted).await;
+    if activity.authenticated.load(Ordering::Relaxed) {
         std::future::pending().await
     }
 }
 
-/// Resolves when others wait for room and this connection has had its time to prove something.
-async fn pressed(shared: &Shared, accepted: Instant) {
-    tokio::time::sleep_until(accepted + UNPROVED_AGE).await;
-    while !shared.is_full() {
-        tokio::time::sleep(PRESSED_LOOK).await;
+/// Resolves when the listener is full and this connection has had its time to authenticate a call.
+async fn under_pressure(state: &ListenerState, accepted: Instant) {
+    tokio::time::sleep_until(accepted + UNAUTHENTICATED_AGE).await;
+    while !state.is_full() {
+        tokio::time::sleep(PRESSURE_CHECK_INTERVAL).await;
     }
 }
 
-/// Whether a path is one of our methods': each verifies its caller before it answers OK.
-fn is_ours(path: &str) -> bool {
+/// Whether a path is a method of the broker's services: each authenticates its caller before it answers OK.
+fn is_method_path(path: &str) -> bool {
     let method = path.strip_prefix('/').unwrap_or_default();
     method
         .strip_prefix(PACKAGE)
         .is_some_and(|rest| rest.starts_with('.'))
 }
 
-/// Whether an answer of one of our methods shows that the caller proved who it is. A refusal has its status in the head: an
-/// OK has none there, and says it after the message.
-fn is_proof<B>(response: &Response<B>) -> bool {
+/// Whether a response is OK, by its head: gRPC sends a refusal's status in the head, and an OK only after the message.
+fn is_ok<B>(response: &Response<B>) -> bool {
     response.status() == StatusCode::OK && !response.headers().contains_key("grpc-status")
 }
 
-/// Resolves when an answer has not been taken for one to two times [`TAKE_MAX`].
-async fn stuck(activity: &Activity) {
+/// Resolves when the client has not read a response for one to two times [`SEND_MAX`].
+async fn write_stalled(activity: &Activity) {
     loop {
-        tokio::time::sleep(TAKE_MAX).await;
-        if activity.turn() {
+        tokio::time::sleep(SEND_MAX).await;
+        if activity.tick() {
             return;
         }
     }
 }
 
-/// The age at which a connection goes: a fifth more or less than configured, so that those made together part.
+/// The age at which a connection closes: a fifth more or less than configured, so that connections made together close apart.
 fn jittered(age: Duration) -> Duration {
     let mut byte = [0; 1];
-    // Without randomness it is the age as configured: connections then part together, and no worse.
-    let chance = match rustls::crypto::ring::default_provider()
+    // Without randomness it is the age as configured: connections then close together, and no worse.
+    let random = match rustls::crypto::ring::default_provider()
         .secure_random
         .fill(&mut byte)
     {
         Ok(()) => u32::from(byte[0]),
         Err(_) => 128,
     };
-    age.mul_f64(0.8 + 0.4 * f64::from(chance) / 255.0)
+    age.mul_f64(0.8 + 0.4 * f64::from(random) / 255.0)
 }
 
-/// What is going on on a connection.
+/// The requests and responses of a connection.
 #[derive(Default)]
 struct Activity {
-    open: watch::Sender<Open>,
-    /// Which of the two counts of answers takes new ones.
-    turn: AtomicUsize,
-    answers: [AtomicUsize; 2],
-    /// Whether a caller has been answered here who proved who it is.
-    proved: AtomicBool,
+    requests: watch::Sender<RequestCounts>,
+    /// The generation that counts new responses: one of two.
+    generation: AtomicUsize,
+    responses: [AtomicUsize; 2],
+    /// Whether a call on this connection was authenticated.
+    authenticated: AtomicBool,
 }
 
 #[derive(Default)]
-struct Open {
-    /// Requests whose answer is not wholly sent.
-    now: usize,
+struct RequestCounts {
+    /// Requests whose response is not wholly sent.
+    open: usize,
     /// Requests since the start.
     begun: u64,
 }
 
-/// A request in the works; over when dropped.
-struct Call(Arc<Activity>);
+/// An open request; over when dropped.
+struct OpenRequest(Arc<Activity>);
 
-/// An answer being sent; over when dropped.
-struct Answering {
+/// A response being sent; over when dropped.
+struct Sending {
     activity: Arc<Activity>,
-    turn: usize,
+    generation: usize,
 }
 
 impl Activity {
-    fn begin(activity: &Arc<Self>) -> Call {
-        activity.open.send_modify(|open| {
-            open.now += 1;
-            open.begun += 1;
+    fn begin(activity: &Arc<Self>) -> OpenRequest {
+        activity.requests.send_modify(|requests| {
+            requests.open += 1;
+            requests.begun += 1;
         });
-        Call(activity.clone())
+        OpenRequest(activity.clone())
     }
 
-    fn answer(activity: &Arc<Self>) -> Answering {
-        let turn = activity.turn.load(Ordering::SeqCst) % 2;
-        if let Some(count) = activity.answers.get(turn) {
+    fn begin_response(activity: &Arc<Self>) -> Sending {
+        let generation = activity.generation.load(Ordering::SeqCst) % 2;
+        if let Some(count) = activity.responses.get(generation) {
             count.fetch_add(1, Ordering::SeqCst);
         }
-        Answering {
+        Sending {
             activity: activity.clone(),
-            turn,
+            generation,
         }
     }
 
-    /// Begins a new count of answers in place of the older one; true if the older one is not empty.
-    fn turn(&self) -> bool {
-        let next = self.turn.load(Ordering::SeqCst).wrapping_add(1);
-        let waits = self
-            .answers
+    /// Begins a new generation of responses in place of the older one; true if the older one is not all sent.
+    fn tick(&self) -> bool {
+        let next = self.generation.load(Ordering::SeqCst).wrapping_add(1);
+        let unsent = self
+            .responses
             .get(next % 2)
             .is_some_and(|count| count.load(Ordering::SeqCst) > 0);
-        self.turn.store(next, Ordering::SeqCst);
-        waits
+        self.generation.store(next, Ordering::SeqCst);
+        unsent
     }
 }
 
-impl Drop for Call {
+impl Drop for OpenRequest {
     fn drop(&mut self) {
-        self.0.open.send_modify(|open| open.now -= 1);
+        self.0.requests.send_modify(|requests| requests.open -= 1);
     }
 }
 
-impl Drop for Answering {
+impl Drop for Sending {
     fn drop(&mut self) {
-        if let Some(count) = self.activity.answers.get(self.turn) {
+        if let Some(count) = self.activity.responses.get(self.generation) {
             count.fetch_sub(1, Ordering::SeqCst);
         }
     }
 }
 
-/// A response's body, which keeps its call open until it is sent or given up.
-struct Answer {
+/// A response's body, which keeps its request open until it is sent or given up.
+struct TrackedBody {
     body: Body,
-    _call: Call,
-    _answering: Option<Answering>,
+    _call: OpenRequest,
+    _sending: Option<Sending>,
 }
 
-impl HttpBody for Answer {
+impl HttpBody for TrackedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -505,31 +506,31 @@ const STREAMS_MAX: u32 = 64;
 const HEADER_BYTES_MAX: usize = 16 * 1024;
 /// Headers of a request over HTTP/1.1.
 const HEADERS_MAX: usize = 64;
-/// Streams that the other end has reset and this one has not yet looked at (CVE-2023-44487, "rapid reset").
+/// Streams that the client has reset and the broker has not handled yet (CVE-2023-44487, "rapid reset").
 const RESETS_PENDING_MAX: usize = 20;
-/// Streams reset here because of the other end's errors, before the connection is given up.
+/// Streams that the broker resets because of the client's errors, before it closes the connection.
 const RESETS_OURS_MAX: usize = 256;
-/// What the other end may send of one message without a word from here, in bytes.
+/// HTTP/2 flow control window of one stream, in bytes.
 const WINDOW_BYTES: u32 = 64 * 1024;
-/// The same for all messages of a connection.
+/// The same for a whole connection.
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
-/// Over HTTP/2: how often the other end is asked whether it is there, and how long it may take to say so.
+/// HTTP/2 keep-alive: how often the client is pinged, and how long it may take to respond.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long an answer, other than a stream, may take to be sent: once to twice this.
-const TAKE_MAX: Duration = Duration::from_secs(15);
-/// A connection with nothing open gives way after this long while others wait for room.
-const PRESSED_IDLE: Duration = Duration::from_secs(5);
-/// A connection on which nobody has proved anything gives way from this age on while others wait for room.
-const UNPROVED_AGE: Duration = Duration::from_secs(3);
-/// How often such a connection looks whether others wait.
-const PRESSED_LOOK: Duration = Duration::from_secs(1);
-/// For what is open on it to end.
-const UNPROVED_GRACE: Duration = Duration::from_secs(2);
-/// For the other end to see that an idle connection closes.
+/// How long a response, other than a stream, may take to be sent: once to twice this.
+const SEND_MAX: Duration = Duration::from_secs(15);
+/// A connection without an open request closes after this long while the listener is full.
+const IDLE_UNDER_PRESSURE: Duration = Duration::from_secs(5);
+/// A connection without an authenticated call closes from this age on while the listener is full.
+const UNAUTHENTICATED_AGE: Duration = Duration::from_secs(3);
+/// How often such a connection checks whether the listener is full.
+const PRESSURE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// For its open requests to end.
+const UNAUTHENTICATED_GRACE: Duration = Duration::from_secs(2);
+/// For the client to see that an idle connection closes.
 const IDLE_GRACE: Duration = Duration::from_secs(5);
-/// How long, and how much, is read of a connection that has ended here and not yet there, in bytes.
+/// How long, and how many bytes, are read of a connection that the client has not closed yet.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES_MAX: usize = 256 * 1024;
-/// For calls on an aged connection: the longest of them is `deadline::CALL_MAX`.
+/// For calls on a connection at its maximum age: the longest takes `timeouts::CALL_MAX`.
 const AGE_GRACE: Duration = Duration::from_secs(90);

@@ -1,4 +1,4 @@
-//! The plain HTTP doors: keys for validators, probes for whoever runs the broker.
+//! Plain HTTP endpoints: the key set (JWKS) for validators, liveness and readiness probes for operators.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ pub(super) fn routes(broker: Arc<Broker>) -> Router {
         .merge(probes(broker))
 }
 
-/// What whoever runs the broker asks it.
+/// The probes: of the public listener and of the admin listener.
 pub(super) fn probes(broker: Arc<Broker>) -> Router {
     Router::new()
         .route("/livez", get(async || "alive\n"))
@@ -50,9 +50,9 @@ async fn readyz(State(broker): State<Arc<Broker>>) -> Response {
     }
 }
 
-/// What no route answers: UNIMPLEMENTED in gRPC's own form for gRPC, 404 for everyone else.
+/// The response to a path without a handler: UNIMPLEMENTED for gRPC, 404 for plain HTTP.
 pub(super) async fn fallback(headers: HeaderMap) -> Response {
-    if super::deadline::is_grpc(&headers) {
+    if super::timeouts::is_grpc(&headers) {
         tonic::Status::unimplemented("no such method").into_http::<axum::body::Body>()
     } else {
         (StatusCode::NOT_FOUND, "not found\n").into_response()

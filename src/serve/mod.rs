@@ -1,24 +1,27 @@
-//! The doors: gRPC, HTTP and the console on one port. They parse, guard and translate; they decide nothing.
+//! Server: gRPC, HTTP and the web console on one port. It parses, authorizes by method and translates; the broker decides.
 //!
-//! In: calls. Out: the broker's answers in wire words, refusals by one table. Trusts nothing a call says of itself.
-//! Refuses methods without a row in the guard table. Never sees evidence, a vote or a token but to pass it on.
+//! In: calls. Out: the broker's replies as wire messages, refusals by one table. Trusts no claim of a call about itself.
+//! Refuses methods without an entry in [`authorization`]. Never sees evidence, a vote or a token but to pass it on.
 
-mod admit;
-mod call;
+mod admin;
+mod admission;
+pub mod authorization;
+mod certificate_expiry;
 mod connection;
-pub mod console;
-mod deadline;
+pub mod connection_limits;
+mod console;
 mod grpc;
-pub mod guard;
 mod http;
-pub mod listener;
-mod operator;
+mod limits;
+mod listener;
 pub mod peer;
+mod request_log;
+pub mod routes;
 mod services;
 mod status;
+mod timeouts;
 pub mod tls;
 pub mod unix;
-mod validity;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -35,30 +38,30 @@ use tonic::service::Routes;
 use crate::broker::Broker;
 use crate::config::ConnectionLimits;
 use crate::proto::{DESCRIPTOR, PACKAGE};
-use crate::serve::services::approval_service_server::ApprovalServiceServer;
-use crate::serve::services::governance_service_server::GovernanceServiceServer;
-use crate::serve::services::task_service_server::TaskServiceServer;
-use crate::serve::services::token_service_server::TokenServiceServer;
-use listener::{Counts, Listener, Shared};
+use services::approval_service_server::ApprovalServiceServer;
+use services::governance_service_server::GovernanceServiceServer;
+use services::task_service_server::TaskServiceServer;
+use services::token_service_server::TokenServiceServer;
+use connection_limits::{ConnectionStats, ListenerState};
+use listener::Listener;
 use tls::{Tls, TlsError};
 use unix::{GuardedUnixListener, SocketError};
 
-pub use operator::{OperatorListener, operate};
+pub use admin::{AdminListener, serve_admin};
+pub use limits::MESSAGE_BYTES_MAX;
 
-/// Longest message either way, in bytes.
-pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
-/// How long calls in flight may take to finish once the broker is told to stop.
-const DRAIN: Duration = Duration::from_secs(5);
+/// How long calls in flight may take to finish once the broker stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Why serving ended other than by being told to.
+/// Why the server ended without a stop signal.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The address.
+    /// The address cannot be bound.
     #[error("cannot listen on {address}: {source}")]
     Listen {
         /// As configured.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The Unix socket.
@@ -67,31 +70,31 @@ pub enum ServeError {
     /// The certificate or its key.
     #[error("tls: {0}")]
     Tls(#[from] TlsError),
-    /// What reflection would serve.
+    /// The reflection service.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
-    /// A door's loop ended, which nothing but a defect makes it do.
-    #[error("a listener ended by itself")]
+    /// A listener's loop ended, which only a defect can cause.
+    #[error("a listener ended unexpectedly; report this as a bug")]
     Listener,
     /// A commit's outcome is unknown; only a restart can tell.
-    #[error("the journal stopped: the outcome of a commit is unknown; start again to replay")]
+    #[error("the journal stopped because the outcome of a commit is unknown; restart the broker to replay it")]
     Journal,
 }
 
-/// Where calls come in, and within which bounds.
+/// Configuration of the server: its listeners and their limits.
 pub struct ServerConfig {
-    /// The address, bound.
+    /// The bound address.
     pub tcp: TcpListener,
-    /// TLS on it; without, it speaks plain HTTP.
+    /// TLS for it; plain HTTP without.
     pub tls: Option<Arc<Tls>>,
-    /// A Unix socket beside it, always plain.
+    /// A Unix socket beside it, always plain HTTP.
     pub unix: Option<GuardedUnixListener>,
-    /// Bounds on connections, for each of the two by itself.
+    /// Connection limits, for each listener by itself.
     pub limits: ConnectionLimits,
-    /// Routes beside the broker's own, within the same bounds.
+    /// Routes beside the broker's own, within the same limits.
     pub extra: Router,
-    /// What the listeners count.
-    pub counts: Arc<Counts>,
+    /// Counters of the listeners.
+    pub stats: Arc<ConnectionStats>,
 }
 
 impl From<TcpListener> for ServerConfig {
@@ -102,7 +105,7 @@ impl From<TcpListener> for ServerConfig {
             unix: None,
             limits: ConnectionLimits::default(),
             extra: Router::new(),
-            counts: Arc::default(),
+            stats: Arc::default(),
         }
     }
 }
@@ -114,14 +117,14 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
         .map_err(|source| ServeError::Listen { address, source })
 }
 
-/// Serves until `stop` resolves; then takes no more, tells whoever waits, and lets calls in flight finish for a bounded
+/// Serves until `stop` resolves; then accepts no more, answers waiting calls, and lets calls in flight finish for a bounded
 /// time.
 pub async fn serve(
     broker: Arc<Broker>,
-    doors: impl Into<ServerConfig>,
+    config: impl Into<ServerConfig>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let doors: ServerConfig = doors.into();
+    let config: ServerConfig = config.into();
     let (stopping, stopped) = watch::channel(false);
     let (health_reporter, health) = tonic_health::server::health_reporter();
     health_reporter
@@ -131,8 +134,8 @@ pub async fn serve(
         .register_encoded_file_descriptor_set(DESCRIPTOR)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
-    let admission = Arc::new(admit::AdmissionControl::new(broker.clone()));
-    let door = grpc::GrpcService::new(broker.clone(), admission.clone(), stopped.clone());
+    let admission = Arc::new(admission::AdmissionControl::new(broker.clone()));
+    let service = grpc::GrpcService::new(broker.clone(), admission.clone(), stopped.clone());
     macro_rules! bounded {
         ($service:expr) => {
             $service
@@ -142,44 +145,44 @@ pub async fn serve(
     }
     let routes = Routes::new(bounded!(health))
         .add_service(bounded!(reflection))
-        .add_service(bounded!(TaskServiceServer::new(door.clone())))
-        .add_service(bounded!(TokenServiceServer::new(door.clone())))
-        .add_service(bounded!(ApprovalServiceServer::new(door.clone())))
-        .add_service(bounded!(GovernanceServiceServer::new(door)));
-    let console = console::routes(broker.clone(), admission.clone(), stopped.clone());
+        .add_service(bounded!(TaskServiceServer::new(service.clone())))
+        .add_service(bounded!(TokenServiceServer::new(service.clone())))
+        .add_service(bounded!(ApprovalServiceServer::new(service.clone())))
+        .add_service(bounded!(GovernanceServiceServer::new(service)));
+    let console = console::router(broker.clone(), admission.clone(), stopped.clone());
     let router = routes
         .into_axum_router()
         .merge(http::routes(broker.clone()))
         .merge(console)
-        .merge(doors.extra)
+        .merge(config.extra)
         .fallback(http::fallback)
-        .layer(middleware::from_fn(only_methods_with_a_row))
-        .layer(middleware::from_fn(deadline::bounded))
+        .layer(middleware::from_fn(deny_unknown_methods))
+        .layer(middleware::from_fn(timeouts::enforce_timeouts))
         .layer(middleware::from_fn_with_state(
             admission,
-            admit::within_its_rate,
+            admission::check_source_rate,
         ))
         .layer(middleware::from_fn_with_state(
             broker.clone(),
-            call::followed,
+            request_log::log_request,
         ))
-        .layer(middleware::from_fn(console::dressed))
+        .layer(middleware::from_fn(console::add_security_headers))
         .layer(DefaultBodyLimit::max(MESSAGE_BYTES_MAX));
     let upkeep = tokio::spawn(broker.clone().run_maintenance());
-    let renewal = doors.tls.clone().map(|tls| tokio::spawn(tls.watch()));
-    let shared = || {
+    let certificate_reload = config.tls.clone().map(|tls| tokio::spawn(tls.watch()));
+    let listener_state = || {
         let metrics = broker.metrics().clone();
-        Shared::new(doors.limits, router.clone(), doors.counts.clone(), metrics)
+        ListenerState::new(config.limits, router.clone(), config.stats.clone(), metrics)
     };
     let tcp = Listener::Tcp {
-        listener: doors.tcp,
-        tls: doors.tls,
+        listener: config.tcp,
+        tls: config.tls,
     };
     let mut loops = tokio::task::JoinSet::new();
-    loops.spawn(listener::accept(tcp, shared(), stopped.clone()));
-    if let Some(unix) = doors.unix {
-        // Room of its own: however full the network's door is, the host's processes get in.
-        loops.spawn(listener::accept(Listener::Unix(unix), shared(), stopped));
+    loops.spawn(listener::accept(tcp, listener_state(), stopped.clone()));
+    if let Some(unix) = config.unix {
+        // KeyedRateLimiter of its own: processes of this host can connect however full the TCP listener is.
+        loops.spawn(listener::accept(Listener::Unix(unix), listener_state(), stopped));
     }
     let mut tail = broker.journal().tail();
     let journal_stopped = async move {
@@ -192,8 +195,8 @@ pub async fn serve(
             health_reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
             stopping.send_replace(true);
             broker.stop_waiting();
-            // Acknowledged entries are durable already; a call cut here learns so by asking again.
-            let drained = tokio::time::timeout(DRAIN, async {
+            // Acknowledged entries are durable already; a client whose call is cut learns the outcome by a retry.
+            let drained = tokio::time::timeout(DRAIN_TIMEOUT, async {
                 while let Some(left) = loops.join_next().await {
                     if let Ok(mut open) = left {
                         while open.join_next().await.is_some() {}
@@ -201,24 +204,24 @@ pub async fn serve(
                 }
             });
             if drained.await.is_err() {
-                tracing::warn!("connections were cut: they did not end within {} s", DRAIN.as_secs());
+                tracing::warn!(seconds = DRAIN_TIMEOUT.as_secs(), "connections closed after drain timeout");
             }
             Ok(())
         }
         () = &mut journal_stopped => Err(ServeError::Journal),
     };
     upkeep.abort();
-    if let Some(renewal) = renewal {
-        renewal.abort();
+    if let Some(certificate_reload) = certificate_reload {
+        certificate_reload.abort();
     }
     outcome
 }
 
-/// INVARIANT (closed by default): a path of ours without a row in the guard table reaches no handler.
-async fn only_methods_with_a_row(request: Request, next: Next) -> Response {
+/// INVARIANT (deny by default): a method of the package without an entry in the authorization table reaches no handler.
+async fn deny_unknown_methods(request: Request, next: Next) -> Response {
     let path = request.uri().path().trim_start_matches('/');
-    if path.starts_with(PACKAGE) && guard::row(path).is_none() {
-        return tonic::Status::permission_denied("no such method for anyone")
+    if path.starts_with(PACKAGE) && authorization::method_policy(path).is_none() {
+        return tonic::Status::permission_denied("unknown method; no role may call it")
             .into_http::<axum::body::Body>();
     }
     next.run(request).await

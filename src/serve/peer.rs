@@ -1,31 +1,32 @@
-//! Who is at the other end of a connection, as the operating system says it: never as the caller does.
+//! Connection peers: the client's address or user id, as the operating system reports it; never as the client claims it.
 
 use std::net::{IpAddr, Ipv6Addr};
 
-/// The other end of a connection. Every request carries it as an extension: `request.extensions().get::<Peer>()`.
+/// The client's end of a connection. Every request carries it as an extension: `request.extensions().get::<Peer>()`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
-    /// Where it comes from.
-    pub source: Source,
+    /// The client's address or user.
+    pub source: PeerSource,
     /// Whether the connection is encrypted by this broker.
     pub tls: bool,
 }
 
-/// Where a connection comes from.
+/// The source of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Source {
+pub enum PeerSource {
     /// The network.
     Ip(IpAddr),
     /// A process of this host, through the Unix socket.
     Unix {
-        /// Its user, as the kernel says.
+        /// Its user id, as the kernel reports it.
         uid: u32,
     },
 }
 
-impl Source {
-    /// What one party can hold many of counts as one: an IPv6 address as its /64, an IPv4 address in IPv6 form as itself.
-    pub fn party(self) -> Self {
+impl PeerSource {
+    /// The key of limits per source. One client can hold a whole IPv6 /64, so a /64 counts as one; an IPv4 address in IPv6
+    /// form counts as the IPv4 address.
+    pub fn rate_limit_key(self) -> Self {
         match self {
             Self::Ip(address) => Self::Ip(match address.to_canonical() {
                 IpAddr::V4(v4) => IpAddr::V4(v4),
@@ -43,11 +44,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_party_is_one_source() {
-        let party = |text: &str| Source::Ip(text.parse().expect("address")).party();
-        assert_eq!(party("2001:db8:0:1::1"), party("2001:db8:0:1:ffff::2"));
-        assert_ne!(party("2001:db8:0:1::1"), party("2001:db8:0:2::1"));
-        assert_eq!(party("::ffff:192.0.2.1"), party("192.0.2.1"));
-        assert_ne!(party("192.0.2.1"), party("192.0.2.2"));
+    fn ipv6_64_is_one_source() {
+        let key = |text: &str| PeerSource::Ip(text.parse().expect("address")).rate_limit_key();
+        assert_eq!(key("2001:db8:0:1::1"), key("2001:db8:0:1:ffff::2"));
+        assert_ne!(key("2001:db8:0:1::1"), key("2001:db8:0:2::1"));
+        assert_eq!(key("::ffff:192.0.2.1"), key("192.0.2.1"));
+        assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
     }
 }

@@ -1,4 +1,4 @@
-//! Reasons as statuses: the model's one table, in the words of gRPC (google.rpc.Status).
+//! gRPC statuses: the model's table of reasons as `google.rpc.Status` with `ErrorInfo` and `RetryInfo`.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::broker::{Broker, Refusal};
 use crate::model::{self, Retry};
 use crate::proto::ERROR_DOMAIN;
 
-/// The model's codes, by tonic's names.
+/// The model's codes as tonic's.
 pub const fn code(code: model::Code) -> Code {
     match code {
         model::Code::InvalidArgument => Code::InvalidArgument,
@@ -26,7 +26,7 @@ pub const fn code(code: model::Code) -> Code {
     }
 }
 
-/// The status of a refusal; a caller who has shown something that holds gets a fresh nonce with it.
+/// The status of a refusal; a caller whose key or evidence verified gets a fresh nonce with it.
 pub fn status(refusal: &Refusal, broker: &Broker) -> Status {
     let metadata = HashMap::from([("correlation".to_owned(), refusal.correlation.to_string())]);
     let mut details =
@@ -46,7 +46,7 @@ pub fn status(refusal: &Refusal, broker: &Broker) -> Status {
     status
 }
 
-/// What a call is told that nobody has looked at: when to come again.
+/// The status of a call that was shed before its message was read: when to retry.
 pub fn rate_limited(after: Duration) -> Status {
     let reason = model::Reason::RateLimited;
     let mut details = ErrorDetails::with_error_info(reason.as_str(), ERROR_DOMAIN, HashMap::new());
@@ -54,7 +54,7 @@ pub fn rate_limited(after: Duration) -> Status {
     Status::with_error_details(code(reason.code()), reason.text(), details)
 }
 
-/// The next nonce, as the metadata of every reply after a key or evidence held.
+/// Adds the next DPoP nonce, as every reply does whose caller's key or evidence verified.
 pub fn put_nonce(metadata: &mut tonic::metadata::MetadataMap, broker: &Broker) {
     if let Ok(nonce) = broker.nonce().parse() {
         metadata.insert("dpop-nonce", nonce);
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_code_keeps_its_name() {
+    fn codes_have_tonic_names() {
         for reason in Reason::ALL {
             let ours = reason.code();
             let theirs = format!("{:?}", code(ours)).to_uppercase();

@@ -1,8 +1,9 @@
-//! TLS of the broker's own: a certificate and a key from files, read again when they change.
+//! TLS termination: a certificate and a key from files, reloaded when they change.
 //!
-//! In: two PEM files. Out: handshakes, and what is known of the certificate in force. TLS 1.3 alone; no tickets, no
-//! resumption, no early data: every connection shows that the server holds the key of today. Refuses a key that others own
-//! or may read, and what is no regular file. A new pair that cannot be used leaves the one before in force, is logged once, and stands in [`Tls::status`].
+//! In: two PEM files. Out: handshakes, and the status of the certificate in force. Only TLS 1.3; no tickets, no resumption,
+//! no early data: every handshake proves that the server holds the current key. Refuses a key that other users own or may
+//! read, and files that are not regular. A new pair that cannot be used leaves the previous one in force, is logged once, and
+//! is reported in [`Tls::status`].
 
 use std::fs::OpenOptions;
 use std::io::{self, Read as _};
@@ -22,91 +23,91 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use zeroize::Zeroizing;
 
-use super::validity;
+use super::certificate_expiry;
 use crate::model::{Digest, Timestamp};
 
 /// Why a certificate and its key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file.
+    /// A file cannot be read.
     #[error("{}: {source}", path.display())]
     Io {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// Longer than 256 KiB.
-    #[error("{}: longer than {FILE_BYTES_MAX} bytes", .0.display())]
+    #[error("{}: expected at most {FILE_BYTES_MAX} bytes, got more; check the path", .0.display())]
     TooLong(PathBuf),
-    /// The key's file is not its owner's alone.
-    #[error("{}: mode {mode:03o} lets others read the key; it must be 600 (chmod 600)", path.display())]
-    Loose {
+    /// Other users may read the key's file.
+    #[error("{}: expected mode 600, got {mode:03o}, which lets other users read the key; run chmod 600", path.display())]
+    KeyModeTooOpen {
         /// The key's file.
         path: PathBuf,
-        /// As found.
+        /// The file's mode.
         mode: u32,
     },
-    /// The key's file belongs to somebody who could put another in its place.
-    #[error("{}: user {owner} owns the key; it must be user {user}, who runs the broker, or root", path.display())]
-    NotOurs {
+    /// Another user owns the key's file and could replace it.
+    #[error("{}: expected user {user} (who runs the broker) or root as the owner of the key, got user {owner}; change the owner", path.display())]
+    KeyOwner {
         /// The key's file.
         path: PathBuf,
-        /// Its owner, as found.
+        /// The file's owner.
         owner: u32,
         /// This broker's user.
         user: u32,
     },
     /// A directory, a pipe, a device.
-    #[error("{}: is not a regular file", .0.display())]
+    #[error("{}: is not a regular file; check the path", .0.display())]
     NotAFile(PathBuf),
     /// Not a PEM file of certificates.
-    #[error("{}: holds no certificates that can be read", .0.display())]
+    #[error("{}: expected PEM certificates, found none that can be parsed", .0.display())]
     Certificate(PathBuf),
     /// Not a PEM file of a private key.
-    #[error("{}: holds no private key that can be read", .0.display())]
+    #[error("{}: expected a PEM private key, found none that can be parsed", .0.display())]
     Key(PathBuf),
-    /// They do not belong together, or cannot be used for TLS 1.3.
-    #[error("{} with {}: {source}", certificate.display(), key.display())]
+    /// The certificate and the key do not match, or cannot be used for TLS 1.3.
+    #[error("{} with {}: {source}; check that the key belongs to the certificate", certificate.display(), key.display())]
     Pair {
         /// The certificate's file.
         certificate: PathBuf,
         /// The key's file.
         key: PathBuf,
-        /// Why.
+        /// The reason.
         source: rustls::Error,
     },
 }
 
-/// What is known of the certificate in force.
+/// The status of the certificate in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsStatus {
-    /// When it ends.
+    /// When it expires.
     pub not_after: Timestamp,
     /// SHA-256 of the certificate (DER).
     pub fingerprint: Digest,
-    /// Times another pair was put in force since the start.
+    /// Reloads since the start.
     pub reloads: u64,
-    /// Why the files as they are now are not in force; `None` when they are.
+    /// Why the current files are not in force; `None` when they are.
     pub last_error: Option<String>,
 }
 
-/// The certificate in force, and where it comes from.
+/// The certificate in force, and its files.
 pub struct Tls {
     certificate: PathBuf,
     key: PathBuf,
     config: ArcSwap<ServerConfig>,
-    status: Mutex<(TlsStatus, Seen)>,
+    status: Mutex<(TlsStatus, FileState)>,
 }
 
-/// What the files held when they were last read, good or bad.
+/// The state of the files when they were last read, good or bad.
 #[derive(PartialEq, Eq)]
-enum Seen {
+enum FileState {
     Pair(Digest),
     Unreadable(String),
 }
 
-/// A pair that can be put in force.
+/// A certificate and key that can be put in force.
 struct Pair {
     config: Arc<ServerConfig>,
     not_after: Timestamp,
@@ -128,11 +129,11 @@ impl Tls {
             certificate: certificate.to_owned(),
             key: key.to_owned(),
             config: ArcSwap::new(pair.config),
-            status: Mutex::new((status, Seen::Pair(files.digest()))),
+            status: Mutex::new((status, FileState::Pair(files.digest()))),
         }))
     }
 
-    /// What is in force, and what is wrong with the files if they are not.
+    /// The certificate in force, and the error of the files if they are not.
     pub fn status(&self) -> TlsStatus {
         self.status
             .lock()
@@ -141,18 +142,18 @@ impl Tls {
             .clone()
     }
 
-    /// Reads the files again if they hold something else than before; new handshakes see what is then in force.
+    /// Reloads the files if they changed; new handshakes use the pair in force then.
     pub fn reload(&self) {
         let read = Files::read(&self.certificate, &self.key);
-        let seen = match &read {
-            Ok(files) => Seen::Pair(files.digest()),
-            Err(error) => Seen::Unreadable(error.to_string()),
+        let state = match &read {
+            Ok(files) => FileState::Pair(files.digest()),
+            Err(error) => FileState::Unreadable(error.to_string()),
         };
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
-        if status.1 == seen {
+        if status.1 == state {
             return;
         }
-        status.1 = seen;
+        status.1 = state;
         match read.and_then(|files| files.pair()) {
             Ok(pair) => {
                 let changed = status.0.fingerprint != pair.fingerprint;
@@ -163,38 +164,38 @@ impl Tls {
                     reloads: status.0.reloads.saturating_add(1),
                     last_error: None,
                 };
-                tracing::info!(not_after = %pair.not_after, changed, "the certificate was read again");
+                tracing::info!(not_after = %pair.not_after, changed, "certificate reloaded");
             }
             Err(error) => {
-                tracing::warn!(%error, "the certificate's files cannot be used; the one before stays in force");
+                tracing::warn!(%error, "certificate reload failed; keeping the previous one");
                 status.0.last_error = Some(error.to_string());
             }
         }
     }
 
-    /// Reads the files again on each signal to do so, and every few seconds.
+    /// Reloads the files on SIGHUP, and every few seconds.
     pub(super) async fn watch(self: Arc<Self>) {
         use tokio::signal::unix::{SignalKind, signal};
         let mut hangup = match signal(SignalKind::hangup()) {
             Ok(hangup) => Some(hangup),
             Err(error) => {
-                tracing::warn!(%error, "SIGHUP cannot be heard; the certificate's files are looked at all the same");
+                tracing::warn!(%error, "no SIGHUP handler; the certificate is still reloaded when its files change");
                 None
             }
         };
         loop {
-            let told = async {
+            let signalled = async {
                 match &mut hangup {
                     Some(hangup) => hangup.recv().await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
-                _ = told => {}
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                _ = signalled => {}
+                () = tokio::time::sleep(RELOAD_INTERVAL) => {}
             }
             let tls = self.clone();
-            // Files may lie where reading takes a while.
+            // Reading may take a while, as from a network file system.
             let _read = tokio::task::spawn_blocking(move || tls.reload()).await;
         }
     }
@@ -212,7 +213,7 @@ impl std::fmt::Debug for Tls {
     }
 }
 
-/// What the two files hold.
+/// The content of the two files.
 struct Files<'a> {
     certificate: (&'a Path, Vec<u8>),
     key: (&'a Path, Zeroizing<Vec<u8>>),
@@ -221,8 +222,8 @@ struct Files<'a> {
 impl<'a> Files<'a> {
     fn read(certificate: &'a Path, key: &'a Path) -> Result<Self, TlsError> {
         let (_, chain) = read(certificate)?;
-        let (found, private) = read(key)?;
-        found.keeps(key, rustix::process::geteuid().as_raw())?;
+        let (file, private) = read(key)?;
+        file.check_private(key, rustix::process::geteuid().as_raw())?;
         Ok(Self {
             certificate: (certificate, chain.to_vec()),
             key: (key, private),
@@ -240,7 +241,7 @@ impl<'a> Files<'a> {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|_| unreadable())?;
         let leaf = chain.first().ok_or_else(unreadable)?;
-        let not_after = validity::not_after(leaf).ok_or_else(unreadable)?;
+        let not_after = certificate_expiry::not_after(leaf).ok_or_else(unreadable)?;
         let fingerprint = Digest::of(leaf);
         let key = PrivateKeyDer::from_pem_slice(&self.key.1)
             .map_err(|_| TlsError::Key(self.key.0.to_owned()))?;
@@ -265,25 +266,25 @@ impl<'a> Files<'a> {
     }
 }
 
-/// Whose a file is, and who may do what with it.
-struct Found {
+/// The owner and mode of a key file.
+struct KeyFile {
     owner: u32,
     mode: u32,
 }
 
-impl Found {
-    /// Whether a key's file is a secret of `user`, who runs this broker.
-    fn keeps(&self, key: &Path, user: u32) -> Result<(), TlsError> {
+impl KeyFile {
+    /// Checks that only `user`, who runs this broker, or root can read and replace the file.
+    fn check_private(&self, key: &Path, user: u32) -> Result<(), TlsError> {
         let path = || key.to_owned();
         if self.owner != user && self.owner != ROOT {
-            return Err(TlsError::NotOurs {
+            return Err(TlsError::KeyOwner {
                 path: path(),
                 owner: self.owner,
                 user,
             });
         }
         if self.mode & 0o077 != 0 {
-            return Err(TlsError::Loose {
+            return Err(TlsError::KeyModeTooOpen {
                 path: path(),
                 mode: self.mode,
             });
@@ -292,42 +293,42 @@ impl Found {
     }
 }
 
-/// Whose a file is, and what it holds: asked of the open file, so that what is checked is what is read.
-fn read(path: &Path) -> Result<(Found, Zeroizing<Vec<u8>>), TlsError> {
+/// Reads a file with its owner and mode: those of the open file, so that the checked file is the file that is read.
+fn read(path: &Path) -> Result<(KeyFile, Zeroizing<Vec<u8>>), TlsError> {
     let io = |source| TlsError::Io {
         path: path.to_owned(),
         source,
     };
-    // A pipe without a writer would never open, and renewal would wait for it.
+    // A pipe without a writer would never open, and the reload would wait for it.
     let flags = OFlags::NONBLOCK.union(OFlags::NOCTTY).bits();
-    let file = OpenOptions::new()
+    let handle = OpenOptions::new()
         .read(true)
         .custom_flags(flags.cast_signed())
         .open(path)
         .map_err(io)?;
-    let metadata = file.metadata().map_err(io)?;
+    let metadata = handle.metadata().map_err(io)?;
     if !metadata.is_file() {
         return Err(TlsError::NotAFile(path.to_owned()));
     }
     let mut bytes = Zeroizing::new(Vec::new());
-    file.take(FILE_BYTES_MAX + 1)
+    handle.take(FILE_BYTES_MAX + 1)
         .read_to_end(&mut bytes)
         .map_err(io)?;
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > FILE_BYTES_MAX {
         return Err(TlsError::TooLong(path.to_owned()));
     }
-    let found = Found {
+    let file = KeyFile {
         owner: metadata.uid(),
         mode: metadata.mode() & 0o777,
     };
-    Ok((found, bytes))
+    Ok((file, bytes))
 }
 
 const ROOT: u32 = 0;
 /// Longest certificate or key file, in bytes: a chain has a few KiB.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
-/// How often the files are looked at without being told.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How often the files are checked without a signal.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
@@ -346,14 +347,14 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_the_brokers_or_roots() {
+    fn key_file_ownership() {
         let key = Path::new("tls.key");
-        let found = |owner, mode| Found { owner, mode };
-        assert!(found(7, 0o600).keeps(key, 7).is_ok());
-        assert!(found(0, 0o400).keeps(key, 7).is_ok());
+        let file = |owner, mode| KeyFile { owner, mode };
+        assert!(file(7, 0o600).check_private(key, 7).is_ok());
+        assert!(file(0, 0o400).check_private(key, 7).is_ok());
         assert!(matches!(
-            found(8, 0o600).keeps(key, 7),
-            Err(TlsError::NotOurs {
+            file(8, 0o600).check_private(key, 7),
+            Err(TlsError::KeyOwner {
                 owner: 8,
                 user: 7,
                 ..
@@ -361,8 +362,8 @@ mod tests {
         ));
         for owner in [0, 7] {
             assert!(matches!(
-                found(owner, 0o640).keeps(key, 7),
-                Err(TlsError::Loose { mode: 0o640, .. })
+                file(owner, 0o640).check_private(key, 7),
+                Err(TlsError::KeyModeTooOpen { mode: 0o640, .. })
             ));
         }
         // The owner is the one of the file that was read.
@@ -375,13 +376,13 @@ mod tests {
             std::os::unix::fs::chown(&path, Some(8), None).expect("given away");
             assert!(matches!(
                 Files::read(&path, &path),
-                Err(TlsError::NotOurs { owner: 8, .. })
+                Err(TlsError::KeyOwner { owner: 8, .. })
             ));
         }
     }
 
     #[test]
-    fn what_is_no_file_holds_nothing_up() {
+    fn fifo_certificate_does_not_block() {
         let dir = tempfile::tempdir().expect("dir");
         let (certificate, key) = (dir.path().join("tls.crt"), dir.path().join("tls.key"));
         let (chain, private) = pair();
@@ -408,8 +409,8 @@ mod tests {
             });
             read.recv_timeout(Duration::from_secs(30))
                 .expect("it does not wait for a writer");
-            let told = tls.status().last_error.expect("told");
-            assert!(told.contains("not a regular file"), "{told}");
+            let error = tls.status().last_error.expect("an error");
+            assert!(error.contains("not a regular file"), "{error}");
             std::fs::remove_file(replaced).expect("removed");
             put(replaced, &String::from_utf8(kept).expect("text"), 0o600);
             tls.reload();
@@ -422,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_is_replaced_only_by_one_that_can_be_used() {
+    fn bad_certificate_keeps_the_old_one() {
         let dir = tempfile::tempdir().expect("dir");
         let (certificate, key) = (dir.path().join("tls.crt"), dir.path().join("tls.key"));
         let (first, second) = (pair(), pair());
@@ -430,7 +431,7 @@ mod tests {
         put(&key, &first.1, 0o640);
         assert!(matches!(
             Tls::read(&certificate, &key),
-            Err(TlsError::Loose { mode: 0o640, .. })
+            Err(TlsError::KeyModeTooOpen { mode: 0o640, .. })
         ));
         put(&key, &first.1, 0o600);
         let tls = Tls::read(&certificate, &key).expect("read");
@@ -438,15 +439,15 @@ mod tests {
         assert!(at_first.last_error.is_none());
         tls.reload();
         assert_eq!(tls.status(), at_first, "unchanged files change nothing");
-        // One file of two replaced, as it is for a moment whenever somebody renews.
+        // One file of two replaced, as during a renewal.
         put(&certificate, &second.0, 0o644);
         tls.reload();
         let broken = tls.status();
         assert_eq!(broken.fingerprint, at_first.fingerprint);
-        assert!(broken.last_error.expect("told").contains("tls.key"));
+        assert!(broken.last_error.expect("an error").contains("tls.key"));
         put(&key, &second.1, 0o644);
         tls.reload();
-        assert!(tls.status().last_error.expect("told").contains("600"));
+        assert!(tls.status().last_error.expect("an error").contains("600"));
         put(&key, &second.1, 0o600);
         tls.reload();
         let renewed = tls.status();
@@ -461,7 +462,7 @@ mod tests {
             tls.reload();
             let kept = tls.status();
             assert_eq!(kept.fingerprint, renewed.fingerprint);
-            assert!(kept.last_error.expect("told").contains("tls.crt"));
+            assert!(kept.last_error.expect("an error").contains("tls.crt"));
         }
         std::fs::remove_file(&certificate).expect("removed");
         tls.reload();

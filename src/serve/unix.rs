@@ -1,7 +1,7 @@
-//! The Unix socket: a door for processes of this host.
+//! Unix sockets: a listener for processes of this host.
 //!
-//! In: a path. Out: connections with the user id of the process at the other end. Who may connect is for the socket's mode
-//! and its directory to say. Refuses a path at which another broker listens, or something that is no socket lies.
+//! In: a path. Out: connections with the user id of the client's process. The modes of the socket and its directory decide
+//! who may connect. Refuses a path on which another process listens, or which is another kind of file.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
@@ -17,18 +17,18 @@ pub enum SocketError {
     Io {
         /// As configured.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// Another process accepts connections there.
-    #[error("{}: another process listens there", .0.display())]
+    #[error("{}: another process listens on this socket; stop it or configure another path", .0.display())]
     Live(PathBuf),
-    /// It would have to be removed, and it is not a socket.
-    #[error("{}: is not a socket, and is left alone", .0.display())]
+    /// The path exists and is not a socket.
+    #[error("{}: expected a socket or no file, got another kind of file; remove it or configure another path", .0.display())]
     NotASocket(PathBuf),
 }
 
-/// A bound Unix socket; unlinked when dropped, if it is still the one that was bound.
+/// A bound Unix socket; unlinked when dropped, unless another file has replaced it.
 #[derive(Debug)]
 pub struct GuardedUnixListener {
     listener: UnixListener,
@@ -38,12 +38,12 @@ pub struct GuardedUnixListener {
 }
 
 impl GuardedUnixListener {
-    /// Binds the path, mode 0660. What a broker that is dead left there is removed.
+    /// Binds the path, mode 0660. A stale socket of a broker that was killed is replaced.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
         Self::bind_with(path, MODE)
     }
 
-    /// Binds the path with a mode of its own.
+    /// Binds the path with another mode.
     pub(super) fn bind_with(path: &Path, mode: u32) -> Result<Self, SocketError> {
         let io = |source| SocketError::Io {
             path: path.to_owned(),
@@ -59,21 +59,21 @@ impl GuardedUnixListener {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     std::fs::remove_file(path).map_err(io)?;
                 }
-                // A full backlog or a mode that keeps us out is a living process's as well.
+                // A full backlog or a mode that denies the broker belongs to a running process as well.
                 Ok(_) | Err(_) => return Err(SocketError::Live(path.to_owned())),
             },
         }
-        // Bound under another name and given its mode there: at its own name it never stands open to others. A link,
-        // unlike a rename, replaces nothing that another process bound meanwhile.
-        let mut making = path.as_os_str().to_owned();
-        making.push(format!(".{}", std::process::id()));
-        let making = PathBuf::from(making);
-        let _left_by_a_process_of_this_id = std::fs::remove_file(&making);
-        let listener = UnixListener::bind(&making).map_err(io)?;
-        let placed = std::fs::set_permissions(&making, std::fs::Permissions::from_mode(mode))
-            .and_then(|()| std::fs::hard_link(&making, path))
+        // Bound under a temporary name and given its mode there, so that it is never open to others under its own. A link,
+        // unlike a rename, replaces no socket that another process bound meanwhile.
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(format!(".{}", std::process::id()));
+        let temporary = PathBuf::from(temporary);
+        let _left_by_a_process_of_this_id = std::fs::remove_file(&temporary);
+        let listener = UnixListener::bind(&temporary).map_err(io)?;
+        let placed = std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(mode))
+            .and_then(|()| std::fs::hard_link(&temporary, path))
             .and_then(|()| std::fs::symlink_metadata(path));
-        let _gone = std::fs::remove_file(&making);
+        let _gone = std::fs::remove_file(&temporary);
         let placed = placed.map_err(io)?;
         Ok(Self {
             listener,
@@ -82,12 +82,12 @@ impl GuardedUnixListener {
         })
     }
 
-    /// Where it is.
+    /// The path it is bound to.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The next connection, and the user id of the process that made it.
+    /// The next connection, and the user id of the client's process.
     pub(super) async fn accept(&mut self) -> io::Result<(UnixStream, u32)> {
         let (stream, _) = self.listener.accept().await?;
         let uid = stream.peer_cred()?.uid();
@@ -113,26 +113,26 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_dead_one_is_replaced_and_a_live_one_is_not() {
+    async fn stale_socket_is_replaced() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("dipylon.sock");
-        let door = GuardedUnixListener::bind(&path).expect("bound");
+        let listener = GuardedUnixListener::bind(&path).expect("bound");
         let mode = std::fs::metadata(&path).expect("there").mode() & 0o777;
         assert_eq!(mode, 0o660);
         assert!(matches!(
             GuardedUnixListener::bind(&path),
             Err(SocketError::Live(_))
         ));
-        drop(door);
+        drop(listener);
         assert!(!path.exists());
-        // As a process leaves it that was killed.
+        // As a killed process leaves it.
         drop(std::os::unix::net::UnixListener::bind(&path).expect("bound"));
         assert!(path.exists());
-        let door = GuardedUnixListener::bind(&path).expect("the dead one is replaced");
-        // Somebody else's by now: not ours to unlink.
+        let listener = GuardedUnixListener::bind(&path).expect("the stale one is replaced");
+        // Replaced by another process meanwhile: not unlinked.
         std::fs::remove_file(&path).expect("removed");
         std::fs::write(&path, "").expect("a file");
-        drop(door);
+        drop(listener);
         assert!(path.exists());
         assert!(matches!(
             GuardedUnixListener::bind(&path),

@@ -4,7 +4,7 @@
 use std::str::FromStr as _;
 
 use dipylon::broker::CallerRole;
-use dipylon::serve::guard;
+use dipylon::serve::authorization;
 use dipylon_sdk::jose::{SigningKey, dpop};
 use dipylon_sdk::model::*;
 use dipylon_sdk::proto::convert::{action_to_wire, seconds_to_wire};
@@ -414,7 +414,9 @@ async fn authorization_matrix() {
     let stranger = SigningKey::generate().expect("key").0;
     let entries = s.broker.state().position().1;
     for method in dipylon_sdk::proto::methods() {
-        let (_, admits) = guard::row(method).expect("a row");
+        let admits = authorization::method_policy(method)
+            .expect("a row")
+            .allowed_roles;
         let agents = admits.contains(&CallerRole::Agent);
 
         let nobody = caller().call(method).await;
@@ -604,7 +606,9 @@ fn guard_table_matches_proto_comments() {
                 let said = text.split("Callers:").nth(1).expect("a `Callers:` line");
                 let said = said.split(['.', ';']).next().unwrap_or_default();
                 let name = format!("{}.{}/{}", file.package(), service.name(), method.name());
-                let (_, admits) = guard::row(&name).expect("a row");
+                let admits = authorization::method_policy(&name)
+                    .expect("a row")
+                    .allowed_roles;
                 for (word, kind) in [
                     ("agents", CallerRole::Agent),
                     ("approvers", CallerRole::Approver),

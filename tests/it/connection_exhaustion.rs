@@ -224,7 +224,7 @@ async fn full_server_queues_new_connections() {
     for hostile in hostile {
         in_time("it is closed", hostile).await.expect("held");
     }
-    assert!(site.counts.unproved.load(Ordering::Relaxed) > 0);
+    assert!(site.counts.unauthenticated.load(Ordering::Relaxed) > 0);
     site.stop().await;
 }
 
@@ -349,7 +349,7 @@ async fn unauthenticated_connections_are_evicted_first() {
         .expect("opens");
     works(&task, 1).await;
     until("many were evicted", || {
-        site.counts.unproved.load(Ordering::Relaxed) > 16
+        site.counts.unauthenticated.load(Ordering::Relaxed) > 16
     })
     .await;
     // An authenticated connection stays while a call is open, and may be evicted when idle.
@@ -391,7 +391,7 @@ async fn per_source_limit() {
     let mut byte = [0];
     let read = in_time("the fifth is closed", fifth.read(&mut byte)).await;
     assert!(matches!(read, Ok(0) | Err(_)));
-    assert_eq!(site.counts.over_source.load(Ordering::Relaxed), 1);
+    assert_eq!(site.counts.per_source_limit.load(Ordering::Relaxed), 1);
     drop(held.pop());
     until("its slot is free", || {
         site.counts.open.load(Ordering::Relaxed) == 3
@@ -462,7 +462,7 @@ async fn stalled_reader_is_disconnected() {
     let _broken = in_time("the connection ends", connection)
         .await
         .expect("joined");
-    assert_eq!(site.counts.stuck.load(Ordering::Relaxed), 1);
+    assert_eq!(site.counts.write_stalled.load(Ordering::Relaxed), 1);
     works(&task, 1).await;
     site.stop().await;
 }

@@ -10,8 +10,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use dipylon::broker::{CallContext, CallerRole};
 use dipylon::rate_limit::ConcurrencyPermit;
-use dipylon::serve::console::rows::{Row, Shape, TABLE, Who};
-use dipylon::serve::guard;
+use dipylon::serve::authorization;
+use dipylon::serve::routes::{Access, ROUTES, Route, RouteKind};
 use dipylon::webauthn::Assertion;
 use dipylon_sdk::client::{Outcome, Task};
 use dipylon_sdk::clock::Clock;
@@ -154,7 +154,7 @@ struct ConsoleUser {
 
 /// A call signed by the operator's key.
 fn operator_call(s: &ServedBroker, method: &str) -> CallContext {
-    let (method, allowed_roles) = guard::row(method).expect("a method with a row");
+    let policy = authorization::method_policy(method).expect("a method with a row");
     let jti = format!(
         "{:032x}",
         u128::from(rand_u64()) << 64 | u128::from(rand_u64())
@@ -171,12 +171,12 @@ fn operator_call(s: &ServedBroker, method: &str) -> CallContext {
         evh: None,
     };
     CallContext {
-        method,
-        allowed_roles,
+        method: policy.name,
+        allowed_roles: policy.allowed_roles,
         proof: Some(dpop::create(&s.env.keys["olga"], &claims).expect("proof")),
         bearer: None,
         session: None,
-        permit: ConcurrencyPermit::unlimited(guard::class(method)),
+        permit: ConcurrencyPermit::unlimited(policy.rate_class),
     }
 }
 
@@ -320,8 +320,8 @@ async fn pending(task: &Task, action: Action, idempotency_key: &str) -> AccessRe
 }
 
 /// Every route with its placeholders filled.
-fn paths() -> impl Iterator<Item = (&'static Row, String)> {
-    TABLE.iter().map(|row| {
+fn paths() -> impl Iterator<Item = (&'static Route, String)> {
+    ROUTES.iter().map(|row| {
         let path = row
             .path
             .replace("{id}", "areq_AAAAAAAAAAAAAAAAAAAAAA")
@@ -332,8 +332,8 @@ fn paths() -> impl Iterator<Item = (&'static Row, String)> {
     })
 }
 
-fn method(row: &Row) -> &'static str {
-    if row.changes() { "POST" } else { "GET" }
+fn method(row: &Route) -> &'static str {
+    if row.is_mutation() { "POST" } else { "GET" }
 }
 
 const HEADERS: &[(&str, &str)] = &[
@@ -376,7 +376,7 @@ async fn anonymous_console_access() {
             let headers = [("origin", browser.origin.as_str())];
             let answer = browser.send(method(row), &path, &headers, "").await;
             assert_security_headers(&answer, row.name);
-            if row.who == Who::Anybody {
+            if row.access == Access::Anonymous {
                 assert!(
                     ![401, 403].contains(&answer.status),
                     "{}: {}",
@@ -385,19 +385,19 @@ async fn anonymous_console_access() {
                 );
                 continue;
             }
-            match row.shape {
-                Shape::Page => {
+            match row.kind {
+                RouteKind::Page => {
                     assert_eq!(answer.status, 303, "{}", row.name);
                     let to = answer.header("location").expect("a location");
                     assert!(to.starts_with("/console/sign-in"), "{}: {to}", row.name);
                     assert_eq!(answer.body, "");
                 }
-                Shape::Fragment | Shape::Stream => {
+                RouteKind::Fragment | RouteKind::Stream => {
                     assert_eq!(answer.status, 401, "{}", row.name);
                     assert_eq!(answer.reason(), "NOT_AUTHENTICATED");
                 }
-                Shape::Form | Shape::Json => assert_eq!(answer.status, 401, "{}", row.name),
-                Shape::Asset => unreachable!("assets are public"),
+                RouteKind::Form | RouteKind::Json => assert_eq!(answer.status, 401, "{}", row.name),
+                RouteKind::Asset => unreachable!("assets are public"),
             }
         }
         assert_eq!(size(&s), before, "an anonymous request wrote nothing");
@@ -463,7 +463,7 @@ async fn csrf_posts_are_rejected_and_gets_are_safe() {
         ];
         for (row, path) in paths() {
             let path = path.replace("areq_AAAAAAAAAAAAAAAAAAAAAA", &id.to_string());
-            if row.changes() {
+            if row.is_mutation() {
                 for headers in &cross {
                     let mut headers = headers.clone();
                     headers.push(("content-type", "application/json"));
@@ -476,7 +476,7 @@ async fn csrf_posts_are_rejected_and_gets_are_safe() {
                 let answer = browser.get(&path).await;
                 assert_eq!(answer.status, 405, "{}", row.name);
                 assert_security_headers(&answer, row.name);
-            } else if row.shape != Shape::Stream {
+            } else if row.kind != RouteKind::Stream {
                 let answer = browser.get(&path).await;
                 assert!(answer.status < 500, "{}: {}", row.name, answer.body);
                 assert_security_headers_or_asset(&answer, row);
@@ -517,8 +517,8 @@ async fn csrf_posts_are_rejected_and_gets_are_safe() {
     assert_eq!(size(&s), before + 1);
 }
 
-fn assert_security_headers_or_asset(answer: &HttpResponse, row: &Row) {
-    if row.shape != Shape::Asset {
+fn assert_security_headers_or_asset(answer: &HttpResponse, row: &Route) {
+    if row.kind != RouteKind::Asset {
         assert_security_headers(answer, row.name);
     }
 }
@@ -535,10 +535,10 @@ async fn console_pages_by_role() {
         let seated = ConsoleUser::sign_in(&s, name).await;
         let inbox = seated.browser.get("/console").await.ok();
         for (row, path) in paths() {
-            let Who::Visitors(kinds) = row.who else {
+            let Access::Roles(kinds) = row.access else {
                 continue;
             };
-            if row.shape == Shape::Stream {
+            if row.kind == RouteKind::Stream {
                 continue;
             }
             let path = match row.name {
@@ -555,24 +555,24 @@ async fn console_pages_by_role() {
                     "user": null,
                 }),
             };
-            let answer = match row.shape {
-                Shape::Form => seated.browser.submit(&path).await,
-                Shape::Json => seated.browser.post(&path, &body).await,
-                Shape::Page | Shape::Fragment | Shape::Stream | Shape::Asset => {
+            let answer = match row.kind {
+                RouteKind::Form => seated.browser.submit(&path).await,
+                RouteKind::Json => seated.browser.post(&path, &body).await,
+                RouteKind::Page | RouteKind::Fragment | RouteKind::Stream | RouteKind::Asset => {
                     seated.browser.get(&path).await
                 }
             };
             if kinds.contains(&kind) {
                 assert_ne!(answer.status, 403, "{name} {}: {}", row.name, answer.body);
                 assert_ne!(answer.status, 401, "{name} {}", row.name);
-                if row.shape == Shape::Page {
+                if row.kind == RouteKind::Page {
                     assert_eq!(answer.status, 200, "{name} {}: {}", row.name, answer.body);
                 }
             } else {
                 assert_eq!(answer.status, 403, "{name} {}", row.name);
             }
             // The navigation links only to pages that the role may open.
-            if row.shape == Shape::Page && !row.path.contains('{') && row.path != "/console" {
+            if row.kind == RouteKind::Page && !row.path.contains('{') && row.path != "/console" {
                 let led = inbox.body.contains(&format!("href=\"{}\"", row.path));
                 assert_eq!(led, kinds.contains(&kind), "{name} {}", row.name);
             }
@@ -1199,7 +1199,7 @@ async fn non_navigation_get_is_rejected() {
     let id = pending(&task, isolate, "r-1").await;
     let maria = ConsoleUser::sign_in(&s, "maria").await;
     let card = format!("/console/requests/{id}");
-    for (row, path) in paths().chain([(&TABLE[0], "/console/nothing".to_owned())]) {
+    for (row, path) in paths().chain([(&ROUTES[0], "/console/nothing".to_owned())]) {
         let answer = maria.browser.send("HEAD", &path, &[], "").await;
         assert_eq!(answer.status, 405, "{}", row.name);
     }

@@ -248,7 +248,9 @@ async fn dpop_proofs_for_other_calls_are_rejected() {
         Some(read_case().digest()),
         None,
     );
-    call.method = dipylon::serve::guard::row(method).expect("row").0;
+    call.method = dipylon::serve::authorization::method_policy(method)
+        .expect("row")
+        .name;
     assert_eq!(
         refused(b.broker.request_token(&call, ask(read_case())).await),
         Reason::NotAuthenticated

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use dipylon::serve::{OperatorListener, operate};
+use dipylon::serve::{AdminListener, serve_admin};
 use dipylon::telemetry::METRICS_DOC;
 use dipylon_sdk::client::ballot::Seen;
 use dipylon_sdk::client::{Agent, EvidenceSource, OpenTask, Outcome};
@@ -21,9 +21,9 @@ async fn operator_listener(
     s: &ServedBroker,
 ) -> (String, tokio::task::JoinHandle<std::io::Result<()>>) {
     let any = "127.0.0.1:0".parse().expect("address");
-    let listener = OperatorListener::tcp(any).await.expect("listens");
-    let place = listener.place();
-    (place, tokio::spawn(operate(s.broker.clone(), listener)))
+    let listener = AdminListener::tcp(any).await.expect("listens");
+    let place = listener.display_address();
+    (place, tokio::spawn(serve_admin(s.broker.clone(), listener)))
 }
 
 /// All samples: name with labels → value.
@@ -256,19 +256,19 @@ async fn metric_cardinality_is_bounded() {
 #[tokio::test]
 async fn operator_listener_is_local_only() {
     let everywhere = "0.0.0.0:0".parse().expect("address");
-    OperatorListener::tcp(everywhere)
+    AdminListener::tcp(everywhere)
         .await
         .expect_err("not loopback");
     let s = ServedBroker::start().await;
     let path = s.dir.join("operator.sock");
     // A stale socket of a broker that was killed.
     drop(std::os::unix::net::UnixListener::bind(&path).expect("left"));
-    let listener = OperatorListener::unix(&path).expect("listens");
-    OperatorListener::unix(&path).expect_err("one at a time");
+    let listener = AdminListener::unix(&path).expect("listens");
+    AdminListener::unix(&path).expect_err("one at a time");
     use std::os::unix::fs::MetadataExt as _;
     let mode = std::fs::metadata(&path).expect("socket").mode();
     assert_eq!(mode & 0o777, 0o600, "owner only");
-    let operator = tokio::spawn(operate(s.broker.clone(), listener));
+    let operator = tokio::spawn(serve_admin(s.broker.clone(), listener));
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::UnixStream::connect(&path)
         .await
@@ -282,12 +282,12 @@ async fn operator_listener_is_local_only() {
     let _aborted = operator.await;
     assert!(!path.exists(), "and unlinks its socket");
     // A socket that is not its own is left.
-    let listener = OperatorListener::unix(&path).expect("listens");
+    let listener = AdminListener::unix(&path).expect("listens");
     std::fs::remove_file(&path).expect("removed");
     let _another = std::os::unix::net::UnixListener::bind(&path).expect("bound");
     drop(listener);
     assert!(path.exists());
-    OperatorListener::unix(&path).expect_err("another listens there");
+    AdminListener::unix(&path).expect_err("another listens there");
 }
 
 #[tokio::test]
@@ -400,7 +400,7 @@ async fn json_log_has_one_line_per_call() {
             .lines()
             .map(|line| serde_json::from_str(line).expect("one object a line"))
             .collect();
-        let went_away = |l: &serde_json::Value| l["message"] == "the caller went away";
+        let went_away = |l: &serde_json::Value| l["message"] == "client disconnected";
         if lines.iter().any(went_away) && lines.iter().any(|l| !l["span"]["trace_id"].is_null()) {
             break;
         }
@@ -415,26 +415,26 @@ async fn json_log_has_one_line_per_call() {
         });
         found.unwrap_or_else(|| panic!("{message} {request}: {lines:#?}"))
     };
-    let opened = line("answered", "open-1");
+    let opened = line("request completed", "open-1");
     assert_eq!(opened["code"], "OK");
     assert_eq!(opened["span"]["caller"], "agent");
     assert_eq!(opened["span"]["who"], "triage");
     assert_eq!(opened["span"]["task"], task.id().to_string());
     assert_eq!(opened["span"]["method"], "dipylon.v1.TaskService/OpenTask");
     assert!(opened["ms"].is_u64());
-    let issued = line("answered", "r-1");
+    let issued = line("request completed", "r-1");
     assert_eq!(issued["span"]["outcome"], "token");
     assert_eq!(issued["span"]["token"], token.jti().to_string());
     let decision = issued["span"]["decision"].as_str().expect("a decision");
     DecisionId::parse(decision).expect("an id");
-    let refused = line("answered", "r-2");
+    let refused = line("request completed", "r-2");
     assert_eq!(refused["reason"], "UNKNOWN_TARGET");
     assert_eq!(
         refused["span"]["correlation"].as_str(),
         told.correlation(),
         "the decision ID in the reply and in the log"
     );
-    let cancelled = line("the caller went away", "r-3");
+    let cancelled = line("client disconnected", "r-3");
     assert_eq!(cancelled["code"], "CANCELLED");
     let traces: Vec<_> = lines
         .iter()

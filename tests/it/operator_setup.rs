@@ -7,7 +7,7 @@ use std::time::Duration;
 use dipylon::broker::*;
 use dipylon::journal::Faults;
 use dipylon::rate_limit::ConcurrencyPermit;
-use dipylon::serve::guard;
+use dipylon::serve::authorization;
 use dipylon_sdk::client::{Endpoint, Person};
 use dipylon_sdk::clock::{Clock, Hand};
 use dipylon_sdk::jose::{SigningKey, dpop};
@@ -144,7 +144,7 @@ impl BrokerWithoutPolicy {
     }
 
     fn call(&self, method: &str, name: &str) -> CallContext {
-        let (method, allowed_roles) = guard::row(method).expect("a method with a row");
+        let policy = authorization::method_policy(method).expect("a method with a row");
         let claims = dpop::ProofClaims {
             htm: "POST",
             htu: &format!("{URL}/{method}"),
@@ -157,12 +157,12 @@ impl BrokerWithoutPolicy {
         };
         let proof = Some(dpop::create(&self.env.keys[name], &claims).expect("proof"));
         CallContext {
-            method,
-            allowed_roles,
+            method: policy.name,
+            allowed_roles: policy.allowed_roles,
             proof,
             bearer: None,
             session: None,
-            permit: ConcurrencyPermit::unlimited(guard::class(method)),
+            permit: ConcurrencyPermit::unlimited(policy.rate_class),
         }
     }
 
@@ -811,7 +811,7 @@ fn doctor_checks_tls_certificate() {
     site.mode("tls.key", 0o640);
     let (code, out, _) = check();
     assert_eq!(
-        (code, out.contains("lets others read the key")),
+        (code, out.contains("lets other users read the key")),
         (1, true),
         "{out}"
     );

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use dipylon::broker::*;
 use dipylon::journal::Faults;
 use dipylon::rate_limit::ConcurrencyPermit;
-use dipylon::serve::guard;
+use dipylon::serve::authorization;
 use dipylon::webauthn::Assertion;
 use dipylon_sdk::model::*;
 
@@ -64,14 +64,14 @@ impl TestBroker {
 
     /// A call as the console makes it: with the session cookie, without a proof.
     pub fn session_call(&self, method: &str, session: &Session) -> CallContext {
-        let (method, allowed_roles) = guard::row(method).expect("a row");
+        let policy = authorization::method_policy(method).expect("a row");
         CallContext {
-            method,
-            allowed_roles,
+            method: policy.name,
+            allowed_roles: policy.allowed_roles,
             proof: None,
             bearer: None,
             session: Some(session.cookie.clone()),
-            permit: ConcurrencyPermit::unlimited(guard::class(method)),
+            permit: ConcurrencyPermit::unlimited(policy.rate_class),
         }
     }
 

@@ -15,8 +15,8 @@ use bytes::Bytes;
 use dipylon::broker::BrokerSettings;
 use dipylon::config::ConnectionLimits;
 use dipylon::journal::Faults;
-use dipylon::serve::listener::Counts;
-use dipylon::serve::peer::{Peer, Source};
+use dipylon::serve::connection_limits::ConnectionStats;
+use dipylon::serve::peer::{Peer, PeerSource};
 use dipylon::serve::tls::Tls;
 use dipylon::serve::unix::GuardedUnixListener;
 use dipylon::serve::{self, ServerConfig};
@@ -121,7 +121,7 @@ pub struct TestServer {
     pub root: PathBuf,
     authority: Authority,
     tls: Option<Arc<Tls>>,
-    pub counts: Arc<Counts>,
+    pub counts: Arc<ConnectionStats>,
     stop: Option<oneshot::Sender<()>>,
     server: JoinHandle<()>,
     temp: tempfile::TempDir,
@@ -172,7 +172,7 @@ impl TestServer {
         config.unix = unix;
         config.limits = setup.limits;
         config.extra = axum::Router::new().route("/peer", get(peer));
-        let counts = config.counts.clone();
+        let counts = config.stats.clone();
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = serve::serve(broker, config, async move {
             let _told = stopped.await;
@@ -485,7 +485,7 @@ async fn unix_socket_listener() {
         .expect("connects");
     let uid = rustix::process::geteuid().as_raw();
     let peer = Peer {
-        source: Source::Unix { uid },
+        source: PeerSource::Unix { uid },
         tls: false,
     };
     let answer = http1(&mut stream, PEER).await;
@@ -608,7 +608,7 @@ async fn deadline_exceeded() {
     assert_eq!(answer.headers()["grpc-status"], "4");
     assert_eq!(
         answer.headers()["grpc-message"],
-        "the%20message%20did%20not%20arrive%20in%20time"
+        "the%20message%20did%20not%20arrive%20in%20time;%20send%20it%20again"
     );
     // A stream ends at the caller's deadline, too.
     let request = site
@@ -713,7 +713,7 @@ async fn connection_max_age_fails_no_call() {
     ));
     let task = site.task(site.once()).await.expect("opens");
     let (mut served, mut unsent) = (0, 0);
-    while site.counts.aged.load(Ordering::Relaxed) < 6 {
+    while site.counts.max_age.load(Ordering::Relaxed) < 6 {
         let asked = order(read_case(), &format!("r-{served}"));
         match task.request_token(&asked).await {
             Ok(Outcome::Token(_)) => served += 1,

@@ -1,4 +1,4 @@
-//! Agents: who they are, what they may ask for, what became of it.
+//! Agents: the registered agents, what they may request, and the history of their requests.
 
 use std::sync::Arc;
 
@@ -7,11 +7,13 @@ use axum::extract::{Path, Query, State};
 use axum::response::Response;
 use serde::Deserialize;
 
+use super::error::ConsoleError;
+use super::format::{ago, escape};
 use super::page::Page;
-use super::session_cookie::Call;
-use super::show::{ago, shown};
-use super::{Console, answer};
-use crate::broker::{ActionUse, AgentView, Refusal};
+use super::response;
+use super::session_cookie::ConsoleRequest;
+use super::state::Console;
+use crate::broker::{ActionUse, AgentView};
 use crate::model::{AgentId, Timestamp};
 
 /// Agents on one page.
@@ -21,7 +23,7 @@ const ROWS_MAX: usize = 100;
 #[template(path = "agents.html", config = "src/serve/console/askama.toml")]
 struct AgentsPage {
     page: Page,
-    agents: Vec<Row>,
+    agents: Vec<AgentRow>,
     next: Option<String>,
 }
 
@@ -29,12 +31,12 @@ struct AgentsPage {
 #[template(path = "agent.html", config = "src/serve/console/askama.toml")]
 struct AgentPage {
     page: Page,
-    agent: Row,
+    agent: AgentRow,
     facts: Vec<(&'static str, String)>,
-    actions: Vec<Use>,
+    actions: Vec<ActionRow>,
 }
 
-struct Row {
+struct AgentRow {
     id: String,
     owner: String,
     environment: String,
@@ -45,60 +47,54 @@ struct Row {
     alarm: Option<&'static str>,
 }
 
-struct Use {
+struct ActionRow {
     name: String,
     in_ceiling: bool,
-    asked: u64,
+    requested: u64,
     granted: u64,
-    yes: u64,
-    no: u64,
+    approved: u64,
+    denied: u64,
     last: String,
 }
 
 #[derive(Deserialize)]
-pub(super) struct Asked {
+pub(super) struct AgentsQuery {
     after: Option<String>,
 }
 
 pub(super) async fn list(
     State(console): State<Arc<Console>>,
-    Query(asked): Query<Asked>,
-    call: Call,
-) -> Response {
-    let page = listed(&console, &call, &asked);
-    answer::of(&console, &call, page)
-}
-
-fn listed(console: &Console, call: &Call, asked: &Asked) -> Result<Response, Refusal> {
-    let visitor = console.broker.visitor(&call.presented)?;
-    let after = asked.after.as_deref().map(AgentId::parse).transpose();
-    let after = after.map_err(|error| answer::malformed(console, call, &error))?;
+    Query(query): Query<AgentsQuery>,
+    request: ConsoleRequest,
+) -> Result<Response, ConsoleError> {
+    let user = console.broker.visitor(&request.context)?;
+    let after = query.after.as_deref().map(AgentId::parse).transpose()?;
     let agents = console
         .broker
-        .list_agents(&call.presented, after.as_ref(), ROWS_MAX)?;
+        .list_agents(&request.context, after.as_ref(), ROWS_MAX)?;
     let now = console.broker.now();
     let last = agents.last().filter(|_| agents.len() >= ROWS_MAX);
-    Ok(answer::html(&AgentsPage {
-        page: Page::new(console, call, &visitor, "Agents"),
+    Ok(response::html(&AgentsPage {
+        page: Page::new(&console, &request, &user, "Agents"),
         next: last.map(|agent| agent.id.to_string()),
-        agents: agents.iter().map(|agent| row(agent, now)).collect(),
+        agents: agents.iter().map(|agent| agent_row(agent, now)).collect(),
     }))
 }
 
-fn row(view: &AgentView, now: Timestamp) -> Row {
+fn agent_row(view: &AgentView, now: Timestamp) -> AgentRow {
     let registered = view.registered.as_deref();
-    let words = |pick: fn(&crate::model::Agent) -> String| {
-        registered.map_or_else(|| "not registered".to_owned(), |agent| shown(pick(agent)))
+    let field = |pick: fn(&crate::model::Agent) -> String| {
+        registered.map_or_else(|| "not registered".to_owned(), |agent| escape(pick(agent)))
     };
-    Row {
-        id: shown(view.id.as_str()),
-        owner: words(|agent| agent.owner.to_string()),
-        environment: words(|agent| agent.environment.to_string()),
-        model: words(|agent| agent.model.to_string()),
+    AgentRow {
+        id: escape(view.id.as_str()),
+        owner: field(|agent| agent.owner.to_string()),
+        environment: field(|agent| agent.environment.to_string()),
+        model: field(|agent| agent.model.to_string()),
         verified: view
             .attested_at
             .or(view.verified_at)
-            .map_or_else(|| "not lately".to_owned(), |at| ago(at, now)),
+            .map_or_else(|| "not recently".to_owned(), |at| ago(at, now)),
         tasks: view.tasks_running,
         tokens: view.tokens_live,
         alarm: if view.suspended {
@@ -114,56 +110,55 @@ fn row(view: &AgentView, now: Timestamp) -> Row {
 pub(super) async fn page(
     State(console): State<Arc<Console>>,
     Path(id): Path<String>,
-    call: Call,
-) -> Response {
-    let page = one(&console, &call, &id);
-    answer::of(&console, &call, page)
-}
-
-fn one(console: &Console, call: &Call, id: &str) -> Result<Response, Refusal> {
-    let visitor = console.broker.visitor(&call.presented)?;
-    let id = AgentId::parse(id).map_err(|error| answer::malformed(console, call, &error))?;
-    let view = console.broker.get_agent(&call.presented, &id)?;
+    request: ConsoleRequest,
+) -> Result<Response, ConsoleError> {
+    let user = console.broker.visitor(&request.context)?;
+    let id = AgentId::parse(&id)?;
+    let view = console.broker.get_agent(&request.context, &id)?;
     let now = console.broker.now();
-    let agent = row(&view, now);
-    Ok(answer::html(&AgentPage {
-        page: Page::new(console, call, &visitor, &agent.id),
+    let agent = agent_row(&view, now);
+    Ok(response::html(&AgentPage {
+        page: Page::new(&console, &request, &user, &agent.id),
         facts: facts(&view, &agent),
-        actions: view.activity.iter().map(|used| action(used, now)).collect(),
+        actions: view
+            .activity
+            .iter()
+            .map(|used| action_row(used, now))
+            .collect(),
         agent,
     }))
 }
 
-fn facts(view: &AgentView, row: &Row) -> Vec<(&'static str, String)> {
+fn facts(view: &AgentView, row: &AgentRow) -> Vec<(&'static str, String)> {
     let mut facts = vec![
         ("Owner", row.owner.clone()),
-        ("Works in", row.environment.clone()),
+        ("Environment", row.environment.clone()),
         ("Model", row.model.clone()),
     ];
     if let Some(agent) = &view.registered {
-        facts.push(("Autonomy", shown(&agent.autonomy)));
-        facts.push(("Identity", shown(agent.spiffe_id.to_string())));
+        facts.push(("Autonomy", escape(&agent.autonomy)));
+        facts.push(("Identity", escape(agent.spiffe_id.to_string())));
     }
     facts.push(("Last verified", row.verified.clone()));
     facts.push((
         "Now",
-        format!("{} tasks run, {} tokens live", row.tasks, row.tokens),
+        format!("{} running tasks, {} live tokens", row.tasks, row.tokens),
     ));
     for scope in &view.frozen {
-        facts.push(("Frozen", shown(scope.to_string())));
+        facts.push(("Frozen", escape(scope.to_string())));
     }
     facts
 }
 
-fn action(used: &ActionUse, now: Timestamp) -> Use {
+fn action_row(used: &ActionUse, now: Timestamp) -> ActionRow {
     let habit = &used.habit;
-    Use {
-        name: shown(used.action.as_str()),
+    ActionRow {
+        name: escape(used.action.as_str()),
         in_ceiling: used.in_ceiling,
-        asked: habit.asked,
+        requested: habit.asked,
         granted: habit.granted,
-        yes: habit.approved,
-        no: habit.denied,
+        approved: habit.approved,
+        denied: habit.denied,
         last: habit
             .last_at
             .filter(|_| habit.asked > 0)

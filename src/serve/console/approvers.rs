@@ -1,4 +1,4 @@
-//! People: their passkeys, and how they decide.
+//! Approvers: people, their passkeys, and statistics of their votes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,11 +7,12 @@ use askama::Template;
 use axum::extract::State;
 use axum::response::Response;
 
+use super::error::ConsoleError;
+use super::format::{DisplayTime, ago, escape, percent, seconds};
 use super::page::Page;
-use super::rules::{seconds, share};
-use super::session_cookie::Call;
-use super::show::{Moment, ago, shown};
-use super::{Console, answer};
+use super::response;
+use super::session_cookie::ConsoleRequest;
+use super::state::Console;
 use crate::broker::{ApproverRow, ApproverView, PasskeyView};
 use crate::model::{PersonId, Timestamp};
 
@@ -19,90 +20,90 @@ use crate::model::{PersonId, Timestamp};
 #[template(path = "approvers.html", config = "src/serve/console/askama.toml")]
 struct ApproversPage {
     page: Page,
-    people: Vec<Row>,
+    people: Vec<PersonRow>,
 }
 
-struct Row {
+struct PersonRow {
     id: String,
     name: String,
     groups: String,
-    passkeys: Vec<Key>,
+    passkeys: Vec<PasskeyRow>,
     keys: usize,
-    invited: Option<Moment>,
+    invited: Option<DisplayTime>,
     votes: String,
-    yes: String,
+    approved: String,
     median: String,
     last: String,
     rubber_stamp: bool,
 }
 
-struct Key {
+struct PasskeyRow {
     label: String,
-    words: String,
+    detail: String,
 }
 
-pub(super) async fn page(State(console): State<Arc<Console>>, call: Call) -> Response {
-    let page = || {
-        let visitor = console.broker.visitor(&call.presented)?;
-        let people = console.broker.list_approvers(&call.presented)?;
-        let figures = console.broker.approver_figures(&call.presented)?;
-        let figures: HashMap<PersonId, ApproverRow> = figures
-            .into_iter()
-            .map(|row| (row.id.clone(), row))
-            .collect();
-        let now = console.broker.now();
-        Ok(answer::html(&ApproversPage {
-            page: Page::new(&console, &call, &visitor, "Approvers"),
-            people: people
-                .iter()
-                .map(|person| row(person, figures.get(&person.id), now))
-                .collect(),
-        }))
-    };
-    answer::of(&console, &call, page())
+pub(super) async fn page(
+    State(console): State<Arc<Console>>,
+    request: ConsoleRequest,
+) -> Result<Response, ConsoleError> {
+    let user = console.broker.visitor(&request.context)?;
+    let people = console.broker.list_approvers(&request.context)?;
+    let stats = console.broker.approver_figures(&request.context)?;
+    let stats: HashMap<PersonId, ApproverRow> =
+        stats.into_iter().map(|row| (row.id.clone(), row)).collect();
+    let now = console.broker.now();
+    Ok(response::html(&ApproversPage {
+        page: Page::new(&console, &request, &user, "Approvers"),
+        people: people
+            .iter()
+            .map(|person| person_row(person, stats.get(&person.id), now))
+            .collect(),
+    }))
 }
 
-fn row(person: &ApproverView, figures: Option<&ApproverRow>, now: Timestamp) -> Row {
-    let words: Vec<&str> = person
+fn person_row(person: &ApproverView, stats: Option<&ApproverRow>, now: Timestamp) -> PersonRow {
+    let groups: Vec<&str> = person
         .roles
         .iter()
         .map(|role| role.as_str())
         .chain(person.groups.iter().map(|group| group.as_str()))
         .collect();
-    let votes = figures.map_or(0, |row| row.yes.saturating_add(row.no));
-    Row {
-        id: shown(person.id.as_str()),
+    let votes = stats.map_or(0, |row| row.yes.saturating_add(row.no));
+    PersonRow {
+        id: escape(person.id.as_str()),
         name: if person.name.is_empty() {
-            "left the policy bundle".to_owned()
+            "no longer in the policy bundle".to_owned()
         } else {
-            shown(&person.name)
+            escape(&person.name)
         },
-        groups: shown(words.join(" · ")),
+        groups: escape(groups.join(" · ")),
         passkeys: person
             .passkeys
             .iter()
-            .map(|key| passkey(key, now))
+            .map(|key| passkey_row(key, now))
             .collect(),
         keys: person.keys.len(),
-        invited: person.invited_until.map(|until| Moment::new(until, now)),
+        invited: person
+            .invited_until
+            .map(|until| DisplayTime::new(until, now)),
         votes: votes.to_string(),
-        yes: share(figures.and_then(|row| row.approved_percent)),
-        median: seconds(figures.and_then(|row| row.median_s)),
-        last: figures
+        approved: percent(stats.and_then(|row| row.approved_percent)),
+        median: seconds(stats.and_then(|row| row.median_s)),
+        last: stats
             .and_then(|row| row.last_at)
             .map_or_else(|| "never".to_owned(), |at| ago(at, now)),
-        rubber_stamp: figures.is_some_and(|row| row.rubber_stamp),
+        rubber_stamp: stats.is_some_and(|row| row.rubber_stamp),
     }
 }
 
-fn passkey(key: &PasskeyView, now: Timestamp) -> Key {
-    let kept = if key.backup_eligible {
-        "can be synchronised"
+fn passkey_row(key: &PasskeyView, now: Timestamp) -> PasskeyRow {
+    let storage = if key.backup_eligible {
+        "may be synced"
     } else {
         "on one device"
     };
-    Key {
-        label: shown(&key.label),
-        words: format!("{kept}, enrolled {}", ago(key.added_at, now)),
+    PasskeyRow {
+        label: escape(&key.label),
+        detail: format!("{storage}, enrolled {}", ago(key.added_at, now)),
     }
 }

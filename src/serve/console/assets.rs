@@ -1,4 +1,4 @@
-//! What every page is made of: one stylesheet, one script, one mark, under names that change with their content.
+//! Static assets: one stylesheet, one script, one logo, under paths that change with their content.
 
 use std::sync::LazyLock;
 
@@ -12,27 +12,27 @@ const CSS: &str = include_str!("assets/console.css");
 const JS: &str = include_str!("assets/console.js");
 const MARK: &str = include_str!("assets/mark.svg");
 
-/// Characters of the digest that stand in a path: 96 bits.
+/// Characters of the digest in a path: 96 bits.
 const HASH_CHARS: usize = 16;
-/// A year: what stands under a hash never changes (RFC 8246).
+/// A year: the content under a hash never changes (RFC 8246).
 const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
 
-/// Where the assets of this build are.
+/// The paths of the assets.
 #[derive(Debug)]
-pub(super) struct Assets {
+pub(super) struct AssetPaths {
     pub(super) css: String,
     pub(super) js: String,
     pub(super) mark: String,
 }
 
 /// The paths of this build's assets.
-pub(super) static ASSETS: LazyLock<Assets> = LazyLock::new(|| Assets {
-    css: place("console.css", CSS),
-    js: place("console.js", JS),
-    mark: place("mark.svg", MARK),
+pub(super) static ASSETS: LazyLock<AssetPaths> = LazyLock::new(|| AssetPaths {
+    css: hashed_path("console.css", CSS),
+    js: hashed_path("console.js", JS),
+    mark: hashed_path("mark.svg", MARK),
 });
 
-fn place(name: &str, content: &str) -> String {
+fn hashed_path(name: &str, content: &str) -> String {
     let digest = Digest::of(content.as_bytes()).to_string();
     let hash: String = digest
         .chars()
@@ -42,13 +42,13 @@ fn place(name: &str, content: &str) -> String {
     format!("/console/assets/{hash}/{name}")
 }
 
-/// One asset of this build; another build's is not found.
+/// An asset of this build; those of other builds are not found.
 pub(super) async fn asset(Path((hash, name)): Path<(String, String)>) -> Response {
-    let asked = format!("/console/assets/{hash}/{name}");
+    let path = format!("/console/assets/{hash}/{name}");
     let (kind, content) = match name.as_str() {
-        "console.css" if asked == ASSETS.css => ("text/css; charset=utf-8", CSS),
-        "console.js" if asked == ASSETS.js => ("text/javascript; charset=utf-8", JS),
-        "mark.svg" if asked == ASSETS.mark => ("image/svg+xml", MARK),
+        "console.css" if path == ASSETS.css => ("text/css; charset=utf-8", CSS),
+        "console.js" if path == ASSETS.js => ("text/javascript; charset=utf-8", JS),
+        "mark.svg" if path == ASSETS.mark => ("image/svg+xml", MARK),
         _ => return (StatusCode::NOT_FOUND, "not found\n").into_response(),
     };
     let headers = [

@@ -1,4 +1,4 @@
-//! One card: what would happen, as the broker renders it for everybody, and the ballot for who may vote on it.
+//! Approval card: the requested action as the broker renders it for all readers, and the vote form for eligible approvers.
 
 use std::sync::Arc;
 
@@ -6,71 +6,67 @@ use askama::Template;
 use axum::extract::{Path, State};
 use axum::response::Response;
 
+use super::error::ConsoleError;
+use super::format::{self, DisplayTime};
 use super::page::Page;
-use super::session_cookie::Call;
-use super::show::{self, Moment};
-use super::{Console, answer};
-use crate::broker::{AccessRequestStatus, Ballot, Ineligible, Refusal};
+use super::response;
+use super::session_cookie::ConsoleRequest;
+use super::state::Console;
+use crate::broker::{AccessRequestStatus, Ballot, Ineligible};
 use crate::card::{Card, Row, SectionKind, Shown};
 use crate::model::AccessRequestId;
-use crate::serve::call::note;
+use crate::serve::request_log::record;
 
 #[derive(Template)]
 #[template(path = "card.html", config = "src/serve/console/askama.toml")]
 struct CardPage {
     page: Page,
     shown: Shown,
-    /// What people call the target, where the policy bundle says.
+    /// The target's display name, if the policy bundle has one.
     name: Option<String>,
-    standing: &'static str,
-    standing_words: &'static str,
-    /// Whether it waits for people.
+    status: &'static str,
+    status_message: &'static str,
+    /// Whether the request waits for approval.
     open: bool,
     risk: &'static str,
-    until: Moment,
+    until: DisplayTime,
     not_eligible: Option<&'static str>,
     task: String,
-    vote: Option<Vote>,
+    vote: Option<VoteForm>,
 }
 
-/// What a visitor may vote on.
-struct Vote {
-    profiles: Vec<Profile>,
+/// The vote form.
+struct VoteForm {
+    profiles: Vec<ProfileOption>,
     max_ttl: i64,
     max_uses: String,
-    max_uses_words: String,
-    /// What a yes is good for if nothing is narrowed.
+    max_uses_label: String,
+    /// The limits that an approval signs unless they are narrowed.
     signs: String,
-    /// The policy bundle the card is rendered under: a vote names it.
+    /// The policy bundle of the card: a vote names it.
     policy: String,
     dwell_ms: u128,
 }
 
-struct Profile {
+struct ProfileOption {
     name: String,
-    words: String,
+    label: String,
 }
 
 pub(super) async fn page(
     State(console): State<Arc<Console>>,
     Path(id): Path<String>,
-    call: Call,
-) -> Response {
-    let page = shown(&console, &call, &id);
-    answer::of(&console, &call, page)
-}
-
-fn shown(console: &Console, call: &Call, id: &str) -> Result<Response, Refusal> {
-    let visitor = console.broker.visitor(&call.presented)?;
-    let id =
-        AccessRequestId::parse(id).map_err(|error| answer::malformed(console, call, &error))?;
-    note("access_request", &id);
-    let card = console.broker.card(&call.presented, &id)?;
-    let ballot = console.broker.ballot(&call.presented, &id)?;
+    request: ConsoleRequest,
+) -> Result<Response, ConsoleError> {
+    let user = console.broker.visitor(&request.context)?;
+    let id = AccessRequestId::parse(&id)?;
+    record("access_request", &id);
+    let card = console.broker.card(&request.context, &id)?;
+    let ballot = console.broker.ballot(&request.context, &id)?;
     let now = console.broker.now();
     let mut shown = card.show(now);
     let environment = &mut shown.headline.environment;
-    *environment = environment.take().map(|of| plain(&of));
+    *environment = environment.take().map(|name| display_environment(&name));
     let facts = shown.sections.iter_mut();
     for row in facts
         .filter(|section| section.kind == SectionKind::Target)
@@ -78,42 +74,44 @@ fn shown(console: &Console, call: &Call, id: &str) -> Result<Response, Refusal> 
         .filter(|row| row.label == "target environment")
     {
         for line in &mut row.lines {
-            *line = plain(line);
+            *line = display_environment(line);
         }
     }
     let open = card.standing == AccessRequestStatus::Waiting;
     let (vote, not_eligible) = match &ballot.vote {
         _ if !open => (None, None),
         Ok(profiles) => {
-            let profiles = profiles.iter().map(|name| profile(&card, name.as_str()));
-            (Some(vote(&card, profiles.collect(), &ballot)), None)
+            let profiles = profiles
+                .iter()
+                .map(|name| profile_option(&card, name.as_str()));
+            (Some(vote_form(&card, profiles.collect(), &ballot)), None)
         }
         Err(why) => (None, Some(not_eligible(why))),
     };
     let title = format!("{} {}", shown.headline.verb, shown.headline.object);
-    Ok(answer::html(&CardPage {
-        page: Page::new(console, call, &visitor, &title),
-        standing: card.standing.as_str(),
-        standing_words: standing(card.standing),
-        risk: show::risk(card.risk),
-        until: Moment::new(card.expires_at, now),
+    Ok(response::html(&CardPage {
+        page: Page::new(&console, &request, &user, &title),
+        status: card.standing.as_str(),
+        status_message: status_message(card.standing),
+        risk: format::risk(card.risk),
+        until: DisplayTime::new(card.expires_at, now),
         task: card.task.to_string(),
         open,
-        name: name(&shown),
+        name: target_name(&shown),
         shown,
         vote,
         not_eligible,
     }))
 }
 
-/// An environment as people say it, without the type that rules need.
-fn plain(environment: &str) -> String {
+/// The name of an environment, without the entity type that policy rules use.
+fn display_environment(environment: &str) -> String {
     let short = environment.strip_prefix("Environment::");
     short.unwrap_or(environment).to_owned()
 }
 
-/// The target's own name, from the rows that show what is known of it.
-fn name(shown: &Shown) -> Option<String> {
+/// The target's display name, from the rows of its attributes.
+fn target_name(shown: &Shown) -> Option<String> {
     let facts = shown
         .sections
         .iter()
@@ -123,17 +121,17 @@ fn name(shown: &Shown) -> Option<String> {
     (*name != shown.headline.object).then(|| name.clone())
 }
 
-fn vote(card: &Card, profiles: Vec<Profile>, ballot: &Ballot) -> Vote {
-    Vote {
+fn vote_form(card: &Card, profiles: Vec<ProfileOption>, ballot: &Ballot) -> VoteForm {
+    VoteForm {
         profiles,
         max_ttl: card.max_ttl,
         max_uses: card.uses.map_or_else(String::new, |uses| uses.to_string()),
-        max_uses_words: card.uses.map_or_else(
-            || "now without limit".to_owned(),
+        max_uses_label: card.uses.map_or_else(
+            || "unlimited unless set".to_owned(),
             |uses| format!("at most {uses}"),
         ),
         signs: match card.uses {
-            None => format!("{} s, uses without limit", card.max_ttl),
+            None => format!("{} s, unlimited uses", card.max_ttl),
             Some(1) => format!("{} s, 1 use", card.max_ttl),
             Some(uses) => format!("{} s, {uses} uses", card.max_ttl),
         },
@@ -142,12 +140,12 @@ fn vote(card: &Card, profiles: Vec<Profile>, ballot: &Ballot) -> Vote {
     }
 }
 
-fn profile(card: &Card, name: &str) -> Profile {
+fn profile_option(card: &Card, name: &str) -> ProfileOption {
     let need = card
         .needs
         .iter()
         .find(|need| need.profile.name.as_str() == name);
-    let so_far = need.map_or_else(String::new, |need| {
+    let progress = need.map_or_else(String::new, |need| {
         format!(
             ": {} of {} from {}",
             need.approvers.len(),
@@ -155,40 +153,40 @@ fn profile(card: &Card, name: &str) -> Profile {
             need.group
         )
     });
-    Profile {
+    ProfileOption {
         name: name.to_owned(),
-        words: show::shown(format!("{name}{so_far}")),
+        label: format::escape(format!("{name}{progress}")),
     }
 }
 
 const fn not_eligible(why: &Ineligible) -> &'static str {
     match why {
-        Ineligible::NotApprover => "You are no approver, so others decide.",
-        Ineligible::Owner => "You answer for this agent, so others decide.",
-        Ineligible::NotInGroup => "It asks a group you are not in, so others decide.",
-        Ineligible::ProfileNotNeeded => "It does not ask for a vote of yours.",
+        Ineligible::NotApprover => "You do not have the approver role, so you cannot vote on this request.",
+        Ineligible::Owner => "You own this agent, so you cannot vote on its requests. Other approvers decide.",
+        Ineligible::NotInGroup => "This request needs approvers of a group that you are not in.",
+        Ineligible::ProfileNotNeeded => "This request does not need your vote.",
         Ineligible::ProfileChanged => {
-            "The rules about who decides changed since it was asked. The agent has to ask again."
+            "The policy on who approves changed after this request was opened. The agent must request again."
         }
-        Ineligible::HasVoted => "You have voted on this. It needs others, too.",
+        Ineligible::HasVoted => "You have voted on this request. It still needs other approvers.",
         Ineligible::NotByPasskey | Ineligible::NoPasskey => {
-            "It takes a vote by passkey, and you have none enrolled."
+            "This request needs a vote by passkey, and you have none enrolled. Ask an operator for an invitation."
         }
     }
 }
 
-const fn standing(standing: AccessRequestStatus) -> &'static str {
-    match standing {
-        AccessRequestStatus::Waiting => "It waits for people.",
-        AccessRequestStatus::Approved => "Enough people said yes. The agent may have its token.",
-        AccessRequestStatus::Denied => "A person said no. That ends it.",
-        AccessRequestStatus::Consumed => "It was approved, and the agent has its token.",
-        AccessRequestStatus::Cancelled => "The agent took it back.",
+const fn status_message(status: AccessRequestStatus) -> &'static str {
+    match status {
+        AccessRequestStatus::Waiting => "This request is waiting for approval.",
+        AccessRequestStatus::Approved => "Approved. The agent can now get its token.",
+        AccessRequestStatus::Denied => "Denied by an approver. The request is closed.",
+        AccessRequestStatus::Consumed => "Approved, and the agent has its token.",
+        AccessRequestStatus::Cancelled => "Cancelled by the agent.",
         AccessRequestStatus::Expired => {
-            "Nobody decided in time, and that is a no. A vote has no effect any more."
+            "Expired without a decision, which counts as denied. A vote has no effect now."
         }
         AccessRequestStatus::Ended => {
-            "Its task is over, or the rules no longer ask for it. A vote has no effect any more."
+            "Closed because its task ended or the policy no longer requires it. A vote has no effect now."
         }
     }
 }

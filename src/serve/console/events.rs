@@ -1,4 +1,4 @@
-//! Tells a page that its inbox moved. The page then asks for its rows anew: nothing of them goes this way.
+//! Inbox events: tells an open page that its inbox changed. The page then fetches its rows; the stream carries none.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -11,39 +11,40 @@ use axum::response::{IntoResponse as _, Response};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::session_cookie::Call;
-use super::{Console, answer};
+use super::error::ConsoleError;
+use super::session_cookie::ConsoleRequest;
+use super::state::Console;
 use crate::broker::InboxNews;
-use crate::serve::deadline::Closing;
+use crate::serve::timeouts::ConnectionClosing;
 
-/// What moves within this time is told once.
-const GATHER: Duration = Duration::from_millis(150);
-/// After this many milliseconds the browser comes again (HTML §9.2.5).
-const RETRY_MS: u32 = 2_000;
-/// When to come again where a person has as many windows as they may.
-const WINDOWS_FULL_RETRY: Duration = Duration::from_secs(15);
-/// How soon a stream ends after its session.
-const VISIT_BEAT: Duration = Duration::from_secs(1);
-/// Events that may wait for a slow reader: more would say the same.
+/// Changes within this time are one event.
+const BATCH_WINDOW: Duration = Duration::from_millis(150);
+/// After this many milliseconds the browser reconnects (HTML §9.2.5).
+const RECONNECT_MS: u32 = 2_000;
+/// `Retry-After` when a person has as many windows as they may.
+const WINDOWS_FULL_RETRY_AFTER: Duration = Duration::from_secs(15);
+/// How often a stream checks that its session is active.
+const SESSION_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Events that may wait for a slow reader: more would carry nothing new.
 const EVENTS_MAX: usize = 4;
 
 pub(super) async fn stream(
     State(console): State<Arc<Console>>,
-    closing: Option<Extension<Closing>>,
-    call: Call,
-) -> Response {
-    // A browser that comes back has its page, and asks for its rows anew whatever it missed.
-    let mut watch = match console.broker.inbox_changes(&call.presented, None) {
-        Ok(watch) => watch,
-        Err(refusal) => return answer::of(&console, &call, Err(refusal)),
-    };
-    let Some(counted) = console.streams.acquire(&watch.caller) else {
-        return answer::too_many(&console, call.row, WINDOWS_FULL_RETRY);
-    };
-    let (tell, told) = mpsc::channel::<Result<Bytes, Infallible>>(EVENTS_MAX);
+    closing: Option<Extension<ConnectionClosing>>,
+    request: ConsoleRequest,
+) -> Result<Response, ConsoleError> {
+    // No resume position: a browser that reconnects fetches all its rows.
+    let mut watch = console.broker.inbox_changes(&request.context, None)?;
+    let permit = console
+        .streams
+        .acquire(&watch.caller)
+        .ok_or(ConsoleError::Overloaded {
+            retry_after: WINDOWS_FULL_RETRY_AFTER,
+        })?;
+    let (sender, receiver) = mpsc::channel::<Result<Bytes, Infallible>>(EVENTS_MAX);
     let broker = console.broker.clone();
-    let session = call.presented.session;
-    let goes_on = move || {
+    let session = request.context.session;
+    let is_session_active = move || {
         session
             .as_ref()
             .is_some_and(|session| broker.goes_on(session))
@@ -52,19 +53,19 @@ pub(super) async fn stream(
     let life = Duration::from_millis(watch.life_ms);
     let mut stopped = console.stopped.clone();
     tokio::spawn(async move {
-        let _counted = counted;
-        let over = async {
+        let _permit = permit;
+        let ended = async {
             let closes = async {
                 match closing {
-                    Some(Extension(Closing(mut closing))) => {
+                    Some(Extension(ConnectionClosing(mut closing))) => {
                         let _closes_or_gone = closing.wait_for(|closing| *closing).await.is_ok();
                     }
                     None => std::future::pending().await,
                 }
             };
             let signed_out = async {
-                while goes_on() {
-                    tokio::time::sleep(VISIT_BEAT).await;
+                while is_session_active() {
+                    tokio::time::sleep(SESSION_CHECK_INTERVAL).await;
                 }
             };
             tokio::select! {
@@ -72,33 +73,33 @@ pub(super) async fn stream(
                 () = signed_out => {}
                 () = closes => {}
                 _ = stopped.wait_for(|stopped| *stopped) => {}
-                () = tell.closed() => {}
+                () = sender.closed() => {}
             }
         };
-        let telling = async {
-            let first = format!("retry: {RETRY_MS}\n\n");
-            if tell.send(Ok(Bytes::from(first))).await.is_err() {
+        let events = async {
+            let first = format!("retry: {RECONNECT_MS}\n\n");
+            if sender.send(Ok(Bytes::from(first))).await.is_err() {
                 return;
             }
             while let Some(news) = watch.next(&broker).await {
-                let beat = match news {
+                let event = match news {
                     InboxNews::Heartbeat(_) => Bytes::from_static(b": beat\n\n"),
                     InboxNews::Snapshot(_) | InboxNews::Changed(_) | InboxNews::Turn => {
-                        tokio::time::sleep(GATHER).await;
+                        tokio::time::sleep(BATCH_WINDOW).await;
                         Bytes::from_static(b"event: changed\ndata: inbox\n\n")
                     }
                 };
-                if !goes_on() || tell.send(Ok(beat)).await.is_err() {
+                if !is_session_active() || sender.send(Ok(event)).await.is_err() {
                     return;
                 }
             }
         };
         tokio::select! {
-            () = over => {}
-            () = telling => {}
+            () = ended => {}
+            () = events => {}
         }
     });
     let kind = HeaderValue::from_static("text/event-stream");
-    let body = Body::from_stream(ReceiverStream::new(told));
-    ([(header::CONTENT_TYPE, kind)], body).into_response()
+    let body = Body::from_stream(ReceiverStream::new(receiver));
+    Ok(([(header::CONTENT_TYPE, kind)], body).into_response())
 }

@@ -1,4 +1,4 @@
-//! What waits for people: highest risk first, then the nearest deadline; alike ones together.
+//! Inbox: the access requests that wait for approval, highest risk first, then nearest deadline; similar ones grouped.
 
 use std::sync::Arc;
 
@@ -7,11 +7,13 @@ use axum::extract::{Query, State};
 use axum::response::Response;
 use serde::Deserialize;
 
+use super::error::ConsoleError;
+use super::format::{self, DisplayTime, escape};
 use super::page::Page;
-use super::session_cookie::Call;
-use super::show::{self, Moment, shown};
-use super::{Console, answer};
-use crate::broker::{InboxAsk, InboxCursor, InboxPage, InboxRow, Ineligible, Refusal};
+use super::response;
+use super::session_cookie::ConsoleRequest;
+use super::state::Console;
+use crate::broker::{InboxAsk, InboxCursor, InboxPage, InboxRow, Ineligible};
 use crate::model::{MatchPhrase, Timestamp};
 
 /// Requests on one page.
@@ -19,110 +21,109 @@ const ROWS_MAX: usize = 50;
 
 #[derive(Template)]
 #[template(path = "inbox.html", config = "src/serve/console/askama.toml")]
-struct WholePage {
+struct InboxHtml {
     page: Page,
-    inbox: Inbox,
+    inbox: InboxView,
 }
 
 #[derive(Template)]
 #[template(path = "inbox_rows.html", config = "src/serve/console/askama.toml")]
-struct Rows {
-    inbox: Inbox,
+struct InboxRowsHtml {
+    inbox: InboxView,
 }
 
-/// What waits, as the page shows it.
-struct Inbox {
+/// The inbox as pages show it.
+struct InboxView {
     total: usize,
     queued: usize,
-    groups: Vec<Group>,
+    groups: Vec<RequestGroup>,
     next: Option<String>,
 }
 
-struct Group {
+struct RequestGroup {
     key: String,
-    words: String,
-    /// How many are alike, on all pages.
-    alike: usize,
-    requests: Vec<Row>,
+    title: String,
+    /// Similar requests, on all pages.
+    size: usize,
+    requests: Vec<RequestRow>,
 }
 
-struct Row {
+struct RequestRow {
     id: String,
     risk: &'static str,
-    standing: &'static str,
+    status: &'static str,
     title: String,
     target: String,
     kind: String,
     agent: String,
     owner: String,
-    until: Moment,
-    step: String,
+    until: DisplayTime,
+    progress: String,
     phrase: String,
-    not_yours: Option<&'static str>,
+    not_eligible: Option<&'static str>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct Asked {
+pub(super) struct InboxQuery {
     after: Option<String>,
 }
 
 pub(super) async fn page(
     State(console): State<Arc<Console>>,
-    Query(asked): Query<Asked>,
-    call: Call,
-) -> Response {
-    let page = || {
-        let visitor = console.broker.visitor(&call.presented)?;
-        Ok(answer::html(&WholePage {
-            inbox: waiting(&console, &call, &asked)?,
-            page: Page::new(&console, &call, &visitor, "Inbox"),
-        }))
-    };
-    answer::of(&console, &call, page())
+    Query(query): Query<InboxQuery>,
+    request: ConsoleRequest,
+) -> Result<Response, ConsoleError> {
+    let user = console.broker.visitor(&request.context)?;
+    Ok(response::html(&InboxHtml {
+        inbox: inbox(&console, &request, &query)?,
+        page: Page::new(&console, &request, &user, "Inbox"),
+    }))
 }
 
 /// The rows alone, for the script.
-pub(super) async fn fragment(
+pub(super) async fn rows(
     State(console): State<Arc<Console>>,
-    Query(asked): Query<Asked>,
-    call: Call,
-) -> Response {
-    let inbox = waiting(&console, &call, &asked);
-    let rows = inbox.map(|inbox| answer::html(&Rows { inbox }));
-    answer::of(&console, &call, rows)
+    Query(query): Query<InboxQuery>,
+    request: ConsoleRequest,
+) -> Result<Response, ConsoleError> {
+    let inbox = inbox(&console, &request, &query)?;
+    Ok(response::html(&InboxRowsHtml { inbox }))
 }
 
-fn waiting(console: &Console, call: &Call, asked: &Asked) -> Result<Inbox, Refusal> {
-    let after = asked.after.as_deref().map(InboxCursor::parse).transpose();
-    let ask = InboxAsk {
+fn inbox(
+    console: &Console,
+    request: &ConsoleRequest,
+    query: &InboxQuery,
+) -> Result<InboxView, ConsoleError> {
+    let inbox_request = InboxAsk {
         mine: false,
         size: ROWS_MAX,
-        after: after.map_err(|error| answer::malformed(console, call, &error))?,
+        after: query.after.as_deref().map(InboxCursor::parse).transpose()?,
     };
-    let page = console.broker.inbox(&call.presented, &ask)?;
-    Ok(grouped(&page, console.broker.now()))
+    let page = console.broker.inbox(&request.context, &inbox_request)?;
+    Ok(inbox_view(&page, console.broker.now()))
 }
 
-/// Alike ones stand together already: each run of them is a group.
-fn grouped(page: &InboxPage, now: Timestamp) -> Inbox {
-    let mut groups: Vec<Group> = Vec::new();
+/// The broker sorts similar requests together: each run of them is a group.
+fn inbox_view(page: &InboxPage, now: Timestamp) -> InboxView {
+    let mut groups: Vec<RequestGroup> = Vec::new();
     for row in &page.rows {
         let key = row.group.to_string();
-        let shown = shown_row(row, now);
+        let request = request_row(row, now);
         match groups.last_mut().filter(|group| group.key == key) {
-            Some(group) => group.requests.push(shown),
+            Some(group) => group.requests.push(request),
             None => {
                 let known = page.groups.iter().find(|group| group.key == row.group);
-                groups.push(Group {
-                    words: shown.title.clone(),
-                    alike: known.map_or(1, |group| group.size),
+                groups.push(RequestGroup {
+                    title: request.title.clone(),
+                    size: known.map_or(1, |group| group.size),
                     key,
-                    requests: vec![shown],
+                    requests: vec![request],
                 });
             }
         }
     }
-    Inbox {
+    InboxView {
         total: page.total,
         queued: page.queued,
         groups,
@@ -130,41 +131,41 @@ fn grouped(page: &InboxPage, now: Timestamp) -> Inbox {
     }
 }
 
-fn shown_row(row: &InboxRow, now: Timestamp) -> Row {
+fn request_row(row: &InboxRow, now: Timestamp) -> RequestRow {
     let opened = &row.access.request.opened;
-    let steps: Vec<String> = row
+    let progress: Vec<String> = row
         .access
         .needs
         .iter()
         .map(|need| format!("{} of {}", need.approvers.len(), need.quorum))
         .collect();
-    Row {
+    RequestRow {
         id: opened.access_request.to_string(),
-        risk: show::risk(row.access.risk),
-        standing: row.access.standing.as_str(),
+        risk: format::risk(row.access.risk),
+        status: row.access.standing.as_str(),
         title: if row.access.title.is_empty() {
-            shown(opened.action.action.as_str())
+            escape(opened.action.action.as_str())
         } else {
-            shown(&row.access.title)
+            escape(&row.access.title)
         },
-        target: shown(&opened.action.target.id),
-        kind: shown(&opened.action.target.kind),
-        agent: shown(opened.agent.as_str()),
-        owner: shown(opened.owner.as_str()),
-        until: Moment::new(opened.expires_at, now),
-        step: steps.join(", "),
+        target: escape(&opened.action.target.id),
+        kind: escape(&opened.action.target.kind),
+        agent: escape(opened.agent.as_str()),
+        owner: escape(opened.owner.as_str()),
+        until: DisplayTime::new(opened.expires_at, now),
+        progress: progress.join(", "),
         phrase: MatchPhrase::of(&opened.access_request).to_string(),
-        not_yours: row.vote.as_ref().err().map(not_yours),
+        not_eligible: row.vote.as_ref().err().map(not_eligible),
     }
 }
 
-const fn not_yours(why: &Ineligible) -> &'static str {
+const fn not_eligible(why: &Ineligible) -> &'static str {
     match why {
         Ineligible::NotApprover | Ineligible::NotInGroup | Ineligible::ProfileNotNeeded => {
-            "others decide"
+            "other approvers decide"
         }
-        Ineligible::Owner => "yours, so others decide",
-        Ineligible::ProfileChanged => "the rules changed: to be asked again",
+        Ineligible::Owner => "your agent, so others decide",
+        Ineligible::ProfileChanged => "the policy changed: the agent must request again",
         Ineligible::HasVoted => "you have voted",
         Ineligible::NotByPasskey | Ineligible::NoPasskey => "you have no passkey",
     }

@@ -1,81 +1,81 @@
-//! The search of the journal.
+//! Journal search.
 
 use std::sync::Arc;
 
 use askama::Template;
 use axum::extract::{Query, State};
 use axum::response::Response;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
-use super::moments::Moment;
+use super::error::ConsoleError;
+use super::format::escape;
 use super::page::Page;
-use super::session_cookie::Call;
-use super::show::shown;
-use super::{Console, answer};
-use crate::broker::Refusal;
+use super::response;
+use super::session_cookie::ConsoleRequest;
+use super::state::Console;
+use super::timeline_rows::TimelineRow;
 
 #[derive(Template)]
 #[template(path = "journal.html", config = "src/serve/console/askama.toml")]
 struct JournalPage {
     page: Page,
     query: String,
-    moments: Vec<Moment>,
+    events: Vec<TimelineRow>,
     next: Option<String>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct Asked {
+pub(super) struct JournalQuery {
     q: Option<String>,
     below: Option<u64>,
 }
 
 pub(super) async fn page(
     State(console): State<Arc<Console>>,
-    Query(asked): Query<Asked>,
-    call: Call,
-) -> Response {
-    let page = found(&console, &call, &asked).await;
-    answer::of(&console, &call, page)
-}
-
-async fn found(console: &Console, call: &Call, asked: &Asked) -> Result<Response, Refusal> {
-    let visitor = console.broker.visitor(&call.presented)?;
-    let query = asked.q.as_deref().unwrap_or_default().trim();
+    Query(query): Query<JournalQuery>,
+    request: ConsoleRequest,
+) -> Result<Response, ConsoleError> {
+    let user = console.broker.visitor(&request.context)?;
+    let text = query.q.as_deref().unwrap_or_default().trim();
     let found = console
         .broker
-        .search(&call.presented, query, asked.below)
+        .search(&request.context, text, query.below)
         .await?;
     let now = console.broker.now();
-    let older = |below| format!("/console/journal?q={}&below={below}", encoded(query));
-    Ok(answer::html(&JournalPage {
-        page: Page::new(console, call, &visitor, "Journal"),
-        moments: found.moments.iter().map(|m| Moment::new(m, now)).collect(),
+    let older = |below| format!("/console/journal?q={}&below={below}", encode(text));
+    Ok(response::html(&JournalPage {
+        page: Page::new(&console, &request, &user, "Journal"),
+        events: found
+            .moments
+            .iter()
+            .map(|event| TimelineRow::new(event, now))
+            .collect(),
         next: found.next.map(older),
-        query: shown(query),
+        query: escape(text),
     }))
 }
 
-/// A query's value, percent-encoded (RFC 3986 §2.1).
-fn encoded(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
+/// All but the unreserved characters (RFC 3986 §2.3).
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'~');
+
+/// The value of a query parameter.
+fn encode(text: &str) -> String {
+    utf8_percent_encode(text, RESERVED).to_string()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::encoded;
+    use super::encode;
 
     #[test]
-    fn nothing_leaves_its_place_in_a_link() {
-        assert_eq!(encoded("Account::ann"), "Account%3A%3Aann");
-        assert_eq!(encoded("a&b=c#d é\""), "a%26b%3Dc%23d%20%C3%A9%22");
-        assert_eq!(encoded("areq_A-b_9"), "areq_A-b_9");
+    fn query_is_percent_encoded() {
+        assert_eq!(encode("Account::ann"), "Account%3A%3Aann");
+        assert_eq!(encode("a&b=c#d é\""), "a%26b%3Dc%23d%20%C3%A9%22");
+        assert_eq!(encode("areq_A-b_9"), "areq_A-b_9");
     }
 }

@@ -1,28 +1,30 @@
-//! The console: pages for approvers and operators, rendered here, readable without a script.
+//! Web console: pages for approvers, operators and auditors, rendered on the server and readable without a script.
 //!
-//! In: requests of browsers. Out: pages, the few answers the one script needs, refusals in the same words as at every door.
-//! Trusts the session's cookie no further than the broker does, `Origin` for where a change comes from, and nothing else a
-//! browser says. Refuses paths without a row, other hosts, changes asked for by other pages.
-//! A session lets people look; what they decide they sign, each decision by itself. No GET changes anything. Templates escape
-//! whatever they are given; nothing of others is ever markup.
+//! In: requests of browsers. Out: pages, the few JSON replies the one script needs, refusals with the same reasons as gRPC.
+//! Trusts: the session cookie only as far as the broker does; `Origin` and Fetch Metadata for the page that sent a request;
+//! no other claim of a browser.
+//! Refuses: paths without a route, other hosts, cross-site requests ([`security`]).
+//! A session lets people read; each decision is signed by itself with a passkey. No GET changes anything. Templates escape
+//! all text; text of agents and people is never markup.
 
 mod agents;
-mod answer;
 mod approvers;
 mod assets;
 mod card;
+mod error;
 mod events;
-mod gate;
+mod format;
 mod inbox;
 mod journal;
-mod moments;
 mod page;
 mod passkeys;
-pub mod rows;
+mod response;
 mod rules;
+mod security;
 mod session_cookie;
-mod show;
+mod state;
 mod tasks;
+mod timeline_rows;
 mod tokens;
 mod vote;
 
@@ -30,82 +32,67 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::middleware;
-use axum::routing::{any, get, post};
+use axum::routing::{MethodFilter, MethodRouter, any, on};
 use tokio::sync::watch;
 
-use super::admit::AdmissionControl;
+use super::admission::AdmissionControl;
+use super::routes::{ROUTES, RouteId};
 use crate::broker::Broker;
-use crate::model::PersonId;
-use crate::rate_limit::PerKeyLimit;
-use rows::Row;
+use state::Console;
 
-pub(super) use gate::dressed;
+pub(super) use security::add_security_headers;
 
-/// What every page needs.
-pub(super) struct Console {
-    broker: Arc<Broker>,
-    admission: Arc<AdmissionControl>,
-    /// The one origin the console has.
-    origin: String,
-    /// Streams of each person.
-    streams: Arc<PerKeyLimit<PersonId>>,
-    stopped: watch::Receiver<bool>,
-}
-
-/// Streams of events of one person at once: a window each.
-const STREAMS_PER_PERSON_MAX: usize = 16;
-
-impl Console {
-    /// Counts and logs a request that was refused before anybody looked at it.
-    fn refused(&self, by: &'static str, row: &'static Row) {
-        self.broker.metrics().refused(CSRF);
-        tracing::info!(method = row.name, by, "asked for from elsewhere");
-    }
-}
-
-/// The word in figures for what another page asked for.
-const CSRF: &str = "CONSOLE_FOREIGN_ORIGIN";
-
-/// The console's routes, every one behind its gate.
-pub(super) fn routes(
+/// The console's router: a handler for each route of the table, behind [`security::guard`].
+pub(super) fn router(
     broker: Arc<Broker>,
     admission: Arc<AdmissionControl>,
     stopped: watch::Receiver<bool>,
 ) -> Router {
-    let console = Arc::new(Console {
-        origin: broker.relying_party().origin.clone(),
-        streams: Arc::new(PerKeyLimit::new(STREAMS_PER_PERSON_MAX)),
-        broker,
-        admission,
-        stopped,
-    });
-    Router::new()
-        .route("/console", get(inbox::page))
-        .route("/console/fragment/inbox", get(inbox::fragment))
-        .route(rows::EVENTS, get(events::stream))
-        .route("/console/sign-in", get(passkeys::sign_in))
-        .route("/console/sign-in/begin", post(passkeys::begin_sign_in))
-        .route("/console/sign-in/finish", post(passkeys::finish_sign_in))
-        .route("/console/sign-out", post(passkeys::sign_out))
-        .route("/console/enrol", get(passkeys::enrol))
-        .route("/console/enrol/begin", post(passkeys::begin_enrolment))
-        .route("/console/enrol/finish", post(passkeys::finish_enrolment))
-        .route("/console/requests/{id}", get(card::page))
-        .route("/console/requests/{id}/vote/begin", post(vote::begin))
-        .route("/console/requests/{id}/vote/cast", post(vote::cast))
-        .route("/console/tokens", get(tokens::page))
-        .route("/console/tokens/{jti}/revoke", post(tokens::revoke))
-        .route("/console/tasks", get(tasks::list))
-        .route("/console/tasks/{id}", get(tasks::page))
-        .route("/console/agents", get(agents::list))
-        .route("/console/agents/{id}", get(agents::page))
-        .route("/console/rules", get(rules::page))
-        .route("/console/approvers", get(approvers::page))
-        .route("/console/journal", get(journal::page))
-        .route("/console/assets/{hash}/{name}", get(assets::asset))
-        // Paths of ours that nobody serves meet the same gate, and get no further.
+    let console = Arc::new(Console::new(broker, admission, stopped));
+    let mut router = Router::new();
+    for route in ROUTES {
+        let method = if route.is_mutation() {
+            MethodFilter::POST
+        } else {
+            MethodFilter::GET
+        };
+        router = router.route(route.path, handler(route.id, method));
+    }
+    router
+        // Console paths without a route reach the same guard, which answers them.
         .route("/console/", any(async || ()))
         .route("/console/{*rest}", any(async || ()))
-        .layer(middleware::from_fn_with_state(console.clone(), gate::kept))
+        .layer(middleware::from_fn_with_state(
+            console.clone(),
+            security::guard,
+        ))
         .with_state(console)
+}
+
+fn handler(route: RouteId, method: MethodFilter) -> MethodRouter<Arc<Console>> {
+    match route {
+        RouteId::Inbox => on(method, inbox::page),
+        RouteId::InboxRows => on(method, inbox::rows),
+        RouteId::Events => on(method, events::stream),
+        RouteId::SignIn => on(method, passkeys::sign_in),
+        RouteId::SignInBegin => on(method, passkeys::begin_sign_in),
+        RouteId::SignInFinish => on(method, passkeys::finish_sign_in),
+        RouteId::SignOut => on(method, passkeys::sign_out),
+        RouteId::Enrol => on(method, passkeys::enrol),
+        RouteId::EnrolBegin => on(method, passkeys::begin_enrolment),
+        RouteId::EnrolFinish => on(method, passkeys::finish_enrolment),
+        RouteId::Card => on(method, card::page),
+        RouteId::VoteBegin => on(method, vote::begin),
+        RouteId::VoteCast => on(method, vote::cast),
+        RouteId::Tokens => on(method, tokens::page),
+        RouteId::Revoke => on(method, tokens::revoke),
+        RouteId::Tasks => on(method, tasks::list),
+        RouteId::Task => on(method, tasks::page),
+        RouteId::Agents => on(method, agents::list),
+        RouteId::Agent => on(method, agents::page),
+        RouteId::Rules => on(method, rules::page),
+        RouteId::Approvers => on(method, approvers::page),
+        RouteId::Journal => on(method, journal::page),
+        RouteId::Asset => on(method, assets::asset),
+    }
 }

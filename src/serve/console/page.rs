@@ -1,38 +1,38 @@
-//! What every page has: its head, the ways to the other pages, who is there.
+//! Page frame: title, navigation and the signed-in person of every console page.
 
-use super::Console;
-use super::assets::{ASSETS, Assets};
-use super::rows::{self, Row};
-use super::session_cookie::Call;
-use super::show::shown;
+use super::assets::{ASSETS, AssetPaths};
+use super::format::escape;
+use super::session_cookie::ConsoleRequest;
+use super::state::Console;
 use crate::broker::{CallerRole, SignedInUser};
 use crate::model::Timestamp;
 use crate::policy::Role;
+use crate::serve::routes::{self, Route, RouteKind};
 
 /// The frame of a page.
 #[derive(Debug)]
 pub(super) struct Page {
     pub(super) title: String,
-    pub(super) assets: &'static Assets,
+    pub(super) assets: &'static AssetPaths,
     pub(super) now: Timestamp,
     pub(super) realm: String,
-    /// The name of who is there; nobody on the way in.
-    pub(super) visitor: Option<String>,
-    pub(super) links: Vec<Link>,
+    /// The name of the signed-in person; `None` on the sign-in, enrolment and error pages.
+    pub(super) user: Option<String>,
+    pub(super) links: Vec<NavLink>,
     /// A page of one narrow column.
     pub(super) narrow: bool,
 }
 
-/// A way to another page.
+/// A link of the navigation.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct NavLink {
     pub(super) path: &'static str,
-    pub(super) words: &'static str,
-    pub(super) here: bool,
+    pub(super) label: &'static str,
+    pub(super) current: bool,
 }
 
-/// The pages one can go to from everywhere.
-const PLACES: &[(&str, &str)] = &[
+/// The pages in the navigation.
+const NAVIGATION: &[(&str, &str)] = &[
     ("/console", "Inbox"),
     ("/console/tasks", "Tasks"),
     ("/console/tokens", "Tokens"),
@@ -43,70 +43,76 @@ const PLACES: &[(&str, &str)] = &[
 ];
 
 impl Page {
-    /// A page of a session.
-    pub(super) fn new(console: &Console, call: &Call, visitor: &SignedInUser, title: &str) -> Self {
-        let links = PLACES
+    /// A page of a signed-in person.
+    pub(super) fn new(
+        console: &Console,
+        request: &ConsoleRequest,
+        user: &SignedInUser,
+        title: &str,
+    ) -> Self {
+        let links = NAVIGATION
             .iter()
-            .filter(|(path, _)| rows::of(path).is_some_and(|row| may(visitor, row)))
-            .map(|(path, words)| Link {
+            .filter(|(path, _)| routes::route(path).is_some_and(|route| may_open(user, route)))
+            .map(|(path, label)| NavLink {
                 path,
-                words,
-                here: is_under(&call.path, path),
+                label,
+                current: is_below(&request.path, path),
             })
             .collect();
         Self {
-            visitor: Some(shown(&visitor.name)),
+            user: Some(escape(&user.name)),
             links,
             narrow: false,
-            title: shown(title),
-            ..Self::stranger(console, "")
+            title: escape(title),
+            ..Self::signed_out(console, "")
         }
     }
 
-    /// A page for nobody in particular.
-    pub(super) fn stranger(console: &Console, title: &'static str) -> Self {
+    /// A page without a session.
+    pub(super) fn signed_out(console: &Console, title: &'static str) -> Self {
         Self {
             title: title.to_owned(),
             assets: &ASSETS,
             now: console.broker.now(),
             realm: console.broker.settings().realm.to_string(),
-            visitor: None,
+            user: None,
             links: Vec::new(),
             narrow: true,
         }
     }
 }
 
-/// Whether a page lies under a place: a card lies under the inbox.
-fn is_under(path: &str, place: &str) -> bool {
-    if place == "/console" {
-        return path == place || path.starts_with("/console/requests/");
+/// Whether a page is below another in the navigation: a card is below the inbox.
+fn is_below(path: &str, parent: &str) -> bool {
+    if parent == "/console" {
+        return path == parent || path.starts_with("/console/requests/");
     }
-    path == place
+    path == parent
         || path
-            .strip_prefix(place)
+            .strip_prefix(parent)
             .is_some_and(|rest| rest.starts_with('/'))
 }
 
-/// Whether a visitor may use a route: for what is shown, never for what is done.
-pub(super) fn may(visitor: &SignedInUser, row: &Row) -> bool {
-    row.admits().iter().any(|kind| match kind {
-        CallerRole::Approver => visitor.roles.contains(&Role::Approver),
-        CallerRole::Operator => visitor.roles.contains(&Role::Operator),
+/// Whether to show a person the link to a route. Only for display: the broker authorizes the request itself.
+pub(super) fn may_open(user: &SignedInUser, route: &Route) -> bool {
+    route.allowed_roles().iter().any(|role| match role {
+        CallerRole::Approver => user.roles.contains(&Role::Approver),
+        CallerRole::Operator => user.roles.contains(&Role::Operator),
         CallerRole::Agent | CallerRole::Validator | CallerRole::Auditor => false,
     })
 }
 
-/// Whether a path is one of our pages, written as we write them: nothing else is ever gone to after signing in.
+/// Whether a path is one of the console's pages, in its one written form: sign-in redirects to no other path.
 pub(super) fn is_page(path: &str) -> bool {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'-' | b'_' | b'.' | b':');
-    path.bytes().all(plain)
-        && rows::of(path).is_some_and(|row| row.shape == rows::Shape::Page)
+    let is_plain =
+        |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'-' | b'_' | b'.' | b':');
+    path.bytes().all(is_plain)
+        && routes::route(path).is_some_and(|route| route.kind == RouteKind::Page)
         && path != "/console/sign-in"
 }
 
-/// The sign-in that leads back to a page.
-pub(super) fn sign_in_for(path: &str) -> String {
+/// The sign-in page that redirects back to a page.
+pub(super) fn sign_in_url(path: &str) -> String {
     if is_page(path) && path != "/console" {
         format!("/console/sign-in?to={path}")
     } else {
@@ -119,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_is_led_elsewhere() {
+    fn no_open_redirect() {
         for ours in [
             "/console",
             "/console/requests/areq_AbC-_9",
@@ -142,10 +148,10 @@ mod tests {
             "",
         ] {
             assert!(!is_page(foreign), "{foreign}");
-            assert_eq!(sign_in_for(foreign), "/console/sign-in", "{foreign}");
+            assert_eq!(sign_in_url(foreign), "/console/sign-in", "{foreign}");
         }
         assert_eq!(
-            sign_in_for("/console/requests/areq_x"),
+            sign_in_url("/console/requests/areq_x"),
             "/console/sign-in?to=/console/requests/areq_x"
         );
     }

@@ -1,20 +1,22 @@
-//! The way in: a passkey is enrolled by an invitation, and opens a session. Neither is ever a vote.
+//! Sign-in and enrolment: an invitation enrols a passkey, and a passkey opens a session. Neither is ever a vote.
 
 use std::sync::Arc;
 
 use askama::Template;
 use axum::body::Bytes;
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 
+use super::error::ConsoleError;
 use super::page::{self, Page};
-use super::session_cookie::{self, Call};
-use super::{Console, answer};
-use crate::broker::{Assertion, Refusal, Registration};
+use super::response;
+use super::session_cookie::{self, ConsoleRequest};
+use super::state::Console;
+use crate::broker::{Assertion, Registration};
 use crate::model::{Malformed, Secret};
 
 #[derive(Template)]
@@ -31,26 +33,26 @@ struct EnrolPage {
     label: &'static str,
 }
 
-/// Where to go after signing in.
+/// The page to open after sign-in.
 #[derive(Deserialize)]
-pub(super) struct To {
+pub(super) struct SignInQuery {
     to: Option<String>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Nothing {}
+struct EmptyBody {}
 
 #[derive(Serialize)]
-struct SignInBegun<'a> {
+struct SignInOptionsBody<'a> {
     challenge: String,
     rp_id: &'a str,
 }
 
-/// What a passkey answered, as the script sends it: base64url.
+/// A passkey's assertion as the script sends it: base64url.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Answered {
+pub(super) struct PasskeyAnswer {
     pub(super) credential: String,
     pub(super) authenticator_data: String,
     pub(super) client_data_json: String,
@@ -60,12 +62,12 @@ pub(super) struct Answered {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct EnrolBegin {
+struct BeginEnrolmentBody {
     code: String,
 }
 
 #[derive(Serialize)]
-struct EnrolBegun<'a> {
+struct EnrolmentOptionsBody<'a> {
     challenge: String,
     rp_id: &'a str,
     rp_name: String,
@@ -76,7 +78,7 @@ struct EnrolBegun<'a> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct EnrolFinish {
+struct FinishEnrolmentBody {
     code: String,
     label: String,
     client_data_json: String,
@@ -84,30 +86,30 @@ struct EnrolFinish {
 }
 
 #[derive(Serialize)]
-struct Enrolled {
+struct EnrolledBody {
     person: String,
 }
 
 /// Bytes as the script reads them.
-pub(super) fn bytes(bytes: &[u8]) -> String {
+pub(super) fn to_base64url(bytes: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-fn read(what: &'static str, text: &str) -> Result<Vec<u8>, Malformed> {
+fn from_base64url(what: &'static str, text: &str) -> Result<Vec<u8>, Malformed> {
     URL_SAFE_NO_PAD
         .decode(text)
         .map_err(|_| Malformed::new(what, "must be base64url without padding"))
 }
 
-impl Answered {
+impl PasskeyAnswer {
     pub(super) fn parse(&self) -> Result<Assertion, Malformed> {
         Ok(Assertion {
-            credential: read("credential", &self.credential)?,
-            authenticator_data: read("authenticator_data", &self.authenticator_data)?,
-            client_data_json: read("client_data_json", &self.client_data_json)?,
-            signature: read("signature", &self.signature)?,
+            credential: from_base64url("credential", &self.credential)?,
+            authenticator_data: from_base64url("authenticator_data", &self.authenticator_data)?,
+            client_data_json: from_base64url("client_data_json", &self.client_data_json)?,
+            signature: from_base64url("signature", &self.signature)?,
             user: match &self.user {
-                Some(user) => Some(read("user", user)?),
+                Some(user) => Some(from_base64url("user", user)?),
                 None => None,
             },
         })
@@ -116,141 +118,118 @@ impl Answered {
 
 pub(super) async fn sign_in(
     State(console): State<Arc<Console>>,
-    Query(asked): Query<To>,
-    _call: Call,
+    Query(query): Query<SignInQuery>,
+    _request: ConsoleRequest,
 ) -> Response {
-    let to = asked.to.filter(|to| page::is_page(to));
-    answer::html(&SignInPage {
-        page: Page::stranger(&console, "Sign in"),
+    let to = query.to.filter(|to| page::is_page(to));
+    response::html(&SignInPage {
+        page: Page::signed_out(&console, "Sign in"),
         to: to.unwrap_or_else(|| "/console".to_owned()),
     })
 }
 
 pub(super) async fn begin_sign_in(
     State(console): State<Arc<Console>>,
-    call: Call,
+    _request: ConsoleRequest,
     headers: HeaderMap,
     body: Bytes,
-) -> Response {
-    let begun = answer::read(&console, &call, &headers, &body).map(|Nothing {}| {
-        answer::json(&SignInBegun {
-            challenge: bytes(&console.broker.begin_sign_in().challenge),
-            rp_id: &console.broker.relying_party().id,
-        })
-    });
-    answer::of(&console, &call, begun)
+) -> Result<Response, ConsoleError> {
+    let EmptyBody {} = response::parse_json(&headers, &body)?;
+    Ok(response::json(&SignInOptionsBody {
+        challenge: to_base64url(&console.broker.begin_sign_in().challenge),
+        rp_id: &console.broker.relying_party().id,
+    }))
 }
 
 pub(super) async fn finish_sign_in(
     State(console): State<Arc<Console>>,
-    call: Call,
+    request: ConsoleRequest,
     headers: HeaderMap,
     body: Bytes,
-) -> Response {
-    let opened = opened(&console, &call, &headers, &body).await;
-    answer::of(&console, &call, opened)
-}
-
-async fn opened(
-    console: &Console,
-    call: &Call,
-    headers: &HeaderMap,
-    body: &Bytes,
-) -> Result<Response, Refusal> {
-    let answered: Answered = answer::read(console, call, headers, body)?;
-    let assertion = answered
-        .parse()
-        .map_err(|error| answer::malformed(console, call, &error))?;
+) -> Result<Response, ConsoleError> {
+    let answer: PasskeyAnswer = response::parse_json(&headers, &body)?;
+    let assertion = answer.parse()?;
     let session = console
         .broker
-        .finish_sign_in(call.row.name, assertion)
+        .finish_sign_in(request.route.name, assertion)
         .await?;
-    // Whoever was here before is not any more.
-    if let Some(before) = &call.presented.session {
-        console.broker.sign_out(before);
+    // The browser's previous session ends.
+    if let Some(previous) = &request.context.session {
+        console.broker.sign_out(previous);
     }
     Ok(with_cookie(
         StatusCode::NO_CONTENT.into_response(),
-        session_cookie::given(&console.origin, &session.cookie),
+        session_cookie::set_cookie(&console.origin, &session.cookie),
     ))
 }
 
-/// Ends the session, if there is one; the answer is the same if not.
-pub(super) async fn sign_out(State(console): State<Arc<Console>>, call: Call) -> Response {
-    if let Some(cookie) = &call.presented.session {
+/// Ends the session; without one the response is the same.
+pub(super) async fn sign_out(
+    State(console): State<Arc<Console>>,
+    request: ConsoleRequest,
+) -> Response {
+    if let Some(cookie) = &request.context.session {
         console.broker.sign_out(cookie);
     }
     with_cookie(
         Redirect::to("/console/sign-in").into_response(),
-        session_cookie::taken(&console.origin),
+        session_cookie::clear_cookie(&console.origin),
     )
 }
 
-fn with_cookie(mut response: Response, cookie: Option<header::HeaderValue>) -> Response {
+fn with_cookie(mut response: Response, cookie: Option<HeaderValue>) -> Response {
     if let Some(cookie) = cookie {
         response.headers_mut().insert(header::SET_COOKIE, cookie);
     }
     response
 }
 
-pub(super) async fn enrol(State(console): State<Arc<Console>>, _call: Call) -> Response {
-    answer::html(&EnrolPage {
-        page: Page::stranger(&console, "Enrol a passkey"),
+pub(super) async fn enrol(
+    State(console): State<Arc<Console>>,
+    _request: ConsoleRequest,
+) -> Response {
+    response::html(&EnrolPage {
+        page: Page::signed_out(&console, "Enrol a passkey"),
         label: "",
     })
 }
 
 pub(super) async fn begin_enrolment(
     State(console): State<Arc<Console>>,
-    call: Call,
+    request: ConsoleRequest,
     headers: HeaderMap,
     body: Bytes,
-) -> Response {
-    let begin = || {
-        let asked: EnrolBegin = answer::read(&console, &call, &headers, &body)?;
-        let code = Secret::new(asked.code);
-        let begun = console.broker.begin_enrolment(call.row.name, &code)?;
-        Ok(answer::json(&EnrolBegun {
-            challenge: bytes(&begun.challenge),
-            rp_id: &console.broker.relying_party().id,
-            rp_name: format!("Dipylon {}", console.broker.settings().realm),
-            user: bytes(&begun.user),
-            name: &begun.name,
-            exclude: &begun.exclude,
-        }))
-    };
-    answer::of(&console, &call, begin())
+) -> Result<Response, ConsoleError> {
+    let body: BeginEnrolmentBody = response::parse_json(&headers, &body)?;
+    let code = Secret::new(body.code);
+    let options = console.broker.begin_enrolment(request.route.name, &code)?;
+    Ok(response::json(&EnrolmentOptionsBody {
+        challenge: to_base64url(&options.challenge),
+        rp_id: &console.broker.relying_party().id,
+        rp_name: format!("Dipylon {}", console.broker.settings().realm),
+        user: to_base64url(&options.user),
+        name: &options.name,
+        exclude: &options.exclude,
+    }))
 }
 
 pub(super) async fn finish_enrolment(
     State(console): State<Arc<Console>>,
-    call: Call,
+    request: ConsoleRequest,
     headers: HeaderMap,
     body: Bytes,
-) -> Response {
-    let enrolled = enrolled(&console, &call, &headers, &body).await;
-    answer::of(&console, &call, enrolled)
-}
-
-async fn enrolled(
-    console: &Console,
-    call: &Call,
-    headers: &HeaderMap,
-    body: &Bytes,
-) -> Result<Response, Refusal> {
-    let made: EnrolFinish = answer::read(console, call, headers, body)?;
-    let malformed = |error: Malformed| answer::malformed(console, call, &error);
-    let code = Secret::new(made.code);
+) -> Result<Response, ConsoleError> {
+    let body: FinishEnrolmentBody = response::parse_json(&headers, &body)?;
+    let code = Secret::new(body.code);
     let registration = Registration {
-        client_data_json: read("client_data_json", &made.client_data_json).map_err(malformed)?,
-        attestation_object: read("attestation_object", &made.attestation_object)
-            .map_err(malformed)?,
+        client_data_json: from_base64url("client_data_json", &body.client_data_json)?,
+        attestation_object: from_base64url("attestation_object", &body.attestation_object)?,
     };
     let person = console
         .broker
-        .finish_enrolment(call.row.name, &code, &registration, &made.label)
+        .finish_enrolment(request.route.name, &code, &registration, &body.label)
         .await?;
-    Ok(answer::json(&Enrolled {
+    Ok(response::json(&EnrolledBody {
         person: person.to_string(),
     }))
 }

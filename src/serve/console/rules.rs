@@ -1,4 +1,4 @@
-//! The rules in force, and how often each mattered.
+//! Rules: the policy rules in force, with matches and outcomes per rule.
 
 use std::sync::Arc;
 
@@ -6,70 +6,61 @@ use askama::Template;
 use axum::extract::State;
 use axum::response::Response;
 
+use super::error::ConsoleError;
+use super::format::{escape, percent, seconds};
 use super::page::Page;
-use super::session_cookie::Call;
-use super::show::shown;
-use super::{Console, answer};
+use super::response;
+use super::session_cookie::ConsoleRequest;
+use super::state::Console;
 use crate::broker::RuleRow;
-use crate::model::show_seconds;
 
 #[derive(Template)]
 #[template(path = "rules.html", config = "src/serve/console/askama.toml")]
 struct RulesPage {
     page: Page,
-    rules: Vec<Row>,
+    rules: Vec<RuleTableRow>,
 }
 
-struct Row {
+struct RuleTableRow {
     id: String,
     kind: &'static str,
     why: String,
-    place: String,
+    source: String,
     remedy: String,
-    hits: u64,
-    asked: u64,
+    matches: u64,
+    requested: u64,
     approved: String,
     median: String,
     rubber_stamp: bool,
 }
 
-pub(super) async fn page(State(console): State<Arc<Console>>, call: Call) -> Response {
-    let page = || {
-        let visitor = console.broker.visitor(&call.presented)?;
-        let rules = console.broker.list_rules(&call.presented)?;
-        Ok(answer::html(&RulesPage {
-            page: Page::new(&console, &call, &visitor, "Rules"),
-            rules: rules.iter().map(row).collect(),
-        }))
-    };
-    answer::of(&console, &call, page())
+pub(super) async fn page(
+    State(console): State<Arc<Console>>,
+    request: ConsoleRequest,
+) -> Result<Response, ConsoleError> {
+    let user = console.broker.visitor(&request.context)?;
+    let rules = console.broker.list_rules(&request.context)?;
+    Ok(response::html(&RulesPage {
+        page: Page::new(&console, &request, &user, "Rules"),
+        rules: rules.iter().map(rule_row).collect(),
+    }))
 }
 
-fn row(rule: &RuleRow) -> Row {
-    Row {
-        id: shown(&rule.id),
+fn rule_row(rule: &RuleRow) -> RuleTableRow {
+    RuleTableRow {
+        id: escape(&rule.id),
         kind: rule.kind,
-        why: shown(&rule.why),
-        place: shown(format!("{}:{}", rule.file, rule.line)),
+        why: escape(&rule.why),
+        source: escape(format!("{}:{}", rule.file, rule.line)),
         remedy: if rule.remedy.is_empty() {
             "—".to_owned()
         } else {
-            shown(&rule.remedy)
+            escape(&rule.remedy)
         },
-        hits: rule.hits,
-        asked: rule.asked,
-        approved: share(rule.approved_percent),
+        matches: rule.hits,
+        requested: rule.asked,
+        approved: percent(rule.approved_percent),
         median: seconds(rule.median_s),
         rubber_stamp: rule.rubber_stamp,
     }
-}
-
-/// A share, or that there is none.
-pub(super) fn share(percent: Option<u32>) -> String {
-    percent.map_or_else(|| "—".to_owned(), |percent| format!("{percent} %"))
-}
-
-/// A median, or that there is none.
-pub(super) fn seconds(median: Option<u32>) -> String {
-    median.map_or_else(|| "—".to_owned(), |s| show_seconds(i64::from(s)))
 }

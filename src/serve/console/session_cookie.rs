@@ -1,52 +1,51 @@
-//! A signed-in browser, as its cookie says it: nothing but the broker knows whether it is one.
+//! The session cookie, and the call context of a console request. Only the broker knows whether the session is valid.
 
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, header};
-use axum::response::Response;
 
-use super::rows::Row;
-use super::{Console, answer};
+use super::error::ConsoleError;
+use super::state::Console;
 use crate::broker::CallContext;
 use crate::model::Secret;
+use crate::serve::routes::Route;
 
 /// The cookie over plain HTTP, which only loopback has.
 const COOKIE: &str = "dipylon-session";
 /// Over HTTPS: no other host and no other path can set it (RFC 6265bis §4.1.3.2).
 const COOKIE_HTTPS: &str = "__Host-dipylon-session";
-/// Longest cookie value looked at, in bytes.
+/// Longest cookie value that is read, in bytes.
 const COOKIE_BYTES_MAX: usize = 256;
 
-/// A call of the console that has its place: which route, and what the browser shows.
-pub(super) struct Call {
-    pub(super) row: &'static Row,
+/// A console request with its concurrency permit: its route, its path, and the credentials the browser sent.
+pub(super) struct ConsoleRequest {
+    pub(super) route: &'static Route,
     pub(super) path: String,
-    pub(super) presented: CallContext,
+    pub(super) context: CallContext,
 }
 
-impl FromRequestParts<Arc<Console>> for Call {
-    type Rejection = Response;
+impl FromRequestParts<Arc<Console>> for ConsoleRequest {
+    type Rejection = ConsoleError;
 
     async fn from_request_parts(
         parts: &mut Parts,
         console: &Arc<Console>,
-    ) -> Result<Self, Response> {
-        let Some(row) = parts.extensions.get::<&'static Row>().copied() else {
-            return Err(answer::lost(console));
-        };
+    ) -> Result<Self, ConsoleError> {
+        let route = parts.extensions.get::<&'static Route>().copied();
+        let route = route.ok_or(ConsoleError::NotFound)?;
         let permit = console
             .admission
-            .permit(row.class)
+            .acquire_console(route.class)
             .await
-            .map_err(|after| answer::too_many(console, row, after))?;
+            .map_err(|retry_after| ConsoleError::Overloaded { retry_after })?;
         Ok(Self {
-            row,
+            route,
             path: parts.uri.path().to_owned(),
-            presented: CallContext {
-                method: row.name,
-                allowed_roles: row.admits(),
+            context: CallContext {
+                method: route.name,
+                allowed_roles: route.allowed_roles(),
                 proof: None,
                 bearer: None,
                 session: cookie(is_https(&console.origin), &parts.headers),
@@ -64,8 +63,8 @@ const fn name(https: bool) -> &'static str {
     if https { COOKIE_HTTPS } else { COOKIE }
 }
 
-/// The session's cookie. One that stands twice or is too long counts as unreadable: it is then a credential that can never
-/// hold.
+/// The value of the session cookie. A cookie that appears twice or is too long counts as unreadable: a credential that can
+/// never verify. Parsed here because the `cookie` crate is not a dependency and would hide a duplicate.
 fn cookie(https: bool, headers: &HeaderMap) -> Option<Secret> {
     let mut found = headers
         .get_all(header::COOKIE)
@@ -75,25 +74,25 @@ fn cookie(https: bool, headers: &HeaderMap) -> Option<Secret> {
         .filter(|(key, _)| *key == name(https))
         .map(|(_, value)| value);
     let first = found.next()?;
-    let holds = found.next().is_none() && first.len() <= COOKIE_BYTES_MAX;
-    Some(Secret::new(if holds {
+    let is_readable = found.next().is_none() && first.len() <= COOKIE_BYTES_MAX;
+    Some(Secret::new(if is_readable {
         first.to_owned()
     } else {
         String::new()
     }))
 }
 
-/// Gives the browser its cookie. It goes when the browser closes, and earlier when the session is over.
-pub(super) fn given(origin: &str, session: &Secret) -> Option<HeaderValue> {
-    set(origin, session.expose_secret(), "")
+/// The header that sets the cookie. It ends when the browser closes, and earlier when the session ends.
+pub(super) fn set_cookie(origin: &str, session: &Secret) -> Option<HeaderValue> {
+    cookie_header(origin, session.expose_secret(), "")
 }
 
-/// Takes the cookie away.
-pub(super) fn taken(origin: &str) -> Option<HeaderValue> {
-    set(origin, "", "; Max-Age=0")
+/// The header that removes the cookie.
+pub(super) fn clear_cookie(origin: &str) -> Option<HeaderValue> {
+    cookie_header(origin, "", "; Max-Age=0")
 }
 
-fn set(origin: &str, value: &str, more: &str) -> Option<HeaderValue> {
+fn cookie_header(origin: &str, value: &str, more: &str) -> Option<HeaderValue> {
     let https = is_https(origin);
     let secure = if https { "; Secure" } else { "" };
     let text = format!(
@@ -110,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cookie_that_stands_twice_is_none_that_holds() {
+    fn duplicate_cookie_is_rejected() {
         let read = |https: bool, values: &[&str]| {
             let mut headers = HeaderMap::new();
             for value in values {
@@ -139,18 +138,18 @@ mod tests {
     }
 
     #[test]
-    fn the_cookie_stays_with_its_site() {
+    fn cookie_attributes() {
         let session = Secret::new("v".to_owned());
         assert_eq!(
-            given("http://localhost:1", &session).expect("a value"),
+            set_cookie("http://localhost:1", &session).expect("a value"),
             "dipylon-session=v; Path=/; HttpOnly; SameSite=Strict"
         );
         assert_eq!(
-            given("https://broker.example", &session).expect("a value"),
+            set_cookie("https://broker.example", &session).expect("a value"),
             "__Host-dipylon-session=v; Path=/; HttpOnly; SameSite=Strict; Secure"
         );
         assert!(
-            taken("https://broker.example")
+            clear_cookie("https://broker.example")
                 .expect("a value")
                 .to_str()
                 .expect("text")

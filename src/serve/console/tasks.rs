@@ -1,4 +1,4 @@
-//! Tasks, and what happened in each: from verification to revocation.
+//! Tasks, and the timeline of each: from verification to revocation.
 
 use std::sync::Arc;
 
@@ -7,15 +7,17 @@ use axum::extract::{Path, Query, State};
 use axum::response::Response;
 use serde::Deserialize;
 
-use super::moments::Moment;
+use super::error::ConsoleError;
+use super::format::{DisplayTime, escape};
 use super::page::{self, Page};
-use super::rows;
-use super::session_cookie::Call;
-use super::show::{self, shown};
-use super::{Console, answer};
-use crate::broker::{Refusal, TaskFilter, TaskView};
+use super::response;
+use super::session_cookie::ConsoleRequest;
+use super::state::Console;
+use super::timeline_rows::TimelineRow;
+use crate::broker::{TaskFilter, TaskView};
 use crate::model::{TaskId, Timestamp};
-use crate::serve::call::note;
+use crate::serve::request_log::record;
+use crate::serve::routes;
 
 /// Tasks on one page.
 const ROWS_MAX: usize = 100;
@@ -24,18 +26,18 @@ const ROWS_MAX: usize = 100;
 #[template(path = "tasks.html", config = "src/serve/console/askama.toml")]
 struct TasksPage {
     page: Page,
-    tasks: Vec<Row>,
-    ended: bool,
+    tasks: Vec<TaskRow>,
+    with_ended: bool,
     next: Option<String>,
 }
 
-struct Row {
+struct TaskRow {
     id: String,
     agent: String,
     owner: String,
-    opened: show::Moment,
-    until: show::Moment,
-    over: Option<&'static str>,
+    opened: DisplayTime,
+    until: DisplayTime,
+    ended: Option<&'static str>,
     tokens: usize,
     waiting: usize,
 }
@@ -47,58 +49,52 @@ struct TaskPage {
     id: String,
     agent: String,
     owner: String,
-    over: Option<&'static str>,
-    moments: Vec<Moment>,
+    ended: Option<&'static str>,
+    events: Vec<TimelineRow>,
     left_out: u64,
-    /// Whether the visitor may see the list of tasks.
-    tasks: bool,
+    /// Whether the person may open the list of tasks.
+    may_list_tasks: bool,
 }
 
 #[derive(Deserialize)]
-pub(super) struct Asked {
+pub(super) struct TasksQuery {
     after: Option<String>,
     ended: Option<String>,
 }
 
 pub(super) async fn list(
     State(console): State<Arc<Console>>,
-    Query(asked): Query<Asked>,
-    call: Call,
-) -> Response {
-    let page = listed(&console, &call, &asked);
-    answer::of(&console, &call, page)
-}
-
-fn listed(console: &Console, call: &Call, asked: &Asked) -> Result<Response, Refusal> {
-    let visitor = console.broker.visitor(&call.presented)?;
-    let after = asked.after.as_deref().map(TaskId::parse).transpose();
+    Query(query): Query<TasksQuery>,
+    request: ConsoleRequest,
+) -> Result<Response, ConsoleError> {
+    let user = console.broker.visitor(&request.context)?;
     let filter = TaskFilter {
         agent: None,
-        ended: asked.ended.is_some(),
-        after: after.map_err(|error| answer::malformed(console, call, &error))?,
+        ended: query.ended.is_some(),
+        after: query.after.as_deref().map(TaskId::parse).transpose()?,
         max: ROWS_MAX,
     };
-    let tasks = console.broker.list_tasks(&call.presented, &filter)?;
+    let tasks = console.broker.list_tasks(&request.context, &filter)?;
     let now = console.broker.now();
-    let too = if filter.ended { "&ended=yes" } else { "" };
+    let ended = if filter.ended { "&ended=yes" } else { "" };
     let last = tasks.last().filter(|_| tasks.len() >= ROWS_MAX);
-    Ok(answer::html(&TasksPage {
-        page: Page::new(console, call, &visitor, "Tasks"),
-        next: last.map(|view| format!("/console/tasks?after={}{too}", view.task.opened.task)),
-        tasks: tasks.iter().map(|view| row(view, now)).collect(),
-        ended: filter.ended,
+    Ok(response::html(&TasksPage {
+        page: Page::new(&console, &request, &user, "Tasks"),
+        next: last.map(|view| format!("/console/tasks?after={}{ended}", view.task.opened.task)),
+        tasks: tasks.iter().map(|view| task_row(view, now)).collect(),
+        with_ended: filter.ended,
     }))
 }
 
-fn row(view: &TaskView, now: Timestamp) -> Row {
+fn task_row(view: &TaskView, now: Timestamp) -> TaskRow {
     let opened = &view.task.opened;
-    Row {
+    TaskRow {
         id: opened.task.to_string(),
-        agent: shown(opened.agent.as_str()),
-        owner: shown(opened.owner.as_str()),
-        opened: show::Moment::new(opened.opened_at, now),
-        until: show::Moment::new(opened.deadline, now),
-        over: view.over.map(|cause| cause.as_str()),
+        agent: escape(opened.agent.as_str()),
+        owner: escape(opened.owner.as_str()),
+        opened: DisplayTime::new(opened.opened_at, now),
+        until: DisplayTime::new(opened.deadline, now),
+        ended: view.over.map(|cause| cause.as_str()),
         tokens: view.tokens_live,
         waiting: view.access_requests_waiting,
     }
@@ -107,27 +103,27 @@ fn row(view: &TaskView, now: Timestamp) -> Row {
 pub(super) async fn page(
     State(console): State<Arc<Console>>,
     Path(id): Path<String>,
-    call: Call,
-) -> Response {
-    let page = told(&console, &call, &id).await;
-    answer::of(&console, &call, page)
-}
-
-async fn told(console: &Console, call: &Call, id: &str) -> Result<Response, Refusal> {
-    let visitor = console.broker.visitor(&call.presented)?;
-    let id = TaskId::parse(id).map_err(|error| answer::malformed(console, call, &error))?;
-    note("task", &id);
-    let told = console.broker.timeline(&call.presented, id).await?;
+    request: ConsoleRequest,
+) -> Result<Response, ConsoleError> {
+    let user = console.broker.visitor(&request.context)?;
+    let id = TaskId::parse(&id)?;
+    record("task", &id);
+    let timeline = console.broker.timeline(&request.context, id).await?;
     let now = console.broker.now();
-    let title = format!("{} at work", told.agent);
-    Ok(answer::html(&TaskPage {
-        page: Page::new(console, call, &visitor, &title),
-        id: told.task.to_string(),
-        agent: shown(told.agent.as_str()),
-        owner: shown(told.owner.as_str()),
-        over: told.over.map(|cause| cause.as_str()),
-        moments: told.moments.iter().map(|m| Moment::new(m, now)).collect(),
-        left_out: told.left_out,
-        tasks: rows::of("/console/tasks").is_some_and(|row| page::may(&visitor, row)),
+    let title = format!("Task of {}", timeline.agent);
+    let tasks = routes::route("/console/tasks");
+    Ok(response::html(&TaskPage {
+        page: Page::new(&console, &request, &user, &title),
+        id: timeline.task.to_string(),
+        agent: escape(timeline.agent.as_str()),
+        owner: escape(timeline.owner.as_str()),
+        ended: timeline.over.map(|cause| cause.as_str()),
+        events: timeline
+            .moments
+            .iter()
+            .map(|event| TimelineRow::new(event, now))
+            .collect(),
+        left_out: timeline.left_out,
+        may_list_tasks: tasks.is_some_and(|route| page::may_open(&user, route)),
     }))
 }

@@ -1,4 +1,4 @@
-//! Tokens that are good now, and their end.
+//! Live tokens, and their revocation.
 
 use std::sync::Arc;
 
@@ -7,13 +7,15 @@ use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use serde::Deserialize;
 
+use super::error::ConsoleError;
+use super::format::{DisplayTime, escape};
 use super::page::Page;
-use super::session_cookie::Call;
-use super::show::{Moment, shown};
-use super::{Console, answer};
-use crate::broker::{LiveToken, Refusal};
+use super::response;
+use super::session_cookie::ConsoleRequest;
+use super::state::Console;
+use crate::broker::LiveToken;
 use crate::model::{Timestamp, TokenId};
-use crate::serve::call::note;
+use crate::serve::request_log::record;
 
 /// Tokens on one page.
 const ROWS_MAX: usize = 100;
@@ -22,12 +24,12 @@ const ROWS_MAX: usize = 100;
 #[template(path = "tokens.html", config = "src/serve/console/askama.toml")]
 struct TokensPage {
     page: Page,
-    tokens: Vec<Row>,
-    done: Option<String>,
+    tokens: Vec<TokenRow>,
+    outcome: Option<String>,
     next: Option<String>,
 }
 
-struct Row {
+struct TokenRow {
     jti: String,
     action: String,
     target: String,
@@ -37,80 +39,67 @@ struct Row {
     audience: String,
     profiles: String,
     uses: String,
-    until: Moment,
+    until: DisplayTime,
 }
 
 #[derive(Deserialize)]
-pub(super) struct Asked {
+pub(super) struct TokensQuery {
     after: Option<String>,
     revoked: Option<String>,
 }
 
 pub(super) async fn page(
     State(console): State<Arc<Console>>,
-    Query(asked): Query<Asked>,
-    call: Call,
-) -> Response {
-    let page = live(&console, &call, &asked).await;
-    answer::of(&console, &call, page)
-}
-
-async fn live(console: &Console, call: &Call, asked: &Asked) -> Result<Response, Refusal> {
-    let visitor = console.broker.visitor(&call.presented)?;
-    let read = |text: &String| {
-        TokenId::parse(text).map_err(|error| answer::malformed(console, call, &error))
-    };
-    let after = asked.after.as_ref().map(read).transpose()?;
-    let revoked = asked.revoked.as_ref().map(read).transpose()?;
+    Query(query): Query<TokensQuery>,
+    request: ConsoleRequest,
+) -> Result<Response, ConsoleError> {
+    let user = console.broker.visitor(&request.context)?;
+    let after = query.after.as_deref().map(TokenId::parse).transpose()?;
+    let revoked = query.revoked.as_deref().map(TokenId::parse).transpose()?;
     let tokens = console
         .broker
-        .live_tokens(&call.presented, after, ROWS_MAX)
+        .live_tokens(&request.context, after, ROWS_MAX)
         .await?;
     let now = console.broker.now();
     let last = tokens.last().filter(|_| tokens.len() >= ROWS_MAX);
-    Ok(answer::html(&TokensPage {
-        page: Page::new(console, call, &visitor, "Live tokens"),
+    Ok(response::html(&TokensPage {
+        page: Page::new(&console, &request, &user, "Live tokens"),
         next: last.map(|token| token.jti.to_string()),
-        tokens: tokens.iter().map(|token| row(token, now)).collect(),
-        done: revoked.map(|jti| format!("{jti} is revoked: no validator takes it any more.")),
+        tokens: tokens.iter().map(|token| token_row(token, now)).collect(),
+        outcome: revoked.map(|jti| format!("Token {jti} is revoked: validators reject it now.")),
     }))
 }
 
-fn row(token: &LiveToken, now: Timestamp) -> Row {
+fn token_row(token: &LiveToken, now: Timestamp) -> TokenRow {
     let profiles: Vec<&str> = token.profiles.iter().map(|name| name.as_str()).collect();
-    Row {
+    TokenRow {
         jti: token.jti.to_string(),
-        action: shown(token.action.as_str()),
-        target: shown(token.target.to_string()),
-        agent: shown(token.agent.as_str()),
-        owner: shown(token.owner.as_str()),
+        action: escape(token.action.as_str()),
+        target: escape(token.target.to_string()),
+        agent: escape(token.agent.as_str()),
+        owner: escape(token.owner.as_str()),
         task: token.task.to_string(),
-        audience: shown(token.audience.as_str()),
+        audience: escape(token.audience.as_str()),
         profiles: if profiles.is_empty() {
-            "rules alone".to_owned()
+            "policy alone".to_owned()
         } else {
-            shown(profiles.join(", "))
+            escape(profiles.join(", "))
         },
         uses: token
             .uses_left
-            .map_or_else(|| "any".to_owned(), |uses| uses.to_string()),
-        until: Moment::new(token.expires_at, now),
+            .map_or_else(|| "unlimited".to_owned(), |uses| uses.to_string()),
+        until: DisplayTime::new(token.expires_at, now),
     }
 }
 
-/// Ends a token. One that is dead already is dead: the answer is the same.
+/// Revokes a token. A token that is no longer valid gets the same response.
 pub(super) async fn revoke(
     State(console): State<Arc<Console>>,
     Path(jti): Path<String>,
-    call: Call,
-) -> Response {
-    let revoked = revoked(&console, &call, &jti).await;
-    answer::of(&console, &call, revoked)
-}
-
-async fn revoked(console: &Console, call: &Call, jti: &str) -> Result<Response, Refusal> {
-    let jti = TokenId::parse(jti).map_err(|error| answer::malformed(console, call, &error))?;
-    note("token", &jti);
-    console.broker.revoke_token(&call.presented, jti).await?;
+    request: ConsoleRequest,
+) -> Result<Response, ConsoleError> {
+    let jti = TokenId::parse(&jti)?;
+    record("token", &jti);
+    console.broker.revoke_token(&request.context, jti).await?;
     Ok(Redirect::to(&format!("/console/tokens?revoked={jti}")).into_response())
 }

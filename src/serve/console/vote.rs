@@ -1,4 +1,4 @@
-//! A vote: its statement, and the passkey's answer to it. Yes and no alike are signed.
+//! Votes: the statement of a vote, and the passkey's signature over it. Approvals and denials are both signed.
 
 use std::sync::Arc;
 
@@ -8,20 +8,22 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 
-use super::passkeys::{Answered, bytes};
-use super::session_cookie::Call;
-use super::{Console, answer};
-use crate::broker::{Refusal, VoteAsk, VoteProof};
+use super::error::ConsoleError;
+use super::passkeys::{PasskeyAnswer, to_base64url};
+use super::response;
+use super::session_cookie::ConsoleRequest;
+use super::state::Console;
+use crate::broker::{VoteAsk, VoteProof};
 use crate::model::*;
-use crate::serve::call::note;
+use crate::serve::request_log::record;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Ask {
+struct BeginVoteBody {
     profile: String,
-    /// The policy bundle of the card that was read.
+    /// The policy bundle of the card that the approver read.
     policy: String,
-    verdict: Said,
+    verdict: VerdictBody,
     max_ttl: Option<i64>,
     max_uses: Option<u32>,
     comment: Option<String>,
@@ -29,13 +31,13 @@ struct Ask {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Said {
+enum VerdictBody {
     Approve,
     Deny,
 }
 
 #[derive(Serialize)]
-struct Begun<'a> {
+struct VoteOptionsBody<'a> {
     statement: &'a str,
     challenge: String,
     credentials: &'a [String],
@@ -44,7 +46,7 @@ struct Begun<'a> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Cast {
+struct CastVoteBody {
     statement: String,
     credential: String,
     authenticator_data: String,
@@ -54,55 +56,43 @@ struct Cast {
 }
 
 #[derive(Serialize)]
-struct Done {
+struct VoteOutcomeBody {
     status: &'static str,
-    /// The no was one too many.
+    /// Whether this denial reached the suspension limit.
     agent_suspended: bool,
 }
 
 pub(super) async fn begin(
     State(console): State<Arc<Console>>,
     Path(id): Path<String>,
-    call: Call,
+    request: ConsoleRequest,
     headers: HeaderMap,
     body: Bytes,
-) -> Response {
-    let begun = begun(&console, &call, &id, &headers, &body).await;
-    answer::of(&console, &call, begun)
-}
-
-async fn begun(
-    console: &Console,
-    call: &Call,
-    id: &str,
-    headers: &HeaderMap,
-    body: &Bytes,
-) -> Result<Response, Refusal> {
-    // Strangers learn nothing, not even what a vote looks like.
-    console.broker.visitor(&call.presented)?;
-    let ask: Ask = answer::read(console, call, headers, body)?;
-    let malformed = |error: Malformed| answer::malformed(console, call, &error);
-    let id = AccessRequestId::parse(id).map_err(malformed)?;
-    note("access_request", &id);
-    let comment = ask.comment.map(|text| Comment::parse(&text)).transpose();
-    let ask = VoteAsk {
-        profile: ProfileName::parse(&ask.profile).map_err(malformed)?,
-        verdict: match ask.verdict {
-            Said::Approve => Verdict::Approve,
-            Said::Deny => Verdict::Deny,
+) -> Result<Response, ConsoleError> {
+    // The session first: without one a request learns nothing of the form of a vote.
+    console.broker.visitor(&request.context)?;
+    let body: BeginVoteBody = response::parse_json(&headers, &body)?;
+    let id = AccessRequestId::parse(&id)?;
+    record("access_request", &id);
+    let comment = body.comment.map(|text| Comment::parse(&text)).transpose();
+    let vote_request = VoteAsk {
+        profile: ProfileName::parse(&body.profile)?,
+        verdict: match body.verdict {
+            VerdictBody::Approve => Verdict::Approve,
+            VerdictBody::Deny => Verdict::Deny,
         },
         narrowing: Narrowing {
-            max_ttl: ask.max_ttl,
-            max_uses: ask.max_uses,
+            max_ttl: body.max_ttl,
+            max_uses: body.max_uses,
         },
-        comment: comment.map_err(malformed)?,
-        policy: Some(Digest::parse(&ask.policy).map_err(malformed)?),
+        comment: comment?,
+        policy: Some(Digest::parse(&body.policy)?),
     };
-    let begun = console.broker.begin_vote(&call.presented, id, ask).await?;
-    Ok(answer::json(&Begun {
-        statement: &begun.statement,
-        challenge: bytes(begun.challenge.as_bytes()),
-        credentials: &begun.credentials,
+    let statement = console.broker.begin_vote(&request.context, id, vote_request).await?;
+    Ok(response::json(&VoteOptionsBody {
+        statement: &statement.statement,
+        challenge: to_base64url(statement.challenge.as_bytes()),
+        credentials: &statement.credentials,
         rp_id: &console.broker.relying_party().id,
     }))
 }
@@ -110,40 +100,28 @@ async fn begun(
 pub(super) async fn cast(
     State(console): State<Arc<Console>>,
     Path(id): Path<String>,
-    call: Call,
+    request: ConsoleRequest,
     headers: HeaderMap,
     body: Bytes,
-) -> Response {
-    let cast = counted(&console, &call, &id, &headers, &body).await;
-    answer::of(&console, &call, cast)
-}
-
-async fn counted(
-    console: &Console,
-    call: &Call,
-    id: &str,
-    headers: &HeaderMap,
-    body: &Bytes,
-) -> Result<Response, Refusal> {
-    console.broker.visitor(&call.presented)?;
-    let vote: Cast = answer::read(console, call, headers, body)?;
-    let malformed = |error: Malformed| answer::malformed(console, call, &error);
-    let id = AccessRequestId::parse(id).map_err(malformed)?;
-    note("access_request", &id);
-    let answered = Answered {
-        credential: vote.credential,
-        authenticator_data: vote.authenticator_data,
-        client_data_json: vote.client_data_json,
-        signature: vote.signature,
-        user: vote.user,
+) -> Result<Response, ConsoleError> {
+    console.broker.visitor(&request.context)?;
+    let body: CastVoteBody = response::parse_json(&headers, &body)?;
+    let id = AccessRequestId::parse(&id)?;
+    record("access_request", &id);
+    let answer = PasskeyAnswer {
+        credential: body.credential,
+        authenticator_data: body.authenticator_data,
+        client_data_json: body.client_data_json,
+        signature: body.signature,
+        user: body.user,
     };
-    let proof = VoteProof::Passkey(answered.parse().map_err(malformed)?);
-    let done = console
+    let proof = VoteProof::Passkey(answer.parse()?);
+    let outcome = console
         .broker
-        .cast_vote(&call.presented, id, &vote.statement, proof)
+        .cast_vote(&request.context, id, &body.statement, proof)
         .await?;
-    Ok(answer::json(&Done {
-        status: done.view.standing.as_str(),
-        agent_suspended: done.suspended,
+    Ok(response::json(&VoteOutcomeBody {
+        status: outcome.view.standing.as_str(),
+        agent_suspended: outcome.suspended,
     }))
 }

@@ -1,14 +1,23 @@
+//! ApprovalService: the inbox, cards, votes and the keys of approvers.
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tonic::{Request, Response, Status};
 
-use super::super::MESSAGE_BYTES_MAX;
-use super::{GrpcService, note, shapes};
+use super::convert;
+use super::service::GrpcService;
+use super::streams::Messages;
 use crate::broker::{Assertion, INBOX_PAGE_MAX, InboxAsk, InboxCursor, VoteAsk, VoteProof};
 use crate::model::*;
-use crate::proto::convert;
+use crate::proto::convert as proto_convert;
 use crate::proto::v1;
 use crate::serve::services::approval_service_server::ApprovalService;
+use crate::serve::authorization::{
+    BEGIN_VOTE, CAST_VOTE, GET_CARD, INVITE_APPROVER, LIST_ACCESS_REQUESTS, LIST_APPROVERS,
+    REVOKE_APPROVER_KEYS,
+};
+use crate::serve::limits::MESSAGE_BYTES_MAX;
+use crate::serve::request_log::record;
 
 #[tonic::async_trait]
 impl ApprovalService for GrpcService {
@@ -16,34 +25,30 @@ impl ApprovalService for GrpcService {
         &self,
         request: Request<v1::ListAccessRequestsRequest>,
     ) -> Result<Response<v1::ListAccessRequestsResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.ApprovalService/ListAccessRequests", request)
-            .await?;
-        let ask = inbox_ask(&message).map_err(self.malformed(&call))?;
-        let page = self.broker.inbox(&call, &ask);
-        self.answer(page.map(|page| shapes::inbox_page(page, PAGE_BYTES_MAX)))
+        let (call, message) = self.begin_call(LIST_ACCESS_REQUESTS, request).await?;
+        let inbox_request = parse_inbox_request(&message).map_err(self.malformed(&call))?;
+        let page = self.broker.inbox(&call, &inbox_request);
+        self.respond(page.map(|page| convert::inbox_page(page, PAGE_BYTES_MAX)))
     }
 
-    type WatchAccessRequestsStream = super::follow::InboxStream;
+    type WatchAccessRequestsStream = Messages<v1::WatchAccessRequestsResponse>;
 
     async fn watch_access_requests(
         &self,
         request: Request<v1::WatchAccessRequestsRequest>,
     ) -> Result<Response<Self::WatchAccessRequestsStream>, Status> {
-        self.follow_inboxes(request).await
+        self.watch_inboxes(request).await
     }
 
     async fn get_card(
         &self,
         request: Request<v1::GetCardRequest>,
     ) -> Result<Response<v1::GetCardResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.ApprovalService/GetCard", request)
-            .await?;
+        let (call, message) = self.begin_call(GET_CARD, request).await?;
         let id =
             AccessRequestId::parse(&message.access_request_id).map_err(self.malformed(&call))?;
-        note("access_request", &id);
-        self.answer(
+        record("access_request", &id);
+        self.respond(
             self.broker
                 .card(&call, &id)
                 .map(|card| v1::GetCardResponse {
@@ -56,13 +61,11 @@ impl ApprovalService for GrpcService {
         &self,
         request: Request<v1::BeginVoteRequest>,
     ) -> Result<Response<v1::BeginVoteResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.ApprovalService/BeginVote", request)
-            .await?;
-        let (id, ask) = vote_ask(&message).map_err(self.malformed(&call))?;
-        note("access_request", &id);
-        let begun = self.broker.begin_vote(&call, id, ask).await;
-        self.answer(begun.map(|begun| {
+        let (call, message) = self.begin_call(BEGIN_VOTE, request).await?;
+        let (id, vote_request) = parse_vote_request(&message).map_err(self.malformed(&call))?;
+        record("access_request", &id);
+        let statement = self.broker.begin_vote(&call, id, vote_request).await;
+        self.respond(statement.map(|begun| {
             v1::BeginVoteResponse {
                 statement: begun.statement,
                 challenge: begun.challenge.as_bytes().to_vec(),
@@ -79,19 +82,17 @@ impl ApprovalService for GrpcService {
         &self,
         request: Request<v1::CastVoteRequest>,
     ) -> Result<Response<v1::CastVoteResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.ApprovalService/CastVote", request)
-            .await?;
+        let (call, message) = self.begin_call(CAST_VOTE, request).await?;
         let id =
             AccessRequestId::parse(&message.access_request_id).map_err(self.malformed(&call))?;
-        note("access_request", &id);
-        let proof = proof(message.signature, message.passkey).map_err(self.malformed(&call))?;
+        record("access_request", &id);
+        let proof = parse_proof(message.signature, message.passkey).map_err(self.malformed(&call))?;
         let cast = self
             .broker
             .cast_vote(&call, id, &message.statement, proof)
             .await;
-        self.answer(cast.map(|done| v1::CastVoteResponse {
-            access_request: Some(shapes::access_request(&done.view, true)),
+        self.respond(cast.map(|done| v1::CastVoteResponse {
+            access_request: Some(convert::access_request(&done.view, true)),
             agent_suspended: done.suspended,
         }))
     }
@@ -100,15 +101,13 @@ impl ApprovalService for GrpcService {
         &self,
         request: Request<v1::InviteApproverRequest>,
     ) -> Result<Response<v1::InviteApproverResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.ApprovalService/InviteApprover", request)
-            .await?;
+        let (call, message) = self.begin_call(INVITE_APPROVER, request).await?;
         let person = PersonId::parse(&message.person_id).map_err(self.malformed(&call))?;
         let invited = self.broker.invite_approver(&call, person).await;
-        self.answer(invited.map(|invited| v1::InviteApproverResponse {
+        self.respond(invited.map(|invited| v1::InviteApproverResponse {
             code: invited.code.expose_secret().to_owned(),
             url: invited.url.expose_secret().to_owned(),
-            expires_at: Some(convert::timestamp_to_wire(invited.expires_at)),
+            expires_at: Some(proto_convert::timestamp_to_wire(invited.expires_at)),
         }))
     }
 
@@ -116,12 +115,10 @@ impl ApprovalService for GrpcService {
         &self,
         request: Request<v1::ListApproversRequest>,
     ) -> Result<Response<v1::ListApproversResponse>, Status> {
-        let (call, _) = self
-            .open("dipylon.v1.ApprovalService/ListApprovers", request)
-            .await?;
+        let (call, _) = self.begin_call(LIST_APPROVERS, request).await?;
         let listed = self.broker.list_approvers(&call);
-        self.answer(listed.map(|people| v1::ListApproversResponse {
-            approvers: people.iter().map(shapes::approver).collect(),
+        self.respond(listed.map(|people| v1::ListApproversResponse {
+            approvers: people.iter().map(convert::approver).collect(),
         }))
     }
 
@@ -129,9 +126,7 @@ impl ApprovalService for GrpcService {
         &self,
         request: Request<v1::RevokeApproverKeysRequest>,
     ) -> Result<Response<v1::RevokeApproverKeysResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.ApprovalService/RevokeApproverKeys", request)
-            .await?;
+        let (call, message) = self.begin_call(REVOKE_APPROVER_KEYS, request).await?;
         let person = PersonId::parse(&message.person_id).map_err(self.malformed(&call))?;
         let key = match message.key.as_str() {
             "" => None,
@@ -140,18 +135,18 @@ impl ApprovalService for GrpcService {
             )),
         };
         let revoked = self.broker.revoke_approver_keys(&call, person, key).await;
-        self.answer(revoked.map(|n| v1::RevokeApproverKeysResponse {
-            revoked: shapes::count(n),
+        self.respond(revoked.map(|n| v1::RevokeApproverKeysResponse {
+            revoked: convert::count(n),
         }))
     }
 }
 
-/// Rows of one page, in bytes: what is beside them needs room too.
+/// Bytes of one page's rows; the rest of the message needs room too.
 const PAGE_BYTES_MAX: usize = MESSAGE_BYTES_MAX * 3 / 4;
-/// Rows of a page, where its reader does not say.
+/// Rows of a page unless the request says.
 const PAGE_ROWS: usize = 50;
 
-fn inbox_ask(message: &v1::ListAccessRequestsRequest) -> Result<InboxAsk, Malformed> {
+fn parse_inbox_request(message: &v1::ListAccessRequestsRequest) -> Result<InboxAsk, Malformed> {
     let size = match usize::try_from(message.page_size) {
         Ok(0) => PAGE_ROWS,
         Ok(size) if size <= INBOX_PAGE_MAX => size,
@@ -168,15 +163,15 @@ fn inbox_ask(message: &v1::ListAccessRequestsRequest) -> Result<InboxAsk, Malfor
     })
 }
 
-fn vote_ask(message: &v1::BeginVoteRequest) -> Result<(AccessRequestId, VoteAsk), Malformed> {
-    let ask = VoteAsk {
+fn parse_vote_request(message: &v1::BeginVoteRequest) -> Result<(AccessRequestId, VoteAsk), Malformed> {
+    let vote_request = VoteAsk {
         profile: ProfileName::parse(&message.profile)?,
-        verdict: convert::verdict(message.verdict)?,
+        verdict: proto_convert::verdict(message.verdict)?,
         narrowing: Narrowing {
             max_ttl: message
                 .max_ttl
                 .as_ref()
-                .map(|ttl| convert::seconds("max_ttl", ttl))
+                .map(|ttl| proto_convert::seconds("max_ttl", ttl))
                 .transpose()?,
             max_uses: message.max_uses,
         },
@@ -189,10 +184,10 @@ fn vote_ask(message: &v1::BeginVoteRequest) -> Result<(AccessRequestId, VoteAsk)
             text => Some(Digest::parse(text)?),
         },
     };
-    Ok((AccessRequestId::parse(&message.access_request_id)?, ask))
+    Ok((AccessRequestId::parse(&message.access_request_id)?, vote_request))
 }
 
-fn proof(
+fn parse_proof(
     signature: Vec<u8>,
     passkey: Option<v1::PasskeyAssertion>,
 ) -> Result<VoteProof, Malformed> {
@@ -207,7 +202,7 @@ fn proof(
         })),
         (true, None) | (false, Some(_)) => Err(Malformed::new(
             "signature",
-            "one of signature and passkey is required",
+            "expected exactly one of `signature` and `passkey`",
         )),
     }
 }

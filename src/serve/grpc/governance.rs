@@ -1,18 +1,26 @@
+//! GovernanceService: what operators and auditors call: policy bundles, agents, freezes, tasks and the journal.
+
 use std::collections::BTreeMap;
 
 use tonic::{Request, Response, Status, Streaming};
 
-use super::super::guard::bootstrap_code;
-use super::{GrpcService, counted, note, shapes};
+use super::convert;
+use super::service::GrpcService;
 use crate::broker::{ApproverRow, FirstOperator, PersonCaller, RuleRow, EndTaskInput, TaskFilter};
 use crate::model::*;
 use crate::policy;
 use crate::proto::convert::timestamp_to_wire;
 use crate::proto::v1;
 use crate::serve::services::governance_service_server::GovernanceService;
+use crate::serve::authorization::{
+    APPLY_POLICY_BUNDLE, END_TASK, EXPLAIN, FREEZE, GET_AGENT, GET_TIMELINE, LIST_AGENTS,
+    LIST_APPROVER_FIGURES, LIST_FREEZES, LIST_RULES, LIST_TASKS, LIST_TOKENS, RESUME_AGENT,
+    SEARCH_JOURNAL, SUSPEND_AGENT, UNFREEZE, bootstrap_code,
+};
+use crate::serve::request_log::record;
 use crate::state::FrozenAt;
 
-/// Who brings a policy bundle.
+/// The operator who applies a policy bundle.
 enum Author {
     Operator(PersonCaller),
     First(FirstOperator),
@@ -26,15 +34,15 @@ impl GovernanceService for GrpcService {
     ) -> Result<Response<v1::ApplyPolicyBundleResponse>, Status> {
         let (metadata, _, mut pieces) = request.into_parts();
         let call = self
-            .seated("dipylon.v1.GovernanceService/ApplyPolicyBundle", &metadata)
+            .admit_call(APPLY_POLICY_BUNDLE, &metadata)
             .await?;
-        // Known before a byte of the bundle is read.
-        let known = match bootstrap_code(&metadata) {
+        // The operator is authenticated before a byte of the bundle is read.
+        let author = match bootstrap_code(&metadata) {
             None => self.broker.person(&call).map(Author::Operator),
             Some(code) => self.broker.first_operator(&call, &code).map(Author::First),
         };
-        let author = known.map_err(|refusal| super::status(&refusal, &self.broker))?;
-        // The pieces come as slowly as the operator's line: that takes nobody's place.
+        let author = author.map_err(|refusal| self.status(&refusal))?;
+        // The pieces arrive as slowly as the operator's connection is: meanwhile the call holds no permit.
         call.permit.release();
         let mut files: BTreeMap<String, String> = BTreeMap::new();
         let mut size = 0_usize;
@@ -74,15 +82,15 @@ impl GovernanceService for GrpcService {
                     .await
             }
         };
-        self.answer(applied.map(|a| v1::ApplyPolicyBundleResponse {
+        self.respond(applied.map(|a| v1::ApplyPolicyBundleResponse {
             version: a.version,
             changed: a.changed,
-            rules: shapes::count(a.rules),
-            agents: shapes::count(a.agents),
+            rules: convert::count(a.rules),
+            agents: convert::count(a.agents),
             warnings: a.warnings,
-            tasks_ended: shapes::count(a.swept.tasks),
-            tokens_ended: shapes::count(a.swept.grants),
-            access_requests_closed: shapes::count(a.swept.requests),
+            tasks_ended: convert::count(a.swept.tasks),
+            tokens_ended: convert::count(a.swept.grants),
+            access_requests_closed: convert::count(a.swept.requests),
         }))
     }
 
@@ -90,17 +98,15 @@ impl GovernanceService for GrpcService {
         &self,
         request: Request<v1::SuspendAgentRequest>,
     ) -> Result<Response<v1::SuspendAgentResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.GovernanceService/SuspendAgent", request)
-            .await?;
+        let (call, message) = self.begin_call(SUSPEND_AGENT, request).await?;
         let parsed = AgentId::parse(&message.agent_id).and_then(|agent| {
-            let reason = given(&message.reason).map(|text| Prose::parse("reason", text));
+            let reason = optional(&message.reason).map(|text| Prose::parse("reason", text));
             Ok((agent, reason.transpose()?))
         });
         let (agent, reason) = parsed.map_err(self.malformed(&call))?;
         let suspended = self.broker.suspend_agent(&call, agent, reason).await;
-        self.answer(suspended.map(|(tasks, position)| v1::SuspendAgentResponse {
-            tasks_ended: shapes::count(tasks),
+        self.respond(suspended.map(|(tasks, position)| v1::SuspendAgentResponse {
+            tasks_ended: convert::count(tasks),
             position,
         }))
     }
@@ -109,11 +115,9 @@ impl GovernanceService for GrpcService {
         &self,
         request: Request<v1::ResumeAgentRequest>,
     ) -> Result<Response<v1::ResumeAgentResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.GovernanceService/ResumeAgent", request)
-            .await?;
+        let (call, message) = self.begin_call(RESUME_AGENT, request).await?;
         let agent = AgentId::parse(&message.agent_id).map_err(self.malformed(&call))?;
-        self.answer(
+        self.respond(
             self.broker
                 .resume_agent(&call, agent)
                 .await
@@ -125,20 +129,18 @@ impl GovernanceService for GrpcService {
         &self,
         request: Request<v1::ListAgentsRequest>,
     ) -> Result<Response<v1::ListAgentsResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.GovernanceService/ListAgents", request)
-            .await?;
+        let (call, message) = self.begin_call(LIST_AGENTS, request).await?;
         let parsed = page_size(message.page_size).and_then(|max| {
-            let after = given(&message.page_token).map(AgentId::parse).transpose()?;
+            let after = optional(&message.page_token).map(AgentId::parse).transpose()?;
             Ok((max, after))
         });
         let (max, after) = parsed.map_err(self.malformed(&call))?;
         let page = self.broker.list_agents(&call, after.as_ref(), max);
-        self.answer(page.map(|page| {
-            let agents = fitting(page.iter().map(shapes::registered_agent));
-            let more = page.len() >= max || agents.len() < page.len();
+        self.respond(page.map(|page| {
+            let agents = fit_page(page.iter().map(convert::registered_agent));
+            let has_more = page.len() >= max || agents.len() < page.len();
             v1::ListAgentsResponse {
-                next_page_token: match agents.last().filter(|_| more) {
+                next_page_token: match agents.last().filter(|_| has_more) {
                     Some(last) => last.agent_id.clone(),
                     None => String::new(),
                 },
@@ -151,13 +153,11 @@ impl GovernanceService for GrpcService {
         &self,
         request: Request<v1::GetAgentRequest>,
     ) -> Result<Response<v1::GetAgentResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.GovernanceService/GetAgent", request)
-            .await?;
+        let (call, message) = self.begin_call(GET_AGENT, request).await?;
         let id = AgentId::parse(&message.agent_id).map_err(self.malformed(&call))?;
         let found = self.broker.get_agent(&call, &id);
-        self.answer(found.map(|view| v1::GetAgentResponse {
-            agent: Some(shapes::registered_agent(&view)),
+        self.respond(found.map(|view| v1::GetAgentResponse {
+            agent: Some(convert::registered_agent(&view)),
         }))
     }
 
@@ -165,21 +165,19 @@ impl GovernanceService for GrpcService {
         &self,
         request: Request<v1::FreezeRequest>,
     ) -> Result<Response<v1::FreezeResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.GovernanceService/Freeze", request)
-            .await?;
+        let (call, message) = self.begin_call(FREEZE, request).await?;
         let parsed = FreezeScope::parse(&message.scope).and_then(|scope| {
-            let reason = given(&message.reason).map(|text| Prose::parse("reason", text));
+            let reason = optional(&message.reason).map(|text| Prose::parse("reason", text));
             Ok((scope, reason.transpose()?))
         });
         let (scope, reason) = parsed.map_err(self.malformed(&call))?;
         let done = self.broker.freeze(&call, scope, reason).await;
-        self.answer(done.map(|done| v1::FreezeResponse {
+        self.respond(done.map(|done| v1::FreezeResponse {
             changed: done.changed,
             position: done.index,
-            tasks_ended: shapes::count(done.tasks),
-            tokens_ended: shapes::count(done.tokens),
-            access_requests_closed: shapes::count(done.access_requests),
+            tasks_ended: convert::count(done.tasks),
+            tokens_ended: convert::count(done.tokens),
+            access_requests_closed: convert::count(done.access_requests),
         }))
     }
 
@@ -187,21 +185,17 @@ impl GovernanceService for GrpcService {
         &self,
         request: Request<v1::UnfreezeRequest>,
     ) -> Result<Response<v1::UnfreezeResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.GovernanceService/Unfreeze", request)
-            .await?;
+        let (call, message) = self.begin_call(UNFREEZE, request).await?;
         let scope = FreezeScope::parse(&message.scope).map_err(self.malformed(&call))?;
         let lifted = self.broker.unfreeze(&call, scope).await;
-        self.answer(lifted.map(|position| v1::UnfreezeResponse { position }))
+        self.respond(lifted.map(|position| v1::UnfreezeResponse { position }))
     }
 
     async fn list_freezes(
         &self,
         request: Request<v1::ListFreezesRequest>,
     ) -> Result<Response<v1::ListFreezesResponse>, Status> {
-        let (call, _) = self
-            .open("dipylon.v1.GovernanceService/ListFreezes", request)
-            .await?;
+        let (call, _) = self.begin_call(LIST_FREEZES, request).await?;
         let row = |(scope, frozen): (FreezeScope, FrozenAt)| v1::FreezeInForce {
             scope: scope.to_string(),
             since: Some(timestamp_to_wire(frozen.at)),
@@ -212,7 +206,7 @@ impl GovernanceService for GrpcService {
                 .unwrap_or_default(),
             position: frozen.index,
         };
-        self.answer(
+        self.respond(
             self.broker
                 .freezes(&call)
                 .map(|all| v1::ListFreezesResponse {
@@ -225,24 +219,22 @@ impl GovernanceService for GrpcService {
         &self,
         request: Request<v1::ListTasksRequest>,
     ) -> Result<Response<v1::ListTasksResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.GovernanceService/ListTasks", request)
-            .await?;
+        let (call, message) = self.begin_call(LIST_TASKS, request).await?;
         let parsed = page_size(message.page_size).and_then(|max| {
             Ok(TaskFilter {
-                agent: given(&message.agent_id).map(AgentId::parse).transpose()?,
+                agent: optional(&message.agent_id).map(AgentId::parse).transpose()?,
                 ended: message.include_ended,
-                after: given(&message.page_token).map(TaskId::parse).transpose()?,
+                after: optional(&message.page_token).map(TaskId::parse).transpose()?,
                 max,
             })
         });
         let filter = parsed.map_err(self.malformed(&call))?;
         let page = self.broker.list_tasks(&call, &filter);
-        self.answer(page.map(|page| {
-            let tasks = fitting(page.iter().map(shapes::task_row));
-            let more = page.len() >= filter.max || tasks.len() < page.len();
+        self.respond(page.map(|page| {
+            let tasks = fit_page(page.iter().map(convert::task_row));
+            let has_more = page.len() >= filter.max || tasks.len() < page.len();
             v1::ListTasksResponse {
-                next_page_token: match tasks.last().filter(|_| more) {
+                next_page_token: match tasks.last().filter(|_| has_more) {
                     Some(last) => last.task_id.clone(),
                     None => String::new(),
                 },
@@ -255,11 +247,9 @@ impl GovernanceService for GrpcService {
         &self,
         request: Request<v1::EndTaskRequest>,
     ) -> Result<Response<v1::EndTaskResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.GovernanceService/EndTask", request)
-            .await?;
+        let (call, message) = self.begin_call(END_TASK, request).await?;
         let task = TaskId::parse(&message.task_id).map_err(self.malformed(&call))?;
-        note("task", &task);
+        record("task", &task);
         let ended = self
             .broker
             .end_task_as_operator(
@@ -270,8 +260,8 @@ impl GovernanceService for GrpcService {
                 },
             )
             .await;
-        self.answer(ended.map(|report| v1::EndTaskResponse {
-            report: Some(shapes::end_report(&report)),
+        self.respond(ended.map(|report| v1::EndTaskResponse {
+            report: Some(convert::end_report(&report)),
         }))
     }
 
@@ -279,10 +269,8 @@ impl GovernanceService for GrpcService {
         &self,
         request: Request<v1::ExplainRequest>,
     ) -> Result<Response<v1::ExplainResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.GovernanceService/Explain", request)
-            .await?;
-        self.answer(self.broker.explain(&call, &message.id).map(|e| {
+        let (call, message) = self.begin_call(EXPLAIN, request).await?;
+        self.respond(self.broker.explain(&call, &message.id).map(|e| {
             v1::ExplainResponse {
                 headline: e.headline,
                 lines: e
@@ -299,18 +287,16 @@ impl GovernanceService for GrpcService {
         &self,
         request: Request<v1::ListRulesRequest>,
     ) -> Result<Response<v1::ListRulesResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.GovernanceService/ListRules", request)
-            .await?;
+        let (call, message) = self.begin_call(LIST_RULES, request).await?;
         let max = page_size(message.page_size).map_err(self.malformed(&call))?;
-        self.answer(self.broker.list_rules(&call).map(|all| {
+        self.respond(self.broker.list_rules(&call).map(|all| {
             let after = |row: &&RuleRow| row.id > message.page_token;
             let left: Vec<_> = all.iter().filter(after).collect();
             let page = left.iter().take(max);
-            let rules = fitting(page.map(|row| counted::rule(row)));
-            let more = rules.len() < left.len();
+            let rules = fit_page(page.map(|row| convert::rule_stats(row)));
+            let has_more = rules.len() < left.len();
             v1::ListRulesResponse {
-                next_page_token: match rules.last().filter(|_| more) {
+                next_page_token: match rules.last().filter(|_| has_more) {
                     Some(last) => last.rule_id.clone(),
                     None => String::new(),
                 },
@@ -323,18 +309,16 @@ impl GovernanceService for GrpcService {
         &self,
         request: Request<v1::ListApproverFiguresRequest>,
     ) -> Result<Response<v1::ListApproverFiguresResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.GovernanceService/ListApproverFigures", request)
-            .await?;
+        let (call, message) = self.begin_call(LIST_APPROVER_FIGURES, request).await?;
         let max = page_size(message.page_size).map_err(self.malformed(&call))?;
-        self.answer(self.broker.approver_figures(&call).map(|all| {
+        self.respond(self.broker.approver_figures(&call).map(|all| {
             let after = |row: &&ApproverRow| *row.id.as_str() > *message.page_token;
             let left: Vec<_> = all.iter().filter(after).collect();
             let page = left.iter().take(max);
-            let approvers = fitting(page.map(|row| counted::approver(row)));
-            let more = approvers.len() < left.len();
+            let approvers = fit_page(page.map(|row| convert::approver_stats(row)));
+            let has_more = approvers.len() < left.len();
             v1::ListApproverFiguresResponse {
-                next_page_token: match approvers.last().filter(|_| more) {
+                next_page_token: match approvers.last().filter(|_| has_more) {
                     Some(last) => last.person_id.clone(),
                     None => String::new(),
                 },
@@ -347,20 +331,18 @@ impl GovernanceService for GrpcService {
         &self,
         request: Request<v1::ListTokensRequest>,
     ) -> Result<Response<v1::ListTokensResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.GovernanceService/ListTokens", request)
-            .await?;
+        let (call, message) = self.begin_call(LIST_TOKENS, request).await?;
         let parsed = page_size(message.page_size).and_then(|max| {
-            let after = given(&message.page_token).map(TokenId::parse).transpose()?;
+            let after = optional(&message.page_token).map(TokenId::parse).transpose()?;
             Ok((max, after))
         });
         let (max, after) = parsed.map_err(self.malformed(&call))?;
         let page = self.broker.live_tokens(&call, after, max).await;
-        self.answer(page.map(|page| {
-            let tokens = fitting(page.iter().map(counted::live_token));
-            let more = page.len() >= max || tokens.len() < page.len();
+        self.respond(page.map(|page| {
+            let tokens = fit_page(page.iter().map(convert::live_token));
+            let has_more = page.len() >= max || tokens.len() < page.len();
             v1::ListTokensResponse {
-                next_page_token: match tokens.last().filter(|_| more) {
+                next_page_token: match tokens.last().filter(|_| has_more) {
                     Some(last) => last.jti.clone(),
                     None => String::new(),
                 },
@@ -373,21 +355,19 @@ impl GovernanceService for GrpcService {
         &self,
         request: Request<v1::GetTimelineRequest>,
     ) -> Result<Response<v1::GetTimelineResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.GovernanceService/GetTimeline", request)
-            .await?;
+        let (call, message) = self.begin_call(GET_TIMELINE, request).await?;
         let parsed = TaskId::parse(&message.task_id).and_then(|task| {
-            let wrong = |_| Malformed::new("page_token", "must be one of ours");
-            let place = given(&message.page_token).map(|text| text.parse::<usize>());
-            Ok((task, place.transpose().map_err(wrong)?.unwrap_or(0)))
+            let wrong = |_| Malformed::new("page_token", "expected a token of the page before");
+            let offset = optional(&message.page_token).map(|text| text.parse::<usize>());
+            Ok((task, offset.transpose().map_err(wrong)?.unwrap_or(0)))
         });
-        let (task, place) = parsed.map_err(self.malformed(&call))?;
-        note("task", &task);
+        let (task, offset) = parsed.map_err(self.malformed(&call))?;
+        record("task", &task);
         let whole = self.broker.timeline(&call, task).await;
-        self.answer(whole.map(|whole| {
-            let page = whole.moments.iter().skip(place);
-            let moments = fitting(page.map(counted::moment));
-            let next = place.saturating_add(moments.len());
+        self.respond(whole.map(|whole| {
+            let page = whole.moments.iter().skip(offset);
+            let moments = fit_page(page.map(convert::timeline_event));
+            let next = offset.saturating_add(moments.len());
             v1::GetTimelineResponse {
                 task_id: whole.task.to_string(),
                 agent_id: whole.agent.to_string(),
@@ -411,15 +391,13 @@ impl GovernanceService for GrpcService {
         &self,
         request: Request<v1::SearchJournalRequest>,
     ) -> Result<Response<v1::SearchJournalResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.GovernanceService/SearchJournal", request)
-            .await?;
+        let (call, message) = self.begin_call(SEARCH_JOURNAL, request).await?;
         let found = self
             .broker
             .search(&call, &message.query, message.below)
             .await;
-        self.answer(found.map(|found| {
-            let moments = fitting(found.moments.iter().map(counted::moment));
+        self.respond(found.map(|found| {
+            let moments = fit_page(found.moments.iter().map(convert::timeline_event));
             let cut = moments.len() < found.moments.len();
             v1::SearchJournalResponse {
                 next: match moments.last().filter(|_| cut) {
@@ -438,7 +416,7 @@ const PAGE_MAX: u32 = 100;
 const PAGE_BYTES_MAX: usize = 48 * 1024;
 
 /// As many rows as a message can hold; at least one, if there is one.
-fn fitting<T: prost::Message>(rows: impl Iterator<Item = T>) -> Vec<T> {
+fn fit_page<T: prost::Message>(rows: impl Iterator<Item = T>) -> Vec<T> {
     let mut bytes = 0;
     let mut page = Vec::new();
     for row in rows {
@@ -451,10 +429,10 @@ fn fitting<T: prost::Message>(rows: impl Iterator<Item = T>) -> Vec<T> {
     page
 }
 
-fn page_size(asked: u32) -> Result<usize, Malformed> {
-    match asked {
+fn page_size(size: u32) -> Result<usize, Malformed> {
+    match size {
         0 => Ok(PAGE_MAX as usize),
-        1..=PAGE_MAX => Ok(asked as usize),
+        1..=PAGE_MAX => Ok(size as usize),
         _ => Err(Malformed::new(
             "page_size",
             format!("must be at most {PAGE_MAX}"),
@@ -462,7 +440,7 @@ fn page_size(asked: u32) -> Result<usize, Malformed> {
     }
 }
 
-/// Text that was given; empty is absent in proto3.
-fn given(text: &str) -> Option<&str> {
+/// Text, if there is any: empty means absent in proto3.
+fn optional(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }

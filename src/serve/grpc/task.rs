@@ -1,13 +1,21 @@
+//! TaskService: what agents call: tasks, tokens and access requests.
+
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
-use super::super::deadline::grpc_timeout_ms;
-use super::{GrpcService, note, shapes};
+use super::convert;
+use super::service::GrpcService;
+use super::streams::Messages;
 use crate::broker::{OpenTaskInput, EndTaskInput, RequestTokenInput, TokenReply};
 use crate::model::*;
-use crate::proto::convert::{self, required};
+use crate::proto::convert::{self as proto_convert, required};
 use crate::proto::v1;
 use crate::serve::services::task_service_server::TaskService;
+use crate::serve::authorization::{
+    CANCEL_ACCESS_REQUEST, COMPLETE_TASK, GET_ACCESS_REQUEST, KEEP_ALIVE, OPEN_TASK, REQUEST_TOKEN,
+};
+use crate::serve::request_log::record;
+use crate::serve::timeouts::grpc_timeout_ms;
 
 #[tonic::async_trait]
 impl TaskService for GrpcService {
@@ -15,19 +23,17 @@ impl TaskService for GrpcService {
         &self,
         request: Request<v1::OpenTaskRequest>,
     ) -> Result<Response<v1::OpenTaskResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.TaskService/OpenTask", request)
-            .await?;
-        let ask = open_ask(&message).map_err(self.malformed(&call))?;
-        note("request", &ask.idempotency_key);
-        self.answer(self.broker.open_task(&call, ask).await.map(|opened| {
-            note("task", &opened.task.task);
+        let (call, message) = self.begin_call(OPEN_TASK, request).await?;
+        let open_request = parse_open_task(&message).map_err(self.malformed(&call))?;
+        record("request", &open_request.idempotency_key);
+        self.respond(self.broker.open_task(&call, open_request).await.map(|opened| {
+            record("task", &opened.task.task);
             v1::OpenTaskResponse {
                 task_id: opened.task.task.to_string(),
                 agent_id: opened.task.agent.to_string(),
-                deadline: Some(convert::timestamp_to_wire(opened.task.deadline)),
-                verification: Some(shapes::verification(&opened.facts)),
-                lease_until: opened.lease_until.map(convert::timestamp_to_wire),
+                deadline: Some(proto_convert::timestamp_to_wire(opened.task.deadline)),
+                verification: Some(convert::verification(&opened.facts)),
+                lease_until: opened.lease_until.map(proto_convert::timestamp_to_wire),
             }
         }))
     }
@@ -36,23 +42,21 @@ impl TaskService for GrpcService {
         &self,
         request: Request<v1::RequestTokenRequest>,
     ) -> Result<Response<v1::RequestTokenResponse>, Status> {
-        let deadline = call_timeout_ms(request.metadata());
-        let (call, message) = self
-            .open("dipylon.v1.TaskService/RequestToken", request)
-            .await?;
-        let mut ask = token_ask(&message).map_err(self.malformed(&call))?;
-        note("task", &ask.task);
-        note("request", &ask.idempotency_key);
-        // A wait ends a second before the caller stops listening, so that its answer is heard.
-        ask.wait_ms = ask
+        let deadline = client_timeout_ms(request.metadata());
+        let (call, message) = self.begin_call(REQUEST_TOKEN, request).await?;
+        let mut token_request = parse_token_request(&message).map_err(self.malformed(&call))?;
+        record("task", &token_request.task);
+        record("request", &token_request.idempotency_key);
+        // A wait ends a second before the client's deadline, so that the client receives the response.
+        token_request.wait_ms = token_request
             .wait_ms
             .min(deadline.map_or(u64::MAX, |ms| ms.saturating_sub(1_000)));
-        self.answer(
+        self.respond(
             self.broker
-                .request_token(&call, ask)
+                .request_token(&call, token_request)
                 .await
-                .inspect(told)
-                .map(shapes::token_reply),
+                .inspect(record_reply)
+                .map(convert::token_reply),
         )
     }
 
@@ -60,44 +64,40 @@ impl TaskService for GrpcService {
         &self,
         request: Request<v1::GetAccessRequestRequest>,
     ) -> Result<Response<v1::GetAccessRequestResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.TaskService/GetAccessRequest", request)
-            .await?;
+        let (call, message) = self.begin_call(GET_ACCESS_REQUEST, request).await?;
         let (task, id) =
-            both(&message.task_id, &message.access_request_id).map_err(self.malformed(&call))?;
-        note("task", &task);
-        note("access_request", &id);
+            parse_ids(&message.task_id, &message.access_request_id).map_err(self.malformed(&call))?;
+        record("task", &task);
+        record("access_request", &id);
         let found = self.broker.get_access_request(&call, task, id);
-        // The agent learns how many said yes, not who.
-        self.answer(found.map(|view| v1::GetAccessRequestResponse {
-            access_request: Some(shapes::access_request(&view, false)),
+        // The agent learns how many approved, not their names.
+        self.respond(found.map(|view| v1::GetAccessRequestResponse {
+            access_request: Some(convert::access_request(&view, false)),
         }))
     }
 
-    type WatchAccessRequestStream = super::follow::AccessStream;
+    type WatchAccessRequestStream = Messages<v1::WatchAccessRequestResponse>;
 
     async fn watch_access_request(
         &self,
         request: Request<v1::WatchAccessRequestRequest>,
     ) -> Result<Response<Self::WatchAccessRequestStream>, Status> {
-        self.follow_one(request).await
+        self.watch_one(request).await
     }
 
     async fn cancel_access_request(
         &self,
         request: Request<v1::CancelAccessRequestRequest>,
     ) -> Result<Response<v1::CancelAccessRequestResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.TaskService/CancelAccessRequest", request)
-            .await?;
+        let (call, message) = self.begin_call(CANCEL_ACCESS_REQUEST, request).await?;
         let (task, id) =
-            both(&message.task_id, &message.access_request_id).map_err(self.malformed(&call))?;
-        note("task", &task);
-        note("access_request", &id);
+            parse_ids(&message.task_id, &message.access_request_id).map_err(self.malformed(&call))?;
+        record("task", &task);
+        record("access_request", &id);
         let cancelled = self.broker.cancel_access_request(&call, task, id).await;
         let view = cancelled.and_then(|()| self.broker.view_of(&call, &id));
-        self.answer(view.map(|view| v1::CancelAccessRequestResponse {
-            access_request: Some(shapes::access_request(&view, false)),
+        self.respond(view.map(|view| v1::CancelAccessRequestResponse {
+            access_request: Some(convert::access_request(&view, false)),
         }))
     }
 
@@ -105,13 +105,11 @@ impl TaskService for GrpcService {
         &self,
         request: Request<v1::KeepAliveRequest>,
     ) -> Result<Response<v1::KeepAliveResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.TaskService/KeepAlive", request)
-            .await?;
+        let (call, message) = self.begin_call(KEEP_ALIVE, request).await?;
         let task = TaskId::parse(&message.task_id).map_err(self.malformed(&call))?;
         let until = self.broker.keep_alive(&call, task).await;
-        self.answer(until.map(|until| v1::KeepAliveResponse {
-            lease_until: Some(convert::timestamp_to_wire(until)),
+        self.respond(until.map(|until| v1::KeepAliveResponse {
+            lease_until: Some(proto_convert::timestamp_to_wire(until)),
         }))
     }
 
@@ -119,54 +117,52 @@ impl TaskService for GrpcService {
         &self,
         request: Request<v1::CompleteTaskRequest>,
     ) -> Result<Response<v1::CompleteTaskResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.TaskService/CompleteTask", request)
-            .await?;
-        let ask = end_ask(&message).map_err(self.malformed(&call))?;
-        note("task", &ask.task);
-        let ended = self.broker.complete_task(&call, ask).await;
-        self.answer(ended.map(|report| v1::CompleteTaskResponse {
-            report: Some(shapes::end_report(&report)),
+        let (call, message) = self.begin_call(COMPLETE_TASK, request).await?;
+        let end_request = parse_complete_task(&message).map_err(self.malformed(&call))?;
+        record("task", &end_request.task);
+        let ended = self.broker.complete_task(&call, end_request).await;
+        self.respond(ended.map(|report| v1::CompleteTaskResponse {
+            report: Some(convert::end_report(&report)),
         }))
     }
 }
 
-/// What gate 2 answered, for the log.
-fn told(reply: &TokenReply) {
+/// Records the outcome of gate 2 in the log.
+fn record_reply(reply: &TokenReply) {
     match reply {
         TokenReply::Token(given) => {
-            note("outcome", &"token");
-            note("token", &given.issued.jti);
-            note("decision", &given.issued.decision.id);
+            record("outcome", &"token");
+            record("token", &given.issued.jti);
+            record("decision", &given.issued.decision.id);
         }
         TokenReply::Pending(pending) => {
-            note("outcome", &"pending");
-            note("access_request", &pending.access_request);
-            note("decision", &pending.decision);
+            record("outcome", &"pending");
+            record("access_request", &pending.access_request);
+            record("decision", &pending.decision);
         }
         TokenReply::Denied(denied) => {
-            note("outcome", &denied.why.as_str());
+            record("outcome", &denied.why.as_str());
             if let Some(decision) = &denied.decision {
-                note("decision", decision);
+                record("decision", decision);
             }
         }
     }
 }
 
-/// The caller's own deadline, if it has one.
-fn call_timeout_ms(metadata: &MetadataMap) -> Option<u64> {
+/// The client's deadline, if it set one.
+fn client_timeout_ms(metadata: &MetadataMap) -> Option<u64> {
     let text = metadata.get("grpc-timeout")?.to_str().ok()?;
     grpc_timeout_ms(text)
 }
 
-fn open_ask(message: &v1::OpenTaskRequest) -> Result<OpenTaskInput, Malformed> {
+fn parse_open_task(message: &v1::OpenTaskRequest) -> Result<OpenTaskInput, Malformed> {
     Ok(OpenTaskInput {
-        evidence: convert::evidence(required("evidence", message.evidence.as_ref())?)?,
+        evidence: proto_convert::evidence(required("evidence", message.evidence.as_ref())?)?,
         purpose: match message.purpose.trim() {
             "" => return Err(Malformed::new("purpose", "is required")),
             _ => Prose::parse("purpose", &message.purpose)?,
         },
-        max_duration: convert::seconds(
+        max_duration: proto_convert::seconds(
             "max_duration",
             required("max_duration", message.max_duration.as_ref())?,
         )?,
@@ -174,22 +170,22 @@ fn open_ask(message: &v1::OpenTaskRequest) -> Result<OpenTaskInput, Malformed> {
         heartbeat: message
             .heartbeat
             .as_ref()
-            .map(|heartbeat| convert::seconds("heartbeat", heartbeat))
+            .map(|heartbeat| proto_convert::seconds("heartbeat", heartbeat))
             .transpose()?,
     })
 }
 
-fn token_ask(message: &v1::RequestTokenRequest) -> Result<RequestTokenInput, Malformed> {
+fn parse_token_request(message: &v1::RequestTokenRequest) -> Result<RequestTokenInput, Malformed> {
     let wait = message
         .wait
         .as_ref()
-        .map(|wait| convert::seconds("wait", wait))
+        .map(|wait| proto_convert::seconds("wait", wait))
         .transpose()?
         .unwrap_or(0);
     Ok(RequestTokenInput {
         task: TaskId::parse(&message.task_id)?,
-        action: convert::action(required("action", message.action.as_ref())?)?,
-        ttl: convert::seconds("ttl", required("ttl", message.ttl.as_ref())?)?,
+        action: proto_convert::action(required("action", message.action.as_ref())?)?,
+        ttl: proto_convert::seconds("ttl", required("ttl", message.ttl.as_ref())?)?,
         reason: if message.reason.is_empty() {
             None
         } else {
@@ -202,19 +198,19 @@ fn token_ask(message: &v1::RequestTokenRequest) -> Result<RequestTokenInput, Mal
         evidence: message
             .evidence
             .as_ref()
-            .map(convert::evidence)
+            .map(proto_convert::evidence)
             .transpose()?,
     })
 }
 
-fn both(task: &str, access_request: &str) -> Result<(TaskId, AccessRequestId), Malformed> {
+fn parse_ids(task: &str, access_request: &str) -> Result<(TaskId, AccessRequestId), Malformed> {
     Ok((
         TaskId::parse(task)?,
         AccessRequestId::parse(access_request)?,
     ))
 }
 
-fn end_ask(message: &v1::CompleteTaskRequest) -> Result<EndTaskInput, Malformed> {
+fn parse_complete_task(message: &v1::CompleteTaskRequest) -> Result<EndTaskInput, Malformed> {
     let outcome = match v1::TaskOutcome::try_from(message.outcome) {
         Ok(v1::TaskOutcome::Succeeded) => TaskOutcome::Succeeded,
         Ok(v1::TaskOutcome::Failed) => TaskOutcome::Failed,

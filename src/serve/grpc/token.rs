@@ -1,24 +1,25 @@
+//! TokenService: what validators and operators call: introspection, use, revocation and the revocation stream.
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::super::status::put_nonce;
-use super::{GrpcService, note, shapes};
+use super::convert;
+use super::service::GrpcService;
+use super::streams::{Messages, StreamSender};
 use crate::broker::{Broker, FeedStart, Position};
 use crate::model::{Secret, Timestamp, TokenId, UseId};
 use crate::proto::convert::timestamp_to_wire;
 use crate::proto::v1;
 use crate::proto::v1::watch_revocations_response::Message;
 use crate::serve::services::token_service_server::TokenService;
+use crate::serve::authorization::{CONSUME_TOKEN, INTROSPECT, REVOKE_TOKEN, WATCH_REVOCATIONS};
+use crate::serve::request_log::record;
 
-/// How often a quiet feed says that it is alive.
+/// How often a stream without events sends a heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// A validator that takes no message for this long is cut; it resumes from its position.
-const SLOW_MAX: Duration = Duration::from_secs(10);
-/// Messages between the feed and a slow connection.
+/// Messages between the stream and a slow connection.
 const BUFFER: usize = 64;
 
 #[tonic::async_trait]
@@ -27,14 +28,12 @@ impl TokenService for GrpcService {
         &self,
         request: Request<v1::IntrospectRequest>,
     ) -> Result<Response<v1::IntrospectResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.TokenService/Introspect", request)
-            .await?;
+        let (call, message) = self.begin_call(INTROSPECT, request).await?;
         let found = self.broker.introspect(&call, &Secret::new(message.token));
-        self.answer(found.map(|found| {
+        self.respond(found.map(|found| {
             found.map_or_else(v1::IntrospectResponse::default, |live| {
                 let issued = &live.grant.issued;
-                note("token", &issued.jti);
+                record("token", &issued.jti);
                 v1::IntrospectResponse {
                     active: true,
                     jti: issued.jti.to_string(),
@@ -58,16 +57,14 @@ impl TokenService for GrpcService {
         &self,
         request: Request<v1::ConsumeTokenRequest>,
     ) -> Result<Response<v1::ConsumeTokenResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.TokenService/ConsumeToken", request)
-            .await?;
+        let (call, message) = self.begin_call(CONSUME_TOKEN, request).await?;
         let use_id = UseId::parse(&message.use_id).map_err(self.malformed(&call))?;
         let consumed = self
             .broker
             .consume_token(&call, &Secret::new(message.token), &use_id)
             .await;
-        self.answer(consumed.map(|c| {
-            note("token", &c.jti);
+        self.respond(consumed.map(|c| {
+            record("token", &c.jti);
             v1::ConsumeTokenResponse {
                 jti: c.jti.to_string(),
                 uses_left: c.uses_left,
@@ -80,27 +77,23 @@ impl TokenService for GrpcService {
         &self,
         request: Request<v1::RevokeTokenRequest>,
     ) -> Result<Response<v1::RevokeTokenResponse>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.TokenService/RevokeToken", request)
-            .await?;
+        let (call, message) = self.begin_call(REVOKE_TOKEN, request).await?;
         let jti = TokenId::parse(&message.jti).map_err(self.malformed(&call))?;
         let revoked = self.broker.revoke_token(&call, jti).await;
-        self.answer(revoked.map(|revoked| v1::RevokeTokenResponse {
+        self.respond(revoked.map(|revoked| v1::RevokeTokenResponse {
             changed: revoked.changed,
             cause: revoked.cause.as_str().to_owned(),
             position: revoked.index,
         }))
     }
 
-    type WatchRevocationsStream = ReceiverStream<Result<v1::WatchRevocationsResponse, Status>>;
+    type WatchRevocationsStream = Messages<v1::WatchRevocationsResponse>;
 
     async fn watch_revocations(
         &self,
         request: Request<v1::WatchRevocationsRequest>,
     ) -> Result<Response<Self::WatchRevocationsStream>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.TokenService/WatchRevocations", request)
-            .await?;
+        let (call, message) = self.begin_call(WATCH_REVOCATIONS, request).await?;
         let after = message.after.map(|p| Position {
             epoch: p.epoch,
             index: p.index,
@@ -108,22 +101,10 @@ impl TokenService for GrpcService {
         let start = self
             .broker
             .watch_revocations(&call, after)
-            .map_err(|refusal| super::status(&refusal, &self.broker))?;
-        let counted = self.admission.watch(&start.caller)?;
-        let life = Duration::from_millis(start.life_ms);
-        let (sender, receiver) = mpsc::channel(BUFFER);
-        let (broker, mut stopped) = (self.broker.clone(), self.stopped.clone());
-        tokio::spawn(async move {
-            let _counted = counted;
-            tokio::select! {
-                () = watch(broker, start, &sender) => {}
-                _ = stopped.wait_for(|stopped| *stopped) => {}
-                () = tokio::time::sleep(life) => {}
-            }
-        });
-        let mut response = Response::new(ReceiverStream::new(receiver));
-        put_nonce(response.metadata_mut(), &self.broker);
-        Ok(response)
+            .map_err(|refusal| self.status(&refusal))?;
+        let permit = self.admission.service_stream(&start.caller)?;
+        let (broker, life_ms) = (self.broker.clone(), start.life_ms);
+        Ok(self.stream(BUFFER, life_ms, permit, |sender| watch(broker, start, sender)))
     }
 }
 
@@ -132,62 +113,58 @@ impl TokenService for GrpcService {
 async fn watch(
     broker: Arc<Broker>,
     start: FeedStart,
-    sender: &mpsc::Sender<Result<v1::WatchRevocationsResponse, Status>>,
+    sender: StreamSender<v1::WatchRevocationsResponse>,
 ) {
-    // Older ends are no news: how long they took says nothing of this broker.
-    let news = broker.state().position().1;
+    // Older events are not new here: their delay says nothing about this broker.
+    let newest_at_start = broker.state().position().1;
     let mut tail = broker.journal().tail();
     let mut after = start.after;
     if let Some(from) = start.resync {
         let resync = v1::RevocationResync {
-            from: Some(shapes::position(from)),
+            from: Some(convert::position(from)),
         };
-        if send(sender, Message::Resync(resync)).await.is_none() {
+        if send(&sender, Message::Resync(resync)).await.is_none() {
             return;
         }
     }
     loop {
         tail.borrow_and_update();
         if !broker.still_registered(&start.caller) {
-            let _gone = sender
-                .send(Err(Status::permission_denied(
-                    "no longer a registered validator",
-                )))
-                .await;
-            return;
+            let message = "no longer a registered validator; ask an operator";
+            return sender.end(Status::permission_denied(message)).await;
         }
         let (events, read_through, last_event) = broker.feed_after(after);
-        let more = !events.is_empty();
+        let has_more = !events.is_empty();
         for event in events {
-            if send(sender, Message::Event(shapes::feed_event(&event)))
+            if send(&sender, Message::Event(convert::feed_event(&event)))
                 .await
                 .is_none()
             {
                 return;
             }
-            if event.index > news {
+            if event.index > newest_at_start {
                 broker.metrics().revocation_delivered(broker.since(event.at));
             }
             after = Some(event.index);
         }
-        if more {
+        if has_more {
             continue;
         }
         let heartbeat = v1::RevocationHeartbeat {
-            read_through: Some(shapes::position(read_through)),
+            read_through: Some(convert::position(read_through)),
             last_event,
         };
-        if send(sender, Message::Heartbeat(heartbeat)).await.is_none() {
+        if send(&sender, Message::Heartbeat(heartbeat)).await.is_none() {
             return;
         }
-        if !quiet(&broker, after, &mut tail).await {
+        if !wait_for_event(&broker, after, &mut tail).await {
             return;
         }
     }
 }
 
 /// Waits until there is an event or a heartbeat is due. False when the journal has stopped.
-async fn quiet(
+async fn wait_for_event(
     broker: &Broker,
     after: Option<u64>,
     tail: &mut tokio::sync::watch::Receiver<crate::broker::Tail>,
@@ -209,15 +186,7 @@ async fn quiet(
     }
 }
 
-async fn send(
-    sender: &mpsc::Sender<Result<v1::WatchRevocationsResponse, Status>>,
-    message: Message,
-) -> Option<()> {
-    let response = v1::WatchRevocationsResponse {
-        message: Some(message),
-    };
-    match tokio::time::timeout(SLOW_MAX, sender.send(Ok(response))).await {
-        Ok(Ok(())) => Some(()),
-        Ok(Err(_)) | Err(_) => None,
-    }
+async fn send(sender: &StreamSender<v1::WatchRevocationsResponse>, message: Message) -> Option<()> {
+    let message = Some(message);
+    sender.send(v1::WatchRevocationsResponse { message }).await
 }

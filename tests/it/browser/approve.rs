@@ -203,7 +203,7 @@ async fn approval_yields_single_use_token() {
     assert!(maria.find("#not-eligible").await.is_none());
     maria.seen("#approve").await.click().await;
     let said = voted(&maria).await;
-    assert!(said.contains("yes"), "{said}");
+    assert!(said.contains("approved"), "{said}");
 
     let token = match waiting.await.expect("joined") {
         Ok(Outcome::Token(token)) => token,
@@ -360,7 +360,7 @@ async fn two_person_quorum() {
     site.open_card(&maria, id).await;
     maria.seen("#approve").await.click().await;
     let said = voted(&maria).await;
-    assert!(said.contains("others"), "{said}");
+    assert!(said.contains("other approvers"), "{said}");
     assert_eq!(site.standing(id), "waiting");
 
     // A second vote by the same person does not count, with any key.
@@ -403,7 +403,7 @@ async fn owner_cannot_vote() {
     let id = site.asks(&task, disable("ann"), "r-1").await;
     site.open_card(&dana, id).await;
     let why = dana.seen("#not-eligible").await.text().await;
-    assert!(why.contains("answer for this agent"), "{why}");
+    assert!(why.contains("own this agent"), "{why}");
     assert!(dana.find("#approve, #deny").await.is_none());
     for verdict in ["approve", "deny"] {
         let ask = json!({ "profile": "one-security", "verdict": verdict });

@@ -8,7 +8,7 @@ use std::time::Duration;
 use dipylon::broker::{Broker, BrokerSettings, CallContext, VoteAsk, VoteProof};
 use dipylon::journal::Faults;
 use dipylon::rate_limit::ConcurrencyPermit;
-use dipylon::serve::{self, guard};
+use dipylon::serve::{self, authorization};
 use dipylon_sdk::client::{
     Agent, Endpoint, EvidenceSource, Identity, OpenTask, Outcome, Task, TokenOrder,
 };
@@ -162,7 +162,7 @@ impl ConsoleServer {
 
     /// A call signed by a key of people.toml.
     pub fn call(&self, method: &str, name: &str) -> CallContext {
-        let (method, allowed_roles) = guard::row(method).expect("a method with a row");
+        let policy = authorization::method_policy(method).expect("a method with a row");
         let claims = dpop::ProofClaims {
             htm: "POST",
             htu: &format!("{}/{method}", self.wire),
@@ -174,12 +174,12 @@ impl ConsoleServer {
             evh: None,
         };
         CallContext {
-            method,
-            allowed_roles,
+            method: policy.name,
+            allowed_roles: policy.allowed_roles,
             proof: Some(dpop::create(&self.env.keys[name], &claims).expect("proof")),
             bearer: None,
             session: None,
-            permit: ConcurrencyPermit::unlimited(guard::class(method)),
+            permit: ConcurrencyPermit::unlimited(policy.rate_class),
         }
     }
 

@@ -17,7 +17,7 @@ use dipylon::broker::*;
 use dipylon::journal::Faults;
 use dipylon::policy::BundleFiles;
 use dipylon::rate_limit::{ConcurrencyPermit, RateLimitConfig};
-use dipylon::serve::guard;
+use dipylon::serve::authorization;
 use dipylon_sdk::clock::{Clock, Hand};
 use dipylon_sdk::jose::{SigningKey, Usage, dpop};
 use dipylon_sdk::model::*;
@@ -350,7 +350,7 @@ impl TestBroker {
         evh: Option<Digest>,
         nonce: &str,
     ) -> CallContext {
-        let (method, allowed_roles) = guard::row(method).expect("a method with a row");
+        let policy = authorization::method_policy(method).expect("a method with a row");
         let jti = format!(
             "{:032x}",
             u128::from(rand_u64()) << 64 | u128::from(rand_u64())
@@ -366,12 +366,12 @@ impl TestBroker {
             evh,
         };
         CallContext {
-            method,
-            allowed_roles,
+            method: policy.name,
+            allowed_roles: policy.allowed_roles,
             proof: Some(dpop::create(key, &claims).expect("proof")),
             bearer: None,
             session: None,
-            permit: ConcurrencyPermit::unlimited(guard::class(method)),
+            permit: ConcurrencyPermit::unlimited(policy.rate_class),
         }
     }
 

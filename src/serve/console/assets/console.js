@@ -1,4 +1,4 @@
-// The console's one script: signs with passkeys, counts down, keeps the inbox live, moves by keys. It decides nothing.
+// The console's only script: passkey signatures, countdowns, live inbox, keyboard shortcuts. It decides nothing.
 'use strict';
 (() => {
   const $ = (selector, from = document) => from.querySelector(selector);
@@ -11,8 +11,8 @@
   const text = (buffer) =>
     btoa(String.fromCharCode(...new Uint8Array(buffer))).replace(/\+/g, '-').replace(/\//g, '_').replace(/=+$/, '');
 
-  class Problem extends Error {
-    constructor(said, reason) { super(said); this.reason = reason; }
+  class RequestError extends Error {
+    constructor(message, reason) { super(message); this.reason = reason; }
   }
 
   async function post(path, body) {
@@ -24,46 +24,46 @@
       redirect: 'error',
     });
     if (answer.status === 204) return null;
-    const said = await answer.json().catch(() => ({}));
+    const reply = await answer.json().catch(() => ({}));
     if (!answer.ok) {
-      const cause = said.correlation ? ` (${said.correlation})` : '';
-      throw new Problem((said.detail || `The broker answered ${answer.status}.`) + cause, said.reason);
+      const cause = reply.correlation ? ` (correlation id ${reply.correlation})` : '';
+      throw new RequestError((reply.detail || `The broker answered with status ${answer.status}. Try again.`) + cause, reply.reason);
     }
-    return said;
+    return reply;
   }
 
-  function say(problem) {
+  function showError(message) {
     const place = $('#problem');
     if (!place) return;
-    place.textContent = problem;
-    place.hidden = !problem;
-    if (problem) place.scrollIntoView({ block: 'nearest' });
+    place.textContent = message;
+    place.hidden = !message;
+    if (message) place.scrollIntoView({ block: 'nearest' });
   }
 
-  function worded(error) {
-    if (error instanceof Problem) return error.message;
-    if (error && error.name === 'NotAllowedError') return 'The passkey was not used: cancelled, or it took too long. Nothing was sent.';
-    if (error && error.name === 'InvalidStateError') return 'This device already has a passkey for you here.';
-    if (error && error.name === 'SecurityError') return 'This address is not the console\u2019s own: passkeys work at its address alone.';
-    return `It did not work: ${error && error.message ? error.message : 'no reason given'}`;
+  function errorMessage(error) {
+    if (error instanceof RequestError) return error.message;
+    if (error && error.name === 'NotAllowedError') return 'The passkey prompt was cancelled or timed out. Nothing was sent; try again.';
+    if (error && error.name === 'InvalidStateError') return 'This device already has a passkey for this console. Sign in with it.';
+    if (error && error.name === 'SecurityError') return 'Passkeys work only at the console\u2019s configured address. Open that address.';
+    return `The request failed: ${error && error.message ? error.message : 'no reason given'}. Try again.`;
   }
 
-  // Nobody votes on a card that is not the one in force any more.
-  function reread() {
-    say('The rules changed: read the card again.');
+  // A card of an earlier policy cannot be voted on.
+  function requireReload() {
+    showError('The policy changed after this card was shown. Reload the card and read it again.');
     $('#ballot').hidden = true;
     $('#reread').hidden = false;
     $('#reread').focus();
   }
 
   async function busy(button, work) {
-    say('');
+    showError('');
     button.disabled = true;
     try {
       await work();
     } catch (error) {
-      say(worded(error));
-      if (error instanceof Problem && error.reason === 'CARD_CHANGED') reread();
+      showError(errorMessage(error));
+      if (error instanceof RequestError && error.reason === 'CARD_CHANGED') requireReload();
     } finally {
       button.disabled = false;
     }
@@ -93,7 +93,7 @@
   const signIn = $('#sign-in');
   if (signIn) {
     const to = signIn.dataset.to || '/console';
-    // A link from elsewhere comes without the cookie (SameSite=Strict); this call has it.
+    // A link from another site arrives without the cookie (SameSite=Strict); this call sends it.
     fetch('/console/fragment/inbox', { credentials: 'same-origin', redirect: 'error' })
       .then((answer) => { if (answer.ok) location.replace(to); })
       .catch(() => {});
@@ -108,7 +108,7 @@
   const enrol = $('#enrol');
   if (enrol) {
     const code = $('#code');
-    // The fragment never reaches a server; nor does it stay in the history.
+    // The fragment never reaches a server, and is removed from the history.
     if (location.hash.length > 1) {
       code.value = decodeURIComponent(location.hash.slice(1));
       history.replaceState(null, '', location.pathname);
@@ -156,44 +156,44 @@
       const field = $(selector);
       const value = field ? field.value.trim() : '';
       if (value === '') return undefined;
-      if (!/^\d{1,6}$/.test(value) || Number(value) < 1) throw new Problem(`${unit}: write a whole number, at least 1.`);
+      if (!/^\d{1,6}$/.test(value) || Number(value) < 1) throw new RequestError(`${unit}: expected a whole number, at least 1.`);
       return Number(value);
     };
-    // What stands in the fields is what is signed, whether one sees the fields or not; the line beside the buttons says it.
-    const limits = () => ({ max_ttl: number('#narrow-ttl', 'Life in seconds'), max_uses: number('#narrow-uses', 'Uses') });
+    // The values of the fields are signed, whether the panel is open or not; the line beside the buttons shows them.
+    const limits = () => ({ max_ttl: number('#narrow-ttl', 'Lifetime in seconds'), max_uses: number('#narrow-uses', 'Uses') });
     const signs = $('#signs');
     const signed = () => {
       try {
         const { max_ttl, max_uses } = limits();
         const uses = max_uses ?? signs.dataset.uses;
         signs.classList.toggle('narrowed', max_ttl !== undefined || max_uses !== undefined);
-        return `${max_ttl ?? signs.dataset.ttl} s, ${uses === '' ? 'uses without limit' : Number(uses) === 1 ? '1 use' : `${uses} uses`}`;
+        return `${max_ttl ?? signs.dataset.ttl} s, ${uses === '' ? 'unlimited uses' : Number(uses) === 1 ? '1 use' : `${uses} uses`}`;
       } catch (problem) {
         signs.classList.add('narrowed');
         return `nothing. ${problem.message}`;
       }
     };
-    const tellSigned = () => { $('b', signs).textContent = signed(); };
-    for (const moved of ['input', 'change']) $('#narrow').addEventListener(moved, tellSigned);
-    // A browser may bring back what stood in a field before.
-    addEventListener('pageshow', tellSigned);
-    tellSigned();
+    const showSigned = () => { $('b', signs).textContent = signed(); };
+    for (const moved of ['input', 'change']) $('#narrow').addEventListener(moved, showSigned);
+    // A browser may restore earlier values of a field.
+    addEventListener('pageshow', showSigned);
+    showSigned();
     addEventListener('keydown', (event) => {
       if (event.key !== 'Escape' || $('#keys[open]')) return;
       const narrow = $('#narrow');
       for (const field of all('input', narrow)) if (!field.readOnly) field.value = '';
       if (narrow.contains(document.activeElement)) $('summary', narrow).focus();
       narrow.open = false;
-      tellSigned();
+      showSigned();
     });
     $('#reread').addEventListener('click', () => location.reload());
     const vote = (verdict) => async () => {
       const profile = ($('input[name=profile]:checked') || $('input[name=profile]')).value;
-      const ask = { profile, policy: $('#ballot').dataset.policy, verdict };
+      const ballot = { profile, policy: $('#ballot').dataset.policy, verdict };
       const comment = $('#comment').value.trim();
-      if (comment) ask.comment = comment;
-      if (verdict === 'approve') Object.assign(ask, limits());
-      const begun = await post(`/console/requests/${id}/vote/begin`, ask);
+      if (comment) ballot.comment = comment;
+      if (verdict === 'approve') Object.assign(ballot, limits());
+      const begun = await post(`/console/requests/${id}/vote/begin`, ballot);
       const answer = await assertion(begun.challenge, begun.rp_id, begun.credentials);
       const cast = await post(`/console/requests/${id}/vote/cast`, { statement: begun.statement, ...answer });
       decided(verdict, cast.status);
@@ -202,9 +202,9 @@
       card.dataset.status = status;
       $('#ballot').hidden = true;
       const outcome = $('#outcome');
-      const words = verdict === 'deny' ? 'You said no. The agent is told.'
-        : status === 'waiting' ? 'You said yes. It still needs others.'
-        : 'You said yes. The agent may have its token.';
+      const words = verdict === 'deny' ? 'You denied the request. The agent is notified.'
+        : status === 'waiting' ? 'You approved the request. It still needs other approvers.'
+        : 'You approved the request. The agent can now get its token.';
       $('#outcome-text').textContent = words;
       outcome.hidden = false;
       outcome.focus();
@@ -226,7 +226,7 @@
     approve.addEventListener('click', () => busy(approve, both(vote('approve'))));
     deny.disabled = false;
 
-    // The dwell is the broker's to enforce; here it is only shown.
+    // The broker enforces the reading time; here it is only shown.
     const label = approve.textContent;
     const until = performance.now() + Number(approve.dataset.dwell || 0);
     const dwelling = () => performance.now() < until;
@@ -241,8 +241,8 @@
     };
     count();
 
-    // What others and the clock decide meanwhile is seen before anybody signs in vain.
-    const look = async () => {
+    // Votes of others and the deadline are shown before the approver signs in vain.
+    const checkStatus = async () => {
       if (signing) return;
       const answer = await fetch(location.pathname, { credentials: 'same-origin', redirect: 'error' });
       if (!answer.ok) return;
@@ -252,15 +252,15 @@
       if (signing || !fresh || fresh.dataset.status === card.dataset.status || $('#ballot').hidden) return;
       card.dataset.status = fresh.dataset.status;
       $('#ballot').hidden = true;
-      $('#outcome-text').textContent = `Meanwhile it is ${fresh.dataset.status}: nothing is left to decide here.`;
+      $('#outcome-text').textContent = `This request is now ${fresh.dataset.status}. There is nothing left to decide.`;
       $('#outcome').hidden = false;
     };
     if ('EventSource' in window) {
-      new EventSource('/console/events').addEventListener('changed', () => look().catch(() => {}));
+      new EventSource('/console/events').addEventListener('changed', () => checkStatus().catch(() => {}));
     }
     const deadline = $('#card time[data-until], header time[data-until], time[data-until]');
     const wait = deadline ? Number(deadline.dataset.until) - Number(document.body.dataset.now || Date.now()) : 0;
-    if (wait > 0 && wait < 2 ** 31) setTimeout(() => look().catch(() => {}), wait + 500);
+    if (wait > 0 && wait < 2 ** 31) setTimeout(() => checkStatus().catch(() => {}), wait + 500);
   }
 
   // ---- time
@@ -269,7 +269,7 @@
   const unit = (n, word) => `${n} ${word}`;
   function left(ms) {
     const s = Math.floor(ms / 1000);
-    if (s <= 0) return 'over';
+    if (s <= 0) return 'expired';
     if (s < 60) return unit(s, 's left');
     if (s < 600) return `${Math.floor(s / 60)}:${String(s % 60).padStart(2, '0')} left`;
     if (s < 7200) return unit(Math.floor(s / 60), 'min left');
@@ -279,8 +279,8 @@
   function tick() {
     const now = Date.now() + ahead;
     for (const time of all('time[data-until]')) {
-      const said = left(Number(time.dataset.until) - now);
-      if (time.textContent !== said) time.textContent = said;
+      const text = left(Number(time.dataset.until) - now);
+      if (time.textContent !== text) time.textContent = text;
     }
   }
   tick();
@@ -304,12 +304,12 @@
           if (!answer.ok) return;
           swap(await answer.text());
         }
-      } catch { /* the stream tells again */ } finally { asking = false; }
+      } catch { /* the next event retries */ } finally { asking = false; }
     };
     const swap = (html) => {
       const known = new Set(all('[data-request]', inbox).map((row) => row.dataset.request));
       const held = document.activeElement && document.activeElement.closest ? document.activeElement.closest('[data-request]') : null;
-      // Our own page of rows, escaped by the broker; a document of its own until it is adopted.
+      // The rows are escaped by the broker; the parsed document is inert until its nodes are adopted.
       const page = new DOMParser().parseFromString(html, 'text/html');
       inbox.replaceChildren(...page.body.childNodes);
       for (const row of all('[data-request]', inbox)) if (!known.has(row.dataset.request)) row.classList.add('new');
@@ -325,7 +325,7 @@
     const events = new EventSource('/console/events');
     events.addEventListener('changed', refresh);
     events.addEventListener('open', refresh);
-    // Refused for good: the session is over, and its rows go with it.
+    // A closed stream means that the session ended: refresh removes the rows.
     events.addEventListener('error', () => { if (events.readyState === EventSource.CLOSED) refresh(); });
     addEventListener('pagehide', () => events.close());
   }

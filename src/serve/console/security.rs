@@ -1,4 +1,4 @@
-//! Before any page: the headers of every answer, the console's one address, where a change comes from, who would see a page.
+//! Console security: response headers (CSP), host check, CSRF protection and Fetch Metadata, before any handler.
 
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest as _, Request, State};
@@ -8,12 +8,13 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use std::sync::Arc;
 
-use super::answer;
-use super::rows::Shape;
-use super::{Console, rows};
+use super::error::ConsoleError;
+use super::response;
+use super::state::Console;
+use crate::serve::routes::{self, RouteKind};
 
-/// On every answer under `/console`, refusals of any layer included. Nothing is fetched, framed or run but what this broker
-/// itself serves; nothing is kept (CSP Level 3, HTML §7.1.3).
+/// On every response under `/console`, refusals of any layer included: the browser loads, frames and runs only content of
+/// this broker, and caches none (CSP Level 3, HTML §7.1.3).
 const HEADERS: &[(&str, &str)] = &[
     (
         "content-security-policy",
@@ -22,7 +23,7 @@ const HEADERS: &[(&str, &str)] = &[
     ),
     ("x-frame-options", "DENY"),
     ("x-content-type-options", "nosniff"),
-    // Not "no-referrer": with that a browser says `Origin: null` on a form's POST, and ours would be refused.
+    // Not "no-referrer": with it a browser sends `Origin: null` on a form's POST, which is refused.
     ("referrer-policy", "same-origin"),
     ("cross-origin-opener-policy", "same-origin"),
     ("cross-origin-resource-policy", "same-origin"),
@@ -32,11 +33,11 @@ const HEADERS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Puts the console's headers on whatever answers a path of its own.
-pub(crate) async fn dressed(request: Request, next: Next) -> Response {
-    let ours = rows::is_ours(request.uri().path());
+/// Adds the console's security headers to every response under `/console`.
+pub(crate) async fn add_security_headers(request: Request, next: Next) -> Response {
+    let is_console = routes::is_console_path(request.uri().path());
     let mut response = next.run(request).await;
-    if ours {
+    if is_console {
         let headers = response.headers_mut();
         for (name, value) in HEADERS {
             headers.insert(
@@ -51,57 +52,74 @@ pub(crate) async fn dressed(request: Request, next: Next) -> Response {
     response
 }
 
-/// INVARIANT (closed by default): no handler sees a path without a row, a method the row does not have, another host, a
-/// change that was not asked for by a page of this console, a page that nobody would see, or half a body.
-pub(super) async fn kept(
+/// INVARIANT (deny by default): no handler sees a path without a route, a method the route does not take, another host, a
+/// change that no page of this console requested, a page load that no person would see, or an incomplete body. Renders the
+/// errors of handlers.
+pub(super) async fn guard(
     State(console): State<Arc<Console>>,
     mut request: Request,
     next: Next,
 ) -> Response {
     if request.method() == Method::HEAD {
-        // A card is read from when it is asked for: an answer without its page shows nobody anything.
-        return (StatusCode::METHOD_NOT_ALLOWED, "not this method\n").into_response();
+        // The time to read a card runs from its request: a response without the page would start it unseen.
+        return method_not_allowed();
     }
-    let Some(row) = rows::of(request.uri().path()) else {
-        return answer::lost(&console);
+    let Some(route) = routes::route(request.uri().path()) else {
+        return response::not_found(&console);
     };
-    if !row.takes(request.method()) {
-        return (StatusCode::METHOD_NOT_ALLOWED, "not this method\n").into_response();
+    if !route.allows_method(request.method()) {
+        return method_not_allowed();
     }
-    if !is_addressed(&console.origin, &request) {
-        // A name of somebody else's may lead here (DNS rebinding): it gets nothing.
-        return answer::elsewhere(&console);
+    if !host_matches(&console.origin, &request) {
+        // A foreign name may resolve to this address (DNS rebinding).
+        return response::misdirected(&console);
     }
-    if row.changes() && !is_from_here(&console.origin, request.headers()) {
-        console.refused("origin", row);
-        return answer::foreign(&console, row);
+    if route.is_mutation() && !is_same_origin(&console.origin, request.headers()) {
+        console.record_cross_site("origin", route);
+        return response::cross_site(&console, route);
     }
-    if !row.changes() && row.shape != Shape::Asset && !is_seen(request.headers()) {
-        console.refused("unseen", row);
-        return answer::foreign(&console, row);
+    if !route.is_mutation()
+        && route.kind != RouteKind::Asset
+        && !is_user_navigation(request.headers())
+    {
+        console.record_cross_site("unseen", route);
+        return response::cross_site(&console, route);
     }
-    if row.changes() {
-        request = match whole(request).await {
+    if route.is_mutation() {
+        request = match buffer_body(request).await {
             Ok(request) => request,
             Err(response) => return response,
         };
     }
-    request.extensions_mut().insert(row);
-    next.run(request).await
+    let path = request.uri().path().to_owned();
+    request.extensions_mut().insert(route);
+    let mut response = next.run(request).await;
+    match response.extensions_mut().remove::<ConsoleError>() {
+        Some(error) => response::render_error(&console, route, &path, error),
+        None => response,
+    }
 }
 
-/// The request with its body read: a call takes its place with all it has to say, so that nobody holds one by sending
-/// slowly. How much, and how long it may take, is bounded as at every door.
-async fn whole(request: Request) -> Result<Request, Response> {
+fn method_not_allowed() -> Response {
+    let message = "this path does not take this HTTP method\n";
+    (StatusCode::METHOD_NOT_ALLOWED, message).into_response()
+}
+
+/// The request with its body read: a call takes its permit when all of it has arrived, so that a slow sender holds none.
+/// The body's size and time are limited as for every call.
+async fn buffer_body(request: Request) -> Result<Request, Response> {
     let (parts, body) = request.into_parts();
     match Bytes::from_request(Request::from_parts(parts.clone(), body), &()).await {
         Ok(body) => Ok(Request::from_parts(parts, Body::from(body))),
-        Err(cut) => Err((cut.status(), "the body did not come whole\n").into_response()),
+        Err(error) => {
+            let message = "the request body is incomplete or too large; try again\n";
+            Err((error.status(), message).into_response())
+        }
     }
 }
 
 /// Whether a request names the console's own host, in its target and in `Host` (RFC 9110 §7.2).
-fn is_addressed(origin: &str, request: &Request) -> bool {
+fn host_matches(origin: &str, request: &Request) -> bool {
     let wanted = origin.split_once("://").map_or(origin, |(_, host)| host);
     let mut named = request
         .uri()
@@ -122,9 +140,9 @@ fn is_addressed(origin: &str, request: &Request) -> bool {
         })
 }
 
-/// Whether a change is asked for by a page of this console: `Origin` says so (RFC 6454 §7), and `Sec-Fetch-Site` (Fetch
-/// Metadata) does not say otherwise.
-fn is_from_here(origin: &str, headers: &HeaderMap) -> bool {
+/// Whether a page of this console sent the request: `Origin` says so (RFC 6454 §7), and `Sec-Fetch-Site` (Fetch Metadata)
+/// does not contradict it.
+fn is_same_origin(origin: &str, headers: &HeaderMap) -> bool {
     let one = |name: &HeaderName| {
         let mut values = headers.get_all(name).iter();
         let first = values.next();
@@ -139,18 +157,18 @@ fn is_from_here(origin: &str, headers: &HeaderMap) -> bool {
         && site.is_none_or(|site| site.as_bytes() == b"same-origin")
 }
 
-/// Whether somebody would see what is asked for (Fetch Metadata): in a window, or on the page of ours that asks. Time to
-/// read a card runs from when it is asked for; a page elsewhere that has it fetched as a picture, in a frame or ahead of
-/// time would let that time pass unseen.
-fn is_seen(headers: &HeaderMap) -> bool {
+/// Whether a person would see the response (Fetch Metadata): in a window, or on the console page that fetches it. The time
+/// to read a card runs from its request; another site that fetches it as an image, in a frame or ahead of time would let
+/// that time pass unseen.
+fn is_user_navigation(headers: &HeaderMap) -> bool {
     let all = |name: &'static str| headers.get_all(name).iter().map(HeaderValue::as_bytes);
-    let ahead = all("sec-purpose").next().is_some();
-    let ours = all("sec-fetch-site").all(|site| matches!(site, b"same-origin" | b"none"));
-    !ahead
+    let prefetch = all("sec-purpose").next().is_some();
+    let same_site = all("sec-fetch-site").all(|site| matches!(site, b"same-origin" | b"none"));
+    !prefetch
         && all("sec-fetch-dest").count() <= 1
         && match all("sec-fetch-dest").next() {
             Some(b"document") => true,
-            Some(b"empty") | None => ours,
+            Some(b"empty") | None => same_site,
             Some(_) => false,
         }
 }
@@ -170,10 +188,10 @@ mod tests {
     }
 
     #[test]
-    fn only_our_own_pages_change_anything() {
-        let from_here = |pairs: &[(&'static str, &str)]| is_from_here(OURS, &headers(pairs));
-        assert!(from_here(&[("origin", OURS)]));
-        assert!(from_here(&[
+    fn cross_origin_posts_are_rejected() {
+        let same_origin = |pairs: &[(&'static str, &str)]| is_same_origin(OURS, &headers(pairs));
+        assert!(same_origin(&[("origin", OURS)]));
+        assert!(same_origin(&[
             ("origin", OURS),
             ("sec-fetch-site", "same-origin")
         ]));
@@ -193,17 +211,17 @@ mod tests {
             &[("sec-fetch-site", "same-origin")],
             &[("referer", "http://localhost:7700/console")],
         ] {
-            assert!(!from_here(foreign), "{foreign:?}");
+            assert!(!same_origin(foreign), "{foreign:?}");
         }
     }
 
     #[test]
-    fn only_what_somebody_would_see_is_shown() {
-        let seen = |pairs: &[(&'static str, &str)]| is_seen(&headers(pairs));
+    fn non_navigation_fetches_are_rejected() {
+        let navigation = |pairs: &[(&'static str, &str)]| is_user_navigation(&headers(pairs));
         for shown in [
             &[][..],
             &[("sec-fetch-dest", "document"), ("sec-fetch-site", "none")],
-            // A link in a chat leads to a window that shows the card.
+            // A link in a chat opens a window that shows the card.
             &[
                 ("sec-fetch-dest", "document"),
                 ("sec-fetch-site", "cross-site"),
@@ -213,7 +231,7 @@ mod tests {
                 ("sec-fetch-site", "same-origin"),
             ],
         ] {
-            assert!(seen(shown), "{shown:?}");
+            assert!(navigation(shown), "{shown:?}");
         }
         for unseen in [
             &[
@@ -238,13 +256,13 @@ mod tests {
                 ("sec-purpose", "prefetch;prerender"),
             ],
         ] {
-            assert!(!seen(unseen), "{unseen:?}");
+            assert!(!navigation(unseen), "{unseen:?}");
         }
     }
 
     #[test]
-    fn only_our_own_name_is_answered() {
-        let addressed = |uri: &str, hosts: &[&str]| {
+    fn foreign_host_header_is_rejected() {
+        let matches = |uri: &str, hosts: &[&str]| {
             let mut request = Request::new(axum::body::Body::empty());
             *request.uri_mut() = uri.parse().expect("uri");
             for host in hosts {
@@ -252,10 +270,10 @@ mod tests {
                     .headers_mut()
                     .append(header::HOST, host.parse().expect("a value"));
             }
-            is_addressed(OURS, &request)
+            host_matches(OURS, &request)
         };
-        assert!(addressed("/console", &["localhost:7700"]));
-        assert!(addressed("http://localhost:7700/console", &[]));
+        assert!(matches("/console", &["localhost:7700"]));
+        assert!(matches("http://localhost:7700/console", &[]));
         for (uri, hosts) in [
             ("/console", &[][..]),
             ("/console", &["127.0.0.1:7700"]),
@@ -264,7 +282,7 @@ mod tests {
             ("/console", &["localhost:7700", "evil.example"]),
             ("http://evil.example/console", &["localhost:7700"]),
         ] {
-            assert!(!addressed(uri, hosts), "{uri} {hosts:?}");
+            assert!(!matches(uri, hosts), "{uri} {hosts:?}");
         }
     }
 }

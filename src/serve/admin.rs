@@ -1,7 +1,7 @@
-//! The operators' door: figures and probes, in plain HTTP, for this machine alone.
+//! Admin listener: metrics and probes in plain HTTP, on loopback or a Unix socket only.
 //!
-//! In: a loopback address or a Unix socket. Out: one answer for each connection, within a bounded time. Refuses a request
-//! for another host: a page in a browser of this machine can give its own name this address (DNS rebinding).
+//! In: a loopback address or a Unix socket. Out: one response for each connection, within a bounded time. Refuses a request
+//! with another `Host`: a page in a browser of this machine can point its own name to this address (DNS rebinding).
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -28,94 +28,94 @@ use super::http;
 use super::unix::GuardedUnixListener;
 use crate::broker::Broker;
 
-/// Connections at once.
+/// ConnectionLimits at once.
 const CONNECTIONS_MAX: usize = 32;
-/// Life of a connection, whatever it says or does not say: its place then comes back.
-const LIFE: Duration = Duration::from_secs(15);
+/// Longest a connection may stay open.
+const MAX_AGE: Duration = Duration::from_secs(15);
 /// Between two tries when no connection can be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// The Unix socket is its owner's alone.
+/// Only the owner may connect to the Unix socket.
 const MODE: u32 = 0o600;
-/// Readings at once: each walks over what is live.
-const READINGS_MAX: usize = 2;
+/// Metric scrapes at once: each walks over all live tasks and tokens.
+const SCRAPES_MAX: usize = 2;
 
-/// Where operators listen: loopback or a Unix socket.
+/// A bound admin listener: loopback or a Unix socket.
 #[derive(Debug)]
-pub enum OperatorListener {
+pub enum AdminListener {
     /// A loopback address.
     Tcp(TcpListener),
-    /// A socket that only this broker's user may open.
+    /// A socket that only this broker's user may connect to.
     Unix(GuardedUnixListener),
 }
 
-impl OperatorListener {
-    /// Listens on a loopback address, and on no other.
+impl AdminListener {
+    /// Listens on a loopback address; refuses any other.
     pub async fn tcp(address: SocketAddr) -> io::Result<Self> {
         if !address.ip().is_loopback() {
-            let told = format!("{address} is not loopback");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, told));
+            let message = format!("expected a loopback address, got {address}: metrics are served without authentication");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
         TcpListener::bind(address).await.map(Self::Tcp)
     }
 
-    /// Listens on a Unix socket; one that a dead broker left is taken away first.
+    /// Listens on a Unix socket; a stale one is replaced.
     pub fn unix(path: &Path) -> io::Result<Self> {
         GuardedUnixListener::bind_with(path, MODE)
             .map(Self::Unix)
             .map_err(io::Error::other)
     }
 
-    /// Where it is, as a person would type it.
-    pub fn place(&self) -> String {
+    /// Its address, as a person would type it.
+    pub fn display_address(&self) -> String {
         match self {
             Self::Tcp(listener) => listener
                 .local_addr()
                 .map_or_else(|e| e.to_string(), |address| format!("http://{address}")),
-            Self::Unix(door) => format!("unix:{}", door.path().display()),
+            Self::Unix(listener) => format!("unix:{}", listener.path().display()),
         }
     }
 }
 
-/// Answers operators until the task is dropped.
-pub async fn operate(broker: Arc<Broker>, listener: OperatorListener) -> io::Result<()> {
+/// Serves metrics and probes until the future is dropped.
+pub async fn serve_admin(broker: Arc<Broker>, listener: AdminListener) -> io::Result<()> {
     let router = Router::new()
         .route("/metrics", get(metrics))
-        .with_state((broker.clone(), Arc::new(Semaphore::new(READINGS_MAX))))
+        .with_state((broker.clone(), Arc::new(Semaphore::new(SCRAPES_MAX))))
         .merge(http::probes(broker));
-    let last = middleware::map_response(last);
+    let close = middleware::map_response(close_after_response);
     match listener {
-        OperatorListener::Tcp(listener) => {
-            let router = router.layer(middleware::from_fn(for_this_host)).layer(last);
-            axum::serve(Bounded::new(listener), router).await
+        AdminListener::Tcp(listener) => {
+            let router = router.layer(middleware::from_fn(require_loopback_host)).layer(close);
+            axum::serve(LimitedListener::new(listener), router).await
         }
-        OperatorListener::Unix(door) => {
-            axum::serve(Bounded::new(Local(door)), router.layer(last)).await
+        AdminListener::Unix(listener) => {
+            axum::serve(LimitedListener::new(RetryingUnixListener(listener)), router.layer(close)).await
         }
     }
 }
 
-/// One answer for each connection: none is cut, by its connection's age, while it is read.
-async fn last(mut response: Response) -> Response {
+/// One response for each connection, so that its maximum age cuts no later one.
+async fn close_after_response(mut response: Response) -> Response {
     let close = HeaderValue::from_static("close");
     response.headers_mut().insert(header::CONNECTION, close);
     response
 }
 
-/// Refuses what was meant for another host.
-async fn for_this_host(request: Request, next: Next) -> Response {
-    let asked = request.uri().authority().map(Authority::as_str);
-    let named = request.headers().get_all(header::HOST).iter();
-    let all_here = asked.into_iter().all(|name| is_this_host(name.as_bytes()))
-        && named.into_iter().all(|name| is_this_host(name.as_bytes()));
-    if all_here {
+/// Refuses requests for another host.
+async fn require_loopback_host(request: Request, next: Next) -> Response {
+    let target = request.uri().authority().map(Authority::as_str);
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let loopback = target.is_none_or(|name| is_loopback_host(name.as_bytes()))
+        && hosts.all(|name| is_loopback_host(name.as_bytes()));
+    if loopback {
         next.run(request).await
     } else {
-        (StatusCode::MISDIRECTED_REQUEST, "not this host\n").into_response()
+        (StatusCode::MISDIRECTED_REQUEST, "this listener answers only to `localhost` or a loopback address as the host\n").into_response()
     }
 }
 
 /// Whether the host of an authority (RFC 9110 §7.2), with its port or without, is `localhost` or a loopback address.
-fn is_this_host(authority: &[u8]) -> bool {
+fn is_loopback_host(authority: &[u8]) -> bool {
     let Ok(authority) = Authority::try_from(authority) else {
         return false;
     };
@@ -130,27 +130,28 @@ fn is_this_host(authority: &[u8]) -> bool {
             .is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
-async fn metrics(State((broker, readings)): State<(Arc<Broker>, Arc<Semaphore>)>) -> Response {
-    let Ok(reading) = readings.try_acquire_owned() else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "being read\n").into_response();
+async fn metrics(State((broker, scrapes)): State<(Arc<Broker>, Arc<Semaphore>)>) -> Response {
+    let Ok(permit) = scrapes.try_acquire_owned() else {
+        let message = "too many scrapes at once; try again\n";
+        return (StatusCode::SERVICE_UNAVAILABLE, message).into_response();
     };
     let read = tokio::task::spawn_blocking(move || {
         let text = broker.read_metrics();
-        drop(reading);
+        drop(permit);
         text
     });
     match read.await {
         Ok(text) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
-        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "not read\n").into_response(),
+        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be read; see the broker's log\n").into_response(),
     }
 }
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The Unix socket, as a listener that tries on.
-struct Local(GuardedUnixListener);
+/// The Unix socket as a listener that retries failed accepts.
+struct RetryingUnixListener(GuardedUnixListener);
 
-impl Listener for Local {
+impl Listener for RetryingUnixListener {
     type Io = UnixStream;
     type Addr = ();
 
@@ -159,7 +160,7 @@ impl Listener for Local {
             match self.0.accept().await {
                 Ok((stream, _uid)) => return (stream, ()),
                 Err(error) => {
-                    tracing::debug!(%error, "no operator's connection");
+                    tracing::debug!(%error, "accept failed on the admin listener; retrying");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -171,34 +172,34 @@ impl Listener for Local {
     }
 }
 
-/// A listener with a bound on its open connections; the next waits in the kernel's queue.
-struct Bounded<L> {
+/// A listener with a limit on its open connections; the next waits in the kernel's queue.
+struct LimitedListener<L> {
     listener: L,
-    open: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
-impl<L> Bounded<L> {
+impl<L> LimitedListener<L> {
     fn new(listener: L) -> Self {
         Self {
             listener,
-            open: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
         }
     }
 }
 
-impl<L: Listener<Io: Unpin>> Listener for Bounded<L> {
-    type Io = Open<L::Io>;
+impl<L: Listener<Io: Unpin>> Listener for LimitedListener<L> {
+    type Io = LimitedConnection<L::Io>;
     type Addr = L::Addr;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        let one = self.open.clone().acquire_owned().await.ok();
+        let permit = self.permits.clone().acquire_owned().await.ok();
         let (io, address) = self.listener.accept().await;
-        let open = Open {
+        let connection = LimitedConnection {
             io,
-            over: Box::pin(tokio::time::sleep(LIFE)),
-            _one: one,
+            expired: Box::pin(tokio::time::sleep(MAX_AGE)),
+            _permit: permit,
         };
-        (open, address)
+        (connection, address)
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
@@ -206,28 +207,28 @@ impl<L: Listener<Io: Unpin>> Listener for Bounded<L> {
     }
 }
 
-/// An open connection; its end lets the next in, and comes in any case.
-struct Open<I> {
+/// An open connection; it ends at its maximum age, and its permit goes to the next.
+struct LimitedConnection<I> {
     io: I,
-    over: Pin<Box<Sleep>>,
-    _one: Option<OwnedSemaphorePermit>,
+    expired: Pin<Box<Sleep>>,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
-impl<I: Unpin> Open<I> {
-    /// Acts on the connection while its time lasts. One task drives both directions, and is woken when it is over.
+impl<I: Unpin> LimitedConnection<I> {
+    /// Acts on the connection before its maximum age. One task drives both directions, and is woken at that age.
     fn while_open<T>(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         act: impl FnOnce(Pin<&mut I>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        if self.over.as_mut().poll(context).is_ready() {
+        if self.expired.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         act(Pin::new(&mut self.io), context)
     }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Open<I> {
+impl<I: AsyncRead + Unpin> AsyncRead for LimitedConnection<I> {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -237,7 +238,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Open<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Open<I> {
+impl<I: AsyncWrite + Unpin> AsyncWrite for LimitedConnection<I> {
     fn poll_write(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -260,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_host_goes_by_loopback_names_alone() {
+    fn admin_host_header_check() {
         for here in [
             "localhost",
             "LocalHost:9100",
@@ -268,7 +269,7 @@ mod tests {
             "127.8.8.8",
             "[::1]:9100",
         ] {
-            assert!(is_this_host(here.as_bytes()), "{here}");
+            assert!(is_loopback_host(here.as_bytes()), "{here}");
         }
         for elsewhere in [
             "",
@@ -279,7 +280,7 @@ mod tests {
             "[2001:db8::1]:9100",
             "local host",
         ] {
-            assert!(!is_this_host(elsewhere.as_bytes()), "{elsewhere}");
+            assert!(!is_loopback_host(elsewhere.as_bytes()), "{elsewhere}");
         }
     }
 }

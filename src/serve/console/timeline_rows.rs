@@ -1,33 +1,33 @@
-//! Entries of the journal as pages show them.
+//! Timeline events as rows of pages.
 
-use super::rows;
-use super::show::{self, shown};
-use crate::broker;
+use super::format::{DisplayTime, escape};
+use crate::broker::Moment;
 use crate::model::{AccessRequestId, TaskId, Timestamp};
+use crate::serve::routes;
 
-/// One thing that happened.
+/// One event.
 #[derive(Debug)]
-pub(super) struct Moment {
-    /// Which mark it has in a timeline.
+pub(super) struct TimelineRow {
+    /// The mark it has in a timeline.
     pub(super) class: &'static str,
     pub(super) kind: &'static str,
-    pub(super) at: show::Moment,
+    pub(super) at: DisplayTime,
     pub(super) index: Option<u64>,
     pub(super) what: &'static str,
     pub(super) who: String,
     pub(super) detail: String,
-    pub(super) ids: Vec<Name>,
+    pub(super) ids: Vec<IdLink>,
 }
 
-/// An id, and the page about it.
+/// An id, and the path of the page about it.
 #[derive(Debug)]
-pub(super) struct Name {
-    pub(super) words: String,
+pub(super) struct IdLink {
+    pub(super) id: String,
     pub(super) path: Option<String>,
 }
 
-impl Name {
-    pub(super) fn new(id: &str) -> Self {
+impl IdLink {
+    fn new(id: &str) -> Self {
         let path = if AccessRequestId::parse(id).is_ok() {
             Some(format!("/console/requests/{id}"))
         } else if TaskId::parse(id).is_ok() {
@@ -36,28 +36,28 @@ impl Name {
             None
         };
         Self {
-            words: shown(id),
-            path: path.filter(|path| rows::of(path).is_some()),
+            id: escape(id),
+            path: path.filter(|path| routes::route(path).is_some()),
         }
     }
 }
 
-impl Moment {
-    pub(super) fn new(moment: &broker::Moment, now: Timestamp) -> Self {
+impl TimelineRow {
+    pub(super) fn new(moment: &Moment, now: Timestamp) -> Self {
         Self {
             class: class(moment.kind, moment.what),
             kind: moment.kind,
-            at: show::Moment::new(moment.at, now),
+            at: DisplayTime::new(moment.at, now),
             index: moment.index,
             what: moment.what,
-            who: shown(&moment.who),
-            detail: shown(&moment.detail),
-            ids: moment.ids.iter().map(|id| Name::new(id)).collect(),
+            who: escape(&moment.who),
+            detail: escape(&moment.detail),
+            ids: moment.ids.iter().map(|id| IdLink::new(id)).collect(),
         }
     }
 }
 
-/// The mark of a moment: a gate, a token, a no, an end, or nothing special. It decides nothing but looks.
+/// The mark of an event: a gate, a token, a denial, an end, or none. For display only.
 fn class(kind: &str, what: &str) -> &'static str {
     match kind {
         "TaskOpened" => "gate",

@@ -1,8 +1,8 @@
-//! How long a call may take: its own deadline, and ours.
+//! Timeouts: the client's deadline (`grpc-timeout`) and the broker's own limits on body, response and stream.
 //!
-//! In: a request. Out: its response, or DEADLINE_EXCEEDED from here. (A caller whose library keeps the deadline too may see
-//! that library's own word first: tonic's client says CANCELLED, "Timeout expired".) A handler whose time is over is
-//! dropped; what it handed to the journal's writer happens all the same, and a retry by `request_id` finds it or nothing.
+//! In: a request. Out: its response, or DEADLINE_EXCEEDED. (A client library that enforces the deadline too may report it
+//! first: tonic's client says CANCELLED, "Timeout expired".) A handler whose time is over is dropped; an entry it handed to
+//! the journal's writer is appended all the same, and a retry by `request_id` finds the entry or nothing.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -18,30 +18,37 @@ use tokio::sync::watch;
 use tokio::time::Sleep;
 use tonic::Status;
 
-/// Says that a request's connection is closing: a request's extension.
+use super::authorization::{MethodPolicy, StreamingSide, method_policy};
+use super::routes;
+
+/// Signals that the connection of a request is closing: an extension of the request.
 #[derive(Clone)]
-pub(super) struct Closing(pub(super) watch::Receiver<bool>);
+pub(super) struct ConnectionClosing(pub(super) watch::Receiver<bool>);
 
-/// Methods whose answers go on, as they stand in the path of a call.
-const STREAMS: &[&str] = &[
-    "/dipylon.v1.TokenService/WatchRevocations",
-    "/dipylon.v1.TaskService/WatchAccessRequest",
-    "/dipylon.v1.ApprovalService/WatchAccessRequests",
-    "/grpc.health.v1.Health/Watch",
-];
-/// Methods that take many messages, and may take longer to say them. Reflection is not among them: it is there for anybody,
-/// and whoever asks it is done in a moment.
-const UPLOADS: &[&str] = &["/dipylon.v1.GovernanceService/ApplyPolicyBundle"];
+/// gRPC health watch: the one stream outside the services of the broker.
+const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
 
-/// Whether a method's answers go on.
+/// Whether a path answers with a stream.
 pub(super) fn is_stream(path: &str) -> bool {
-    STREAMS.contains(&path) || path == super::console::rows::EVENTS
+    policy(path).is_some_and(|method| method.streaming == StreamingSide::Server)
+        || path == HEALTH_WATCH
+        || routes::is_stream(path)
 }
 
-/// Bounds a call: its message must arrive whole, its answer must begin, and its stream must end, in time.
-pub(super) async fn bounded(request: Request, next: Next) -> Response {
+/// Whether a path takes many messages, and so more time for them. Reflection takes many too, but needs no caller's
+/// credentials, and its clients are done in a moment.
+fn is_upload(path: &str) -> bool {
+    policy(path).is_some_and(|method| method.streaming == StreamingSide::Client)
+}
+
+fn policy(path: &str) -> Option<&'static MethodPolicy> {
+    method_policy(path.strip_prefix('/')?)
+}
+
+/// KeyedRateLimiter a call: its message must arrive whole, its response must begin, and its stream must end, in time.
+pub(super) async fn enforce_timeouts(request: Request, next: Next) -> Response {
     let grpc = is_grpc(request.headers());
-    let asked = request
+    let client_timeout = request
         .headers()
         .get("grpc-timeout")
         .and_then(|value| value.to_str().ok())
@@ -49,70 +56,71 @@ pub(super) async fn bounded(request: Request, next: Next) -> Response {
         .map(Duration::from_millis);
     let path = request.uri().path();
     let stream = is_stream(path);
-    let to_arrive = if UPLOADS.contains(&path) {
+    let body_timeout = if is_upload(path) {
         UPLOAD_MAX
     } else {
         MESSAGE_MAX
     };
-    let closing = request.extensions().get::<Closing>().cloned();
+    let closing = request.extensions().get::<ConnectionClosing>().cloned();
     let request = request.map(|body| {
-        Body::new(Arriving {
+        Body::new(BodyTimeout {
             body,
-            until: Box::pin(tokio::time::sleep(to_arrive)),
+            until: Box::pin(tokio::time::sleep(body_timeout)),
         })
     });
-    let until = tokio::time::sleep(asked.map_or(CALL_MAX, |asked| asked.min(CALL_MAX)));
+    let until = tokio::time::sleep(client_timeout.map_or(CALL_MAX, |timeout| timeout.min(CALL_MAX)));
     let response = tokio::select! {
         response = next.run(request) => response,
-        () = until => return late(grpc),
+        () = until => return timeout_response(grpc),
     };
     if !(grpc && stream) {
         return response;
     }
     let ending: Pin<Box<dyn Future<Output = Status> + Send>> = Box::pin(async move {
         let over = async {
-            match asked {
-                Some(asked) => tokio::time::sleep(asked).await,
+            match client_timeout {
+                Some(timeout) => tokio::time::sleep(timeout).await,
                 None => std::future::pending().await,
             }
         };
         let closes = async {
             match closing {
-                Some(Closing(mut closing)) => {
+                Some(ConnectionClosing(mut closing)) => {
                     let _closes_or_gone = closing.wait_for(|closing| *closing).await.is_ok();
                 }
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
-            () = over => Status::deadline_exceeded(LATE),
-            () = closes => Status::unavailable("this connection is closing"),
+            () = over => Status::deadline_exceeded(DEADLINE_PASSED),
+            () = closes => Status::unavailable("the connection is closing; reconnect and resume"),
         }
     });
     response.map(|body| {
-        Body::new(Streaming {
+        Body::new(StreamTimeout {
             body,
             ending: Some(ending),
         })
     })
 }
 
-fn late(grpc: bool) -> Response {
+fn timeout_response(grpc: bool) -> Response {
     if grpc {
-        Status::deadline_exceeded(LATE).into_http::<Body>()
+        Status::deadline_exceeded(DEADLINE_PASSED).into_http::<Body>()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not in time\n").into_response()
+        (StatusCode::SERVICE_UNAVAILABLE, "the request timed out; try again\n").into_response()
     }
 }
 
-/// Whether a request or its answer is of a gRPC call.
+/// Whether the headers of a request or response are of a gRPC call.
 pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// The caller's own deadline as it stands in `grpc-timeout`: at most eight digits and a unit. `None` for anything else.
+/// The client's deadline from `grpc-timeout`: at most eight digits and a unit, `None` for anything else. Written here because
+/// tonic keeps its own parser private.
 pub(super) fn grpc_timeout_ms(text: &str) -> Option<u64> {
     let unit = text.chars().last()?;
     let digits = text
@@ -131,12 +139,12 @@ pub(super) fn grpc_timeout_ms(text: &str) -> Option<u64> {
 }
 
 /// A request's body, which must arrive whole in time.
-struct Arriving {
+struct BodyTimeout {
     body: Body,
     until: Pin<Box<Sleep>>,
 }
 
-impl HttpBody for Arriving {
+impl HttpBody for BodyTimeout {
     type Data = Bytes;
     type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -144,10 +152,10 @@ impl HttpBody for Arriving {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        // The time first: a caller who always has one byte more must not go on for ever.
+        // The timeout first: a client that always sends one byte more must not go on for ever.
         if self.until.as_mut().poll(cx).is_ready() {
-            let late = Status::deadline_exceeded("the message did not arrive in time");
-            return Poll::Ready(Some(Err(late.into())));
+            let timed_out = Status::deadline_exceeded("the message did not arrive in time; send it again");
+            return Poll::Ready(Some(Err(timed_out.into())));
         }
         Pin::new(&mut self.body)
             .poll_frame(cx)
@@ -163,13 +171,13 @@ impl HttpBody for Arriving {
     }
 }
 
-/// A stream of answers, which ends with a status of ours when its time or its connection does.
-struct Streaming {
+/// A stream of messages, which ends with a status when its deadline passes or its connection closes.
+struct StreamTimeout {
     body: Body,
     ending: Option<Pin<Box<dyn Future<Output = Status> + Send>>>,
 }
 
-impl HttpBody for Streaming {
+impl HttpBody for StreamTimeout {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -196,20 +204,20 @@ impl HttpBody for Streaming {
     }
 }
 
-/// Until a call's answer begins, whatever it asked for: the longest wait is 60 s.
+/// Until a call's response begins: the longest wait for approval is 60 s.
 const CALL_MAX: Duration = Duration::from_secs(75);
 /// Until a call's message has arrived whole.
 const MESSAGE_MAX: Duration = Duration::from_secs(10);
-/// The same where the messages are many: a policy bundle.
+/// The same for an upload of many messages: a policy bundle.
 const UPLOAD_MAX: Duration = Duration::from_secs(60);
-const LATE: &str = "the call's deadline has passed";
+const DEADLINE_PASSED: &str = "the call's deadline has passed";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn deadlines_as_callers_write_them() {
+    fn grpc_timeout_parses() {
         for (text, ms) in [
             ("1H", Some(3_600_000)),
             ("2M", Some(120_000)),
@@ -230,28 +238,18 @@ mod tests {
     }
 
     #[test]
-    fn streams_and_uploads_are_those_of_the_proto() {
+    fn streaming_matches_the_proto() {
         use prost::Message as _;
         let set = prost_types::FileDescriptorSet::decode(crate::proto::DESCRIPTOR).expect("set");
-        let mut streams = vec!["/grpc.health.v1.Health/Watch".to_owned()];
-        let mut uploads = Vec::new();
         for file in &set.file {
             for service in &file.service {
                 for method in &service.method {
                     let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
-                    if method.server_streaming() {
-                        streams.push(path.clone());
-                    }
-                    if method.client_streaming() {
-                        uploads.push(path);
-                    }
+                    assert_eq!(is_stream(&path), method.server_streaming(), "{path}");
+                    assert_eq!(is_upload(&path), method.client_streaming(), "{path}");
                 }
             }
         }
-        streams.sort();
-        let mut ours = STREAMS.to_vec();
-        ours.sort_unstable();
-        assert_eq!(streams, ours);
-        assert_eq!(uploads, UPLOADS);
+        assert!(is_stream(HEALTH_WATCH));
     }
 }

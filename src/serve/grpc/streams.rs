@@ -1,75 +1,110 @@
-//! Streams of what waits for people: one access request for its agent, inboxes for approvers and operators.
+//! Server streams: one access request for its agent, inboxes for approvers and operators, and the loop that every stream
+//! of this server runs in.
 
+use std::hash::Hash;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::super::status::put_nonce;
-use super::{GrpcService, note, shapes};
+use super::convert;
+use super::service::GrpcService;
 use crate::broker::{AccessMark, AccessNews, InboxNews, Position};
 use crate::model::*;
 use crate::proto::{card, v1};
+use crate::serve::admission::StreamPermit;
+use crate::serve::authorization::{WATCH_ACCESS_REQUEST, WATCH_ACCESS_REQUESTS};
+use crate::serve::request_log::record;
 use crate::state::{Stir, Stirred};
 
-pub(super) type AccessStream = ReceiverStream<Result<v1::WatchAccessRequestResponse, Status>>;
-pub(super) type InboxStream = ReceiverStream<Result<v1::WatchAccessRequestsResponse, Status>>;
+/// The messages of a stream, up to its final status.
+pub(super) type Messages<T> = ReceiverStream<Result<T, Status>>;
 
-/// Whoever takes no message for this long is cut, and takes the watch up again.
+/// A client that reads no message for this long is disconnected; it resumes from its position.
 const SLOW_MAX: Duration = Duration::from_secs(10);
-/// Messages between a watch of one access request and a slow connection: there are thousands of watches.
+/// Messages between a watch and a slow connection: there are thousands of watches.
 const BUFFER: usize = 4;
 /// Ids in one message: 1,000 of 27 bytes are well below the longest message.
 const IDS_MAX: usize = 1_000;
 
+/// Sends the messages of one stream.
+pub(super) struct StreamSender<T>(mpsc::Sender<Result<T, Status>>);
+
+impl<T> StreamSender<T> {
+    /// Sends a message; `None` when the client is gone or has read none for too long.
+    pub(super) async fn send(&self, message: T) -> Option<()> {
+        match tokio::time::timeout(SLOW_MAX, self.0.send(Ok(message))).await {
+            Ok(Ok(())) => Some(()),
+            Ok(Err(_)) | Err(_) => None,
+        }
+    }
+
+    /// Ends the stream with a status.
+    pub(super) async fn end(&self, status: Status) {
+        let _gone = self.0.send(Err(status)).await;
+    }
+}
+
 impl GrpcService {
-    pub(super) async fn follow_one(
+    /// Runs a stream in a task of its own until `produce` ends, the client leaves, the broker stops, or the stream's
+    /// lifetime is over. Holds the permit until then.
+    pub(super) fn stream<T, K, F>(
+        &self,
+        buffer: usize,
+        life_ms: u64,
+        permit: StreamPermit<K>,
+        produce: impl FnOnce(StreamSender<T>) -> F,
+    ) -> Response<Messages<T>>
+    where
+        T: Send + 'static,
+        K: Hash + Eq + Send + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (sender, receiver) = mpsc::channel(buffer);
+        let produced = produce(StreamSender(sender.clone()));
+        let mut stopped = self.stopped.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            tokio::select! {
+                () = produced => {}
+                () = sender.closed() => {}
+                _ = stopped.wait_for(|stopped| *stopped) => {}
+                () = tokio::time::sleep(Duration::from_millis(life_ms)) => {}
+            }
+        });
+        self.ok(ReceiverStream::new(receiver))
+    }
+
+    pub(super) async fn watch_one(
         &self,
         request: Request<v1::WatchAccessRequestRequest>,
-    ) -> Result<Response<AccessStream>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.TaskService/WatchAccessRequest", request)
-            .await?;
-        let (task, id, seen) = access_watch_ask(&message).map_err(self.malformed(&call))?;
-        note("task", &task);
-        note("access_request", &id);
+    ) -> Result<Response<Messages<v1::WatchAccessRequestResponse>>, Status> {
+        let (call, message) = self.begin_call(WATCH_ACCESS_REQUEST, request).await?;
+        let (task, id, seen) = parse_access_watch(&message).map_err(self.malformed(&call))?;
+        record("task", &task);
+        record("access_request", &id);
         let mut watch = self
             .broker
             .watch_access_request(&call, task, id, seen)
-            .map_err(|refusal| super::status(&refusal, &self.broker))?;
-        let counted = self.admission.agent_watch(&watch.agent)?;
-        let life = Duration::from_millis(watch.life_ms);
-        let (sender, receiver) = mpsc::channel(BUFFER);
-        let (broker, mut stopped) = (self.broker.clone(), self.stopped.clone());
-        tokio::spawn(async move {
-            let _counted = counted;
-            let told = async {
-                while let Some(news) = watch.next(&broker).await {
-                    if send(&sender, access_message(&news)).await.is_none() {
-                        return;
-                    }
+            .map_err(|refusal| self.status(&refusal))?;
+        let permit = self.admission.agent_stream(&watch.agent)?;
+        let (broker, life_ms) = (self.broker.clone(), watch.life_ms);
+        let produce = |sender: StreamSender<_>| async move {
+            while let Some(news) = watch.next(&broker).await {
+                if sender.send(access_message(&news)).await.is_none() {
+                    return;
                 }
-            };
-            tokio::select! {
-                () = told => {}
-                () = sender.closed() => {}
-                _ = stopped.wait_for(|stopped| *stopped) => {}
-                () = tokio::time::sleep(life) => {}
             }
-        });
-        let mut response = Response::new(ReceiverStream::new(receiver));
-        put_nonce(response.metadata_mut(), &self.broker);
-        Ok(response)
+        };
+        Ok(self.stream(BUFFER, life_ms, permit, produce))
     }
 
-    pub(super) async fn follow_inboxes(
+    pub(super) async fn watch_inboxes(
         &self,
         request: Request<v1::WatchAccessRequestsRequest>,
-    ) -> Result<Response<InboxStream>, Status> {
-        let (call, message) = self
-            .open("dipylon.v1.ApprovalService/WatchAccessRequests", request)
-            .await?;
+    ) -> Result<Response<Messages<v1::WatchAccessRequestsResponse>>, Status> {
+        let (call, message) = self.begin_call(WATCH_ACCESS_REQUESTS, request).await?;
         let after = message.after.map(|p| Position {
             epoch: p.epoch,
             index: p.index,
@@ -77,36 +112,23 @@ impl GrpcService {
         let mut watch = self
             .broker
             .inbox_changes(&call, after)
-            .map_err(|refusal| super::status(&refusal, &self.broker))?;
-        let counted = self.admission.person_watch(&watch.caller)?;
-        let life = Duration::from_millis(watch.life_ms);
-        let (sender, receiver) = mpsc::channel(BUFFER);
-        let (broker, mut stopped) = (self.broker.clone(), self.stopped.clone());
-        tokio::spawn(async move {
-            let _counted = counted;
-            let told = async {
-                while let Some(news) = watch.next(&broker).await {
-                    for message in inbox_messages(&news) {
-                        if send(&sender, message).await.is_none() {
-                            return;
-                        }
+            .map_err(|refusal| self.status(&refusal))?;
+        let permit = self.admission.person_stream(&watch.caller)?;
+        let (broker, life_ms) = (self.broker.clone(), watch.life_ms);
+        let produce = |sender: StreamSender<_>| async move {
+            while let Some(news) = watch.next(&broker).await {
+                for message in inbox_messages(&news) {
+                    if sender.send(message).await.is_none() {
+                        return;
                     }
                 }
-            };
-            tokio::select! {
-                () = told => {}
-                () = sender.closed() => {}
-                _ = stopped.wait_for(|stopped| *stopped) => {}
-                () = tokio::time::sleep(life) => {}
             }
-        });
-        let mut response = Response::new(ReceiverStream::new(receiver));
-        put_nonce(response.metadata_mut(), &self.broker);
-        Ok(response)
+        };
+        Ok(self.stream(BUFFER, life_ms, permit, produce))
     }
 }
 
-fn access_watch_ask(
+fn parse_access_watch(
     message: &v1::WatchAccessRequestRequest,
 ) -> Result<(TaskId, AccessRequestId, Option<AccessMark>), Malformed> {
     let seen = match &message.seen {
@@ -138,8 +160,8 @@ fn access_message(news: &AccessNews) -> v1::WatchAccessRequestResponse {
             mark: at,
             last,
         } => Message::Stands(v1::AccessRequestStands {
-            // The agent learns how many said yes, not who.
-            access_request: Some(shapes::access_request(view, false)),
+            // The agent learns how many approved, not their names.
+            access_request: Some(convert::access_request(view, false)),
             mark: Some(mark(*at)),
             last: *last,
         }),
@@ -156,12 +178,12 @@ fn inbox_messages(news: &InboxNews) -> Vec<v1::WatchAccessRequestsResponse> {
     use v1::watch_access_requests_response::Message;
     let messages = match news {
         InboxNews::Snapshot(at) => vec![Message::Snapshot(v1::InboxSnapshot {
-            as_of: Some(shapes::position(*at)),
+            as_of: Some(convert::position(*at)),
         })],
         InboxNews::Changed(stir) => changes(stir).into_iter().map(Message::Change).collect(),
         InboxNews::Turn => vec![Message::Turn(v1::InboxTurn {})],
         InboxNews::Heartbeat(at) => vec![Message::Heartbeat(v1::InboxHeartbeat {
-            read_through: Some(shapes::position(*at)),
+            read_through: Some(convert::position(*at)),
         })],
     };
     messages
@@ -193,13 +215,6 @@ fn changes(stir: &Stir) -> Vec<v1::InboxChange> {
     stir.ids.chunks(IDS_MAX).map(change).collect()
 }
 
-async fn send<T>(sender: &mpsc::Sender<Result<T, Status>>, message: T) -> Option<()> {
-    match tokio::time::timeout(SLOW_MAX, sender.send(Ok(message))).await {
-        Ok(Ok(())) => Some(()),
-        Ok(Err(_)) | Err(_) => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -210,7 +225,7 @@ mod tests {
     use crate::serve::MESSAGE_BYTES_MAX;
 
     #[test]
-    fn what_one_entry_closes_fits_whatever_it_is() {
+    fn closing_many_requests_fits_into_messages() {
         let id = |n: u16| {
             let mut bytes = [0; 16];
             bytes[..2].copy_from_slice(&n.to_be_bytes());

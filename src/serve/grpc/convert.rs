@@ -1,16 +1,16 @@
-//! The broker's answers in wire words.
+//! Conversion of the broker's replies to proto messages.
 
 use std::collections::BTreeMap;
 
 use prost::Message as _;
 
 use crate::broker::{
-    AccessView, AgentView, ApproverView, EndReport, InboxPage, InboxRow, Position, ProfileState,
-    RuleShown, TaskView, TokenReply,
+    AccessView, ActionUse, AgentView, ApproverRow, ApproverView, EndReport, InboxPage, InboxRow,
+    LiveToken, Moment, Position, ProfileState, RuleRow, RuleShown, TaskView, TokenReply,
 };
 use crate::model::*;
 use crate::policy::Risk;
-use crate::proto::convert::{action_to_wire, seconds_to_wire, timestamp_to_wire};
+use crate::proto::convert::{action_to_wire, seconds_to_wire, target_to_wire, timestamp_to_wire};
 use crate::proto::v1::request_token_response::Outcome;
 use crate::proto::{card, v1};
 use crate::state::{FeedEvent, Selector};
@@ -147,7 +147,7 @@ fn risk(risk: Option<Risk>) -> String {
     risk.map(|r| r.as_str().to_owned()).unwrap_or_default()
 }
 
-/// A page of an inbox whose rows take at most so many bytes; the next page goes on where they end.
+/// A page of an inbox whose rows take at most `bytes_max` bytes; the next page begins where they end.
 pub(super) fn inbox_page(page: InboxPage, bytes_max: usize) -> v1::ListAccessRequestsResponse {
     let mut in_order: Vec<_> = page
         .rows
@@ -161,7 +161,7 @@ pub(super) fn inbox_page(page: InboxPage, bytes_max: usize) -> v1::ListAccessReq
     let mut last = None;
     for (cursor, row) in in_order {
         bytes = bytes.saturating_add(row.encoded_len() + ROW_OVERHEAD_BYTES);
-        // One at least: a page that goes nowhere would never end.
+        // One row at least: an empty page with a next page would never end.
         if bytes > bytes_max && last.is_some() {
             next = last;
             break;
@@ -223,7 +223,7 @@ fn inbox_row(row: &InboxRow, bytes_max: usize) -> v1::InboxRow {
     wire
 }
 
-/// `names`: whether the reader may see who voted.
+/// `names`: whether the reader may see the names of approvers.
 pub(super) fn access_request(view: &AccessView, names: bool) -> v1::AccessRequest {
     let opened = &view.request.opened;
     v1::AccessRequest {
@@ -263,7 +263,7 @@ pub(super) fn approver(person: &ApproverView) -> v1::Approver {
     }
 }
 
-/// Most tokens that the report of an end names: a report of every task must fit into a message.
+/// Most tokens that an end report lists: the report of any task must fit into a message.
 const END_TOKENS_MAX: usize = 1_000;
 
 pub(super) fn end_report(report: &EndReport) -> v1::EndReport {
@@ -346,7 +346,7 @@ pub(super) fn registered_agent(view: &AgentView) -> v1::RegisteredAgent {
         tokens_live: count(view.tokens_live),
         verified_at: view.verified_at.map(timestamp_to_wire),
         attested_at: view.attested_at.map(timestamp_to_wire),
-        activity: super::counted::activity(&view.activity),
+        activity: activity(&view.activity),
         ..v1::RegisteredAgent::default()
     };
     if let Some(agent) = &view.registered {
@@ -363,13 +363,98 @@ pub(super) fn registered_agent(view: &AgentView) -> v1::RegisteredAgent {
     wire
 }
 
+/// Most actions in an agent's activity, so that the agent fits into a message.
+const ACTIVITY_MAX: usize = 200;
+
+pub(super) fn rule_stats(row: &RuleRow) -> v1::RuleFigures {
+    v1::RuleFigures {
+        rule_id: row.id.clone(),
+        file: row.file.clone(),
+        line: count(row.line),
+        why: row.why.clone(),
+        kind: row.kind.to_owned(),
+        remedy: row.remedy.clone(),
+        hits: row.hits,
+        asked: row.asked,
+        approved: row.approved,
+        denied: row.denied,
+        expired: row.expired,
+        approved_percent: row.approved_percent,
+        median_seconds: row.median_s,
+        last_at: row.last_at.map(timestamp_to_wire),
+        rubber_stamp: row.rubber_stamp,
+    }
+}
+
+pub(super) fn approver_stats(row: &ApproverRow) -> v1::ApproverFigures {
+    v1::ApproverFigures {
+        person_id: row.id.to_string(),
+        name: row.name.clone(),
+        approved: row.yes,
+        denied: row.no,
+        approved_percent: row.approved_percent,
+        median_seconds: row.median_s,
+        last_at: row.last_at.map(timestamp_to_wire),
+        rubber_stamp: row.rubber_stamp,
+    }
+}
+
+pub(super) fn live_token(token: &LiveToken) -> v1::LiveToken {
+    v1::LiveToken {
+        jti: token.jti.to_string(),
+        agent_id: token.agent.to_string(),
+        owner: token.owner.to_string(),
+        task_id: token.task.to_string(),
+        action: token.action.to_string(),
+        target: Some(target_to_wire(&token.target)),
+        audience: token.audience.to_string(),
+        issued_at: Some(timestamp_to_wire(token.issued_at)),
+        expires_at: Some(timestamp_to_wire(token.expires_at)),
+        uses_left: token.uses_left,
+        profiles: token.profiles.iter().map(ToString::to_string).collect(),
+    }
+}
+
+pub(super) fn timeline_event(moment: &Moment) -> v1::Moment {
+    v1::Moment {
+        index: moment.index,
+        at: Some(timestamp_to_wire(moment.at)),
+        kind: moment.kind.to_owned(),
+        what: moment.what.to_owned(),
+        who: moment.who.clone(),
+        detail: moment.detail.clone(),
+        ids: moment.ids.clone(),
+    }
+}
+
+fn activity(activity: &[ActionUse]) -> Vec<v1::ActionUse> {
+    let action_use = |used: &ActionUse| {
+        let habit = &used.habit;
+        let denied = habit.last_denied.as_ref();
+        v1::ActionUse {
+            action: used.action.to_string(),
+            in_ceiling: used.in_ceiling,
+            asked: habit.asked,
+            granted: habit.granted,
+            refused: habit.refused,
+            approved: habit.approved,
+            denied: habit.denied,
+            expired: habit.expired,
+            last_at: habit.last_at.map(timestamp_to_wire),
+            last_denied_at: denied.map(|(at, _)| timestamp_to_wire(*at)),
+            last_denied_by: denied.map(|(_, by)| by.to_string()).unwrap_or_default(),
+        }
+    };
+    activity.iter().take(ACTIVITY_MAX).map(action_use).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::serve::MESSAGE_BYTES_MAX;
 
     #[test]
-    fn the_report_of_any_end_fits_into_a_message() {
+    fn end_report_fits_into_a_message() {
         let token = |n: usize| {
             let mut bytes = [0; 16];
             bytes[..8].copy_from_slice(&n.to_be_bytes());

@@ -1,5 +1,4 @@
-//! One call as operators see it: a span for whatever is said about it, and at its end one line and one count, whatever
-//! becomes of it.
+//! Request logging: one tracing span per call and, when it ends for any reason, one log line and one metric.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,9 +12,9 @@ use tonic_types::StatusExt as _;
 use tracing::field::{Empty, display};
 use tracing::{Instrument as _, Span};
 
-use super::console;
-use super::deadline::is_grpc;
-use super::guard;
+use super::authorization;
+use super::routes;
+use super::timeouts::is_grpc;
 use crate::broker::Broker;
 use crate::model::Reason;
 use crate::proto::code_name;
@@ -25,13 +24,13 @@ use crate::telemetry::logs::TraceParent;
 /// Longest `traceparent` looked at, in bytes: version 00 has 55.
 const TRACEPARENT_BYTES_MAX: usize = 256;
 
-/// Follows a call from its arrival to its answer.
-pub(super) async fn followed(
+/// Logs and counts a call from its arrival to its response.
+pub(super) async fn log_request(
     State(broker): State<Arc<Broker>>,
     request: Request,
     next: Next,
 ) -> Response<Body> {
-    let method = label(request.uri().path());
+    let method = route_label(request.uri().path());
     let span = tracing::info_span!(
         "call",
         method,
@@ -54,54 +53,55 @@ pub(super) async fn followed(
     {
         trace.record_on(&span);
     }
-    let mut call = Call {
+    let mut log = RequestLog {
         method,
         began: broker.uptime(),
-        answer: None,
+        outcome: None,
         span: span.clone(),
-        _working: broker.metrics().call_started(),
+        _in_flight: broker.metrics().call_started(),
         broker,
     };
     let response = next.run(request).instrument(span).await;
-    call.answer = Some(Answer::of(&response));
+    log.outcome = Some(ResponseOutcome::from_response(&response));
     response
 }
 
-/// Adds what is known by now to what is said of the call.
-pub(super) fn note(field: &'static str, value: &dyn std::fmt::Display) {
+/// Adds a field to the span of the current call.
+pub(super) fn record(field: &'static str, value: &dyn std::fmt::Display) {
     Span::current().record(field, display(value));
 }
 
-/// The name a path goes by in figures: a row's, or one of three.
-pub(super) fn label(path: &str) -> &'static str {
+/// The name of a path in logs and metrics: a method's or route's from its table, or one of three.
+pub(super) fn route_label(path: &str) -> &'static str {
     match path {
         "/livez" | "/readyz" | "/.well-known/jwks.json" => "http",
         path if path.starts_with("/grpc.health.v1.Health/") => "health",
-        path if console::rows::is_ours(path) => {
-            console::rows::of(path).map_or("other", |row| row.name)
+        path if routes::is_console_path(path) => {
+            routes::route(path).map_or("other", |route| route.name)
         }
-        path => guard::row(path.trim_start_matches('/')).map_or("other", |(name, _)| name),
+        path => authorization::method_policy(path.trim_start_matches('/'))
+            .map_or("other", |policy| policy.name),
     }
 }
 
-struct Call {
+struct RequestLog {
     broker: Arc<Broker>,
     method: &'static str,
     began: Duration,
-    /// None: the caller went away first.
-    answer: Option<Answer>,
+    /// None: the client disconnected first.
+    outcome: Option<ResponseOutcome>,
     span: Span,
-    _working: InFlightGuard,
+    _in_flight: InFlightGuard,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Answer {
+struct ResponseOutcome {
     code: &'static str,
     reason: Option<Reason>,
 }
 
-impl Answer {
-    fn of(response: &Response<Body>) -> Self {
+impl ResponseOutcome {
+    fn from_response(response: &Response<Body>) -> Self {
         if let Some(status) = response.extensions().get::<Status>() {
             let info = status.get_details_error_info();
             return Self {
@@ -124,11 +124,11 @@ impl Answer {
     }
 }
 
-/// Said on every way out, a caller that went away included.
-impl Drop for Call {
+/// Runs on every way out, also when the client disconnects.
+impl Drop for RequestLog {
     fn drop(&mut self) {
         let took = self.broker.uptime().saturating_sub(self.began);
-        let Answer { code, reason } = self.answer.unwrap_or(Answer {
+        let ResponseOutcome { code, reason } = self.outcome.unwrap_or(ResponseOutcome {
             code: code_name(Code::Cancelled),
             reason: None,
         });
@@ -138,15 +138,15 @@ impl Drop for Call {
         }
         let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         let reason_word = reason.map_or("", Reason::as_str);
-        // Probes and what was shed come too often for a line each.
-        let often = !self.method.contains('/') || reason == Some(Reason::RateLimited);
+        // Probes and shed calls are too frequent for a line each.
+        let is_frequent = !self.method.contains('/') || reason == Some(Reason::RateLimited);
         self.span.in_scope(|| {
-            let ended = if self.answer.is_some() {
-                "answered"
+            let ended = if self.outcome.is_some() {
+                "request completed"
             } else {
-                "the caller went away"
+                "client disconnected"
             };
-            if often {
+            if is_frequent {
                 tracing::debug!(code, reason = reason_word, ms, "{ended}");
             } else {
                 tracing::info!(code, reason = reason_word, ms, "{ended}");
@@ -162,13 +162,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_has_one_of_few_names() {
-        assert_eq!(
-            label("/dipylon.v1.TaskService/OpenTask"),
-            "dipylon.v1.TaskService/OpenTask"
-        );
-        assert_eq!(label("/livez"), "http");
-        assert_eq!(label("/grpc.health.v1.Health/Check"), "health");
+    fn route_labels_are_bounded() {
+        let name = authorization::OPEN_TASK.name;
+        assert_eq!(route_label(&format!("/{name}")), name);
+        assert_eq!(route_label("/livez"), "http");
+        assert_eq!(route_label("/grpc.health.v1.Health/Check"), "health");
         for hostile in [
             "/",
             "/dipylon.v1.TaskService/Forged",
@@ -176,22 +174,22 @@ mod tests {
             "//livez",
             "",
         ] {
-            assert_eq!(label(hostile), "other", "{hostile}");
+            assert_eq!(route_label(hostile), "other", "{hostile}");
         }
     }
 
     #[test]
-    fn an_answer_is_read_from_what_goes_out() {
+    fn outcome_is_read_from_the_response() {
         let shed = super::super::status::rate_limited(Duration::from_secs(1));
-        let answer = Answer::of(&shed.into_http());
+        let outcome = ResponseOutcome::from_response(&shed.into_http());
         assert_eq!(
-            (answer.code, answer.reason),
+            (outcome.code, outcome.reason),
             ("RESOURCE_EXHAUSTED", Some(Reason::RateLimited))
         );
         let plain = |status: u16| {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = StatusCode::from_u16(status).expect("a status");
-            Answer::of(&response).code
+            ResponseOutcome::from_response(&response).code
         };
         assert_eq!(
             (plain(200), plain(404), plain(503)),
@@ -200,6 +198,6 @@ mod tests {
         let mut ok = Response::new(Body::empty());
         let grpc = "application/grpc".parse().expect("a value");
         ok.headers_mut().insert(header::CONTENT_TYPE, grpc);
-        assert_eq!(Answer::of(&ok).code, "OK");
+        assert_eq!(ResponseOutcome::from_response(&ok).code, "OK");
     }
 }

@@ -1,0 +1,203 @@
+//! Admission control: rate limits by source address before any cryptography, then concurrency permits and stream permits.
+//! Once a caller is authenticated, the broker applies its limits by name.
+
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use tonic::Status;
+
+use super::authorization::{self, MethodPolicy};
+use super::peer::{Peer, PeerSource};
+use super::request_log::route_label;
+use super::routes;
+use super::status::rate_limited;
+use super::timeouts::is_grpc;
+use crate::broker::Broker;
+use crate::model::{AgentId, PersonId, ServiceId};
+use crate::rate_limit::{Class, ConcurrencyPermit, KeyedRateLimiter, ConcurrencyLimiter, LogThrottle, PerKeyPermit, PerKeyLimit};
+use crate::telemetry::InFlightGuard;
+
+/// The counters in front of one broker.
+pub(super) struct AdmissionControl {
+    broker: Arc<Broker>,
+    sources: KeyedRateLimiter<PeerSource>,
+    concurrency: ConcurrencyLimiter,
+    /// Open streams of each service, each agent, each person.
+    service_streams: Arc<PerKeyLimit<ServiceId>>,
+    agent_streams: Arc<PerKeyLimit<AgentId>>,
+    person_streams: Arc<PerKeyLimit<PersonId>>,
+    log_throttle: LogThrottle,
+}
+
+/// Streams of one service at once: a fleet of validators shares its registration.
+const STREAMS_PER_SERVICE_MAX: usize = 1_024;
+/// Access requests one agent may watch at once: a few for each that may wait, while a broken connection is not noticed yet.
+const STREAMS_PER_AGENT_MAX: usize = 64;
+/// Inboxes one person may watch at once: a few windows.
+const STREAMS_PER_PERSON_MAX: usize = 16;
+
+/// `Retry-After` where no rate limit computes one.
+const OVERLOAD_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+impl AdmissionControl {
+    pub(super) fn new(broker: Arc<Broker>) -> Self {
+        let rates = &broker.settings().rate_limits;
+        Self {
+            sources: KeyedRateLimiter::new(rates.source_per_second, rates.source_reserved_per_second),
+            concurrency: ConcurrencyLimiter::new(rates),
+            service_streams: Arc::new(PerKeyLimit::new(STREAMS_PER_SERVICE_MAX)),
+            agent_streams: Arc::new(PerKeyLimit::new(STREAMS_PER_AGENT_MAX)),
+            person_streams: Arc::new(PerKeyLimit::new(STREAMS_PER_PERSON_MAX)),
+            log_throttle: LogThrottle::default(),
+            broker,
+        }
+    }
+
+    /// A permit for a call whose message has arrived whole: a slow sender holds none.
+    pub(super) async fn acquire(&self, method: &MethodPolicy) -> Result<ConcurrencyPermit, Status> {
+        self.acquire_console(method.rate_class)
+            .await
+            .map_err(rate_limited)
+    }
+
+    /// A permit for a console request, or when to retry.
+    pub(super) async fn acquire_console(&self, class: Class) -> Result<ConcurrencyPermit, Duration> {
+        self.concurrency.acquire(class).await.map_err(|_| {
+            self.record_shed(class, "places");
+            OVERLOAD_RETRY_AFTER
+        })
+    }
+
+    /// Counts one more revocation stream of a service, until the permit is dropped.
+    pub(super) fn service_stream(
+        &self,
+        service: &ServiceId,
+    ) -> Result<StreamPermit<ServiceId>, Status> {
+        let slot = self.stream_slot(&self.service_streams, service, Class::Reserved)?;
+        Ok(StreamPermit::new(slot, self.broker.metrics().feed_subscribed()))
+    }
+
+    /// Counts one more access request that an agent watches, until the permit is dropped.
+    pub(super) fn agent_stream(&self, agent: &AgentId) -> Result<StreamPermit<AgentId>, Status> {
+        let slot = self.stream_slot(&self.agent_streams, agent, Class::General)?;
+        let gauge = self.broker.metrics().stream_opened("access_request");
+        Ok(StreamPermit::new(slot, gauge))
+    }
+
+    /// Counts one more inbox that a person watches, until the permit is dropped.
+    pub(super) fn person_stream(&self, person: &PersonId) -> Result<StreamPermit<PersonId>, Status> {
+        let slot = self.stream_slot(&self.person_streams, person, Class::General)?;
+        let gauge = self.broker.metrics().stream_opened("inbox");
+        Ok(StreamPermit::new(slot, gauge))
+    }
+
+    fn stream_slot<K: Hash + Eq + Clone>(
+        &self,
+        streams: &Arc<PerKeyLimit<K>>,
+        key: &K,
+        class: Class,
+    ) -> Result<PerKeyPermit<K>, Status> {
+        streams.acquire(key).ok_or_else(|| {
+            self.record_shed(class, "watches");
+            rate_limited(OVERLOAD_RETRY_AFTER)
+        })
+    }
+
+    fn record_shed(&self, class: Class, by: &'static str) {
+        self.broker.metrics().rate_limited(class.as_str(), by);
+        if let Some(count) = self.log_throttle.poll(self.broker.uptime()) {
+            tracing::warn!(count, class = class.as_str(), by, "load shed (rate limited)");
+        }
+    }
+}
+
+/// An open stream, counted until dropped.
+pub(super) struct StreamPermit<K: Hash + Eq> {
+    _slot: PerKeyPermit<K>,
+    _gauge: InFlightGuard,
+}
+
+impl<K: Hash + Eq> StreamPermit<K> {
+    fn new(slot: PerKeyPermit<K>, gauge: InFlightGuard) -> Self {
+        Self {
+            _slot: slot,
+            _gauge: gauge,
+        }
+    }
+}
+
+/// The rate class of a path: methods and console routes by their tables; probes and keys are answered while calls are shed.
+fn rate_class(path: &str) -> Class {
+    match route_label(path) {
+        "http" | "health" => Class::Reserved,
+        _ if routes::is_console_path(path) => routes::rate_class(path),
+        method => {
+            authorization::method_policy(method).map_or(Class::General, |policy| policy.rate_class)
+        }
+    }
+}
+
+/// Refuses at once what one source sends beyond its rate: before the method, the message or any key is looked at.
+pub(super) async fn check_source_rate(
+    State(admission): State<Arc<AdmissionControl>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let Some(peer) = request.extensions().get::<Peer>() else {
+        // Every listener inserts its peer: a request without one came through none of them.
+        return StatusCode::FORBIDDEN.into_response();
+    };
+    let source = peer.source.rate_limit_key();
+    let class = rate_class(request.uri().path());
+    match admission
+        .sources
+        .check(class, &source, admission.broker.uptime())
+    {
+        Ok(()) => next.run(request).await,
+        Err(after) => {
+            admission.record_shed(class, "source");
+            too_many_requests(&request, after)
+        }
+    }
+}
+
+fn too_many_requests(request: &Request, after: Duration) -> Response {
+    if is_grpc(request.headers()) {
+        return rate_limited(after).into_http::<Body>();
+    }
+    let seconds = HeaderValue::from(after.as_secs().saturating_add(1));
+    (
+        StatusCode::TOO_MANY_REQUESTS,
+        [(header::RETRY_AFTER, seconds)],
+        "too many requests: retry after the seconds in `Retry-After`\n",
+    )
+        .into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reserved_class_methods() {
+        let name = |method: &MethodPolicy| format!("/{}", method.name);
+        for path in [
+            "/livez",
+            "/readyz",
+            "/.well-known/jwks.json",
+            "/grpc.health.v1.Health/Check",
+            &name(authorization::COMPLETE_TASK),
+        ] {
+            assert_eq!(rate_class(path), Class::Reserved, "{path}");
+        }
+        for path in ["/", "/livez/", &name(authorization::OPEN_TASK)] {
+            assert_eq!(rate_class(path), Class::General, "{path}");
+        }
+    }
+}

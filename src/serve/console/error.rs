@@ -1,0 +1,46 @@
+//! Errors of console handlers.
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+
+use crate::broker::Refusal;
+use crate::model::Malformed;
+
+/// Why a handler has no response. `security::guard` renders it, as a page or as JSON by the kind of the route.
+#[derive(Debug, Clone)]
+pub(super) enum ConsoleError {
+    /// The broker refused the call.
+    Refused(Refusal),
+    /// The request is malformed.
+    Malformed(Malformed),
+    /// No permit is free.
+    Overloaded {
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The console has no such page.
+    NotFound,
+}
+
+impl From<Refusal> for ConsoleError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<Malformed> for ConsoleError {
+    fn from(error: Malformed) -> Self {
+        Self::Malformed(error)
+    }
+}
+
+/// Carries the error to the guard; without the guard it is a bare 500.
+impl IntoResponse for ConsoleError {
+    fn into_response(self) -> Response {
+        let mut response = StatusCode::INTERNAL_SERVER_ERROR.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
