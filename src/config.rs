@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::broker::Settings;
-use crate::model::{Malformed, Realm, TrustDomain, parse_duration};
+use crate::model::{ParseError, Realm, TrustDomain, parse_duration};
 use crate::rate_limit::{RATE_MAX, Rates};
 use crate::telemetry::logs::Format;
 
@@ -62,13 +62,13 @@ pub enum OperatorAddress {
 }
 
 impl OperatorAddress {
-    fn parse(text: &str, base: &Path) -> Result<Self, Malformed> {
+    fn parse(text: &str, base: &Path) -> Result<Self, ParseError> {
         if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
             return Ok(Self::Unix(base.join(path)));
         }
         match text.parse::<SocketAddr>() {
             Ok(address) if address.ip().is_loopback() => Ok(Self::Tcp(address)),
-            Ok(_) | Err(_) => Err(Malformed::new(
+            Ok(_) | Err(_) => Err(ParseError::new(
                 "operator_listen",
                 "must be a loopback address and port, or unix:PATH",
             )),
@@ -136,8 +136,8 @@ pub enum ConfigError {
 
 /// The origin people's browsers use: passkeys belong to a name, and only where the way there cannot be tampered with
 /// (WebAuthn L3 §13.4.9, "secure contexts").
-fn console_origin(url: String) -> Result<String, Malformed> {
-    let wrong = |rule| Err(Malformed::new("console_url", rule));
+fn console_origin(url: String) -> Result<String, ParseError> {
+    let wrong = |rule| Err(ParseError::new("console_url", rule));
     let Some((scheme, authority)) = url.split_once("://") else {
         return wrong("must be https:// and a host name");
     };
@@ -230,18 +230,18 @@ struct ConnectionsTable {
 }
 
 impl ConnectionsTable {
-    fn check(self) -> Result<Connections, Malformed> {
+    fn check(self) -> Result<Connections, ParseError> {
         let usual = Connections::default();
         let count = |what, given: Option<usize>, usual: usize, most: usize| match given {
             None => Ok(usual.min(most)),
             Some(n) if (1..=most).contains(&n) => Ok(n),
-            Some(_) => Err(Malformed::new(what, format!("must be 1 to {most}"))),
+            Some(_) => Err(ParseError::new(what, format!("must be 1 to {most}"))),
         };
         let seconds = |what, given: Option<String>, usual: Duration, most: u64| match given {
             None => Ok(usual),
             Some(text) => match u64::from(parse_duration(what, &text)?) {
                 n if n <= most => Ok(Duration::from_secs(n)),
-                _ => Err(Malformed::new(
+                _ => Err(ParseError::new(
                     what,
                     format!("must be at most {most} seconds"),
                 )),
@@ -315,7 +315,7 @@ impl Config {
         Err(wrong(strict::in_order(found)))
     }
 
-    fn check(file: File, base: &Path) -> Result<Self, Malformed> {
+    fn check(file: File, base: &Path) -> Result<Self, ParseError> {
         let external_url = file.external_url;
         let http = external_url
             .strip_prefix("https://")
@@ -327,13 +327,13 @@ impl Config {
                     .all(|b| b.is_ascii_graphic() && !b"/?#@".contains(&b))
         });
         if authority.is_none() {
-            return Err(Malformed::new(
+            return Err(ParseError::new(
                 "external_url",
                 "must be http:// or https:// and a host, without path, query or trailing slash",
             ));
         }
         if file.dev && !file.listen.ip().is_loopback() {
-            return Err(Malformed::new(
+            return Err(ParseError::new(
                 "listen",
                 "a development broker listens on loopback only",
             ));
@@ -342,7 +342,7 @@ impl Config {
             None => Ok(default),
             Some(text) => match i64::from(parse_duration(what, &text)?) {
                 n if n <= max => Ok(n),
-                _ => Err(Malformed::new(
+                _ => Err(ParseError::new(
                     what,
                     format!("must be at most {max} seconds"),
                 )),
@@ -390,7 +390,7 @@ impl Config {
                 .trust_domains
                 .into_iter()
                 .map(domain)
-                .collect::<Result<_, Malformed>>()?,
+                .collect::<Result<_, ParseError>>()?,
             policy: file.policy.map(|p| base.join(p)),
             dev: file.dev,
             tls: file.tls.map(|tls| TlsFiles {
@@ -428,15 +428,15 @@ fn read_text(path: &Path) -> Result<String, ConfigError> {
 /// Longest configuration file, in bytes.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
 /// A collector that this binary can speak to.
-fn collector(endpoint: String) -> Result<String, Malformed> {
+fn collector(endpoint: String) -> Result<String, ParseError> {
     if !cfg!(feature = "otlp") {
-        return Err(Malformed::new(
+        return Err(ParseError::new(
             "otlp_endpoint",
             "this binary was built without the feature otlp",
         ));
     }
     if !endpoint.starts_with("http://") {
-        return Err(Malformed::new(
+        return Err(ParseError::new(
             "otlp_endpoint",
             "must be http://host:port: a collector beside the broker",
         ));
@@ -445,7 +445,7 @@ fn collector(endpoint: String) -> Result<String, Malformed> {
 }
 
 /// Rates that limit something.
-fn bounded(rates: Rates) -> Result<Rates, Malformed> {
+fn bounded(rates: Rates) -> Result<Rates, ParseError> {
     let Rates {
         source_per_second,
         source_reserved_per_second,
@@ -469,7 +469,7 @@ fn bounded(rates: Rates) -> Result<Rates, Malformed> {
         ("rates.reserved_at_once", reserved_at_once),
     ] {
         if n.get() > RATE_MAX {
-            return Err(Malformed::new(what, format!("must be at most {RATE_MAX}")));
+            return Err(ParseError::new(what, format!("must be at most {RATE_MAX}")));
         }
     }
     Ok(rates)

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use dipylon::clock::Clock;
-use dipylon::journal::{Committed, Faults, Journal, Options, ReadOnly};
+use dipylon::journal::{Committed, FaultInjection, Journal, JournalOptions, JournalReader};
 use dipylon::model::{AgentId, EndCause, Entry, Event};
 use dipylon::state::State;
 
@@ -39,9 +39,9 @@ pub fn run(counts: &Counts, measured: Measured, page: &mut Page) {
     }
     let copy = copy(&stage, "many");
     let mut bytes = 0;
-    ReadOnly::open(&copy)
+    JournalReader::open(&copy)
         .expect("opens")
-        .all(|stored| {
+        .read_all(|stored| {
             bytes += stored.text.len();
             Ok(())
         })
@@ -93,12 +93,12 @@ pub fn run(counts: &Counts, measured: Measured, page: &mut Page) {
 pub fn replay(dir: &Path, with_state: bool) -> String {
     let state = Arc::new(State::default());
     let fold = state.clone();
-    let options = Options {
+    let options = JournalOptions {
         realm: settings().realm,
         clock: Clock::system(),
-        faults: Faults {
+        faults: FaultInjection {
             keep_wal: true,
-            ..Faults::default()
+            ..FaultInjection::default()
         },
         observe: None,
     };
@@ -244,10 +244,10 @@ fn end_them_all(stage: &Stage, counts: &Counts, page: &mut Page) {
 /// That the end is one entry, and that no other entry ended anything.
 fn assert_one_entry(stage: &Stage, index: u64) {
     let mut ends = Vec::new();
-    ReadOnly::open(&stage.served.dir)
+    JournalReader::open(&stage.served.dir)
         .expect("opens")
-        .all(|stored| {
-            match Entry::parse(&stored.text).expect("an entry").fact {
+        .read_all(|stored| {
+            match Entry::parse(&stored.text).expect("an entry").event {
                 Event::AgentSuspended(_) => ends.push(stored.index),
                 Event::TaskEnded(f) => assert_ne!(f.cause, EndCause::Suspended),
                 Event::GrantsEnded(_) => panic!("an end of grants"),

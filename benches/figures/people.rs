@@ -31,7 +31,7 @@ pub fn run(counts: &Counts, page: &mut Page) {
     ));
     let stage = Stage::start_in(world(counts.pending));
     let asked = ask(&stage, counts.pending);
-    assert_eq!(stage.served.broker.state().asked().len(), counts.pending);
+    assert_eq!(stage.served.broker.state().unclosed_requests().len(), counts.pending);
     stage.load.block_on(async {
         for (who, what) in [
             ("lee", "inbox of who may decide all of it, a page"),

@@ -113,7 +113,7 @@ impl Stage {
                 task: holder.task,
                 action: action.clone(),
                 ttl: 900,
-                reason: Some(Prose::parse("reason", "phish confirmed").expect("prose")),
+                reason: Some(UntrustedText::parse("reason", "phish confirmed").expect("prose")),
                 request_id: RequestId::parse(&format!("r-{}", fresh())).expect("id"),
                 wait_ms: 0,
                 evidence: None,

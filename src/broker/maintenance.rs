@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::Broker;
 use crate::journal::{Append, AppendError};
 use crate::model::*;
-use crate::state::{AccessStatus, Due};
+use crate::state::{StoredStatus, Deadline};
 
 /// How often the timer looks.
 const EVERY: Duration = Duration::from_millis(250);
@@ -24,7 +24,7 @@ const COUNT_EVERY_MS: i64 = 60_000;
 impl Broker {
     /// Runs until the journal stops.
     pub async fn upkeep(self: Arc<Self>) {
-        let tail = self.journal.tail();
+        let tail = self.journal.head();
         loop {
             tokio::time::sleep(EVERY).await;
             if tail.borrow().failed {
@@ -43,36 +43,36 @@ impl Broker {
         // Looked at all the time, so that a jump while nobody calls is seen too.
         let _seen = self.clocks();
         let mut lapsed: BTreeMap<EndCause, Vec<TaskId>> = BTreeMap::new();
-        for due in self.state.due_by(now, ROUND_MAX) {
+        for due in self.state.deadlines_by(now, ROUND_MAX) {
             match due {
-                Due::Task(id) | Due::Lease(id) => {
+                Deadline::Task(id) | Deadline::Lease(id) => {
                     let task = self.state.task(&id).filter(|t| t.ended.is_none());
-                    if let Some(cause) = task.and_then(|task| task.lapsed(now)) {
+                    if let Some(cause) = task.and_then(|task| task.expired_cause(now)) {
                         let ids = lapsed.entry(cause).or_default();
                         if !ids.contains(&id) {
                             ids.push(id);
                         }
                     }
                 }
-                Due::AccessRequest(id) => {
+                Deadline::AccessRequest(id) => {
                     let Some(opened) = self.state.access_request(&id).map(|r| r.opened.clone())
                     else {
                         continue;
                     };
                     let read_set = self.request_premises(&opened);
                     let Some(request) = self.state.access_request(&id).filter(|r| {
-                        r.status == AccessStatus::Waiting && now >= r.opened.expires_at
+                        r.status == StoredStatus::Pending && now >= r.opened.expires_at
                     }) else {
                         continue;
                     };
                     let fact = Event::AccessRequestClosed(AccessRequestClosed {
                         access_request: id,
                         cause: CloseCause::Expired,
-                        begun: false,
+                        voting_started: false,
                     });
                     let append = Append {
                         read_set,
-                        ..Append::one(fact, vec![(Stream::Access(id), request.version)])
+                        ..Append::one(fact, vec![(Stream::AccessRequest(id), request.version)])
                     };
                     let at = request.opened.expires_at;
                     let decided = self.decided_by(&request, at);
@@ -115,7 +115,7 @@ impl Broker {
         now: Timestamp,
     ) -> Result<bool, AppendError> {
         let mut read_set = Vec::new();
-        let (mut tasks, mut moves) = (Vec::new(), Vec::new());
+        let (mut tasks, mut write_set) = (Vec::new(), Vec::new());
         for id in ids {
             let Some(opened) = self.state.task(id).map(|task| task.opened.clone()) else {
                 continue;
@@ -128,13 +128,13 @@ impl Broker {
             let Some(task) = self.state.task(id).filter(|t| t.ended.is_none()) else {
                 continue;
             };
-            if task.lapsed(now) != Some(cause) {
+            if task.expired_cause(now) != Some(cause) {
                 continue;
             }
             // A sign of life that came in time, however late it is seen here, keeps the task.
             read_set.extend(task.lease.map(|l| (Stream::Lease(*id), l.version)));
             tasks.push(*id);
-            moves.push((Stream::Task(*id), task.version));
+            write_set.push((Stream::Task(*id), task.version));
         }
         if tasks.is_empty() {
             return Ok(true);
@@ -147,7 +147,7 @@ impl Broker {
         });
         let append = Append {
             read_set,
-            ..Append::one(fact, moves)
+            ..Append::one(fact, write_set)
         };
         self.append_found(append).await
     }
@@ -178,7 +178,7 @@ impl Broker {
         self.once.sweep(now);
         self.openings.sweep(now);
         self.sessions.sweep(now);
-        let over = |task: &TaskId| self.state.task(task).is_none_or(|t| !t.runs(now));
+        let over = |task: &TaskId| self.state.task(task).is_none_or(|t| !t.is_running(now));
         self.seen.retain(|task| !over(task));
         self.lock(&self.joined).retain(|task, _| !over(task));
         self.denials.retain(|(task, _)| !over(task));

@@ -27,13 +27,13 @@ use crate::approve::{Bounds, Ground};
 pub use crate::card::AccessRequestStatus;
 use crate::clock::{Clock, ClockWatch};
 use crate::jose::Nonces;
-pub use crate::journal::Tail;
+pub use crate::journal::JournalHead;
 use crate::journal::{AppendError, Journal};
 use crate::mint::TokenIssuer;
 use crate::model::*;
 use crate::policy::{InForce, PolicyBundle};
 use crate::rate_limit::{Limits, Rates, Seldom};
-use crate::state::{Grant, State, Table, Task};
+use crate::state::{Grant, State, ArcMap, TaskRecord};
 use crate::telemetry::Metrics;
 use crate::verify::{Attested, VerifyError};
 pub use crate::webauthn::{Assertion, Registration, RelyingParty};
@@ -141,11 +141,11 @@ pub struct Broker {
     /// Proofs that opened tasks: whoever floods these keys fills nobody else's memory.
     openings: Once,
     /// When this broker last verified the evidence of a task.
-    seen: Table<TaskId, Attested>,
+    seen: ArcMap<TaskId, Attested>,
     /// Request ids that joined an access request opened under another.
     joined: Mutex<HashMap<TaskId, HashMap<RequestId, AccessRequestId>>>,
     /// The last denial entered for a request id: an unchanged answer writes nothing.
-    denials: Table<(TaskId, RequestId), Digest>,
+    denials: ArcMap<(TaskId, RequestId), Digest>,
     /// Refusal entries of a task in a minute.
     refusals: Mutex<HashMap<TaskId, (i64, u32)>>,
     /// Statements handed out for signature.
@@ -243,7 +243,7 @@ impl Broker {
     fn ground<'a>(&'a self, rules: &'a InForce) -> Ground<'a> {
         Ground {
             rules,
-            roster: self.state.roster(),
+            roster: self.state.credentials(),
             bounds: &self.bounds,
         }
     }
@@ -252,7 +252,7 @@ impl Broker {
     fn electorate<'a>(&'a self, bundle: &'a PolicyBundle) -> Electorate<'a> {
         Electorate {
             bundle,
-            roster: self.state.roster(),
+            roster: self.state.credentials(),
             realm: &self.settings.realm,
             party: &self.bounds.party,
         }
@@ -271,7 +271,7 @@ impl Broker {
 
     /// Whether tokens can be minted: the journal takes entries and a policy bundle is in force.
     pub fn ready(&self) -> Result<(), &'static str> {
-        if self.journal.tail().borrow().failed {
+        if self.journal.head().borrow().failed {
             return Err("the journal has stopped");
         }
         if self.views.rules().is_none() {
@@ -326,15 +326,15 @@ impl Broker {
     }
 
     /// Whether a task runs, as far as anyone here knows: by its record, the moment, and ends that wait to be written.
-    fn runs(&self, task: &Task, now: Timestamp) -> bool {
-        task.runs(now)
+    fn runs(&self, task: &TaskRecord, now: Timestamp) -> bool {
+        task.is_running(now)
             && self.task_doomed(task).is_none()
-            && !self.state.standing(&task.opened.agent).value.suspended
+            && !self.state.agent_status(&task.opened.agent).value.suspended
     }
 
     /// Whether an agent is suspended, by an entry or by one that waits to be written, and the version of its stream.
     fn standing_of(&self, agent: &AgentId) -> (bool, Version) {
-        let at = self.state.standing(agent);
+        let at = self.state.agent_status(agent);
         (
             at.value.suspended || self.is_doomed(&Doomed::Agent(agent.clone())),
             at.version,
@@ -345,7 +345,7 @@ impl Broker {
     fn dead(&self, grant: &Grant, now: Timestamp) -> Option<EndCause> {
         if let Some(cause) = self
             .state
-            .dead(grant, now)
+            .end_cause(grant, now)
             .or_else(|| self.grant_doomed(grant))
         {
             return Some(cause);
@@ -387,9 +387,9 @@ impl Broker {
         }
         tracing::Span::current().record("correlation", tracing::field::display(correlation));
         let told = match reason.detail() {
-            Detail::Operator if !self.settings.tell_callers => reason.text().to_owned(),
-            Detail::Operator => format!("{}: {detail}", reason.text()),
-            Detail::Caller => detail.clone(),
+            DetailVisibility::Operator if !self.settings.tell_callers => reason.text().to_owned(),
+            DetailVisibility::Operator => format!("{}: {detail}", reason.text()),
+            DetailVisibility::Caller => detail.clone(),
         };
         let mut log = self.lock(&self.log);
         if log.len() >= LOG_MAX {
@@ -417,7 +417,7 @@ impl Broker {
     }
 
     /// A refusal of a message that is not of its form, before anybody is known.
-    pub fn malformed(&self, method: &'static str, error: &Malformed) -> Refusal {
+    pub fn malformed(&self, method: &'static str, error: &ParseError) -> Refusal {
         Refusal {
             known: false,
             ..self.refuse(method, Reason::Malformed, error.to_string())
@@ -471,14 +471,14 @@ impl Broker {
     /// A refusal because the journal did not take an append.
     fn refuse_append(&self, method: &'static str, error: &AppendError) -> Refusal {
         match error {
-            AppendError::TooLarge | AppendError::Unwritable => {
+            AppendError::TooLarge | AppendError::NotCanonical => {
                 self.refuse(method, Reason::Malformed, format!("{error}"))
             }
-            AppendError::Conflict(_) | AppendError::Late => {
+            AppendError::Conflict(_) | AppendError::TooLate => {
                 self.refuse(method, Reason::Conflict, error.to_string())
             }
-            AppendError::Busy => self.refuse(method, Reason::TooBusy, error.to_string()),
-            AppendError::Full | AppendError::Unknown | AppendError::Closed => {
+            AppendError::QueueFull => self.refuse(method, Reason::TooBusy, error.to_string()),
+            AppendError::DiskFull | AppendError::OutcomeUnknown | AppendError::Closed => {
                 self.refuse(method, Reason::JournalUnavailable, error.to_string())
             }
         }

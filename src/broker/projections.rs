@@ -10,7 +10,7 @@ use crate::journal::Committed;
 use crate::model::{AgentId, Digest, Event, KeyId, Timestamp};
 use crate::policy::{BundleFiles, InForce, PolicyBundle};
 use crate::state::State;
-use crate::state::unusual::Registration;
+use crate::state::anomaly::AgentRegistrationChange;
 use crate::verify::{Trust, TrustedDomain};
 
 #[derive(Default)]
@@ -23,14 +23,14 @@ pub(super) struct Views {
     shelf: Mutex<HashMap<Digest, PolicyBundle>>,
     broken: Mutex<Option<String>>,
     /// When a bundle after the first last said something new of an agent it has.
-    registrations: Mutex<HashMap<AgentId, Registration>>,
+    registrations: Mutex<HashMap<AgentId, AgentRegistrationChange>>,
 }
 
 impl Views {
     /// Applies a committed entry: state first, then the parsed forms.
     pub(super) fn apply(&self, state: &State, committed: &Committed) {
         state.apply(committed);
-        match &committed.entry().fact {
+        match &committed.entry().event {
             Event::PolicyApplied(f) => {
                 let shelved = self
                     .shelf
@@ -124,13 +124,13 @@ impl Views {
             let known = before.bundle.agent(&agent.id);
             if known.as_ref() != Some(agent) {
                 let new = known.is_none();
-                registrations.insert(agent.id.clone(), Registration { at, new });
+                registrations.insert(agent.id.clone(), AgentRegistrationChange { at, new });
             }
         }
     }
 
     /// When a policy bundle last said something new of an agent; `None` when that was the first of all.
-    pub(super) fn registration(&self, agent: &AgentId) -> Option<Registration> {
+    pub(super) fn registration(&self, agent: &AgentId) -> Option<AgentRegistrationChange> {
         self.registrations
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

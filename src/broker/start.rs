@@ -14,12 +14,12 @@ use super::{Broker, Settings};
 use crate::approve::Bounds;
 use crate::clock::Clock;
 use crate::jose::{KeySet, KeySetError, Nonces, SigningKey, Usage};
-use crate::journal::{Append, AppendError, Blob, Faults, Journal, OpenError, Options};
+use crate::journal::{Append, AppendError, Blob, FaultInjection, Journal, OpenError, JournalOptions};
 use crate::mint::TokenIssuer;
 use crate::model::*;
 use crate::policy::{BundleError, BundleFiles, PolicyBundle};
 use crate::rate_limit::{Limits, Seldom};
-use crate::state::{State, Table};
+use crate::state::{State, ArcMap};
 use crate::telemetry::Metrics;
 
 /// Everything a broker starts from.
@@ -37,7 +37,7 @@ pub struct Start {
     /// The time.
     pub clock: Clock,
     /// How the journal may fail in a test.
-    pub faults: Faults,
+    pub faults: FaultInjection,
 }
 
 /// Why a broker does not start.
@@ -106,7 +106,7 @@ impl Broker {
         let metrics = Arc::new(Metrics::default());
         let observed = metrics.clone();
         let rates = start.settings.rates;
-        let options = Options {
+        let options = JournalOptions {
             realm: start.settings.realm.clone(),
             clock: start.clock.clone(),
             faults: start.faults,
@@ -136,9 +136,9 @@ impl Broker {
             random,
             once: Once::default(),
             openings: Once::default(),
-            seen: Table::default(),
+            seen: ArcMap::default(),
             joined: Mutex::default(),
-            denials: Table::default(),
+            denials: ArcMap::default(),
             refusals: Mutex::default(),
             statements: Mutex::default(),
             leases: Mutex::default(),
@@ -190,7 +190,7 @@ impl Broker {
             source,
         })?;
         let blob = Blob::new(bundle);
-        let known = self.state.trusted(&domain);
+        let known = self.state.trusted_keys(&domain);
         if known
             .as_ref()
             .is_some_and(|k| k.value.bundle == Some(blob.hash()))

@@ -4,7 +4,7 @@ use std::ops::Range;
 use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue, Error};
 
-use crate::model::Malformed;
+use crate::model::ParseError;
 use crate::model::text::{escape_invisible_capped, nearest_word};
 
 /// One thing that is wrong with a file, and what to do about it.
@@ -92,11 +92,11 @@ pub(super) fn in_order(mut found: Vec<Wrong>) -> Vec<Wrong> {
 }
 
 /// A value that was read and is not of its form.
-pub(super) fn value(text: &str, error: &Malformed) -> (Wrong, Option<Placed>) {
+pub(super) fn value(text: &str, error: &ParseError) -> (Wrong, Option<Placed>) {
     let placed = placed(text).unwrap_or_default();
     let key = placed.into_iter().find(|key| {
         let last = key.path.rsplit('.').next().unwrap_or_default();
-        key.leaf && (key.path == error.what || last == error.what)
+        key.leaf && (key.path == error.field || last == error.field)
     });
     let wrong = Wrong {
         line: key.as_ref().map(|key| key.line),

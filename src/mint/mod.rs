@@ -67,7 +67,7 @@ pub struct Minted {
     /// The sensitive part of its action.
     pub secret: Option<ActionSecret>,
     /// Streams the grant moves.
-    pub moves: Vec<(Stream, Version)>,
+    pub write_set: Vec<(Stream, Version)>,
     /// Streams it rests on.
     pub read_set: Vec<(Stream, Version)>,
     /// It must be durable before this.
@@ -81,7 +81,7 @@ pub struct Reissued {
     /// The entry.
     pub fact: TokenReissued,
     /// Streams the entry moves.
-    pub moves: Vec<(Stream, Version)>,
+    pub write_set: Vec<(Stream, Version)>,
     /// Streams it rests on.
     pub read_set: Vec<(Stream, Version)>,
     /// It must be durable before this.
@@ -103,7 +103,7 @@ impl TokenIssuer {
 
     /// A key is named by its thumbprint (RFC 7638), so one name never means two keys.
     fn kid_of(key: &PublicKey) -> KeyId {
-        KeyId::of(key.thumbprint())
+        KeyId::from_thumbprint(key.thumbprint())
     }
 
     /// The key's name.
@@ -140,10 +140,10 @@ impl TokenIssuer {
             agent: verified.agent().id.clone(),
             subject: verified.facts().subject.clone(),
             request_id: place.request_id.clone(),
-            asked_ttl: order.decision().ttl.asked,
+            requested_ttl: order.decision().ttl.requested,
             reason: place.reason,
             action: Arc::new(action),
-            secret: blob.as_ref().map(|text| Digest::of(text.as_bytes())),
+            secret: blob.as_ref().map(|text| Digest::sha256(text.as_bytes())),
             iat,
             // Counted from the second the decision was made in, so that it lies within every bound of the sum.
             exp: iat + order.ttl(),
@@ -157,14 +157,14 @@ impl TokenIssuer {
             evidence: Arc::new(verified.facts().clone()),
         };
         let token = self.sign(&issued, place.position.0, now)?;
-        let mut moves = vec![(
-            Stream::Request(task.id, place.request_id),
+        let mut write_set = vec![(
+            Stream::TokenRequest(task.id, place.request_id),
             place.request_version,
         )];
-        moves.extend(
+        write_set.extend(
             order
                 .consumes()
-                .map(|(id, version)| (Stream::Access(id), version)),
+                .map(|(id, version)| (Stream::AccessRequest(id), version)),
         );
         let mut read_set = order.read_set();
         read_set.push((Stream::Key(self.kid.clone()), place.key_version));
@@ -172,7 +172,7 @@ impl TokenIssuer {
             token,
             issued,
             secret,
-            moves,
+            write_set,
             read_set,
             not_after: order.not_after(),
         })
@@ -197,7 +197,7 @@ impl TokenIssuer {
                 jti: grant.issued.jti,
                 kid: self.kid.clone(),
             },
-            moves: vec![(Stream::Token(grant.issued.jti), grant.version)],
+            write_set: vec![(Stream::Token(grant.issued.jti), grant.version)],
             read_set,
             not_after: order.verified().not_after(),
         })

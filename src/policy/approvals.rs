@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use super::table::Fields;
-use crate::model::{Malformed, parse_duration};
+use crate::model::{ParseError, parse_duration};
 
 /// How much people are asked, and what follows from their noes: `[approvals]` in `people.toml`. Fatigue is how step-up
 /// fails, so all of it has a bound.
@@ -89,13 +89,13 @@ const QUARANTINE_MAX: u32 = 32;
 /// Longest dwell, in seconds: well below the two minutes a statement waits for its signature.
 const DWELL_MAX_S: u32 = 60;
 
-fn dwell(text: &str) -> Result<u32, Malformed> {
+fn dwell(text: &str) -> Result<u32, ParseError> {
     if text == "off" {
         return Ok(0);
     }
     match parse_duration("dwell", text)? {
         seconds if seconds <= DWELL_MAX_S => Ok(seconds),
-        _ => Err(Malformed::new("dwell", "must be \"off\" or at most 60s")),
+        _ => Err(ParseError::new("dwell", "must be \"off\" or at most 60s")),
     }
 }
 

@@ -6,7 +6,7 @@ use super::files::SCHEMA;
 use super::problem::Problems;
 use super::schema::{Merged, declared_at, known_annotations, parameters};
 use super::shape::{Member, Shape, annotations};
-use crate::model::{ActionName, Param, Risk, visible};
+use crate::model::{ActionName, Param, Risk, check_visible};
 
 /// One action the security team knows: what it is, in words for people, and what it takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -196,7 +196,7 @@ impl Catalogue {
             let parsed = match ActionName::parse(name) {
                 Ok(parsed) => parsed,
                 Err(e) => {
-                    problem(format!("its name {}", e.rule));
+                    problem(format!("its name {}", e.reason));
                     continue;
                 }
             };
@@ -374,7 +374,7 @@ fn param_spec(member: &Member, outermost: bool) -> Result<ParamSpec, String> {
     for (key, value) in &member.annotations {
         match (key.as_str(), value) {
             ("title", Some(text)) => {
-                visible("title", text, TEXT_BYTES_MAX).map_err(|e| format!("@title {}", e.rule))?
+                check_visible("title", text, TEXT_BYTES_MAX).map_err(|e| format!("@title {}", e.reason))?
             }
             ("title", None) => return Err("@title needs a text".to_owned()),
             ("sensitive", None) if outermost => {}
@@ -437,10 +437,10 @@ impl Words<'_> {
         let value = self.found.get(key)?.clone();
         match value
             .as_deref()
-            .map(|text| visible("annotation", text, TEXT_BYTES_MAX))
+            .map(|text| check_visible("annotation", text, TEXT_BYTES_MAX))
         {
             Some(Ok(())) => return value,
-            Some(Err(e)) => self.problem(&format!("@{key} {}", e.rule)),
+            Some(Err(e)) => self.problem(&format!("@{key} {}", e.reason)),
             None => self.problem(&format!("@{key} needs a text")),
         }
         None

@@ -180,7 +180,7 @@ pub async fn serve(
         // Room of its own: however full the network's door is, the host's processes get in.
         loops.spawn(listener::accept(Listener::Unix(unix), shared(), stopped));
     }
-    let mut tail = broker.journal().tail();
+    let mut tail = broker.journal().head();
     let journal_stopped = async move {
         let _failed_or_gone = tail.wait_for(|tail| tail.failed).await.is_ok();
     };

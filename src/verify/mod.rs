@@ -29,7 +29,7 @@ pub enum VerifyError {
     Claim(#[from] crate::jose::ClaimError),
     /// The evidence names no workload in SPIFFE's grammar.
     #[error("evidence subject: {0}")]
-    Subject(Malformed),
+    Subject(ParseError),
     /// The trust domain is not configured.
     #[error("trust domain {0} is not trusted here")]
     UnknownDomain(TrustDomain),
@@ -147,7 +147,7 @@ pub fn attest(
 /// The hash a proof carries for evidence in the same call (`evh`).
 pub fn evidence_hash(evidence: &Evidence) -> Digest {
     match evidence {
-        Evidence::JwtSvid(token) => Digest::of(token.expose_secret().as_bytes()),
+        Evidence::JwtSvid(token) => Digest::sha256(token.expose_secret().as_bytes()),
     }
 }
 

@@ -99,10 +99,10 @@ async fn one_source_floods_and_the_others_are_served() {
         shed.len()
     );
     assert!(text.contains(&limited), "{text}");
-    let before = s.broker.journal().tail().borrow().head;
+    let before = s.broker.journal().head().borrow().checkpoint;
     stranger(&flood, GENERAL).await;
     assert_eq!(
-        s.broker.journal().tail().borrow().head,
+        s.broker.journal().head().borrow().checkpoint,
         before,
         "what is shed is no entry"
     );
@@ -297,12 +297,12 @@ async fn one_agent_at_its_rate_leaves_the_others_theirs() {
         let again = b.ask(&triage, task, &read_case(), 60, "r-4").await;
         assert_eq!(refused(again), Reason::RateLimited);
     }
-    let head = b.broker.journal().tail().borrow().head;
+    let head = b.broker.journal().head().borrow().checkpoint;
     b.open(&b.agent("reporter")).await;
     let call = b.person_call("dipylon.v1.ApprovalService/ListAccessRequests", "maria");
     b.broker.inbox(&call, &whole_inbox()).expect("a person");
     assert_eq!(
-        b.broker.journal().tail().borrow().head.size,
+        b.broker.journal().head().borrow().checkpoint.size,
         head.size + 1,
         "what was shed is no entry"
     );

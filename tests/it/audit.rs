@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use dipylon::audit::{Audit, Checkpoint, Frontier, leaf_hash};
-use dipylon::journal::ReadOnly;
+use dipylon::audit::{JournalVerifier, Checkpoint, Frontier, leaf_hash};
+use dipylon::journal::JournalReader;
 use rusqlite::Connection;
 
 use super::harness::*;
@@ -28,7 +28,7 @@ fn verdict(dir: &Path, against: Option<&str>) -> Result<String, String> {
 /// A journal with some history, closed; and two roots noted on the way.
 async fn history() -> (TestBroker, Vec<Checkpoint>) {
     let b = TestBroker::start().await;
-    let mut noted = vec![b.broker.journal().tail().borrow().head];
+    let mut noted = vec![b.broker.journal().head().borrow().checkpoint];
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
     b.ask(&triage, task, &read_case(), 300, "r-1").await.token();
@@ -38,7 +38,7 @@ async fn history() -> (TestBroker, Vec<Checkpoint>) {
         .pending()
         .access_request;
     b.yes("maria", id, "one-security").await;
-    noted.push(b.broker.journal().tail().borrow().head);
+    noted.push(b.broker.journal().head().borrow().checkpoint);
     b.ask(&triage, task, &disable("ann"), 300, "r-2")
         .await
         .token();
@@ -126,10 +126,10 @@ async fn every_way_to_change_the_past_is_found() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_whole_rewrite_is_found_against_a_root_noted_outside() {
     let (b, noted) = history().await;
-    let journal = ReadOnly::open(&b.dir).expect("journal");
+    let journal = JournalReader::open(&b.dir).expect("journal");
     let mut entries = Vec::new();
     journal
-        .all(|stored| {
+        .read_all(|stored| {
             entries.push(stored.text);
             Ok(())
         })
@@ -141,7 +141,7 @@ async fn a_whole_rewrite_is_found_against_a_root_noted_outside() {
         .collect();
     assert_ne!(entries, forged);
     let walk = |texts: &[String], noted: Option<Checkpoint>| {
-        let mut audit = Audit::against(noted);
+        let mut audit = JournalVerifier::with_checkpoint(noted);
         let mut tree = Frontier::default();
         for text in texts {
             tree.push(leaf_hash(text.as_bytes()));

@@ -351,7 +351,7 @@ fn dressed(answer: &Answer, what: &str) {
 }
 
 fn size(s: &Served) -> u64 {
-    s.broker.journal().tail().borrow().head.size
+    s.broker.journal().head().borrow().checkpoint.size
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -537,7 +537,7 @@ async fn a_role_opens_its_own_pages_alone() {
             };
             let body = match row.name {
                 "console/vote-begin" => json!({
-                    "profile": "one-security", "verdict": "deny", "policy": Digest::of(b"another").to_string(),
+                    "profile": "one-security", "verdict": "deny", "policy": Digest::sha256(b"another").to_string(),
                 }),
                 _ => json!({
                     "statement": "{}", "credential": "", "authenticator_data": "", "client_data_json": "", "signature": "",

@@ -159,10 +159,10 @@ async fn a_stop_under_load_loses_nothing() {
     let mut asked = order(disable("ann"), "waits");
     asked.wait_s = 60;
     let waiting = tokio::spawn(async move { waiter.request_token(&asked).await });
-    let journal = dipylon::journal::ReadOnly::open(&site.root.join("data")).expect("journal");
+    let journal = dipylon::journal::JournalReader::open(&site.root.join("data")).expect("journal");
     until("people are asked, and tokens are out", || {
         let mut asked = false;
-        let read = journal.all(|entry| {
+        let read = journal.read_all(|entry| {
             asked |= entry.text.contains("\"kind\":\"AccessRequestOpened\"");
             Ok(())
         });

@@ -19,7 +19,7 @@ async fn show(b: &TestBroker, token: Secret) -> Result<(), Refusal> {
     );
     let ask = OpenAsk {
         evidence,
-        purpose: Prose::parse("purpose", "x").expect("prose"),
+        purpose: UntrustedText::parse("purpose", "x").expect("prose"),
         max_duration: 600,
         request_id: RequestId::parse("r").expect("id"),
         heartbeat: None,
@@ -117,7 +117,7 @@ async fn evidence_that_is_not_what_it_should_be() {
     assert!(count > 35);
 
     // Headers.
-    let kid = KeyId::of(b.world.signer.thumbprint()).to_string();
+    let kid = KeyId::from_thumbprint(b.world.signer.thumbprint()).to_string();
     let stranger = SigningKey::generate().expect("key").0;
     let sign = |header: Value, key: &SigningKey| {
         Secret::new(jws::sign(&header, &good, key).expect("signed"))
@@ -271,7 +271,7 @@ async fn proofs_that_are_not_for_this_call() {
         Reason::UseDpopNonce
     );
     let nonce = b.broker.nonce();
-    let b = b.restart(dipylon::journal::Faults::default()).await;
+    let b = b.restart(dipylon::journal::FaultInjection::default()).await;
     let call = b.call_with_nonce(
         method,
         &triage.key,
@@ -305,7 +305,7 @@ async fn a_trust_domain_key_that_goes_takes_along_what_it_verified() {
     // The trust domain replaces its key; the broker learns it at its next start, enters it, and sweeps.
     let world = std::sync::Arc::get_mut(&mut b.world).expect("one handle");
     world.signer = SigningKey::generate().expect("key").0;
-    let b = b.restart(dipylon::journal::Faults::default()).await;
+    let b = b.restart(dipylon::journal::FaultInjection::default()).await;
     assert!(!b.introspect("cases", &given.token));
     assert_eq!(
         b.broker

@@ -1,6 +1,6 @@
 //! How often people are asked has a bound, and what wears them out has a price.
 
-use dipylon::journal::Faults;
+use dipylon::journal::FaultInjection;
 use dipylon::model::*;
 
 use super::harness::*;
@@ -69,7 +69,7 @@ async fn noes_make_an_agent_wait_and_too_many_take_it_out_of_service() {
     assert!(
         b.broker
             .state()
-            .standing(&AgentId::parse("triage").expect("id"))
+            .agent_status(&AgentId::parse("triage").expect("id"))
             .value
             .suspended
     );
@@ -201,7 +201,7 @@ async fn asking_and_taking_back_has_a_price() {
         (refusal.reason, refusal.retry_after),
         (Reason::BackOff, Some(std::time::Duration::from_secs(240)))
     );
-    let b = b.restart(Faults::default()).await;
+    let b = b.restart(FaultInjection::default()).await;
     let shown = Some(b.svid(&triage));
     let again = b
         .ask_showing(&triage, task, &disable("ann"), 300, "r-5", shown)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dipylon::broker::{AccessRequestStatus, TaskFilter};
-use dipylon::journal::Faults;
+use dipylon::journal::FaultInjection;
 use dipylon::model::*;
 
 use crate::harness::{Expect as _, TestBroker, World, disable, read_case, refused};
@@ -78,7 +78,7 @@ async fn each_scope_ends_what_it_names_and_nothing_else() {
         // Again is nothing new; lifting it lets new work begin, and brings nothing back.
         let again = b.freeze(scope).await.expect("idempotent");
         assert_eq!((again.changed, again.index), (false, done.index));
-        let b = b.restart(Faults::default()).await;
+        let b = b.restart(FaultInjection::default()).await;
         assert_eq!(
             b.introspect("cases", &token.token),
             !triage_hit,
@@ -308,9 +308,9 @@ async fn a_pinned_key_is_the_only_one_that_opens_tasks() {
 async fn a_freeze_that_cannot_be_written_holds_here_at_once_and_is_written_later() {
     for scope in ["all", "agent/triage", "owner/dana", "action/case.read"] {
         let full = Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let faults = Faults {
-            full: Some(full.clone()),
-            ..Faults::default()
+        let faults = FaultInjection {
+            disk_full: Some(full.clone()),
+            ..FaultInjection::default()
         };
         let b = TestBroker::start_with(World::new(), faults).await;
         let agent = b.agent("triage");
@@ -474,9 +474,9 @@ async fn whoever_owned_the_agent_when_its_task_was_opened_never_counts() {
 #[tokio::test]
 async fn what_waits_to_be_written_cannot_be_lifted_before_it_is() {
     let full = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let faults = Faults {
-        full: Some(full.clone()),
-        ..Faults::default()
+    let faults = FaultInjection {
+        disk_full: Some(full.clone()),
+        ..FaultInjection::default()
     };
     let b = TestBroker::start_with(World::new(), faults).await;
     let agent = b.agent("triage");
@@ -499,7 +499,7 @@ async fn what_waits_to_be_written_cannot_be_lifted_before_it_is() {
     assert!(
         !b.broker
             .state()
-            .standing(&AgentId::parse("triage").expect("id"))
+            .agent_status(&AgentId::parse("triage").expect("id"))
             .value
             .suspended
     );
@@ -538,7 +538,7 @@ async fn signs_of_life_and_ends_at_once_leave_nothing_behind() {
         }
         b.hand.advance_millis(600_000);
         assert_eq!(
-            b.broker.state().due_by(b.now(), 1_000),
+            b.broker.state().deadlines_by(b.now(), 1_000),
             [],
             "nothing is due of what is over"
         );

@@ -20,7 +20,7 @@ const PASSES: &[(&str, &str, &[&str])] = &[
     ("Verified", "verify/mod.rs", &["stand"]),
     ("Approved", "approve/mod.rs", &["decide"]),
     ("Reapproved", "approve/mod.rs", &["reapprove"]),
-    ("Recorded", "state/records.rs", &["new"]),
+    ("RecordedGrant", "state/records.rs", &["new"]),
     ("Committed", "journal/mod.rs", &[]),
 ];
 

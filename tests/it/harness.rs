@@ -11,7 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use dipylon::broker::*;
 use dipylon::clock::{Clock, Hand};
 use dipylon::jose::{SigningKey, Usage, dpop};
-use dipylon::journal::Faults;
+use dipylon::journal::FaultInjection;
 use dipylon::model::*;
 use dipylon::policy::BundleFiles;
 use dipylon::rate_limit::{ConcurrencyPermit, Rates};
@@ -72,7 +72,7 @@ impl World {
     }
 
     pub fn trust_bundle(&self) -> String {
-        let kid = KeyId::of(self.signer.thumbprint());
+        let kid = KeyId::from_thumbprint(self.signer.thumbprint());
         json!({ "keys": [self.signer.public().to_jwk_named(&kid, Usage::JwtSvid)], "spiffe_sequence": 1 }).to_string()
     }
 
@@ -87,7 +87,7 @@ impl World {
 
     /// Signs any claims: fractions and other things an honest signer would not write included.
     pub fn svid_with(&self, claims: serde_json::Value) -> Secret {
-        let kid = KeyId::of(self.signer.thumbprint());
+        let kid = KeyId::from_thumbprint(self.signer.thumbprint());
         let part = |v: &serde_json::Value| URL_SAFE_NO_PAD.encode(v.to_string());
         let signed = format!(
             "{}.{}",
@@ -174,10 +174,10 @@ pub fn settings() -> Settings {
 
 impl TestBroker {
     pub async fn start() -> Self {
-        Self::start_with(World::new(), Faults::default()).await
+        Self::start_with(World::new(), FaultInjection::default()).await
     }
 
-    pub async fn start_with(world: World, faults: Faults) -> Self {
+    pub async fn start_with(world: World, faults: FaultInjection) -> Self {
         Self::start_as(settings(), world, faults).await
     }
 
@@ -186,10 +186,10 @@ impl TestBroker {
             rates,
             ..settings()
         };
-        Self::start_as(settings, World::new(), Faults::default()).await
+        Self::start_as(settings, World::new(), FaultInjection::default()).await
     }
 
-    async fn start_as(settings: Settings, world: World, faults: Faults) -> Self {
+    async fn start_as(settings: Settings, world: World, faults: FaultInjection) -> Self {
         let temp = tempfile::tempdir().expect("dir");
         let (clock, hand) = Clock::by_hand(START);
         let signing_pkcs8 = SigningKey::generate().expect("key").1.to_vec();
@@ -210,7 +210,7 @@ impl TestBroker {
     }
 
     /// Lets go of the broker and opens its directory again, as a restart would.
-    pub async fn restart(self, faults: Faults) -> Self {
+    pub async fn restart(self, faults: FaultInjection) -> Self {
         let Self {
             world,
             broker,
@@ -258,7 +258,7 @@ impl TestBroker {
             &dir,
             &clock,
             &signing_pkcs8,
-            Faults::default(),
+            FaultInjection::default(),
         )
         .await?;
         Ok(Self {
@@ -273,7 +273,7 @@ impl TestBroker {
     }
 
     /// Opens a copy of the directory whose WAL was cut to `wal_len` bytes: what a crash may have left.
-    pub async fn crash(self, wal_len: u64, faults: Faults) -> Self {
+    pub async fn crash(self, wal_len: u64, faults: FaultInjection) -> Self {
         let Self {
             world,
             broker,
@@ -408,7 +408,7 @@ impl TestBroker {
         );
         let ask = OpenAsk {
             evidence,
-            purpose: Prose::parse("purpose", purpose).expect("prose"),
+            purpose: UntrustedText::parse("purpose", purpose).expect("prose"),
             max_duration: 3_600,
             request_id: RequestId::parse(request_id).expect("id"),
             heartbeat,
@@ -453,7 +453,7 @@ impl TestBroker {
             task,
             action: action.clone(),
             ttl,
-            reason: Some(Prose::parse("reason", "phish confirmed").expect("prose")),
+            reason: Some(UntrustedText::parse("reason", "phish confirmed").expect("prose")),
             request_id: RequestId::parse(request_id).expect("id"),
             wait_ms: 0,
             evidence,
@@ -608,7 +608,7 @@ impl TestBroker {
     pub async fn freeze(&self, scope: &str) -> Result<FreezeDone, Refusal> {
         let call = self.person_call("dipylon.v1.GovernanceService/Freeze", "olga");
         let scope = FreezeScope::parse(scope).expect("scope");
-        let reason = Prose::parse("reason", "an incident").expect("prose");
+        let reason = UntrustedText::parse("reason", "an incident").expect("prose");
         self.broker.freeze(&call, scope, Some(reason)).await
     }
 
@@ -634,7 +634,7 @@ async fn open(
     dir: &Path,
     clock: &Clock,
     key: &[u8],
-    faults: Faults,
+    faults: FaultInjection,
 ) -> Result<Arc<Broker>, StartError> {
     open_as(settings(), world, dir, clock, key, faults).await
 }
@@ -645,7 +645,7 @@ pub async fn open_as(
     dir: &Path,
     clock: &Clock,
     key: &[u8],
-    faults: Faults,
+    faults: FaultInjection,
 ) -> Result<Arc<Broker>, StartError> {
     let trust = vec![(
         TrustDomain::parse(DOMAIN).expect("domain"),
@@ -661,7 +661,7 @@ async fn start(
     dir: &Path,
     clock: &Clock,
     key: &[u8],
-    faults: Faults,
+    faults: FaultInjection,
 ) -> Result<Arc<Broker>, StartError> {
     let mut tries = 0;
     loop {

@@ -3,7 +3,7 @@
 use dipylon::broker::StartError;
 use dipylon::clock::Clock;
 use dipylon::jose::{SigningKey, Usage};
-use dipylon::journal::Faults;
+use dipylon::journal::FaultInjection;
 use dipylon::model::*;
 use serde_json::json;
 
@@ -22,7 +22,7 @@ async fn rules_whose_operator_goes_away_are_swept_all_the_same() {
     let task = b.open(&triage).await;
     let read = b.ask(&triage, task, &read_case(), 300, "r-0").await.token();
     {
-        let mut tail = b.broker.journal().tail();
+        let mut tail = b.broker.journal().head();
         tail.borrow_and_update();
         let apply = b.apply(no_reading(&b));
         tokio::pin!(apply);
@@ -122,7 +122,7 @@ async fn a_trust_domain_taken_out_of_the_configuration_is_trusted_no_longer() {
 #[tokio::test]
 async fn a_key_replaced_under_its_name_is_not_taken() {
     let b = TestBroker::start().await;
-    let kid = KeyId::of(b.world.signer.thumbprint());
+    let kid = KeyId::from_thumbprint(b.world.signer.thumbprint());
     let fresh = SigningKey::generate().expect("key").0;
     let bundle = json!({ "keys": [fresh.public().to_jwk_named(&kid, Usage::JwtSvid)], "spiffe_sequence": 2 }).to_string();
     let clock = b.clock.clone();
@@ -211,7 +211,7 @@ async fn a_task_that_ends_meanwhile_saves_no_other_from_the_sweep() {
             "{text}\n@id(\"nobody\") forbid (principal, action == Action::\"operate\", resource);\n"
         )
     });
-    let mut tail = b.broker.journal().tail();
+    let mut tail = b.broker.journal().head();
     tail.borrow_and_update();
     let (applied, ended) = tokio::join!(b.apply(shut), async {
         tail.changed().await.expect("changes");
@@ -308,10 +308,10 @@ async fn a_heartbeat_names_no_event_that_was_not_sent() {
 #[tokio::test]
 async fn a_full_disk_closes_the_gates_and_loses_nothing() {
     let no_space = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let full = Faults {
+    let full = FaultInjection {
         pages_max: Some(150),
-        full: Some(no_space.clone()),
-        ..Faults::default()
+        disk_full: Some(no_space.clone()),
+        ..FaultInjection::default()
     };
     let b = TestBroker::start_with(World::new(), full).await;
     let triage = b.agent("triage");
@@ -339,7 +339,7 @@ async fn a_full_disk_closes_the_gates_and_loses_nothing() {
     };
     assert_eq!(refusal.reason, Reason::JournalUnavailable);
     assert!(
-        !b.broker.journal().tail().borrow().failed,
+        !b.broker.journal().head().borrow().failed,
         "the process stays up"
     );
     // Ends are small: some still fit. The first that does not is answered so, and holds here at once.
@@ -373,12 +373,12 @@ async fn a_full_disk_closes_the_gates_and_loses_nothing() {
         Reason::NotAuthenticated,
         "suspended here all the same"
     );
-    let before = b.broker.state().picture();
+    let before = b.broker.state().canonical_snapshot();
     b.check();
     // Space again.
-    let b = b.restart(Faults::default()).await;
+    let b = b.restart(FaultInjection::default()).await;
     assert_eq!(
-        b.broker.state().picture(),
+        b.broker.state().canonical_snapshot(),
         before,
         "what was acknowledged is there, and nothing else"
     );

@@ -7,9 +7,9 @@ use dipylon::broker::{
     AccessRequestStatus, InboxAsk, InboxCursor, InboxNews, InboxPage, InboxWatch, Position,
     TokenReply,
 };
-use dipylon::journal::Faults;
+use dipylon::journal::FaultInjection;
 use dipylon::model::*;
-use dipylon::state::Stirred;
+use dipylon::state::InboxChangeKind;
 use proptest::prelude::*;
 
 use super::harness::*;
@@ -35,7 +35,7 @@ fn world(asks_per_minute: u32) -> World {
 }
 
 async fn broker(asks_per_minute: u32) -> TestBroker {
-    TestBroker::start_with(world(asks_per_minute), Faults::default()).await
+    TestBroker::start_with(world(asks_per_minute), FaultInjection::default()).await
 }
 
 fn isolate() -> Action {
@@ -204,7 +204,7 @@ async fn what_nobody_has_rated_comes_first() {
     let mut world = world(1_000);
     let schema = world.policy.get_mut("schema.cedarschema").expect("schema");
     *schema = schema.replace("@risk(\"medium\")\n", "");
-    let b = TestBroker::start_with(world, Faults::default()).await;
+    let b = TestBroker::start_with(world, FaultInjection::default()).await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
     let unrated = pending(&b, &triage, task, &disable("ann"), "r-1").await;
@@ -363,14 +363,14 @@ fn watch(b: &TestBroker, after: Option<Position>) -> InboxWatch {
 async fn changed(
     b: &TestBroker,
     watch: &mut InboxWatch,
-) -> (Stirred, Vec<AccessRequestId>, Position) {
+) -> (InboxChangeKind, Vec<AccessRequestId>, Position) {
     match tokio::time::timeout(Duration::from_secs(20), watch.next(&b.broker)).await {
         Ok(Some(InboxNews::Changed(stir))) => {
             let at = Position {
                 epoch: stir.epoch,
                 index: stir.index,
             };
-            (stir.what, stir.ids.clone(), at)
+            (stir.kind, stir.ids.clone(), at)
         }
         other => panic!("not a change: {other:?}"),
     }
@@ -404,12 +404,12 @@ async fn a_watch_hears_of_every_change_and_goes_on_after_a_restart() {
     assert_eq!(
         kinds,
         [
-            (Stirred::Opened, vec![ann]),
-            (Stirred::Opened, vec![high]),
-            (Stirred::Voted, vec![high]),
-            (Stirred::Closed, vec![ann]),
-            (Stirred::Opened, vec![cara]),
-            (Stirred::Closed, vec![high, cara]),
+            (InboxChangeKind::Opened, vec![ann]),
+            (InboxChangeKind::Opened, vec![high]),
+            (InboxChangeKind::Voted, vec![high]),
+            (InboxChangeKind::Closed, vec![ann]),
+            (InboxChangeKind::Opened, vec![cara]),
+            (InboxChangeKind::Closed, vec![high, cara]),
         ]
     );
     b.apply(
@@ -418,10 +418,10 @@ async fn a_watch_hears_of_every_change_and_goes_on_after_a_restart() {
     )
     .await
     .expect("applies");
-    assert_eq!(changed(&b, &mut heard).await.0, Stirred::Rules);
+    assert_eq!(changed(&b, &mut heard).await.0, InboxChangeKind::Rules);
 
     // Another broker on the same journal tells the rest to whoever comes back with a position, and the whole to others.
-    let b = b.restart(Faults::default()).await;
+    let b = b.restart(FaultInjection::default()).await;
     let mut again = watch(&b, Some(told[3].2));
     assert_eq!(changed(&b, &mut again).await, told[4]);
     assert_eq!(changed(&b, &mut again).await, told[5]);

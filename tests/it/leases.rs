@@ -140,7 +140,7 @@ async fn a_lease_survives_a_restart_and_the_deadline_bounds_it() {
     b.hand.advance_millis(1_600_000);
     let until = b.keep_alive(&agent, task).await.expect("alive");
     assert_eq!(until, opened.task.deadline, "never beyond the deadline");
-    let b = b.restart(dipylon::journal::Faults::default()).await;
+    let b = b.restart(dipylon::journal::FaultInjection::default()).await;
     let lease = b
         .broker
         .state()

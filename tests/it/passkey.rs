@@ -150,7 +150,7 @@ impl SoftPasskey {
 
     /// Signs whatever it is given: for tests that need a good signature over something no authenticator would write.
     pub fn sign(&self, authenticator_data: Vec<u8>, client_data_json: Vec<u8>) -> Assertion {
-        let client = Digest::of(&client_data_json);
+        let client = Digest::sha256(&client_data_json);
         let message = [&authenticator_data[..], client.as_bytes()].concat();
         let signature = match &self.pair {
             Pair::Es256(pair) => pair
@@ -206,7 +206,7 @@ impl SoftPasskey {
             | u8::from(attested) << 6
             | u8::from(manners.extensions.is_some()) << 7;
         let rp_id = manners.rp_id.as_ref().unwrap_or(&self.rp_id);
-        let mut data = Digest::of(rp_id.as_bytes()).as_bytes().to_vec();
+        let mut data = Digest::sha256(rp_id.as_bytes()).as_bytes().to_vec();
         data.push(flags);
         data.extend(manners.sign_count.unwrap_or(next).to_be_bytes());
         if attested {

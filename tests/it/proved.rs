@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use dipylon::audit::{AuditError, Frontier, Votes, VotesChecked, WrongVote, leaf_hash};
+use dipylon::audit::{AuditError, Frontier, VoteVerifier, VoteReport, VoteError, leaf_hash};
 use dipylon::broker::VoteAsk;
-use dipylon::journal::{Faults, ReadOnly};
+use dipylon::journal::{FaultInjection, JournalReader};
 use dipylon::model::*;
 use dipylon::policy::BundleFiles;
 use rusqlite::Connection;
@@ -27,9 +27,9 @@ struct Record {
 
 impl Record {
     fn of(b: &TestBroker) -> Self {
-        let journal = ReadOnly::open(&b.dir).expect("journal");
+        let journal = JournalReader::open(&b.dir).expect("journal");
         let (mut entries, mut blobs) = (Vec::new(), HashMap::new());
-        let all = journal.all(|stored| {
+        let all = journal.read_all(|stored| {
             entries.push(Entry::parse(&stored.text).expect("entry"));
             Ok(())
         });
@@ -42,32 +42,32 @@ impl Record {
         Self { entries, blobs }
     }
 
-    fn votes(&self) -> Result<VotesChecked, AuditError> {
-        let mut votes = Votes::default();
+    fn votes(&self) -> Result<VoteReport, AuditError> {
+        let mut votes = VoteVerifier::default();
         for entry in &self.entries {
             let blob = |name: &Digest| Ok::<_, AuditError>(self.blobs.get(name).cloned());
             votes.entry(entry, blob)?;
         }
-        Ok(votes.checked().clone())
+        Ok(votes.report().clone())
     }
 
     /// Where the only fact of this kind stands for which the test holds.
     fn find(&self, is: impl Fn(&Event) -> bool) -> usize {
-        let mut found = self.entries.iter().enumerate().filter(|(_, e)| is(&e.fact));
+        let mut found = self.entries.iter().enumerate().filter(|(_, e)| is(&e.event));
         let (at, _) = found.next().expect("there");
         assert!(found.next().is_none(), "once");
         at
     }
 
     fn vote(&mut self, at: usize) -> &mut VoteCast {
-        match &mut self.entries[at].fact {
+        match &mut self.entries[at].event {
             Event::VoteCast(f) => f,
             other => panic!("no vote: {other:?}"),
         }
     }
 
     fn put(&mut self, text: &str) -> Digest {
-        let name = Digest::of(text.as_bytes());
+        let name = Digest::sha256(text.as_bytes());
         self.blobs.insert(name, text.into());
         name
     }
@@ -102,7 +102,7 @@ struct Forgery<'a> {
 
 impl Forgery<'_> {
     /// What the audit says of the vote after the change.
-    fn found(&self, change: impl FnOnce(&mut Record, usize)) -> WrongVote {
+    fn found(&self, change: impl FnOnce(&mut Record, usize)) -> VoteError {
         let mut record = self.whole.clone();
         change(&mut record, self.at);
         match record.votes() {
@@ -112,7 +112,7 @@ impl Forgery<'_> {
     }
 
     /// The same, and it names the vote's own entry.
-    fn found_here(&self, change: impl FnOnce(&mut Record, usize)) -> WrongVote {
+    fn found_here(&self, change: impl FnOnce(&mut Record, usize)) -> VoteError {
         let mut record = self.whole.clone();
         change(&mut record, self.at);
         match record.votes() {
@@ -143,7 +143,7 @@ async fn history() -> History {
         .push_str(
             "\n@id(\"notes-need-a-yes\")\n@why(\"For this story.\")\n@step_up(\"one-security\")\nforbid (principal, action == Action::\"case.note\", resource)\nunless { context.approvals.contains(StepUp::\"one-security\") };\n",
         );
-    let b = TestBroker::start_with(world, Faults::default()).await;
+    let b = TestBroker::start_with(world, FaultInjection::default()).await;
     let marias = b.enrol("maria").await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -233,40 +233,40 @@ async fn whatever_is_changed_of_a_vote_is_found() {
         for (what, change) in entries {
             let found = forgery.found_here(|r, at| change(r.vote(at)));
             assert!(
-                matches!(found, WrongVote::Differs(which) if which == what),
+                matches!(found, VoteError::EntryMismatch(which) if which == what),
                 "{what}: {found}"
             );
         }
         assert!(matches!(
-            forgery.found_here(|r, at| r.vote(at).profile.digest = Digest::of(b"x")),
-            WrongVote::Profile
+            forgery.found_here(|r, at| r.vote(at).profile.digest = Digest::sha256(b"x")),
+            VoteError::ProfileMismatch
         ));
         assert!(matches!(
             forgery.found_here(|r, at| r.vote(at).voter = PersonId::parse("dana").expect("id")),
-            WrongVote::Key
+            VoteError::KeyNotActive
         ));
         assert!(matches!(
             forgery.found_here(|r, at| r.vote(at).voter = PersonId::parse("nobody").expect("id")),
-            WrongVote::Stranger
+            VoteError::VoterUnknown
         ));
         assert!(matches!(
-            forgery.found_here(|r, at| r.vote(at).key = Thumbprint(Digest::of(b"x"))),
-            WrongVote::Key
+            forgery.found_here(|r, at| r.vote(at).key = Thumbprint(Digest::sha256(b"x"))),
+            VoteError::KeyNotActive
         ));
         assert!(matches!(
             forgery.found_here(|r, at| r.vote(at).signature = "!".to_owned()),
-            WrongVote::Signature
+            VoteError::Signature
         ));
         // The statement and the entry together: nobody signed that.
         let statements: [Change<VoteStatement>; 3] = [
             |s| s.nonce = URL_SAFE_NO_PAD.encode([1; 16]),
-            |s| s.policy = Digest::of(b"x"),
+            |s| s.policy = Digest::sha256(b"x"),
             |s| s.comment = Some(Comment::parse("go ahead").expect("comment")),
         ];
         for change in statements {
             let found = forgery.found_here(|r, at| r.restate(at, change));
             assert!(
-                matches!(found, WrongVote::Signature | WrongVote::Passkey(_)),
+                matches!(found, VoteError::Signature | VoteError::Passkey(_)),
                 "{found}"
             );
         }
@@ -275,7 +275,7 @@ async fn whatever_is_changed_of_a_vote_is_found() {
             r.vote(at).max_ttl -= 1;
         });
         assert!(
-            matches!(shorter, WrongVote::Signature | WrongVote::Passkey(_)),
+            matches!(shorter, VoteError::Signature | VoteError::Passkey(_)),
             "{shorter}"
         );
         // A statement of something that was not asked.
@@ -283,13 +283,13 @@ async fn whatever_is_changed_of_a_vote_is_found() {
             ("agent", |s| s.agent = AgentId::parse("ci").expect("id")),
             ("owner", |s| s.owner = PersonId::parse("lee").expect("id")),
             ("task", |s| s.task = TaskId::from_random([9; 16])),
-            ("task key", |s| s.task_key = Thumbprint(Digest::of(b"x"))),
+            ("task key", |s| s.task_key = Thumbprint(Digest::sha256(b"x"))),
             ("action", |s| s.action["target"]["id"] = json!("INC-1")),
         ];
         for (what, change) in asked {
             let found = forgery.found_here(|r, at| r.restate(at, change));
             assert!(
-                matches!(found, WrongVote::AskedElse(which) if which == what),
+                matches!(found, VoteError::RequestMismatch(which) if which == what),
                 "{what}: {found}"
             );
         }
@@ -297,16 +297,16 @@ async fn whatever_is_changed_of_a_vote_is_found() {
             r.restate(at, |s| s.max_ttl = 10_000);
             r.vote(at).max_ttl = 10_000;
         });
-        assert!(matches!(longer, WrongVote::AskedElse("longest life")));
+        assert!(matches!(longer, VoteError::RequestMismatch("longest life")));
         assert!(matches!(
             forgery.found_here(
                 |r, at| r.restate(at, |s| s.realm = Realm::parse("other").expect("realm"))
             ),
-            WrongVote::Differs("realm")
+            VoteError::EntryMismatch("realm")
         ));
         assert!(matches!(
-            forgery.found_here(|r, at| r.restate(at, |s| s.profile.digest = Digest::of(b"x"))),
-            WrongVote::Differs("profile")
+            forgery.found_here(|r, at| r.restate(at, |s| s.profile.digest = Digest::sha256(b"x"))),
+            VoteError::EntryMismatch("profile")
         ));
         // A statement that is none.
         assert!(matches!(
@@ -314,10 +314,10 @@ async fn whatever_is_changed_of_a_vote_is_found() {
                 let none = r.put("{}");
                 r.vote(at).statement = none;
             }),
-            WrongVote::Statement
+            VoteError::Statement
         ));
         // What was asked, changed after the vote: the vote no longer fits it.
-        let request = match &whole.entries[at].fact {
+        let request = match &whole.entries[at].event {
             Event::VoteCast(f) => f.access_request,
             _ => unreachable!(),
         };
@@ -334,15 +334,15 @@ async fn whatever_is_changed_of_a_vote_is_found() {
             if n == 3 && at != by_passkey {
                 continue;
             }
-            let found = forgery.found_here(|r, _| match &mut r.entries[opened].fact {
+            let found = forgery.found_here(|r, _| match &mut r.entries[opened].event {
                 Event::AccessRequestOpened(f) => change(f),
                 _ => unreachable!(),
             });
-            assert!(matches!(found, WrongVote::AskedElse(_)), "{n}: {found}");
+            assert!(matches!(found, VoteError::RequestMismatch(_)), "{n}: {found}");
         }
         assert!(matches!(
             forgery.found(|r, _| drop(r.entries.remove(opened))),
-            WrongVote::NotAsked
+            VoteError::RequestNotPending
         ));
         // The same vote again, after what it decided was over.
         assert!(matches!(
@@ -350,7 +350,7 @@ async fn whatever_is_changed_of_a_vote_is_found() {
                 let again = r.entries[at].clone();
                 r.entries.push(again);
             }),
-            WrongVote::NotAsked
+            VoteError::RequestNotPending
         ));
         // The rules of the day, changed: another voter's key, and nobody's.
         let policy = whole.find(|f| matches!(f, Event::PolicyApplied(_)));
@@ -362,24 +362,24 @@ async fn whatever_is_changed_of_a_vote_is_found() {
             *people = changed;
             let files = BundleFiles::new(files).expect("files");
             let version = r.put(files.canonical());
-            match &mut r.entries[policy].fact {
+            match &mut r.entries[policy].event {
                 Event::PolicyApplied(f) => f.version = version,
                 _ => unreachable!(),
             }
         };
         assert!(matches!(
             forgery.found(|r, _| bundle(r, &|text| text.replace("quorum = 1", "quorum = 2"))),
-            WrongVote::Profile
+            VoteError::ProfileMismatch
         ));
         assert!(matches!(
             forgery.found(|r, _| bundle(r, &|text| format!("{text}\nbroken"))),
-            WrongVote::Stranger
+            VoteError::VoterUnknown
         ));
         // A key that was revoked before.
         let revoked = forgery.found_here(|r, at| {
             let mut before = r.entries[at].clone();
             let cast = r.vote(at).clone();
-            before.fact = Event::ApproverKeysRevoked(ApproverKeysRevoked {
+            before.event = Event::ApproverKeysRevoked(ApproverKeysRevoked {
                 person: cast.voter,
                 keys: vec![cast.key],
                 cause: RevokeCause::Counter,
@@ -387,7 +387,7 @@ async fn whatever_is_changed_of_a_vote_is_found() {
             });
             r.entries.insert(at, before);
         });
-        assert!(matches!(revoked, WrongVote::Key), "{revoked}");
+        assert!(matches!(revoked, VoteError::KeyNotActive), "{revoked}");
         // Content under another's name, and content that is gone.
         let statement = |r: &mut Record| r.vote(at).statement;
         let mut record = whole.clone();
@@ -410,17 +410,17 @@ async fn whatever_is_changed_of_a_vote_is_found() {
             signature[7] ^= 1;
             r.vote(at).signature = URL_SAFE_NO_PAD.encode(signature);
         });
-        assert!(matches!(bent, WrongVote::Signature), "{bent}");
+        assert!(matches!(bent, VoteError::Signature), "{bent}");
         assert!(matches!(
             forgery.found_here(|r, at| r.vote(at).sign_count = Some(1)),
-            WrongVote::NoEvidence
+            VoteError::NoEvidence
         ));
         assert!(matches!(
             forgery.found_here(|r, at| {
                 let elsewhere = r.vote(by_passkey).assertion;
                 r.vote(at).assertion = elsewhere;
             }),
-            WrongVote::Key
+            VoteError::KeyNotActive
         ));
     }
 
@@ -431,15 +431,15 @@ async fn whatever_is_changed_of_a_vote_is_found() {
     };
     assert!(matches!(
         forgery.found_here(|r, at| r.vote(at).sign_count = Some(99)),
-        WrongVote::Differs("signature counter")
+        VoteError::EntryMismatch("signature counter")
     ));
     assert!(matches!(
         forgery.found_here(|r, at| r.vote(at).sign_count = None),
-        WrongVote::Differs("signature counter")
+        VoteError::EntryMismatch("signature counter")
     ));
     assert!(matches!(
         forgery.found_here(|r, at| r.vote(at).assertion = None),
-        WrongVote::NoEvidence | WrongVote::Key
+        VoteError::NoEvidence | VoteError::KeyNotActive
     ));
     for member in ["authenticator_data", "client_data_json", "credential"] {
         for place in [0, 20] {
@@ -453,15 +453,15 @@ async fn whatever_is_changed_of_a_vote_is_found() {
                 })
             });
             let fits = match member {
-                "credential" => matches!(found, WrongVote::Key),
-                _ => matches!(found, WrongVote::Passkey(_)),
+                "credential" => matches!(found, VoteError::KeyNotActive),
+                _ => matches!(found, VoteError::Passkey(_)),
             };
             assert!(fits, "{member} {place}: {found}");
         }
     }
     assert!(matches!(
         forgery.found_here(|r, at| r.reword(at, |evidence| evidence["more"] = json!(1))),
-        WrongVote::Evidence(_)
+        VoteError::Evidence(_)
     ));
     // The right key, another challenge; the right challenge, another key; a user who was not verified.
     let resigned = |assertion: dipylon::webauthn::Assertion| {
@@ -495,8 +495,8 @@ async fn whatever_is_changed_of_a_vote_is_found() {
     ] {
         let found = resigned(assertion);
         assert!(
-            matches!(&found, WrongVote::Key if key)
-                || matches!(&found, WrongVote::Passkey(_) if !key),
+            matches!(&found, VoteError::KeyNotActive if key)
+                || matches!(&found, VoteError::Passkey(_) if !key),
             "{found}"
         );
     }
@@ -504,33 +504,33 @@ async fn whatever_is_changed_of_a_vote_is_found() {
     let enrolled = whole.find(|f| matches!(f, Event::ApproverEnrolled(_)));
     assert!(matches!(
         forgery.found(|r, _| drop(r.entries.remove(enrolled))),
-        WrongVote::Key
+        VoteError::KeyNotActive
     ));
     assert!(matches!(
         forgery.found(|r, _| {
             let entry = r.entries.remove(enrolled);
             r.entries.push(entry);
         }),
-        WrongVote::Key
+        VoteError::KeyNotActive
     ));
     let enrolment = |change: &dyn Fn(&mut ApproverEnrolled)| {
-        forgery.found_here(|r, _| match &mut r.entries[enrolled].fact {
+        forgery.found_here(|r, _| match &mut r.entries[enrolled].event {
             Event::ApproverEnrolled(f) => change(f),
             _ => unreachable!(),
         })
     };
     assert!(matches!(
         enrolment(&|f| f.person = PersonId::parse("lee").expect("id")),
-        WrongVote::Key
+        VoteError::KeyNotActive
     ));
     assert!(matches!(
         enrolment(&|f| f.passkey.backup_eligible = false),
-        WrongVote::Passkey(_)
+        VoteError::Passkey(_)
     ));
     let another = b.world.keys["lee"].public().to_jwk();
     assert!(matches!(
         enrolment(&|f| f.passkey.jwk = another.clone()),
-        WrongVote::Passkey(_)
+        VoteError::Passkey(_)
     ));
     // Nothing of it was changed by any of this.
     assert_eq!(whole.votes().expect("whole"), checked);
@@ -540,7 +540,7 @@ async fn whatever_is_changed_of_a_vote_is_found() {
 /// A key registered for the voter signs well, and yet not as the profile wants it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_is_no_passkey_where_the_profile_says_passkey() {
-    let b = TestBroker::start_with(super::step_up::passkeys_alone(), Faults::default()).await;
+    let b = TestBroker::start_with(super::step_up::passkeys_alone(), FaultInjection::default()).await;
     let marias = b.enrol("maria").await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -568,7 +568,7 @@ async fn a_key_is_no_passkey_where_the_profile_says_passkey() {
         let signature = key.sign(digest.as_bytes()).expect("signed");
         vote.signature = URL_SAFE_NO_PAD.encode(signature);
     });
-    assert!(matches!(found, WrongVote::NotByPasskey), "{found}");
+    assert!(matches!(found, VoteError::PasskeyRequired), "{found}");
 }
 
 /// The whole machine was somebody's: entries, tree and head fit each other, and no root was noted outside.

@@ -1,6 +1,6 @@
 //! A token of ours is verified once; whether it is good is asked each time.
 
-use dipylon::journal::Faults;
+use dipylon::journal::FaultInjection;
 use dipylon::model::Secret;
 
 use super::harness::{Expect, TestBroker, read_case};
@@ -29,7 +29,7 @@ async fn what_was_read_is_asked_about_each_time() {
     let bent = Secret::new(bent);
     assert!(!b.introspect("cases", &bent) && !b.introspect("cases", &bent));
     // A new process has read nothing.
-    let b = b.restart(Faults::default()).await;
+    let b = b.restart(FaultInjection::default()).await;
     assert!(!b.introspect("cases", &bent), "not before the good one");
     assert!(b.introspect("cases", &token) && b.introspect("cases", &token));
     assert!(!b.introspect("cases", &bent), "nor after it");

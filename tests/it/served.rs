@@ -10,7 +10,7 @@ use dipylon::client::{
 };
 use dipylon::clock::Clock;
 use dipylon::jose::SigningKey;
-use dipylon::journal::Faults;
+use dipylon::journal::FaultInjection;
 use dipylon::model::*;
 use dipylon::rate_limit::Rates;
 use dipylon::serve;
@@ -92,7 +92,7 @@ impl Served {
             &dir,
             &Clock::system(),
             &key,
-            Faults::default(),
+            FaultInjection::default(),
         )
         .await
         .expect("starts");

@@ -1,7 +1,7 @@
 //! The main job at the broker: both gates, one token, its use and its end.
 
 use super::harness::*;
-use dipylon::journal::Faults;
+use dipylon::journal::FaultInjection;
 use dipylon::model::*;
 
 #[tokio::test]
@@ -28,7 +28,7 @@ async fn a_case_is_read_at_once_and_the_token_dies_with_its_task() {
     );
     let again = b.complete(&triage, task).await.expect("idempotent");
     assert_eq!(again.index, report.index);
-    let b = b.restart(Faults::default()).await;
+    let b = b.restart(FaultInjection::default()).await;
     assert!(
         !b.introspect("cases", &given.token),
         "a restart revives nothing"
@@ -537,10 +537,10 @@ async fn sensitive_words_stay_out_of_entries_and_tokens() {
     );
     let opening = &given.openings.as_ref().expect("openings").parameters["text"];
     assert!(payload.contains(&opening.commitment().to_string()));
-    let journal = dipylon::journal::ReadOnly::open(&b.dir).expect("journal");
+    let journal = dipylon::journal::JournalReader::open(&b.dir).expect("journal");
     let mut entries = 0;
     journal
-        .all(|stored| {
+        .read_all(|stored| {
             entries += 1;
             assert!(
                 !stored.text.contains("CANARY") && !stored.text.contains("phish confirmed"),

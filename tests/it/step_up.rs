@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dipylon::broker::*;
-use dipylon::journal::Faults;
+use dipylon::journal::FaultInjection;
 use dipylon::model::*;
 use dipylon::rate_limit::ConcurrencyPermit;
 use dipylon::serve::guard;
@@ -143,7 +143,7 @@ pub fn with_approvals(table: &str) -> World {
 
 /// A broker, an agent with a task, and its access request for disabling ann.
 pub async fn asked(world: World) -> (TestBroker, TestAgent, TaskId, AccessRequestId) {
-    let b = TestBroker::start_with(world, Faults::default()).await;
+    let b = TestBroker::start_with(world, FaultInjection::default()).await;
     let _held = b.enrol("lee").await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
@@ -185,7 +185,7 @@ async fn a_passkey_says_yes_to_one_statement_and_the_token_rests_on_it() {
         .await
         .expect("counts");
     assert_eq!(view.standing, AccessRequestStatus::Approved);
-    let b = b.restart(Faults::default()).await;
+    let b = b.restart(FaultInjection::default()).await;
     assert_eq!(
         refused(b.begin_visiting(&session, id, yes()).await),
         Reason::NotAuthenticated,
@@ -564,7 +564,7 @@ async fn uses_that_were_not_limited_can_be_limited_by_a_yes() {
 
 #[tokio::test]
 async fn nobody_is_asked_who_could_not_answer() {
-    let b = TestBroker::start_with(passkeys_alone(), Faults::default()).await;
+    let b = TestBroker::start_with(passkeys_alone(), FaultInjection::default()).await;
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
     let denied = b
@@ -588,7 +588,7 @@ async fn nobody_is_asked_who_could_not_answer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_mint_rests_on_a_vote_whose_key_was_revoked_before_it() {
-    let b = Arc::new(TestBroker::start_with(passkeys_alone(), Faults::default()).await);
+    let b = Arc::new(TestBroker::start_with(passkeys_alone(), FaultInjection::default()).await);
     let triage = b.agent("triage");
     let (mut minted, mut refused) = (0, 0);
     for round in 0..40 {
@@ -617,7 +617,7 @@ async fn no_mint_rests_on_a_vote_whose_key_was_revoked_before_it() {
             tokio::spawn(async move {
                 let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
                 let maria = PersonId::parse("maria").expect("id");
-                let newest = b.broker.state().roster().of(&maria);
+                let newest = b.broker.state().credentials().get(&maria);
                 let newest = newest.value.passkeys.last().map(|p| p.record.key);
                 b.broker.revoke_approver_keys(&call, maria, newest).await
             })

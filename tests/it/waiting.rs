@@ -235,7 +235,7 @@ async fn who_waits_is_asked_nothing_until_it_concerns_them() {
     };
     let id = in_time(async {
         loop {
-            if let Some(id) = s.broker.state().asked().first() {
+            if let Some(id) = s.broker.state().unclosed_requests().first() {
                 return *id;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -4,7 +4,7 @@ use crate::broker::governance::pending_revocation::{Doomed, Wish};
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
-use crate::state::{AccessRequest, AccessStatus, Grant, Task};
+use crate::state::{AccessRequest, StoredStatus, Grant, TaskRecord};
 
 /// A parsed end of a task.
 #[derive(Debug, Clone)]
@@ -99,7 +99,7 @@ impl Broker {
                 .clone();
             let read_set = self.request_premises(&opened);
             let request = self.own_request(call, &task.opened.task, &id)?;
-            if !request.waits(now) || !self.runs(&task, now) {
+            if !request.is_pending(now) || !self.runs(&task, now) {
                 return Err(self.refuse(
                     call.method,
                     Reason::AccessRequestClosed,
@@ -111,16 +111,16 @@ impl Broker {
             let fact = Event::AccessRequestClosed(AccessRequestClosed {
                 access_request: id,
                 cause: CloseCause::Cancelled,
-                begun,
+                voting_started: begun,
             });
-            let mut moves = vec![(Stream::Access(id), request.version)];
+            let mut write_set = vec![(Stream::AccessRequest(id), request.version)];
             if begun {
-                let asks = self.state.asks(&opened.agent).version;
-                moves.push((Stream::Asks(opened.agent.clone()), asks));
+                let asks = self.state.access_request_history(&opened.agent).version;
+                write_set.push((Stream::AgentRequests(opened.agent.clone()), asks));
             }
             let append = Append {
                 read_set,
-                ..Append::one(fact, moves)
+                ..Append::one(fact, write_set)
             };
             match self.journal.append(append).await {
                 Ok(_) => return Ok(()),
@@ -156,7 +156,7 @@ impl Broker {
                 return Ok(self.end_report(&task, now));
             }
             // A deadline or heartbeat that has passed is the cause, whoever comes to say so.
-            let (cause, outcome, by) = match task.lapsed(now) {
+            let (cause, outcome, by) = match task.expired_cause(now) {
                 None => (cause, outcome, by.clone()),
                 Some(lapsed) => (lapsed, None, None),
             };
@@ -187,27 +187,27 @@ impl Broker {
     }
 
     /// Read from the record, so that every asking gets the same report.
-    fn end_report(&self, task: &Arc<Task>, now: Timestamp) -> EndReport {
+    fn end_report(&self, task: &Arc<TaskRecord>, now: Timestamp) -> EndReport {
         let id = task.opened.task;
         let (cause, at, index) = task
             .ended
             .map_or((EndCause::Deadline, now, 0), |e| (e.cause, e.at, e.index));
-        let grants = self.state.grants_of(&id);
+        let grants = self.state.grants_of_task(&id);
         let alive = |g: &&Arc<Grant>| {
             g.ended.is_none_or(|e| e.index >= index)
-                && !self.state.action_frozen_since(g)
+                && !self.state.is_action_frozen(g)
                 && at.secs() < g.issued.exp
-                && !g.spent()
+                && !g.is_spent()
         };
         let waited =
-            |r: &&Arc<AccessRequest>| r.status == AccessStatus::Waiting && at < r.opened.expires_at;
+            |r: &&Arc<AccessRequest>| r.status == StoredStatus::Pending && at < r.opened.expires_at;
         EndReport {
             task: id,
             cause,
             at,
             index,
             revoked: grants.iter().filter(alive).count(),
-            closed: self.state.requests_of(&id).iter().filter(waited).count(),
+            closed: self.state.requests_of_task(&id).iter().filter(waited).count(),
             tokens: grants.iter().map(|g| g.issued.jti).collect(),
         }
     }

@@ -7,7 +7,7 @@ use crate::broker::maintenance::TOGETHER_MAX;
 use crate::broker::{ATTEMPTS, Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
-use crate::state::Task;
+use crate::state::TaskRecord;
 
 /// How long signs of life are gathered before they are entered together.
 const GATHER: Duration = Duration::from_millis(20);
@@ -58,7 +58,7 @@ impl Broker {
             }
             match answer.await {
                 // What happened is read from the record: extended, ended, or moved by somebody else.
-                Ok(Ok(()) | Err(AppendError::Conflict(_) | AppendError::Late)) => {}
+                Ok(Ok(()) | Err(AppendError::Conflict(_) | AppendError::TooLate)) => {}
                 Ok(Err(error)) => return Err(self.refuse_append(call.method, &error)),
                 Err(_gone) => return Err(self.refuse_append(call.method, &AppendError::Closed)),
             }
@@ -74,7 +74,7 @@ impl Broker {
             let chunk: Vec<Waiting> = waiting.by_ref().take(TOGETHER_MAX).collect();
             let result = self.extend(&chunk).await;
             // When one task's end spoils the entry for the others of its chunk, each goes alone.
-            if matches!(result, Err(AppendError::Conflict(_) | AppendError::Late))
+            if matches!(result, Err(AppendError::Conflict(_) | AppendError::TooLate))
                 && chunk.len() > 1
             {
                 for one in chunk {
@@ -92,7 +92,7 @@ impl Broker {
     async fn extend(&self, chunk: &[Waiting]) -> Result<(), AppendError> {
         let now = self.now();
         let mut leases = Vec::new();
-        let (mut moves, mut read_set) = (Vec::new(), Vec::new());
+        let (mut write_set, mut read_set) = (Vec::new(), Vec::new());
         let mut not_after: Option<Timestamp> = None;
         for waiting in chunk {
             let id = waiting.task;
@@ -111,7 +111,7 @@ impl Broker {
                 continue;
             }
             leases.push((id, until));
-            moves.push((Stream::Lease(id), lease.version));
+            write_set.push((Stream::Lease(id), lease.version));
             read_set.push((Stream::Task(id), task.version));
             for read in task_reads {
                 if !read_set.contains(&read) {
@@ -127,14 +127,14 @@ impl Broker {
         let append = Append {
             read_set,
             not_after,
-            ..Append::one(Event::LeasesExtended(LeasesExtended { leases }), moves)
+            ..Append::one(Event::LeasesExtended(LeasesExtended { leases }), write_set)
         };
         self.journal.append(append).await.map(|_| ())
     }
 }
 
 /// When the task ends unless it is kept alive.
-fn lease_of(task: &Task) -> Timestamp {
+fn lease_of(task: &TaskRecord) -> Timestamp {
     let deadline = task.opened.deadline;
     task.lease.map_or(deadline, |l| l.until.min(deadline))
 }

@@ -6,7 +6,7 @@ use crate::broker::{
 };
 use crate::journal::{Append, AppendError, Blob};
 use crate::model::*;
-use crate::state::Task;
+use crate::state::TaskRecord;
 use crate::verify::{self, Attested, Authenticated, Gate1Context, TaskStanding, VerifyError};
 
 /// A parsed `OpenTask`.
@@ -15,7 +15,7 @@ pub struct OpenAsk {
     /// What the workload is.
     pub evidence: Evidence,
     /// Why, in its words.
-    pub purpose: Prose,
+    pub purpose: UntrustedText,
     /// Seconds it asks for.
     pub max_duration: i64,
     /// Its idempotency key.
@@ -81,7 +81,7 @@ impl Broker {
             let agent = verified.agent();
             if let Some(task) =
                 self.state
-                    .opened_under(&agent.id, authenticated.jkt(), &ask.request_id)
+                    .task_by_request_id(&agent.id, authenticated.jkt(), &ask.request_id)
             {
                 return self.opened_before(call, &ask, &task, &authenticated);
             }
@@ -98,7 +98,7 @@ impl Broker {
                 owner: agent.owner.clone(),
                 binding: verified.binding(),
                 request_id: ask.request_id.clone(),
-                asked_seconds: ask.max_duration,
+                requested_seconds: ask.max_duration,
                 opened_at: now,
                 deadline: now.plus_secs(ask.max_duration.min(self.settings.task_cap)),
                 heartbeat_seconds: ask.heartbeat,
@@ -109,10 +109,10 @@ impl Broker {
                     .map(|r| r.bundle.version())
                     .ok_or_else(|| closed(&VerifyError::NoRules))?,
             };
-            let moves = vec![
+            let write_set = vec![
                 (Stream::Task(task), 0),
                 (
-                    Stream::open(
+                    Stream::open_task(
                         agent.id.clone(),
                         authenticated.jkt(),
                         ask.request_id.clone(),
@@ -124,7 +124,7 @@ impl Broker {
                 read_set: verified.read_set().to_vec(),
                 not_after: Some(verified.not_after()),
                 blobs: vec![purpose],
-                ..Append::one(Event::TaskOpened(fact.clone()), moves)
+                ..Append::one(Event::TaskOpened(fact.clone()), write_set)
             };
             match self.journal.append(append).await {
                 Ok(_) => {
@@ -135,7 +135,7 @@ impl Broker {
                         facts: authenticated.facts().clone(),
                     });
                 }
-                Err(AppendError::Conflict(_) | AppendError::Late) => {}
+                Err(AppendError::Conflict(_) | AppendError::TooLate) => {}
                 Err(error) => return Err(self.refuse_append(call.method, &error)),
             }
         }
@@ -147,10 +147,10 @@ impl Broker {
         &self,
         call: &CallContext,
         ask: &OpenAsk,
-        task: &Task,
+        task: &TaskRecord,
         authenticated: &Authenticated,
     ) -> Result<Opened, Refusal> {
-        let same = task.opened.asked_seconds == ask.max_duration
+        let same = task.opened.requested_seconds == ask.max_duration
             && task.opened.heartbeat_seconds == ask.heartbeat
             && task.purpose.as_ref() == Some(&ask.purpose);
         if !same {
@@ -177,7 +177,7 @@ impl Broker {
 
     /// Notes when the evidence of a task was verified here.
     pub(in crate::broker) fn remember(&self, task: TaskId, authenticated: &Authenticated) {
-        self.seen.put_shared(task, authenticated.attested().clone());
+        self.seen.insert_arc(task, authenticated.attested().clone());
     }
 
     /// When the evidence of a task was last verified here.
@@ -190,12 +190,12 @@ impl Broker {
         &'a self,
         authenticated: &Authenticated,
         rules: Option<&'a crate::policy::InForce>,
-        task: Option<&Task>,
+        task: Option<&TaskRecord>,
     ) -> Gate1Context<'a> {
         let facts = authenticated.facts();
         let trust = self
             .state
-            .trusted(&facts.subject.trust_domain())
+            .trusted_keys(&facts.subject.trust_domain())
             .filter(|keys| keys.value.kids.contains(&facts.kid))
             .map(|keys| keys.version);
         Gate1Context {
@@ -203,7 +203,7 @@ impl Broker {
             trust,
             agent: Box::new(|id| self.standing_of(id)),
             freeze: Box::new(|scope| self.freeze_of(scope)),
-            person: Box::new(|person| self.state.roster().of(person).version),
+            person: Box::new(|person| self.state.credentials().get(person).version),
             task: task.map(|t| TaskStanding {
                 id: t.opened.task,
                 agent: t.opened.agent.clone(),

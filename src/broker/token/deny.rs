@@ -6,7 +6,7 @@ use crate::broker::{Broker, CallContext, REFUSALS_PER_MINUTE, Refusal};
 use crate::journal::{Append, Blob};
 use crate::model::*;
 use crate::policy::ActionProblem;
-use crate::state::AccessStatus;
+use crate::state::StoredStatus;
 
 impl Broker {
     /// A person's no, or expiry, is the answer of this request id for good.
@@ -32,7 +32,7 @@ impl Broker {
                 "this request_id was decided for another action",
             ));
         }
-        let why = if request.status == AccessStatus::Denied {
+        let why = if request.status == StoredStatus::Denied {
             DeniedReason::DeniedByPerson
         } else {
             DeniedReason::Expired
@@ -102,7 +102,7 @@ impl Broker {
         &self,
         turn: &Turn<'_>,
         reason: &str,
-        decision: Option<Decision>,
+        decision: Option<DecisionRecord>,
         sensitive: &BTreeSet<String>,
     ) -> Result<(), Refusal> {
         let Turn {
@@ -113,7 +113,7 @@ impl Broker {
             ..
         } = *turn;
         let policy = rules.version.to_be_bytes();
-        let answer = Digest::of_parts(&[
+        let answer = Digest::sha256_parts(&[
             reason.as_bytes(),
             &[0],
             &policy,
@@ -150,7 +150,7 @@ impl Broker {
             .append(append)
             .await
             .map_err(|e| self.refuse_append(call.method, &e))?;
-        self.denials.put(key, answer);
+        self.denials.insert(key, answer);
         Ok(())
     }
 

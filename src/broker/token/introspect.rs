@@ -41,7 +41,7 @@ impl Broker {
         let caller = self.service(call, now)?;
         Ok(self
             .live_grant(token, &caller.audiences, now)
-            .filter(|grant| !grant.spent())
+            .filter(|grant| !grant.is_spent())
             .map(|grant| {
                 let uses_left = left(&grant, grant.uses.len());
                 Introspected { grant, uses_left }
@@ -86,10 +86,10 @@ impl Broker {
             let opened = task.as_ref().map(|t| &*t.opened);
             let freezes = self.freeze_premises(&found.issued, opened, &rules);
             let task = task.as_ref().map_or(Version::MAX, |t| t.version);
-            let agent = self.state.standing(&found.issued.agent).version;
+            let agent = self.state.agent_status(&found.issued.agent).version;
             let trust = self
                 .state
-                .trusted(&found.issued.subject.trust_domain())
+                .trusted_keys(&found.issued.subject.trust_domain())
                 .map_or(Version::MAX, |t| t.version);
             let grant = self
                 .state
@@ -115,7 +115,7 @@ impl Broker {
                     index,
                 });
             }
-            if grant.spent() {
+            if grant.is_spent() {
                 return Err(self.refuse(
                     call.method,
                     Reason::UseSpent,
@@ -147,7 +147,7 @@ impl Broker {
                         index: Some(entry.index),
                     });
                 }
-                Err(AppendError::Conflict(_) | AppendError::Late) => {}
+                Err(AppendError::Conflict(_) | AppendError::TooLate) => {}
                 Err(error) => return Err(self.refuse_append(call.method, &error)),
             }
         }
@@ -173,7 +173,7 @@ impl Broker {
     /// nothing of whether it lives.
     fn read(&self, token: &Secret, now: Timestamp) -> Option<(TokenId, KeyId)> {
         let keys = self.views.own_keys()?;
-        let text = Digest::of(token.expose_secret().as_bytes());
+        let text = Digest::sha256(token.expose_secret().as_bytes());
         if let Some(read) = self.readings.of(&keys, &text) {
             return Some(read);
         }
@@ -198,7 +198,7 @@ impl Broker {
         if let Some(keys) = self.views.own_keys()
             && keys.get(&issued.kid).is_some()
         {
-            let text = Digest::of(token.expose_secret().as_bytes());
+            let text = Digest::sha256(token.expose_secret().as_bytes());
             self.readings
                 .note(&keys, text, issued.jti, issued.kid.clone());
         }

@@ -54,7 +54,7 @@ impl Broker {
                 .into_iter()
                 .chain(reason)
                 .collect(),
-            ..Append::one(Event::TokenIssued((*issued).clone()), minted.moves)
+            ..Append::one(Event::TokenIssued((*issued).clone()), minted.write_set)
         };
         // INVARIANT (durable before release): the token is dropped here unless its entry is in the journal.
         match self.journal.append(append).await {
@@ -70,7 +70,7 @@ impl Broker {
                     facts,
                 }))))
             }
-            Err(AppendError::Conflict(_) | AppendError::Late) => Ok(Round::Again),
+            Err(AppendError::Conflict(_) | AppendError::TooLate) => Ok(Round::Again),
             Err(error) => Err(self.refuse_append(call.method, &error)),
         }
     }
@@ -87,13 +87,13 @@ impl Broker {
             call, ask, rules, ..
         } = *turn;
         self.clock_sure(call.method)?;
-        let Some(recorded) = self.state.recorded(jti) else {
+        let Some(recorded) = self.state.recorded_grant(jti) else {
             return Err(self.refuse(call.method, Reason::TokenDead, "the grant is gone"));
         };
         let grant = Arc::clone(recorded.grant());
         let same = grant.action.as_ref().is_some_and(|a| **a == ask.action)
-            && grant.issued.asked_ttl == ask.ttl
-            && grant.reason.as_ref().map(Prose::as_str) == ask.reason.as_ref().map(Prose::as_str);
+            && grant.issued.requested_ttl == ask.ttl
+            && grant.reason.as_ref().map(UntrustedText::as_str) == ask.reason.as_ref().map(UntrustedText::as_str);
         if !same {
             return Err(self.refuse(
                 call.method,
@@ -108,7 +108,7 @@ impl Broker {
                 cause.as_str()
             ));
         }
-        if grant.spent() {
+        if grant.is_spent() {
             return dead("the token of this request_id is spent".to_owned());
         }
         let facts = verified.facts().clone();
@@ -137,7 +137,7 @@ impl Broker {
         let append = Append {
             read_set: reissued.read_set,
             not_after: Some(reissued.not_after),
-            ..Append::one(Event::TokenReissued(reissued.fact), reissued.moves)
+            ..Append::one(Event::TokenReissued(reissued.fact), reissued.write_set)
         };
         match self.journal.append(append).await {
             Ok(_) => {
@@ -151,7 +151,7 @@ impl Broker {
                     facts,
                 }))))
             }
-            Err(AppendError::Conflict(_) | AppendError::Late) => Ok(Round::Again),
+            Err(AppendError::Conflict(_) | AppendError::TooLate) => Ok(Round::Again),
             Err(error) => Err(self.refuse_append(call.method, &error)),
         }
     }

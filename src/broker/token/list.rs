@@ -60,11 +60,11 @@ impl Broker {
         let mut page: BTreeMap<(i64, TokenId), Arc<Grant>> = BTreeMap::new();
         let mut looked = 0_usize;
         for task in self.state.open_tasks() {
-            for grant in self.state.grants_of(&task.opened.task) {
+            for grant in self.state.grants_of_task(&task.opened.task) {
                 let place = place(&grant);
                 let wanted = after.is_none_or(|after| place > after)
                     && (page.len() < max || page.last_key_value().is_some_and(|(l, _)| place < *l));
-                if wanted && self.dead(&grant, now).is_none() && !grant.spent() {
+                if wanted && self.dead(&grant, now).is_none() && !grant.is_spent() {
                     page.insert(place, grant);
                     if page.len() > max {
                         page.pop_last();

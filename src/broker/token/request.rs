@@ -5,7 +5,7 @@ use crate::approve::{self, ApproveError, Decision, Order};
 use crate::broker::{ATTEMPTS, Broker, CallContext, JOINED_MAX, Refusal};
 use crate::model::*;
 use crate::policy::{InForce, Method};
-use crate::state::{AccessRequest, AccessStatus, Fixed, Task};
+use crate::state::{AccessRequest, StoredStatus, RequestIdOutcome, TaskRecord};
 use crate::verify::{self, Authenticated, VerifyError};
 
 /// A parsed `RequestToken`.
@@ -18,7 +18,7 @@ pub struct TokenAsk {
     /// Seconds of life asked for.
     pub ttl: i64,
     /// Why, in the agent's words.
-    pub reason: Option<Prose>,
+    pub reason: Option<UntrustedText>,
     /// The client's idempotency key.
     pub request_id: RequestId,
     /// Milliseconds to wait for people.
@@ -69,7 +69,7 @@ pub struct PendingReply {
     /// Rules that ask for it.
     pub rules: Vec<RuleShown>,
     /// The arithmetic so far.
-    pub ttl: TtlSum,
+    pub ttl: TtlBreakdown,
     /// The evidence went stale while waiting.
     pub show_evidence: bool,
     /// What gate 1 saw in this call.
@@ -124,7 +124,7 @@ pub(in crate::broker) struct Turn<'a> {
     pub(in crate::broker) ask: &'a TokenAsk,
     pub(in crate::broker) authenticated: &'a Authenticated,
     pub(in crate::broker) rules: &'a InForce,
-    pub(in crate::broker) task: &'a Task,
+    pub(in crate::broker) task: &'a TaskRecord,
     pub(in crate::broker) agent_version: Version,
     pub(in crate::broker) request_version: Version,
     pub(in crate::broker) now: Timestamp,
@@ -207,7 +207,7 @@ impl Broker {
             // From here on whatever concerns it rings; what came before shows in what it was decided on.
             loop {
                 bell.heard();
-                if self.journal.tail().borrow().failed {
+                if self.journal.head().borrow().failed {
                     return Err(self.refuse(
                         call.method,
                         Reason::JournalUnavailable,
@@ -236,7 +236,7 @@ impl Broker {
                 .access_request(access_request)
                 .map_or(0, |r| r.version),
             task.as_ref().map_or(0, |t| t.version),
-            task.map_or(0, |t| self.state.standing(&t.opened.agent).version),
+            task.map_or(0, |t| self.state.agent_status(&t.opened.agent).version),
             self.views.rules().map_or(0, |r| r.version),
         ]
     }
@@ -278,12 +278,12 @@ impl Broker {
             .views
             .rules()
             .ok_or_else(|| closed(&VerifyError::NoRules))?;
-        let agent_version = self.state.standing(&task.opened.agent).version;
+        let agent_version = self.state.agent_status(&task.opened.agent).version;
         let standing = self.standing(authenticated, Some(&rules), Some(&task));
         let verified = authenticated
             .verify(standing, now)
             .map_err(|e| closed(&e))?;
-        let request_id = self.state.request_id(&ask.task, &ask.request_id);
+        let request_id = self.state.request_id_outcome(&ask.task, &ask.request_id);
         let request_version = request_id.version;
         let turn = Turn {
             call,
@@ -300,8 +300,8 @@ impl Broker {
             .value
             .or_else(|| self.stands_for(&ask.task, &ask.request_id, now))
         {
-            Some(Fixed::Granted(jti)) => return self.grant_again(&turn, verified, &jti).await,
-            Some(Fixed::Refused(id)) => return self.refused_before(&turn, &id),
+            Some(RequestIdOutcome::Granted(jti)) => return self.grant_again(&turn, verified, &jti).await,
+            Some(RequestIdOutcome::Denied(id)) => return self.refused_before(&turn, &id),
             None => {}
         }
         self.clock_sure(call.method)?;
@@ -309,8 +309,8 @@ impl Broker {
             return Err(self.refuse_action(&turn, &problem).await);
         }
         // Before looking for one that waits: an opening that comes after this line refuses ours.
-        let asks = self.state.asks(&task.opened.agent);
-        let waiting = self.state.waiting_for(&ask.task, ask.action.digest(), now);
+        let asks = self.state.access_request_history(&task.opened.agent);
+        let waiting = self.state.pending_request_for(&ask.task, ask.action.digest(), now);
         self.same_question(&turn)?;
         let order = Order {
             action: ask.action.clone(),
@@ -354,21 +354,21 @@ impl Broker {
 
     /// What a request id stands for without an entry: by a time that has passed, or by what this broker remembers of
     /// joining.
-    fn stands_for(&self, task: &TaskId, request_id: &RequestId, now: Timestamp) -> Option<Fixed> {
+    fn stands_for(&self, task: &TaskId, request_id: &RequestId, now: Timestamp) -> Option<RequestIdOutcome> {
         let expired =
-            |r: &AccessRequest| r.status == AccessStatus::Waiting && now >= r.opened.expires_at;
+            |r: &AccessRequest| r.status == StoredStatus::Pending && now >= r.opened.expires_at;
         if let Some(id) = self.joined_to(task, request_id) {
             let joined = self.state.access_request(&id)?;
             let closed = matches!(
                 joined.status,
-                AccessStatus::Denied | AccessStatus::Closed(CloseCause::Expired)
+                StoredStatus::Denied | StoredStatus::Closed(CloseCause::Expired)
             ) || expired(&joined);
-            return closed.then_some(Fixed::Refused(id));
+            return closed.then_some(RequestIdOutcome::Denied(id));
         }
-        let own = self.state.requests_of(task);
+        let own = self.state.requests_of_task(task);
         own.iter()
             .find(|r| r.opened.request_id == *request_id && expired(r))
-            .map(|r| Fixed::Refused(r.opened.access_request))
+            .map(|r| RequestIdOutcome::Denied(r.opened.access_request))
     }
 
     fn joined_to(&self, task: &TaskId, request_id: &RequestId) -> Option<AccessRequestId> {
@@ -408,10 +408,10 @@ impl Broker {
         let joined = self.joined_to(&ask.task, &ask.request_id);
         let other = |r: &Arc<AccessRequest>| {
             (r.opened.request_id == ask.request_id || Some(r.opened.access_request) == joined)
-                && r.waits(now)
+                && r.is_pending(now)
                 && r.action.as_ref().is_some_and(|a| **a != ask.action)
         };
-        if self.state.requests_of(&ask.task).iter().any(other) {
+        if self.state.requests_of_task(&ask.task).iter().any(other) {
             return Err(self.refuse(
                 call.method,
                 Reason::ApprovalOutOfScope,

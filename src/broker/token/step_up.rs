@@ -6,7 +6,7 @@ use crate::broker::{Broker, Refusal};
 use crate::journal::{Append, AppendError, Blob};
 use crate::model::*;
 use crate::policy::{Approvals, InForce};
-use crate::state::{AccessRequest, Asks, Versioned};
+use crate::state::{AccessRequest, AccessRequestHistory, Versioned};
 
 /// Longest action that people are asked about, in bytes of its canonical form: what nobody could read, or no message could
 /// carry to them, nobody could refuse.
@@ -19,7 +19,7 @@ impl Broker {
         &self,
         turn: &Turn<'_>,
         pending: Pending,
-        asks: &Versioned<Asks>,
+        asks: &Versioned<AccessRequestHistory>,
     ) -> Result<Round, Refusal> {
         let Turn {
             call,
@@ -35,7 +35,7 @@ impl Broker {
             .bundle
             .agent(&task.opened.agent)
             .map_or_else(|| task.opened.owner.clone(), |a| a.owner.clone());
-        let owner_asks = self.state.owner_asks(&owner);
+        let owner_asks = self.state.owner_pending(&owner);
         self.may_ask(turn, &asks.value, &owner_asks.value)?;
         let id = AccessRequestId::from_random(self.draw());
         let (action, secret) = ask
@@ -70,12 +70,12 @@ impl Broker {
             ..Append::one(
                 Event::AccessRequestOpened(fact),
                 vec![
-                    (Stream::Access(id), 0),
-                    (Stream::Asks(task.opened.agent.clone()), asks.version),
-                    (Stream::OwnerAsks(owner), owner_asks.version),
+                    (Stream::AccessRequest(id), 0),
+                    (Stream::AgentRequests(task.opened.agent.clone()), asks.version),
+                    (Stream::OwnerRequests(owner), owner_asks.version),
                     // One request id cannot become a grant for one action and a question about another.
                     (
-                        Stream::Request(ask.task, ask.request_id.clone()),
+                        Stream::TokenRequest(ask.task, ask.request_id.clone()),
                         turn.request_version,
                     ),
                 ],
@@ -94,7 +94,7 @@ impl Broker {
                 }
                 None => Ok(Round::Again),
             },
-            Err(AppendError::Conflict(_) | AppendError::Late) => Ok(Round::Again),
+            Err(AppendError::Conflict(_) | AppendError::TooLate) => Ok(Round::Again),
             Err(error) => Err(self.refuse_append(call.method, &error)),
         }
     }
@@ -103,7 +103,7 @@ impl Broker {
     fn may_ask(
         &self,
         turn: &Turn<'_>,
-        asks: &Asks,
+        asks: &AccessRequestHistory,
         of_owner: &BTreeSet<AccessRequestId>,
     ) -> Result<(), Refusal> {
         let Turn {
@@ -122,18 +122,18 @@ impl Broker {
         }
         let bounds = rules.bundle.approvals();
         let counts = [
-            ("agent", &asks.waiting, bounds.pending_per_agent),
+            ("agent", &asks.pending, bounds.pending_per_agent),
             ("owner", of_owner, bounds.pending_per_owner),
         ];
         for (whose, waiting, max) in counts {
-            let waiting = self.state.count_waiting(waiting, now);
+            let waiting = self.state.count_pending(waiting, now);
             if waiting >= usize::try_from(max).unwrap_or(usize::MAX) {
                 let told =
                     format!("{waiting} access requests of this {whose} wait; at most {max} may");
                 return Err(self.refuse(call.method, Reason::TooManyPending, told));
             }
         }
-        let opens = asks.opens_since(now.plus_secs(-60));
+        let opens = asks.openings_since(now.plus_secs(-60));
         let most = usize::try_from(bounds.opens_per_minute).unwrap_or(usize::MAX);
         if most > 0 && opens >= most {
             let told = format!(
@@ -143,11 +143,11 @@ impl Broker {
             return Err(self.refuse(call.method, Reason::BackOff, told));
         }
         let since = now.plus_secs(-Approvals::MEMORY_S);
-        let noes = asks.noes_since(since);
+        let noes = asks.denials_since(since);
         let pause = noes
             .checked_sub(1)
             .and_then(|n| bounds.back_off_s.get(n).or(bounds.back_off_s.last()));
-        if let (Some(last), Some(pause)) = (asks.noes.last(), pause) {
+        if let (Some(last), Some(pause)) = (asks.denials.last(), pause) {
             let until = last.plus_secs(i64::from(*pause));
             if now < until {
                 let told = format!(
@@ -156,7 +156,7 @@ impl Broker {
                         1 => "once".to_owned(),
                         n => format!("{n} times"),
                     },
-                    show_seconds(until.since(now).div_euclid(1000) + 1)
+                    format_seconds(until.since(now).div_euclid(1000) + 1)
                 );
                 return Err(Refusal {
                     retry_after: Some(until.after(now)),
@@ -214,6 +214,6 @@ impl Broker {
                     .unwrap_or_default(),
             }
         };
-        request.opened.decision.needs.iter().map(state).collect()
+        request.opened.decision.required_profiles.iter().map(state).collect()
     }
 }

@@ -65,21 +65,21 @@ mod tests {
 
     fn keys() -> Arc<KeySet> {
         let key = SigningKey::generate().expect("key").0;
-        let kid = KeyId::of(key.thumbprint());
+        let kid = KeyId::from_thumbprint(key.thumbprint());
         Arc::new(KeySet::of([(kid, key.public())]).expect("set"))
     }
 
     #[test]
     fn nothing_was_read_under_other_keys() {
         let (readings, ours, others) = (Readings::default(), keys(), keys());
-        let (text, jti) = (Digest::of(b"token"), TokenId::from_random([1; 16]));
+        let (text, jti) = (Digest::sha256(b"token"), TokenId::from_random([1; 16]));
         let kid = KeyId::parse("kid").expect("kid");
         assert_eq!(readings.of(&ours, &text), None);
         readings.note(&ours, text, jti, kid.clone());
         assert_eq!(readings.of(&ours, &text), Some((jti, kid.clone())));
-        assert_eq!(readings.of(&ours, &Digest::of(b"tokem")), None);
+        assert_eq!(readings.of(&ours, &Digest::sha256(b"tokem")), None);
         assert_eq!(readings.of(&others, &text), None);
-        readings.note(&others, Digest::of(b"other"), jti, kid);
+        readings.note(&others, Digest::sha256(b"other"), jti, kid);
         assert_eq!(readings.of(&ours, &text), None, "the old keys are gone");
         assert_eq!(readings.of(&others, &text), None);
     }
@@ -90,7 +90,7 @@ mod tests {
         let kid = KeyId::parse("kid").expect("kid");
         for n in 0..3 * GENERATION_MAX {
             let jti = TokenId::from_random([1; 16]);
-            readings.note(&keys, Digest::of(&n.to_be_bytes()), jti, kid.clone());
+            readings.note(&keys, Digest::sha256(&n.to_be_bytes()), jti, kid.clone());
         }
         let kept = readings.0.lock().expect("lock");
         assert_eq!(kept.young.len() + kept.old.len(), 2 * GENERATION_MAX);

@@ -160,13 +160,13 @@ fn action(used: &ActionUse, now: Timestamp) -> Use {
     Use {
         name: shown(used.action.as_str()),
         in_ceiling: used.in_ceiling,
-        asked: habit.asked,
+        asked: habit.requested,
         granted: habit.granted,
         yes: habit.approved,
         no: habit.denied,
         last: habit
             .last_at
-            .filter(|_| habit.asked > 0)
+            .filter(|_| habit.requested > 0)
             .map_or_else(|| "never".to_owned(), |at| ago(at, now)),
     }
 }

@@ -18,7 +18,7 @@ use super::rows::{Row, Shape};
 use super::session_cookie::Call;
 use crate::broker::Refusal;
 use crate::model::text::escape_invisible_capped;
-use crate::model::{Code, Malformed, Reason};
+use crate::model::{Code, ParseError, Reason};
 
 /// Most characters of a refusal's words that are shown.
 const TOLD_CHARS_MAX: usize = 500;
@@ -86,11 +86,11 @@ pub(super) fn read<T: DeserializeOwned>(
     } else {
         Err("must be application/json")
     };
-    parsed.map_err(|why| malformed(console, call, &Malformed::new("body", why)))
+    parsed.map_err(|why| malformed(console, call, &ParseError::new("body", why)))
 }
 
 /// A refusal of what is not of its form.
-pub(super) fn malformed(console: &Console, call: &Call, error: &Malformed) -> Refusal {
+pub(super) fn malformed(console: &Console, call: &Call, error: &ParseError) -> Refusal {
     console.broker.malformed(call.row.name, error)
 }
 

@@ -153,7 +153,7 @@ fn shown_row(row: &InboxRow, now: Timestamp) -> Row {
         owner: shown(opened.owner.as_str()),
         until: Moment::new(opened.expires_at, now),
         step: steps.join(", "),
-        phrase: MatchPhrase::of(&opened.access_request).to_string(),
+        phrase: MatchPhrase::from_request(&opened.access_request).to_string(),
         not_yours: row.vote.as_ref().err().map(not_yours),
     }
 }

@@ -15,7 +15,7 @@ use super::page::{self, Page};
 use super::session_cookie::{self, Call};
 use super::{Console, answer};
 use crate::broker::{Assertion, Refusal, Registration};
-use crate::model::{Malformed, Secret};
+use crate::model::{ParseError, Secret};
 
 #[derive(Template)]
 #[template(path = "sign_in.html", config = "src/serve/console/askama.toml")]
@@ -93,14 +93,14 @@ pub(super) fn bytes(bytes: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-fn read(what: &'static str, text: &str) -> Result<Vec<u8>, Malformed> {
+fn read(what: &'static str, text: &str) -> Result<Vec<u8>, ParseError> {
     URL_SAFE_NO_PAD
         .decode(text)
-        .map_err(|_| Malformed::new(what, "must be base64url without padding"))
+        .map_err(|_| ParseError::new(what, "must be base64url without padding"))
 }
 
 impl Answered {
-    pub(super) fn parse(&self) -> Result<Assertion, Malformed> {
+    pub(super) fn parse(&self) -> Result<Assertion, ParseError> {
         Ok(Assertion {
             credential: read("credential", &self.credential)?,
             authenticator_data: read("authenticator_data", &self.authenticator_data)?,
@@ -239,7 +239,7 @@ async fn enrolled(
     body: &Bytes,
 ) -> Result<Response, Refusal> {
     let made: EnrolFinish = answer::read(console, call, headers, body)?;
-    let malformed = |error: Malformed| answer::malformed(console, call, &error);
+    let malformed = |error: ParseError| answer::malformed(console, call, &error);
     let code = Secret::new(made.code);
     let registration = Registration {
         client_data_json: read("client_data_json", &made.client_data_json).map_err(malformed)?,

@@ -11,7 +11,7 @@ use super::session_cookie::Call;
 use super::show::shown;
 use super::{Console, answer};
 use crate::broker::RuleRow;
-use crate::model::show_seconds;
+use crate::model::format_seconds;
 
 #[derive(Template)]
 #[template(path = "rules.html", config = "src/serve/console/askama.toml")]
@@ -71,5 +71,5 @@ pub(super) fn share(percent: Option<u32>) -> String {
 
 /// A median, or that there is none.
 pub(super) fn seconds(median: Option<u32>) -> String {
-    median.map_or_else(|| "—".to_owned(), |s| show_seconds(i64::from(s)))
+    median.map_or_else(|| "—".to_owned(), |s| format_seconds(i64::from(s)))
 }

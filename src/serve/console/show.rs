@@ -1,7 +1,7 @@
 //! Moments and words as pages show them. Every text of others leaves here with its invisible characters as codes.
 
 use crate::model::text::escape_invisible;
-use crate::model::{Timestamp, show_seconds};
+use crate::model::{Timestamp, format_seconds};
 use crate::policy::Risk;
 
 /// A moment on a page.
@@ -63,7 +63,7 @@ pub(super) fn ago(at: Timestamp, now: Timestamp) -> String {
         60..7_200 => format!("{} min ago", s / 60),
         7_200..172_800 => format!("{} h ago", s / 3_600),
         172_800.. => format!("{} days ago", s / 86_400),
-        ..0 => show_seconds(s),
+        ..0 => format_seconds(s),
     }
 }
 

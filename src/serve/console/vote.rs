@@ -81,7 +81,7 @@ async fn begun(
     // Strangers learn nothing, not even what a vote looks like.
     console.broker.visitor(&call.presented)?;
     let ask: Ask = answer::read(console, call, headers, body)?;
-    let malformed = |error: Malformed| answer::malformed(console, call, &error);
+    let malformed = |error: ParseError| answer::malformed(console, call, &error);
     let id = AccessRequestId::parse(id).map_err(malformed)?;
     note("access_request", &id);
     let comment = ask.comment.map(|text| Comment::parse(&text)).transpose();
@@ -127,7 +127,7 @@ async fn counted(
 ) -> Result<Response, Refusal> {
     console.broker.visitor(&call.presented)?;
     let vote: Cast = answer::read(console, call, headers, body)?;
-    let malformed = |error: Malformed| answer::malformed(console, call, &error);
+    let malformed = |error: ParseError| answer::malformed(console, call, &error);
     let id = AccessRequestId::parse(id).map_err(malformed)?;
     note("access_request", &id);
     let answered = Answered {

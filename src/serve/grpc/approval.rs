@@ -151,11 +151,11 @@ const PAGE_BYTES_MAX: usize = MESSAGE_BYTES_MAX * 3 / 4;
 /// Rows of a page, where its reader does not say.
 const PAGE_ROWS: usize = 50;
 
-fn inbox_ask(message: &v1::ListAccessRequestsRequest) -> Result<InboxAsk, Malformed> {
+fn inbox_ask(message: &v1::ListAccessRequestsRequest) -> Result<InboxAsk, ParseError> {
     let size = match usize::try_from(message.page_size) {
         Ok(0) => PAGE_ROWS,
         Ok(size) if size <= INBOX_PAGE_MAX => size,
-        Ok(_) | Err(_) => return Err(Malformed::new("page_size", "must be at most 100")),
+        Ok(_) | Err(_) => return Err(ParseError::new("page_size", "must be at most 100")),
     };
     let after = match message.page_token.as_str() {
         "" => None,
@@ -168,7 +168,7 @@ fn inbox_ask(message: &v1::ListAccessRequestsRequest) -> Result<InboxAsk, Malfor
     })
 }
 
-fn vote_ask(message: &v1::BeginVoteRequest) -> Result<(AccessRequestId, VoteAsk), Malformed> {
+fn vote_ask(message: &v1::BeginVoteRequest) -> Result<(AccessRequestId, VoteAsk), ParseError> {
     let ask = VoteAsk {
         profile: ProfileName::parse(&message.profile)?,
         verdict: convert::verdict(message.verdict)?,
@@ -195,7 +195,7 @@ fn vote_ask(message: &v1::BeginVoteRequest) -> Result<(AccessRequestId, VoteAsk)
 fn proof(
     signature: Vec<u8>,
     passkey: Option<v1::PasskeyAssertion>,
-) -> Result<VoteProof, Malformed> {
+) -> Result<VoteProof, ParseError> {
     match (signature.is_empty(), passkey) {
         (false, None) => Ok(VoteProof::Signature(signature)),
         (true, Some(made)) => Ok(VoteProof::Passkey(Assertion {
@@ -205,7 +205,7 @@ fn proof(
             signature: made.signature,
             user: (!made.user_handle.is_empty()).then_some(made.user_handle),
         })),
-        (true, None) | (false, Some(_)) => Err(Malformed::new(
+        (true, None) | (false, Some(_)) => Err(ParseError::new(
             "signature",
             "one of signature and passkey is required",
         )),

@@ -76,9 +76,9 @@ pub(super) fn activity(activity: &[ActionUse]) -> Vec<v1::ActionUse> {
         v1::ActionUse {
             action: used.action.to_string(),
             in_ceiling: used.in_ceiling,
-            asked: habit.asked,
+            asked: habit.requested,
             granted: habit.granted,
-            refused: habit.refused,
+            refused: habit.denied_by_rules,
             approved: habit.approved,
             denied: habit.denied,
             expired: habit.expired,

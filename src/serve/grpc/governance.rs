@@ -10,7 +10,7 @@ use crate::policy;
 use crate::proto::convert::timestamp_to_wire;
 use crate::proto::v1;
 use crate::proto::v1::governance_service_server::GovernanceService;
-use crate::state::FrozenAt;
+use crate::state::FreezeMarker;
 
 /// Who brings a policy bundle.
 enum Author {
@@ -40,7 +40,7 @@ impl GovernanceService for GrpcService {
         let mut size = 0_usize;
         while let Some(piece) = pieces.message().await? {
             let too_large =
-                |rule: String| self.malformed(&call)(Malformed::new("policy bundle", rule));
+                |rule: String| self.malformed(&call)(ParseError::new("policy bundle", rule));
             size = size
                 .saturating_add(piece.content.len())
                 .saturating_add(piece.path.len());
@@ -94,7 +94,7 @@ impl GovernanceService for GrpcService {
             .open("dipylon.v1.GovernanceService/SuspendAgent", request)
             .await?;
         let parsed = AgentId::parse(&message.agent_id).and_then(|agent| {
-            let reason = given(&message.reason).map(|text| Prose::parse("reason", text));
+            let reason = given(&message.reason).map(|text| UntrustedText::parse("reason", text));
             Ok((agent, reason.transpose()?))
         });
         let (agent, reason) = parsed.map_err(self.malformed(&call))?;
@@ -169,7 +169,7 @@ impl GovernanceService for GrpcService {
             .open("dipylon.v1.GovernanceService/Freeze", request)
             .await?;
         let parsed = FreezeScope::parse(&message.scope).and_then(|scope| {
-            let reason = given(&message.reason).map(|text| Prose::parse("reason", text));
+            let reason = given(&message.reason).map(|text| UntrustedText::parse("reason", text));
             Ok((scope, reason.transpose()?))
         });
         let (scope, reason) = parsed.map_err(self.malformed(&call))?;
@@ -202,7 +202,7 @@ impl GovernanceService for GrpcService {
         let (call, _) = self
             .open("dipylon.v1.GovernanceService/ListFreezes", request)
             .await?;
-        let row = |(scope, frozen): (FreezeScope, FrozenAt)| v1::FreezeInForce {
+        let row = |(scope, frozen): (FreezeScope, FreezeMarker)| v1::FreezeInForce {
             scope: scope.to_string(),
             since: Some(timestamp_to_wire(frozen.at)),
             by: frozen.by.to_string(),
@@ -377,7 +377,7 @@ impl GovernanceService for GrpcService {
             .open("dipylon.v1.GovernanceService/GetTimeline", request)
             .await?;
         let parsed = TaskId::parse(&message.task_id).and_then(|task| {
-            let wrong = |_| Malformed::new("page_token", "must be one of ours");
+            let wrong = |_| ParseError::new("page_token", "must be one of ours");
             let place = given(&message.page_token).map(|text| text.parse::<usize>());
             Ok((task, place.transpose().map_err(wrong)?.unwrap_or(0)))
         });
@@ -451,11 +451,11 @@ fn fitting<T: prost::Message>(rows: impl Iterator<Item = T>) -> Vec<T> {
     page
 }
 
-fn page_size(asked: u32) -> Result<usize, Malformed> {
+fn page_size(asked: u32) -> Result<usize, ParseError> {
     match asked {
         0 => Ok(PAGE_MAX as usize),
         1..=PAGE_MAX => Ok(asked as usize),
-        _ => Err(Malformed::new(
+        _ => Err(ParseError::new(
             "page_size",
             format!("must be at most {PAGE_MAX}"),
         )),

@@ -19,7 +19,7 @@ use super::call::note;
 use super::guard::presented;
 use super::status::{put_nonce, status};
 use crate::broker::{Broker, CallContext, Refusal};
-use crate::model::Malformed;
+use crate::model::ParseError;
 
 /// Every gRPC service, over one broker.
 #[derive(Clone)]
@@ -64,7 +64,7 @@ impl GrpcService {
         })
     }
 
-    fn malformed(&self, call: &CallContext) -> impl Fn(Malformed) -> Status {
+    fn malformed(&self, call: &CallContext) -> impl Fn(ParseError) -> Status {
         move |error| status(&self.broker.malformed(call.method, &error), &self.broker)
     }
 

@@ -159,12 +159,12 @@ fn call_timeout_ms(metadata: &MetadataMap) -> Option<u64> {
     grpc_timeout_ms(text)
 }
 
-fn open_ask(message: &v1::OpenTaskRequest) -> Result<OpenAsk, Malformed> {
+fn open_ask(message: &v1::OpenTaskRequest) -> Result<OpenAsk, ParseError> {
     Ok(OpenAsk {
         evidence: convert::evidence(required("evidence", message.evidence.as_ref())?)?,
         purpose: match message.purpose.trim() {
-            "" => return Err(Malformed::new("purpose", "is required")),
-            _ => Prose::parse("purpose", &message.purpose)?,
+            "" => return Err(ParseError::new("purpose", "is required")),
+            _ => UntrustedText::parse("purpose", &message.purpose)?,
         },
         max_duration: convert::seconds(
             "max_duration",
@@ -179,7 +179,7 @@ fn open_ask(message: &v1::OpenTaskRequest) -> Result<OpenAsk, Malformed> {
     })
 }
 
-fn token_ask(message: &v1::RequestTokenRequest) -> Result<TokenAsk, Malformed> {
+fn token_ask(message: &v1::RequestTokenRequest) -> Result<TokenAsk, ParseError> {
     let wait = message
         .wait
         .as_ref()
@@ -193,11 +193,11 @@ fn token_ask(message: &v1::RequestTokenRequest) -> Result<TokenAsk, Malformed> {
         reason: if message.reason.is_empty() {
             None
         } else {
-            Some(Prose::parse("reason", &message.reason)?)
+            Some(UntrustedText::parse("reason", &message.reason)?)
         },
         request_id: RequestId::parse(&message.request_id)?,
         wait_ms: u64::try_from(wait)
-            .map_err(|_| Malformed::new("wait", "must not be negative"))?
+            .map_err(|_| ParseError::new("wait", "must not be negative"))?
             .saturating_mul(1000),
         evidence: message
             .evidence
@@ -207,20 +207,20 @@ fn token_ask(message: &v1::RequestTokenRequest) -> Result<TokenAsk, Malformed> {
     })
 }
 
-fn both(task: &str, access_request: &str) -> Result<(TaskId, AccessRequestId), Malformed> {
+fn both(task: &str, access_request: &str) -> Result<(TaskId, AccessRequestId), ParseError> {
     Ok((
         TaskId::parse(task)?,
         AccessRequestId::parse(access_request)?,
     ))
 }
 
-fn end_ask(message: &v1::CompleteTaskRequest) -> Result<TaskEndAsk, Malformed> {
+fn end_ask(message: &v1::CompleteTaskRequest) -> Result<TaskEndAsk, ParseError> {
     let outcome = match v1::TaskOutcome::try_from(message.outcome) {
         Ok(v1::TaskOutcome::Succeeded) => TaskOutcome::Succeeded,
         Ok(v1::TaskOutcome::Failed) => TaskOutcome::Failed,
         Ok(v1::TaskOutcome::Abandoned) => TaskOutcome::Abandoned,
         Ok(v1::TaskOutcome::Unspecified) | Err(_) => {
-            return Err(Malformed::new(
+            return Err(ParseError::new(
                 "outcome",
                 "must be succeeded, failed or abandoned",
             ));

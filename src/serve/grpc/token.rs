@@ -136,7 +136,7 @@ async fn watch(
 ) {
     // Older ends are no news: how long they took says nothing of this broker.
     let news = broker.state().position().1;
-    let mut tail = broker.journal().tail();
+    let mut tail = broker.journal().head();
     let mut after = start.after;
     if let Some(from) = start.resync {
         let resync = v1::RevocationResync {
@@ -190,7 +190,7 @@ async fn watch(
 async fn quiet(
     broker: &Broker,
     after: Option<u64>,
-    tail: &mut tokio::sync::watch::Receiver<crate::broker::Tail>,
+    tail: &mut tokio::sync::watch::Receiver<crate::broker::JournalHead>,
 ) -> bool {
     let due = tokio::time::sleep(HEARTBEAT);
     tokio::pin!(due);

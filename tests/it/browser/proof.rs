@@ -56,7 +56,7 @@ async fn the_browser_makes_a_passkey_and_signs_with_it() {
     let shown = browser.run(USE, json!(["required"])).await;
     assert_eq!(shown["id"], made["id"]);
     let data = bytes(&shown["data"]);
-    assert_eq!(data[..32], *Digest::of(b"localhost").as_bytes());
+    assert_eq!(data[..32], *Digest::sha256(b"localhost").as_bytes());
     assert_eq!(data[32] & 0b101, 0b101, "user present and verified");
 
     // An authenticator that does not recognise its user: the browser refuses what must be verified, and the flag is

@@ -11,7 +11,7 @@ use dipylon::client::{
 };
 use dipylon::clock::{Clock, Hand};
 use dipylon::jose::{SigningKey, dpop};
-use dipylon::journal::Faults;
+use dipylon::journal::FaultInjection;
 use dipylon::model::*;
 use dipylon::rate_limit::ConcurrencyPermit;
 use dipylon::serve::{self, guard};
@@ -66,7 +66,7 @@ impl Site {
         };
         let (clock, hand) = Clock::by_hand(today);
         let key = SigningKey::generate().expect("key").1;
-        let broker = open_as(settings, &world, &dir, &clock, &key, Faults::default())
+        let broker = open_as(settings, &world, &dir, &clock, &key, FaultInjection::default())
             .await
             .expect("starts");
         let (stop, stopped) = oneshot::channel::<()>();

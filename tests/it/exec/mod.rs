@@ -89,7 +89,7 @@ async fn a_stepped_up_action_waits_and_runs() {
         stage.script(&DISABLE, script),
         stage.decide(Verdict::Approve)
     );
-    let phrase = MatchPhrase::of(&id);
+    let phrase = MatchPhrase::from_request(&id);
     told.exit(0)
         .printed("HTTP/1.1 200 OK")
         .printed("HTTP/1.1 401 Unauthorized")
