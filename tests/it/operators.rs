@@ -8,7 +8,7 @@ use dipylon::broker::*;
 use dipylon::client::{Endpoint, Person};
 use dipylon::clock::{Clock, Hand};
 use dipylon::jose::{SigningKey, dpop};
-use dipylon::journal::Faults;
+use dipylon::journal::FaultInjection;
 use dipylon::model::*;
 use dipylon::rate_limit::ConcurrencyPermit;
 use dipylon::serve::guard;
@@ -19,31 +19,32 @@ use super::transport::Authority;
 #[test]
 fn the_page_of_reasons_is_the_table() {
     let mut page = String::from(
-        "Every reason the broker gives: the same word in gRPC (`ErrorInfo.reason`), the command line (`--json`) and the\n\
-         client library; HTTP is the status that goes with it. This page is compared with the table by a test.\n\n\
-         A refused call (the text of some is all that the caller learns; an operator finds the detail with `dipylon explain`):\n\n\
+        "Every reason of a refusal or denial, by the same name in gRPC (`ErrorInfo.reason`), the command line (`--json`) and the\n\
+         client library, with its HTTP status. A test compares this page with the table.\n\n\
+         Refused calls. With detail `operator` the caller gets only the text, and an operator finds the detail with\n\
+         `dipylon explain`:\n\n\
          | reason | gRPC | HTTP | exit | text | detail | retry | what to do |\n|---|---|---|---|---|---|---|---|\n",
     );
     for r in Reason::ALL {
         let detail = match r.detail() {
-            Detail::Caller => "caller",
-            Detail::Operator => "operator",
+            DetailVisibility::Caller => "caller",
+            DetailVisibility::Operator => "operator",
         };
         let (code, http, exit) = (r.code().as_str(), r.code().http(), r.exit().number());
         page.push_str(&format!(
             "| `{r}` | {code} | {http} | {exit} | {} | {detail} | {} | {} |\n",
             r.text(),
             r.retry(),
-            r.next()
+            r.next_step()
         ));
     }
-    page.push_str("\nA no of gate 2 (an OK reply in gRPC):\n\n| reason | exit | text | what to do |\n|---|---|---|---|\n");
+    page.push_str("\nDenials by gate 2 (an OK reply in gRPC):\n\n| reason | exit | text | what to do |\n|---|---|---|---|\n");
     for r in DeniedReason::ALL {
         let exit = r.exit().number();
         page.push_str(&format!(
             "| `{r}` | {exit} | {} | {} |\n",
             r.text(),
-            r.next()
+            r.next_step()
         ));
     }
     page.push_str("\nExit codes of the command line:\n\n| exit | |\n|---|---|\n");
@@ -103,7 +104,7 @@ impl Bare {
                 )],
                 seed: None,
                 clock: clock.clone(),
-                faults: Faults::default(),
+                faults: FaultInjection::default(),
             };
             match Broker::start(start).await {
                 Err(StartError::Open(dipylon::journal::OpenError::Locked(_))) => {
@@ -190,7 +191,7 @@ async fn the_first_operator_comes_in_by_a_code_once() {
     assert!(b.broker.ready().is_err());
     closed(b.broker.person(&b.call(APPLY, "olga")).map(|_| ()));
     let code = b.code();
-    let entries = || b.broker.journal().tail().borrow().head.to_string();
+    let entries = || b.broker.journal().head().borrow().checkpoint.to_string();
     let before = entries();
 
     // The code is for whoever the bundle lists: an approver and a stranger are told so, and it stays good.
@@ -446,7 +447,7 @@ fn a_production_broker_is_taken_into_service_by_its_code() {
     for n in 0..5 {
         let (code, _, told) = apply(&format!("AAAAA-{n}"), "olga.pem");
         assert_eq!(
-            (code, told.contains("gate 1 did not open")),
+            (code, told.contains("authentication failed")),
             (20, true),
             "{told}"
         );
