@@ -93,7 +93,7 @@ impl Anomaly {
     /// One sentence, lowercase and without a final period.
     pub fn sentence(&self) -> String {
         match self {
-            Self::Evicted => "what was unusual when it was asked is no longer known".to_owned(),
+            Self::Evicted => "anomalies at the opening are no longer known".to_owned(),
             Self::NoHistory => "no history yet".to_owned(),
             Self::LittleHistory { decided: 1 } => {
                 "little history yet: decided once before".to_owned()
@@ -116,7 +116,7 @@ impl Anomaly {
                 format!("the last one was denied by {by} {} ago", about(*ago_ms))
             }
             Self::OldEvidence { age_ms } => {
-                format!("evidence verified {} before it asked", about(*age_ms))
+                format!("evidence was verified {} before the request", about(*age_ms))
             }
             Self::NewlyRegistered { ago_ms } => format!("agent registered {} ago", about(*ago_ms)),
             Self::RegistrationChanged { ago_ms } => {
@@ -159,7 +159,7 @@ fn compare_with_history(stats: &ActionStats, target: &Target, at: Timestamp) -> 
     let near = [(hour + 23) % 24, hour, (hour + 1) % 24];
     let never = near
         .iter()
-        .all(|hour| stats.hours.get(*hour).is_none_or(|asks| *asks == 0));
+        .all(|hour| stats.hours.get(*hour).is_none_or(|requests| *requests == 0));
     if stats.decided() >= HOURS_MIN && never {
         anomalies.push(Anomaly::UnusualHour {
             hour: u8::try_from(hour).unwrap_or(0),
@@ -259,8 +259,8 @@ mod tests {
         let mut stats = ActionStats::default();
         let midnight = NOW.secs().div_euclid(DAY) * DAY;
         let mut ago = i64::try_from(days.len()).expect("few");
-        for asks in days {
-            for _ in 0..*asks {
+        for requests in days {
+            for _ in 0..*requests {
                 let at = Timestamp::from_secs(midnight - ago * DAY + hours * 3_600);
                 granted(&mut stats, at, &target("ann"));
             }
@@ -282,7 +282,7 @@ mod tests {
         let ann = target("ann");
         assert_eq!(
             sentences(&[Anomaly::Evicted]),
-            ["what was unusual when it was asked is no longer known"]
+            ["anomalies at the opening are no longer known"]
         );
         assert_eq!(opening(None, 0, &ann), ["no history yet"]);
         assert_eq!(opening(None, HISTORY_MIN - 1, &ann), ["no history yet"]);
@@ -340,16 +340,16 @@ mod tests {
     #[test]
     fn undecided_requests_are_no_history() {
         let ann = target("ann");
-        let mut asked = ActionStats::default();
+        let mut undecided = ActionStats::default();
         for _ in 0..HOURS_MIN {
-            asked.record_request(NOW);
-            asked.denied_by_rules += 1;
+            undecided.record_request(NOW);
+            undecided.denied_by_rules += 1;
         }
-        assert_eq!(opening(Some(&asked), 0, &ann), ["no history yet"]);
-        granted(&mut asked, NOW.plus_secs(-DAY), &ann);
-        asked.denied += 1;
+        assert_eq!(opening(Some(&undecided), 0, &ann), ["no history yet"]);
+        granted(&mut undecided, NOW.plus_secs(-DAY), &ann);
+        undecided.denied += 1;
         assert_eq!(
-            opening(Some(&asked), 2, &ann),
+            opening(Some(&undecided), 2, &ann),
             ["little history yet: decided 2 times before"]
         );
     }
@@ -412,7 +412,7 @@ mod tests {
         assert_eq!(show(&stats, None, fresh, NOW), [""; 0], "approved since");
         assert_eq!(
             show(&stats, None, NOW.plus_secs(-240), NOW.plus_secs(600)),
-            ["evidence verified 4 min before it asked"],
+            ["evidence was verified 4 min before the request"],
             "as of the asking, whenever it is shown"
         );
         let registration = |ago_s: i64, new| {

@@ -83,7 +83,7 @@ impl<K: Eq + Hash + Clone, V: Copy> CopyMap<K, V> {
         self.0.insert(key, value);
     }
 
-    /// Replaces the value under the key by what `change` makes of it; nothing happens when there is none.
+    /// Replaces the value under the key by `update(value)`; does nothing for an absent key.
     pub fn update(&self, key: &K, update: impl FnOnce(V) -> V) {
         if let Some(mut guard) = self.0.get_mut(key) {
             *guard = update(*guard);

@@ -97,7 +97,7 @@ impl InboxChangeLog {
         }
     }
 
-    /// At most `max` stirs above an index; `None` when some of them are no longer changes.
+    /// At most `max` changes above an index, oldest first; `None` when some of them are no longer kept.
     pub(super) fn after(&self, index: u64, max: usize) -> Option<Vec<Arc<InboxChange>>> {
         let changes = self.lock();
         if changes.dropped.is_some_and(|dropped| dropped > index) {

@@ -43,7 +43,7 @@ pub const APPROVER_ACTIONS_MAX: usize = 65_536;
 pub const APPROVERS_MAX: usize = 4_096;
 /// Most rules with counters.
 pub const RULES_MAX: usize = 4_096;
-/// Most access requests whose anomalies at opening are map.
+/// Most access requests whose anomalies at opening are kept.
 pub const ANOMALIES_MAX: usize = 65_536;
 /// Most durations in a [`DurationWindow`]: odd, so that the median of a full one is a member.
 pub const DURATIONS_MAX: usize = 101;
