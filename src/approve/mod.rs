@@ -514,7 +514,7 @@ pub fn still_allowed(
 }
 
 /// Whether these rules would still put the same question to people as when the access request was opened.
-pub fn still_asked(request: &AccessRequest, agent: &Agent, bundle: &PolicyBundle) -> bool {
+pub fn still_asked(request: &AccessRequest, agent: &RegisteredAgent, bundle: &PolicyBundle) -> bool {
     let input = &request.opened.decision.input;
     let Some(action) = &request.action else {
         return false;
@@ -537,7 +537,7 @@ pub fn still_asked(request: &AccessRequest, agent: &Agent, bundle: &PolicyBundle
 
 fn ask_again(
     input: &PolicyInput,
-    agent: &Agent,
+    agent: &RegisteredAgent,
     action: &Action,
     approvals: &BTreeSet<ProfileName>,
     bundle: &PolicyBundle,
@@ -567,7 +567,7 @@ fn ask_again(
 }
 
 /// The agent of a grant as registered now: the same id for the same workload, or none.
-fn agent_of(issued: &TokenIssued, bundle: &PolicyBundle) -> Option<std::sync::Arc<Agent>> {
+fn agent_of(issued: &TokenIssued, bundle: &PolicyBundle) -> Option<std::sync::Arc<RegisteredAgent>> {
     bundle
         .agent(&issued.agent)
         .filter(|a| a.spiffe_id == issued.subject)

@@ -6,7 +6,7 @@ use super::{ActionName, AgentId, EnvironmentName, GroupId, PersonId, SpiffeId, T
 
 /// An agent as registered in the policy bundle. Owner and model are the security team's claims, not attested.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Agent {
+pub struct RegisteredAgent {
     /// The id that rules and people use.
     pub id: AgentId,
     /// The attested identity that may act as this agent; compared byte by byte.

@@ -25,7 +25,7 @@ mod workload;
 pub use action::{
     Action, ActionOnRecord, ActionSecret, Opening, PARAM_DEPTH_MAX, PARAMETERS_MAX, Param, Target,
 };
-pub use agent::{Agent, AgentStatus};
+pub use agent::{RegisteredAgent, AgentStatus};
 pub use decision::{PolicyInput, TtlLimit, DecisionRecord, ProfileRef, RuleRef, TtlBreakdown};
 pub use digest::{Digest, Thumbprint};
 pub use entry::*;

@@ -6,14 +6,14 @@ use super::people::Profile;
 use super::rule::{Remedy, RuleInfo};
 use super::schema::OPERATE;
 use crate::model::{
-    Action, Agent, DeniedReason, EvidenceKind, ProfileName, ProfileRef, RuleRef, Timestamp,
+    Action, RegisteredAgent, DeniedReason, EvidenceKind, ProfileName, ProfileRef, RuleRef, Timestamp,
 };
 
 /// What gate 2 asks the rules. Every number comes from the broker, none from the agent but the time to live it asks for.
 #[derive(Debug, Clone, Copy)]
 pub struct Question<'a> {
     /// Who asks.
-    pub agent: &'a Agent,
+    pub agent: &'a RegisteredAgent,
     /// For what.
     pub action: &'a Action,
     /// Milliseconds the token would live, every other bound applied; above zero.
@@ -223,7 +223,7 @@ impl PolicyBundle {
     /// Gate 1's question of policy: may this agent operate in its environment now?
     pub fn operate(
         &self,
-        agent: &Agent,
+        agent: &RegisteredAgent,
         evidence_kind: EvidenceKind,
         evidence_age_ms: i64,
         binding: &str,

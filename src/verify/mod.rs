@@ -336,7 +336,7 @@ pub struct TaskStanding {
 /// It says nothing about any action.
 #[derive(Debug)]
 pub struct Verified {
-    agent: Arc<Agent>,
+    agent: Arc<RegisteredAgent>,
     facts: EvidenceFacts,
     binding: Binding,
     task: Option<TaskStanding>,
@@ -349,7 +349,7 @@ pub struct Verified {
 
 impl Verified {
     /// The registered agent.
-    pub const fn agent(&self) -> &Arc<Agent> {
+    pub const fn agent(&self) -> &Arc<RegisteredAgent> {
         &self.agent
     }
 

@@ -417,7 +417,7 @@ impl Broker {
 
 /// Whether the agent of a task may still operate, asked as when it was opened.
 fn may_still_operate(opened: &TaskOpened, rules: &InForce) -> bool {
-    let agent: Option<Arc<Agent>> = rules
+    let agent: Option<Arc<RegisteredAgent>> = rules
         .bundle
         .agent(&opened.agent)
         .filter(|a| a.spiffe_id == opened.evidence.subject)

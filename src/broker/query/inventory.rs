@@ -34,7 +34,7 @@ pub struct TaskFilter {
 #[derive(Debug)]
 pub struct AgentView {
     /// As registered; absent when the policy bundle has it no more.
-    pub registered: Option<Arc<Agent>>,
+    pub registered: Option<Arc<RegisteredAgent>>,
     /// Its id.
     pub id: AgentId,
     /// Taken out of service by an operator.

@@ -152,7 +152,7 @@ impl Broker {
     pub(in crate::broker) fn activity(
         &self,
         id: &AgentId,
-        registered: Option<&Agent>,
+        registered: Option<&RegisteredAgent>,
     ) -> Vec<ActionUse> {
         let mut used = self.state.stats().actions_of_agent(id);
         let unused = registered

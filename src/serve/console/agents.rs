@@ -87,7 +87,7 @@ fn listed(console: &Console, call: &Call, asked: &Asked) -> Result<Response, Ref
 
 fn row(view: &AgentView, now: Timestamp) -> Row {
     let registered = view.registered.as_deref();
-    let words = |pick: fn(&crate::model::Agent) -> String| {
+    let words = |pick: fn(&crate::model::RegisteredAgent) -> String| {
         registered.map_or_else(|| "not registered".to_owned(), |agent| shown(pick(agent)))
     };
     Row {
