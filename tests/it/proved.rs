@@ -629,7 +629,7 @@ async fn audit_verify_finds_a_forged_vote_in_a_journal_that_fits_together() {
     let told = verify(&|r| r.vote(by_key).voter = PersonId::parse("maria").expect("id"))
         .expect_err("forged");
     assert!(
-        told.contains("NOT WHOLE") && told.contains(&format!("entry {by_key} proves nothing")),
+        told.contains("NOT WHOLE") && told.contains(&format!("entry {by_key} cannot be verified")),
         "{told}"
     );
 }
