@@ -28,7 +28,9 @@ pub fn run(counts: &Counts, report: &mut Report) {
     report.part(&format!("{} pending access requests", counts.pending));
     let setup = BenchSetup::start_in(env(counts.pending));
     let asked = ask(&setup, counts.pending);
-    assert_eq!(setup.served.broker.state().asked().len(), counts.pending);
+    assert_eq!(setup.served.broker.state().unclosed_requests().len(),
+        counts.pending
+    );
     setup.load.block_on(async {
         for (who, what) in [
             ("lee", "inbox of an approver of all of it, one page"),

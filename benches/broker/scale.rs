@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use dipylon::journal::{Committed, Faults, Journal, Options, ReadOnly};
+use dipylon::journal::{Committed, FaultInjection, Journal, JournalOptions, JournalReader};
 use dipylon::state::State;
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::model::{AgentId, EndCause, Entry, Event};
@@ -39,9 +39,9 @@ pub fn run(counts: &Counts, measured: ReplayMemory, report: &mut Report) {
     }
     let copy = copy(&setup, "many");
     let mut bytes = 0;
-    ReadOnly::open(&copy)
+    JournalReader::open(&copy)
         .expect("opens")
-        .all(|stored| {
+        .read_all(|stored| {
             bytes += stored.text.len();
             Ok(())
         })
@@ -93,12 +93,12 @@ pub fn run(counts: &Counts, measured: ReplayMemory, report: &mut Report) {
 pub fn replay(dir: &Path, with_state: bool) -> String {
     let state = Arc::new(State::default());
     let fold = state.clone();
-    let options = Options {
+    let options = JournalOptions {
         realm: settings().realm,
         clock: Clock::system(),
-        faults: Faults {
+        faults: FaultInjection {
             keep_wal: true,
-            ..Faults::default()
+            ..FaultInjection::default()
         },
         observe: None,
     };
@@ -247,10 +247,10 @@ fn end_them_all(setup: &BenchSetup, counts: &Counts, report: &mut Report) {
 /// Asserts that the suspension is one entry and that no other entry ended a grant.
 fn assert_one_entry(setup: &BenchSetup, index: u64) {
     let mut ends = Vec::new();
-    ReadOnly::open(&setup.served.dir)
+    JournalReader::open(&setup.served.dir)
         .expect("opens")
-        .all(|stored| {
-            match Entry::parse(&stored.text).expect("an entry").fact {
+        .read_all(|stored| {
+            match Entry::parse(&stored.text).expect("an entry").event {
                 Event::AgentSuspended(_) => ends.push(stored.index),
                 Event::TaskEnded(f) => assert_ne!(f.cause, EndCause::Suspended),
                 Event::GrantsEnded(_) => panic!("an end of grants"),

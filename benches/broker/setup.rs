@@ -113,7 +113,7 @@ impl BenchSetup {
                 task: holder.task,
                 action: action.clone(),
                 ttl: 900,
-                reason: Some(Prose::parse("reason", "phish confirmed").expect("prose")),
+                reason: Some(UntrustedText::parse("reason", "phish confirmed").expect("prose")),
                 idempotency_key: IdempotencyKey::parse(&format!("r-{}", fresh())).expect("id"),
                 wait_ms: 0,
                 evidence: None,

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::model::*;
 use crate::policy::{AuthzDecision, ActivePolicy, OperateDecision, PolicyBundle, StepUpProfile, AuthzRequest};
-use crate::state::{AccessRequest, Grant, Recorded, Roster};
+use crate::state::{AccessRequest, Grant, RecordedGrant, CredentialStore};
 use crate::verify::Verified;
 use crate::webauthn::RelyingParty;
 use votes::Electorate;
@@ -52,7 +52,7 @@ pub struct Ground<'a> {
     /// The rules in force.
     pub rules: &'a ActivePolicy,
     /// People's passkeys, and keys that count no more.
-    pub roster: &'a Roster,
+    pub roster: &'a CredentialStore,
     /// What bounds every token here.
     pub bounds: &'a Bounds,
 }
@@ -106,7 +106,7 @@ pub struct Approved {
     ttl: i64,
     approval: Option<ApprovalClaim>,
     consumes: Option<(AccessRequestId, Version)>,
-    decision: crate::model::Decision,
+    decision: crate::model::DecisionRecord,
     counted: BTreeMap<PersonId, Version>,
     freeze: Version,
     not_after: Timestamp,
@@ -116,7 +116,7 @@ pub struct Approved {
 #[derive(Debug)]
 pub struct Pending {
     /// The answer so far, with the profiles it needs.
-    pub decision: crate::model::Decision,
+    pub decision: crate::model::DecisionRecord,
     /// Names of sensitive parameters.
     pub sensitive: BTreeSet<String>,
     /// Longest life the token can have, in seconds.
@@ -137,7 +137,7 @@ pub struct Denied {
     /// Why.
     pub why: DeniedReason,
     /// The answer.
-    pub decision: crate::model::Decision,
+    pub decision: crate::model::DecisionRecord,
 }
 
 /// Longest time between a decision and its entry, in milliseconds.
@@ -225,13 +225,13 @@ pub fn decide(
     } else {
         bundle.authorize(&question)
     };
-    let mut decision = crate::model::Decision {
+    let mut decision = crate::model::DecisionRecord {
         id,
         policy: bundle.version(),
         rules: Arc::default(),
-        needs: Vec::new(),
+        required_profiles: Vec::new(),
         ttl: ttl.0.clone(),
-        input: AskedInput {
+        input: PolicyInput {
             ttl_ms: question.ttl_ms,
             approvals: tally.satisfied.iter().cloned().collect(),
             evidence_kind: question.evidence_kind,
@@ -260,9 +260,9 @@ pub fn decide(
         } => {
             shorten(&mut decision, &mut ttl, ttl_ms);
             decision.rules = rules.into();
-            decision.needs = profiles;
+            decision.required_profiles = profiles;
             let defined: Vec<&StepUpProfile> = decision
-                .needs
+                .required_profiles
                 .iter()
                 .filter_map(|n| bundle.profile(&n.name))
                 .collect();
@@ -270,7 +270,7 @@ pub fn decide(
                 votes::could_vote(p, &verified.agent().owner, electorate)
                     >= usize::try_from(p.quorum).unwrap_or(usize::MAX)
             };
-            if defined.len() != decision.needs.len() || !defined.iter().all(enough) {
+            if defined.len() != decision.required_profiles.len() || !defined.iter().all(enough) {
                 return Ok(Decision::Denied(Box::new(Denied {
                     why: DeniedReason::NoEligibleApprover,
                     decision,
@@ -331,7 +331,7 @@ pub fn decide(
 }
 
 /// The rules allowed less than was asked: the sum says so, and what was allowed is what is recorded.
-fn shorten(decision: &mut crate::model::Decision, ttl: &mut Ttl, allowed_ms: i64) {
+fn shorten(decision: &mut crate::model::DecisionRecord, ttl: &mut Ttl, allowed_ms: i64) {
     if allowed_ms < decision.input.ttl_ms {
         ttl.bound("rules", allowed_ms.div_euclid(1000));
     }
@@ -339,20 +339,20 @@ fn shorten(decision: &mut crate::model::Decision, ttl: &mut Ttl, allowed_ms: i64
     decision.ttl = ttl.0.clone();
 }
 
-struct Ttl(TtlSum);
+struct Ttl(TtlBreakdown);
 
 impl Ttl {
     fn asked(seconds: i64) -> Self {
-        Self(TtlSum {
-            asked: seconds,
-            bounds: Vec::new(),
+        Self(TtlBreakdown {
+            requested: seconds,
+            limits: Vec::new(),
             granted: seconds,
         })
     }
 
     fn bound(&mut self, by: &str, seconds: i64) {
-        self.0.bounds.push(Bound {
-            by: by.into(),
+        self.0.limits.push(TtlLimit {
+            source: by.into(),
             seconds,
         });
         self.0.granted = self.0.granted.min(seconds);
@@ -396,7 +396,7 @@ impl Approved {
     }
 
     /// The answer, for the record.
-    pub const fn decision(&self) -> &crate::model::Decision {
+    pub const fn decision(&self) -> &crate::model::DecisionRecord {
         &self.decision
     }
 
@@ -424,7 +424,7 @@ impl Approved {
 #[derive(Debug)]
 pub struct Reapproved {
     verified: Verified,
-    recorded: Recorded,
+    recorded: RecordedGrant,
     counted: BTreeMap<PersonId, Version>,
     freeze: Version,
 }
@@ -457,7 +457,7 @@ impl Reapproved {
 /// Asks the recorded input again under today's rules, with the votes that the grant consumed.
 pub fn reapprove(
     verified: Verified,
-    recorded: Recorded,
+    recorded: RecordedGrant,
     consumed: Option<&AccessRequest>,
     freeze: ActionFreeze,
     ground: Ground<'_>,
@@ -514,7 +514,7 @@ pub fn still_allowed(
 }
 
 /// Whether these rules would still put the same question to people as when the access request was opened.
-pub fn still_asked(request: &AccessRequest, agent: &Agent, bundle: &PolicyBundle) -> bool {
+pub fn still_asked(request: &AccessRequest, agent: &RegisteredAgent, bundle: &PolicyBundle) -> bool {
     let input = &request.opened.decision.input;
     let Some(action) = &request.action else {
         return false;
@@ -530,14 +530,14 @@ pub fn still_asked(request: &AccessRequest, agent: &Agent, bundle: &PolicyBundle
         Some(AuthzDecision::Allowed { ttl_ms, .. }) => ttl_ms >= input.ttl_ms,
         Some(AuthzDecision::Needs {
             profiles, ttl_ms, ..
-        }) => profiles == request.opened.decision.needs && ttl_ms >= input.ttl_ms,
+        }) => profiles == request.opened.decision.required_profiles && ttl_ms >= input.ttl_ms,
         Some(AuthzDecision::Denied { .. }) | None => false,
     }
 }
 
 fn ask_again(
-    input: &AskedInput,
-    agent: &Agent,
+    input: &PolicyInput,
+    agent: &RegisteredAgent,
     action: &Action,
     approvals: &BTreeSet<ProfileName>,
     bundle: &PolicyBundle,
@@ -567,7 +567,7 @@ fn ask_again(
 }
 
 /// The agent of a grant as registered now: the same id for the same workload, or none.
-fn agent_of(issued: &TokenIssued, bundle: &PolicyBundle) -> Option<std::sync::Arc<Agent>> {
+fn agent_of(issued: &TokenIssued, bundle: &PolicyBundle) -> Option<std::sync::Arc<RegisteredAgent>> {
     bundle
         .agent(&issued.agent)
         .filter(|a| a.spiffe_id == issued.subject)

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use crate::jose::PublicKey;
 use crate::model::*;
 use crate::policy::{VoteMethod, Person, PolicyBundle, StepUpProfile, Role};
-use crate::state::{AccessRequest, AccessStatus, Enrolled, Roster, Vote};
+use crate::state::{AccessRequest, StoredStatus, PersonCredentials, CredentialStore, VoteRecord};
 use crate::webauthn::{self, Assertion, RelyingParty};
 
 /// Who may say yes, and under which names votes must be made.
@@ -17,7 +17,7 @@ pub struct Electorate<'a> {
     /// Registered people, groups and profiles.
     pub bundle: &'a PolicyBundle,
     /// Their passkeys, and keys that count no more.
-    pub roster: &'a Roster,
+    pub roster: &'a CredentialStore,
     /// The realm votes must be for.
     pub realm: &'a Realm,
     /// The console whose passkeys count.
@@ -67,7 +67,7 @@ pub fn eligible<'a>(
     let needed = request
         .opened
         .decision
-        .needs
+        .required_profiles
         .iter()
         .find(|n| n.name == *profile)
         .ok_or(Ineligible::ProfileNotNeeded)?;
@@ -76,13 +76,13 @@ pub fn eligible<'a>(
         .filter(|p| p.digest() == needed.digest)
         .ok_or(Ineligible::ProfileChanged)?;
     may_vote(registered, defined, request, bundle)?;
-    let has_passkey = !electorate.roster.of(person).value.passkeys.is_empty();
+    let has_passkey = !electorate.roster.get(person).value.passkeys.is_empty();
     if defined.method == VoteMethod::Passkey && !has_passkey {
         return Err(Ineligible::NoPasskey);
     }
     // A yes may still be taken back by a no, and given again once it no longer counts; nothing else is voted twice.
-    let enrolled = electorate.roster.of(person);
-    let stands = |v: &&std::sync::Arc<Vote>| {
+    let enrolled = electorate.roster.get(person);
+    let stands = |v: &&std::sync::Arc<VoteRecord>| {
         v.cast.voter == *person && counts(v, request, &enrolled.value, electorate, now)
     };
     match verdict {
@@ -95,7 +95,7 @@ pub fn eligible<'a>(
 /// profile takes.
 pub fn could_vote(profile: &StepUpProfile, owner: &PersonId, electorate: Electorate<'_>) -> usize {
     let able = |person: &&Person| {
-        let enrolled = electorate.roster.of(&person.id);
+        let enrolled = electorate.roster.get(&person.id);
         let by_key = || live_keys(person, &enrolled.value).next().is_some();
         let by_passkey = || !enrolled.value.passkeys.is_empty();
         person.roles.contains(&Role::Approver)
@@ -112,7 +112,7 @@ pub fn could_vote(profile: &StepUpProfile, owner: &PersonId, electorate: Elector
 /// The keys of `people.toml` that speak for a person still.
 pub fn live_keys<'a>(
     person: &'a Person,
-    enrolled: &'a Enrolled,
+    enrolled: &'a PersonCredentials,
 ) -> impl Iterator<Item = PublicKey> + 'a {
     person
         .keys
@@ -177,7 +177,7 @@ pub fn tally(request: &AccessRequest, electorate: Electorate<'_>, now: Timestamp
     let mut tally = Tally::default();
     let live = matches!(
         request.status,
-        AccessStatus::Waiting | AccessStatus::Consumed(_)
+        StoredStatus::Pending | StoredStatus::Consumed(_)
     );
     if !live
         || request
@@ -188,10 +188,10 @@ pub fn tally(request: &AccessRequest, electorate: Electorate<'_>, now: Timestamp
         return tally;
     }
     let mut voted = BTreeSet::new();
-    let mut good: BTreeMap<ProfileName, Vec<&Vote>> = BTreeMap::new();
+    let mut good: BTreeMap<ProfileName, Vec<&VoteRecord>> = BTreeMap::new();
     for vote in &request.votes {
         // Read before it is judged: whatever moves it afterwards refuses the mint.
-        let enrolled = electorate.roster.of(&vote.cast.voter);
+        let enrolled = electorate.roster.get(&vote.cast.voter);
         // One human once, however many keys: and for one profile only.
         if counts(vote, request, &enrolled.value, electorate, now)
             && voted.insert(vote.cast.voter.clone())
@@ -233,9 +233,9 @@ pub fn tally(request: &AccessRequest, electorate: Electorate<'_>, now: Timestamp
 }
 
 fn counts(
-    vote: &Vote,
+    vote: &VoteRecord,
     request: &AccessRequest,
-    enrolled: &Enrolled,
+    enrolled: &PersonCredentials,
     electorate: Electorate<'_>,
     now: Timestamp,
 ) -> bool {
@@ -305,7 +305,7 @@ pub enum Proof {
 }
 
 /// The proof of an entered vote; `None` when part of it is gone.
-fn proof_of(vote: &Vote) -> Option<Proof> {
+fn proof_of(vote: &VoteRecord) -> Option<Proof> {
     let signature = URL_SAFE_NO_PAD.decode(&vote.cast.signature).ok()?;
     match (vote.cast.assertion, &vote.assertion) {
         (None, _) => Some(Proof::Signature(signature)),
@@ -337,7 +337,7 @@ pub enum WrongProof {
 /// the answer.
 pub fn signed_by(
     person: &Person,
-    enrolled: &Enrolled,
+    enrolled: &PersonCredentials,
     key: Thumbprint,
     method: VoteMethod,
     statement: &VoteStatement,

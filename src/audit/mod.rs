@@ -1,12 +1,12 @@
-//! The audit: what anyone holding the entries can prove without us.
+//! Audit: offline verification of a journal and its votes, without the broker.
 //!
-//! In: entries and blobs as stored, the head, a root noted outside. Out: a report, or the first thing that is wrong.
-//! Trusts nothing but SHA-256 and the signatures of people's own keys. Reads no file itself, writes nothing.
+//! In: entries and blobs as stored, the head, a checkpoint noted outside. Out: a report, or the first error.
+//! Trusts: SHA-256 and the signatures of people's own keys, nothing else. Never reads a file, never writes.
 
+mod journal_verifier;
 mod tree;
-mod verify;
-mod votes;
+mod vote_verifier;
 
+pub use journal_verifier::{AuditError, AuditReport, Checkpoint, JournalVerifier};
 pub use tree::{Frontier, Inclusion, leaf_hash, verify_inclusion};
-pub use verify::{Audit, AuditError, AuditReport, Checkpoint};
-pub use votes::{Votes, VotesChecked, WrongVote};
+pub use vote_verifier::{VoteVerifier, VoteReport, VoteError};

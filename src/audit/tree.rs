@@ -1,14 +1,14 @@
-//! The Merkle tree of RFC 6962 §2.1: a leaf is hashed behind 0x00, a node behind 0x01.
+//! The Merkle tree of RFC 6962 §2.1: a leaf is hashed with prefix 0x00, a node with prefix 0x01.
 
 use crate::model::Digest;
 
 /// The hash of a leaf: SHA-256(0x00 ‖ entry).
 pub fn leaf_hash(entry: &[u8]) -> Digest {
-    Digest::of_parts(&[&[0], entry])
+    Digest::sha256_parts(&[&[0], entry])
 }
 
 fn node_hash(left: &Digest, right: &Digest) -> Digest {
-    Digest::of_parts(&[&[1], left.as_bytes(), right.as_bytes()])
+    Digest::sha256_parts(&[&[1], left.as_bytes(), right.as_bytes()])
 }
 
 /// The right edge of a growing tree: the roots of its perfect subtrees, largest first. Enough to add leaves and to
@@ -20,7 +20,7 @@ pub struct Frontier {
 }
 
 impl Frontier {
-    /// Puts a stored frontier together again; `None` when the number of peaks does not fit the size.
+    /// Restores a stored frontier; `None` when the number of peaks does not fit the size.
     pub fn from_parts(size: u64, peaks: Vec<Digest>) -> Option<Self> {
         (peaks.len() == size.count_ones() as usize).then_some(Self { size, peaks })
     }
@@ -38,7 +38,7 @@ impl Frontier {
     /// Adds one leaf.
     pub fn push(&mut self, leaf: Digest) {
         let mut node = leaf;
-        // Each trailing one bit of the old size is a perfect subtree that the new leaf completes to the next larger.
+        // Each trailing one bit of the old size is a perfect subtree that the new leaf merges into the next larger.
         for _ in 0..self.size.trailing_ones() {
             if let Some(left) = self.peaks.pop() {
                 node = node_hash(&left, &node);
@@ -52,18 +52,18 @@ impl Frontier {
     pub fn root(&self) -> Digest {
         let mut peaks = self.peaks.iter().rev();
         match peaks.next() {
-            None => Digest::of(b""),
+            None => Digest::sha256(b""),
             Some(smallest) => peaks.fold(*smallest, |right, left| node_hash(left, &right)),
         }
     }
 }
 
-/// A proof that a leaf stands at an index of a tree of a given size (RFC 9162 §2.1.3).
+/// A proof that a leaf is at an index of a tree of a given size (RFC 9162 §2.1.3).
 #[derive(Debug, Clone)]
 pub struct Inclusion {
-    /// Place of the leaf, from 0.
+    /// Index of the leaf, from 0.
     pub index: u64,
-    /// Leaves of the tree.
+    /// Number of leaves of the tree.
     pub size: u64,
     /// Sibling hashes from the leaf upwards.
     pub path: Vec<Digest>,
@@ -98,10 +98,10 @@ pub fn verify_inclusion(leaf: Digest, proof: &Inclusion, root: Digest) -> bool {
 mod tests {
     use super::*;
 
-    /// RFC 6962 §2.1, written as the definition reads.
+    /// RFC 6962 §2.1, by its recursive definition.
     fn root_by_definition(leaves: &[Digest]) -> Digest {
         match leaves {
-            [] => Digest::of(b""),
+            [] => Digest::sha256(b""),
             [one] => *one,
             _ => {
                 let k = leaves.len().next_power_of_two() / 2;
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_frontier_grows_as_the_definition_says() {
+    fn frontier_root_matches_rfc6962() {
         let leaves: Vec<_> = (0u32..200).map(|n| leaf_hash(&n.to_be_bytes())).collect();
         let mut frontier = Frontier::default();
         for n in 0..=leaves.len() {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::Broker;
 use crate::journal::{Append, AppendError};
 use crate::model::*;
-use crate::state::{AccessStatus, Due};
+use crate::state::{StoredStatus, Deadline};
 
 /// Time between two maintenance ticks.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(250);
@@ -24,7 +24,7 @@ const REFUSAL_COUNT_INTERVAL_MS: i64 = 60_000;
 impl Broker {
     /// Runs until the journal stops.
     pub async fn run_maintenance(self: Arc<Self>) {
-        let tail = self.journal.tail();
+        let tail = self.journal.head();
         loop {
             tokio::time::sleep(MAINTENANCE_INTERVAL).await;
             if tail.borrow().failed {
@@ -43,36 +43,36 @@ impl Broker {
         // Checked at each tick, so that a clock jump is noticed while no calls come.
         let _status = self.clock_status();
         let mut expired: BTreeMap<EndCause, Vec<TaskId>> = BTreeMap::new();
-        for due in self.state.due_by(now, DUE_PER_TICK_MAX) {
+        for due in self.state.deadlines_by(now, DUE_PER_TICK_MAX) {
             match due {
-                Due::Task(id) | Due::Lease(id) => {
+                Deadline::Task(id) | Deadline::Lease(id) => {
                     let task = self.state.task(&id).filter(|t| t.ended.is_none());
-                    if let Some(cause) = task.and_then(|task| task.lapsed(now)) {
+                    if let Some(cause) = task.and_then(|task| task.expired_cause(now)) {
                         let ids = expired.entry(cause).or_default();
                         if !ids.contains(&id) {
                             ids.push(id);
                         }
                     }
                 }
-                Due::AccessRequest(id) => {
+                Deadline::AccessRequest(id) => {
                     let Some(opened) = self.state.access_request(&id).map(|r| r.opened.clone())
                     else {
                         continue;
                     };
                     let read_set = self.request_premises(&opened);
                     let Some(request) = self.state.access_request(&id).filter(|r| {
-                        r.status == AccessStatus::Waiting && now >= r.opened.expires_at
+                        r.status == StoredStatus::Pending && now >= r.opened.expires_at
                     }) else {
                         continue;
                     };
                     let event = Event::AccessRequestClosed(AccessRequestClosed {
                         access_request: id,
                         cause: CloseCause::Expired,
-                        begun: false,
+                        voting_started: false,
                     });
                     let append = Append {
                         read_set,
-                        ..Append::one(event, vec![(Stream::Access(id), request.version)])
+                        ..Append::one(event, vec![(Stream::AccessRequest(id), request.version)])
                     };
                     let at = request.opened.expires_at;
                     let decided = self.decided_by(&request, at);
@@ -128,7 +128,7 @@ impl Broker {
             let Some(task) = self.state.task(id).filter(|t| t.ended.is_none()) else {
                 continue;
             };
-            if task.lapsed(now) != Some(cause) {
+            if task.expired_cause(now) != Some(cause) {
                 continue;
             }
             // A heartbeat that was journalled in time, however late it is read here, keeps the task.
@@ -178,7 +178,7 @@ impl Broker {
         self.replay_cache.prune(now);
         self.open_task_replay_cache.prune(now);
         self.sessions.sweep(now);
-        let ended = |task: &TaskId| self.state.task(task).is_none_or(|t| !t.runs(now));
+        let ended = |task: &TaskId| self.state.task(task).is_none_or(|t| !t.is_running(now));
         self.attestations.retain(|task| !ended(task));
         self.lock(&self.attached).retain(|task, _| !ended(task));
         self.last_denials.retain(|(task, _)| !ended(task));

@@ -57,18 +57,18 @@ impl Broker {
         let tasks = self.state.open_tasks();
         let running: Vec<_> = tasks.iter().filter(|t| self.is_running(t, now)).collect();
         let pending = |task: &TaskId| {
-            let requests = self.state.requests_of(task);
-            requests.iter().filter(|r| r.waits(now)).count()
+            let requests = self.state.requests_of_task(task);
+            requests.iter().filter(|r| r.is_pending(now)).count()
         };
         // By the record alone: the rules in force are evaluated where a token is used, not here.
         let live = |task: &TaskId| {
-            let grants = self.state.grants_of(task);
+            let grants = self.state.grants_of_task(task);
             let live = |grant: &&std::sync::Arc<crate::state::Grant>| {
-                self.state.dead(grant, now).is_none() && !grant.spent()
+                self.state.end_cause(grant, now).is_none() && !grant.is_spent()
             };
             grants.iter().filter(live).count()
         };
-        let tail = *self.journal.tail().borrow();
+        let tail = *self.journal.head().borrow();
         let snapshot = GaugeSnapshot {
             access_requests_pending: running.iter().map(|t| pending(&t.opened.task)).sum(),
             tokens_live: running.iter().map(|t| live(&t.opened.task)).sum(),
@@ -77,8 +77,8 @@ impl Broker {
                 .projections
                 .rules()
                 .map(|rules| rules.bundle.version().to_string()),
-            journal_entries: tail.head.size,
-            journal_bytes: self.journal.bytes(),
+            journal_entries: tail.checkpoint.size,
+            journal_bytes: self.journal.size_bytes(),
             pending_revocations: self.unwritten_ends(),
             clock_skew: now.after(clock),
         };

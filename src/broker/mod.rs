@@ -28,13 +28,13 @@ use crate::approve::{Bounds, Ground};
 pub use crate::card::AccessRequestStatus;
 use crate::clock::{Clock, ClockWatch};
 use crate::jose::Nonces;
-pub use crate::journal::Tail;
+pub use crate::journal::JournalHead;
 use crate::journal::{AppendError, Journal};
 use crate::mint::TokenIssuer;
 use crate::model::*;
 use crate::policy::{ActivePolicy, PolicyBundle};
 use crate::rate_limit::{KeyedRateLimiter, RateLimitConfig, LogThrottle};
-use crate::state::{Grant, State, Table, Task};
+use crate::state::{Grant, State, ArcMap, TaskRecord};
 use crate::telemetry::Metrics;
 use crate::verify::{Attested, VerifyError};
 pub use crate::webauthn::{Assertion, Registration, RelyingParty};
@@ -142,11 +142,11 @@ pub struct Broker {
     /// Used proofs of `OpenTask`, kept apart: a flood of new keys cannot fill the cache of the other methods.
     open_task_replay_cache: ReplayCache,
     /// The evidence of each task as this broker last verified it.
-    attestations: Table<TaskId, Attested>,
+    attestations: ArcMap<TaskId, Attested>,
     /// Idempotency keys attached to an access request that was opened under another key.
     attached: Mutex<HashMap<TaskId, HashMap<IdempotencyKey, AccessRequestId>>>,
     /// Digest of the last denial journalled for an idempotency key: an unchanged answer writes nothing.
-    last_denials: Table<(TaskId, IdempotencyKey), Digest>,
+    last_denials: ArcMap<(TaskId, IdempotencyKey), Digest>,
     /// Refusal entries of each task in the current minute.
     refusal_counts: Mutex<HashMap<TaskId, (i64, u32)>>,
     /// Vote statements handed out for signature.
@@ -245,7 +245,7 @@ impl Broker {
     fn decision_context<'a>(&'a self, rules: &'a ActivePolicy) -> Ground<'a> {
         Ground {
             rules,
-            roster: self.state.roster(),
+            roster: self.state.credentials(),
             bounds: &self.bounds,
         }
     }
@@ -254,7 +254,7 @@ impl Broker {
     fn electorate<'a>(&'a self, bundle: &'a PolicyBundle) -> Electorate<'a> {
         Electorate {
             bundle,
-            roster: self.state.roster(),
+            roster: self.state.credentials(),
             realm: &self.settings.realm,
             party: &self.bounds.party,
         }
@@ -273,7 +273,7 @@ impl Broker {
 
     /// Whether tokens can be minted: the journal takes entries and a policy bundle is in force.
     pub fn ready(&self) -> Result<(), &'static str> {
-        if self.journal.tail().borrow().failed {
+        if self.journal.head().borrow().failed {
             return Err("the journal has stopped");
         }
         if self.projections.rules().is_none() {
@@ -328,15 +328,15 @@ impl Broker {
     }
 
     /// Whether a task runs: by its record, the time, and revocations that wait to be journalled.
-    fn is_running(&self, task: &Task, now: Timestamp) -> bool {
-        task.runs(now)
+    fn is_running(&self, task: &TaskRecord, now: Timestamp) -> bool {
+        task.is_running(now)
             && self.task_doomed(task).is_none()
-            && !self.state.standing(&task.opened.agent).value.suspended
+            && !self.state.agent_status(&task.opened.agent).value.suspended
     }
 
     /// Whether an agent is suspended, by an entry or by one that waits to be journalled, and the version of its stream.
     fn agent_suspension(&self, agent: &AgentId) -> (bool, Version) {
-        let at = self.state.standing(agent);
+        let at = self.state.agent_status(agent);
         (
             at.value.suspended || self.is_doomed(&Doomed::Agent(agent.clone())),
             at.version,
@@ -347,7 +347,7 @@ impl Broker {
     fn end_cause(&self, grant: &Grant, now: Timestamp) -> Option<EndCause> {
         if let Some(cause) = self
             .state
-            .dead(grant, now)
+            .end_cause(grant, now)
             .or_else(|| self.grant_doomed(grant))
         {
             return Some(cause);
@@ -389,9 +389,9 @@ impl Broker {
         }
         tracing::Span::current().record("correlation", tracing::field::display(correlation));
         let message = match reason.detail() {
-            Detail::Operator if !self.settings.expose_auth_errors => reason.text().to_owned(),
-            Detail::Operator => format!("{}: {detail}", reason.text()),
-            Detail::Caller => detail.clone(),
+            DetailVisibility::Operator if !self.settings.expose_auth_errors => reason.text().to_owned(),
+            DetailVisibility::Operator => format!("{}: {detail}", reason.text()),
+            DetailVisibility::Caller => detail.clone(),
         };
         let mut log = self.lock(&self.recent_refusals);
         if log.len() >= REFUSALS_KEPT_MAX {
@@ -419,7 +419,7 @@ impl Broker {
     }
 
     /// A refusal of a malformed message, before the caller is authenticated.
-    pub fn malformed(&self, method: &'static str, error: &Malformed) -> Refusal {
+    pub fn malformed(&self, method: &'static str, error: &ParseError) -> Refusal {
         Refusal {
             authenticated: false,
             ..self.refuse(method, Reason::Malformed, error.to_string())
@@ -473,14 +473,14 @@ impl Broker {
     /// A refusal because the journal did not take an append.
     fn refuse_append(&self, method: &'static str, error: &AppendError) -> Refusal {
         match error {
-            AppendError::TooLarge | AppendError::Unwritable => {
+            AppendError::TooLarge | AppendError::NotCanonical => {
                 self.refuse(method, Reason::Malformed, format!("{error}"))
             }
-            AppendError::Conflict(_) | AppendError::Late => {
+            AppendError::Conflict(_) | AppendError::TooLate => {
                 self.refuse(method, Reason::Conflict, error.to_string())
             }
-            AppendError::Busy => self.refuse(method, Reason::TooBusy, error.to_string()),
-            AppendError::Full | AppendError::Unknown | AppendError::Closed => {
+            AppendError::QueueFull => self.refuse(method, Reason::TooBusy, error.to_string()),
+            AppendError::DiskFull | AppendError::OutcomeUnknown | AppendError::Closed => {
                 self.refuse(method, Reason::JournalUnavailable, error.to_string())
             }
         }

@@ -10,7 +10,7 @@ use crate::journal::Committed;
 use crate::model::{AgentId, Digest, Event, KeyId, Timestamp};
 use crate::policy::{BundleFiles, ActivePolicy, PolicyBundle};
 use crate::state::State;
-use crate::state::unusual::Registration;
+use crate::state::anomaly::AgentRegistrationChange;
 use crate::verify::{Trust, TrustedDomain};
 
 #[derive(Default)]
@@ -23,14 +23,14 @@ pub(super) struct Projections {
     staged: Mutex<HashMap<Digest, PolicyBundle>>,
     failure: Mutex<Option<String>>,
     /// When a bundle after the first last registered or changed an agent.
-    registrations: Mutex<HashMap<AgentId, Registration>>,
+    registrations: Mutex<HashMap<AgentId, AgentRegistrationChange>>,
 }
 
 impl Projections {
     /// Applies a committed entry: state first, then the projections.
     pub(super) fn apply(&self, state: &State, committed: &Committed) {
         state.apply(committed);
-        match &committed.entry().fact {
+        match &committed.entry().event {
             Event::PolicyApplied(f) => {
                 let staged = self
                     .staged
@@ -124,13 +124,13 @@ impl Projections {
             let known = before.bundle.agent(&agent.id);
             if known.as_ref() != Some(agent) {
                 let new = known.is_none();
-                registrations.insert(agent.id.clone(), Registration { at, new });
+                registrations.insert(agent.id.clone(), AgentRegistrationChange { at, new });
             }
         }
     }
 
     /// When a policy bundle last registered or changed an agent; `None` for agents unchanged since the first bundle.
-    pub(super) fn registration(&self, agent: &AgentId) -> Option<Registration> {
+    pub(super) fn registration(&self, agent: &AgentId) -> Option<AgentRegistrationChange> {
         self.registrations
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

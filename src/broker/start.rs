@@ -16,12 +16,12 @@ use super::{Broker, BrokerSettings};
 use crate::approve::Bounds;
 use crate::clock::Clock;
 use crate::jose::{KeySet, KeySetError, Nonces, SigningKey, Usage};
-use crate::journal::{Append, AppendError, Blob, Faults, Journal, OpenError, Options};
+use crate::journal::{Append, AppendError, Blob, FaultInjection, Journal, OpenError, JournalOptions};
 use crate::mint::TokenIssuer;
 use crate::model::*;
 use crate::policy::{BundleError, BundleFiles, PolicyBundle};
 use crate::rate_limit::{KeyedRateLimiter, LogThrottle};
-use crate::state::{State, Table};
+use crate::state::{State, ArcMap};
 use crate::telemetry::Metrics;
 
 /// Everything needed to open a broker.
@@ -39,7 +39,7 @@ pub struct BrokerOptions {
     /// The time.
     pub clock: Clock,
     /// How the journal may fail in a test.
-    pub faults: Faults,
+    pub faults: FaultInjection,
 }
 
 /// Why a broker does not open.
@@ -109,7 +109,7 @@ impl Broker {
         let metrics = Arc::new(Metrics::default());
         let observed = metrics.clone();
         let rates = options.settings.rate_limits;
-        let journal_options = Options {
+        let journal_options = JournalOptions {
             realm: options.settings.realm.clone(),
             clock: options.clock.clone(),
             faults: options.faults,
@@ -139,9 +139,9 @@ impl Broker {
             random,
             replay_cache: ReplayCache::default(),
             open_task_replay_cache: ReplayCache::default(),
-            attestations: Table::default(),
+            attestations: ArcMap::default(),
             attached: Mutex::default(),
-            last_denials: Table::default(),
+            last_denials: ArcMap::default(),
             refusal_counts: Mutex::default(),
             statements: Mutex::default(),
             pending_heartbeats: Mutex::default(),
@@ -193,7 +193,7 @@ impl Broker {
             source,
         })?;
         let blob = Blob::new(bundle);
-        let known = self.state.trusted(&domain);
+        let known = self.state.trusted_keys(&domain);
         if known
             .as_ref()
             .is_some_and(|k| k.value.bundle == Some(blob.hash()))

@@ -83,7 +83,7 @@ impl Transaction<'_> {
     ) -> Result<Arc<Entry>, TransactionError> {
         match self.broker.journal.append(append).await {
             Ok(entry) => Ok(entry),
-            Err(AppendError::Conflict(_) | AppendError::Late) => Err(TransactionError::Retry),
+            Err(AppendError::Conflict(_) | AppendError::TooLate) => Err(TransactionError::Retry),
             Err(error) => Err(refuse(&error).into()),
         }
     }

@@ -11,7 +11,7 @@ use super::say::{Rows, table};
 use super::{Common, Say, shapes};
 use crate::clock::Clock;
 use crate::model::text::escape_invisible;
-use crate::model::{Digest, Malformed, PersonId, Thumbprint, Timestamp};
+use crate::model::{Digest, ParseError, PersonId, Thumbprint, Timestamp};
 use crate::proto::v1;
 
 #[derive(Debug, Subcommand)]
@@ -42,7 +42,7 @@ pub(super) enum Approver {
     },
 }
 
-fn thumbprint(text: &str) -> Result<Thumbprint, Malformed> {
+fn thumbprint(text: &str) -> Result<Thumbprint, ParseError> {
     Digest::parse(text).map(Thumbprint)
 }
 

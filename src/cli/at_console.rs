@@ -57,16 +57,16 @@ pub(super) async fn decide(
 const fn exit(standing: AccessRequestStatus, verdict: Verdict) -> Exit {
     match (standing, verdict) {
         (AccessRequestStatus::Approved | AccessRequestStatus::Consumed, Verdict::Approve) => {
-            Exit::Done
+            Exit::Success
         }
-        (AccessRequestStatus::Denied, Verdict::Deny) => Exit::Done,
+        (AccessRequestStatus::Denied, Verdict::Deny) => Exit::Success,
         (AccessRequestStatus::Denied, Verdict::Approve) => Exit::Denied,
-        (AccessRequestStatus::Expired, _) => Exit::NobodyDecided,
-        (AccessRequestStatus::Waiting, _) => Exit::Waiting,
+        (AccessRequestStatus::Expired, _) => Exit::ApprovalTimeout,
+        (AccessRequestStatus::Waiting, _) => Exit::Pending,
         (AccessRequestStatus::Approved | AccessRequestStatus::Consumed, Verdict::Deny) => {
-            Exit::Changed
+            Exit::Conflict
         }
-        (AccessRequestStatus::Cancelled | AccessRequestStatus::Ended, _) => Exit::Changed,
+        (AccessRequestStatus::Cancelled | AccessRequestStatus::Ended, _) => Exit::Conflict,
     }
 }
 

@@ -8,9 +8,9 @@ use serde_json::json;
 
 use super::Say;
 use super::failure::Failure;
-use crate::audit::{Audit as Walk, AuditReport, Checkpoint, Votes, VotesChecked};
+use crate::audit::{JournalVerifier as Walk, AuditReport, Checkpoint, VoteVerifier, VoteReport};
 use crate::config::Config;
-use crate::journal::{OpenError, ReadOnly};
+use crate::journal::{OpenError, JournalReader};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Audit {
@@ -50,12 +50,12 @@ pub(super) fn run(say: &Say, verb: Audit) -> Result<ExitCode, Failure> {
                 "entries": report.head.size,
                 "checkpoint": report.head.to_string(),
                 "epoch": report.epoch,
-                "against": report.against.map(|c| c.to_string()),
+                "against": report.noted.map(|c| c.to_string()),
                 "votes": { "by_key": votes.by_key, "by_passkey": votes.by_passkey, "origins": votes.origins },
             })
         },
         || {
-            let met = match report.against {
+            let met = match report.noted {
                 Some(noted) => format!(", and the first {} are those noted before", noted.size),
                 None => "; with --against SIZE:ROOT, a rewrite of all of it would be found too"
                     .to_owned(),
@@ -81,8 +81,8 @@ fn journal_in(dir: &Path) -> Result<PathBuf, Failure> {
 }
 
 /// The votes in one line. Which origins are the broker's own, the reader knows and the journal does not.
-fn told(votes: &VotesChecked) -> String {
-    let VotesChecked {
+fn told(votes: &VoteReport) -> String {
+    let VoteReport {
         by_key,
         by_passkey,
         origins,
@@ -102,24 +102,24 @@ fn told(votes: &VotesChecked) -> String {
 pub(super) fn verify(
     dir: &Path,
     against: Option<Checkpoint>,
-) -> Result<(AuditReport, VotesChecked), Failure> {
+) -> Result<(AuditReport, VoteReport), Failure> {
     let open =
-        || ReadOnly::open(dir).map_err(|e| Failure::failed(format!("{}: {e}", dir.display())));
+        || JournalReader::open(dir).map_err(|e| Failure::failed(format!("{}: {e}", dir.display())));
     // The second finds blobs while the first walks; what is on record for the one is so for the other.
     let (journal, blobs) = (open()?, open()?);
-    let mut walk = Walk::against(against);
-    let mut votes = Votes::default();
+    let mut walk = Walk::with_checkpoint(against);
+    let mut votes = VoteVerifier::default();
     let damaged = |error: &dyn std::fmt::Display| {
         Failure::failed(format!("NOT WHOLE: {error}"))
             .next("keep a copy of this journal as it is, and compare it with a backup")
     };
-    let walked = journal.all(|stored| {
+    let walked = journal.read_all(|stored| {
         let entry = walk.entry(&stored.text, stored.leaf)?;
         votes.entry(&entry, |name| blobs.blob(name))
     });
     let walked = walked.and_then(|head| {
         journal.blobs(|name, content| walk.blob(name, content).map_err(OpenError::Damaged))?;
-        walk.blobs_end()?;
+        walk.finish_blobs()?;
         Ok(head)
     });
     let (head, epoch) = walked.map_err(|error| match error {
@@ -128,11 +128,11 @@ pub(super) fn verify(
         | OpenError::Io { .. }
         | OpenError::Database(_)
         | OpenError::OldSqlite(_)
-        | OpenError::Head
-        | OpenError::OtherRealm { .. }
+        | OpenError::HeadUnreadable
+        | OpenError::RealmMismatch { .. }
         | OpenError::Entry(_)
-        | OpenError::First(_)) => Failure::failed(format!("{}: {other}", dir.display())),
+        | OpenError::FirstEntry(_)) => Failure::failed(format!("{}: {other}", dir.display())),
     })?;
     let report = walk.finish(head, epoch).map_err(|error| damaged(&error))?;
-    Ok((report, votes.checked().clone()))
+    Ok((report, votes.report().clone()))
 }

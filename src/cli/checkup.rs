@@ -12,7 +12,7 @@ use crate::config::{Config, ConfigError};
 use crate::jose::{KeySet, Usage};
 use crate::keys;
 use crate::model::text::escape_invisible;
-use crate::model::{Agent, Timestamp};
+use crate::model::{RegisteredAgent, Timestamp};
 use crate::policy::{PolicyBundle, StepUpProfile, Remedy};
 use crate::serve::tls::Tls;
 
@@ -358,7 +358,7 @@ pub(super) fn policy(what: String, bundle: &PolicyBundle) -> Finding {
 
 /// Agents for which fewer people could ever say yes than a profile needs, each with how many could.
 fn short_of_people(bundle: &PolicyBundle, profile: &StepUpProfile) -> Vec<String> {
-    let short = |agent: &std::sync::Arc<Agent>| {
+    let short = |agent: &std::sync::Arc<RegisteredAgent>| {
         let n = bundle.eligible_approvers(profile, &agent.owner);
         let few = u32::try_from(n).is_ok_and(|n| n < profile.quorum);
         few.then(|| format!("{} ({n})", agent.id))

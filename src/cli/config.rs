@@ -84,6 +84,6 @@ pub(super) fn told(say: &Say, found: Vec<Finding>) -> ExitCode {
             text
         },
     );
-    let exit = if failed { Exit::Failed } else { Exit::Done };
+    let exit = if failed { Exit::Failed } else { Exit::Success };
     ExitCode::from(exit.number())
 }

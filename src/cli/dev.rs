@@ -267,7 +267,7 @@ fn signed(
     ttl_s: u32,
     now: Timestamp,
 ) -> Result<Secret, Failure> {
-    let header = json!({ "alg": "ES256", "kid": KeyId::of(key.thumbprint()), "typ": "JWT" });
+    let header = json!({ "alg": "ES256", "kid": KeyId::from_thumbprint(key.thumbprint()), "typ": "JWT" });
     let claims = json!({
         "sub": subject,
         "aud": [audience],
@@ -281,7 +281,7 @@ fn signed(
 
 /// The SPIFFE trust bundle of a domain with one key.
 fn trust_bundle(key: &SigningKey) -> String {
-    let kid = KeyId::of(key.thumbprint());
+    let kid = KeyId::from_thumbprint(key.thumbprint());
     let jwk = key.public().to_jwk_named(&kid, Usage::JwtSvid);
     json!({ "keys": [jwk], "spiffe_sequence": 1 }).to_string()
 }

@@ -14,9 +14,9 @@ use super::{Common, Say, audit, dev, net};
 use crate::client::{Reach, Route};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::journal::{OpenError, ReadOnly};
+use crate::journal::{OpenError, JournalReader};
 use crate::keys;
-use crate::model::{Digest, Entry, Event, KeyId, Timestamp, show_seconds};
+use crate::model::{Digest, Entry, Event, KeyId, Timestamp, format_seconds};
 use crate::policy::{BundleFiles, PolicyBundle};
 
 #[derive(Debug, Args)]
@@ -78,9 +78,9 @@ struct Walked {
 fn journal(dir: &Path, now: Timestamp) -> (Finding, Walked) {
     let mut walked = Walked::default();
     let what = format!("journal {}", dir.display());
-    let opened = match ReadOnly::open(dir) {
+    let opened = match JournalReader::open(dir) {
         Ok(opened) => opened,
-        Err(_) if !ReadOnly::exists(dir) => {
+        Err(_) if !JournalReader::exists(dir) => {
             let none = Finding::ok("none yet: the first start makes it");
             return (Finding::of(what, vec![none]), walked);
         }
@@ -105,13 +105,13 @@ fn journal(dir: &Path, now: Timestamp) -> (Finding, Walked) {
         }
     }
     let mut last = None;
-    let read = opened.all(|stored| {
+    let read = opened.read_all(|stored| {
         let entry = Entry::parse(&stored.text).map_err(OpenError::Entry)?;
         last = Some(entry.at);
-        if let Event::PolicyApplied(fact) = &entry.fact {
+        if let Event::PolicyApplied(fact) = &entry.event {
             walked.policy = Some(fact.version);
         }
-        if let Event::KeyPublished(fact) = entry.fact {
+        if let Event::KeyPublished(fact) = entry.event {
             walked.keys.push((fact.kid, entry.at));
         }
         Ok(())
@@ -127,7 +127,7 @@ fn journal(dir: &Path, now: Timestamp) -> (Finding, Walked) {
         .filter(|ahead| *ahead > SKEW_S)
     {
         under.push(Finding::fail(
-            format!("its last entry is {} ahead of this clock", show_seconds(ahead)),
+            format!("its last entry is {} ahead of this clock", format_seconds(ahead)),
             "this clock stepped back, or an earlier one was wrong: until it has caught up, time stands still for the broker",
         ));
     }
@@ -173,7 +173,7 @@ fn signing_key(config: &Config, walked: &Walked, now: Timestamp) -> Finding {
     let Some(key) = keys::inspect(&config.key_dir, &config.data_dir).key else {
         return Finding::of("signing key", vec![Finding::ok("none yet")]);
     };
-    let kid = KeyId::of(key.thumbprint());
+    let kid = KeyId::from_thumbprint(key.thumbprint());
     let published = walked.keys.iter().find(|(known, _)| *known == kid);
     match published {
         None if walked.keys.is_empty() => {
@@ -334,7 +334,7 @@ fn answers(authority: &str, ready: Result<Answered, String>, now: Timestamp) -> 
     }];
     if let Some(theirs) = ready.date.as_deref().and_then(probe::seconds_of) {
         let apart = (theirs - now.secs()).abs();
-        let what = format!("clocks: {} apart", show_seconds(apart));
+        let what = format!("clocks: {} apart", format_seconds(apart));
         found.push(if apart > SKEW_S {
             Finding::fail(what, "set both by the same time source: proofs and evidence are good for seconds and minutes")
         } else {
@@ -438,7 +438,7 @@ const DISK_WARN_MIB: u64 = 1_024;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::{Faults, Journal, Options};
+    use crate::journal::{FaultInjection, Journal, JournalOptions};
     use crate::model::Realm;
 
     fn told(finding: &Finding) -> String {
@@ -451,10 +451,10 @@ mod tests {
     async fn a_clock_behind_the_journal_is_seen() {
         let dir = tempfile::tempdir().expect("dir");
         let now = Timestamp::from_secs(1_800_000_000);
-        let options = Options {
+        let options = JournalOptions {
             realm: Realm::parse("r").expect("realm"),
             clock: Clock::by_hand(now).0,
-            faults: Faults::default(),
+            faults: FaultInjection::default(),
             observe: None,
         };
         let _journal = Journal::open(dir.path(), options, Box::new(|_| {})).expect("opens");
@@ -482,7 +482,7 @@ mod tests {
             keys: vec![(kid, made)],
             ..Walked::default()
         };
-        let ours = walked(KeyId::of(key.thumbprint()));
+        let ours = walked(KeyId::from_thumbprint(key.thumbprint()));
         let after = |days: i64| told(&signing_key(&config, &ours, made.plus_secs(days * DAY_S)));
         assert!(after(179).starts_with("[ok]") && after(179).contains("179 days"));
         assert!(after(180).starts_with("[warn]"), "{}", after(180));

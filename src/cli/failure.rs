@@ -5,7 +5,7 @@ use std::fmt::Display;
 use serde_json::{Value, json};
 
 use crate::client::Error;
-use crate::model::{Exit, Malformed, Reason};
+use crate::model::{Exit, ParseError, Reason};
 
 /// One line for a person, one word for a machine, one hint.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl Failure {
     }
 
     pub(super) fn usage(message: impl Into<String>) -> Self {
-        Self::new(Exit::NotUnderstood, message)
+        Self::new(Exit::UsageError, message)
     }
 
     pub(super) fn next(mut self, next: impl Into<String>) -> Self {
@@ -66,8 +66,8 @@ pub(super) fn failed(what: impl Display) -> impl FnOnce(std::io::Error) -> Failu
     move |source| Failure::failed(format!("{what}: {source}"))
 }
 
-impl From<Malformed> for Failure {
-    fn from(error: Malformed) -> Self {
+impl From<ParseError> for Failure {
+    fn from(error: ParseError) -> Self {
         Self::usage(error.to_string())
     }
 }
@@ -88,7 +88,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let exit = match &error {
             Error::Unreachable { .. } | Error::TimedOut { .. } => Exit::Unavailable,
-            Error::Url(_) | Error::Trust(_) | Error::Malformed(_) => Exit::NotUnderstood,
+            Error::Url(_) | Error::Trust(_) | Error::Malformed(_) => Exit::UsageError,
             Error::Refused(_)
                 if error.reason().is_none() && error.code() == Some("UNAVAILABLE") =>
             {
@@ -117,7 +117,7 @@ impl From<Error> for Failure {
             | Error::Answer(_)
             | Error::Key(_)
             | Error::Proof(_)
-            | Error::NoRandomness => error.reason().map(Reason::next),
+            | Error::NoRandomness => error.reason().map(Reason::next_step),
         };
         Self {
             exit,

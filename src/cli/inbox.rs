@@ -77,7 +77,7 @@ fn row(row: &v1::InboxRow, now: Timestamp) -> Vec<String> {
     let need = |p: &v1::Profile| safe(&format!("{} of {} {}", p.approvals, p.quorum, p.group));
     let needs: Vec<String> = request.needs.iter().map(need).collect();
     let phrase = AccessRequestId::parse(&request.access_request_id)
-        .map_or_else(|_| "?".to_owned(), |id| MatchPhrase::of(&id).to_string());
+        .map_or_else(|_| "?".to_owned(), |id| MatchPhrase::from_request(&id).to_string());
     vec![
         head.risk_word.trim_end_matches(" RISK").to_owned(),
         format!(
@@ -133,7 +133,7 @@ const DIGEST_CHARS: usize = 6;
 fn to_json(row: &v1::InboxRow) -> Value {
     let request = row.access_request.clone().unwrap_or_default();
     let mut value = shapes::access_request(&request);
-    let phrase = AccessRequestId::parse(&request.access_request_id).map(|id| MatchPhrase::of(&id));
+    let phrase = AccessRequestId::parse(&request.access_request_id).map(|id| MatchPhrase::from_request(&id));
     if let Some(members) = value.as_object_mut() {
         let phrase = phrase.map_or(Value::Null, |phrase| json!(phrase.to_string()));
         members.insert("match_phrase".to_owned(), phrase);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::{Malformed, Param, Target, json, parse_duration};
+use crate::model::{ParseError, Param, Target, json, parse_duration};
 
 /// One `--param`, as typed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,8 +13,8 @@ pub(super) struct NamedParam {
 
 /// `name=value`, where `true`, `false` and whole numbers are what they look like and all else is text; or `name:=JSON`, for
 /// sets (arrays), records (objects), and texts that look like numbers.
-pub(super) fn param(text: &str) -> Result<NamedParam, Malformed> {
-    let wrong = |rule: &str| Malformed::new("parameter", rule.to_owned());
+pub(super) fn param(text: &str) -> Result<NamedParam, ParseError> {
+    let wrong = |rule: &str| ParseError::new("parameter", rule.to_owned());
     let (name, value) = text
         .split_once('=')
         .ok_or_else(|| wrong("must be name=value or name:=JSON"))?;
@@ -35,7 +35,7 @@ pub(super) fn param(text: &str) -> Result<NamedParam, Malformed> {
     })
 }
 
-fn plain(text: &str) -> Result<Param, Malformed> {
+fn plain(text: &str) -> Result<Param, ParseError> {
     let digits = text.strip_prefix('-').unwrap_or(text);
     let whole = !digits.is_empty()
         && digits.bytes().all(|b| b.is_ascii_digit())
@@ -46,7 +46,7 @@ fn plain(text: &str) -> Result<Param, Malformed> {
         _ if whole && text != "-0" => {
             let number = text
                 .parse()
-                .map_err(|_| Malformed::new("parameter", "numbers must lie within ±(2^53-1)"))?;
+                .map_err(|_| ParseError::new("parameter", "numbers must lie within ±(2^53-1)"))?;
             Ok(Param::Int(number))
         }
         _ => Ok(Param::Str(text.to_owned())),
@@ -54,37 +54,37 @@ fn plain(text: &str) -> Result<Param, Malformed> {
 }
 
 /// Sets in the order the broker wants them.
-fn sorted(param: Param) -> Result<Param, Malformed> {
+fn sorted(param: Param) -> Result<Param, ParseError> {
     Ok(match param {
         Param::Set(items) => Param::set(items.into_iter().map(sorted).collect::<Result<_, _>>()?)?,
         Param::Record(members) => Param::Record(
             members
                 .into_iter()
                 .map(|(k, v)| Ok((k, sorted(v)?)))
-                .collect::<Result<_, Malformed>>()?,
+                .collect::<Result<_, ParseError>>()?,
         ),
         plain @ (Param::Str(_) | Param::Bool(_) | Param::Int(_)) => plain,
     })
 }
 
 /// All of them by name; none twice.
-pub(super) fn params(typed: Vec<NamedParam>) -> Result<BTreeMap<String, Param>, Malformed> {
+pub(super) fn params(typed: Vec<NamedParam>) -> Result<BTreeMap<String, Param>, ParseError> {
     let mut out = BTreeMap::new();
     for NamedParam { name, value } in typed {
         if out.insert(name, value).is_some() {
-            return Err(Malformed::new("parameter", "a name must stand only once"));
+            return Err(ParseError::new("parameter", "a name must stand only once"));
         }
     }
     Ok(out)
 }
 
 /// `Type::id`.
-pub(super) fn target(text: &str) -> Result<Target, Malformed> {
+pub(super) fn target(text: &str) -> Result<Target, ParseError> {
     Target::parse_pair(text)
 }
 
 /// `90s`, `15m`, `2h`: whole seconds.
-pub(super) fn seconds(text: &str) -> Result<u32, Malformed> {
+pub(super) fn seconds(text: &str) -> Result<u32, ParseError> {
     parse_duration("duration", text)
 }
 

@@ -11,7 +11,7 @@ use super::net::KeyArgs;
 use super::say::table;
 use super::{Common, Say, bundle, checkup, dev, shapes};
 use crate::model::text::escape_invisible;
-use crate::model::{Secret, show_seconds};
+use crate::model::{Secret, format_seconds};
 use crate::proto::v1;
 
 #[derive(Debug, Subcommand)]
@@ -112,7 +112,7 @@ fn rule_table(rules: &[v1::RuleFigures]) -> String {
             let decided = rule.approved.saturating_add(rule.denied);
             format!("{share} % of {decided}")
         });
-        let median = rule.median_seconds.map(|s| show_seconds(i64::from(s)));
+        let median = rule.median_seconds.map(|s| format_seconds(i64::from(s)));
         let flag = match rule.rubber_stamp {
             true => "rubber stamp: nearly always yes, in less than 3 s",
             false => "",

@@ -15,7 +15,7 @@ use super::{Common, Say, bundle, notify};
 use crate::broker::{Broker, BrokerOptions};
 use crate::clock::Clock;
 use crate::config::{Config, AdminAddress};
-use crate::journal::{Faults, ReadOnly};
+use crate::journal::{FaultInjection, JournalReader};
 use crate::model::Secret;
 use crate::policy::BundleFiles;
 use crate::serve::tls::Tls;
@@ -102,12 +102,12 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Serve) -> Result<ExitC
         trust,
         seed,
         clock: Clock::system(),
-        faults: Faults::default(),
+        faults: FaultInjection::default(),
     };
     let broker = Broker::open(options)
         .await
         .map_err(|e| Failure::failed(e.to_string()))?;
-    let checkpoint = broker.journal().tail().borrow().head.to_string();
+    let checkpoint = broker.journal().head().borrow().checkpoint.to_string();
     if let Err(why) = broker.ready() {
         let hint = if unseeded {
             "; the first operator brings a policy bundle by a one-time code, or start with --policy DIR"
@@ -304,7 +304,7 @@ fn seed(dir: &Path, data_dir: &Path) -> Result<Option<BundleFiles>, Failure> {
     });
     match read {
         Ok(files) => Ok(Some(files)),
-        Err(failure) if ReadOnly::open(data_dir).is_ok() => {
+        Err(failure) if JournalReader::open(data_dir).is_ok() => {
             tracing::warn!(policy = %dir.display(), "not read, and not needed if a policy bundle is in force: {}", failure.message);
             Ok(None)
         }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::card::safe;
 use crate::model::text::escape_invisible;
-use crate::model::{Timestamp, show_seconds};
+use crate::model::{Timestamp, format_seconds};
 use crate::proto::{convert, v1};
 
 /// RFC 3339, or null.
@@ -38,15 +38,15 @@ pub(super) fn instant(wire: Option<&prost_types::Timestamp>) -> String {
 pub(super) fn distance(at: Timestamp, now: Timestamp) -> String {
     let ms = at.since(now);
     if ms >= 0 {
-        format!("in {}", show_seconds(ms / 1_000))
+        format!("in {}", format_seconds(ms / 1_000))
     } else {
-        format!("{} ago", show_seconds(-(ms / 1_000)))
+        format!("{} ago", format_seconds(-(ms / 1_000)))
     }
 }
 
 /// How long from now, or 0s.
 pub(super) fn left(wire: Option<&prost_types::Timestamp>, now: Timestamp) -> String {
-    show_seconds(read(wire).map_or(0, |at| at.since(now).max(0) / 1_000))
+    format_seconds(read(wire).map_or(0, |at| at.since(now).max(0) / 1_000))
 }
 
 pub(super) fn status(number: i32) -> &'static str {
@@ -131,7 +131,7 @@ pub(super) fn ttl_line(sum: Option<&v1::TtlSum>) -> String {
         return "unknown".to_owned();
     };
     let show = |d: Option<&prost_types::Duration>| {
-        d.map_or_else(|| "?".to_owned(), |d| show_seconds(d.seconds))
+        d.map_or_else(|| "?".to_owned(), |d| format_seconds(d.seconds))
     };
     let mut terms = vec![format!("asked {}", show(sum.asked.as_ref()))];
     terms.extend(

@@ -191,7 +191,7 @@ async fn request(common: &Common, say: &Say, verb: Request) -> Result<ExitCode, 
         }
         Outcome::Pending(pending) => {
             waits(say, &pending, &order.action, now);
-            ExitCode::from(Exit::Waiting.number())
+            ExitCode::from(Exit::Pending.number())
         }
         Outcome::Denied(no) => {
             denied(say, &no, &order.action);
@@ -286,7 +286,7 @@ fn denied(say: &Say, no: &Denied, action: &Action) {
                 },
             );
             if let Some(reason) = no.known_reason() {
-                rows.own("next", reason.next());
+                rows.own("next", reason.next_step());
             }
             if let Some(id) = no.access_request_id() {
                 rows.own("access request", id.to_string());

@@ -359,7 +359,7 @@ mod tests {
                 s.agent = crate::model::AgentId::parse("reporter").expect("id")
             }),
             ("task_key", |s| {
-                s.task_key = crate::model::Thumbprint(crate::model::Digest::of(b"thief"))
+                s.task_key = crate::model::Thumbprint(crate::model::Digest::sha256(b"thief"))
             }),
             ("realm", |s| s.realm = Realm::parse("dev").expect("realm")),
         ];

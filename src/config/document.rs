@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Deserializer, Error};
 
-use crate::model::Malformed;
+use crate::model::ParseError;
 use crate::model::text::{escape_invisible_capped, nearest_word};
 
 /// A problem of a configuration file, and the remedy.
@@ -141,10 +141,10 @@ impl<'a> Document<'a> {
     }
 
     /// The key that a value's error is about.
-    pub(super) fn locate(&self, error: &Malformed) -> Option<KeySpan> {
+    pub(super) fn locate(&self, error: &ParseError) -> Option<KeySpan> {
         self.keys().into_iter().find(|key| {
-            let last = key.path.last().is_some_and(|last| last == error.what);
-            key.leaf && (last || key.path.join(".") == error.what)
+            let last = key.path.last().is_some_and(|last| last == error.field);
+            key.leaf && (last || key.path.join(".") == error.field)
         })
     }
 

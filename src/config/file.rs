@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::document::{KnownKey, optional, required};
 use super::{AdminAddress, Config, ConnectionLimits, TlsFiles};
 use crate::broker::BrokerSettings;
-use crate::model::{Malformed, Realm, TrustDomain, parse_duration};
+use crate::model::{ParseError, Realm, TrustDomain, parse_duration};
 use crate::rate_limit::{RATE_MAX, RateLimitConfig};
 use crate::telemetry::logs::LogFormat;
 
@@ -119,7 +119,7 @@ struct TrustDomainTable {
 
 impl ConfigFile {
     /// Checks every value; relative paths are relative to `base`.
-    pub(super) fn into_config(self, base: &Path) -> Result<Config, Malformed> {
+    pub(super) fn into_config(self, base: &Path) -> Result<Config, ParseError> {
         let external_url = self.external_url;
         let http = external_url
             .strip_prefix("https://")
@@ -131,13 +131,13 @@ impl ConfigFile {
                     .all(|b| b.is_ascii_graphic() && !b"/?#@".contains(&b))
         });
         if authority.is_none() {
-            return Err(Malformed::new(
+            return Err(ParseError::new(
                 "external_url",
                 "must be http:// or https:// and a host, without path, query or trailing slash",
             ));
         }
         if self.dev && !self.listen.ip().is_loopback() {
-            return Err(Malformed::new(
+            return Err(ParseError::new(
                 "listen",
                 "must be a loopback address for a development broker",
             ));
@@ -185,7 +185,7 @@ impl ConfigFile {
                 .trust_domains
                 .into_iter()
                 .map(trust_domain)
-                .collect::<Result<_, Malformed>>()?,
+                .collect::<Result<_, ParseError>>()?,
             policy: self.policy.map(|p| base.join(p)),
             dev: self.dev,
             tls: self.tls.map(|tls| TlsFiles {
@@ -205,18 +205,18 @@ impl ConfigFile {
 }
 
 impl ConnectionsTable {
-    fn into_limits(self) -> Result<ConnectionLimits, Malformed> {
+    fn into_limits(self) -> Result<ConnectionLimits, ParseError> {
         let default = ConnectionLimits::default();
         let count = |what, given: Option<usize>, default: usize, most: usize| match given {
             None => Ok(default.min(most)),
             Some(n) if (1..=most).contains(&n) => Ok(n),
-            Some(_) => Err(Malformed::new(what, format!("must be 1 to {most}"))),
+            Some(_) => Err(ParseError::new(what, format!("must be 1 to {most}"))),
         };
         let duration = |what, given: Option<String>, default: Duration, most: u64| match given {
             None => Ok(default),
             Some(text) => match u64::from(parse_duration(what, &text)?) {
                 n if n <= most => Ok(Duration::from_secs(n)),
-                _ => Err(Malformed::new(
+                _ => Err(ParseError::new(
                     what,
                     format!("must be at most {most} seconds"),
                 )),
@@ -259,12 +259,12 @@ fn seconds(
     text: Option<String>,
     default: i64,
     max: i64,
-) -> Result<i64, Malformed> {
+) -> Result<i64, ParseError> {
     match text {
         None => Ok(default),
         Some(text) => match i64::from(parse_duration(what, &text)?) {
             n if n <= max => Ok(n),
-            _ => Err(Malformed::new(
+            _ => Err(ParseError::new(
                 what,
                 format!("must be at most {max} seconds"),
             )),
@@ -273,8 +273,8 @@ fn seconds(
 }
 
 /// The origin people's browsers use: passkeys belong to a host name, and only to a secure context (WebAuthn L3 §13.4.9).
-fn console_origin(url: String) -> Result<String, Malformed> {
-    let invalid = |rule| Err(Malformed::new("console_url", rule));
+fn console_origin(url: String) -> Result<String, ParseError> {
+    let invalid = |rule| Err(ParseError::new("console_url", rule));
     let Some((scheme, authority)) = url.split_once("://") else {
         return invalid("must be https:// and a host name");
     };
@@ -320,15 +320,15 @@ fn browser_origin(external_url: &str) -> String {
 }
 
 /// The URL of a collector that this binary can export to.
-fn otlp_endpoint(endpoint: String) -> Result<String, Malformed> {
+fn otlp_endpoint(endpoint: String) -> Result<String, ParseError> {
     if !cfg!(feature = "otlp") {
-        return Err(Malformed::new(
+        return Err(ParseError::new(
             "otlp_endpoint",
             "needs a binary built with the feature otlp",
         ));
     }
     if !endpoint.starts_with("http://") {
-        return Err(Malformed::new(
+        return Err(ParseError::new(
             "otlp_endpoint",
             "must be http://host:port: a collector on this host",
         ));
@@ -337,7 +337,7 @@ fn otlp_endpoint(endpoint: String) -> Result<String, Malformed> {
 }
 
 /// Refuses numbers so large that they limit nothing.
-fn check_rate_limits(limits: RateLimitConfig) -> Result<RateLimitConfig, Malformed> {
+fn check_rate_limits(limits: RateLimitConfig) -> Result<RateLimitConfig, ParseError> {
     let RateLimitConfig {
         source_per_second,
         source_reserved_per_second,
@@ -361,7 +361,7 @@ fn check_rate_limits(limits: RateLimitConfig) -> Result<RateLimitConfig, Malform
         ("rate_limits.max_concurrent_reserved", max_concurrent_reserved),
     ] {
         if n.get() > RATE_MAX {
-            return Err(Malformed::new(what, format!("must be at most {RATE_MAX}")));
+            return Err(ParseError::new(what, format!("must be at most {RATE_MAX}")));
         }
     }
     Ok(limits)

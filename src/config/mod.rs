@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::broker::BrokerSettings;
-use crate::model::{Malformed, TrustDomain};
+use crate::model::{ParseError, TrustDomain};
 use crate::telemetry::logs::LogFormat;
 use document::{Document, PROBLEMS_MAX, in_order};
 use file::{ConfigFile, KNOWN_KEYS};
@@ -63,13 +63,13 @@ pub enum AdminAddress {
 }
 
 impl AdminAddress {
-    fn parse(text: &str, base: &Path) -> Result<Self, Malformed> {
+    fn parse(text: &str, base: &Path) -> Result<Self, ParseError> {
         if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
             return Ok(Self::Unix(base.join(path)));
         }
         match text.parse::<SocketAddr>() {
             Ok(address) if address.ip().is_loopback() => Ok(Self::Tcp(address)),
-            Ok(_) | Err(_) => Err(Malformed::new(
+            Ok(_) | Err(_) => Err(ParseError::new(
                 "admin_listen",
                 "must be a loopback address and port, or unix:PATH",
             )),

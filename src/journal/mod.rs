@@ -1,10 +1,10 @@
-//! The journal: one append-only log; state, audit and revocation feed are its readers.
+//! The journal: one append-only log of entries, from which state, audit and the revocation feed are derived.
 //!
-//! In: an [`Append`]: facts, the streams they move, the streams they rest on. Out: committed entries, in one total
-//! order, durable before anyone is told. Trusts its directory's lock and SQLite's `synchronous=FULL`. Refuses an append
-//! whose streams moved, that is late or too large. Never decides anything else.
+//! In: an [`Append`]: events, the streams they advance (write set), the streams they depend on (read set). Out: committed
+//! entries, in one total order, durable before the append is answered. Trusts: its directory's lock and SQLite's
+//! `synchronous=FULL`. Refuses: an append with a stale version, past its deadline, or too large. Never decides anything else.
 
-mod check;
+mod occ;
 mod sqlite;
 mod writer;
 
@@ -19,42 +19,42 @@ use crate::clock::Clock;
 use crate::model::json::JsonError;
 use crate::model::{Digest, Entry, Event, Realm, Stream, Timestamp, Version};
 
-pub use sqlite::{ReadOnly, StoredEntry};
-pub use writer::Step;
+pub use sqlite::{JournalReader, StoredEntry};
+pub use writer::CrashPoint;
 
-/// One fact and the streams it advances, each with the version it expects.
+/// One event and the streams it advances, each with its expected version.
 #[derive(Debug, Clone)]
 pub struct NewEvent {
-    /// What happened.
-    pub fact: Event,
+    /// The event.
+    pub event: Event,
     /// `(stream, expected version)`; 0 = the stream must be new.
-    pub moves: Vec<(Stream, Version)>,
+    pub write_set: Vec<(Stream, Version)>,
 }
 
-/// All or nothing: facts that become entries together.
+/// Events that become entries together or not at all.
 #[derive(Debug, Clone, Default)]
 pub struct Append {
-    /// In order.
-    pub drafts: Vec<NewEvent>,
-    /// Streams that must not have moved, with the versions they had when it was decided.
+    /// In order; the first entry is the answer to the append.
+    pub events: Vec<NewEvent>,
+    /// `(stream, version)` of every stream that the decision read; each must still have that version.
     pub read_set: Vec<(Stream, Version)>,
-    /// The writer's clock must not have reached this.
+    /// The append is refused when the writer's clock has reached this; absent for no limit.
     pub not_after: Option<Timestamp>,
-    /// Content the facts name by its SHA-256.
+    /// Blobs that the events name by their SHA-256.
     pub blobs: Vec<Blob>,
 }
 
 impl Append {
-    /// An append of one fact.
-    pub fn one(fact: Event, moves: Vec<(Stream, Version)>) -> Self {
+    /// An append of one event, without a read set.
+    pub fn one(event: Event, write_set: Vec<(Stream, Version)>) -> Self {
         Self {
-            drafts: vec![NewEvent { fact, moves }],
+            events: vec![NewEvent { event, write_set }],
             ..Self::default()
         }
     }
 }
 
-/// Content beside the entries, found by its SHA-256.
+/// Content stored beside the entries under its SHA-256.
 #[derive(Clone)]
 pub struct Blob {
     hash: Digest,
@@ -66,7 +66,7 @@ impl Blob {
     pub fn new(text: impl Into<Arc<str>>) -> Self {
         let text = text.into();
         Self {
-            hash: Digest::of(text.as_bytes()),
+            hash: Digest::sha256(text.as_bytes()),
             text,
         }
     }
@@ -82,14 +82,14 @@ impl Blob {
     }
 }
 
-/// Contents may be sensitive: only the name is printed.
+/// Content may be sensitive: only the hash is printed.
 impl std::fmt::Debug for Blob {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Blob({})", self.hash)
     }
 }
 
-/// An entry that is durably in the journal, with the blobs it names. Only the journal makes one.
+/// An entry that is durably in the journal, with its blobs. Only the journal constructs it.
 #[derive(Debug, Clone)]
 pub struct Committed {
     entry: Arc<Entry>,
@@ -111,27 +111,27 @@ impl Committed {
 /// Why nothing was appended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
-    /// These streams moved since the order was decided: decide again.
-    #[error("streams moved: {0:?}")]
+    /// These streams advanced since the decision: decide again.
+    #[error("version conflict on streams {0:?}")]
     Conflict(Vec<Stream>),
-    /// The order's not-after has passed.
-    #[error("the order came too late")]
-    Late,
-    /// An entry would be longer than the limit.
-    #[error("the entry would be too long")]
+    /// [`Append::not_after`] has passed.
+    #[error("the append's deadline has passed")]
+    TooLate,
+    /// An entry would be longer than [`crate::model::ENTRY_BYTES_MAX`].
+    #[error("the entry is too long")]
     TooLarge,
     /// A number or text has no canonical form.
-    #[error("the fact has no canonical form")]
-    Unwritable,
+    #[error("the event has no canonical form")]
+    NotCanonical,
     /// No space is left; nothing of the batch was written.
-    #[error("no space left")]
-    Full,
-    /// The queue before the writer is full.
-    #[error("too many appends wait")]
-    Busy,
-    /// The outcome is not known: the process must end, replay decides.
+    #[error("no space left on the journal's disk")]
+    DiskFull,
+    /// The writer's queue is full ([`QUEUE_MAX`]).
+    #[error("the journal's queue is full")]
+    QueueFull,
+    /// The commit may or may not be durable: the process must end, and replay decides.
     #[error("the outcome of the commit is unknown")]
-    Unknown,
+    OutcomeUnknown,
     /// The writer has stopped.
     #[error("the journal is closed")]
     Closed,
@@ -140,113 +140,113 @@ pub enum AppendError {
 /// Why a journal does not open.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another process has it.
+    /// Another process holds the directory's lock.
     #[error("{0} is in use by another process")]
     Locked(String),
-    /// The directory or the lock file.
+    /// The directory, the lock file or a thread.
     #[error("{what}: {source}")]
     Io {
-        /// What was tried.
+        /// The operation and its path.
         what: String,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// The database.
+    /// SQLite.
     #[error("journal database: {0}")]
     Database(#[from] rusqlite::Error),
-    /// SQLite is older than the fix of a corruption that second-connection checkpoints could meet (3.51.3).
-    #[error("SQLite {0} is older than 3.51.3")]
+    /// SQLite before 3.51.3 can corrupt a database that a second connection checkpoints.
+    #[error("expected SQLite 3.51.3 or later, got {0}")]
     OldSqlite(String),
-    /// The entries do not hold together.
+    /// Verification of the stored entries failed.
     #[error("the journal is damaged: {0}")]
     Damaged(#[from] AuditError),
     /// The head cannot be read.
     #[error("the journal's head cannot be read")]
-    Head,
+    HeadUnreadable,
     /// The journal belongs to another realm.
-    #[error("the journal is of realm {found}, not {expected}")]
-    OtherRealm {
+    #[error("expected a journal of realm `{expected}`, got realm `{found}`")]
+    RealmMismatch {
         /// As configured.
         expected: Realm,
         /// As found.
         found: Realm,
     },
-    /// An entry cannot be written.
+    /// An entry has no canonical form.
     #[error("entry: {0}")]
     Entry(#[from] JsonError),
     /// The first entry could not be appended.
     #[error("first entry: {0}")]
-    First(AppendError),
+    FirstEntry(AppendError),
 }
 
-/// The writer's callback: applies what is durable before anyone is answered.
-pub type Apply = Box<dyn FnMut(&Committed) + Send>;
+/// The writer's callback: applies each committed entry to state before its append is answered.
+pub type ApplyEntry = Box<dyn FnMut(&Committed) + Send>;
 
-/// A place where a test stops the writer as if the process died there.
-pub type StopAt = Arc<dyn Fn(Step) -> bool + Send + Sync>;
+/// A crash test's hook: returns true to stop the writer at a point, as if the process died there.
+pub type CrashHook = Arc<dyn Fn(CrashPoint) -> bool + Send + Sync>;
 
-/// Told how long each append took until it was answered.
-pub type Observe = Arc<dyn Fn(Duration) + Send + Sync>;
+/// Callback with the time from each append's call to its answer.
+pub type AppendObserver = Arc<dyn Fn(Duration) + Send + Sync>;
 
 /// How to open a journal.
-pub struct Options {
-    /// Whose journal it is; written into the first entry, compared ever after.
+pub struct JournalOptions {
+    /// The realm; written into the first entry and compared at every later open.
     pub realm: Realm,
     /// The writer's clock.
     pub clock: Clock,
-    /// How it may fail in a test.
-    pub faults: Faults,
-    /// Who counts appends.
-    pub observe: Option<Observe>,
+    /// Faults injected by tests.
+    pub faults: FaultInjection,
+    /// Records the latency of appends.
+    pub observe: Option<AppendObserver>,
 }
 
-/// How a crash test makes the writer fail; nothing of it by default.
+/// Faults that a crash test injects into the writer; none by default.
 #[derive(Clone, Default)]
-pub struct Faults {
-    /// Where the writer stops as if the process died there.
-    pub stop_at: Option<StopAt>,
-    /// Whether everything stays in the WAL, so that a test can cut it.
+pub struct FaultInjection {
+    /// Stops the writer at a point, as if the process died there.
+    pub crash_hook: Option<CrashHook>,
+    /// Disables checkpoints, so that everything stays in the WAL for a test to truncate.
     pub keep_wal: bool,
-    /// Pages of 4 KiB after which the database is full.
+    /// Size limit of the database, in pages of 4 KiB.
     pub pages_max: Option<u32>,
-    /// While set, no space is left.
-    pub full: Option<Arc<std::sync::atomic::AtomicBool>>,
+    /// While true, every append fails with [`AppendError::DiskFull`].
+    pub disk_full: Option<Arc<std::sync::atomic::AtomicBool>>,
 }
 
-/// A handle on the one writer of a data directory.
+/// A handle to the one writer of a data directory.
 #[derive(Clone)]
 pub struct Journal {
-    orders: mpsc::Sender<Order>,
-    tail: watch::Receiver<Tail>,
-    reader: Arc<ReadOnly>,
+    requests: mpsc::Sender<AppendRequest>,
+    head: watch::Receiver<JournalHead>,
+    reader: Arc<JournalReader>,
     dir: Arc<Path>,
     clock: Clock,
-    observe: Option<Observe>,
+    observe: Option<AppendObserver>,
 }
 
-struct Order {
+struct AppendRequest {
     append: Append,
     reply: oneshot::Sender<Result<Arc<Entry>, AppendError>>,
 }
 
-/// How far the journal has come.
+/// The end of the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tail {
-    /// The life of the journal.
+pub struct JournalHead {
+    /// The incarnation of the journal: positions of different epochs do not compare.
     pub epoch: u64,
-    /// The tree head.
-    pub head: Checkpoint,
-    /// The writer stopped because a commit's outcome is unknown: end the process.
+    /// The Merkle tree head over all entries.
+    pub checkpoint: Checkpoint,
+    /// The writer stopped because a commit's outcome is unknown: the process must end.
     pub failed: bool,
 }
 
-/// Appends that may wait for the writer.
+/// Most appends that wait for the writer.
 const QUEUE_MAX: usize = 4_096;
 
 impl Journal {
-    /// Opens the directory, replays every entry through `apply`, verifies the tree, and starts the writer.
-    /// A new directory gets its first entry. Blocks; call it before serving.
-    pub fn open(dir: &Path, options: Options, mut apply: Apply) -> Result<Self, OpenError> {
+    /// Opens or creates the directory, verifies every entry and passes it to `apply`, and starts the writer. A new journal
+    /// gets its first entry. Blocks; call it before serving.
+    pub fn open(dir: &Path, options: JournalOptions, mut apply: ApplyEntry) -> Result<Self, OpenError> {
         let io = |what: &str| {
             let what = format!("{what} {}", dir.display());
             move |source| OpenError::Io { what, source }
@@ -267,22 +267,22 @@ impl Journal {
             );
             writer
                 .commit_one(first, &mut apply)
-                .map_err(OpenError::First)?;
+                .map_err(OpenError::FirstEntry)?;
         }
-        let (orders, inbox) = mpsc::channel(QUEUE_MAX);
-        let (tail_sender, tail) = watch::channel(writer.tail());
-        let reader = Arc::new(ReadOnly::open(dir)?);
-        // The thread owns the lock: the directory is free once the last commit is done and no handle is left.
+        let (requests, inbox) = mpsc::channel(QUEUE_MAX);
+        let (head_sender, head) = watch::channel(writer.head());
+        let reader = Arc::new(JournalReader::open(dir)?);
+        // The thread owns the lock: the directory is unlocked after the last commit, once no handle is left.
         std::thread::Builder::new()
             .name("journal".to_owned())
             .spawn(move || {
-                writer.run(inbox, apply, tail_sender);
+                writer.run(inbox, apply, head_sender);
                 drop(lock);
             })
             .map_err(io("start the writer of"))?;
         Ok(Self {
-            orders,
-            tail,
+            requests,
+            head,
             reader,
             dir: dir.into(),
             clock: options.clock,
@@ -290,51 +290,51 @@ impl Journal {
         })
     }
 
-    /// Appends durably and answers with the first entry, after every reader of state can see it.
+    /// Appends durably and returns the first entry, after `apply` has made all of them visible in state.
     ///
-    /// Dropping the future after this is called does not take the append back: it may still be committed.
+    /// Not cancel-safe: after the future is dropped the append may still be committed.
     pub async fn append(&self, append: Append) -> Result<Arc<Entry>, AppendError> {
         let began = self.clock.uptime();
-        let answer = self.hand_over(append).await;
+        let answer = self.enqueue(append).await;
         if let Some(observe) = &self.observe {
             observe(self.clock.uptime().saturating_sub(began));
         }
         answer
     }
 
-    async fn hand_over(&self, append: Append) -> Result<Arc<Entry>, AppendError> {
+    async fn enqueue(&self, append: Append) -> Result<Arc<Entry>, AppendError> {
         let (reply, answer) = oneshot::channel();
-        self.orders
-            .try_send(Order { append, reply })
+        self.requests
+            .try_send(AppendRequest { append, reply })
             .map_err(|e| match e {
-                mpsc::error::TrySendError::Full(_) => AppendError::Busy,
+                mpsc::error::TrySendError::Full(_) => AppendError::QueueFull,
                 mpsc::error::TrySendError::Closed(_) => AppendError::Closed,
             })?;
         answer.await.unwrap_or(Err(AppendError::Closed))
     }
 
-    /// Bytes of the journal's files.
-    pub fn bytes(&self) -> u64 {
+    /// Size of the journal's files in bytes, WAL included.
+    pub fn size_bytes(&self) -> u64 {
         let size = |name: &str| std::fs::metadata(self.dir.join(name)).map_or(0, |m| m.len());
         size(sqlite::FILE).saturating_add(size(&format!("{}-wal", sqlite::FILE)))
     }
 
-    /// How far the journal has come; changes after state has been applied.
-    pub fn tail(&self) -> watch::Receiver<Tail> {
-        self.tail.clone()
+    /// The journal's head; changes after the entries were applied to state.
+    pub fn head(&self) -> watch::Receiver<JournalHead> {
+        self.head.clone()
     }
 
-    /// Reads one stored entry.
+    /// Reads one stored entry; `None` beyond the end. Blocks.
     pub fn entry(&self, index: u64) -> Result<Option<StoredEntry>, OpenError> {
         self.reader.entry(index)
     }
 
     /// Reads at most `max` stored entries with an index below `below`, the newest first. Blocks.
-    pub fn below(&self, below: u64, max: u32) -> Result<Vec<StoredEntry>, OpenError> {
-        self.reader.below(below, max)
+    pub fn entries_below(&self, below: u64, max: u32) -> Result<Vec<StoredEntry>, OpenError> {
+        self.reader.entries_below(below, max)
     }
 
-    /// Reads a blob.
+    /// Reads a blob; `None` when it is missing or its content does not match its hash. Blocks.
     pub fn blob(&self, hash: &Digest) -> Result<Option<Arc<str>>, OpenError> {
         self.reader.blob(hash)
     }

@@ -1,4 +1,4 @@
-//! The embedded engine: SQLite in WAL mode with `synchronous=FULL`. A commit that returns is on the disk.
+//! The SQLite engine of the journal: WAL mode with `synchronous=FULL`, so that a commit that returned is durable.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,7 @@ use super::{Blob, OpenError};
 use crate::audit::{Checkpoint, Frontier};
 use crate::model::Digest;
 
-/// Pages of the WAL, 4 KiB each, above which the writer waits a moment for it to begin anew.
+/// WAL size, in pages of 4 KiB, above which a checkpoint blocks the writer briefly to restart the WAL.
 const WAL_PAGES_MAX: i64 = 4_096;
 /// The database's name inside the data directory.
 pub(super) const FILE: &str = "journal.db";
@@ -34,7 +34,7 @@ CREATE TABLE IF NOT EXISTS blobs (
 ) WITHOUT ROWID;
 ";
 
-/// The head row: the tree's size, root and right edge, and the life of the journal.
+/// The head row: the tree's size, root and right edge, and the journal's epoch.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Head {
     pub(super) epoch: u64,
@@ -50,14 +50,14 @@ impl Head {
     }
 }
 
-/// An entry as it lies in the database.
+/// An entry as stored.
 #[derive(Debug, Clone)]
 pub struct StoredEntry {
-    /// Its place.
+    /// Its index.
     pub index: u64,
     /// The stored leaf hash.
     pub leaf: Digest,
-    /// The exact bytes.
+    /// The exact canonical bytes.
     pub text: String,
 }
 
@@ -74,7 +74,7 @@ impl Engine {
         let db = Connection::open(dir.join(FILE))?;
         db.pragma_update(None, "journal_mode", "WAL")?;
         db.pragma_update(None, "synchronous", "FULL")?;
-        // A second connection checkpoints, so that no commit waits for it.
+        // A second connection checkpoints, so that no commit waits for a checkpoint.
         db.pragma_update(None, "wal_autocheckpoint", 0)?;
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         db.busy_timeout(std::time::Duration::from_secs(5))?;
@@ -151,24 +151,24 @@ impl Engine {
         self.db.execute_batch("COMMIT")
     }
 
-    /// Takes back what `write` did. True when the database is known to be as before.
+    /// Rolls back `write`. True when the database is known to be unchanged.
     pub(super) fn undo(&mut self) -> bool {
         self.db.is_autocommit() || self.db.execute_batch("ROLLBACK").is_ok()
     }
 }
 
-/// A reading connection: for explanations and audits, beside a running broker or without one.
-pub struct ReadOnly {
+/// A read-only connection, for explanations and audits, with or without a running broker.
+pub struct JournalReader {
     db: Mutex<Connection>,
 }
 
-impl ReadOnly {
-    /// Whether a data directory has a journal at all.
+impl JournalReader {
+    /// Whether a data directory has a journal.
     pub fn exists(dir: &Path) -> bool {
         dir.join(FILE).exists()
     }
 
-    /// Opens the journal of a data directory for reading only.
+    /// Opens the journal of a data directory read-only. Does not verify it.
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
         let db = Connection::open_with_flags(
             dir.join(FILE),
@@ -178,7 +178,7 @@ impl ReadOnly {
         Ok(Self { db: Mutex::new(db) })
     }
 
-    /// One stored entry.
+    /// One stored entry; `None` beyond the end.
     pub fn entry(&self, index: u64) -> Result<Option<StoredEntry>, OpenError> {
         let db = self.lock();
         let found = db
@@ -192,7 +192,7 @@ impl ReadOnly {
     }
 
     /// At most `max` stored entries with an index below `below`, the newest first.
-    pub fn below(&self, below: u64, max: u32) -> Result<Vec<StoredEntry>, OpenError> {
+    pub fn entries_below(&self, below: u64, max: u32) -> Result<Vec<StoredEntry>, OpenError> {
         let db = self.lock();
         let mut statement = db.prepare_cached(
             "SELECT idx, leaf, entry FROM entries WHERE idx < ?1 ORDER BY idx DESC LIMIT ?2",
@@ -201,24 +201,24 @@ impl ReadOnly {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// One blob.
+    /// One blob; `None` when it is missing or its content does not match its hash.
     pub fn blob(&self, hash: &Digest) -> Result<Option<Arc<str>>, OpenError> {
         Ok(read_blob(&self.lock(), hash)?.map(Into::into))
     }
 
-    /// Every entry, and the head with its epoch, as of one moment.
-    pub fn all(
+    /// Visits every entry in order and returns the head and its epoch, all from one snapshot.
+    pub fn read_all(
         &self,
         mut visit: impl FnMut(StoredEntry) -> Result<(), OpenError>,
     ) -> Result<(Checkpoint, u64), OpenError> {
         let db = self.lock();
-        let moment = db.unchecked_transaction()?;
-        let head = read_head(&moment)?.ok_or(OpenError::Head)?;
-        each(&moment, &mut visit)?;
+        let snapshot = db.unchecked_transaction()?;
+        let head = read_head(&snapshot)?.ok_or(OpenError::HeadUnreadable)?;
+        each(&snapshot, &mut visit)?;
         Ok((head.checkpoint(), head.epoch))
     }
 
-    /// Every stored blob, by its name.
+    /// Visits every stored blob with its hash, in no particular order and unverified.
     pub fn blobs(
         &self,
         mut visit: impl FnMut(Digest, &str) -> Result<(), OpenError>,
@@ -227,7 +227,7 @@ impl ReadOnly {
         let mut statement = db.prepare("SELECT sha256, content FROM blobs")?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
-            let name = digest(&row.get::<_, Vec<u8>>(0)?).ok_or(OpenError::Head)?;
+            let name = digest(&row.get::<_, Vec<u8>>(0)?).ok_or(OpenError::HeadUnreadable)?;
             visit(name, &row.get::<_, String>(1)?)?;
         }
         Ok(())
@@ -238,7 +238,7 @@ impl ReadOnly {
     }
 }
 
-/// Moves committed pages from the WAL into the database file, away from the writer's path.
+/// Moves committed pages from the WAL into the database file, on its own connection.
 pub(super) struct Checkpointer {
     db: Connection,
 }
@@ -256,7 +256,7 @@ impl Checkpointer {
             let sql = format!("PRAGMA wal_checkpoint({mode})");
             self.db.query_row(&sql, [], |row| row.get::<_, i64>(1))
         };
-        // Passive never holds the writer up, but under steady load never lets the WAL begin anew either.
+        // PASSIVE never blocks the writer, but under steady load never restarts the WAL either.
         if pages("PASSIVE")? > WAL_PAGES_MAX {
             pages("TRUNCATE")?;
         }
@@ -282,14 +282,14 @@ fn read_head(db: &Connection) -> Result<Option<Head>, OpenError> {
         .chunks(32)
         .map(digest)
         .collect::<Option<Vec<_>>>()
-        .ok_or(OpenError::Head)?;
-    let size = u64::try_from(size).map_err(|_| OpenError::Head)?;
-    let tree = Frontier::from_parts(size, peaks).ok_or(OpenError::Head)?;
+        .ok_or(OpenError::HeadUnreadable)?;
+    let size = u64::try_from(size).map_err(|_| OpenError::HeadUnreadable)?;
+    let tree = Frontier::from_parts(size, peaks).ok_or(OpenError::HeadUnreadable)?;
     if digest(&root) != Some(tree.root()) {
-        return Err(OpenError::Head);
+        return Err(OpenError::HeadUnreadable);
     }
     Ok(Some(Head {
-        epoch: u64::try_from(epoch).map_err(|_| OpenError::Head)?,
+        epoch: u64::try_from(epoch).map_err(|_| OpenError::HeadUnreadable)?,
         tree,
     }))
 }
@@ -322,8 +322,8 @@ fn read_blob(db: &Connection, hash: &Digest) -> Result<Option<String>, OpenError
         .prepare_cached("SELECT content FROM blobs WHERE sha256 = ?1")?
         .query_row([hash.as_bytes().as_slice()], |r| r.get::<_, String>(0))
         .optional()?;
-    // A blob that is not what its name says is no blob.
-    Ok(found.filter(|text| Digest::of(text.as_bytes()) == *hash))
+    // A blob whose content does not match its hash counts as missing.
+    Ok(found.filter(|text| Digest::sha256(text.as_bytes()) == *hash))
 }
 
 fn digest(bytes: &[u8]) -> Option<Digest> {

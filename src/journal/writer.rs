@@ -1,4 +1,4 @@
-//! The one writer: check, write, commit, publish, answer. Many appends share one fsync.
+//! The journal's writer thread: group commit. Check, write, commit, apply, answer; many appends share one fsync.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,30 +7,30 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
-use super::check::{Batch, Versions};
+use super::occ::{BatchVersions, Versions};
 use super::sqlite::{Checkpointer, Engine, Head, StoredEntry};
-use super::{Append, AppendError, Apply, Committed, OpenError, Options, Order, StopAt, Tail};
-use crate::audit::{Audit, leaf_hash};
+use super::{Append, AppendError, ApplyEntry, Committed, OpenError, JournalOptions, AppendRequest, CrashHook, JournalHead};
+use crate::audit::{JournalVerifier, leaf_hash};
 use crate::clock::Clock;
 use crate::model::{ENTRY_BYTES_MAX, Entry, Event, Timestamp};
 
-/// Where a test may stop the writer as if the process died there.
+/// A point where a crash test stops the writer, as if the process died there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// Checked; nothing written. A crash here leaves nothing.
+pub enum CrashPoint {
+    /// Appends checked, nothing written. A crash here leaves nothing.
     Checked,
-    /// Written, not committed. A crash here leaves nothing: SQLite rolls back.
+    /// Rows written, not committed. A crash here leaves nothing: SQLite rolls back.
     Written,
-    /// Committed; nobody knows yet. A crash here leaves entries that replay finds: a grant whose token nobody holds,
-    /// which a retry by `request_id` finds again.
+    /// Committed, not applied. A crash here leaves entries that replay finds: a grant whose token no client received, which
+    /// a retry with the same idempotency key returns.
     Committed,
-    /// Published to state; callers not answered. As above.
+    /// Applied to state, appends not answered. As above.
     Published,
 }
 
-/// Appends that share one commit at most.
+/// Most appends that share one commit.
 const BATCH_MAX: usize = 1_024;
-/// How often committed pages move out of the WAL.
+/// Pause between checkpoints of the WAL.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(200);
 
 pub(super) struct Writer {
@@ -39,14 +39,14 @@ pub(super) struct Writer {
     head: Head,
     last_at: Timestamp,
     clock: Clock,
-    stop_at: Option<StopAt>,
-    full: Option<Arc<AtomicBool>>,
+    crash_hook: Option<CrashHook>,
+    disk_full: Option<Arc<AtomicBool>>,
     closing: Arc<AtomicBool>,
 }
 
-/// An append that passed the check, ready to be written.
+/// An append that passed the check, with its entries.
 struct Accepted {
-    order: Order,
+    request: AppendRequest,
     committed: Vec<Committed>,
 }
 
@@ -54,29 +54,29 @@ impl Writer {
     /// Opens the engine and replays: every entry is verified before it is applied.
     pub(super) fn open(
         dir: &Path,
-        options: &Options,
-        apply: &mut Apply,
+        options: &JournalOptions,
+        apply: &mut ApplyEntry,
     ) -> Result<Self, OpenError> {
         let engine = Engine::open(dir, options.faults.pages_max)?;
-        let mut audit = Audit::default();
+        let mut verifier = JournalVerifier::default();
         let mut versions = Versions::default();
         let mut last_at = Timestamp::from_millis(0);
         engine.each(|stored, engine| {
-            let entry = audit.entry(&stored.text, stored.leaf)?;
-            if let Event::EpochStarted(started) = &entry.fact
+            let entry = verifier.entry(&stored.text, stored.leaf)?;
+            if let Event::EpochStarted(started) = &entry.event
                 && started.realm != options.realm
             {
-                return Err(OpenError::OtherRealm {
+                return Err(OpenError::RealmMismatch {
                     expected: options.realm.clone(),
                     found: started.realm.clone(),
                 });
             }
-            for stream in &entry.moves {
-                versions.moved(stream, entry.index);
+            for stream in &entry.write_set {
+                versions.advance(stream, entry.index);
             }
             last_at = entry.at;
             let mut blobs = Vec::new();
-            for hash in entry.fact.blobs() {
+            for hash in entry.event.blobs() {
                 blobs.extend(engine.blob(&hash)?);
             }
             apply(&Committed {
@@ -86,7 +86,7 @@ impl Writer {
             Ok(())
         })?;
         let head = engine.head()?.unwrap_or_default();
-        audit.finish(head.checkpoint(), head.epoch)?;
+        verifier.finish(head.checkpoint(), head.epoch)?;
         let closing = Arc::new(AtomicBool::new(false));
         if !options.faults.keep_wal {
             checkpoint_until(Checkpointer::open(dir)?, closing.clone())?;
@@ -97,8 +97,8 @@ impl Writer {
             head,
             last_at,
             clock: options.clock.clone(),
-            stop_at: options.faults.stop_at.clone(),
-            full: options.faults.full.clone(),
+            crash_hook: options.faults.crash_hook.clone(),
+            disk_full: options.faults.disk_full.clone(),
             closing,
         })
     }
@@ -107,48 +107,48 @@ impl Writer {
         self.head.tree.size() == 0
     }
 
-    pub(super) fn tail(&self) -> Tail {
-        Tail {
+    pub(super) fn head(&self) -> JournalHead {
+        JournalHead {
             epoch: self.head.epoch,
-            head: self.head.checkpoint(),
+            checkpoint: self.head.checkpoint(),
             failed: false,
         }
     }
 
-    /// Appends before the writer's thread runs.
+    /// Commits one append before the writer's thread runs.
     pub(super) fn commit_one(
         &mut self,
         append: Append,
-        apply: &mut Apply,
+        apply: &mut ApplyEntry,
     ) -> Result<(), AppendError> {
         let (reply, mut answer) = tokio::sync::oneshot::channel();
-        let carried_on = self.commit(vec![Order { append, reply }], apply).is_some();
+        let running = self.commit(vec![AppendRequest { append, reply }], apply).is_some();
         match answer.try_recv() {
             Ok(result) => result.map(|_| ()),
-            Err(_) if carried_on => Ok(()),
+            Err(_) if running => Ok(()),
             Err(_) => Err(AppendError::Closed),
         }
     }
 
-    /// Takes orders until every handle is gone or an outcome is unknown.
+    /// Commits batches until every handle is dropped or a commit's outcome is unknown.
     pub(super) fn run(
         mut self,
-        mut inbox: mpsc::Receiver<Order>,
-        mut apply: Apply,
-        tail: watch::Sender<Tail>,
+        mut queue: mpsc::Receiver<AppendRequest>,
+        mut apply: ApplyEntry,
+        head: watch::Sender<JournalHead>,
     ) {
-        while let Some(first) = inbox.blocking_recv() {
-            let mut orders = vec![first];
-            while orders.len() < BATCH_MAX
-                && let Ok(order) = inbox.try_recv()
+        while let Some(first) = queue.blocking_recv() {
+            let mut requests = vec![first];
+            while requests.len() < BATCH_MAX
+                && let Ok(request) = queue.try_recv()
             {
-                orders.push(order);
+                requests.push(request);
             }
-            match self.commit_and_tell(orders, &mut apply, &tail) {
+            match self.commit_and_notify(requests, &mut apply, &head) {
                 Some(()) => {}
                 None => {
                     // INVARIANT (unknown outcome ends the process): nothing is written after this point; replay decides.
-                    tail.send_modify(|t| t.failed = true);
+                    head.send_modify(|h| h.failed = true);
                     break;
                 }
             }
@@ -156,30 +156,30 @@ impl Writer {
         self.closing.store(true, Ordering::Relaxed);
     }
 
-    fn commit_and_tell(
+    fn commit_and_notify(
         &mut self,
-        orders: Vec<Order>,
-        apply: &mut Apply,
-        tail: &watch::Sender<Tail>,
+        requests: Vec<AppendRequest>,
+        apply: &mut ApplyEntry,
+        head: &watch::Sender<JournalHead>,
     ) -> Option<()> {
-        let answers = self.commit(orders, apply)?;
-        tail.send_replace(self.tail());
+        let answers = self.commit(requests, apply)?;
+        head.send_replace(self.head());
         for (reply, entry) in answers {
-            // A caller that went away finds its append by asking again.
-            let _gone = reply.send(entry.ok_or(AppendError::Unwritable));
+            // A caller that disconnected finds its append by a retry with the same idempotency key.
+            let _gone = reply.send(entry.ok_or(AppendError::NotCanonical));
         }
         Some(())
     }
 
-    /// One batch. `None` = the writer must stop: a test's crash, or an unknown outcome.
+    /// Commits one batch. `None`: the writer must stop, by an injected crash or an unknown outcome.
     #[expect(
         clippy::type_complexity,
         reason = "the pairs are answered at once by the one caller"
     )]
     fn commit(
         &mut self,
-        orders: Vec<Order>,
-        apply: &mut Apply,
+        requests: Vec<AppendRequest>,
+        apply: &mut ApplyEntry,
     ) -> Option<
         Vec<(
             tokio::sync::oneshot::Sender<Result<Arc<Entry>, AppendError>>,
@@ -187,15 +187,15 @@ impl Writer {
         )>,
     > {
         let at = self.clock.now().max(self.last_at);
-        let mut batch = Batch::default();
+        let mut batch = BatchVersions::default();
         let mut head = self.head.clone();
         let mut rows = Vec::new();
         let mut blobs = Vec::new();
         let mut accepted: Vec<Accepted> = Vec::new();
-        for order in orders {
-            match self.prepare(&order.append, &mut batch, &head, at) {
+        for request in requests {
+            match self.prepare(&request.append, &mut batch, &head, at) {
                 Err(error) => {
-                    let _gone = order.reply.send(Err(error));
+                    let _gone = request.reply.send(Err(error));
                 }
                 Ok(entries) => {
                     let mut committed = Vec::with_capacity(entries.len());
@@ -209,86 +209,86 @@ impl Writer {
                         });
                         committed.push(Committed {
                             entry: Arc::new(entry),
-                            blobs: order.append.blobs.clone(),
+                            blobs: request.append.blobs.clone(),
                         });
                     }
-                    blobs.extend(order.append.blobs.iter().cloned());
-                    accepted.push(Accepted { order, committed });
+                    blobs.extend(request.append.blobs.iter().cloned());
+                    accepted.push(Accepted { request, committed });
                 }
             }
         }
         if accepted.is_empty() {
             return Some(Vec::new());
         }
-        self.pass(Step::Checked)?;
+        self.crash_point(CrashPoint::Checked)?;
         if let Err(error) = self.engine.write(&rows, &blobs, &head) {
-            return self.give_up(&error, accepted, false);
+            return self.fail_all(&error, accepted, false);
         }
-        self.pass(Step::Written)?;
+        self.crash_point(CrashPoint::Written)?;
         if let Err(error) = self.engine.commit() {
-            return self.give_up(&error, accepted, true);
+            return self.fail_all(&error, accepted, true);
         }
-        self.pass(Step::Committed)?;
+        self.crash_point(CrashPoint::Committed)?;
         self.head = head;
         self.last_at = at;
         let mut answers = Vec::with_capacity(accepted.len());
-        for Accepted { order, committed } in accepted {
+        for Accepted { request, committed } in accepted {
             for one in &committed {
-                for stream in &one.entry.moves {
-                    self.versions.moved(stream, one.entry.index);
+                for stream in &one.entry.write_set {
+                    self.versions.advance(stream, one.entry.index);
                 }
                 apply(one);
             }
-            answers.push((order.reply, committed.first().map(|c| c.entry.clone())));
+            answers.push((request.reply, committed.first().map(|c| c.entry.clone())));
         }
-        self.pass(Step::Published)?;
+        self.crash_point(CrashPoint::Published)?;
         Some(answers)
     }
 
-    /// Checks one append and spells its entries.
+    /// Checks one append and serializes its entries.
     fn prepare(
         &self,
         append: &Append,
-        batch: &mut Batch,
+        batch: &mut BatchVersions,
         head: &Head,
         at: Timestamp,
     ) -> Result<Vec<(Entry, String)>, AppendError> {
         if self
-            .full
+            .disk_full
             .as_ref()
             .is_some_and(|full| full.load(Ordering::SeqCst))
         {
-            return Err(AppendError::Full);
+            return Err(AppendError::DiskFull);
         }
         let next = head.tree.size();
-        let mut entries = Vec::with_capacity(append.drafts.len());
-        for (index, draft) in (next..).zip(&append.drafts) {
+        let mut entries = Vec::with_capacity(append.events.len());
+        for (index, new) in (next..).zip(&append.events) {
             let entry = Entry {
                 v: 1,
                 epoch: head.epoch,
                 index,
                 at,
-                moves: draft
-                    .moves
+                write_set: new
+                    .write_set
                     .iter()
                     .map(|(stream, _)| stream.clone())
                     .collect(),
                 read_set: append.read_set.clone(),
-                fact: draft.fact.clone(),
+                event: new.event.clone(),
             };
-            let text = entry.canonical().map_err(|_| AppendError::Unwritable)?;
+            let text = entry.canonical().map_err(|_| AppendError::NotCanonical)?;
             if text.len() > ENTRY_BYTES_MAX {
                 return Err(AppendError::TooLarge);
             }
             entries.push((entry, text));
         }
-        // Last, because acceptance marks the batch: an append that cannot be spelled must leave no trace there.
+        // Last, because acceptance changes the batch: an append that cannot be serialized must not.
         batch.accept(&self.versions, append, next, at)?;
         Ok(entries)
     }
 
-    /// A batch that could not be written: refused whole when the database is surely as before, else the writer stops.
-    fn give_up<T>(
+    /// Fails every append of a batch that could not be written. The writer goes on only if the database is surely unchanged.
+    fn fail_all<T>(
         &mut self,
         error: &rusqlite::Error,
         accepted: Vec<Accepted>,
@@ -296,36 +296,36 @@ impl Writer {
     ) -> Option<Vec<T>> {
         let full = error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull);
         let known = self.engine.undo() && (full || !at_commit);
-        tracing::error!(%error, at_commit, known, "the journal could not commit");
+        tracing::error!(%error, at_commit, known, "journal commit failed");
         let answer = if known && full {
-            AppendError::Full
+            AppendError::DiskFull
         } else if known {
             AppendError::Closed
         } else {
-            AppendError::Unknown
+            AppendError::OutcomeUnknown
         };
-        for Accepted { order, .. } in accepted {
-            let _gone = order.reply.send(Err(answer.clone()));
+        for Accepted { request, .. } in accepted {
+            let _gone = request.reply.send(Err(answer.clone()));
         }
         known.then(Vec::new)
     }
 
-    fn pass(&self, step: Step) -> Option<()> {
-        match &self.stop_at {
-            Some(stop) if stop(step) => None,
+    fn crash_point(&self, point: CrashPoint) -> Option<()> {
+        match &self.crash_hook {
+            Some(stop) if stop(point) => None,
             _ => Some(()),
         }
     }
 }
 
-/// Moves committed pages out of the WAL, on a thread of its own, until told to stop.
+/// Moves committed pages out of the WAL, on its own thread, until `stop` is set.
 fn checkpoint_until(checkpointer: Checkpointer, stop: Arc<AtomicBool>) -> Result<(), OpenError> {
     let run = move || {
         while !stop.load(Ordering::Relaxed) {
             std::thread::park_timeout(CHECKPOINT_EVERY);
-            // A checkpoint that fails is tried again; the WAL holds everything meanwhile.
+            // A failed checkpoint is retried; until then the WAL holds the pages.
             if let Err(error) = checkpointer.run() {
-                tracing::warn!(%error, "checkpoint put off");
+                tracing::warn!(%error, "WAL checkpoint failed; will retry");
             }
         }
     };
@@ -335,7 +335,7 @@ fn checkpoint_until(checkpointer: Checkpointer, stop: Arc<AtomicBool>) -> Result
     {
         Ok(_) => Ok(()),
         Err(source) => Err(OpenError::Io {
-            what: "start the checkpointer".to_owned(),
+            what: "start the checkpoint thread".to_owned(),
             source,
         }),
     }

@@ -103,7 +103,7 @@ impl TokenIssuer {
 
     /// The `kid` is the key's thumbprint (RFC 7638), so one `kid` never means two keys.
     fn key_id(key: &PublicKey) -> KeyId {
-        KeyId::of(key.thumbprint())
+        KeyId::from_thumbprint(key.thumbprint())
     }
 
     /// The `kid` of the signing key.
@@ -140,10 +140,10 @@ impl TokenIssuer {
             agent: verified.agent().id.clone(),
             subject: verified.facts().subject.clone(),
             idempotency_key: context.idempotency_key.clone(),
-            asked_ttl: approval.decision().ttl.asked,
+            requested_ttl: approval.decision().ttl.requested,
             reason: context.reason,
             action: Arc::new(action),
-            secret: blob.as_ref().map(|text| Digest::of(text.as_bytes())),
+            secret: blob.as_ref().map(|text| Digest::sha256(text.as_bytes())),
             iat,
             // Counted from the second of the decision, so that it stays within every limit of the lifetime.
             exp: iat + approval.ttl(),
@@ -158,13 +158,13 @@ impl TokenIssuer {
         };
         let token = self.sign(&issued, context.position.0, now)?;
         let mut write_set = vec![(
-            Stream::Request(task.id, context.idempotency_key),
+            Stream::TokenRequest(task.id, context.idempotency_key),
             context.request_version,
         )];
         write_set.extend(
             approval
                 .consumes()
-                .map(|(id, version)| (Stream::Access(id), version)),
+                .map(|(id, version)| (Stream::AccessRequest(id), version)),
         );
         let mut read_set = approval.read_set();
         read_set.push((Stream::Key(self.kid.clone()), context.key_version));

@@ -8,7 +8,7 @@ use super::people::{People, line};
 use super::problem::{Problems, nearest};
 use super::toml_reader::{TableReader, TomlSource};
 use crate::model::{
-    ActionName, Agent, AgentId, Digest, EnvironmentName, GroupId, PersonId, SpiffeId, Thumbprint,
+    ActionName, RegisteredAgent, AgentId, Digest, EnvironmentName, GroupId, PersonId, SpiffeId, Thumbprint,
 };
 
 /// Reads `agents.toml`: registered workloads, each with an owner among `people` and a ceiling within the catalogue.
@@ -18,7 +18,7 @@ pub(super) fn read(
     people: &People,
     catalogue: Option<&Catalogue>,
     problems: &mut Problems,
-) -> BTreeMap<AgentId, Arc<Agent>> {
+) -> BTreeMap<AgentId, Arc<RegisteredAgent>> {
     let mut agents = BTreeMap::new();
     let source = TomlSource { file: AGENTS, text };
     let Some(root) = source.read(problems) else {
@@ -74,7 +74,7 @@ pub(super) fn read(
                 }
                 Entry::Vacant(free) => {
                     let id = free.key().clone();
-                    free.insert(Arc::new(Agent {
+                    free.insert(Arc::new(RegisteredAgent {
                         id,
                         spiffe_id,
                         owner,

@@ -1,7 +1,7 @@
 //! Limits on access requests: `[approvals]` in `people.toml`.
 
 use super::toml_reader::TableReader;
-use crate::model::{Malformed, parse_duration};
+use crate::model::{ParseError, parse_duration};
 
 /// Limits on access requests, and the consequences of denials: `[approvals]` in `people.toml`. They bound approval fatigue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,12 +90,12 @@ const QUARANTINE_MAX: u32 = 32;
 /// Longest dwell, in seconds: well below the two minutes a statement waits for its signature.
 const DWELL_MAX_S: u32 = 60;
 
-fn dwell(text: &str) -> Result<u32, Malformed> {
+fn dwell(text: &str) -> Result<u32, ParseError> {
     if text == "off" {
         return Ok(0);
     }
     match parse_duration("dwell", text)? {
         seconds if seconds <= DWELL_MAX_S => Ok(seconds),
-        _ => Err(Malformed::new("dwell", "must be \"off\" or at most 60s")),
+        _ => Err(ParseError::new("dwell", "must be \"off\" or at most 60s")),
     }
 }

@@ -8,14 +8,14 @@ use super::people::StepUpProfile;
 use super::rule::{Remedy, RuleInfo};
 use super::schema::OPERATE;
 use crate::model::{
-    Action, Agent, DeniedReason, EvidenceKind, ProfileName, ProfileRef, RuleRef, Timestamp,
+    Action, RegisteredAgent, DeniedReason, EvidenceKind, ProfileName, ProfileRef, RuleRef, Timestamp,
 };
 
 /// The request of gate 2. Every number comes from the broker; the agent chooses only the requested time to live.
 #[derive(Debug, Clone, Copy)]
 pub struct AuthzRequest<'a> {
     /// The requesting agent.
-    pub agent: &'a Agent,
+    pub agent: &'a RegisteredAgent,
     /// The requested action.
     pub action: &'a Action,
     /// Milliseconds the token would live, every other bound applied; above zero.
@@ -225,7 +225,7 @@ impl PolicyBundle {
     /// Decides for gate 1 whether this agent may operate in its environment now.
     pub fn may_operate(
         &self,
-        agent: &Agent,
+        agent: &RegisteredAgent,
         evidence_kind: EvidenceKind,
         evidence_age_ms: i64,
         binding: &str,

@@ -8,7 +8,7 @@ use super::files::SCHEMA;
 use super::problem::Problems;
 use super::schema::{MergedSchema, declaration_line, check_annotations, parameters};
 use super::schema_types::{RecordMember, SchemaType, annotations};
-use crate::model::{ActionName, Param, Risk, visible};
+use crate::model::{ActionName, Param, Risk, check_visible};
 
 /// One action of the catalogue: its texts for people and its parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,7 +198,7 @@ impl Catalogue {
             let parsed = match ActionName::parse(name) {
                 Ok(parsed) => parsed,
                 Err(e) => {
-                    problem(format!("its name {}", e.rule));
+                    problem(format!("its name {}", e.reason));
                     continue;
                 }
             };
@@ -376,7 +376,7 @@ fn param_spec(member: &RecordMember, outermost: bool) -> Result<ParamSpec, Strin
     for (key, value) in &member.annotations {
         match (key.as_str(), value) {
             ("title", Some(text)) => {
-                visible("title", text, TEXT_BYTES_MAX).map_err(|e| format!("@title {}", e.rule))?
+                check_visible("title", text, TEXT_BYTES_MAX).map_err(|e| format!("@title {}", e.reason))?
             }
             ("title", None) => return Err("@title needs a text".to_owned()),
             ("sensitive", None) if outermost => {}
@@ -439,10 +439,10 @@ impl AnnotationReader<'_> {
         let value = self.found.get(key)?.clone();
         match value
             .as_deref()
-            .map(|text| visible("annotation", text, TEXT_BYTES_MAX))
+            .map(|text| check_visible("annotation", text, TEXT_BYTES_MAX))
         {
             Some(Ok(())) => return value,
-            Some(Err(e)) => self.problem(&format!("@{key} {}", e.rule)),
+            Some(Err(e)) => self.problem(&format!("@{key} {}", e.reason)),
             None => self.problem(&format!("@{key} needs a text")),
         }
         None

@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::files::ENTITIES;
 use super::people::People;
 use super::problem::{Problems, nearest};
-use crate::model::{Agent, AgentId, Target, json};
+use crate::model::{RegisteredAgent, AgentId, Target, json};
 
 /// The entities of a bundle, as policies see them.
 pub(super) struct EntityStore {
@@ -30,7 +30,7 @@ impl EntityStore {
         schema: &Schema,
         types: &BTreeSet<String>,
         targets: &str,
-        agents: &BTreeMap<AgentId, Arc<Agent>>,
+        agents: &BTreeMap<AgentId, Arc<RegisteredAgent>>,
         people: &People,
         problems: &mut Problems,
     ) -> Option<Self> {
@@ -201,7 +201,7 @@ impl Registry<'_> {
 
     fn entities(
         &self,
-        agents: &BTreeMap<AgentId, Arc<Agent>>,
+        agents: &BTreeMap<AgentId, Arc<RegisteredAgent>>,
         people: &People,
     ) -> Result<Vec<Entity>, String> {
         let mut plain = BTreeSet::new();

@@ -107,7 +107,7 @@ impl BundleFiles {
 
     /// SHA-256 of the canonical form: the content-addressed version.
     pub fn version(&self) -> Digest {
-        Digest::of(self.canonical.as_bytes())
+        Digest::sha256(self.canonical.as_bytes())
     }
 
     /// The text of one file.

@@ -40,7 +40,7 @@ pub use problem::{BundleError, BundleProblem};
 pub use rule::{Remedy, RuleEffect, RuleInfo};
 
 use crate::model::{
-    Action, ActionName, Agent, AgentId, Audience, Digest, PersonId, ProfileName, ServiceId,
+    Action, ActionName, RegisteredAgent, AgentId, Audience, Digest, PersonId, ProfileName, ServiceId,
     SpiffeId, Target,
 };
 use catalogue::Catalogue;
@@ -60,8 +60,8 @@ pub struct PolicyBundle {
     version: Digest,
     catalogue: Catalogue,
     people: People,
-    agents: BTreeMap<AgentId, Arc<Agent>>,
-    by_spiffe_id: BTreeMap<SpiffeId, Vec<Arc<Agent>>>,
+    agents: BTreeMap<AgentId, Arc<RegisteredAgent>>,
+    by_spiffe_id: BTreeMap<SpiffeId, Vec<Arc<RegisteredAgent>>>,
     rules: RuleSet,
     policy_index: PolicyIndex,
     evaluator: Evaluator,
@@ -138,7 +138,7 @@ impl PolicyBundle {
                 .into_iter()
                 .for_each(|message| problems.add("bundle", None, format!("self-test: {message}")));
         }
-        let mut by_spiffe_id: BTreeMap<SpiffeId, Vec<Arc<Agent>>> = BTreeMap::new();
+        let mut by_spiffe_id: BTreeMap<SpiffeId, Vec<Arc<RegisteredAgent>>> = BTreeMap::new();
         for agent in agents.values() {
             by_spiffe_id
                 .entry(agent.spiffe_id.clone())
@@ -205,17 +205,17 @@ impl PolicyBundle {
     }
 
     /// The agent with this id.
-    pub fn agent(&self, id: &AgentId) -> Option<Arc<Agent>> {
+    pub fn agent(&self, id: &AgentId) -> Option<Arc<RegisteredAgent>> {
         self.agents.get(id).map(Arc::clone)
     }
 
     /// Every agent, by id.
-    pub fn agents(&self) -> impl Iterator<Item = &Arc<Agent>> {
+    pub fn agents(&self) -> impl Iterator<Item = &Arc<RegisteredAgent>> {
         self.agents.values()
     }
 
     /// The agents an attested identity may operate as; gate 1 requires exactly one.
-    pub fn agents_matching(&self, spiffe_id: &SpiffeId) -> Vec<&Arc<Agent>> {
+    pub fn agents_matching(&self, spiffe_id: &SpiffeId) -> Vec<&Arc<RegisteredAgent>> {
         self.by_spiffe_id
             .get(spiffe_id)
             .into_iter()

@@ -12,8 +12,8 @@ use super::problem::{Problems, nearest};
 use super::toml_reader::{TableReader, TomlSource};
 use crate::jose::PublicKey;
 use crate::model::{
-    Audience, Digest, GroupId, Malformed, PersonId, ProfileName, ProfileRef, ServiceId, SpiffeId,
-    json, parse_duration, visible,
+    Audience, Digest, GroupId, ParseError, PersonId, ProfileName, ProfileRef, ServiceId, SpiffeId,
+    json, parse_duration, check_visible,
 };
 
 /// A registered person.
@@ -49,11 +49,11 @@ impl Role {
         }
     }
 
-    fn parse(text: &str) -> Result<Self, Malformed> {
+    fn parse(text: &str) -> Result<Self, ParseError> {
         match text {
             "approver" => Ok(Self::Approver),
             "operator" => Ok(Self::Operator),
-            _ => Err(Malformed::new(
+            _ => Err(ParseError::new(
                 "role",
                 "must be \"approver\" or \"operator\"",
             )),
@@ -127,11 +127,11 @@ impl VoteMethod {
         }
     }
 
-    fn parse(text: &str) -> Result<Self, Malformed> {
+    fn parse(text: &str) -> Result<Self, ParseError> {
         match text {
             "key" => Ok(Self::Key),
             "passkey" => Ok(Self::Passkey),
-            _ => Err(Malformed::new("method", "must be \"passkey\" or \"key\"")),
+            _ => Err(ParseError::new("method", "must be \"passkey\" or \"key\"")),
         }
     }
 }
@@ -348,7 +348,7 @@ impl People {
 
     fn profile(&mut self, name: &str, mut fields: TableReader<'_, '_>, warnings: &mut Problems) {
         let name = ProfileName::parse(name)
-            .map_err(|e| fields.problem(format!("name {}", e.rule)))
+            .map_err(|e| fields.problem(format!("name {}", e.reason)))
             .ok();
         let group = fields.required("group", GroupId::parse);
         let quorum = match fields.get("quorum") {
@@ -440,25 +440,25 @@ fn read_jwk<'a>(
     }
 }
 
-fn exactly(what: &'static str, text: &str, wanted: &str) -> Result<String, Malformed> {
+fn exactly(what: &'static str, text: &str, wanted: &str) -> Result<String, ParseError> {
     if text == wanted {
         Ok(text.to_owned())
     } else {
-        Err(Malformed::new(what, format!("must be \"{wanted}\"")))
+        Err(ParseError::new(what, format!("must be \"{wanted}\"")))
     }
 }
 
 /// 32 bytes in base64url without padding (RFC 7518 §6.2.1.2), the form of digests too.
-fn coordinate(text: &str) -> Result<String, Malformed> {
+fn coordinate(text: &str) -> Result<String, ParseError> {
     match Digest::parse(text) {
         Ok(_) => Ok(text.to_owned()),
-        Err(e) => Err(Malformed::new("coordinate", e.rule)),
+        Err(e) => Err(ParseError::new("coordinate", e.reason)),
     }
 }
 
 /// One line of visible text.
-pub(super) fn line(what: &'static str, text: &str) -> Result<String, Malformed> {
-    visible(what, text, LINE_BYTES_MAX)?;
+pub(super) fn line(what: &'static str, text: &str) -> Result<String, ParseError> {
+    check_visible(what, text, LINE_BYTES_MAX)?;
     Ok(text.to_owned())
 }
 

@@ -9,7 +9,7 @@ use super::catalogue::TEXT_BYTES_MAX;
 use super::entities::EntityStore;
 use super::people::StepUpProfile;
 use super::problem::{Problems, nearest};
-use crate::model::{ProfileName, RuleRef, parse_duration, visible};
+use crate::model::{ProfileName, RuleRef, parse_duration, check_visible};
 
 /// One rule of a policy bundle.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,7 +124,7 @@ impl RuleSet {
         let id = match policy.annotation("id").map(ProfileName::parse) {
             Some(Ok(id)) => id.as_str().to_owned(),
             Some(Err(e)) => {
-                return problems.add(file, Some(line), format!("the rule's @id {}", e.rule));
+                return problems.add(file, Some(line), format!("the rule's @id {}", e.reason));
             }
             None => return problems.add(file, Some(line), "the rule needs an @id(\"…\")"),
         };
@@ -142,9 +142,9 @@ impl RuleSet {
         let why = policy.annotation("why").map(str::to_owned);
         if let Some(Err(e)) = why
             .as_deref()
-            .map(|text| visible("why", text, TEXT_BYTES_MAX))
+            .map(|text| check_visible("why", text, TEXT_BYTES_MAX))
         {
-            problem(format!("@why {}", e.rule));
+            problem(format!("@why {}", e.reason));
         }
         let effect = match policy.effect() {
             cedar_policy::Effect::Permit => RuleEffect::Permit,
@@ -176,7 +176,7 @@ impl RuleSet {
             (None, Some(text)) => match parse_duration("max_ttl", text) {
                 Ok(seconds) => Some(Remedy::MaxTtl(seconds)),
                 Err(e) => {
-                    problem(format!("@max_ttl {}", e.rule));
+                    problem(format!("@max_ttl {}", e.reason));
                     None
                 }
             },

@@ -118,7 +118,7 @@ fn profiles(names: &[&str]) -> BTreeSet<ProfileName> {
 
 fn authorize_as(
     bundle: &PolicyBundle,
-    agent: &Agent,
+    agent: &RegisteredAgent,
     action: &Action,
     ttl_s: i64,
     approvals: &[&str],
@@ -137,7 +137,7 @@ fn authorize_as(
     })
 }
 
-fn agent(bundle: &PolicyBundle, id: &str) -> Arc<Agent> {
+fn agent(bundle: &PolicyBundle, id: &str) -> Arc<RegisteredAgent> {
     bundle
         .agent(&AgentId::parse(id).expect("id"))
         .expect("agent")

@@ -6,7 +6,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::problem::{Problems, line_of, nearest};
-use crate::model::Malformed;
+use crate::model::ParseError;
 
 /// One TOML file.
 #[derive(Clone, Copy)]
@@ -106,14 +106,14 @@ impl<'a, 'p> TableReader<'a, 'p> {
     pub(super) fn optional<T>(
         &mut self,
         key: &'static str,
-        read: impl Fn(&str) -> Result<T, Malformed>,
+        read: impl Fn(&str) -> Result<T, ParseError>,
     ) -> Option<T> {
         let text = self.text(key)?;
         match read(text) {
             Ok(word) => Some(word),
             Err(e) => {
                 if let Some(at) = self.table.get(key) {
-                    self.invalid(key, at, &e.rule);
+                    self.invalid(key, at, &e.reason);
                 }
                 None
             }
@@ -124,7 +124,7 @@ impl<'a, 'p> TableReader<'a, 'p> {
     pub(super) fn required<T>(
         &mut self,
         key: &'static str,
-        read: impl Fn(&str) -> Result<T, Malformed>,
+        read: impl Fn(&str) -> Result<T, ParseError>,
     ) -> Option<T> {
         if self.get(key).is_none() {
             self.problem(format!("{key} is missing"));
@@ -136,7 +136,7 @@ impl<'a, 'p> TableReader<'a, 'p> {
     pub(super) fn text_set<T: Ord>(
         &mut self,
         key: &'static str,
-        read: impl Fn(&str) -> Result<T, Malformed>,
+        read: impl Fn(&str) -> Result<T, ParseError>,
     ) -> BTreeSet<T> {
         let mut words = BTreeSet::new();
         let Some(value) = self.get(key) else {
@@ -153,7 +153,7 @@ impl<'a, 'p> TableReader<'a, 'p> {
                         self.invalid(key, item, "names the same twice");
                     }
                 }
-                Some(Err(e)) => self.invalid(key, item, &e.rule),
+                Some(Err(e)) => self.invalid(key, item, &e.reason),
                 None => self.invalid(key, item, "must be a list of texts"),
             }
         }

@@ -184,7 +184,7 @@ pub async fn serve(
         // KeyedRateLimiter of its own: processes of this host can connect however full the TCP listener is.
         loops.spawn(listener::accept(Listener::Unix(unix), listener_state(), stopped));
     }
-    let mut tail = broker.journal().tail();
+    let mut tail = broker.journal().head();
     let journal_stopped = async move {
         let _failed_or_gone = tail.wait_for(|tail| tail.failed).await.is_ok();
     };

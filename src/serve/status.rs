@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::broker::{Broker, Refusal};
-use crate::model::{self, Retry};
+use crate::model::{self, RetryHint};
 use crate::proto::ERROR_DOMAIN;
 
 /// The model's codes as tonic's.
@@ -32,8 +32,8 @@ pub fn status(refusal: &Refusal, broker: &Broker) -> Status {
     let mut details =
         ErrorDetails::with_error_info(refusal.reason.as_str(), ERROR_DOMAIN, metadata);
     let retry = match refusal.reason.retry() {
-        Retry::AfterMs(ms @ 1..) => Some(Duration::from_millis(u64::from(ms))),
-        Retry::AfterMs(0) | Retry::Never => None,
+        RetryHint::AfterMs(ms @ 1..) => Some(Duration::from_millis(u64::from(ms))),
+        RetryHint::AfterMs(0) | RetryHint::Never => None,
     };
     if let Some(after) = refusal.retry_after.or(retry) {
         details.set_retry_info(Some(after));

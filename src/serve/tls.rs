@@ -232,7 +232,7 @@ impl<'a> Files<'a> {
 
     fn digest(&self) -> Digest {
         let length = u64::try_from(self.certificate.1.len()).unwrap_or(u64::MAX);
-        Digest::of_parts(&[&length.to_be_bytes(), &self.certificate.1, &self.key.1])
+        Digest::sha256_parts(&[&length.to_be_bytes(), &self.certificate.1, &self.key.1])
     }
 
     fn pair(&self) -> Result<Pair, TlsError> {
@@ -242,7 +242,7 @@ impl<'a> Files<'a> {
             .map_err(|_| unreadable())?;
         let leaf = chain.first().ok_or_else(unreadable)?;
         let not_after = certificate_expiry::not_after(leaf).ok_or_else(unreadable)?;
-        let fingerprint = Digest::of(leaf);
+        let fingerprint = Digest::sha256(leaf);
         let key = PrivateKeyDer::from_pem_slice(&self.key.1)
             .map_err(|_| TlsError::Key(self.key.0.to_owned()))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -1,8 +1,10 @@
+//! The revocation feed: every end so far, in journal order, for validators.
+
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::model::{ActionName, AgentId, TaskId, Timestamp, TokenId};
 
-/// What an event of the revocation feed ends. Names only what a token itself carries.
+/// The tokens that a revocation event ends, named only by claims that the tokens carry.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Selector {
@@ -10,9 +12,9 @@ pub enum Selector {
     Tasks(Vec<TaskId>),
     /// These tokens (`jti`).
     Tokens(Vec<TokenId>),
-    /// Every token of this agent (`client_id`) decided before the event: its (epoch, pos) lies below.
+    /// Every token of this agent (`client_id`) decided before the event: its (epoch, `pos`) is below the event's.
     Agent(AgentId),
-    /// The same, of these agents.
+    /// The same, for each of these agents.
     Agents(Vec<AgentId>),
     /// Every token for this action decided before the event.
     Action(ActionName),
@@ -20,22 +22,22 @@ pub enum Selector {
     Everything,
 }
 
-/// One end, as validators hear of it.
+/// One event of the revocation feed.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct FeedEvent {
-    /// Life of the journal.
+    /// Epoch of the journal.
     pub epoch: u64,
     /// Index of the entry.
     pub index: u64,
-    /// Index of the event before this one, so that a gap is seen.
+    /// Index of the event before this one, so that a validator detects a gap; absent for the first.
     pub prev: Option<u64>,
-    /// When.
+    /// The entry's time.
     pub at: Timestamp,
-    /// What it ends.
+    /// The tokens it ends.
     pub selector: Selector,
 }
 
-/// Every end so far, in order.
+/// Every event so far, in order of index.
 #[derive(Debug, Default)]
 pub(super) struct Feed(RwLock<Vec<Arc<FeedEvent>>>);
 
@@ -52,7 +54,7 @@ impl Feed {
         }));
     }
 
-    /// At most `max` events with an index above `after`, or from the start, and the last index of all.
+    /// At most `max` events with an index above `after`, or from the start, and the index of the last event.
     pub(super) fn after(
         &self,
         after: Option<u64>,
@@ -66,7 +68,7 @@ impl Feed {
         )
     }
 
-    /// Index of the first event at or after the moment.
+    /// Index of the first event at or after a point in time.
     pub(super) fn since(&self, moment: Timestamp) -> Option<u64> {
         let events = self.0.read().unwrap_or_else(PoisonError::into_inner);
         events

@@ -1,19 +1,20 @@
-//! State: a fold over the journal. Many threads read it; only committed entries change it.
+//! In-memory state: the projection of the journal. Many threads read it; only committed entries change it.
 //!
-//! In: [`Committed`] entries, in order. Out: live agents, tasks, access requests, grants, and the revocation feed.
-//! Trusts the journal that an entry was allowed. Refuses nothing and decides nothing: what has expired is a question of
-//! the record and the moment, asked by whoever reads. Never reads a clock, never writes an entry.
+//! In: [`Committed`] entries, in order. Out: agents, tasks, access requests, grants, statistics and the revocation feed.
+//! Trusts: the journal, that an entry was allowed. Refuses nothing and decides nothing: whether a record has expired is a
+//! function of the record and of the reader's `now`. Never reads a clock, never writes an entry.
 
+pub mod action_stats;
+pub mod anomaly;
+mod apply;
+mod concurrent_map;
+mod credentials;
 mod feed;
-pub mod figures;
-mod fold;
+mod inbox_changes;
+mod intern;
 mod records;
-mod roster;
-mod shared;
-mod stirs;
-mod table;
-mod traces;
-pub mod unusual;
+pub mod stats;
+mod task_entries;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,21 +26,22 @@ use crate::model::*;
 
 pub use feed::{FeedEvent, Selector};
 pub use records::{
-    AccessRequest, AccessStatus, Asks, Ended, IdempotencyOutcome, Freeze, FrozenAt, Grant, Illegal, Lease,
-    Recorded, Task, Use, Vote,
+AccessRequest, AccessRequestHistory, Ended, FreezeMarker, FreezeStatus, Grant,
+    IllegalTransition, Lease, RecordedGrant, IdempotencyOutcome, StoredStatus, TaskRecord, TokenUse,
+    VoteRecord,
 };
 
-pub use roster::{Enrolled, Invitation, Passkey, Roster};
-pub use stirs::{Stir, Stirred};
+pub use concurrent_map::ArcMap;
+pub use credentials::{CredentialStore, Invitation, Passkey, PersonCredentials};
+pub use inbox_changes::{InboxChange, InboxChangeKind};
+pub use task_entries::TASK_ENTRIES_MAX;
 
 use feed::Feed;
-use figures::Figures;
-use shared::Shared;
-use stirs::Stirs;
-use table::Notes;
-pub use table::Table;
-pub use traces::TRACE_MAX;
-use traces::Traces;
+use concurrent_map::CopyMap;
+use inbox_changes::InboxChangeLog;
+use intern::Interner;
+use stats::DecisionStats;
+use task_entries::TaskEntryIndex;
 
 /// A value and the version of the stream it comes from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -50,49 +52,49 @@ pub struct Versioned<T> {
     pub version: Version,
 }
 
-/// Which keys of a trust domain count.
+/// The JWT-SVID keys of a trust domain that verify evidence now.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct TrustedKeys {
-    /// Blob: the trust bundle.
+/// Blob: the trust bundle; absent before the domain's first bundle.
     pub bundle: Option<Digest>,
     /// The keys in it.
     pub kids: BTreeSet<KeyId>,
 }
 
-/// Everything the journal says, ready to be read.
+/// The state of one broker, as of the last entry applied.
 #[derive(Debug, Default)]
 pub struct State {
-    tasks: Table<TaskId, Task>,
-    opens: Table<(AgentId, Thumbprint, IdempotencyKey), TaskId>,
-    agents: Table<AgentId, Versioned<AgentStanding>>,
-    freezes: Table<FreezeScope, Versioned<Freeze>>,
-    trust: Table<TrustDomain, Versioned<TrustedKeys>>,
-    keys: Table<KeyId, Versioned<Value>>,
-    requests: Table<AccessRequestId, AccessRequest>,
-    grants: Table<TokenId, Grant>,
-    idempotency_keys: Notes<(TaskId, IdempotencyKey), Versioned<Option<IdempotencyOutcome>>>,
-    asks: Table<AgentId, Versioned<Asks>>,
-    owner_asks: Table<PersonId, Versioned<BTreeSet<AccessRequestId>>>,
-    roster: Roster,
-    task_grants: Table<TaskId, Vec<TokenId>>,
-    task_requests: Table<TaskId, Vec<AccessRequestId>>,
-    agent_tasks: Table<AgentId, BTreeSet<TaskId>>,
-    decisions: Notes<DecisionId, u64>,
+    tasks: ArcMap<TaskId, TaskRecord>,
+tasks_by_request_id: ArcMap<(AgentId, Thumbprint, IdempotencyKey), TaskId>,
+    agents: ArcMap<AgentId, Versioned<AgentStatus>>,
+    freezes: ArcMap<FreezeScope, Versioned<FreezeStatus>>,
+    trust: ArcMap<TrustDomain, Versioned<TrustedKeys>>,
+    keys: ArcMap<KeyId, Versioned<Value>>,
+    requests: ArcMap<AccessRequestId, AccessRequest>,
+    grants: ArcMap<TokenId, Grant>,
+    idempotency_keys: CopyMap<(TaskId, IdempotencyKey), Versioned<Option<IdempotencyOutcome>>>,
+histories: ArcMap<AgentId, Versioned<AccessRequestHistory>>,
+    owner_pending: ArcMap<PersonId, Versioned<BTreeSet<AccessRequestId>>>,
+    credentials: CredentialStore,
+    task_grants: ArcMap<TaskId, Vec<TokenId>>,
+    task_requests: ArcMap<TaskId, Vec<AccessRequestId>>,
+    agent_tasks: ArcMap<AgentId, BTreeSet<TaskId>>,
+    decisions: CopyMap<DecisionId, u64>,
     feed: Feed,
-    figures: Figures,
-    traces: Traces,
-    stirs: Stirs,
-    shared: Shared,
-    due: Mutex<BTreeSet<(Timestamp, Due)>>,
-    // Count of entries folded; the epoch changes only while nothing is served.
-    folded: AtomicU64,
+stats: DecisionStats,
+    task_entries: TaskEntryIndex,
+    inbox_changes: InboxChangeLog,
+    interner: Interner,
+    deadlines: Mutex<BTreeSet<(Timestamp, Deadline)>>,
+    // Number of entries applied; the epoch changes only while nothing is served.
+    applied: AtomicU64,
     epoch: AtomicU64,
-    illegal: AtomicU64,
+    illegal_transitions: AtomicU64,
 }
 
-/// Something whose time comes by itself.
+/// A record that ends by time alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Due {
+pub enum Deadline {
     /// A task reaches its deadline.
     Task(TaskId),
     /// A task's heartbeat has been missed.
@@ -102,30 +104,30 @@ pub enum Due {
 }
 
 impl State {
-    /// A task, live or not.
-    pub fn task(&self, id: &TaskId) -> Option<Arc<Task>> {
+/// A task, running or ended.
+    pub fn task(&self, id: &TaskId) -> Option<Arc<TaskRecord>> {
         self.tasks.get(id)
     }
 
-    /// The task an agent opened with this key under this request id.
-    pub fn opened_under(
+/// The task that an agent opened with this key under this request id.
+pub fn task_by_request_id(
         &self,
         agent: &AgentId,
         key: Thumbprint,
         request: &IdempotencyKey,
-    ) -> Option<Arc<Task>> {
-        self.opens
+    ) -> Option<Arc<TaskRecord>> {
+         self.tasks_by_request_id
             .get(&(agent.clone(), key, request.clone()))
             .and_then(|id| self.tasks.get(&id))
     }
 
-    /// What the journal alone says of an agent; unknown to it = in good standing at version 0.
-    pub fn standing(&self, agent: &AgentId) -> Versioned<AgentStanding> {
+/// The suspension status of an agent; not suspended, at version 0, when the journal has no entry about it.
+pub fn agent_status(&self, agent: &AgentId) -> Versioned<AgentStatus> {
         self.agents.get(agent).map(|at| *at).unwrap_or_default()
     }
 
-    /// The freeze of one scope; never frozen = at version 0.
-    pub fn freeze(&self, scope: &FreezeScope) -> Versioned<Freeze> {
+/// The freeze of one scope; the default at version 0 when it was never frozen.
+    pub fn freeze(&self, scope: &FreezeScope) -> Versioned<FreezeStatus> {
         self.freezes
             .get(scope)
             .map(|at| (*at).clone())
@@ -133,8 +135,8 @@ impl State {
     }
 
     /// Every freeze in force.
-    pub fn freezes(&self) -> Vec<(FreezeScope, FrozenAt)> {
-        let in_force = |(scope, at): (FreezeScope, Arc<Versioned<Freeze>>)| {
+    pub fn freezes(&self) -> Vec<(FreezeScope, FreezeMarker)> {
+        let in_force = |(scope, at): (FreezeScope, Arc<Versioned<FreezeStatus>>)| {
             at.value.in_force.clone().map(|frozen| (scope, frozen))
         };
         sorted(self.freezes.all())
@@ -143,24 +145,24 @@ impl State {
             .collect()
     }
 
-    /// Whether the action of a grant was frozen after it was given. (Wider freezes end the task.)
-    pub fn action_frozen_since(&self, grant: &Grant) -> bool {
+/// Whether the action of a grant was frozen after the grant was issued. (Wider freezes end the task.)
+    pub fn is_action_frozen(&self, grant: &Grant) -> bool {
         self.action_frozen_at(grant).is_some()
     }
 
-    /// The last entry that froze the action of a grant after it was given.
+/// Index of the last entry that froze the action of a grant after the grant was issued.
     pub fn action_frozen_at(&self, grant: &Grant) -> Option<u64> {
         let scope = FreezeScope::Action(grant.issued.action.action.clone());
         let last = self.freezes.get(&scope).and_then(|at| at.value.last);
         last.filter(|frozen| grant.index < *frozen)
     }
 
-    /// The keys of a trust domain; none for a domain never entered.
-    pub fn trusted(&self, domain: &TrustDomain) -> Option<Arc<Versioned<TrustedKeys>>> {
+/// The keys of a trust domain; `None` for a domain without a trust bundle.
+pub fn trusted_keys(&self, domain: &TrustDomain) -> Option<Arc<Versioned<TrustedKeys>>> {
         self.trust.get(domain)
     }
 
-    /// Every trust domain that was ever entered.
+/// Every trust domain that ever had a trust bundle, sorted.
     pub fn trust_domains(&self) -> Vec<TrustDomain> {
         sorted(self.trust.all())
             .into_iter()
@@ -168,8 +170,8 @@ impl State {
             .collect()
     }
 
-    /// Whether the key that verified this evidence still counts.
-    pub fn still_trusts(&self, evidence: &EvidenceFacts) -> bool {
+/// Whether the key that verified this evidence is still trusted.
+pub fn is_trusted(&self, evidence: &EvidenceFacts) -> bool {
         self.trust
             .get(&evidence.subject.trust_domain())
             .is_some_and(|keys| keys.value.kids.contains(&evidence.kid))
@@ -180,147 +182,147 @@ impl State {
         self.keys.get(kid)
     }
 
-    /// Every published key, by kid.
+/// Every published signing key, sorted by `kid`.
     pub fn keys(&self) -> Vec<(KeyId, Arc<Versioned<Value>>)> {
         let mut keys = self.keys.all();
         keys.sort_by(|a, b| a.0.cmp(&b.0));
         keys
     }
 
-    /// An access request, waiting or not.
+/// An access request, pending or closed.
     pub fn access_request(&self, id: &AccessRequestId) -> Option<Arc<AccessRequest>> {
         self.requests.get(id)
     }
 
-    /// The access request that waits for this very action in this task, whoever asked first.
-    pub fn waiting_for(
+/// The pending access request for this action digest in this task, under any request id.
+pub fn pending_request_for(
         &self,
         task: &TaskId,
         action: Digest,
         now: Timestamp,
     ) -> Option<Arc<AccessRequest>> {
-        self.requests_of(task)
+        self.requests_of_task(task)
             .into_iter()
-            .find(|r| r.waits(now) && r.action.as_ref().is_some_and(|a| a.digest() == action))
+            .find(|r| r.is_pending(now) && r.action.as_ref().is_some_and(|a| a.digest() == action))
     }
 
-    /// What an agent asks of people, and the version of that stream.
-    pub fn asks(&self, agent: &AgentId) -> Arc<Versioned<Asks>> {
-        self.asks.get(agent).unwrap_or_default()
+/// The access requests of an agent, and the version of [`Stream::AgentRequests`].
+pub fn access_request_history(&self, agent: &AgentId) -> Arc<Versioned<AccessRequestHistory>> {
+        self.histories.get(agent).unwrap_or_default()
     }
 
-    /// Access requests of all agents of an owner that did not stop waiting by an entry, and the version of their stream.
-    pub fn owner_asks(&self, owner: &PersonId) -> Arc<Versioned<BTreeSet<AccessRequestId>>> {
-        self.owner_asks.get(owner).unwrap_or_default()
+/// Access requests of all agents of an owner that no entry has closed, and the version of [`Stream::OwnerRequests`].
+pub fn owner_pending(&self, owner: &PersonId) -> Arc<Versioned<BTreeSet<AccessRequestId>>> {
+         self.owner_pending.get(owner).unwrap_or_default()
     }
 
-    /// How many of these access requests wait.
-    pub fn count_waiting(&self, ids: &BTreeSet<AccessRequestId>, now: Timestamp) -> usize {
+/// Number of these access requests that are pending.
+pub fn count_pending(&self, ids: &BTreeSet<AccessRequestId>, now: Timestamp) -> usize {
         ids.iter()
             .filter_map(|id| self.requests.get(id))
-            .filter(|r| r.waits(now))
+            .filter(|r| r.is_pending(now))
             .count()
     }
 
-    /// What the journal says of people and their keys.
-    pub const fn roster(&self) -> &Roster {
-        &self.roster
+/// Passkeys, invitations and revoked keys of people.
+pub const fn credentials(&self) -> &CredentialStore {
+        &self.credentials
     }
 
-    /// Every access request that waits, oldest first.
-    pub fn waiting(&self, now: Timestamp) -> Vec<Arc<AccessRequest>> {
+/// Every pending access request of a running task, oldest first.
+pub fn pending_requests(&self, now: Timestamp) -> Vec<Arc<AccessRequest>> {
         let mut all: Vec<_> = self
-            .asked()
+             .unclosed_requests()
             .iter()
             .filter_map(|id| self.requests.get(id))
-            .filter(|r| r.waits(now) && self.tasks.get(&r.opened.task).is_some_and(|t| t.runs(now)))
+            .filter(|r| r.is_pending(now) && self.tasks.get(&r.opened.task).is_some_and(|t| t.is_running(now)))
             .collect();
         all.sort_by_key(|r| (r.opened_at, r.opened.access_request));
         all
     }
 
-    /// Every access request that has not stopped waiting by an entry.
-    pub fn asked(&self) -> Vec<AccessRequestId> {
+/// Every access request that no entry has closed, sorted by id; expired ones included.
+pub fn unclosed_requests(&self) -> Vec<AccessRequestId> {
         let mut all: Vec<_> = self
-            .asks
+             .histories
             .all()
             .into_iter()
-            .flat_map(|(_, at)| at.value.waiting.iter().copied().collect::<Vec<_>>())
+            .flat_map(|(_, at)| at.value.pending.iter().copied().collect::<Vec<_>>())
             .collect();
         all.sort_unstable();
         all
     }
 
-    /// At most `max` changes among what waits, above an index; `None` when some of them are no longer kept.
-    pub fn stirs_after(&self, index: u64, max: usize) -> Option<Vec<Arc<Stir>>> {
-        self.stirs.after(index, max)
+/// At most `max` inbox changes above an index, oldest first; `None` when some of them are no longer kept.
+pub fn inbox_changes_after(&self, index: u64, max: usize) -> Option<Vec<Arc<InboxChange>>> {
+         self.inbox_changes.after(index, max)
     }
 
-    /// What the last entry changed among what waits, if it is this one and changed anything there.
-    pub fn stir_of(&self, index: u64) -> Option<Arc<Stir>> {
-        self.stirs.of(index)
+/// The inbox change made by the entry at this index, if that is the latest change.
+pub fn inbox_change_at(&self, index: u64) -> Option<Arc<InboxChange>> {
+         self.inbox_changes.at(index)
     }
 
     /// Access requests of a task, oldest first.
-    pub fn requests_of(&self, task: &TaskId) -> Vec<Arc<AccessRequest>> {
+pub fn requests_of_task(&self, task: &TaskId) -> Vec<Arc<AccessRequest>> {
         self.task_requests
             .get(task)
             .map(|ids| ids.iter().filter_map(|id| self.requests.get(id)).collect())
             .unwrap_or_default()
     }
 
-    /// What a request id stands for, `None` while that is open; with the version of its stream.
-    pub fn idempotency_outcome(&self, task: &TaskId, request: &IdempotencyKey) -> Versioned<Option<IdempotencyOutcome>> {
+/// The outcome of a request id, `None` while it is undecided; with the version of [`Stream::TokenRequest`].
+pub fn idempotency_outcome(&self, task: &TaskId, request: &IdempotencyKey) -> Versioned<Option<IdempotencyOutcome>> {
         self.idempotency_keys
             .get(&(*task, request.clone()))
             .unwrap_or_default()
     }
 
-    /// A grant, live or not.
+/// A grant, active or ended.
     pub fn grant(&self, jti: &TokenId) -> Option<Arc<Grant>> {
         self.grants.get(jti)
     }
 
     /// Proof that the grant is in the journal, for its reissue.
-    pub fn recorded(&self, jti: &TokenId) -> Option<Recorded> {
-        self.grants.get(jti).map(Recorded::new)
+pub fn recorded_grant(&self, jti: &TokenId) -> Option<RecordedGrant> {
+        self.grants.get(jti).map(RecordedGrant::new)
     }
 
     /// Grants of a task, oldest first.
-    pub fn grants_of(&self, task: &TaskId) -> Vec<Arc<Grant>> {
+pub fn grants_of_task(&self, task: &TaskId) -> Vec<Arc<Grant>> {
         self.task_grants
             .get(task)
             .map(|ids| ids.iter().filter_map(|id| self.grants.get(id)).collect())
             .unwrap_or_default()
     }
 
-    /// Why a grant is dead, as far as the journal tells; `None` while it lives. Rules are asked elsewhere.
-    pub fn dead(&self, grant: &Grant, now: Timestamp) -> Option<EndCause> {
+/// Why a grant is no longer valid by journal and time; `None` while it is. Does not evaluate the policy.
+pub fn end_cause(&self, grant: &Grant, now: Timestamp) -> Option<EndCause> {
         if let Some(ended) = grant.ended {
             return Some(ended.cause);
         }
         if now.secs() >= grant.issued.exp {
             return Some(EndCause::Deadline);
         }
-        if self.action_frozen_since(grant) {
+        if self.is_action_frozen(grant) {
             return Some(EndCause::Frozen);
         }
-        // A missing task reads as dead.
+         // Fail closed: a grant whose task is missing is not valid.
         match self.tasks.get(&grant.issued.task) {
             None => Some(EndCause::Deadline),
             Some(task) => match task.ended {
                 Some(ended) => Some(ended.cause),
-                None if task.lapsed(now).is_some() => task.lapsed(now),
-                None if self.standing(&grant.issued.agent).value.suspended => {
+                None if task.expired_cause(now).is_some() => task.expired_cause(now),
+                None if self.agent_status(&grant.issued.agent).value.suspended => {
                     Some(EndCause::Suspended)
                 }
-                None if !self.still_trusts(&grant.issued.evidence) => Some(EndCause::Trust),
+                None if !self.is_trusted(&grant.issued.evidence) => Some(EndCause::Trust),
                 None => None,
             },
         }
     }
 
-    /// Open tasks of an agent.
+/// Tasks of an agent that no entry has ended.
     pub fn open_tasks_of(&self, agent: &AgentId) -> Vec<TaskId> {
         self.agent_tasks
             .get(agent)
@@ -328,8 +330,8 @@ impl State {
             .unwrap_or_default()
     }
 
-    /// Every agent that has an open task, in no order.
-    pub fn agents_at_work(&self) -> Vec<AgentId> {
+/// Every agent with a task that no entry has ended, in no order.
+pub fn agents_with_open_tasks(&self) -> Vec<AgentId> {
         let busy =
             |(agent, tasks): (AgentId, Arc<BTreeSet<TaskId>>)| (!tasks.is_empty()).then_some(agent);
         self.agent_tasks
@@ -340,17 +342,17 @@ impl State {
     }
 
     /// Every agent that was ever suspended, in no order.
-    pub fn agents_with_a_standing(&self) -> Vec<AgentId> {
+pub fn agents_with_status(&self) -> Vec<AgentId> {
         self.agents.all().into_iter().map(|(id, _)| id).collect()
     }
 
     /// Every task, ended or not, in no order.
-    pub fn tasks(&self) -> Vec<Arc<Task>> {
+    pub fn tasks(&self) -> Vec<Arc<TaskRecord>> {
         self.tasks.all().into_iter().map(|(_, task)| task).collect()
     }
 
-    /// Every task that has not ended by an entry.
-    pub fn open_tasks(&self) -> Vec<Arc<Task>> {
+/// Every task that no entry has ended, sorted by id.
+    pub fn open_tasks(&self) -> Vec<Arc<TaskRecord>> {
         let mut ids: Vec<TaskId> = self
             .agent_tasks
             .all()
@@ -361,47 +363,46 @@ impl State {
         ids.iter().filter_map(|id| self.tasks.get(id)).collect()
     }
 
-    /// What is due at the moment: news for the timer to write, decided long since by reading.
-    pub fn due_by(&self, now: Timestamp, max: usize) -> Vec<Due> {
-        self.due()
+/// At most `max` records whose deadline has passed and is not journalled yet; readers already treat them as ended.
+pub fn deadlines_by(&self, now: Timestamp, max: usize) -> Vec<Deadline> {
+        self.deadlines()
             .iter()
             .take_while(|(at, _)| *at <= now)
             .take(max)
-            .map(|(_, due)| *due)
+             .map(|(_, deadline)| *deadline)
             .collect()
     }
 
-    /// The entry that holds an answer of gate 2.
+/// Index of the entry that holds a decision of gate 2.
     pub fn decision_index(&self, id: &DecisionId) -> Option<u64> {
         self.decisions.get(id)
     }
 
-    /// What was asked and decided before, counted.
-    pub const fn figures(&self) -> &Figures {
-        &self.figures
+/// Statistics about requests and decisions.
+pub const fn stats(&self) -> &DecisionStats {
+        &self.stats
     }
 
-    /// Indexes of the entries of a task, in order, and how many in their midst are not listed: at most
-    /// [`TRACE_MAX`] are.
-    pub fn entries_of(&self, task: &TaskId) -> (Vec<u64>, u64) {
-        self.traces.of(task)
+/// Indexes of at most [`TASK_ENTRIES_MAX`] entries about a task, in order, and how many in the middle are omitted.
+pub fn task_entries(&self, task: &TaskId) -> (Vec<u64>, u64) {
+        self.task_entries.get(task)
     }
 
-    /// (epoch, index of the last entry folded).
+/// (epoch, index of the last entry applied).
     pub fn position(&self) -> (u64, u64) {
         (
             self.epoch.load(Ordering::SeqCst),
-            self.folded.load(Ordering::SeqCst).saturating_sub(1),
+             self.applied.load(Ordering::SeqCst).saturating_sub(1),
         )
     }
 
-    /// At most `max` events of the revocation feed above an index, or from the start; and the index of the last event
-    /// there is, as of the same moment.
+/// At most `max` events of the revocation feed above an index, or from the start; and the index of the last event
+    /// of the feed, as of the same moment.
     pub fn feed_after(&self, after: Option<u64>, max: usize) -> (Vec<Arc<FeedEvent>>, Option<u64>) {
         self.feed.after(after, max)
     }
 
-    /// Index of the first feed event at or after a moment.
+/// Index of the first feed event at or after a point in time.
     pub fn feed_since(&self, moment: Timestamp) -> Option<u64> {
         self.feed.since(moment)
     }
@@ -411,13 +412,13 @@ impl State {
         self.feed.last()
     }
 
-    /// Entries that did what no table of states has. Anything but 0 is a fault of ours.
-    pub fn illegal(&self) -> u64 {
-        self.illegal.load(Ordering::Relaxed)
+/// Number of entries that made an illegal transition. Above 0 means a bug in the broker.
+pub fn illegal_transitions(&self) -> u64 {
+        self.illegal_transitions.load(Ordering::Relaxed)
     }
 
-    /// The whole state as one JSON value, the same for the same entries wherever they were folded (law 9).
-    pub fn picture(&self) -> Value {
+/// The whole state as one JSON value, for tests: equal wherever the same entries were applied (law 9).
+pub fn canonical_snapshot(&self) -> Value {
         let tasks: Vec<Value> = sorted(self.tasks.all())
             .into_iter()
             .map(|(id, t)| json!([id, t.ended, t.lease, t.version]))
@@ -434,7 +435,7 @@ impl State {
             .into_iter()
             .map(|(k, at)| json!([k, at.value, at.version]))
             .collect();
-        let opens: Vec<Value> = sorted(self.opens.all())
+        let opened: Vec<Value> = sorted(self.tasks_by_request_id.all())
             .into_iter()
             .map(|(k, t)| json!([k, *t]))
             .collect();
@@ -461,11 +462,11 @@ impl State {
             .into_iter()
             .map(|(k, v)| json!([k, v.value, v.version]))
             .collect();
-        let asks: Vec<Value> = sorted(self.asks.all())
+        let histories: Vec<Value> = sorted(self.histories.all())
             .into_iter()
             .map(|(k, v)| json!([k, v.value, v.version]))
             .collect();
-        let owner_asks: Vec<Value> = sorted(self.owner_asks.all())
+        let owner_pending: Vec<Value> = sorted(self.owner_pending.all())
             .into_iter()
             .map(|(k, v)| json!([k, v.value, v.version]))
             .collect();
@@ -475,18 +476,18 @@ impl State {
             .iter()
             .map(|e| json!(**e))
             .collect();
-        let due: Vec<Value> = self
-            .due()
+        let deadlines: Vec<Value> = self
+            .deadlines()
             .iter()
-            .map(|(at, due)| json!([at, format!("{due:?}")]))
+             .map(|(at, deadline)| json!([at, format!("{deadline:?}")]))
             .collect();
-        json!({ "position": self.position(), "tasks": tasks, "requests": requests, "grants": grants, "request_ids": idempotency_keys, "opens": opens,
-            "agents": agents, "freezes": freezes, "trust": trust, "keys": keys, "asks": asks, "owner_asks": owner_asks, "roster": self.roster.picture(), "feed": feed, "due": due, "illegal": self.illegal(),
-            "figures": self.figures.picture(), "traces": self.traces.picture() })
+        json!({ "position": self.position(), "tasks": tasks, "requests": requests, "grants": grants, "request_ids": idempotency_keys, "opened": opened,
+            "agents": agents, "freezes": freezes, "trust": trust, "keys": keys, "histories": histories, "owner_pending": owner_pending, "credentials": self.credentials.canonical_snapshot(), "feed": feed, "deadlines": deadlines, "illegal_transitions": self.illegal_transitions(),
+            "stats": self.stats.canonical_snapshot(), "task_entries": self.task_entries.canonical_snapshot() })
     }
 
-    fn due(&self) -> std::sync::MutexGuard<'_, BTreeSet<(Timestamp, Due)>> {
-        self.due.lock().unwrap_or_else(PoisonError::into_inner)
+     fn deadlines(&self) -> std::sync::MutexGuard<'_, BTreeSet<(Timestamp, Deadline)>> {
+         self.deadlines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,77 +1,77 @@
-//! What the fold keeps of tasks, access requests and grants. Each lies in one `Arc` with the version of its stream.
+//! The records of state: tasks, access requests, votes and grants. Each is one `Arc` with the version of its stream.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::model::*;
 
-/// A task as the journal tells it.
+/// A task, as of the last entry applied.
 #[derive(Debug, Clone)]
-pub struct Task {
-    /// How it began.
+pub struct TaskRecord {
+    /// The entry's body that opened it.
     pub opened: Arc<TaskOpened>,
-    /// Why, in the agent's words; absent when retention dropped it.
-    pub purpose: Option<Prose>,
-    /// Until when its heartbeat keeps it; absent for a task without one.
+    /// Its purpose in the agent's words, unverified; absent when retention dropped it.
+    pub purpose: Option<UntrustedText>,
+    /// Its lease; absent for a task without a heartbeat.
     pub lease: Option<Lease>,
-    /// How it ended, if it did.
+    /// Its end by an entry; absent while none ended it. Time may have ended it already: see [`TaskRecord::is_running`].
     pub ended: Option<Ended>,
     /// Version of its stream.
     pub version: Version,
 }
 
-/// How long a task with a heartbeat lives without a sign of life.
+/// The lease of a task with a heartbeat: the task ends unless it is extended in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct Lease {
-    /// Then it is over.
+    /// When the lease ends.
     pub until: Timestamp,
     /// Version of its stream; 0 until it is extended.
     pub version: Version,
 }
 
-/// A freeze of one scope, as the journal tells it.
+/// The freezes of one scope, as of the last entry applied.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Freeze {
-    /// In force: the entry that ordered it, when, and by whom.
-    pub in_force: Option<FrozenAt>,
-    /// Index of the last entry that froze it, lifted since or not: what was given before is dead for good.
+pub struct FreezeStatus {
+    /// The freeze in force; absent when it was lifted or never ordered.
+    pub in_force: Option<FreezeMarker>,
+    /// Index of the last entry that froze it, lifted since or not: grants issued before it stay ended.
     pub last: Option<u64>,
 }
 
-/// When and by whom something was frozen.
+/// The entry that ordered a freeze.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct FrozenAt {
-    /// Which entry.
+pub struct FreezeMarker {
+    /// Index of the entry.
     pub index: u64,
-    /// When.
+    /// The entry's time.
     pub at: Timestamp,
     /// The operator.
     pub by: PersonId,
-    /// Why, in the operator's words.
-    pub reason: Option<Prose>,
+    /// The operator's reason, unverified text; absent when none was given or retention dropped it.
+    pub reason: Option<UntrustedText>,
 }
 
-/// An end: one entry, one cause.
+/// The end of a task or grant by an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct Ended {
-    /// Why.
+    /// The cause.
     pub cause: EndCause,
-    /// Which entry.
+    /// Index of the entry.
     pub index: u64,
-    /// When.
+    /// The entry's time.
     pub at: Timestamp,
-    /// What the agent said of it.
+    /// The outcome that the agent reported; tasks only.
     pub outcome: Option<TaskOutcome>,
 }
 
-impl Task {
-    /// Whether it still runs: a function of the record and the moment. The entry a timer writes later decides nothing.
-    pub fn runs(&self, now: Timestamp) -> bool {
-        self.ended.is_none() && self.lapsed(now).is_none()
+impl TaskRecord {
+    /// Whether it runs at `now`, by record and time alone: expiry takes effect before its entry is written.
+    pub fn is_running(&self, now: Timestamp) -> bool {
+        self.ended.is_none() && self.expired_cause(now).is_none()
     }
 
-    /// What time alone has brought to an end: the deadline or a missed heartbeat, whichever came first.
-    pub fn lapsed(&self, now: Timestamp) -> Option<EndCause> {
+    /// The cause if time alone has ended it: the deadline or the lease, whichever is earlier.
+    pub fn expired_cause(&self, now: Timestamp) -> Option<EndCause> {
         let lease = self.lease.map(|lease| lease.until);
         match lease.filter(|until| *until < self.opened.deadline) {
             Some(until) if now >= until => Some(EndCause::Lease),
@@ -81,67 +81,67 @@ impl Task {
     }
 }
 
-/// What an agent asks of people.
+/// The access requests of one agent, for limits and back-off.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Asks {
-    /// Access requests that did not stop waiting by an entry.
-    pub waiting: BTreeSet<AccessRequestId>,
-    /// When people said no, oldest first: the last [`NOES_KEPT`] since the agent was last resumed.
-    pub noes: Vec<Timestamp>,
-    /// When access requests were opened, oldest first: the last [`OPENS_KEPT`].
-    pub opens: VecDeque<Timestamp>,
+pub struct AccessRequestHistory {
+    /// Access requests that no entry has closed.
+    pub pending: BTreeSet<AccessRequestId>,
+    /// Times of denials by people, oldest first: the last [`DENIALS_KEPT_MAX`] since the agent was last resumed.
+    pub denials: Vec<Timestamp>,
+    /// Times at which access requests were opened, oldest first: the last [`OPENINGS_KEPT_MAX`].
+    pub openings: VecDeque<Timestamp>,
 }
 
-/// Openings that are remembered of an agent.
-pub const OPENS_KEPT: usize = 256;
+/// Most openings of access requests kept for an agent.
+pub const OPENINGS_KEPT_MAX: usize = 256;
 
-/// Noes of people that are remembered of an agent.
-pub const NOES_KEPT: usize = 32;
+/// Most denials kept for an agent.
+pub const DENIALS_KEPT_MAX: usize = 32;
 
-impl Asks {
-    /// How many were opened after a moment.
-    pub fn opens_since(&self, moment: Timestamp) -> usize {
-        self.opens
+impl AccessRequestHistory {
+    /// Number of kept openings after a point in time.
+    pub fn openings_since(&self, moment: Timestamp) -> usize {
+        self.openings
             .iter()
             .rev()
             .take_while(|at| **at > moment)
             .count()
     }
 
-    /// How many noes there were after a moment.
-    pub fn noes_since(&self, moment: Timestamp) -> usize {
-        self.noes.iter().filter(|at| **at > moment).count()
+    /// Number of kept denials after a point in time.
+    pub fn denials_since(&self, moment: Timestamp) -> usize {
+        self.denials.iter().filter(|at| **at > moment).count()
     }
 }
 
-/// A vote that was counted when it was cast.
+/// A vote that counted when it was cast.
 #[derive(Debug, Clone)]
-pub struct Vote {
-    /// As entered.
+pub struct VoteRecord {
+    /// The entry's body.
     pub cast: VoteCast,
-    /// What was signed, exactly as signed; absent when retention dropped it: then it counts no more.
+    /// The signed statement, byte by byte; absent when retention dropped it: then the vote no longer counts.
     pub statement: Option<Arc<str>>,
-    /// What a passkey signed beside the statement's digest; absent for a vote by a key, and when retention dropped it.
+    /// The WebAuthn evidence of a passkey's vote; absent for a vote by a plain key, and when retention dropped it.
     pub assertion: Option<Arc<str>>,
-    /// When it was entered.
+    /// The entry's time.
     pub at: Timestamp,
 }
 
-/// Where an access request stands.
+/// The status of an access request as stored: before expiry by time and before the state of its task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum AccessStatus {
-    /// It waits for votes, or for the agent to come back with enough of them.
-    Waiting,
-    /// Someone said no.
+pub enum StoredStatus {
+    /// Waiting for votes, or for the agent to repeat its request after enough of them.
+    Pending,
+    /// A person denied it.
     Denied,
     /// A grant consumed it.
     Consumed(TokenId),
-    /// It was closed.
+    /// Closed without a grant or a denial.
     Closed(CloseCause),
 }
 
-/// What happens to an access request.
+/// A transition of an access request.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum AccessEvent {
     Voted(Verdict),
@@ -149,44 +149,44 @@ pub(super) enum AccessEvent {
     Closed(CloseCause),
 }
 
-/// Something the table of states does not have. A committed entry never does this; if one did, the dead stay dead.
+/// A transition that [`StoredStatus`] does not have. No committed entry makes one; if one did, the status would not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Illegal;
+pub struct IllegalTransition;
 
-impl AccessStatus {
+impl StoredStatus {
     /// INVARIANT (one approval, one grant): nothing leaves `Denied`, `Consumed` or `Closed`.
-    pub(super) fn on(self, event: AccessEvent) -> Result<Self, Illegal> {
+    pub(super) fn after(self, event: AccessEvent) -> Result<Self, IllegalTransition> {
         match (self, event) {
-            (Self::Waiting, AccessEvent::Voted(Verdict::Approve)) => Ok(Self::Waiting),
-            (Self::Waiting, AccessEvent::Voted(Verdict::Deny)) => Ok(Self::Denied),
-            (Self::Waiting, AccessEvent::Consumed(jti)) => Ok(Self::Consumed(jti)),
-            (Self::Waiting, AccessEvent::Closed(cause)) => Ok(Self::Closed(cause)),
-            (Self::Denied | Self::Consumed(_) | Self::Closed(_), _) => Err(Illegal),
+            (Self::Pending, AccessEvent::Voted(Verdict::Approve)) => Ok(Self::Pending),
+            (Self::Pending, AccessEvent::Voted(Verdict::Deny)) => Ok(Self::Denied),
+            (Self::Pending, AccessEvent::Consumed(jti)) => Ok(Self::Consumed(jti)),
+            (Self::Pending, AccessEvent::Closed(cause)) => Ok(Self::Closed(cause)),
+            (Self::Denied | Self::Consumed(_) | Self::Closed(_), _) => Err(IllegalTransition),
         }
     }
 }
 
-/// An action waiting for gate 2.
+/// An action that people approve or deny: pending, or closed and kept.
 #[derive(Debug, Clone)]
 pub struct AccessRequest {
-    /// How it began.
+    /// The entry's body that opened it.
     pub opened: Arc<AccessRequestOpened>,
-    /// The action in plain; absent when retention dropped its sensitive part.
+    /// The action with its sensitive parameters; absent when retention dropped them.
     pub action: Option<Arc<Action>>,
-    /// The agent's words.
-    pub reason: Option<Prose>,
+    /// The agent's reason, unverified text; absent when none was given or retention dropped it.
+    pub reason: Option<UntrustedText>,
     /// Counted votes, oldest first.
-    pub votes: Vec<Arc<Vote>>,
-    /// Where it stands.
-    pub status: AccessStatus,
-    /// When it was opened.
+    pub votes: Vec<Arc<VoteRecord>>,
+    /// Its stored status.
+    pub status: StoredStatus,
+    /// The opening entry's time.
     pub opened_at: Timestamp,
     /// Version of its stream.
     pub version: Version,
 }
 
 impl AccessRequest {
-    /// What the person who said no tells the agent.
+    /// The comment to the agent by the person who denied it.
     pub fn comment(&self) -> Option<Comment> {
         let no = self
             .votes
@@ -195,77 +195,77 @@ impl AccessRequest {
         VoteStatement::parse(no.statement.as_ref()?).ok()?.comment
     }
 
-    /// Whether people may still decide it, as far as the request alone tells.
-    pub fn waits(&self, now: Timestamp) -> bool {
-        self.status == AccessStatus::Waiting && now < self.opened.expires_at
+    /// Whether it is open and not expired at `now`. Does not look at its task.
+    pub fn is_pending(&self, now: Timestamp) -> bool {
+        self.status == StoredStatus::Pending && now < self.opened.expires_at
     }
 }
 
-/// One spending of a use.
+/// One consumed use of a token.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Use {
-    /// By which validator.
+pub struct TokenUse {
+    /// The validator that consumed it.
     pub validator: ServiceId,
     /// Its idempotency key.
     pub use_id: UseId,
-    /// Which entry.
+    /// Index of the entry.
     pub index: u64,
 }
 
 /// The durable record of one minted token.
 #[derive(Debug, Clone)]
 pub struct Grant {
-    /// The entry that is the grant.
+    /// The body of the issuing entry.
     pub issued: Arc<TokenIssued>,
     /// Epoch of that entry.
     pub epoch: u64,
     /// Index of that entry.
     pub index: u64,
-    /// The action in plain; absent when retention dropped its sensitive part.
+    /// The action with its sensitive parameters; absent when retention dropped them.
     pub action: Option<Arc<Action>>,
-    /// The agent's reason.
-    pub reason: Option<Prose>,
-    /// Spent uses.
-    pub uses: Vec<Use>,
-    /// Keys it was signed with; the taint of any ends it.
+    /// The agent's reason, unverified text; absent when none was given or retention dropped it.
+    pub reason: Option<UntrustedText>,
+    /// Consumed uses, oldest first.
+    pub uses: Vec<TokenUse>,
+    /// Signing keys of every issue and reissue.
     pub kids: Arc<[KeyId]>,
-    /// Its own end, apart from its task's.
+    /// Its own end by an entry, apart from its task's.
     pub ended: Option<Ended>,
     /// Version of its token's stream; 0 until it is used, reissued or ended.
     pub version: Version,
 }
 
 impl Grant {
-    /// Whether every use is spent.
-    pub fn spent(&self) -> bool {
+    /// Whether every allowed use was consumed; never for a grant without a limit.
+    pub fn is_spent(&self) -> bool {
         self.issued
             .uses
             .is_some_and(|uses| self.uses.len() >= usize::try_from(uses).unwrap_or(usize::MAX))
     }
 }
 
-/// What an idempotency key was settled to: the answer every retry gets.
+/// The final outcome of a request id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IdempotencyOutcome {
-    /// This grant.
+    /// The grant of this token.
     Granted(TokenId),
-    /// A person's no, or expiry, of this access request.
-    Refused(AccessRequestId),
+    /// This access request was denied by a person or expired.
+    Denied(AccessRequestId),
 }
 
-/// Proof that a grant stands in the journal: made by state, and only from a committed entry.
+/// Proof that a grant is in the journal: made by state only, from a committed entry.
 #[derive(Debug)]
-pub struct Recorded {
+pub struct RecordedGrant {
     grant: Arc<Grant>,
 }
 
-impl Recorded {
+impl RecordedGrant {
     pub(super) const fn new(grant: Arc<Grant>) -> Self {
         Self { grant }
     }
 
-    /// The grant as of the last entry folded.
+    /// The grant, as of the last entry applied.
     pub const fn grant(&self) -> &Arc<Grant> {
         &self.grant
     }

@@ -61,7 +61,7 @@ pub(super) fn check(
         kind: EvidenceKind::JwtSvid,
         subject,
         kid: jws.kid().clone(),
-        sha256: Digest::of(compact.as_bytes()),
+        sha256: Digest::sha256(compact.as_bytes()),
         verified_at: now,
         expires_at,
     })

@@ -29,7 +29,7 @@ pub enum VerifyError {
     Claim(#[from] crate::jose::ClaimError),
     /// The evidence names no workload in SPIFFE's grammar.
     #[error("evidence subject: {0}")]
-    Subject(Malformed),
+    Subject(ParseError),
     /// The trust domain is not configured.
     #[error("trust domain {0} is not trusted here")]
     UntrustedDomain(TrustDomain),
@@ -147,7 +147,7 @@ pub fn attest(
 /// The hash a proof carries for evidence in the same call (DPoP claim `evh`).
 pub fn evidence_hash(evidence: &Evidence) -> Digest {
     match evidence {
-        Evidence::JwtSvid(token) => Digest::of(token.expose_secret().as_bytes()),
+        Evidence::JwtSvid(token) => Digest::sha256(token.expose_secret().as_bytes()),
     }
 }
 
@@ -351,7 +351,7 @@ pub struct TaskSnapshot {
 /// opening a task. It permits no action.
 #[derive(Debug)]
 pub struct Verified {
-    agent: Arc<Agent>,
+    agent: Arc<RegisteredAgent>,
     facts: EvidenceFacts,
     binding: Binding,
     task: Option<TaskSnapshot>,
@@ -364,7 +364,7 @@ pub struct Verified {
 
 impl Verified {
     /// The registered agent.
-    pub const fn agent(&self) -> &Arc<Agent> {
+    pub const fn agent(&self) -> &Arc<RegisteredAgent> {
         &self.agent
     }
 

@@ -80,7 +80,7 @@ impl<'a> AuthenticatorData<'a> {
 
     /// For this relying party, by a present and verified user, and with flags that can be.
     pub(super) fn check(&self, rp: &RelyingParty) -> Result<(), WebauthnError> {
-        if self.rp_id_hash != *Digest::of(rp.id.as_bytes()).as_bytes() {
+        if self.rp_id_hash != *Digest::sha256(rp.id.as_bytes()).as_bytes() {
             return Err(WebauthnError::RelyingParty);
         }
         if self.flags & UP == 0 {

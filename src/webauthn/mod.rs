@@ -232,7 +232,7 @@ impl Assertion {
 
 /// What an authenticator signs: its own data, then the digest of the browser's (§6.3.3).
 fn signed_bytes(assertion: &Assertion) -> Vec<u8> {
-    let client = Digest::of(&assertion.client_data_json);
+    let client = Digest::sha256(&assertion.client_data_json);
     [&assertion.authenticator_data[..], client.as_bytes()].concat()
 }
 

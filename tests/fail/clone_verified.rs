@@ -5,5 +5,5 @@ fn main() {
     needs_clone::<dipylon::approve::Approved>();
     needs_clone::<dipylon::approve::Reapproved>();
     needs_clone::<dipylon::verify::Verified>();
-    needs_clone::<dipylon::state::Recorded>();
+    needs_clone::<dipylon::state::RecordedGrant>();
 }

@@ -1,8 +1,8 @@
 // Only gate 2 constructs `Reapproved`.
-use dipylon::state::Recorded;
+use dipylon::state::RecordedGrant;
 use dipylon::verify::Verified;
 
-fn forge(verified: Verified, recorded: Recorded) -> dipylon::approve::Reapproved {
+fn forge(verified: Verified, recorded: RecordedGrant) -> dipylon::approve::Reapproved {
     dipylon::approve::Reapproved { verified, recorded }
 }
 

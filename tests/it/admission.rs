@@ -99,10 +99,10 @@ async fn per_source_rate_isolates_sources() {
         shed.len()
     );
     assert!(text.contains(&limited), "{text}");
-    let before = s.broker.journal().tail().borrow().head;
+    let before = s.broker.journal().head().borrow().checkpoint;
     stranger(&flood, GENERAL).await;
     assert_eq!(
-        s.broker.journal().tail().borrow().head,
+        s.broker.journal().head().borrow().checkpoint,
         before,
         "a shed call writes no entry"
     );
@@ -299,14 +299,14 @@ async fn per_agent_rate_isolates_agents() {
             .await;
         assert_eq!(refused(again), Reason::RateLimited);
     }
-    let head = b.broker.journal().tail().borrow().head;
+    let head = b.broker.journal().head().borrow().checkpoint;
     b.open_task(&b.agent("reporter")).await;
     let call = b.person_call("dipylon.v1.ApprovalService/ListAccessRequests", "maria");
     b.broker
         .inbox(&call, &first_inbox_page())
         .expect("a person");
     assert_eq!(
-        b.broker.journal().tail().borrow().head.size,
+        b.broker.journal().head().borrow().checkpoint.size,
         head.size + 1,
         "what was shed is no entry"
     );

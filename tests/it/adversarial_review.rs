@@ -1,7 +1,7 @@
 //! Adversarial review: attacks found by reading the code, each with the outcome that must hold.
 
 use dipylon::broker::BrokerOpenError;
-use dipylon::journal::Faults;
+use dipylon::journal::FaultInjection;
 use dipylon_sdk::clock::Clock;
 use dipylon_sdk::jose::{SigningKey, Usage};
 use dipylon_sdk::model::*;
@@ -25,7 +25,7 @@ async fn apply_survives_client_disconnect() {
         .await
         .token();
     {
-        let mut tail = b.broker.journal().tail();
+        let mut tail = b.broker.journal().head();
         tail.borrow_and_update();
         let apply = b.apply_policy(policy_forbidding_reads(&b));
         tokio::pin!(apply);
@@ -128,7 +128,7 @@ async fn removed_trust_domain_is_distrusted() {
 #[tokio::test]
 async fn trust_key_replaced_under_same_kid_is_rejected() {
     let b = TestBroker::start().await;
-    let kid = KeyId::of(b.env.signer.thumbprint());
+    let kid = KeyId::from_thumbprint(b.env.signer.thumbprint());
     let fresh = SigningKey::generate().expect("key").0;
     let bundle = json!({ "keys": [fresh.public().to_jwk_named(&kid, Usage::JwtSvid)], "spiffe_sequence": 2 }).to_string();
     let clock = b.clock.clone();
@@ -231,7 +231,7 @@ async fn policy_sweep_survives_concurrent_task_ends() {
             "{text}\n@id(\"nobody\") forbid (principal, action == Action::\"operate\", resource);\n"
         )
     });
-    let mut tail = b.broker.journal().tail();
+    let mut tail = b.broker.journal().head();
     tail.borrow_and_update();
     let (applied, ended) = tokio::join!(b.apply_policy(shut), async {
         tail.changed().await.expect("changes");
@@ -331,10 +331,10 @@ async fn feed_heartbeats_name_only_sent_events() {
 #[tokio::test]
 async fn full_disk_fails_closed_and_recovers() {
     let no_space = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let full = Faults {
+    let full = FaultInjection {
         pages_max: Some(150),
-        full: Some(no_space.clone()),
-        ..Faults::default()
+        disk_full: Some(no_space.clone()),
+        ..FaultInjection::default()
     };
     let b = TestBroker::start_with(TestEnvironment::new(), full).await;
     let triage = b.agent("triage");
@@ -365,7 +365,7 @@ async fn full_disk_fails_closed_and_recovers() {
     };
     assert_eq!(refusal.reason, Reason::JournalUnavailable);
     assert!(
-        !b.broker.journal().tail().borrow().failed,
+        !b.broker.journal().head().borrow().failed,
         "the process stays up"
     );
     // Revocations are small: some still fit. The first that does not is refused, and enforced in memory at once.
@@ -401,12 +401,12 @@ async fn full_disk_fails_closed_and_recovers() {
         Reason::NotAuthenticated,
         "the suspension is enforced in memory"
     );
-    let before = b.broker.state().picture();
+    let before = b.broker.state().canonical_snapshot();
     b.check_invariants();
     // Free space again.
-    let b = b.restart(Faults::default()).await;
+    let b = b.restart(FaultInjection::default()).await;
     assert_eq!(
-        b.broker.state().picture(),
+        b.broker.state().canonical_snapshot(),
         before,
         "the acknowledged entries are there, and nothing else"
     );

@@ -1,6 +1,6 @@
 //! `[approvals]` limits: pending requests, back-off and quarantine after denials, dwell time, request size.
 
-use dipylon::journal::Faults;
+use dipylon::journal::FaultInjection;
 use dipylon_sdk::model::*;
 
 use super::step_up::{asked, with_approvals};
@@ -71,7 +71,7 @@ async fn denials_back_off_then_suspend() {
     assert!(
         b.broker
             .state()
-            .standing(&AgentId::parse("triage").expect("id"))
+            .agent_status(&AgentId::parse("triage").expect("id"))
             .value
             .suspended
     );
@@ -211,7 +211,7 @@ async fn opens_and_late_cancellations_trigger_backoff() {
         (refusal.reason, refusal.retry_after),
         (Reason::BackOff, Some(std::time::Duration::from_secs(240)))
     );
-    let b = b.restart(Faults::default()).await;
+    let b = b.restart(FaultInjection::default()).await;
     let shown = Some(b.svid(&triage));
     let again = b
         .request_token_with_evidence(&triage, task, &disable("ann"), 300, "r-5", shown)

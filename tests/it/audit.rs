@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use dipylon::audit::{Audit, Checkpoint, Frontier, leaf_hash};
-use dipylon::journal::ReadOnly;
+use dipylon::audit::{Checkpoint, Frontier, JournalVerifier, leaf_hash};
+use dipylon::journal::JournalReader;
 use rusqlite::Connection;
 
 use crate::support::*;
@@ -28,7 +28,7 @@ fn verdict(dir: &Path, against: Option<&str>) -> Result<String, String> {
 /// A closed journal with some history, and two checkpoints taken on the way.
 async fn history() -> (TestBroker, Vec<Checkpoint>) {
     let b = TestBroker::start().await;
-    let mut noted = vec![b.broker.journal().tail().borrow().head];
+    let mut noted = vec![b.broker.journal().head().borrow().checkpoint];
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
     b.request_token(&triage, task, &read_case(), 300, "r-1")
@@ -40,7 +40,7 @@ async fn history() -> (TestBroker, Vec<Checkpoint>) {
         .pending()
         .access_request;
     b.approve("maria", id, "one-security").await;
-    noted.push(b.broker.journal().tail().borrow().head);
+    noted.push(b.broker.journal().head().borrow().checkpoint);
     b.request_token(&triage, task, &disable("ann"), 300, "r-2")
         .await
         .token();
@@ -128,10 +128,10 @@ async fn tampering_is_detected() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rewrite_is_detected_with_external_checkpoint() {
     let (b, noted) = history().await;
-    let journal = ReadOnly::open(&b.dir).expect("journal");
+    let journal = JournalReader::open(&b.dir).expect("journal");
     let mut entries = Vec::new();
     journal
-        .all(|stored| {
+        .read_all(|stored| {
             entries.push(stored.text);
             Ok(())
         })
@@ -143,7 +143,7 @@ async fn rewrite_is_detected_with_external_checkpoint() {
         .collect();
     assert_ne!(entries, forged);
     let walk = |texts: &[String], noted: Option<Checkpoint>| {
-        let mut audit = Audit::against(noted);
+        let mut audit = JournalVerifier::with_checkpoint(noted);
         let mut tree = Frontier::default();
         for text in texts {
             tree.push(leaf_hash(text.as_bytes()));

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use dipylon::audit::{AuditError, Frontier, Votes, VotesChecked, WrongVote, leaf_hash};
+use dipylon::audit::{AuditError, Frontier, VoteError, VoteReport, VoteVerifier, leaf_hash};
 use dipylon::broker::VoteAsk;
-use dipylon::journal::{Faults, ReadOnly};
+use dipylon::journal::{FaultInjection, JournalReader};
 use dipylon::policy::BundleFiles;
 use dipylon_sdk::model::*;
 use rusqlite::Connection;
@@ -27,9 +27,9 @@ struct JournalCopy {
 
 impl JournalCopy {
     fn read(b: &TestBroker) -> Self {
-        let journal = ReadOnly::open(&b.dir).expect("journal");
+        let journal = JournalReader::open(&b.dir).expect("journal");
         let (mut entries, mut blobs) = (Vec::new(), HashMap::new());
-        let all = journal.all(|stored| {
+        let all = journal.read_all(|stored| {
             entries.push(Entry::parse(&stored.text).expect("entry"));
             Ok(())
         });
@@ -42,32 +42,36 @@ impl JournalCopy {
         Self { entries, blobs }
     }
 
-    fn votes(&self) -> Result<VotesChecked, AuditError> {
-        let mut votes = Votes::default();
+    fn votes(&self) -> Result<VoteReport, AuditError> {
+        let mut votes = VoteVerifier::default();
         for entry in &self.entries {
             let blob = |name: &Digest| Ok::<_, AuditError>(self.blobs.get(name).cloned());
             votes.entry(entry, blob)?;
         }
-        Ok(votes.checked().clone())
+        Ok(votes.report().clone())
     }
 
     /// The index of the only event that matches.
     fn find(&self, is: impl Fn(&Event) -> bool) -> usize {
-        let mut found = self.entries.iter().enumerate().filter(|(_, e)| is(&e.fact));
+        let mut found = self
+            .entries
+            .iter()
+            .enumerate()
+            .filter(|(_, e)| is(&e.event));
         let (at, _) = found.next().expect("there");
         assert!(found.next().is_none(), "once");
         at
     }
 
     fn vote(&mut self, at: usize) -> &mut VoteCast {
-        match &mut self.entries[at].fact {
+        match &mut self.entries[at].event {
             Event::VoteCast(f) => f,
             other => panic!("no vote: {other:?}"),
         }
     }
 
     fn put_blob(&mut self, text: &str) -> Digest {
-        let name = Digest::of(text.as_bytes());
+        let name = Digest::sha256(text.as_bytes());
         self.blobs.insert(name, text.into());
         name
     }
@@ -102,7 +106,7 @@ struct Forgery<'a> {
 
 impl Forgery<'_> {
     /// The audit's finding after the change.
-    fn rejected(&self, change: impl FnOnce(&mut JournalCopy, usize)) -> WrongVote {
+    fn rejected(&self, change: impl FnOnce(&mut JournalCopy, usize)) -> VoteError {
         let mut record = self.whole.clone();
         change(&mut record, self.at);
         match record.votes() {
@@ -112,7 +116,7 @@ impl Forgery<'_> {
     }
 
     /// The same, attributed to the vote's own entry.
-    fn rejected_at_vote(&self, change: impl FnOnce(&mut JournalCopy, usize)) -> WrongVote {
+    fn rejected_at_vote(&self, change: impl FnOnce(&mut JournalCopy, usize)) -> VoteError {
         let mut record = self.whole.clone();
         change(&mut record, self.at);
         match record.votes() {
@@ -143,7 +147,7 @@ async fn history() -> VotedHistory {
         .push_str(
             "\n@id(\"notes-need-a-yes\")\n@why(\"For this story.\")\n@step_up(\"one-security\")\nforbid (principal, action == Action::\"case.note\", resource)\nunless { context.approvals.contains(StepUp::\"one-security\") };\n",
         );
-    let b = TestBroker::start_with(env, Faults::default()).await;
+    let b = TestBroker::start_with(env, FaultInjection::default()).await;
     let marias = b.enrol("maria").await;
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
@@ -233,45 +237,45 @@ async fn vote_tampering_is_detected() {
         for (what, change) in entries {
             let found = forgery.rejected_at_vote(|r, at| change(r.vote(at)));
             assert!(
-                matches!(found, WrongVote::Differs(which) if which == what),
+                matches!(found, VoteError::EntryMismatch(which) if which == what),
                 "{what}: {found}"
             );
         }
         assert!(matches!(
-            forgery.rejected_at_vote(|r, at| r.vote(at).profile.digest = Digest::of(b"x")),
-            WrongVote::Profile
+            forgery.rejected_at_vote(|r, at| r.vote(at).profile.digest = Digest::sha256(b"x")),
+            VoteError::ProfileMismatch
         ));
         assert!(matches!(
             forgery
                 .rejected_at_vote(|r, at| r.vote(at).voter = PersonId::parse("dana").expect("id")),
-            WrongVote::Key
+            VoteError::KeyNotActive
         ));
         assert!(
             matches!(
                 forgery.rejected_at_vote(
                     |r, at| r.vote(at).voter = PersonId::parse("nobody").expect("id")
                 ),
-                WrongVote::Stranger
+                VoteError::VoterUnknown
             )
         );
         assert!(matches!(
-            forgery.rejected_at_vote(|r, at| r.vote(at).key = Thumbprint(Digest::of(b"x"))),
-            WrongVote::Key
+            forgery.rejected_at_vote(|r, at| r.vote(at).key = Thumbprint(Digest::sha256(b"x"))),
+            VoteError::KeyNotActive
         ));
         assert!(matches!(
             forgery.rejected_at_vote(|r, at| r.vote(at).signature = "!".to_owned()),
-            WrongVote::Signature
+            VoteError::Signature
         ));
         // Statement and entry changed together: the signature does not cover that.
         let statements: [Change<VoteStatement>; 3] = [
             |s| s.nonce = URL_SAFE_NO_PAD.encode([1; 16]),
-            |s| s.policy = Digest::of(b"x"),
+            |s| s.policy = Digest::sha256(b"x"),
             |s| s.comment = Some(Comment::parse("go ahead").expect("comment")),
         ];
         for change in statements {
             let found = forgery.rejected_at_vote(|r, at| r.rewrite_statement(at, change));
             assert!(
-                matches!(found, WrongVote::Signature | WrongVote::Passkey(_)),
+                matches!(found, VoteError::Signature | VoteError::Passkey(_)),
                 "{found}"
             );
         }
@@ -280,7 +284,7 @@ async fn vote_tampering_is_detected() {
             r.vote(at).max_ttl -= 1;
         });
         assert!(
-            matches!(shorter, WrongVote::Signature | WrongVote::Passkey(_)),
+            matches!(shorter, VoteError::Signature | VoteError::Passkey(_)),
             "{shorter}"
         );
         // A statement about something that was not requested.
@@ -288,13 +292,15 @@ async fn vote_tampering_is_detected() {
             ("agent", |s| s.agent = AgentId::parse("ci").expect("id")),
             ("owner", |s| s.owner = PersonId::parse("lee").expect("id")),
             ("task", |s| s.task = TaskId::from_random([9; 16])),
-            ("task key", |s| s.task_key = Thumbprint(Digest::of(b"x"))),
+            ("task key", |s| {
+                s.task_key = Thumbprint(Digest::sha256(b"x"))
+            }),
             ("action", |s| s.action["target"]["id"] = json!("INC-1")),
         ];
         for (what, change) in asked {
             let found = forgery.rejected_at_vote(|r, at| r.rewrite_statement(at, change));
             assert!(
-                matches!(found, WrongVote::AskedElse(which) if which == what),
+                matches!(found, VoteError::RequestMismatch(which) if which == what),
                 "{what}: {found}"
             );
         }
@@ -302,17 +308,17 @@ async fn vote_tampering_is_detected() {
             r.rewrite_statement(at, |s| s.max_ttl = 10_000);
             r.vote(at).max_ttl = 10_000;
         });
-        assert!(matches!(longer, WrongVote::AskedElse("longest life")));
+        assert!(matches!(longer, VoteError::RequestMismatch("longest life")));
         assert!(matches!(
             forgery.rejected_at_vote(|r, at| r
                 .rewrite_statement(at, |s| s.realm = Realm::parse("other").expect("realm"))),
-            WrongVote::Differs("realm")
+            VoteError::EntryMismatch("realm")
         ));
         assert!(matches!(
             forgery.rejected_at_vote(
-                |r, at| r.rewrite_statement(at, |s| s.profile.digest = Digest::of(b"x"))
+                |r, at| r.rewrite_statement(at, |s| s.profile.digest = Digest::sha256(b"x"))
             ),
-            WrongVote::Differs("profile")
+            VoteError::EntryMismatch("profile")
         ));
         // A statement that does not parse.
         assert!(matches!(
@@ -320,10 +326,10 @@ async fn vote_tampering_is_detected() {
                 let none = r.put_blob("{}");
                 r.vote(at).statement = none;
             }),
-            WrongVote::Statement
+            VoteError::Statement
         ));
         // The access request changed after the vote: the vote no longer matches it.
-        let request = match &whole.entries[at].fact {
+        let request = match &whole.entries[at].event {
             Event::VoteCast(f) => f.access_request,
             _ => unreachable!(),
         };
@@ -340,15 +346,18 @@ async fn vote_tampering_is_detected() {
             if n == 3 && at != by_passkey {
                 continue;
             }
-            let found = forgery.rejected_at_vote(|r, _| match &mut r.entries[opened].fact {
+            let found = forgery.rejected_at_vote(|r, _| match &mut r.entries[opened].event {
                 Event::AccessRequestOpened(f) => change(f),
                 _ => unreachable!(),
             });
-            assert!(matches!(found, WrongVote::AskedElse(_)), "{n}: {found}");
+            assert!(
+                matches!(found, VoteError::RequestMismatch(_)),
+                "{n}: {found}"
+            );
         }
         assert!(matches!(
             forgery.rejected(|r, _| drop(r.entries.remove(opened))),
-            WrongVote::NotAsked
+            VoteError::RequestNotPending
         ));
         // The same vote again, after the request was decided.
         assert!(matches!(
@@ -356,7 +365,7 @@ async fn vote_tampering_is_detected() {
                 let again = r.entries[at].clone();
                 r.entries.push(again);
             }),
-            WrongVote::NotAsked
+            VoteError::RequestNotPending
         ));
         // The policy in force changed: another voter's key, and no key.
         let policy = whole.find(|f| matches!(f, Event::PolicyApplied(_)));
@@ -368,24 +377,24 @@ async fn vote_tampering_is_detected() {
             *people = changed;
             let files = BundleFiles::new(files).expect("files");
             let version = r.put_blob(files.canonical());
-            match &mut r.entries[policy].fact {
+            match &mut r.entries[policy].event {
                 Event::PolicyApplied(f) => f.version = version,
                 _ => unreachable!(),
             }
         };
         assert!(matches!(
             forgery.rejected(|r, _| bundle(r, &|text| text.replace("quorum = 1", "quorum = 2"))),
-            WrongVote::Profile
+            VoteError::ProfileMismatch
         ));
         assert!(matches!(
             forgery.rejected(|r, _| bundle(r, &|text| format!("{text}\nbroken"))),
-            WrongVote::Stranger
+            VoteError::VoterUnknown
         ));
         // A key revoked before the vote.
         let revoked = forgery.rejected_at_vote(|r, at| {
             let mut before = r.entries[at].clone();
             let cast = r.vote(at).clone();
-            before.fact = Event::ApproverKeysRevoked(ApproverKeysRevoked {
+            before.event = Event::ApproverKeysRevoked(ApproverKeysRevoked {
                 person: cast.voter,
                 keys: vec![cast.key],
                 cause: RevokeCause::Counter,
@@ -393,7 +402,7 @@ async fn vote_tampering_is_detected() {
             });
             r.entries.insert(at, before);
         });
-        assert!(matches!(revoked, WrongVote::Key), "{revoked}");
+        assert!(matches!(revoked, VoteError::KeyNotActive), "{revoked}");
         // A blob under another digest, and a missing blob.
         let statement = |r: &mut JournalCopy| r.vote(at).statement;
         let mut record = whole.clone();
@@ -416,17 +425,17 @@ async fn vote_tampering_is_detected() {
             signature[7] ^= 1;
             r.vote(at).signature = URL_SAFE_NO_PAD.encode(signature);
         });
-        assert!(matches!(bent, WrongVote::Signature), "{bent}");
+        assert!(matches!(bent, VoteError::Signature), "{bent}");
         assert!(matches!(
             forgery.rejected_at_vote(|r, at| r.vote(at).sign_count = Some(1)),
-            WrongVote::NoEvidence
+            VoteError::NoEvidence
         ));
         assert!(matches!(
             forgery.rejected_at_vote(|r, at| {
                 let elsewhere = r.vote(by_passkey).assertion;
                 r.vote(at).assertion = elsewhere;
             }),
-            WrongVote::Key
+            VoteError::KeyNotActive
         ));
     }
 
@@ -437,15 +446,15 @@ async fn vote_tampering_is_detected() {
     };
     assert!(matches!(
         forgery.rejected_at_vote(|r, at| r.vote(at).sign_count = Some(99)),
-        WrongVote::Differs("signature counter")
+        VoteError::EntryMismatch("signature counter")
     ));
     assert!(matches!(
         forgery.rejected_at_vote(|r, at| r.vote(at).sign_count = None),
-        WrongVote::Differs("signature counter")
+        VoteError::EntryMismatch("signature counter")
     ));
     assert!(matches!(
         forgery.rejected_at_vote(|r, at| r.vote(at).assertion = None),
-        WrongVote::NoEvidence | WrongVote::Key
+        VoteError::NoEvidence | VoteError::KeyNotActive
     ));
     for member in ["authenticator_data", "client_data_json", "credential"] {
         for place in [0, 20] {
@@ -459,8 +468,8 @@ async fn vote_tampering_is_detected() {
                 })
             });
             let fits = match member {
-                "credential" => matches!(found, WrongVote::Key),
-                _ => matches!(found, WrongVote::Passkey(_)),
+                "credential" => matches!(found, VoteError::KeyNotActive),
+                _ => matches!(found, VoteError::Passkey(_)),
             };
             assert!(fits, "{member} {place}: {found}");
         }
@@ -469,7 +478,7 @@ async fn vote_tampering_is_detected() {
         forgery.rejected_at_vote(
             |r, at| r.rewrite_assertion(at, |evidence| evidence["more"] = json!(1))
         ),
-        WrongVote::Evidence(_)
+        VoteError::Evidence(_)
     ));
     // The right key and another challenge; the right challenge and another key; no user verification.
     let resigned = |assertion: dipylon::webauthn::Assertion| {
@@ -503,8 +512,8 @@ async fn vote_tampering_is_detected() {
     ] {
         let found = resigned(assertion);
         assert!(
-            matches!(&found, WrongVote::Key if key)
-                || matches!(&found, WrongVote::Passkey(_) if !key),
+            matches!(&found, VoteError::KeyNotActive if key)
+                || matches!(&found, VoteError::Passkey(_) if !key),
             "{found}"
         );
     }
@@ -512,33 +521,33 @@ async fn vote_tampering_is_detected() {
     let enrolled = whole.find(|f| matches!(f, Event::ApproverEnrolled(_)));
     assert!(matches!(
         forgery.rejected(|r, _| drop(r.entries.remove(enrolled))),
-        WrongVote::Key
+        VoteError::KeyNotActive
     ));
     assert!(matches!(
         forgery.rejected(|r, _| {
             let entry = r.entries.remove(enrolled);
             r.entries.push(entry);
         }),
-        WrongVote::Key
+        VoteError::KeyNotActive
     ));
     let enrolment = |change: &dyn Fn(&mut ApproverEnrolled)| {
-        forgery.rejected_at_vote(|r, _| match &mut r.entries[enrolled].fact {
+        forgery.rejected_at_vote(|r, _| match &mut r.entries[enrolled].event {
             Event::ApproverEnrolled(f) => change(f),
             _ => unreachable!(),
         })
     };
     assert!(matches!(
         enrolment(&|f| f.person = PersonId::parse("lee").expect("id")),
-        WrongVote::Key
+        VoteError::KeyNotActive
     ));
     assert!(matches!(
         enrolment(&|f| f.passkey.backup_eligible = false),
-        WrongVote::Passkey(_)
+        VoteError::Passkey(_)
     ));
     let another = b.env.keys["lee"].public().to_jwk();
     assert!(matches!(
         enrolment(&|f| f.passkey.jwk = another.clone()),
-        WrongVote::Passkey(_)
+        VoteError::Passkey(_)
     ));
     // The original is unchanged.
     assert_eq!(whole.votes().expect("whole"), checked);
@@ -548,7 +557,8 @@ async fn vote_tampering_is_detected() {
 /// A key vote with a valid signature, under a profile that requires a passkey.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn key_vote_fails_a_passkey_profile() {
-    let b = TestBroker::start_with(super::step_up::passkeys_alone(), Faults::default()).await;
+    let b =
+        TestBroker::start_with(super::step_up::passkeys_alone(), FaultInjection::default()).await;
     let marias = b.enrol("maria").await;
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
@@ -578,7 +588,7 @@ async fn key_vote_fails_a_passkey_profile() {
         let signature = key.sign(digest.as_bytes()).expect("signed");
         vote.signature = URL_SAFE_NO_PAD.encode(signature);
     });
-    assert!(matches!(found, WrongVote::NotByPasskey), "{found}");
+    assert!(matches!(found, VoteError::PasskeyRequired), "{found}");
 }
 
 /// An attacker rewrote entries, tree and head consistently, and there is no external checkpoint.
@@ -639,7 +649,7 @@ async fn audit_verify_detects_forged_vote_in_consistent_journal() {
     let told = verify(&|r| r.vote(by_key).voter = PersonId::parse("maria").expect("id"))
         .expect_err("forged");
     assert!(
-        told.contains("NOT WHOLE") && told.contains(&format!("entry {by_key} proves nothing")),
+        told.contains("NOT WHOLE") && told.contains(&format!("entry {by_key} cannot be verified")),
         "{told}"
     );
 }

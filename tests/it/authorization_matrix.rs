@@ -86,7 +86,7 @@ impl Caller<'_> {
                     request_id: "walk".into(),
                     heartbeat: None,
                 };
-                let evh = Digest::of(self.evidence.as_bytes());
+                let evh = Digest::sha256(self.evidence.as_bytes());
                 tasks
                     .open_task(self.request_for(method, message, None, Some(evh)))
                     .await

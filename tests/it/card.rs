@@ -8,7 +8,7 @@ use dipylon_sdk::card::{
     self, AccessRequestStatus, Asker, Attestation, Card, History, Need, Registered, RuleShown, Who,
 };
 use dipylon_sdk::client::{Agent, OpenTask, Outcome, TokenOrder};
-use dipylon_sdk::model::text::is_coded;
+use dipylon_sdk::model::text::needs_escape;
 use dipylon_sdk::model::*;
 use proptest::prelude::*;
 use serde_json::json;
@@ -35,7 +35,7 @@ fn need(name: &str, quorum: u32, approvers: Vec<Who>, passkey: bool) -> Need {
     Need {
         profile: ProfileRef {
             name: word(name, ProfileName::parse),
-            digest: Digest::of(name.as_bytes()),
+            digest: Digest::sha256(name.as_bytes()),
         },
         group: "security".to_owned(),
         quorum,
@@ -87,10 +87,10 @@ fn ordinary() -> Card {
         }],
         needs: vec![need("one-security", 1, Vec::new(), false)],
         task: TaskId::from_random([2; 16]),
-        task_key: Thumbprint(Digest::of(b"key")),
+        task_key: Thumbprint(Digest::sha256(b"key")),
         max_ttl: 300,
         uses: Some(1),
-        policy: Digest::of(b"policy"),
+        policy: Digest::sha256(b"policy"),
         opened_at: NOW.plus_secs(-10),
         expires_at: NOW.plus_secs(890),
         unusual: Vec::new(),
@@ -109,8 +109,12 @@ fn ordinary() -> Card {
         console_url: Some(
             "https://broker.soc.example/console/requests/areq_AQEBAQEBAQEBAQEBAQEBAQ".to_owned(),
         ),
-        purpose: Some(word("contain INC-8841", |t| Prose::parse("purpose", t))),
-        reason: Some(word("phish confirmed", |t| Prose::parse("reason", t))),
+        purpose: Some(word("contain INC-8841", |t| {
+            UntrustedText::parse("purpose", t)
+        })),
+        reason: Some(word("phish confirmed", |t| {
+            UntrustedText::parse("reason", t)
+        })),
     }
 }
 
@@ -184,7 +188,9 @@ fn everything() -> Card {
         ],
         dwell_s: 3,
         uses: Some(3),
-        reason: Some(word(&"because ".repeat(80), |t| Prose::parse("reason", t))),
+        reason: Some(word(&"because ".repeat(80), |t| {
+            UntrustedText::parse("reason", t)
+        })),
         ..ordinary()
     }
 }
@@ -241,8 +247,8 @@ fn hostile() -> Card {
         unusual: vec![wild()],
         history: None,
         console_url: Some(wild()),
-        purpose: Some(word(WILD, |t| Prose::parse("purpose", t))),
-        reason: Some(word(&WILD.repeat(8), |t| Prose::parse("reason", t))),
+        purpose: Some(word(WILD, |t| UntrustedText::parse("purpose", t))),
+        reason: Some(word(&WILD.repeat(8), |t| UntrustedText::parse("reason", t))),
         ..ordinary()
     }
 }
@@ -343,7 +349,7 @@ const LABELS: &[&str] = &[
 fn assert_layout_is_intact(shown: &str, columns: usize) {
     for c in shown.chars() {
         assert!(
-            c == '\n' || !is_coded(c),
+            c == '\n' || !needs_escape(c),
             "U+{:04X} is printed:\n{shown}",
             c as u32
         );
@@ -403,7 +409,7 @@ fn untrusted_text_cannot_forge_rows() {
         }
     }
     let chat = card::chat(&hostile(), NOW);
-    assert!(!chat.contains(|c| c != '\n' && is_coded(c)), "{chat}");
+    assert!(!chat.contains(|c| c != '\n' && needs_escape(c)), "{chat}");
     assert!(
         !chat
             .lines()
@@ -521,13 +527,13 @@ proptest! {
             action: Some(Arc::new(action("account.disable", "Account", "ann", IDP, &[("note", Param::Str(text(2)))]))),
             parameter_titles: [("note".to_owned(), text(3))].into(),
             target_facts: Some(vec![(text(4), text(5))]),
-            purpose: Prose::parse("purpose", &text(6)).ok(),
-            reason: Prose::parse("reason", &text(7)).ok(),
+            purpose: UntrustedText::parse("purpose", &text(6)).ok(),
+            reason: UntrustedText::parse("reason", &text(7)).ok(),
             ..hostile()
         };
         assert_layout_is_intact(&card::text(&card, NOW, columns), columns);
         for line in card::chat(&card, NOW).lines() {
-            prop_assert!(!line.contains(is_coded), "{line:?}");
+            prop_assert!(!line.contains(needs_escape), "{line:?}");
         }
     }
 }
@@ -566,7 +572,7 @@ proptest! {
             ];
             let prose = |name, text: &str| {
                 let head: String = text.chars().take(1_000).collect();
-                Prose::parse(name, &change(&head)).ok()
+                UntrustedText::parse(name, &change(&head)).ok()
             };
             Card {
                 action: Some(Arc::new(action("account.disable", "Account", "ann", IDP, &parameters))),
@@ -593,7 +599,7 @@ proptest! {
 fn truncated_text_is_not_flagged() {
     let said = format!("{}{}", "a".repeat(card::AGENT_WORDS_MAX), " p\u{430}ypal");
     let card = Card {
-        reason: Prose::parse("reason", &said).ok(),
+        reason: UntrustedText::parse("reason", &said).ok(),
         ..ordinary()
     };
     let shown = card::text(&card, NOW, 80);
@@ -696,7 +702,7 @@ async fn untrusted_text_end_to_end() {
         assert!(shown.contains(part), "{part}:\n{shown}");
     }
     let inbox = run(&["inbox"]).await;
-    assert!(!inbox.contains(|c| c != '\n' && is_coded(c)), "{inbox}");
+    assert!(!inbox.contains(|c| c != '\n' && needs_escape(c)), "{inbox}");
     assert!(
         inbox.contains(&phrase) && inbox.contains("triage (dana)"),
         "{inbox}"

@@ -71,10 +71,10 @@ async fn concurrent_mints_one_wins() {
         Ok(TokenReply::Denied(_)) => false,
         Err(refusal) => refusal.reason == Reason::Conflict,
     }));
-    let grants = b.broker.state().grants_of(&task);
+    let grants = b.broker.state().grants_of_task(&task);
     assert_eq!((grants.len(), grants[0].issued.consumed), (1, Some(id)));
     // The other calls join one new access request.
-    assert!(b.broker.state().waiting(b.now()).len() <= 1);
+    assert!(b.broker.state().pending_requests(b.now()).len() <= 1);
     b.check_invariants();
 }
 
@@ -104,7 +104,7 @@ async fn concurrent_consumes_one_wins() {
             .all(|r| r.as_ref().is_ok_and(|c| c.uses_left == Some(0))
                 || r.as_ref().is_err_and(|e| e.reason == Reason::UseSpent))
     );
-    assert_eq!(b.broker.state().grants_of(&task)[0].uses.len(), 1);
+    assert_eq!(b.broker.state().grants_of_task(&task)[0].uses.len(), 1);
 
     let (task, _) = {
         let task = b

@@ -362,7 +362,7 @@ fn assert_security_headers(answer: &HttpResponse, what: &str) {
 }
 
 fn size(s: &ServedBroker) -> u64 {
-    s.broker.journal().tail().borrow().head.size
+    s.broker.journal().head().borrow().checkpoint.size
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -548,7 +548,7 @@ async fn console_pages_by_role() {
             };
             let body = match row.name {
                 "console/vote-begin" => json!({
-                    "profile": "one-security", "verdict": "deny", "policy": Digest::of(b"another").to_string(),
+                    "profile": "one-security", "verdict": "deny", "policy": Digest::sha256(b"another").to_string(),
                 }),
                 _ => json!({
                     "statement": "{}", "credential": "", "authenticator_data": "", "client_data_json": "", "signature": "",

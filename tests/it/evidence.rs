@@ -19,7 +19,7 @@ async fn show(b: &TestBroker, token: Secret) -> Result<(), Refusal> {
     );
     let ask = OpenTaskInput {
         evidence,
-        purpose: Prose::parse("purpose", "x").expect("prose"),
+        purpose: UntrustedText::parse("purpose", "x").expect("prose"),
         max_duration: 600,
         idempotency_key: IdempotencyKey::parse("r").expect("id"),
         heartbeat: None,
@@ -117,7 +117,7 @@ async fn malformed_evidence_is_rejected() {
     assert!(count > 35);
 
     // Headers.
-    let kid = KeyId::of(b.env.signer.thumbprint()).to_string();
+    let kid = KeyId::from_thumbprint(b.env.signer.thumbprint()).to_string();
     let stranger = SigningKey::generate().expect("key").0;
     let sign = |header: Value, key: &SigningKey| {
         Secret::new(jws::sign(&header, &good, key).expect("signed"))
@@ -270,7 +270,7 @@ async fn dpop_proofs_for_other_calls_are_rejected() {
         Reason::UseDpopNonce
     );
     let nonce = b.broker.nonce();
-    let b = b.restart(dipylon::journal::Faults::default()).await;
+    let b = b.restart(dipylon::journal::FaultInjection::default()).await;
     let call = b.call_with_nonce(
         method,
         &triage.key,
@@ -307,7 +307,7 @@ async fn trust_key_removal_ends_its_tasks() {
     // The trust domain replaces its key; the broker journals that at its next start and sweeps.
     let env = std::sync::Arc::get_mut(&mut b.env).expect("one handle");
     env.signer = SigningKey::generate().expect("key").0;
-    let b = b.restart(dipylon::journal::Faults::default()).await;
+    let b = b.restart(dipylon::journal::FaultInjection::default()).await;
     assert!(!b.introspect("cases", &given.token));
     assert_eq!(
         b.broker

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use dipylon::broker::{AccessRequestStatus, TaskFilter};
-use dipylon::journal::Faults;
+use dipylon::journal::FaultInjection;
 use dipylon_sdk::model::*;
 
 use crate::support::{ExpectReply as _, TestBroker, TestEnvironment, disable, read_case, refused};
@@ -82,7 +82,7 @@ async fn freeze_scopes() {
         // Freezing again changes nothing; lifting it admits new work, and revives nothing.
         let again = b.freeze(scope).await.expect("idempotent");
         assert_eq!((again.changed, again.index), (false, done.index));
-        let b = b.restart(Faults::default()).await;
+        let b = b.restart(FaultInjection::default()).await;
         assert_eq!(
             b.introspect("cases", &token.token),
             !triage_hit,
@@ -345,9 +345,9 @@ async fn pinned_agent_key_is_enforced() {
 async fn freeze_is_enforced_before_it_is_durable() {
     for scope in ["all", "agent/triage", "owner/dana", "action/case.read"] {
         let full = Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let faults = Faults {
-            full: Some(full.clone()),
-            ..Faults::default()
+        let faults = FaultInjection {
+            disk_full: Some(full.clone()),
+            ..FaultInjection::default()
         };
         let b = TestBroker::start_with(TestEnvironment::new(), faults).await;
         let agent = b.agent("triage");
@@ -523,9 +523,9 @@ async fn owner_at_task_opening_cannot_vote() {
 #[tokio::test]
 async fn pending_freeze_cannot_be_lifted() {
     let full = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let faults = Faults {
-        full: Some(full.clone()),
-        ..Faults::default()
+    let faults = FaultInjection {
+        disk_full: Some(full.clone()),
+        ..FaultInjection::default()
     };
     let b = TestBroker::start_with(TestEnvironment::new(), faults).await;
     let agent = b.agent("triage");
@@ -548,7 +548,7 @@ async fn pending_freeze_cannot_be_lifted() {
     assert!(
         !b.broker
             .state()
-            .standing(&AgentId::parse("triage").expect("id"))
+            .agent_status(&AgentId::parse("triage").expect("id"))
             .value
             .suspended
     );
@@ -587,7 +587,7 @@ async fn concurrent_keep_alives_and_ends_leave_no_lease() {
         }
         b.manual_clock.advance_millis(600_000);
         assert_eq!(
-            b.broker.state().due_by(b.now(), 1_000),
+            b.broker.state().deadlines_by(b.now(), 1_000),
             [],
             "an ended task has no lease"
         );

@@ -31,7 +31,7 @@ fn digest(n: u8) -> Digest {
     Digest::from_bytes([n; 32])
 }
 
-pub(super) fn word<T>(text: &str, parse: fn(&str) -> Result<T, Malformed>) -> T {
+pub(super) fn word<T>(text: &str, parse: fn(&str) -> Result<T, ParseError>) -> T {
     parse(text).expect(text)
 }
 
@@ -90,8 +90,8 @@ fn profile() -> ProfileRef {
     }
 }
 
-fn decision() -> Decision {
-    Decision {
+fn decision() -> DecisionRecord {
+    DecisionRecord {
         id: id(3, DecisionId::from_random),
         policy: digest(3),
         rules: [RuleRef {
@@ -99,16 +99,16 @@ fn decision() -> Decision {
             file: "rules/20-guardrails.cedar".into(),
         }]
         .into(),
-        needs: vec![profile()],
-        ttl: TtlSum {
-            asked: 900,
-            bounds: vec![Bound {
-                by: "cap".into(),
+        required_profiles: vec![profile()],
+        ttl: TtlBreakdown {
+            requested: 900,
+            limits: vec![TtlLimit {
+                source: "cap".into(),
                 seconds: 600,
             }],
             granted: 600,
         },
-        input: AskedInput {
+        input: PolicyInput {
             ttl_ms: 600_000,
             approvals: vec![profile().name],
             evidence_kind: EvidenceKind::JwtSvid,
@@ -127,7 +127,7 @@ fn issued() -> TokenIssued {
         agent: word("triage", AgentId::parse),
         subject: evidence().subject,
         idempotency_key: word("r-1", IdempotencyKey::parse),
-        asked_ttl: 900,
+        requested_ttl: 900,
         reason: Some(digest(6)),
         action: on_record().0.into(),
         secret: Some(digest(7)),
@@ -165,7 +165,7 @@ fn facts() -> Vec<Event> {
         owner: word("dana", PersonId::parse),
         binding: issued().cnf,
         idempotency_key: word("open-1", IdempotencyKey::parse),
-        asked_seconds: 3_600,
+        requested_seconds: 3_600,
         opened_at: Timestamp::from_millis(1_800_000_000_123),
         deadline: Timestamp::from_millis(1_800_003_600_123),
         heartbeat_seconds: None,
@@ -297,12 +297,12 @@ fn facts() -> Vec<Event> {
         Event::VoteRefused(VoteRefused {
             access_request,
             voter: word("dana", PersonId::parse),
-            why: "owns the agent".into(),
+            reason: "owns the agent".into(),
         }),
         Event::AccessRequestClosed(AccessRequestClosed {
             access_request,
             cause: CloseCause::Expired,
-            begun: false,
+            voting_started: false,
         }),
         Event::TokenIssued(issued()),
         Event::TokenReissued(TokenReissued {
@@ -389,15 +389,15 @@ fn streams() -> Vec<Stream> {
     vec![
         Stream::Task(task),
         Stream::Lease(task),
-        Stream::open(
+        Stream::open_task(
             agent.clone(),
             Thumbprint(digest(8)),
             word("open-1", IdempotencyKey::parse),
         ),
-        Stream::Request(task, word("r-1", IdempotencyKey::parse)),
-        Stream::Access(id(9, AccessRequestId::from_random)),
-        Stream::Asks(agent.clone()),
-        Stream::OwnerAsks(word("dana", PersonId::parse)),
+        Stream::TokenRequest(task, word("r-1", IdempotencyKey::parse)),
+        Stream::AccessRequest(id(9, AccessRequestId::from_random)),
+        Stream::AgentRequests(agent.clone()),
+        Stream::OwnerRequests(word("dana", PersonId::parse)),
         Stream::Token(id(4, TokenId::from_random)),
         Stream::Agent(agent.clone()),
         Stream::Person(word("dana", PersonId::parse)),
@@ -423,9 +423,9 @@ fn entries_golden() {
             epoch: 0,
             index,
             at: Timestamp::from_millis(1_800_000_000_200),
-            moves: streams(),
+            write_set: streams(),
             read_set: streams().into_iter().map(|s| (s, 7)).collect(),
-            fact,
+            event: fact,
         };
         let line = entry.canonical().expect("canonical");
         assert_eq!(Entry::parse(&line).expect("reads back"), entry);

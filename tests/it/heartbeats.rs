@@ -143,7 +143,7 @@ async fn lease_survives_restart_and_is_capped_by_deadline() {
     b.manual_clock.advance_millis(1_600_000);
     let until = b.keep_alive(&agent, task).await.expect("alive");
     assert_eq!(until, opened.task.deadline, "never beyond the deadline");
-    let b = b.restart(dipylon::journal::Faults::default()).await;
+    let b = b.restart(dipylon::journal::FaultInjection::default()).await;
     let lease = b
         .broker
         .state()

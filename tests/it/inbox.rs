@@ -7,8 +7,8 @@ use dipylon::broker::{
     AccessRequestStatus, InboxAsk, InboxCursor, InboxNews, InboxPage, InboxWatch, Position,
     TokenReply,
 };
-use dipylon::journal::Faults;
-use dipylon::state::Stirred;
+use dipylon::journal::FaultInjection;
+use dipylon::state::InboxChangeKind;
 use dipylon_sdk::model::*;
 use proptest::prelude::*;
 
@@ -35,7 +35,7 @@ fn env(asks_per_minute: u32) -> TestEnvironment {
 }
 
 async fn broker(asks_per_minute: u32) -> TestBroker {
-    TestBroker::start_with(env(asks_per_minute), Faults::default()).await
+    TestBroker::start_with(env(asks_per_minute), FaultInjection::default()).await
 }
 
 fn isolate() -> Action {
@@ -204,7 +204,7 @@ async fn unrated_risk_is_listed_first() {
     let mut env = env(1_000);
     let schema = env.policy.get_mut("schema.cedarschema").expect("schema");
     *schema = schema.replace("@risk(\"medium\")\n", "");
-    let b = TestBroker::start_with(env, Faults::default()).await;
+    let b = TestBroker::start_with(env, FaultInjection::default()).await;
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
     let unrated = pending(&b, &triage, task, &disable("ann"), "r-1").await;
@@ -365,14 +365,14 @@ fn watch(b: &TestBroker, after: Option<Position>) -> InboxWatch {
 async fn changed(
     b: &TestBroker,
     watch: &mut InboxWatch,
-) -> (Stirred, Vec<AccessRequestId>, Position) {
+) -> (InboxChangeKind, Vec<AccessRequestId>, Position) {
     match tokio::time::timeout(Duration::from_secs(20), watch.next(&b.broker)).await {
         Ok(Some(InboxNews::Changed(stir))) => {
             let at = Position {
                 epoch: stir.epoch,
                 index: stir.index,
             };
-            (stir.what, stir.ids.clone(), at)
+            (stir.kind, stir.ids.clone(), at)
         }
         other => panic!("not a change: {other:?}"),
     }
@@ -406,12 +406,12 @@ async fn inbox_watch_resumes_after_restart() {
     assert_eq!(
         kinds,
         [
-            (Stirred::Opened, vec![ann]),
-            (Stirred::Opened, vec![high]),
-            (Stirred::Voted, vec![high]),
-            (Stirred::Closed, vec![ann]),
-            (Stirred::Opened, vec![cara]),
-            (Stirred::Closed, vec![high, cara]),
+            (InboxChangeKind::Opened, vec![ann]),
+            (InboxChangeKind::Opened, vec![high]),
+            (InboxChangeKind::Voted, vec![high]),
+            (InboxChangeKind::Closed, vec![ann]),
+            (InboxChangeKind::Opened, vec![cara]),
+            (InboxChangeKind::Closed, vec![high, cara]),
         ]
     );
     b.apply_policy(
@@ -420,10 +420,10 @@ async fn inbox_watch_resumes_after_restart() {
     )
     .await
     .expect("applies");
-    assert_eq!(changed(&b, &mut heard).await.0, Stirred::Rules);
+    assert_eq!(changed(&b, &mut heard).await.0, InboxChangeKind::Rules);
 
     // After a restart a watcher with a position gets the rest, and others get a snapshot.
-    let b = b.restart(Faults::default()).await;
+    let b = b.restart(FaultInjection::default()).await;
     let mut again = watch(&b, Some(told[3].2));
     assert_eq!(changed(&b, &mut again).await, told[4]);
     assert_eq!(changed(&b, &mut again).await, told[5]);

@@ -182,7 +182,7 @@ async fn metrics_end_to_end() {
         after["dipylon_refusals_total{reason=\"UNKNOWN_TARGET\"}"],
         1.0
     );
-    let entries = s.broker.journal().tail().borrow().head.size;
+    let entries = s.broker.journal().head().borrow().checkpoint.size;
     assert_eq!(after["dipylon_journal_entries"], entries as f64);
     assert!(after["dipylon_journal_bytes"] > 4096.0);
     assert!(

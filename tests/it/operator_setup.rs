@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dipylon::broker::*;
-use dipylon::journal::Faults;
+use dipylon::journal::FaultInjection;
 use dipylon::rate_limit::ConcurrencyPermit;
 use dipylon::serve::authorization;
 use dipylon_sdk::client::{Endpoint, Person};
@@ -19,31 +19,32 @@ use crate::support::{DOMAIN, START, TestEnvironment, URL, rand_u64, settings};
 #[test]
 fn reasons_doc_matches_table() {
     let mut page = String::from(
-        "Every reason the broker gives: the same word in gRPC (`ErrorInfo.reason`), the command line (`--json`) and the\n\
-         client library; HTTP is the status that goes with it. This page is compared with the table by a test.\n\n\
-         A refused call (the text of some is all that the caller learns; an operator finds the detail with `dipylon explain`):\n\n\
+        "Every reason of a refusal or denial, by the same name in gRPC (`ErrorInfo.reason`), the command line (`--json`) and the\n\
+         client library, with its HTTP status. A test compares this page with the table.\n\n\
+         Refused calls. With detail `operator` the caller gets only the text, and an operator finds the detail with\n\
+         `dipylon explain`:\n\n\
          | reason | gRPC | HTTP | exit | text | detail | retry | what to do |\n|---|---|---|---|---|---|---|---|\n",
     );
     for r in Reason::ALL {
         let detail = match r.detail() {
-            Detail::Caller => "caller",
-            Detail::Operator => "operator",
+            DetailVisibility::Caller => "caller",
+            DetailVisibility::Operator => "operator",
         };
         let (code, http, exit) = (r.code().as_str(), r.code().http(), r.exit().number());
         page.push_str(&format!(
             "| `{r}` | {code} | {http} | {exit} | {} | {detail} | {} | {} |\n",
             r.text(),
             r.retry(),
-            r.next()
+            r.next_step()
         ));
     }
-    page.push_str("\nA no of gate 2 (an OK reply in gRPC):\n\n| reason | exit | text | what to do |\n|---|---|---|---|\n");
+    page.push_str("\nDenials by gate 2 (an OK reply in gRPC):\n\n| reason | exit | text | what to do |\n|---|---|---|---|\n");
     for r in DeniedReason::ALL {
         let exit = r.exit().number();
         page.push_str(&format!(
             "| `{r}` | {exit} | {} | {} |\n",
             r.text(),
-            r.next()
+            r.next_step()
         ));
     }
     page.push_str("\nExit codes of the command line:\n\n| exit | |\n|---|---|\n");
@@ -106,7 +107,7 @@ impl BrokerWithoutPolicy {
                 )],
                 seed: None,
                 clock: clock.clone(),
-                faults: Faults::default(),
+                faults: FaultInjection::default(),
             };
             match Broker::open(options).await {
                 Err(BrokerOpenError::Open(dipylon::journal::OpenError::Locked(_))) => {
@@ -193,7 +194,7 @@ async fn bootstrap_code_admits_first_operator_once() {
     assert!(b.broker.ready().is_err());
     assert_not_authenticated(b.broker.person(&b.call(APPLY, "olga")).map(|_| ()));
     let code = b.code();
-    let entries = || b.broker.journal().tail().borrow().head.to_string();
+    let entries = || b.broker.journal().head().borrow().checkpoint.to_string();
     let before = entries();
 
     // The code admits only operators of the bundle: others are refused, and it stays valid.
@@ -452,7 +453,7 @@ fn bootstrap_code_end_to_end() {
     for n in 0..5 {
         let (code, _, stderr) = apply(&format!("AAAAA-{n}"), "olga.pem");
         assert_eq!(
-            (code, stderr.contains("gate 1 did not open")),
+            (code, stderr.contains("authentication failed")),
             (20, true),
             "{stderr}"
         );

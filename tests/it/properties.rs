@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use dipylon::audit::Checkpoint;
 use dipylon::broker::{TokenReply, VoteAsk};
-use dipylon::journal::{Faults, Step};
+use dipylon::journal::{CrashPoint, FaultInjection};
 use dipylon_sdk::model::*;
 use proptest::prelude::*;
 
@@ -138,11 +138,11 @@ const SCOPES: [&str; 5] = [
     "action/account.disable",
 ];
 const VOTERS: [&str; 3] = ["dana", "maria", "lee"];
-const STEPS: [Step; 4] = [
-    Step::Checked,
-    Step::Written,
-    Step::Committed,
-    Step::Published,
+const STEPS: [CrashPoint; 4] = [
+    CrashPoint::Checked,
+    CrashPoint::Written,
+    CrashPoint::Committed,
+    CrashPoint::Published,
 ];
 
 fn actions() -> Vec<Action> {
@@ -178,7 +178,7 @@ struct Ledger {
     noted: Option<Checkpoint>,
 }
 
-type ArmedFault = Arc<Mutex<Option<(Step, u8)>>>;
+type ArmedFault = Arc<Mutex<Option<(CrashPoint, u8)>>>;
 
 struct Simulation {
     broker: Option<TestBroker>,
@@ -187,7 +187,7 @@ struct Simulation {
     passkeys: [Vec<SoftwareAuthenticator>; 3],
     ledger: Ledger,
     arm: ArmedFault,
-    faults: Faults,
+    faults: FaultInjection,
     acked_wal: u64,
     cut: u8,
 }
@@ -196,7 +196,7 @@ impl Simulation {
     async fn new() -> Self {
         let arm: ArmedFault = Arc::default();
         let armed = arm.clone();
-        let stop_at = move |step: Step| {
+        let stop_at = move |step: CrashPoint| {
             let mut armed = armed.lock().expect("arm");
             match &mut *armed {
                 Some((at, after)) if *at == step && *after == 0 => {
@@ -210,10 +210,10 @@ impl Simulation {
                 _ => false,
             }
         };
-        let faults = Faults {
-            stop_at: Some(Arc::new(stop_at)),
+        let faults = FaultInjection {
+            crash_hook: Some(Arc::new(stop_at)),
             keep_wal: true,
-            ..Faults::default()
+            ..FaultInjection::default()
         };
         let broker = TestBroker::start_with(TestEnvironment::new(), faults.clone()).await;
         let agents = AGENTS.iter().map(|id| broker.agent(id)).collect();
@@ -275,7 +275,7 @@ impl Simulation {
 
     async fn one(&mut self, op: &Op) {
         self.act(op).await;
-        if self.b().broker.journal().tail().borrow().failed {
+        if self.b().broker.journal().head().borrow().failed {
             self.crash().await;
         }
         self.acked_wal = self.b().wal_len();
@@ -436,7 +436,7 @@ impl Simulation {
             }
             Op::RevokeKeys { voter, all } => {
                 let person = PersonId::parse(VOTERS[*voter]).expect("id");
-                let newest = b.broker.state().roster().of(&person);
+                let newest = b.broker.state().credentials().get(&person);
                 let newest = newest.value.passkeys.last().map(|p| p.record.key);
                 if newest.is_none() && !all {
                     return;
@@ -573,12 +573,12 @@ impl Simulation {
                 let broker = self.broker.take().expect("a broker runs");
                 let before = (
                     broker.broker.state().position(),
-                    broker.broker.state().picture(),
+                    broker.broker.state().canonical_snapshot(),
                 );
                 let broker = broker.restart(self.faults.clone()).await;
                 if broker.broker.state().position() == before.0 {
                     assert_eq!(
-                        broker.broker.state().picture(),
+                        broker.broker.state().canonical_snapshot(),
                         before.1,
                         "law 9: replay gives the same state"
                     );
@@ -634,7 +634,11 @@ impl Simulation {
             found.enrolled >= self.ledger.enrolled && self.ledger.revoked.is_subset(&found.revoked),
             "law 8: an acknowledged enrolment or revocation is missing"
         );
-        assert_eq!(b.broker.state().illegal(), 0, "an illegal state transition");
+        assert_eq!(
+            b.broker.state().illegal_transitions(),
+            0,
+            "an illegal state transition"
+        );
         self.ledger.noted = Some(found.head);
     }
 }

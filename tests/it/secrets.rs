@@ -108,9 +108,9 @@ async fn assert_no_secret_is_logged(form: &str) {
         }
     }
     let mut entries = String::new();
-    dipylon::journal::ReadOnly::open(&temp.path().join("data"))
+    dipylon::journal::JournalReader::open(&temp.path().join("data"))
         .and_then(|journal| {
-            journal.all(|stored| {
+            journal.read_all(|stored| {
                 entries.push_str(&stored.text);
                 Ok(())
             })

@@ -159,10 +159,10 @@ async fn sigterm_under_load_loses_nothing() {
     let mut asked = order(disable("ann"), "waits");
     asked.wait_s = 60;
     let waiting = tokio::spawn(async move { waiter.request_token(&asked).await });
-    let journal = dipylon::journal::ReadOnly::open(&site.root.join("data")).expect("journal");
+    let journal = dipylon::journal::JournalReader::open(&site.root.join("data")).expect("journal");
     until("a request is pending, and tokens are issued", || {
         let mut asked = false;
-        let read = journal.all(|entry| {
+        let read = journal.read_all(|entry| {
             asked |= entry.text.contains("\"kind\":\"AccessRequestOpened\"");
             Ok(())
         });

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dipylon::broker::{Found, LiveToken, Moment, RuleRow, SCAN_MAX, Timeline};
-use dipylon::journal::{Append, Faults, Journal, ReadOnly};
+use dipylon::journal::{Append, FaultInjection, Journal, JournalReader};
 use dipylon::state::State;
-use dipylon::state::figures::{TARGETS_MAX, Targets};
-use dipylon::state::unusual::Oddity;
+use dipylon::state::action_stats::{KnownTargets, TARGETS_MAX};
+use dipylon::state::anomaly::Anomaly;
 use dipylon_sdk::client::Error;
 use dipylon_sdk::model::*;
 
@@ -133,11 +133,11 @@ async fn decisions_are_counted_once() {
     );
     denied.await.denied();
 
-    let figures = b.broker.state().figures();
+    let figures = b.broker.state().stats();
     let (triage, disabling) = (agent_id("triage"), name("account.disable"));
-    let habit = figures.habit(&triage, &disabling).expect("a habit");
+    let habit = figures.action_stats(&triage, &disabling).expect("a habit");
     assert_eq!(
-        (habit.asked, habit.granted, habit.refused),
+        (habit.requested, habit.granted, habit.denied_by_rules),
         (4, 1, 1),
         "{habit:?}"
     );
@@ -150,11 +150,11 @@ async fn decisions_are_counted_once() {
     assert_eq!(habit.last_approved, decided(7, "maria"));
     assert_eq!(habit.last_denied, decided(28, "lee"));
     assert_eq!(habit.hours[8], 2, "issued and denied");
-    assert_eq!(figures.agent(&triage).asked, 4);
-    assert_eq!(figures.habit(&triage, &name("case.read")), None);
+    assert_eq!(figures.agent(&triage).requested, 4);
+    assert_eq!(figures.action_stats(&triage, &name("case.read")), None);
     let opinion = |who: &str| {
-        let opinion = figures.opinion(&person_id(who), &triage, &disabling);
-        (opinion.yes, opinion.no)
+        let opinion = figures.approver_action(&person_id(who), &triage, &disabling);
+        (opinion.approvals, opinion.denials)
     };
     assert_eq!(
         [opinion("maria"), opinion("lee"), opinion("dana")],
@@ -185,9 +185,9 @@ async fn decisions_are_counted_once() {
     // A vote on a closed request is not counted.
     let late = b.begin_vote("maria", lapsed, "one-security", Verdict::Approve);
     late.await.expect_err("too late");
-    let before = b.broker.state().picture();
-    let b = b.restart(Faults::default()).await;
-    assert_eq!(b.broker.state().picture(), before, "law 9");
+    let before = b.broker.state().canonical_snapshot();
+    let b = b.restart(FaultInjection::default()).await;
+    assert_eq!(b.broker.state().canonical_snapshot(), before, "law 9");
     recount(&b.dir, b.broker.state());
 }
 
@@ -228,10 +228,10 @@ async fn anomalies_are_fixed_at_request_time() {
     let mut agent_in_task = AgentInTask::new(&b, "triage").await;
     let first = agent_in_task.pending(&b, &disable("ann")).await;
     let odd = |id| {
-        let odd = b.broker.state().figures().oddities(&id);
+        let odd = b.broker.state().stats().anomalies(&id);
         odd.expect("remembered").to_vec()
     };
-    assert_eq!(odd(first), [Oddity::NoHistory]);
+    assert_eq!(odd(first), [Anomaly::NoHistory]);
     b.approve("maria", first, "one-security").await;
     agent_in_task.token(&b, &disable("ann")).await;
     for _ in 0..4 {
@@ -240,18 +240,18 @@ async fn anomalies_are_fixed_at_request_time() {
     let usual = agent_in_task.pending(&b, &disable("ann")).await;
     assert_eq!(odd(usual), []);
     let target = agent_in_task.pending(&b, &disable("cara")).await;
-    assert_eq!(odd(target), [Oddity::FirstOnTarget]);
+    assert_eq!(odd(target), [Anomaly::NewTarget]);
     let isolate = action("host.isolate", "Host", "web-1", IDP, &[]);
     let other = agent_in_task.pending(&b, &isolate).await;
-    assert_eq!(odd(other), [Oddity::FirstTime]);
+    assert_eq!(odd(other), [Anomaly::FirstRequest]);
     assert_eq!(
         odd(first),
-        [Oddity::NoHistory],
+        [Anomaly::NoHistory],
         "later requests change nothing"
     );
-    let b = b.restart(Faults::default()).await;
-    let kept = b.broker.state().figures().oddities(&target);
-    assert_eq!(kept.as_deref(), Some(&[Oddity::FirstOnTarget][..]));
+    let b = b.restart(FaultInjection::default()).await;
+    let kept = b.broker.state().stats().anomalies(&target);
+    assert_eq!(kept.as_deref(), Some(&[Anomaly::NewTarget][..]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -259,13 +259,13 @@ async fn undecided_requests_are_not_history() {
     let b = TestBroker::start().await;
     let mut agent_in_task = AgentInTask::new(&b, "triage").await;
     let odd = |id| {
-        let odd = b.broker.state().figures().oddities(&id);
+        let odd = b.broker.state().stats().anomalies(&id);
         odd.expect("remembered").to_vec()
     };
     // Cancelled requests and requests denied by rules: never decided by a person.
     for n in 0..8 {
         let id = agent_in_task.pending(&b, &disable("ann")).await;
-        assert_eq!(odd(id), [Oddity::NoHistory], "{n}");
+        assert_eq!(odd(id), [Anomaly::NoHistory], "{n}");
         let method = "dipylon.v1.TaskService/CancelAccessRequest";
         let call = b.call(method, &agent_in_task.agent.key, None, None);
         let cancelled = b
@@ -294,15 +294,21 @@ async fn undecided_requests_are_not_history() {
         b.manual_clock.advance_millis(61_000);
     }
     let (triage, disabling) = (agent_id("triage"), name("account.disable"));
-    let figures = b.broker.state().figures();
-    let habit = figures.habit(&triage, &disabling).expect("a habit");
-    assert_eq!((habit.asked, habit.refused, habit.decided()), (16, 8, 0));
+    let figures = b.broker.state().stats();
+    let habit = figures.action_stats(&triage, &disabling).expect("a habit");
     assert_eq!(
-        habit.on_day_of(b.now()),
+        (habit.requested, habit.denied_by_rules, habit.decided()),
+        (16, 8, 0)
+    );
+    assert_eq!(
+        habit.requests_on(b.now()),
         16,
         "requests of a day are counted"
     );
-    assert_eq!((habit.hours, habit.targets), ([0; 24], Targets::default()));
+    assert_eq!(
+        (habit.hours, habit.targets),
+        ([0; 24], KnownTargets::default())
+    );
     let id = agent_in_task.pending(&b, &disable("ann")).await;
     let call = b.person_call("dipylon.v1.ApprovalService/GetCard", "maria");
     let card = b.broker.card(&call, &id).expect("may see");
@@ -315,7 +321,7 @@ async fn undecided_requests_are_not_history() {
         .expect("counts");
     b.manual_clock.advance_millis(61_000);
     let id = agent_in_task.pending(&b, &disable("ann")).await;
-    assert_eq!(odd(id), [Oddity::LittleHistory { decided: 1 }]);
+    assert_eq!(odd(id), [Anomaly::LittleHistory { decided: 1 }]);
     recount(&b.dir, b.broker.state());
 }
 
@@ -371,7 +377,7 @@ async fn card_shows_history() {
     let of_lee = card(&b, "lee", id).history.expect("kept");
     assert_eq!((of_lee.yours_approved, of_lee.yours_denied), (0, 1));
     // After a restart the same is known.
-    let b = b.restart(Faults::default()).await;
+    let b = b.restart(FaultInjection::default()).await;
     assert_eq!(card(&b, "maria", id).unusual, seen.unusual);
 }
 
@@ -392,7 +398,7 @@ async fn agent_ceiling_usage() {
     let used: Vec<_> = triage
         .activity
         .iter()
-        .map(|used| (used.action.as_str(), used.habit.asked, used.in_ceiling))
+        .map(|used| (used.action.as_str(), used.habit.requested, used.in_ceiling))
         .collect();
     assert_eq!(
         used,
@@ -559,7 +565,7 @@ async fn timeline_covers_the_whole_task() {
         assert!(stored.is_none_or(|s| s.text.contains(&format!("\"kind\":\"{}\"", moment.kind))));
     }
     // After a restart it reads the same.
-    let b = b.restart(Faults::default()).await;
+    let b = b.restart(FaultInjection::default()).await;
     let again = timeline(&b, "audit", agent_in_task.task)
         .await
         .expect("may read");
@@ -815,15 +821,15 @@ pub fn recount(dir: &std::path::Path, state: &State) {
     let mut decided: BTreeMap<AgentId, u64> = BTreeMap::new();
     let mut requests: BTreeMap<AccessRequestId, (AgentId, ActionName)> = BTreeMap::new();
     let mut asks: BTreeMap<AccessRequestId, (Timestamp, Target)> = BTreeMap::new();
-    let journal = ReadOnly::open(dir).expect("readable");
-    let walked = journal.all(|stored| {
-        let mut hit = |decision: &Decision| {
+    let journal = JournalReader::open(dir).expect("readable");
+    let walked = journal.read_all(|stored| {
+        let mut hit = |decision: &DecisionRecord| {
             for rule in decision.rules.iter() {
                 *hits.entry(rule.id.to_string()).or_default() += 1;
             }
         };
         let entry = Entry::parse(&stored.text).expect("an entry");
-        match entry.fact {
+        match entry.event {
             Event::TaskOpened(f) => {
                 agents.insert(f.task, f.agent);
             }
@@ -878,11 +884,11 @@ pub fn recount(dir: &std::path::Path, state: &State) {
         Ok(())
     });
     walked.expect("walked");
-    let figures = state.figures();
+    let figures = state.stats();
     for ((agent, action), plain) in &habits {
-        let habit = figures.habit(agent, action).expect("counted");
+        let habit = figures.action_stats(agent, action).expect("counted");
         assert_eq!(
-            (habit.asked, habit.granted, habit.refused),
+            (habit.requested, habit.granted, habit.denied_by_rules),
             (plain.asked, plain.granted, plain.refused),
             "{agent} {action}"
         );
@@ -895,11 +901,11 @@ pub fn recount(dir: &std::path::Path, state: &State) {
         assert_eq!(u64::from(of_days), plain.asked);
         assert_eq!(habit.hours, plain.hours, "{agent} {action}");
         match habit.targets {
-            Targets::All(targets) => {
+            KnownTargets::All(targets) => {
                 let targets: BTreeSet<Target> = targets.into_iter().collect();
                 assert_eq!(targets, plain.targets, "{agent} {action}");
             }
-            Targets::Many => assert!(plain.targets.len() > TARGETS_MAX),
+            KnownTargets::Many => assert!(plain.targets.len() > TARGETS_MAX),
         }
     }
     for (agent, count) in &decided {
@@ -910,6 +916,6 @@ pub fn recount(dir: &std::path::Path, state: &State) {
     }
     for (person, counts) in &votes {
         let approver = figures.approver(person);
-        assert_eq!((approver.yes, approver.no), *counts, "{person}");
+        assert_eq!((approver.approvals, approver.denials), *counts, "{person}");
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dipylon::broker::*;
-use dipylon::journal::Faults;
+use dipylon::journal::FaultInjection;
 use dipylon::rate_limit::ConcurrencyPermit;
 use dipylon::serve::authorization;
 use dipylon::webauthn::Assertion;
@@ -149,7 +149,7 @@ pub fn with_approvals(table: &str) -> TestEnvironment {
 
 /// A broker, an agent with a task, and its pending access request to disable ann.
 pub async fn asked(env: TestEnvironment) -> (TestBroker, TestAgent, TaskId, AccessRequestId) {
-    let b = TestBroker::start_with(env, Faults::default()).await;
+    let b = TestBroker::start_with(env, FaultInjection::default()).await;
     let _held = b.enrol("lee").await;
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
@@ -194,7 +194,7 @@ async fn passkey_vote_yields_a_token() {
         .await
         .expect("counts");
     assert_eq!(view.standing, AccessRequestStatus::Approved);
-    let b = b.restart(Faults::default()).await;
+    let b = b.restart(FaultInjection::default()).await;
     assert_eq!(
         refused(b.begin_vote_in_session(&session, id, approve()).await),
         Reason::NotAuthenticated,
@@ -602,7 +602,7 @@ async fn approver_can_limit_uses() {
 
 #[tokio::test]
 async fn unsatisfiable_step_up_is_denied() {
-    let b = TestBroker::start_with(passkeys_alone(), Faults::default()).await;
+    let b = TestBroker::start_with(passkeys_alone(), FaultInjection::default()).await;
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
     let denied = b
@@ -626,7 +626,7 @@ async fn unsatisfiable_step_up_is_denied() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_mint_after_vote_key_revocation() {
-    let b = Arc::new(TestBroker::start_with(passkeys_alone(), Faults::default()).await);
+    let b = Arc::new(TestBroker::start_with(passkeys_alone(), FaultInjection::default()).await);
     let triage = b.agent("triage");
     let (mut minted, mut refused) = (0, 0);
     for round in 0..40 {
@@ -658,7 +658,7 @@ async fn no_mint_after_vote_key_revocation() {
             tokio::spawn(async move {
                 let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
                 let maria = PersonId::parse("maria").expect("id");
-                let newest = b.broker.state().roster().of(&maria);
+                let newest = b.broker.state().credentials().get(&maria);
                 let newest = newest.value.passkeys.last().map(|p| p.record.key);
                 b.broker.revoke_approver_keys(&call, maria, newest).await
             })

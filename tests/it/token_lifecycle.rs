@@ -1,7 +1,7 @@
 //! Token lifecycle in the broker: both gates, mint, use, revocation, expiry.
 
 use crate::support::*;
-use dipylon::journal::Faults;
+use dipylon::journal::FaultInjection;
 use dipylon_sdk::model::*;
 
 #[tokio::test]
@@ -34,7 +34,7 @@ async fn token_ends_with_its_task() {
     );
     let again = b.complete_task(&triage, task).await.expect("idempotent");
     assert_eq!(again.index, report.index);
-    let b = b.restart(Faults::default()).await;
+    let b = b.restart(FaultInjection::default()).await;
     assert!(
         !b.introspect("cases", &given.token),
         "inactive after a restart"
@@ -585,10 +585,10 @@ async fn sensitive_parameters_are_committed_not_stored() {
     );
     let opening = &given.openings.as_ref().expect("openings").parameters["text"];
     assert!(payload.contains(&opening.commitment().to_string()));
-    let journal = dipylon::journal::ReadOnly::open(&b.dir).expect("journal");
+    let journal = dipylon::journal::JournalReader::open(&b.dir).expect("journal");
     let mut entries = 0;
     journal
-        .all(|stored| {
+        .read_all(|stored| {
             entries += 1;
             assert!(
                 !stored.text.contains("CANARY") && !stored.text.contains("phish confirmed"),

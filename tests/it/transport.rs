@@ -14,7 +14,7 @@ use axum::routing::get;
 use bytes::Bytes;
 use dipylon::broker::BrokerSettings;
 use dipylon::config::ConnectionLimits;
-use dipylon::journal::Faults;
+use dipylon::journal::FaultInjection;
 use dipylon::serve::connection_limits::ConnectionStats;
 use dipylon::serve::peer::{Peer, PeerSource};
 use dipylon::serve::tls::Tls;
@@ -159,7 +159,7 @@ impl TestServer {
             &root.join("data"),
             &Clock::system(),
             &key,
-            Faults::default(),
+            FaultInjection::default(),
         )
         .await
         .expect("starts");
@@ -320,11 +320,11 @@ pub async fn shown(address: SocketAddr, ca: &str) -> Option<Digest> {
         .await
         .ok()?;
     let leaf = stream.get_ref().1.peer_certificates()?.first()?.clone();
-    Some(Digest::of(&leaf))
+    Some(Digest::sha256(&leaf))
 }
 
 pub fn digest_of(pem: &str) -> Digest {
-    Digest::of(&CertificateDer::from_pem_slice(pem.as_bytes()).expect("pem"))
+    Digest::sha256(&CertificateDer::from_pem_slice(pem.as_bytes()).expect("pem"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -780,11 +780,11 @@ async fn waiting_calls_are_answered_on_shutdown() {
         let task = task.clone();
         tokio::spawn(async move { task.request_token(&asked).await })
     };
-    let journal = dipylon::journal::ReadOnly::open(&site.root.join("data")).expect("journal");
+    let journal = dipylon::journal::JournalReader::open(&site.root.join("data")).expect("journal");
     // The call waits once its request is pending.
     until("the request is pending", || {
         let mut asked = false;
-        let read = journal.all(|entry| {
+        let read = journal.read_all(|entry| {
             asked |= entry.text.contains("\"kind\":\"AccessRequestOpened\"");
             Ok(())
         });

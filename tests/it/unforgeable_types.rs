@@ -20,7 +20,7 @@ const GATE_TYPES: &[(&str, &str, &[&str])] = &[
     ("Verified", "verify/mod.rs", &["verify"]),
     ("Approved", "approve/mod.rs", &["decide"]),
     ("Reapproved", "approve/mod.rs", &["reapprove"]),
-    ("Recorded", "state/records.rs", &["new"]),
+    ("RecordedGrant", "state/records.rs", &["new"]),
     ("Committed", "journal/mod.rs", &[]),
 ];
 

@@ -1,6 +1,6 @@
 //! Verified-token cache: a token's signature is verified once; whether it is active is checked each time.
 
-use dipylon::journal::Faults;
+use dipylon::journal::FaultInjection;
 use dipylon_sdk::model::Secret;
 
 use crate::support::{ExpectReply, TestBroker, read_case};
@@ -29,7 +29,7 @@ async fn cached_tokens_are_rechecked() {
     let bent = Secret::new(bent);
     assert!(!b.introspect("cases", &bent) && !b.introspect("cases", &bent));
     // A new process has an empty cache.
-    let b = b.restart(Faults::default()).await;
+    let b = b.restart(FaultInjection::default()).await;
     assert!(!b.introspect("cases", &bent), "not before the valid token");
     assert!(b.introspect("cases", &token) && b.introspect("cases", &token));
     assert!(!b.introspect("cases", &bent), "not after it either");

@@ -240,7 +240,7 @@ async fn watchers_wake_only_for_their_request() {
     };
     let id = in_time(async {
         loop {
-            if let Some(id) = s.broker.state().asked().first() {
+            if let Some(id) = s.broker.state().unclosed_requests().first() {
                 return *id;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -1,7 +1,7 @@
 //! Two layouts of the rows: a terminal and a chat. The third, the console's page, is a template over the same rows.
 
 use super::{AccessRequestStatus, Card, Row, SectionKind, Shown, Tone, safe};
-use crate::model::{Timestamp, show_seconds};
+use crate::model::{Timestamp, format_seconds};
 
 /// Fewest columns a terminal's card is laid out for; a narrower terminal gets as many.
 pub const COLUMNS_MIN: usize = 80;
@@ -205,7 +205,7 @@ pub fn chat(card: &Card, now: Timestamp) -> String {
         ),
         format!(
             "token at most {}, {uses} · {}",
-            show_seconds(card.max_ttl),
+            format_seconds(card.max_ttl),
             shown.phrase
         ),
     ];

@@ -82,15 +82,15 @@ pub struct Card {
     /// The console's page of this access request, if the broker has a console.
     pub console_url: Option<String>,
     /// What the task is for, in the agent's words.
-    pub purpose: Option<Prose>,
+    pub purpose: Option<UntrustedText>,
     /// Why it asks, in the agent's words.
-    pub reason: Option<Prose>,
+    pub reason: Option<UntrustedText>,
 }
 
 impl Card {
     /// What both sides say to each other to know that they speak of the same request.
     pub fn phrase(&self) -> MatchPhrase {
-        MatchPhrase::of(&self.access_request)
+        MatchPhrase::from_request(&self.access_request)
     }
 }
 

@@ -210,7 +210,7 @@ impl Card {
             phrase: self.phrase().to_string(),
             deadline: self.expires_at.to_string(),
             left_s,
-            left: show_seconds(left_s),
+            left: format_seconds(left_s),
             dwell_s: self.dwell_s,
             console_url: self.console_url.as_deref().map(safe),
             sections: sections.collect(),
@@ -386,7 +386,7 @@ impl Card {
             Some(uses) => format!("{uses} uses"),
             None => "any number of uses".to_owned(),
         };
-        let life = show_seconds(self.max_ttl);
+        let life = format_seconds(self.max_ttl);
         let mut rows = vec![Row::own("token", &format!("at most {life}, {uses}"))];
         if let Some(action) = &self.action {
             rows.push(Row::new("only for", action.audience.as_str()));
@@ -653,8 +653,8 @@ fn suspect_param(param: &Param) -> Vec<String> {
 fn distance(at: Timestamp, now: Timestamp) -> String {
     let seconds = at.since(now) / 1_000;
     if seconds > 0 {
-        format!("in {}", show_seconds(seconds))
+        format!("in {}", format_seconds(seconds))
     } else {
-        format!("{} ago", show_seconds(seconds.saturating_neg()))
+        format!("{} ago", format_seconds(seconds.saturating_neg()))
     }
 }

@@ -3,7 +3,7 @@
 use unicode_normalization::char::is_combining_mark;
 use unicode_script::{Script, UnicodeScript as _};
 
-use crate::model::text::is_coded;
+use crate::model::text::needs_escape;
 
 /// Most combining marks on one letter that are shown as they are: as many as Vietnamese needs. More is a flood that climbs
 /// into the lines above and below.
@@ -41,7 +41,7 @@ pub fn safe(text: &str) -> String {
 
 /// Unassigned characters have no script: what they will look like, if anything, nobody knows.
 fn has_no_look(c: char) -> bool {
-    is_coded(c) || c.script() == Script::Unknown
+    needs_escape(c) || c.script() == Script::Unknown
 }
 
 /// [`safe`] text in double quotes; a quote or backslash inside has a backslash before it, so that the end is where it seems.

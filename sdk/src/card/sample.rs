@@ -25,7 +25,7 @@ fn need(name: &str) -> Need {
     Need {
         profile: ProfileRef {
             name: ProfileName::parse(name).expect("profile"),
-            digest: Digest::of(name.as_bytes()),
+            digest: Digest::sha256(name.as_bytes()),
         },
         group: "security".to_owned(),
         quorum: 1,
@@ -73,17 +73,17 @@ pub fn card() -> Card {
         }],
         needs: vec![need(PROFILE)],
         task: TaskId::from_random([2; 16]),
-        task_key: Thumbprint(Digest::of(b"key")),
+        task_key: Thumbprint(Digest::sha256(b"key")),
         max_ttl: 300,
         uses: Some(1),
-        policy: Digest::of(b"policy"),
+        policy: Digest::sha256(b"policy"),
         opened_at: NOW.plus_secs(-10),
         expires_at: NOW.plus_secs(890),
         unusual: Vec::new(),
         history: None,
         dwell_s: 3,
         console_url: Some("http://localhost:8443/console/requests/x".to_owned()),
-        purpose: Some(Prose::parse("purpose", "contain a phished account").expect("prose")),
-        reason: Some(Prose::parse("reason", "INC-8841").expect("prose")),
+        purpose: Some(UntrustedText::parse("purpose", "contain a phished account").expect("prose")),
+        reason: Some(UntrustedText::parse("reason", "INC-8841").expect("prose")),
     }
 }

@@ -7,7 +7,7 @@ use unicode_script::{Script, UnicodeScript as _};
 use unicode_security::confusable_detection::skeleton;
 
 use super::safe;
-use crate::model::text::is_coded;
+use crate::model::text::needs_escape;
 
 /// Most odd characters that are named one by one; the others are counted.
 const NAMED_MAX: usize = 8;
@@ -63,7 +63,7 @@ fn odd_characters(text: &str) -> BTreeSet<char> {
             && !together(main.unwrap_or(LATIN), written_with(script))
     };
     text.chars()
-        .filter(|c| !c.is_ascii() && !is_coded(*c) || c.is_ascii_alphabetic())
+        .filter(|c| !c.is_ascii() && !needs_escape(*c) || c.is_ascii_alphabetic())
         .filter(|c| foreign(*c) || stands_for_ascii(*c) || ascii && foreign_digit(*c))
         .collect()
 }

@@ -6,7 +6,7 @@ use super::watch::Watch;
 use super::{Endpoint, Error, EvidenceSource, Identity, Order, methods, random_name};
 use crate::jose::SigningKey;
 use crate::model::{
-    AccessRequestId, Action, AgentId, DecisionId, Digest, Evidence, Malformed, Prose, Reason,
+    AccessRequestId, Action, AgentId, DecisionId, Digest, Evidence, ParseError, UntrustedText, Reason,
     IdempotencyKey, Secret, TaskId, TaskOutcome, Timestamp, TokenId,
 };
 use crate::proto::convert;
@@ -56,10 +56,10 @@ impl Agent {
         };
         let identity = Identity::Key(key.clone());
         let evidence = self.evidence.show().await?;
-        let evh = Digest::of(evidence.expose_secret().as_bytes());
+        let evh = Digest::sha256(evidence.expose_secret().as_bytes());
         let request = v1::OpenTaskRequest {
             evidence: Some(convert::evidence_to_wire(&Evidence::JwtSvid(evidence))),
-            purpose: Prose::parse("purpose", &order.purpose)?.as_str().to_owned(),
+            purpose: UntrustedText::parse("purpose", &order.purpose)?.as_str().to_owned(),
             max_duration: Some(convert::seconds_to_wire(order.max_duration_s)),
             request_id: idempotency_key(order.idempotency_key.as_deref())?.to_string(),
             heartbeat: order
@@ -109,7 +109,7 @@ struct Opened {
 }
 
 impl Opened {
-    fn read(answer: v1::OpenTaskResponse) -> Result<Self, Malformed> {
+    fn read(answer: v1::OpenTaskResponse) -> Result<Self, ParseError> {
         Ok(Self {
             id: TaskId::parse(&answer.task_id)?,
             agent_id: AgentId::parse(&answer.agent_id)?,
@@ -124,7 +124,7 @@ impl Opened {
                 .transpose()?,
             verification: answer
                 .verification
-                .ok_or_else(|| Malformed::new("verification", "is required"))?,
+                .ok_or_else(|| ParseError::new("verification", "is required"))?,
         })
     }
 }
@@ -324,7 +324,7 @@ impl Task {
             adg: Some(order.action.digest()),
             evh: evidence
                 .as_ref()
-                .map(|evidence| Digest::of(evidence.expose_secret().as_bytes())),
+                .map(|evidence| Digest::sha256(evidence.expose_secret().as_bytes())),
             wait_s,
             code: None,
         };
@@ -332,7 +332,7 @@ impl Task {
             task_id: self.id.to_string(),
             action: Some(convert::action_to_wire(&order.action)),
             ttl: Some(convert::seconds_to_wire(order.ttl_s)),
-            reason: Prose::parse("reason", &order.reason)?.as_str().to_owned(),
+            reason: UntrustedText::parse("reason", &order.reason)?.as_str().to_owned(),
             request_id: idempotency_key.to_string(),
             wait: (wait_s > 0).then(|| convert::seconds_to_wire(i64::from(wait_s))),
             evidence: evidence
@@ -348,14 +348,14 @@ impl Task {
         answer: v1::RequestTokenResponse,
         action: &Action,
         idempotency_key: &IdempotencyKey,
-    ) -> Result<Outcome, Malformed> {
+    ) -> Result<Outcome, ParseError> {
         let decision = DecisionId::parse(&answer.decision_id)?;
         let moment = |what, wire: Option<prost_types::Timestamp>| {
             convert::timestamp(what, convert::required(what, wire.as_ref())?)
         };
         match answer
             .outcome
-            .ok_or_else(|| Malformed::new("outcome", "is required"))?
+            .ok_or_else(|| ParseError::new("outcome", "is required"))?
         {
             request_token_response::Outcome::Token(mut info) => {
                 let jwt = Secret::new(std::mem::take(&mut info.token));
@@ -447,7 +447,7 @@ fn idempotency_key(given: Option<&str>) -> Result<IdempotencyKey, Error> {
 }
 
 fn there<T>(what: &'static str, field: Option<T>) -> Result<T, Error> {
-    field.ok_or_else(|| Error::Answer(Malformed::new(what, "is required")))
+    field.ok_or_else(|| Error::Answer(ParseError::new(what, "is required")))
 }
 
 /// Longest wait that the broker grants, in seconds.

@@ -163,7 +163,7 @@ impl Pending {
 
     /// What the approver's card says, too: for whoever watches the agent, to know that both speak of the same request.
     pub fn match_phrase(&self) -> MatchPhrase {
-        MatchPhrase::of(&self.access_request_id)
+        MatchPhrase::from_request(&self.access_request_id)
     }
 
     /// What to ask again under.

@@ -6,7 +6,7 @@ use std::fmt;
 use crate::card::Card;
 use crate::jose::SigningKey;
 use crate::model::{
-    AccessRequestId, Comment, Malformed, Narrowing, ProfileName, Realm, Timestamp, Verdict,
+    AccessRequestId, Comment, ParseError, Narrowing, ProfileName, Realm, Timestamp, Verdict,
     VoteStatement,
 };
 
@@ -41,7 +41,7 @@ pub struct Ballot {
 pub enum BallotError {
     /// What was shown is not a whole card.
     #[error("not signed: the card is not understood: {0}")]
-    Card(Malformed),
+    Card(ParseError),
     /// The card does not ask for this profile.
     #[error("not signed: the card does not ask for this profile")]
     NotAsked,
@@ -98,11 +98,11 @@ fn ours(seen: &Seen<'_>, theirs: &VoteStatement) -> Result<VoteStatement, Ballot
         .ok_or(BallotError::NotAsked)?;
     if card.realm != *seen.realm {
         let rule = "is another one than the approver's";
-        return Err(BallotError::Card(Malformed::new("realm", rule)));
+        return Err(BallotError::Card(ParseError::new("realm", rule)));
     }
     let Some(action) = &card.action else {
         let rule = "is no longer on record";
-        return Err(BallotError::Card(Malformed::new("action", rule)));
+        return Err(BallotError::Card(ParseError::new("action", rule)));
     };
     Ok(VoteStatement {
         v: 1,
@@ -236,12 +236,12 @@ mod tests {
             "agent": "ci",
             "owner": "p1",
             "task": TaskId::from_random([2; 16]),
-            "task_key": Digest::of(b"key"),
+            "task_key": Digest::sha256(b"key"),
             "action": action("ann", true).to_json(),
             "max_ttl": 300,
             "uses": 1,
-            "policy": Digest::of(b"policy"),
-            "profile": { "name": "two-security", "digest": Digest::of(b"two-security") },
+            "policy": Digest::sha256(b"policy"),
+            "profile": { "name": "two-security", "digest": Digest::sha256(b"two-security") },
             "verdict": "approve",
             "not_after": NOW.secs() + 3_600,
             "nonce": NONCE_TEXT,
@@ -306,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_lie_in_any_member_is_named_and_not_signed() {
-        let other = |name: &str| json!({ "name": name, "digest": Digest::of(b"two-security") });
+        let other = |name: &str| json!({ "name": name, "digest": Digest::sha256(b"two-security") });
         let lies = [
             ("v", json!(2)),
             ("realm", json!("dev")),
@@ -317,17 +317,17 @@ mod tests {
             ("agent", json!("ci2")),
             ("owner", json!("p2")),
             ("task", json!(TaskId::from_random([9; 16]))),
-            ("task_key", json!(Digest::of(b"their key"))),
+            ("task_key", json!(Digest::sha256(b"their key"))),
             ("action", action("bob", true).to_json()),
             ("action", action("ann", false).to_json()),
             ("max_ttl", json!(301)),
             ("max_ttl", json!(299)),
             ("uses", json!(2)),
-            ("policy", json!(Digest::of(b"other"))),
+            ("policy", json!(Digest::sha256(b"other"))),
             ("profile", other("other")),
             (
                 "profile",
-                json!({ "name": "two-security", "digest": Digest::of(b"other") }),
+                json!({ "name": "two-security", "digest": Digest::sha256(b"other") }),
             ),
             ("verdict", json!("deny")),
         ];

@@ -14,7 +14,7 @@ use super::{Error, EvidenceSource, random, random_name};
 use crate::clock::Clock;
 use crate::jose::SigningKey;
 use crate::jose::dpop::{self, NONCE_BYTES_MAX, ProofClaims};
-use crate::model::{Digest, Malformed, Reason, Secret, Timestamp};
+use crate::model::{Digest, ParseError, Reason, Secret, Timestamp};
 use crate::proto::BOOTSTRAP_CODE;
 use crate::proto::strict::StrictCodec;
 
@@ -297,7 +297,7 @@ impl Endpoint {
         headers.insert(name, value);
         if let Some(code) = order.code {
             let mut value = MetadataValue::from_str(code.expose_secret())
-                .map_err(|_| Malformed::new("one-time code", "is not ASCII text"))?;
+                .map_err(|_| ParseError::new("one-time code", "is not ASCII text"))?;
             value.set_sensitive(true);
             headers.insert(BOOTSTRAP_CODE, value);
         }

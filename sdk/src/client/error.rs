@@ -8,7 +8,7 @@ use super::ballot::BallotError;
 use crate::jose::KeyError;
 use crate::jose::dpop::ProofError;
 use crate::model::text::escape_invisible_capped;
-use crate::model::{Malformed, Reason, Retry};
+use crate::model::{ParseError, Reason, RetryHint};
 use crate::proto::{ERROR_DOMAIN, code_name};
 
 /// Why a call did not give what it was for. One line, and never a secret.
@@ -42,10 +42,10 @@ pub enum Error {
     Evidence(#[from] EvidenceError),
     /// What was asked for is not of its form.
     #[error("{0}")]
-    Malformed(#[from] Malformed),
+    Malformed(#[from] ParseError),
     /// The answer is not of its form.
     #[error("the broker's answer is not understood: {0}")]
-    Answer(Malformed),
+    Answer(ParseError),
     /// The vote was not signed.
     #[error("{0}")]
     Ballot(#[from] BallotError),
@@ -77,7 +77,7 @@ impl Error {
 
     /// What the caller can do about it, when the broker gave a reason that this client knows.
     pub fn next(&self) -> Option<&'static str> {
-        self.reason().map(Reason::next)
+        self.reason().map(Reason::next_step)
     }
 
     /// The gRPC code of a refusal, such as `PERMISSION_DENIED`.
@@ -111,8 +111,8 @@ impl Error {
     /// How long to wait before the same call is made again, in milliseconds: as the reason says, at least a second.
     pub fn retry_after_ms(&self) -> u32 {
         match self.reason().map(Reason::retry) {
-            Some(Retry::AfterMs(ms)) => ms.max(RETRY_MS_MIN),
-            Some(Retry::Never) | None => RETRY_MS_MIN,
+            Some(RetryHint::AfterMs(ms)) => ms.max(RETRY_MS_MIN),
+            Some(RetryHint::Never) | None => RETRY_MS_MIN,
         }
     }
 
@@ -170,7 +170,7 @@ impl Error {
 impl Refused {
     fn retryable(&self) -> bool {
         match self.reason {
-            Some(reason) => reason.retry() != Retry::Never,
+            Some(reason) => reason.retry() != RetryHint::Never,
             None => matches!(
                 self.code,
                 Code::Unavailable | Code::Aborted | Code::Cancelled | Code::ResourceExhausted

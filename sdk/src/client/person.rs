@@ -6,8 +6,8 @@ use super::{Endpoint, Error, Identity, Order, methods};
 use crate::card::Card;
 use crate::jose::SigningKey;
 use crate::model::{
-    AccessRequestId, AgentId, Comment, FreezeScope, Malformed, Narrowing, PersonId, ProfileName,
-    Prose, Secret, TaskId, Thumbprint, TokenId, Verdict,
+    AccessRequestId, AgentId, Comment, FreezeScope, ParseError, Narrowing, PersonId, ProfileName,
+    UntrustedText, Secret, TaskId, Thumbprint, TokenId, Verdict,
 };
 use crate::proto::{card, convert, v1};
 
@@ -98,7 +98,7 @@ impl Person {
         if card.access_request == id {
             Ok(card)
         } else {
-            Err(Error::Answer(Malformed::new(
+            Err(Error::Answer(ParseError::new(
                 "card",
                 "is of another access request",
             )))
@@ -242,7 +242,7 @@ impl Person {
         agent: &AgentId,
         reason: &str,
     ) -> Result<v1::SuspendAgentResponse, Error> {
-        let reason = Prose::parse("reason", reason)?.as_str().to_owned();
+        let reason = UntrustedText::parse("reason", reason)?.as_str().to_owned();
         let request = v1::SuspendAgentRequest {
             agent_id: agent.to_string(),
             reason,
@@ -303,7 +303,7 @@ impl Person {
     ) -> Result<v1::FreezeResponse, Error> {
         let request = v1::FreezeRequest {
             scope: scope.to_string(),
-            reason: Prose::parse("reason", reason)?.as_str().to_owned(),
+            reason: UntrustedText::parse("reason", reason)?.as_str().to_owned(),
         };
         self.endpoint
             .call::<methods::Freeze>(self.order(), &[request])
@@ -518,7 +518,7 @@ fn pieces(files: &BTreeMap<String, String>) -> Vec<v1::ApplyPolicyBundleRequest>
 }
 
 fn there<T>(what: &'static str, field: Option<T>) -> Result<T, Error> {
-    field.ok_or_else(|| Error::Answer(Malformed::new(what, "is required")))
+    field.ok_or_else(|| Error::Answer(ParseError::new(what, "is required")))
 }
 
 /// Rows of a page of tasks.

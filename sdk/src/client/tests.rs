@@ -415,7 +415,7 @@ async fn a_nonce_is_learnt_once_and_kept_and_learnt_again_after_a_restart() {
     assert_eq!(
         claims,
         [
-            ("TaskService/OpenTask", None, Some(Digest::of(b"svid"))),
+            ("TaskService/OpenTask", None, Some(Digest::sha256(b"svid"))),
             (
                 "TaskService/RequestToken",
                 Some(order("").action.digest()),
@@ -523,7 +523,7 @@ async fn stale_evidence_is_shown_again_once() {
         let proofs = broker.proofs.lock().expect("proofs");
         assert_eq!(
             proofs.last().expect("a proof").1.evh(),
-            Some(Digest::of(b"svid"))
+            Some(Digest::sha256(b"svid"))
         );
     }
     broker.refuse([stale(), stale()]);

@@ -4,7 +4,7 @@ use tonic::Streaming;
 
 use super::agent::Task;
 use super::{Error, Order, methods, pause_ms};
-use crate::model::{AccessRequestId, Malformed, Timestamp};
+use crate::model::{AccessRequestId, ParseError, Timestamp};
 use crate::proto::v1;
 use crate::proto::v1::watch_access_request_response::Message;
 
@@ -103,15 +103,15 @@ impl Watch {
     fn take(
         &mut self,
         message: v1::WatchAccessRequestResponse,
-    ) -> Result<Option<v1::AccessRequest>, Malformed> {
-        let missing = |what| Malformed::new(what, "is required");
+    ) -> Result<Option<v1::AccessRequest>, ParseError> {
+        let missing = |what| ParseError::new(what, "is required");
         match message.message.ok_or_else(|| missing("message"))? {
             Message::Stands(stands) => {
                 let request = stands
                     .access_request
                     .ok_or_else(|| missing("access_request"))?;
                 if request.access_request_id != self.id.to_string() {
-                    return Err(Malformed::new("access_request", "is another one"));
+                    return Err(ParseError::new("access_request", "is another one"));
                 }
                 self.seen = Some(stands.mark.ok_or_else(|| missing("mark"))?);
                 self.last = stands.last;

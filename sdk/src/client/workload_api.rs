@@ -10,7 +10,7 @@ use tonic::transport::Endpoint;
 
 use super::EvidenceError;
 use crate::model::text::escape_invisible_capped;
-use crate::model::{Malformed, Secret, SpiffeId};
+use crate::model::{ParseError, Secret, SpiffeId};
 use crate::proto::spiffe::JwtsvidRequest;
 use crate::proto::spiffe::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 
@@ -30,8 +30,8 @@ impl WorkloadApi {
         address: &str,
         audience: &str,
         spiffe_id: Option<SpiffeId>,
-    ) -> Result<Self, Malformed> {
-        let wrong = |rule: &'static str| Malformed::new("Workload API", rule);
+    ) -> Result<Self, ParseError> {
+        let wrong = |rule: &'static str| ParseError::new("Workload API", rule);
         let path = address
             .strip_prefix("unix://")
             .or_else(|| address.strip_prefix("unix:"))

@@ -337,7 +337,7 @@ mod tests {
             jti: TokenId::from_random([1; 16]),
             client_id: AgentId::parse("ci").expect("agent"),
             cnf: Confirmation {
-                jkt: Thumbprint(Digest::of(b"key")),
+                jkt: Thumbprint(Digest::sha256(b"key")),
             },
             authorization_details: [ActionDetail::from(&record)],
             txn: TaskId::from_random([2; 16]),

@@ -51,7 +51,7 @@ impl AuthenticatorKey {
         Ok(Self {
             material,
             alg,
-            thumbprint: Thumbprint(Digest::of(text.as_bytes())),
+            thumbprint: Thumbprint(Digest::sha256(text.as_bytes())),
         })
     }
 

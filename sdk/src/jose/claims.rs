@@ -196,7 +196,7 @@ mod tests {
         ] {
             assert!(claims(bad).optional_string("sub").is_err(), "{bad}");
         }
-        let digest = Digest::of(b"x");
+        let digest = Digest::sha256(b"x");
         let good = claims(&format!("{{\"ath\":\"{digest}\"}}"));
         assert_eq!(good.optional_digest("ath"), Ok(Some(digest)));
         assert!(

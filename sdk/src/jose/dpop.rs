@@ -150,7 +150,7 @@ impl CheckedProof {
 
 /// The `ath` of an access token: SHA-256 of its ASCII form (RFC 9449 §4.2).
 pub fn ath(token: &str) -> Digest {
-    Digest::of(token.as_bytes())
+    Digest::sha256(token.as_bytes())
 }
 
 /// Makes a proof. Refuses to sign what [`check`] would refuse for its form.
@@ -288,9 +288,9 @@ mod tests {
 
     fn claims() -> ProofClaims<'static> {
         let (ath, adg, evh) = (
-            Some(Digest::of(b"token")),
-            Some(Digest::of(b"action")),
-            Some(Digest::of(b"evidence")),
+            Some(Digest::sha256(b"token")),
+            Some(Digest::sha256(b"action")),
+            Some(Digest::sha256(b"evidence")),
         );
         ProofClaims {
             htm: "POST",

@@ -110,7 +110,7 @@ impl PublicKey {
             *to = *from;
         }
         // RFC 7638 §3.2: the required members only, in lexicographic order, without whitespace.
-        let digest = Digest::of_parts(&[
+        let digest = Digest::sha256_parts(&[
             br#"{"crv":"P-256","kty":"EC","x":""#,
             encode(x).as_bytes(),
             br#"","y":""#,

@@ -1,14 +1,16 @@
+//! Actions: what an agent requests, with typed parameters, and the commitments that hide sensitive ones.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::id::visible;
+use super::id::check_visible;
 use super::json::{self, INTEGER_MAX};
-use super::{ActionName, Audience, Digest, Malformed};
+use super::{ActionName, Audience, Digest, ParseError};
 
-/// What an action is done to: an entity of the policy bundle, byte-exact.
+/// The target of an action: an entity of the policy bundle, byte-exact.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
@@ -20,26 +22,26 @@ pub struct Target {
 }
 
 impl Target {
-    /// Reads both halves. The type is one or more Cedar identifiers joined by `::`.
-    pub fn parse(kind: &str, id: &str) -> Result<Self, Malformed> {
+    /// Parses type and id. The type is one or more Cedar identifiers joined by `::`.
+    pub fn parse(kind: &str, id: &str) -> Result<Self, ParseError> {
         if kind.len() > 128 || !kind.split("::").all(is_identifier) {
-            return Err(Malformed::new(
+            return Err(ParseError::new(
                 "target type",
                 "must be identifiers joined by '::', at most 128 bytes",
             ));
         }
-        visible("target id", id, 256)?;
+        check_visible("target id", id, 256)?;
         Ok(Self {
             kind: kind.to_owned(),
             id: id.to_owned(),
         })
     }
 
-    /// Reads `Type::id`, the form people type: split at the last `::` of the leading type path, as in `Account::ann`.
-    pub fn parse_pair(text: &str) -> Result<Self, Malformed> {
+    /// Parses `Type::id`, split at the first `::`, as in `Account::ann`.
+    pub fn parse_pair(text: &str) -> Result<Self, ParseError> {
         let (kind, id) = text
             .split_once("::")
-            .ok_or_else(|| Malformed::new("target", "must be Type::id, such as Account::ann"))?;
+            .ok_or_else(|| ParseError::new("target", "must be Type::id, such as Account::ann"))?;
         Self::parse(kind, id)
     }
 }
@@ -50,7 +52,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// A typed parameter. No floats, no null, no free-form JSON: what is approved reads the same to everyone.
+/// A typed parameter. No floats, no null, no free-form JSON, so that every reader sees the approved value alike.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Param {
     /// Text, at most 4,096 bytes.
@@ -65,13 +67,13 @@ pub enum Param {
     Record(BTreeMap<String, Param>),
 }
 
-/// Most parameters of an action, members and elements included.
+/// Most values in an action's parameters, members and elements included.
 pub const PARAMETERS_MAX: usize = 128;
 /// Deepest nesting of sets and records.
 pub const PARAM_DEPTH_MAX: usize = 4;
 
 impl Param {
-    /// The JSON form that digests, tokens and entries hold.
+    /// The JSON form in digests, tokens and entries.
     pub fn to_json(&self) -> Value {
         match self {
             Self::Str(s) => Value::String(s.clone()),
@@ -87,8 +89,8 @@ impl Param {
         }
     }
 
-    /// Reads the JSON form back; refuses null, fractions and unsorted sets.
-    pub fn from_json(value: &Value) -> Result<Self, Malformed> {
+    /// Parses the JSON form; refuses null and fractions. Bounds and the order of sets are checked by [`Action::new`].
+    pub fn from_json(value: &Value) -> Result<Self, ParseError> {
         Ok(match value {
             Value::String(s) => Self::Str(s.clone()),
             Value::Bool(b) => Self::Bool(*b),
@@ -106,24 +108,24 @@ impl Param {
                 members
                     .iter()
                     .map(|(k, v)| Ok((k.clone(), Self::from_json(v)?)))
-                    .collect::<Result<_, Malformed>>()?,
+                    .collect::<Result<_, ParseError>>()?,
             ),
             Value::Null => return Err(wrong("must not be null")),
         })
     }
 
-    /// The set with its elements in canonical order and no element twice: for clients; the broker refuses any other order.
-    pub fn set(items: Vec<Self>) -> Result<Self, Malformed> {
+    /// A set with its elements sorted and deduplicated, for clients; the broker refuses any other order.
+    pub fn set(items: Vec<Self>) -> Result<Self, ParseError> {
         let mut keyed = items
             .into_iter()
             .map(|p| Ok((canonical(&p)?, p)))
-            .collect::<Result<Vec<_>, Malformed>>()?;
+            .collect::<Result<Vec<_>, ParseError>>()?;
         keyed.sort_by(|a, b| a.0.cmp(&b.0));
         keyed.dedup_by(|a, b| a.0 == b.0);
         Ok(Self::Set(keyed.into_iter().map(|(_, p)| p).collect()))
     }
 
-    fn check(&self, depth: usize, count: &mut usize) -> Result<(), Malformed> {
+    fn check(&self, depth: usize, count: &mut usize) -> Result<(), ParseError> {
         *count += 1;
         if depth > PARAM_DEPTH_MAX || *count > PARAMETERS_MAX {
             return Err(wrong(format!(
@@ -161,7 +163,7 @@ impl Param {
     }
 }
 
-/// Values may be sensitive: only the shape is printed.
+/// Values may be sensitive: only the type is printed.
 impl fmt::Debug for Param {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -174,11 +176,11 @@ impl fmt::Debug for Param {
     }
 }
 
-fn wrong(rule: impl Into<String>) -> Malformed {
-    Malformed::new("parameters", rule)
+fn wrong(reason: impl Into<String>) -> ParseError {
+    ParseError::new("parameters", reason)
 }
 
-fn canonical(param: &Param) -> Result<String, Malformed> {
+fn canonical(param: &Param) -> Result<String, ParseError> {
     json::canonical(&param.to_json()).map_err(|e| wrong(e.to_string()))
 }
 
@@ -190,27 +192,27 @@ fn is_identifier(text: &str) -> bool {
         && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
-fn parameter_name(name: &str) -> Result<(), Malformed> {
+fn parameter_name(name: &str) -> Result<(), ParseError> {
     if is_identifier(name) && name.len() <= 64 {
         Ok(())
     } else {
-        Err(Malformed::new(
+        Err(ParseError::new(
             "parameter name",
             "must be an identifier of at most 64 letters, digits and '_'",
         ))
     }
 }
 
-/// The one specific thing that is asked, approved, minted and spent.
+/// One specific action: requested, approved, and allowed by one token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Action {
-    /// What to do, as the catalogue calls it.
+    /// The action's name in the catalogue.
     pub name: ActionName,
-    /// The resource server that will do it.
+    /// The resource server that performs it.
     pub audience: Audience,
-    /// What it is done to.
+    /// The entity it acts on.
     pub target: Target,
-    /// With what: exactly as sent, no defaults filled in.
+    /// The parameters exactly as sent, without defaults.
     pub parameters: BTreeMap<String, Param>,
 }
 
@@ -221,7 +223,7 @@ impl Action {
         audience: Audience,
         target: Target,
         parameters: BTreeMap<String, Param>,
-    ) -> Result<Self, Malformed> {
+    ) -> Result<Self, ParseError> {
         let mut count = 0;
         for (name, param) in &parameters {
             parameter_name(name)?;
@@ -235,7 +237,7 @@ impl Action {
         })
     }
 
-    /// The object that is digested: `{action, audience, parameters, target: {type, id}}`.
+    /// The object of the action digest: `{action, audience, parameters, target: {type, id}}`.
     pub fn to_json(&self) -> Value {
         object([
             ("action", Value::String(self.name.to_string())),
@@ -271,8 +273,8 @@ impl Action {
         )
     }
 
-    /// Parts what everyone may read from what is kept apart: each parameter named in `sensitive` becomes a salted
-    /// commitment, and the digest too, since a guess could be checked against it. `draw` gives fresh random salts.
+    /// Splits the action into a public record and a secret part: each parameter named in `sensitive` becomes a salted
+    /// commitment, and so does the digest, since a guess could be checked against it. `draw` returns 16 fresh random bytes.
     pub fn on_record(
         &self,
         sensitive: &BTreeSet<String>,
@@ -329,17 +331,17 @@ fn object<const N: usize>(members: [(&str, Value); N]) -> Value {
     )
 }
 
-/// The member that marks a committed value. `$` cannot stand in a parameter's name, so nothing else looks like it.
+/// The member that marks a committed value. A parameter's name cannot contain `$`, so no other value has this member.
 const COMMITMENT: &str = "$commitment";
 
-/// An action as entries and tokens hold it: sensitive parameters and, if there are any, the digest are commitments.
+/// An action as in entries and tokens: sensitive parameters and, if there are any, the digest are commitments.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActionOnRecord {
-    /// The catalogue's name.
+    /// The action's name in the catalogue.
     pub action: ActionName,
-    /// The resource server.
+    /// The resource server that performs it.
     pub audience: Audience,
-    /// What it is done to.
+    /// The entity it acts on.
     pub target: Target,
     /// Values, or `{"$commitment": …}` for sensitive ones.
     pub parameters: Map<String, Value>,
@@ -348,8 +350,8 @@ pub struct ActionOnRecord {
 }
 
 impl ActionOnRecord {
-    /// Puts the action together again, with its secret part when it has one, and checks that all of it belongs together.
-    pub fn reopen(&self, secret: Option<&ActionSecret>) -> Result<Action, Malformed> {
+    /// Restores the action, with its secret part when it has one, and checks every commitment and the digest.
+    pub fn reopen(&self, secret: Option<&ActionSecret>) -> Result<Action, ParseError> {
         let mut parameters = BTreeMap::new();
         for (name, value) in &self.parameters {
             let value = match value.as_object().and_then(|o| o.get(COMMITMENT)) {
@@ -380,7 +382,7 @@ impl ActionOnRecord {
     }
 }
 
-/// The part of an action that entries and tokens do not show; kept as a blob while its task lives.
+/// The secret part of an action, which entries and tokens only commit to; stored as a blob.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActionSecret {
     /// Salt of the digest's commitment, base64url.
@@ -392,18 +394,18 @@ pub struct ActionSecret {
 }
 
 impl ActionSecret {
-    /// The blob that keeps it.
+    /// The blob that stores it.
     pub fn blob(&self) -> String {
         json::canonical_of(self).unwrap_or_default()
     }
 
-    /// Reads a blob back; `None` for anything else.
+    /// Parses a blob; `None` for anything else.
     pub fn from_blob(blob: &str) -> Option<Self> {
         json::parse_as(blob.as_bytes()).ok()
     }
 
     fn digest_commitment(&self) -> Digest {
-        Digest::of_parts(&[
+        Digest::sha256_parts(&[
             b"dipylon/digest-commitment/v1",
             &[0],
             self.salt.as_bytes(),
@@ -419,7 +421,7 @@ impl fmt::Debug for ActionSecret {
     }
 }
 
-/// What opens a commitment: SHA-256("dipylon/commitment/v1" ‖ 0x00 ‖ salt ‖ 0x00 ‖ canonical value).
+/// The opening of a commitment SHA-256("dipylon/commitment/v1" ‖ 0x00 ‖ salt ‖ 0x00 ‖ canonical value).
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Opening {
     /// 16 random bytes, base64url.
@@ -429,10 +431,10 @@ pub struct Opening {
 }
 
 impl Opening {
-    /// The commitment that entries and tokens hold.
+    /// The commitment in entries and tokens.
     pub fn commitment(&self) -> Digest {
         let value = json::canonical(&self.value).unwrap_or_default();
-        Digest::of_parts(&[
+        Digest::sha256_parts(&[
             b"dipylon/commitment/v1",
             &[0],
             self.salt.as_bytes(),
@@ -476,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sensitive_part_leaves_the_record_and_comes_back_only_whole() {
+    fn sensitive_parameters_are_committed_and_reopen() {
         let mut n = 0;
         let mut draw = || {
             n += 1;
@@ -500,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn sets_have_one_form() {
+    fn sets_have_one_canonical_form() {
         let set =
             |items: &[&str]| Param::Set(items.iter().map(|s| Param::Str((*s).into())).collect());
         let with = |p| {

@@ -1,10 +1,12 @@
+//! Decisions of gate 2, as journalled.
+
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::{DecisionId, Digest, EvidenceKind, ProfileName, Timestamp};
 
-/// A rule, by its `@id` and the file of the policy bundle it stands in.
+/// A rule, by its `@id` and its file in the policy bundle.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RuleRef {
     /// The rule's `@id`.
@@ -13,7 +15,7 @@ pub struct RuleRef {
     pub file: Arc<str>,
 }
 
-/// A step-up profile with the digest of its definition: a yes counts only while that is unchanged.
+/// A step-up profile with the digest of its definition: an approval counts only while the definition is unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ProfileRef {
     /// The profile's name.
@@ -22,58 +24,58 @@ pub struct ProfileRef {
     pub digest: Digest,
 }
 
-/// One bound on a token's life.
+/// One limit on a token's lifetime.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Bound {
-    /// What sets it: `cap`, `task`, `evidence`, `rules`, `narrowing`, `approval`.
-    pub by: Arc<str>,
+pub struct TtlLimit {
+    /// The source of the limit: `cap`, `task`, `evidence`, `rules`, `narrowing` or `approval`.
+    pub source: Arc<str>,
     /// Seconds.
     pub seconds: i64,
 }
 
-/// How a token's life was computed: the least of what was asked and every bound.
+/// How a token's lifetime was computed: the minimum of the requested one and every limit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TtlSum {
-    /// Seconds the agent asked for.
-    pub asked: i64,
-    /// Every bound that was looked at.
-    pub bounds: Vec<Bound>,
+pub struct TtlBreakdown {
+    /// Seconds that the agent requested.
+    pub requested: i64,
+    /// Every limit that applied.
+    pub limits: Vec<TtlLimit>,
     /// The result, in seconds.
     pub granted: i64,
 }
 
-/// What the rules were asked, kept so that later rules can be asked the same.
+/// The input that the policy was evaluated on, kept so that a later policy can be evaluated on the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AskedInput {
-    /// Milliseconds of life the decision allowed.
+pub struct PolicyInput {
+    /// Token lifetime that was evaluated, in milliseconds.
     pub ttl_ms: i64,
     /// Profiles that were satisfied by votes.
     pub approvals: Vec<ProfileName>,
-    /// Kind of the evidence.
+    /// The kind of the evidence.
     pub evidence_kind: EvidenceKind,
-    /// Milliseconds since this broker had verified it.
+    /// Milliseconds since this broker verified the evidence.
     pub evidence_age_ms: i64,
-    /// `jkt`, later also `mtls` and `bearer`.
+    /// How the token is bound to its holder: `jkt`.
     pub binding: Arc<str>,
     /// Milliseconds since the task was opened.
     pub task_age_ms: i64,
-    /// The moment of the decision.
+    /// The time of the decision.
     pub now: Timestamp,
 }
 
-/// One answer of gate 2, complete enough to be explained and asked again.
+/// One decision of gate 2, complete enough to be explained and evaluated again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Decision {
-    /// The answer's own id.
+pub struct DecisionRecord {
+    /// The decision's id.
     pub id: DecisionId,
-    /// The policy bundle that decided.
+    /// Version of the policy bundle that decided.
     pub policy: Digest,
     /// The rules that determined it.
     pub rules: Arc<[RuleRef]>,
-    /// Profiles still needed; empty when approved.
-    pub needs: Vec<ProfileRef>,
-    /// The life of the token.
-    pub ttl: TtlSum,
-    /// What the rules saw.
-    pub input: AskedInput,
+    /// Step-up profiles still required; empty when approved.
+    pub required_profiles: Vec<ProfileRef>,
+    /// The lifetime of the token.
+    pub ttl: TtlBreakdown,
+    /// The input of the policy.
+    pub input: PolicyInput,
 }

@@ -1,23 +1,25 @@
+//! SHA-256 digests with domain tags, and key thumbprints.
+
 use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::Malformed;
+use super::ParseError;
 
-/// A SHA-256 value; written as base64url without padding wherever a person or a machine reads it.
+/// A SHA-256 value, written as base64url without padding.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
 
 impl Digest {
     /// SHA-256 of the bytes.
-    pub fn of(bytes: &[u8]) -> Self {
-        Self::of_parts(&[bytes])
+    pub fn sha256(bytes: &[u8]) -> Self {
+        Self::sha256_parts(&[bytes])
     }
 
-    /// SHA-256 of the parts, one after the other. Callers separate or tag them so that no two lists read alike.
-    pub fn of_parts(parts: &[&[u8]]) -> Self {
+    /// SHA-256 of the concatenated parts. Callers must separate or tag them so that no two lists concatenate to the same bytes.
+    pub fn sha256_parts(parts: &[&[u8]]) -> Self {
         let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
         for part in parts {
             hash.update(part);
@@ -27,12 +29,12 @@ impl Digest {
         Self(out)
     }
 
-    /// SHA-256(tag ‖ 0x00 ‖ bytes): one domain tag for each use, so that no digest can stand in for another.
+    /// SHA-256(tag ‖ 0x00 ‖ bytes): one domain tag for each use, so that no digest can be used for another purpose.
     pub fn tagged(tag: &str, bytes: &[u8]) -> Self {
-        Self::of_parts(&[tag.as_bytes(), &[0], bytes])
+        Self::sha256_parts(&[tag.as_bytes(), &[0], bytes])
     }
 
-    /// Takes the value of a digest computed elsewhere.
+    /// From the bytes of a digest computed elsewhere.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
@@ -43,13 +45,13 @@ impl Digest {
     }
 
     /// Reads the base64url form. Refuses padding, other alphabets and non-canonical trailing bits.
-    pub fn parse(text: &str) -> Result<Self, Malformed> {
+    pub fn parse(text: &str) -> Result<Self, ParseError> {
         let bytes = URL_SAFE_NO_PAD
             .decode(text)
-            .map_err(|_| Malformed::new("digest", "must be base64url without padding"))?;
+            .map_err(|_| ParseError::new("digest", "must be base64url without padding"))?;
         <[u8; 32]>::try_from(bytes.as_slice())
             .map(Self)
-            .map_err(|_| Malformed::new("digest", "must be 32 bytes"))
+            .map_err(|_| ParseError::new("digest", "must be 32 bytes"))
     }
 }
 
@@ -78,8 +80,8 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// Writes a prefix and bytes as base64url, `LENGTH` characters in all, in one piece and without an allocation: names of
-/// records are written many times for each call.
+/// Writes a prefix and bytes as base64url, `LENGTH` characters in all, without an allocation: ids are written many times in
+/// each call.
 pub(super) fn write_base64<const LENGTH: usize>(
     prefix: &str,
     bytes: &[u8],
@@ -95,7 +97,7 @@ pub(super) fn write_base64<const LENGTH: usize>(
     f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
 }
 
-/// A JWK thumbprint (RFC 7638, SHA-256): how a key is named everywhere.
+/// A JWK thumbprint (RFC 7638, SHA-256): the name of a key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Thumbprint(pub Digest);

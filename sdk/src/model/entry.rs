@@ -1,4 +1,4 @@
-//! The entries of the journal: the one form every fact has.
+//! Journal entries: the envelope and every kind of event, in their stored form.
 
 use std::sync::Arc;
 
@@ -8,24 +8,24 @@ use serde_json::Value;
 use super::json::{self, JsonError};
 use super::*;
 
-/// One fact. Canonical JSON, stored exactly as hashed; `index` from 0 is the Merkle leaf.
+/// One journal entry. Stored as canonical JSON, exactly as hashed; `index` is its Merkle leaf.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Entry {
-    /// Version of the form: 1.
+    /// Version of the stored form: 1.
     pub v: u32,
-    /// The life of the journal.
+    /// The incarnation of the journal: positions of different epochs do not compare.
     pub epoch: u64,
-    /// Place in the log, gapless from 0.
+    /// Position in the journal, from 0 without gaps.
     pub index: u64,
-    /// The writer's clock, in milliseconds; never below the entry before.
+    /// The writer's clock; never before that of the previous entry.
     pub at: Timestamp,
-    /// Streams this entry moves.
-    pub moves: Vec<Stream>,
-    /// Streams it rests on, with the versions they had.
+    /// Streams that this entry advances.
+    pub write_set: Vec<Stream>,
+    /// Streams that the decision read, with the versions they had.
     pub read_set: Vec<(Stream, Version)>,
-    /// What happened.
+    /// The event.
     #[serde(flatten)]
-    pub fact: Event,
+    pub event: Event,
 }
 
 impl Entry {
@@ -34,20 +34,20 @@ impl Entry {
         json::canonical_of(self)
     }
 
-    /// Reads stored bytes; refuses anything but the canonical form of a known entry.
+    /// Parses stored bytes; refuses anything but the canonical form of a known entry.
     pub fn parse(text: &str) -> Result<Self, JsonError> {
         let mut value = json::parse(text.as_bytes())?;
         if json::canonical(&value)? != text {
             return Err(JsonError::Number);
         }
-        // serde cannot refuse unknown members beside a flattened enum, so the two halves are read apart.
-        let fact = match &mut value {
+        // serde cannot refuse unknown members beside a flattened enum, so envelope and event are parsed separately.
+        let event = match &mut value {
             Value::Object(members) => {
                 let (kind, body) = (members.remove("kind"), members.remove("body"));
-                let mut half = serde_json::Map::new();
-                half.extend(kind.map(|k| ("kind".to_owned(), k)));
-                half.extend(body.map(|b| ("body".to_owned(), b)));
-                serde_json::from_value(Value::Object(half))?
+                let mut event = serde_json::Map::new();
+                event.extend(kind.map(|k| ("kind".to_owned(), k)));
+                event.extend(body.map(|b| ("body".to_owned(), b)));
+                serde_json::from_value(Value::Object(event))?
             }
             _ => return Err(JsonError::Number),
         };
@@ -58,7 +58,7 @@ impl Entry {
             epoch: u64,
             index: u64,
             at: Timestamp,
-            moves: Vec<Stream>,
+            write_set: Vec<Stream>,
             read_set: Vec<(Stream, Version)>,
         }
         let Envelope {
@@ -66,7 +66,7 @@ impl Entry {
             epoch,
             index,
             at,
-            moves,
+            write_set,
             read_set,
         } = serde_json::from_value(value)?;
         Ok(Self {
@@ -74,25 +74,25 @@ impl Entry {
             epoch,
             index,
             at,
-            moves,
+            write_set,
             read_set,
-            fact,
+            event,
         })
     }
 }
 
-/// Longest entry, in bytes of its canonical form; larger content lies in blobs.
+/// Longest entry, in bytes of its canonical form; larger content is stored in blobs.
 pub const ENTRY_BYTES_MAX: usize = 32 * 1024;
 
-/// Why something ended. One end, one cause.
+/// Why a task or grant ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EndCause {
-    /// The agent said the task is done.
+    /// The agent completed the task.
     Completed,
     /// The task's deadline passed.
     Deadline,
-    /// Its heartbeat was missed.
+    /// A heartbeat was missed: the lease ended.
     Lease,
     /// An operator ended it.
     Operator,
@@ -107,7 +107,7 @@ pub enum EndCause {
 }
 
 impl EndCause {
-    /// The word in entries, replies and explanations.
+    /// The name in entries, replies and explanations.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Completed => "completed",
@@ -122,42 +122,42 @@ impl EndCause {
     }
 }
 
-/// How the agent says the task went.
+/// The outcome of a task, as its agent reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskOutcome {
-    /// It reached its purpose.
+    /// The purpose was achieved.
     Succeeded,
-    /// It did not.
+    /// The purpose was not achieved.
     Failed,
-    /// It was given up.
+    /// The task was abandoned.
     Abandoned,
 }
 
-/// Why an access request stopped waiting without a grant or a vote.
+/// Why an access request was closed without a grant or a denial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CloseCause {
-    /// The agent took it back.
+    /// The agent cancelled it.
     Cancelled,
-    /// Nobody decided in time.
+    /// It expired undecided.
     Expired,
-    /// The policy bundle no longer asks for it in this form.
+    /// The active policy bundle no longer requires this approval.
     Policy,
     /// The action was frozen.
     Frozen,
 }
 
-/// What a token's holder must show (RFC 7800).
+/// The key that a token's holder must prove (RFC 7800).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Binding {
-    /// Proofs by the key with this thumbprint (RFC 9449).
+    /// DPoP proofs by the key with this thumbprint (RFC 9449).
     Jkt(Thumbprint),
 }
 
 impl Binding {
-    /// The name rules see.
+    /// The name that rules see.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Jkt(_) => "jkt",
@@ -172,19 +172,19 @@ impl Binding {
     }
 }
 
-/// The `approval` claim: which access request, which profiles, when. No names.
+/// The `approval` claim: the access request, its profiles and its time. Names no person.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ApprovalClaim {
     /// The consumed access request.
     pub access_request: AccessRequestId,
-    /// Satisfied profiles.
+    /// The satisfied profiles.
     pub profiles: Vec<ProfileName>,
     /// Unix seconds of the last counted vote.
     pub at: i64,
 }
 
-/// Every kind of entry, with its body.
+/// The event of an entry: its kind and body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "body")]
 #[allow(missing_docs)]
@@ -216,7 +216,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// The blobs it names.
+    /// Hashes of the blobs that it names.
     pub fn blobs(&self) -> Vec<Digest> {
         match self {
             Self::TrustBundleChanged(f) => vec![f.bundle],
@@ -247,15 +247,15 @@ impl Event {
     }
 }
 
-/// The journal begins a life.
+/// An incarnation of the journal begins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EpochStarted {
-    /// Whose journal it is.
+    /// The realm that the journal belongs to.
     pub realm: Realm,
 }
 
-/// A trust domain's keys, before their first use.
+/// A trust domain's keys, journalled before their first use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrustBundleChanged {
@@ -263,230 +263,227 @@ pub struct TrustBundleChanged {
     pub domain: TrustDomain,
     /// Blob: the SPIFFE trust bundle as configured.
     pub bundle: Digest,
-    /// The keys it holds for JWT-SVIDs.
+    /// The JWT-SVID keys in it.
     pub kids: Vec<KeyId>,
-    /// Keys that were there before and are gone: what rests on them ends.
+    /// Keys that the previous trust bundle had and this one has not: tasks and grants verified with them end.
     pub removed: Vec<KeyId>,
 }
 
-/// A token-signing key, before its first use.
+/// A token-signing key, journalled before its first use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyPublished {
-    /// Its name in the JWKS.
+    /// Its id in the JWKS.
     pub kid: KeyId,
     /// The public key.
     pub jwk: Value,
 }
 
-/// A policy bundle, whole.
+/// A policy bundle became active.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyApplied {
-    /// Its version and its blob: SHA-256 of the canonical form of all files.
+    /// Its version, and its blob: SHA-256 of the canonical form of all files.
     pub version: Digest,
-    /// The operator who applied it; absent for the bundle that seeded the journal.
+    /// The operator who applied it; absent for the bundle that initialized the journal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by: Option<PersonId>,
 }
 
-/// An operator took an agent out of service. Everything it had ends with this entry.
+/// An agent was suspended. Its tasks, grants and access requests end with this entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentSuspended {
-    /// Which.
+    /// The agent.
     pub agent: AgentId,
-    /// Who did it: an operator, or the approver whose no was one too many.
+    /// The operator, or the approver whose denial reached the limit.
     pub by: PersonId,
-    /// Blob: why, in the operator's words.
+    /// Blob: the operator's reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Digest>,
-    /// For a quarantine: how many noes of people it took, within the policy bundle's time.
+    /// For an automatic suspension: the number of denials that reached the policy bundle's limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub denials: Option<u32>,
 }
 
-/// An operator let an agent operate again. Nothing that ended comes back.
+/// An operator resumed an agent. What ended stays ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentResumed {
-    /// Which.
+    /// The agent.
     pub agent: AgentId,
-    /// Who did it.
+    /// The operator.
     pub by: PersonId,
 }
 
-/// An operator stopped everything, an agent, an owner's agents or an action: nothing is minted for it until it is lifted,
-/// and what it had ends with this entry.
+/// An operator froze everything, an agent, an owner's agents or an action: no token is issued in this scope until the
+/// freeze is lifted, and the scope's tasks, grants and access requests end with this entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Frozen {
-    /// What.
+    /// The scope.
     pub scope: FreezeScope,
-    /// The agents of the owner, by the policy bundle in force and by their running tasks; empty for every other scope. At
-    /// most [`SELECTOR_MAX`]: more of them go on in further entries of the same append.
+    /// The agents of the owner, by the active policy bundle and by their running tasks; empty for every other scope. At
+    /// most [`SELECTOR_MAX`]: further entries of the same append have the others.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub agents: Vec<AgentId>,
-    /// Who did it.
+    /// The operator.
     pub by: PersonId,
-    /// Blob: why, in the operator's words.
+    /// Blob: the operator's reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Digest>,
 }
 
-/// An operator lifted a freeze. Nothing that ended comes back.
+/// An operator lifted a freeze. What ended stays ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Unfrozen {
-    /// What.
+    /// The scope.
     pub scope: FreezeScope,
-    /// Who did it.
+    /// The operator.
     pub by: PersonId,
 }
 
-/// A bounded piece of work begins.
+/// A task was opened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskOpened {
     /// Its id.
     pub task: TaskId,
-    /// Whose it is.
+    /// The agent.
     pub agent: AgentId,
-    /// Who answers for the agent.
+    /// The agent's owner.
     pub owner: PersonId,
-    /// The key that must prove every later call.
+    /// The key that must sign the proof of every later call.
     pub binding: Binding,
     /// The client's idempotency key.
-    #[serde(rename = "request_id")]
     pub idempotency_key: IdempotencyKey,
-    /// Seconds the agent asked for.
-    pub asked_seconds: i64,
+    /// Seconds that the agent requested.
+    pub requested_seconds: i64,
     /// When it was opened.
     pub opened_at: Timestamp,
-    /// When it ends by itself.
+    /// When it ends by time.
     pub deadline: Timestamp,
-    /// Seconds it may go without a sign of life; absent when only the deadline ends it.
+    /// Longest time between heartbeats, in seconds; absent for a task without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heartbeat_seconds: Option<i64>,
     /// Blob: the purpose, in the agent's words.
     pub purpose: Digest,
-    /// What gate 1 saw.
+    /// The evidence that gate 1 verified.
     pub evidence: EvidenceFacts,
-    /// The policy bundle that let it operate.
+    /// Version of the policy bundle that permitted it.
     pub policy: Digest,
 }
 
-/// Tasks gave a sign of life. Gathered: one entry for all that came within moments of each other.
+/// Leases of tasks were extended by heartbeats: one entry for all of a short window.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LeasesExtended {
-    /// Each task and the moment its lease now ends.
+    /// Each task and the new end of its lease.
     pub leases: Vec<(TaskId, Timestamp)>,
 }
 
-/// A task is over, and with it its grants and access requests.
+/// Tasks ended, and with them their grants and access requests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskEnded {
-    /// The task and its descendants.
+    /// The tasks.
     pub tasks: Vec<TaskId>,
-    /// Why.
+    /// The cause.
     pub cause: EndCause,
-    /// What the agent said of it.
+    /// The outcome that the agent reported.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome: Option<TaskOutcome>,
-    /// The operator, if one did it.
+    /// The operator, if an operator ordered it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by: Option<PersonId>,
 }
 
-/// Gate 2 said no, or a verified agent asked for what is not there.
+/// A request was denied by gate 2, or refused after gate 1 because the catalogue does not have what it names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RequestDenied {
-    /// The answer's id.
+    /// The decision's id.
     pub id: DecisionId,
-    /// In which task.
+    /// The task.
     pub task: TaskId,
     /// The client's idempotency key.
-    #[serde(rename = "request_id")]
     pub idempotency_key: IdempotencyKey,
-    /// A word of [`DeniedReason`] or [`Reason`].
+    /// The name of a [`DeniedReason`] or [`Reason`].
     pub reason: String,
-    /// What was asked.
+    /// The requested action.
     pub action: ActionOnRecord,
-    /// Blob: its sensitive part.
+    /// Blob: the action's secret part; absent without sensitive parameters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret: Option<Digest>,
-    /// The answer, when the rules gave one.
+    /// The decision, if the policy was evaluated.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub decision: Option<Decision>,
-    /// What gate 1 saw.
+    pub decision: Option<DecisionRecord>,
+    /// The evidence that gate 1 verified.
     pub evidence: EvidenceFacts,
 }
 
-/// Gate 2 waits for people.
+/// An access request was opened: the action needs approval by people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AccessRequestOpened {
     /// Its id.
     pub access_request: AccessRequestId,
-    /// In which task.
+    /// The task.
     pub task: TaskId,
-    /// Whose.
+    /// The agent.
     pub agent: AgentId,
-    /// Who answers for the agent.
+    /// The agent's owner.
     pub owner: PersonId,
-    /// The request id that opened it; others may join.
-    #[serde(rename = "request_id")]
+    /// The client's idempotency key that opened it; further keys may be attached.
     pub idempotency_key: IdempotencyKey,
-    /// What is asked.
+    /// The requested action.
     pub action: ActionOnRecord,
-    /// Blob: its sensitive part.
+    /// Blob: the action's secret part; absent without sensitive parameters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret: Option<Digest>,
     /// Blob: the agent's reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Digest>,
-    /// Longest life the token can have, in seconds.
+    /// Longest lifetime of the token, in seconds.
     pub max_ttl: i64,
-    /// How often the token may be used; absent when its life is the only limit.
+    /// Number of uses of the token; absent when its lifetime is the only limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uses: Option<u32>,
-    /// When waiting ends: then it is denied.
+    /// When it expires and is denied.
     pub expires_at: Timestamp,
-    /// The answer so far.
-    pub decision: Decision,
-    /// What gate 1 saw.
+    /// The decision, with the profiles it requires.
+    pub decision: DecisionRecord,
+    /// The evidence that gate 1 verified.
     pub evidence: EvidenceFacts,
 }
 
-/// One approver's signed yes or no.
+/// An approver's signed vote.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VoteCast {
-    /// On what.
+    /// The access request.
     pub access_request: AccessRequestId,
-    /// By whom.
+    /// The voter.
     pub voter: PersonId,
-    /// With which of their keys.
+    /// The voter's signing key.
     pub key: Thumbprint,
-    /// Yes or no.
+    /// Approve or deny.
     pub verdict: Verdict,
-    /// For which profile.
+    /// The profile it counts for.
     pub profile: ProfileRef,
-    /// Seconds of life the voter agreed to.
+    /// Longest token lifetime that the voter approved, in seconds.
     pub max_ttl: i64,
-    /// Uses the voter agreed to; absent when the token's life is the only limit.
+    /// Number of uses that the voter approved; absent when the token's lifetime is the only limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uses: Option<u32>,
-    /// Until when the yes counts.
+    /// When the approval stops counting.
     pub not_after: Timestamp,
     /// Blob: the signed statement.
     pub statement: Digest,
-    /// Base64url. By a key: ES256, r and s, over the statement's digest. By a passkey: the assertion's signature.
+    /// Base64url. By a plain key: ES256, r and s, over the statement's digest. By a passkey: the assertion's signature.
     pub signature: String,
-    /// Blob, for a vote by passkey: what the authenticator signed beside the statement's digest.
+    /// Blob, for a vote by passkey: the WebAuthn evidence, signed together with the statement's digest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub assertion: Option<Digest>,
     /// The authenticator's signature counter, for a vote by passkey (WebAuthn L3 §6.1.1).
@@ -494,64 +491,64 @@ pub struct VoteCast {
     pub sign_count: Option<u32>,
 }
 
-/// A vote that does not count: it ends nothing.
+/// A vote that was refused and does not count.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VoteRefused {
-    /// On what.
+    /// The access request.
     pub access_request: AccessRequestId,
-    /// By whom.
+    /// The voter.
     pub voter: PersonId,
     /// Why it does not count.
-    pub why: String,
+    pub reason: String,
 }
 
-/// An access request no longer waits.
+/// An access request was closed without a grant or a denial.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AccessRequestClosed {
-    /// Which.
+    /// The access request.
     pub access_request: AccessRequestId,
-    /// Why.
+    /// The cause.
     pub cause: CloseCause,
-    /// A person had begun to vote when the agent took it back: it weighs on the agent like a no.
+    /// A person had begun to vote when the agent cancelled it: counts like a denial for the agent's limits.
     #[serde(skip_serializing_if = "is_false", default)]
-    pub begun: bool,
+    pub voting_started: bool,
 }
 
 #[expect(
     clippy::trivially_copy_pass_by_ref,
-    reason = "serde asks with a reference"
+    reason = "serde passes a reference"
 )]
 const fn is_false(flag: &bool) -> bool {
     !*flag
 }
 
-/// A registered person may enrol one passkey. An earlier invitation of theirs is void.
+/// A person was invited to enrol one passkey. An earlier invitation is void.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ApproverInvited {
     /// Its id.
     pub invitation: InvitationId,
-    /// Who.
+    /// The person.
     pub person: PersonId,
-    /// SHA-256("dipylon/invitation/v1" ‖ 0x00 ‖ code): 100 random bits, shown once.
+    /// SHA-256("dipylon/invitation/v1" ‖ 0x00 ‖ code). The code has 100 random bits and is shown once.
     pub code: Digest,
-    /// Until when it may be used.
+    /// When it stops being usable.
     pub expires_at: Timestamp,
     /// The operator.
     pub by: PersonId,
 }
 
-/// A person enrolled a passkey. The invitation is spent.
+/// A person enrolled a passkey. The invitation is used up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ApproverEnrolled {
-    /// Who.
+    /// The person.
     pub person: PersonId,
-    /// By which invitation.
+    /// The invitation.
     pub invitation: InvitationId,
-    /// What was enrolled.
+    /// The passkey.
     pub passkey: PasskeyOnRecord,
 }
 
@@ -561,142 +558,140 @@ pub struct ApproverEnrolled {
 pub struct PasskeyOnRecord {
     /// The credential's id, base64url.
     pub credential: String,
-    /// Thumbprint of its public key (RFC 7638): the name votes call it by.
+    /// Thumbprint of its public key (RFC 7638): its name in votes.
     pub key: Thumbprint,
     /// Its public key (RFC 7517).
     pub jwk: Value,
     /// The signature counter at enrolment.
     pub sign_count: u32,
-    /// Whether it may be copied to other devices of its owner; never changes.
+    /// Whether it may be synced to other devices of its owner (WebAuthn backup eligibility); never changes.
     pub backup_eligible: bool,
-    /// Whether it was, at enrolment.
+    /// Whether it was synced at enrolment.
     pub backed_up: bool,
-    /// The authenticator's model, 16 bytes, base64url; zeros when it does not say.
+    /// The authenticator's model: AAGUID, 16 bytes, base64url; zeros when not disclosed.
     pub aaguid: String,
-    /// What the person calls it.
+    /// The person's label for it.
     pub label: String,
 }
 
-/// Keys that count no more, ever: passkeys, and keys of `people.toml` alike. Votes by them are void where no grant has
-/// consumed them, and the person's open invitation is void.
+/// Keys were revoked for good: passkeys, or keys of `people.toml`. Their votes are void unless a grant has consumed them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ApproverKeysRevoked {
-    /// Whose.
+    /// The person.
     pub person: PersonId,
-    /// Which, by their thumbprints (RFC 7638).
+    /// The keys, by their thumbprints (RFC 7638).
     pub keys: Vec<Thumbprint>,
-    /// Why.
+    /// The cause.
     pub cause: RevokeCause,
-    /// The operator, if one did it.
+    /// The operator, if an operator ordered it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by: Option<PersonId>,
 }
 
-/// Why a key counts no more.
+/// Why a key was revoked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RevokeCause {
-    /// An operator took it out.
+    /// An operator revoked it. The person's open invitation is void too.
     Operator,
-    /// Its signature counter went back: there may be a second copy of it (WebAuthn L3 §6.1.1).
+    /// Its signature counter decreased: the authenticator may have been cloned (WebAuthn L3 §6.1.1).
     Counter,
 }
 
-/// One token. The grant is this entry; the token's claims are a pure function of it.
+/// A token was issued. The grant is this entry; the token's claims are a pure function of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenIssued {
     /// The token's id.
     pub jti: TokenId,
-    /// In which task; the `txn` claim.
+    /// The task; the `txn` claim.
     pub task: TaskId,
     /// The `client_id` claim.
     pub agent: AgentId,
     /// The `sub` claim.
     pub subject: SpiffeId,
-    /// The client's idempotency key, and what stands for a retry.
-    #[serde(rename = "request_id")]
+    /// The client's idempotency key; a retry with it gets this grant.
     pub idempotency_key: IdempotencyKey,
-    /// Seconds the agent asked for.
-    pub asked_ttl: i64,
+    /// Seconds that the agent requested.
+    pub requested_ttl: i64,
     /// Blob: the agent's reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Digest>,
     /// The one approved action.
     pub action: Arc<ActionOnRecord>,
-    /// Blob: its sensitive part.
+    /// Blob: the action's secret part; absent without sensitive parameters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret: Option<Digest>,
-    /// Unix seconds.
+    /// The `iat` claim, Unix seconds.
     pub iat: i64,
-    /// Unix seconds.
+    /// The `exp` claim, Unix seconds.
     pub exp: i64,
     /// The signing key.
     pub kid: KeyId,
-    /// What the holder must prove.
+    /// The key that the holder must prove.
     pub cnf: Binding,
-    /// How often it may be used; absent when its life is the only limit.
+    /// Number of uses; absent when its lifetime is the only limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uses: Option<u32>,
-    /// The index of the last entry folded when it was decided: an event above it can end it.
+    /// Index of the last entry applied when it was decided: a revocation event above it can end it.
     pub pos: u64,
-    /// What people approved, if they had to.
+    /// The `approval` claim; absent when no approval was required.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approval: Option<Arc<ApprovalClaim>>,
-    /// The access request this grant consumed, needed or not.
+    /// The access request that this grant consumed, whether its approval was required or not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consumed: Option<AccessRequestId>,
-    /// The answer of gate 2.
-    pub decision: Decision,
-    /// What gate 1 saw.
+    /// The decision of gate 2.
+    pub decision: DecisionRecord,
+    /// The evidence that gate 1 verified.
     pub evidence: Arc<EvidenceFacts>,
 }
 
-/// A retry got its token again: same `jti`, same claims, signed anew.
+/// A retry received its token again: same `jti`, same claims, new signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenReissued {
-    /// Which.
+    /// The token.
     pub jti: TokenId,
-    /// The key that signed it this time.
+    /// The key of the new signature.
     pub kid: KeyId,
 }
 
-/// A validator spent a use.
+/// A validator consumed one use of a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenConsumed {
-    /// Which token.
+    /// The token.
     pub jti: TokenId,
-    /// Which validator.
+    /// The validator.
     pub validator: ServiceId,
     /// Its idempotency key.
     pub use_id: UseId,
 }
 
-/// Grants that ended apart from their tasks.
+/// Grants ended while their tasks run on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GrantsEnded {
-    /// Which; at most [`SELECTOR_MAX`].
+    /// The tokens, at most [`SELECTOR_MAX`].
     pub jtis: Vec<TokenId>,
-    /// Why.
+    /// The cause.
     pub cause: EndCause,
-    /// The operator, if one did it.
+    /// The operator, if an operator ordered it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by: Option<PersonId>,
 }
 
-/// Refusals before gate 1, counted: nobody can fill the journal from outside.
+/// Number of refusals before gate 1, so that unauthenticated calls cannot fill the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RefusalsCounted {
-    /// From when.
+    /// Start of the counted interval.
     pub since: Timestamp,
-    /// How many.
+    /// Number of refusals.
     pub count: u64,
 }
 
-/// Most ids that one entry or one feed event names.
+/// Most ids in one entry or one feed event.
 pub const SELECTOR_MAX: usize = 256;

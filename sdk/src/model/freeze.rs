@@ -1,10 +1,12 @@
+//! Freeze scopes.
+
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{ActionName, AgentId, Malformed, PersonId};
+use super::{ActionName, AgentId, ParseError, PersonId};
 
-/// What a freeze stops: `all`, `agent/ID`, `owner/ID` or `action/NAME`.
+/// The scope of a freeze, written `all`, `agent/ID`, `owner/ID` or `action/NAME`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FreezeScope {
     /// Everything of the realm.
@@ -13,19 +15,19 @@ pub enum FreezeScope {
     Agent(AgentId),
     /// Every agent of an owner.
     Owner(PersonId),
-    /// One action, whoever asks for it.
+    /// One action, of every agent.
     Action(ActionName),
 }
 
 impl FreezeScope {
     /// Reads the written form.
-    pub fn parse(text: &str) -> Result<Self, Malformed> {
+    pub fn parse(text: &str) -> Result<Self, ParseError> {
         match text.split_once('/') {
             None if text == "all" => Ok(Self::All),
             Some(("agent", id)) => Ok(Self::Agent(AgentId::parse(id)?)),
             Some(("owner", id)) => Ok(Self::Owner(PersonId::parse(id)?)),
             Some(("action", name)) => Ok(Self::Action(ActionName::parse(name)?)),
-            None | Some(_) => Err(Malformed::new(
+            None | Some(_) => Err(ParseError::new(
                 "scope",
                 "must be all, agent/ID, owner/ID or action/NAME",
             )),
@@ -67,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_and_nothing_else() {
+    fn freeze_scope_roundtrip() {
         for text in [
             "all",
             "agent/triage",

@@ -1,3 +1,5 @@
+//! Ids and names: random ids with a prefix, registered names, and text written by agents.
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -6,7 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::digest::write_base64;
-use super::{Malformed, Thumbprint, json, text};
+use super::{ParseError, Thumbprint, json, text};
 
 macro_rules! ids {
     ($($(#[$doc:meta])* $name:ident = $prefix:literal;)*) => {$(
@@ -15,14 +17,14 @@ macro_rules! ids {
         pub struct $name([u8; 16]);
 
         impl $name {
-            /// Made from 16 random bytes drawn by the caller.
+            /// From 16 random bytes drawn by the caller.
             pub const fn from_random(bytes: [u8; 16]) -> Self {
                 Self(bytes)
             }
 
-            /// Reads the written form: the kind's prefix and 16 bytes as base64url.
-            pub fn parse(text: &str) -> Result<Self, Malformed> {
-                let wrong = || Malformed::new(stringify!($name), concat!("must be ", $prefix, "_ and 22 characters of base64url"));
+            /// Parses the written form: the prefix and 16 bytes as base64url.
+            pub fn parse(text: &str) -> Result<Self, ParseError> {
+                let wrong = || ParseError::new(stringify!($name), concat!("must be ", $prefix, "_ and 22 characters of base64url"));
                 let rest = text.strip_prefix(concat!($prefix, "_")).ok_or_else(wrong)?;
                 let mut bytes = [0; 16];
                 match URL_SAFE_NO_PAD.decode_slice(rest, &mut bytes) {
@@ -62,19 +64,19 @@ macro_rules! ids {
 ids! {
     /// A task. Also the `txn` claim of its tokens.
     TaskId = "task";
-    /// An action waiting for gate 2.
+    /// An access request: an action that people approve or deny.
     AccessRequestId = "areq";
     /// A token's `jti`.
     TokenId = "tok";
-    /// One answer of gate 2.
+    /// One decision of gate 2.
     DecisionId = "dec";
-    /// One refused call, for `explain`.
+    /// One refused call, for `dipylon explain`.
     CorrelationId = "cor";
     /// An invitation to enrol a passkey.
     InvitationId = "inv";
 }
 
-macro_rules! words {
+macro_rules! names {
     ($($(#[$doc:meta])* $name:ident($what:literal, $rule:expr);)*) => {$(
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -82,24 +84,24 @@ macro_rules! words {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// Reads the word, byte-exact: nothing is folded, trimmed or normalised.
-            pub fn parse(text: &str) -> Result<Self, Malformed> {
+            /// Parses the name, byte-exact: nothing is case-folded, trimmed or normalised.
+            pub fn parse(text: &str) -> Result<Self, ParseError> {
                 let rule: fn(&str) -> Result<(), &'static str> = $rule;
                 match rule(text) {
                     Ok(()) => Ok(Self(text.into())),
-                    Err(broken) => Err(Malformed::new($what, broken)),
+                    Err(broken) => Err(ParseError::new($what, broken)),
                 }
             }
 
-            /// The word as written.
+            /// The name as written.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
 
-            /// The same word, in the memory that `pool` has for its text: records that last are many and their words few.
+            /// The same name with the `Arc` that `intern` has for its text, since many records share few names.
             #[must_use]
-            pub fn shared(&self, pool: &mut dyn FnMut(&Arc<str>) -> Arc<str>) -> Self {
-                Self(pool(&self.0))
+            pub fn interned(&self, intern: &mut dyn FnMut(&Arc<str>) -> Arc<str>) -> Self {
+                Self(intern(&self.0))
             }
         }
 
@@ -123,10 +125,10 @@ macro_rules! words {
     )*};
 }
 
-words! {
+names! {
     /// A registered agent.
     AgentId("agent id", name);
-    /// A registered person, by the opaque id the security team chose; never a name or an address.
+    /// A registered person, by an opaque id that the security team chose; never a name or an address.
     PersonId("person id", name);
     /// A registered validator or auditor.
     ServiceId("service id", name);
@@ -138,26 +140,26 @@ words! {
     ProfileName("profile", name);
     /// A deployment environment.
     EnvironmentName("environment", name);
-    /// What this broker cluster serves; part of every vote statement.
+    /// The deployment that a broker serves; part of every vote statement.
     Realm("realm", name);
     /// A client's idempotency key. It has no other meaning.
     IdempotencyKey("request_id", name);
-    /// A validator's idempotency key for one spending of a token.
+    /// A validator's idempotency key for consuming one use of a token.
     UseId("use_id", name);
-    /// The resource server a token is for: one absolute URI or name, compared byte by byte.
+    /// The resource server that a token is for: one absolute URI or name, compared byte by byte.
     Audience("audience", uri_like);
     /// The name of a signing key.
     KeyId("kid", key_id);
 }
 
 impl KeyId {
-    /// A key named by its thumbprint (RFC 7638): one name never means two keys.
-    pub fn of(key: Thumbprint) -> Self {
+    /// The id of a key named by its thumbprint (RFC 7638), so that no two keys share it.
+    pub fn from_thumbprint(key: Thumbprint) -> Self {
         Self(key.to_string().into())
     }
 }
 
-/// Letters, digits, `.`, `_`, `-`; first a letter or digit; 1 to 64 bytes. Free of the `/` and `:` that part stream names.
+/// Letters, digits, `.`, `_`, `-`; first a letter or digit; 1 to 64 bytes. Without the `/` and `:` that separate stream names.
 fn name(text: &str) -> Result<(), &'static str> {
     let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     let starts = text
@@ -191,17 +193,17 @@ fn key_id(text: &str) -> Result<(), &'static str> {
     }
 }
 
-/// The agent's own words: a purpose or a reason. Shown to people as unverified, invisible to rules, kept outside entries.
+/// Text written by an agent or operator: a purpose or a reason. Shown as unverified, not visible to rules, stored as a blob.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Prose(String);
+pub struct UntrustedText(String);
 
-impl Prose {
-    /// At most [`Prose::BYTES_MAX`] bytes; may be empty. Control characters are kept and made visible where shown.
-    pub fn parse(what: &'static str, text: &str) -> Result<Self, Malformed> {
+impl UntrustedText {
+    /// At most [`UntrustedText::BYTES_MAX`] bytes; may be empty. Control characters are kept, and escaped when shown.
+    pub fn parse(field: &'static str, text: &str) -> Result<Self, ParseError> {
         if text.len() > Self::BYTES_MAX {
-            return Err(Malformed::new(
-                what,
+            return Err(ParseError::new(
+                field,
                 format!("must be at most {} bytes", Self::BYTES_MAX),
             ));
         }
@@ -213,39 +215,39 @@ impl Prose {
         &self.0
     }
 
-    /// The blob that keeps it. The random salt makes the blob's hash, which entries hold, a salted commitment.
+    /// The blob that stores it. The random salt makes the blob's hash, which entries contain, a salted commitment.
     pub fn blob(&self, salt: [u8; 16]) -> String {
         let salt = URL_SAFE_NO_PAD.encode(salt);
         json::canonical_of(&serde_json::json!({ "salt": salt, "text": self.0 })).unwrap_or_default()
     }
 
-    /// Reads a blob back; `None` for anything else.
+    /// Parses a blob; `None` for anything else.
     pub fn from_blob(blob: &str) -> Option<Self> {
         let value = json::parse(blob.as_bytes()).ok()?;
-        Self::parse("prose", value.get("text")?.as_str()?).ok()
+        Self::parse("text", value.get("text")?.as_str()?).ok()
     }
 
     /// Longest accepted text, in bytes.
     pub const BYTES_MAX: usize = 2_000;
 }
 
-impl fmt::Debug for Prose {
+impl fmt::Debug for UntrustedText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Prose({} bytes)", self.0.len())
+        write!(f, "UntrustedText({} bytes)", self.0.len())
     }
 }
 
-/// An identifier a person may read: a target's id, a parameter's name. Refuses what the eye cannot see.
-pub fn visible(what: &'static str, text: &str, bytes_max: usize) -> Result<(), Malformed> {
+/// Checks an identifier that people read: 1 to `bytes_max` bytes, without invisible or control characters.
+pub fn check_visible(field: &'static str, text: &str, bytes_max: usize) -> Result<(), ParseError> {
     if text.is_empty() || text.len() > bytes_max {
-        return Err(Malformed::new(
-            what,
+        return Err(ParseError::new(
+            field,
             format!("must be 1 to {bytes_max} bytes"),
         ));
     }
     match text.chars().find(|c| text::is_invisible(*c)) {
-        Some(c) => Err(Malformed::new(
-            what,
+        Some(c) => Err(ParseError::new(
+            field,
             format!("has the invisible or control character U+{:04X}", c as u32),
         )),
         None => Ok(()),
@@ -257,21 +259,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_has_one_written_form() {
+    fn id_roundtrip() {
         let bytes: [u8; 16] = std::array::from_fn(|i| 0xff - u8::try_from(i).expect("small"));
         let text = format!("areq_{}", URL_SAFE_NO_PAD.encode(bytes));
         let id = AccessRequestId::from_random(bytes);
         assert_eq!(id.to_string(), text);
         assert_eq!(AccessRequestId::parse(&text), Ok(id));
-        let of = |bytes: &[u8]| format!("areq_{}", URL_SAFE_NO_PAD.encode(bytes));
+        let encode = |bytes: &[u8]| format!("areq_{}", URL_SAFE_NO_PAD.encode(bytes));
         for wrong in [
-            of(&bytes[..15]),
-            of(&[bytes.as_slice(), &[0]].concat()),
+            encode(&bytes[..15]),
+            encode(&[bytes.as_slice(), &[0]].concat()),
             format!("{text}=="),
             format!("{text}A"),
             text.replace("areq_", "task_"),
             text.replace("areq_", ""),
-            // The last character's two loose bits.
+            // Nonzero trailing bits in the last character.
             format!("{}x", &text[..text.len() - 1]),
         ] {
             assert!(AccessRequestId::parse(&wrong).is_err(), "{wrong}");

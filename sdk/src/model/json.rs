@@ -1,4 +1,4 @@
-//! JSON twice: a reader that refuses what two readers could see differently, and the one canonical writer (RFC 8785).
+//! Strict JSON: a parser that refuses ambiguous texts, and the canonical writer (RFC 8785).
 
 use std::cmp::Ordering;
 use std::fmt::{self, Write as _};
@@ -6,24 +6,24 @@ use std::fmt::{self, Write as _};
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-/// Deepest nesting a reader accepts.
+/// Deepest nesting that the parser accepts.
 pub const DEPTH_MAX: usize = 32;
 
-/// Largest integer that every JSON reader holds exactly: 2^53 − 1 (RFC 8785 §3.2.2.3, RFC 7493 §2.2).
+/// Largest integer that every JSON parser represents exactly: 2^53 − 1 (RFC 8785 §3.2.2.3, RFC 7493 §2.2).
 pub const INTEGER_MAX: i64 = 9_007_199_254_740_991;
 
-/// Why a text was not read, or a value not written.
+/// Why a text was not parsed, or a value not written.
 #[derive(Debug, thiserror::Error)]
 pub enum JsonError {
-    /// Not JSON, a member twice, too deep, or something after the end.
+    /// Not JSON, a duplicate member, too deep, or trailing bytes.
     #[error("not acceptable JSON: {0}")]
     Unreadable(#[from] serde_json::Error),
-    /// The canonical form here holds integers within ±(2^53 − 1) only.
+    /// A number that is not an integer within ±(2^53 − 1).
     #[error("a number is not an integer within ±(2^53-1)")]
     Number,
 }
 
-/// Reads one JSON text. Refuses duplicate members, nesting deeper than [`DEPTH_MAX`], lone surrogates and trailing bytes.
+/// Parses one JSON text. Refuses duplicate members, nesting deeper than [`DEPTH_MAX`], lone surrogates and trailing bytes.
 pub fn parse(bytes: &[u8]) -> Result<Value, JsonError> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = Strict { depth: 0 }.deserialize(&mut reader)?;
@@ -31,7 +31,7 @@ pub fn parse(bytes: &[u8]) -> Result<Value, JsonError> {
     Ok(value)
 }
 
-/// Reads one JSON text strictly into a type.
+/// Parses one JSON text strictly into a type.
 pub fn parse_as<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, JsonError> {
     Ok(serde_json::from_value(parse(bytes)?)?)
 }
@@ -100,7 +100,7 @@ impl<'de> Visitor<'de> for Strict {
         while let Some(key) = map.next_key::<String>()? {
             let value = map.next_value_seed(Strict { depth })?;
             if out.insert(key, value).is_some() {
-                return Err(serde::de::Error::custom("a member stands twice"));
+                return Err(serde::de::Error::custom("duplicate member"));
             }
         }
         Ok(Value::Object(out))
@@ -115,14 +115,14 @@ fn deeper<E: serde::de::Error>(depth: usize) -> Result<usize, E> {
     }
 }
 
-/// The canonical form (RFC 8785) of a value that holds no number but integers within ±(2^53 − 1).
+/// The canonical form (RFC 8785) of a value whose numbers are integers within ±(2^53 − 1).
 pub fn canonical(value: &Value) -> Result<String, JsonError> {
     let mut out = String::new();
     write_value(value, &mut out)?;
     Ok(out)
 }
 
-/// The canonical form of anything serde writes as JSON.
+/// The canonical form of a serializable value.
 pub fn canonical_of<T: serde::Serialize>(value: &T) -> Result<String, JsonError> {
     canonical(&serde_json::to_value(value)?)
 }
@@ -170,7 +170,7 @@ fn write_value(value: &Value, out: &mut String) -> Result<(), JsonError> {
     Ok(())
 }
 
-/// Bytes of ASCII lie in the same order as their code units; so does all of UTF-8, but for surrogates.
+/// ASCII bytes sort like their UTF-16 code units; other text does not always, because of surrogates.
 fn by_code_units(a: &str, b: &str) -> Ordering {
     if a.is_ascii() && b.is_ascii() {
         a.cmp(b)
@@ -179,7 +179,7 @@ fn by_code_units(a: &str, b: &str) -> Ordering {
     }
 }
 
-/// RFC 8785 §3.2.2.2: the two-character escapes where JSON has them, `\u00xx` for other controls, all else as it is.
+/// RFC 8785 §3.2.2.2: the two-character escapes where JSON has them, `\u00xx` for other controls, all else verbatim.
 fn write_string(s: &str, out: &mut String) {
     out.push('"');
     if !s.bytes().any(|b| b < b' ' || matches!(b, b'"' | b'\\')) {
@@ -210,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_readings_are_no_reading() {
+    fn ambiguous_json_is_rejected() {
         for bad in [
             r#"{"a":1,"a":2}"#,
             r#"{"a":{"b":1,"b":1}}"#,
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn each_character_is_escaped_alone_as_among_others() {
+    fn escapes_match_serde_json() {
         for c in (0..0x80)
             .filter_map(char::from_u32)
             .chain(['é', '\u{2028}', '王', '𝄞'])
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn only_integers_everyone_holds_exactly() {
+    fn integers_beyond_2_53_are_rejected() {
         let write = |text: &str| canonical(&parse(text.as_bytes()).expect("readable"));
         assert_eq!(
             write("[9007199254740991,-9007199254740991]").expect("in range"),

@@ -1,7 +1,7 @@
-//! The words everyone speaks. Plain values: parsed once at a door, then trusted as what they say they are.
+//! Domain types: ids, actions, requests, entries and reasons. Plain values, parsed once at an entry point.
 //!
-//! In: text, bytes and numbers from outside. Out: typed words, or [`Malformed`].
-//! Nothing here reads a clock, draws a random number, or touches the world.
+//! In: text, bytes and numbers from outside. Out: typed values, or [`ParseError`].
+//! Never: a clock, a random number, I/O.
 
 mod action;
 mod agent;
@@ -25,8 +25,8 @@ mod workload;
 pub use action::{
     Action, ActionOnRecord, ActionSecret, Opening, PARAM_DEPTH_MAX, PARAMETERS_MAX, Param, Target,
 };
-pub use agent::{Agent, AgentStanding};
-pub use decision::{AskedInput, Bound, Decision, ProfileRef, RuleRef, TtlSum};
+pub use agent::{RegisteredAgent, AgentStatus};
+pub use decision::{PolicyInput, TtlLimit, DecisionRecord, ProfileRef, RuleRef, TtlBreakdown};
 pub use digest::{Digest, Thumbprint};
 pub use entry::*;
 pub use freeze::FreezeScope;
@@ -35,28 +35,28 @@ pub use phrase::MatchPhrase;
 pub use refusal::{DeniedReason, Reason};
 pub use risk::Risk;
 pub use secret::Secret;
-pub use status::{Code, Detail, Exit, Retry};
+pub use status::{Code, DetailVisibility, Exit, RetryHint};
 pub use stream::{Stream, Version};
-pub use time::{Timestamp, parse_duration, show_seconds};
+pub use time::{Timestamp, parse_duration, format_seconds};
 pub use vote::{COMMENT_CHARS_MAX, Comment, Narrowing, Verdict, VoteStatement};
 pub use workload::{Evidence, EvidenceFacts, EvidenceKind, SpiffeId, TrustDomain};
 
-/// Input that is not in the form a word requires. Names the word and the rule it broke, never the value.
+/// Input that a type refuses. Names the field and the rule, never the value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what}: {rule}")]
-pub struct Malformed {
-    /// The word or field, as its door calls it.
-    pub what: &'static str,
-    /// The rule that was broken.
-    pub rule: String,
+#[error("{field}: {reason}")]
+pub struct ParseError {
+    /// The field, as its caller knows it.
+    pub field: &'static str,
+    /// The broken rule, such as `must be 1 to 64 letters`.
+    pub reason: String,
 }
 
-impl Malformed {
-    /// `what` broke `rule`.
-    pub fn new(what: &'static str, rule: impl Into<String>) -> Self {
+impl ParseError {
+    /// `field` breaks the rule `reason`.
+    pub fn new(field: &'static str, reason: impl Into<String>) -> Self {
         Self {
-            what,
-            rule: rule.into(),
+            field,
+            reason: reason.into(),
         }
     }
 }

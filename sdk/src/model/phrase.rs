@@ -1,13 +1,13 @@
-//! The match phrase: how a person tells that the card in front of them is of the request that an agent says it made.
+//! The match phrase: words shown on both devices, by which a person matches a card to an agent's request. It is the
+//! `binding_message` of OpenID CIBA §7.1.
 
 use std::fmt;
 
 use super::{AccessRequestId, Digest};
 
-/// Three short parts such as `amber-fox-27`, made from the access request's id alone: whoever knows the id says the same
-/// phrase, on the agent's side and on the approver's. It tells one waiting request from another by eye and by voice. It is
-/// no secret and proves nothing: what is signed is the statement, and two requests may share a phrase (one pair in
-/// 6,553,600).
+/// Three short parts such as `amber-fox-27`, computed from the access request's id alone, so that the agent's side and the
+/// approver's show the same phrase. It distinguishes pending requests by eye and by voice. It is no secret and proves
+/// nothing: the vote signs the statement, and two requests may share a phrase (one pair in 6,553,600).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MatchPhrase {
     first: &'static str,
@@ -17,7 +17,7 @@ pub struct MatchPhrase {
 
 impl MatchPhrase {
     /// From SHA-256("dipylon/phrase/v1" ‖ 0x00 ‖ id as written): one byte for each word, two for the number.
-    pub fn of(id: &AccessRequestId) -> Self {
+    pub fn from_request(id: &AccessRequestId) -> Self {
         let digest = Digest::tagged("dipylon/phrase/v1", id.to_string().as_bytes());
         let [first, second, high, low, ..] = *digest.as_bytes();
         let word = |list: &[&'static str; 256], byte: u8| {
@@ -37,7 +37,7 @@ impl fmt::Display for MatchPhrase {
     }
 }
 
-/// How it is.
+/// Adjectives.
 #[rustfmt::skip]
 const FIRST: [&str; 256] = [
     "airy", "alpine", "amber", "ancient", "apt", "arctic", "arid", "atomic", "autumn", "azure", "balmy", "beige",
@@ -64,7 +64,7 @@ const FIRST: [&str; 256] = [
     "wooden", "woolly", "worthy", "young", "zesty",
 ];
 
-/// What it is.
+/// Nouns.
 #[rustfmt::skip]
 const SECOND: [&str; 256] = [
     "acorn", "alcove", "almond", "anchor", "antler", "anvil", "apple", "arch", "artist", "aspen", "atlas", "badge",
@@ -99,15 +99,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_lists_hold_short_words_that_are_told_apart() {
+    fn word_lists_are_distinct() {
         let all: Vec<&str> = FIRST.iter().chain(&SECOND).copied().collect();
         let distinct: BTreeSet<&str> = all.iter().copied().collect();
-        assert_eq!(distinct.len(), 512, "a word stands twice");
+        assert_eq!(distinct.len(), 512, "a word is listed twice");
         for word in &all {
             assert!((3..=7).contains(&word.len()), "{word}");
             assert!(word.bytes().all(|b| b.is_ascii_lowercase()), "{word}");
         }
-        // One slip of the tongue or of a finger never makes another word of the same list.
+        // Changing one character never makes another word of the same list.
         for list in [&FIRST, &SECOND] {
             assert!(list.is_sorted());
             for (i, word) in list.iter().enumerate() {
@@ -121,14 +121,14 @@ mod tests {
     }
 
     #[test]
-    fn a_phrase_is_of_its_request_alone() {
+    fn phrase_depends_on_request_id_only() {
         let id = AccessRequestId::from_random([7; 16]);
-        let text = MatchPhrase::of(&id).to_string();
-        assert_eq!(text, MatchPhrase::of(&id).to_string());
-        // Frozen: other programs make the same phrase from the same id.
+        let text = MatchPhrase::from_request(&id).to_string();
+        assert_eq!(text, MatchPhrase::from_request(&id).to_string());
+        // Frozen: other programs compute the same phrase from the same id.
         assert_eq!(text, "violet-cookie-64");
         let phrases: BTreeSet<String> = (0..=255)
-            .map(|n| MatchPhrase::of(&AccessRequestId::from_random([n; 16])).to_string())
+            .map(|n| MatchPhrase::from_request(&AccessRequestId::from_random([n; 16])).to_string())
             .collect();
         assert!(phrases.len() >= 255, "{}", phrases.len());
         for phrase in phrases {

@@ -1,4 +1,6 @@
-/// How much harm an action can do, in the security team's judgement.
+//! Risk levels of actions.
+
+/// How much harm an action can do, as the policy bundle declares it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Risk {
     /// `low`
@@ -10,7 +12,7 @@ pub enum Risk {
 }
 
 impl Risk {
-    /// The word in the catalogue.
+    /// The name in the catalogue.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Low => "low",

@@ -1,32 +1,34 @@
+//! Status codes and exit codes of refusals, and their retry hints.
+
 use std::fmt;
 
 /// A gRPC status code (google.rpc.Code) that a refusal may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Code {
-    /// The message or what it names is not of its form.
+    /// The message or a field of it is invalid.
     InvalidArgument,
-    /// Nothing of the caller's has this id.
+    /// The caller has no object with this id.
     NotFound,
-    /// The name stands for something else.
+    /// The idempotency key was used for something else.
     AlreadyExists,
-    /// Known, and not allowed.
+    /// The caller is authenticated but not allowed.
     PermissionDenied,
-    /// Too much of something.
+    /// A limit or rate was exceeded.
     ResourceExhausted,
-    /// What it is about is in no state for it.
+    /// The object is not in a state that allows the call.
     FailedPrecondition,
-    /// Others were faster.
+    /// A concurrent change conflicted.
     Aborted,
-    /// Beyond the end.
+    /// The position is beyond the end.
     OutOfRange,
-    /// Not now.
+    /// The broker cannot serve the call now.
     Unavailable,
-    /// Not known.
+    /// The caller is not authenticated.
     Unauthenticated,
 }
 
 impl Code {
-    /// As gRPC writes it.
+    /// The gRPC name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::InvalidArgument => "INVALID_ARGUMENT",
@@ -42,8 +44,8 @@ impl Code {
         }
     }
 
-    /// The HTTP status that says the same (RFC 9110 §15). A failed precondition is a conflict with the state of the thing,
-    /// not with a header of the request: 409, not 412.
+    /// The corresponding HTTP status (RFC 9110 §15). A failed precondition concerns the state of the object, not a header
+    /// of the request: 409, not 412.
     pub const fn http(self) -> u16 {
         match self {
             Self::InvalidArgument | Self::OutOfRange => 400,
@@ -59,22 +61,22 @@ impl Code {
 
 macro_rules! exits {
     ($($variant:ident = $number:literal $text:literal,)*) => {
-        /// How a program that asked the broker ends: one number for each kind of answer.
+        /// Exit codes of the command line.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Exit {
             $(#[doc = $text] $variant,)*
         }
 
         impl Exit {
-            /// Every one, by number.
+            /// Every exit code, in ascending order.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
 
-            /// The exit code.
+            /// The number.
             pub const fn number(self) -> u8 {
                 match self { $(Self::$variant => $number),* }
             }
 
-            /// What it says.
+            /// The meaning.
             pub const fn text(self) -> &'static str {
                 match self { $(Self::$variant => $text),* }
             }
@@ -83,38 +85,38 @@ macro_rules! exits {
 }
 
 exits! {
-    Done = 0 "done, or a token was given",
+    Success = 0 "success; for a request, a token was issued",
     Failed = 1 "failed",
-    NotUnderstood = 2 "not understood",
+    UsageError = 2 "usage error",
     Denied = 10 "denied",
-    Waiting = 11 "waiting for people",
-    NobodyDecided = 12 "nobody decided in time",
-    NoApprover = 13 "too few people could ever say yes",
-    Unavailable = 14 "the broker cannot be reached, or cannot write",
-    Changed = 15 "something changed meanwhile, or the name stands for something else: ask anew",
-    TooMany = 16 "too many at once",
-    NotAuthenticated = 20 "gate 1 refused: not authenticated",
+    Pending = 11 "waiting for approval",
+    ApprovalTimeout = 12 "approval timed out",
+    QuorumUnreachable = 13 "quorum cannot be reached",
+    Unavailable = 14 "the broker is unreachable or cannot write its journal",
+    Conflict = 15 "conflict: the state changed or the idempotency key was reused; request again",
+    LimitExceeded = 16 "rate limited or over quota",
+    NotAuthenticated = 20 "not authenticated",
 }
 
-/// Who learns the detail of a refusal, beside the constant text of its reason.
+/// Who may see the detail of a refusal, besides the constant text of its reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Detail {
-    /// The caller: it is about their own words.
+pub enum DetailVisibility {
+    /// The caller: the detail is about the caller's own input.
     Caller,
-    /// The operator alone, by `explain`; the caller too in development.
+    /// Only operators, by `dipylon explain`; in development the caller too.
     Operator,
 }
 
-/// Whether the same call, unchanged, may go through later.
+/// Whether the same call may succeed later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Retry {
+pub enum RetryHint {
     /// It will be refused again.
     Never,
-    /// It may after so many milliseconds.
+    /// It may, after this many milliseconds.
     AfterMs(u32),
 }
 
-impl fmt::Display for Retry {
+impl fmt::Display for RetryHint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Never => f.write_str("no"),

@@ -1,36 +1,36 @@
-//! Streams and their versions: what entries move and rest on.
+//! Streams and their versions: the units of optimistic concurrency control.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
-    AccessRequestId, AgentId, Digest, FreezeScope, KeyId, Malformed, PersonId, IdempotencyKey, TaskId,
+    AccessRequestId, AgentId, Digest, FreezeScope, KeyId, ParseError, PersonId, IdempotencyKey, TaskId,
     Thumbprint, TokenId, TrustDomain,
 };
 
-/// 1 + the index of the last entry that moved a stream; 0 = never moved.
+/// Version of a stream: 1 + the index of the last entry that advanced it; 0 before the first.
 pub type Version = u64;
 
-/// What entries move and rest on: the one concurrency control.
+/// A stream: entries advance it (write set) and depend on its version (read set).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Stream {
     /// A task: opened, ended.
     Task(TaskId),
     /// The lease of a task with a heartbeat: extended.
     Lease(TaskId),
-    /// The idempotency of opening: one task for an agent, key and request id. Apart, because it is the largest and the
-    /// versions of as many streams as there are grants are kept.
-    Open(Box<(AgentId, Thumbprint, IdempotencyKey)>),
-    /// The idempotency of asking: a task and request id open access requests for one action and get one grant.
-    Request(TaskId, IdempotencyKey),
-    /// An access request: opened, each vote, consumed, closed.
-    Access(AccessRequestId),
-    /// All openings of access requests by an agent: they count each other, and join what is already open.
-    Asks(AgentId),
-    /// All openings of access requests by the agents of an owner: they count each other.
-    OwnerAsks(PersonId),
-    /// A token: used, reissued, ended.
+    /// Idempotency of opening a task: one task for an agent, key and idempotency key. Boxed, to keep [`Stream`] small: the
+    /// journal holds the version of one stream per grant.
+    OpenTask(Box<(AgentId, Thumbprint, IdempotencyKey)>),
+    /// Idempotency of requesting a token: a task and idempotency key open access requests for one action and get one grant.
+    TokenRequest(TaskId, IdempotencyKey),
+    /// An access request: opened, voted on, consumed, closed.
+    AccessRequest(AccessRequestId),
+    /// All openings of access requests by an agent, which its limits count and which attach to an open one.
+    AgentRequests(AgentId),
+    /// All openings of access requests by the agents of an owner, which the owner's limits count.
+    OwnerRequests(PersonId),
+    /// A token: consumed, reissued, ended.
     Token(TokenId),
     /// An agent: suspended, resumed.
     Agent(AgentId),
@@ -51,15 +51,15 @@ impl fmt::Display for Stream {
         match self {
             Self::Task(id) => write!(f, "task:{id}"),
             Self::Lease(id) => write!(f, "lease:{id}"),
-            Self::Open(open) => {
+            Self::OpenTask(open) => {
                 let (agent, key, request) = &**open;
-                write!(f, "open:{agent}/{key}/{request}")
+                write!(f, "open-task:{agent}/{key}/{request}")
             }
-            Self::Request(task, request) => write!(f, "req:{task}/{request}"),
-            Self::Access(id) => write!(f, "access:{id}"),
-            Self::Asks(agent) => write!(f, "asks:{agent}"),
-            Self::OwnerAsks(owner) => write!(f, "owner-asks:{owner}"),
-            Self::Token(id) => write!(f, "jti:{id}"),
+            Self::TokenRequest(task, request) => write!(f, "token-request:{task}/{request}"),
+            Self::AccessRequest(id) => write!(f, "access-request:{id}"),
+            Self::AgentRequests(agent) => write!(f, "agent-requests:{agent}"),
+            Self::OwnerRequests(owner) => write!(f, "owner-requests:{owner}"),
+            Self::Token(id) => write!(f, "token:{id}"),
             Self::Agent(id) => write!(f, "agent:{id}"),
             Self::Person(id) => write!(f, "person:{id}"),
             Self::Policy => f.write_str("policy"),
@@ -77,14 +77,14 @@ impl fmt::Debug for Stream {
 }
 
 impl Stream {
-    /// The stream of an opening.
-    pub fn open(agent: AgentId, key: Thumbprint, request: IdempotencyKey) -> Self {
-        Self::Open(Box::new((agent, key, request)))
+    /// The stream of opening a task.
+    pub fn open_task(agent: AgentId, key: Thumbprint, request: IdempotencyKey) -> Self {
+        Self::OpenTask(Box::new((agent, key, request)))
     }
 
-    /// Reads the written form.
-    pub fn parse(text: &str) -> Result<Self, Malformed> {
-        let unknown = || Malformed::new("stream", "unknown");
+    /// Parses the written form.
+    pub fn parse(text: &str) -> Result<Self, ParseError> {
+        let unknown = || ParseError::new("stream", "must be a known stream");
         if text == "policy" {
             return Ok(Self::Policy);
         }
@@ -93,23 +93,23 @@ impl Stream {
         Ok(match kind {
             "task" => Self::Task(TaskId::parse(rest)?),
             "lease" => Self::Lease(TaskId::parse(rest)?),
-            "open" => {
+            "open-task" => {
                 let (agent, rest) = pair()?;
                 let (key, request) = rest.split_once('/').ok_or_else(unknown)?;
-                Self::open(
+                Self::open_task(
                     AgentId::parse(agent)?,
                     Thumbprint(Digest::parse(key)?),
                     IdempotencyKey::parse(request)?,
                 )
             }
-            "req" => {
+            "token-request" => {
                 let (task, request) = pair()?;
-                Self::Request(TaskId::parse(task)?, IdempotencyKey::parse(request)?)
+                Self::TokenRequest(TaskId::parse(task)?, IdempotencyKey::parse(request)?)
             }
-            "access" => Self::Access(AccessRequestId::parse(rest)?),
-            "asks" => Self::Asks(AgentId::parse(rest)?),
-            "owner-asks" => Self::OwnerAsks(PersonId::parse(rest)?),
-            "jti" => Self::Token(TokenId::parse(rest)?),
+            "access-request" => Self::AccessRequest(AccessRequestId::parse(rest)?),
+            "agent-requests" => Self::AgentRequests(AgentId::parse(rest)?),
+            "owner-requests" => Self::OwnerRequests(PersonId::parse(rest)?),
+            "token" => Self::Token(TokenId::parse(rest)?),
             "agent" => Self::Agent(AgentId::parse(rest)?),
             "person" => Self::Person(PersonId::parse(rest)?),
             "trust" => Self::Trust(TrustDomain::parse(rest)?),
@@ -137,8 +137,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stream_is_small() {
-        // Versions are kept of one for each grant: a task's id, a text and which kind it is.
+    fn stream_size_is_bounded() {
+        // A task's id, a text and the tag.
         assert!(size_of::<Stream>() <= 40, "{}", size_of::<Stream>());
     }
 }

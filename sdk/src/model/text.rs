@@ -1,7 +1,7 @@
-//! What the eye cannot see, made visible: for cards, logs and terminals. And which word was meant.
+//! Untrusted text: escapes for invisible characters in cards, logs and terminals, and spelling suggestions.
 
 /// Control characters, line and paragraph separators, bidirectional controls, zero-width and other format characters,
-/// variation selectors and tags. Ordinary spaces are visible enough; every other blank is not.
+/// variation selectors and tags. The ordinary space is visible; every other blank is not.
 pub fn is_invisible(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -11,10 +11,11 @@ pub fn is_invisible(c: char) -> bool {
             | '\u{1BCA0}'..='\u{1BCA3}' | '\u{1D173}'..='\u{1D17A}' | '\u{E0000}'..='\u{E0FFF}')
 }
 
-/// What is shown as a code: everything invisible, and what has no look of its own or another one on each machine. Private
-/// use and noncharacters (Unicode chapter 23), the object replacement character, format characters of hieroglyphs and notes.
+/// Whether a character is shown as a code: invisible characters, and those whose glyph is undefined or differs between
+/// machines: private use and noncharacters (Unicode chapter 23), the object replacement character, format characters of
+/// hieroglyphs and musical notes.
 /// Superset of Unicode's Default_Ignorable_Code_Point, Bidi_Control, Join_Control and Variation_Selector.
-pub fn is_coded(c: char) -> bool {
+pub fn needs_escape(c: char) -> bool {
     is_invisible(c)
         || matches!(c,
             '\u{E000}'..='\u{F8FF}' | '\u{F0000}'..='\u{10FFFF}' | '\u{FDD0}'..='\u{FDEF}' | '\u{FFFC}'
@@ -22,11 +23,11 @@ pub fn is_coded(c: char) -> bool {
         || u32::from(c) & 0xFFFE == 0xFFFE
 }
 
-/// The text with every invisible character written as `<U+202E>`. Safe to print: no newline and no escape survives.
+/// The text with every such character written as a code like `<U+202E>`. Safe to print: it has no newline and no escape.
 pub fn escape_invisible(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if is_coded(c) {
+        if needs_escape(c) {
             out.push_str(&format!("<U+{:04X}>", c as u32));
         } else {
             out.push(c);
@@ -35,7 +36,7 @@ pub fn escape_invisible(text: &str) -> String {
     out
 }
 
-/// Like [`reveal`], but at most `chars_max` characters, with a note of how many are not shown.
+/// Like [`escape_invisible`], but at most `chars_max` characters, with a note of how many more there are.
 pub fn escape_invisible_capped(text: &str, chars_max: usize) -> String {
     let total = text.chars().count();
     if total <= chars_max {
@@ -49,15 +50,15 @@ pub fn escape_invisible_capped(text: &str, chars_max: usize) -> String {
     )
 }
 
-/// The known word nearest to `word`, when one is near.
+/// The known word closest to `word` by edit distance, if one is close enough to be a misspelling.
 pub fn nearest_word<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let best = known.into_iter().map(|k| (distance(word, k), k)).min();
+    let best = known.into_iter().map(|k| (levenshtein(word, k), k)).min();
     best.filter(|(far, k)| *far <= 1 + word.len().min(k.len()) / 3)
         .map(|(_, k)| k)
 }
 
-/// Levenshtein's distance over bytes, one row at a time. Words of more than 128 bytes are far from everything.
-fn distance(a: &str, b: &str) -> usize {
+/// Levenshtein distance over bytes, one row at a time; the maximum for words of more than 128 bytes.
+fn levenshtein(a: &str, b: &str) -> usize {
     if a.len() > 128 || b.len() > 128 {
         return usize::MAX;
     }
@@ -83,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hostile_text_is_shown_as_codes() {
+    fn invisible_characters_are_escaped() {
         assert_eq!(
             escape_invisible("a\u{202E}b\n\u{1b}[31m\u{200B}"),
             "a<U+202E>b<U+000A><U+001B>[31m<U+200B>"
@@ -98,7 +99,7 @@ mod tests {
     /// Unicode 16: DerivedCoreProperties.txt (Default_Ignorable_Code_Point), PropList.txt (Bidi_Control, Variation_Selector,
     /// White_Space but for U+0020), and the general categories Cc, Zl, Zp and Co.
     #[test]
-    fn nothing_that_unicode_calls_ignorable_is_printed() {
+    fn unicode_ignorables_are_escaped() {
         let ranges: &[(u32, u32)] = &[
             (0x00, 0x1F),
             (0x7F, 0x9F),
@@ -133,16 +134,16 @@ mod tests {
             .flat_map(|(from, to)| *from..=*to)
             .filter_map(char::from_u32)
         {
-            assert!(is_coded(c), "U+{:04X}", u32::from(c));
+            assert!(needs_escape(c), "U+{:04X}", u32::from(c));
         }
         for c in "aZ09 éß王€😀\u{FFFD}".chars() {
-            assert!(!is_coded(c), "U+{:04X}", u32::from(c));
+            assert!(!needs_escape(c), "U+{:04X}", u32::from(c));
         }
     }
 
     #[test]
-    fn words_are_as_far_apart_as_they_are() {
-        assert_eq!(distance("kitten", "sitting"), 3);
-        assert_eq!(distance("", "abc"), 3);
+    fn levenshtein_distance() {
+        assert_eq!(levenshtein("kitten", "sitting"), 3);
+        assert_eq!(levenshtein("", "abc"), 3);
     }
 }

@@ -1,11 +1,13 @@
+//! Timestamps and durations.
+
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Malformed;
+use super::ParseError;
 
-/// A moment: milliseconds since 1970-01-01T00:00:00Z. Read from the clock only at a door, then passed down.
+/// A point in time: milliseconds since 1970-01-01T00:00:00Z. Read from the clock at an entry point and passed down.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Timestamp(i64);
@@ -31,22 +33,22 @@ impl Timestamp {
         self.0.div_euclid(1000)
     }
 
-    /// This moment and `ms` milliseconds.
+    /// `ms` milliseconds later.
     pub const fn plus_millis(self, ms: i64) -> Self {
         Self(self.0.saturating_add(ms))
     }
 
-    /// This moment and `s` seconds.
+    /// `s` seconds later.
     pub const fn plus_secs(self, s: i64) -> Self {
         Self(self.0.saturating_add(s.saturating_mul(1000)))
     }
 
-    /// Milliseconds from `earlier` to this moment; negative when `earlier` is later.
+    /// Milliseconds from `earlier` to `self`; negative when `earlier` is later.
     pub const fn since(self, earlier: Self) -> i64 {
         self.0.saturating_sub(earlier.0)
     }
 
-    /// The time from `earlier` to this moment; none when `earlier` is later.
+    /// The time from `earlier` to `self`; zero when `earlier` is later.
     pub fn after(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.since(earlier)).unwrap_or(0))
     }
@@ -77,11 +79,11 @@ impl fmt::Debug for Timestamp {
     }
 }
 
-/// Reads `90s`, `15m`, `2h` or `7d` as whole seconds, at least 1 and at most ten years.
-pub fn parse_duration(what: &'static str, text: &str) -> Result<u32, Malformed> {
+/// Parses `90s`, `15m`, `2h` or `7d` as whole seconds, at least 1 and at most ten years.
+pub fn parse_duration(field: &'static str, text: &str) -> Result<u32, ParseError> {
     let wrong = || {
-        Malformed::new(
-            what,
+        ParseError::new(
+            field,
             "must be a whole number and one of s, m, h, d, such as 90s or 15m, and not zero",
         )
     };
@@ -106,8 +108,8 @@ pub fn parse_duration(what: &'static str, text: &str) -> Result<u32, Malformed> 
     }
 }
 
-/// Whole seconds as a person writes them: `45s`, `5m`, `5m 30s`, `2h`.
-pub fn show_seconds(seconds: i64) -> String {
+/// Seconds as text: `45s`, `5m`, `5m 30s`, `2h`.
+pub fn format_seconds(seconds: i64) -> String {
     let parts = [
         (seconds / 86_400, "d"),
         (seconds / 3_600 % 24, "h"),
@@ -149,7 +151,7 @@ mod tests {
         ] {
             assert!(parse_duration("ttl", bad).is_err(), "{bad}");
         }
-        assert_eq!(show_seconds(330), "5m 30s");
+        assert_eq!(format_seconds(330), "5m 30s");
         assert_eq!(
             Timestamp::from_secs(1_792_656_000).to_string(),
             "2026-10-22T08:00:00Z"

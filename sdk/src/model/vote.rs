@@ -1,24 +1,26 @@
+//! Votes: the statement that an approver signs.
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::json::{self, JsonError};
 use super::text::is_invisible;
 use super::{
-    AccessRequestId, AgentId, Digest, Malformed, PersonId, ProfileRef, Realm, TaskId, Thumbprint,
+    AccessRequestId, AgentId, Digest, ParseError, PersonId, ProfileRef, Realm, TaskId, Thumbprint,
 };
 
-/// Yes or no.
+/// A vote's verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// The action may happen, as stated.
     Approve,
-    /// The action must not happen; one is enough.
+    /// The action must not happen; one denial is enough.
     Deny,
 }
 
 impl Verdict {
-    /// The word in statements and explanations.
+    /// The name in statements and explanations.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Approve => "approve",
@@ -27,16 +29,16 @@ impl Verdict {
     }
 }
 
-/// What an approver may make smaller. Nothing can be made larger.
+/// Limits that an approver reduces; they can never be raised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Narrowing {
-    /// A shorter life for the token, in seconds.
+    /// A shorter lifetime of the token, in seconds.
     pub max_ttl: Option<i64>,
     /// Fewer uses of the token.
     pub max_uses: Option<u32>,
 }
 
-/// What an approver tells the agent: one line of plain text, for people and models alike to read.
+/// An approver's comment to the agent: one line of plain text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Comment(std::sync::Arc<str>);
@@ -46,18 +48,18 @@ pub const COMMENT_CHARS_MAX: usize = 200;
 
 impl Comment {
     /// At most [`COMMENT_CHARS_MAX`] characters, none of them invisible, not blank.
-    pub fn parse(text: &str) -> Result<Self, Malformed> {
+    pub fn parse(text: &str) -> Result<Self, ParseError> {
         if text.trim().is_empty() {
-            return Err(Malformed::new("comment", "must not be blank"));
+            return Err(ParseError::new("comment", "must not be blank"));
         }
         if text.chars().count() > COMMENT_CHARS_MAX {
-            return Err(Malformed::new(
+            return Err(ParseError::new(
                 "comment",
                 "must have at most 200 characters",
             ));
         }
         if text.chars().any(is_invisible) {
-            return Err(Malformed::new(
+            return Err(ParseError::new(
                 "comment",
                 "must be one line without invisible characters",
             ));
@@ -65,7 +67,7 @@ impl Comment {
         Ok(Self(text.into()))
     }
 
-    /// The words.
+    /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -77,44 +79,44 @@ impl<'de> Deserialize<'de> for Comment {
     }
 }
 
-/// What one approver signs: everything the token will allow, and nothing the approver did not see.
-/// What is signed is the 32 bytes of [`VoteStatement::digest`]: by a key with ES256, by a passkey as the challenge.
+/// The statement that one approver signs: everything the token will allow, all of it shown to the approver.
+/// The signature is over the 32 bytes of [`VoteStatement::digest`]: by a plain key with ES256, by a passkey as the challenge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VoteStatement {
-    /// Version of this form: 1.
+    /// Version of the form: 1.
     pub v: u32,
-    /// The realm it counts in.
+    /// The realm in which it counts.
     pub realm: Realm,
     /// The access request it decides.
     pub access_request_id: AccessRequestId,
-    /// Who asks.
+    /// The requesting agent.
     pub agent: AgentId,
-    /// Who answers for the agent.
+    /// The agent's owner.
     pub owner: PersonId,
-    /// The task it asks in.
+    /// The agent's task.
     pub task: TaskId,
     /// Thumbprint of the key the token will be bound to.
     pub task_key: Thumbprint,
-    /// The action, in plain: `{action, audience, parameters, target}`.
+    /// The action, without commitments: `{action, audience, parameters, target}`.
     pub action: Value,
-    /// Longest life of the token, in seconds, after narrowing.
+    /// Longest lifetime of the token, in seconds, after narrowing.
     pub max_ttl: i64,
-    /// How often the token may be used, after narrowing; absent when its life is the only limit.
+    /// Number of uses of the token, after narrowing; absent when its lifetime is the only limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uses: Option<u32>,
-    /// What the voter tells the agent: one line of at most [`COMMENT_CHARS_MAX`] characters.
+    /// The voter's comment to the agent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub comment: Option<Comment>,
     /// The policy bundle the card was rendered under; recorded, not compared.
     pub policy: Digest,
-    /// The profile it counts for; compared at mint.
+    /// The profile it counts for; compared when the token is issued.
     pub profile: ProfileRef,
-    /// Yes or no.
+    /// A vote's verdict.
     pub verdict: Verdict,
-    /// Unix seconds after which the yes no longer counts.
+    /// Unix seconds from which an approval no longer counts.
     pub not_after: i64,
-    /// 128 random bits of the broker, base64url.
+    /// 128 random bits from the broker, base64url.
     pub nonce: String,
 }
 
@@ -124,7 +126,7 @@ impl VoteStatement {
         json::canonical_of(self)
     }
 
-    /// SHA-256("dipylon/vote/v1" ‖ 0x00 ‖ RFC 8785 form): what is signed.
+    /// SHA-256("dipylon/vote/v1" ‖ 0x00 ‖ RFC 8785 form): the signed bytes.
     pub fn digest(&self) -> Result<Digest, JsonError> {
         Ok(Digest::tagged(
             "dipylon/vote/v1",
@@ -132,7 +134,7 @@ impl VoteStatement {
         ))
     }
 
-    /// Reads the canonical form; refuses unknown members and any other spelling of the same values.
+    /// Parses the canonical form; refuses unknown members and any other encoding of the same values.
     pub fn parse(text: &str) -> Result<Self, JsonError> {
         let statement: Self = json::parse_as(text.as_bytes())?;
         if statement.canonical()? == text {

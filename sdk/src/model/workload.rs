@@ -1,9 +1,11 @@
+//! Workload identity: SPIFFE ids, trust domains and evidence.
+
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{Digest, KeyId, Malformed, Secret, Timestamp};
+use super::{Digest, KeyId, ParseError, Secret, Timestamp};
 
 /// A SPIFFE trust domain name: 1 to 255 bytes of `[a-z0-9._-]` (SPIFFE-ID §2.1). Compared byte by byte, never normalised.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -11,14 +13,14 @@ use super::{Digest, KeyId, Malformed, Secret, Timestamp};
 pub struct TrustDomain(Arc<str>);
 
 impl TrustDomain {
-    /// Reads the bare name, without `spiffe://`.
-    pub fn parse(text: &str) -> Result<Self, Malformed> {
+    /// Parses the bare name, without `spiffe://`.
+    pub fn parse(text: &str) -> Result<Self, ParseError> {
         let ok =
             |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-');
         if (1..=255).contains(&text.len()) && text.bytes().all(ok) {
             Ok(Self(text.into()))
         } else {
-            Err(Malformed::new(
+            Err(ParseError::new(
                 "trust domain",
                 "must be 1 to 255 of a-z, 0-9, '.', '_' and '-'",
             ))
@@ -32,15 +34,15 @@ impl TrustDomain {
 }
 
 /// A SPIFFE ID of a workload: `spiffe://trust-domain/path`, at most 2,048 bytes, path not empty (SPIFFE-ID §2).
-/// Refuses what the grammar does not have: upper-case hosts, `%`, `?`, `#`, ports, empty or dot segments, a trailing `/`.
+/// Refuses upper-case hosts, `%`, `?`, `#`, ports, empty or dot segments, and a trailing `/`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct SpiffeId(Arc<str>);
 
 impl SpiffeId {
-    /// Reads the ID; what is read prints back to the same bytes.
-    pub fn parse(text: &str) -> Result<Self, Malformed> {
-        let wrong = |rule: &str| Malformed::new("SPIFFE ID", rule);
+    /// Parses the ID; a parsed ID prints as the same bytes.
+    pub fn parse(text: &str) -> Result<Self, ParseError> {
+        let wrong = |rule: &str| ParseError::new("SPIFFE ID", rule);
         if text.len() > 2_048 {
             return Err(wrong("must be at most 2048 bytes"));
         }
@@ -68,10 +70,10 @@ impl SpiffeId {
         &self.0
     }
 
-    /// The same ID, in the memory that `pool` has for its text.
+    /// The same ID with the `Arc` that `intern` has for its text.
     #[must_use]
-    pub fn shared(&self, pool: &mut dyn FnMut(&Arc<str>) -> Arc<str>) -> Self {
-        Self(pool(&self.0))
+    pub fn interned(&self, intern: &mut dyn FnMut(&Arc<str>) -> Arc<str>) -> Self {
+        Self(intern(&self.0))
     }
 
     /// The trust domain the ID belongs to.
@@ -105,14 +107,14 @@ macro_rules! text_word {
 text_word!(TrustDomain);
 text_word!(SpiffeId);
 
-/// What a workload shows at gate 1. A closed set; one file under `verify` for each kind.
+/// Evidence of identity that a workload presents at gate 1. A closed set; one file under `verify` for each kind.
 #[derive(Debug, Clone)]
 pub enum Evidence {
-    /// A SPIFFE JWT-SVID in compact serialisation.
+    /// A SPIFFE JWT-SVID in JWS compact serialization.
     JwtSvid(Secret),
 }
 
-/// The kind of an [`Evidence`], as rules and entries name it.
+/// The kind of an [`Evidence`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EvidenceKind {
     /// `jwt-svid`
@@ -121,7 +123,7 @@ pub enum EvidenceKind {
 }
 
 impl EvidenceKind {
-    /// The name that rules and entries use.
+    /// The name in rules and entries.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::JwtSvid => "jwt-svid",
@@ -129,19 +131,19 @@ impl EvidenceKind {
     }
 }
 
-/// What stays of evidence once it is verified: facts and a hash, never the evidence.
+/// The journalled facts of verified evidence, with its hash, never the evidence itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EvidenceFacts {
-    /// What was shown.
+    /// The kind of the evidence.
     pub kind: EvidenceKind,
-    /// Whom it names.
+    /// The subject it names.
     pub subject: SpiffeId,
-    /// The key of the trust domain that signed it.
+    /// The key of the trust domain that verified it.
     pub kid: KeyId,
-    /// SHA-256 of the evidence as shown.
+    /// SHA-256 of the evidence as presented.
     pub sha256: Digest,
     /// When this broker verified it.
     pub verified_at: Timestamp,
-    /// When it expires by its own word.
+    /// Its own expiry.
     pub expires_at: Timestamp,
 }

@@ -103,10 +103,10 @@ pub const fn status(standing: AccessRequestStatus) -> v1::AccessRequestStatus {
 
 /// Reads a card. Everything that is signed must be there and in its form: a reader that shows half a card has people sign
 /// the other half unseen.
-pub fn read(wire: &v1::Card) -> Result<Card, Malformed> {
+pub fn read(wire: &v1::Card) -> Result<Card, ParseError> {
     let asked = wire.action.as_ref().map(action).transpose()?.map(Arc::new);
     if wire.action_digest != digest_of(asked.as_deref()) {
-        return Err(Malformed::new(
+        return Err(ParseError::new(
             "action_digest",
             "is of another action than the card's",
         ));
@@ -116,7 +116,7 @@ pub fn read(wire: &v1::Card) -> Result<Card, Malformed> {
         .iter()
         .map(|p| (p.person_id.as_str(), p.name.as_str()))
         .collect();
-    let who = |id: &str| -> Result<Who, Malformed> {
+    let who = |id: &str| -> Result<Who, ParseError> {
         Ok(Who {
             id: PersonId::parse(id)?,
             name: people.get(id).map(|name| (*name).to_owned()),
@@ -186,7 +186,7 @@ pub fn read(wire: &v1::Card) -> Result<Card, Malformed> {
                     passkey: passkey(&need.method)?,
                 })
             })
-            .collect::<Result<_, Malformed>>()?,
+            .collect::<Result<_, ParseError>>()?,
         task: TaskId::parse(&wire.task_id)?,
         task_key: Thumbprint(Digest::parse(&wire.task_key)?),
         max_ttl: seconds("max_ttl", required("max_ttl", wire.max_ttl.as_ref())?)?,
@@ -214,7 +214,7 @@ pub fn read(wire: &v1::Card) -> Result<Card, Malformed> {
         },
         dwell_s: match &wire.dwell {
             Some(dwell) => u32::try_from(seconds("dwell", dwell)?)
-                .map_err(|_| Malformed::new("dwell", "must not be negative"))?,
+                .map_err(|_| ParseError::new("dwell", "must not be negative"))?,
             None => 0,
         },
         console_url: (!wire.console_url.is_empty()).then(|| wire.console_url.clone()),
@@ -244,11 +244,11 @@ fn need_to_wire(need: &Need) -> v1::Profile {
 const PASSKEY: &str = "passkey";
 const KEY: &str = "key";
 
-fn passkey(method: &str) -> Result<bool, Malformed> {
+fn passkey(method: &str) -> Result<bool, ParseError> {
     match method {
         PASSKEY => Ok(true),
         KEY | "" => Ok(false),
-        _ => Err(Malformed::new("method", "must be key or passkey")),
+        _ => Err(ParseError::new("method", "must be key or passkey")),
     }
 }
 
@@ -282,7 +282,7 @@ fn people_of(card: &Card) -> BTreeMap<String, String> {
 }
 
 /// Where an access request stands, by its number on the wire.
-pub fn standing(wire: i32) -> Result<AccessRequestStatus, Malformed> {
+pub fn standing(wire: i32) -> Result<AccessRequestStatus, ParseError> {
     match v1::AccessRequestStatus::try_from(wire) {
         Ok(v1::AccessRequestStatus::Waiting) => Ok(AccessRequestStatus::Waiting),
         Ok(v1::AccessRequestStatus::Approved) => Ok(AccessRequestStatus::Approved),
@@ -292,41 +292,41 @@ pub fn standing(wire: i32) -> Result<AccessRequestStatus, Malformed> {
         Ok(v1::AccessRequestStatus::Expired) => Ok(AccessRequestStatus::Expired),
         Ok(v1::AccessRequestStatus::Ended) => Ok(AccessRequestStatus::Ended),
         Ok(v1::AccessRequestStatus::Unspecified) | Err(_) => {
-            Err(Malformed::new("status", "is not one this program knows"))
+            Err(ParseError::new("status", "is not one this program knows"))
         }
     }
 }
 
-fn risk(word: &str) -> Result<Option<Risk>, Malformed> {
+fn risk(word: &str) -> Result<Option<Risk>, ParseError> {
     if word.is_empty() {
         return Ok(None);
     }
     let known = [Risk::Low, Risk::Medium, Risk::High];
     match known.into_iter().find(|risk| risk.as_str() == word) {
         Some(risk) => Ok(Some(risk)),
-        None => Err(Malformed::new("risk", "must be low, medium or high")),
+        None => Err(ParseError::new("risk", "must be low, medium or high")),
     }
 }
 
 fn moment(
     what: &'static str,
     wire: Option<&prost_types::Timestamp>,
-) -> Result<Timestamp, Malformed> {
+) -> Result<Timestamp, ParseError> {
     timestamp(what, required(what, wire)?)
 }
 
-fn maybe(wire: Option<&prost_types::Timestamp>) -> Result<Option<Timestamp>, Malformed> {
+fn maybe(wire: Option<&prost_types::Timestamp>) -> Result<Option<Timestamp>, ParseError> {
     wire.map(|at| timestamp("history", at)).transpose()
 }
 
-fn prose(what: &'static str, text: &str) -> Result<Option<Prose>, Malformed> {
+fn prose(what: &'static str, text: &str) -> Result<Option<UntrustedText>, ParseError> {
     match text {
         "" => Ok(None),
-        text => Prose::parse(what, text).map(Some),
+        text => UntrustedText::parse(what, text).map(Some),
     }
 }
 
-fn prose_to_wire(prose: Option<&Prose>) -> String {
+fn prose_to_wire(prose: Option<&UntrustedText>) -> String {
     prose.map(|p| p.as_str().to_owned()).unwrap_or_default()
 }
 
@@ -403,7 +403,7 @@ mod tests {
                 c.action.as_mut().expect("action").parameters[0].value = None
             }),
             ("digest", |c| {
-                c.action_digest = Digest::of(b"other").to_string()
+                c.action_digest = Digest::sha256(b"other").to_string()
             }),
             ("target", |c| {
                 let action = c.action.as_mut().expect("action");

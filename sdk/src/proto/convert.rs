@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use super::v1;
 use crate::model::{
-    Action, ActionName, Audience, Evidence, Malformed, PARAM_DEPTH_MAX, Param, Secret, Target,
+    Action, ActionName, Audience, Evidence, ParseError, PARAM_DEPTH_MAX, Param, Secret, Target,
     TaskOutcome, Timestamp, Verdict,
 };
 
 /// Reads an action: everything but its optional parameters must be there, no parameter twice, no value empty.
-pub fn action(wire: &v1::Action) -> Result<Action, Malformed> {
+pub fn action(wire: &v1::Action) -> Result<Action, ParseError> {
     Action::new(
         ActionName::parse(&wire.name)?,
         Audience::parse(&wire.audience)?,
@@ -29,7 +29,7 @@ pub fn action_to_wire(action: &Action) -> v1::Action {
 }
 
 /// Reads a target.
-pub fn target(wire: &v1::Target) -> Result<Target, Malformed> {
+pub fn target(wire: &v1::Target) -> Result<Target, ParseError> {
     Target::parse(&wire.r#type, &wire.id)
 }
 
@@ -42,13 +42,13 @@ pub fn target_to_wire(target: &Target) -> v1::Target {
 }
 
 /// Reads one value; bounds and the order of sets are [`Action::new`]'s to check.
-pub fn value(wire: &v1::Value) -> Result<Param, Malformed> {
+pub fn value(wire: &v1::Value) -> Result<Param, ParseError> {
     value_at(wire, 1)
 }
 
-fn value_at(wire: &v1::Value, depth: usize) -> Result<Param, Malformed> {
+fn value_at(wire: &v1::Value, depth: usize) -> Result<Param, ParseError> {
     if depth > PARAM_DEPTH_MAX {
-        return Err(Malformed::new(
+        return Err(ParseError::new(
             "parameters",
             format!("must nest at most {PARAM_DEPTH_MAX} deep"),
         ));
@@ -86,7 +86,7 @@ pub fn value_to_wire(param: &Param) -> v1::Value {
     }
 }
 
-fn parameters(wire: &[v1::Parameter], depth: usize) -> Result<BTreeMap<String, Param>, Malformed> {
+fn parameters(wire: &[v1::Parameter], depth: usize) -> Result<BTreeMap<String, Param>, ParseError> {
     let mut out = BTreeMap::new();
     for parameter in wire {
         let read = value_at(
@@ -94,7 +94,7 @@ fn parameters(wire: &[v1::Parameter], depth: usize) -> Result<BTreeMap<String, P
             depth,
         )?;
         if out.insert(parameter.name.clone(), read).is_some() {
-            return Err(Malformed::new("parameters", "a name stands twice"));
+            return Err(ParseError::new("parameters", "a name stands twice"));
         }
     }
     Ok(out)
@@ -111,7 +111,7 @@ fn parameters_to_wire(parameters: &BTreeMap<String, Param>) -> Vec<v1::Parameter
 }
 
 /// Reads evidence; its kind must be there.
-pub fn evidence(wire: &v1::Evidence) -> Result<Evidence, Malformed> {
+pub fn evidence(wire: &v1::Evidence) -> Result<Evidence, ParseError> {
     match required("evidence", wire.kind.as_ref())? {
         v1::evidence::Kind::JwtSvid(svid) => Ok(Evidence::JwtSvid(Secret::new(svid.clone()))),
     }
@@ -127,12 +127,12 @@ pub fn evidence_to_wire(evidence: &Evidence) -> v1::Evidence {
 }
 
 /// Reads a verdict; the unspecified one and unknown numbers are refused.
-pub fn verdict(wire: i32) -> Result<Verdict, Malformed> {
+pub fn verdict(wire: i32) -> Result<Verdict, ParseError> {
     match v1::Verdict::try_from(wire) {
         Ok(v1::Verdict::Approve) => Ok(Verdict::Approve),
         Ok(v1::Verdict::Deny) => Ok(Verdict::Deny),
         Ok(v1::Verdict::Unspecified) | Err(_) => {
-            Err(Malformed::new("verdict", "must be approve or deny"))
+            Err(ParseError::new("verdict", "must be approve or deny"))
         }
     }
 }
@@ -146,12 +146,12 @@ pub fn verdict_to_wire(verdict: Verdict) -> v1::Verdict {
 }
 
 /// Reads a task's outcome; the unspecified one and unknown numbers are refused.
-pub fn task_outcome(wire: i32) -> Result<TaskOutcome, Malformed> {
+pub fn task_outcome(wire: i32) -> Result<TaskOutcome, ParseError> {
     match v1::TaskOutcome::try_from(wire) {
         Ok(v1::TaskOutcome::Succeeded) => Ok(TaskOutcome::Succeeded),
         Ok(v1::TaskOutcome::Failed) => Ok(TaskOutcome::Failed),
         Ok(v1::TaskOutcome::Abandoned) => Ok(TaskOutcome::Abandoned),
-        Ok(v1::TaskOutcome::Unspecified) | Err(_) => Err(Malformed::new(
+        Ok(v1::TaskOutcome::Unspecified) | Err(_) => Err(ParseError::new(
             "outcome",
             "must be succeeded, failed or abandoned",
         )),
@@ -169,12 +169,12 @@ pub fn task_outcome_to_wire(outcome: TaskOutcome) -> v1::TaskOutcome {
 
 /// Reads a duration in whole seconds, within ±10,000 years (the bound of the well-known type). A fraction is refused;
 /// whether zero or a negative one makes sense is the caller's question.
-pub fn seconds(what: &'static str, wire: &prost_types::Duration) -> Result<i64, Malformed> {
+pub fn seconds(what: &'static str, wire: &prost_types::Duration) -> Result<i64, ParseError> {
     if wire.nanos != 0 {
-        return Err(Malformed::new(what, "must be whole seconds"));
+        return Err(ParseError::new(what, "must be whole seconds"));
     }
     if !(-DURATION_S_MAX..=DURATION_S_MAX).contains(&wire.seconds) {
-        return Err(Malformed::new(
+        return Err(ParseError::new(
             what,
             "must lie within ±315576000000 seconds",
         ));
@@ -191,8 +191,8 @@ pub fn seconds_to_wire(seconds: i64) -> prost_types::Duration {
 pub fn timestamp(
     what: &'static str,
     wire: &prost_types::Timestamp,
-) -> Result<Timestamp, Malformed> {
-    let wrong = || Malformed::new(what, "must be a moment from year 1 to year 9999");
+) -> Result<Timestamp, ParseError> {
+    let wrong = || ParseError::new(what, "must be a moment from year 1 to year 9999");
     if !(TIMESTAMP_S_MIN..=TIMESTAMP_S_MAX).contains(&wire.seconds)
         || !(0..1_000_000_000).contains(&wire.nanos)
     {
@@ -213,8 +213,8 @@ pub fn timestamp_to_wire(moment: Timestamp) -> prost_types::Timestamp {
 }
 
 /// A field that must be there.
-pub fn required<'a, T>(what: &'static str, field: Option<&'a T>) -> Result<&'a T, Malformed> {
-    field.ok_or_else(|| Malformed::new(what, "is required"))
+pub fn required<'a, T>(what: &'static str, field: Option<&'a T>) -> Result<&'a T, ParseError> {
+    field.ok_or_else(|| ParseError::new(what, "is required"))
 }
 
 /// Bounds of google.protobuf.Duration and Timestamp, in seconds.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{START_MS, Shared};
 use crate::client::{Error, Order, methods, pause_ms};
-use crate::model::{Malformed, Reason};
+use crate::model::{ParseError, Reason};
 use crate::proto::v1;
 
 /// Watches, and when the watch ends, for whatever cause, watches again from where it was; from the start after a gap.
@@ -65,7 +65,7 @@ async fn watch(shared: &Shared) -> bool {
         };
         let now = shared.config.clock.now();
         if let Err(gap) = shared.change(|revoked| revoked.apply(message, now)) {
-            shared.note(Error::Answer(Malformed::new(
+            shared.note(Error::Answer(ParseError::new(
                 "revocation feed",
                 gap.to_string(),
             )));

@@ -213,7 +213,7 @@ impl Validator {
         match (own, answer.position) {
             (true, Some(position)) => Ok(Spent::new(admitted, answer.uses_left, Some(position))),
             (true, None) | (false, _) => Err(Rejected::Broker(Error::Answer(
-                crate::model::Malformed::new("use", "is not of this token"),
+                crate::model::ParseError::new("use", "is not of this token"),
             ))),
         }
     }

@@ -19,7 +19,7 @@ impl Proofs {
     pub(super) fn once(&mut self, proof: &CheckedProof, now: Timestamp) -> Result<(), Rejected> {
         let jkt = proof.jkt();
         self.take(
-            Digest::of_parts(&[jkt.0.as_bytes(), proof.jti().as_bytes()]),
+            Digest::sha256_parts(&[jkt.0.as_bytes(), proof.jti().as_bytes()]),
             now,
         )
     }
@@ -55,15 +55,15 @@ mod tests {
         for after_ms in [0, 1, 60_000, 120_000, 124_999, 125_000] {
             for first_ms in [0, 60_000, 124_000, 130_000, 249_000] {
                 let mut proofs = Proofs::default();
-                assert!(proofs.take(Digest::of(b"first"), start).is_ok());
+                assert!(proofs.take(Digest::sha256(b"first"), start).is_ok());
                 let at = start.plus_millis(first_ms);
-                assert!(proofs.take(Digest::of(b"x"), at).is_ok());
-                let again = proofs.take(Digest::of(b"x"), at.plus_millis(after_ms));
+                assert!(proofs.take(Digest::sha256(b"x"), at).is_ok());
+                let again = proofs.take(Digest::sha256(b"x"), at.plus_millis(after_ms));
                 assert!(
                     matches!(again, Err(Rejected::ProofReplayed)),
                     "{first_ms} {after_ms}"
                 );
-                assert!(proofs.take(Digest::of(b"y"), at).is_ok());
+                assert!(proofs.take(Digest::sha256(b"y"), at).is_ok());
             }
         }
     }
@@ -73,15 +73,15 @@ mod tests {
         let start = Timestamp::from_secs(1_800_000_000);
         let mut proofs = Proofs::default();
         for n in 0..PROOFS_MAX {
-            assert!(proofs.take(Digest::of(&n.to_be_bytes()), start).is_ok());
+            assert!(proofs.take(Digest::sha256(&n.to_be_bytes()), start).is_ok());
         }
         assert!(matches!(
-            proofs.take(Digest::of(b"one more"), start),
+            proofs.take(Digest::sha256(b"one more"), start),
             Err(Rejected::Busy)
         ));
         assert!(
             proofs
-                .take(Digest::of(b"one more"), start.plus_millis(GENERATION_MS))
+                .take(Digest::sha256(b"one more"), start.plus_millis(GENERATION_MS))
                 .is_ok()
         );
     }

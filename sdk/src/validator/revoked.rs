@@ -246,7 +246,7 @@ impl Revoked {
 fn learn<T: Eq + Hash>(
     known: &mut HashMap<T, Timestamp>,
     ids: &[String],
-    parse: impl Fn(&str) -> Result<T, crate::model::Malformed>,
+    parse: impl Fn(&str) -> Result<T, crate::model::ParseError>,
     now: Timestamp,
 ) -> Result<(), Gap> {
     for id in ids {
@@ -258,7 +258,7 @@ fn learn<T: Eq + Hash>(
 fn learn_broad<T: Eq + Hash>(
     known: &mut HashMap<T, (Position, Timestamp)>,
     ids: &[String],
-    parse: impl Fn(&str) -> Result<T, crate::model::Malformed>,
+    parse: impl Fn(&str) -> Result<T, crate::model::ParseError>,
     at: Position,
     now: Timestamp,
 ) -> Result<(), Gap> {
@@ -305,7 +305,7 @@ mod tests {
             jti: TokenId::from_random([1; 16]),
             client_id: AgentId::parse("ci").expect("agent"),
             cnf: Confirmation {
-                jkt: Thumbprint(Digest::of(b"key")),
+                jkt: Thumbprint(Digest::sha256(b"key")),
             },
             authorization_details: [ActionDetail::from(&record)],
             txn: TaskId::from_random([2; 16]),

@@ -136,7 +136,7 @@ impl service::TokenService for Service {
 
 fn jwks(key: &PublicKey) -> serde_json::Value {
     let mut jwk = key.to_jwk();
-    jwk["kid"] = serde_json::json!(KeyId::of(key.thumbprint()));
+    jwk["kid"] = serde_json::json!(KeyId::from_thumbprint(key.thumbprint()));
     serde_json::json!({ "keys": [jwk] })
 }
 
@@ -225,7 +225,7 @@ impl Broker {
             approval: None,
         };
         bend(&mut claims);
-        let kid = KeyId::of(self.key.thumbprint());
+        let kid = KeyId::from_thumbprint(self.key.thumbprint());
         access_token::sign(&claims, &kid, &self.key)
             .expect("token")
             .expose_secret()

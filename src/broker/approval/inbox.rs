@@ -17,7 +17,7 @@ use crate::broker::query::revocation_feed::WATCH_MAX_MS;
 use crate::broker::{Broker, CallContext, Position, Refusal};
 use crate::model::*;
 use crate::policy::{ActivePolicy, Risk};
-use crate::state::{AccessRequest, Stir};
+use crate::state::{AccessRequest, InboxChange};
 
 /// Which part of an inbox is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,8 +127,8 @@ impl InboxCursor {
     }
 
     /// Reads a page token as it was given out.
-    pub fn parse(text: &str) -> Result<Self, Malformed> {
-        let wrong = || Malformed::new("page_token", "is not one that a page gave");
+    pub fn parse(text: &str) -> Result<Self, ParseError> {
+        let wrong = || ParseError::new("page_token", "is not one that a page gave");
         let mut parts = text.splitn(3, '.');
         let mut part = || parts.next().ok_or_else(wrong);
         let (rank, millis, id) = (part()?, part()?, part()?);
@@ -264,7 +264,7 @@ impl Broker {
         let rules = self.rules(call)?;
         // Before anything is read: a watch from here on misses nothing.
         let (epoch, index) = self.state.position();
-        let asked = self.state.asked();
+        let asked = self.state.unclosed_requests();
         self.judged.keep(&asked);
         let mut lines: Vec<Line> = asked
             .iter()
@@ -347,13 +347,13 @@ impl Broker {
     }
 
     fn judged_enough(&self, request: &AccessRequest, rules: &ActivePolicy, now: Timestamp) -> bool {
-        let roster = self.state.roster();
+        let roster = self.state.credentials();
         let votes = request.votes.iter().map(|vote| &vote.cast);
         // Read before the votes are verified: what moves meanwhile is found to have moved at the next look.
         let basis = Basis {
             request: request.version,
             rules: rules.version,
-            voters: votes.clone().map(|v| roster.of(&v.voter).version).collect(),
+            voters: votes.clone().map(|v| roster.get(&v.voter).version).collect(),
             lapses: votes.map(|v| v.not_after).filter(|at| now < *at).min(),
         };
         let id = request.opened.access_request;
@@ -372,7 +372,7 @@ impl Broker {
         self.not_the_opener(request, person)?;
         let mut first = None;
         let mut profiles = Vec::new();
-        for need in &request.opened.decision.needs {
+        for need in &request.opened.decision.required_profiles {
             let electorate = self.electorate(&rules.bundle);
             match votes::eligible(
                 person,
@@ -431,7 +431,7 @@ impl Broker {
         let heard = self.bells.listen_to_inboxes();
         let (epoch, head) = self.state.position();
         let known = after.filter(|p| {
-            p.epoch == epoch && p.index <= head && self.state.stirs_after(p.index, 1).is_some()
+            p.epoch == epoch && p.index <= head && self.state.inbox_changes_after(p.index, 1).is_some()
         });
         Ok(InboxWatch {
             caller: caller.id.clone(),
@@ -478,7 +478,7 @@ pub struct InboxWatch {
     turn: Option<Timestamp>,
     after: u64,
     heard: watch::Receiver<u64>,
-    ready: VecDeque<Arc<Stir>>,
+    ready: VecDeque<Arc<InboxChange>>,
 }
 
 /// What an inbox hears of.
@@ -487,7 +487,7 @@ pub enum InboxNews {
     /// Read the inbox now: what follows are changes from here on.
     Snapshot(Position),
     /// Something waits, waits no longer, or stands differently.
-    Changed(Arc<Stir>),
+    Changed(Arc<InboxChange>),
     /// The turn of some that waited for it has come.
     Turn,
     /// Nothing new: everything up to here has been told.
@@ -510,7 +510,7 @@ impl InboxWatch {
                 return Some(InboxNews::Changed(stir));
             }
             self.heard.borrow_and_update();
-            if broker.journal.tail().borrow().failed || !broker.still_reads(&self.key) {
+            if broker.journal.head().borrow().failed || !broker.still_reads(&self.key) {
                 return None;
             }
             let (epoch, index) = broker.state.position();
@@ -518,7 +518,7 @@ impl InboxWatch {
                 self.after = index;
                 return Some(InboxNews::Snapshot(Position { epoch, index }));
             }
-            match broker.state.stirs_after(self.after, STIRS_BATCH) {
+            match broker.state.inbox_changes_after(self.after, STIRS_BATCH) {
                 Some(stirs) => self.ready.extend(stirs),
                 // Too slow for what is kept.
                 None => self.snapshot = true,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use crate::model::AccessRequestId;
-use crate::state::{State, Stirred};
+use crate::state::{State, InboxChangeKind};
 
 /// One bell for each access request that somebody waits for, and one for all inboxes.
 #[derive(Debug)]
@@ -52,12 +52,12 @@ impl Bells {
 
     /// Wakes those whom an entry concerns. The entry has been folded: whoever wakes sees what it did.
     pub(in crate::broker) fn ring(&self, state: &State, index: u64) {
-        let Some(stir) = state.stir_of(index) else {
+        let Some(stir) = state.inbox_change_at(index) else {
             return;
         };
-        match stir.what {
-            Stirred::Rules => self.ring_all(),
-            Stirred::Opened | Stirred::Voted | Stirred::Closed => {
+        match stir.kind {
+            InboxChangeKind::Rules => self.ring_all(),
+            InboxChangeKind::Opened | InboxChangeKind::Voted | InboxChangeKind::Closed => {
                 let requests = self.lock();
                 for sender in stir.ids.iter().filter_map(|id| requests.get(id)) {
                     sender.send_replace(());

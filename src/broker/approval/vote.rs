@@ -11,7 +11,7 @@ use crate::card::AccessRequestStatus;
 use crate::journal::{Append, Blob, NewEvent};
 use crate::model::*;
 use crate::policy::{ActivePolicy, Risk};
-use crate::state::{AccessRequest, AccessStatus, Asks};
+use crate::state::{AccessRequest, StoredStatus, AccessRequestHistory};
 
 /// A statement that waits for its signature.
 pub(in crate::broker) struct Begun {
@@ -211,7 +211,7 @@ impl Broker {
         let challenge = statement
             .digest()
             .map_err(|e| self.refuse(call.method, Reason::Undecided, e.to_string()))?;
-        let enrolled = self.state.roster().of(&voter.id);
+        let enrolled = self.state.credentials().get(&voter.id);
         let begun = Begun {
             text: text.clone(),
             statement,
@@ -288,8 +288,8 @@ impl Broker {
             // Before the question whether it waits: whatever ends it after this line refuses the append.
             let opened = self.known_request(call, &id)?.opened.clone();
             let read_set = self.request_premises(&opened);
-            let enrolled = self.state.roster().of(&voter.id);
-            let asks = self.state.asks(&opened.agent);
+            let enrolled = self.state.credentials().get(&voter.id);
+            let asks = self.state.access_request_history(&opened.agent);
             let request = self.votable(call, &id, now)?;
             let electorate = self.electorate(&rules.bundle);
             let eligible = votes::eligible(
@@ -365,19 +365,19 @@ impl Broker {
                 .collect(),
                 not_after: Some(request.opened.expires_at),
                 blobs: std::iter::once(blob).chain(evidence.clone()).collect(),
-                ..Append::one(fact, vec![(Stream::Access(id), request.version)])
+                ..Append::one(fact, vec![(Stream::AccessRequest(id), request.version)])
             };
             if statement.verdict == Verdict::Deny {
                 let quarantine = self.quarantine(&opened, &voter.id, &asks.value, &rules, now);
-                if let Some(vote) = append.drafts.first_mut() {
+                if let Some(vote) = append.events.first_mut() {
                     // Whoever counts the noes before asking people again has not seen this one.
-                    let asks = (Stream::Asks(opened.agent.clone()), asks.version);
-                    vote.moves.push(asks);
+                    let asks = (Stream::AgentRequests(opened.agent.clone()), asks.version);
+                    vote.write_set.push(asks);
                 }
-                append.drafts.extend(quarantine);
+                append.events.extend(quarantine);
             }
             let before = self.view(request, &rules, now).standing;
-            let suspended = append.drafts.len() > 1;
+            let suspended = append.events.len() > 1;
             attempt.append(append).await?;
             let view = self.view_of(call, &id)?;
             let took = STATEMENT_LIFE_MS - until.since(now);
@@ -400,23 +400,23 @@ impl Broker {
         &self,
         opened: &AccessRequestOpened,
         voter: &PersonId,
-        asks: &Asks,
+        asks: &AccessRequestHistory,
         rules: &ActivePolicy,
         now: Timestamp,
     ) -> Option<NewEvent> {
         let bounds = rules.bundle.approval_limits();
         let since = now.plus_secs(-i64::from(bounds.quarantine_within_s));
-        let noes = u32::try_from(asks.noes_since(since) + 1).unwrap_or(u32::MAX);
-        let standing = self.state.standing(&opened.agent);
+        let noes = u32::try_from(asks.denials_since(since) + 1).unwrap_or(u32::MAX);
+        let standing = self.state.agent_status(&opened.agent);
         let due = bounds.quarantine > 0 && noes >= bounds.quarantine && !standing.value.suspended;
         due.then(|| NewEvent {
-            fact: Event::AgentSuspended(AgentSuspended {
+            event: Event::AgentSuspended(AgentSuspended {
                 agent: opened.agent.clone(),
                 by: voter.clone(),
                 reason: None,
                 denials: Some(noes),
             }),
-            moves: vec![(Stream::Agent(opened.agent.clone()), standing.version)],
+            write_set: vec![(Stream::Agent(opened.agent.clone()), standing.version)],
         })
     }
 
@@ -474,10 +474,10 @@ impl Broker {
             shown.retain(|(_, id), _| {
                 self.state
                     .access_request(id)
-                    .is_some_and(|request| request.waits(now))
+                    .is_some_and(|request| request.is_pending(now))
             });
         }
-        if shown.len() < SHOWN_MAX && request.waits(now) {
+        if shown.len() < SHOWN_MAX && request.is_pending(now) {
             let policy = rules.bundle.version();
             let first = shown
                 .entry((person.clone(), request.opened.access_request))
@@ -554,7 +554,7 @@ impl Broker {
         let fact = Event::VoteRefused(VoteRefused {
             access_request: request.opened.access_request,
             voter: voter.clone(),
-            why: why.to_string(),
+            reason: why.to_string(),
         });
         match self.journal.append(Append::one(fact, Vec::new())).await {
             Ok(_) => self.refuse(
@@ -629,7 +629,7 @@ impl Broker {
     /// Whether people may still decide it.
     pub(in crate::broker) fn votable_now(&self, request: &AccessRequest, now: Timestamp) -> bool {
         let task = self.state.task(&request.opened.task);
-        request.waits(now) && task.is_some_and(|task| self.is_running(&task, now))
+        request.is_pending(now) && task.is_some_and(|task| self.is_running(&task, now))
     }
 
     /// Whether enough people had said yes just before this moment: then nobody was waited for any more.
@@ -653,17 +653,17 @@ impl Broker {
             .task(&request.opened.task)
             .is_some_and(|t| self.is_running(&t, now));
         let standing = match request.status {
-            AccessStatus::Denied => AccessRequestStatus::Denied,
-            AccessStatus::Consumed(_) => AccessRequestStatus::Consumed,
-            AccessStatus::Closed(CloseCause::Cancelled) => AccessRequestStatus::Cancelled,
-            AccessStatus::Closed(CloseCause::Expired) => AccessRequestStatus::Expired,
-            AccessStatus::Closed(CloseCause::Policy | CloseCause::Frozen) => {
+            StoredStatus::Denied => AccessRequestStatus::Denied,
+            StoredStatus::Consumed(_) => AccessRequestStatus::Consumed,
+            StoredStatus::Closed(CloseCause::Cancelled) => AccessRequestStatus::Cancelled,
+            StoredStatus::Closed(CloseCause::Expired) => AccessRequestStatus::Expired,
+            StoredStatus::Closed(CloseCause::Policy | CloseCause::Frozen) => {
                 AccessRequestStatus::Ended
             }
-            AccessStatus::Waiting if !running => AccessRequestStatus::Ended,
-            AccessStatus::Waiting if !request.waits(now) => AccessRequestStatus::Expired,
-            AccessStatus::Waiting if enough(&needs) => AccessRequestStatus::Approved,
-            AccessStatus::Waiting => AccessRequestStatus::Waiting,
+            StoredStatus::Pending if !running => AccessRequestStatus::Ended,
+            StoredStatus::Pending if !request.is_pending(now) => AccessRequestStatus::Expired,
+            StoredStatus::Pending if enough(&needs) => AccessRequestStatus::Approved,
+            StoredStatus::Pending => AccessRequestStatus::Waiting,
         };
         let catalogue = rules.bundle.action(&request.opened.action.action);
         AccessView {

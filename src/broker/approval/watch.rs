@@ -85,7 +85,7 @@ impl AccessWatch {
         loop {
             // Before the state is read: what changes from here on rings again.
             self.bell.heard();
-            if broker.journal.tail().borrow().failed {
+            if broker.journal.head().borrow().failed {
                 return None;
             }
             let now = broker.now();

@@ -8,7 +8,7 @@ use crate::broker::{Broker, Refusal};
 use crate::model::*;
 use crate::policy::{ActivePolicy, RegisteredCaller, Role, ServiceKind};
 use crate::rate_limit::ConcurrencyPermit;
-use crate::state::Task;
+use crate::state::TaskRecord;
 use crate::verify::{DpopInput, Possession, VerifyError};
 
 /// The kinds of callers a method may admit.
@@ -136,7 +136,7 @@ impl Broker {
         action: Option<Digest>,
         evidence: Option<Digest>,
         now: Timestamp,
-    ) -> Result<(Arc<Task>, Possession), Refusal> {
+    ) -> Result<(Arc<TaskRecord>, Possession), Refusal> {
         self.admits_agents(call)?;
         let task = self.state.task(id);
         let known = |key| match &task {
@@ -207,7 +207,7 @@ impl Broker {
     fn registered(&self, rules: &ActivePolicy, key: Thumbprint) -> Option<RegisteredCaller> {
         rules.by_key(key).filter(|registered| match registered {
             RegisteredCaller::Person(person) => {
-                !self.state.roster().of(person).value.revoked.contains(&key)
+                !self.state.credentials().get(person).value.revoked.contains(&key)
             }
             RegisteredCaller::Service(_) => true,
         })
@@ -215,7 +215,7 @@ impl Broker {
 
     /// Whether a key or passkey speaks for a person now.
     fn holds_key(&self, rules: &ActivePolicy, person: &PersonId, key: Thumbprint) -> bool {
-        let enrolled = self.state.roster().of(person);
+        let enrolled = self.state.credentials().get(person);
         enrolled.value.passkey(key).is_some()
             || self.registered(rules, key) == Some(RegisteredCaller::Person(person.clone()))
     }

@@ -17,7 +17,7 @@ use crate::jose::AuthenticatorKey;
 use crate::journal::Append;
 use crate::model::*;
 use crate::policy::Role;
-use crate::state::{Enrolled, Invitation, Versioned};
+use crate::state::{PersonCredentials, Invitation, Versioned};
 use crate::webauthn::{self, Registration};
 
 /// An invitation, for the one person it is for.
@@ -111,7 +111,7 @@ impl Broker {
                 let told = format!("no person {person} is registered");
                 return Err(self.refuse(call.method, Reason::NotFound, told).into());
             }
-            let enrolled = self.state.roster().of(person);
+            let enrolled = self.state.credentials().get(person);
             if enrolled.value.passkeys.len() >= PASSKEYS_MAX {
                 let told = format!("{person} has {PASSKEYS_MAX} passkeys; revoke one first");
                 return Err(self.refuse(call.method, Reason::Malformed, told).into());
@@ -186,7 +186,7 @@ impl Broker {
         label: &str,
     ) -> Result<PersonId, Refusal> {
         let label = label.trim();
-        if let Err(e) = visible("label", label, LABEL_BYTES_MAX) {
+        if let Err(e) = check_visible("label", label, LABEL_BYTES_MAX) {
             return Err(self.refuse(method, Reason::Malformed, e.to_string()));
         }
         self.transaction(method, UNTIL_DONE, "the person keeps changing while the passkey is enrolled", |attempt| async move {
@@ -194,7 +194,7 @@ impl Broker {
             let wrong = |why: &dyn std::fmt::Display| {
                 self.refuse(method, Reason::PasskeyWrong, why.to_string())
             };
-            let roster = self.state.roster();
+            let roster = self.state.credentials();
             let (person, enrolled, invitation) = self.open_invitation(method, shown, now)?;
             let challenge = challenge_in(&made.client_data_json).unwrap_or_default();
             self.sessions
@@ -211,7 +211,7 @@ impl Broker {
                 .filter(|rules| rules.bundle.person(&person).is_some())
                 .ok_or_else(|| self.unknown_invitation(method, "its person left"))?;
             // One hand is one human: a key that speaks for anybody already is nobody else's, and a revoked one is nobody's.
-            if roster.holder(&id).is_some() || roster.known(key) || rules.by_key(key).is_some() {
+            if roster.person_of_credential(&id).is_some() || roster.was_enrolled(key) || rules.by_key(key).is_some() {
                 return Err(wrong(&"this key was enrolled before").into());
             }
             if enrolled.value.passkeys.len() >= PASSKEYS_MAX {
@@ -254,13 +254,13 @@ impl Broker {
             .bundle
             .people()
             .map(|p| p.id.clone())
-            .chain(self.state.roster().everyone())
+            .chain(self.state.credentials().people())
             .collect();
         ids.sort_unstable();
         ids.dedup();
         let view = |id: PersonId| {
             let registered = rules.bundle.person(&id);
-            let enrolled = self.state.roster().of(&id);
+            let enrolled = self.state.credentials().get(&id);
             let enrolled = &enrolled.value;
             ApproverView {
                 name: registered.map(|p| p.name.clone()).unwrap_or_default(),
@@ -312,7 +312,7 @@ impl Broker {
         let (person, operator) = (&person, &operator);
         self.transaction(call.method, UNTIL_DONE, "the person keeps changing while keys are revoked", |attempt| async move {
             let rules = self.still_operator(call, operator)?;
-            let enrolled = self.state.roster().of(person);
+            let enrolled = self.state.credentials().get(person);
             let registered = rules.bundle.person(person);
             let mut keys: Vec<Thumbprint> = enrolled
                 .value
@@ -368,13 +368,13 @@ impl Broker {
         method: &'static str,
         shown: &Secret,
         now: Timestamp,
-    ) -> Result<(PersonId, Arc<Versioned<Enrolled>>, Invitation), Refusal> {
+    ) -> Result<(PersonId, Arc<Versioned<PersonCredentials>>, Invitation), Refusal> {
         let code = hash(shown);
-        let roster = self.state.roster();
+        let roster = self.state.credentials();
         let person = roster
-            .invited(&code)
+            .person_of_code(&code)
             .ok_or_else(|| self.unknown_invitation(method, "no invitation has this code"))?;
-        let enrolled = roster.of(&person);
+        let enrolled = roster.get(&person);
         let open = enrolled
             .value
             .invitation

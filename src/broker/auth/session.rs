@@ -215,11 +215,11 @@ impl Broker {
             .check(Purpose::SignIn, &challenge, now)
             .ok_or_else(|| wrong("the challenge is none of ours, or too old".to_owned()))?;
         let credential = URL_SAFE_NO_PAD.encode(&assertion.credential);
-        let roster = self.state.roster();
+        let roster = self.state.credentials();
         let person = roster
-            .holder(&credential)
+            .person_of_credential(&credential)
             .ok_or_else(|| wrong("nobody enrolled it".to_owned()))?;
-        let enrolled = roster.of(&person);
+        let enrolled = roster.get(&person);
         let passkey = enrolled
             .value
             .credential(&credential)
@@ -316,8 +316,8 @@ impl Broker {
         let session = session.ok_or(VerifyError::Session("there is none, or it is over"))?;
         if self
             .state
-            .roster()
-            .of(&session.person)
+            .credentials()
+            .get(&session.person)
             .value
             .passkey(session.key)
             .is_none()
@@ -338,7 +338,7 @@ impl Broker {
         assertion: &Assertion,
     ) -> Result<Thumbprint, Refusal> {
         let credential = URL_SAFE_NO_PAD.encode(&assertion.credential);
-        let enrolled = self.state.roster().of(person);
+        let enrolled = self.state.credentials().get(person);
         let passkey = enrolled
             .value
             .credential(&credential)
@@ -359,7 +359,7 @@ impl Broker {
         count: u32,
     ) -> Result<(), Refusal> {
         self.transaction(method, UNTIL_DONE, "the person keeps changing while the passkey is revoked", |attempt| async move {
-            let enrolled = self.state.roster().of(person);
+            let enrolled = self.state.credentials().get(person);
             let known = enrolled.value.passkey(key).map_or(0, |p| p.sign_count);
             let up = {
                 let mut counters = self.lock(&self.sessions.counters);
@@ -378,8 +378,8 @@ impl Broker {
                 cause: RevokeCause::Counter,
                 by: None,
             });
-            let moves = vec![(Stream::Person(person.clone()), enrolled.version)];
-            attempt.append(Append::one(fact, moves)).await?;
+            let write_set = vec![(Stream::Person(person.clone()), enrolled.version)];
+            attempt.append(Append::one(fact, write_set)).await?;
             let told = "its signature counter went back: there may be a copy of it, so it counts no more";
             Err(self.refuse(method, Reason::PasskeyWrong, told).into())
         })

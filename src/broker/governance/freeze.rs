@@ -7,7 +7,7 @@ use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
 use crate::journal::{Append, AppendError, Blob, NewEvent};
 use crate::model::*;
 use crate::policy::ActivePolicy;
-use crate::state::FrozenAt;
+use crate::state::FreezeMarker;
 
 /// What a freeze did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Broker {
         &self,
         call: &CallContext,
         scope: FreezeScope,
-        reason: Option<Prose>,
+        reason: Option<UntrustedText>,
     ) -> Result<FreezeDone, Refusal> {
         let operator = self.person(call)?;
         self.known_scope(call, &scope)?;
@@ -125,7 +125,7 @@ impl Broker {
     }
 
     /// Every freeze in force.
-    pub fn freezes(&self, call: &CallContext) -> Result<Vec<(FreezeScope, FrozenAt)>, Refusal> {
+    pub fn freezes(&self, call: &CallContext) -> Result<Vec<(FreezeScope, FreezeMarker)>, Refusal> {
         self.reader(call, self.now())?;
         Ok(self.state.freezes())
     }
@@ -155,21 +155,21 @@ impl Broker {
         let mut drafts: Vec<NewEvent> = agents
             .chunks(AGENTS_PER_ENTRY)
             .map(|agents| NewEvent {
-                fact: fact(agents),
-                moves: Vec::new(),
+                event: fact(agents),
+                write_set: Vec::new(),
             })
             .collect();
         if drafts.is_empty() {
             drafts.push(NewEvent {
-                fact: fact(&[]),
-                moves: Vec::new(),
+                event: fact(&[]),
+                write_set: Vec::new(),
             });
         }
         if let Some(last) = drafts.last_mut() {
-            last.moves = vec![(Stream::Freeze(scope.clone()), version)];
+            last.write_set = vec![(Stream::Freeze(scope.clone()), version)];
         }
         Append {
-            drafts,
+            events: drafts,
             read_set: vec![(Stream::Policy, rules.version)],
             not_after: None,
             blobs: reason.into_iter().collect(),
@@ -214,19 +214,19 @@ impl Broker {
                 FreezeScope::All | FreezeScope::Agent(_) | FreezeScope::Owner(_) => whole,
             };
             let id = task.opened.task;
-            done.tasks += usize::from(whole && task.runs(now));
+            done.tasks += usize::from(whole && task.is_running(now));
             done.tokens += self
                 .state
-                .grants_of(&id)
+                .grants_of_task(&id)
                 .iter()
                 .filter(|g| of_action(&g.issued.action.action))
-                .filter(|g| self.state.dead(g, now).is_none() && !g.spent())
+                .filter(|g| self.state.end_cause(g, now).is_none() && !g.is_spent())
                 .count();
             done.access_requests += self
                 .state
-                .requests_of(&id)
+                .requests_of_task(&id)
                 .iter()
-                .filter(|r| of_action(&r.opened.action.action) && r.waits(now))
+                .filter(|r| of_action(&r.opened.action.action) && r.is_pending(now))
                 .count();
         }
         done
@@ -241,7 +241,7 @@ impl Broker {
                 FreezeScope::All => true,
                 FreezeScope::Agent(id) => {
                     bundle.is_some_and(|b| b.agent(id).is_some())
-                        || self.state.standing(id).version > 0
+                        || self.state.agent_status(id).version > 0
                         || !self.state.open_tasks_of(id).is_empty()
                 }
                 FreezeScope::Owner(id) => {
@@ -281,7 +281,7 @@ impl Broker {
             FreezeScope::Agent(agent.clone()),
             FreezeScope::Owner(opened.owner.clone()),
         ];
-        let standing = self.state.standing(agent).version;
+        let standing = self.state.agent_status(agent).version;
         std::iter::once((Stream::Agent(agent.clone()), standing))
             .chain(
                 scopes

@@ -3,7 +3,7 @@
 use crate::broker::{Broker, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
-use crate::state::{Grant, Task};
+use crate::state::{Grant, TaskRecord};
 
 /// What is told of an order that could not be written.
 const HOLDS_HERE: &str = "the journal cannot take it now: it holds on this broker at once and is written as soon as it can be; \
@@ -66,7 +66,7 @@ impl Broker {
     }
 
     /// Why a task is over here although no entry says so yet.
-    pub(in crate::broker) fn task_doomed(&self, task: &Task) -> Option<EndCause> {
+    pub(in crate::broker) fn task_doomed(&self, task: &TaskRecord) -> Option<EndCause> {
         let doomed = self.lock(&self.doomed);
         // Nearly always: nothing waits to be written.
         if doomed.is_empty() {
@@ -148,7 +148,7 @@ impl Broker {
     }
 
     fn doomed_agent(&self, agent: &AgentId, wish: &Wish) -> Option<Append> {
-        let standing = self.state.standing(agent);
+        let standing = self.state.agent_status(agent);
         let by = wish.by.clone().filter(|_| !standing.value.suspended)?;
         let fact = Event::AgentSuspended(AgentSuspended {
             agent: agent.clone(),
@@ -156,8 +156,8 @@ impl Broker {
             reason: None,
             denials: None,
         });
-        let moves = vec![(Stream::Agent(agent.clone()), standing.version)];
-        Some(Append::one(fact, moves))
+        let write_set = vec![(Stream::Agent(agent.clone()), standing.version)];
+        Some(Append::one(fact, write_set))
     }
 
     fn doomed_token(&self, jti: &TokenId, wish: &Wish) -> Option<Append> {

@@ -160,14 +160,14 @@ impl Broker {
         &self,
         call: &CallContext,
         agent: AgentId,
-        reason: Option<Prose>,
+        reason: Option<UntrustedText>,
     ) -> Result<(usize, u64), Refusal> {
         let operator = self.person(call)?;
         self.known_agent(call, &agent)?;
         let (operator, agent, reason) = (&operator, &agent, &reason);
         self.transaction(call.method, UNTIL_DONE, "the agent keeps changing while it is suspended", |attempt| async move {
             let rules = self.still_operator(call, operator)?;
-            let standing = self.state.standing(agent);
+            let standing = self.state.agent_status(agent);
             if standing.value.suspended {
                 return Ok((0, standing.version.saturating_sub(1)));
             }
@@ -212,7 +212,7 @@ impl Broker {
             }),
         };
         self.lift(call, &operator, lift, || {
-            let standing = self.state.standing(&agent);
+            let standing = self.state.agent_status(&agent);
             (standing.value.suspended, standing.version)
         })
         .await
@@ -228,7 +228,7 @@ impl Broker {
             .projections
             .rules()
             .is_some_and(|rules| rules.bundle.agent(agent).is_some());
-        if registered || self.state.standing(agent).version > 0 {
+        if registered || self.state.agent_status(agent).version > 0 {
             Ok(())
         } else {
             Err(self.refuse(
@@ -265,10 +265,10 @@ impl Broker {
         for task in self.state.open_tasks() {
             let read_set = self.task_premises(&task.opened);
             let task = self.state.task(&task.opened.task).unwrap_or(task);
-            if !task.runs(now) {
+            if !task.is_running(now) {
                 continue;
             }
-            let cause = if !self.state.still_trusts(&task.opened.evidence) {
+            let cause = if !self.state.is_trusted(&task.opened.evidence) {
                 EndCause::Trust
             } else if self.owner_frozen(&task.opened.agent) {
                 // Handed over to somebody whose agents are frozen.
@@ -293,7 +293,7 @@ impl Broker {
                     outcome: None,
                     by: None,
                 });
-                let moves = chunk
+                let write_set = chunk
                     .iter()
                     .map(|(id, version, _)| (Stream::Task(*id), *version))
                     .collect();
@@ -305,7 +305,7 @@ impl Broker {
                 }
                 let append = Append {
                     read_set,
-                    ..Append::one(fact, moves)
+                    ..Append::one(fact, write_set)
                 };
                 match self.append_found(append).await? {
                     true => swept.tasks += chunk.len(),
@@ -328,17 +328,17 @@ impl Broker {
             .state
             .open_tasks()
             .into_iter()
-            .filter(|task| task.runs(now))
+            .filter(|task| task.is_running(now))
         {
             let id = task.opened.task;
             let dead = |g: &Arc<Grant>| {
                 g.ended.is_none() && now.secs() < g.issued.exp && self.end_cause(g, now).is_some()
             };
-            let dead: Vec<_> = self.state.grants_of(&id).into_iter().filter(dead).collect();
+            let dead: Vec<_> = self.state.grants_of_task(&id).into_iter().filter(dead).collect();
             for chunk in dead.chunks(SELECTOR_MAX) {
                 let trusted = chunk
                     .iter()
-                    .all(|g| self.state.still_trusts(&g.issued.evidence));
+                    .all(|g| self.state.is_trusted(&g.issued.evidence));
                 let cause = if trusted {
                     EndCause::Policy
                 } else {
@@ -349,20 +349,20 @@ impl Broker {
                     cause,
                     by: None,
                 });
-                let moves = chunk
+                let write_set = chunk
                     .iter()
                     .map(|g| (Stream::Token(g.issued.jti), g.version))
                     .collect();
-                match self.append_news(fact, moves).await? {
+                match self.append_news(fact, write_set).await? {
                     true => swept.grants += chunk.len(),
                     false => undisturbed = false,
                 }
             }
             for request in self
                 .state
-                .requests_of(&id)
+                .requests_of_task(&id)
                 .into_iter()
-                .filter(|request| request.waits(now))
+                .filter(|request| request.is_pending(now))
             {
                 let agent = rules.bundle.agent(&request.opened.agent);
                 if agent.is_some_and(|agent| approve::still_asked(&request, &agent, &rules.bundle))
@@ -371,17 +371,17 @@ impl Broker {
                 }
                 let id = request.opened.access_request;
                 let read_set = self.request_premises(&request.opened);
-                let Some(request) = self.state.access_request(&id).filter(|r| r.waits(now)) else {
+                let Some(request) = self.state.access_request(&id).filter(|r| r.is_pending(now)) else {
                     continue;
                 };
                 let fact = Event::AccessRequestClosed(AccessRequestClosed {
                     access_request: id,
                     cause: CloseCause::Policy,
-                    begun: false,
+                    voting_started: false,
                 });
                 let append = Append {
                     read_set,
-                    ..Append::one(fact, vec![(Stream::Access(id), request.version)])
+                    ..Append::one(fact, vec![(Stream::AccessRequest(id), request.version)])
                 };
                 match self.append_found(append).await? {
                     true => swept.requests += 1,
@@ -396,9 +396,9 @@ impl Broker {
     pub(in crate::broker) async fn append_news(
         &self,
         fact: Event,
-        moves: Vec<(Stream, Version)>,
+        write_set: Vec<(Stream, Version)>,
     ) -> Result<bool, AppendError> {
-        self.append_found(Append::one(fact, moves)).await
+        self.append_found(Append::one(fact, write_set)).await
     }
 
     /// The same, with read_set.
@@ -416,7 +416,7 @@ impl Broker {
 
 /// Whether the agent of a task may still operate, asked as when it was opened.
 fn may_still_operate(opened: &TaskOpened, rules: &ActivePolicy) -> bool {
-    let agent: Option<Arc<Agent>> = rules
+    let agent: Option<Arc<RegisteredAgent>> = rules
         .bundle
         .agent(&opened.agent)
         .filter(|a| a.spiffe_id == opened.evidence.subject)

@@ -108,7 +108,7 @@ impl Broker {
         };
         if let Ok(entry) = Entry::parse(&stored.text) {
             out.line("when", entry.at.to_string());
-            match &entry.fact {
+            match &entry.event {
                 Event::RequestDenied(f) => {
                     out.headline = format!(
                         "denied {}: {} on {}",
@@ -177,7 +177,7 @@ impl Broker {
         );
     }
 
-    fn explain_decision(&self, out: &mut Explained, decision: &Decision) {
+    fn explain_decision(&self, out: &mut Explained, decision: &DecisionRecord) {
         let rules = self.projections.rules();
         let same = rules
             .as_ref()
@@ -218,21 +218,21 @@ impl Broker {
             };
             out.line("rule", format!("{} ({place}) {why}", rule.id));
         }
-        for need in &decision.needs {
+        for need in &decision.required_profiles {
             out.line("needs", format!("an approval under {}", need.name));
         }
         let bounds: Vec<String> = decision
             .ttl
-            .bounds
+            .limits
             .iter()
-            .map(|b| format!("{} {}", b.by, show_seconds(b.seconds)))
+            .map(|b| format!("{} {}", b.source, format_seconds(b.seconds)))
             .collect();
         out.line(
             "ttl",
             format!(
                 "{} = least of asked {}, {}",
-                show_seconds(decision.ttl.granted),
-                show_seconds(decision.ttl.asked),
+                format_seconds(decision.ttl.granted),
+                format_seconds(decision.ttl.requested),
                 bounds.join(", ")
             ),
         );
@@ -297,7 +297,7 @@ impl Broker {
         let task = self.state.task(id)?;
         let ends = match task.ended {
             Some(ended) => format!("ended: {}", ended.cause.as_str()),
-            None => match task.lapsed(now) {
+            None => match task.expired_cause(now) {
                 None => "runs".to_owned(),
                 Some(cause) => format!("ended: {}", cause.as_str()),
             },
@@ -325,7 +325,7 @@ impl Broker {
                 ),
             );
         }
-        out.newest("token", &self.state.grants_of(id), |grant| {
+        out.newest("token", &self.state.grants_of_task(id), |grant| {
             let state = self.life(grant, now);
             let issued = &grant.issued;
             format!(
@@ -333,7 +333,7 @@ impl Broker {
                 issued.jti, issued.action.action, issued.action.target
             )
         });
-        out.newest("access request", &self.state.requests_of(id), |request| {
+        out.newest("access request", &self.state.requests_of_task(id), |request| {
             let opened = &request.opened;
             format!(
                 "{} {} on {}",
@@ -352,7 +352,7 @@ impl Broker {
     fn life(&self, grant: &Grant, now: Timestamp) -> String {
         match self.end_cause(grant, now) {
             Some(cause) => format!("ended: {}", cause.as_str()),
-            None if grant.spent() => "spent".to_owned(),
+            None if grant.is_spent() => "spent".to_owned(),
             None => "live".to_owned(),
         }
     }

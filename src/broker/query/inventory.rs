@@ -2,13 +2,13 @@ use std::sync::Arc;
 
 use crate::broker::{ActionUse, Broker, CallContext, Refusal};
 use crate::model::*;
-use crate::state::{Grant, Task};
+use crate::state::{Grant, TaskRecord};
 
 /// A task, as an operator sees it in a list.
 #[derive(Debug)]
 pub struct TaskView {
     /// As entered, with its lease and its end.
-    pub task: Arc<Task>,
+    pub task: Arc<TaskRecord>,
     /// How it is over, if it is: by an entry, by time, or by an end that waits to be written.
     pub over: Option<EndCause>,
     /// Tokens that are good now.
@@ -34,7 +34,7 @@ pub struct TaskFilter {
 #[derive(Debug)]
 pub struct AgentView {
     /// As registered; absent when the policy bundle has it no more.
-    pub registered: Option<Arc<Agent>>,
+    pub registered: Option<Arc<RegisteredAgent>>,
     /// Its id.
     pub id: AgentId,
     /// Taken out of service by an operator.
@@ -69,8 +69,8 @@ impl Broker {
                 self.refuse(call.method, Reason::NotFound, told)
             })?),
         };
-        let place = |task: &Task| (std::cmp::Reverse(task.opened.opened_at), task.opened.task);
-        let wanted = |task: &Arc<Task>| {
+        let place = |task: &TaskRecord| (std::cmp::Reverse(task.opened.opened_at), task.opened.task);
+        let wanted = |task: &Arc<TaskRecord>| {
             filter
                 .agent
                 .as_ref()
@@ -83,7 +83,7 @@ impl Broker {
         } else {
             self.state.open_tasks()
         };
-        let mut tasks: Vec<Arc<Task>> = all.into_iter().filter(wanted).collect();
+        let mut tasks: Vec<Arc<TaskRecord>> = all.into_iter().filter(wanted).collect();
         tasks.sort_by_key(|task| place(task));
         tasks.truncate(filter.max);
         Ok(tasks
@@ -92,21 +92,21 @@ impl Broker {
             .collect())
     }
 
-    fn task_view(&self, task: Arc<Task>, now: Timestamp) -> TaskView {
+    fn task_view(&self, task: Arc<TaskRecord>, now: Timestamp) -> TaskView {
         let id = task.opened.task;
-        let waits = |r: &Arc<crate::state::AccessRequest>| r.waits(now);
+        let waits = |r: &Arc<crate::state::AccessRequest>| r.is_pending(now);
         let over = task
             .ended
             .map(|ended| ended.cause)
-            .or_else(|| task.lapsed(now))
+            .or_else(|| task.expired_cause(now))
             .or_else(|| self.task_doomed(&task));
         TaskView {
             over,
-            tokens_live: self.live(&self.state.grants_of(&id), now),
+            tokens_live: self.live(&self.state.grants_of_task(&id), now),
             access_requests_waiting: match over {
                 None => self
                     .state
-                    .requests_of(&id)
+                    .requests_of_task(&id)
                     .iter()
                     .filter(|r| waits(r))
                     .count(),
@@ -117,7 +117,7 @@ impl Broker {
     }
 
     fn live(&self, grants: &[Arc<Grant>], now: Timestamp) -> usize {
-        let alive = |g: &&Arc<Grant>| self.end_cause(g, now).is_none() && !g.spent();
+        let alive = |g: &&Arc<Grant>| self.end_cause(g, now).is_none() && !g.is_spent();
         grants.iter().filter(alive).count()
     }
 
@@ -131,8 +131,8 @@ impl Broker {
         let now = self.now();
         self.reader(call, now)?;
         let mut ids: std::collections::BTreeSet<AgentId> =
-            self.state.agents_at_work().into_iter().collect();
-        ids.extend(self.state.agents_with_a_standing());
+            self.state.agents_with_open_tasks().into_iter().collect();
+        ids.extend(self.state.agents_with_status());
         if let Some(rules) = self.projections.rules() {
             ids.extend(rules.bundle.agents().map(|agent| agent.id.clone()));
         }
@@ -164,7 +164,7 @@ impl Broker {
             .chain(owner)
             .filter(|scope| self.freeze_of(scope).0)
             .collect();
-        let running: Vec<Arc<Task>> = self
+        let running: Vec<Arc<TaskRecord>> = self
             .state
             .open_tasks_of(&id)
             .iter()
@@ -177,14 +177,14 @@ impl Broker {
             tasks_running: running.len(),
             tokens_live: running
                 .iter()
-                .map(|task| self.live(&self.state.grants_of(&task.opened.task), now))
+                .map(|task| self.live(&self.state.grants_of_task(&task.opened.task), now))
                 .sum(),
             verified_at: running
                 .iter()
                 .filter_map(|task| self.cached_attestation(&task.opened.task))
                 .map(|attested| attested.facts().verified_at)
                 .max(),
-            attested_at: self.state.figures().agent(&id).attested_at,
+            attested_at: self.state.stats().agent(&id).attested_at,
             activity: Vec::new(),
             registered,
             id,

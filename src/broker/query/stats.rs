@@ -8,8 +8,9 @@ use crate::card::History;
 use crate::model::*;
 use crate::policy::{PolicyBundle, Remedy, Role, RuleEffect, RuleInfo};
 use crate::state::AccessRequest;
-use crate::state::figures::{self, ApproverFigures, Habit, RuleFigures};
-use crate::state::unusual::{self, Oddity};
+use crate::state::stats::{self, ApproverStats, RuleStats};
+use crate::state::action_stats::ActionStats;
+use crate::state::anomaly::{self, Anomaly};
 
 /// A rule of the policy bundle in force, and how often it mattered.
 #[derive(Debug, Clone)]
@@ -75,7 +76,7 @@ pub struct ActionUse {
     /// Whether its ceiling has it today.
     pub in_ceiling: bool,
     /// What was counted; nothing of an action it never asked for.
-    pub habit: Habit,
+    pub habit: ActionStats,
 }
 
 impl Broker {
@@ -84,7 +85,7 @@ impl Broker {
         self.reader(call, self.now())?;
         let rules = self.projections.rules();
         let rules = rules.iter().flat_map(|in_force| in_force.bundle.rules());
-        let row = |rule: &RuleInfo| rule_row(rule, self.state.figures().rule(&rule.id));
+        let row = |rule: &RuleInfo| rule_row(rule, self.state.stats().rule(&rule.id));
         Ok(rules.map(row).collect())
     }
 
@@ -93,13 +94,13 @@ impl Broker {
         self.reader(call, self.now())?;
         let rules = self.projections.rules();
         let person = |id: &PersonId| rules.as_ref()?.bundle.person(id);
-        let voted = self.state.figures().approvers();
+        let voted = self.state.stats().approvers();
         let mut ids: BTreeSet<PersonId> = voted.into_iter().map(|(id, _)| id).collect();
         let people = rules.iter().flat_map(|in_force| in_force.bundle.people());
         let approvers = people.filter(|p| p.roles.contains(&Role::Approver));
         ids.extend(approvers.map(|p| p.id.clone()));
         let row = |id: PersonId| {
-            let figures = self.state.figures().approver(&id);
+            let figures = self.state.stats().approver(&id);
             let name = person(&id).map(|p| p.name.clone()).unwrap_or_default();
             approver_row(id, name, &figures)
         };
@@ -117,29 +118,29 @@ impl Broker {
     ) -> (Vec<String>, Option<History>) {
         let opened = &request.opened;
         let (agent, action) = (&opened.agent, &opened.action.action);
-        let figures = self.state.figures();
-        let habit = figures.habit(agent, action);
-        let at_opening = match figures.oddities(&opened.access_request) {
+        let figures = self.state.stats();
+        let habit = figures.action_stats(agent, action);
+        let at_opening = match figures.anomalies(&opened.access_request) {
             Some(odd) => odd.to_vec(),
-            None => vec![Oddity::Forgotten],
+            None => vec![Anomaly::Evicted],
         };
-        let at_showing = unusual::at_showing(
+        let at_showing = anomaly::at_view(
             opened.evidence.verified_at,
             request.opened_at,
             habit.as_ref(),
             self.projections.registration(agent),
             now,
         );
-        let unusual = at_opening.iter().chain(&at_showing).map(Oddity::sentence);
-        let yours = figures.opinion(reader, agent, action);
+        let unusual = at_opening.iter().chain(&at_showing).map(Anomaly::sentence);
+        let yours = figures.approver_action(reader, agent, action);
         let history = habit.map(|habit| History {
             approved: few(habit.approved),
             denied: few(habit.denied),
-            yours_approved: few(yours.yes),
-            yours_denied: few(yours.no),
+            yours_approved: few(yours.approvals),
+            yours_denied: few(yours.denials),
             last_approved_at: habit.last_approved.as_ref().map(|(at, _)| *at),
             last_denied_at: habit.last_denied.as_ref().map(|(at, _)| *at),
-            today: habit.on_day_of(now),
+            today: habit.requests_on(now),
             first: habit.decided() == 0,
             last_denied_by: habit.last_denied.map(|(_, id)| who(bundle, id)),
         });
@@ -151,17 +152,17 @@ impl Broker {
     pub(in crate::broker) fn activity(
         &self,
         id: &AgentId,
-        registered: Option<&Agent>,
+        registered: Option<&RegisteredAgent>,
     ) -> Vec<ActionUse> {
-        let mut used = self.state.figures().habits_of(id);
+        let mut used = self.state.stats().actions_of_agent(id);
         let unused = registered
             .iter()
             .flat_map(|agent| &agent.ceiling)
             .filter(|name| used.iter().all(|(action, _)| action != *name))
-            .map(|name| (name.clone(), Habit::default()))
+            .map(|name| (name.clone(), ActionStats::default()))
             .collect::<Vec<_>>();
         used.extend(unused);
-        used.sort_by(|a, b| b.1.asked.cmp(&a.1.asked).then_with(|| a.0.cmp(&b.0)));
+        used.sort_by(|a, b| b.1.requested.cmp(&a.1.requested).then_with(|| a.0.cmp(&b.0)));
         let in_ceiling = |name: &ActionName| registered.is_some_and(|a| a.ceiling.contains(name));
         used.into_iter()
             .map(|(action, habit)| ActionUse {
@@ -173,7 +174,7 @@ impl Broker {
     }
 }
 
-fn rule_row(rule: &RuleInfo, figures: RuleFigures) -> RuleRow {
+fn rule_row(rule: &RuleInfo, figures: RuleStats) -> RuleRow {
     let (remedy, asks) = match &rule.remedy {
         Some(Remedy::StepUp(profile)) => (format!("step_up {profile}"), true),
         Some(Remedy::MaxTtl(seconds)) => (format!("max_ttl {seconds}s"), false),
@@ -182,13 +183,13 @@ fn rule_row(rule: &RuleInfo, figures: RuleFigures) -> RuleRow {
     // Permits and short lives determine pending answers too, but it is not they who ask.
     let figures = match asks {
         true => figures,
-        false => RuleFigures {
+        false => RuleStats {
             hits: figures.hits,
             last_at: figures.last_at,
-            ..RuleFigures::default()
+            ..RuleStats::default()
         },
     };
-    let median_s = figures.times.median();
+    let median_s = figures.decide_times.median();
     RuleRow {
         id: rule.id.clone(),
         file: rule.file.clone(),
@@ -200,28 +201,28 @@ fn rule_row(rule: &RuleInfo, figures: RuleFigures) -> RuleRow {
         },
         remedy,
         hits: figures.hits,
-        asked: figures.asked,
+        asked: figures.requested,
         approved: figures.approved,
         denied: figures.denied,
         expired: figures.expired,
         approved_percent: percent(figures.approved, figures.denied),
         median_s,
         last_at: figures.last_at,
-        rubber_stamp: figures::rubber_stamp(figures.approved, figures.denied, median_s),
+        rubber_stamp: stats::is_rubber_stamp(figures.approved, figures.denied, median_s),
     }
 }
 
-fn approver_row(id: PersonId, name: String, figures: &ApproverFigures) -> ApproverRow {
-    let median_s = figures.times.median();
+fn approver_row(id: PersonId, name: String, figures: &ApproverStats) -> ApproverRow {
+    let median_s = figures.decide_times.median();
     ApproverRow {
         id,
         name,
-        yes: figures.yes,
-        no: figures.no,
-        approved_percent: percent(figures.yes, figures.no),
+        yes: figures.approvals,
+        no: figures.denials,
+        approved_percent: percent(figures.approvals, figures.denials),
         median_s,
         last_at: figures.last_at,
-        rubber_stamp: figures::rubber_stamp(figures.yes, figures.no, median_s),
+        rubber_stamp: stats::is_rubber_stamp(figures.approvals, figures.denials, median_s),
     }
 }
 

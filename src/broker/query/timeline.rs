@@ -8,7 +8,7 @@ use crate::broker::{Broker, CallContext, Refusal};
 use crate::journal::StoredEntry;
 use crate::model::*;
 use crate::policy::Role;
-use crate::state::{Grant, Task};
+use crate::state::{Grant, TaskRecord};
 
 /// One thing that happened. Every text is safe to print.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +65,7 @@ pub const SCAN_MAX: u64 = 20_000;
 const READ_AT_ONCE: u32 = 256;
 
 impl Broker {
-    /// A task's timeline: from the journal's entries of it, at most [`TRACE_MAX`](crate::state::TRACE_MAX) of them. For an
+    /// A task's timeline: from the journal's entries of it, at most [`TASK_ENTRIES_MAX`](crate::state::TRACE_MAX) of them. For an
     /// approver who is no operator, only of tasks that asked a group of theirs; another's and none get the same answer.
     pub async fn timeline(&self, call: &CallContext, id: TaskId) -> Result<Timeline, Refusal> {
         let now = self.now();
@@ -77,7 +77,7 @@ impl Broker {
         {
             return Err(unknown());
         }
-        let (mut indexes, left_out) = self.state.entries_of(&id);
+        let (mut indexes, left_out) = self.state.task_entries(&id);
         // The entry that ended many tasks at once.
         let ended = task.ended.map(|ended| ended.index);
         indexes.extend(ended.filter(|index| !indexes.contains(index)));
@@ -89,7 +89,7 @@ impl Broker {
         let stored = self.off_the_threads(call, read).await?;
         let mut moments = vec![verified(&task)];
         moments.extend(stored.iter().flatten().filter_map(|s| self.moment(s)));
-        let grants = self.state.grants_of(&id);
+        let grants = self.state.grants_of_task(&id);
         moments.extend(grants.iter().filter_map(|grant| expired(grant, &task, now)));
         moments.sort_by_key(|moment| (moment.at, moment.index));
         Ok(Timeline {
@@ -99,7 +99,7 @@ impl Broker {
             over: task
                 .ended
                 .map(|ended| ended.cause)
-                .or_else(|| task.lapsed(now))
+                .or_else(|| task.expired_cause(now))
                 .or_else(|| self.task_doomed(&task)),
             moments,
             left_out,
@@ -121,7 +121,7 @@ impl Broker {
         self.reader(call, now)?;
         if query.len() > QUERY_BYTES_MAX {
             let told = format!("must be at most {QUERY_BYTES_MAX} bytes");
-            return Err(self.malformed(call.method, &Malformed::new("query", told)));
+            return Err(self.malformed(call.method, &ParseError::new("query", told)));
         }
         let head = self.state.position().1.saturating_add(1);
         let mut place = below.unwrap_or(head).min(head);
@@ -131,7 +131,7 @@ impl Broker {
             let stop = place.saturating_sub(SCAN_MAX);
             let mut found = Vec::new();
             while place > stop {
-                for stored in journal.below(place, READ_AT_ONCE)? {
+                for stored in journal.entries_below(place, READ_AT_ONCE)? {
                     place = stored.index;
                     if tells_of(&stored.text, &query) {
                         found.push(stored);
@@ -177,9 +177,9 @@ impl Broker {
         registered.roles.contains(&Role::Operator)
             || self
                 .state
-                .requests_of(task)
+                .requests_of_task(task)
                 .iter()
-                .any(|request| request.opened.decision.needs.iter().any(asked))
+                .any(|request| request.opened.decision.required_profiles.iter().any(asked))
     }
 
     /// An entry as people read it; `None` for one that this version cannot read.
@@ -190,7 +190,7 @@ impl Broker {
             None => BROKER.to_owned(),
         };
         let doing = |a: &ActionOnRecord| format!("{} on {}", a.action, a.target);
-        let (kind, what, who, detail, ids): (_, _, String, String, Vec<String>) = match &entry.fact
+        let (kind, what, who, detail, ids): (_, _, String, String, Vec<String>) = match &entry.event
         {
             Event::EpochStarted(f) => (
                 "EpochStarted",
@@ -314,7 +314,7 @@ impl Broker {
                 vec![f.id.to_string(), f.task.to_string()],
             ),
             Event::AccessRequestOpened(f) => {
-                let needs: Vec<_> = f.decision.needs.iter().map(|n| n.name.as_str()).collect();
+                let needs: Vec<_> = f.decision.required_profiles.iter().map(|n| n.name.as_str()).collect();
                 (
                     "AccessRequestOpened",
                     "people asked",
@@ -334,7 +334,7 @@ impl Broker {
                     Verdict::Approve => format!(
                         "under {}, for at most {}",
                         f.profile.name,
-                        show_seconds(f.max_ttl)
+                        format_seconds(f.max_ttl)
                     ),
                     Verdict::Deny => format!("under {}", f.profile.name),
                 },
@@ -344,7 +344,7 @@ impl Broker {
                 "VoteRefused",
                 "vote refused",
                 f.voter.to_string(),
-                f.why.clone(),
+                f.reason.clone(),
                 vec![f.access_request.to_string()],
             ),
             Event::AccessRequestClosed(f) => (
@@ -366,7 +366,7 @@ impl Broker {
                     Some(names) => format!(", approved under {names}"),
                     None => String::new(),
                 };
-                let life = show_seconds(f.exp.saturating_sub(f.iat));
+                let life = format_seconds(f.exp.saturating_sub(f.iat));
                 let consumed = f.consumed.iter().map(ToString::to_string);
                 (
                     "TokenIssued",
@@ -439,7 +439,7 @@ fn named<T: ToString>(ids: &[T]) -> Vec<String> {
 }
 
 /// Gate 1's moment, from the entry that opened the task.
-fn verified(task: &Task) -> Moment {
+fn verified(task: &TaskRecord) -> Moment {
     let facts = &task.opened.evidence;
     Moment {
         index: None,
@@ -453,7 +453,7 @@ fn verified(task: &Task) -> Moment {
 }
 
 /// A token's natural end, when nothing ended it before.
-fn expired(grant: &Grant, task: &Task, now: Timestamp) -> Option<Moment> {
+fn expired(grant: &Grant, task: &TaskRecord, now: Timestamp) -> Option<Moment> {
     let at = Timestamp::from_secs(grant.issued.exp);
     let ended = [grant.ended, task.ended];
     let before = ended.iter().flatten().any(|ended| ended.at < at);
@@ -524,7 +524,7 @@ mod tests {
     const STORED: &str = concat!(
         r#"{"at":1,"body":{"action":{"action":"account.disable","parameters":{"note":"ann","salted":{"commitment":"c0"}},"#,
         r#""target":{"id":"ann","type":"Account"}},"evidence":{"kind":"jwt_svid"},"task":"task_1"},"epoch":1,"index":7,"#,
-        r#""kind":"RequestDenied","moves":["task:task_2"],"read_set":[],"v":1}"#
+        r#""kind":"RequestDenied","read_set":[],"v":1,"write_set":["task:task_2"]}"#
     );
 
     #[test]

@@ -6,7 +6,7 @@ use crate::broker::governance::pending_revocation::{Doomed, Wish};
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
-use crate::state::{AccessRequest, AccessStatus, Grant, Task};
+use crate::state::{AccessRequest, StoredStatus, Grant, TaskRecord};
 
 /// Input of `CompleteTask` and `EndTask`.
 #[derive(Debug, Clone)]
@@ -102,7 +102,7 @@ impl Broker {
                 .clone();
             let read_set = self.request_premises(&opened);
             let request = self.own_request(call, &task.opened.task, &id)?;
-            if !request.waits(now) || !self.is_running(task, now) {
+            if !request.is_pending(now) || !self.is_running(task, now) {
                 return Err(self.refuse(
                     call.method,
                     Reason::AccessRequestClosed,
@@ -114,12 +114,12 @@ impl Broker {
             let event = Event::AccessRequestClosed(AccessRequestClosed {
                 access_request: id,
                 cause: CloseCause::Cancelled,
-                begun,
+                voting_started: begun,
             });
-            let mut write_set = vec![(Stream::Access(id), request.version)];
+            let mut write_set = vec![(Stream::AccessRequest(id), request.version)];
             if begun {
-                let asks = self.state.asks(&opened.agent).version;
-                write_set.push((Stream::Asks(opened.agent.clone()), asks));
+                let asks = self.state.access_request_history(&opened.agent).version;
+                write_set.push((Stream::AgentRequests(opened.agent.clone()), asks));
             }
             let append = Append {
                 read_set,
@@ -157,7 +157,7 @@ impl Broker {
                 return Ok(self.end_report(&task, now));
             }
             // A deadline or heartbeat that has passed is the cause, before any caller's.
-            let (cause, outcome, by) = match task.lapsed(now) {
+            let (cause, outcome, by) = match task.expired_cause(now) {
                 None => (cause, outcome.clone(), by.clone()),
                 Some(expired) => (expired, None, None),
             };
@@ -184,27 +184,27 @@ impl Broker {
     }
 
     /// Computed from the record, so that a repeated call gets the same report.
-    fn end_report(&self, task: &Arc<Task>, now: Timestamp) -> EndReport {
+    fn end_report(&self, task: &Arc<TaskRecord>, now: Timestamp) -> EndReport {
         let id = task.opened.task;
         let (cause, at, index) = task
             .ended
             .map_or((EndCause::Deadline, now, 0), |e| (e.cause, e.at, e.index));
-        let grants = self.state.grants_of(&id);
+        let grants = self.state.grants_of_task(&id);
         let active = |g: &&Arc<Grant>| {
             g.ended.is_none_or(|e| e.index >= index)
-                && !self.state.action_frozen_since(g)
+                && !self.state.is_action_frozen(g)
                 && at.secs() < g.issued.exp
-                && !g.spent()
+                && !g.is_spent()
         };
         let pending =
-            |r: &&Arc<AccessRequest>| r.status == AccessStatus::Waiting && at < r.opened.expires_at;
+            |r: &&Arc<AccessRequest>| r.status == StoredStatus::Pending && at < r.opened.expires_at;
         EndReport {
             task: id,
             cause,
             at,
             index,
             revoked: grants.iter().filter(active).count(),
-            closed: self.state.requests_of(&id).iter().filter(pending).count(),
+            closed: self.state.requests_of_task(&id).iter().filter(pending).count(),
             tokens: grants.iter().map(|g| g.issued.jti).collect(),
         }
     }

@@ -10,7 +10,7 @@ use crate::broker::transaction::TransactionError;
 use crate::broker::{ATTEMPTS, Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
-use crate::state::Task;
+use crate::state::TaskRecord;
 
 /// How long heartbeats are gathered before one entry records them.
 const LEASE_BATCH_WINDOW: Duration = Duration::from_millis(20);
@@ -61,7 +61,7 @@ impl Broker {
             }
             match answer.await {
                 // The next attempt reads the result from the record: extended, ended, or changed by another append.
-                Ok(Ok(()) | Err(AppendError::Conflict(_) | AppendError::Late)) => {
+                Ok(Ok(()) | Err(AppendError::Conflict(_) | AppendError::TooLate)) => {
                     Err(TransactionError::Retry)
                 }
                 Ok(Err(error)) => Err(self.refuse_append(call.method, &error).into()),
@@ -79,7 +79,7 @@ impl Broker {
             let chunk: Vec<PendingHeartbeat> = pending.by_ref().take(TASKS_PER_ENTRY_MAX).collect();
             let result = self.extend(&chunk).await;
             // A task that moved meanwhile makes the whole entry conflict: then each lease is extended by its own.
-            if matches!(result, Err(AppendError::Conflict(_) | AppendError::Late))
+            if matches!(result, Err(AppendError::Conflict(_) | AppendError::TooLate))
                 && chunk.len() > 1
             {
                 for one in chunk {
@@ -139,7 +139,7 @@ impl Broker {
 }
 
 /// When the task ends without another heartbeat.
-fn lease_of(task: &Task) -> Timestamp {
+fn lease_of(task: &TaskRecord) -> Timestamp {
     let deadline = task.opened.deadline;
     task.lease.map_or(deadline, |l| l.until.min(deadline))
 }

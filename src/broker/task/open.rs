@@ -8,7 +8,7 @@ use crate::broker::{
 };
 use crate::journal::{Append, Blob};
 use crate::model::*;
-use crate::state::Task;
+use crate::state::TaskRecord;
 use crate::verify::{
     self, AgentRecords, Attested, Authenticated, Gate1Context, Restriction, TaskSnapshot,
     VerifyError,
@@ -20,7 +20,7 @@ pub struct OpenTaskInput {
     /// Evidence of the workload's identity.
     pub evidence: Evidence,
     /// The purpose, in the agent's words.
-    pub purpose: Prose,
+    pub purpose: UntrustedText,
     /// Longest duration, in seconds.
     pub max_duration: i64,
     /// The client's idempotency key.
@@ -89,7 +89,7 @@ impl Broker {
             let agent = verified.agent();
             if let Some(task) =
                 self.state
-                    .opened_under(&agent.id, authenticated.jkt(), &input.idempotency_key)
+                    .task_by_request_id(&agent.id, authenticated.jkt(), &input.idempotency_key)
             {
                 return Ok(self.replay_open(call, input, &task, authenticated)?);
             }
@@ -106,7 +106,7 @@ impl Broker {
                 owner: agent.owner.clone(),
                 binding: verified.binding(),
                 idempotency_key: input.idempotency_key.clone(),
-                asked_seconds: input.max_duration,
+                requested_seconds: input.max_duration,
                 opened_at: now,
                 deadline: now.plus_secs(input.max_duration.min(self.settings.task_cap)),
                 heartbeat_seconds: input.heartbeat,
@@ -120,7 +120,7 @@ impl Broker {
             let write_set = vec![
                 (Stream::Task(task), 0),
                 (
-                    Stream::open(
+                    Stream::open_task(
                         agent.id.clone(),
                         authenticated.jkt(),
                         input.idempotency_key.clone(),
@@ -150,10 +150,10 @@ impl Broker {
         &self,
         call: &CallContext,
         input: &OpenTaskInput,
-        task: &Task,
+        task: &TaskRecord,
         authenticated: &Authenticated,
     ) -> Result<OpenTaskReply, Refusal> {
-        let same = task.opened.asked_seconds == input.max_duration
+        let same = task.opened.requested_seconds == input.max_duration
             && task.opened.heartbeat_seconds == input.heartbeat
             && task.purpose.as_ref() == Some(&input.purpose);
         if !same {
@@ -180,7 +180,7 @@ impl Broker {
 
     /// Keeps the evidence of a task as it was verified in this call.
     pub(in crate::broker) fn cache_attestation(&self, task: TaskId, authenticated: &Authenticated) {
-        self.attestations.put_shared(task, authenticated.attested().clone());
+        self.attestations.insert_arc(task, authenticated.attested().clone());
     }
 
     /// The evidence of a task as it was last verified here.
@@ -193,12 +193,12 @@ impl Broker {
         &'a self,
         authenticated: &Authenticated,
         rules: Option<&'a crate::policy::ActivePolicy>,
-        task: Option<&Task>,
+        task: Option<&TaskRecord>,
     ) -> Gate1Context<'a> {
         let facts = authenticated.facts();
         let trust = self
             .state
-            .trusted(&facts.subject.trust_domain())
+            .trusted_keys(&facts.subject.trust_domain())
             .filter(|keys| keys.value.kids.contains(&facts.kid))
             .map(|keys| keys.version);
         let agent = rules.and_then(|rules| {
@@ -224,7 +224,7 @@ impl Broker {
     }
 
     /// What the journal says of an agent, each value read together with its version.
-    fn agent_records(&self, agent: &Agent) -> AgentRecords {
+    fn agent_records(&self, agent: &RegisteredAgent) -> AgentRecords {
         let restriction = |(in_force, version)| Restriction { in_force, version };
         let freeze = |scope| restriction(self.freeze_of(&scope));
         AgentRecords {
@@ -234,7 +234,7 @@ impl Broker {
             freeze_all: freeze(FreezeScope::All),
             freeze_agent: freeze(FreezeScope::Agent(agent.id.clone())),
             freeze_owner: freeze(FreezeScope::Owner(agent.owner.clone())),
-            owner_version: self.state.roster().of(&agent.owner).version,
+            owner_version: self.state.credentials().get(&agent.owner).version,
         }
     }
 }

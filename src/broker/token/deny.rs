@@ -8,7 +8,7 @@ use crate::broker::{Broker, CallContext, REFUSALS_PER_MINUTE, Refusal};
 use crate::journal::{Append, Blob};
 use crate::model::*;
 use crate::policy::ActionError;
-use crate::state::AccessStatus;
+use crate::state::StoredStatus;
 
 impl Broker {
     /// Answers a retry after an approver's denial or expiry: the outcome of the idempotency key never changes.
@@ -34,7 +34,7 @@ impl Broker {
                 "this idempotency key was decided for another action",
             ));
         }
-        let why = if request.status == AccessStatus::Denied {
+        let why = if request.status == StoredStatus::Denied {
             DeniedReason::DeniedByPerson
         } else {
             DeniedReason::Expired
@@ -104,7 +104,7 @@ impl Broker {
         &self,
         attempt: &TokenAttempt<'_>,
         reason: &str,
-        decision: Option<Decision>,
+        decision: Option<DecisionRecord>,
         sensitive: &BTreeSet<String>,
     ) -> Result<(), Refusal> {
         let TokenAttempt {
@@ -115,7 +115,7 @@ impl Broker {
             ..
         } = *attempt;
         let policy = rules.version.to_be_bytes();
-        let answer = Digest::of_parts(&[
+        let answer = Digest::sha256_parts(&[
             reason.as_bytes(),
             &[0],
             &policy,
@@ -152,7 +152,7 @@ impl Broker {
             .append(append)
             .await
             .map_err(|e| self.refuse_append(call.method, &e))?;
-        self.last_denials.put(key, answer);
+        self.last_denials.insert(key, answer);
         Ok(())
     }
 

@@ -43,7 +43,7 @@ impl Broker {
         let caller = self.service(call, now)?;
         Ok(self
             .active_grant(token, &caller.audiences, now)
-            .filter(|grant| !grant.spent())
+            .filter(|grant| !grant.is_spent())
             .map(|grant| {
                 let uses_left = left(&grant, grant.uses.len());
                 Introspected { grant, uses_left }
@@ -90,10 +90,10 @@ impl Broker {
             let opened = task.as_ref().map(|t| &*t.opened);
             let freezes = self.freeze_premises(&found.issued, opened, &rules);
             let task = task.as_ref().map_or(Version::MAX, |t| t.version);
-            let agent = self.state.standing(&found.issued.agent).version;
+            let agent = self.state.agent_status(&found.issued.agent).version;
             let trust = self
                 .state
-                .trusted(&found.issued.subject.trust_domain())
+                .trusted_keys(&found.issued.subject.trust_domain())
                 .map_or(Version::MAX, |t| t.version);
             let grant = self
                 .state
@@ -119,7 +119,7 @@ impl Broker {
                     index,
                 });
             }
-            if grant.spent() {
+            if grant.is_spent() {
                 return Err(self.refuse(
                     call.method,
                     Reason::UseSpent,
@@ -172,7 +172,7 @@ impl Broker {
     /// whether the grant is active.
     fn parse_own_token(&self, token: &Secret, now: Timestamp) -> Option<(TokenId, KeyId)> {
         let keys = self.projections.own_keys()?;
-        let text = Digest::of(token.expose_secret().as_bytes());
+        let text = Digest::sha256(token.expose_secret().as_bytes());
         if let Some(cached) = self.verified_tokens.get(&keys, &text) {
             return Some(cached);
         }
@@ -197,7 +197,7 @@ impl Broker {
         if let Some(keys) = self.projections.own_keys()
             && keys.get(&issued.kid).is_some()
         {
-            let text = Digest::of(token.expose_secret().as_bytes());
+            let text = Digest::sha256(token.expose_secret().as_bytes());
             self.verified_tokens
                 .insert(&keys, text, issued.jti, issued.kid.clone());
         }

@@ -87,13 +87,13 @@ impl Broker {
             call, input, rules, ..
         } = *attempt;
         self.require_reliable_clock(call.method)?;
-        let Some(recorded) = self.state.recorded(jti) else {
+        let Some(recorded) = self.state.recorded_grant(jti) else {
             return Err(self.refuse(call.method, Reason::TokenDead, "the grant is no longer on record").into());
         };
         let grant = Arc::clone(recorded.grant());
         let same = grant.action.as_ref().is_some_and(|a| **a == input.action)
-            && grant.issued.asked_ttl == input.ttl
-            && grant.reason.as_ref().map(Prose::as_str) == input.reason.as_ref().map(Prose::as_str);
+            && grant.issued.requested_ttl == input.ttl
+            && grant.reason.as_ref().map(UntrustedText::as_str) == input.reason.as_ref().map(UntrustedText::as_str);
         if !same {
             return Err(self.refuse(
                 call.method,
@@ -108,7 +108,7 @@ impl Broker {
                 cause.as_str()
             ));
         }
-        if grant.spent() {
+        if grant.is_spent() {
             return inactive("every use of the token of this idempotency key is spent".to_owned());
         }
         let facts = verified.facts().clone();

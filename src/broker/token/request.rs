@@ -8,7 +8,7 @@ use crate::broker::transaction::{Transaction, TransactionError};
 use crate::broker::{ATTEMPTS, Broker, CallContext, ATTACHED_MAX, Refusal};
 use crate::model::*;
 use crate::policy::{ActivePolicy, VoteMethod};
-use crate::state::{AccessRequest, AccessStatus, IdempotencyOutcome, Task};
+use crate::state::{AccessRequest, StoredStatus, IdempotencyOutcome, TaskRecord};
 use crate::verify::{self, Authenticated, VerifyError};
 
 /// Input of `RequestToken`.
@@ -21,7 +21,7 @@ pub struct RequestTokenInput {
     /// Requested lifetime, in seconds.
     pub ttl: i64,
     /// The reason, in the agent's words.
-    pub reason: Option<Prose>,
+    pub reason: Option<UntrustedText>,
     /// The client's idempotency key.
     pub idempotency_key: IdempotencyKey,
     /// Milliseconds to wait for approvers.
@@ -72,7 +72,7 @@ pub struct PendingReply {
     /// Rules that require approval.
     pub rules: Vec<RuleShown>,
     /// How the lifetime was computed so far.
-    pub ttl: TtlSum,
+    pub ttl: TtlBreakdown,
     /// The evidence went stale during the wait: the client must send new evidence.
     pub show_evidence: bool,
     /// The evidence gate 1 verified in this call.
@@ -94,7 +94,7 @@ impl DecisionVersions {
     /// Takes the versions of what was read; zero for what is missing.
     pub(in crate::broker) fn new(
         access_request: Version,
-        task: Option<&Task>,
+        task: Option<&TaskRecord>,
         agent: Version,
         rules: Option<&ActivePolicy>,
     ) -> Self {
@@ -150,7 +150,7 @@ pub(in crate::broker) struct TokenAttempt<'a> {
     pub(in crate::broker) input: &'a RequestTokenInput,
     pub(in crate::broker) authenticated: &'a Authenticated,
     pub(in crate::broker) rules: &'a ActivePolicy,
-    pub(in crate::broker) task: &'a Task,
+    pub(in crate::broker) task: &'a TaskRecord,
     pub(in crate::broker) agent_version: Version,
     pub(in crate::broker) request_version: Version,
     pub(in crate::broker) now: Timestamp,
@@ -226,7 +226,7 @@ impl Broker {
             // Later changes notify the subscription; earlier ones show in the versions.
             loop {
                 subscription.heard();
-                if self.journal.tail().borrow().failed {
+                if self.journal.head().borrow().failed {
                     return Err(self.refuse(
                         call.method,
                         Reason::JournalUnavailable,
@@ -253,7 +253,7 @@ impl Broker {
         let task = self.state.task(task);
         let agent = task
             .as_ref()
-            .map_or(0, |t| self.state.standing(&t.opened.agent).version);
+            .map_or(0, |t| self.state.agent_status(&t.opened.agent).version);
         DecisionVersions::new(
             request.map_or(0, |r| r.version),
             task.as_deref(),
@@ -294,7 +294,7 @@ impl Broker {
             .projections
             .rules()
             .ok_or_else(|| closed(&VerifyError::NoRules))?;
-        let agent_version = self.state.standing(&task.opened.agent).version;
+        let agent_version = self.state.agent_status(&task.opened.agent).version;
         let context = self.gate_1_context(authenticated, Some(&rules), Some(&task));
         let verified = authenticated
             .verify(context, now)
@@ -317,7 +317,7 @@ impl Broker {
             .or_else(|| self.implied_outcome(&input.task, &input.idempotency_key, now))
         {
             Some(IdempotencyOutcome::Granted(jti)) => return self.reissue(&attempt, verified, &jti, transaction).await,
-            Some(IdempotencyOutcome::Refused(id)) => return Ok(self.replay_denial(&attempt, &id)?),
+            Some(IdempotencyOutcome::Denied(id)) => return Ok(self.replay_denial(&attempt, &id)?),
             None => {}
         }
         self.require_reliable_clock(call.method)?;
@@ -325,8 +325,8 @@ impl Broker {
             return Err(self.refuse_action(&attempt, &problem).await.into());
         }
         // Read before the search for a pending one: an opening after this line makes ours conflict.
-        let asks = self.state.asks(&task.opened.agent);
-        let waiting = self.state.waiting_for(&input.task, input.action.digest(), now);
+        let asks = self.state.access_request_history(&task.opened.agent);
+        let waiting = self.state.pending_request_for(&input.task, input.action.digest(), now);
         self.check_same_action(&attempt)?;
         let order = Order {
             action: input.action.clone(),
@@ -376,19 +376,19 @@ impl Broker {
     /// attached to was decided.
     fn implied_outcome(&self, task: &TaskId, idempotency_key: &IdempotencyKey, now: Timestamp) -> Option<IdempotencyOutcome> {
         let expired =
-            |r: &AccessRequest| r.status == AccessStatus::Waiting && now >= r.opened.expires_at;
+            |r: &AccessRequest| r.status == StoredStatus::Pending && now >= r.opened.expires_at;
         if let Some(id) = self.attached_to(task, idempotency_key) {
             let attached = self.state.access_request(&id)?;
             let closed = matches!(
                 attached.status,
-                AccessStatus::Denied | AccessStatus::Closed(CloseCause::Expired)
+                StoredStatus::Denied | StoredStatus::Closed(CloseCause::Expired)
             ) || expired(&attached);
-            return closed.then_some(IdempotencyOutcome::Refused(id));
+            return closed.then_some(IdempotencyOutcome::Denied(id));
         }
-        let own = self.state.requests_of(task);
+        let own = self.state.requests_of_task(task);
         own.iter()
             .find(|r| r.opened.idempotency_key == *idempotency_key && expired(r))
-            .map(|r| IdempotencyOutcome::Refused(r.opened.access_request))
+            .map(|r| IdempotencyOutcome::Denied(r.opened.access_request))
     }
 
     fn attached_to(&self, task: &TaskId, idempotency_key: &IdempotencyKey) -> Option<AccessRequestId> {
@@ -428,10 +428,10 @@ impl Broker {
         let attached = self.attached_to(&input.task, &input.idempotency_key);
         let differs = |r: &Arc<AccessRequest>| {
             (r.opened.idempotency_key == input.idempotency_key || Some(r.opened.access_request) == attached)
-                && r.waits(now)
+                && r.is_pending(now)
                 && r.action.as_ref().is_some_and(|a| **a != input.action)
         };
-        if self.state.requests_of(&input.task).iter().any(differs) {
+        if self.state.requests_of_task(&input.task).iter().any(differs) {
             return Err(self.refuse(
                 call.method,
                 Reason::ApprovalOutOfScope,

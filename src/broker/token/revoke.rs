@@ -33,7 +33,7 @@ impl Broker {
                 let message = format!("no token {jti} was issued here");
                 return Err(self.refuse(call.method, Reason::NotFound, message).into());
             };
-            if let Some(cause) = self.state.dead(&grant, self.now()) {
+            if let Some(cause) = self.state.end_cause(&grant, self.now()) {
                 let of_task = self.state.task(&grant.issued.task).and_then(|t| t.ended);
                 let ended = grant.ended.or(of_task).map(|ended| ended.index);
                 return Ok(TokenRevoked {

@@ -9,7 +9,7 @@ use crate::broker::{Broker, Refusal};
 use crate::journal::{Append, Blob};
 use crate::model::*;
 use crate::policy::{ApprovalLimits, ActivePolicy};
-use crate::state::{AccessRequest, Asks, Versioned};
+use crate::state::{AccessRequest, AccessRequestHistory, Versioned};
 
 /// Longest action of an access request, in bytes of its canonical form: approvers must be able to read it.
 const ACTION_BYTES_MAX: usize = 16 * 1024;
@@ -21,7 +21,7 @@ impl Broker {
         &self,
         attempt: &TokenAttempt<'_>,
         pending: Pending,
-        asks: &Versioned<Asks>,
+        asks: &Versioned<AccessRequestHistory>,
         transaction: Transaction<'_>,
     ) -> Result<TokenReply, TransactionError> {
         let TokenAttempt {
@@ -37,7 +37,7 @@ impl Broker {
             .bundle
             .agent(&task.opened.agent)
             .map_or_else(|| task.opened.owner.clone(), |a| a.owner.clone());
-        let owner_asks = self.state.owner_asks(&owner);
+        let owner_asks = self.state.owner_pending(&owner);
         self.check_ask_limits(attempt, &asks.value, &owner_asks.value)?;
         let id = AccessRequestId::from_random(self.random_bytes());
         let (action, secret) = input
@@ -72,12 +72,12 @@ impl Broker {
             ..Append::one(
                 Event::AccessRequestOpened(event),
                 vec![
-                    (Stream::Access(id), 0),
-                    (Stream::Asks(task.opened.agent.clone()), asks.version),
-                    (Stream::OwnerAsks(owner), owner_asks.version),
+                    (Stream::AccessRequest(id), 0),
+                    (Stream::AgentRequests(task.opened.agent.clone()), asks.version),
+                    (Stream::OwnerRequests(owner), owner_asks.version),
                     // One idempotency key cannot become a grant for one action and an access request for another.
                     (
-                        Stream::Request(input.task, input.idempotency_key.clone()),
+                        Stream::TokenRequest(input.task, input.idempotency_key.clone()),
                         attempt.request_version,
                     ),
                 ],
@@ -97,7 +97,7 @@ impl Broker {
     fn check_ask_limits(
         &self,
         attempt: &TokenAttempt<'_>,
-        asks: &Asks,
+        asks: &AccessRequestHistory,
         of_owner: &BTreeSet<AccessRequestId>,
     ) -> Result<(), Refusal> {
         let TokenAttempt {
@@ -116,18 +116,18 @@ impl Broker {
         }
         let bounds = rules.bundle.approval_limits();
         let counts = [
-            ("agent", &asks.waiting, bounds.pending_per_agent),
+            ("agent", &asks.pending, bounds.pending_per_agent),
             ("owner", of_owner, bounds.pending_per_owner),
         ];
         for (whose, waiting, max) in counts {
-            let waiting = self.state.count_waiting(waiting, now);
+            let waiting = self.state.count_pending(waiting, now);
             if waiting >= usize::try_from(max).unwrap_or(usize::MAX) {
                 let message =
                     format!("{waiting} access requests of this {whose} are pending; at most {max} may be");
                 return Err(self.refuse(call.method, Reason::TooManyPending, message));
             }
         }
-        let opens = asks.opens_since(now.plus_secs(-60));
+        let opens = asks.openings_since(now.plus_secs(-60));
         let most = usize::try_from(bounds.opens_per_minute).unwrap_or(usize::MAX);
         if most > 0 && opens >= most {
             let message = format!(
@@ -137,11 +137,11 @@ impl Broker {
             return Err(self.refuse(call.method, Reason::BackOff, message));
         }
         let since = now.plus_secs(-ApprovalLimits::DENIAL_WINDOW_S);
-        let denials = asks.noes_since(since);
+        let denials = asks.denials_since(since);
         let pause = denials
             .checked_sub(1)
             .and_then(|n| bounds.back_off_s.get(n).or(bounds.back_off_s.last()));
-        if let (Some(last), Some(pause)) = (asks.noes.last(), pause) {
+        if let (Some(last), Some(pause)) = (asks.denials.last(), pause) {
             let until = last.plus_secs(i64::from(*pause));
             if now < until {
                 let message = format!(
@@ -150,7 +150,7 @@ impl Broker {
                         1 => "once".to_owned(),
                         n => format!("{n} times"),
                     },
-                    show_seconds(until.since(now).div_euclid(1000) + 1)
+                    format_seconds(until.since(now).div_euclid(1000) + 1)
                 );
                 return Err(Refusal {
                     retry_after: Some(until.after(now)),
@@ -208,6 +208,6 @@ impl Broker {
                     .unwrap_or_default(),
             }
         };
-        request.opened.decision.needs.iter().map(state).collect()
+        request.opened.decision.required_profiles.iter().map(state).collect()
     }
 }

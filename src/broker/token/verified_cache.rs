@@ -65,21 +65,21 @@ mod tests {
 
     fn keys() -> Arc<KeySet> {
         let key = SigningKey::generate().expect("key").0;
-        let kid = KeyId::of(key.thumbprint());
+        let kid = KeyId::from_thumbprint(key.thumbprint());
         Arc::new(KeySet::of([(kid, key.public())]).expect("set"))
     }
 
     #[test]
     fn cache_is_bound_to_the_key_set() {
         let (cache, ours, others) = (VerifiedTokenCache::default(), keys(), keys());
-        let (text, jti) = (Digest::of(b"token"), TokenId::from_random([1; 16]));
+        let (text, jti) = (Digest::sha256(b"token"), TokenId::from_random([1; 16]));
         let kid = KeyId::parse("kid").expect("kid");
         assert_eq!(cache.get(&ours, &text), None);
         cache.insert(&ours, text, jti, kid.clone());
         assert_eq!(cache.get(&ours, &text), Some((jti, kid.clone())));
-        assert_eq!(cache.get(&ours, &Digest::of(b"tokem")), None);
+        assert_eq!(cache.get(&ours, &Digest::sha256(b"tokem")), None);
         assert_eq!(cache.get(&others, &text), None);
-        cache.insert(&others, Digest::of(b"other"), jti, kid);
+        cache.insert(&others, Digest::sha256(b"other"), jti, kid);
         assert_eq!(cache.get(&ours, &text), None, "the old keys are gone");
         assert_eq!(cache.get(&others, &text), None);
     }
@@ -90,7 +90,7 @@ mod tests {
         let kid = KeyId::parse("kid").expect("kid");
         for n in 0..3 * GENERATION_MAX {
             let jti = TokenId::from_random([1; 16]);
-            cache.insert(&keys, Digest::of(&n.to_be_bytes()), jti, kid.clone());
+            cache.insert(&keys, Digest::sha256(&n.to_be_bytes()), jti, kid.clone());
         }
         let cached = cache.0.lock().expect("lock");
         assert_eq!(cached.recent.len() + cached.previous.len(), 2 * GENERATION_MAX);

@@ -20,7 +20,7 @@ use super::child;
 use crate::cli::failure::{Failure, failed};
 use crate::client::{Identity, random_name};
 use crate::keys;
-use crate::model::{ActionName, Audience, Malformed, Param, Target};
+use crate::model::{ActionName, Audience, ParseError, Param, Target};
 use crate::validator::{Admitted, Presented, Rejected, Require, Validator, ValidatorConfig};
 
 /// The audiences of the example.
@@ -205,7 +205,7 @@ impl Server {
         (action, kind, id): (&str, &str, &str),
         parameters: BTreeMap<String, Param>,
     ) -> Result<Admitted, Response> {
-        let require = || -> Result<Require, Malformed> {
+        let require = || -> Result<Require, ParseError> {
             Ok(Require {
                 action: ActionName::parse(action)?,
                 target: Target::parse(kind, id)?,

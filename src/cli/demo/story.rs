@@ -484,7 +484,7 @@ impl Cast {
         let size = Checkpoint::parse(noted)?.size;
         let forged = Checkpoint {
             size,
-            root: crate::model::Digest::of(b"another history"),
+            root: crate::model::Digest::sha256(b"another history"),
         };
         let found = self.audit(&forged.to_string()).await?;
         let got = if found.get("error").is_some() {

@@ -24,7 +24,7 @@ use crate::cli::{Common, shapes};
 use crate::client::{Error, Outcome, Pending, Task, Token, TokenOrder};
 use crate::clock::Clock;
 use crate::model::text::escape_invisible;
-use crate::model::{AccessRequestId, DeniedReason, Exit, Reason, TaskOutcome, show_seconds};
+use crate::model::{AccessRequestId, DeniedReason, Exit, Reason, TaskOutcome, format_seconds};
 
 /// Longest that the end of a task is tried, in milliseconds.
 const END_MS: i64 = 15_000;
@@ -134,7 +134,7 @@ impl Job {
             None => {
                 let text = format!(
                     "until {until} ({})",
-                    show_seconds(until.since(began) / 1_000)
+                    format_seconds(until.since(began) / 1_000)
                 );
                 self.tell
                     .event("waiting", &text, json!({ "until": until.to_string() }));
@@ -162,7 +162,7 @@ impl Job {
                     &format!("nobody decided {id} in time; nothing was issued"),
                     json!({ "access_request": id }),
                 );
-                Asked::No(Exit::NobodyDecided.number())
+                Asked::No(Exit::ApprovalTimeout.number())
             }
         })
     }
@@ -322,7 +322,7 @@ impl Job {
             &format!("until {}; go on with:  {}", pending.expires_at(), escape_invisible(&resume)),
             json!({ "access_request": id, "until": pending.expires_at().to_string(), "resume": resume, "task": self.task.id() }),
         );
-        Ok(ExitCode::from(Exit::Waiting.number()))
+        Ok(ExitCode::from(Exit::Pending.number()))
     }
 
     fn keep(&self, keep: Keep, pending: &Pending, means: &Means) -> Result<(), Failure> {

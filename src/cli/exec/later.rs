@@ -13,7 +13,7 @@ use crate::cli::{Common, dev};
 use crate::client::{Pending, Task, TokenOrder};
 use crate::keys;
 use crate::model::{
-    AccessRequestId, Action, ActionName, Audience, Malformed, Param, Target, TaskId, json,
+    AccessRequestId, Action, ActionName, Audience, ParseError, Param, Target, TaskId, json,
 };
 
 /// An access request to be taken up again.
@@ -118,12 +118,12 @@ impl Later {
 }
 
 impl Kind {
-    fn read(&self) -> Result<Action, Malformed> {
+    fn read(&self) -> Result<Action, ParseError> {
         let parameters = self
             .parameters
             .iter()
             .map(|(name, value)| Ok((name.clone(), Param::from_json(value)?)))
-            .collect::<Result<_, Malformed>>()?;
+            .collect::<Result<_, ParseError>>()?;
         Action::new(
             ActionName::parse(&self.action)?,
             Audience::parse(&self.audience)?,

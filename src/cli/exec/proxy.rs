@@ -52,7 +52,7 @@ impl Proxy {
     ) -> Self {
         Self {
             forward: forward.to_vec(),
-            capability: Digest::of(capability.expose_secret().as_bytes()),
+            capability: Digest::sha256(capability.expose_secret().as_bytes()),
             presenter,
         }
     }
@@ -185,7 +185,7 @@ impl Proxy {
         let rest = target.strip_prefix('/')?;
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
         let (shown, behind) = rest.split_at_checked(end)?;
-        if Digest::of(shown.as_bytes()) != self.capability {
+        if Digest::sha256(shown.as_bytes()) != self.capability {
             return None;
         }
         Some(if behind.starts_with('/') {

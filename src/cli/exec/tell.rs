@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::program::NotRun;
 use crate::cli::shapes;
 use crate::client::{Denied, Pending, Token};
-use crate::model::show_seconds;
+use crate::model::format_seconds;
 use crate::model::text::escape_invisible;
 use crate::proto::v1;
 
@@ -63,7 +63,7 @@ impl Tell {
     /// Names the program alone: its arguments may be anything.
     pub(super) fn given(self, token: &Token, by_people: bool, program: &str) {
         let ttl = token.ttl().and_then(|sum| sum.granted.as_ref());
-        let ttl = ttl.map_or_else(|| "?".to_owned(), |ttl| show_seconds(ttl.seconds));
+        let ttl = ttl.map_or_else(|| "?".to_owned(), |ttl| format_seconds(ttl.seconds));
         let uses = token
             .uses()
             .map_or_else(String::new, |uses| format!(", uses {uses}"));
@@ -94,7 +94,7 @@ impl Tell {
         };
         let next = no
             .known_reason()
-            .map_or_else(String::new, |reason| format!("{}; ", reason.next()));
+            .map_or_else(String::new, |reason| format!("{}; ", reason.next_step()));
         self.event(
             "denied",
             &format!(
@@ -104,7 +104,7 @@ impl Tell {
             ),
             json!({
                 "reason": no.reason(), "comment": no.comment(), "rules": shapes::rules(no.rules()), "access_request": no.access_request_id(),
-                "decision": no.decision_id(), "next": no.known_reason().map(crate::model::DeniedReason::next),
+                "decision": no.decision_id(), "next": no.known_reason().map(crate::model::DeniedReason::next_step),
             }),
         );
     }

@@ -83,7 +83,7 @@ pub(super) async fn list(
 
 fn agent_row(view: &AgentView, now: Timestamp) -> AgentRow {
     let registered = view.registered.as_deref();
-    let field = |pick: fn(&crate::model::Agent) -> String| {
+    let field = |pick: fn(&crate::model::RegisteredAgent) -> String| {
         registered.map_or_else(|| "not registered".to_owned(), |agent| escape(pick(agent)))
     };
     AgentRow {
@@ -155,13 +155,13 @@ fn action_row(used: &ActionUse, now: Timestamp) -> ActionRow {
     ActionRow {
         name: escape(used.action.as_str()),
         in_ceiling: used.in_ceiling,
-        requested: habit.asked,
+        requested: habit.requested,
         granted: habit.granted,
         approved: habit.approved,
         denied: habit.denied,
         last: habit
             .last_at
-            .filter(|_| habit.asked > 0)
+            .filter(|_| habit.requested > 0)
             .map_or_else(|| "never".to_owned(), |at| ago(at, now)),
     }
 }

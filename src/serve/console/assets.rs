@@ -33,7 +33,7 @@ pub(super) static ASSETS: LazyLock<AssetPaths> = LazyLock::new(|| AssetPaths {
 });
 
 fn hashed_path(name: &str, content: &str) -> String {
-    let digest = Digest::of(content.as_bytes()).to_string();
+    let digest = Digest::sha256(content.as_bytes()).to_string();
     let hash: String = digest
         .chars()
         .filter(char::is_ascii_alphanumeric)

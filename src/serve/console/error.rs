@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
 use crate::broker::Refusal;
-use crate::model::Malformed;
+use crate::model::ParseError;
 
 /// Why a handler has no response. `security::guard` renders it, as a page or as JSON by the kind of the route.
 #[derive(Debug, Clone)]
@@ -14,7 +14,7 @@ pub(super) enum ConsoleError {
     /// The broker refused the call.
     Refused(Refusal),
     /// The request is malformed.
-    Malformed(Malformed),
+    ParseError(ParseError),
     /// No permit is free.
     Overloaded {
         /// When to try again.
@@ -30,9 +30,9 @@ impl From<Refusal> for ConsoleError {
     }
 }
 
-impl From<Malformed> for ConsoleError {
-    fn from(error: Malformed) -> Self {
-        Self::Malformed(error)
+impl From<ParseError> for ConsoleError {
+    fn from(error: ParseError) -> Self {
+        Self::ParseError(error)
     }
 }
 

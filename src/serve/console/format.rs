@@ -1,7 +1,7 @@
 //! Formatting for pages: times, percentages, and untrusted text with its invisible characters escaped.
 
 use crate::model::text::escape_invisible;
-use crate::model::{Timestamp, show_seconds};
+use crate::model::{Timestamp, format_seconds};
 use crate::policy::Risk;
 
 /// A time on a page.
@@ -63,7 +63,7 @@ pub(super) fn ago(at: Timestamp, now: Timestamp) -> String {
         60..7_200 => format!("{} min ago", s / 60),
         7_200..172_800 => format!("{} h ago", s / 3_600),
         172_800.. => format!("{} days ago", s / 86_400),
-        ..0 => show_seconds(s),
+        ..0 => format_seconds(s),
     }
 }
 
@@ -82,7 +82,7 @@ pub(super) fn percent(percent: Option<u32>) -> String {
 
 /// A number of seconds, or a dash.
 pub(super) fn seconds(seconds: Option<u32>) -> String {
-    seconds.map_or_else(|| "—".to_owned(), |s| show_seconds(i64::from(s)))
+    seconds.map_or_else(|| "—".to_owned(), |s| format_seconds(i64::from(s)))
 }
 
 /// Untrusted text, safe to show.

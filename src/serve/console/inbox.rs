@@ -154,7 +154,7 @@ fn request_row(row: &InboxRow, now: Timestamp) -> RequestRow {
         owner: escape(opened.owner.as_str()),
         until: DisplayTime::new(opened.expires_at, now),
         progress: progress.join(", "),
-        phrase: MatchPhrase::of(&opened.access_request).to_string(),
+        phrase: MatchPhrase::from_request(&opened.access_request).to_string(),
         not_eligible: row.vote.as_ref().err().map(not_eligible),
     }
 }

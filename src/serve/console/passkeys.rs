@@ -17,7 +17,7 @@ use super::response;
 use super::session_cookie::{self, ConsoleRequest};
 use super::state::Console;
 use crate::broker::{Assertion, Registration};
-use crate::model::{Malformed, Secret};
+use crate::model::{ParseError, Secret};
 
 #[derive(Template)]
 #[template(path = "sign_in.html", config = "src/serve/console/askama.toml")]
@@ -95,14 +95,14 @@ pub(super) fn to_base64url(bytes: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-fn from_base64url(what: &'static str, text: &str) -> Result<Vec<u8>, Malformed> {
+fn from_base64url(what: &'static str, text: &str) -> Result<Vec<u8>, ParseError> {
     URL_SAFE_NO_PAD
         .decode(text)
-        .map_err(|_| Malformed::new(what, "must be base64url without padding"))
+        .map_err(|_| ParseError::new(what, "must be base64url without padding"))
 }
 
 impl PasskeyAnswer {
-    pub(super) fn parse(&self) -> Result<Assertion, Malformed> {
+    pub(super) fn parse(&self) -> Result<Assertion, ParseError> {
         Ok(Assertion {
             credential: from_base64url("credential", &self.credential)?,
             authenticator_data: from_base64url("authenticator_data", &self.authenticator_data)?,

@@ -16,7 +16,7 @@ use super::page::{self, Page};
 use super::state::Console;
 use crate::broker::Refusal;
 use crate::model::text::escape_invisible_capped;
-use crate::model::{Code, Malformed, Reason};
+use crate::model::{Code, ParseError, Reason};
 use crate::serve::routes::{Route, RouteKind};
 
 /// Longest message shown of a refusal, in characters.
@@ -71,14 +71,14 @@ pub(super) fn json(value: &impl Serialize) -> Response {
 pub(super) fn parse_json<T: DeserializeOwned>(
     headers: &HeaderMap,
     body: &Bytes,
-) -> Result<T, Malformed> {
+) -> Result<T, ParseError> {
     let kind = headers.get(header::CONTENT_TYPE);
     // A form of another site cannot send this type without a preflight (Fetch, "CORS-safelisted").
     if !kind.is_some_and(|kind| kind.as_bytes() == b"application/json") {
-        return Err(Malformed::new("body", "must be application/json"));
+        return Err(ParseError::new("body", "must be application/json"));
     }
     serde_json::from_slice(body)
-        .map_err(|_| Malformed::new("body", "must be JSON with the members of this call"))
+        .map_err(|_| ParseError::new("body", "must be JSON with the members of this call"))
 }
 
 /// Renders the error of a handler in the form of its route.
@@ -90,7 +90,7 @@ pub(super) fn render_error(
 ) -> Response {
     match error {
         ConsoleError::Refused(refusal) => render_refusal(console, route, path, &refusal),
-        ConsoleError::Malformed(error) => {
+        ConsoleError::ParseError(error) => {
             render_refusal(console, route, path, &console.broker.malformed(route.name, &error))
         }
         ConsoleError::Overloaded { retry_after } => {

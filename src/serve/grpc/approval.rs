@@ -146,11 +146,11 @@ const PAGE_BYTES_MAX: usize = MESSAGE_BYTES_MAX * 3 / 4;
 /// Rows of a page unless the request says.
 const PAGE_ROWS: usize = 50;
 
-fn parse_inbox_request(message: &v1::ListAccessRequestsRequest) -> Result<InboxAsk, Malformed> {
+fn parse_inbox_request(message: &v1::ListAccessRequestsRequest) -> Result<InboxAsk, ParseError> {
     let size = match usize::try_from(message.page_size) {
         Ok(0) => PAGE_ROWS,
         Ok(size) if size <= INBOX_PAGE_MAX => size,
-        Ok(_) | Err(_) => return Err(Malformed::new("page_size", "must be at most 100")),
+        Ok(_) | Err(_) => return Err(ParseError::new("page_size", "must be at most 100")),
     };
     let after = match message.page_token.as_str() {
         "" => None,
@@ -163,7 +163,7 @@ fn parse_inbox_request(message: &v1::ListAccessRequestsRequest) -> Result<InboxA
     })
 }
 
-fn parse_vote_request(message: &v1::BeginVoteRequest) -> Result<(AccessRequestId, VoteAsk), Malformed> {
+fn parse_vote_request(message: &v1::BeginVoteRequest) -> Result<(AccessRequestId, VoteAsk), ParseError> {
     let vote_request = VoteAsk {
         profile: ProfileName::parse(&message.profile)?,
         verdict: proto_convert::verdict(message.verdict)?,
@@ -190,7 +190,7 @@ fn parse_vote_request(message: &v1::BeginVoteRequest) -> Result<(AccessRequestId
 fn parse_proof(
     signature: Vec<u8>,
     passkey: Option<v1::PasskeyAssertion>,
-) -> Result<VoteProof, Malformed> {
+) -> Result<VoteProof, ParseError> {
     match (signature.is_empty(), passkey) {
         (false, None) => Ok(VoteProof::Signature(signature)),
         (true, Some(made)) => Ok(VoteProof::Passkey(Assertion {
@@ -200,7 +200,7 @@ fn parse_proof(
             signature: made.signature,
             user: (!made.user_handle.is_empty()).then_some(made.user_handle),
         })),
-        (true, None) | (false, Some(_)) => Err(Malformed::new(
+        (true, None) | (false, Some(_)) => Err(ParseError::new(
             "signature",
             "expected exactly one of `signature` and `passkey`",
         )),

@@ -28,14 +28,14 @@ pub(super) fn verification(facts: &EvidenceFacts) -> v1::Verification {
     }
 }
 
-fn ttl_sum(sum: &TtlSum) -> v1::TtlSum {
+fn ttl_sum(sum: &TtlBreakdown) -> v1::TtlSum {
     v1::TtlSum {
-        asked: Some(seconds_to_wire(sum.asked)),
+        asked: Some(seconds_to_wire(sum.requested)),
         bounds: sum
-            .bounds
+            .limits
             .iter()
             .map(|b| v1::TtlBound {
-                by: b.by.to_string(),
+                by: b.source.to_string(),
                 ttl: Some(seconds_to_wire(b.seconds)),
             })
             .collect(),
@@ -109,7 +109,7 @@ pub(super) fn token_reply(reply: TokenReply) -> v1::RequestTokenResponse {
                 rules: rules(pending.rules),
                 show_evidence: pending.show_evidence,
                 ttl: Some(ttl_sum(&pending.ttl)),
-                match_phrase: MatchPhrase::of(&pending.access_request).to_string(),
+                match_phrase: MatchPhrase::from_request(&pending.access_request).to_string(),
             };
             (
                 Outcome::Pending(message),
@@ -434,9 +434,9 @@ fn activity(activity: &[ActionUse]) -> Vec<v1::ActionUse> {
         v1::ActionUse {
             action: used.action.to_string(),
             in_ceiling: used.in_ceiling,
-            asked: habit.asked,
+            asked: habit.requested,
             granted: habit.granted,
-            refused: habit.refused,
+            refused: habit.denied_by_rules,
             approved: habit.approved,
             denied: habit.denied,
             expired: habit.expired,

@@ -18,7 +18,7 @@ use crate::serve::authorization::{
     SEARCH_JOURNAL, SUSPEND_AGENT, UNFREEZE, bootstrap_code,
 };
 use crate::serve::request_log::record;
-use crate::state::FrozenAt;
+use crate::state::FreezeMarker;
 
 /// The operator who applies a policy bundle.
 enum Author {
@@ -48,7 +48,7 @@ impl GovernanceService for GrpcService {
         let mut size = 0_usize;
         while let Some(piece) = pieces.message().await? {
             let too_large =
-                |rule: String| self.malformed(&call)(Malformed::new("policy bundle", rule));
+                |rule: String| self.malformed(&call)(ParseError::new("policy bundle", rule));
             size = size
                 .saturating_add(piece.content.len())
                 .saturating_add(piece.path.len());
@@ -100,7 +100,7 @@ impl GovernanceService for GrpcService {
     ) -> Result<Response<v1::SuspendAgentResponse>, Status> {
         let (call, message) = self.begin_call(SUSPEND_AGENT, request).await?;
         let parsed = AgentId::parse(&message.agent_id).and_then(|agent| {
-            let reason = optional(&message.reason).map(|text| Prose::parse("reason", text));
+            let reason = optional(&message.reason).map(|text| UntrustedText::parse("reason", text));
             Ok((agent, reason.transpose()?))
         });
         let (agent, reason) = parsed.map_err(self.malformed(&call))?;
@@ -167,7 +167,7 @@ impl GovernanceService for GrpcService {
     ) -> Result<Response<v1::FreezeResponse>, Status> {
         let (call, message) = self.begin_call(FREEZE, request).await?;
         let parsed = FreezeScope::parse(&message.scope).and_then(|scope| {
-            let reason = optional(&message.reason).map(|text| Prose::parse("reason", text));
+            let reason = optional(&message.reason).map(|text| UntrustedText::parse("reason", text));
             Ok((scope, reason.transpose()?))
         });
         let (scope, reason) = parsed.map_err(self.malformed(&call))?;
@@ -196,7 +196,7 @@ impl GovernanceService for GrpcService {
         request: Request<v1::ListFreezesRequest>,
     ) -> Result<Response<v1::ListFreezesResponse>, Status> {
         let (call, _) = self.begin_call(LIST_FREEZES, request).await?;
-        let row = |(scope, frozen): (FreezeScope, FrozenAt)| v1::FreezeInForce {
+        let row = |(scope, frozen): (FreezeScope, FreezeMarker)| v1::FreezeInForce {
             scope: scope.to_string(),
             since: Some(timestamp_to_wire(frozen.at)),
             by: frozen.by.to_string(),
@@ -357,7 +357,7 @@ impl GovernanceService for GrpcService {
     ) -> Result<Response<v1::GetTimelineResponse>, Status> {
         let (call, message) = self.begin_call(GET_TIMELINE, request).await?;
         let parsed = TaskId::parse(&message.task_id).and_then(|task| {
-            let wrong = |_| Malformed::new("page_token", "expected a token of the page before");
+            let wrong = |_| ParseError::new("page_token", "expected a token of the page before");
             let offset = optional(&message.page_token).map(|text| text.parse::<usize>());
             Ok((task, offset.transpose().map_err(wrong)?.unwrap_or(0)))
         });
@@ -429,11 +429,11 @@ fn fit_page<T: prost::Message>(rows: impl Iterator<Item = T>) -> Vec<T> {
     page
 }
 
-fn page_size(size: u32) -> Result<usize, Malformed> {
+fn page_size(size: u32) -> Result<usize, ParseError> {
     match size {
         0 => Ok(PAGE_MAX as usize),
         1..=PAGE_MAX => Ok(size as usize),
-        _ => Err(Malformed::new(
+        _ => Err(ParseError::new(
             "page_size",
             format!("must be at most {PAGE_MAX}"),
         )),

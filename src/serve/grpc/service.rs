@@ -7,7 +7,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use crate::broker::{Broker, CallContext, Refusal};
-use crate::model::Malformed;
+use crate::model::ParseError;
 use crate::serve::admission::AdmissionControl;
 use crate::serve::authorization::{MethodPolicy, call_context};
 use crate::serve::status::{put_nonce, status};
@@ -57,7 +57,7 @@ impl GrpcService {
     }
 
     /// The status of a malformed request.
-    pub(super) fn malformed(&self, call: &CallContext) -> impl Fn(Malformed) -> Status {
+    pub(super) fn malformed(&self, call: &CallContext) -> impl Fn(ParseError) -> Status {
         move |error| self.status(&self.broker.malformed(call.method, &error))
     }
 

@@ -16,7 +16,7 @@ use crate::proto::{card, v1};
 use crate::serve::admission::StreamPermit;
 use crate::serve::authorization::{WATCH_ACCESS_REQUEST, WATCH_ACCESS_REQUESTS};
 use crate::serve::request_log::record;
-use crate::state::{Stir, Stirred};
+use crate::state::{InboxChange, InboxChangeKind};
 
 /// The messages of a stream, up to its final status.
 pub(super) type Messages<T> = ReceiverStream<Result<T, Status>>;
@@ -130,7 +130,7 @@ impl GrpcService {
 
 fn parse_access_watch(
     message: &v1::WatchAccessRequestRequest,
-) -> Result<(TaskId, AccessRequestId, Option<AccessMark>), Malformed> {
+) -> Result<(TaskId, AccessRequestId, Option<AccessMark>), ParseError> {
     let seen = match &message.seen {
         Some(mark) => Some(AccessMark {
             version: mark.version,
@@ -194,12 +194,12 @@ fn inbox_messages(news: &InboxNews) -> Vec<v1::WatchAccessRequestsResponse> {
         .collect()
 }
 
-fn changes(stir: &Stir) -> Vec<v1::InboxChange> {
-    let kind = match stir.what {
-        Stirred::Opened => v1::InboxChangeKind::Opened,
-        Stirred::Voted => v1::InboxChangeKind::Voted,
-        Stirred::Closed => v1::InboxChangeKind::Closed,
-        Stirred::Rules => v1::InboxChangeKind::Rules,
+fn changes(stir: &InboxChange) -> Vec<v1::InboxChange> {
+    let kind = match stir.kind {
+        InboxChangeKind::Opened => v1::InboxChangeKind::Opened,
+        InboxChangeKind::Voted => v1::InboxChangeKind::Voted,
+        InboxChangeKind::Closed => v1::InboxChangeKind::Closed,
+        InboxChangeKind::Rules => v1::InboxChangeKind::Rules,
     };
     let change = |ids: &[AccessRequestId]| v1::InboxChange {
         position: Some(v1::Position {
@@ -231,10 +231,10 @@ mod tests {
             bytes[..2].copy_from_slice(&n.to_be_bytes());
             AccessRequestId::from_random(bytes)
         };
-        let stir = Stir {
+        let stir = InboxChange {
             epoch: 1,
             index: 9,
-            what: Stirred::Closed,
+            kind: InboxChangeKind::Closed,
             ids: (0..10_000).map(id).collect(),
         };
         let messages = inbox_messages(&InboxNews::Changed(Arc::new(stir)));

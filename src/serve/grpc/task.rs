@@ -155,12 +155,12 @@ fn client_timeout_ms(metadata: &MetadataMap) -> Option<u64> {
     grpc_timeout_ms(text)
 }
 
-fn parse_open_task(message: &v1::OpenTaskRequest) -> Result<OpenTaskInput, Malformed> {
+fn parse_open_task(message: &v1::OpenTaskRequest) -> Result<OpenTaskInput, ParseError> {
     Ok(OpenTaskInput {
         evidence: proto_convert::evidence(required("evidence", message.evidence.as_ref())?)?,
         purpose: match message.purpose.trim() {
-            "" => return Err(Malformed::new("purpose", "is required")),
-            _ => Prose::parse("purpose", &message.purpose)?,
+            "" => return Err(ParseError::new("purpose", "is required")),
+            _ => UntrustedText::parse("purpose", &message.purpose)?,
         },
         max_duration: proto_convert::seconds(
             "max_duration",
@@ -175,7 +175,7 @@ fn parse_open_task(message: &v1::OpenTaskRequest) -> Result<OpenTaskInput, Malfo
     })
 }
 
-fn parse_token_request(message: &v1::RequestTokenRequest) -> Result<RequestTokenInput, Malformed> {
+fn parse_token_request(message: &v1::RequestTokenRequest) -> Result<RequestTokenInput, ParseError> {
     let wait = message
         .wait
         .as_ref()
@@ -189,11 +189,11 @@ fn parse_token_request(message: &v1::RequestTokenRequest) -> Result<RequestToken
         reason: if message.reason.is_empty() {
             None
         } else {
-            Some(Prose::parse("reason", &message.reason)?)
+            Some(UntrustedText::parse("reason", &message.reason)?)
         },
         idempotency_key: IdempotencyKey::parse(&message.request_id)?,
         wait_ms: u64::try_from(wait)
-            .map_err(|_| Malformed::new("wait", "must not be negative"))?
+            .map_err(|_| ParseError::new("wait", "must not be negative"))?
             .saturating_mul(1000),
         evidence: message
             .evidence
@@ -203,20 +203,20 @@ fn parse_token_request(message: &v1::RequestTokenRequest) -> Result<RequestToken
     })
 }
 
-fn parse_ids(task: &str, access_request: &str) -> Result<(TaskId, AccessRequestId), Malformed> {
+fn parse_ids(task: &str, access_request: &str) -> Result<(TaskId, AccessRequestId), ParseError> {
     Ok((
         TaskId::parse(task)?,
         AccessRequestId::parse(access_request)?,
     ))
 }
 
-fn parse_complete_task(message: &v1::CompleteTaskRequest) -> Result<EndTaskInput, Malformed> {
+fn parse_complete_task(message: &v1::CompleteTaskRequest) -> Result<EndTaskInput, ParseError> {
     let outcome = match v1::TaskOutcome::try_from(message.outcome) {
         Ok(v1::TaskOutcome::Succeeded) => TaskOutcome::Succeeded,
         Ok(v1::TaskOutcome::Failed) => TaskOutcome::Failed,
         Ok(v1::TaskOutcome::Abandoned) => TaskOutcome::Abandoned,
         Ok(v1::TaskOutcome::Unspecified) | Err(_) => {
-            return Err(Malformed::new(
+            return Err(ParseError::new(
                 "outcome",
                 "must be succeeded, failed or abandoned",
             ));

@@ -117,7 +117,7 @@ async fn watch(
 ) {
     // Older events are not new here: their delay says nothing about this broker.
     let newest_at_start = broker.state().position().1;
-    let mut tail = broker.journal().tail();
+    let mut tail = broker.journal().head();
     let mut after = start.after;
     if let Some(from) = start.resync {
         let resync = v1::RevocationResync {
@@ -167,7 +167,7 @@ async fn watch(
 async fn wait_for_event(
     broker: &Broker,
     after: Option<u64>,
-    tail: &mut tokio::sync::watch::Receiver<crate::broker::Tail>,
+    tail: &mut tokio::sync::watch::Receiver<crate::broker::JournalHead>,
 ) -> bool {
     let due = tokio::time::sleep(HEARTBEAT);
     tokio::pin!(due);

@@ -177,7 +177,7 @@ async fn approval_yields_single_use_token() {
     };
     site.open_card(&maria, id).await;
     let phrase = maria.wait("#phrase").await.text().await;
-    assert_eq!(phrase, MatchPhrase::of(&id).to_string());
+    assert_eq!(phrase, MatchPhrase::from_request(&id).to_string());
     let card = maria.wait("#card").await.text().await;
     for words in [
         "Disable an account",

@@ -56,7 +56,7 @@ async fn virtual_authenticator_creates_and_signs() {
     let shown = browser.run(USE, json!(["required"])).await;
     assert_eq!(shown["id"], made["id"]);
     let data = bytes(&shown["data"]);
-    assert_eq!(data[..32], *Digest::of(b"localhost").as_bytes());
+    assert_eq!(data[..32], *Digest::sha256(b"localhost").as_bytes());
     assert_eq!(data[32] & 0b101, 0b101, "user present and verified");
 
     // An authenticator that does not verify its user: the browser refuses where verification is required; elsewhere the flag

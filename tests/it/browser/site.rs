@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dipylon::broker::{Broker, BrokerSettings, CallContext, VoteAsk, VoteProof};
-use dipylon::journal::Faults;
+use dipylon::journal::FaultInjection;
 use dipylon::rate_limit::ConcurrencyPermit;
 use dipylon::serve::{self, authorization};
 use dipylon_sdk::client::{
@@ -66,9 +66,16 @@ impl ConsoleServer {
         };
         let (clock, manual_clock) = Clock::by_hand(today);
         let key = SigningKey::generate().expect("key").1;
-        let broker = open_as(settings, &env, &dir, &clock, &key, Faults::default())
-            .await
-            .expect("starts");
+        let broker = open_as(
+            settings,
+            &env,
+            &dir,
+            &clock,
+            &key,
+            FaultInjection::default(),
+        )
+        .await
+        .expect("starts");
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = serve::serve(broker.clone(), listener, async move {
             let _told = stopped.await;

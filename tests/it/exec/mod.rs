@@ -89,7 +89,7 @@ async fn step_up_waits_then_runs() {
         setup.script(&DISABLE, script),
         setup.decide(Verdict::Approve)
     );
-    let phrase = MatchPhrase::of(&id);
+    let phrase = MatchPhrase::from_request(&id);
     output.exit_code(0)
         .stdout_contains("HTTP/1.1 200 OK")
         .stdout_contains("HTTP/1.1 401 Unauthorized")

@@ -275,9 +275,9 @@ impl ExecSetup {
     /// The number of journal entries that contain this text.
     pub fn entries(&self, kind: &str) -> usize {
         let mut count = 0;
-        dipylon::journal::ReadOnly::open(&self.served.dir)
+        dipylon::journal::JournalReader::open(&self.served.dir)
             .and_then(|journal| {
-                journal.all(|stored| {
+                journal.read_all(|stored| {
                     count += usize::from(stored.text.contains(kind));
                     Ok(())
                 })

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use dipylon::audit::{Audit, Checkpoint, Votes};
-use dipylon::journal::ReadOnly;
+use dipylon::audit::{Checkpoint, JournalVerifier, VoteVerifier};
+use dipylon::journal::JournalReader;
 use dipylon::policy::{AuthzDecision, AuthzRequest, BundleFiles, PolicyBundle, VoteMethod};
 use dipylon::webauthn::{self, Assertion, RelyingParty};
 use dipylon_sdk::jose::PublicKey;
@@ -57,20 +57,20 @@ thread_local! {
 }
 
 pub fn check_against(dir: &Path, noted: Option<Checkpoint>) -> JournalFindings {
-    let journal = ReadOnly::open(dir).expect("journal");
+    let journal = JournalReader::open(dir).expect("journal");
     let mut stored = Vec::new();
-    let head = journal.all(|s| {
+    let head = journal.read_all(|s| {
         stored.push(s);
         Ok(())
     });
     let (head, epoch) = head.expect("readable");
-    let mut audit = Audit::against(noted);
-    let (mut walk, mut votes) = (InvariantChecker::default(), Votes::default());
+    let mut audit = JournalVerifier::with_checkpoint(noted);
+    let (mut walk, mut votes) = (InvariantChecker::default(), VoteVerifier::default());
     let mut policies = 0;
     for s in stored {
         // Laws 7 and 10: bytes, order, time, and the read sets.
         let entry = audit.entry(&s.text, s.leaf).expect("entry");
-        policies += usize::from(matches!(entry.fact, Event::PolicyApplied(_)));
+        policies += usize::from(matches!(entry.event, Event::PolicyApplied(_)));
         walk.entry(&entry, &journal);
         votes
             .entry(&entry, |name| journal.blob(name))
@@ -84,7 +84,7 @@ pub fn check_against(dir: &Path, noted: Option<Checkpoint>) -> JournalFindings {
             Ok(())
         })
         .expect("readable");
-    audit.blobs_end().expect("no blob is missing");
+    audit.finish_blobs().expect("no blob is missing");
     audit
         .finish(head, epoch)
         .expect("the head matches the entries");
@@ -102,8 +102,8 @@ pub fn check_against(dir: &Path, noted: Option<Checkpoint>) -> JournalFindings {
 }
 
 impl InvariantChecker {
-    fn entry(&mut self, entry: &Entry, journal: &ReadOnly) {
-        match &entry.fact {
+    fn entry(&mut self, entry: &Entry, journal: &JournalReader) {
+        match &entry.event {
             Event::PolicyApplied(f) => {
                 let text = journal
                     .blob(&f.version)
@@ -308,7 +308,7 @@ impl InvariantChecker {
     }
 
     /// Law 4, at the vote: an eligible person, a valid signature over exactly this statement.
-    fn vote(&mut self, f: &VoteCast, entry: &Entry, journal: &ReadOnly) {
+    fn vote(&mut self, f: &VoteCast, entry: &Entry, journal: &JournalReader) {
         let request = &self.requests[&f.access_request];
         assert!(
             !self.ended.contains(&request.task) && !self.closed.contains(&f.access_request),
@@ -392,7 +392,7 @@ impl InvariantChecker {
     }
 
     /// Laws 1, 3, 4, 5 and 7, at mint.
-    fn issued(&mut self, f: &TokenIssued, entry: &Entry, journal: &ReadOnly) {
+    fn issued(&mut self, f: &TokenIssued, entry: &Entry, journal: &JournalReader) {
         let task = self.tasks[&f.task].clone();
         assert!(
             !self.ended.contains(&f.task),
@@ -544,7 +544,7 @@ impl InvariantChecker {
 
         let ttl = f.exp - f.iat;
         assert!(
-            ttl > 0 && ttl <= f.asked_ttl && ttl <= 900,
+            ttl > 0 && ttl <= f.requested_ttl && ttl <= 900,
             "law 5: ttl {ttl}"
         );
         assert!(f.exp <= task.deadline.secs(), "law 5: beyond the task");
@@ -553,7 +553,7 @@ impl InvariantChecker {
             "law 5: beyond the evidence"
         );
         assert!(
-            f.decision.ttl.bounds.iter().all(|b| b.seconds >= ttl),
+            f.decision.ttl.limits.iter().all(|b| b.seconds >= ttl),
             "law 5: beyond its own bounds"
         );
         let rests: BTreeSet<String> = entry.read_set.iter().map(|(s, _)| s.to_string()).collect();

@@ -14,7 +14,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use dipylon::broker::*;
-use dipylon::journal::Faults;
+use dipylon::journal::FaultInjection;
 use dipylon::policy::BundleFiles;
 use dipylon::rate_limit::{ConcurrencyPermit, RateLimitConfig};
 use dipylon::serve::authorization;
@@ -77,7 +77,7 @@ impl TestEnvironment {
     }
 
     pub fn trust_bundle(&self) -> String {
-        let kid = KeyId::of(self.signer.thumbprint());
+        let kid = KeyId::from_thumbprint(self.signer.thumbprint());
         json!({ "keys": [self.signer.public().to_jwk_named(&kid, Usage::JwtSvid)], "spiffe_sequence": 1 }).to_string()
     }
 
@@ -92,7 +92,7 @@ impl TestEnvironment {
 
     /// Signs any claims, also those that no real signer would write.
     pub fn svid_with(&self, claims: serde_json::Value) -> Secret {
-        let kid = KeyId::of(self.signer.thumbprint());
+        let kid = KeyId::from_thumbprint(self.signer.thumbprint());
         let part = |v: &serde_json::Value| URL_SAFE_NO_PAD.encode(v.to_string());
         let signed = format!(
             "{}.{}",
@@ -179,10 +179,10 @@ pub fn settings() -> BrokerSettings {
 
 impl TestBroker {
     pub async fn start() -> Self {
-        Self::start_with(TestEnvironment::new(), Faults::default()).await
+        Self::start_with(TestEnvironment::new(), FaultInjection::default()).await
     }
 
-    pub async fn start_with(env: TestEnvironment, faults: Faults) -> Self {
+    pub async fn start_with(env: TestEnvironment, faults: FaultInjection) -> Self {
         Self::start_as(settings(), env, faults).await
     }
 
@@ -191,10 +191,10 @@ impl TestBroker {
             rate_limits: rates,
             ..settings()
         };
-        Self::start_as(settings, TestEnvironment::new(), Faults::default()).await
+        Self::start_as(settings, TestEnvironment::new(), FaultInjection::default()).await
     }
 
-    async fn start_as(settings: BrokerSettings, env: TestEnvironment, faults: Faults) -> Self {
+    async fn start_as(settings: BrokerSettings, env: TestEnvironment, faults: FaultInjection) -> Self {
         let temp = tempfile::tempdir().expect("dir");
         let (clock, manual_clock) = Clock::by_hand(START);
         let signing_pkcs8 = SigningKey::generate().expect("key").1.to_vec();
@@ -215,7 +215,7 @@ impl TestBroker {
     }
 
     /// Drops the broker and opens its directory again, like a restart.
-    pub async fn restart(self, faults: Faults) -> Self {
+    pub async fn restart(self, faults: FaultInjection) -> Self {
         let Self {
             env,
             broker,
@@ -263,7 +263,7 @@ impl TestBroker {
             &dir,
             &clock,
             &signing_pkcs8,
-            Faults::default(),
+            FaultInjection::default(),
         )
         .await?;
         Ok(Self {
@@ -278,7 +278,7 @@ impl TestBroker {
     }
 
     /// Opens a copy of the directory with its WAL cut to `wal_len` bytes: what a crash may leave.
-    pub async fn crash(self, wal_len: u64, faults: Faults) -> Self {
+    pub async fn crash(self, wal_len: u64, faults: FaultInjection) -> Self {
         let Self {
             env,
             broker,
@@ -413,7 +413,7 @@ impl TestBroker {
         );
         let ask = OpenTaskInput {
             evidence,
-            purpose: Prose::parse("purpose", purpose).expect("prose"),
+            purpose: UntrustedText::parse("purpose", purpose).expect("prose"),
             max_duration: 3_600,
             idempotency_key: IdempotencyKey::parse(idempotency_key).expect("id"),
             heartbeat,
@@ -458,7 +458,7 @@ impl TestBroker {
             task,
             action: action.clone(),
             ttl,
-            reason: Some(Prose::parse("reason", "phish confirmed").expect("prose")),
+            reason: Some(UntrustedText::parse("reason", "phish confirmed").expect("prose")),
             idempotency_key: IdempotencyKey::parse(idempotency_key).expect("id"),
             wait_ms: 0,
             evidence,
@@ -615,7 +615,7 @@ impl TestBroker {
     pub async fn freeze(&self, scope: &str) -> Result<FreezeDone, Refusal> {
         let call = self.person_call("dipylon.v1.GovernanceService/Freeze", "olga");
         let scope = FreezeScope::parse(scope).expect("scope");
-        let reason = Prose::parse("reason", "an incident").expect("prose");
+        let reason = UntrustedText::parse("reason", "an incident").expect("prose");
         self.broker.freeze(&call, scope, Some(reason)).await
     }
 
@@ -641,7 +641,7 @@ async fn open(
     dir: &Path,
     clock: &Clock,
     key: &[u8],
-    faults: Faults,
+    faults: FaultInjection,
 ) -> Result<Arc<Broker>, BrokerOpenError> {
     open_as(settings(), env, dir, clock, key, faults).await
 }
@@ -652,7 +652,7 @@ pub async fn open_as(
     dir: &Path,
     clock: &Clock,
     key: &[u8],
-    faults: Faults,
+    faults: FaultInjection,
 ) -> Result<Arc<Broker>, BrokerOpenError> {
     let trust = vec![(
         TrustDomain::parse(DOMAIN).expect("domain"),
@@ -668,7 +668,7 @@ async fn start(
     dir: &Path,
     clock: &Clock,
     key: &[u8],
-    faults: Faults,
+    faults: FaultInjection,
 ) -> Result<Arc<Broker>, BrokerOpenError> {
     let mut tries = 0;
     loop {

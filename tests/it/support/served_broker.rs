@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use dipylon::broker::{Broker, BrokerSettings};
-use dipylon::journal::Faults;
+use dipylon::journal::FaultInjection;
 use dipylon::rate_limit::RateLimitConfig;
 use dipylon::serve;
 use dipylon_sdk::client::{
@@ -92,7 +92,7 @@ impl ServedBroker {
             &dir,
             &Clock::system(),
             &key,
-            Faults::default(),
+            FaultInjection::default(),
         )
         .await
         .expect("starts");

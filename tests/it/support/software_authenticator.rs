@@ -155,7 +155,7 @@ impl SoftwareAuthenticator {
 
     /// Signs any data: a valid signature over content that no authenticator would write.
     pub fn sign(&self, authenticator_data: Vec<u8>, client_data_json: Vec<u8>) -> Assertion {
-        let client = Digest::of(&client_data_json);
+        let client = Digest::sha256(&client_data_json);
         let message = [&authenticator_data[..], client.as_bytes()].concat();
         let signature = match &self.pair {
             KeyPair::Es256(pair) => pair
@@ -211,7 +211,7 @@ impl SoftwareAuthenticator {
             | u8::from(attested) << 6
             | u8::from(behaviour.extensions.is_some()) << 7;
         let rp_id = behaviour.rp_id.as_ref().unwrap_or(&self.rp_id);
-        let mut data = Digest::of(rp_id.as_bytes()).as_bytes().to_vec();
+        let mut data = Digest::sha256(rp_id.as_bytes()).as_bytes().to_vec();
         data.push(flags);
         data.extend(behaviour.sign_count.unwrap_or(next).to_be_bytes());
         if attested {

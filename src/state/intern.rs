@@ -1,4 +1,4 @@
-//! What many records have in common, kept once: a million grants name a few agents, actions and rules.
+//! Interning: equal strings, evidence, actions and rule lists of records are stored once, since a million grants name few.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -6,22 +6,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::model::*;
 
-/// Texts, evidence and actions that live records hold. Only the one writer folds, so nobody waits here.
+/// The values that live records share. Only the journal's writer interns, so its lock is never contended.
 #[derive(Debug, Default)]
-pub(super) struct Shared(Mutex<Pools>);
+pub(super) struct Interner(Mutex<Pools>);
 
 #[derive(Debug, Default)]
 struct Pools {
-    words: Pool<Arc<str>, ()>,
+    texts: Pool<Arc<str>, ()>,
     evidence: Pool<Digest, Arc<EvidenceFacts>>,
     actions: Pool<Digest, (Arc<ActionOnRecord>, Option<Arc<Action>>)>,
     rules: Pool<Arc<[RuleRef]>, ()>,
     kids: Pool<KeyId, Arc<[KeyId]>>,
 }
 
-impl Shared {
-    /// The grant and its action in plain, with all that others have too in their memory. Equal to `f`.
-    pub(super) fn grant(
+impl Interner {
+    /// The grant, equal to `f`, and its plain action, with every shareable part interned.
+    pub(super) fn intern_grant(
         &self,
         f: &TokenIssued,
         secret: Option<&ActionSecret>,
@@ -30,20 +30,20 @@ impl Shared {
         let evidence = pools.evidence(&f.evidence);
         let (record, action) = pools.action(&f.action, secret);
         let mut decision = f.decision.clone();
-        decision.rules = pools.rules.same(&decision.rules);
+        decision.rules = pools.rules.intern(&decision.rules);
         pools
             .rules
             .purge_if_grown(|rules, ()| Arc::strong_count(rules) > 1);
-        let mut word = |text: &Arc<str>| pools.word(text);
-        for bound in &mut decision.ttl.bounds {
-            bound.by = word(&bound.by);
+        let mut intern = |text: &Arc<str>| pools.intern_str(text);
+        for limit in &mut decision.ttl.limits {
+            limit.source = intern(&limit.source);
         }
-        decision.ttl.bounds.shrink_to_fit();
-        decision.input.binding = word(&decision.input.binding);
+        decision.ttl.limits.shrink_to_fit();
+        decision.input.binding = intern(&decision.input.binding);
         let issued = TokenIssued {
-            agent: f.agent.shared(&mut word),
-            subject: f.subject.shared(&mut word),
-            kid: f.kid.shared(&mut word),
+            agent: f.agent.interned(&mut intern),
+            subject: f.subject.interned(&mut intern),
+            kid: f.kid.interned(&mut intern),
             action: record,
             decision,
             evidence,
@@ -52,14 +52,14 @@ impl Shared {
         (issued, action)
     }
 
-    /// The one key that most grants were signed with.
-    pub(super) fn kids(&self, kid: &KeyId) -> Arc<[KeyId]> {
+    /// The list of this one key: what most grants were signed with.
+    pub(super) fn intern_kids(&self, kid: &KeyId) -> Arc<[KeyId]> {
         let mut pools = self.lock();
         if let Some(kept) = pools.kids.get(kid) {
             return kept.clone();
         }
         let kept: Arc<[KeyId]> = [kid.clone()].into();
-        pools.kids.put(kid.clone(), kept.clone());
+        pools.kids.insert(kid.clone(), kept.clone());
         kept
     }
 
@@ -69,30 +69,30 @@ impl Shared {
 }
 
 impl Pools {
-    fn word(&mut self, text: &Arc<str>) -> Arc<str> {
-        self.words
+    fn intern_str(&mut self, text: &Arc<str>) -> Arc<str> {
+        self.texts
             .purge_if_grown(|text, ()| Arc::strong_count(text) > 1);
-        self.words.same(text)
+        self.texts.intern(text)
     }
 
-    /// One for each showing of a piece of evidence: the same bytes shown again are verified at another moment.
+    /// Shared only between equal facts: the same evidence presented again has another `verified_at`.
     fn evidence(&mut self, facts: &Arc<EvidenceFacts>) -> Arc<EvidenceFacts> {
-        let mut word = |text: &Arc<str>| self.words.same(text);
+        let mut intern = |text: &Arc<str>| self.texts.intern(text);
         let kept = match self.evidence.get(&facts.sha256) {
             Some(kept) if kept == facts => return kept.clone(),
             _ => Arc::new(EvidenceFacts {
-                subject: facts.subject.shared(&mut word),
-                kid: facts.kid.shared(&mut word),
+                subject: facts.subject.interned(&mut intern),
+                kid: facts.kid.interned(&mut intern),
                 ..(**facts).clone()
             }),
         };
-        self.evidence.put(facts.sha256, kept.clone());
+        self.evidence.insert(facts.sha256, kept.clone());
         self.evidence
             .purge_if_grown(|_, facts| Arc::strong_count(facts) > 1);
         kept
     }
 
-    /// An action without a secret is the same wherever its digest is; one with a secret has salts of its own.
+    /// Shared by digest, without a sensitive part only: a sensitive part has salts of its own.
     fn action(
         &mut self,
         record: &Arc<ActionOnRecord>,
@@ -107,7 +107,7 @@ impl Pools {
         let action = record.reopen(secret).ok().map(Arc::new);
         if secret.is_none() && action.is_some() {
             self.actions
-                .put(record.digest, (record.clone(), action.clone()));
+                .insert(record.digest, (record.clone(), action.clone()));
             self.actions
                 .purge_if_grown(|_, (record, _)| Arc::strong_count(record) > 1);
         }
@@ -115,7 +115,7 @@ impl Pools {
     }
 }
 
-/// A map that forgets what nobody else holds, each time it has doubled.
+/// A map of shared values that drops unreferenced ones each time it has doubled.
 #[derive(Debug)]
 struct Pool<K, V> {
     kept: HashMap<K, V>,
@@ -136,12 +136,12 @@ impl<K: Eq + Hash, V> Pool<K, V> {
         self.kept.get(key)
     }
 
-    fn put(&mut self, key: K, value: V) {
+    fn insert(&mut self, key: K, value: V) {
         self.kept.insert(key, value);
     }
 
-    /// The key that is kept for this one.
-    fn same(&mut self, key: &K) -> K
+    /// The stored key equal to this one, which is stored if there is none.
+    fn intern(&mut self, key: &K) -> K
     where
         K: Clone,
         V: Default,
@@ -161,7 +161,7 @@ impl<K: Eq + Hash, V> Pool<K, V> {
     }
 }
 
-/// Entries of a pool below which nothing is forgotten.
+/// Entries of a pool below which none is dropped.
 const PURGE_MIN: usize = 1_024;
 
 #[cfg(test)]
@@ -183,36 +183,36 @@ mod tests {
             agent: AgentId::parse(agent).expect("id"),
             subject: SpiffeId::parse("spiffe://soc.example/agent").expect("id"),
             idempotency_key: IdempotencyKey::parse(&format!("r-{n}")).expect("id"),
-            asked_ttl: 300,
+            requested_ttl: 300,
             reason: None,
             action: Arc::new(action.on_record(&Default::default(), &mut || [0; 16]).0),
             secret: None,
             iat: 1,
             exp: 2,
             kid: KeyId::parse("key").expect("kid"),
-            cnf: Binding::Jkt(Thumbprint(Digest::of(b"key"))),
+            cnf: Binding::Jkt(Thumbprint(Digest::sha256(b"key"))),
             uses: None,
             pos: 1,
             approval: None,
             consumed: None,
-            decision: Decision {
+            decision: DecisionRecord {
                 id: DecisionId::from_random([n; 16]),
-                policy: Digest::of(b"policy"),
+                policy: Digest::sha256(b"policy"),
                 rules: [RuleRef {
                     id: word("rule"),
                     file: word("rules/1.cedar"),
                 }]
                 .into(),
-                needs: Vec::new(),
-                ttl: TtlSum {
-                    asked: 300,
-                    bounds: vec![Bound {
-                        by: word("cap"),
+                required_profiles: Vec::new(),
+                ttl: TtlBreakdown {
+                    requested: 300,
+                    limits: vec![TtlLimit {
+                        source: word("cap"),
                         seconds: 900,
                     }],
                     granted: 300,
                 },
-                input: AskedInput {
+                input: PolicyInput {
                     ttl_ms: 300_000,
                     approvals: Vec::new(),
                     evidence_kind: EvidenceKind::JwtSvid,
@@ -226,7 +226,7 @@ mod tests {
                 kind: EvidenceKind::JwtSvid,
                 subject: SpiffeId::parse("spiffe://soc.example/agent").expect("id"),
                 kid: KeyId::parse("svid").expect("kid"),
-                sha256: Digest::of(b"evidence"),
+                sha256: Digest::sha256(b"evidence"),
                 verified_at: Timestamp::from_secs(1),
                 expires_at: Timestamp::from_secs(900),
             }),
@@ -234,11 +234,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_equal_is_kept_once_and_stays_equal() {
-        let shared = Shared::default();
+    fn interning_preserves_equality() {
+        let interner = Interner::default();
         let (one, two) = (issued(1, "triage"), issued(2, "triage"));
-        let (kept_one, action_one) = shared.grant(&one, None);
-        let (kept_two, action_two) = shared.grant(&two, None);
+        let (kept_one, action_one) = interner.intern_grant(&one, None);
+        let (kept_two, action_two) = interner.intern_grant(&two, None);
         assert_eq!((&kept_one, &kept_two), (&one, &two));
         assert!(Arc::ptr_eq(&kept_one.action, &kept_two.action));
         assert!(Arc::ptr_eq(&kept_one.evidence, &kept_two.evidence));
@@ -248,25 +248,25 @@ mod tests {
         ));
         let (a, b) = (&kept_one.decision, &kept_two.decision);
         assert!(Arc::ptr_eq(&a.rules, &b.rules));
-        assert!(Arc::ptr_eq(&a.ttl.bounds[0].by, &b.ttl.bounds[0].by));
-        // The same evidence verified at another moment is another fact.
+        assert!(Arc::ptr_eq(&a.ttl.limits[0].source, &b.ttl.limits[0].source));
+        // The same evidence verified at another time is not equal.
         let mut later = issued(3, "other");
         later.evidence = Arc::new(EvidenceFacts {
             verified_at: Timestamp::from_secs(2),
             ..(*later.evidence).clone()
         });
-        assert_eq!(shared.grant(&later, None).0, later);
+        assert_eq!(interner.intern_grant(&later, None).0, later);
     }
 
     #[test]
-    fn what_nobody_holds_is_forgotten() {
-        let shared = Shared::default();
-        let held = shared.grant(&issued(1, "held"), None).0;
+    fn interner_purges_unused() {
+        let interner = Interner::default();
+        let held = interner.intern_grant(&issued(1, "held"), None).0;
         for n in 0..2 * PURGE_MIN {
-            drop(shared.grant(&issued(2, &format!("a-{n}")), None));
+            drop(interner.intern_grant(&issued(2, &format!("a-{n}")), None));
         }
-        let words = &shared.lock().words.kept;
-        assert!(words.len() <= PURGE_MIN + 16, "{}", words.len());
-        assert!(words.contains_key(held.agent.as_str()));
+        let texts = &interner.lock().texts.kept;
+        assert!(texts.len() <= PURGE_MIN + 16, "{}", texts.len());
+        assert!(texts.contains_key(held.agent.as_str()));
     }
 }

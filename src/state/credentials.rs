@@ -1,49 +1,49 @@
-//! What the journal says of people: their passkeys, their open invitation, and which keys count no more.
+//! Credentials of people: enrolled passkeys, open invitations and revoked keys.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{Table, Versioned, sorted};
+use super::{ArcMap, Versioned, sorted};
 use crate::model::*;
 
-/// A passkey of a person, as of the last entry folded.
+/// A passkey of a person, as of the last entry applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Passkey {
     /// As enrolled.
     pub record: PasskeyOnRecord,
-    /// The highest signature counter of a vote by it, or the one at enrolment.
+    /// The highest signature counter among its enrolment and its votes (WebAuthn L3 §6.1.1).
     pub sign_count: u32,
     /// When it was enrolled.
     pub added_at: Timestamp,
-    /// When its last vote was entered.
+    /// Time of the entry of its last vote.
     pub last_vote_at: Option<Timestamp>,
 }
 
-/// An invitation that was not used yet.
+/// An invitation that was not used yet; it may have expired.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invitation {
     /// Its id.
     pub id: InvitationId,
-    /// SHA-256 of its code.
+    /// Tagged SHA-256 of its one-time code.
     pub code: Digest,
-    /// Until when it may be used.
+    /// The first instant at which it can no longer be used.
     pub expires_at: Timestamp,
 }
 
-/// A person, as far as the journal tells.
+/// The credentials of one person.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Enrolled {
+pub struct PersonCredentials {
     /// Their passkeys, oldest first; never a revoked one.
     pub passkeys: Vec<Passkey>,
     /// The invitation they may still use.
     pub invitation: Option<Invitation>,
-    /// Keys of theirs that count no more, ever.
+    /// Revoked keys: never valid again.
     pub revoked: BTreeSet<Thumbprint>,
 }
 
-impl Enrolled {
+impl PersonCredentials {
     /// The passkey with this thumbprint.
     pub fn passkey(&self, key: Thumbprint) -> Option<&Passkey> {
         self.passkeys.iter().find(|p| p.record.key == key)
@@ -55,53 +55,53 @@ impl Enrolled {
     }
 }
 
-/// Everyone the journal says something of.
+/// The credentials of every person that the journal names.
 #[derive(Debug, Default)]
-pub struct Roster {
-    people: Table<PersonId, Versioned<Enrolled>>,
-    /// Whose credential it is, by its id in base64url; revoked ones included: a credential is enrolled once.
-    credentials: Table<String, PersonId>,
-    /// Every key that was ever enrolled as a passkey.
-    keys: Table<Thumbprint, ()>,
-    /// Whose open invitation has this code.
-    codes: Table<Digest, PersonId>,
+pub struct CredentialStore {
+    people: ArcMap<PersonId, Versioned<PersonCredentials>>,
+    /// Person by credential id in base64url, revoked ones included: a credential is enrolled once.
+    credentials: ArcMap<String, PersonId>,
+    /// Every key ever enrolled as a passkey, revoked ones included.
+    keys: ArcMap<Thumbprint, ()>,
+    /// Person by the digest of their latest invitation's code.
+    codes: ArcMap<Digest, PersonId>,
 }
 
-impl Roster {
-    /// A person; one the journal says nothing of is at version 0.
-    pub fn of(&self, person: &PersonId) -> Arc<Versioned<Enrolled>> {
+impl CredentialStore {
+    /// The credentials of a person; empty at version 0 for a person that the journal does not name.
+    pub fn get(&self, person: &PersonId) -> Arc<Versioned<PersonCredentials>> {
         self.people.get(person).unwrap_or_default()
     }
 
-    /// Whose credential this is, or was.
-    pub fn holder(&self, credential: &str) -> Option<PersonId> {
+    /// The person who enrolled this credential, revoked or not.
+    pub fn person_of_credential(&self, credential: &str) -> Option<PersonId> {
         self.credentials
             .get(&credential.to_owned())
             .map(|person| (*person).clone())
     }
 
     /// Whether a key was ever enrolled as a passkey.
-    pub fn known(&self, key: Thumbprint) -> bool {
+    pub fn was_enrolled(&self, key: Thumbprint) -> bool {
         self.keys.get(&key).is_some()
     }
 
-    /// Everyone the journal says something of, in no order.
-    pub fn everyone(&self) -> Vec<PersonId> {
+    /// Every person that the journal names, in no order.
+    pub fn people(&self) -> Vec<PersonId> {
         self.people.all().into_iter().map(|(id, _)| id).collect()
     }
 
-    /// Who was invited with this code, whether it may still be used or not.
-    pub fn invited(&self, code: &Digest) -> Option<PersonId> {
+    /// The person invited with this code, whether it can still be used or not.
+    pub fn person_of_code(&self, code: &Digest) -> Option<PersonId> {
         self.codes.get(code).map(|person| (*person).clone())
     }
 
-    pub(super) fn on_invited(&self, f: &ApproverInvited, version: Version) {
-        let before = self.of(&f.person).value.invitation.clone();
+    pub(super) fn apply_invited(&self, f: &ApproverInvited, version: Version) {
+        let before = self.get(&f.person).value.invitation.clone();
         if let Some(before) = before {
             self.codes.retain(|code| *code != before.code);
         }
-        self.codes.put(f.code, f.person.clone());
-        self.people.amend(f.person.clone(), |at| {
+        self.codes.insert(f.code, f.person.clone());
+        self.people.update_or_default(f.person.clone(), |at| {
             at.value.invitation = Some(Invitation {
                 id: f.invitation,
                 code: f.code,
@@ -111,11 +111,11 @@ impl Roster {
         });
     }
 
-    pub(super) fn on_enrolled(&self, f: &ApproverEnrolled, at: Timestamp, version: Version) {
+    pub(super) fn apply_enrolled(&self, f: &ApproverEnrolled, at: Timestamp, version: Version) {
         self.credentials
-            .put(f.passkey.credential.clone(), f.person.clone());
-        self.keys.put(f.passkey.key, ());
-        self.people.amend(f.person.clone(), |person| {
+            .insert(f.passkey.credential.clone(), f.person.clone());
+        self.keys.insert(f.passkey.key, ());
+        self.people.update_or_default(f.person.clone(), |person| {
             person.value.invitation = None;
             person.value.passkeys.push(Passkey {
                 sign_count: f.passkey.sign_count,
@@ -127,9 +127,9 @@ impl Roster {
         });
     }
 
-    pub(super) fn on_revoked(&self, f: &ApproverKeysRevoked, version: Version) {
-        self.people.amend(f.person.clone(), |person| {
-            let Enrolled {
+    pub(super) fn apply_revoked(&self, f: &ApproverKeysRevoked, version: Version) {
+        self.people.update_or_default(f.person.clone(), |person| {
+            let PersonCredentials {
                 passkeys,
                 invitation,
                 revoked,
@@ -143,9 +143,9 @@ impl Roster {
         });
     }
 
-    /// The stream does not move: the counter is news of the authenticator, and only ever goes up.
-    pub(super) fn on_vote(&self, f: &VoteCast, at: Timestamp) {
-        self.people.change(&f.voter, |person| {
+    /// Does not advance the person's stream: the counter only grows.
+    pub(super) fn apply_vote(&self, f: &VoteCast, at: Timestamp) {
+        self.people.update(&f.voter, |person| {
             let mut next = person.clone();
             for passkey in &mut next.value.passkeys {
                 if passkey.record.key == f.key {
@@ -158,8 +158,8 @@ impl Roster {
         });
     }
 
-    pub(super) fn picture(&self) -> Value {
-        let person = |(id, at): (PersonId, Arc<Versioned<Enrolled>>)| {
+    pub(super) fn canonical_snapshot(&self) -> Value {
+        let person = |(id, at): (PersonId, Arc<Versioned<PersonCredentials>>)| {
             let passkeys: Vec<Value> = at
                 .value
                 .passkeys

@@ -1,14 +1,14 @@
-//! One walk over the whole journal that believes nothing it is told.
+//! Journal verification: one pass over every stored entry and blob that recomputes every hash and version.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use super::tree::{Frontier, leaf_hash};
-use super::votes::WrongVote;
+use super::vote_verifier::VoteError;
 use crate::model::json::JsonError;
-use crate::model::{Digest, Entry, Malformed, Stream, Timestamp, Version};
+use crate::model::{Digest, Entry, ParseError, Stream, Timestamp, Version};
 
-/// A tree head that someone noted: `SIZE:ROOT`.
+/// A Merkle tree head, written `SIZE:ROOT`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checkpoint {
     /// Number of entries.
@@ -19,9 +19,9 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Reads `SIZE:ROOT`.
-    pub fn parse(text: &str) -> Result<Self, Malformed> {
+    pub fn parse(text: &str) -> Result<Self, ParseError> {
         let wrong = || {
-            Malformed::new(
+            ParseError::new(
                 "checkpoint",
                 "must be SIZE:ROOT, as 'audit verify' prints it",
             )
@@ -40,127 +40,127 @@ impl fmt::Display for Checkpoint {
     }
 }
 
-/// The first thing that is wrong with a journal.
+/// The first error found in a journal.
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
-    /// An entry is not the canonical form of anything we know.
+    /// An entry is not the canonical form of a known entry.
     #[error("entry {index} cannot be read: {source}")]
     Unreadable {
-        /// Where.
+        /// Index of the entry.
         index: u64,
-        /// Why.
+        /// The cause.
         source: JsonError,
     },
     /// The entry's own index is not its place.
-    #[error("entry {index} says it is entry {says}: one was removed, added or moved")]
+    #[error("entry {index} has index {says}: an entry was removed, added or moved")]
     OutOfPlace {
-        /// Where it stands.
+        /// Its place.
         index: u64,
-        /// Where it says it stands.
+        /// Its own index.
         says: u64,
     },
     /// The stored leaf hash is not the hash of the stored entry.
     #[error("entry {0} was changed: its bytes do not have the stored leaf hash")]
-    Changed(u64),
-    /// Time or epoch run backwards.
-    #[error("entry {0} is earlier than the one before it")]
+    LeafHashMismatch(u64),
+    /// Its time or epoch is before that of the entry before it.
+    #[error("entry {0} is earlier than the entry before it")]
     Backwards(u64),
-    /// The entry rested on something that was not so (DESIGN law 7).
-    #[error("entry {index} rests on {stream} at version {says}, but it was at {was}")]
-    FalsePremise {
-        /// Where.
+    /// The entry's read set does not match the versions at its index (DESIGN law 7).
+    #[error("entry {index} read {stream} at version {says}, but the stream was at version {was}")]
+    StaleRead {
+        /// Index of the entry.
         index: u64,
         /// The stream.
         stream: Stream,
-        /// The version it claims.
+        /// The version in its read set.
         says: Version,
         /// The version the stream had.
         was: Version,
     },
-    /// The head does not belong to these entries.
-    #[error("the head says {head}, the entries give {found}")]
+    /// The stored head is not that of the entries.
+    #[error("the stored head is {head}, but the entries give {found}")]
     Head {
         /// As stored.
         head: Checkpoint,
         /// As computed.
         found: Checkpoint,
     },
-    /// The head is of another life than the last entry.
-    #[error("the head is of epoch {head}, the last entry of epoch {last}")]
+    /// The head's epoch is not the last entry's.
+    #[error("the stored head is of epoch {head}, but the last entry is of epoch {last}")]
     Epoch {
         /// As stored.
         head: u64,
-        /// As walked.
+        /// Of the last entry.
         last: u64,
     },
-    /// A blob is not what its name says.
+    /// A blob's content does not have its hash.
     #[error("the blob {0} was changed: its content has another hash")]
     BlobChanged(Digest),
-    /// Blobs that entries name are not there.
+    /// Blobs that entries name are missing.
     #[error("{count} blobs that entries name are missing, {first} among them")]
     BlobMissing {
-        /// How many.
+        /// Number of missing blobs.
         count: usize,
         /// One of them.
         first: Digest,
     },
-    /// A vote proves nothing.
-    #[error("the vote in entry {index} proves nothing: {why}")]
+    /// A vote cannot be verified.
+    #[error("the vote in entry {index} cannot be verified: {why}")]
     Vote {
-        /// Where.
+        /// Index of the entry.
         index: u64,
-        /// Why.
-        why: WrongVote,
+        /// The cause.
+        why: VoteError,
     },
-    /// The checkpoint noted outside is not of this journal.
+    /// The checkpoint noted outside is not one of this journal.
     #[error("the noted checkpoint {noted} does not match: {why}")]
-    Against {
+    CheckpointMismatch {
         /// As noted.
         noted: Checkpoint,
-        /// What was found instead.
+        /// The difference.
         why: String,
     },
 }
 
-/// What a whole journal looks like.
+/// The result of a verification without errors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuditReport {
     /// Its tree head.
     pub head: Checkpoint,
-    /// Its current life.
+    /// Its epoch.
     pub epoch: u64,
-    /// Whether a noted checkpoint was found inside it.
-    pub against: Option<Checkpoint>,
+    /// The noted checkpoint, which was found in it; absent when none was given.
+    pub noted: Option<Checkpoint>,
 }
 
-/// The walk: feed it every stored entry in order, then [`Audit::finish`].
+/// Verifies a journal: give it every stored entry in order, every blob, then call [`JournalVerifier::finish`].
 #[derive(Debug, Default)]
-pub struct Audit {
+pub struct JournalVerifier {
     tree: Frontier,
     versions: HashMap<Stream, Version>,
     last: Option<(u64, Timestamp)>,
     named: HashSet<Digest>,
     noted: Option<Checkpoint>,
-    met: bool,
+    noted_found: bool,
 }
 
-impl Audit {
-    /// A walk that also looks for a checkpoint noted earlier.
-    pub fn against(noted: Option<Checkpoint>) -> Self {
-        let mut audit = Self {
+impl JournalVerifier {
+    /// A verifier that also looks for a checkpoint noted earlier.
+    pub fn with_checkpoint(noted: Option<Checkpoint>) -> Self {
+        let mut verifier = Self {
             noted,
             ..Self::default()
         };
-        audit.meet();
-        audit
+        verifier.check_checkpoint();
+        verifier
     }
 
-    /// Checks the next entry: its bytes, place, time, leaf hash, and that it rests on what was so.
+    /// Checks the next entry: its bytes, index, time, leaf hash and read set.
     pub fn entry(&mut self, text: &str, stored_leaf: Digest) -> Result<Entry, AuditError> {
         let index = self.tree.size();
         let leaf = leaf_hash(text.as_bytes());
         if leaf != stored_leaf {
-            return Err(AuditError::Changed(index));
+            return Err(AuditError::LeafHashMismatch(index));
         }
         let entry =
             Entry::parse(text).map_err(|source| AuditError::Unreadable { index, source })?;
@@ -179,7 +179,7 @@ impl Audit {
         for (stream, says) in &entry.read_set {
             let was = self.versions.get(stream).copied().unwrap_or(0);
             if was != *says {
-                return Err(AuditError::FalsePremise {
+                return Err(AuditError::StaleRead {
                     index,
                     stream: stream.clone(),
                     says: *says,
@@ -187,27 +187,27 @@ impl Audit {
                 });
             }
         }
-        for stream in &entry.moves {
+        for stream in &entry.write_set {
             self.versions.insert(stream.clone(), index + 1);
         }
-        self.named.extend(entry.fact.blobs());
+        self.named.extend(entry.event.blobs());
         self.last = Some((entry.epoch, entry.at));
         self.tree.push(leaf);
-        self.meet();
+        self.check_checkpoint();
         Ok(entry)
     }
 
     /// Checks one stored blob.
     pub fn blob(&mut self, name: Digest, content: &str) -> Result<(), AuditError> {
-        if Digest::of(content.as_bytes()) != name {
+        if Digest::sha256(content.as_bytes()) != name {
             return Err(AuditError::BlobChanged(name));
         }
         self.named.remove(&name);
         Ok(())
     }
 
-    /// After the last blob: everything that entries name must have been there.
-    pub fn blobs_end(&self) -> Result<(), AuditError> {
+    /// After the last blob: checks that every blob named by an entry was seen.
+    pub fn finish_blobs(&self) -> Result<(), AuditError> {
         match self.named.iter().min() {
             None => Ok(()),
             Some(first) => Err(AuditError::BlobMissing {
@@ -217,7 +217,7 @@ impl Audit {
         }
     }
 
-    /// Compares what was walked with the stored head and the noted checkpoint.
+    /// Compares the entries with the stored head and the noted checkpoint.
     pub fn finish(self, head: Checkpoint, epoch: u64) -> Result<AuditReport, AuditError> {
         let found = self.checkpoint();
         if found != head {
@@ -227,18 +227,18 @@ impl Audit {
         if last != epoch {
             return Err(AuditError::Epoch { head: epoch, last });
         }
-        if let Some(noted) = self.noted.filter(|_| !self.met) {
+        if let Some(noted) = self.noted.filter(|_| !self.noted_found) {
             let why = if noted.size > found.size {
                 format!("the journal has only {} entries", found.size)
             } else {
-                "the root at that size is another: entries before it were rewritten".to_owned()
+                "the journal has another root at that size: entries before it were rewritten".to_owned()
             };
-            return Err(AuditError::Against { noted, why });
+            return Err(AuditError::CheckpointMismatch { noted, why });
         }
         Ok(AuditReport {
             head,
             epoch,
-            against: self.noted,
+            noted: self.noted,
         })
     }
 
@@ -249,7 +249,7 @@ impl Audit {
         }
     }
 
-    fn meet(&mut self) {
-        self.met |= self.noted == Some(self.checkpoint());
+    fn check_checkpoint(&mut self) {
+        self.noted_found |= self.noted == Some(self.checkpoint());
     }
 }

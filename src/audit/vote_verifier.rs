@@ -1,8 +1,8 @@
-//! Every vote once more, without its broker: whose it was, of what, and whether that was asked.
+//! Vote verification: checks every vote in a journal again, offline: its voter, its statement and its access request.
 //!
-//! An auditor has no configuration of the broker's, so the origin comes from the evidence: it stands in what the authenticator
-//! signed, and the relying party is its host, as at the broker. Which origins votes were signed on is part of the report; that
-//! they were the broker's own, whoever reads it knows.
+//! An auditor does not have the broker's configuration, so the origin comes from the evidence: the authenticator signed it,
+//! and the relying party is its host, as at the broker. The report lists the origins; the auditor checks that they are the
+//! broker's own.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -16,74 +16,73 @@ use crate::model::*;
 use crate::policy::{BundleFiles, VoteMethod, Person, PolicyBundle, StepUpProfile};
 use crate::webauthn::{self, Assertion, EvidenceError, WebauthnError};
 
-/// Why a vote on record proves nothing.
+/// Why a journalled vote cannot be verified.
 #[derive(Debug, thiserror::Error)]
-pub enum WrongVote {
-    /// The policy bundle in force then does not know the voter.
+pub enum VoteError {
+    /// The voter was not registered in the policy bundle active at the vote.
     #[error("its voter was not registered then")]
-    Stranger,
-    /// The policy bundle in force then has no such profile, or another one of that name.
-    #[error("its profile was not in force then")]
-    Profile,
-    /// By a key of `people.toml`, for a profile that takes passkeys alone.
-    #[error("it is not by passkey, and its profile takes passkeys alone")]
-    NotByPasskey,
-    /// No such access request waited then.
-    #[error("its access request did not wait then")]
-    NotAsked,
+    VoterUnknown,
+    /// The policy bundle active at the vote had no such profile, or another definition of it.
+    #[error("its profile was not active then")]
+    ProfileMismatch,
+    /// The vote is by a key of `people.toml`, but its profile requires a passkey.
+    #[error("its profile requires a passkey, and it was signed with a plain key")]
+    PasskeyRequired,
+    /// The access request was not pending at the vote.
+    #[error("its access request was not pending then")]
+    RequestNotPending,
     /// The signed statement cannot be read.
     #[error("its statement cannot be read")]
     Statement,
-    /// The entry says something else than the signed statement.
+    /// The signed statement differs from the entry.
     #[error("its statement has another {0} than the entry")]
-    Differs(&'static str),
-    /// The signed statement is not of what was asked.
+    EntryMismatch(&'static str),
+    /// The signed statement differs from the access request.
     #[error("its statement has another {0} than the access request")]
-    AskedElse(&'static str),
-    /// The key was not the voter's then, or was revoked before.
-    #[error("its key was not, or no longer, the voter's then")]
-    Key,
+    RequestMismatch(&'static str),
+    /// The key was not the voter's at the vote, or was revoked before.
+    #[error("its key was not an active key of the voter then")]
+    KeyNotActive,
     /// A key's signature does not verify.
     #[error("its signature does not verify")]
     Signature,
-    /// The evidence is not what an assertion leaves, or it is missing, or there where it must not be.
-    #[error("its evidence is not that of an assertion")]
+    /// A signature counter without a passkey's evidence.
+    #[error("it has a signature counter but no passkey evidence")]
     NoEvidence,
     /// The evidence cannot be read.
     #[error("its evidence: {0}")]
     Evidence(#[from] EvidenceError),
-    /// A check of WebAuthn fails.
+    /// A WebAuthn check fails.
     #[error("its passkey: {0}")]
     Passkey(#[from] WebauthnError),
 }
 
-/// Votes that prove what they say.
+/// Counts of verified votes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct VotesChecked {
-    /// By keys of `people.toml`.
+pub struct VoteReport {
+    /// Votes by keys of `people.toml`.
     pub by_key: u64,
-    /// By passkeys.
+    /// Votes by passkeys.
     pub by_passkey: u64,
-    /// The origins that passkeys were used on.
+    /// The web origins on which passkeys signed.
     pub origins: BTreeSet<String>,
 }
 
-/// The walk of the votes: feed it every entry in order.
+/// Verifies votes: give it every entry in order.
 #[derive(Debug, Default)]
-pub struct Votes {
+pub struct VoteVerifier {
     realm: Option<Realm>,
     people: BTreeMap<PersonId, Person>,
     profiles: BTreeMap<ProfileName, StepUpProfile>,
     passkeys: HashMap<Thumbprint, (PersonId, PasskeyOnRecord)>,
     revoked: HashSet<Thumbprint>,
     tasks: HashMap<TaskId, Thumbprint>,
-    waiting: HashMap<AccessRequestId, Arc<AccessRequestOpened>>,
-    checked: VotesChecked,
+    pending: HashMap<AccessRequestId, Arc<AccessRequestOpened>>,
+    report: VoteReport,
 }
 
-impl Votes {
-    /// Takes in the next entry, and checks it if it is a vote. `blob` finds blobs by their names; their content is not
-    /// believed either.
+impl VoteVerifier {
+    /// Takes the next entry, and verifies it if it is a vote. `blob` finds a blob by its hash, which is checked.
     pub fn entry<E: From<AuditError>>(
         &mut self,
         entry: &Entry,
@@ -95,18 +94,18 @@ impl Votes {
                 first: *name,
             };
             let text = blob(name)?.ok_or(missing)?;
-            if Digest::of(text.as_bytes()) == *name {
+            if Digest::sha256(text.as_bytes()) == *name {
                 Ok(text)
             } else {
                 Err(AuditError::BlobChanged(*name).into())
             }
         };
-        match &entry.fact {
+        match &entry.event {
             Event::EpochStarted(f) => self.realm = Some(f.realm.clone()),
-            Event::PolicyApplied(f) => self.on_policy(&read(&f.version)?),
+            Event::PolicyApplied(f) => self.load_policy(&read(&f.version)?),
             Event::ApproverEnrolled(f) => {
-                let of = (f.person.clone(), f.passkey.clone());
-                self.passkeys.insert(f.passkey.key, of);
+                let passkey = (f.person.clone(), f.passkey.clone());
+                self.passkeys.insert(f.passkey.key, passkey);
             }
             Event::ApproverKeysRevoked(f) => self.revoked.extend(&f.keys),
             Event::TaskOpened(f) => {
@@ -116,20 +115,20 @@ impl Votes {
                 for task in &f.tasks {
                     self.tasks.remove(task);
                 }
-                self.waiting
+                self.pending
                     .retain(|_, opened| !f.tasks.contains(&opened.task));
             }
             Event::AccessRequestOpened(f) => {
-                self.waiting.insert(f.access_request, Arc::new(f.clone()));
+                self.pending.insert(f.access_request, Arc::new(f.clone()));
             }
             Event::AccessRequestClosed(f) => {
-                self.waiting.remove(&f.access_request);
+                self.pending.remove(&f.access_request);
             }
             Event::TokenIssued(f) => {
-                f.consumed.map(|id| self.waiting.remove(&id));
+                f.consumed.map(|id| self.pending.remove(&id));
             }
             Event::VoteCast(f) => {
-                let opened = self.waiting.get(&f.access_request).map(Arc::clone);
+                let opened = self.pending.get(&f.access_request).map(Arc::clone);
                 let secret = opened.as_ref().and_then(|o| o.secret);
                 let secret = secret.map(|name| read(&name)).transpose()?;
                 let statement = read(&f.statement)?;
@@ -145,9 +144,9 @@ impl Votes {
                     index: entry.index,
                     why,
                 })?;
-                // One no ends it.
+                // One denial closes it.
                 if f.verdict == Verdict::Deny {
-                    self.waiting.remove(&f.access_request);
+                    self.pending.remove(&f.access_request);
                 }
             }
             Event::TrustBundleChanged(_)
@@ -168,19 +167,19 @@ impl Votes {
         Ok(())
     }
 
-    /// What was checked so far.
-    pub fn checked(&self) -> &VotesChecked {
-        &self.checked
+    /// The votes verified so far.
+    pub fn report(&self) -> &VoteReport {
+        &self.report
     }
 
-    /// A bundle that cannot be read leaves nobody registered: no vote rests on it.
-    fn on_policy(&mut self, text: &str) {
+    /// An unreadable bundle registers no person, so that no vote under it verifies.
+    fn load_policy(&mut self, text: &str) {
         let read = BundleFiles::parse(text).and_then(|files| PolicyBundle::people_in(&files));
         (self.people, self.profiles) = read.unwrap_or_default();
     }
 
-    /// INVARIANT (a vote on record is proved by what is on record): statement, evidence and signature belong to the entry, to
-    /// what was asked, and to a key that was the voter's at that entry.
+    /// INVARIANT (a vote on record is proved by what is on record): statement, evidence and signature match the entry, the
+    /// access request, and a key that was the voter's at that entry.
     fn check(
         &mut self,
         cast: &VoteCast,
@@ -188,50 +187,50 @@ impl Votes {
         secret: Option<&str>,
         statement: &str,
         evidence: Option<&str>,
-    ) -> Result<(), WrongVote> {
-        let voter = self.people.get(&cast.voter).ok_or(WrongVote::Stranger)?;
+    ) -> Result<(), VoteError> {
+        let voter = self.people.get(&cast.voter).ok_or(VoteError::VoterUnknown)?;
         let profile = self
             .profiles
             .get(&cast.profile.name)
             .filter(|p| p.digest() == cast.profile.digest)
-            .ok_or(WrongVote::Profile)?;
-        let statement = VoteStatement::parse(statement).map_err(|_| WrongVote::Statement)?;
-        self.is_of_the_entry(cast, &statement)?;
-        self.is_of_what_was_asked(opened.ok_or(WrongVote::NotAsked)?, secret, &statement)?;
+            .ok_or(VoteError::ProfileMismatch)?;
+        let statement = VoteStatement::parse(statement).map_err(|_| VoteError::Statement)?;
+        self.matches_entry(cast, &statement)?;
+        self.matches_request(opened.ok_or(VoteError::RequestNotPending)?, secret, &statement)?;
         if self.revoked.contains(&cast.key) {
-            return Err(WrongVote::Key);
+            return Err(VoteError::KeyNotActive);
         }
-        let digest = statement.digest().map_err(|_| WrongVote::Statement)?;
+        let digest = statement.digest().map_err(|_| VoteError::Statement)?;
         let signature = URL_SAFE_NO_PAD
             .decode(&cast.signature)
-            .map_err(|_| WrongVote::Signature)?;
+            .map_err(|_| VoteError::Signature)?;
         let Some(evidence) = evidence else {
             if profile.method == VoteMethod::Passkey {
-                return Err(WrongVote::NotByPasskey);
+                return Err(VoteError::PasskeyRequired);
             }
             if cast.sign_count.is_some() {
-                return Err(WrongVote::NoEvidence);
+                return Err(VoteError::NoEvidence);
             }
             let key = voter
                 .keys
                 .iter()
                 .filter_map(|key| PublicKey::from_jwk(&key.jwk).ok())
                 .find(|key| key.thumbprint() == cast.key)
-                .ok_or(WrongVote::Key)?;
+                .ok_or(VoteError::KeyNotActive)?;
             if !key.verify(digest.as_bytes(), &signature) {
-                return Err(WrongVote::Signature);
+                return Err(VoteError::Signature);
             }
-            self.checked.by_key += 1;
+            self.report.by_key += 1;
             return Ok(());
         };
         let (_, passkey) = self
             .passkeys
             .get(&cast.key)
             .filter(|(holder, _)| *holder == cast.voter)
-            .ok_or(WrongVote::Key)?;
+            .ok_or(VoteError::KeyNotActive)?;
         let assertion = Assertion::from_evidence(evidence, signature)?;
         if URL_SAFE_NO_PAD.encode(&assertion.credential) != passkey.credential {
-            return Err(WrongVote::Key);
+            return Err(VoteError::KeyNotActive);
         }
         let party = assertion.party()?;
         let seen = webauthn::check(
@@ -242,14 +241,14 @@ impl Votes {
             &assertion,
         )?;
         if cast.sign_count != Some(seen.sign_count) {
-            return Err(WrongVote::Differs("signature counter"));
+            return Err(VoteError::EntryMismatch("signature counter"));
         }
-        self.checked.by_passkey += 1;
-        self.checked.origins.insert(party.origin);
+        self.report.by_passkey += 1;
+        self.report.origins.insert(party.origin);
         Ok(())
     }
 
-    fn is_of_the_entry(&self, cast: &VoteCast, statement: &VoteStatement) -> Result<(), WrongVote> {
+    fn matches_entry(&self, cast: &VoteCast, statement: &VoteStatement) -> Result<(), VoteError> {
         let same = [
             ("realm", self.realm.as_ref() == Some(&statement.realm)),
             (
@@ -265,15 +264,15 @@ impl Votes {
                 Timestamp::from_secs(statement.not_after) == cast.not_after,
             ),
         ];
-        all(&same).map_err(WrongVote::Differs)
+        all(&same).map_err(VoteError::EntryMismatch)
     }
 
-    fn is_of_what_was_asked(
+    fn matches_request(
         &self,
         opened: &AccessRequestOpened,
         secret: Option<&str>,
         statement: &VoteStatement,
-    ) -> Result<(), WrongVote> {
+    ) -> Result<(), VoteError> {
         let secret = secret.and_then(ActionSecret::from_blob);
         let action = opened.action.reopen(secret.as_ref()).ok();
         let uses = match (statement.uses, opened.uses) {
@@ -299,11 +298,11 @@ impl Votes {
             ),
             ("number of uses", uses),
         ];
-        all(&same).map_err(WrongVote::AskedElse)
+        all(&same).map_err(VoteError::RequestMismatch)
     }
 }
 
-/// The first that does not hold.
+/// The name of the first check that fails.
 fn all(checks: &[(&'static str, bool)]) -> Result<(), &'static str> {
     match checks.iter().find(|(_, holds)| !holds) {
         None => Ok(()),

@@ -1,26 +1,26 @@
-//! The fold itself: what each kind of entry changes. Nothing else writes to state.
+//! Applying entries to state: what each kind of entry changes. Nothing else writes to state.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::records::{AccessEvent, NOES_KEPT, OPENS_KEPT};
+use super::records::{AccessEvent, DENIALS_KEPT_MAX, OPENINGS_KEPT_MAX};
 use super::{
-    AccessRequest, AccessStatus, Due, Ended, IdempotencyOutcome, Freeze, FrozenAt, Grant, Illegal, Lease,
-    Selector, State, Task, TrustedKeys, Use, Versioned, Vote,
+    AccessRequest, StoredStatus, Deadline, Ended, IdempotencyOutcome, FreezeStatus, FreezeMarker, Grant, IllegalTransition, Lease,
+    Selector, State, TaskRecord, TrustedKeys, TokenUse, Versioned, VoteRecord,
 };
 use crate::journal::Committed;
 use crate::model::*;
 
 impl State {
-    /// Folds the next entry in. The journal calls it in order, after the commit and before anyone is answered.
+    /// Applies the next entry. The journal calls it in order, after the commit and before it answers the append.
     pub fn apply(&self, committed: &Committed) {
         let entry = committed.entry();
         let version = entry.index + 1;
-        // Before anything is folded: counts tell of what was there when it happened.
-        self.figures.on(entry, self);
-        self.trace(entry);
-        match &entry.fact {
+        // First: statistics compare the entry with the state before it.
+        self.stats.record(entry, self);
+        self.index_entry(entry);
+        match &entry.event {
             Event::EpochStarted(_)
             | Event::PolicyApplied(_)
             | Event::VoteRefused(_)
@@ -30,7 +30,7 @@ impl State {
                     bundle: Some(f.bundle),
                     kids: f.kids.iter().cloned().collect(),
                 };
-                self.trust.put(
+                self.trust.insert(
                     f.domain.clone(),
                     Versioned {
                         value: keys,
@@ -38,7 +38,7 @@ impl State {
                     },
                 );
             }
-            Event::KeyPublished(f) => self.keys.put(
+            Event::KeyPublished(f) => self.keys.insert(
                 f.kid.clone(),
                 Versioned {
                     value: f.jwk.clone(),
@@ -46,10 +46,10 @@ impl State {
                 },
             ),
             Event::AgentSuspended(f) => {
-                self.agents.put(
+                self.agents.insert(
                     f.agent.clone(),
                     Versioned {
-                        value: AgentStanding { suspended: true },
+                        value: AgentStatus { suspended: true },
                         version,
                     },
                 );
@@ -63,25 +63,25 @@ impl State {
                 );
             }
             Event::AgentResumed(f) => {
-                self.agents.put(
+                self.agents.insert(
                     f.agent.clone(),
                     Versioned {
-                        value: AgentStanding { suspended: false },
+                        value: AgentStatus { suspended: false },
                         version,
                     },
                 );
-                // A quarantine is served once.
-                self.asks.amend(f.agent.clone(), |at| at.value.noes.clear());
+                // Denials before a suspension do not count towards the next one.
+                self.histories.update_or_default(f.agent.clone(), |at| at.value.denials.clear());
             }
-            Event::Frozen(f) => self.on_frozen(f, committed, version),
-            Event::Unfrozen(f) => self.freezes.amend(f.scope.clone(), |at| {
+            Event::Frozen(f) => self.apply_frozen(f, committed, version),
+            Event::Unfrozen(f) => self.freezes.update_or_default(f.scope.clone(), |at| {
                 at.value.in_force = None;
                 at.version = version;
             }),
-            Event::TaskOpened(f) => self.on_task_opened(f, committed, version),
+            Event::TaskOpened(f) => self.apply_task_opened(f, committed, version),
             Event::LeasesExtended(f) => {
                 for (task, until) in &f.leases {
-                    self.on_lease_extended(task, *until, version);
+                    self.apply_lease_extended(task, *until, version);
                 }
             }
             Event::TaskEnded(f) => {
@@ -93,23 +93,23 @@ impl State {
                     Selector::Tasks(f.tasks.clone()),
                 );
             }
-            Event::RequestDenied(f) => self.decisions.put(f.id, entry.index),
-            Event::AccessRequestOpened(f) => self.on_access_request_opened(f, committed, version),
-            Event::VoteCast(f) => self.on_vote(f, committed, version),
+            Event::RequestDenied(f) => self.decisions.insert(f.id, entry.index),
+            Event::AccessRequestOpened(f) => self.apply_access_request_opened(f, committed, version),
+            Event::VoteCast(f) => self.apply_vote(f, committed, version),
             Event::AccessRequestClosed(f) => {
-                self.on_access_event(f.access_request, AccessEvent::Closed(f.cause), version);
-                if f.begun {
-                    self.count_no(&f.access_request, entry.at, version);
+                self.apply_access_event(f.access_request, AccessEvent::Closed(f.cause), version);
+                if f.voting_started {
+                    self.count_denial(&f.access_request, entry.at, version);
                 }
                 if f.cause == CloseCause::Expired {
-                    self.fix_refused(f.access_request);
+                    self.settle_denied(f.access_request);
                 }
             }
-            Event::ApproverInvited(f) => self.roster.on_invited(f, version),
-            Event::ApproverEnrolled(f) => self.roster.on_enrolled(f, entry.at, version),
-            Event::ApproverKeysRevoked(f) => self.roster.on_revoked(f, version),
-            Event::TokenIssued(f) => self.on_token_issued(f, committed, version),
-            Event::TokenReissued(f) => self.grants.change(&f.jti, |g| {
+            Event::ApproverInvited(f) => self.credentials.apply_invited(f, version),
+            Event::ApproverEnrolled(f) => self.credentials.apply_enrolled(f, entry.at, version),
+            Event::ApproverKeysRevoked(f) => self.credentials.apply_revoked(f, version),
+            Event::TokenIssued(f) => self.apply_token_issued(f, committed, version),
+            Event::TokenReissued(f) => self.grants.update(&f.jti, |g| {
                 let mut kids = g.kids.to_vec();
                 if !kids.contains(&f.kid) {
                     kids.push(f.kid.clone());
@@ -120,9 +120,9 @@ impl State {
                     ..g.clone()
                 }
             }),
-            Event::TokenConsumed(f) => self.grants.change(&f.jti, |g| {
+            Event::TokenConsumed(f) => self.grants.update(&f.jti, |g| {
                 let mut uses = g.uses.clone();
-                uses.push(Use {
+                uses.push(TokenUse {
                     validator: f.validator.clone(),
                     use_id: f.use_id.clone(),
                     index: entry.index,
@@ -141,7 +141,7 @@ impl State {
                     outcome: None,
                 };
                 for jti in &f.jtis {
-                    self.grants.change(jti, |g| Grant {
+                    self.grants.update(jti, |g| Grant {
                         ended: g.ended.or(Some(ended)),
                         version,
                         ..g.clone()
@@ -155,17 +155,17 @@ impl State {
                 );
             }
         }
-        // Before the position: whoever reads that far finds what changed by then.
-        self.stirs.fold(entry);
+        // Before the position: a reader of the position finds every inbox change up to it.
+        self.inbox_changes.apply(entry);
         self.epoch.store(entry.epoch, Ordering::SeqCst);
-        self.folded.store(entry.index + 1, Ordering::SeqCst);
+        self.applied.store(entry.index + 1, Ordering::SeqCst);
     }
 
-    /// Notes which task the entry tells of.
-    fn trace(&self, entry: &Entry) {
+    /// Adds the entry to the index of each task it is about.
+    fn index_entry(&self, entry: &Entry) {
         let of_request = |id: &AccessRequestId| self.requests.get(id).map(|r| r.opened.task);
         let of_grant = |jti: &TokenId| self.grants.get(jti).map(|g| g.issued.task);
-        let task = match &entry.fact {
+        let task = match &entry.event {
             Event::TaskOpened(f) => Some(f.task),
             Event::RequestDenied(f) => Some(f.task),
             Event::AccessRequestOpened(f) => Some(f.task),
@@ -177,18 +177,18 @@ impl State {
             Event::TokenConsumed(f) => of_grant(&f.jti),
             Event::TaskEnded(f) => {
                 for task in &f.tasks {
-                    self.traces.note(*task, entry.index);
+                    self.task_entries.push(*task, entry.index);
                 }
                 None
             }
             Event::GrantsEnded(f) => {
                 let tasks: BTreeSet<TaskId> = f.jtis.iter().filter_map(of_grant).collect();
                 for task in tasks {
-                    self.traces.note(task, entry.index);
+                    self.task_entries.push(task, entry.index);
                 }
                 None
             }
-            // Ends of many at once are found by the end of the task; signs of life tell nothing.
+            // Entries that end many tasks at once are found by the end of each task; heartbeats are not listed.
             Event::AgentSuspended(_)
             | Event::Frozen(_)
             | Event::LeasesExtended(_)
@@ -204,27 +204,27 @@ impl State {
             | Event::RefusalsCounted(_) => None,
         };
         if let Some(task) = task {
-            self.traces.note(task, entry.index);
+            self.task_entries.push(task, entry.index);
         }
     }
 
-    fn on_frozen(&self, f: &Frozen, committed: &Committed, version: Version) {
+    fn apply_frozen(&self, f: &Frozen, committed: &Committed, version: Version) {
         let entry = committed.entry();
         let reason = f
             .reason
             .and_then(|hash| committed.blob(&hash))
-            .and_then(|text| Prose::from_blob(text));
-        let frozen = FrozenAt {
+            .and_then(|text| UntrustedText::from_blob(text));
+        let frozen = FreezeMarker {
             index: entry.index,
             at: entry.at,
             by: f.by.clone(),
             reason,
         };
-        // First: whoever reads the end of a task below finds the freeze that ended it.
-        self.freezes.put(
+        // First: a reader that sees the end of a task below finds the freeze that ended it.
+        self.freezes.insert(
             f.scope.clone(),
             Versioned {
-                value: Freeze {
+                value: FreezeStatus {
                     in_force: Some(frozen),
                     last: Some(entry.index),
                 },
@@ -247,14 +247,14 @@ impl State {
                 Selector::Agents(f.agents.clone()),
             ),
             FreezeScope::Action(action) => {
-                for id in self.asked() {
+                for id in self.unclosed_requests() {
                     let of_action = |r: &Arc<AccessRequest>| r.opened.action.action == *action;
                     if self.requests.get(&id).as_ref().is_some_and(of_action) {
                         let event = AccessEvent::Closed(CloseCause::Frozen);
-                        self.on_access_event(id, event, version);
+                        self.apply_access_event(id, event, version);
                     }
                 }
-                // Its grants are dead by the freeze's index: a million of them cost no more than one.
+                // Its grants end by the freeze's index, in constant time however many there are.
                 (Vec::new(), Selector::Action(action.clone()))
             }
         };
@@ -262,32 +262,32 @@ impl State {
         self.feed.push(entry.epoch, entry.index, entry.at, selector);
     }
 
-    fn on_lease_extended(&self, id: &TaskId, until: Timestamp, version: Version) {
-        // INVARIANT (an end is final): a sign of life that came after it changes nothing.
-        let alive = self.tasks.get(id).filter(|t| t.ended.is_none());
-        let Some(before) = alive.and_then(|t| t.lease) else {
+    fn apply_lease_extended(&self, id: &TaskId, until: Timestamp, version: Version) {
+        // INVARIANT (an end is final): a heartbeat after it changes nothing.
+        let open = self.tasks.get(id).filter(|t| t.ended.is_none());
+        let Some(before) = open.and_then(|t| t.lease) else {
             return;
         };
-        self.tasks.change(id, |t| Task {
+        self.tasks.update(id, |t| TaskRecord {
             lease: Some(Lease { until, version }),
             ..t.clone()
         });
-        let mut due = self.due();
-        due.remove(&(before.until, Due::Lease(*id)));
-        due.insert((until, Due::Lease(*id)));
+        let mut deadlines = self.deadlines();
+        deadlines.remove(&(before.until, Deadline::Lease(*id)));
+        deadlines.insert((until, Deadline::Lease(*id)));
     }
 
-    fn on_task_opened(&self, f: &TaskOpened, committed: &Committed, version: Version) {
+    fn apply_task_opened(&self, f: &TaskOpened, committed: &Committed, version: Version) {
         let lease = f.heartbeat_seconds.map(|seconds| Lease {
             until: f.opened_at.plus_secs(seconds),
             version: 0,
         });
         let purpose = committed
             .blob(&f.purpose)
-            .and_then(|text| Prose::from_blob(text));
-        self.tasks.put(
+            .and_then(|text| UntrustedText::from_blob(text));
+        self.tasks.insert(
             f.task,
-            Task {
+            TaskRecord {
                 opened: Arc::new(f.clone()),
                 purpose,
                 lease,
@@ -295,19 +295,19 @@ impl State {
                 version,
             },
         );
-        self.opens.put(
+        self.tasks_by_request_id.insert(
             (f.agent.clone(), f.binding.jkt(), f.idempotency_key.clone()),
             f.task,
         );
-        self.agent_tasks.amend(f.agent.clone(), |set| {
+        self.agent_tasks.update_or_default(f.agent.clone(), |set| {
             set.insert(f.task);
         });
-        let mut due = self.due();
-        due.insert((f.deadline, Due::Task(f.task)));
-        due.extend(lease.map(|lease| (lease.until, Due::Lease(f.task))));
+        let mut deadlines = self.deadlines();
+        deadlines.insert((f.deadline, Deadline::Task(f.task)));
+        deadlines.extend(lease.map(|lease| (lease.until, Deadline::Lease(f.task))));
     }
 
-    /// INVARIANT (an end is final): a task that ended keeps its first end, and nothing takes it away.
+    /// INVARIANT (an end is final): a task that ended keeps its first end.
     fn end_tasks(
         &self,
         tasks: &[TaskId],
@@ -322,28 +322,28 @@ impl State {
             outcome,
         };
         for id in tasks {
-            self.tasks.change(id, |t| Task {
+            self.tasks.update(id, |t| TaskRecord {
                 ended: t.ended.or(Some(ended)),
                 version: entry.index + 1,
                 ..t.clone()
             });
             if let Some(task) = self.tasks.get(id) {
-                self.agent_tasks.amend(task.opened.agent.clone(), |set| {
+                self.agent_tasks.update_or_default(task.opened.agent.clone(), |set| {
                     set.remove(id);
                 });
-                let mut due = self.due();
-                due.remove(&(task.opened.deadline, Due::Task(*id)));
+                let mut deadlines = self.deadlines();
+                deadlines.remove(&(task.opened.deadline, Deadline::Task(*id)));
                 if let Some(lease) = task.lease {
-                    due.remove(&(lease.until, Due::Lease(*id)));
+                    deadlines.remove(&(lease.until, Deadline::Lease(*id)));
                 }
             }
-            for request in self.requests_of(id) {
-                self.stop_waiting(&request);
+            for request in self.requests_of_task(id) {
+                self.close_request(&request);
             }
         }
     }
 
-    fn on_access_request_opened(
+    fn apply_access_request_opened(
         &self,
         f: &AccessRequestOpened,
         committed: &Committed,
@@ -359,75 +359,75 @@ impl State {
             reason: f
                 .reason
                 .and_then(|hash| committed.blob(&hash))
-                .and_then(|text| Prose::from_blob(text)),
+                .and_then(|text| UntrustedText::from_blob(text)),
             votes: Vec::new(),
-            status: AccessStatus::Waiting,
+            status: StoredStatus::Pending,
             opened_at: committed.entry().at,
             version,
         };
-        self.requests.put(f.access_request, request);
+        self.requests.insert(f.access_request, request);
         self.task_requests
-            .amend(f.task, |list| list.push(f.access_request));
-        self.idempotency_keys.put(
+            .update_or_default(f.task, |list| list.push(f.access_request));
+        self.idempotency_keys.insert(
             (f.task, f.idempotency_key.clone()),
             Versioned {
                 value: None,
                 version,
             },
         );
-        self.decisions.put(f.decision.id, committed.entry().index);
-        self.due()
-            .insert((f.expires_at, Due::AccessRequest(f.access_request)));
-        // Last: whoever reads these versions finds the access request they stand for.
-        self.owner_asks.amend(f.owner.clone(), |at| {
+        self.decisions.insert(f.decision.id, committed.entry().index);
+        self.deadlines()
+            .insert((f.expires_at, Deadline::AccessRequest(f.access_request)));
+        // Last: a reader of these versions finds the access request that advanced them.
+        self.owner_pending.update_or_default(f.owner.clone(), |at| {
             at.value.insert(f.access_request);
             at.version = version;
         });
-        self.asks.amend(f.agent.clone(), |at| {
-            at.value.waiting.insert(f.access_request);
-            at.value.opens.push_back(committed.entry().at);
-            if at.value.opens.len() > OPENS_KEPT {
-                at.value.opens.pop_front();
+        self.histories.update_or_default(f.agent.clone(), |at| {
+            at.value.pending.insert(f.access_request);
+            at.value.openings.push_back(committed.entry().at);
+            if at.value.openings.len() > OPENINGS_KEPT_MAX {
+                at.value.openings.pop_front();
             }
             at.version = version;
         });
     }
 
-    fn on_vote(&self, f: &VoteCast, committed: &Committed, version: Version) {
-        let vote = Arc::new(Vote {
+    fn apply_vote(&self, f: &VoteCast, committed: &Committed, version: Version) {
+        let vote = Arc::new(VoteRecord {
             cast: f.clone(),
             statement: committed.blob(&f.statement).cloned(),
             assertion: f.assertion.and_then(|hash| committed.blob(&hash).cloned()),
             at: committed.entry().at,
         });
-        self.roster.on_vote(f, committed.entry().at);
-        self.requests.change(&f.access_request, |r| {
+        self.credentials.apply_vote(f, committed.entry().at);
+        self.requests.update(&f.access_request, |r| {
             let mut votes = r.votes.clone();
             votes.push(vote);
             AccessRequest { votes, ..r.clone() }
         });
-        self.on_access_event(f.access_request, AccessEvent::Voted(f.verdict), version);
+        self.apply_access_event(f.access_request, AccessEvent::Voted(f.verdict), version);
         if f.verdict == Verdict::Deny {
-            self.fix_refused(f.access_request);
-            self.count_no(&f.access_request, committed.entry().at, version);
+            self.settle_denied(f.access_request);
+            self.count_denial(&f.access_request, committed.entry().at, version);
         }
     }
 
-    fn count_no(&self, id: &AccessRequestId, at: Timestamp, version: Version) {
+    fn count_denial(&self, id: &AccessRequestId, at: Timestamp, version: Version) {
         if let Some(request) = self.requests.get(id) {
-            self.asks.amend(request.opened.agent.clone(), |asks| {
-                asks.value.noes.push(at);
-                let over = asks.value.noes.len().saturating_sub(NOES_KEPT);
-                asks.value.noes.drain(..over);
-                asks.version = version;
+            self.histories.update_or_default(request.opened.agent.clone(), |history| {
+                history.value.denials.push(at);
+                let over = history.value.denials.len().saturating_sub(DENIALS_KEPT_MAX);
+                history.value.denials.drain(..over);
+                history.version = version;
             });
         }
     }
 
-    fn on_access_event(&self, id: AccessRequestId, event: AccessEvent, version: Version) {
-        self.requests.change(&id, |r| {
-            let status = r.status.on(event).unwrap_or_else(|Illegal| {
-                self.illegal.fetch_add(1, Ordering::Relaxed);
+    fn apply_access_event(&self, id: AccessRequestId, event: AccessEvent, version: Version) {
+        self.requests.update(&id, |r| {
+            let status = r.status.after(event).unwrap_or_else(|IllegalTransition| {
+                self.illegal_transitions.fetch_add(1, Ordering::Relaxed);
                 r.status
             });
             AccessRequest {
@@ -439,58 +439,58 @@ impl State {
         if let Some(request) = self
             .requests
             .get(&id)
-            .filter(|r| r.status != AccessStatus::Waiting)
+            .filter(|r| r.status != StoredStatus::Pending)
         {
-            self.stop_waiting(&request);
+            self.close_request(&request);
         }
     }
 
-    fn stop_waiting(&self, request: &AccessRequest) {
+    fn close_request(&self, request: &AccessRequest) {
         let id = request.opened.access_request;
-        let asks = self.asks.get(&request.opened.agent);
-        if asks.is_some_and(|at| at.value.waiting.contains(&id)) {
-            self.stirs.leaves(id);
+        let history = self.histories.get(&request.opened.agent);
+        if history.is_some_and(|at| at.value.pending.contains(&id)) {
+            self.inbox_changes.closed(id);
         }
-        self.asks.amend(request.opened.agent.clone(), |at| {
-            at.value.waiting.remove(&id);
+        self.histories.update_or_default(request.opened.agent.clone(), |at| {
+            at.value.pending.remove(&id);
         });
-        self.owner_asks.amend(request.opened.owner.clone(), |at| {
+        self.owner_pending.update_or_default(request.opened.owner.clone(), |at| {
             at.value.remove(&id);
         });
-        self.due()
-            .remove(&(request.opened.expires_at, Due::AccessRequest(id)));
+        self.deadlines()
+            .remove(&(request.opened.expires_at, Deadline::AccessRequest(id)));
     }
 
-    fn fix_refused(&self, id: AccessRequestId) {
-        // INVARIANT (a grant stays the answer): only an id that stands for nothing yet comes to stand for a no.
+    fn settle_denied(&self, id: AccessRequestId) {
+        // INVARIANT (a grant stays the answer): only an undecided request id is settled as denied.
         if let Some(r) = self.requests.get(&id) {
             self.idempotency_keys
-                .change(&(r.opened.task, r.opened.idempotency_key.clone()), |at| {
+                .update(&(r.opened.task, r.opened.idempotency_key.clone()), |at| {
                     Versioned {
-                        value: at.value.or(Some(IdempotencyOutcome::Refused(id))),
+                        value: at.value.or(Some(IdempotencyOutcome::Denied(id))),
                         version: at.version,
                     }
                 });
         }
     }
 
-    fn on_token_issued(&self, f: &TokenIssued, committed: &Committed, version: Version) {
+    fn apply_token_issued(&self, f: &TokenIssued, committed: &Committed, version: Version) {
         let secret = f
             .secret
             .and_then(|hash| committed.blob(&hash))
             .and_then(|text| ActionSecret::from_blob(text));
-        let (mut issued, action) = self.shared.grant(f, secret.as_ref());
-        // The journal keeps the stream of the request: its text need not lie in memory twice.
-        let stream = |moved: &Stream| match moved {
-            Stream::Request(_, id) if *id == f.idempotency_key => Some(id.clone()),
+        let (mut issued, action) = self.interner.intern_grant(f, secret.as_ref());
+        // Shares the id's text with the journal's version map, which holds the stream of the request.
+        let stream = |stream: &Stream| match stream {
+            Stream::TokenRequest(_, id) if *id == f.idempotency_key => Some(id.clone()),
             _ => None,
         };
-        if let Some(id) = committed.entry().moves.iter().find_map(stream) {
+        if let Some(id) = committed.entry().write_set.iter().find_map(stream) {
             issued.idempotency_key = id;
         }
         let idempotency_key = issued.idempotency_key.clone();
         let grant = Grant {
-            kids: self.shared.kids(&issued.kid),
+            kids: self.interner.intern_kids(&issued.kid),
             issued: Arc::new(issued),
             epoch: committed.entry().epoch,
             index: committed.entry().index,
@@ -498,23 +498,23 @@ impl State {
             reason: f
                 .reason
                 .and_then(|hash| committed.blob(&hash))
-                .and_then(|text| Prose::from_blob(text)),
+                .and_then(|text| UntrustedText::from_blob(text)),
             uses: Vec::new(),
             ended: None,
             version: 0,
         };
-        self.grants.put(f.jti, grant);
-        self.task_grants.amend(f.task, |list| list.push(f.jti));
-        self.idempotency_keys.put(
+        self.grants.insert(f.jti, grant);
+        self.task_grants.update_or_default(f.task, |list| list.push(f.jti));
+        self.idempotency_keys.insert(
             (f.task, idempotency_key),
             Versioned {
                 value: Some(IdempotencyOutcome::Granted(f.jti)),
                 version,
             },
         );
-        self.decisions.put(f.decision.id, committed.entry().index);
+        self.decisions.insert(f.decision.id, committed.entry().index);
         if let Some(id) = f.consumed {
-            self.on_access_event(id, AccessEvent::Consumed(f.jti), version);
+            self.apply_access_event(id, AccessEvent::Consumed(f.jti), version);
         }
     }
 }

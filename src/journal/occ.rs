@@ -1,33 +1,33 @@
-//! The one concurrency check, pure: it serves every engine.
+//! Optimistic concurrency control: compares the stream versions of an append with the journal's. Pure, for every engine.
 
 use std::collections::HashMap;
 
 use super::{Append, AppendError};
 use crate::model::{Stream, Timestamp, Version};
 
-/// The version of every stream that ever moved.
+/// The current version of every stream that was ever advanced.
 #[derive(Debug, Default)]
 pub(super) struct Versions(HashMap<Stream, Version>);
 
 impl Versions {
-    pub(super) fn of(&self, stream: &Stream) -> Version {
+    pub(super) fn get(&self, stream: &Stream) -> Version {
         self.0.get(stream).copied().unwrap_or(0)
     }
 
-    pub(super) fn moved(&mut self, stream: &Stream, index: u64) {
+    pub(super) fn advance(&mut self, stream: &Stream, index: u64) {
         self.0.insert(stream.clone(), index + 1);
     }
 }
 
-/// What appends accepted before in the same batch have moved. They become durable together with this one or not at all.
+/// Streams advanced by the appends accepted so far in the current batch, which commit together or not at all.
 #[derive(Debug, Default)]
-pub(super) struct Batch(HashMap<Stream, Version>);
+pub(super) struct BatchVersions(HashMap<Stream, Version>);
 
-impl Batch {
-    /// Checks an append against the journal and against those accepted before it; accepts it and answers the index
-    /// after it.
+impl BatchVersions {
+    /// Checks an append against the journal and the appends accepted before it. Accepts it and returns the index after its
+    /// last entry.
     ///
-    /// INVARIANT (read_set hold): an accepted append's streams have, at its first index, exactly the versions it names.
+    /// INVARIANT (the read set holds): at the first index of an accepted append, every stream it names has that version.
     pub(super) fn accept(
         &mut self,
         versions: &Versions,
@@ -36,19 +36,19 @@ impl Batch {
         at: Timestamp,
     ) -> Result<u64, AppendError> {
         if append.not_after.is_some_and(|limit| at >= limit) {
-            return Err(AppendError::Late);
+            return Err(AppendError::TooLate);
         }
-        let moves = || append.drafts.iter().flat_map(|d| &d.moves);
+        let write_set = || append.events.iter().flat_map(|event| &event.write_set);
         let current = |stream: &Stream| {
             self.0
                 .get(stream)
                 .copied()
-                .unwrap_or_else(|| versions.of(stream))
+                .unwrap_or_else(|| versions.get(stream))
         };
         let stale: Vec<Stream> = append
             .read_set
             .iter()
-            .chain(moves())
+            .chain(write_set())
             .filter(|(stream, seen)| current(stream) != *seen)
             .map(|(s, _)| s.clone())
             .collect();
@@ -56,8 +56,8 @@ impl Batch {
             return Err(AppendError::Conflict(stale));
         }
         let mut index = next;
-        for draft in &append.drafts {
-            for (stream, _) in &draft.moves {
+        for event in &append.events {
+            for (stream, _) in &event.write_set {
                 self.0.insert(stream.clone(), index + 1);
             }
             index += 1;
@@ -71,26 +71,26 @@ mod tests {
     use super::*;
     use crate::model::{AgentId, EpochStarted, Event, Realm};
 
-    fn append(moves: &[(Stream, Version)], read_set: &[(Stream, Version)]) -> Append {
-        let fact = Event::EpochStarted(EpochStarted {
+    fn append(write_set: &[(Stream, Version)], read_set: &[(Stream, Version)]) -> Append {
+        let event = Event::EpochStarted(EpochStarted {
             realm: Realm::parse("r").expect("realm"),
         });
         Append {
             read_set: read_set.to_vec(),
-            ..Append::one(fact, moves.to_vec())
+            ..Append::one(event, write_set.to_vec())
         }
     }
 
     #[test]
-    fn a_stream_that_moved_refuses_whoever_rests_on_it() {
+    fn stale_read_set_conflicts() {
         let (a, b) = (
             Stream::Agent(AgentId::parse("a").expect("id")),
             Stream::Agent(AgentId::parse("b").expect("id")),
         );
         let mut versions = Versions::default();
-        versions.moved(&a, 4);
+        versions.advance(&a, 4);
         let now = Timestamp::from_secs(1);
-        let mut batch = Batch::default();
+        let mut batch = BatchVersions::default();
         assert_eq!(
             batch.accept(
                 &versions,
@@ -100,7 +100,7 @@ mod tests {
             ),
             Ok(8)
         );
-        // The second in the batch sees what the first moved, though it is not durable yet.
+        // The second in the batch sees the streams that the first advanced, though it is not durable yet.
         assert_eq!(
             batch.accept(&versions, &append(&[(b.clone(), 0)], &[]), 8, now),
             Err(AppendError::Conflict(vec![b.clone()]))
@@ -119,7 +119,7 @@ mod tests {
         };
         assert_eq!(
             batch.accept(&versions, &late, 9, now),
-            Err(AppendError::Late)
+            Err(AppendError::TooLate)
         );
     }
 }
