@@ -1,7 +1,7 @@
 //! Gate 2: should this action happen now, on this target?
 //!
 //! In: [`Verified`], the order, the access request that waits for it (if any) with its votes, the rules in force, `now`.
-//! Out: [`Decision`]: approved, pending on people, or denied. [`Approved`] and [`Reapproved`] can be made only here.
+//! Out: [`GateDecision`]: approved, pending on people, or denied. [`Approved`] and [`Reapproved`] can be made only here.
 //! Trusts the rules and registered keys. Refuses whatever no rule allows. Never sees evidence, the journal or the agent's
 //! prose.
 
@@ -15,11 +15,11 @@ use crate::policy::{Answer, InForce, OperateAnswer, PolicyBundle, Profile, Quest
 use crate::state::{AccessRequest, Grant, Recorded, Roster};
 use crate::verify::Verified;
 use crate::webauthn::RelyingParty;
-use votes::Electorate;
+use votes::VoterContext;
 
 /// What a verified agent asks for.
 #[derive(Debug, Clone)]
-pub struct Order {
+pub struct TokenTerms {
     /// The action, checked against the catalogue.
     pub action: Action,
     /// Seconds of life asked for; above zero.
@@ -28,7 +28,7 @@ pub struct Order {
 
 /// Whether the action is frozen, and the version of that stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ActionFreeze {
+pub struct ActionFreezeStatus {
     /// Frozen by an operator.
     pub frozen: bool,
     /// Version of the action's freeze.
@@ -37,7 +37,7 @@ pub struct ActionFreeze {
 
 /// What bounds every token here.
 #[derive(Debug, Clone)]
-pub struct Bounds {
+pub struct DecisionLimits {
     /// The realm votes must be for.
     pub realm: Realm,
     /// The console whose passkeys count.
@@ -48,18 +48,18 @@ pub struct Bounds {
 
 /// What a decision stands on.
 #[derive(Clone, Copy)]
-pub struct Ground<'a> {
+pub struct DecisionContext<'a> {
     /// The rules in force.
     pub rules: &'a InForce,
     /// People's passkeys, and keys that count no more.
     pub roster: &'a Roster,
     /// What bounds every token here.
-    pub bounds: &'a Bounds,
+    pub bounds: &'a DecisionLimits,
 }
 
-impl<'a> Ground<'a> {
-    fn electorate(self) -> Electorate<'a> {
-        Electorate {
+impl<'a> DecisionContext<'a> {
+    fn voter_context(self) -> VoterContext<'a> {
+        VoterContext {
             bundle: &self.rules.bundle,
             roster: self.roster,
             realm: &self.bounds.realm,
@@ -70,7 +70,7 @@ impl<'a> Ground<'a> {
 
 /// Gate 2's answer. A denial is an answer; an `Err` means it could not decide.
 #[derive(Debug)]
-pub enum Decision {
+pub enum GateDecision {
     /// The gate is open for exactly this action.
     Approved(Box<Approved>),
     /// People must say yes first.
@@ -146,13 +146,13 @@ const DECISION_LIFE_MS: i64 = 10_000;
 /// Decides one action for a verified agent.
 pub fn decide(
     verified: Verified,
-    order: &Order,
+    order: &TokenTerms,
     waiting: Option<&AccessRequest>,
-    freeze: ActionFreeze,
-    ground: Ground<'_>,
+    freeze: ActionFreezeStatus,
+    ground: DecisionContext<'_>,
     id: DecisionId,
-) -> Result<Decision, ApproveError> {
-    let Ground { rules, bounds, .. } = ground;
+) -> Result<GateDecision, ApproveError> {
+    let DecisionContext { rules, bounds, .. } = ground;
     let now = verified.now();
     let task = verified.task().ok_or(ApproveError::NoTask)?.clone();
     if verified.adg() != Some(order.action.digest()) {
@@ -166,10 +166,10 @@ pub fn decide(
     }
     let bundle = &rules.bundle;
     let catalogue = bundle.action(&order.action.name);
-    let electorate = ground.electorate();
+    let voter_context = ground.voter_context();
     let sensitive = catalogue.map(|a| a.sensitive()).unwrap_or_default();
     let tally = waiting
-        .map(|request| votes::tally(request, electorate, now))
+        .map(|request| votes::tally(request, voter_context, now))
         .unwrap_or_default();
     // The fewest of what the catalogue says today, what people were shown, and what they agreed to: nobody's yes grows.
     let uses = catalogue
@@ -251,7 +251,7 @@ pub fn decide(
     match answer {
         Answer::Denied { why, rules } => {
             decision.rules = rules.into();
-            Ok(Decision::Denied(Box::new(Denied { why, decision })))
+            Ok(GateDecision::Denied(Box::new(Denied { why, decision })))
         }
         Answer::Needs {
             profiles,
@@ -267,11 +267,11 @@ pub fn decide(
                 .filter_map(|n| bundle.profile(&n.name))
                 .collect();
             let enough = |p: &&Profile| {
-                votes::could_vote(p, &verified.agent().owner, electorate)
+                votes::potential_voters(p, &verified.agent().owner, voter_context)
                     >= usize::try_from(p.quorum).unwrap_or(usize::MAX)
             };
             if defined.len() != decision.needs.len() || !defined.iter().all(enough) {
-                return Ok(Decision::Denied(Box::new(Denied {
+                return Ok(GateDecision::Denied(Box::new(Denied {
                     why: DeniedReason::NoEligibleApprover,
                     decision,
                 })));
@@ -282,7 +282,7 @@ pub fn decide(
                 .min()
                 .unwrap_or(0);
             let max_ttl = ttl.0.granted;
-            Ok(Decision::Pending(Box::new(Pending {
+            Ok(GateDecision::Pending(Box::new(Pending {
                 decision,
                 sensitive,
                 max_ttl,
@@ -313,7 +313,7 @@ pub fn decide(
             let consumes = waiting.map(|request| (request.opened.access_request, request.version));
             let ttl = ttl.0.granted;
             let action = order.action.clone();
-            Ok(Decision::Approved(Box::new(Approved {
+            Ok(GateDecision::Approved(Box::new(Approved {
                 verified,
                 action,
                 sensitive,
@@ -459,11 +459,11 @@ pub fn reapprove(
     verified: Verified,
     recorded: Recorded,
     consumed: Option<&AccessRequest>,
-    freeze: ActionFreeze,
-    ground: Ground<'_>,
+    freeze: ActionFreezeStatus,
+    ground: DecisionContext<'_>,
 ) -> Result<Reapproved, ApproveError> {
     let grant = recorded.grant();
-    let electorate = ground.electorate();
+    let voter_context = ground.voter_context();
     let same = verified.task().is_some_and(|t| t.id == grant.issued.task)
         && verified.agent().id == grant.issued.agent
         && verified.binding() == grant.issued.cnf
@@ -475,13 +475,13 @@ pub fn reapprove(
         || !verified
             .read_set()
             .contains(&(Stream::Policy, ground.rules.version))
-        || !still_allowed(grant, consumed, electorate)
+        || !is_still_allowed(grant, consumed, voter_context)
     {
         return Err(ApproveError::RulesChanged);
     }
     let at = grant.issued.decision.input.now;
     let tally = consumed
-        .map(|request| votes::tally(request, electorate, at))
+        .map(|request| votes::tally(request, voter_context, at))
         .unwrap_or_default();
     let mut counted = tally.people;
     counted.remove(&verified.agent().owner);
@@ -495,31 +495,31 @@ pub fn reapprove(
 
 /// Whether these rules would still allow what a grant was given for: asked with its recorded input. A shorter life than it
 /// has is a no.
-pub fn still_allowed(
+pub fn is_still_allowed(
     grant: &Grant,
     consumed: Option<&AccessRequest>,
-    electorate: Electorate<'_>,
+    voter_context: VoterContext<'_>,
 ) -> bool {
-    let bundle = electorate.bundle;
+    let bundle = voter_context.bundle;
     let input = &grant.issued.decision.input;
     let (Some(agent), Some(action)) = (agent_of(&grant.issued, bundle), &grant.action) else {
         return false;
     };
     // The votes it consumed are counted as of the moment they were consumed, by today's roster and definitions.
     let approvals = consumed
-        .map(|r| votes::tally(r, electorate, input.now).satisfied)
+        .map(|r| votes::tally(r, voter_context, input.now).satisfied)
         .unwrap_or_default();
-    let answer = ask_again(input, &agent, action, &approvals, bundle);
+    let answer = re_evaluate(input, &agent, action, &approvals, bundle);
     matches!(answer, Some(Answer::Allowed { ttl_ms, .. }) if ttl_ms >= input.ttl_ms)
 }
 
 /// Whether these rules would still put the same question to people as when the access request was opened.
-pub fn still_asked(request: &AccessRequest, agent: &Agent, bundle: &PolicyBundle) -> bool {
+pub fn still_needs_approval(request: &AccessRequest, agent: &Agent, bundle: &PolicyBundle) -> bool {
     let input = &request.opened.decision.input;
     let Some(action) = &request.action else {
         return false;
     };
-    match ask_again(
+    match re_evaluate(
         input,
         agent,
         action,
@@ -535,7 +535,7 @@ pub fn still_asked(request: &AccessRequest, agent: &Agent, bundle: &PolicyBundle
     }
 }
 
-fn ask_again(
+fn re_evaluate(
     input: &AskedInput,
     agent: &Agent,
     action: &Action,

@@ -13,7 +13,7 @@ use crate::webauthn::{self, Assertion, RelyingParty};
 
 /// Who may say yes, and under which names votes must be made.
 #[derive(Clone, Copy)]
-pub struct Electorate<'a> {
+pub struct VoterContext<'a> {
     /// Registered people, groups and profiles.
     pub bundle: &'a PolicyBundle,
     /// Their passkeys, and keys that count no more.
@@ -47,7 +47,7 @@ pub enum Ineligible {
     HasVoted,
     /// The profile takes passkeys alone.
     #[error("the profile takes a vote by passkey alone")]
-    NotByPasskey,
+    PasskeyRequired,
     /// The profile takes passkeys alone, and this person has none.
     #[error("has no passkey, and the profile takes nothing else")]
     NoPasskey,
@@ -59,10 +59,10 @@ pub fn eligible<'a>(
     profile: &ProfileName,
     verdict: Verdict,
     request: &AccessRequest,
-    electorate: Electorate<'a>,
+    voter_context: VoterContext<'a>,
     now: Timestamp,
 ) -> Result<&'a Profile, Ineligible> {
-    let bundle = electorate.bundle;
+    let bundle = voter_context.bundle;
     let registered = bundle.person(person).ok_or(Ineligible::NotApprover)?;
     let needed = request
         .opened
@@ -76,14 +76,14 @@ pub fn eligible<'a>(
         .filter(|p| p.digest() == needed.digest)
         .ok_or(Ineligible::ProfileChanged)?;
     may_vote(registered, defined, request, bundle)?;
-    let has_passkey = !electorate.roster.of(person).value.passkeys.is_empty();
+    let has_passkey = !voter_context.roster.of(person).value.passkeys.is_empty();
     if defined.method == Method::Passkey && !has_passkey {
         return Err(Ineligible::NoPasskey);
     }
-    // A yes may still be taken back by a no, and given again once it no longer counts; nothing else is voted twice.
-    let enrolled = electorate.roster.of(person);
+    // A yes may still be taken back by a no, and given again once it no longer vote_counts; nothing else is voted twice.
+    let enrolled = voter_context.roster.of(person);
     let stands = |v: &&std::sync::Arc<Vote>| {
-        v.cast.voter == *person && counts(v, request, &enrolled.value, electorate, now)
+        v.cast.voter == *person && vote_counts(v, request, &enrolled.value, voter_context, now)
     };
     match verdict {
         Verdict::Approve if request.votes.iter().any(|v| stands(&v)) => Err(Ineligible::HasVoted),
@@ -93,10 +93,10 @@ pub fn eligible<'a>(
 
 /// How many people could ever satisfy a profile for an agent of this owner: approvers of the group who hold a key that the
 /// profile takes.
-pub fn could_vote(profile: &Profile, owner: &PersonId, electorate: Electorate<'_>) -> usize {
+pub fn potential_voters(profile: &Profile, owner: &PersonId, voter_context: VoterContext<'_>) -> usize {
     let able = |person: &&Person| {
-        let enrolled = electorate.roster.of(&person.id);
-        let by_key = || live_keys(person, &enrolled.value).next().is_some();
+        let enrolled = voter_context.roster.of(&person.id);
+        let by_key = || active_keys(person, &enrolled.value).next().is_some();
         let by_passkey = || !enrolled.value.passkeys.is_empty();
         person.roles.contains(&Role::Approver)
             && person.groups.contains(&profile.group)
@@ -106,11 +106,11 @@ pub fn could_vote(profile: &Profile, owner: &PersonId, electorate: Electorate<'_
                 Method::Passkey => by_passkey(),
             }
     };
-    electorate.bundle.people().filter(able).count()
+    voter_context.bundle.people().filter(able).count()
 }
 
 /// The keys of `people.toml` that speak for a person still.
-pub fn live_keys<'a>(
+pub fn active_keys<'a>(
     person: &'a Person,
     enrolled: &'a Enrolled,
 ) -> impl Iterator<Item = PublicKey> + 'a {
@@ -143,7 +143,7 @@ fn may_vote(
 
 /// What the votes on an access request are worth at a moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct VoteTally {
     /// Profiles whose quorum of distinct people said yes.
     pub satisfied: BTreeSet<ProfileName>,
     /// Who was counted, by profile.
@@ -160,7 +160,7 @@ pub struct Tally {
     pub last_at: Option<Timestamp>,
 }
 
-impl Tally {
+impl VoteTally {
     /// The version a counted person's stream had; of anyone else, one that no append accepts.
     pub fn version_of(&self, person: &PersonId) -> Version {
         self.people.get(person).copied().unwrap_or(Version::MAX)
@@ -169,12 +169,12 @@ impl Tally {
 
 /// Counts the votes.
 ///
-/// INVARIANT (a vote counts only for its statement): each counted yes has a valid signature, by a key or passkey that is
+/// INVARIANT (a vote vote_counts only for its statement): each counted yes has a valid signature, by a key or passkey that is
 /// *now* one of a person eligible *now*, over a statement of exactly this action, agent, owner, task, key and profile
 /// definition, and of no more than the life and the uses that were asked for.
-pub fn tally(request: &AccessRequest, electorate: Electorate<'_>, now: Timestamp) -> Tally {
-    let bundle = electorate.bundle;
-    let mut tally = Tally::default();
+pub fn tally(request: &AccessRequest, voter_context: VoterContext<'_>, now: Timestamp) -> VoteTally {
+    let bundle = voter_context.bundle;
+    let mut tally = VoteTally::default();
     let live = matches!(
         request.status,
         AccessStatus::Waiting | AccessStatus::Consumed(_)
@@ -191,9 +191,9 @@ pub fn tally(request: &AccessRequest, electorate: Electorate<'_>, now: Timestamp
     let mut good: BTreeMap<ProfileName, Vec<&Vote>> = BTreeMap::new();
     for vote in &request.votes {
         // Read before it is judged: whatever moves it afterwards refuses the mint.
-        let enrolled = electorate.roster.of(&vote.cast.voter);
+        let enrolled = voter_context.roster.of(&vote.cast.voter);
         // One human once, however many keys: and for one profile only.
-        if counts(vote, request, &enrolled.value, electorate, now)
+        if vote_counts(vote, request, &enrolled.value, voter_context, now)
             && voted.insert(vote.cast.voter.clone())
         {
             tally
@@ -232,15 +232,15 @@ pub fn tally(request: &AccessRequest, electorate: Electorate<'_>, now: Timestamp
     tally
 }
 
-fn counts(
+fn vote_counts(
     vote: &Vote,
     request: &AccessRequest,
     enrolled: &Enrolled,
-    electorate: Electorate<'_>,
+    voter_context: VoterContext<'_>,
     now: Timestamp,
 ) -> bool {
     let cast = &vote.cast;
-    let bundle = electorate.bundle;
+    let bundle = voter_context.bundle;
     let Some(person) = bundle.person(&cast.voter) else {
         return false;
     };
@@ -254,13 +254,13 @@ fn counts(
         return false;
     };
     let opened = &request.opened;
-    let stated = statement.realm == *electorate.realm
+    let stated = statement.realm == *voter_context.realm
         && statement.access_request_id == opened.access_request
         && statement.agent == opened.agent
         && statement.owner == opened.owner
         && statement.task == opened.task
         && statement.action == action.to_json()
-        && within(statement.uses, opened.uses)
+        && uses_within(statement.uses, opened.uses)
         && statement.uses == cast.uses
         && statement.verdict == Verdict::Approve
         && statement.profile == cast.profile
@@ -272,22 +272,22 @@ fn counts(
         && now < cast.not_after
         && profile.digest() == cast.profile.digest
         && may_vote(person, profile, request, bundle).is_ok()
-        && proof_of(vote).is_some_and(|proof| {
-            signed_by(
+        && stored_proof(vote).is_some_and(|proof| {
+            verify_signature(
                 person,
                 enrolled,
                 cast.key,
                 profile.method,
                 &statement,
                 &proof,
-                electorate.party,
+                voter_context.party,
             )
             .is_ok()
         })
 }
 
 /// Whether a number of uses is no more than another; none is without bound.
-pub fn within(uses: Option<u32>, bound: Option<u32>) -> bool {
+pub fn uses_within(uses: Option<u32>, bound: Option<u32>) -> bool {
     match (uses, bound) {
         (Some(uses), Some(bound)) => uses > 0 && uses <= bound,
         (Some(uses), None) => uses > 0,
@@ -305,7 +305,7 @@ pub enum Proof {
 }
 
 /// The proof of an entered vote; `None` when part of it is gone.
-fn proof_of(vote: &Vote) -> Option<Proof> {
+fn stored_proof(vote: &Vote) -> Option<Proof> {
     let signature = URL_SAFE_NO_PAD.decode(&vote.cast.signature).ok()?;
     match (vote.cast.assertion, &vote.assertion) {
         (None, _) => Some(Proof::Signature(signature)),
@@ -318,13 +318,13 @@ fn proof_of(vote: &Vote) -> Option<Proof> {
 
 /// Why a proof does not hold.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum WrongProof {
-    /// Not by that key, not of this statement, or the key counts no more.
+pub enum VoteProofError {
+    /// Not by that key, not of this statement, or the key vote_counts no more.
     #[error("the signature is not of this statement by a key of this person")]
     Signature,
     /// The profile takes passkeys alone.
     #[error("the profile takes a vote by passkey alone")]
-    NotByPasskey,
+    PasskeyRequired,
     /// The passkey is not, or no longer, this person's.
     #[error("the passkey is not, or no longer, one of this person")]
     NotEnrolled,
@@ -335,7 +335,7 @@ pub enum WrongProof {
 
 /// Checks that a proof is of this statement, by this key or passkey of the person. What an authenticator said beside it is
 /// the answer.
-pub fn signed_by(
+pub fn verify_signature(
     person: &Person,
     enrolled: &Enrolled,
     key: Thumbprint,
@@ -343,20 +343,20 @@ pub fn signed_by(
     statement: &VoteStatement,
     proof: &Proof,
     party: &RelyingParty,
-) -> Result<Option<webauthn::Seen>, WrongProof> {
-    let digest = statement.digest().map_err(|_| WrongProof::Signature)?;
+) -> Result<Option<webauthn::Seen>, VoteProofError> {
+    let digest = statement.digest().map_err(|_| VoteProofError::Signature)?;
     match proof {
-        Proof::Signature(_) if method == Method::Passkey => Err(WrongProof::NotByPasskey),
-        Proof::Signature(signature) => live_keys(person, enrolled)
+        Proof::Signature(_) if method == Method::Passkey => Err(VoteProofError::PasskeyRequired),
+        Proof::Signature(signature) => active_keys(person, enrolled)
             .any(|k| k.thumbprint() == key && k.verify(digest.as_bytes(), signature))
             .then_some(None)
-            .ok_or(WrongProof::Signature),
+            .ok_or(VoteProofError::Signature),
         Proof::Passkey(assertion) => {
             let credential = URL_SAFE_NO_PAD.encode(&assertion.credential);
             let passkey = enrolled
                 .passkey(key)
                 .filter(|p| p.record.credential == credential)
-                .ok_or(WrongProof::NotEnrolled)?;
+                .ok_or(VoteProofError::NotEnrolled)?;
             let record = &passkey.record;
             webauthn::check(
                 party,
@@ -366,7 +366,7 @@ pub fn signed_by(
                 assertion,
             )
             .map(Some)
-            .map_err(WrongProof::from)
+            .map_err(VoteProofError::from)
         }
     }
 }

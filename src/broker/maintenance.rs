@@ -28,7 +28,7 @@ impl Broker {
         loop {
             tokio::time::sleep(EVERY).await;
             if tail.borrow().failed {
-                self.bells.ring_all();
+                self.notifier.notify_all();
                 return;
             }
             if let Err(error) = self.upkeep_once().await {
@@ -59,7 +59,7 @@ impl Broker {
                     else {
                         continue;
                     };
-                    let read_set = self.request_premises(&opened);
+                    let read_set = self.request_read_set(&opened);
                     let Some(request) = self.state.access_request(&id).filter(|r| {
                         r.status == AccessStatus::Waiting && now >= r.opened.expires_at
                     }) else {
@@ -75,8 +75,8 @@ impl Broker {
                         ..Append::one(fact, vec![(Stream::Access(id), request.version)])
                     };
                     let at = request.opened.expires_at;
-                    let decided = self.decided_by(&request, at);
-                    if self.append_found(append).await? && !decided {
+                    let decided = self.was_decided_before(&request, at);
+                    if self.try_append(append).await? && !decided {
                         self.count_wait("expired", request.opened_at, at);
                     }
                 }
@@ -93,14 +93,14 @@ impl Broker {
                 }
             }
         }
-        self.write_doomed().await?;
+        self.flush_pending_revocations().await?;
         if self
             .views
             .rules()
-            .is_some_and(|rules| rules.version != self.swept.load(Ordering::SeqCst))
-            && let Ok(_alone) = self.governing.try_lock()
+            .is_some_and(|rules| rules.version != self.enforced_policy_version.load(Ordering::SeqCst))
+            && let Ok(_alone) = self.policy_lock.try_lock()
         {
-            self.sweep().await?;
+            self.revoke_disallowed().await?;
         }
         self.count_refusals(now).await?;
         self.forget(now);
@@ -120,7 +120,7 @@ impl Broker {
             let Some(opened) = self.state.task(id).map(|task| task.opened.clone()) else {
                 continue;
             };
-            for premise in self.task_premises(&opened) {
+            for premise in self.task_read_set(&opened) {
                 if !read_set.contains(&premise) {
                     read_set.push(premise);
                 }
@@ -149,7 +149,7 @@ impl Broker {
             read_set,
             ..Append::one(fact, moves)
         };
-        self.append_found(append).await
+        self.try_append(append).await
     }
 
     async fn count_refusals(&self, now: Timestamp) -> Result<(), AppendError> {
@@ -164,7 +164,7 @@ impl Broker {
             }
         };
         if let Some((since, count)) = taken {
-            self.append_news(
+            self.try_append_event(
                 Event::RefusalsCounted(RefusalsCounted { since, count }),
                 Vec::new(),
             )
@@ -177,7 +177,7 @@ impl Broker {
     fn forget(&self, now: Timestamp) {
         self.once.sweep(now);
         self.openings.sweep(now);
-        self.sessions.sweep(now);
+        self.sessions.prune(now);
         let over = |task: &TaskId| self.state.task(task).is_none_or(|t| !t.runs(now));
         self.seen.retain(|task| !over(task));
         self.lock(&self.joined).retain(|task, _| !over(task));

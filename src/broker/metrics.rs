@@ -79,7 +79,7 @@ impl Broker {
                 .map(|rules| rules.bundle.version().to_string()),
             journal_entries: tail.head.size,
             journal_bytes: self.journal.bytes(),
-            ends_unwritten: self.unwritten_ends(),
+            ends_unwritten: self.pending_revocations(),
             clock_behind: now.after(clock),
         };
         self.metrics.read(&moment)

@@ -21,9 +21,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use crate::approve::votes::Electorate;
+use crate::approve::votes::VoterContext;
 pub use crate::approve::votes::{Ineligible, Proof as VoteProof};
-use crate::approve::{Bounds, Ground};
+use crate::approve::{DecisionLimits, DecisionContext};
 pub use crate::card::AccessRequestStatus;
 use crate::clock::{Clock, ClockWatch};
 use crate::jose::Nonces;
@@ -39,23 +39,23 @@ use crate::verify::{Attested, VerifyError};
 pub use crate::webauthn::{Assertion, Registration, RelyingParty};
 
 pub use approval::inbox::{
-    INBOX_PAGE_MAX, InboxAsk, InboxCursor, InboxGroup, InboxGroupKey, InboxNews, InboxPage,
+    INBOX_PAGE_MAX, InboxQuery, InboxCursor, InboxGroup, InboxGroupKey, InboxEvent, InboxPage,
     InboxRow, InboxWatch,
 };
-pub use approval::vote::{AccessView, VoteAsk, VoteBegun, VoteDone};
-pub use approval::vote_options::Ballot;
-pub use approval::watch::{AccessMark, AccessNews, AccessWatch};
+pub use approval::vote::{AccessView, VoteInput, VoteStatementReply, VoteOutcome};
+pub use approval::vote_options::VoteOptions;
+pub use approval::watch::{AccessRequestCursor, AccessRequestEvent, AccessRequestWatch};
 pub use auth::authentication::{CallContext, CallerRole, PersonCaller};
 pub use auth::bootstrap::FirstOperator;
-pub use auth::enrolment::{ApproverView, EnrolmentBegun, Invited, PasskeyView};
-pub use auth::session::{Session, SignInBegun, SignedInUser};
-pub use governance::freeze::FreezeDone;
-pub use governance::policy::Applied;
-pub use query::explain::Explained;
+pub use auth::enrolment::{ApproverView, EnrolmentOptions, IssuedInvitation, PasskeyView};
+pub use auth::session::{Session, SignInOptions, SignedInUser};
+pub use governance::freeze::FreezeSummary;
+pub use governance::policy::BundleApplied;
+pub use query::explain::Explanation;
 pub use query::inventory::{AgentView, TaskFilter, TaskView};
 pub use query::revocation_feed::{FeedStart, Position};
-pub use query::stats::{ActionUse, ApproverRow, RuleRow};
-pub use query::timeline::{FOUND_MAX, Found, Moment, QUERY_BYTES_MAX, SCAN_MAX, Timeline};
+pub use query::stats::{ActionUse, ApproverStatsRow, RuleStatsRow};
+pub use query::timeline::{SEARCH_PAGE_MAX, SearchPage, TimelineEvent, QUERY_BYTES_MAX, SEARCH_SCAN_MAX, Timeline};
 pub use start::{Start, StartError};
 pub use task::end::{EndReport, TaskEndAsk};
 pub use task::open::{OpenAsk, Opened};
@@ -66,10 +66,10 @@ pub use token::request::{
 };
 pub use token::revoke::TokenRevoked;
 
-use approval::notifier::Bells;
+use approval::notifier::Notifier;
 use auth::replay_cache::Once;
 use auth::session::SessionStore;
-use governance::pending_revocation::{Doomed, Wish};
+use governance::pending_revocation::{RevocationTarget, PendingRevocation};
 use projections::Views;
 use token::verified_cache::Readings;
 
@@ -125,7 +125,7 @@ pub struct Refusal {
 /// The broker: state, journal, rules, trust, keys, and what only this process remembers.
 pub struct Broker {
     settings: Settings,
-    bounds: Bounds,
+    bounds: DecisionLimits,
     clock: Clock,
     /// Whether the wall clock goes on as steadily as the time since start.
     clock_watch: Mutex<ClockWatch>,
@@ -149,21 +149,21 @@ pub struct Broker {
     /// Refusal entries of a task in a minute.
     refusals: Mutex<HashMap<TaskId, (i64, u32)>>,
     /// Statements handed out for signature.
-    statements: Mutex<HashMap<String, approval::vote::Begun>>,
+    statements: Mutex<HashMap<String, approval::vote::PendingStatement>>,
     /// Browsers that signed in.
     sessions: SessionStore,
     /// When a card was first shown to a person, and under which policy bundle.
-    shown: Mutex<HashMap<(PersonId, AccessRequestId), (Digest, Timestamp)>>,
+    card_views: Mutex<HashMap<(PersonId, AccessRequestId), (Digest, Timestamp)>>,
     /// Signs of life that wait to be entered together.
     leases: Mutex<Vec<task::keep_alive::Waiting>>,
     /// Ends that could not be written: refused here at once, tried again by the timer.
-    doomed: Mutex<HashMap<Doomed, Wish>>,
+    pending_revocations: Mutex<HashMap<RevocationTarget, PendingRevocation>>,
     /// Held while a policy bundle is put in force and what it no longer allows is ended.
-    governing: tokio::sync::Mutex<()>,
+    policy_lock: tokio::sync::Mutex<()>,
     /// The first operator's code, while there is one.
-    one_time: auth::bootstrap::OneTime,
+    bootstrap_code: auth::bootstrap::BootstrapCode,
     /// Version of the rules under which a sweep has come to its end.
-    swept: AtomicU64,
+    enforced_policy_version: AtomicU64,
     /// Tokens of ours that were read.
     readings: Readings,
     /// Refused calls, newest last, for `explain`.
@@ -176,9 +176,9 @@ pub struct Broker {
     callers: Limits<metrics::Known>,
     rate_told: Seldom,
     /// Wakes those who wait for access requests.
-    bells: Arc<Bells>,
+    notifier: Arc<Notifier>,
     /// Whose turn has come in the inbox of each person.
-    turns: Mutex<HashMap<PersonId, approval::inbox::Turns>>,
+    ask_budgets: Mutex<HashMap<PersonId, approval::inbox::AskBudget>>,
     /// Votes that were verified for inboxes.
     judged: approval::inbox::Judged,
     /// Calls that may wait for people.
@@ -240,8 +240,8 @@ impl Broker {
     }
 
     /// What a decision of gate 2 stands on.
-    fn ground<'a>(&'a self, rules: &'a InForce) -> Ground<'a> {
-        Ground {
+    fn ground<'a>(&'a self, rules: &'a InForce) -> DecisionContext<'a> {
+        DecisionContext {
             rules,
             roster: self.state.roster(),
             bounds: &self.bounds,
@@ -249,8 +249,8 @@ impl Broker {
     }
 
     /// Who may say yes, under a policy bundle.
-    fn electorate<'a>(&'a self, bundle: &'a PolicyBundle) -> Electorate<'a> {
-        Electorate {
+    fn voter_context<'a>(&'a self, bundle: &'a PolicyBundle) -> VoterContext<'a> {
+        VoterContext {
             bundle,
             roster: self.state.roster(),
             realm: &self.settings.realm,
@@ -328,7 +328,7 @@ impl Broker {
     /// Whether a task runs, as far as anyone here knows: by its record, the moment, and ends that wait to be written.
     fn runs(&self, task: &Task, now: Timestamp) -> bool {
         task.runs(now)
-            && self.task_doomed(task).is_none()
+            && self.pending_task_end(task).is_none()
             && !self.state.standing(&task.opened.agent).value.suspended
     }
 
@@ -336,7 +336,7 @@ impl Broker {
     fn standing_of(&self, agent: &AgentId) -> (bool, Version) {
         let at = self.state.standing(agent);
         (
-            at.value.suspended || self.is_doomed(&Doomed::Agent(agent.clone())),
+            at.value.suspended || self.is_revocation_pending(&RevocationTarget::Agent(agent.clone())),
             at.version,
         )
     }
@@ -346,11 +346,11 @@ impl Broker {
         if let Some(cause) = self
             .state
             .dead(grant, now)
-            .or_else(|| self.grant_doomed(grant))
+            .or_else(|| self.pending_grant_end(grant))
         {
             return Some(cause);
         }
-        if self.owner_frozen(&grant.issued.agent) {
+        if self.is_owner_frozen(&grant.issued.agent) {
             return Some(EndCause::Frozen);
         }
         let Some(rules) = self.views.rules() else {
@@ -364,10 +364,10 @@ impl Broker {
             .issued
             .consumed
             .and_then(|id| self.state.access_request(&id));
-        let allowed = crate::approve::still_allowed(
+        let allowed = crate::approve::is_still_allowed(
             grant,
             consumed.as_deref(),
-            self.electorate(&rules.bundle),
+            self.voter_context(&rules.bundle),
         );
         (!allowed).then_some(EndCause::Policy)
     }

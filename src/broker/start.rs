@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use super::approval::notifier::Bells;
+use super::approval::notifier::Notifier;
 use super::auth::replay_cache::Once;
 use super::auth::session::SessionStore;
 use super::projections::Views;
 use super::token::verified_cache::Readings;
 use super::{Broker, Settings};
-use crate::approve::Bounds;
+use crate::approve::DecisionLimits;
 use crate::clock::Clock;
 use crate::jose::{KeySet, KeySetError, Nonces, SigningKey, Usage};
 use crate::journal::{Append, AppendError, Blob, Faults, Journal, OpenError, Options};
@@ -93,14 +93,14 @@ impl Broker {
         let state = Arc::new(State::default());
         let views = Arc::new(Views::default());
         let high_water = Arc::new(AtomicI64::new(0));
-        let bells = Arc::new(Bells::default());
+        let notifier = Arc::new(Notifier::default());
         let apply = {
             let (state, views, high_water) = (state.clone(), views.clone(), high_water.clone());
-            let bells = bells.clone();
+            let notifier = notifier.clone();
             Box::new(move |committed: &crate::journal::Committed| {
                 high_water.fetch_max(committed.entry().at.millis(), Ordering::SeqCst);
                 views.apply(&state, committed);
-                bells.ring(&state, committed.entry().index);
+                notifier.notify(&state, committed.entry().index);
             })
         };
         let metrics = Arc::new(Metrics::default());
@@ -117,7 +117,7 @@ impl Broker {
             return Err(StartError::Unusable(why));
         }
         let broker = Arc::new(Self {
-            bounds: Bounds {
+            bounds: DecisionLimits {
                 realm: start.settings.realm.clone(),
                 party: start.settings.relying_party(),
                 ttl_cap: start.settings.ttl_cap,
@@ -132,7 +132,7 @@ impl Broker {
             views,
             nonces: Nonces::new(&boot_key),
             sessions: SessionStore::new(&boot_key),
-            shown: Mutex::default(),
+            card_views: Mutex::default(),
             random,
             once: Once::default(),
             openings: Once::default(),
@@ -142,10 +142,10 @@ impl Broker {
             refusals: Mutex::default(),
             statements: Mutex::default(),
             leases: Mutex::default(),
-            doomed: Mutex::default(),
-            governing: tokio::sync::Mutex::default(),
-            one_time: super::auth::bootstrap::OneTime::default(),
-            swept: AtomicU64::new(0),
+            pending_revocations: Mutex::default(),
+            policy_lock: tokio::sync::Mutex::default(),
+            bootstrap_code: super::auth::bootstrap::BootstrapCode::default(),
+            enforced_policy_version: AtomicU64::new(0),
             readings: Readings::default(),
             log: Mutex::default(),
             uncounted: Mutex::default(),
@@ -153,8 +153,8 @@ impl Broker {
             metrics,
             callers: Limits::new(rates.caller_per_second, rates.caller_reserved_per_second),
             rate_told: Seldom::default(),
-            bells,
-            turns: Mutex::default(),
+            notifier,
+            ask_budgets: Mutex::default(),
             judged: super::approval::inbox::Judged::default(),
             waits: tokio::sync::Semaphore::new(super::WAITS_MAX),
         });
@@ -176,9 +176,9 @@ impl Broker {
         if let Some(files) = start.seed.filter(|_| broker.views.rules().is_none()) {
             let bundle = PolicyBundle::load(&files)?;
             bundle.governable().map_err(StartError::Ungovernable)?;
-            broker.enter_bundle(bundle, &files, 0, None).await?;
+            broker.record_bundle(bundle, &files, 0, None).await?;
         }
-        broker.sweep().await?;
+        broker.revoke_disallowed().await?;
         Ok(broker)
     }
 

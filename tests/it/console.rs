@@ -1283,7 +1283,7 @@ async fn a_vote_names_the_rules_its_card_was_read_under() {
         )
     });
     let call = operator_call(&s, "dipylon.v1.GovernanceService/ApplyPolicyBundle");
-    let operator = s.broker.person(&call).expect("an operator");
+    let operator = s.broker.authenticate_person(&call).expect("an operator");
     let applied = s.broker.apply_policy_bundle(&call, operator, files).await;
     applied.expect("applied");
     let stale = maria.begin(id, ask).await;

@@ -264,7 +264,7 @@ async fn a_pinned_key_is_the_only_one_that_opens_tasks() {
     });
     let applied = b.apply(files).await.expect("applies");
     assert_eq!(
-        applied.swept.tasks, 1,
+        applied.revoked.tasks, 1,
         "what another key had opened is over"
     );
     assert!(!b.introspect("cases", &token.token));
@@ -336,7 +336,7 @@ async fn a_freeze_that_cannot_be_written_holds_here_at_once_and_is_written_later
             "{scope}"
         );
         b.broker.upkeep_once().await.expect("written by now");
-        assert_eq!(b.broker.unwritten_ends(), 0, "{scope}");
+        assert_eq!(b.broker.pending_revocations(), 0, "{scope}");
         assert_eq!(b.broker.state().freezes().len(), 1, "{scope}");
         b.check();
     }
@@ -380,7 +380,7 @@ async fn operators_see_tasks_and_agents_as_they_stand() {
     );
     let row = &list(all.clone())[0];
     assert_eq!(
-        (row.tokens_live, row.access_requests_waiting, row.over),
+        (row.tokens_live, row.access_requests_waiting, row.ended),
         (1, 1, None)
     );
     let first = TaskFilter {
@@ -435,7 +435,7 @@ async fn an_agent_handed_to_a_frozen_owner_is_frozen_with_them() {
         t.replacen("owner = \"dana\"", "owner = \"maria\"", 1)
     });
     let applied = b.apply(files).await.expect("applies");
-    assert_eq!(applied.swept.tasks, 1);
+    assert_eq!(applied.revoked.tasks, 1);
     assert!(!b.introspect("cases", &token.token));
     assert_eq!(cause(&b, task), Some(EndCause::Frozen));
     b.check();
@@ -493,7 +493,7 @@ async fn what_waits_to_be_written_cannot_be_lifted_before_it_is() {
     );
     // Ordered again it is written at once, and then lifted for good.
     b.suspend("triage").await.expect("suspends");
-    assert_eq!(b.broker.unwritten_ends(), 0);
+    assert_eq!(b.broker.pending_revocations(), 0);
     b.resume("triage").await.expect("resumes");
     b.broker.upkeep_once().await.expect("nothing is left");
     assert!(

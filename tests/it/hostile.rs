@@ -81,7 +81,7 @@ async fn an_operator_who_is_removed_while_sending_applies_nothing() {
     let b = TestBroker::start().await;
     let call = b.person_call("dipylon.v1.GovernanceService/ApplyPolicyBundle", "olga");
     // The stream is opened; olga sends nothing yet.
-    let olga = b.broker.person(&call).expect("an operator");
+    let olga = b.broker.authenticate_person(&call).expect("an operator");
     let mut gone = b.world.policy.clone();
     let people = gone.get_mut("people.toml").expect("people");
     *people = people

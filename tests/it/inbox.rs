@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dipylon::broker::{
-    AccessRequestStatus, InboxAsk, InboxCursor, InboxNews, InboxPage, InboxWatch, Position,
+    AccessRequestStatus, InboxQuery, InboxCursor, InboxEvent, InboxPage, InboxWatch, Position,
     TokenReply,
 };
 use dipylon::journal::Faults;
@@ -42,7 +42,7 @@ fn isolate() -> Action {
     action("host.isolate", "Host", "web-1", IDP, &[])
 }
 
-fn page(b: &TestBroker, who: &str, ask: &InboxAsk) -> InboxPage {
+fn page(b: &TestBroker, who: &str, ask: &InboxQuery) -> InboxPage {
     b.broker
         .inbox(&b.person_call(LIST, who), ask)
         .expect("reads")
@@ -63,7 +63,7 @@ fn all_pages(b: &TestBroker, who: &str, mine: bool, size: usize) -> (Vec<AccessR
     let mut after = None;
     let mut total = None;
     loop {
-        let page = page(b, who, &InboxAsk { mine, size, after });
+        let page = page(b, who, &InboxQuery { mine, size, after });
         assert!(page.rows.len() <= size);
         total.get_or_insert(page.total);
         all.extend(ids(&page));
@@ -136,7 +136,7 @@ async fn risk_comes_first_then_the_deadline_and_alike_ones_stand_together() {
     let mine = page(
         &b,
         "dana",
-        &InboxAsk {
+        &InboxQuery {
             mine: true,
             ..whole_inbox()
         },
@@ -240,7 +240,7 @@ async fn pages_cover_everything_once_whatever_comes_between_them() {
     let first = page(
         &b,
         "lee",
-        &InboxAsk {
+        &InboxQuery {
             mine: true,
             size: 3,
             after: None,
@@ -259,7 +259,7 @@ async fn pages_cover_everything_once_whatever_comes_between_them() {
     let second = page(
         &b,
         "lee",
-        &InboxAsk {
+        &InboxQuery {
             mine: true,
             size: 100,
             after: first.next,
@@ -365,7 +365,7 @@ async fn changed(
     watch: &mut InboxWatch,
 ) -> (Stirred, Vec<AccessRequestId>, Position) {
     match tokio::time::timeout(Duration::from_secs(20), watch.next(&b.broker)).await {
-        Ok(Some(InboxNews::Changed(stir))) => {
+        Ok(Some(InboxEvent::Changed(stir))) => {
             let at = Position {
                 epoch: stir.epoch,
                 index: stir.index,
@@ -382,7 +382,7 @@ async fn a_watch_hears_of_every_change_and_goes_on_after_a_restart() {
     let triage = b.agent("triage");
     let task = b.open(&triage).await;
     let mut heard = watch(&b, None);
-    let Some(InboxNews::Snapshot(start)) = heard.next(&b.broker).await else {
+    let Some(InboxEvent::Snapshot(start)) = heard.next(&b.broker).await else {
         panic!("a snapshot comes first")
     };
     let ann = pending(&b, &triage, task, &disable("ann"), "r-1").await;
@@ -436,13 +436,13 @@ async fn a_watch_hears_of_every_change_and_goes_on_after_a_restart() {
         },
     ] {
         let news = watch(&b, Some(odd)).next(&b.broker).await;
-        assert!(matches!(news, Some(InboxNews::Snapshot(_))), "{odd:?}");
+        assert!(matches!(news, Some(InboxEvent::Snapshot(_))), "{odd:?}");
     }
     let mut quiet = watch(&b, None);
     let (first, second) = (quiet.next(&b.broker).await, quiet.next(&b.broker).await);
     assert!(matches!(
         (first, second),
-        (Some(InboxNews::Snapshot(_)), Some(InboxNews::Heartbeat(_)))
+        (Some(InboxEvent::Snapshot(_)), Some(InboxEvent::Heartbeat(_)))
     ));
     // Whom the rules no longer know hears nothing more.
     b.apply(b.world.policy_with("people.toml", |t| {
@@ -642,7 +642,7 @@ async fn history(ops: Vec<Op>) {
         let mut could = BTreeSet::new();
         for a in &asked {
             let call = b.person_call("dipylon.v1.ApprovalService/GetCard", who);
-            let waits = b.broker.view_of(&call, &a.id).expect("known").standing
+            let waits = b.broker.view_of(&call, &a.id).expect("known").status
                 == AccessRequestStatus::Waiting;
             let profile = if a.action.name.as_str() == "host.isolate" {
                 "two-security"

@@ -167,7 +167,7 @@ impl Bare {
         self.broker.first_operator(&self.call(APPLY, name), code)
     }
 
-    async fn apply(&self, name: &str, code: &Secret) -> Result<Applied, Refusal> {
+    async fn apply(&self, name: &str, code: &Secret) -> Result<BundleApplied, Refusal> {
         let call = self.call(APPLY, name);
         let first = self.broker.first_operator(&call, code)?;
         self.broker
@@ -188,7 +188,7 @@ fn closed<T: std::fmt::Debug>(result: Result<T, Refusal>) {
 async fn the_first_operator_comes_in_by_a_code_once() {
     let b = Bare::start().await;
     assert!(b.broker.ready().is_err());
-    closed(b.broker.person(&b.call(APPLY, "olga")).map(|_| ()));
+    closed(b.broker.authenticate_person(&b.call(APPLY, "olga")).map(|_| ()));
     let code = b.code();
     let entries = || b.broker.journal().tail().borrow().head.to_string();
     let before = entries();
@@ -216,7 +216,7 @@ async fn the_first_operator_comes_in_by_a_code_once() {
     closed(b.show("olga", &code));
     assert!(b.broker.bootstrap_code().is_none());
     b.broker
-        .person(&b.call(APPLY, "olga"))
+        .authenticate_person(&b.call(APPLY, "olga"))
         .expect("an operator now");
     let b = b.restart().await;
     assert!(b.broker.bootstrap_code().is_none(), "nor after a restart");

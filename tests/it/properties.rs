@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use dipylon::audit::Checkpoint;
-use dipylon::broker::{TokenReply, VoteAsk};
+use dipylon::broker::{TokenReply, VoteInput};
 use dipylon::journal::{Faults, Step};
 use dipylon::model::*;
 use proptest::prelude::*;
@@ -402,7 +402,7 @@ impl Run {
                     return;
                 };
                 for profile in ["one-security", "two-security"] {
-                    let ask = VoteAsk {
+                    let ask = VoteInput {
                         profile: ProfileName::parse(profile).expect("profile"),
                         verdict: match approve {
                             true => Verdict::Approve,

@@ -239,7 +239,7 @@ async fn rules_that_tighten_between_yes_and_mint_refuse() {
     let applied = b.apply(tight).await.expect("applied");
     assert!(applied.changed);
     assert_eq!(
-        applied.swept.requests, 1,
+        applied.revoked.requests, 1,
         "the access request ends: nobody is asked for what is forbidden"
     );
     assert_eq!(
@@ -256,7 +256,7 @@ async fn rules_that_tighten_between_yes_and_mint_refuse() {
     let shut = b.world.policy_with("rules/20-guardrails.cedar", |text| {
         format!("{text}\n@id(\"no-reading\") forbid (principal, action == Action::\"case.read\", resource);\n")
     });
-    assert_eq!(b.apply(shut).await.expect("applied").swept.grants, 1);
+    assert_eq!(b.apply(shut).await.expect("applied").revoked.grants, 1);
     assert!(
         !b.introspect("cases", &read.token),
         "what is not allowed any more is dead"
@@ -628,7 +628,7 @@ async fn eligibility_is_never_remembered() {
     let redefined = b.world.policy_with("people.toml", |t| {
         t.replacen("good_for = \"10m\"", "good_for = \"9m\"", 1)
     });
-    assert_eq!(b.apply(redefined).await.expect("applied").swept.requests, 1);
+    assert_eq!(b.apply(redefined).await.expect("applied").revoked.requests, 1);
     let anew = b
         .ask(&triage, task, &disable("ann"), 300, "r-1")
         .await

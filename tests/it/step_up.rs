@@ -73,8 +73,8 @@ impl TestBroker {
         &self,
         session: &Session,
         id: AccessRequestId,
-        ask: VoteAsk,
-    ) -> Result<VoteBegun, Refusal> {
+        ask: VoteInput,
+    ) -> Result<VoteStatementReply, Refusal> {
         let call = self.visiting("dipylon.v1.ApprovalService/BeginVote", session);
         self.broker.begin_vote(&call, id, ask).await
     }
@@ -83,7 +83,7 @@ impl TestBroker {
         &self,
         session: &Session,
         id: AccessRequestId,
-        begun: &VoteBegun,
+        begun: &VoteStatementReply,
         proof: VoteProof,
     ) -> Result<AccessView, Refusal> {
         let call = self.visiting("dipylon.v1.ApprovalService/CastVote", session);
@@ -97,7 +97,7 @@ impl TestBroker {
         session: &Session,
         key: &SoftPasskey,
         id: AccessRequestId,
-        ask: VoteAsk,
+        ask: VoteInput,
     ) -> Result<AccessView, Refusal> {
         let begun = self.begin_visiting(session, id, ask).await?;
         let assertion = key.get(begun.challenge.as_bytes(), CONSOLE);
@@ -106,16 +106,16 @@ impl TestBroker {
     }
 }
 
-pub fn yes() -> VoteAsk {
+pub fn yes() -> VoteInput {
     ask_for(Verdict::Approve)
 }
 
-fn no() -> VoteAsk {
+fn no() -> VoteInput {
     ask_for(Verdict::Deny)
 }
 
-fn ask_for(verdict: Verdict) -> VoteAsk {
-    VoteAsk {
+fn ask_for(verdict: Verdict) -> VoteInput {
+    VoteInput {
         profile: ProfileName::parse("one-security").expect("profile"),
         verdict,
         narrowing: Narrowing::default(),
@@ -184,7 +184,7 @@ async fn a_passkey_says_yes_to_one_statement_and_the_token_rests_on_it() {
         .vote_visiting(&session, &key, id, yes())
         .await
         .expect("counts");
-    assert_eq!(view.standing, AccessRequestStatus::Approved);
+    assert_eq!(view.status, AccessRequestStatus::Approved);
     let b = b.restart(Faults::default()).await;
     assert_eq!(
         refused(b.begin_visiting(&session, id, yes()).await),
@@ -212,7 +212,7 @@ async fn an_assertion_votes_once_for_its_statement_by_its_person() {
     let (b, _, _, id) = asked(World::new()).await;
     let (marias, lees) = (b.enrol("maria").await, b.enrol("lee").await);
     let session = b.sign_in(&marias).await.expect("signed in");
-    let challenge = |begun: &VoteBegun| begun.challenge.as_bytes().to_vec();
+    let challenge = |begun: &VoteStatementReply| begun.challenge.as_bytes().to_vec();
     let wrong = Reason::PasskeyWrong;
 
     // Another's passkey, however good.
@@ -264,7 +264,7 @@ async fn an_assertion_votes_once_for_its_statement_by_its_person() {
         .cast_visiting(&session, id, &begun, VoteProof::Passkey(made))
         .await;
     assert_eq!(
-        cast.expect("counts").standing,
+        cast.expect("counts").status,
         AccessRequestStatus::Approved
     );
     assert_eq!(
@@ -388,7 +388,7 @@ async fn a_key_that_is_revoked_takes_its_unconsumed_votes_with_it_for_good() {
         .vote_visiting(&session, &key, id, yes())
         .await
         .expect("counts");
-    assert_eq!(approved.standing, AccessRequestStatus::Approved);
+    assert_eq!(approved.status, AccessRequestStatus::Approved);
     let revoke = async |person: &str| {
         let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
         let person = PersonId::parse(person).expect("id");
@@ -488,7 +488,7 @@ async fn people_narrow_the_life_and_the_uses_and_tell_the_agent_why_not() {
     let (b, triage, task, id) = asked(World::new()).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
-    let narrowed = |max_ttl, max_uses| VoteAsk {
+    let narrowed = |max_ttl, max_uses| VoteInput {
         narrowing: Narrowing { max_ttl, max_uses },
         ..yes()
     };
@@ -516,7 +516,7 @@ async fn people_narrow_the_life_and_the_uses_and_tell_the_agent_why_not() {
         .pending()
         .access_request;
     let comment = Comment::parse("use rotate, not disable").expect("plain");
-    let told = VoteAsk {
+    let told = VoteInput {
         comment: Some(comment.clone()),
         ..no()
     };
@@ -544,7 +544,7 @@ async fn uses_that_were_not_limited_can_be_limited_by_a_yes() {
     let (b, triage, task, id) = asked(world).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
-    let three = VoteAsk {
+    let three = VoteInput {
         narrowing: Narrowing {
             max_ttl: None,
             max_uses: Some(3),
@@ -652,7 +652,7 @@ async fn under_other_rules_it_was_another_card() {
     let session = b.sign_in(&key).await.expect("signed in");
     let read = card("maria").policy;
     b.hand.advance_millis(3_000);
-    let as_read = |policy| VoteAsk {
+    let as_read = |policy| VoteInput {
         policy: Some(policy),
         ..yes()
     };

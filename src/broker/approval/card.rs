@@ -10,24 +10,24 @@ impl Broker {
     /// something of high risk needs a while of reading.
     pub fn card(&self, call: &CallContext, id: &AccessRequestId) -> Result<Card, Refusal> {
         let now = self.now();
-        let reader = self.person(call)?;
+        let reader = self.authenticate_person(call)?;
         let rules = self.rules(call)?;
-        let request = self.known_request(call, id)?;
-        self.note_shown(&reader.id, &request, &rules, now);
+        let request = self.find_request(call, id)?;
+        self.record_card_view(&reader.id, &request, &rules, now);
         let task = self.state.task(&request.opened.task);
         let task =
             task.ok_or_else(|| self.refuse(call.method, Reason::Undecided, "its task is gone"))?;
-        let dwell = self.dwell(&request, &rules);
+        let dwell = self.dwell_time(&request, &rules);
         let AccessView {
             request,
-            standing,
+            status: standing,
             needs,
             title,
             risk,
         } = self.view(request, &rules, now);
         let opened = &request.opened;
         let bundle = &rules.bundle;
-        let (unusual, history) = self.look_back(&request, &reader.id, bundle, now);
+        let (unusual, history) = self.anomalies_and_history(&request, &reader.id, bundle, now);
         let catalogue = bundle.action(&opened.action.action);
         let words = |pick: fn(&CatalogueAction) -> &Option<String>| {
             catalogue.and_then(|a| pick(a).clone()).unwrap_or_default()

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::approve::votes::{self, Ineligible};
-use crate::broker::approval::vote::{AccessView, enough};
+use crate::broker::approval::vote::{AccessView, quorum_reached};
 use crate::broker::auth::authentication::PersonCaller;
 use crate::broker::query::revocation_feed::WATCH_MAX_MS;
 use crate::broker::{Broker, CallContext, Position, Refusal};
@@ -21,7 +21,7 @@ use crate::state::{AccessRequest, Stir};
 
 /// Which part of an inbox is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct InboxAsk {
+pub struct InboxQuery {
     /// Only what this person may decide.
     pub mine: bool,
     /// Most rows, 1 to [`INBOX_PAGE_MAX`].
@@ -86,7 +86,7 @@ pub struct InboxGroupKey {
 }
 
 impl InboxGroupKey {
-    fn of(request: &AccessRequest) -> Self {
+    fn from_request(request: &AccessRequest) -> Self {
         let action = &request.opened.action;
         Self {
             action: action.action.clone(),
@@ -112,7 +112,7 @@ pub struct InboxCursor {
 }
 
 impl InboxCursor {
-    fn of(request: &AccessRequest, risk: Option<Risk>) -> Self {
+    fn from_request(request: &AccessRequest, risk: Option<Risk>) -> Self {
         let rank = match risk {
             // What the catalogue says nothing of may be anything.
             None | Some(Risk::High) => 0,
@@ -154,56 +154,56 @@ impl fmt::Display for InboxCursor {
 
 /// Whose turn has come in the inbox of one person.
 #[derive(Debug, Default)]
-pub(in crate::broker) struct Turns {
-    shown: HashSet<AccessRequestId>,
+pub(in crate::broker) struct AskBudget {
+    admitted: HashSet<AccessRequestId>,
     /// When the latest were let in, oldest first, and whose they are: at most as many as may be in a minute.
-    lately: VecDeque<(Timestamp, AgentId)>,
+    recent: VecDeque<(Timestamp, AgentId)>,
     /// Whether any waited when the inbox was last read.
     waiting: bool,
 }
 
-/// The time that [`Turns`] counts by, in milliseconds.
-const TURN_MS: i64 = 60_000;
+/// The time that [`AskBudget`] counts by, in milliseconds.
+const ASK_WINDOW_MS: i64 = 60_000;
 /// Rows that one person may have before them at once; the others wait their turn.
-const SHOWN_MAX: usize = 4_096;
+const INBOX_ROWS_MAX: usize = 4_096;
 
-impl Turns {
+impl AskBudget {
     /// Which of these, in this order, stand in the inbox; the others wait their turn. Agents take turns: whoever was let in
     /// least of late goes first, so that one that asks without end keeps nobody else out.
-    fn take(&mut self, wanted: &[(AccessRequestId, AgentId)], per_minute: usize, now: Timestamp) {
+    fn admit(&mut self, wanted: &[(AccessRequestId, AgentId)], per_minute: usize, now: Timestamp) {
         while self
-            .lately
+            .recent
             .front()
-            .is_some_and(|(at, _)| now.since(*at) >= TURN_MS)
+            .is_some_and(|(at, _)| now.since(*at) >= ASK_WINDOW_MS)
         {
-            self.lately.pop_front();
+            self.recent.pop_front();
         }
         let there: HashSet<_> = wanted.iter().map(|(id, _)| id).collect();
-        self.shown.retain(|id| there.contains(id));
+        self.admitted.retain(|id| there.contains(id));
         let mut had: HashMap<&AgentId, usize> = HashMap::new();
         for (_, agent) in wanted {
             had.entry(agent)
-                .or_insert_with(|| self.lately.iter().filter(|(_, a)| a == agent).count());
+                .or_insert_with(|| self.recent.iter().filter(|(_, a)| a == agent).count());
         }
         let mut in_turn: Vec<(usize, &(AccessRequestId, AgentId))> = Vec::new();
-        for new in wanted.iter().filter(|(id, _)| !self.shown.contains(id)) {
+        for new in wanted.iter().filter(|(id, _)| !self.admitted.contains(id)) {
             let turn = had.entry(&new.1).or_default();
             in_turn.push((*turn, new));
             *turn += 1;
         }
         in_turn.sort_by_key(|(turn, _)| *turn);
         for (_, (id, agent)) in in_turn {
-            if self.lately.len() >= per_minute || self.shown.len() >= SHOWN_MAX {
+            if self.recent.len() >= per_minute || self.admitted.len() >= INBOX_ROWS_MAX {
                 return;
             }
-            self.shown.insert(*id);
-            self.lately.push_back((now, agent.clone()));
+            self.admitted.insert(*id);
+            self.recent.push_back((now, agent.clone()));
         }
     }
 
     /// When the next turn comes.
-    fn next(&self) -> Option<Timestamp> {
-        self.lately.front().map(|(at, _)| at.plus_millis(TURN_MS))
+    fn next_admission(&self) -> Option<Timestamp> {
+        self.recent.front().map(|(at, _)| at.plus_millis(ASK_WINDOW_MS))
     }
 }
 
@@ -249,7 +249,7 @@ impl Judged {
 }
 
 /// A row before anything is rendered or verified for it.
-struct Line {
+struct QueueEntry {
     cursor: InboxCursor,
     request: Arc<AccessRequest>,
     vote: Result<Vec<ProfileName>, Ineligible>,
@@ -258,45 +258,45 @@ struct Line {
 impl Broker {
     /// One page of what waits for people, as this person sees it. Votes are verified for the rows of the page, and for
     /// others that have any once, until something moves that they rest on.
-    pub fn inbox(&self, call: &CallContext, ask: &InboxAsk) -> Result<InboxPage, Refusal> {
+    pub fn inbox(&self, call: &CallContext, ask: &InboxQuery) -> Result<InboxPage, Refusal> {
         let now = self.now();
-        let person = self.person(call)?;
+        let person = self.authenticate_person(call)?;
         let rules = self.rules(call)?;
         // Before anything is read: a watch from here on misses nothing.
         let (epoch, index) = self.state.position();
         let asked = self.state.asked();
         self.judged.keep(&asked);
-        let mut lines: Vec<Line> = asked
+        let mut entries: Vec<QueueEntry> = asked
             .iter()
-            .filter_map(|id| self.line(id, &person.id, &rules, now))
+            .filter_map(|id| self.queue_entry(id, &person.id, &rules, now))
             .collect();
-        lines.sort_unstable_by_key(|line| line.cursor);
+        entries.sort_unstable_by_key(|entry| entry.cursor);
         let per_minute = rules.bundle.approvals().asks_per_minute;
-        let queued = self.queue(&person.id, per_minute, &mut lines, now);
-        let yours = lines.iter().filter(|line| line.vote.is_ok()).count();
+        let queued = self.visible_queue(&person.id, per_minute, &mut entries, now);
+        let yours = entries.iter().filter(|entry| entry.vote.is_ok()).count();
         if ask.mine {
-            lines.retain(|line| line.vote.is_ok());
+            entries.retain(|entry| entry.vote.is_ok());
         }
-        let total = lines.len();
+        let total = entries.len();
         let mut sizes: BTreeMap<InboxGroupKey, usize> = BTreeMap::new();
-        for line in &lines {
-            *sizes.entry(InboxGroupKey::of(&line.request)).or_default() += 1;
+        for entry in &entries {
+            *sizes.entry(InboxGroupKey::from_request(&entry.request)).or_default() += 1;
         }
         let first = match ask.after {
-            Some(after) => lines.partition_point(|line| line.cursor <= after),
+            Some(after) => entries.partition_point(|entry| entry.cursor <= after),
             None => 0,
         };
         let size = ask.size.clamp(1, INBOX_PAGE_MAX);
         let more = total > first.saturating_add(size);
-        let page: Vec<InboxRow> = lines
+        let page: Vec<InboxRow> = entries
             .into_iter()
             .skip(first)
             .take(size)
-            .map(|line| InboxRow {
-                group: InboxGroupKey::of(&line.request),
-                access: self.view(line.request, &rules, now),
-                vote: line.vote,
-                cursor: line.cursor,
+            .map(|entry| InboxRow {
+                group: InboxGroupKey::from_request(&entry.request),
+                access: self.view(entry.request, &rules, now),
+                vote: entry.vote,
+                cursor: entry.cursor,
             })
             .collect();
         let title = |key: &InboxGroupKey| {
@@ -305,7 +305,7 @@ impl Broker {
         };
         Ok(InboxPage {
             next: page.last().map(|row| row.cursor).filter(|_| more),
-            rows: together(page),
+            rows: group_alike(page),
             groups: sizes
                 .into_iter()
                 .filter(|(_, size)| *size > 1)
@@ -323,15 +323,15 @@ impl Broker {
     }
 
     /// The access request, if it still waits for people.
-    fn line(
+    fn queue_entry(
         &self,
         id: &AccessRequestId,
         person: &PersonId,
         rules: &InForce,
         now: Timestamp,
-    ) -> Option<Line> {
+    ) -> Option<QueueEntry> {
         let request = self.state.access_request(id)?;
-        if !self.votable_now(&request, now) {
+        if !self.is_open_for_votes(&request, now) {
             return None;
         }
         // Without votes nobody has decided: the most of them by far.
@@ -339,8 +339,8 @@ impl Broker {
             return None;
         }
         let risk = rules.bundle.action(&request.opened.action.action);
-        Some(Line {
-            cursor: InboxCursor::of(&request, risk.and_then(|a| a.risk)),
+        Some(QueueEntry {
+            cursor: InboxCursor::from_request(&request, risk.and_then(|a| a.risk)),
             vote: self.may_vote(person, &request, rules, now),
             request,
         })
@@ -358,7 +358,7 @@ impl Broker {
         };
         let id = request.opened.access_request;
         self.judged
-            .enough(id, basis, || enough(&self.needs(request, rules, now)))
+            .enough(id, basis, || quorum_reached(&self.needs(request, rules, now)))
     }
 
     /// For which profiles a yes of this person would count now.
@@ -369,17 +369,17 @@ impl Broker {
         rules: &InForce,
         now: Timestamp,
     ) -> Result<Vec<ProfileName>, Ineligible> {
-        self.not_the_opener(request, person)?;
+        self.reject_task_owner(request, person)?;
         let mut first = None;
         let mut profiles = Vec::new();
         for need in &request.opened.decision.needs {
-            let electorate = self.electorate(&rules.bundle);
+            let voter_context = self.voter_context(&rules.bundle);
             match votes::eligible(
                 person,
                 &need.name,
                 Verdict::Approve,
                 request,
-                electorate,
+                voter_context,
                 now,
             ) {
                 Ok(_) => profiles.push(need.name.clone()),
@@ -394,30 +394,30 @@ impl Broker {
     }
 
     /// Takes out what this person may decide and whose turn has not come, and says how much that is.
-    fn queue(
+    fn visible_queue(
         &self,
         person: &PersonId,
         per_minute: u32,
-        lines: &mut Vec<Line>,
+        entries: &mut Vec<QueueEntry>,
         now: Timestamp,
     ) -> usize {
-        let theirs: Vec<(AccessRequestId, AgentId)> = lines
+        let theirs: Vec<(AccessRequestId, AgentId)> = entries
             .iter()
-            .filter(|line| line.vote.is_ok())
-            .map(|line| (line.cursor.id, line.request.opened.agent.clone()))
+            .filter(|entry| entry.vote.is_ok())
+            .map(|entry| (entry.cursor.id, entry.request.opened.agent.clone()))
             .collect();
-        let mut turns = self.lock(&self.turns);
-        if theirs.is_empty() && !turns.contains_key(person) {
+        let mut budget = self.lock(&self.ask_budgets);
+        if theirs.is_empty() && !budget.contains_key(person) {
             return 0;
         }
         // One for each registered person at most: nobody else comes this far.
-        let turns = turns.entry(person.clone()).or_default();
+        let budget = budget.entry(person.clone()).or_default();
         let per_minute = usize::try_from(per_minute).unwrap_or(usize::MAX);
-        turns.take(&theirs, per_minute, now);
-        let before = lines.len();
-        lines.retain(|line| line.vote.is_err() || turns.shown.contains(&line.cursor.id));
-        let queued = before - lines.len();
-        turns.waiting = queued > 0;
+        budget.admit(&theirs, per_minute, now);
+        let before = entries.len();
+        entries.retain(|entry| entry.vote.is_err() || budget.admitted.contains(&entry.cursor.id));
+        let queued = before - entries.len();
+        budget.waiting = queued > 0;
         queued
     }
 
@@ -427,8 +427,8 @@ impl Broker {
         call: &CallContext,
         after: Option<Position>,
     ) -> Result<InboxWatch, Refusal> {
-        let caller = self.person(call)?;
-        let heard = self.bells.listen_to_inboxes();
+        let caller = self.authenticate_person(call)?;
+        let changes = self.notifier.subscribe_inboxes();
         let (epoch, head) = self.state.position();
         let known = after.filter(|p| {
             p.epoch == epoch && p.index <= head && self.state.stirs_after(p.index, 1).is_some()
@@ -438,22 +438,22 @@ impl Broker {
             life_ms: WATCH_MAX_MS,
             key: caller,
             snapshot: known.is_none(),
-            turn: None,
+            next_admission: None,
             after: known.map_or(head, |p| p.index),
-            heard,
+            changes,
             ready: VecDeque::new(),
         })
     }
 
     /// When more may come into this person's inbox, if anything waits for that.
-    fn next_turn(&self, person: &PersonId) -> Option<Timestamp> {
-        let turns = self.lock(&self.turns);
-        turns.get(person).filter(|t| t.waiting)?.next()
+    fn next_admission(&self, person: &PersonId) -> Option<Timestamp> {
+        let budget = self.lock(&self.ask_budgets);
+        budget.get(person).filter(|t| t.waiting)?.next_admission()
     }
 }
 
 /// Moves alike rows together, each group to the place of its first.
-fn together(page: Vec<InboxRow>) -> Vec<InboxRow> {
+fn group_alike(page: Vec<InboxRow>) -> Vec<InboxRow> {
     let mut first: HashMap<InboxGroupKey, InboxCursor> = HashMap::new();
     for row in &page {
         first.entry(row.group.clone()).or_insert(row.cursor);
@@ -475,21 +475,21 @@ pub struct InboxWatch {
     pub life_ms: u64,
     key: PersonCaller,
     snapshot: bool,
-    turn: Option<Timestamp>,
+    next_admission: Option<Timestamp>,
     after: u64,
-    heard: watch::Receiver<u64>,
+    changes: watch::Receiver<u64>,
     ready: VecDeque<Arc<Stir>>,
 }
 
 /// What an inbox hears of.
 #[derive(Debug, Clone)]
-pub enum InboxNews {
+pub enum InboxEvent {
     /// Read the inbox now: what follows are changes from here on.
     Snapshot(Position),
     /// Something waits, waits no longer, or stands differently.
     Changed(Arc<Stir>),
     /// The turn of some that waited for it has come.
-    Turn,
+    BudgetChanged,
     /// Nothing new: everything up to here has been told.
     Heartbeat(Position),
 }
@@ -497,40 +497,40 @@ pub enum InboxNews {
 /// How often a quiet watch says that it is alive.
 pub(in crate::broker) const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Changes read at once.
-const STIRS_BATCH: usize = 256;
+const CHANGES_BATCH: usize = 256;
 
 impl InboxWatch {
     /// The next news; `None` when the watch is over: the person is no longer registered, or the journal stopped.
-    pub async fn next(&mut self, broker: &Broker) -> Option<InboxNews> {
+    pub async fn next(&mut self, broker: &Broker) -> Option<InboxEvent> {
         let quiet = tokio::time::sleep(HEARTBEAT);
         tokio::pin!(quiet);
         loop {
-            if let Some(stir) = self.ready.pop_front() {
-                self.after = stir.index;
-                return Some(InboxNews::Changed(stir));
+            if let Some(change) = self.ready.pop_front() {
+                self.after = change.index;
+                return Some(InboxEvent::Changed(change));
             }
-            self.heard.borrow_and_update();
-            if broker.journal.tail().borrow().failed || !broker.still_reads(&self.key) {
+            self.changes.borrow_and_update();
+            if broker.journal.tail().borrow().failed || !broker.may_still_read(&self.key) {
                 return None;
             }
             let (epoch, index) = broker.state.position();
             if std::mem::take(&mut self.snapshot) {
                 self.after = index;
-                return Some(InboxNews::Snapshot(Position { epoch, index }));
+                return Some(InboxEvent::Snapshot(Position { epoch, index }));
             }
-            match broker.state.stirs_after(self.after, STIRS_BATCH) {
-                Some(stirs) => self.ready.extend(stirs),
+            match broker.state.stirs_after(self.after, CHANGES_BATCH) {
+                Some(changes) => self.ready.extend(changes),
                 // Too slow for what is kept.
                 None => self.snapshot = true,
             }
             if !self.ready.is_empty() || self.snapshot {
                 continue;
             }
-            let turn = broker
-                .next_turn(&self.caller)
-                .filter(|at| Some(*at) != self.turn);
-            let turn_comes = async {
-                match turn {
+            let next_admission = broker
+                .next_admission(&self.caller)
+                .filter(|at| Some(*at) != self.next_admission);
+            let admission_due = async {
+                match next_admission {
                     Some(at) => tokio::time::sleep(at.after(broker.now())).await,
                     None => std::future::pending().await,
                 }
@@ -538,14 +538,14 @@ impl InboxWatch {
             tokio::select! {
                 () = &mut quiet => {
                     self.after = index;
-                    return Some(InboxNews::Heartbeat(Position { epoch, index }));
+                    return Some(InboxEvent::Heartbeat(Position { epoch, index }));
                 }
-                () = turn_comes => {
+                () = admission_due => {
                     // Told once: whoever reads then takes it.
-                    self.turn = turn;
-                    return Some(InboxNews::Turn);
+                    self.next_admission = next_admission;
+                    return Some(InboxEvent::BudgetChanged);
                 }
-                changed = self.heard.changed() => {
+                changed = self.changes.changed() => {
                     if changed.is_err() {
                         return None;
                     }
@@ -616,23 +616,23 @@ mod tests {
     fn one_that_asks_without_end_keeps_nobody_else_out() {
         let agent = |name: &str| AgentId::parse(name).expect("id");
         let id = |n: u8| AccessRequestId::from_random([n; 16]);
-        let mut turns = Turns::default();
+        let mut budget = AskBudget::default();
         let mut now = Timestamp::from_secs(1_800_000_000);
         // Five of one agent at a time, all more urgent than the one of another, and new ones whenever some were let in.
         let flood = |first: u8| (first..first + 5).map(|n| (id(n), agent("loud")));
         let mut wanted: Vec<_> = flood(1).collect();
         wanted.push((id(200), agent("quiet")));
-        turns.take(&wanted, 2, now);
-        assert!(turns.shown.contains(&id(1)) && turns.shown.contains(&id(200)));
-        let mut turns = Turns::default();
-        turns.take(&flood(1).collect::<Vec<_>>(), 2, now);
-        assert_eq!(turns.shown.len(), 2, "alone, it has all turns");
+        budget.admit(&wanted, 2, now);
+        assert!(budget.admitted.contains(&id(1)) && budget.admitted.contains(&id(200)));
+        let mut budget = AskBudget::default();
+        budget.admit(&flood(1).collect::<Vec<_>>(), 2, now);
+        assert_eq!(budget.admitted.len(), 2, "alone, it has all budget");
         for minute in 1..4 {
-            now = now.plus_millis(TURN_MS);
+            now = now.plus_millis(ASK_WINDOW_MS);
             let mut wanted: Vec<_> = flood(10 * minute).collect();
             wanted.push((id(201), agent("quiet")));
-            turns.take(&wanted, 2, now);
-            assert!(turns.shown.contains(&id(201)), "minute {minute}");
+            budget.admit(&wanted, 2, now);
+            assert!(budget.admitted.contains(&id(201)), "minute {minute}");
         }
     }
 }

@@ -10,13 +10,13 @@ use crate::state::{State, Stirred};
 
 /// One bell for each access request that somebody waits for, and one for all inboxes.
 #[derive(Debug)]
-pub(in crate::broker) struct Bells {
+pub(in crate::broker) struct Notifier {
     requests: Mutex<HashMap<AccessRequestId, watch::Sender<()>>>,
     /// Index of the last entry that changed anything there.
     inboxes: watch::Sender<u64>,
 }
 
-impl Default for Bells {
+impl Default for Notifier {
     fn default() -> Self {
         Self {
             requests: Mutex::default(),
@@ -27,36 +27,36 @@ impl Default for Bells {
 
 /// Hears what happens to one access request, until it is dropped.
 #[derive(Debug)]
-pub(in crate::broker) struct Bell {
-    bells: Arc<Bells>,
+pub(in crate::broker) struct Subscription {
+    notifier: Arc<Notifier>,
     id: AccessRequestId,
-    heard: watch::Receiver<()>,
+    changes: watch::Receiver<()>,
 }
 
-impl Bells {
-    /// Listens for one access request. What happened before this is not heard: look at its state after it.
-    pub(in crate::broker) fn listen(self: &Arc<Self>, id: AccessRequestId) -> Bell {
+impl Notifier {
+    /// Listens for one access request. What happened before this is not changes: look at its state after it.
+    pub(in crate::broker) fn subscribe(self: &Arc<Self>, id: AccessRequestId) -> Subscription {
         let mut requests = self.lock();
         let sender = requests.entry(id).or_insert_with(|| watch::Sender::new(()));
-        Bell {
-            heard: sender.subscribe(),
-            bells: self.clone(),
+        Subscription {
+            changes: sender.subscribe(),
+            notifier: self.clone(),
             id,
         }
     }
 
     /// Listens for all inboxes.
-    pub(in crate::broker) fn listen_to_inboxes(&self) -> watch::Receiver<u64> {
+    pub(in crate::broker) fn subscribe_inboxes(&self) -> watch::Receiver<u64> {
         self.inboxes.subscribe()
     }
 
     /// Wakes those whom an entry concerns. The entry has been folded: whoever wakes sees what it did.
-    pub(in crate::broker) fn ring(&self, state: &State, index: u64) {
+    pub(in crate::broker) fn notify(&self, state: &State, index: u64) {
         let Some(stir) = state.stir_of(index) else {
             return;
         };
         match stir.what {
-            Stirred::Rules => self.ring_all(),
+            Stirred::Rules => self.notify_all(),
             Stirred::Opened | Stirred::Voted | Stirred::Closed => {
                 let requests = self.lock();
                 for sender in stir.ids.iter().filter_map(|id| requests.get(id)) {
@@ -68,7 +68,7 @@ impl Bells {
     }
 
     /// Wakes everybody: the rules changed, or the journal stopped.
-    pub(in crate::broker) fn ring_all(&self) {
+    pub(in crate::broker) fn notify_all(&self) {
         for sender in self.lock().values() {
             sender.send_replace(());
         }
@@ -85,22 +85,22 @@ impl Bells {
     }
 }
 
-impl Bell {
+impl Subscription {
     /// Until it rings after it was last heard.
-    pub(in crate::broker) async fn rings(&mut self) {
+    pub(in crate::broker) async fn changed(&mut self) {
         // INVARIANT (a bell outlives its listeners): the sender goes only with the last of them, in `drop`.
-        let _rang = self.heard.changed().await.is_ok();
+        let _rang = self.changes.changed().await.is_ok();
     }
 
-    /// What rang so far has been heard: look at the state after this.
-    pub(in crate::broker) fn heard(&mut self) {
-        self.heard.mark_unchanged();
+    /// What rang so far has been changes: look at the state after this.
+    pub(in crate::broker) fn mark_seen(&mut self) {
+        self.changes.mark_unchanged();
     }
 }
 
-impl Drop for Bell {
+impl Drop for Subscription {
     fn drop(&mut self) {
-        let mut requests = self.bells.lock();
+        let mut requests = self.notifier.lock();
         // Ours is among those counted still.
         let last = requests
             .get(&self.id)
@@ -119,21 +119,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_bell_is_there_as_long_as_somebody_listens() {
-        let bells = Arc::new(Bells::default());
+        let notifier = Arc::new(Notifier::default());
         let id = AccessRequestId::from_random([1; 16]);
-        let (mut one, two) = (bells.listen(id), bells.listen(id));
-        assert_eq!(bells.len(), 1);
+        let (mut one, two) = (notifier.subscribe(id), notifier.subscribe(id));
+        assert_eq!(notifier.len(), 1);
         drop(two);
-        assert_eq!(bells.len(), 1, "one listens still");
-        bells.ring_all();
-        one.rings().await;
-        let quiet = tokio::time::timeout(Duration::from_millis(20), one.rings()).await;
+        assert_eq!(notifier.len(), 1, "one listens still");
+        notifier.notify_all();
+        one.changed().await;
+        let quiet = tokio::time::timeout(Duration::from_millis(20), one.changed()).await;
         assert!(quiet.is_err(), "it rang once");
-        bells.ring_all();
-        one.heard();
-        let quiet = tokio::time::timeout(Duration::from_millis(20), one.rings()).await;
+        notifier.notify_all();
+        one.mark_seen();
+        let quiet = tokio::time::timeout(Duration::from_millis(20), one.changed()).await;
         assert!(quiet.is_err(), "heard already");
         drop(one);
-        assert_eq!(bells.len(), 0);
+        assert_eq!(notifier.len(), 0);
     }
 }

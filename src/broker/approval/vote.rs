@@ -4,7 +4,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use crate::approve::votes::{self, Ineligible, WrongProof};
+use crate::approve::votes::{self, Ineligible, VoteProofError};
 use crate::broker::token::request::ProfileState;
 use crate::broker::{Broker, CallContext, Refusal, VoteProof};
 use crate::card::AccessRequestStatus;
@@ -14,7 +14,7 @@ use crate::policy::{InForce, Risk};
 use crate::state::{AccessRequest, AccessStatus, Asks};
 
 /// A statement that waits for its signature.
-pub(in crate::broker) struct Begun {
+pub(in crate::broker) struct PendingStatement {
     text: String,
     statement: VoteStatement,
     voter: PersonId,
@@ -23,7 +23,7 @@ pub(in crate::broker) struct Begun {
 
 /// The statement to sign.
 #[derive(Debug)]
-pub struct VoteBegun {
+pub struct VoteStatementReply {
     /// Canonical JSON.
     pub statement: String,
     /// Its digest: what is signed, or the challenge of a passkey.
@@ -34,7 +34,7 @@ pub struct VoteBegun {
 
 /// A vote that was taken.
 #[derive(Debug)]
-pub struct VoteDone {
+pub struct VoteOutcome {
     /// Where the access request stands with it.
     pub view: AccessView,
     /// The no was one too many: the agent was suspended by it.
@@ -43,7 +43,7 @@ pub struct VoteDone {
 
 /// How somebody means to vote.
 #[derive(Debug)]
-pub struct VoteAsk {
+pub struct VoteInput {
     /// For which profile.
     pub profile: ProfileName,
     /// Yes or no.
@@ -62,7 +62,7 @@ pub struct AccessView {
     /// As recorded.
     pub request: Arc<AccessRequest>,
     /// Where it stands.
-    pub standing: AccessRequestStatus,
+    pub status: AccessRequestStatus,
     /// Profiles, and how far they are.
     pub needs: Vec<ProfileState>,
     /// The catalogue's title.
@@ -76,12 +76,12 @@ const STATEMENT_LIFE_MS: i64 = 120_000;
 /// Statements of one person that may wait.
 const STATEMENTS_MAX: usize = 100;
 /// Cards whose showing is remembered: one for each person and access request that waits.
-const SHOWN_MAX: usize = 100_000;
+const CARD_VIEWS_MAX: usize = 100_000;
 /// How often a vote is tried again when another vote came first.
 const VOTE_ATTEMPTS: usize = 128;
 
 /// Whether so many people said yes that nobody else is waited for.
-pub(in crate::broker) fn enough(needs: &[ProfileState]) -> bool {
+pub(in crate::broker) fn quorum_reached(needs: &[ProfileState]) -> bool {
     needs.iter().all(|n| {
         n.quorum > 0 && n.approvers.len() >= usize::try_from(n.quorum).unwrap_or(usize::MAX)
     })
@@ -97,7 +97,7 @@ impl Broker {
     ) -> Result<AccessView, Refusal> {
         let now = self.now();
         let (task, _held) = self.task_possession(call, &task, None, None, now)?;
-        let request = self.own_request(call, &task.opened.task, &id)?;
+        let request = self.request_of_task(call, &task.opened.task, &id)?;
         let rules = self.rules(call)?;
         Ok(self.view(request, &rules, now))
     }
@@ -105,7 +105,7 @@ impl Broker {
     /// The same view after the caller was let in.
     pub fn view_of(&self, call: &CallContext, id: &AccessRequestId) -> Result<AccessView, Refusal> {
         let rules = self.rules(call)?;
-        let request = self.known_request(call, id)?;
+        let request = self.find_request(call, id)?;
         Ok(self.view(request, &rules, self.now()))
     }
 
@@ -114,9 +114,9 @@ impl Broker {
         &self,
         call: &CallContext,
         id: AccessRequestId,
-        ask: VoteAsk,
-    ) -> Result<VoteBegun, Refusal> {
-        let VoteAsk {
+        ask: VoteInput,
+    ) -> Result<VoteStatementReply, Refusal> {
+        let VoteInput {
             profile,
             verdict,
             narrowing,
@@ -124,12 +124,12 @@ impl Broker {
             policy,
         } = ask;
         let now = self.now();
-        let voter = self.person(call)?;
+        let voter = self.authenticate_person(call)?;
         let rules = self.rules(call)?;
-        let request = self.votable(call, &id, now)?;
-        let electorate = self.electorate(&rules.bundle);
-        let eligible = votes::eligible(&voter.id, &profile, verdict, &request, electorate, now);
-        let defined = match self.not_the_opener(&request, &voter.id).and(eligible) {
+        let request = self.open_for_votes(call, &id, now)?;
+        let voter_context = self.voter_context(&rules.bundle);
+        let eligible = votes::eligible(&voter.id, &profile, verdict, &request, voter_context, now);
+        let defined = match self.reject_task_owner(&request, &voter.id).and(eligible) {
             Ok(defined) => defined,
             Err(why) => return Err(self.refuse_vote(call, &request, &voter.id, why).await),
         };
@@ -139,7 +139,7 @@ impl Broker {
             return Err(self.refuse(call.method, Reason::CardChanged, told));
         }
         if verdict == Verdict::Approve {
-            self.read_long_enough(call, &voter.id, &request, &rules, now)?;
+            self.check_dwell(call, &voter.id, &request, &rules, now)?;
         }
         let uses = match (narrowing.max_uses, request.opened.uses) {
             (Some(0), _) => {
@@ -194,17 +194,17 @@ impl Broker {
             .canonical()
             .map_err(|e| self.refuse(call.method, Reason::Undecided, e.to_string()))?;
         let mut statements = self.lock(&self.statements);
-        statements.retain(|_, begun| now < begun.until);
+        statements.retain(|_, pending| now < pending.until);
         let theirs = statements
             .values()
-            .filter(|begun| begun.voter == voter.id)
+            .filter(|pending| pending.voter == voter.id)
             .count();
         // The oldest gives way: whoever begins without end keeps only themselves from older ones.
         if theirs >= STATEMENTS_MAX {
             let oldest = statements
                 .iter()
-                .filter(|(_, begun)| begun.voter == voter.id)
-                .min_by_key(|(_, begun)| begun.until)
+                .filter(|(_, pending)| pending.voter == voter.id)
+                .min_by_key(|(_, pending)| pending.until)
                 .map(|(nonce, _)| nonce.clone());
             oldest.map(|nonce| statements.remove(&nonce));
         }
@@ -212,14 +212,14 @@ impl Broker {
             .digest()
             .map_err(|e| self.refuse(call.method, Reason::Undecided, e.to_string()))?;
         let enrolled = self.state.roster().of(&voter.id);
-        let begun = Begun {
+        let pending = PendingStatement {
             text: text.clone(),
             statement,
             voter: voter.id,
             until: now.plus_millis(STATEMENT_LIFE_MS),
         };
-        statements.insert(begun.statement.nonce.clone(), begun);
-        Ok(VoteBegun {
+        statements.insert(pending.statement.nonce.clone(), pending);
+        Ok(VoteStatementReply {
             statement: text,
             challenge,
             credentials: enrolled
@@ -239,33 +239,33 @@ impl Broker {
         id: AccessRequestId,
         text: &str,
         proof: VoteProof,
-    ) -> Result<VoteDone, Refusal> {
+    ) -> Result<VoteOutcome, Refusal> {
         let now = self.now();
-        let voter = self.person(call)?;
+        let voter = self.authenticate_person(call)?;
         let stated = VoteStatement::parse(text)
             .ok()
             .map(|s| s.nonce)
             .unwrap_or_default();
-        let begun = self.lock(&self.statements).remove(&stated);
-        let begun = begun.filter(|b| {
+        let pending = self.lock(&self.statements).remove(&stated);
+        let pending = pending.filter(|b| {
             b.text == text
                 && b.voter == voter.id
                 && b.statement.access_request_id == id
                 && now < b.until
         });
-        let Some(begun) = begun else {
+        let Some(pending) = pending else {
             return Err(self.refuse(
                 call.method,
                 Reason::StatementUnknown,
                 "begin the vote anew: no such statement waits for you",
             ));
         };
-        let Begun {
+        let PendingStatement {
             statement, until, ..
-        } = begun;
+        } = pending;
         let key = match &proof {
             VoteProof::Signature(_) => voter.key,
-            VoteProof::Passkey(assertion) => self.passkey_named(call, &voter.id, assertion)?,
+            VoteProof::Passkey(assertion) => self.passkey_for(call, &voter.id, assertion)?,
         };
         let evidence = match &proof {
             VoteProof::Signature(_) => None,
@@ -286,21 +286,21 @@ impl Broker {
             let now = self.now();
             let rules = self.rules(call)?;
             // Before the question whether it waits: whatever ends it after this line refuses the append.
-            let opened = self.known_request(call, &id)?.opened.clone();
-            let read_set = self.request_premises(&opened);
+            let opened = self.find_request(call, &id)?.opened.clone();
+            let read_set = self.request_read_set(&opened);
             let enrolled = self.state.roster().of(&voter.id);
             let asks = self.state.asks(&opened.agent);
-            let request = self.votable(call, &id, now)?;
-            let electorate = self.electorate(&rules.bundle);
+            let request = self.open_for_votes(call, &id, now)?;
+            let voter_context = self.voter_context(&rules.bundle);
             let eligible = votes::eligible(
                 &voter.id,
                 &statement.profile.name,
                 statement.verdict,
                 &request,
-                electorate,
+                voter_context,
                 now,
             );
-            let defined = match self.not_the_opener(&request, &voter.id).and(eligible) {
+            let defined = match self.reject_task_owner(&request, &voter.id).and(eligible) {
                 Ok(defined) => defined,
                 Err(why) => return Err(self.refuse_vote(call, &request, &voter.id, why).await),
             };
@@ -308,7 +308,7 @@ impl Broker {
                 let why = Ineligible::NotApprover;
                 return Err(self.refuse_vote(call, &request, &voter.id, why).await);
             };
-            let seen = match votes::signed_by(
+            let seen = match votes::verify_signature(
                 person,
                 &enrolled.value,
                 key,
@@ -318,29 +318,29 @@ impl Broker {
                 &self.bounds.party,
             ) {
                 Ok(seen) => seen,
-                Err(WrongProof::NotByPasskey) => {
-                    let why = Ineligible::NotByPasskey;
+                Err(VoteProofError::PasskeyRequired) => {
+                    let why = Ineligible::PasskeyRequired;
                     return Err(self.refuse_vote(call, &request, &voter.id, why).await);
                 }
-                Err(WrongProof::Signature) => {
+                Err(VoteProofError::Signature) => {
                     return Err(self.refuse(
                         call.method,
                         Reason::SignatureWrong,
                         "the signature is not of this statement by the key of this call",
                     ));
                 }
-                Err(why @ (WrongProof::NotEnrolled | WrongProof::Passkey(_))) => {
+                Err(why @ (VoteProofError::NotEnrolled | VoteProofError::Passkey(_))) => {
                     return Err(self.refuse(call.method, Reason::PasskeyWrong, why.to_string()));
                 }
             };
             if let Some(seen) = seen
                 && !std::mem::replace(&mut counted, true)
             {
-                self.counter_goes_up(call.method, &voter.id, key, seen.sign_count)
+                self.check_signature_counter(call.method, &voter.id, key, seen.sign_count)
                     .await?;
             }
             let blob = Blob::new(text);
-            let fact = Event::VoteCast(VoteCast {
+            let event = Event::VoteCast(VoteCast {
                 access_request: id,
                 voter: voter.id.clone(),
                 key,
@@ -364,25 +364,25 @@ impl Broker {
                 .collect(),
                 not_after: Some(request.opened.expires_at),
                 blobs: std::iter::once(blob).chain(evidence.clone()).collect(),
-                ..Append::one(fact, vec![(Stream::Access(id), request.version)])
+                ..Append::one(event, vec![(Stream::Access(id), request.version)])
             };
             if statement.verdict == Verdict::Deny {
-                let quarantine = self.quarantine(&opened, &voter.id, &asks.value, &rules, now);
+                let suspension_after_denials = self.suspension_after_denials(&opened, &voter.id, &asks.value, &rules, now);
                 if let Some(vote) = append.drafts.first_mut() {
                     // Whoever counts the noes before asking people again has not seen this one.
                     let asks = (Stream::Asks(opened.agent.clone()), asks.version);
                     vote.moves.push(asks);
                 }
-                append.drafts.extend(quarantine);
+                append.drafts.extend(suspension_after_denials);
             }
-            let before = self.view(request, &rules, now).standing;
+            let before = self.view(request, &rules, now).status;
             let suspended = append.drafts.len() > 1;
             match self.journal.append(append).await {
                 Ok(_) => {
                     let view = self.view_of(call, &id)?;
                     let took = STATEMENT_LIFE_MS - until.since(now);
-                    self.count_vote(before, &view, took, now);
-                    return Ok(VoteDone { view, suspended });
+                    self.record_vote_metrics(before, &view, took, now);
+                    return Ok(VoteOutcome { view, suspended });
                 }
                 Err(AppendError::Conflict(_) | AppendError::Late) => {}
                 Err(error) => return Err(self.refuse_append(call.method, &error)),
@@ -392,15 +392,15 @@ impl Broker {
     }
 
     /// Whether somebody holds a statement of this access request, to sign it.
-    pub(in crate::broker) fn vote_begun(&self, id: &AccessRequestId, now: Timestamp) -> bool {
+    pub(in crate::broker) fn has_pending_statement(&self, id: &AccessRequestId, now: Timestamp) -> bool {
         let statements = self.lock(&self.statements);
         statements
             .values()
-            .any(|begun| begun.statement.access_request_id == *id && now < begun.until)
+            .any(|pending| pending.statement.access_request_id == *id && now < pending.until)
     }
 
     /// A no that is one too many within the policy bundle's time takes the agent out of service, in the same append.
-    fn quarantine(
+    fn suspension_after_denials(
         &self,
         opened: &AccessRequestOpened,
         voter: &PersonId,
@@ -408,24 +408,24 @@ impl Broker {
         rules: &InForce,
         now: Timestamp,
     ) -> Option<NewEvent> {
-        let bounds = rules.bundle.approvals();
-        let since = now.plus_secs(-i64::from(bounds.quarantine_within_s));
-        let noes = u32::try_from(asks.noes_since(since) + 1).unwrap_or(u32::MAX);
+        let approvals = rules.bundle.approvals();
+        let since = now.plus_secs(-i64::from(approvals.quarantine_within_s));
+        let denials = u32::try_from(asks.noes_since(since) + 1).unwrap_or(u32::MAX);
         let standing = self.state.standing(&opened.agent);
-        let due = bounds.quarantine > 0 && noes >= bounds.quarantine && !standing.value.suspended;
+        let due = approvals.quarantine > 0 && denials >= approvals.quarantine && !standing.value.suspended;
         due.then(|| NewEvent {
             fact: Event::AgentSuspended(AgentSuspended {
                 agent: opened.agent.clone(),
                 by: voter.clone(),
                 reason: None,
-                denials: Some(noes),
+                denials: Some(denials),
             }),
             moves: vec![(Stream::Agent(opened.agent.clone()), standing.version)],
         })
     }
 
     /// A card of high risk must have been before a person's eyes for a while before a yes of theirs is taken.
-    fn read_long_enough(
+    fn check_dwell(
         &self,
         call: &CallContext,
         voter: &PersonId,
@@ -433,11 +433,11 @@ impl Broker {
         rules: &InForce,
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        let dwell = self.dwell(request, rules);
+        let dwell = self.dwell_time(request, rules);
         if dwell.is_zero() {
             return Ok(());
         }
-        let shown = self.shown_at(voter, &request.opened.access_request, rules);
+        let shown = self.card_viewed_at(voter, &request.opened.access_request, rules);
         let left = match shown {
             Some(shown) => dwell.saturating_sub(now.after(shown)),
             None => dwell,
@@ -457,7 +457,7 @@ impl Broker {
 
     /// How long the card of an access request must be shown before a yes: for what is of high risk, or of a risk nobody
     /// stated.
-    pub(in crate::broker) fn dwell(&self, request: &AccessRequest, rules: &InForce) -> Duration {
+    pub(in crate::broker) fn dwell_time(&self, request: &AccessRequest, rules: &InForce) -> Duration {
         let action = rules.bundle.action(&request.opened.action.action);
         match action.and_then(|a| a.risk) {
             Some(Risk::Low | Risk::Medium) => Duration::ZERO,
@@ -466,22 +466,22 @@ impl Broker {
     }
 
     /// Notes that a card was shown to a person; the first time under these rules counts.
-    pub(in crate::broker) fn note_shown(
+    pub(in crate::broker) fn record_card_view(
         &self,
         person: &PersonId,
         request: &AccessRequest,
         rules: &InForce,
         now: Timestamp,
     ) {
-        let mut shown = self.lock(&self.shown);
-        if shown.len() >= SHOWN_MAX {
+        let mut shown = self.lock(&self.card_views);
+        if shown.len() >= CARD_VIEWS_MAX {
             shown.retain(|(_, id), _| {
                 self.state
                     .access_request(id)
                     .is_some_and(|request| request.waits(now))
             });
         }
-        if shown.len() < SHOWN_MAX && request.waits(now) {
+        if shown.len() < CARD_VIEWS_MAX && request.waits(now) {
             let policy = rules.bundle.version();
             let first = shown
                 .entry((person.clone(), request.opened.access_request))
@@ -493,19 +493,19 @@ impl Broker {
     }
 
     /// When a card was first shown to a person under the rules in force: under others it was another card.
-    pub(in crate::broker) fn shown_at(
+    pub(in crate::broker) fn card_viewed_at(
         &self,
         person: &PersonId,
         id: &AccessRequestId,
         rules: &InForce,
     ) -> Option<Timestamp> {
-        let shown = self.lock(&self.shown).get(&(person.clone(), *id)).copied();
+        let shown = self.lock(&self.card_views).get(&(person.clone(), *id)).copied();
         shown
             .filter(|(policy, _)| *policy == rules.bundle.version())
             .map(|(_, at)| at)
     }
 
-    fn count_vote(
+    fn record_vote_metrics(
         &self,
         before: AccessRequestStatus,
         view: &AccessView,
@@ -515,7 +515,7 @@ impl Broker {
         let took = u64::try_from(took_ms).unwrap_or(0);
         self.metrics
             .approval_decided(std::time::Duration::from_millis(took));
-        let outcome = match view.standing {
+        let outcome = match view.status {
             AccessRequestStatus::Approved => "approved",
             AccessRequestStatus::Denied => "denied",
             AccessRequestStatus::Waiting
@@ -532,7 +532,7 @@ impl Broker {
     }
 
     /// Whoever owned the agent when its task was opened never counts, whoever owns it by now.
-    pub(in crate::broker) fn not_the_opener(
+    pub(in crate::broker) fn reject_task_owner(
         &self,
         request: &AccessRequest,
         voter: &PersonId,
@@ -555,12 +555,12 @@ impl Broker {
         if let Err(refusal) = self.count_refusal(call, &request.opened.task) {
             return refusal;
         }
-        let fact = Event::VoteRefused(VoteRefused {
+        let event = Event::VoteRefused(VoteRefused {
             access_request: request.opened.access_request,
             voter: voter.clone(),
             why: why.to_string(),
         });
-        match self.journal.append(Append::one(fact, Vec::new())).await {
+        match self.journal.append(Append::one(event, Vec::new())).await {
             Ok(_) => self.refuse(
                 call.method,
                 Reason::NotEligible,
@@ -580,7 +580,7 @@ impl Broker {
         })
     }
 
-    pub(in crate::broker) fn own_request(
+    pub(in crate::broker) fn request_of_task(
         &self,
         call: &CallContext,
         task: &TaskId,
@@ -598,7 +598,7 @@ impl Broker {
             })
     }
 
-    pub(in crate::broker) fn known_request(
+    pub(in crate::broker) fn find_request(
         &self,
         call: &CallContext,
         id: &AccessRequestId,
@@ -612,14 +612,14 @@ impl Broker {
         })
     }
 
-    fn votable(
+    fn open_for_votes(
         &self,
         call: &CallContext,
         id: &AccessRequestId,
         now: Timestamp,
     ) -> Result<Arc<AccessRequest>, Refusal> {
-        let request = self.known_request(call, id)?;
-        if self.votable_now(&request, now) {
+        let request = self.find_request(call, id)?;
+        if self.is_open_for_votes(&request, now) {
             Ok(request)
         } else {
             Err(self.refuse(
@@ -631,17 +631,17 @@ impl Broker {
     }
 
     /// Whether people may still decide it.
-    pub(in crate::broker) fn votable_now(&self, request: &AccessRequest, now: Timestamp) -> bool {
+    pub(in crate::broker) fn is_open_for_votes(&self, request: &AccessRequest, now: Timestamp) -> bool {
         let task = self.state.task(&request.opened.task);
         request.waits(now) && task.is_some_and(|task| self.runs(&task, now))
     }
 
     /// Whether enough people had said yes just before this moment: then nobody was waited for any more.
-    pub(in crate::broker) fn decided_by(&self, request: &AccessRequest, moment: Timestamp) -> bool {
+    pub(in crate::broker) fn was_decided_before(&self, request: &AccessRequest, moment: Timestamp) -> bool {
         let before = moment.plus_millis(-1);
         self.views.rules().is_some_and(|rules| {
             let view = self.view(Arc::new(request.clone()), &rules, before);
-            view.standing == AccessRequestStatus::Approved
+            view.status == AccessRequestStatus::Approved
         })
     }
 
@@ -656,7 +656,7 @@ impl Broker {
             .state
             .task(&request.opened.task)
             .is_some_and(|t| self.runs(&t, now));
-        let standing = match request.status {
+        let status = match request.status {
             AccessStatus::Denied => AccessRequestStatus::Denied,
             AccessStatus::Consumed(_) => AccessRequestStatus::Consumed,
             AccessStatus::Closed(CloseCause::Cancelled) => AccessRequestStatus::Cancelled,
@@ -666,12 +666,12 @@ impl Broker {
             }
             AccessStatus::Waiting if !running => AccessRequestStatus::Ended,
             AccessStatus::Waiting if !request.waits(now) => AccessRequestStatus::Expired,
-            AccessStatus::Waiting if enough(&needs) => AccessRequestStatus::Approved,
+            AccessStatus::Waiting if quorum_reached(&needs) => AccessRequestStatus::Approved,
             AccessStatus::Waiting => AccessRequestStatus::Waiting,
         };
         let catalogue = rules.bundle.action(&request.opened.action.action);
         AccessView {
-            standing,
+            status,
             needs,
             title: catalogue.map(|a| a.title.clone()).unwrap_or_default(),
             risk: catalogue.and_then(|a| a.risk),

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::broker::approval::inbox::HEARTBEAT;
-use crate::broker::approval::notifier::Bell;
+use crate::broker::approval::notifier::Subscription;
 use crate::broker::approval::vote::AccessView;
 use crate::broker::query::revocation_feed::WATCH_MAX_MS;
 use crate::broker::{Broker, CallContext, Refusal};
@@ -13,45 +13,45 @@ use crate::model::*;
 
 /// How an access request stood when its watcher last heard of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AccessMark {
+pub struct AccessRequestCursor {
     /// Version of its stream.
     pub version: Version,
     /// Where it stood: time, an end of its task and a change of the rules move it without a version of its own.
-    pub standing: AccessRequestStatus,
+    pub status: AccessRequestStatus,
 }
 
 /// A watch of one access request.
 #[derive(Debug)]
-pub struct AccessWatch {
+pub struct AccessRequestWatch {
     /// Whose it is.
     pub agent: AgentId,
     /// Longest life of the watch, in milliseconds: the caller proves its key again.
     pub life_ms: u64,
     id: AccessRequestId,
-    bell: Bell,
-    seen: Option<AccessMark>,
-    over: bool,
+    subscription: Subscription,
+    last_seen: Option<AccessRequestCursor>,
+    ended: bool,
 }
 
 /// What a watcher hears.
 #[derive(Debug)]
-pub enum AccessNews {
+pub enum AccessRequestEvent {
     /// How it stands, the first time and whenever that has changed.
-    Stands {
+    StatusChanged {
         /// As its agent sees it.
         view: Box<AccessView>,
         /// To go on from.
-        mark: AccessMark,
+        cursor: AccessRequestCursor,
         /// Nothing follows: it is decided for good.
         last: bool,
     },
     /// It stands as it did.
-    Heartbeat(AccessMark),
+    Heartbeat(AccessRequestCursor),
 }
 
 impl AccessRequestStatus {
     /// Whether it stands so for good.
-    pub const fn is_last(self) -> bool {
+    pub const fn is_final(self) -> bool {
         match self {
             Self::Waiting | Self::Approved => false,
             Self::Denied | Self::Consumed | Self::Cancelled | Self::Expired | Self::Ended => true,
@@ -67,26 +67,26 @@ impl Broker {
         call: &CallContext,
         task: TaskId,
         id: AccessRequestId,
-        seen: Option<AccessMark>,
-    ) -> Result<AccessWatch, Refusal> {
+        last_seen: Option<AccessRequestCursor>,
+    ) -> Result<AccessRequestWatch, Refusal> {
         let now = self.now();
         let (task, _held) = self.task_possession(call, &task, None, None, now)?;
-        let request = self.own_request(call, &task.opened.task, &id)?;
-        Ok(AccessWatch {
+        let request = self.request_of_task(call, &task.opened.task, &id)?;
+        Ok(AccessRequestWatch {
             agent: request.opened.agent.clone(),
             life_ms: WATCH_MAX_MS,
             id,
-            bell: self.bells.listen(id),
-            seen,
-            over: false,
+            subscription: self.notifier.subscribe(id),
+            last_seen,
+            ended: false,
         })
     }
 }
 
-impl AccessWatch {
+impl AccessRequestWatch {
     /// The next news; `None` after the last, and when the broker stops.
-    pub async fn next(&mut self, broker: &Broker) -> Option<AccessNews> {
-        if self.over {
+    pub async fn next(&mut self, broker: &Broker) -> Option<AccessRequestEvent> {
+        if self.ended {
             return None;
         }
         let quiet = tokio::time::sleep(HEARTBEAT);
@@ -94,7 +94,7 @@ impl AccessWatch {
         tokio::pin!(quiet);
         loop {
             // Before the state is read: what changes from here on rings again.
-            self.bell.heard();
+            self.subscription.mark_seen();
             if broker.journal.tail().borrow().failed {
                 return None;
             }
@@ -103,24 +103,24 @@ impl AccessWatch {
             let request = broker.state.access_request(&self.id)?;
             let expires_at = request.opened.expires_at;
             let view = broker.view(request, &rules, now);
-            let mark = AccessMark {
+            let cursor = AccessRequestCursor {
                 version: view.request.version,
-                standing: view.standing,
+                status: view.status,
             };
-            let last = view.standing.is_last();
-            self.over = last;
-            if self.seen != Some(mark) {
-                self.seen = Some(mark);
+            let last = view.status.is_final();
+            self.ended = last;
+            if self.last_seen != Some(cursor) {
+                self.last_seen = Some(cursor);
                 let view = Box::new(view);
-                return Some(AccessNews::Stands { view, mark, last });
+                return Some(AccessRequestEvent::StatusChanged { view, cursor, last });
             }
             if last {
                 return None;
             }
             tokio::select! {
-                () = &mut quiet => return Some(AccessNews::Heartbeat(mark)),
-                () = tokio::time::sleep(expires_at.after(now).max(SOON)) => {}
-                () = self.bell.rings() => {}
+                () = &mut quiet => return Some(AccessRequestEvent::Heartbeat(cursor)),
+                () = tokio::time::sleep(expires_at.after(now).max(MIN_TIMER)) => {}
+                () = self.subscription.changed() => {}
                 _ = stopping.wait_for(|stopping| *stopping) => return None,
             }
         }
@@ -128,4 +128,4 @@ impl AccessWatch {
 }
 
 /// Shortest wait for a moment that is due: clocks and timers round.
-const SOON: Duration = Duration::from_millis(1);
+const MIN_TIMER: Duration = Duration::from_millis(1);

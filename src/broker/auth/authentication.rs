@@ -56,7 +56,7 @@ pub struct CallContext {
     pub permit: ConcurrencyPermit,
 }
 
-/// A registered person who proved a key of theirs, in a role the method allowed_roles. Made only by [`Broker::person`].
+/// A registered person who proved a key of theirs, in a role the method allowed_roles. Made only by [`Broker::authenticate_person`].
 #[derive(Debug)]
 pub struct PersonCaller {
     pub(in crate::broker) id: PersonId,
@@ -88,16 +88,16 @@ impl Broker {
         now: Timestamp,
         known: &dyn Fn(Thumbprint) -> Result<(), VerifyError>,
     ) -> Result<Possession, VerifyError> {
-        self.possession_once(call, action, evidence, now, &self.once, known)
+        self.possession_with_cache(call, action, evidence, now, &self.once, known)
     }
 
-    fn possession_once(
+    fn possession_with_cache(
         &self,
         call: &CallContext,
         action: Option<Digest>,
         evidence: Option<Digest>,
         now: Timestamp,
-        once: &Once,
+        replay_cache: &Once,
         known: &dyn Fn(Thumbprint) -> Result<(), VerifyError>,
     ) -> Result<Possession, VerifyError> {
         let proof = CallProof {
@@ -108,7 +108,7 @@ impl Broker {
             nonces: &self.nonces,
             once: &|key, jti, until| {
                 known(key)?;
-                once.mark(key, jti, until, now)
+                replay_cache.mark(key, jti, until, now)
             },
         };
         Possession::check(&proof, now)
@@ -116,15 +116,15 @@ impl Broker {
 
     /// The possession of a key for a new task. The caller has checked the evidence, and that it is a registered agent's
     /// which calls no more often than it may: what is remembered of new keys is bounded by that.
-    pub(in crate::broker) fn opening_possession(
+    pub(in crate::broker) fn possession_for_open_task(
         &self,
         call: &CallContext,
         evidence: Digest,
         now: Timestamp,
     ) -> Result<Possession, Refusal> {
-        self.admits_agents(call)?;
+        self.require_agent_role(call)?;
         let any = |_| Ok(());
-        self.possession_once(call, None, Some(evidence), now, &self.openings, &any)
+        self.possession_with_cache(call, None, Some(evidence), now, &self.openings, &any)
             .map_err(|e| self.refuse_gate_1(call.method, &e))
     }
 
@@ -137,7 +137,7 @@ impl Broker {
         evidence: Option<Digest>,
         now: Timestamp,
     ) -> Result<(Arc<Task>, Possession), Refusal> {
-        self.admits_agents(call)?;
+        self.require_agent_role(call)?;
         let task = self.state.task(id);
         let known = |key| match &task {
             Some(task) if task.opened.binding.jkt() == key => Ok(()),
@@ -157,7 +157,7 @@ impl Broker {
         }
     }
 
-    fn admits_agents(&self, call: &CallContext) -> Result<(), Refusal> {
+    fn require_agent_role(&self, call: &CallContext) -> Result<(), Refusal> {
         if call.allowed_roles.contains(&CallerRole::Agent) {
             return Ok(());
         }
@@ -170,7 +170,7 @@ impl Broker {
 
     /// Whether a person who called is an operator still, with the key they called with: the rules in force now, and their
     /// version for what they order to rest on.
-    pub(in crate::broker) fn still_operator(
+    pub(in crate::broker) fn require_operator(
         &self,
         call: &CallContext,
         caller: &PersonCaller,
@@ -195,7 +195,7 @@ impl Broker {
     }
 
     /// Whether a person who called may still read what people decide: registered with the key they called with, in any role.
-    pub(in crate::broker) fn still_reads(&self, caller: &PersonCaller) -> bool {
+    pub(in crate::broker) fn may_still_read(&self, caller: &PersonCaller) -> bool {
         self.views.rules().is_some_and(|rules| {
             let person = rules.bundle.person(&caller.id);
             self.holds_key(&rules, &caller.id, caller.key)
@@ -204,7 +204,7 @@ impl Broker {
     }
 
     /// Who a key of `people.toml` speaks for; nobody, once it was revoked.
-    fn registered(&self, rules: &InForce, key: Thumbprint) -> Option<Registered> {
+    fn registered_holder(&self, rules: &InForce, key: Thumbprint) -> Option<Registered> {
         rules.by_key(key).filter(|registered| match registered {
             Registered::Person(person) => {
                 !self.state.roster().of(person).value.revoked.contains(&key)
@@ -217,12 +217,12 @@ impl Broker {
     fn holds_key(&self, rules: &InForce, person: &PersonId, key: Thumbprint) -> bool {
         let enrolled = self.state.roster().of(person);
         enrolled.value.passkey(key).is_some()
-            || self.registered(rules, key) == Some(Registered::Person(person.clone()))
+            || self.registered_holder(rules, key) == Some(Registered::Person(person.clone()))
     }
 
     /// A registered person, of a role the method allowed_roles.
-    pub fn person(&self, call: &CallContext) -> Result<PersonCaller, Refusal> {
-        match self.caller(call, self.now())? {
+    pub fn authenticate_person(&self, call: &CallContext) -> Result<PersonCaller, Refusal> {
+        match self.authenticate(call, self.now())? {
             Caller::Person(person) => Ok(person),
             Caller::Service(service) => Err(self.refuse(
                 call.method,
@@ -233,12 +233,12 @@ impl Broker {
     }
 
     /// A registered service, of a kind the method allowed_roles.
-    pub(in crate::broker) fn service(
+    pub(in crate::broker) fn authenticate_service(
         &self,
         call: &CallContext,
         now: Timestamp,
     ) -> Result<ServiceCaller, Refusal> {
-        match self.caller(call, now)? {
+        match self.authenticate(call, now)? {
             Caller::Service(service) => Ok(service),
             Caller::Person(person) => Err(self.refuse(
                 call.method,
@@ -249,30 +249,30 @@ impl Broker {
     }
 
     /// Any registered caller the method allowed_roles, by name: for methods that people and services share.
-    pub(in crate::broker) fn reader(
+    pub(in crate::broker) fn authenticate_reader(
         &self,
         call: &CallContext,
         now: Timestamp,
     ) -> Result<String, Refusal> {
-        Ok(match self.caller(call, now)? {
+        Ok(match self.authenticate(call, now)? {
             Caller::Person(person) => person.id.to_string(),
             Caller::Service(service) => service.id.to_string(),
         })
     }
 
     /// Any registered caller the method allowed_roles: the person, or `None` for a service.
-    pub(in crate::broker) fn reading_person(
+    pub(in crate::broker) fn authenticate_reader_person(
         &self,
         call: &CallContext,
         now: Timestamp,
     ) -> Result<Option<PersonCaller>, Refusal> {
-        Ok(match self.caller(call, now)? {
+        Ok(match self.authenticate(call, now)? {
             Caller::Person(person) => Some(person),
             Caller::Service(_) => None,
         })
     }
 
-    fn caller(&self, call: &CallContext, now: Timestamp) -> Result<Caller, Refusal> {
+    fn authenticate(&self, call: &CallContext, now: Timestamp) -> Result<Caller, Refusal> {
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
         let rules = self
             .views
@@ -303,7 +303,7 @@ impl Broker {
             }
             (None, _, None) => {
                 let known = |key| {
-                    self.registered(&rules, key)
+                    self.registered_holder(&rules, key)
                         .map(drop)
                         .ok_or(VerifyError::NotRegistered)
                 };
@@ -311,7 +311,7 @@ impl Broker {
                     .possession(call, None, None, now, &known)
                     .map_err(|e| closed(&e))?;
                 let key = possession.jkt();
-                (self.registered(&rules, key), Some(key), None)
+                (self.registered_holder(&rules, key), Some(key), None)
             }
         };
         let not_permitted = |who: &dyn std::fmt::Display| {

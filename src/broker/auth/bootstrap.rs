@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ring::hmac;
 
-use crate::broker::auth::one_time_code as code;
-use crate::broker::{Applied, Broker, CallContext, CallerRole, Refusal};
+use crate::broker::auth::one_time_code;
+use crate::broker::{BundleApplied, Broker, CallContext, CallerRole, Refusal};
 use crate::jose::PublicKey;
 use crate::journal::AppendError;
 use crate::model::*;
@@ -18,12 +18,12 @@ use crate::policy::{PolicyBundle, Role};
 use crate::verify::VerifyError;
 
 /// Life of a code, in seconds.
-const LIFE_S: i64 = 600;
+const CODE_LIFE_S: i64 = 600;
 /// The code that is open, if one is.
 #[derive(Default)]
-pub(in crate::broker) struct OneTime(Mutex<Option<Open>>);
+pub(in crate::broker) struct BootstrapCode(Mutex<Option<OpenCode>>);
 
-struct Open {
+struct OpenCode {
     key: hmac::Key,
     tag: hmac::Tag,
     until: Timestamp,
@@ -35,19 +35,19 @@ pub struct FirstOperator {
     key: Thumbprint,
 }
 
-impl OneTime {
-    fn with<T>(&self, ask: impl FnOnce(&mut Option<Open>) -> T) -> T {
+impl BootstrapCode {
+    fn with<T>(&self, ask: impl FnOnce(&mut Option<OpenCode>) -> T) -> T {
         ask(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Opens a code; an earlier one is void.
     fn open(&self, random: [u8; 32], key: [u8; 32], now: Timestamp) -> Secret {
-        let code = code::spell(&random);
+        let code = one_time_code::format(&random);
         let key = hmac::Key::new(hmac::HMAC_SHA256, &key);
-        let open = Open {
-            tag: hmac::sign(&key, code::plain(&code).expose_secret().as_bytes()),
+        let open = OpenCode {
+            tag: hmac::sign(&key, one_time_code::normalize(&code).expose_secret().as_bytes()),
             key,
-            until: now.plus_secs(LIFE_S),
+            until: now.plus_secs(CODE_LIFE_S),
         };
         self.with(|slot| *slot = Some(open));
         code
@@ -63,7 +63,7 @@ impl OneTime {
             }
             if hmac::verify(
                 &open.key,
-                code::plain(code).expose_secret().as_bytes(),
+                one_time_code::normalize(code).expose_secret().as_bytes(),
                 open.tag.as_ref(),
             )
             .is_ok()
@@ -76,7 +76,7 @@ impl OneTime {
     }
 
     /// Whether a code that held a moment ago is open still.
-    fn holds(&self, now: Timestamp) -> Result<(), VerifyError> {
+    fn require_open(&self, now: Timestamp) -> Result<(), VerifyError> {
         self.with(|slot| match slot {
             Some(open) if now < open.until => Ok(()),
             Some(_) | None => Err(VerifyError::Code("it was used, or became void meanwhile")),
@@ -102,7 +102,7 @@ impl Broker {
             other.copy_from_slice(&self.draw());
             both
         };
-        Some(self.one_time.open(draw(), draw(), self.now()))
+        Some(self.bootstrap_code.open(draw(), draw(), self.now()))
     }
 
     /// Whoever shows the code and proves a key, before a byte of their policy bundle is read.
@@ -120,7 +120,7 @@ impl Broker {
         }
         let now = self.now();
         // Asked when the proof holds and before anything is remembered of it: each try costs its caller a new proof.
-        let held = |_: Thumbprint| self.one_time.check(code, now);
+        let held = |_: Thumbprint| self.bootstrap_code.check(code, now);
         let possession = self
             .possession(call, None, None, now, &held)
             .map_err(|e| closed(&e))?;
@@ -136,7 +136,7 @@ impl Broker {
         call: &CallContext,
         first: FirstOperator,
         files: BTreeMap<String, String>,
-    ) -> Result<Applied, Refusal> {
+    ) -> Result<BundleApplied, Refusal> {
         let (broker, method) = (Arc::clone(self), call.method);
         let applying = tokio::spawn(async move { broker.apply_first(method, &first, files).await });
         applying
@@ -149,27 +149,27 @@ impl Broker {
         method: &'static str,
         first: &FirstOperator,
         files: BTreeMap<String, String>,
-    ) -> Result<Applied, Refusal> {
+    ) -> Result<BundleApplied, Refusal> {
         let (files, bundle, applied) = self.load_bundle(method, files).await?;
         let by = operator_of(&bundle, first.key).ok_or_else(|| {
             let told = "people.toml: no operator has the key that calls; 'dipylon key new' prints the [[key]] to add";
             self.refuse(method, Reason::InvalidPolicyBundle, told)
         })?;
-        let _alone = self.governing.lock().await;
-        self.one_time
-            .holds(self.now())
+        let _alone = self.policy_lock.lock().await;
+        self.bootstrap_code
+            .require_open(self.now())
             .map_err(|e| self.refuse_gate_1(method, &e))?;
         // INVARIANT (one code, one bundle): the append moves the policy stream from 0, so of any number of uses, here or
         // after a restart, one wins.
-        match self.enter_bundle(bundle, &files, 0, Some(by)).await {
-            Ok(()) => self.one_time.close(),
+        match self.record_bundle(bundle, &files, 0, Some(by)).await {
+            Ok(()) => self.bootstrap_code.close(),
             Err(AppendError::Conflict(_)) => {
-                self.one_time.close();
+                self.bootstrap_code.close();
                 return Err(self.refuse_gate_1(method, &VerifyError::Code("a bundle is in force")));
             }
             Err(error) => return Err(self.refuse_append(method, &error)),
         }
-        self.sweep()
+        self.revoke_disallowed()
             .await
             .map_err(|e| self.refuse_append(method, &e))?;
         Ok(applied)
@@ -178,11 +178,11 @@ impl Broker {
 
 /// The operator of a bundle who has this key.
 fn operator_of(bundle: &PolicyBundle, key: Thumbprint) -> Option<PersonId> {
-    let holds = |jwk| PublicKey::from_jwk(jwk).is_ok_and(|public| public.thumbprint() == key);
+    let has_key = |jwk| PublicKey::from_jwk(jwk).is_ok_and(|public| public.thumbprint() == key);
     bundle
         .people()
         .filter(|person| person.roles.contains(&Role::Operator))
-        .find(|person| person.keys.iter().any(|known| holds(&known.jwk)))
+        .find(|person| person.keys.iter().any(|known| has_key(&known.jwk)))
         .map(|person| person.id.clone())
 }
 
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_code_is_readable_and_its_life_is_bounded() {
-        let one = OneTime::default();
+        let one = BootstrapCode::default();
         let now = Timestamp::from_secs(1_000);
         let bytes = std::array::from_fn(|i| u8::try_from(i * 8 + 7).expect("small"));
         let code = one.open(bytes, [1; 32], now);
@@ -210,8 +210,8 @@ mod tests {
             .replace('0', "o")
             .replace('1', "l");
         assert!(one.check(&typed(careless), now).is_ok());
-        assert!(one.check(&code, now.plus_secs(LIFE_S - 1)).is_ok());
-        assert!(one.check(&code, now.plus_secs(LIFE_S)).is_err());
+        assert!(one.check(&code, now.plus_secs(CODE_LIFE_S - 1)).is_ok());
+        assert!(one.check(&code, now.plus_secs(CODE_LIFE_S)).is_err());
         assert!(one.check(&code, now).is_err(), "gone for good");
 
         let code = one.open(bytes, [2; 32], now);
@@ -220,6 +220,6 @@ mod tests {
         }
         assert!(one.check(&code, now).is_ok(), "strangers do no harm");
         one.close();
-        assert!(one.check(&code, now).is_err() && one.holds(now).is_err());
+        assert!(one.check(&code, now).is_err() && one.require_open(now).is_err());
     }
 }

@@ -9,8 +9,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::approve::votes;
-use crate::broker::auth::one_time_code as code;
-use crate::broker::auth::session::{Purpose, challenge_in};
+use crate::broker::auth::one_time_code;
+use crate::broker::auth::session::{ChallengePurpose, stated_challenge};
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::jose::AuthenticatorKey;
 use crate::journal::{Append, AppendError};
@@ -21,7 +21,7 @@ use crate::webauthn::{self, Registration};
 
 /// An invitation, for the one person it is for.
 #[derive(Debug)]
-pub struct Invited {
+pub struct IssuedInvitation {
     /// The code; shown once, kept as its hash.
     pub code: Secret,
     /// Where it is used. The code stands behind the `#`, which no browser sends.
@@ -32,7 +32,7 @@ pub struct Invited {
 
 /// What a browser needs to make a passkey.
 #[derive(Debug)]
-pub struct EnrolmentBegun {
+pub struct EnrolmentOptions {
     /// Whose it will be.
     pub person: PersonId,
     /// What colleagues call them.
@@ -95,16 +95,16 @@ impl Broker {
         &self,
         call: &CallContext,
         person: PersonId,
-    ) -> Result<Invited, Refusal> {
-        let operator = self.person(call)?;
+    ) -> Result<IssuedInvitation, Refusal> {
+        let operator = self.authenticate_person(call)?;
         let mut random = [0; 32];
         for half in random.chunks_mut(16) {
             half.copy_from_slice(&self.draw());
         }
-        let shown = code::spell(&random);
+        let shown = one_time_code::format(&random);
         loop {
             let now = self.now();
-            let rules = self.still_operator(call, &operator)?;
+            let rules = self.require_operator(call, &operator)?;
             if rules.bundle.person(&person).is_none() {
                 let told = format!("no person {person} is registered");
                 return Err(self.refuse(call.method, Reason::NotFound, told));
@@ -115,7 +115,7 @@ impl Broker {
                 return Err(self.refuse(call.method, Reason::Malformed, told));
             }
             let expires_at = now.plus_secs(INVITATION_LIFE_S);
-            let fact = Event::ApproverInvited(ApproverInvited {
+            let event = Event::ApproverInvited(ApproverInvited {
                 invitation: InvitationId::from_random(self.draw()),
                 person: person.clone(),
                 code: hash(&shown),
@@ -125,7 +125,7 @@ impl Broker {
             let append = Append {
                 read_set: vec![(Stream::Policy, rules.version)],
                 ..Append::one(
-                    fact,
+                    event,
                     vec![(Stream::Person(person.clone()), enrolled.version)],
                 )
             };
@@ -136,7 +136,7 @@ impl Broker {
                         self.relying_party().origin,
                         shown.expose_secret()
                     );
-                    return Ok(Invited {
+                    return Ok(IssuedInvitation {
                         url: Secret::new(url),
                         code: shown,
                         expires_at,
@@ -153,7 +153,7 @@ impl Broker {
         &self,
         method: &'static str,
         shown: &Secret,
-    ) -> Result<EnrolmentBegun, Refusal> {
+    ) -> Result<EnrolmentOptions, Refusal> {
         let now = self.now();
         let (person, enrolled, invitation) = self.open_invitation(method, shown, now)?;
         let name = self
@@ -161,10 +161,10 @@ impl Broker {
             .rules()
             .and_then(|rules| rules.bundle.person(&person).map(|p| p.name.clone()));
         let name = name.ok_or_else(|| self.unknown_invitation(method, "its person left"))?;
-        Ok(EnrolmentBegun {
+        Ok(EnrolmentOptions {
             challenge: self
                 .sessions
-                .challenge(Purpose::Enrol(invitation.id), self.draw(), now),
+                .challenge(ChallengePurpose::Enrol(invitation.id), self.draw(), now),
             user: user_handle(&person),
             exclude: enrolled
                 .value
@@ -198,9 +198,9 @@ impl Broker {
             };
             let roster = self.state.roster();
             let (person, enrolled, invitation) = self.open_invitation(method, shown, now)?;
-            let challenge = challenge_in(&made.client_data_json).unwrap_or_default();
+            let challenge = stated_challenge(&made.client_data_json).unwrap_or_default();
             self.sessions
-                .check(Purpose::Enrol(invitation.id), &challenge, now)
+                .check(ChallengePurpose::Enrol(invitation.id), &challenge, now)
                 .ok_or_else(|| wrong(&"the challenge is not of this enrolment, or too old"))?;
             let credential = webauthn::register(self.relying_party(), &challenge, made)
                 .map_err(|e| wrong(&e))?;
@@ -219,7 +219,7 @@ impl Broker {
             if enrolled.value.passkeys.len() >= PASSKEYS_MAX {
                 return Err(wrong(&format!("{PASSKEYS_MAX} passkeys are enough")));
             }
-            let fact = Event::ApproverEnrolled(ApproverEnrolled {
+            let event = Event::ApproverEnrolled(ApproverEnrolled {
                 person: person.clone(),
                 invitation: invitation.id,
                 passkey: PasskeyOnRecord {
@@ -237,7 +237,7 @@ impl Broker {
                 read_set: vec![(Stream::Policy, rules.version)],
                 not_after: Some(invitation.expires_at),
                 ..Append::one(
-                    fact,
+                    event,
                     vec![(Stream::Person(person.clone()), enrolled.version)],
                 )
             };
@@ -253,7 +253,7 @@ impl Broker {
     /// Everyone with their keys: those registered, and those who left and have keys or revoked ones.
     pub fn list_approvers(&self, call: &CallContext) -> Result<Vec<ApproverView>, Refusal> {
         let now = self.now();
-        self.reader(call, now)?;
+        self.authenticate_reader(call, now)?;
         let rules = self.rules(call)?;
         let mut ids: Vec<PersonId> = rules
             .bundle
@@ -277,7 +277,7 @@ impl Broker {
                     .unwrap_or_default(),
                 keys: registered
                     .map(|p| {
-                        votes::live_keys(p, enrolled)
+                        votes::active_keys(p, enrolled)
                             .map(|k| k.thumbprint())
                             .collect()
                     })
@@ -313,9 +313,9 @@ impl Broker {
         person: PersonId,
         only: Option<Thumbprint>,
     ) -> Result<usize, Refusal> {
-        let operator = self.person(call)?;
+        let operator = self.authenticate_person(call)?;
         loop {
-            let rules = self.still_operator(call, &operator)?;
+            let rules = self.require_operator(call, &operator)?;
             let enrolled = self.state.roster().of(&person);
             let registered = rules.bundle.person(&person);
             let mut keys: Vec<Thumbprint> = enrolled
@@ -326,7 +326,7 @@ impl Broker {
                 .chain(
                     registered
                         .into_iter()
-                        .flat_map(|p| votes::live_keys(p, &enrolled.value))
+                        .flat_map(|p| votes::active_keys(p, &enrolled.value))
                         .map(|k| k.thumbprint()),
                 )
                 .collect();
@@ -348,7 +348,7 @@ impl Broker {
                 return Ok(0);
             }
             let count = keys.len();
-            let fact = Event::ApproverKeysRevoked(ApproverKeysRevoked {
+            let event = Event::ApproverKeysRevoked(ApproverKeysRevoked {
                 person: person.clone(),
                 keys,
                 cause: RevokeCause::Operator,
@@ -357,7 +357,7 @@ impl Broker {
             let append = Append {
                 read_set: vec![(Stream::Policy, rules.version)],
                 ..Append::one(
-                    fact,
+                    event,
                     vec![(Stream::Person(person.clone()), enrolled.version)],
                 )
             };
@@ -410,6 +410,6 @@ pub(in crate::broker) fn user_handle(person: &PersonId) -> Vec<u8> {
 fn hash(shown: &Secret) -> Digest {
     Digest::tagged(
         "dipylon/invitation/v1",
-        code::plain(shown).expose_secret().as_bytes(),
+        one_time_code::normalize(shown).expose_secret().as_bytes(),
     )
 }

@@ -10,7 +10,7 @@ const GROUP: usize = 5;
 const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
 /// A code of random bytes, as it is shown.
-pub(in crate::broker) fn spell(random: &[u8; 32]) -> Secret {
+pub(in crate::broker) fn format(random: &[u8; 32]) -> Secret {
     let letters = random.iter().take(CHARS).map(|byte| {
         let letter = ALPHABET.get(usize::from(byte % 32)).copied();
         char::from(letter.unwrap_or(b'0'))
@@ -26,7 +26,7 @@ pub(in crate::broker) fn spell(random: &[u8; 32]) -> Secret {
 }
 
 /// A code as it is compared: people type it in any case, with or without hyphens, and O for 0, I or L for 1.
-pub(in crate::broker) fn plain(code: &Secret) -> Secret {
+pub(in crate::broker) fn normalize(code: &Secret) -> Secret {
     let letters = code
         .expose_secret()
         .chars()

@@ -22,7 +22,7 @@ use crate::webauthn::{self, Assertion};
 
 /// A challenge for signing in.
 #[derive(Debug)]
-pub struct SignInBegun {
+pub struct SignInOptions {
     /// To be signed; good for two minutes and one signing in.
     pub challenge: Vec<u8>,
 }
@@ -51,7 +51,7 @@ pub struct SignedInUser {
 
 /// What is kept of a session.
 #[derive(Debug, Clone)]
-pub(in crate::broker) struct Open {
+pub(in crate::broker) struct StoredSession {
     pub(in crate::broker) person: PersonId,
     /// Thumbprint of the passkey it was opened with.
     pub(in crate::broker) key: Thumbprint,
@@ -62,20 +62,20 @@ pub(in crate::broker) struct Open {
 /// Every session, and what it takes to open one.
 pub(in crate::broker) struct SessionStore {
     /// By SHA-256 of the cookie: who reads this memory cannot session.
-    open: Mutex<HashMap<Digest, Open>>,
+    open: Mutex<HashMap<Digest, StoredSession>>,
     key: hmac::Key,
     /// Challenges that were used.
-    used: Once,
+    used_challenges: Once,
     /// The highest signature counter this broker saw of a passkey, above what the journal knows.
-    counters: Mutex<HashMap<Thumbprint, u32>>,
+    sign_counters: Mutex<HashMap<Thumbprint, u32>>,
 }
 
 /// Longest session.
-const LIFE_S: i64 = 8 * 3_600;
+const SESSION_LIFE_S: i64 = 8 * 3_600;
 /// A session in which nothing is asked ends after this long.
-const IDLE_S: i64 = 3_600;
+const SESSION_IDLE_S: i64 = 3_600;
 /// SessionStore of one person at once; the oldest gives way.
-const PER_PERSON_MAX: usize = 8;
+const SESSIONS_PER_PERSON_MAX: usize = 8;
 /// How long a challenge may be answered.
 const CHALLENGE_LIFE_MS: i64 = 120_000;
 /// Random bytes, expiry and MAC of a challenge.
@@ -85,7 +85,7 @@ const MAC_BYTES: usize = 16;
 
 /// What a challenge was made for: one made for signing in enrols nobody.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::broker) enum Purpose {
+pub(in crate::broker) enum ChallengePurpose {
     SignIn,
     Enrol(InvitationId),
 }
@@ -95,15 +95,15 @@ impl SessionStore {
         Self {
             open: Mutex::default(),
             key: hmac::Key::new(hmac::HMAC_SHA256, boot_key),
-            used: Once::default(),
-            counters: Mutex::default(),
+            used_challenges: Once::default(),
+            sign_counters: Mutex::default(),
         }
     }
 
     /// A challenge without memory: random bytes, an expiry, and the MAC of both under a key of this boot.
     pub(in crate::broker) fn challenge(
         &self,
-        purpose: Purpose,
+        purpose: ChallengePurpose,
         random: [u8; 16],
         now: Timestamp,
     ) -> Vec<u8> {
@@ -117,7 +117,7 @@ impl SessionStore {
     /// Until when a challenge of ours for this purpose is good; `None` when it is another, old, or of another boot.
     pub(in crate::broker) fn check(
         &self,
-        purpose: Purpose,
+        purpose: ChallengePurpose,
         challenge: &[u8],
         now: Timestamp,
     ) -> Option<Timestamp> {
@@ -132,11 +132,11 @@ impl SessionStore {
         (!differs && now < until).then_some(until)
     }
 
-    fn mac(&self, purpose: Purpose, said: &[u8]) -> hmac::Tag {
+    fn mac(&self, purpose: ChallengePurpose, said: &[u8]) -> hmac::Tag {
         let mut mac = hmac::Context::with_key(&self.key);
         match purpose {
-            Purpose::SignIn => mac.update(b"dipylon/sign-in/v1\0"),
-            Purpose::Enrol(id) => {
+            ChallengePurpose::SignIn => mac.update(b"dipylon/sign-in/v1\0"),
+            ChallengePurpose::Enrol(id) => {
                 mac.update(b"dipylon/enrol/v1\0");
                 mac.update(id.to_string().as_bytes());
                 mac.update(b"\0");
@@ -146,45 +146,45 @@ impl SessionStore {
         mac.sign()
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut HashMap<Digest, Open>) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut HashMap<Digest, StoredSession>) -> T) -> T {
         act(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn open(&self, cookie: &Secret, session: Open, now: Timestamp) {
+    fn open(&self, cookie: &Secret, session: StoredSession, now: Timestamp) {
         self.with(|open| {
             open.retain(|_, v| now < v.until && now < v.idle_at);
             let theirs = open.iter().filter(|(_, v)| v.person == session.person);
             let oldest = theirs.clone().min_by_key(|(_, v)| v.until);
-            if theirs.count() >= PER_PERSON_MAX
+            if theirs.count() >= SESSIONS_PER_PERSON_MAX
                 && let Some(oldest) = oldest.map(|(name, _)| *name)
             {
                 open.remove(&oldest);
             }
-            open.insert(name(cookie), session);
+            open.insert(cookie_digest(cookie), session);
         });
     }
 
     /// Forgets sessions and challenges whose time is over.
-    pub(in crate::broker) fn sweep(&self, now: Timestamp) {
+    pub(in crate::broker) fn prune(&self, now: Timestamp) {
         self.with(|open| open.retain(|_, v| now < v.until && now < v.idle_at));
-        self.used.sweep(now);
+        self.used_challenges.sweep(now);
     }
 }
 
 /// Whether the user handle, where there is one, is this person's (WebAuthn L3 §7.2 step 6).
-fn is_theirs(assertion: &Assertion, person: &PersonId) -> bool {
+fn user_handle_matches(assertion: &Assertion, person: &PersonId) -> bool {
     assertion
         .user
         .as_ref()
         .is_none_or(|user| *user == user_handle(person))
 }
 
-fn name(cookie: &Secret) -> Digest {
+fn cookie_digest(cookie: &Secret) -> Digest {
     Digest::tagged("dipylon/session/v1", cookie.expose_secret().as_bytes())
 }
 
 /// The challenge an authenticator's client says it signed, to be looked up; `webauthn` compares it again.
-pub(in crate::broker) fn challenge_in(client_data_json: &[u8]) -> Option<Vec<u8>> {
+pub(in crate::broker) fn stated_challenge(client_data_json: &[u8]) -> Option<Vec<u8>> {
     let said: serde_json::Value = serde_json::from_slice(client_data_json).ok()?;
     URL_SAFE_NO_PAD
         .decode(said.get("challenge")?.as_str()?)
@@ -193,11 +193,11 @@ pub(in crate::broker) fn challenge_in(client_data_json: &[u8]) -> Option<Vec<u8>
 
 impl Broker {
     /// A challenge for whoever wants to sign in. Nothing is kept of it: strangers fill no memory.
-    pub fn begin_sign_in(&self) -> SignInBegun {
+    pub fn begin_sign_in(&self) -> SignInOptions {
         let challenge = self
             .sessions
-            .challenge(Purpose::SignIn, self.draw(), self.now());
-        SignInBegun { challenge }
+            .challenge(ChallengePurpose::SignIn, self.draw(), self.now());
+        SignInOptions { challenge }
     }
 
     /// Opens a session for the person whose passkey signed the challenge.
@@ -208,10 +208,10 @@ impl Broker {
     ) -> Result<Session, Refusal> {
         let now = self.now();
         let wrong = |why: String| self.refuse_gate_1(method, &VerifyError::Passkey(why));
-        let challenge = challenge_in(&assertion.client_data_json).unwrap_or_default();
+        let challenge = stated_challenge(&assertion.client_data_json).unwrap_or_default();
         let until = self
             .sessions
-            .check(Purpose::SignIn, &challenge, now)
+            .check(ChallengePurpose::SignIn, &challenge, now)
             .ok_or_else(|| wrong("the challenge is none of ours, or too old".to_owned()))?;
         let credential = URL_SAFE_NO_PAD.encode(&assertion.credential);
         let roster = self.state.roster();
@@ -223,7 +223,7 @@ impl Broker {
             .value
             .credential(&credential)
             .ok_or_else(|| wrong(format!("it was revoked for {person}")))?;
-        if !is_theirs(&assertion, &person) {
+        if !user_handle_matches(&assertion, &person) {
             return Err(wrong("the user handle is another's".to_owned()));
         }
         let record = &passkey.record;
@@ -237,10 +237,10 @@ impl Broker {
         .map_err(|e| wrong(e.to_string()))?;
         let key = record.key;
         self.sessions
-            .used
+            .used_challenges
             .mark(key, &URL_SAFE_NO_PAD.encode(&challenge), until, now)
             .map_err(|e| wrong(e.to_string()))?;
-        self.counter_goes_up(method, &person, key, seen.sign_count)
+        self.check_signature_counter(method, &person, key, seen.sign_count)
             .await?;
         let rules = self
             .views
@@ -254,12 +254,12 @@ impl Broker {
             half.copy_from_slice(&self.draw());
         }
         let cookie = Secret::new(URL_SAFE_NO_PAD.encode(cookie));
-        let until = now.plus_secs(LIFE_S);
-        let open = Open {
+        let until = now.plus_secs(SESSION_LIFE_S);
+        let open = StoredSession {
             person: person.clone(),
             key,
             until,
-            idle_at: now.plus_secs(IDLE_S),
+            idle_at: now.plus_secs(SESSION_IDLE_S),
         };
         self.sessions.open(&cookie, open, now);
         Ok(Session {
@@ -271,21 +271,21 @@ impl Broker {
 
     /// Ends a session; one that is over already is over.
     pub fn sign_out(&self, cookie: &Secret) {
-        self.sessions.with(|open| open.remove(&name(cookie)));
+        self.sessions.with(|open| open.remove(&cookie_digest(cookie)));
     }
 
     /// Whether a session goes on. To ask is no sign of life: a window that is left open keeps no session from ending.
-    pub fn goes_on(&self, cookie: &Secret) -> bool {
+    pub fn is_session_alive(&self, cookie: &Secret) -> bool {
         let now = self.now();
         self.sessions.with(|open| {
-            let session = open.get(&name(cookie));
+            let session = open.get(&cookie_digest(cookie));
             session.is_some_and(|v| now < v.until && now < v.idle_at)
         })
     }
 
     /// The person who sessions, in a role the method admits.
-    pub fn visitor(&self, call: &CallContext) -> Result<SignedInUser, Refusal> {
-        let person = self.person(call)?;
+    pub fn signed_in_user(&self, call: &CallContext) -> Result<SignedInUser, Refusal> {
+        let person = self.authenticate_person(call)?;
         let rules = self.rules(call)?;
         let registered = rules
             .bundle
@@ -304,12 +304,12 @@ impl Broker {
         cookie: &Secret,
         rules: &InForce,
         now: Timestamp,
-    ) -> Result<Open, VerifyError> {
+    ) -> Result<StoredSession, VerifyError> {
         let session = self.sessions.with(|open| {
             let session = open
-                .get_mut(&name(cookie))
+                .get_mut(&cookie_digest(cookie))
                 .filter(|v| now < v.until && now < v.idle_at)?;
-            session.idle_at = now.plus_secs(IDLE_S);
+            session.idle_at = now.plus_secs(SESSION_IDLE_S);
             Some(session.clone())
         });
         let session = session.ok_or(VerifyError::Session("there is none, or it is over"))?;
@@ -330,7 +330,7 @@ impl Broker {
     }
 
     /// The thumbprint of the person's passkey that an assertion names.
-    pub(in crate::broker) fn passkey_named(
+    pub(in crate::broker) fn passkey_for(
         &self,
         call: &CallContext,
         person: &PersonId,
@@ -341,7 +341,7 @@ impl Broker {
         let passkey = enrolled
             .value
             .credential(&credential)
-            .filter(|_| is_theirs(assertion, person));
+            .filter(|_| user_handle_matches(assertion, person));
         passkey.map(|p| p.record.key).ok_or_else(|| {
             let told = "the passkey is not, or no longer, one of yours";
             self.refuse(call.method, Reason::PasskeyWrong, told)
@@ -350,7 +350,7 @@ impl Broker {
 
     /// A counter that does not go up shows a second copy of the passkey: it counts no more from here on (WebAuthn L3
     /// §6.1.1, §7.2 step 22). Authenticators that do not count say zero always.
-    pub(in crate::broker) async fn counter_goes_up(
+    pub(in crate::broker) async fn check_signature_counter(
         &self,
         method: &'static str,
         person: &PersonId,
@@ -361,8 +361,8 @@ impl Broker {
             let enrolled = self.state.roster().of(person);
             let known = enrolled.value.passkey(key).map_or(0, |p| p.sign_count);
             let up = {
-                let mut counters = self.lock(&self.sessions.counters);
-                let seen = counters.entry(key).or_default();
+                let mut sign_counters = self.lock(&self.sessions.sign_counters);
+                let seen = sign_counters.entry(key).or_default();
                 let highest = known.max(*seen);
                 let up = count > highest || (count == 0 && highest == 0);
                 *seen = highest.max(count);
@@ -371,14 +371,14 @@ impl Broker {
             if up {
                 return Ok(());
             }
-            let fact = Event::ApproverKeysRevoked(ApproverKeysRevoked {
+            let event = Event::ApproverKeysRevoked(ApproverKeysRevoked {
                 person: person.clone(),
                 keys: vec![key],
                 cause: RevokeCause::Counter,
                 by: None,
             });
             let moves = vec![(Stream::Person(person.clone()), enrolled.version)];
-            match self.journal.append(Append::one(fact, moves)).await {
+            match self.journal.append(Append::one(event, moves)).await {
                 Ok(_) => {
                     let told = "its signature counter went back: there may be a copy of it, so it counts no more";
                     return Err(self.refuse(method, Reason::PasskeyWrong, told));
@@ -398,30 +398,30 @@ mod tests {
     fn a_challenge_is_good_for_its_purpose_and_two_minutes_of_one_boot() {
         let (ours, other) = (SessionStore::new(&[1; 32]), SessionStore::new(&[2; 32]));
         let now = Timestamp::from_secs(1_800_000_000);
-        let invitation = Purpose::Enrol(InvitationId::from_random([7; 16]));
-        let challenge = ours.challenge(Purpose::SignIn, [9; 16], now);
+        let invitation = ChallengePurpose::Enrol(InvitationId::from_random([7; 16]));
+        let challenge = ours.challenge(ChallengePurpose::SignIn, [9; 16], now);
         let last = now.plus_millis(CHALLENGE_LIFE_MS - 1);
-        assert!(ours.check(Purpose::SignIn, &challenge, last).is_some());
+        assert!(ours.check(ChallengePurpose::SignIn, &challenge, last).is_some());
         assert_eq!(
-            ours.check(Purpose::SignIn, &challenge, last.plus_millis(1)),
+            ours.check(ChallengePurpose::SignIn, &challenge, last.plus_millis(1)),
             None
         );
-        assert_eq!(other.check(Purpose::SignIn, &challenge, now), None);
+        assert_eq!(other.check(ChallengePurpose::SignIn, &challenge, now), None);
         assert_eq!(ours.check(invitation, &challenge, now), None);
         let enrol = ours.challenge(invitation, [9; 16], now);
         assert!(ours.check(invitation, &enrol, now).is_some());
-        let another = Purpose::Enrol(InvitationId::from_random([8; 16]));
+        let another = ChallengePurpose::Enrol(InvitationId::from_random([8; 16]));
         assert_eq!(ours.check(another, &enrol, now), None);
         for place in 0..challenge.len() {
             let mut bent = challenge.clone();
             bent[place] ^= 1;
             assert_eq!(
-                ours.check(Purpose::SignIn, &bent, now),
+                ours.check(ChallengePurpose::SignIn, &bent, now),
                 None,
                 "place {place}"
             );
         }
-        assert_eq!(ours.check(Purpose::SignIn, &challenge[..39], now), None);
-        assert_eq!(ours.check(Purpose::SignIn, b"", now), None);
+        assert_eq!(ours.check(ChallengePurpose::SignIn, &challenge[..39], now), None);
+        assert_eq!(ours.check(ChallengePurpose::SignIn, b"", now), None);
     }
 }

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
-use crate::approve::ActionFreeze;
-use crate::broker::governance::pending_revocation::{Doomed, Wish};
+use crate::approve::ActionFreezeStatus;
+use crate::broker::governance::pending_revocation::{RevocationTarget, PendingRevocation};
 use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
 use crate::journal::{Append, AppendError, Blob, NewEvent};
 use crate::model::*;
@@ -10,7 +10,7 @@ use crate::state::FrozenAt;
 
 /// What a freeze did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct FreezeDone {
+pub struct FreezeSummary {
     /// False: it was frozen already, and nothing was entered.
     pub changed: bool,
     /// Index of the entry that ordered it.
@@ -24,12 +24,12 @@ pub struct FreezeDone {
 }
 
 /// What lifts an order of an operator's.
-pub(in crate::broker) struct Lift {
-    pub what: Doomed,
+pub(in crate::broker) struct LiftOrder {
+    pub what: RevocationTarget,
     /// Why it cannot be lifted while the order itself waits.
     pub waits: &'static str,
     pub stream: Stream,
-    pub fact: Event,
+    pub event: Event,
 }
 
 impl Broker {
@@ -40,37 +40,37 @@ impl Broker {
         call: &CallContext,
         scope: FreezeScope,
         reason: Option<Prose>,
-    ) -> Result<FreezeDone, Refusal> {
-        let operator = self.person(call)?;
-        self.known_scope(call, &scope)?;
+    ) -> Result<FreezeSummary, Refusal> {
+        let operator = self.authenticate_person(call)?;
+        self.require_known_scope(call, &scope)?;
         loop {
-            let rules = self.still_operator(call, &operator)?;
+            let rules = self.require_operator(call, &operator)?;
             let freeze = self.state.freeze(&scope);
             if let Some(frozen) = freeze.value.in_force {
-                return Ok(FreezeDone {
+                return Ok(FreezeSummary {
                     index: frozen.index,
-                    ..FreezeDone::default()
+                    ..FreezeSummary::default()
                 });
             }
-            let hit = self.hit_by(&scope, &rules);
+            let hit = self.affected_by(&scope, &rules);
             let blob = reason
                 .as_ref()
                 .map(|prose| Blob::new(prose.blob(self.draw())));
-            let append = self.freezing(&scope, operator.id.clone(), blob, &rules, freeze.version);
+            let append = self.freeze_append(&scope, operator.id.clone(), blob, &rules, freeze.version);
             match self.journal.append(append).await {
                 Ok(entry) => {
                     let last = self.state.freeze(&scope).value.last;
-                    self.pardon(&Doomed::Freeze(scope));
-                    return Ok(FreezeDone {
+                    self.clear_pending(&RevocationTarget::Freeze(scope));
+                    return Ok(FreezeSummary {
                         index: last.unwrap_or(entry.index),
                         ..hit
                     });
                 }
                 Err(AppendError::Conflict(_)) => {}
                 Err(error) => {
-                    let wish = Wish::of(operator.id, EndCause::Frozen);
-                    let what = Doomed::Freeze(scope);
-                    return Err(self.doom(call.method, what, wish, &error));
+                    let order = PendingRevocation::new(operator.id, EndCause::Frozen);
+                    let what = RevocationTarget::Freeze(scope);
+                    return Err(self.defer_revocation(call.method, what, order, &error));
                 }
             }
         }
@@ -78,18 +78,18 @@ impl Broker {
 
     /// Lifts a freeze; nothing that ended comes back. Answers the index of the entry that lifted it.
     pub async fn unfreeze(&self, call: &CallContext, scope: FreezeScope) -> Result<u64, Refusal> {
-        let operator = self.person(call)?;
-        self.known_scope(call, &scope)?;
-        let lift = Lift {
-            what: Doomed::Freeze(scope.clone()),
+        let operator = self.authenticate_person(call)?;
+        self.require_known_scope(call, &scope)?;
+        let lift = LiftOrder {
+            what: RevocationTarget::Freeze(scope.clone()),
             waits: "the freeze itself waits to be written",
             stream: Stream::Freeze(scope.clone()),
-            fact: Event::Unfrozen(Unfrozen {
+            event: Event::Unfrozen(Unfrozen {
                 scope: scope.clone(),
                 by: operator.id.clone(),
             }),
         };
-        self.lift(call, &operator, lift, || {
+        self.lift_order(call, &operator, lift, || {
             let freeze = self.state.freeze(&scope);
             (freeze.value.in_force.is_some(), freeze.version)
         })
@@ -98,18 +98,18 @@ impl Broker {
 
     /// Enters that an order no longer holds, unless it does not; `now` tells whether it holds, and the version of its
     /// stream. Answers the index of the entry that lifted it.
-    pub(in crate::broker) async fn lift(
+    pub(in crate::broker) async fn lift_order(
         &self,
         call: &CallContext,
         operator: &PersonCaller,
-        lift: Lift,
+        lift: LiftOrder,
         now: impl Fn() -> (bool, u64),
     ) -> Result<u64, Refusal> {
         loop {
-            let rules = self.still_operator(call, operator)?;
+            let rules = self.require_operator(call, operator)?;
             let (holds, version) = now();
             // One that waits to be written must be written first: lifting what is not there would leave it to come later.
-            if self.is_doomed(&lift.what) {
+            if self.is_revocation_pending(&lift.what) {
                 return Err(self.refuse(call.method, Reason::JournalUnavailable, lift.waits));
             }
             if !holds {
@@ -117,7 +117,7 @@ impl Broker {
             }
             let append = Append {
                 read_set: vec![(Stream::Policy, rules.version)],
-                ..Append::one(lift.fact.clone(), vec![(lift.stream.clone(), version)])
+                ..Append::one(lift.event.clone(), vec![(lift.stream.clone(), version)])
             };
             match self.journal.append(append).await {
                 Ok(entry) => return Ok(entry.index),
@@ -129,13 +129,13 @@ impl Broker {
 
     /// Every freeze in force.
     pub fn freezes(&self, call: &CallContext) -> Result<Vec<(FreezeScope, FrozenAt)>, Refusal> {
-        self.reader(call, self.now())?;
+        self.authenticate_reader(call, self.now())?;
         Ok(self.state.freezes())
     }
 
     /// The append that freezes. Of an owner with very many agents it takes several entries, of which the last moves the
     /// stream: nobody sees the freeze before all of it is there.
-    pub(in crate::broker) fn freezing(
+    pub(in crate::broker) fn freeze_append(
         &self,
         scope: &FreezeScope,
         by: PersonId,
@@ -147,7 +147,7 @@ impl Broker {
             FreezeScope::Owner(owner) => self.agents_of(owner, rules).into_iter().collect(),
             FreezeScope::All | FreezeScope::Agent(_) | FreezeScope::Action(_) => Vec::new(),
         };
-        let fact = |agents: &[AgentId]| {
+        let event = |agents: &[AgentId]| {
             Event::Frozen(Frozen {
                 scope: scope.clone(),
                 agents: agents.to_vec(),
@@ -158,13 +158,13 @@ impl Broker {
         let mut drafts: Vec<NewEvent> = agents
             .chunks(AGENTS_PER_ENTRY)
             .map(|agents| NewEvent {
-                fact: fact(agents),
+                fact: event(agents),
                 moves: Vec::new(),
             })
             .collect();
         if drafts.is_empty() {
             drafts.push(NewEvent {
-                fact: fact(&[]),
+                fact: event(&[]),
                 moves: Vec::new(),
             });
         }
@@ -194,15 +194,15 @@ impl Broker {
     }
 
     /// What a freeze ends, as of now.
-    fn hit_by(&self, scope: &FreezeScope, rules: &InForce) -> FreezeDone {
+    fn affected_by(&self, scope: &FreezeScope, rules: &InForce) -> FreezeSummary {
         let now = self.now();
         let owned = match scope {
             FreezeScope::Owner(owner) => self.agents_of(owner, rules),
             FreezeScope::All | FreezeScope::Agent(_) | FreezeScope::Action(_) => BTreeSet::new(),
         };
-        let mut done = FreezeDone {
+        let mut done = FreezeSummary {
             changed: true,
-            ..FreezeDone::default()
+            ..FreezeSummary::default()
         };
         for task in self.state.open_tasks() {
             let agent = &task.opened.agent;
@@ -236,7 +236,7 @@ impl Broker {
     }
 
     /// A name that nothing has is a mistake, and a freeze that stops nothing would hide it.
-    fn known_scope(&self, call: &CallContext, scope: &FreezeScope) -> Result<(), Refusal> {
+    fn require_known_scope(&self, call: &CallContext, scope: &FreezeScope) -> Result<(), Refusal> {
         let rules = self.views.rules();
         let bundle = rules.as_ref().map(|rules| &rules.bundle);
         let known = self.state.freeze(scope).version > 0
@@ -263,20 +263,20 @@ impl Broker {
     }
 
     /// Whether a scope is frozen, by an entry or by one that waits to be written, and the version of its stream.
-    pub(in crate::broker) fn freeze_of(&self, scope: &FreezeScope) -> (bool, Version) {
+    pub(in crate::broker) fn freeze_status(&self, scope: &FreezeScope) -> (bool, Version) {
         let at = self.state.freeze(scope);
-        let frozen = at.value.in_force.is_some() || self.is_doomed(&Doomed::Freeze(scope.clone()));
+        let frozen = at.value.in_force.is_some() || self.is_revocation_pending(&RevocationTarget::Freeze(scope.clone()));
         (frozen, at.version)
     }
 
-    pub(in crate::broker) fn action_freeze(&self, action: &ActionName) -> ActionFreeze {
-        let (frozen, version) = self.freeze_of(&FreezeScope::Action(action.clone()));
-        ActionFreeze { frozen, version }
+    pub(in crate::broker) fn action_freeze(&self, action: &ActionName) -> ActionFreezeStatus {
+        let (frozen, version) = self.freeze_status(&FreezeScope::Action(action.clone()));
+        ActionFreezeStatus { frozen, version }
     }
 
     /// What would end a task without moving its own stream: its agent's suspension and the freezes it lies under. Whatever
     /// takes a task for running rests on these, read before the task is looked at.
-    pub(in crate::broker) fn task_premises(&self, opened: &TaskOpened) -> Vec<(Stream, Version)> {
+    pub(in crate::broker) fn task_read_set(&self, opened: &TaskOpened) -> Vec<(Stream, Version)> {
         let agent = &opened.agent;
         let owner = self.owner_now(agent).filter(|owner| *owner != opened.owner);
         let scopes = [
@@ -299,13 +299,13 @@ impl Broker {
     }
 
     /// The same for an access request: its task's, its action's freeze and its task itself.
-    pub(in crate::broker) fn request_premises(
+    pub(in crate::broker) fn request_read_set(
         &self,
         request: &AccessRequestOpened,
     ) -> Vec<(Stream, Version)> {
         let mut read_set = match self.state.task(&request.task) {
             Some(task) => {
-                let mut read_set = self.task_premises(&task.opened);
+                let mut read_set = self.task_read_set(&task.opened);
                 // Read again: a version older than the freezes above is what an end after them refuses.
                 let version = self.state.task(&request.task).map_or(0, |t| t.version);
                 read_set.push((Stream::Task(request.task), version));
@@ -327,15 +327,15 @@ impl Broker {
     }
 
     /// Whether whoever owns an agent now is frozen: it may have been handed over since.
-    pub(in crate::broker) fn owner_frozen(&self, agent: &AgentId) -> bool {
+    pub(in crate::broker) fn is_owner_frozen(&self, agent: &AgentId) -> bool {
         !self.state.freezes().is_empty()
             && self
                 .owner_now(agent)
-                .is_some_and(|owner| self.freeze_of(&FreezeScope::Owner(owner)).0)
+                .is_some_and(|owner| self.freeze_status(&FreezeScope::Owner(owner)).0)
     }
 
     /// The freezes that would end a grant, with their versions: read_set for using it.
-    pub(in crate::broker) fn freeze_premises(
+    pub(in crate::broker) fn freeze_read_set(
         &self,
         issued: &TokenIssued,
         opened: Option<&TaskOpened>,

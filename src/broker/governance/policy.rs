@@ -2,8 +2,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::broker::governance::freeze::Lift;
-use crate::broker::governance::pending_revocation::{Doomed, Wish};
+use crate::broker::governance::freeze::LiftOrder;
+use crate::broker::governance::pending_revocation::{RevocationTarget, PendingRevocation};
 use crate::broker::maintenance::TOGETHER_MAX;
 use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
 use tracing::Instrument as _;
@@ -17,7 +17,7 @@ use crate::state::Grant;
 
 /// What putting a policy bundle in force did.
 #[derive(Debug, Clone, Default)]
-pub struct Applied {
+pub struct BundleApplied {
     /// Its version.
     pub version: String,
     /// False: it was in force already.
@@ -29,12 +29,12 @@ pub struct Applied {
     /// What is odd but not wrong.
     pub warnings: Vec<String>,
     /// What it no longer allows, ended.
-    pub swept: Swept,
+    pub revoked: RevocationSummary,
 }
 
 /// What a sweep ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Swept {
+pub struct RevocationSummary {
     /// Tasks.
     pub tasks: usize,
     /// Tokens.
@@ -47,14 +47,14 @@ impl Broker {
     /// Puts a policy bundle in force, whole, or refuses it whole. A crash before the append leaves the last one in force;
     /// after it, the new one, and the next start sweeps what this one did not.
     ///
-    /// Goes on in a task of its own when the caller goes away: what is in force is always swept to the end, and the next
+    /// Goes on in a task of its own when the caller goes away: what is in force is always revoked to the end, and the next
     /// bundle waits for that.
     pub async fn apply_policy_bundle(
         self: &Arc<Self>,
         call: &CallContext,
         operator: PersonCaller,
         files: BTreeMap<String, String>,
-    ) -> Result<Applied, Refusal> {
+    ) -> Result<BundleApplied, Refusal> {
         let broker = Arc::clone(self);
         let call = CallContext {
             method: call.method,
@@ -65,39 +65,39 @@ impl Broker {
             permit: ConcurrencyPermit::unlimited(call.permit.class()),
         };
         let method = call.method;
-        let to_the_end = async move { broker.apply_to_the_end(&call, &operator, files).await };
+        let to_the_end = async move { broker.apply_uncancellable(&call, &operator, files).await };
         let applying = tokio::spawn(to_the_end.instrument(tracing::Span::current()));
         applying
             .await
             .unwrap_or_else(|e| Err(self.refuse(method, Reason::Undecided, e.to_string())))
     }
 
-    async fn apply_to_the_end(
+    async fn apply_uncancellable(
         &self,
         call: &CallContext,
         operator: &PersonCaller,
         files: BTreeMap<String, String>,
-    ) -> Result<Applied, Refusal> {
+    ) -> Result<BundleApplied, Refusal> {
         let (files, bundle, mut applied) = self.load_bundle(call.method, files).await?;
         let version = bundle.version();
-        let _alone = self.governing.lock().await;
+        let _alone = self.policy_lock.lock().await;
         // INVARIANT (what a bundle ended stays ended): no other comes in force before the sweep of this one is done.
-        self.sweep()
+        self.revoke_disallowed()
             .await
             .map_err(|e| self.refuse_append(call.method, &e))?;
-        let in_force = self.still_operator(call, operator)?;
+        let in_force = self.require_operator(call, operator)?;
         if in_force.bundle.version() == version {
-            return Ok(Applied {
+            return Ok(BundleApplied {
                 changed: false,
                 ..applied
             });
         }
         let by = Some(operator.id.clone());
-        self.enter_bundle(bundle, &files, in_force.version, by)
+        self.record_bundle(bundle, &files, in_force.version, by)
             .await
             .map_err(|e| self.refuse_append(call.method, &e))?;
-        applied.swept = self
-            .sweep()
+        applied.revoked = self
+            .revoke_disallowed()
             .await
             .map_err(|e| self.refuse_append(call.method, &e))?;
         Ok(applied)
@@ -108,7 +108,7 @@ impl Broker {
         &self,
         method: &'static str,
         files: BTreeMap<String, String>,
-    ) -> Result<(BundleFiles, PolicyBundle, Applied), Refusal> {
+    ) -> Result<(BundleFiles, PolicyBundle, BundleApplied), Refusal> {
         let refuse = |e: &dyn std::fmt::Display| {
             self.refuse(method, Reason::InvalidPolicyBundle, e.to_string())
         };
@@ -122,18 +122,18 @@ impl Broker {
             .map_err(|e| refuse(&e))?
             .map_err(|e| refuse(&e))?;
         bundle.governable().map_err(|e| refuse(&e))?;
-        let applied = Applied {
+        let applied = BundleApplied {
             version: bundle.version().to_string(),
             changed: true,
             rules: bundle.rules().count(),
             agents: bundle.agents().count(),
             warnings: bundle.warnings().iter().map(ToString::to_string).collect(),
-            swept: Swept::default(),
+            revoked: RevocationSummary::default(),
         };
         Ok((files, bundle, applied))
     }
 
-    pub(in crate::broker) async fn enter_bundle(
+    pub(in crate::broker) async fn record_bundle(
         &self,
         bundle: PolicyBundle,
         files: &BundleFiles,
@@ -142,10 +142,10 @@ impl Broker {
     ) -> Result<(), AppendError> {
         let version = bundle.version();
         self.views.shelve(bundle);
-        let fact = Event::PolicyApplied(PolicyApplied { version, by });
+        let event = Event::PolicyApplied(PolicyApplied { version, by });
         let append = Append {
             blobs: vec![Blob::new(files.canonical())],
-            ..Append::one(fact, vec![(Stream::Policy, expected)])
+            ..Append::one(event, vec![(Stream::Policy, expected)])
         };
         let result = self.journal.append(append).await.map(|_| ());
         if result.is_err() {
@@ -161,10 +161,10 @@ impl Broker {
         agent: AgentId,
         reason: Option<Prose>,
     ) -> Result<(usize, u64), Refusal> {
-        let operator = self.person(call)?;
-        self.known_agent(call, &agent)?;
+        let operator = self.authenticate_person(call)?;
+        self.require_known_agent(call, &agent)?;
         loop {
-            let rules = self.still_operator(call, &operator)?;
+            let rules = self.require_operator(call, &operator)?;
             let standing = self.state.standing(&agent);
             if standing.value.suspended {
                 return Ok((0, standing.version.saturating_sub(1)));
@@ -173,7 +173,7 @@ impl Broker {
             let blob = reason
                 .as_ref()
                 .map(|prose| Blob::new(prose.blob(self.draw())));
-            let fact = Event::AgentSuspended(AgentSuspended {
+            let event = Event::AgentSuspended(AgentSuspended {
                 agent: agent.clone(),
                 by: operator.id.clone(),
                 reason: blob.as_ref().map(Blob::hash),
@@ -182,18 +182,18 @@ impl Broker {
             let append = Append {
                 read_set: vec![(Stream::Policy, rules.version)],
                 blobs: blob.into_iter().collect(),
-                ..Append::one(fact, vec![(Stream::Agent(agent.clone()), standing.version)])
+                ..Append::one(event, vec![(Stream::Agent(agent.clone()), standing.version)])
             };
             match self.journal.append(append).await {
                 Ok(entry) => {
-                    self.pardon(&Doomed::Agent(agent));
+                    self.clear_pending(&RevocationTarget::Agent(agent));
                     return Ok((tasks, entry.index));
                 }
                 Err(AppendError::Conflict(_)) => {}
                 Err(error) => {
                     // Refused here from now on; written as soon as the journal takes entries again.
-                    let wish = Wish::of(operator.id, EndCause::Suspended);
-                    return Err(self.doom(call.method, Doomed::Agent(agent), wish, &error));
+                    let order = PendingRevocation::new(operator.id, EndCause::Suspended);
+                    return Err(self.defer_revocation(call.method, RevocationTarget::Agent(agent), order, &error));
                 }
             }
         }
@@ -201,25 +201,25 @@ impl Broker {
 
     /// Lets an agent operate again; nothing that ended comes back.
     pub async fn resume_agent(&self, call: &CallContext, agent: AgentId) -> Result<u64, Refusal> {
-        let operator = self.person(call)?;
-        self.known_agent(call, &agent)?;
-        let lift = Lift {
-            what: Doomed::Agent(agent.clone()),
+        let operator = self.authenticate_person(call)?;
+        self.require_known_agent(call, &agent)?;
+        let lift = LiftOrder {
+            what: RevocationTarget::Agent(agent.clone()),
             waits: "the suspension itself waits to be written",
             stream: Stream::Agent(agent.clone()),
-            fact: Event::AgentResumed(AgentResumed {
+            event: Event::AgentResumed(AgentResumed {
                 agent: agent.clone(),
                 by: operator.id.clone(),
             }),
         };
-        self.lift(call, &operator, lift, || {
+        self.lift_order(call, &operator, lift, || {
             let standing = self.state.standing(&agent);
             (standing.value.suspended, standing.version)
         })
         .await
     }
 
-    pub(in crate::broker) fn known_agent(
+    pub(in crate::broker) fn require_known_agent(
         &self,
         call: &CallContext,
         agent: &AgentId,
@@ -242,36 +242,36 @@ impl Broker {
 
     /// Ends by entries what today's rules and trust no longer allow, until nothing is left. Idempotent: a crash in the middle
     /// leaves the rest to the next start, an append that fails to the timer, and until then every reader asks for itself.
-    pub(in crate::broker) async fn sweep(&self) -> Result<Swept, AppendError> {
-        let mut swept = Swept::default();
+    pub(in crate::broker) async fn revoke_disallowed(&self) -> Result<RevocationSummary, AppendError> {
+        let mut revoked = RevocationSummary::default();
         let Some(rules) = self.views.rules() else {
-            return Ok(swept);
+            return Ok(revoked);
         };
-        if self.swept.load(Ordering::SeqCst) == rules.version {
-            return Ok(swept);
+        if self.enforced_policy_version.load(Ordering::SeqCst) == rules.version {
+            return Ok(revoked);
         }
         // What somebody else moved meanwhile is looked at again; everything that is left can only become less.
-        while !self.sweep_tasks(&rules, &mut swept).await?
-            || !self.sweep_within_tasks(&rules, &mut swept).await?
+        while !self.end_disallowed_tasks(&rules, &mut revoked).await?
+            || !self.end_disallowed_in_tasks(&rules, &mut revoked).await?
         {}
-        self.swept.store(rules.version, Ordering::SeqCst);
-        Ok(swept)
+        self.enforced_policy_version.store(rules.version, Ordering::SeqCst);
+        Ok(revoked)
     }
 
     /// One pass over running tasks; true when nothing came in between.
-    async fn sweep_tasks(&self, rules: &InForce, swept: &mut Swept) -> Result<bool, AppendError> {
+    async fn end_disallowed_tasks(&self, rules: &InForce, revoked: &mut RevocationSummary) -> Result<bool, AppendError> {
         let now = self.now();
         type Ending = (TaskId, Version, Vec<(Stream, Version)>);
         let mut ending: BTreeMap<EndCause, Vec<Ending>> = BTreeMap::new();
         for task in self.state.open_tasks() {
-            let read_set = self.task_premises(&task.opened);
+            let read_set = self.task_read_set(&task.opened);
             let task = self.state.task(&task.opened.task).unwrap_or(task);
             if !task.runs(now) {
                 continue;
             }
             let cause = if !self.state.still_trusts(&task.opened.evidence) {
                 EndCause::Trust
-            } else if self.owner_frozen(&task.opened.agent) {
+            } else if self.is_owner_frozen(&task.opened.agent) {
                 // Handed over to somebody whose agents are frozen.
                 EndCause::Frozen
             } else if !may_still_operate(&task.opened, rules) {
@@ -288,7 +288,7 @@ impl Broker {
         for (cause, tasks) in ending {
             for chunk in tasks.chunks(TOGETHER_MAX) {
                 let tasks = chunk.iter().map(|(id, _, _)| *id).collect();
-                let fact = Event::TaskEnded(TaskEnded {
+                let event = Event::TaskEnded(TaskEnded {
                     tasks,
                     cause,
                     outcome: None,
@@ -306,10 +306,10 @@ impl Broker {
                 }
                 let append = Append {
                     read_set,
-                    ..Append::one(fact, moves)
+                    ..Append::one(event, moves)
                 };
-                match self.append_found(append).await? {
-                    true => swept.tasks += chunk.len(),
+                match self.try_append(append).await? {
+                    true => revoked.tasks += chunk.len(),
                     false => undisturbed = false,
                 }
             }
@@ -318,10 +318,10 @@ impl Broker {
     }
 
     /// One pass over the grants and access requests of tasks that go on; true when nothing came in between.
-    async fn sweep_within_tasks(
+    async fn end_disallowed_in_tasks(
         &self,
         rules: &InForce,
-        swept: &mut Swept,
+        revoked: &mut RevocationSummary,
     ) -> Result<bool, AppendError> {
         let now = self.now();
         let mut undisturbed = true;
@@ -345,7 +345,7 @@ impl Broker {
                 } else {
                     EndCause::Trust
                 };
-                let fact = Event::GrantsEnded(GrantsEnded {
+                let event = Event::GrantsEnded(GrantsEnded {
                     jtis: chunk.iter().map(|g| g.issued.jti).collect(),
                     cause,
                     by: None,
@@ -354,8 +354,8 @@ impl Broker {
                     .iter()
                     .map(|g| (Stream::Token(g.issued.jti), g.version))
                     .collect();
-                match self.append_news(fact, moves).await? {
-                    true => swept.grants += chunk.len(),
+                match self.try_append_event(event, moves).await? {
+                    true => revoked.grants += chunk.len(),
                     false => undisturbed = false,
                 }
             }
@@ -366,26 +366,26 @@ impl Broker {
                 .filter(|request| request.waits(now))
             {
                 let agent = rules.bundle.agent(&request.opened.agent);
-                if agent.is_some_and(|agent| approve::still_asked(&request, &agent, &rules.bundle))
+                if agent.is_some_and(|agent| approve::still_needs_approval(&request, &agent, &rules.bundle))
                 {
                     continue;
                 }
                 let id = request.opened.access_request;
-                let read_set = self.request_premises(&request.opened);
+                let read_set = self.request_read_set(&request.opened);
                 let Some(request) = self.state.access_request(&id).filter(|r| r.waits(now)) else {
                     continue;
                 };
-                let fact = Event::AccessRequestClosed(AccessRequestClosed {
+                let event = Event::AccessRequestClosed(AccessRequestClosed {
                     access_request: id,
                     cause: CloseCause::Policy,
                     begun: false,
                 });
                 let append = Append {
                     read_set,
-                    ..Append::one(fact, vec![(Stream::Access(id), request.version)])
+                    ..Append::one(event, vec![(Stream::Access(id), request.version)])
                 };
-                match self.append_found(append).await? {
-                    true => swept.requests += 1,
+                match self.try_append(append).await? {
+                    true => revoked.requests += 1,
                     false => undisturbed = false,
                 }
             }
@@ -394,16 +394,16 @@ impl Broker {
     }
 
     /// Appends what a sweep or a timer found. A conflict means somebody moved it first: the next round looks again.
-    pub(in crate::broker) async fn append_news(
+    pub(in crate::broker) async fn try_append_event(
         &self,
-        fact: Event,
+        event: Event,
         moves: Vec<(Stream, Version)>,
     ) -> Result<bool, AppendError> {
-        self.append_found(Append::one(fact, moves)).await
+        self.try_append(Append::one(event, moves)).await
     }
 
     /// The same, with read_set.
-    pub(in crate::broker) async fn append_found(
+    pub(in crate::broker) async fn try_append(
         &self,
         append: Append,
     ) -> Result<bool, AppendError> {

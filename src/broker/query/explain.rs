@@ -5,7 +5,7 @@ use crate::state::Grant;
 
 /// Why something is as it is.
 #[derive(Debug, Default)]
-pub struct Explained {
+pub struct Explanation {
     /// In one line.
     pub headline: String,
     /// Label and text, in reading order. Every text is safe to print.
@@ -14,7 +14,7 @@ pub struct Explained {
     pub entries: Vec<String>,
 }
 
-impl Explained {
+impl Explanation {
     fn line(&mut self, label: &str, text: impl Into<String>) {
         self.lines
             .push((label.to_owned(), text::escape_invisible(&text.into())));
@@ -51,9 +51,9 @@ const LISTED_BYTES_MAX: usize = 20 * 1024;
 
 impl Broker {
     /// Explains an id: a decision, an access request, a task, a token, or a refused call.
-    pub fn explain(&self, call: &CallContext, id: &str) -> Result<Explained, Refusal> {
+    pub fn explain(&self, call: &CallContext, id: &str) -> Result<Explanation, Refusal> {
         let now = self.now();
-        self.reader(call, now)?;
+        self.authenticate_reader(call, now)?;
         let found = match id.split_once('_').map(|(prefix, _)| prefix) {
             Some("dec") => DecisionId::parse(id)
                 .ok()
@@ -82,26 +82,26 @@ impl Broker {
         })
     }
 
-    fn explain_refusal(&self, id: &CorrelationId) -> Option<Explained> {
+    fn explain_refusal(&self, id: &CorrelationId) -> Option<Explanation> {
         let refused = self
             .lock(&self.log)
             .iter()
             .rev()
             .find(|r| r.correlation == *id)
             .cloned()?;
-        let mut out = Explained {
+        let mut out = Explanation {
             headline: format!("{} refused {}", refused.method, refused.reason),
-            ..Explained::default()
+            ..Explanation::default()
         };
         out.line("when", refused.at.to_string());
         out.line("why", refused.detail);
         Some(out)
     }
 
-    fn explain_entry(&self, index: u64) -> Explained {
-        let mut out = Explained {
+    fn explain_entry(&self, index: u64) -> Explanation {
+        let mut out = Explanation {
             headline: format!("entry {index}"),
-            ..Explained::default()
+            ..Explanation::default()
         };
         let Ok(Some(stored)) = self.journal.entry(index) else {
             return out;
@@ -164,7 +164,7 @@ impl Broker {
         out
     }
 
-    fn explain_evidence(&self, out: &mut Explained, facts: &EvidenceFacts) {
+    fn explain_evidence(&self, out: &mut Explanation, facts: &EvidenceFacts) {
         out.line(
             "gate 1",
             format!(
@@ -177,7 +177,7 @@ impl Broker {
         );
     }
 
-    fn explain_decision(&self, out: &mut Explained, decision: &Decision) {
+    fn explain_decision(&self, out: &mut Explanation, decision: &Decision) {
         let rules = self.views.rules();
         let same = rules
             .as_ref()
@@ -252,14 +252,14 @@ impl Broker {
         );
     }
 
-    fn explain_access_request(&self, id: &AccessRequestId, now: Timestamp) -> Option<Explained> {
+    fn explain_access_request(&self, id: &AccessRequestId, now: Timestamp) -> Option<Explanation> {
         let request = self.state.access_request(id)?;
         let rules = self.views.rules()?;
         let mut out = self.explain_entry(self.state.decision_index(&request.opened.decision.id)?);
         let view = self.view(request.clone(), &rules, now);
         out.headline = format!(
             "{}: {} on {}",
-            view.standing.as_str(),
+            view.status.as_str(),
             request.opened.action.action,
             request.opened.action.target
         );
@@ -293,7 +293,7 @@ impl Broker {
         Some(out)
     }
 
-    fn explain_task(&self, id: &TaskId, now: Timestamp) -> Option<Explained> {
+    fn explain_task(&self, id: &TaskId, now: Timestamp) -> Option<Explanation> {
         let task = self.state.task(id)?;
         let ends = match task.ended {
             Some(ended) => format!("ended: {}", ended.cause.as_str()),
@@ -302,9 +302,9 @@ impl Broker {
                 Some(cause) => format!("ended: {}", cause.as_str()),
             },
         };
-        let mut out = Explained {
+        let mut out = Explanation {
             headline: format!("task of {}, {ends}", task.opened.agent),
-            ..Explained::default()
+            ..Explanation::default()
         };
         out.line("opened", task.opened.opened_at.to_string());
         out.line("deadline", task.opened.deadline.to_string());
@@ -326,7 +326,7 @@ impl Broker {
             );
         }
         out.newest("token", &self.state.grants_of(id), |grant| {
-            let state = self.life(grant, now);
+            let state = self.token_state(grant, now);
             let issued = &grant.issued;
             format!(
                 "{} {} on {}, {state}",
@@ -349,7 +349,7 @@ impl Broker {
         Some(out)
     }
 
-    fn life(&self, grant: &Grant, now: Timestamp) -> String {
+    fn token_state(&self, grant: &Grant, now: Timestamp) -> String {
         match self.dead(grant, now) {
             Some(cause) => format!("ended: {}", cause.as_str()),
             None if grant.spent() => "spent".to_owned(),
@@ -357,10 +357,10 @@ impl Broker {
         }
     }
 
-    fn explain_token(&self, id: &TokenId, now: Timestamp) -> Option<Explained> {
+    fn explain_token(&self, id: &TokenId, now: Timestamp) -> Option<Explanation> {
         let grant = self.state.grant(id)?;
         let mut out = self.explain_entry(grant.index);
-        let state = self.life(&grant, now);
+        let state = self.token_state(&grant, now);
         out.headline = format!(
             "token, {state}: {} on {}",
             grant.issued.action.action, grant.issued.action.target
@@ -383,7 +383,7 @@ mod tests {
     use super::*;
 
     fn listed(all: &[usize], width: usize) -> Vec<String> {
-        let mut out = Explained::default();
+        let mut out = Explanation::default();
         out.newest("token", all, |n| format!("{n:0width$}"));
         out.lines.into_iter().map(|(_, text)| text).collect()
     }

@@ -10,7 +10,7 @@ pub struct TaskView {
     /// As entered, with its lease and its end.
     pub task: Arc<Task>,
     /// How it is over, if it is: by an entry, by time, or by an end that waits to be written.
-    pub over: Option<EndCause>,
+    pub ended: Option<EndCause>,
     /// Tokens that are good now.
     pub tokens_live: usize,
     /// Access requests that wait for people.
@@ -61,7 +61,7 @@ impl Broker {
         filter: &TaskFilter,
     ) -> Result<Vec<TaskView>, Refusal> {
         let now = self.now();
-        self.reader(call, now)?;
+        self.authenticate_reader(call, now)?;
         let after = match &filter.after {
             None => None,
             Some(id) => Some(self.state.task(id).ok_or_else(|| {
@@ -95,15 +95,15 @@ impl Broker {
     fn task_view(&self, task: Arc<Task>, now: Timestamp) -> TaskView {
         let id = task.opened.task;
         let waits = |r: &Arc<crate::state::AccessRequest>| r.waits(now);
-        let over = task
+        let ended = task
             .ended
             .map(|ended| ended.cause)
             .or_else(|| task.lapsed(now))
-            .or_else(|| self.task_doomed(&task));
+            .or_else(|| self.pending_task_end(&task));
         TaskView {
-            over,
-            tokens_live: self.live(&self.state.grants_of(&id), now),
-            access_requests_waiting: match over {
+            ended,
+            tokens_live: self.count_live(&self.state.grants_of(&id), now),
+            access_requests_waiting: match ended {
                 None => self
                     .state
                     .requests_of(&id)
@@ -116,7 +116,7 @@ impl Broker {
         }
     }
 
-    fn live(&self, grants: &[Arc<Grant>], now: Timestamp) -> usize {
+    fn count_live(&self, grants: &[Arc<Grant>], now: Timestamp) -> usize {
         let alive = |g: &&Arc<Grant>| self.dead(g, now).is_none() && !g.spent();
         grants.iter().filter(alive).count()
     }
@@ -129,7 +129,7 @@ impl Broker {
         max: usize,
     ) -> Result<Vec<AgentView>, Refusal> {
         let now = self.now();
-        self.reader(call, now)?;
+        self.authenticate_reader(call, now)?;
         let mut ids: std::collections::BTreeSet<AgentId> =
             self.state.agents_at_work().into_iter().collect();
         ids.extend(self.state.agents_with_a_standing());
@@ -145,8 +145,8 @@ impl Broker {
     /// One agent.
     pub fn get_agent(&self, call: &CallContext, id: &AgentId) -> Result<AgentView, Refusal> {
         let now = self.now();
-        self.reader(call, now)?;
-        self.known_agent(call, id)?;
+        self.authenticate_reader(call, now)?;
+        self.require_known_agent(call, id)?;
         let view = self.agent_view(id.clone(), now);
         Ok(AgentView {
             activity: self.activity(id, view.registered.as_deref()),
@@ -162,7 +162,7 @@ impl Broker {
         let frozen = [FreezeScope::All, FreezeScope::Agent(id.clone())]
             .into_iter()
             .chain(owner)
-            .filter(|scope| self.freeze_of(scope).0)
+            .filter(|scope| self.freeze_status(scope).0)
             .collect();
         let running: Vec<Arc<Task>> = self
             .state
@@ -177,7 +177,7 @@ impl Broker {
             tasks_running: running.len(),
             tokens_live: running
                 .iter()
-                .map(|task| self.live(&self.state.grants_of(&task.opened.task), now))
+                .map(|task| self.count_live(&self.state.grants_of(&task.opened.task), now))
                 .sum(),
             verified_at: running
                 .iter()

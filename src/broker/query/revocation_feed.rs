@@ -44,7 +44,7 @@ impl Broker {
         let now = self.now();
         let ServiceCaller {
             id: caller, until, ..
-        } = self.service(call, now)?;
+        } = self.authenticate_service(call, now)?;
         let left = until.map_or(WATCH_MAX_MS, |until| {
             u64::try_from(until.since(now)).unwrap_or(0)
         });
@@ -114,7 +114,7 @@ impl Broker {
     }
 
     /// Whether a service of this id is still registered: a watch ends when the policy bundle drops its caller.
-    pub fn still_registered(&self, id: &ServiceId) -> bool {
+    pub fn is_registered(&self, id: &ServiceId) -> bool {
         let validator = |service: &Service| service.kind == ServiceKind::Validator;
         self.views
             .rules()

@@ -13,7 +13,7 @@ use crate::state::unusual::{self, Oddity};
 
 /// A rule of the policy bundle in force, and how often it mattered.
 #[derive(Debug, Clone)]
-pub struct RuleRow {
+pub struct RuleStatsRow {
     /// Its `@id`.
     pub id: String,
     /// Path inside the policy bundle.
@@ -48,15 +48,15 @@ pub struct RuleRow {
 
 /// A person who votes, and how.
 #[derive(Debug, Clone)]
-pub struct ApproverRow {
+pub struct ApproverStatsRow {
     /// Their opaque id.
     pub id: PersonId,
     /// What colleagues call them; empty when the policy bundle in force does not have them.
     pub name: String,
     /// Votes of yes.
-    pub yes: u64,
+    pub approvals: u64,
     /// Votes of no.
-    pub no: u64,
+    pub denials: u64,
     /// Share of yes, in percent, rounded down; `None` without a vote.
     pub approved_percent: Option<u32>,
     /// Median of the last decide times, in seconds.
@@ -80,8 +80,8 @@ pub struct ActionUse {
 
 impl Broker {
     /// The rules in force with their figures, by id.
-    pub fn list_rules(&self, call: &CallContext) -> Result<Vec<RuleRow>, Refusal> {
-        self.reader(call, self.now())?;
+    pub fn list_rules(&self, call: &CallContext) -> Result<Vec<RuleStatsRow>, Refusal> {
+        self.authenticate_reader(call, self.now())?;
         let rules = self.views.rules();
         let rules = rules.iter().flat_map(|in_force| in_force.bundle.rules());
         let row = |rule: &RuleInfo| rule_row(rule, self.state.figures().rule(&rule.id));
@@ -89,8 +89,8 @@ impl Broker {
     }
 
     /// Approvers and how they decide, by id: those the policy bundle has, and those who once voted.
-    pub fn approver_figures(&self, call: &CallContext) -> Result<Vec<ApproverRow>, Refusal> {
-        self.reader(call, self.now())?;
+    pub fn approver_stats(&self, call: &CallContext) -> Result<Vec<ApproverStatsRow>, Refusal> {
+        self.authenticate_reader(call, self.now())?;
         let rules = self.views.rules();
         let person = |id: &PersonId| rules.as_ref()?.bundle.person(id);
         let voted = self.state.figures().approvers();
@@ -99,16 +99,16 @@ impl Broker {
         let approvers = people.filter(|p| p.roles.contains(&Role::Approver));
         ids.extend(approvers.map(|p| p.id.clone()));
         let row = |id: PersonId| {
-            let figures = self.state.figures().approver(&id);
+            let stats = self.state.figures().approver(&id);
             let name = person(&id).map(|p| p.name.clone()).unwrap_or_default();
-            approver_row(id, name, &figures)
+            approver_row(id, name, &stats)
         };
         Ok(ids.into_iter().map(row).collect())
     }
 
     /// What a card says beside the request itself: what is unusual, one sentence each, and how like requests were decided,
     /// the reader's own votes apart; `None` where that was given up.
-    pub(in crate::broker) fn look_back(
+    pub(in crate::broker) fn anomalies_and_history(
         &self,
         request: &AccessRequest,
         reader: &PersonId,
@@ -117,9 +117,9 @@ impl Broker {
     ) -> (Vec<String>, Option<History>) {
         let opened = &request.opened;
         let (agent, action) = (&opened.agent, &opened.action.action);
-        let figures = self.state.figures();
-        let habit = figures.habit(agent, action);
-        let at_opening = match figures.oddities(&opened.access_request) {
+        let stats = self.state.figures();
+        let habit = stats.habit(agent, action);
+        let at_opening = match stats.oddities(&opened.access_request) {
             Some(odd) => odd.to_vec(),
             None => vec![Oddity::Forgotten],
         };
@@ -131,7 +131,7 @@ impl Broker {
             now,
         );
         let unusual = at_opening.iter().chain(&at_showing).map(Oddity::sentence);
-        let yours = figures.opinion(reader, agent, action);
+        let yours = stats.opinion(reader, agent, action);
         let history = habit.map(|habit| History {
             approved: few(habit.approved),
             denied: few(habit.denied),
@@ -173,23 +173,23 @@ impl Broker {
     }
 }
 
-fn rule_row(rule: &RuleInfo, figures: RuleFigures) -> RuleRow {
+fn rule_row(rule: &RuleInfo, stats: RuleFigures) -> RuleStatsRow {
     let (remedy, asks) = match &rule.remedy {
         Some(Remedy::StepUp(profile)) => (format!("step_up {profile}"), true),
         Some(Remedy::MaxTtl(seconds)) => (format!("max_ttl {seconds}s"), false),
         None => (String::new(), false),
     };
     // Permits and short lives determine pending answers too, but it is not they who ask.
-    let figures = match asks {
-        true => figures,
+    let stats = match asks {
+        true => stats,
         false => RuleFigures {
-            hits: figures.hits,
-            last_at: figures.last_at,
+            hits: stats.hits,
+            last_at: stats.last_at,
             ..RuleFigures::default()
         },
     };
-    let median_s = figures.times.median();
-    RuleRow {
+    let median_s = stats.times.median();
+    RuleStatsRow {
         id: rule.id.clone(),
         file: rule.file.clone(),
         line: rule.line,
@@ -199,29 +199,29 @@ fn rule_row(rule: &RuleInfo, figures: RuleFigures) -> RuleRow {
             RuleEffect::Forbid => "forbid",
         },
         remedy,
-        hits: figures.hits,
-        asked: figures.asked,
-        approved: figures.approved,
-        denied: figures.denied,
-        expired: figures.expired,
-        approved_percent: percent(figures.approved, figures.denied),
+        hits: stats.hits,
+        asked: stats.asked,
+        approved: stats.approved,
+        denied: stats.denied,
+        expired: stats.expired,
+        approved_percent: percent(stats.approved, stats.denied),
         median_s,
-        last_at: figures.last_at,
-        rubber_stamp: figures::rubber_stamp(figures.approved, figures.denied, median_s),
+        last_at: stats.last_at,
+        rubber_stamp: figures::rubber_stamp(stats.approved, stats.denied, median_s),
     }
 }
 
-fn approver_row(id: PersonId, name: String, figures: &ApproverFigures) -> ApproverRow {
-    let median_s = figures.times.median();
-    ApproverRow {
+fn approver_row(id: PersonId, name: String, stats: &ApproverFigures) -> ApproverStatsRow {
+    let median_s = stats.times.median();
+    ApproverStatsRow {
         id,
         name,
-        yes: figures.yes,
-        no: figures.no,
-        approved_percent: percent(figures.yes, figures.no),
+        approvals: stats.yes,
+        denials: stats.no,
+        approved_percent: percent(stats.yes, stats.no),
         median_s,
-        last_at: figures.last_at,
-        rubber_stamp: figures::rubber_stamp(figures.yes, figures.no, median_s),
+        last_at: stats.last_at,
+        rubber_stamp: figures::rubber_stamp(stats.yes, stats.no, median_s),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::state::{Grant, Task};
 
 /// One thing that happened. Every text is safe to print.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Moment {
+pub struct TimelineEvent {
     /// The entry that tells of it; `None` for what time alone brought.
     pub index: Option<u64>,
     /// When.
@@ -39,18 +39,18 @@ pub struct Timeline {
     /// Who answers for the agent, as of the opening.
     pub owner: PersonId,
     /// Why it is over; `None` while it runs.
-    pub over: Option<EndCause>,
+    pub ended: Option<EndCause>,
     /// In the order of happening.
-    pub moments: Vec<Moment>,
+    pub events: Vec<TimelineEvent>,
     /// Entries in its midst that are left out.
     pub left_out: u64,
 }
 
 /// A page of what the journal has.
 #[derive(Debug, Clone, Default)]
-pub struct Found {
+pub struct SearchPage {
     /// Newest first.
-    pub moments: Vec<Moment>,
+    pub events: Vec<TimelineEvent>,
     /// Where to go on: the next page has entries below this index. `None` at the beginning of the journal.
     pub next: Option<u64>,
 }
@@ -58,9 +58,9 @@ pub struct Found {
 /// Longest query, in bytes.
 pub const QUERY_BYTES_MAX: usize = 256;
 /// Most rows of a page of the search.
-pub const FOUND_MAX: usize = 50;
+pub const SEARCH_PAGE_MAX: usize = 50;
 /// Entries that one search looks at; the next goes on where it stopped.
-pub const SCAN_MAX: u64 = 20_000;
+pub const SEARCH_SCAN_MAX: u64 = 20_000;
 /// Entries that are read at once.
 const READ_AT_ONCE: u32 = 256;
 
@@ -69,11 +69,11 @@ impl Broker {
     /// approver who is no operator, only of tasks that asked a group of theirs; another's and none get the same answer.
     pub async fn timeline(&self, call: &CallContext, id: TaskId) -> Result<Timeline, Refusal> {
         let now = self.now();
-        let reader = self.reading_person(call, now)?;
+        let reader = self.authenticate_reader_person(call, now)?;
         let unknown = || self.refuse(call.method, Reason::NotFound, format!("no task {id}"));
         let task = self.state.task(&id).ok_or_else(unknown)?;
         if let Some(person) = reader
-            && !self.may_look_into(&person, &id)
+            && !self.may_read_task(&person, &id)
         {
             return Err(unknown());
         }
@@ -86,22 +86,22 @@ impl Broker {
             let stored = indexes.iter().map(|index| journal.entry(*index));
             stored.collect::<Result<Vec<_>, _>>()
         };
-        let stored = self.off_the_threads(call, read).await?;
-        let mut moments = vec![verified(&task)];
-        moments.extend(stored.iter().flatten().filter_map(|s| self.moment(s)));
+        let stored = self.spawn_blocking_read(call, read).await?;
+        let mut events = vec![verified(&task)];
+        events.extend(stored.iter().flatten().filter_map(|s| self.timeline_event(s)));
         let grants = self.state.grants_of(&id);
-        moments.extend(grants.iter().filter_map(|grant| expired(grant, &task, now)));
-        moments.sort_by_key(|moment| (moment.at, moment.index));
+        events.extend(grants.iter().filter_map(|grant| expired(grant, &task, now)));
+        events.sort_by_key(|event| (event.at, event.index));
         Ok(Timeline {
             task: id,
             agent: task.opened.agent.clone(),
             owner: task.opened.owner.clone(),
-            over: task
+            ended: task
                 .ended
                 .map(|ended| ended.cause)
                 .or_else(|| task.lapsed(now))
-                .or_else(|| self.task_doomed(&task)),
-            moments,
+                .or_else(|| self.pending_task_end(&task)),
+            events,
             left_out,
         })
     }
@@ -109,16 +109,16 @@ impl Broker {
     /// Entries that name `query`, byte by byte: an id, an agent, a person, a service, an action, a target (`Type::id`), or a
     /// kind of entry; every entry for an empty one. Newest first, below the index `below`.
     ///
-    /// Looks at [`SCAN_MAX`] entries at most and gives [`FOUND_MAX`] at most: where `next` is there, a page with few rows or
+    /// Looks at [`SEARCH_SCAN_MAX`] entries at most and gives [`SEARCH_PAGE_MAX`] at most: where `next` is there, a page with few rows or
     /// none is no end.
     pub async fn search(
         &self,
         call: &CallContext,
         query: &str,
         below: Option<u64>,
-    ) -> Result<Found, Refusal> {
+    ) -> Result<SearchPage, Refusal> {
         let now = self.now();
-        self.reader(call, now)?;
+        self.authenticate_reader(call, now)?;
         if query.len() > QUERY_BYTES_MAX {
             let told = format!("must be at most {QUERY_BYTES_MAX} bytes");
             return Err(self.malformed(call.method, &Malformed::new("query", told)));
@@ -128,29 +128,29 @@ impl Broker {
         let journal = self.journal.clone();
         let query = query.to_owned();
         let read = move || {
-            let stop = place.saturating_sub(SCAN_MAX);
+            let stop = place.saturating_sub(SEARCH_SCAN_MAX);
             let mut found = Vec::new();
             while place > stop {
                 for stored in journal.below(place, READ_AT_ONCE)? {
                     place = stored.index;
-                    if tells_of(&stored.text, &query) {
+                    if mentions(&stored.text, &query) {
                         found.push(stored);
                     }
-                    if found.len() >= FOUND_MAX || place <= stop {
+                    if found.len() >= SEARCH_PAGE_MAX || place <= stop {
                         return Ok((found, place));
                     }
                 }
             }
             Ok((found, place))
         };
-        let (found, place) = self.off_the_threads(call, read).await?;
-        Ok(Found {
-            moments: found.iter().filter_map(|s| self.moment(s)).collect(),
+        let (found, place) = self.spawn_blocking_read(call, read).await?;
+        Ok(SearchPage {
+            events: found.iter().filter_map(|s| self.timeline_event(s)).collect(),
             next: (place > 0).then_some(place),
         })
     }
 
-    async fn off_the_threads<T: Send + 'static>(
+    async fn spawn_blocking_read<T: Send + 'static>(
         &self,
         call: &CallContext,
         read: impl FnOnce() -> Result<T, crate::journal::OpenError> + Send + 'static,
@@ -163,7 +163,7 @@ impl Broker {
     }
 
     /// Whether a person may look into a task: operators into all, approvers into those that asked a group of theirs.
-    fn may_look_into(&self, person: &PersonCaller, task: &TaskId) -> bool {
+    fn may_read_task(&self, person: &PersonCaller, task: &TaskId) -> bool {
         let Some(rules) = self.views.rules() else {
             return false;
         };
@@ -183,7 +183,7 @@ impl Broker {
     }
 
     /// An entry as people read it; `None` for one that this version cannot read.
-    fn moment(&self, stored: &StoredEntry) -> Option<Moment> {
+    fn timeline_event(&self, stored: &StoredEntry) -> Option<TimelineEvent> {
         let entry = Entry::parse(&stored.text).ok()?;
         let by = |person: &Option<PersonId>| match person {
             Some(person) => person.to_string(),
@@ -417,7 +417,7 @@ impl Broker {
                 vec![],
             ),
         };
-        Some(Moment {
+        Some(TimelineEvent {
             index: Some(entry.index),
             at: entry.at,
             kind,
@@ -439,9 +439,9 @@ fn named<T: ToString>(ids: &[T]) -> Vec<String> {
 }
 
 /// Gate 1's moment, from the entry that opened the task.
-fn verified(task: &Task) -> Moment {
+fn verified(task: &Task) -> TimelineEvent {
     let facts = &task.opened.evidence;
-    Moment {
+    TimelineEvent {
         index: None,
         at: facts.verified_at,
         kind: "",
@@ -453,11 +453,11 @@ fn verified(task: &Task) -> Moment {
 }
 
 /// A token's natural end, when nothing ended it before.
-fn expired(grant: &Grant, task: &Task, now: Timestamp) -> Option<Moment> {
+fn expired(grant: &Grant, task: &Task, now: Timestamp) -> Option<TimelineEvent> {
     let at = Timestamp::from_secs(grant.issued.exp);
     let ended = [grant.ended, task.ended];
     let before = ended.iter().flatten().any(|ended| ended.at < at);
-    (now >= at && !before).then(|| Moment {
+    (now >= at && !before).then(|| TimelineEvent {
         index: None,
         at,
         kind: "",
@@ -472,7 +472,7 @@ fn expired(grant: &Grant, task: &Task, now: Timestamp) -> Option<Moment> {
 }
 
 /// Whether a stored entry names the query: as its kind, or as a whole text somewhere in its body, parameters apart.
-fn tells_of(stored: &str, query: &str) -> bool {
+fn mentions(stored: &str, query: &str) -> bool {
     if query.is_empty() || kind(stored).is_some_and(|kind| kind.eq_ignore_ascii_case(query)) {
         return true;
     }
@@ -538,7 +538,7 @@ mod tests {
             "Account::ann",
             "task_1",
         ] {
-            assert!(tells_of(STORED, hit), "{hit}");
+            assert!(mentions(STORED, hit), "{hit}");
         }
         for miss in [
             "an",
@@ -552,9 +552,9 @@ mod tests {
             "\"",
             "body",
         ] {
-            assert!(!tells_of(STORED, miss), "{miss}");
+            assert!(!mentions(STORED, miss), "{miss}");
         }
         let only_a_parameter = STORED.replace(r#"{"id":"ann","#, r#"{"id":"bob","#);
-        assert!(!tells_of(&only_a_parameter, "ann"));
+        assert!(!mentions(&only_a_parameter, "ann"));
     }
 }

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use crate::broker::governance::pending_revocation::{Doomed, Wish};
+use crate::broker::governance::pending_revocation::{RevocationTarget, PendingRevocation};
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
@@ -62,7 +62,7 @@ impl Broker {
         call: &CallContext,
         ask: TaskEndAsk,
     ) -> Result<EndReport, Refusal> {
-        let operator = self.person(call)?;
+        let operator = self.authenticate_person(call)?;
         if self.state.task(&ask.task).is_none() {
             return Err(self.refuse(
                 call.method,
@@ -70,7 +70,7 @@ impl Broker {
                 format!("no task {}", ask.task),
             ));
         }
-        let rules = self.still_operator(call, &operator)?;
+        let rules = self.require_operator(call, &operator)?;
         let read_set = vec![(Stream::Policy, rules.version)];
         self.end_task(
             call.method,
@@ -94,11 +94,11 @@ impl Broker {
         for _ in 0..END_ATTEMPTS {
             let now = self.now();
             let opened = self
-                .own_request(call, &task.opened.task, &id)?
+                .request_of_task(call, &task.opened.task, &id)?
                 .opened
                 .clone();
-            let read_set = self.request_premises(&opened);
-            let request = self.own_request(call, &task.opened.task, &id)?;
+            let read_set = self.request_read_set(&opened);
+            let request = self.request_of_task(call, &task.opened.task, &id)?;
             if !request.waits(now) || !self.runs(&task, now) {
                 return Err(self.refuse(
                     call.method,
@@ -107,7 +107,7 @@ impl Broker {
                 ));
             }
             // Whoever asks, and takes it back when somebody is about to answer, has had an answer.
-            let begun = self.vote_begun(&id, now);
+            let begun = self.has_pending_statement(&id, now);
             let fact = Event::AccessRequestClosed(AccessRequestClosed {
                 access_request: id,
                 cause: CloseCause::Cancelled,
@@ -134,7 +134,7 @@ impl Broker {
     /// Ends a task by one entry; a task that has ended answers with its first end.
     ///
     /// A crash before the append leaves the task running and the caller without an answer. An append that fails leaves it
-    /// doomed: refused here from now on, and written as soon as the journal takes entries again.
+    /// pending_revocations: refused here from now on, and written as soon as the journal takes entries again.
     pub(in crate::broker) async fn end_task(
         &self,
         method: &'static str,
@@ -150,7 +150,7 @@ impl Broker {
                 .state
                 .task(id)
                 .ok_or_else(|| self.refuse(method, Reason::NotFound, "no such task"))?;
-            let task_reads = self.task_premises(&task.opened);
+            let task_reads = self.task_read_set(&task.opened);
             let task = self.state.task(id).unwrap_or(task);
             if task.ended.is_some() {
                 return Ok(self.end_report(&task, now));
@@ -172,14 +172,14 @@ impl Broker {
             };
             match self.journal.append(append).await {
                 Ok(_) => {
-                    self.pardon(&Doomed::Task(*id));
+                    self.clear_pending(&RevocationTarget::Task(*id));
                     let task = self.state.task(id).unwrap_or(task);
                     return Ok(self.end_report(&task, now));
                 }
                 Err(AppendError::Conflict(_)) => {}
                 Err(error) => {
-                    let wish = Wish { by, cause, outcome };
-                    return Err(self.doom(method, Doomed::Task(*id), wish, &error));
+                    let order = PendingRevocation { by, cause, outcome };
+                    return Err(self.defer_revocation(method, RevocationTarget::Task(*id), order, &error));
                 }
             }
         }

@@ -99,7 +99,7 @@ impl Broker {
             let Some(opened) = self.state.task(&id).map(|task| task.opened.clone()) else {
                 continue;
             };
-            let task_reads = self.task_premises(&opened);
+            let task_reads = self.task_read_set(&opened);
             let Some(task) = self.state.task(&id).filter(|task| self.runs(task, now)) else {
                 continue;
             };

@@ -57,7 +57,7 @@ impl Broker {
         self.within_its_rate(call, Known::Agent(agent))?;
         // Any key will do here; one that the agent is not pinned to is refused where its standing is looked at.
         let possession =
-            self.opening_possession(call, verify::evidence_hash(&ask.evidence), now)?;
+            self.possession_for_open_task(call, verify::evidence_hash(&ask.evidence), now)?;
         if ask.max_duration <= 0 {
             return Err(self.refuse(
                 call.method,
@@ -202,7 +202,7 @@ impl Broker {
             rules,
             trust,
             agent: Box::new(|id| self.standing_of(id)),
-            freeze: Box::new(|scope| self.freeze_of(scope)),
+            freeze: Box::new(|scope| self.freeze_status(scope)),
             person: Box::new(|person| self.state.roster().of(person).version),
             task: task.map(|t| TaskStanding {
                 id: t.opened.task,

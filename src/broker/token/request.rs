@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::approve::{self, ApproveError, Decision, Order};
+use crate::approve::{self, ApproveError, GateDecision, TokenTerms};
 use crate::broker::{ATTEMPTS, Broker, CallContext, JOINED_MAX, Refusal};
 use crate::model::*;
 use crate::policy::{InForce, Method};
@@ -203,10 +203,10 @@ impl Broker {
             tokio::pin!(expired);
             // Others are worked on while this call only waits.
             call.permit.release();
-            let mut bell = self.bells.listen(pending.access_request);
+            let mut subscription = self.notifier.subscribe(pending.access_request);
             // From here on whatever concerns it rings; what came before shows in what it was decided on.
             loop {
-                bell.heard();
+                subscription.mark_seen();
                 if self.journal.tail().borrow().failed {
                     return Err(self.refuse(
                         call.method,
@@ -221,7 +221,7 @@ impl Broker {
                     () = &mut until => return Ok(TokenReply::Pending(pending)),
                     _ = stopping.wait_for(|stopping| *stopping) => return Ok(TokenReply::Pending(pending)),
                     () = &mut expired => break,
-                    () = bell.rings() => {}
+                    () = subscription.changed() => {}
                 }
             }
             shown = Some(*pending);
@@ -312,7 +312,7 @@ impl Broker {
         let asks = self.state.asks(&task.opened.agent);
         let waiting = self.state.waiting_for(&ask.task, ask.action.digest(), now);
         self.same_question(&turn)?;
-        let order = Order {
+        let order = TokenTerms {
             action: ask.action.clone(),
             ttl: ask.ttl,
         };
@@ -325,8 +325,8 @@ impl Broker {
             self.ground(&rules),
             id,
         ) {
-            Ok(Decision::Approved(approved)) => self.grant(&turn, *approved, position).await,
-            Ok(Decision::Pending(pending)) => match waiting {
+            Ok(GateDecision::Approved(approved)) => self.grant(&turn, *approved, position).await,
+            Ok(GateDecision::Pending(pending)) => match waiting {
                 Some(request) => {
                     self.join(&turn, &request)?;
                     self.count_decision("pending", &request.opened.decision.rules);
@@ -338,7 +338,7 @@ impl Broker {
                 }
                 None => self.open_access_request(&turn, *pending, &asks).await,
             },
-            Ok(Decision::Denied(denied)) => self.deny(&turn, *denied).await,
+            Ok(GateDecision::Denied(denied)) => self.deny(&turn, *denied).await,
             Err(ApproveError::NoTime("evidence")) => Err(closed(&VerifyError::Stale)),
             Err(ApproveError::NoTime(_)) => Err(self.refuse(
                 call.method,

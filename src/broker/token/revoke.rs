@@ -1,4 +1,4 @@
-use crate::broker::governance::pending_revocation::{Doomed, Wish};
+use crate::broker::governance::pending_revocation::{RevocationTarget, PendingRevocation};
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
@@ -22,9 +22,9 @@ impl Broker {
         call: &CallContext,
         jti: TokenId,
     ) -> Result<TokenRevoked, Refusal> {
-        let operator = self.person(call)?;
+        let operator = self.authenticate_person(call)?;
         loop {
-            let rules = self.still_operator(call, &operator)?;
+            let rules = self.require_operator(call, &operator)?;
             let Some(grant) = self.state.grant(&jti) else {
                 let told = format!("no token {jti} was ever issued here");
                 return Err(self.refuse(call.method, Reason::NotFound, told));
@@ -49,7 +49,7 @@ impl Broker {
             };
             match self.journal.append(append).await {
                 Ok(entry) => {
-                    self.pardon(&Doomed::Token(jti));
+                    self.clear_pending(&RevocationTarget::Token(jti));
                     return Ok(TokenRevoked {
                         changed: true,
                         cause: EndCause::Operator,
@@ -58,8 +58,8 @@ impl Broker {
                 }
                 Err(AppendError::Conflict(_)) => {}
                 Err(error) => {
-                    let wish = Wish::of(operator.id, EndCause::Operator);
-                    return Err(self.doom(call.method, Doomed::Token(jti), wish, &error));
+                    let order = PendingRevocation::new(operator.id, EndCause::Operator);
+                    return Err(self.defer_revocation(call.method, RevocationTarget::Token(jti), order, &error));
                 }
             }
         }

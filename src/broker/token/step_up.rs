@@ -198,8 +198,8 @@ impl Broker {
         rules: &InForce,
         now: Timestamp,
     ) -> Vec<ProfileState> {
-        let electorate = self.electorate(&rules.bundle);
-        let tally = votes::tally(request, electorate, now);
+        let voter_context = self.voter_context(&rules.bundle);
+        let tally = votes::tally(request, voter_context, now);
         let state = |need: &ProfileRef| {
             let defined = rules.bundle.profile(&need.name);
             ProfileState {

@@ -70,7 +70,7 @@ pub(super) async fn list(
 }
 
 fn listed(console: &Console, call: &Call, asked: &Asked) -> Result<Response, Refusal> {
-    let visitor = console.broker.visitor(&call.presented)?;
+    let visitor = console.broker.signed_in_user(&call.presented)?;
     let after = asked.after.as_deref().map(AgentId::parse).transpose();
     let after = after.map_err(|error| answer::malformed(console, call, &error))?;
     let agents = console
@@ -121,7 +121,7 @@ pub(super) async fn page(
 }
 
 fn one(console: &Console, call: &Call, id: &str) -> Result<Response, Refusal> {
-    let visitor = console.broker.visitor(&call.presented)?;
+    let visitor = console.broker.signed_in_user(&call.presented)?;
     let id = AgentId::parse(id).map_err(|error| answer::malformed(console, call, &error))?;
     let view = console.broker.get_agent(&call.presented, &id)?;
     let now = console.broker.now();

@@ -12,7 +12,7 @@ use super::rules::{seconds, share};
 use super::session_cookie::Call;
 use super::show::{Moment, ago, shown};
 use super::{Console, answer};
-use crate::broker::{ApproverRow, ApproverView, PasskeyView};
+use crate::broker::{ApproverStatsRow, ApproverView, PasskeyView};
 use crate::model::{PersonId, Timestamp};
 
 #[derive(Template)]
@@ -43,10 +43,10 @@ struct Key {
 
 pub(super) async fn page(State(console): State<Arc<Console>>, call: Call) -> Response {
     let page = || {
-        let visitor = console.broker.visitor(&call.presented)?;
+        let visitor = console.broker.signed_in_user(&call.presented)?;
         let people = console.broker.list_approvers(&call.presented)?;
-        let figures = console.broker.approver_figures(&call.presented)?;
-        let figures: HashMap<PersonId, ApproverRow> = figures
+        let figures = console.broker.approver_stats(&call.presented)?;
+        let figures: HashMap<PersonId, ApproverStatsRow> = figures
             .into_iter()
             .map(|row| (row.id.clone(), row))
             .collect();
@@ -62,14 +62,14 @@ pub(super) async fn page(State(console): State<Arc<Console>>, call: Call) -> Res
     answer::of(&console, &call, page())
 }
 
-fn row(person: &ApproverView, figures: Option<&ApproverRow>, now: Timestamp) -> Row {
+fn row(person: &ApproverView, figures: Option<&ApproverStatsRow>, now: Timestamp) -> Row {
     let words: Vec<&str> = person
         .roles
         .iter()
         .map(|role| role.as_str())
         .chain(person.groups.iter().map(|group| group.as_str()))
         .collect();
-    let votes = figures.map_or(0, |row| row.yes.saturating_add(row.no));
+    let votes = figures.map_or(0, |row| row.approvals.saturating_add(row.denials));
     Row {
         id: shown(person.id.as_str()),
         name: if person.name.is_empty() {

@@ -10,7 +10,7 @@ use super::page::Page;
 use super::session_cookie::Call;
 use super::show::{self, Moment};
 use super::{Console, answer};
-use crate::broker::{AccessRequestStatus, Ballot, Ineligible, Refusal};
+use crate::broker::{AccessRequestStatus, VoteOptions, Ineligible, Refusal};
 use crate::card::{Card, Row, SectionKind, Shown};
 use crate::model::AccessRequestId;
 use crate::serve::call::note;
@@ -61,12 +61,12 @@ pub(super) async fn page(
 }
 
 fn shown(console: &Console, call: &Call, id: &str) -> Result<Response, Refusal> {
-    let visitor = console.broker.visitor(&call.presented)?;
+    let visitor = console.broker.signed_in_user(&call.presented)?;
     let id =
         AccessRequestId::parse(id).map_err(|error| answer::malformed(console, call, &error))?;
     note("access_request", &id);
     let card = console.broker.card(&call.presented, &id)?;
-    let ballot = console.broker.ballot(&call.presented, &id)?;
+    let vote_options = console.broker.vote_options(&call.presented, &id)?;
     let now = console.broker.now();
     let mut shown = card.show(now);
     let environment = &mut shown.headline.environment;
@@ -82,11 +82,11 @@ fn shown(console: &Console, call: &Call, id: &str) -> Result<Response, Refusal> 
         }
     }
     let open = card.standing == AccessRequestStatus::Waiting;
-    let (vote, not_eligible) = match &ballot.vote {
+    let (vote, not_eligible) = match &vote_options.vote {
         _ if !open => (None, None),
         Ok(profiles) => {
             let profiles = profiles.iter().map(|name| profile(&card, name.as_str()));
-            (Some(vote(&card, profiles.collect(), &ballot)), None)
+            (Some(vote(&card, profiles.collect(), &vote_options)), None)
         }
         Err(why) => (None, Some(not_eligible(why))),
     };
@@ -123,7 +123,7 @@ fn name(shown: &Shown) -> Option<String> {
     (*name != shown.headline.object).then(|| name.clone())
 }
 
-fn vote(card: &Card, profiles: Vec<Profile>, ballot: &Ballot) -> Vote {
+fn vote(card: &Card, profiles: Vec<Profile>, vote_options: &VoteOptions) -> Vote {
     Vote {
         profiles,
         max_ttl: card.max_ttl,
@@ -138,7 +138,7 @@ fn vote(card: &Card, profiles: Vec<Profile>, ballot: &Ballot) -> Vote {
             Some(uses) => format!("{} s, {uses} uses", card.max_ttl),
         },
         policy: card.policy.to_string(),
-        dwell_ms: ballot.read_longer.as_millis(),
+        dwell_ms: vote_options.dwell_remaining.as_millis(),
     }
 }
 
@@ -171,7 +171,7 @@ const fn not_eligible(why: &Ineligible) -> &'static str {
             "The rules about who decides changed since it was asked. The agent has to ask again."
         }
         Ineligible::HasVoted => "You have voted on this. It needs others, too.",
-        Ineligible::NotByPasskey | Ineligible::NoPasskey => {
+        Ineligible::PasskeyRequired | Ineligible::NoPasskey => {
             "It takes a vote by passkey, and you have none enrolled."
         }
     }

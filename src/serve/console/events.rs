@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::session_cookie::Call;
 use super::{Console, answer};
-use crate::broker::InboxNews;
+use crate::broker::InboxEvent;
 use crate::serve::deadline::Closing;
 
 /// What moves within this time is told once.
@@ -43,10 +43,10 @@ pub(super) async fn stream(
     let (tell, told) = mpsc::channel::<Result<Bytes, Infallible>>(EVENTS_MAX);
     let broker = console.broker.clone();
     let session = call.presented.session;
-    let goes_on = move || {
+    let is_session_alive = move || {
         session
             .as_ref()
-            .is_some_and(|session| broker.goes_on(session))
+            .is_some_and(|session| broker.is_session_alive(session))
     };
     let broker = console.broker.clone();
     let life = Duration::from_millis(watch.life_ms);
@@ -63,7 +63,7 @@ pub(super) async fn stream(
                 }
             };
             let signed_out = async {
-                while goes_on() {
+                while is_session_alive() {
                     tokio::time::sleep(VISIT_BEAT).await;
                 }
             };
@@ -82,13 +82,13 @@ pub(super) async fn stream(
             }
             while let Some(news) = watch.next(&broker).await {
                 let beat = match news {
-                    InboxNews::Heartbeat(_) => Bytes::from_static(b": beat\n\n"),
-                    InboxNews::Snapshot(_) | InboxNews::Changed(_) | InboxNews::Turn => {
+                    InboxEvent::Heartbeat(_) => Bytes::from_static(b": beat\n\n"),
+                    InboxEvent::Snapshot(_) | InboxEvent::Changed(_) | InboxEvent::BudgetChanged => {
                         tokio::time::sleep(GATHER).await;
                         Bytes::from_static(b"event: changed\ndata: inbox\n\n")
                     }
                 };
-                if !goes_on() || tell.send(Ok(beat)).await.is_err() {
+                if !is_session_alive() || tell.send(Ok(beat)).await.is_err() {
                     return;
                 }
             }

@@ -11,7 +11,7 @@ use super::page::Page;
 use super::session_cookie::Call;
 use super::show::{self, Moment, shown};
 use super::{Console, answer};
-use crate::broker::{InboxAsk, InboxCursor, InboxPage, InboxRow, Ineligible, Refusal};
+use crate::broker::{InboxQuery, InboxCursor, InboxPage, InboxRow, Ineligible, Refusal};
 use crate::model::{MatchPhrase, Timestamp};
 
 /// Requests on one page.
@@ -72,7 +72,7 @@ pub(super) async fn page(
     call: Call,
 ) -> Response {
     let page = || {
-        let visitor = console.broker.visitor(&call.presented)?;
+        let visitor = console.broker.signed_in_user(&call.presented)?;
         Ok(answer::html(&WholePage {
             inbox: waiting(&console, &call, &asked)?,
             page: Page::new(&console, &call, &visitor, "Inbox"),
@@ -94,7 +94,7 @@ pub(super) async fn fragment(
 
 fn waiting(console: &Console, call: &Call, asked: &Asked) -> Result<Inbox, Refusal> {
     let after = asked.after.as_deref().map(InboxCursor::parse).transpose();
-    let ask = InboxAsk {
+    let ask = InboxQuery {
         mine: false,
         size: ROWS_MAX,
         after: after.map_err(|error| answer::malformed(console, call, &error))?,
@@ -141,7 +141,7 @@ fn shown_row(row: &InboxRow, now: Timestamp) -> Row {
     Row {
         id: opened.access_request.to_string(),
         risk: show::risk(row.access.risk),
-        standing: row.access.standing.as_str(),
+        standing: row.access.status.as_str(),
         title: if row.access.title.is_empty() {
             shown(opened.action.action.as_str())
         } else {
@@ -166,6 +166,6 @@ const fn not_yours(why: &Ineligible) -> &'static str {
         Ineligible::Owner => "yours, so others decide",
         Ineligible::ProfileChanged => "the rules changed: to be asked again",
         Ineligible::HasVoted => "you have voted",
-        Ineligible::NotByPasskey | Ineligible::NoPasskey => "you have no passkey",
+        Ineligible::PasskeyRequired | Ineligible::NoPasskey => "you have no passkey",
     }
 }

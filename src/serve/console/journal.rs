@@ -39,7 +39,7 @@ pub(super) async fn page(
 }
 
 async fn found(console: &Console, call: &Call, asked: &Asked) -> Result<Response, Refusal> {
-    let visitor = console.broker.visitor(&call.presented)?;
+    let visitor = console.broker.signed_in_user(&call.presented)?;
     let query = asked.q.as_deref().unwrap_or_default().trim();
     let found = console
         .broker
@@ -49,7 +49,7 @@ async fn found(console: &Console, call: &Call, asked: &Asked) -> Result<Response
     let older = |below| format!("/console/journal?q={}&below={below}", encoded(query));
     Ok(answer::html(&JournalPage {
         page: Page::new(console, call, &visitor, "Journal"),
-        moments: found.moments.iter().map(|m| Moment::new(m, now)).collect(),
+        moments: found.events.iter().map(|m| Moment::new(m, now)).collect(),
         next: found.next.map(older),
         query: shown(query),
     }))

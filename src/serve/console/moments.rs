@@ -43,7 +43,7 @@ impl Name {
 }
 
 impl Moment {
-    pub(super) fn new(moment: &broker::Moment, now: Timestamp) -> Self {
+    pub(super) fn new(moment: &broker::TimelineEvent, now: Timestamp) -> Self {
         Self {
             class: class(moment.kind, moment.what),
             kind: moment.kind,

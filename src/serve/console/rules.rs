@@ -10,7 +10,7 @@ use super::page::Page;
 use super::session_cookie::Call;
 use super::show::shown;
 use super::{Console, answer};
-use crate::broker::RuleRow;
+use crate::broker::RuleStatsRow;
 use crate::model::show_seconds;
 
 #[derive(Template)]
@@ -35,7 +35,7 @@ struct Row {
 
 pub(super) async fn page(State(console): State<Arc<Console>>, call: Call) -> Response {
     let page = || {
-        let visitor = console.broker.visitor(&call.presented)?;
+        let visitor = console.broker.signed_in_user(&call.presented)?;
         let rules = console.broker.list_rules(&call.presented)?;
         Ok(answer::html(&RulesPage {
             page: Page::new(&console, &call, &visitor, "Rules"),
@@ -45,7 +45,7 @@ pub(super) async fn page(State(console): State<Arc<Console>>, call: Call) -> Res
     answer::of(&console, &call, page())
 }
 
-fn row(rule: &RuleRow) -> Row {
+fn row(rule: &RuleStatsRow) -> Row {
     Row {
         id: shown(&rule.id),
         kind: rule.kind,

@@ -70,7 +70,7 @@ pub(super) async fn list(
 }
 
 fn listed(console: &Console, call: &Call, asked: &Asked) -> Result<Response, Refusal> {
-    let visitor = console.broker.visitor(&call.presented)?;
+    let visitor = console.broker.signed_in_user(&call.presented)?;
     let after = asked.after.as_deref().map(TaskId::parse).transpose();
     let filter = TaskFilter {
         agent: None,
@@ -98,7 +98,7 @@ fn row(view: &TaskView, now: Timestamp) -> Row {
         owner: shown(opened.owner.as_str()),
         opened: show::Moment::new(opened.opened_at, now),
         until: show::Moment::new(opened.deadline, now),
-        over: view.over.map(|cause| cause.as_str()),
+        over: view.ended.map(|cause| cause.as_str()),
         tokens: view.tokens_live,
         waiting: view.access_requests_waiting,
     }
@@ -114,7 +114,7 @@ pub(super) async fn page(
 }
 
 async fn told(console: &Console, call: &Call, id: &str) -> Result<Response, Refusal> {
-    let visitor = console.broker.visitor(&call.presented)?;
+    let visitor = console.broker.signed_in_user(&call.presented)?;
     let id = TaskId::parse(id).map_err(|error| answer::malformed(console, call, &error))?;
     note("task", &id);
     let told = console.broker.timeline(&call.presented, id).await?;
@@ -125,8 +125,8 @@ async fn told(console: &Console, call: &Call, id: &str) -> Result<Response, Refu
         id: told.task.to_string(),
         agent: shown(told.agent.as_str()),
         owner: shown(told.owner.as_str()),
-        over: told.over.map(|cause| cause.as_str()),
-        moments: told.moments.iter().map(|m| Moment::new(m, now)).collect(),
+        over: told.ended.map(|cause| cause.as_str()),
+        moments: told.events.iter().map(|m| Moment::new(m, now)).collect(),
         left_out: told.left_out,
         tasks: rows::of("/console/tasks").is_some_and(|row| page::may(&visitor, row)),
     }))

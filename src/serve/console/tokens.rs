@@ -56,7 +56,7 @@ pub(super) async fn page(
 }
 
 async fn live(console: &Console, call: &Call, asked: &Asked) -> Result<Response, Refusal> {
-    let visitor = console.broker.visitor(&call.presented)?;
+    let visitor = console.broker.signed_in_user(&call.presented)?;
     let read = |text: &String| {
         TokenId::parse(text).map_err(|error| answer::malformed(console, call, &error))
     };

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::passkeys::{Answered, bytes};
 use super::session_cookie::Call;
 use super::{Console, answer};
-use crate::broker::{Refusal, VoteAsk, VoteProof};
+use crate::broker::{Refusal, VoteInput, VoteProof};
 use crate::model::*;
 use crate::serve::call::note;
 
@@ -79,13 +79,13 @@ async fn begun(
     body: &Bytes,
 ) -> Result<Response, Refusal> {
     // Strangers learn nothing, not even what a vote looks like.
-    console.broker.visitor(&call.presented)?;
+    console.broker.signed_in_user(&call.presented)?;
     let ask: Ask = answer::read(console, call, headers, body)?;
     let malformed = |error: Malformed| answer::malformed(console, call, &error);
     let id = AccessRequestId::parse(id).map_err(malformed)?;
     note("access_request", &id);
     let comment = ask.comment.map(|text| Comment::parse(&text)).transpose();
-    let ask = VoteAsk {
+    let ask = VoteInput {
         profile: ProfileName::parse(&ask.profile).map_err(malformed)?,
         verdict: match ask.verdict {
             Said::Approve => Verdict::Approve,
@@ -125,7 +125,7 @@ async fn counted(
     headers: &HeaderMap,
     body: &Bytes,
 ) -> Result<Response, Refusal> {
-    console.broker.visitor(&call.presented)?;
+    console.broker.signed_in_user(&call.presented)?;
     let vote: Cast = answer::read(console, call, headers, body)?;
     let malformed = |error: Malformed| answer::malformed(console, call, &error);
     let id = AccessRequestId::parse(id).map_err(malformed)?;
@@ -143,7 +143,7 @@ async fn counted(
         .cast_vote(&call.presented, id, &vote.statement, proof)
         .await?;
     Ok(answer::json(&Done {
-        status: done.view.standing.as_str(),
+        status: done.view.status.as_str(),
         agent_suspended: done.suspended,
     }))
 }

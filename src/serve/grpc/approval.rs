@@ -4,7 +4,7 @@ use tonic::{Request, Response, Status};
 
 use super::super::MESSAGE_BYTES_MAX;
 use super::{GrpcService, note, shapes};
-use crate::broker::{Assertion, INBOX_PAGE_MAX, InboxAsk, InboxCursor, VoteAsk, VoteProof};
+use crate::broker::{Assertion, INBOX_PAGE_MAX, InboxQuery, InboxCursor, VoteInput, VoteProof};
 use crate::model::*;
 use crate::proto::convert;
 use crate::proto::v1;
@@ -151,7 +151,7 @@ const PAGE_BYTES_MAX: usize = MESSAGE_BYTES_MAX * 3 / 4;
 /// Rows of a page, where its reader does not say.
 const PAGE_ROWS: usize = 50;
 
-fn inbox_ask(message: &v1::ListAccessRequestsRequest) -> Result<InboxAsk, Malformed> {
+fn inbox_ask(message: &v1::ListAccessRequestsRequest) -> Result<InboxQuery, Malformed> {
     let size = match usize::try_from(message.page_size) {
         Ok(0) => PAGE_ROWS,
         Ok(size) if size <= INBOX_PAGE_MAX => size,
@@ -161,15 +161,15 @@ fn inbox_ask(message: &v1::ListAccessRequestsRequest) -> Result<InboxAsk, Malfor
         "" => None,
         text => Some(InboxCursor::parse(text)?),
     };
-    Ok(InboxAsk {
+    Ok(InboxQuery {
         mine: message.mine,
         size,
         after,
     })
 }
 
-fn vote_ask(message: &v1::BeginVoteRequest) -> Result<(AccessRequestId, VoteAsk), Malformed> {
-    let ask = VoteAsk {
+fn vote_ask(message: &v1::BeginVoteRequest) -> Result<(AccessRequestId, VoteInput), Malformed> {
+    let ask = VoteInput {
         profile: ProfileName::parse(&message.profile)?,
         verdict: convert::verdict(message.verdict)?,
         narrowing: Narrowing {

@@ -1,14 +1,14 @@
 //! What was counted and what happened, in wire words.
 
 use super::shapes::count;
-use crate::broker::{ActionUse, ApproverRow, LiveToken, Moment, RuleRow};
+use crate::broker::{ActionUse, ApproverStatsRow, LiveToken, TimelineEvent, RuleStatsRow};
 use crate::proto::convert::{target_to_wire, timestamp_to_wire};
 use crate::proto::v1;
 
 /// Most actions of an agent's activity: what a message holds beside the rest of it.
 const ACTIVITY_MAX: usize = 200;
 
-pub(super) fn rule(row: &RuleRow) -> v1::RuleFigures {
+pub(super) fn rule(row: &RuleStatsRow) -> v1::RuleFigures {
     v1::RuleFigures {
         rule_id: row.id.clone(),
         file: row.file.clone(),
@@ -28,12 +28,12 @@ pub(super) fn rule(row: &RuleRow) -> v1::RuleFigures {
     }
 }
 
-pub(super) fn approver(row: &ApproverRow) -> v1::ApproverFigures {
+pub(super) fn approver(row: &ApproverStatsRow) -> v1::ApproverFigures {
     v1::ApproverFigures {
         person_id: row.id.to_string(),
         name: row.name.clone(),
-        approved: row.yes,
-        denied: row.no,
+        approved: row.approvals,
+        denied: row.denials,
         approved_percent: row.approved_percent,
         median_seconds: row.median_s,
         last_at: row.last_at.map(timestamp_to_wire),
@@ -57,7 +57,7 @@ pub(super) fn live_token(token: &LiveToken) -> v1::LiveToken {
     }
 }
 
-pub(super) fn moment(moment: &Moment) -> v1::Moment {
+pub(super) fn moment(moment: &TimelineEvent) -> v1::Moment {
     v1::Moment {
         index: moment.index,
         at: Some(timestamp_to_wire(moment.at)),

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::super::status::put_nonce;
 use super::{GrpcService, note, shapes};
-use crate::broker::{AccessMark, AccessNews, InboxNews, Position};
+use crate::broker::{AccessRequestCursor, AccessRequestEvent, InboxEvent, Position};
 use crate::model::*;
 use crate::proto::{card, v1};
 use crate::state::{Stir, Stirred};
@@ -108,11 +108,11 @@ impl GrpcService {
 
 fn access_watch_ask(
     message: &v1::WatchAccessRequestRequest,
-) -> Result<(TaskId, AccessRequestId, Option<AccessMark>), Malformed> {
+) -> Result<(TaskId, AccessRequestId, Option<AccessRequestCursor>), Malformed> {
     let seen = match &message.seen {
-        Some(mark) => Some(AccessMark {
+        Some(mark) => Some(AccessRequestCursor {
             version: mark.version,
-            standing: card::standing(mark.status)?,
+            status: card::standing(mark.status)?,
         }),
         None => None,
     };
@@ -123,19 +123,19 @@ fn access_watch_ask(
     ))
 }
 
-fn mark(mark: AccessMark) -> v1::AccessRequestMark {
+fn mark(mark: AccessRequestCursor) -> v1::AccessRequestMark {
     v1::AccessRequestMark {
         version: mark.version,
-        status: card::status(mark.standing).into(),
+        status: card::status(mark.status).into(),
     }
 }
 
-fn access_message(news: &AccessNews) -> v1::WatchAccessRequestResponse {
+fn access_message(news: &AccessRequestEvent) -> v1::WatchAccessRequestResponse {
     use v1::watch_access_request_response::Message;
     let message = match news {
-        AccessNews::Stands {
+        AccessRequestEvent::StatusChanged {
             view,
-            mark: at,
+            cursor: at,
             last,
         } => Message::Stands(v1::AccessRequestStands {
             // The agent learns how many said yes, not who.
@@ -143,7 +143,7 @@ fn access_message(news: &AccessNews) -> v1::WatchAccessRequestResponse {
             mark: Some(mark(*at)),
             last: *last,
         }),
-        AccessNews::Heartbeat(at) => Message::Heartbeat(v1::AccessRequestHeartbeat {
+        AccessRequestEvent::Heartbeat(at) => Message::Heartbeat(v1::AccessRequestHeartbeat {
             mark: Some(mark(*at)),
         }),
     };
@@ -152,15 +152,15 @@ fn access_message(news: &AccessNews) -> v1::WatchAccessRequestResponse {
     }
 }
 
-fn inbox_messages(news: &InboxNews) -> Vec<v1::WatchAccessRequestsResponse> {
+fn inbox_messages(news: &InboxEvent) -> Vec<v1::WatchAccessRequestsResponse> {
     use v1::watch_access_requests_response::Message;
     let messages = match news {
-        InboxNews::Snapshot(at) => vec![Message::Snapshot(v1::InboxSnapshot {
+        InboxEvent::Snapshot(at) => vec![Message::Snapshot(v1::InboxSnapshot {
             as_of: Some(shapes::position(*at)),
         })],
-        InboxNews::Changed(stir) => changes(stir).into_iter().map(Message::Change).collect(),
-        InboxNews::Turn => vec![Message::Turn(v1::InboxTurn {})],
-        InboxNews::Heartbeat(at) => vec![Message::Heartbeat(v1::InboxHeartbeat {
+        InboxEvent::Changed(stir) => changes(stir).into_iter().map(Message::Change).collect(),
+        InboxEvent::BudgetChanged => vec![Message::Turn(v1::InboxTurn {})],
+        InboxEvent::Heartbeat(at) => vec![Message::Heartbeat(v1::InboxHeartbeat {
             read_through: Some(shapes::position(*at)),
         })],
     };
@@ -222,7 +222,7 @@ mod tests {
             what: Stirred::Closed,
             ids: (0..10_000).map(id).collect(),
         };
-        let messages = inbox_messages(&InboxNews::Changed(Arc::new(stir)));
+        let messages = inbox_messages(&InboxEvent::Changed(Arc::new(stir)));
         assert_eq!(messages.len(), 10);
         for message in messages {
             assert!(message.encoded_len() < MESSAGE_BYTES_MAX / 2);

@@ -4,7 +4,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::super::guard::bootstrap_code;
 use super::{GrpcService, counted, note, shapes};
-use crate::broker::{ApproverRow, FirstOperator, PersonCaller, RuleRow, TaskEndAsk, TaskFilter};
+use crate::broker::{ApproverStatsRow, FirstOperator, PersonCaller, RuleStatsRow, TaskEndAsk, TaskFilter};
 use crate::model::*;
 use crate::policy;
 use crate::proto::convert::timestamp_to_wire;
@@ -30,7 +30,7 @@ impl GovernanceService for GrpcService {
             .await?;
         // Known before a byte of the bundle is read.
         let known = match bootstrap_code(&metadata) {
-            None => self.broker.person(&call).map(Author::Operator),
+            None => self.broker.authenticate_person(&call).map(Author::Operator),
             Some(code) => self.broker.first_operator(&call, &code).map(Author::First),
         };
         let author = known.map_err(|refusal| super::status(&refusal, &self.broker))?;
@@ -80,9 +80,9 @@ impl GovernanceService for GrpcService {
             rules: shapes::count(a.rules),
             agents: shapes::count(a.agents),
             warnings: a.warnings,
-            tasks_ended: shapes::count(a.swept.tasks),
-            tokens_ended: shapes::count(a.swept.grants),
-            access_requests_closed: shapes::count(a.swept.requests),
+            tasks_ended: shapes::count(a.revoked.tasks),
+            tokens_ended: shapes::count(a.revoked.grants),
+            access_requests_closed: shapes::count(a.revoked.requests),
         }))
     }
 
@@ -304,7 +304,7 @@ impl GovernanceService for GrpcService {
             .await?;
         let max = page_size(message.page_size).map_err(self.malformed(&call))?;
         self.answer(self.broker.list_rules(&call).map(|all| {
-            let after = |row: &&RuleRow| row.id > message.page_token;
+            let after = |row: &&RuleStatsRow| row.id > message.page_token;
             let left: Vec<_> = all.iter().filter(after).collect();
             let page = left.iter().take(max);
             let rules = fitting(page.map(|row| counted::rule(row)));
@@ -327,8 +327,8 @@ impl GovernanceService for GrpcService {
             .open("dipylon.v1.GovernanceService/ListApproverFigures", request)
             .await?;
         let max = page_size(message.page_size).map_err(self.malformed(&call))?;
-        self.answer(self.broker.approver_figures(&call).map(|all| {
-            let after = |row: &&ApproverRow| *row.id.as_str() > *message.page_token;
+        self.answer(self.broker.approver_stats(&call).map(|all| {
+            let after = |row: &&ApproverStatsRow| *row.id.as_str() > *message.page_token;
             let left: Vec<_> = all.iter().filter(after).collect();
             let page = left.iter().take(max);
             let approvers = fitting(page.map(|row| counted::approver(row)));
@@ -385,7 +385,7 @@ impl GovernanceService for GrpcService {
         note("task", &task);
         let whole = self.broker.timeline(&call, task).await;
         self.answer(whole.map(|whole| {
-            let page = whole.moments.iter().skip(place);
+            let page = whole.events.iter().skip(place);
             let moments = fitting(page.map(counted::moment));
             let next = place.saturating_add(moments.len());
             v1::GetTimelineResponse {
@@ -393,13 +393,13 @@ impl GovernanceService for GrpcService {
                 agent_id: whole.agent.to_string(),
                 owner: whole.owner.to_string(),
                 ended: whole
-                    .over
+                    .ended
                     .map(|cause| cause.as_str())
                     .unwrap_or("")
                     .to_owned(),
                 moments,
                 left_out: whole.left_out,
-                next_page_token: match next < whole.moments.len() {
+                next_page_token: match next < whole.events.len() {
                     true => next.to_string(),
                     false => String::new(),
                 },
@@ -419,8 +419,8 @@ impl GovernanceService for GrpcService {
             .search(&call, &message.query, message.below)
             .await;
         self.answer(found.map(|found| {
-            let moments = fitting(found.moments.iter().map(counted::moment));
-            let cut = moments.len() < found.moments.len();
+            let moments = fitting(found.events.iter().map(counted::moment));
+            let cut = moments.len() < found.events.len();
             v1::SearchJournalResponse {
                 next: match moments.last().filter(|_| cut) {
                     Some(last) => last.index,

@@ -231,7 +231,7 @@ pub(super) fn access_request(view: &AccessView, names: bool) -> v1::AccessReques
         task_id: opened.task.to_string(),
         agent_id: opened.agent.to_string(),
         action: view.request.action.as_deref().map(action_to_wire),
-        status: card::status(view.standing).into(),
+        status: card::status(view.status).into(),
         needs: view.needs.iter().map(|need| profile(need, names)).collect(),
         opened_at: Some(timestamp_to_wire(view.request.opened_at)),
         expires_at: Some(timestamp_to_wire(opened.expires_at)),
@@ -325,7 +325,7 @@ pub(super) fn task_row(view: &TaskView) -> v1::TaskRow {
         deadline: Some(timestamp_to_wire(opened.deadline)),
         lease_until: view.task.lease.map(|lease| timestamp_to_wire(lease.until)),
         ended: view
-            .over
+            .ended
             .map(|cause| cause.as_str().to_owned())
             .unwrap_or_default(),
         tokens_live: count(view.tokens_live),

@@ -148,7 +148,7 @@ async fn watch(
     }
     loop {
         tail.borrow_and_update();
-        if !broker.still_registered(&start.caller) {
+        if !broker.is_registered(&start.caller) {
             let _gone = sender
                 .send(Err(Status::permission_denied(
                     "no longer a registered validator",

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dipylon::broker::{Broker, CallContext, Settings, VoteAsk, VoteProof};
+use dipylon::broker::{Broker, CallContext, Settings, VoteInput, VoteProof};
 use dipylon::client::{
     Agent, Endpoint, EvidenceSource, Identity, OpenTask, Outcome, Task, TokenOrder,
 };
@@ -180,7 +180,7 @@ impl Site {
 
     /// A vote by a key of people.toml.
     pub async fn vote(&self, name: &str, id: AccessRequestId, profile: &str, verdict: Verdict) {
-        let ask = VoteAsk {
+        let ask = VoteInput {
             profile: ProfileName::parse(profile).expect("profile"),
             verdict,
             narrowing: Narrowing::default(),
