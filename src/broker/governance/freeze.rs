@@ -1,3 +1,5 @@
+//! Freezes: stop everything, one agent, one owner's agents or one action, and lift the freeze again.
+
 use std::collections::BTreeSet;
 
 use crate::approve::ActionFreezeStatus;
@@ -8,12 +10,12 @@ use crate::model::*;
 use crate::policy::InForce;
 use crate::state::FrozenAt;
 
-/// What a freeze did.
+/// Summary of a freeze: the counts of what it ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FreezeSummary {
-    /// False: it was frozen already, and nothing was entered.
+    /// False: it was frozen before, and nothing was recorded.
     pub changed: bool,
-    /// Index of the entry that ordered it.
+    /// Index of the freeze's entry.
     pub index: u64,
     /// Running tasks that ended.
     pub tasks: usize,
@@ -23,18 +25,18 @@ pub struct FreezeSummary {
     pub access_requests: usize,
 }
 
-/// What lifts an order of an operator's.
+/// The lifting of a suspension or freeze.
 pub(in crate::broker) struct LiftOrder {
-    pub what: RevocationTarget,
-    /// Why it cannot be lifted while the order itself waits.
-    pub waits: &'static str,
+    pub target: RevocationTarget,
+    /// Why it cannot be lifted while the order itself is unwritten.
+    pub unwritten: &'static str,
     pub stream: Stream,
     pub event: Event,
 }
 
 impl Broker {
-    /// Stops everything, an agent, an owner's agents or an action: one entry ends all they have, and no mint that was decided
-    /// before it gets through. A crash before the entry leaves things as they were, and the operator without an answer.
+    /// Freezes everything, an agent, an owner's agents or an action: one entry ends all their tasks, tokens and requests, and
+    /// no token decided before it is issued after it. A crash before the entry leaves no freeze.
     pub async fn freeze(
         &self,
         call: &CallContext,
@@ -76,13 +78,13 @@ impl Broker {
         }
     }
 
-    /// Lifts a freeze; nothing that ended comes back. Answers the index of the entry that lifted it.
+    /// Lifts a freeze; nothing that ended comes back. Returns the index of the lifting entry.
     pub async fn unfreeze(&self, call: &CallContext, scope: FreezeScope) -> Result<u64, Refusal> {
         let operator = self.authenticate_person(call)?;
         self.require_known_scope(call, &scope)?;
         let lift = LiftOrder {
-            what: RevocationTarget::Freeze(scope.clone()),
-            waits: "the freeze itself waits to be written",
+            target: RevocationTarget::Freeze(scope.clone()),
+            unwritten: "the freeze is not yet in the journal: try again when it is",
             stream: Stream::Freeze(scope.clone()),
             event: Event::Unfrozen(Unfrozen {
                 scope: scope.clone(),
@@ -96,8 +98,8 @@ impl Broker {
         .await
     }
 
-    /// Enters that an order no longer holds, unless it does not; `now` tells whether it holds, and the version of its
-    /// stream. Answers the index of the entry that lifted it.
+    /// Records that an order no longer holds; `now` returns whether it holds, and the version of its stream. Returns the index
+    /// of the lifting entry.
     pub(in crate::broker) async fn lift_order(
         &self,
         call: &CallContext,
@@ -108,9 +110,9 @@ impl Broker {
         loop {
             let rules = self.require_operator(call, operator)?;
             let (holds, version) = now();
-            // One that waits to be written must be written first: lifting what is not there would leave it to come later.
-            if self.is_revocation_pending(&lift.what) {
-                return Err(self.refuse(call.method, Reason::JournalUnavailable, lift.waits));
+            // An unwritten order must be written first: lifting before it would leave the order to come later.
+            if self.is_revocation_pending(&lift.target) {
+                return Err(self.refuse(call.method, Reason::JournalUnavailable, lift.unwritten));
             }
             if !holds {
                 return Ok(version.saturating_sub(1));
@@ -127,14 +129,14 @@ impl Broker {
         }
     }
 
-    /// Every freeze in force.
+    /// The freezes in force.
     pub fn freezes(&self, call: &CallContext) -> Result<Vec<(FreezeScope, FrozenAt)>, Refusal> {
         self.authenticate_reader(call, self.now())?;
         Ok(self.state.freezes())
     }
 
-    /// The append that freezes. Of an owner with very many agents it takes several entries, of which the last moves the
-    /// stream: nobody sees the freeze before all of it is there.
+    /// The append of a freeze. An owner with very many agents takes several entries, of which the last moves the stream: no
+    /// reader sees a partial freeze.
     pub(in crate::broker) fn freeze_append(
         &self,
         scope: &FreezeScope,
@@ -179,7 +181,7 @@ impl Broker {
         }
     }
 
-    /// The agents of an owner: as registered now, and those whose running tasks were opened under that owner.
+    /// The agents of an owner: those registered now, and those with running tasks opened under that owner.
     fn agents_of(&self, owner: &PersonId, rules: &InForce) -> BTreeSet<AgentId> {
         let registered = rules.bundle.agents().filter(|agent| agent.owner == *owner);
         let at_work = self.state.open_tasks().into_iter();
@@ -193,7 +195,7 @@ impl Broker {
             .collect()
     }
 
-    /// What a freeze ends, as of now.
+    /// Counts what a freeze ends, as of now.
     fn affected_by(&self, scope: &FreezeScope, rules: &InForce) -> FreezeSummary {
         let now = self.now();
         let owned = match scope {
@@ -235,7 +237,7 @@ impl Broker {
         done
     }
 
-    /// A name that nothing has is a mistake, and a freeze that stops nothing would hide it.
+    /// Refuses an unknown scope: a freeze that stops nothing would hide the mistake.
     fn require_known_scope(&self, call: &CallContext, scope: &FreezeScope) -> Result<(), Refusal> {
         let rules = self.views.rules();
         let bundle = rules.as_ref().map(|rules| &rules.bundle);
@@ -258,11 +260,11 @@ impl Broker {
         if known {
             return Ok(());
         }
-        let told = format!("nothing here is called {scope}");
-        Err(self.refuse(call.method, Reason::NotFound, told))
+        let message = format!("no {scope} is known");
+        Err(self.refuse(call.method, Reason::NotFound, message))
     }
 
-    /// Whether a scope is frozen, by an entry or by one that waits to be written, and the version of its stream.
+    /// Whether a scope is frozen, by an entry or a pending one, and the version of its stream.
     pub(in crate::broker) fn freeze_status(&self, scope: &FreezeScope) -> (bool, Version) {
         let at = self.state.freeze(scope);
         let frozen = at.value.in_force.is_some() || self.is_revocation_pending(&RevocationTarget::Freeze(scope.clone()));
@@ -274,8 +276,8 @@ impl Broker {
         ActionFreezeStatus { frozen, version }
     }
 
-    /// What would end a task without moving its own stream: its agent's suspension and the freezes it lies under. Whatever
-    /// takes a task for running rests on these, read before the task is looked at.
+    /// The streams that end a task without moving its own: its agent's suspension and the freezes that cover it. A use case that
+    /// takes a task for running includes them in its read set, read before the task.
     pub(in crate::broker) fn task_read_set(&self, opened: &TaskOpened) -> Vec<(Stream, Version)> {
         let agent = &opened.agent;
         let owner = self.owner_now(agent).filter(|owner| *owner != opened.owner);
@@ -298,7 +300,7 @@ impl Broker {
             .collect()
     }
 
-    /// The same for an access request: its task's, its action's freeze and its task itself.
+    /// The same for an access request: its task's streams, its action's freeze and the task itself.
     pub(in crate::broker) fn request_read_set(
         &self,
         request: &AccessRequestOpened,
@@ -306,12 +308,12 @@ impl Broker {
         let mut read_set = match self.state.task(&request.task) {
             Some(task) => {
                 let mut read_set = self.task_read_set(&task.opened);
-                // Read again: a version older than the freezes above is what an end after them refuses.
+                // Read again after the freezes above: an end in between refuses the append.
                 let version = self.state.task(&request.task).map_or(0, |t| t.version);
                 read_set.push((Stream::Task(request.task), version));
                 read_set
             }
-            // A missing task reads as dead.
+            // A missing task counts as ended.
             None => vec![(Stream::Task(request.task), Version::MAX)],
         };
         let scope = FreezeScope::Action(request.action.action.clone());
@@ -320,13 +322,13 @@ impl Broker {
         read_set
     }
 
-    /// The owner of an agent by the policy bundle in force.
+    /// The owner of an agent under the policy bundle in force.
     pub(in crate::broker) fn owner_now(&self, agent: &AgentId) -> Option<PersonId> {
         let rules = self.views.rules()?;
         rules.bundle.agent(agent).map(|agent| agent.owner.clone())
     }
 
-    /// Whether whoever owns an agent now is frozen: it may have been handed over since.
+    /// Whether the current owner of an agent is frozen: the agent may have changed owner.
     pub(in crate::broker) fn is_owner_frozen(&self, agent: &AgentId) -> bool {
         !self.state.freezes().is_empty()
             && self
@@ -334,7 +336,7 @@ impl Broker {
                 .is_some_and(|owner| self.freeze_status(&FreezeScope::Owner(owner)).0)
     }
 
-    /// The freezes that would end a grant, with their versions: read_set for using it.
+    /// The read set for using a grant: the freezes that would end it, with their versions.
     pub(in crate::broker) fn freeze_read_set(
         &self,
         issued: &TokenIssued,
@@ -361,5 +363,5 @@ impl Broker {
     }
 }
 
-/// Agents that one entry names: with ids of 64 bytes well below the longest entry.
+/// Agents named by one entry: with ids of 64 bytes well below the longest entry.
 const AGENTS_PER_ENTRY: usize = SELECTOR_MAX;

@@ -1,15 +1,15 @@
-//! Ends that could not be written: refused here at once, written as soon as the journal takes entries again.
+//! Pending revocations: ends the journal could not record yet, enforced in memory and written when it recovers.
 
 use crate::broker::{Broker, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
 use crate::state::{Grant, Task};
 
-/// What is told of an order that could not be written.
-const HOLDS_HERE: &str = "the journal cannot take it now: it holds on this broker at once and is written as soon as it can be; \
-     try again until it is, for a restart before that forgets it";
+/// The message for a revocation that could not be recorded.
+const HOLDS_HERE: &str = "the journal is unavailable; the revocation is enforced on this broker now and will be recorded when the journal recovers: \
+     repeat the call until it succeeds, because a restart before then loses it";
 
-/// What an order that could not be written ends.
+/// The target of a revocation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(in crate::broker) enum RevocationTarget {
     Task(TaskId),
@@ -18,7 +18,7 @@ pub(in crate::broker) enum RevocationTarget {
     Freeze(FreezeScope),
 }
 
-/// How it was ordered.
+/// A revocation that is enforced here and not yet recorded.
 #[derive(Debug, Clone)]
 pub(in crate::broker) struct PendingRevocation {
     pub(in crate::broker) by: Option<PersonId>,
@@ -37,7 +37,7 @@ impl PendingRevocation {
 }
 
 impl Broker {
-    /// Refuses from now on what this ends, here, until it is written; and says so to whoever ordered it.
+    /// Enforces a revocation on this broker until it is recorded; returns the refusal for the operator.
     pub(in crate::broker) fn defer_revocation(
         &self,
         method: &'static str,
@@ -60,15 +60,15 @@ impl Broker {
         self.lock(&self.pending_revocations).contains_key(what)
     }
 
-    /// How many ends wait to be written.
+    /// Number of revocations not yet recorded.
     pub fn pending_revocations(&self) -> usize {
         self.lock(&self.pending_revocations).len()
     }
 
-    /// Why a task is over here although no entry says so yet.
+    /// The cause of a task's pending end, if one is not yet recorded.
     pub(in crate::broker) fn pending_task_end(&self, task: &Task) -> Option<EndCause> {
         let pending_revocations = self.lock(&self.pending_revocations);
-        // Nearly always: nothing waits to be written.
+        // Nearly always empty.
         if pending_revocations.is_empty() {
             return None;
         }
@@ -90,7 +90,7 @@ impl Broker {
         .find_map(|what| pending_revocations.get(&what).map(|order| order.cause))
     }
 
-    /// Why a grant is dead here although no entry says so yet.
+    /// The cause of a grant's pending end, if one is not yet recorded.
     pub(in crate::broker) fn pending_grant_end(&self, grant: &Grant) -> Option<EndCause> {
         if self.lock(&self.pending_revocations).is_empty() {
             return None;
@@ -106,11 +106,11 @@ impl Broker {
         })
     }
 
-    /// Writes what can be written by now.
+    /// Records the pending revocations that the journal takes by now.
     pub(in crate::broker) async fn flush_pending_revocations(&self) -> Result<(), AppendError> {
         let waiting: Vec<(RevocationTarget, PendingRevocation)> = self.lock(&self.pending_revocations).clone().into_iter().collect();
         for (what, order) in waiting {
-            // Written, or taken back, while the one before was written.
+            // Cleared while an earlier one was written.
             if !self.is_revocation_pending(&what) {
                 continue;
             }
@@ -120,7 +120,7 @@ impl Broker {
                 RevocationTarget::Token(id) => self.append_for_token(id, &order),
                 RevocationTarget::Freeze(scope) => self.append_for_freeze(scope, &order),
             };
-            // None: somebody else has written it meanwhile.
+            // `None`: it was recorded meanwhile.
             let written = match appends {
                 Some(append) => self.try_append(append).await?,
                 None => true,

@@ -1,9 +1,9 @@
+//! Policy bundles: applying one, and ending what it no longer allows.
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::broker::governance::freeze::LiftOrder;
-use crate::broker::governance::pending_revocation::{RevocationTarget, PendingRevocation};
 use crate::broker::maintenance::TOGETHER_MAX;
 use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
 use tracing::Instrument as _;
@@ -15,24 +15,24 @@ use crate::policy::{BundleFiles, InForce, OperateAnswer, PolicyBundle};
 use crate::rate_limit::ConcurrencyPermit;
 use crate::state::Grant;
 
-/// What putting a policy bundle in force did.
+/// Summary of applying a policy bundle.
 #[derive(Debug, Clone, Default)]
 pub struct BundleApplied {
     /// Its version.
     pub version: String,
-    /// False: it was in force already.
+    /// False: it was in force before.
     pub changed: bool,
     /// Rules in it.
     pub rules: usize,
     /// Agents in it.
     pub agents: usize,
-    /// What is odd but not wrong.
+    /// Warnings about valid but unusual content.
     pub warnings: Vec<String>,
-    /// What it no longer allows, ended.
+    /// What it no longer allows and therefore ended.
     pub revoked: RevocationSummary,
 }
 
-/// What a sweep ended.
+/// Counts of what was ended because rules or trust no longer allow it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RevocationSummary {
     /// Tasks.
@@ -45,10 +45,10 @@ pub struct RevocationSummary {
 
 impl Broker {
     /// Puts a policy bundle in force, whole, or refuses it whole. A crash before the append leaves the last one in force;
-    /// after it, the new one, and the next start sweeps what this one did not.
+    /// after it, the new one, and the next start ends what this one did not.
     ///
-    /// Goes on in a task of its own when the caller goes away: what is in force is always revoked to the end, and the next
-    /// bundle waits for that.
+    /// Runs in its own task, so that a client that disconnects does not cancel it: what a bundle no longer allows is always
+    /// ended before the next bundle.
     pub async fn apply_policy_bundle(
         self: &Arc<Self>,
         call: &CallContext,
@@ -65,8 +65,8 @@ impl Broker {
             permit: ConcurrencyPermit::unlimited(call.permit.class()),
         };
         let method = call.method;
-        let to_the_end = async move { broker.apply_uncancellable(&call, &operator, files).await };
-        let applying = tokio::spawn(to_the_end.instrument(tracing::Span::current()));
+        let uncancellable = async move { broker.apply_uncancellable(&call, &operator, files).await };
+        let applying = tokio::spawn(uncancellable.instrument(tracing::Span::current()));
         applying
             .await
             .unwrap_or_else(|e| Err(self.refuse(method, Reason::Undecided, e.to_string())))
@@ -81,7 +81,7 @@ impl Broker {
         let (files, bundle, mut applied) = self.load_bundle(call.method, files).await?;
         let version = bundle.version();
         let _alone = self.policy_lock.lock().await;
-        // INVARIANT (what a bundle ended stays ended): no other comes in force before the sweep of this one is done.
+        // INVARIANT (what a bundle ended stays ended): all it disallows is ended before another comes in force.
         self.revoke_disallowed()
             .await
             .map_err(|e| self.refuse_append(call.method, &e))?;
@@ -103,7 +103,7 @@ impl Broker {
         Ok(applied)
     }
 
-    /// Files as a bundle that a broker takes, and what applying it will say.
+    /// Loads and checks the files as a policy bundle, with the summary of applying it.
     pub(in crate::broker) async fn load_bundle(
         &self,
         method: &'static str,
@@ -154,94 +154,8 @@ impl Broker {
         result
     }
 
-    /// Takes an agent out of service: one entry ends all it has.
-    pub async fn suspend_agent(
-        &self,
-        call: &CallContext,
-        agent: AgentId,
-        reason: Option<Prose>,
-    ) -> Result<(usize, u64), Refusal> {
-        let operator = self.authenticate_person(call)?;
-        self.require_known_agent(call, &agent)?;
-        loop {
-            let rules = self.require_operator(call, &operator)?;
-            let standing = self.state.standing(&agent);
-            if standing.value.suspended {
-                return Ok((0, standing.version.saturating_sub(1)));
-            }
-            let tasks = self.state.open_tasks_of(&agent).len();
-            let blob = reason
-                .as_ref()
-                .map(|prose| Blob::new(prose.blob(self.draw())));
-            let event = Event::AgentSuspended(AgentSuspended {
-                agent: agent.clone(),
-                by: operator.id.clone(),
-                reason: blob.as_ref().map(Blob::hash),
-                denials: None,
-            });
-            let append = Append {
-                read_set: vec![(Stream::Policy, rules.version)],
-                blobs: blob.into_iter().collect(),
-                ..Append::one(event, vec![(Stream::Agent(agent.clone()), standing.version)])
-            };
-            match self.journal.append(append).await {
-                Ok(entry) => {
-                    self.clear_pending(&RevocationTarget::Agent(agent));
-                    return Ok((tasks, entry.index));
-                }
-                Err(AppendError::Conflict(_)) => {}
-                Err(error) => {
-                    // Refused here from now on; written as soon as the journal takes entries again.
-                    let order = PendingRevocation::new(operator.id, EndCause::Suspended);
-                    return Err(self.defer_revocation(call.method, RevocationTarget::Agent(agent), order, &error));
-                }
-            }
-        }
-    }
-
-    /// Lets an agent operate again; nothing that ended comes back.
-    pub async fn resume_agent(&self, call: &CallContext, agent: AgentId) -> Result<u64, Refusal> {
-        let operator = self.authenticate_person(call)?;
-        self.require_known_agent(call, &agent)?;
-        let lift = LiftOrder {
-            what: RevocationTarget::Agent(agent.clone()),
-            waits: "the suspension itself waits to be written",
-            stream: Stream::Agent(agent.clone()),
-            event: Event::AgentResumed(AgentResumed {
-                agent: agent.clone(),
-                by: operator.id.clone(),
-            }),
-        };
-        self.lift_order(call, &operator, lift, || {
-            let standing = self.state.standing(&agent);
-            (standing.value.suspended, standing.version)
-        })
-        .await
-    }
-
-    pub(in crate::broker) fn require_known_agent(
-        &self,
-        call: &CallContext,
-        agent: &AgentId,
-    ) -> Result<(), Refusal> {
-        // An agent that was taken out of the bundle may still be suspended or resumed: its standing outlives bundles.
-        let registered = self
-            .views
-            .rules()
-            .is_some_and(|rules| rules.bundle.agent(agent).is_some());
-        if registered || self.state.standing(agent).version > 0 {
-            Ok(())
-        } else {
-            Err(self.refuse(
-                call.method,
-                Reason::NotFound,
-                format!("no agent {agent} is registered"),
-            ))
-        }
-    }
-
-    /// Ends by entries what today's rules and trust no longer allow, until nothing is left. Idempotent: a crash in the middle
-    /// leaves the rest to the next start, an append that fails to the timer, and until then every reader asks for itself.
+    /// Records the end of all that rules and trust in force no longer allow. Idempotent: a crash in the middle leaves the rest
+    /// to the next start, a failed append to maintenance; until then each use evaluates the rules itself.
     pub(in crate::broker) async fn revoke_disallowed(&self) -> Result<RevocationSummary, AppendError> {
         let mut revoked = RevocationSummary::default();
         let Some(rules) = self.views.rules() else {
@@ -250,7 +164,7 @@ impl Broker {
         if self.enforced_policy_version.load(Ordering::SeqCst) == rules.version {
             return Ok(revoked);
         }
-        // What somebody else moved meanwhile is looked at again; everything that is left can only become less.
+        // A pass with conflicts is repeated; what is left can only become less.
         while !self.end_disallowed_tasks(&rules, &mut revoked).await?
             || !self.end_disallowed_in_tasks(&rules, &mut revoked).await?
         {}
@@ -258,7 +172,7 @@ impl Broker {
         Ok(revoked)
     }
 
-    /// One pass over running tasks; true when nothing came in between.
+    /// One pass over running tasks; true when no append conflicted.
     async fn end_disallowed_tasks(&self, rules: &InForce, revoked: &mut RevocationSummary) -> Result<bool, AppendError> {
         let now = self.now();
         type Ending = (TaskId, Version, Vec<(Stream, Version)>);
@@ -272,7 +186,7 @@ impl Broker {
             let cause = if !self.state.still_trusts(&task.opened.evidence) {
                 EndCause::Trust
             } else if self.is_owner_frozen(&task.opened.agent) {
-                // Handed over to somebody whose agents are frozen.
+                // The agent changed to an owner who is frozen.
                 EndCause::Frozen
             } else if !may_still_operate(&task.opened, rules) {
                 EndCause::Policy
@@ -284,7 +198,7 @@ impl Broker {
                 .or_default()
                 .push((task.opened.task, task.version, read_set));
         }
-        let mut undisturbed = true;
+        let mut complete = true;
         for (cause, tasks) in ending {
             for chunk in tasks.chunks(TOGETHER_MAX) {
                 let tasks = chunk.iter().map(|(id, _, _)| *id).collect();
@@ -299,9 +213,9 @@ impl Broker {
                     .map(|(id, version, _)| (Stream::Task(*id), *version))
                     .collect();
                 let mut read_set: Vec<(Stream, Version)> = Vec::new();
-                for premise in chunk.iter().flat_map(|(_, _, read_set)| read_set) {
-                    if !read_set.contains(premise) {
-                        read_set.push(premise.clone());
+                for read in chunk.iter().flat_map(|(_, _, read_set)| read_set) {
+                    if !read_set.contains(read) {
+                        read_set.push(read.clone());
                     }
                 }
                 let append = Append {
@@ -310,21 +224,21 @@ impl Broker {
                 };
                 match self.try_append(append).await? {
                     true => revoked.tasks += chunk.len(),
-                    false => undisturbed = false,
+                    false => complete = false,
                 }
             }
         }
-        Ok(undisturbed)
+        Ok(complete)
     }
 
-    /// One pass over the grants and access requests of tasks that go on; true when nothing came in between.
+    /// One pass over the grants and access requests of running tasks; true when no append conflicted.
     async fn end_disallowed_in_tasks(
         &self,
         rules: &InForce,
         revoked: &mut RevocationSummary,
     ) -> Result<bool, AppendError> {
         let now = self.now();
-        let mut undisturbed = true;
+        let mut complete = true;
         for task in self
             .state
             .open_tasks()
@@ -332,11 +246,11 @@ impl Broker {
             .filter(|task| task.runs(now))
         {
             let id = task.opened.task;
-            let dead = |g: &Arc<Grant>| {
+            let disallowed = |g: &Arc<Grant>| {
                 g.ended.is_none() && now.secs() < g.issued.exp && self.dead(g, now).is_some()
             };
-            let dead: Vec<_> = self.state.grants_of(&id).into_iter().filter(dead).collect();
-            for chunk in dead.chunks(SELECTOR_MAX) {
+            let disallowed: Vec<_> = self.state.grants_of(&id).into_iter().filter(disallowed).collect();
+            for chunk in disallowed.chunks(SELECTOR_MAX) {
                 let trusted = chunk
                     .iter()
                     .all(|g| self.state.still_trusts(&g.issued.evidence));
@@ -356,7 +270,7 @@ impl Broker {
                     .collect();
                 match self.try_append_event(event, moves).await? {
                     true => revoked.grants += chunk.len(),
-                    false => undisturbed = false,
+                    false => complete = false,
                 }
             }
             for request in self
@@ -386,36 +300,15 @@ impl Broker {
                 };
                 match self.try_append(append).await? {
                     true => revoked.requests += 1,
-                    false => undisturbed = false,
+                    false => complete = false,
                 }
             }
         }
-        Ok(undisturbed)
-    }
-
-    /// Appends what a sweep or a timer found. A conflict means somebody moved it first: the next round looks again.
-    pub(in crate::broker) async fn try_append_event(
-        &self,
-        event: Event,
-        moves: Vec<(Stream, Version)>,
-    ) -> Result<bool, AppendError> {
-        self.try_append(Append::one(event, moves)).await
-    }
-
-    /// The same, with read_set.
-    pub(in crate::broker) async fn try_append(
-        &self,
-        append: Append,
-    ) -> Result<bool, AppendError> {
-        match self.journal.append(append).await {
-            Ok(_) => Ok(true),
-            Err(AppendError::Conflict(_)) => Ok(false),
-            Err(error) => Err(error),
-        }
+        Ok(complete)
     }
 }
 
-/// Whether the agent of a task may still operate, asked as when it was opened.
+/// Whether the agent of a task may still operate, evaluated with the input at the task's opening.
 fn may_still_operate(opened: &TaskOpened, rules: &InForce) -> bool {
     let agent: Option<Arc<Agent>> = rules
         .bundle
