@@ -1,10 +1,11 @@
 //! Gate 2: should this action happen now, on this target?
 //!
-//! In: [`Verified`], the order, the access request that waits for it (if any) with its votes, the rules in force, `now`.
-//! Out: [`GateDecision`]: approved, pending on people, or denied. [`Approved`] and [`Reapproved`] can be made only here.
-//! Trusts the rules and registered keys. Refuses whatever no rule allows. Never sees evidence, the journal or the agent's
-//! prose.
+//! In: [`Verified`], the requested terms, the access request that waits for it (if any) with its votes, the rules in force,
+//! `now`.
+//! Out: [`GateDecision`]: approved, pending on votes, or denied. [`Approved`] and [`Reapproved`] can be made only here.
+//! Trusts the rules and registered keys. Refuses what no rule allows. Never sees evidence, the journal or the agent's text.
 
+pub mod vote_proof;
 pub mod votes;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,14 +16,15 @@ use crate::policy::{Answer, InForce, OperateAnswer, PolicyBundle, Profile, Quest
 use crate::state::{AccessRequest, Grant, Recorded, Roster};
 use crate::verify::Verified;
 use crate::webauthn::RelyingParty;
+use vote_proof::VoteProofCache;
 use votes::VoterContext;
 
-/// What a verified agent asks for.
+/// The action and lifetime that a verified agent requests.
 #[derive(Debug, Clone)]
 pub struct TokenTerms {
     /// The action, checked against the catalogue.
     pub action: Action,
-    /// Seconds of life asked for; above zero.
+    /// Requested lifetime in seconds; above zero.
     pub ttl: i64,
 }
 
@@ -35,26 +37,28 @@ pub struct ActionFreezeStatus {
     pub version: Version,
 }
 
-/// What bounds every token here.
+/// Limits of every decision.
 #[derive(Debug, Clone)]
 pub struct DecisionLimits {
     /// The realm votes must be for.
     pub realm: Realm,
-    /// The console whose passkeys count.
+    /// The relying party of voters' passkeys.
     pub party: RelyingParty,
-    /// Longest life of a token, in seconds.
+    /// Longest lifetime of a token, in seconds.
     pub ttl_cap: i64,
 }
 
-/// What a decision stands on.
+/// Inputs of a decision that do not belong to the request.
 #[derive(Clone, Copy)]
 pub struct DecisionContext<'a> {
     /// The rules in force.
     pub rules: &'a InForce,
-    /// People's passkeys, and keys that count no more.
+    /// People's passkeys and revoked keys.
     pub roster: &'a Roster,
-    /// What bounds every token here.
-    pub bounds: &'a DecisionLimits,
+    /// Limits of every decision.
+    pub limits: &'a DecisionLimits,
+    /// Votes whose proof verified before.
+    pub proofs: &'a VoteProofCache,
 }
 
 impl<'a> DecisionContext<'a> {
@@ -62,41 +66,42 @@ impl<'a> DecisionContext<'a> {
         VoterContext {
             bundle: &self.rules.bundle,
             roster: self.roster,
-            realm: &self.bounds.realm,
-            party: &self.bounds.party,
+            realm: &self.limits.realm,
+            party: &self.limits.party,
+            proofs: self.proofs,
         }
     }
 }
 
-/// Gate 2's answer. A denial is an answer; an `Err` means it could not decide.
+/// The decision of gate 2. A denial is a decision; an `Err` means that it could not decide.
 #[derive(Debug)]
 pub enum GateDecision {
-    /// The gate is open for exactly this action.
+    /// Exactly this action is allowed.
     Approved(Box<Approved>),
-    /// People must say yes first.
+    /// Votes are needed first.
     Pending(Box<Pending>),
-    /// No.
+    /// Denied.
     Denied(Box<Denied>),
 }
 
 /// Why gate 2 could not decide. The gate stays closed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ApproveError {
-    /// The proof was made for another action than the one asked for.
+    /// The proof is for another action than the requested one.
     #[error("the proof is for another action")]
     OtherAction,
     /// The call is not for a task.
     #[error("no task")]
     NoTask,
-    /// Less than a second is left.
+    /// Less than a second of lifetime is left.
     #[error("no time is left: {0}")]
     NoTime(&'static str),
-    /// Rules moved between the two gates.
+    /// The rules changed between the two gates.
     #[error("the rules changed meanwhile")]
     RulesChanged,
 }
 
-/// Gate 2 is open for one action, once: made only by [`decide`], spent by moving it into the mint.
+/// An approval of one action, once: made only by [`decide`], spent by moving it into the mint.
 #[derive(Debug)]
 pub struct Approved {
     verified: Verified,
@@ -112,31 +117,31 @@ pub struct Approved {
     not_after: Timestamp,
 }
 
-/// What is still needed.
+/// A decision that still needs votes.
 #[derive(Debug)]
 pub struct Pending {
-    /// The answer so far, with the profiles it needs.
+    /// The decision so far, with the profiles it needs.
     pub decision: crate::model::Decision,
     /// Names of sensitive parameters.
     pub sensitive: BTreeSet<String>,
-    /// Longest life the token can have, in seconds.
+    /// Longest lifetime the token can have, in seconds.
     pub max_ttl: i64,
     /// How often the token may be used.
     pub uses: Option<u32>,
-    /// Seconds people have to decide: the shortest wait of the profiles.
+    /// Seconds until the request expires: the shortest wait of the profiles.
     pub wait: i64,
-    /// What the answer rests on.
+    /// The read set of the decision.
     pub read_set: Vec<(Stream, Version)>,
-    /// Until when the answer holds.
+    /// When the decision expires.
     pub not_after: Timestamp,
 }
 
-/// No, and why.
+/// A denial.
 #[derive(Debug, Clone)]
 pub struct Denied {
-    /// Why.
+    /// The reason.
     pub why: DeniedReason,
-    /// The answer.
+    /// The decision, for the record.
     pub decision: crate::model::Decision,
 }
 
@@ -149,10 +154,10 @@ pub fn decide(
     order: &TokenTerms,
     waiting: Option<&AccessRequest>,
     freeze: ActionFreezeStatus,
-    ground: DecisionContext<'_>,
+    context: DecisionContext<'_>,
     id: DecisionId,
 ) -> Result<GateDecision, ApproveError> {
-    let DecisionContext { rules, bounds, .. } = ground;
+    let DecisionContext { rules, limits, .. } = context;
     let now = verified.now();
     let task = verified.task().ok_or(ApproveError::NoTask)?.clone();
     if verified.adg() != Some(order.action.digest()) {
@@ -166,12 +171,13 @@ pub fn decide(
     }
     let bundle = &rules.bundle;
     let catalogue = bundle.action(&order.action.name);
-    let voter_context = ground.voter_context();
+    let voter_context = context.voter_context();
     let sensitive = catalogue.map(|a| a.sensitive()).unwrap_or_default();
     let tally = waiting
         .map(|request| votes::tally(request, voter_context, now))
         .unwrap_or_default();
-    // The fewest of what the catalogue says today, what people were shown, and what they agreed to: nobody's yes grows.
+    // The fewest of the catalogue's uses today, those shown to voters, and those they agreed to: no vote allows more than it
+    // was given for.
     let uses = catalogue
         .is_some_and(|a| a.single_use)
         .then_some(1)
@@ -181,7 +187,7 @@ pub fn decide(
         .min();
 
     let mut ttl = Ttl::asked(order.ttl);
-    ttl.bound("cap", bounds.ttl_cap);
+    ttl.bound("cap", limits.ttl_cap);
     ttl.bound("task", task.deadline.since(now).div_euclid(1000));
     ttl.bound(
         "evidence",
@@ -266,11 +272,11 @@ pub fn decide(
                 .iter()
                 .filter_map(|n| bundle.profile(&n.name))
                 .collect();
-            let enough = |p: &&Profile| {
+            let reachable = |p: &&Profile| {
                 votes::potential_voters(p, &verified.agent().owner, voter_context)
                     >= usize::try_from(p.quorum).unwrap_or(usize::MAX)
             };
-            if defined.len() != decision.needs.len() || !defined.iter().all(enough) {
+            if defined.len() != decision.needs.len() || !defined.iter().all(reachable) {
                 return Ok(GateDecision::Denied(Box::new(Denied {
                     why: DeniedReason::NoEligibleApprover,
                     decision,
@@ -330,7 +336,7 @@ pub fn decide(
     }
 }
 
-/// The rules allowed less than was asked: the sum says so, and what was allowed is what is recorded.
+/// Records a TTL that the rules shortened.
 fn shorten(decision: &mut crate::model::Decision, ttl: &mut Ttl, allowed_ms: i64) {
     if allowed_ms < decision.input.ttl_ms {
         ttl.bound("policy", allowed_ms.div_euclid(1000));
@@ -360,7 +366,7 @@ impl Ttl {
 }
 
 impl Approved {
-    /// Gate 1's pass, with all it rests on.
+    /// The pass of gate 1, with its read set.
     pub const fn verified(&self) -> &Verified {
         &self.verified
     }
@@ -375,17 +381,17 @@ impl Approved {
         &self.sensitive
     }
 
-    /// How often the token may be used; `None` when its life is the only limit.
+    /// How often the token may be used; `None` without a limit.
     pub const fn uses(&self) -> Option<u32> {
         self.uses
     }
 
-    /// Seconds the token may live.
+    /// Lifetime of the token, in seconds.
     pub const fn ttl(&self) -> i64 {
         self.ttl
     }
 
-    /// What people approved, if they had to.
+    /// The approval by votes, if one was needed.
     pub const fn approval(&self) -> Option<&ApprovalClaim> {
         self.approval.as_ref()
     }
@@ -395,12 +401,12 @@ impl Approved {
         self.consumes
     }
 
-    /// The answer, for the record.
+    /// The decision, for the record.
     pub const fn decision(&self) -> &crate::model::Decision {
         &self.decision
     }
 
-    /// Every stream the grant rests on: gate 1's, the action's freeze, and one for each counted approver.
+    /// The read set of the grant: gate 1's, the action's freeze, and one stream for each counted approver.
     pub fn read_set(&self) -> Vec<(Stream, Version)> {
         let mut all = self.verified.read_set().to_vec();
         let action_freeze = FreezeScope::Action(self.action.name.clone());
@@ -414,13 +420,13 @@ impl Approved {
         all
     }
 
-    /// The grant must be in the journal before this.
+    /// The deadline for recording the grant.
     pub const fn not_after(&self) -> Timestamp {
         self.not_after
     }
 }
 
-/// A recorded grant that both gates would open for again: made only by [`reapprove`], from a committed entry.
+/// A recorded grant that both gates allow again: made only by [`reapprove`], from a committed entry.
 #[derive(Debug)]
 pub struct Reapproved {
     verified: Verified,
@@ -430,13 +436,13 @@ pub struct Reapproved {
 }
 
 impl Reapproved {
-    /// The action's freeze, at the version it was seen at.
+    /// The action's freeze stream, at the version read.
     pub fn freeze(&self) -> (Stream, Version) {
         let action = self.recorded.grant().issued.action.action.clone();
         (Stream::Freeze(FreezeScope::Action(action)), self.freeze)
     }
 
-    /// Gate 1's pass.
+    /// The pass of gate 1.
     pub const fn verified(&self) -> &Verified {
         &self.verified
     }
@@ -446,7 +452,7 @@ impl Reapproved {
         self.recorded.grant()
     }
 
-    /// Whose votes it rests on, at the versions they had, but for the agent's owner, whom gate 1 names.
+    /// The streams of the counted voters at the versions read, without the agent's owner, who is in gate 1's read set.
     pub fn counted(&self) -> impl Iterator<Item = (Stream, Version)> + '_ {
         self.counted
             .iter()
@@ -454,16 +460,16 @@ impl Reapproved {
     }
 }
 
-/// Asks the recorded input again under today's rules, with the votes that the grant consumed.
+/// Evaluates the recorded input again under today's rules, with the votes that the grant consumed.
 pub fn reapprove(
     verified: Verified,
     recorded: Recorded,
     consumed: Option<&AccessRequest>,
     freeze: ActionFreezeStatus,
-    ground: DecisionContext<'_>,
+    context: DecisionContext<'_>,
 ) -> Result<Reapproved, ApproveError> {
     let grant = recorded.grant();
-    let voter_context = ground.voter_context();
+    let voter_context = context.voter_context();
     let same = verified.task().is_some_and(|t| t.id == grant.issued.task)
         && verified.agent().id == grant.issued.agent
         && verified.binding() == grant.issued.cnf
@@ -474,7 +480,7 @@ pub fn reapprove(
     if freeze.frozen
         || !verified
             .read_set()
-            .contains(&(Stream::Policy, ground.rules.version))
+            .contains(&(Stream::Policy, context.rules.version))
         || !is_still_allowed(grant, consumed, voter_context)
     {
         return Err(ApproveError::RulesChanged);
@@ -493,8 +499,7 @@ pub fn reapprove(
     })
 }
 
-/// Whether these rules would still allow what a grant was given for: asked with its recorded input. A shorter life than it
-/// has is a no.
+/// Whether these rules still allow a grant, evaluated with its recorded input. A shorter lifetime than it has is a denial.
 pub fn is_still_allowed(
     grant: &Grant,
     consumed: Option<&AccessRequest>,
@@ -505,7 +510,7 @@ pub fn is_still_allowed(
     let (Some(agent), Some(action)) = (agent_of(&grant.issued, bundle), &grant.action) else {
         return false;
     };
-    // The votes it consumed are counted as of the moment they were consumed, by today's roster and definitions.
+    // The consumed votes are counted as of their consumption, under today's roster and definitions.
     let approvals = consumed
         .map(|r| votes::tally(r, voter_context, input.now).satisfied)
         .unwrap_or_default();
@@ -513,7 +518,7 @@ pub fn is_still_allowed(
     matches!(answer, Some(Answer::Allowed { ttl_ms, .. }) if ttl_ms >= input.ttl_ms)
 }
 
-/// Whether these rules would still put the same question to people as when the access request was opened.
+/// Whether these rules still require the same approval as when the access request was opened.
 pub fn still_needs_approval(request: &AccessRequest, agent: &Agent, bundle: &PolicyBundle) -> bool {
     let input = &request.opened.decision.input;
     let Some(action) = &request.action else {
@@ -526,7 +531,7 @@ pub fn still_needs_approval(request: &AccessRequest, agent: &Agent, bundle: &Pol
         &input.approvals.iter().cloned().collect(),
         bundle,
     ) {
-        // What rules now allow outright, the agent gets when it asks again.
+        // An action that is now allowed outright is approved at the agent's next request.
         Some(Answer::Allowed { ttl_ms, .. }) => ttl_ms >= input.ttl_ms,
         Some(Answer::Needs {
             profiles, ttl_ms, ..
@@ -566,7 +571,7 @@ fn re_evaluate(
     }))
 }
 
-/// The agent of a grant as registered now: the same id for the same workload, or none.
+/// The agent of a grant as registered now: the same id for the same workload and key.
 fn agent_of(issued: &TokenIssued, bundle: &PolicyBundle) -> Option<std::sync::Arc<Agent>> {
     bundle
         .agent(&issued.agent)

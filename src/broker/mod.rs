@@ -22,7 +22,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use crate::approve::votes::VoterContext;
-pub use crate::approve::votes::{Ineligible, Proof as VoteProof};
+use crate::approve::vote_proof::VoteProofCache;
+pub use crate::approve::vote_proof::VoteProof;
+pub use crate::approve::votes::Ineligible;
 use crate::approve::{DecisionLimits, DecisionContext};
 pub use crate::card::AccessRequestStatus;
 use crate::clock::{Clock, ClockWatch};
@@ -125,7 +127,9 @@ pub struct Refusal {
 /// The broker: state, journal, rules, trust, keys, and what only this process remembers.
 pub struct Broker {
     settings: Settings,
-    bounds: DecisionLimits,
+    limits: DecisionLimits,
+    /// Votes whose proof this process has verified.
+    vote_proofs: VoteProofCache,
     clock: Clock,
     /// Whether the wall clock goes on as steadily as the time since start.
     clock_watch: Mutex<ClockWatch>,
@@ -179,8 +183,6 @@ pub struct Broker {
     notifier: Arc<Notifier>,
     /// Whose turn has come in the inbox of each person.
     ask_budgets: Mutex<HashMap<PersonId, approval::inbox::AskBudget>>,
-    /// Votes that were verified for inboxes.
-    judged: approval::inbox::Judged,
     /// Calls that may wait for people.
     waits: tokio::sync::Semaphore,
 }
@@ -236,15 +238,16 @@ impl Broker {
 
     /// The console whose passkeys count.
     pub const fn relying_party(&self) -> &RelyingParty {
-        &self.bounds.party
+        &self.limits.party
     }
 
     /// What a decision of gate 2 stands on.
-    fn ground<'a>(&'a self, rules: &'a InForce) -> DecisionContext<'a> {
+    fn decision_context<'a>(&'a self, rules: &'a InForce) -> DecisionContext<'a> {
         DecisionContext {
             rules,
             roster: self.state.roster(),
-            bounds: &self.bounds,
+            limits: &self.limits,
+            proofs: &self.vote_proofs,
         }
     }
 
@@ -254,7 +257,8 @@ impl Broker {
             bundle,
             roster: self.state.roster(),
             realm: &self.settings.realm,
-            party: &self.bounds.party,
+            party: &self.limits.party,
+            proofs: &self.vote_proofs,
         }
     }
 

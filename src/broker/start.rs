@@ -117,7 +117,7 @@ impl Broker {
             return Err(StartError::Unusable(why));
         }
         let broker = Arc::new(Self {
-            bounds: DecisionLimits {
+            limits: DecisionLimits {
                 realm: start.settings.realm.clone(),
                 party: start.settings.relying_party(),
                 ttl_cap: start.settings.ttl_cap,
@@ -155,7 +155,7 @@ impl Broker {
             rate_told: Seldom::default(),
             notifier,
             ask_budgets: Mutex::default(),
-            judged: super::approval::inbox::Judged::default(),
+            vote_proofs: crate::approve::vote_proof::VoteProofCache::default(),
             waits: tokio::sync::Semaphore::new(super::WAITS_MAX),
         });
         let configured: BTreeSet<TrustDomain> = start

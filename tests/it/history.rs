@@ -490,14 +490,14 @@ async fn a_timeline_goes_from_verification_to_the_end() {
         [
             ("evidence verified", "spiffe://soc.example/agent/triage"),
             ("task opened", "triage"),
-            ("people asked", "triage"),
-            ("vote refused", "dana"),
-            ("yes", "maria"),
-            ("token given", "triage"),
+            ("approval requested", "triage"),
+            ("vote rejected", "dana"),
+            ("vote: approve", "maria"),
+            ("token issued", "triage"),
             ("token used", "idp"),
-            ("token given", "triage"),
+            ("token issued", "triage"),
             ("token revoked", "olga"),
-            ("token given", "triage"),
+            ("token issued", "triage"),
             ("token expired", "broker"),
             ("token expired", "broker"),
             ("task ended", "broker"),
@@ -508,7 +508,7 @@ async fn a_timeline_goes_from_verification_to_the_end() {
         (read.agent.as_str(), read.owner.as_str()),
         ("triage", "dana")
     );
-    let given = read.events.iter().find(|m| m.what == "token given");
+    let given = read.events.iter().find(|m| m.what == "token issued");
     let given = given.expect("one");
     assert_eq!(
         given.detail,

@@ -1,10 +1,13 @@
+//! Votes on access requests: the statement to sign, the signed vote, eligibility, dwell time and denial limits.
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use crate::approve::votes::{self, Ineligible, VoteProofError};
+use crate::approve::vote_proof::{self, VoteProofError};
+use crate::approve::votes::{self, Ineligible};
 use crate::broker::token::request::ProfileState;
 use crate::broker::{Broker, CallContext, Refusal, VoteProof};
 use crate::card::AccessRequestStatus;
@@ -13,7 +16,7 @@ use crate::model::*;
 use crate::policy::{InForce, Risk};
 use crate::state::{AccessRequest, AccessStatus, Asks};
 
-/// A statement that waits for its signature.
+/// A vote statement handed out and not yet signed.
 pub(in crate::broker) struct PendingStatement {
     text: String,
     statement: VoteStatement,
@@ -32,38 +35,38 @@ pub struct VoteStatementReply {
     pub credentials: Vec<String>,
 }
 
-/// A vote that was taken.
+/// An accepted vote.
 #[derive(Debug)]
 pub struct VoteOutcome {
-    /// Where the access request stands with it.
+    /// The access request after the vote.
     pub view: AccessView,
-    /// The no was one too many: the agent was suspended by it.
+    /// Whether this denial reached the limit and suspended the agent.
     pub suspended: bool,
 }
 
-/// How somebody means to vote.
+/// The input of a vote.
 #[derive(Debug)]
 pub struct VoteInput {
-    /// For which profile.
+    /// The profile to vote under.
     pub profile: ProfileName,
-    /// Yes or no.
+    /// Approve or deny.
     pub verdict: Verdict,
-    /// What is made smaller.
+    /// Terms the approver reduces.
     pub narrowing: Narrowing,
-    /// What the agent is told.
+    /// A comment for the agent.
     pub comment: Option<Comment>,
-    /// The policy bundle that the card they read was rendered under; `None` from whoever compares the statement with it.
+    /// The policy bundle of the card that was read; `None` when the client compares the statement with the card itself.
     pub policy: Option<Digest>,
 }
 
-/// An access request, for those who may see it.
+/// An access request and its status.
 #[derive(Debug, Clone)]
 pub struct AccessView {
     /// As recorded.
     pub request: Arc<AccessRequest>,
-    /// Where it stands.
+    /// Its status.
     pub status: AccessRequestStatus,
-    /// Profiles, and how far they are.
+    /// The progress of each profile.
     pub needs: Vec<ProfileState>,
     /// The catalogue's title.
     pub title: String,
@@ -71,16 +74,16 @@ pub struct AccessView {
     pub risk: Option<Risk>,
 }
 
-/// Milliseconds a statement waits for its signature.
+/// Lifetime of an unsigned statement, in milliseconds.
 const STATEMENT_LIFE_MS: i64 = 120_000;
-/// Statements of one person that may wait.
+/// Unsigned statements of one person.
 const STATEMENTS_MAX: usize = 100;
-/// Cards whose showing is remembered: one for each person and access request that waits.
+/// Recorded card views: one for each person and waiting access request.
 const CARD_VIEWS_MAX: usize = 100_000;
-/// How often a vote is tried again when another vote came first.
+/// Attempts to append a vote when other votes come first.
 const VOTE_ATTEMPTS: usize = 128;
 
-/// Whether so many people said yes that nobody else is waited for.
+/// Whether every profile has its quorum.
 pub(in crate::broker) fn quorum_reached(needs: &[ProfileState]) -> bool {
     needs.iter().all(|n| {
         n.quorum > 0 && n.approvers.len() >= usize::try_from(n.quorum).unwrap_or(usize::MAX)
@@ -88,7 +91,7 @@ pub(in crate::broker) fn quorum_reached(needs: &[ProfileState]) -> bool {
 }
 
 impl Broker {
-    /// One access request as its agent sees it.
+    /// One access request, for its agent.
     pub fn get_access_request(
         &self,
         call: &CallContext,
@@ -102,14 +105,14 @@ impl Broker {
         Ok(self.view(request, &rules, now))
     }
 
-    /// The same view after the caller was let in.
+    /// The same view, for a caller who was authenticated before.
     pub fn view_of(&self, call: &CallContext, id: &AccessRequestId) -> Result<AccessView, Refusal> {
         let rules = self.rules(call)?;
         let request = self.find_request(call, id)?;
         Ok(self.view(request, &rules, self.now()))
     }
 
-    /// Hands out the statement to sign, if this person's vote would count. It is kept in memory for two minutes.
+    /// Returns the statement to sign, if the caller's vote would count. It is kept in memory for two minutes.
     pub async fn begin_vote(
         &self,
         call: &CallContext,
@@ -135,8 +138,8 @@ impl Broker {
         };
         // INVARIANT (what the approver sees is what is signed): the catalogue's words on the card are of this bundle.
         if policy.is_some_and(|policy| policy != rules.bundle.version()) {
-            let told = "other rules are in force than when the card was shown";
-            return Err(self.refuse(call.method, Reason::CardChanged, told));
+            let message = "other rules are in force than when the card was shown";
+            return Err(self.refuse(call.method, Reason::CardChanged, message));
         }
         if verdict == Verdict::Approve {
             self.check_dwell(call, &voter.id, &request, &rules, now)?;
@@ -146,20 +149,20 @@ impl Broker {
                 return Err(self.refuse(
                     call.method,
                     Reason::Malformed,
-                    "max_uses must be above zero",
+                    "`max_uses`: expected a number above zero, got 0",
                 ));
             }
             (Some(fewer), Some(uses)) if fewer > uses => {
-                let told = format!("narrowing must be 1 to {uses} uses");
-                return Err(self.refuse(call.method, Reason::Malformed, told));
+                let message = format!("`max_uses`: expected 1 to {uses}, got {fewer}");
+                return Err(self.refuse(call.method, Reason::Malformed, message));
             }
             (Some(fewer), _) => Some(fewer),
             (None, uses) => uses,
         };
         let max_ttl = match narrowing.max_ttl {
             Some(ttl) if ttl <= 0 || ttl > request.opened.max_ttl => {
-                let told = format!("narrowing must be 1 to {} seconds", request.opened.max_ttl);
-                return Err(self.refuse(call.method, Reason::InvalidTtl, told));
+                let message = format!("`max_ttl`: expected 1 to {} seconds, got {ttl}", request.opened.max_ttl);
+                return Err(self.refuse(call.method, Reason::InvalidTtl, message));
             }
             Some(ttl) => ttl,
             None => request.opened.max_ttl,
@@ -199,7 +202,7 @@ impl Broker {
             .values()
             .filter(|pending| pending.voter == voter.id)
             .count();
-        // The oldest gives way: whoever begins without end keeps only themselves from older ones.
+        // The person's oldest statement is dropped: one person cannot displace the statements of others.
         if theirs >= STATEMENTS_MAX {
             let oldest = statements
                 .iter()
@@ -231,8 +234,8 @@ impl Broker {
         })
     }
 
-    /// Takes a signed statement. A vote mints nothing. A crash before the append leaves no vote; after it, a vote that
-    /// counts as long as its voter does.
+    /// Records a signed vote. A vote issues no token. A crash before the append leaves no vote; after it, a vote that counts
+    /// while its voter is eligible.
     pub async fn cast_vote(
         &self,
         call: &CallContext,
@@ -257,7 +260,7 @@ impl Broker {
             return Err(self.refuse(
                 call.method,
                 Reason::StatementUnknown,
-                "begin the vote anew: no such statement waits for you",
+                "no unsigned statement of yours matches: begin the vote again",
             ));
         };
         let PendingStatement {
@@ -280,12 +283,12 @@ impl Broker {
             VoteProof::Signature(signature) => signature,
             VoteProof::Passkey(assertion) => &assertion.signature,
         });
-        // The counter is looked at once: a vote that is tried again because another came first is still the same answer.
+        // The counter is checked once: a retry after a conflict carries the same assertion.
         let mut counted = false;
         for _ in 0..VOTE_ATTEMPTS {
             let now = self.now();
             let rules = self.rules(call)?;
-            // Before the question whether it waits: whatever ends it after this line refuses the append.
+            // Read before the check that it is open: an end after this line refuses the append.
             let opened = self.find_request(call, &id)?.opened.clone();
             let read_set = self.request_read_set(&opened);
             let enrolled = self.state.roster().of(&voter.id);
@@ -308,14 +311,14 @@ impl Broker {
                 let why = Ineligible::NotApprover;
                 return Err(self.refuse_vote(call, &request, &voter.id, why).await);
             };
-            let seen = match votes::verify_signature(
+            let seen = match vote_proof::verify_signature(
                 person,
                 &enrolled.value,
                 key,
                 defined.method,
                 &statement,
                 &proof,
-                &self.bounds.party,
+                &self.limits.party,
             ) {
                 Ok(seen) => seen,
                 Err(VoteProofError::PasskeyRequired) => {
@@ -369,7 +372,7 @@ impl Broker {
             if statement.verdict == Verdict::Deny {
                 let suspension_after_denials = self.suspension_after_denials(&opened, &voter.id, &asks.value, &rules, now);
                 if let Some(vote) = append.drafts.first_mut() {
-                    // Whoever counts the noes before asking people again has not seen this one.
+                    // A request that counted denials before this one conflicts.
                     let asks = (Stream::Asks(opened.agent.clone()), asks.version);
                     vote.moves.push(asks);
                 }
@@ -388,10 +391,10 @@ impl Broker {
                 Err(error) => return Err(self.refuse_append(call.method, &error)),
             }
         }
-        Err(self.refuse(call.method, Reason::Conflict, "others keep voting"))
+        Err(self.refuse(call.method, Reason::Conflict, "other votes keep coming first: try again"))
     }
 
-    /// Whether somebody holds a statement of this access request, to sign it.
+    /// Whether an unsigned statement of this access request is out.
     pub(in crate::broker) fn has_pending_statement(&self, id: &AccessRequestId, now: Timestamp) -> bool {
         let statements = self.lock(&self.statements);
         statements
@@ -399,7 +402,7 @@ impl Broker {
             .any(|pending| pending.statement.access_request_id == *id && now < pending.until)
     }
 
-    /// A no that is one too many within the policy bundle's time takes the agent out of service, in the same append.
+    /// The event that suspends the agent, in the vote's append, when this denial reaches the policy bundle's limit.
     fn suspension_after_denials(
         &self,
         opened: &AccessRequestOpened,
@@ -424,7 +427,7 @@ impl Broker {
         })
     }
 
-    /// A card of high risk must have been before a person's eyes for a while before a yes of theirs is taken.
+    /// Refuses an approval before the card was shown for the dwell time.
     fn check_dwell(
         &self,
         call: &CallContext,
@@ -445,18 +448,17 @@ impl Broker {
         if left.is_zero() {
             return Ok(());
         }
-        let told = match shown {
-            Some(_) => format!("read the card {} ms longer", left.as_millis()),
-            None => "read the card first".to_owned(),
+        let message = match shown {
+            Some(_) => format!("the card must be shown {} ms longer before an approval", left.as_millis()),
+            None => "the card must be shown before an approval: open it first".to_owned(),
         };
         Err(Refusal {
             retry_after: Some(left),
-            ..self.refuse(call.method, Reason::TooSoon, told)
+            ..self.refuse(call.method, Reason::TooSoon, message)
         })
     }
 
-    /// How long the card of an access request must be shown before a yes: for what is of high risk, or of a risk nobody
-    /// stated.
+    /// How long the card must be shown before an approval: for high risk, or a risk that is not stated.
     pub(in crate::broker) fn dwell_time(&self, request: &AccessRequest, rules: &InForce) -> Duration {
         let action = rules.bundle.action(&request.opened.action.action);
         match action.and_then(|a| a.risk) {
@@ -465,7 +467,7 @@ impl Broker {
         }
     }
 
-    /// Notes that a card was shown to a person; the first time under these rules counts.
+    /// Records that a card was shown to a person; the first view under these rules counts.
     pub(in crate::broker) fn record_card_view(
         &self,
         person: &PersonId,
@@ -492,7 +494,7 @@ impl Broker {
         }
     }
 
-    /// When a card was first shown to a person under the rules in force: under others it was another card.
+    /// When a card was first shown to a person under the rules in force; other rules make another card.
     pub(in crate::broker) fn card_viewed_at(
         &self,
         person: &PersonId,
@@ -524,14 +526,14 @@ impl Broker {
             | AccessRequestStatus::Expired
             | AccessRequestStatus::Ended => return,
         };
-        // Once: what had been approved waited for its agent, not for people.
+        // Once: an approved request no longer waits for votes.
         if before != AccessRequestStatus::Waiting {
             return;
         }
         self.count_wait(outcome, view.request.opened_at, now);
     }
 
-    /// Whoever owned the agent when its task was opened never counts, whoever owns it by now.
+    /// The owner at the opening of the task never votes, even after the agent changed owner.
     pub(in crate::broker) fn reject_task_owner(
         &self,
         request: &AccessRequest,
@@ -544,7 +546,7 @@ impl Broker {
         }
     }
 
-    /// An ineligible vote is recorded and ends nothing.
+    /// Records an ineligible vote; it changes nothing.
     async fn refuse_vote(
         &self,
         call: &CallContext,
@@ -630,13 +632,13 @@ impl Broker {
         }
     }
 
-    /// Whether people may still decide it.
+    /// Whether votes are still accepted.
     pub(in crate::broker) fn is_open_for_votes(&self, request: &AccessRequest, now: Timestamp) -> bool {
         let task = self.state.task(&request.opened.task);
         request.waits(now) && task.is_some_and(|task| self.runs(&task, now))
     }
 
-    /// Whether enough people had said yes just before this moment: then nobody was waited for any more.
+    /// Whether the quorum was reached before this moment.
     pub(in crate::broker) fn was_decided_before(&self, request: &AccessRequest, moment: Timestamp) -> bool {
         let before = moment.plus_millis(-1);
         self.views.rules().is_some_and(|rules| {

@@ -1,31 +1,31 @@
-//! Waiting for people without asking again and again: one access request is watched until its end. A watch mints nothing:
-//! at a yes the agent asks for its token, and both gates run.
+//! Access request watch: streams the status of one access request until it is final. A watch issues no token: after approval
+//! the agent requests its token, and both gates run.
 
 use std::time::Duration;
 
 use crate::broker::approval::inbox::HEARTBEAT;
 use crate::broker::approval::notifier::Subscription;
 use crate::broker::approval::vote::AccessView;
-use crate::broker::query::revocation_feed::WATCH_MAX_MS;
+use crate::broker::auth::authentication::WATCH_MAX_MS;
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::card::AccessRequestStatus;
 use crate::model::*;
 
-/// How an access request stood when its watcher last heard of it.
+/// Resume cursor of a watch: the status last sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AccessRequestCursor {
     /// Version of its stream.
     pub version: Version,
-    /// Where it stood: time, an end of its task and a change of the rules move it without a version of its own.
+    /// The status: time, the end of its task and a rule change alter it without a new version.
     pub status: AccessRequestStatus,
 }
 
 /// A watch of one access request.
 #[derive(Debug)]
 pub struct AccessRequestWatch {
-    /// Whose it is.
+    /// The agent that requested access.
     pub agent: AgentId,
-    /// Longest life of the watch, in milliseconds: the caller proves its key again.
+    /// Longest life of the watch, in milliseconds; then the caller proves its key again.
     pub life_ms: u64,
     id: AccessRequestId,
     subscription: Subscription,
@@ -33,24 +33,24 @@ pub struct AccessRequestWatch {
     ended: bool,
 }
 
-/// What a watcher hears.
+/// An event of an access request watch.
 #[derive(Debug)]
 pub enum AccessRequestEvent {
-    /// How it stands, the first time and whenever that has changed.
+    /// The status, at the start and after each change.
     StatusChanged {
-        /// As its agent sees it.
+        /// The view for its agent.
         view: Box<AccessView>,
-        /// To go on from.
+        /// Where a later watch resumes.
         cursor: AccessRequestCursor,
-        /// Nothing follows: it is decided for good.
+        /// The status is final: no event follows.
         last: bool,
     },
-    /// It stands as it did.
+    /// The status is unchanged.
     Heartbeat(AccessRequestCursor),
 }
 
 impl AccessRequestStatus {
-    /// Whether it stands so for good.
+    /// Whether the status never changes again.
     pub const fn is_final(self) -> bool {
         match self {
             Self::Waiting | Self::Approved => false,
@@ -60,8 +60,8 @@ impl AccessRequestStatus {
 }
 
 impl Broker {
-    /// Begins a watch of an own access request; another's and none get the same answer. Possession is enough, as for
-    /// looking at it once.
+    /// Starts a watch of one of the task's access requests; another task's request and an unknown id get the same answer.
+    /// Possession of the task key is enough, as for reading it once.
     pub fn watch_access_request(
         &self,
         call: &CallContext,
@@ -84,7 +84,7 @@ impl Broker {
 }
 
 impl AccessRequestWatch {
-    /// The next news; `None` after the last, and when the broker stops.
+    /// The next event; `None` after the final one, and when the broker stops.
     pub async fn next(&mut self, broker: &Broker) -> Option<AccessRequestEvent> {
         if self.ended {
             return None;
@@ -93,7 +93,7 @@ impl AccessRequestWatch {
         let mut stopping = broker.stopping.subscribe();
         tokio::pin!(quiet);
         loop {
-            // Before the state is read: what changes from here on rings again.
+            // Before the state is read: later changes wake this watch again.
             self.subscription.mark_seen();
             if broker.journal.tail().borrow().failed {
                 return None;
@@ -127,5 +127,5 @@ impl AccessRequestWatch {
     }
 }
 
-/// Shortest wait for a moment that is due: clocks and timers round.
+/// Shortest timer: clocks and timers round.
 const MIN_TIMER: Duration = Duration::from_millis(1);

@@ -1,4 +1,5 @@
-//! Who calls. Authority comes from the verified caller alone, never from a field of the message.
+//! Authentication of callers: DPoP key, service JWT-SVID or session cookie. Authority comes from the verified caller alone,
+//! never from a field of the message.
 
 use std::sync::Arc;
 
@@ -11,18 +12,18 @@ use crate::rate_limit::ConcurrencyPermit;
 use crate::state::Task;
 use crate::verify::{CallProof, Possession, VerifyError};
 
-/// The kinds of callers a method may admit.
+/// The caller roles that a method may allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallerRole {
     /// A workload with evidence, or the holder of a task's key.
     Agent,
     /// A person who may vote.
     Approver,
-    /// A person who may govern.
+    /// A person who may suspend, freeze and apply policy bundles.
     Operator,
     /// A resource server.
     Validator,
-    /// Someone who reads.
+    /// A service that may only read.
     Auditor,
 }
 
@@ -39,12 +40,12 @@ impl CallerRole {
     }
 }
 
-/// What a call shows beside its message.
+/// The context of a call beside its message: method, credentials, permit.
 #[derive(Debug)]
 pub struct CallContext {
     /// `dipylon.v1.Service/Method`.
     pub method: &'static str,
-    /// Who may call it: the method's row in the guard table.
+    /// Roles that may call it: the method's row in the guard table.
     pub allowed_roles: &'static [CallerRole],
     /// The DPoP proof.
     pub proof: Option<Secret>,
@@ -52,11 +53,12 @@ pub struct CallContext {
     pub bearer: Option<Secret>,
     /// The cookie of a signed-in browser.
     pub session: Option<Secret>,
-    /// Its place among the calls that are worked on, and the class of its rates.
+    /// Its concurrency permit and rate class.
     pub permit: ConcurrencyPermit,
 }
 
-/// A registered person who proved a key of theirs, in a role the method allowed_roles. Made only by [`Broker::authenticate_person`].
+/// A registered person who proved one of their keys, in a role the method allows. Made only by
+/// [`Broker::authenticate_person`].
 #[derive(Debug)]
 pub struct PersonCaller {
     pub(in crate::broker) id: PersonId,
@@ -72,14 +74,17 @@ pub(in crate::broker) struct ServiceCaller {
     pub(in crate::broker) until: Option<Timestamp>,
 }
 
+/// Longest life of a watch, in milliseconds; then its caller authenticates again.
+pub(in crate::broker) const WATCH_MAX_MS: u64 = 300_000;
+
 enum Caller {
     Person(PersonCaller),
     Service(ServiceCaller),
 }
 
 impl Broker {
-    /// Checks the proof of possession that a call carries. `known` says whether the key is anybody's here, before anything
-    /// is remembered of it: strangers cannot fill the memory of used proofs.
+    /// Checks the proof of possession that a call carries. `known` says whether the key is registered, before the proof is
+    /// remembered: unknown keys cannot fill the replay cache.
     pub(in crate::broker) fn possession(
         &self,
         call: &CallContext,
@@ -114,8 +119,8 @@ impl Broker {
         Possession::check(&proof, now)
     }
 
-    /// The possession of a key for a new task. The caller has checked the evidence, and that it is a registered agent's
-    /// which calls no more often than it may: what is remembered of new keys is bounded by that.
+    /// The possession of a key for a new task. The evidence and the agent's rate limit were checked before, which bounds how
+    /// many new keys the replay cache holds.
     pub(in crate::broker) fn possession_for_open_task(
         &self,
         call: &CallContext,
@@ -128,7 +133,7 @@ impl Broker {
             .map_err(|e| self.refuse_gate_1(call.method, &e))
     }
 
-    /// The caller's own task and the possession of its key; another's and none get the same answer.
+    /// The caller's task and the possession of its key; another key's task and an unknown id get the same answer.
     pub(in crate::broker) fn task_possession(
         &self,
         call: &CallContext,
@@ -164,12 +169,12 @@ impl Broker {
         Err(self.refuse(
             call.method,
             Reason::NotPermitted,
-            "the guard's row does not admit agents",
+            "the method does not allow agents",
         ))
     }
 
-    /// Whether a person who called is an operator still, with the key they called with: the rules in force now, and their
-    /// version for what they order to rest on.
+    /// Requires that a caller is still an operator with the same key; returns the rules in force, whose version joins the read
+    /// set of the operator's append.
     pub(in crate::broker) fn require_operator(
         &self,
         call: &CallContext,
@@ -190,11 +195,11 @@ impl Broker {
         Err(self.refuse(
             call.method,
             Reason::NotPermitted,
-            format!("{} is no operator any more", caller.id),
+            format!("{} is no longer an operator", caller.id),
         ))
     }
 
-    /// Whether a person who called may still read what people decide: registered with the key they called with, in any role.
+    /// Whether a caller may still read approvals: registered with the same key, in any role.
     pub(in crate::broker) fn may_still_read(&self, caller: &PersonCaller) -> bool {
         self.views.rules().is_some_and(|rules| {
             let person = rules.bundle.person(&caller.id);
@@ -203,7 +208,7 @@ impl Broker {
         })
     }
 
-    /// Who a key of `people.toml` speaks for; nobody, once it was revoked.
+    /// The registered holder of a key of `people.toml`; `None` once the key was revoked.
     fn registered_holder(&self, rules: &InForce, key: Thumbprint) -> Option<Registered> {
         rules.by_key(key).filter(|registered| match registered {
             Registered::Person(person) => {
@@ -213,26 +218,26 @@ impl Broker {
         })
     }
 
-    /// Whether a key or passkey speaks for a person now.
+    /// Whether a key or passkey is the person's now.
     fn holds_key(&self, rules: &InForce, person: &PersonId, key: Thumbprint) -> bool {
         let enrolled = self.state.roster().of(person);
         enrolled.value.passkey(key).is_some()
             || self.registered_holder(rules, key) == Some(Registered::Person(person.clone()))
     }
 
-    /// A registered person, of a role the method allowed_roles.
+    /// Authenticates a registered person in a role the method allows.
     pub fn authenticate_person(&self, call: &CallContext) -> Result<PersonCaller, Refusal> {
         match self.authenticate(call, self.now())? {
             Caller::Person(person) => Ok(person),
             Caller::Service(service) => Err(self.refuse(
                 call.method,
                 Reason::NotPermitted,
-                format!("{} is no person", service.id),
+                format!("{} is a service: expected a person", service.id),
             )),
         }
     }
 
-    /// A registered service, of a kind the method allowed_roles.
+    /// Authenticates a registered service of a kind the method allows.
     pub(in crate::broker) fn authenticate_service(
         &self,
         call: &CallContext,
@@ -243,12 +248,12 @@ impl Broker {
             Caller::Person(person) => Err(self.refuse(
                 call.method,
                 Reason::NotPermitted,
-                format!("{} is no service", person.id),
+                format!("{} is a person: expected a service", person.id),
             )),
         }
     }
 
-    /// Any registered caller the method allowed_roles, by name: for methods that people and services share.
+    /// Authenticates any registered caller the method allows, by name: for methods that people and services share.
     pub(in crate::broker) fn authenticate_reader(
         &self,
         call: &CallContext,
@@ -260,7 +265,7 @@ impl Broker {
         })
     }
 
-    /// Any registered caller the method allowed_roles: the person, or `None` for a service.
+    /// Authenticates any registered caller the method allows: the person, or `None` for a service.
     pub(in crate::broker) fn authenticate_reader_person(
         &self,
         call: &CallContext,
@@ -319,7 +324,7 @@ impl Broker {
                 call.method,
                 Reason::NotPermitted,
                 format!(
-                    "{who} is registered, but this is for {} alone",
+                    "{who} is registered, but the method allows only {}",
                     call.allowed_roles
                         .iter()
                         .map(|kind| kind.plural())

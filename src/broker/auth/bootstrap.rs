@@ -1,8 +1,8 @@
-//! The first operator, by a one-time code: how a journal without a policy bundle gets its first one.
+//! Bootstrap: a one-time code for the first operator puts the first policy bundle in force.
 //!
 //! In: the code and a proof of a key. Out: the right to apply one policy bundle that lists this key as an operator's.
-//! Trusts whoever reads what the broker prints at its start. The code is kept only as a MAC, in memory, for ten minutes;
-//! it is never an entry or part of a log record. What does not hold is refused like anything else that gate 1 refuses.
+//! Trusts the reader of the broker's output at start. The code is kept only as a MAC, in memory, for ten minutes; it is
+//! never an entry or part of a log record. Refuses a wrong or expired code like any refusal of gate 1.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +19,7 @@ use crate::verify::VerifyError;
 
 /// Life of a code, in seconds.
 const CODE_LIFE_S: i64 = 600;
-/// The code that is open, if one is.
+/// The open bootstrap code, if there is one.
 #[derive(Default)]
 pub(in crate::broker) struct BootstrapCode(Mutex<Option<OpenCode>>);
 
@@ -29,15 +29,15 @@ struct OpenCode {
     until: Timestamp,
 }
 
-/// Someone who showed the code and proved a key. Made only by [`Broker::first_operator`], good for one call.
+/// A caller who showed the code and proved a key. Made only by [`Broker::first_operator`], good for one call.
 #[derive(Debug)]
 pub struct FirstOperator {
     key: Thumbprint,
 }
 
 impl BootstrapCode {
-    fn with<T>(&self, ask: impl FnOnce(&mut Option<OpenCode>) -> T) -> T {
-        ask(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with<T>(&self, act: impl FnOnce(&mut Option<OpenCode>) -> T) -> T {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Opens a code; an earlier one is void.
@@ -56,10 +56,10 @@ impl BootstrapCode {
     /// Whether this is the code, compared in constant time.
     fn check(&self, code: &Secret, now: Timestamp) -> Result<(), VerifyError> {
         self.with(|slot| {
-            let open = slot.as_mut().ok_or(VerifyError::Code("there is none"))?;
+            let open = slot.as_mut().ok_or(VerifyError::Code("no code is open"))?;
             if now >= open.until {
                 *slot = None;
-                return Err(VerifyError::Code("it is too old"));
+                return Err(VerifyError::Code("it has expired"));
             }
             if hmac::verify(
                 &open.key,
@@ -70,16 +70,16 @@ impl BootstrapCode {
             {
                 return Ok(());
             }
-            // Not counted: strangers could make it void, and at a hundred bits nobody guesses it in ten minutes.
-            Err(VerifyError::Code("it is another"))
+            // Failures are not counted: that would let a stranger void the code, and 100 bits cannot be guessed in ten minutes.
+            Err(VerifyError::Code("it does not match"))
         })
     }
 
-    /// Whether a code that held a moment ago is open still.
+    /// Requires that a code that was checked before is still open.
     fn require_open(&self, now: Timestamp) -> Result<(), VerifyError> {
         self.with(|slot| match slot {
             Some(open) if now < open.until => Ok(()),
-            Some(_) | None => Err(VerifyError::Code("it was used, or became void meanwhile")),
+            Some(_) | None => Err(VerifyError::Code("it was used or has expired")),
         })
     }
 
@@ -90,7 +90,7 @@ impl BootstrapCode {
 
 impl Broker {
     /// A one-time code for the first operator, good for ten minutes and one policy bundle; `None` when a bundle is in
-    /// force. A restart gives another as long as none is.
+    /// force. A restart issues another one while no bundle is in force.
     pub fn bootstrap_code(&self) -> Option<Secret> {
         if self.views.rules().is_some() {
             return None;
@@ -105,7 +105,7 @@ impl Broker {
         Some(self.bootstrap_code.open(draw(), draw(), self.now()))
     }
 
-    /// Whoever shows the code and proves a key, before a byte of their policy bundle is read.
+    /// Authenticates the first operator by code and key, before a byte of the policy bundle is read.
     pub fn first_operator(
         &self,
         call: &CallContext,
@@ -119,10 +119,10 @@ impl Broker {
             return Err(closed(&VerifyError::ProofElsewhere("credential")));
         }
         let now = self.now();
-        // Asked when the proof holds and before anything is remembered of it: each try costs its caller a new proof.
-        let held = |_: Thumbprint| self.bootstrap_code.check(code, now);
+        // The code is checked after the proof and before the proof is remembered: each try costs the caller a new proof.
+        let code_matches = |_: Thumbprint| self.bootstrap_code.check(code, now);
         let possession = self
-            .possession(call, None, None, now, &held)
+            .possession(call, None, None, now, &code_matches)
             .map_err(|e| closed(&e))?;
         Ok(FirstOperator {
             key: possession.jkt(),
@@ -130,7 +130,7 @@ impl Broker {
     }
 
     /// Puts the first policy bundle in force. A crash before the append leaves nothing, and the next start prints another
-    /// code; after it, the bundle is in force and there is no code any more.
+    /// code; after it, the bundle is in force and no code is open.
     pub async fn apply_first_policy_bundle(
         self: &Arc<Self>,
         call: &CallContext,
@@ -152,8 +152,8 @@ impl Broker {
     ) -> Result<BundleApplied, Refusal> {
         let (files, bundle, applied) = self.load_bundle(method, files).await?;
         let by = operator_of(&bundle, first.key).ok_or_else(|| {
-            let told = "people.toml: no operator has the key that calls; 'dipylon key new' prints the [[key]] to add";
-            self.refuse(method, Reason::InvalidPolicyBundle, told)
+            let message = "`people.toml`: no operator has the key of this call; add the [[key]] that 'dipylon key new' prints";
+            self.refuse(method, Reason::InvalidPolicyBundle, message)
         })?;
         let _alone = self.policy_lock.lock().await;
         self.bootstrap_code
@@ -191,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_code_is_readable_and_its_life_is_bounded() {
+    fn bootstrap_code_expires_and_tolerates_typing() {
         let one = BootstrapCode::default();
         let now = Timestamp::from_secs(1_000);
         let bytes = std::array::from_fn(|i| u8::try_from(i * 8 + 7).expect("small"));
@@ -218,7 +218,7 @@ mod tests {
         for _ in 0..1_000 {
             assert!(one.check(&typed(String::new()), now).is_err());
         }
-        assert!(one.check(&code, now).is_ok(), "strangers do no harm");
+        assert!(one.check(&code, now).is_ok(), "wrong guesses do not void it");
         one.close();
         assert!(one.check(&code, now).is_err() && one.require_open(now).is_err());
     }

@@ -1,14 +1,14 @@
-//! Passkeys of people: invited by an operator, enrolled by whoever holds the code, revoked for good.
+//! Passkey enrolment: an operator invites, the holder of the code enrols, an operator revokes.
 //!
-//! An invitation is a code that is shown once, good for ten minutes and one passkey. What is revoked never counts again,
-//! whatever a policy bundle says.
+//! An invitation is a code that is shown once, good for ten minutes and one passkey. A revoked key never counts again, under
+//! any policy bundle.
 
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use crate::approve::votes;
+use crate::approve::vote_proof;
 use crate::broker::auth::one_time_code;
 use crate::broker::auth::session::{ChallengePurpose, stated_challenge};
 use crate::broker::{Broker, CallContext, Refusal};
@@ -19,29 +19,29 @@ use crate::policy::Role;
 use crate::state::{Enrolled, Invitation, Versioned};
 use crate::webauthn::{self, Registration};
 
-/// An invitation, for the one person it is for.
+/// An issued invitation, for the invited person.
 #[derive(Debug)]
 pub struct IssuedInvitation {
     /// The code; shown once, kept as its hash.
     pub code: Secret,
-    /// Where it is used. The code stands behind the `#`, which no browser sends.
+    /// The URL to open. The code is in the fragment, which no browser sends.
     pub url: Secret,
-    /// Until when.
+    /// When it expires.
     pub expires_at: Timestamp,
 }
 
-/// What a browser needs to make a passkey.
+/// WebAuthn options for creating a passkey.
 #[derive(Debug)]
 pub struct EnrolmentOptions {
-    /// Whose it will be.
+    /// The person who enrols.
     pub person: PersonId,
-    /// What colleagues call them.
+    /// Their display name.
     pub name: String,
-    /// To be signed; good for two minutes.
+    /// The challenge; good for two minutes.
     pub challenge: Vec<u8>,
-    /// The person's handle at authenticators: 16 bytes that say nothing.
+    /// The person's user handle at authenticators: 16 opaque bytes.
     pub user: Vec<u8>,
-    /// Credentials they have, in base64url: an authenticator holds one of them.
+    /// Their existing credentials, in base64url: an authenticator holds one of them at most.
     pub exclude: Vec<String>,
 }
 
@@ -50,19 +50,19 @@ pub struct EnrolmentOptions {
 pub struct ApproverView {
     /// Their id.
     pub id: PersonId,
-    /// What colleagues call them; empty for one who left the policy bundle.
+    /// Their display name; empty for a person who left the policy bundle.
     pub name: String,
-    /// Groups they are in.
+    /// Their groups.
     pub groups: Vec<GroupId>,
-    /// What they may do.
+    /// Their roles.
     pub roles: Vec<Role>,
-    /// Keys of `people.toml` that count.
+    /// Keys of `people.toml` that are not revoked.
     pub keys: Vec<Thumbprint>,
     /// Their passkeys.
     pub passkeys: Vec<PasskeyView>,
-    /// Until when an open invitation may be used.
+    /// When an open invitation expires.
     pub invited_until: Option<Timestamp>,
-    /// Keys that count no more.
+    /// Revoked keys.
     pub revoked: Vec<Thumbprint>,
 }
 
@@ -71,13 +71,13 @@ pub struct ApproverView {
 pub struct PasskeyView {
     /// Its name in votes and for `approver revoke`.
     pub key: Thumbprint,
-    /// What the person calls it.
+    /// Its label.
     pub label: String,
     /// When it was enrolled.
     pub added_at: Timestamp,
     /// When its last vote was entered.
     pub last_vote_at: Option<Timestamp>,
-    /// Whether it may be copied to other devices of its owner.
+    /// Whether it may be synchronised to other devices of its owner.
     pub backup_eligible: bool,
 }
 
@@ -89,8 +89,8 @@ const PASSKEYS_MAX: usize = 10;
 const LABEL_BYTES_MAX: usize = 64;
 
 impl Broker {
-    /// Invites a registered person to enrol one passkey. An earlier invitation of theirs is void. A crash before the append
-    /// leaves none; after it, one whose code nobody saw.
+    /// Invites a registered person to enrol one passkey. An earlier invitation is void. A crash before the append leaves no
+    /// invitation; after it, one whose code was never shown.
     pub async fn invite_approver(
         &self,
         call: &CallContext,
@@ -106,13 +106,13 @@ impl Broker {
             let now = self.now();
             let rules = self.require_operator(call, &operator)?;
             if rules.bundle.person(&person).is_none() {
-                let told = format!("no person {person} is registered");
-                return Err(self.refuse(call.method, Reason::NotFound, told));
+                let message = format!("no person {person} is registered");
+                return Err(self.refuse(call.method, Reason::NotFound, message));
             }
             let enrolled = self.state.roster().of(&person);
             if enrolled.value.passkeys.len() >= PASSKEYS_MAX {
-                let told = format!("{person} has {PASSKEYS_MAX} passkeys; revoke one first");
-                return Err(self.refuse(call.method, Reason::Malformed, told));
+                let message = format!("{person} has {PASSKEYS_MAX} passkeys; revoke one first");
+                return Err(self.refuse(call.method, Reason::Malformed, message));
             }
             let expires_at = now.plus_secs(INVITATION_LIFE_S);
             let event = Event::ApproverInvited(ApproverInvited {
@@ -148,7 +148,7 @@ impl Broker {
         }
     }
 
-    /// What a browser needs to enrol a passkey, for whoever shows the code of an open invitation. Nothing is kept of it.
+    /// Options for enrolling a passkey, for the code of an open invitation. Stateless.
     pub fn begin_enrolment(
         &self,
         method: &'static str,
@@ -160,12 +160,12 @@ impl Broker {
             .views
             .rules()
             .and_then(|rules| rules.bundle.person(&person).map(|p| p.name.clone()));
-        let name = name.ok_or_else(|| self.unknown_invitation(method, "its person left"))?;
+        let name = name.ok_or_else(|| self.unknown_invitation(method, "its person is no longer registered"))?;
         Ok(EnrolmentOptions {
             challenge: self
                 .sessions
                 .challenge(ChallengePurpose::Enrol(invitation.id), self.draw(), now),
-            user: user_handle(&person),
+            user: webauthn::user_handle(&person),
             exclude: enrolled
                 .value
                 .passkeys
@@ -201,7 +201,7 @@ impl Broker {
             let challenge = stated_challenge(&made.client_data_json).unwrap_or_default();
             self.sessions
                 .check(ChallengePurpose::Enrol(invitation.id), &challenge, now)
-                .ok_or_else(|| wrong(&"the challenge is not of this enrolment, or too old"))?;
+                .ok_or_else(|| wrong(&"the challenge is not of this enrolment, or it has expired"))?;
             let credential = webauthn::register(self.relying_party(), &challenge, made)
                 .map_err(|e| wrong(&e))?;
             let key = AuthenticatorKey::from_jwk(&credential.jwk).map_err(|e| wrong(&e))?;
@@ -211,13 +211,13 @@ impl Broker {
                 .views
                 .rules()
                 .filter(|rules| rules.bundle.person(&person).is_some())
-                .ok_or_else(|| self.unknown_invitation(method, "its person left"))?;
-            // One hand is one human: a key that speaks for anybody already is nobody else's, and a revoked one is nobody's.
+                .ok_or_else(|| self.unknown_invitation(method, "its person is no longer registered"))?;
+            // A key can be enrolled once: reject keys registered to anyone and revoked keys.
             if roster.holder(&id).is_some() || roster.known(key) || rules.by_key(key).is_some() {
-                return Err(wrong(&"this key was enrolled before"));
+                return Err(wrong(&"this key was enrolled before: use another authenticator"));
             }
             if enrolled.value.passkeys.len() >= PASSKEYS_MAX {
-                return Err(wrong(&format!("{PASSKEYS_MAX} passkeys are enough")));
+                return Err(wrong(&format!("{person} has {PASSKEYS_MAX} passkeys; revoke one first")));
             }
             let event = Event::ApproverEnrolled(ApproverEnrolled {
                 person: person.clone(),
@@ -243,14 +243,14 @@ impl Broker {
             };
             match self.journal.append(append).await {
                 Ok(_) => return Ok(person),
-                // Looked at again: whoever used the invitation meanwhile has closed it.
+                // Retried: the invitation may have been used meanwhile.
                 Err(AppendError::Conflict(_) | AppendError::Late) => {}
                 Err(error) => return Err(self.refuse_append(method, &error)),
             }
         }
     }
 
-    /// Everyone with their keys: those registered, and those who left and have keys or revoked ones.
+    /// All people with their keys: those registered, and those who left and have enrolled or revoked keys.
     pub fn list_approvers(&self, call: &CallContext) -> Result<Vec<ApproverView>, Refusal> {
         let now = self.now();
         self.authenticate_reader(call, now)?;
@@ -277,7 +277,7 @@ impl Broker {
                     .unwrap_or_default(),
                 keys: registered
                     .map(|p| {
-                        votes::active_keys(p, enrolled)
+                        vote_proof::active_keys(p, enrolled)
                             .map(|k| k.thumbprint())
                             .collect()
                     })
@@ -305,8 +305,8 @@ impl Broker {
         Ok(ids.into_iter().map(view).collect())
     }
 
-    /// Makes one key of a person, or all of them, count no more: passkeys, keys of `people.toml`, and an open invitation.
-    /// Their votes that no grant has consumed are void with it. How many keys that was.
+    /// Revokes one key of a person, or all: passkeys, keys of `people.toml`, and an open invitation. Their votes that no grant
+    /// has consumed are void with it. Returns the number of keys.
     pub async fn revoke_approver_keys(
         &self,
         call: &CallContext,
@@ -326,13 +326,13 @@ impl Broker {
                 .chain(
                     registered
                         .into_iter()
-                        .flat_map(|p| votes::active_keys(p, &enrolled.value))
+                        .flat_map(|p| vote_proof::active_keys(p, &enrolled.value))
                         .map(|k| k.thumbprint()),
                 )
                 .collect();
             if registered.is_none() && enrolled.version == 0 {
-                let told = format!("no person {person} is registered");
-                return Err(self.refuse(call.method, Reason::NotFound, told));
+                let message = format!("no person {person} is registered");
+                return Err(self.refuse(call.method, Reason::NotFound, message));
             }
             if let Some(only) = only {
                 if enrolled.value.revoked.contains(&only) {
@@ -340,8 +340,8 @@ impl Broker {
                 }
                 keys.retain(|key| *key == only);
                 if keys.is_empty() {
-                    let told = format!("{person} has no key {only}");
-                    return Err(self.refuse(call.method, Reason::NotFound, told));
+                    let message = format!("{person} has no key {only}");
+                    return Err(self.refuse(call.method, Reason::NotFound, message));
                 }
             }
             if keys.is_empty() && enrolled.value.invitation.is_none() {
@@ -387,7 +387,7 @@ impl Broker {
             .clone()
             .filter(|i| i.code == code && now < i.expires_at);
         let open = open.ok_or_else(|| {
-            self.unknown_invitation(method, "the invitation was used, or is too old")
+            self.unknown_invitation(method, "the invitation was used or has expired")
         })?;
         Ok((person, enrolled, open))
     }
@@ -400,13 +400,7 @@ impl Broker {
     }
 }
 
-/// A person's handle at authenticators: nothing that says who it is, the same for all their passkeys (WebAuthn L3 §14.6.1).
-pub(in crate::broker) fn user_handle(person: &PersonId) -> Vec<u8> {
-    let digest = Digest::tagged("dipylon/user/v1", person.as_str().as_bytes());
-    digest.as_bytes().iter().take(16).copied().collect()
-}
-
-/// What is kept of a code: at 100 random bits nobody finds the code from it.
+/// The stored form of a code: 100 random bits cannot be found from their hash.
 fn hash(shown: &Secret) -> Digest {
     Digest::tagged(
         "dipylon/invitation/v1",

@@ -1,8 +1,8 @@
-//! SessionStore: browsers of people who signed in with a passkey.
+//! Sessions: browsers of people who signed in with a passkey.
 //!
-//! In: an assertion over a challenge of ours; then the cookie of a session. Out: who is there, for the methods that admit
-//! them. Trusts passkeys the journal says are theirs. A session lets a person look and begin; it is never a vote: each vote
-//! is an assertion of its own. Kept in memory of this broker alone: a restart ends all.
+//! In: an assertion over a challenge of this broker; then the session cookie. Out: the signed-in person, for methods that
+//! allow their role. Trusts passkeys on record in the journal. A session lets a person read and begin; it is never a vote:
+//! each vote is an assertion of its own. Kept in memory of this broker alone: a restart ends all sessions.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
@@ -11,7 +11,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::hmac;
 
-use crate::broker::auth::enrolment::user_handle;
 use crate::broker::auth::replay_cache::Once;
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};
@@ -20,70 +19,70 @@ use crate::policy::{InForce, Role};
 use crate::verify::VerifyError;
 use crate::webauthn::{self, Assertion};
 
-/// A challenge for signing in.
+/// WebAuthn options for signing in.
 #[derive(Debug)]
 pub struct SignInOptions {
-    /// To be signed; good for two minutes and one signing in.
+    /// The challenge; good for two minutes and one sign-in.
     pub challenge: Vec<u8>,
 }
 
-/// A browser that signed in.
+/// A new session.
 #[derive(Debug)]
 pub struct Session {
-    /// What names it: for its cookie alone.
+    /// The session token, for the cookie alone.
     pub cookie: Secret,
-    /// Who signed in.
+    /// The person who signed in.
     pub person: PersonId,
-    /// Until when at most.
+    /// When it ends at the latest.
     pub until: Timestamp,
 }
 
-/// Who is there, for a page.
+/// The signed-in person, for a page.
 #[derive(Debug, Clone)]
 pub struct SignedInUser {
     /// Their id.
     pub id: PersonId,
     /// What colleagues call them.
     pub name: String,
-    /// What they may do.
+    /// Their roles.
     pub roles: BTreeSet<Role>,
 }
 
-/// What is kept of a session.
+/// A session as stored.
 #[derive(Debug, Clone)]
 pub(in crate::broker) struct StoredSession {
     pub(in crate::broker) person: PersonId,
-    /// Thumbprint of the passkey it was opened with.
+    /// Thumbprint of the passkey that opened it.
     pub(in crate::broker) key: Thumbprint,
     until: Timestamp,
     idle_at: Timestamp,
 }
 
-/// Every session, and what it takes to open one.
+/// Store of open sessions, sign-in challenges and signature counters.
 pub(in crate::broker) struct SessionStore {
-    /// By SHA-256 of the cookie: who reads this memory cannot session.
+    /// Keyed by SHA-256 of the cookie, so a memory disclosure does not reveal session cookies.
     open: Mutex<HashMap<Digest, StoredSession>>,
     key: hmac::Key,
-    /// Challenges that were used.
+    /// Challenges already used.
     used_challenges: Once,
-    /// The highest signature counter this broker saw of a passkey, above what the journal knows.
+    /// The highest signature counter seen of each passkey, above the one in the journal.
     sign_counters: Mutex<HashMap<Thumbprint, u32>>,
 }
 
-/// Longest session.
+/// Longest session, in seconds.
 const SESSION_LIFE_S: i64 = 8 * 3_600;
-/// A session in which nothing is asked ends after this long.
+/// A session without requests ends after this time, in seconds.
 const SESSION_IDLE_S: i64 = 3_600;
-/// SessionStore of one person at once; the oldest gives way.
+/// Open sessions of one person; the oldest is closed for a new one.
 const SESSIONS_PER_PERSON_MAX: usize = 8;
-/// How long a challenge may be answered.
+/// Lifetime of a challenge, in milliseconds.
 const CHALLENGE_LIFE_MS: i64 = 120_000;
 /// Random bytes, expiry and MAC of a challenge.
 const RANDOM_BYTES: usize = 16;
 const EXPIRY_BYTES: usize = 8;
 const MAC_BYTES: usize = 16;
 
-/// What a challenge was made for: one made for signing in enrols nobody.
+/// The purpose a challenge is bound to: a sign-in challenge cannot enrol a passkey.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::broker) enum ChallengePurpose {
     SignIn,
@@ -100,7 +99,7 @@ impl SessionStore {
         }
     }
 
-    /// A challenge without memory: random bytes, an expiry, and the MAC of both under a key of this boot.
+    /// A stateless challenge: random bytes, an expiry, and the MAC of both under a key of this process.
     pub(in crate::broker) fn challenge(
         &self,
         purpose: ChallengePurpose,
@@ -114,7 +113,7 @@ impl SessionStore {
         challenge
     }
 
-    /// Until when a challenge of ours for this purpose is good; `None` when it is another, old, or of another boot.
+    /// When a challenge for this purpose expires; `None` when it is for another purpose, expired, or of another process.
     pub(in crate::broker) fn check(
         &self,
         purpose: ChallengePurpose,
@@ -125,7 +124,7 @@ impl SessionStore {
         let expiry = said.last_chunk::<EXPIRY_BYTES>()?;
         let full = self.mac(purpose, said);
         let ours = full.as_ref().get(..MAC_BYTES)?;
-        // Constant time: the MAC is the secret that makes a challenge ours.
+        // Constant time: the MAC is the secret that authenticates a challenge.
         let differs = mac.len() != MAC_BYTES
             || mac.iter().zip(ours).fold(0, |diff, (a, b)| diff | (a ^ b)) != 0;
         let until = Timestamp::from_millis(i64::from_be_bytes(*expiry));
@@ -164,26 +163,26 @@ impl SessionStore {
         });
     }
 
-    /// Forgets sessions and challenges whose time is over.
+    /// Removes expired sessions and challenges.
     pub(in crate::broker) fn prune(&self, now: Timestamp) {
         self.with(|open| open.retain(|_, v| now < v.until && now < v.idle_at));
         self.used_challenges.sweep(now);
     }
 }
 
-/// Whether the user handle, where there is one, is this person's (WebAuthn L3 §7.2 step 6).
+/// Whether the user handle, if present, is this person's (WebAuthn L3 §7.2 step 6).
 fn user_handle_matches(assertion: &Assertion, person: &PersonId) -> bool {
     assertion
         .user
         .as_ref()
-        .is_none_or(|user| *user == user_handle(person))
+        .is_none_or(|user| *user == webauthn::user_handle(person))
 }
 
 fn cookie_digest(cookie: &Secret) -> Digest {
     Digest::tagged("dipylon/session/v1", cookie.expose_secret().as_bytes())
 }
 
-/// The challenge an authenticator's client says it signed, to be looked up; `webauthn` compares it again.
+/// The challenge stated in the client data, for the lookup; `webauthn` compares it again.
 pub(in crate::broker) fn stated_challenge(client_data_json: &[u8]) -> Option<Vec<u8>> {
     let said: serde_json::Value = serde_json::from_slice(client_data_json).ok()?;
     URL_SAFE_NO_PAD
@@ -192,7 +191,7 @@ pub(in crate::broker) fn stated_challenge(client_data_json: &[u8]) -> Option<Vec
 }
 
 impl Broker {
-    /// A challenge for whoever wants to sign in. Nothing is kept of it: strangers fill no memory.
+    /// Options for a sign-in. Stateless: callers without a session use no memory.
     pub fn begin_sign_in(&self) -> SignInOptions {
         let challenge = self
             .sessions
@@ -212,19 +211,19 @@ impl Broker {
         let until = self
             .sessions
             .check(ChallengePurpose::SignIn, &challenge, now)
-            .ok_or_else(|| wrong("the challenge is none of ours, or too old".to_owned()))?;
+            .ok_or_else(|| wrong("the challenge is not of this broker, or it has expired".to_owned()))?;
         let credential = URL_SAFE_NO_PAD.encode(&assertion.credential);
         let roster = self.state.roster();
         let person = roster
             .holder(&credential)
-            .ok_or_else(|| wrong("nobody enrolled it".to_owned()))?;
+            .ok_or_else(|| wrong("the credential is not enrolled".to_owned()))?;
         let enrolled = roster.of(&person);
         let passkey = enrolled
             .value
             .credential(&credential)
-            .ok_or_else(|| wrong(format!("it was revoked for {person}")))?;
+            .ok_or_else(|| wrong(format!("the credential of {person} was revoked")))?;
         if !user_handle_matches(&assertion, &person) {
-            return Err(wrong("the user handle is another's".to_owned()));
+            return Err(wrong("the user handle is of another person".to_owned()));
         }
         let record = &passkey.record;
         let seen = webauthn::check(
@@ -269,12 +268,12 @@ impl Broker {
         })
     }
 
-    /// Ends a session; one that is over already is over.
+    /// Ends a session. Idempotent.
     pub fn sign_out(&self, cookie: &Secret) {
         self.sessions.with(|open| open.remove(&cookie_digest(cookie)));
     }
 
-    /// Whether a session goes on. To ask is no sign of life: a window that is left open keeps no session from ending.
+    /// Whether a session is alive. Does not count as activity: an open window does not keep a session alive.
     pub fn is_session_alive(&self, cookie: &Secret) -> bool {
         let now = self.now();
         self.sessions.with(|open| {
@@ -283,7 +282,7 @@ impl Broker {
         })
     }
 
-    /// The person who sessions, in a role the method admits.
+    /// The signed-in person, in a role the method allows.
     pub fn signed_in_user(&self, call: &CallContext) -> Result<SignedInUser, Refusal> {
         let person = self.authenticate_person(call)?;
         let rules = self.rules(call)?;
@@ -298,7 +297,7 @@ impl Broker {
         })
     }
 
-    /// The session with this cookie, while it goes on and its passkey and its person are what they were.
+    /// The session with this cookie, while it is alive, its passkey enrolled and its person registered.
     pub(in crate::broker) fn session(
         &self,
         cookie: &Secret,
@@ -312,7 +311,7 @@ impl Broker {
             session.idle_at = now.plus_secs(SESSION_IDLE_S);
             Some(session.clone())
         });
-        let session = session.ok_or(VerifyError::Session("there is none, or it is over"))?;
+        let session = session.ok_or(VerifyError::Session("no such session, or it has ended"))?;
         if self
             .state
             .roster()
@@ -329,7 +328,7 @@ impl Broker {
         Ok(session)
     }
 
-    /// The thumbprint of the person's passkey that an assertion names.
+    /// The thumbprint of the person's passkey named by an assertion.
     pub(in crate::broker) fn passkey_for(
         &self,
         call: &CallContext,
@@ -343,13 +342,13 @@ impl Broker {
             .credential(&credential)
             .filter(|_| user_handle_matches(assertion, person));
         passkey.map(|p| p.record.key).ok_or_else(|| {
-            let told = "the passkey is not, or no longer, one of yours";
-            self.refuse(call.method, Reason::PasskeyWrong, told)
+            let message = "the passkey is not, or no longer, one of yours";
+            self.refuse(call.method, Reason::PasskeyWrong, message)
         })
     }
 
-    /// A counter that does not go up shows a second copy of the passkey: it counts no more from here on (WebAuthn L3
-    /// §6.1.1, §7.2 step 22). Authenticators that do not count say zero always.
+    /// Revokes a passkey whose signature counter does not increase: there may be a second copy of it (WebAuthn L3 §6.1.1,
+    /// §7.2 step 22). Authenticators without a counter always report zero.
     pub(in crate::broker) async fn check_signature_counter(
         &self,
         method: &'static str,
@@ -380,8 +379,8 @@ impl Broker {
             let moves = vec![(Stream::Person(person.clone()), enrolled.version)];
             match self.journal.append(Append::one(event, moves)).await {
                 Ok(_) => {
-                    let told = "its signature counter went back: there may be a copy of it, so it counts no more";
-                    return Err(self.refuse(method, Reason::PasskeyWrong, told));
+                    let message = "the signature counter of the passkey went back: there may be a copy of it, so it was revoked";
+                    return Err(self.refuse(method, Reason::PasskeyWrong, message));
                 }
                 Err(AppendError::Conflict(_)) => {}
                 Err(error) => return Err(self.refuse_append(method, &error)),
@@ -395,7 +394,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_challenge_is_good_for_its_purpose_and_two_minutes_of_one_boot() {
+    fn challenge_is_bound_to_purpose_lifetime_and_process() {
         let (ours, other) = (SessionStore::new(&[1; 32]), SessionStore::new(&[2; 32]));
         let now = Timestamp::from_secs(1_800_000_000);
         let invitation = ChallengePurpose::Enrol(InvitationId::from_random([7; 16]));

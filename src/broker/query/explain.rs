@@ -1,16 +1,18 @@
+//! Explanations: why a decision, task, token, access request or refused call is as it is.
+
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::model::*;
 use crate::policy::RuleEffect;
 use crate::state::Grant;
 
-/// Why something is as it is.
+/// The explanation of a decision, task, token, access request or refused call.
 #[derive(Debug, Default)]
 pub struct Explanation {
-    /// In one line.
+    /// The summary, in one line.
     pub headline: String,
-    /// Label and text, in reading order. Every text is safe to print.
+    /// Labels and texts, in reading order. Every text is safe to print.
     pub lines: Vec<(String, String)>,
-    /// The entries it rests on.
+    /// The journal entries behind it.
     pub entries: Vec<String>,
 }
 
@@ -20,13 +22,13 @@ impl Explanation {
             .push((label.to_owned(), text::escape_invisible(&text.into())));
     }
 
-    /// A line for each of the newest, oldest of them first, and one that counts the others. `all` has the oldest first.
-    fn newest<T>(&mut self, label: &str, all: &[T], told: impl Fn(&T) -> String) {
+    /// A line for each of the newest items, oldest first, and one that counts the rest. `all` is ordered oldest first.
+    fn newest<T>(&mut self, label: &str, all: &[T], format: impl Fn(&T) -> String) {
         let mut left = LISTED_BYTES_MAX;
         let mut texts = Vec::new();
-        for one in all.iter().rev().take(LISTED_MAX) {
-            let text = text::escape_invisible(&told(one));
-            // What a line costs on the wire beside its text.
+        for item in all.iter().rev().take(LISTED_MAX) {
+            let text = text::escape_invisible(&format(item));
+            // The wire size of a line, its label and framing included.
             let cost = text.len() + label.len() + 16;
             if cost > left {
                 break;
@@ -44,7 +46,7 @@ impl Explanation {
     }
 }
 
-/// Most tokens, access requests or uses that are listed, of each.
+/// Most tokens, access requests or uses listed, of each.
 const LISTED_MAX: usize = 200;
 /// Most bytes of such a list on the wire: two of them and an entry make a message.
 const LISTED_BYTES_MAX: usize = 20 * 1024;
@@ -77,7 +79,7 @@ impl Broker {
             self.refuse(
                 call.method,
                 Reason::NotFound,
-                "nothing has this id; a refused call is remembered until the broker restarts",
+                "no record has this id; refused calls are kept until the broker restarts",
             )
         })
     }
@@ -122,7 +124,7 @@ impl Broker {
                 }
                 Event::AccessRequestOpened(f) => {
                     out.headline = format!(
-                        "people are asked: {} on {}",
+                        "approval needed: {} on {}",
                         f.action.action, f.action.target
                     );
                     out.line("task", f.task.to_string());
@@ -196,7 +198,7 @@ impl Broker {
             ),
         );
         if decision.rules.is_empty() {
-            out.line("policy", "no rule allows it: the default is no");
+            out.line("policy", "no rule allows it: the default is deny");
         }
         for rule in decision.rules.iter() {
             let known = rules

@@ -1,28 +1,30 @@
+//! Inventory: lists of tasks and agents.
+
 use std::sync::Arc;
 
 use crate::broker::{ActionUse, Broker, CallContext, Refusal};
 use crate::model::*;
 use crate::state::{Grant, Task};
 
-/// A task, as an operator sees it in a list.
+/// A row of the task list.
 #[derive(Debug)]
 pub struct TaskView {
-    /// As entered, with its lease and its end.
+    /// The task, with its lease and its end.
     pub task: Arc<Task>,
-    /// How it is over, if it is: by an entry, by time, or by an end that waits to be written.
+    /// Why it ended, if it did: by an entry, by time, or by a pending revocation.
     pub ended: Option<EndCause>,
-    /// Tokens that are good now.
+    /// Active tokens.
     pub tokens_live: usize,
-    /// Access requests that wait for people.
+    /// Waiting access requests.
     pub access_requests_waiting: usize,
 }
 
 /// Which tasks to list.
 #[derive(Debug, Clone, Default)]
 pub struct TaskFilter {
-    /// Of this agent only.
+    /// Only tasks of this agent.
     pub agent: Option<AgentId>,
-    /// Those that are over too.
+    /// Include ended tasks.
     pub ended: bool,
     /// The page after this task, in the order of the list.
     pub after: Option<TaskId>,
@@ -30,26 +32,26 @@ pub struct TaskFilter {
     pub max: usize,
 }
 
-/// A registered agent and how it stands.
+/// An agent and its status.
 #[derive(Debug)]
 pub struct AgentView {
-    /// As registered; absent when the policy bundle has it no more.
+    /// Its registration; absent when it left the policy bundle.
     pub registered: Option<Arc<Agent>>,
     /// Its id.
     pub id: AgentId,
-    /// Taken out of service by an operator.
+    /// Whether it is suspended.
     pub suspended: bool,
-    /// Freezes in force that stop it.
+    /// Freezes in force that cover it.
     pub frozen: Vec<FreezeScope>,
-    /// Tasks that run.
+    /// Running tasks.
     pub tasks_running: usize,
-    /// Tokens that are good now.
+    /// Active tokens.
     pub tokens_live: usize,
-    /// When this broker last verified its evidence, as far as it remembers.
+    /// When this broker last verified its evidence; kept in memory.
     pub verified_at: Option<Timestamp>,
-    /// When evidence of it was last verified, as the journal tells: what any broker remembered when it entered something.
+    /// When its evidence was last verified according to the journal, by any broker.
     pub attested_at: Option<Timestamp>,
-    /// What it did with each action of its ceiling, and with others it had once; empty in a list.
+    /// Use of each action of its ceiling, and of earlier ceilings; empty in a list.
     pub activity: Vec<ActionUse>,
 }
 
@@ -65,8 +67,8 @@ impl Broker {
         let after = match &filter.after {
             None => None,
             Some(id) => Some(self.state.task(id).ok_or_else(|| {
-                let told = "page_token: no such task";
-                self.refuse(call.method, Reason::NotFound, told)
+                let message = "`page_token`: no such task";
+                self.refuse(call.method, Reason::NotFound, message)
             })?),
         };
         let place = |task: &Task| (std::cmp::Reverse(task.opened.opened_at), task.opened.task);
@@ -117,11 +119,11 @@ impl Broker {
     }
 
     fn count_live(&self, grants: &[Arc<Grant>], now: Timestamp) -> usize {
-        let alive = |g: &&Arc<Grant>| self.dead(g, now).is_none() && !g.spent();
-        grants.iter().filter(alive).count()
+        let is_active = |g: &&Arc<Grant>| self.dead(g, now).is_none() && !g.spent();
+        grants.iter().filter(is_active).count()
     }
 
-    /// Agents by id: those registered, and those that left the policy bundle and still have a standing or tasks.
+    /// Agents by id: those registered, and those that left the policy bundle and still have a status or tasks.
     pub fn list_agents(
         &self,
         call: &CallContext,

@@ -1,4 +1,4 @@
-//! What was counted, for those who decide and those who watch how it is decided. No gate asks anything here.
+//! Decision statistics for approvers and operators. No gate depends on them.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use crate::state::AccessRequest;
 use crate::state::figures::{self, ApproverFigures, Habit, RuleFigures};
 use crate::state::unusual::{self, Oddity};
 
-/// A rule of the policy bundle in force, and how often it mattered.
+/// A rule of the policy bundle in force, with its statistics.
 #[derive(Debug, Clone)]
 pub struct RuleStatsRow {
     /// Its `@id`.
@@ -24,62 +24,62 @@ pub struct RuleStatsRow {
     pub why: String,
     /// `permit` or `forbid`.
     pub kind: &'static str,
-    /// What lifts it: `step_up PROFILE`, `max_ttl SECONDS`s; empty for what nothing lifts.
+    /// Its remedy: `step_up PROFILE`, `max_ttl SECONDS`s; empty without one.
     pub remedy: String,
-    /// Answers of gate 2 that it determined.
+    /// Decisions of gate 2 that it determined.
     pub hits: u64,
-    /// Access requests that it asked people for; 0 for a rule that asks nobody.
+    /// Access requests it caused; 0 for a rule without step-up.
     pub asked: u64,
-    /// Those that people said yes to and a token was given for.
+    /// Access requests approved, with a token issued.
     pub approved: u64,
-    /// Those that a person said no to.
+    /// Access requests denied.
     pub denied: u64,
-    /// Those that nobody decided in time.
+    /// Access requests expired.
     pub expired: u64,
-    /// Share of yes among those decided, in percent, rounded down; `None` when none was.
+    /// Share of approvals among decided requests, in percent, rounded down; `None` without one.
     pub approved_percent: Option<u32>,
-    /// Median of the last decide times, in seconds.
+    /// Median of recent decision times, in seconds.
     pub median_s: Option<u32>,
-    /// When it last determined an answer.
+    /// When it last determined a decision.
     pub last_at: Option<Timestamp>,
-    /// Decided so fast and so often with a yes that nobody seems to read.
+    /// Approved so fast and so often that the cards seem unread.
     pub rubber_stamp: bool,
 }
 
-/// A person who votes, and how.
+/// An approver, with their statistics.
 #[derive(Debug, Clone)]
 pub struct ApproverStatsRow {
     /// Their opaque id.
     pub id: PersonId,
-    /// What colleagues call them; empty when the policy bundle in force does not have them.
+    /// Their display name; empty when they are not in the policy bundle in force.
     pub name: String,
-    /// Votes of yes.
+    /// Approving votes.
     pub approvals: u64,
-    /// Votes of no.
+    /// Denying votes.
     pub denials: u64,
-    /// Share of yes, in percent, rounded down; `None` without a vote.
+    /// Share of approvals, in percent, rounded down; `None` without a vote.
     pub approved_percent: Option<u32>,
-    /// Median of the last decide times, in seconds.
+    /// Median of recent decision times, in seconds.
     pub median_s: Option<u32>,
     /// When they last voted.
     pub last_at: Option<Timestamp>,
-    /// They say yes so fast and so often that they do not seem to read.
+    /// Approves so fast and so often that the cards seem unread.
     pub rubber_stamp: bool,
 }
 
-/// What an agent did with one action.
+/// An agent's use of one action.
 #[derive(Debug, Clone)]
 pub struct ActionUse {
     /// The action.
     pub action: ActionName,
     /// Whether its ceiling has it today.
     pub in_ceiling: bool,
-    /// What was counted; nothing of an action it never asked for.
+    /// Its statistics; empty for an action it never requested.
     pub habit: Habit,
 }
 
 impl Broker {
-    /// The rules in force with their figures, by id.
+    /// The rules in force with their statistics, by id.
     pub fn list_rules(&self, call: &CallContext) -> Result<Vec<RuleStatsRow>, Refusal> {
         self.authenticate_reader(call, self.now())?;
         let rules = self.views.rules();
@@ -88,7 +88,7 @@ impl Broker {
         Ok(rules.map(row).collect())
     }
 
-    /// Approvers and how they decide, by id: those the policy bundle has, and those who once voted.
+    /// Approvers with their statistics, by id: those in the policy bundle, and those who ever voted.
     pub fn approver_stats(&self, call: &CallContext) -> Result<Vec<ApproverStatsRow>, Refusal> {
         self.authenticate_reader(call, self.now())?;
         let rules = self.views.rules();
@@ -106,8 +106,8 @@ impl Broker {
         Ok(ids.into_iter().map(row).collect())
     }
 
-    /// What a card says beside the request itself: what is unusual, one sentence each, and how like requests were decided,
-    /// the reader's own votes apart; `None` where that was given up.
+    /// The anomalies of a request, one sentence each, and how similar requests were decided, with the reader's own votes apart;
+    /// `None` where the history was evicted.
     pub(in crate::broker) fn anomalies_and_history(
         &self,
         request: &AccessRequest,
@@ -146,8 +146,7 @@ impl Broker {
         (unusual.collect(), history)
     }
 
-    /// What an agent did with each action: those of its ceiling, used or not, and those it used when it had another,
-    /// the most asked for first.
+    /// An agent's use of each action of its ceiling and of those it used under an earlier ceiling, most requested first.
     pub(in crate::broker) fn activity(
         &self,
         id: &AgentId,
@@ -179,7 +178,7 @@ fn rule_row(rule: &RuleInfo, stats: RuleFigures) -> RuleStatsRow {
         Some(Remedy::MaxTtl(seconds)) => (format!("max_ttl {seconds}s"), false),
         None => (String::new(), false),
     };
-    // Permits and short lives determine pending answers too, but it is not they who ask.
+    // Permits and TTL limits determine pending decisions too, but do not cause the access request.
     let stats = match asks {
         true => stats,
         false => RuleFigures {

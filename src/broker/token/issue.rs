@@ -121,7 +121,7 @@ impl Broker {
             recorded,
             consumed.as_deref(),
             self.action_freeze(&ask.action.name),
-            self.ground(rules),
+            self.decision_context(rules),
         ) else {
             return dead("today's rules would not give it".to_owned());
         };

@@ -322,7 +322,7 @@ impl Broker {
             &order,
             waiting.as_deref(),
             self.action_freeze(&ask.action.name),
-            self.ground(&rules),
+            self.decision_context(&rules),
             id,
         ) {
             Ok(GateDecision::Approved(approved)) => self.grant(&turn, *approved, position).await,
