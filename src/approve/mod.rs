@@ -79,9 +79,9 @@ pub enum GateDecision {
     /// Exactly this action is allowed.
     Approved(Box<Approved>),
     /// Votes are needed first.
-    Pending(Box<Pending>),
+    Pending(Box<PendingDecision>),
     /// Denied.
-    Denied(Box<Denied>),
+    Denied(Box<DeniedDecision>),
 }
 
 /// Why gate 2 could not decide. The gate stays closed.
@@ -119,7 +119,7 @@ pub struct Approved {
 
 /// A decision that still needs votes.
 #[derive(Debug)]
-pub struct Pending {
+pub struct PendingDecision {
     /// The decision so far, with the profiles it needs.
     pub decision: crate::model::Decision,
     /// Names of sensitive parameters.
@@ -138,7 +138,7 @@ pub struct Pending {
 
 /// A denial.
 #[derive(Debug, Clone)]
-pub struct Denied {
+pub struct DeniedDecision {
     /// The reason.
     pub why: DeniedReason,
     /// The decision, for the record.
@@ -151,7 +151,7 @@ const DECISION_LIFE_MS: i64 = 10_000;
 /// Decides one action for a verified agent.
 pub fn decide(
     verified: Verified,
-    order: &TokenTerms,
+    terms: &TokenTerms,
     waiting: Option<&AccessRequest>,
     freeze: ActionFreezeStatus,
     context: DecisionContext<'_>,
@@ -160,7 +160,7 @@ pub fn decide(
     let DecisionContext { rules, limits, .. } = context;
     let now = verified.now();
     let task = verified.task().ok_or(ApproveError::NoTask)?.clone();
-    if verified.adg() != Some(order.action.digest()) {
+    if verified.adg() != Some(terms.action.digest()) {
         return Err(ApproveError::OtherAction);
     }
     if !verified
@@ -170,7 +170,7 @@ pub fn decide(
         return Err(ApproveError::RulesChanged);
     }
     let bundle = &rules.bundle;
-    let catalogue = bundle.action(&order.action.name);
+    let catalogue = bundle.action(&terms.action.name);
     let voter_context = context.voter_context();
     let sensitive = catalogue.map(|a| a.sensitive()).unwrap_or_default();
     let tally = waiting
@@ -186,21 +186,21 @@ pub fn decide(
         .chain(tally.uses)
         .min();
 
-    let mut ttl = Ttl::asked(order.ttl);
-    ttl.bound("cap", limits.ttl_cap);
-    ttl.bound("task", task.deadline.since(now).div_euclid(1000));
-    ttl.bound(
+    let mut ttl = Ttl::requested(terms.ttl);
+    ttl.limit("cap", limits.ttl_cap);
+    ttl.limit("task", task.deadline.since(now).div_euclid(1000));
+    ttl.limit(
         "evidence",
         verified.facts().expires_at.since(now).div_euclid(1000),
     );
     if let Some(request) = waiting {
-        ttl.bound("request", request.opened.max_ttl);
+        ttl.limit("request", request.opened.max_ttl);
     }
     if let Some(max_ttl) = tally.max_ttl {
-        ttl.bound("narrowing", max_ttl);
+        ttl.limit("narrowing", max_ttl);
     }
     if let Some(not_after) = tally.not_after {
-        ttl.bound("approval", not_after.since(now).div_euclid(1000));
+        ttl.limit("approval", not_after.since(now).div_euclid(1000));
     }
     if ttl.0.granted <= 0 {
         return Err(ApproveError::NoTime(
@@ -213,7 +213,7 @@ pub fn decide(
     }
     let question = Question {
         agent: verified.agent(),
-        action: &order.action,
+        action: &terms.action,
         ttl_ms: ttl.0.granted.saturating_mul(1000),
         approvals: &tally.satisfied,
         evidence_kind: verified.facts().kind,
@@ -252,12 +252,12 @@ pub fn decide(
         not_after = not_after.min(request.opened.expires_at);
     }
     let mut read_set = verified.read_set().to_vec();
-    let action_freeze = FreezeScope::Action(order.action.name.clone());
+    let action_freeze = FreezeScope::Action(terms.action.name.clone());
     read_set.push((Stream::Freeze(action_freeze), freeze.version));
     match answer {
         Answer::Denied { why, rules } => {
             decision.rules = rules.into();
-            Ok(GateDecision::Denied(Box::new(Denied { why, decision })))
+            Ok(GateDecision::Denied(Box::new(DeniedDecision { why, decision })))
         }
         Answer::Needs {
             profiles,
@@ -277,7 +277,7 @@ pub fn decide(
                     >= usize::try_from(p.quorum).unwrap_or(usize::MAX)
             };
             if defined.len() != decision.needs.len() || !defined.iter().all(reachable) {
-                return Ok(GateDecision::Denied(Box::new(Denied {
+                return Ok(GateDecision::Denied(Box::new(DeniedDecision {
                     why: DeniedReason::NoEligibleApprover,
                     decision,
                 })));
@@ -288,7 +288,7 @@ pub fn decide(
                 .min()
                 .unwrap_or(0);
             let max_ttl = ttl.0.granted;
-            Ok(GateDecision::Pending(Box::new(Pending {
+            Ok(GateDecision::Pending(Box::new(PendingDecision {
                 decision,
                 sensitive,
                 max_ttl,
@@ -318,7 +318,7 @@ pub fn decide(
             let not_after = tally.not_after.map_or(not_after, |t| t.min(not_after));
             let consumes = waiting.map(|request| (request.opened.access_request, request.version));
             let ttl = ttl.0.granted;
-            let action = order.action.clone();
+            let action = terms.action.clone();
             Ok(GateDecision::Approved(Box::new(Approved {
                 verified,
                 action,
@@ -339,7 +339,7 @@ pub fn decide(
 /// Records a TTL that the rules shortened.
 fn shorten(decision: &mut crate::model::Decision, ttl: &mut Ttl, allowed_ms: i64) {
     if allowed_ms < decision.input.ttl_ms {
-        ttl.bound("policy", allowed_ms.div_euclid(1000));
+        ttl.limit("policy", allowed_ms.div_euclid(1000));
     }
     decision.input.ttl_ms = ttl.0.granted.saturating_mul(1000);
     decision.ttl = ttl.0.clone();
@@ -348,7 +348,7 @@ fn shorten(decision: &mut crate::model::Decision, ttl: &mut Ttl, allowed_ms: i64
 struct Ttl(TtlSum);
 
 impl Ttl {
-    fn asked(seconds: i64) -> Self {
+    fn requested(seconds: i64) -> Self {
         Self(TtlSum {
             asked: seconds,
             bounds: Vec::new(),
@@ -356,7 +356,7 @@ impl Ttl {
         })
     }
 
-    fn bound(&mut self, by: &str, seconds: i64) {
+    fn limit(&mut self, by: &str, seconds: i64) {
         self.0.bounds.push(Bound {
             by: by.into(),
             seconds,

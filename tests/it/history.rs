@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dipylon::broker::{SearchPage, LiveToken, TimelineEvent, RuleStatsRow, SEARCH_SCAN_MAX, Timeline};
+use dipylon::broker::{SearchPage, LiveToken, TimelineEvent, RuleStatsRow, SEARCH_SCAN_MAX, TaskTimeline};
 use dipylon::client::Error;
 use dipylon::journal::{Append, Faults, Journal, ReadOnly};
 use dipylon::model::*;
@@ -21,7 +21,7 @@ fn rows(b: &TestBroker, who: &str) -> BTreeMap<String, RuleStatsRow> {
     rows.into_iter().map(|row| (row.id.clone(), row)).collect()
 }
 
-async fn timeline(b: &TestBroker, who: &str, task: TaskId) -> Result<Timeline, Reason> {
+async fn timeline(b: &TestBroker, who: &str, task: TaskId) -> Result<TaskTimeline, Reason> {
     let call = b.person_call(&format!("{GOVERNANCE}/GetTimeline"), who);
     let read = b.broker.timeline(&call, task).await;
     read.map_err(|refusal| refusal.reason)

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dipylon::broker::{
-    AccessRequestStatus, InboxQuery, InboxCursor, InboxEvent, InboxPage, InboxWatch, Position,
+    AccessRequestStatus, InboxQuery, InboxCursor, InboxEvent, InboxPage, InboxWatch, JournalPosition,
     TokenReply,
 };
 use dipylon::journal::Faults;
@@ -355,7 +355,7 @@ async fn beyond_so_many_a_minute_they_wait_their_turn_and_are_never_allowed_by_i
     assert_eq!(whole(&b, "lee").queued, 0);
 }
 
-fn watch(b: &TestBroker, after: Option<Position>) -> InboxWatch {
+fn watch(b: &TestBroker, after: Option<JournalPosition>) -> InboxWatch {
     let call = b.person_call(WATCH, "lee");
     b.broker.inbox_changes(&call, after).expect("watches")
 }
@@ -363,10 +363,10 @@ fn watch(b: &TestBroker, after: Option<Position>) -> InboxWatch {
 async fn changed(
     b: &TestBroker,
     watch: &mut InboxWatch,
-) -> (Stirred, Vec<AccessRequestId>, Position) {
+) -> (Stirred, Vec<AccessRequestId>, JournalPosition) {
     match tokio::time::timeout(Duration::from_secs(20), watch.next(&b.broker)).await {
         Ok(Some(InboxEvent::Changed(stir))) => {
-            let at = Position {
+            let at = JournalPosition {
                 epoch: stir.epoch,
                 index: stir.index,
             };
@@ -426,11 +426,11 @@ async fn a_watch_hears_of_every_change_and_goes_on_after_a_restart() {
     assert_eq!(changed(&b, &mut again).await, told[4]);
     assert_eq!(changed(&b, &mut again).await, told[5]);
     for odd in [
-        Position {
+        JournalPosition {
             epoch: start.epoch + 1,
             ..start
         },
-        Position {
+        JournalPosition {
             index: 1_000_000,
             ..start
         },

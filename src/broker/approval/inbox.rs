@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use crate::approve::votes::{self, Ineligible};
 use crate::broker::approval::vote::{AccessView, quorum_reached};
 use crate::broker::auth::authentication::{PersonCaller, WATCH_MAX_MS};
-use crate::broker::{Broker, CallContext, Position, Refusal};
+use crate::broker::{Broker, CallContext, JournalPosition, Refusal};
 use crate::model::*;
 use crate::policy::{InForce, Risk};
 use crate::state::{AccessRequest, Stir};
@@ -48,7 +48,7 @@ pub struct InboxPage {
     /// How many more this person may decide that are over the per-minute budget: they are reached by id alone.
     pub queued: usize,
     /// Journal position that the page includes at least.
-    pub as_of: Position,
+    pub as_of: JournalPosition,
 }
 
 /// One waiting access request.
@@ -274,7 +274,7 @@ impl Broker {
             total,
             yours,
             queued,
-            as_of: Position { epoch, index },
+            as_of: JournalPosition { epoch, index },
         })
     }
 
@@ -366,7 +366,7 @@ impl Broker {
     pub fn inbox_changes(
         &self,
         call: &CallContext,
-        after: Option<Position>,
+        after: Option<JournalPosition>,
     ) -> Result<InboxWatch, Refusal> {
         let caller = self.authenticate_person(call)?;
         let changes = self.notifier.subscribe_inboxes();
@@ -426,13 +426,13 @@ pub struct InboxWatch {
 #[derive(Debug, Clone)]
 pub enum InboxEvent {
     /// Read the inbox now; changes after this position follow.
-    Snapshot(Position),
+    Snapshot(JournalPosition),
     /// An access request was opened, closed, or changed status.
     Changed(Arc<Stir>),
     /// The per-minute budget admits queued requests.
     BudgetChanged,
     /// No change up to this position.
-    Heartbeat(Position),
+    Heartbeat(JournalPosition),
 }
 
 /// Heartbeat interval of a watch without events.
@@ -457,7 +457,7 @@ impl InboxWatch {
             let (epoch, index) = broker.state.position();
             if std::mem::take(&mut self.snapshot) {
                 self.after = index;
-                return Some(InboxEvent::Snapshot(Position { epoch, index }));
+                return Some(InboxEvent::Snapshot(JournalPosition { epoch, index }));
             }
             match broker.state.stirs_after(self.after, CHANGES_BATCH) {
                 Some(changes) => self.ready.extend(changes),
@@ -479,7 +479,7 @@ impl InboxWatch {
             tokio::select! {
                 () = &mut quiet => {
                     self.after = index;
-                    return Some(InboxEvent::Heartbeat(Position { epoch, index }));
+                    return Some(InboxEvent::Heartbeat(JournalPosition { epoch, index }));
                 }
                 () = admission_due => {
                     // Sent once: reading the inbox spends it.

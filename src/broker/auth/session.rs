@@ -42,7 +42,7 @@ pub struct Session {
 pub struct SignedInUser {
     /// Their id.
     pub id: PersonId,
-    /// What colleagues call them.
+    /// Their display name.
     pub name: String,
     /// Their roles.
     pub roles: BTreeSet<Role>,

@@ -6,7 +6,7 @@ use crate::model::*;
 use crate::state::{Grant, Task};
 
 /// The message for a revocation that could not be recorded.
-const HOLDS_HERE: &str = "the journal is unavailable; the revocation is enforced on this broker now and will be recorded when the journal recovers: \
+const PENDING_MESSAGE: &str = "the journal is unavailable; the revocation is enforced on this broker now and will be recorded when the journal recovers: \
      repeat the call until it succeeds, because a restart before then loses it";
 
 /// The target of a revocation.
@@ -47,7 +47,7 @@ impl Broker {
     ) -> Refusal {
         self.lock(&self.pending_revocations).insert(what, order);
         Refusal {
-            told: HOLDS_HERE.to_owned(),
+            told: PENDING_MESSAGE.to_owned(),
             ..self.refuse_append(method, error)
         }
     }

@@ -48,7 +48,7 @@ impl Explanation {
 
 /// Most tokens, access requests or uses listed, of each.
 const LISTED_MAX: usize = 200;
-/// Most bytes of such a list on the wire: two of them and an entry make a message.
+/// Most bytes of such a list on the wire: two such lists and an entry fit one message.
 const LISTED_BYTES_MAX: usize = 20 * 1024;
 
 impl Broker {

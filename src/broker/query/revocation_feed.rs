@@ -11,7 +11,7 @@ use crate::state::FeedEvent;
 
 /// A position in the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Position {
+pub struct JournalPosition {
     /// The incarnation of the journal.
     pub epoch: u64,
     /// Index of the last entry read.
@@ -26,7 +26,7 @@ pub struct FeedStart {
     /// Longest life of the watch, in milliseconds; then the caller authenticates again.
     pub life_ms: u64,
     /// The validator starts over: the events after this position are complete.
-    pub resync: Option<Position>,
+    pub resync: Option<JournalPosition>,
     /// Events above this index follow; `None`: all events.
     pub after: Option<u64>,
 }
@@ -39,7 +39,7 @@ impl Broker {
     pub fn watch_revocations(
         &self,
         call: &CallContext,
-        after: Option<Position>,
+        after: Option<JournalPosition>,
     ) -> Result<FeedStart, Refusal> {
         let now = self.now();
         let ServiceCaller {
@@ -84,7 +84,7 @@ impl Broker {
             Some(_) | None => Ok(FeedStart {
                 caller,
                 life_ms,
-                resync: Some(Position {
+                resync: Some(JournalPosition {
                     epoch,
                     index: start.unwrap_or(0),
                 }),
@@ -94,7 +94,7 @@ impl Broker {
     }
 
     /// The next events, and the journal position they include.
-    pub fn feed_after(&self, after: Option<u64>) -> (Vec<Arc<FeedEvent>>, Position, Option<u64>) {
+    pub fn feed_after(&self, after: Option<u64>) -> (Vec<Arc<FeedEvent>>, JournalPosition, Option<u64>) {
         // The position first: everything up to it is in state when the events are read.
         let (epoch, index) = self.state.position();
         let (events, last) = self.state.feed_after(after, FEED_BATCH);
@@ -105,7 +105,7 @@ impl Broker {
         };
         (
             events,
-            Position {
+            JournalPosition {
                 epoch,
                 index: read_through,
             },

@@ -31,7 +31,7 @@ pub struct TimelineEvent {
 
 /// A task from its verification to its end.
 #[derive(Debug, Clone)]
-pub struct Timeline {
+pub struct TaskTimeline {
     /// The task.
     pub task: TaskId,
     /// Its agent.
@@ -68,7 +68,7 @@ impl Broker {
     /// A task's timeline: from the journal's entries of it, at most [`TRACE_MAX`](crate::state::TRACE_MAX) of them. An
     /// approver who is not an operator reads only tasks that requested approval from their groups; other and unknown tasks get
     /// the same answer.
-    pub async fn timeline(&self, call: &CallContext, id: TaskId) -> Result<Timeline, Refusal> {
+    pub async fn timeline(&self, call: &CallContext, id: TaskId) -> Result<TaskTimeline, Refusal> {
         let now = self.now();
         let reader = self.authenticate_reader_person(call, now)?;
         let unknown = || self.refuse(call.method, Reason::NotFound, format!("no task {id}"));
@@ -93,7 +93,7 @@ impl Broker {
         let grants = self.state.grants_of(&id);
         events.extend(grants.iter().filter_map(|grant| expired(grant, &task, now)));
         events.sort_by_key(|event| (event.at, event.index));
-        Ok(Timeline {
+        Ok(TaskTimeline {
             task: id,
             agent: task.opened.agent.clone(),
             owner: task.opened.owner.clone(),

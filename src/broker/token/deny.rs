@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use crate::approve::Denied;
+use crate::approve::DeniedDecision;
 use crate::broker::token::request::{DeniedReply, Round, TokenReply, Turn};
 use crate::broker::{Broker, CallContext, REFUSALS_PER_MINUTE, Refusal};
 use crate::journal::{Append, Blob};
@@ -51,7 +51,7 @@ impl Broker {
     pub(in crate::broker) async fn deny(
         &self,
         turn: &Turn<'_>,
-        denied: Denied,
+        denied: DeniedDecision,
     ) -> Result<Round, Refusal> {
         let Turn {
             ask,

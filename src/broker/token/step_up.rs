@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use crate::approve::{Pending, votes};
+use crate::approve::{PendingDecision, votes};
 use crate::broker::token::request::{PendingReply, ProfileState, Round, TokenReply, Turn};
 use crate::broker::{Broker, Refusal};
 use crate::journal::{Append, AppendError, Blob};
@@ -18,7 +18,7 @@ impl Broker {
     pub(in crate::broker) async fn open_access_request(
         &self,
         turn: &Turn<'_>,
-        pending: Pending,
+        pending: PendingDecision,
         asks: &Versioned<Asks>,
     ) -> Result<Round, Refusal> {
         let Turn {

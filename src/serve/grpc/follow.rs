@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::super::status::put_nonce;
 use super::{GrpcService, note, shapes};
-use crate::broker::{AccessRequestCursor, AccessRequestEvent, InboxEvent, Position};
+use crate::broker::{AccessRequestCursor, AccessRequestEvent, InboxEvent, JournalPosition};
 use crate::model::*;
 use crate::proto::{card, v1};
 use crate::state::{Stir, Stirred};
@@ -70,7 +70,7 @@ impl GrpcService {
         let (call, message) = self
             .open("dipylon.v1.ApprovalService/WatchAccessRequests", request)
             .await?;
-        let after = message.after.map(|p| Position {
+        let after = message.after.map(|p| JournalPosition {
             epoch: p.epoch,
             index: p.index,
         });

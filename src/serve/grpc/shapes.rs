@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use prost::Message as _;
 
 use crate::broker::{
-    AccessView, AgentView, ApproverView, EndReport, InboxPage, InboxRow, Position, ProfileState,
+    AccessView, AgentView, ApproverView, EndReport, InboxPage, InboxRow, JournalPosition, ProfileState,
     RuleShown, TaskView, TokenReply,
 };
 use crate::model::*;
@@ -281,7 +281,7 @@ pub(super) fn end_report(report: &EndReport) -> v1::EndReport {
     }
 }
 
-pub(super) fn position(position: Position) -> v1::Position {
+pub(super) fn position(position: JournalPosition) -> v1::Position {
     v1::Position {
         epoch: position.epoch,
         index: position.index,

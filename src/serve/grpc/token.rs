@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 
 use super::super::status::put_nonce;
 use super::{GrpcService, note, shapes};
-use crate::broker::{Broker, FeedStart, Position};
+use crate::broker::{Broker, FeedStart, JournalPosition};
 use crate::model::{Secret, Timestamp, TokenId, UseId};
 use crate::proto::convert::timestamp_to_wire;
 use crate::proto::v1;
@@ -101,7 +101,7 @@ impl TokenService for GrpcService {
         let (call, message) = self
             .open("dipylon.v1.TokenService/WatchRevocations", request)
             .await?;
-        let after = message.after.map(|p| Position {
+        let after = message.after.map(|p| JournalPosition {
             epoch: p.epoch,
             index: p.index,
         });
