@@ -319,7 +319,7 @@ async fn a_freeze_that_cannot_be_written_holds_here_at_once_and_is_written_later
         full.store(true, std::sync::atomic::Ordering::SeqCst);
         let refusal = b.freeze(scope).await.expect_err(scope);
         assert_eq!(refusal.reason, Reason::JournalUnavailable, "{scope}");
-        assert!(refusal.told.contains("holds on this broker"), "{scope}");
+        assert!(refusal.told.contains("enforced on this broker"), "{scope}");
         assert!(
             !b.introspect("cases", &token.token),
             "{scope}: refused here at once"
