@@ -1,10 +1,11 @@
 //! Gate 2: should this action happen now, on this target?
 //!
-//! In: [`Verified`], the order, the access request that waits for it (if any) with its votes, the rules in force, `now`.
-//! Out: [`Decision`]: approved, pending on people, or denied. [`Approved`] and [`Reapproved`] can be made only here.
-//! Trusts the rules and registered keys. Refuses whatever no rule allows. Never sees evidence, the journal or the agent's
-//! prose.
+//! In: [`Verified`], the requested terms, the access request that waits for it (if any) with its votes, the rules in force,
+//! `now`.
+//! Out: [`GateDecision`]: approved, pending on votes, or denied. [`Approved`] and [`Reapproved`] can be made only here.
+//! Trusts the rules and registered keys. Refuses what no rule allows. Never sees evidence, the journal or the agent's text.
 
+pub mod vote_proof;
 pub mod votes;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,88 +16,92 @@ use crate::policy::{AuthzDecision, ActivePolicy, OperateDecision, PolicyBundle, 
 use crate::state::{AccessRequest, Grant, RecordedGrant, CredentialStore};
 use crate::verify::Verified;
 use crate::webauthn::RelyingParty;
-use votes::Electorate;
+use vote_proof::VoteProofCache;
+use votes::VoterContext;
 
-/// What a verified agent asks for.
+/// The action and lifetime that a verified agent requests.
 #[derive(Debug, Clone)]
-pub struct Order {
+pub struct TokenTerms {
     /// The action, checked against the catalogue.
     pub action: Action,
-    /// Seconds of life asked for; above zero.
+    /// Requested lifetime in seconds; above zero.
     pub ttl: i64,
 }
 
 /// Whether the action is frozen, and the version of that stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ActionFreeze {
+pub struct ActionFreezeStatus {
     /// Frozen by an operator.
     pub frozen: bool,
     /// Version of the action's freeze.
     pub version: Version,
 }
 
-/// What bounds every token here.
+/// Limits of every decision.
 #[derive(Debug, Clone)]
-pub struct Bounds {
+pub struct DecisionLimits {
     /// The realm votes must be for.
     pub realm: Realm,
-    /// The console whose passkeys count.
+    /// The relying party of voters' passkeys.
     pub party: RelyingParty,
-    /// Longest life of a token, in seconds.
+    /// Longest lifetime of a token, in seconds.
     pub ttl_cap: i64,
 }
 
-/// What a decision stands on.
+/// Inputs of a decision that do not belong to the request.
 #[derive(Clone, Copy)]
-pub struct Ground<'a> {
+pub struct DecisionContext<'a> {
     /// The rules in force.
     pub rules: &'a ActivePolicy,
-    /// People's passkeys, and keys that count no more.
-    pub roster: &'a CredentialStore,
-    /// What bounds every token here.
-    pub bounds: &'a Bounds,
+    /// People's passkeys and revoked keys.
+    pub credentials: &'a CredentialStore,
+    /// Limits of every decision.
+    pub limits: &'a DecisionLimits,
+    /// Votes whose proof verified before.
+    pub proofs: &'a VoteProofCache,
 }
 
-impl<'a> Ground<'a> {
-    fn electorate(self) -> Electorate<'a> {
-        Electorate {
+impl<'a> DecisionContext<'a> {
+    fn voter_context(self) -> VoterContext<'a> {
+        VoterContext {
             bundle: &self.rules.bundle,
-            roster: self.roster,
-            realm: &self.bounds.realm,
-            party: &self.bounds.party,
+            credentials: self.credentials,
+            realm: &self.limits.realm,
+            party: &self.limits.party,
+            proofs: self.proofs,
         }
     }
 }
 
-/// Gate 2's answer. A denial is an answer; an `Err` means it could not decide.
+/// The decision of gate 2. A denial is a decision; an `Err` means that it could not decide.
 #[derive(Debug)]
-pub enum Decision {
-    /// The gate is open for exactly this action.
+pub enum GateDecision {
+    /// Exactly this action is allowed.
     Approved(Box<Approved>),
-    /// People must say yes first.
-    Pending(Box<Pending>),
-    /// No.
-    Denied(Box<Denied>),
+    /// Votes are needed first.
+    Pending(Box<PendingDecision>),
+    /// Denied.
+    Denied(Box<DeniedDecision>),
 }
 
 /// Why gate 2 could not decide. The gate stays closed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ApproveError {
-    /// The proof was made for another action than the one asked for.
+    /// The proof is for another action than the requested one.
     #[error("the proof is for another action")]
     OtherAction,
     /// The call is not for a task.
     #[error("no task")]
     NoTask,
-    /// Less than a second is left.
+    /// Less than a second of lifetime is left.
     #[error("no time is left: {0}")]
     NoTime(&'static str),
-    /// Rules moved between the two gates.
+    /// The rules changed between the two gates.
     #[error("the rules changed meanwhile")]
     RulesChanged,
 }
 
-/// Gate 2 is open for one action, once: made only by [`decide`], spent by moving it into the mint.
+/// An approval of one action, once: made only by [`decide`], spent by moving it into the mint.
 #[derive(Debug)]
 pub struct Approved {
     verified: Verified,
@@ -112,31 +117,31 @@ pub struct Approved {
     not_after: Timestamp,
 }
 
-/// What is still needed.
+/// A decision that still needs votes.
 #[derive(Debug)]
-pub struct Pending {
-    /// The answer so far, with the profiles it needs.
+pub struct PendingDecision {
+    /// The decision so far, with the profiles it needs.
     pub decision: crate::model::DecisionRecord,
     /// Names of sensitive parameters.
     pub sensitive: BTreeSet<String>,
-    /// Longest life the token can have, in seconds.
+    /// Longest lifetime the token can have, in seconds.
     pub max_ttl: i64,
     /// How often the token may be used.
     pub uses: Option<u32>,
-    /// Seconds people have to decide: the shortest wait of the profiles.
+    /// Seconds until the request expires: the shortest wait of the profiles.
     pub wait: i64,
-    /// What the answer rests on.
+    /// The read set of the decision.
     pub read_set: Vec<(Stream, Version)>,
-    /// Until when the answer holds.
+    /// When the decision expires.
     pub not_after: Timestamp,
 }
 
-/// No, and why.
+/// A denial.
 #[derive(Debug, Clone)]
-pub struct Denied {
-    /// Why.
+pub struct DeniedDecision {
+    /// The reason.
     pub why: DeniedReason,
-    /// The answer.
+    /// The decision, for the record.
     pub decision: crate::model::DecisionRecord,
 }
 
@@ -146,16 +151,16 @@ const DECISION_LIFE_MS: i64 = 10_000;
 /// Decides one action for a verified agent.
 pub fn decide(
     verified: Verified,
-    order: &Order,
+    terms: &TokenTerms,
     waiting: Option<&AccessRequest>,
-    freeze: ActionFreeze,
-    ground: Ground<'_>,
+    freeze: ActionFreezeStatus,
+    context: DecisionContext<'_>,
     id: DecisionId,
-) -> Result<Decision, ApproveError> {
-    let Ground { rules, bounds, .. } = ground;
+) -> Result<GateDecision, ApproveError> {
+    let DecisionContext { rules, limits, .. } = context;
     let now = verified.now();
     let task = verified.task().ok_or(ApproveError::NoTask)?.clone();
-    if verified.action_digest() != Some(order.action.digest()) {
+    if verified.action_digest() != Some(terms.action.digest()) {
         return Err(ApproveError::OtherAction);
     }
     if !verified
@@ -165,13 +170,14 @@ pub fn decide(
         return Err(ApproveError::RulesChanged);
     }
     let bundle = &rules.bundle;
-    let catalogue = bundle.action(&order.action.name);
-    let electorate = ground.electorate();
+    let catalogue = bundle.action(&terms.action.name);
+    let voter_context = context.voter_context();
     let sensitive = catalogue.map(|a| a.sensitive()).unwrap_or_default();
     let tally = waiting
-        .map(|request| votes::tally(request, electorate, now))
+        .map(|request| votes::tally(request, voter_context, now))
         .unwrap_or_default();
-    // The fewest of what the catalogue says today, what people were shown, and what they agreed to: nobody's yes grows.
+    // The fewest of the catalogue's uses today, those shown to voters, and those they agreed to: no vote allows more than it
+    // was given for.
     let uses = catalogue
         .is_some_and(|a| a.single_use)
         .then_some(1)
@@ -180,21 +186,21 @@ pub fn decide(
         .chain(tally.uses)
         .min();
 
-    let mut ttl = Ttl::asked(order.ttl);
-    ttl.bound("cap", bounds.ttl_cap);
-    ttl.bound("task", task.deadline.since(now).div_euclid(1000));
-    ttl.bound(
+    let mut ttl = Ttl::requested(terms.ttl);
+    ttl.limit("cap", limits.ttl_cap);
+    ttl.limit("task", task.deadline.since(now).div_euclid(1000));
+    ttl.limit(
         "evidence",
         verified.facts().expires_at.since(now).div_euclid(1000),
     );
     if let Some(request) = waiting {
-        ttl.bound("request", request.opened.max_ttl);
+        ttl.limit("request", request.opened.max_ttl);
     }
     if let Some(max_ttl) = tally.max_ttl {
-        ttl.bound("narrowing", max_ttl);
+        ttl.limit("narrowing", max_ttl);
     }
     if let Some(not_after) = tally.not_after {
-        ttl.bound("approval", not_after.since(now).div_euclid(1000));
+        ttl.limit("approval", not_after.since(now).div_euclid(1000));
     }
     if ttl.0.granted <= 0 {
         return Err(ApproveError::NoTime(
@@ -207,7 +213,7 @@ pub fn decide(
     }
     let question = AuthzRequest {
         agent: verified.agent(),
-        action: &order.action,
+        action: &terms.action,
         ttl_ms: ttl.0.granted.saturating_mul(1000),
         approvals: &tally.satisfied,
         evidence_kind: verified.facts().kind,
@@ -246,12 +252,12 @@ pub fn decide(
         not_after = not_after.min(request.opened.expires_at);
     }
     let mut read_set = verified.read_set().to_vec();
-    let action_freeze = FreezeScope::Action(order.action.name.clone());
+    let action_freeze = FreezeScope::Action(terms.action.name.clone());
     read_set.push((Stream::Freeze(action_freeze), freeze.version));
     match answer {
         AuthzDecision::Denied { why, rules } => {
             decision.rules = rules.into();
-            Ok(Decision::Denied(Box::new(Denied { why, decision })))
+            Ok(GateDecision::Denied(Box::new(DeniedDecision { why, decision })))
         }
         AuthzDecision::Needs {
             profiles,
@@ -266,12 +272,12 @@ pub fn decide(
                 .iter()
                 .filter_map(|n| bundle.profile(&n.name))
                 .collect();
-            let enough = |p: &&StepUpProfile| {
-                votes::could_vote(p, &verified.agent().owner, electorate)
+            let reachable = |p: &&StepUpProfile| {
+                votes::potential_voters(p, &verified.agent().owner, voter_context)
                     >= usize::try_from(p.quorum).unwrap_or(usize::MAX)
             };
-            if defined.len() != decision.required_profiles.len() || !defined.iter().all(enough) {
-                return Ok(Decision::Denied(Box::new(Denied {
+            if defined.len() != decision.required_profiles.len() || !defined.iter().all(reachable) {
+                return Ok(GateDecision::Denied(Box::new(DeniedDecision {
                     why: DeniedReason::NoEligibleApprover,
                     decision,
                 })));
@@ -282,7 +288,7 @@ pub fn decide(
                 .min()
                 .unwrap_or(0);
             let max_ttl = ttl.0.granted;
-            Ok(Decision::Pending(Box::new(Pending {
+            Ok(GateDecision::Pending(Box::new(PendingDecision {
                 decision,
                 sensitive,
                 max_ttl,
@@ -312,8 +318,8 @@ pub fn decide(
             let not_after = tally.not_after.map_or(not_after, |t| t.min(not_after));
             let consumes = waiting.map(|request| (request.opened.access_request, request.version));
             let ttl = ttl.0.granted;
-            let action = order.action.clone();
-            Ok(Decision::Approved(Box::new(Approved {
+            let action = terms.action.clone();
+            Ok(GateDecision::Approved(Box::new(Approved {
                 verified,
                 action,
                 sensitive,
@@ -330,10 +336,10 @@ pub fn decide(
     }
 }
 
-/// The rules allowed less than was asked: the sum says so, and what was allowed is what is recorded.
+/// Records a TTL that the rules shortened.
 fn shorten(decision: &mut crate::model::DecisionRecord, ttl: &mut Ttl, allowed_ms: i64) {
     if allowed_ms < decision.input.ttl_ms {
-        ttl.bound("rules", allowed_ms.div_euclid(1000));
+        ttl.limit("rules", allowed_ms.div_euclid(1000));
     }
     decision.input.ttl_ms = ttl.0.granted.saturating_mul(1000);
     decision.ttl = ttl.0.clone();
@@ -342,7 +348,7 @@ fn shorten(decision: &mut crate::model::DecisionRecord, ttl: &mut Ttl, allowed_m
 struct Ttl(TtlBreakdown);
 
 impl Ttl {
-    fn asked(seconds: i64) -> Self {
+    fn requested(seconds: i64) -> Self {
         Self(TtlBreakdown {
             requested: seconds,
             limits: Vec::new(),
@@ -350,7 +356,7 @@ impl Ttl {
         })
     }
 
-    fn bound(&mut self, by: &str, seconds: i64) {
+    fn limit(&mut self, by: &str, seconds: i64) {
         self.0.limits.push(TtlLimit {
             source: by.into(),
             seconds,
@@ -360,7 +366,7 @@ impl Ttl {
 }
 
 impl Approved {
-    /// Gate 1's pass, with all it rests on.
+    /// The pass of gate 1, with its read set.
     pub const fn verified(&self) -> &Verified {
         &self.verified
     }
@@ -375,17 +381,17 @@ impl Approved {
         &self.sensitive
     }
 
-    /// How often the token may be used; `None` when its life is the only limit.
+    /// How often the token may be used; `None` without a limit.
     pub const fn uses(&self) -> Option<u32> {
         self.uses
     }
 
-    /// Seconds the token may live.
+    /// Lifetime of the token, in seconds.
     pub const fn ttl(&self) -> i64 {
         self.ttl
     }
 
-    /// What people approved, if they had to.
+    /// The approval by votes, if one was needed.
     pub const fn approval(&self) -> Option<&ApprovalClaim> {
         self.approval.as_ref()
     }
@@ -395,12 +401,12 @@ impl Approved {
         self.consumes
     }
 
-    /// The answer, for the record.
+    /// The decision, for the record.
     pub const fn decision(&self) -> &crate::model::DecisionRecord {
         &self.decision
     }
 
-    /// Every stream the grant rests on: gate 1's, the action's freeze, and one for each counted approver.
+    /// The read set of the grant: gate 1's, the action's freeze, and one stream for each counted approver.
     pub fn read_set(&self) -> Vec<(Stream, Version)> {
         let mut all = self.verified.read_set().to_vec();
         let action_freeze = FreezeScope::Action(self.action.name.clone());
@@ -414,13 +420,13 @@ impl Approved {
         all
     }
 
-    /// The grant must be in the journal before this.
+    /// The deadline for recording the grant.
     pub const fn not_after(&self) -> Timestamp {
         self.not_after
     }
 }
 
-/// A recorded grant that both gates would open for again: made only by [`reapprove`], from a committed entry.
+/// A recorded grant that both gates allow again: made only by [`reapprove`], from a committed entry.
 #[derive(Debug)]
 pub struct Reapproved {
     verified: Verified,
@@ -430,13 +436,13 @@ pub struct Reapproved {
 }
 
 impl Reapproved {
-    /// The action's freeze, at the version it was seen at.
+    /// The action's freeze stream, at the version read.
     pub fn freeze(&self) -> (Stream, Version) {
         let action = self.recorded.grant().issued.action.action.clone();
         (Stream::Freeze(FreezeScope::Action(action)), self.freeze)
     }
 
-    /// Gate 1's pass.
+    /// The pass of gate 1.
     pub const fn verified(&self) -> &Verified {
         &self.verified
     }
@@ -446,7 +452,7 @@ impl Reapproved {
         self.recorded.grant()
     }
 
-    /// Whose votes it rests on, at the versions they had, but for the agent's owner, whom gate 1 names.
+    /// The streams of the counted voters at the versions read, without the agent's owner, who is in gate 1's read set.
     pub fn counted(&self) -> impl Iterator<Item = (Stream, Version)> + '_ {
         self.counted
             .iter()
@@ -454,16 +460,16 @@ impl Reapproved {
     }
 }
 
-/// Asks the recorded input again under today's rules, with the votes that the grant consumed.
+/// Evaluates the recorded input again under today's rules, with the votes that the grant consumed.
 pub fn reapprove(
     verified: Verified,
     recorded: RecordedGrant,
     consumed: Option<&AccessRequest>,
-    freeze: ActionFreeze,
-    ground: Ground<'_>,
+    freeze: ActionFreezeStatus,
+    context: DecisionContext<'_>,
 ) -> Result<Reapproved, ApproveError> {
     let grant = recorded.grant();
-    let electorate = ground.electorate();
+    let voter_context = context.voter_context();
     let same = verified.task().is_some_and(|t| t.id == grant.issued.task)
         && verified.agent().id == grant.issued.agent
         && verified.binding() == grant.issued.cnf
@@ -474,14 +480,14 @@ pub fn reapprove(
     if freeze.frozen
         || !verified
             .read_set()
-            .contains(&(Stream::Policy, ground.rules.version))
-        || !still_allowed(grant, consumed, electorate)
+            .contains(&(Stream::Policy, context.rules.version))
+        || !is_still_allowed(grant, consumed, voter_context)
     {
         return Err(ApproveError::RulesChanged);
     }
     let at = grant.issued.decision.input.now;
     let tally = consumed
-        .map(|request| votes::tally(request, electorate, at))
+        .map(|request| votes::tally(request, voter_context, at))
         .unwrap_or_default();
     let mut counted = tally.people;
     counted.remove(&verified.agent().owner);
@@ -493,40 +499,39 @@ pub fn reapprove(
     })
 }
 
-/// Whether these rules would still allow what a grant was given for: asked with its recorded input. A shorter life than it
-/// has is a no.
-pub fn still_allowed(
+/// Whether these rules still allow a grant, evaluated with its recorded input. A shorter lifetime than it has is a denial.
+pub fn is_still_allowed(
     grant: &Grant,
     consumed: Option<&AccessRequest>,
-    electorate: Electorate<'_>,
+    voter_context: VoterContext<'_>,
 ) -> bool {
-    let bundle = electorate.bundle;
+    let bundle = voter_context.bundle;
     let input = &grant.issued.decision.input;
     let (Some(agent), Some(action)) = (agent_of(&grant.issued, bundle), &grant.action) else {
         return false;
     };
-    // The votes it consumed are counted as of the moment they were consumed, by today's roster and definitions.
+    // The consumed votes are counted as of their consumption, under today's credentials and definitions.
     let approvals = consumed
-        .map(|r| votes::tally(r, electorate, input.now).satisfied)
+        .map(|r| votes::tally(r, voter_context, input.now).satisfied)
         .unwrap_or_default();
-    let answer = ask_again(input, &agent, action, &approvals, bundle);
+    let answer = re_evaluate(input, &agent, action, &approvals, bundle);
     matches!(answer, Some(AuthzDecision::Allowed { ttl_ms, .. }) if ttl_ms >= input.ttl_ms)
 }
 
-/// Whether these rules would still put the same question to people as when the access request was opened.
-pub fn still_asked(request: &AccessRequest, agent: &RegisteredAgent, bundle: &PolicyBundle) -> bool {
+/// Whether these rules still require the same approval as when the access request was opened.
+pub fn still_needs_approval(request: &AccessRequest, agent: &RegisteredAgent, bundle: &PolicyBundle) -> bool {
     let input = &request.opened.decision.input;
     let Some(action) = &request.action else {
         return false;
     };
-    match ask_again(
+    match re_evaluate(
         input,
         agent,
         action,
         &input.approvals.iter().cloned().collect(),
         bundle,
     ) {
-        // What rules now allow outright, the agent gets when it asks again.
+        // An action that is now allowed outright is approved at the agent's next request.
         Some(AuthzDecision::Allowed { ttl_ms, .. }) => ttl_ms >= input.ttl_ms,
         Some(AuthzDecision::Needs {
             profiles, ttl_ms, ..
@@ -535,7 +540,7 @@ pub fn still_asked(request: &AccessRequest, agent: &RegisteredAgent, bundle: &Po
     }
 }
 
-fn ask_again(
+fn re_evaluate(
     input: &PolicyInput,
     agent: &RegisteredAgent,
     action: &Action,
@@ -566,7 +571,7 @@ fn ask_again(
     }))
 }
 
-/// The agent of a grant as registered now: the same id for the same workload, or none.
+/// The agent of a grant as registered now: the same id for the same workload and key.
 fn agent_of(issued: &TokenIssued, bundle: &PolicyBundle) -> Option<std::sync::Arc<RegisteredAgent>> {
     bundle
         .agent(&issued.agent)

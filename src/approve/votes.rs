@@ -1,30 +1,29 @@
-//! Which votes count. Asked when a vote is cast and again at every mint: eligibility is never remembered.
+//! Vote eligibility and tally. Evaluated when a vote is cast and again at every token: eligibility is never cached.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-
-use crate::jose::PublicKey;
+use super::vote_proof::{VoteProofCache, VotingKey, active_keys};
 use crate::model::*;
 use crate::policy::{VoteMethod, Person, PolicyBundle, StepUpProfile, Role};
 use crate::state::{AccessRequest, StoredStatus, PersonCredentials, CredentialStore, VoteRecord};
-use crate::webauthn::{self, Assertion, RelyingParty};
+use crate::webauthn::RelyingParty;
 
-/// Who may say yes, and under which names votes must be made.
+/// Inputs of vote eligibility: registered people, their keys, and the names votes must be for.
 #[derive(Clone, Copy)]
-pub struct Electorate<'a> {
+pub struct VoterContext<'a> {
     /// Registered people, groups and profiles.
     pub bundle: &'a PolicyBundle,
-    /// Their passkeys, and keys that count no more.
-    pub roster: &'a CredentialStore,
+    /// Their passkeys and revoked keys.
+    pub credentials: &'a CredentialStore,
     /// The realm votes must be for.
     pub realm: &'a Realm,
-    /// The console whose passkeys count.
+    /// The relying party of their passkeys.
     pub party: &'a RelyingParty,
+    /// Votes whose proof verified before.
+    pub proofs: &'a VoteProofCache,
 }
 
-/// Why somebody's vote does not count.
+/// Why a person's vote does not count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Ineligible {
     /// Not registered as an approver.
@@ -47,7 +46,7 @@ pub enum Ineligible {
     HasVoted,
     /// The profile takes passkeys alone.
     #[error("the profile takes a vote by passkey alone")]
-    NotByPasskey,
+    PasskeyRequired,
     /// The profile takes passkeys alone, and this person has none.
     #[error("has no passkey, and the profile takes nothing else")]
     NoPasskey,
@@ -59,10 +58,10 @@ pub fn eligible<'a>(
     profile: &ProfileName,
     verdict: Verdict,
     request: &AccessRequest,
-    electorate: Electorate<'a>,
+    voter_context: VoterContext<'a>,
     now: Timestamp,
 ) -> Result<&'a StepUpProfile, Ineligible> {
-    let bundle = electorate.bundle;
+    let bundle = voter_context.bundle;
     let registered = bundle.person(person).ok_or(Ineligible::NotApprover)?;
     let needed = request
         .opened
@@ -76,27 +75,27 @@ pub fn eligible<'a>(
         .filter(|p| p.digest() == needed.digest)
         .ok_or(Ineligible::ProfileChanged)?;
     may_vote(registered, defined, request, bundle)?;
-    let has_passkey = !electorate.roster.get(person).value.passkeys.is_empty();
+    let has_passkey = !voter_context.credentials.get(person).value.passkeys.is_empty();
     if defined.method == VoteMethod::Passkey && !has_passkey {
         return Err(Ineligible::NoPasskey);
     }
-    // A yes may still be taken back by a no, and given again once it no longer counts; nothing else is voted twice.
-    let enrolled = electorate.roster.get(person);
-    let stands = |v: &&std::sync::Arc<VoteRecord>| {
-        v.cast.voter == *person && counts(v, request, &enrolled.value, electorate, now)
+    // An approval may be withdrawn by a denial, and given again once it no longer counts; no other vote is cast twice.
+    let enrolled = voter_context.credentials.get(person);
+    let still_counts = |v: &&std::sync::Arc<VoteRecord>| {
+        v.cast.voter == *person && vote_counts(v, request, &enrolled.value, voter_context, now)
     };
     match verdict {
-        Verdict::Approve if request.votes.iter().any(|v| stands(&v)) => Err(Ineligible::HasVoted),
+        Verdict::Approve if request.votes.iter().any(|v| still_counts(&v)) => Err(Ineligible::HasVoted),
         Verdict::Approve | Verdict::Deny => Ok(defined),
     }
 }
 
-/// How many people could ever satisfy a profile for an agent of this owner: approvers of the group who hold a key that the
-/// profile takes.
-pub fn could_vote(profile: &StepUpProfile, owner: &PersonId, electorate: Electorate<'_>) -> usize {
-    let able = |person: &&Person| {
-        let enrolled = electorate.roster.get(&person.id);
-        let by_key = || live_keys(person, &enrolled.value).next().is_some();
+/// How many people could vote under a profile for an agent of this owner: approvers of the group with a key that the profile
+/// accepts.
+pub fn potential_voters(profile: &StepUpProfile, owner: &PersonId, voter_context: VoterContext<'_>) -> usize {
+    let can_vote = |person: &&Person| {
+        let enrolled = voter_context.credentials.get(&person.id);
+        let by_key = || active_keys(person, &enrolled.value).next().is_some();
         let by_passkey = || !enrolled.value.passkeys.is_empty();
         person.roles.contains(&Role::Approver)
             && person.groups.contains(&profile.group)
@@ -106,19 +105,7 @@ pub fn could_vote(profile: &StepUpProfile, owner: &PersonId, electorate: Elector
                 VoteMethod::Passkey => by_passkey(),
             }
     };
-    electorate.bundle.people().filter(able).count()
-}
-
-/// The keys of `people.toml` that speak for a person still.
-pub fn live_keys<'a>(
-    person: &'a Person,
-    enrolled: &'a PersonCredentials,
-) -> impl Iterator<Item = PublicKey> + 'a {
-    person
-        .keys
-        .iter()
-        .filter_map(|k| PublicKey::from_jwk(&k.jwk).ok())
-        .filter(|k| !enrolled.revoked.contains(&k.thumbprint()))
+    voter_context.bundle.people().filter(can_vote).count()
 }
 
 fn may_vote(
@@ -130,7 +117,7 @@ fn may_vote(
     if !person.roles.contains(&Role::Approver) {
         return Err(Ineligible::NotApprover);
     }
-    // The owner as registered now, and as registered when it was asked: both are out.
+    // Neither the owner as registered now nor the owner at the opening of the request may vote.
     let owner_now = bundle.agent(&request.opened.agent).map(|a| a.owner.clone());
     if request.opened.owner == person.id || owner_now.as_ref() == Some(&person.id) {
         return Err(Ineligible::Owner);
@@ -141,27 +128,27 @@ fn may_vote(
     Ok(())
 }
 
-/// What the votes on an access request are worth at a moment.
+/// The tally of votes on an access request at a moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// Profiles whose quorum of distinct people said yes.
+pub struct VoteTally {
+    /// Profiles with a quorum of distinct approving people.
     pub satisfied: BTreeSet<ProfileName>,
-    /// Who was counted, by profile.
+    /// The counted people, by profile.
     pub counted: BTreeMap<ProfileName, BTreeSet<PersonId>>,
     /// The version each counted person's stream had.
     pub people: BTreeMap<PersonId, Version>,
-    /// The shortest life that a counted vote of a satisfied profile agreed to, in seconds.
+    /// The shortest lifetime that a counted vote of a satisfied profile agreed to, in seconds.
     pub max_ttl: Option<i64>,
     /// The fewest uses that a counted vote of a satisfied profile agreed to.
     pub uses: Option<u32>,
-    /// When the first of those votes stops being good.
+    /// When the first of those votes expires.
     pub not_after: Option<Timestamp>,
-    /// When the last of those votes was entered.
+    /// When the last of those votes was recorded.
     pub last_at: Option<Timestamp>,
 }
 
-impl Tally {
-    /// The version a counted person's stream had; of anyone else, one that no append accepts.
+impl VoteTally {
+    /// The version of a counted person's stream; for other people, one that no append accepts.
     pub fn version_of(&self, person: &PersonId) -> Version {
         self.people.get(person).copied().unwrap_or(Version::MAX)
     }
@@ -169,17 +156,17 @@ impl Tally {
 
 /// Counts the votes.
 ///
-/// INVARIANT (a vote counts only for its statement): each counted yes has a valid signature, by a key or passkey that is
+/// INVARIANT (a vote counts only for its statement): each counted approval has a valid signature, by a key or passkey that is
 /// *now* one of a person eligible *now*, over a statement of exactly this action, agent, owner, task, key and profile
-/// definition, and of no more than the life and the uses that were asked for.
-pub fn tally(request: &AccessRequest, electorate: Electorate<'_>, now: Timestamp) -> Tally {
-    let bundle = electorate.bundle;
-    let mut tally = Tally::default();
-    let live = matches!(
+/// definition, and of no more than the requested lifetime and uses.
+pub fn tally(request: &AccessRequest, voter_context: VoterContext<'_>, now: Timestamp) -> VoteTally {
+    let bundle = voter_context.bundle;
+    let mut tally = VoteTally::default();
+    let open = matches!(
         request.status,
         StoredStatus::Pending | StoredStatus::Consumed(_)
     );
-    if !live
+    if !open
         || request
             .votes
             .iter()
@@ -188,23 +175,23 @@ pub fn tally(request: &AccessRequest, electorate: Electorate<'_>, now: Timestamp
         return tally;
     }
     let mut voted = BTreeSet::new();
-    let mut good: BTreeMap<ProfileName, Vec<&VoteRecord>> = BTreeMap::new();
+    let mut counted_votes: BTreeMap<ProfileName, Vec<&VoteRecord>> = BTreeMap::new();
     for vote in &request.votes {
-        // Read before it is judged: whatever moves it afterwards refuses the mint.
-        let enrolled = electorate.roster.get(&vote.cast.voter);
-        // One human once, however many keys: and for one profile only.
-        if counts(vote, request, &enrolled.value, electorate, now)
+        // Read before the vote is checked: a later change of the person's keys refuses the grant.
+        let enrolled = voter_context.credentials.get(&vote.cast.voter);
+        // Each person counts once, with any number of keys, and for one profile only.
+        if vote_counts(vote, request, &enrolled.value, voter_context, now)
             && voted.insert(vote.cast.voter.clone())
         {
             tally
                 .people
                 .insert(vote.cast.voter.clone(), enrolled.version);
-            good.entry(vote.cast.profile.name.clone())
+            counted_votes.entry(vote.cast.profile.name.clone())
                 .or_default()
                 .push(vote);
         }
     }
-    for (name, votes) in good {
+    for (name, votes) in counted_votes {
         tally.counted.insert(
             name.clone(),
             votes.iter().map(|v| v.cast.voter.clone()).collect(),
@@ -232,141 +219,58 @@ pub fn tally(request: &AccessRequest, electorate: Electorate<'_>, now: Timestamp
     tally
 }
 
-fn counts(
+fn vote_counts(
     vote: &VoteRecord,
     request: &AccessRequest,
     enrolled: &PersonCredentials,
-    electorate: Electorate<'_>,
+    voter_context: VoterContext<'_>,
     now: Timestamp,
 ) -> bool {
     let cast = &vote.cast;
-    let bundle = electorate.bundle;
+    let bundle = voter_context.bundle;
     let Some(person) = bundle.person(&cast.voter) else {
         return false;
     };
     let Some(profile) = bundle.profile(&cast.profile.name) else {
         return false;
     };
-    let (Some(text), Some(action)) = (&vote.statement, &request.action) else {
+    let Some(action) = &request.action else {
         return false;
     };
-    let Ok(statement) = VoteStatement::parse(text) else {
+    let eligible = cast.verdict == Verdict::Approve
+        && now < cast.not_after
+        && profile.digest() == cast.profile.digest
+        && may_vote(person, profile, request, bundle).is_ok();
+    let by_passkey = cast.assertion.is_some();
+    let key = VotingKey::find(person, enrolled, cast.key, profile.method, by_passkey);
+    let (true, Ok(key)) = (eligible, key) else {
+        return false;
+    };
+    let proofs = voter_context.proofs;
+    let Some(statement) = proofs.verified_statement(vote, &key, voter_context.party) else {
         return false;
     };
     let opened = &request.opened;
-    let stated = statement.realm == *electorate.realm
+    statement.realm == *voter_context.realm
         && statement.access_request_id == opened.access_request
         && statement.agent == opened.agent
         && statement.owner == opened.owner
         && statement.task == opened.task
         && statement.action == action.to_json()
-        && within(statement.uses, opened.uses)
+        && uses_within(statement.uses, opened.uses)
         && statement.uses == cast.uses
         && statement.verdict == Verdict::Approve
         && statement.profile == cast.profile
         && statement.max_ttl <= opened.max_ttl
         && statement.max_ttl == cast.max_ttl
-        && Timestamp::from_secs(statement.not_after) == cast.not_after;
-    stated
-        && cast.verdict == Verdict::Approve
-        && now < cast.not_after
-        && profile.digest() == cast.profile.digest
-        && may_vote(person, profile, request, bundle).is_ok()
-        && proof_of(vote).is_some_and(|proof| {
-            signed_by(
-                person,
-                enrolled,
-                cast.key,
-                profile.method,
-                &statement,
-                &proof,
-                electorate.party,
-            )
-            .is_ok()
-        })
+        && Timestamp::from_secs(statement.not_after) == cast.not_after
 }
 
-/// Whether a number of uses is no more than another; none is without bound.
-pub fn within(uses: Option<u32>, bound: Option<u32>) -> bool {
+/// Whether a number of uses is within a bound; `None` is unlimited.
+pub fn uses_within(uses: Option<u32>, bound: Option<u32>) -> bool {
     match (uses, bound) {
         (Some(uses), Some(bound)) => uses > 0 && uses <= bound,
         (Some(uses), None) => uses > 0,
         (None, bound) => bound.is_none(),
-    }
-}
-
-/// How a vote is proved.
-#[derive(Debug)]
-pub enum Proof {
-    /// ES256, r and s, over the statement's digest, by a key of `people.toml`.
-    Signature(Vec<u8>),
-    /// An assertion whose challenge is the statement's digest.
-    Passkey(Assertion),
-}
-
-/// The proof of an entered vote; `None` when part of it is gone.
-fn proof_of(vote: &VoteRecord) -> Option<Proof> {
-    let signature = URL_SAFE_NO_PAD.decode(&vote.cast.signature).ok()?;
-    match (vote.cast.assertion, &vote.assertion) {
-        (None, _) => Some(Proof::Signature(signature)),
-        (Some(_), Some(evidence)) => Assertion::from_evidence(evidence, signature)
-            .ok()
-            .map(Proof::Passkey),
-        (Some(_), None) => None,
-    }
-}
-
-/// Why a proof does not hold.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum WrongProof {
-    /// Not by that key, not of this statement, or the key counts no more.
-    #[error("the signature is not of this statement by a key of this person")]
-    Signature,
-    /// The profile takes passkeys alone.
-    #[error("the profile takes a vote by passkey alone")]
-    NotByPasskey,
-    /// The passkey is not, or no longer, this person's.
-    #[error("the passkey is not, or no longer, one of this person")]
-    NotEnrolled,
-    /// A check of WebAuthn failed.
-    #[error("passkey: {0}")]
-    Passkey(#[from] webauthn::WebauthnError),
-}
-
-/// Checks that a proof is of this statement, by this key or passkey of the person. What an authenticator said beside it is
-/// the answer.
-pub fn signed_by(
-    person: &Person,
-    enrolled: &PersonCredentials,
-    key: Thumbprint,
-    method: VoteMethod,
-    statement: &VoteStatement,
-    proof: &Proof,
-    party: &RelyingParty,
-) -> Result<Option<webauthn::Seen>, WrongProof> {
-    let digest = statement.digest().map_err(|_| WrongProof::Signature)?;
-    match proof {
-        Proof::Signature(_) if method == VoteMethod::Passkey => Err(WrongProof::NotByPasskey),
-        Proof::Signature(signature) => live_keys(person, enrolled)
-            .any(|k| k.thumbprint() == key && k.verify(digest.as_bytes(), signature))
-            .then_some(None)
-            .ok_or(WrongProof::Signature),
-        Proof::Passkey(assertion) => {
-            let credential = URL_SAFE_NO_PAD.encode(&assertion.credential);
-            let passkey = enrolled
-                .passkey(key)
-                .filter(|p| p.record.credential == credential)
-                .ok_or(WrongProof::NotEnrolled)?;
-            let record = &passkey.record;
-            webauthn::check(
-                party,
-                digest.as_bytes(),
-                &record.jwk,
-                record.backup_eligible,
-                assertion,
-            )
-            .map(Some)
-            .map_err(WrongProof::from)
-        }
     }
 }

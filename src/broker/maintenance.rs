@@ -28,7 +28,7 @@ impl Broker {
         loop {
             tokio::time::sleep(MAINTENANCE_INTERVAL).await;
             if tail.borrow().failed {
-                self.bells.ring_all();
+                self.notifier.notify_all();
                 return;
             }
             if let Err(error) = self.maintenance_tick().await {
@@ -59,7 +59,7 @@ impl Broker {
                     else {
                         continue;
                     };
-                    let read_set = self.request_premises(&opened);
+                    let read_set = self.request_read_set(&opened);
                     let Some(request) = self.state.access_request(&id).filter(|r| {
                         r.status == StoredStatus::Pending && now >= r.opened.expires_at
                     }) else {
@@ -75,8 +75,8 @@ impl Broker {
                         ..Append::one(event, vec![(Stream::AccessRequest(id), request.version)])
                     };
                     let at = request.opened.expires_at;
-                    let decided = self.decided_by(&request, at);
-                    if self.append_found(append).await? && !decided {
+                    let decided = self.was_decided_before(&request, at);
+                    if self.try_append(append).await? && !decided {
                         self.count_wait("expired", request.opened_at, at);
                     }
                 }
@@ -93,14 +93,14 @@ impl Broker {
                 }
             }
         }
-        self.write_doomed().await?;
+        self.flush_pending_revocations().await?;
         if self
             .projections
             .rules()
-            .is_some_and(|rules| rules.version != self.swept.load(Ordering::SeqCst))
-            && let Ok(_alone) = self.governing.try_lock()
+            .is_some_and(|rules| rules.version != self.enforced_policy_version.load(Ordering::SeqCst))
+            && let Ok(_alone) = self.policy_lock.try_lock()
         {
-            self.sweep().await?;
+            self.revoke_disallowed().await?;
         }
         self.journal_refusal_count(now).await?;
         self.prune_caches(now);
@@ -120,7 +120,7 @@ impl Broker {
             let Some(opened) = self.state.task(id).map(|task| task.opened.clone()) else {
                 continue;
             };
-            for read in self.task_premises(&opened) {
+            for read in self.task_read_set(&opened) {
                 if !read_set.contains(&read) {
                     read_set.push(read);
                 }
@@ -149,7 +149,7 @@ impl Broker {
             read_set,
             ..Append::one(event, write_set)
         };
-        self.append_found(append).await
+        self.try_append(append).await
     }
 
     async fn journal_refusal_count(&self, now: Timestamp) -> Result<(), AppendError> {
@@ -164,7 +164,7 @@ impl Broker {
             }
         };
         if let Some((since, count)) = taken {
-            self.append_news(
+            self.try_append_event(
                 Event::RefusalsCounted(RefusalsCounted { since, count }),
                 Vec::new(),
             )
@@ -177,7 +177,7 @@ impl Broker {
     fn prune_caches(&self, now: Timestamp) {
         self.replay_cache.prune(now);
         self.open_task_replay_cache.prune(now);
-        self.sessions.sweep(now);
+        self.sessions.prune(now);
         let ended = |task: &TaskId| self.state.task(task).is_none_or(|t| !t.is_running(now));
         self.attestations.retain(|task| !ended(task));
         self.lock(&self.attached).retain(|task, _| !ended(task));

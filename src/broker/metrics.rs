@@ -79,7 +79,7 @@ impl Broker {
                 .map(|rules| rules.bundle.version().to_string()),
             journal_entries: tail.checkpoint.size,
             journal_bytes: self.journal.size_bytes(),
-            pending_revocations: self.unwritten_ends(),
+            pending_revocations: self.pending_revocations(),
             clock_skew: now.after(clock),
         };
         self.metrics.render(&snapshot)

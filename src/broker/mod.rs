@@ -22,9 +22,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use crate::approve::votes::Electorate;
-pub use crate::approve::votes::{Ineligible, Proof as VoteProof};
-use crate::approve::{Bounds, Ground};
+use crate::approve::votes::VoterContext;
+use crate::approve::vote_proof::VoteProofCache;
+pub use crate::approve::vote_proof::VoteProof;
+pub use crate::approve::votes::Ineligible;
+use crate::approve::{DecisionLimits, DecisionContext};
 pub use crate::card::AccessRequestStatus;
 use crate::clock::{Clock, ClockWatch};
 use crate::jose::Nonces;
@@ -40,23 +42,23 @@ use crate::verify::{Attested, VerifyError};
 pub use crate::webauthn::{Assertion, Registration, RelyingParty};
 
 pub use approval::inbox::{
-    INBOX_PAGE_MAX, InboxAsk, InboxCursor, InboxGroup, InboxGroupKey, InboxNews, InboxPage,
+    INBOX_PAGE_MAX, InboxQuery, InboxCursor, InboxGroup, InboxGroupKey, InboxEvent, InboxPage,
     InboxRow, InboxWatch,
 };
-pub use approval::vote::{AccessView, VoteAsk, VoteBegun, VoteDone};
-pub use approval::vote_options::Ballot;
-pub use approval::watch::{AccessMark, AccessNews, AccessWatch};
+pub use approval::vote::{AccessView, VoteInput, VoteStatementReply, VoteOutcome};
+pub use approval::vote_options::VoteOptions;
+pub use approval::watch::{AccessRequestCursor, AccessRequestEvent, AccessRequestWatch};
 pub use auth::authentication::{CallContext, CallerRole, PersonCaller};
 pub use auth::bootstrap::FirstOperator;
-pub use auth::enrolment::{ApproverView, EnrolmentBegun, Invited, PasskeyView};
-pub use auth::session::{Session, SignInBegun, SignedInUser};
-pub use governance::freeze::FreezeDone;
-pub use governance::policy::Applied;
-pub use query::explain::Explained;
+pub use auth::enrolment::{ApproverView, EnrolmentOptions, IssuedInvitation, PasskeyView};
+pub use auth::session::{Session, SignInOptions, SignedInUser};
+pub use governance::freeze::FreezeSummary;
+pub use governance::policy::BundleApplied;
+pub use query::explain::Explanation;
 pub use query::inventory::{AgentView, TaskFilter, TaskView};
-pub use query::revocation_feed::{FeedStart, Position};
-pub use query::stats::{ActionUse, ApproverRow, RuleRow};
-pub use query::timeline::{FOUND_MAX, Found, Moment, QUERY_BYTES_MAX, SCAN_MAX, Timeline};
+pub use query::revocation_feed::{FeedStart, JournalPosition};
+pub use query::stats::{ActionUse, ApproverStatsRow, RuleStatsRow};
+pub use query::timeline::{SEARCH_PAGE_MAX, SearchPage, TimelineEvent, QUERY_BYTES_MAX, SEARCH_SCAN_MAX, TaskTimeline};
 pub use start::{BrokerOptions, BrokerOpenError};
 pub use task::end::{EndReport, EndTaskInput};
 pub use task::open::{OpenTaskInput, OpenTaskReply};
@@ -67,10 +69,10 @@ pub use token::request::{
 };
 pub use token::revoke::TokenRevoked;
 
-use approval::notifier::Bells;
+use approval::notifier::Notifier;
 use auth::replay_cache::ReplayCache;
 use auth::session::SessionStore;
-use governance::pending_revocation::{Doomed, Wish};
+use governance::pending_revocation::{RevocationTarget, PendingRevocation};
 use projections::Projections;
 use token::verified_cache::VerifiedTokenCache;
 
@@ -126,7 +128,9 @@ pub struct Refusal {
 /// The broker: state, journal, policy, trust, keys, and the caches of this process.
 pub struct Broker {
     settings: BrokerSettings,
-    bounds: Bounds,
+    limits: DecisionLimits,
+    /// Votes whose proof this process has verified.
+    vote_proofs: VoteProofCache,
     clock: Clock,
     /// Compares the wall clock with the time since start.
     clock_watch: Mutex<ClockWatch>,
@@ -150,21 +154,21 @@ pub struct Broker {
     /// Refusal entries of each task in the current minute.
     refusal_counts: Mutex<HashMap<TaskId, (i64, u32)>>,
     /// Vote statements handed out for signature.
-    statements: Mutex<HashMap<String, approval::vote::Begun>>,
+    statements: Mutex<HashMap<String, approval::vote::PendingStatement>>,
     /// Sessions of signed-in browsers.
     sessions: SessionStore,
     /// When a card was first shown to a person, and under which policy bundle.
-    shown: Mutex<HashMap<(PersonId, AccessRequestId), (Digest, Timestamp)>>,
+    card_views: Mutex<HashMap<(PersonId, AccessRequestId), (Digest, Timestamp)>>,
     /// Heartbeats that wait to be journalled together.
     pending_heartbeats: Mutex<Vec<task::keep_alive::PendingHeartbeat>>,
     /// Revocations that could not be journalled: enforced here at once, retried by the maintenance loop.
-    doomed: Mutex<HashMap<Doomed, Wish>>,
+    pending_revocations: Mutex<HashMap<RevocationTarget, PendingRevocation>>,
     /// Held while a policy bundle is put in force and the tasks and tokens it no longer allows are ended.
-    governing: tokio::sync::Mutex<()>,
+    policy_lock: tokio::sync::Mutex<()>,
     /// The first operator's code, while there is one.
-    one_time: auth::bootstrap::OneTime,
+    bootstrap_code: auth::bootstrap::BootstrapCode,
     /// Version of the last policy bundle whose sweep is complete.
-    swept: AtomicU64,
+    enforced_policy_version: AtomicU64,
     /// Tokens issued here whose signature was verified.
     verified_tokens: VerifiedTokenCache,
     /// Refused calls, newest last, for `explain`.
@@ -178,11 +182,9 @@ pub struct Broker {
     caller_rates: KeyedRateLimiter<metrics::CallerId>,
     rate_limit_log_throttle: LogThrottle,
     /// Wakes calls and streams that wait for access requests.
-    bells: Arc<Bells>,
+    notifier: Arc<Notifier>,
     /// Which requests each approver's inbox has admitted.
-    turns: Mutex<HashMap<PersonId, approval::inbox::Turns>>,
-    /// Votes already verified for inboxes.
-    judged: approval::inbox::Judged,
+    ask_budgets: Mutex<HashMap<PersonId, approval::inbox::AskBudget>>,
     /// Permits of calls that wait for approvers.
     wait_permits: tokio::sync::Semaphore,
 }
@@ -238,25 +240,27 @@ impl Broker {
 
     /// The console whose passkeys count.
     pub const fn relying_party(&self) -> &RelyingParty {
-        &self.bounds.party
+        &self.limits.party
     }
 
     /// The state a decision of gate 2 is made from.
-    fn decision_context<'a>(&'a self, rules: &'a ActivePolicy) -> Ground<'a> {
-        Ground {
+    fn decision_context<'a>(&'a self, rules: &'a ActivePolicy) -> DecisionContext<'a> {
+        DecisionContext {
             rules,
-            roster: self.state.credentials(),
-            bounds: &self.bounds,
+            credentials: self.state.credentials(),
+            limits: &self.limits,
+            proofs: &self.vote_proofs,
         }
     }
 
     /// Who may vote under a policy bundle.
-    fn electorate<'a>(&'a self, bundle: &'a PolicyBundle) -> Electorate<'a> {
-        Electorate {
+    fn voter_context<'a>(&'a self, bundle: &'a PolicyBundle) -> VoterContext<'a> {
+        VoterContext {
             bundle,
-            roster: self.state.credentials(),
+            credentials: self.state.credentials(),
             realm: &self.settings.realm,
-            party: &self.bounds.party,
+            party: &self.limits.party,
+            proofs: &self.vote_proofs,
         }
     }
 
@@ -330,7 +334,7 @@ impl Broker {
     /// Whether a task runs: by its record, the time, and revocations that wait to be journalled.
     fn is_running(&self, task: &TaskRecord, now: Timestamp) -> bool {
         task.is_running(now)
-            && self.task_doomed(task).is_none()
+            && self.pending_task_end(task).is_none()
             && !self.state.agent_status(&task.opened.agent).value.suspended
     }
 
@@ -338,7 +342,7 @@ impl Broker {
     fn agent_suspension(&self, agent: &AgentId) -> (bool, Version) {
         let at = self.state.agent_status(agent);
         (
-            at.value.suspended || self.is_doomed(&Doomed::Agent(agent.clone())),
+            at.value.suspended || self.is_revocation_pending(&RevocationTarget::Agent(agent.clone())),
             at.version,
         )
     }
@@ -348,11 +352,11 @@ impl Broker {
         if let Some(cause) = self
             .state
             .end_cause(grant, now)
-            .or_else(|| self.grant_doomed(grant))
+            .or_else(|| self.pending_grant_end(grant))
         {
             return Some(cause);
         }
-        if self.owner_frozen(&grant.issued.agent) {
+        if self.is_owner_frozen(&grant.issued.agent) {
             return Some(EndCause::Frozen);
         }
         let Some(rules) = self.projections.rules() else {
@@ -366,10 +370,10 @@ impl Broker {
             .issued
             .consumed
             .and_then(|id| self.state.access_request(&id));
-        let allowed = crate::approve::still_allowed(
+        let allowed = crate::approve::is_still_allowed(
             grant,
             consumed.as_deref(),
-            self.electorate(&rules.bundle),
+            self.voter_context(&rules.bundle),
         );
         (!allowed).then_some(EndCause::Policy)
     }

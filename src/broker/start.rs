@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use super::approval::notifier::Bells;
+use super::approval::notifier::Notifier;
 use super::auth::replay_cache::ReplayCache;
 use super::auth::session::SessionStore;
 use super::projections::Projections;
 use super::token::verified_cache::VerifiedTokenCache;
 use super::{Broker, BrokerSettings};
-use crate::approve::Bounds;
+use crate::approve::DecisionLimits;
 use crate::clock::Clock;
 use crate::jose::{KeySet, KeySetError, Nonces, SigningKey, Usage};
 use crate::journal::{Append, AppendError, Blob, FaultInjection, Journal, OpenError, JournalOptions};
@@ -96,14 +96,14 @@ impl Broker {
         let state = Arc::new(State::default());
         let projections = Arc::new(Projections::default());
         let latest_seen = Arc::new(AtomicI64::new(0));
-        let bells = Arc::new(Bells::default());
+        let notifier = Arc::new(Notifier::default());
         let apply = {
             let (state, projections, latest_seen) = (state.clone(), projections.clone(), latest_seen.clone());
-            let bells = bells.clone();
+            let notifier = notifier.clone();
             Box::new(move |committed: &crate::journal::Committed| {
                 latest_seen.fetch_max(committed.entry().at.millis(), Ordering::SeqCst);
                 projections.apply(&state, committed);
-                bells.ring(&state, committed.entry().index);
+                notifier.notify(&state, committed.entry().index);
             })
         };
         let metrics = Arc::new(Metrics::default());
@@ -120,7 +120,7 @@ impl Broker {
             return Err(BrokerOpenError::Unusable(why));
         }
         let broker = Arc::new(Self {
-            bounds: Bounds {
+            limits: DecisionLimits {
                 realm: options.settings.realm.clone(),
                 party: options.settings.relying_party(),
                 ttl_cap: options.settings.ttl_cap,
@@ -135,7 +135,7 @@ impl Broker {
             projections,
             nonces: Nonces::new(&boot_key),
             sessions: SessionStore::new(&boot_key),
-            shown: Mutex::default(),
+            card_views: Mutex::default(),
             random,
             replay_cache: ReplayCache::default(),
             open_task_replay_cache: ReplayCache::default(),
@@ -145,10 +145,10 @@ impl Broker {
             refusal_counts: Mutex::default(),
             statements: Mutex::default(),
             pending_heartbeats: Mutex::default(),
-            doomed: Mutex::default(),
-            governing: tokio::sync::Mutex::default(),
-            one_time: super::auth::bootstrap::OneTime::default(),
-            swept: AtomicU64::new(0),
+            pending_revocations: Mutex::default(),
+            policy_lock: tokio::sync::Mutex::default(),
+            bootstrap_code: super::auth::bootstrap::BootstrapCode::default(),
+            enforced_policy_version: AtomicU64::new(0),
             verified_tokens: VerifiedTokenCache::default(),
             recent_refusals: Mutex::default(),
             uncounted_refusals: Mutex::default(),
@@ -156,9 +156,9 @@ impl Broker {
             metrics,
             caller_rates: KeyedRateLimiter::new(rates.caller_per_second, rates.caller_reserved_per_second),
             rate_limit_log_throttle: LogThrottle::default(),
-            bells,
-            turns: Mutex::default(),
-            judged: super::approval::inbox::Judged::default(),
+            notifier,
+            ask_budgets: Mutex::default(),
+            vote_proofs: crate::approve::vote_proof::VoteProofCache::default(),
             wait_permits: tokio::sync::Semaphore::new(super::WAITING_CALLS_MAX),
         });
         let configured: BTreeSet<TrustDomain> = options
@@ -179,9 +179,9 @@ impl Broker {
         if let Some(files) = options.seed.filter(|_| broker.projections.rules().is_none()) {
             let bundle = PolicyBundle::load(&files)?;
             bundle.check_has_operator().map_err(BrokerOpenError::Ungovernable)?;
-            broker.enter_bundle(bundle, &files, 0, None).await?;
+            broker.record_bundle(bundle, &files, 0, None).await?;
         }
-        broker.sweep().await?;
+        broker.revoke_disallowed().await?;
         Ok(broker)
     }
 

@@ -106,8 +106,8 @@ fn open(page: &str) {
 }
 
 /// Waits until the card has been before the person's eyes for as long as the broker wants.
-pub(super) async fn read_long_enough(card: &Card, shown_at: crate::model::Timestamp) {
-    let read = shown_at.plus_secs(card.dwell_s.into());
+pub(super) async fn check_dwell(card: &Card, card_viewed_at: crate::model::Timestamp) {
+    let read = card_viewed_at.plus_secs(card.dwell_s.into());
     let left = read.since(Clock::system().now());
     if let Ok(left) = u64::try_from(left) {
         tokio::time::sleep(Duration::from_millis(left)).await;

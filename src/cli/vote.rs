@@ -49,9 +49,9 @@ pub(super) async fn run(
     let person = verb.key.person(common)?;
     let realm = net::realm(common, verb.realm)?;
     let shown = person.card(verb.access_request).await?;
-    let shown_at = Clock::system().now();
+    let card_viewed_at = Clock::system().now();
     if !say.json() {
-        say.text(&card::text(&shown, shown_at));
+        say.text(&card::text(&shown, card_viewed_at));
     }
     let profile = profile(verb.profile, &shown)?;
     let asked = shown.needs.iter().find(|n| n.profile.name == profile);
@@ -69,7 +69,7 @@ pub(super) async fn run(
         return Err(Failure::new(Exit::Failed, "no vote was cast"));
     }
     if verdict == Verdict::Approve {
-        at_console::read_long_enough(&shown, shown_at).await;
+        at_console::check_dwell(&shown, card_viewed_at).await;
     }
     let narrowing = Narrowing {
         max_ttl: verb.ttl.map(i64::from),

@@ -20,7 +20,7 @@ use std::ops::RangeInclusive;
 use serde_json::Value;
 
 use crate::jose::AuthenticatorKey;
-use crate::model::Digest;
+use crate::model::{Digest, PersonId};
 use authenticator::AuthenticatorData;
 use client::Ceremony;
 
@@ -69,6 +69,12 @@ pub struct Assertion {
     pub signature: Vec<u8>,
     /// `userHandle`, [`USER_HANDLE_BYTES`] where it is there. Not signed: the caller compares it with whose credential it is.
     pub user: Option<Vec<u8>>,
+}
+
+/// A person's user handle: opaque, the same for all their passkeys (WebAuthn L3 §14.6.1).
+pub fn user_handle(person: &PersonId) -> Vec<u8> {
+    let digest = Digest::tagged("dipylon/user/v1", person.as_str().as_bytes());
+    digest.as_bytes().iter().take(16).copied().collect()
 }
 
 /// A passkey as registered (WebAuthn L3 §4, "credential record").

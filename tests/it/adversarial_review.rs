@@ -84,7 +84,7 @@ async fn operator_removed_during_upload_applies_nothing() {
     let b = TestBroker::start().await;
     let call = b.person_call("dipylon.v1.GovernanceService/ApplyPolicyBundle", "olga");
     // The upload stream is open; olga has sent nothing yet.
-    let olga = b.broker.person(&call).expect("an operator");
+    let olga = b.broker.authenticate_person(&call).expect("an operator");
     let mut gone = b.env.policy.clone();
     let people = gone.get_mut("people.toml").expect("people");
     *people = people

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use dipylon::audit::{AuditError, Frontier, VoteError, VoteReport, VoteVerifier, leaf_hash};
-use dipylon::broker::VoteAsk;
+use dipylon::broker::VoteInput;
 use dipylon::journal::{FaultInjection, JournalReader};
 use dipylon::policy::BundleFiles;
 use dipylon_sdk::model::*;
@@ -164,7 +164,7 @@ async fn history() -> VotedHistory {
     };
     let id = asked(note.clone(), "r-1").await.pending().access_request;
     let session = b.sign_in(&marias).await.expect("signed in");
-    let ask = VoteAsk {
+    let ask = VoteInput {
         narrowing: Narrowing {
             max_ttl: Some(120),
             max_uses: Some(3),

@@ -1298,7 +1298,7 @@ async fn vote_names_the_policy_of_its_card() {
         )
     });
     let call = operator_call(&s, "dipylon.v1.GovernanceService/ApplyPolicyBundle");
-    let operator = s.broker.person(&call).expect("an operator");
+    let operator = s.broker.authenticate_person(&call).expect("an operator");
     let applied = s.broker.apply_policy_bundle(&call, operator, files).await;
     applied.expect("applied");
     let stale = maria.begin(id, ask).await;

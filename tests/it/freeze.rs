@@ -298,7 +298,7 @@ async fn pinned_agent_key_is_enforced() {
         )
     });
     let applied = b.apply_policy(files).await.expect("applies");
-    assert_eq!(applied.swept.tasks, 1, "the task of another key has ended");
+    assert_eq!(applied.revoked.tasks, 1, "the task of another key has ended");
     assert!(!b.introspect("cases", &token.token));
     // The same evidence with another key fails gate 1.
     assert_eq!(
@@ -359,7 +359,7 @@ async fn freeze_is_enforced_before_it_is_durable() {
         full.store(true, std::sync::atomic::Ordering::SeqCst);
         let refusal = b.freeze(scope).await.expect_err(scope);
         assert_eq!(refusal.reason, Reason::JournalUnavailable, "{scope}");
-        assert!(refusal.message.contains("holds on this broker"), "{scope}");
+        assert!(refusal.message.contains("enforced on this broker"), "{scope}");
         assert!(
             !b.introspect("cases", &token.token),
             "{scope}: refused here at once"
@@ -378,7 +378,7 @@ async fn freeze_is_enforced_before_it_is_durable() {
             "{scope}"
         );
         b.broker.maintenance_tick().await.expect("upkeep");
-        assert_eq!(b.broker.unwritten_ends(), 0, "{scope}");
+        assert_eq!(b.broker.pending_revocations(), 0, "{scope}");
         assert_eq!(b.broker.state().freezes().len(), 1, "{scope}");
         b.check_invariants();
     }
@@ -422,7 +422,7 @@ async fn operators_list_tasks_and_agents() {
     );
     let row = &list(all.clone())[0];
     assert_eq!(
-        (row.tokens_live, row.access_requests_waiting, row.over),
+        (row.tokens_live, row.access_requests_waiting, row.ended),
         (1, 1, None)
     );
     let first = TaskFilter {
@@ -483,7 +483,7 @@ async fn agent_transferred_to_frozen_owner_is_frozen() {
         t.replacen("owner = \"dana\"", "owner = \"maria\"", 1)
     });
     let applied = b.apply_policy(files).await.expect("applies");
-    assert_eq!(applied.swept.tasks, 1);
+    assert_eq!(applied.revoked.tasks, 1);
     assert!(!b.introspect("cases", &token.token));
     assert_eq!(cause(&b, task), Some(EndCause::Frozen));
     b.check_invariants();
@@ -542,7 +542,7 @@ async fn pending_freeze_cannot_be_lifted() {
     );
     // Frozen again, it is journaled at once, and can then be lifted.
     b.suspend("triage").await.expect("suspends");
-    assert_eq!(b.broker.unwritten_ends(), 0);
+    assert_eq!(b.broker.pending_revocations(), 0);
     b.resume("triage").await.expect("resumes");
     b.broker.maintenance_tick().await.expect("upkeep");
     assert!(

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dipylon::broker::{
-    AccessRequestStatus, InboxAsk, InboxCursor, InboxNews, InboxPage, InboxWatch, Position,
-    TokenReply,
+    AccessRequestStatus, InboxCursor, InboxEvent, InboxPage, InboxQuery, InboxWatch,
+    JournalPosition, TokenReply,
 };
 use dipylon::journal::FaultInjection;
 use dipylon::state::InboxChangeKind;
@@ -42,7 +42,7 @@ fn isolate() -> Action {
     action("host.isolate", "Host", "web-1", IDP, &[])
 }
 
-fn page(b: &TestBroker, who: &str, ask: &InboxAsk) -> InboxPage {
+fn page(b: &TestBroker, who: &str, ask: &InboxQuery) -> InboxPage {
     b.broker
         .inbox(&b.person_call(LIST, who), ask)
         .expect("reads")
@@ -63,7 +63,7 @@ fn all_pages(b: &TestBroker, who: &str, mine: bool, size: usize) -> (Vec<AccessR
     let mut after = None;
     let mut total = None;
     loop {
-        let page = page(b, who, &InboxAsk { mine, size, after });
+        let page = page(b, who, &InboxQuery { mine, size, after });
         assert!(page.rows.len() <= size);
         total.get_or_insert(page.total);
         all.extend(ids(&page));
@@ -136,7 +136,7 @@ async fn ordered_by_risk_then_deadline_and_grouped() {
     let mine = page(
         &b,
         "dana",
-        &InboxAsk {
+        &InboxQuery {
             mine: true,
             ..first_inbox_page()
         },
@@ -240,7 +240,7 @@ async fn pagination_is_stable_under_changes() {
     let first = page(
         &b,
         "lee",
-        &InboxAsk {
+        &InboxQuery {
             mine: true,
             size: 3,
             after: None,
@@ -259,7 +259,7 @@ async fn pagination_is_stable_under_changes() {
     let second = page(
         &b,
         "lee",
-        &InboxAsk {
+        &InboxQuery {
             mine: true,
             size: 100,
             after: first.next,
@@ -357,7 +357,7 @@ async fn asks_per_minute_queues_the_rest() {
     assert_eq!(whole(&b, "lee").queued, 0);
 }
 
-fn watch(b: &TestBroker, after: Option<Position>) -> InboxWatch {
+fn watch(b: &TestBroker, after: Option<JournalPosition>) -> InboxWatch {
     let call = b.person_call(WATCH, "lee");
     b.broker.inbox_changes(&call, after).expect("watches")
 }
@@ -365,10 +365,10 @@ fn watch(b: &TestBroker, after: Option<Position>) -> InboxWatch {
 async fn changed(
     b: &TestBroker,
     watch: &mut InboxWatch,
-) -> (InboxChangeKind, Vec<AccessRequestId>, Position) {
+) -> (InboxChangeKind, Vec<AccessRequestId>, JournalPosition) {
     match tokio::time::timeout(Duration::from_secs(20), watch.next(&b.broker)).await {
-        Ok(Some(InboxNews::Changed(stir))) => {
-            let at = Position {
+        Ok(Some(InboxEvent::Changed(stir))) => {
+            let at = JournalPosition {
                 epoch: stir.epoch,
                 index: stir.index,
             };
@@ -384,7 +384,7 @@ async fn inbox_watch_resumes_after_restart() {
     let triage = b.agent("triage");
     let task = b.open_task(&triage).await;
     let mut heard = watch(&b, None);
-    let Some(InboxNews::Snapshot(start)) = heard.next(&b.broker).await else {
+    let Some(InboxEvent::Snapshot(start)) = heard.next(&b.broker).await else {
         panic!("a snapshot comes first")
     };
     let ann = pending(&b, &triage, task, &disable("ann"), "r-1").await;
@@ -428,23 +428,26 @@ async fn inbox_watch_resumes_after_restart() {
     assert_eq!(changed(&b, &mut again).await, told[4]);
     assert_eq!(changed(&b, &mut again).await, told[5]);
     for odd in [
-        Position {
+        JournalPosition {
             epoch: start.epoch + 1,
             ..start
         },
-        Position {
+        JournalPosition {
             index: 1_000_000,
             ..start
         },
     ] {
         let news = watch(&b, Some(odd)).next(&b.broker).await;
-        assert!(matches!(news, Some(InboxNews::Snapshot(_))), "{odd:?}");
+        assert!(matches!(news, Some(InboxEvent::Snapshot(_))), "{odd:?}");
     }
     let mut quiet = watch(&b, None);
     let (first, second) = (quiet.next(&b.broker).await, quiet.next(&b.broker).await);
     assert!(matches!(
         (first, second),
-        (Some(InboxNews::Snapshot(_)), Some(InboxNews::Heartbeat(_)))
+        (
+            Some(InboxEvent::Snapshot(_)),
+            Some(InboxEvent::Heartbeat(_))
+        )
     ));
     // A person removed by policy gets no more changes.
     b.apply_policy(b.env.policy_with("people.toml", |t| {
@@ -658,7 +661,7 @@ async fn history(ops: Vec<Op>) {
         let mut could = BTreeSet::new();
         for a in &asked {
             let call = b.person_call("dipylon.v1.ApprovalService/GetCard", who);
-            let waits = b.broker.view_of(&call, &a.id).expect("known").standing
+            let waits = b.broker.view_of(&call, &a.id).expect("known").status
                 == AccessRequestStatus::Waiting;
             let profile = if a.action.name.as_str() == "host.isolate" {
                 "two-security"

@@ -171,7 +171,7 @@ impl BrokerWithoutPolicy {
         self.broker.first_operator(&self.call(APPLY, name), code)
     }
 
-    async fn apply(&self, name: &str, code: &Secret) -> Result<Applied, Refusal> {
+    async fn apply(&self, name: &str, code: &Secret) -> Result<BundleApplied, Refusal> {
         let call = self.call(APPLY, name);
         let first = self.broker.first_operator(&call, code)?;
         self.broker
@@ -192,7 +192,11 @@ fn assert_not_authenticated<T: std::fmt::Debug>(result: Result<T, Refusal>) {
 async fn bootstrap_code_admits_first_operator_once() {
     let b = BrokerWithoutPolicy::start().await;
     assert!(b.broker.ready().is_err());
-    assert_not_authenticated(b.broker.person(&b.call(APPLY, "olga")).map(|_| ()));
+    assert_not_authenticated(
+        b.broker
+            .authenticate_person(&b.call(APPLY, "olga"))
+            .map(|_| ()),
+    );
     let code = b.code();
     let entries = || b.broker.journal().head().borrow().checkpoint.to_string();
     let before = entries();
@@ -220,7 +224,7 @@ async fn bootstrap_code_admits_first_operator_once() {
     assert_not_authenticated(b.show_code("olga", &code));
     assert!(b.broker.bootstrap_code().is_none());
     b.broker
-        .person(&b.call(APPLY, "olga"))
+        .authenticate_person(&b.call(APPLY, "olga"))
         .expect("an operator now");
     let b = b.restart().await;
     assert!(

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use dipylon::audit::Checkpoint;
-use dipylon::broker::{TokenReply, VoteAsk};
+use dipylon::broker::{TokenReply, VoteInput};
 use dipylon::journal::{CrashPoint, FaultInjection};
 use dipylon_sdk::model::*;
 use proptest::prelude::*;
@@ -405,7 +405,7 @@ impl Simulation {
                     return;
                 };
                 for profile in ["one-security", "two-security"] {
-                    let ask = VoteAsk {
+                    let ask = VoteInput {
                         profile: ProfileName::parse(profile).expect("profile"),
                         verdict: match approve {
                             true => Verdict::Approve,

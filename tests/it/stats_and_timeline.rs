@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dipylon::broker::{Found, LiveToken, Moment, RuleRow, SCAN_MAX, Timeline};
+use dipylon::broker::{
+    LiveToken, RuleStatsRow, SEARCH_SCAN_MAX, SearchPage, TaskTimeline, TimelineEvent,
+};
 use dipylon::journal::{Append, FaultInjection, Journal, JournalReader};
 use dipylon::state::State;
 use dipylon::state::action_stats::{KnownTargets, TARGETS_MAX};
@@ -15,19 +17,19 @@ use crate::support::*;
 
 const GOVERNANCE: &str = "dipylon.v1.GovernanceService";
 
-fn rows(b: &TestBroker, who: &str) -> BTreeMap<String, RuleRow> {
+fn rows(b: &TestBroker, who: &str) -> BTreeMap<String, RuleStatsRow> {
     let call = b.person_call(&format!("{GOVERNANCE}/ListRules"), who);
     let rows = b.broker.list_rules(&call).expect("may read");
     rows.into_iter().map(|row| (row.id.clone(), row)).collect()
 }
 
-async fn timeline(b: &TestBroker, who: &str, task: TaskId) -> Result<Timeline, Reason> {
+async fn timeline(b: &TestBroker, who: &str, task: TaskId) -> Result<TaskTimeline, Reason> {
     let call = b.person_call(&format!("{GOVERNANCE}/GetTimeline"), who);
     let read = b.broker.timeline(&call, task).await;
     read.map_err(|refusal| refusal.reason)
 }
 
-async fn search(b: &TestBroker, query: &str, below: Option<u64>) -> Found {
+async fn search(b: &TestBroker, query: &str, below: Option<u64>) -> SearchPage {
     let call = b.person_call(&format!("{GOVERNANCE}/SearchJournal"), "audit");
     let found = b.broker.search(&call, query, below).await;
     found.expect("may search")
@@ -197,7 +199,7 @@ async fn rubber_stamp_is_flagged() {
     let mut agent_in_task = AgentInTask::new(&b, "triage").await;
     let approvers = |b: &TestBroker| {
         let call = b.person_call(&format!("{GOVERNANCE}/ListApproverFigures"), "audit");
-        let all = b.broker.approver_figures(&call).expect("may read");
+        let all = b.broker.approver_stats(&call).expect("may read");
         let all: BTreeMap<_, _> = all.into_iter().map(|a| (a.id.to_string(), a)).collect();
         assert_eq!(all.keys().collect::<Vec<_>>(), ["dana", "lee", "maria"]);
         all
@@ -213,12 +215,17 @@ async fn rubber_stamp_is_flagged() {
     let maria = approvers(&b)["maria"].clone();
     assert!(maria.rubber_stamp);
     assert_eq!(
-        (maria.yes, maria.no, maria.median_s, maria.approved_percent),
+        (
+            maria.approvals,
+            maria.denials,
+            maria.median_s,
+            maria.approved_percent
+        ),
         (20, 0, Some(2), Some(100))
     );
     assert_eq!(maria.name, "Maria Moreau");
     let lee = &approvers(&b)["lee"];
-    assert_eq!((lee.yes, lee.approved_percent), (0, None));
+    assert_eq!((lee.approvals, lee.approved_percent), (0, None));
     assert!(!lee.rubber_stamp);
 }
 
@@ -525,7 +532,7 @@ async fn timeline_covers_the_whole_task() {
         .await
         .expect("may read");
     let told: Vec<_> = read
-        .moments
+        .events
         .iter()
         .map(|m| (m.what, m.who.as_str()))
         .collect();
@@ -534,32 +541,32 @@ async fn timeline_covers_the_whole_task() {
         [
             ("evidence verified", "spiffe://soc.example/agent/triage"),
             ("task opened", "triage"),
-            ("people asked", "triage"),
-            ("vote refused", "dana"),
-            ("yes", "maria"),
-            ("token given", "triage"),
+            ("approval requested", "triage"),
+            ("vote rejected", "dana"),
+            ("vote: approve", "maria"),
+            ("token issued", "triage"),
             ("token used", "idp"),
-            ("token given", "triage"),
+            ("token issued", "triage"),
             ("token revoked", "olga"),
-            ("token given", "triage"),
+            ("token issued", "triage"),
             ("token expired", "broker"),
             ("token expired", "broker"),
             ("task ended", "broker"),
         ]
     );
-    assert_eq!((read.over, read.left_out), (Some(EndCause::Completed), 0));
+    assert_eq!((read.ended, read.left_out), (Some(EndCause::Completed), 0));
     assert_eq!(
         (read.agent.as_str(), read.owner.as_str()),
         ("triage", "dana")
     );
-    let given = read.moments.iter().find(|m| m.what == "token given");
+    let given = read.events.iter().find(|m| m.what == "token issued");
     let given = given.expect("one");
     assert_eq!(
         given.detail,
         "account.disable on Account::ann for 1m, approved under one-security"
     );
     assert!(given.ids[0].starts_with("tok_") && given.ids[2].starts_with("areq_"));
-    for moment in &read.moments {
+    for moment in &read.events {
         let stored = moment.index.map(|index| b.broker.journal().entry(index));
         let stored = stored.map(|read| read.expect("readable").expect("there"));
         assert!(stored.is_none_or(|s| s.text.contains(&format!("\"kind\":\"{}\"", moment.kind))));
@@ -569,13 +576,13 @@ async fn timeline_covers_the_whole_task() {
     let again = timeline(&b, "audit", agent_in_task.task)
         .await
         .expect("may read");
-    assert_eq!(again.moments, read.moments);
+    assert_eq!(again.events, read.events);
     // A freeze ends it with its own entry.
     let frozen = AgentInTask::new(&b, "reporter").await;
     b.freeze("owner/maria").await.expect("frozen");
     let read = timeline(&b, "olga", frozen.task).await.expect("may read");
-    assert_eq!(read.moments.last().map(|m| m.what), Some("frozen"));
-    assert_eq!(read.over, Some(EndCause::Frozen));
+    assert_eq!(read.events.last().map(|m| m.what), Some("frozen"));
+    assert_eq!(read.ended, Some(EndCause::Frozen));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -623,7 +630,7 @@ async fn timeline_is_visible_to_asked_approvers_only() {
 async fn search_matches_whole_words() {
     let b = TestBroker::start().await;
     let agent_in_task = full_life(&b).await;
-    let kinds = |found: &Found| found.moments.iter().map(|m| m.kind).collect::<Vec<_>>();
+    let kinds = |found: &SearchPage| found.events.iter().map(|m| m.kind).collect::<Vec<_>>();
     assert_eq!(kinds(&search(&b, "maria", None).await), ["VoteCast"]);
     assert_eq!(kinds(&search(&b, "votecast", None).await), ["VoteCast"]);
     assert_eq!(
@@ -635,8 +642,8 @@ async fn search_matches_whole_words() {
         ["TokenIssued", "AccessRequestOpened"]
     );
     let of_task = search(&b, &agent_in_task.task.to_string(), None).await;
-    assert_eq!(of_task.moments.first().map(|m| m.kind), Some("TaskEnded"));
-    assert_eq!(of_task.moments.last().map(|m| m.kind), Some("TaskOpened"));
+    assert_eq!(of_task.events.first().map(|m| m.kind), Some("TaskEnded"));
+    assert_eq!(of_task.events.last().map(|m| m.kind), Some("TaskOpened"));
     assert_eq!(of_task.next, None);
     for nothing in [
         "accoun",
@@ -648,19 +655,19 @@ async fn search_matches_whole_words() {
         "phish confirmed",
     ] {
         assert!(
-            search(&b, nothing, None).await.moments.is_empty(),
+            search(&b, nothing, None).await.events.is_empty(),
             "{nothing}"
         );
     }
     let all = search(&b, "", None).await;
-    let indexes: Vec<u64> = all.moments.iter().filter_map(|m| m.index).collect();
+    let indexes: Vec<u64> = all.events.iter().filter_map(|m| m.index).collect();
     let last = b.broker.state().position().1;
     assert_eq!(indexes, (0..=last).rev().collect::<Vec<_>>());
     // The next page continues below.
     let below = search(&b, "TokenIssued", indexes.get(3).copied()).await;
     let whole = search(&b, "TokenIssued", None).await;
-    let expected = whole.moments.iter().filter(|m| m.index < Some(indexes[3]));
-    assert_eq!(below.moments, expected.cloned().collect::<Vec<_>>());
+    let expected = whole.events.iter().filter(|m| m.index < Some(indexes[3]));
+    assert_eq!(below.events, expected.cloned().collect::<Vec<_>>());
     let call = b.person_call(&format!("{GOVERNANCE}/SearchJournal"), "olga");
     let long = b.broker.search(&call, &"x".repeat(257), None).await;
     assert_eq!(refused(long), Reason::Malformed);
@@ -669,18 +676,18 @@ async fn search_matches_whole_words() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn search_is_bounded_and_resumable() {
     let b = TestBroker::start().await;
-    let many = SCAN_MAX + 100;
+    let many = SEARCH_SCAN_MAX + 100;
     fill(b.broker.journal(), many).await;
     let first = search(&b, "EpochStarted", None).await;
-    assert!(first.moments.is_empty());
+    assert!(first.events.is_empty());
     let next = first.next.expect("more below");
-    assert_eq!(b.broker.state().position().1 + 1 - next, SCAN_MAX);
+    assert_eq!(b.broker.state().position().1 + 1 - next, SEARCH_SCAN_MAX);
     let second = search(&b, "EpochStarted", Some(next)).await;
-    assert_eq!(second.moments.len(), 1);
+    assert_eq!(second.events.len(), 1);
     assert_eq!(second.next, None);
     let page = search(&b, "RefusalsCounted", None).await;
-    assert_eq!(page.moments.len(), dipylon::broker::FOUND_MAX);
-    assert_eq!(page.next, page.moments.last().and_then(|m| m.index));
+    assert_eq!(page.events.len(), dipylon::broker::SEARCH_PAGE_MAX);
+    assert_eq!(page.next, page.events.last().and_then(|m| m.index));
 }
 
 async fn fill(journal: &Journal, many: u64) {
@@ -711,11 +718,11 @@ async fn search_leaks_no_text_or_secrets() {
     let agent_in_task = full_life(&b).await;
     b.suspend("triage").await.expect("suspended");
     b.freeze("all").await.expect("frozen");
-    let mut told: Vec<Moment> = timeline(&b, "olga", agent_in_task.task)
+    let mut told: Vec<TimelineEvent> = timeline(&b, "olga", agent_in_task.task)
         .await
         .expect("may")
-        .moments;
-    told.extend(search(&b, "", None).await.moments);
+        .events;
+    told.extend(search(&b, "", None).await.events);
     let told = format!("{told:?}");
     for shown in ["case.note on Case::INC-8841", "frozen", "agent suspended"] {
         assert!(told.contains(shown), "{shown}: {told}");

@@ -79,8 +79,8 @@ impl TestBroker {
         &self,
         session: &Session,
         id: AccessRequestId,
-        ask: VoteAsk,
-    ) -> Result<VoteBegun, Refusal> {
+        ask: VoteInput,
+    ) -> Result<VoteStatementReply, Refusal> {
         let call = self.session_call("dipylon.v1.ApprovalService/BeginVote", session);
         self.broker.begin_vote(&call, id, ask).await
     }
@@ -89,7 +89,7 @@ impl TestBroker {
         &self,
         session: &Session,
         id: AccessRequestId,
-        begun: &VoteBegun,
+        begun: &VoteStatementReply,
         proof: VoteProof,
     ) -> Result<AccessView, Refusal> {
         let call = self.session_call("dipylon.v1.ApprovalService/CastVote", session);
@@ -103,7 +103,7 @@ impl TestBroker {
         session: &Session,
         key: &SoftwareAuthenticator,
         id: AccessRequestId,
-        ask: VoteAsk,
+        ask: VoteInput,
     ) -> Result<AccessView, Refusal> {
         let begun = self.begin_vote_in_session(session, id, ask).await?;
         let assertion = key.get(begun.challenge.as_bytes(), CONSOLE);
@@ -112,16 +112,16 @@ impl TestBroker {
     }
 }
 
-pub fn approve() -> VoteAsk {
+pub fn approve() -> VoteInput {
     vote_request(Verdict::Approve)
 }
 
-fn deny() -> VoteAsk {
+fn deny() -> VoteInput {
     vote_request(Verdict::Deny)
 }
 
-fn vote_request(verdict: Verdict) -> VoteAsk {
-    VoteAsk {
+fn vote_request(verdict: Verdict) -> VoteInput {
+    VoteInput {
         profile: ProfileName::parse("one-security").expect("profile"),
         verdict,
         narrowing: Narrowing::default(),
@@ -193,7 +193,7 @@ async fn passkey_vote_yields_a_token() {
         .vote_in_session(&session, &key, id, approve())
         .await
         .expect("counts");
-    assert_eq!(view.standing, AccessRequestStatus::Approved);
+    assert_eq!(view.status, AccessRequestStatus::Approved);
     let b = b.restart(FaultInjection::default()).await;
     assert_eq!(
         refused(b.begin_vote_in_session(&session, id, approve()).await),
@@ -221,7 +221,7 @@ async fn assertion_is_bound_to_statement_and_voter() {
     let (b, _, _, id) = asked(TestEnvironment::new()).await;
     let (marias, lees) = (b.enrol("maria").await, b.enrol("lee").await);
     let session = b.sign_in(&marias).await.expect("signed in");
-    let challenge = |begun: &VoteBegun| begun.challenge.as_bytes().to_vec();
+    let challenge = |begun: &VoteStatementReply| begun.challenge.as_bytes().to_vec();
     let wrong = Reason::PasskeyWrong;
 
     // Another person's valid passkey.
@@ -288,10 +288,7 @@ async fn assertion_is_bound_to_statement_and_voter() {
     let cast = b
         .cast_vote_in_session(&session, id, &begun, VoteProof::Passkey(made))
         .await;
-    assert_eq!(
-        cast.expect("counts").standing,
-        AccessRequestStatus::Approved
-    );
+    assert_eq!(cast.expect("counts").status, AccessRequestStatus::Approved);
     assert_eq!(
         refused(b.cast_vote_in_session(&session, id, &begun, again).await),
         Reason::StatementUnknown
@@ -416,7 +413,7 @@ async fn revoked_passkey_voids_unconsumed_votes() {
         .vote_in_session(&session, &key, id, approve())
         .await
         .expect("counts");
-    assert_eq!(approved.standing, AccessRequestStatus::Approved);
+    assert_eq!(approved.status, AccessRequestStatus::Approved);
     let revoke = async |person: &str| {
         let call = b.person_call("dipylon.v1.ApprovalService/RevokeApproverKeys", "olga");
         let person = PersonId::parse(person).expect("id");
@@ -526,7 +523,7 @@ async fn narrowing_and_denial_comment() {
     let (b, triage, task, id) = asked(TestEnvironment::new()).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
-    let narrowed = |max_ttl, max_uses| VoteAsk {
+    let narrowed = |max_ttl, max_uses| VoteInput {
         narrowing: Narrowing { max_ttl, max_uses },
         ..approve()
     };
@@ -554,7 +551,7 @@ async fn narrowing_and_denial_comment() {
         .pending()
         .access_request;
     let comment = Comment::parse("use rotate, not disable").expect("plain");
-    let told = VoteAsk {
+    let told = VoteInput {
         comment: Some(comment.clone()),
         ..deny()
     };
@@ -582,7 +579,7 @@ async fn approver_can_limit_uses() {
     let (b, triage, task, id) = asked(env).await;
     let key = b.enrol("maria").await;
     let session = b.sign_in(&key).await.expect("signed in");
-    let three = VoteAsk {
+    let three = VoteInput {
         narrowing: Narrowing {
             max_ttl: None,
             max_uses: Some(3),
@@ -693,7 +690,7 @@ async fn vote_requires_card_of_current_policy() {
     let session = b.sign_in(&key).await.expect("signed in");
     let read = card("maria").policy;
     b.manual_clock.advance_millis(3_000);
-    let as_read = |policy| VoteAsk {
+    let as_read = |policy| VoteInput {
         policy: Some(policy),
         ..approve()
     };

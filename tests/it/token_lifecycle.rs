@@ -265,7 +265,7 @@ async fn policy_tightened_before_mint_denies() {
     let applied = b.apply_policy(tight).await.expect("applied");
     assert!(applied.changed);
     assert_eq!(
-        applied.swept.requests, 1,
+        applied.revoked.requests, 1,
         "the access request is closed: the action is forbidden"
     );
     assert_eq!(
@@ -282,7 +282,7 @@ async fn policy_tightened_before_mint_denies() {
     let shut = b.env.policy_with("rules/20-guardrails.cedar", |text| {
         format!("{text}\n@id(\"no-reading\") forbid (principal, action == Action::\"case.read\", resource);\n")
     });
-    assert_eq!(b.apply_policy(shut).await.expect("applied").swept.grants, 1);
+    assert_eq!(b.apply_policy(shut).await.expect("applied").revoked.grants, 1);
     assert!(
         !b.introspect("cases", &read.token),
         "a token that is no longer allowed has ended"
@@ -676,7 +676,7 @@ async fn eligibility_is_rechecked_at_mint() {
         b.apply_policy(redefined)
             .await
             .expect("applied")
-            .swept
+            .revoked
             .requests,
         1
     );

@@ -128,7 +128,7 @@ impl AccessRequestStatus {
     }
 
     /// Whether it stands so for good.
-    pub const fn is_last(self) -> bool {
+    pub const fn is_final(self) -> bool {
         match self {
             Self::Waiting | Self::Approved => false,
             Self::Denied | Self::Consumed | Self::Cancelled | Self::Expired | Self::Ended => true,

@@ -1,3 +1,5 @@
+//! Approval card: everything an approver reads about an access request.
+
 use std::collections::BTreeMap;
 
 use crate::broker::{AccessView, Broker, CallContext, Refusal};
@@ -6,30 +8,30 @@ use crate::model::*;
 use crate::policy::{CatalogueAction, VoteMethod, ParamSpec, ParamType, PolicyBundle};
 
 impl Broker {
-    /// The card of an access request, as `call`'s caller reads it now. That they were shown it is remembered: a yes to
-    /// something of high risk needs a while of reading.
+    /// The card of an access request, rendered for the caller. The view is recorded: approving a high-risk action requires a
+    /// dwell time.
     pub fn card(&self, call: &CallContext, id: &AccessRequestId) -> Result<Card, Refusal> {
         let now = self.now();
-        let reader = self.person(call)?;
+        let reader = self.authenticate_person(call)?;
         let rules = self.rules(call)?;
-        let request = self.known_request(call, id)?;
-        self.note_shown(&reader.id, &request, &rules, now);
+        let request = self.find_request(call, id)?;
+        self.record_card_view(&reader.id, &request, &rules, now);
         let task = self.state.task(&request.opened.task);
         let task =
-            task.ok_or_else(|| self.refuse(call.method, Reason::Undecided, "its task is gone"))?;
-        let dwell = self.dwell(&request, &rules);
+            task.ok_or_else(|| self.refuse(call.method, Reason::Undecided, "the task of the access request is missing"))?;
+        let dwell = self.dwell_time(&request, &rules);
         let AccessView {
             request,
-            standing,
+            status: standing,
             needs,
             title,
             risk,
         } = self.view(request, &rules, now);
         let opened = &request.opened;
         let bundle = &rules.bundle;
-        let (unusual, history) = self.look_back(&request, &reader.id, bundle, now);
+        let (unusual, history) = self.anomalies_and_history(&request, &reader.id, bundle, now);
         let catalogue = bundle.action(&opened.action.action);
-        let words = |pick: fn(&CatalogueAction) -> &Option<String>| {
+        let catalogue_text = |pick: fn(&CatalogueAction) -> &Option<String>| {
             catalogue.and_then(|a| pick(a).clone()).unwrap_or_default()
         };
         let need = |need: crate::broker::ProfileState| Need {
@@ -53,9 +55,9 @@ impl Broker {
             standing,
             realm: self.settings.realm.clone(),
             title,
-            effect: words(|a| &a.effect),
-            reversible: words(|a| &a.reversible),
-            undo: words(|a| &a.undo),
+            effect: catalogue_text(|a| &a.effect),
+            reversible: catalogue_text(|a| &a.reversible),
+            undo: catalogue_text(|a| &a.undo),
             risk,
             action: request.action.clone(),
             parameter_titles: catalogue.map(|a| titles(&a.parameters)).unwrap_or_default(),
@@ -101,7 +103,7 @@ pub(in crate::broker) fn who(bundle: &PolicyBundle, id: PersonId) -> Who {
     }
 }
 
-/// What people call the parameters, by the paths that [`Card::parameter_titles`] has.
+/// Catalogue titles of the parameters, by the paths of [`Card::parameter_titles`].
 fn titles(parameters: &BTreeMap<String, ParamSpec>) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for (name, spec) in parameters {

@@ -1,32 +1,31 @@
-//! What waits for people, for one person: in which order, how much of it at once, and what they may do about it.
+//! Approver inbox: waiting access requests of one person, their order, pages, groups and the per-minute budget.
 //!
-//! Nothing here decides: a vote is judged when it is begun, when it is cast, and at the mint. A row that says that somebody
-//! may vote is news of that moment.
+//! Decides nothing: a vote is checked when it is begun, when it is cast, and when a token is issued. A row's voting right is
+//! a snapshot.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::approve::votes::{self, Ineligible};
-use crate::broker::approval::vote::{AccessView, enough};
-use crate::broker::auth::authentication::PersonCaller;
-use crate::broker::query::revocation_feed::WATCH_MAX_MS;
-use crate::broker::{Broker, CallContext, Position, Refusal};
+use crate::broker::approval::vote::{AccessView, quorum_reached};
+use crate::broker::auth::authentication::{PersonCaller, WATCH_MAX_MS};
+use crate::broker::{Broker, CallContext, JournalPosition, Refusal};
 use crate::model::*;
 use crate::policy::{ActivePolicy, Risk};
 use crate::state::{AccessRequest, InboxChange};
 
-/// Which part of an inbox is asked for.
+/// Which page of an inbox to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct InboxAsk {
+pub struct InboxQuery {
     /// Only what this person may decide.
     pub mine: bool,
     /// Most rows, 1 to [`INBOX_PAGE_MAX`].
     pub size: usize,
-    /// Go on after this row.
+    /// Start after this row.
     pub after: Option<InboxCursor>,
 }
 
@@ -36,36 +35,36 @@ pub const INBOX_PAGE_MAX: usize = 100;
 /// One page of one person's inbox.
 #[derive(Debug)]
 pub struct InboxPage {
-    /// Highest risk first, then the nearest deadline; alike ones of the page stand together.
+    /// Highest risk first, then the nearest deadline; rows of one group are adjacent within the page.
     pub rows: Vec<InboxRow>,
-    /// Alike ones on all pages, where there is more than one.
+    /// Groups of at least two rows, counted over all pages.
     pub groups: Vec<InboxGroup>,
-    /// Where the next page goes on; `None` on the last.
+    /// Cursor of the next page; `None` on the last.
     pub next: Option<InboxCursor>,
     /// Rows on all pages.
     pub total: usize,
     /// How many of them this person may decide.
     pub yours: usize,
-    /// How many more this person may decide that wait their turn: they are reached by id alone.
+    /// How many more this person may decide that are over the per-minute budget: they are reached by id alone.
     pub queued: usize,
-    /// What has been read of the journal at least.
-    pub as_of: Position,
+    /// Journal position that the page includes at least.
+    pub as_of: JournalPosition,
 }
 
-/// One access request that waits.
+/// One waiting access request.
 #[derive(Debug)]
 pub struct InboxRow {
-    /// As anybody sees it.
+    /// Independent of the viewer.
     pub access: AccessView,
     /// For which profiles this person may vote, or why for none.
     pub vote: Result<Vec<ProfileName>, Ineligible>,
-    /// What it is alike to.
+    /// The group it belongs to.
     pub group: InboxGroupKey,
-    /// Its place.
+    /// Its place in the order.
     pub cursor: InboxCursor,
 }
 
-/// Access requests that are alike. Each is decided by itself.
+/// A group of similar access requests. Each is decided by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InboxGroup {
     /// What they have in common.
@@ -76,17 +75,17 @@ pub struct InboxGroup {
     pub size: usize,
 }
 
-/// The same action on targets of the same type, whoever asks.
+/// The same action on targets of the same type, for any agent.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InboxGroupKey {
-    /// As the catalogue calls it.
+    /// Its name in the catalogue.
     pub action: ActionName,
-    /// The type of what it is done to.
+    /// The type of its target.
     pub target_type: Arc<str>,
 }
 
 impl InboxGroupKey {
-    fn of(request: &AccessRequest) -> Self {
+    fn from_request(request: &AccessRequest) -> Self {
         let action = &request.opened.action;
         Self {
             action: action.action.clone(),
@@ -101,8 +100,8 @@ impl fmt::Display for InboxGroupKey {
     }
 }
 
-/// A row's place in the order of inboxes. It stays the same as long as the row is there, so that pages go on after it
-/// whatever has come or gone.
+/// A row's place in the order of inboxes. It does not change while the row exists, so that paging is stable when other rows
+/// appear or vanish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct InboxCursor {
     /// 0 for high and for unknown, 1 for medium, 2 for low.
@@ -112,9 +111,9 @@ pub struct InboxCursor {
 }
 
 impl InboxCursor {
-    fn of(request: &AccessRequest, risk: Option<Risk>) -> Self {
+    fn from_request(request: &AccessRequest, risk: Option<Risk>) -> Self {
         let rank = match risk {
-            // What the catalogue says nothing of may be anything.
+            // An action without a stated risk is treated as high risk.
             None | Some(Risk::High) => 0,
             Some(Risk::Medium) => 1,
             Some(Risk::Low) => 2,
@@ -126,9 +125,9 @@ impl InboxCursor {
         }
     }
 
-    /// Reads a page token as it was given out.
+    /// Parses a page token.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
-        let wrong = || ParseError::new("page_token", "is not one that a page gave");
+        let wrong = || ParseError::new("page_token", "is not one that a page returned");
         let mut parts = text.splitn(3, '.');
         let mut part = || parts.next().ok_or_else(wrong);
         let (rank, millis, id) = (part()?, part()?, part()?);
@@ -137,7 +136,7 @@ impl InboxCursor {
             expires_at: Timestamp::from_millis(millis.parse().map_err(|_| wrong())?),
             id: AccessRequestId::parse(id).map_err(|_| wrong())?,
         };
-        // One way to write it: no sign, no leading zero.
+        // Only the canonical spelling: no sign, no leading zero.
         if cursor.to_string() == text {
             Ok(cursor)
         } else {
@@ -152,151 +151,108 @@ impl fmt::Display for InboxCursor {
     }
 }
 
-/// Whose turn has come in the inbox of one person.
+/// Budget of access requests shown to one person per minute, shared fairly between agents.
 #[derive(Debug, Default)]
-pub(in crate::broker) struct Turns {
-    shown: HashSet<AccessRequestId>,
-    /// When the latest were let in, oldest first, and whose they are: at most as many as may be in a minute.
-    lately: VecDeque<(Timestamp, AgentId)>,
-    /// Whether any waited when the inbox was last read.
+pub(in crate::broker) struct AskBudget {
+    admitted: HashSet<AccessRequestId>,
+    /// Time and agent of the latest admissions, oldest first: at most one minute's budget.
+    recent: VecDeque<(Timestamp, AgentId)>,
+    /// Whether any were over the budget when the inbox was last read.
     waiting: bool,
 }
 
-/// The time that [`Turns`] counts by, in milliseconds.
-const TURN_MS: i64 = 60_000;
-/// Rows that one person may have before them at once; the others wait their turn.
-const SHOWN_MAX: usize = 4_096;
+/// Window of the budget, in milliseconds.
+const ASK_WINDOW_MS: i64 = 60_000;
+/// Admitted rows in one inbox; the others stay queued.
+const INBOX_ROWS_MAX: usize = 4_096;
 
-impl Turns {
-    /// Which of these, in this order, stand in the inbox; the others wait their turn. Agents take turns: whoever was let in
-    /// least of late goes first, so that one that asks without end keeps nobody else out.
-    fn take(&mut self, wanted: &[(AccessRequestId, AgentId)], per_minute: usize, now: Timestamp) {
+impl AskBudget {
+    /// Admits as many of these, in this order, as the budget allows. The agent with the fewest recent admissions goes first,
+    /// so that one flooding agent does not starve the others.
+    fn admit(&mut self, wanted: &[(AccessRequestId, AgentId)], per_minute: usize, now: Timestamp) {
         while self
-            .lately
+            .recent
             .front()
-            .is_some_and(|(at, _)| now.since(*at) >= TURN_MS)
+            .is_some_and(|(at, _)| now.since(*at) >= ASK_WINDOW_MS)
         {
-            self.lately.pop_front();
+            self.recent.pop_front();
         }
         let there: HashSet<_> = wanted.iter().map(|(id, _)| id).collect();
-        self.shown.retain(|id| there.contains(id));
+        self.admitted.retain(|id| there.contains(id));
         let mut had: HashMap<&AgentId, usize> = HashMap::new();
         for (_, agent) in wanted {
             had.entry(agent)
-                .or_insert_with(|| self.lately.iter().filter(|(_, a)| a == agent).count());
+                .or_insert_with(|| self.recent.iter().filter(|(_, a)| a == agent).count());
         }
         let mut in_turn: Vec<(usize, &(AccessRequestId, AgentId))> = Vec::new();
-        for new in wanted.iter().filter(|(id, _)| !self.shown.contains(id)) {
+        for new in wanted.iter().filter(|(id, _)| !self.admitted.contains(id)) {
             let turn = had.entry(&new.1).or_default();
             in_turn.push((*turn, new));
             *turn += 1;
         }
         in_turn.sort_by_key(|(turn, _)| *turn);
         for (_, (id, agent)) in in_turn {
-            if self.lately.len() >= per_minute || self.shown.len() >= SHOWN_MAX {
+            if self.recent.len() >= per_minute || self.admitted.len() >= INBOX_ROWS_MAX {
                 return;
             }
-            self.shown.insert(*id);
-            self.lately.push_back((now, agent.clone()));
+            self.admitted.insert(*id);
+            self.recent.push_back((now, agent.clone()));
         }
     }
 
-    /// When the next turn comes.
-    fn next(&self) -> Option<Timestamp> {
-        self.lately.front().map(|(at, _)| at.plus_millis(TURN_MS))
+    /// When the budget next allows an admission.
+    fn next_admission(&self) -> Option<Timestamp> {
+        self.recent.front().map(|(at, _)| at.plus_millis(ASK_WINDOW_MS))
     }
 }
 
-/// Which votes have been verified for inboxes, and whether they were enough: what was approved and not yet consumed would be
-/// verified anew at every look of everybody. Nothing else asks here: whatever decides verifies by itself.
-#[derive(Debug, Default)]
-pub(in crate::broker) struct Judged(Mutex<HashMap<AccessRequestId, (Basis, bool)>>);
-
-/// All that the worth of the votes on an access request rests on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Basis {
-    request: Version,
-    rules: Version,
-    /// The keys of each voter.
-    voters: Vec<Version>,
-    /// When the first vote lapses of those that have not: it tells which those are.
-    lapses: Option<Timestamp>,
-}
-
-impl Judged {
-    /// Forgets all but these, which are in order.
-    fn keep(&self, asked: &[AccessRequestId]) {
-        self.lock().retain(|id, _| asked.binary_search(id).is_ok());
-    }
-
-    /// Whether the votes are enough; `verify` finds out, unless it has on the same basis.
-    fn enough(&self, id: AccessRequestId, basis: Basis, verify: impl FnOnce() -> bool) -> bool {
-        let known = self.lock().get(&id).cloned();
-        match known {
-            Some((before, enough)) if before == basis => enough,
-            Some(_) | None => {
-                // Not while others wait for it: two that verify the same find the same.
-                let enough = verify();
-                self.lock().insert(id, (basis, enough));
-                enough
-            }
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<AccessRequestId, (Basis, bool)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A row before anything is rendered or verified for it.
-struct Line {
+/// A row before it is rendered.
+struct QueueEntry {
     cursor: InboxCursor,
     request: Arc<AccessRequest>,
     vote: Result<Vec<ProfileName>, Ineligible>,
 }
 
 impl Broker {
-    /// One page of what waits for people, as this person sees it. Votes are verified for the rows of the page, and for
-    /// others that have any once, until something moves that they rest on.
-    pub fn inbox(&self, call: &CallContext, ask: &InboxAsk) -> Result<InboxPage, Refusal> {
+    /// One page of the caller's inbox.
+    pub fn inbox(&self, call: &CallContext, ask: &InboxQuery) -> Result<InboxPage, Refusal> {
         let now = self.now();
-        let person = self.person(call)?;
+        let person = self.authenticate_person(call)?;
         let rules = self.rules(call)?;
-        // Before anything is read: a watch from here on misses nothing.
+        // Before anything is read: a watch from this position misses nothing.
         let (epoch, index) = self.state.position();
         let asked = self.state.unclosed_requests();
-        self.judged.keep(&asked);
-        let mut lines: Vec<Line> = asked
+        let mut entries: Vec<QueueEntry> = asked
             .iter()
-            .filter_map(|id| self.line(id, &person.id, &rules, now))
+            .filter_map(|id| self.queue_entry(id, &person.id, &rules, now))
             .collect();
-        lines.sort_unstable_by_key(|line| line.cursor);
+        entries.sort_unstable_by_key(|entry| entry.cursor);
         let per_minute = rules.bundle.approval_limits().asks_per_minute;
-        let queued = self.queue(&person.id, per_minute, &mut lines, now);
-        let yours = lines.iter().filter(|line| line.vote.is_ok()).count();
+        let queued = self.visible_queue(&person.id, per_minute, &mut entries, now);
+        let yours = entries.iter().filter(|entry| entry.vote.is_ok()).count();
         if ask.mine {
-            lines.retain(|line| line.vote.is_ok());
+            entries.retain(|entry| entry.vote.is_ok());
         }
-        let total = lines.len();
+        let total = entries.len();
         let mut sizes: BTreeMap<InboxGroupKey, usize> = BTreeMap::new();
-        for line in &lines {
-            *sizes.entry(InboxGroupKey::of(&line.request)).or_default() += 1;
+        for entry in &entries {
+            *sizes.entry(InboxGroupKey::from_request(&entry.request)).or_default() += 1;
         }
         let first = match ask.after {
-            Some(after) => lines.partition_point(|line| line.cursor <= after),
+            Some(after) => entries.partition_point(|entry| entry.cursor <= after),
             None => 0,
         };
         let size = ask.size.clamp(1, INBOX_PAGE_MAX);
         let more = total > first.saturating_add(size);
-        let page: Vec<InboxRow> = lines
+        let page: Vec<InboxRow> = entries
             .into_iter()
             .skip(first)
             .take(size)
-            .map(|line| InboxRow {
-                group: InboxGroupKey::of(&line.request),
-                access: self.view(line.request, &rules, now),
-                vote: line.vote,
-                cursor: line.cursor,
+            .map(|entry| InboxRow {
+                group: InboxGroupKey::from_request(&entry.request),
+                access: self.view(entry.request, &rules, now),
+                vote: entry.vote,
+                cursor: entry.cursor,
             })
             .collect();
         let title = |key: &InboxGroupKey| {
@@ -305,7 +261,7 @@ impl Broker {
         };
         Ok(InboxPage {
             next: page.last().map(|row| row.cursor).filter(|_| more),
-            rows: together(page),
+            rows: group_alike(page),
             groups: sizes
                 .into_iter()
                 .filter(|(_, size)| *size > 1)
@@ -318,50 +274,35 @@ impl Broker {
             total,
             yours,
             queued,
-            as_of: Position { epoch, index },
+            as_of: JournalPosition { epoch, index },
         })
     }
 
-    /// The access request, if it still waits for people.
-    fn line(
+    /// The inbox entry of an access request, if it still waits for votes.
+    fn queue_entry(
         &self,
         id: &AccessRequestId,
         person: &PersonId,
         rules: &ActivePolicy,
         now: Timestamp,
-    ) -> Option<Line> {
+    ) -> Option<QueueEntry> {
         let request = self.state.access_request(id)?;
-        if !self.votable_now(&request, now) {
+        if !self.is_open_for_votes(&request, now) {
             return None;
         }
-        // Without votes nobody has decided: the most of them by far.
-        if !request.votes.is_empty() && self.judged_enough(&request, rules, now) {
+        // Most waiting requests have no vote, and need no tally.
+        if !request.votes.is_empty() && quorum_reached(&self.approval_progress(&request, rules, now)) {
             return None;
         }
         let risk = rules.bundle.action(&request.opened.action.action);
-        Some(Line {
-            cursor: InboxCursor::of(&request, risk.and_then(|a| a.risk)),
+        Some(QueueEntry {
+            cursor: InboxCursor::from_request(&request, risk.and_then(|a| a.risk)),
             vote: self.may_vote(person, &request, rules, now),
             request,
         })
     }
 
-    fn judged_enough(&self, request: &AccessRequest, rules: &ActivePolicy, now: Timestamp) -> bool {
-        let roster = self.state.credentials();
-        let votes = request.votes.iter().map(|vote| &vote.cast);
-        // Read before the votes are verified: what moves meanwhile is found to have moved at the next look.
-        let basis = Basis {
-            request: request.version,
-            rules: rules.version,
-            voters: votes.clone().map(|v| roster.get(&v.voter).version).collect(),
-            lapses: votes.map(|v| v.not_after).filter(|at| now < *at).min(),
-        };
-        let id = request.opened.access_request;
-        self.judged
-            .enough(id, basis, || enough(&self.approval_progress(request, rules, now)))
-    }
-
-    /// For which profiles a yes of this person would count now.
+    /// Profiles under which an approval by this person would count now.
     pub(in crate::broker) fn may_vote(
         &self,
         person: &PersonId,
@@ -369,17 +310,17 @@ impl Broker {
         rules: &ActivePolicy,
         now: Timestamp,
     ) -> Result<Vec<ProfileName>, Ineligible> {
-        self.not_the_opener(request, person)?;
+        self.reject_task_owner(request, person)?;
         let mut first = None;
         let mut profiles = Vec::new();
         for need in &request.opened.decision.required_profiles {
-            let electorate = self.electorate(&rules.bundle);
+            let voter_context = self.voter_context(&rules.bundle);
             match votes::eligible(
                 person,
                 &need.name,
                 Verdict::Approve,
                 request,
-                electorate,
+                voter_context,
                 now,
             ) {
                 Ok(_) => profiles.push(need.name.clone()),
@@ -393,42 +334,42 @@ impl Broker {
         }
     }
 
-    /// Takes out what this person may decide and whose turn has not come, and says how much that is.
-    fn queue(
+    /// Removes what this person may decide and the budget does not admit yet; returns how many were removed.
+    fn visible_queue(
         &self,
         person: &PersonId,
         per_minute: u32,
-        lines: &mut Vec<Line>,
+        entries: &mut Vec<QueueEntry>,
         now: Timestamp,
     ) -> usize {
-        let theirs: Vec<(AccessRequestId, AgentId)> = lines
+        let theirs: Vec<(AccessRequestId, AgentId)> = entries
             .iter()
-            .filter(|line| line.vote.is_ok())
-            .map(|line| (line.cursor.id, line.request.opened.agent.clone()))
+            .filter(|entry| entry.vote.is_ok())
+            .map(|entry| (entry.cursor.id, entry.request.opened.agent.clone()))
             .collect();
-        let mut turns = self.lock(&self.turns);
-        if theirs.is_empty() && !turns.contains_key(person) {
+        let mut budget = self.lock(&self.ask_budgets);
+        if theirs.is_empty() && !budget.contains_key(person) {
             return 0;
         }
-        // One for each registered person at most: nobody else comes this far.
-        let turns = turns.entry(person.clone()).or_default();
+        // Bounded: one for each registered person.
+        let budget = budget.entry(person.clone()).or_default();
         let per_minute = usize::try_from(per_minute).unwrap_or(usize::MAX);
-        turns.take(&theirs, per_minute, now);
-        let before = lines.len();
-        lines.retain(|line| line.vote.is_err() || turns.shown.contains(&line.cursor.id));
-        let queued = before - lines.len();
-        turns.waiting = queued > 0;
+        budget.admit(&theirs, per_minute, now);
+        let before = entries.len();
+        entries.retain(|entry| entry.vote.is_err() || budget.admitted.contains(&entry.cursor.id));
+        let queued = before - entries.len();
+        budget.waiting = queued > 0;
         queued
     }
 
-    /// Begins a watch of what changes in inboxes, from now on or since a position.
+    /// Starts a watch of inbox changes, from now on or after a position.
     pub fn inbox_changes(
         &self,
         call: &CallContext,
-        after: Option<Position>,
+        after: Option<JournalPosition>,
     ) -> Result<InboxWatch, Refusal> {
-        let caller = self.person(call)?;
-        let heard = self.bells.listen_to_inboxes();
+        let caller = self.authenticate_person(call)?;
+        let changes = self.notifier.subscribe_inboxes();
         let (epoch, head) = self.state.position();
         let known = after.filter(|p| {
             p.epoch == epoch && p.index <= head && self.state.inbox_changes_after(p.index, 1).is_some()
@@ -438,22 +379,22 @@ impl Broker {
             life_ms: WATCH_MAX_MS,
             key: caller,
             snapshot: known.is_none(),
-            turn: None,
+            next_admission: None,
             after: known.map_or(head, |p| p.index),
-            heard,
+            changes,
             ready: VecDeque::new(),
         })
     }
 
-    /// When more may come into this person's inbox, if anything waits for that.
-    fn next_turn(&self, person: &PersonId) -> Option<Timestamp> {
-        let turns = self.lock(&self.turns);
-        turns.get(person).filter(|t| t.waiting)?.next()
+    /// When the budget next admits a queued request into this person's inbox, if any is queued.
+    fn next_admission(&self, person: &PersonId) -> Option<Timestamp> {
+        let budget = self.lock(&self.ask_budgets);
+        budget.get(person).filter(|t| t.waiting)?.next_admission()
     }
 }
 
-/// Moves alike rows together, each group to the place of its first.
-fn together(page: Vec<InboxRow>) -> Vec<InboxRow> {
+/// Makes rows of one group adjacent, at the place of the group's first row.
+fn group_alike(page: Vec<InboxRow>) -> Vec<InboxRow> {
     let mut first: HashMap<InboxGroupKey, InboxCursor> = HashMap::new();
     for row in &page {
         first.entry(row.group.clone()).or_insert(row.cursor);
@@ -466,71 +407,71 @@ fn together(page: Vec<InboxRow>) -> Vec<InboxRow> {
     page.into_iter().map(|(_, row)| row).collect()
 }
 
-/// A watch of what changes in inboxes.
+/// A watch of inbox changes.
 #[derive(Debug)]
 pub struct InboxWatch {
-    /// Who watches.
+    /// The watching person.
     pub caller: PersonId,
-    /// Longest life of the watch, in milliseconds: the caller proves itself again.
+    /// Longest life of the watch, in milliseconds; then the caller authenticates again.
     pub life_ms: u64,
     key: PersonCaller,
     snapshot: bool,
-    turn: Option<Timestamp>,
+    next_admission: Option<Timestamp>,
     after: u64,
-    heard: watch::Receiver<u64>,
+    changes: watch::Receiver<u64>,
     ready: VecDeque<Arc<InboxChange>>,
 }
 
-/// What an inbox hears of.
+/// An event of an inbox watch.
 #[derive(Debug, Clone)]
-pub enum InboxNews {
-    /// Read the inbox now: what follows are changes from here on.
-    Snapshot(Position),
-    /// Something waits, waits no longer, or stands differently.
+pub enum InboxEvent {
+    /// Read the inbox now; changes after this position follow.
+    Snapshot(JournalPosition),
+    /// An access request was opened, closed, or changed status.
     Changed(Arc<InboxChange>),
-    /// The turn of some that waited for it has come.
-    Turn,
-    /// Nothing new: everything up to here has been told.
-    Heartbeat(Position),
+    /// The per-minute budget admits queued requests.
+    BudgetChanged,
+    /// No change up to this position.
+    Heartbeat(JournalPosition),
 }
 
-/// How often a quiet watch says that it is alive.
+/// Heartbeat interval of a watch without events.
 pub(in crate::broker) const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Changes read at once.
-const STIRS_BATCH: usize = 256;
+const CHANGES_BATCH: usize = 256;
 
 impl InboxWatch {
-    /// The next news; `None` when the watch is over: the person is no longer registered, or the journal stopped.
-    pub async fn next(&mut self, broker: &Broker) -> Option<InboxNews> {
+    /// The next event; `None` when the watch ends: the person may no longer read, or the journal stopped.
+    pub async fn next(&mut self, broker: &Broker) -> Option<InboxEvent> {
         let quiet = tokio::time::sleep(HEARTBEAT);
         tokio::pin!(quiet);
         loop {
-            if let Some(stir) = self.ready.pop_front() {
-                self.after = stir.index;
-                return Some(InboxNews::Changed(stir));
+            if let Some(change) = self.ready.pop_front() {
+                self.after = change.index;
+                return Some(InboxEvent::Changed(change));
             }
-            self.heard.borrow_and_update();
-            if broker.journal.head().borrow().failed || !broker.still_reads(&self.key) {
+            self.changes.borrow_and_update();
+            if broker.journal.head().borrow().failed || !broker.may_still_read(&self.key) {
                 return None;
             }
             let (epoch, index) = broker.state.position();
             if std::mem::take(&mut self.snapshot) {
                 self.after = index;
-                return Some(InboxNews::Snapshot(Position { epoch, index }));
+                return Some(InboxEvent::Snapshot(JournalPosition { epoch, index }));
             }
-            match broker.state.inbox_changes_after(self.after, STIRS_BATCH) {
-                Some(stirs) => self.ready.extend(stirs),
-                // Too slow for what is kept.
+            match broker.state.inbox_changes_after(self.after, CHANGES_BATCH) {
+                Some(changes) => self.ready.extend(changes),
+                // The watcher fell behind the kept changes.
                 None => self.snapshot = true,
             }
             if !self.ready.is_empty() || self.snapshot {
                 continue;
             }
-            let turn = broker
-                .next_turn(&self.caller)
-                .filter(|at| Some(*at) != self.turn);
-            let turn_comes = async {
-                match turn {
+            let next_admission = broker
+                .next_admission(&self.caller)
+                .filter(|at| Some(*at) != self.next_admission);
+            let admission_due = async {
+                match next_admission {
                     Some(at) => tokio::time::sleep(at.after(broker.now())).await,
                     None => std::future::pending().await,
                 }
@@ -538,14 +479,14 @@ impl InboxWatch {
             tokio::select! {
                 () = &mut quiet => {
                     self.after = index;
-                    return Some(InboxNews::Heartbeat(Position { epoch, index }));
+                    return Some(InboxEvent::Heartbeat(JournalPosition { epoch, index }));
                 }
-                () = turn_comes => {
-                    // Told once: whoever reads then takes it.
-                    self.turn = turn;
-                    return Some(InboxNews::Turn);
+                () = admission_due => {
+                    // Sent once: reading the inbox spends it.
+                    self.next_admission = next_admission;
+                    return Some(InboxEvent::BudgetChanged);
                 }
-                changed = self.heard.changed() => {
+                changed = self.changes.changed() => {
                     if changed.is_err() {
                         return None;
                     }
@@ -560,79 +501,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn votes_are_verified_once_until_something_moves_that_they_rest_on() {
-        let at = Timestamp::from_secs(1_800_000_000);
-        let basis = Basis {
-            request: 2,
-            rules: 1,
-            voters: vec![1, 0],
-            lapses: Some(at),
-        };
-        let moved = [
-            Basis {
-                request: 3,
-                ..basis.clone()
-            },
-            Basis {
-                rules: 2,
-                ..basis.clone()
-            },
-            Basis {
-                voters: vec![1, 1],
-                ..basis.clone()
-            },
-            Basis {
-                lapses: Some(at.plus_millis(1)),
-                ..basis.clone()
-            },
-            Basis {
-                lapses: None,
-                ..basis.clone()
-            },
-        ];
-        let (one, other) = (
-            AccessRequestId::from_random([1; 16]),
-            AccessRequestId::from_random([2; 16]),
-        );
-        for moved in moved {
-            for was in [true, false] {
-                let judged = Judged::default();
-                assert_eq!(judged.enough(one, basis.clone(), || was), was);
-                let again = || unreachable!("verified already");
-                assert_eq!(judged.enough(one, basis.clone(), again), was);
-                assert_eq!(judged.enough(other, basis.clone(), || !was), !was);
-                assert_eq!(
-                    judged.enough(one, moved.clone(), || !was),
-                    !was,
-                    "{moved:?}"
-                );
-                judged.keep(&[one]);
-                assert_eq!(judged.lock().keys().collect::<Vec<_>>(), [&one]);
-            }
-        }
-    }
-
-    #[test]
-    fn one_that_asks_without_end_keeps_nobody_else_out() {
+    fn ask_budget_is_fair_between_agents() {
         let agent = |name: &str| AgentId::parse(name).expect("id");
         let id = |n: u8| AccessRequestId::from_random([n; 16]);
-        let mut turns = Turns::default();
+        let mut budget = AskBudget::default();
         let mut now = Timestamp::from_secs(1_800_000_000);
-        // Five of one agent at a time, all more urgent than the one of another, and new ones whenever some were let in.
+        // Five of one agent at a time, all more urgent than the one of another, and new ones after each admission.
         let flood = |first: u8| (first..first + 5).map(|n| (id(n), agent("loud")));
         let mut wanted: Vec<_> = flood(1).collect();
         wanted.push((id(200), agent("quiet")));
-        turns.take(&wanted, 2, now);
-        assert!(turns.shown.contains(&id(1)) && turns.shown.contains(&id(200)));
-        let mut turns = Turns::default();
-        turns.take(&flood(1).collect::<Vec<_>>(), 2, now);
-        assert_eq!(turns.shown.len(), 2, "alone, it has all turns");
+        budget.admit(&wanted, 2, now);
+        assert!(budget.admitted.contains(&id(1)) && budget.admitted.contains(&id(200)));
+        let mut budget = AskBudget::default();
+        budget.admit(&flood(1).collect::<Vec<_>>(), 2, now);
+        assert_eq!(budget.admitted.len(), 2, "a lone agent gets the whole budget");
         for minute in 1..4 {
-            now = now.plus_millis(TURN_MS);
+            now = now.plus_millis(ASK_WINDOW_MS);
             let mut wanted: Vec<_> = flood(10 * minute).collect();
             wanted.push((id(201), agent("quiet")));
-            turns.take(&wanted, 2, now);
-            assert!(turns.shown.contains(&id(201)), "minute {minute}");
+            budget.admit(&wanted, 2, now);
+            assert!(budget.admitted.contains(&id(201)), "minute {minute}");
         }
     }
 }

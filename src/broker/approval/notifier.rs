@@ -1,4 +1,4 @@
-//! Who waits for what: each change among access requests wakes those it concerns, and nobody else.
+//! Access request notifications: wakes the tasks that wait for one access request or watch inboxes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,15 +8,15 @@ use tokio::sync::watch;
 use crate::model::AccessRequestId;
 use crate::state::{State, InboxChangeKind};
 
-/// One bell for each access request that somebody waits for, and one for all inboxes.
+/// One channel for each awaited access request, and one for all inboxes.
 #[derive(Debug)]
-pub(in crate::broker) struct Bells {
+pub(in crate::broker) struct Notifier {
     requests: Mutex<HashMap<AccessRequestId, watch::Sender<()>>>,
-    /// Index of the last entry that changed anything there.
+    /// Index of the last entry that changed an inbox.
     inboxes: watch::Sender<u64>,
 }
 
-impl Default for Bells {
+impl Default for Notifier {
     fn default() -> Self {
         Self {
             requests: Mutex::default(),
@@ -25,38 +25,38 @@ impl Default for Bells {
     }
 }
 
-/// Hears what happens to one access request, until it is dropped.
+/// A subscription to changes of one access request; ends on drop.
 #[derive(Debug)]
-pub(in crate::broker) struct Bell {
-    bells: Arc<Bells>,
+pub(in crate::broker) struct Subscription {
+    notifier: Arc<Notifier>,
     id: AccessRequestId,
-    heard: watch::Receiver<()>,
+    changes: watch::Receiver<()>,
 }
 
-impl Bells {
-    /// Listens for one access request. What happened before this is not heard: look at its state after it.
-    pub(in crate::broker) fn listen(self: &Arc<Self>, id: AccessRequestId) -> Bell {
+impl Notifier {
+    /// Subscribes to one access request. Earlier changes are not reported: read the state afterwards.
+    pub(in crate::broker) fn subscribe(self: &Arc<Self>, id: AccessRequestId) -> Subscription {
         let mut requests = self.lock();
         let sender = requests.entry(id).or_insert_with(|| watch::Sender::new(()));
-        Bell {
-            heard: sender.subscribe(),
-            bells: self.clone(),
+        Subscription {
+            changes: sender.subscribe(),
+            notifier: self.clone(),
             id,
         }
     }
 
-    /// Listens for all inboxes.
-    pub(in crate::broker) fn listen_to_inboxes(&self) -> watch::Receiver<u64> {
+    /// Subscribes to changes of any inbox.
+    pub(in crate::broker) fn subscribe_inboxes(&self) -> watch::Receiver<u64> {
         self.inboxes.subscribe()
     }
 
-    /// Wakes those whom an entry concerns. The entry has been folded: whoever wakes sees what it did.
-    pub(in crate::broker) fn ring(&self, state: &State, index: u64) {
+    /// Wakes the subscribers an entry concerns. The entry has been applied: they see its effect.
+    pub(in crate::broker) fn notify(&self, state: &State, index: u64) {
         let Some(stir) = state.inbox_change_at(index) else {
             return;
         };
         match stir.kind {
-            InboxChangeKind::Rules => self.ring_all(),
+            InboxChangeKind::Rules => self.notify_all(),
             InboxChangeKind::Opened | InboxChangeKind::Voted | InboxChangeKind::Closed => {
                 let requests = self.lock();
                 for sender in stir.ids.iter().filter_map(|id| requests.get(id)) {
@@ -67,14 +67,14 @@ impl Bells {
         self.inboxes.send_replace(index);
     }
 
-    /// Wakes everybody: the rules changed, or the journal stopped.
-    pub(in crate::broker) fn ring_all(&self) {
+    /// Wakes all subscribers of access requests: the rules changed, or the journal stopped.
+    pub(in crate::broker) fn notify_all(&self) {
         for sender in self.lock().values() {
             sender.send_replace(());
         }
     }
 
-    /// Access requests that somebody waits for.
+    /// Access requests with a subscriber.
     #[cfg(test)]
     fn len(&self) -> usize {
         self.lock().len()
@@ -85,23 +85,23 @@ impl Bells {
     }
 }
 
-impl Bell {
-    /// Until it rings after it was last heard.
-    pub(in crate::broker) async fn rings(&mut self) {
-        // INVARIANT (a bell outlives its listeners): the sender goes only with the last of them, in `drop`.
-        let _rang = self.heard.changed().await.is_ok();
+impl Subscription {
+    /// Waits for a change after the last one seen.
+    pub(in crate::broker) async fn changed(&mut self) {
+        // INVARIANT (a channel outlives its subscribers): the sender is dropped only with the last of them, in `drop`.
+        let _rang = self.changes.changed().await.is_ok();
     }
 
-    /// What rang so far has been heard: look at the state after this.
-    pub(in crate::broker) fn heard(&mut self) {
-        self.heard.mark_unchanged();
+    /// Marks changes so far as seen: read the state afterwards.
+    pub(in crate::broker) fn mark_seen(&mut self) {
+        self.changes.mark_unchanged();
     }
 }
 
-impl Drop for Bell {
+impl Drop for Subscription {
     fn drop(&mut self) {
-        let mut requests = self.bells.lock();
-        // Ours is among those counted still.
+        let mut requests = self.notifier.lock();
+        // The count still includes this one.
         let last = requests
             .get(&self.id)
             .is_some_and(|sender| sender.receiver_count() <= 1);
@@ -118,22 +118,22 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_bell_is_there_as_long_as_somebody_listens() {
-        let bells = Arc::new(Bells::default());
+    async fn notifier_is_dropped_with_its_last_subscriber() {
+        let notifier = Arc::new(Notifier::default());
         let id = AccessRequestId::from_random([1; 16]);
-        let (mut one, two) = (bells.listen(id), bells.listen(id));
-        assert_eq!(bells.len(), 1);
+        let (mut one, two) = (notifier.subscribe(id), notifier.subscribe(id));
+        assert_eq!(notifier.len(), 1);
         drop(two);
-        assert_eq!(bells.len(), 1, "one listens still");
-        bells.ring_all();
-        one.rings().await;
-        let quiet = tokio::time::timeout(Duration::from_millis(20), one.rings()).await;
-        assert!(quiet.is_err(), "it rang once");
-        bells.ring_all();
-        one.heard();
-        let quiet = tokio::time::timeout(Duration::from_millis(20), one.rings()).await;
-        assert!(quiet.is_err(), "heard already");
+        assert_eq!(notifier.len(), 1, "one subscriber is left");
+        notifier.notify_all();
+        one.changed().await;
+        let quiet = tokio::time::timeout(Duration::from_millis(20), one.changed()).await;
+        assert!(quiet.is_err(), "one change is reported once");
+        notifier.notify_all();
+        one.mark_seen();
+        let quiet = tokio::time::timeout(Duration::from_millis(20), one.changed()).await;
+        assert!(quiet.is_err(), "seen already");
         drop(one);
-        assert_eq!(bells.len(), 0);
+        assert_eq!(notifier.len(), 0);
     }
 }

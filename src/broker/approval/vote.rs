@@ -1,10 +1,13 @@
+//! Votes on access requests: the statement to sign, the signed vote, eligibility, dwell time and denial limits.
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use crate::approve::votes::{self, Ineligible, WrongProof};
+use crate::approve::vote_proof::{self, VoteProofError};
+use crate::approve::votes::{self, Ineligible};
 use crate::broker::token::request::ProfileState;
 use crate::broker::{Broker, CallContext, Refusal, VoteProof};
 use crate::card::AccessRequestStatus;
@@ -13,8 +16,8 @@ use crate::model::*;
 use crate::policy::{ActivePolicy, Risk};
 use crate::state::{AccessRequest, StoredStatus, AccessRequestHistory};
 
-/// A statement that waits for its signature.
-pub(in crate::broker) struct Begun {
+/// A vote statement handed out and not yet signed.
+pub(in crate::broker) struct PendingStatement {
     text: String,
     statement: VoteStatement,
     voter: PersonId,
@@ -23,7 +26,7 @@ pub(in crate::broker) struct Begun {
 
 /// The statement to sign.
 #[derive(Debug)]
-pub struct VoteBegun {
+pub struct VoteStatementReply {
     /// Canonical JSON.
     pub statement: String,
     /// Its digest: what is signed, or the challenge of a passkey.
@@ -32,38 +35,38 @@ pub struct VoteBegun {
     pub credentials: Vec<String>,
 }
 
-/// A vote that was taken.
+/// An accepted vote.
 #[derive(Debug)]
-pub struct VoteDone {
-    /// Where the access request stands with it.
+pub struct VoteOutcome {
+    /// The access request after the vote.
     pub view: AccessView,
-    /// The no was one too many: the agent was suspended by it.
+    /// Whether this denial reached the limit and suspended the agent.
     pub suspended: bool,
 }
 
-/// How somebody means to vote.
+/// The input of a vote.
 #[derive(Debug)]
-pub struct VoteAsk {
-    /// For which profile.
+pub struct VoteInput {
+    /// The profile to vote under.
     pub profile: ProfileName,
-    /// Yes or no.
+    /// Approve or deny.
     pub verdict: Verdict,
-    /// What is made smaller.
+    /// Terms the approver reduces.
     pub narrowing: Narrowing,
-    /// What the agent is told.
+    /// A comment for the agent.
     pub comment: Option<Comment>,
-    /// The policy bundle that the card they read was rendered under; `None` from whoever compares the statement with it.
+    /// The policy bundle of the card that was read; `None` when the client compares the statement with the card itself.
     pub policy: Option<Digest>,
 }
 
-/// An access request, for those who may see it.
+/// An access request and its status.
 #[derive(Debug, Clone)]
 pub struct AccessView {
     /// As recorded.
     pub request: Arc<AccessRequest>,
-    /// Where it stands.
-    pub standing: AccessRequestStatus,
-    /// Profiles, and how far they are.
+    /// Its status.
+    pub status: AccessRequestStatus,
+    /// The progress of each profile.
     pub needs: Vec<ProfileState>,
     /// The catalogue's title.
     pub title: String,
@@ -71,24 +74,24 @@ pub struct AccessView {
     pub risk: Option<Risk>,
 }
 
-/// Milliseconds a statement waits for its signature.
+/// Lifetime of an unsigned statement, in milliseconds.
 const STATEMENT_LIFE_MS: i64 = 120_000;
-/// Statements of one person that may wait.
+/// Unsigned statements of one person.
 const STATEMENTS_MAX: usize = 100;
-/// Cards whose showing is remembered: one for each person and access request that waits.
-const SHOWN_MAX: usize = 100_000;
-/// How often a vote is tried again when another vote came first.
+/// Recorded card views: one for each person and waiting access request.
+const CARD_VIEWS_MAX: usize = 100_000;
+/// Attempts to append a vote when other votes come first.
 const VOTE_ATTEMPTS: usize = 128;
 
-/// Whether so many people said yes that nobody else is waited for.
-pub(in crate::broker) fn enough(needs: &[ProfileState]) -> bool {
+/// Whether every profile has its quorum.
+pub(in crate::broker) fn quorum_reached(needs: &[ProfileState]) -> bool {
     needs.iter().all(|n| {
         n.quorum > 0 && n.approvers.len() >= usize::try_from(n.quorum).unwrap_or(usize::MAX)
     })
 }
 
 impl Broker {
-    /// One access request as its agent sees it.
+    /// One access request, for its agent.
     pub fn get_access_request(
         &self,
         call: &CallContext,
@@ -97,26 +100,26 @@ impl Broker {
     ) -> Result<AccessView, Refusal> {
         let now = self.now();
         let (task, _held) = self.task_possession(call, &task, None, None, now)?;
-        let request = self.own_request(call, &task.opened.task, &id)?;
+        let request = self.request_of_task(call, &task.opened.task, &id)?;
         let rules = self.rules(call)?;
         Ok(self.view(request, &rules, now))
     }
 
-    /// The same view after the caller was let in.
+    /// The same view, for a caller who was authenticated before.
     pub fn view_of(&self, call: &CallContext, id: &AccessRequestId) -> Result<AccessView, Refusal> {
         let rules = self.rules(call)?;
-        let request = self.known_request(call, id)?;
+        let request = self.find_request(call, id)?;
         Ok(self.view(request, &rules, self.now()))
     }
 
-    /// Hands out the statement to sign, if this person's vote would count. It is kept in memory for two minutes.
+    /// Returns the statement to sign, if the caller's vote would count. It is kept in memory for two minutes.
     pub async fn begin_vote(
         &self,
         call: &CallContext,
         id: AccessRequestId,
-        ask: VoteAsk,
-    ) -> Result<VoteBegun, Refusal> {
-        let VoteAsk {
+        ask: VoteInput,
+    ) -> Result<VoteStatementReply, Refusal> {
+        let VoteInput {
             profile,
             verdict,
             narrowing,
@@ -124,42 +127,42 @@ impl Broker {
             policy,
         } = ask;
         let now = self.now();
-        let voter = self.person(call)?;
+        let voter = self.authenticate_person(call)?;
         let rules = self.rules(call)?;
-        let request = self.votable(call, &id, now)?;
-        let electorate = self.electorate(&rules.bundle);
-        let eligible = votes::eligible(&voter.id, &profile, verdict, &request, electorate, now);
-        let defined = match self.not_the_opener(&request, &voter.id).and(eligible) {
+        let request = self.open_for_votes(call, &id, now)?;
+        let voter_context = self.voter_context(&rules.bundle);
+        let eligible = votes::eligible(&voter.id, &profile, verdict, &request, voter_context, now);
+        let defined = match self.reject_task_owner(&request, &voter.id).and(eligible) {
             Ok(defined) => defined,
             Err(why) => return Err(self.refuse_vote(call, &request, &voter.id, why).await),
         };
         // INVARIANT (what the approver sees is what is signed): the catalogue's words on the card are of this bundle.
         if policy.is_some_and(|policy| policy != rules.bundle.version()) {
-            let told = "other rules are in force than when the card was shown";
-            return Err(self.refuse(call.method, Reason::CardChanged, told));
+            let message = "other rules are in force than when the card was shown";
+            return Err(self.refuse(call.method, Reason::CardChanged, message));
         }
         if verdict == Verdict::Approve {
-            self.read_long_enough(call, &voter.id, &request, &rules, now)?;
+            self.check_dwell(call, &voter.id, &request, &rules, now)?;
         }
         let uses = match (narrowing.max_uses, request.opened.uses) {
             (Some(0), _) => {
                 return Err(self.refuse(
                     call.method,
                     Reason::Malformed,
-                    "max_uses must be above zero",
+                    "`max_uses`: expected a number above zero, got 0",
                 ));
             }
             (Some(fewer), Some(uses)) if fewer > uses => {
-                let told = format!("narrowing must be 1 to {uses} uses");
-                return Err(self.refuse(call.method, Reason::Malformed, told));
+                let message = format!("`max_uses`: expected 1 to {uses}, got {fewer}");
+                return Err(self.refuse(call.method, Reason::Malformed, message));
             }
             (Some(fewer), _) => Some(fewer),
             (None, uses) => uses,
         };
         let max_ttl = match narrowing.max_ttl {
             Some(ttl) if ttl <= 0 || ttl > request.opened.max_ttl => {
-                let told = format!("narrowing must be 1 to {} seconds", request.opened.max_ttl);
-                return Err(self.refuse(call.method, Reason::InvalidTtl, told));
+                let message = format!("`max_ttl`: expected 1 to {} seconds, got {ttl}", request.opened.max_ttl);
+                return Err(self.refuse(call.method, Reason::InvalidTtl, message));
             }
             Some(ttl) => ttl,
             None => request.opened.max_ttl,
@@ -194,17 +197,17 @@ impl Broker {
             .canonical()
             .map_err(|e| self.refuse(call.method, Reason::Undecided, e.to_string()))?;
         let mut statements = self.lock(&self.statements);
-        statements.retain(|_, begun| now < begun.until);
+        statements.retain(|_, pending| now < pending.until);
         let theirs = statements
             .values()
-            .filter(|begun| begun.voter == voter.id)
+            .filter(|pending| pending.voter == voter.id)
             .count();
-        // The oldest gives way: whoever begins without end keeps only themselves from older ones.
+        // The person's oldest statement is dropped: one person cannot displace the statements of others.
         if theirs >= STATEMENTS_MAX {
             let oldest = statements
                 .iter()
-                .filter(|(_, begun)| begun.voter == voter.id)
-                .min_by_key(|(_, begun)| begun.until)
+                .filter(|(_, pending)| pending.voter == voter.id)
+                .min_by_key(|(_, pending)| pending.until)
                 .map(|(nonce, _)| nonce.clone());
             oldest.map(|nonce| statements.remove(&nonce));
         }
@@ -212,14 +215,14 @@ impl Broker {
             .digest()
             .map_err(|e| self.refuse(call.method, Reason::Undecided, e.to_string()))?;
         let enrolled = self.state.credentials().get(&voter.id);
-        let begun = Begun {
+        let pending = PendingStatement {
             text: text.clone(),
             statement,
             voter: voter.id,
             until: now.plus_millis(STATEMENT_LIFE_MS),
         };
-        statements.insert(begun.statement.nonce.clone(), begun);
-        Ok(VoteBegun {
+        statements.insert(pending.statement.nonce.clone(), pending);
+        Ok(VoteStatementReply {
             statement: text,
             challenge,
             credentials: enrolled
@@ -231,41 +234,41 @@ impl Broker {
         })
     }
 
-    /// Takes a signed statement. A vote mints nothing. A crash before the append leaves no vote; after it, a vote that
-    /// counts as long as its voter does.
+    /// Records a signed vote. A vote issues no token. A crash before the append leaves no vote; after it, a vote that counts
+    /// while its voter is eligible.
     pub async fn cast_vote(
         &self,
         call: &CallContext,
         id: AccessRequestId,
         text: &str,
         proof: VoteProof,
-    ) -> Result<VoteDone, Refusal> {
+    ) -> Result<VoteOutcome, Refusal> {
         let now = self.now();
-        let voter = self.person(call)?;
+        let voter = self.authenticate_person(call)?;
         let stated = VoteStatement::parse(text)
             .ok()
             .map(|s| s.nonce)
             .unwrap_or_default();
-        let begun = self.lock(&self.statements).remove(&stated);
-        let begun = begun.filter(|b| {
+        let pending = self.lock(&self.statements).remove(&stated);
+        let pending = pending.filter(|b| {
             b.text == text
                 && b.voter == voter.id
                 && b.statement.access_request_id == id
                 && now < b.until
         });
-        let Some(begun) = begun else {
+        let Some(pending) = pending else {
             return Err(self.refuse(
                 call.method,
                 Reason::StatementUnknown,
-                "begin the vote anew: no such statement waits for you",
+                "no unsigned statement of yours matches: begin the vote again",
             ));
         };
-        let Begun {
+        let PendingStatement {
             statement, until, ..
-        } = begun;
+        } = pending;
         let key = match &proof {
             VoteProof::Signature(_) => voter.key,
-            VoteProof::Passkey(assertion) => self.passkey_named(call, &voter.id, assertion)?,
+            VoteProof::Passkey(assertion) => self.passkey_for(call, &voter.id, assertion)?,
         };
         let evidence = match &proof {
             VoteProof::Signature(_) => None,
@@ -285,22 +288,22 @@ impl Broker {
         self.transaction(call.method, VOTE_ATTEMPTS, "others keep voting", |attempt| async move {
             let now = self.now();
             let rules = self.rules(call)?;
-            // Before the question whether it waits: whatever ends it after this line refuses the append.
-            let opened = self.known_request(call, &id)?.opened.clone();
-            let read_set = self.request_premises(&opened);
+            // Read before the check that it is open: an end after this line refuses the append.
+            let opened = self.find_request(call, &id)?.opened.clone();
+            let read_set = self.request_read_set(&opened);
             let enrolled = self.state.credentials().get(&voter.id);
             let asks = self.state.access_request_history(&opened.agent);
-            let request = self.votable(call, &id, now)?;
-            let electorate = self.electorate(&rules.bundle);
+            let request = self.open_for_votes(call, &id, now)?;
+            let voter_context = self.voter_context(&rules.bundle);
             let eligible = votes::eligible(
                 &voter.id,
                 &statement.profile.name,
                 statement.verdict,
                 &request,
-                electorate,
+                voter_context,
                 now,
             );
-            let defined = match self.not_the_opener(&request, &voter.id).and(eligible) {
+            let defined = match self.reject_task_owner(&request, &voter.id).and(eligible) {
                 Ok(defined) => defined,
                 Err(why) => return Err(self.refuse_vote(call, &request, &voter.id, why).await.into()),
             };
@@ -308,40 +311,40 @@ impl Broker {
                 let why = Ineligible::NotApprover;
                 return Err(self.refuse_vote(call, &request, &voter.id, why).await.into());
             };
-            let seen = match votes::signed_by(
+            let seen = match vote_proof::verify_signature(
                 person,
                 &enrolled.value,
                 key,
                 defined.method,
                 statement,
                 proof,
-                &self.bounds.party,
+                &self.limits.party,
             ) {
                 Ok(seen) => seen,
-                Err(WrongProof::NotByPasskey) => {
-                    let why = Ineligible::NotByPasskey;
+                Err(VoteProofError::PasskeyRequired) => {
+                    let why = Ineligible::PasskeyRequired;
                     return Err(self.refuse_vote(call, &request, &voter.id, why).await.into());
                 }
-                Err(WrongProof::Signature) => {
+                Err(VoteProofError::Signature) => {
                     return Err(self.refuse(
                         call.method,
                         Reason::SignatureWrong,
                         "the signature is not of this statement by the key of this call",
                     ).into());
                 }
-                Err(why @ (WrongProof::NotEnrolled | WrongProof::Passkey(_))) => {
+                Err(why @ (VoteProofError::NotEnrolled | VoteProofError::Passkey(_))) => {
                     return Err(self.refuse(call.method, Reason::PasskeyWrong, why.to_string()).into());
                 }
             };
-            // The counter is looked at once: a vote that is tried again because another came first is still the same answer.
+            // The counter is checked once: a retry after a conflict carries the same assertion.
             if let Some(seen) = seen
                 && attempt.is_first()
             {
-                self.counter_goes_up(call.method, &voter.id, key, seen.sign_count)
+                self.check_signature_counter(call.method, &voter.id, key, seen.sign_count)
                     .await?;
             }
             let blob = Blob::new(text);
-            let fact = Event::VoteCast(VoteCast {
+            let event = Event::VoteCast(VoteCast {
                 access_request: id,
                 voter: voter.id.clone(),
                 key,
@@ -365,38 +368,38 @@ impl Broker {
                 .collect(),
                 not_after: Some(request.opened.expires_at),
                 blobs: std::iter::once(blob).chain(evidence.clone()).collect(),
-                ..Append::one(fact, vec![(Stream::AccessRequest(id), request.version)])
+                ..Append::one(event, vec![(Stream::AccessRequest(id), request.version)])
             };
             if statement.verdict == Verdict::Deny {
-                let quarantine = self.quarantine(&opened, &voter.id, &asks.value, &rules, now);
+                let suspension_after_denials = self.suspension_after_denials(&opened, &voter.id, &asks.value, &rules, now);
                 if let Some(vote) = append.events.first_mut() {
-                    // Whoever counts the noes before asking people again has not seen this one.
+                    // A request that counted denials before this one conflicts.
                     let asks = (Stream::AgentRequests(opened.agent.clone()), asks.version);
                     vote.write_set.push(asks);
                 }
-                append.events.extend(quarantine);
+                append.events.extend(suspension_after_denials);
             }
-            let before = self.view(request, &rules, now).standing;
+            let before = self.view(request, &rules, now).status;
             let suspended = append.events.len() > 1;
             attempt.append(append).await?;
             let view = self.view_of(call, &id)?;
             let took = STATEMENT_LIFE_MS - until.since(now);
-            self.count_vote(before, &view, took, now);
-            Ok(VoteDone { view, suspended })
+            self.record_vote_metrics(before, &view, took, now);
+            Ok(VoteOutcome { view, suspended })
         })
         .await
     }
 
-    /// Whether somebody holds a statement of this access request, to sign it.
-    pub(in crate::broker) fn vote_begun(&self, id: &AccessRequestId, now: Timestamp) -> bool {
+    /// Whether an unsigned statement of this access request is out.
+    pub(in crate::broker) fn has_pending_statement(&self, id: &AccessRequestId, now: Timestamp) -> bool {
         let statements = self.lock(&self.statements);
         statements
             .values()
-            .any(|begun| begun.statement.access_request_id == *id && now < begun.until)
+            .any(|pending| pending.statement.access_request_id == *id && now < pending.until)
     }
 
-    /// A no that is one too many within the policy bundle's time takes the agent out of service, in the same append.
-    fn quarantine(
+    /// The event that suspends the agent, in the vote's append, when this denial reaches the policy bundle's limit.
+    fn suspension_after_denials(
         &self,
         opened: &AccessRequestOpened,
         voter: &PersonId,
@@ -404,24 +407,24 @@ impl Broker {
         rules: &ActivePolicy,
         now: Timestamp,
     ) -> Option<NewEvent> {
-        let bounds = rules.bundle.approval_limits();
-        let since = now.plus_secs(-i64::from(bounds.quarantine_within_s));
-        let noes = u32::try_from(asks.denials_since(since) + 1).unwrap_or(u32::MAX);
+        let approvals = rules.bundle.approval_limits();
+        let since = now.plus_secs(-i64::from(approvals.quarantine_within_s));
+        let denials = u32::try_from(asks.denials_since(since) + 1).unwrap_or(u32::MAX);
         let standing = self.state.agent_status(&opened.agent);
-        let due = bounds.quarantine > 0 && noes >= bounds.quarantine && !standing.value.suspended;
+        let due = approvals.quarantine > 0 && denials >= approvals.quarantine && !standing.value.suspended;
         due.then(|| NewEvent {
             event: Event::AgentSuspended(AgentSuspended {
                 agent: opened.agent.clone(),
                 by: voter.clone(),
                 reason: None,
-                denials: Some(noes),
+                denials: Some(denials),
             }),
             write_set: vec![(Stream::Agent(opened.agent.clone()), standing.version)],
         })
     }
 
-    /// A card of high risk must have been before a person's eyes for a while before a yes of theirs is taken.
-    fn read_long_enough(
+    /// Refuses an approval before the card was shown for the dwell time.
+    fn check_dwell(
         &self,
         call: &CallContext,
         voter: &PersonId,
@@ -429,11 +432,11 @@ impl Broker {
         rules: &ActivePolicy,
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        let dwell = self.dwell(request, rules);
+        let dwell = self.dwell_time(request, rules);
         if dwell.is_zero() {
             return Ok(());
         }
-        let shown = self.shown_at(voter, &request.opened.access_request, rules);
+        let shown = self.card_viewed_at(voter, &request.opened.access_request, rules);
         let left = match shown {
             Some(shown) => dwell.saturating_sub(now.after(shown)),
             None => dwell,
@@ -441,19 +444,18 @@ impl Broker {
         if left.is_zero() {
             return Ok(());
         }
-        let told = match shown {
-            Some(_) => format!("read the card {} ms longer", left.as_millis()),
-            None => "read the card first".to_owned(),
+        let message = match shown {
+            Some(_) => format!("the card must be shown {} ms longer before an approval", left.as_millis()),
+            None => "the card must be shown before an approval: open it first".to_owned(),
         };
         Err(Refusal {
             retry_after: Some(left),
-            ..self.refuse(call.method, Reason::TooSoon, told)
+            ..self.refuse(call.method, Reason::TooSoon, message)
         })
     }
 
-    /// How long the card of an access request must be shown before a yes: for what is of high risk, or of a risk nobody
-    /// stated.
-    pub(in crate::broker) fn dwell(&self, request: &AccessRequest, rules: &ActivePolicy) -> Duration {
+    /// How long the card must be shown before an approval: for high risk, or a risk that is not stated.
+    pub(in crate::broker) fn dwell_time(&self, request: &AccessRequest, rules: &ActivePolicy) -> Duration {
         let action = rules.bundle.action(&request.opened.action.action);
         match action.and_then(|a| a.risk) {
             Some(Risk::Low | Risk::Medium) => Duration::ZERO,
@@ -461,23 +463,23 @@ impl Broker {
         }
     }
 
-    /// Notes that a card was shown to a person; the first time under these rules counts.
-    pub(in crate::broker) fn note_shown(
+    /// Records that a card was shown to a person; the first view under these rules counts.
+    pub(in crate::broker) fn record_card_view(
         &self,
         person: &PersonId,
         request: &AccessRequest,
         rules: &ActivePolicy,
         now: Timestamp,
     ) {
-        let mut shown = self.lock(&self.shown);
-        if shown.len() >= SHOWN_MAX {
+        let mut shown = self.lock(&self.card_views);
+        if shown.len() >= CARD_VIEWS_MAX {
             shown.retain(|(_, id), _| {
                 self.state
                     .access_request(id)
                     .is_some_and(|request| request.is_pending(now))
             });
         }
-        if shown.len() < SHOWN_MAX && request.is_pending(now) {
+        if shown.len() < CARD_VIEWS_MAX && request.is_pending(now) {
             let policy = rules.bundle.version();
             let first = shown
                 .entry((person.clone(), request.opened.access_request))
@@ -488,20 +490,20 @@ impl Broker {
         }
     }
 
-    /// When a card was first shown to a person under the rules in force: under others it was another card.
-    pub(in crate::broker) fn shown_at(
+    /// When a card was first shown to a person under the rules in force; other rules make another card.
+    pub(in crate::broker) fn card_viewed_at(
         &self,
         person: &PersonId,
         id: &AccessRequestId,
         rules: &ActivePolicy,
     ) -> Option<Timestamp> {
-        let shown = self.lock(&self.shown).get(&(person.clone(), *id)).copied();
+        let shown = self.lock(&self.card_views).get(&(person.clone(), *id)).copied();
         shown
             .filter(|(policy, _)| *policy == rules.bundle.version())
             .map(|(_, at)| at)
     }
 
-    fn count_vote(
+    fn record_vote_metrics(
         &self,
         before: AccessRequestStatus,
         view: &AccessView,
@@ -511,7 +513,7 @@ impl Broker {
         let took = u64::try_from(took_ms).unwrap_or(0);
         self.metrics
             .vote_signed(std::time::Duration::from_millis(took));
-        let outcome = match view.standing {
+        let outcome = match view.status {
             AccessRequestStatus::Approved => "approved",
             AccessRequestStatus::Denied => "denied",
             AccessRequestStatus::Waiting
@@ -520,15 +522,15 @@ impl Broker {
             | AccessRequestStatus::Expired
             | AccessRequestStatus::Ended => return,
         };
-        // ReplayCache: what had been approved waited for its agent, not for people.
+        // ReplayCache: an approved request no longer waits for votes.
         if before != AccessRequestStatus::Waiting {
             return;
         }
         self.count_wait(outcome, view.request.opened_at, now);
     }
 
-    /// Whoever owned the agent when its task was opened never counts, whoever owns it by now.
-    pub(in crate::broker) fn not_the_opener(
+    /// The owner at the opening of the task never votes, even after the agent changed owner.
+    pub(in crate::broker) fn reject_task_owner(
         &self,
         request: &AccessRequest,
         voter: &PersonId,
@@ -540,7 +542,7 @@ impl Broker {
         }
     }
 
-    /// An ineligible vote is recorded and ends nothing.
+    /// Records an ineligible vote; it changes nothing.
     async fn refuse_vote(
         &self,
         call: &CallContext,
@@ -551,12 +553,12 @@ impl Broker {
         if let Err(refusal) = self.count_refusal(call, &request.opened.task) {
             return refusal;
         }
-        let fact = Event::VoteRefused(VoteRefused {
+        let event = Event::VoteRefused(VoteRefused {
             access_request: request.opened.access_request,
             voter: voter.clone(),
             reason: why.to_string(),
         });
-        match self.journal.append(Append::one(fact, Vec::new())).await {
+        match self.journal.append(Append::one(event, Vec::new())).await {
             Ok(_) => self.refuse(
                 call.method,
                 Reason::NotEligible,
@@ -576,7 +578,7 @@ impl Broker {
         })
     }
 
-    pub(in crate::broker) fn own_request(
+    pub(in crate::broker) fn request_of_task(
         &self,
         call: &CallContext,
         task: &TaskId,
@@ -594,7 +596,7 @@ impl Broker {
             })
     }
 
-    pub(in crate::broker) fn known_request(
+    pub(in crate::broker) fn find_request(
         &self,
         call: &CallContext,
         id: &AccessRequestId,
@@ -608,14 +610,14 @@ impl Broker {
         })
     }
 
-    fn votable(
+    fn open_for_votes(
         &self,
         call: &CallContext,
         id: &AccessRequestId,
         now: Timestamp,
     ) -> Result<Arc<AccessRequest>, Refusal> {
-        let request = self.known_request(call, id)?;
-        if self.votable_now(&request, now) {
+        let request = self.find_request(call, id)?;
+        if self.is_open_for_votes(&request, now) {
             Ok(request)
         } else {
             Err(self.refuse(
@@ -626,18 +628,18 @@ impl Broker {
         }
     }
 
-    /// Whether people may still decide it.
-    pub(in crate::broker) fn votable_now(&self, request: &AccessRequest, now: Timestamp) -> bool {
+    /// Whether votes are still accepted.
+    pub(in crate::broker) fn is_open_for_votes(&self, request: &AccessRequest, now: Timestamp) -> bool {
         let task = self.state.task(&request.opened.task);
         request.is_pending(now) && task.is_some_and(|task| self.is_running(&task, now))
     }
 
-    /// Whether enough people had said yes just before this moment: then nobody was waited for any more.
-    pub(in crate::broker) fn decided_by(&self, request: &AccessRequest, moment: Timestamp) -> bool {
+    /// Whether the quorum was reached before this moment.
+    pub(in crate::broker) fn was_decided_before(&self, request: &AccessRequest, moment: Timestamp) -> bool {
         let before = moment.plus_millis(-1);
         self.projections.rules().is_some_and(|rules| {
             let view = self.view(Arc::new(request.clone()), &rules, before);
-            view.standing == AccessRequestStatus::Approved
+            view.status == AccessRequestStatus::Approved
         })
     }
 
@@ -652,7 +654,7 @@ impl Broker {
             .state
             .task(&request.opened.task)
             .is_some_and(|t| self.is_running(&t, now));
-        let standing = match request.status {
+        let status = match request.status {
             StoredStatus::Denied => AccessRequestStatus::Denied,
             StoredStatus::Consumed(_) => AccessRequestStatus::Consumed,
             StoredStatus::Closed(CloseCause::Cancelled) => AccessRequestStatus::Cancelled,
@@ -662,12 +664,12 @@ impl Broker {
             }
             StoredStatus::Pending if !running => AccessRequestStatus::Ended,
             StoredStatus::Pending if !request.is_pending(now) => AccessRequestStatus::Expired,
-            StoredStatus::Pending if enough(&needs) => AccessRequestStatus::Approved,
+            StoredStatus::Pending if quorum_reached(&needs) => AccessRequestStatus::Approved,
             StoredStatus::Pending => AccessRequestStatus::Waiting,
         };
         let catalogue = rules.bundle.action(&request.opened.action.action);
         AccessView {
-            standing,
+            status,
             needs,
             title: catalogue.map(|a| a.title.clone()).unwrap_or_default(),
             risk: catalogue.and_then(|a| a.risk),

@@ -1,90 +1,90 @@
-//! Waiting for people without asking again and again: one access request is watched until its end. A watch mints nothing:
-//! at a yes the agent asks for its token, and both gates run.
+//! Access request watch: streams the status of one access request until it is final. A watch issues no token: after approval
+//! the agent requests its token, and both gates run.
 
 use std::time::Duration;
 
 use crate::broker::approval::inbox::HEARTBEAT;
-use crate::broker::approval::notifier::Bell;
+use crate::broker::approval::notifier::Subscription;
 use crate::broker::approval::vote::AccessView;
-use crate::broker::query::revocation_feed::WATCH_MAX_MS;
+use crate::broker::auth::authentication::WATCH_MAX_MS;
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::card::AccessRequestStatus;
 use crate::model::*;
 
-/// How an access request stood when its watcher last heard of it.
+/// Resume cursor of a watch: the status last sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AccessMark {
+pub struct AccessRequestCursor {
     /// Version of its stream.
     pub version: Version,
-    /// Where it stood: time, an end of its task and a change of the rules move it without a version of its own.
-    pub standing: AccessRequestStatus,
+    /// The status: time, the end of its task and a rule change alter it without a new version.
+    pub status: AccessRequestStatus,
 }
 
 /// A watch of one access request.
 #[derive(Debug)]
-pub struct AccessWatch {
-    /// Whose it is.
+pub struct AccessRequestWatch {
+    /// The agent that requested access.
     pub agent: AgentId,
-    /// Longest life of the watch, in milliseconds: the caller proves its key again.
+    /// Longest life of the watch, in milliseconds; then the caller proves its key again.
     pub life_ms: u64,
     id: AccessRequestId,
-    bell: Bell,
-    seen: Option<AccessMark>,
-    over: bool,
+    subscription: Subscription,
+    last_seen: Option<AccessRequestCursor>,
+    ended: bool,
 }
 
-/// What a watcher hears.
+/// An event of an access request watch.
 #[derive(Debug)]
-pub enum AccessNews {
-    /// How it stands, the first time and whenever that has changed.
-    Stands {
-        /// As its agent sees it.
+pub enum AccessRequestEvent {
+    /// The status, at the start and after each change.
+    StatusChanged {
+        /// The view for its agent.
         view: Box<AccessView>,
-        /// To go on from.
-        mark: AccessMark,
-        /// Nothing follows: it is decided for good.
+        /// Where a later watch resumes.
+        cursor: AccessRequestCursor,
+        /// The status is final: no event follows.
         last: bool,
     },
-    /// It stands as it did.
-    Heartbeat(AccessMark),
+    /// The status is unchanged.
+    Heartbeat(AccessRequestCursor),
 }
 
 impl Broker {
-    /// Begins a watch of an own access request; another's and none get the same answer. Possession is enough, as for
-    /// looking at it once.
+    /// Starts a watch of one of the task's access requests; another task's request and an unknown id get the same answer.
+    /// Possession of the task key is enough, as for reading it once.
     pub fn watch_access_request(
         &self,
         call: &CallContext,
         task: TaskId,
         id: AccessRequestId,
-        seen: Option<AccessMark>,
-    ) -> Result<AccessWatch, Refusal> {
+        last_seen: Option<AccessRequestCursor>,
+    ) -> Result<AccessRequestWatch, Refusal> {
         let now = self.now();
         let (task, _held) = self.task_possession(call, &task, None, None, now)?;
-        let request = self.own_request(call, &task.opened.task, &id)?;
-        Ok(AccessWatch {
+        let request = self.request_of_task(call, &task.opened.task, &id)?;
+        Ok(AccessRequestWatch {
             agent: request.opened.agent.clone(),
             life_ms: WATCH_MAX_MS,
             id,
-            bell: self.bells.listen(id),
-            seen,
-            over: false,
+            subscription: self.notifier.subscribe(id),
+            last_seen,
+            ended: false,
         })
     }
 }
 
-impl AccessWatch {
-    /// The next news; `None` after the last, and when the broker stops.
-    pub async fn next(&mut self, broker: &Broker) -> Option<AccessNews> {
-        if self.over {
+impl AccessRequestWatch {
+    /// The next event; `None` after the final one, and when the broker stops.
+    pub async fn next(&mut self, broker: &Broker) -> Option<AccessRequestEvent> {
+        if self.ended {
             return None;
         }
         let quiet = tokio::time::sleep(HEARTBEAT);
         let mut stopping = broker.stopping.subscribe();
         tokio::pin!(quiet);
         loop {
-            // Before the state is read: what changes from here on rings again.
-            self.bell.heard();
+            // Before the state is read: later changes wake this watch again.
+            self.subscription.mark_seen();
             if broker.journal.head().borrow().failed {
                 return None;
             }
@@ -93,29 +93,29 @@ impl AccessWatch {
             let request = broker.state.access_request(&self.id)?;
             let expires_at = request.opened.expires_at;
             let view = broker.view(request, &rules, now);
-            let mark = AccessMark {
+            let cursor = AccessRequestCursor {
                 version: view.request.version,
-                standing: view.standing,
+                status: view.status,
             };
-            let last = view.standing.is_last();
-            self.over = last;
-            if self.seen != Some(mark) {
-                self.seen = Some(mark);
+            let last = view.status.is_final();
+            self.ended = last;
+            if self.last_seen != Some(cursor) {
+                self.last_seen = Some(cursor);
                 let view = Box::new(view);
-                return Some(AccessNews::Stands { view, mark, last });
+                return Some(AccessRequestEvent::StatusChanged { view, cursor, last });
             }
             if last {
                 return None;
             }
             tokio::select! {
-                () = &mut quiet => return Some(AccessNews::Heartbeat(mark)),
-                () = tokio::time::sleep(expires_at.after(now).max(SOON)) => {}
-                () = self.bell.rings() => {}
+                () = &mut quiet => return Some(AccessRequestEvent::Heartbeat(cursor)),
+                () = tokio::time::sleep(expires_at.after(now).max(MIN_TIMER)) => {}
+                () = self.subscription.changed() => {}
                 _ = stopping.wait_for(|stopping| *stopping) => return None,
             }
         }
     }
 }
 
-/// Shortest wait for a moment that is due: clocks and timers round.
-const SOON: Duration = Duration::from_millis(1);
+/// Shortest timer: clocks and timers round.
+const MIN_TIMER: Duration = Duration::from_millis(1);

@@ -1,4 +1,5 @@
-//! Who calls. Authority comes from the verified caller alone, never from a field of the message.
+//! Authentication of callers: DPoP key, service JWT-SVID or session cookie. Authority comes from the verified caller alone,
+//! never from a field of the message.
 
 use std::sync::Arc;
 
@@ -11,18 +12,18 @@ use crate::rate_limit::ConcurrencyPermit;
 use crate::state::TaskRecord;
 use crate::verify::{DpopInput, Possession, VerifyError};
 
-/// The kinds of callers a method may admit.
+/// The caller roles that a method may allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallerRole {
     /// A workload with evidence, or the holder of a task's key.
     Agent,
     /// A person who may vote.
     Approver,
-    /// A person who may govern.
+    /// A person who may suspend, freeze and apply policy bundles.
     Operator,
     /// A resource server.
     Validator,
-    /// Someone who reads.
+    /// A service that may only read.
     Auditor,
 }
 
@@ -39,12 +40,12 @@ impl CallerRole {
     }
 }
 
-/// What a call shows beside its message.
+/// The context of a call beside its message: method, credentials, permit.
 #[derive(Debug)]
 pub struct CallContext {
     /// `dipylon.v1.Service/Method`.
     pub method: &'static str,
-    /// Who may call it: the method's row in the guard table.
+    /// Roles that may call it: the method's row in the guard table.
     pub allowed_roles: &'static [CallerRole],
     /// The DPoP proof.
     pub proof: Option<Secret>,
@@ -52,11 +53,12 @@ pub struct CallContext {
     pub bearer: Option<Secret>,
     /// The cookie of a signed-in browser.
     pub session: Option<Secret>,
-    /// Its place among the calls that are worked on, and the class of its rates.
+    /// Its concurrency permit and rate class.
     pub permit: ConcurrencyPermit,
 }
 
-/// A registered person who proved a key of theirs, in a role the method allowed_roles. Made only by [`Broker::person`].
+/// A registered person who proved one of their keys, in a role the method allows. Made only by
+/// [`Broker::authenticate_person`].
 #[derive(Debug)]
 pub struct PersonCaller {
     pub(in crate::broker) id: PersonId,
@@ -72,14 +74,17 @@ pub(in crate::broker) struct ServiceCaller {
     pub(in crate::broker) until: Option<Timestamp>,
 }
 
+/// Longest life of a watch, in milliseconds; then its caller authenticates again.
+pub(in crate::broker) const WATCH_MAX_MS: u64 = 300_000;
+
 enum Caller {
     Person(PersonCaller),
     Service(ServiceCaller),
 }
 
 impl Broker {
-    /// Checks the proof of possession that a call carries. `known` says whether the key is anybody's here, before anything
-    /// is remembered of it: strangers cannot fill the memory of used proofs.
+    /// Checks the proof of possession that a call carries. `known` says whether the key is registered, before the proof is
+    /// remembered: unknown keys cannot fill the replay cache.
     pub(in crate::broker) fn possession(
         &self,
         call: &CallContext,
@@ -88,16 +93,16 @@ impl Broker {
         now: Timestamp,
         known: &dyn Fn(Thumbprint) -> Result<(), VerifyError>,
     ) -> Result<Possession, VerifyError> {
-        self.possession_once(call, action, evidence, now, &self.replay_cache, known)
+        self.possession_with_cache(call, action, evidence, now, &self.replay_cache, known)
     }
 
-    fn possession_once(
+    fn possession_with_cache(
         &self,
         call: &CallContext,
         action: Option<Digest>,
         evidence: Option<Digest>,
         now: Timestamp,
-        once: &ReplayCache,
+        replay_cache: &ReplayCache,
         known: &dyn Fn(Thumbprint) -> Result<(), VerifyError>,
     ) -> Result<Possession, VerifyError> {
         let proof = DpopInput {
@@ -108,27 +113,27 @@ impl Broker {
             nonces: &self.nonces,
             insert_once: &|key, jti, until| {
                 known(key)?;
-                once.insert_once(key, jti, until, now)
+                replay_cache.insert_once(key, jti, until, now)
             },
         };
         Possession::check(&proof, now)
     }
 
-    /// The possession of a key for a new task. The caller has checked the evidence, and that it is a registered agent's
-    /// which calls no more often than it may: what is remembered of new keys is bounded by that.
-    pub(in crate::broker) fn opening_possession(
+    /// The possession of a key for a new task. The evidence and the agent's rate limit were checked before, which bounds how
+    /// many new keys the replay cache holds.
+    pub(in crate::broker) fn possession_for_open_task(
         &self,
         call: &CallContext,
         evidence: Digest,
         now: Timestamp,
     ) -> Result<Possession, Refusal> {
-        self.admits_agents(call)?;
+        self.require_agent_role(call)?;
         let any = |_| Ok(());
-        self.possession_once(call, None, Some(evidence), now, &self.open_task_replay_cache, &any)
+        self.possession_with_cache(call, None, Some(evidence), now, &self.open_task_replay_cache, &any)
             .map_err(|e| self.refuse_gate_1(call.method, &e))
     }
 
-    /// The caller's own task and the possession of its key; another's and none get the same answer.
+    /// The caller's task and the possession of its key; another key's task and an unknown id get the same answer.
     pub(in crate::broker) fn task_possession(
         &self,
         call: &CallContext,
@@ -137,7 +142,7 @@ impl Broker {
         evidence: Option<Digest>,
         now: Timestamp,
     ) -> Result<(Arc<TaskRecord>, Possession), Refusal> {
-        self.admits_agents(call)?;
+        self.require_agent_role(call)?;
         let task = self.state.task(id);
         let known = |key| match &task {
             Some(task) if task.opened.binding.jkt() == key => Ok(()),
@@ -157,20 +162,20 @@ impl Broker {
         }
     }
 
-    fn admits_agents(&self, call: &CallContext) -> Result<(), Refusal> {
+    fn require_agent_role(&self, call: &CallContext) -> Result<(), Refusal> {
         if call.allowed_roles.contains(&CallerRole::Agent) {
             return Ok(());
         }
         Err(self.refuse(
             call.method,
             Reason::NotPermitted,
-            "the guard's row does not admit agents",
+            "the method does not allow agents",
         ))
     }
 
-    /// Whether a person who called is an operator still, with the key they called with: the rules in force now, and their
-    /// version for what they order to rest on.
-    pub(in crate::broker) fn still_operator(
+    /// Requires that a caller is still an operator with the same key; returns the rules in force, whose version joins the read
+    /// set of the operator's append.
+    pub(in crate::broker) fn require_operator(
         &self,
         call: &CallContext,
         caller: &PersonCaller,
@@ -190,12 +195,12 @@ impl Broker {
         Err(self.refuse(
             call.method,
             Reason::NotPermitted,
-            format!("{} is no operator any more", caller.id),
+            format!("{} is no longer an operator", caller.id),
         ))
     }
 
-    /// Whether a person who called may still read what people decide: registered with the key they called with, in any role.
-    pub(in crate::broker) fn still_reads(&self, caller: &PersonCaller) -> bool {
+    /// Whether a caller may still read approvals: registered with the same key, in any role.
+    pub(in crate::broker) fn may_still_read(&self, caller: &PersonCaller) -> bool {
         self.projections.rules().is_some_and(|rules| {
             let person = rules.bundle.person(&caller.id);
             self.holds_key(&rules, &caller.id, caller.key)
@@ -203,8 +208,8 @@ impl Broker {
         })
     }
 
-    /// Who a key of `people.toml` speaks for; nobody, once it was revoked.
-    fn registered(&self, rules: &ActivePolicy, key: Thumbprint) -> Option<RegisteredCaller> {
+    /// The registered holder of a key of `people.toml`; `None` once the key was revoked.
+    fn registered_holder(&self, rules: &ActivePolicy, key: Thumbprint) -> Option<RegisteredCaller> {
         rules.by_key(key).filter(|registered| match registered {
             RegisteredCaller::Person(person) => {
                 !self.state.credentials().get(person).value.revoked.contains(&key)
@@ -213,66 +218,66 @@ impl Broker {
         })
     }
 
-    /// Whether a key or passkey speaks for a person now.
+    /// Whether a key or passkey is the person's now.
     fn holds_key(&self, rules: &ActivePolicy, person: &PersonId, key: Thumbprint) -> bool {
         let enrolled = self.state.credentials().get(person);
         enrolled.value.passkey(key).is_some()
-            || self.registered(rules, key) == Some(RegisteredCaller::Person(person.clone()))
+            || self.registered_holder(rules, key) == Some(RegisteredCaller::Person(person.clone()))
     }
 
-    /// A registered person, of a role the method allowed_roles.
-    pub fn person(&self, call: &CallContext) -> Result<PersonCaller, Refusal> {
-        match self.caller(call, self.now())? {
+    /// Authenticates a registered person in a role the method allows.
+    pub fn authenticate_person(&self, call: &CallContext) -> Result<PersonCaller, Refusal> {
+        match self.authenticate(call, self.now())? {
             Caller::Person(person) => Ok(person),
             Caller::Service(service) => Err(self.refuse(
                 call.method,
                 Reason::NotPermitted,
-                format!("{} is no person", service.id),
+                format!("{} is a service: expected a person", service.id),
             )),
         }
     }
 
-    /// A registered service, of a kind the method allowed_roles.
-    pub(in crate::broker) fn service(
+    /// Authenticates a registered service of a kind the method allows.
+    pub(in crate::broker) fn authenticate_service(
         &self,
         call: &CallContext,
         now: Timestamp,
     ) -> Result<ServiceCaller, Refusal> {
-        match self.caller(call, now)? {
+        match self.authenticate(call, now)? {
             Caller::Service(service) => Ok(service),
             Caller::Person(person) => Err(self.refuse(
                 call.method,
                 Reason::NotPermitted,
-                format!("{} is no service", person.id),
+                format!("{} is a person: expected a service", person.id),
             )),
         }
     }
 
-    /// Any registered caller the method allowed_roles, by name: for methods that people and services share.
-    pub(in crate::broker) fn reader(
+    /// Authenticates any registered caller the method allows, by name: for methods that people and services share.
+    pub(in crate::broker) fn authenticate_reader(
         &self,
         call: &CallContext,
         now: Timestamp,
     ) -> Result<String, Refusal> {
-        Ok(match self.caller(call, now)? {
+        Ok(match self.authenticate(call, now)? {
             Caller::Person(person) => person.id.to_string(),
             Caller::Service(service) => service.id.to_string(),
         })
     }
 
-    /// Any registered caller the method allowed_roles: the person, or `None` for a service.
-    pub(in crate::broker) fn reading_person(
+    /// Authenticates any registered caller the method allows: the person, or `None` for a service.
+    pub(in crate::broker) fn authenticate_reader_person(
         &self,
         call: &CallContext,
         now: Timestamp,
     ) -> Result<Option<PersonCaller>, Refusal> {
-        Ok(match self.caller(call, now)? {
+        Ok(match self.authenticate(call, now)? {
             Caller::Person(person) => Some(person),
             Caller::Service(_) => None,
         })
     }
 
-    fn caller(&self, call: &CallContext, now: Timestamp) -> Result<Caller, Refusal> {
+    fn authenticate(&self, call: &CallContext, now: Timestamp) -> Result<Caller, Refusal> {
         let closed = |e: &VerifyError| self.refuse_gate_1(call.method, e);
         let rules = self
             .projections
@@ -303,7 +308,7 @@ impl Broker {
             }
             (None, _, None) => {
                 let known = |key| {
-                    self.registered(&rules, key)
+                    self.registered_holder(&rules, key)
                         .map(drop)
                         .ok_or(VerifyError::NotRegistered)
                 };
@@ -311,7 +316,7 @@ impl Broker {
                     .possession(call, None, None, now, &known)
                     .map_err(|e| closed(&e))?;
                 let key = possession.jkt();
-                (self.registered(&rules, key), Some(key), None)
+                (self.registered_holder(&rules, key), Some(key), None)
             }
         };
         let not_permitted = |who: &dyn std::fmt::Display| {
@@ -319,7 +324,7 @@ impl Broker {
                 call.method,
                 Reason::NotPermitted,
                 format!(
-                    "{who} is registered, but this is for {} alone",
+                    "{who} is registered, but the method allows only {}",
                     call.allowed_roles
                         .iter()
                         .map(|kind| kind.plural())

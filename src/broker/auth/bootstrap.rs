@@ -1,16 +1,16 @@
-//! The first operator, by a one-time code: how a journal without a policy bundle gets its first one.
+//! Bootstrap: a one-time code for the first operator puts the first policy bundle in force.
 //!
 //! In: the code and a proof of a key. Out: the right to apply one policy bundle that lists this key as an operator's.
-//! Trusts whoever reads what the broker prints at its start. The code is kept only as a MAC, in memory, for ten minutes;
-//! it is never an entry or part of a log record. What does not hold is refused like anything else that gate 1 refuses.
+//! Trusts the reader of the broker's output at start. The code is kept only as a MAC, in memory, for ten minutes; it is
+//! never an entry or part of a log record. Refuses a wrong or expired code like any refusal of gate 1.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ring::hmac;
 
-use crate::broker::auth::one_time_code as code;
-use crate::broker::{Applied, Broker, CallContext, CallerRole, Refusal};
+use crate::broker::auth::one_time_code;
+use crate::broker::{BundleApplied, Broker, CallContext, CallerRole, Refusal};
 use crate::jose::PublicKey;
 use crate::journal::AppendError;
 use crate::model::*;
@@ -18,36 +18,36 @@ use crate::policy::{PolicyBundle, Role};
 use crate::verify::VerifyError;
 
 /// Life of a code, in seconds.
-const LIFE_S: i64 = 600;
-/// The code that is open, if one is.
+const CODE_LIFE_S: i64 = 600;
+/// The open bootstrap code, if there is one.
 #[derive(Default)]
-pub(in crate::broker) struct OneTime(Mutex<Option<Open>>);
+pub(in crate::broker) struct BootstrapCode(Mutex<Option<OpenCode>>);
 
-struct Open {
+struct OpenCode {
     key: hmac::Key,
     tag: hmac::Tag,
     until: Timestamp,
 }
 
-/// Someone who showed the code and proved a key. Made only by [`Broker::first_operator`], good for one call.
+/// A caller who showed the code and proved a key. Made only by [`Broker::first_operator`], good for one call.
 #[derive(Debug)]
 pub struct FirstOperator {
     key: Thumbprint,
 }
 
-impl OneTime {
-    fn with<T>(&self, ask: impl FnOnce(&mut Option<Open>) -> T) -> T {
-        ask(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+impl BootstrapCode {
+    fn with<T>(&self, act: impl FnOnce(&mut Option<OpenCode>) -> T) -> T {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Opens a code; an earlier one is void.
     fn open(&self, random: [u8; 32], key: [u8; 32], now: Timestamp) -> Secret {
-        let code = code::spell(&random);
+        let code = one_time_code::format(&random);
         let key = hmac::Key::new(hmac::HMAC_SHA256, &key);
-        let open = Open {
-            tag: hmac::sign(&key, code::plain(&code).expose_secret().as_bytes()),
+        let open = OpenCode {
+            tag: hmac::sign(&key, one_time_code::normalize(&code).expose_secret().as_bytes()),
             key,
-            until: now.plus_secs(LIFE_S),
+            until: now.plus_secs(CODE_LIFE_S),
         };
         self.with(|slot| *slot = Some(open));
         code
@@ -56,30 +56,30 @@ impl OneTime {
     /// Whether this is the code, compared in constant time.
     fn check(&self, code: &Secret, now: Timestamp) -> Result<(), VerifyError> {
         self.with(|slot| {
-            let open = slot.as_mut().ok_or(VerifyError::OneTimeCode("there is none"))?;
+            let open = slot.as_mut().ok_or(VerifyError::OneTimeCode("no code is open"))?;
             if now >= open.until {
                 *slot = None;
-                return Err(VerifyError::OneTimeCode("it is too old"));
+                return Err(VerifyError::OneTimeCode("it has expired"));
             }
             if hmac::verify(
                 &open.key,
-                code::plain(code).expose_secret().as_bytes(),
+                one_time_code::normalize(code).expose_secret().as_bytes(),
                 open.tag.as_ref(),
             )
             .is_ok()
             {
                 return Ok(());
             }
-            // Not counted: strangers could make it void, and at a hundred bits nobody guesses it in ten minutes.
-            Err(VerifyError::OneTimeCode("it is another"))
+            // Failures are not counted: that would let a stranger void the code, and 100 bits cannot be guessed in ten minutes.
+            Err(VerifyError::OneTimeCode("it does not match"))
         })
     }
 
-    /// Whether a code that held a moment ago is open still.
-    fn holds(&self, now: Timestamp) -> Result<(), VerifyError> {
+    /// Requires that a code that was checked before is still open.
+    fn require_open(&self, now: Timestamp) -> Result<(), VerifyError> {
         self.with(|slot| match slot {
             Some(open) if now < open.until => Ok(()),
-            Some(_) | None => Err(VerifyError::OneTimeCode("it was used, or became void meanwhile")),
+            Some(_) | None => Err(VerifyError::OneTimeCode("it was used or has expired")),
         })
     }
 
@@ -90,7 +90,7 @@ impl OneTime {
 
 impl Broker {
     /// A one-time code for the first operator, good for ten minutes and one policy bundle; `None` when a bundle is in
-    /// force. A restart gives another as long as none is.
+    /// force. A restart issues another one while no bundle is in force.
     pub fn bootstrap_code(&self) -> Option<Secret> {
         if self.projections.rules().is_some() {
             return None;
@@ -102,10 +102,10 @@ impl Broker {
             other.copy_from_slice(&self.random_bytes());
             both
         };
-        Some(self.one_time.open(draw(), draw(), self.now()))
+        Some(self.bootstrap_code.open(draw(), draw(), self.now()))
     }
 
-    /// Whoever shows the code and proves a key, before a byte of their policy bundle is read.
+    /// Authenticates the first operator by code and key, before a byte of the policy bundle is read.
     pub fn first_operator(
         &self,
         call: &CallContext,
@@ -119,10 +119,10 @@ impl Broker {
             return Err(closed(&VerifyError::ProofMismatch("credential")));
         }
         let now = self.now();
-        // Asked when the proof holds and before anything is remembered of it: each try costs its caller a new proof.
-        let held = |_: Thumbprint| self.one_time.check(code, now);
+        // The code is checked after the proof and before the proof is remembered: each try costs the caller a new proof.
+        let code_matches = |_: Thumbprint| self.bootstrap_code.check(code, now);
         let possession = self
-            .possession(call, None, None, now, &held)
+            .possession(call, None, None, now, &code_matches)
             .map_err(|e| closed(&e))?;
         Ok(FirstOperator {
             key: possession.jkt(),
@@ -130,13 +130,13 @@ impl Broker {
     }
 
     /// Puts the first policy bundle in force. A crash before the append leaves nothing, and the next start prints another
-    /// code; after it, the bundle is in force and there is no code any more.
+    /// code; after it, the bundle is in force and no code is open.
     pub async fn apply_first_policy_bundle(
         self: &Arc<Self>,
         call: &CallContext,
         first: FirstOperator,
         files: BTreeMap<String, String>,
-    ) -> Result<Applied, Refusal> {
+    ) -> Result<BundleApplied, Refusal> {
         let (broker, method) = (Arc::clone(self), call.method);
         let applying = tokio::spawn(async move { broker.apply_first(method, &first, files).await });
         applying
@@ -149,27 +149,27 @@ impl Broker {
         method: &'static str,
         first: &FirstOperator,
         files: BTreeMap<String, String>,
-    ) -> Result<Applied, Refusal> {
+    ) -> Result<BundleApplied, Refusal> {
         let (files, bundle, applied) = self.load_bundle(method, files).await?;
         let by = operator_of(&bundle, first.key).ok_or_else(|| {
-            let told = "people.toml: no operator has the key that calls; 'dipylon key new' prints the [[key]] to add";
-            self.refuse(method, Reason::InvalidPolicyBundle, told)
+            let message = "`people.toml`: no operator has the key of this call; add the [[key]] that 'dipylon key new' prints";
+            self.refuse(method, Reason::InvalidPolicyBundle, message)
         })?;
-        let _alone = self.governing.lock().await;
-        self.one_time
-            .holds(self.now())
+        let _alone = self.policy_lock.lock().await;
+        self.bootstrap_code
+            .require_open(self.now())
             .map_err(|e| self.refuse_gate_1(method, &e))?;
         // INVARIANT (one code, one bundle): the append moves the policy stream from 0, so of any number of uses, here or
         // after a restart, one wins.
-        match self.enter_bundle(bundle, &files, 0, Some(by)).await {
-            Ok(()) => self.one_time.close(),
+        match self.record_bundle(bundle, &files, 0, Some(by)).await {
+            Ok(()) => self.bootstrap_code.close(),
             Err(AppendError::Conflict(_)) => {
-                self.one_time.close();
+                self.bootstrap_code.close();
                 return Err(self.refuse_gate_1(method, &VerifyError::OneTimeCode("a bundle is in force")));
             }
             Err(error) => return Err(self.refuse_append(method, &error)),
         }
-        self.sweep()
+        self.revoke_disallowed()
             .await
             .map_err(|e| self.refuse_append(method, &e))?;
         Ok(applied)
@@ -178,11 +178,11 @@ impl Broker {
 
 /// The operator of a bundle who has this key.
 fn operator_of(bundle: &PolicyBundle, key: Thumbprint) -> Option<PersonId> {
-    let holds = |jwk| PublicKey::from_jwk(jwk).is_ok_and(|public| public.thumbprint() == key);
+    let has_key = |jwk| PublicKey::from_jwk(jwk).is_ok_and(|public| public.thumbprint() == key);
     bundle
         .people()
         .filter(|person| person.roles.contains(&Role::Operator))
-        .find(|person| person.keys.iter().any(|known| holds(&known.jwk)))
+        .find(|person| person.keys.iter().any(|known| has_key(&known.jwk)))
         .map(|person| person.id.clone())
 }
 
@@ -191,8 +191,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_code_is_readable_and_its_life_is_bounded() {
-        let one = OneTime::default();
+    fn bootstrap_code_expires_and_tolerates_typing() {
+        let one = BootstrapCode::default();
         let now = Timestamp::from_secs(1_000);
         let bytes = std::array::from_fn(|i| u8::try_from(i * 8 + 7).expect("small"));
         let code = one.open(bytes, [1; 32], now);
@@ -210,16 +210,16 @@ mod tests {
             .replace('0', "o")
             .replace('1', "l");
         assert!(one.check(&typed(careless), now).is_ok());
-        assert!(one.check(&code, now.plus_secs(LIFE_S - 1)).is_ok());
-        assert!(one.check(&code, now.plus_secs(LIFE_S)).is_err());
+        assert!(one.check(&code, now.plus_secs(CODE_LIFE_S - 1)).is_ok());
+        assert!(one.check(&code, now.plus_secs(CODE_LIFE_S)).is_err());
         assert!(one.check(&code, now).is_err(), "gone for good");
 
         let code = one.open(bytes, [2; 32], now);
         for _ in 0..1_000 {
             assert!(one.check(&typed(String::new()), now).is_err());
         }
-        assert!(one.check(&code, now).is_ok(), "strangers do no harm");
+        assert!(one.check(&code, now).is_ok(), "wrong guesses do not void it");
         one.close();
-        assert!(one.check(&code, now).is_err() && one.holds(now).is_err());
+        assert!(one.check(&code, now).is_err() && one.require_open(now).is_err());
     }
 }

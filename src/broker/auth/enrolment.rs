@@ -1,16 +1,16 @@
-//! Passkeys of people: invited by an operator, enrolled by whoever holds the code, revoked for good.
+//! Passkey enrolment: an operator invites, the holder of the code enrols, an operator revokes.
 //!
-//! An invitation is a code that is shown once, good for ten minutes and one passkey. What is revoked never counts again,
-//! whatever a policy bundle says.
+//! An invitation is a code that is shown once, good for ten minutes and one passkey. A revoked key never counts again, under
+//! any policy bundle.
 
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use crate::approve::votes;
-use crate::broker::auth::one_time_code as code;
-use crate::broker::auth::session::{Purpose, challenge_in};
+use crate::approve::vote_proof;
+use crate::broker::auth::one_time_code;
+use crate::broker::auth::session::{ChallengePurpose, stated_challenge};
 use crate::broker::transaction::UNTIL_DONE;
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::jose::AuthenticatorKey;
@@ -20,29 +20,29 @@ use crate::policy::Role;
 use crate::state::{PersonCredentials, Invitation, Versioned};
 use crate::webauthn::{self, Registration};
 
-/// An invitation, for the one person it is for.
+/// An issued invitation, for the invited person.
 #[derive(Debug)]
-pub struct Invited {
+pub struct IssuedInvitation {
     /// The code; shown once, kept as its hash.
     pub code: Secret,
-    /// Where it is used. The code stands behind the `#`, which no browser sends.
+    /// The URL to open. The code is in the fragment, which no browser sends.
     pub url: Secret,
-    /// Until when.
+    /// When it expires.
     pub expires_at: Timestamp,
 }
 
-/// What a browser needs to make a passkey.
+/// WebAuthn options for creating a passkey.
 #[derive(Debug)]
-pub struct EnrolmentBegun {
-    /// Whose it will be.
+pub struct EnrolmentOptions {
+    /// The person who enrols.
     pub person: PersonId,
-    /// What colleagues call them.
+    /// Their display name.
     pub name: String,
-    /// To be signed; good for two minutes.
+    /// The challenge; good for two minutes.
     pub challenge: Vec<u8>,
-    /// The person's handle at authenticators: 16 bytes that say nothing.
+    /// The person's user handle at authenticators: 16 opaque bytes.
     pub user: Vec<u8>,
-    /// Credentials they have, in base64url: an authenticator holds one of them.
+    /// Their existing credentials, in base64url: an authenticator holds one of them at most.
     pub exclude: Vec<String>,
 }
 
@@ -51,19 +51,19 @@ pub struct EnrolmentBegun {
 pub struct ApproverView {
     /// Their id.
     pub id: PersonId,
-    /// What colleagues call them; empty for one who left the policy bundle.
+    /// Their display name; empty for a person who left the policy bundle.
     pub name: String,
-    /// Groups they are in.
+    /// Their groups.
     pub groups: Vec<GroupId>,
-    /// What they may do.
+    /// Their roles.
     pub roles: Vec<Role>,
-    /// Keys of `people.toml` that count.
+    /// Keys of `people.toml` that are not revoked.
     pub keys: Vec<Thumbprint>,
     /// Their passkeys.
     pub passkeys: Vec<PasskeyView>,
-    /// Until when an open invitation may be used.
+    /// When an open invitation expires.
     pub invited_until: Option<Timestamp>,
-    /// Keys that count no more.
+    /// Revoked keys.
     pub revoked: Vec<Thumbprint>,
 }
 
@@ -72,13 +72,13 @@ pub struct ApproverView {
 pub struct PasskeyView {
     /// Its name in votes and for `approver revoke`.
     pub key: Thumbprint,
-    /// What the person calls it.
+    /// Its label.
     pub label: String,
     /// When it was enrolled.
     pub added_at: Timestamp,
     /// When its last vote was entered.
     pub last_vote_at: Option<Timestamp>,
-    /// Whether it may be copied to other devices of its owner.
+    /// Whether it may be synchronised to other devices of its owner.
     pub backup_eligible: bool,
 }
 
@@ -90,34 +90,34 @@ const PASSKEYS_MAX: usize = 10;
 const LABEL_BYTES_MAX: usize = 64;
 
 impl Broker {
-    /// Invites a registered person to enrol one passkey. An earlier invitation of theirs is void. A crash before the append
-    /// leaves none; after it, one whose code nobody saw.
+    /// Invites a registered person to enrol one passkey. An earlier invitation is void. A crash before the append leaves no
+    /// invitation; after it, one whose code was never shown.
     pub async fn invite_approver(
         &self,
         call: &CallContext,
         person: PersonId,
-    ) -> Result<Invited, Refusal> {
-        let operator = self.person(call)?;
+    ) -> Result<IssuedInvitation, Refusal> {
+        let operator = self.authenticate_person(call)?;
         let mut random = [0; 32];
         for half in random.chunks_mut(16) {
             half.copy_from_slice(&self.random_bytes());
         }
-        let shown = code::spell(&random);
+        let shown = one_time_code::format(&random);
         let (person, operator, shown) = (&person, &operator, &shown);
         self.transaction(call.method, UNTIL_DONE, "the person keeps changing while they are invited", |attempt| async move {
             let now = self.now();
-            let rules = self.still_operator(call, operator)?;
+            let rules = self.require_operator(call, operator)?;
             if rules.bundle.person(person).is_none() {
-                let told = format!("no person {person} is registered");
-                return Err(self.refuse(call.method, Reason::NotFound, told).into());
+                let message = format!("no person {person} is registered");
+                return Err(self.refuse(call.method, Reason::NotFound, message).into());
             }
             let enrolled = self.state.credentials().get(person);
             if enrolled.value.passkeys.len() >= PASSKEYS_MAX {
-                let told = format!("{person} has {PASSKEYS_MAX} passkeys; revoke one first");
-                return Err(self.refuse(call.method, Reason::Malformed, told).into());
+                let message = format!("{person} has {PASSKEYS_MAX} passkeys; revoke one first");
+                return Err(self.refuse(call.method, Reason::Malformed, message).into());
             }
             let expires_at = now.plus_secs(INVITATION_LIFE_S);
-            let fact = Event::ApproverInvited(ApproverInvited {
+            let event = Event::ApproverInvited(ApproverInvited {
                 invitation: InvitationId::from_random(self.random_bytes()),
                 person: person.clone(),
                 code: hash(shown),
@@ -127,7 +127,7 @@ impl Broker {
             let append = Append {
                 read_set: vec![(Stream::Policy, rules.version)],
                 ..Append::one(
-                    fact,
+                    event,
                     vec![(Stream::Person(person.clone()), enrolled.version)],
                 )
             };
@@ -137,7 +137,7 @@ impl Broker {
                 self.relying_party().origin,
                 shown.expose_secret()
             );
-            Ok(Invited {
+            Ok(IssuedInvitation {
                 url: Secret::new(url),
                 code: shown.clone(),
                 expires_at,
@@ -146,24 +146,24 @@ impl Broker {
         .await
     }
 
-    /// What a browser needs to enrol a passkey, for whoever shows the code of an open invitation. Nothing is kept of it.
+    /// Options for enrolling a passkey, for the code of an open invitation. Stateless.
     pub fn begin_enrolment(
         &self,
         method: &'static str,
         shown: &Secret,
-    ) -> Result<EnrolmentBegun, Refusal> {
+    ) -> Result<EnrolmentOptions, Refusal> {
         let now = self.now();
         let (person, enrolled, invitation) = self.open_invitation(method, shown, now)?;
         let name = self
             .projections
             .rules()
             .and_then(|rules| rules.bundle.person(&person).map(|p| p.name.clone()));
-        let name = name.ok_or_else(|| self.unknown_invitation(method, "its person left"))?;
-        Ok(EnrolmentBegun {
+        let name = name.ok_or_else(|| self.unknown_invitation(method, "its person is no longer registered"))?;
+        Ok(EnrolmentOptions {
             challenge: self
                 .sessions
-                .challenge(Purpose::Enrol(invitation.id), self.random_bytes(), now),
-            user: user_handle(&person),
+                .challenge(ChallengePurpose::Enrol(invitation.id), self.random_bytes(), now),
+            user: webauthn::user_handle(&person),
             exclude: enrolled
                 .value
                 .passkeys
@@ -196,10 +196,10 @@ impl Broker {
             };
             let roster = self.state.credentials();
             let (person, enrolled, invitation) = self.open_invitation(method, shown, now)?;
-            let challenge = challenge_in(&made.client_data_json).unwrap_or_default();
+            let challenge = stated_challenge(&made.client_data_json).unwrap_or_default();
             self.sessions
-                .check(Purpose::Enrol(invitation.id), &challenge, now)
-                .ok_or_else(|| wrong(&"the challenge is not of this enrolment, or too old"))?;
+                .check(ChallengePurpose::Enrol(invitation.id), &challenge, now)
+                .ok_or_else(|| wrong(&"the challenge is not of this enrolment, or it has expired"))?;
             let credential = webauthn::register(self.relying_party(), &challenge, made)
                 .map_err(|e| wrong(&e))?;
             let key = AuthenticatorKey::from_jwk(&credential.jwk).map_err(|e| wrong(&e))?;
@@ -209,15 +209,15 @@ impl Broker {
                 .projections
                 .rules()
                 .filter(|rules| rules.bundle.person(&person).is_some())
-                .ok_or_else(|| self.unknown_invitation(method, "its person left"))?;
-            // One hand is one human: a key that speaks for anybody already is nobody else's, and a revoked one is nobody's.
+                .ok_or_else(|| self.unknown_invitation(method, "its person is no longer registered"))?;
+            // A key can be enrolled once: reject keys registered to anyone and revoked keys.
             if roster.person_of_credential(&id).is_some() || roster.was_enrolled(key) || rules.by_key(key).is_some() {
-                return Err(wrong(&"this key was enrolled before").into());
+                return Err(wrong(&"this key was enrolled before: use another authenticator").into());
             }
             if enrolled.value.passkeys.len() >= PASSKEYS_MAX {
-                return Err(wrong(&format!("{PASSKEYS_MAX} passkeys are enough")).into());
+                return Err(wrong(&format!("{person} has {PASSKEYS_MAX} passkeys; revoke one first")).into());
             }
-            let fact = Event::ApproverEnrolled(ApproverEnrolled {
+            let event = Event::ApproverEnrolled(ApproverEnrolled {
                 person: person.clone(),
                 invitation: invitation.id,
                 passkey: PasskeyOnRecord {
@@ -235,7 +235,7 @@ impl Broker {
                 read_set: vec![(Stream::Policy, rules.version)],
                 not_after: Some(invitation.expires_at),
                 ..Append::one(
-                    fact,
+                    event,
                     vec![(Stream::Person(person.clone()), enrolled.version)],
                 )
             };
@@ -245,10 +245,10 @@ impl Broker {
         .await
     }
 
-    /// Everyone with their keys: those registered, and those who left and have keys or revoked ones.
+    /// All people with their keys: those registered, and those who left and have enrolled or revoked keys.
     pub fn list_approvers(&self, call: &CallContext) -> Result<Vec<ApproverView>, Refusal> {
         let now = self.now();
-        self.reader(call, now)?;
+        self.authenticate_reader(call, now)?;
         let rules = self.rules(call)?;
         let mut ids: Vec<PersonId> = rules
             .bundle
@@ -272,7 +272,7 @@ impl Broker {
                     .unwrap_or_default(),
                 keys: registered
                     .map(|p| {
-                        votes::live_keys(p, enrolled)
+                        vote_proof::active_keys(p, enrolled)
                             .map(|k| k.thumbprint())
                             .collect()
                     })
@@ -300,18 +300,18 @@ impl Broker {
         Ok(ids.into_iter().map(view).collect())
     }
 
-    /// Makes one key of a person, or all of them, count no more: passkeys, keys of `people.toml`, and an open invitation.
-    /// Their votes that no grant has consumed are void with it. How many keys that was.
+    /// Revokes one key of a person, or all: passkeys, keys of `people.toml`, and an open invitation. Their votes that no grant
+    /// has consumed are void with it. Returns the number of keys.
     pub async fn revoke_approver_keys(
         &self,
         call: &CallContext,
         person: PersonId,
         only: Option<Thumbprint>,
     ) -> Result<usize, Refusal> {
-        let operator = self.person(call)?;
+        let operator = self.authenticate_person(call)?;
         let (person, operator) = (&person, &operator);
         self.transaction(call.method, UNTIL_DONE, "the person keeps changing while keys are revoked", |attempt| async move {
-            let rules = self.still_operator(call, operator)?;
+            let rules = self.require_operator(call, operator)?;
             let enrolled = self.state.credentials().get(person);
             let registered = rules.bundle.person(person);
             let mut keys: Vec<Thumbprint> = enrolled
@@ -322,13 +322,13 @@ impl Broker {
                 .chain(
                     registered
                         .into_iter()
-                        .flat_map(|p| votes::live_keys(p, &enrolled.value))
+                        .flat_map(|p| vote_proof::active_keys(p, &enrolled.value))
                         .map(|k| k.thumbprint()),
                 )
                 .collect();
             if registered.is_none() && enrolled.version == 0 {
-                let told = format!("no person {person} is registered");
-                return Err(self.refuse(call.method, Reason::NotFound, told).into());
+                let message = format!("no person {person} is registered");
+                return Err(self.refuse(call.method, Reason::NotFound, message).into());
             }
             if let Some(only) = only {
                 if enrolled.value.revoked.contains(&only) {
@@ -336,15 +336,15 @@ impl Broker {
                 }
                 keys.retain(|key| *key == only);
                 if keys.is_empty() {
-                    let told = format!("{person} has no key {only}");
-                    return Err(self.refuse(call.method, Reason::NotFound, told).into());
+                    let message = format!("{person} has no key {only}");
+                    return Err(self.refuse(call.method, Reason::NotFound, message).into());
                 }
             }
             if keys.is_empty() && enrolled.value.invitation.is_none() {
                 return Ok(0);
             }
             let count = keys.len();
-            let fact = Event::ApproverKeysRevoked(ApproverKeysRevoked {
+            let event = Event::ApproverKeysRevoked(ApproverKeysRevoked {
                 person: person.clone(),
                 keys,
                 cause: RevokeCause::Operator,
@@ -353,7 +353,7 @@ impl Broker {
             let append = Append {
                 read_set: vec![(Stream::Policy, rules.version)],
                 ..Append::one(
-                    fact,
+                    event,
                     vec![(Stream::Person(person.clone()), enrolled.version)],
                 )
             };
@@ -381,7 +381,7 @@ impl Broker {
             .clone()
             .filter(|i| i.code == code && now < i.expires_at);
         let open = open.ok_or_else(|| {
-            self.unknown_invitation(method, "the invitation was used, or is too old")
+            self.unknown_invitation(method, "the invitation was used or has expired")
         })?;
         Ok((person, enrolled, open))
     }
@@ -394,16 +394,10 @@ impl Broker {
     }
 }
 
-/// A person's handle at authenticators: nothing that says who it is, the same for all their passkeys (WebAuthn L3 §14.6.1).
-pub(in crate::broker) fn user_handle(person: &PersonId) -> Vec<u8> {
-    let digest = Digest::tagged("dipylon/user/v1", person.as_str().as_bytes());
-    digest.as_bytes().iter().take(16).copied().collect()
-}
-
-/// What is kept of a code: at 100 random bits nobody finds the code from it.
+/// The stored form of a code: 100 random bits cannot be found from their hash.
 fn hash(shown: &Secret) -> Digest {
     Digest::tagged(
         "dipylon/invitation/v1",
-        code::plain(shown).expose_secret().as_bytes(),
+        one_time_code::normalize(shown).expose_secret().as_bytes(),
     )
 }

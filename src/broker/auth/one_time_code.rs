@@ -1,4 +1,4 @@
-//! One-time codes that people read from one screen and type into another.
+//! One-time codes: formatting for display and normalization for comparison.
 
 use crate::model::Secret;
 
@@ -6,11 +6,11 @@ use crate::model::Secret;
 const CHARS: usize = 20;
 /// Characters between two hyphens.
 const GROUP: usize = 5;
-/// Crockford's base 32: no letter that is read as another.
+/// Crockford's base 32: no letters that look alike.
 const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
-/// A code of random bytes, as it is shown.
-pub(in crate::broker) fn spell(random: &[u8; 32]) -> Secret {
+/// Formats random bytes as a code for display.
+pub(in crate::broker) fn format(random: &[u8; 32]) -> Secret {
     let letters = random.iter().take(CHARS).map(|byte| {
         let letter = ALPHABET.get(usize::from(byte % 32)).copied();
         char::from(letter.unwrap_or(b'0'))
@@ -25,8 +25,8 @@ pub(in crate::broker) fn spell(random: &[u8; 32]) -> Secret {
     Secret::new(shown)
 }
 
-/// A code as it is compared: people type it in any case, with or without hyphens, and O for 0, I or L for 1.
-pub(in crate::broker) fn plain(code: &Secret) -> Secret {
+/// Normalizes a typed code for comparison: any case, with or without hyphens, O for 0, I or L for 1.
+pub(in crate::broker) fn normalize(code: &Secret) -> Secret {
     let letters = code
         .expose_secret()
         .chars()

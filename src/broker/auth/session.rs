@@ -1,8 +1,8 @@
-//! SessionStore: browsers of people who signed in with a passkey.
+//! Sessions: browsers of people who signed in with a passkey.
 //!
-//! In: an assertion over a challenge of ours; then the cookie of a session. Out: who is there, for the methods that admit
-//! them. Trusts passkeys the journal says are theirs. A session lets a person look and begin; it is never a vote: each vote
-//! is an assertion of its own. Kept in memory of this broker alone: a restart ends all.
+//! In: an assertion over a challenge of this broker; then the session cookie. Out: the signed-in person, for methods that
+//! allow their role. Trusts passkeys on record in the journal. A session lets a person read and begin; it is never a vote:
+//! each vote is an assertion of its own. Kept in memory of this broker alone: a restart ends all sessions.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
@@ -11,7 +11,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::hmac;
 
-use crate::broker::auth::enrolment::user_handle;
 use crate::broker::auth::replay_cache::ReplayCache;
 use crate::broker::transaction::UNTIL_DONE;
 use crate::broker::{Broker, CallContext, Refusal};
@@ -21,72 +20,72 @@ use crate::policy::{ActivePolicy, Role};
 use crate::verify::VerifyError;
 use crate::webauthn::{self, Assertion};
 
-/// A challenge for signing in.
+/// WebAuthn options for signing in.
 #[derive(Debug)]
-pub struct SignInBegun {
-    /// To be signed; good for two minutes and one signing in.
+pub struct SignInOptions {
+    /// The challenge; good for two minutes and one sign-in.
     pub challenge: Vec<u8>,
 }
 
-/// A browser that signed in.
+/// A new session.
 #[derive(Debug)]
 pub struct Session {
-    /// What names it: for its cookie alone.
+    /// The session token, for the cookie alone.
     pub cookie: Secret,
-    /// Who signed in.
+    /// The person who signed in.
     pub person: PersonId,
-    /// Until when at most.
+    /// When it ends at the latest.
     pub until: Timestamp,
 }
 
-/// Who is there, for a page.
+/// The signed-in person, for a page.
 #[derive(Debug, Clone)]
 pub struct SignedInUser {
     /// Their id.
     pub id: PersonId,
-    /// What colleagues call them.
+    /// Their display name.
     pub name: String,
-    /// What they may do.
+    /// Their roles.
     pub roles: BTreeSet<Role>,
 }
 
-/// What is kept of a session.
+/// A session as stored.
 #[derive(Debug, Clone)]
-pub(in crate::broker) struct Open {
+pub(in crate::broker) struct StoredSession {
     pub(in crate::broker) person: PersonId,
-    /// Thumbprint of the passkey it was opened with.
+    /// Thumbprint of the passkey that opened it.
     pub(in crate::broker) key: Thumbprint,
     until: Timestamp,
     idle_at: Timestamp,
 }
 
-/// Every session, and what it takes to open one.
+/// Store of open sessions, sign-in challenges and signature counters.
 pub(in crate::broker) struct SessionStore {
-    /// By SHA-256 of the cookie: who reads this memory cannot session.
-    open: Mutex<HashMap<Digest, Open>>,
+    /// Keyed by SHA-256 of the cookie, so a memory disclosure does not reveal session cookies.
+    open: Mutex<HashMap<Digest, StoredSession>>,
     key: hmac::Key,
-    /// Challenges that were used.
-    used: ReplayCache,
-    /// The highest signature counter this broker saw of a passkey, above what the journal knows.
-    counters: Mutex<HashMap<Thumbprint, u32>>,
+    /// Challenges already used.
+    used_challenges: ReplayCache,
+    /// The highest signature counter seen of each passkey, above the one in the journal.
+    sign_counters: Mutex<HashMap<Thumbprint, u32>>,
 }
 
-/// Longest session.
-const LIFE_S: i64 = 8 * 3_600;
-/// A session in which nothing is asked ends after this long.
-const IDLE_S: i64 = 3_600;
-/// SessionStore of one person at once; the oldest gives way.
-const PER_PERSON_MAX: usize = 8;
-/// How long a challenge may be answered.
+/// Longest session, in seconds.
+const SESSION_LIFE_S: i64 = 8 * 3_600;
+/// A session without requests ends after this time, in seconds.
+const SESSION_IDLE_S: i64 = 3_600;
+/// Open sessions of one person; the oldest is closed for a new one.
+const SESSIONS_PER_PERSON_MAX: usize = 8;
+/// Lifetime of a challenge, in milliseconds.
 const CHALLENGE_LIFE_MS: i64 = 120_000;
 /// Random bytes, expiry and MAC of a challenge.
 const RANDOM_BYTES: usize = 16;
 const EXPIRY_BYTES: usize = 8;
 const MAC_BYTES: usize = 16;
 
-/// What a challenge was made for: one made for signing in enrols nobody.
+/// The purpose a challenge is bound to: a sign-in challenge cannot enrol a passkey.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::broker) enum Purpose {
+pub(in crate::broker) enum ChallengePurpose {
     SignIn,
     Enrol(InvitationId),
 }
@@ -96,15 +95,15 @@ impl SessionStore {
         Self {
             open: Mutex::default(),
             key: hmac::Key::new(hmac::HMAC_SHA256, boot_key),
-            used: ReplayCache::default(),
-            counters: Mutex::default(),
+            used_challenges: ReplayCache::default(),
+            sign_counters: Mutex::default(),
         }
     }
 
-    /// A challenge without memory: random bytes, an expiry, and the MAC of both under a key of this boot.
+    /// A stateless challenge: random bytes, an expiry, and the MAC of both under a key of this process.
     pub(in crate::broker) fn challenge(
         &self,
-        purpose: Purpose,
+        purpose: ChallengePurpose,
         random: [u8; 16],
         now: Timestamp,
     ) -> Vec<u8> {
@@ -115,10 +114,10 @@ impl SessionStore {
         challenge
     }
 
-    /// Until when a challenge of ours for this purpose is good; `None` when it is another, old, or of another boot.
+    /// When a challenge for this purpose expires; `None` when it is for another purpose, expired, or of another process.
     pub(in crate::broker) fn check(
         &self,
-        purpose: Purpose,
+        purpose: ChallengePurpose,
         challenge: &[u8],
         now: Timestamp,
     ) -> Option<Timestamp> {
@@ -126,18 +125,18 @@ impl SessionStore {
         let expiry = said.last_chunk::<EXPIRY_BYTES>()?;
         let full = self.mac(purpose, said);
         let ours = full.as_ref().get(..MAC_BYTES)?;
-        // Constant time: the MAC is the secret that makes a challenge ours.
+        // Constant time: the MAC is the secret that authenticates a challenge.
         let differs = mac.len() != MAC_BYTES
             || mac.iter().zip(ours).fold(0, |diff, (a, b)| diff | (a ^ b)) != 0;
         let until = Timestamp::from_millis(i64::from_be_bytes(*expiry));
         (!differs && now < until).then_some(until)
     }
 
-    fn mac(&self, purpose: Purpose, said: &[u8]) -> hmac::Tag {
+    fn mac(&self, purpose: ChallengePurpose, said: &[u8]) -> hmac::Tag {
         let mut mac = hmac::Context::with_key(&self.key);
         match purpose {
-            Purpose::SignIn => mac.update(b"dipylon/sign-in/v1\0"),
-            Purpose::Enrol(id) => {
+            ChallengePurpose::SignIn => mac.update(b"dipylon/sign-in/v1\0"),
+            ChallengePurpose::Enrol(id) => {
                 mac.update(b"dipylon/enrol/v1\0");
                 mac.update(id.to_string().as_bytes());
                 mac.update(b"\0");
@@ -147,45 +146,45 @@ impl SessionStore {
         mac.sign()
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut HashMap<Digest, Open>) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut HashMap<Digest, StoredSession>) -> T) -> T {
         act(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn open(&self, cookie: &Secret, session: Open, now: Timestamp) {
+    fn open(&self, cookie: &Secret, session: StoredSession, now: Timestamp) {
         self.with(|open| {
             open.retain(|_, v| now < v.until && now < v.idle_at);
             let theirs = open.iter().filter(|(_, v)| v.person == session.person);
             let oldest = theirs.clone().min_by_key(|(_, v)| v.until);
-            if theirs.count() >= PER_PERSON_MAX
+            if theirs.count() >= SESSIONS_PER_PERSON_MAX
                 && let Some(oldest) = oldest.map(|(name, _)| *name)
             {
                 open.remove(&oldest);
             }
-            open.insert(name(cookie), session);
+            open.insert(cookie_digest(cookie), session);
         });
     }
 
-    /// Forgets sessions and challenges whose time is over.
-    pub(in crate::broker) fn sweep(&self, now: Timestamp) {
+    /// Removes expired sessions and challenges.
+    pub(in crate::broker) fn prune(&self, now: Timestamp) {
         self.with(|open| open.retain(|_, v| now < v.until && now < v.idle_at));
-        self.used.prune(now);
+        self.used_challenges.prune(now);
     }
 }
 
-/// Whether the user handle, where there is one, is this person's (WebAuthn L3 §7.2 step 6).
-fn is_theirs(assertion: &Assertion, person: &PersonId) -> bool {
+/// Whether the user handle, if present, is this person's (WebAuthn L3 §7.2 step 6).
+fn user_handle_matches(assertion: &Assertion, person: &PersonId) -> bool {
     assertion
         .user
         .as_ref()
-        .is_none_or(|user| *user == user_handle(person))
+        .is_none_or(|user| *user == webauthn::user_handle(person))
 }
 
-fn name(cookie: &Secret) -> Digest {
+fn cookie_digest(cookie: &Secret) -> Digest {
     Digest::tagged("dipylon/session/v1", cookie.expose_secret().as_bytes())
 }
 
-/// The challenge an authenticator's client says it signed, to be looked up; `webauthn` compares it again.
-pub(in crate::broker) fn challenge_in(client_data_json: &[u8]) -> Option<Vec<u8>> {
+/// The challenge stated in the client data, for the lookup; `webauthn` compares it again.
+pub(in crate::broker) fn stated_challenge(client_data_json: &[u8]) -> Option<Vec<u8>> {
     let said: serde_json::Value = serde_json::from_slice(client_data_json).ok()?;
     URL_SAFE_NO_PAD
         .decode(said.get("challenge")?.as_str()?)
@@ -193,12 +192,12 @@ pub(in crate::broker) fn challenge_in(client_data_json: &[u8]) -> Option<Vec<u8>
 }
 
 impl Broker {
-    /// A challenge for whoever wants to sign in. Nothing is kept of it: strangers fill no memory.
-    pub fn begin_sign_in(&self) -> SignInBegun {
+    /// Options for a sign-in. Stateless: callers without a session use no memory.
+    pub fn begin_sign_in(&self) -> SignInOptions {
         let challenge = self
             .sessions
-            .challenge(Purpose::SignIn, self.random_bytes(), self.now());
-        SignInBegun { challenge }
+            .challenge(ChallengePurpose::SignIn, self.random_bytes(), self.now());
+        SignInOptions { challenge }
     }
 
     /// Opens a session for the person whose passkey signed the challenge.
@@ -209,23 +208,23 @@ impl Broker {
     ) -> Result<Session, Refusal> {
         let now = self.now();
         let wrong = |why: String| self.refuse_gate_1(method, &VerifyError::Passkey(why));
-        let challenge = challenge_in(&assertion.client_data_json).unwrap_or_default();
+        let challenge = stated_challenge(&assertion.client_data_json).unwrap_or_default();
         let until = self
             .sessions
-            .check(Purpose::SignIn, &challenge, now)
-            .ok_or_else(|| wrong("the challenge is none of ours, or too old".to_owned()))?;
+            .check(ChallengePurpose::SignIn, &challenge, now)
+            .ok_or_else(|| wrong("the challenge is not of this broker, or it has expired".to_owned()))?;
         let credential = URL_SAFE_NO_PAD.encode(&assertion.credential);
         let roster = self.state.credentials();
         let person = roster
             .person_of_credential(&credential)
-            .ok_or_else(|| wrong("nobody enrolled it".to_owned()))?;
+            .ok_or_else(|| wrong("the credential is not enrolled".to_owned()))?;
         let enrolled = roster.get(&person);
         let passkey = enrolled
             .value
             .credential(&credential)
-            .ok_or_else(|| wrong(format!("it was revoked for {person}")))?;
-        if !is_theirs(&assertion, &person) {
-            return Err(wrong("the user handle is another's".to_owned()));
+            .ok_or_else(|| wrong(format!("the credential of {person} was revoked")))?;
+        if !user_handle_matches(&assertion, &person) {
+            return Err(wrong("the user handle is of another person".to_owned()));
         }
         let record = &passkey.record;
         let seen = webauthn::check(
@@ -238,10 +237,10 @@ impl Broker {
         .map_err(|e| wrong(e.to_string()))?;
         let key = record.key;
         self.sessions
-            .used
+            .used_challenges
             .insert_once(key, &URL_SAFE_NO_PAD.encode(&challenge), until, now)
             .map_err(|e| wrong(e.to_string()))?;
-        self.counter_goes_up(method, &person, key, seen.sign_count)
+        self.check_signature_counter(method, &person, key, seen.sign_count)
             .await?;
         let rules = self
             .projections
@@ -255,12 +254,12 @@ impl Broker {
             half.copy_from_slice(&self.random_bytes());
         }
         let cookie = Secret::new(URL_SAFE_NO_PAD.encode(cookie));
-        let until = now.plus_secs(LIFE_S);
-        let open = Open {
+        let until = now.plus_secs(SESSION_LIFE_S);
+        let open = StoredSession {
             person: person.clone(),
             key,
             until,
-            idle_at: now.plus_secs(IDLE_S),
+            idle_at: now.plus_secs(SESSION_IDLE_S),
         };
         self.sessions.open(&cookie, open, now);
         Ok(Session {
@@ -270,23 +269,23 @@ impl Broker {
         })
     }
 
-    /// Ends a session; one that is over already is over.
+    /// Ends a session. Idempotent.
     pub fn sign_out(&self, cookie: &Secret) {
-        self.sessions.with(|open| open.remove(&name(cookie)));
+        self.sessions.with(|open| open.remove(&cookie_digest(cookie)));
     }
 
-    /// Whether a session goes on. To ask is no sign of life: a window that is left open keeps no session from ending.
-    pub fn goes_on(&self, cookie: &Secret) -> bool {
+    /// Whether a session is alive. Does not count as activity: an open window does not keep a session alive.
+    pub fn is_session_alive(&self, cookie: &Secret) -> bool {
         let now = self.now();
         self.sessions.with(|open| {
-            let session = open.get(&name(cookie));
+            let session = open.get(&cookie_digest(cookie));
             session.is_some_and(|v| now < v.until && now < v.idle_at)
         })
     }
 
-    /// The person who sessions, in a role the method admits.
-    pub fn visitor(&self, call: &CallContext) -> Result<SignedInUser, Refusal> {
-        let person = self.person(call)?;
+    /// The signed-in person, in a role the method allows.
+    pub fn signed_in_user(&self, call: &CallContext) -> Result<SignedInUser, Refusal> {
+        let person = self.authenticate_person(call)?;
         let rules = self.rules(call)?;
         let registered = rules
             .bundle
@@ -299,21 +298,21 @@ impl Broker {
         })
     }
 
-    /// The session with this cookie, while it goes on and its passkey and its person are what they were.
+    /// The session with this cookie, while it is alive, its passkey enrolled and its person registered.
     pub(in crate::broker) fn session(
         &self,
         cookie: &Secret,
         rules: &ActivePolicy,
         now: Timestamp,
-    ) -> Result<Open, VerifyError> {
+    ) -> Result<StoredSession, VerifyError> {
         let session = self.sessions.with(|open| {
             let session = open
-                .get_mut(&name(cookie))
+                .get_mut(&cookie_digest(cookie))
                 .filter(|v| now < v.until && now < v.idle_at)?;
-            session.idle_at = now.plus_secs(IDLE_S);
+            session.idle_at = now.plus_secs(SESSION_IDLE_S);
             Some(session.clone())
         });
-        let session = session.ok_or(VerifyError::Session("there is none, or it is over"))?;
+        let session = session.ok_or(VerifyError::Session("no such session, or it has ended"))?;
         if self
             .state
             .credentials()
@@ -330,8 +329,8 @@ impl Broker {
         Ok(session)
     }
 
-    /// The thumbprint of the person's passkey that an assertion names.
-    pub(in crate::broker) fn passkey_named(
+    /// The thumbprint of the person's passkey named by an assertion.
+    pub(in crate::broker) fn passkey_for(
         &self,
         call: &CallContext,
         person: &PersonId,
@@ -342,16 +341,16 @@ impl Broker {
         let passkey = enrolled
             .value
             .credential(&credential)
-            .filter(|_| is_theirs(assertion, person));
+            .filter(|_| user_handle_matches(assertion, person));
         passkey.map(|p| p.record.key).ok_or_else(|| {
-            let told = "the passkey is not, or no longer, one of yours";
-            self.refuse(call.method, Reason::PasskeyWrong, told)
+            let message = "the passkey is not, or no longer, one of yours";
+            self.refuse(call.method, Reason::PasskeyWrong, message)
         })
     }
 
-    /// A counter that does not go up shows a second copy of the passkey: it counts no more from here on (WebAuthn L3
-    /// §6.1.1, §7.2 step 22). Authenticators that do not count say zero always.
-    pub(in crate::broker) async fn counter_goes_up(
+    /// Revokes a passkey whose signature counter does not increase: there may be a second copy of it (WebAuthn L3 §6.1.1,
+    /// §7.2 step 22). Authenticators without a counter always report zero.
+    pub(in crate::broker) async fn check_signature_counter(
         &self,
         method: &'static str,
         person: &PersonId,
@@ -362,8 +361,8 @@ impl Broker {
             let enrolled = self.state.credentials().get(person);
             let known = enrolled.value.passkey(key).map_or(0, |p| p.sign_count);
             let up = {
-                let mut counters = self.lock(&self.sessions.counters);
-                let seen = counters.entry(key).or_default();
+                let mut sign_counters = self.lock(&self.sessions.sign_counters);
+                let seen = sign_counters.entry(key).or_default();
                 let highest = known.max(*seen);
                 let up = count > highest || (count == 0 && highest == 0);
                 *seen = highest.max(count);
@@ -372,16 +371,16 @@ impl Broker {
             if up {
                 return Ok(());
             }
-            let fact = Event::ApproverKeysRevoked(ApproverKeysRevoked {
+            let event = Event::ApproverKeysRevoked(ApproverKeysRevoked {
                 person: person.clone(),
                 keys: vec![key],
                 cause: RevokeCause::Counter,
                 by: None,
             });
             let write_set = vec![(Stream::Person(person.clone()), enrolled.version)];
-            attempt.append(Append::one(fact, write_set)).await?;
-            let told = "its signature counter went back: there may be a copy of it, so it counts no more";
-            Err(self.refuse(method, Reason::PasskeyWrong, told).into())
+            attempt.append(Append::one(event, write_set)).await?;
+            let message = "the signature counter of the passkey went back: there may be a copy of it, so it was revoked";
+            Err(self.refuse(method, Reason::PasskeyWrong, message).into())
         })
         .await
     }
@@ -392,33 +391,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_challenge_is_good_for_its_purpose_and_two_minutes_of_one_boot() {
+    fn challenge_is_bound_to_purpose_lifetime_and_process() {
         let (ours, other) = (SessionStore::new(&[1; 32]), SessionStore::new(&[2; 32]));
         let now = Timestamp::from_secs(1_800_000_000);
-        let invitation = Purpose::Enrol(InvitationId::from_random([7; 16]));
-        let challenge = ours.challenge(Purpose::SignIn, [9; 16], now);
+        let invitation = ChallengePurpose::Enrol(InvitationId::from_random([7; 16]));
+        let challenge = ours.challenge(ChallengePurpose::SignIn, [9; 16], now);
         let last = now.plus_millis(CHALLENGE_LIFE_MS - 1);
-        assert!(ours.check(Purpose::SignIn, &challenge, last).is_some());
+        assert!(ours.check(ChallengePurpose::SignIn, &challenge, last).is_some());
         assert_eq!(
-            ours.check(Purpose::SignIn, &challenge, last.plus_millis(1)),
+            ours.check(ChallengePurpose::SignIn, &challenge, last.plus_millis(1)),
             None
         );
-        assert_eq!(other.check(Purpose::SignIn, &challenge, now), None);
+        assert_eq!(other.check(ChallengePurpose::SignIn, &challenge, now), None);
         assert_eq!(ours.check(invitation, &challenge, now), None);
         let enrol = ours.challenge(invitation, [9; 16], now);
         assert!(ours.check(invitation, &enrol, now).is_some());
-        let another = Purpose::Enrol(InvitationId::from_random([8; 16]));
+        let another = ChallengePurpose::Enrol(InvitationId::from_random([8; 16]));
         assert_eq!(ours.check(another, &enrol, now), None);
         for place in 0..challenge.len() {
             let mut bent = challenge.clone();
             bent[place] ^= 1;
             assert_eq!(
-                ours.check(Purpose::SignIn, &bent, now),
+                ours.check(ChallengePurpose::SignIn, &bent, now),
                 None,
                 "place {place}"
             );
         }
-        assert_eq!(ours.check(Purpose::SignIn, &challenge[..39], now), None);
-        assert_eq!(ours.check(Purpose::SignIn, b"", now), None);
+        assert_eq!(ours.check(ChallengePurpose::SignIn, &challenge[..39], now), None);
+        assert_eq!(ours.check(ChallengePurpose::SignIn, b"", now), None);
     }
 }

@@ -1,7 +1,9 @@
+//! Freezes: stop everything, one agent, one owner's agents or one action, and lift the freeze again.
+
 use std::collections::BTreeSet;
 
-use crate::approve::ActionFreeze;
-use crate::broker::governance::pending_revocation::{Doomed, Wish};
+use crate::approve::ActionFreezeStatus;
+use crate::broker::governance::pending_revocation::{RevocationTarget, PendingRevocation};
 use crate::broker::transaction::UNTIL_DONE;
 use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
 use crate::journal::{Append, AppendError, Blob, NewEvent};
@@ -9,12 +11,12 @@ use crate::model::*;
 use crate::policy::ActivePolicy;
 use crate::state::FreezeMarker;
 
-/// What a freeze did.
+/// Summary of a freeze: the counts of what it ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct FreezeDone {
-    /// False: it was frozen already, and nothing was entered.
+pub struct FreezeSummary {
+    /// False: it was frozen before, and nothing was recorded.
     pub changed: bool,
-    /// Index of the entry that ordered it.
+    /// Index of the freeze's entry.
     pub index: u64,
     /// Running tasks that ended.
     pub tasks: usize,
@@ -24,50 +26,50 @@ pub struct FreezeDone {
     pub access_requests: usize,
 }
 
-/// What lifts an order of an operator's.
-pub(in crate::broker) struct Lift {
-    pub what: Doomed,
-    /// Why it cannot be lifted while the order itself waits.
-    pub waits: &'static str,
+/// The lifting of a suspension or freeze.
+pub(in crate::broker) struct LiftOrder {
+    pub target: RevocationTarget,
+    /// Why it cannot be lifted while the order itself is unwritten.
+    pub unwritten: &'static str,
     pub stream: Stream,
-    pub fact: Event,
+    pub event: Event,
 }
 
 impl Broker {
-    /// Stops everything, an agent, an owner's agents or an action: one entry ends all they have, and no mint that was decided
-    /// before it gets through. A crash before the entry leaves things as they were, and the operator without an answer.
+    /// Freezes everything, an agent, an owner's agents or an action: one entry ends all their tasks, tokens and requests, and
+    /// no token decided before it is issued after it. A crash before the entry leaves no freeze.
     pub async fn freeze(
         &self,
         call: &CallContext,
         scope: FreezeScope,
         reason: Option<UntrustedText>,
-    ) -> Result<FreezeDone, Refusal> {
-        let operator = self.person(call)?;
-        self.known_scope(call, &scope)?;
+    ) -> Result<FreezeSummary, Refusal> {
+        let operator = self.authenticate_person(call)?;
+        self.require_known_scope(call, &scope)?;
         let (operator, scope, reason) = (&operator, &scope, &reason);
         self.transaction(call.method, UNTIL_DONE, "the freeze keeps changing", |attempt| async move {
-            let rules = self.still_operator(call, operator)?;
+            let rules = self.require_operator(call, operator)?;
             let freeze = self.state.freeze(scope);
             if let Some(frozen) = freeze.value.in_force {
-                return Ok(FreezeDone {
+                return Ok(FreezeSummary {
                     index: frozen.index,
-                    ..FreezeDone::default()
+                    ..FreezeSummary::default()
                 });
             }
-            let hit = self.hit_by(scope, &rules);
+            let hit = self.affected_by(scope, &rules);
             let blob = reason
                 .as_ref()
                 .map(|prose| Blob::new(prose.blob(self.random_bytes())));
-            let append = self.freezing(scope, operator.id.clone(), blob, &rules, freeze.version);
+            let append = self.freeze_append(scope, operator.id.clone(), blob, &rules, freeze.version);
             let refuse = |error: &AppendError| {
-                let wish = Wish::of(operator.id.clone(), EndCause::Frozen);
-                let what = Doomed::Freeze(scope.clone());
-                self.doom(call.method, what, wish, error)
+                let order = PendingRevocation::new(operator.id.clone(), EndCause::Frozen);
+                let what = RevocationTarget::Freeze(scope.clone());
+                self.defer_revocation(call.method, what, order, error)
             };
             let entry = attempt.append_or(append, refuse).await?;
             let last = self.state.freeze(scope).value.last;
-            self.pardon(&Doomed::Freeze(scope.clone()));
-            Ok(FreezeDone {
+            self.clear_pending(&RevocationTarget::Freeze(scope.clone()));
+            Ok(FreezeSummary {
                 index: last.unwrap_or(entry.index),
                 ..hit
             })
@@ -75,64 +77,64 @@ impl Broker {
         .await
     }
 
-    /// Lifts a freeze; nothing that ended comes back. Answers the index of the entry that lifted it.
+    /// Lifts a freeze; nothing that ended comes back. Returns the index of the lifting entry.
     pub async fn unfreeze(&self, call: &CallContext, scope: FreezeScope) -> Result<u64, Refusal> {
-        let operator = self.person(call)?;
-        self.known_scope(call, &scope)?;
-        let lift = Lift {
-            what: Doomed::Freeze(scope.clone()),
-            waits: "the freeze itself waits to be written",
+        let operator = self.authenticate_person(call)?;
+        self.require_known_scope(call, &scope)?;
+        let lift = LiftOrder {
+            target: RevocationTarget::Freeze(scope.clone()),
+            unwritten: "the freeze is not yet in the journal: try again when it is",
             stream: Stream::Freeze(scope.clone()),
-            fact: Event::Unfrozen(Unfrozen {
+            event: Event::Unfrozen(Unfrozen {
                 scope: scope.clone(),
                 by: operator.id.clone(),
             }),
         };
-        self.lift(call, &operator, lift, || {
+        self.lift_order(call, &operator, lift, || {
             let freeze = self.state.freeze(&scope);
             (freeze.value.in_force.is_some(), freeze.version)
         })
         .await
     }
 
-    /// Enters that an order no longer holds, unless it does not; `now` tells whether it holds, and the version of its
-    /// stream. Answers the index of the entry that lifted it.
-    pub(in crate::broker) async fn lift(
+    /// Records that an order no longer holds; `now` returns whether it holds, and the version of its stream. Returns the index
+    /// of the lifting entry.
+    pub(in crate::broker) async fn lift_order(
         &self,
         call: &CallContext,
         operator: &PersonCaller,
-        lift: Lift,
+        lift: LiftOrder,
         now: impl Fn() -> (bool, u64) + Sync,
     ) -> Result<u64, Refusal> {
         let (lift, now) = (&lift, &now);
         self.transaction(call.method, UNTIL_DONE, "the order keeps changing while it is lifted", |attempt| async move {
-            let rules = self.still_operator(call, operator)?;
+            let rules = self.require_operator(call, operator)?;
             let (holds, version) = now();
-            // One that waits to be written must be written first: lifting what is not there would leave it to come later.
-            if self.is_doomed(&lift.what) {
-                return Err(self.refuse(call.method, Reason::JournalUnavailable, lift.waits).into());
+            // An unwritten order must be written first: lifting before it would leave the order to come later.
+            if self.is_revocation_pending(&lift.target) {
+                return Err(self.refuse(call.method, Reason::JournalUnavailable, lift.unwritten).into());
             }
             if !holds {
                 return Ok(version.saturating_sub(1));
             }
             let append = Append {
                 read_set: vec![(Stream::Policy, rules.version)],
-                ..Append::one(lift.fact.clone(), vec![(lift.stream.clone(), version)])
+                ..Append::one(lift.event.clone(), vec![(lift.stream.clone(), version)])
             };
             Ok(attempt.append(append).await?.index)
         })
         .await
     }
 
-    /// Every freeze in force.
+    /// The freezes in force.
     pub fn freezes(&self, call: &CallContext) -> Result<Vec<(FreezeScope, FreezeMarker)>, Refusal> {
-        self.reader(call, self.now())?;
+        self.authenticate_reader(call, self.now())?;
         Ok(self.state.freezes())
     }
 
-    /// The append that freezes. Of an owner with very many agents it takes several entries, of which the last moves the
-    /// stream: nobody sees the freeze before all of it is there.
-    pub(in crate::broker) fn freezing(
+    /// The append of a freeze. An owner with very many agents takes several entries, of which the last moves the stream: no
+    /// reader sees a partial freeze.
+    pub(in crate::broker) fn freeze_append(
         &self,
         scope: &FreezeScope,
         by: PersonId,
@@ -144,7 +146,7 @@ impl Broker {
             FreezeScope::Owner(owner) => self.agents_of(owner, rules).into_iter().collect(),
             FreezeScope::All | FreezeScope::Agent(_) | FreezeScope::Action(_) => Vec::new(),
         };
-        let fact = |agents: &[AgentId]| {
+        let event = |agents: &[AgentId]| {
             Event::Frozen(Frozen {
                 scope: scope.clone(),
                 agents: agents.to_vec(),
@@ -155,13 +157,13 @@ impl Broker {
         let mut drafts: Vec<NewEvent> = agents
             .chunks(AGENTS_PER_ENTRY)
             .map(|agents| NewEvent {
-                event: fact(agents),
+                event: event(agents),
                 write_set: Vec::new(),
             })
             .collect();
         if drafts.is_empty() {
             drafts.push(NewEvent {
-                event: fact(&[]),
+                event: event(&[]),
                 write_set: Vec::new(),
             });
         }
@@ -176,7 +178,7 @@ impl Broker {
         }
     }
 
-    /// The agents of an owner: as registered now, and those whose running tasks were opened under that owner.
+    /// The agents of an owner: those registered now, and those with running tasks opened under that owner.
     fn agents_of(&self, owner: &PersonId, rules: &ActivePolicy) -> BTreeSet<AgentId> {
         let registered = rules.bundle.agents().filter(|agent| agent.owner == *owner);
         let at_work = self.state.open_tasks().into_iter();
@@ -190,16 +192,16 @@ impl Broker {
             .collect()
     }
 
-    /// What a freeze ends, as of now.
-    fn hit_by(&self, scope: &FreezeScope, rules: &ActivePolicy) -> FreezeDone {
+    /// Counts what a freeze ends, as of now.
+    fn affected_by(&self, scope: &FreezeScope, rules: &ActivePolicy) -> FreezeSummary {
         let now = self.now();
         let owned = match scope {
             FreezeScope::Owner(owner) => self.agents_of(owner, rules),
             FreezeScope::All | FreezeScope::Agent(_) | FreezeScope::Action(_) => BTreeSet::new(),
         };
-        let mut done = FreezeDone {
+        let mut done = FreezeSummary {
             changed: true,
-            ..FreezeDone::default()
+            ..FreezeSummary::default()
         };
         for task in self.state.open_tasks() {
             let agent = &task.opened.agent;
@@ -232,8 +234,8 @@ impl Broker {
         done
     }
 
-    /// A name that nothing has is a mistake, and a freeze that stops nothing would hide it.
-    fn known_scope(&self, call: &CallContext, scope: &FreezeScope) -> Result<(), Refusal> {
+    /// Refuses an unknown scope: a freeze that stops nothing would hide the mistake.
+    fn require_known_scope(&self, call: &CallContext, scope: &FreezeScope) -> Result<(), Refusal> {
         let rules = self.projections.rules();
         let bundle = rules.as_ref().map(|rules| &rules.bundle);
         let known = self.state.freeze(scope).version > 0
@@ -255,25 +257,25 @@ impl Broker {
         if known {
             return Ok(());
         }
-        let told = format!("nothing here is called {scope}");
-        Err(self.refuse(call.method, Reason::NotFound, told))
+        let message = format!("no {scope} is known");
+        Err(self.refuse(call.method, Reason::NotFound, message))
     }
 
-    /// Whether a scope is frozen, by an entry or by one that waits to be written, and the version of its stream.
-    pub(in crate::broker) fn freeze_of(&self, scope: &FreezeScope) -> (bool, Version) {
+    /// Whether a scope is frozen, by an entry or a pending one, and the version of its stream.
+    pub(in crate::broker) fn freeze_status(&self, scope: &FreezeScope) -> (bool, Version) {
         let at = self.state.freeze(scope);
-        let frozen = at.value.in_force.is_some() || self.is_doomed(&Doomed::Freeze(scope.clone()));
+        let frozen = at.value.in_force.is_some() || self.is_revocation_pending(&RevocationTarget::Freeze(scope.clone()));
         (frozen, at.version)
     }
 
-    pub(in crate::broker) fn action_freeze(&self, action: &ActionName) -> ActionFreeze {
-        let (frozen, version) = self.freeze_of(&FreezeScope::Action(action.clone()));
-        ActionFreeze { frozen, version }
+    pub(in crate::broker) fn action_freeze(&self, action: &ActionName) -> ActionFreezeStatus {
+        let (frozen, version) = self.freeze_status(&FreezeScope::Action(action.clone()));
+        ActionFreezeStatus { frozen, version }
     }
 
-    /// What would end a task without moving its own stream: its agent's suspension and the freezes it lies under. Whatever
-    /// takes a task for running rests on these, read before the task is looked at.
-    pub(in crate::broker) fn task_premises(&self, opened: &TaskOpened) -> Vec<(Stream, Version)> {
+    /// The streams that end a task without moving its own: its agent's suspension and the freezes that cover it. A use case that
+    /// takes a task for running includes them in its read set, read before the task.
+    pub(in crate::broker) fn task_read_set(&self, opened: &TaskOpened) -> Vec<(Stream, Version)> {
         let agent = &opened.agent;
         let owner = self.owner_now(agent).filter(|owner| *owner != opened.owner);
         let scopes = [
@@ -295,20 +297,20 @@ impl Broker {
             .collect()
     }
 
-    /// The same for an access request: its task's, its action's freeze and its task itself.
-    pub(in crate::broker) fn request_premises(
+    /// The same for an access request: its task's streams, its action's freeze and the task itself.
+    pub(in crate::broker) fn request_read_set(
         &self,
         request: &AccessRequestOpened,
     ) -> Vec<(Stream, Version)> {
         let mut read_set = match self.state.task(&request.task) {
             Some(task) => {
-                let mut read_set = self.task_premises(&task.opened);
-                // Read again: a version older than the freezes above is what an end after them refuses.
+                let mut read_set = self.task_read_set(&task.opened);
+                // Read again after the freezes above: an end in between refuses the append.
                 let version = self.state.task(&request.task).map_or(0, |t| t.version);
                 read_set.push((Stream::Task(request.task), version));
                 read_set
             }
-            // A missing task reads as dead.
+            // A missing task counts as ended.
             None => vec![(Stream::Task(request.task), Version::MAX)],
         };
         let scope = FreezeScope::Action(request.action.action.clone());
@@ -317,22 +319,22 @@ impl Broker {
         read_set
     }
 
-    /// The owner of an agent by the policy bundle in force.
+    /// The owner of an agent under the policy bundle in force.
     pub(in crate::broker) fn owner_now(&self, agent: &AgentId) -> Option<PersonId> {
         let rules = self.projections.rules()?;
         rules.bundle.agent(agent).map(|agent| agent.owner.clone())
     }
 
-    /// Whether whoever owns an agent now is frozen: it may have been handed over since.
-    pub(in crate::broker) fn owner_frozen(&self, agent: &AgentId) -> bool {
+    /// Whether the current owner of an agent is frozen: the agent may have changed owner.
+    pub(in crate::broker) fn is_owner_frozen(&self, agent: &AgentId) -> bool {
         !self.state.freezes().is_empty()
             && self
                 .owner_now(agent)
-                .is_some_and(|owner| self.freeze_of(&FreezeScope::Owner(owner)).0)
+                .is_some_and(|owner| self.freeze_status(&FreezeScope::Owner(owner)).0)
     }
 
-    /// The freezes that would end a grant, with their versions: read_set for using it.
-    pub(in crate::broker) fn freeze_premises(
+    /// The read set for using a grant: the freezes that would end it, with their versions.
+    pub(in crate::broker) fn freeze_read_set(
         &self,
         issued: &TokenIssued,
         opened: Option<&TaskOpened>,
@@ -358,5 +360,5 @@ impl Broker {
     }
 }
 
-/// Agents that one entry names: with ids of 64 bytes well below the longest entry.
+/// Agents named by one entry: with ids of 64 bytes well below the longest entry.
 const AGENTS_PER_ENTRY: usize = SELECTOR_MAX;

@@ -1,5 +1,7 @@
-//! Governance: applying policy bundles, suspending agents, freezing, revocations that wait for the journal.
+//! Governance: policy bundles, suspending agents, freezes, and revocations not yet recorded.
 
+pub(in crate::broker) mod agents;
+mod append;
 pub(in crate::broker) mod freeze;
 pub(in crate::broker) mod pending_revocation;
 pub(in crate::broker) mod policy;

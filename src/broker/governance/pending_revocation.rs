@@ -1,33 +1,33 @@
-//! Ends that could not be written: refused here at once, written as soon as the journal takes entries again.
+//! Pending revocations: ends the journal could not record yet, enforced in memory and written when it recovers.
 
 use crate::broker::{Broker, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
 use crate::state::{Grant, TaskRecord};
 
-/// What is told of an order that could not be written.
-const HOLDS_HERE: &str = "the journal cannot take it now: it holds on this broker at once and is written as soon as it can be; \
-     try again until it is, for a restart before that forgets it";
+/// The message for a revocation that could not be recorded.
+const PENDING_MESSAGE: &str = "the journal is unavailable; the revocation is enforced on this broker now and will be recorded when the journal recovers: \
+     repeat the call until it succeeds, because a restart before then loses it";
 
-/// What an order that could not be written ends.
+/// The target of a revocation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(in crate::broker) enum Doomed {
+pub(in crate::broker) enum RevocationTarget {
     Task(TaskId),
     Agent(AgentId),
     Token(TokenId),
     Freeze(FreezeScope),
 }
 
-/// How it was ordered.
+/// A revocation that is enforced here and not yet recorded.
 #[derive(Debug, Clone)]
-pub(in crate::broker) struct Wish {
+pub(in crate::broker) struct PendingRevocation {
     pub(in crate::broker) by: Option<PersonId>,
     pub(in crate::broker) cause: EndCause,
     pub(in crate::broker) outcome: Option<TaskOutcome>,
 }
 
-impl Wish {
-    pub(in crate::broker) fn of(operator: PersonId, cause: EndCause) -> Self {
+impl PendingRevocation {
+    pub(in crate::broker) fn new(operator: PersonId, cause: EndCause) -> Self {
         Self {
             by: Some(operator),
             cause,
@@ -37,39 +37,39 @@ impl Wish {
 }
 
 impl Broker {
-    /// Refuses from now on what this ends, here, until it is written; and says so to whoever ordered it.
-    pub(in crate::broker) fn doom(
+    /// Enforces a revocation on this broker until it is recorded; returns the refusal for the operator.
+    pub(in crate::broker) fn defer_revocation(
         &self,
         method: &'static str,
-        what: Doomed,
-        wish: Wish,
+        what: RevocationTarget,
+        order: PendingRevocation,
         error: &AppendError,
     ) -> Refusal {
-        self.lock(&self.doomed).insert(what, wish);
+        self.lock(&self.pending_revocations).insert(what, order);
         Refusal {
-            message: HOLDS_HERE.to_owned(),
+            message: PENDING_MESSAGE.to_owned(),
             ..self.refuse_append(method, error)
         }
     }
 
-    pub(in crate::broker) fn pardon(&self, what: &Doomed) {
-        self.lock(&self.doomed).remove(what);
+    pub(in crate::broker) fn clear_pending(&self, what: &RevocationTarget) {
+        self.lock(&self.pending_revocations).remove(what);
     }
 
-    pub(in crate::broker) fn is_doomed(&self, what: &Doomed) -> bool {
-        self.lock(&self.doomed).contains_key(what)
+    pub(in crate::broker) fn is_revocation_pending(&self, what: &RevocationTarget) -> bool {
+        self.lock(&self.pending_revocations).contains_key(what)
     }
 
-    /// How many ends wait to be written.
-    pub fn unwritten_ends(&self) -> usize {
-        self.lock(&self.doomed).len()
+    /// Number of revocations not yet recorded.
+    pub fn pending_revocations(&self) -> usize {
+        self.lock(&self.pending_revocations).len()
     }
 
-    /// Why a task is over here although no entry says so yet.
-    pub(in crate::broker) fn task_doomed(&self, task: &TaskRecord) -> Option<EndCause> {
-        let doomed = self.lock(&self.doomed);
-        // Nearly always: nothing waits to be written.
-        if doomed.is_empty() {
+    /// The cause of a task's pending end, if one is not yet recorded.
+    pub(in crate::broker) fn pending_task_end(&self, task: &TaskRecord) -> Option<EndCause> {
+        let pending_revocations = self.lock(&self.pending_revocations);
+        // Nearly always empty.
+        if pending_revocations.is_empty() {
             return None;
         }
         let opened = &task.opened;
@@ -80,106 +80,106 @@ impl Broker {
             .flatten()
             .map(|owner| FreezeScope::Owner(owner.clone()))
             .chain([FreezeScope::All, FreezeScope::Agent(opened.agent.clone())])
-            .map(Doomed::Freeze);
+            .map(RevocationTarget::Freeze);
         [
-            Doomed::Task(opened.task),
-            Doomed::Agent(opened.agent.clone()),
+            RevocationTarget::Task(opened.task),
+            RevocationTarget::Agent(opened.agent.clone()),
         ]
         .into_iter()
         .chain(freezes)
-        .find_map(|what| doomed.get(&what).map(|wish| wish.cause))
+        .find_map(|what| pending_revocations.get(&what).map(|order| order.cause))
     }
 
-    /// Why a grant is dead here although no entry says so yet.
-    pub(in crate::broker) fn grant_doomed(&self, grant: &Grant) -> Option<EndCause> {
-        if self.lock(&self.doomed).is_empty() {
+    /// The cause of a grant's pending end, if one is not yet recorded.
+    pub(in crate::broker) fn pending_grant_end(&self, grant: &Grant) -> Option<EndCause> {
+        if self.lock(&self.pending_revocations).is_empty() {
             return None;
         }
         let action = FreezeScope::Action(grant.issued.action.action.clone());
-        let own = [Doomed::Token(grant.issued.jti), Doomed::Freeze(action)];
+        let own = [RevocationTarget::Token(grant.issued.jti), RevocationTarget::Freeze(action)];
         let of_grant = own
             .iter()
-            .find_map(|what| self.lock(&self.doomed).get(what).map(|wish| wish.cause));
+            .find_map(|what| self.lock(&self.pending_revocations).get(what).map(|order| order.cause));
         of_grant.or_else(|| {
             let task = self.state.task(&grant.issued.task)?;
-            self.task_doomed(&task)
+            self.pending_task_end(&task)
         })
     }
 
-    /// Writes what can be written by now.
-    pub(in crate::broker) async fn write_doomed(&self) -> Result<(), AppendError> {
-        let waiting: Vec<(Doomed, Wish)> = self.lock(&self.doomed).clone().into_iter().collect();
-        for (what, wish) in waiting {
-            // Written, or taken back, while the one before was written.
-            if !self.is_doomed(&what) {
+    /// Records the pending revocations that the journal takes by now.
+    pub(in crate::broker) async fn flush_pending_revocations(&self) -> Result<(), AppendError> {
+        let waiting: Vec<(RevocationTarget, PendingRevocation)> = self.lock(&self.pending_revocations).clone().into_iter().collect();
+        for (what, order) in waiting {
+            // Cleared while an earlier one was written.
+            if !self.is_revocation_pending(&what) {
                 continue;
             }
             let appends = match &what {
-                Doomed::Task(id) => self.doomed_task(id, &wish),
-                Doomed::Agent(id) => self.doomed_agent(id, &wish),
-                Doomed::Token(id) => self.doomed_token(id, &wish),
-                Doomed::Freeze(scope) => self.doomed_freeze(scope, &wish),
+                RevocationTarget::Task(id) => self.append_for_task(id, &order),
+                RevocationTarget::Agent(id) => self.append_for_agent(id, &order),
+                RevocationTarget::Token(id) => self.append_for_token(id, &order),
+                RevocationTarget::Freeze(scope) => self.append_for_freeze(scope, &order),
             };
-            // None: somebody else has written it meanwhile.
+            // `None`: it was recorded meanwhile.
             let written = match appends {
-                Some(append) => self.append_found(append).await?,
+                Some(append) => self.try_append(append).await?,
                 None => true,
             };
             if written {
-                self.pardon(&what);
+                self.clear_pending(&what);
             }
         }
         Ok(())
     }
 
-    fn doomed_task(&self, id: &TaskId, wish: &Wish) -> Option<Append> {
-        let read_set = self.task_premises(&self.state.task(id)?.opened);
+    fn append_for_task(&self, id: &TaskId, order: &PendingRevocation) -> Option<Append> {
+        let read_set = self.task_read_set(&self.state.task(id)?.opened);
         let task = self.state.task(id).filter(|t| t.ended.is_none())?;
-        let fact = Event::TaskEnded(TaskEnded {
+        let event = Event::TaskEnded(TaskEnded {
             tasks: vec![*id],
-            cause: wish.cause,
-            outcome: wish.outcome,
-            by: wish.by.clone(),
+            cause: order.cause,
+            outcome: order.outcome,
+            by: order.by.clone(),
         });
         Some(Append {
             read_set,
-            ..Append::one(fact, vec![(Stream::Task(*id), task.version)])
+            ..Append::one(event, vec![(Stream::Task(*id), task.version)])
         })
     }
 
-    fn doomed_agent(&self, agent: &AgentId, wish: &Wish) -> Option<Append> {
+    fn append_for_agent(&self, agent: &AgentId, order: &PendingRevocation) -> Option<Append> {
         let standing = self.state.agent_status(agent);
-        let by = wish.by.clone().filter(|_| !standing.value.suspended)?;
-        let fact = Event::AgentSuspended(AgentSuspended {
+        let by = order.by.clone().filter(|_| !standing.value.suspended)?;
+        let event = Event::AgentSuspended(AgentSuspended {
             agent: agent.clone(),
             by,
             reason: None,
             denials: None,
         });
         let write_set = vec![(Stream::Agent(agent.clone()), standing.version)];
-        Some(Append::one(fact, write_set))
+        Some(Append::one(event, write_set))
     }
 
-    fn doomed_token(&self, jti: &TokenId, wish: &Wish) -> Option<Append> {
+    fn append_for_token(&self, jti: &TokenId, order: &PendingRevocation) -> Option<Append> {
         let grant = self.state.grant(jti).filter(|g| g.ended.is_none())?;
-        let fact = Event::GrantsEnded(GrantsEnded {
+        let event = Event::GrantsEnded(GrantsEnded {
             jtis: vec![*jti],
-            cause: wish.cause,
-            by: wish.by.clone(),
+            cause: order.cause,
+            by: order.by.clone(),
         });
         Some(Append::one(
-            fact,
+            event,
             vec![(Stream::Token(*jti), grant.version)],
         ))
     }
 
-    fn doomed_freeze(&self, scope: &FreezeScope, wish: &Wish) -> Option<Append> {
+    fn append_for_freeze(&self, scope: &FreezeScope, order: &PendingRevocation) -> Option<Append> {
         let freeze = self.state.freeze(scope);
-        let by = wish
+        let by = order
             .by
             .clone()
             .filter(|_| freeze.value.in_force.is_none())?;
         let rules = self.projections.rules()?;
-        Some(self.freezing(scope, by, None, &rules, freeze.version))
+        Some(self.freeze_append(scope, by, None, &rules, freeze.version))
     }
 }

@@ -1,11 +1,10 @@
+//! Policy bundles: applying one, and ending what it no longer allows.
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::broker::governance::freeze::Lift;
-use crate::broker::governance::pending_revocation::{Doomed, Wish};
 use crate::broker::maintenance::TASKS_PER_ENTRY_MAX;
-use crate::broker::transaction::UNTIL_DONE;
 use crate::broker::{Broker, CallContext, PersonCaller, Refusal};
 use tracing::Instrument as _;
 
@@ -16,26 +15,26 @@ use crate::policy::{BundleFiles, ActivePolicy, OperateDecision, PolicyBundle};
 use crate::rate_limit::ConcurrencyPermit;
 use crate::state::Grant;
 
-/// What putting a policy bundle in force did.
+/// Summary of applying a policy bundle.
 #[derive(Debug, Clone, Default)]
-pub struct Applied {
+pub struct BundleApplied {
     /// Its version.
     pub version: String,
-    /// False: it was in force already.
+    /// False: it was in force before.
     pub changed: bool,
     /// Rules in it.
     pub rules: usize,
     /// Agents in it.
     pub agents: usize,
-    /// What is odd but not wrong.
+    /// Warnings about valid but unusual content.
     pub warnings: Vec<String>,
-    /// What it no longer allows, ended.
-    pub swept: Swept,
+    /// What it no longer allows and therefore ended.
+    pub revoked: RevocationSummary,
 }
 
-/// What a sweep ended.
+/// Counts of what was ended because rules or trust no longer allow it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Swept {
+pub struct RevocationSummary {
     /// Tasks.
     pub tasks: usize,
     /// Tokens.
@@ -46,16 +45,16 @@ pub struct Swept {
 
 impl Broker {
     /// Puts a policy bundle in force, whole, or refuses it whole. A crash before the append leaves the last one in force;
-    /// after it, the new one, and the next start sweeps what this one did not.
+    /// after it, the new one, and the next start ends what this one did not.
     ///
-    /// Goes on in a task of its own when the caller goes away: what is in force is always swept to the end, and the next
-    /// bundle waits for that.
+    /// Runs in its own task, so that a client that disconnects does not cancel it: what a bundle no longer allows is always
+    /// ended before the next bundle.
     pub async fn apply_policy_bundle(
         self: &Arc<Self>,
         call: &CallContext,
         operator: PersonCaller,
         files: BTreeMap<String, String>,
-    ) -> Result<Applied, Refusal> {
+    ) -> Result<BundleApplied, Refusal> {
         let broker = Arc::clone(self);
         let call = CallContext {
             method: call.method,
@@ -66,50 +65,50 @@ impl Broker {
             permit: ConcurrencyPermit::unlimited(call.permit.class()),
         };
         let method = call.method;
-        let to_the_end = async move { broker.apply_to_the_end(&call, &operator, files).await };
-        let applying = tokio::spawn(to_the_end.instrument(tracing::Span::current()));
+        let uncancellable = async move { broker.apply_uncancellable(&call, &operator, files).await };
+        let applying = tokio::spawn(uncancellable.instrument(tracing::Span::current()));
         applying
             .await
             .unwrap_or_else(|e| Err(self.refuse(method, Reason::Undecided, e.to_string())))
     }
 
-    async fn apply_to_the_end(
+    async fn apply_uncancellable(
         &self,
         call: &CallContext,
         operator: &PersonCaller,
         files: BTreeMap<String, String>,
-    ) -> Result<Applied, Refusal> {
+    ) -> Result<BundleApplied, Refusal> {
         let (files, bundle, mut applied) = self.load_bundle(call.method, files).await?;
         let version = bundle.version();
-        let _alone = self.governing.lock().await;
-        // INVARIANT (what a bundle ended stays ended): no other comes in force before the sweep of this one is done.
-        self.sweep()
+        let _alone = self.policy_lock.lock().await;
+        // INVARIANT (what a bundle ended stays ended): all it disallows is ended before another comes in force.
+        self.revoke_disallowed()
             .await
             .map_err(|e| self.refuse_append(call.method, &e))?;
-        let in_force = self.still_operator(call, operator)?;
+        let in_force = self.require_operator(call, operator)?;
         if in_force.bundle.version() == version {
-            return Ok(Applied {
+            return Ok(BundleApplied {
                 changed: false,
                 ..applied
             });
         }
         let by = Some(operator.id.clone());
-        self.enter_bundle(bundle, &files, in_force.version, by)
+        self.record_bundle(bundle, &files, in_force.version, by)
             .await
             .map_err(|e| self.refuse_append(call.method, &e))?;
-        applied.swept = self
-            .sweep()
+        applied.revoked = self
+            .revoke_disallowed()
             .await
             .map_err(|e| self.refuse_append(call.method, &e))?;
         Ok(applied)
     }
 
-    /// Files as a bundle that a broker takes, and what applying it will say.
+    /// Loads and checks the files as a policy bundle, with the summary of applying it.
     pub(in crate::broker) async fn load_bundle(
         &self,
         method: &'static str,
         files: BTreeMap<String, String>,
-    ) -> Result<(BundleFiles, PolicyBundle, Applied), Refusal> {
+    ) -> Result<(BundleFiles, PolicyBundle, BundleApplied), Refusal> {
         let refuse = |e: &dyn std::fmt::Display| {
             self.refuse(method, Reason::InvalidPolicyBundle, e.to_string())
         };
@@ -123,18 +122,18 @@ impl Broker {
             .map_err(|e| refuse(&e))?
             .map_err(|e| refuse(&e))?;
         bundle.check_has_operator().map_err(|e| refuse(&e))?;
-        let applied = Applied {
+        let applied = BundleApplied {
             version: bundle.version().to_string(),
             changed: true,
             rules: bundle.rules().count(),
             agents: bundle.agents().count(),
             warnings: bundle.warnings().iter().map(ToString::to_string).collect(),
-            swept: Swept::default(),
+            revoked: RevocationSummary::default(),
         };
         Ok((files, bundle, applied))
     }
 
-    pub(in crate::broker) async fn enter_bundle(
+    pub(in crate::broker) async fn record_bundle(
         &self,
         bundle: PolicyBundle,
         files: &BundleFiles,
@@ -143,10 +142,10 @@ impl Broker {
     ) -> Result<(), AppendError> {
         let version = bundle.version();
         self.projections.stage(bundle);
-        let fact = Event::PolicyApplied(PolicyApplied { version, by });
+        let event = Event::PolicyApplied(PolicyApplied { version, by });
         let append = Append {
             blobs: vec![Blob::new(files.canonical())],
-            ..Append::one(fact, vec![(Stream::Policy, expected)])
+            ..Append::one(event, vec![(Stream::Policy, expected)])
         };
         let result = self.journal.append(append).await.map(|_| ());
         if result.is_err() {
@@ -155,123 +154,39 @@ impl Broker {
         result
     }
 
-    /// Takes an agent out of service: one entry ends all it has.
-    pub async fn suspend_agent(
-        &self,
-        call: &CallContext,
-        agent: AgentId,
-        reason: Option<UntrustedText>,
-    ) -> Result<(usize, u64), Refusal> {
-        let operator = self.person(call)?;
-        self.known_agent(call, &agent)?;
-        let (operator, agent, reason) = (&operator, &agent, &reason);
-        self.transaction(call.method, UNTIL_DONE, "the agent keeps changing while it is suspended", |attempt| async move {
-            let rules = self.still_operator(call, operator)?;
-            let standing = self.state.agent_status(agent);
-            if standing.value.suspended {
-                return Ok((0, standing.version.saturating_sub(1)));
-            }
-            let tasks = self.state.open_tasks_of(agent).len();
-            let blob = reason
-                .as_ref()
-                .map(|prose| Blob::new(prose.blob(self.random_bytes())));
-            let fact = Event::AgentSuspended(AgentSuspended {
-                agent: agent.clone(),
-                by: operator.id.clone(),
-                reason: blob.as_ref().map(Blob::hash),
-                denials: None,
-            });
-            let append = Append {
-                read_set: vec![(Stream::Policy, rules.version)],
-                blobs: blob.into_iter().collect(),
-                ..Append::one(fact, vec![(Stream::Agent(agent.clone()), standing.version)])
-            };
-            // Refused here from now on; written as soon as the journal takes entries again.
-            let refuse = |error: &AppendError| {
-                let wish = Wish::of(operator.id.clone(), EndCause::Suspended);
-                self.doom(call.method, Doomed::Agent(agent.clone()), wish, error)
-            };
-            let entry = attempt.append_or(append, refuse).await?;
-            self.pardon(&Doomed::Agent(agent.clone()));
-            Ok((tasks, entry.index))
-        })
-        .await
-    }
-
-    /// Lets an agent operate again; nothing that ended comes back.
-    pub async fn resume_agent(&self, call: &CallContext, agent: AgentId) -> Result<u64, Refusal> {
-        let operator = self.person(call)?;
-        self.known_agent(call, &agent)?;
-        let lift = Lift {
-            what: Doomed::Agent(agent.clone()),
-            waits: "the suspension itself waits to be written",
-            stream: Stream::Agent(agent.clone()),
-            fact: Event::AgentResumed(AgentResumed {
-                agent: agent.clone(),
-                by: operator.id.clone(),
-            }),
-        };
-        self.lift(call, &operator, lift, || {
-            let standing = self.state.agent_status(&agent);
-            (standing.value.suspended, standing.version)
-        })
-        .await
-    }
-
-    pub(in crate::broker) fn known_agent(
-        &self,
-        call: &CallContext,
-        agent: &AgentId,
-    ) -> Result<(), Refusal> {
-        // An agent that was taken out of the bundle may still be suspended or resumed: its standing outlives bundles.
-        let registered = self
-            .projections
-            .rules()
-            .is_some_and(|rules| rules.bundle.agent(agent).is_some());
-        if registered || self.state.agent_status(agent).version > 0 {
-            Ok(())
-        } else {
-            Err(self.refuse(
-                call.method,
-                Reason::NotFound,
-                format!("no agent {agent} is registered"),
-            ))
-        }
-    }
-
-    /// Ends by entries what today's rules and trust no longer allow, until nothing is left. Idempotent: a crash in the middle
-    /// leaves the rest to the next start, an append that fails to the timer, and until then every reader asks for itself.
-    pub(in crate::broker) async fn sweep(&self) -> Result<Swept, AppendError> {
-        let mut swept = Swept::default();
+    /// Records the end of all that rules and trust in force no longer allow. Idempotent: a crash in the middle leaves the rest
+    /// to the next start, a failed append to maintenance; until then each use evaluates the rules itself.
+    pub(in crate::broker) async fn revoke_disallowed(&self) -> Result<RevocationSummary, AppendError> {
+        let mut revoked = RevocationSummary::default();
         let Some(rules) = self.projections.rules() else {
-            return Ok(swept);
+            return Ok(revoked);
         };
-        if self.swept.load(Ordering::SeqCst) == rules.version {
-            return Ok(swept);
+        if self.enforced_policy_version.load(Ordering::SeqCst) == rules.version {
+            return Ok(revoked);
         }
-        // What somebody else moved meanwhile is looked at again; everything that is left can only become less.
-        while !self.sweep_tasks(&rules, &mut swept).await?
-            || !self.sweep_within_tasks(&rules, &mut swept).await?
+        // A pass with conflicts is repeated; what is left can only become less.
+        while !self.end_disallowed_tasks(&rules, &mut revoked).await?
+            || !self.end_disallowed_in_tasks(&rules, &mut revoked).await?
         {}
-        self.swept.store(rules.version, Ordering::SeqCst);
-        Ok(swept)
+        self.enforced_policy_version.store(rules.version, Ordering::SeqCst);
+        Ok(revoked)
     }
 
-    /// One pass over running tasks; true when nothing came in between.
-    async fn sweep_tasks(&self, rules: &ActivePolicy, swept: &mut Swept) -> Result<bool, AppendError> {
+    /// One pass over running tasks; true when no append conflicted.
+    async fn end_disallowed_tasks(&self, rules: &ActivePolicy, revoked: &mut RevocationSummary) -> Result<bool, AppendError> {
         let now = self.now();
         type Ending = (TaskId, Version, Vec<(Stream, Version)>);
         let mut ending: BTreeMap<EndCause, Vec<Ending>> = BTreeMap::new();
         for task in self.state.open_tasks() {
-            let read_set = self.task_premises(&task.opened);
+            let read_set = self.task_read_set(&task.opened);
             let task = self.state.task(&task.opened.task).unwrap_or(task);
             if !task.is_running(now) {
                 continue;
             }
             let cause = if !self.state.is_trusted(&task.opened.evidence) {
                 EndCause::Trust
-            } else if self.owner_frozen(&task.opened.agent) {
-                // Handed over to somebody whose agents are frozen.
+            } else if self.is_owner_frozen(&task.opened.agent) {
+                // The agent changed to an owner who is frozen.
                 EndCause::Frozen
             } else if !may_still_operate(&task.opened, rules) {
                 EndCause::Policy
@@ -283,11 +198,11 @@ impl Broker {
                 .or_default()
                 .push((task.opened.task, task.version, read_set));
         }
-        let mut undisturbed = true;
+        let mut complete = true;
         for (cause, tasks) in ending {
             for chunk in tasks.chunks(TASKS_PER_ENTRY_MAX) {
                 let tasks = chunk.iter().map(|(id, _, _)| *id).collect();
-                let fact = Event::TaskEnded(TaskEnded {
+                let event = Event::TaskEnded(TaskEnded {
                     tasks,
                     cause,
                     outcome: None,
@@ -298,32 +213,32 @@ impl Broker {
                     .map(|(id, version, _)| (Stream::Task(*id), *version))
                     .collect();
                 let mut read_set: Vec<(Stream, Version)> = Vec::new();
-                for premise in chunk.iter().flat_map(|(_, _, read_set)| read_set) {
-                    if !read_set.contains(premise) {
-                        read_set.push(premise.clone());
+                for read in chunk.iter().flat_map(|(_, _, read_set)| read_set) {
+                    if !read_set.contains(read) {
+                        read_set.push(read.clone());
                     }
                 }
                 let append = Append {
                     read_set,
-                    ..Append::one(fact, write_set)
+                    ..Append::one(event, write_set)
                 };
-                match self.append_found(append).await? {
-                    true => swept.tasks += chunk.len(),
-                    false => undisturbed = false,
+                match self.try_append(append).await? {
+                    true => revoked.tasks += chunk.len(),
+                    false => complete = false,
                 }
             }
         }
-        Ok(undisturbed)
+        Ok(complete)
     }
 
-    /// One pass over the grants and access requests of tasks that go on; true when nothing came in between.
-    async fn sweep_within_tasks(
+    /// One pass over the grants and access requests of running tasks; true when no append conflicted.
+    async fn end_disallowed_in_tasks(
         &self,
         rules: &ActivePolicy,
-        swept: &mut Swept,
+        revoked: &mut RevocationSummary,
     ) -> Result<bool, AppendError> {
         let now = self.now();
-        let mut undisturbed = true;
+        let mut complete = true;
         for task in self
             .state
             .open_tasks()
@@ -331,11 +246,11 @@ impl Broker {
             .filter(|task| task.is_running(now))
         {
             let id = task.opened.task;
-            let dead = |g: &Arc<Grant>| {
+            let disallowed = |g: &Arc<Grant>| {
                 g.ended.is_none() && now.secs() < g.issued.exp && self.end_cause(g, now).is_some()
             };
-            let dead: Vec<_> = self.state.grants_of_task(&id).into_iter().filter(dead).collect();
-            for chunk in dead.chunks(SELECTOR_MAX) {
+            let disallowed: Vec<_> = self.state.grants_of_task(&id).into_iter().filter(disallowed).collect();
+            for chunk in disallowed.chunks(SELECTOR_MAX) {
                 let trusted = chunk
                     .iter()
                     .all(|g| self.state.is_trusted(&g.issued.evidence));
@@ -344,7 +259,7 @@ impl Broker {
                 } else {
                     EndCause::Trust
                 };
-                let fact = Event::GrantsEnded(GrantsEnded {
+                let event = Event::GrantsEnded(GrantsEnded {
                     jtis: chunk.iter().map(|g| g.issued.jti).collect(),
                     cause,
                     by: None,
@@ -353,9 +268,9 @@ impl Broker {
                     .iter()
                     .map(|g| (Stream::Token(g.issued.jti), g.version))
                     .collect();
-                match self.append_news(fact, write_set).await? {
-                    true => swept.grants += chunk.len(),
-                    false => undisturbed = false,
+                match self.try_append_event(event, write_set).await? {
+                    true => revoked.grants += chunk.len(),
+                    false => complete = false,
                 }
             }
             for request in self
@@ -365,56 +280,35 @@ impl Broker {
                 .filter(|request| request.is_pending(now))
             {
                 let agent = rules.bundle.agent(&request.opened.agent);
-                if agent.is_some_and(|agent| approve::still_asked(&request, &agent, &rules.bundle))
+                if agent.is_some_and(|agent| approve::still_needs_approval(&request, &agent, &rules.bundle))
                 {
                     continue;
                 }
                 let id = request.opened.access_request;
-                let read_set = self.request_premises(&request.opened);
+                let read_set = self.request_read_set(&request.opened);
                 let Some(request) = self.state.access_request(&id).filter(|r| r.is_pending(now)) else {
                     continue;
                 };
-                let fact = Event::AccessRequestClosed(AccessRequestClosed {
+                let event = Event::AccessRequestClosed(AccessRequestClosed {
                     access_request: id,
                     cause: CloseCause::Policy,
                     voting_started: false,
                 });
                 let append = Append {
                     read_set,
-                    ..Append::one(fact, vec![(Stream::AccessRequest(id), request.version)])
+                    ..Append::one(event, vec![(Stream::AccessRequest(id), request.version)])
                 };
-                match self.append_found(append).await? {
-                    true => swept.requests += 1,
-                    false => undisturbed = false,
+                match self.try_append(append).await? {
+                    true => revoked.requests += 1,
+                    false => complete = false,
                 }
             }
         }
-        Ok(undisturbed)
-    }
-
-    /// Appends what a sweep or a timer found. A conflict means somebody moved it first: the next round looks again.
-    pub(in crate::broker) async fn append_news(
-        &self,
-        fact: Event,
-        write_set: Vec<(Stream, Version)>,
-    ) -> Result<bool, AppendError> {
-        self.append_found(Append::one(fact, write_set)).await
-    }
-
-    /// The same, with read_set.
-    pub(in crate::broker) async fn append_found(
-        &self,
-        append: Append,
-    ) -> Result<bool, AppendError> {
-        match self.journal.append(append).await {
-            Ok(_) => Ok(true),
-            Err(AppendError::Conflict(_)) => Ok(false),
-            Err(error) => Err(error),
-        }
+        Ok(complete)
     }
 }
 
-/// Whether the agent of a task may still operate, asked as when it was opened.
+/// Whether the agent of a task may still operate, evaluated with the input at the task's opening.
 fn may_still_operate(opened: &TaskOpened, rules: &ActivePolicy) -> bool {
     let agent: Option<Arc<RegisteredAgent>> = rules
         .bundle

@@ -1,32 +1,34 @@
+//! Explanations: why a decision, task, token, access request or refused call is as it is.
+
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::model::*;
 use crate::policy::RuleEffect;
 use crate::state::Grant;
 
-/// Why something is as it is.
+/// The explanation of a decision, task, token, access request or refused call.
 #[derive(Debug, Default)]
-pub struct Explained {
-    /// In one line.
+pub struct Explanation {
+    /// The summary, in one line.
     pub headline: String,
-    /// Label and text, in reading order. Every text is safe to print.
+    /// Labels and texts, in reading order. Every text is safe to print.
     pub lines: Vec<(String, String)>,
-    /// The entries it rests on.
+    /// The journal entries behind it.
     pub entries: Vec<String>,
 }
 
-impl Explained {
+impl Explanation {
     fn line(&mut self, label: &str, text: impl Into<String>) {
         self.lines
             .push((label.to_owned(), text::escape_invisible(&text.into())));
     }
 
-    /// A line for each of the newest, oldest of them first, and one that counts the others. `all` has the oldest first.
-    fn newest<T>(&mut self, label: &str, all: &[T], told: impl Fn(&T) -> String) {
+    /// A line for each of the newest items, oldest first, and one that counts the rest. `all` is ordered oldest first.
+    fn newest<T>(&mut self, label: &str, all: &[T], format: impl Fn(&T) -> String) {
         let mut left = LISTED_BYTES_MAX;
         let mut texts = Vec::new();
-        for one in all.iter().rev().take(LISTED_MAX) {
-            let text = text::escape_invisible(&told(one));
-            // What a line costs on the wire beside its text.
+        for item in all.iter().rev().take(LISTED_MAX) {
+            let text = text::escape_invisible(&format(item));
+            // The wire size of a line, its label and framing included.
             let cost = text.len() + label.len() + 16;
             if cost > left {
                 break;
@@ -44,16 +46,16 @@ impl Explained {
     }
 }
 
-/// Most tokens, access requests or uses that are listed, of each.
+/// Most tokens, access requests or uses listed, of each.
 const LISTED_MAX: usize = 200;
-/// Most bytes of such a list on the wire: two of them and an entry make a message.
+/// Most bytes of such a list on the wire: two such lists and an entry fit one message.
 const LISTED_BYTES_MAX: usize = 20 * 1024;
 
 impl Broker {
     /// Explains an id: a decision, an access request, a task, a token, or a refused call.
-    pub fn explain(&self, call: &CallContext, id: &str) -> Result<Explained, Refusal> {
+    pub fn explain(&self, call: &CallContext, id: &str) -> Result<Explanation, Refusal> {
         let now = self.now();
-        self.reader(call, now)?;
+        self.authenticate_reader(call, now)?;
         let found = match id.split_once('_').map(|(prefix, _)| prefix) {
             Some("dec") => DecisionId::parse(id)
                 .ok()
@@ -77,31 +79,31 @@ impl Broker {
             self.refuse(
                 call.method,
                 Reason::NotFound,
-                "nothing has this id; a refused call is remembered until the broker restarts",
+                "no record has this id; refused calls are kept until the broker restarts",
             )
         })
     }
 
-    fn explain_refusal(&self, id: &CorrelationId) -> Option<Explained> {
+    fn explain_refusal(&self, id: &CorrelationId) -> Option<Explanation> {
         let refused = self
             .lock(&self.recent_refusals)
             .iter()
             .rev()
             .find(|r| r.correlation == *id)
             .cloned()?;
-        let mut out = Explained {
+        let mut out = Explanation {
             headline: format!("{} refused {}", refused.method, refused.reason),
-            ..Explained::default()
+            ..Explanation::default()
         };
         out.line("when", refused.at.to_string());
         out.line("why", refused.detail);
         Some(out)
     }
 
-    fn explain_entry(&self, index: u64) -> Explained {
-        let mut out = Explained {
+    fn explain_entry(&self, index: u64) -> Explanation {
+        let mut out = Explanation {
             headline: format!("entry {index}"),
-            ..Explained::default()
+            ..Explanation::default()
         };
         let Ok(Some(stored)) = self.journal.entry(index) else {
             return out;
@@ -122,7 +124,7 @@ impl Broker {
                 }
                 Event::AccessRequestOpened(f) => {
                     out.headline = format!(
-                        "people are asked: {} on {}",
+                        "approval needed: {} on {}",
                         f.action.action, f.action.target
                     );
                     out.line("task", f.task.to_string());
@@ -164,7 +166,7 @@ impl Broker {
         out
     }
 
-    fn explain_evidence(&self, out: &mut Explained, facts: &EvidenceFacts) {
+    fn explain_evidence(&self, out: &mut Explanation, facts: &EvidenceFacts) {
         out.line(
             "gate 1",
             format!(
@@ -177,7 +179,7 @@ impl Broker {
         );
     }
 
-    fn explain_decision(&self, out: &mut Explained, decision: &DecisionRecord) {
+    fn explain_decision(&self, out: &mut Explanation, decision: &DecisionRecord) {
         let rules = self.projections.rules();
         let same = rules
             .as_ref()
@@ -196,7 +198,7 @@ impl Broker {
             ),
         );
         if decision.rules.is_empty() {
-            out.line("rules", "no rule allows it: the default is no");
+            out.line("rules", "no rule allows it: the default is deny");
         }
         for rule in decision.rules.iter() {
             let known = rules
@@ -252,14 +254,14 @@ impl Broker {
         );
     }
 
-    fn explain_access_request(&self, id: &AccessRequestId, now: Timestamp) -> Option<Explained> {
+    fn explain_access_request(&self, id: &AccessRequestId, now: Timestamp) -> Option<Explanation> {
         let request = self.state.access_request(id)?;
         let rules = self.projections.rules()?;
         let mut out = self.explain_entry(self.state.decision_index(&request.opened.decision.id)?);
         let view = self.view(request.clone(), &rules, now);
         out.headline = format!(
             "{}: {} on {}",
-            view.standing.as_str(),
+            view.status.as_str(),
             request.opened.action.action,
             request.opened.action.target
         );
@@ -293,7 +295,7 @@ impl Broker {
         Some(out)
     }
 
-    fn explain_task(&self, id: &TaskId, now: Timestamp) -> Option<Explained> {
+    fn explain_task(&self, id: &TaskId, now: Timestamp) -> Option<Explanation> {
         let task = self.state.task(id)?;
         let ends = match task.ended {
             Some(ended) => format!("ended: {}", ended.cause.as_str()),
@@ -302,9 +304,9 @@ impl Broker {
                 Some(cause) => format!("ended: {}", cause.as_str()),
             },
         };
-        let mut out = Explained {
+        let mut out = Explanation {
             headline: format!("task of {}, {ends}", task.opened.agent),
-            ..Explained::default()
+            ..Explanation::default()
         };
         out.line("opened", task.opened.opened_at.to_string());
         out.line("deadline", task.opened.deadline.to_string());
@@ -326,7 +328,7 @@ impl Broker {
             );
         }
         out.newest("token", &self.state.grants_of_task(id), |grant| {
-            let state = self.life(grant, now);
+            let state = self.token_state(grant, now);
             let issued = &grant.issued;
             format!(
                 "{} {} on {}, {state}",
@@ -349,7 +351,7 @@ impl Broker {
         Some(out)
     }
 
-    fn life(&self, grant: &Grant, now: Timestamp) -> String {
+    fn token_state(&self, grant: &Grant, now: Timestamp) -> String {
         match self.end_cause(grant, now) {
             Some(cause) => format!("ended: {}", cause.as_str()),
             None if grant.is_spent() => "spent".to_owned(),
@@ -357,10 +359,10 @@ impl Broker {
         }
     }
 
-    fn explain_token(&self, id: &TokenId, now: Timestamp) -> Option<Explained> {
+    fn explain_token(&self, id: &TokenId, now: Timestamp) -> Option<Explanation> {
         let grant = self.state.grant(id)?;
         let mut out = self.explain_entry(grant.index);
-        let state = self.life(&grant, now);
+        let state = self.token_state(&grant, now);
         out.headline = format!(
             "token, {state}: {} on {}",
             grant.issued.action.action, grant.issued.action.target
@@ -383,7 +385,7 @@ mod tests {
     use super::*;
 
     fn listed(all: &[usize], width: usize) -> Vec<String> {
-        let mut out = Explained::default();
+        let mut out = Explanation::default();
         out.newest("token", all, |n| format!("{n:0width$}"));
         out.lines.into_iter().map(|(_, text)| text).collect()
     }

@@ -1,28 +1,30 @@
+//! Inventory: lists of tasks and agents.
+
 use std::sync::Arc;
 
 use crate::broker::{ActionUse, Broker, CallContext, Refusal};
 use crate::model::*;
 use crate::state::{Grant, TaskRecord};
 
-/// A task, as an operator sees it in a list.
+/// A row of the task list.
 #[derive(Debug)]
 pub struct TaskView {
-    /// As entered, with its lease and its end.
+    /// The task, with its lease and its end.
     pub task: Arc<TaskRecord>,
-    /// How it is over, if it is: by an entry, by time, or by an end that waits to be written.
-    pub over: Option<EndCause>,
-    /// Tokens that are good now.
+    /// Why it ended, if it did: by an entry, by time, or by a pending revocation.
+    pub ended: Option<EndCause>,
+    /// Active tokens.
     pub tokens_live: usize,
-    /// Access requests that wait for people.
+    /// Waiting access requests.
     pub access_requests_waiting: usize,
 }
 
 /// Which tasks to list.
 #[derive(Debug, Clone, Default)]
 pub struct TaskFilter {
-    /// Of this agent only.
+    /// Only tasks of this agent.
     pub agent: Option<AgentId>,
-    /// Those that are over too.
+    /// Include ended tasks.
     pub ended: bool,
     /// The page after this task, in the order of the list.
     pub after: Option<TaskId>,
@@ -30,26 +32,26 @@ pub struct TaskFilter {
     pub max: usize,
 }
 
-/// A registered agent and how it stands.
+/// An agent and its status.
 #[derive(Debug)]
 pub struct AgentView {
-    /// As registered; absent when the policy bundle has it no more.
+    /// Its registration; absent when it left the policy bundle.
     pub registered: Option<Arc<RegisteredAgent>>,
     /// Its id.
     pub id: AgentId,
-    /// Taken out of service by an operator.
+    /// Whether it is suspended.
     pub suspended: bool,
-    /// Freezes in force that stop it.
+    /// Freezes in force that cover it.
     pub frozen: Vec<FreezeScope>,
-    /// Tasks that run.
+    /// Running tasks.
     pub tasks_running: usize,
-    /// Tokens that are good now.
+    /// Active tokens.
     pub tokens_live: usize,
-    /// When this broker last verified its evidence, as far as it remembers.
+    /// When this broker last verified its evidence; kept in memory.
     pub verified_at: Option<Timestamp>,
-    /// When evidence of it was last verified, as the journal tells: what any broker remembered when it entered something.
+    /// When its evidence was last verified according to the journal, by any broker.
     pub attested_at: Option<Timestamp>,
-    /// What it did with each action of its ceiling, and with others it had once; empty in a list.
+    /// Use of each action of its ceiling, and of earlier ceilings; empty in a list.
     pub activity: Vec<ActionUse>,
 }
 
@@ -61,12 +63,12 @@ impl Broker {
         filter: &TaskFilter,
     ) -> Result<Vec<TaskView>, Refusal> {
         let now = self.now();
-        self.reader(call, now)?;
+        self.authenticate_reader(call, now)?;
         let after = match &filter.after {
             None => None,
             Some(id) => Some(self.state.task(id).ok_or_else(|| {
-                let told = "page_token: no such task";
-                self.refuse(call.method, Reason::NotFound, told)
+                let message = "`page_token`: no such task";
+                self.refuse(call.method, Reason::NotFound, message)
             })?),
         };
         let place = |task: &TaskRecord| (std::cmp::Reverse(task.opened.opened_at), task.opened.task);
@@ -95,15 +97,15 @@ impl Broker {
     fn task_view(&self, task: Arc<TaskRecord>, now: Timestamp) -> TaskView {
         let id = task.opened.task;
         let waits = |r: &Arc<crate::state::AccessRequest>| r.is_pending(now);
-        let over = task
+        let ended = task
             .ended
             .map(|ended| ended.cause)
             .or_else(|| task.expired_cause(now))
-            .or_else(|| self.task_doomed(&task));
+            .or_else(|| self.pending_task_end(&task));
         TaskView {
-            over,
-            tokens_live: self.live(&self.state.grants_of_task(&id), now),
-            access_requests_waiting: match over {
+            ended,
+            tokens_live: self.count_live(&self.state.grants_of_task(&id), now),
+            access_requests_waiting: match ended {
                 None => self
                     .state
                     .requests_of_task(&id)
@@ -116,12 +118,12 @@ impl Broker {
         }
     }
 
-    fn live(&self, grants: &[Arc<Grant>], now: Timestamp) -> usize {
-        let alive = |g: &&Arc<Grant>| self.end_cause(g, now).is_none() && !g.is_spent();
-        grants.iter().filter(alive).count()
+    fn count_live(&self, grants: &[Arc<Grant>], now: Timestamp) -> usize {
+        let is_active = |g: &&Arc<Grant>| self.end_cause(g, now).is_none() && !g.is_spent();
+        grants.iter().filter(is_active).count()
     }
 
-    /// Agents by id: those registered, and those that left the policy bundle and still have a standing or tasks.
+    /// Agents by id: those registered, and those that left the policy bundle and still have a status or tasks.
     pub fn list_agents(
         &self,
         call: &CallContext,
@@ -129,7 +131,7 @@ impl Broker {
         max: usize,
     ) -> Result<Vec<AgentView>, Refusal> {
         let now = self.now();
-        self.reader(call, now)?;
+        self.authenticate_reader(call, now)?;
         let mut ids: std::collections::BTreeSet<AgentId> =
             self.state.agents_with_open_tasks().into_iter().collect();
         ids.extend(self.state.agents_with_status());
@@ -145,8 +147,8 @@ impl Broker {
     /// One agent.
     pub fn get_agent(&self, call: &CallContext, id: &AgentId) -> Result<AgentView, Refusal> {
         let now = self.now();
-        self.reader(call, now)?;
-        self.known_agent(call, id)?;
+        self.authenticate_reader(call, now)?;
+        self.require_known_agent(call, id)?;
         let view = self.agent_view(id.clone(), now);
         Ok(AgentView {
             activity: self.activity(id, view.registered.as_deref()),
@@ -162,7 +164,7 @@ impl Broker {
         let frozen = [FreezeScope::All, FreezeScope::Agent(id.clone())]
             .into_iter()
             .chain(owner)
-            .filter(|scope| self.freeze_of(scope).0)
+            .filter(|scope| self.freeze_status(scope).0)
             .collect();
         let running: Vec<Arc<TaskRecord>> = self
             .state
@@ -177,7 +179,7 @@ impl Broker {
             tasks_running: running.len(),
             tokens_live: running
                 .iter()
-                .map(|task| self.live(&self.state.grants_of_task(&task.opened.task), now))
+                .map(|task| self.count_live(&self.state.grants_of_task(&task.opened.task), now))
                 .sum(),
             verified_at: running
                 .iter()

@@ -1,58 +1,58 @@
+//! Revocation feed: events for validators, and the position a watch starts from.
+
 use std::sync::Arc;
 
-use crate::broker::auth::authentication::ServiceCaller;
+use crate::broker::auth::authentication::{ServiceCaller, WATCH_MAX_MS};
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::jose::access_token::{LEEWAY_S, TTL_MAX_S};
 use crate::model::*;
 use crate::policy::{RegisteredService, ServiceKind};
 use crate::state::FeedEvent;
 
-/// A place in the journal.
+/// A position in the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Position {
-    /// The life of the journal.
+pub struct JournalPosition {
+    /// The incarnation of the journal.
     pub epoch: u64,
     /// Index of the last entry read.
     pub index: u64,
 }
 
-/// How a watch begins.
+/// The start of a watch.
 #[derive(Debug)]
 pub struct FeedStart {
-    /// Who watches.
+    /// The watching service.
     pub caller: ServiceId,
-    /// Longest life of the watch, in milliseconds: the caller proves itself again.
+    /// Longest life of the watch, in milliseconds; then the caller authenticates again.
     pub life_ms: u64,
-    /// Tell the validator that what follows is a complete start.
-    pub resync: Option<Position>,
-    /// Events above this index follow; `None` = from the first event on.
+    /// The validator starts over: the events after this position are complete.
+    pub resync: Option<JournalPosition>,
+    /// Events above this index follow; `None`: all events.
     pub after: Option<u64>,
 }
 
-/// Longest life of a watch, in milliseconds.
-pub(in crate::broker) const WATCH_MAX_MS: u64 = 300_000;
 /// Events read at once.
 const FEED_BATCH: usize = 256;
 
 impl Broker {
-    /// Begins a watch of the revocation feed.
+    /// Starts a watch of the revocation feed.
     pub fn watch_revocations(
         &self,
         call: &CallContext,
-        after: Option<Position>,
+        after: Option<JournalPosition>,
     ) -> Result<FeedStart, Refusal> {
         let now = self.now();
         let ServiceCaller {
             id: caller, until, ..
-        } = self.service(call, now)?;
+        } = self.authenticate_service(call, now)?;
         let left = until.map_or(WATCH_MAX_MS, |until| {
             u64::try_from(until.since(now)).unwrap_or(0)
         });
         let life_ms = left.min(WATCH_MAX_MS);
         let (epoch, head) = self.state.position();
-        // Events older than any token that can still live end nothing. Not this broker's own cap: the one before it may have
-        // given longer lives.
-        // By the clock validators have too, not by the latest moment acted on; while it cannot be relied on, from the first.
+        // Events older than the longest possible token end no active token. The limit is the protocol's, not this broker's cap:
+        // an earlier configuration may have allowed longer lives. Measured by the wall clock, which validators share; while it
+        // is unreliable, from the first event.
         let (steady, _) = self.clock_status();
         let window = self
             .clock
@@ -68,12 +68,12 @@ impl Broker {
             Some(position) if position.epoch != epoch => Err(self.refuse(
                 call.method,
                 Reason::OtherEpoch,
-                format!("the journal is in epoch {epoch}; watch anew without a position"),
+                format!("the journal is in epoch {epoch}: watch again without a position"),
             )),
             Some(position) if position.index > head => Err(self.refuse(
                 call.method,
                 Reason::PositionAhead,
-                format!("the journal has come to {head}; watch anew without a position"),
+                format!("the journal is at index {head}: watch again without a position"),
             )),
             Some(position) if start.is_none_or(|start| start <= position.index) => Ok(FeedStart {
                 caller,
@@ -84,7 +84,7 @@ impl Broker {
             Some(_) | None => Ok(FeedStart {
                 caller,
                 life_ms,
-                resync: Some(Position {
+                resync: Some(JournalPosition {
                     epoch,
                     index: start.unwrap_or(0),
                 }),
@@ -93,8 +93,8 @@ impl Broker {
         }
     }
 
-    /// The next events, and how far they have read the journal.
-    pub fn feed_after(&self, after: Option<u64>) -> (Vec<Arc<FeedEvent>>, Position, Option<u64>) {
+    /// The next events, and the journal position they include.
+    pub fn feed_after(&self, after: Option<u64>) -> (Vec<Arc<FeedEvent>>, JournalPosition, Option<u64>) {
         // The position first: everything up to it is in state when the events are read.
         let (epoch, index) = self.state.position();
         let (events, last) = self.state.feed_after(after, FEED_BATCH);
@@ -105,7 +105,7 @@ impl Broker {
         };
         (
             events,
-            Position {
+            JournalPosition {
                 epoch,
                 index: read_through,
             },
@@ -113,8 +113,8 @@ impl Broker {
         )
     }
 
-    /// Whether a service of this id is still registered: a watch ends when the policy bundle drops its caller.
-    pub fn still_registered(&self, id: &ServiceId) -> bool {
+    /// Whether a validator of this id is still registered: a watch ends when its caller leaves the policy bundle.
+    pub fn is_registered(&self, id: &ServiceId) -> bool {
         let validator = |service: &RegisteredService| service.kind == ServiceKind::Validator;
         self.projections
             .rules()

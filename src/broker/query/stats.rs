@@ -1,4 +1,4 @@
-//! What was counted, for those who decide and those who watch how it is decided. No gate asks anything here.
+//! Decision statistics for approvers and operators. No gate depends on them.
 
 use std::collections::BTreeSet;
 
@@ -12,9 +12,9 @@ use crate::state::stats::{self, ApproverStats, RuleStats};
 use crate::state::action_stats::ActionStats;
 use crate::state::anomaly::{self, Anomaly};
 
-/// A rule of the policy bundle in force, and how often it mattered.
+/// A rule of the policy bundle in force, with its statistics.
 #[derive(Debug, Clone)]
-pub struct RuleRow {
+pub struct RuleStatsRow {
     /// Its `@id`.
     pub id: String,
     /// Path inside the policy bundle.
@@ -25,73 +25,73 @@ pub struct RuleRow {
     pub why: String,
     /// `permit` or `forbid`.
     pub kind: &'static str,
-    /// What lifts it: `step_up PROFILE`, `max_ttl SECONDS`s; empty for what nothing lifts.
+    /// Its remedy: `step_up PROFILE`, `max_ttl SECONDS`s; empty without one.
     pub remedy: String,
-    /// Answers of gate 2 that it determined.
+    /// Decisions of gate 2 that it determined.
     pub hits: u64,
-    /// Access requests that it asked people for; 0 for a rule that asks nobody.
+    /// Access requests it caused; 0 for a rule without step-up.
     pub asked: u64,
-    /// Those that people said yes to and a token was given for.
+    /// Access requests approved, with a token issued.
     pub approved: u64,
-    /// Those that a person said no to.
+    /// Access requests denied.
     pub denied: u64,
-    /// Those that nobody decided in time.
+    /// Access requests expired.
     pub expired: u64,
-    /// Share of yes among those decided, in percent, rounded down; `None` when none was.
+    /// Share of approvals among decided requests, in percent, rounded down; `None` without one.
     pub approved_percent: Option<u32>,
-    /// Median of the last decide times, in seconds.
+    /// Median of recent decision times, in seconds.
     pub median_s: Option<u32>,
-    /// When it last determined an answer.
+    /// When it last determined a decision.
     pub last_at: Option<Timestamp>,
-    /// Decided so fast and so often with a yes that nobody seems to read.
+    /// Approved so fast and so often that the cards seem unread.
     pub rubber_stamp: bool,
 }
 
-/// A person who votes, and how.
+/// An approver, with their statistics.
 #[derive(Debug, Clone)]
-pub struct ApproverRow {
+pub struct ApproverStatsRow {
     /// Their opaque id.
     pub id: PersonId,
-    /// What colleagues call them; empty when the policy bundle in force does not have them.
+    /// Their display name; empty when they are not in the policy bundle in force.
     pub name: String,
-    /// Votes of yes.
-    pub yes: u64,
-    /// Votes of no.
-    pub no: u64,
-    /// Share of yes, in percent, rounded down; `None` without a vote.
+    /// Approving votes.
+    pub approvals: u64,
+    /// Denying votes.
+    pub denials: u64,
+    /// Share of approvals, in percent, rounded down; `None` without a vote.
     pub approved_percent: Option<u32>,
-    /// Median of the last decide times, in seconds.
+    /// Median of recent decision times, in seconds.
     pub median_s: Option<u32>,
     /// When they last voted.
     pub last_at: Option<Timestamp>,
-    /// They say yes so fast and so often that they do not seem to read.
+    /// Approves so fast and so often that the cards seem unread.
     pub rubber_stamp: bool,
 }
 
-/// What an agent did with one action.
+/// An agent's use of one action.
 #[derive(Debug, Clone)]
 pub struct ActionUse {
     /// The action.
     pub action: ActionName,
     /// Whether its ceiling has it today.
     pub in_ceiling: bool,
-    /// What was counted; nothing of an action it never asked for.
+    /// Its statistics; empty for an action it never requested.
     pub habit: ActionStats,
 }
 
 impl Broker {
-    /// The rules in force with their figures, by id.
-    pub fn list_rules(&self, call: &CallContext) -> Result<Vec<RuleRow>, Refusal> {
-        self.reader(call, self.now())?;
+    /// The rules in force with their statistics, by id.
+    pub fn list_rules(&self, call: &CallContext) -> Result<Vec<RuleStatsRow>, Refusal> {
+        self.authenticate_reader(call, self.now())?;
         let rules = self.projections.rules();
         let rules = rules.iter().flat_map(|in_force| in_force.bundle.rules());
         let row = |rule: &RuleInfo| rule_row(rule, self.state.stats().rule(&rule.id));
         Ok(rules.map(row).collect())
     }
 
-    /// Approvers and how they decide, by id: those the policy bundle has, and those who once voted.
-    pub fn approver_figures(&self, call: &CallContext) -> Result<Vec<ApproverRow>, Refusal> {
-        self.reader(call, self.now())?;
+    /// Approvers with their statistics, by id: those in the policy bundle, and those who ever voted.
+    pub fn approver_stats(&self, call: &CallContext) -> Result<Vec<ApproverStatsRow>, Refusal> {
+        self.authenticate_reader(call, self.now())?;
         let rules = self.projections.rules();
         let person = |id: &PersonId| rules.as_ref()?.bundle.person(id);
         let voted = self.state.stats().approvers();
@@ -100,16 +100,16 @@ impl Broker {
         let approvers = people.filter(|p| p.roles.contains(&Role::Approver));
         ids.extend(approvers.map(|p| p.id.clone()));
         let row = |id: PersonId| {
-            let figures = self.state.stats().approver(&id);
+            let stats = self.state.stats().approver(&id);
             let name = person(&id).map(|p| p.name.clone()).unwrap_or_default();
-            approver_row(id, name, &figures)
+            approver_row(id, name, &stats)
         };
         Ok(ids.into_iter().map(row).collect())
     }
 
-    /// What a card says beside the request itself: what is unusual, one sentence each, and how like requests were decided,
-    /// the reader's own votes apart; `None` where that was given up.
-    pub(in crate::broker) fn look_back(
+    /// The anomalies of a request, one sentence each, and how similar requests were decided, with the reader's own votes apart;
+    /// `None` where the history was evicted.
+    pub(in crate::broker) fn anomalies_and_history(
         &self,
         request: &AccessRequest,
         reader: &PersonId,
@@ -118,9 +118,9 @@ impl Broker {
     ) -> (Vec<String>, Option<History>) {
         let opened = &request.opened;
         let (agent, action) = (&opened.agent, &opened.action.action);
-        let figures = self.state.stats();
-        let habit = figures.action_stats(agent, action);
-        let at_opening = match figures.anomalies(&opened.access_request) {
+        let stats = self.state.stats();
+        let habit = stats.action_stats(agent, action);
+        let at_opening = match stats.anomalies(&opened.access_request) {
             Some(odd) => odd.to_vec(),
             None => vec![Anomaly::Evicted],
         };
@@ -132,7 +132,7 @@ impl Broker {
             now,
         );
         let unusual = at_opening.iter().chain(&at_showing).map(Anomaly::sentence);
-        let yours = figures.approver_action(reader, agent, action);
+        let yours = stats.approver_action(reader, agent, action);
         let history = habit.map(|habit| History {
             approved: few(habit.approved),
             denied: few(habit.denied),
@@ -147,8 +147,7 @@ impl Broker {
         (unusual.collect(), history)
     }
 
-    /// What an agent did with each action: those of its ceiling, used or not, and those it used when it had another,
-    /// the most asked for first.
+    /// An agent's use of each action of its ceiling and of those it used under an earlier ceiling, most requested first.
     pub(in crate::broker) fn activity(
         &self,
         id: &AgentId,
@@ -174,23 +173,23 @@ impl Broker {
     }
 }
 
-fn rule_row(rule: &RuleInfo, figures: RuleStats) -> RuleRow {
+fn rule_row(rule: &RuleInfo, stats: RuleStats) -> RuleStatsRow {
     let (remedy, asks) = match &rule.remedy {
         Some(Remedy::StepUp(profile)) => (format!("step_up {profile}"), true),
         Some(Remedy::MaxTtl(seconds)) => (format!("max_ttl {seconds}s"), false),
         None => (String::new(), false),
     };
-    // Permits and short lives determine pending answers too, but it is not they who ask.
-    let figures = match asks {
-        true => figures,
+    // Permits and TTL limits determine pending decisions too, but do not cause the access request.
+    let stats = match asks {
+        true => stats,
         false => RuleStats {
-            hits: figures.hits,
-            last_at: figures.last_at,
+            hits: stats.hits,
+            last_at: stats.last_at,
             ..RuleStats::default()
         },
     };
-    let median_s = figures.decide_times.median();
-    RuleRow {
+    let median_s = stats.decide_times.median();
+    RuleStatsRow {
         id: rule.id.clone(),
         file: rule.file.clone(),
         line: rule.line,
@@ -200,29 +199,29 @@ fn rule_row(rule: &RuleInfo, figures: RuleStats) -> RuleRow {
             RuleEffect::Forbid => "forbid",
         },
         remedy,
-        hits: figures.hits,
-        asked: figures.requested,
-        approved: figures.approved,
-        denied: figures.denied,
-        expired: figures.expired,
-        approved_percent: percent(figures.approved, figures.denied),
+        hits: stats.hits,
+        asked: stats.requested,
+        approved: stats.approved,
+        denied: stats.denied,
+        expired: stats.expired,
+        approved_percent: percent(stats.approved, stats.denied),
         median_s,
-        last_at: figures.last_at,
-        rubber_stamp: stats::is_rubber_stamp(figures.approved, figures.denied, median_s),
+        last_at: stats.last_at,
+        rubber_stamp: stats::is_rubber_stamp(stats.approved, stats.denied, median_s),
     }
 }
 
-fn approver_row(id: PersonId, name: String, figures: &ApproverStats) -> ApproverRow {
-    let median_s = figures.decide_times.median();
-    ApproverRow {
+fn approver_row(id: PersonId, name: String, stats: &ApproverStats) -> ApproverStatsRow {
+    let median_s = stats.decide_times.median();
+    ApproverStatsRow {
         id,
         name,
-        yes: figures.approvals,
-        no: figures.denials,
-        approved_percent: percent(figures.approvals, figures.denials),
+        approvals: stats.approvals,
+        denials: stats.denials,
+        approved_percent: percent(stats.approvals, stats.denials),
         median_s,
-        last_at: figures.last_at,
-        rubber_stamp: stats::is_rubber_stamp(figures.approvals, figures.denials, median_s),
+        last_at: stats.last_at,
+        rubber_stamp: stats::is_rubber_stamp(stats.approvals, stats.denials, median_s),
     }
 }
 

@@ -1,5 +1,5 @@
-//! What happened, entry by entry: the timeline of a task, and the search of the journal. Entries alone are read, never the
-//! blobs beside them: no prose, no sensitive parameter and no vote statement can come out here.
+//! Timeline of a task, and journal search. Reads entries alone, never the blobs beside them: no agent text, sensitive
+//! parameter or vote statement is returned.
 
 use serde_json::Value;
 
@@ -10,75 +10,76 @@ use crate::model::*;
 use crate::policy::Role;
 use crate::state::{Grant, TaskRecord};
 
-/// One thing that happened. Every text is safe to print.
+/// One event of a timeline. Every text is safe to print.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Moment {
-    /// The entry that tells of it; `None` for what time alone brought.
+pub struct TimelineEvent {
+    /// Its entry; `None` for an expiry without one.
     pub index: Option<u64>,
     /// When.
     pub at: Timestamp,
-    /// The entry's kind; empty for what time alone brought.
+    /// The entry's kind; empty without an entry.
     pub kind: &'static str,
-    /// What happened, in a few constant words.
+    /// A short constant description.
     pub what: &'static str,
-    /// Who did it: an agent, a person, a service, or `broker`.
+    /// The actor: an agent, a person, a service, or `broker`.
     pub who: String,
-    /// More of it.
+    /// Details.
     pub detail: String,
-    /// Ids to go on with.
+    /// Related ids.
     pub ids: Vec<String>,
 }
 
 /// A task from its verification to its end.
 #[derive(Debug, Clone)]
-pub struct Timeline {
+pub struct TaskTimeline {
     /// The task.
     pub task: TaskId,
-    /// Whose.
+    /// Its agent.
     pub agent: AgentId,
-    /// Who answers for the agent, as of the opening.
+    /// The agent's owner at the opening.
     pub owner: PersonId,
-    /// Why it is over; `None` while it runs.
-    pub over: Option<EndCause>,
-    /// In the order of happening.
-    pub moments: Vec<Moment>,
-    /// Entries in its midst that are left out.
+    /// Why it ended; `None` while it runs.
+    pub ended: Option<EndCause>,
+    /// In chronological order.
+    pub events: Vec<TimelineEvent>,
+    /// Entries in the middle that are left out.
     pub left_out: u64,
 }
 
-/// A page of what the journal has.
+/// A page of search results.
 #[derive(Debug, Clone, Default)]
-pub struct Found {
+pub struct SearchPage {
     /// Newest first.
-    pub moments: Vec<Moment>,
-    /// Where to go on: the next page has entries below this index. `None` at the beginning of the journal.
+    pub events: Vec<TimelineEvent>,
+    /// The next page has entries below this index; `None` at the beginning of the journal.
     pub next: Option<u64>,
 }
 
 /// Longest query, in bytes.
 pub const QUERY_BYTES_MAX: usize = 256;
 /// Most rows of a page of the search.
-pub const FOUND_MAX: usize = 50;
-/// Entries that one search looks at; the next goes on where it stopped.
-pub const SCAN_MAX: u64 = 20_000;
-/// Entries that are read at once.
+pub const SEARCH_PAGE_MAX: usize = 50;
+/// Entries scanned by one search; the next continues from there.
+pub const SEARCH_SCAN_MAX: u64 = 20_000;
+/// Entries read in one batch.
 const READ_AT_ONCE: u32 = 256;
 
 impl Broker {
-    /// A task's timeline: from the journal's entries of it, at most [`TASK_ENTRIES_MAX`](crate::state::TRACE_MAX) of them. For an
-    /// approver who is no operator, only of tasks that asked a group of theirs; another's and none get the same answer.
-    pub async fn timeline(&self, call: &CallContext, id: TaskId) -> Result<Timeline, Refusal> {
+    /// A task's timeline: from the journal's entries of it, at most [`TASK_ENTRIES_MAX`](crate::state::TRACE_MAX) of them. An
+    /// approver who is not an operator reads only tasks that requested approval from their groups; other and unknown tasks get
+    /// the same answer.
+    pub async fn timeline(&self, call: &CallContext, id: TaskId) -> Result<TaskTimeline, Refusal> {
         let now = self.now();
-        let reader = self.reading_person(call, now)?;
+        let reader = self.authenticate_reader_person(call, now)?;
         let unknown = || self.refuse(call.method, Reason::NotFound, format!("no task {id}"));
         let task = self.state.task(&id).ok_or_else(unknown)?;
         if let Some(person) = reader
-            && !self.may_look_into(&person, &id)
+            && !self.may_read_task(&person, &id)
         {
             return Err(unknown());
         }
         let (mut indexes, left_out) = self.state.task_entries(&id);
-        // The entry that ended many tasks at once.
+        // One entry may end many tasks.
         let ended = task.ended.map(|ended| ended.index);
         indexes.extend(ended.filter(|index| !indexes.contains(index)));
         let journal = self.journal.clone();
@@ -86,22 +87,22 @@ impl Broker {
             let stored = indexes.iter().map(|index| journal.entry(*index));
             stored.collect::<Result<Vec<_>, _>>()
         };
-        let stored = self.off_the_threads(call, read).await?;
-        let mut moments = vec![verified(&task)];
-        moments.extend(stored.iter().flatten().filter_map(|s| self.moment(s)));
+        let stored = self.spawn_blocking_read(call, read).await?;
+        let mut events = vec![verified(&task)];
+        events.extend(stored.iter().flatten().filter_map(|s| self.timeline_event(s)));
         let grants = self.state.grants_of_task(&id);
-        moments.extend(grants.iter().filter_map(|grant| expired(grant, &task, now)));
-        moments.sort_by_key(|moment| (moment.at, moment.index));
-        Ok(Timeline {
+        events.extend(grants.iter().filter_map(|grant| expired(grant, &task, now)));
+        events.sort_by_key(|event| (event.at, event.index));
+        Ok(TaskTimeline {
             task: id,
             agent: task.opened.agent.clone(),
             owner: task.opened.owner.clone(),
-            over: task
+            ended: task
                 .ended
                 .map(|ended| ended.cause)
                 .or_else(|| task.expired_cause(now))
-                .or_else(|| self.task_doomed(&task)),
-            moments,
+                .or_else(|| self.pending_task_end(&task)),
+            events,
             left_out,
         })
     }
@@ -109,48 +110,48 @@ impl Broker {
     /// Entries that name `query`, byte by byte: an id, an agent, a person, a service, an action, a target (`Type::id`), or a
     /// kind of entry; every entry for an empty one. Newest first, below the index `below`.
     ///
-    /// Looks at [`SCAN_MAX`] entries at most and gives [`FOUND_MAX`] at most: where `next` is there, a page with few rows or
-    /// none is no end.
+    /// Scans at most [`SEARCH_SCAN_MAX`] entries and returns at most [`SEARCH_PAGE_MAX`]: while `next` is present, a short or
+    /// empty page is not the end.
     pub async fn search(
         &self,
         call: &CallContext,
         query: &str,
         below: Option<u64>,
-    ) -> Result<Found, Refusal> {
+    ) -> Result<SearchPage, Refusal> {
         let now = self.now();
-        self.reader(call, now)?;
+        self.authenticate_reader(call, now)?;
         if query.len() > QUERY_BYTES_MAX {
-            let told = format!("must be at most {QUERY_BYTES_MAX} bytes");
-            return Err(self.malformed(call.method, &ParseError::new("query", told)));
+            let message = format!("must be at most {QUERY_BYTES_MAX} bytes");
+            return Err(self.malformed(call.method, &ParseError::new("query", message)));
         }
         let head = self.state.position().1.saturating_add(1);
         let mut place = below.unwrap_or(head).min(head);
         let journal = self.journal.clone();
         let query = query.to_owned();
         let read = move || {
-            let stop = place.saturating_sub(SCAN_MAX);
+            let stop = place.saturating_sub(SEARCH_SCAN_MAX);
             let mut found = Vec::new();
             while place > stop {
                 for stored in journal.entries_below(place, READ_AT_ONCE)? {
                     place = stored.index;
-                    if tells_of(&stored.text, &query) {
+                    if mentions(&stored.text, &query) {
                         found.push(stored);
                     }
-                    if found.len() >= FOUND_MAX || place <= stop {
+                    if found.len() >= SEARCH_PAGE_MAX || place <= stop {
                         return Ok((found, place));
                     }
                 }
             }
             Ok((found, place))
         };
-        let (found, place) = self.off_the_threads(call, read).await?;
-        Ok(Found {
-            moments: found.iter().filter_map(|s| self.moment(s)).collect(),
+        let (found, place) = self.spawn_blocking_read(call, read).await?;
+        Ok(SearchPage {
+            events: found.iter().filter_map(|s| self.timeline_event(s)).collect(),
             next: (place > 0).then_some(place),
         })
     }
 
-    async fn off_the_threads<T: Send + 'static>(
+    async fn spawn_blocking_read<T: Send + 'static>(
         &self,
         call: &CallContext,
         read: impl FnOnce() -> Result<T, crate::journal::OpenError> + Send + 'static,
@@ -162,8 +163,8 @@ impl Broker {
             .map_err(|e| unreadable(e.to_string()))
     }
 
-    /// Whether a person may look into a task: operators into all, approvers into those that asked a group of theirs.
-    fn may_look_into(&self, person: &PersonCaller, task: &TaskId) -> bool {
+    /// Whether a person may read a task: operators all, approvers those that requested approval from their groups.
+    fn may_read_task(&self, person: &PersonCaller, task: &TaskId) -> bool {
         let Some(rules) = self.projections.rules() else {
             return false;
         };
@@ -182,8 +183,8 @@ impl Broker {
                 .any(|request| request.opened.decision.required_profiles.iter().any(asked))
     }
 
-    /// An entry as people read it; `None` for one that this version cannot read.
-    fn moment(&self, stored: &StoredEntry) -> Option<Moment> {
+    /// An entry as a timeline event; `None` for one that this version cannot parse.
+    fn timeline_event(&self, stored: &StoredEntry) -> Option<TimelineEvent> {
         let entry = Entry::parse(&stored.text).ok()?;
         let by = |person: &Option<PersonId>| match person {
             Some(person) => person.to_string(),
@@ -194,7 +195,7 @@ impl Broker {
         {
             Event::EpochStarted(f) => (
                 "EpochStarted",
-                "the journal began",
+                "journal started",
                 BROKER.to_owned(),
                 format!("realm {}", f.realm),
                 vec![],
@@ -229,20 +230,20 @@ impl Broker {
                 "AgentSuspended",
                 match f.denials {
                     None => "agent suspended",
-                    Some(_) => "agent quarantined",
+                    Some(_) => "agent suspended after denials",
                 },
                 f.by.to_string(),
                 match f.denials {
                     None => f.agent.to_string(),
-                    Some(noes) => {
-                        format!("{}: {noes} noes within the policy bundle's time", f.agent)
+                    Some(count) => {
+                        format!("{}: {count} denials within the policy bundle's window", f.agent)
                     }
                 },
                 vec![f.agent.to_string()],
             ),
             Event::AgentResumed(f) => (
                 "AgentResumed",
-                "agent back in service",
+                "agent resumed",
                 f.by.to_string(),
                 f.agent.to_string(),
                 vec![f.agent.to_string()],
@@ -294,7 +295,7 @@ impl Broker {
             ),
             Event::LeasesExtended(f) => (
                 "LeasesExtended",
-                "signs of life",
+                "leases extended",
                 BROKER.to_owned(),
                 format!("of {} tasks", f.leases.len()),
                 vec![],
@@ -308,7 +309,7 @@ impl Broker {
             ),
             Event::RequestDenied(f) => (
                 "RequestDenied",
-                "denied by rules",
+                "denied by policy",
                 String::new(),
                 format!("{}: {}", f.reason, doing(&f.action)),
                 vec![f.id.to_string(), f.task.to_string()],
@@ -317,7 +318,7 @@ impl Broker {
                 let needs: Vec<_> = f.decision.required_profiles.iter().map(|n| n.name.as_str()).collect();
                 (
                     "AccessRequestOpened",
-                    "people asked",
+                    "approval requested",
                     f.agent.to_string(),
                     format!("{}, under {}", doing(&f.action), needs.join(", ")),
                     vec![f.access_request.to_string(), f.task.to_string()],
@@ -326,8 +327,8 @@ impl Broker {
             Event::VoteCast(f) => (
                 "VoteCast",
                 match f.verdict {
-                    Verdict::Approve => "yes",
-                    Verdict::Deny => "no",
+                    Verdict::Approve => "vote: approve",
+                    Verdict::Deny => "vote: deny",
                 },
                 f.voter.to_string(),
                 match f.verdict {
@@ -342,7 +343,7 @@ impl Broker {
             ),
             Event::VoteRefused(f) => (
                 "VoteRefused",
-                "vote refused",
+                "vote rejected",
                 f.voter.to_string(),
                 f.reason.clone(),
                 vec![f.access_request.to_string()],
@@ -350,10 +351,10 @@ impl Broker {
             Event::AccessRequestClosed(f) => (
                 "AccessRequestClosed",
                 match f.cause {
-                    CloseCause::Cancelled => "taken back",
-                    CloseCause::Expired => "nobody decided in time",
-                    CloseCause::Policy => "no longer asked for by the rules",
-                    CloseCause::Frozen => "closed by a freeze",
+                    CloseCause::Cancelled => "request cancelled",
+                    CloseCause::Expired => "request expired",
+                    CloseCause::Policy => "request ended by a policy change",
+                    CloseCause::Frozen => "request ended by a freeze",
                 },
                 BROKER.to_owned(),
                 String::new(),
@@ -370,7 +371,7 @@ impl Broker {
                 let consumed = f.consumed.iter().map(ToString::to_string);
                 (
                     "TokenIssued",
-                    "token given",
+                    "token issued",
                     f.agent.to_string(),
                     format!("{} for {life}{under}", doing(&f.action)),
                     [f.jti.to_string(), f.decision.id.to_string()]
@@ -381,7 +382,7 @@ impl Broker {
             }
             Event::TokenReissued(f) => (
                 "TokenReissued",
-                "token signed again",
+                "token reissued",
                 BROKER.to_owned(),
                 format!("by key {}", f.kid),
                 vec![f.jti.to_string()],
@@ -411,13 +412,13 @@ impl Broker {
             ),
             Event::RefusalsCounted(f) => (
                 "RefusalsCounted",
-                "calls refused before anyone was known",
+                "unauthenticated calls refused",
                 BROKER.to_owned(),
                 format!("{} since {}", f.count, f.since),
                 vec![],
             ),
         };
-        Some(Moment {
+        Some(TimelineEvent {
             index: Some(entry.index),
             at: entry.at,
             kind,
@@ -429,19 +430,19 @@ impl Broker {
     }
 }
 
-/// Who did what no caller did.
+/// The actor of events without a caller.
 const BROKER: &str = "broker";
-/// Most ids of a moment.
+/// Most ids of an event.
 const IDS_MAX: usize = 8;
 
 fn named<T: ToString>(ids: &[T]) -> Vec<String> {
     ids.iter().take(IDS_MAX).map(ToString::to_string).collect()
 }
 
-/// Gate 1's moment, from the entry that opened the task.
-fn verified(task: &TaskRecord) -> Moment {
+/// The verification of the evidence, from the entry that opened the task.
+fn verified(task: &TaskRecord) -> TimelineEvent {
     let facts = &task.opened.evidence;
-    Moment {
+    TimelineEvent {
         index: None,
         at: facts.verified_at,
         kind: "",
@@ -452,12 +453,12 @@ fn verified(task: &TaskRecord) -> Moment {
     }
 }
 
-/// A token's natural end, when nothing ended it before.
-fn expired(grant: &Grant, task: &TaskRecord, now: Timestamp) -> Option<Moment> {
+/// The expiry of a token that was not ended before.
+fn expired(grant: &Grant, task: &TaskRecord, now: Timestamp) -> Option<TimelineEvent> {
     let at = Timestamp::from_secs(grant.issued.exp);
     let ended = [grant.ended, task.ended];
     let before = ended.iter().flatten().any(|ended| ended.at < at);
-    (now >= at && !before).then(|| Moment {
+    (now >= at && !before).then(|| TimelineEvent {
         index: None,
         at,
         kind: "",
@@ -471,12 +472,12 @@ fn expired(grant: &Grant, task: &TaskRecord, now: Timestamp) -> Option<Moment> {
     })
 }
 
-/// Whether a stored entry names the query: as its kind, or as a whole text somewhere in its body, parameters apart.
-fn tells_of(stored: &str, query: &str) -> bool {
+/// Whether a stored entry mentions the query: as its kind, or as a whole text in its body, parameters excluded.
+fn mentions(stored: &str, query: &str) -> bool {
     if query.is_empty() || kind(stored).is_some_and(|kind| kind.eq_ignore_ascii_case(query)) {
         return true;
     }
-    // Parsing is dear: most entries do not have the bytes at all.
+    // Parsing is expensive: most entries do not contain the bytes at all.
     let last = query.rsplit("::").next().unwrap_or(query);
     let Ok(needle) = json::canonical(&Value::String(last.to_owned())) else {
         return false;
@@ -528,7 +529,7 @@ mod tests {
     );
 
     #[test]
-    fn a_query_is_a_whole_word_of_the_body() {
+    fn search_matches_whole_tokens() {
         for hit in [
             "",
             "RequestDenied",
@@ -538,7 +539,7 @@ mod tests {
             "Account::ann",
             "task_1",
         ] {
-            assert!(tells_of(STORED, hit), "{hit}");
+            assert!(mentions(STORED, hit), "{hit}");
         }
         for miss in [
             "an",
@@ -552,9 +553,9 @@ mod tests {
             "\"",
             "body",
         ] {
-            assert!(!tells_of(STORED, miss), "{miss}");
+            assert!(!mentions(STORED, miss), "{miss}");
         }
         let only_a_parameter = STORED.replace(r#"{"id":"ann","#, r#"{"id":"bob","#);
-        assert!(!tells_of(&only_a_parameter, "ann"));
+        assert!(!mentions(&only_a_parameter, "ann"));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::broker::governance::pending_revocation::{Doomed, Wish};
+use crate::broker::governance::pending_revocation::{RevocationTarget, PendingRevocation};
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};
 use crate::model::*;
@@ -64,7 +64,7 @@ impl Broker {
         call: &CallContext,
         input: EndTaskInput,
     ) -> Result<EndReport, Refusal> {
-        let operator = self.person(call)?;
+        let operator = self.authenticate_person(call)?;
         if self.state.task(&input.task).is_none() {
             return Err(self.refuse(
                 call.method,
@@ -72,7 +72,7 @@ impl Broker {
                 format!("no task {}", input.task),
             ));
         }
-        let rules = self.still_operator(call, &operator)?;
+        let rules = self.require_operator(call, &operator)?;
         let read_set = vec![(Stream::Policy, rules.version)];
         self.end_task(
             call.method,
@@ -97,11 +97,11 @@ impl Broker {
         self.transaction(call.method, END_ATTEMPTS, "the access request keeps changing while it is cancelled", |attempt| async move {
             let now = self.now();
             let opened = self
-                .own_request(call, &task.opened.task, &id)?
+                .request_of_task(call, &task.opened.task, &id)?
                 .opened
                 .clone();
-            let read_set = self.request_premises(&opened);
-            let request = self.own_request(call, &task.opened.task, &id)?;
+            let read_set = self.request_read_set(&opened);
+            let request = self.request_of_task(call, &task.opened.task, &id)?;
             if !request.is_pending(now) || !self.is_running(task, now) {
                 return Err(self.refuse(
                     call.method,
@@ -110,7 +110,7 @@ impl Broker {
                 ).into());
             }
             // An agent that cancels while an approver is about to vote is counted as having had an answer.
-            let begun = self.vote_begun(&id, now);
+            let begun = self.has_pending_statement(&id, now);
             let event = Event::AccessRequestClosed(AccessRequestClosed {
                 access_request: id,
                 cause: CloseCause::Cancelled,
@@ -151,7 +151,7 @@ impl Broker {
                 .state
                 .task(id)
                 .ok_or_else(|| self.refuse(method, Reason::NotFound, "no such task"))?;
-            let task_reads = self.task_premises(&task.opened);
+            let task_reads = self.task_read_set(&task.opened);
             let task = self.state.task(id).unwrap_or(task);
             if task.ended.is_some() {
                 return Ok(self.end_report(&task, now));
@@ -172,11 +172,11 @@ impl Broker {
                 ..Append::one(event, vec![(Stream::Task(*id), task.version)])
             };
             let refuse = |error: &AppendError| {
-                let wish = Wish { by, cause, outcome };
-                self.doom(method, Doomed::Task(*id), wish, error)
+                let order = PendingRevocation { by, cause, outcome };
+                self.defer_revocation(method, RevocationTarget::Task(*id), order, error)
             };
             attempt.append_or(append, refuse).await?;
-            self.pardon(&Doomed::Task(*id));
+            self.clear_pending(&RevocationTarget::Task(*id));
             let task = self.state.task(id).unwrap_or(task);
             Ok(self.end_report(&task, now))
         })

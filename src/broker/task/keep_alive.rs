@@ -104,7 +104,7 @@ impl Broker {
             let Some(opened) = self.state.task(&id).map(|task| task.opened.clone()) else {
                 continue;
             };
-            let task_reads = self.task_premises(&opened);
+            let task_reads = self.task_read_set(&opened);
             let Some(task) = self.state.task(&id).filter(|task| self.is_running(task, now)) else {
                 continue;
             };

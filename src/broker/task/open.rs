@@ -62,7 +62,7 @@ impl Broker {
         self.check_rate_limit(call, CallerId::Agent(agent))?;
         // Any key is accepted here; one the agent is not pinned to is refused by gate 1 below.
         let possession =
-            self.opening_possession(call, verify::evidence_hash(&input.evidence), now)?;
+            self.possession_for_open_task(call, verify::evidence_hash(&input.evidence), now)?;
         if input.max_duration <= 0 {
             return Err(self.refuse(
                 call.method,
@@ -226,7 +226,7 @@ impl Broker {
     /// What the journal says of an agent, each value read together with its version.
     fn agent_records(&self, agent: &RegisteredAgent) -> AgentRecords {
         let restriction = |(in_force, version)| Restriction { in_force, version };
-        let freeze = |scope| restriction(self.freeze_of(&scope));
+        let freeze = |scope| restriction(self.freeze_status(&scope));
         AgentRecords {
             id: agent.id.clone(),
             owner: agent.owner.clone(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::approve::Denied;
+use crate::approve::DeniedDecision;
 use crate::broker::token::request::{DeniedReply, TokenAttempt, TokenReply};
 use crate::broker::{Broker, CallContext, REFUSALS_PER_MINUTE, Refusal};
 use crate::journal::{Append, Blob};
@@ -53,7 +53,7 @@ impl Broker {
     pub(in crate::broker) async fn deny(
         &self,
         attempt: &TokenAttempt<'_>,
-        denied: Denied,
+        denied: DeniedDecision,
     ) -> Result<TokenReply, Refusal> {
         let TokenAttempt {
             input,

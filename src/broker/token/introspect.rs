@@ -40,7 +40,7 @@ impl Broker {
         token: &Secret,
     ) -> Result<Option<Introspected>, Refusal> {
         let now = self.now();
-        let caller = self.service(call, now)?;
+        let caller = self.authenticate_service(call, now)?;
         Ok(self
             .active_grant(token, &caller.audiences, now)
             .filter(|grant| !grant.is_spent())
@@ -58,7 +58,7 @@ impl Broker {
         token: &Secret,
         use_id: &UseId,
     ) -> Result<Consumed, Refusal> {
-        let caller = self.service(call, self.now())?;
+        let caller = self.authenticate_service(call, self.now())?;
         let inactive = || {
             self.refuse(
                 call.method,
@@ -88,7 +88,7 @@ impl Broker {
             let lease = task.as_ref().and_then(|t| t.lease).map(|lease| lease.until);
             let until = lease.map_or(until, |lease| lease.min(until));
             let opened = task.as_ref().map(|t| &*t.opened);
-            let freezes = self.freeze_premises(&found.issued, opened, &rules);
+            let freezes = self.freeze_read_set(&found.issued, opened, &rules);
             let task = task.as_ref().map_or(Version::MAX, |t| t.version);
             let agent = self.state.agent_status(&found.issued.agent).version;
             let trust = self

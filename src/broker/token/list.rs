@@ -49,7 +49,7 @@ impl Broker {
         max: usize,
     ) -> Result<Vec<LiveToken>, Refusal> {
         let now = self.now();
-        self.reader(call, now)?;
+        self.authenticate_reader(call, now)?;
         let max = max.min(PAGE_MAX);
         let sort_key = |grant: &Grant| (grant.issued.exp, grant.issued.jti);
         let after = match after {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::approve::{self, ApproveError, Decision, Order};
+use crate::approve::{self, ApproveError, GateDecision, TokenTerms};
 use crate::broker::transaction::{Transaction, TransactionError};
 use crate::broker::{ATTEMPTS, Broker, CallContext, ATTACHED_MAX, Refusal};
 use crate::model::*;
@@ -222,10 +222,10 @@ impl Broker {
             tokio::pin!(expired);
             // A call that only waits holds no concurrency permit.
             call.permit.release();
-            let mut subscription = self.bells.listen(pending.access_request);
+            let mut subscription = self.notifier.subscribe(pending.access_request);
             // Later changes notify the subscription; earlier ones show in the versions.
             loop {
-                subscription.heard();
+                subscription.mark_seen();
                 if self.journal.head().borrow().failed {
                     return Err(self.refuse(
                         call.method,
@@ -240,7 +240,7 @@ impl Broker {
                     () = &mut until => return Ok(TokenReply::Pending(pending)),
                     _ = stopping.wait_for(|stopping| *stopping) => return Ok(TokenReply::Pending(pending)),
                     () = &mut expired => break,
-                    () = subscription.rings() => {}
+                    () = subscription.changed() => {}
                 }
             }
             last = Some(*pending);
@@ -328,7 +328,7 @@ impl Broker {
         let asks = self.state.access_request_history(&task.opened.agent);
         let waiting = self.state.pending_request_for(&input.task, input.action.digest(), now);
         self.check_same_action(&attempt)?;
-        let order = Order {
+        let order = TokenTerms {
             action: input.action.clone(),
             ttl: input.ttl,
         };
@@ -341,10 +341,10 @@ impl Broker {
             self.decision_context(&rules),
             id,
         ) {
-            Ok(Decision::Approved(approved)) => {
+            Ok(GateDecision::Approved(approved)) => {
                 self.issue(&attempt, *approved, position, transaction).await
             }
-            Ok(Decision::Pending(pending)) => match waiting {
+            Ok(GateDecision::Pending(pending)) => match waiting {
                 Some(request) => {
                     self.attach(&attempt, &request)?;
                     self.count_decision("pending", &request.opened.decision.rules);
@@ -355,7 +355,7 @@ impl Broker {
                         .await
                 }
             },
-            Ok(Decision::Denied(denied)) => Ok(self.deny(&attempt, *denied).await?),
+            Ok(GateDecision::Denied(denied)) => Ok(self.deny(&attempt, *denied).await?),
             Err(ApproveError::NoTime("evidence")) => Err(closed(&VerifyError::Stale).into()),
             Err(ApproveError::NoTime(_)) => Err(self.refuse(
                 call.method,

@@ -1,6 +1,6 @@
 //! Revoking a token.
 
-use crate::broker::governance::pending_revocation::{Doomed, Wish};
+use crate::broker::governance::pending_revocation::{RevocationTarget, PendingRevocation};
 use crate::broker::transaction::UNTIL_DONE;
 use crate::broker::{Broker, CallContext, Refusal};
 use crate::journal::{Append, AppendError};
@@ -25,10 +25,10 @@ impl Broker {
         call: &CallContext,
         jti: TokenId,
     ) -> Result<TokenRevoked, Refusal> {
-        let operator = self.person(call)?;
+        let operator = self.authenticate_person(call)?;
         let operator = &operator;
         self.transaction(call.method, UNTIL_DONE, "the token keeps changing while it is revoked", |attempt| async move {
-            let rules = self.still_operator(call, operator)?;
+            let rules = self.require_operator(call, operator)?;
             let Some(grant) = self.state.grant(&jti) else {
                 let message = format!("no token {jti} was issued here");
                 return Err(self.refuse(call.method, Reason::NotFound, message).into());
@@ -52,11 +52,11 @@ impl Broker {
                 ..Append::one(event, vec![(Stream::Token(jti), grant.version)])
             };
             let refuse = |error: &AppendError| {
-                let wish = Wish::of(operator.id.clone(), EndCause::Operator);
-                self.doom(call.method, Doomed::Token(jti), wish, error)
+                let order = PendingRevocation::new(operator.id.clone(), EndCause::Operator);
+                self.defer_revocation(call.method, RevocationTarget::Token(jti), order, error)
             };
             let entry = attempt.append_or(append, refuse).await?;
-            self.pardon(&Doomed::Token(jti));
+            self.clear_pending(&RevocationTarget::Token(jti));
             Ok(TokenRevoked {
                 changed: true,
                 cause: EndCause::Operator,

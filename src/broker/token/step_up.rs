@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::approve::{Pending, votes};
+use crate::approve::{PendingDecision, votes};
 use crate::broker::token::request::{DecisionVersions, PendingReply, ProfileState, TokenAttempt, TokenReply};
 use crate::broker::transaction::{Transaction, TransactionError};
 use crate::broker::{Broker, Refusal};
@@ -20,7 +20,7 @@ impl Broker {
     pub(in crate::broker) async fn open_access_request(
         &self,
         attempt: &TokenAttempt<'_>,
-        pending: Pending,
+        pending: PendingDecision,
         asks: &Versioned<AccessRequestHistory>,
         transaction: Transaction<'_>,
     ) -> Result<TokenReply, TransactionError> {
@@ -192,8 +192,8 @@ impl Broker {
         rules: &ActivePolicy,
         now: Timestamp,
     ) -> Vec<ProfileState> {
-        let electorate = self.electorate(&rules.bundle);
-        let tally = votes::tally(request, electorate, now);
+        let voter_context = self.voter_context(&rules.bundle);
+        let tally = votes::tally(request, voter_context, now);
         let state = |need: &ProfileRef| {
             let defined = rules.bundle.profile(&need.name);
             ProfileState {

@@ -67,7 +67,7 @@ pub(super) async fn list(
     Query(query): Query<AgentsQuery>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
-    let user = console.broker.visitor(&request.context)?;
+    let user = console.broker.signed_in_user(&request.context)?;
     let after = query.after.as_deref().map(AgentId::parse).transpose()?;
     let agents = console
         .broker
@@ -112,7 +112,7 @@ pub(super) async fn page(
     Path(id): Path<String>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
-    let user = console.broker.visitor(&request.context)?;
+    let user = console.broker.signed_in_user(&request.context)?;
     let id = AgentId::parse(&id)?;
     let view = console.broker.get_agent(&request.context, &id)?;
     let now = console.broker.now();

@@ -13,7 +13,7 @@ use super::page::Page;
 use super::response;
 use super::session_cookie::ConsoleRequest;
 use super::state::Console;
-use crate::broker::{ApproverRow, ApproverView, PasskeyView};
+use crate::broker::{ApproverStatsRow, ApproverView, PasskeyView};
 use crate::model::{PersonId, Timestamp};
 
 #[derive(Template)]
@@ -46,10 +46,10 @@ pub(super) async fn page(
     State(console): State<Arc<Console>>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
-    let user = console.broker.visitor(&request.context)?;
+    let user = console.broker.signed_in_user(&request.context)?;
     let people = console.broker.list_approvers(&request.context)?;
-    let stats = console.broker.approver_figures(&request.context)?;
-    let stats: HashMap<PersonId, ApproverRow> =
+    let stats = console.broker.approver_stats(&request.context)?;
+    let stats: HashMap<PersonId, ApproverStatsRow> =
         stats.into_iter().map(|row| (row.id.clone(), row)).collect();
     let now = console.broker.now();
     Ok(response::html(&ApproversPage {
@@ -61,14 +61,14 @@ pub(super) async fn page(
     }))
 }
 
-fn person_row(person: &ApproverView, stats: Option<&ApproverRow>, now: Timestamp) -> PersonRow {
+fn person_row(person: &ApproverView, stats: Option<&ApproverStatsRow>, now: Timestamp) -> PersonRow {
     let groups: Vec<&str> = person
         .roles
         .iter()
         .map(|role| role.as_str())
         .chain(person.groups.iter().map(|group| group.as_str()))
         .collect();
-    let votes = stats.map_or(0, |row| row.yes.saturating_add(row.no));
+    let votes = stats.map_or(0, |row| row.approvals.saturating_add(row.denials));
     PersonRow {
         id: escape(person.id.as_str()),
         name: if person.name.is_empty() {

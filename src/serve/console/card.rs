@@ -12,7 +12,7 @@ use super::page::Page;
 use super::response;
 use super::session_cookie::ConsoleRequest;
 use super::state::Console;
-use crate::broker::{AccessRequestStatus, Ballot, Ineligible};
+use crate::broker::{AccessRequestStatus, VoteOptions, Ineligible};
 use crate::card::{Card, Row, SectionKind, Shown};
 use crate::model::AccessRequestId;
 use crate::serve::request_log::record;
@@ -58,11 +58,11 @@ pub(super) async fn page(
     Path(id): Path<String>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
-    let user = console.broker.visitor(&request.context)?;
+    let user = console.broker.signed_in_user(&request.context)?;
     let id = AccessRequestId::parse(&id)?;
     record("access_request", &id);
     let card = console.broker.card(&request.context, &id)?;
-    let ballot = console.broker.ballot(&request.context, &id)?;
+    let vote_options = console.broker.vote_options(&request.context, &id)?;
     let now = console.broker.now();
     let mut shown = card.show(now);
     let environment = &mut shown.headline.environment;
@@ -78,13 +78,13 @@ pub(super) async fn page(
         }
     }
     let open = card.standing == AccessRequestStatus::Waiting;
-    let (vote, not_eligible) = match &ballot.vote {
+    let (vote, not_eligible) = match &vote_options.vote {
         _ if !open => (None, None),
         Ok(profiles) => {
             let profiles = profiles
                 .iter()
                 .map(|name| profile_option(&card, name.as_str()));
-            (Some(vote_form(&card, profiles.collect(), &ballot)), None)
+            (Some(vote_form(&card, profiles.collect(), &vote_options)), None)
         }
         Err(why) => (None, Some(not_eligible(why))),
     };
@@ -121,7 +121,7 @@ fn target_name(shown: &Shown) -> Option<String> {
     (*name != shown.headline.object).then(|| name.clone())
 }
 
-fn vote_form(card: &Card, profiles: Vec<ProfileOption>, ballot: &Ballot) -> VoteForm {
+fn vote_form(card: &Card, profiles: Vec<ProfileOption>, vote_options: &VoteOptions) -> VoteForm {
     VoteForm {
         profiles,
         max_ttl: card.max_ttl,
@@ -136,7 +136,7 @@ fn vote_form(card: &Card, profiles: Vec<ProfileOption>, ballot: &Ballot) -> Vote
             Some(uses) => format!("{} s, {uses} uses", card.max_ttl),
         },
         policy: card.policy.to_string(),
-        dwell_ms: ballot.read_longer.as_millis(),
+        dwell_ms: vote_options.dwell_remaining.as_millis(),
     }
 }
 
@@ -169,7 +169,7 @@ const fn not_eligible(why: &Ineligible) -> &'static str {
             "The policy on who approves changed after this request was opened. The agent must request again."
         }
         Ineligible::HasVoted => "You have voted on this request. It still needs other approvers.",
-        Ineligible::NotByPasskey | Ineligible::NoPasskey => {
+        Ineligible::PasskeyRequired | Ineligible::NoPasskey => {
             "This request needs a vote by passkey, and you have none enrolled. Ask an operator for an invitation."
         }
     }

@@ -14,7 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::error::ConsoleError;
 use super::session_cookie::ConsoleRequest;
 use super::state::Console;
-use crate::broker::InboxNews;
+use crate::broker::InboxEvent;
 use crate::serve::timeouts::ConnectionClosing;
 
 /// Changes within this time are one event.
@@ -47,7 +47,7 @@ pub(super) async fn stream(
     let is_session_active = move || {
         session
             .as_ref()
-            .is_some_and(|session| broker.goes_on(session))
+            .is_some_and(|session| broker.is_session_alive(session))
     };
     let broker = console.broker.clone();
     let life = Duration::from_millis(watch.life_ms);
@@ -83,8 +83,8 @@ pub(super) async fn stream(
             }
             while let Some(news) = watch.next(&broker).await {
                 let event = match news {
-                    InboxNews::Heartbeat(_) => Bytes::from_static(b": beat\n\n"),
-                    InboxNews::Snapshot(_) | InboxNews::Changed(_) | InboxNews::Turn => {
+                    InboxEvent::Heartbeat(_) => Bytes::from_static(b": beat\n\n"),
+                    InboxEvent::Snapshot(_) | InboxEvent::Changed(_) | InboxEvent::BudgetChanged => {
                         tokio::time::sleep(BATCH_WINDOW).await;
                         Bytes::from_static(b"event: changed\ndata: inbox\n\n")
                     }

@@ -13,7 +13,7 @@ use super::page::Page;
 use super::response;
 use super::session_cookie::ConsoleRequest;
 use super::state::Console;
-use crate::broker::{InboxAsk, InboxCursor, InboxPage, InboxRow, Ineligible};
+use crate::broker::{InboxQuery, InboxCursor, InboxPage, InboxRow, Ineligible};
 use crate::model::{MatchPhrase, Timestamp};
 
 /// Requests on one page.
@@ -64,16 +64,16 @@ struct RequestRow {
 }
 
 #[derive(Deserialize)]
-pub(super) struct InboxQuery {
+pub(super) struct InboxPageQuery {
     after: Option<String>,
 }
 
 pub(super) async fn page(
     State(console): State<Arc<Console>>,
-    Query(query): Query<InboxQuery>,
+    Query(query): Query<InboxPageQuery>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
-    let user = console.broker.visitor(&request.context)?;
+    let user = console.broker.signed_in_user(&request.context)?;
     Ok(response::html(&InboxHtml {
         inbox: inbox(&console, &request, &query)?,
         page: Page::new(&console, &request, &user, "Inbox"),
@@ -83,7 +83,7 @@ pub(super) async fn page(
 /// The rows alone, for the script.
 pub(super) async fn rows(
     State(console): State<Arc<Console>>,
-    Query(query): Query<InboxQuery>,
+    Query(query): Query<InboxPageQuery>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
     let inbox = inbox(&console, &request, &query)?;
@@ -93,9 +93,9 @@ pub(super) async fn rows(
 fn inbox(
     console: &Console,
     request: &ConsoleRequest,
-    query: &InboxQuery,
+    query: &InboxPageQuery,
 ) -> Result<InboxView, ConsoleError> {
-    let inbox_request = InboxAsk {
+    let inbox_request = InboxQuery {
         mine: false,
         size: ROWS_MAX,
         after: query.after.as_deref().map(InboxCursor::parse).transpose()?,
@@ -142,7 +142,7 @@ fn request_row(row: &InboxRow, now: Timestamp) -> RequestRow {
     RequestRow {
         id: opened.access_request.to_string(),
         risk: format::risk(row.access.risk),
-        status: row.access.standing.as_str(),
+        status: row.access.status.as_str(),
         title: if row.access.title.is_empty() {
             escape(opened.action.action.as_str())
         } else {
@@ -167,6 +167,6 @@ const fn not_eligible(why: &Ineligible) -> &'static str {
         Ineligible::Owner => "your agent, so others decide",
         Ineligible::ProfileChanged => "the policy changed: the agent must request again",
         Ineligible::HasVoted => "you have voted",
-        Ineligible::NotByPasskey | Ineligible::NoPasskey => "you have no passkey",
+        Ineligible::PasskeyRequired | Ineligible::NoPasskey => "you have no passkey",
     }
 }

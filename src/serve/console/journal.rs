@@ -36,7 +36,7 @@ pub(super) async fn page(
     Query(query): Query<JournalQuery>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
-    let user = console.broker.visitor(&request.context)?;
+    let user = console.broker.signed_in_user(&request.context)?;
     let text = query.q.as_deref().unwrap_or_default().trim();
     let found = console
         .broker
@@ -47,7 +47,7 @@ pub(super) async fn page(
     Ok(response::html(&JournalPage {
         page: Page::new(&console, &request, &user, "Journal"),
         events: found
-            .moments
+            .events
             .iter()
             .map(|event| TimelineRow::new(event, now))
             .collect(),

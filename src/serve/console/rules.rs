@@ -12,7 +12,7 @@ use super::page::Page;
 use super::response;
 use super::session_cookie::ConsoleRequest;
 use super::state::Console;
-use crate::broker::RuleRow;
+use crate::broker::RuleStatsRow;
 
 #[derive(Template)]
 #[template(path = "rules.html", config = "src/serve/console/askama.toml")]
@@ -38,7 +38,7 @@ pub(super) async fn page(
     State(console): State<Arc<Console>>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
-    let user = console.broker.visitor(&request.context)?;
+    let user = console.broker.signed_in_user(&request.context)?;
     let rules = console.broker.list_rules(&request.context)?;
     Ok(response::html(&RulesPage {
         page: Page::new(&console, &request, &user, "Rules"),
@@ -46,7 +46,7 @@ pub(super) async fn page(
     }))
 }
 
-fn rule_row(rule: &RuleRow) -> RuleTableRow {
+fn rule_row(rule: &RuleStatsRow) -> RuleTableRow {
     RuleTableRow {
         id: escape(&rule.id),
         kind: rule.kind,

@@ -67,7 +67,7 @@ pub(super) async fn list(
     Query(query): Query<TasksQuery>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
-    let user = console.broker.visitor(&request.context)?;
+    let user = console.broker.signed_in_user(&request.context)?;
     let filter = TaskFilter {
         agent: None,
         ended: query.ended.is_some(),
@@ -94,7 +94,7 @@ fn task_row(view: &TaskView, now: Timestamp) -> TaskRow {
         owner: escape(opened.owner.as_str()),
         opened: DisplayTime::new(opened.opened_at, now),
         until: DisplayTime::new(opened.deadline, now),
-        ended: view.over.map(|cause| cause.as_str()),
+        ended: view.ended.map(|cause| cause.as_str()),
         tokens: view.tokens_live,
         waiting: view.access_requests_waiting,
     }
@@ -105,7 +105,7 @@ pub(super) async fn page(
     Path(id): Path<String>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
-    let user = console.broker.visitor(&request.context)?;
+    let user = console.broker.signed_in_user(&request.context)?;
     let id = TaskId::parse(&id)?;
     record("task", &id);
     let timeline = console.broker.timeline(&request.context, id).await?;
@@ -117,9 +117,9 @@ pub(super) async fn page(
         id: timeline.task.to_string(),
         agent: escape(timeline.agent.as_str()),
         owner: escape(timeline.owner.as_str()),
-        ended: timeline.over.map(|cause| cause.as_str()),
+        ended: timeline.ended.map(|cause| cause.as_str()),
         events: timeline
-            .moments
+            .events
             .iter()
             .map(|event| TimelineRow::new(event, now))
             .collect(),

@@ -1,7 +1,7 @@
 //! Timeline events as rows of pages.
 
 use super::format::{DisplayTime, escape};
-use crate::broker::Moment;
+use crate::broker::TimelineEvent;
 use crate::model::{AccessRequestId, TaskId, Timestamp};
 use crate::serve::routes;
 
@@ -43,7 +43,7 @@ impl IdLink {
 }
 
 impl TimelineRow {
-    pub(super) fn new(moment: &Moment, now: Timestamp) -> Self {
+    pub(super) fn new(moment: &TimelineEvent, now: Timestamp) -> Self {
         Self {
             class: class(moment.kind, moment.what),
             kind: moment.kind,

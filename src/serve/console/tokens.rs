@@ -53,7 +53,7 @@ pub(super) async fn page(
     Query(query): Query<TokensQuery>,
     request: ConsoleRequest,
 ) -> Result<Response, ConsoleError> {
-    let user = console.broker.visitor(&request.context)?;
+    let user = console.broker.signed_in_user(&request.context)?;
     let after = query.after.as_deref().map(TokenId::parse).transpose()?;
     let revoked = query.revoked.as_deref().map(TokenId::parse).transpose()?;
     let tokens = console

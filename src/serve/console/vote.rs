@@ -13,7 +13,7 @@ use super::passkeys::{PasskeyAnswer, to_base64url};
 use super::response;
 use super::session_cookie::ConsoleRequest;
 use super::state::Console;
-use crate::broker::{VoteAsk, VoteProof};
+use crate::broker::{VoteInput, VoteProof};
 use crate::model::*;
 use crate::serve::request_log::record;
 
@@ -70,12 +70,12 @@ pub(super) async fn begin(
     body: Bytes,
 ) -> Result<Response, ConsoleError> {
     // The session first: without one a request learns nothing of the form of a vote.
-    console.broker.visitor(&request.context)?;
+    console.broker.signed_in_user(&request.context)?;
     let body: BeginVoteBody = response::parse_json(&headers, &body)?;
     let id = AccessRequestId::parse(&id)?;
     record("access_request", &id);
     let comment = body.comment.map(|text| Comment::parse(&text)).transpose();
-    let vote_request = VoteAsk {
+    let vote_request = VoteInput {
         profile: ProfileName::parse(&body.profile)?,
         verdict: match body.verdict {
             VerdictBody::Approve => Verdict::Approve,
@@ -104,7 +104,7 @@ pub(super) async fn cast(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, ConsoleError> {
-    console.broker.visitor(&request.context)?;
+    console.broker.signed_in_user(&request.context)?;
     let body: CastVoteBody = response::parse_json(&headers, &body)?;
     let id = AccessRequestId::parse(&id)?;
     record("access_request", &id);
@@ -121,7 +121,7 @@ pub(super) async fn cast(
         .cast_vote(&request.context, id, &body.statement, proof)
         .await?;
     Ok(response::json(&VoteOutcomeBody {
-        status: outcome.view.standing.as_str(),
+        status: outcome.view.status.as_str(),
         agent_suspended: outcome.suspended,
     }))
 }

@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 use super::convert;
 use super::service::GrpcService;
 use super::streams::Messages;
-use crate::broker::{Assertion, INBOX_PAGE_MAX, InboxAsk, InboxCursor, VoteAsk, VoteProof};
+use crate::broker::{Assertion, INBOX_PAGE_MAX, InboxQuery, InboxCursor, VoteInput, VoteProof};
 use crate::model::*;
 use crate::proto::convert as proto_convert;
 use crate::proto::v1;
@@ -146,7 +146,7 @@ const PAGE_BYTES_MAX: usize = MESSAGE_BYTES_MAX * 3 / 4;
 /// Rows of a page unless the request says.
 const PAGE_ROWS: usize = 50;
 
-fn parse_inbox_request(message: &v1::ListAccessRequestsRequest) -> Result<InboxAsk, ParseError> {
+fn parse_inbox_request(message: &v1::ListAccessRequestsRequest) -> Result<InboxQuery, ParseError> {
     let size = match usize::try_from(message.page_size) {
         Ok(0) => PAGE_ROWS,
         Ok(size) if size <= INBOX_PAGE_MAX => size,
@@ -156,15 +156,15 @@ fn parse_inbox_request(message: &v1::ListAccessRequestsRequest) -> Result<InboxA
         "" => None,
         text => Some(InboxCursor::parse(text)?),
     };
-    Ok(InboxAsk {
+    Ok(InboxQuery {
         mine: message.mine,
         size,
         after,
     })
 }
 
-fn parse_vote_request(message: &v1::BeginVoteRequest) -> Result<(AccessRequestId, VoteAsk), ParseError> {
-    let vote_request = VoteAsk {
+fn parse_vote_request(message: &v1::BeginVoteRequest) -> Result<(AccessRequestId, VoteInput), ParseError> {
+    let vote_request = VoteInput {
         profile: ProfileName::parse(&message.profile)?,
         verdict: proto_convert::verdict(message.verdict)?,
         narrowing: Narrowing {

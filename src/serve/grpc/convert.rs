@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use prost::Message as _;
 
 use crate::broker::{
-    AccessView, ActionUse, AgentView, ApproverRow, ApproverView, EndReport, InboxPage, InboxRow,
-    LiveToken, Moment, Position, ProfileState, RuleRow, RuleShown, TaskView, TokenReply,
+    AccessView, ActionUse, AgentView, ApproverStatsRow, ApproverView, EndReport, InboxPage, InboxRow,
+    LiveToken, TimelineEvent, JournalPosition, ProfileState, RuleStatsRow, RuleShown, TaskView, TokenReply,
 };
 use crate::model::*;
 use crate::policy::Risk;
@@ -231,7 +231,7 @@ pub(super) fn access_request(view: &AccessView, names: bool) -> v1::AccessReques
         task_id: opened.task.to_string(),
         agent_id: opened.agent.to_string(),
         action: view.request.action.as_deref().map(action_to_wire),
-        status: card::status(view.standing).into(),
+        status: card::status(view.status).into(),
         needs: view.needs.iter().map(|need| profile(need, names)).collect(),
         opened_at: Some(timestamp_to_wire(view.request.opened_at)),
         expires_at: Some(timestamp_to_wire(opened.expires_at)),
@@ -281,7 +281,7 @@ pub(super) fn end_report(report: &EndReport) -> v1::EndReport {
     }
 }
 
-pub(super) fn position(position: Position) -> v1::Position {
+pub(super) fn position(position: JournalPosition) -> v1::Position {
     v1::Position {
         epoch: position.epoch,
         index: position.index,
@@ -325,7 +325,7 @@ pub(super) fn task_row(view: &TaskView) -> v1::TaskRow {
         deadline: Some(timestamp_to_wire(opened.deadline)),
         lease_until: view.task.lease.map(|lease| timestamp_to_wire(lease.until)),
         ended: view
-            .over
+            .ended
             .map(|cause| cause.as_str().to_owned())
             .unwrap_or_default(),
         tokens_live: count(view.tokens_live),
@@ -366,7 +366,7 @@ pub(super) fn registered_agent(view: &AgentView) -> v1::RegisteredAgent {
 /// Most actions in an agent's activity, so that the agent fits into a message.
 const ACTIVITY_MAX: usize = 200;
 
-pub(super) fn rule_stats(row: &RuleRow) -> v1::RuleFigures {
+pub(super) fn rule_stats(row: &RuleStatsRow) -> v1::RuleFigures {
     v1::RuleFigures {
         rule_id: row.id.clone(),
         file: row.file.clone(),
@@ -386,12 +386,12 @@ pub(super) fn rule_stats(row: &RuleRow) -> v1::RuleFigures {
     }
 }
 
-pub(super) fn approver_stats(row: &ApproverRow) -> v1::ApproverFigures {
+pub(super) fn approver_stats(row: &ApproverStatsRow) -> v1::ApproverFigures {
     v1::ApproverFigures {
         person_id: row.id.to_string(),
         name: row.name.clone(),
-        approved: row.yes,
-        denied: row.no,
+        approved: row.approvals,
+        denied: row.denials,
         approved_percent: row.approved_percent,
         median_seconds: row.median_s,
         last_at: row.last_at.map(timestamp_to_wire),
@@ -415,7 +415,7 @@ pub(super) fn live_token(token: &LiveToken) -> v1::LiveToken {
     }
 }
 
-pub(super) fn timeline_event(moment: &Moment) -> v1::Moment {
+pub(super) fn timeline_event(moment: &TimelineEvent) -> v1::Moment {
     v1::Moment {
         index: moment.index,
         at: Some(timestamp_to_wire(moment.at)),

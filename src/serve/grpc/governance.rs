@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
 use super::service::GrpcService;
-use crate::broker::{ApproverRow, FirstOperator, PersonCaller, RuleRow, EndTaskInput, TaskFilter};
+use crate::broker::{ApproverStatsRow, FirstOperator, PersonCaller, RuleStatsRow, EndTaskInput, TaskFilter};
 use crate::model::*;
 use crate::policy;
 use crate::proto::convert::timestamp_to_wire;
@@ -38,7 +38,7 @@ impl GovernanceService for GrpcService {
             .await?;
         // The operator is authenticated before a byte of the bundle is read.
         let author = match bootstrap_code(&metadata) {
-            None => self.broker.person(&call).map(Author::Operator),
+            None => self.broker.authenticate_person(&call).map(Author::Operator),
             Some(code) => self.broker.first_operator(&call, &code).map(Author::First),
         };
         let author = author.map_err(|refusal| self.status(&refusal))?;
@@ -88,9 +88,9 @@ impl GovernanceService for GrpcService {
             rules: convert::count(a.rules),
             agents: convert::count(a.agents),
             warnings: a.warnings,
-            tasks_ended: convert::count(a.swept.tasks),
-            tokens_ended: convert::count(a.swept.grants),
-            access_requests_closed: convert::count(a.swept.requests),
+            tasks_ended: convert::count(a.revoked.tasks),
+            tokens_ended: convert::count(a.revoked.grants),
+            access_requests_closed: convert::count(a.revoked.requests),
         }))
     }
 
@@ -290,7 +290,7 @@ impl GovernanceService for GrpcService {
         let (call, message) = self.begin_call(LIST_RULES, request).await?;
         let max = page_size(message.page_size).map_err(self.malformed(&call))?;
         self.respond(self.broker.list_rules(&call).map(|all| {
-            let after = |row: &&RuleRow| row.id > message.page_token;
+            let after = |row: &&RuleStatsRow| row.id > message.page_token;
             let left: Vec<_> = all.iter().filter(after).collect();
             let page = left.iter().take(max);
             let rules = fit_page(page.map(|row| convert::rule_stats(row)));
@@ -311,8 +311,8 @@ impl GovernanceService for GrpcService {
     ) -> Result<Response<v1::ListApproverFiguresResponse>, Status> {
         let (call, message) = self.begin_call(LIST_APPROVER_FIGURES, request).await?;
         let max = page_size(message.page_size).map_err(self.malformed(&call))?;
-        self.respond(self.broker.approver_figures(&call).map(|all| {
-            let after = |row: &&ApproverRow| *row.id.as_str() > *message.page_token;
+        self.respond(self.broker.approver_stats(&call).map(|all| {
+            let after = |row: &&ApproverStatsRow| *row.id.as_str() > *message.page_token;
             let left: Vec<_> = all.iter().filter(after).collect();
             let page = left.iter().take(max);
             let approvers = fit_page(page.map(|row| convert::approver_stats(row)));
@@ -365,7 +365,7 @@ impl GovernanceService for GrpcService {
         record("task", &task);
         let whole = self.broker.timeline(&call, task).await;
         self.respond(whole.map(|whole| {
-            let page = whole.moments.iter().skip(offset);
+            let page = whole.events.iter().skip(offset);
             let moments = fit_page(page.map(convert::timeline_event));
             let next = offset.saturating_add(moments.len());
             v1::GetTimelineResponse {
@@ -373,13 +373,13 @@ impl GovernanceService for GrpcService {
                 agent_id: whole.agent.to_string(),
                 owner: whole.owner.to_string(),
                 ended: whole
-                    .over
+                    .ended
                     .map(|cause| cause.as_str())
                     .unwrap_or("")
                     .to_owned(),
                 moments,
                 left_out: whole.left_out,
-                next_page_token: match next < whole.moments.len() {
+                next_page_token: match next < whole.events.len() {
                     true => next.to_string(),
                     false => String::new(),
                 },
@@ -397,8 +397,8 @@ impl GovernanceService for GrpcService {
             .search(&call, &message.query, message.below)
             .await;
         self.respond(found.map(|found| {
-            let moments = fit_page(found.moments.iter().map(convert::timeline_event));
-            let cut = moments.len() < found.moments.len();
+            let moments = fit_page(found.events.iter().map(convert::timeline_event));
+            let cut = moments.len() < found.events.len();
             v1::SearchJournalResponse {
                 next: match moments.last().filter(|_| cut) {
                     Some(last) => last.index,

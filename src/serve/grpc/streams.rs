@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::convert;
 use super::service::GrpcService;
-use crate::broker::{AccessMark, AccessNews, InboxNews, Position};
+use crate::broker::{AccessRequestCursor, AccessRequestEvent, InboxEvent, JournalPosition};
 use crate::model::*;
 use crate::proto::{card, v1};
 use crate::serve::admission::StreamPermit;
@@ -105,7 +105,7 @@ impl GrpcService {
         request: Request<v1::WatchAccessRequestsRequest>,
     ) -> Result<Response<Messages<v1::WatchAccessRequestsResponse>>, Status> {
         let (call, message) = self.begin_call(WATCH_ACCESS_REQUESTS, request).await?;
-        let after = message.after.map(|p| Position {
+        let after = message.after.map(|p| JournalPosition {
             epoch: p.epoch,
             index: p.index,
         });
@@ -130,11 +130,11 @@ impl GrpcService {
 
 fn parse_access_watch(
     message: &v1::WatchAccessRequestRequest,
-) -> Result<(TaskId, AccessRequestId, Option<AccessMark>), ParseError> {
+) -> Result<(TaskId, AccessRequestId, Option<AccessRequestCursor>), ParseError> {
     let seen = match &message.seen {
-        Some(mark) => Some(AccessMark {
+        Some(mark) => Some(AccessRequestCursor {
             version: mark.version,
-            standing: card::standing(mark.status)?,
+            status: card::standing(mark.status)?,
         }),
         None => None,
     };
@@ -145,19 +145,19 @@ fn parse_access_watch(
     ))
 }
 
-fn mark(mark: AccessMark) -> v1::AccessRequestMark {
+fn mark(mark: AccessRequestCursor) -> v1::AccessRequestMark {
     v1::AccessRequestMark {
         version: mark.version,
-        status: card::status(mark.standing).into(),
+        status: card::status(mark.status).into(),
     }
 }
 
-fn access_message(news: &AccessNews) -> v1::WatchAccessRequestResponse {
+fn access_message(news: &AccessRequestEvent) -> v1::WatchAccessRequestResponse {
     use v1::watch_access_request_response::Message;
     let message = match news {
-        AccessNews::Stands {
+        AccessRequestEvent::StatusChanged {
             view,
-            mark: at,
+            cursor: at,
             last,
         } => Message::Stands(v1::AccessRequestStands {
             // The agent learns how many approved, not their names.
@@ -165,7 +165,7 @@ fn access_message(news: &AccessNews) -> v1::WatchAccessRequestResponse {
             mark: Some(mark(*at)),
             last: *last,
         }),
-        AccessNews::Heartbeat(at) => Message::Heartbeat(v1::AccessRequestHeartbeat {
+        AccessRequestEvent::Heartbeat(at) => Message::Heartbeat(v1::AccessRequestHeartbeat {
             mark: Some(mark(*at)),
         }),
     };
@@ -174,15 +174,15 @@ fn access_message(news: &AccessNews) -> v1::WatchAccessRequestResponse {
     }
 }
 
-fn inbox_messages(news: &InboxNews) -> Vec<v1::WatchAccessRequestsResponse> {
+fn inbox_messages(news: &InboxEvent) -> Vec<v1::WatchAccessRequestsResponse> {
     use v1::watch_access_requests_response::Message;
     let messages = match news {
-        InboxNews::Snapshot(at) => vec![Message::Snapshot(v1::InboxSnapshot {
+        InboxEvent::Snapshot(at) => vec![Message::Snapshot(v1::InboxSnapshot {
             as_of: Some(convert::position(*at)),
         })],
-        InboxNews::Changed(stir) => changes(stir).into_iter().map(Message::Change).collect(),
-        InboxNews::Turn => vec![Message::Turn(v1::InboxTurn {})],
-        InboxNews::Heartbeat(at) => vec![Message::Heartbeat(v1::InboxHeartbeat {
+        InboxEvent::Changed(stir) => changes(stir).into_iter().map(Message::Change).collect(),
+        InboxEvent::BudgetChanged => vec![Message::Turn(v1::InboxTurn {})],
+        InboxEvent::Heartbeat(at) => vec![Message::Heartbeat(v1::InboxHeartbeat {
             read_through: Some(convert::position(*at)),
         })],
     };
@@ -237,7 +237,7 @@ mod tests {
             kind: InboxChangeKind::Closed,
             ids: (0..10_000).map(id).collect(),
         };
-        let messages = inbox_messages(&InboxNews::Changed(Arc::new(stir)));
+        let messages = inbox_messages(&InboxEvent::Changed(Arc::new(stir)));
         assert_eq!(messages.len(), 10);
         for message in messages {
             assert!(message.encoded_len() < MESSAGE_BYTES_MAX / 2);

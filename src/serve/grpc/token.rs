@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use super::convert;
 use super::service::GrpcService;
 use super::streams::{Messages, StreamSender};
-use crate::broker::{Broker, FeedStart, Position};
+use crate::broker::{Broker, FeedStart, JournalPosition};
 use crate::model::{Secret, Timestamp, TokenId, UseId};
 use crate::proto::convert::timestamp_to_wire;
 use crate::proto::v1;
@@ -94,7 +94,7 @@ impl TokenService for GrpcService {
         request: Request<v1::WatchRevocationsRequest>,
     ) -> Result<Response<Self::WatchRevocationsStream>, Status> {
         let (call, message) = self.begin_call(WATCH_REVOCATIONS, request).await?;
-        let after = message.after.map(|p| Position {
+        let after = message.after.map(|p| JournalPosition {
             epoch: p.epoch,
             index: p.index,
         });
@@ -129,7 +129,7 @@ async fn watch(
     }
     loop {
         tail.borrow_and_update();
-        if !broker.still_registered(&start.caller) {
+        if !broker.is_registered(&start.caller) {
             let message = "no longer a registered validator; ask an operator";
             return sender.end(Status::permission_denied(message)).await;
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dipylon::broker::{Broker, BrokerSettings, CallContext, VoteAsk, VoteProof};
+use dipylon::broker::{Broker, BrokerSettings, CallContext, VoteInput, VoteProof};
 use dipylon::journal::FaultInjection;
 use dipylon::rate_limit::ConcurrencyPermit;
 use dipylon::serve::{self, authorization};
@@ -192,7 +192,7 @@ impl ConsoleServer {
 
     /// A vote signed by a key of people.toml.
     pub async fn vote(&self, name: &str, id: AccessRequestId, profile: &str, verdict: Verdict) {
-        let ask = VoteAsk {
+        let ask = VoteInput {
             profile: ProfileName::parse(profile).expect("profile"),
             verdict,
             narrowing: Narrowing::default(),

@@ -152,8 +152,8 @@ pub struct TestBroker {
 }
 
 /// A request for the first page of an inbox.
-pub const fn first_inbox_page() -> InboxAsk {
-    InboxAsk {
+pub const fn first_inbox_page() -> InboxQuery {
+    InboxQuery {
         mine: false,
         size: INBOX_PAGE_MAX,
         after: None,
@@ -481,7 +481,7 @@ impl TestBroker {
         id: AccessRequestId,
         profile: &str,
         verdict: Verdict,
-    ) -> Result<VoteBegun, Refusal> {
+    ) -> Result<VoteStatementReply, Refusal> {
         self.begin_narrowed_vote(name, id, profile, verdict, None)
             .await
     }
@@ -493,14 +493,14 @@ impl TestBroker {
         profile: &str,
         verdict: Verdict,
         max_ttl: Option<i64>,
-    ) -> Result<VoteBegun, Refusal> {
+    ) -> Result<VoteStatementReply, Refusal> {
         let call = self.person_call("dipylon.v1.ApprovalService/BeginVote", name);
         let profile = ProfileName::parse(profile).expect("profile");
         self.broker
             .begin_vote(
                 &call,
                 id,
-                VoteAsk {
+                VoteInput {
                     profile,
                     verdict,
                     narrowing: Narrowing {
@@ -590,9 +590,9 @@ impl TestBroker {
             .await
     }
 
-    pub async fn apply_policy(&self, files: BTreeMap<String, String>) -> Result<Applied, Refusal> {
+    pub async fn apply_policy(&self, files: BTreeMap<String, String>) -> Result<BundleApplied, Refusal> {
         let call = self.person_call("dipylon.v1.GovernanceService/ApplyPolicyBundle", "olga");
-        let operator = self.broker.person(&call)?;
+        let operator = self.broker.authenticate_person(&call)?;
         self.broker
             .apply_policy_bundle(&call, operator, files)
             .await
@@ -612,7 +612,7 @@ impl TestBroker {
             .await
     }
 
-    pub async fn freeze(&self, scope: &str) -> Result<FreezeDone, Refusal> {
+    pub async fn freeze(&self, scope: &str) -> Result<FreezeSummary, Refusal> {
         let call = self.person_call("dipylon.v1.GovernanceService/Freeze", "olga");
         let scope = FreezeScope::parse(scope).expect("scope");
         let reason = UntrustedText::parse("reason", "an incident").expect("prose");

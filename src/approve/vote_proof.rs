@@ -1,0 +1,353 @@
+//! Proofs of votes: the signature or passkey assertion over a vote statement, and the cache of proofs that verified.
+//!
+//! In: a vote, a public key that is the voter's now, the relying party. Out: the statement, when the proof verifies.
+//! Trusts `jose` and `webauthn` for signatures.
+//! Refuses a proof with a part missing. Never judges whether the voter may vote: [`super::votes`] does, at every tally.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::json;
+
+use crate::jose::PublicKey;
+use crate::model::*;
+use crate::policy::{VoteMethod, Person};
+use crate::state::{PersonCredentials, Passkey, VoteRecord};
+use crate::webauthn::{self, Assertion, RelyingParty};
+
+/// How a vote is proved.
+#[derive(Debug)]
+pub enum VoteProof {
+    /// ES256, r and s, over the statement's digest, by a key of `people.toml`.
+    Signature(Vec<u8>),
+    /// An assertion whose challenge is the statement's digest.
+    Passkey(Assertion),
+}
+
+/// Why a proof does not hold.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum VoteProofError {
+    /// Another key, another statement, or a revoked key.
+    #[error("the signature is not of this statement by a key of this person")]
+    Signature,
+    /// The profile takes passkeys alone.
+    #[error("the profile takes a vote by passkey alone")]
+    PasskeyRequired,
+    /// The passkey is not, or no longer, this person's.
+    #[error("the passkey is not, or no longer, one of this person")]
+    NotEnrolled,
+    /// A check of WebAuthn failed.
+    #[error("passkey: {0}")]
+    Passkey(#[from] webauthn::WebauthnError),
+}
+
+/// A public key that is a person's now and that a profile takes.
+#[derive(Debug)]
+pub enum VotingKey<'a> {
+    /// A key of `people.toml`.
+    Registered(PublicKey),
+    /// An enrolled passkey.
+    Passkey(&'a Passkey),
+}
+
+impl<'a> VotingKey<'a> {
+    /// The person's key with this thumbprint: a passkey when the vote is proved by one.
+    pub fn find(
+        person: &Person,
+        enrolled: &'a PersonCredentials,
+        key: Thumbprint,
+        method: VoteMethod,
+        by_passkey: bool,
+    ) -> Result<Self, VoteProofError> {
+        match (by_passkey, method) {
+            (false, VoteMethod::Passkey) => Err(VoteProofError::PasskeyRequired),
+            (false, VoteMethod::Key) => active_keys(person, enrolled)
+                .find(|active| active.thumbprint() == key)
+                .map(Self::Registered)
+                .ok_or(VoteProofError::Signature),
+            (true, VoteMethod::Key | VoteMethod::Passkey) => enrolled
+                .passkey(key)
+                .map(Self::Passkey)
+                .ok_or(VoteProofError::NotEnrolled),
+        }
+    }
+
+    /// Checks that a proof is of this statement by this key. The authenticator's counter is the answer.
+    pub fn verify(
+        &self,
+        statement: &VoteStatement,
+        proof: &VoteProof,
+        party: &RelyingParty,
+    ) -> Result<Option<webauthn::Seen>, VoteProofError> {
+        let digest = statement.digest().map_err(|_| VoteProofError::Signature)?;
+        match (self, proof) {
+            (Self::Registered(key), VoteProof::Signature(signature)) => key
+                .verify(digest.as_bytes(), signature)
+                .then_some(None)
+                .ok_or(VoteProofError::Signature),
+            (Self::Passkey(passkey), VoteProof::Passkey(assertion)) => {
+                let record = &passkey.record;
+                if URL_SAFE_NO_PAD.encode(&assertion.credential) != record.credential {
+                    return Err(VoteProofError::NotEnrolled);
+                }
+                webauthn::check(
+                    party,
+                    digest.as_bytes(),
+                    &record.jwk,
+                    record.backup_eligible,
+                    assertion,
+                )
+                .map(Some)
+                .map_err(VoteProofError::from)
+            }
+            (Self::Registered(_), VoteProof::Passkey(_))
+            | (Self::Passkey(_), VoteProof::Signature(_)) => Err(VoteProofError::Signature),
+        }
+    }
+}
+
+/// A person's keys of `people.toml` that are not revoked.
+pub fn active_keys<'a>(
+    person: &'a Person,
+    enrolled: &'a PersonCredentials,
+) -> impl Iterator<Item = PublicKey> + 'a {
+    person
+        .keys
+        .iter()
+        .filter_map(|k| PublicKey::from_jwk(&k.jwk).ok())
+        .filter(|k| !enrolled.revoked.contains(&k.thumbprint()))
+}
+
+/// Checks that a proof is of this statement, by this key or passkey of the person. The authenticator's counter is the answer.
+pub fn verify_signature(
+    person: &Person,
+    enrolled: &PersonCredentials,
+    key: Thumbprint,
+    method: VoteMethod,
+    statement: &VoteStatement,
+    proof: &VoteProof,
+    party: &RelyingParty,
+) -> Result<Option<webauthn::Seen>, VoteProofError> {
+    let by_passkey = matches!(proof, VoteProof::Passkey(_));
+    VotingKey::find(person, enrolled, key, method, by_passkey)?.verify(statement, proof, party)
+}
+
+/// The proof of an entered vote; `None` when part of it is gone.
+fn stored_proof(vote: &VoteRecord) -> Option<VoteProof> {
+    let signature = URL_SAFE_NO_PAD.decode(&vote.cast.signature).ok()?;
+    match (vote.cast.assertion, &vote.assertion) {
+        (None, _) => Some(VoteProof::Signature(signature)),
+        (Some(_), Some(evidence)) => Assertion::from_evidence(evidence, signature)
+            .ok()
+            .map(VoteProof::Passkey),
+        (Some(_), None) => None,
+    }
+}
+
+/// Cache of entered votes whose proof verified, so that each entry is verified once and not at every tally.
+///
+/// INVARIANT (a cached proof is of exactly these bytes): the cache key is SHA-256 over the statement, the signature, the
+/// assertion, the public key and the relying party; another byte in any of them is verified anew. Failures are not kept.
+/// In memory only: a restart verifies again.
+#[derive(Debug, Default)]
+pub struct VoteProofCache(Mutex<Generations>);
+
+/// Two generations, so that eviction is dropping one of them.
+#[derive(Debug, Default)]
+struct Generations {
+    recent: HashMap<Digest, Arc<VoteStatement>>,
+    recent_bytes: usize,
+    previous: HashMap<Digest, Arc<VoteStatement>>,
+    #[cfg(test)]
+    verifications: usize,
+}
+
+/// Bytes of statements in one generation, as signed; parsed they take a few times that.
+const GENERATION_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// What an entry of the cache costs beside its statement, in bytes.
+const ENTRY_BYTES: usize = 256;
+
+impl VoteProofCache {
+    /// The statement of an entered vote, when its proof verifies under this key: verified now, or before from the same bytes.
+    pub(super) fn verified_statement(
+        &self,
+        vote: &VoteRecord,
+        key: &VotingKey<'_>,
+        party: &RelyingParty,
+    ) -> Option<Arc<VoteStatement>> {
+        let text = vote.statement.as_deref()?;
+        let cache_key = cache_key(vote, text, key, party)?;
+        if let Some(statement) = self.get(&cache_key) {
+            return Some(statement);
+        }
+        // Not under the lock: two tallies that verify the same vote find the same.
+        let statement = VoteStatement::parse(text).ok()?;
+        #[cfg(test)]
+        {
+            self.lock().verifications += 1;
+        }
+        key.verify(&statement, &stored_proof(vote)?, party).ok()?;
+        let statement = Arc::new(statement);
+        self.insert(cache_key, text.len(), Arc::clone(&statement));
+        Some(statement)
+    }
+
+    fn get(&self, cache_key: &Digest) -> Option<Arc<VoteStatement>> {
+        let cached = self.lock();
+        let found = cached.recent.get(cache_key);
+        found.or_else(|| cached.previous.get(cache_key)).cloned()
+    }
+
+    fn insert(&self, cache_key: Digest, bytes: usize, statement: Arc<VoteStatement>) {
+        let mut cached = self.lock();
+        if cached.recent_bytes >= GENERATION_BYTES_MAX {
+            cached.previous = std::mem::take(&mut cached.recent);
+            cached.recent_bytes = 0;
+        }
+        if cached.recent.insert(cache_key, statement).is_none() {
+            cached.recent_bytes = cached.recent_bytes.saturating_add(bytes + ENTRY_BYTES);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Generations> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// SHA-256 over all that the proof of a vote is verified from, each part behind its length.
+fn cache_key(vote: &VoteRecord, text: &str, key: &VotingKey<'_>, party: &RelyingParty) -> Option<Digest> {
+    let public = match key {
+        VotingKey::Registered(public) => format!("key {}", public.thumbprint()),
+        VotingKey::Passkey(passkey) => {
+            let record = &passkey.record;
+            let whole = json!([record.credential, record.backup_eligible, record.jwk]);
+            format!("passkey {}", json::canonical(&whole).ok()?)
+        }
+    };
+    let assertion_hash = vote.cast.assertion.map(|hash| hash.to_string());
+    let parts = [
+        text,
+        &vote.cast.key.to_string(),
+        &vote.cast.signature,
+        assertion_hash.as_deref().unwrap_or_default(),
+        vote.assertion.as_deref().unwrap_or_default(),
+        &public,
+        &party.id,
+        &party.origin,
+    ];
+    let mut bytes = Vec::new();
+    for part in parts {
+        bytes.extend_from_slice(&u64::try_from(part.len()).ok()?.to_be_bytes());
+        bytes.extend_from_slice(part.as_bytes());
+    }
+    Some(Digest::tagged("dipylon/vote-proof/v1", &bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jose::SigningKey;
+
+    fn statement(max_ttl: i64) -> VoteStatement {
+        VoteStatement {
+            v: 1,
+            realm: Realm::parse("test").expect("realm"),
+            access_request_id: AccessRequestId::from_random([1; 16]),
+            agent: AgentId::parse("triage").expect("agent"),
+            owner: PersonId::parse("ann").expect("owner"),
+            task: TaskId::from_random([2; 16]),
+            task_key: SigningKey::generate().expect("key").0.thumbprint(),
+            action: json!({"action": "host.isolate"}),
+            max_ttl,
+            uses: None,
+            comment: None,
+            policy: Digest::sha256(b"policy"),
+            profile: ProfileRef {
+                name: ProfileName::parse("security").expect("profile"),
+                digest: Digest::sha256(b"profile"),
+            },
+            verdict: Verdict::Approve,
+            not_after: 1_800_000_000,
+            nonce: "nonce".to_owned(),
+        }
+    }
+
+    fn vote(statement: &VoteStatement, key: &SigningKey) -> VoteRecord {
+        let text = statement.canonical().expect("text");
+        let digest = statement.digest().expect("digest");
+        let signature = key.sign(digest.as_bytes()).expect("signature");
+        VoteRecord {
+            cast: VoteCast {
+                access_request: statement.access_request_id,
+                voter: PersonId::parse("maria").expect("voter"),
+                key: key.thumbprint(),
+                verdict: statement.verdict,
+                profile: statement.profile.clone(),
+                max_ttl: statement.max_ttl,
+                uses: statement.uses,
+                not_after: Timestamp::from_secs(statement.not_after),
+                statement: Digest::sha256(text.as_bytes()),
+                signature: URL_SAFE_NO_PAD.encode(signature),
+                assertion: None,
+                sign_count: None,
+            },
+            statement: Some(text.into()),
+            assertion: None,
+            at: Timestamp::from_secs(1_700_000_000),
+        }
+    }
+
+    #[test]
+    fn each_vote_is_verified_once_and_anew_when_a_byte_or_the_key_differs() {
+        let (ours, other) = (SigningKey::generate(), SigningKey::generate());
+        let (ours, other) = (ours.expect("key").0, other.expect("key").0);
+        let party = RelyingParty::at("https://console.test");
+        let signed = statement(300);
+        let original = vote(&signed, &ours);
+        let cache = VoteProofCache::default();
+        let key = |key: &SigningKey| VotingKey::Registered(key.public().clone());
+        let verified = |vote: &VoteRecord, by: &SigningKey, party: &RelyingParty| {
+            let found = cache.verified_statement(vote, &key(by), party);
+            (found.is_some(), cache.lock().verifications)
+        };
+        assert_eq!(verified(&original, &ours, &party), (true, 1));
+        assert_eq!(verified(&original, &ours, &party), (true, 1), "cached");
+        assert_eq!(verified(&original.clone(), &ours, &party), (true, 1));
+
+        let mut longer = original.clone();
+        longer.statement = Some(statement(3_000).canonical().expect("text").into());
+        assert_eq!(verified(&longer, &ours, &party), (false, 2), "statement");
+        assert_eq!(verified(&longer, &ours, &party), (false, 3), "no failure is kept");
+
+        let mut resigned = original.clone();
+        resigned.cast.signature = vote(&signed, &other).cast.signature;
+        assert_eq!(verified(&resigned, &ours, &party), (false, 4), "signature");
+
+        assert_eq!(verified(&original, &other, &party), (false, 5), "key");
+        let elsewhere = RelyingParty::at("https://other.test");
+        assert_eq!(verified(&original, &ours, &elsewhere), (true, 6), "party");
+
+        let mut gone = original.clone();
+        gone.statement = None;
+        assert_eq!(verified(&gone, &ours, &party), (false, 6), "no statement");
+        let mut by_passkey = original.clone();
+        by_passkey.cast.assertion = Some(Digest::sha256(b"assertion"));
+        assert_eq!(verified(&by_passkey, &ours, &party), (false, 7), "assertion");
+        assert_eq!(verified(&original, &ours, &party), (true, 7), "still cached");
+    }
+
+    #[test]
+    fn the_cache_is_bounded() {
+        let cache = VoteProofCache::default();
+        let whole = Arc::new(statement(1));
+        let digest = |n: u32| Digest::sha256(&n.to_be_bytes());
+        for n in 0..4 {
+            cache.insert(digest(n), GENERATION_BYTES_MAX, Arc::clone(&whole));
+        }
+        assert!(cache.get(&digest(1)).is_none() && cache.get(&digest(2)).is_some());
+        let cached = cache.lock();
+        assert_eq!((cached.recent.len(), cached.previous.len()), (1, 1));
+    }
+}
