@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use dipylon::client::{Outcome, Task, Token};
+use dipylon::client::{TokenOutcome, TaskHandle, AccessToken};
 use dipylon::model::{AgentId, FreezeScope, TaskOutcome};
-use dipylon::validator::{Presented, Rejected, Require, Validator};
+use dipylon::validator::{PresentedToken, ValidationError, RequiredAction, Validator};
 
 use super::Counts;
 use super::load::{nanos, percentile};
@@ -64,11 +64,11 @@ pub fn run(stage: &Stage, counts: &Counts, page: &mut Page) {
     });
 }
 
-async fn begin(stage: &Stage, validator: &Validator, agent: &str) -> (Task, Token) {
+async fn begin(stage: &Stage, validator: &Validator, agent: &str) -> (TaskHandle, AccessToken) {
     let task = stage.served.task(agent).await;
     let order = order(read_case(), &format!("r-{}", fresh()));
     let token = match task.request_token(&order).await {
-        Ok(Outcome::Token(token)) => token,
+        Ok(TokenOutcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),
     };
     assert!(
@@ -82,11 +82,11 @@ async fn begin(stage: &Stage, validator: &Validator, agent: &str) -> (Task, Toke
     clippy::disallowed_methods,
     reason = "a bench measures time; nothing is decided by it"
 )]
-async fn until_refused(validator: &Validator, token: &Token) -> u64 {
+async fn until_refused(validator: &Validator, token: &AccessToken) -> u64 {
     let acknowledged = Instant::now();
     for _ in 0..CHECKS_MAX {
         match check(validator, token).await {
-            Err(Rejected::Revoked) => return nanos(acknowledged.elapsed()),
+            Err(ValidationError::Revoked) => return nanos(acknowledged.elapsed()),
             Ok(()) => tokio::task::yield_now().await,
             Err(other) => panic!("refused for another cause: {other}"),
         }
@@ -94,15 +94,15 @@ async fn until_refused(validator: &Validator, token: &Token) -> u64 {
     panic!("never refused");
 }
 
-async fn check(validator: &Validator, token: &Token) -> Result<(), Rejected> {
+async fn check(validator: &Validator, token: &AccessToken) -> Result<(), ValidationError> {
     let headers = token.headers("GET", URL).expect("headers");
     let action = read_case();
-    let require = Require {
+    let require = RequiredAction {
         action: action.name,
         target: action.target,
         parameters: Some(action.parameters),
     };
-    let presented = Presented {
+    let presented = PresentedToken {
         token: token.jwt().expose_secret(),
         dpop: Some(headers.dpop.expose_secret()),
         method: "GET",

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use dipylon::clock::Clock;
 use dipylon::jose::{PublicKey, dpop};
-use dipylon::validator::{Presented, Require, Validator};
+use dipylon::validator::{PresentedToken, RequiredAction, Validator};
 
 use super::Counts;
 use super::calls::tokens;
@@ -69,8 +69,8 @@ fn present(holders: &[Holder], tokens: &[String], count: usize) -> Vec<Shown> {
                 jti: &format!("proof-{:016x}", fresh()),
                 nonce: None,
                 ath: Some(dpop::ath(&token)),
-                adg: None,
-                evh: None,
+                action_digest: None,
+                evidence_hash: None,
             };
             let proof = dpop::create(&holders[place].key, &claims).expect("proof");
             Shown {
@@ -88,7 +88,7 @@ fn present(holders: &[Holder], tokens: &[String], count: usize) -> Vec<Shown> {
 )]
 async fn check(validator: &Validator, shown: &[Shown]) -> Duration {
     let action = read_case();
-    let require = Require {
+    let require = RequiredAction {
         action: action.name,
         target: action.target,
         parameters: Some(action.parameters),
@@ -96,7 +96,7 @@ async fn check(validator: &Validator, shown: &[Shown]) -> Duration {
     let openings = BTreeMap::new();
     let start = Instant::now();
     for one in shown {
-        let presented = Presented {
+        let presented = PresentedToken {
             token: &one.token,
             dpop: Some(&one.proof),
             method: "GET",

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use dipylon::broker::{TokenAsk, TokenReply};
-use dipylon::client::ballot::Seen;
-use dipylon::client::{Endpoint, Outcome, Person, Task};
+use dipylon::client::vote::ReviewedCard;
+use dipylon::client::{Endpoint, TokenOutcome, Person, TaskHandle};
 use dipylon::jose::SigningKey;
 use dipylon::model::*;
 use tokio::sync::mpsc;
@@ -221,8 +221,8 @@ async fn waits(stage: &Stage, asked: &[Asked], votes: usize) -> Vec<u64> {
         tasks.spawn(async move {
             loop {
                 match task.request_token(&order).await {
-                    Ok(Outcome::Token(_)) => break heard.send((n, Instant::now())).expect("told"),
-                    Ok(Outcome::Pending(_)) => {}
+                    Ok(TokenOutcome::Token(_)) => break heard.send((n, Instant::now())).expect("told"),
+                    Ok(TokenOutcome::Pending(_)) => {}
                     other => panic!("{other:?}"),
                 }
             }
@@ -255,7 +255,7 @@ async fn vote_and_hear(
     for n in (0..asked.len()).step_by(step).take(votes) {
         let card = lee.card(asked[n].id).await.expect("card");
         let profile = ProfileName::parse("one-security").expect("profile");
-        let seen = Seen {
+        let seen = ReviewedCard {
             card: &card,
             realm: &Realm::parse("test").expect("realm"),
             profile: &profile,
@@ -273,7 +273,7 @@ async fn vote_and_hear(
 }
 
 /// The tasks, each on one of so many connections.
-fn attached(stage: &Stage, asked: &[Asked]) -> Vec<Task> {
+fn attached(stage: &Stage, asked: &[Asked]) -> Vec<TaskHandle> {
     let endpoints: Vec<Endpoint> = (0..asked.len().div_ceil(PER_CONNECTION))
         .map(|_| stage.served.endpoint())
         .collect();
@@ -283,7 +283,7 @@ fn attached(stage: &Stage, asked: &[Asked]) -> Vec<Task> {
         .map(|(n, one)| {
             let evidence = stage.served.evidence(&one.agent);
             let endpoint = endpoints[n / PER_CONNECTION].clone();
-            Task::attach(endpoint, evidence, one.task, one.key.clone())
+            TaskHandle::attach(endpoint, evidence, one.task, one.key.clone())
         })
         .collect()
 }

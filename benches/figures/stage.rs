@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dipylon::broker::{Broker, CallContext, TokenAsk};
-use dipylon::client::{Agent, OpenTask};
+use dipylon::client::{AgentClient, OpenTaskRequest};
 use dipylon::clock::Clock;
 use dipylon::jose::{SigningKey, dpop};
 use dipylon::model::*;
@@ -86,12 +86,12 @@ impl Stage {
             let mut holders = Vec::new();
             for n in 0..count {
                 let key = Arc::new(SigningKey::generate().expect("key").0);
-                let opener = Agent::new(
+                let opener = AgentClient::new(
                     self.served.endpoint(),
                     self.served.evidence(agent),
                     Some(key.clone()),
                 );
-                let order = OpenTask {
+                let order = OpenTaskRequest {
                     purpose: "contain INC-8841".into(),
                     max_duration_s: 3_600,
                     request_id: Some(format!("open-{n}-{}", fresh())),
@@ -138,8 +138,8 @@ impl Stage {
             jti: &format!("proof-{:016x}", fresh()),
             nonce: Some(nonce),
             ath: None,
-            adg,
-            evh: None,
+            action_digest: adg,
+            evidence_hash: None,
         };
         dpop::create(key, &claims).expect("proof")
     }

@@ -343,7 +343,7 @@ pub fn signed_by(
     statement: &VoteStatement,
     proof: &Proof,
     party: &RelyingParty,
-) -> Result<Option<webauthn::Seen>, WrongProof> {
+) -> Result<Option<webauthn::VerifiedAssertion>, WrongProof> {
     let digest = statement.digest().map_err(|_| WrongProof::Signature)?;
     match proof {
         Proof::Signature(_) if method == Method::Passkey => Err(WrongProof::NotByPasskey),
@@ -358,7 +358,7 @@ pub fn signed_by(
                 .filter(|p| p.record.credential == credential)
                 .ok_or(WrongProof::NotEnrolled)?;
             let record = &passkey.record;
-            webauthn::check(
+            webauthn::verify_assertion(
                 party,
                 digest.as_bytes(),
                 &record.jwk,

@@ -14,7 +14,7 @@ use super::AuditError;
 use crate::jose::PublicKey;
 use crate::model::*;
 use crate::policy::{BundleFiles, Method, Person, PolicyBundle, Profile};
-use crate::webauthn::{self, Assertion, EvidenceError, WebauthnError};
+use crate::webauthn::{self, Assertion, AssertionEvidenceError, WebauthnError};
 
 /// Why a vote on record proves nothing.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +51,7 @@ pub enum WrongVote {
     NoEvidence,
     /// The evidence cannot be read.
     #[error("its evidence: {0}")]
-    Evidence(#[from] EvidenceError),
+    Evidence(#[from] AssertionEvidenceError),
     /// A check of WebAuthn fails.
     #[error("its passkey: {0}")]
     Passkey(#[from] WebauthnError),
@@ -234,7 +234,7 @@ impl Votes {
             return Err(WrongVote::Key);
         }
         let party = assertion.party()?;
-        let seen = webauthn::check(
+        let seen = webauthn::verify_assertion(
             &party,
             digest.as_bytes(),
             &passkey.jwk,

@@ -25,7 +25,7 @@ use crate::approve::votes::Electorate;
 pub use crate::approve::votes::{Ineligible, Proof as VoteProof};
 use crate::approve::{Bounds, Ground};
 pub use crate::card::AccessRequestStatus;
-use crate::clock::{Clock, ClockWatch};
+use crate::clock::{Clock, ClockMonitor};
 use crate::jose::Nonces;
 pub use crate::journal::Tail;
 use crate::journal::{AppendError, Journal};
@@ -62,7 +62,7 @@ pub use task::open::{OpenAsk, Opened};
 pub use token::introspect::{Consumed, Introspected};
 pub use token::list::LiveToken;
 pub use token::request::{
-    DeniedReply, PendingReply, ProfileState, RuleShown, TokenAsk, TokenGiven, TokenReply,
+    DeniedReply, PendingReply, ProfileState, RuleSummary, TokenAsk, TokenGiven, TokenReply,
 };
 pub use token::revoke::TokenRevoked;
 
@@ -128,7 +128,7 @@ pub struct Broker {
     bounds: Bounds,
     clock: Clock,
     /// Whether the wall clock goes on as steadily as the time since start.
-    clock_watch: Mutex<ClockWatch>,
+    clock_watch: Mutex<ClockMonitor>,
     /// The latest moment anybody here has acted on.
     high_water: Arc<AtomicI64>,
     journal: Journal,
@@ -289,7 +289,7 @@ impl Broker {
     /// Whether the wall clock goes on steadily, and how many milliseconds it lies behind the latest moment acted on.
     fn clocks(&self) -> (bool, i64) {
         let (wall, uptime) = (self.clock.now(), self.clock.uptime());
-        let steady = self.lock(&self.clock_watch).sure(wall, uptime);
+        let steady = self.lock(&self.clock_watch).is_reliable(wall, uptime);
         let high_water = self.high_water.load(Ordering::SeqCst);
         (steady, high_water.saturating_sub(wall.millis()))
     }

@@ -1,12 +1,12 @@
 //! The card: what a person reads before they say yes or no, and every field that their vote will sign.
 //!
-//! In: plain values, as the broker has them or as the wire brought them. Out: [`Shown`], sections of rows of text that is
-//! safe to show anywhere. There is one renderer, [`Card::show`]; the terminal ([`text`]), a chat ([`chat`]) and the console's
+//! In: plain values, as the broker has them or as the wire brought them. Out: [`CardView`], sections of rows of text that is
+//! safe to show anywhere. There is one renderer, [`Card::show`]; the terminal ([`render_terminal`]), a chat ([`render_chat`]) and the console's
 //! pages only lay out what it says, so nobody decides on another card than their colleague's.
 //!
 //! Verb and object come first, in the catalogue's words; the agent's own words come last, quoted, capped and labelled.
-//! Nothing that is signed is ever shortened. What the eye cannot see or would misread is written as codes (`safe`) and
-//! named (`suspect`); no text of others makes a line, a row or a label of its own. What is not known is said to be unknown.
+//! Nothing that is signed is ever shortened. What the eye cannot see or would misread is written as codes (`escape_untrusted`) and
+//! named (`confusable_warnings`); no text of others makes a line, a row or a label of its own. What is not known is said to be unknown.
 //! Nothing here reads a clock, decides anything, or writes HTML.
 
 use std::collections::BTreeMap;
@@ -14,17 +14,17 @@ use std::sync::Arc;
 
 use crate::model::*;
 
-mod faces;
-mod rows;
-mod safe;
+mod layout;
+mod view;
+mod escape;
 #[cfg(test)]
 pub(crate) mod sample;
-mod suspect;
+mod confusables;
 
-pub use faces::{COLUMNS_MIN, chat, text};
-pub use rows::{AGENT_WORDS_MAX, Headline, Row, Section, SectionKind, Shown, Tone};
-pub use safe::{quoted, safe};
-pub use suspect::suspect;
+pub use layout::{COLUMNS_MIN, render_chat, render_terminal};
+pub use view::{AGENT_WORDS_MAX, Headline, CardRow, CardSection, SectionKind, CardView, Tone};
+pub use escape::{quoted, escape_untrusted};
+pub use confusables::confusable_warnings;
 
 /// Everything an approver must know of one access request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub struct Card {
     /// The access request.
     pub access_request: AccessRequestId,
     /// Where it stands.
-    pub standing: AccessRequestStatus,
+    pub status: AccessRequestStatus,
     /// The realm the vote counts in.
     pub realm: Realm,
     /// The catalogue's verb; empty when the catalogue no longer has the action.
@@ -52,13 +52,13 @@ pub struct Card {
     /// What the policy bundle says of the target; absent when it does not know it.
     pub target_facts: Option<Vec<(String, String)>>,
     /// Who asks.
-    pub agent: Asker,
+    pub agent: Requester,
     /// What gate 1 saw.
     pub verified: Attestation,
     /// The rules that ask for people.
-    pub rules: Vec<RuleShown>,
+    pub rules: Vec<RuleSummary>,
     /// The profiles they ask for, and how far each is.
-    pub needs: Vec<Need>,
+    pub needs: Vec<ProfileProgress>,
     /// The task it is asked in.
     pub task: TaskId,
     /// Thumbprint of the key the token will be bound to.
@@ -130,7 +130,7 @@ impl AccessRequestStatus {
 
 /// A person: the id that is signed, and the name that colleagues know.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Who {
+pub struct PersonRef {
     /// The opaque id of entries and votes.
     pub id: PersonId,
     /// As the policy bundle has it; absent when it no longer lists the person.
@@ -139,18 +139,18 @@ pub struct Who {
 
 /// The agent that asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asker {
+pub struct Requester {
     /// Its id.
     pub id: AgentId,
     /// Who answered for it when it asked; never counted among its approvers.
-    pub owner: Who,
+    pub owner: PersonRef,
     /// What the registry claims of it; absent when it is registered no more.
-    pub registered: Option<Registered>,
+    pub registered: Option<AgentRegistration>,
 }
 
 /// What the registry claims of an agent: words of the security team, attested by nobody.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Registered {
+pub struct AgentRegistration {
     /// Where it runs.
     pub environment: String,
     /// The model behind it.
@@ -174,7 +174,7 @@ pub struct Attestation {
 
 /// A rule with what the security team says of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RuleShown {
+pub struct RuleSummary {
     /// Its `@id`.
     pub id: String,
     /// Its file in the policy bundle.
@@ -185,15 +185,15 @@ pub struct RuleShown {
 
 /// A profile that must be satisfied, and how far it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Need {
+pub struct ProfileProgress {
     /// Name and digest.
     pub profile: ProfileRef,
     /// Whose yes counts.
     pub group: String,
     /// How many different people.
     pub quorum: u32,
-    /// Who said yes and still counts.
-    pub approvers: Vec<Who>,
+    /// The people who approved and still counts.
+    pub approvers: Vec<PersonRef>,
     /// Whether only passkeys count.
     pub passkey: bool,
 }
@@ -214,7 +214,7 @@ pub struct History {
     /// The last time one was denied.
     pub last_denied_at: Option<Timestamp>,
     /// By whom.
-    pub last_denied_by: Option<Who>,
+    pub last_denied_by: Option<PersonRef>,
     /// How many were asked on this day (UTC), this one included.
     pub today: u32,
     /// Whether none was decided before: no token given, and no no of a person.

@@ -97,7 +97,7 @@ impl From<Error> for Failure {
             Error::Refused(_)
             | Error::Evidence(_)
             | Error::Answer(_)
-            | Error::Ballot(_)
+            | Error::SignVote(_)
             | Error::Key(_)
             | Error::Proof(_)
             | Error::NoRandomness => error.reason().map_or(Exit::Failed, Reason::exit),
@@ -106,7 +106,7 @@ impl From<Error> for Failure {
             Error::Unreachable { .. } | Error::TimedOut { .. } => {
                 Some("is it running? 'dipylon serve --dev' starts one; DIPYLON_URL names another")
             }
-            Error::Ballot(_) => Some(
+            Error::SignVote(_) => Some(
                 "the broker says one thing and asks you to sign another: do not vote, tell your security team",
             ),
             Error::Refused(_)

@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::net::KeyArgs;
 use super::say::table;
 use super::{Common, Say, card, shapes};
-use crate::card::{Headline, safe};
+use crate::card::{Headline, escape_untrusted};
 use crate::clock::Clock;
 use crate::model::{AccessRequestId, Action, MatchPhrase, Risk, Timestamp};
 use crate::proto::{convert, v1};
@@ -74,7 +74,7 @@ fn row(row: &v1::InboxRow, now: Timestamp) -> Vec<String> {
     let risk = risks.into_iter().find(|r| r.as_str() == request.risk);
     let head = Headline::new(&request.title, action.as_ref(), None, risk);
     let warning = if head.flags.is_empty() { "" } else { " [!]" };
-    let need = |p: &v1::Profile| safe(&format!("{} of {} {}", p.approvals, p.quorum, p.group));
+    let need = |p: &v1::Profile| escape_untrusted(&format!("{} of {} {}", p.approvals, p.quorum, p.group));
     let needs: Vec<String> = request.needs.iter().map(need).collect();
     let phrase = AccessRequestId::parse(&request.access_request_id)
         .map_or_else(|_| "?".to_owned(), |id| MatchPhrase::of(&id).to_string());
@@ -85,11 +85,11 @@ fn row(row: &v1::InboxRow, now: Timestamp) -> Vec<String> {
             head.verb, head.object_type, head.object
         ),
         with(action.as_ref(), row.abridged),
-        safe(&format!("{} ({})", request.agent_id, row.owner)),
+        escape_untrusted(&format!("{} ({})", request.agent_id, row.owner)),
         needs.join(", "),
         shapes::left(request.expires_at.as_ref(), now),
         phrase,
-        safe(&request.access_request_id),
+        escape_untrusted(&request.access_request_id),
     ]
 }
 
@@ -111,7 +111,7 @@ fn with(action: Option<&Action>, abridged: bool) -> String {
         let text = all.join(" ");
         let total = text.chars().count();
         if total <= WITH_CHARS_MAX {
-            return safe(&text);
+            return escape_untrusted(&text);
         }
         let head: String = text.chars().take(WITH_CHARS_MAX).collect();
         let digest: String = action
@@ -121,7 +121,7 @@ fn with(action: Option<&Action>, abridged: bool) -> String {
             .take(DIGEST_CHARS)
             .collect();
         let more = total - WITH_CHARS_MAX;
-        format!("{} [{more} more characters, digest {digest}…]", safe(&head))
+        format!("{} [{more} more characters, digest {digest}…]", escape_untrusted(&head))
     }
 }
 

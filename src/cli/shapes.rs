@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::card::safe;
+use crate::card::escape_untrusted;
 use crate::model::text::escape_invisible;
 use crate::model::{Timestamp, show_seconds};
 use crate::proto::{convert, v1};
@@ -174,7 +174,7 @@ pub(super) fn action(action: Option<&v1::Action>) -> Value {
 pub(super) fn target(target: Option<&v1::Target>) -> String {
     target.map_or_else(
         || "?".to_owned(),
-        |t| safe(&format!("{}::{}", t.r#type, t.id)),
+        |t| escape_untrusted(&format!("{}::{}", t.r#type, t.id)),
     )
 }
 

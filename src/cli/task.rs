@@ -11,7 +11,7 @@ use super::net::{self, KeyArgs};
 use super::say::{Rows, table};
 use super::store::{self, EvidenceArgs, Kept};
 use super::{Common, Say, parse, shapes};
-use crate::client::{self, OpenTask};
+use crate::client::{self, OpenTaskRequest};
 use crate::clock::Clock;
 use crate::model::text::{escape_invisible, escape_invisible_capped};
 use crate::model::{AccessRequestId, AgentId, TaskId, TaskOutcome};
@@ -95,7 +95,7 @@ impl Which {
         &self,
         common: &Common,
         evidence: &EvidenceArgs,
-    ) -> Result<client::Task, Failure> {
+    ) -> Result<client::TaskHandle, Failure> {
         match (&self.key, self.task) {
             (Some(key), Some(task)) => store::attach_by_key(common, task, key, evidence),
             (None | Some(_), task) => Kept::find(task)?.attach(common, evidence),
@@ -311,8 +311,8 @@ async fn open(common: &Common, say: &Say, verb: Open) -> Result<(), Failure> {
     let url = endpoint.url().to_owned();
     let (source, kept) = verb.evidence.source(common)?;
     let (key, key_file) = store::new_key(verb.key.as_deref())?;
-    let agent = client::Agent::new(endpoint, source, Some(key));
-    let order = OpenTask {
+    let agent = client::AgentClient::new(endpoint, source, Some(key));
+    let order = OpenTaskRequest {
         purpose: verb.purpose.clone(),
         max_duration_s: i64::from(verb.max_duration),
         request_id: None,

@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::net::{self, KeyArgs};
 use super::{Common, Say, at_console, card, parse, shapes};
 use crate::card::Card;
-use crate::client::ballot::Seen;
+use crate::client::vote::ReviewedCard;
 use crate::clock::Clock;
 use crate::model::{AccessRequestId, Comment, Exit, Narrowing, ProfileName, Realm, Verdict};
 
@@ -75,7 +75,7 @@ pub(super) async fn run(
         max_ttl: verb.ttl.map(i64::from),
         max_uses: verb.uses,
     };
-    let seen = Seen {
+    let seen = ReviewedCard {
         card: &shown,
         realm: &realm,
         profile: &profile,

@@ -1,9 +1,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::answer::{Denied, Outcome, Pending, Token};
-use super::watch::Watch;
-use super::{Endpoint, Error, EvidenceSource, Identity, Order, methods, random_name};
+use super::token_outcome::{Denial, TokenOutcome, PendingApproval, AccessToken};
+use super::watch::AccessRequestWatch;
+use super::{Endpoint, Error, EvidenceSource, Identity, CallOptions, methods, random_name};
 use crate::jose::SigningKey;
 use crate::model::{
     AccessRequestId, Action, AgentId, DecisionId, Digest, Evidence, Malformed, Prose, Reason,
@@ -14,7 +14,7 @@ use crate::proto::v1::{self, request_token_response};
 
 /// A workload that may open tasks, by the evidence it can show.
 #[derive(Debug, Clone)]
-pub struct Agent {
+pub struct AgentClient {
     endpoint: Endpoint,
     evidence: EvidenceSource,
     task_key: Option<Arc<SigningKey>>,
@@ -22,20 +22,20 @@ pub struct Agent {
 
 /// A task as asked for.
 #[derive(Debug, Clone)]
-pub struct OpenTask {
+pub struct OpenTaskRequest {
     /// Why, in the agent's words; at most 2,000 bytes.
     pub purpose: String,
     /// How long it may run, in seconds; the broker clamps it.
     pub max_duration_s: i64,
     /// Idempotency key; drawn when absent.
     pub request_id: Option<String>,
-    /// End the task when this many seconds pass without [`Task::keep_alive`]: 2 to 3,600. Absent: the deadline alone.
+    /// End the task when this many seconds pass without [`TaskHandle::keep_alive`]: 2 to 3,600. Absent: the deadline alone.
     pub heartbeat_s: Option<u32>,
 }
 
-impl Agent {
+impl AgentClient {
     /// An agent at this broker. Each task gets a new key, unless one is given: a given one can be kept by the caller, so
-    /// that another process takes the task up with [`Task::attach`].
+    /// that another process takes the task up with [`TaskHandle::attach`].
     pub fn new(
         endpoint: Endpoint,
         evidence: EvidenceSource,
@@ -49,14 +49,14 @@ impl Agent {
     }
 
     /// Opens a task: gate 1.
-    pub async fn open_task(&self, order: &OpenTask) -> Result<Task, Error> {
+    pub async fn open_task(&self, order: &OpenTaskRequest) -> Result<TaskHandle, Error> {
         let key = match &self.task_key {
             Some(key) => key.clone(),
             None => Arc::new(SigningKey::generate()?.0),
         };
         let identity = Identity::Key(key.clone());
-        let evidence = self.evidence.show().await?;
-        let evh = Digest::of(evidence.expose_secret().as_bytes());
+        let evidence = self.evidence.fetch().await?;
+        let evidence_hash = Digest::of(evidence.expose_secret().as_bytes());
         let request = v1::OpenTaskRequest {
             evidence: Some(convert::evidence_to_wire(&Evidence::JwtSvid(evidence))),
             purpose: Prose::parse("purpose", &order.purpose)?.as_str().to_owned(),
@@ -66,37 +66,37 @@ impl Agent {
                 .heartbeat_s
                 .map(|seconds| convert::seconds_to_wire(i64::from(seconds))),
         };
-        let order = Order {
-            evh: Some(evh),
-            ..Order::by(&identity)
+        let order = CallOptions {
+            evidence_hash: Some(evidence_hash),
+            ..CallOptions::by(&identity)
         };
         let answer = self
             .endpoint
             .call::<methods::OpenTask>(order, &[request])
             .await?;
         let opened = Opened::read(answer).map_err(Error::Answer)?;
-        Ok(Task {
+        Ok(TaskHandle {
             endpoint: self.endpoint.clone(),
             evidence: self.evidence.clone(),
             id: opened.id,
             key,
             identity,
             opened: Some(opened),
-            show_always: false,
+            always_send_evidence: false,
         })
     }
 }
 
-/// A task of one's own, open at the broker. Dropping it ends nothing: [`Task::complete`] does, or its deadline.
+/// A task of one's own, open at the broker. Dropping it ends nothing: [`TaskHandle::complete`] does, or its deadline.
 #[derive(Debug, Clone)]
-pub struct Task {
+pub struct TaskHandle {
     endpoint: Endpoint,
     evidence: EvidenceSource,
     id: TaskId,
     key: Arc<SigningKey>,
     identity: Identity,
     opened: Option<Opened>,
-    show_always: bool,
+    always_send_evidence: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -131,7 +131,7 @@ impl Opened {
 
 /// A token as asked for.
 #[derive(Debug, Clone)]
-pub struct TokenOrder {
+pub struct TokenRequest {
     /// The one thing it is for.
     pub action: Action,
     /// Asked life, in seconds; the broker clamps it.
@@ -144,7 +144,7 @@ pub struct TokenOrder {
     pub wait_s: u32,
 }
 
-impl Task {
+impl TaskHandle {
     /// Takes a task up again: the key is the one it was opened with.
     pub fn attach(
         endpoint: Endpoint,
@@ -159,7 +159,7 @@ impl Task {
             identity: Identity::Key(key.clone()),
             key,
             opened: None,
-            show_always: false,
+            always_send_evidence: false,
         }
     }
 
@@ -191,7 +191,7 @@ impl Task {
         };
         let answer = self
             .endpoint
-            .call::<methods::KeepAlive>(Order::by(&self.identity), &[request])
+            .call::<methods::KeepAlive>(CallOptions::by(&self.identity), &[request])
             .await?;
         let until = convert::required("lease_until", answer.lease_until.as_ref());
         until
@@ -206,17 +206,17 @@ impl Task {
 
     /// Shows the evidence in every call, whether the broker needs it again or not.
     #[must_use]
-    pub fn showing_evidence(self) -> Self {
+    pub fn always_send_evidence(self) -> Self {
         Self {
-            show_always: true,
+            always_send_evidence: true,
             ..self
         }
     }
 
     /// Asks for a token, once. Evidence is shown again if the broker says that what it saw is too old.
-    pub async fn request_token(&self, order: &TokenOrder) -> Result<Outcome, Error> {
+    pub async fn request_token(&self, order: &TokenRequest) -> Result<TokenOutcome, Error> {
         let request_id = request_id(order.request_id.as_deref())?;
-        self.ask(order, &request_id, order.wait_s, self.show_always)
+        self.ask(order, &request_id, order.wait_s, self.always_send_evidence)
             .await
     }
 
@@ -226,13 +226,13 @@ impl Task {
     /// too, and so is one that starts again: the same action in the same task finds the same access request.
     pub async fn wait_for_token(
         &self,
-        order: &TokenOrder,
+        order: &TokenRequest,
         until: Timestamp,
-    ) -> Result<Outcome, Error> {
+    ) -> Result<TokenOutcome, Error> {
         let request_id = request_id(order.request_id.as_deref())?;
         let clock = self.endpoint.clock().clone();
-        let mut show = self.show_always;
-        let mut watch: Option<Watch> = None;
+        let mut show = self.always_send_evidence;
+        let mut watch: Option<AccessRequestWatch> = None;
         let mut streams = true;
         loop {
             let began = clock.now();
@@ -244,8 +244,8 @@ impl Task {
             let answer = self.ask(order, &request_id, wait_s, show).await;
             let now = clock.now();
             let pause_ms = match &answer {
-                Ok(Outcome::Pending(pending)) => {
-                    show = self.show_always || pending.show_evidence();
+                Ok(TokenOutcome::Pending(pending)) => {
+                    show = self.always_send_evidence || pending.send_evidence();
                     let id = pending.access_request_id();
                     if streams && !show {
                         let watch = match &mut watch {
@@ -261,11 +261,11 @@ impl Task {
                         // A broker that did wait is asked again at once.
                         PAUSE_MS_MIN
                     } else {
-                        pending.poll_after_s().saturating_mul(1_000)
+                        pending.poll_interval_s().saturating_mul(1_000)
                     }
                 }
                 Err(error) if error.retryable() => i64::from(error.retry_after_ms()),
-                Ok(Outcome::Token(_) | Outcome::Denied(_)) | Err(_) => return answer,
+                Ok(TokenOutcome::Token(_) | TokenOutcome::Denied(_)) | Err(_) => return answer,
             };
             let left_ms = until.since(clock.now());
             if left_ms <= 0 {
@@ -277,8 +277,8 @@ impl Task {
     }
 
     /// Follows an access request of this task to its end: how it stands now, and each change.
-    pub fn watch(&self, access_request: AccessRequestId) -> Watch {
-        Watch::new(self.clone(), access_request)
+    pub fn watch(&self, access_request: AccessRequestId) -> AccessRequestWatch {
+        AccessRequestWatch::new(self.clone(), access_request)
     }
 
     pub(super) const fn endpoint(&self) -> &Endpoint {
@@ -291,11 +291,11 @@ impl Task {
 
     async fn ask(
         &self,
-        order: &TokenOrder,
+        order: &TokenRequest,
         request_id: &RequestId,
         wait_s: u32,
         show: bool,
-    ) -> Result<Outcome, Error> {
+    ) -> Result<TokenOutcome, Error> {
         let wait_s = wait_s.min(WAIT_S_MAX);
         let answer = match self.ask_once(order, request_id, wait_s, show).await {
             Err(error) if error.reason() == Some(Reason::EvidenceStale) && !show => {
@@ -309,20 +309,20 @@ impl Task {
 
     async fn ask_once(
         &self,
-        order: &TokenOrder,
+        order: &TokenRequest,
         request_id: &RequestId,
         wait_s: u32,
         show: bool,
     ) -> Result<v1::RequestTokenResponse, Error> {
         let evidence = if show {
-            Some(self.evidence.show().await?)
+            Some(self.evidence.fetch().await?)
         } else {
             None
         };
-        let call = Order {
+        let call = CallOptions {
             identity: &self.identity,
-            adg: Some(order.action.digest()),
-            evh: evidence
+            action_digest: Some(order.action.digest()),
+            evidence_hash: evidence
                 .as_ref()
                 .map(|evidence| Digest::of(evidence.expose_secret().as_bytes())),
             wait_s,
@@ -348,7 +348,7 @@ impl Task {
         answer: v1::RequestTokenResponse,
         action: &Action,
         request_id: &RequestId,
-    ) -> Result<Outcome, Malformed> {
+    ) -> Result<TokenOutcome, Malformed> {
         let decision = DecisionId::parse(&answer.decision_id)?;
         let moment = |what, wire: Option<prost_types::Timestamp>| {
             convert::timestamp(what, convert::required(what, wire.as_ref())?)
@@ -363,7 +363,7 @@ impl Task {
                     .into_iter()
                     .map(|o| (o.parameter, o.salt))
                     .collect();
-                Ok(Outcome::Token(Token {
+                Ok(TokenOutcome::Token(AccessToken {
                     jwt,
                     key: self.key.clone(),
                     endpoint: self.endpoint.clone(),
@@ -375,12 +375,12 @@ impl Task {
                     info: Box::new(info),
                 }))
             }
-            request_token_response::Outcome::Pending(info) => Ok(Outcome::Pending(Pending {
+            request_token_response::Outcome::Pending(info) => Ok(TokenOutcome::Pending(PendingApproval {
                 decision,
                 request_id: request_id.clone(),
                 access_request_id: AccessRequestId::parse(&info.access_request_id)?,
                 expires_at: moment("expires_at", info.expires_at)?,
-                poll_after_s: match &info.poll_after {
+                poll_interval_s: match &info.poll_after {
                     Some(wire) => convert::seconds("poll_after", wire)?,
                     None => 1,
                 },
@@ -389,7 +389,7 @@ impl Task {
             request_token_response::Outcome::Denied(info) => {
                 let id = Some(info.access_request_id.as_str()).filter(|id| !id.is_empty());
                 let access_request_id = id.map(AccessRequestId::parse).transpose()?;
-                Ok(Outcome::Denied(Denied {
+                Ok(TokenOutcome::Denied(Denial {
                     decision,
                     access_request_id,
                     info,
@@ -406,7 +406,7 @@ impl Task {
         };
         let answer = self
             .endpoint
-            .call::<methods::GetAccessRequest>(Order::by(&self.identity), &[request])
+            .call::<methods::GetAccessRequest>(CallOptions::by(&self.identity), &[request])
             .await?;
         there("access_request", answer.access_request)
     }
@@ -419,7 +419,7 @@ impl Task {
         };
         let answer = self
             .endpoint
-            .call::<methods::CancelAccessRequest>(Order::by(&self.identity), &[request])
+            .call::<methods::CancelAccessRequest>(CallOptions::by(&self.identity), &[request])
             .await?;
         there("access_request", answer.access_request)
     }
@@ -433,7 +433,7 @@ impl Task {
         };
         let answer = self
             .endpoint
-            .call::<methods::CompleteTask>(Order::by(&self.identity), &[request])
+            .call::<methods::CompleteTask>(CallOptions::by(&self.identity), &[request])
             .await?;
         there("report", answer.report)
     }
@@ -463,7 +463,7 @@ mod tests {
 
     use super::*;
     use crate::clock::Clock;
-    use crate::jose::dpop::{self, Expect, Freshness};
+    use crate::jose::dpop::{self, ExpectedProof, Freshness};
     use crate::model::{ActionName, Audience, Target};
 
     fn action() -> Action {
@@ -481,11 +481,11 @@ mod tests {
         .expect("action")
     }
 
-    fn task() -> Task {
+    fn task() -> TaskHandle {
         let key = Arc::new(SigningKey::generate().expect("key").0);
         let evidence = EvidenceSource::Fixed(Secret::new("svid-s3cr3t".to_owned()));
         let endpoint = Endpoint::connect("http://127.0.0.1:1").expect("endpoint");
-        Task::attach(endpoint, evidence, TaskId::from_random([1; 16]), key)
+        TaskHandle::attach(endpoint, evidence, TaskId::from_random([1; 16]), key)
     }
 
     fn issued() -> v1::RequestTokenResponse {
@@ -516,7 +516,7 @@ mod tests {
             .outcome(issued(), &action(), &request_id(Some("r1")).expect("id"))
             .expect("outcome");
         assert!(!format!("{task:?} {outcome:#?}").contains("s3cr3t"));
-        let Outcome::Token(token) = outcome else {
+        let TokenOutcome::Token(token) = outcome else {
             panic!("a token")
         };
         assert_eq!(
@@ -537,7 +537,7 @@ mod tests {
         };
         let proof = dpop::check(
             headers.dpop.expose_secret(),
-            &Expect {
+            &ExpectedProof {
                 htm: "POST",
                 htu: url,
                 freshness,

@@ -9,7 +9,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 use tonic_types::StatusExt as _;
 
-use super::route::{Connector, Reach, Route};
+use super::transport::{Connector, ConnectOptions, Transport};
 use super::{Error, EvidenceSource, random, random_name};
 use crate::clock::Clock;
 use crate::jose::SigningKey;
@@ -23,7 +23,7 @@ use crate::proto::strict::StrictCodec;
 #[derive(Clone)]
 pub struct Endpoint {
     url: Arc<str>,
-    route: Route,
+    transport: Transport,
     channel: Channel,
     nonce: Arc<Mutex<Option<String>>>,
     clock: Clock,
@@ -41,24 +41,24 @@ pub enum Identity {
 
 /// One call: who makes it and what its proof binds.
 #[derive(Clone, Copy)]
-pub(crate) struct Order<'a> {
+pub(crate) struct CallOptions<'a> {
     pub(crate) identity: &'a Identity,
     /// Digest of the action asked for.
-    pub(crate) adg: Option<Digest>,
+    pub(crate) action_digest: Option<Digest>,
     /// SHA-256 of the evidence in the call.
-    pub(crate) evh: Option<Digest>,
+    pub(crate) evidence_hash: Option<Digest>,
     /// How long the broker was asked to wait, in seconds.
     pub(crate) wait_s: u32,
     /// The one-time code of a first operator.
     pub(crate) code: Option<&'a Secret>,
 }
 
-impl<'a> Order<'a> {
+impl<'a> CallOptions<'a> {
     pub(crate) fn by(identity: &'a Identity) -> Self {
         Self {
             identity,
-            adg: None,
-            evh: None,
+            action_digest: None,
+            evidence_hash: None,
             wait_s: 0,
             code: None,
         }
@@ -66,7 +66,7 @@ impl<'a> Order<'a> {
 }
 
 /// A method, with the messages that belong to it.
-pub(crate) trait Method {
+pub(crate) trait RpcMethod {
     const PATH: &'static str;
     /// Whether a second call, after one whose fate is unknown, does no more than the first.
     const REPEATABLE: bool;
@@ -75,14 +75,14 @@ pub(crate) trait Method {
 }
 
 pub(crate) mod methods {
-    use super::Method;
+    use super::RpcMethod;
     use crate::proto::v1;
 
     macro_rules! methods {
         ($($name:ident = $path:literal, $request:ident, $response:ident, $repeatable:literal;)*) => {
             $(pub(crate) struct $name;
 
-            impl Method for $name {
+            impl RpcMethod for $name {
                 const PATH: &'static str = $path;
                 const REPEATABLE: bool = $repeatable;
                 type Request = v1::$request;
@@ -144,22 +144,22 @@ impl Endpoint {
     /// The broker at this URL, such as `https://dipylon.soc.example`, with the operating system's certificates; it connects
     /// with the first call. A trailing slash is left out. Call it within a tokio runtime.
     pub fn connect(url: &str) -> Result<Self, Error> {
-        Self::reach(url, &Reach::default())
+        Self::connect_with(url, &ConnectOptions::default())
     }
 
     /// The same, reached through a Unix socket or with certificates of one's own.
-    pub fn reach(url: &str, reach: &Reach) -> Result<Self, Error> {
+    pub fn connect_with(url: &str, options: &ConnectOptions) -> Result<Self, Error> {
         let url = url.strip_suffix('/').unwrap_or(url);
-        let route = Route::new(url, reach)?;
-        let channel = tonic::transport::Endpoint::from(route.uri().clone())
+        let transport = Transport::new(url, options)?;
+        let channel = tonic::transport::Endpoint::from(transport.uri().clone())
             .connect_timeout(Duration::from_secs(CONNECT_TIMEOUT_S))
             .http2_keep_alive_interval(Duration::from_secs(KEEP_ALIVE_INTERVAL_S))
             .keep_alive_timeout(Duration::from_secs(KEEP_ALIVE_TIMEOUT_S))
             .keep_alive_while_idle(true)
-            .connect_with_connector_lazy(Connector(route.clone()));
+            .connect_with_connector_lazy(Connector(transport.clone()));
         Ok(Self {
             url: url.into(),
-            route,
+            transport,
             channel,
             nonce: Arc::default(),
             clock: Clock::system(),
@@ -186,8 +186,8 @@ impl Endpoint {
     }
 
     /// The way to the broker, for what is not a call.
-    pub(crate) fn route(&self) -> &Route {
-        &self.route
+    pub(crate) fn transport(&self) -> &Transport {
+        &self.transport
     }
 
     pub(crate) fn clock(&self) -> &Clock {
@@ -195,17 +195,17 @@ impl Endpoint {
     }
 
     /// Makes a call with the messages (one, unless the method streams them) and reads its one answer.
-    pub(crate) async fn call<M: Method>(
+    pub(crate) async fn call<M: RpcMethod>(
         &self,
-        order: Order<'_>,
+        options: CallOptions<'_>,
         messages: &[M::Request],
     ) -> Result<M::Response, Error> {
-        let mut attempts = Attempts::default();
+        let mut retry = RetryState::default();
         loop {
             let mut request = Request::new(tokio_stream::iter(messages.to_vec()));
-            *request.metadata_mut() = self.headers::<M>(&order).await?;
+            *request.metadata_mut() = self.headers::<M>(&options).await?;
             request.set_timeout(Duration::from_secs(
-                CALL_TIMEOUT_S + u64::from(order.wait_s),
+                CALL_TIMEOUT_S + u64::from(options.wait_s),
             ));
             let answer = match self.ready().await {
                 Ok(mut grpc) => {
@@ -219,21 +219,21 @@ impl Endpoint {
                     self.remember(response.metadata());
                     return Ok(response.into_inner());
                 }
-                Err(status) => attempts.again::<M>(self, &status).await?,
+                Err(status) => retry.backoff::<M>(self, &status).await?,
             }
         }
     }
 
     /// Makes a call whose answers go on.
-    pub(crate) async fn watch<M: Method>(
+    pub(crate) async fn watch<M: RpcMethod>(
         &self,
-        order: Order<'_>,
+        options: CallOptions<'_>,
         message: &M::Request,
     ) -> Result<Streaming<M::Response>, Error> {
-        let mut attempts = Attempts::default();
+        let mut retry = RetryState::default();
         loop {
             let mut request = Request::new(message.clone());
-            *request.metadata_mut() = self.headers::<M>(&order).await?;
+            *request.metadata_mut() = self.headers::<M>(&options).await?;
             let answer = match self.ready().await {
                 Ok(mut grpc) => {
                     grpc.server_streaming(request, path::<M>()?, codec::<M>())
@@ -246,13 +246,13 @@ impl Endpoint {
                     self.remember(response.metadata());
                     return Ok(response.into_inner());
                 }
-                Err(status) => attempts.again::<M>(self, &status).await?,
+                Err(status) => retry.backoff::<M>(self, &status).await?,
             }
         }
     }
 
     /// Reads why a stream ended.
-    pub(crate) fn ended(&self, status: &Status) -> Error {
+    pub(crate) fn stream_error(&self, status: &Status) -> Error {
         self.remember(status.metadata());
         Error::from_status(&self.url, status)
     }
@@ -265,8 +265,8 @@ impl Endpoint {
         Ok(grpc)
     }
 
-    async fn headers<M: Method>(&self, order: &Order<'_>) -> Result<MetadataMap, Error> {
-        let (name, secret) = match order.identity {
+    async fn headers<M: RpcMethod>(&self, options: &CallOptions<'_>) -> Result<MetadataMap, Error> {
+        let (name, secret) = match options.identity {
             Identity::Key(key) => {
                 let nonce = self
                     .nonce
@@ -280,14 +280,14 @@ impl Endpoint {
                     jti: &random_name()?,
                     nonce: nonce.as_deref(),
                     ath: None,
-                    adg: order.adg,
-                    evh: order.evh,
+                    action_digest: options.action_digest,
+                    evidence_hash: options.evidence_hash,
                 };
                 (DPOP, dpop::create(key, &claims)?)
             }
             Identity::Svid(source) => (
                 AUTHORIZATION,
-                Secret::new(format!("Bearer {}", source.show().await?.expose_secret())),
+                Secret::new(format!("Bearer {}", source.fetch().await?.expose_secret())),
             ),
         };
         let mut value = MetadataValue::from_str(secret.expose_secret())
@@ -295,7 +295,7 @@ impl Endpoint {
         value.set_sensitive(true);
         let mut headers = MetadataMap::new();
         headers.insert(name, value);
-        if let Some(code) = order.code {
+        if let Some(code) = options.code {
             let mut value = MetadataValue::from_str(code.expose_secret())
                 .map_err(|_| Malformed::new("one-time code", "is not ASCII text"))?;
             value.set_sensitive(true);
@@ -317,19 +317,19 @@ impl Endpoint {
     }
 }
 
-/// One call's attempts, each with a proof of its own: once more for a nonce, and, where that can do no harm, while the
+/// One call's retry, each with a proof of its own: once more for a nonce, and, where that can do no harm, while the
 /// broker is away.
 #[derive(Default)]
-struct Attempts {
+struct RetryState {
     made: u32,
     failing_since: Option<Timestamp>,
     slept_ms: i64,
     nonce_given: bool,
 }
 
-impl Attempts {
+impl RetryState {
     /// Waits until the next attempt is due, or gives up.
-    async fn again<M: Method>(
+    async fn backoff<M: RpcMethod>(
         &mut self,
         endpoint: &Endpoint,
         status: &Status,
@@ -359,16 +359,16 @@ impl Attempts {
             | Error::Evidence(_)
             | Error::Malformed(_)
             | Error::Answer(_)
-            | Error::Ballot(_)
+            | Error::SignVote(_)
             | Error::Key(_)
             | Error::Proof(_)
             | Error::NoRandomness => false,
         };
         let now = endpoint.clock.now();
         let failing_ms = now.since(*self.failing_since.get_or_insert(now));
-        let pause_ms = pause_ms(self.made)?;
+        let pause_ms = backoff_ms(self.made)?;
         let pause_ms = match reason {
-            Some(Reason::RateLimited) => told_ms(status).saturating_add(pause_ms / 2),
+            Some(Reason::RateLimited) => retry_after_ms(status).saturating_add(pause_ms / 2),
             Some(_) | None => pause_ms,
         };
         self.made = self.made.saturating_add(1);
@@ -393,18 +393,18 @@ impl std::fmt::Debug for Endpoint {
     }
 }
 
-fn path<M: Method>() -> Result<PathAndQuery, Error> {
+fn path<M: RpcMethod>() -> Result<PathAndQuery, Error> {
     PathAndQuery::from_str(&format!("/{}", M::PATH))
         .map_err(|_| Error::Url("a method's path is not a path"))
 }
 
-fn codec<M: Method>() -> StrictCodec<M::Request, M::Response> {
+fn codec<M: RpcMethod>() -> StrictCodec<M::Request, M::Response> {
     StrictCodec::default()
 }
 
 /// How long the broker says to wait (`RetryInfo`), in milliseconds. A wait longer than the retry budget is none: the error
 /// goes to the caller at once.
-fn told_ms(status: &Status) -> u32 {
+fn retry_after_ms(status: &Status) -> u32 {
     let delay = status
         .get_details_retry_info()
         .and_then(|info| info.retry_delay);
@@ -416,7 +416,7 @@ fn told_ms(status: &Status) -> u32 {
 }
 
 /// Doubles from 50 ms to a second; the half of it is chance, so that many clients do not come back at once.
-pub(crate) fn pause_ms(round: u32) -> Result<u32, Error> {
+pub(crate) fn backoff_ms(round: u32) -> Result<u32, Error> {
     let full = PAUSE_MS
         .saturating_mul(1_u32.checked_shl(round.min(16)).unwrap_or(u32::MAX))
         .min(PAUSE_MS_MAX);
@@ -498,7 +498,7 @@ mod tests {
     #[test]
     fn pauses_grow_to_a_bound() {
         for (round, full) in [(0, 50), (1, 100), (4, 800), (5, 1_000), (99, 1_000)] {
-            let pause = pause_ms(round).expect("pause");
+            let pause = backoff_ms(round).expect("pause");
             assert!((full / 2..=full).contains(&pause), "{round}: {pause}");
         }
     }

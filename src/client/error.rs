@@ -4,7 +4,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use super::EvidenceError;
-use super::ballot::BallotError;
+use super::vote::SignVoteError;
 use crate::jose::KeyError;
 use crate::jose::dpop::ProofError;
 use crate::model::text::escape_invisible_capped;
@@ -36,7 +36,7 @@ pub enum Error {
     },
     /// The broker said no.
     #[error("{0}")]
-    Refused(Refused),
+    Refused(RefusedCall),
     /// The evidence could not be had.
     #[error("{0}")]
     Evidence(#[from] EvidenceError),
@@ -48,7 +48,7 @@ pub enum Error {
     Answer(Malformed),
     /// The vote was not signed.
     #[error("{0}")]
-    Ballot(#[from] BallotError),
+    SignVote(#[from] SignVoteError),
     /// A key could not be made.
     #[error("key: {0}")]
     Key(#[from] KeyError),
@@ -62,7 +62,7 @@ pub enum Error {
 
 /// A refusal as the broker gave it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refused {
+pub struct RefusedCall {
     reason: Option<Reason>,
     code: Code,
     message: String,
@@ -101,7 +101,7 @@ impl Error {
             | Self::Evidence(_)
             | Self::Malformed(_)
             | Self::Answer(_)
-            | Self::Ballot(_)
+            | Self::SignVote(_)
             | Self::Key(_)
             | Self::Proof(_)
             | Self::NoRandomness => false,
@@ -116,7 +116,7 @@ impl Error {
         }
     }
 
-    fn refused(&self) -> Option<&Refused> {
+    fn refused(&self) -> Option<&RefusedCall> {
         match self {
             Self::Refused(refused) => Some(refused),
             Self::Url(_)
@@ -126,7 +126,7 @@ impl Error {
             | Self::Evidence(_)
             | Self::Malformed(_)
             | Self::Answer(_)
-            | Self::Ballot(_)
+            | Self::SignVote(_)
             | Self::Key(_)
             | Self::Proof(_)
             | Self::NoRandomness => None,
@@ -156,7 +156,7 @@ impl Error {
                 };
             }
         }
-        Self::Refused(Refused {
+        Self::Refused(RefusedCall {
             reason: info.as_ref().and_then(|info| Reason::parse(&info.reason)),
             code: status.code(),
             message: escape_invisible_capped(status.message(), MESSAGE_CHARS_MAX),
@@ -167,7 +167,7 @@ impl Error {
     }
 }
 
-impl Refused {
+impl RefusedCall {
     fn retryable(&self) -> bool {
         match self.reason {
             Some(reason) => reason.retry() != Retry::Never,
@@ -180,7 +180,7 @@ impl Refused {
 }
 
 /// `REASON: message [correlation]`.
-impl fmt::Display for Refused {
+impl fmt::Display for RefusedCall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.reason.map_or(code_name(self.code), Reason::as_str))?;
         if !self.message.is_empty() {

@@ -57,7 +57,7 @@ const EVIDENCE_BYTES_MAX: usize = 16 * 1024;
 
 impl EvidenceSource {
     /// The evidence to show now.
-    pub async fn show(&self) -> Result<Secret, EvidenceError> {
+    pub async fn fetch(&self) -> Result<Secret, EvidenceError> {
         let evidence = match self {
             Self::Fixed(evidence) => evidence.clone(),
             Self::File(path) => {
@@ -108,23 +108,23 @@ mod tests {
         let path = dir.path().join("svid");
         let source = EvidenceSource::File(path.clone());
         assert!(matches!(
-            source.show().await,
+            source.fetch().await,
             Err(EvidenceError::File { .. })
         ));
         for text in ["first", "second"] {
             std::fs::write(&path, format!("{text}\n")).expect("write");
-            assert_eq!(source.show().await.expect("evidence").expose_secret(), text);
+            assert_eq!(source.fetch().await.expect("evidence").expose_secret(), text);
         }
         for bad in ["", "\n", "a b", "a\nb", "é"] {
             std::fs::write(&path, bad).expect("write");
             assert_eq!(
-                source.show().await.err(),
+                source.fetch().await.err(),
                 Some(EvidenceError::Form),
                 "{bad:?}"
             );
         }
         std::fs::write(&path, "x".repeat(EVIDENCE_BYTES_MAX + 1)).expect("write");
-        assert_eq!(source.show().await.err(), Some(EvidenceError::Form));
+        assert_eq!(source.fetch().await.err(), Some(EvidenceError::Form));
     }
 
     #[test]

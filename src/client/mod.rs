@@ -2,33 +2,33 @@
 //!
 //! In: a broker's URL (and, where it is not the network's, the way to it), keys, evidence, and words of the model. Out: typed answers, or an [`Error`].
 //! Trusts: its own keys; of the broker's answers only their form, and of a vote's statement nothing that the approver did
-//! not see ([`ballot`]).
+//! not see ([`vote`]).
 //! Refuses: to sign a statement that says anything else than the card; URLs that a proof could not name.
 //! Never: shows a token, evidence or a key in an error or in `Debug`, stores a token, or retries what could happen twice.
 
 mod agent;
-mod answer;
-pub mod ballot;
+mod token_outcome;
+pub mod vote;
 mod channel;
 mod error;
 mod evidence;
 mod person;
-mod route;
+mod transport;
 #[cfg(test)]
 mod tests;
 mod watch;
 mod workload_api;
 
-pub use agent::{Agent, OpenTask, Task, TokenOrder};
-pub use answer::{Denied, Headers, Outcome, Pending, Token};
+pub use agent::{AgentClient, OpenTaskRequest, TaskHandle, TokenRequest};
+pub use token_outcome::{Denial, DpopHeaders, TokenOutcome, PendingApproval, AccessToken};
 pub use channel::{Endpoint, Identity};
-pub(crate) use channel::{Order, methods, pause_ms};
-pub use error::{Error, Refused};
+pub(crate) use channel::{CallOptions, methods, backoff_ms};
+pub use error::{Error, RefusedCall};
 pub use evidence::{EvidenceError, EvidenceSource};
 pub use person::Person;
-pub use route::Reach;
-pub(crate) use route::{Protocol, Route};
-pub use watch::Watch;
+pub use transport::ConnectOptions;
+pub(crate) use transport::{Protocol, Transport};
+pub use watch::AccessRequestWatch;
 pub use workload_api::WorkloadApi;
 
 use base64::Engine as _;

@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::ballot::{self, Ballot, Seen};
-use super::{Endpoint, Error, Identity, Order, methods};
+use super::vote::{self, ReviewedCard, SignedVote};
+use super::{Endpoint, Error, Identity, CallOptions, methods};
 use crate::card::Card;
 use crate::jose::SigningKey;
 use crate::model::{
@@ -105,7 +105,7 @@ impl Person {
         }
     }
 
-    /// The broker's statement, not yet compared with anything: [`ballot::sign`] does.
+    /// The broker's statement, not yet compared with anything: [`vote::sign`] does.
     pub async fn begin_vote(
         &self,
         id: AccessRequestId,
@@ -131,12 +131,12 @@ impl Person {
     }
 
     /// Hands a signed vote in.
-    pub async fn cast_vote(&self, ballot: &Ballot) -> Result<v1::AccessRequest, Error> {
+    pub async fn cast_vote(&self, ballot: &SignedVote) -> Result<v1::AccessRequest, Error> {
         Ok(self.cast(ballot).await?.0)
     }
 
     /// The same, and whether the vote was one no too many, so that the agent is suspended.
-    pub async fn cast(&self, ballot: &Ballot) -> Result<(v1::AccessRequest, bool), Error> {
+    pub async fn cast(&self, ballot: &SignedVote) -> Result<(v1::AccessRequest, bool), Error> {
         let request = v1::CastVoteRequest {
             access_request_id: ballot.access_request_id().to_string(),
             statement: ballot.statement().to_owned(),
@@ -155,12 +155,12 @@ impl Person {
 
     /// A signed vote on what was seen: begins, compares the broker's statement with the card, signs. Nothing counts until
     /// it is cast.
-    pub async fn ballot(&self, seen: &Seen<'_>) -> Result<Ballot, Error> {
+    pub async fn ballot(&self, seen: &ReviewedCard<'_>) -> Result<SignedVote, Error> {
         let id = seen.card.access_request;
         let statement = self
             .begin_vote(id, seen.profile, seen.verdict, seen.narrowing, seen.comment)
             .await?;
-        Ok(ballot::sign(
+        Ok(vote::sign(
             &self.key,
             seen,
             &statement,
@@ -169,7 +169,7 @@ impl Person {
     }
 
     /// Votes on what was seen: [`Person::ballot`], cast.
-    pub async fn vote(&self, seen: &Seen<'_>) -> Result<v1::AccessRequest, Error> {
+    pub async fn vote(&self, seen: &ReviewedCard<'_>) -> Result<v1::AccessRequest, Error> {
         self.cast_vote(&self.ballot(seen).await?).await
     }
 
@@ -227,7 +227,7 @@ impl Person {
         files: &BTreeMap<String, String>,
         code: &Secret,
     ) -> Result<v1::ApplyPolicyBundleResponse, Error> {
-        let order = Order {
+        let order = CallOptions {
             code: Some(code),
             ..self.order()
         };
@@ -492,8 +492,8 @@ impl Person {
             .await
     }
 
-    fn order(&self) -> Order<'_> {
-        Order::by(&self.identity)
+    fn order(&self) -> CallOptions<'_> {
+        CallOptions::by(&self.identity)
     }
 }
 

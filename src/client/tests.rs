@@ -10,7 +10,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::*;
 use crate::clock::Clock;
-use crate::jose::dpop::{self, CheckedProof, Expect, Freshness};
+use crate::jose::dpop::{self, CheckedProof, ExpectedProof, Freshness};
 use crate::jose::{Nonces, SigningKey};
 use crate::model::{
     Action, ActionName, AgentId, Audience, DecisionId, Digest, Reason, Secret, Target, TaskId,
@@ -66,8 +66,8 @@ impl FakeBroker {
         Endpoint::connect(&self.url).expect("endpoint")
     }
 
-    fn agent(&self) -> Agent {
-        Agent::new(
+    fn agent(&self) -> AgentClient {
+        AgentClient::new(
             self.endpoint(),
             EvidenceSource::Fixed(Secret::new("svid".to_owned())),
             None,
@@ -99,7 +99,7 @@ impl FakeBroker {
         let nonces = self.nonces.lock().expect("nonces").clone();
         let checked = dpop::check(
             proof,
-            &Expect {
+            &ExpectedProof {
                 htm: "POST",
                 htu: &htu,
                 freshness: Freshness::Nonce,
@@ -353,8 +353,8 @@ impl v1::governance_service_server::GovernanceService for FakeBroker {
     }
 }
 
-fn open() -> OpenTask {
-    OpenTask {
+fn open() -> OpenTaskRequest {
+    OpenTaskRequest {
         purpose: "why".to_owned(),
         max_duration_s: 600,
         request_id: None,
@@ -362,7 +362,7 @@ fn open() -> OpenTask {
     }
 }
 
-fn order(reason: &str) -> TokenOrder {
+fn order(reason: &str) -> TokenRequest {
     let target = Target::parse("Account", "ann").expect("target");
     let (name, audience) = (
         ActionName::parse("account.disable"),
@@ -375,7 +375,7 @@ fn order(reason: &str) -> TokenOrder {
         BTreeMap::new(),
     )
     .expect("action");
-    TokenOrder {
+    TokenRequest {
         action,
         ttl_s: 300,
         reason: reason.to_owned(),
@@ -409,7 +409,7 @@ async fn a_nonce_is_learnt_once_and_kept_and_learnt_again_after_a_restart() {
     let proofs = broker.proofs.lock().expect("proofs");
     let claims: Vec<_> = proofs
         .iter()
-        .map(|(name, proof)| (*name, proof.adg(), proof.evh()))
+        .map(|(name, proof)| (*name, proof.action_digest(), proof.evidence_hash()))
         .collect();
     assert_eq!(
         claims,
@@ -492,7 +492,7 @@ async fn a_broker_that_stays_away_is_given_up() {
     let endpoint = Endpoint::connect(&url)
         .expect("endpoint")
         .with_retry_ms(200);
-    let agent = Agent::new(
+    let agent = AgentClient::new(
         endpoint,
         EvidenceSource::Fixed(Secret::new("svid-s3cr3t".to_owned())),
         None,
@@ -514,14 +514,14 @@ async fn stale_evidence_is_shown_again_once() {
     broker.refuse([stale()]);
     assert!(matches!(
         task.request_token(&order("")).await,
-        Ok(Outcome::Token(_))
+        Ok(TokenOutcome::Token(_))
     ));
     {
         let requests = broker.requests.lock().expect("requests");
         assert!(requests.last().expect("a request").evidence.is_some());
         let proofs = broker.proofs.lock().expect("proofs");
         assert_eq!(
-            proofs.last().expect("a proof").1.evh(),
+            proofs.last().expect("a proof").1.evidence_hash(),
             Some(Digest::of(b"svid"))
         );
     }
@@ -537,7 +537,7 @@ async fn waiting_asks_under_one_id_and_shows_evidence_when_told() {
     let until = Clock::system().now().plus_secs(30);
     assert!(matches!(
         task.wait_for_token(&order("pend"), until).await,
-        Ok(Outcome::Token(_))
+        Ok(TokenOutcome::Token(_))
     ));
     let requests = broker.requests.lock().expect("requests");
     assert_eq!(requests.len(), 3);
@@ -567,7 +567,7 @@ async fn waiting_ends_in_time_with_the_last_answer() {
     let now = Clock::system().now();
     assert!(matches!(
         task.wait_for_token(&order("pend"), now).await,
-        Ok(Outcome::Pending(_))
+        Ok(TokenOutcome::Pending(_))
     ));
 }
 

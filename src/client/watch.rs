@@ -2,8 +2,8 @@ use std::time::Duration;
 
 use tonic::Streaming;
 
-use super::agent::Task;
-use super::{Error, Order, methods, pause_ms};
+use super::agent::TaskHandle;
+use super::{Error, CallOptions, methods, backoff_ms};
 use crate::model::{AccessRequestId, Malformed, Timestamp};
 use crate::proto::v1;
 use crate::proto::v1::watch_access_request_response::Message;
@@ -11,8 +11,8 @@ use crate::proto::v1::watch_access_request_response::Message;
 /// One access request of a task, followed to its end: over broken connections and restarts of the broker. Dropping it ends
 /// nothing.
 #[derive(Debug)]
-pub struct Watch {
-    task: Task,
+pub struct AccessRequestWatch {
+    task: TaskHandle,
     id: AccessRequestId,
     seen: Option<v1::AccessRequestMark>,
     stream: Option<Streaming<v1::WatchAccessRequestResponse>>,
@@ -21,8 +21,8 @@ pub struct Watch {
     last: bool,
 }
 
-impl Watch {
-    pub(super) fn new(task: Task, id: AccessRequestId) -> Self {
+impl AccessRequestWatch {
+    pub(super) fn new(task: TaskHandle, id: AccessRequestId) -> Self {
         Self {
             task,
             id,
@@ -63,7 +63,7 @@ impl Watch {
                 // The broker wants the key proved again, or stops.
                 Ok(Ok(None)) => self.again().await?,
                 Ok(Err(status)) => {
-                    let error = self.task.endpoint().ended(&status);
+                    let error = self.task.endpoint().stream_error(&status);
                     self.pause(error).await?;
                 }
                 Err(_silent) => self.again().await?,
@@ -96,7 +96,7 @@ impl Watch {
         };
         self.task
             .endpoint()
-            .watch::<methods::WatchAccessRequest>(Order::by(self.task.identity()), &request)
+            .watch::<methods::WatchAccessRequest>(CallOptions::by(self.task.identity()), &request)
             .await
     }
 
@@ -134,7 +134,7 @@ impl Watch {
 
     async fn again(&mut self) -> Result<(), Error> {
         self.stream = None;
-        let pause = pause_ms(self.broken)?;
+        let pause = backoff_ms(self.broken)?;
         self.broken = self.broken.saturating_add(1);
         tokio::time::sleep(Duration::from_millis(u64::from(pause))).await;
         Ok(())

@@ -181,7 +181,7 @@ impl AccessTokenClaims {
 
 /// What a token must be for.
 #[derive(Debug, Clone, Copy)]
-pub struct Expect<'a> {
+pub struct ExpectedToken<'a> {
     /// The broker's issuer URL, compared byte by byte.
     pub iss: &'a str,
     /// The validator's own audience. `None` only where the broker looks at its own tokens for somebody else and compares the
@@ -233,7 +233,7 @@ pub fn sign(
 }
 
 /// Checks a token: signature, form, issuer, audience, life, in that order.
-pub fn check(token: &str, keys: &KeySet, expect: &Expect<'_>) -> Result<CheckedToken, TokenError> {
+pub fn check(token: &str, keys: &KeySet, expect: &ExpectedToken<'_>) -> Result<CheckedToken, TokenError> {
     let jws = jws::verify(token, keys, &RULES).map_err(|error| match error {
         JoseError::UnknownKey => TokenError::UnknownKey,
         JoseError::Signature => TokenError::Signature,
@@ -360,7 +360,7 @@ mod tests {
     impl Fixture {
         fn new() -> Self {
             let (key, _) = SigningKey::generate().expect("key");
-            let keys = KeySet::of([(kid(), key.public())]).expect("set");
+            let keys = KeySet::from_keys([(kid(), key.public())]).expect("set");
             Self { key, keys }
         }
 
@@ -386,7 +386,7 @@ mod tests {
             check(
                 token,
                 &self.keys,
-                &Expect {
+                &ExpectedToken {
                     iss: ISS,
                     aud: Some(&claims().aud),
                     now,
@@ -481,7 +481,7 @@ mod tests {
     fn issuer_audience_key_and_signature_are_told_apart() {
         let (fixture, other) = (Fixture::new(), Fixture::new());
         let token = sign(&claims(), &kid(), &fixture.key).expect("token");
-        let expect = Expect {
+        let expect = ExpectedToken {
             iss: ISS,
             aud: None,
             now: NOW,
@@ -489,16 +489,16 @@ mod tests {
         let aud = Audience::parse("https://idp.example/").expect("audience");
         let keys = &fixture.keys;
         assert!(check(token.expose_secret(), keys, &expect).is_ok());
-        let wrong = |expect: Expect<'_>| check(token.expose_secret(), keys, &expect).map(drop);
+        let wrong = |expect: ExpectedToken<'_>| check(token.expose_secret(), keys, &expect).map(drop);
         assert_eq!(
-            wrong(Expect {
+            wrong(ExpectedToken {
                 iss: "https://broker.example/",
                 ..expect
             }),
             Err(TokenError::WrongIssuer)
         );
         assert_eq!(
-            wrong(Expect {
+            wrong(ExpectedToken {
                 aud: Some(&aud),
                 ..expect
             }),

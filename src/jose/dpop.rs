@@ -63,14 +63,14 @@ pub struct ProofClaims<'a> {
     /// SHA-256 of the access token shown beside the proof ([`ath`]).
     pub ath: Option<Digest>,
     /// Digest of the action asked for.
-    pub adg: Option<Digest>,
+    pub action_digest: Option<Digest>,
     /// SHA-256 of the evidence shown in the call.
-    pub evh: Option<Digest>,
+    pub evidence_hash: Option<Digest>,
 }
 
 /// What a proof must be for.
 #[derive(Debug, Clone, Copy)]
-pub struct Expect<'a> {
+pub struct ExpectedProof<'a> {
     /// The HTTP method, compared byte by byte.
     pub htm: &'a str,
     /// The configured external URL of the method called, never one taken from the call; compared byte by byte.
@@ -102,8 +102,8 @@ pub struct CheckedProof {
     iat: Timestamp,
     nonce: Option<String>,
     ath: Option<Digest>,
-    adg: Option<Digest>,
-    evh: Option<Digest>,
+    action_digest: Option<Digest>,
+    evidence_hash: Option<Digest>,
 }
 
 impl CheckedProof {
@@ -138,13 +138,13 @@ impl CheckedProof {
     }
 
     /// Digest of the action it asks for.
-    pub fn adg(&self) -> Option<Digest> {
-        self.adg
+    pub fn action_digest(&self) -> Option<Digest> {
+        self.action_digest
     }
 
     /// SHA-256 of the evidence it goes with.
-    pub fn evh(&self) -> Option<Digest> {
-        self.evh
+    pub fn evidence_hash(&self) -> Option<Digest> {
+        self.evidence_hash
     }
 }
 
@@ -163,13 +163,13 @@ pub fn create(key: &SigningKey, claims: &ProofClaims<'_>) -> Result<Secret, Proo
     out.extend(claims.nonce.map(|nonce| ("nonce".to_owned(), nonce.into())));
     for (name, digest) in [
         ("ath", claims.ath),
-        ("adg", claims.adg),
-        ("evh", claims.evh),
+        ("adg", claims.action_digest),
+        ("evh", claims.evidence_hash),
     ] {
         out.extend(digest.map(|digest| (name.to_owned(), digest.to_string().into())));
     }
     let claims = Claims::new(out);
-    Form::read(&claims)?;
+    ProofForm::read(&claims)?;
     let header = json!({ "typ": TYP, "alg": Alg::Es256.as_str(), "jwk": key.public().to_jwk() });
     jws::sign(&header, &Value::Object(claims.into_map()), key)
         .map(Secret::new)
@@ -178,7 +178,7 @@ pub fn create(key: &SigningKey, claims: &ProofClaims<'_>) -> Result<Secret, Proo
 
 /// Checks a proof (RFC 9449 §4.3). The signature comes before every claim, so an answer about a claim is an answer to the
 /// holder of the key.
-pub fn check(proof: &str, expect: &Expect<'_>) -> Result<CheckedProof, ProofError> {
+pub fn check(proof: &str, expect: &ExpectedProof<'_>) -> Result<CheckedProof, ProofError> {
     let jws = Compact::split(proof).map_err(ProofError::Malformed)?;
     jws.check_header(TypRule::Required(&[TYP]), &["jwk"])
         .map_err(ProofError::Malformed)?;
@@ -196,7 +196,7 @@ pub fn check(proof: &str, expect: &Expect<'_>) -> Result<CheckedProof, ProofErro
         return Err(ProofError::Signature);
     }
     let claims = jws.claims().map_err(ProofError::Malformed)?;
-    let form = Form::read(&claims)?;
+    let form = ProofForm::read(&claims)?;
     if form.htm != expect.htm {
         return Err(ProofError::WrongMethod);
     }
@@ -220,24 +220,24 @@ pub fn check(proof: &str, expect: &Expect<'_>) -> Result<CheckedProof, ProofErro
         iat,
         nonce,
         ath: form.ath,
-        adg: form.adg,
-        evh: form.evh,
+        action_digest: form.action_digest,
+        evidence_hash: form.evidence_hash,
     })
 }
 
 /// The claims of a proof, in form but compared with nothing.
-struct Form<'a> {
+struct ProofForm<'a> {
     jti: &'a str,
     htm: &'a str,
     htu: &'a str,
     iat: i64,
     nonce: Option<&'a str>,
     ath: Option<Digest>,
-    adg: Option<Digest>,
-    evh: Option<Digest>,
+    action_digest: Option<Digest>,
+    evidence_hash: Option<Digest>,
 }
 
-impl<'a> Form<'a> {
+impl<'a> ProofForm<'a> {
     fn read(claims: &'a Claims) -> Result<Self, ProofError> {
         if !claims.only(&CLAIMS) {
             return Err(ProofError::UnknownClaim);
@@ -254,8 +254,8 @@ impl<'a> Form<'a> {
                 None => None,
             },
             ath: digest("ath")?,
-            adg: digest("adg")?,
-            evh: digest("evh")?,
+            action_digest: digest("adg")?,
+            evidence_hash: digest("evh")?,
         };
         // RFC 9449 §4.2: without query and fragment.
         if form.htu.contains(['?', '#']) {
@@ -287,7 +287,7 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
     fn claims() -> ProofClaims<'static> {
-        let (ath, adg, evh) = (
+        let (ath, action_digest, evidence_hash) = (
             Some(Digest::of(b"token")),
             Some(Digest::of(b"action")),
             Some(Digest::of(b"evidence")),
@@ -299,13 +299,13 @@ mod tests {
             jti: "one",
             nonce: Some("n-1"),
             ath,
-            adg,
-            evh,
+            action_digest,
+            evidence_hash,
         }
     }
 
-    fn by_iat(now: Timestamp) -> Expect<'static> {
-        Expect {
+    fn by_iat(now: Timestamp) -> ExpectedProof<'static> {
+        ExpectedProof {
             htm: "POST",
             htu: HTU,
             freshness: Freshness::Iat { now, window_s: 60 },
@@ -332,7 +332,7 @@ mod tests {
         let proof = create(&key, &claims()).expect("proof");
         let checked = check(
             proof.expose_secret(),
-            &Expect {
+            &ExpectedProof {
                 freshness: Freshness::Nonce,
                 ..by_iat(NOW)
             },
@@ -347,8 +347,8 @@ mod tests {
             ("one", Some("n-1"), NOW)
         );
         assert_eq!(
-            (checked.ath(), checked.adg(), checked.evh()),
-            (claims().ath, claims().adg, claims().evh)
+            (checked.ath(), checked.action_digest(), checked.evidence_hash()),
+            (claims().ath, claims().action_digest, claims().evidence_hash)
         );
         assert_eq!(checked.ath(), Some(ath("token")));
     }
@@ -370,7 +370,7 @@ mod tests {
             (at(61), at(-61)),
             (Err(ProofError::Stale), Err(ProofError::Stale))
         );
-        let nonce = Expect {
+        let nonce = ExpectedProof {
             freshness: Freshness::Nonce,
             ..by_iat(NOW)
         };
@@ -395,7 +395,7 @@ mod tests {
         let with = |htm, htu| {
             check(
                 proof.expose_secret(),
-                &Expect {
+                &ExpectedProof {
                     htm,
                     htu,
                     ..by_iat(NOW)
@@ -429,7 +429,7 @@ mod tests {
             assert!(matches!(
                 check(
                     &proof,
-                    &Expect {
+                    &ExpectedProof {
                         htu: &htu,
                         ..by_iat(NOW)
                     }

@@ -188,7 +188,7 @@ impl KeySet {
     }
 
     /// The set of ES256 keys held here by name, such as this broker's own. Refuses a name twice.
-    pub fn of<'a>(
+    pub fn from_keys<'a>(
         keys: impl IntoIterator<Item = (KeyId, &'a PublicKey)>,
     ) -> Result<Self, KeySetError> {
         let mut out = Self {

@@ -244,11 +244,11 @@ impl<'a> Compact<'a> {
     /// Whether every member is one this kind of token may have, and `typ` one of its own.
     pub(super) fn check_header(&self, typ: TypRule, extras: &[&str]) -> Result<(), JoseError> {
         for name in self.header.keys() {
-            if let Some(known) = UNDERSTOOD_BY_NOBODY.iter().find(|known| *known == name) {
+            if let Some(known) = UNSUPPORTED_HEADERS.iter().find(|known| *known == name) {
                 return Err(JoseError::HeaderMember(known));
             }
             if !matches!(name.as_str(), "alg" | "kid" | "typ") && !extras.contains(&name.as_str()) {
-                let known = KEYS_BROUGHT_ALONG.iter().find(|known| *known == name);
+                let known = EMBEDDED_KEY_HEADERS.iter().find(|known| *known == name);
                 return Err(JoseError::HeaderMember(known.copied().unwrap_or("unknown")));
             }
         }
@@ -293,9 +293,9 @@ impl<'a> Compact<'a> {
 }
 
 /// Members that change how a JWS is read (RFC 7515 §4.1.11, RFC 7797 §3, RFC 7516 §4.1.3): no rules allow them.
-const UNDERSTOOD_BY_NOBODY: [&str; 5] = ["crit", "b64", "zip", "enc", "cty"];
+const UNSUPPORTED_HEADERS: [&str; 5] = ["crit", "b64", "zip", "enc", "cty"];
 /// Members that bring a key or point at one (RFC 7515 §4.1.2 to §4.1.8): allowed only where rules name them, never followed.
-const KEYS_BROUGHT_ALONG: [&str; 6] = ["jku", "jwk", "x5u", "x5c", "x5t", "x5t#S256"];
+const EMBEDDED_KEY_HEADERS: [&str; 6] = ["jku", "jwk", "x5u", "x5c", "x5t", "x5t#S256"];
 
 fn object(bytes: &[u8]) -> Option<Map<String, Value>> {
     match json::parse(bytes) {

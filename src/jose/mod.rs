@@ -22,7 +22,7 @@ mod key;
 mod nonce;
 
 #[cfg(test)]
-mod attacks;
+mod negative_tests;
 #[cfg(test)]
 mod vectors;
 

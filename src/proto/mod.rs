@@ -4,7 +4,7 @@
 //! ([`convert`]) and cards ([`card`]).
 //! Trusts: the descriptor compiled into this binary.
 //! Refuses: in a request, whatever it does not know; in a conversion, whatever the model's words refuse.
-//! Never: decides anything, or prints a token, evidence, a signature or a parameter's value (`redact`).
+//! Never: decides anything, or prints a token, evidence, a signature or a parameter's value ([`debug`]).
 
 use std::sync::OnceLock;
 
@@ -13,7 +13,7 @@ use prost_types::FileDescriptorSet;
 
 pub mod card;
 pub mod convert;
-mod redact;
+mod debug;
 pub mod strict;
 #[cfg(test)]
 mod strict_tests;

@@ -3,7 +3,7 @@ use prost::Message as _;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use super::strict::{FIELDS_MAX, Refusal, read};
+use super::strict::{FIELDS_MAX, StrictDecodeError, read};
 use super::v1;
 
 /// A varint field.
@@ -30,9 +30,9 @@ fn open_task() -> Vec<u8> {
     .concat()
 }
 
-fn refused<U: prost::Message + prost::Name + Default + std::fmt::Debug>(bytes: &[u8]) -> Refusal {
+fn refused<U: prost::Message + prost::Name + Default + std::fmt::Debug>(bytes: &[u8]) -> StrictDecodeError {
     match read::<U>(bytes) {
-        Err(refusal) => refusal,
+        Err(error) => error,
         Ok(message) => panic!("was read: {message:?}"),
     }
 }
@@ -104,8 +104,8 @@ fn every_top_level_refusal() {
         ),
     ];
     for (what, bytes, text) in cases {
-        let refusal = refused::<v1::OpenTaskRequest>(&bytes).to_string();
-        assert!(refusal.contains(text), "{what}: {refusal}");
+        let error = refused::<v1::OpenTaskRequest>(&bytes).to_string();
+        assert!(error.contains(text), "{what}: {error}");
     }
 }
 
@@ -145,8 +145,8 @@ fn nested_ones_too_with_their_path() {
         ),
     ];
     for (what, value, text) in cases {
-        let refusal = refused::<v1::RequestTokenRequest>(&with_value(&value)).to_string();
-        assert!(refusal.contains(text), "{what}: {refusal}");
+        let error = refused::<v1::RequestTokenRequest>(&with_value(&value)).to_string();
+        assert!(error.contains(text), "{what}: {error}");
     }
     let duration = len(3, &[varint(1, 60), varint(3, 1)].concat());
     assert!(

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::client::Error;
 use crate::jose::access_token::{AccessTokenClaims, CheckedToken, TokenError};
-use crate::jose::dpop::{self, CheckedProof, Expect, Freshness, ProofError};
+use crate::jose::dpop::{self, CheckedProof, ExpectedProof, Freshness, ProofError};
 use crate::model::{
     ActionName, AgentId, ApprovalClaim, Digest, Opening, Param, Secret, SpiffeId, Target, TaskId,
     Timestamp, TokenId,
@@ -12,7 +12,7 @@ use crate::model::{
 
 /// What an HTTP request presented.
 #[derive(Clone, Copy)]
-pub struct Presented<'a> {
+pub struct PresentedToken<'a> {
     /// The token, of `authorization: DPoP …`, without the word before it.
     pub token: &'a str,
     /// The `dpop` header; exactly one may be there (RFC 9449 §4.3).
@@ -27,37 +27,37 @@ pub struct Presented<'a> {
 
 /// What the server is about to do.
 #[derive(Debug, Clone)]
-pub struct Require {
+pub struct RequiredAction {
     /// The catalogue's name.
     pub action: ActionName,
     /// What it is done to.
     pub target: Target,
-    /// Exactly with what. `None` only where the server takes them from [`Admitted::parameters`] and nowhere else.
+    /// Exactly with what. `None` only where the server takes them from [`Authorized::parameters`] and nowhere else.
     pub parameters: Option<BTreeMap<String, Param>>,
 }
 
 /// A request that may do what was required: its token holds, was not ended, and its sender has the key. Only
 /// [`super::Validator::check`] makes one; spending moves it.
 #[derive(Debug)]
-pub struct Admitted {
+pub struct Authorized {
     token: CheckedToken,
     text: Secret,
 }
 
 /// A request whose use, where its token has a limit, is spent.
 #[derive(Debug)]
-pub struct Spent {
-    admitted: Admitted,
+pub struct Consumed {
+    authorized: Authorized,
     uses_left: Option<u32>,
     position: Option<u64>,
 }
 
 /// Why a request was rejected. Says nothing of the token but this.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Rejected {
+pub enum ValidationError {
     /// Ends may have been missed: the feed is silent or not complete, or the broker's keys cannot be fetched. Not the
     /// caller's fault.
-    #[error("revocations are not known to the present: nothing is admitted")]
+    #[error("revocations are not known to the present: nothing is authorized")]
     Stale,
     /// Too many proofs at once. Not the caller's fault.
     #[error("too many proofs at once")]
@@ -100,7 +100,7 @@ pub enum Rejected {
     Broker(Error),
 }
 
-impl Rejected {
+impl ValidationError {
     /// The HTTP status.
     pub fn status(&self) -> u16 {
         match self {
@@ -150,13 +150,13 @@ impl Rejected {
 
 /// The proof of the key that the token is bound to, for this request and this token.
 pub(super) fn possession(
-    presented: &Presented<'_>,
+    presented: &PresentedToken<'_>,
     claims: &AccessTokenClaims,
     now: Timestamp,
-) -> Result<CheckedProof, Rejected> {
-    let proof = presented.dpop.ok_or(Rejected::ProofMissing)?;
+) -> Result<CheckedProof, ValidationError> {
+    let proof = presented.dpop.ok_or(ValidationError::ProofMissing)?;
     let htu = presented.url.split(['?', '#']).next().unwrap_or_default();
-    let expect = Expect {
+    let expect = ExpectedProof {
         htm: presented.method,
         htu,
         freshness: Freshness::Iat {
@@ -164,28 +164,28 @@ pub(super) fn possession(
             window_s: PROOF_WINDOW_S,
         },
     };
-    let proof = dpop::check(proof, &expect).map_err(Rejected::Proof)?;
+    let proof = dpop::check(proof, &expect).map_err(ValidationError::Proof)?;
     if proof.jkt() != claims.cnf.jkt {
-        return Err(Rejected::ProofOfOtherKey);
+        return Err(ValidationError::ProofOfOtherKey);
     }
     if proof.ath() != Some(dpop::ath(presented.token)) {
-        return Err(Rejected::ProofOfOtherToken);
+        return Err(ValidationError::ProofOfOtherToken);
     }
     Ok(proof)
 }
 
 /// The token's action is the one required, member by member.
 pub(super) fn action(
-    presented: &Presented<'_>,
+    presented: &PresentedToken<'_>,
     claims: &AccessTokenClaims,
-    require: &Require,
-) -> Result<(), Rejected> {
+    require: &RequiredAction,
+) -> Result<(), ValidationError> {
     let detail = claims.detail();
     if detail.action != require.action {
-        return Err(Rejected::WrongAction);
+        return Err(ValidationError::WrongAction);
     }
     if detail.target != require.target {
-        return Err(Rejected::WrongTarget);
+        return Err(ValidationError::WrongTarget);
     }
     let Some(parameters) = &require.parameters else {
         return Ok(());
@@ -200,7 +200,7 @@ pub(super) fn action(
     if same {
         Ok(())
     } else {
-        Err(Rejected::WrongParameters)
+        Err(ValidationError::WrongParameters)
     }
 }
 
@@ -223,7 +223,7 @@ fn commitment(held: &Value) -> Option<&str> {
     held.as_object()?.get("$commitment")?.as_str()
 }
 
-impl Admitted {
+impl Authorized {
     pub(super) fn new(token: CheckedToken, text: Secret) -> Self {
         Self { token, text }
     }
@@ -283,18 +283,18 @@ impl Admitted {
     }
 }
 
-impl Spent {
-    pub(super) fn new(admitted: Admitted, uses_left: Option<u32>, position: Option<u64>) -> Self {
+impl Consumed {
+    pub(super) fn new(authorized: Authorized, uses_left: Option<u32>, position: Option<u64>) -> Self {
         Self {
-            admitted,
+            authorized,
             uses_left,
             position,
         }
     }
 
-    /// What was admitted.
-    pub fn admitted(&self) -> &Admitted {
-        &self.admitted
+    /// What was authorized.
+    pub fn authorized(&self) -> &Authorized {
+        &self.authorized
     }
 
     /// Uses left after this one; `None` when the token has no limit.

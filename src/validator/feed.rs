@@ -3,19 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{START_MS, Shared};
-use crate::client::{Error, Order, methods, pause_ms};
+use super::{START_MS, ValidatorState};
+use crate::client::{Error, CallOptions, methods, backoff_ms};
 use crate::model::{Malformed, Reason};
 use crate::proto::v1;
 
 /// Watches, and when the watch ends, for whatever cause, watches again from where it was; from the start after a gap.
-pub(super) async fn follow(shared: Arc<Shared>) {
+pub(super) async fn run_feed(shared: Arc<ValidatorState>) {
     let mut round = 0;
     loop {
         if watch(&shared).await {
             round = 0;
         }
-        let pause = pause_ms(round).unwrap_or(1_000);
+        let pause = backoff_ms(round).unwrap_or(1_000);
         round = round.saturating_add(1);
         tokio::time::sleep(Duration::from_millis(u64::from(pause))).await;
         // Watches last minutes at most, so a key that the broker took back goes from here in that time.
@@ -24,9 +24,9 @@ pub(super) async fn follow(shared: Arc<Shared>) {
 }
 
 /// One watch, to its end. Whether anything was heard.
-async fn watch(shared: &Shared) -> bool {
-    let order = Order::by(&shared.config.identity);
-    let after = shared.read(super::Revoked::read_through).map(Into::into);
+async fn watch(shared: &ValidatorState) -> bool {
+    let order = CallOptions::by(&shared.config.identity);
+    let after = shared.read(super::RevocationSet::position).map(Into::into);
     let request = v1::WatchRevocationsRequest { after };
     let started = shared
         .endpoint
@@ -44,7 +44,7 @@ async fn watch(shared: &Shared) -> bool {
                 error.reason(),
                 Some(Reason::PositionAhead | Reason::OtherEpoch)
             ) {
-                shared.change(super::Revoked::restart);
+                shared.change(super::RevocationSet::restart);
             }
             shared.note(error);
             return false;
@@ -57,7 +57,7 @@ async fn watch(shared: &Shared) -> bool {
             Ok(Ok(Some(message))) => message,
             Ok(Ok(None)) => return heard,
             Ok(Err(status)) => {
-                shared.note(shared.endpoint.ended(&status));
+                shared.note(shared.endpoint.stream_error(&status));
                 return heard;
             }
             // The connection may be dead without a sign.

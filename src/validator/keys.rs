@@ -8,7 +8,7 @@ use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use tokio::sync::Mutex;
 
-use crate::client::{Protocol, Route};
+use crate::client::{Protocol, Transport};
 use crate::jose::{KeySet, Usage};
 use crate::model::Timestamp;
 
@@ -33,7 +33,7 @@ pub enum FetchError {
 }
 
 pub(super) struct Keys {
-    route: Route,
+    transport: Transport,
     set: ArcSwap<KeySet>,
     /// When the last fetch began. Held through a fetch, so that many unknown names make one.
     fetched_at: Mutex<Timestamp>,
@@ -41,10 +41,10 @@ pub(super) struct Keys {
 
 impl Keys {
     /// Fetches for the first time.
-    pub(super) async fn fetch(route: &Route, now: Timestamp) -> Result<Self, FetchError> {
-        let set = get(route).await?;
+    pub(super) async fn fetch(transport: &Transport, now: Timestamp) -> Result<Self, FetchError> {
+        let set = get(transport).await?;
         Ok(Self {
-            route: route.clone(),
+            transport: transport.clone(),
             set: ArcSwap::from_pointee(set),
             fetched_at: Mutex::new(now),
         })
@@ -62,21 +62,21 @@ impl Keys {
             return Ok(());
         }
         *fetched_at = now;
-        self.set.store(std::sync::Arc::new(get(&self.route).await?));
+        self.set.store(std::sync::Arc::new(get(&self.transport).await?));
         Ok(())
     }
 }
 
-async fn get(route: &Route) -> Result<KeySet, FetchError> {
-    let body = tokio::time::timeout(Duration::from_secs(TIMEOUT_S), get_body(route))
+async fn get(transport: &Transport) -> Result<KeySet, FetchError> {
+    let body = tokio::time::timeout(Duration::from_secs(TIMEOUT_S), get_body(transport))
         .await
         .map_err(|_| FetchError::TimedOut)??;
     KeySet::parse(&body, Usage::Signature).map_err(|_| FetchError::Form)
 }
 
-async fn get_body(route: &Route) -> Result<Bytes, FetchError> {
-    let authority = route.uri().authority().ok_or(FetchError::Unreachable)?;
-    let stream = route
+async fn get_body(transport: &Transport) -> Result<Bytes, FetchError> {
+    let authority = transport.uri().authority().ok_or(FetchError::Unreachable)?;
+    let stream = transport
         .connect(Protocol::Http1)
         .await
         .map_err(|_| FetchError::Unreachable)?;
@@ -121,10 +121,10 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::client::Reach;
+    use crate::client::ConnectOptions;
 
-    fn route(url: &str) -> Route {
-        Route::new(url, &Reach::default()).expect("route")
+    fn transport(url: &str) -> Transport {
+        Transport::new(url, &ConnectOptions::default()).expect("transport")
     }
 
     /// Answers each connection with the next of these bytes.
@@ -171,7 +171,7 @@ mod tests {
         for (answer, error) in cases {
             let url = serve(vec![answer]).await;
             assert_eq!(
-                Keys::fetch(&route(&url), Timestamp::from_secs(0))
+                Keys::fetch(&transport(&url), Timestamp::from_secs(0))
                     .await
                     .err(),
                 Some(error)
@@ -188,7 +188,7 @@ mod tests {
         ])
         .await;
         let start = Timestamp::from_secs(1_800_000_000);
-        let keys = Keys::fetch(&route(&url), start).await.expect("keys");
+        let keys = Keys::fetch(&transport(&url), start).await.expect("keys");
         assert_eq!(
             keys.refresh(start.plus_millis(REFETCH_MS - 1)).await,
             Ok(()),

@@ -107,7 +107,7 @@ impl service::TokenService for Service {
             .is_some_and(|v| v == "Bearer svid");
         let proof = request.metadata().get("dpop").and_then(|v| v.to_str().ok());
         assert!(bearer != proof.is_some());
-        let expect = dpop::Expect {
+        let expect = dpop::ExpectedProof {
             htm: "POST",
             htu: &self.watch_url,
             freshness: dpop::Freshness::Nonce,
@@ -249,9 +249,9 @@ fn action() -> Action {
     .expect("action")
 }
 
-fn require() -> Require {
+fn require() -> RequiredAction {
     let action = action();
-    Require {
+    RequiredAction {
         action: action.name,
         target: action.target,
         parameters: Some(action.parameters),
@@ -303,8 +303,8 @@ fn proof(holder: &SigningKey, token: &str, bend: impl FnOnce(&mut ProofClaims<'_
         jti: &jti,
         nonce: None,
         ath,
-        adg: None,
-        evh: None,
+        action_digest: None,
+        evidence_hash: None,
     };
     bend(&mut claims);
     dpop::create(holder, &claims)
@@ -317,9 +317,9 @@ async fn check(
     validator: &Validator,
     token: &str,
     proof: Option<&str>,
-    require: &Require,
-) -> Result<Admitted, Rejected> {
-    let presented = Presented {
+    require: &RequiredAction,
+) -> Result<Authorized, ValidationError> {
+    let presented = PresentedToken {
         token,
         dpop: proof,
         method: "POST",
@@ -341,51 +341,51 @@ async fn only_what_the_token_is_for_by_whom_it_is_for() {
     let fresh = || proof(&holder, &token, |_| ());
 
     let used = fresh();
-    let admitted = check(&validator, &token, Some(&used), &require())
+    let authorized = check(&validator, &token, Some(&used), &require())
         .await
-        .expect("admitted");
+        .expect("authorized");
     assert_eq!(
-        (admitted.task_id(), admitted.uses()),
+        (authorized.task_id(), authorized.uses()),
         (TaskId::from_random([2; 16]), None)
     );
-    assert!(!format!("{admitted:?}").contains(&token));
+    assert!(!format!("{authorized:?}").contains(&token));
     assert_eq!(
         check(&validator, &token, Some(&used), &require())
             .await
             .err(),
-        Some(Rejected::ProofReplayed)
+        Some(ValidationError::ProofReplayed)
     );
 
     let now = Clock::system().now();
     let rejected = [
-        (None, Rejected::ProofMissing),
+        (None, ValidationError::ProofMissing),
         (
             Some(proof(&thief, &token, |_| ())),
-            Rejected::ProofOfOtherKey,
+            ValidationError::ProofOfOtherKey,
         ),
         (
             Some(proof(&holder, "other", |_| ())),
-            Rejected::ProofOfOtherToken,
+            ValidationError::ProofOfOtherToken,
         ),
         (
             Some(proof(&holder, &token, |p| p.ath = None)),
-            Rejected::ProofOfOtherToken,
+            ValidationError::ProofOfOtherToken,
         ),
         (
             Some(proof(&holder, &token, |p| p.htm = "GET")),
-            Rejected::Proof(ProofError::WrongMethod),
+            ValidationError::Proof(ProofError::WrongMethod),
         ),
         (
             Some(proof(&holder, &token, |p| p.htu = "https://other/")),
-            Rejected::Proof(ProofError::WrongUrl),
+            ValidationError::Proof(ProofError::WrongUrl),
         ),
         (
             Some(proof(&holder, &token, |p| p.iat = now.plus_secs(-62))),
-            Rejected::Proof(ProofError::Stale),
+            ValidationError::Proof(ProofError::Stale),
         ),
         (
             Some(proof(&holder, &token, |p| p.iat = now.plus_secs(64))),
-            Rejected::Proof(ProofError::Stale),
+            ValidationError::Proof(ProofError::Stale),
         ),
     ];
     for (proof, expected) in rejected {
@@ -403,7 +403,7 @@ async fn only_what_the_token_is_for_by_whom_it_is_for() {
         assert_eq!(error.status(), 401);
     }
 
-    let with = |bend: &dyn Fn(&mut Require)| {
+    let with = |bend: &dyn Fn(&mut RequiredAction)| {
         let mut require = require();
         bend(&mut require);
         require
@@ -421,24 +421,24 @@ async fn only_what_the_token_is_for_by_whom_it_is_for() {
     let wrong = [
         (
             with(&|r| r.action = ActionName::parse("account.enable").expect("name")),
-            Rejected::WrongAction,
+            ValidationError::WrongAction,
         ),
         (
             with(&|r| r.target = Target::parse("Account", "bob").expect("target")),
-            Rejected::WrongTarget,
+            ValidationError::WrongTarget,
         ),
         (
             parameter("end_sessions", Param::Bool(false)),
-            Rejected::WrongParameters,
+            ValidationError::WrongParameters,
         ),
         (
             parameter("note", Param::Str("other words".to_owned())),
-            Rejected::WrongParameters,
+            ValidationError::WrongParameters,
         ),
-        (parameter("more", Param::Int(1)), Rejected::WrongParameters),
+        (parameter("more", Param::Int(1)), ValidationError::WrongParameters),
         (
             with(&|r| r.parameters = Some(BTreeMap::new())),
-            Rejected::WrongParameters,
+            ValidationError::WrongParameters,
         ),
     ];
     for (require, expected) in wrong {
@@ -464,7 +464,7 @@ async fn only_what_the_token_is_for_by_whom_it_is_for() {
         .await
         .is_ok()
     );
-    let unopened = Presented {
+    let unopened = PresentedToken {
         token: &token,
         dpop: Some(&fresh()),
         method: "POST",
@@ -473,7 +473,7 @@ async fn only_what_the_token_is_for_by_whom_it_is_for() {
     };
     assert_eq!(
         validator.check(&unopened, &require()).await.err(),
-        Some(Rejected::WrongParameters)
+        Some(ValidationError::WrongParameters)
     );
 
     for (bend, expected) in [
@@ -496,7 +496,7 @@ async fn only_what_the_token_is_for_by_whom_it_is_for() {
             check(&validator, &token, Some(&proof), &require())
                 .await
                 .err(),
-            Some(Rejected::Token(expected))
+            Some(ValidationError::Token(expected))
         );
     }
 }
@@ -522,15 +522,15 @@ async fn an_end_is_heard_a_broken_watch_goes_on_and_a_gap_begins_again() {
 
     feed.send(Ok(ended(12, None, 2))).expect("sent");
     assert_eq!(
-        validator.read_past(12).await,
-        Position {
+        validator.wait_for_position(12).await,
+        JournalPosition {
             epoch: 1,
             index: 12
         }
     );
     assert_eq!(
         (ask(&good).await, ask(&token).await),
-        (None, Some(Rejected::Revoked))
+        (None, Some(ValidationError::Revoked))
     );
 
     // The broker closes watches after some minutes.
@@ -540,8 +540,8 @@ async fn an_end_is_heard_a_broken_watch_goes_on_and_a_gap_begins_again() {
     feed.send(Ok(ended(14, Some(13), 6))).expect("sent");
     let feed = broker.watch(None).await;
     assert_eq!(
-        (ask(&good).await, validator.read_through()),
-        (Some(Rejected::Stale), None)
+        (ask(&good).await, validator.position()),
+        (Some(ValidationError::Stale), None)
     );
     assert!(
         validator
@@ -550,17 +550,17 @@ async fn an_end_is_heard_a_broken_watch_goes_on_and_a_gap_begins_again() {
     );
     feed.send(Ok(ended(13, Some(12), 5))).expect("sent");
     feed.send(Ok(heartbeat(14, Some(13)))).expect("sent");
-    validator.read_past(14).await;
+    validator.wait_for_position(14).await;
     assert_eq!(
         (ask(&good).await, ask(&token).await),
-        (Some(Rejected::Revoked), Some(Rejected::Revoked))
+        (Some(ValidationError::Revoked), Some(ValidationError::Revoked))
     );
 }
 
 #[tokio::test]
 async fn a_silent_feed_closes_the_gate() {
     let mut broker = Broker::start().await;
-    let (clock, hand) = Clock::by_hand(Clock::system().now());
+    let (clock, hand) = Clock::manual(Clock::system().now());
     let config = ValidatorConfig {
         clock,
         ..broker.config()
@@ -587,17 +587,17 @@ async fn a_silent_feed_closes_the_gate() {
     let error = ask().await.expect("rejected");
     assert_eq!(
         (&error, error.status(), error.www_authenticate()),
-        (&Rejected::Stale, 503, None)
+        (&ValidationError::Stale, 503, None)
     );
     feed.send(Ok(heartbeat(11, None))).expect("sent");
-    validator.read_past(11).await;
+    validator.wait_for_position(11).await;
     assert_eq!(ask().await, None);
 }
 
 #[tokio::test]
 async fn an_unknown_key_is_looked_for_once() {
     let mut broker = Broker::start().await;
-    let (clock, hand) = Clock::by_hand(Clock::system().now());
+    let (clock, hand) = Clock::manual(Clock::system().now());
     let config = ValidatorConfig {
         clock,
         max_silence_ms: 3_600_000,
@@ -620,7 +620,7 @@ async fn an_unknown_key_is_looked_for_once() {
         .await
         .err()
     };
-    let unknown = Some(Rejected::Token(TokenError::UnknownKey));
+    let unknown = Some(ValidationError::Token(TokenError::UnknownKey));
     assert_eq!(
         (ask().await, broker.fetches.load(Ordering::SeqCst)),
         (unknown.clone(), 1)
@@ -660,36 +660,36 @@ async fn a_use_is_spent_only_where_there_is_a_limit() {
             &require(),
         )
         .await
-        .expect("admitted")
+        .expect("authorized")
     };
     let spent = validator
-        .spend(admit(Some(1)).await, "good")
+        .consume(admit(Some(1)).await, "good")
         .await
         .expect("spent");
     assert_eq!((spent.uses_left(), spent.position()), (Some(0), Some(77)));
-    assert_eq!(spent.admitted().token_id(), TokenId::from_random([1; 16]));
+    assert_eq!(spent.authorized().token_id(), TokenId::from_random([1; 16]));
     let free = validator
-        .spend(admit(None).await, "no-call-is-made")
+        .consume(admit(None).await, "no-call-is-made")
         .await
         .expect("free");
     assert_eq!((free.uses_left(), free.position()), (None, None));
     assert_eq!(
-        validator.spend(admit(Some(1)).await, "spent").await.err(),
-        Some(Rejected::UseSpent)
+        validator.consume(admit(Some(1)).await, "spent").await.err(),
+        Some(ValidationError::UseSpent)
     );
     assert_eq!(
         validator
-            .spend(admit(Some(1)).await, "inactive")
+            .consume(admit(Some(1)).await, "inactive")
             .await
             .err(),
-        Some(Rejected::Revoked)
+        Some(ValidationError::Revoked)
     );
     for use_id in ["unspent", "other", "unknown", "no good id"] {
         let error = validator
-            .spend(admit(Some(1)).await, use_id)
+            .consume(admit(Some(1)).await, use_id)
             .await
             .expect_err("rejected");
-        assert!(matches!(error, Rejected::Broker(_)), "{use_id}: {error}");
+        assert!(matches!(error, ValidationError::Broker(_)), "{use_id}: {error}");
         assert_eq!(error.status(), 503);
     }
     assert!(validator.introspect("token").await.expect("answer").active);
@@ -707,8 +707,8 @@ async fn a_key_is_an_identity_too() {
     feed.send(Ok(heartbeat(10, None))).expect("sent");
     let validator = connecting.await.expect("join").expect("validator");
     assert_eq!(
-        validator.read_through(),
-        Some(Position {
+        validator.position(),
+        Some(JournalPosition {
             epoch: 1,
             index: 10
         })

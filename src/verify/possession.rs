@@ -33,7 +33,7 @@ impl Possession {
     /// INVARIANT (a proof is used once): no `Possession` exists whose proof was not just marked as used.
     pub fn check(call: &CallProof<'_>, now: Timestamp) -> Result<Self, VerifyError> {
         let proof = call.proof.ok_or(VerifyError::NoProof)?;
-        let expect = dpop::Expect {
+        let expect = dpop::ExpectedProof {
             htm: "POST",
             htu: call.htu,
             freshness: Freshness::Nonce,
@@ -46,10 +46,10 @@ impl Possession {
             .nonce()
             .and_then(|nonce| call.nonces.check(nonce, now))
             .ok_or(VerifyError::Nonce)?;
-        if checked.adg() != call.action {
+        if checked.action_digest() != call.action {
             return Err(VerifyError::ProofElsewhere("action"));
         }
-        if checked.evh() != call.evidence {
+        if checked.evidence_hash() != call.evidence {
             return Err(VerifyError::ProofElsewhere("evidence"));
         }
         if checked.ath().is_some() {
@@ -60,7 +60,7 @@ impl Possession {
         Ok(Self {
             key: checked.key().clone(),
             jkt,
-            adg: checked.adg(),
+            adg: checked.action_digest(),
         })
     }
 

@@ -1,7 +1,7 @@
 //! Passkeys: what a browser and an authenticator hand over, checked whole (W3C Web Authentication Level 3, §7.1 and §7.2).
 //!
 //! In: the bytes of a registration or an assertion, the relying party they must be for, the challenge they must answer, and
-//! for an assertion the key on record. Out: a new [`Credential`], or what the authenticator said besides ([`Seen`]).
+//! for an assertion the key on record. Out: a new [`NewCredential`], or what the authenticator said besides ([`VerifiedAssertion`]).
 //! Trusts: `jose` for keys and signatures; the caller for whose credential it is, that a challenge is answered once and in
 //! time, and for comparing the counter.
 //! Refuses: every answer without user presence *and* user verification, another origin (byte for byte, no suffixes), frames
@@ -24,7 +24,7 @@ use crate::model::Digest;
 use authenticator::AuthenticatorData;
 use client::Ceremony;
 
-pub use evidence::{EVIDENCE_BYTES_MAX, EvidenceError};
+pub use evidence::{EVIDENCE_BYTES_MAX, AssertionEvidenceError};
 
 /// Who asks: the domain that passkeys belong to, and the one origin that may use them (WebAuthn L3 §4, "RP ID", "origin").
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,7 +73,7 @@ pub struct Assertion {
 
 /// A passkey as registered (WebAuthn L3 §4, "credential record").
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Credential {
+pub struct NewCredential {
     /// The credential ID, [`CREDENTIAL_ID_BYTES`].
     pub id: Vec<u8>,
     /// The public key: the required members of its type, as [`AuthenticatorKey::from_jwk`] reads them.
@@ -90,7 +90,7 @@ pub struct Credential {
 
 /// What an assertion said besides "yes".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seen {
+pub struct VerifiedAssertion {
     /// The signature counter: above the one on record, or both 0 (WebAuthn L3 §7.2). The caller compares.
     pub sign_count: u32,
     /// BS: whether the passkey is synchronised now.
@@ -154,11 +154,11 @@ pub enum WebauthnError {
 }
 
 /// Checks a registration (WebAuthn L3 §7.1). Whether the credential is registered already, the caller knows.
-pub fn register(
+pub fn verify_registration(
     rp: &RelyingParty,
     challenge: &[u8],
     made: &Registration,
-) -> Result<Credential, WebauthnError> {
+) -> Result<NewCredential, WebauthnError> {
     client::check(Ceremony::Create, rp, challenge, &made.client_data_json)?;
     let data = authenticator::of_attestation(&made.attestation_object)?;
     let data = AuthenticatorData::parse(&data)?;
@@ -167,7 +167,7 @@ pub fn register(
     let attested = data.attested.ok_or(WebauthnError::AuthenticatorData(
         "a registration without a credential",
     ))?;
-    Ok(Credential {
+    Ok(NewCredential {
         id: attested.credential.to_vec(),
         jwk: key::to_jwk(attested.key)?,
         sign_count: data.sign_count,
@@ -179,13 +179,13 @@ pub fn register(
 
 /// Checks an assertion (WebAuthn L3 §7.2) under the key on record. Everything but whose the credential is and the counter,
 /// which are the caller's to compare.
-pub fn check(
+pub fn verify_assertion(
     rp: &RelyingParty,
     challenge: &[u8],
     jwk: &Value,
     backup_eligible: bool,
     assertion: &Assertion,
-) -> Result<Seen, WebauthnError> {
+) -> Result<VerifiedAssertion, WebauthnError> {
     let key = AuthenticatorKey::from_jwk(jwk).map_err(|_| WebauthnError::Record)?;
     within("credential ID", &assertion.credential, &CREDENTIAL_ID_BYTES)?;
     if let Some(user) = &assertion.user {
@@ -216,7 +216,7 @@ pub fn check(
     if !key.verify(&signed_bytes(assertion), &assertion.signature) {
         return Err(WebauthnError::Signature);
     }
-    Ok(Seen {
+    Ok(VerifiedAssertion {
         sign_count: data.sign_count,
         backed_up: data.backed_up(),
     })

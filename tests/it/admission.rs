@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use dipylon::client::{Agent, Error, OpenTask, Outcome};
+use dipylon::client::{AgentClient, Error, OpenTaskRequest, TokenOutcome};
 use dipylon::model::*;
 use dipylon::proto::v1;
 use dipylon::rate_limit::Rates;
@@ -140,7 +140,7 @@ async fn what_is_reserved_is_served_while_the_rest_is_shed() {
     };
     let s = Served::start_at(few).await;
     let task = s.task("triage").await;
-    let Ok(Outcome::Token(token)) = task.request_token(&order(read_case(), "r-1")).await else {
+    let Ok(TokenOutcome::Token(token)) = task.request_token(&order(read_case(), "r-1")).await else {
         panic!("a token")
     };
     let validator = s.validator("cases", CASES).await;
@@ -148,7 +148,7 @@ async fn what_is_reserved_is_served_while_the_rest_is_shed() {
     let shed = Arc::new(AtomicUsize::new(0));
     let flood: Vec<_> = (0..40)
         .map(|_| {
-            let agent = Agent::new(s.endpoint().with_retry_ms(0), s.evidence("triage"), None);
+            let agent = AgentClient::new(s.endpoint().with_retry_ms(0), s.evidence("triage"), None);
             let (stop, shed) = (stop.clone(), shed.clone());
             tokio::spawn(async move {
                 while !stop.load(Ordering::SeqCst) {
@@ -243,7 +243,7 @@ async fn a_client_waits_as_told_and_succeeds() {
         let outcome = task
             .request_token(&order(read_case(), &format!("r-{i}")))
             .await;
-        assert!(matches!(outcome, Ok(Outcome::Token(_))), "{i}: {outcome:?}");
+        assert!(matches!(outcome, Ok(TokenOutcome::Token(_))), "{i}: {outcome:?}");
     }
     let text = s.broker.read_metrics();
     let told = "dipylon_rate_limited_total{class=\"general\",by=\"caller\"} ";
@@ -253,7 +253,7 @@ async fn a_client_waits_as_told_and_succeeds() {
     // the time it was told.
     assert!((1..=6).contains(&told), "{told}");
     // A wait beyond the budget is not begun.
-    let impatient = Agent::new(s.endpoint().with_retry_ms(0), s.evidence("triage"), None);
+    let impatient = AgentClient::new(s.endpoint().with_retry_ms(0), s.evidence("triage"), None);
     let mut told = None;
     for _ in 0..20 {
         if let Err(error) = impatient.open_task(&opening()).await {
@@ -338,8 +338,8 @@ async fn strangers_use_up_nobodys_rate() {
         .expect("the task's own rate is whole");
 }
 
-fn opening() -> OpenTask {
-    OpenTask {
+fn opening() -> OpenTaskRequest {
+    OpenTaskRequest {
         purpose: "flood".into(),
         max_duration_s: 60,
         request_id: None,

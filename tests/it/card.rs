@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dipylon::card::{
-    self, AccessRequestStatus, Asker, Attestation, Card, History, Need, Registered, RuleShown, Who,
+    self, AccessRequestStatus, Requester, Attestation, Card, History, ProfileProgress, AgentRegistration, RuleSummary, PersonRef,
 };
-use dipylon::client::{Agent, OpenTask, Outcome, TokenOrder};
+use dipylon::client::{AgentClient, OpenTaskRequest, TokenOutcome, TokenRequest};
 use dipylon::model::text::is_coded;
 use dipylon::model::*;
 use proptest::prelude::*;
@@ -24,15 +24,15 @@ const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 const WILD: &str = "x\u{202E}\u{2066}\u{200B}\u{FE0F}\u{E0041}\u{E000}\n  owner       Nobody (nobody)\r\n\u{1B}[2J\u{9B}31m\u{2028}  \
      needs  0 of 0\u{0}\u{335}\u{335}\u{335}\u{335} p\u{430}yp\u{430}l \u{FF41}dmin <b onclick=x>*_`@all ";
 
-fn who(id: &str, name: &str) -> Who {
-    Who {
+fn who(id: &str, name: &str) -> PersonRef {
+    PersonRef {
         id: word(id, PersonId::parse),
         name: Some(name.to_owned()),
     }
 }
 
-fn need(name: &str, quorum: u32, approvers: Vec<Who>, passkey: bool) -> Need {
-    Need {
+fn need(name: &str, quorum: u32, approvers: Vec<PersonRef>, passkey: bool) -> ProfileProgress {
+    ProfileProgress {
         profile: ProfileRef {
             name: word(name, ProfileName::parse),
             digest: Digest::of(name.as_bytes()),
@@ -47,7 +47,7 @@ fn need(name: &str, quorum: u32, approvers: Vec<Who>, passkey: bool) -> Need {
 fn ordinary() -> Card {
     Card {
         access_request: AccessRequestId::from_random([1; 16]),
-        standing: AccessRequestStatus::Waiting,
+        status: AccessRequestStatus::Waiting,
         realm: word("soc", Realm::parse),
         title: "Disable an account".to_owned(),
         effect: "The account can no longer sign in.".to_owned(),
@@ -65,10 +65,10 @@ fn ordinary() -> Card {
             ("name".to_owned(), "Ann Archer".to_owned()),
             ("protected".to_owned(), "false".to_owned()),
         ]),
-        agent: Asker {
+        agent: Requester {
             id: word("triage", AgentId::parse),
             owner: who("dana", "Dana Ruiz"),
-            registered: Some(Registered {
+            registered: Some(AgentRegistration {
                 environment: "prod".to_owned(),
                 model: "example-large-2".to_owned(),
                 autonomy: "supervised".to_owned(),
@@ -80,7 +80,7 @@ fn ordinary() -> Card {
             verified_at: NOW.plus_secs(-12),
             expires_at: NOW.plus_secs(288),
         },
-        rules: vec![RuleShown {
+        rules: vec![RuleSummary {
             id: "destructive-needs-a-yes".to_owned(),
             file: "rules/20-guardrails.cedar".to_owned(),
             why: "Somebody from security agrees before anything stops working.".to_owned(),
@@ -168,7 +168,7 @@ fn everything() -> Card {
         parameter_titles: titles.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
         rules: vec![
             ordinary().rules[0].clone(),
-            RuleShown {
+            RuleSummary {
                 id: "isolating-production-needs-two".to_owned(),
                 file: "rules/20-guardrails.cedar".to_owned(),
                 why: String::new(),
@@ -215,9 +215,9 @@ fn hostile() -> Card {
         action: Some(Arc::new(asked.expect("action"))),
         parameter_titles: [("note".to_owned(), wild())].into(),
         target_facts: Some(vec![(wild(), wild()), ("environment".to_owned(), wild())]),
-        agent: Asker {
+        agent: Requester {
             owner: who("dana", WILD),
-            registered: Some(Registered {
+            registered: Some(AgentRegistration {
                 environment: wild(),
                 model: wild(),
                 autonomy: wild(),
@@ -228,12 +228,12 @@ fn hostile() -> Card {
             kind: wild(),
             ..ordinary().verified
         },
-        rules: vec![RuleShown {
+        rules: vec![RuleSummary {
             id: wild(),
             file: wild(),
             why: wild(),
         }],
-        needs: vec![Need {
+        needs: vec![ProfileProgress {
             group: wild(),
             approvers: vec![who("lee", WILD)],
             ..need("one-security", 1, Vec::new(), false)
@@ -297,9 +297,9 @@ fn three_cards_on_three_faces() {
     ] {
         golden(
             &format!("card/{name}.text.txt"),
-            &card::text(&card, NOW, 80),
+            &card::render_terminal(&card, NOW, 80),
         );
-        golden(&format!("card/{name}.chat.txt"), &card::chat(&card, NOW));
+        golden(&format!("card/{name}.chat.txt"), &card::render_chat(&card, NOW));
         golden(&format!("card/{name}.rows.txt"), &rows(&card));
     }
 }
@@ -399,10 +399,10 @@ fn in_its_place(shown: &str, columns: usize) {
 fn nothing_of_others_looks_like_a_row() {
     for card in [ordinary(), everything(), hostile()] {
         for columns in [0, 80, 81, 100, 133, 10_000] {
-            in_its_place(&card::text(&card, NOW, columns), columns.max(80));
+            in_its_place(&card::render_terminal(&card, NOW, columns), columns.max(80));
         }
     }
-    let chat = card::chat(&hostile(), NOW);
+    let chat = card::render_chat(&hostile(), NOW);
     assert!(!chat.contains(|c| c != '\n' && is_coded(c)), "{chat}");
     assert!(
         !chat
@@ -419,7 +419,7 @@ fn nothing_of_others_looks_like_a_row() {
         "end_sessions",
     ] {
         assert!(
-            !card::chat(&ordinary(), NOW).contains(secret),
+            !card::render_chat(&ordinary(), NOW).contains(secret),
             "{secret} in a chat"
         );
     }
@@ -428,7 +428,7 @@ fn nothing_of_others_looks_like_a_row() {
 #[test]
 fn what_is_signed_is_on_the_card_and_the_agents_words_come_last() {
     let card = everything();
-    let shown = card::text(&card, NOW, 100_000);
+    let shown = card::render_terminal(&card, NOW, 100_000);
     let asked = card.action.clone().expect("action");
     let signed = [
         card.realm.to_string(),
@@ -466,7 +466,7 @@ fn what_is_signed_is_on_the_card_and_the_agents_words_come_last() {
         "the agent's words alone"
     );
     assert!(shown.find("ISOLATE A HOST").expect("verb") < shown.find("agent ").expect("agent"));
-    let unknown = card::text(&hostile(), NOW, 80);
+    let unknown = card::render_terminal(&hostile(), NOW, 80);
     for said in [
         "RISK UNKNOWN",
         "unknown: no figures",
@@ -480,7 +480,7 @@ fn what_is_signed_is_on_the_card_and_the_agents_words_come_last() {
         target_facts: None,
         ..ordinary()
     };
-    let gone = card::text(&gone, NOW, 80);
+    let gone = card::render_terminal(&gone, NOW, 80);
     assert!(
         gone.contains("NO LONGER ON RECORD") && gone.contains("NOT KNOWN"),
         "{gone}"
@@ -525,8 +525,8 @@ proptest! {
             reason: Prose::parse("reason", &text(7)).ok(),
             ..hostile()
         };
-        in_its_place(&card::text(&card, NOW, columns), columns);
-        for line in card::chat(&card, NOW).lines() {
+        in_its_place(&card::render_terminal(&card, NOW, columns), columns);
+        for line in card::render_chat(&card, NOW).lines() {
             prop_assert!(!line.contains(is_coded), "{line:?}");
         }
     }
@@ -575,7 +575,7 @@ proptest! {
                 ..ordinary()
             }
         };
-        let lines = |card: &Card| card::text(card, NOW, columns).lines().count();
+        let lines = |card: &Card| card::render_terminal(card, NOW, columns).lines().count();
         let wild = card(&|text| text.to_owned());
         let (shown, calm) = (lines(&wild), lines(&card(&plain)));
         // Four rows; seven flags at most of the set, one of each other; each at most ten lines.
@@ -596,7 +596,7 @@ fn what_is_cut_off_raises_no_flag() {
         reason: Prose::parse("reason", &said).ok(),
         ..ordinary()
     };
-    let shown = card::text(&card, NOW, 80);
+    let shown = card::render_terminal(&card, NOW, 80);
     assert!(
         shown.contains("and 7 more characters, not shown"),
         "{shown}"
@@ -623,15 +623,15 @@ async fn hostile_text_goes_through_the_front_door_and_stays_in_its_place() {
         .await
         .expect("in force");
 
-    let agent = Agent::new(served.endpoint(), served.evidence("triage"), None);
-    let opening = OpenTask {
+    let agent = AgentClient::new(served.endpoint(), served.evidence("triage"), None);
+    let opening = OpenTaskRequest {
         purpose: WILD.into(),
         max_duration_s: 600,
         request_id: None,
         heartbeat_s: None,
     };
     let task = agent.open_task(&opening).await.expect("opens");
-    let order = TokenOrder {
+    let order = TokenRequest {
         action: action(
             "account.disable",
             "Account",
@@ -649,7 +649,7 @@ async fn hostile_text_goes_through_the_front_door_and_stays_in_its_place() {
         wait_s: 0,
     };
     let pending = match task.request_token(&order).await {
-        Ok(Outcome::Pending(pending)) => pending,
+        Ok(TokenOutcome::Pending(pending)) => pending,
         other => panic!("not pending: {other:?}"),
     };
     let id = pending.access_request_id().to_string();

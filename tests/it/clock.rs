@@ -92,7 +92,7 @@ async fn a_start_behind_the_journal_mints_nothing_until_the_clock_has_come_up() 
         TrustDomain::parse(DOMAIN).expect("domain"),
         b.world.trust_bundle(),
     )];
-    let (clock, hand) = Clock::by_hand(START.plus_secs(10));
+    let (clock, hand) = Clock::manual(START.plus_secs(10));
     let mut b = b.restart_with(trust, clock.clone()).await.expect("starts");
     b.clock = clock;
     b.hand = hand;

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use dipylon::broker::{CallContext, CallerRole};
-use dipylon::client::{Outcome, Task};
+use dipylon::client::{TokenOutcome, TaskHandle};
 use dipylon::clock::Clock;
 use dipylon::jose::dpop;
 use dipylon::model::*;
@@ -161,8 +161,8 @@ fn operator_call(s: &Served, method: &str) -> CallContext {
         jti: &jti,
         nonce: Some(&nonce),
         ath: None,
-        adg: None,
-        evh: None,
+        action_digest: None,
+        evidence_hash: None,
     };
     CallContext {
         method,
@@ -301,9 +301,9 @@ impl Seated {
     }
 }
 
-async fn pending(task: &Task, action: Action, request_id: &str) -> AccessRequestId {
+async fn pending(task: &TaskHandle, action: Action, request_id: &str) -> AccessRequestId {
     match task.request_token(&order(action, request_id)).await {
-        Ok(Outcome::Pending(pending)) => pending.access_request_id(),
+        Ok(TokenOutcome::Pending(pending)) => pending.access_request_id(),
         other => panic!("not pending: {other:?}"),
     }
 }
@@ -621,7 +621,7 @@ async fn people_vote_with_their_passkey_and_the_agent_gets_what_they_signed() {
     let cast = maria.vote(id, narrowed).await.ok();
     assert_eq!(cast.json()["status"], "approved");
     let token = match task.request_token(&order(disable("ann"), "r-1")).await {
-        Ok(Outcome::Token(token)) => token,
+        Ok(TokenOutcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),
     };
     let left = token.expires_at().since(Clock::system().now());
@@ -852,7 +852,7 @@ async fn text_of_others_is_never_markup() {
     let mut asked = order(disable("ann"), "r-1");
     asked.reason = HOSTILE.to_owned();
     let id = match task.request_token(&asked).await {
-        Ok(Outcome::Pending(pending)) => pending.access_request_id(),
+        Ok(TokenOutcome::Pending(pending)) => pending.access_request_id(),
         other => panic!("not pending: {other:?}"),
     };
     let (maria, olga) = (
@@ -954,7 +954,7 @@ async fn an_operator_revokes_a_token_with_a_form() {
     let s = Served::start().await;
     let task = s.task("triage").await;
     let token = match task.request_token(&order(read_case(), "r-1")).await {
-        Ok(Outcome::Token(token)) => token,
+        Ok(TokenOutcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),
     };
     let olga = Seated::sign_in(&s, "olga").await;
@@ -1154,7 +1154,7 @@ async fn bodies_that_do_not_come_take_nobodys_place() {
         let minted = task
             .request_token(&order(read_case(), &format!("r-{n}")))
             .await;
-        assert!(matches!(minted, Ok(Outcome::Token(_))), "{minted:?}");
+        assert!(matches!(minted, Ok(TokenOutcome::Token(_))), "{minted:?}");
     }
     let none = "dipylon_rate_limited_total{class=\"general\",by=\"places\"} 0\n";
     let figures = s.broker.read_metrics();

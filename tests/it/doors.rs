@@ -51,8 +51,8 @@ impl Caller<'_> {
                 jti: &format!("{:x}{:x}", rand_u64(), rand_u64()),
                 nonce: Some(nonce),
                 ath: None,
-                adg,
-                evh,
+                action_digest: adg,
+                evidence_hash: evh,
             };
             let proof = dpop::create(key, &claims).expect("proof");
             request.metadata_mut().insert(
@@ -390,7 +390,7 @@ async fn nobody_comes_through_a_door_that_is_not_theirs() {
         .expect("connects");
     let task = s.task("triage").await;
     let disable = super::served::order(super::harness::disable("ann"), "r-1");
-    let Ok(dipylon::client::Outcome::Pending(pending)) = task.request_token(&disable).await else {
+    let Ok(dipylon::client::TokenOutcome::Pending(pending)) = task.request_token(&disable).await else {
         panic!("pending")
     };
     let now = dipylon::clock::Clock::system().now();

@@ -141,7 +141,7 @@ async fn a_frozen_action_ends_its_tokens_and_questions_while_the_tasks_go_on() {
         .broker
         .card(&call, &waiting.access_request)
         .expect("a card");
-    assert_eq!(card.standing, AccessRequestStatus::Ended);
+    assert_eq!(card.status, AccessRequestStatus::Ended);
     assert_eq!(
         refused(b.ask(&agent, task, &disable("ann"), 120, "ann").await),
         Reason::TokenDead

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use dipylon::client::ballot::Seen;
-use dipylon::client::{Error, Outcome, Token};
+use dipylon::client::vote::ReviewedCard;
+use dipylon::client::{Error, TokenOutcome, AccessToken};
 use dipylon::model::*;
-use dipylon::validator::{Presented, Rejected, Require, Validator};
+use dipylon::validator::{PresentedToken, ValidationError, RequiredAction, Validator};
 
 use super::harness::{CASES, IDP, disable, read_case};
 use super::served::{Served, order};
@@ -15,9 +15,9 @@ const URL: &str = "https://cases.soc.example/cases/INC-8841";
 
 pub async fn present(
     validator: &Validator,
-    token: &Token,
+    token: &AccessToken,
     action: &Action,
-) -> Result<dipylon::validator::Admitted, Rejected> {
+) -> Result<dipylon::validator::Authorized, ValidationError> {
     let headers = token.headers("GET", URL).expect("headers");
     let jwt = headers
         .authorization
@@ -25,12 +25,12 @@ pub async fn present(
         .strip_prefix("DPoP ")
         .expect("scheme")
         .to_owned();
-    let require = Require {
+    let require = RequiredAction {
         action: action.name.clone(),
         target: action.target.clone(),
         parameters: Some(action.parameters.clone()),
     };
-    let presented = Presented {
+    let presented = PresentedToken {
         token: &jwt,
         dpop: Some(headers.dpop.expose_secret()),
         method: "GET",
@@ -40,16 +40,16 @@ pub async fn present(
     validator.check(&presented, &require).await
 }
 
-fn token(outcome: Result<Outcome, Error>) -> Token {
+fn token(outcome: Result<TokenOutcome, Error>) -> AccessToken {
     match outcome {
-        Ok(Outcome::Token(token)) => token,
+        Ok(TokenOutcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),
     }
 }
 
-fn pending(outcome: Result<Outcome, Error>) -> AccessRequestId {
+fn pending(outcome: Result<TokenOutcome, Error>) -> AccessRequestId {
     match outcome {
-        Ok(Outcome::Pending(pending)) => pending.access_request_id(),
+        Ok(TokenOutcome::Pending(pending)) => pending.access_request_id(),
         other => panic!("not pending: {other:?}"),
     }
 }
@@ -67,7 +67,7 @@ async fn a_task_from_opening_to_the_validators_no() {
     assert!(
         matches!(
             present(&validator, &read, &another).await,
-            Err(Rejected::WrongTarget)
+            Err(ValidationError::WrongTarget)
         ),
         "another target"
     );
@@ -81,11 +81,11 @@ async fn a_task_from_opening_to_the_validators_no() {
         ("completed", 1)
     );
     let learnt =
-        tokio::time::timeout(Duration::from_secs(5), validator.read_past(report.position)).await;
+        tokio::time::timeout(Duration::from_secs(5), validator.wait_for_position(report.position)).await;
     learnt.expect("a subscribed validator learns of the end");
     assert!(matches!(
         present(&validator, &read, &read_case()).await,
-        Err(Rejected::Revoked)
+        Err(ValidationError::Revoked)
     ));
     assert!(
         !validator
@@ -100,7 +100,7 @@ async fn a_task_from_opening_to_the_validators_no() {
     assert!(
         matches!(
             present(&validator, &read, &read_case()).await,
-            Err(Rejected::Revoked)
+            Err(ValidationError::Revoked)
         ),
         "nor after a restart"
     );
@@ -129,7 +129,7 @@ async fn a_person_says_yes_while_the_agent_waits() {
     assert_eq!(card.title, "Disable an account");
     let realm = Realm::parse("test").expect("realm");
     let profile = ProfileName::parse("one-security").expect("profile");
-    let seen = Seen {
+    let seen = ReviewedCard {
         card: &card,
         realm: &realm,
         profile: &profile,
@@ -147,15 +147,15 @@ async fn a_person_says_yes_while_the_agent_waits() {
     let admitted = present(&validator, &given, &disable("ann"))
         .await
         .expect("admitted");
-    let spent = validator.spend(admitted, "use-1").await.expect("spends");
+    let spent = validator.consume(admitted, "use-1").await.expect("spends");
     assert_eq!(spent.uses_left(), Some(0));
     let again = present(&validator, &given, &disable("ann"))
         .await
         .expect("offline it still looks good");
     assert!(
         matches!(
-            validator.spend(again, "use-2").await,
-            Err(Rejected::UseSpent)
+            validator.consume(again, "use-2").await,
+            Err(ValidationError::UseSpent)
         ),
         "a second use"
     );
@@ -163,7 +163,7 @@ async fn a_person_says_yes_while_the_agent_waits() {
     assert!(
         matches!(
             present(&replayed, &given, &disable("ann")).await,
-            Err(Rejected::Token(_))
+            Err(ValidationError::Token(_))
         ),
         "for another audience"
     );
@@ -182,11 +182,11 @@ async fn operators_end_things_and_ask_why() {
         .suspend(&AgentId::parse("triage").expect("id"), "odd requests")
         .await
         .expect("suspends");
-    validator.read_past(suspended.position).await;
+    validator.wait_for_position(suspended.position).await;
     assert!(
         matches!(
             present(&validator, &read, &read_case()).await,
-            Err(Rejected::Revoked)
+            Err(ValidationError::Revoked)
         ),
         "the broad selector holds"
     );

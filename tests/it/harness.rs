@@ -9,7 +9,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use dipylon::broker::*;
-use dipylon::clock::{Clock, Hand};
+use dipylon::clock::{Clock, ManualClock};
 use dipylon::jose::{SigningKey, Usage, dpop};
 use dipylon::journal::Faults;
 use dipylon::model::*;
@@ -139,7 +139,7 @@ pub fn soc() -> BTreeMap<String, String> {
 pub struct TestBroker {
     pub world: Arc<World>,
     pub broker: Arc<Broker>,
-    pub hand: Hand,
+    pub hand: ManualClock,
     pub clock: Clock,
     pub dir: PathBuf,
     signing_pkcs8: Vec<u8>,
@@ -191,7 +191,7 @@ impl TestBroker {
 
     async fn start_as(settings: Settings, world: World, faults: Faults) -> Self {
         let temp = tempfile::tempdir().expect("dir");
-        let (clock, hand) = Clock::by_hand(START);
+        let (clock, hand) = Clock::manual(START);
         let signing_pkcs8 = SigningKey::generate().expect("key").1.to_vec();
         let world = Arc::new(world);
         let dir = temp.path().join("data");
@@ -357,8 +357,8 @@ impl TestBroker {
             jti: &jti,
             nonce: Some(nonce),
             ath: None,
-            adg,
-            evh,
+            action_digest: adg,
+            evidence_hash: evh,
         };
         CallContext {
             method,

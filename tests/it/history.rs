@@ -685,11 +685,11 @@ async fn figures_come_through_the_front_door() {
     let s = Served::start().await;
     let task = s.task("triage").await;
     let disable = super::served::order(disable("ann"), "r-1");
-    let Ok(dipylon::client::Outcome::Pending(_)) = task.request_token(&disable).await else {
+    let Ok(dipylon::client::TokenOutcome::Pending(_)) = task.request_token(&disable).await else {
         panic!("pending")
     };
     let read = super::served::order(read_case(), "r-2");
-    let Ok(dipylon::client::Outcome::Token(token)) = task.request_token(&read).await else {
+    let Ok(dipylon::client::TokenOutcome::Token(token)) = task.request_token(&read).await else {
         panic!("a token")
     };
     let (olga, maria, audit) = (s.person("olga"), s.person("maria"), s.person("audit"));

@@ -150,7 +150,7 @@ async fn a_clock_that_steps_back_revives_nothing() {
         b.world.trust_bundle(),
     )];
     let b = b
-        .restart_with(trust, Clock::by_hand(START.plus_secs(10)).0)
+        .restart_with(trust, Clock::manual(START.plus_secs(10)).0)
         .await
         .expect("starts");
     assert!(

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dipylon::audit::Checkpoint;
-use dipylon::client::ballot::Seen;
-use dipylon::client::{Agent, Endpoint, EvidenceSource, Identity, OpenTask, Outcome, Person};
+use dipylon::client::vote::ReviewedCard;
+use dipylon::client::{AgentClient, Endpoint, EvidenceSource, Identity, OpenTaskRequest, TokenOutcome, Person};
 use dipylon::clock::Clock;
 use dipylon::model::*;
 use dipylon::validator::{Validator, ValidatorConfig};
@@ -162,9 +162,9 @@ impl Realm {
 
     /// An agent that reads cases and ends its tasks.
     async fn reads(self: Arc<Self>) {
-        let agent = Agent::new(self.endpoint(), self.evidence(), None);
+        let agent = AgentClient::new(self.endpoint(), self.evidence(), None);
         while self.go_on() {
-            let opening = OpenTask {
+            let opening = OpenTaskRequest {
                 purpose: "load".into(),
                 max_duration_s: 3_600,
                 request_id: None,
@@ -177,7 +177,7 @@ impl Realm {
                 l.tasks.insert(task.id());
             });
             for _ in 0..3 {
-                if let Ok(Outcome::Token(token)) = task
+                if let Ok(TokenOutcome::Token(token)) = task
                     .request_token(&order(read_case(), &self.name("r")))
                     .await
                 {
@@ -197,7 +197,7 @@ impl Realm {
 
     /// An agent that needs a yes, a person who gives it, a resource server that spends it.
     async fn step_ups(self: Arc<Self>) {
-        let agent = Agent::new(self.endpoint(), self.evidence(), None);
+        let agent = AgentClient::new(self.endpoint(), self.evidence(), None);
         let maria = Person::new(self.endpoint(), Arc::new(self.world.key_of("maria")));
         let idp = self.validator("idp", IDP).await;
         let realm = dipylon::model::Realm::parse("test").expect("realm");
@@ -211,7 +211,7 @@ impl Realm {
                 continue;
             };
             let narrowing = Narrowing::default();
-            let seen = Seen {
+            let seen = ReviewedCard {
                 card: &card,
                 realm: &realm,
                 profile: &profile,
@@ -224,7 +224,7 @@ impl Realm {
             }
         }
         while self.go_on() {
-            let opening = OpenTask {
+            let opening = OpenTaskRequest {
                 purpose: "load".into(),
                 max_duration_s: 3_600,
                 request_id: None,
@@ -234,14 +234,14 @@ impl Realm {
                 continue;
             };
             let ask = order(disable("ann"), &self.name("r"));
-            let Ok(Outcome::Pending(pending)) = task.request_token(&ask).await else {
+            let Ok(TokenOutcome::Pending(pending)) = task.request_token(&ask).await else {
                 continue;
             };
             let Ok(card) = maria.card(pending.access_request_id()).await else {
                 continue;
             };
             let narrowing = Narrowing::default();
-            let seen = Seen {
+            let seen = ReviewedCard {
                 card: &card,
                 realm: &realm,
                 profile: &profile,
@@ -252,7 +252,7 @@ impl Realm {
             if maria.vote(&seen).await.is_ok() {
                 self.note(|l| l.votes += 1);
             }
-            let Ok(Outcome::Token(token)) = task.request_token(&ask).await else {
+            let Ok(TokenOutcome::Token(token)) = task.request_token(&ask).await else {
                 continue;
             };
             let jwt = token.jwt().expose_secret().to_owned();
@@ -263,7 +263,7 @@ impl Realm {
             let headers = token
                 .headers("POST", "https://idp.soc.example/x")
                 .expect("headers");
-            let presented = dipylon::validator::Presented {
+            let presented = dipylon::validator::PresentedToken {
                 token: token.jwt().expose_secret(),
                 dpop: Some(headers.dpop.expose_secret()),
                 method: "POST",
@@ -271,14 +271,14 @@ impl Realm {
                 openings: token.openings(),
             };
             let action = disable("ann");
-            let require = dipylon::validator::Require {
+            let require = dipylon::validator::RequiredAction {
                 action: action.name,
                 target: action.target,
                 parameters: Some(action.parameters),
             };
             let use_id = self.name("use");
             if let Ok(admitted) = idp.check(&presented, &require).await
-                && idp.spend(admitted, &use_id).await.is_ok()
+                && idp.consume(admitted, &use_id).await.is_ok()
             {
                 self.note(|l| {
                     l.uses.insert((token.jti(), use_id));

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use dipylon::client::ballot::Seen;
-use dipylon::client::{Agent, EvidenceSource, OpenTask, Outcome};
+use dipylon::client::vote::ReviewedCard;
+use dipylon::client::{AgentClient, EvidenceSource, OpenTaskRequest, TokenOutcome};
 use dipylon::clock::Clock;
 use dipylon::model::*;
 use dipylon::serve::{OperatorListener, operate};
@@ -82,11 +82,11 @@ async fn figures_before_and_after_a_story() {
     let validator = s.validator("cases", CASES).await;
     let task = s.task("triage").await;
     let read = task.request_token(&order(read_case(), "r-1")).await;
-    let Ok(Outcome::Token(_)) = read else {
+    let Ok(TokenOutcome::Token(_)) = read else {
         panic!("a token: {read:?}")
     };
     let asked = task.request_token(&order(disable("ann"), "r-2")).await;
-    let Ok(Outcome::Pending(pending)) = asked else {
+    let Ok(TokenOutcome::Pending(pending)) = asked else {
         panic!("pending: {asked:?}")
     };
     let during = scrape(&place).await;
@@ -104,7 +104,7 @@ async fn figures_before_and_after_a_story() {
     let realm = dipylon::model::Realm::parse("test").expect("realm");
     let profile = ProfileName::parse("one-security").expect("profile");
     maria
-        .vote(&Seen {
+        .vote(&ReviewedCard {
             card: &card,
             realm: &realm,
             profile: &profile,
@@ -118,7 +118,7 @@ async fn figures_before_and_after_a_story() {
         .await
         .expect("votes");
     let granted = task.request_token(&order(disable("ann"), "r-2")).await;
-    assert!(matches!(granted, Ok(Outcome::Token(_))), "{granted:?}");
+    assert!(matches!(granted, Ok(TokenOutcome::Token(_))), "{granted:?}");
     let closed = action("case.note", "Case", "INC-9999", CASES, &[]);
     task.request_token(&order(closed, "r-3"))
         .await
@@ -215,8 +215,8 @@ async fn hostile_names_make_no_figures() {
         }
         let id = format!("spiffe://{DOMAIN}/agent/hostile-{round}");
         let evidence = s.world.svid_for(&s.url, &id, Clock::system().now(), 60);
-        let stranger = Agent::new(s.endpoint(), EvidenceSource::Fixed(evidence), None);
-        let opening = OpenTask {
+        let stranger = AgentClient::new(s.endpoint(), EvidenceSource::Fixed(evidence), None);
+        let opening = OpenTaskRequest {
             purpose: "hostile".into(),
             max_duration_s: 60,
             request_id: None,
@@ -360,15 +360,15 @@ async fn each_call_is_one_json_line() {
     let svid = realm
         .world
         .svid_for(&realm.url, &id, Clock::system().now(), 3_600);
-    let agent = Agent::new(realm.endpoint(), EvidenceSource::Fixed(svid), None);
-    let opening = OpenTask {
+    let agent = AgentClient::new(realm.endpoint(), EvidenceSource::Fixed(svid), None);
+    let opening = OpenTaskRequest {
         purpose: "contain".into(),
         max_duration_s: 600,
         request_id: Some("open-1".into()),
         heartbeat_s: None,
     };
     let task = agent.open_task(&opening).await.expect("opens");
-    let Ok(Outcome::Token(token)) = task.request_token(&order(read_case(), "r-1")).await else {
+    let Ok(TokenOutcome::Token(token)) = task.request_token(&order(read_case(), "r-1")).await else {
         panic!("a token")
     };
     let unknown = action("case.read", "Case", "INC-9999", CASES, &[]);

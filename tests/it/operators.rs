@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dipylon::broker::*;
 use dipylon::client::{Endpoint, Person};
-use dipylon::clock::{Clock, Hand};
+use dipylon::clock::{Clock, ManualClock};
 use dipylon::jose::{SigningKey, dpop};
 use dipylon::journal::Faults;
 use dipylon::model::*;
@@ -66,7 +66,7 @@ const APPLY: &str = "dipylon.v1.GovernanceService/ApplyPolicyBundle";
 struct Bare {
     world: World,
     broker: Arc<Broker>,
-    hand: Hand,
+    hand: ManualClock,
     clock: Clock,
     key: Vec<u8>,
     dir: tempfile::TempDir,
@@ -74,7 +74,7 @@ struct Bare {
 
 impl Bare {
     async fn start() -> Self {
-        let (clock, hand) = Clock::by_hand(START);
+        let (clock, hand) = Clock::manual(START);
         let key = SigningKey::generate().expect("key").1.to_vec();
         let (world, dir) = (World::new(), tempfile::tempdir().expect("dir"));
         let broker = Self::open(&world, dir.path(), &clock, &key).await;
@@ -149,8 +149,8 @@ impl Bare {
             jti: &format!("{:016x}{:016x}", rand_u64(), rand_u64()),
             nonce: Some(&self.broker.nonce()),
             ath: None,
-            adg: None,
-            evh: None,
+            action_digest: None,
+            evidence_hash: None,
         };
         let proof = Some(dpop::create(&self.world.keys[name], &claims).expect("proof"));
         CallContext {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use dipylon::broker::{Broker, Settings};
 use dipylon::client::{
-    Agent, Endpoint, EvidenceSource, Identity, OpenTask, Person, Task, TokenOrder,
+    AgentClient, Endpoint, EvidenceSource, Identity, OpenTaskRequest, Person, TaskHandle, TokenRequest,
 };
 use dipylon::clock::Clock;
 use dipylon::jose::SigningKey;
@@ -143,13 +143,13 @@ impl Served {
         )
     }
 
-    pub async fn task(&self, agent: &str) -> Task {
+    pub async fn task(&self, agent: &str) -> TaskHandle {
         self.task_for(agent, "contain INC-8841").await
     }
 
-    pub async fn task_for(&self, agent: &str, purpose: &str) -> Task {
-        let agent = Agent::new(self.endpoint(), self.evidence(agent), None);
-        let order = OpenTask {
+    pub async fn task_for(&self, agent: &str, purpose: &str) -> TaskHandle {
+        let agent = AgentClient::new(self.endpoint(), self.evidence(agent), None);
+        let order = OpenTaskRequest {
             purpose: purpose.into(),
             max_duration_s: 600,
             request_id: None,
@@ -173,8 +173,8 @@ impl Served {
     }
 }
 
-pub fn order(action: Action, request_id: &str) -> TokenOrder {
-    TokenOrder {
+pub fn order(action: Action, request_id: &str) -> TokenRequest {
+    TokenRequest {
         action,
         ttl_s: 300,
         reason: "phish confirmed".into(),

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dipylon::client::{Endpoint, Reach};
+use dipylon::client::{Endpoint, ConnectOptions};
 use dipylon::clock::Clock;
 use dipylon::config::Connections;
 use dipylon::jose::dpop;
@@ -210,11 +210,11 @@ async fn when_all_room_is_taken_the_next_waits_and_comes_in() {
         })
         .collect();
     // The host's own door has room of its own.
-    let socket = Reach {
+    let socket = ConnectOptions {
         ca: None,
         socket: Some(site.root.join("dipylon.sock")),
     };
-    let local = Endpoint::reach(&site.url, &socket).expect("endpoint");
+    let local = Endpoint::connect_with(&site.url, &socket).expect("endpoint");
     site.task(local.with_retry_ms(0)).await.expect("opens");
     let patient = site.endpoint().with_retry_ms(60_000);
     let task = in_time("the next comes in", site.task(patient))
@@ -277,8 +277,8 @@ async fn watch_revocations(site: &Site) -> tonic::Streaming<v1::WatchRevocations
             jti: &format!("{:x}{:x}", rand_u64(), rand_u64()),
             nonce: Some(&nonce),
             ath: None,
-            adg: None,
-            evh: None,
+            action_digest: None,
+            evidence_hash: None,
         };
         let proof = dpop::create(&key, &claims).expect("proof");
         let mut request = tonic::Request::new(v1::WatchRevocationsRequest { after: None });

@@ -14,7 +14,7 @@ use axum::routing::get;
 use bytes::Bytes;
 use dipylon::broker::Settings;
 use dipylon::client::{
-    Agent, Endpoint, Error, EvidenceSource, Identity, OpenTask, Outcome, Reach, Task,
+    AgentClient, Endpoint, Error, EvidenceSource, Identity, OpenTaskRequest, TokenOutcome, ConnectOptions, TaskHandle,
 };
 use dipylon::clock::Clock;
 use dipylon::config::Connections;
@@ -192,15 +192,15 @@ impl Site {
         }
     }
 
-    fn reach(&self) -> Reach {
-        Reach {
+    fn reach(&self) -> ConnectOptions {
+        ConnectOptions {
             ca: Some(self.root.join("ca.pem")),
             socket: None,
         }
     }
 
     pub fn endpoint(&self) -> Endpoint {
-        Endpoint::reach(&self.url, &self.reach()).expect("endpoint")
+        Endpoint::connect_with(&self.url, &self.reach()).expect("endpoint")
     }
 
     /// One that never calls twice: what fails here, fails.
@@ -208,7 +208,7 @@ impl Site {
         self.endpoint().with_retry_ms(0)
     }
 
-    pub async fn task(&self, endpoint: Endpoint) -> Result<Task, Error> {
+    pub async fn task(&self, endpoint: Endpoint) -> Result<TaskHandle, Error> {
         open(&self.world, &self.url, endpoint).await
     }
 
@@ -240,29 +240,29 @@ impl Site {
     }
 }
 
-pub async fn open(world: &World, url: &str, endpoint: Endpoint) -> Result<Task, Error> {
+pub async fn open(world: &World, url: &str, endpoint: Endpoint) -> Result<TaskHandle, Error> {
     let id = format!("spiffe://{DOMAIN}/agent/triage");
     let evidence = EvidenceSource::Fixed(world.svid_for(url, &id, Clock::system().now(), 3_600));
-    let opening = OpenTask {
+    let opening = OpenTaskRequest {
         purpose: "contain INC-8841".into(),
         max_duration_s: 3_600,
         request_id: None,
         heartbeat_s: None,
     };
-    Agent::new(endpoint, evidence, None)
+    AgentClient::new(endpoint, evidence, None)
         .open_task(&opening)
         .await
 }
 
-fn token(outcome: Result<Outcome, Error>) -> TokenId {
+fn token(outcome: Result<TokenOutcome, Error>) -> TokenId {
     match outcome {
-        Ok(Outcome::Token(token)) => token.jti(),
+        Ok(TokenOutcome::Token(token)) => token.jti(),
         other => panic!("not a token: {other:?}"),
     }
 }
 
 /// A whole call: both gates and an entry.
-pub async fn works(task: &Task, n: u64) {
+pub async fn works(task: &TaskHandle, n: u64) {
     token(
         task.request_token(&order(read_case(), &format!("honest-{n}")))
             .await,
@@ -335,7 +335,7 @@ async fn tls_from_end_to_end() {
     })
     .await;
     let task = site.task(site.once()).await.expect("opens");
-    let Ok(Outcome::Token(given)) = task.request_token(&order(read_case(), "r-1")).await else {
+    let Ok(TokenOutcome::Token(given)) = task.request_token(&order(read_case(), "r-1")).await else {
         panic!("not a token");
     };
     // The validator fetches its keys and follows its feed over TLS too.
@@ -345,7 +345,7 @@ async fn tls_from_end_to_end() {
         Audience::parse(CASES).expect("audience"),
         Identity::Key(Arc::new(site.world.key_of("cases"))),
     );
-    config.reach = site.reach();
+    config.connect = site.reach();
     let cases = Validator::connect(config.clone()).await.expect("connects");
     assert!(
         cases
@@ -358,8 +358,8 @@ async fn tls_from_end_to_end() {
     // Another authority's word is no word, whether a file names it or the operating system.
     put(&site.root.join("other.pem"), &Authority::new().pem, 0o644);
     for ca in [Some(site.root.join("other.pem")), None] {
-        let reach = Reach { ca, socket: None };
-        let stranger = match Endpoint::reach(&site.url, &reach) {
+        let reach = ConnectOptions { ca, socket: None };
+        let stranger = match Endpoint::connect_with(&site.url, &reach) {
             Ok(endpoint) => endpoint.with_retry_ms(0),
             // A system without authorities trusts nobody.
             Err(error) => {
@@ -376,7 +376,7 @@ async fn tls_from_end_to_end() {
             }
             other => panic!("{other:?}"),
         }
-        config.reach = reach;
+        config.connect = reach;
         assert!(Validator::connect(config.clone()).await.is_err());
     }
     // Plain words to the TLS port get no answer that could be taken for one, and harm nobody.
@@ -464,11 +464,11 @@ async fn the_unix_socket_is_a_door_like_the_other() {
     })
     .await;
     let path = site.root.join("dipylon.sock");
-    let reach = Reach {
+    let reach = ConnectOptions {
         ca: None,
         socket: Some(path.clone()),
     };
-    let endpoint = Endpoint::reach(&site.url, &reach).expect("endpoint");
+    let endpoint = Endpoint::connect_with(&site.url, &reach).expect("endpoint");
     let task = site.task(endpoint.with_retry_ms(0)).await.expect("opens");
     works(&task, 1).await;
     let mut config = ValidatorConfig::new(
@@ -477,7 +477,7 @@ async fn the_unix_socket_is_a_door_like_the_other() {
         Audience::parse(CASES).expect("audience"),
         Identity::Key(Arc::new(site.world.key_of("cases"))),
     );
-    config.reach = reach;
+    config.connect = reach;
     Validator::connect(config).await.expect("connects");
 
     let mut stream = tokio::net::UnixStream::connect(&path)
@@ -716,7 +716,7 @@ async fn connections_grow_old_without_a_call_that_fails() {
     while site.counts.aged.load(Ordering::Relaxed) < 6 {
         let asked = order(read_case(), &format!("r-{served}"));
         match task.request_token(&asked).await {
-            Ok(Outcome::Token(_)) => served += 1,
+            Ok(TokenOutcome::Token(_)) => served += 1,
             // What came to a connection that was closing was not sent, or named by GOAWAY as not begun, and is asked again
             // under the same request_id. A call that was begun is never cut.
             Err(Error::Unreachable { cause, .. })
@@ -737,7 +737,7 @@ async fn connections_grow_old_without_a_call_that_fails() {
     let report = task.complete(TaskOutcome::Succeeded).await.expect("ended");
     in_time(
         "the validator hears of it",
-        cases.read_past(report.position),
+        cases.wait_for_position(report.position),
     )
     .await;
     let found = laws::check(&site.root.join("data"));
@@ -794,5 +794,5 @@ async fn who_waits_is_answered_at_the_stop() {
     .await;
     site.stop().await;
     let answer = waiting.await.expect("joined");
-    assert!(matches!(answer, Ok(Outcome::Pending(_))), "{answer:?}");
+    assert!(matches!(answer, Ok(TokenOutcome::Pending(_))), "{answer:?}");
 }

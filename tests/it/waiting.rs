@@ -5,9 +5,9 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dipylon::client::ballot::Seen;
+use dipylon::client::vote::ReviewedCard;
 use dipylon::client::{
-    Agent, Endpoint, EvidenceSource, OpenTask, Outcome, Pending, Person, Task, Watch,
+    AgentClient, Endpoint, EvidenceSource, OpenTaskRequest, TokenOutcome, PendingApproval, Person, TaskHandle, AccessRequestWatch,
 };
 use dipylon::clock::Clock;
 use dipylon::jose::{SigningKey, dpop};
@@ -26,9 +26,9 @@ async fn in_time<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(BOUND, what).await.expect("in time")
 }
 
-async fn pending(task: &Task, request_id: &str) -> Pending {
+async fn pending(task: &TaskHandle, request_id: &str) -> PendingApproval {
     match task.request_token(&order(disable("ann"), request_id)).await {
-        Ok(Outcome::Pending(pending)) => pending,
+        Ok(TokenOutcome::Pending(pending)) => pending,
         other => panic!("not pending: {other:?}"),
     }
 }
@@ -36,7 +36,7 @@ async fn pending(task: &Task, request_id: &str) -> Pending {
 async fn vote(person: &Person, id: AccessRequestId, verdict: Verdict) {
     let card = person.card(id).await.expect("card");
     let profile = ProfileName::parse("one-security").expect("profile");
-    let seen = Seen {
+    let seen = ReviewedCard {
         card: &card,
         realm: &Realm::parse("test").expect("realm"),
         profile: &profile,
@@ -47,7 +47,7 @@ async fn vote(person: &Person, id: AccessRequestId, verdict: Verdict) {
     person.vote(&seen).await.expect("the vote counts");
 }
 
-async fn stands(watch: &mut Watch) -> Option<Status> {
+async fn stands(watch: &mut AccessRequestWatch) -> Option<Status> {
     let next = in_time(watch.next()).await.expect("watches");
     next.map(|request| request.status())
 }
@@ -61,7 +61,7 @@ async fn a_watch_hears_every_end_and_nothing_after_it() {
     let maria = s.person("maria");
     let lee = s.person("lee");
 
-    let begin = async |agent_task: &Task, request_id: &str| {
+    let begin = async |agent_task: &TaskHandle, request_id: &str| {
         let id = pending(agent_task, request_id).await.access_request_id();
         let mut watch = agent_task.watch(id);
         assert_eq!(stands(&mut watch).await, Some(Status::Waiting));
@@ -79,7 +79,7 @@ async fn a_watch_hears_every_end_and_nothing_after_it() {
     );
     // The watch minted nothing: asking does.
     let given = task.request_token(&order(disable("ann"), "r-yes")).await;
-    assert!(matches!(given, Ok(Outcome::Token(_))), "{given:?}");
+    assert!(matches!(given, Ok(TokenOutcome::Token(_))), "{given:?}");
     assert_eq!(stands(&mut watch).await, Some(Status::Consumed));
     assert_eq!(stands(&mut watch).await, None);
 
@@ -132,7 +132,7 @@ async fn anothers_is_watched_as_little_as_none() {
     let (mine, theirs) = (s.task("triage").await, s.task("triage").await);
     let id = pending(&mine, "r-1").await.access_request_id();
     let nothing = AccessRequestId::from_random([9; 16]);
-    let refused = async |task: &Task, id| {
+    let refused = async |task: &TaskHandle, id| {
         let error = in_time(task.watch(id).next()).await.expect_err("refused");
         (error.reason(), error.code())
     };
@@ -143,7 +143,7 @@ async fn anothers_is_watched_as_little_as_none() {
     assert_eq!(refused(&theirs, nothing).await, refused(&theirs, id).await);
     // A stranger's key for a task that is there.
     let stranger = Arc::new(SigningKey::generate().expect("key").0);
-    let stolen = Task::attach(s.endpoint(), s.evidence("triage"), mine.id(), stranger);
+    let stolen = TaskHandle::attach(s.endpoint(), s.evidence("triage"), mine.id(), stranger);
     assert_eq!(refused(&stolen, id).await, refused(&theirs, id).await);
     let mut own = mine.watch(id);
     assert_eq!(stands(&mut own).await, Some(Status::Waiting));
@@ -165,8 +165,8 @@ async fn first_message(
         jti: &format!("{:x}{:x}", rand_u64(), rand_u64()),
         nonce: Some(&s.broker.nonce()),
         ath: None,
-        adg: None,
-        evh: None,
+        action_digest: None,
+        evidence_hash: None,
     };
     let mut request = tonic::Request::new(v1::WatchAccessRequestRequest {
         task_id: task.to_string(),
@@ -194,8 +194,8 @@ async fn a_watch_goes_on_where_it_was_and_says_that_it_is_there() {
     use dipylon::proto::v1::watch_access_request_response::Message;
     let s = Served::start().await;
     let key = Arc::new(SigningKey::generate().expect("key").0);
-    let agent = Agent::new(s.endpoint(), s.evidence("triage"), Some(key.clone()));
-    let opening = OpenTask {
+    let agent = AgentClient::new(s.endpoint(), s.evidence("triage"), Some(key.clone()));
+    let opening = OpenTaskRequest {
         purpose: "contain".into(),
         max_duration_s: 600,
         request_id: None,
@@ -273,7 +273,7 @@ async fn who_waits_is_asked_nothing_until_it_concerns_them() {
     assert!(!waiting.is_finished());
     vote(&s.person("maria"), id, Verdict::Approve).await;
     let given = in_time(waiting).await.expect("joins");
-    assert!(matches!(given, Ok(Outcome::Token(_))), "{given:?}");
+    assert!(matches!(given, Ok(TokenOutcome::Token(_))), "{given:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -290,13 +290,13 @@ async fn a_token_is_waited_for_over_a_kill_of_the_broker_and_a_start_of_the_agen
     ));
     let endpoint = || Endpoint::connect(&realm.url).expect("endpoint");
     let key = Arc::new(SigningKey::generate().expect("key").0);
-    let opening = OpenTask {
+    let opening = OpenTaskRequest {
         purpose: "contain".into(),
         max_duration_s: 600,
         request_id: None,
         heartbeat_s: None,
     };
-    let agent = Agent::new(endpoint(), evidence.clone(), Some(key.clone()));
+    let agent = AgentClient::new(endpoint(), evidence.clone(), Some(key.clone()));
     let task = agent.open_task(&opening).await.expect("opens");
     let asked = pending(&task, "r-1").await;
     let until = Clock::system().now().plus_secs(120);
@@ -313,18 +313,18 @@ async fn a_token_is_waited_for_over_a_kill_of_the_broker_and_a_start_of_the_agen
     let _next = realm.broker_telling(Stdio::inherit(), "error").await;
 
     // The agent started again: with its key and the same action it finds the same access request.
-    let again = Task::attach(endpoint(), evidence, task.id(), key);
+    let again = TaskHandle::attach(endpoint(), evidence, task.id(), key);
     let mut ask = order(disable("ann"), "r-after");
     ask.wait_s = 0;
     let found = match again.request_token(&ask).await {
-        Ok(Outcome::Pending(pending)) => pending.access_request_id(),
+        Ok(TokenOutcome::Pending(pending)) => pending.access_request_id(),
         other => panic!("{other:?}"),
     };
     assert_eq!(found, asked.access_request_id());
     let maria = Person::new(endpoint(), Arc::new(realm.world.key_of("maria")));
     vote(&maria, found, Verdict::Approve).await;
     let given = in_time(waiting).await.expect("joins");
-    assert!(matches!(given, Ok(Outcome::Token(_))), "{given:?}");
+    assert!(matches!(given, Ok(TokenOutcome::Token(_))), "{given:?}");
     // The watch that was begun before the kill hears it, too: approved may have passed by.
     let mut last = None;
     while let Some(status) = stands(&mut watch).await {

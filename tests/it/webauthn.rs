@@ -7,7 +7,7 @@ use ciborium::cbor;
 use ciborium::value::Value as Cbor;
 use dipylon::jose::AuthenticatorKey;
 use dipylon::model::Digest;
-use dipylon::webauthn::{self, Assertion, Credential, Registration, RelyingParty, WebauthnError};
+use dipylon::webauthn::{self, Assertion, NewCredential, Registration, RelyingParty, WebauthnError};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -105,7 +105,7 @@ fn the_ceremonies_of_the_specification() {
             _ if foreign => Err(WebauthnError::Algorithm),
             _ => Ok(()),
         };
-        let registered = webauthn::register(&rp, &c.creation, &c.registration);
+        let registered = webauthn::verify_registration(&rp, &c.creation, &c.registration);
         if let Ok(credential) = &registered {
             assert_eq!(credential.id, c.assertion.credential, "{}", c.name);
             made += 1;
@@ -128,7 +128,7 @@ fn the_ceremonies_of_the_specification() {
         let message = [&c.assertion.authenticator_data[..], client.as_bytes()].concat();
         assert!(key.verify(&message, &c.assertion.signature), "{}", c.name);
         signed += 1;
-        let checked = webauthn::check(
+        let checked = webauthn::verify_assertion(
             &rp,
             &c.request,
             &credential.jwk,
@@ -157,7 +157,7 @@ fn the_ceremonies_of_the_specification() {
 
 /// The credential of a ceremony, as if its registration had been by a verified user on a page of its own: flags and client
 /// data are not signed without an attestation.
-pub fn registered_verified(rp: &RelyingParty, c: &Ceremony) -> Result<Credential, WebauthnError> {
+pub fn registered_verified(rp: &RelyingParty, c: &Ceremony) -> Result<NewCredential, WebauthnError> {
     let mut object: Cbor =
         ciborium::from_reader(&c.registration.attestation_object[..]).expect("CBOR");
     for (name, value) in object.as_map_mut().expect("map") {
@@ -174,14 +174,14 @@ pub fn registered_verified(rp: &RelyingParty, c: &Ceremony) -> Result<Credential
         client_data_json: said.to_string().into_bytes(),
         attestation_object: encoded(&object),
     };
-    webauthn::register(rp, &c.creation, &made)
+    webauthn::verify_registration(rp, &c.creation, &made)
 }
 
 const CHALLENGE: [u8; 32] = [7; 32];
 const OTHER: [u8; 32] = [8; 32];
 const USER: [u8; 16] = [9; 16];
 
-fn enrolled(kind: Kind) -> (SoftPasskey, Credential) {
+fn enrolled(kind: Kind) -> (SoftPasskey, NewCredential) {
     let rp = example();
     let (passkey, made) = SoftPasskey::create_as(
         kind,
@@ -191,12 +191,12 @@ fn enrolled(kind: Kind) -> (SoftPasskey, Credential) {
         &USER,
         &Manners::default(),
     );
-    let credential = webauthn::register(&rp, &CHALLENGE, &made).expect("registered");
+    let credential = webauthn::verify_registration(&rp, &CHALLENGE, &made).expect("registered");
     (passkey, credential)
 }
 
-fn check(credential: &Credential, assertion: &Assertion) -> Result<(), WebauthnError> {
-    webauthn::check(
+fn check(credential: &NewCredential, assertion: &Assertion) -> Result<(), WebauthnError> {
+    webauthn::verify_assertion(
         &example(),
         &CHALLENGE,
         &credential.jwk,
@@ -214,7 +214,7 @@ fn a_passkey_is_registered_and_answers() {
         assert_eq!(credential.sign_count, 1);
         assert!(credential.backup_eligible && credential.backed_up);
         let assertion = passkey.get(&CHALLENGE, &example().origin);
-        let seen = webauthn::check(&example(), &CHALLENGE, &credential.jwk, true, &assertion)
+        let seen = webauthn::verify_assertion(&example(), &CHALLENGE, &credential.jwk, true, &assertion)
             .expect("checked");
         assert_eq!((seen.sign_count, seen.backed_up), (2, true));
         let kept = assertion.evidence().expect("evidence");
@@ -372,7 +372,7 @@ fn each_lie_is_named() {
             let (_, made) =
                 SoftPasskey::create_as(kind, &rp.id, &rp.origin, &CHALLENGE, &USER, &manners);
             assert_eq!(
-                webauthn::register(&rp, &CHALLENGE, &made),
+                webauthn::verify_registration(&rp, &CHALLENGE, &made),
                 Err(expected),
                 "registered: {name}"
             );
@@ -436,7 +436,7 @@ fn one_ceremony_is_not_the_other() {
     let (_, made) =
         SoftPasskey::create_as(Kind::Es256, &rp.id, &rp.origin, &CHALLENGE, &USER, &got);
     assert_eq!(
-        webauthn::register(&rp, &CHALLENGE, &made),
+        webauthn::verify_registration(&rp, &CHALLENGE, &made),
         Err(WebauthnError::Type)
     );
 }
@@ -449,7 +449,7 @@ fn no_challenge_is_answered_by_nothing() {
     for challenge in [&[][..], &[1], &[1; 15]] {
         let assertion = passkey.get(challenge, &rp.origin);
         assert_eq!(
-            webauthn::check(&rp, challenge, &credential.jwk, true, &assertion),
+            webauthn::verify_assertion(&rp, challenge, &credential.jwk, true, &assertion),
             Err(WebauthnError::Challenge)
         );
     }
@@ -540,7 +540,7 @@ fn a_registration_is_read_to_the_last_byte() {
             attestation_object,
             ..made.clone()
         };
-        webauthn::register(&rp, &CHALLENGE, &made)
+        webauthn::verify_registration(&rp, &CHALLENGE, &made)
     };
     assert!(register(object.clone()).is_ok());
 
@@ -699,7 +699,7 @@ fn the_record_must_be_a_key() {
         (another.jwk, WebauthnError::Signature),
     ] {
         assert_eq!(
-            webauthn::check(&example(), &CHALLENGE, &jwk, true, &assertion),
+            webauthn::verify_assertion(&example(), &CHALLENGE, &jwk, true, &assertion),
             Err(expected)
         );
     }
@@ -771,7 +771,7 @@ proptest! {
         data[32] = flags;
         data[33..37].copy_from_slice(&count.to_be_bytes());
         let assertion = passkey.sign(data, good.client_data_json);
-        let seen = webauthn::check(&example(), &CHALLENGE, &credential.jwk, true, &assertion);
+        let seen = webauthn::verify_assertion(&example(), &CHALLENGE, &credential.jwk, true, &assertion);
         let may = flags & 0b1100_1101 == 0b0000_1101;
         prop_assert_eq!(seen.is_ok(), may, "{:08b}: {:?}", flags, seen);
         if let Ok(seen) = seen {
@@ -786,7 +786,7 @@ proptest! {
         let rp = example();
         let assertion = passkey.get(&CHALLENGE, &rp.origin);
         let under = |rp: &RelyingParty, challenge: &[u8]| {
-            webauthn::check(rp, challenge, &credential.jwk, true, &assertion).map(|_| ())
+            webauthn::verify_assertion(rp, challenge, &credential.jwk, true, &assertion).map(|_| ())
         };
         prop_assert_eq!(under(&rp, &challenge) == Ok(()), challenge == CHALLENGE);
         let elsewhere = RelyingParty { origin: origin.clone(), ..rp.clone() };
@@ -802,9 +802,9 @@ proptest! {
         let rp = example();
         let (_, made) = SoftPasskey::create(&rp.id, &rp.origin, &CHALLENGE, &USER);
         let object = Registration { attestation_object: object, ..made.clone() };
-        prop_assert!(webauthn::register(&rp, &CHALLENGE, &object).is_err());
+        prop_assert!(webauthn::verify_registration(&rp, &CHALLENGE, &object).is_err());
         let inside = Registration { attestation_object: attestation_object(&data), ..made };
-        prop_assert!(webauthn::register(&rp, &CHALLENGE, &inside).is_err());
+        prop_assert!(webauthn::verify_registration(&rp, &CHALLENGE, &inside).is_err());
         let good = passkey.get(&CHALLENGE, &rp.origin);
         let signed = passkey.sign(data, good.client_data_json);
         prop_assert!(check(&credential, &signed).is_err());

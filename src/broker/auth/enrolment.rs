@@ -202,7 +202,7 @@ impl Broker {
             self.sessions
                 .check(Purpose::Enrol(invitation.id), &challenge, now)
                 .ok_or_else(|| wrong(&"the challenge is not of this enrolment, or too old"))?;
-            let credential = webauthn::register(self.relying_party(), &challenge, made)
+            let credential = webauthn::verify_registration(self.relying_party(), &challenge, made)
                 .map_err(|e| wrong(&e))?;
             let key = AuthenticatorKey::from_jwk(&credential.jwk).map_err(|e| wrong(&e))?;
             let key = key.thumbprint();

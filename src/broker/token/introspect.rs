@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use crate::broker::{Broker, CallContext, Refusal};
-use crate::jose::access_token::{self, Expect};
+use crate::jose::access_token::{self, ExpectedToken};
 use crate::journal::{Append, AppendError};
 use crate::mint::claims_of;
 use crate::model::*;
@@ -177,7 +177,7 @@ impl Broker {
         if let Some(read) = self.readings.of(&keys, &text) {
             return Some(read);
         }
-        let expect = Expect {
+        let expect = ExpectedToken {
             iss: &self.settings.issuer,
             aud: None,
             now,

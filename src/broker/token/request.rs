@@ -50,7 +50,7 @@ pub struct TokenGiven {
     /// Signed anew for a retry.
     pub reissued: bool,
     /// Rules with their texts.
-    pub rules: Vec<RuleShown>,
+    pub rules: Vec<RuleSummary>,
     /// What gate 1 saw in this call.
     pub facts: EvidenceFacts,
 }
@@ -67,7 +67,7 @@ pub struct PendingReply {
     /// When waiting ends.
     pub expires_at: Timestamp,
     /// Rules that ask for it.
-    pub rules: Vec<RuleShown>,
+    pub rules: Vec<RuleSummary>,
     /// The arithmetic so far.
     pub ttl: TtlSum,
     /// The evidence went stale while waiting.
@@ -89,7 +89,7 @@ pub struct DeniedReply {
     /// The answer, when rules gave it now.
     pub decision: Option<DecisionId>,
     /// Rules that say so.
-    pub rules: Vec<RuleShown>,
+    pub rules: Vec<RuleSummary>,
     /// The access request that people or time decided.
     pub access_request: Option<AccessRequestId>,
     /// What the person who said no tells the agent.
@@ -98,7 +98,7 @@ pub struct DeniedReply {
     pub facts: EvidenceFacts,
 }
 
-pub use crate::card::RuleShown;
+pub use crate::card::RuleSummary;
 
 /// A profile and how far it is.
 #[derive(Debug, Clone)]
@@ -421,7 +421,7 @@ impl Broker {
         Ok(())
     }
 
-    pub(in crate::broker) fn rules_shown(&self, rules: &[RuleRef]) -> Vec<RuleShown> {
+    pub(in crate::broker) fn rules_shown(&self, rules: &[RuleRef]) -> Vec<RuleSummary> {
         let in_force = self.views.rules();
         let why = |id: &str| {
             in_force
@@ -432,7 +432,7 @@ impl Broker {
         };
         rules
             .iter()
-            .map(|r| RuleShown {
+            .map(|r| RuleSummary {
                 id: r.id.to_string(),
                 file: r.file.to_string(),
                 why: why(&r.id),

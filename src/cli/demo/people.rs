@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::child;
 use crate::cli::failure::Failure;
 use crate::cli::{bundle, shapes};
-use crate::client::ballot::Seen;
+use crate::client::vote::ReviewedCard;
 use crate::client::{Endpoint, Person};
 use crate::keys;
 use crate::model::{AccessRequestId, Narrowing, Realm, Verdict};
@@ -54,7 +54,7 @@ pub(in crate::cli) async fn run(args: PersonChild) -> Result<ExitCode, Failure> 
             let profile = card.needs.first().ok_or_else(|| Failure::failed("the card asks for nothing"))?;
             let profile = profile.profile.name.clone();
             let narrowing = Narrowing::default();
-            let seen = Seen { card: &card, realm: &realm, profile: &profile, verdict: Verdict::Approve, narrowing, comment: None };
+            let seen = ReviewedCard { card: &card, realm: &realm, profile: &profile, verdict: Verdict::Approve, narrowing, comment: None };
             let after = person.vote(&seen).await?;
             Ok(json!({ "outcome": shapes::status(after.status), "title": card.title, "profile": profile }))
         }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::program::NotRun;
 use crate::cli::shapes;
-use crate::client::{Denied, Pending, Token};
+use crate::client::{Denial, PendingApproval, AccessToken};
 use crate::model::show_seconds;
 use crate::model::text::escape_invisible;
 use crate::proto::v1;
@@ -34,7 +34,7 @@ impl Tell {
         let _gone = writeln!(std::io::stderr().lock(), "{line}");
     }
 
-    pub(super) fn step_up(self, pending: &Pending) {
+    pub(super) fn step_up(self, pending: &PendingApproval) {
         let id = pending.access_request_id();
         let needs = |p: &v1::Profile| {
             format!(
@@ -61,7 +61,7 @@ impl Tell {
     }
 
     /// Names the program alone: its arguments may be anything.
-    pub(super) fn given(self, token: &Token, by_people: bool, program: &str) {
+    pub(super) fn given(self, token: &AccessToken, by_people: bool, program: &str) {
         let ttl = token.ttl().and_then(|sum| sum.granted.as_ref());
         let ttl = ttl.map_or_else(|| "?".to_owned(), |ttl| show_seconds(ttl.seconds));
         let uses = token
@@ -82,7 +82,7 @@ impl Tell {
         );
     }
 
-    pub(super) fn denied(self, no: &Denied) {
+    pub(super) fn denied(self, no: &Denial) {
         let by = if no.rules().is_empty() {
             String::new()
         } else {
@@ -93,18 +93,18 @@ impl Tell {
             Some(text) => format!(": \"{}\"", escape_invisible(text)),
         };
         let next = no
-            .known_reason()
+            .reason()
             .map_or_else(String::new, |reason| format!("{}; ", reason.next()));
         self.event(
             "denied",
             &format!(
                 "{}{by}{comment}; {next}an operator sees more: dipylon explain {}",
-                escape_invisible(no.reason()),
+                escape_invisible(no.reason_str()),
                 no.decision_id()
             ),
             json!({
-                "reason": no.reason(), "comment": no.comment(), "rules": shapes::rules(no.rules()), "access_request": no.access_request_id(),
-                "decision": no.decision_id(), "next": no.known_reason().map(crate::model::DeniedReason::next),
+                "reason": no.reason_str(), "comment": no.comment(), "rules": shapes::rules(no.rules()), "access_request": no.access_request_id(),
+                "decision": no.decision_id(), "next": no.reason().map(crate::model::DeniedReason::next),
             }),
         );
     }

@@ -11,7 +11,7 @@ use super::session_cookie::Call;
 use super::show::{self, Moment};
 use super::{Console, answer};
 use crate::broker::{AccessRequestStatus, Ballot, Ineligible, Refusal};
-use crate::card::{Card, Row, SectionKind, Shown};
+use crate::card::{Card, CardRow, SectionKind, CardView};
 use crate::model::AccessRequestId;
 use crate::serve::call::note;
 
@@ -19,7 +19,7 @@ use crate::serve::call::note;
 #[template(path = "card.html", config = "src/serve/console/askama.toml")]
 struct CardPage {
     page: Page,
-    shown: Shown,
+    shown: CardView,
     /// What people call the target, where the policy bundle says.
     name: Option<String>,
     standing: &'static str,
@@ -81,7 +81,7 @@ fn shown(console: &Console, call: &Call, id: &str) -> Result<Response, Refusal> 
             *line = plain(line);
         }
     }
-    let open = card.standing == AccessRequestStatus::Waiting;
+    let open = card.status == AccessRequestStatus::Waiting;
     let (vote, not_eligible) = match &ballot.vote {
         _ if !open => (None, None),
         Ok(profiles) => {
@@ -93,8 +93,8 @@ fn shown(console: &Console, call: &Call, id: &str) -> Result<Response, Refusal> 
     let title = format!("{} {}", shown.headline.verb, shown.headline.object);
     Ok(answer::html(&CardPage {
         page: Page::new(console, call, &visitor, &title),
-        standing: card.standing.as_str(),
-        standing_words: standing(card.standing),
+        standing: card.status.as_str(),
+        standing_words: standing(card.status),
         risk: show::risk(card.risk),
         until: Moment::new(card.expires_at, now),
         task: card.task.to_string(),
@@ -113,12 +113,12 @@ fn plain(environment: &str) -> String {
 }
 
 /// The target's own name, from the rows that show what is known of it.
-fn name(shown: &Shown) -> Option<String> {
+fn name(shown: &CardView) -> Option<String> {
     let facts = shown
         .sections
         .iter()
         .find(|s| s.kind == SectionKind::Target)?;
-    let named = |row: &&Row| matches!(row.label.as_str(), "target name" | "target title");
+    let named = |row: &&CardRow| matches!(row.label.as_str(), "target name" | "target title");
     let name = facts.rows.iter().find(named)?.lines.first()?;
     (*name != shown.headline.object).then(|| name.clone())
 }

@@ -112,7 +112,7 @@ fn access_watch_ask(
     let seen = match &message.seen {
         Some(mark) => Some(AccessMark {
             version: mark.version,
-            standing: card::standing(mark.status)?,
+            standing: card::status(mark.status)?,
         }),
         None => None,
     };
@@ -126,7 +126,7 @@ fn access_watch_ask(
 fn mark(mark: AccessMark) -> v1::AccessRequestMark {
     v1::AccessRequestMark {
         version: mark.version,
-        status: card::status(mark.standing).into(),
+        status: card::status_to_wire(mark.standing).into(),
     }
 }
 

@@ -6,7 +6,7 @@ use prost::Message as _;
 
 use crate::broker::{
     AccessView, AgentView, ApproverView, EndReport, InboxPage, InboxRow, Position, ProfileState,
-    RuleShown, TaskView, TokenReply,
+    RuleSummary, TaskView, TokenReply,
 };
 use crate::model::*;
 use crate::policy::Risk;
@@ -43,7 +43,7 @@ fn ttl_sum(sum: &TtlSum) -> v1::TtlSum {
     }
 }
 
-fn rules(rules: Vec<RuleShown>) -> Vec<v1::Rule> {
+fn rules(rules: Vec<RuleSummary>) -> Vec<v1::Rule> {
     rules
         .into_iter()
         .map(|r| v1::Rule {
@@ -231,7 +231,7 @@ pub(super) fn access_request(view: &AccessView, names: bool) -> v1::AccessReques
         task_id: opened.task.to_string(),
         agent_id: opened.agent.to_string(),
         action: view.request.action.as_deref().map(action_to_wire),
-        status: card::status(view.standing).into(),
+        status: card::status_to_wire(view.standing).into(),
         needs: view.needs.iter().map(|need| profile(need, names)).collect(),
         opened_at: Some(timestamp_to_wire(view.request.opened_at)),
         expires_at: Some(timestamp_to_wire(opened.expires_at)),

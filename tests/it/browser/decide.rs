@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dipylon::client::{Denied, Outcome, Task, Token};
+use dipylon::client::{Denial, TokenOutcome, TaskHandle, AccessToken};
 use dipylon::model::*;
 use serde_json::json;
 
@@ -17,16 +17,16 @@ pub fn isolate(host: &str) -> Action {
     action("host.isolate", "Host", host, IDP, &[])
 }
 
-pub async fn token(task: &Task, action: Action, request_id: &str) -> Token {
+pub async fn token(task: &TaskHandle, action: Action, request_id: &str) -> AccessToken {
     match task.request_token(&order(action, request_id)).await {
-        Ok(Outcome::Token(token)) => token,
+        Ok(TokenOutcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),
     }
 }
 
-pub async fn denied(task: &Task, action: Action, request_id: &str) -> Denied {
+pub async fn denied(task: &TaskHandle, action: Action, request_id: &str) -> Denial {
     match task.request_token(&order(action, request_id)).await {
-        Ok(Outcome::Denied(denied)) => denied,
+        Ok(TokenOutcome::Denied(denied)) => denied,
         other => panic!("not denied: {other:?}"),
     }
 }
@@ -206,13 +206,13 @@ async fn a_yes_at_the_console_is_a_token_that_works_once() {
     assert!(said.contains("yes"), "{said}");
 
     let token = match waiting.await.expect("joined") {
-        Ok(Outcome::Token(token)) => token,
+        Ok(TokenOutcome::Token(token)) => token,
         other => panic!("not a token: {other:?}"),
     };
     let admitted = present(&validator, &token, &disable("ann")).await;
     let admitted = admitted.expect("admitted");
     assert!(admitted.approval().is_some());
-    let spent = validator.spend(admitted, "u-1").await.expect("spent");
+    let spent = validator.consume(admitted, "u-1").await.expect("spent");
     assert_eq!(spent.uses_left(), Some(0));
     let another = present(&validator, &token, &disable("cara")).await;
     another.expect_err("for ann alone");
@@ -280,7 +280,7 @@ async fn a_no_reaches_the_agent_with_its_comment() {
     assert_eq!(site.standing(id), "denied");
     let denied = denied(&task, disable("ann"), "r-1").await;
     assert_eq!(denied.comment(), Some("ann is on call; ask lee"));
-    assert_eq!(denied.known_reason(), Some(DeniedReason::DeniedByPerson));
+    assert_eq!(denied.reason(), Some(DeniedReason::DeniedByPerson));
     site.close().await;
 }
 
@@ -466,7 +466,7 @@ async fn a_late_yes_says_that_it_is_late() {
         assert!(maria.find("#approve").await.is_none());
     }
     let denied = denied(&task, disable("ann"), "r-1").await;
-    assert_eq!(denied.known_reason(), Some(DeniedReason::Expired));
+    assert_eq!(denied.reason(), Some(DeniedReason::Expired));
     site.close().await;
 }
 

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use dipylon::client::Task;
+use dipylon::client::TaskHandle;
 use dipylon::model::*;
 
 use super::decide::{isolate, token};
@@ -86,7 +86,7 @@ async fn a_week_of_it(site: &Site) {
     }
 }
 
-async fn says(site: &Site, task: &Task, action: Action, reason: &str) -> AccessRequestId {
+async fn says(site: &Site, task: &TaskHandle, action: Action, reason: &str) -> AccessRequestId {
     let mut order = order(action, &format!("r{}", crate::harness::rand_u64()));
     order.reason = reason.to_owned();
     site.pends(task, &order).await

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use dipylon::broker::{Broker, CallContext, Settings, VoteAsk, VoteProof};
 use dipylon::client::{
-    Agent, Endpoint, EvidenceSource, Identity, OpenTask, Outcome, Task, TokenOrder,
+    AgentClient, Endpoint, EvidenceSource, Identity, OpenTaskRequest, TokenOutcome, TaskHandle, TokenRequest,
 };
-use dipylon::clock::{Clock, Hand};
+use dipylon::clock::{Clock, ManualClock};
 use dipylon::jose::{SigningKey, dpop};
 use dipylon::journal::Faults;
 use dipylon::model::*;
@@ -33,7 +33,7 @@ pub struct Site {
     pub console: String,
     pub dir: PathBuf,
     clock: Clock,
-    hand: Hand,
+    hand: ManualClock,
     wire: String,
     stop: Option<oneshot::Sender<()>>,
     server: Option<JoinHandle<()>>,
@@ -64,7 +64,7 @@ impl Site {
             console_url: console.clone(),
             ..settings()
         };
-        let (clock, hand) = Clock::by_hand(today);
+        let (clock, hand) = Clock::manual(today);
         let key = SigningKey::generate().expect("key").1;
         let broker = open_as(settings, &world, &dir, &clock, &key, Faults::default())
             .await
@@ -109,15 +109,15 @@ impl Site {
 
     // ------------------------------------------------------------------ agents and resource servers
 
-    pub async fn task(&self, agent: &str) -> Task {
+    pub async fn task(&self, agent: &str) -> TaskHandle {
         self.task_for(agent, "contain INC-8841").await
     }
 
-    pub async fn task_for(&self, agent: &str, purpose: &str) -> Task {
+    pub async fn task_for(&self, agent: &str, purpose: &str) -> TaskHandle {
         let id = format!("spiffe://{DOMAIN}/agent/{agent}");
         let evidence = self.world.svid_for(&self.wire, &id, self.now(), 36_000);
-        let agent = Agent::new(self.endpoint(), EvidenceSource::Fixed(evidence), None);
-        let order = OpenTask {
+        let agent = AgentClient::new(self.endpoint(), EvidenceSource::Fixed(evidence), None);
+        let order = OpenTaskRequest {
             purpose: purpose.into(),
             max_duration_s: 3_600,
             request_id: None,
@@ -132,13 +132,13 @@ impl Site {
     }
 
     /// Asks for what people decide.
-    pub async fn asks(&self, task: &Task, action: Action, request_id: &str) -> AccessRequestId {
+    pub async fn asks(&self, task: &TaskHandle, action: Action, request_id: &str) -> AccessRequestId {
         self.pends(task, &order(action, request_id)).await
     }
 
-    pub async fn pends(&self, task: &Task, order: &TokenOrder) -> AccessRequestId {
+    pub async fn pends(&self, task: &TaskHandle, order: &TokenRequest) -> AccessRequestId {
         match task.request_token(order).await {
-            Ok(Outcome::Pending(pending)) => pending.access_request_id(),
+            Ok(TokenOutcome::Pending(pending)) => pending.access_request_id(),
             other => panic!("not pending: {other:?}"),
         }
     }
@@ -165,8 +165,8 @@ impl Site {
             jti: &format!("{:016x}", rand_u64()),
             nonce: Some(&self.broker.nonce()),
             ath: None,
-            adg: None,
-            evh: None,
+            action_digest: None,
+            evidence_hash: None,
         };
         CallContext {
             method,
@@ -220,7 +220,7 @@ impl Site {
     pub fn standing(&self, id: AccessRequestId) -> &'static str {
         let call = self.call("dipylon.v1.ApprovalService/GetCard", "maria");
         let card = self.broker.card(&call, &id).expect("a card");
-        card.standing.as_str()
+        card.status.as_str()
     }
 
     /// Makes a passkey in a browser, on the page that an invitation leads to.
@@ -276,7 +276,7 @@ impl Drop for Site {
     }
 }
 
-async fn tick(hand: Hand) {
+async fn tick(hand: ManualClock) {
     let machine = Clock::system();
     let mut told = machine.uptime();
     loop {

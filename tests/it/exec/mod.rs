@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dipylon::client::{Agent, OpenTask, Outcome, Person};
+use dipylon::client::{AgentClient, OpenTaskRequest, TokenOutcome, Person};
 use dipylon::clock::Clock;
 use dipylon::model::{MatchPhrase, Verdict};
 use rustix::process::{Pid, Signal, kill_process};
@@ -471,12 +471,12 @@ async fn the_broker_has_its_own_codes() {
         .said("NOT_AUTHENTICATED");
     std::fs::write(stage.svid(), stage.evidence("triage").expose_secret()).expect("evidence");
     // Five wait already: no more are taken in.
-    let agent = Agent::new(
+    let agent = AgentClient::new(
         stage.served.endpoint(),
         stage.served.evidence("triage"),
         None,
     );
-    let opening = OpenTask {
+    let opening = OpenTaskRequest {
         purpose: "fill".into(),
         max_duration_s: 600,
         request_id: None,
@@ -487,7 +487,7 @@ async fn the_broker_has_its_own_codes() {
         let outcome = task
             .request_token(&order(disable("ann"), &format!("r-{n}")))
             .await;
-        assert!(matches!(outcome, Ok(Outcome::Pending(_))), "{outcome:?}");
+        assert!(matches!(outcome, Ok(TokenOutcome::Pending(_))), "{outcome:?}");
     }
     stage
         .script(&DISABLE, "true")

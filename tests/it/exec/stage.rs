@@ -13,10 +13,10 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
 use dipylon::client::Person;
-use dipylon::client::ballot::Seen;
+use dipylon::client::vote::ReviewedCard;
 use dipylon::clock::Clock;
 use dipylon::model::{AccessRequestId, Narrowing, ProfileName, Secret, Verdict};
-use dipylon::validator::{Presented, Require, Validator};
+use dipylon::validator::{PresentedToken, RequiredAction, Validator};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -103,14 +103,14 @@ impl Resource {
             return StatusCode::UNAUTHORIZED.into_response();
         };
         let url = format!("{}{path}", at.url);
-        let presented = Presented {
+        let presented = PresentedToken {
             token,
             dpop: Some(&proof),
             method: head.method.as_str(),
             url: &url,
             openings: &BTreeMap::new(),
         };
-        let require = Require {
+        let require = RequiredAction {
             action: action.name,
             target: action.target,
             parameters: Some(action.parameters),
@@ -123,7 +123,7 @@ impl Resource {
             }
         };
         let use_id = format!("use-{}", crate::harness::rand_u64());
-        if let Err(no) = validator.spend(admitted, &use_id).await {
+        if let Err(no) = validator.consume(admitted, &use_id).await {
             return (StatusCode::UNAUTHORIZED, no.to_string()).into_response();
         }
         match path.as_str() {
@@ -298,7 +298,7 @@ pub async fn decide(maria: &Person, verdict: Verdict) -> AccessRequestId {
             let realm = dipylon::model::Realm::parse("test").expect("realm");
             let profile = ProfileName::parse("one-security").expect("profile");
             let narrowing = Narrowing::default();
-            let seen = Seen {
+            let seen = ReviewedCard {
                 card: &card,
                 realm: &realm,
                 profile: &profile,

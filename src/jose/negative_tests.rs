@@ -21,7 +21,7 @@ struct Issuer {
 impl Issuer {
     fn new() -> Self {
         let (key, _) = SigningKey::generate().expect("key");
-        let keys = KeySet::of([(kid("a"), key.public())]).expect("set");
+        let keys = KeySet::from_keys([(kid("a"), key.public())]).expect("set");
         Self { key, keys }
     }
 
@@ -193,9 +193,9 @@ fn the_only_key_may_be_meant_without_a_name() {
         &kid("a")
     );
     let both =
-        KeySet::of([(kid("a"), one.key.public()), (kid("b"), two.key.public())]).expect("set");
+        KeySet::from_keys([(kid("a"), one.key.public()), (kid("b"), two.key.public())]).expect("set");
     assert_eq!(verify(&token, &both, &rules).err(), Some(JoseError::Kid));
-    let none = KeySet::of([]).expect("set");
+    let none = KeySet::from_keys([]).expect("set");
     assert_eq!(verify(&token, &none, &rules).err(), Some(JoseError::Kid));
     let null = one.raw(r#"{"alg":"ES256","kid":null}"#, "{}");
     assert_eq!(verify(&null, &one.keys, &rules).err(), Some(JoseError::Kid));

@@ -6,7 +6,7 @@ use unicode_normalization::UnicodeNormalization as _;
 use unicode_script::{Script, UnicodeScript as _};
 use unicode_security::confusable_detection::skeleton;
 
-use super::safe;
+use super::escape_untrusted;
 use crate::model::text::is_coded;
 
 /// Most odd characters that are named one by one; the others are counted.
@@ -26,7 +26,7 @@ const FLAGS_MAX: usize = 6;
 ///   (UTS #39 §5.2, §5.3, with the sets of its "highly restrictive" level).
 /// - A word that is written in one foreign script and looks like a Latin one (UTS #39 §4, whole-script confusables).
 /// - Letters that run from right to left, because what stands beside them is shown in another order than it is stored.
-pub fn suspect(text: &str) -> Vec<String> {
+pub fn confusable_warnings(text: &str) -> Vec<String> {
     // The common case costs one look at each byte.
     if text.is_ascii() {
         return Vec::new();
@@ -229,7 +229,7 @@ fn named(odd: &BTreeSet<char>) -> String {
                 Script::Common | Script::Inherited | Script::Unknown => "not ASCII",
                 script => script.full_name(),
             };
-            format!("{} U+{:04X} {script}", safe(&c.to_string()), u32::from(*c))
+            format!("{} U+{:04X} {script}", escape_untrusted(&c.to_string()), u32::from(*c))
         })
         .collect();
     if odd.len() > NAMED_MAX {
@@ -255,19 +255,19 @@ mod tests {
             "“quoted” – it’s fine…",
             "emoji 😀",
         ] {
-            assert_eq!(suspect(fine), Vec::<String>::new(), "{fine}");
+            assert_eq!(confusable_warnings(fine), Vec::<String>::new(), "{fine}");
         }
     }
 
     #[test]
     fn mixed_scripts_are_named() {
         assert_eq!(
-            suspect("p\u{430}ypal"),
+            confusable_warnings("p\u{430}ypal"),
             ["MIXED SCRIPTS: \u{430} U+0430 Cyrillic"]
         );
         // The stranger is whoever is fewer.
         assert_eq!(
-            suspect("\u{418}\u{432}\u{430}\u{43d}\u{43e}va"),
+            confusable_warnings("\u{418}\u{432}\u{430}\u{43d}\u{43e}va"),
             ["MIXED SCRIPTS: a U+0061 Latin, v U+0076 Latin"]
         );
         for (text, odd) in [
@@ -282,20 +282,20 @@ mod tests {
             ("\u{2460}", "U+2460 not ASCII"),
             ("\u{13a0}dmin", "U+13A0 Cherokee"),
         ] {
-            let found = suspect(text).join("\n");
+            let found = confusable_warnings(text).join("\n");
             assert!(
                 found.starts_with("MIXED SCRIPTS: ") && found.contains(odd),
                 "{text}: {found}"
             );
         }
         let many: String = ('\u{430}'..='\u{44a}').collect();
-        let found = suspect(&format!("{}{many}", "x".repeat(40)));
+        let found = confusable_warnings(&format!("{}{many}", "x".repeat(40)));
         assert!(found.join("").ends_with("and 19 more"), "{found:?}");
     }
 
     #[test]
     fn a_word_that_only_looks_latin_is_named() {
-        let found = suspect("\u{441}\u{43e}\u{440}");
+        let found = confusable_warnings("\u{441}\u{43e}\u{440}");
         assert_eq!(found.len(), 1);
         assert!(
             found[0].starts_with("LOOKS LIKE \"cop\" but is written in Cyrillic"),
@@ -307,11 +307,11 @@ mod tests {
     fn many_words_make_one_sentence() {
         let word = |n: usize| "\u{441}\u{43e}\u{440}".repeat(n);
         let text: Vec<String> = (1..=200).map(word).chain([word(1), word(2)]).collect();
-        let found = suspect(&text.join(" "));
+        let found = confusable_warnings(&text.join(" "));
         assert_eq!(found.len(), 1, "{found:?}");
         let start = "LOOKS LIKE \"cop\", \"copcop\", \"copcopcop\" and 197 more words but is";
         assert!(found[0].starts_with(start), "{found:?}");
-        let long = suspect(&word(5_000));
+        let long = confusable_warnings(&word(5_000));
         assert!(long[0].len() < 300, "{long:?}");
     }
 
@@ -326,7 +326,7 @@ mod tests {
 
     #[test]
     fn right_to_left_is_said() {
-        let found = suspect("\u{5d0}\u{5d1}\u{5d2}");
+        let found = confusable_warnings("\u{5d0}\u{5d1}\u{5d2}");
         assert_eq!(found.len(), 1);
         assert!(found[0].starts_with("RIGHT TO LEFT"), "{found:?}");
     }

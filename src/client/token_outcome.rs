@@ -13,18 +13,18 @@ use crate::proto::v1;
 
 /// Gate 2's answer.
 #[derive(Debug, Clone)]
-pub enum Outcome {
+pub enum TokenOutcome {
     /// Here it is.
-    Token(Token),
+    Token(AccessToken),
     /// People are asked. Ask again under the same request id.
-    Pending(Pending),
+    Pending(PendingApproval),
     /// No.
-    Denied(Denied),
+    Denied(Denial),
 }
 
 /// A token with the key it is bound to. Neither prints.
 #[derive(Clone)]
-pub struct Token {
+pub struct AccessToken {
     pub(super) jwt: Secret,
     pub(super) key: Arc<SigningKey>,
     pub(super) endpoint: Endpoint,
@@ -38,17 +38,17 @@ pub struct Token {
 
 /// Two headers of one HTTP request to the resource server.
 #[derive(Debug, Clone)]
-pub struct Headers {
+pub struct DpopHeaders {
     /// `authorization`: `DPoP` and the token (RFC 9449 §7.1).
     pub authorization: Secret,
     /// `dpop`: a proof for this one request.
     pub dpop: Secret,
 }
 
-impl Token {
+impl AccessToken {
     /// What one request with the token carries: `method` as sent, such as `POST`; of `url`, query and fragment are left out
     /// of the proof (RFC 9449 §4.2). Make new ones for each request.
-    pub fn headers(&self, method: &str, url: &str) -> Result<Headers, Error> {
+    pub fn headers(&self, method: &str, url: &str) -> Result<DpopHeaders, Error> {
         self.headers_with_nonce(method, url, None)
     }
 
@@ -58,7 +58,7 @@ impl Token {
         method: &str,
         url: &str,
         nonce: Option<&str>,
-    ) -> Result<Headers, Error> {
+    ) -> Result<DpopHeaders, Error> {
         let claims = ProofClaims {
             htm: method,
             htu: url.split(['?', '#']).next().unwrap_or_default(),
@@ -66,11 +66,11 @@ impl Token {
             jti: &random_name()?,
             nonce,
             ath: Some(dpop::ath(self.jwt.expose_secret())),
-            adg: None,
-            evh: None,
+            action_digest: None,
+            evidence_hash: None,
         };
         let dpop = dpop::create(&self.key, &claims)?;
-        Ok(Headers {
+        Ok(DpopHeaders {
             authorization: Secret::new(format!("DPoP {}", self.jwt.expose_secret())),
             dpop,
         })
@@ -133,7 +133,7 @@ impl Token {
 }
 
 /// Neither the token nor the salts.
-impl fmt::Debug for Token {
+impl fmt::Debug for AccessToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Token")
             .field("jti", &self.jti)
@@ -146,16 +146,16 @@ impl fmt::Debug for Token {
 
 /// The action waits for people.
 #[derive(Debug, Clone)]
-pub struct Pending {
+pub struct PendingApproval {
     pub(super) decision: DecisionId,
     pub(super) request_id: RequestId,
     pub(super) access_request_id: AccessRequestId,
     pub(super) expires_at: Timestamp,
-    pub(super) poll_after_s: i64,
+    pub(super) poll_interval_s: i64,
     pub(super) info: v1::PendingApproval,
 }
 
-impl Pending {
+impl PendingApproval {
     /// What waits.
     pub fn access_request_id(&self) -> AccessRequestId {
         self.access_request_id
@@ -177,12 +177,12 @@ impl Pending {
     }
 
     /// When to ask again, in seconds.
-    pub fn poll_after_s(&self) -> i64 {
-        self.poll_after_s
+    pub fn poll_interval_s(&self) -> i64 {
+        self.poll_interval_s
     }
 
     /// Whether evidence must be shown in the next call.
-    pub fn show_evidence(&self) -> bool {
+    pub fn send_evidence(&self) -> bool {
         self.info.show_evidence
     }
 
@@ -209,20 +209,20 @@ impl Pending {
 
 /// Gate 2 said no.
 #[derive(Debug, Clone)]
-pub struct Denied {
+pub struct Denial {
     pub(super) decision: DecisionId,
     pub(super) access_request_id: Option<AccessRequestId>,
     pub(super) info: v1::DeniedRequest,
 }
 
-impl Denied {
+impl Denial {
     /// Why, in one word of the wire.
-    pub fn reason(&self) -> &str {
+    pub fn reason_str(&self) -> &str {
         &self.info.reason
     }
 
     /// Why, if this client knows the word.
-    pub fn known_reason(&self) -> Option<DeniedReason> {
+    pub fn reason(&self) -> Option<DeniedReason> {
         DeniedReason::parse(&self.info.reason)
     }
 

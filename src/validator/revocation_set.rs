@@ -3,21 +3,21 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
-use super::Rejected;
+use super::ValidationError;
 use crate::jose::access_token::{AccessTokenClaims, ActionDetail, TTL_MAX_S};
 use crate::model::{ActionName, AgentId, TaskId, Timestamp, TokenId};
 use crate::proto::v1::{self, revocation_event::Selector, watch_revocations_response::Message};
 
 /// A place in the journal: ordered by its life, then its index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Position {
+pub struct JournalPosition {
     /// The life of the journal.
     pub epoch: u64,
     /// Index of an entry.
     pub index: u64,
 }
 
-impl From<v1::Position> for Position {
+impl From<v1::Position> for JournalPosition {
     fn from(wire: v1::Position) -> Self {
         Self {
             epoch: wire.epoch,
@@ -26,8 +26,8 @@ impl From<v1::Position> for Position {
     }
 }
 
-impl From<Position> for v1::Position {
-    fn from(position: Position) -> Self {
+impl From<JournalPosition> for v1::Position {
+    fn from(position: JournalPosition) -> Self {
         Self {
             epoch: position.epoch,
             index: position.index,
@@ -52,7 +52,7 @@ pub(super) enum Gap {
 
 /// The event that the next one must name as the one before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Chain {
+enum EventChain {
     /// A start: the first event may name one that is too old to matter.
     #[default]
     Any,
@@ -62,23 +62,23 @@ enum Chain {
 /// Every end that can still matter. Only grows, except by forgetting: an end is never taken back, so what was known before
 /// a resync stays true after it.
 #[derive(Debug, Default)]
-pub(super) struct Revoked {
+pub(super) struct RevocationSet {
     tasks: HashMap<TaskId, Timestamp>,
     tokens: HashMap<TokenId, Timestamp>,
     /// The newest event for each agent: everything decided before it is dead.
-    agents: HashMap<AgentId, (Position, Timestamp)>,
+    agents: HashMap<AgentId, (JournalPosition, Timestamp)>,
     /// The same for each action.
-    actions: HashMap<ActionName, (Position, Timestamp)>,
+    actions: HashMap<ActionName, (JournalPosition, Timestamp)>,
     /// The newest event for everything: every token decided before it is dead, for good.
-    everything: Option<Position>,
-    chain: Chain,
-    read_through: Option<Position>,
+    everything: Option<JournalPosition>,
+    chain: EventChain,
+    position: Option<JournalPosition>,
     complete: bool,
-    heard_at: Option<Timestamp>,
-    swept_at: Option<Timestamp>,
+    last_message_at: Option<Timestamp>,
+    pruned_at: Option<Timestamp>,
 }
 
-impl Revoked {
+impl RevocationSet {
     /// Takes a message of the feed. After an error nothing is complete until a new watch has come to its end.
     pub(super) fn apply(
         &mut self,
@@ -95,7 +95,7 @@ impl Revoked {
             None => Err(Gap::Unknown),
         };
         match applied {
-            Ok(()) => self.heard_at = Some(now),
+            Ok(()) => self.last_message_at = Some(now),
             Err(_) => self.restart(),
         }
         applied
@@ -103,17 +103,17 @@ impl Revoked {
 
     /// Forgets the place, not the ends: nothing is complete until a heartbeat follows a whole start.
     pub(super) fn restart(&mut self) {
-        self.chain = Chain::Any;
-        self.read_through = None;
+        self.chain = EventChain::Any;
+        self.position = None;
         self.complete = false;
     }
 
     fn event(&mut self, event: v1::RevocationEvent, now: Timestamp) -> Result<(), Gap> {
-        let at = Position {
+        let at = JournalPosition {
             epoch: event.epoch,
             index: event.index,
         };
-        if let Some(read) = self.read_through {
+        if let Some(read) = self.position {
             if at.epoch != read.epoch {
                 return Err(Gap::Epoch);
             }
@@ -122,22 +122,22 @@ impl Revoked {
             }
         }
         match self.chain {
-            Chain::Any => {}
-            Chain::After(last) if event.prev == last => {}
-            Chain::After(_) => return Err(Gap::Missed),
+            EventChain::Any => {}
+            EventChain::After(last) if event.prev == last => {}
+            EventChain::After(_) => return Err(Gap::Missed),
         }
         // A selector that this validator does not know may end any token.
         match event.selector.ok_or(Gap::Unknown)? {
-            Selector::Tasks(list) => learn(&mut self.tasks, &list.task_ids, TaskId::parse, now)?,
-            Selector::Tokens(list) => learn(&mut self.tokens, &list.jtis, TokenId::parse, now)?,
+            Selector::Tasks(list) => insert(&mut self.tasks, &list.task_ids, TaskId::parse, now)?,
+            Selector::Tokens(list) => insert(&mut self.tokens, &list.jtis, TokenId::parse, now)?,
             Selector::AgentId(id) => {
-                learn_broad(&mut self.agents, &[id], AgentId::parse, at, now)?;
+                insert_scoped(&mut self.agents, &[id], AgentId::parse, at, now)?;
             }
             Selector::Agents(list) => {
-                learn_broad(&mut self.agents, &list.agent_ids, AgentId::parse, at, now)?;
+                insert_scoped(&mut self.agents, &list.agent_ids, AgentId::parse, at, now)?;
             }
             Selector::Action(name) => {
-                learn_broad(&mut self.actions, &[name], ActionName::parse, at, now)?;
+                insert_scoped(&mut self.actions, &[name], ActionName::parse, at, now)?;
             }
             Selector::Everything(v1::EveryToken {}) => {
                 self.everything = self.everything.max(Some(at));
@@ -147,14 +147,14 @@ impl Revoked {
         if self.tasks.len() + self.tokens.len() + broad > ENDS_MAX {
             return Err(Gap::Full);
         }
-        self.chain = Chain::After(Some(at.index));
-        self.read_through = Some(at);
+        self.chain = EventChain::After(Some(at.index));
+        self.position = Some(at);
         Ok(())
     }
 
     fn heartbeat(&mut self, heartbeat: v1::RevocationHeartbeat, now: Timestamp) -> Result<(), Gap> {
-        let through = Position::from(heartbeat.read_through.ok_or(Gap::Unknown)?);
-        if let Some(read) = self.read_through {
+        let through = JournalPosition::from(heartbeat.read_through.ok_or(Gap::Unknown)?);
+        if let Some(read) = self.position {
             if through.epoch != read.epoch {
                 return Err(Gap::Epoch);
             }
@@ -163,12 +163,12 @@ impl Revoked {
             }
         }
         match self.chain {
-            Chain::Any => {}
-            Chain::After(last) if heartbeat.last_event == last => {}
-            Chain::After(_) => return Err(Gap::Missed),
+            EventChain::Any => {}
+            EventChain::After(last) if heartbeat.last_event == last => {}
+            EventChain::After(_) => return Err(Gap::Missed),
         }
-        self.chain = Chain::After(heartbeat.last_event);
-        self.read_through = Some(through);
+        self.chain = EventChain::After(heartbeat.last_event);
+        self.position = Some(through);
         self.complete = true;
         self.forget(now);
         Ok(())
@@ -177,12 +177,12 @@ impl Revoked {
     /// Drops what can match no living token any more.
     pub(super) fn forget(&mut self, now: Timestamp) {
         if self
-            .swept_at
+            .pruned_at
             .is_some_and(|at| (0..SWEEP_MS).contains(&now.since(at)))
         {
             return;
         }
-        self.swept_at = Some(now);
+        self.pruned_at = Some(now);
         let keep = |at: &Timestamp| now.since(*at) <= KEEP_MS;
         self.tasks.retain(|_, at| keep(at));
         self.tokens.retain(|_, at| keep(at));
@@ -190,47 +190,47 @@ impl Revoked {
         self.actions.retain(|_, (_, at)| keep(at));
     }
 
-    /// Whether every end up to [`Revoked::read_through`] is known.
+    /// Whether every end up to [`RevocationSet::position`] is known.
     pub(super) fn is_complete(&self) -> bool {
         self.complete
     }
 
     /// The last entry that was read: where a broken watch goes on.
-    pub(super) fn read_through(&self) -> Option<Position> {
-        self.read_through
+    pub(super) fn position(&self) -> Option<JournalPosition> {
+        self.position
     }
 
     /// Whether an end may have been missed: not complete, or nothing heard for too long. A clock that jumps counts as silence.
     pub(super) fn is_stale(&self, now: Timestamp, max_silence_ms: u32) -> bool {
         let silent = self
-            .heard_at
+            .last_message_at
             .is_none_or(|at| now.since(at).unsigned_abs() > u64::from(max_silence_ms));
         silent || !self.complete
     }
 
     /// Whether the token may still be alive, as far as the feed knows.
-    pub(super) fn judge(
+    pub(super) fn check(
         &self,
         claims: &AccessTokenClaims,
         now: Timestamp,
         max_silence_ms: u32,
-    ) -> Result<(), Rejected> {
+    ) -> Result<(), ValidationError> {
         let Some(read) = self
-            .read_through
+            .position
             .filter(|_| !self.is_stale(now, max_silence_ms))
         else {
-            return Err(Rejected::Stale);
+            return Err(ValidationError::Stale);
         };
         // Of a life this feed has not heard of yet: its ends are unknown here.
         if claims.epoch > read.epoch {
-            return Err(Rejected::Stale);
+            return Err(ValidationError::Stale);
         }
-        let decided = Position {
+        let decided = JournalPosition {
             epoch: claims.epoch,
             index: claims.pos,
         };
         let before =
-            |event: Option<&(Position, Timestamp)>| event.is_some_and(|(e, _)| decided < *e);
+            |event: Option<&(JournalPosition, Timestamp)>| event.is_some_and(|(e, _)| decided < *e);
         let [ActionDetail { action, .. }] = &claims.authorization_details;
         // A new life of the journal ends everything of the lives before.
         let dead = claims.epoch < read.epoch
@@ -239,11 +239,11 @@ impl Revoked {
             || before(self.agents.get(&claims.client_id))
             || before(self.actions.get(action))
             || self.everything.is_some_and(|event| decided < event);
-        if dead { Err(Rejected::Revoked) } else { Ok(()) }
+        if dead { Err(ValidationError::Revoked) } else { Ok(()) }
     }
 }
 
-fn learn<T: Eq + Hash>(
+fn insert<T: Eq + Hash>(
     known: &mut HashMap<T, Timestamp>,
     ids: &[String],
     parse: impl Fn(&str) -> Result<T, crate::model::Malformed>,
@@ -255,11 +255,11 @@ fn learn<T: Eq + Hash>(
     Ok(())
 }
 
-fn learn_broad<T: Eq + Hash>(
-    known: &mut HashMap<T, (Position, Timestamp)>,
+fn insert_scoped<T: Eq + Hash>(
+    known: &mut HashMap<T, (JournalPosition, Timestamp)>,
     ids: &[String],
     parse: impl Fn(&str) -> Result<T, crate::model::Malformed>,
-    at: Position,
+    at: JournalPosition,
     now: Timestamp,
 ) -> Result<(), Gap> {
     for id in ids {
@@ -379,7 +379,7 @@ mod tests {
             revoked
                 .apply(heartbeat(1, 30, Some(20)), NOW)
                 .expect("applies");
-            let judged = |pos| revoked.judge(&claims(1, pos), NOW, SILENCE_MS).is_err();
+            let judged = |pos| revoked.check(&claims(1, pos), NOW, SILENCE_MS).is_err();
             assert_eq!(
                 (judged(19), judged(20), judged(25)),
                 (hits, false, false),
@@ -399,7 +399,7 @@ mod tests {
         revoked
             .apply(heartbeat(1, 30, Some(20)), late)
             .expect("applies");
-        assert!(revoked.judge(&claims(1, 19), late, SILENCE_MS).is_err());
+        assert!(revoked.check(&claims(1, 19), late, SILENCE_MS).is_err());
         // Malformed ids of a broad selector are a gap, like any other.
         let odd = Some(Selector::Agents(v1::AgentList {
             agent_ids: vec!["a/b".to_owned()],
@@ -410,26 +410,26 @@ mod tests {
         );
     }
 
-    fn started() -> Revoked {
-        let mut revoked = Revoked::default();
+    fn started() -> RevocationSet {
+        let mut revoked = RevocationSet::default();
         revoked
             .apply(heartbeat(1, 10, Some(5)), NOW)
             .expect("heartbeat");
         revoked
     }
 
-    fn judge(revoked: &Revoked, claims: &AccessTokenClaims) -> Result<(), &'static str> {
-        match revoked.judge(claims, NOW, SILENCE_MS) {
+    fn judge(revoked: &RevocationSet, claims: &AccessTokenClaims) -> Result<(), &'static str> {
+        match revoked.check(claims, NOW, SILENCE_MS) {
             Ok(()) => Ok(()),
-            Err(Rejected::Revoked) => Err("revoked"),
-            Err(Rejected::Stale) => Err("stale"),
+            Err(ValidationError::Revoked) => Err("revoked"),
+            Err(ValidationError::Stale) => Err("stale"),
             Err(other) => panic!("{other}"),
         }
     }
 
     #[test]
     fn nothing_is_good_before_the_start_is_complete() {
-        let mut revoked = Revoked::default();
+        let mut revoked = RevocationSet::default();
         assert_eq!(judge(&revoked, &claims(1, 9)), Err("stale"));
         revoked
             .apply(event(8, Some(3), task(9)), NOW)
@@ -440,8 +440,8 @@ mod tests {
             .expect("heartbeat");
         assert_eq!(judge(&revoked, &claims(1, 9)), Ok(()));
         assert_eq!(
-            revoked.read_through(),
-            Some(Position {
+            revoked.position(),
+            Some(JournalPosition {
                 epoch: 1,
                 index: 10
             })
@@ -514,7 +514,7 @@ mod tests {
             let mut revoked = started();
             assert_eq!(revoked.apply(message.clone(), NOW), Err(gap), "{message:?}");
             assert_eq!(judge(&revoked, &claims(1, 9)), Err("stale"));
-            assert_eq!(revoked.read_through(), None, "no place to go on from");
+            assert_eq!(revoked.position(), None, "no place to go on from");
             revoked
                 .apply(event(12, Some(11), task(2)), NOW)
                 .expect("a start takes any prev");
@@ -544,7 +544,7 @@ mod tests {
             )
             .expect("resync");
         assert_eq!(
-            (revoked.is_complete(), revoked.read_through()),
+            (revoked.is_complete(), revoked.position()),
             (false, None)
         );
         revoked
@@ -555,7 +555,7 @@ mod tests {
 
     #[test]
     fn another_life_of_the_journal() {
-        let mut revoked = Revoked::default();
+        let mut revoked = RevocationSet::default();
         revoked
             .apply(heartbeat(2, 3, None), NOW)
             .expect("heartbeat");

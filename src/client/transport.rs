@@ -28,7 +28,7 @@ use super::Error;
 
 /// How a broker is reached from here, beside its URL.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Reach {
+pub struct ConnectOptions {
     /// Certificates of the authorities that the broker's may come from (PEM), instead of the operating system's.
     pub ca: Option<PathBuf>,
     /// The broker's Unix socket on this host, instead of the host and port of its URL. Proofs name the URL all the same.
@@ -44,13 +44,13 @@ pub(crate) enum Protocol {
 
 /// The way to one broker. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Route {
+pub(crate) struct Transport {
     uri: Uri,
-    to: To,
+    target: ConnectTarget,
 }
 
 #[derive(Clone)]
-enum To {
+enum ConnectTarget {
     Tcp {
         host: Arc<str>,
         port: u16,
@@ -64,9 +64,9 @@ enum To {
     Unix(Arc<Path>),
 }
 
-impl Route {
+impl Transport {
     /// The way to the broker at a URL: `http://host`, `https://host`, each with or without a port, and no more.
-    pub(crate) fn new(url: &str, reach: &Reach) -> Result<Self, Error> {
+    pub(crate) fn new(url: &str, options: &ConnectOptions) -> Result<Self, Error> {
         let (tls, authority) = match (url.strip_prefix("https://"), url.strip_prefix("http://")) {
             (Some(authority), _) => (true, authority),
             (None, Some(authority)) => (false, authority),
@@ -81,31 +81,31 @@ impl Route {
         let host = uri.host().unwrap_or_default();
         let host: Arc<str> = host.trim_start_matches('[').trim_end_matches(']').into();
         let port = uri.port_u16();
-        let to = match (&reach.socket, tls) {
-            (Some(path), _) => To::Unix(path.as_path().into()),
-            (None, false) => To::Tcp {
+        let target = match (&options.socket, tls) {
+            (Some(path), _) => ConnectTarget::Unix(path.as_path().into()),
+            (None, false) => ConnectTarget::Tcp {
                 host,
                 port: port.unwrap_or(80),
             },
-            (None, true) => To::Tls {
+            (None, true) => ConnectTarget::Tls {
                 name: ServerName::try_from(host.to_string())
                     .map_err(|_| Error::Url("its host is no name that a certificate can have"))?,
                 host,
                 port: port.unwrap_or(443),
-                config: Arc::new(config(reach.ca.as_deref())?),
+                config: Arc::new(config(options.ca.as_deref())?),
             },
         };
-        Ok(Self { uri, to })
+        Ok(Self { uri, target })
     }
 
     /// The same broker, by an address of this host: its name stays the URL's. A Unix socket stays one.
     pub(crate) fn at(mut self, address: SocketAddr) -> Self {
-        match &mut self.to {
-            To::Tcp { host, port } | To::Tls { host, port, .. } => {
+        match &mut self.target {
+            ConnectTarget::Tcp { host, port } | ConnectTarget::Tls { host, port, .. } => {
                 *host = address.ip().to_string().into();
                 *port = address.port();
             }
-            To::Unix(_) => {}
+            ConnectTarget::Unix(_) => {}
         }
         self
     }
@@ -116,11 +116,11 @@ impl Route {
     }
 
     /// A new connection.
-    pub(crate) async fn connect(&self, protocol: Protocol) -> io::Result<Stream> {
-        match &self.to {
-            To::Unix(path) => Ok(Stream::Unix(UnixStream::connect(path).await?)),
-            To::Tcp { host, port } => Ok(Stream::Tcp(tcp(host, *port).await?)),
-            To::Tls {
+    pub(crate) async fn connect(&self, protocol: Protocol) -> io::Result<Connection> {
+        match &self.target {
+            ConnectTarget::Unix(path) => Ok(Connection::Unix(UnixStream::connect(path).await?)),
+            ConnectTarget::Tcp { host, port } => Ok(Connection::Tcp(tcp(host, *port).await?)),
+            ConnectTarget::Tls {
                 host,
                 port,
                 name,
@@ -135,7 +135,7 @@ impl Route {
                 let stream = TlsConnector::from(Arc::new(config))
                     .connect(name.clone(), stream)
                     .await?;
-                Ok(Stream::Tls(Box::new(stream)))
+                Ok(Connection::Tls(Box::new(stream)))
             }
         }
     }
@@ -187,65 +187,65 @@ fn config(ca: Option<&Path>) -> Result<ClientConfig, Error> {
 }
 
 /// A connection to a broker.
-pub(crate) enum Stream {
+pub(crate) enum Connection {
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
     Unix(UnixStream),
 }
 
 /// What one kind of connection does, every kind does.
-macro_rules! each {
+macro_rules! delegate {
     ($stream:expr, $inner:ident => $do:expr) => {
         match $stream.get_mut() {
-            Stream::Tcp($inner) => $do,
-            Stream::Tls($inner) => $do,
-            Stream::Unix($inner) => $do,
+            Connection::Tcp($inner) => $do,
+            Connection::Tls($inner) => $do,
+            Connection::Unix($inner) => $do,
         }
     };
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for Connection {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        each!(self, inner => Pin::new(inner).poll_read(cx, buffer))
+        delegate!(self, inner => Pin::new(inner).poll_read(cx, buffer))
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for Connection {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        each!(self, inner => Pin::new(inner).poll_write(cx, bytes))
+        delegate!(self, inner => Pin::new(inner).poll_write(cx, bytes))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, inner => Pin::new(inner).poll_flush(cx))
+        delegate!(self, inner => Pin::new(inner).poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, inner => Pin::new(inner).poll_shutdown(cx))
+        delegate!(self, inner => Pin::new(inner).poll_shutdown(cx))
     }
 }
 
 /// Makes a channel's connections, whatever URI the channel names.
-pub(super) struct Connector(pub(super) Route);
+pub(super) struct Connector(pub(super) Transport);
 
 impl tower::Service<Uri> for Connector {
-    type Response = TokioIo<Stream>;
+    type Response = TokioIo<Connection>;
     type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Stream>>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Connection>>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        let route = self.0.clone();
-        Box::pin(async move { Ok(TokioIo::new(route.connect(Protocol::Http2).await?)) })
+        let transport = self.0.clone();
+        Box::pin(async move { Ok(TokioIo::new(transport.connect(Protocol::Http2).await?)) })
     }
 }
