@@ -22,7 +22,7 @@ pub fn run(stage: &Stage, counts: &Counts, page: &mut Page) {
     page.part("From an acknowledged end to the validator's no");
     stage.load.block_on(async {
         let validator = stage.served.validator("cases", CASES).await;
-        let operator = stage.served.person("olga");
+        let operator = stage.served.operator("olga");
         let (mut completed, mut suspended, mut frozen) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..counts.ends {
             let (task, token) = begin(stage, &validator, "triage").await;

@@ -175,7 +175,7 @@ fn end_them_all(stage: &Stage, counts: &Counts, page: &mut Page) {
     let (half, counted) = (counts.meanwhile / 2, done.clone());
     let operator = {
         let _within = stage.load.enter();
-        stage.served.person("olga")
+        stage.served.operator("olga")
     };
     let agent = AgentId::parse("reporter").expect("id");
     let (slice, (asked, acknowledged, index)) = stage.load.block_on(async {

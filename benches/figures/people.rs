@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use dipylon::broker::{TokenAsk, TokenReply};
 use dipylon::client::vote::ReviewedCard;
-use dipylon::client::{Endpoint, TokenOutcome, Person, TaskHandle};
+use dipylon::client::{Endpoint, TokenOutcome, ApproverClient, TaskHandle};
 use dipylon::jose::SigningKey;
 use dipylon::model::*;
 use tokio::sync::mpsc;
@@ -37,7 +37,7 @@ pub fn run(counts: &Counts, page: &mut Page) {
             ("lee", "inbox of who may decide all of it, a page"),
             ("olga", "inbox of who may decide none of it"),
         ] {
-            let person = stage.served.person(who);
+            let person = stage.served.approver(who);
             let took = read(&person, counts.inboxes, counts.pending).await;
             page.line(what, &shown(&took, "p99 below 200 ms"));
         }
@@ -164,11 +164,11 @@ fn ask(stage: &Stage, count: usize) -> Vec<Asked> {
     clippy::disallowed_methods,
     reason = "a bench measures time; nothing is decided by it"
 )]
-async fn read(person: &Person, times: usize, pending: usize) -> Vec<u64> {
+async fn read(person: &ApproverClient, times: usize, pending: usize) -> Vec<u64> {
     let mut took = Vec::new();
     for _ in 0..times {
         let began = Instant::now();
-        let page = person.inbox(false, 50, "").await.expect("reads");
+        let page = person.inbox_page(false, 50, "").await.expect("reads");
         took.push(nanos(began.elapsed()));
         // What one person has before them at once has a bound of its own: the others wait their turn.
         assert_eq!((page.total + page.queued) as usize, pending);
@@ -248,7 +248,7 @@ async fn vote_and_hear(
     votes: usize,
     hears: &mut mpsc::UnboundedReceiver<(usize, Instant)>,
 ) -> Vec<u64> {
-    let lee = stage.served.person("lee");
+    let lee = stage.served.approver("lee");
     let mut took = Vec::new();
     // From all over, not only those who began first.
     let step = (asked.len() / votes.max(1)).max(1);

@@ -94,7 +94,7 @@ impl Stage {
                 let order = OpenTaskRequest {
                     purpose: "contain INC-8841".into(),
                     max_duration_s: 3_600,
-                    request_id: Some(format!("open-{n}-{}", fresh())),
+                    idempotency_key: Some(format!("open-{n}-{}", fresh())),
                     heartbeat_s: None,
                 };
                 let task = opener.open_task(&order).await.expect("opens").id();

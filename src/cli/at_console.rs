@@ -9,7 +9,7 @@ use serde_json::json;
 use super::failure::Failure;
 use super::{Say, card};
 use crate::card::{AccessRequestStatus, Card, escape_untrusted};
-use crate::client::Person;
+use crate::client::ApproverClient;
 use crate::clock::Clock;
 use crate::model::{Exit, Verdict};
 
@@ -19,7 +19,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// Says where to vote, opens the page where there is a desktop, and waits until the request is decided by anyone or time.
 pub(super) async fn decide(
     say: &Say,
-    person: &Person,
+    person: &ApproverClient,
     shown: Card,
     verdict: Verdict,
 ) -> Result<ExitCode, Failure> {

@@ -402,9 +402,9 @@ async fn there(common: &Common, url: &str, key: &KeyArgs, now: Timestamp) -> Fin
     };
     under.extend(answers(url, answer, now));
     if key.given() {
-        under.push(match key.person(common) {
+        under.push(match key.approver(common) {
             Err(failure) => Finding::fail(failure.message, "name a key of yours"),
-            Ok(person) => match person.list().await {
+            Ok(person) => match person.access_requests().await {
                 Ok(waiting) => Finding::ok(format!(
                     "the key is known; {} access requests wait",
                     waiting.len()

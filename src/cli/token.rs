@@ -14,12 +14,11 @@ use super::store::EvidenceArgs;
 use super::task::Which;
 use super::{Common, Say, dev, shapes};
 use crate::client::{
-    Denial, Identity, CallOptions, TokenOutcome, PendingApproval, AccessToken as Given, TokenRequest, methods,
+    self, AccessToken as Given, Denial, Identity, PendingApproval, TokenOutcome, TokenRequest,
 };
 use crate::clock::Clock;
 use crate::model::text::escape_invisible;
 use crate::model::{Action, ActionName, Audience, DeniedReason, Exit, Target, Timestamp, TokenId};
-use crate::proto::v1;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Token {
@@ -94,11 +93,11 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Token) -> Result<ExitC
         Token::Request(request) => self::request(common, say, *request).await,
         Token::Introspect(introspect) => self::introspect(common, say, introspect).await,
         Token::List { max, key } => {
-            list(say, &key.person(common)?.live_tokens(max).await?);
+            list(say, &key.operator(common)?.active_tokens(max).await?);
             Ok(ExitCode::SUCCESS)
         }
         Token::Revoke { jti, key } => {
-            let done = key.person(common)?.revoke_token(jti).await?;
+            let done = key.operator(common)?.revoke_token(jti).await?;
             say.either(
                 || json!({ "token": jti, "changed": done.changed, "cause": done.cause, "position": done.position }),
                 || {
@@ -115,11 +114,11 @@ pub(super) async fn run(common: &Common, say: &Say, verb: Token) -> Result<ExitC
     }
 }
 
-fn list(say: &Say, tokens: &[v1::LiveToken]) {
+fn list(say: &Say, tokens: &[client::ActiveToken]) {
     let now = Clock::system().now();
     say.either(
         || {
-            let to_json = |t: &v1::LiveToken| {
+            let to_json = |t: &client::ActiveToken| {
                 json!({
                     "jti": t.jti, "agent": t.agent_id, "owner": t.owner, "task": t.task_id, "action": t.action,
                     "target": shapes::target(t.target.as_ref()), "audience": t.audience,
@@ -134,7 +133,7 @@ fn list(say: &Say, tokens: &[v1::LiveToken]) {
                 return "no token is good now".to_owned();
             }
             let head = ["TOKEN", "AGENT", "OWNER", "FOR", "LEFT", "USES LEFT", "APPROVED UNDER"];
-            let row = |t: &v1::LiveToken| {
+            let row = |t: &client::ActiveToken| {
                 vec![
                     escape_invisible(&t.jti),
                     escape_invisible(&t.agent_id),
@@ -168,7 +167,7 @@ async fn request(common: &Common, say: &Say, verb: Request) -> Result<ExitCode, 
         action,
         ttl_s: i64::from(verb.ttl),
         reason: verb.reason,
-        request_id: verb.request_id,
+        idempotency_key: verb.request_id,
         wait_s: 0,
     };
     let mut outcome = task.request_token(&order).await?;
@@ -180,7 +179,7 @@ async fn request(common: &Common, say: &Say, verb: Request) -> Result<ExitCode, 
             "waiting until {until} for people to decide {}: {needs}",
             pending.access_request_id()
         ));
-        order.request_id = Some(pending.request_id().to_string());
+        order.idempotency_key = Some(pending.idempotency_key().to_string());
         outcome = task.wait_for_token(&order, until).await?;
     }
     let now = clock.now();
@@ -243,7 +242,7 @@ fn waits(say: &Say, pending: &PendingApproval, action: &Action, now: Timestamp) 
         || {
             json!({
                 "outcome": "pending", "access_request": pending.access_request_id(),
-                "match_phrase": pending.match_phrase().to_string(), "request_id": pending.request_id(),
+                "match_phrase": pending.match_phrase().to_string(), "request_id": pending.idempotency_key(),
                 "decision": pending.decision_id(), "expires_at": pending.expires_at().to_string(),
                 "needs": shapes::profiles(pending.needs()), "rules": shapes::rules(pending.rules()),
                 "ttl": shapes::ttl(pending.ttl()), "show_evidence": pending.send_evidence(),
@@ -258,7 +257,7 @@ fn waits(say: &Say, pending: &PendingApproval, action: &Action, now: Timestamp) 
                 .own("because", shapes::rule_lines(pending.rules()))
                 .own("until", format!("{}, {}", pending.expires_at(), shapes::distance(pending.expires_at(), now)))
                 .own("decision", pending.decision_id().to_string());
-            format!("{}\nask again with --request-id {}", rows.lines(), pending.request_id())
+            format!("{}\nask again with --request-id {}", rows.lines(), pending.idempotency_key())
         },
     );
 }
@@ -304,11 +303,8 @@ fn denied(say: &Say, no: &Denial, action: &Action) {
 async fn introspect(common: &Common, say: &Say, verb: Introspect) -> Result<ExitCode, Failure> {
     let endpoint = net::endpoint(common)?;
     let identity = Identity::Key(verb.key.key(common)?);
-    let request = v1::IntrospectRequest {
-        token: dev::read_text(&verb.token)?,
-    };
     let found = endpoint
-        .call::<methods::Introspect>(CallOptions::by(&identity), &[request])
+        .introspect(&identity, &dev::read_text(&verb.token)?)
         .await?;
     let now = Clock::system().now();
     say.either(

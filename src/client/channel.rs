@@ -10,12 +10,12 @@ use tonic::{Code, Request, Status, Streaming};
 use tonic_types::StatusExt as _;
 
 use super::transport::{Connector, ConnectOptions, Transport};
-use super::{Error, EvidenceSource, random, random_name};
+use super::{Error, EvidenceSource, Introspection, random, random_name};
 use crate::clock::Clock;
 use crate::jose::SigningKey;
 use crate::jose::dpop::{self, NONCE_BYTES_MAX, ProofClaims};
 use crate::model::{Digest, Malformed, Reason, Secret, Timestamp};
-use crate::proto::BOOTSTRAP_CODE;
+use crate::proto::{BOOTSTRAP_CODE, v1};
 use crate::proto::strict::StrictCodec;
 
 /// A broker, by the external URL that its configuration names: proofs are made for that URL and no other.
@@ -183,6 +183,21 @@ impl Endpoint {
     /// The URL that proofs are for, without a trailing slash.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Asks the broker for the status of a token (after RFC 7662), as a validator for its own audience.
+    pub async fn introspect(
+        &self,
+        identity: &Identity,
+        token: &str,
+    ) -> Result<Introspection, Error> {
+        let request = v1::IntrospectRequest {
+            token: token.to_owned(),
+        };
+        let response = self
+            .call::<methods::Introspect>(CallOptions::by(identity), &[request])
+            .await?;
+        Ok(response.into())
     }
 
     /// The way to the broker, for what is not a call.

@@ -7,25 +7,29 @@
 //! Never: shows a token, evidence or a key in an error or in `Debug`, stores a token, or retries what could happen twice.
 
 mod agent;
+mod approver;
 mod token_outcome;
 pub mod vote;
 mod channel;
 mod error;
 mod evidence;
-mod person;
+mod operator;
+mod responses;
 mod transport;
 #[cfg(test)]
 mod tests;
 mod watch;
 mod workload_api;
 
+pub use approver::{ApproverClient, InboxWatcher};
 pub use agent::{AgentClient, OpenTaskRequest, TaskHandle, TokenRequest};
 pub use token_outcome::{Denial, DpopHeaders, TokenOutcome, PendingApproval, AccessToken};
 pub use channel::{Endpoint, Identity};
 pub(crate) use channel::{CallOptions, methods, backoff_ms};
 pub use error::{Error, RefusedCall};
 pub use evidence::{EvidenceError, EvidenceSource};
-pub use person::Person;
+pub use operator::OperatorClient;
+pub use responses::*;
 pub use transport::ConnectOptions;
 pub(crate) use transport::{Protocol, Transport};
 pub use watch::AccessRequestWatch;
@@ -33,11 +37,17 @@ pub use workload_api::WorkloadApi;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use crate::model::Malformed;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 /// 128 random bits, base64url: a proof's `jti`, an idempotency key.
 pub(crate) fn random_name() -> Result<String, Error> {
     Ok(URL_SAFE_NO_PAD.encode(random::<16>()?))
+}
+
+/// A field that the response must have.
+fn required<T>(field: &'static str, value: Option<T>) -> Result<T, Error> {
+    value.ok_or_else(|| Error::Answer(Malformed::new(field, "is required")))
 }
 
 pub(crate) fn random<const N: usize>() -> Result<[u8; N], Error> {

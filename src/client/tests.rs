@@ -357,7 +357,7 @@ fn open() -> OpenTaskRequest {
     OpenTaskRequest {
         purpose: "why".to_owned(),
         max_duration_s: 600,
-        request_id: None,
+        idempotency_key: None,
         heartbeat_s: None,
     }
 }
@@ -379,7 +379,7 @@ fn order(reason: &str) -> TokenRequest {
         action,
         ttl_s: 300,
         reason: reason.to_owned(),
-        request_id: None,
+        idempotency_key: None,
         wait_s: 0,
     }
 }
@@ -464,14 +464,14 @@ async fn what_passes_is_waited_for_and_what_does_not_is_not() {
     assert_eq!(broker.calls("TaskService/CompleteTask"), 1);
 
     // Its fate would be unknown.
-    let person = Person::new(
+    let operator = OperatorClient::new(
         broker.endpoint(),
         Arc::new(SigningKey::generate().expect("key").0),
     );
     broker.refuse([away()]);
     let agent = AgentId::parse("ci").expect("agent");
     assert_eq!(
-        person
+        operator
             .suspend(&agent, "")
             .await
             .expect_err("refused")
@@ -480,7 +480,7 @@ async fn what_passes_is_waited_for_and_what_does_not_is_not() {
     );
     assert_eq!(broker.calls("GovernanceService/SuspendAgent"), 1);
     broker.refuse([refusal(Code::Aborted, Reason::Conflict)]);
-    person.suspend(&agent, "").await.expect("suspended");
+    operator.suspend(&agent, "").await.expect("suspended");
     assert_eq!(broker.calls("GovernanceService/SuspendAgent"), 3);
 }
 
@@ -574,7 +574,7 @@ async fn waiting_ends_in_time_with_the_last_answer() {
 #[tokio::test]
 async fn a_policy_bundle_goes_in_pieces() {
     let broker = FakeBroker::start().await;
-    let person = Person::new(
+    let operator = OperatorClient::new(
         broker.endpoint(),
         Arc::new(SigningKey::generate().expect("key").0),
     );
@@ -583,7 +583,7 @@ async fn a_policy_bundle_goes_in_pieces() {
         ("b.toml".to_owned(), "y".to_owned()),
     ]);
     assert_eq!(
-        person
+        operator
             .apply_policy_bundle(&files)
             .await
             .expect("applied")

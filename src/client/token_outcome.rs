@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use super::responses::{GrantedTtl, MatchedRule, RequiredProfile};
 use super::{Endpoint, Error, random_name};
 use crate::jose::SigningKey;
 use crate::jose::dpop::{self, ProofClaims};
@@ -9,7 +10,6 @@ use crate::model::{
     AccessRequestId, Action, DecisionId, DeniedReason, MatchPhrase, RequestId, Secret, Thumbprint,
     Timestamp, TokenId,
 };
-use crate::proto::v1;
 
 /// Gate 2's answer.
 #[derive(Debug, Clone)]
@@ -33,7 +33,10 @@ pub struct AccessToken {
     pub(super) jti: TokenId,
     pub(super) expires_at: Timestamp,
     pub(super) openings: BTreeMap<String, String>,
-    pub(super) info: Box<v1::IssuedToken>,
+    pub(super) ttl: Option<GrantedTtl>,
+    pub(super) uses: Option<u32>,
+    pub(super) rules: Vec<MatchedRule>,
+    pub(super) reissued: bool,
 }
 
 /// Two headers of one HTTP request to the resource server.
@@ -102,23 +105,23 @@ impl AccessToken {
     }
 
     /// How its life came about.
-    pub fn ttl(&self) -> Option<&v1::TtlSum> {
-        self.info.ttl.as_ref()
+    pub fn ttl(&self) -> Option<&GrantedTtl> {
+        self.ttl.as_ref()
     }
 
     /// How often it may be used; `None` when its life is the only limit.
     pub fn uses(&self) -> Option<u32> {
-        self.info.uses
+        self.uses
     }
 
     /// The rules that determined the answer.
-    pub fn rules(&self) -> &[v1::Rule] {
-        &self.info.rules
+    pub fn rules(&self) -> &[MatchedRule] {
+        &self.rules
     }
 
     /// Whether a retry got the same token signed anew.
     pub fn reissued(&self) -> bool {
-        self.info.reissued
+        self.reissued
     }
 
     /// The salts of sensitive parameters, by name: the resource server needs them beside the values.
@@ -139,7 +142,7 @@ impl fmt::Debug for AccessToken {
             .field("jti", &self.jti)
             .field("action", &self.action)
             .field("expires_at", &self.expires_at)
-            .field("uses", &self.info.uses)
+            .field("uses", &self.uses)
             .finish_non_exhaustive()
     }
 }
@@ -148,11 +151,14 @@ impl fmt::Debug for AccessToken {
 #[derive(Debug, Clone)]
 pub struct PendingApproval {
     pub(super) decision: DecisionId,
-    pub(super) request_id: RequestId,
+    pub(super) idempotency_key: RequestId,
     pub(super) access_request_id: AccessRequestId,
     pub(super) expires_at: Timestamp,
     pub(super) poll_interval_s: i64,
-    pub(super) info: v1::PendingApproval,
+    pub(super) send_evidence: bool,
+    pub(super) needs: Vec<RequiredProfile>,
+    pub(super) rules: Vec<MatchedRule>,
+    pub(super) ttl: Option<GrantedTtl>,
 }
 
 impl PendingApproval {
@@ -167,8 +173,8 @@ impl PendingApproval {
     }
 
     /// What to ask again under.
-    pub fn request_id(&self) -> &RequestId {
-        &self.request_id
+    pub fn idempotency_key(&self) -> &RequestId {
+        &self.idempotency_key
     }
 
     /// When waiting ends: then it is denied.
@@ -183,22 +189,22 @@ impl PendingApproval {
 
     /// Whether evidence must be shown in the next call.
     pub fn send_evidence(&self) -> bool {
-        self.info.show_evidence
+        self.send_evidence
     }
 
     /// The profiles that are needed, and how far they are.
-    pub fn needs(&self) -> &[v1::Profile] {
-        &self.info.needs
+    pub fn needs(&self) -> &[RequiredProfile] {
+        &self.needs
     }
 
     /// The rules that ask for them.
-    pub fn rules(&self) -> &[v1::Rule] {
-        &self.info.rules
+    pub fn rules(&self) -> &[MatchedRule] {
+        &self.rules
     }
 
     /// The life the token would have.
-    pub fn ttl(&self) -> Option<&v1::TtlSum> {
-        self.info.ttl.as_ref()
+    pub fn ttl(&self) -> Option<&GrantedTtl> {
+        self.ttl.as_ref()
     }
 
     /// This answer, for `explain`.
@@ -212,28 +218,30 @@ impl PendingApproval {
 pub struct Denial {
     pub(super) decision: DecisionId,
     pub(super) access_request_id: Option<AccessRequestId>,
-    pub(super) info: v1::DeniedRequest,
+    pub(super) reason: String,
+    pub(super) rules: Vec<MatchedRule>,
+    pub(super) comment: String,
 }
 
 impl Denial {
     /// Why, in one word of the wire.
     pub fn reason_str(&self) -> &str {
-        &self.info.reason
+        &self.reason
     }
 
     /// Why, if this client knows the word.
     pub fn reason(&self) -> Option<DeniedReason> {
-        DeniedReason::parse(&self.info.reason)
+        DeniedReason::parse(&self.reason)
     }
 
     /// The rules that determined it.
-    pub fn rules(&self) -> &[v1::Rule] {
-        &self.info.rules
+    pub fn rules(&self) -> &[MatchedRule] {
+        &self.rules
     }
 
     /// What the person who said no tells the agent: one plain line, if they wrote one.
     pub fn comment(&self) -> Option<&str> {
-        Some(self.info.comment.as_str()).filter(|comment| !comment.is_empty())
+        Some(self.comment.as_str()).filter(|comment| !comment.is_empty())
     }
 
     /// The access request that was denied or expired, if there was one.

@@ -20,9 +20,9 @@ use tokio::task::JoinHandle;
 
 pub use check::{Authorized, PresentedToken, ValidationError, RequiredAction, Consumed};
 pub use keys::FetchError;
-pub use revocation_set::JournalPosition;
 
-use crate::client::{Endpoint, Error, Identity, CallOptions, ConnectOptions, methods};
+pub use crate::client::{Introspection, JournalPosition};
+use crate::client::{CallOptions, ConnectOptions, Endpoint, Error, Identity, methods};
 use crate::clock::Clock;
 use crate::jose::access_token::{self, TokenError};
 use crate::model::{Audience, Reason, Secret, TokenId, UseId};
@@ -218,17 +218,12 @@ impl Validator {
         }
     }
 
-    /// Asks the broker about a token: the one answer that no lag can make old.
-    pub async fn introspect(&self, token: &str) -> Result<v1::IntrospectResponse, Error> {
+    /// Introspects a token at the broker: the one answer that no lag of the feed can make old.
+    pub async fn introspect(&self, token: &str) -> Result<Introspection, Error> {
         let ValidatorState {
             endpoint, config, ..
         } = &*self.shared;
-        let request = v1::IntrospectRequest {
-            token: token.to_owned(),
-        };
-        endpoint
-            .call::<methods::Introspect>(CallOptions::by(&config.identity), &[request])
-            .await
+        endpoint.introspect(&config.identity, token).await
     }
 
     /// Up to where every end is known; `None` while the feed is not complete.

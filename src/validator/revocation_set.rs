@@ -3,37 +3,10 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
-use super::ValidationError;
+use super::{JournalPosition, ValidationError};
 use crate::jose::access_token::{AccessTokenClaims, ActionDetail, TTL_MAX_S};
 use crate::model::{ActionName, AgentId, TaskId, Timestamp, TokenId};
 use crate::proto::v1::{self, revocation_event::Selector, watch_revocations_response::Message};
-
-/// A place in the journal: ordered by its life, then its index.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct JournalPosition {
-    /// The life of the journal.
-    pub epoch: u64,
-    /// Index of an entry.
-    pub index: u64,
-}
-
-impl From<v1::Position> for JournalPosition {
-    fn from(wire: v1::Position) -> Self {
-        Self {
-            epoch: wire.epoch,
-            index: wire.index,
-        }
-    }
-}
-
-impl From<JournalPosition> for v1::Position {
-    fn from(position: JournalPosition) -> Self {
-        Self {
-            epoch: position.epoch,
-            index: position.index,
-        }
-    }
-}
 
 /// Why what follows cannot be relied on: the watch begins again without a position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -173,7 +173,7 @@ async fn what_is_reserved_is_served_while_the_rest_is_shed() {
     assert_eq!(report.tokens_revoked, 1);
     let dead = validator.introspect(token.jwt().expose_secret()).await;
     assert!(!dead.expect("asked").active);
-    s.person("olga")
+    s.operator("olga")
         .suspend(&AgentId::parse("triage").expect("id"), "flood")
         .await
         .expect("an operator ends it");
@@ -210,10 +210,10 @@ async fn who_waits_for_people_takes_no_place() {
         ask.wait_s = 30;
         waiting.push(tokio::spawn(async move { task.request_token(&ask).await }));
     }
-    let maria = s.person("maria");
+    let maria = s.approver("maria");
     let mut listed = Vec::new();
     for _ in 0..500 {
-        listed = maria.list().await.expect("there is a place");
+        listed = maria.access_requests().await.expect("there is a place");
         if listed.len() == 4 {
             break;
         }
@@ -221,7 +221,7 @@ async fn who_waits_for_people_takes_no_place() {
     }
     assert_eq!(listed.len(), 4, "all wait at once");
     assert!(waiting.iter().all(|w| !w.is_finished()));
-    s.person("olga")
+    s.operator("olga")
         .suspend(&AgentId::parse("triage").expect("id"), "enough")
         .await
         .expect("suspended");
@@ -342,7 +342,7 @@ fn opening() -> OpenTaskRequest {
     OpenTaskRequest {
         purpose: "flood".into(),
         max_duration_s: 60,
-        request_id: None,
+        idempotency_key: None,
         heartbeat_s: None,
     }
 }

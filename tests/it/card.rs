@@ -618,7 +618,7 @@ async fn hostile_text_goes_through_the_front_door_and_stays_in_its_place() {
     let entities = entities.replacen("\"Ann Archer\"", &wild, 1);
     files.insert("entities.json".to_owned(), entities);
     served
-        .person("olga")
+        .operator("olga")
         .apply_policy_bundle(&files)
         .await
         .expect("in force");
@@ -627,7 +627,7 @@ async fn hostile_text_goes_through_the_front_door_and_stays_in_its_place() {
     let opening = OpenTaskRequest {
         purpose: WILD.into(),
         max_duration_s: 600,
-        request_id: None,
+        idempotency_key: None,
         heartbeat_s: None,
     };
     let task = agent.open_task(&opening).await.expect("opens");
@@ -645,7 +645,7 @@ async fn hostile_text_goes_through_the_front_door_and_stays_in_its_place() {
         ),
         ttl_s: 300,
         reason: WILD.into(),
-        request_id: Some("r-1".into()),
+        idempotency_key: Some("r-1".into()),
         wait_s: 0,
     };
     let pending = match task.request_token(&order).await {

@@ -123,8 +123,8 @@ async fn a_person_says_yes_while_the_agent_waits() {
         }
     };
     let waiting = tokio::spawn(waiting);
-    let maria = s.person("maria");
-    assert_eq!(maria.list().await.expect("lists").len(), 1);
+    let maria = s.approver("maria");
+    assert_eq!(maria.access_requests().await.expect("lists").len(), 1);
     let card = maria.card(id).await.expect("card");
     assert_eq!(card.title, "Disable an account");
     let realm = Realm::parse("test").expect("realm");
@@ -177,7 +177,7 @@ async fn operators_end_things_and_ask_why() {
     let validator = s.validator("cases", CASES).await;
     let task = s.task("triage").await;
     let read = token(task.request_token(&order(read_case(), "r-1")).await);
-    let olga = s.person("olga");
+    let olga = s.operator("olga");
     let suspended = olga
         .suspend(&AgentId::parse("triage").expect("id"), "odd requests")
         .await
@@ -248,7 +248,7 @@ async fn operators_end_things_and_ask_why() {
             .reason(),
         Some(Reason::InvalidPolicyBundle)
     );
-    let maria = s.person("maria");
+    let maria = s.operator("maria");
     assert_eq!(
         maria
             .apply_policy_bundle(&s.world.policy)

@@ -692,7 +692,7 @@ async fn figures_come_through_the_front_door() {
     let Ok(dipylon::client::TokenOutcome::Token(token)) = task.request_token(&read).await else {
         panic!("a token")
     };
-    let (olga, maria, audit) = (s.person("olga"), s.person("maria"), s.person("audit"));
+    let (olga, maria, audit) = (s.operator("olga"), s.operator("maria"), s.operator("audit"));
     for reader in [&olga, &maria, &audit] {
         let rules = reader.rules().await.expect("may read");
         let asks = rules
@@ -702,7 +702,7 @@ async fn figures_come_through_the_front_door() {
         assert_eq!((asks.hits, asks.asked, asks.median_seconds), (1, 1, None));
         assert!(asks.why.starts_with("Somebody from security"));
         let told = reader.timeline(task.id()).await.expect("may read");
-        let kinds: Vec<_> = told.moments.iter().map(|m| m.kind.as_str()).collect();
+        let kinds: Vec<_> = told.entries.iter().map(|m| m.kind.as_str()).collect();
         assert_eq!(
             kinds,
             ["", "TaskOpened", "AccessRequestOpened", "TokenIssued"]
@@ -716,20 +716,20 @@ async fn figures_come_through_the_front_door() {
         not_permitted
     );
     assert_eq!(
-        closed(maria.live_tokens(9).await.expect_err("no")),
+        closed(maria.active_tokens(9).await.expect_err("no")),
         not_permitted
     );
     assert_eq!(
-        closed(maria.approver_figures().await.expect_err("no")),
+        closed(maria.approver_statistics().await.expect_err("no")),
         not_permitted
     );
-    let tokens = audit.live_tokens(9).await.expect("may read");
+    let tokens = audit.active_tokens(9).await.expect("may read");
     assert_eq!(tokens.len(), 1);
     assert_eq!(tokens[0].jti, token.jti().to_string());
-    let approvers = olga.approver_figures().await.expect("may read");
+    let approvers = olga.approver_statistics().await.expect("may read");
     assert_eq!(approvers.len(), 3);
     let found = audit.search("triage", None).await.expect("may search");
-    assert_eq!(found.moments.len(), 3, "opened, asked, given: {found:?}");
+    assert_eq!(found.entries.len(), 3, "opened, asked, given: {found:?}");
     let agent = olga.agent(&agent_id("triage")).await.expect("may read");
     assert_eq!(agent.activity.len(), 4);
     assert!(agent.attested_at.is_some());

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use dipylon::audit::Checkpoint;
 use dipylon::client::vote::ReviewedCard;
-use dipylon::client::{AgentClient, Endpoint, EvidenceSource, Identity, OpenTaskRequest, TokenOutcome, Person};
+use dipylon::client::{AgentClient, Endpoint, EvidenceSource, Identity, OpenTaskRequest, TokenOutcome, ApproverClient, OperatorClient};
 use dipylon::clock::Clock;
 use dipylon::model::*;
 use dipylon::validator::{Validator, ValidatorConfig};
@@ -167,7 +167,7 @@ impl Realm {
             let opening = OpenTaskRequest {
                 purpose: "load".into(),
                 max_duration_s: 3_600,
-                request_id: None,
+                idempotency_key: None,
                 heartbeat_s: None,
             };
             let Ok(task) = agent.open_task(&opening).await else {
@@ -198,12 +198,12 @@ impl Realm {
     /// An agent that needs a yes, a person who gives it, a resource server that spends it.
     async fn step_ups(self: Arc<Self>) {
         let agent = AgentClient::new(self.endpoint(), self.evidence(), None);
-        let maria = Person::new(self.endpoint(), Arc::new(self.world.key_of("maria")));
+        let maria = ApproverClient::new(self.endpoint(), Arc::new(self.world.key_of("maria")));
         let idp = self.validator("idp", IDP).await;
         let realm = dipylon::model::Realm::parse("test").expect("realm");
         let profile = ProfileName::parse("one-security").expect("profile");
         // What the last life left waiting would use up how many may wait.
-        for left in maria.list().await.unwrap_or_default() {
+        for left in maria.access_requests().await.unwrap_or_default() {
             let Ok(id) = AccessRequestId::parse(&left.access_request_id) else {
                 continue;
             };
@@ -227,7 +227,7 @@ impl Realm {
             let opening = OpenTaskRequest {
                 purpose: "load".into(),
                 max_duration_s: 3_600,
-                request_id: None,
+                idempotency_key: None,
                 heartbeat_s: None,
             };
             let Ok(task) = agent.open_task(&opening).await else {
@@ -289,7 +289,7 @@ impl Realm {
 
     /// An operator who keeps changing the rules, harmlessly.
     async fn rules(self: Arc<Self>) {
-        let olga = Person::new(self.endpoint(), Arc::new(self.world.key_of("olga")));
+        let olga = OperatorClient::new(self.endpoint(), Arc::new(self.world.key_of("olga")));
         while self.go_on() {
             let files = self.world.policy_with("rules/20-guardrails.cedar", |t| {
                 format!("{t}\n// {}\n", self.name("version"))

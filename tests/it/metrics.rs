@@ -99,7 +99,7 @@ async fn figures_before_and_after_a_story() {
         "the agent's and the validator's"
     );
 
-    let maria = s.person("maria");
+    let maria = s.approver("maria");
     let card = maria.card(pending.access_request_id()).await.expect("card");
     let realm = dipylon::model::Realm::parse("test").expect("realm");
     let profile = ProfileName::parse("one-security").expect("profile");
@@ -219,7 +219,7 @@ async fn hostile_names_make_no_figures() {
         let opening = OpenTaskRequest {
             purpose: "hostile".into(),
             max_duration_s: 60,
-            request_id: None,
+            idempotency_key: None,
             heartbeat_s: None,
         };
         stranger.open_task(&opening).await.expect_err("nobody");
@@ -364,7 +364,7 @@ async fn each_call_is_one_json_line() {
     let opening = OpenTaskRequest {
         purpose: "contain".into(),
         max_duration_s: 600,
-        request_id: Some("open-1".into()),
+        idempotency_key: Some("open-1".into()),
         heartbeat_s: None,
     };
     let task = agent.open_task(&opening).await.expect("opens");

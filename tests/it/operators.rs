@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dipylon::broker::*;
-use dipylon::client::{Endpoint, Person};
+use dipylon::client::{Endpoint, OperatorClient};
 use dipylon::clock::{Clock, ManualClock};
 use dipylon::jose::{SigningKey, dpop};
 use dipylon::journal::Faults;
@@ -500,7 +500,7 @@ async fn of_fifty_clients_with_the_code_one_is_let_in() {
     let clients: Vec<_> = (0..50)
         .map(|_| {
             let endpoint = Endpoint::connect(&site.url).expect("endpoint");
-            let person = Person::new(endpoint, Arc::new(site.world.key_of("olga")));
+            let person = OperatorClient::new(endpoint, Arc::new(site.world.key_of("olga")));
             let (files, code) = (site.world.policy.clone(), code.clone());
             tokio::spawn(async move { person.apply_first_policy_bundle(&files, &code).await })
         })

@@ -80,7 +80,7 @@ async fn spans_reach_a_collector() {
     let opening = OpenTaskRequest {
         purpose: "CANARY-purpose".into(),
         max_duration_s: 600,
-        request_id: Some("open-1".into()),
+        idempotency_key: Some("open-1".into()),
         heartbeat_s: None,
     };
     let task = agent.open_task(&opening).await.expect("opens");

@@ -37,7 +37,7 @@ async fn told(form: &str) {
     let opening = OpenTaskRequest {
         purpose: "CANARY-purpose".into(),
         max_duration_s: 600,
-        request_id: None,
+        idempotency_key: None,
         heartbeat_s: None,
     };
     let task = agent

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use dipylon::broker::{Broker, Settings};
 use dipylon::client::{
-    AgentClient, Endpoint, EvidenceSource, Identity, OpenTaskRequest, Person, TaskHandle, TokenRequest,
+    AgentClient, Endpoint, EvidenceSource, Identity, OpenTaskRequest, OperatorClient, TaskHandle, TokenRequest,
+    ApproverClient,
 };
 use dipylon::clock::Clock;
 use dipylon::jose::SigningKey;
@@ -152,14 +153,18 @@ impl Served {
         let order = OpenTaskRequest {
             purpose: purpose.into(),
             max_duration_s: 600,
-            request_id: None,
+            idempotency_key: None,
             heartbeat_s: None,
         };
         agent.open_task(&order).await.expect("opens")
     }
 
-    pub fn person(&self, name: &str) -> Person {
-        Person::new(self.endpoint(), Arc::new(self.world.key_of(name)))
+    pub fn approver(&self, name: &str) -> ApproverClient {
+        ApproverClient::new(self.endpoint(), Arc::new(self.world.key_of(name)))
+    }
+
+    pub fn operator(&self, name: &str) -> OperatorClient {
+        OperatorClient::new(self.endpoint(), Arc::new(self.world.key_of(name)))
     }
 
     pub async fn validator(&self, name: &str, audience: &str) -> Validator {
@@ -178,7 +183,7 @@ pub fn order(action: Action, request_id: &str) -> TokenRequest {
         action,
         ttl_s: 300,
         reason: "phish confirmed".into(),
-        request_id: Some(request_id.into()),
+        idempotency_key: Some(request_id.into()),
         wait_s: 0,
     }
 }

@@ -246,7 +246,7 @@ pub async fn open(world: &World, url: &str, endpoint: Endpoint) -> Result<TaskHa
     let opening = OpenTaskRequest {
         purpose: "contain INC-8841".into(),
         max_duration_s: 3_600,
-        request_id: None,
+        idempotency_key: None,
         heartbeat_s: None,
     };
     AgentClient::new(endpoint, evidence, None)

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use dipylon::client::vote::ReviewedCard;
 use dipylon::client::{
-    AgentClient, Endpoint, EvidenceSource, OpenTaskRequest, TokenOutcome, PendingApproval, Person, TaskHandle, AccessRequestWatch,
+    AgentClient, Endpoint, EvidenceSource, OpenTaskRequest, TokenOutcome, PendingApproval, ApproverClient, TaskHandle, AccessRequestWatch,
 };
 use dipylon::clock::Clock;
 use dipylon::jose::{SigningKey, dpop};
 use dipylon::model::*;
 use dipylon::proto::v1;
-use dipylon::proto::v1::AccessRequestStatus as Status;
+use dipylon::card::AccessRequestStatus as Status;
 use dipylon::proto::v1::task_service_client::TaskServiceClient;
 
 use super::harness::{DOMAIN, World, disable, rand_u64};
@@ -33,7 +33,7 @@ async fn pending(task: &TaskHandle, request_id: &str) -> PendingApproval {
     }
 }
 
-async fn vote(person: &Person, id: AccessRequestId, verdict: Verdict) {
+async fn vote(person: &ApproverClient, id: AccessRequestId, verdict: Verdict) {
     let card = person.card(id).await.expect("card");
     let profile = ProfileName::parse("one-security").expect("profile");
     let seen = ReviewedCard {
@@ -49,7 +49,7 @@ async fn vote(person: &Person, id: AccessRequestId, verdict: Verdict) {
 
 async fn stands(watch: &mut AccessRequestWatch) -> Option<Status> {
     let next = in_time(watch.next()).await.expect("watches");
-    next.map(|request| request.status())
+    next.map(|request| request.status.expect("known"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -58,8 +58,8 @@ async fn a_watch_hears_every_end_and_nothing_after_it() {
     let people = world.policy.get_mut("people.toml").expect("people");
     *people = people.replacen("wait = \"15m\"", "wait = \"4s\"", 1);
     let s = Served::start_in(world).await;
-    let maria = s.person("maria");
-    let lee = s.person("lee");
+    let maria = s.approver("maria");
+    let lee = s.approver("lee");
 
     let begin = async |agent_task: &TaskHandle, request_id: &str| {
         let id = pending(agent_task, request_id).await.access_request_id();
@@ -109,7 +109,7 @@ async fn a_watch_hears_every_end_and_nothing_after_it() {
 
     let other = s.task("triage").await;
     let (_, mut watch) = begin(&other, "r-frozen").await;
-    let olga = s.person("olga");
+    let olga = s.operator("olga");
     let scope = FreezeScope::parse("action/account.disable").expect("scope");
     olga.freeze(&scope, "").await.expect("freezes");
     assert_eq!(stands(&mut watch).await, Some(Status::Ended));
@@ -198,7 +198,7 @@ async fn a_watch_goes_on_where_it_was_and_says_that_it_is_there() {
     let opening = OpenTaskRequest {
         purpose: "contain".into(),
         max_duration_s: 600,
-        request_id: None,
+        idempotency_key: None,
         heartbeat_s: None,
     };
     let task = agent.open_task(&opening).await.expect("opens");
@@ -215,12 +215,12 @@ async fn a_watch_goes_on_where_it_was_and_says_that_it_is_there() {
     };
     assert_eq!(heartbeat.mark, stands.mark);
     // An older mark is: whatever came in between is in how it stands now.
-    vote(&s.person("maria"), id, Verdict::Approve).await;
+    vote(&s.approver("maria"), id, Verdict::Approve).await;
     let now = in_time(first_message(&s, &key, task.id(), id, stands.mark)).await;
     let Some(Message::Stands(now)) = now else {
         panic!("{now:?}")
     };
-    assert_eq!(now.access_request.expect("one").status(), Status::Approved);
+    assert_eq!(now.access_request.expect("one").status(), v1::AccessRequestStatus::Approved);
     assert!(now.mark.expect("one").version > stands.mark.expect("one").version);
 }
 
@@ -268,10 +268,10 @@ async fn who_waits_is_asked_nothing_until_it_concerns_them() {
             .await
             .expect("answers");
     }
-    vote(&s.person("maria"), second, Verdict::Deny).await;
+    vote(&s.approver("maria"), second, Verdict::Deny).await;
     assert_eq!(answers(), before + 1, "the second one's own");
     assert!(!waiting.is_finished());
-    vote(&s.person("maria"), id, Verdict::Approve).await;
+    vote(&s.approver("maria"), id, Verdict::Approve).await;
     let given = in_time(waiting).await.expect("joins");
     assert!(matches!(given, Ok(TokenOutcome::Token(_))), "{given:?}");
 }
@@ -293,7 +293,7 @@ async fn a_token_is_waited_for_over_a_kill_of_the_broker_and_a_start_of_the_agen
     let opening = OpenTaskRequest {
         purpose: "contain".into(),
         max_duration_s: 600,
-        request_id: None,
+        idempotency_key: None,
         heartbeat_s: None,
     };
     let agent = AgentClient::new(endpoint(), evidence.clone(), Some(key.clone()));
@@ -321,7 +321,7 @@ async fn a_token_is_waited_for_over_a_kill_of_the_broker_and_a_start_of_the_agen
         other => panic!("{other:?}"),
     };
     assert_eq!(found, asked.access_request_id());
-    let maria = Person::new(endpoint(), Arc::new(realm.world.key_of("maria")));
+    let maria = ApproverClient::new(endpoint(), Arc::new(realm.world.key_of("maria")));
     vote(&maria, found, Verdict::Approve).await;
     let given = in_time(waiting).await.expect("joins");
     assert!(matches!(given, Ok(TokenOutcome::Token(_))), "{given:?}");

@@ -12,7 +12,7 @@ use super::child;
 use crate::cli::failure::Failure;
 use crate::cli::{bundle, shapes};
 use crate::client::vote::ReviewedCard;
-use crate::client::{Endpoint, Person};
+use crate::client::{ApproverClient, Endpoint, OperatorClient};
 use crate::keys;
 use crate::model::{AccessRequestId, Narrowing, Realm, Verdict};
 
@@ -39,14 +39,14 @@ pub(super) enum Order {
 }
 
 pub(in crate::cli) async fn run(args: PersonChild) -> Result<ExitCode, Failure> {
-    let person = Person::new(
-        Endpoint::connect(&args.broker)?,
-        Arc::new(keys::read(&args.own_key)?),
-    );
+    let endpoint = Endpoint::connect(&args.broker)?;
+    let key = Arc::new(keys::read(&args.own_key)?);
+    let person = ApproverClient::new(endpoint.clone(), key.clone());
+    let operator = OperatorClient::new(endpoint, key);
     let realm = args.realm;
     child::serve(json!({}), tokio::io::stdin(), async |order| match order {
         Order::Inbox => {
-            let waiting = person.list().await?;
+            let waiting = person.access_requests().await?;
             Ok(json!({ "outcome": "listed", "waiting": waiting.iter().map(|r| r.access_request_id.clone()).collect::<Value>() }))
         }
         Order::Approve { access_request } => {
@@ -59,7 +59,7 @@ pub(in crate::cli) async fn run(args: PersonChild) -> Result<ExitCode, Failure> 
             Ok(json!({ "outcome": shapes::status(after.status), "title": card.title, "profile": profile }))
         }
         Order::Apply { dir } => {
-            let applied = person.apply_policy_bundle(&bundle::read(&dir)?).await?;
+            let applied = operator.apply_policy_bundle(&bundle::read(&dir)?).await?;
             let outcome = if applied.changed { "in force" } else { "unchanged" };
             Ok(json!({
                 "outcome": outcome, "version": applied.version, "tasks_ended": applied.tasks_ended,

@@ -67,7 +67,7 @@ pub(in crate::cli) async fn run(args: AgentChild) -> Result<ExitCode, Failure> {
     let mut tokens: BTreeMap<String, AccessToken> = BTreeMap::new();
     child::serve(json!({}), tokio::io::stdin(), async |order| match order {
         Order::Open { purpose } => {
-            let opened = agent.open_task(&OpenTaskRequest { purpose, max_duration_s: 600, request_id: None, heartbeat_s: None }).await?;
+            let opened = agent.open_task(&OpenTaskRequest { purpose, max_duration_s: 600, idempotency_key: None, heartbeat_s: None }).await?;
             let subject = opened.verification().map(|v| v.subject.clone());
             let answer = json!({ "outcome": "verified", "task": opened.id(), "agent": opened.agent_id(), "subject": subject });
             task = Some(opened);
@@ -81,7 +81,7 @@ pub(in crate::cli) async fn run(args: AgentChild) -> Result<ExitCode, Failure> {
                 parse::target(&target)?,
                 parse::params(params)?,
             )?;
-            let order = TokenRequest { action, ttl_s: 300, reason, request_id: Some(request_id), wait_s: 0 };
+            let order = TokenRequest { action, ttl_s: 300, reason, idempotency_key: Some(request_id), wait_s: 0 };
             let task = open(task.as_ref())?;
             let outcome = if wait_s == 0 {
                 task.request_token(&order).await?
@@ -136,7 +136,7 @@ fn kept<'a>(tokens: &'a BTreeMap<String, AccessToken>, name: &str) -> Result<&'a
 
 /// The answer, without the token.
 fn told(outcome: &TokenOutcome) -> Value {
-    let ids = |rules: &[crate::proto::v1::Rule]| {
+    let ids = |rules: &[crate::client::MatchedRule]| {
         rules
             .iter()
             .map(|r| r.id.clone())
@@ -150,10 +150,10 @@ fn told(outcome: &TokenOutcome) -> Value {
         }),
         TokenOutcome::Pending(pending) => json!({
             "outcome": "pending", "access_request": pending.access_request_id(), "rules": ids(pending.rules()),
-            "needs": shapes::profile_lines(pending.needs()), "request_id": pending.request_id(),
+            "needs": shapes::profile_lines(pending.needs()), "request_id": pending.idempotency_key(),
         }),
         TokenOutcome::Denied(denied) => {
-            json!({ "outcome": "denied", "reason": denied.reason(), "rules": ids(denied.rules()) })
+            json!({ "outcome": "denied", "reason": denied.reason_str(), "rules": ids(denied.rules()) })
         }
     }
 }

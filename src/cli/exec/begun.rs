@@ -105,7 +105,7 @@ impl Begun {
             opening: OpenTaskRequest {
                 purpose,
                 max_duration_s: i64::from(verb.max_duration),
-                request_id: None,
+                idempotency_key: None,
                 // Nobody keeps a task alive that waits while no program runs.
                 heartbeat_s: (!verb.no_wait).then_some(verb.heartbeat),
             },
@@ -113,7 +113,7 @@ impl Begun {
                 action,
                 ttl_s: i64::from(verb.ttl),
                 reason: verb.reason.clone(),
-                request_id: Some(format!("exec-{}", crate::client::random_name()?)),
+                idempotency_key: Some(format!("exec-{}", crate::client::random_name()?)),
                 wait_s: 0,
             },
             keep,

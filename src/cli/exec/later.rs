@@ -46,7 +46,7 @@ impl Later {
         Self {
             access_request: pending.access_request_id(),
             task: task.id(),
-            request_id: pending.request_id().to_string(),
+            request_id: pending.idempotency_key().to_string(),
             action: Kind {
                 action: action.name.to_string(),
                 audience: action.audience.to_string(),
@@ -100,7 +100,7 @@ impl Later {
             action: self.action.read()?,
             ttl_s: self.ttl_s,
             reason: self.reason.clone(),
-            request_id: Some(self.request_id.clone()),
+            idempotency_key: Some(self.request_id.clone()),
             wait_s: 0,
         };
         Ok((task, order))

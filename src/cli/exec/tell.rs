@@ -4,10 +4,9 @@ use serde_json::{Value, json};
 
 use super::program::NotRun;
 use crate::cli::shapes;
-use crate::client::{Denial, PendingApproval, AccessToken};
+use crate::client::{self, Denial, PendingApproval, AccessToken};
 use crate::model::show_seconds;
 use crate::model::text::escape_invisible;
-use crate::proto::v1;
 
 /// What happens, one line each, on stderr: stdout belongs to the command alone. Every text of others has been revealed.
 #[derive(Debug, Clone, Copy)]
@@ -36,7 +35,7 @@ impl Tell {
 
     pub(super) fn step_up(self, pending: &PendingApproval) {
         let id = pending.access_request_id();
-        let needs = |p: &v1::Profile| {
+        let needs = |p: &client::RequiredProfile| {
             format!(
                 "{} of group {}",
                 p.quorum.saturating_sub(p.approvals),
@@ -63,7 +62,7 @@ impl Tell {
     /// Names the program alone: its arguments may be anything.
     pub(super) fn given(self, token: &AccessToken, by_people: bool, program: &str) {
         let ttl = token.ttl().and_then(|sum| sum.granted.as_ref());
-        let ttl = ttl.map_or_else(|| "?".to_owned(), |ttl| show_seconds(ttl.seconds));
+        let ttl = ttl.map_or_else(|| "?".to_owned(), |ttl| show_seconds(*ttl));
         let uses = token
             .uses()
             .map_or_else(String::new, |uses| format!(", uses {uses}"));
@@ -119,7 +118,7 @@ impl Tell {
 }
 
 /// `rule "a" and rule "b"`.
-fn rules(rules: &[v1::Rule]) -> String {
+fn rules(rules: &[client::MatchedRule]) -> String {
     let names: Vec<String> = rules
         .iter()
         .map(|rule| format!("rule \"{}\"", escape_invisible(&rule.id)))

@@ -171,7 +171,7 @@ async fn pictures_of_the_console() {
     site.pass(2);
     let admitted = present(&validator, &given, &disable("ann")).await;
     validator
-        .spend(admitted.expect("admitted"), "u-1")
+        .consume(admitted.expect("admitted"), "u-1")
         .await
         .expect("spent");
     site.pass(9);

@@ -120,7 +120,7 @@ impl Site {
         let order = OpenTaskRequest {
             purpose: purpose.into(),
             max_duration_s: 3_600,
-            request_id: None,
+            idempotency_key: None,
             heartbeat_s: None,
         };
         agent.open_task(&order).await.expect("opens")

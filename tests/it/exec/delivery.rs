@@ -371,7 +371,7 @@ async fn an_ended_task_is_shown_to_nobody() {
     let task = TaskId::parse(&running.line().await).expect("a task");
     stage
         .served
-        .person("olga")
+        .operator("olga")
         .end_task(task)
         .await
         .expect("ends");

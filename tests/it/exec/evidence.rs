@@ -179,7 +179,7 @@ async fn a_pinned_agent_brings_its_key() {
         let pinned = format!("groups = [\"soc\"]\njkt = \"{jkt}\"");
         t.replacen("groups = [\"soc\"]", &pinned, 1)
     });
-    let olga = stage.served.person("olga");
+    let olga = stage.served.operator("olga");
     olga.apply_policy_bundle(&files).await.expect("applies");
     let path = file.to_str().expect("text");
     let with = [&READ[..], &["--task-key", path]].concat();

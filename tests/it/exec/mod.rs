@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dipylon::client::{AgentClient, OpenTaskRequest, TokenOutcome, Person};
+use dipylon::client::{AgentClient, OpenTaskRequest, TokenOutcome, ApproverClient};
 use dipylon::clock::Clock;
 use dipylon::model::{MatchPhrase, Verdict};
 use rustix::process::{Pid, Signal, kill_process};
@@ -362,8 +362,8 @@ async fn a_signal_while_people_decide_takes_it_back() {
     assert!(
         stage
             .served
-            .person("maria")
-            .list()
+            .approver("maria")
+            .access_requests()
             .await
             .expect("lists")
             .is_empty()
@@ -406,7 +406,7 @@ async fn a_broker_that_comes_back_is_waited_for() {
     running.told("waiting").await;
     broker.kill().await.expect("SIGKILL");
     let mut broker = realm.broker_telling(Stdio::null(), "error").await;
-    let maria = Person::new(realm.endpoint(), Arc::new(realm.world.key_of("maria")));
+    let maria = ApproverClient::new(realm.endpoint(), Arc::new(realm.world.key_of("maria")));
     decide(&maria, Verdict::Approve).await;
     running
         .end()
@@ -479,7 +479,7 @@ async fn the_broker_has_its_own_codes() {
     let opening = OpenTaskRequest {
         purpose: "fill".into(),
         max_duration_s: 600,
-        request_id: None,
+        idempotency_key: None,
         heartbeat_s: None,
     };
     for n in 0..5 {

@@ -12,7 +12,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
-use dipylon::client::Person;
+use dipylon::client::ApproverClient;
 use dipylon::client::vote::ReviewedCard;
 use dipylon::clock::Clock;
 use dipylon::model::{AccessRequestId, Narrowing, ProfileName, Secret, Verdict};
@@ -266,7 +266,7 @@ impl Stage {
     }
 
     pub async fn decide(&self, verdict: Verdict) -> AccessRequestId {
-        decide(&self.served.person("maria"), verdict).await
+        decide(&self.served.approver("maria"), verdict).await
     }
 
     /// Whether the audience would be told that the token is good.
@@ -290,9 +290,9 @@ impl Stage {
 }
 
 /// Decides what waits, as soon as it does.
-pub async fn decide(maria: &Person, verdict: Verdict) -> AccessRequestId {
+pub async fn decide(maria: &ApproverClient, verdict: Verdict) -> AccessRequestId {
     for _ in 0..1_500 {
-        if let Some(request) = maria.list().await.unwrap_or_default().into_iter().next() {
+        if let Some(request) = maria.access_requests().await.unwrap_or_default().into_iter().next() {
             let id = AccessRequestId::parse(&request.access_request_id).expect("id");
             let card = maria.card(id).await.expect("card");
             let realm = dipylon::model::Realm::parse("test").expect("realm");
