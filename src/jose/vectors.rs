@@ -1,4 +1,4 @@
-//! Public test vectors against this room.
+//! Public test vectors (Wycheproof, RFCs, SPIFFE).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -469,7 +469,7 @@ fn spiffe_trust_bundles() {
 
 /// What the refusals of the vectors rest on: each names its own rule.
 #[test]
-fn an_unknown_key_is_told_from_a_bad_signature() {
+fn unknown_key_and_bad_signature_errors_differ() {
     let (key, _) = SigningKey::generate().expect("key");
     let keys = KeySet::from_keys([(KeyId::parse("a").expect("kid"), key.public())]).expect("set");
     let token = |kid: &str| {
