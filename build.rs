@@ -7,7 +7,7 @@ use std::{env, fs};
 
 const FILES: [&str; 5] = ["types", "task", "token", "approval", "governance"];
 
-/// Messages that carry a token, evidence, a signature or a parameter's value: `src/proto/redact.rs` prints them.
+/// Messages that carry a token, evidence, a signature or a parameter's value: `src/proto/debug.rs` prints them.
 const REDACTED: [&str; 12] = [
     ".dipylon.v1.Evidence",
     ".dipylon.v1.Evidence.kind",

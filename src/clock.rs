@@ -1,4 +1,4 @@
-//! The one reader of time. Everything below the doors takes `now` as an argument.
+//! Clock: the only module that reads the system time. Everything below the entry points takes `now` as an argument.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -22,7 +22,7 @@ impl Clock {
         Self(ClockSource::System)
     }
 
-    /// A clock that moves only when told: for tests and replays.
+    /// A clock that the test moves: for tests and replays.
     pub fn manual(start: Timestamp) -> (Self, ManualClock) {
         let manual = ManualClock {
             wall: Arc::new(AtomicI64::new(start.millis())),
@@ -48,8 +48,8 @@ impl Clock {
         }
     }
 
-    /// Time since this process first asked for it. Nobody sets it and it never steps back: for rates and for how long
-    /// something took, never for what expires. A clock by manual shows its own time.
+    /// Time since the first call in this process. Monotonic: for rates and durations, never for expiry. A manual clock has an
+    /// uptime of its own.
     #[expect(
         clippy::disallowed_methods,
         reason = "the one place that reads the clock"
@@ -74,36 +74,34 @@ pub struct ManualClock {
 }
 
 impl ManualClock {
-    /// Lets this many milliseconds pass.
+    /// Advances wall clock and uptime by this many milliseconds.
     pub fn advance_millis(&self, ms: u32) {
         self.wall.fetch_add(i64::from(ms), Ordering::SeqCst);
         self.uptime.fetch_add(i64::from(ms), Ordering::SeqCst);
     }
 
-    /// Sets the wall clock forward or back, as somebody who may set clocks does: no time passes.
+    /// Steps the wall clock forward or back, as an administrator does: no time passes.
     pub fn step_millis(&self, ms: i64) {
         self.wall.fetch_add(ms, Ordering::SeqCst);
     }
 }
 
-/// Whether a wall clock can be relied on: it must go on as steadily as the time since start, which nobody sets.
-///
-/// A value in, a value out: it reads no clock itself.
+/// Detects jumps of the wall clock by comparing it with the monotonic uptime. Pure: reads no clock itself.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ClockMonitor {
-    /// Where both clocks stood when they last agreed.
+    /// Both clocks when they last agreed.
     agreed: Option<(Timestamp, Duration)>,
-    /// Where both stood after the wall clock jumped: steady from there on for long enough, it counts again.
+    /// Both clocks after the wall clock jumped: steady from there on for long enough, it is reliable again.
     jumped: Option<(Timestamp, Duration)>,
 }
 
-/// How far the wall clock may run off the time since start, in milliseconds, between two moments of agreement.
+/// Largest difference between wall clock and uptime, in milliseconds, between two agreements.
 const DRIFT_MAX_MS: u64 = 2_000;
-/// How long a wall clock that jumped must be steady before it counts again.
+/// How long a wall clock that jumped must be steady before it is reliable again.
 const STEADY_AGAIN: Duration = Duration::from_secs(60);
 
 impl ClockMonitor {
-    /// Looks at both clocks; false while the wall clock cannot be relied on.
+    /// Compares both clocks; `false` while the wall clock is not reliable.
     pub fn is_reliable(&mut self, wall: Timestamp, uptime: Duration) -> bool {
         let steady = |(then, since): (Timestamp, Duration)| {
             let passed = uptime.saturating_sub(since).as_millis();
@@ -115,10 +113,10 @@ impl ClockMonitor {
                 self.agreed = Some((wall, uptime));
                 true
             }
-            // Back where it was before the jump: the jump was the fault, and it is over.
+            // Back to the time before the jump: the jump is corrected.
             (Some(agreed), _) if steady(agreed) => {
                 self.jumped = None;
-                // A little drift is honest; it must not add up.
+                // Small drift is normal; it must not accumulate.
                 if uptime.saturating_sub(agreed.1) >= STEADY_AGAIN {
                     self.agreed = Some((wall, uptime));
                 }
@@ -149,7 +147,7 @@ mod tests {
         (start.plus_millis(wall_ms), Duration::from_millis(uptime_ms))
     }
 
-    fn looks(monitor: &mut ClockMonitor, moments: &[(i64, u64, bool)]) {
+    fn compare(monitor: &mut ClockMonitor, moments: &[(i64, u64, bool)]) {
         for (wall, uptime, expected) in moments {
             let (wall_at, uptime_at) = at(*wall, *uptime);
             assert_eq!(monitor.is_reliable(wall_at, uptime_at), *expected, "{wall} {uptime}");
@@ -157,19 +155,19 @@ mod tests {
     }
 
     #[test]
-    fn a_jump_either_way_is_seen_and_outlived() {
+    fn clock_jump_is_detected_and_recovers() {
         for jump in [3_600_000, -3_600_000, 2_001, -2_001] {
             let mut monitor = ClockMonitor::default();
-            looks(&mut monitor, &[(0, 0, true), (10_000, 10_000, true)]);
-            looks(
+            compare(&mut monitor, &[(0, 0, true), (10_000, 10_000, true)]);
+            compare(
                 &mut monitor,
                 &[
                     (jump + 20_000, 20_000, false),
                     (jump + 79_000, 79_000, false),
                 ],
             );
-            // Steady for a minute: that is the time now.
-            looks(
+            // Steady for a minute: reliable again.
+            compare(
                 &mut monitor,
                 &[(jump + 80_000, 80_000, true), (jump + 90_000, 90_000, true)],
             );
@@ -177,26 +175,26 @@ mod tests {
     }
 
     #[test]
-    fn a_jump_that_is_taken_back_is_over_at_once_and_one_that_goes_on_never_is() {
+    fn reverted_jump_recovers_immediately() {
         let mut monitor = ClockMonitor::default();
-        looks(
+        compare(
             &mut monitor,
             &[(0, 0, true), (60_000, 1_000, false), (2_000, 2_000, true)],
         );
         let mut wall = 0;
         for minute in 1..10 {
             wall += 120_000;
-            looks(&mut monitor, &[(wall, 2_000 + minute * 60_000, false)]);
+            compare(&mut monitor, &[(wall, 2_000 + minute * 60_000, false)]);
         }
     }
 
     #[test]
-    fn honest_drift_does_not_add_up() {
+    fn small_drift_does_not_accumulate() {
         let mut monitor = ClockMonitor::default();
         for minute in 0..1_000 {
             let drift = i64::try_from(minute).expect("small") * 500;
             let uptime = minute * 60_000;
-            looks(
+            compare(
                 &mut monitor,
                 &[(i64::try_from(uptime).expect("small") + drift, uptime, true)],
             );

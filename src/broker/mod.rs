@@ -102,7 +102,7 @@ pub struct Settings {
 impl Settings {
     /// The console whose passkeys count: its origin, and the host in it (WebAuthn L3 §4, "RP ID").
     pub fn relying_party(&self) -> RelyingParty {
-        RelyingParty::at(&self.console_url)
+        RelyingParty::from_origin(&self.console_url)
     }
 }
 

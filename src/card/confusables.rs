@@ -1,4 +1,4 @@
-//! Text of others that reads as something it is not.
+//! Confusable text: warnings about untrusted text that looks like other text (UTS #39).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_people_write_is_left_alone() {
+    fn ordinary_text_raises_no_flag() {
         for fine in [
             "ann@corp.example",
             "Ann Lée, Łódź, Dvořák, Nguyễn, straße, æther",
@@ -260,12 +260,12 @@ mod tests {
     }
 
     #[test]
-    fn mixed_scripts_are_named() {
+    fn mixed_scripts_are_flagged() {
         assert_eq!(
             confusable_warnings("p\u{430}ypal"),
             ["MIXED SCRIPTS: \u{430} U+0430 Cyrillic"]
         );
-        // The stranger is whoever is fewer.
+        // The script with fewer letters is the odd one.
         assert_eq!(
             confusable_warnings("\u{418}\u{432}\u{430}\u{43d}\u{43e}va"),
             ["MIXED SCRIPTS: a U+0061 Latin, v U+0076 Latin"]
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_that_only_looks_latin_is_named() {
+    fn latin_lookalike_is_flagged() {
         let found = confusable_warnings("\u{441}\u{43e}\u{440}");
         assert_eq!(found.len(), 1);
         assert!(
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn many_words_make_one_sentence() {
+    fn confusable_flags_are_merged() {
         let word = |n: usize| "\u{441}\u{43e}\u{440}".repeat(n);
         let text: Vec<String> = (1..=200).map(word).chain([word(1), word(2)]).collect();
         let found = confusable_warnings(&text.join(" "));
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_are_few_and_the_others_are_counted() {
+    fn flags_are_capped() {
         let flags = |n: usize| (0..n).chain(0..n).map(|n| format!("flag {n}"));
         assert_eq!(few(flags(FLAGS_MAX)).len(), FLAGS_MAX);
         let many = few(flags(FLAGS_MAX + 40));
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn right_to_left_is_said() {
+    fn right_to_left_is_flagged() {
         let found = confusable_warnings("\u{5d0}\u{5d1}\u{5d2}");
         assert_eq!(found.len(), 1);
         assert!(found[0].starts_with("RIGHT TO LEFT"), "{found:?}");

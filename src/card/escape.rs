@@ -1,4 +1,4 @@
-//! Text of others, made safe to show: what the eye cannot see is written as a code.
+//! Escaping of untrusted text for display: invisible characters are written as codes.
 
 use unicode_normalization::char::is_combining_mark;
 use unicode_script::{Script, UnicodeScript as _};
@@ -39,7 +39,7 @@ pub fn escape_untrusted(text: &str) -> String {
     out
 }
 
-/// Unassigned characters have no script: what they will look like, if anything, nobody knows.
+/// Unassigned characters have no script: their look is unknown.
 fn has_no_look(c: char) -> bool {
     is_coded(c) || c.script() == Script::Unknown
 }
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blanks_are_seen_where_they_could_hide_something() {
+    fn unusual_whitespace_is_escaped() {
         assert_eq!(escape_untrusted("ann lee"), "ann lee");
         assert_eq!(escape_untrusted(" ann  lee "), "<U+0020>ann <U+0020>lee<U+0020>");
         assert_eq!(escape_untrusted("   "), "<U+0020><U+0020><U+0020>");
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_stay_on_their_letter() {
+    fn combining_marks_are_limited() {
         assert_eq!(escape_untrusted("e\u{323}\u{302}"), "e\u{323}\u{302}");
         let flood = format!("z{}", "\u{335}".repeat(50));
         let shown = escape_untrusted(&flood);
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn quotes_end_where_they_seem_to() {
+    fn quotes_in_untrusted_text_are_escaped() {
         assert_eq!(quoted(r#"a" b\"#), r#""a\" b\\""#);
         assert_eq!(quoted("\n"), "\"<U+000A>\"");
     }

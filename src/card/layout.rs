@@ -1,4 +1,4 @@
-//! Two layouts of the rows: a terminal and a chat. The third, the console's page, is a template over the same rows.
+//! Layouts of a card: terminal and chat. The console's page is a template over the same rows.
 
 use super::{AccessRequestStatus, Card, CardRow, SectionKind, CardView, Tone, escape_untrusted};
 use crate::model::{Timestamp, show_seconds};
@@ -75,7 +75,7 @@ fn layout(shown: &CardView, columns: usize) -> String {
     out
 }
 
-/// Where a blank line helps the eye.
+/// Sections with a blank line before them.
 const fn opens_a_group(kind: SectionKind) -> bool {
     match kind {
         SectionKind::Who
@@ -124,17 +124,17 @@ fn fold(out: &mut String, line: &str, first: usize, rest: usize, columns: usize)
     let mut indent = first;
     let mut left = line;
     loop {
-        let room = columns.saturating_sub(indent).max(1);
+        let width = columns.saturating_sub(indent).max(1);
         let (mut used, mut end, mut blank) = (0, left.len(), None);
         for (at, c) in left.char_indices() {
             let wide = columns_of(c);
-            if used + wide > room && at > 0 {
+            if used + wide > width && at > 0 {
                 end = at;
                 break;
             }
             used += wide;
             // Rather before a code than inside it.
-            if (c == ' ' || c == '<' && at > 0) && used * 3 > room {
+            if (c == ' ' || c == '<' && at > 0) && used * 3 > width {
                 blank = Some(at);
             }
         }
@@ -170,8 +170,8 @@ fn columns_of(c: char) -> usize {
 }
 
 /// The card for a chat: verb, object and risk; who, and how many must say yes; the life of the token; the phrase, the
-/// deadline and a link. Never parameters, facts, tokens or the agent's words. Plain text: whoever sends it escapes it for
-/// the chat's own markup.
+/// deadline and a link. Never parameters, facts, tokens or the agent's words. Plain text: the sender escapes it for the
+/// chat's own markup.
 pub fn render_chat(card: &Card, now: Timestamp) -> String {
     let shown = card.show(now);
     let head = &shown.headline;

@@ -1,4 +1,4 @@
-//! A card for unit tests of every room that takes one.
+//! A sample card for unit tests.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,32 +1,32 @@
-//! The one renderer: a card in sections of rows. Every text in it is safe to print and is one line.
+//! Card renderer: a card in sections of rows. Every text in it is safe to print and is one line.
 
 use super::confusables::{few, once, confusable_warnings};
 use super::{AccessRequestStatus, Card, History, ProfileProgress, PersonRef, quoted, escape_untrusted};
 use crate::model::*;
 
-/// Most characters shown of each of the agent's texts; how many are left out is said.
+/// Most characters shown of each of the agent's texts; the view states how many are left out.
 pub const AGENT_WORDS_MAX: usize = 500;
 
-/// A card, ready to be laid out. Every text is plain, safe and one line; what shows it escapes for its own markup.
+/// A rendered card. Every text is plain, safe and one line; the layout escapes it for its own markup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CardView {
-    /// Of which access request.
+    /// The access request.
     pub access_request: AccessRequestId,
-    /// Where it stands.
+    /// Its status.
     pub status: AccessRequestStatus,
-    /// What would happen to what.
+    /// Verb and object.
     pub headline: Headline,
     /// The match phrase.
     pub phrase: String,
-    /// When waiting ends, RFC 3339 in UTC.
+    /// When the access request expires, RFC 3339 in UTC.
     pub deadline: String,
-    /// Seconds until then; 0 when it is over.
+    /// Seconds until then; 0 after it.
     pub left_s: i64,
     /// The same in words: `14m 12s`.
     pub left: String,
-    /// Seconds the card must have been shown before a yes is taken.
+    /// Seconds the card must have been shown before an approval is accepted.
     pub dwell_s: u32,
-    /// The console's page of it.
+    /// The console's page of the access request.
     pub console_url: Option<String>,
     /// Everything else, in the order to read it. No section is empty.
     pub sections: Vec<CardSection>,
@@ -35,9 +35,9 @@ pub struct CardView {
 /// Verb and object: what an approver reads first, and the inbox and chats show alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Headline {
-    /// What would be done: the catalogue's title, or the action's name where it has none.
+    /// The verb: the catalogue's title, or the action's name where it has none.
     pub verb: String,
-    /// To what: the target's id.
+    /// The object: the target's id.
     pub object: String,
     /// The target's type.
     pub object_type: String,
@@ -45,20 +45,20 @@ pub struct Headline {
     pub environment: Option<String>,
     /// The action's name, as rules and tokens have it.
     pub action: String,
-    /// How much harm it can do; absent when nobody said.
+    /// Its risk; absent when the catalogue does not say.
     pub risk: Option<Risk>,
     /// `HIGH RISK`, or `RISK UNKNOWN`.
     pub risk_word: String,
-    /// What is suspect about how the verb or the object is written.
+    /// Warnings about how verb or object are written.
     pub flags: Vec<String>,
 }
 
 /// Rows that answer one question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CardSection {
-    /// Which question.
+    /// The question.
     pub kind: SectionKind,
-    /// The question in words, ours.
+    /// The question as a heading.
     pub title: &'static str,
     /// At least one.
     pub rows: Vec<CardRow>,
@@ -136,13 +136,13 @@ pub struct CardRow {
     pub caption: Option<String>,
     /// The value, one line each, at least one.
     pub lines: Vec<String>,
-    /// How it should strike the eye.
+    /// The emphasis.
     pub tone: Tone,
-    /// What is suspect about how it is written: each once, the first six, then how many more.
+    /// Warnings about how it is written: each once, the first six, then how many more.
     pub flags: Vec<String>,
 }
 
-/// How a row should strike the eye.
+/// The emphasis of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tone {
     /// As text.
@@ -151,9 +151,9 @@ pub enum Tone {
     Strong,
     /// A reason to stop.
     Alarm,
-    /// Not known, which is never fine.
+    /// An unknown value.
     Unknown,
-    /// For those who compare: ids and digests.
+    /// Ids and digests, for comparison.
     Quiet,
     /// Words of the agent, in quotes.
     Quoted,
@@ -174,7 +174,7 @@ impl Tone {
 }
 
 impl Card {
-    /// The card as it is read at a moment.
+    /// Renders the card for a reader at this time.
     pub fn show(&self, now: Timestamp) -> CardView {
         let left_s = self.expires_at.since(now).max(0) / 1_000;
         let sections = [

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use super::token_outcome::{Denial, TokenOutcome, PendingApproval, AccessToken};
 use super::watch::AccessRequestWatch;
-use super::responses::{AccessRequestInfo, EvidenceVerification, TaskEndReport};
+use super::responses::{AccessRequestInfo, EvidenceVerification, ReadWire as _, TaskEndReport};
 use super::{CallOptions, Endpoint, Error, EvidenceSource, Identity, methods, random_name, required};
 use crate::jose::SigningKey;
 use crate::model::{
@@ -127,7 +127,7 @@ impl OpenTaskResult {
             verification: answer
                 .verification
                 .ok_or_else(|| Malformed::new("verification", "is required"))?
-                .into(),
+                .read(),
         })
     }
 }
@@ -373,9 +373,9 @@ impl TaskHandle {
                     jti: TokenId::parse(&info.jti)?,
                     expires_at: moment("expires_at", info.expires_at)?,
                     openings,
-                    ttl: info.ttl.map(Into::into),
+                    ttl: info.ttl.read(),
                     uses: info.uses,
-                    rules: all(info.rules),
+                    rules: info.rules.read(),
                     reissued: info.reissued,
                 }))
             }
@@ -389,9 +389,9 @@ impl TaskHandle {
                     None => 1,
                 },
                 send_evidence: info.show_evidence,
-                needs: all(info.needs),
-                rules: all(info.rules),
-                ttl: info.ttl.map(Into::into),
+                needs: info.needs.read(),
+                rules: info.rules.read(),
+                ttl: info.ttl.read(),
             })),
             request_token_response::Outcome::Denied(info) => {
                 let id = Some(info.access_request_id.as_str()).filter(|id| !id.is_empty());
@@ -400,7 +400,7 @@ impl TaskHandle {
                     decision,
                     access_request_id,
                     reason: info.reason,
-                    rules: all(info.rules),
+                    rules: info.rules.read(),
                     comment: info.comment,
                 }))
             }
@@ -417,7 +417,7 @@ impl TaskHandle {
             .endpoint
             .call::<methods::GetAccessRequest>(CallOptions::by(&self.identity), &[request])
             .await?;
-        Ok(required("access_request", answer.access_request)?.into())
+        Ok(required("access_request", answer.access_request)?.read())
     }
 
     /// Cancels an access request of this task. Returns it after that.
@@ -430,7 +430,7 @@ impl TaskHandle {
             .endpoint
             .call::<methods::CancelAccessRequest>(CallOptions::by(&self.identity), &[request])
             .await?;
-        Ok(required("access_request", answer.access_request)?.into())
+        Ok(required("access_request", answer.access_request)?.read())
     }
 
     /// Ends the task, its tokens and its access requests. Idempotent.
@@ -444,12 +444,8 @@ impl TaskHandle {
             .endpoint
             .call::<methods::CompleteTask>(CallOptions::by(&self.identity), &[request])
             .await?;
-        Ok(required("report", answer.report)?.into())
+        Ok(required("report", answer.report)?.read())
     }
-}
-
-fn all<W, T: From<W>>(wire: Vec<W>) -> Vec<T> {
-    wire.into_iter().map(Into::into).collect()
 }
 
 fn idempotency_key(given: Option<&str>) -> Result<RequestId, Error> {

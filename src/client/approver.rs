@@ -4,7 +4,7 @@ use tonic::Streaming;
 
 use super::channel::RpcMethod;
 use super::responses::{
-    AccessRequestInfo, InboxEntry, InboxListing, InboxUpdate, JournalPosition,
+    AccessRequestInfo, InboxEntry, InboxListing, InboxUpdate, JournalPosition, ReadWire,
 };
 use super::vote::{self, ReviewedCard, SignedVote};
 use super::{CallOptions, Endpoint, Error, Identity, methods, required};
@@ -47,7 +47,7 @@ impl ApproverClient {
             page_token: page_token.to_owned(),
         };
         let page = self.call::<methods::ListAccessRequests>(request).await?;
-        Ok(page.into())
+        Ok(page.read())
     }
 
     /// The whole inbox, highest risk first, then the nearest deadline; and how many more access requests wait for their turn,
@@ -79,7 +79,7 @@ impl ApproverClient {
         after: Option<JournalPosition>,
     ) -> Result<InboxWatcher, Error> {
         let request = v1::WatchAccessRequestsRequest {
-            after: after.map(Into::into),
+            after: after.map(JournalPosition::to_wire),
         };
         let options = CallOptions::by(&self.identity);
         let stream = self
@@ -158,7 +158,7 @@ impl ApproverClient {
         };
         let response = self.call::<methods::CastVote>(request).await?;
         let access_request = required("access_request", response.access_request)?;
-        Ok((access_request.into(), response.agent_suspended))
+        Ok((access_request.read(), response.agent_suspended))
     }
 
     /// Signs and casts a vote on a reviewed card. Returns the access request after it.

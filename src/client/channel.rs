@@ -10,6 +10,7 @@ use tonic::{Code, Request, Status, Streaming};
 use tonic_types::StatusExt as _;
 
 use super::transport::{Connector, ConnectOptions, Transport};
+use super::responses::ReadWire as _;
 use super::{Error, EvidenceSource, Introspection, random, random_name};
 use crate::clock::Clock;
 use crate::jose::SigningKey;
@@ -18,7 +19,7 @@ use crate::model::{Digest, Malformed, Reason, Secret, Timestamp};
 use crate::proto::{BOOTSTRAP_CODE, v1};
 use crate::proto::strict::StrictCodec;
 
-/// A broker, by the external URL that its configuration names: proofs are made for that URL and no other.
+/// A broker, by the external URL in its configuration: proofs are made for that URL and no other (`htu`, RFC 9449 §4.2).
 /// Cheap to clone; clones share the connection and the newest nonce.
 #[derive(Clone)]
 pub struct Endpoint {
@@ -30,7 +31,7 @@ pub struct Endpoint {
     retry_ms: u32,
 }
 
-/// Who calls.
+/// How the caller authenticates.
 #[derive(Debug, Clone)]
 pub enum Identity {
     /// The holder of a key, proved by DPoP (RFC 9449): agents by their task's key, people and validators by their own.
@@ -39,15 +40,15 @@ pub enum Identity {
     Svid(EvidenceSource),
 }
 
-/// One call: who makes it and what its proof binds.
+/// Options of one call: the caller's identity and what its proof binds.
 #[derive(Clone, Copy)]
 pub(crate) struct CallOptions<'a> {
     pub(crate) identity: &'a Identity,
-    /// Digest of the action asked for.
+    /// Digest of the requested action.
     pub(crate) action_digest: Option<Digest>,
     /// SHA-256 of the evidence in the call.
     pub(crate) evidence_hash: Option<Digest>,
-    /// How long the broker was asked to wait, in seconds.
+    /// How long the broker may wait before it answers, in seconds.
     pub(crate) wait_s: u32,
     /// The one-time code of a first operator.
     pub(crate) code: Option<&'a Secret>,
@@ -68,7 +69,7 @@ impl<'a> CallOptions<'a> {
 /// A method, with the messages that belong to it.
 pub(crate) trait RpcMethod {
     const PATH: &'static str;
-    /// Whether a second call, after one whose fate is unknown, does no more than the first.
+    /// Whether the method is idempotent: a retry after an unknown result is safe.
     const REPEATABLE: bool;
     type Request: Message + Name + Clone + Default + Send + Sync + 'static;
     type Response: Message + Name + Default + Send + Sync + 'static;
@@ -141,13 +142,13 @@ pub(crate) mod methods {
 }
 
 impl Endpoint {
-    /// The broker at this URL, such as `https://dipylon.soc.example`, with the operating system's certificates; it connects
-    /// with the first call. A trailing slash is left out. Call it within a tokio runtime.
+    /// The broker at this URL, such as `https://dipylon.soc.example`, with the operating system's certificate authorities.
+    /// Connects with the first call. A trailing slash is dropped. Must be called within a tokio runtime.
     pub fn connect(url: &str) -> Result<Self, Error> {
         Self::connect_with(url, &ConnectOptions::default())
     }
 
-    /// The same, reached through a Unix socket or with certificates of one's own.
+    /// The same, through a Unix socket or with other certificate authorities.
     pub fn connect_with(url: &str, options: &ConnectOptions) -> Result<Self, Error> {
         let url = url.strip_suffix('/').unwrap_or(url);
         let transport = Transport::new(url, options)?;
@@ -174,7 +175,7 @@ impl Endpoint {
         self
     }
 
-    /// The time that proofs carry.
+    /// The clock for the `iat` of proofs; the machine's by default.
     pub fn with_clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
         self
@@ -197,10 +198,10 @@ impl Endpoint {
         let response = self
             .call::<methods::Introspect>(CallOptions::by(identity), &[request])
             .await?;
-        Ok(response.into())
+        Ok(response.read())
     }
 
-    /// The way to the broker, for what is not a call.
+    /// How to connect to the broker, for plain HTTP requests.
     pub(crate) fn transport(&self) -> &Transport {
         &self.transport
     }
@@ -239,7 +240,7 @@ impl Endpoint {
         }
     }
 
-    /// Makes a call whose answers go on.
+    /// Makes a call with a stream of responses.
     pub(crate) async fn watch<M: RpcMethod>(
         &self,
         options: CallOptions<'_>,
@@ -266,7 +267,7 @@ impl Endpoint {
         }
     }
 
-    /// Reads why a stream ended.
+    /// The error that ended a stream.
     pub(crate) fn stream_error(&self, status: &Status) -> Error {
         self.remember(status.metadata());
         Error::from_status(&self.url, status)
@@ -319,7 +320,7 @@ impl Endpoint {
         Ok(headers)
     }
 
-    /// Keeps the nonce that came with an answer, whatever the answer was.
+    /// Keeps the nonce of a response or an error (RFC 9449 §8.2).
     fn remember(&self, metadata: &MetadataMap) {
         let nonce = metadata
             .get(DPOP_NONCE)
@@ -332,7 +333,7 @@ impl Endpoint {
     }
 }
 
-/// One call's retry, each with a proof of its own: once more for a nonce, and, where that can do no harm, while the
+/// The attempts of one call, each with a proof of its own: once more for a nonce, and, where that can do no harm, while the
 /// broker is away.
 #[derive(Default)]
 struct RetryState {
@@ -417,8 +418,8 @@ fn codec<M: RpcMethod>() -> StrictCodec<M::Request, M::Response> {
     StrictCodec::default()
 }
 
-/// How long the broker says to wait (`RetryInfo`), in milliseconds. A wait longer than the retry budget is none: the error
-/// goes to the caller at once.
+/// `RetryInfo` of the broker, in milliseconds. A wait longer than the retry budget ends the retries: the error is returned at
+/// once.
 fn retry_after_ms(status: &Status) -> u32 {
     let delay = status
         .get_details_retry_info()
@@ -430,7 +431,7 @@ fn retry_after_ms(status: &Status) -> u32 {
     })
 }
 
-/// Doubles from 50 ms to a second; the half of it is chance, so that many clients do not come back at once.
+/// Exponential backoff from 50 ms to a second, half of it random, so that many clients do not return at once.
 pub(crate) fn backoff_ms(round: u32) -> Result<u32, Error> {
     let full = PAUSE_MS
         .saturating_mul(1_u32.checked_shl(round.min(16)).unwrap_or(u32::MAX))
@@ -444,9 +445,9 @@ const DPOP_NONCE: &str = "dpop-nonce";
 const AUTHORIZATION: &str = "authorization";
 /// To establish a connection.
 const CONNECT_TIMEOUT_S: u64 = 3;
-/// For an answer, beside the wait that was asked for.
+/// For an answer, beside the requested wait.
 const CALL_TIMEOUT_S: u64 = 10;
-/// A connection on which nothing is heard for the sum of both is given up.
+/// A connection without a reply to a ping for the sum of both is closed.
 const KEEP_ALIVE_INTERVAL_S: u64 = 20;
 const KEEP_ALIVE_TIMEOUT_S: u64 = 10;
 const RETRY_MS: u32 = 5_000;
@@ -459,7 +460,7 @@ mod tests {
     use crate::proto;
 
     #[test]
-    fn every_method_is_called_by_its_name() {
+    fn methods_match_the_descriptor() {
         let ours: Vec<_> = methods::ALL.iter().map(|(path, _, _)| *path).collect();
         for method in proto::methods() {
             assert!(ours.contains(&method.as_str()), "{method}");
@@ -478,7 +479,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_url_is_one_that_a_proof_can_name() {
+    async fn broker_url_validation() {
         for good in [
             "http://127.0.0.1:7700",
             "http://127.0.0.1:7700/",
@@ -511,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_to_a_bound() {
+    fn backoff_is_capped() {
         for (round, full) in [(0, 50), (1, 100), (4, 800), (5, 1_000), (99, 1_000)] {
             let pause = backoff_ms(round).expect("pause");
             assert!((full / 2..=full).contains(&pause), "{round}: {pause}");

@@ -1,10 +1,10 @@
-//! What agents, approvers and operators link: calls with proofs, nonces, retries and evidence taken care of.
+//! Broker client for agents, approvers and operators, with DPoP proofs, nonces, retries and evidence.
 //!
-//! In: a broker's URL (and, where it is not the network's, the way to it), keys, evidence, and words of the model. Out: typed answers, or an [`Error`].
-//! Trusts: its own keys; of the broker's answers only their form, and of a vote's statement nothing that the approver did
+//! In: a broker's URL (and how to connect to it), keys, evidence, and types of the model. Out: plain values, or an [`Error`].
+//! Trusts: its own keys; of the broker's responses only their form, and of a vote's statement nothing that the approver did
 //! not see ([`vote`]).
-//! Refuses: to sign a statement that says anything else than the card; URLs that a proof could not name.
-//! Never: shows a token, evidence or a key in an error or in `Debug`, stores a token, or retries what could happen twice.
+//! Refuses: to sign a statement that differs from the card; URLs that a proof could not name.
+//! Never: shows a token, evidence or a key in an error or in `Debug`, stores a token, or retries a call that is not idempotent.
 
 mod agent;
 mod approver;
@@ -40,7 +40,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use crate::model::Malformed;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-/// 128 random bits, base64url: a proof's `jti`, an idempotency key.
+/// 128 random bits, base64url: for the `jti` of a proof or an idempotency key.
 pub(crate) fn random_name() -> Result<String, Error> {
     Ok(URL_SAFE_NO_PAD.encode(random::<16>()?))
 }

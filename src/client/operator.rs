@@ -5,7 +5,7 @@ use super::channel::RpcMethod;
 use super::responses::{
     ActiveToken, AgentInfo, AppliedBundle, ApproverInfo, ApproverStatistics, EnrolmentInvitation,
     Explanation, FreezeInfo, FreezeReport, JournalSearchPage, RuleStatistics, SuspensionReport,
-    TaskEndReport, TaskInfo, TaskTimeline, TimelineEntry, TokenRevocation,
+    TaskEndReport, TaskInfo, TaskTimeline, TimelineEntry, TokenRevocation, ReadWire,
 };
 use super::{CallOptions, Endpoint, Error, Identity, methods, required};
 use crate::jose::SigningKey;
@@ -64,7 +64,7 @@ impl OperatorClient {
             .endpoint
             .call::<methods::ApplyPolicyBundle>(options, &chunks(files))
             .await?;
-        Ok(response.into())
+        Ok(response.read())
     }
 
     /// Suspends an agent, and ends its tasks, tokens and access requests. `reason` has at most 2,000 bytes.
@@ -73,7 +73,7 @@ impl OperatorClient {
             agent_id: agent.to_string(),
             reason: Prose::parse("reason", reason)?.as_str().to_owned(),
         };
-        Ok(self.call::<methods::SuspendAgent>(request).await?.into())
+        Ok(self.call::<methods::SuspendAgent>(request).await?.read())
     }
 
     /// Lets a suspended agent open tasks again; nothing that ended comes back. Returns the index of the journal entry.
@@ -103,7 +103,7 @@ impl OperatorClient {
             agent_id: agent.to_string(),
         };
         let response = self.call::<methods::GetAgent>(request).await?;
-        Ok(required("agent", response.agent)?.into())
+        Ok(required("agent", response.agent)?.read())
     }
 
     /// Freezes everything, an agent, an owner's agents or an action, and ends what it stops. `reason` has at most 2,000 bytes.
@@ -112,7 +112,7 @@ impl OperatorClient {
             scope: scope.to_string(),
             reason: Prose::parse("reason", reason)?.as_str().to_owned(),
         };
-        Ok(self.call::<methods::Freeze>(request).await?.into())
+        Ok(self.call::<methods::Freeze>(request).await?.read())
     }
 
     /// Lifts a freeze; nothing that ended comes back. Returns the index of the journal entry.
@@ -128,7 +128,7 @@ impl OperatorClient {
         let response = self
             .call::<methods::ListFreezes>(v1::ListFreezesRequest {})
             .await?;
-        Ok(response.freezes.into_iter().map(Into::into).collect())
+        Ok(response.freezes.read())
     }
 
     /// At most `max` tasks, the newest first; with those that ended when `ended`. For auditors too.
@@ -159,7 +159,7 @@ impl OperatorClient {
             task_id: task.to_string(),
         };
         let response = self.call::<methods::EndTask>(request).await?;
-        Ok(required("report", response.report)?.into())
+        Ok(required("report", response.report)?.read())
     }
 
     /// At most `max` active tokens, the next to expire first. For auditors too.
@@ -180,7 +180,7 @@ impl OperatorClient {
         let request = v1::RevokeTokenRequest {
             jti: jti.to_string(),
         };
-        Ok(self.call::<methods::RevokeToken>(request).await?.into())
+        Ok(self.call::<methods::RevokeToken>(request).await?.read())
     }
 
     /// Invites a registered person to enrol a passkey.
@@ -188,7 +188,7 @@ impl OperatorClient {
         let request = v1::InviteApproverRequest {
             person_id: person.to_string(),
         };
-        Ok(self.call::<methods::InviteApprover>(request).await?.into())
+        Ok(self.call::<methods::InviteApprover>(request).await?.read())
     }
 
     /// People with their keys and passkeys, by id.
@@ -196,7 +196,7 @@ impl OperatorClient {
         let response = self
             .call::<methods::ListApprovers>(v1::ListApproversRequest {})
             .await?;
-        Ok(response.approvers.into_iter().map(Into::into).collect())
+        Ok(response.approvers.read())
     }
 
     /// Revokes one key of a person, or all. Returns how many counted until now.
@@ -216,7 +216,7 @@ impl OperatorClient {
     /// Explains a decision, an access request, a task, a token or a refused call, by its id.
     pub async fn explain(&self, id: &str) -> Result<Explanation, Error> {
         let request = v1::ExplainRequest { id: id.to_owned() };
-        Ok(self.call::<methods::Explain>(request).await?.into())
+        Ok(self.call::<methods::Explain>(request).await?.read())
     }
 
     /// Rules in force with statistics of their decisions, by id. For approvers and auditors too.
@@ -256,7 +256,7 @@ impl OperatorClient {
             };
             let page = self.call::<methods::GetTimeline>(request).await?;
             page_token = page.next_page_token.clone();
-            let page = TaskTimeline::from(page);
+            let page: TaskTimeline = page.read();
             entries.extend(page.entries);
             if page_token.is_empty() {
                 return Ok(TaskTimeline { entries, ..page });
@@ -275,7 +275,7 @@ impl OperatorClient {
             query: query.to_owned(),
             below,
         };
-        Ok(self.call::<methods::SearchJournal>(request).await?.into())
+        Ok(self.call::<methods::SearchJournal>(request).await?.read())
     }
 
     async fn call<M: RpcMethod>(&self, request: M::Request) -> Result<M::Response, Error> {
@@ -286,7 +286,7 @@ impl OperatorClient {
 
     /// Reads pages until the last, or until there are `max` rows. `request` takes the page's token and how many rows are
     /// wanted still; `split` takes a page apart into its rows and the next page's token.
-    async fn pages<M: RpcMethod, T: From<R>, R>(
+    async fn pages<M: RpcMethod, T, R: ReadWire<T>>(
         &self,
         max: usize,
         request: impl Fn(String, usize) -> M::Request,
@@ -298,7 +298,7 @@ impl OperatorClient {
                 .call::<M>(request(page_token, max - all.len()))
                 .await?;
             let (rows, next) = split(page);
-            all.extend(rows.into_iter().map(T::from));
+            all.extend(rows.into_iter().map(|row| -> T { row.read() }));
             page_token = next;
             if page_token.is_empty() {
                 break;

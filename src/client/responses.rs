@@ -9,42 +9,42 @@ use crate::card::AccessRequestStatus;
 use crate::model::{Action, Malformed, Secret, Target, Timestamp};
 use crate::proto::{card, convert, v1};
 
-/// One wire value read as one field.
-trait ReadField<T> {
+/// A wire value read as a plain one. Not `From`: no generated type in the public interface.
+pub(super) trait ReadWire<T> {
     fn read(self) -> T;
 }
 
-impl<T> ReadField<T> for T {
+impl<T> ReadWire<T> for T {
     fn read(self) -> T {
         self
     }
 }
 
-impl ReadField<Option<Timestamp>> for Option<prost_types::Timestamp> {
+impl ReadWire<Option<Timestamp>> for Option<prost_types::Timestamp> {
     fn read(self) -> Option<Timestamp> {
         convert::timestamp("time", &self?).ok()
     }
 }
 
-impl ReadField<Option<i64>> for Option<prost_types::Duration> {
+impl ReadWire<Option<i64>> for Option<prost_types::Duration> {
     fn read(self) -> Option<i64> {
         Some(self?.seconds)
     }
 }
 
-impl ReadField<Option<Action>> for Option<v1::Action> {
+impl ReadWire<Option<Action>> for Option<v1::Action> {
     fn read(self) -> Option<Action> {
         convert::action(&self?).ok()
     }
 }
 
-impl ReadField<Option<Target>> for Option<v1::Target> {
+impl ReadWire<Option<Target>> for Option<v1::Target> {
     fn read(self) -> Option<Target> {
         convert::target(&self?).ok()
     }
 }
 
-impl ReadField<Option<AccessRequestStatus>> for i32 {
+impl ReadWire<Option<AccessRequestStatus>> for i32 {
     fn read(self) -> Option<AccessRequestStatus> {
         card::status(self).ok()
     }
@@ -60,21 +60,21 @@ macro_rules! responses {
                 $($(#[$doc])* pub $field: $type,)*
             }
 
-            impl From<v1::$wire> for $name {
-                fn from(wire: v1::$wire) -> Self {
-                    Self { $($field: wire.$from.read(),)* }
+            impl ReadWire<$name> for v1::$wire {
+                fn read(self) -> $name {
+                    $name { $($field: self.$from.read(),)* }
                 }
             }
 
-            impl ReadField<Vec<$name>> for Vec<v1::$wire> {
+            impl ReadWire<Vec<$name>> for Vec<v1::$wire> {
                 fn read(self) -> Vec<$name> {
-                    self.into_iter().map(Into::into).collect()
+                    self.into_iter().map(ReadWire::read).collect()
                 }
             }
 
-            impl ReadField<Option<$name>> for Option<v1::$wire> {
+            impl ReadWire<Option<$name>> for Option<v1::$wire> {
                 fn read(self) -> Option<$name> {
-                    self.map(Into::into)
+                    self.map(ReadWire::read)
                 }
             }
         )*
@@ -601,19 +601,19 @@ pub struct EnrolmentInvitation {
     pub expires_at: Option<Timestamp>,
 }
 
-impl From<v1::InviteApproverResponse> for EnrolmentInvitation {
-    fn from(wire: v1::InviteApproverResponse) -> Self {
-        Self {
-            code: Secret::new(wire.code),
-            url: Secret::new(wire.url),
-            expires_at: wire.expires_at.read(),
+impl ReadWire<EnrolmentInvitation> for v1::InviteApproverResponse {
+    fn read(self) -> EnrolmentInvitation {
+        EnrolmentInvitation {
+            code: Secret::new(self.code),
+            url: Secret::new(self.url),
+            expires_at: self.expires_at.read(),
         }
     }
 }
 
-impl ReadField<AccessRequestInfo> for Option<v1::AccessRequest> {
+impl ReadWire<AccessRequestInfo> for Option<v1::AccessRequest> {
     fn read(self) -> AccessRequestInfo {
-        self.unwrap_or_default().into()
+        self.unwrap_or_default().read()
     }
 }
 
@@ -626,27 +626,25 @@ pub struct JournalPosition {
     pub index: u64,
 }
 
-impl From<v1::Position> for JournalPosition {
-    fn from(wire: v1::Position) -> Self {
+impl JournalPosition {
+    pub(crate) fn from_wire(wire: v1::Position) -> Self {
         Self {
             epoch: wire.epoch,
             index: wire.index,
         }
     }
-}
 
-impl From<JournalPosition> for v1::Position {
-    fn from(position: JournalPosition) -> Self {
-        Self {
-            epoch: position.epoch,
-            index: position.index,
+    pub(crate) fn to_wire(self) -> v1::Position {
+        v1::Position {
+            epoch: self.epoch,
+            index: self.index,
         }
     }
 }
 
-impl ReadField<Option<JournalPosition>> for Option<v1::Position> {
+impl ReadWire<Option<JournalPosition>> for Option<v1::Position> {
     fn read(self) -> Option<JournalPosition> {
-        self.map(Into::into)
+        self.map(JournalPosition::from_wire)
     }
 }
 
@@ -691,10 +689,14 @@ impl InboxUpdate {
         let missing = |field| Malformed::new(field, "is required");
         Ok(match wire.message.ok_or_else(|| missing("message"))? {
             Message::Snapshot(snapshot) => {
-                Self::Snapshot(snapshot.as_of.ok_or_else(|| missing("as_of"))?.into())
+                Self::Snapshot(JournalPosition::from_wire(
+                    snapshot.as_of.ok_or_else(|| missing("as_of"))?,
+                ))
             }
             Message::Change(change) => Self::Changed {
-                position: change.position.ok_or_else(|| missing("position"))?.into(),
+                position: JournalPosition::from_wire(
+                    change.position.ok_or_else(|| missing("position"))?,
+                ),
                 kind: match change.kind() {
                     v1::InboxChangeKind::Opened => InboxUpdateKind::Opened,
                     v1::InboxChangeKind::Voted => InboxUpdateKind::Voted,
@@ -707,7 +709,7 @@ impl InboxUpdate {
             Message::Turn(v1::InboxTurn {}) => Self::QueueAdvanced,
             Message::Heartbeat(heartbeat) => {
                 let position = heartbeat.read_through.ok_or_else(|| missing("read_through"))?;
-                Self::Heartbeat(position.into())
+                Self::Heartbeat(JournalPosition::from_wire(position))
             }
         })
     }

@@ -385,7 +385,7 @@ fn order(reason: &str) -> TokenRequest {
 }
 
 #[tokio::test]
-async fn a_nonce_is_learnt_once_and_kept_and_learnt_again_after_a_restart() {
+async fn nonce_is_cached_and_renewed_after_restart() {
     let broker = FakeBroker::start().await;
     let agent = broker.agent();
     let task = tokio::spawn(async move { agent.open_task(&open()).await })
@@ -429,7 +429,7 @@ async fn a_nonce_is_learnt_once_and_kept_and_learnt_again_after_a_restart() {
 }
 
 #[tokio::test]
-async fn a_nonce_that_is_never_good_is_asked_for_once() {
+async fn rejected_nonce_is_retried_once() {
     let broker = FakeBroker::start().await;
     broker.refuse([
         refusal(Code::Unauthenticated, Reason::UseDpopNonce),
@@ -445,7 +445,7 @@ async fn a_nonce_that_is_never_good_is_asked_for_once() {
 }
 
 #[tokio::test]
-async fn what_passes_is_waited_for_and_what_does_not_is_not() {
+async fn only_retryable_errors_are_retried() {
     let broker = FakeBroker::start().await;
     let away = || refusal(Code::Unavailable, Reason::JournalUnavailable);
     broker.refuse([away(), refusal(Code::Aborted, Reason::Conflict), away()]);
@@ -485,7 +485,7 @@ async fn what_passes_is_waited_for_and_what_does_not_is_not() {
 }
 
 #[tokio::test]
-async fn a_broker_that_stays_away_is_given_up() {
+async fn retries_stop_at_the_deadline() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let url = format!("http://{}", listener.local_addr().expect("address"));
     drop(listener);
@@ -507,7 +507,7 @@ async fn a_broker_that_stays_away_is_given_up() {
 }
 
 #[tokio::test]
-async fn stale_evidence_is_shown_again_once() {
+async fn stale_evidence_is_resent_once() {
     let broker = FakeBroker::start().await;
     let task = broker.agent().open_task(&open()).await.expect("task");
     let stale = || refusal(Code::Unauthenticated, Reason::EvidenceStale);
@@ -531,7 +531,7 @@ async fn stale_evidence_is_shown_again_once() {
 }
 
 #[tokio::test]
-async fn waiting_asks_under_one_id_and_shows_evidence_when_told() {
+async fn waiting_reuses_idempotency_key_and_resends_evidence() {
     let broker = FakeBroker::start().await;
     let task = broker.agent().open_task(&open()).await.expect("task");
     let until = Clock::system().now().plus_secs(30);
@@ -561,7 +561,7 @@ async fn waiting_asks_under_one_id_and_shows_evidence_when_told() {
 }
 
 #[tokio::test]
-async fn waiting_ends_in_time_with_the_last_answer() {
+async fn waiting_ends_at_deadline_with_last_outcome() {
     let broker = FakeBroker::start().await;
     let task = broker.agent().open_task(&open()).await.expect("task");
     let now = Clock::system().now();
@@ -572,7 +572,7 @@ async fn waiting_ends_in_time_with_the_last_answer() {
 }
 
 #[tokio::test]
-async fn a_policy_bundle_goes_in_pieces() {
+async fn policy_bundle_is_uploaded_in_chunks() {
     let broker = FakeBroker::start().await;
     let operator = OperatorClient::new(
         broker.endpoint(),
@@ -593,7 +593,7 @@ async fn a_policy_bundle_goes_in_pieces() {
 }
 
 #[tokio::test]
-async fn the_strict_decoder_stands_at_the_door() {
+async fn server_rejects_unknown_fields() {
     let broker = FakeBroker::start().await;
     let mut grpc = tonic::client::Grpc::new(
         tonic::transport::Channel::from_shared(broker.url.clone())

@@ -11,18 +11,18 @@ use crate::model::{
     Timestamp, TokenId,
 };
 
-/// Gate 2's answer.
+/// The decision of gate 2 on a token request.
 #[derive(Debug, Clone)]
 pub enum TokenOutcome {
-    /// Here it is.
+    /// The token is issued.
     Token(AccessToken),
-    /// People are asked. Ask again under the same request id.
+    /// The action waits for approvals. Repeat the request with the same idempotency key.
     Pending(PendingApproval),
-    /// No.
+    /// The request is denied.
     Denied(Denial),
 }
 
-/// A token with the key it is bound to. Neither prints.
+/// An access token with the key it is bound to (`cnf.jkt`, RFC 9449 §6). `Debug` shows neither.
 #[derive(Clone)]
 pub struct AccessToken {
     pub(super) jwt: Secret,
@@ -39,7 +39,7 @@ pub struct AccessToken {
     pub(super) reissued: bool,
 }
 
-/// Two headers of one HTTP request to the resource server.
+/// The two headers of one HTTP request to the resource server.
 #[derive(Debug, Clone)]
 pub struct DpopHeaders {
     /// `authorization`: `DPoP` and the token (RFC 9449 §7.1).
@@ -49,13 +49,13 @@ pub struct DpopHeaders {
 }
 
 impl AccessToken {
-    /// What one request with the token carries: `method` as sent, such as `POST`; of `url`, query and fragment are left out
-    /// of the proof (RFC 9449 §4.2). Make new ones for each request.
+    /// The headers for one request: `method` as sent, such as `POST`; query and fragment of `url` are left out of the proof
+    /// (RFC 9449 §4.2). Each request needs new ones. Fails only without randomness from the system.
     pub fn headers(&self, method: &str, url: &str) -> Result<DpopHeaders, Error> {
         self.headers_with_nonce(method, url, None)
     }
 
-    /// The same with the newest nonce that the resource server gave (RFC 9449 §9).
+    /// The same, with the newest `DPoP-Nonce` of the resource server (RFC 9449 §9).
     pub fn headers_with_nonce(
         &self,
         method: &str,
@@ -89,47 +89,47 @@ impl AccessToken {
         self.key.thumbprint()
     }
 
-    /// Its id.
+    /// The token's id.
     pub fn jti(&self) -> TokenId {
         self.jti
     }
 
-    /// When it ends by itself.
+    /// When the token expires.
     pub fn expires_at(&self) -> Timestamp {
         self.expires_at
     }
 
-    /// What it is for.
+    /// The action the token is for.
     pub fn action(&self) -> &Action {
         &self.action
     }
 
-    /// How its life came about.
+    /// How its lifetime was computed.
     pub fn ttl(&self) -> Option<&GrantedTtl> {
         self.ttl.as_ref()
     }
 
-    /// How often it may be used; `None` when its life is the only limit.
+    /// How often it may be used; `None` when its lifetime is the only limit.
     pub fn uses(&self) -> Option<u32> {
         self.uses
     }
 
-    /// The rules that determined the answer.
+    /// The rules that determined the decision.
     pub fn rules(&self) -> &[MatchedRule] {
         &self.rules
     }
 
-    /// Whether a retry got the same token signed anew.
+    /// Whether the request was a retry that got the same token, signed again.
     pub fn reissued(&self) -> bool {
         self.reissued
     }
 
-    /// The salts of sensitive parameters, by name: the resource server needs them beside the values.
+    /// The salts of sensitive parameters, by name: the resource server needs them with the values.
     pub fn openings(&self) -> &BTreeMap<String, String> {
         &self.openings
     }
 
-    /// This answer, for `explain`.
+    /// The id of the decision, for `explain`.
     pub fn decision_id(&self) -> DecisionId {
         self.decision
     }
@@ -147,7 +147,7 @@ impl fmt::Debug for AccessToken {
     }
 }
 
-/// The action waits for people.
+/// An action that waits for approvals.
 #[derive(Debug, Clone)]
 pub struct PendingApproval {
     pub(super) decision: DecisionId,
@@ -162,58 +162,59 @@ pub struct PendingApproval {
 }
 
 impl PendingApproval {
-    /// What waits.
+    /// The access request that waits.
     pub fn access_request_id(&self) -> AccessRequestId {
         self.access_request_id
     }
 
-    /// What the approver's card says, too: for whoever watches the agent, to know that both speak of the same request.
+    /// Words that the approver's card shows too, so that both sides know that they speak of the same request (the
+    /// `binding_message` of OpenID CIBA §7.1).
     pub fn match_phrase(&self) -> MatchPhrase {
         MatchPhrase::of(&self.access_request_id)
     }
 
-    /// What to ask again under.
+    /// The key to repeat the request with.
     pub fn idempotency_key(&self) -> &RequestId {
         &self.idempotency_key
     }
 
-    /// When waiting ends: then it is denied.
+    /// When the access request expires: then the request is denied.
     pub fn expires_at(&self) -> Timestamp {
         self.expires_at
     }
 
-    /// When to ask again, in seconds.
+    /// The interval for polling, in seconds.
     pub fn poll_interval_s(&self) -> i64 {
         self.poll_interval_s
     }
 
-    /// Whether evidence must be shown in the next call.
+    /// Whether the next request must carry evidence.
     pub fn send_evidence(&self) -> bool {
         self.send_evidence
     }
 
-    /// The profiles that are needed, and how far they are.
+    /// The step-up profiles it needs, and their votes so far.
     pub fn needs(&self) -> &[RequiredProfile] {
         &self.needs
     }
 
-    /// The rules that ask for them.
+    /// The rules that require them.
     pub fn rules(&self) -> &[MatchedRule] {
         &self.rules
     }
 
-    /// The life the token would have.
+    /// How the lifetime of the token would be computed.
     pub fn ttl(&self) -> Option<&GrantedTtl> {
         self.ttl.as_ref()
     }
 
-    /// This answer, for `explain`.
+    /// The id of the decision, for `explain`.
     pub fn decision_id(&self) -> DecisionId {
         self.decision
     }
 }
 
-/// Gate 2 said no.
+/// A token request that gate 2 denied.
 #[derive(Debug, Clone)]
 pub struct Denial {
     pub(super) decision: DecisionId,
@@ -224,22 +225,22 @@ pub struct Denial {
 }
 
 impl Denial {
-    /// Why, in one word of the wire.
+    /// The reason as the broker sent it.
     pub fn reason_str(&self) -> &str {
         &self.reason
     }
 
-    /// Why, if this client knows the word.
+    /// The reason, if this client knows it.
     pub fn reason(&self) -> Option<DeniedReason> {
         DeniedReason::parse(&self.reason)
     }
 
-    /// The rules that determined it.
+    /// The rules that determined the denial.
     pub fn rules(&self) -> &[MatchedRule] {
         &self.rules
     }
 
-    /// What the person who said no tells the agent: one plain line, if they wrote one.
+    /// The comment of the person who denied it: one plain line, if there is one.
     pub fn comment(&self) -> Option<&str> {
         Some(self.comment.as_str()).filter(|comment| !comment.is_empty())
     }
@@ -249,7 +250,7 @@ impl Denial {
         self.access_request_id
     }
 
-    /// This answer, for `explain`.
+    /// The id of the decision, for `explain`.
     pub fn decision_id(&self) -> DecisionId {
         self.decision
     }

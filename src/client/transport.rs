@@ -1,8 +1,8 @@
-//! The way to a broker: TCP, TLS over it, or a Unix socket.
+//! Connections to a broker: TCP, TLS over TCP, or a Unix socket.
 //!
-//! In: a broker's external URL, and how it is reached from here. Out: connections. Trusts the certificates of the operating
-//! system, or those in one file and no others. TLS 1.3 alone; the server's name is the URL's, whatever lies between. A Unix
-//! socket is plain: its directory says who may be at the other end. Never resumes a connection.
+//! In: a broker's external URL and [`ConnectOptions`]. Out: connections. Trusts: the certificates of the operating system, or
+//! those in one file and no others. TLS 1.3 alone; the expected server name is the URL's. A Unix socket is not encrypted: the
+//! permissions of its directory protect it. Never resumes a TLS session.
 
 use std::future::Future;
 use std::io;
@@ -26,23 +26,23 @@ use tokio_rustls::client::TlsStream;
 
 use super::Error;
 
-/// How a broker is reached from here, beside its URL.
+/// How to connect to a broker, beside its URL.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ConnectOptions {
-    /// Certificates of the authorities that the broker's may come from (PEM), instead of the operating system's.
+    /// PEM file of the certificate authorities to trust, instead of the operating system's.
     pub ca: Option<PathBuf>,
     /// The broker's Unix socket on this host, instead of the host and port of its URL. Proofs name the URL all the same.
     pub socket: Option<PathBuf>,
 }
 
-/// What is spoken on a connection.
+/// The application protocol of a connection (ALPN).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Http1,
     Http2,
 }
 
-/// The way to one broker. Cheap to clone.
+/// How to connect to one broker. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Transport {
     uri: Uri,
@@ -65,7 +65,7 @@ enum ConnectTarget {
 }
 
 impl Transport {
-    /// The way to the broker at a URL: `http://host`, `https://host`, each with or without a port, and no more.
+    /// Accepts `http://host` and `https://host`, each with or without a port, and no more.
     pub(crate) fn new(url: &str, options: &ConnectOptions) -> Result<Self, Error> {
         let (tls, authority) = match (url.strip_prefix("https://"), url.strip_prefix("http://")) {
             (Some(authority), _) => (true, authority),
@@ -89,7 +89,7 @@ impl Transport {
             },
             (None, true) => ConnectTarget::Tls {
                 name: ServerName::try_from(host.to_string())
-                    .map_err(|_| Error::Url("its host is no name that a certificate can have"))?,
+                    .map_err(|_| Error::Url("its host is not a name that a certificate can have"))?,
                 host,
                 port: port.unwrap_or(443),
                 config: Arc::new(config(options.ca.as_deref())?),
@@ -165,12 +165,12 @@ fn config(ca: Option<&Path>) -> Result<ClientConfig, Error> {
             }
         }
         None => {
-            // Those that cannot be read are not trusted; without any nobody is.
+            // Certificates that cannot be read are not trusted.
             let found = rustls_native_certs::load_native_certs();
             let (_added, _ignored) = roots.add_parsable_certificates(found.certs);
             if roots.is_empty() {
                 return Err(Error::Trust(
-                    "the operating system has no certificates of authorities; name a file of them"
+                    "the operating system has no certificate authorities; name a PEM file of them"
                         .to_owned(),
                 ));
             }
@@ -193,7 +193,7 @@ pub(crate) enum Connection {
     Unix(UnixStream),
 }
 
-/// What one kind of connection does, every kind does.
+/// Delegates to the connection inside.
 macro_rules! delegate {
     ($stream:expr, $inner:ident => $do:expr) => {
         match $stream.get_mut() {
@@ -232,7 +232,7 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// Makes a channel's connections, whatever URI the channel names.
+/// Makes a channel's connections; the URI of the channel is ignored.
 pub(super) struct Connector(pub(super) Transport);
 
 impl tower::Service<Uri> for Connector {

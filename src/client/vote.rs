@@ -1,5 +1,5 @@
-//! What an approver signs. The statement is built here from the card as it was shown, compared with the broker's member by
-//! member, and only then signed: a broker that lies gets no signature.
+//! Vote signing. The statement is built here from the card as the approver saw it, compared with the broker's member by
+//! member, and only then signed: a broker whose statement differs gets no signature.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::model::{
     VoteStatement,
 };
 
-/// What the approver saw and decided.
+/// A card as the approver saw it, and the decision.
 #[derive(Debug, Clone, Copy)]
 pub struct ReviewedCard<'a> {
     /// The card as shown.
@@ -19,11 +19,11 @@ pub struct ReviewedCard<'a> {
     pub realm: &'a Realm,
     /// The profile of the card that the vote is for.
     pub profile: &'a ProfileName,
-    /// Yes or no.
+    /// Approve or deny.
     pub verdict: Verdict,
-    /// What is made smaller.
+    /// Limits that the approver sets below the card's.
     pub narrowing: Narrowing,
-    /// What the agent is told.
+    /// The message for the agent.
     pub comment: Option<&'a Comment>,
 }
 
@@ -36,33 +36,33 @@ pub struct SignedVote {
     signature: [u8; 64],
 }
 
-/// Why nothing was signed.
+/// Why a vote was not signed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SignVoteError {
-    /// What was shown is not a whole card.
-    #[error("not signed: the card is not understood: {0}")]
+    /// The card is incomplete, or of another realm.
+    #[error("vote not signed: the card cannot be read: {0}")]
     Card(Malformed),
-    /// The card does not ask for this profile.
-    #[error("not signed: the card does not ask for this profile")]
+    /// The card does not need this profile.
+    #[error("vote not signed: the card does not need this profile")]
     NotAsked,
     /// The broker's text is not a statement in canonical JSON, or has members this client does not know.
-    #[error("not signed: the broker's statement is not understood")]
+    #[error("vote not signed: the broker's statement cannot be read")]
     Statement,
-    /// The broker's statement says something else than the card.
-    #[error("not signed: the broker's statement differs from what was shown in {0}")]
+    /// The broker's statement differs from the card in this member.
+    #[error("vote not signed: the broker's statement differs from the card in `{0}`")]
     Differs(&'static str),
     /// `not_after` is over, or more than seven days away.
-    #[error("not signed: not_after must lie between now and seven days from now")]
+    #[error("vote not signed: `not_after` must be between now and seven days from now")]
     NotAfter,
     /// The nonce is not 16 bytes as base64url.
-    #[error("not signed: nonce must be 16 bytes as base64url")]
+    #[error("vote not signed: `nonce` must be 16 bytes as base64url")]
     Nonce,
     /// The signature could not be made.
-    #[error("not signed: the key failed")]
+    #[error("vote not signed: the key failed")]
     Key,
 }
 
-/// Signs the broker's statement if it says exactly what was review. The signature is ES256 over the 32 bytes of its digest.
+/// Signs the broker's statement if it equals the one made from the card. The signature is ES256 over the 32 bytes of its digest.
 pub fn sign(
     key: &SigningKey,
     review: &ReviewedCard<'_>,
@@ -197,7 +197,7 @@ impl SignedVote {
         &self.statement
     }
 
-    /// Until when a yes holds: the broker's word, signed with the rest.
+    /// Until when an approval holds: set by the broker, signed with the rest.
     pub fn not_after(&self) -> Timestamp {
         self.not_after
     }
@@ -215,7 +215,7 @@ impl fmt::Debug for SignedVote {
     }
 }
 
-/// Longest time that a yes may stay good, in seconds: seven days.
+/// Longest validity of an approval, in seconds: seven days.
 const NOT_AFTER_S_MAX: i64 = 7 * 86_400;
 
 #[cfg(test)]
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn an_honest_statement_is_signed() {
+    fn matching_statement_is_signed() {
         let vote = sign_vote(&card(), &text(&honest()), None).expect("signed");
         assert!(!format!("{vote:?}").contains("ann"));
         let mut narrowed = honest();
@@ -305,9 +305,9 @@ mod tests {
     }
 
     #[test]
-    fn a_lie_in_any_member_is_named_and_not_signed() {
+    fn statement_mismatch_names_the_field() {
         let other = |name: &str| json!({ "name": name, "digest": Digest::of(b"two-security") });
-        let lies = [
+        let mutations = [
             ("v", json!(2)),
             ("realm", json!("dev")),
             (
@@ -331,9 +331,9 @@ mod tests {
             ),
             ("verdict", json!("deny")),
         ];
-        for (member, lie) in lies {
+        for (member, value) in mutations {
             let mut statement = honest();
-            statement[member] = lie;
+            statement[member] = value;
             assert_eq!(
                 sign_vote(&card(), &text(&statement), None).err(),
                 Some(SignVoteError::Differs(member)),
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn the_moment_and_the_nonce_are_bounded() {
+    fn not_after_and_nonce_are_validated() {
         for (after, good) in [
             (-1, false),
             (0, true),
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn other_texts_and_other_cards_are_refused() {
+    fn non_canonical_statement_is_rejected() {
         let mut more = honest();
         more["extra"] = json!(1);
         for bad in [

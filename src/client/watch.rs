@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use tonic::Streaming;
 
+use super::responses::ReadWire as _;
 use super::{AccessRequestInfo, CallOptions, Endpoint, Error, Identity, backoff_ms, methods};
 use crate::card::AccessRequestStatus;
 use crate::model::{AccessRequestId, Malformed, TaskId, Timestamp};
@@ -129,7 +130,7 @@ impl AccessRequestWatch {
                 }
                 self.cursor = Some(update.mark.ok_or_else(|| missing("mark"))?);
                 self.last = update.last;
-                Ok(Some(request.into()))
+                Ok(Some(request.read()))
             }
             Message::Heartbeat(heartbeat) => {
                 self.cursor = Some(heartbeat.mark.ok_or_else(|| missing("mark"))?);

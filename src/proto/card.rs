@@ -1,4 +1,4 @@
-//! The card on the wire, there and back: what the broker says is what its reader renders, or nothing is rendered at all.
+//! Card conversion: a card that the broker wrote is read completely, or refused.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -88,7 +88,7 @@ pub fn to_wire(card: &Card) -> v1::Card {
     }
 }
 
-/// Where an access request stands, on the wire.
+/// Writes the status of an access request.
 pub const fn status_to_wire(status: AccessRequestStatus) -> v1::AccessRequestStatus {
     match status {
         AccessRequestStatus::Waiting => v1::AccessRequestStatus::Waiting,
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_card_goes_there_and_back() {
+    fn card_roundtrip() {
         for ours in [
             card(),
             full(),
@@ -391,7 +391,7 @@ mod tests {
     type Bend = fn(&mut v1::Card);
 
     #[test]
-    fn half_a_card_is_none() {
+    fn incomplete_card_is_rejected() {
         let bends: [(&str, Bend); 16] = [
             ("request", |c| c.access_request_id.clear()),
             ("realm", |c| c.realm.clear()),

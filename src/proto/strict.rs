@@ -1,5 +1,5 @@
-//! The codec of every method. A request's bytes are walked against the descriptor before prost reads them, so that what
-//! this broker does not understand is refused and never dropped. Replies are read leniently: a newer broker may say more.
+//! Strict codec of every method: a request is validated against the descriptor before prost decodes it, so that unknown fields
+//! are refused and never dropped. prost has no such mode. Responses are decoded leniently: a newer broker may send more.
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
@@ -23,7 +23,7 @@ pub const DEPTH_MAX: usize = 16;
 /// Most fields in a request, nested ones counted.
 pub const FIELDS_MAX: usize = 10_000;
 
-/// prost's encoding, with a decoder that refuses what it does not know in messages whose name ends in `Request`.
+/// prost's encoding, with a decoder that refuses unknown fields in messages whose name ends in `Request`.
 #[derive(Debug)]
 pub struct StrictCodec<T, U>(PhantomData<(T, U)>);
 
@@ -127,7 +127,7 @@ impl StrictDecodeError {
     }
 }
 
-/// How a field's value lies on the wire, and what of it can be wrong before prost looks.
+/// How the value of a field is encoded, with what prost does not check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WireForm {
     /// A varint that fits the type.

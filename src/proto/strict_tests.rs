@@ -44,7 +44,7 @@ fn with_value(value: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_understood_is_read() {
+fn known_fields_are_accepted() {
     let message: v1::OpenTaskRequest = read(&open_task()).expect("read");
     assert_eq!(message.purpose, "why");
     assert_eq!(message.max_duration.map(|d| d.seconds), Some(60));
@@ -57,7 +57,7 @@ fn what_is_understood_is_read() {
 }
 
 #[test]
-fn every_top_level_refusal() {
+fn top_level_errors() {
     let with = |extra: Vec<u8>| [open_task(), extra].concat();
     let cases: [(&str, Vec<u8>, &str); 14] = [
         (
@@ -110,7 +110,7 @@ fn every_top_level_refusal() {
 }
 
 #[test]
-fn nested_ones_too_with_their_path() {
+fn nested_errors_have_a_path() {
     let text = len(1, b"v");
     let cases: [(&str, Vec<u8>, &str); 6] = [
         (
@@ -163,7 +163,7 @@ fn nested_ones_too_with_their_path() {
 }
 
 #[test]
-fn depth_and_number_are_bounded() {
+fn depth_and_field_count_are_bounded() {
     let nested = |sets: usize| (0..sets).fold(len(1, b"v"), |inner, _| len(4, &len(1, &inner)));
     // The request, its action, the parameter and the value are four; each set and its element two more.
     assert!(read::<v1::RequestTokenRequest>(&with_value(&nested(6))).is_ok());
@@ -195,7 +195,7 @@ fn depth_and_number_are_bounded() {
 }
 
 #[test]
-fn the_answer_is_invalid_argument_malformed_and_shows_no_value() {
+fn error_status_is_invalid_argument_without_values() {
     let bytes = [open_task(), len(9, b"s3cr3t")].concat();
     let status = refused::<v1::OpenTaskRequest>(&bytes).status();
     let info = status.get_details_error_info().expect("ErrorInfo");
@@ -255,7 +255,7 @@ fn passes<U: prost::Message + prost::Name + Default + PartialEq + std::fmt::Debu
 
 proptest! {
     #[test]
-    fn whatever_we_write_is_read(
+    fn encoder_output_is_accepted(
         (texts, bytes, number) in (prop::collection::vec(any::<String>(), 6), any::<Vec<u8>>(), any::<i32>()),
         parameters in prop::collection::vec((any::<String>(), value()), 0..5),
         (ttl, wait, evidence) in (duration(), duration(), evidence()),
@@ -304,7 +304,7 @@ proptest! {
     }
 
     #[test]
-    fn noise_never_panics_and_never_says_more_than_prost(noise in any::<Vec<u8>>()) {
+    fn random_bytes_never_panic(noise in any::<Vec<u8>>()) {
         if read::<v1::RequestTokenRequest>(&noise).is_ok() {
             prop_assert!(v1::RequestTokenRequest::decode(noise.as_slice()).is_ok());
         }

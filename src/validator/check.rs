@@ -10,75 +10,75 @@ use crate::model::{
     Timestamp, TokenId,
 };
 
-/// What an HTTP request presented.
+/// The token, proof and target of an HTTP request.
 #[derive(Clone, Copy)]
 pub struct PresentedToken<'a> {
-    /// The token, of `authorization: DPoP …`, without the word before it.
+    /// The token: `authorization: DPoP …` without the scheme (RFC 9449 §7.1).
     pub token: &'a str,
-    /// The `dpop` header; exactly one may be there (RFC 9449 §4.3).
+    /// The `dpop` header; the request must have exactly one (RFC 9449 §4.3).
     pub dpop: Option<&'a str>,
     /// The HTTP method, as sent.
     pub method: &'a str,
     /// The server's own external URL of this request, never one taken from `Host`. Query and fragment are left out.
     pub url: &'a str,
-    /// Salts of sensitive parameters, by name, as the agent got them with the token.
+    /// Salts of sensitive parameters, by name, as the agent received them with the token.
     pub openings: &'a BTreeMap<String, String>,
 }
 
-/// What the server is about to do.
+/// The action that the server is about to do.
 #[derive(Debug, Clone)]
 pub struct RequiredAction {
-    /// The catalogue's name.
+    /// Its name in the catalogue.
     pub action: ActionName,
-    /// What it is done to.
+    /// Its target.
     pub target: Target,
-    /// Exactly with what. `None` only where the server takes them from [`Authorized::parameters`] and nowhere else.
+    /// Its exact parameters. `None` only where the server takes them from [`Authorized::parameters`] and nowhere else.
     pub parameters: Option<BTreeMap<String, Param>>,
 }
 
-/// A request that may do what was required: its token holds, was not ended, and its sender has the key. Only
-/// [`super::Validator::check`] makes one; spending moves it.
+/// An authorized request: its token is valid and not revoked, and its sender holds the key. Only
+/// [`super::Validator::check`] makes one; [`super::Validator::consume`] takes it by value.
 #[derive(Debug)]
 pub struct Authorized {
     token: CheckedToken,
     text: Secret,
 }
 
-/// A request whose use, where its token has a limit, is spent.
+/// An authorized request whose use, where its token has a limit, is recorded.
 #[derive(Debug)]
-pub struct Consumed {
+pub struct ConsumedUse {
     authorized: Authorized,
     uses_left: Option<u32>,
     position: Option<u64>,
 }
 
-/// Why a request was rejected. Says nothing of the token but this.
+/// Why a request was rejected. Holds nothing of the token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ValidationError {
-    /// Ends may have been missed: the feed is silent or not complete, or the broker's keys cannot be fetched. Not the
+    /// Revocations may have been missed: the feed is silent or not complete, or the broker's keys cannot be fetched. Not the
     /// caller's fault.
-    #[error("revocations are not known to the present: nothing is authorized")]
+    #[error("revocation feed is stale; rejecting all tokens")]
     Stale,
     /// Too many proofs at once. Not the caller's fault.
     #[error("too many proofs at once")]
     Busy,
-    /// The token does not hold.
+    /// The token is not valid.
     #[error("token: {0}")]
     Token(TokenError),
-    /// The token, its task or its agent was ended.
+    /// The token, its task or its agent was revoked.
     #[error("token: revoked")]
     Revoked,
-    /// No proof.
-    #[error("proof: is missing")]
+    /// The request has no proof.
+    #[error("proof: missing")]
     ProofMissing,
-    /// The proof does not hold.
+    /// The proof is not valid.
     #[error("{0}")]
     Proof(ProofError),
     /// The proof is for another token.
-    #[error("proof: ath is not of this token")]
+    #[error("proof: `ath` is of another token")]
     ProofOfOtherToken,
     /// The proof is by another key than the token's.
-    #[error("proof: not by the key of the token")]
+    #[error("proof: signed by another key than the token's `cnf.jkt`")]
     ProofOfOtherKey,
     /// The proof was used before.
     #[error("proof: used before")]
@@ -89,14 +89,14 @@ pub enum ValidationError {
     /// The token is for another target.
     #[error("the token is for another target")]
     WrongTarget,
-    /// The token is for other parameters, or a sensitive one was not opened.
+    /// The token is for other parameters, or the salt of a sensitive one is missing.
     #[error("the token is for other parameters")]
     WrongParameters,
-    /// Every use is spent.
+    /// Every use is consumed.
     #[error("token: its uses are spent")]
     UseSpent,
-    /// The use could not be spent. Not the caller's fault.
-    #[error("the use could not be spent: {0}")]
+    /// The use could not be recorded. Not the caller's fault.
+    #[error("the use could not be recorded: {0}")]
     Broker(Error),
 }
 
@@ -148,7 +148,7 @@ impl ValidationError {
     }
 }
 
-/// The proof of the key that the token is bound to, for this request and this token.
+/// Checks the proof of possession for this request and this token (RFC 9449 §4.3, §7.1).
 pub(super) fn possession(
     presented: &PresentedToken<'_>,
     claims: &AccessTokenClaims,
@@ -174,7 +174,7 @@ pub(super) fn possession(
     Ok(proof)
 }
 
-/// The token's action is the one required, member by member.
+/// Checks that the token's action is the required one, member by member.
 pub(super) fn action(
     presented: &PresentedToken<'_>,
     claims: &AccessTokenClaims,
@@ -204,7 +204,7 @@ pub(super) fn action(
     }
 }
 
-/// A value equals itself; a commitment equals what its salt opens it to.
+/// A value is compared as it is, a commitment with the hash of salt and value.
 fn matches(held: &Value, param: &Param, salt: Option<&String>) -> bool {
     match commitment(held) {
         None => *held == param.to_json(),
@@ -232,7 +232,7 @@ impl Authorized {
         &self.text
     }
 
-    /// The token's id: what logs carry.
+    /// The token's id: for logs.
     pub fn token_id(&self) -> TokenId {
         self.token.claims().jti
     }
@@ -252,38 +252,38 @@ impl Authorized {
         &self.token.claims().sub
     }
 
-    /// What it may do.
+    /// The authorized action.
     pub fn action(&self) -> &ActionName {
         &self.token.claims().detail().action
     }
 
-    /// To what.
+    /// Its target.
     pub fn target(&self) -> &Target {
         &self.token.claims().detail().target
     }
 
-    /// With what: values, or commitments for sensitive ones.
+    /// Its parameters: values, or commitments for sensitive ones.
     pub fn parameters(&self) -> &serde_json::Map<String, Value> {
         &self.token.claims().detail().parameters
     }
 
-    /// How often in all; `None` when its life is the only limit.
+    /// Uses in all; `None` when its lifetime is the only limit.
     pub fn uses(&self) -> Option<u32> {
         self.token.claims().uses
     }
 
-    /// When it ends by itself.
+    /// When the token expires.
     pub fn expires_at(&self) -> Timestamp {
         Timestamp::from_secs(self.token.claims().exp)
     }
 
-    /// The approval it rests on, if one was needed.
+    /// The approval of people, if one was needed.
     pub fn approval(&self) -> Option<&ApprovalClaim> {
         self.token.claims().approval.as_ref()
     }
 }
 
-impl Consumed {
+impl ConsumedUse {
     pub(super) fn new(authorized: Authorized, uses_left: Option<u32>, position: Option<u64>) -> Self {
         Self {
             authorized,
@@ -292,7 +292,7 @@ impl Consumed {
         }
     }
 
-    /// What was authorized.
+    /// The authorized request.
     pub fn authorized(&self) -> &Authorized {
         &self.authorized
     }
@@ -302,7 +302,7 @@ impl Consumed {
         self.uses_left
     }
 
-    /// Index of the journal's entry of this use; `None` when there was nothing to spend.
+    /// Index of the journal entry of this use; `None` for a token without a limit.
     pub fn position(&self) -> Option<u64> {
         self.position
     }

@@ -1,4 +1,4 @@
-//! The broker's public keys, fetched from its one configured place.
+//! Broker keys: the JWK set, fetched from the one configured URL.
 
 use std::time::Duration;
 
@@ -12,30 +12,30 @@ use crate::client::{Protocol, Transport};
 use crate::jose::{KeySet, Usage};
 use crate::model::Timestamp;
 
-/// Why the broker's keys could not be had.
+/// Why the broker's keys could not be fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FetchError {
     /// No connection, or it broke.
-    #[error("the broker's keys: it cannot be reached")]
+    #[error("broker keys: the broker cannot be reached")]
     Unreachable,
     /// Not within three seconds.
-    #[error("the broker's keys: no answer in time")]
+    #[error("broker keys: no answer in time")]
     TimedOut,
     /// Another status than 200.
-    #[error("the broker's keys: answered with status {0}")]
+    #[error("broker keys: expected status 200, got {0}")]
     Status(u16),
     /// More than 256 KiB.
-    #[error("the broker's keys: larger than 256 KiB, or cut short")]
+    #[error("broker keys: larger than 256 KiB, or truncated")]
     Body,
     /// Not a JWK set of public keys.
-    #[error("the broker's keys: not a set of public keys")]
+    #[error("broker keys: not a JWK set of public keys")]
     Form,
 }
 
 pub(super) struct Keys {
     transport: Transport,
     set: ArcSwap<KeySet>,
-    /// When the last fetch began. Held through a fetch, so that many unknown names make one.
+    /// When the last fetch began. Locked through a fetch, so that many unknown key ids make one.
     fetched_at: Mutex<Timestamp>,
 }
 
@@ -55,7 +55,7 @@ impl Keys {
         self.set.load()
     }
 
-    /// Fetches again, at most once in ten seconds; keeps the keys it has when that fails.
+    /// Fetches again, at most once in ten seconds; keeps the present keys when that fails.
     pub(super) async fn refresh(&self, now: Timestamp) -> Result<(), FetchError> {
         let mut fetched_at = self.fetched_at.lock().await;
         if (0..REFETCH_MS).contains(&now.since(*fetched_at)) {
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answers_that_are_no_keys() {
+    async fn invalid_key_responses_are_rejected() {
         let long = "x".repeat(BODY_BYTES_MAX + 1);
         let cases = [
             (
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn unknown_names_fetch_at_most_once_in_ten_seconds() {
+    async fn refetch_is_limited_to_once_in_ten_seconds() {
         let url = serve(vec![
             ok(r#"{"keys":[]}"#),
             ok("broken"),

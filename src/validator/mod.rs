@@ -1,10 +1,10 @@
-//! What resource servers link: may this request, with this token and proof, do this one thing now?
+//! Offline token validation for resource servers: signature, lifetime, revocation, proof of possession and action.
 //!
-//! In: what a request presented, and what the server is about to do. Out: [`Authorized`], which only a whole check makes and
-//! which [`Validator::consume`] takes by value; or [`ValidationError`].
-//! Trusts: the broker at its configured URL for keys and for the feed of ends; the server for its own external URL.
-//! Refuses: everything while the feed is silent, has a gap, or says what this validator does not understand.
-//! Never: asks the broker about a token that is checked here, shows a token, or takes an issuer, key or URL from the request.
+//! In: the token and proof of a request, and the action that the server is about to do. Out: [`Authorized`], which only a
+//! complete check makes and which [`Validator::consume`] takes by value; or a [`ValidationError`].
+//! Trusts: the broker at its configured URL for keys and for the revocation feed; the server for its own external URL.
+//! Refuses: every token while the feed is silent, has a gap, or sends a message that this validator cannot read.
+//! Never: calls the broker for an offline check, shows a token, or takes an issuer, key or URL from the request.
 
 mod check;
 mod feed;
@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-pub use check::{Authorized, PresentedToken, ValidationError, RequiredAction, Consumed};
+pub use check::{Authorized, PresentedToken, ValidationError, RequiredAction, ConsumedUse};
 pub use keys::FetchError;
 
 pub use crate::client::{Introspection, JournalPosition};
@@ -31,27 +31,27 @@ use keys::Keys;
 use replay::ReplayCache;
 use revocation_set::RevocationSet;
 
-/// Whose tokens a resource server takes, and how it hears of their end.
+/// Whose tokens a resource server accepts, and how it follows their revocation.
 #[derive(Clone)]
 pub struct ValidatorConfig {
     /// The broker's external URL.
     pub url: String,
-    /// How the broker is reached from here.
+    /// How to connect to the broker.
     pub connect: ConnectOptions,
     /// The issuer that tokens must name, byte by byte.
     pub issuer: String,
     /// The one audience that tokens must name.
     pub audience: Audience,
-    /// How this server shows the broker who it is.
+    /// How this server authenticates to the broker.
     pub identity: Identity,
-    /// Longest silence of the feed, in milliseconds, before every check is refused.
+    /// Longest silence of the feed, in milliseconds, before every token is rejected.
     pub max_silence_ms: u32,
-    /// The time.
+    /// The clock.
     pub clock: Clock,
 }
 
 impl ValidatorConfig {
-    /// With a silence of at most 5,000 ms, the machine's clock, and the broker where its URL says.
+    /// With a silence of at most 5,000 ms, the machine's clock, and a direct connection to the URL.
     pub fn new(url: &str, issuer: &str, audience: Audience, identity: Identity) -> Self {
         Self {
             url: url.to_owned(),
@@ -68,25 +68,25 @@ impl ValidatorConfig {
 /// Why a validator did not start.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
-    /// The broker's keys could not be had.
+    /// The broker's keys could not be fetched.
     #[error("{0}")]
     Keys(#[from] FetchError),
-    /// The broker did not take the watch, or cannot be called.
+    /// The broker refused the feed, or cannot be called.
     #[error("{0}")]
     Broker(#[from] Error),
-    /// The feed did not come to its present end in time.
+    /// The feed did not reach the end of the journal in time.
     #[error("the revocation feed is not complete yet")]
     Feed,
 }
 
-/// Checks tokens offline, for one audience, and follows the feed of ends while it lives.
+/// Validates tokens offline, for one audience, and follows the revocation feed until it is dropped.
 pub struct Validator {
     shared: Arc<ValidatorState>,
     proofs: Mutex<ReplayCache>,
     feed: JoinHandle<()>,
 }
 
-/// What the feed's task and the checks share.
+/// State shared by the feed's task and the checks.
 struct ValidatorState {
     config: ValidatorConfig,
     endpoint: Endpoint,
@@ -97,7 +97,8 @@ struct ValidatorState {
 }
 
 impl Validator {
-    /// Fetches the broker's keys and follows its feed; ready when it has heard everything that can still matter.
+    /// Fetches the broker's keys and follows its feed; returns once every revocation that can still matter is known, or fails
+    /// after ten seconds.
     pub async fn connect(config: ValidatorConfig) -> Result<Self, ConnectError> {
         let endpoint =
             Endpoint::connect_with(&config.url, &config.connect)?.with_clock(config.clock.clone());
@@ -134,7 +135,7 @@ impl Validator {
         }
     }
 
-    /// Whether the request may do what is required: signature and life, ends, possession, and then the action itself.
+    /// Checks a request: signature and lifetime, revocation, proof of possession (RFC 9449 §7), and then the action.
     pub async fn check(
         &self,
         presented: &PresentedToken<'_>,
@@ -142,7 +143,7 @@ impl Validator {
     ) -> Result<Authorized, ValidationError> {
         let ValidatorState { config, keys, .. } = &*self.shared;
         let now = config.clock.now();
-        // An end may have been missed: nothing else is looked at.
+        // A revocation may have been missed: nothing else is checked.
         if self
             .shared
             .read(|revoked| revoked.is_stale(now, config.max_silence_ms))
@@ -178,13 +179,13 @@ impl Validator {
         ))
     }
 
-    /// Spends one use of a token that has a limit: asks the broker, which records it before it answers. The same `use_id`
-    /// gets the same answer. A token without a limit costs no call.
-    pub async fn consume(&self, authorized: Authorized, use_id: &str) -> Result<Consumed, ValidationError> {
+    /// Consumes one use of a token that has a limit: the broker records the use before it answers. The same `use_id` gets the
+    /// same answer. A token without a limit costs no call.
+    pub async fn consume(&self, authorized: Authorized, use_id: &str) -> Result<ConsumedUse, ValidationError> {
         let use_id =
             UseId::parse(use_id).map_err(|error| ValidationError::Broker(Error::Malformed(error)))?;
         if authorized.uses().is_none() {
-            return Ok(Consumed::new(authorized, None, None));
+            return Ok(ConsumedUse::new(authorized, None, None));
         }
         let request = v1::ConsumeTokenRequest {
             token: authorized.token().expose_secret().to_owned(),
@@ -208,10 +209,10 @@ impl Validator {
                 ValidationError::Broker(error)
             }
         })?;
-        // Only an answer about this token that spent a use is a pass.
+        // Only an answer about this token, with the entry of the use, authorizes it.
         let own = TokenId::parse(&answer.jti).is_ok_and(|jti| jti == authorized.token_id());
         match (own, answer.position) {
-            (true, Some(position)) => Ok(Consumed::new(authorized, answer.uses_left, Some(position))),
+            (true, Some(position)) => Ok(ConsumedUse::new(authorized, answer.uses_left, Some(position))),
             (true, None) | (false, _) => Err(ValidationError::Broker(Error::Answer(
                 crate::model::Malformed::new("use", "is not of this token"),
             ))),
@@ -226,17 +227,18 @@ impl Validator {
         endpoint.introspect(&config.identity, token).await
     }
 
-    /// Up to where every end is known; `None` while the feed is not complete.
+    /// The journal position up to which every revocation is known; `None` while the feed is not complete.
     pub fn position(&self) -> Option<JournalPosition> {
         *self.shared.position.borrow()
     }
 
-    /// The same, to be waited on.
+    /// The same, as a watch channel.
     pub fn positions(&self) -> watch::Receiver<Option<JournalPosition>> {
         self.shared.position.subscribe()
     }
 
-    /// Waits until everything up to this index of the journal is known, such as the position of an end report.
+    /// Waits until every revocation up to this journal index is known, such as the position of a
+    /// [`crate::client::TaskEndReport`].
     pub async fn wait_for_position(&self, index: u64) -> JournalPosition {
         let mut positions = self.positions();
         loop {
@@ -252,7 +254,7 @@ impl Validator {
         }
     }
 
-    /// Why the feed last broke off, if it did.
+    /// The error that last interrupted the feed, if any.
     pub fn last_error(&self) -> Option<Error> {
         self.shared
             .last_error
@@ -284,7 +286,7 @@ impl ValidatorState {
         look(&self.revoked.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Changes what is known, and tells those who wait.
+    /// Changes the revocations, and publishes the new position.
     fn change<T>(&self, change: impl FnOnce(&mut RevocationSet) -> T) -> T {
         let mut revoked = self.revoked.write().unwrap_or_else(PoisonError::into_inner);
         let out = change(&mut revoked);

@@ -1,4 +1,4 @@
-//! Replay cache: proofs already used: each once, in bounded memory.
+//! Replay cache: accepts each proof once, in bounded memory.
 
 use std::collections::HashSet;
 
@@ -6,7 +6,7 @@ use super::ValidationError;
 use crate::jose::dpop::CheckedProof;
 use crate::model::{Digest, Timestamp};
 
-/// Two generations, so that forgetting is dropping one of them.
+/// Two generations: eviction drops the older.
 #[derive(Debug, Default)]
 pub(super) struct ReplayCache {
     recent: HashSet<Digest>,
@@ -15,7 +15,7 @@ pub(super) struct ReplayCache {
 }
 
 impl ReplayCache {
-    /// Takes the proof, if this key never showed one with this `jti` while it could be fresh.
+    /// Accepts the proof unless this key already sent one with this `jti` while it could be fresh (RFC 9449 §11.1).
     pub(super) fn insert_once(&mut self, proof: &CheckedProof, now: Timestamp) -> Result<(), ValidationError> {
         let jkt = proof.jkt();
         self.take(
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_proof_is_used_once_while_it_could_be_fresh() {
+    fn proof_is_accepted_once_while_fresh() {
         let start = Timestamp::from_secs(1_800_000_000);
         for after_ms in [0, 1, 60_000, 120_000, 124_999, 125_000] {
             for first_ms in [0, 60_000, 124_000, 130_000, 249_000] {
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded_and_comes_back() {
+    fn cache_is_bounded_and_recovers() {
         let start = Timestamp::from_secs(1_800_000_000);
         let mut proofs = ReplayCache::default();
         for n in 0..PROOFS_MAX {

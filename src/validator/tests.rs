@@ -330,7 +330,7 @@ async fn check(
 }
 
 #[tokio::test]
-async fn only_what_the_token_is_for_by_whom_it_is_for() {
+async fn action_parameters_and_key_are_enforced() {
     let mut broker = Broker::start().await;
     let (validator, _feed) = broker.validator().await;
     let (holder, thief) = (
@@ -502,7 +502,7 @@ async fn only_what_the_token_is_for_by_whom_it_is_for() {
 }
 
 #[tokio::test]
-async fn an_end_is_heard_a_broken_watch_goes_on_and_a_gap_begins_again() {
+async fn feed_resumes_after_disconnect_and_restarts_after_gap() {
     let mut broker = Broker::start().await;
     let (validator, feed) = broker.validator().await;
     let holder = SigningKey::generate().expect("key").0;
@@ -558,7 +558,7 @@ async fn an_end_is_heard_a_broken_watch_goes_on_and_a_gap_begins_again() {
 }
 
 #[tokio::test]
-async fn a_silent_feed_closes_the_gate() {
+async fn stale_feed_rejects_all() {
     let mut broker = Broker::start().await;
     let (clock, hand) = Clock::manual(Clock::system().now());
     let config = ValidatorConfig {
@@ -595,7 +595,7 @@ async fn a_silent_feed_closes_the_gate() {
 }
 
 #[tokio::test]
-async fn an_unknown_key_is_looked_for_once() {
+async fn unknown_key_is_refetched_once() {
     let mut broker = Broker::start().await;
     let (clock, hand) = Clock::manual(Clock::system().now());
     let config = ValidatorConfig {
@@ -647,7 +647,7 @@ async fn an_unknown_key_is_looked_for_once() {
 }
 
 #[tokio::test]
-async fn a_use_is_spent_only_where_there_is_a_limit() {
+async fn only_limited_tokens_consume_uses() {
     let mut broker = Broker::start().await;
     let (validator, _feed) = broker.validator().await;
     let holder = SigningKey::generate().expect("key").0;
@@ -696,7 +696,7 @@ async fn a_use_is_spent_only_where_there_is_a_limit() {
 }
 
 #[tokio::test]
-async fn a_key_is_an_identity_too() {
+async fn validator_may_authenticate_with_a_key() {
     let mut broker = Broker::start().await;
     let identity = Identity::Key(Arc::new(SigningKey::generate().expect("key").0));
     let connecting = tokio::spawn(Validator::connect(ValidatorConfig {
@@ -716,7 +716,7 @@ async fn a_key_is_an_identity_too() {
 }
 
 #[tokio::test]
-async fn without_keys_or_without_a_feed_nothing_starts() {
+async fn connect_requires_keys_and_feed() {
     let broker = Broker::start().await;
     *broker.keys.lock().await = serde_json::json!({});
     assert_eq!(

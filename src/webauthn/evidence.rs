@@ -1,4 +1,4 @@
-//! An assertion as evidence: what is kept of it, so that anyone can check it later without us.
+//! Assertion evidence: the stored form of an assertion, so that an auditor can verify it later without the broker.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -10,7 +10,7 @@ use crate::model::json::{self, JsonError};
 /// Longest evidence, in bytes: the parts at their longest, in base64url.
 pub const EVIDENCE_BYTES_MAX: usize = 16 * 1024;
 
-/// Why kept evidence is not what [`Assertion::evidence`] writes.
+/// Why stored evidence is not in the form that [`Assertion::evidence`] writes.
 #[derive(Debug, thiserror::Error)]
 pub enum AssertionEvidenceError {
     /// Longer than [`EVIDENCE_BYTES_MAX`].
@@ -24,7 +24,7 @@ pub enum AssertionEvidenceError {
     Form,
 }
 
-/// The form on record. The signature stands in the entry beside it; the user handle is not kept, for nothing signs it.
+/// The stored form. The signature is in the journal entry beside it; the user handle is not stored, because it is not signed.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct AssertionRecord {
